@@ -1,0 +1,47 @@
+# What people and continuous integration both call. Everything happens in .venv.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help venv demo test lint proto bench clean
+
+help:
+	@echo "make demo    set up, then train, export, serve and ask a small model: nothing is downloaded but packages"
+	@echo "make test    set up, then run every test"
+	@echo "make lint    ruff and mypy (strict)"
+	@echo "make proto   regenerate service/pb from proto/"
+	@echo "make bench   run the scripts in benchmarks/ that print the README's figures"
+
+venv: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[train,dev]"
+	touch $(READY)
+
+demo: venv
+	$(BIN)/tlcli demo
+
+test: venv lint
+	$(BIN)/python -m pytest
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+PROTO_OUT ?= .
+
+proto: venv
+	$(BIN)/python -m grpc_tools.protoc -Iservice/pb=proto \
+		-I$$($(BIN)/python -c 'import google.rpc, pathlib; print(pathlib.Path(list(google.rpc.__path__)[0]).parents[1])') \
+		--plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
+		--python_out=$(PROTO_OUT) --pyi_out=$(PROTO_OUT) --grpc_python_out=$(PROTO_OUT) --mypy_grpc_out=$(PROTO_OUT) \
+		service/pb/tlcli/v1/classifier.proto
+
+bench: venv
+	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -1,0 +1,71 @@
+"""Maps as pictures: scaled to [0, 1], enlarged, coloured, laid over the photograph."""
+
+from __future__ import annotations
+
+import io
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from contract.preprocessing import Box
+
+FloatArray = npt.NDArray[np.float32]
+ByteArray = npt.NDArray[np.uint8]
+
+
+def to_unit(values: FloatArray) -> FloatArray:
+    """A map `[h, w]` scaled to [0, 1] by its own minimum and maximum. A constant map is answered as zeros."""
+    low, high = float(values.min()), float(values.max())
+    if not high > low:
+        return np.zeros_like(values, dtype=np.float32)
+    return ((values - low) / (high - low)).astype(np.float32)
+
+
+def enlarge(values: FloatArray, width: int, height: int) -> FloatArray:
+    """A map `[h, w]` to `[height, width]` by bilinear interpolation between pixel centres (`align_corners=False`)."""
+    return np.asarray(Image.fromarray(values, mode="F").resize((width, height), Image.Resampling.BILINEAR))
+
+
+def colorize(unit: FloatArray) -> ByteArray:
+    """Values in [0, 1], `[h, w]`, to RGB `[h, w, 3]`: blue, cyan, yellow, red ("jet", as the CAM papers draw them)."""
+    position = 4 * np.clip(unit, 0, 1)[..., None] - np.array([3.0, 2.0, 1.0])
+    return (255 * np.clip(1.5 - np.abs(position), 0, 1) + 0.5).astype(np.uint8)
+
+
+def heat_map(values: FloatArray, width: int, height: int) -> Image.Image:
+    """A raw map `[h, w]` as an RGB picture of `width` x `height` pixels."""
+    return Image.fromarray(colorize(enlarge(to_unit(values), width, height)))
+
+
+def overlay(picture: Image.Image, values: FloatArray, box: Box, strength: float = 0.5, max_side: int = 1024) -> Image.Image:
+    """The raw map `[h, w]` laid over the part of the picture that the network saw.
+
+    Args:
+        picture: RGB, upright, as `contract.pictures.decode` gives it.
+        values: the raw map.
+        box: what the network saw, from `Preprocessing.visible_box(*picture.size)`; outside it the picture is dimmed.
+        strength: share of the colours in the mixture, 0 to 1.
+        max_side: larger pictures are scaled down to this many pixels on their longer side.
+
+    Returns:
+        An RGB picture of the (scaled) picture's size.
+    """
+    scale = min(1.0, max_side / max(picture.size))
+    if scale < 1.0:
+        picture = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))), Image.Resampling.BILINEAR)
+    left, top, right, bottom = (round(edge * scale) for edge in box)
+    right, bottom = max(right, left + 1), max(bottom, top + 1)
+    mixed = Image.blend(picture, Image.new("RGB", picture.size), 0.5)
+    inside = (max(left, 0), max(top, 0), min(right, picture.width), min(bottom, picture.height))
+    heat = heat_map(values, right - left, bottom - top).crop((inside[0] - left, inside[1] - top, inside[2] - left, inside[3] - top))
+    mixed.paste(Image.blend(picture.crop(inside), heat, strength), inside[:2])
+    return mixed
+
+
+def encode(picture: Image.Image, image_format: Literal["PNG", "JPEG"] = "PNG") -> bytes:
+    """The picture as an encoded file."""
+    buffer = io.BytesIO()
+    picture.save(buffer, image_format, quality=90) if image_format == "JPEG" else picture.save(buffer, image_format, compress_level=3)
+    return buffer.getvalue()

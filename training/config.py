@@ -1,0 +1,86 @@
+"""What a run was asked for: one frozen object, saved in the run so that the run can be made again from it."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from contract.preprocessing import CropMode, Interpolation
+
+Scalar = bool | int | float | str
+Mode = Literal["feature-extraction", "full"]
+
+HEAD_PATTERN = re.compile(r"linear|original|mlp:[1-9][0-9]*")
+
+
+def default_data_dir() -> Path:
+    """Where data sets known by name are kept: `$TLCLI_DATA`, else `data` in `cache_dir()`."""
+    return Path(os.environ.get("TLCLI_DATA") or cache_dir() / "data")
+
+
+def cache_dir() -> Path:
+    """Where what can be computed or fetched again is kept: `$TLCLI_CACHE`, else `~/.cache/tlcli`."""
+    return Path(os.environ.get("TLCLI_CACHE") or Path.home() / ".cache" / "tlcli")
+
+
+class FinetuneConfig(BaseModel):
+    """Everything `tlcli finetune` takes. `None` means: resolved from the backbone, the mode or the data set.
+
+    backbone: a timm model's name. weights: `pretrained`, `none`, or a checkpoint file.
+    model_kwargs: more arguments of `timm.create_model`, such as `pad_type="same"`.
+    head: `linear`, `mlp:<hidden units>` or `original`.
+    dataset: a known name, a folder, or a timm data set spec. data_dir: where known names are kept.
+    classes: a subset, in this order of labels. limit: pictures a class in each part.
+    val_fraction: share of the training pictures held out where the data set has no validation part.
+    image_size, crop_pct, crop_mode, interpolation, mean, std: override the backbone's own preprocessing.
+    epochs: in all. head_epochs: of them, how many train the head alone (mode `full`).
+    lr: the head's peak learning rate. layer_decay: in mode `full`, each layer's rate over that of the one above it.
+    augment: augmented views computed of each training picture (mode `feature-extraction`), 0 for none.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    backbone: str = "vgg16"
+    weights: str = "pretrained"
+    model_kwargs: dict[str, Scalar] = Field(default_factory=dict)
+    head: str = "linear"
+    mode: Mode = "feature-extraction"
+
+    dataset: str = "cats-vs-dogs"
+    data_dir: Path = Field(default_factory=default_data_dir)
+    classes: tuple[str, ...] | None = None
+    num_classes: int | None = Field(default=None, ge=2)
+    limit: int | None = Field(default=None, ge=2)
+    val_fraction: float = Field(default=0.2, gt=0, lt=1)
+
+    image_size: int | None = Field(default=None, ge=8, le=4096)
+    crop_pct: float | None = Field(default=None, gt=0, le=1)
+    crop_mode: CropMode | None = None
+    interpolation: Interpolation | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+
+    epochs: int | None = Field(default=None, ge=1)
+    head_epochs: int | None = Field(default=None, ge=0)
+    batch_size: int = Field(default=32, ge=1)
+    lr: float | None = Field(default=None, gt=0)
+    weight_decay: float | None = Field(default=None, ge=0)
+    layer_decay: float = Field(default=0.75, gt=0, le=1)
+    augment: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    workers: int | None = Field(default=None, ge=0)
+
+    name: str | None = None
+    output: Path | None = None
+
+    @field_validator("head")
+    @classmethod
+    def _known_head(cls, head: str) -> str:
+        if not HEAD_PATTERN.fullmatch(head):
+            raise ValueError(f"unknown head {head!r}: expected linear, original or mlp:<hidden units>, for example mlp:256")
+        return head
