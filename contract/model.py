@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from contract.cores import usable_cores
 from contract.description import CLASSES, FEATURES, IMAGES, LOGITS, SCORES, TARGETS, Description
 from contract.errors import DeviceError, ModelFileError, RequestError
 
@@ -99,7 +99,7 @@ class Model:
             raise ModelFileError(f"{path}: no such file")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors only: it warns of `targets`, whose default may be overridden, at each load
-        options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+        options.intra_op_num_threads = threads or usable_cores()
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         providers = ["CUDAExecutionProvider", "CPUExecutionProvider"] if chosen == "cuda" else ["CPUExecutionProvider"]
         try:

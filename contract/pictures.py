@@ -14,8 +14,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from contract.errors import NotFoundError, PictureError
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-"""Pillow's decoders that are tried; the rest of Pillow's long list never sees a byte."""
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+"""Pillow's decoders that are tried; the rest of Pillow's long list never sees a byte. MPO, what some cameras
+write, is opened by JPEG's and has no entry of its own: naming it here would fail every format after it."""
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})
 """File names that count as pictures when a folder is read."""

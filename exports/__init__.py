@@ -1,0 +1,6 @@
+"""From a checkpoint to one self-describing ONNX model, maps in its graph."""
+
+from exports.export import Exported, export
+from exports.sources import DEFAULT_CHECK_PICTURES, export_backbone, export_run
+
+__all__ = ["DEFAULT_CHECK_PICTURES", "Exported", "export", "export_backbone", "export_run"]

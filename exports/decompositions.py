@@ -1,0 +1,67 @@
+"""Backward operators that ONNX does not have, written with operators that it has.
+
+Each follows from the definition of its forward operator; tests compare each with autograd. Only the derivative
+with respect to the input is formed: at export the weights are constants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._decomp import get_decompositions
+
+aten = torch.ops.aten
+
+
+def _convolution_backward(
+    gradient: Tensor,
+    inputs: Tensor,
+    weight: Tensor,
+    bias_sizes: Sequence[int] | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+    output_mask: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """dy/dx of a convolution is the transposed convolution with the same weight; of a transposed one, the convolution."""
+    if output_mask[1] or output_mask[2]:
+        raise NotImplementedError("gradients of weights are not exported")
+    if transposed:
+        return aten.convolution(gradient, weight, None, stride, padding, dilation, False, [0, 0], groups), None, None
+    missing = [
+        inputs.shape[2 + d] - ((gradient.shape[2 + d] - 1) * stride[d] - 2 * padding[d] + dilation[d] * (weight.shape[2 + d] - 1) + 1)
+        for d in range(len(stride))
+    ]
+    return aten.convolution(gradient, weight, None, stride, padding, dilation, True, missing, groups), None, None
+
+
+DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
+    **get_decompositions(
+        [
+            aten.threshold_backward,
+            aten.hardswish_backward,
+            aten.hardtanh_backward,
+            aten.hardsigmoid_backward,
+            aten.silu_backward,
+            aten.gelu_backward,
+            aten.sigmoid_backward,
+            aten.tanh_backward,
+            aten.elu_backward,
+            aten.leaky_relu_backward,
+            aten.native_layer_norm_backward,
+            aten.native_group_norm_backward,
+            aten._softmax_backward_data,
+            aten.native_dropout_backward,
+            aten.slice_backward,
+            aten.select_backward,
+            aten.native_batch_norm_backward,
+        ]
+    ),
+    aten.convolution_backward.default: _convolution_backward,
+}

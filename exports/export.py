@@ -1,0 +1,147 @@
+"""From a network to a version in the model repository: build, describe, check, and only then put in place."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from contract.description import Description, MapOutput, Parity, Provenance
+from contract.errors import ExportError
+from contract.files import whole_file
+from contract.layout import MODEL_FILE, require_model_name, versions
+from contract.model import Model
+from exports import parity
+from exports.explainer import Explainer
+from exports.graph import check_graph, describe, write_graph
+from exports.triton import config_pbtxt
+from training.network import Network
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A model in its repository: `<repository>/<name>/<version>/model.onnx`."""
+
+    path: Path
+    name: str
+    version: int
+    description: Description
+    parity: Parity
+
+
+def export(
+    network: Network,
+    *,
+    name: str,
+    labels: Sequence[str],
+    repository: Path,
+    images: Sequence[npt.NDArray[np.uint8]],
+    source: str,
+    provenance: Provenance,
+    methods: Sequence[str] | None = None,
+    say: Say = lambda _: None,
+) -> Exported:
+    """Export `network` as the next version of model `name`; nothing is left behind unless it passes its check.
+
+    Args:
+        network: with its weights; it is not changed.
+        labels: the classes' names, C of them.
+        repository: the folder of models; made if it is not there.
+        images: inputs to check with, uint8 `[H, W, 3]` each, at least one.
+        source: what those pictures are, for the record.
+        provenance: where the network comes from; the parity figures are added here.
+        methods: map methods, by name; None takes every one that the head allows.
+        say: is told each step.
+
+    Raises:
+        SettingsError: not a model's name.
+        ExportError: the network has no ONNX form, or the file is invalid.
+        ParityError: the file's answers differ from PyTorch's by more than the tolerance.
+    """
+    require_model_name(name)
+    if len(labels) != network.config.num_classes:
+        raise ExportError(f"{len(labels)} labels came for a network of {network.config.num_classes} classes")
+    network = copy.deepcopy(network).cpu().float().eval().requires_grad_(False)
+    folder = repository / name
+    existed = folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=".export-", dir=folder))
+    try:
+        say(f"tracing {network.config.backbone} and its head's gradient")
+        explainer = Explainer(network, methods)
+        description = _describe(explainer, name, labels, provenance)
+        path = partial / MODEL_FILE
+        write_graph(explainer, path)
+        describe(path, description)
+        check_graph(path)
+        say(f"checking against PyTorch on {len(images)} pictures ({source})")
+        measured = parity.measure(network, Model.open(path, device="cpu"), images, source)
+        parity.require(measured)
+        description = description.model_copy(update={"provenance": provenance.model_copy(update={"parity": measured})})
+        describe(path, description)
+        with whole_file(folder / "config.pbtxt") as config:
+            config.write_text(config_pbtxt(description))
+        partial.chmod(0o755)
+        version = _put_in_place(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        if not existed:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return Exported(folder / str(version) / MODEL_FILE, name, version, description, measured)
+
+
+def _put_in_place(partial: Path, folder: Path) -> int:
+    """Rename to the next free version: atomic, so that a server polling the folder never sees half a model."""
+    version = (versions(folder) or [0])[-1] + 1
+    while True:
+        try:
+            os.rename(partial, folder / str(version))
+            return version
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        version += 1
+
+
+def _describe(explainer: Explainer, name: str, labels: Sequence[str], provenance: Provenance) -> Description:
+    channels, height, width = explainer.feature_shape
+    layer = feature_layer(explainer.network)
+    return Description(
+        name=name,
+        labels=tuple(labels),
+        preprocessing=explainer.network.config.preprocessing,
+        maps=tuple(MapOutput(method=method, layer=layer, height=height, width=width) for method in explainer.methods),
+        feature_channels=channels,
+        provenance=provenance,
+    )
+
+
+def feature_layer(network: Network) -> str:
+    """The name of the backbone's module whose output the features are, or `forward_features` where none is."""
+    returned: dict[str, torch.Tensor] = {}
+    handles = [
+        module.register_forward_hook(lambda _, __, output, name=name: returned.__setitem__(name, output))
+        for name, module in network.backbone.named_modules()
+        if name
+    ]
+    size = network.config.preprocessing
+    try:
+        with torch.no_grad():
+            features = network.features(torch.zeros(1, 3, size.height, size.width))
+    finally:
+        for handle in handles:
+            handle.remove()
+    same = [name for name, output in returned.items() if output is features]
+    return min(same, key=lambda name: name.count("."), default="forward_features")

@@ -1,0 +1,94 @@
+"""The export's check of itself: the file, run as the server runs it, against PyTorch on real pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from contract.description import Parity
+from contract.errors import ParityError
+from contract.model import Model
+from exports.explainer import is_pooled_linear
+from exports.methods import IN_GRAPH, Evidence
+from training.gradients import feature_gradients
+from training.network import Network
+
+LOGITS_TOLERANCE = 1e-3
+"""Absolute."""
+MAPS_TOLERANCE = 1e-4
+"""Relative to the map's largest value."""
+
+_BATCH = 8
+_RANKS = (-1, -2)
+
+
+def measure(network: Network, model: Model, images: Sequence[npt.NDArray[np.uint8]], source: str) -> Parity:
+    """Compare the exported file with the network it came from.
+
+    Args:
+        network: in eval mode, on the CPU.
+        model: the exported file.
+        images: inputs, uint8 `[H, W, 3]` each.
+        source: what the pictures are, for the record.
+    """
+    logits_difference, agreed = 0.0, 0
+    differences: dict[str, list[npt.NDArray[np.float64]]] = {method: [] for method in model.description.methods}
+    largest: dict[str, list[npt.NDArray[np.float64]]] = {method: [] for method in model.description.methods}
+    for start in range(0, len(images), _BATCH):
+        batch = np.stack(images[start : start + _BATCH])
+        answer = model.run(batch, _RANKS, model.description.methods)
+        if answer.classes is None:  # a model without maps
+            answer_classes = np.zeros((len(batch), 0), dtype=np.int64)
+        else:
+            answer_classes = answer.classes
+        logits, activations, gradients = feature_gradients(network, torch.from_numpy(batch), torch.from_numpy(answer_classes))
+        pooled = is_pooled_linear(network, tuple(activations.shape[1:]))  # type: ignore[arg-type]
+        weights = network.classifier.weight.flatten(1)[answer_classes] if pooled else None  # type: ignore[operator, index, union-attr]
+        evidence = Evidence(activations, gradients, weights)  # type: ignore[arg-type]
+        expected = logits.numpy().astype(np.float64)
+        logits_difference = max(logits_difference, float(np.abs(answer.logits - expected).max()))
+        agreed += _agreeing(expected, answer.logits)
+        for method, values in answer.maps.items():
+            reference = IN_GRAPH[method](evidence).detach().numpy().astype(np.float64)
+            differences[method].append(np.abs(values - reference).max((-2, -1)).ravel())
+            largest[method].append(np.abs(reference).max((-2, -1)).ravel())
+    return Parity(
+        pictures=len(images),
+        source=source,
+        logits=logits_difference,
+        maps={method: _relative(np.concatenate(differences[method]), np.concatenate(largest[method])) for method in differences},
+        top1_agreement=agreed / len(images),
+    )
+
+
+def require(parity: Parity) -> None:
+    """Raises: ParityError: a difference over its tolerance; the message names the worst."""
+    problems = []
+    if not parity.logits <= LOGITS_TOLERANCE:
+        problems.append(f"logits differ by {parity.logits:.2g}, at most {LOGITS_TOLERANCE:g} is allowed")
+    if parity.top1_agreement < 1:
+        problems.append(f"the first class agrees on {parity.top1_agreement:.1%} of the pictures only")
+    problems += [
+        f"{method} differs by {difference:.2g} of its largest value, at most {MAPS_TOLERANCE:g} is allowed"
+        for method, difference in parity.maps.items()
+        if not difference <= MAPS_TOLERANCE
+    ]
+    if problems:
+        raise ParityError(f"the exported graph does not answer as PyTorch does on {parity.pictures} pictures: {'; '.join(problems)}")
+
+
+def _agreeing(expected: npt.NDArray[np.float64], answered: npt.NDArray[np.float32]) -> int:
+    """Rows whose first class is the same, or tied with it in PyTorch's own logits to within the tolerance."""
+    rows = np.arange(len(expected))
+    behind = expected.max(1) - expected[rows, answered.argmax(1)]
+    return int((behind <= LOGITS_TOLERANCE).sum())
+
+
+def _relative(differences: npt.NDArray[np.float64], largest: npt.NDArray[np.float64]) -> float:
+    """The largest difference over the largest value of its own map; a map without evidence (all but zero) is
+    measured against a thousandth of the largest of all, since rounding alone would fill it."""
+    floor = max(largest.max(initial=0.0) * 1e-3, np.finfo(np.float32).tiny)
+    return float((differences / np.maximum(largest, floor)).max(initial=0.0))

@@ -1,0 +1,171 @@
+"""What is exported: a finished run, or a backbone as its makers left it."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from contract import pictures
+from contract.description import Provenance
+from contract.errors import DatasetError, PictureError, SettingsError
+from contract.preprocessing import Preprocessing
+from exports.export import Exported, Say, export
+from training.config import FinetuneConfig
+from training.network import Network, NetworkConfig
+from training.preprocessing import resolve_preprocessing
+from training.run import Run
+from training.shapes import draw
+from training.weights import load_backbone
+
+DEFAULT_CHECK_PICTURES = 16
+
+
+def export_run(
+    run: Run,
+    *,
+    name: str,
+    repository: Path,
+    methods: Sequence[str] | None = None,
+    check_pictures: int = DEFAULT_CHECK_PICTURES,
+    say: Say = lambda _: None,
+) -> Exported:
+    """Export a finished run's best network, checked on pictures of its validation part.
+
+    Raises:
+        DatasetError: the run's pictures cannot be read any more.
+        Others: see `exports.export.export`.
+    """
+    dataset = run.dataset()
+    images = []
+    for index in _spread(len(dataset.val), check_pictures):
+        try:
+            images.append(run.network.config.preprocessing.apply(dataset.val.load(index)))
+        except (PictureError, OSError) as error:
+            raise DatasetError(f"{dataset.val.names[index]}: cannot be read any more, but the export is checked on it: {error}") from error
+    return export(
+        run.network,
+        name=name,
+        labels=run.classes,
+        repository=repository,
+        images=images,
+        source=f"{dataset.spec}, validation part",
+        provenance=Provenance(
+            created=_now(),
+            versions=_versions(),
+            backbone=run.network.config.backbone,
+            head=run.network.config.head,
+            weights=run.config.weights,
+            run=run.path.name,
+            dataset=dataset.spec,
+            dataset_fingerprint=dataset.fingerprint,
+            metrics=run.metrics,
+        ),
+        methods=methods,
+        say=say,
+    )
+
+
+def export_backbone(
+    config: FinetuneConfig,
+    *,
+    name: str,
+    repository: Path,
+    labels: Sequence[str] | None = None,
+    picture_paths: Sequence[Path] = (),
+    methods: Sequence[str] | None = None,
+    check_pictures: int = DEFAULT_CHECK_PICTURES,
+    say: Say = lambda _: None,
+) -> Exported:
+    """Export a backbone with the classifier it was published with: no run is needed.
+
+    Args:
+        config: its backbone, weights, model arguments and preprocessing count.
+        name: the model's.
+        repository: the folder of models.
+        labels: the classes' names; None takes ImageNet's where there are 1000, else `class_0`, ...
+        picture_paths: files and folders to check on; none: pictures that the project draws.
+        methods, check_pictures, say: see `export_run`.
+
+    Raises:
+        WeightsError, HubError: see `training.weights.load_backbone`.
+        SettingsError: the weights hold no classifier.
+        Others: see `exports.export.export`.
+    """
+    backbone, _ = load_backbone(config.model_copy(update={"head": "original"}))
+    classes = int(getattr(backbone, "num_classes", 0))
+    if classes < 2:
+        raise SettingsError(
+            f"{config.weights}: the weights hold no classifier, so there are no scores to serve: fine-tune first (tlcli finetune)"
+        )
+    preprocessing = resolve_preprocessing(config, backbone)
+    network = _with_its_own_classifier(config, backbone, classes, preprocessing)
+    if labels is None:
+        labels = imagenet_labels() if classes == 1000 else [f"class_{number}" for number in range(classes)]
+    if len(labels) != classes:
+        raise SettingsError(f"--labels holds {len(labels)} names, the classifier of {config.backbone} has {classes} classes")
+    if picture_paths:
+        found = pictures.find(picture_paths)
+        images = [preprocessing.apply(pictures.read(found[index])) for index in _spread(len(found), check_pictures)]
+        source = ", ".join(map(str, picture_paths))
+    else:
+        images, source = _drawn(preprocessing, check_pictures, config.seed), "drawn shapes"
+    return export(
+        network,
+        name=name,
+        labels=labels,
+        repository=repository,
+        images=images,
+        source=source,
+        provenance=Provenance(
+            created=_now(), versions=_versions(), backbone=config.backbone, head="original", weights=config.weights
+        ),
+        methods=methods,
+        say=say,
+    )
+
+
+def imagenet_labels() -> list[str]:
+    """The 1,000 classes of ILSVRC 2012 in their order, the first name of each synset."""
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo()
+    return [info.index_to_description(index).split(",")[0] for index in range(info.num_classes())]
+
+
+def _with_its_own_classifier(config: FinetuneConfig, backbone: nn.Module, classes: int, preprocessing: Preprocessing) -> Network:
+    state = backbone.get_classifier().state_dict()  # type: ignore[operator]
+    network = Network(
+        NetworkConfig(
+            backbone=config.backbone, model_kwargs=config.model_kwargs, head="original", num_classes=classes, preprocessing=preprocessing
+        ),
+        backbone,
+    )
+    network.classifier.load_state_dict(state)  # building the network made a new one
+    return network.eval()
+
+
+def _drawn(preprocessing: Preprocessing, count: int, seed: int) -> list[npt.NDArray[np.uint8]]:
+    size = max(preprocessing.height, preprocessing.width)
+    return [preprocessing.apply(draw(index, seed, size=size).image) for index in range(count)]
+
+
+def _spread(available: int, wanted: int) -> list[int]:
+    """Up to `wanted` indices, evenly over all there are, so that every class is among them."""
+    count = min(available, wanted)
+    return [index * available // count for index in range(count)]
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _versions() -> dict[str, str]:
+    found = {package: metadata.version(package) for package in ("tlcli", "torch", "timm", "onnx", "onnxscript")}
+    return found | {"python": platform.python_version()}

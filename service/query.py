@@ -1,0 +1,60 @@
+"""What is asked, free of protobuf: the client makes it, the server's edge reads it off the wire."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from contract.errors import RequestError
+
+MapFormat = Literal["raw", "heat_map", "overlay"]
+"""A map as the graph's own numbers, as a coloured picture, or laid over the photograph."""
+
+
+@dataclass(frozen=True)
+class MapQuery:
+    """Which maps are wanted.
+
+    method: of those the model holds.
+    classes: to explain, by id; -r means the r-th ranked. Empty: the first ranked.
+    map_format: how they come.
+    """
+
+    method: str
+    classes: tuple[int, ...] = ()
+    map_format: MapFormat = "raw"
+
+
+@dataclass(frozen=True)
+class Query:
+    """One picture and what is asked of it.
+
+    encoded: a JPEG, PNG, ... or None.
+    pixels: RGB, a byte a channel, row by row, of the model's input size, or None. One of the two is there.
+    model: its name; empty where the server holds one only.
+    version: empty for the latest.
+    top_k: how many of the best classes; 0 for five, or fewer where the model has fewer.
+    map: absent, no map is computed.
+    request_id: comes back in the answer.
+    """
+
+    encoded: bytes | None = None
+    pixels: bytes | None = None
+    model: str = ""
+    version: str = ""
+    top_k: int = 0
+    map: MapQuery | None = None
+    request_id: str = ""
+
+
+def require_map_format(name: str) -> MapFormat:
+    """`name`, if it is a map format.
+
+    Raises:
+        RequestError: it is not; the message lists those that are.
+    """
+    for known in get_args(MapFormat):
+        if name == known:
+            found: MapFormat = known
+            return found
+    raise RequestError(f"unknown map format {name!r}: expected {', '.join(get_args(MapFormat))}")

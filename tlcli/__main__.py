@@ -1,0 +1,88 @@
+"""`tlcli`: the entry point. Commands are imported only when they run, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+import click
+
+from contract.errors import TlcliError
+from tlcli import __version__
+
+COMMANDS = {
+    "finetune": "Fine-tune a pretrained CNN on pictures, and export it.",
+    "export": "Write a run, or a backbone as it is, to one ONNX file with maps in its graph.",
+    "predict": "Ask an exported model about pictures, without a server.",
+    "serve": "Answer over gRPC for every model in a folder.",
+    "classify": "Ask a running server about pictures.",
+    "demo": "All of it in one go, with nothing downloaded.",
+    "backbones": "List the backbones there are.",
+    "datasets": "List the data sets known by name.",
+    "models": "List the exported models in a folder.",
+}
+
+
+class Commands(click.Group):
+    """A group whose commands live in `tlcli.commands.<name>` as `command`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order in which people meet them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one command."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"tlcli.commands.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """From the table above, without importing the commands."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.version_option(__version__, prog_name="tlcli")
+def cli() -> None:
+    """From a folder of pictures to a served answer with a class activation map.
+
+    \b
+    tlcli demo                          see all of it, nothing downloaded
+    tlcli finetune --backbone resnet50 --dataset FOLDER
+    tlcli serve models/
+    tlcli classify picture.jpg --cam gradcam
+    """
+
+
+def main() -> None:
+    """Run, and turn our own errors into one line and an exit code. Anything else is a defect, with its traceback."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        _fail("stopped", 130)
+    except TlcliError as error:
+        _fail(str(error), error.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has left; say no more at exit
+        sys.exit(1)
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "torchvision", "timm", "onnx", "onnxscript", "safetensors", "matplotlib"):
+            raise
+        _fail(f"this command needs {error.name}, which is not installed: pip install 'tlcli[train]'", 1)
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
+
+
+def _fail(message: str, code: int) -> None:
+    click.echo(f"Error: {message}", err=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

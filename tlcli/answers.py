@@ -1,0 +1,105 @@
+"""Answers about pictures as `predict` and `classify` print and keep them."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from contract.errors import RequestError
+from contract.files import whole_file
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One class of one answer."""
+
+    label: str
+    class_id: int
+    score: float
+
+
+@dataclass(frozen=True)
+class PictureAnswer:
+    """What a model said of one picture.
+
+    ranked: the best classes, best first.
+    overlays: the PNG files written for it.
+    """
+
+    path: str
+    ranked: tuple[Ranked, ...]
+    overlays: tuple[str, ...] = field(default=())
+
+    def rows(self) -> Iterable[dict[str, Any]]:
+        """A row a class."""
+        for rank, one in enumerate(self.ranked, start=1):
+            row: dict[str, Any] = {"path": self.path, "label": one.label, "class_id": one.class_id, "score": one.score}
+            if len(self.ranked) > 1:
+                row["rank"] = rank
+            if self.overlays:
+                row["overlays"] = list(self.overlays)
+            yield row
+
+
+def write_csv(path: Path, answers: Sequence[PictureAnswer]) -> None:
+    """`path,label,class_id,score`, a row a picture: its best class."""
+    with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "class_id", "score"])
+        for answer in answers:
+            best = answer.ranked[0]
+            writer.writerow([answer.path, best.label, best.class_id, f"{best.score:.6f}"])
+
+
+def columns(answers: Sequence[PictureAnswer]) -> list[str]:
+    """Of the table: what the answers hold."""
+    names = ["path", "label", "class_id", "score"]
+    if any(len(answer.ranked) > 1 for answer in answers):
+        names.insert(1, "rank")
+    if any(answer.overlays for answer in answers):
+        names.append("overlays")
+    return names
+
+
+def class_targets(wanted: Sequence[str], labels: Sequence[str]) -> tuple[int, ...]:
+    """What `--cam-class` names, as targets: a label, a class id, or -r for the r-th ranked. None: the first ranked.
+
+    Raises:
+        RequestError: none of these.
+    """
+    targets = []
+    for text in wanted:
+        if text in labels:
+            targets.append(labels.index(text))
+        elif re.fullmatch(r"-?\d+", text) and -len(labels) <= int(text) < len(labels):
+            targets.append(int(text))
+        else:
+            some = ", ".join(labels[:8]) + (", ..." if len(labels) > 8 else "")
+            raise RequestError(
+                f"--cam-class {text!r}: no such class; expected a label ({some}), an id from 0 to {len(labels) - 1}, or -r for the r-th ranked"
+            )
+    return tuple(targets) or (-1,)
+
+
+class OverlayFolder:
+    """Names overlays after their pictures, so that none writes over another of the same call."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._taken: set[str] = set()
+
+    def write(self, picture: Path, method: str, label: str, png: bytes) -> str:
+        """Write one overlay and return its path."""
+        base = f"{picture.stem}.{method}.{re.sub(r'[^A-Za-z0-9_-]+', '-', label)}"
+        name, number = base, 1
+        while name in self._taken:
+            number += 1
+            name = f"{base}.{number}"
+        self._taken.add(name)
+        with whole_file(self.folder / f"{name}.png") as temporary:
+            temporary.write_bytes(png)
+        return str(self.folder / f"{name}.png")

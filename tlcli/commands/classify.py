@@ -1,0 +1,80 @@
+"""`tlcli classify`: the same answer as `predict`, over gRPC."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from tlcli import options
+from tlcli.answers import OverlayFolder, PictureAnswer, Ranked, class_targets, columns, write_csv
+from tlcli.console import Console, show
+
+
+@click.command("classify")
+@click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--model", default="", help="The model's name; needed where the server holds several.")
+@click.option("--version", default="", help="Its version.  [default: the latest]")
+@click.option("--cam", "method", metavar="METHOD", help="Write an overlay of this map for every picture, for example gradcam.")
+@click.option("--cam-class", "wanted", multiple=True, metavar="CLASS", help="Explain this class: label, id, or -r.  [default: the best]")
+@click.option("--overlays", type=click.Path(path_type=Path, file_okay=False), default=Path("overlays"), show_default=True, help="Their folder.")
+@click.option("--csv", "csv_path", type=click.Path(path_type=Path, dir_okay=False), help="Write path,label,class_id,score, a row a picture.")
+@options.top_k_option
+@options.host_option
+@options.port_option()
+@options.json_option
+@options.quiet_option
+def command(
+    pictures: tuple[Path, ...],
+    model: str,
+    version: str,
+    method: str | None,
+    wanted: tuple[str, ...],
+    overlays: Path,
+    csv_path: Path | None,
+    top_k: int,
+    host: str,
+    port: int,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Ask a running server about pictures.
+
+    PICTURES are files and folders. A picture that the server refuses is named, the others are answered, and the
+    exit code is 1.
+    """
+    from contract import pictures as reading
+    from contract.errors import PictureError, RequestError
+    from service import Client
+
+    console = Console(quiet)
+    found = reading.find(pictures)
+    folder = OverlayFolder(overlays)
+    answers: list[PictureAnswer] = []
+    failed = 0
+    with Client(host, port) as client:
+        labels = client.get_model(model, version).labels if wanted else ()
+        targets = class_targets(wanted, labels) if wanted else ()
+        with console.progress("Classifying", len(found)) as advance:
+            for path in found:
+                try:
+                    answer = client.classify(
+                        path, model=model, version=version, top_k=top_k, method=method, classes=targets, map_format="overlay"
+                    )
+                except (PictureError, RequestError) as error:
+                    failed += 1
+                    click.echo(f"left out: {error}", err=True)
+                else:
+                    written = [
+                        folder.write(path, one.map.method, one.label, one.map.png) for one in answer.predictions if one.map is not None
+                    ]
+                    ranked = tuple(Ranked(one.label, one.class_id, one.score) for one in answer.predictions if one.rank <= top_k)
+                    answers.append(PictureAnswer(str(path), ranked, tuple(written)))
+                advance(1)
+    if csv_path is not None and answers:
+        write_csv(csv_path, answers)
+    show([row for answer in answers for row in answer.rows()], columns(answers), as_json)
+    if failed:
+        click.echo(f"{failed} of {len(found)} pictures were refused", err=True)
+        sys.exit(1)

@@ -1,0 +1,122 @@
+"""`tlcli demo`: the whole road on pictures that the project draws itself."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from tlcli import options
+from tlcli.console import Console
+
+BACKBONE = "resnet10t"
+EPOCHS = 12
+
+
+@click.command("demo")
+@click.option(
+    "--output", type=click.Path(path_type=Path, file_okay=False), default=Path("demo"), show_default=True, help="Folder for all of it."
+)
+@options.seed_option
+@options.quiet_option
+def command(output: Path, seed: int, quiet: bool) -> None:
+    """All of it in one go, with nothing downloaded.
+
+    Draws pictures of shapes, trains a small ResNet on them from nothing, exports it with its maps, checks the
+    file, serves it, asks it over gRPC, and lays the map over the picture.
+    """
+    from exports import export_run
+    from tlcli.commands.export import report
+    from tlcli.settings import finetune_config
+    from training import finetune
+    from training.run import load_run
+
+    console = Console(quiet)
+    began = time.monotonic()
+    run_folder = _fresh(output / "runs" / "shapes")
+    console.say(f"1. {BACKBONE} learns drawn shapes from random weights, {EPOCHS} epochs: nothing is downloaded")
+    config = finetune_config(
+        backbone=BACKBONE,
+        weights="none",
+        dataset="shapes",
+        mode="full",
+        epochs=EPOCHS,
+        image_size=64,
+        crop_pct=1.0,
+        batch_size=64,
+        seed=seed,
+        output=run_folder,
+        name="shapes",
+    )
+    result = finetune(config, progress=console.progress, say=console.say)
+
+    console.say("2. export to one ONNX file with the maps in its graph")
+    models = output / "models"
+    run = load_run(result.path)
+    exported = export_run(run, name="shapes", repository=models, say=console.say)
+    report(exported, console)
+
+    console.say("3. serve it, and ask over gRPC")
+    test = run.dataset().test
+    assert test is not None, "the drawn data set has a test part"
+    picture = output / "picture.png"
+    test.load(0).save(picture)
+    answer = _ask(models, picture, output, console)
+
+    console.say(f"\ndone in {time.monotonic() - began:.0f} s. Look at:")
+    for path in (picture, *answer, *(result.path / name for name in ("curves.png", "confusion_matrix.png", "mistakes.png"))):
+        click.echo(path)
+    console.say("\nnext, on your own pictures (a folder a class):\n  tlcli finetune --backbone resnet50 --dataset FOLDER")
+
+
+def _ask(models: Path, picture: Path, output: Path, console: Console) -> list[Path]:
+    """Start a server of our own, ask it, stop it; the overlay's path."""
+    from contract.errors import ServerError
+    from service import Client
+    from tlcli.answers import OverlayFolder
+
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tlcli", "serve", str(models), "--port", "0", "--device", "cpu"], stderr=subprocess.PIPE, text=True
+    )
+    try:
+        port = _port(server)
+        with Client("127.0.0.1", port) as client:
+            client.wait_until_ready(timeout_s=60)
+            answer = client.classify(picture, model="shapes", top_k=3, method="gradcam", map_format="overlay")
+    finally:
+        server.send_signal(signal.SIGTERM)
+        _, rest = server.communicate(timeout=60)
+    if server.returncode != 0:
+        raise ServerError(f"the demo's server ended with {server.returncode}: {rest}")
+    for one in answer.predictions:
+        console.say(f"   {one.label}: {one.score:.4f}")
+    timings = answer.timings
+    console.say(f"   decoding {timings.decode_time_ns / 1e6:.1f} ms, inference with its map {timings.infer_time_ns / 1e6:.1f} ms")
+    folder = OverlayFolder(output)
+    return [Path(folder.write(picture, one.map.method, one.label, one.map.png)) for one in answer.predictions if one.map is not None]
+
+
+def _port(server: subprocess.Popen[str]) -> int:
+    """The port that the server chose, from its log."""
+    from contract.errors import ServerError
+
+    assert server.stderr is not None
+    heard = []
+    for line in server.stderr:
+        heard.append(line)
+        if found := re.search(r"listening on \S+:(\d+)", line):
+            return int(found[1])
+    raise ServerError(f"the demo's server did not start: {''.join(heard).strip()}")
+
+
+def _fresh(path: Path) -> Path:
+    number, candidate = 1, path
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f"{path.name}-{number}")
+    return candidate

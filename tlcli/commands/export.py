@@ -1,0 +1,107 @@
+"""`tlcli export`: a run, or a backbone as it is, to one ONNX file."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tlcli import options
+from tlcli.console import Console
+
+if TYPE_CHECKING:
+    from exports import Exported
+
+
+@click.command("export")
+@click.argument("run", required=False, type=click.Path(path_type=Path, file_okay=False))
+@options.models_option
+@click.option("--name", help="The model's name.  [default: the run's folder, or the backbone]")
+@click.option("--methods", help="Map methods for the graph, with commas, or `none`.  [default: all that the head allows]")
+@click.option(
+    "--check-pictures", type=click.IntRange(min=1), default=16, show_default=True, help="How many pictures to check the file on."
+)
+@click.option(
+    "--labels", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="With --backbone: the classes' names, a line each."
+)
+@click.option(
+    "--pictures", "picture_paths", multiple=True, type=click.Path(path_type=Path), help="With --backbone: pictures to check on."
+)
+@options.network_options
+@options.seed_option
+@options.quiet_option
+def command(
+    run: Path | None,
+    models: Path,
+    name: str | None,
+    methods: str | None,
+    check_pictures: int,
+    labels: Path | None,
+    picture_paths: tuple[Path, ...],
+    backbone: str | None,
+    seed: int,
+    quiet: bool,
+    **network: Any,
+) -> None:
+    """Write a run, or a backbone as it is, to one ONNX file with maps in its graph.
+
+    RUN is a run's folder, such as runs/NAME. Instead of it, --backbone exports a network with the classifier it
+    was published with: an ImageNet classifier with maps. The file is checked against PyTorch on pictures, and
+    put in place only if it agrees.
+    """
+    if (run is None) == (backbone is None):
+        raise click.UsageError("give a run's folder, or --backbone NAME to export a network as it was published: one of the two")
+    context = click.get_current_context()
+    chosen = None if methods is None else () if methods == "none" else tuple(methods.split(","))
+    console = Console(quiet)
+    if run is not None:
+        foreign = [key for key in (*network, "labels", "picture_paths") if _given(context, key)]
+        if foreign:
+            flags = ", ".join("--" + key.replace("_", "-").replace("picture-paths", "pictures") for key in foreign)
+            raise click.UsageError(f"{flags}: a run knows these itself; they go with --backbone")
+        from exports import export_run
+        from training.run import load_run
+
+        loaded = load_run(run)
+        exported = export_run(
+            loaded, name=name or model_name(run.resolve().name), repository=models, methods=chosen, check_pictures=check_pictures, say=console.say
+        )
+    else:
+        from exports import export_backbone
+        from tlcli.settings import finetune_config
+
+        config = finetune_config(backbone=backbone, seed=seed, **network)
+        exported = export_backbone(
+            config,
+            name=name or model_name(str(backbone)),
+            repository=models,
+            labels=labels.read_text(encoding="utf-8").split("\n") if labels else None,
+            picture_paths=picture_paths,
+            methods=chosen,
+            check_pictures=check_pictures,
+            say=console.say,
+        )
+    report(exported, console)
+    click.echo(exported.path)
+
+
+def report(exported: Exported, console: Console) -> None:
+    """Say how far the file is from PyTorch."""
+    parity = exported.parity
+    maps = ", ".join(f"{method} {difference:.1e}" for method, difference in parity.maps.items()) or "none"
+    console.say(
+        f"exported {exported.name} version {exported.version}: on {parity.pictures} pictures the first class agrees on"
+        f" {parity.top1_agreement:.0%}; largest differences: logits {parity.logits:.1e}, maps (relative) {maps}"
+    )
+
+
+def model_name(text: str) -> str:
+    """A model's name made of a folder's or a backbone's."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "model"
+
+
+def _given(context: click.Context, parameter: str) -> bool:
+    source = context.get_parameter_source(parameter)
+    return source is not None and source != click.core.ParameterSource.DEFAULT

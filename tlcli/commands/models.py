@@ -1,0 +1,47 @@
+"""`tlcli models`: what a model repository holds."""
+
+from __future__ import annotations
+
+import click
+
+from tlcli import options
+from tlcli.console import show
+
+
+@click.command("models")
+@options.models_option
+@options.json_option
+def command(models: click.Path, as_json: bool) -> None:
+    """List the exported models in a folder."""
+    from pathlib import Path
+    from typing import Any
+
+    from contract.description import Description
+    from contract.errors import ModelFileError
+    from contract.layout import MODEL_FILE, model_names, versions
+    from contract.onnx_metadata import read_metadata
+
+    repository = Path(str(models))
+    rows: list[dict[str, Any]] = []
+    for name in model_names(repository):
+        for version in versions(repository / name):
+            path = repository / name / str(version) / MODEL_FILE
+            row: dict[str, Any] = {"name": name, "version": version, "size": f"{path.stat().st_size / 1e6:.1f} MB"}
+            try:
+                description = Description.from_metadata(read_metadata(path), str(path))
+            except ModelFileError as error:
+                row["problem"] = str(error)
+            else:
+                provenance = description.provenance
+                top1 = provenance.metrics.get("test_top1", provenance.metrics.get("val_top1"))
+                row |= {
+                    "backbone": provenance.backbone,
+                    "head": provenance.head,
+                    "classes": len(description.labels),
+                    "input": f"{description.preprocessing.height}x{description.preprocessing.width}",
+                    "maps": list(description.methods),
+                    "top1": top1,
+                }
+            rows.append(row)
+    columns = ["name", "version", "backbone", "head", "classes", "input", "maps", "top1", "size"]
+    show(rows, [*columns, "problem"] if any("problem" in row for row in rows) else columns, as_json)

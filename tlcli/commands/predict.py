@@ -1,0 +1,116 @@
+"""`tlcli predict`: an exported model on pictures, without a server."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from tlcli import options
+from tlcli.answers import OverlayFolder, PictureAnswer, Ranked, class_targets, columns, write_csv
+from tlcli.console import Console, show
+
+BATCH = 8
+
+
+@click.command("predict")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--cam", "method", metavar="METHOD", help="Write an overlay of this map for every picture, for example gradcam.")
+@click.option("--cam-class", "wanted", multiple=True, metavar="CLASS", help="Explain this class: label, id, or -r.  [default: the best]")
+@click.option("--overlays", type=click.Path(path_type=Path, file_okay=False), default=Path("overlays"), show_default=True, help="Their folder.")
+@click.option("--csv", "csv_path", type=click.Path(path_type=Path, dir_okay=False), help="Write path,label,class_id,score, a row a picture.")
+@click.option("--npz", "npz_path", type=click.Path(path_type=Path, dir_okay=False), help="Write raw scores, logits and maps.")
+@options.top_k_option
+@options.device_option
+@options.json_option
+@options.quiet_option
+def command(
+    model: Path,
+    pictures: tuple[Path, ...],
+    method: str | None,
+    wanted: tuple[str, ...],
+    overlays: Path,
+    csv_path: Path | None,
+    npz_path: Path | None,
+    top_k: int,
+    device: str,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Ask an exported model about pictures, without a server.
+
+    MODEL is a folder of the repository, such as models/NAME or models/NAME/1, or an ONNX file. PICTURES are
+    files and folders. A picture that cannot be read is named, the others are answered, and the exit code is 1.
+    """
+    import numpy as np
+
+    from contract import pictures as reading
+    from contract.errors import PictureError
+    from contract.layout import find_model_file
+    from contract.methods import require_method
+    from contract.model import Model
+    from contract.rendering import encode, overlay
+
+    console = Console(quiet)
+    opened = Model.open(find_model_file(model), device)
+    description = opened.description
+    if method is not None:
+        require_method(method, description.methods, f"model {description.name!r}")
+    methods = (method,) if method is not None else ()
+    targets = class_targets(wanted, description.labels)
+    folder = OverlayFolder(overlays)
+    found = reading.find(pictures)
+
+    answers: list[PictureAnswer] = []
+    raw: dict[str, list[np.ndarray]] = {"scores": [], "logits": [], "classes": [], "maps": []}
+    failed = 0
+    with console.progress("Classifying", len(found)) as advance:
+        for start in range(0, len(found), BATCH):
+            readable = []
+            for path in found[start : start + BATCH]:
+                try:
+                    readable.append((path, reading.read(path)))
+                except PictureError as error:
+                    failed += 1
+                    click.echo(f"left out: {error}", err=True)
+            if readable:
+                images = np.stack([description.preprocessing.apply(picture) for _, picture in readable])
+                answer = opened.run(images, targets, methods)
+                for row, (path, picture) in enumerate(readable):
+                    best = np.argsort(-answer.scores[row], kind="stable")[:top_k]
+                    written = []
+                    if method is not None and answer.classes is not None:
+                        box = description.preprocessing.visible_box(*picture.size)
+                        for k, class_id in enumerate(answer.classes[row].tolist()):
+                            png = encode(overlay(picture, answer.maps[method][row, k], box))
+                            written.append(folder.write(path, method, description.labels[class_id], png))
+                    ranked = tuple(Ranked(description.labels[i], int(i), float(answer.scores[row, i])) for i in best)
+                    answers.append(PictureAnswer(str(path), ranked, tuple(written)))
+                raw["scores"].append(answer.scores)
+                raw["logits"].append(answer.logits)
+                if method is not None and answer.classes is not None:
+                    raw["classes"].append(answer.classes)
+                    raw["maps"].append(answer.maps[method])
+            advance(min(BATCH, len(found) - start))
+
+    if answers:
+        _keep(answers, raw, csv_path, npz_path)
+    show([row for answer in answers for row in answer.rows()], columns(answers), as_json)
+    if failed:
+        click.echo(f"{failed} of {len(found)} pictures could not be read", err=True)
+        sys.exit(1)
+
+
+def _keep(answers: list[PictureAnswer], raw: dict[str, list], csv_path: Path | None, npz_path: Path | None) -> None:  # type: ignore[type-arg]
+    import numpy as np
+
+    from contract.files import whole_file
+
+    if csv_path is not None:
+        write_csv(csv_path, answers)
+    if npz_path is not None:
+        arrays = {name: np.concatenate(parts) for name, parts in raw.items() if parts}
+        with whole_file(npz_path) as temporary, temporary.open("wb") as file:
+            np.savez(file, paths=np.array([answer.path for answer in answers]), **arrays)

@@ -1,0 +1,94 @@
+"""Options that mean the same in every command."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+DEFAULT_HOST = "127.0.0.1"
+DEFAULT_PORT = 8001
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress.")
+models_option = click.option(
+    "--models", type=click.Path(path_type=Path, file_okay=False), default=Path("models"), show_default=True, help="The model repository."
+)
+device_option = click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to compute."
+)
+host_option = click.option("--host", default=DEFAULT_HOST, show_default=True, help="The server's address.")
+seed_option = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything that is drawn.")
+top_k_option = click.option("--top-k", type=click.IntRange(min=1), default=1, show_default=True, help="Best classes to answer a picture.")
+
+
+def port_option(minimum: int = 1) -> Callable[[F], F]:
+    """`--port`; 0, where allowed, lets the system choose one."""
+    return click.option("--port", type=click.IntRange(minimum, 65535), default=DEFAULT_PORT, show_default=True, help="The server's port.")
+
+
+def network_options(function: F) -> F:
+    """Which backbone, with what weights, seeing pictures how."""
+    for option in reversed(
+        [
+            click.option("--backbone", default=None, help="A timm model's name; `tlcli backbones` lists them."),
+            click.option(
+                "--weights", default="pretrained", show_default=True, help="`pretrained`, `none`, or a checkpoint (safetensors or PyTorch)."
+            ),
+            click.option(
+                "--model-kwargs",
+                "model_kwargs",
+                multiple=True,
+                metavar="KEY=VALUE",
+                callback=_parse_pairs,
+                help="More arguments of timm.create_model, such as pad_type=same. May be repeated.",
+            ),
+            click.option("--image-size", type=click.IntRange(8, 4096), help="Height and width of the input.  [default: the backbone's]"),
+            click.option("--crop-pct", type=float, help="Share of the picture's shorter side that is kept.  [default: the backbone's]"),
+            click.option(
+                "--crop-mode", type=click.Choice(["center", "squash", "border"]), help="How a picture is made to fit.  [default: center]"
+            ),
+            click.option(
+                "--interpolation",
+                type=click.Choice(["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]),
+                help="How it is resized.  [default: the backbone's]",
+            ),
+            click.option("--mean", metavar="R,G,B", callback=_parse_triple, help="Of the input in [0, 1]; one number for all channels does."),
+            click.option("--std", metavar="R,G,B", callback=_parse_triple, help="Likewise."),
+        ]
+    ):
+        function = option(function)
+    return function
+
+
+def _parse_pairs(ctx: click.Context, option: click.Parameter, values: tuple[str, ...]) -> dict[str, bool | int | float | str]:
+    pairs: dict[str, bool | int | float | str] = {}
+    for value in values:
+        key, sign, text = value.partition("=")
+        if not sign or not key.isidentifier():
+            raise click.BadParameter(f"{value!r}: expected KEY=VALUE, for example pad_type=same")
+        try:
+            parsed = ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
+        except (ValueError, SyntaxError):
+            parsed = text
+        pairs[key] = parsed if isinstance(parsed, bool | int | float) else text
+    return pairs
+
+
+def _parse_triple(ctx: click.Context, option: click.Parameter, value: str | None) -> tuple[float, float, float] | None:
+    if value is None:
+        return None
+    try:
+        numbers = [float(part) for part in value.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) == 1:
+        numbers *= 3
+    if len(numbers) != 3:
+        raise click.BadParameter(f"{value!r}: expected one number, or three with commas, for example 0.5 or 0.485,0.456,0.406")
+    return numbers[0], numbers[1], numbers[2]

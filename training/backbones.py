@@ -1,0 +1,46 @@
+"""Which of timm's models are backbones here: those with a spatial feature map, which a class activation map needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import timm
+
+# timm's modules whose models answer tokens, not a map `[N, c, h, w]`.
+_WITHOUT_MAP = frozenset(
+    {
+        "beit", "cait", "convit", "crossvit", "deepseek_vit", "deit", "eva", "flexivit", "gemma4_vit", "hiera", "levit", "mlp_mixer", "mvitv2", "naflexvit", "pit",
+        "qwen3_vit", "sequencer", "swin_transformer", "swin_transformer_v2", "swin_transformer_v2_cr", "tiny_vit", "tnt", "tresnet_vit", "twins",
+        "vision_transformer", "vision_transformer_hybrid", "vision_transformer_relpos", "vision_transformer_sam", "visformer", "volo", "xcit",
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A model of timm's registry.
+
+    family: timm's module. pretrained: the tags of its official weights; the first is what the bare name means.
+    """
+
+    name: str
+    family: str
+    pretrained: tuple[str, ...]
+
+
+def list_backbones(pattern: str = "*") -> list[Backbone]:
+    """Those whose name matches: a part of the name, or a pattern with `*`. In natural order."""
+    if "*" not in pattern:
+        pattern = f"*{pattern}*"
+    tags: dict[str, list[str]] = {}
+    for full in timm.list_models(pretrained=True):
+        name, _, tag = full.partition(".")
+        tags.setdefault(name, []).append(tag)
+    found = []
+    for name in timm.list_models(pattern):
+        family = timm.models.model_entrypoint(name).__module__.rsplit(".", 1)[-1]
+        if family not in _WITHOUT_MAP:
+            default = timm.get_pretrained_cfg(name).tag if name in tags else ""
+            ordered = sorted(tags.get(name, []), key=lambda tag: (tag != default, tag))
+            found.append(Backbone(name, family, tuple(ordered)))
+    return found
