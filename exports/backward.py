@@ -33,9 +33,10 @@ class TracedHead(nn.Module):
             activations: an example, `[N, c, h, w]` with N of at least 3, so that N is told from the other sizes.
         """
         super().__init__()
+        activations = activations.contiguous()  # in channels-last order the tracer would write strides into the graph
 
         def joint(a: Tensor, cotangent: Tensor) -> tuple[Tensor, Tensor]:
-            logits, pullback = torch.func.vjp(head, a)
+            logits, pullback, *_ = torch.func.vjp(head, a)
             return logits, cast(Tensor, pullback(cotangent)[0])
 
         with torch.no_grad():

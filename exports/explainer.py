@@ -35,7 +35,7 @@ class Explainer(nn.Module):
         with torch.no_grad():
             activations = network.features(torch.zeros(_EXAMPLES, 3, size.height, size.width))
         self.feature_shape: tuple[int, int, int] = tuple(activations.shape[1:])  # type: ignore[assignment]
-        self._pooled_linear = is_pooled_linear(network, self.feature_shape)
+        self._has_class_weights = class_weights(network) is not None
         self.methods = tuple(methods) if methods is not None else tuple(self._allowed())
         for method in self.methods:
             if method not in IN_GRAPH:
@@ -51,7 +51,7 @@ class Explainer(nn.Module):
             raise ExportError(f"the gradient of {network.config.backbone}'s head cannot be traced: {_first_line(error)}") from error
 
     def _allowed(self) -> list[str]:
-        return [name for name in IN_GRAPH if self._pooled_linear or name not in NEEDS_CLASS_WEIGHTS]
+        return [name for name in IN_GRAPH if self._has_class_weights or name not in NEEDS_CLASS_WEIGHTS]
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -63,7 +63,7 @@ class Explainer(nn.Module):
         logits, remembered = self.head(activations)
         classes = _resolve(targets, logits)
         one_hot = torch.nn.functional.one_hot(classes, logits.shape[1]).to(logits.dtype)
-        weight = cast(Tensor, self.network.classifier.weight).flatten(1) if self._pooled_linear else None
+        weight = cast(Tensor, self.network.classifier.weight).flatten(1) if self._has_class_weights else None
         evidence = Evidence(
             activations=activations,
             gradients=self.head.pull_back(one_hot, remembered),
@@ -73,17 +73,26 @@ class Explainer(nn.Module):
         return (logits.softmax(1), logits, classes, *maps, activations)
 
 
-def is_pooled_linear(network: Network, feature_shape: tuple[int, int, int]) -> bool:
-    """Whether the head is one linear layer on the spatial mean of the features, found by trying it out."""
+def class_weights(network: Network) -> Tensor | None:
+    """The last layer's weight `[C, c]`, if the head is one linear layer on the spatial mean of the features, else None.
+
+    Found by trying the head out, so that it holds for any backbone's own head.
+    """
     classifier = network.classifier
-    if not isinstance(classifier, (nn.Linear, nn.Conv2d)) or classifier.weight[0].numel() != feature_shape[0]:
-        return False
+    if not isinstance(classifier, (nn.Linear, nn.Conv2d)):
+        return None
+    weight = classifier.weight.flatten(1)
+    size = network.config.preprocessing
     with torch.no_grad():
-        activations = torch.rand(2, *feature_shape, generator=torch.Generator().manual_seed(0))
-        expected = activations.mean((-2, -1)) @ classifier.weight.flatten(1).T
+        channels, height, width = network.features(torch.zeros(1, 3, size.height, size.width)).shape[1:]
+        if weight.shape[1] != channels:
+            return None
+        activations = torch.rand(2, channels, height, width, generator=torch.Generator().manual_seed(0))
+        expected = activations.mean((-2, -1)) @ weight.T
         if classifier.bias is not None:
             expected = expected + classifier.bias
-        return torch.allclose(network.classify(network.embed(activations)), expected, rtol=1e-4, atol=1e-5)
+        same = torch.allclose(network.classify(network.embed(activations)), expected, rtol=1e-4, atol=1e-5)
+    return weight if same else None
 
 
 def _resolve(targets: Tensor, logits: Tensor) -> Tensor:

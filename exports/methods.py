@@ -41,7 +41,7 @@ def gradcam(evidence: Evidence) -> Tensor:
 
 def _weighted_sum(weights: Tensor, activations: Tensor) -> Tensor:
     """`[N, K, c]` and `[N, c, h, w]` to `[N, K, h, w]`."""
-    return (weights @ activations.flatten(2)).unflatten(2, activations.shape[2:])
+    return torch.einsum("nkc,nchw->nkhw", weights, activations)
 
 
 IN_GRAPH: dict[str, Callable[[Evidence], Tensor]] = {"cam": cam, "gradcam": gradcam}

@@ -11,13 +11,14 @@ import torch
 from contract.description import Parity
 from contract.errors import ParityError
 from contract.model import Model
-from exports.explainer import is_pooled_linear
+from exports.explainer import class_weights
 from exports.methods import IN_GRAPH, Evidence
 from training.gradients import feature_gradients
 from training.network import Network
 
 LOGITS_TOLERANCE = 1e-3
-"""Absolute."""
+"""Absolute, for logits up to `LARGE_LOGIT`; relative to it for larger ones, where float32 itself has no more digits."""
+LARGE_LOGIT = 100.0
 MAPS_TOLERANCE = 1e-4
 """Relative to the map's largest value."""
 
@@ -37,19 +38,16 @@ def measure(network: Network, model: Model, images: Sequence[npt.NDArray[np.uint
     logits_difference, agreed = 0.0, 0
     differences: dict[str, list[npt.NDArray[np.float64]]] = {method: [] for method in model.description.methods}
     largest: dict[str, list[npt.NDArray[np.float64]]] = {method: [] for method in model.description.methods}
+    weight = class_weights(network)
     for start in range(0, len(images), _BATCH):
         batch = np.stack(images[start : start + _BATCH])
         answer = model.run(batch, _RANKS, model.description.methods)
-        if answer.classes is None:  # a model without maps
-            answer_classes = np.zeros((len(batch), 0), dtype=np.int64)
-        else:
-            answer_classes = answer.classes
-        logits, activations, gradients = feature_gradients(network, torch.from_numpy(batch), torch.from_numpy(answer_classes))
-        pooled = is_pooled_linear(network, tuple(activations.shape[1:]))  # type: ignore[arg-type]
-        weights = network.classifier.weight.flatten(1)[answer_classes] if pooled else None  # type: ignore[operator, index, union-attr]
-        evidence = Evidence(activations, gradients, weights)  # type: ignore[arg-type]
+        classes = answer.classes if answer.classes is not None else np.zeros((len(batch), 0), dtype=np.int64)  # without maps
+        logits, activations, gradients = feature_gradients(network, torch.from_numpy(batch), torch.from_numpy(classes))
+        evidence = Evidence(activations, gradients, weight[torch.from_numpy(classes)] if weight is not None else None)
         expected = logits.numpy().astype(np.float64)
-        logits_difference = max(logits_difference, float(np.abs(answer.logits - expected).max()))
+        scale = max(1.0, float(np.abs(expected).max()) / LARGE_LOGIT)
+        logits_difference = max(logits_difference, float(np.abs(answer.logits - expected).max()) / scale)
         agreed += _agreeing(expected, answer.logits)
         for method, values in answer.maps.items():
             reference = IN_GRAPH[method](evidence).detach().numpy().astype(np.float64)
@@ -81,10 +79,10 @@ def require(parity: Parity) -> None:
 
 
 def _agreeing(expected: npt.NDArray[np.float64], answered: npt.NDArray[np.float32]) -> int:
-    """Rows whose first class is the same, or tied with it in PyTorch's own logits to within the tolerance."""
+    """Rows whose first class is the same, or tied with it in PyTorch's own logits to a hundredth of the tolerance."""
     rows = np.arange(len(expected))
     behind = expected.max(1) - expected[rows, answered.argmax(1)]
-    return int((behind <= LOGITS_TOLERANCE).sum())
+    return int((behind <= LOGITS_TOLERANCE / 100 * np.maximum(1, np.abs(expected).max(1) / LARGE_LOGIT)).sum())
 
 
 def _relative(differences: npt.NDArray[np.float64], largest: npt.NDArray[np.float64]) -> float:

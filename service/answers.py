@@ -78,8 +78,7 @@ class StreamAnswer:
     """The answer about one picture of a stream: a classification, or the error it met."""
 
     request_id: str
-    classification: Classification | None
-    error: TlcliError | None
+    outcome: Classification | TlcliError
 
     def result(self) -> Classification:
         """The classification.
@@ -87,9 +86,9 @@ class StreamAnswer:
         Raises:
             TlcliError: the error that the picture met.
         """
-        if self.classification is None:
-            raise self.error or RuntimeError("an answer without a classification carries its error")
-        return self.classification
+        if isinstance(self.outcome, TlcliError):
+            raise self.outcome
+        return self.outcome
 
 
 class ModelState(enum.Enum):

@@ -92,6 +92,8 @@ class Network(nn.Module):
 
     def classify(self, embedding: Tensor) -> Tensor:
         """`[N, d]` to logits `[N, C]`."""
+        if isinstance(self.classifier, nn.Conv2d):  # of kernel 1x1, as in DPN
+            return cast(Tensor, self.classifier(embedding[..., None, None])).flatten(1)
         return cast(Tensor, self.classifier(embedding))
 
     def forward(self, inputs: Tensor) -> Tensor:

@@ -1,0 +1,121 @@
+"""From a query to its answer: find the model, see the picture, run, rank, draw. No protobuf, no gRPC."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from contract.errors import RequestError
+from contract.methods import require_method
+from contract.model import FIRST_RANKED, Answer, Model
+from contract.pictures import PictureLimits
+from contract.preprocessing import Preprocessing
+from service.answers import Classification, ClassMap, Prediction, Timings
+from service.drawing import draw
+from service.inputs import NetworkInput, from_encoded, from_pixels
+from service.query import MapQuery, Query
+from service.repository import Repository
+from service.workers import Timed, Workers
+
+DEFAULT_TOP_K = 5
+
+
+class Classifier:
+    """Answers queries from a repository's models.
+
+    Every step that takes time is awaited, so a query that is cancelled goes no further than the step it is in.
+    """
+
+    def __init__(self, repository: Repository, picture_workers: Workers, limits: PictureLimits, max_maps: int) -> None:
+        self._repository = repository
+        self._picture_workers = picture_workers
+        self._limits = limits
+        self._max_maps = max_maps
+
+    async def classify(self, query: Query) -> Classification:
+        """Answer one query.
+
+        Raises:
+            NotFoundError, ModelFileError, ServerError: see `Repository.find`.
+            RequestError: a class, a method, a number or a length that does not fit the model.
+            PictureError: see `contract.pictures.decode`.
+        """
+        served = self._repository.find(query.model, query.version)
+        model = served.runner.model
+        top_k = _top_k(query.top_k, model.num_classes)
+        targets, methods = ((FIRST_RANKED,), ()) if query.map is None else self._targets(query.map, served.name, model)
+        seen = await self._see(query, model.description.preprocessing)
+        ran = await served.runner.submit(seen.value.images, targets, methods)
+        drawn = await self._draw(query.map, ran.value, seen.value, model.description.preprocessing)
+        return Classification(
+            request_id=query.request_id,
+            model=served.name,
+            version=str(served.version),
+            predictions=_predictions(ran.value, {class_id: one.value for class_id, one in drawn.items()}, top_k, model.description.labels),
+            timings=Timings(
+                decode_time_ns=seen.took_ns,
+                queue_time_ns=seen.waited_ns + ran.waited_ns + sum(one.waited_ns for one in drawn.values()),
+                infer_time_ns=ran.took_ns,
+                render_time_ns=sum(one.took_ns for one in drawn.values()),
+            ),
+        )
+
+    def _targets(self, query: MapQuery, name: str, model: Model) -> tuple[tuple[int, ...], tuple[str, ...]]:
+        method = require_method(query.method, model.description.methods, f"model {name!r}")
+        targets = tuple(dict.fromkeys(query.classes)) or (FIRST_RANKED,)
+        if len(targets) > self._max_maps:
+            raise RequestError(f"map: {len(targets)} classes are to be explained, at most {self._max_maps} a request: send several requests")
+        model.check_targets(targets)
+        return targets, (method,)
+
+    async def _see(self, query: Query, preprocessing: Preprocessing) -> Timed[NetworkInput]:
+        keep_picture = query.map is not None and query.map.map_format == "overlay"
+        if query.encoded is not None:
+            return await self._picture_workers.do(from_encoded, query.encoded, preprocessing, self._limits, keep_picture)
+        if query.pixels is not None:
+            return Timed(from_pixels(query.pixels, preprocessing, keep_picture), waited_ns=0, took_ns=0)
+        raise RequestError("the request holds no picture: set `encoded` to a picture's bytes, or `pixels` to an input of the model's size")
+
+    async def _draw(
+        self, query: MapQuery | None, answer: Answer, seen: NetworkInput, preprocessing: Preprocessing
+    ) -> dict[int, Timed[ClassMap]]:
+        if query is None or answer.classes is None:
+            return {}
+        # A class asked for by its id and by its rank is drawn once.
+        values: Mapping[int, npt.NDArray[Any]] = dict(zip(answer.classes[0].tolist(), answer.maps[query.method][0], strict=True))
+        if query.map_format == "raw":
+            return {class_id: Timed(draw(one, query, seen, preprocessing), waited_ns=0, took_ns=0) for class_id, one in values.items()}
+        # One after another: a request for many maps takes its turn between the pictures of others.
+        return {
+            class_id: await self._picture_workers.do(draw, one, query, seen, preprocessing) for class_id, one in values.items()
+        }
+
+
+def _top_k(asked: int, classes: int) -> int:
+    if asked < 0:
+        raise RequestError(f"top_k {asked}: expected 1 or more, or 0 for {DEFAULT_TOP_K}")
+    return min(asked or DEFAULT_TOP_K, classes)
+
+
+def _predictions(answer: Answer, maps: Mapping[int, ClassMap], top_k: int, labels: tuple[str, ...]) -> tuple[Prediction, ...]:
+    scores, logits = answer.scores[0], answer.logits[0]
+    # By logits, as the graph ranks: far-off classes share a score of 0. Equals stand in the order of their ids, as in ONNX's TopK.
+    order = np.argsort(-logits, kind="stable")
+    rank_of = np.empty_like(order)
+    rank_of[order] = np.arange(1, len(order) + 1)
+    best = order[:top_k].tolist()
+    others = sorted(maps.keys() - set(best), key=lambda class_id: int(rank_of[class_id]))
+    return tuple(
+        Prediction(
+            class_id=class_id,
+            label=labels[class_id],
+            score=float(scores[class_id]),
+            rank=int(rank_of[class_id]),
+            logit=float(logits[class_id]),
+            map=maps.get(class_id),
+        )
+        for class_id in [*best, *others]
+    )

@@ -1,0 +1,31 @@
+"""A map of the graph as a request wants it: numbers, a heat map, an overlay."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from contract import rendering
+from contract.preprocessing import Preprocessing
+from service.answers import ClassMap
+from service.inputs import NetworkInput
+from service.query import MapQuery
+
+
+def draw(values: npt.NDArray[np.float32], query: MapQuery, seen: NetworkInput, preprocessing: Preprocessing) -> ClassMap:
+    """One class's map.
+
+    Args:
+        values: float32 `[h, w]`, from the graph.
+        query: the format; an overlay needs `seen.picture`.
+        seen: what the network was given.
+        preprocessing: gives a heat map its size, the input's.
+    """
+    png = None
+    if query.map_format == "heat_map":
+        png = rendering.encode(rendering.heat_map(values, preprocessing.width, preprocessing.height))
+    elif query.map_format == "overlay":
+        assert seen.picture is not None, "kept where an overlay was asked for"
+        png = rendering.encode(rendering.overlay(seen.picture, values, seen.box))
+    height, width = values.shape
+    return ClassMap(query.method, height, width, values if png is None else None, png, seen.box)

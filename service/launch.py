@@ -1,0 +1,76 @@
+"""Two ways to run a server: as a process of its own, or in a thread beside other work."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+
+from service.server import Server
+from service.settings import ServerSettings
+
+
+def serve(settings: ServerSettings, on_listening: Callable[[int], None] | None = None) -> None:
+    """Serve until SIGTERM or SIGINT; to be called in the main thread.
+
+    A signal lets requests in flight finish within `settings.grace_s`; a second one does not wait for them.
+    Where the program has not set up logging, lines from INFO on go to standard error.
+
+    Args:
+        settings: what to serve, and where.
+        on_listening: called with the port when it is open; the models are being loaded then.
+
+    Raises:
+        SettingsError: the address cannot be listened at.
+        DeviceError: the device was asked for and is not there.
+        NotFoundError: no such folder, or no model in it.
+        ModelFileError: none of the models can be served.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+
+    async def main() -> None:
+        server = Server(settings)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with suppress(NotImplementedError):  # Windows' event loop: there, Ctrl-C cancels `run`, which stops as well
+                asyncio.get_running_loop().add_signal_handler(number, server.request_stop)
+        await server.run(on_listening)
+
+    asyncio.run(main())
+
+
+@contextmanager
+def in_background(settings: ServerSettings) -> Iterator[int]:
+    """A server in a thread of this process, for notebooks and tests: serving within the block, stopped after it.
+
+    Yields:
+        The port.
+
+    Raises:
+        SettingsError, DeviceError, NotFoundError, ModelFileError: see `serve`.
+    """
+    started: Future[tuple[Server, asyncio.AbstractEventLoop, int]] = Future()
+
+    async def main() -> None:
+        server = Server(settings)
+        await server.run(on_serving=lambda port: started.set_result((server, asyncio.get_running_loop(), port)))
+
+    def body() -> None:
+        try:
+            asyncio.run(main())
+        except BaseException as error:
+            if started.done():
+                raise
+            started.set_exception(error)
+
+    thread = threading.Thread(target=body, name="tlcli server", daemon=True)
+    thread.start()
+    server, loop, port = started.result()
+    try:
+        yield port
+    finally:
+        loop.call_soon_threadsafe(server.request_stop)
+        thread.join()

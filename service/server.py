@@ -1,0 +1,165 @@
+"""A server from its start to its end: listen, load, serve, finish."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+
+import grpc.aio
+from grpc_health.v1 import health, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from contract.cores import usable_cores
+from contract.errors import SettingsError
+from contract.model import resolve_device
+from service.classifier import Classifier
+from service.edge import ClassifierEdge
+from service.health import CLASSIFIER, Health
+from service.pb.tlcli.v1.classifier_pb2_grpc import add_ClassifierServicer_to_server
+from service.repository import Repository
+from service.settings import ServerSettings, join_address
+from service.workers import Workers
+
+logger = logging.getLogger(__name__)
+
+_ENVELOPE_BYTES = 64 * 1024
+"""What a request holds beside its picture: names, ids, class numbers."""
+
+_SETTLE_S = 0.1
+"""Requests sent before the stop lie in socket buffers still, where gRPC would refuse them: time to take them in."""
+
+
+class Server:
+    """One server, for one event loop: `run`, or `start`, `load` and `stop` step by step.
+
+    The port is open while the models load, so that health can answer NOT_SERVING and requests UNAVAILABLE.
+    """
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self._settings = settings
+        self._repository = Repository(settings.models, settings.device, settings.threads)
+        self._picture_workers = Workers(settings.picture_threads or usable_cores(), name="pictures")
+        self._health = Health()
+        self._grpc: grpc.aio.Server | None = None
+        self._stop_requested = asyncio.Event()
+        self._hurry = asyncio.Event()
+
+    async def run(
+        self, on_listening: Callable[[int], None] | None = None, on_serving: Callable[[int], None] | None = None
+    ) -> None:
+        """Serve until `request_stop`.
+
+        Args:
+            on_listening: called with the port when it is open.
+            on_serving: called with the port when the models are loaded and health says SERVING.
+
+        Raises:
+            TlcliError: see `start` and `load`.
+        """
+        port = await self.start()
+        loading = asyncio.create_task(self.load())
+        stopping = asyncio.create_task(self._stop_requested.wait())
+        try:
+            if on_listening is not None:
+                on_listening(port)
+            await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if loading.done():
+                loading.result()
+                if on_serving is not None:
+                    on_serving(port)
+                await stopping
+        finally:
+            loading.cancel()
+            stopping.cancel()
+            await self.stop()
+
+    def request_stop(self) -> None:
+        """Let `run` end, after the requests in flight; asked a second time, without waiting for them.
+
+        To be called in the event loop's thread.
+        """
+        if self._stop_requested.is_set():
+            self._hurry.set()
+        self._stop_requested.set()
+
+    async def start(self) -> int:
+        """Look at device, folder and port, and listen. Health says NOT_SERVING.
+
+        Returns:
+            The port.
+
+        Raises:
+            DeviceError: the device was asked for and is not there.
+            NotFoundError: no such folder, or no model in it.
+            SettingsError: the address cannot be listened at.
+        """
+        device = resolve_device(self._settings.device)
+        self._repository.discover()
+        logger.info("device: %s (asked for: %s)", device, self._settings.device)
+        await self._health.not_serving()
+        server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", self._settings.limits.max_bytes + _ENVELOPE_BYTES),
+                # Else a second server on the same port starts without a word, and each gets some of the requests.
+                ("grpc.so_reuseport", 0),
+            ]
+        )
+        classifier = Classifier(self._repository, self._picture_workers, self._settings.limits, self._settings.max_maps)
+        edge = ClassifierEdge(classifier, self._repository, self._settings.stream_in_flight)
+        add_ClassifierServicer_to_server(edge, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        reflection.enable_server_reflection((CLASSIFIER, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        port = _listen(server, self._settings.host, self._settings.port)
+        await server.start()
+        self._grpc = server
+        logger.info("listening on %s", join_address(self._settings.host, port))
+        return port
+
+    async def load(self) -> None:
+        """Load and warm up the models; then health says SERVING.
+
+        Raises:
+            ModelFileError: none of the models can be served.
+            DeviceError: the device was asked for and cannot be used.
+        """
+        await self._repository.load()
+        await self._health.serving(self._repository.serving())
+        logger.info("serving %d of %d models", sum(self._repository.serving().values()), len(self._repository.serving()))
+
+    async def stop(self) -> None:
+        """Say NOT_SERVING, wait as long as load balancers need to see it, finish what is in flight, and close."""
+        if self._grpc is None:
+            return
+        logger.info("stopping: requests in flight have %g s to finish", self._settings.grace_s)
+        await self._health.enter_graceful_shutdown()
+        hurry = asyncio.create_task(self._hurry.wait())
+        await asyncio.wait({hurry}, timeout=max(self._settings.pre_stop_s, _SETTLE_S))
+        self._health.end_watches()
+        finishing = asyncio.create_task(self._grpc.stop(self._settings.grace_s))
+        await asyncio.wait({finishing, hurry}, return_when=asyncio.FIRST_COMPLETED)
+        if not finishing.done():
+            await self._grpc.stop(None)
+        await finishing
+        hurry.cancel()
+        self._picture_workers.close()
+        self._repository.close()
+        logger.info("stopped")
+
+
+def _listen(server: grpc.aio.Server, host: str, port: int) -> int:
+    address = join_address(host, port)
+    remedy = "choose another with --host and --port (--port 0 takes a free one)"
+    try:
+        # Tried by hand first: gRPC does not say why it cannot listen.
+        family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(place)
+    except OSError as error:
+        raise SettingsError(f"cannot listen on {address}: {error.strerror or error}: {remedy}") from error
+    try:
+        return server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise SettingsError(f"cannot listen on {address}: {error}: {remedy}") from error

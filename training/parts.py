@@ -1,0 +1,108 @@
+"""What a data set is once it is loaded: labelled pictures in a training, a validation and perhaps a test part."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from training.progress import Advance
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A picture that could not be read. name: as in `Part.names`. reason: one line."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What reading a picture once found. fingerprint: SHA-256 in hex, of its content. reason: why it cannot be used, or None."""
+
+    fingerprint: str
+    reason: str | None = None
+
+
+class Source(Protocol):
+    """Where pictures come from. Picklable, since the workers of a `DataLoader` load from it."""
+
+    def load(self, name: str) -> Image.Image:
+        """The picture of that name, upright RGB. Raises: PictureError: it cannot be read."""
+        ...
+
+    def check(self, names: Sequence[str], advance: Advance) -> dict[str, Checked]:
+        """Read each picture once; `advance(n)` is called as they are done, `len(names)` in all."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One part of a data set: n labelled pictures, loaded when they are asked for.
+
+    labels: int64 `[n]`, indices into `Dataset.classes`.
+    names: one a picture: its path below the data set's folder, or `cifar10/train/123`.
+    fingerprints: one a picture: SHA-256 in hex of its encoded content, or of its pixels where there is no file.
+    source: what `load` asks.
+    """
+
+    labels: npt.NDArray[np.int64]
+    names: tuple[str, ...]
+    fingerprints: tuple[str, ...]
+    source: Source = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def load(self, index: int) -> Image.Image:
+        """The picture at `index`, upright RGB.
+
+        Raises:
+            PictureError: it cannot be read (any more); the message names it.
+        """
+        return self.source.load(self.names[index])
+
+    def take(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> Part:
+        """The pictures at `indices`, in that order, as a part of their own.
+
+        Raises:
+            IndexError: an index that this part does not have.
+        """
+        chosen = np.asarray(indices, dtype=np.int64)
+        return Part(
+            labels=self.labels[chosen],
+            names=tuple(self.names[index] for index in chosen),
+            fingerprints=tuple(self.fingerprints[index] for index in chosen),
+            source=self.source,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A data set, ready to train on: every picture in it has been read once.
+
+    spec: what the user asked for.
+    classes: the name of each label.
+    test: None where the data set has no test part.
+    left_out: broken pictures that were met.
+    fingerprint: SHA-256 in hex over all pictures' contents, their labels, the classes and the split.
+    """
+
+    spec: str
+    classes: tuple[str, ...]
+    train: Part
+    val: Part
+    test: Part | None
+    left_out: tuple[LeftOut, ...]
+    fingerprint: str
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        """The parts there are, by name: `train`, `val`, `test`."""
+        named = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: part for name, part in named.items() if part is not None}
