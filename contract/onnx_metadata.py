@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,11 +24,15 @@ def read_metadata(path: Path) -> dict[str, str]:
     metadata: dict[str, str] = {}
     try:
         with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
             while (tag := _varint(file, may_end=True)) is not None:
                 field, wire_type = tag >> 3, tag & 7
+                if field == 0:
+                    raise ValueError("a field without a number")
                 if wire_type == _LENGTH_DELIMITED:
-                    length = _varint(file)
-                    assert length is not None
+                    length = _varint(file) or 0
+                    if file.tell() + length > size:
+                        raise EOFError("it ends in the middle of a field")
                     if field == _METADATA_PROPS:
                         if length > _MAX_ENTRY_BYTES:
                             raise ValueError("an entry that is too long")
@@ -48,8 +54,6 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def _entry(data: bytes) -> tuple[str, str]:
-    from io import BytesIO
-
     file, found = BytesIO(data), {_KEY: "", _VALUE: ""}
     while (tag := _varint(file, may_end=True)) is not None:
         length = _varint(file)

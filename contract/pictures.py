@@ -71,7 +71,7 @@ def decode(data: bytes, limits: PictureLimits = DEFAULT_LIMITS) -> Image.Image:
                 f"the picture claims {width:,} x {height:,} pixels, at most {limits.max_pixels:,} are decoded: send a smaller one"
             )
         image.load()
-        return _to_rgb(_upright(image))
+        return to_rgb(image)
     except PictureError:
         raise
     except UnidentifiedImageError as error:
@@ -83,6 +83,15 @@ def decode(data: bytes, limits: PictureLimits = DEFAULT_LIMITS) -> Image.Image:
     except (OSError, SyntaxError, ValueError, IndexError, TypeError, KeyError, EOFError, OverflowError, struct.error) as error:
         # What Pillow's decoders raise on broken data, by its own documentation and fuzzing.
         raise PictureError(f"the picture cannot be decoded: {_first_line(error)}") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A loaded Pillow picture as `decode` gives it: upright, without transparency, RGB. For pictures that came without a file.
+
+    Raises:
+        PictureError: of a mode without colours.
+    """
+    return _to_rgb(_upright(image))
 
 
 def read(path: str | Path, limits: PictureLimits = DEFAULT_LIMITS) -> Image.Image:

@@ -31,7 +31,8 @@ def enlarge(values: FloatArray, width: int, height: int) -> FloatArray:
 def colorize(unit: FloatArray) -> ByteArray:
     """Values in [0, 1], `[h, w]`, to RGB `[h, w, 3]`: blue, cyan, yellow, red ("jet", as the CAM papers draw them)."""
     position = 4 * np.clip(unit, 0, 1)[..., None] - np.array([3.0, 2.0, 1.0])
-    return (255 * np.clip(1.5 - np.abs(position), 0, 1) + 0.5).astype(np.uint8)
+    colors: ByteArray = (255 * np.clip(1.5 - np.abs(position), 0, 1) + 0.5).astype(np.uint8)
+    return colors
 
 
 def heat_map(values: FloatArray, width: int, height: int) -> Image.Image:

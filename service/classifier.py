@@ -67,7 +67,9 @@ class Classifier:
         method = require_method(query.method, model.description.methods, f"model {name!r}")
         targets = tuple(dict.fromkeys(query.classes)) or (FIRST_RANKED,)
         if len(targets) > self._max_maps:
-            raise RequestError(f"map: {len(targets)} classes are to be explained, at most {self._max_maps} a request: send several requests")
+            raise RequestError(
+                f"map: {len(targets)} classes are to be explained, at most {self._max_maps} a request: send several requests"
+            )
         model.check_targets(targets)
         return targets, (method,)
 
@@ -89,9 +91,7 @@ class Classifier:
         if query.map_format == "raw":
             return {class_id: Timed(draw(one, query, seen, preprocessing), waited_ns=0, took_ns=0) for class_id, one in values.items()}
         # One after another: a request for many maps takes its turn between the pictures of others.
-        return {
-            class_id: await self._picture_workers.do(draw, one, query, seen, preprocessing) for class_id, one in values.items()
-        }
+        return {class_id: await self._picture_workers.do(draw, one, query, seen, preprocessing) for class_id, one in values.items()}
 
 
 def _top_k(asked: int, classes: int) -> int:

@@ -2,28 +2,221 @@
 
 from __future__ import annotations
 
-import io
 import ipaddress
-import queue
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Self
 
 import grpc
-import numpy as np
-import numpy.typing as npt
-from google.rpc import code_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from PIL import Image, ImageOps
 
-from contract.errors import NotFoundError, PictureError, RequestError, ServerError, TlcliError
+from contract.errors import RequestError, ServerError, TlcliError
 from service import errors, wire
 from service.answers import Classification, ModelInfo, ModelStatus, StreamAnswer
-from service.health import OVERALL
+from service.outgoing import OutgoingStream, Picture, name_picture, with_picture
 from service.pb.tlcli.v1 import classifier_pb2 as pb
 from service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
 from service.query import MapFormat, MapQuery, Query, require_map_format
 from service.settings import join_address
+
+_POLL_S = 0.05
+
+
+class Client:
+    """A connection to one server, made at the first call. Safe to use from several threads.
+
+    Example:
+        with Client(port=8001) as client:
+            best = client.classify("picture.jpg", method="gradcam").predictions[0]
+            print(best.label, best.score, best.map.values)
+    """
+
+    def __init__(self, host: str = "127.0.0.1", port: int = 8001) -> None:
+        self.address = join_address(host, port)
+        options: list[tuple[str, int]] = [
+            ("grpc.max_receive_message_length", -1),  # overlays of many classes pass gRPC's 4 MB
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 1000),  # a server that starts is found within a second
+        ]
+        if _is_loopback(host):
+            options.append(("grpc.enable_http_proxy", 0))  # no proxy knows the way to this machine's own ports
+        self._channel = grpc.insecure_channel(self.address, options=options)
+        self._classifier = ClassifierStub(self._channel)
+        self._health = health_pb2_grpc.HealthStub(self._channel)
+
+    def close(self) -> None:
+        """Close the connection; calls under way are cancelled."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def classify(
+        self,
+        picture: Picture,
+        *,
+        model: str = "",
+        version: str = "",
+        top_k: int = 0,
+        method: str | None = None,
+        classes: Sequence[int] = (),
+        map_format: MapFormat = "raw",
+        request_id: str = "",
+        timeout_s: float = 30.0,
+    ) -> Classification:
+        """Ask about one picture.
+
+        Args:
+            picture: an encoded picture, its path, a Pillow image, or an input of the model's own size as an
+                array, uint8 `[height, width, 3]`, RGB (see `get_model`).
+            model: its name; may be empty where the server holds one only.
+            version: empty for the latest.
+            top_k: how many of the best classes; 0 for five, or fewer where the model has fewer.
+            method: the map to compute, for example `gradcam`; None for none.
+            classes: to explain, by id; -r means the r-th ranked. Empty: the first ranked.
+            map_format: `raw` numbers, a `heat_map` of the input's size, or an `overlay` on the picture.
+            request_id: comes back in the answer.
+            timeout_s: how long to wait.
+
+        Raises:
+            PictureError: not a picture that can be read, or one over a limit.
+            RequestError: a class, a method, a number or a shape that does not fit the model.
+            NotFoundError: no such file, model or version.
+            ModelFileError: the model is there and broken.
+            ServerError: no server answers, or not in time.
+        """
+        asked = with_picture(_query(model, version, top_k, method, classes, map_format), picture)
+        request = wire.write_request(asked)
+        request.request_id = request_id
+        try:
+            with self._translated():
+                return wire.read_response(self._classifier.Classify(request, timeout=timeout_s))
+        except TlcliError as error:
+            named = name_picture(error, picture)
+            if named is error:
+                raise
+            raise named from error
+
+    def classify_stream(
+        self,
+        pictures: Iterable[Picture],
+        *,
+        model: str = "",
+        version: str = "",
+        top_k: int = 0,
+        method: str | None = None,
+        classes: Sequence[int] = (),
+        map_format: MapFormat = "raw",
+        timeout_s: float | None = None,
+    ) -> Iterator[StreamAnswer]:
+        """Ask about many pictures on one call, several of them at a time.
+
+        Args:
+            pictures: read in a thread of gRPC's as the server takes them, not all at once.
+            timeout_s: for all of them; None waits as long as it takes.
+            model, version, top_k, method, classes, map_format: see `classify`.
+
+        Yields:
+            An answer for each picture, in their order. A picture that fails is answered with its error.
+
+        Raises:
+            ServerError: no server answers, or not in time; the stream is over then.
+            Exception: what `pictures` itself raises.
+        """
+        outgoing = OutgoingStream(pictures, _query(model, version, top_k, method, classes, map_format))
+        call = self._classifier.ClassifyStream(iter(outgoing), timeout=timeout_s)
+        try:
+            with self._translated():
+                for message in call:
+                    yield from _unsent(outgoing)
+                    yield _read_answer(message, outgoing.answered().picture)
+            yield from _unsent(outgoing)
+        except TlcliError:
+            if outgoing.failure is not None:
+                raise outgoing.failure from None
+            raise
+        finally:
+            call.cancel()  # type: ignore[no-untyped-call]  # the stubs leave it out
+
+    def list_models(self, timeout_s: float = 30.0) -> tuple[ModelStatus, ...]:
+        """Every version of every model on the server, the broken ones with the reason.
+
+        Raises:
+            ServerError: no server answers, or not in time.
+        """
+        with self._translated():
+            answer = self._classifier.ListModels(pb.ListModelsRequest(), timeout=timeout_s)
+        return tuple(wire.read_status(status) for status in answer.models)
+
+    def get_model(self, model: str = "", version: str = "", timeout_s: float = 30.0) -> ModelInfo:
+        """All that is known of one model.
+
+        Raises:
+            NotFoundError: no such model or version.
+            ModelFileError: it is there and broken.
+            ServerError: no server answers, or not in time.
+        """
+        with self._translated():
+            return wire.read_info(self._classifier.GetModel(pb.GetModelRequest(model=model, version=version), timeout=timeout_s))
+
+    def is_ready(self, model: str = "", timeout_s: float = 5.0) -> bool:
+        """Does the server, or this model of it, say SERVING? A server that cannot be reached is not ready."""
+        try:
+            answer = self._health.Check(health_pb2.HealthCheckRequest(service=model), timeout=timeout_s)
+        except grpc.RpcError:
+            return False
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+    def wait_until_ready(self, timeout_s: float = 60.0, model: str = "") -> None:
+        """Return when the server, or this model of it, says SERVING.
+
+        Raises:
+            ServerError: it did not within `timeout_s`.
+        """
+        deadline = time.monotonic() + timeout_s
+        while not self.is_ready(model, timeout_s=max(_POLL_S, deadline - time.monotonic())):
+            if time.monotonic() >= deadline:
+                what = f"model {model!r}" if model else "no server"
+                raise ServerError(f"{what} was ready at {self.address} within {timeout_s:g} s: see the server's log")
+            time.sleep(_POLL_S)
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except grpc.RpcError as error:
+            raise errors.from_rpc_error(error, self.address) from error
+
+
+def _query(model: str, version: str, top_k: int, method: str | None, classes: Sequence[int], map_format: MapFormat) -> Query:
+    if method is None:
+        if classes:
+            raise RequestError(f"classes {list(classes)} are to be explained by no method: name one, for example method='gradcam'")
+        return Query(model=model, version=version, top_k=top_k)
+    wanted = MapQuery(method, tuple(classes), require_map_format(map_format))
+    return Query(model=model, version=version, top_k=top_k, map=wanted)
+
+
+def _unsent(outgoing: OutgoingStream) -> Iterator[StreamAnswer]:
+    for request_id, error in outgoing.unsent():
+        yield StreamAnswer(request_id, error)
+
+
+def _read_answer(message: pb.ClassifyStreamResponse, picture: Picture) -> StreamAnswer:
+    if message.WhichOneof("result") == "response":
+        return StreamAnswer(message.request_id, wire.read_response(message.response))
+    return StreamAnswer(message.request_id, name_picture(errors.from_status(message.error), picture))
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

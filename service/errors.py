@@ -37,14 +37,6 @@ CODES: dict[type[TlcliError], grpc.StatusCode] = {
 }
 """Every error of the tree, also those that a server should never meet."""
 
-# For a status without our ErrorInfo: gRPC's own, or another server's.
-_BY_CODE: dict[grpc.StatusCode, type[TlcliError]] = {
-    grpc.StatusCode.INVALID_ARGUMENT: errors.RequestError,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: errors.RequestError,
-    grpc.StatusCode.NOT_FOUND: errors.NotFoundError,
-    grpc.StatusCode.FAILED_PRECONDITION: errors.ModelFileError,
-}
-
 _MAX_MESSAGE_BYTES = 1500
 """A status travels twice in trailing metadata, percent-encoded and in base64, of which clients read 8 KiB."""
 
@@ -61,20 +53,16 @@ def to_status(error: Exception) -> status_pb2.Status:
     return status
 
 
-def from_status(status: status_pb2.Status) -> TlcliError | None:
-    """The error that our server put into a status, or None if it put none there."""
-    info = error_details_pb2.ErrorInfo()
-    for detail in status.details:
-        if detail.Unpack(info) and info.domain == DOMAIN and info.reason in _BY_REASON:
-            return _BY_REASON[info.reason](status.message)
-    return None
+def from_status(status: status_pb2.Status) -> TlcliError:
+    """The error that a status of a stream's answer stands for."""
+    return _named_in(status) or _BY_NUMBER.get(status.code, errors.ServerError)(status.message)
 
 
 def from_rpc_error(error: grpc.RpcError, address: str) -> TlcliError:
     """What a failed call means to the caller of a server at `address`."""
     with suppress(ValueError):  # a status that contradicts its call was tampered with on the way: go by the call
-        status = rpc_status.from_call(error)
-        ours = None if status is None else from_status(status)
+        status = rpc_status.from_call(error)  # type: ignore[arg-type]  # a failed call is both, which the stubs cannot say
+        ours = None if status is None else _named_in(status)
         if ours is not None:
             return ours
     code, details = error.code(), _one_line(error.details())
@@ -86,7 +74,21 @@ def from_rpc_error(error: grpc.RpcError, address: str) -> TlcliError:
         return errors.ServerError(f"{address} did not answer in time: it is busy, or the time that was given is short")
     if code is grpc.StatusCode.UNIMPLEMENTED:
         return errors.ServerError(f"what answers at {address} is no tlcli server ({details})")
-    return _BY_CODE.get(code, errors.ServerError)(f"{address}: {details or code.name}")
+    return _BY_NUMBER.get(_number(code), errors.ServerError)(f"{address}: {details or code.name}")
+
+
+def _named_in(status: status_pb2.Status) -> TlcliError | None:
+    """The error that our server put into a status, or None if it put none there."""
+    info = error_details_pb2.ErrorInfo()
+    for detail in status.details:
+        if detail.Unpack(info) and info.domain == DOMAIN and info.reason in _BY_REASON:
+            return _BY_REASON[info.reason](status.message)
+    return None
+
+
+def _number(code: grpc.StatusCode) -> int:
+    number: int = code.value[0]
+    return number
 
 
 def _reason(kind: type[TlcliError]) -> str:
@@ -96,10 +98,13 @@ def _reason(kind: type[TlcliError]) -> str:
 
 _BY_REASON = {_reason(kind): kind for kind in CODES}
 
-
-def _number(code: grpc.StatusCode) -> int:
-    number: int = code.value[0]
-    return number
+# For a status without our ErrorInfo: gRPC's own, or another server's. What is not here is a ServerError.
+_BY_NUMBER: dict[int, type[TlcliError]] = {
+    _number(grpc.StatusCode.INVALID_ARGUMENT): errors.RequestError,
+    _number(grpc.StatusCode.RESOURCE_EXHAUSTED): errors.RequestError,  # a message over the limit
+    _number(grpc.StatusCode.NOT_FOUND): errors.NotFoundError,
+    _number(grpc.StatusCode.FAILED_PRECONDITION): errors.ModelFileError,
+}
 
 
 def _cut(message: str) -> str:

@@ -6,30 +6,26 @@ import asyncio
 from collections.abc import Mapping
 
 import grpc.aio
-from grpc_health.v1 import health, health_pb2
+from grpc_health.v1 import health_pb2
+from grpc_health.v1.health import OVERALL_HEALTH, aio  # type: ignore[attr-defined]  # the stubs leave `aio` out
 
 from service.pb.tlcli.v1 import classifier_pb2
-
-OVERALL = ""
-"""The name under which the protocol asks for the whole server."""
 
 CLASSIFIER = classifier_pb2.DESCRIPTOR.services_by_name["Classifier"].full_name
 
 
-class Health(health.aio.HealthServicer):  # type: ignore[misc]  # the package has no types
+class Health(aio.HealthServicer):  # type: ignore[misc]
     """The health service, by name: the whole server (`""`), `tlcli.v1.Classifier`, and each model."""
 
     def __init__(self) -> None:
         super().__init__()
         self._ending = asyncio.Event()
 
-    async def not_serving(self) -> None:
-        """Before anything is loaded. (The base class begins with SERVING.)"""
-        await self._set_all({OVERALL: False, CLASSIFIER: False})
-
-    async def serving(self, models: Mapping[str, bool]) -> None:
-        """The server takes requests, and which of its models do."""
-        await self._set_all({**models, OVERALL: True, CLASSIFIER: True})
+    async def announce(self, serving: bool, models: Mapping[str, bool]) -> None:
+        """Whether the server takes requests, and which of its models do."""
+        status = health_pb2.HealthCheckResponse.ServingStatus
+        for name, state in {**models, OVERALL_HEALTH: serving, CLASSIFIER: serving}.items():
+            await self.set(name, status.SERVING if state else status.NOT_SERVING)
 
     def end_watches(self) -> None:
         """End the calls that watch, after they have told what is so: they would last as long as their clients."""
@@ -46,8 +42,3 @@ class Health(health.aio.HealthServicer):  # type: ignore[misc]  # the package ha
         finally:
             watching.cancel()
             ending.cancel()
-
-    async def _set_all(self, states: Mapping[str, bool]) -> None:
-        status = health_pb2.HealthCheckResponse.ServingStatus
-        for name, serving in states.items():
-            await self.set(name, status.SERVING if serving else status.NOT_SERVING)

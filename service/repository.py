@@ -61,7 +61,7 @@ class Repository:
             self._entries[name] = {version: Entry(name, version) for version in versions(self._folder / name)}
         if not self._entries:
             raise NotFoundError(
-                f"{self._folder}: no model here: <name>/<version>/{MODEL_FILE} was expected: make one with `tlcli finetune` or `tlcli export`"
+                f"{self._folder}: no model here: <name>/<version>/{MODEL_FILE} was expected; `tlcli finetune` and `tlcli export` make one"
             )
 
     async def load(self) -> None:

@@ -40,7 +40,7 @@ class Runner:
             opened = await thread.do(Model.open, path, device, threads)
             await thread.do(opened.value.warm_up)
         except BaseException:
-            thread.close()
+            thread.close(wait=False)  # cancelled at a stop, the load under way must not hold up the event loop
             raise
         return cls(opened.value, thread)
 

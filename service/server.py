@@ -46,9 +46,7 @@ class Server:
         self._stop_requested = asyncio.Event()
         self._hurry = asyncio.Event()
 
-    async def run(
-        self, on_listening: Callable[[int], None] | None = None, on_serving: Callable[[int], None] | None = None
-    ) -> None:
+    async def run(self, on_listening: Callable[[int], None] | None = None, on_serving: Callable[[int], None] | None = None) -> None:
         """Serve until `request_stop`.
 
         Args:
@@ -98,7 +96,7 @@ class Server:
         device = resolve_device(self._settings.device)
         self._repository.discover()
         logger.info("device: %s (asked for: %s)", device, self._settings.device)
-        await self._health.not_serving()
+        await self._health.announce(False, self._repository.serving())
         server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", self._settings.limits.max_bytes + _ENVELOPE_BYTES),
@@ -125,7 +123,7 @@ class Server:
             DeviceError: the device was asked for and cannot be used.
         """
         await self._repository.load()
-        await self._health.serving(self._repository.serving())
+        await self._health.announce(True, self._repository.serving())
         logger.info("serving %d of %d models", sum(self._repository.serving().values()), len(self._repository.serving()))
 
     async def stop(self) -> None:
@@ -157,8 +155,8 @@ def _listen(server: grpc.aio.Server, host: str, port: int) -> int:
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(place)
-    except OSError as error:
-        raise SettingsError(f"cannot listen on {address}: {error.strerror or error}: {remedy}") from error
+    except (OSError, UnicodeError) as error:
+        raise SettingsError(f"cannot listen on {address}: {getattr(error, 'strerror', None) or error}: {remedy}") from error
     try:
         return server.add_insecure_port(address)
     except RuntimeError as error:

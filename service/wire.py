@@ -17,7 +17,8 @@ _FORMATS: dict[MapFormat, pb.MapFormat] = {
     "heat_map": pb.MAP_FORMAT_HEAT_MAP,
     "overlay": pb.MAP_FORMAT_OVERLAY,
 }
-_FORMAT_NAMES: dict[int, MapFormat] = {pb.MAP_FORMAT_UNSPECIFIED: "raw"} | {number: name for name, number in _FORMATS.items()}
+_FORMAT_NAMES: dict[int, MapFormat] = {number: name for name, number in _FORMATS.items()}
+_FORMAT_NAMES[pb.MAP_FORMAT_UNSPECIFIED] = "raw"
 _STATES: dict[ModelState, pb.ModelState] = {
     ModelState.LOADING: pb.MODEL_STATE_LOADING,
     ModelState.READY: pb.MODEL_STATE_READY,

@@ -43,6 +43,6 @@ class Workers:
 
         return await asyncio.get_running_loop().run_in_executor(self._executor, timed)
 
-    def close(self) -> None:
-        """Drop what waits, and wait for what runs."""
-        self._executor.shutdown(wait=True, cancel_futures=True)
+    def close(self, wait: bool = True) -> None:
+        """Drop what waits for a thread, and wait for what runs, unless told not to."""
+        self._executor.shutdown(wait=wait, cancel_futures=True)

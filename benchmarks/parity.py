@@ -1,0 +1,101 @@
+"""How far exported models are from PyTorch on real pictures: every head on VGG16, ResNet-18 and MobileNetV2.
+
+    python benchmarks/parity.py FOLDER [--pictures 200] [--size 224]
+
+FOLDER holds photographs (searched for pictures). For each network, with random weights: the largest difference of the logits from
+PyTorch's (float32), the share of equal first classes, the largest difference of each map from a float64 autograd reference written
+from the papers (tests/exports/reference.py) relative to the map's largest value, and the largest difference between answers to a
+batch and to its pictures one by one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from contract import pictures
+from contract.description import Provenance
+from contract.model import Model
+from contract.preprocessing import Preprocessing
+from exports import export
+from tests.exports.reference import Reference, relative_difference
+from training.network import NetworkConfig, build
+
+CLASSES = 10
+BATCH = 8
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--pictures", type=int, default=200)
+    parser.add_argument("--size", type=int, default=224)
+    arguments = parser.parse_args()
+    found = pictures.find([arguments.folder])
+    chosen = [found[index * len(found) // arguments.pictures] for index in range(min(arguments.pictures, len(found)))]
+    preprocessing = Preprocessing(height=arguments.size, width=arguments.size)
+    images = [preprocessing.apply(pictures.read(path)) for path in chosen]
+    print(f"{len(images)} pictures of {arguments.folder.name}, {arguments.size} x {arguments.size}")
+    print("| network | head | logits | first class agrees | cam | gradcam | batch against single: logits | maps | seconds |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for backbone in ("vgg16", "resnet18", "mobilenetv2_100"):
+        for head in ("linear", "mlp:256", "original"):
+            row = measure(backbone, head, preprocessing, images)
+            print(f"| {backbone} | {head} | " + " | ".join(row) + " |", flush=True)
+
+
+def measure(backbone: str, head: str, preprocessing: Preprocessing, images: list[np.ndarray]) -> list[str]:
+    began = time.perf_counter()
+    torch.manual_seed(0)
+    network = build(NetworkConfig(backbone=backbone, head=head, num_classes=CLASSES, preprocessing=preprocessing))
+    with tempfile.TemporaryDirectory() as folder:
+        exported = export(
+            network,
+            name="model",
+            labels=[f"class_{number}" for number in range(CLASSES)],
+            repository=Path(folder),
+            images=images[:4],
+            source="photographs",
+            provenance=Provenance(created="", versions={}, backbone=backbone, head=head, weights="none"),
+        )
+        model = Model.open(exported.path, device="cpu")
+        methods = model.description.methods
+        reference = Reference(network, model.description.maps[0].layer)
+        weight = network.classifier.weight.detach().flatten(1) if "cam" in methods else None
+        logits, agree, batched = 0.0, 0, [0.0, 0.0]
+        answered: dict[str, list[np.ndarray]] = {method: [] for method in methods}
+        expected: dict[str, list[np.ndarray]] = {method: [] for method in methods}
+        for start in range(0, len(images), BATCH):
+            batch = np.stack(images[start : start + BATCH])
+            answer = model.run(batch, [-1], methods)
+            theirs = network.predict(batch).numpy()
+            logits = max(logits, float(np.abs(answer.logits - theirs).max()))
+            agree += int((answer.logits.argmax(1) == theirs.argmax(1)).sum())
+            for method in methods:
+                arguments = (batch, answer.classes) if method == "gradcam" else (batch, answer.classes, weight)
+                expected[method].append(getattr(reference, method)(*arguments))
+                answered[method].append(answer.maps[method])
+            alone = model.run(batch[:1], [-1], methods)
+            batched[0] = max(batched[0], float(np.abs(alone.logits - answer.logits[:1]).max()))
+            batched[1] = max(batched[1], *(relative_difference(alone.maps[m], answer.maps[m][:1]) for m in methods))
+    maps = {method: relative_difference(np.concatenate(answered[method]), np.concatenate(expected[method])) for method in methods}
+    return [
+        f"{logits:.1e}",
+        f"{agree / len(images):.1%}",
+        *(f"{maps[method]:.1e}" if method in maps else "–" for method in ("cam", "gradcam")),
+        f"{batched[0]:.1e}",
+        f"{batched[1]:.1e}",
+        f"{time.perf_counter() - began:.0f}",
+    ]
+
+
+if __name__ == "__main__":
+    main()

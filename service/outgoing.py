@@ -1,0 +1,104 @@
+"""Pictures, as a caller has them, into queries."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from contract import pictures, rendering
+from contract.errors import NotFoundError, PictureError, RequestError, TlcliError
+from service import wire
+from service.pb.tlcli.v1 import classifier_pb2 as pb
+from service.query import Query
+
+Picture = bytes | str | Path | Image.Image | npt.NDArray[np.uint8]
+"""An encoded picture, its path, a Pillow image, or an input of the model's size: uint8 `[height, width, 3]`, RGB."""
+
+
+def with_picture(query: Query, picture: Picture) -> Query:
+    """The query, with its picture.
+
+    A Pillow image is sent as PNG, turned upright by its EXIF data, which loses nothing that the server would keep.
+
+    Raises:
+        NotFoundError: no file at the path, or one that may not be read.
+        PictureError: a Pillow image that cannot be read, or of a mode without colours.
+        RequestError: an array of another type or shape, or no picture at all.
+    """
+    if isinstance(picture, bytes):
+        return replace(query, encoded=picture)
+    if isinstance(picture, str | Path):
+        try:
+            return replace(query, encoded=Path(picture).read_bytes())
+        except OSError as error:
+            raise NotFoundError(f"{picture}: {error.strerror or error}") from error
+    if isinstance(picture, Image.Image):
+        try:
+            return replace(query, encoded=rendering.encode(pictures.to_rgb(picture)))
+        except OSError as error:  # Pillow reads a file it has opened only now
+            raise PictureError(f"the Pillow image cannot be read: {error}") from error
+    if isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3:
+        return replace(query, pixels=picture.tobytes())
+    came = f"{picture.dtype} {list(picture.shape)}" if isinstance(picture, np.ndarray) else type(picture).__name__
+    raise RequestError(f"a picture is bytes, a path, a Pillow image or a uint8 array [height, width, 3]; {came} came")
+
+
+def name_picture(error: TlcliError, picture: Picture) -> TlcliError:
+    """The error, saying which file it is about, where the picture is one and the error about pictures."""
+    if isinstance(picture, str | Path) and type(error) is PictureError:
+        return PictureError(f"{picture}: {error}")
+    return error
+
+
+@dataclass(frozen=True)
+class Sent:
+    """One picture of a stream: asked about, or not sent for an error."""
+
+    picture: Picture
+    request_id: str
+    error: TlcliError | None
+
+
+class OutgoingStream:
+    """The requests of a stream, drawn by gRPC in a thread of its own, and the order in which they went.
+
+    A picture that cannot be sent keeps its place: `unsent` tells it to the reader of the answers.
+
+    failure: what the caller's own iterable raised, if it did.
+    """
+
+    def __init__(self, pictures: Iterable[Picture], query: Query) -> None:
+        self._pictures = pictures
+        self._query = query
+        self._sent: deque[Sent] = deque()
+        self.failure: Exception | None = None
+
+    def __iter__(self) -> Iterator[pb.ClassifyRequest]:
+        try:
+            for number, picture in enumerate(self._pictures):
+                request_id = str(number)
+                try:
+                    request = wire.write_request(with_picture(replace(self._query, request_id=request_id), picture))
+                except TlcliError as error:
+                    self._sent.append(Sent(picture, request_id, error))
+                else:
+                    self._sent.append(Sent(picture, request_id, None))
+                    yield request
+        except Exception as error:
+            self.failure = error
+            raise
+
+    def unsent(self) -> Iterator[tuple[str, TlcliError]]:
+        """The request ids and errors of the pictures that come next and were not sent."""
+        while self._sent and (error := self._sent[0].error) is not None:
+            yield self._sent.popleft().request_id, error
+
+    def answered(self) -> Sent:
+        """The picture whose answer has come: answers come in the order of the requests."""
+        return self._sent.popleft()

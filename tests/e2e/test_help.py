@@ -1,0 +1,61 @@
+"""The command line is quick, says what it has, and answers mistakes with one line."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tlcli.__main__ import COMMANDS
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tlcli", *arguments], capture_output=True, text=True, timeout=120, env={**os.environ, **environment}
+    )
+
+
+def test_help_takes_at_most_three_tenths_of_a_second() -> None:
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        assert run("--help").returncode == 0
+        times.append(time.perf_counter() - began)
+    assert statistics.median(times) <= 0.3, times
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(name: str) -> None:
+    answer = run(name, "--help")
+    assert answer.returncode == 0
+    assert COMMANDS[name] in " ".join(answer.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["finetune", "--backbone", "resnet1"], 2, "unknown backbone 'resnet1'"),
+        (["finetune", "--head", "mlp"], 2, "--head: unknown head 'mlp': expected linear, original or mlp:<hidden units>"),
+        (["finetune", "--mean", "1,2"], 2, "expected one number, or three with commas"),
+        (["finetune", "--dataset", "no-such-set", "--backbone", "resnet18", "--weights", "none"], 1, "no-such-set"),
+        (["export"], 2, "give a run's folder, or --backbone NAME"),
+        (["export", "runs/x", "--mean", "0.5"], 2, "--mean: a run knows these itself"),
+        (["export", "no-such-run"], 1, "no-such-run"),
+        (["predict", "no-such-model", "x.jpg"], 1, "no-such-model: no model here"),
+        (["serve", "no-such-folder"], 1, "no-such-folder: no such folder"),
+        (["models", "--models", "no-such-folder"], 1, "no-such-folder: no such folder"),
+        (["backbones", "nothing-like-it"], 1, "no backbone matches 'nothing-like-it'"),
+        (["classify", __file__, "--port", "1"], 1, "no server answers at 127.0.0.1:1"),
+        (["classify", "no-such-picture.jpg"], 1, "no-such-picture.jpg: no such file or folder"),
+    ],
+)
+def test_mistakes_get_one_line_and_an_exit_code(arguments: list[str], code: int, message: str, tmp_path: Path) -> None:
+    answer = run(*arguments)
+    assert message in answer.stderr
+    assert "Traceback" not in answer.stderr
+    assert answer.returncode == code

@@ -1,0 +1,120 @@
+"""Every command in the README is run, in order, as it stands there.
+
+What stands in for the networks that a test cannot reach: a hub cache with randomly initialised weights in the official layout,
+and a small data set under the default one's name. The commands do not know the difference.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+BLOCKS = [(match[1], match[2]) for match in BLOCK.finditer((ROOT / "README.md").read_text(encoding="utf-8"))]
+
+
+@pytest.fixture(scope="module")
+def home(shared_data: Path, unpacked: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory as a reader of the README would have it."""
+    home = tmp_path_factory.mktemp("readme")
+    photographs = unpacked("cats-vs-dogs")
+    for part, count in (("train", 8), ("test", 4)):
+        for label in ("cat", "dog"):
+            for folder in (home / "data" / "cats-vs-dogs" / part / label, home / "PATH" / "TO" / "FOLDER" / part / label):
+                folder.mkdir(parents=True)
+                for picture in sorted((photographs / part / label).iterdir())[:count]:
+                    shutil.copy(picture, folder)
+    (home / "folder").mkdir()
+    for number, picture in enumerate(sorted((photographs / "test" / "dog").iterdir())[:3]):
+        shutil.copy(picture, home / "picture.jpg" if number == 0 else home / "folder" / picture.name)
+    for name in ("vgg16", "resnet18"):
+        fill_hub_cache(home / "hub", name)
+    os.symlink(shared_data / "weights" / "mobilenetv2_100.imagenet.safetensors", home / "FILE")
+    return home
+
+
+def fill_hub_cache(cache: Path, name: str) -> None:
+    """Random weights of `name`, where the hub's client keeps what it has downloaded."""
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    model = timm.create_model(name)
+    repository = cache / ("models--" + model.pretrained_cfg["hf_hub_id"].replace("/", "--"))
+    revision = "0" * 40
+    snapshot = repository / "snapshots" / revision
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(revision)
+    save_file(model.state_dict(), snapshot / "model.safetensors")
+    (snapshot / "config.json").write_text(json.dumps({"architecture": name, "pretrained_cfg": {}}))
+
+
+@pytest.fixture(scope="module")
+def environment(home: Path) -> dict[str, str]:
+    return {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "TLCLI_DATA": str(home / "data"),
+        "TLCLI_CACHE": str(home / "cache"),
+        "HF_HUB_CACHE": str(home / "hub"),
+        "HF_HUB_OFFLINE": "1",
+    }
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[list[subprocess.Popen[bytes]]]:
+    started: list[subprocess.Popen[bytes]] = []
+    yield started
+    for server in started:
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(timeout=60) == 0
+
+
+def test_it_opens_with_the_two_commands() -> None:
+    assert BLOCKS[0] == ("sh", "make demo\nmake test\n")
+
+
+def test_the_two_commands_run(tmp_path: Path) -> None:
+    """In the project itself; `make test` up to the tests, of which this is one."""
+    subprocess.run(["make", "demo"], cwd=ROOT, check=True, timeout=600)
+    assert (ROOT / "demo" / "models" / "shapes").is_dir()
+    overlays = list((ROOT / "demo").glob("picture.gradcam.*.png"))
+    assert overlays, "no overlay was written"
+    subprocess.run(["make", "test"], cwd=ROOT, check=True, timeout=600, env={**os.environ, "PYTEST_ADDOPTS": "--collect-only -q"})
+
+
+@pytest.mark.parametrize("number", range(1, len(BLOCKS)))
+def test_commands_and_code_run(
+    number: int, home: Path, environment: dict[str, str], servers: list[subprocess.Popen[bytes]]
+) -> None:
+    language, block = BLOCKS[number]
+    if language == "python":
+        subprocess.run([sys.executable, "-c", block], cwd=home, env=environment, check=True, timeout=120)
+        return
+    for line in block.splitlines():
+        if line.startswith("tlcli serve"):
+            servers.append(subprocess.Popen(line.split(), cwd=home, env=environment))
+            wait_for_server()
+        else:
+            subprocess.run(line, shell=True, cwd=home, env=environment, check=True, timeout=600)
+
+
+def wait_for_server() -> None:
+    from service import Client
+
+    with Client("127.0.0.1", 8001) as client:
+        client.wait_until_ready(timeout_s=60)
+        time.sleep(0.1)

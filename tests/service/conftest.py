@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from service import Client, ServerSettings, in_background
+from service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
+from tests.service.toy_model import ToyModel
+
+FIRST, SECOND = ToyModel.make(seed=1), ToyModel.make(seed=2)
+"""Versions 1 and 2 of the model `toy`."""
+
+
+@pytest.fixture(scope="session")
+def one_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with one model in it."""
+    folder = tmp_path_factory.mktemp("one")
+    FIRST.save(folder / "toy/1/model.onnx", "toy")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def many_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository as it may be found: good models, broken ones, and things that are none."""
+    folder = tmp_path_factory.mktemp("many")
+    FIRST.save(folder / "toy/1/model.onnx", "toy")
+    SECOND.save(folder / "toy/2/model.onnx", "toy")
+    ToyModel.make(seed=3, faulty=True).save(folder / "faulty/1/model.onnx", "faulty")
+    FIRST.save(folder / "damaged/9/model.onnx", "damaged")
+    whole = (folder / "damaged/9/model.onnx").read_bytes()
+    for name, content in {"damaged/10": whole[: len(whole) // 2], "broken/1": b"this is no model"}.items():
+        (folder / name).mkdir(parents=True)
+        (folder / name / "model.onnx").write_bytes(content)
+    (folder / "notes.txt").write_text("a file that is no model")
+    (folder / "empty").mkdir()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def port(many_models: Path) -> Iterator[int]:
+    """Of a server of `many_models`."""
+    with in_background(ServerSettings(models=many_models, port=0)) as port:
+        yield port
+
+
+@pytest.fixture(scope="session")
+def client(port: int) -> Iterator[Client]:
+    with Client(port=port) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def stub(port: int) -> Iterator[ClassifierStub]:
+    """What a client of other people's has: the messages and the status codes as they are."""
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield ClassifierStub(channel)

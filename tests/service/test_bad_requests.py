@@ -1,0 +1,192 @@
+"""What cannot be answered gets the right status and one line, and the next request is answered."""
+
+from __future__ import annotations
+
+import grpc
+import numpy as np
+import pytest
+from PIL import Image
+
+from contract.errors import ModelFileError, NotFoundError, PictureError, RequestError, ServerError, TlcliError
+from contract.pictures import PictureLimits
+from service import Client, ServerSettings, in_background
+from service.pb.tlcli.v1 import classifier_pb2 as pb
+from service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
+from tests.service.sample_pictures import RED, encode, png_that_claims, scene
+from tests.service.toy_model import LABELS, SIZE
+
+GOOD = encode(scene(RED, (30, 20, 90, 70)), "JPEG")
+REQUEST = pb.ClassifyRequest(model="toy", encoded=GOOD)
+INVALID, MISSING = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
+PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
+
+BAD_PICTURES = {
+    "empty": (b"", "0 bytes came"),
+    "text": (b"Dear server, please classify this. Yours, a client", "no picture"),
+    "truncated JPEG": (GOOD[: len(GOOD) // 2], "cannot be decoded"),
+    "a PNG that claims to be huge": (png_that_claims(100_000, 100_000), "more than 50,000,000 pixels"),
+    "half a header": (GOOD[:10], "cannot be decoded"),
+    "a PDF": (b"%PDF-1.7\n" + bytes(500), "no picture"),
+}
+
+BAD_REQUESTS = {
+    "no picture": (pb.ClassifyRequest(model="toy"), INVALID, "holds no picture"),
+    "unknown model": (
+        pb.ClassifyRequest(model="nosuch", encoded=GOOD),
+        MISSING,
+        "no model 'nosuch' on this server; it has: broken, damaged, faulty, toy",
+    ),
+    "no model named": (pb.ClassifyRequest(encoded=GOOD), MISSING, "several: damaged, faulty, toy: name one"),
+    "a path as model": (pb.ClassifyRequest(model="../toy", encoded=GOOD), MISSING, "no model '../toy'"),
+    "unknown version": (pb.ClassifyRequest(model="toy", version="7", encoded=GOOD), MISSING, "no version '7'; it has: 1, 2"),
+    "odd version": (pb.ClassifyRequest(model="toy", version="01", encoded=GOOD), MISSING, "no version '01'"),
+    "broken model": (pb.ClassifyRequest(model="broken", encoded=GOOD), PRECONDITION, "model 'broken' version 1 is broken and not served"),
+    "broken version": (pb.ClassifyRequest(model="damaged", version="10", encoded=GOOD), PRECONDITION, "version 10 is broken"),
+    "unknown method": (
+        pb.ClassifyRequest(model="toy", encoded=GOOD, map=pb.MapRequest(method="lime")),
+        INVALID,
+        "'lime'; it has: cam, gradcam",
+    ),
+    "no method": (pb.ClassifyRequest(model="toy", encoded=GOOD, map=pb.MapRequest()), INVALID, "no map method ''"),
+    "unknown class": (
+        pb.ClassifyRequest(model="toy", encoded=GOOD, map=pb.MapRequest(method="cam", classes=[0, 7])),
+        INVALID,
+        "no class 7: expected 0 to 6",
+    ),
+    "unknown rank": (pb.ClassifyRequest(model="toy", encoded=GOOD, map=pb.MapRequest(method="cam", classes=[-8])), INVALID, "no class -8"),
+    "far too many classes": (
+        pb.ClassifyRequest(model="toy", encoded=GOOD, map=pb.MapRequest(method="cam", classes=range(100_000))),
+        INVALID,
+        "at most 100 a request",
+    ),
+    "unknown format": (pb.ClassifyRequest(model="toy", encoded=GOOD, map=pb.MapRequest(method="cam", format=9)), INVALID, "map.format 9"),
+    "negative top_k": (pb.ClassifyRequest(model="toy", encoded=GOOD, top_k=-1), INVALID, "top_k -1"),
+    "too few pixels": (
+        pb.ClassifyRequest(model="toy", pixels=bytes(1000)),
+        INVALID,
+        f"{SIZE * SIZE * 3:,} bytes were expected, RGB of 64 x 64 pixels (width x height), 1,000 came",
+    ),
+    "no pixels": (pb.ClassifyRequest(model="toy", pixels=b""), INVALID, "0 came"),
+    "an endless name": (pb.ClassifyRequest(model="é\n" * 100_000, encoded=GOOD), MISSING, "no model 'é"),
+}
+
+
+def refusal(stub: ClassifierStub, request: pb.ClassifyRequest) -> tuple[grpc.StatusCode, str]:
+    """The code and the line of a request that must fail; and the next one must not."""
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.Classify(request)
+    details = caught.value.details() or ""
+    assert details
+    assert "\n" not in details
+    assert "Traceback" not in details
+    assert stub.Classify(REQUEST).predictions
+    return caught.value.code(), details
+
+
+@pytest.mark.parametrize("name", BAD_PICTURES)
+def test_bad_pictures(stub: ClassifierStub, name: str) -> None:
+    data, expected = BAD_PICTURES[name]
+    code, details = refusal(stub, pb.ClassifyRequest(model="toy", encoded=data))
+    assert code is INVALID
+    assert expected in details
+
+
+@pytest.mark.parametrize("name", BAD_REQUESTS)
+def test_bad_requests(stub: ClassifierStub, name: str) -> None:
+    request, expected_code, expected = BAD_REQUESTS[name]
+    code, details = refusal(stub, request)
+    assert code is expected_code
+    assert expected in details
+
+
+def odd_pictures() -> dict[str, bytes]:
+    picture = scene(RED, (30, 20, 90, 70))
+    alpha = picture.copy()
+    alpha.putalpha(200)
+    deep = Image.fromarray(np.linspace(0, 65535, 256 * 192).astype(np.uint16).reshape(192, 256))
+    other = scene((0, 0, 255), (30, 20, 90, 70))
+    return {
+        "CMYK JPEG": encode(picture.convert("CMYK"), "JPEG"),
+        "16-bit PNG": encode(deep),
+        "grey": encode(picture.convert("L")),
+        "grey JPEG": encode(picture.convert("L"), "JPEG"),
+        "alpha": encode(alpha),
+        "palette": encode(picture.convert("P")),
+        "animated GIF": encode(picture, "GIF", save_all=True, append_images=[other], duration=100),
+        "one pixel": encode(Image.new("RGB", (1, 1), RED)),
+        "a sliver": encode(Image.new("RGB", (2000, 1), RED)),
+    }
+
+
+@pytest.mark.parametrize("name", odd_pictures())
+def test_odd_pictures_are_answered(stub: ClassifierStub, name: str) -> None:
+    request = pb.ClassifyRequest(
+        model="toy", encoded=odd_pictures()[name], top_k=100, map=pb.MapRequest(method="cam", format="MAP_FORMAT_OVERLAY")
+    )
+    answer = stub.Classify(request)
+    assert sum(one.score for one in answer.predictions) == pytest.approx(1, abs=1e-5)
+    assert answer.predictions[0].map.png.startswith(b"\x89PNG")
+
+
+def test_the_first_frame_of_an_animation_is_seen(client: Client) -> None:
+    frames = [Image.new("RGB", (64, 64), color) for color in ("red", "blue")]
+    animated = encode(frames[0], "GIF", save_all=True, append_images=frames[1:], duration=100)
+    assert client.classify(animated, model="toy").predictions == client.classify(frames[0], model="toy").predictions
+
+
+def test_a_fault_of_the_server_is_told_plainly_and_logged_in_full(stub: ClassifierStub, caplog: pytest.LogCaptureFixture) -> None:
+    white = pb.ClassifyRequest(model="faulty", encoded=encode(Image.new("RGB", (64, 64), "white")))
+    code, details = refusal(stub, white)
+    assert code is grpc.StatusCode.INTERNAL
+    assert details == "the server failed on this request by a fault of its own: see its log"
+    assert "Gather" in caplog.text
+    assert stub.Classify(pb.ClassifyRequest(model="faulty", encoded=GOOD)).predictions
+
+
+@pytest.mark.parametrize(
+    ("error", "arguments"),
+    [
+        (PictureError, {"picture": b"text"}),
+        (RequestError, {"picture": GOOD, "method": "lime"}),
+        (RequestError, {"picture": GOOD, "top_k": -1}),
+        (RequestError, {"picture": np.zeros((SIZE, SIZE + 1, 3), np.uint8)}),
+        (NotFoundError, {"picture": GOOD, "version": "7"}),
+        (NotFoundError, {"picture": GOOD, "model": "nosuch"}),
+        (ModelFileError, {"picture": GOOD, "model": "broken"}),
+        (ServerError, {"picture": encode(Image.new("RGB", (64, 64), "white")), "model": "faulty"}),
+    ],
+)
+def test_the_client_raises_the_error_that_the_server_met(client: Client, error: type[TlcliError], arguments: dict[str, object]) -> None:
+    with pytest.raises(TlcliError) as caught:
+        client.classify(**{"model": "toy", **arguments})  # type: ignore[arg-type]
+    assert type(caught.value) is error
+    assert isinstance(caught.value.__cause__, grpc.RpcError)
+
+
+def test_a_broken_file_among_the_models_is_listed_with_its_reason(client: Client, many_models: object) -> None:
+    found = {(one.name, one.version): one for one in client.list_models()}
+    assert {key: one.state.value for key, one in found.items()} == {
+        ("broken", "1"): "failed",
+        ("damaged", "9"): "ready",
+        ("damaged", "10"): "failed",
+        ("faulty", "1"): "ready",
+        ("toy", "1"): "ready",
+        ("toy", "2"): "ready",
+    }
+    for one in found.values():
+        assert ("ONNX Runtime cannot load it" in one.reason) == (one.state.value == "failed")
+    answer = client.classify(GOOD, model="damaged")
+    assert answer.version == "9"  # stands in for 10
+
+
+def test_a_picture_of_the_largest_size_is_admitted_and_a_larger_one_refused(one_model: object) -> None:
+    limits = PictureLimits(max_bytes=5_000_000)
+    with in_background(ServerSettings(models=one_model, port=0, limits=limits)) as port, Client(port=port) as client:  # type: ignore[arg-type]
+        largest = GOOD + bytes(limits.max_bytes - len(GOOD))  # what follows a JPEG's end is not read
+        assert client.classify(largest).predictions == client.classify(GOOD).predictions
+        with pytest.raises(PictureError, match=r"5,000,001 bytes, at most 5,000,000"):
+            client.classify(largest + b"\0")
+        with pytest.raises(RequestError, match="larger than max"):
+            client.classify(largest * 2)
+        assert client.classify(GOOD).predictions
+        assert len(client.classify(GOOD, top_k=100).predictions) == len(LABELS)
