@@ -12,7 +12,7 @@ from contract.preprocessing import Preprocessing
 METADATA_KEY = "tlcli.description"
 """Where the JSON stands in the ONNX file's `metadata_props`."""
 
-IMAGES, TARGETS = "images", "targets"
+IMAGES, TARGETS, WANTED = "images", "targets", "wanted"
 SCORES, LOGITS, CLASSES, FEATURES = "scores", "logits", "classes", "features"
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from contract.cores import usable_cores
-from contract.description import CLASSES, FEATURES, IMAGES, LOGITS, SCORES, TARGETS, Description
+from contract.description import CLASSES, FEATURES, IMAGES, LOGITS, SCORES, TARGETS, WANTED, Description
 from contract.errors import DeviceError, ModelFileError, RequestError
 
 if TYPE_CHECKING:
@@ -77,6 +77,8 @@ class Model:
         self.description = description
         self.device = device
         self.path = path
+        # Switches the maps; a graph without maps has no such input.
+        self._takes_wanted = any(value.name == WANTED for value in session.get_overridable_initializers())
 
     @classmethod
     def open(cls, path: str | Path, device: str = "auto", threads: int = 0) -> Model:
@@ -162,6 +164,8 @@ class Model:
             )
         names = [SCORES, LOGITS]
         feed: dict[str, Any] = {IMAGES: images}
+        if self._takes_wanted:
+            feed[WANTED] = np.array([method in methods for method in self.description.methods])
         if methods:
             chosen = np.atleast_2d(np.asarray(targets, dtype=np.int64))
             self.check_targets(chosen.ravel().tolist())
@@ -174,7 +178,7 @@ class Model:
             raise RequestError(
                 f"model {self.description.name!r} has no map {', '.join(sorted(unknown))}; it has: {', '.join(self.description.methods)}"
             )
-        values = dict(zip(names, self.session.run(names, feed, self._run_options()), strict=True))
+        values = dict(zip(names, self.session.run(names, feed), strict=True))
         return Answer(
             scores=values[SCORES],
             logits=values[LOGITS],
@@ -182,14 +186,6 @@ class Model:
             maps={method: values[method] for method in methods},
             features=values.get(FEATURES),
         )
-
-    @staticmethod
-    def _run_options() -> onnxruntime.RunOptions:
-        import onnxruntime
-
-        options = onnxruntime.RunOptions()
-        options.only_execute_path_to_fetches = True
-        return options
 
     def warm_up(self) -> None:
         """Run once with and once without maps, so that the first request does not pay for first-run allocations."""

@@ -80,7 +80,7 @@ def decode(data: bytes, limits: PictureLimits = DEFAULT_LIMITS) -> Image.Image:
         ) from error
     except Image.DecompressionBombError as error:
         raise PictureError(f"the picture claims more than {limits.max_pixels:,} pixels: send a smaller one") from error
-    except (OSError, SyntaxError, ValueError, IndexError, TypeError, KeyError, EOFError, OverflowError, struct.error) as error:
+    except (OSError, SyntaxError, ValueError, IndexError, TypeError, KeyError, EOFError, OverflowError, RuntimeError, struct.error) as error:
         # What Pillow's decoders raise on broken data, by its own documentation and fuzzing.
         raise PictureError(f"the picture cannot be decoded: {_first_line(error)}") from error
 
@@ -140,7 +140,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
+    if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I"):
         return _from_integers(image)

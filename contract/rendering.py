@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from typing import Literal
 
 import numpy as np
@@ -16,11 +17,11 @@ ByteArray = npt.NDArray[np.uint8]
 
 
 def to_unit(values: FloatArray) -> FloatArray:
-    """A map `[h, w]` scaled to [0, 1] by its own minimum and maximum. A constant map is answered as zeros."""
+    """A map `[h, w]` scaled to [0, 1] by its own minimum and maximum. A constant map is answered as zeros, one that is not finite too."""
     low, high = float(values.min()), float(values.max())
-    if not high > low:
+    if not (high > low and math.isfinite(high - low)):
         return np.zeros_like(values, dtype=np.float32)
-    return ((values - low) / (high - low)).astype(np.float32)
+    return ((values.astype(np.float64) - low) / (high - low)).astype(np.float32)
 
 
 def enlarge(values: FloatArray, width: int, height: int) -> FloatArray:

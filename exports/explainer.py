@@ -8,10 +8,14 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from contract.description import CLASSES, FEATURES, LOGITS, SCORES
 from contract.errors import ExportError
 from exports.backward import TracedHead
 from exports.methods import IN_GRAPH, NEEDS_CLASS_WEIGHTS, Evidence
 from training.network import Network
+
+GRADIENTS = "gradients"
+"""dy/dA, which several maps share: an output of the module, but not of the finished graph (see `exports.gating`)."""
 
 _EXAMPLES = 3  # of the batch; differs from the number of channels' usual values, and is not 0 or 1, which tracers treat as constants
 
@@ -55,7 +59,7 @@ class Explainer(nn.Module):
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        return ("scores", "logits", "classes", *self.methods, "features")
+        return (SCORES, LOGITS, CLASSES, FEATURES, *self.methods, GRADIENTS)
 
     def forward(self, images: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
         """uint8 `[N, H, W, 3]` and int64 `[N or 1, K]` to the tensors that `outputs` names."""
@@ -70,7 +74,7 @@ class Explainer(nn.Module):
             class_weights=weight[classes] if weight is not None else None,
         )
         maps = [IN_GRAPH[method](evidence) for method in self.methods]
-        return (logits.softmax(1), logits, classes, *maps, activations)
+        return (logits.softmax(1), logits, classes, activations, *maps, evidence.gradients)
 
 
 def class_weights(network: Network) -> Tensor | None:

@@ -15,10 +15,11 @@ import onnx.helper
 import onnx.numpy_helper
 import torch
 
-from contract.description import IMAGES, METADATA_KEY, TARGETS, Description
+from contract.description import IMAGES, METADATA_KEY, TARGETS, WANTED, Description
 from contract.errors import ExportError
 from contract.model import FIRST_RANKED
-from exports.explainer import Explainer
+from exports.explainer import GRADIENTS, Explainer
+from exports.gating import gate
 
 OPSET = 20
 IR_VERSION = 10
@@ -59,6 +60,9 @@ def write_graph(explainer: Explainer, path: Path) -> None:
     program.model.ir_version = IR_VERSION
     program.save(str(path))
     model = onnx.load(str(path))
+    channels, height, width = explainer.feature_shape
+    empty: dict[str, tuple[int, ...]] = dict.fromkeys(explainer.methods, (0, 0, height, width))
+    gate(model.graph, explainer.methods, GRADIENTS, {**empty, GRADIENTS: (0, 0, channels, height, width)})
     _name_dimensions(model.graph, explainer)
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([[FIRST_RANKED]], dtype=np.int64), TARGETS))
     model.producer_name = "tlcli"
@@ -88,6 +92,7 @@ def _name_dimensions(graph: onnx.GraphProto, explainer: Explainer) -> None:
     names: dict[str, list[str | int]] = {
         IMAGES: ["N", size.height, size.width, 3],
         TARGETS: ["M", "K"],
+        WANTED: [len(explainer.methods)],
         "scores": ["N", labels],
         "logits": ["N", labels],
         "classes": ["N", "K"],

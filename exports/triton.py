@@ -8,7 +8,10 @@ MAX_BATCH_SIZE = 64
 
 
 def config_pbtxt(description: Description) -> str:
-    """The configuration as protobuf text. Triton adds the batch dimension that is left out here."""
+    """The configuration as protobuf text. Triton adds the batch dimension that is left out here.
+
+    `wanted` is left out: it has no batch dimension, and by its default all maps are computed.
+    """
     size, labels = description.preprocessing, len(description.labels)
     inputs = [
         _tensor(IMAGES, "TYPE_UINT8", (size.height, size.width, 3)),

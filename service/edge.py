@@ -5,59 +5,81 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc.aio
+from google.protobuf.message import DecodeError, Message
 from google.rpc import status_pb2
 from grpc_status import rpc_status
 
-from contract.errors import TlcliError
+from contract.errors import RequestError, TlcliError
 from service import errors, wire
 from service.answers import MapMethod, ModelInfo
 from service.classifier import Classifier
 from service.ordered import in_order
 from service.pb.tlcli.v1 import classifier_pb2 as pb
-from service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierServicer
 from service.repository import Repository
 
 logger = logging.getLogger(__name__)
 
+SERVICE = pb.DESCRIPTOR.services_by_name["Classifier"].full_name
+
 Context = grpc.aio.ServicerContext[Any, Any]
+M = TypeVar("M", bound=Message)
 
 
-class ClassifierEdge(ClassifierServicer):
-    """`tlcli.v1.Classifier`; see the .proto for what each call does."""
+class ClassifierEdge:
+    """`tlcli.v1.Classifier`; see the .proto for what each call does.
+
+    Its methods take bytes and parse them here, because gRPC answers bytes that do not parse with UNKNOWN, the name
+    of a Python class and a traceback in the log, as if the server were at fault.
+    """
 
     def __init__(self, classifier: Classifier, repository: Repository, stream_in_flight: int) -> None:
         self._classifier = classifier
         self._repository = repository
         self._stream_in_flight = stream_in_flight
 
-    async def Classify(self, request: pb.ClassifyRequest, context: Context) -> pb.ClassifyResponse:  # noqa: N802
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Offer the service's calls on a server that has not started."""
+        calls = {
+            "Classify": grpc.unary_unary_rpc_method_handler(self.classify, response_serializer=pb.ClassifyResponse.SerializeToString),
+            "ClassifyStream": grpc.stream_stream_rpc_method_handler(
+                self.classify_stream, response_serializer=pb.ClassifyStreamResponse.SerializeToString
+            ),
+            "ListModels": grpc.unary_unary_rpc_method_handler(
+                self.list_models, response_serializer=pb.ListModelsResponse.SerializeToString
+            ),
+            "GetModel": grpc.unary_unary_rpc_method_handler(self.get_model, response_serializer=pb.GetModelResponse.SerializeToString),
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, calls),))
+
+    async def classify(self, request: bytes, context: Context) -> pb.ClassifyResponse:
         """One picture."""
         async with _refusals(context):
-            return await self._classify(request)
+            return await self._classify(_parse(pb.ClassifyRequest, request))
 
-    async def ClassifyStream(  # type: ignore[override]  # noqa: N802
-        self, request_iterator: AsyncIterator[pb.ClassifyRequest], context: Context
-    ) -> None:
+    async def classify_stream(self, requests: AsyncIterator[bytes], context: Context) -> None:
         """Many pictures on one call.
 
         Writes to the context instead of yielding, which gRPC takes as well: so the work of a stream whose client
         has left is cancelled here and now, and not when a generator is collected.
         """
-        async with aclosing(in_order(request_iterator, self._classify_in_stream, self._stream_in_flight)) as answers:
+        async with aclosing(in_order(requests, self._classify_in_stream, self._stream_in_flight)) as answers:
             async for answer in answers:
                 await context.write(answer)
 
-    async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:  # noqa: N802
+    async def list_models(self, request: bytes, context: Context) -> pb.ListModelsResponse:
         """Every model and version."""
-        return pb.ListModelsResponse(models=[wire.write_status(status) for status in self._repository.statuses()])
+        async with _refusals(context):
+            _parse(pb.ListModelsRequest, request)
+            return pb.ListModelsResponse(models=[wire.write_status(status) for status in self._repository.statuses()])
 
-    async def GetModel(self, request: pb.GetModelRequest, context: Context) -> pb.GetModelResponse:  # noqa: N802
+    async def get_model(self, request: bytes, context: Context) -> pb.GetModelResponse:
         """All that is known of one model."""
         async with _refusals(context):
-            served = self._repository.find(request.model, request.version)
+            wanted = _parse(pb.GetModelRequest, request)
+            served = self._repository.find(wanted.model, wanted.version)
             description = served.runner.model.description
             return wire.write_info(
                 ModelInfo(
@@ -75,11 +97,14 @@ class ClassifierEdge(ClassifierServicer):
     async def _classify(self, request: pb.ClassifyRequest) -> pb.ClassifyResponse:
         return wire.write_response(await self._classifier.classify(wire.read_request(request)))
 
-    async def _classify_in_stream(self, request: pb.ClassifyRequest) -> pb.ClassifyStreamResponse:
+    async def _classify_in_stream(self, data: bytes) -> pb.ClassifyStreamResponse:
+        request_id = ""
         try:
-            return pb.ClassifyStreamResponse(request_id=request.request_id, response=await self._classify(request))
+            request = _parse(pb.ClassifyRequest, data)
+            request_id = request.request_id
+            return pb.ClassifyStreamResponse(request_id=request_id, response=await self._classify(request))
         except Exception as error:  # noqa: BLE001  # whatever it is, it is this picture's, and the stream goes on
-            return pb.ClassifyStreamResponse(request_id=request.request_id, error=_status(error))
+            return pb.ClassifyStreamResponse(request_id=request_id, error=_status(error))
 
 
 @asynccontextmanager
@@ -90,6 +115,15 @@ async def _refusals(context: Context) -> AsyncIterator[None]:
     except Exception as error:  # noqa: BLE001  # turned into a status, and logged if it is a fault of ours
         status = rpc_status.to_status(_status(error))
         await context.abort(status.code, status.details, status.trailing_metadata)
+
+
+def _parse(kind: type[M], data: bytes) -> M:
+    try:
+        return kind.FromString(data)
+    except DecodeError as error:
+        raise RequestError(
+            f"{len(data):,} bytes came that are no {kind.DESCRIPTOR.full_name} message: use the .proto of this server"
+        ) from error
 
 
 def _status(error: Exception) -> status_pb2.Status:

@@ -9,9 +9,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import OVERALL_HEALTH, aio  # type: ignore[attr-defined]  # the stubs leave `aio` out
 
-from service.pb.tlcli.v1 import classifier_pb2
-
-CLASSIFIER = classifier_pb2.DESCRIPTOR.services_by_name["Classifier"].full_name
+from service.edge import SERVICE
 
 
 class Health(aio.HealthServicer):  # type: ignore[misc]
@@ -24,7 +22,7 @@ class Health(aio.HealthServicer):  # type: ignore[misc]
     async def announce(self, serving: bool, models: Mapping[str, bool]) -> None:
         """Whether the server takes requests, and which of its models do."""
         status = health_pb2.HealthCheckResponse.ServingStatus
-        for name, state in {**models, OVERALL_HEALTH: serving, CLASSIFIER: serving}.items():
+        for name, state in {**models, OVERALL_HEALTH: serving, SERVICE: serving}.items():
             await self.set(name, status.SERVING if state else status.NOT_SERVING)
 
     def end_watches(self) -> None:

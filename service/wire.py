@@ -26,6 +26,9 @@ _STATES: dict[ModelState, pb.ModelState] = {
 }
 _STATE_NAMES = {number: state for state, number in _STATES.items()}
 
+_MAX_CLASSES = 100_000
+"""More than any server answers; without it, a message of one-byte numbers would become a list of a gigabyte."""
+
 _FLOATS = np.dtype("<f4")
 
 
@@ -44,11 +47,13 @@ def write_request(query: Query) -> pb.ClassifyRequest:
 
 
 def read_request(message: pb.ClassifyRequest) -> Query:
-    """Raises: RequestError: a map format that this version does not know."""
+    """Raises: RequestError: a map format that this version does not know, or an endless list of classes."""
     wanted = None
     if message.HasField("map"):
         if message.map.format not in _FORMAT_NAMES:
             raise RequestError(f"map.format {int(message.map.format)} is unknown: expected one of {', '.join(pb.MapFormat.keys())}")
+        if len(message.map.classes) > _MAX_CLASSES:
+            raise RequestError(f"map.classes holds {len(message.map.classes):,} numbers: at most {_MAX_CLASSES:,} are read")
         wanted = MapQuery(message.map.method, tuple(message.map.classes), _FORMAT_NAMES[message.map.format])
     picture = message.WhichOneof("picture")
     return Query(

@@ -80,9 +80,7 @@ class ArraySource:
         return picture, hashlib.sha256(b"%d %d " % picture.size + picture.tobytes()).hexdigest()
 
 
-def list_arrays(
-    where: str, classes: Sequence[str], parts: Mapping[str, tuple[Indexed, npt.NDArray[np.int64]]]
-) -> Listing:
+def list_arrays(where: str, classes: Sequence[str], parts: Mapping[str, tuple[Indexed, npt.NDArray[np.int64]]]) -> Listing:
     """The listing of indexed pictures.
 
     Args:

@@ -66,13 +66,14 @@ def _draw(names: Sequence[str], part: str, class_name: str, is_split: bool, conf
 def _check_readable(listing: Listing, draws: dict[str, dict[str, Draw]], left_out: tuple[LeftOut, ...]) -> None:
     every = [draw for of_part in draws.values() for draw in of_part.values()]
     if not any(draw.readable for draw in every):
-        raise DatasetError(
-            f"{listing.where}: none of its {sum(draw.tried for draw in every):,} pictures can be read; {left_out[0].name}: {left_out[0].reason}"
-        )
+        tried, first = sum(draw.tried for draw in every), left_out[0]
+        raise DatasetError(f"{listing.where}: none of its {tried:,} pictures can be read; {first.name}: {first.reason}")
     for part, of_part in draws.items():
         unreadable = [name for name, draw in of_part.items() if not draw.readable]
         if unreadable:
-            raise DatasetError(f"{listing.where}: no picture of the class {one_line(unreadable)} in its {part} part can be read: replace them")
+            raise DatasetError(
+                f"{listing.where}: no picture of the class {one_line(unreadable)} in its {part} part can be read: replace them"
+            )
     if listing.val is None:
         single = [name for name, draw in draws["train"].items() if len(draw.readable) < 2]
         if single:

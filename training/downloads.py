@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Sequence
 from http.client import HTTPResponse
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 from contract.errors import HubError
 from contract.files import whole_file
@@ -54,7 +54,7 @@ def download(urls: Sequence[str], target: Path, ways_out: str, progress: Progres
                 return
         except (OSError, http.client.HTTPException) as error:
             problems.append(f"{url}: {_reason(error)}")
-    raise HubError(f"{'; '.join(problems)}. The download was to go to {target.parent}. {ways_out}")
+    raise HubError(f"{target.name} could not be downloaded: {'; '.join(problems)}. {ways_out}")
 
 
 def connect(url: str, seconds: float) -> HTTPResponse:
@@ -71,7 +71,8 @@ def connect(url: str, seconds: float) -> HTTPResponse:
     def ask() -> None:
         request = urllib.request.Request(url, headers={"User-Agent": "tlcli"})
         try:
-            answers.put(cast(HTTPResponse, urllib.request.urlopen(request, timeout=STALL_SECONDS)))
+            response: HTTPResponse = urllib.request.urlopen(request, timeout=STALL_SECONDS)
+            answers.put(response)
         except (OSError, http.client.HTTPException, ValueError) as error:
             answers.put(error)
 

@@ -90,7 +90,9 @@ def _check_part(listing: Listing, part: str, pictures: Pictures, classes: Sequen
         raise DatasetError(f"{listing.where}: its {part} part lacks the class {one_line(missing)}: every part needs the classes of train")
     extra = [name for name in pictures if name not in classes]
     if extra and complete:
-        raise DatasetError(f"{listing.where}: its {part} part has a class that train lacks, {one_line(extra)}: remove it, or add it to train")
+        raise DatasetError(
+            f"{listing.where}: its {part} part has a class that train lacks, {one_line(extra)}: remove it, or add it to train"
+        )
     empty = [name for name in classes if not pictures[name]]
     if empty:
         raise DatasetError(

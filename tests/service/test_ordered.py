@@ -100,7 +100,7 @@ def test_closed_early_it_cancels_what_is_under_way() -> None:
         assert len(asyncio.all_tasks()) == 1
 
     asyncio.run(main())
-    assert cancelled == [1, 2]
+    assert sorted(cancelled) == [1, 2]
 
 
 def test_errors_of_the_work_and_of_the_items_come_out() -> None:

@@ -36,6 +36,15 @@ def test_answers_come_in_order_and_a_bad_picture_does_not_end_the_stream(stub: C
             assert answer.response.predictions[0].label == ("red", "green", "blue")[number % 3]
 
 
+def test_bytes_that_are_no_message_do_not_end_the_stream(port: int) -> None:
+    good = pb.ClassifyRequest(model="toy", encoded=PICTURES[0], request_id="good").SerializeToString()
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        call = channel.stream_stream("/tlcli.v1.Classifier/ClassifyStream", response_deserializer=pb.ClassifyStreamResponse.FromString)
+        answers = list(call(iter([good, b"\xff\xff\xff", good])))
+    assert [answer.WhichOneof("result") for answer in answers] == ["response", "error", "response"]
+    assert answers[1].error.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+
+
 def test_a_sender_may_wait_for_each_answer(stub: ClassifierStub) -> None:
     waiting: queue.SimpleQueue[pb.ClassifyRequest | None] = queue.SimpleQueue()
     answers = stub.ClassifyStream(iter(waiting.get, None), timeout=60)

@@ -1,0 +1,55 @@
+"""A file is the old one or the new one, never a part."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from contract.files import whole_file
+
+
+def test_written_when_the_block_ends(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "er" / "model.onnx"
+    with whole_file(target) as temporary:
+        assert temporary.parent == target.parent
+        assert temporary.suffix == ".onnx"
+        temporary.write_bytes(b"new")
+        assert not target.exists()
+    assert target.read_bytes() == b"new"
+    assert [child.name for child in target.parent.iterdir()] == ["model.onnx"]
+
+
+def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    target = tmp_path / "results.json"
+    target.write_text("old")
+    with pytest.raises(KeyboardInterrupt), whole_file(target) as temporary:
+        temporary.write_text("half of the n")
+        raise KeyboardInterrupt
+    assert target.read_text() == "old"
+    assert [child.name for child in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_permissions_are_those_of_an_ordinary_new_file(tmp_path: Path) -> None:
+    """Not 0600, which a temporary file gets: a server under another user must be able to read a model."""
+    with whole_file(tmp_path / "a") as temporary:
+        temporary.write_text("")
+    before = os.umask(0)
+    os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o666 & ~before
+
+
+def test_the_temporary_file_may_be_replaced_by_its_writer(tmp_path: Path) -> None:
+    """Some libraries write to a name of their own and rename it."""
+    with whole_file(tmp_path / "a") as temporary:
+        (tmp_path / "other").write_text("replaced")
+        (tmp_path / "other").rename(temporary)
+    assert (tmp_path / "a").read_text() == "replaced"
+
+
+def test_a_folder_that_cannot_be_written_to_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError), whole_file(tmp_path / "file" / "a"):
+        pass

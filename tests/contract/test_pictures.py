@@ -1,0 +1,257 @@
+"""Every kind of odd picture, as a person would see it, or refused in one line."""
+
+from __future__ import annotations
+
+import io
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from contract.errors import NotFoundError, PictureError
+from contract.pictures import PictureLimits, decode, find, read, to_rgb
+
+
+def encoded(image: Image.Image, image_format: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, image_format, **options)
+    return buffer.getvalue()
+
+
+def photograph(width: int = 40, height: int = 30) -> Image.Image:
+    """Smooth, so that lossy formats stay near it, and unlike itself in every turn and reflection."""
+    down, across = np.mgrid[:height, :width]
+    red, green = 255 * across / (width - 1), 255 * down / (height - 1)
+    return Image.fromarray(np.stack([red, green, 0.3 * red + 0.2 * green], -1).astype(np.uint8))
+
+
+def pixels(data: bytes) -> np.ndarray:
+    image = decode(data)
+    assert image.mode == "RGB"
+    return np.asarray(image)
+
+
+def png_claiming(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "BMP", "TIFF", "GIF"])
+def test_lossless_formats_keep_every_pixel(image_format: str) -> None:
+    image = photograph().quantize(64).convert("RGB")  # GIF holds no more colours
+    np.testing.assert_array_equal(pixels(encoded(image, image_format)), np.asarray(image))
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "WEBP", "AVIF", "MPO"])
+def test_lossy_formats_come_near(image_format: str) -> None:
+    difference = pixels(encoded(photograph(), image_format, quality=95)).astype(int) - np.asarray(photograph())
+    assert np.abs(difference).mean() < 3
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "MPO"])
+def test_first_picture_of_a_process_may_be_of_any_format(image_format: str, tmp_path: Path) -> None:
+    """Pillow loads its decoders as they are asked for, so what works later may fail at first."""
+    path = tmp_path / "first"
+    path.write_bytes(encoded(photograph(), image_format))
+    code = f"from contract.pictures import read; print(read({str(path)!r}).size)"
+    asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert asked.stdout.strip() == "(40, 30)", asked.stderr
+
+
+def test_16_bit_grey_is_scaled_not_clipped() -> None:
+    values = np.linspace(0, 65535, 256 * 4).round().astype(np.uint16).reshape(4, 256)
+    seen = pixels(encoded(Image.fromarray(values)))
+    np.testing.assert_array_equal(seen, np.repeat((values >> 8).astype(np.uint8)[..., None], 3, -1))
+
+
+@pytest.mark.parametrize("byte_order", ["<u2", ">u2"])
+def test_16_bit_tiff_in_either_byte_order(byte_order: str) -> None:
+    values = np.array([[0, 256, 32768, 65535]], dtype=np.uint16)
+    order = "I;16" if byte_order == "<u2" else "I;16B"
+    image = Image.frombytes(order, (4, 1), values.astype(byte_order).tobytes())
+    assert pixels(encoded(image, "TIFF"))[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+def test_8_bit_grey_becomes_three_equal_channels() -> None:
+    values = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    np.testing.assert_array_equal(pixels(encoded(Image.fromarray(values))), np.repeat(values[..., None], 3, -1))
+
+
+def test_1_bit_is_black_and_white() -> None:
+    bits = np.eye(9, dtype=bool)
+    np.testing.assert_array_equal(pixels(encoded(Image.fromarray(bits)))[..., 1], 255 * bits.astype(np.uint8))
+
+
+def test_alpha_is_laid_on_white() -> None:
+    image = Image.new("RGBA", (3, 1))
+    image.putdata([(200, 0, 100, 255), (200, 0, 100, 0), (200, 0, 100, 128)])
+    seen = pixels(encoded(image))[0]
+    assert seen[0].tolist() == [200, 0, 100]
+    assert seen[1].tolist() == [255, 255, 255]
+    half = 128 / 255
+    np.testing.assert_allclose(seen[2], half * np.array([200, 0, 100]) + (1 - half) * 255, atol=1)
+
+
+def test_grey_with_alpha_is_laid_on_white() -> None:
+    image = Image.new("LA", (2, 1))
+    image.putdata([(50, 255), (50, 0)])
+    assert pixels(encoded(image))[0].tolist() == [[50, 50, 50], [255, 255, 255]]
+
+
+def test_transparent_palette_entry_is_white() -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 200, 100, 0])
+    image.putdata([0, 1])
+    seen = pixels(encoded(image, transparency=0))[0]
+    assert seen.tolist() == [[255, 255, 255], [200, 100, 0]]
+
+
+def test_transparent_colour_of_an_rgb_png_is_white() -> None:
+    image = Image.new("RGB", (2, 1), (1, 2, 3))
+    image.putpixel((1, 0), (9, 9, 9))
+    assert pixels(encoded(image, transparency=(1, 2, 3)))[0].tolist() == [[255, 255, 255], [9, 9, 9]]
+
+
+def test_cmyk_jpeg_shows_its_colours() -> None:
+    image = Image.new("CMYK", (16, 16), (0, 255, 255, 0))  # no cyan, all magenta and yellow: red
+    seen = pixels(encoded(image, "JPEG", quality=95)).reshape(-1, 3).mean(0)
+    np.testing.assert_allclose(seen, [255, 0, 0], atol=6)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "as_stored"),
+    [
+        (1, lambda upright: upright),
+        (2, lambda upright: upright.transpose(Image.Transpose.FLIP_LEFT_RIGHT)),
+        (3, lambda upright: upright.rotate(180)),
+        (4, lambda upright: upright.transpose(Image.Transpose.FLIP_TOP_BOTTOM)),
+        (5, lambda upright: upright.transpose(Image.Transpose.TRANSPOSE)),
+        (6, lambda upright: upright.rotate(90, expand=True)),  # stored turned left, to be turned right
+        (7, lambda upright: upright.transpose(Image.Transpose.TRANSVERSE)),
+        (8, lambda upright: upright.rotate(-90, expand=True)),
+    ],
+)
+@pytest.mark.parametrize("image_format", ["PNG", "TIFF"])
+def test_exif_orientation_is_undone(orientation: int, as_stored: object, image_format: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(as_stored(photograph()), image_format, exif=exif)  # type: ignore[operator]
+    np.testing.assert_array_equal(pixels(data), np.asarray(photograph()))
+
+
+def test_exif_orientation_of_a_jpeg() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    seen = decode(encoded(photograph().rotate(90, expand=True), "JPEG", quality=95, exif=exif))
+    assert seen.size == (40, 30)
+    assert np.abs(np.asarray(seen).astype(int) - np.asarray(photograph())).mean() < 3
+
+
+def test_odd_exif_is_no_reason_to_refuse() -> None:
+    assert decode(encoded(photograph(), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12")).size == (40, 30)
+
+
+@pytest.mark.parametrize("image_format", ["GIF", "WEBP", "PNG"])
+def test_first_frame_of_an_animation(image_format: str) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
+    options: dict[str, object] = {"lossless": True} if image_format == "WEBP" else {}
+    data = encoded(frames[0], image_format, save_all=True, append_images=frames[1:], duration=100, **options)
+    assert (pixels(data) == (255, 0, 0)).all()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "the picture is empty: 0 bytes came"),
+        (b"hello, this is text", "19 bytes came that are no picture (they begin b'hello, t'): expected one of JPEG, PNG, WEBP"),
+        (b"\xff\xd8\xff\xe0", "no picture|cannot be decoded"),
+        (b"\x89PNG\r\n\x1a\n", "no picture|cannot be decoded"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "are no picture"),
+        (b"%PDF-1.7\n", "are no picture"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "are no picture"),
+        (png_claiming(100_000, 100_000), "the picture claims"),
+        (png_claiming(10_000, 5_001), "the picture claims 10,000 x 5,001 pixels, at most 50,000,000 are decoded: send a smaller one"),
+        (png_claiming(50, 50), "cannot be decoded"),
+    ],
+)
+def test_refused_in_one_line(data: bytes, message: str) -> None:
+    with pytest.raises(PictureError) as refusal:
+        decode(data)
+    assert any(part in str(refusal.value) for part in message.split("|"))
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_truncated_is_refused(image_format: str, share: float) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8))
+    data = encoded(noise, image_format)
+    with pytest.raises(PictureError):
+        decode(data[: int(share * len(data))])
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
+def test_damaged_is_decoded_or_refused_and_nothing_else(image_format: str) -> None:
+    data = encoded(photograph(), image_format)
+    rng = np.random.default_rng(1)
+    for _ in range(150):
+        damaged = bytearray(data)
+        for place in rng.integers(0, len(data), 4):
+            damaged[place] = rng.integers(256)
+        try:
+            assert decode(bytes(damaged)).mode == "RGB"
+        except PictureError as refusal:
+            assert "\n" not in str(refusal)
+
+
+def test_floating_point_is_refused() -> None:
+    with pytest.raises(PictureError, match="floating-point values, which have no agreed range: save it with 8 or 16 bits"):
+        decode(encoded(Image.fromarray(np.ones((4, 4), dtype=np.float32)), "TIFF"))
+
+
+def test_32_bit_integers_are_refused() -> None:
+    with pytest.raises(PictureError, match="integers from 0 to 70000: 8 or 16 bits"):
+        decode(encoded(Image.fromarray(np.array([[0, 70_000]], dtype=np.int32)), "TIFF"))
+
+
+def test_limits_are_the_callers() -> None:
+    data = encoded(photograph())
+    with pytest.raises(PictureError, match=f"has {len(data)} bytes, at most 10 are read"):
+        decode(data, PictureLimits(max_bytes=10))
+    with pytest.raises(PictureError, match="claims 40 x 30 pixels, at most 1,199 are decoded"):
+        decode(data, PictureLimits(max_pixels=1199))
+    assert decode(data, PictureLimits(max_bytes=len(data), max_pixels=1200)).size == (40, 30)
+
+
+def test_read_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "text.jpg").write_text("no picture")
+    with pytest.raises(PictureError, match=r"text\.jpg: 10 bytes came that are no picture"):
+        read(tmp_path / "text.jpg")
+    with pytest.raises(NotFoundError, match=r"absent\.jpg: No such file"):
+        read(tmp_path / "absent.jpg")
+
+
+def test_find_searches_folders_and_keeps_the_order_of_files(tmp_path: Path) -> None:
+    for name in ("b/2.PNG", "b/1.jpg", "b/deep/0.webp", "b/notes.txt", "a.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    found = find([tmp_path / "b", tmp_path / "a.jpg"])
+    assert [path.relative_to(tmp_path).as_posix() for path in found] == ["b/1.jpg", "b/2.PNG", "b/deep/0.webp", "a.jpg"]
+    with pytest.raises(NotFoundError, match="no such file or folder"):
+        find([tmp_path / "absent"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(NotFoundError, match=r"empty: no picture in this folder \(looked for \.avif, "):
+        find([tmp_path / "empty"])
+
+
+def test_to_rgb_is_what_decode_does_after_reading() -> None:
+    image = Image.new("LA", (2, 1), (50, 0))
+    np.testing.assert_array_equal(np.asarray(to_rgb(image)), pixels(encoded(image)))

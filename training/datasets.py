@@ -1,0 +1,80 @@
+"""Data sets to train on: from what a user types to labelled pictures in parts.
+
+spec --- a known name, a folder, a spec of timm's ---> Listing    training.named, .folders, .timm_sets
+Listing --- classes, limit, every picture read once, split ---> Dataset    training.assemble
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from contract.errors import DatasetError
+from contract.files import whole_file
+from training.assemble import assemble
+from training.config import FinetuneConfig
+from training.folders import list_folder
+from training.listing import Listing
+from training.named import KNOWN, KnownDataset, known_datasets
+from training.parts import Dataset, LeftOut, Part
+from training.progress import ProgressFactory, silent
+from training.timm_sets import PREFIXES, is_timm_spec, list_timm
+
+__all__ = ["Dataset", "KnownDataset", "LeftOut", "Part", "known_datasets", "load_dataset", "save_split"]
+
+
+def load_dataset(config: FinetuneConfig, progress: ProgressFactory | None = None) -> Dataset:
+    """Find, fetch if need be, check and split the data set that `config` names.
+
+    Args:
+        config: `dataset`, `data_dir`, `classes`, `num_classes`, `limit`, `val_fraction` and `seed` are read.
+        progress: told of what lasts; silent by default.
+
+    Raises:
+        DatasetError: no such data set, or one that cannot be trained on.
+        HubError: it is not here and cannot be downloaded.
+    """
+    progress = progress or silent
+    return assemble(_list(config, progress), config, progress)
+
+
+def save_split(dataset: Dataset, path: str | Path) -> None:
+    """Write which pictures are in which part, and which were left out and why, as JSON; whole or not at all.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    document = {
+        "format_version": 1,
+        "dataset": dataset.spec,
+        "fingerprint": dataset.fingerprint,
+        "classes": list(dataset.classes),
+        "parts": {
+            part: {
+                name: [part_names for part_names, of in zip(pictures.names, pictures.labels.tolist(), strict=True) if of == label]
+                for label, name in enumerate(dataset.classes)
+            }
+            for part, pictures in dataset.parts.items()
+        },
+        "left_out": [{"name": left.name, "reason": left.reason} for left in dataset.left_out],
+    }
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(document, indent=1))
+
+
+def _list(config: FinetuneConfig, progress: ProgressFactory) -> Listing:
+    spec = config.dataset
+    known = KNOWN.get(spec.lower())
+    if known is not None:
+        return known.load(config.data_dir, config.seed, progress)
+    folder = Path(spec).expanduser()
+    if folder.is_dir():
+        return list_folder(folder)
+    if folder.is_file():
+        raise DatasetError(f"{spec}: a file; a folder of pictures was expected: unpack it")
+    if is_timm_spec(spec):
+        return list_timm(config, progress)
+    prefixes = ", ".join(f"{prefix}/..." for prefix in PREFIXES)
+    raise DatasetError(
+        f"unknown data set {spec!r}: expected one of {', '.join(KNOWN)}, an existing folder of pictures, or a spec of timm's ({prefixes})"
+    )

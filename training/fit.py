@@ -1,0 +1,266 @@
+"""Fine-tuning, from settings to a finished run folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from contract.errors import DeviceError
+from training import report
+from training.config import FinetuneConfig
+from training.datasets import Dataset, load_dataset, save_split
+from training.features import FeatureCache, View
+from training.full import classify_pictures, train_all
+from training.head import classify_embeddings, train_head
+from training.network import Network, NetworkConfig
+from training.parts import Part
+from training.plan import Plan, resolve_plan
+from training.preprocessing import resolve_preprocessing
+from training.progress import ProgressFactory, silent
+from training.results import EpochRow, Results, score
+from training.run_folder import (
+    CONFUSION,
+    CURVES,
+    MISTAKES,
+    SPLIT,
+    RunConfig,
+    RunFolder,
+    absolute,
+    make_folder,
+    now,
+    require_output,
+    versions,
+)  # fmt: skip
+from training.stage import Best, snapshot
+from training.transforms import augmentation_for
+from training.weights import load_backbone
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run. path: its folder, which `training.run.load_run` reads."""
+
+    path: Path
+    results: Results
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The final figures, by name, see `Results.metrics`."""
+        return self.results.metrics
+
+
+def finetune(config: FinetuneConfig, progress: ProgressFactory = silent, say: Say = lambda _: None) -> RunResult:
+    """Train as `config` says, and write the run folder.
+
+    On a CPU the same config gives the same weights, to the bit.
+
+    Args:
+        config: what was asked for.
+        progress: told of all that lasts.
+        say: told, a line at a time, what was resolved, found and reached.
+
+    Raises:
+        SettingsError: settings that contradict each other or the backbone, or a folder that is in use.
+        DeviceError: a device that is not there.
+        WeightsError, HubError, NotFoundError: see `training.weights.load_backbone`.
+        DatasetError, HubError: see `training.datasets.load_dataset`.
+        PictureError: a picture that cannot be read any more.
+    """
+    config = absolute(config)
+    plan = resolve_plan(config)
+    require_output(config)
+    device = torch_device(config.device)
+    clock = Clock()
+
+    backbone, weights_fingerprint = load_backbone(config, progress)
+    preprocessing = resolve_preprocessing(config, backbone)
+    with clock("data"):
+        dataset = load_dataset(config, progress)
+    torch.manual_seed(config.seed)
+    network = Network(
+        NetworkConfig(
+            backbone=config.backbone,
+            model_kwargs=config.model_kwargs,
+            head=config.head,
+            num_classes=len(dataset.classes),
+            preprocessing=preprocessing,
+        ),
+        backbone,
+    ).to(device)
+    _say_what_was_found(config, network, dataset, say)
+
+    folder = make_folder(config)
+    folder.write_config(
+        RunConfig(
+            created=now(),
+            asked=config,
+            network=network.config,
+            plan=plan,
+            classes=dataset.classes,
+            device=str(device),
+            weights_fingerprint=weights_fingerprint,
+            dataset_fingerprint=dataset.fingerprint,
+            versions=versions(),
+        )
+    )
+    save_split(dataset, folder.path / SPLIT)
+
+    best = None
+    cache = FeatureCache(network.eval(), weights_fingerprint, plan.workers, progress)
+    if plan.head_epochs:
+        best = _head_stage(config, plan, cache, dataset, clock, say)
+    if plan.full_epochs:
+        best = _full_stage(config, plan, network, dataset, best, folder, clock, progress, say)
+    assert best is not None
+    assert best.row is not None
+    if best.stopped is not None:
+        say(f"{best.stopped}; the weights of epoch {best.row.epoch} are kept")
+    folder.write_checkpoint(network.state_dict())
+    folder.write_metrics(best.rows)
+
+    with clock("evaluation"):
+        evaluate = _from_features(cache) if plan.full_epochs == 0 else _from_pictures(network, plan, progress)
+        logits = {name: evaluate(part, f"Evaluating on the {name} part") for name, part in dataset.parts.items() if name != "train"}
+    scores = {name: score(values, torch.from_numpy(dataset.parts[name].labels), dataset.classes) for name, values in logits.items()}
+    with clock("report"):
+        report.draw_curves(best.rows, best.row.epoch, folder.path / CURVES)
+        report.draw_confusion(scores["val"], "validation", folder.path / CONFUSION)
+        report.draw_mistakes(network, dataset.val, logits["val"], dataset.classes, folder.path / MISTAKES)
+    folder.write_predictions(_predictions(dataset, logits["val"]))
+    results = Results(
+        best_epoch=best.row.epoch,
+        stopped=best.stopped,
+        val=scores["val"],
+        test=scores.get("test"),
+        seconds=clock.seconds,
+        pictures={name: len(part) for name, part in dataset.parts.items()},
+        left_out=len(dataset.left_out),
+    )
+    folder.write_results(results)
+    for name, of_part in scores.items():
+        say(f"{name}: {of_part.top1:.2%} of {of_part.count:,} pictures right, loss {of_part.loss:.4f}")
+    say(f"run written to {folder.path}")
+    return RunResult(folder.path, results)
+
+
+def torch_device(name: str) -> torch.device:
+    """`auto`, `cpu` or `cuda` to a device.
+
+    Raises:
+        DeviceError: `cuda` was asked for and there is none.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise DeviceError("--device cuda: PyTorch finds no CUDA device here; use --device cpu, or auto to take what there is")
+    return torch.device(name)
+
+
+class Clock:
+    """Seconds that each part of the work took: `with clock("data"): ...`."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Add the seconds of a `with` block to those of `name`."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+
+
+def _head_stage(config: FinetuneConfig, plan: Plan, cache: FeatureCache, dataset: Dataset, clock: Clock, say: Say) -> Best:
+    with clock("features"):
+        augmentation = augmentation_for(dataset.spec)
+        wanted = [View(augmentation, number, config.seed) for number in range(config.augment)]
+        views = [cache.embeddings(dataset.train, f"Features of the train part, view {view.number + 1}", view) for view in wanted]
+        if not views:
+            views = [cache.embeddings(dataset.train, "Features of the train part")]
+        val = cache.embeddings(dataset.val, "Features of the val part")
+    with clock("head"), cache.progress("Training the head", plan.head_epochs) as advance:
+        best = train_head(
+            cache.network, views, dataset.train.labels, val, dataset.val.labels, plan, config.seed, lambda row, is_best: advance(1)
+        )
+    assert best.row is not None
+    say(
+        f"head: best of {len(best.rows)} epochs is {best.row.epoch}, validation top-1 {best.row.val_top1:.2%}, loss {best.row.val_loss:.4f}"
+        f" (features {clock.seconds['features']:.1f} s, training {clock.seconds['head']:.1f} s)"
+    )
+    return best
+
+
+def _full_stage(
+    config: FinetuneConfig,
+    plan: Plan,
+    network: Network,
+    dataset: Dataset,
+    before: Best | None,
+    folder: RunFolder,
+    clock: Clock,
+    progress: ProgressFactory,
+    say: Say,
+) -> Best:
+    best = Best(snapshot(network)) if before is None else Best(snapshot(network), before.row, before.stopped, before.rows)
+
+    def on_epoch(row: EpochRow, is_best: bool) -> None:
+        folder.write_metrics(best.rows)
+        if is_best:  # what a run that is cut short leaves
+            folder.write_checkpoint(best.state)
+        say(
+            f"epoch {row.epoch}: training loss {row.train_loss:.4f}, top-1 {row.train_top1:.2%}; validation loss {row.val_loss:.4f},"
+            f" top-1 {row.val_top1:.2%}{' (best)' if is_best else ''}; {row.seconds:.1f} s"
+        )
+
+    with clock("full"):
+        train_all(network, dataset, plan, config.seed, best, progress, on_epoch)
+    return best
+
+
+def _from_features(cache: FeatureCache) -> Callable[[Part, str], Tensor]:
+    return lambda part, description: classify_embeddings(cache.network, cache.embeddings(part, description))
+
+
+def _from_pictures(network: Network, plan: Plan, progress: ProgressFactory) -> Callable[[Part, str], Tensor]:
+    def evaluate(part: Part, description: str) -> Tensor:
+        with progress(description, len(part)) as advance:
+            return classify_pictures(network, part, plan, advance)
+
+    return evaluate
+
+
+def _predictions(dataset: Dataset, logits: Tensor) -> list[tuple[str, str, str, float]]:
+    """A row a validation picture: name, label, predicted label, the predicted class's score."""
+    scores, predicted = logits.softmax(1).max(1)
+    return [
+        (name, dataset.classes[label], dataset.classes[guess], round(value, 6))
+        for name, label, guess, value in zip(
+            dataset.val.names, dataset.val.labels.tolist(), predicted.tolist(), scores.tolist(), strict=True
+        )
+    ]
+
+
+def _say_what_was_found(config: FinetuneConfig, network: Network, dataset: Dataset, say: Say) -> None:
+    size = network.config.preprocessing
+    if config.weights == "none":
+        weights = "random weights: nothing is pretrained (--weights none)"
+    else:
+        weights = "official weights" if config.weights == "pretrained" else f"weights of {config.weights}"
+    frozen = ", all but the head frozen" if config.mode == "feature-extraction" else ""
+    say(f"{config.backbone}: {weights}{frozen}; input {size.height}x{size.width}, head {config.head}")
+    counts = ", ".join(f"{len(part):,} {name}" for name, part in dataset.parts.items())
+    classes = ", ".join(dataset.classes[:8]) + (", ..." if len(dataset.classes) > 8 else "")
+    say(f"{dataset.spec}: {len(dataset.classes)} classes ({classes}); pictures: {counts}")
+    if dataset.left_out:
+        first = dataset.left_out[0]
+        say(f"{len(dataset.left_out):,} pictures could not be read and are left out, such as {first.name}: {first.reason}")

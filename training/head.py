@@ -1,0 +1,134 @@
+"""Training the head alone, on features computed once: minibatch AdamW on standardised embeddings, in seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from training.network import Network
+from training.plan import Plan
+from training.rates import decayed_groups
+from training.results import EpochRow, loss_and_top1
+from training.stage import Batches, Best, Stage, run_stage, snapshot
+
+Embeddings = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.int64]
+
+_CHUNK = 4096
+"""Rows of the embeddings that are in memory at a time, at most."""
+
+_LEAST_SPREAD = 1e-2
+"""A feature's standard deviation counts as at least this share of their mean, so that one that hardly ever varies is not blown up."""
+
+
+class StandardisedHead(nn.Module):
+    """A classifier that sees each feature with mean 0 and standard deviation 1 while it learns.
+
+    Steps are then of like size in all directions. `fold` puts the standardisation into the classifier's first
+    layer: with `z = (x - m) / s`, `W z + b = (W / s) x + (b - (W / s) m)`, so that nothing of it stays behind.
+    """
+
+    def __init__(self, classifier: nn.Module, mean: Tensor, spread: Tensor) -> None:
+        """`classifier`: a linear layer, or a sequence that begins with one. `mean`, `spread`: float64 `[d]`, of the embeddings."""
+        super().__init__()
+        self.classifier = classifier
+        if self._first.bias is None:  # nothing could take the mean up
+            mean = torch.zeros_like(mean)
+        self.register_buffer("mean", mean.float(), persistent=False)
+        self.register_buffer("spread", spread.float(), persistent=False)
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """`[N, d]` to logits `[N, C]`."""
+        return cast("Tensor", self.classifier((embeddings - cast("Tensor", self.mean)) / cast("Tensor", self.spread)))
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Change the classifier, so that it alone, on plain embeddings, answers what this module answers; computed in float64."""
+        first = self._first
+        weight = first.weight.double() / cast("Tensor", self.spread).double()
+        if first.bias is not None:
+            first.bias.copy_(first.bias.double() - weight @ cast("Tensor", self.mean).double())
+        first.weight.copy_(weight)
+
+    @property
+    def _first(self) -> nn.Linear:
+        return cast("nn.Linear", self.classifier[0] if isinstance(self.classifier, nn.Sequential) else self.classifier)
+
+
+def train_head(
+    network: Network,
+    views: Sequence[Embeddings],
+    labels: Labels,
+    val: Embeddings,
+    val_labels: Labels,
+    plan: Plan,
+    seed: int,
+    on_epoch: Callable[[EpochRow, bool], None],
+) -> Best:
+    """Train `network.classifier` on embeddings; nothing else of the network changes.
+
+    Args:
+        network: its classifier ends with the weights of the best epoch.
+        views: of the training part, `[n, d]` each; epoch e trains on view e modulo their number.
+        labels: `[n]`.
+        val, val_labels: of the validation part, `[m, d]` and `[m]`.
+        plan: its `head_*` and `batch_size` count.
+        seed: of the order of the pictures.
+        on_epoch: see `run_stage`.
+
+    Returns:
+        The best epoch.
+
+    Raises:
+        SettingsError: see `run_stage`.
+    """
+    device = next(network.parameters()).device
+    mean, spread = _moments(views)
+    head = StandardisedHead(network.classifier, mean, spread).to(device)
+    targets, val_targets = torch.from_numpy(labels), torch.from_numpy(val_labels).to(device)
+    steps = -(-len(labels) // plan.batch_size)
+
+    def batches(epoch: int) -> Batches:
+        view = views[epoch % len(views)]
+        order = np.random.default_rng([seed, epoch]).permutation(len(labels))
+        for chosen in np.array_split(order, steps):
+            yield torch.from_numpy(view[chosen]).to(device), targets[chosen].to(device)
+
+    @torch.no_grad()
+    def evaluate() -> tuple[float, float]:
+        return loss_and_top1(torch.cat([head(rows.to(device)) for rows in _chunks(val)]), val_targets)
+
+    head.eval()
+    best = Best(snapshot(head))
+    optimizer = AdamW(decayed_groups(head, plan.head_lr, plan.head_weight_decay))
+    stage = Stage("head", head, optimizer, batches, steps, evaluate, plan.head_epochs, warm_up=0.0)
+    run_stage(stage, best, on_epoch)
+    head.fold()
+    return best
+
+
+@torch.no_grad()
+def classify_embeddings(network: Network, embeddings: Embeddings) -> Tensor:
+    """Embeddings `[n, d]` to logits `[n, C]`, on the CPU, in the mode the network is in."""
+    device = next(network.parameters()).device
+    return torch.cat([network.classify(rows.to(device)).cpu() for rows in _chunks(embeddings)])
+
+
+def _chunks(embeddings: Embeddings) -> Iterator[Tensor]:
+    for start in range(0, len(embeddings), _CHUNK):
+        yield torch.from_numpy(np.array(embeddings[start : start + _CHUNK]))
+
+
+def _moments(views: Sequence[Embeddings]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each feature over all views, float64 `[d]`; two passes, since one would cancel."""
+    count = sum(len(view) for view in views)
+    mean = sum((rows.double().sum(0) for view in views for rows in _chunks(view)), torch.zeros(())) / count
+    variance = sum(((rows.double() - mean).square().sum(0) for view in views for rows in _chunks(view)), torch.zeros(())) / count
+    spread = variance.sqrt()
+    return mean, spread.clamp_min(_LEAST_SPREAD * float(spread.mean())).clamp_min(torch.finfo(torch.float32).tiny)

@@ -1,0 +1,62 @@
+"""Pictures of a part in batches, read by several processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from contract.errors import PictureError
+from contract.preprocessing import Preprocessing
+from training.parts import Part
+from training.transforms import Augmentation, PictureDataset
+
+_FEWEST_FOR_WORKERS = 128
+"""Starting processes costs more than reading fewer pictures than this."""
+
+
+def batch_count(pictures: int, batch_size: int) -> int:
+    """How many batches `pictures` make."""
+    return -(-pictures // batch_size)
+
+
+def picture_batches(
+    part: Part,
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int,
+    workers: int,
+    augmentation: Augmentation | None = None,
+    seed: int = 0,
+    view: int = 0,
+    shuffled: bool = False,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images uint8 `[N, H, W, 3]` and labels int64 `[N]`, each picture once.
+
+    Batches differ by at most one picture in size, rather than that the last is a small rest, which would be a poor
+    sample for a batch norm. What comes depends on `seed` and `view` alone, not on `workers`.
+
+    Args:
+        part: the pictures.
+        preprocessing: the evaluation's; and the size of what is augmented.
+        batch_size: at most.
+        workers: processes; few pictures are read in this one.
+        augmentation: in place of the evaluation transform.
+        seed, view: of the augmentation's draws and of the order; epochs are views.
+        shuffled: in random order; otherwise in the part's.
+
+    Raises:
+        PictureError: a picture that cannot be read any more.
+    """
+    dataset = PictureDataset(part, preprocessing, augmentation, seed, view)
+    order = np.random.default_rng([seed, view]).permutation(len(part)) if shuffled else np.arange(len(part))
+    batches = [indices.tolist() for indices in np.array_split(order, batch_count(len(part), batch_size))]
+    loader = DataLoader(dataset, batch_sampler=batches, num_workers=workers if len(part) >= _FEWEST_FOR_WORKERS else 0)
+    try:
+        for images, labels, _ in loader:
+            yield images, labels
+    except PictureError as error:
+        # A worker's error arrives with its whole traceback as its text; the message is the last line.
+        raise PictureError(str(error).strip().splitlines()[-1].removeprefix("contract.errors.PictureError: ")) from error

@@ -1,0 +1,170 @@
+"""A run's pictures: learning curves, the confusion matrix, and the surest mistakes with their maps."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from contract.files import whole_file
+from contract.rendering import overlay
+from training.gradients import feature_gradients, gradcam
+from training.network import Network
+from training.parts import Part
+from training.results import EpochRow, Scores
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_TRAIN, _VAL, _BEST = "#8a8f98", "#1f5fbf", "#d1495b"
+_DPI = 110
+_MOST_CLASSES_WITH_COUNTS = 120
+_MOST_CLASSES_WITH_ZEROS = 25
+_SHEET_COLUMNS, _SHEET_ROWS = 3, 4
+_TILE = 256
+"""Pixels of the shorter side of a picture on the contact sheet; the longer has at most twice as many."""
+
+
+def draw_curves(rows: Sequence[EpochRow], best_epoch: int, path: Path) -> None:
+    """Loss and top-1 over the epochs, training and validation, as a PNG; the best epoch and the change of stage are marked."""
+    figure = _figure(9.6, 3.8)
+    loss, top1 = figure.subplots(1, 2)
+    epochs = [row.epoch for row in rows]
+    marker = "o" if len(rows) <= 20 else None
+    for axes, title, train, val in (
+        (loss, "cross-entropy", [row.train_loss for row in rows], [row.val_loss for row in rows]),
+        (top1, "top-1, %", [100 * row.train_top1 for row in rows], [100 * row.val_top1 for row in rows]),
+    ):
+        axes.plot(epochs, train, color=_TRAIN, marker=marker, markersize=3, label="training")
+        axes.plot(epochs, val, color=_VAL, marker=marker, markersize=3, label="validation")
+        best = val[epochs.index(best_epoch)]
+        axes.plot([best_epoch], [best], "o", color=_BEST, markersize=7, label=f"best: {best:.4g}, epoch {best_epoch}", zorder=3)
+        for before, after in pairwise(rows):
+            if before.stage != after.stage:
+                axes.axvline(before.epoch + 0.5, color="0.6", linestyle=":", linewidth=1)
+                axes.text(before.epoch + 0.6, 0.99, "all layers", transform=axes.get_xaxis_transform(), fontsize=8, color="0.4", va="top")
+        axes.set_title(title, fontsize=11)
+        axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=8)
+    _save(figure, path)
+
+
+def draw_confusion(scores: Scores, part: str, path: Path) -> None:
+    """The confusion matrix as a PNG: counts, coloured by their share of the true class.
+
+    Args:
+        scores: of the part.
+        part: its name, for the title.
+        path: of the PNG.
+    """
+    counts = np.array(scores.confusion)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    classes = len(counts)
+    side = min(max(3.2, 0.42 * classes, 3.2 + 0.13 * classes), 18.0)
+    figure = _figure(side + 1.6, side + 0.9)
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    labels = [_plain(row.label) for row in scores.classes]
+    font = min(10.0, max(4.0, 0.5 * 72 * side / classes))  # half a cell high
+    axes.set_xticks(range(classes), labels, rotation=0 if classes <= 4 else 90, fontsize=font)
+    axes.set_yticks(range(classes), labels, fontsize=font)
+    if classes <= _MOST_CLASSES_WITH_COUNTS:
+        for true, predicted in np.argwhere((counts > 0) | (classes <= _MOST_CLASSES_WITH_ZEROS)):
+            share = shares[true, predicted]
+            colour = "white" if share > 0.55 else "0.75" if counts[true, predicted] == 0 else "black"
+            axes.text(predicted, true, str(counts[true, predicted]), ha="center", va="center", fontsize=font, color=colour)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    axes.set_title(f"{part}: {100 * scores.top1:.2f} % of {scores.count:,} pictures right", fontsize=11)
+    bar = figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02, aspect=30)
+    bar.set_label("share of the true class", fontsize=9)
+    bar.ax.tick_params(labelsize=8)
+    _save(figure, path)
+
+
+def draw_mistakes(network: Network, part: Part, logits: Tensor, classes: Sequence[str], path: Path) -> None:
+    """A contact sheet as a PNG: the wrong answers that the network was surest of, each beside its map.
+
+    The map is Grad-CAM of the predicted class. If there are no mistakes, the right answers it was least sure of.
+
+    Args:
+        network: in eval mode.
+        part: the pictures.
+        logits: of the part, `[n, C]`.
+        classes: C names.
+        path: of the PNG.
+    """
+    scores, predicted = logits.softmax(1).max(1)
+    labels = torch.from_numpy(part.labels)
+    wrong = (predicted != labels).nonzero().flatten()
+    room = _SHEET_COLUMNS * _SHEET_ROWS
+    if len(wrong):
+        chosen = wrong[scores[wrong].argsort(descending=True, stable=True)][:room]
+        title = f"The surest of {len(wrong):,} mistakes on {len(part):,} validation pictures"
+    else:
+        chosen = scores.argsort(stable=True)[:room]
+        title = f"No mistakes on {len(part):,} validation pictures: the answers least sure of"
+    rows = -(-len(chosen) // _SHEET_COLUMNS)
+    figure = _figure(4.2 * _SHEET_COLUMNS, 2.45 * rows + 0.7)
+    figure.suptitle(f"{title}\neach picture beside the Grad-CAM map of the predicted class", fontsize=11)
+    grid = figure.subplots(rows, _SHEET_COLUMNS, squeeze=False).ravel()
+    for axes in grid:
+        axes.axis("off")
+    for axes, index in zip(grid, chosen.tolist(), strict=False):
+        predicted_class = int(predicted[index])
+        axes.imshow(np.asarray(_beside_its_map(network, part.load(index), predicted_class)))
+        says = f"{_plain(classes[predicted_class])} {100 * float(scores[index]):.1f} %"
+        axes.set_title(f"{says}, is {_plain(classes[int(labels[index])])}", fontsize=9, color=_BEST if len(wrong) else "black")
+        axes.text(
+            0.5, -0.02, _plain(_ending(part.names[index])), transform=axes.transAxes, fontsize=6.5, color="0.45", ha="center", va="top"
+        )
+    _save(figure, path)
+
+
+def _beside_its_map(network: Network, picture: Image.Image, class_index: int) -> Image.Image:
+    preprocessing = network.config.preprocessing
+    image = torch.from_numpy(preprocessing.apply(picture))
+    _, activations, gradients = feature_gradients(network, image[None], torch.tensor([[class_index]]))
+    values = gradcam(activations, gradients)[0, 0].float().cpu().numpy()
+    scale = min(_TILE / min(picture.size), 2 * _TILE / max(picture.size))
+    shown = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))), Image.Resampling.BICUBIC)
+    mapped = overlay(shown, values, preprocessing.visible_box(*shown.size))
+    pair = Image.new("RGB", (2 * shown.width + 6, shown.height), "white")
+    pair.paste(shown, (0, 0))
+    pair.paste(mapped.resize(shown.size), (shown.width + 6, 0))
+    return pair
+
+
+def _figure(width: float, height: float) -> Figure:
+    """Without pyplot, which keeps every figure and asks for a display. Sizes in inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with whole_file(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # labels in scripts that the font does not have
+        figure.savefig(temporary)
+
+
+def _plain(text: str) -> str:
+    """Without matplotlib's formulas."""
+    return text.replace("$", r"\$")
+
+
+def _ending(name: str, most: int = 48) -> str:
+    return name if len(name) <= most else "…" + name[1 - most :]

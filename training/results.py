@@ -1,0 +1,117 @@
+"""What a run found out: a row an epoch, and the final figures of its best network."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+from torch.nn import functional
+
+Stage = Literal["head", "full"]
+
+
+class EpochRow(NamedTuple):
+    """One line of `metrics.csv`.
+
+    stage: `head` trains the head on frozen features, `full` all layers. epoch: from 1, over both stages.
+    lr: the head's highest in the epoch. Losses: mean cross-entropy in nats, without label smoothing.
+    train_loss, train_top1: over the epoch's batches as they were trained on. seconds: of the epoch, validation included.
+    """
+
+    stage: Stage
+    epoch: int
+    lr: float
+    train_loss: float
+    train_top1: float
+    val_loss: float
+    val_top1: float
+    seconds: float
+
+
+class ClassScores(BaseModel):
+    """One class of a part. count: pictures of it. precision, recall: in [0, 1]; precision is None if it was never predicted."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    label: str
+    count: int
+    precision: float | None
+    recall: float
+
+
+class Scores(BaseModel):
+    """How a network did on a part.
+
+    top1: share of right answers, in [0, 1]. loss: mean cross-entropy, nats.
+    confusion: counts, `confusion[true][predicted]`, in the order of the classes.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    count: int
+    top1: float
+    loss: float
+    classes: tuple[ClassScores, ...]
+    confusion: tuple[tuple[int, ...], ...]
+
+
+class Results(BaseModel):
+    """`results.json`.
+
+    best_epoch: the one whose network was kept: highest validation top-1, ties by loss.
+    stopped: why training ended before its last epoch, or None.
+    seconds: what each stage took. pictures: how many each part has. left_out: pictures that could not be read.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    best_epoch: int
+    stopped: str | None
+    val: Scores
+    test: Scores | None
+    seconds: dict[str, float]
+    pictures: dict[str, int]
+    left_out: int
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The final figures, by name: `val_top1`, `val_loss`, and the same of the test part if there is one."""
+        parts = {"val": self.val, "test": self.test}
+        return {f"{name}_{figure}": getattr(part, figure) for name, part in parts.items() if part for figure in ("top1", "loss")}
+
+
+def loss_and_top1(logits: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Mean cross-entropy in nats and the share of right answers, of logits `[n, C]` and labels `[n]`."""
+    return float(functional.cross_entropy(logits, labels)), float((logits.argmax(1) == labels).float().mean())
+
+
+def score(logits: Tensor, labels: Tensor, classes: tuple[str, ...]) -> Scores:
+    """All figures of a part.
+
+    Args:
+        logits: `[n, C]`.
+        labels: int64 `[n]`.
+        classes: C names.
+    """
+    loss, top1 = loss_and_top1(logits, labels)
+    count = len(classes)
+    confusion = torch.bincount(labels * count + logits.argmax(1), minlength=count**2).reshape(count, count).cpu().numpy()
+    right, actual, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)
+    return Scores(
+        count=len(labels),
+        top1=top1,
+        loss=loss,
+        classes=tuple(
+            ClassScores(
+                label=label,
+                count=int(actual[index]),
+                precision=float(right[index] / predicted[index]) if predicted[index] else None,
+                recall=float(right[index] / max(actual[index], 1)),
+            )
+            for index, label in enumerate(classes)
+        ),
+        confusion=tuple(tuple(int(value) for value in row) for row in confusion),
+    )
