@@ -80,7 +80,18 @@ def decode(data: bytes, limits: PictureLimits = DEFAULT_LIMITS) -> Image.Image:
         ) from error
     except Image.DecompressionBombError as error:
         raise PictureError(f"the picture claims more than {limits.max_pixels:,} pixels: send a smaller one") from error
-    except (OSError, SyntaxError, ValueError, IndexError, TypeError, KeyError, EOFError, OverflowError, RuntimeError, struct.error) as error:
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        IndexError,
+        TypeError,
+        KeyError,
+        EOFError,
+        OverflowError,
+        RuntimeError,
+        struct.error,
+    ) as error:
         # What Pillow's decoders raise on broken data, by its own documentation and fuzzing.
         raise PictureError(f"the picture cannot be decoded: {_first_line(error)}") from error
 

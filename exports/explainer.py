@@ -17,8 +17,6 @@ from training.network import Network
 GRADIENTS = "gradients"
 """dy/dA, which several maps share: an output of the module, but not of the finished graph (see `exports.gating`)."""
 
-_EXAMPLES = 3  # of the batch; differs from the number of channels' usual values, and is not 0 or 1, which tracers treat as constants
-
 
 class Explainer(nn.Module):
     """`forward(images, targets)` answers the graph's outputs, in the order of `outputs`."""
@@ -37,7 +35,7 @@ class Explainer(nn.Module):
         self.network = network
         size = network.config.preprocessing
         with torch.no_grad():
-            activations = network.features(torch.zeros(_EXAMPLES, 3, size.height, size.width))
+            activations = network.features(torch.zeros(1, 3, size.height, size.width))
         self.feature_shape: tuple[int, int, int] = tuple(activations.shape[1:])  # type: ignore[assignment]
         self._has_class_weights = class_weights(network) is not None
         self.methods = tuple(methods) if methods is not None else tuple(self._allowed())
@@ -50,7 +48,7 @@ class Explainer(nn.Module):
                     f" {network.config.backbone} is not: it allows {', '.join(self._allowed())}"
                 )
         try:
-            self.head = TracedHead(lambda a: network.classify(network.embed(a)), activations)
+            self.head = TracedHead(lambda a: network.classify(network.embed(a)), activations[0])
         except (RuntimeError, NotImplementedError, TypeError) as error:
             raise ExportError(f"the gradient of {network.config.backbone}'s head cannot be traced: {_first_line(error)}") from error
 

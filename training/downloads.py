@@ -108,7 +108,7 @@ def unpack_zip(archive: Path, folder: Path, progress: ProgressFactory) -> None:
 def _refuse_outside(member: zipfile.ZipInfo, archive: Path) -> None:
     path = PurePosixPath(member.filename.replace("\\", "/"))
     is_link = stat.S_ISLNK(member.external_attr >> 16)
-    if path.is_absolute() or ".." in path.parts or ":" in path.parts[:1] or is_link:
+    if path.is_absolute() or ".." in path.parts or ":" in "".join(path.parts[:1]) or is_link:
         raise HubError(f"{archive.name}: its member {member.filename!r} would land outside of the folder: nothing was unpacked")
 
 

@@ -104,6 +104,10 @@ def train_head(
     def evaluate() -> tuple[float, float]:
         return loss_and_top1(torch.cat([head(rows.to(device)) for rows in _chunks(val)]), val_targets)
 
+    if isinstance(network.classifier, nn.Linear):  # a convex problem: no random start is better than the middle
+        nn.init.zeros_(network.classifier.weight)
+        if network.classifier.bias is not None:
+            nn.init.zeros_(network.classifier.bias)
     head.eval()
     best = Best(snapshot(head))
     optimizer = AdamW(decayed_groups(head, plan.head_lr, plan.head_weight_decay))

@@ -9,11 +9,11 @@ from pydantic import BaseModel, ConfigDict
 from contract.errors import SettingsError
 from training.config import FinetuneConfig
 
-FEATURE_EXTRACTION_EPOCHS = 60
+FEATURE_EXTRACTION_EPOCHS = 40
 FULL_EPOCHS = 15
 SCRATCH_EPOCHS = 30
 
-HEAD_LR = 1e-3
+HEAD_LR = 3e-4
 FULL_LR = 5e-4
 SCRATCH_LR = 2e-3
 

@@ -25,9 +25,14 @@ def test_written_when_the_block_ends(tmp_path: Path) -> None:
 def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     target = tmp_path / "results.json"
     target.write_text("old")
-    with pytest.raises(KeyboardInterrupt), whole_file(target) as temporary:
-        temporary.write_text("half of the n")
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with whole_file(target) as temporary:
+            temporary.write_text("half of the n")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert target.read_text() == "old"
     assert [child.name for child in tmp_path.iterdir()] == ["results.json"]
 
