@@ -87,9 +87,11 @@ class Description(BaseModel):
 
     @property
     def methods(self) -> tuple[str, ...]:
+        """The maps' methods, in the order of `maps`."""
         return tuple(output.method for output in self.maps)
 
     def to_json(self) -> str:
+        """What `from_metadata` reads."""
         return self.model_dump_json()
 
     @classmethod

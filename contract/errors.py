@@ -1,18 +1,18 @@
 """Everything that can go wrong for a user's reason, as one small tree.
 
     TlcliError
-    ├── SettingsError       a flag or a setting that is wrong or contradicts another
-    ├── PictureError        bytes that are not a picture we can read, or one over a limit
-    ├── RequestError        a request that does not fit the model: class, method, tensor shape
-    ├── NotFoundError       a model, a version, a run or a file that is not there
-    ├── DatasetError        pictures that cannot be trained on
-    ├── WeightsError        a checkpoint that does not fit
-    ├── HubError            a download that cannot be had
-    ├── ModelFileError      a model.onnx that cannot be served
-    ├── DeviceError         a device that was asked for and is not there
-    ├── ExportError         a network whose graph cannot be written
-    ├── ParityError         an export whose answers differ from PyTorch's
-    └── ServerError         what a client hears when the server cannot be asked
+    ├── SettingsError
+    ├── PictureError
+    ├── RequestError
+    ├── NotFoundError
+    ├── DatasetError
+    ├── WeightsError
+    ├── HubError
+    ├── ModelFileError
+    ├── DeviceError
+    ├── ExportError
+    ├── ParityError
+    └── ServerError
 
 Each message is one line: where, what was expected, what came, and the way out. The command line prints
 it after ``Error:`` and leaves with `exit_code`; the server turns it into a gRPC status
@@ -29,48 +29,55 @@ class TlcliError(Exception):
 
 
 class SettingsError(TlcliError):
+    """A flag or a setting that is wrong or contradicts another."""
+
     exit_code = 2
 
 
 class PictureError(TlcliError):
-    pass
+    """Bytes that are not a picture we can read, or one over a limit."""
 
 
 class RequestError(TlcliError):
-    pass
+    """A request that does not fit the model: class, method, tensor shape."""
 
 
 class NotFoundError(TlcliError):
-    pass
+    """A model, a version, a run or a file that is not there."""
 
 
 class DatasetError(TlcliError):
-    pass
+    """Pictures that cannot be trained on."""
 
 
 class WeightsError(TlcliError):
-    pass
+    """A checkpoint that does not fit."""
 
 
 class HubError(TlcliError):
-    pass
+    """A download that cannot be had."""
 
 
 class ModelFileError(TlcliError):
-    pass
+    """A `model.onnx` that cannot be served."""
 
 
 class DeviceError(TlcliError):
-    pass
+    """A device that was asked for and is not there."""
 
 
 class ExportError(TlcliError):
-    pass
+    """A network whose graph cannot be written."""
 
 
 class ParityError(TlcliError):
-    pass
+    """An export whose answers differ from PyTorch's."""
 
 
 class ServerError(TlcliError):
-    pass
+    """What a client hears when the server cannot be asked."""
+
+
+def first_line(error: BaseException) -> str:
+    """What somebody else's exception says, as a part of one of our one-line messages."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].strip()

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from contract.cores import usable_cores
 from contract.description import CLASSES, FEATURES, IMAGES, LOGITS, SCORES, TARGETS, WANTED, Description
-from contract.errors import DeviceError, ModelFileError, RequestError
+from contract.errors import DeviceError, ModelFileError, RequestError, first_line
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -107,7 +107,7 @@ class Model:
         try:
             session = onnxruntime.InferenceSession(str(path), options, providers=providers)
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
-            raise ModelFileError(f"{path}: ONNX Runtime cannot load it: {_first_line(error)}") from error
+            raise ModelFileError(f"{path}: ONNX Runtime cannot load it: {first_line(error)}") from error
         if chosen == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
             if device == "cuda":
                 raise DeviceError("--device cuda: ONNX Runtime could not start CUDA (driver or CUDA libraries missing): see its log above")
@@ -128,6 +128,7 @@ class Model:
 
     @property
     def num_classes(self) -> int:
+        """C."""
         return len(self.description.labels)
 
     def check_targets(self, targets: Sequence[int]) -> None:
@@ -160,7 +161,8 @@ class Model:
         expected = (self.description.preprocessing.height, self.description.preprocessing.width, 3)
         if images.ndim != 4 or images.shape[1:] != expected or images.dtype != np.uint8 or len(images) == 0:
             raise RequestError(
-                f"model {self.description.name!r} takes uint8 [N, {expected[0]}, {expected[1]}, 3]; {images.dtype} {list(images.shape)} came"
+                f"model {self.description.name!r} takes uint8 [N, {expected[0]}, {expected[1]}, 3];"
+                f" {images.dtype} {list(images.shape)} came"
             )
         names = [SCORES, LOGITS]
         feed: dict[str, Any] = {IMAGES: images}
@@ -193,8 +195,3 @@ class Model:
         blank = np.zeros((1, size.height, size.width, 3), dtype=np.uint8)
         self.run(blank)
         self.run(blank, methods=self.description.methods)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

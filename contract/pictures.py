@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from contract.errors import NotFoundError, PictureError
+from contract.errors import NotFoundError, PictureError, first_line
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """Pillow's decoders that are tried; the rest of Pillow's long list never sees a byte. MPO, what some cameras
@@ -93,7 +93,7 @@ def decode(data: bytes, limits: PictureLimits = DEFAULT_LIMITS) -> Image.Image:
         struct.error,
     ) as error:
         # What Pillow's decoders raise on broken data, by its own documentation and fuzzing.
-        raise PictureError(f"the picture cannot be decoded: {_first_line(error)}") from error
+        raise PictureError(f"the picture cannot be decoded: {first_line(error)}") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -171,7 +171,3 @@ def _from_integers(image: Image.Image) -> Image.Image:
     if low < 0 or high > 0xFFFF:
         raise PictureError(f"the picture holds integers from {low} to {high}: 8 or 16 bits a channel were expected")
     return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -43,7 +43,7 @@ class TracedHead(nn.Module):
 
         def joint(a: Tensor, cotangent: Tensor) -> tuple[Tensor, Tensor]:
             logits, pullback, *_ = torch.func.vjp(head, a)
-            return logits, cast(Tensor, pullback(cotangent)[0])
+            return logits, cast("Tensor", pullback(cotangent)[0])
 
         traced = make_fx(
             torch.func.functionalize(joint, remove="mutations_and_views"),
@@ -64,13 +64,13 @@ class TracedHead(nn.Module):
         n, k, _ = cotangents.shape
         repeated = [_repeat(value, k, rows) if rows else value for value, rows in zip(remembered, self._rows_a_picture, strict=True)]
         gradients = self.backward_graph(cotangents.flatten(0, 1), *repeated)
-        return cast(Tensor, gradients.unflatten(0, (n, k)))
+        return cast("Tensor", gradients.unflatten(0, (n, k)))
 
 
 def _repeat(value: Tensor, times: Any, rows: int) -> Tensor:
     """`[N * rows, ...]` to `[N * times * rows, ...]`, each picture's rows `times` times in a row."""
-    pictures = value.unflatten(0, (-1, rows))
-    return pictures.unsqueeze(1).expand(-1, times, *([-1] * value.ndim)).flatten(0, 2)
+    pictures = value.reshape(-1, 1, rows, *value.shape[1:])
+    return pictures.expand(-1, times, *([-1] * value.ndim)).flatten(0, 2)
 
 
 def _cut(traced: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule, list[int]]:

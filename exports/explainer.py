@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from contract.description import CLASSES, FEATURES, LOGITS, SCORES
-from contract.errors import ExportError
+from contract.errors import ExportError, first_line
 from exports.backward import TracedHead
 from exports.methods import IN_GRAPH, NEEDS_CLASS_WEIGHTS, Evidence
 from training.network import Network
@@ -50,13 +50,14 @@ class Explainer(nn.Module):
         try:
             self.head = TracedHead(lambda a: network.classify(network.embed(a)), activations[0])
         except (RuntimeError, NotImplementedError, TypeError) as error:
-            raise ExportError(f"the gradient of {network.config.backbone}'s head cannot be traced: {_first_line(error)}") from error
+            raise ExportError(f"the gradient of {network.config.backbone}'s head cannot be traced: {first_line(error)}") from error
 
     def _allowed(self) -> list[str]:
         return [name for name in IN_GRAPH if self._has_class_weights or name not in NEEDS_CLASS_WEIGHTS]
 
     @property
     def outputs(self) -> tuple[str, ...]:
+        """Names of what `forward` returns."""
         return (SCORES, LOGITS, CLASSES, FEATURES, *self.methods, GRADIENTS)
 
     def forward(self, images: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
@@ -65,7 +66,7 @@ class Explainer(nn.Module):
         logits, remembered = self.head(activations)
         classes = _resolve(targets, logits)
         one_hot = torch.nn.functional.one_hot(classes, logits.shape[1]).to(logits.dtype)
-        weight = cast(Tensor, self.network.classifier.weight).flatten(1) if self._has_class_weights else None
+        weight = cast("Tensor", self.network.classifier.weight).flatten(1) if self._has_class_weights else None
         evidence = Evidence(
             activations=activations,
             gradients=self.head.pull_back(one_hot, remembered),
@@ -105,7 +106,3 @@ def _resolve(targets: Tensor, logits: Tensor) -> Tensor:
     ranking = logits.topk(count, dim=1).indices
     ranked = ranking.gather(1, (-1 - wanted).clamp(0, count - 1))
     return torch.where(wanted < 0, ranked, wanted.clamp(0, count - 1))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from contract.description import WANTED
 
@@ -37,17 +37,18 @@ def gate(graph: GraphProto, methods: Sequence[str], shared: str, else_shapes: Ma
     if users:
         condition = f"{WANTED}/{users[0]}"
         for user in users[1:]:
-            nodes.append(helper.make_node("Or", [condition, f"{WANTED}/{user}"], [f"{WANTED}/{shared}/{user}"]))
-            condition = f"{WANTED}/{shared}/{user}"
+            previous, condition = condition, f"{WANTED}/{shared}/{user}"
+            nodes.append(helper.make_node("Or", [previous, f"{WANTED}/{user}"], [condition]))
         nodes.append(_if(condition, shared, [graph.node[number] for number in sorted(behind_shared)], else_shapes[shared]))
-    for method in methods:
-        nodes.append(_if(f"{WANTED}/{method}", method, [graph.node[number] for number in sorted(own[method])], else_shapes[method]))
+    nodes += [
+        _if(f"{WANTED}/{method}", method, [graph.node[number] for number in sorted(own[method])], else_shapes[method]) for method in methods
+    ]
 
-    outputs = [output for output in graph.output if output.name != shared]
-    for field, values in ((graph.node, nodes), (graph.output, outputs)):
-        kept = [type(value).FromString(value.SerializeToString()) for value in values]
-        del field[:]  # type: ignore[attr-defined]
-        field.extend(kept)  # type: ignore[attr-defined]
+    nodes = [NodeProto.FromString(node.SerializeToString()) for node in nodes]  # the originals go with the list that holds them
+    del graph.node[:]
+    graph.node.extend(nodes)
+    (number,) = (number for number, output in enumerate(graph.output) if output.name == shared)
+    del graph.output[number]
     graph.input.append(helper.make_tensor_value_info(WANTED, TensorProto.BOOL, [len(methods)]))
     graph.initializer.append(numpy_helper.from_array(np.ones(len(methods), dtype=bool), WANTED))
 
@@ -55,7 +56,7 @@ def gate(graph: GraphProto, methods: Sequence[str], shared: str, else_shapes: Ma
 def _behind(graph: GraphProto, producer: Mapping[str, int], outputs: Iterable[str], stop: str | None = None) -> set[int]:
     """The numbers of the nodes that `outputs` are computed from, without those behind the value `stop`."""
     found: set[int] = set()
-    waiting = [name for name in outputs]
+    waiting = list(outputs)
     while waiting:
         number = producer.get(waiting.pop())
         if number is not None and number not in found:
@@ -90,5 +91,5 @@ def _if(condition: str, output: str, nodes: Sequence[NodeProto], else_shape: Seq
     )
 
 
-def _value(name: str, rank: int) -> TensorProto:
+def _value(name: str, rank: int) -> ValueInfoProto:
     return helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * rank)

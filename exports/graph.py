@@ -16,7 +16,7 @@ import onnx.numpy_helper
 import torch
 
 from contract.description import IMAGES, METADATA_KEY, TARGETS, WANTED, Description
-from contract.errors import ExportError
+from contract.errors import ExportError, first_line
 from contract.model import FIRST_RANKED
 from exports.explainer import GRADIENTS, Explainer
 from exports.gating import gate
@@ -127,4 +127,4 @@ def _quiet() -> Iterator[None]:
 def _cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return first_line(error)

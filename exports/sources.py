@@ -123,9 +123,7 @@ def export_backbone(
         repository=repository,
         images=images,
         source=source,
-        provenance=Provenance(
-            created=_now(), versions=_versions(), backbone=config.backbone, head="original", weights=config.weights
-        ),
+        provenance=Provenance(created=_now(), versions=_versions(), backbone=config.backbone, head="original", weights=config.weights),
         methods=methods,
         say=say,
     )
@@ -133,10 +131,10 @@ def export_backbone(
 
 def imagenet_labels() -> list[str]:
     """The 1,000 classes of ILSVRC 2012 in their order, the first name of each synset."""
-    from timm.data import ImageNetInfo
+    from timm.data.imagenet_info import ImageNetInfo
 
     info = ImageNetInfo()
-    return [info.index_to_description(index).split(",")[0] for index in range(info.num_classes())]
+    return [info.index_to_description(index).split(",")[0] for index in range(1000)]
 
 
 def _with_its_own_classifier(config: FinetuneConfig, backbone: nn.Module, classes: int, preprocessing: Preprocessing) -> Network:

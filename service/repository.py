@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from contract.errors import DeviceError, ModelFileError, NotFoundError, ServerError, TlcliError
+from contract.errors import DeviceError, ModelFileError, NotFoundError, ServerError, TlcliError, first_line
 from contract.layout import MODEL_FILE, model_names, versions
 from service.answers import ModelState, ModelStatus
 from service.runner import Runner
@@ -96,7 +96,7 @@ class Repository:
             return replace(entry, state=ModelState.FAILED, reason=str(error))
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
             logger.exception("%s version %d: not served: it loads and does not run", entry.name, entry.version)
-            return replace(entry, state=ModelState.FAILED, reason=f"{path}: it loads and does not run: {_first_line(error)}")
+            return replace(entry, state=ModelState.FAILED, reason=f"{path}: it loads and does not run: {first_line(error)}")
         description = runner.model.description
         logger.info(
             "%s version %d: ready on %s, %d labels, input %d x %d, maps: %s, loaded and warmed up in %.2f s",
@@ -165,7 +165,3 @@ class Repository:
         if len(names) != 1:
             raise NotFoundError(f"the request names no model, and this server has several: {', '.join(names)}: name one of them")
         return names[0]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -80,7 +80,8 @@ def class_targets(wanted: Sequence[str], labels: Sequence[str]) -> tuple[int, ..
         else:
             some = ", ".join(labels[:8]) + (", ..." if len(labels) > 8 else "")
             raise RequestError(
-                f"--cam-class {text!r}: no such class; expected a label ({some}), an id from 0 to {len(labels) - 1}, or -r for the r-th ranked"
+                f"--cam-class {text!r}: no such class; expected a label ({some}), an id from 0 to {len(labels) - 1},"
+                " or -r for the r-th ranked"
             )
     return tuple(targets) or (-1,)
 

@@ -64,7 +64,7 @@ def show(rows: Sequence[dict[str, Any]], columns: Sequence[str], as_json: bool) 
     cells = [[_cell(row.get(column)) for column in columns] for row in rows]
     widths = [max(len(column), *(len(row[i]) for row in cells)) if cells else len(column) for i, column in enumerate(columns)]
     numeric = [bool(rows) and all(isinstance(row.get(column), int | float | None) for row in rows) for column in columns]
-    for line in ([column for column in columns], *cells):
+    for line in (list(columns), *cells):
         padded = (text.rjust(width) if right else text.ljust(width) for text, width, right in zip(line, widths, numeric, strict=True))
         click.echo("  ".join(padded).rstrip())
 

@@ -24,7 +24,40 @@ device_option = click.option(
 )
 host_option = click.option("--host", default=DEFAULT_HOST, show_default=True, help="The server's address.")
 seed_option = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything that is drawn.")
-top_k_option = click.option("--top-k", type=click.IntRange(min=1), default=1, show_default=True, help="Best classes to answer a picture.")
+
+
+def answer_options(function: F) -> F:
+    """What `predict` and `classify` take alike."""
+    for option in reversed(
+        [
+            click.option("--cam", "method", metavar="METHOD", help="Write an overlay of this map for every picture, for example gradcam."),
+            click.option(
+                "--cam-class", "wanted", multiple=True, metavar="CLASS", help="Explain this class: label, id, or -r.  [default: the best]"
+            ),
+            click.option(
+                "--overlays",
+                type=click.Path(path_type=Path, file_okay=False),
+                default=Path("overlays"),
+                show_default=True,
+                help="Folder for the overlays.",
+            ),
+            click.option(
+                "--csv",
+                "csv_path",
+                type=click.Path(path_type=Path, dir_okay=False),
+                help="Write path,label,class_id,score, a row a picture.",
+            ),
+            click.option(
+                "--top-k",
+                type=click.IntRange(min=1),
+                default=1,
+                show_default=True,
+                help="How many of the best classes to answer.",
+            ),
+        ]
+    ):
+        function = option(function)
+    return function
 
 
 def port_option(minimum: int = 1) -> Callable[[F], F]:
@@ -38,7 +71,10 @@ def network_options(function: F) -> F:
         [
             click.option("--backbone", default=None, help="A timm model's name; `tlcli backbones` lists them."),
             click.option(
-                "--weights", default="pretrained", show_default=True, help="`pretrained`, `none`, or a checkpoint (safetensors or PyTorch)."
+                "--weights",
+                default="pretrained",
+                show_default=True,
+                help="`pretrained`, `none`, or a checkpoint (safetensors or PyTorch).",
             ),
             click.option(
                 "--model-kwargs",
@@ -58,7 +94,9 @@ def network_options(function: F) -> F:
                 type=click.Choice(["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]),
                 help="How it is resized.  [default: the backbone's]",
             ),
-            click.option("--mean", metavar="R,G,B", callback=_parse_triple, help="Of the input in [0, 1]; one number for all channels does."),
+            click.option(
+                "--mean", metavar="R,G,B", callback=_parse_triple, help="Of the input in [0, 1]; one number serves all."
+            ),
             click.option("--std", metavar="R,G,B", callback=_parse_triple, help="Likewise."),
         ]
     ):

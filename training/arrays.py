@@ -12,7 +12,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from contract import pictures
-from contract.errors import DatasetError, PictureError
+from contract.errors import DatasetError, PictureError, first_line
 from training.listing import Listing, Pictures
 from training.parts import Checked
 from training.progress import Advance
@@ -70,7 +70,7 @@ class ArraySource:
         try:
             kept = self.parts[part].picture(int(index))
         except Exception as error:  # each library has its own
-            raise PictureError(f"{name}: cannot be loaded: {error}") from error
+            raise PictureError(f"{name}: cannot be loaded: {first_line(error)}") from error
         try:
             if isinstance(kept, bytes):
                 return pictures.decode(kept), hashlib.sha256(kept).hexdigest()

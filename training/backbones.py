@@ -8,12 +8,12 @@ import timm
 
 # timm's modules whose models answer tokens, not a map `[N, c, h, w]`.
 _WITHOUT_MAP = frozenset(
-    {
-        "beit", "cait", "convit", "crossvit", "deepseek_vit", "deit", "eva", "flexivit", "gemma4_vit", "hiera", "levit", "mlp_mixer", "mvitv2", "naflexvit", "pit",
-        "qwen3_vit", "sequencer", "swin_transformer", "swin_transformer_v2", "swin_transformer_v2_cr", "tiny_vit", "tnt", "tresnet_vit", "twins",
-        "vision_transformer", "vision_transformer_hybrid", "vision_transformer_relpos", "vision_transformer_sam", "visformer", "volo", "xcit",
-    }
-)  # fmt: skip
+    """
+    beit cait convit crossvit deepseek_vit deit eva flexivit gemma4_vit hiera levit mlp_mixer mvitv2 naflexvit pit
+    qwen3_vit sequencer swin_transformer swin_transformer_v2 swin_transformer_v2_cr tiny_vit tnt tresnet_vit twins
+    vision_transformer vision_transformer_hybrid vision_transformer_relpos vision_transformer_sam visformer volo xcit
+    """.split()
+)
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def list_backbones(pattern: str = "*") -> list[Backbone]:
     for name in timm.list_models(pattern):
         family = timm.models.model_entrypoint(name).__module__.rsplit(".", 1)[-1]
         if family not in _WITHOUT_MAP:
-            default = timm.get_pretrained_cfg(name).tag if name in tags else ""
+            default = getattr(timm.get_pretrained_cfg(name), "tag", None)
             ordered = sorted(tags.get(name, []), key=lambda tag: (tag != default, tag))
             found.append(Backbone(name, family, tuple(ordered)))
     return found

@@ -16,7 +16,7 @@ from http.client import HTTPResponse
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from contract.errors import HubError
+from contract.errors import HubError, first_line
 from contract.files import whole_file
 from training.progress import ProgressFactory
 
@@ -53,7 +53,7 @@ def download(urls: Sequence[str], target: Path, ways_out: str, progress: Progres
                     raise OSError(f"another file than expected came (MD5 {digest}, expected {md5})")
                 return
         except (OSError, http.client.HTTPException) as error:
-            problems.append(f"{url}: {_reason(error)}")
+            problems.append(f"{url}: {explain(error)}")
     raise HubError(f"{target.name} could not be downloaded: {'; '.join(problems)}. {ways_out}")
 
 
@@ -102,7 +102,7 @@ def unpack_zip(archive: Path, folder: Path, progress: ProgressFactory) -> None:
                     packed.extract(member, folder)
                     advance(1)
     except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, NotImplementedError) as error:
-        raise HubError(f"{archive.name}: what came is no whole zip archive ({error}): try again") from error
+        raise HubError(f"{archive.name}: what came is no whole zip archive ({first_line(error)}): try again") from error
 
 
 def _refuse_outside(member: zipfile.ZipInfo, archive: Path) -> None:
@@ -131,9 +131,10 @@ def _receive(response: HTTPResponse, file: BinaryIO, name: str, progress: Progre
     return digest.hexdigest()
 
 
-def _reason(error: Exception) -> str:
+def explain(error: Exception) -> str:
+    """What went wrong with a request, in a few words: an error that `connect` raises."""
     if isinstance(error, urllib.error.HTTPError):
         return f"HTTP {error.code} {error.reason}"
     if isinstance(error, urllib.error.URLError):
         return f"cannot be reached ({error.reason})"
-    return str(error) or type(error).__name__
+    return first_line(error)

@@ -15,6 +15,7 @@ import PIL
 from PIL import Image
 
 from contract import pictures
+from contract.cores import usable_cores
 from contract.errors import NotFoundError, PictureError
 from contract.files import whole_file
 from training.config import cache_dir
@@ -49,7 +50,7 @@ class FolderSource:
         advance(len(found))
         missing = [name for name in names if name not in found]
         chunks = [missing[start : start + _CHUNK] for start in range(0, len(missing), _CHUNK)]
-        with ThreadPoolExecutor(max_workers=2 * len(os.sched_getaffinity(0))) as pool:  # reading waits, decoding leaves the GIL
+        with ThreadPoolExecutor(max_workers=2 * usable_cores()) as pool:  # reading waits, decoding leaves the GIL
             for checked in pool.map(self._check_chunk, chunks):
                 found.update(checked)
                 advance(len(checked))

@@ -17,11 +17,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from contract.errors import DatasetError, HubError
+from contract.errors import DatasetError, HubError, first_line
 from training import torchvision_sets
 from training.arrays import Indexed, PairsOfTorchvision, list_arrays
 from training.config import FinetuneConfig
-from training.downloads import CONNECT_SECONDS, connect
+from training.downloads import CONNECT_SECONDS, connect, explain
 from training.folders import list_folder
 from training.listing import Listing
 from training.progress import ProgressFactory
@@ -61,14 +61,18 @@ def list_timm(config: FinetuneConfig, progress: ProgressFactory, create: Create 
         DatasetError: no such data set, a package that it needs is missing, or no training part.
         HubError: it is not there, and its hub cannot be reached.
     """
-    if create is None:
-        create = importlib.import_module("timm.data").create_dataset  # takes seconds, so only now
+    create = create or _create_dataset
     prefix = config.dataset.partition("/")[0].lower()
     if prefix == "torch":
         return _torch(config, progress, create)
     if prefix == "hfds":
         return _hugging_face(config, progress, create)
     return _streamed(config, progress, create)
+
+
+def _create_dataset(*positional: Any, **options: Any) -> Any:
+    """timm's, imported when it is called: that takes seconds."""
+    return importlib.import_module("timm.data").create_dataset(*positional, **options)
 
 
 def _torch(config: FinetuneConfig, progress: ProgressFactory, create: Create) -> Listing:
@@ -109,12 +113,16 @@ class _Read:
 
 def _hugging_face(config: FinetuneConfig, progress: ProgressFactory, create: Create) -> Listing:
     name = config.dataset.partition("/")[2]
-    unreachable = None if Path(name).exists() else _unreachable_hub()
-    with _quiet_hub(offline=unreachable is not None or Path(name).exists()), progress(f"Opening {config.dataset}", 1) as advance:
+    local = Path(name).exists()
+    unreachable = None if local else _unreachable_hub()
+    with _quiet_hub(offline=local or unreachable is not None) as cache, progress(f"Opening {config.dataset}", 1) as advance:
         try:
             opened = {part: found for part in _SPLITS if (found := _part(create, config, part)) is not None}
         except HubError as error:
-            raise HubError(f"{error}; {unreachable}") if unreachable else error from error
+            raise HubError(
+                f"{config.dataset}: not in Hugging Face's cache ({cache}), and {unreachable or first_line(error)}:"
+                " put it there where there is a network, or give a folder of pictures as --dataset"
+            ) from error
         advance(1)
     parts: dict[str, tuple[Indexed, npt.NDArray[np.int64]]] = {}
     for part, dataset in opened.items():
@@ -135,15 +143,15 @@ def _unreachable_hub() -> str | None:
     except urllib.error.HTTPError:
         return None  # it answers
     except (OSError, http.client.HTTPException) as error:
-        return f"{address} cannot be reached ({error})"
+        return f"{address}: {explain(error)}"
     return None
 
 
 @contextlib.contextmanager
-def _quiet_hub(offline: bool) -> Iterator[None]:
+def _quiet_hub(offline: bool) -> Iterator[Path]:
     """Without Hugging Face's own progress bars, and without the network if it has been found missing or is not needed.
 
-    Raises: DatasetError: the package is not installed.
+    Yields the folder of its cache. Raises: DatasetError: the package is not installed.
     """
     try:
         datasets: Any = importlib.import_module("datasets")
@@ -158,7 +166,7 @@ def _quiet_hub(offline: bool) -> Iterator[None]:
     for module in networked:
         module.HF_HUB_OFFLINE = module.HF_HUB_OFFLINE or offline
     try:
-        yield
+        yield Path(datasets.config.HF_DATASETS_CACHE)
     finally:
         for module, value in zip(networked, before, strict=True):
             module.HF_HUB_OFFLINE = value
@@ -188,7 +196,7 @@ def _copy(stream: Any, folder: Path, config: FinetuneConfig, progress: ProgressF
                 picture.save(place / f"{number:07d}.png", compress_level=3)
                 advance(1)
         except Exception as error:  # each library behind timm has its own
-            raise DatasetError(f"{config.dataset} ({folder.name}): {type(error).__name__}: {_first_line(error)}") from error
+            raise DatasetError(f"{config.dataset} ({folder.name}): {type(error).__name__}: {first_line(error)}") from error
 
 
 def _file_name(class_name: str) -> str:
@@ -202,12 +210,12 @@ def _opened(create: Create, config: FinetuneConfig, split: str, **options: Any) 
             return create(config.dataset, split=split, is_training=False, download=False, **options)
     except ConnectionError as error:
         raise HubError(
-            f"{config.dataset}: {_first_line(error)}: give a folder of pictures as --dataset, or try again with a network"
+            f"{config.dataset}: {first_line(error)}: give a folder of pictures as --dataset, or try again with a network"
         ) from error
     except ImportError as error:
-        raise DatasetError(f"{config.dataset}: needs a package that is not installed: {_first_line(error)}") from error
+        raise DatasetError(f"{config.dataset}: needs a package that is not installed: {first_line(error)}") from error
     except Exception as error:  # each library behind timm has its own
-        raise DatasetError(f"{config.dataset} (split {split}): {type(error).__name__}: {_first_line(error)}") from error
+        raise DatasetError(f"{config.dataset} (split {split}): {type(error).__name__}: {first_line(error)}") from error
 
 
 def _part(create: Create, config: FinetuneConfig, part: str, **options: Any) -> Any | None:
@@ -231,7 +239,3 @@ def _class_names(labelled: Any, labels: npt.NDArray[np.int64]) -> list[str]:
     if by_name:
         return [str(name) for name, _ in sorted(by_name.items(), key=lambda entry: int(entry[1]))]
     return [str(label) for label in range(int(labels.max(initial=-1)) + 1)]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from contract.errors import DatasetError, HubError
+from contract.errors import DatasetError, HubError, first_line
 from training.arrays import Indexed, PairsOfTorchvision, list_arrays
 from training.downloads import download
 from training.listing import Listing
@@ -47,7 +47,7 @@ def fetch(dataset: DatasetClass, root: Path, ways_out: str, progress: ProgressFa
         try:
             dataset(staging, train=True, download=True)
         except RuntimeError as error:
-            raise HubError(f"{root}: torchvision does not take what was downloaded: {error}") from error
+            raise HubError(f"{root}: torchvision does not take what was downloaded: {first_line(error)}") from error
         for _, place, _ in _archives(dataset):
             (staging / place).unlink()
         own = own_folder(dataset)
@@ -77,7 +77,7 @@ def list_torchvision(dataset: DatasetClass, root: Path, where: str, classes: Seq
             opened = dataset(root, train=part == "train")
         except (RuntimeError, OSError, ValueError, AssertionError, EOFError) as error:
             raise DatasetError(
-                f"{where}: {root / own_folder(dataset)} is not whole ({error}): remove it, and it will be downloaded again"
+                f"{where}: {root / own_folder(dataset)} is not whole ({first_line(error)}): remove it, and it will be downloaded again"
             ) from error
         parts[part] = PairsOfTorchvision(opened), np.asarray(opened.targets, dtype=np.int64)
         classes = classes or tuple(str(name) for name in opened.classes)

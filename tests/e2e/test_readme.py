@@ -97,9 +97,7 @@ def test_the_two_commands_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", range(1, len(BLOCKS)))
-def test_commands_and_code_run(
-    number: int, home: Path, environment: dict[str, str], servers: list[subprocess.Popen[bytes]]
-) -> None:
+def test_commands_and_code_run(number: int, home: Path, environment: dict[str, str], servers: list[subprocess.Popen[bytes]]) -> None:
     language, block = BLOCKS[number]
     if language == "python":
         subprocess.run([sys.executable, "-c", block], cwd=home, env=environment, check=True, timeout=120)

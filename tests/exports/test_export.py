@@ -186,9 +186,9 @@ def test_a_map_that_is_not_wanted_is_not_computed(drawn: list[npt.NDArray[np.uin
 def test_methods_that_the_head_does_not_allow_are_refused(drawn: list[npt.NDArray[np.uint8]], tmp_path: Path) -> None:
     provenance = Provenance(created="now", versions={}, backbone="b", head="h", weights="none")
     arguments = {"labels": LABELS, "repository": tmp_path, "images": drawn, "source": "shapes", "provenance": provenance}
-    with pytest.raises(ExportError, match="cam needs a head that is one linear layer on the spatial mean; the head 'mlp:256' of resnet18 is not"):
+    with pytest.raises(ExportError, match="cam needs a head that is one linear layer on the spatial mean; the head 'mlp:256' of resnet18"):
         export(make("resnet18", "mlp:256"), name="m", methods=["cam"], **arguments)  # type: ignore[arg-type]
-    with pytest.raises(SettingsError, match="'../m' is no model name"):
+    with pytest.raises(SettingsError, match=r"'\.\./m' is no model name"):
         export(make("resnet18", "linear"), name="../m", **arguments)  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
 

@@ -16,11 +16,7 @@ from tlcli.console import Console, show
 @click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--model", default="", help="The model's name; needed where the server holds several.")
 @click.option("--version", default="", help="Its version.  [default: the latest]")
-@click.option("--cam", "method", metavar="METHOD", help="Write an overlay of this map for every picture, for example gradcam.")
-@click.option("--cam-class", "wanted", multiple=True, metavar="CLASS", help="Explain this class: label, id, or -r.  [default: the best]")
-@click.option("--overlays", type=click.Path(path_type=Path, file_okay=False), default=Path("overlays"), show_default=True, help="Their folder.")
-@click.option("--csv", "csv_path", type=click.Path(path_type=Path, dir_okay=False), help="Write path,label,class_id,score, a row a picture.")
-@options.top_k_option
+@options.answer_options
 @options.host_option
 @options.port_option()
 @options.json_option
@@ -67,7 +63,9 @@ def command(
                     click.echo(f"left out: {error}", err=True)
                 else:
                     written = [
-                        folder.write(path, one.map.method, one.label, one.map.png) for one in answer.predictions if one.map is not None
+                        folder.write(path, one.map.method, one.label, one.map.png)
+                        for one in answer.predictions
+                        if one.map is not None and one.map.png is not None
                     ]
                     ranked = tuple(Ranked(one.label, one.class_id, one.score) for one in answer.predictions if one.rank <= top_k)
                     answers.append(PictureAnswer(str(path), ranked, tuple(written)))

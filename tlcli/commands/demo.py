@@ -98,7 +98,11 @@ def _ask(models: Path, picture: Path, output: Path, console: Console) -> list[Pa
     timings = answer.timings
     console.say(f"   decoding {timings.decode_time_ns / 1e6:.1f} ms, inference with its map {timings.infer_time_ns / 1e6:.1f} ms")
     folder = OverlayFolder(output)
-    return [Path(folder.write(picture, one.map.method, one.label, one.map.png)) for one in answer.predictions if one.map is not None]
+    return [
+        Path(folder.write(picture, one.map.method, one.label, one.map.png))
+        for one in answer.predictions
+        if one.map is not None and one.map.png is not None
+    ]
 
 
 def _port(server: subprocess.Popen[str]) -> int:

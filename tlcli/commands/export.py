@@ -20,15 +20,11 @@ if TYPE_CHECKING:
 @options.models_option
 @click.option("--name", help="The model's name.  [default: the run's folder, or the backbone]")
 @click.option("--methods", help="Map methods for the graph, with commas, or `none`.  [default: all that the head allows]")
-@click.option(
-    "--check-pictures", type=click.IntRange(min=1), default=16, show_default=True, help="How many pictures to check the file on."
-)
+@click.option("--check-pictures", type=click.IntRange(min=1), default=16, show_default=True, help="How many pictures to check the file on.")
 @click.option(
     "--labels", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="With --backbone: the classes' names, a line each."
 )
-@click.option(
-    "--pictures", "picture_paths", multiple=True, type=click.Path(path_type=Path), help="With --backbone: pictures to check on."
-)
+@click.option("--pictures", "picture_paths", multiple=True, type=click.Path(path_type=Path), help="With --backbone: pictures to check on.")
 @options.network_options
 @options.seed_option
 @options.quiet_option
@@ -66,7 +62,12 @@ def command(
 
         loaded = load_run(run)
         exported = export_run(
-            loaded, name=name or model_name(run.resolve().name), repository=models, methods=chosen, check_pictures=check_pictures, say=console.say
+            loaded,
+            name=name or model_name(run.resolve().name),
+            repository=models,
+            methods=chosen,
+            check_pictures=check_pictures,
+            say=console.say,
         )
     else:
         from exports import export_backbone

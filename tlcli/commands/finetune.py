@@ -29,7 +29,9 @@ from tlcli.console import Console, show
 @click.option("--classes", callback=lambda _, __, value: tuple(value.split(",")) if value else None, help="A subset, with commas.")
 @click.option("--num-classes", type=click.IntRange(min=2), help="Must match what is there.")
 @click.option("--limit", type=click.IntRange(min=2), help="Pictures a class in each part, for trying things out.")
-@click.option("--val-fraction", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Held out where there is no validation part.")
+@click.option(
+    "--val-fraction", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Held out where there is no validation part."
+)
 @click.option("--epochs", type=click.IntRange(min=1), help="[default: chosen by the mode]")
 @click.option("--head-epochs", type=click.IntRange(min=0), help="With --mode full: how many of them train the head alone.")
 @click.option("--batch-size", type=click.IntRange(min=1))
@@ -70,9 +72,7 @@ def command(backbone: str | None, models: Path, name: str | None, no_export: boo
     if not no_export:
         from exports import export_run
 
-        exported = export_run(
-            load_run(result.path), name=name or model_name(result.path.name), repository=models, say=console.say
-        )
+        exported = export_run(load_run(result.path), name=name or model_name(result.path.name), repository=models, say=console.say)
         report(exported, console)
         row["model"] = str(exported.path)
         console.say("\nnext:")

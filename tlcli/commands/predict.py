@@ -17,12 +17,8 @@ BATCH = 8
 @click.command("predict")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--cam", "method", metavar="METHOD", help="Write an overlay of this map for every picture, for example gradcam.")
-@click.option("--cam-class", "wanted", multiple=True, metavar="CLASS", help="Explain this class: label, id, or -r.  [default: the best]")
-@click.option("--overlays", type=click.Path(path_type=Path, file_okay=False), default=Path("overlays"), show_default=True, help="Their folder.")
-@click.option("--csv", "csv_path", type=click.Path(path_type=Path, dir_okay=False), help="Write path,label,class_id,score, a row a picture.")
 @click.option("--npz", "npz_path", type=click.Path(path_type=Path, dir_okay=False), help="Write raw scores, logits and maps.")
-@options.top_k_option
+@options.answer_options
 @options.device_option
 @options.json_option
 @options.quiet_option
@@ -113,4 +109,4 @@ def _keep(answers: list[PictureAnswer], raw: dict[str, list], csv_path: Path | N
     if npz_path is not None:
         arrays = {name: np.concatenate(parts) for name, parts in raw.items() if parts}
         with whole_file(npz_path) as temporary, temporary.open("wb") as file:
-            np.savez(file, paths=np.array([answer.path for answer in answers]), **arrays)
+            np.savez(file, allow_pickle=False, paths=np.array([answer.path for answer in answers]), **arrays)

@@ -1,0 +1,11 @@
+"""Other people's exceptions as a part of one line of ours."""
+
+from __future__ import annotations
+
+from contract.errors import first_line
+
+
+def test_first_line() -> None:
+    assert first_line(ValueError("one\ntwo")) == "one"
+    assert first_line(ValueError("\n  one \r\ntwo")) == "one"
+    assert first_line(KeyError()) == "KeyError"
