@@ -94,9 +94,7 @@ def network_options(function: F) -> F:
                 type=click.Choice(["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]),
                 help="How it is resized.  [default: the backbone's]",
             ),
-            click.option(
-                "--mean", metavar="R,G,B", callback=_parse_triple, help="Of the input in [0, 1]; one number serves all."
-            ),
+            click.option("--mean", metavar="R,G,B", callback=_parse_triple, help="Of the input in [0, 1]; one number serves all."),
             click.option("--std", metavar="R,G,B", callback=_parse_triple, help="Likewise."),
         ]
     ):

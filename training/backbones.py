@@ -8,11 +8,39 @@ import timm
 
 # timm's modules whose models answer tokens, not a map `[N, c, h, w]`.
 _WITHOUT_MAP = frozenset(
-    """
-    beit cait convit crossvit deepseek_vit deit eva flexivit gemma4_vit hiera levit mlp_mixer mvitv2 naflexvit pit
-    qwen3_vit sequencer swin_transformer swin_transformer_v2 swin_transformer_v2_cr tiny_vit tnt tresnet_vit twins
-    vision_transformer vision_transformer_hybrid vision_transformer_relpos vision_transformer_sam visformer volo xcit
-    """.split()
+    [
+        "beit",
+        "cait",
+        "convit",
+        "crossvit",
+        "deepseek_vit",
+        "deit",
+        "eva",
+        "flexivit",
+        "gemma4_vit",
+        "hiera",
+        "levit",
+        "mlp_mixer",
+        "mvitv2",
+        "naflexvit",
+        "pit",
+        "qwen3_vit",
+        "sequencer",
+        "swin_transformer",
+        "swin_transformer_v2",
+        "swin_transformer_v2_cr",
+        "tiny_vit",
+        "tnt",
+        "tresnet_vit",
+        "twins",
+        "vision_transformer",
+        "vision_transformer_hybrid",
+        "vision_transformer_relpos",
+        "vision_transformer_sam",
+        "visformer",
+        "volo",
+        "xcit",
+    ]
 )
 
 
