@@ -43,6 +43,7 @@ def export_run(
         Others: see `exports.export.export`.
     """
     dataset = run.dataset()
+    spec = Path(dataset.spec).name if Path(dataset.spec).is_absolute() else dataset.spec  # where it lies is nobody's business
     images = []
     for index in _spread(len(dataset.val), check_pictures):
         try:
@@ -55,15 +56,15 @@ def export_run(
         labels=run.classes,
         repository=repository,
         images=images,
-        source=f"{dataset.spec}, validation part",
+        source=f"{spec}, validation part",
         provenance=Provenance(
             created=_now(),
             versions=_versions(),
             backbone=run.network.config.backbone,
             head=run.network.config.head,
-            weights=run.config.weights,
+            weights=Path(run.config.weights).name,
             run=run.path.name,
-            dataset=dataset.spec,
+            dataset=spec,
             dataset_fingerprint=dataset.fingerprint,
             metrics=run.metrics,
         ),
@@ -123,7 +124,9 @@ def export_backbone(
         repository=repository,
         images=images,
         source=source,
-        provenance=Provenance(created=_now(), versions=_versions(), backbone=config.backbone, head="original", weights=config.weights),
+        provenance=Provenance(
+            created=_now(), versions=_versions(), backbone=config.backbone, head="original", weights=Path(config.weights).name
+        ),
         methods=methods,
         say=say,
     )

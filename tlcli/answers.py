@@ -40,7 +40,7 @@ class PictureAnswer:
             row: dict[str, Any] = {"path": self.path, "label": one.label, "class_id": one.class_id, "score": one.score}
             if len(self.ranked) > 1:
                 row["rank"] = rank
-            if self.overlays:
+            if self.overlays and rank == 1:
                 row["overlays"] = list(self.overlays)
             yield row
 

@@ -71,7 +71,7 @@ def show(rows: Sequence[dict[str, Any]], columns: Sequence[str], as_json: bool) 
 
 def _cell(value: object) -> str:
     if value is None:
-        return "-"
+        return ""
     if isinstance(value, float):
         return f"{value:.4f}"
     if isinstance(value, list | tuple):

@@ -7,41 +7,16 @@ from dataclasses import dataclass
 import timm
 
 # timm's modules whose models answer tokens, not a map `[N, c, h, w]`.
+# fmt: off
 _WITHOUT_MAP = frozenset(
-    [
-        "beit",
-        "cait",
-        "convit",
-        "crossvit",
-        "deepseek_vit",
-        "deit",
-        "eva",
-        "flexivit",
-        "gemma4_vit",
-        "hiera",
-        "levit",
-        "mlp_mixer",
-        "mvitv2",
-        "naflexvit",
-        "pit",
-        "qwen3_vit",
-        "sequencer",
-        "swin_transformer",
-        "swin_transformer_v2",
-        "swin_transformer_v2_cr",
-        "tiny_vit",
-        "tnt",
-        "tresnet_vit",
-        "twins",
-        "vision_transformer",
-        "vision_transformer_hybrid",
-        "vision_transformer_relpos",
-        "vision_transformer_sam",
-        "visformer",
-        "volo",
-        "xcit",
-    ]
+    {
+        "beit", "cait", "convit", "crossvit", "deepseek_vit", "deit", "eva", "flexivit", "gemma4_vit", "hiera", "levit",
+        "mlp_mixer", "mvitv2", "naflexvit", "pit", "qwen3_vit", "sequencer", "swin_transformer", "swin_transformer_v2",
+        "swin_transformer_v2_cr", "tiny_vit", "tnt", "tresnet_vit", "twins", "vision_transformer",
+        "vision_transformer_hybrid", "vision_transformer_relpos", "vision_transformer_sam", "visformer", "volo", "xcit",
+    }
 )
+# fmt: on
 
 
 @dataclass(frozen=True)
