@@ -101,6 +101,8 @@ class Network(nn.Module):
 
     def classify(self, embedding: Tensor) -> Tensor:
         """`[N, d]` to logits `[N, C]`."""
+        if isinstance(self.classifier, nn.Conv2d):  # of kernel 1x1, as in DPN and DLA
+            return cast("Tensor", self.classifier(embedding[..., None, None])).flatten(1)
         return cast("Tensor", self.classifier(embedding))
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -189,7 +191,7 @@ def _takes_own_head(backbone: nn.Module, config: NetworkConfig) -> bool:
     if not _wants_own_head(backbone, config.head):
         return False
     backbone.reset_classifier(config.num_classes)  # type: ignore[operator]
-    if isinstance(backbone.get_classifier(), nn.Linear):  # type: ignore[operator]
+    if isinstance(backbone.get_classifier(), (nn.Linear, nn.Conv2d)):  # type: ignore[operator]
         return True
     if config.head == "original":
         raise SettingsError(f"{config.backbone} has no last linear layer to replace, which --head original needs: use --head linear")
