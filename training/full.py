@@ -45,6 +45,7 @@ def train_all(
     device = next(network.parameters()).device
     preprocessing = network.config.preprocessing
     augmentation = augmentation_for(dataset.spec)
+    network.to(memory_format=torch.channels_last)  # as the pictures come: convolutions need not turn either
     first = len(best.rows) + 1
 
     def batches(epoch: int) -> Batches:
