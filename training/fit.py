@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from contract.errors import DeviceError
 from training import report
+from training.clock import Clock
 from training.config import FinetuneConfig
 from training.datasets import Dataset, load_dataset, save_split
+from training.device import torch_device
 from training.features import FeatureCache, View
 from training.full import classify_pictures, train_all
 from training.head import classify_embeddings, train_head
@@ -119,10 +118,9 @@ def finetune(config: FinetuneConfig, progress: ProgressFactory = silent, say: Sa
         best = _head_stage(config, plan, cache, dataset, clock, say)
     if plan.full_epochs:
         best = _full_stage(config, plan, network, dataset, best, folder, clock, progress, say)
-    assert best is not None
-    assert best.row is not None
+    assert best is not None, "a plan has a stage of at least one epoch"
     if best.stopped is not None:
-        say(f"{best.stopped}; the weights of epoch {best.row.epoch} are kept")
+        say(f"{best.stopped}; the weights of epoch {best.kept.epoch} are kept")
     folder.write_checkpoint(network.state_dict())
     folder.write_metrics(best.rows)
 
@@ -131,12 +129,12 @@ def finetune(config: FinetuneConfig, progress: ProgressFactory = silent, say: Sa
         logits = {name: evaluate(part, f"Evaluating on the {name} part") for name, part in dataset.parts.items() if name != "train"}
     scores = {name: score(values, torch.from_numpy(dataset.parts[name].labels), dataset.classes) for name, values in logits.items()}
     with clock("report"):
-        report.draw_curves(best.rows, best.row.epoch, folder.path / CURVES)
+        report.draw_curves(best.rows, best.kept.epoch, folder.path / CURVES)
         report.draw_confusion(scores["val"], "validation", folder.path / CONFUSION)
         report.draw_mistakes(network, dataset.val, logits["val"], dataset.classes, folder.path / MISTAKES)
     folder.write_predictions(_predictions(dataset, logits["val"]))
     results = Results(
-        best_epoch=best.row.epoch,
+        best_epoch=best.kept.epoch,
         stopped=best.stopped,
         val=scores["val"],
         test=scores.get("test"),
@@ -151,35 +149,6 @@ def finetune(config: FinetuneConfig, progress: ProgressFactory = silent, say: Sa
     return RunResult(folder.path, results)
 
 
-def torch_device(name: str) -> torch.device:
-    """`auto`, `cpu` or `cuda` to a device.
-
-    Raises:
-        DeviceError: `cuda` was asked for and there is none.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise DeviceError("--device cuda: PyTorch finds no CUDA device here; use --device cpu, or auto to take what there is")
-    return torch.device(name)
-
-
-class Clock:
-    """Seconds that each part of the work took: `with clock("data"): ...`."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        """Add the seconds of a `with` block to those of `name`."""
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
-
-
 def _head_stage(config: FinetuneConfig, plan: Plan, cache: FeatureCache, dataset: Dataset, clock: Clock, say: Say) -> Best:
     with clock("features"):
         augmentation = augmentation_for(dataset.spec)
@@ -192,9 +161,9 @@ def _head_stage(config: FinetuneConfig, plan: Plan, cache: FeatureCache, dataset
         best = train_head(
             cache.network, views, dataset.train.labels, val, dataset.val.labels, plan, config.seed, lambda row, is_best: advance(1)
         )
-    assert best.row is not None
+    row = best.kept
     say(
-        f"head: best of {len(best.rows)} epochs is {best.row.epoch}, validation top-1 {best.row.val_top1:.2%}, loss {best.row.val_loss:.4f}"
+        f"head: best of {len(best.rows)} epochs is {row.epoch}, validation top-1 {row.val_top1:.2%}, loss {row.val_loss:.4f}"
         f" (features {clock.seconds['features']:.1f} s, training {clock.seconds['head']:.1f} s)"
     )
     return best

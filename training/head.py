@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from training.network import Network
+from training.network import Network, apply_classifier
 from training.plan import Plan
 from training.rates import decayed_groups
 from training.results import EpochRow, loss_and_top1
@@ -35,7 +35,7 @@ class StandardisedHead(nn.Module):
     """
 
     def __init__(self, classifier: nn.Module, mean: Tensor, spread: Tensor) -> None:
-        """`classifier`: a linear layer, or a sequence that begins with one. `mean`, `spread`: float64 `[d]`, of the embeddings."""
+        """`classifier`: of a `Network`. `mean`, `spread`: float64 `[d]`, of the embeddings."""
         super().__init__()
         self.classifier = classifier
         if self._first.bias is None:  # nothing could take the mean up
@@ -45,20 +45,20 @@ class StandardisedHead(nn.Module):
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """`[N, d]` to logits `[N, C]`."""
-        return cast("Tensor", self.classifier((embeddings - cast("Tensor", self.mean)) / cast("Tensor", self.spread)))
+        return apply_classifier(self.classifier, (embeddings - cast("Tensor", self.mean)) / cast("Tensor", self.spread))
 
     @torch.no_grad()
     def fold(self) -> None:
         """Change the classifier, so that it alone, on plain embeddings, answers what this module answers; computed in float64."""
         first = self._first
-        weight = first.weight.double() / cast("Tensor", self.spread).double()
+        weight = first.weight.flatten(1).double() / cast("Tensor", self.spread).double()
         if first.bias is not None:
             first.bias.copy_(first.bias.double() - weight @ cast("Tensor", self.mean).double())
-        first.weight.copy_(weight)
+        first.weight.copy_(weight.view_as(first.weight))
 
     @property
-    def _first(self) -> nn.Linear:
-        return cast("nn.Linear", self.classifier[0] if isinstance(self.classifier, nn.Sequential) else self.classifier)
+    def _first(self) -> nn.Linear | nn.Conv2d:
+        return cast("nn.Linear | nn.Conv2d", self.classifier[0] if isinstance(self.classifier, nn.Sequential) else self.classifier)
 
 
 def train_head(
@@ -104,7 +104,7 @@ def train_head(
     def evaluate() -> tuple[float, float]:
         return loss_and_top1(torch.cat([head(rows.to(device)) for rows in _chunks(val)]), val_targets)
 
-    if isinstance(network.classifier, nn.Linear):  # a convex problem: no random start is better than the middle
+    if isinstance(network.classifier, (nn.Linear, nn.Conv2d)):  # a convex problem: no random start is better than the middle
         nn.init.zeros_(network.classifier.weight)
         if network.classifier.bias is not None:
             nn.init.zeros_(network.classifier.bias)

@@ -101,9 +101,7 @@ class Network(nn.Module):
 
     def classify(self, embedding: Tensor) -> Tensor:
         """`[N, d]` to logits `[N, C]`."""
-        if isinstance(self.classifier, nn.Conv2d):  # of kernel 1x1, as in DPN and DLA
-            return cast("Tensor", self.classifier(embedding[..., None, None])).flatten(1)
-        return cast("Tensor", self.classifier(embedding))
+        return apply_classifier(self.classifier, embedding)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """`[N, 3, H, W]`, normalised, to logits `[N, C]`."""
@@ -114,6 +112,13 @@ class Network(nn.Module):
         """uint8 `[N, H, W, 3]` to logits `[N, C]`, in the mode and on the device the network is in."""
         device = cast("Tensor", self.mean).device
         return self(self.normalise(torch.from_numpy(images).to(device)))  # type: ignore[no-any-return]
+
+
+def apply_classifier(classifier: nn.Module, embedding: Tensor) -> Tensor:
+    """`[N, d]` to logits `[N, C]` by a `Network.classifier`, which may be a convolution of kernel 1x1, as in DPN and DLA."""
+    if isinstance(classifier, nn.Conv2d):
+        return classifier(embedding[..., None, None]).flatten(1)  # type: ignore[no-any-return]
+    return cast("Tensor", classifier(embedding))
 
 
 def build(config: NetworkConfig) -> Network:

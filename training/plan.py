@@ -95,7 +95,7 @@ def _epochs(config: FinetuneConfig, scratch: bool) -> tuple[int, int]:
             )
         return 0, config.epochs or SCRATCH_EPOCHS
     epochs = config.epochs or FULL_EPOCHS
-    head_epochs = epochs // 3 if config.head_epochs is None else config.head_epochs
+    head_epochs = min(max(1, epochs // 3), epochs - 1) if config.head_epochs is None else config.head_epochs
     if head_epochs >= epochs:
         raise SettingsError(
             f"--head-epochs {head_epochs} of --epochs {epochs}: none are left for all layers, which --mode full trains;"

@@ -106,13 +106,9 @@ def draw_mistakes(network: Network, part: Part, logits: Tensor, classes: Sequenc
     """
     scores, predicted = logits.softmax(1).max(1)
     labels = torch.from_numpy(part.labels)
-    wrong = (predicted != labels).nonzero().flatten()
-    room = _SHEET_COLUMNS * _SHEET_ROWS
-    if len(wrong):
-        chosen = wrong[scores[wrong].argsort(descending=True, stable=True)][:room]
-        title = f"The surest of {len(wrong):,} mistakes on {len(part):,} validation pictures"
-    else:
-        chosen = scores.argsort(stable=True)[:room]
+    chosen, mistakes = surest_mistakes(logits, labels, _SHEET_COLUMNS * _SHEET_ROWS)
+    title = f"The surest of {mistakes:,} mistakes on {len(part):,} validation pictures"
+    if not mistakes:
         title = f"No mistakes on {len(part):,} validation pictures: the answers least sure of"
     rows = -(-len(chosen) // _SHEET_COLUMNS)
     figure = _figure(4.2 * _SHEET_COLUMNS, 2.45 * rows + 0.7)
@@ -124,11 +120,30 @@ def draw_mistakes(network: Network, part: Part, logits: Tensor, classes: Sequenc
         predicted_class = int(predicted[index])
         axes.imshow(np.asarray(_beside_its_map(network, part.load(index), predicted_class)))
         says = f"{_plain(classes[predicted_class])} {100 * float(scores[index]):.1f} %"
-        axes.set_title(f"{says}, is {_plain(classes[int(labels[index])])}", fontsize=9, color=_BEST if len(wrong) else "black")
+        axes.set_title(f"{says}, is {_plain(classes[int(labels[index])])}", fontsize=9, color=_BEST if mistakes else "black")
         axes.text(
             0.5, -0.02, _plain(_ending(part.names[index])), transform=axes.transAxes, fontsize=6.5, color="0.45", ha="center", va="top"
         )
     _save(figure, path)
+
+
+def surest_mistakes(logits: Tensor, labels: Tensor, most: int) -> tuple[Tensor, int]:
+    """What `draw_mistakes` shows.
+
+    Args:
+        logits: `[n, C]`.
+        labels: int64 `[n]`.
+        most: how many there is room for.
+
+    Returns:
+        Indices of the wrong answers with the highest scores, the surest first, and how many wrong answers there are
+        in all. If there are none, indices of the right answers with the lowest scores, the least sure first.
+    """
+    scores, predicted = logits.softmax(1).max(1)
+    wrong = (predicted != labels).nonzero().flatten()
+    if len(wrong):
+        return wrong[scores[wrong].argsort(descending=True, stable=True)][:most], len(wrong)
+    return scores.argsort(stable=True)[:most], 0
 
 
 def _beside_its_map(network: Network, picture: Image.Image, class_index: int) -> Image.Image:

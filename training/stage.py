@@ -56,6 +56,12 @@ class Best:
     stopped: str | None = None
     rows: list[EpochRow] = field(default_factory=list)
 
+    @property
+    def kept(self) -> EpochRow:
+        """`row`, once `run_stage` has returned."""
+        assert self.row is not None
+        return self.row
+
     def note(self, row: EpochRow, model: nn.Module) -> bool:
         """Keep the model's weights if `row` is the best so far, and answer whether it is."""
         self.rows.append(row)

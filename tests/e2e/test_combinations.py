@@ -1,0 +1,80 @@
+"""VGG16 and ResNet-18 in both modes, on photographs and on CIFAR-10's small pictures, from random weights and from checkpoint files."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torchvision
+
+from exports import export_run
+from training import FinetuneConfig, finetune, load_run
+
+DATASETS = ["cats-vs-dogs", "cifar10"]
+MODES = ["feature-extraction", "full"]
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+    """`checkpoints("vgg16", "torchvision")`: random weights in the official layout, as the makers save them."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+
+    def path_of(backbone: str, layout: str) -> Path:
+        path = folder / f"{backbone}-{layout}.pth"
+        if not path.exists():
+            torch.manual_seed(0)
+            model = getattr(torchvision.models, backbone)() if layout == "torchvision" else timm.create_model(backbone)
+            torch.save(model.state_dict(), path)
+        return path
+
+    return path_of
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("backbone", "weights"),
+    [
+        ("resnet18", "none"),
+        ("resnet18", "torchvision"),
+        ("resnet18", "timm"),
+        ("vgg16", "none"),
+        ("vgg16", "torchvision"),
+        ("vgg16", "timm"),
+    ],
+)
+def test_it_trains_and_exports(
+    backbone: str,
+    weights: str,
+    mode: str,
+    dataset: str,
+    checkpoints: Callable[[str, str], Path],
+    unpacked: Callable[[str], Path],
+    tmp_path: Path,
+) -> None:
+    config = FinetuneConfig(
+        backbone=backbone,
+        weights=weights if weights == "none" else str(checkpoints(backbone, weights)),
+        mode=mode,  # type: ignore[arg-type]
+        dataset=str(unpacked(dataset)),
+        limit=4,
+        image_size=64,
+        epochs=2,
+        batch_size=8,
+        workers=0,
+        output=tmp_path / "run",
+    )
+    result = finetune(config)
+    stages = [row["stage"] for row in csv.DictReader((result.path / "metrics.csv").open())]
+    expected = {"feature-extraction": ["head", "head"], "full": ["full", "full"] if weights == "none" else ["head", "full"]}
+    assert stages == expected[mode]
+    run = load_run(result.path)
+    assert run.results.val.count == len(run.dataset().val)
+    exported = export_run(run, name="model", repository=tmp_path / "models", check_pictures=4)
+    assert exported.parity.top1_agreement == 1
+    assert exported.parity.logits < 1e-3
+    assert max(exported.parity.maps.values()) < 1e-4

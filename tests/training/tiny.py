@@ -1,0 +1,40 @@
+"""Pictures and settings small enough to train on within a test."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import nn
+
+from training.config import FinetuneConfig
+
+BACKBONE = "test_resnet"
+COLOURS = {"blue": (60, 80, 190), "green": (70, 180, 80), "red": (190, 70, 60)}
+
+
+def put_colours(folder: Path, train: int = 12, val: int = 4, test: int = 4, size: int = 40) -> Path:
+    """`<folder>/<part>/<colour>/<number>.png`: noise about a colour, so that the classes can be told apart."""
+    for part, count in (("train", train), ("val", val), ("test", test)):
+        for label, (name, colour) in enumerate(COLOURS.items()):
+            for number in range(count):
+                draw = np.random.default_rng([label, number, len(part)])
+                pixels = np.clip(draw.normal(colour, 40, (size, size + 6, 3)), 0, 255).astype(np.uint8)
+                path = folder / part / name / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(path)
+    return folder
+
+
+def config(dataset: Path, output: Path | None = None, **settings: Any) -> FinetuneConfig:
+    """A few epochs of a tiny network with random weights at 32x32 pixels."""
+    given = {"backbone": BACKBONE, "weights": "none", "image_size": 32, "epochs": 3, "batch_size": 8, "workers": 0, "device": "cpu"}
+    return FinetuneConfig(dataset=str(dataset), output=output, **{**given, **settings})
+
+
+def digest(module: nn.Module) -> dict[str, str]:
+    """SHA-256 of each parameter and buffer, batch norms' statistics included."""
+    return {name: hashlib.sha256(tensor.detach().numpy().tobytes()).hexdigest() for name, tensor in module.state_dict().items()}
