@@ -42,6 +42,8 @@ def augmentation_for(spec: str) -> Augmentation:
     """The augmentation that suits a data set, by what the user asked for: signs are neither mirrored nor cut much."""
     if spec.lower() in _DIGITS:
         return Augmentation(scale=(0.75, 1.0), ratio=(0.9, 1.1), hflip=False, saturation=0)
+    if spec.lower() == "shapes":  # a shape may lie at the very edge
+        return Augmentation(scale=(0.8, 1.0), ratio=(0.9, 1.1))
     return Augmentation()
 
 

@@ -8,14 +8,22 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from tlcli import options
 from tlcli.console import Console
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from service import Prediction
+
 BACKBONE = "resnet10t"
-EPOCHS = 12
+EPOCHS = 8
+SHEET = 9
+"""Pictures on the sheet of answers."""
 
 
 @click.command("demo")
@@ -42,13 +50,14 @@ def command(output: Path, seed: int, quiet: bool) -> None:
     console.say(f"1. {BACKBONE} learns drawn shapes from random weights, {EPOCHS} epochs: nothing is downloaded")
     config = finetune_config(
         backbone=BACKBONE,
+        model_kwargs={"output_stride": 16},  # maps of 4x4 instead of 2x2 for pictures of 64x64
         weights="none",
         dataset="shapes",
         mode="full",
         epochs=EPOCHS,
         image_size=64,
         crop_pct=1.0,
-        batch_size=64,
+        lr=4e-3,
         seed=seed,
         output=run_folder,
         name="shapes",
@@ -64,30 +73,29 @@ def command(output: Path, seed: int, quiet: bool) -> None:
     console.say("3. serve it, and ask over gRPC")
     test = run.dataset().test
     assert test is not None, "the drawn data set has a test part"
-    picture = output / "picture.png"
-    test.load(0).save(picture)
-    answer = _ask(models, picture, output, console)
+    answers = _ask(models, [test.load(index) for index in range(0, len(test), len(test) // SHEET)][:SHEET], output, console)
 
     console.say(f"\ndone in {time.monotonic() - began:.0f} s. Look at:")
-    for path in (picture, *answer, *(result.path / name for name in ("curves.png", "confusion_matrix.png", "mistakes.png"))):
+    for path in (*answers, *(run_folder / name for name in ("curves.png", "confusion_matrix.png", "mistakes.png"))):
         click.echo(path)
     console.say("\nnext, on your own pictures (a folder a class):\n  tlcli finetune --backbone resnet50 --dataset FOLDER")
 
 
-def _ask(models: Path, picture: Path, output: Path, console: Console) -> list[Path]:
-    """Start a server of our own, ask it, stop it; the overlay's path."""
+def _ask(models: Path, pictures: list[Image], output: Path, console: Console) -> list[Path]:
+    """Start a server of our own, ask it, stop it; the paths of what was drawn of its answers."""
     from contract.errors import ServerError
     from service import Client
     from tlcli.answers import OverlayFolder
 
-    server = subprocess.Popen(
-        [sys.executable, "-m", "tlcli", "serve", str(models), "--port", "0", "--device", "cpu"], stderr=subprocess.PIPE, text=True
-    )
+    picture = output / "picture.png"
+    pictures[0].save(picture)
+    command = [sys.executable, "-m", "tlcli", "serve", str(models), "--port", "0", "--device", "cpu"]
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
-        port = _port(server)
-        with Client("127.0.0.1", port) as client:
+        with Client("127.0.0.1", _port(server)) as client:
             client.wait_until_ready(timeout_s=60)
             answer = client.classify(picture, model="shapes", top_k=3, method="gradcam", map_format="overlay")
+            others = [one.result() for one in client.classify_stream(pictures, model="shapes", method="gradcam")]
     finally:
         server.send_signal(signal.SIGTERM)
         _, rest = server.communicate(timeout=60)
@@ -97,12 +105,35 @@ def _ask(models: Path, picture: Path, output: Path, console: Console) -> list[Pa
         console.say(f"   {one.label}: {one.score:.4f}")
     timings = answer.timings
     console.say(f"   decoding {timings.decode_time_ns / 1e6:.1f} ms, inference with its map {timings.infer_time_ns / 1e6:.1f} ms")
-    folder = OverlayFolder(output)
-    return [
-        Path(folder.write(picture, one.map.method, one.label, one.map.png))
-        for one in answer.predictions
-        if one.map is not None and one.map.png is not None
-    ]
+    best = answer.predictions[0]
+    assert best.map is not None
+    assert best.map.png is not None
+    overlay = OverlayFolder(output).write(picture, best.map.method, best.label, best.map.png)
+    sheet = output / "answers.png"
+    _draw_sheet(pictures, [one.predictions[0] for one in others], sheet)
+    return [picture, Path(overlay), sheet]
+
+
+def _draw_sheet(pictures: list[Image], best: list[Prediction], path: Path) -> None:
+    """Each picture above the map of its first class, enlarged, with that class and its score."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    from contract.files import whole_file
+    from contract.rendering import overlay
+
+    side, gap, line = 128, 6, 20
+    sheet = Image.new("RGB", (len(pictures) * (side + gap) + gap, 2 * (side + gap) + gap + line), "white")
+    write, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    for number, (picture, one) in enumerate(zip(pictures, best, strict=True)):
+        assert one.map is not None
+        assert one.map.values is not None
+        large = picture.resize((side, side), Image.Resampling.LANCZOS)
+        left = gap + number * (side + gap)
+        sheet.paste(large, (left, gap))
+        sheet.paste(overlay(large, one.map.values, (0, 0, side, side)), (left, 2 * gap + side))
+        write.text((left + side / 2, 2 * (gap + side) + line / 2 + 2), f"{one.label} {one.score:.0%}", fill="black", font=font, anchor="mm")
+    with whole_file(path) as temporary:
+        sheet.save(temporary)
 
 
 def _port(server: subprocess.Popen[str]) -> int:
