@@ -1,6 +1,6 @@
 """How far exported models are from PyTorch on real pictures: every head on VGG16, ResNet-18 and MobileNetV2.
 
-    python benchmarks/parity.py FOLDER [--pictures 200] [--size 224]
+    python benchmarks/parity.py FOLDER [--pictures 200] [--size 224] [--backbones NAME ...] [--heads HEAD ...]
 
 FOLDER holds photographs (searched for pictures). For each network, with random weights: the largest difference of the logits from
 PyTorch's (float32), the share of equal first classes, the largest difference of each map from a float64 autograd reference written
@@ -38,6 +38,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--pictures", type=int, default=200)
     parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--backbones", nargs="+", default=["mobilenetv2_100", "resnet18", "vgg16"])
+    parser.add_argument("--heads", nargs="+", default=["linear", "mlp:256", "original"])
     arguments = parser.parse_args()
     found = pictures.find([arguments.folder])
     chosen = [found[index * len(found) // arguments.pictures] for index in range(min(arguments.pictures, len(found)))]
@@ -46,8 +48,8 @@ def main() -> None:
     print(f"{len(images)} pictures of {arguments.folder.name}, {arguments.size} x {arguments.size}")
     print("| network | head | logits | first class agrees | cam | gradcam | batch against single: logits | maps | seconds |")
     print("|---|---|---|---|---|---|---|---|---|")
-    for backbone in ("vgg16", "resnet18", "mobilenetv2_100"):
-        for head in ("linear", "mlp:256", "original"):
+    for backbone in arguments.backbones:
+        for head in arguments.heads:
             row = measure(backbone, head, preprocessing, images)
             print(f"| {backbone} | {head} | " + " | ".join(row) + " |", flush=True)
 
