@@ -116,7 +116,7 @@ def finetune(config: FinetuneConfig, progress: ProgressFactory = silent, say: Sa
     cache = FeatureCache(network.eval(), weights_fingerprint, plan.workers, progress)
     if plan.head_epochs:
         best = _head_stage(config, plan, cache, dataset, clock, say)
-    if plan.full_epochs:
+    if plan.full_epochs and (best is None or best.stopped is None):
         best = _full_stage(config, plan, network, dataset, best, folder, clock, progress, say)
     assert best is not None, "a plan has a stage of at least one epoch"
     if best.stopped is not None:
@@ -180,7 +180,7 @@ def _full_stage(
     progress: ProgressFactory,
     say: Say,
 ) -> Best:
-    best = Best(snapshot(network)) if before is None else Best(snapshot(network), before.row, before.stopped, before.rows)
+    best = Best(snapshot(network)) if before is None else Best(snapshot(network), before.row, rows=before.rows)
 
     def on_epoch(row: EpochRow, is_best: bool) -> None:
         folder.write_metrics(best.rows)

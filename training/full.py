@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from training.loading import batch_count, picture_batches
 from training.network import Network
@@ -32,7 +34,7 @@ def train_all(
     Args:
         network: on the device to train on; ends with the weights of the best epoch.
         dataset: its training and validation parts.
-        plan: its `full_*`, `layer_decay`, `label_smoothing`, `warm_up`, `batch_size` and `workers` count.
+        plan: its `full_*`, `from_scratch`, `weight_decay`, `layer_decay`, `label_smoothing`, `warm_up`, `batch_size` and `workers` count.
         seed: of the order of the pictures, and of their augmentation.
         best: the network as it is, with what the head's stage reached, if there was one; told of every epoch.
         progress: told of each epoch.
@@ -72,17 +74,32 @@ def train_all(
         Stage(
             name="full",
             model=network,
-            optimizer=layered_optimizer(network, plan.full_lr, plan.full_weight_decay, plan.layer_decay),
+            optimizer=layered_optimizer(network, plan.full_lr, plan.weight_decay, plan.layer_decay),
             batches=batches,
             steps=batch_count(len(dataset.train), plan.batch_size),
             evaluate=evaluate,
             epochs=plan.full_epochs,
             warm_up=plan.warm_up,
             label_smoothing=plan.label_smoothing,
+            kept_in_eval=[] if plan.from_scratch else folded_norms(network),
         ),
         best,
         on_epoch,
     )
+
+
+def folded_norms(network: nn.Module) -> list[nn.Module]:
+    """Batch norms that do nothing in eval mode: their mean 0 and variance 1 were folded into the layers before them.
+
+    To train on a batch's own statistics would make the network another one, and what it learned would be lost.
+    """
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    return [
+        norm
+        for norm in norms
+        if torch.all(cast("Tensor", norm.running_mean) == 0)
+        and torch.allclose(cast("Tensor", norm.running_var), torch.ones((), device=norm.running_var.device), atol=1e-3)
+    ]
 
 
 @torch.inference_mode()

@@ -23,8 +23,8 @@ Labels = npt.NDArray[np.int64]
 _CHUNK = 4096
 """Rows of the embeddings that are in memory at a time, at most."""
 
-_LEAST_SPREAD = 1e-2
-"""A feature's standard deviation counts as at least this share of their mean, so that one that hardly ever varies is not blown up."""
+_LEAST_SPREAD = 1e-4
+"""A feature whose standard deviation is less than this share of the features' mean one is constant: it is not blown up."""
 
 
 class StandardisedHead(nn.Module):
@@ -78,7 +78,7 @@ def train_head(
         views: of the training part, `[n, d]` each; epoch e trains on view e modulo their number.
         labels: `[n]`.
         val, val_labels: of the validation part, `[m, d]` and `[m]`.
-        plan: its `head_*` and `batch_size` count.
+        plan: its `head_*`, `weight_decay` and `batch_size` count.
         seed: of the order of the pictures.
         on_epoch: see `run_stage`.
 
@@ -110,7 +110,7 @@ def train_head(
             nn.init.zeros_(network.classifier.bias)
     head.eval()
     best = Best(snapshot(head))
-    optimizer = AdamW(decayed_groups(head, plan.head_lr, plan.head_weight_decay))
+    optimizer = AdamW(decayed_groups(head, plan.head_lr, plan.weight_decay))
     stage = Stage("head", head, optimizer, batches, steps, evaluate, plan.head_epochs, warm_up=0.0)
     run_stage(stage, best, on_epoch)
     head.fold()
@@ -135,4 +135,5 @@ def _moments(views: Sequence[Embeddings]) -> tuple[Tensor, Tensor]:
     mean = sum((rows.double().sum(0) for view in views for rows in _chunks(view)), torch.zeros(())) / count
     variance = sum(((rows.double() - mean).square().sum(0) for view in views for rows in _chunks(view)), torch.zeros(())) / count
     spread = variance.sqrt()
-    return mean, spread.clamp_min(_LEAST_SPREAD * float(spread.mean())).clamp_min(torch.finfo(torch.float32).tiny)
+    usual = spread.mean().clamp_min(torch.finfo(torch.float32).tiny)
+    return mean, spread.where(spread > _LEAST_SPREAD * usual, usual)

@@ -13,12 +13,9 @@ FEATURE_EXTRACTION_EPOCHS = 40
 FULL_EPOCHS = 15
 SCRATCH_EPOCHS = 30
 
-HEAD_LR = 3e-4
-FULL_LR = 5e-4
+LR = 3e-4
 SCRATCH_LR = 2e-3
-
-HEAD_WEIGHT_DECAY = 0.05
-FULL_WEIGHT_DECAY = 0.05
+WEIGHT_DECAY = 0.05
 
 LABEL_SMOOTHING = 0.1
 """Of the stage that trains all layers (Szegedy et al. 2016, arXiv:1512.00567, section 7)."""
@@ -32,6 +29,7 @@ _MOST_WORKERS = 8
 class Plan(BaseModel):
     """One stage or two; a stage of 0 epochs does not take place.
 
+    from_scratch: all layers begin with random weights.
     head_*: the head alone, on features that are computed once. full_*: all layers.
     lr: the head's peak. layer_decay: each layer's rate over that of the one above it.
     workers: processes that read pictures.
@@ -39,12 +37,12 @@ class Plan(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    from_scratch: bool
     head_epochs: int
     head_lr: float
-    head_weight_decay: float
     full_epochs: int
     full_lr: float
-    full_weight_decay: float
+    weight_decay: float
     layer_decay: float
     label_smoothing: float
     warm_up: float
@@ -60,14 +58,13 @@ def resolve_plan(config: FinetuneConfig) -> Plan:
     """
     scratch = config.weights == "none"
     head_epochs, full_epochs = _epochs(config, scratch)
-    full_lr = SCRATCH_LR if scratch else FULL_LR
     return Plan(
+        from_scratch=scratch,
         head_epochs=head_epochs,
-        head_lr=HEAD_LR if config.lr is None else config.lr,
-        head_weight_decay=HEAD_WEIGHT_DECAY if config.weight_decay is None else config.weight_decay,
+        head_lr=LR if config.lr is None else config.lr,
         full_epochs=full_epochs,
-        full_lr=full_lr if config.lr is None else config.lr,
-        full_weight_decay=FULL_WEIGHT_DECAY if config.weight_decay is None else config.weight_decay,
+        full_lr=(SCRATCH_LR if scratch else LR) if config.lr is None else config.lr,
+        weight_decay=WEIGHT_DECAY if config.weight_decay is None else config.weight_decay,
         layer_decay=1.0 if scratch else config.layer_decay,  # there is nothing to preserve in random layers
         label_smoothing=LABEL_SMOOTHING,
         warm_up=WARM_UP,

@@ -12,6 +12,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from training.network import Network
 
+_LEAST_SCALE = 0.01
+"""No layer learns slower than this share of the head's rate: in deep networks the product of the factors would freeze the stem."""
+
 
 def layered_optimizer(network: Network, lr: float, weight_decay: float, layer_decay: float) -> AdamW:
     """AdamW over all layers, the head at `lr`, each layer below at `layer_decay` times the rate of the one above it.
@@ -26,7 +29,7 @@ def layered_optimizer(network: Network, lr: float, weight_decay: float, layer_de
     )
     below_head = 1.0 if network.head is None else layer_decay  # the backbone's own head is its last layer
     for group in groups:
-        group["lr"] = lr * below_head * group.pop("lr_scale")
+        group["lr"] = lr * max(below_head * group.pop("lr_scale"), _LEAST_SCALE)
     if network.head is not None:
         groups += decayed_groups(network.head, lr, weight_decay)
     return AdamW(groups, lr=lr)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ class Stage:
     optimizer: over the model's parameters; the highest of its groups' rates is reported.
     batches: of an epoch, from 0. steps: how many those are.
     evaluate: the model's validation loss and top-1.
+    kept_in_eval: modules of it that stay in eval mode while it trains.
     """
 
     name: StageName
@@ -42,6 +43,7 @@ class Stage:
     epochs: int
     warm_up: float
     label_smoothing: float = 0.0
+    kept_in_eval: Sequence[nn.Module] = ()
 
 
 @dataclass
@@ -92,7 +94,8 @@ def run_stage(stage: Stage, best: Best, on_epoch: Callable[[EpochRow, bool], Non
     for epoch in range(stage.epochs):
         row = _run_epoch(stage, schedule, epoch, before + epoch + 1)
         if not math.isfinite(row.train_loss + row.val_loss):
-            best.stopped = f"the loss was no number any more in epoch {row.epoch}: try a smaller --lr than {row.lr:g}"
+            peak = max(group["initial_lr"] for group in stage.optimizer.param_groups)
+            best.stopped = f"the loss was no number any more in epoch {row.epoch}: try a smaller --lr than {peak:g}"
             break
         on_epoch(row, best.note(row, stage.model))
     if best.row is None:
@@ -104,6 +107,8 @@ def _run_epoch(stage: Stage, schedule: LambdaLR, epoch: int, number: int) -> Epo
     """Train on every batch once, or until the loss is no number; then validate."""
     began = time.perf_counter()
     stage.model.train()
+    for module in stage.kept_in_eval:
+        module.eval()
     lr = total_loss = 0.0
     seen = right = 0
     for inputs, labels in stage.batches(epoch):

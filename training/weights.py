@@ -93,7 +93,8 @@ def _load(config: FinetuneConfig, tensors: dict[str, Tensor], classes: int) -> n
     The network gets as many classes as the file has: with another number timm would load what fits and say nothing
     of tensors that are missing.
     """
-    overlay = {"state_dict": tensors, "num_classes": classes, "custom_load": False}
+    # Without `first_conv` timm leaves it to strict loading to judge the first layer's number of channels.
+    overlay = {"state_dict": tensors, "num_classes": classes, "custom_load": False, "first_conv": None}
     backbone = create_backbone(config.backbone, config.model_kwargs, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=classes)
     cast("dict[str, Any]", backbone.pretrained_cfg).pop("state_dict")  # timm keeps a copy of it all
     return backbone

@@ -80,10 +80,10 @@ def test_model_arguments_that_are_wrong_are_named() -> None:
 def test_preprocessing_is_the_backbones_own_unless_asked_otherwise() -> None:
     backbone = timm.create_model("test_resnet")
     own = resolve_preprocessing(FinetuneConfig(backbone="test_resnet"), backbone)
-    assert own == Preprocessing(height=160, width=160, crop_pct=0.95, interpolation="bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-    asked = FinetuneConfig(backbone="test_resnet", image_size=96, interpolation="bilinear", std=(1.0, 1.0, 1.0))
+    assert own == Preprocessing(height=160, width=160, crop_pct=0.95, interpolation="bilinear", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    asked = FinetuneConfig(backbone="test_resnet", image_size=96, interpolation="bicubic", std=(1.0, 1.0, 1.0))
     changed = resolve_preprocessing(asked, backbone)
-    assert changed == own.model_copy(update={"height": 96, "width": 96, "interpolation": "bilinear", "std": (1.0, 1.0, 1.0)})
+    assert changed == own.model_copy(update={"height": 96, "width": 96, "interpolation": "bicubic", "std": (1.0, 1.0, 1.0)})
 
 
 def test_a_backbone_of_fixed_size_names_the_argument_that_changes_it() -> None:

@@ -19,14 +19,18 @@ COLOURS = {"blue": (60, 80, 190), "green": (70, 180, 80), "red": (190, 70, 60)}
 def put_colours(folder: Path, train: int = 12, val: int = 4, test: int = 4, size: int = 40) -> Path:
     """`<folder>/<part>/<colour>/<number>.png`: noise about a colour, so that the classes can be told apart."""
     for part, count in (("train", train), ("val", val), ("test", test)):
-        for label, (name, colour) in enumerate(COLOURS.items()):
+        for name in COLOURS:
             for number in range(count):
-                draw = np.random.default_rng([label, number, len(part)])
-                pixels = np.clip(draw.normal(colour, 40, (size, size + 6, 3)), 0, 255).astype(np.uint8)
-                path = folder / part / name / f"{number}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(pixels).save(path)
+                put_picture_of(folder / part / name / f"{number}.png", name, number + 1000 * len(part), size)
     return folder
+
+
+def put_picture_of(path: Path, colour: str, number: int, size: int = 40) -> None:
+    """One picture of that class."""
+    draw = np.random.default_rng([list(COLOURS).index(colour), number])
+    pixels = np.clip(draw.normal(COLOURS[colour], 40, (size, size + 6, 3)), 0, 255).astype(np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
 
 
 def config(dataset: Path, output: Path | None = None, **settings: Any) -> FinetuneConfig:
