@@ -37,8 +37,8 @@ def pets(shared_data: Path, unpacked: Callable[[str], Path], home: Path) -> dict
     """What `tlcli finetune --json` answers, at its defaults, on all the photographs."""
     weights = shared_data / "weights" / "mobilenetv2_100.imagenet.safetensors"
     answer = tlcli(
-        "finetune", "--backbone", "mobilenetv2_100", "--weights", weights, "--model-kwargs", "pad_type=same", "--mean", "0.5", "--std", "0.5",
-        "--dataset", unpacked("cats-vs-dogs"), "--output", "runs/pets", "--json",
+        "finetune", "--backbone", "mobilenetv2_100", "--weights", weights, "--model-kwargs", "pad_type=same", "--mean", "0.5",
+        "--std", "0.5", "--dataset", unpacked("cats-vs-dogs"), "--output", "runs/pets", "--json",
         cwd=home,
     )  # fmt: skip
     rows: list[dict[str, Any]] = json.loads(answer.stdout)
@@ -88,7 +88,9 @@ def test_the_run_and_the_model_are_there(pets: dict[str, Any], home: Path) -> No
     assert model["top1"] == pets["test_top1"]
 
 
-def test_over_grpc_the_scores_are_those_of_predict(pets: dict[str, Any], photographs: list[Path], server: tuple[int, int], home: Path) -> None:
+def test_over_grpc_the_scores_are_those_of_predict(
+    pets: dict[str, Any], photographs: list[Path], server: tuple[int, int], home: Path
+) -> None:
     here = json.loads(tlcli("predict", "models/pets", *photographs, "--top-k", "2", "--json", cwd=home).stdout)
     there = json.loads(tlcli("classify", *photographs, "--port", str(server[0]), "--top-k", "2", "--json", cwd=home).stdout)
     assert len(here) == len(there) == 2 * len(photographs)
