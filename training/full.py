@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -93,13 +92,12 @@ def folded_norms(network: nn.Module) -> list[nn.Module]:
 
     To train on a batch's own statistics would make the network another one, and what it learned would be lost.
     """
-    norms = [module for module in network.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
-    return [
-        norm
-        for norm in norms
-        if torch.all(cast("Tensor", norm.running_mean) == 0)
-        and torch.allclose(cast("Tensor", norm.running_var), torch.ones((), device=norm.running_var.device), atol=1e-3)
-    ]
+    return [module for module in network.modules() if isinstance(module, _BatchNorm) and _is_folded(module)]
+
+
+def _is_folded(norm: _BatchNorm) -> bool:
+    mean, variance = norm.running_mean, norm.running_var
+    return mean is not None and variance is not None and bool((mean == 0).all()) and bool(((variance - 1).abs() < 1e-3).all())
 
 
 @torch.inference_mode()
