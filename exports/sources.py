@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from training.config import FinetuneConfig
 from training.network import Network, NetworkConfig
 from training.preprocessing import resolve_preprocessing
 from training.run import Run
+from training.run_folder import now
 from training.shapes import draw
 from training.weights import load_backbone
 
@@ -58,7 +58,7 @@ def export_run(
         images=images,
         source=f"{spec}, validation part",
         provenance=Provenance(
-            created=_now(),
+            created=now(),
             versions=_versions(),
             backbone=run.network.config.backbone,
             head=run.network.config.head,
@@ -125,7 +125,7 @@ def export_backbone(
         images=images,
         source=source,
         provenance=Provenance(
-            created=_now(), versions=_versions(), backbone=config.backbone, head="original", weights=Path(config.weights).name
+            created=now(), versions=_versions(), backbone=config.backbone, head="original", weights=Path(config.weights).name
         ),
         methods=methods,
         say=say,
@@ -161,10 +161,6 @@ def _spread(available: int, wanted: int) -> list[int]:
     """Up to `wanted` indices, evenly over all there are, so that every class is among them."""
     count = min(available, wanted)
     return [index * available // count for index in range(count)]
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _versions() -> dict[str, str]:

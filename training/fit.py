@@ -59,7 +59,7 @@ class RunResult:
 def finetune(config: FinetuneConfig, progress: ProgressFactory = silent, say: Say = lambda _: None) -> RunResult:
     """Train as `config` says, and write the run folder.
 
-    On a CPU the same config gives the same weights, to the bit.
+    On a CPU the same config gives the same weights, to the bit, given the same number of PyTorch's threads.
 
     Args:
         config: what was asked for.

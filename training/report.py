@@ -95,7 +95,7 @@ def draw_confusion(scores: Scores, part: str, path: Path) -> None:
 def draw_mistakes(network: Network, part: Part, logits: Tensor, classes: Sequence[str], path: Path) -> None:
     """A contact sheet as a PNG: the wrong answers that the network was surest of, each beside its map.
 
-    The map is Grad-CAM of the predicted class. If there are no mistakes, the right answers it was least sure of.
+    The map is Grad-CAM of the predicted class. Where there is room left, the right answers it was least sure of follow.
 
     Args:
         network: in eval mode.
@@ -106,10 +106,13 @@ def draw_mistakes(network: Network, part: Part, logits: Tensor, classes: Sequenc
     """
     scores, predicted = logits.softmax(1).max(1)
     labels = torch.from_numpy(part.labels)
-    chosen, mistakes = surest_mistakes(logits, labels, _SHEET_COLUMNS * _SHEET_ROWS)
-    title = f"The surest of {mistakes:,} mistakes on {len(part):,} validation pictures"
-    if not mistakes:
-        title = f"No mistakes on {len(part):,} validation pictures: the answers least sure of"
+    chosen = most_telling(logits, labels, _SHEET_COLUMNS * _SHEET_ROWS)
+    wrong = predicted != labels
+    mistakes, pictures = int(wrong.sum()), f"{len(part):,} validation pictures"
+    if mistakes >= len(chosen):
+        title = f"The surest of {mistakes:,} mistakes on {pictures}"
+    else:
+        title = f"{f'{mistakes} wrong (red)' if mistakes else 'None wrong'} of {pictures}; the right answers least sure of (black)"
     rows = -(-len(chosen) // _SHEET_COLUMNS)
     figure = _figure(4.2 * _SHEET_COLUMNS, 2.45 * rows + 0.7)
     figure.suptitle(f"{title}\neach picture beside the Grad-CAM map of the predicted class", fontsize=11)
@@ -120,15 +123,15 @@ def draw_mistakes(network: Network, part: Part, logits: Tensor, classes: Sequenc
         predicted_class = int(predicted[index])
         axes.imshow(np.asarray(_beside_its_map(network, part.load(index), predicted_class)))
         says = f"{_plain(classes[predicted_class])} {100 * float(scores[index]):.1f} %"
-        axes.set_title(f"{says}, is {_plain(classes[int(labels[index])])}", fontsize=9, color=_BEST if mistakes else "black")
+        axes.set_title(f"{says}, is {_plain(classes[int(labels[index])])}", fontsize=9, color=_BEST if wrong[index] else "black")
         axes.text(
             0.5, -0.02, _plain(_ending(part.names[index])), transform=axes.transAxes, fontsize=6.5, color="0.45", ha="center", va="top"
         )
     _save(figure, path)
 
 
-def surest_mistakes(logits: Tensor, labels: Tensor, most: int) -> tuple[Tensor, int]:
-    """What `draw_mistakes` shows.
+def most_telling(logits: Tensor, labels: Tensor, most: int) -> Tensor:
+    """What `draw_mistakes` shows: the wrong answers, the surest first, then the right ones, the least sure first.
 
     Args:
         logits: `[n, C]`.
@@ -136,14 +139,11 @@ def surest_mistakes(logits: Tensor, labels: Tensor, most: int) -> tuple[Tensor, 
         most: how many there is room for.
 
     Returns:
-        Indices of the wrong answers with the highest scores, the surest first, and how many wrong answers there are
-        in all. If there are none, indices of the right answers with the lowest scores, the least sure first.
+        Indices, int64, at most `most`.
     """
     scores, predicted = logits.softmax(1).max(1)
-    wrong = (predicted != labels).nonzero().flatten()
-    if len(wrong):
-        return wrong[scores[wrong].argsort(descending=True, stable=True)][:most], len(wrong)
-    return scores.argsort(stable=True)[:most], 0
+    wrong = predicted != labels
+    return torch.where(wrong, -scores, 1 + scores).argsort(stable=True)[:most]
 
 
 def _beside_its_map(network: Network, picture: Image.Image, class_index: int) -> Image.Image:

@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+import training
 from contract.errors import DeviceError, NotFoundError, SettingsError
 from contract.preprocessing import Preprocessing
 from tests.training.pictures import put_classes
@@ -20,7 +21,7 @@ from training import RunResult, finetune, load_run
 from training.device import torch_device
 from training.head import StandardisedHead, train_head
 from training.network import NetworkConfig, build
-from training.plan import FULL_EPOCHS, SCRATCH_LR, resolve_plan
+from training.plan import FULL_EPOCHS, HEAD_FIRST_EPOCHS, SCRATCH_LR, resolve_plan
 from training.rates import layered_optimizer, warm_up_and_cosine
 from training.results import EpochRow, score
 from training.stage import Best
@@ -48,6 +49,12 @@ def checkpoint(result: RunResult) -> dict[str, torch.Tensor]:
     return safetensors.torch.load_file(result.path / "checkpoint.safetensors")
 
 
+def test_the_rooms_door_names_what_it_offers() -> None:
+    assert [name for name in training.__all__ if getattr(training, name).__name__ != name] == []
+    with pytest.raises(AttributeError, match="module 'training' has no attribute 'nonsense'"):
+        training.nonsense  # noqa: B018
+
+
 # ---- what is planned
 
 
@@ -72,7 +79,8 @@ def test_contradictions_are_refused(settings: dict[str, Any], said: str) -> None
         ({"mode": "full", "weights": "w", "epochs": 9}, (3, 6)),
         ({"mode": "full", "weights": "w", "epochs": 1}, (0, 1)),
         ({"mode": "full", "weights": "w", "epochs": 9, "head_epochs": 0}, (0, 9)),
-        ({"mode": "full", "weights": "w", "epochs": None}, (FULL_EPOCHS // 3, FULL_EPOCHS - FULL_EPOCHS // 3)),
+        ({"mode": "full", "weights": "w", "epochs": None}, (HEAD_FIRST_EPOCHS, FULL_EPOCHS)),
+        ({"mode": "full", "weights": "w", "epochs": None, "head_epochs": 3}, (3, FULL_EPOCHS)),
         ({"mode": "full", "epochs": 9}, (0, 9)),
     ],
 )
