@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
     from service import Prediction
 
-BACKBONE = "resnet10t"
-EPOCHS = 8
+BACKBONE = "test_resnet"
+"""Timm's smallest ResNet, half a million weights: it learns the shapes in a minute."""
+EPOCHS = 9
 SHEET = 9
 """Pictures on the sheet of answers."""
 
@@ -47,16 +48,17 @@ def command(output: Path, seed: int, quiet: bool) -> None:
     console = Console(quiet)
     began = time.monotonic()
     run_folder = _fresh(output / "runs" / "shapes")
-    console.say(f"1. {BACKBONE} learns drawn shapes from random weights, {EPOCHS} epochs: nothing is downloaded")
+    console.say(f"1. a small ResNet ({BACKBONE}) learns drawn shapes from random weights, {EPOCHS} epochs: nothing is downloaded")
     config = finetune_config(
         backbone=BACKBONE,
-        model_kwargs={"output_stride": 16},  # maps of 4x4 instead of 2x2 for pictures of 64x64
+        model_kwargs={"output_stride": 8},  # maps of 8x8 instead of 2x2 for pictures of 64x64
         weights="none",
         dataset="shapes",
         mode="full",
         epochs=EPOCHS,
         image_size=64,
         crop_pct=1.0,
+        batch_size=16,
         lr=4e-3,
         seed=seed,
         output=run_folder,
