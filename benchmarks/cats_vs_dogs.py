@@ -3,13 +3,14 @@
     python benchmarks/cats_vs_dogs.py FOLDER WEIGHTS
 
 FOLDER holds `train` and `test`, each with `cat` and `dog`. WEIGHTS is a MobileNetV2 checkpoint for timm's `mobilenetv2_100` with
-`pad_type="same"` and inputs scaled to [-1, 1]. Prints the test part's top-1 for five seeds (which also choose the validation part),
-their median, and the seconds of the first run (features computed) and of a later one (features read from the cache).
+`pad_type="same"` and inputs scaled to [-1, 1]. Prints the test part's top-1 for five seeds (each chooses its own validation part), their
+median, and the seconds of a run whose features are computed and of the same run once more, which finds them in the cache.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import tempfile
 import time
@@ -25,26 +26,29 @@ def main() -> None:
     parser.add_argument("folder")
     parser.add_argument("weights")
     arguments = parser.parse_args()
-    top1, seconds = [], []
-    with tempfile.TemporaryDirectory() as runs:
-        for seed in SEEDS:
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["TLCLI_CACHE"] = f"{folder}/cache"
+        top1, seconds = [], []
+        for number, seed in enumerate((*SEEDS, SEEDS[-1])):
             began = time.perf_counter()
-            result = finetune(
-                FinetuneConfig(
-                    backbone="mobilenetv2_100",
-                    weights=arguments.weights,
-                    model_kwargs={"pad_type": "same"},
-                    mean=(0.5, 0.5, 0.5),
-                    std=(0.5, 0.5, 0.5),
-                    dataset=arguments.folder,
-                    seed=seed,
-                    output=Path(runs) / str(seed),
-                )
-            )
+            top1.append(run(arguments.folder, arguments.weights, seed, Path(folder) / str(number)))
             seconds.append(time.perf_counter() - began)
-            top1.append(result.metrics["test_top1"])
             print(f"seed {seed}: {top1[-1]:.2%}, {seconds[-1]:.1f} s", flush=True)
-    print(f"median {statistics.median(top1):.2%}; the first run {seconds[0]:.1f} s, later ones {statistics.median(seconds[1:]):.1f} s")
+    print(f"median {statistics.median(top1[:-1]):.2%}; features computed {seconds[-2]:.1f} s, from the cache {seconds[-1]:.1f} s")
+
+
+def run(folder: str, weights: str, seed: int, output: Path) -> float:
+    config = FinetuneConfig(
+        backbone="mobilenetv2_100",
+        weights=weights,
+        model_kwargs={"pad_type": "same"},
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        dataset=folder,
+        seed=seed,
+        output=output,
+    )
+    return finetune(config).metrics["test_top1"]
 
 
 if __name__ == "__main__":
