@@ -94,7 +94,7 @@ def _cut(traced: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule, list[i
     # cotangent, which has a row a picture and class.
     seen: set[fx.Node] = {activations}
     for node in traced.graph.nodes:
-        if isinstance(node.meta.get("val"), Tensor) and not seen.isdisjoint(node.all_input_nodes):
+        if not isinstance(node.meta.get("val"), torch.SymInt) and not seen.isdisjoint(node.all_input_nodes):
             seen.add(node)
     again = {node for node in traced.graph.nodes if _grows_with(node, batch) and node not in behind | seen}
     remembered: list[fx.Node] = []

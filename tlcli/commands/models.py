@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import click
 
 from tlcli import options
@@ -11,21 +14,17 @@ from tlcli.console import show
 @click.command("models")
 @options.models_option
 @options.json_option
-def command(models: click.Path, as_json: bool) -> None:
+def command(models: Path, as_json: bool) -> None:
     """List the exported models in a folder."""
-    from pathlib import Path
-    from typing import Any
-
     from contract.description import Description
     from contract.errors import ModelFileError
     from contract.layout import MODEL_FILE, model_names, versions
     from contract.onnx_metadata import read_metadata
 
-    repository = Path(str(models))
     rows: list[dict[str, Any]] = []
-    for name in model_names(repository):
-        for version in versions(repository / name):
-            path = repository / name / str(version) / MODEL_FILE
+    for name in model_names(models):
+        for version in versions(models / name):
+            path = models / name / str(version) / MODEL_FILE
             row: dict[str, Any] = {"name": name, "version": version, "size": f"{path.stat().st_size / 1e6:.1f} MB"}
             try:
                 description = Description.from_metadata(read_metadata(path), str(path))

@@ -1,0 +1,76 @@
+"""Classes by label, id or rank; overlays that do not write over each other; flags that hold values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from contract.errors import RequestError
+from tlcli import options
+from tlcli.answers import OverlayFolder, PictureAnswer, Ranked, class_targets, columns
+from tlcli.console import show
+
+LABELS = ("cat", "dog", "7")
+
+
+def test_a_class_is_named_by_label_id_or_rank() -> None:
+    assert class_targets(["dog", "0", "-2"], LABELS) == (1, 0, -2)
+    assert class_targets([], LABELS) == (-1,)
+    assert class_targets(["7"], LABELS) == (2,), "a label goes before an id"
+
+
+@pytest.mark.parametrize("wanted", ["cow", "3", "-4", "1.5", ""])
+def test_another_class_is_refused_by_name(wanted: str) -> None:
+    with pytest.raises(RequestError, match=r"no such class; expected a label \(cat, dog, 7\), an id from 0 to 2, or -r"):
+        class_targets([wanted], LABELS)
+
+
+def test_overlays_of_pictures_of_the_same_name_are_all_kept(tmp_path: Path) -> None:
+    folder = OverlayFolder(tmp_path)
+    names = [Path(folder.write(Path(where) / "1.jpg", "cam", "a/b c", where.encode())).name for where in ("x", "y", "z")]
+    assert names == ["1.cam.a-b-c.png", "1.cam.a-b-c.2.png", "1.cam.a-b-c.3.png"]
+    assert [(tmp_path / name).read_bytes() for name in names] == [b"x", b"y", b"z"]
+
+
+def test_the_table_has_the_columns_that_the_answers_fill(capsys: pytest.CaptureFixture[str]) -> None:
+    answers = [
+        PictureAnswer("a.jpg", (Ranked("cat", 0, 0.75), Ranked("dog", 1, 0.25)), ("o.png",)),
+        PictureAnswer("long name.jpg", (Ranked("dog", 1, 1.0),)),
+    ]
+    show([row for answer in answers for row in answer.rows()], columns(answers), as_json=False)
+    assert capsys.readouterr().out.splitlines() == [
+        "path           rank  label  class_id   score  overlays",
+        "a.jpg             1  cat           0  0.7500  o.png",
+        "a.jpg             2  dog           1  0.2500",
+        "long name.jpg        dog           1  1.0000",
+    ]
+
+
+@click.command()
+@options.network_options
+def probe(**flags: object) -> None:
+    click.echo(repr({key: flags[key] for key in ("model_kwargs", "mean", "std")}))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--model-kwargs", "pad_type=same", "--model-kwargs", "drop_rate=0.5"], {"model_kwargs": {"pad_type": "same", "drop_rate": 0.5}}),
+        (["--model-kwargs", "features=true", "--model-kwargs", "n=3"], {"model_kwargs": {"features": True, "n": 3}}),
+        (["--mean", "0.5", "--std", "0.1,0.2,0.3"], {"mean": (0.5, 0.5, 0.5), "std": (0.1, 0.2, 0.3)}),
+    ],
+)
+def test_flags_hold_what_was_meant(arguments: list[str], expected: dict[str, object]) -> None:
+    answer = CliRunner().invoke(probe, arguments)
+    assert answer.exit_code == 0, answer.output
+    assert answer.output.strip() == repr({"model_kwargs": {}, "mean": None, "std": None, **expected})
+
+
+@pytest.mark.parametrize("arguments", [["--mean", "a"], ["--std", "1,2"], ["--model-kwargs", "same"], ["--model-kwargs", "a b=1"]])
+def test_flags_that_do_not_are_refused(arguments: list[str]) -> None:
+    answer = CliRunner().invoke(probe, arguments)
+    assert answer.exit_code == 2
+    assert "expected" in answer.output
