@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.command("export")
 @click.argument("run", required=False, type=click.Path(path_type=Path, file_okay=False))
 @options.models_option
-@click.option("--name", help="The model's name.  [default: the run's folder, or the backbone]")
+@click.option("--name", help="The model's name.  [default: the run's, or the backbone's]")
 @click.option("--methods", help="Map methods for the graph, with commas, or `none`.  [default: all that the head allows]")
 @click.option("--check-pictures", type=click.IntRange(min=1), default=16, show_default=True, help="How many pictures to check the file on.")
 @click.option(
@@ -63,7 +63,7 @@ def command(
         loaded = load_run(run)
         exported = export_run(
             loaded,
-            name=name or model_name(run.resolve().name),
+            name=name or loaded.config.name or model_name(run.resolve().name),
             repository=models,
             methods=chosen,
             check_pictures=check_pictures,
