@@ -28,8 +28,10 @@ if _version_not_supported:
 class ClassifierStub:
     """Class scores and class activation maps for pictures.
 
-    Errors: INVALID_ARGUMENT (a picture, class, method or tensor that does not fit), NOT_FOUND (a model or
-    version that is not here), UNAVAILABLE (not serving yet, or stopping), RESOURCE_EXHAUSTED (a message too large).
+    Errors: INVALID_ARGUMENT (a picture, class, method or tensor that does not fit), NOT_FOUND (a model or version that is not
+    here), FAILED_PRECONDITION (a model that is here and broken), UNAVAILABLE (not serving yet, or stopping),
+    RESOURCE_EXHAUSTED (a message too large), INTERNAL (a fault of the server). Each carries a google.rpc.ErrorInfo of domain
+    "tlcli" whose reason names the kind of error, such as PICTURE_ERROR.
     """
 
     def __init__(self, channel):
@@ -63,8 +65,10 @@ class ClassifierStub:
 class ClassifierServicer:
     """Class scores and class activation maps for pictures.
 
-    Errors: INVALID_ARGUMENT (a picture, class, method or tensor that does not fit), NOT_FOUND (a model or
-    version that is not here), UNAVAILABLE (not serving yet, or stopping), RESOURCE_EXHAUSTED (a message too large).
+    Errors: INVALID_ARGUMENT (a picture, class, method or tensor that does not fit), NOT_FOUND (a model or version that is not
+    here), FAILED_PRECONDITION (a model that is here and broken), UNAVAILABLE (not serving yet, or stopping),
+    RESOURCE_EXHAUSTED (a message too large), INTERNAL (a fault of the server). Each carries a google.rpc.ErrorInfo of domain
+    "tlcli" whose reason names the kind of error, such as PICTURE_ERROR.
     """
 
     def Classify(self, request, context):
@@ -130,8 +134,10 @@ def add_ClassifierServicer_to_server(servicer, server):
 class Classifier:
     """Class scores and class activation maps for pictures.
 
-    Errors: INVALID_ARGUMENT (a picture, class, method or tensor that does not fit), NOT_FOUND (a model or
-    version that is not here), UNAVAILABLE (not serving yet, or stopping), RESOURCE_EXHAUSTED (a message too large).
+    Errors: INVALID_ARGUMENT (a picture, class, method or tensor that does not fit), NOT_FOUND (a model or version that is not
+    here), FAILED_PRECONDITION (a model that is here and broken), UNAVAILABLE (not serving yet, or stopping),
+    RESOURCE_EXHAUSTED (a message too large), INTERNAL (a fault of the server). Each carries a google.rpc.ErrorInfo of domain
+    "tlcli" whose reason names the kind of error, such as PICTURE_ERROR.
     """
 
     @staticmethod

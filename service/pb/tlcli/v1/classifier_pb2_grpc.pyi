@@ -29,8 +29,10 @@ GRPC_VERSION: str
 class ClassifierStub:
     """Class scores and class activation maps for pictures.
 
-    Errors: INVALID_ARGUMENT (a picture, class, method or tensor that does not fit), NOT_FOUND (a model or
-    version that is not here), UNAVAILABLE (not serving yet, or stopping), RESOURCE_EXHAUSTED (a message too large).
+    Errors: INVALID_ARGUMENT (a picture, class, method or tensor that does not fit), NOT_FOUND (a model or version that is not
+    here), FAILED_PRECONDITION (a model that is here and broken), UNAVAILABLE (not serving yet, or stopping),
+    RESOURCE_EXHAUSTED (a message too large), INTERNAL (a fault of the server). Each carries a google.rpc.ErrorInfo of domain
+    "tlcli" whose reason names the kind of error, such as PICTURE_ERROR.
     """
 
     @_typing.overload
@@ -52,8 +54,10 @@ class ClassifierStub:
 class ClassifierAsyncStub(ClassifierStub):
     """Class scores and class activation maps for pictures.
 
-    Errors: INVALID_ARGUMENT (a picture, class, method or tensor that does not fit), NOT_FOUND (a model or
-    version that is not here), UNAVAILABLE (not serving yet, or stopping), RESOURCE_EXHAUSTED (a message too large).
+    Errors: INVALID_ARGUMENT (a picture, class, method or tensor that does not fit), NOT_FOUND (a model or version that is not
+    here), FAILED_PRECONDITION (a model that is here and broken), UNAVAILABLE (not serving yet, or stopping),
+    RESOURCE_EXHAUSTED (a message too large), INTERNAL (a fault of the server). Each carries a google.rpc.ErrorInfo of domain
+    "tlcli" whose reason names the kind of error, such as PICTURE_ERROR.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -71,8 +75,10 @@ class ClassifierAsyncStub(ClassifierStub):
 class ClassifierServicer(metaclass=_abc_1.ABCMeta):
     """Class scores and class activation maps for pictures.
 
-    Errors: INVALID_ARGUMENT (a picture, class, method or tensor that does not fit), NOT_FOUND (a model or
-    version that is not here), UNAVAILABLE (not serving yet, or stopping), RESOURCE_EXHAUSTED (a message too large).
+    Errors: INVALID_ARGUMENT (a picture, class, method or tensor that does not fit), NOT_FOUND (a model or version that is not
+    here), FAILED_PRECONDITION (a model that is here and broken), UNAVAILABLE (not serving yet, or stopping),
+    RESOURCE_EXHAUSTED (a message too large), INTERNAL (a fault of the server). Each carries a google.rpc.ErrorInfo of domain
+    "tlcli" whose reason names the kind of error, such as PICTURE_ERROR.
     """
 
     @_abc_1.abstractmethod
