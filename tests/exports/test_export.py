@@ -16,10 +16,12 @@ import torch
 from contract import pictures
 from contract.description import METADATA_KEY, Provenance
 from contract.errors import ExportError, ParityError, RequestError, SettingsError
+from contract.methods import METHODS
 from contract.model import Model
 from contract.preprocessing import Preprocessing
 from exports import Exported, export
 from exports import parity as parity_module
+from exports.methods import IN_GRAPH
 from tests.exports.reference import Reference, relative_difference
 from training.network import Network, NetworkConfig, build
 
@@ -181,6 +183,11 @@ def test_a_map_that_is_not_wanted_is_not_computed(drawn: list[npt.NDArray[np.uin
     nothing, cam, gradcam, both = operators(False, False), operators(True, False), operators(False, True), operators(True, True)
     assert nothing < cam < gradcam < both, "CAM needs no gradient, Grad-CAM does"
     assert both - nothing == (cam - nothing) + (gradcam - nothing)
+
+
+def test_every_method_has_a_name_and_a_source() -> None:
+    assert list(IN_GRAPH) == list(METHODS)
+    assert all("arXiv:" in method.source for method in METHODS.values())
 
 
 def test_methods_that_the_head_does_not_allow_are_refused(drawn: list[npt.NDArray[np.uint8]], tmp_path: Path) -> None:
