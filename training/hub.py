@@ -18,7 +18,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from timm.models import PretrainedCfg
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from contract.errors import HubError, TlcliError, WeightsError
+from contract.errors import HubError, TlcliError, WeightsError, first_line
 from training.progress import ProgressFactory
 
 DEADLINE_S = 10.0
@@ -92,7 +92,7 @@ def _translated(wanted: str) -> Iterator[None]:
     except (TlcliError, EntryNotFoundError):
         raise
     except Exception as error:  # whatever library the hub's client asks through: it has changed between versions
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise HubError(f"the hub cannot be reached for {wanted}: {reason}: {_WAYS_OUT}") from error
 
 

@@ -11,7 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from contract.errors import SettingsError
+from contract.errors import SettingsError, first_line
 from contract.preprocessing import Preprocessing
 from training.config import Scalar
 
@@ -209,7 +209,7 @@ def _feature_shape(backbone: nn.Module, config: NetworkConfig) -> tuple[int, int
         features = _try_features(backbone, (3, size.height, size.width))
     except (RuntimeError, AssertionError, ValueError, IndexError) as error:
         made_for = "x".join(map(str, cast("dict[str, Any]", backbone.pretrained_cfg)["input_size"][1:]))
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise SettingsError(
             f"{config.backbone} cannot take pictures of {size.height}x{size.width} pixels ({reason}): it was made for {made_for};"
             " choose another --image-size"

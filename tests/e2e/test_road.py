@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -174,4 +175,4 @@ def test_a_server_of_a_resnet50_is_ready_within_three_seconds(home: Path) -> Non
             times.append(time.perf_counter() - began)
             process.send_signal(signal.SIGTERM)
             process.communicate(timeout=60)
-    assert min(times) <= 3, times
+    assert statistics.median(times) <= 3, times
