@@ -7,29 +7,60 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from contract.errors import ModelFileError
+from contract.methods import IN_GRAPH
 from contract.preprocessing import Preprocessing
 
 METADATA_KEY = "tlcli.description"
 """Where the JSON stands in the ONNX file's `metadata_props`."""
 
-IMAGES, TARGETS, WANTED = "images", "targets", "wanted"
-SCORES, LOGITS, CLASSES, FEATURES = "scores", "logits", "classes", "features"
+IMAGES, TARGETS, WANTED, SOFTMAX = "images", "targets", "wanted", "softmax"
+SCORES, LOGITS, CLASSES, FEATURES, GRADIENTS = "scores", "logits", "classes", "features", "gradients"
+
+FUSED = "+"
+"""Stands between the layers' names in the `layer` of a map that is fused of several."""
+
+
+class Layer(BaseModel):
+    """A layer that maps explain.
+
+    name: the module's, in the backbone.
+    features: the graph's output that holds its activations, `[N, channels, height, width]`.
+    gradients: the output that holds their derivatives, `[N, K, channels, height, width]`.
+    height, width: at the input size of the description's `preprocessing`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    features: str
+    gradients: str
+    channels: int
+    height: int
+    width: int
 
 
 class MapOutput(BaseModel):
-    """A map that the graph holds.
+    """A map that can be asked for.
 
-    method: its name, which is the graph's output too (see `contract.methods`).
-    layer: the module whose activations it explains.
+    name: what it is asked by: the method's name, and `method@layer` where there are several layers. It is the graph's output
+        too, if the graph computes it.
+    method: see `contract.methods`.
+    layer: the module whose activations it explains; several, with `+` between them, for a map that is fused of theirs.
     height, width: of the map, which is the layer's own size.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    name: str
     method: str
     layer: str
     height: int
     width: int
+
+    @property
+    def in_graph(self) -> bool:
+        """Whether the graph computes it; else `contract.explaining` does."""
+        return self.method in IN_GRAPH
 
 
 class Parity(BaseModel):
@@ -73,7 +104,12 @@ class Provenance(BaseModel):
 
 
 class Description(BaseModel):
-    """Versioned: a reader refuses a `format_version` it does not know."""
+    """Versioned: a reader refuses a `format_version` it does not know.
+
+    layers: those that maps explain, in the order in which the network computes them; none in a model without maps.
+    switches: the graph's outputs that are computed only if `wanted` says so, in its order.
+    dynamic_size: the graph takes pictures of any height and width; those of `preprocessing` are what it was trained with.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -81,14 +117,29 @@ class Description(BaseModel):
     name: str
     labels: tuple[str, ...]
     preprocessing: Preprocessing
+    layers: tuple[Layer, ...]
     maps: tuple[MapOutput, ...]
-    feature_channels: int
+    switches: tuple[str, ...]
+    dynamic_size: bool = False
     provenance: Provenance
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """The maps' methods, in the order of `maps`."""
-        return tuple(output.method for output in self.maps)
+        """The maps' names, in the order of `maps`."""
+        return tuple(output.name for output in self.maps)
+
+    @property
+    def graph_maps(self) -> tuple[str, ...]:
+        """Names of the maps that the graph computes."""
+        return tuple(output.name for output in self.maps if output.in_graph)
+
+    def map_output(self, name: str) -> MapOutput:
+        """The map of that name. Raises: KeyError: there is none."""
+        return {output.name: output for output in self.maps}[name]
+
+    def layer(self, name: str) -> Layer:
+        """The layer of that name. Raises: KeyError: there is none."""
+        return {layer.name: layer for layer in self.layers}[name]
 
     def to_json(self) -> str:
         """What `from_metadata` reads."""

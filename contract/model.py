@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from contract.cores import usable_cores
-from contract.description import CLASSES, FEATURES, IMAGES, LOGITS, SCORES, TARGETS, WANTED, Description
+from contract.description import CLASSES, IMAGES, LOGITS, SCORES, SOFTMAX, TARGETS, WANTED, Description
 from contract.errors import DeviceError, ModelFileError, RequestError, first_line
 
 if TYPE_CHECKING:
@@ -28,15 +28,16 @@ class Answer:
 
     scores, logits: float32 `[N, C]`; scores are the softmax of logits.
     classes: int64 `[N, K]`, the classes explained, or None if no map was asked for.
-    maps: method to float32 `[N, K, h, w]`, not normalised.
-    features: float32 `[N, c, h, w]`, if asked for.
+    maps: name to float32 `[N, K, h, w]`, not normalised.
+    evidence: the layers' `features`, float32 `[N, c, h, w]`, and `gradients`, `[N, K, c, h, w]`, by the outputs' names,
+        those that were asked for.
     """
 
     scores: npt.NDArray[np.float32]
     logits: npt.NDArray[np.float32]
     classes: npt.NDArray[np.int64] | None
     maps: dict[str, npt.NDArray[np.float32]]
-    features: npt.NDArray[np.float32] | None = None
+    evidence: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
 
 def resolve_device(device: str) -> str:
@@ -77,8 +78,7 @@ class Model:
         self.description = description
         self.device = device
         self.path = path
-        # Switches the maps; a graph without maps has no such input.
-        self._takes_wanted = any(value.name == WANTED for value in session.get_overridable_initializers())
+        self._evidence = {name for layer in description.layers for name in (layer.features, layer.gradients)}
 
     @classmethod
     def open(cls, path: str | Path, device: str = "auto", threads: int = 0) -> Model:
@@ -119,7 +119,7 @@ class Model:
 
     def _check_graph(self) -> None:
         outputs = {output.name: output.shape for output in self.session.get_outputs()}
-        missing = {SCORES, LOGITS, CLASSES, *self.description.methods} - outputs.keys()
+        missing = {SCORES, LOGITS, CLASSES, *self.description.graph_maps, *self._evidence} - outputs.keys()
         if missing:
             raise ModelFileError(f"{self.path}: its graph lacks the outputs {', '.join(sorted(missing))} that its description names")
         width = outputs[SCORES][-1]
@@ -145,53 +145,66 @@ class Model:
         images: npt.NDArray[np.uint8],
         targets: npt.NDArray[np.int64] | Sequence[int] = (FIRST_RANKED,),
         methods: Sequence[str] = (),
-        features: bool = False,
+        evidence: Sequence[str] = (),
+        softmax: bool = False,
     ) -> Answer:
         """Run the graph; what is not asked for is not computed.
 
         Args:
-            images: uint8 `[N, H, W, 3]`, RGB, from `Preprocessing.apply`.
+            images: uint8 `[N, H, W, 3]`, RGB, from `Preprocessing.apply`; of another size where the model takes any.
             targets: classes to explain: K of them for all pictures, or `[N or 1, K]`; -r is the r-th ranked.
-            methods: the maps to compute, by name.
-            features: return the explained layer's activations too.
+            methods: the maps to compute, by name, of those that the graph holds.
+            evidence: outputs of the description's layers to return, by name.
+            softmax: explain the class's softmax probability instead of its logit.
 
         Raises:
-            RequestError: a shape, a class or a method that the model does not have.
+            RequestError: a shape, a class or a map that the model does not have.
         """
-        expected = (self.description.preprocessing.height, self.description.preprocessing.width, 3)
-        if images.ndim != 4 or images.shape[1:] != expected or images.dtype != np.uint8 or len(images) == 0:
-            raise RequestError(
-                f"model {self.description.name!r} takes uint8 [N, {expected[0]}, {expected[1]}, 3];"
-                f" {images.dtype} {list(images.shape)} came"
-            )
+        self._check_images(images)
+        self._check_names(methods, evidence)
         names = [SCORES, LOGITS]
         feed: dict[str, Any] = {IMAGES: images}
-        if self._takes_wanted:
-            feed[WANTED] = np.array([method in methods for method in self.description.methods])
-        if methods:
+        if self.description.switches:
+            feed[WANTED] = np.array([[name in methods or name in evidence for name in self.description.switches]])
+        if methods or evidence:
             chosen = np.atleast_2d(np.asarray(targets, dtype=np.int64))
+            if chosen.ndim != 2 or chosen.shape[0] not in (1, len(images)):
+                raise RequestError(f"targets of shape {list(chosen.shape)} came with {len(images)} pictures: expected [{len(images)} or 1, K]")
             self.check_targets(chosen.ravel().tolist())
             feed[TARGETS] = chosen
-            names += [CLASSES, *methods]
-        if features:
-            names.append(FEATURES)
-        unknown = set(methods) - set(self.description.methods)
-        if unknown:
-            raise RequestError(
-                f"model {self.description.name!r} has no map {', '.join(sorted(unknown))}; it has: {', '.join(self.description.methods)}"
-            )
+            if softmax:
+                feed[SOFTMAX] = np.array([[True]])
+            names += [CLASSES, *methods, *evidence]
         values = dict(zip(names, self.session.run(names, feed), strict=True))
         return Answer(
             scores=values[SCORES],
             logits=values[LOGITS],
             classes=values.get(CLASSES),
             maps={method: values[method] for method in methods},
-            features=values.get(FEATURES),
+            evidence={name: values[name] for name in evidence},
         )
+
+    def _check_images(self, images: npt.NDArray[np.uint8]) -> None:
+        size = self.description.preprocessing
+        fits = images.ndim == 4 and images.shape[3] == 3 and images.dtype == np.uint8 and images.size > 0
+        if not fits or (images.shape[1:3] != (size.height, size.width) and not self.description.dynamic_size):
+            expected = "H, W" if self.description.dynamic_size else f"{size.height}, {size.width}"
+            raise RequestError(
+                f"model {self.description.name!r} takes uint8 [N, {expected}, 3]; {images.dtype} {list(images.shape)} came"
+            )
+
+    def _check_names(self, methods: Sequence[str], evidence: Sequence[str]) -> None:
+        if unknown := set(methods) - set(self.description.graph_maps):
+            raise RequestError(
+                f"the graph of model {self.description.name!r} has no map {', '.join(sorted(unknown))};"
+                f" it has: {', '.join(self.description.graph_maps)}"
+            )
+        if unknown := set(evidence) - self._evidence:
+            raise RequestError(f"the graph of model {self.description.name!r} has no output {', '.join(sorted(unknown))}")
 
     def warm_up(self) -> None:
         """Run once with and once without maps, so that the first request does not pay for first-run allocations."""
         size = self.description.preprocessing
         blank = np.zeros((1, size.height, size.width, 3), dtype=np.uint8)
         self.run(blank)
-        self.run(blank, methods=self.description.methods)
+        self.run(blank, methods=self.description.graph_maps)

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch._decomp import get_decompositions
 
+from exports.pooling import POOLING
+
 aten = torch.ops.aten
 
 
@@ -41,22 +43,6 @@ def _convolution_backward(
     return aten.convolution(gradient, weight, None, stride, padding, dilation, True, missing, groups), None, None
 
 
-def _adaptive_avg_pool2d_backward(gradient: Tensor, inputs: Tensor) -> Tensor:
-    """Adaptive pooling averages rows, then columns: `R x C^T` with constant matrices. Its derivative is `R^T g C`."""
-    rows = _averaging(int(inputs.shape[-2]), int(gradient.shape[-2]))
-    columns = _averaging(int(inputs.shape[-1]), int(gradient.shape[-1]))
-    return ((gradient @ columns).transpose(-1, -2) @ rows).transpose(-1, -2)
-
-
-def _averaging(size: int, pooled: int) -> Tensor:
-    """`[pooled, size]`: row i averages the positions floor(i size / pooled) to ceil((i + 1) size / pooled)."""
-    matrix = [[0.0] * size for _ in range(pooled)]
-    for i in range(pooled):
-        first, last = i * size // pooled, -(-(i + 1) * size // pooled)
-        matrix[i][first:last] = [1 / (last - first)] * (last - first)
-    return torch.tensor(matrix)
-
-
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     **get_decompositions(
         [
@@ -77,8 +63,12 @@ DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
             aten.slice_backward,
             aten.select_backward,
             aten.native_batch_norm_backward,
+            aten.softplus_backward,
+            aten.mish_backward,
+            aten.glu_backward,
+            aten._prelu_kernel_backward,
         ]
     ),
     aten.convolution_backward.default: _convolution_backward,
-    aten._adaptive_avg_pool2d_backward.default: _adaptive_avg_pool2d_backward,
+    **POOLING,
 }

@@ -3,106 +3,248 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from contract.description import CLASSES, FEATURES, LOGITS, SCORES
+from contract.description import CLASSES, FEATURES, FUSED, GRADIENTS, LOGITS, SCORES, Layer, MapOutput
 from contract.errors import ExportError, first_line
-from exports.backward import TracedHead
-from exports.methods import IN_GRAPH, NEEDS_CLASS_WEIGHTS, Evidence
+from contract.methods import METHODS, map_name
+from exports.ablation import step_output
+from exports.fusing import fuse
+from exports.layers import FEATURES_CALL, Tap, resolve_layers, tapped
+from exports.methods import FORMULAS, NEEDS_ABLATION, NEEDS_CLASS_WEIGHTS, Evidence
+from exports.tail import Tail
 from training.network import Network
-
-GRADIENTS = "gradients"
-"""dy/dA, which several maps share: an output of the module, but not of the finished graph (see `exports.gating`)."""
 
 
 class Explainer(nn.Module):
-    """`forward(images, targets)` answers the graph's outputs, in the order of `outputs`."""
+    """`forward(images, targets, softmax, due, *ablated)` answers the graph's outputs, in the order of `outputs`."""
 
-    def __init__(self, network: Network, methods: Sequence[str] | None = None) -> None:
-        """Trace the head's gradient.
+    def __init__(self, network: Network, methods: Sequence[str] | None = None, layers: Sequence[str] | None = None) -> None:
+        """Trace what follows the layers, and its gradient.
 
         Args:
             network: in eval mode, on the CPU, parameters not requiring gradients.
-            methods: map methods, by name; None takes every one that the head allows.
+            methods: map methods, by name, in the graph or beside it; None takes every one that the head allows; none, no layer.
+            layers: of the backbone, by name; None takes the last one with a spatial extent.
 
         Raises:
-            ExportError: a method that this head does not allow, or a head whose gradient cannot be traced.
+            ExportError: a layer that is not there, a method that this head does not allow, or an operator whose gradient cannot
+                be traced.
         """
         super().__init__()
         self.network = network
-        size = network.config.preprocessing
-        with torch.no_grad():
-            activations = network.features(torch.zeros(1, 3, size.height, size.width))
-        self.feature_shape: tuple[int, int, int] = tuple(activations.shape[1:])  # type: ignore[assignment]
-        self._has_class_weights = class_weights(network) is not None
-        self.methods = tuple(methods) if methods is not None else tuple(self._allowed())
-        for method in self.methods:
-            if method not in IN_GRAPH:
-                raise ExportError(f"unknown map method {method!r}: expected one of {', '.join(IN_GRAPH)}")
-            if method not in self._allowed():
-                raise ExportError(
-                    f"{method} needs a head that is one linear layer on the spatial mean; the head {network.config.head!r} of"
-                    f" {network.config.backbone} is not: it allows {', '.join(self._allowed())}"
-                )
-        try:
-            self.head = TracedHead(lambda a: network.classify(network.embed(a)), activations[0])
-        except (RuntimeError, NotImplementedError, TypeError) as error:
-            raise ExportError(f"the gradient of {network.config.backbone}'s head cannot be traced: {first_line(error)}") from error
+        chosen = resolve_layers(network, layers) if methods is None or len(methods) else []
+        several = len(chosen) > 1
+        self.layers = tuple(
+            Layer(
+                name=one.name,
+                features=map_name(FEATURES, one.name if several else None),
+                gradients=map_name(GRADIENTS, one.name if several else None),
+                channels=one.channels,
+                height=one.height,
+                width=one.width,
+            )
+            for one in chosen
+        )
+        self._pooled_linear = len(chosen) == 1 and is_pooled_linear(network, chosen[0].name)
+        self.methods = self._require(methods)
+        self.maps = self._maps()
+        self.looped = not NEEDS_ABLATION.isdisjoint(self.methods)
+        self._rest_is_head = len(chosen) == 1 and _is_features(network, chosen[0].name)
+        self.tail = self._trace() if chosen else None
 
-    def _allowed(self) -> list[str]:
-        return [name for name in IN_GRAPH if self._has_class_weights or name not in NEEDS_CLASS_WEIGHTS]
+    def _require(self, methods: Sequence[str] | None) -> tuple[str, ...]:
+        allowed = [name for name in METHODS if self._pooled_linear or name not in NEEDS_CLASS_WEIGHTS]
+        for method in methods or ():
+            if method not in METHODS:
+                raise ExportError(f"unknown map method {method!r}: expected some of {', '.join(METHODS)}")
+            if method not in allowed:
+                where = " and ".join(layer.name for layer in self.layers)
+                raise ExportError(
+                    f"{method} needs a head that is one linear layer on the layer's spatial mean; the head {self.network.config.head!r} of"
+                    f" {self.network.config.backbone} is not, at {where}: it allows {', '.join(allowed)}"
+                )
+        return tuple(name for name in allowed if methods is None or name in methods)
+
+    def _maps(self) -> tuple[MapOutput, ...]:
+        """A map a method; for several layers one of each, and the one that is fused of them."""
+        several = len(self.layers) > 1
+        fused = FUSED.join(layer.name for layer in self.layers)
+        height, width = max(layer.height for layer in self.layers), max(layer.width for layer in self.layers)
+        found = []
+        for method in self.methods:
+            for layer in self.layers:
+                name = map_name(method, layer.name if several else None)
+                found.append(MapOutput(name=name, method=method, layer=layer.name, height=layer.height, width=layer.width))
+            if several:
+                found.append(MapOutput(name=method, method=method, layer=fused, height=height, width=width))
+        return tuple(found)
+
+    def _trace(self) -> Tail:
+        size = self.network.config.preprocessing
+        example = torch.zeros(1, 3, size.height, size.width)
+        names = [layer.name for layer in self.layers]
+        try:
+            with sdpa_kernel(SDPBackend.MATH):  # the others' gradients are single operators that ONNX does not have
+                if not self._rest_is_head:
+                    return Tail(self._whole, example[0], names)
+                with torch.no_grad():
+                    features = self.network.features(example)
+                return Tail(self._head, features[0], names)
+        except (RuntimeError, NotImplementedError, TypeError, AssertionError) as error:
+            where = " and ".join(names)
+            raise ExportError(
+                f"the gradient of {self.network.config.backbone} behind {where} cannot be traced ({first_line(error)}):"
+                " --list-cam-layers lists the layers there are"
+            ) from error
+
+    def _head(self, features: Tensor, tap: Tap) -> Tensor:
+        return self.network.penultimate(tap(self.layers[0].name, features))
+
+    def _whole(self, inputs: Tensor, tap: Tap) -> Tensor:
+        with tapped(self.network, [layer.name for layer in self.layers], tap):
+            features = self.network.features(inputs)
+            if any(layer.name == FEATURES_CALL for layer in self.layers):
+                features = tap(FEATURES_CALL, features)
+            return self.network.penultimate(features)
+
+    @property
+    def switches(self) -> tuple[str, ...]:
+        """The outputs that need not be computed: the maps and the gradients."""
+        return (*(one.name for one in self.maps if one.in_graph), *(layer.gradients for layer in self.layers))
 
     @property
     def outputs(self) -> tuple[str, ...]:
         """Names of what `forward` returns."""
-        return (SCORES, LOGITS, CLASSES, FEATURES, *self.methods, GRADIENTS)
+        steps = [step_output(number) for number in range(len(self.layers))] if self.looped else []
+        return (SCORES, LOGITS, CLASSES, *(layer.features for layer in self.layers), *self.switches, *steps)
 
-    def forward(self, images: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
-        """uint8 `[N, H, W, 3]` and int64 `[N or 1, K]` to the tensors that `outputs` names."""
-        activations = self.network.features(self.network.normalise(images))
-        logits, remembered = self.head(activations)
-        classes = _resolve(targets, logits)
-        one_hot = torch.nn.functional.one_hot(classes, logits.shape[1]).to(logits.dtype)
-        weight = cast("Tensor", self.network.classifier.weight).flatten(1) if self._has_class_weights else None
-        evidence = Evidence(
-            activations=activations,
-            gradients=self.head.pull_back(one_hot, remembered),
-            class_weights=weight[classes] if weight is not None else None,
-        )
-        maps = [IN_GRAPH[method](evidence) for method in self.methods]
-        return (logits.softmax(1), logits, classes, activations, *maps, evidence.gradients)
+    def forward(self, images: Tensor, targets: Tensor, softmax: Tensor, due: Sequence[Tensor] = (), ablated: Sequence[Tensor] = ()) -> Any:
+        """The tensors that `outputs` names.
+
+        Args:
+            images: uint8 `[N, H, W, 3]`.
+            targets: int64 `[N or 1, K]`.
+            softmax: bool `[N or 1, 1]`.
+            due, ablated: a layer each, see `exports.ablation`.
+        """
+        inputs = self.network.normalise(images)
+        if self.tail is None:
+            logits = self._logits(self.network.penultimate(self.network.features(inputs)))
+            return logits.softmax(1), logits, _resolve(targets, logits)
+        z, activations, remembered = self.tail(self.network.features(inputs) if self._rest_is_head else inputs)
+        logits = self._logits(z)
+        classes, softmax = _resolve(targets, logits), _a_row_a_picture(softmax, logits)
+        gradients = self.tail.pull_back(self._cotangents(logits, classes, softmax), remembered)
+        scores = _scores(logits, classes, softmax)
+        steps, found = [], {}
+        for number, layer in enumerate(self.layers):
+            if self.looped:
+                steps.append(self._step(number, due[number], activations[number], remembered, logits, classes, softmax))
+            evidence = Evidence(
+                activations=activations[number],
+                gradients=gradients[number],
+                class_weights=self._weight()[classes] if self._pooled_linear else None,
+                scores=scores,
+                ablated=ablated[number].transpose(1, 2) if self.looped else None,
+            )
+            for one in self.maps:
+                if one.in_graph and one.layer == layer.name:
+                    found[one.name] = FORMULAS[one.method](evidence)
+        for one in self.maps:
+            if one.in_graph and one.name not in found:
+                found[one.name] = fuse([found[map_name(one.method, layer.name)] for layer in self.layers])
+        maps = [found[one.name] for one in self.maps if one.in_graph]
+        return logits.softmax(1), logits, classes, *activations, *maps, *gradients, *steps
+
+    def _weight(self) -> Tensor:
+        return cast("Tensor", self.network.last_layer.weight).flatten(1)
+
+    def _logits(self, z: Tensor) -> Tensor:
+        return functional.linear(z, self._weight(), cast("Tensor | None", self.network.last_layer.bias))
+
+    def _cotangents(self, logits: Tensor, classes: Tensor, softmax: Tensor) -> Tensor:
+        """dy/dz, `[N, K, d]`: the class's row of the last layer's weight; for its probability p, `p (row - sum_j p_j row_j)`."""
+        rows = self._weight()[classes]
+        probabilities = logits.softmax(1)
+        p = probabilities.gather(1, classes)[..., None]
+        competing = p * (rows - (probabilities @ self._weight())[:, None])
+        return torch.where(softmax[..., None], competing, rows)
+
+    def _step(
+        self,
+        number: int,
+        due: Tensor,
+        activations: Tensor,
+        remembered: tuple[Any, ...],
+        logits: Tensor,
+        classes: Tensor,
+        softmax: Tensor,
+    ) -> Tensor:
+        """Scores of the explained classes without some channels, `[R, K]`."""
+        channels = self.layers[number].channels
+        pictures, channel = due // channels, due % channels
+        if self._pooled_linear:  # what the channel adds to each logit is known
+            share = activations.mean((-2, -1))[pictures, channel]
+            ablated = logits[pictures] - share[:, None] * self._weight().index_select(1, channel).t()
+        else:
+            kept = (torch.arange(channels)[None] != channel[:, None]).to(activations.dtype)
+            ablated = self._logits(self.tail.again(number, activations[pictures] * kept[..., None, None], pictures, remembered))
+        return _scores(ablated, classes[pictures], softmax[pictures])
 
 
-def class_weights(network: Network) -> Tensor | None:
-    """The last layer's weight `[C, c]`, if the head is one linear layer on the spatial mean of the features, else None.
+def is_pooled_linear(network: Network, layer: str) -> bool:
+    """Whether all that follows the layer is one linear layer on its spatial mean.
 
     Found by trying the head out, so that it holds for any backbone's own head.
     """
-    classifier = network.classifier
-    if not isinstance(classifier, (nn.Linear, nn.Conv2d)):
-        return None
-    weight = classifier.weight.flatten(1)
+    if not _is_features(network, layer):
+        return False
     size = network.config.preprocessing
     with torch.no_grad():
         channels, height, width = network.features(torch.zeros(1, 3, size.height, size.width)).shape[1:]
-        if weight.shape[1] != channels:
-            return None
         activations = torch.rand(2, channels, height, width, generator=torch.Generator().manual_seed(0))
-        expected = activations.mean((-2, -1)) @ weight.T
-        if classifier.bias is not None:
-            expected = expected + classifier.bias
-        same = torch.allclose(network.classify(network.embed(activations)), expected, rtol=1e-4, atol=1e-5)
-    return weight if same else None
+        embedding, mean = network.penultimate(activations), activations.mean((-2, -1))
+        return embedding.shape == mean.shape and torch.allclose(embedding, mean, rtol=1e-4, atol=1e-6)
+
+
+def _is_features(network: Network, layer: str) -> bool:
+    """Whether the layer's output is what the backbone answers as its features."""
+    if layer == FEATURES_CALL:
+        return True
+    size = network.config.preprocessing
+    returned: list[Tensor] = []
+
+    def note(_: str, output: Tensor) -> Tensor:
+        returned.append(output)
+        return output
+
+    with torch.no_grad(), tapped(network, [layer], note):
+        features = network.features(torch.zeros(1, 3, size.height, size.width))
+    return returned[-1] is features
+
+
+def _scores(logits: Tensor, classes: Tensor, softmax: Tensor) -> Tensor:
+    """What is explained, `[N, K]`: the classes' logits, or their probabilities."""
+    return torch.where(softmax, logits.softmax(1).gather(1, classes), logits.gather(1, classes))
 
 
 def _resolve(targets: Tensor, logits: Tensor) -> Tensor:
     """Class ids `[N, K]` for targets `[N or 1, K]`, of which -r means the r-th ranked."""
     count = logits.shape[1]
-    row = torch.arange(logits.shape[0]).clamp(max=targets.shape[0] - 1)  # one row serves all pictures
-    wanted = targets[row]
+    wanted = _a_row_a_picture(targets, logits)
     ranking = logits.topk(count, dim=1).indices
     ranked = ranking.gather(1, (-1 - wanted).clamp(0, count - 1))
     return torch.where(wanted < 0, ranked, wanted.clamp(0, count - 1))
+
+
+
+
+def _a_row_a_picture(values: Tensor, logits: Tensor) -> Tensor:
+    """`[N or 1, ...]` to `[N, ...]`: one row serves all pictures."""
+    return values[torch.arange(logits.shape[0]).clamp(max=values.shape[0] - 1)]

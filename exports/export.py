@@ -13,9 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from contract.description import Description, MapOutput, Parity, Provenance
+from contract.description import Description, Parity, Provenance
 from contract.errors import ExportError
 from contract.files import whole_file
 from contract.layout import MODEL_FILE, require_model_name, versions
@@ -50,6 +49,8 @@ def export(
     source: str,
     provenance: Provenance,
     methods: Sequence[str] | None = None,
+    layers: Sequence[str] | None = None,
+    dynamic_size: bool = False,
     say: Say = lambda _: None,
 ) -> Exported:
     """Export `network` as the next version of model `name`; nothing is left behind unless it passes its check.
@@ -61,12 +62,14 @@ def export(
         images: inputs to check with, uint8 `[H, W, 3]` each, at least one.
         source: what those pictures are, for the record.
         provenance: where the network comes from; the parity figures are added here.
-        methods: map methods, by name; None takes every one that the head allows.
+        methods: map methods, by name; None takes every one that the head allows; none makes a model without maps.
+        layers: modules of the backbone to explain, by name; None takes the last one with a spatial extent.
+        dynamic_size: the file takes pictures of any height and width, if the network does.
         say: is told each step.
 
     Raises:
         SettingsError: not a model's name.
-        ExportError: the network has no ONNX form, or the file is invalid.
+        ExportError: a layer or a method that the network does not have, no ONNX form, or the file is invalid.
         ParityError: the file's answers differ from PyTorch's by more than the tolerance.
     """
     require_model_name(name)
@@ -78,11 +81,11 @@ def export(
     folder.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=".export-", dir=folder))
     try:
-        say(f"tracing {network.config.backbone} and its head's gradient")
-        explainer = Explainer(network, methods)
-        description = _describe(explainer, name, labels, provenance)
+        explainer = Explainer(network, methods, layers)
+        say(f"writing {network.config.backbone}{_explained(explainer)}")
+        description = _describe(explainer, name, labels, provenance, dynamic_size)
         path = partial / MODEL_FILE
-        write_graph(explainer, path)
+        write_graph(explainer, path, dynamic_size)
         describe(path, description)
         check_graph(path)
         say(f"checking against PyTorch on {len(images)} pictures ({source})")
@@ -115,33 +118,21 @@ def _put_in_place(partial: Path, folder: Path) -> int:
         version += 1
 
 
-def _describe(explainer: Explainer, name: str, labels: Sequence[str], provenance: Provenance) -> Description:
-    channels, height, width = explainer.feature_shape
-    layer = feature_layer(explainer.network)
+def _explained(explainer: Explainer) -> str:
+    if not explainer.layers:
+        return " without maps"
+    methods = ", ".join(explainer.methods)
+    return f" with maps of {' and '.join(layer.name for layer in explainer.layers)}: {methods}"
+
+
+def _describe(explainer: Explainer, name: str, labels: Sequence[str], provenance: Provenance, dynamic_size: bool) -> Description:
     return Description(
         name=name,
         labels=tuple(labels),
         preprocessing=explainer.network.config.preprocessing,
-        maps=tuple(MapOutput(method=method, layer=layer, height=height, width=width) for method in explainer.methods),
-        feature_channels=channels,
+        layers=explainer.layers,
+        maps=explainer.maps,
+        switches=explainer.switches,
+        dynamic_size=dynamic_size,
         provenance=provenance,
     )
-
-
-def feature_layer(network: Network) -> str:
-    """The name of the backbone's module whose output the features are, or `forward_features` where none is."""
-    returned: dict[str, torch.Tensor] = {}
-    handles = [
-        module.register_forward_hook(lambda _, __, output, name=name: returned.__setitem__(name, output))
-        for name, module in network.backbone.named_modules()
-        if name
-    ]
-    size = network.config.preprocessing
-    try:
-        with torch.no_grad():
-            features = network.features(torch.zeros(1, 3, size.height, size.width))
-    finally:
-        for handle in handles:
-            handle.remove()
-    same = [name for name, output in returned.items() if output is features]
-    return min(same, key=lambda name: name.count("."), default="forward_features")

@@ -1,7 +1,7 @@
-"""Maps that are not asked for are not computed: each stands in an ONNX `If` of its own.
+"""Outputs that are not asked for are not computed: each stands in an ONNX `If` of its own.
 
 A runtime computes a whole graph, whichever outputs a request fetches (ONNX Runtime's `only_execute_path_to_fetches` does
-nothing in its released builds). So the graph itself takes an input, `wanted`: a truth value a map, true by default.
+nothing in its released builds). So the graph itself takes an input, `wanted`: a truth value for each of these outputs.
 """
 
 from __future__ import annotations
@@ -14,69 +14,102 @@ from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto, helper, num
 from contract.description import WANTED
 
 
-def gate(graph: GraphProto, methods: Sequence[str], shared: str, else_shapes: Mapping[str, Sequence[int]]) -> None:
+def gate(graph: GraphProto, switches: Sequence[str], else_shapes: Mapping[str, Sequence[int]], default: Sequence[bool]) -> None:
     """Rewrite `graph` in place.
 
     Args:
-        graph: flat; every name in `methods`, and `shared`, is one of its outputs.
-        methods: the map outputs, in the order of `wanted`.
-        shared: the output that several maps are made of, the gradient. It ceases to be an output, and is computed if a
-            map that needs it is wanted.
-        else_shapes: for each of those outputs, the shape of the empty tensor that stands for it when it is not computed.
+        graph: flat, save for loops; every name in `switches` is one of its outputs. One may be computed from another, as maps are
+            from gradients: it then makes the other wanted.
+        switches: the outputs, in the order of `wanted`.
+        else_shapes: for each of them, the shape of the empty tensor that stands for it when it is not computed.
+        default: whether each is computed when `wanted` is left out.
     """
-    producer = {name: number for number, node in enumerate(graph.node) for name in node.output}
-    always = _behind(graph, producer, [output.name for output in graph.output if output.name not in (*methods, shared)])
-    behind_shared = _behind(graph, producer, [shared]) - always
-    own = {method: _behind(graph, producer, [method], stop=shared) - always for method in methods}
-    users = [method for method in methods if any(shared in graph.node[number].input for number in own[method])]
+    nodes = list(graph.node)
+    producer = {name: number for number, node in enumerate(nodes) for name in node.output}
+    always = _behind(nodes, producer, [output.name for output in graph.output if output.name not in switches])
+    own = {name: _behind(nodes, producer, [name], stop=set(switches) - {name}) - always for name in switches}
+    takes = {name: [other for other in switches if any(other in _inputs(nodes[number]) for number in own[name])] for name in switches}
 
-    nodes = [graph.node[number] for number in sorted(always)]
-    for number, method in enumerate(methods):
-        graph.initializer.append(numpy_helper.from_array(np.array(number, dtype=np.int64), f"{WANTED}/number/{method}"))
-        nodes.append(helper.make_node("Gather", [WANTED, f"{WANTED}/number/{method}"], [f"{WANTED}/{method}"], axis=0))
-    if users:
-        condition = f"{WANTED}/{users[0]}"
-        for user in users[1:]:
-            previous, condition = condition, f"{WANTED}/{shared}/{user}"
-            nodes.append(helper.make_node("Or", [previous, f"{WANTED}/{user}"], [condition]))
-        nodes.append(_if(condition, shared, [graph.node[number] for number in sorted(behind_shared)], else_shapes[shared]))
-    nodes += [
-        _if(f"{WANTED}/{method}", method, [graph.node[number] for number in sorted(own[method])], else_shapes[method]) for method in methods
+    result = [nodes[number] for number in sorted(always)]
+    graph.initializer.append(numpy_helper.from_array(np.array([0], dtype=np.int64), f"{WANTED}/first"))
+    result += [
+        helper.make_node("Cast", [WANTED], [f"{WANTED}/as_number"], to=TensorProto.INT32, name=f"{WANTED}/as_number"),
+        helper.make_node("ReduceMax", [f"{WANTED}/as_number", f"{WANTED}/first"], [f"{WANTED}/any"], keepdims=0, name=f"{WANTED}/any"),
+        helper.make_node("Cast", [f"{WANTED}/any"], [f"{WANTED}/all"], to=TensorProto.BOOL, name=f"{WANTED}/all"),
     ]
+    for number, name in enumerate(switches):
+        graph.initializer.append(numpy_helper.from_array(np.array(number, dtype=np.int64), f"{WANTED}/number/{name}"))
+        result.append(
+            helper.make_node("Gather", [f"{WANTED}/all", f"{WANTED}/number/{name}"], [f"{WANTED}/{name}"], axis=0, name=f"{WANTED}/{name}")
+        )
+    for name in _in_order(switches, takes):
+        condition = f"{WANTED}/{name}"
+        for user in _users(name, takes):
+            previous, condition = condition, f"{WANTED}/{name}/{user}"
+            result.append(helper.make_node("Or", [previous, f"{WANTED}/{user}"], [condition], name=condition))
+        result.append(_if(condition, name, [nodes[number] for number in sorted(own[name])], else_shapes[name]))
 
-    nodes = [NodeProto.FromString(node.SerializeToString()) for node in nodes]  # the originals go with the list that holds them
+    copies = [NodeProto.FromString(node.SerializeToString()) for node in result]  # the originals go with the list that holds them
     del graph.node[:]
-    graph.node.extend(nodes)
-    (number,) = (number for number, output in enumerate(graph.output) if output.name == shared)
-    del graph.output[number]
-    graph.input.append(helper.make_tensor_value_info(WANTED, TensorProto.BOOL, [len(methods)]))
-    graph.initializer.append(numpy_helper.from_array(np.ones(len(methods), dtype=bool), WANTED))
+    graph.node.extend(copies)
+    graph.input.append(helper.make_tensor_value_info(WANTED, TensorProto.BOOL, [None, len(switches)]))
+    graph.initializer.append(numpy_helper.from_array(np.array([default], dtype=bool), WANTED))
 
 
-def _behind(graph: GraphProto, producer: Mapping[str, int], outputs: Iterable[str], stop: str | None = None) -> set[int]:
-    """The numbers of the nodes that `outputs` are computed from, without those behind the value `stop`."""
+def _inputs(node: NodeProto) -> set[str]:
+    """What a node takes, its subgraphs' captured values among it."""
+    found = set(node.input)
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            for inside in attribute.g.node:
+                found |= _inputs(inside)
+    return found
+
+
+def _behind(nodes: Sequence[NodeProto], producer: Mapping[str, int], outputs: Iterable[str], stop: Iterable[str] = ()) -> set[int]:
+    """The numbers of the nodes that `outputs` are computed from, without those behind the values `stop`."""
     found: set[int] = set()
     waiting = list(outputs)
     while waiting:
         number = producer.get(waiting.pop())
         if number is not None and number not in found:
             found.add(number)
-            waiting.extend(name for name in graph.node[number].input if name != stop)
+            waiting.extend(_inputs(nodes[number]).difference(stop))
+    return found
+
+
+def _in_order(names: Sequence[str], takes: Mapping[str, Sequence[str]]) -> list[str]:
+    """Each after those that it takes."""
+    ordered: list[str] = []
+
+    def add(name: str) -> None:
+        for other in takes[name]:
+            add(other)
+        if name not in ordered:
+            ordered.append(name)
+
+    for name in names:
+        add(name)
+    return ordered
+
+
+def _users(name: str, takes: Mapping[str, Sequence[str]]) -> list[str]:
+    """Those that take it, or take one that does."""
+    found: list[str] = []
+    waiting = [name]
+    while waiting:
+        current = waiting.pop()
+        for other in takes:
+            if current in takes[other] and other not in found:
+                found.append(other)
+                waiting.append(other)
     return found
 
 
 def _if(condition: str, output: str, nodes: Sequence[NodeProto], else_shape: Sequence[int]) -> NodeProto:
-    """`output = nodes if condition else an empty tensor`. Values inside get names of their own: no name may stand in two scopes."""
-    inside = {name: f"{output}/{name}" for node in nodes for name in node.output if name}
-    then_nodes = []
-    for node in nodes:
-        copy = NodeProto.FromString(node.SerializeToString())
-        copy.name = f"{output}/{node.name}"
-        for field in (copy.input, copy.output):
-            renamed = [inside.get(name, name) for name in field]
-            del field[:]
-            field.extend(renamed)
-        then_nodes.append(copy)
+    """`output = nodes if condition else an empty tensor`."""
+    inside = {name: f"{output}/{name}" for node in nodes for name in _names(node)}
+    then_nodes = [_renamed(node, inside, output) for node in nodes]
     empty = numpy_helper.from_array(np.zeros(else_shape, dtype=np.float32), f"{output}/empty")
     rank = len(else_shape)
     return helper.make_node(
@@ -89,6 +122,38 @@ def _if(condition: str, output: str, nodes: Sequence[NodeProto], else_shape: Seq
             [helper.make_node("Constant", [], [f"{output}/none"], value=empty)], f"{output}/else", [], [_value(f"{output}/none", rank)]
         ),
     )
+
+
+def _names(node: NodeProto) -> set[str]:
+    """The values that a node defines, in its subgraphs too."""
+    found = {name for name in node.output if name}
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            found |= {value.name for value in attribute.g.input}
+            for inside in attribute.g.node:
+                found |= _names(inside)
+    return found
+
+
+def _renamed(node: NodeProto, names: Mapping[str, str], prefix: str) -> NodeProto:
+    """A copy whose values have names of their own: no name may stand in two scopes."""
+    copy = NodeProto.FromString(node.SerializeToString())
+    _rename(copy, names, prefix)
+    return copy
+
+
+def _rename(node: NodeProto, names: Mapping[str, str], prefix: str) -> None:
+    node.name = f"{prefix}/{node.name}"
+    for field in (node.input, node.output):
+        renamed = [names.get(name, name) for name in field]
+        del field[:]
+        field.extend(renamed)
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            for inside in attribute.g.node:
+                _rename(inside, names, prefix)
+            for value in (*attribute.g.input, *attribute.g.output):
+                value.name = names.get(value.name, value.name)
 
 
 def _value(name: str, rank: int) -> ValueInfoProto:

@@ -11,9 +11,8 @@ import torch
 from contract.description import Parity
 from contract.errors import ParityError
 from contract.model import Model
-from exports.explainer import class_weights
-from exports.methods import IN_GRAPH, Evidence
-from training.gradients import feature_gradients
+from exports.autograd import Autograd
+from exports.methods import NEEDS_ABLATION
 from training.network import Network
 
 LOGITS_TOLERANCE = 1e-3
@@ -36,28 +35,35 @@ def measure(network: Network, model: Model, images: Sequence[npt.NDArray[np.uint
         source: what the pictures are, for the record.
     """
     logits_difference, agreed = 0.0, 0
-    differences: dict[str, list[npt.NDArray[np.float64]]] = {method: [] for method in model.description.methods}
-    largest: dict[str, list[npt.NDArray[np.float64]]] = {method: [] for method in model.description.methods}
-    weight = class_weights(network)
+    description = model.description
+    outputs = [output for output in description.maps if output.in_graph]
+    costly = [output for output in outputs if output.method in NEEDS_ABLATION]
+    differences: dict[str, list[npt.NDArray[np.float64]]] = {output.name: [] for output in outputs}
+    largest: dict[str, list[npt.NDArray[np.float64]]] = {output.name: [] for output in outputs}
+    autograd = Autograd(network, [layer.name for layer in description.layers])
     for start in range(0, len(images), _BATCH):
         batch = np.stack(images[start : start + _BATCH])
-        answer = model.run(batch, _RANKS, model.description.methods)
-        classes = answer.classes if answer.classes is not None else np.zeros((len(batch), 0), dtype=np.int64)  # without maps
-        logits, activations, gradients = feature_gradients(network, torch.from_numpy(batch), torch.from_numpy(classes))
-        evidence = Evidence(activations, gradients, weight[torch.from_numpy(classes)] if weight is not None else None)
-        expected = logits.numpy().astype(np.float64)
+        quick = [output for output in outputs if output not in costly]
+        answer = model.run(batch, _RANKS, [output.name for output in quick])
+        expected = autograd.logits(torch.from_numpy(batch)).numpy().astype(np.float64)
         scale = max(1.0, float(np.abs(expected).max()) / LARGE_LOGIT)
         logits_difference = max(logits_difference, float(np.abs(answer.logits - expected).max()) / scale)
         agreed += _agreeing(expected, answer.logits)
-        for method, values in answer.maps.items():
-            reference = IN_GRAPH[method](evidence).detach().numpy().astype(np.float64)
-            differences[method].append(np.abs(values - reference).max((-2, -1)).ravel())
-            largest[method].append(np.abs(reference).max((-2, -1)).ravel())
+        checks = [(batch, _RANKS, quick), (batch[:1], _RANKS[:1], costly if start == 0 else [])]
+        for pictures, ranks, wanted in checks:
+            if not wanted:
+                continue
+            given = model.run(pictures, ranks, [output.name for output in wanted])
+            assert given.classes is not None
+            for name, values in autograd.maps(torch.from_numpy(pictures), torch.from_numpy(given.classes), wanted).items():
+                reference = values.numpy().astype(np.float64)
+                differences[name].append(np.abs(given.maps[name] - reference).max((-2, -1)).ravel())
+                largest[name].append(np.abs(reference).max((-2, -1)).ravel())
     return Parity(
         pictures=len(images),
         source=source,
         logits=logits_difference,
-        maps={method: _relative(np.concatenate(differences[method]), np.concatenate(largest[method])) for method in differences},
+        maps={name: _relative(np.concatenate(differences[name]), np.concatenate(largest[name])) for name in differences},
         top1_agreement=agreed / len(images),
     )
 

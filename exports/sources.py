@@ -33,6 +33,8 @@ def export_run(
     name: str,
     repository: Path,
     methods: Sequence[str] | None = None,
+    layers: Sequence[str] | None = None,
+    dynamic_size: bool = False,
     check_pictures: int = DEFAULT_CHECK_PICTURES,
     say: Say = lambda _: None,
 ) -> Exported:
@@ -69,6 +71,8 @@ def export_run(
             metrics=run.metrics,
         ),
         methods=methods,
+        layers=layers,
+        dynamic_size=dynamic_size,
         say=say,
     )
 
@@ -81,6 +85,8 @@ def export_backbone(
     labels: Sequence[str] | None = None,
     picture_paths: Sequence[Path] = (),
     methods: Sequence[str] | None = None,
+    layers: Sequence[str] | None = None,
+    dynamic_size: bool = False,
     check_pictures: int = DEFAULT_CHECK_PICTURES,
     say: Say = lambda _: None,
 ) -> Exported:
@@ -92,7 +98,7 @@ def export_backbone(
         repository: the folder of models.
         labels: the classes' names; None takes ImageNet's where there are 1000, else `class_0`, ...
         picture_paths: files and folders to check on; none: pictures that the project draws.
-        methods, check_pictures, say: see `export_run`.
+        methods, layers, dynamic_size, check_pictures, say: see `export_run`.
 
     Raises:
         WeightsError, HubError: see `training.weights.load_backbone`.
@@ -128,6 +134,8 @@ def export_backbone(
             created=now(), versions=_versions(), backbone=config.backbone, head="original", weights=Path(config.weights).name
         ),
         methods=methods,
+        layers=layers,
+        dynamic_size=dynamic_size,
         say=say,
     )
 

@@ -11,12 +11,13 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+import training.torchvision_backbones  # noqa: F401 - registers them
 from contract.errors import SettingsError, first_line
 from contract.preprocessing import Preprocessing
 from training.config import Scalar
 
 _HEAD_PARTS = ("pre_logits", "conv_head", "norm_head", "head")
-"""What timm calls the layers that some networks have between the features and the classifier."""
+"""What timm calls the layers that some networks have between the features and the classifier; ours name theirs in `head_parts`."""
 
 _OURS = frozenset({"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "num_classes", "in_chans", "features_only"})
 """Arguments of `timm.create_model` that other settings decide."""
@@ -83,6 +84,17 @@ class Network(nn.Module):
     def classifier(self) -> nn.Module:
         """The trained head: a layer or two of ours, or the last layer of the backbone's own head."""
         return self.head if self.head is not None else cast("nn.Module", self.backbone.get_classifier())  # type: ignore[operator]
+
+    @property
+    def last_layer(self) -> nn.Linear | nn.Conv2d:
+        """The layer that makes the logits: linear, or a convolution of kernel 1x1."""
+        classifier = self.classifier
+        return cast("nn.Linear | nn.Conv2d", classifier[-1] if isinstance(classifier, nn.Sequential) else classifier)
+
+    def penultimate(self, features: Tensor) -> Tensor:
+        """`[N, c, h, w]` to `[N, d]`, what `last_layer` takes: `classify(embed(features))` without it."""
+        embedding, classifier = self.embed(features), self.classifier
+        return cast("Tensor", classifier[:-1](embedding)) if isinstance(classifier, nn.Sequential) else embedding
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 `[N, H, W, 3]` in RGB to float `[N, 3, H, W]`: `(x / 255 - mean) / std`."""
@@ -173,7 +185,8 @@ def unused_head_parts(backbone: nn.Module, head: str) -> list[str]:
     """The layers of the network's own head (VGG's fc6 and fc7) that `head` leaves out, as names of its children."""
     if _wants_own_head(backbone, head):
         return []
-    present = [name for name, _ in backbone.named_children() if name in _HEAD_PARTS]
+    parts = getattr(backbone, "head_parts", _HEAD_PARTS)
+    present = [name for name, _ in backbone.named_children() if name in parts]
     used: set[str] = set()
     handles = [getattr(backbone, name).register_forward_hook(lambda *_, name=name: used.add(name)) for name in present]
     try:
@@ -199,7 +212,9 @@ def _takes_own_head(backbone: nn.Module, config: NetworkConfig) -> bool:
     if isinstance(backbone.get_classifier(), (nn.Linear, nn.Conv2d)):  # type: ignore[operator]
         return True
     if config.head == "original":
-        raise SettingsError(f"{config.backbone} has no last linear layer to replace, which --head original needs: use --head linear")
+        raise SettingsError(
+            f"{config.backbone}: its own head does not end with a linear layer, so it cannot be kept: fine-tune with --head linear"
+        )
     return False
 
 

@@ -1,0 +1,264 @@
+"""What follows the explained layers, and its gradient without autograd: traced once, cut into graphs of plain operators.
+
+A class activation map needs dy/dA, the derivative of a class's score y with respect to the activations A of a layer. That is
+a vector-Jacobian product. It is traced here into ordinary operators, so that exporting it needs no autograd, and cut: what
+does not depend on the class runs once a picture, what does depend on it runs once a class.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from exports.decompositions import DECOMPOSITIONS
+from exports.layers import Tap
+
+Rest = Callable[[Tensor, Tap], Tensor]
+"""The traced part of a network: its input, `[N, ...]`, and what stands at the layers, to the embedding z, `[N, d]`."""
+
+
+class Tail(nn.Module):
+    """A function `[N, ...] -> z [N, d]` with layers in it, as graphs.
+
+    forward: the input to z, the layers' activations, and what the other two need to remember of it (masks, sizes).
+    pull_back: weights of z to the derivative of its weighted sum with respect to each layer's activations.
+    again: one layer's activations, changed, to z.
+    """
+
+    def __init__(self, rest: Rest, example: Tensor, layers: Sequence[str]) -> None:
+        """Trace `rest`.
+
+        Args:
+            rest: differentiable; every picture independent of the others in its batch.
+            example: an input of one picture, without the batch's dimension.
+            layers: names that `rest` gives to its tap, each once.
+
+        Raises:
+            NotImplementedError, RuntimeError, TypeError: there is an operator that cannot be traced or differentiated.
+        """
+        super().__init__()
+        with torch.no_grad():
+            width = rest(example[None], lambda _, output: output).shape[1]
+        # The tracer takes sizes that are equal in the example for one and the same, and 0 and 1 for constants.
+        rows = next(number for number in itertools.count(4) if number not in (*example.shape, width))
+        # Copied into row-major order: in channels-last order the tracer would write strides into the graph.
+        inputs = example.expand(rows, *[-1] * example.ndim).contiguous()
+        traced = make_fx(
+            torch.func.functionalize(_joint(rest, layers), remove="mutations_and_views"),
+            decomposition_table=DECOMPOSITIONS,
+            tracing_mode="symbolic",
+            _allow_non_fake_inputs=True,
+        )(inputs, torch.ones(rows, width))
+        _simplify(traced.graph)
+        cut = _Cut(traced, len(layers))
+        self.forward_graph, self.backward_graph = cut.forward(), cut.backward()
+        self.again_graphs = nn.ModuleList(cut.again(number) for number in range(len(layers)))
+        self._handed = [[cut.remembered.index(node) for node in handed] for handed in cut.handed]
+        self._rows = [_rows_a_picture(node, cut.batch) for node in cut.remembered]
+        self.layers = tuple(layers)
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...], tuple[Any, ...]]:
+        """`[N, ...]` to z `[N, d]`, activations `[N, c, h, w]` a layer, and what the other graphs need."""
+        z, *others = self.forward_graph(inputs)
+        return z, tuple(others[: len(self.layers)]), tuple(others[len(self.layers) :])
+
+    def pull_back(self, cotangents: Tensor, remembered: tuple[Any, ...]) -> tuple[Tensor, ...]:
+        """Weights of z, `[N, K, d]`, to the derivatives of its weighted sum: `[N, K, c, h, w]` a layer."""
+        n, k, _ = cotangents.shape
+        handed = [_repeat(remembered[i], k, self._rows[i]) if self._rows[i] else remembered[i] for i in self._handed[-1]]
+        gradients = self.backward_graph(cotangents.flatten(0, 1), *handed)
+        return tuple(gradient.unflatten(0, (n, k)) for gradient in gradients)
+
+    def again(self, layer: int, activations: Tensor, pictures: Tensor, remembered: tuple[Any, ...]) -> Tensor:
+        """z for other activations of one layer.
+
+        Args:
+            layer: its number.
+            activations: `[R, c, h, w]`.
+            pictures: int64 `[R]`, which of the N pictures each belongs to.
+            remembered: from `forward`.
+        """
+        handed = [_choose(remembered[i], pictures, self._rows[i]) if self._rows[i] else remembered[i] for i in self._handed[layer]]
+        return cast("Tensor", self.again_graphs[layer](activations, *handed)[0])
+
+
+def _joint(rest: Rest, layers: Sequence[str]) -> Callable[[Tensor, Tensor], tuple[Any, ...]]:
+    """`(input, cotangent of z) -> (z, *activations, *gradients)`: a vjp with respect to zeros that are added to the layers."""
+
+    def joint(inputs: Tensor, cotangent: Tensor) -> tuple[Any, ...]:
+        blank: dict[str, Tensor] = {}
+
+        def measure(name: str, output: Tensor) -> Tensor:
+            blank[name] = torch.zeros_like(output)
+            return output
+
+        with torch.no_grad():
+            rest(inputs, measure)
+
+        def shifted(*shifts: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+            seen: dict[str, Tensor] = {}
+
+            def shift(name: str, output: Tensor) -> Tensor:
+                output = output + shifts[layers.index(name)]
+                seen[name] = output.clone()  # what follows may work in place
+                return output
+
+            z = rest(inputs, shift)
+            return z, tuple(seen[name] for name in layers)
+
+        z, pull_back, activations = torch.func.vjp(shifted, *(blank[name] for name in layers), has_aux=True)
+        return z, *activations, *pull_back(cotangent)
+
+    return joint
+
+
+def _simplify(graph: fx.Graph) -> None:
+    """Take out the zeros that were added, and the copies."""
+    for node in list(graph.nodes):
+        if node.op != "call_function":
+            continue
+        if node.target is torch.ops.aten.clone.default or node.target is torch.ops.aten.lift_fresh_copy.default:
+            node.replace_all_uses_with(node.args[0])
+        elif node.target is torch.ops.aten.add.Tensor:
+            zero = node.args[1]
+            if isinstance(zero, fx.Node) and zero.target is torch.ops.aten.zeros_like.default and _shape(zero) == _shape(node.args[0]):
+                node.replace_all_uses_with(node.args[0])
+    graph.eliminate_dead_code()
+
+
+class _Cut:
+    """The joint graph taken apart.
+
+    remembered: values of the forward graph that another graph needs.
+    handed: of those, what each layer's `again` graph takes, and last what the backward graph takes.
+    """
+
+    def __init__(self, traced: fx.GraphModule, layers: int) -> None:
+        self.traced = traced
+        self._inputs, self._cotangent = (node for node in traced.graph.nodes if node.op == "placeholder")
+        (output,) = (node for node in traced.graph.nodes if node.op == "output")
+        self._z, *others = output.args[0]
+        self._activations, self._gradients = others[:layers], others[layers:]
+        self.batch = self._inputs.meta["val"].shape[0].node.expr
+        # Sizes that grow with the batch, and constants of such sizes, are computed anew in each graph from its own first input.
+        seen = _behind(traced.graph, self._inputs, through_sizes=False)
+        self._after = [_behind(traced.graph, activation) - {activation} for activation in self._activations]
+        self._after_cotangent = _behind(traced.graph, self._cotangent) - {self._cotangent}
+        self._anew = {
+            node
+            for node in traced.graph.nodes
+            if _grows_with(node, self.batch) and node not in seen | self._after_cotangent and node is not self._cotangent
+        }
+        starts = [*self._activations, self._cotangent]
+        computed = [*(after - self._after_cotangent for after in self._after), self._after_cotangent]
+        self.handed = [self._taken(start, within) for start, within in zip(starts, computed, strict=True)]
+        self._computed = computed
+        self.remembered = list(dict.fromkeys(itertools.chain.from_iterable(self.handed)))
+
+    def forward(self) -> fx.GraphModule:
+        nodes = (node for node in self.traced.graph.nodes if node not in self._after_cotangent and node.op != "output")
+        graph = fx.Graph()
+        copies = _copy((node for node in nodes if node is not self._cotangent), graph, {})
+        graph.output(tuple(copies[node] for node in (self._z, *self._activations, *self.remembered)))
+        return self._module(graph)
+
+    def backward(self) -> fx.GraphModule:
+        return self._part(self._cotangent, self._after_cotangent, self.handed[-1], self._gradients)
+
+    def again(self, layer: int) -> fx.GraphModule:
+        return self._part(self._activations[layer], self._computed[layer], self.handed[layer], [self._z])
+
+    def _taken(self, start: fx.Node, within: set[fx.Node]) -> list[fx.Node]:
+        taken: list[fx.Node] = []
+        for node in self.traced.graph.nodes:
+            if node not in within | self._anew or _is(node, self.batch):
+                continue
+            for value in node.all_input_nodes:
+                if value is not start and value not in within | self._anew and value.op != "get_attr" and value not in taken:
+                    taken.append(value)
+        return taken
+
+    def _part(self, start: fx.Node, within: set[fx.Node], handed: Sequence[fx.Node], outputs: Sequence[fx.Node]) -> fx.GraphModule:
+        graph = fx.Graph()
+        environment: dict[fx.Node, fx.Node] = {}
+        for number, node in enumerate((start, *handed)):
+            environment[node] = graph.placeholder(f"input_{number}")
+            environment[node].meta = dict(node.meta)
+        rows = graph.call_function(torch.ops.aten.sym_size.int, (environment[start], 0))
+        for node in self.traced.graph.nodes:
+            if _is(node, self.batch):
+                environment[node] = rows
+        nodes = (n for n in self.traced.graph.nodes if n not in environment and (n in within | self._anew or n.op == "get_attr"))
+        copies = _copy(nodes, graph, environment)
+        graph.output(tuple(copies[node] for node in outputs))
+        return self._module(graph)
+
+    def _module(self, graph: fx.Graph) -> fx.GraphModule:
+        graph.eliminate_dead_code()
+        return fx.GraphModule(self.traced, graph)
+
+
+def _behind(graph: fx.Graph, start: fx.Node, through_sizes: bool = True) -> set[fx.Node]:
+    """`start` and what is computed from it; unless `through_sizes`, what depends on its sizes alone is left out."""
+    found = {start}
+    for node in graph.nodes:
+        if not found.isdisjoint(node.all_input_nodes) and (through_sizes or not isinstance(node.meta.get("val"), torch.SymInt)):
+            found.add(node)
+    return {node for node in found if node.op != "output"}
+
+
+def _copy(nodes: Iterable[fx.Node], graph: fx.Graph, environment: dict[fx.Node, fx.Node]) -> dict[fx.Node, fx.Node]:
+    copies = dict(environment)
+    for node in nodes:
+        copies[node] = graph.node_copy(node, lambda value: copies[value])
+    return copies
+
+
+def _repeat(value: Tensor, times: Any, rows: int) -> Tensor:
+    """`[N * rows, ...]` to `[N * times * rows, ...]`, each picture's rows `times` times in a row."""
+    pictures = value.reshape(-1, 1, rows, *value.shape[1:])
+    return pictures.expand(-1, times, *([-1] * value.ndim)).flatten(0, 2)
+
+
+def _choose(value: Tensor, pictures: Tensor, rows: int) -> Tensor:
+    """`[N * rows, ...]` to `[R * rows, ...]`, the rows of the pictures that are named."""
+    return value.reshape(-1, rows, *value.shape[1:])[pictures].flatten(0, 1)
+
+
+def _shape(node: fx.Node) -> list[Any]:
+    return [*node.meta["val"].shape]
+
+
+def _is(node: fx.Node, size: Any) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, torch.SymInt) and value.node.expr == size
+
+
+def _grows_with(node: fx.Node, size: Any) -> bool:
+    value = node.meta.get("val")
+    sizes = value.shape if isinstance(value, Tensor) else [value]
+    return any(_contains(one, size) for one in sizes)
+
+
+def _rows_a_picture(node: fx.Node, batch: Any) -> int:
+    """How many rows a picture a value has; 0 for those that do not grow with the batch.
+
+    Raises:
+        NotImplementedError: it grows with the batch in another way.
+    """
+    if not _grows_with(node, batch):
+        return 0
+    first, *others = node.meta["val"].shape
+    rows = first.node.expr / batch if isinstance(first, torch.SymInt) else None
+    if rows is None or not rows.is_integer or not rows.is_number or any(_contains(one, batch) for one in others):
+        raise NotImplementedError(f"{node.name} of shape {list(node.meta['val'].shape)} has no rows of its own for each picture")
+    return int(rows)
+
+
+def _contains(value: Any, size: Any) -> bool:
+    return isinstance(value, torch.SymInt) and size in value.node.expr.free_symbols
