@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import timm
 
+import training.torchvision_backbones  # noqa: F401 - registers them
+
 # timm's modules whose models answer tokens, not a map `[N, c, h, w]`.
 # fmt: off
 _WITHOUT_MAP = frozenset(
