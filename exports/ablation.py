@@ -6,11 +6,10 @@ channel) pairs that are due. Here the nodes that depend on it become a loop's bo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import MutableSequence, Sequence
 
 import numpy as np
-import onnx
-from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 CHANNELS_A_STEP = 32
 """So many copies of a layer are in memory at once."""
@@ -129,7 +128,7 @@ def _behind(graph: GraphProto, value: str) -> set[str]:
     return found
 
 
-def _drop(values: onnx.ValueInfoProto, names: set[str]) -> None:  # type: ignore[name-defined]
+def _drop(values: MutableSequence[ValueInfoProto], names: set[str]) -> None:
     kept = [value for value in values if value.name not in names]
     del values[:]
     values.extend(kept)

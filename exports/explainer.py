@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -163,10 +163,10 @@ class Explainer(nn.Module):
         return logits.softmax(1), logits, classes, *activations, *maps, *gradients, *steps
 
     def _weight(self) -> Tensor:
-        return cast("Tensor", self.network.last_layer.weight).flatten(1)
+        return self.network.last_layer.weight.flatten(1)
 
     def _logits(self, z: Tensor) -> Tensor:
-        return functional.linear(z, self._weight(), cast("Tensor | None", self.network.last_layer.bias))
+        return functional.linear(z, self._weight(), self.network.last_layer.bias)
 
     def _cotangents(self, logits: Tensor, classes: Tensor, softmax: Tensor) -> Tensor:
         """dy/dz, `[N, K, d]`: the class's row of the last layer's weight; for its probability p, `p (row - sum_j p_j row_j)`."""
@@ -194,6 +194,7 @@ class Explainer(nn.Module):
             ablated = logits[pictures] - share[:, None] * self._weight().index_select(1, channel).t()
         else:
             kept = (torch.arange(channels)[None] != channel[:, None]).to(activations.dtype)
+            assert self.tail is not None
             ablated = self._logits(self.tail.again(number, activations[pictures] * kept[..., None, None], pictures, remembered))
         return _scores(ablated, classes[pictures], softmax[pictures])
 

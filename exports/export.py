@@ -83,7 +83,7 @@ def export(
     try:
         explainer = Explainer(network, methods, layers)
         say(f"writing {network.config.backbone}{_explained(explainer)}")
-        description = _describe(explainer, name, labels, provenance, dynamic_size)
+        description = describe_explainer(explainer, name, labels, provenance, dynamic_size)
         path = partial / MODEL_FILE
         write_graph(explainer, path, dynamic_size)
         describe(path, description)
@@ -125,7 +125,10 @@ def _explained(explainer: Explainer) -> str:
     return f" with maps of {' and '.join(layer.name for layer in explainer.layers)}: {methods}"
 
 
-def _describe(explainer: Explainer, name: str, labels: Sequence[str], provenance: Provenance, dynamic_size: bool) -> Description:
+def describe_explainer(
+    explainer: Explainer, name: str, labels: Sequence[str], provenance: Provenance, dynamic_size: bool = False
+) -> Description:
+    """The description of the graph that `write_graph` makes of it."""
     return Description(
         name=name,
         labels=tuple(labels),

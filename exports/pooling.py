@@ -72,7 +72,8 @@ def avg_pool2d_backward(
     missing = [max(0, padding[d] + (height, width)[d] - reached[d]) for d in (0, 1)]
     spread = aten.convolution(shares, gradient.new_ones(1, 1, *kernel), None, stride, [0, 0], [1, 1], True, missing, 1)
     inside = spread[:, :, padding[0] : padding[0] + height, padding[1] : padding[1] + width]
-    return inside.reshape(inputs.shape)
+    result: Tensor = inside.reshape(inputs.shape)
+    return result
 
 
 def adaptive_avg_pool2d_backward(gradient: Tensor, inputs: Tensor) -> Tensor:

@@ -105,14 +105,8 @@ def export_backbone(
         SettingsError: the weights hold no classifier.
         Others: see `exports.export.export`.
     """
-    backbone, _ = load_backbone(config.model_copy(update={"head": "original"}))
-    classes = int(getattr(backbone, "num_classes", 0))
-    if classes < 2:
-        raise SettingsError(
-            f"{config.weights}: the weights hold no classifier, so there are no scores to serve: fine-tune first (tlcli finetune)"
-        )
-    preprocessing = resolve_preprocessing(config, backbone)
-    network = _with_its_own_classifier(config, backbone, classes, preprocessing)
+    network = published_network(config)
+    preprocessing, classes = network.config.preprocessing, network.config.num_classes
     if labels is None:
         labels = imagenet_labels() if classes == 1000 else [f"class_{number}" for number in range(classes)]
     if len(labels) != classes:
@@ -138,6 +132,22 @@ def export_backbone(
         dynamic_size=dynamic_size,
         say=say,
     )
+
+
+def published_network(config: FinetuneConfig) -> Network:
+    """A backbone with the classifier it was published with, in eval mode.
+
+    Raises:
+        WeightsError, HubError: see `training.weights.load_backbone`.
+        SettingsError: the weights hold no classifier.
+    """
+    backbone, _ = load_backbone(config.model_copy(update={"head": "original"}))
+    classes = int(getattr(backbone, "num_classes", 0))
+    if classes < 2:
+        raise SettingsError(
+            f"{config.weights}: the weights hold no classifier, so there are no scores to serve: fine-tune first (tlcli finetune)"
+        )
+    return _with_its_own_classifier(config, backbone, classes, resolve_preprocessing(config, backbone))
 
 
 def imagenet_labels() -> list[str]:

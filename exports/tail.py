@@ -111,17 +111,19 @@ def _joint(rest: Rest, layers: Sequence[str]) -> Callable[[Tensor, Tensor], tupl
             z = rest(inputs, shift)
             return z, tuple(seen[name] for name in layers)
 
-        z, pull_back, activations = torch.func.vjp(shifted, *(blank[name] for name in layers), has_aux=True)
-        return z, *activations, *pull_back(cotangent)
+        z, pull_back, *rest_of_it = torch.func.vjp(shifted, *(blank[name] for name in layers), has_aux=True)
+        return z, *rest_of_it[0], *pull_back(cotangent)
 
     return joint
 
 
 def _simplify(graph: fx.Graph) -> None:
-    """Take out the zeros that were added, and the copies."""
+    """Take out the zeros that were added and the copies, and let views be views again: nothing is written to any more."""
     for node in list(graph.nodes):
         if node.op != "call_function":
             continue
+        if isinstance(node.target, torch._ops.OpOverload) and (name := node.target._opname).endswith("_copy") and name != "lift_fresh_copy":
+            node.target = getattr(getattr(torch.ops.aten, name.removesuffix("_copy")), node.target._overloadname)
         if node.target is torch.ops.aten.clone.default or node.target is torch.ops.aten.lift_fresh_copy.default:
             node.replace_all_uses_with(node.args[0])
         elif node.target is torch.ops.aten.add.Tensor:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tlcli import options
-from tlcli.console import Console
+from tlcli.console import Console, show
 
 if TYPE_CHECKING:
     from exports import Exported
+    from training.network import Network
 
 
 @click.command("export")
@@ -20,6 +21,15 @@ if TYPE_CHECKING:
 @options.models_option
 @click.option("--name", help="The model's name.  [default: the run's, or the backbone's]")
 @click.option("--methods", help="Map methods for the graph, with commas, or `none`.  [default: all that the head allows]")
+@click.option(
+    "--cam-layer",
+    "layers",
+    multiple=True,
+    metavar="LAYER",
+    help="Explain this layer, by its module's name. May be repeated: the maps are then fused too.  [default: the last one with an extent]",
+)
+@click.option("--list-cam-layers", "list_them", is_flag=True, help="List the layers that maps can explain, and export nothing.")
+@click.option("--dynamic-size", is_flag=True, help="Let the file take pictures of any height and width.")
 @click.option("--check-pictures", type=click.IntRange(min=1), default=16, show_default=True, help="How many pictures to check the file on.")
 @click.option(
     "--labels", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="With --backbone: the classes' names, a line each."
@@ -33,6 +43,9 @@ def command(
     models: Path,
     name: str | None,
     methods: str | None,
+    layers: tuple[str, ...],
+    list_them: bool,
+    dynamic_size: bool,
     check_pictures: int,
     labels: Path | None,
     picture_paths: tuple[Path, ...],
@@ -45,7 +58,7 @@ def command(
 
     RUN is a run's folder, such as runs/NAME. Instead of it, --backbone exports a network with the classifier it
     was published with: an ImageNet classifier with maps. The file is checked against PyTorch on pictures, and
-    put in place only if it agrees.
+    put in place only if it agrees. Maps that are computed beside the graph (Eigen-CAM, Score-CAM and their kin) need nothing of it.
     """
     if (run is None) == (backbone is None):
         raise click.UsageError("give a run's folder, or --backbone NAME to export a network as it was published: one of the two")
@@ -61,11 +74,16 @@ def command(
         from training.run import load_run
 
         loaded = load_run(run)
+        if list_them:
+            _list_layers(loaded.network)
+            return
         exported = export_run(
             loaded,
             name=name or loaded.config.name or model_name(run.resolve().name),
             repository=models,
             methods=chosen,
+            layers=layers or None,
+            dynamic_size=dynamic_size,
             check_pictures=check_pictures,
             say=console.say,
         )
@@ -74,6 +92,11 @@ def command(
         from tlcli.settings import finetune_config
 
         config = finetune_config(backbone=backbone, seed=seed, **network)
+        if list_them:
+            from exports import published_network
+
+            _list_layers(published_network(config))
+            return
         exported = export_backbone(
             config,
             name=name or model_name(str(backbone)),
@@ -81,11 +104,23 @@ def command(
             labels=labels.read_text(encoding="utf-8").split("\n") if labels else None,
             picture_paths=picture_paths,
             methods=chosen,
+            layers=layers or None,
+            dynamic_size=dynamic_size,
             check_pictures=check_pictures,
             say=console.say,
         )
     report(exported, console)
     click.echo(exported.path)
+
+
+def _list_layers(network: Network) -> None:
+    from exports import list_layers
+
+    rows = [
+        {"layer": layer.name, "module": layer.kind, "channels": layer.channels, "height": layer.height, "width": layer.width}
+        for layer in list_layers(network)
+    ]
+    show(rows, ("layer", "module", "channels", "height", "width"), as_json=False)
 
 
 def report(exported: Exported, console: Console) -> None:
