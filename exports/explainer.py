@@ -149,7 +149,7 @@ class Explainer(nn.Module):
             evidence = Evidence(
                 activations=activations[number],
                 gradients=gradients[number],
-                class_weights=self._weight()[classes] if self._pooled_linear else None,
+                class_weights=self._rows(classes) if self._pooled_linear else None,
                 scores=scores,
                 ablated=ablated[number].transpose(1, 2) if self.looped else None,
             )
@@ -165,12 +165,16 @@ class Explainer(nn.Module):
     def _weight(self) -> Tensor:
         return self.network.last_layer.weight.flatten(1)
 
+    def _rows(self, classes: Tensor) -> Tensor:
+        """The classes' rows of the last layer's weight, `[N, K, d]`."""
+        return functional.embedding(classes, self._weight())
+
     def _logits(self, z: Tensor) -> Tensor:
         return functional.linear(z, self._weight(), self.network.last_layer.bias)
 
     def _cotangents(self, logits: Tensor, classes: Tensor, softmax: Tensor) -> Tensor:
         """dy/dz, `[N, K, d]`: the class's row of the last layer's weight; for its probability p, `p (row - sum_j p_j row_j)`."""
-        rows = self._weight()[classes]
+        rows = self._rows(classes)
         probabilities = logits.softmax(1)
         p = probabilities.gather(1, classes)[..., None]
         competing = p * (rows - (probabilities @ self._weight())[:, None])
@@ -190,13 +194,13 @@ class Explainer(nn.Module):
         channels = self.layers[number].channels
         pictures, channel = due // channels, due % channels
         if self._pooled_linear:  # what the channel adds to each logit is known
-            share = activations.mean((-2, -1))[pictures, channel]
-            ablated = logits[pictures] - share[:, None] * self._weight().index_select(1, channel).t()
+            share = activations.mean((-2, -1)).flatten().index_select(0, due)
+            ablated = logits.index_select(0, pictures) - share[:, None] * self._weight().index_select(1, channel).t()
         else:
             kept = (torch.arange(channels)[None] != channel[:, None]).to(activations.dtype)
             assert self.tail is not None
-            ablated = self._logits(self.tail.again(number, activations[pictures] * kept[..., None, None], pictures, remembered))
-        return _scores(ablated, classes[pictures], softmax[pictures])
+            ablated = self._logits(self.tail.again(number, activations.index_select(0, pictures) * kept[..., None, None], pictures, remembered))
+        return _scores(ablated, classes.index_select(0, pictures), softmax.index_select(0, pictures))
 
 
 def is_pooled_linear(network: Network, layer: str) -> bool:
@@ -248,4 +252,5 @@ def _resolve(targets: Tensor, logits: Tensor) -> Tensor:
 
 def _a_row_a_picture(values: Tensor, logits: Tensor) -> Tensor:
     """`[N or 1, ...]` to `[N, ...]`: one row serves all pictures."""
-    return values[torch.arange(logits.shape[0]).clamp(max=values.shape[0] - 1)]
+    rows = torch.minimum(torch.arange(logits.shape[0]), torch.scalar_tensor(values.shape[0] - 1, dtype=torch.int64))
+    return values.index_select(0, rows)

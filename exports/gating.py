@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-from contract.description import WANTED
+from contract.description import IMAGES, WANTED
 
 
 def gate(graph: GraphProto, switches: Sequence[str], else_shapes: Mapping[str, Sequence[int]], default: Sequence[bool]) -> None:
@@ -27,6 +27,8 @@ def gate(graph: GraphProto, switches: Sequence[str], else_shapes: Mapping[str, S
     nodes = list(graph.node)
     producer = {name: number for number, node in enumerate(nodes) for name in node.output}
     always = _behind(nodes, producer, [output.name for output in graph.output if output.name not in switches])
+    # Sizes and the like, which cost nothing; OpenVINO cannot take a graph's optional input inside a branch.
+    always |= _behind(nodes, producer, switches) - _dependent_on_contents(nodes, IMAGES)
     own = {name: _behind(nodes, producer, [name], stop=set(switches) - {name}) - always for name in switches}
     takes = {name: [other for other in switches if any(other in _inputs(nodes[number]) for number in own[name])] for name in switches}
 
@@ -49,11 +51,21 @@ def gate(graph: GraphProto, switches: Sequence[str], else_shapes: Mapping[str, S
             result.append(helper.make_node("Or", [previous, f"{WANTED}/{user}"], [condition], name=condition))
         result.append(_if(condition, name, [nodes[number] for number in sorted(own[name])], else_shapes[name]))
 
+    _answer_copies(graph, result, switches)
     copies = [NodeProto.FromString(node.SerializeToString()) for node in result]  # the originals go with the list that holds them
     del graph.node[:]
     graph.node.extend(copies)
     graph.input.append(helper.make_tensor_value_info(WANTED, TensorProto.BOOL, [None, len(switches)]))
     graph.initializer.append(numpy_helper.from_array(np.array([default], dtype=bool), WANTED))
+
+
+def _answer_copies(graph: GraphProto, nodes: list[NodeProto], switches: Sequence[str]) -> None:
+    """Let the graph answer copies of those outputs that branches take: OpenVINO counts them among the branches' own."""
+    taken = {value for node in nodes if node.op_type == "If" for value in _inputs(node)}
+    shared = {output.name: f"{output.name}/value" for output in graph.output if output.name in taken and output.name not in switches}
+    for node in nodes:
+        _rename(node, shared)
+    nodes += [helper.make_node("Identity", [value], [name], name=value) for name, value in shared.items()]
 
 
 def _inputs(node: NodeProto) -> set[str]:
@@ -75,6 +87,16 @@ def _behind(nodes: Sequence[NodeProto], producer: Mapping[str, int], outputs: It
         if number is not None and number not in found:
             found.add(number)
             waiting.extend(_inputs(nodes[number]).difference(stop))
+    return found
+
+
+def _dependent_on_contents(nodes: Sequence[NodeProto], value: str) -> set[int]:
+    """The numbers of the nodes that depend on a value, on more than its shape; `nodes` are in topological order."""
+    reached, found = {value}, set()
+    for number, node in enumerate(nodes):
+        if node.op_type != "Shape" and not reached.isdisjoint(_inputs(node)):
+            found.add(number)
+            reached.update(node.output)
     return found
 
 
@@ -138,12 +160,12 @@ def _names(node: NodeProto) -> set[str]:
 def _renamed(node: NodeProto, names: Mapping[str, str], prefix: str) -> NodeProto:
     """A copy whose values have names of their own: no name may stand in two scopes."""
     copy = NodeProto.FromString(node.SerializeToString())
-    _rename(copy, names, prefix)
+    _rename(copy, names, f"{prefix}/")
     return copy
 
 
-def _rename(node: NodeProto, names: Mapping[str, str], prefix: str) -> None:
-    node.name = f"{prefix}/{node.name}"
+def _rename(node: NodeProto, names: Mapping[str, str], prefix: str = "") -> None:
+    node.name = f"{prefix}{node.name}"
     for field in (node.input, node.output):
         renamed = [names.get(name, name) for name in field]
         del field[:]

@@ -122,7 +122,9 @@ def _simplify(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if node.op != "call_function":
             continue
-        if isinstance(node.target, torch._ops.OpOverload) and (name := node.target._opname).endswith("_copy") and name != "lift_fresh_copy":
+        if node.target is torch.ops.aten.view_copy.default:
+            node.target = torch.ops.aten.reshape.default  # of any memory order
+        elif isinstance(node.target, torch._ops.OpOverload) and (name := node.target._opname).endswith("_copy") and name != "lift_fresh_copy":
             node.target = getattr(getattr(torch.ops.aten, name.removesuffix("_copy")), node.target._overloadname)
         if node.target is torch.ops.aten.clone.default or node.target is torch.ops.aten.lift_fresh_copy.default:
             node.replace_all_uses_with(node.args[0])
@@ -176,14 +178,12 @@ class _Cut:
         return self._part(self._activations[layer], self._computed[layer], self.handed[layer], [self._z])
 
     def _taken(self, start: fx.Node, within: set[fx.Node]) -> list[fx.Node]:
-        taken: list[fx.Node] = []
+        computed = within | self._anew
+        taken: dict[fx.Node, None] = {}
         for node in self.traced.graph.nodes:
-            if node not in within | self._anew or _is(node, self.batch):
-                continue
-            for value in node.all_input_nodes:
-                if value is not start and value not in within | self._anew and value.op != "get_attr" and value not in taken:
-                    taken.append(value)
-        return taken
+            if node in computed and not _is(node, self.batch):
+                taken |= {v: None for v in node.all_input_nodes if v is not start and v not in computed and v.op != "get_attr"}
+        return list(taken)
 
     def _part(self, start: fx.Node, within: set[fx.Node], handed: Sequence[fx.Node], outputs: Sequence[fx.Node]) -> fx.GraphModule:
         graph = fx.Graph()
@@ -229,7 +229,7 @@ def _repeat(value: Tensor, times: Any, rows: int) -> Tensor:
 
 def _choose(value: Tensor, pictures: Tensor, rows: int) -> Tensor:
     """`[N * rows, ...]` to `[R * rows, ...]`, the rows of the pictures that are named."""
-    return value.reshape(-1, rows, *value.shape[1:])[pictures].flatten(0, 1)
+    return value.reshape(-1, rows, *value.shape[1:]).index_select(0, pictures).flatten(0, 1)
 
 
 def _shape(node: fx.Node) -> list[Any]:
