@@ -3,7 +3,8 @@
     python benchmarks/networks.py [--out docs/networks.md] [--pictures FOLDER] [NETWORK[:SIZE] ...]
 
 Each network is built with random weights (and batch-norm statistics and scales that are not the identity, as in a trained one) and
-exported twice: with the maps of its last layer, and of the module in the middle of its layers in the order of execution. Every method in
+exported twice: with the maps of its last layer, and of the stage or block in the
+middle of those it has, in the order of execution. Every method in
 the graph is compared, for the first class and for class 3 of each picture, with a reference written from the papers in float64 with
 autograd (tests/exports/reference.py): the largest difference over the map's largest value. Pictures are drawn shapes, or those of FOLDER.
 A network that cannot be exported has its reason in the table. Rows come as they are done; a row that is there already is kept
@@ -82,7 +83,7 @@ def measure(name: str, size: int, folder: Path | None) -> list[str]:
     preprocessing = Preprocessing(height=size, width=size)
     try:
         network = trained_looking(build(NetworkConfig(backbone=name, head="linear", num_classes=CLASSES, preprocessing=preprocessing)))
-        layers = [layer.name for layer in list_layers(network)]
+        layers = [layer.name for layer in list_layers(network) if layer.name.count(".") <= 1]  # stages and blocks
         last = resolve_layers(network, None)[0].name
     except TlcliError as error:
         return [f"| {name} | {family} | {size} | | not exported: {error} |"]
@@ -142,17 +143,17 @@ def _description(explainer: Explainer) -> Description:
 
 def _images(preprocessing: Preprocessing, folder: Path | None) -> list[np.ndarray]:
     if folder is None:
-        return [np.asarray(draw(index, 0, size=preprocessing.height).image) for index in range(2)]
+        return [np.asarray(draw(index, 0, size=preprocessing.height).image) for index in range(1)]
     found = pictures.find([folder])
-    return [preprocessing.apply(pictures.read(found[index * len(found) // 2])) for index in range(2)]
+    return [preprocessing.apply(pictures.read(found[0]))]
 
 
 HEAD = """# Networks
 
 How far the maps in the exported graph are from a float64 autograd reference that is written from the papers: the largest difference over
-the map's largest value. Written by `benchmarks/networks.py`; random weights, two pictures, two classes each, on ONNX Runtime on a CPU.
-`size` is the input's height and width in pixels. The layer is the last one with a spatial extent, and the module in the middle of all that
-have one, in the order of execution. A dash: the method is not defined there (CAM, where the head is not one linear layer on the
+the map's largest value. Written by `benchmarks/networks.py`; random weights, a picture, two classes, on ONNX Runtime on a CPU.
+`size` is the input's height and width in pixels. The layer is the last one with a spatial extent, and the stage or block in the
+middle of those that have one, in the order of execution. A dash: the method is not defined there (CAM, where the head is not one linear layer on the
 spatial mean). Bold: more than {tolerance:g}.
 
 {summary}

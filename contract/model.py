@@ -169,7 +169,9 @@ class Model:
         if methods or evidence:
             chosen = np.atleast_2d(np.asarray(targets, dtype=np.int64))
             if chosen.ndim != 2 or chosen.shape[0] not in (1, len(images)):
-                raise RequestError(f"targets of shape {list(chosen.shape)} came with {len(images)} pictures: expected [{len(images)} or 1, K]")
+                raise RequestError(
+                    f"targets of shape {list(chosen.shape)} came with {len(images)} pictures: expected [{len(images)} or 1, K]"
+                )
             self.check_targets(chosen.ravel().tolist())
             feed[TARGETS] = chosen
             if softmax:

@@ -57,22 +57,22 @@ def avg_pool2d_backward(
     divisor_override: int | None,
 ) -> Tensor:
     """Each window's share goes to all its positions: a transposed convolution with ones, channel by channel."""
+    if divisor_override is not None:
+        raise NotImplementedError("average pooling with a divisor of its own is not exported")
     kernel, padding = _pair(kernel), _pair(padding)
     stride = _pair(stride) if stride else kernel
-    height, width = inputs.shape[-2:]
-    ones = gradient.new_ones(1, 1, height, width)
-    if divisor_override is not None:
-        counts: Tensor | float = float(divisor_override)
-    else:
-        share = aten.avg_pool2d(ones, kernel, stride, padding, ceil_mode, count_include_pad, None)
-        total = aten.avg_pool2d(ones, kernel, stride, padding, ceil_mode, count_include_pad, 1)
-        counts = total / share  # how many positions each window divides by
+    sizes = inputs.shape[-2:]
+    # How far the windows reach over the padded picture: less than its end where positions are left over, more with `ceil_mode`.
+    over = [(gradient.shape[2 + d] - 1) * stride[d] + kernel[d] - sizes[d] - 2 * padding[d] for d in (0, 1)]
+    window = gradient.new_ones(1, 1, *kernel)
+    inside = gradient.new_ones(1, 1, *sizes)
+    padded = aten.constant_pad_nd(inside, [padding[1], padding[1], padding[0], padding[0]], float(count_include_pad))
+    reached = aten.constant_pad_nd(padded, [0, over[1], 0, over[0]], 0.0)
+    counts = aten.convolution(reached, window, None, stride, [0, 0], [1, 1], False, [0, 0], 1)
     shares = (gradient / counts).flatten(0, 1)[:, None]
-    reached = [(shares.shape[2 + d] - 1) * stride[d] + kernel[d] for d in (0, 1)]
-    missing = [max(0, padding[d] + (height, width)[d] - reached[d]) for d in (0, 1)]
-    spread = aten.convolution(shares, gradient.new_ones(1, 1, *kernel), None, stride, [0, 0], [1, 1], True, missing, 1)
-    inside = spread[:, :, padding[0] : padding[0] + height, padding[1] : padding[1] + width]
-    result: Tensor = inside.reshape(inputs.shape)
+    spread = aten.convolution(shares, window, None, stride, [0, 0], [1, 1], True, [0, 0], 1)
+    cut = [-padding[1], -padding[1] - over[1], -padding[0], -padding[0] - over[0]]  # of what stands over the picture, or missing to it
+    result: Tensor = aten.constant_pad_nd(spread, cut, 0.0).reshape(inputs.shape)
     return result
 
 

@@ -124,8 +124,9 @@ def _simplify(graph: fx.Graph) -> None:
             continue
         if node.target is torch.ops.aten.view_copy.default:
             node.target = torch.ops.aten.reshape.default  # of any memory order
-        elif isinstance(node.target, torch._ops.OpOverload) and (name := node.target._opname).endswith("_copy") and name != "lift_fresh_copy":
-            node.target = getattr(getattr(torch.ops.aten, name.removesuffix("_copy")), node.target._overloadname)
+        elif isinstance(node.target, torch._ops.OpOverload) and (name := node.target._opname).endswith("_copy"):
+            view = getattr(torch.ops.aten, name.removesuffix("_copy"), None)  # there is none for `_to_copy`, which converts
+            node.target = getattr(view, node.target._overloadname, node.target)
         if node.target is torch.ops.aten.clone.default or node.target is torch.ops.aten.lift_fresh_copy.default:
             node.replace_all_uses_with(node.args[0])
         elif node.target is torch.ops.aten.add.Tensor:

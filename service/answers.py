@@ -111,7 +111,7 @@ class ModelStatus:
 
 @dataclass(frozen=True)
 class MapMethod:
-    """A map that a model holds: its method, the layer it explains, and that layer's size."""
+    """A map that a model offers: the method to ask for, the layer it explains, and the map's size there."""
 
     method: str
     layer: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from contract.methods import require_method
 from contract.model import FIRST_RANKED, Answer, Model
 from contract.pictures import PictureLimits
 from contract.preprocessing import Preprocessing
+from contract.scorecam import check_max_channels
 from service.answers import Classification, ClassMap, Prediction, Timings
 from service.drawing import draw
 from service.inputs import NetworkInput, from_encoded, from_pixels
@@ -21,6 +23,16 @@ from service.repository import Repository
 from service.workers import Timed, Workers
 
 DEFAULT_TOP_K = 5
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What a query means to the runner."""
+
+    targets: tuple[int, ...] = (FIRST_RANKED,)
+    methods: tuple[str, ...] = ()
+    softmax: bool = False
+    max_channels: int | None = None
 
 
 class Classifier:
@@ -46,9 +58,9 @@ class Classifier:
         served = self._repository.find(query.model, query.version)
         model = served.runner.model
         top_k = _top_k(query.top_k, model.num_classes)
-        targets, methods = ((FIRST_RANKED,), ()) if query.map is None else self._targets(query.map, served.name, model)
+        wanted = _Wanted() if query.map is None else self._wanted(query.map, served.name, model)
         seen = await self._see(query, model.description.preprocessing)
-        ran = await served.runner.submit(seen.value.images, targets, methods)
+        ran = await served.runner.submit(seen.value.images, wanted.targets, wanted.methods, wanted.softmax, wanted.max_channels)
         drawn = await self._draw(query.map, ran.value, seen.value, model.description.preprocessing)
         return Classification(
             request_id=query.request_id,
@@ -63,7 +75,7 @@ class Classifier:
             ),
         )
 
-    def _targets(self, query: MapQuery, name: str, model: Model) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    def _wanted(self, query: MapQuery, name: str, model: Model) -> _Wanted:
         method = require_method(query.method, model.description.methods, f"model {name!r}")
         targets = tuple(dict.fromkeys(query.classes)) or (FIRST_RANKED,)
         if len(targets) > self._max_maps:
@@ -71,7 +83,11 @@ class Classifier:
                 f"map: {len(targets)} classes are to be explained, at most {self._max_maps} a request: send several requests"
             )
         model.check_targets(targets)
-        return targets, (method,)
+        if query.max_channels < 0:
+            raise RequestError(f"max_channels {query.max_channels}: expected 1 or more, or 0 for the method's own number")
+        max_channels = query.max_channels or None
+        check_max_channels(max_channels, (method,))
+        return _Wanted(targets, (method,), query.softmax, max_channels)
 
     async def _see(self, query: Query, preprocessing: Preprocessing) -> Timed[NetworkInput]:
         keep_picture = query.map is not None and query.map.map_format == "overlay"

@@ -66,8 +66,10 @@ class Client:
         method: str | None = None,
         classes: Sequence[int] = (),
         map_format: MapFormat = "raw",
+        softmax: bool = False,
+        max_channels: int = 0,
         request_id: str = "",
-        timeout_s: float = 30.0,
+        timeout_s: float | None = 30.0,
     ) -> Classification:
         """Ask about one picture.
 
@@ -80,8 +82,10 @@ class Client:
             method: the map to compute, for example `gradcam`; None for none.
             classes: to explain, by id; -r means the r-th ranked. Empty: the first ranked.
             map_format: `raw` numbers, a `heat_map` of the input's size, or an `overlay` on the picture.
+            softmax: explain the class's softmax probability instead of its logit.
+            max_channels: how many channels `scorecam` and `faster_scorecam` look through; 0 for all, and for ten.
             request_id: comes back in the answer.
-            timeout_s: how long to wait.
+            timeout_s: how long to wait; None as long as it takes, which with `scorecam` may be minutes.
 
         Raises:
             PictureError: not a picture that can be read, or one over a limit.
@@ -90,7 +94,8 @@ class Client:
             ModelFileError: the model is there and broken.
             ServerError: no server answers, or not in time.
         """
-        asked = with_picture(_query(model, version, top_k, method, classes, map_format), picture)
+        wanted = _map_query(method, classes, map_format, softmax, max_channels)
+        asked = with_picture(Query(model=model, version=version, top_k=top_k, map=wanted), picture)
         request = wire.write_request(asked)
         request.request_id = request_id
         try:
@@ -112,6 +117,8 @@ class Client:
         method: str | None = None,
         classes: Sequence[int] = (),
         map_format: MapFormat = "raw",
+        softmax: bool = False,
+        max_channels: int = 0,
         timeout_s: float | None = None,
     ) -> Iterator[StreamAnswer]:
         """Ask about many pictures on one call, several of them at a time.
@@ -119,7 +126,7 @@ class Client:
         Args:
             pictures: read in a thread of gRPC's as the server takes them, not all at once.
             timeout_s: for all of them; None waits as long as it takes.
-            model, version, top_k, method, classes, map_format: see `classify`.
+            model, version, top_k, method, classes, map_format, softmax, max_channels: see `classify`.
 
         Yields:
             An answer for each picture, in their order. A picture that fails is answered with its error.
@@ -128,7 +135,8 @@ class Client:
             ServerError: no server answers, or not in time; the stream is over then.
             Exception: what `pictures` itself raises.
         """
-        outgoing = OutgoingStream(pictures, _query(model, version, top_k, method, classes, map_format))
+        wanted = _map_query(method, classes, map_format, softmax, max_channels)
+        outgoing = OutgoingStream(pictures, Query(model=model, version=version, top_k=top_k, map=wanted))
         call = self._classifier.ClassifyStream(iter(outgoing), timeout=timeout_s)
         try:
             with self._translated():
@@ -193,13 +201,16 @@ class Client:
             raise errors.from_rpc_error(error, self.address) from error
 
 
-def _query(model: str, version: str, top_k: int, method: str | None, classes: Sequence[int], map_format: MapFormat) -> Query:
-    if method is None:
-        if classes:
-            raise RequestError(f"classes {list(classes)} are to be explained by no method: name one, for example method='gradcam'")
-        return Query(model=model, version=version, top_k=top_k)
-    wanted = MapQuery(method, tuple(classes), require_map_format(map_format))
-    return Query(model=model, version=version, top_k=top_k, map=wanted)
+def _map_query(method: str | None, classes: Sequence[int], map_format: MapFormat, softmax: bool, max_channels: int) -> MapQuery | None:
+    if method is not None:
+        return MapQuery(method, tuple(classes), require_map_format(map_format), softmax, max_channels)
+    if classes:
+        raise RequestError(f"classes {list(classes)} are to be explained by no method: name one, for example method='gradcam'")
+    if softmax or max_channels:
+        raise RequestError(
+            "softmax and max_channels say how a map is made, and no method is named: name one, for example method='scorecam'"
+        )
+    return None
 
 
 def _unsent(outgoing: OutgoingStream) -> Iterator[StreamAnswer]:

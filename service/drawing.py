@@ -1,4 +1,4 @@
-"""A map of the graph as a request wants it: numbers, a heat map, an overlay."""
+"""A map as a request wants it: numbers, a heat map, an overlay."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def draw(values: npt.NDArray[np.float32], query: MapQuery, seen: NetworkInput, p
     """One class's map.
 
     Args:
-        values: float32 `[h, w]`, from the graph.
+        values: float32 `[h, w]`, not normalised.
         query: the format; an overlay needs `seen.picture`.
         seen: what the network was given.
         preprocessing: gives a heat map its size, the input's.

@@ -89,7 +89,7 @@ class ClassifierEdge:
                     labels=description.labels,
                     input_height=description.preprocessing.height,
                     input_width=description.preprocessing.width,
-                    methods=tuple(MapMethod(one.method, one.layer, one.height, one.width) for one in description.maps),
+                    methods=tuple(MapMethod(one.name, one.layer, one.height, one.width) for one in description.maps),
                     description_json=description.to_json(),
                 )
             )

@@ -8,21 +8,25 @@ from typing import Literal, get_args
 from contract.errors import RequestError
 
 MapFormat = Literal["raw", "heat_map", "overlay"]
-"""A map as the graph's own numbers, as a coloured picture, or laid over the photograph."""
+"""A map as its own numbers, as a coloured picture, or laid over the photograph."""
 
 
 @dataclass(frozen=True)
 class MapQuery:
     """Which maps are wanted.
 
-    method: of those the model holds.
+    method: a map's name, of those the model offers.
     classes: to explain, by id; -r means the r-th ranked. Empty: the first ranked.
     map_format: how they come.
+    softmax: explain the class's softmax probability instead of its logit.
+    max_channels: how many channels a Score-CAM looks through; 0 for the method's own number.
     """
 
     method: str
     classes: tuple[int, ...] = ()
     map_format: MapFormat = "raw"
+    softmax: bool = False
+    max_channels: int = 0
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,13 @@ def write_request(query: Query) -> pb.ClassifyRequest:
     try:
         wanted = None
         if query.map is not None:
-            wanted = pb.MapRequest(method=query.map.method, classes=query.map.classes, format=_FORMATS[query.map.map_format])
+            wanted = pb.MapRequest(
+                method=query.map.method,
+                classes=query.map.classes,
+                format=_FORMATS[query.map.map_format],
+                softmax=query.map.softmax,
+                max_channels=query.map.max_channels,
+            )
         return pb.ClassifyRequest(
             model=query.model, version=query.version, top_k=query.top_k, map=wanted, request_id=query.request_id, **picture
         )
@@ -54,7 +60,13 @@ def read_request(message: pb.ClassifyRequest) -> Query:
             raise RequestError(f"map.format {int(message.map.format)} is unknown: expected one of {', '.join(pb.MapFormat.keys())}")
         if len(message.map.classes) > _MAX_CLASSES:
             raise RequestError(f"map.classes holds {len(message.map.classes):,} numbers: at most {_MAX_CLASSES:,} are read")
-        wanted = MapQuery(message.map.method, tuple(message.map.classes), _FORMAT_NAMES[message.map.format])
+        wanted = MapQuery(
+            method=message.map.method,
+            classes=tuple(message.map.classes),
+            map_format=_FORMAT_NAMES[message.map.format],
+            softmax=message.map.softmax,
+            max_channels=message.map.max_channels,
+        )
     picture = message.WhichOneof("picture")
     return Query(
         encoded=message.encoded if picture == "encoded" else None,

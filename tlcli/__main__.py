@@ -15,8 +15,10 @@ COMMANDS = {
     "finetune": "Fine-tune a pretrained CNN on pictures, and export it.",
     "export": "Write a run, or a backbone as it is, to one ONNX file with maps in its graph.",
     "predict": "Ask an exported model about pictures, without a server.",
+    "visualize": "Draw a network's filters, and what its layers make of a picture.",
     "serve": "Answer over gRPC for every model in a folder.",
     "classify": "Ask a running server about pictures.",
+    "evaluate-cam": "Measure how good a model's maps are, each method beside the others.",
     "demo": "All of it in one go, with nothing downloaded.",
     "backbones": "List the backbones there are.",
     "datasets": "List the data sets known by name.",
@@ -25,7 +27,7 @@ COMMANDS = {
 
 
 class Commands(click.Group):
-    """A group whose commands live in `tlcli.commands.<name>` as `command`."""
+    """A group whose commands live in `tlcli.commands.<name>` as `command`, a dash in the name being `_` there."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """In the order in which people meet them."""
@@ -35,7 +37,7 @@ class Commands(click.Group):
         """Import one command."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"tlcli.commands.{cmd_name}").command
+        command: click.Command = importlib.import_module(f"tlcli.commands.{cmd_name.replace('-', '_')}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -72,7 +74,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has left; say no more at exit
         sys.exit(1)
     except ModuleNotFoundError as error:
-        if error.name not in ("torch", "torchvision", "timm", "onnx", "onnxscript", "safetensors", "matplotlib"):
+        if error.name not in ("torch", "torchvision", "timm", "onnx", "onnxscript", "safetensors", "matplotlib", "scipy"):
             raise
         _fail(f"this command needs {error.name}, which is not installed: pip install 'tlcli[train]'", 1)
     except OSError as error:

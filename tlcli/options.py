@@ -34,6 +34,12 @@ def answer_options(function: F) -> F:
             click.option(
                 "--cam-class", "wanted", multiple=True, metavar="CLASS", help="Explain this class: label, id, or -r.  [default: the best]"
             ),
+            click.option("--softmax", is_flag=True, help="Explain the class's probability instead of its score before the softmax."),
+            click.option(
+                "--max-channels",
+                type=click.IntRange(min=1),
+                help="Channels that scorecam and faster_scorecam look through.  [default: all, and 10]",
+            ),
             click.option(
                 "--overlays",
                 type=click.Path(path_type=Path, file_okay=False),
@@ -58,6 +64,17 @@ def answer_options(function: F) -> F:
     ):
         function = option(function)
     return function
+
+
+def check_map_flags(method: str | None, softmax: bool, max_channels: int | None) -> None:
+    """Raises: SettingsError: `--softmax` or `--max-channels` where no map takes it."""
+    from contract.errors import SettingsError
+    from contract.scorecam import DEFAULT_CHANNELS, is_score_cam
+
+    if method is None and softmax:
+        raise SettingsError("--softmax says what a map explains: name a map with --cam")
+    if max_channels is not None and (method is None or not is_score_cam(method)):
+        raise SettingsError(f"--max-channels is for {' and '.join(DEFAULT_CHANNELS)}: name one of them with --cam")
 
 
 def port_option(minimum: int = 1) -> Callable[[F], F]:

@@ -45,9 +45,19 @@ BAD_REQUESTS = {
     "unknown method": (
         pb.ClassifyRequest(model="toy", encoded=GOOD, map=pb.MapRequest(method="lime")),
         INVALID,
-        "'lime'; it has: cam, gradcam",
+        "'lime'; it has: cam, gradcam, eigencam, eigengradcam, scorecam, faster_scorecam",
     ),
     "no method": (pb.ClassifyRequest(model="toy", encoded=GOOD, map=pb.MapRequest()), INVALID, "no map method ''"),
+    "channels of a method without": (
+        pb.ClassifyRequest(model="toy", encoded=GOOD, map=pb.MapRequest(method="gradcam", max_channels=5)),
+        INVALID,
+        "max_channels 5: only scorecam and faster_scorecam take it; asked for: gradcam",
+    ),
+    "negative channels": (
+        pb.ClassifyRequest(model="toy", encoded=GOOD, map=pb.MapRequest(method="scorecam", max_channels=-1)),
+        INVALID,
+        "max_channels -1: expected 1 or more, or 0",
+    ),
     "unknown class": (
         pb.ClassifyRequest(model="toy", encoded=GOOD, map=pb.MapRequest(method="cam", classes=[0, 7])),
         INVALID,

@@ -14,7 +14,7 @@ from PIL import Image
 from contract.errors import NotFoundError, PictureError, RequestError, ServerError
 from service import Client, ServerSettings, in_background
 from tests.service.sample_pictures import RED, encode, scene
-from tests.service.toy_model import LABELS
+from tests.service.toy_model import LABELS, METHODS
 
 PICTURE = encode(scene(RED, (30, 20, 90, 70)), "JPEG")
 
@@ -54,7 +54,7 @@ def test_a_model_is_described(client: Client) -> None:
     info = client.get_model("toy", "1")
     assert (info.model, info.version, info.device, info.labels) == ("toy", "1", "cpu", LABELS)
     assert (info.input_height, info.input_width) == (64, 64)
-    assert [(one.method, one.layer, one.height, one.width) for one in info.methods] == [("cam", "grid", 8, 8), ("gradcam", "grid", 8, 8)]
+    assert [(one.method, one.layer, one.height, one.width) for one in info.methods] == [(method, "grid", 8, 8) for method in METHODS]
     assert json.loads(info.description_json)["preprocessing"]["interpolation"] == "bilinear"
     assert client.get_model("toy").version == "2"
     with pytest.raises(NotFoundError, match="no model 'nosuch'"):
@@ -82,6 +82,9 @@ def test_questions_that_make_no_sense(client: Client, tmp_path: Path) -> None:
         client.classify(5)  # type: ignore[arg-type]
     with pytest.raises(RequestError, match="by no method"):
         client.classify(PICTURE, classes=(1,))
+    for given in ({"softmax": True}, {"max_channels": 3}):
+        with pytest.raises(RequestError, match="no method is named"):
+            client.classify(PICTURE, **given)  # type: ignore[arg-type]
     with pytest.raises(RequestError, match="expected raw, heat_map, overlay"):
         client.classify(PICTURE, method="cam", map_format="svg")  # type: ignore[arg-type]
     with pytest.raises(PictureError, match="floating-point"):

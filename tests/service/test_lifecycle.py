@@ -23,6 +23,7 @@ from service.pb.tlcli.v1 import classifier_pb2 as pb
 from service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
 from tests.service.process import server_process
 from tests.service.sample_pictures import RED, encode, scene, slow_picture
+from tests.service.toy_model import METHODS
 
 PICTURE = encode(scene(RED, (30, 20, 90, 70)), "JPEG")
 STATUS = health_pb2.HealthCheckResponse.ServingStatus
@@ -159,7 +160,7 @@ def test_the_log_tells_the_start_line_by_line(many_models: Path) -> None:
     for line in (
         "INFO device: cpu (asked for: auto)",
         f"INFO listening on 127.0.0.1:{server.port}",
-        "INFO toy version 2: ready on cpu, 7 labels, input 64 x 64, maps: cam, gradcam, loaded and warmed up in",
+        f"INFO toy version 2: ready on cpu, 7 labels, input 64 x 64, maps: {', '.join(METHODS)}, loaded and warmed up in",
         "ERROR broken version 1: not served: ",
         "WARNING damaged: version 10 is broken, version 9 answers in its place",
         "INFO serving 3 of 4 models",

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from contract.errors import RequestError
+from contract.methods import METHODS
 from service import ClassMap, MapMethod, ModelInfo, ModelState, ModelStatus, Prediction, Timings, wire
 from service.answers import Classification
 from service.pb.tlcli.v1 import classifier_pb2 as pb
@@ -18,6 +22,7 @@ from service.query import MapFormat, MapQuery, Query
         Query(encoded=b"", model="m"),
         Query(encoded=b"abc", model="m", version="3", top_k=7, request_id="id"),
         Query(pixels=b"abc", map=MapQuery("cam", (1, -1, 2**62))),
+        Query(pixels=b"abc", map=MapQuery("scorecam@layer3", softmax=True, max_channels=2**31 - 1)),
         *[Query(encoded=b"abc", map=MapQuery("cam", (), map_format)) for map_format in ("raw", "heat_map", "overlay")],
     ],
 )
@@ -25,7 +30,14 @@ def test_requests(query: Query) -> None:
     assert wire.read_request(pb.ClassifyRequest.FromString(wire.write_request(query).SerializeToString())) == query
 
 
-@pytest.mark.parametrize("query", [Query(encoded=b"", top_k=2**40), Query(encoded=b"", map=MapQuery("cam", (2**70,)))])
+@pytest.mark.parametrize(
+    "query",
+    [
+        Query(encoded=b"", top_k=2**40),
+        Query(encoded=b"", map=MapQuery("cam", (2**70,))),
+        Query(encoded=b"", map=MapQuery("scorecam", max_channels=2**31)),
+    ],
+)
 def test_numbers_that_no_field_holds(query: Query) -> None:
     with pytest.raises(RequestError, match="cannot be written"):
         wire.write_request(query)
@@ -83,3 +95,9 @@ def test_every_map_format_and_state_of_the_proto_is_known() -> None:
         formats.add(wanted.map_format)
     assert formats == {"raw", "heat_map", "overlay"}
     assert len(pb.ModelState.values()) == len(ModelState) + 1
+
+
+def test_the_proto_names_every_method() -> None:
+    text = (Path(__file__).parents[2] / "proto/tlcli/v1/classifier.proto").read_text()
+    (comment,) = re.findall(r"message MapRequest \{\n(.*?)string method", text, re.DOTALL)
+    assert set(re.findall(r'"(\w+)"', comment)) == set(METHODS)

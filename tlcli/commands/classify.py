@@ -11,6 +11,9 @@ from tlcli import options
 from tlcli.answers import OverlayFolder, PictureAnswer, Ranked, class_targets, columns, write_csv
 from tlcli.console import Console, show
 
+ANSWER_S = 30.0
+"""How long an answer may take; a Score-CAM, which runs the model many times, may take as long as it needs."""
+
 
 @click.command("classify")
 @click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path))
@@ -27,6 +30,8 @@ def command(
     version: str,
     method: str | None,
     wanted: tuple[str, ...],
+    softmax: bool,
+    max_channels: int | None,
     overlays: Path,
     csv_path: Path | None,
     top_k: int,
@@ -42,8 +47,11 @@ def command(
     """
     from contract import pictures as reading
     from contract.errors import PictureError, RequestError
+    from contract.scorecam import is_score_cam
     from service import Client
 
+    options.check_map_flags(method, softmax, max_channels)
+    timeout_s = None if method is not None and is_score_cam(method) else ANSWER_S
     console = Console(quiet)
     found = reading.find(pictures)
     folder = OverlayFolder(overlays)
@@ -56,7 +64,16 @@ def command(
             for path in found:
                 try:
                     answer = client.classify(
-                        path, model=model, version=version, top_k=top_k, method=method, classes=targets, map_format="overlay"
+                        path,
+                        model=model,
+                        version=version,
+                        top_k=top_k,
+                        method=method,
+                        classes=targets,
+                        map_format="overlay",
+                        softmax=softmax,
+                        max_channels=max_channels or 0,
+                        timeout_s=timeout_s,
                     )
                 except (PictureError, RequestError) as error:
                     failed += 1

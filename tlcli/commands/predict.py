@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,13 +12,19 @@ from tlcli import options
 from tlcli.answers import OverlayFolder, PictureAnswer, Ranked, class_targets, columns, write_csv
 from tlcli.console import Console, show
 
+if TYPE_CHECKING:
+    from contract.description import Description
+    from contract.preprocessing import Preprocessing
+
 BATCH = 8
+"""Pictures at a time, of the size that the model was trained with; of larger ones fewer."""
 
 
 @click.command("predict")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--npz", "npz_path", type=click.Path(path_type=Path, dir_okay=False), help="Write raw scores, logits and maps.")
+@click.option("--image-size", type=click.IntRange(8, 4096), help="Height and width of the input, for a model that takes any.")
 @options.answer_options
 @options.device_option
 @options.json_option
@@ -27,9 +34,12 @@ def command(
     pictures: tuple[Path, ...],
     method: str | None,
     wanted: tuple[str, ...],
+    softmax: bool,
+    max_channels: int | None,
     overlays: Path,
     csv_path: Path | None,
     npz_path: Path | None,
+    image_size: int | None,
     top_k: int,
     device: str,
     as_json: bool,
@@ -44,11 +54,13 @@ def command(
 
     from contract import pictures as reading
     from contract.errors import PictureError
+    from contract.explaining import BATCH_SIZE, channels_to_score, explain
     from contract.layout import find_model_file
     from contract.methods import require_method
     from contract.model import Model
     from contract.rendering import encode, overlay
 
+    options.check_map_flags(method, softmax, max_channels)
     console = Console(quiet)
     opened = Model.open(find_model_file(model), device)
     description = opened.description
@@ -56,29 +68,44 @@ def command(
         require_method(method, description.methods, f"model {description.name!r}")
     methods = (method,) if method is not None else ()
     targets = class_targets(wanted, description.labels)
+    preprocessing = _preprocessing(description, image_size)
+    share = description.preprocessing.height * description.preprocessing.width / (preprocessing.height * preprocessing.width)
+    batch, masked = (max(1, int(size * min(1.0, share))) for size in (BATCH, BATCH_SIZE))
+    channels = channels_to_score(description, methods, max_channels)
+    steps = max(1, channels)  # of the progress, for each picture
     folder = OverlayFolder(overlays)
     found = reading.find(pictures)
 
     answers: list[PictureAnswer] = []
     raw: dict[str, list[np.ndarray]] = {"scores": [], "logits": [], "classes": [], "maps": []}
     failed = 0
-    with console.progress("Classifying", len(found)) as advance:
-        for start in range(0, len(found), BATCH):
+    with console.progress("Scoring channels" if channels else "Classifying", len(found) * steps) as advance:
+        for start in range(0, len(found), batch):
             readable = []
-            for path in found[start : start + BATCH]:
+            for path in found[start : start + batch]:
                 try:
                     readable.append((path, reading.read(path)))
                 except PictureError as error:
                     failed += 1
                     click.echo(f"left out: {error}", err=True)
+                    advance(steps)
             if readable:
-                images = np.stack([description.preprocessing.apply(picture) for _, picture in readable])
-                answer = opened.run(images, targets, methods)
+                images = np.stack([preprocessing.apply(picture) for _, picture in readable])
+                answer = explain(
+                    opened,
+                    images,
+                    targets,
+                    methods,
+                    softmax=softmax,
+                    max_channels=max_channels,
+                    batch_size=masked,
+                    advance=advance if channels else None,
+                )
                 for row, (path, picture) in enumerate(readable):
                     best = np.argsort(-answer.scores[row], kind="stable")[:top_k]
                     written = []
                     if method is not None and answer.classes is not None:
-                        box = description.preprocessing.visible_box(*picture.size)
+                        box = preprocessing.visible_box(*picture.size)
                         for k, class_id in enumerate(answer.classes[row].tolist()):
                             png = encode(overlay(picture, answer.maps[method][row, k], box))
                             written.append(folder.write(path, method, description.labels[class_id], png))
@@ -89,7 +116,8 @@ def command(
                 if method is not None and answer.classes is not None:
                     raw["classes"].append(answer.classes)
                     raw["maps"].append(answer.maps[method])
-            advance(min(BATCH, len(found) - start))
+                if not channels:
+                    advance(len(readable))
 
     if answers:
         _keep(answers, raw, csv_path, npz_path)
@@ -97,6 +125,19 @@ def command(
     if failed:
         click.echo(f"{failed} of {len(found)} pictures could not be read", err=True)
         sys.exit(1)
+
+
+def _preprocessing(description: Description, image_size: int | None) -> Preprocessing:
+    from contract.errors import RequestError
+
+    own = description.preprocessing
+    if image_size is None or (own.height, own.width) == (image_size, image_size):
+        return own
+    if not description.dynamic_size:
+        raise RequestError(
+            f"--image-size {image_size}: model {description.name!r} takes pictures of {own.width} x {own.height} only (width x height)"
+        )
+    return own.model_copy(update={"height": image_size, "width": image_size})
 
 
 def _keep(answers: list[PictureAnswer], raw: dict[str, list], csv_path: Path | None, npz_path: Path | None) -> None:  # type: ignore[type-arg]

@@ -49,14 +49,18 @@ class ClassifyRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., encoded: _Optional[bytes] = ..., pixels: _Optional[bytes] = ..., top_k: _Optional[int] = ..., map: _Optional[_Union[MapRequest, _Mapping]] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class MapRequest(_message.Message):
-    __slots__ = ("method", "classes", "format")
+    __slots__ = ("method", "classes", "format", "softmax", "max_channels")
     METHOD_FIELD_NUMBER: _ClassVar[int]
     CLASSES_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
+    SOFTMAX_FIELD_NUMBER: _ClassVar[int]
+    MAX_CHANNELS_FIELD_NUMBER: _ClassVar[int]
     method: str
     classes: _containers.RepeatedScalarFieldContainer[int]
     format: MapFormat
-    def __init__(self, method: _Optional[str] = ..., classes: _Optional[_Iterable[int]] = ..., format: _Optional[_Union[MapFormat, str]] = ...) -> None: ...
+    softmax: bool
+    max_channels: int
+    def __init__(self, method: _Optional[str] = ..., classes: _Optional[_Iterable[int]] = ..., format: _Optional[_Union[MapFormat, str]] = ..., softmax: _Optional[bool] = ..., max_channels: _Optional[int] = ...) -> None: ...
 
 class ClassMap(_message.Message):
     __slots__ = ("method", "height", "width", "values", "png", "box")

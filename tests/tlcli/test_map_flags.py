@@ -1,0 +1,133 @@
+"""`predict` and `classify` with the flags that say how a map is made, on a small model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from contract.errors import RequestError, SettingsError
+from contract.explaining import explain
+from contract.model import Model
+from contract.pictures import read
+from contract.preprocessing import Preprocessing
+from service import ServerSettings, in_background
+from tests.service.sample_pictures import BLUE, RED, encode, scene
+from tests.service.toy_model import PREPROCESSING, SIZE, ToyModel
+from tlcli.__main__ import cli
+
+CHANNELS = 24
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two models: one of a fixed size, one that takes any."""
+    folder = tmp_path_factory.mktemp("models")
+    for name in ("fixed", "dynamic"):
+        ToyModel.make(seed=5, channels=CHANNELS, dynamic=name == "dynamic").save(folder / name / "1/model.onnx", name)
+    return folder
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    for name, color in (("a", RED), ("b", BLUE)):
+        (tmp_path / f"{name}.png").write_bytes(encode(scene(color, (30, 20, 90, 70))))
+    return tmp_path
+
+
+def tlcli(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+def kept(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as arrays:
+        return dict(arrays)
+
+
+def inputs(pictures: Path, preprocessing: Preprocessing = PREPROCESSING) -> np.ndarray:
+    return np.stack([preprocessing.apply(read(pictures / f"{name}.png")) for name in "ab"])
+
+
+@pytest.mark.parametrize("flags", [(), ("--max-channels", 5), ("--softmax",)])
+@pytest.mark.parametrize("method", ["scorecam", "faster_scorecam"])
+def test_predict_keeps_the_maps_and_tells_of_progress(models: Path, pictures: Path, method: str, flags: tuple[object, ...]) -> None:
+    (pictures / "c.png").write_bytes(b"no picture")
+    answer = tlcli(
+        "predict", models / "fixed", pictures, "--cam", method, *flags, "--npz", pictures / "o.npz", "--overlays", pictures / "o"
+    )
+    assert answer.exit_code == 1, answer.output
+    assert "left out" in answer.stderr
+    channels = 5 if "--max-channels" in flags else {"scorecam": CHANNELS, "faster_scorecam": 10}[method]
+    assert f"Scoring channels: {3 * channels} of {3 * channels} in" in answer.stderr
+    expected = explain(
+        Model.open(models / "fixed/1/model.onnx", "cpu"),
+        inputs(pictures),
+        methods=[method],
+        softmax="--softmax" in flags,
+        max_channels=5 if "--max-channels" in flags else None,
+    )
+    np.testing.assert_allclose(kept(pictures / "o.npz")["maps"], expected.maps[method], rtol=1e-5, atol=1e-6)
+    assert len(list((pictures / "o").glob(f"*.{method}.*.png"))) == 2
+
+
+def test_other_maps_count_pictures(models: Path, pictures: Path) -> None:
+    answer = tlcli("predict", models / "fixed", pictures, "--cam", "eigengradcam", "--softmax", "--overlays", pictures / "o")
+    assert answer.exit_code == 0, answer.output
+    assert "Classifying: 2 of 2 in" in answer.stderr
+
+
+def test_classify_asks_for_the_same(models: Path, pictures: Path) -> None:
+    flags = ("--cam", "scorecam", "--softmax", "--max-channels", 4, "--cam-class", "red", "--json")
+    with in_background(ServerSettings(models=models, port=0)) as port:
+        remote = tlcli("classify", pictures / "a.png", "--model", "fixed", "--port", port, *flags, "--overlays", pictures / "remote")
+    local = tlcli("predict", models / "fixed", pictures / "a.png", *flags, "--overlays", pictures / "local")
+    assert remote.exit_code == local.exit_code == 0, remote.output + local.output
+    (there,), (here,) = (json.loads(answer.stdout)[0]["overlays"] for answer in (remote, local))
+    assert Path(there).read_bytes() == Path(here).read_bytes()
+
+
+@pytest.mark.parametrize("command", ["predict", "classify"])
+def test_flags_without_a_map_that_takes_them_are_refused(models: Path, pictures: Path, command: str) -> None:
+    first = (command, models / "fixed", pictures) if command == "predict" else (command, pictures)
+    for flags, message in [
+        (("--softmax",), "name a map with --cam"),
+        (("--max-channels", 3), "name one of them with --cam"),
+        (("--cam", "gradcam", "--max-channels", 3), "--max-channels is for scorecam and faster_scorecam"),
+    ]:
+        answer = tlcli(*first, *flags)
+        assert isinstance(answer.exception, SettingsError), answer.output
+        assert message in str(answer.exception)
+    assert tlcli(*first, "--cam", "scorecam", "--max-channels", 0).exit_code == 2
+
+
+def test_another_size_for_a_model_that_takes_any(models: Path, pictures: Path) -> None:
+    answer = tlcli(
+        "predict",
+        models / "dynamic",
+        pictures,
+        "--image-size",
+        96,
+        "--cam",
+        "gradcam",
+        "--npz",
+        pictures / "o.npz",
+        "--overlays",
+        pictures / "o",
+    )
+    assert answer.exit_code == 0, answer.output
+    found = kept(pictures / "o.npz")
+    assert found["maps"].shape == (2, 1, 12, 12)
+    larger = PREPROCESSING.model_copy(update={"height": 96, "width": 96})
+    expected = Model.open(models / "dynamic/1/model.onnx", "cpu").run(inputs(pictures, larger), methods=["gradcam"])
+    np.testing.assert_allclose(found["logits"], expected.logits, atol=1e-6)
+    np.testing.assert_allclose(found["maps"], expected.maps["gradcam"], atol=1e-6)
+
+
+def test_another_size_for_a_model_that_does_not(models: Path, pictures: Path) -> None:
+    answer = tlcli("predict", models / "fixed", pictures, "--image-size", 96)
+    assert isinstance(answer.exception, RequestError)
+    assert str(answer.exception) == "--image-size 96: model 'fixed' takes pictures of 64 x 64 only (width x height)"
+    assert tlcli("predict", models / "fixed", pictures, "--image-size", SIZE).exit_code == 0
