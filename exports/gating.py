@@ -28,7 +28,10 @@ def gate(graph: GraphProto, switches: Sequence[str], else_shapes: Mapping[str, S
     producer = {name: number for number, node in enumerate(nodes) for name in node.output}
     always = _behind(nodes, producer, [output.name for output in graph.output if output.name not in switches])
     # Sizes and the like, which cost nothing; OpenVINO cannot take a graph's optional input inside a branch.
-    always |= _behind(nodes, producer, switches) - _dependent_on_contents(nodes, IMAGES)
+    dependent = _dependent_on_contents(nodes, IMAGES)
+    for number in sorted(_behind(nodes, producer, switches) - always - dependent):
+        if all(producer[name] in always for name in _inputs(nodes[number]) if name in producer):
+            always.add(number)
     own = {name: _behind(nodes, producer, [name], stop=set(switches) - {name}) - always for name in switches}
     takes = {name: [other for other in switches if any(other in _inputs(nodes[number]) for number in own[name])] for name in switches}
 

@@ -15,7 +15,8 @@ ROOMS = {
     "service": {"contract"},
     "training": {"contract"},
     "exports": {"contract", "training"},
-    "tlcli": {"contract", "service", "training", "exports"},
+    "evaluation": {"contract", "training"},
+    "tlcli": {"contract", "service", "training", "exports", "evaluation"},
 }
 HEAVY = ("torch", "torchvision", "timm", "onnx", "onnxscript", "matplotlib")
 
