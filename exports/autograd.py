@@ -50,6 +50,7 @@ class Autograd:
             evidence = Evidence(
                 activations=activations[layer],
                 gradients=gradients[layer],
+                mean_gradients=gradients[layer].mean((-2, -1)),
                 class_weights=self._network.last_layer.weight.flatten(1)[classes] if output.method in NEEDS_CLASS_WEIGHTS else None,
                 scores=scores,
                 ablated=self._ablated(images, classes, layer, activations[layer]) if output.method in NEEDS_ABLATION else None,

@@ -14,6 +14,7 @@ from contract.description import CLASSES, FEATURES, FUSED, GRADIENTS, LOGITS, SC
 from contract.errors import ExportError, first_line
 from contract.methods import METHODS, map_name
 from exports.ablation import step_output
+from exports.choosing import OF_LOGITS, OF_PROBABILITIES
 from exports.fusing import fuse
 from exports.layers import FEATURES_CALL, Tap, resolve_layers, tapped
 from exports.methods import FORMULAS, NEEDS_ABLATION, NEEDS_CLASS_WEIGHTS, Evidence
@@ -22,7 +23,7 @@ from training.network import Network
 
 
 class Explainer(nn.Module):
-    """`forward(images, targets, softmax, due, *ablated)` answers the graph's outputs, in the order of `outputs`."""
+    """`forward` answers the graph's outputs, and what is still to be closed up in it, in the order of `outputs`."""
 
     def __init__(self, network: Network, methods: Sequence[str] | None = None, layers: Sequence[str] | None = None) -> None:
         """Trace what follows the layers, and its gradient.
@@ -115,42 +116,65 @@ class Explainer(nn.Module):
 
     @property
     def switches(self) -> tuple[str, ...]:
-        """The outputs that need not be computed: the maps and the gradients."""
-        return (*(one.name for one in self.maps if one.in_graph), *(layer.gradients for layer in self.layers))
+        """The outputs that need not be computed: the maps, and what they are made of."""
+        evidence = (name for layer in self.layers for name in (layer.features, layer.gradients))
+        return (*(one.name for one in self.maps if one.in_graph), *evidence)
 
     @property
     def outputs(self) -> tuple[str, ...]:
         """Names of what `forward` returns."""
+        if not self.layers:
+            return (SCORES, LOGITS, CLASSES)
         steps = [step_output(number) for number in range(len(self.layers))] if self.looped else []
-        return (SCORES, LOGITS, CLASSES, *(layer.features for layer in self.layers), *self.switches, *steps)
+        return (SCORES, LOGITS, CLASSES, *self.switches, OF_LOGITS, OF_PROBABILITIES, *steps)
 
-    def forward(self, images: Tensor, targets: Tensor, softmax: Tensor, due: Sequence[Tensor] = (), ablated: Sequence[Tensor] = ()) -> Any:
+    def forward(
+        self,
+        images: Tensor,
+        targets: Tensor,
+        softmax: Tensor | None = None,
+        cotangents: Tensor | None = None,
+        due: Sequence[Tensor] = (),
+        ablated: Sequence[Tensor] = (),
+    ) -> Any:
         """The tensors that `outputs` names.
 
         Args:
             images: uint8 `[N, H, W, 3]`.
             targets: int64 `[N or 1, K]`.
-            softmax: bool `[N or 1, 1]`.
+            softmax: bool `[N or 1, 1]`; like the others below, only where there are layers.
+            cotangents: see `exports.choosing`.
             due, ablated: a layer each, see `exports.ablation`.
         """
         inputs = self.network.normalise(images)
         if self.tail is None:
             logits = self._logits(self.network.penultimate(self.network.features(inputs)))
             return logits.softmax(1), logits, _resolve(targets, logits)
+        assert softmax is not None
+        assert cotangents is not None
         z, activations, remembered = self.tail(self.network.features(inputs) if self._rest_is_head else inputs)
         logits = self._logits(z)
         classes, softmax = _resolve(targets, logits), _a_row_a_picture(softmax, logits)
-        gradients = self.tail.pull_back(self._cotangents(logits, classes, softmax), remembered)
-        scores = _scores(logits, classes, softmax)
+        of_logits = self._rows(classes)
+        of_probabilities = self._of_probabilities(of_logits, logits, classes, softmax)
+        if self._pooled_linear:  # the mean hands its gradient on in equal parts
+            means = [cotangents / (activations[0].shape[-2] * activations[0].shape[-1])]
+            gradients: Sequence[Tensor] = [means[0][..., None, None]]
+        else:
+            gradients = self.tail.pull_back(cotangents, remembered)
+            means = [gradient.mean((-2, -1)) for gradient in gradients]
         steps, found = [], {}
         for number, layer in enumerate(self.layers):
+            found[layer.features] = activations[number]
+            found[layer.gradients] = gradients[number].expand(-1, -1, -1, *activations[number].shape[-2:])
             if self.looped:
                 steps.append(self._step(number, due[number], activations[number], remembered, logits, classes, softmax))
             evidence = Evidence(
                 activations=activations[number],
                 gradients=gradients[number],
-                class_weights=self._rows(classes) if self._pooled_linear else None,
-                scores=scores,
+                mean_gradients=means[number],
+                class_weights=of_logits if self._pooled_linear else None,
+                scores=_scores(logits, classes, softmax),
                 ablated=ablated[number].transpose(1, 2) if self.looped else None,
             )
             for one in self.maps:
@@ -159,8 +183,7 @@ class Explainer(nn.Module):
         for one in self.maps:
             if one.in_graph and one.name not in found:
                 found[one.name] = fuse([found[map_name(one.method, layer.name)] for layer in self.layers])
-        maps = [found[one.name] for one in self.maps if one.in_graph]
-        return logits.softmax(1), logits, classes, *activations, *maps, *gradients, *steps
+        return logits.softmax(1), logits, classes, *(found[name] for name in self.switches), of_logits, of_probabilities, *steps
 
     def _weight(self) -> Tensor:
         return self.network.last_layer.weight.flatten(1)
@@ -172,10 +195,9 @@ class Explainer(nn.Module):
     def _logits(self, z: Tensor) -> Tensor:
         return functional.linear(z, self._weight(), self.network.last_layer.bias)
 
-    def _cotangents(self, logits: Tensor, classes: Tensor, softmax: Tensor) -> Tensor:
-        """dy/dz, `[N, K, d]`: the class's row of the last layer's weight; for its probability p, `p (row - sum_j p_j row_j)`."""
-        rows = self._rows(classes)
-        probabilities = logits.softmax(1)
+    def _of_probabilities(self, rows: Tensor, logits: Tensor, classes: Tensor, softmax: Tensor) -> Tensor:
+        """dy/dz, `[N, K, d]`, where some pictures' classes are explained by their probability p: `p (row - sum_j p_j row_j)`."""
+        probabilities = _probabilities(logits)
         p = probabilities.gather(1, classes)[..., None]
         competing = p * (rows - (probabilities @ self._weight())[:, None])
         return torch.where(softmax[..., None], competing, rows)
@@ -236,7 +258,12 @@ def _is_features(network: Network, layer: str) -> bool:
 
 def _scores(logits: Tensor, classes: Tensor, softmax: Tensor) -> Tensor:
     """What is explained, `[N, K]`: the classes' logits, or their probabilities."""
-    return torch.where(softmax, logits.softmax(1).gather(1, classes), logits.gather(1, classes))
+    return torch.where(softmax, _probabilities(logits).gather(1, classes), logits.gather(1, classes))
+
+
+def _probabilities(logits: Tensor) -> Tensor:
+    """The softmax, in other words than those of `scores`: so that no branch of the graph takes that output."""
+    return logits.log_softmax(1).exp()
 
 
 def _resolve(targets: Tensor, logits: Tensor) -> Tensor:

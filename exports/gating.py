@@ -1,12 +1,17 @@
-"""Outputs that are not asked for are not computed: each stands in an ONNX `If` of its own.
+"""Outputs that are not asked for are not computed: they stand in the branches of ONNX `If` operators.
 
 A runtime computes a whole graph, whichever outputs a request fetches (ONNX Runtime's `only_execute_path_to_fetches` does
 nothing in its released builds). So the graph itself takes an input, `wanted`: a truth value for each of these outputs.
+
+One `If` stands around all of them, so that a request for scores alone meets a single condition; in it each output has an `If` of
+its own, those that are seldom asked for behind one more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
@@ -14,61 +19,211 @@ from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto, helper, num
 from contract.description import IMAGES, WANTED
 
 
-def gate(graph: GraphProto, switches: Sequence[str], else_shapes: Mapping[str, Sequence[int]], default: Sequence[bool]) -> None:
+@dataclass(frozen=True)
+class Switch:
+    """An output that need not be computed.
+
+    empty: the shape of the empty tensor that stands for it when it is not.
+    default: whether it is computed when `wanted` is left out.
+    common: asked for often.
+    """
+
+    name: str
+    empty: tuple[int, ...]
+    default: bool
+    common: bool = False
+
+
+def gate(graph: GraphProto, switches: Sequence[Switch], together: Mapping[str, tuple[int, ...]], shared: Sequence[str] = ()) -> None:
     """Rewrite `graph` in place.
 
     Args:
-        graph: flat, save for loops; every name in `switches` is one of its outputs. One may be computed from another, as maps are
-            from gradients: it then makes the other wanted.
-        switches: the outputs, in the order of `wanted`.
-        else_shapes: for each of them, the shape of the empty tensor that stands for it when it is not computed.
-        default: whether each is computed when `wanted` is left out.
+        graph: flat, save for loops; each switch is one of its outputs. One may be computed from another, as maps are from gradients:
+            it then makes the other wanted.
+        switches: in the order of `wanted`.
+        together: int64 outputs that are computed if any switch is wanted, and the shapes of what stands for them if none is.
+        shared: values that several switches take, computed likewise.
     """
-    nodes = list(graph.node)
-    producer = {name: number for number, node in enumerate(nodes) for name in node.output}
-    always = _behind(nodes, producer, [output.name for output in graph.output if output.name not in switches])
-    # Sizes and the like, which cost nothing; OpenVINO cannot take a graph's optional input inside a branch.
-    dependent = _dependent_on_contents(nodes, IMAGES)
-    for number in sorted(_behind(nodes, producer, switches) - always - dependent):
-        if all(producer[name] in always for name in _inputs(nodes[number]) if name in producer):
-            always.add(number)
-    own = {name: _behind(nodes, producer, [name], stop=set(switches) - {name}) - always for name in switches}
-    takes = {name: [other for other in switches if any(other in _inputs(nodes[number]) for number in own[name])] for name in switches}
+    _Gate(graph, switches, together, shared).rewrite()
 
-    result = [nodes[number] for number in sorted(always)]
-    graph.initializer.append(numpy_helper.from_array(np.array([0], dtype=np.int64), f"{WANTED}/first"))
-    result += [
-        helper.make_node("Cast", [WANTED], [f"{WANTED}/as_number"], to=TensorProto.INT32, name=f"{WANTED}/as_number"),
-        helper.make_node("ReduceMax", [f"{WANTED}/as_number", f"{WANTED}/first"], [f"{WANTED}/any"], keepdims=0, name=f"{WANTED}/any"),
-        helper.make_node("Cast", [f"{WANTED}/any"], [f"{WANTED}/all"], to=TensorProto.BOOL, name=f"{WANTED}/all"),
-    ]
-    for number, name in enumerate(switches):
-        graph.initializer.append(numpy_helper.from_array(np.array(number, dtype=np.int64), f"{WANTED}/number/{name}"))
-        result.append(
-            helper.make_node("Gather", [f"{WANTED}/all", f"{WANTED}/number/{name}"], [f"{WANTED}/{name}"], axis=0, name=f"{WANTED}/{name}")
-        )
-    for name in _in_order(switches, takes):
+
+class _Gate:
+    def __init__(self, graph: GraphProto, switches: Sequence[Switch], together: Mapping[str, tuple[int, ...]], shared: Sequence[str]) -> None:
+        self.graph = graph
+        self.switches = {switch.name: switch for switch in switches}
+        self.number = {switch.name: number for number, switch in enumerate(switches)}
+        self.together = together
+        self.nodes = list(graph.node)
+        kept = [output.name for output in graph.output if output.name not in {*self.switches, *together}]
+        self._number()
+        for name in self._made_anyway([*kept, *together, *shared]):
+            for node in self.nodes:
+                _rename(node, {name: f"{name}/made"})
+            self.nodes.append(helper.make_node("Identity", [f"{name}/made"], [name], name=name))
+        self._number()
+        self.always = self._behind(kept)
+        self.body = self._behind([*together, *shared]) - self.always
+        # Sizes and the like cost less than to be computed in each branch that takes them.
+        often = self._behind([name for name, switch in self.switches.items() if switch.common])
+        for number in sorted(often - self.always - _dependent_on_contents(self.nodes, IMAGES)):
+            if all(self.producer[name] in self.always | self.body for name in _inputs(self.nodes[number]) if name in self.producer):
+                self.body.add(number)
+        self.own = {name: self._behind([name], stop=self.switches.keys() - {name}) - self.always - self.body for name in self.switches}
+        self.takes = {
+            name: [other for other in self.switches if any(other in _inputs(self.nodes[number]) for number in numbers)]
+            for name, numbers in self.own.items()
+        }
+
+    def _number(self) -> None:
+        self.producer = {name: number for number, node in enumerate(self.nodes) for name in node.output}
+
+    def _made_anyway(self, outputs: Sequence[str]) -> list[str]:
+        """The switches that are computed for other outputs: what a branch answers must be made in it."""
+        needed = self._behind(outputs)
+        return [name for name in self.switches if self.producer[name] in needed]
+
+    def rewrite(self) -> None:
+        common = self._in_order(name for name, switch in self.switches.items() if switch.common)
+        rare = [name for name in self._in_order(self.switches) if name not in common]
+        body = _Body("asked", {})
+        body.take(self.nodes[number] for number in sorted(self.body))
+        body.add("ReduceMax", [WANTED, self._constant("rows", [0])], f"{WANTED}/any_row", keepdims=0)
+        for name in common:
+            self._add_leaf(body, name)
+        if rare:
+            inner = _Body("seldom", body.visible)
+            for name in rare:
+                self._add_leaf(inner, name)
+            empties = {name: self.switches[name].empty for name in rare}
+            self._add_if(body, "seldom", self._condition(body, "seldom", rare), inner, empties)
+
+        graph = self.graph
+        top = _Body("", {})
+        top.take(self.nodes[number] for number in sorted(self.always))
+        top.add("ReduceMax", [WANTED], f"{WANTED}/any", keepdims=0)
+        empties = {**self.together, **{name: switch.empty for name, switch in self.switches.items()}}
+        self._add_if(top, "asked", f"{WANTED}/any", body, empties)
+        nodes = [NodeProto.FromString(node.SerializeToString()) for node in _answer_copies((output.name for output in graph.output), top.nodes)]
+        del graph.node[:]  # the originals go with it
+        graph.node.extend(nodes)
+        graph.input.append(helper.make_tensor_value_info(WANTED, TensorProto.BOOL, [None, len(self.switches)]))
+        defaults = np.array([[switch.default for switch in self.switches.values()]])
+        graph.initializer.append(numpy_helper.from_array(defaults, WANTED))
+
+    def _add_leaf(self, body: _Body, name: str) -> None:
+        inner = _Body(name, body.visible)
+        inner.take(self.nodes[number] for number in sorted(self.own[name]))
+        self._add_if(body, name, self._condition(body, name, [name, *self._users(name)]), inner, {name: self.switches[name].empty})
+
+    def _condition(self, body: _Body, name: str, names: Sequence[str]) -> str:
+        """The value that says whether any of `names` is wanted."""
         condition = f"{WANTED}/{name}"
-        for user in _users(name, takes):
-            previous, condition = condition, f"{WANTED}/{name}/{user}"
-            result.append(helper.make_node("Or", [previous, f"{WANTED}/{user}"], [condition], name=condition))
-        result.append(_if(condition, name, [nodes[number] for number in sorted(own[name])], else_shapes[name]))
+        numbers = [self.number[one] for one in names]
+        if len(numbers) == 1:
+            body.add("Gather", [f"{WANTED}/any_row", self._constant(f"number/{name}", numbers[0])], condition, axis=0)
+        else:
+            body.add("Gather", [f"{WANTED}/any_row", self._constant(f"number/{name}", numbers)], f"{condition}/each", axis=0)
+            body.add("ReduceMax", [f"{condition}/each"], condition, keepdims=0)
+        return condition
 
-    _answer_copies(graph, result, switches)
-    copies = [NodeProto.FromString(node.SerializeToString()) for node in result]  # the originals go with the list that holds them
-    del graph.node[:]
-    graph.node.extend(copies)
-    graph.input.append(helper.make_tensor_value_info(WANTED, TensorProto.BOOL, [None, len(switches)]))
-    graph.initializer.append(numpy_helper.from_array(np.array([default], dtype=bool), WANTED))
+    def _add_if(self, body: _Body, name: str, condition: str, inner: _Body, empties: Mapping[str, tuple[int, ...]]) -> None:
+        """`empties.keys() = inner if condition else empty tensors`."""
+        types = {value: TensorProto.INT64 if value in self.together else TensorProto.FLOAT for value in empties}
+        absent = [
+            helper.make_node("Constant", [], [f"{name}/none/{value}"], value=_empty(f"{name}/empty/{value}", types[value], shape))
+            for value, shape in empties.items()
+        ]
+        nodes = _answer_copies([inner.visible[value] for value in empties], inner.nodes)
+        body.add_node(
+            helper.make_node(
+                "If",
+                [condition],
+                list(empties),
+                name=f"if/{name}",
+                then_branch=helper.make_graph(
+                    nodes, f"{name}/then", [], [_value(inner.visible[v], types[v], len(s)) for v, s in empties.items()]
+                ),
+                else_branch=helper.make_graph(
+                    absent, f"{name}/else", [], [_value(f"{name}/none/{v}", types[v], len(s)) for v, s in empties.items()]
+                ),
+            )
+        )
+
+    def _constant(self, name: str, value: int | Sequence[int]) -> str:
+        self.graph.initializer.append(numpy_helper.from_array(np.array(value, dtype=np.int64), f"{WANTED}/{name}"))
+        return f"{WANTED}/{name}"
+
+    def _behind(self, outputs: Iterable[str], stop: Collection[str] = ()) -> set[int]:
+        """The numbers of the nodes that `outputs` are computed from, without those behind the values `stop`."""
+        found: set[int] = set()
+        waiting = list(outputs)
+        while waiting:
+            number = self.producer.get(waiting.pop())
+            if number is not None and number not in found:
+                found.add(number)
+                waiting.extend(_inputs(self.nodes[number]).difference(stop))
+        return found
+
+    def _in_order(self, names: Iterable[str]) -> list[str]:
+        """These and what they take, each after what it takes."""
+        ordered: list[str] = []
+
+        def add(name: str) -> None:
+            for other in self.takes[name]:
+                add(other)
+            if name not in ordered:
+                ordered.append(name)
+
+        for name in names:
+            add(name)
+        return ordered
+
+    def _users(self, name: str) -> list[str]:
+        """Those that take it, or take one that does."""
+        found: list[str] = []
+        waiting = [name]
+        while waiting:
+            current = waiting.pop()
+            for other, taken in self.takes.items():
+                if current in taken and other not in found:
+                    found.append(other)
+                    waiting.append(other)
+        return found
 
 
-def _answer_copies(graph: GraphProto, nodes: list[NodeProto], switches: Sequence[str]) -> None:
-    """Let the graph answer copies of those outputs that branches take: OpenVINO counts them among the branches' own."""
+class _Body:
+    """Nodes of one scope. Values that are defined in it get names of their own: no name may stand in two scopes.
+
+    visible: what each value of the flat graph is called here.
+    """
+
+    def __init__(self, name: str, outside: Mapping[str, str]) -> None:
+        self.nodes: list[NodeProto] = []
+        self.visible = dict(outside)
+        self._prefix = f"{name}/" if name else ""
+
+    def take(self, nodes: Iterable[NodeProto]) -> None:
+        for node in nodes:
+            self.add_node(NodeProto.FromString(node.SerializeToString()))
+
+    def add(self, operator: str, inputs: Sequence[str], output: str, **attributes: Any) -> None:
+        self.add_node(helper.make_node(operator, inputs, [output], name=output, **attributes))
+
+    def add_node(self, node: NodeProto) -> None:
+        if self._prefix:
+            self.visible.update({name: f"{self._prefix}{name}" for name in _defined(node)})
+        _rename(node, self.visible, self._prefix)
+        self.nodes.append(node)
+
+
+def _answer_copies(outputs: Iterable[str], nodes: Sequence[NodeProto]) -> list[NodeProto]:
+    """Let a graph or a branch answer copies of those outputs that branches in it take: OpenVINO counts them among the branches' own."""
+    made = {name for node in nodes for name in node.output if node.op_type != "If"}
     taken = {value for node in nodes if node.op_type == "If" for value in _inputs(node)}
-    shared = {output.name: f"{output.name}/value" for output in graph.output if output.name in taken and output.name not in switches}
+    names = {name: f"{name}/value" for name in outputs if name in taken & made}
     for node in nodes:
-        _rename(node, shared)
-    nodes += [helper.make_node("Identity", [value], [name], name=value) for name, value in shared.items()]
+        _rename(node, names)
+    return [*nodes, *(helper.make_node("Identity", [value], [name], name=value) for name, value in names.items())]
 
 
 def _inputs(node: NodeProto) -> set[str]:
@@ -78,93 +233,19 @@ def _inputs(node: NodeProto) -> set[str]:
         if attribute.HasField("g"):
             for inside in attribute.g.node:
                 found |= _inputs(inside)
-    return found
+            found |= {value.name for value in attribute.g.output}  # a branch may answer what stands outside
+    return found - {""}
 
 
-def _behind(nodes: Sequence[NodeProto], producer: Mapping[str, int], outputs: Iterable[str], stop: Iterable[str] = ()) -> set[int]:
-    """The numbers of the nodes that `outputs` are computed from, without those behind the values `stop`."""
-    found: set[int] = set()
-    waiting = list(outputs)
-    while waiting:
-        number = producer.get(waiting.pop())
-        if number is not None and number not in found:
-            found.add(number)
-            waiting.extend(_inputs(nodes[number]).difference(stop))
-    return found
-
-
-def _dependent_on_contents(nodes: Sequence[NodeProto], value: str) -> set[int]:
-    """The numbers of the nodes that depend on a value, on more than its shape; `nodes` are in topological order."""
-    reached, found = {value}, set()
-    for number, node in enumerate(nodes):
-        if node.op_type != "Shape" and not reached.isdisjoint(_inputs(node)):
-            found.add(number)
-            reached.update(node.output)
-    return found
-
-
-def _in_order(names: Sequence[str], takes: Mapping[str, Sequence[str]]) -> list[str]:
-    """Each after those that it takes."""
-    ordered: list[str] = []
-
-    def add(name: str) -> None:
-        for other in takes[name]:
-            add(other)
-        if name not in ordered:
-            ordered.append(name)
-
-    for name in names:
-        add(name)
-    return ordered
-
-
-def _users(name: str, takes: Mapping[str, Sequence[str]]) -> list[str]:
-    """Those that take it, or take one that does."""
-    found: list[str] = []
-    waiting = [name]
-    while waiting:
-        current = waiting.pop()
-        for other in takes:
-            if current in takes[other] and other not in found:
-                found.append(other)
-                waiting.append(other)
-    return found
-
-
-def _if(condition: str, output: str, nodes: Sequence[NodeProto], else_shape: Sequence[int]) -> NodeProto:
-    """`output = nodes if condition else an empty tensor`."""
-    inside = {name: f"{output}/{name}" for node in nodes for name in _names(node)}
-    then_nodes = [_renamed(node, inside, output) for node in nodes]
-    empty = numpy_helper.from_array(np.zeros(else_shape, dtype=np.float32), f"{output}/empty")
-    rank = len(else_shape)
-    return helper.make_node(
-        "If",
-        [condition],
-        [output],
-        name=f"if_{output}",
-        then_branch=helper.make_graph(then_nodes, f"{output}/then", [], [_value(inside[output], rank)]),
-        else_branch=helper.make_graph(
-            [helper.make_node("Constant", [], [f"{output}/none"], value=empty)], f"{output}/else", [], [_value(f"{output}/none", rank)]
-        ),
-    )
-
-
-def _names(node: NodeProto) -> set[str]:
+def _defined(node: NodeProto) -> set[str]:
     """The values that a node defines, in its subgraphs too."""
     found = {name for name in node.output if name}
     for attribute in node.attribute:
         if attribute.HasField("g"):
             found |= {value.name for value in attribute.g.input}
             for inside in attribute.g.node:
-                found |= _names(inside)
+                found |= _defined(inside)
     return found
-
-
-def _renamed(node: NodeProto, names: Mapping[str, str], prefix: str) -> NodeProto:
-    """A copy whose values have names of their own: no name may stand in two scopes."""
-    copy = NodeProto.FromString(node.SerializeToString())
-    _rename(copy, names, f"{prefix}/")
-    return copy
 
 
 def _rename(node: NodeProto, names: Mapping[str, str], prefix: str = "") -> None:
@@ -181,5 +262,19 @@ def _rename(node: NodeProto, names: Mapping[str, str], prefix: str = "") -> None
                 value.name = names.get(value.name, value.name)
 
 
-def _value(name: str, rank: int) -> ValueInfoProto:
-    return helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * rank)
+def _dependent_on_contents(nodes: Sequence[NodeProto], value: str) -> set[int]:
+    """The numbers of the nodes that depend on a value, on more than its shape; `nodes` are in topological order."""
+    reached, found = {value}, set()
+    for number, node in enumerate(nodes):
+        if node.op_type != "Shape" and not reached.isdisjoint(_inputs(node)):
+            found.add(number)
+            reached.update(node.output)
+    return found
+
+
+def _empty(name: str, kind: int, shape: Sequence[int]) -> TensorProto:
+    return numpy_helper.from_array(np.zeros(shape, dtype=helper.tensor_dtype_to_np_dtype(kind)), name)
+
+
+def _value(name: str, kind: int, rank: int) -> ValueInfoProto:
+    return helper.make_tensor_value_info(name, kind, [None] * rank)

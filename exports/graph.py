@@ -8,6 +8,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,15 +20,20 @@ from contract.description import CLASSES, IMAGES, LOGITS, METADATA_KEY, SCORES, 
 from contract.errors import ExportError, first_line
 from contract.model import FIRST_RANKED
 from exports.ablation import CHANNELS_A_STEP, ablated_input, close_loop, due_input
+from exports.choosing import CHOSEN, close_choice, rank_as_far_as_asked
 from exports.explainer import Explainer
-from exports.gating import gate
+from exports.gating import Switch, gate
 from exports.methods import NEEDS_ABLATION
+from exports.sizes import take_sizes_from
 
 OPSET = 20
 IR_VERSION = 10
 """Of the newest runtimes everything reads it; onnx by itself writes one that released ONNX Runtimes refuse."""
 
 _MAX_PROTOBUF_BYTES = 2**31 - 1
+
+_COMMON = "gradcam"
+"""The method that is asked for most."""
 
 
 def write_graph(explainer: Explainer, path: Path, dynamic_size: bool = False) -> None:
@@ -48,12 +54,16 @@ def write_graph(explainer: Explainer, path: Path, dynamic_size: bool = False) ->
     model = onnx.load(str(path))
     for number, node in enumerate(model.graph.node):
         node.name = node.name or f"node_{number}"
-    if explainer.looped:
-        for number, layer in enumerate(explainer.layers):
-            close_loop(model.graph, number, layer.features, layer.channels, CLASSES)
     defaults = {TARGETS: np.array([[FIRST_RANKED]], dtype=np.int64)}
     if explainer.layers:
-        gate(model.graph, explainer.switches, _empty_shapes(explainer), [_computed_unasked(explainer, name) for name in explainer.switches])
+        take_sizes_from(model.graph, CHOSEN, {0: (IMAGES, 0), 1: (TARGETS, 1)})
+        for number in range(len(explainer.layers)):
+            take_sizes_from(model.graph, ablated_input(number), {0: (IMAGES, 0), 2: (TARGETS, 1)})
+        close_choice(model.graph)
+        for number, layer in enumerate(explainer.layers if explainer.looped else ()):
+            close_loop(model.graph, number, layer.features, layer.channels, CLASSES)
+        rank_as_far_as_asked(model.graph, explainer.network.config.num_classes)
+        gate(model.graph, _switches(explainer), {CLASSES: (0, 0)}, [CHOSEN])
         defaults[SOFTMAX] = np.array([[False]])
     _name_dimensions(model.graph, explainer, dynamic_size)
     model.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in defaults.items())
@@ -63,24 +73,31 @@ def write_graph(explainer: Explainer, path: Path, dynamic_size: bool = False) ->
 
 def _write_flat(explainer: Explainer, path: Path, dynamic_size: bool) -> None:
     size = explainer.network.config.preprocessing
-    looped = explainer.layers if explainer.looped else ()
-    images = torch.zeros(3, size.height, size.width, 3, dtype=torch.uint8)
-    targets = torch.tensor([[FIRST_RANKED, 0], [0, FIRST_RANKED]])
-    softmax = torch.zeros(2, 1, dtype=torch.bool)
-    due = [torch.arange(CHANNELS_A_STEP) for _ in looped]
-    ablated = [torch.zeros(3, layer.channels, 2) for layer in looped]
     dynamic, auto = torch.export.Dim.DYNAMIC, torch.export.Dim.AUTO
     sizes = {0: auto, 1: dynamic, 2: dynamic} if dynamic_size else {0: auto}
-    numbers = range(len(looped))
+    inputs: dict[str, tuple[Any, Any]] = {  # an example, and which of its dimensions are open
+        IMAGES: (torch.zeros(3, size.height, size.width, 3, dtype=torch.uint8), sizes),
+        TARGETS: (torch.tensor([[FIRST_RANKED, 0], [0, FIRST_RANKED]]), {0: dynamic, 1: auto}),
+    }
+    names = list(inputs)
+    if explainer.layers:
+        looped = explainer.layers if explainer.looped else ()
+        inputs |= {
+            SOFTMAX: (torch.zeros(2, 1, dtype=torch.bool), {0: dynamic}),
+            CHOSEN: (torch.zeros(3, 2, explainer.network.last_layer.weight.shape[1]), {0: auto, 1: auto}),
+            "due": ([torch.arange(CHANNELS_A_STEP) for _ in looped], [None for _ in looped]),
+            "ablated": ([torch.zeros(3, layer.channels, 2) for layer in looped], [{0: auto, 2: auto} for _ in looped]),
+        }
+        names += [SOFTMAX, CHOSEN, *map(due_input, range(len(looped))), *map(ablated_input, range(len(looped)))]
     try:
         with _quiet():
             program = torch.onnx.export(
                 explainer,
-                (images, targets, softmax, due, ablated),
+                tuple(example for example, _ in inputs.values()),
                 dynamo=True,
-                input_names=[IMAGES, TARGETS, SOFTMAX, *map(due_input, numbers), *map(ablated_input, numbers)],
+                input_names=names,
                 output_names=list(explainer.outputs),
-                dynamic_shapes=(sizes, {0: dynamic, 1: auto}, {0: dynamic}, [None for _ in looped], [{0: auto, 2: auto} for _ in looped]),
+                dynamic_shapes=tuple(dimensions for _, dimensions in inputs.values()),
                 opset_version=OPSET,
                 verbose=False,
             )
@@ -95,15 +112,17 @@ def _write_flat(explainer: Explainer, path: Path, dynamic_size: bool) -> None:
     program.save(str(path))
 
 
-def _empty_shapes(explainer: Explainer) -> dict[str, tuple[int, ...]]:
-    """What stands for an output that is not computed."""
-    maps = {one.name: (0, 0, one.height, one.width) for one in explainer.maps if one.in_graph}
-    return maps | {layer.gradients: (0, 0, layer.channels, layer.height, layer.width) for layer in explainer.layers}
-
-
-def _computed_unasked(explainer: Explainer, switch: str) -> bool:
-    """The maps that cost little are, for clients that do not know of `wanted`."""
-    return any(one.name == switch and one.method not in NEEDS_ABLATION for one in explainer.maps)
+def _switches(explainer: Explainer) -> list[Switch]:
+    """The graph's outputs that need not be computed. Maps that cost little are, for clients that do not know of `wanted`."""
+    maps = {one.name: one for one in explainer.maps}
+    shapes: dict[str, tuple[int, ...]] = {layer.features: (0, layer.channels, layer.height, layer.width) for layer in explainer.layers}
+    shapes |= {layer.gradients: (0, 0, layer.channels, layer.height, layer.width) for layer in explainer.layers}
+    return [
+        Switch(name, (0, 0, maps[name].height, maps[name].width), maps[name].method not in NEEDS_ABLATION, maps[name].method == _COMMON)
+        if name in maps
+        else Switch(name, shapes[name], default=len(shapes[name]) == 4)
+        for name in explainer.switches
+    ]
 
 
 def describe(path: Path, description: Description) -> None:

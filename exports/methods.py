@@ -18,6 +18,7 @@ class Evidence:
 
     activations: A, `[N, c, h, w]`.
     gradients: dy/dA of each class's score y, `[N, K, c, h, w]`, or as `[N, K, c, 1, 1]` where it is the same at all positions.
+    mean_gradients: their means over the positions, `[N, K, c]`.
     class_weights: `[N, K, c]`, the rows of the last layer's weight, where the head is one linear layer on the spatial mean.
     scores: y, `[N, K]`.
     ablated: `[N, K, c]`, y with each channel in turn set to zero.
@@ -25,9 +26,15 @@ class Evidence:
 
     activations: Tensor
     gradients: Tensor
+    mean_gradients: Tensor
     class_weights: Tensor | None
     scores: Tensor
     ablated: Tensor | None
+
+    @property
+    def uniform(self) -> bool:
+        """Whether the gradients are given once for all positions."""
+        return tuple(self.gradients.shape[-2:]) == (1, 1)
 
 
 def cam(evidence: Evidence) -> Tensor:
@@ -39,7 +46,7 @@ def cam(evidence: Evidence) -> Tensor:
 
 def gradcam(evidence: Evidence) -> Tensor:
     """`relu(sum_k mean(dy/dA_k) A_k)` (Selvaraju et al. 2017, arXiv:1610.02391, eqs. 1 and 2)."""
-    return torch.relu(_weighted_sum(evidence.gradients.mean((-2, -1)), evidence.activations))
+    return torch.relu(_weighted_sum(evidence.mean_gradients, evidence.activations))
 
 
 def gradcam_plus_plus(evidence: Evidence) -> Tensor:
@@ -57,23 +64,30 @@ def gradcam_plus_plus(evidence: Evidence) -> Tensor:
 def xgradcam(evidence: Evidence) -> Tensor:
     """`relu(sum_k w_k A_k)`, `w_k = sum(g_k A_k) / sum(A_k)` (Fu et al. 2020, arXiv:2008.02312, eq. 8); 0 where the sum is."""
     totals = evidence.activations.sum((-2, -1))[:, None]
-    weights = (evidence.gradients * evidence.activations[:, None]).sum((-2, -1)) / torch.where(totals == 0, 1.0, totals)
+    if evidence.uniform:
+        weights = evidence.mean_gradients
+    else:
+        weights = (evidence.gradients * evidence.activations[:, None]).sum((-2, -1)) / torch.where(totals == 0, 1.0, totals)
     return torch.relu(_weighted_sum(torch.where(totals == 0, 0.0, weights), evidence.activations))
 
 
 def hirescam(evidence: Evidence) -> Tensor:
     """`relu(sum_k g_k A_k)`, position by position (Draelos and Carin 2020, arXiv:2011.08891)."""
-    return torch.relu((evidence.gradients * evidence.activations[:, None]).sum(2))
+    return torch.relu(_sum_of_products(evidence.gradients, evidence))
 
 
 def gradcam_elementwise(evidence: Evidence) -> Tensor:
     """`sum_k relu(g_k A_k)`, position by position."""
-    return torch.relu(evidence.gradients * evidence.activations[:, None]).sum(2)
+    if not evidence.uniform:
+        return torch.relu(evidence.gradients * evidence.activations[:, None]).sum(2)
+    gradients, activations = evidence.mean_gradients, evidence.activations  # a product is positive where both are, or neither
+    both = _weighted_sum(torch.relu(gradients), torch.relu(activations))
+    return both + _weighted_sum(torch.relu(-gradients), torch.relu(-activations))
 
 
 def layercam(evidence: Evidence) -> Tensor:
     """`relu(sum_k relu(g_k) A_k)`, position by position (Jiang et al. 2021, doi:10.1109/TIP.2021.3089943, eqs. 5 and 6)."""
-    return torch.relu((torch.relu(evidence.gradients) * evidence.activations[:, None]).sum(2))
+    return torch.relu(_sum_of_products(torch.relu(evidence.gradients), evidence))
 
 
 def fem(evidence: Evidence) -> Tensor:
@@ -103,6 +117,13 @@ def ablationcam(evidence: Evidence) -> Tensor:
 def _weighted_sum(weights: Tensor, activations: Tensor) -> Tensor:
     """`[N, K, c]` and `[N, c, h, w]` to `[N, K, h, w]`."""
     return torch.einsum("nkc,nchw->nkhw", weights, activations)
+
+
+def _sum_of_products(gradients: Tensor, evidence: Evidence) -> Tensor:
+    """Over the channels, position by position: `[N, K, h, w]`."""
+    if evidence.uniform:
+        return _weighted_sum(gradients.flatten(2), evidence.activations)
+    return (gradients * evidence.activations[:, None]).sum(2)
 
 
 def _sum(values: Tensor, activations: Tensor) -> Tensor:

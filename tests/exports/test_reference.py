@@ -6,7 +6,6 @@ import functools
 from math import exp
 from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -14,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from contract.preprocessing import Preprocessing
+from tests.exports.networks import blobs, make
 from tests.exports.peers import like_pytorch_grad_cam, pytorch_grad_cam_maps
 from tests.exports.reference import FEATURES, METHODS, Reference, fuse, fused, relative_difference
-from training.network import Network, NetworkConfig, build
+from training.network import Network, NetworkConfig
 
 OF_GRADIENTS = ("gradcam", "gradcam_plus_plus", "xgradcam", "hirescam", "gradcam_elementwise", "layercam", "eigengradcam")
 
@@ -243,22 +243,6 @@ def test_what_follows_in_place_does_not_change_what_is_seen(inplace: bool) -> No
     np.testing.assert_allclose(before.maps("ablationcam", image, np.array([[1]]))[0, 0], expected, atol=1e-12)
 
 
-def make(backbone: str = "resnet18", head: str = "linear", *, spread: float = 1.0, seed: int = 0) -> Network:
-    """A random network in which nothing is degenerate: batch norms of any scale, a last layer that tells classes apart."""
-    torch.manual_seed(seed)
-    network = build(NetworkConfig(backbone=backbone, head=head, num_classes=5, preprocessing=Preprocessing(height=64, width=96)))
-    with torch.no_grad():
-        for module in network.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.running_mean.normal_(0, 0.1)  # type: ignore[union-attr]
-                module.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
-                module.weight.uniform_(0.5, 1.5)  # timm starts the last of a block at zero, which would take its branch out
-                module.bias.normal_(0, 0.1)
-        last = network.classifier[-1] if isinstance(network.classifier, nn.Sequential) else network.classifier
-        last.weight.normal_(0, spread / last.weight.shape[1] ** 0.5)  # type: ignore[operator,union-attr]
-    return network
-
-
 @functools.cache
 def made(head: str) -> Network:
     """`make`, once, for tests that leave it as it is."""
@@ -267,10 +251,7 @@ def made(head: str) -> Network:
 
 @pytest.fixture(scope="module")
 def images() -> npt.NDArray[np.uint8]:
-    """Two pictures of soft blobs with some noise."""
-    generator = np.random.default_rng(0)
-    blobs = [cv2.resize(generator.uniform(0, 255, (4, 6, 3)), (96, 64), interpolation=cv2.INTER_CUBIC) for _ in range(2)]
-    return np.clip(np.stack(blobs) + generator.normal(0, 10, (2, 64, 96, 3)), 0, 255).astype(np.uint8)
+    return blobs(2)
 
 
 CLASS_IDS = np.array([[0, 3], [4, 1]])

@@ -1,0 +1,113 @@
+"""The exported file's logits and maps are those of the float64 reference, for every head, at the last layer and before it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from contract.methods import IN_GRAPH
+from tests.exports.networks import Case, Exports, blobs
+from tests.exports.reference import Reference, fused, relative_difference
+
+TARGETS = np.array([[0, -1], [3, -2], [-5, 4]])
+"""Different ones for each picture, by number and by rank."""
+
+SMALL_HEAD = {"mlp_ratio": 1 / 32}
+"""The first of VGG's own hidden layers, of 4096 units on 7 x 7 positions, would take most of the time."""
+
+COMBINATIONS: dict[str, dict[str, Any]] = {"vgg16": SMALL_HEAD, "resnet18": {}, "mobilenetv2_100": {}}
+HEADS = ("linear", "mlp:256", "original")
+
+MIDDLE: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "resnet18": ("layer1.1", "linear", {}),
+    "resnet18 before an in-place operation": ("layer3.0.bn1", "mlp:256", {}),
+    "mobilenetv2_100": ("blocks.1", "linear", {}),
+    "vgg11": ("features.1", "mlp:256", {"size": (32, 48)} | SMALL_HEAD),  # max-pooling behind
+    "test_resnet": ("layer2", "mlp:16", {}),
+}
+
+TOLERANCE = 1e-4
+ABLATION_TOLERANCE = 1e-3
+"""It subtracts scores that are all but equal: in the middle of a network little is left of float32's digits."""
+
+
+def compare(case: Case, layer: str, images: npt.NDArray[np.uint8], softmax: bool, ablation_tolerance: float = TOLERANCE) -> None:
+    """Every map that the graph computes, and the gradients that it answers."""
+    (described,) = case.model.description.layers
+    assert described.name == layer
+    reference, maps = Reference(case.network, layer), case.model.description.graph_maps
+    targets = TARGETS[: len(images)]
+    answer = case.model.run(images, targets, maps, (described.features, described.gradients), softmax=softmax)
+
+    classes = answer.classes
+    assert classes is not None
+    logits, activations, gradients = (value.numpy() for value in reference.observe(images, classes, softmax))
+    ranking = np.argsort(-logits, 1)
+    np.testing.assert_array_equal(classes, np.where(targets < 0, np.take_along_axis(ranking, np.maximum(-targets - 1, 0), 1), targets))
+    np.testing.assert_allclose(answer.logits, logits, atol=1e-5 * np.abs(logits).max())
+    powers = np.exp(logits - logits.max(1, keepdims=True))
+    np.testing.assert_allclose(answer.scores, powers / powers.sum(1, keepdims=True), atol=1e-5)
+    np.testing.assert_allclose(answer.evidence[described.features], activations, atol=1e-5 * np.abs(activations).max())
+    given = answer.evidence[described.gradients]
+    assert given.shape == gradients.shape
+    for picture in range(len(images)):
+        for k in range(targets.shape[1]):
+            np.testing.assert_allclose(given[picture, k], gradients[picture, k], atol=1e-4 * np.abs(gradients[picture, k]).max())
+    # Where a network runs again for each channel, that is most of the time: one picture is enough.
+    differences = {
+        method: relative_difference(answer.maps[method], reference.maps(method, images, classes, softmax))
+        for method in maps
+        if method != "ablationcam"
+    }
+    assert max(differences.values()) < TOLERANCE, differences
+    ablated = reference.maps("ablationcam", images[:1], classes[:1], softmax)
+    assert relative_difference(answer.maps["ablationcam"][:1], ablated) < ablation_tolerance
+
+
+@pytest.mark.parametrize("softmax", [False, True], ids=["logit", "probability"])
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("backbone", COMBINATIONS)
+def test_every_head_on_every_backbone(backbone: str, head: str, softmax: bool, exported: Exports) -> None:
+    case = exported(backbone, head, **COMBINATIONS[backbone])
+    pooled_linear = head == "linear" or (head == "original" and backbone != "vgg16")
+    assert case.model.description.graph_maps == (IN_GRAPH if pooled_linear else IN_GRAPH[1:])
+    compare(case, case.model.description.layers[0].name, blobs(), softmax)
+
+
+@pytest.mark.parametrize("softmax", [False, True], ids=["logit", "probability"])
+@pytest.mark.parametrize("name", MIDDLE)
+def test_a_layer_in_the_middle(name: str, softmax: bool, exported: Exports) -> None:
+    layer, head, others = MIDDLE[name]
+    case = exported(name.split()[0], head, layer, **others)
+    assert case.model.description.graph_maps == IN_GRAPH[1:], "CAM is not defined there"
+    compare(case, layer, blobs(2, *others.get("size", (64, 96))), softmax, ABLATION_TOLERANCE)
+
+
+SEVERAL = ("conv1.0", "layer2", "layer4")
+
+
+@pytest.mark.parametrize("softmax", [False, True], ids=["logit", "probability"])
+def test_maps_of_several_layers_and_the_one_that_is_fused_of_them(softmax: bool, exported: Exports) -> None:
+    case = exported("test_resnet", "mlp:16", *SEVERAL)
+    description, images = case.model.description, blobs(2)
+    assert [layer.name for layer in description.layers] == list(SEVERAL)
+    in_graph = [name for method in IN_GRAPH[1:] for name in (*(f"{method}@{layer}" for layer in SEVERAL), method)]
+    assert list(description.graph_maps) == in_graph
+    answer = case.model.run(images, TARGETS[:2], description.graph_maps, softmax=softmax)
+    assert answer.classes is not None
+    references = {layer: Reference(case.network, layer) for layer in SEVERAL}
+    for one in description.maps:
+        if not one.in_graph:
+            continue
+        given = answer.maps[one.name]
+        assert given.shape == (2, 2, one.height, one.width)
+        tolerance = ABLATION_TOLERANCE if one.method == "ablationcam" else TOLERANCE
+        if one.layer in references:
+            expected = references[one.layer].maps(one.method, images, answer.classes, softmax)
+        else:
+            assert one.layer == "+".join(SEVERAL)
+            expected = fused(list(references.values()), one.method, images, answer.classes, softmax)
+        assert relative_difference(given, expected) < tolerance, one.name
