@@ -2,25 +2,27 @@
 
     python benchmarks/pointing_game.py
 
-Trains a small ResNet on drawn shapes from random weights (nothing is downloaded), exports it, and asks the ONNX file for maps of the test
-part's pictures: some four minutes on two cores. Prints, for every method but Score-CAM (--all for it too), then for maps that know nothing
-of the picture, then for the same network untrained:
+Trains a small ResNet on the shapes from random weights (nothing is downloaded), exports it, and asks the ONNX file for maps of the test
+part's pictures: two to three minutes on two idle cores. Prints a row for every method but Score-CAM (`--all` for it too), for maps that
+know nothing of the picture, and for the same network untrained. The class explained is always the picture's own.
 
-pointing        the pointing game (arXiv:1608.00507): share of the pictures where the map's largest point lies on the shape's box, or within
-                15/224 of the input's side beside it. Shapes cover two fifths of a picture and its middle always: the centre hits them all.
-pointing, hard  the same on collages, two by two pictures of four different classes, each asked for in turn: its box must be hit. All are
-                hard in that paper's sense: the box is below a quarter of the picture, and other classes are in sight. The margin stays what
-                it was in a single picture. The network has never seen a collage; the file takes any size (`--dynamic-size`).
-energy          the share of the map, scaled to [0, 1], that lies in the box (arXiv:1910.01279), and the same of the collages.
+pointing        the pointing game (Zhang et al. 2016, arXiv:1608.00507): share of the pictures whose map has its largest point on the
+                shape's box, or within 15/224 of the input's side beside it. A shape covers two fifths of its picture, and the middle
+                lies within the margin of every one: the centre hits them all. So:
+pointing, hard  the same on collages of two by two pictures of four different classes, each asked for in turn: its own box must be hit.
+                All are hard in that paper's sense, the box below a quarter of the picture and other classes in sight. The margin stays
+                as many pixels as in one picture. No collage was trained on; the file takes any size (`--dynamic-size`).
+energy          the share of the map, scaled to [0, 1], that lies in the box (Wang et al. 2020, arXiv:1910.01279); then of the collages.
 
-The class that is explained is always the picture's own. `--pooling avg` gives the network the usual mean instead of the largest value of
-each feature, for comparison; `--part val` judges on the validation part, which settings were chosen by.
+The network takes the largest value of each feature instead of the usual mean; `--pooling avg` shows what that is for (docs/log.md).
+`--part val` judges on the validation part, by which the settings were chosen.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -50,6 +52,7 @@ UNTRAINED = ("gradcam", "gradcam_plus_plus", "hirescam", "layercam")
 SIDE = 2
 """Pictures beside one another in a collage."""
 BATCH = 25
+IMAGE_SIZE, EPOCHS = 64, 14
 
 
 @dataclass(frozen=True)
@@ -93,20 +96,21 @@ def compare(folder: Path, arguments: argparse.Namespace) -> None:
     models = folder / "models"
     model = Model.open(export_run(run, name="shapes", repository=models, dynamic_size=True).path, device="cpu")
     untrained = export_untrained(run, models, arguments.seed)
-    single = read(run, folder, arguments.part)
+    single = read(run, arguments.part)
     collages = list(arranged(single))
     exported_s = time.perf_counter() - began - trained_s
 
     methods = tuple(name for name in model.description.methods if arguments.all or name != SLOW)
-    table = [(judge(model, single, methods), judge(model, collages, methods), (*methods, *BASELINES), "")]
-    table.append((judge(untrained, single, UNTRAINED), judge(untrained, collages, UNTRAINED), UNTRAINED, ", untrained"))
+    table = []
+    for asked, names, shown, suffix in ((model, methods, (*methods, *BASELINES), ""), (untrained, UNTRAINED, UNTRAINED, ", untrained")):
+        table.append((judge(asked, single, names, MARGIN), judge(asked, collages, names, MARGIN / SIDE), shown, suffix))
     judged_s = time.perf_counter() - began - trained_s - exported_s
 
-    accuracy, chance = (statistics.mean(alone.correct) for alone, _, _, _ in table)
-    print(f"{len(single)} pictures of the {arguments.part} part, {len(collages)} collages of them; seed {arguments.seed}, {arguments.pooling}")
-    print(f"pooling, {arguments.epochs} epochs: {accuracy:.2%} classified right, {chance:.2%} untrained. On average a box is")
-    print(f"{box_share(single):.0%} of a picture, {box_share(collages):.0%} of a collage. Seconds: training {trained_s:.0f},", end=" ")
-    print(f"two exports {exported_s:.0f}, maps {judged_s:.0f}\n")
+    accuracy, untaught = (statistics.mean(alone.correct) for alone, _, _, _ in table)
+    print(f"{len(single)} pictures of the {arguments.part} part, {len(collages)} collages of them; seed {arguments.seed}.")
+    print(f"{arguments.pooling} pooling, {arguments.epochs} epochs: {accuracy:.2%} of the pictures right; untrained {untaught:.2%}.")
+    print(f"A box covers {box_share(single):.0%} of its picture, {box_share(collages):.0%} of a collage, on average.")
+    print(f"Seconds: training {trained_s:.0f}, two exports {exported_s:.0f}, maps {judged_s:.0f}.\n")
     print("| method | pointing | pointing, hard | energy | energy, hard |")
     print("|---|---|---|---|---|")
     for alone, beside, names, suffix in table:
@@ -132,7 +136,7 @@ def train(folder: Path, pooling: str, epochs: int, seed: int) -> Run:
         seed=seed,
         output=folder / "run",
     )
-    return load_run(finetune(config).path)
+    return load_run(finetune(config, say=lambda line: print(line, file=sys.stderr)).path)
 
 
 def export_untrained(run: Run, models: Path, seed: int) -> Model:
@@ -153,10 +157,10 @@ def export_untrained(run: Run, models: Path, seed: int) -> Model:
     return Model.open(exported.path, device="cpu")
 
 
-def read(run: Run, folder: Path, name: str) -> list[Picture]:
+def read(run: Run, name: str) -> list[Picture]:
     """The pictures of a part, of each class in turn."""
     part, preprocessing = run.dataset().parts[name], run.network.config.preprocessing
-    truth = Truth.find(shapes_folder(folder / "data", run.config.seed))
+    truth = Truth.find(shapes_folder(run.config.data_dir, run.config.seed))
     assert truth is not None
     found = []
     for index in in_turn(part.labels.tolist()):
@@ -169,7 +173,7 @@ def read(run: Run, folder: Path, name: str) -> list[Picture]:
 
 def in_turn(labels: Sequence[int]) -> list[int]:
     """The first of each class, the second of each, and so on."""
-    before = {label: 0 for label in labels}
+    before = dict.fromkeys(labels, 0)
     keys = []
     for index, label in enumerate(labels):
         keys.append((before[label], label, index))
@@ -194,10 +198,9 @@ def grid(parts: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate([np.concatenate(parts[start : start + SIDE], axis=1) for start in range(0, len(parts), SIDE)], axis=0)
 
 
-def judge(model: Model, pictures: Sequence[Picture], methods: Sequence[str]) -> Found:
+def judge(model: Model, pictures: Sequence[Picture], methods: Sequence[str], margin: float) -> Found:
     """The methods' maps and those that know nothing, of every class of every picture."""
     found = Found()
-    margin = MARGIN / len(pictures[0].targets) ** 0.5
     for start in range(0, len(pictures), BATCH):
         batch = pictures[start : start + BATCH]
         answer = explain(model, np.stack([one.image for one in batch]), np.array([one.targets for one in batch]), methods)
@@ -207,7 +210,8 @@ def judge(model: Model, pictures: Sequence[Picture], methods: Sequence[str]) -> 
             for column, region in enumerate(one.regions):
                 low = {name: answer.maps[name][row, column] for name in methods}
                 number = (start + row) * len(one.targets) + column
-                low[RANDOM] = random_map(*low[methods[0]].shape, seed=0, number=number)
+                rows, columns = low[methods[0]].shape
+                low[RANDOM] = random_map(rows, columns, seed=0, number=number)
                 for name, values in low.items():
                     found.add(name, at_input_size(values, width, height), region, margin)
                 found.add(CENTRE, centre_map(height, width), region, margin)

@@ -10,14 +10,15 @@ MARGIN = 15 / 224
 """How far beside the object a point still counts, in sides of the input: 15 pixels of 224, as in the paper's protocol."""
 
 
-def points_at(values: Values, region: Flags) -> bool:
+def points_at(values: Values, region: Flags, margin: float = MARGIN) -> bool:
     """The pointing game (Zhang et al. 2016, excitation backprop, arXiv:1608.00507): the map's largest point lies on the object.
 
     Of several equally large points the one nearest to their middle counts. A constant map points at nothing.
 
     Args:
         values: `[H, W]`.
-        region: where the object is, `[H, W]`, somewhere at least. A point within `MARGIN` of it is a hit.
+        region: where the object is, `[H, W]`, somewhere at least.
+        margin: how far beside it a point is still a hit, in sides of the input, the shorter one.
     """
     largest = values.max()
     if not largest > values.min():
@@ -25,7 +26,7 @@ def points_at(values: Values, region: Flags) -> bool:
     tied = np.argwhere(values == largest)
     point = tied[np.square(tied - tied.mean(0)).sum(1).argmin()]
     nearest = np.square(np.argwhere(region) - point).sum(1).min()
-    return bool(nearest <= (MARGIN * min(region.shape)) ** 2)
+    return bool(nearest <= (margin * min(region.shape)) ** 2)
 
 
 def energy_inside(values: Values, region: Flags) -> float:

@@ -31,9 +31,15 @@ def _convolution_backward(
     groups: int,
     output_mask: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """dy/dx of a convolution is the transposed convolution with the same weight; of a transposed one, the convolution."""
+    """dy/dx of a convolution is the transposed convolution with the same weight; of a transposed one, the convolution.
+
+    Where the kernel covers the whole input, as in VGG's fc6, it is a product with the weight's rows: a transposed convolution would
+    read the weight once a picture.
+    """
     if output_mask[1] or output_mask[2]:
         raise NotImplementedError("gradients of weights are not exported")
+    if not transposed and covers(inputs.shape, weight.shape, padding, dilation, groups):
+        return (gradient.flatten(1) @ weight.flatten(1)).reshape(inputs.shape), None, None
     if transposed:
         return aten.convolution(gradient, weight, None, stride, padding, dilation, False, [0, 0], groups), None, None
     missing = [
@@ -41,6 +47,12 @@ def _convolution_backward(
         for d in range(len(stride))
     ]
     return aten.convolution(gradient, weight, None, stride, padding, dilation, True, missing, groups), None, None
+
+
+def covers(inputs: Sequence[int], weight: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int) -> bool:
+    """Whether a convolution is one product of the flattened input `[N, c, h, w]` and the flattened weight `[o, c, h, w]`."""
+    same = len(inputs) == 4 and all(isinstance(size, int) for size in inputs[2:]) and tuple(inputs[2:]) == tuple(weight[2:])
+    return same and not any(padding) and all(one == 1 for one in dilation) and groups == 1
 
 
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {

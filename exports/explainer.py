@@ -25,13 +25,14 @@ from training.network import Network
 class Explainer(nn.Module):
     """`forward` answers the graph's outputs, and what is still to be closed up in it, in the order of `outputs`."""
 
-    def __init__(self, network: Network, methods: Sequence[str] | None = None, layers: Sequence[str] | None = None) -> None:
+    def __init__(self, network: Network, methods: Sequence[str] | None = None, layers: Sequence[str] | None = None, dynamic_size: bool = False) -> None:
         """Trace what follows the layers, and its gradient.
 
         Args:
             network: in eval mode, on the CPU, parameters not requiring gradients.
             methods: map methods, by name, in the graph or beside it; None takes every one that the head allows; none, no layer.
             layers: of the backbone, by name; None takes the last one with a spatial extent.
+            dynamic_size: let pictures be of any height and width.
 
         Raises:
             ExportError: a layer that is not there, a method that this head does not allow, or an operator whose gradient cannot
@@ -39,6 +40,7 @@ class Explainer(nn.Module):
         """
         super().__init__()
         self.network = network
+        self.dynamic_size = dynamic_size
         chosen = resolve_layers(network, layers) if methods is None or len(methods) else []
         several = len(chosen) > 1
         self.layers = tuple(
@@ -93,10 +95,10 @@ class Explainer(nn.Module):
         try:
             with sdpa_kernel(SDPBackend.MATH):  # the others' gradients are single operators that ONNX does not have
                 if not self._rest_is_head:
-                    return Tail(self._whole, example[0], names)
+                    return Tail(self._whole, example[0], names, self.dynamic_size)
                 with torch.no_grad():
                     features = self.network.features(example)
-                return Tail(self._head, features[0], names)
+                return Tail(self._head, features[0], names, self.dynamic_size)
         except (RuntimeError, NotImplementedError, TypeError, AssertionError) as error:
             where = " and ".join(names)
             raise ExportError(
@@ -166,7 +168,8 @@ class Explainer(nn.Module):
         steps, found = [], {}
         for number, layer in enumerate(self.layers):
             found[layer.features] = activations[number]
-            found[layer.gradients] = gradients[number].expand(-1, -1, -1, *activations[number].shape[-2:])
+            everywhere = gradients[number].expand(-1, -1, -1, *activations[number].shape[-2:]) if self._pooled_linear else gradients[number]
+            found[layer.gradients] = everywhere
             if self.looped:
                 steps.append(self._step(number, due[number], activations[number], remembered, logits, classes, softmax))
             evidence = Evidence(

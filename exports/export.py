@@ -81,11 +81,11 @@ def export(
     folder.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=".export-", dir=folder))
     try:
-        explainer = Explainer(network, methods, layers)
+        explainer = Explainer(network, methods, layers, dynamic_size)
         say(f"writing {network.config.backbone}{_explained(explainer)}")
-        description = describe_explainer(explainer, name, labels, provenance, dynamic_size)
+        description = describe_explainer(explainer, name, labels, provenance)
         path = partial / MODEL_FILE
-        write_graph(explainer, path, dynamic_size)
+        write_graph(explainer, path)
         describe(path, description)
         check_graph(path)
         say(f"checking against PyTorch on {len(images)} pictures ({source})")
@@ -125,9 +125,7 @@ def _explained(explainer: Explainer) -> str:
     return f" with maps of {' and '.join(layer.name for layer in explainer.layers)}: {methods}"
 
 
-def describe_explainer(
-    explainer: Explainer, name: str, labels: Sequence[str], provenance: Provenance, dynamic_size: bool = False
-) -> Description:
+def describe_explainer(explainer: Explainer, name: str, labels: Sequence[str], provenance: Provenance) -> Description:
     """The description of the graph that `write_graph` makes of it."""
     return Description(
         name=name,
@@ -136,6 +134,6 @@ def describe_explainer(
         layers=explainer.layers,
         maps=explainer.maps,
         switches=explainer.switches,
-        dynamic_size=dynamic_size,
+        dynamic_size=explainer.dynamic_size,
         provenance=provenance,
     )

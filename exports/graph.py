@@ -24,6 +24,7 @@ from exports.choosing import CHOSEN, close_choice, rank_as_far_as_asked
 from exports.explainer import Explainer
 from exports.gating import Switch, gate
 from exports.methods import NEEDS_ABLATION
+from exports.sharing import share_weights
 from exports.sizes import take_sizes_from
 
 OPSET = 20
@@ -36,13 +37,12 @@ _COMMON = "gradcam"
 """The method that is asked for most."""
 
 
-def write_graph(explainer: Explainer, path: Path, dynamic_size: bool = False) -> None:
+def write_graph(explainer: Explainer, path: Path) -> None:
     """Write the graph, still without a description.
 
     Args:
         explainer: the network with its maps.
         path: of the file.
-        dynamic_size: leave the pictures' height and width open.
 
     Raises:
         ExportError: PyTorch's exporter has no ONNX form for something in the network, or the file would pass 2 GiB.
@@ -50,7 +50,7 @@ def write_graph(explainer: Explainer, path: Path, dynamic_size: bool = False) ->
     parameters = sum(parameter.numel() * parameter.element_size() for parameter in explainer.network.parameters())
     if parameters >= _MAX_PROTOBUF_BYTES:
         raise ExportError(f"the network has {parameters:,} bytes of weights; one ONNX file holds at most {_MAX_PROTOBUF_BYTES:,}")
-    _write_flat(explainer, path, dynamic_size)
+    _write_flat(explainer, path)
     model = onnx.load(str(path))
     for number, node in enumerate(model.graph.node):
         node.name = node.name or f"node_{number}"
@@ -62,19 +62,20 @@ def write_graph(explainer: Explainer, path: Path, dynamic_size: bool = False) ->
         close_choice(model.graph)
         for number, layer in enumerate(explainer.layers if explainer.looped else ()):
             close_loop(model.graph, number, layer.features, layer.channels, CLASSES)
+        share_weights(model.graph)
         rank_as_far_as_asked(model.graph, explainer.network.config.num_classes)
         gate(model.graph, _switches(explainer), {CLASSES: (0, 0)}, [CHOSEN])
         defaults[SOFTMAX] = np.array([[False]])
-    _name_dimensions(model.graph, explainer, dynamic_size)
+    _name_dimensions(model.graph, explainer)
     model.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in defaults.items())
     model.producer_name = "tlcli"
     onnx.save(model, str(path))
 
 
-def _write_flat(explainer: Explainer, path: Path, dynamic_size: bool) -> None:
+def _write_flat(explainer: Explainer, path: Path) -> None:
     size = explainer.network.config.preprocessing
     dynamic, auto = torch.export.Dim.DYNAMIC, torch.export.Dim.AUTO
-    sizes = {0: auto, 1: dynamic, 2: dynamic} if dynamic_size else {0: auto}
+    sizes = {0: auto, 1: dynamic, 2: dynamic} if explainer.dynamic_size else {0: auto}
     inputs: dict[str, tuple[Any, Any]] = {  # an example, and which of its dimensions are open
         IMAGES: (torch.zeros(3, size.height, size.width, 3, dtype=torch.uint8), sizes),
         TARGETS: (torch.tensor([[FIRST_RANKED, 0], [0, FIRST_RANKED]]), {0: dynamic, 1: auto}),
@@ -103,7 +104,7 @@ def _write_flat(explainer: Explainer, path: Path, dynamic_size: bool) -> None:
             )
     except torch.onnx.errors.OnnxExporterError as error:
         reason = _cause(error)
-        if dynamic_size:
+        if explainer.dynamic_size:
             reason += "; it may need pictures of one size: leave out --dynamic-size"
         raise ExportError(f"{explainer.network.config.backbone} has no ONNX form: {reason}") from error
     if program is None:
@@ -140,16 +141,16 @@ def check_graph(path: Path) -> None:
         raise ExportError(f"onnx.checker refuses the graph: {str(error).splitlines()[0]}") from error
 
 
-def _name_dimensions(graph: onnx.GraphProto, explainer: Explainer, dynamic_size: bool) -> None:
+def _name_dimensions(graph: onnx.GraphProto, explainer: Explainer) -> None:
     """N pictures, K classes; `targets`, `wanted` and `softmax` have M, L and S rows, of which each is N or 1."""
     size = explainer.network.config.preprocessing
     labels = explainer.network.config.num_classes
 
     def extent(height: int, width: int, where: str) -> list[str | int]:
-        return [f"{where}_h", f"{where}_w"] if dynamic_size else [height, width]
+        return [f"{where}_h", f"{where}_w"] if explainer.dynamic_size else [height, width]
 
     names: dict[str, list[str | int]] = {
-        IMAGES: ["N", *(["H", "W"] if dynamic_size else [size.height, size.width]), 3],
+        IMAGES: ["N", *(["H", "W"] if explainer.dynamic_size else [size.height, size.width]), 3],
         TARGETS: ["M", "K"],
         WANTED: ["L", len(explainer.switches)],
         SOFTMAX: ["S", 1],

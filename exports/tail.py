@@ -13,10 +13,18 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch._dispatch.python import enable_python_dispatcher
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
-from exports.decompositions import DECOMPOSITIONS
+from exports.decompositions import DECOMPOSITIONS, covers
 from exports.layers import Tap
+
+aten = torch.ops.aten
+
+_ROWS = 4
+"""Of the batch that is traced: the tracer takes 0 and 1 for constants."""
 
 Rest = Callable[[Tensor, Tap], Tensor]
 """The traced part of a network: its input, `[N, ...]`, and what stands at the layers, to the embedding z, `[N, d]`."""
@@ -30,13 +38,14 @@ class Tail(nn.Module):
     again: one layer's activations, changed, to z.
     """
 
-    def __init__(self, rest: Rest, example: Tensor, layers: Sequence[str]) -> None:
+    def __init__(self, rest: Rest, example: Tensor, layers: Sequence[str], dynamic_size: bool = False) -> None:
         """Trace `rest`.
 
         Args:
             rest: differentiable; every picture independent of the others in its batch.
             example: an input of one picture, without the batch's dimension.
             layers: names that `rest` gives to its tap, each once.
+            dynamic_size: keep the example's last two dimensions open, beside the batch's.
 
         Raises:
             NotImplementedError, RuntimeError, TypeError: there is an operator that cannot be traced or differentiated.
@@ -44,17 +53,12 @@ class Tail(nn.Module):
         super().__init__()
         with torch.no_grad():
             width = rest(example[None], lambda _, output: output).shape[1]
-        # The tracer takes sizes that are equal in the example for one and the same, and 0 and 1 for constants.
-        rows = next(number for number in itertools.count(4) if number not in (*example.shape, width))
-        # Copied into row-major order: in channels-last order the tracer would write strides into the graph.
-        inputs = example.expand(rows, *[-1] * example.ndim).contiguous()
-        traced = make_fx(
-            torch.func.functionalize(_joint(rest, layers), remove="mutations_and_views"),
-            decomposition_table=DECOMPOSITIONS,
-            tracing_mode="symbolic",
-            _allow_non_fake_inputs=True,
-        )(inputs, torch.ones(rows, width))
-        _simplify(traced.graph)
+        mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+        joint = torch.func.functionalize(_joint(rest, layers), remove="mutations_and_views")
+        examples = _symbolic(mode, example, width, dynamic_size)
+        with mode, enable_python_dispatcher():
+            traced = make_fx(joint, decomposition_table=DECOMPOSITIONS)(*examples)
+        _simplify(traced)
         cut = _Cut(traced, len(layers))
         self.forward_graph, self.backward_graph = cut.forward(), cut.backward()
         self.again_graphs = nn.ModuleList(cut.again(number) for number in range(len(layers)))
@@ -117,23 +121,84 @@ def _joint(rest: Rest, layers: Sequence[str]) -> Callable[[Tensor, Tensor], tupl
     return joint
 
 
-def _simplify(graph: fx.Graph) -> None:
-    """Take out the zeros that were added and the copies, and let views be views again: nothing is written to any more."""
+def _symbolic(mode: FakeTensorMode, example: Tensor, width: int, dynamic_size: bool) -> tuple[Tensor, Tensor]:
+    """A batch of examples and of cotangents `[N, width]`, for the tracer: N is a symbol, the other sizes are numbers."""
+    batch, number, other = DimDynamic.DUCK, DimDynamic.STATIC, DimDynamic.DYNAMIC if dynamic_size else DimDynamic.STATIC
+    last = [other] * min(2, example.ndim - 1)
+    # Copied into row-major order: in channels-last order the tracer would write strides into the graph.
+    inputs = example.expand(_ROWS, *[-1] * example.ndim).contiguous()
+    kinds = [batch, *[number] * (example.ndim - len(last)), *last]
+    return (
+        mode.from_tensor(inputs, symbolic_context=StatelessSymbolicContext(dynamic_sizes=kinds)),
+        mode.from_tensor(torch.ones(_ROWS, width), symbolic_context=StatelessSymbolicContext(dynamic_sizes=[batch, number])),
+    )
+
+
+def _simplify(traced: fx.GraphModule) -> None:
+    """Take out the zeros that were added and the copies, let views be views again, as nothing is written to any more, and say
+    products with weights in one way, so that those of the forward and the backward pass are found to share a weight."""
+    graph = traced.graph
     for node in list(graph.nodes):
         if node.op != "call_function":
             continue
-        if node.target is torch.ops.aten.view_copy.default:
-            node.target = torch.ops.aten.reshape.default  # of any memory order
+        if node.target is aten.view_copy.default:
+            node.target = aten.reshape.default  # of any memory order
         elif isinstance(node.target, torch._ops.OpOverload) and (name := node.target._opname).endswith("_copy"):
-            view = getattr(torch.ops.aten, name.removesuffix("_copy"), None)  # there is none for `_to_copy`, which converts
+            view = getattr(aten, name.removesuffix("_copy"), None)  # there is none for `_to_copy`, which converts
             node.target = getattr(view, node.target._overloadname, node.target)
-        if node.target is torch.ops.aten.clone.default or node.target is torch.ops.aten.lift_fresh_copy.default:
+        if node.target in (aten.clone.default, aten.lift_fresh.default, aten.detach.default, aten.detach_.default):
             node.replace_all_uses_with(node.args[0])
-        elif node.target is torch.ops.aten.add.Tensor:
-            zero = node.args[1]
-            if isinstance(zero, fx.Node) and zero.target is torch.ops.aten.zeros_like.default and _shape(zero) == _shape(node.args[0]):
-                node.replace_all_uses_with(node.args[0])
+        elif node.target is aten.add.Tensor and _is_call(node.args[1], aten.zeros_like.default) and _shape(node.args[1]) == _shape(node.args[0]):
+            node.replace_all_uses_with(node.args[0])
+        elif node.target is aten.t.default and _is_call(node.args[0], aten.t.default):
+            node.replace_all_uses_with(node.args[0].args[0])
+        elif node.target is aten.addmm.default and _is_call(node.args[2], aten.t.default) and not node.kwargs:
+            bias, inputs, transposed = node.args
+            with graph.inserting_before(node):
+                _replace(node, aten.linear.default, (inputs, transposed.args[0], bias))
+        elif node.target is aten.convolution.default and not node.args[6] and _covers(node):
+            inputs, weight, bias = node.args[:3]
+            with graph.inserting_before(node):
+                flat = graph.call_function(aten.flatten.using_ints, (inputs, 1))
+                rows = graph.call_function(aten.linear.default, (flat, _flat_weight(traced, weight), bias))
+                for new, like in ((flat, inputs), (rows, node)):
+                    new.meta["val"] = like.meta["val"].flatten(1)
+                _replace(node, aten.reshape.default, (rows, [-1, node.meta["val"].shape[1], 1, 1]))
+        elif node.target in (aten.view.default, aten.reshape.default) and _is_weight(node.args[0]) and len(node.args[1]) == 2:
+            if list(node.args[1]) == list(node.args[0].meta["val"].flatten(1).shape):
+                with graph.inserting_before(node):
+                    node.replace_all_uses_with(_flat_weight(traced, node.args[0]))
     graph.eliminate_dead_code()
+
+
+def _is_call(node: Any, target: Any) -> bool:
+    return isinstance(node, fx.Node) and node.target is target
+
+
+def _is_weight(node: Any) -> bool:
+    return isinstance(node, fx.Node) and node.op == "get_attr"
+
+
+def _covers(convolution: fx.Node) -> bool:
+    inputs, weight, _, _, padding, dilation, _, _, groups = cast("tuple[Any, ...]", convolution.args)
+    return _is_weight(weight) and covers(_shape(inputs), _shape(weight), padding, dilation, groups)
+
+
+def _flat_weight(traced: fx.GraphModule, weight: fx.Node) -> fx.Node:
+    """The weight as a matrix, a row an output: the same memory, as an attribute of its own. Inserted where `traced.graph` stands."""
+    name = f"{weight.target}_flat"
+    if not hasattr(traced, name):
+        value = getattr(traced, str(weight.target)).detach().flatten(1)
+        traced.register_parameter(name, nn.Parameter(value, requires_grad=False))
+    node = traced.graph.get_attr(name)
+    node.meta["val"] = weight.meta["val"].flatten(1)
+    return node
+
+
+def _replace(node: fx.Node, target: Any, arguments: tuple[Any, ...]) -> None:
+    new = node.graph.call_function(target, arguments)
+    new.meta = dict(node.meta)
+    node.replace_all_uses_with(new)
 
 
 class _Cut:

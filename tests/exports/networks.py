@@ -84,11 +84,11 @@ def write(
 ) -> Model:
     """What `exports.export` writes, without its check against PyTorch."""
     network = network.requires_grad_(False)
-    explainer = Explainer(network, methods, layers)
+    explainer = Explainer(network, methods, layers, dynamic_size)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_graph(explainer, path, dynamic_size)
+    write_graph(explainer, path)
     labels = [f"class_{number}" for number in range(network.config.num_classes)]
-    describe(path, describe_explainer(explainer, "model", labels, PROVENANCE, dynamic_size))
+    describe(path, describe_explainer(explainer, "model", labels, PROVENANCE))
     check_graph(path)
     return Model.open(path, device="cpu")
 

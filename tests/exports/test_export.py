@@ -1,10 +1,12 @@
-"""The exported file answers as the network does: scores, logits, maps, for every head on every kind of backbone."""
+"""The exported file: its inputs and outputs, what it computes when, its check against PyTorch, and what is refused."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,197 +16,289 @@ import pytest
 import torch
 
 from contract import pictures
-from contract.description import METADATA_KEY, Provenance
-from contract.errors import ExportError, ParityError, RequestError, SettingsError
-from contract.methods import METHODS
+from contract.description import METADATA_KEY
+from contract.errors import ExportError, ModelFileError, ParityError, RequestError, SettingsError
+from contract.methods import IN_GRAPH, METHODS
 from contract.model import Model
-from contract.preprocessing import Preprocessing
 from exports import Exported, export
 from exports import parity as parity_module
-from exports.methods import IN_GRAPH
-from tests.exports.reference import Reference, relative_difference
-from training.network import Network, NetworkConfig, build
+from exports.explainer import Explainer
+from exports.methods import FORMULAS
+from tests.exports import reference
+from tests.exports.networks import LABELS, PROVENANCE, Exports, blobs, make
+from training.network import Network
 
-LABELS = ["ant", "bee", "cat", "dog", "eel"]
-SIZE = {"vgg16": 64, "resnet18": 64, "mobilenetv2_100": 96}
-COMBINATIONS = [(backbone, head) for backbone in SIZE for head in ("linear", "mlp:256", "original")]
-
-
-def make(backbone: str, head: str, seed: int = 0) -> Network:
-    torch.manual_seed(seed)
-    size = SIZE.get(backbone, 64)
-    network = build(
-        NetworkConfig(backbone=backbone, head=head, num_classes=len(LABELS), preprocessing=Preprocessing(height=size, width=size))
-    )
-    generator = torch.Generator().manual_seed(seed)
-    for module in network.modules():  # statistics that are not the identity, as in a trained network
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1, generator=generator)  # type: ignore[union-attr]
-            module.running_var.uniform_(0.5, 1.5, generator=generator)  # type: ignore[union-attr]
-    return network
+IMAGES = blobs(4)
+SEVERAL = ("conv1.0", "layer2", "layer4")
 
 
-def write(network: Network, repository: Path, images: list[npt.NDArray[np.uint8]], name: str = "model") -> Exported:
-    provenance = Provenance(created="2026-01-01T00:00:00+00:00", versions={}, backbone="b", head="h", weights="none")
-    return export(network, name=name, labels=LABELS, repository=repository, images=images, source="photographs", provenance=provenance)
+def put(network: Network, repository: Path, images: npt.NDArray[np.uint8] = IMAGES, name: str = "model", **more: Any) -> Exported:
+    return export(
+        network, name=name, labels=LABELS, repository=repository, images=list(images), source="blobs", provenance=PROVENANCE, **more
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def photographs(unpacked: Callable[[str], Path]) -> list[Path]:
-    return sorted((unpacked("cats-vs-dogs") / "test").rglob("*.jpg"))[::100]
+def pets(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """ResNet-18 with a linear head."""
+    return put(make("resnet18"), tmp_path_factory.mktemp("repository"), name="pets")
 
 
-@pytest.fixture(scope="module")
-def drawn() -> list[npt.NDArray[np.uint8]]:
-    from training.shapes import draw
-
-    return [np.asarray(draw(index, 0, size=64).image) for index in range(4)]
-
-
-@pytest.mark.parametrize(("backbone", "head"), COMBINATIONS)
-def test_every_head_on_every_backbone_agrees_with_pytorch(backbone: str, head: str, photographs: list[Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("backbone", "head", "layers"), [("resnet18", "mlp:256", ["layer2"]), ("mobilenetv2_100", "linear", None)])
+def test_photographs_agree_with_pytorch(
+    backbone: str, head: str, layers: list[str] | None, unpacked: Callable[[str], Path], tmp_path: Path
+) -> None:
     network = make(backbone, head)
-    images = [network.config.preprocessing.apply(pictures.read(path)) for path in photographs]
-    exported = write(network, tmp_path, images[:2])
-    model = Model.open(exported.path, device="cpu")
-    batch = np.stack(images)
-    answer = model.run(batch, [-1, -2, 3], model.description.methods)
-
+    found = sorted((unpacked("cats-vs-dogs") / "test").rglob("*.jpg"))[::200]
+    images = np.stack([network.config.preprocessing.apply(pictures.read(path)) for path in found])
+    exported = put(network, tmp_path, images, layers=layers)
+    assert exported.parity.pictures == len(images)
+    assert exported.parity.top1_agreement == 1
+    assert exported.parity.maps.keys() == set(exported.description.graph_maps)
+    assert max(exported.parity.maps.values()) <= parity_module.MAPS_TOLERANCE
+    answer = Model.open(exported.path, device="cpu").run(images)
     with torch.no_grad():
-        logits = network.predict(batch).numpy()
-    np.testing.assert_allclose(answer.logits, logits, atol=1e-3)
-    assert (answer.logits.argmax(1) == logits.argmax(1)).all()
-    np.testing.assert_allclose(answer.scores, torch.from_numpy(logits).softmax(1).numpy(), atol=1e-5)
-    assert answer.classes is not None
-    ranking = np.argsort(-logits, axis=1)
-    np.testing.assert_array_equal(answer.classes, np.column_stack([ranking[:, 0], ranking[:, 1], np.full(len(batch), 3)]))
-
-    reference = Reference(network, model.description.maps[0].layer)
-    assert relative_difference(answer.maps["gradcam"], reference.gradcam(batch, answer.classes)) < 1e-4
-    pooled_linear = head == "linear" or (head == "original" and backbone != "vgg16")
-    assert ("cam" in model.description.methods) == pooled_linear
-    if pooled_linear:
-        weight = network.classifier.weight.detach()  # type: ignore[union-attr]
-        assert relative_difference(answer.maps["cam"], reference.cam(batch, answer.classes, weight)) < 1e-4  # type: ignore[arg-type]
+        np.testing.assert_allclose(answer.logits, network.predict(images).numpy(), atol=1e-3)
 
 
-@pytest.mark.parametrize("head", ["linear", "mlp:256"])
-def test_a_batch_answers_as_its_pictures_do_alone(head: str, drawn: list[npt.NDArray[np.uint8]], tmp_path: Path) -> None:
-    model = Model.open(write(make("resnet18", head), tmp_path, drawn).path, device="cpu")
-    targets = np.array([[0, -1], [-3, 2], [4, 4], [-1, -5]])
-    together = model.run(np.stack(drawn), targets, model.description.methods)
-    for row, image in enumerate(drawn):
-        alone = model.run(image[None], targets[row : row + 1], model.description.methods)
-        np.testing.assert_allclose(alone.logits[0], together.logits[row], atol=1e-5)
-        np.testing.assert_array_equal(alone.classes[0], together.classes[row])  # type: ignore[index]
-        for method, values in together.maps.items():
-            np.testing.assert_allclose(alone.maps[method][0], values[row], atol=1e-5 * np.abs(values).max())
+def test_the_file_is_whole_by_itself(pets: Exported) -> None:
+    assert (pets.path.parts[-3:], pets.version) == (("pets", "1", "model.onnx"), 1)
+    assert sorted(path.name for path in pets.path.parent.iterdir()) == ["model.onnx"]
+    assert sorted(path.name for path in pets.path.parents[1].iterdir()) == ["1", "config.pbtxt"]
 
-
-def test_the_file_is_whole_by_itself(drawn: list[npt.NDArray[np.uint8]], tmp_path: Path) -> None:
-    network = make("resnet18", "linear")
-    exported = write(network, tmp_path, drawn, name="pets")
-    assert exported.path == tmp_path / "pets" / "1" / "model.onnx"
-    assert sorted(path.name for path in exported.path.parent.iterdir()) == ["model.onnx"]
-    assert sorted(path.name for path in exported.path.parents[1].iterdir()) == ["1", "config.pbtxt"]
-
-    model = onnx.load(str(exported.path))
+    model = onnx.load(str(pets.path))
     shapes = {
         value.name: [dimension.dim_param or dimension.dim_value for dimension in value.type.tensor_type.shape.dim]
         for value in (*model.graph.input, *model.graph.output)
     }
     assert shapes == {
-        "images": ["N", 64, 64, 3],
+        "images": ["N", 64, 96, 3],
         "targets": ["M", "K"],
-        "wanted": [2],
+        "softmax": ["S", 1],
+        "wanted": ["L", len(IN_GRAPH) + 2],
         "scores": ["N", 5],
         "logits": ["N", 5],
         "classes": ["N", "K"],
-        "cam": ["N", "K", 2, 2],
-        "gradcam": ["N", "K", 2, 2],
-        "features": ["N", 512, 2, 2],
+        "features": ["N", 512, 2, 3],
+        "gradients": ["N", "K", 512, 2, 3],
+        **{name: ["N", "K", 2, 3] for name in IN_GRAPH},
     }
     description = json.loads({entry.key: entry.value for entry in model.metadata_props}[METADATA_KEY])
-    assert description["labels"] == LABELS
-    assert description["maps"][0]["layer"] == "layer4"
+    assert description["labels"] == list(LABELS)
+    assert description["switches"] == [*IN_GRAPH, "features", "gradients"]
+    assert [one["name"] for one in description["maps"]] == list(METHODS)
+    assert {one["layer"] for one in description["maps"]} == {"layer4"}
     assert description["provenance"]["parity"]["top1_agreement"] == 1.0
-    weights = sum(parameter.numel() * 4 for parameter in network.parameters())
-    assert exported.path.stat().st_size < 1.02 * weights, "a weight is stored twice"
+    weights = sum(parameter.numel() * 4 for parameter in make("resnet18").parameters())
+    assert pets.path.stat().st_size < 1.02 * weights, "a weight is stored twice"
 
 
-def test_targets_and_wanted_may_be_left_out(drawn: list[npt.NDArray[np.uint8]], tmp_path: Path) -> None:
-    exported = write(make("resnet18", "linear"), tmp_path, drawn)
-    session = onnxruntime.InferenceSession(str(exported.path), providers=["CPUExecutionProvider"])
-    assert [value.name for value in session.get_overridable_initializers()] == ["targets", "wanted"]
-    images = np.stack(drawn)
-    classes, logits, cam, gradcam = session.run(["classes", "logits", "cam", "gradcam"], {"images": images})
-    np.testing.assert_array_equal(classes[:, 0], logits.argmax(1))
-    assert cam.shape == gradcam.shape == (4, 1, 2, 2)
+def test_outputs_of_several_layers(exported: Exports) -> None:
+    session = exported("test_resnet", "mlp:16", *SEVERAL).model.session
+    shapes = {value.name: value.shape for value in session.get_outputs()}
+    sizes = {layer.name: [layer.height, layer.width] for layer in exported("test_resnet", "mlp:16", *SEVERAL).model.description.layers}
+    assert sizes == {"conv1.0": [32, 48], "layer2": [8, 12], "layer4": [2, 3]}
+    for layer, size in sizes.items():
+        assert shapes[f"features@{layer}"][2:] == size
+        assert shapes[f"gradients@{layer}"] == ["N", "K", *shapes[f"features@{layer}"][1:]]
+        for method in IN_GRAPH[1:]:
+            assert shapes[f"{method}@{layer}"] == ["N", "K", *size]
+            assert shapes[method] == ["N", "K", 32, 48]
+    assert len(shapes) == 3 + 2 * 3 + 4 * len(IN_GRAPH[1:])
 
 
-def test_versions_count_up_and_an_old_one_stays(drawn: list[npt.NDArray[np.uint8]], tmp_path: Path) -> None:
-    network = make("resnet18", "linear")
-    first = write(network, tmp_path, drawn)
+def test_everything_but_the_images_may_be_left_out(pets: Exported) -> None:
+    """Ablation-CAM and the gradients are then not computed: an empty tensor stands for each."""
+    session = onnxruntime.InferenceSession(str(pets.path), providers=["CPUExecutionProvider"])
+    assert [value.name for value in session.get_inputs()] == ["images"]
+    assert {value.name for value in session.get_overridable_initializers()} == {"targets", "softmax", "wanted"}
+    names = [value.name for value in session.get_outputs()]
+    answer = dict(zip(names, session.run(None, {"images": IMAGES}), strict=True))
+    np.testing.assert_array_equal(answer["classes"][:, 0], answer["logits"].argmax(1))
+    assert {name for name in names if answer[name].size == 0} == {"ablationcam", "gradients"}
+    assert answer["gradients"].shape == (0, 0, 512, 2, 3)
+    asked = Model.open(pets.path, device="cpu").run(IMAGES, [-1], IN_GRAPH)
+    for name in set(IN_GRAPH) - {"ablationcam"}:
+        np.testing.assert_array_equal(answer[name], asked.maps[name])
+
+
+def test_a_row_of_wanted_targets_or_softmax_serves_all_pictures_and_rows_are_joined(exported: Exports) -> None:
+    model = exported("test_resnet", "mlp:16", *SEVERAL).model
+    switches = model.description.switches
+    rows = np.zeros((3, len(switches)), dtype=bool)
+    rows[0, switches.index("fem@layer2")] = rows[2, switches.index("hirescam@layer4")] = True
+    feed = {"images": IMAGES[:3], "wanted": rows, "targets": np.array([[1, 2]]), "softmax": np.array([[True], [False], [True]])}
+    answer = dict(zip(switches, model.session.run(list(switches), feed), strict=True))
+    assert {name for name in switches if answer[name].size} == {"fem@layer2", "hirescam@layer4"}
+    for row, softmax in enumerate((True, False, True)):
+        alone = model.run(IMAGES[row : row + 1], [1, 2], ["hirescam@layer4"], softmax=softmax)
+        expected = alone.maps["hirescam@layer4"][0]
+        np.testing.assert_allclose(answer["hirescam@layer4"][row], expected, atol=1e-5 * expected.max())
+
+
+def test_features_and_gradients_on_request(exported: Exports) -> None:
+    case = exported("test_resnet", "mlp:16", *SEVERAL)
+    names = [name for layer in case.model.description.layers for name in (layer.features, layer.gradients)]
+    answer = case.model.run(IMAGES[:2], [[0, -1], [3, 2]], (), names)
+    assert answer.maps == {}
+    assert answer.classes is not None
+    for layer in case.model.description.layers:
+        _, activations, gradients = reference.Reference(case.network, layer.name).observe(IMAGES[:2], answer.classes)
+        given = answer.evidence[layer.gradients]
+        np.testing.assert_allclose(answer.evidence[layer.features], activations, atol=1e-5 * activations.abs().max())
+        np.testing.assert_allclose(given, gradients, atol=1e-4 * gradients.abs().max())
+
+
+def operators(model: Model, wanted: Sequence[str], folder: Path) -> Counter[str]:
+    """How often each operator ran, by the runtime's own profile."""
+    options = onnxruntime.SessionOptions()
+    options.enable_profiling = True
+    options.profile_file_prefix = str(folder / "profile")
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(str(model.path), options, providers=["CPUExecutionProvider"])
+    asked = np.array([[name in wanted for name in model.description.switches]])
+    session.run(None, {"images": IMAGES[:2], "wanted": asked})
+    events = json.loads(Path(session.end_profiling()).read_text())
+    return Counter(event["args"]["op_name"] for event in events if event.get("cat") == "Node")
+
+
+def test_what_is_not_wanted_is_not_computed(exported: Exports, tmp_path: Path) -> None:
+    """Counted, not timed. The layer's gradients need transposed convolutions, Ablation-CAM a loop; scores need neither."""
+    model = exported("test_resnet", "mlp:16", *SEVERAL).model
+    scores = operators(model, (), tmp_path)
+    convolutions = sum(isinstance(module, torch.nn.Conv2d) for module in exported("test_resnet", "mlp:16", *SEVERAL).network.modules())
+    assert (scores["Conv"], scores["ConvTranspose"], scores["Loop"], scores["If"]) == (convolutions, 0, 0, 1)
+
+    fem = operators(model, ["fem@layer2"], tmp_path)
+    assert (fem["Conv"], fem["ConvTranspose"], fem["Loop"]) == (convolutions, 0, 0)
+    assert fem.total() > scores.total()
+    last, middle, first = (operators(model, [f"gradcam@{layer}"], tmp_path) for layer in reversed(SEVERAL))
+    assert last["ConvTranspose"] == 0, "only the head is behind the last layer"
+    assert last.total() > scores.total()
+    assert 0 < middle["ConvTranspose"] < first["ConvTranspose"]
+    assert middle["Loop"] == first["Loop"] == 0
+    both = operators(model, ["gradcam@layer2", "hirescam@layer2", "gradients@layer2"], tmp_path)
+    assert both["ConvTranspose"] == middle["ConvTranspose"], "two maps of a layer share its gradients"
+    fused = operators(model, ["gradcam"], tmp_path)
+    assert fused["ConvTranspose"] == first["ConvTranspose"]
+    ablation = operators(model, ["ablationcam@layer4"], tmp_path)
+    assert (ablation["Loop"], ablation["Conv"], ablation["ConvTranspose"]) == (1, convolutions, 0)
+
+
+@pytest.mark.parametrize(("head", "layers"), [("linear", ()), ("mlp:16", SEVERAL)])
+@pytest.mark.parametrize("softmax", [False, True])
+def test_a_batch_answers_as_its_pictures_do_alone(head: str, layers: tuple[str, ...], softmax: bool, exported: Exports) -> None:
+    model = exported("test_resnet", head, *layers).model
+    targets, names = np.array([[0, -1], [-3, 2], [4, 4], [-1, -5]]), model.description.graph_maps
+    together = model.run(IMAGES, targets, names, softmax=softmax)
+    for row, image in enumerate(IMAGES):
+        alone = model.run(image[None], targets[row : row + 1], names, softmax=softmax)
+        np.testing.assert_allclose(alone.logits[0], together.logits[row], atol=1e-5)
+        np.testing.assert_array_equal(alone.classes[0], together.classes[row])  # type: ignore[index]
+        for name, values in together.maps.items():
+            tolerance = 1e-3 if name.startswith("ablationcam") else 1e-4  # it subtracts scores that are all but equal
+            np.testing.assert_allclose(alone.maps[name][0], values[row], atol=tolerance * np.abs(values[row]).max(), err_msg=name)
+
+
+def test_many_classes_at_once_answer_as_one_by_one(exported: Exports) -> None:
+    model = exported("test_resnet", "mlp:16", *SEVERAL).model
+    names = [name for name in model.description.graph_maps if "ablation" not in name]
+    together = model.run(IMAGES[:2], [0, 1, 2, 3, 4, -1, -2], names)
+    for k in range(5):
+        alone = model.run(IMAGES[:2], [k], names)
+        for name, values in together.maps.items():
+            np.testing.assert_allclose(alone.maps[name][:, 0], values[:, k], atol=1e-4 * np.abs(values).max(), err_msg=name)
+
+
+def test_without_maps_there_are_only_scores(tmp_path: Path) -> None:
+    network = make("test_resnet")
+    exported = put(network, tmp_path, methods=())
+    model = Model.open(exported.path, device="cpu")
+    assert (model.description.maps, model.description.layers, model.description.switches) == ((), (), ())
+    assert [value.name for value in model.session.get_outputs()] == ["scores", "logits", "classes"]
+    assert [value.name for value in model.session.get_inputs()] == ["images"], "all others have a default"
+    np.testing.assert_allclose(model.run(IMAGES).logits, network.predict(IMAGES), atol=1e-5)
+    with pytest.raises(RequestError, match="has no map gradcam"):
+        model.run(IMAGES, methods=["gradcam"])
+
+
+def test_versions_count_up_and_an_old_one_stays(tmp_path: Path) -> None:
+    network = make("test_resnet")
+    first = put(network, tmp_path, methods=["fem"])
     content = first.path.read_bytes()
-    assert write(network, tmp_path, drawn).version == 2
+    second = put(network, tmp_path, methods=["fem", "scorecam"])
+    assert second.version == 2
+    assert second.description.methods == ("fem", "scorecam")
+    assert second.description.graph_maps == ("fem",)
     assert first.path.read_bytes() == content
 
 
-def test_an_export_that_disagrees_leaves_nothing_behind(
-    drawn: list[npt.NDArray[np.uint8]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_export_that_disagrees_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parity_module, "LOGITS_TOLERANCE", -1.0)  # nothing can agree to that
     with pytest.raises(ParityError, match=r"does not answer as PyTorch does on 4 pictures: logits differ by"):
-        write(make("resnet18", "linear"), tmp_path, drawn)
+        put(make("test_resnet"), tmp_path, methods=["fem"])
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_check_notices_another_networks_file(drawn: list[npt.NDArray[np.uint8]], tmp_path: Path) -> None:
-    exported = write(make("resnet18", "linear", seed=0), tmp_path, drawn)
-    measured = parity_module.measure(make("resnet18", "linear", seed=1), Model.open(exported.path, device="cpu"), drawn, "shapes")
-    with pytest.raises(ParityError, match="gradcam differs by"):
-        parity_module.require(measured)
+@pytest.mark.parametrize(("backbone", "head", "layers"), [("resnet18", "linear", ()), ("test_resnet", "mlp:16", SEVERAL)])
+def test_the_check_notices_another_networks_file_by_every_map(backbone: str, head: str, layers: tuple[str, ...], exported: Exports) -> None:
+    case = exported(backbone, head, *layers)
+    own = parity_module.measure(case.network, case.model, list(IMAGES), "blobs")
+    parity_module.require(own)
+    assert own.maps.keys() == set(case.model.description.graph_maps)
+    other = parity_module.measure(make(backbone, head, seed=1).requires_grad_(False), case.model, list(IMAGES), "blobs")
+    assert other.logits > parity_module.LOGITS_TOLERANCE
+    for name in case.model.description.graph_maps:
+        assert other.maps[name] > 100 * parity_module.MAPS_TOLERANCE, name
+    with pytest.raises(ParityError, match=r"gradcam.* differs by"):
+        parity_module.require(other)
 
 
-def test_a_map_that_is_not_wanted_is_not_computed(drawn: list[npt.NDArray[np.uint8]], tmp_path: Path) -> None:
-    """Counted in the runtime's own profile, not timed."""
-    exported = write(make("resnet18", "linear"), tmp_path, drawn)
-
-    def operators(*wanted: bool) -> int:
-        options = onnxruntime.SessionOptions()
-        options.enable_profiling = True
-        options.profile_file_prefix = str(tmp_path / "profile")
-        session = onnxruntime.InferenceSession(str(exported.path), options, providers=["CPUExecutionProvider"])
-        _, cam, gradcam = session.run(["scores", "cam", "gradcam"], {"images": np.stack(drawn), "wanted": np.array(wanted)})
-        assert (cam.size > 0, gradcam.size > 0) == wanted
-        events = json.loads(Path(session.end_profiling()).read_text())
-        return sum(event.get("cat") == "Node" for event in events)
-
-    nothing, cam, gradcam, both = operators(False, False), operators(True, False), operators(False, True), operators(True, True)
-    assert nothing < cam < gradcam < both, "CAM needs no gradient, Grad-CAM does"
-    assert both - nothing == (cam - nothing) + (gradcam - nothing)
+def test_every_method_has_a_name_a_source_and_one_formula() -> None:
+    assert tuple(FORMULAS) == IN_GRAPH
+    assert tuple(METHODS) == reference.METHODS
+    assert all(method.source for method in METHODS.values())
+    assert len({method.title for method in METHODS.values()}) == len(METHODS)
 
 
-def test_every_method_has_a_name_and_a_source() -> None:
-    assert list(IN_GRAPH) == list(METHODS)
-    assert all("arXiv:" in method.source for method in METHODS.values())
-
-
-def test_methods_that_the_head_does_not_allow_are_refused(drawn: list[npt.NDArray[np.uint8]], tmp_path: Path) -> None:
-    provenance = Provenance(created="now", versions={}, backbone="b", head="h", weights="none")
-    arguments = {"labels": LABELS, "repository": tmp_path, "images": drawn, "source": "shapes", "provenance": provenance}
-    with pytest.raises(ExportError, match="cam needs a head that is one linear layer on the spatial mean; the head 'mlp:256' of resnet18"):
-        export(make("resnet18", "mlp:256"), name="m", methods=["cam"], **arguments)  # type: ignore[arg-type]
+def test_methods_that_the_head_does_not_allow_are_refused(tmp_path: Path) -> None:
+    for layers, where in ((None, "at layer4"), (["layer2"], "at layer2"), (["layer3", "layer2"], "at layer2 and layer3")):
+        with pytest.raises(ExportError) as refused:
+            put(make("test_resnet", "mlp:16"), tmp_path, methods=["gradcam", "cam"], layers=layers)
+        message = str(refused.value)
+        assert message.startswith("cam needs a head that is one linear layer on the layer's spatial mean; the head 'mlp:16' of test_resnet")
+        assert f"is not, {where}: it allows gradcam, " in message
+        assert "\n" not in message
+    with pytest.raises(ExportError, match="cam needs a head"):
+        Explainer(make("test_resnet").requires_grad_(False), ["cam"], ["layer3"])
+    with pytest.raises(ExportError, match=f"unknown map method 'lime': expected some of {', '.join(METHODS)}"):
+        put(make("test_resnet"), tmp_path, methods=["gradcam", "lime"])
     with pytest.raises(SettingsError, match=r"'\.\./m' is no model name"):
-        export(make("resnet18", "linear"), name="../m", **arguments)  # type: ignore[arg-type]
+        put(make("test_resnet"), tmp_path, name="../m")
+    with pytest.raises(ExportError, match="2 labels came for a network of 5 classes"):
+        export(make("test_resnet"), name="m", labels=["a", "b"], repository=tmp_path, images=list(IMAGES), source="", provenance=PROVENANCE)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_requests_that_do_not_fit_are_refused(drawn: list[npt.NDArray[np.uint8]], tmp_path: Path) -> None:
-    model = Model.open(write(make("resnet18", "linear"), tmp_path, drawn).path, device="cpu")
-    with pytest.raises(RequestError, match=r"takes uint8 \[N, 64, 64, 3\]; uint8 \[1, 32, 64, 3\] came"):
-        model.run(np.zeros((1, 32, 64, 3), dtype=np.uint8))
+def test_requests_that_do_not_fit_are_refused(exported: Exports) -> None:
+    model = exported("resnet18").model
+    with pytest.raises(RequestError, match=r"takes uint8 \[N, 64, 96, 3\]; uint8 \[1, 32, 96, 3\] came"):
+        model.run(np.zeros((1, 32, 96, 3), dtype=np.uint8))
     with pytest.raises(RequestError, match="has no class 5: expected 0 to 4"):
-        model.run(drawn[0][None], [5], ["cam"])
+        model.run(IMAGES, [5], ["cam"])
+    with pytest.raises(RequestError, match="has no class -6"):
+        model.run(IMAGES, [-6], ["cam"])
     with pytest.raises(RequestError, match="has no map eigencam; it has: cam, gradcam"):
-        model.run(drawn[0][None], [0], ["eigencam"])
+        model.run(IMAGES, [0], ["eigencam"])
+    with pytest.raises(RequestError, match="has no output features@layer1"):
+        model.run(IMAGES, [0], [], ["features@layer1"])
+    with pytest.raises(RequestError, match=r"targets of shape \[2, 1\] came with 4 pictures: expected \[4 or 1, K\]"):
+        model.run(IMAGES, [[0], [1]], ["cam"])
+
+
+def test_a_file_without_a_description_is_refused(exported: Exports, tmp_path: Path) -> None:
+    bare = onnx.load(str(exported("test_resnet").model.path))
+    del bare.metadata_props[:]
+    onnx.save(bare, str(tmp_path / "bare.onnx"))
+    with pytest.raises(ModelFileError, match="not exported by tlcli"):
+        Model.open(tmp_path / "bare.onnx", device="cpu")
