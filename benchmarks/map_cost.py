@@ -1,29 +1,65 @@
-"""What a Grad-CAM map costs: scores with the first class's map over scores alone, on ONNX Runtime, on a CPU.
+"""What maps cost: time, file and memory of an exported model, over a bare export of the same network. ONNX Runtime, CPU.
 
-    python benchmarks/map_cost.py [--pairs 30] [--batch 1] [--size 224] [NETWORK:HEAD ...]
+    python benchmarks/map_cost.py [--pairs 30] [--batch 1] [--size 224] [--classes 1000] [--memory] [NETWORK:HEAD ...]
 
-Each pair runs one after the other on the same session; the median of the pairs' ratios is printed, since the machine's speed drifts.
-The networks have random weights; HEAD is linear, mlp:256 or original.
+    scores       scores alone from the file with maps, over the bare export's
+    Grad-CAM     scores and the first class's Grad-CAM map over scores alone, from the file with maps
+    all          scores and every map in the graph but Ablation-CAM's, over scores alone
+    file         of the file with maps over the bare one
+    memory       anonymous memory that a session takes in a fresh process after three runs, likewise (with --memory)
+
+The four runs of a round come one after the other in a random order; medians of the rounds' ratios. A session that is made second is
+faster on some machines, whatever it holds, so half of the rounds are done with each order of making. The networks have random weights;
+HEAD is linear, mlp:256 or original.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import random
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import torch
 
-from contract.description import Provenance
-from contract.model import Model
-from contract.preprocessing import Preprocessing
-from exports import export
-from training.network import NetworkConfig, build
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-NETWORKS = ["resnet50:linear", "vgg16:linear", "vgg16:mlp:256", "vgg16:original", "mobilenetv2_100:linear"]
+from contract.cores import usable_cores
+from contract.description import IMAGES, LOGITS, SCORES, WANTED
+from contract.preprocessing import Preprocessing
+from exports.explainer import Explainer
+from exports.graph import IR_VERSION, OPSET, write_graph
+from training.network import Network, NetworkConfig, build
+
+NETWORKS = [
+    "resnet50:linear",
+    "vgg16:linear",
+    "vgg16:mlp:256",
+    "vgg16:original",
+    "mobilenetv2_100:linear",
+    "efficientnet_b0:linear",
+]
+UNASKED = ("ablationcam", "features", "gradients")
+
+
+class Bare(torch.nn.Module):
+    """The same network, without maps."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = self.network(self.network.normalise(images))
+        return logits.softmax(1), logits
 
 
 def main() -> None:
@@ -32,38 +68,123 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=30)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--classes", type=int, default=1000)
+    parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--one-session", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    print(f"batch {arguments.batch}, {arguments.size} x {arguments.size}, {arguments.pairs} pairs")
-    print("| network | head | scores alone, ms | with Grad-CAM over without |")
-    print("|---|---|---|---|")
-    for network in arguments.networks:
-        backbone, _, head = network.partition(":")
-        alone_s, ratio = measure(backbone, head, arguments.batch, arguments.size, arguments.pairs)
-        print(f"| {backbone} | {head} | {1000 * alone_s:.1f} | {ratio:.3f} |", flush=True)
-
-
-def measure(backbone: str, head: str, batch: int, size: int, pairs: int) -> tuple[float, float]:
-    """Median seconds of scores alone, and the median of the pairs' ratios."""
-    torch.manual_seed(0)
-    network = build(NetworkConfig(backbone=backbone, head=head, num_classes=10, preprocessing=Preprocessing(height=size, width=size)))
-    images = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
-    with tempfile.TemporaryDirectory() as folder:
-        provenance = Provenance(created="", versions={}, backbone=backbone, head=head, weights="none")
-        labels = [f"class_{number}" for number in range(10)]
-        exported = export(
-            network, name="model", labels=labels, repository=Path(folder), images=[images[0]], source="noise", provenance=provenance
+    if arguments.one_session:
+        print(memory_of(Path(arguments.one_session[0]), json.loads(arguments.one_session[1]), arguments.size))
+        return
+    print(f"batch {arguments.batch}, {arguments.size} x {arguments.size}, {arguments.classes} classes, {arguments.pairs} rounds")
+    print("| network | head | bare, ms | scores | Grad-CAM | all | file | memory |")
+    print("|---|---|---|---|---|---|---|---|")
+    for name in arguments.networks:
+        backbone, _, head = name.partition(":")
+        with tempfile.TemporaryDirectory() as folder:
+            switches = write(backbone, head, arguments.classes, arguments.size, Path(folder))
+            times = measure(Path(folder), switches, arguments.batch, arguments.size, arguments.pairs)
+            size = Path(folder, "maps.onnx").stat().st_size / Path(folder, "bare.onnx").stat().st_size
+            memory = "not measured"
+            if arguments.memory:
+                bare, maps = (
+                    _in_a_process(Path(folder, f"{file}.onnx"), names, arguments.size) for file, names in (("bare", []), ("maps", switches))
+                )
+                memory = f"{maps / bare:.3f} ({bare / 1e6:.0f} MB)"
+        bare_ms = 1000 * statistics.median(times["bare"])
+        scores, gradcam, everything = (
+            statistics.median(a / b for a, b in zip(times[over], times[under], strict=True))
+            for over, under in (("scores", "bare"), ("gradcam", "scores"), ("all", "scores"))
         )
-        model = Model.open(exported.path, device="cpu")
-    model.warm_up()
-    alone, with_map = [], []
-    for _ in range(pairs):
-        began = time.perf_counter()
-        model.run(images)
-        between = time.perf_counter()
-        model.run(images, methods=("gradcam",))
-        alone.append(between - began)
-        with_map.append(time.perf_counter() - between)
-    return statistics.median(alone), statistics.median(b / a for a, b in zip(alone, with_map, strict=True))
+        row = (
+            f"| {backbone} | {head or 'linear'} | {bare_ms:.1f} | {scores:.3f} | {gradcam:.3f} | {everything:.3f} | {size:.4f} | {memory} |"
+        )
+        print(row, flush=True)
+
+
+def write(backbone: str, head: str, classes: int, size: int, folder: Path) -> list[str]:
+    """`bare.onnx` and `maps.onnx`; the switches of the latter."""
+    torch.manual_seed(0)
+    preprocessing = Preprocessing(height=size, width=size)
+    config = NetworkConfig(backbone=backbone, head=head or "linear", num_classes=classes, preprocessing=preprocessing)
+    network = build(config).requires_grad_(False)
+    program = torch.onnx.export(
+        Bare(network),
+        (torch.zeros(3, size, size, 3, dtype=torch.uint8),),
+        dynamo=True,
+        input_names=[IMAGES],
+        output_names=[SCORES, LOGITS],
+        dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+        opset_version=OPSET,
+        verbose=False,
+    )
+    assert program is not None
+    program.model.ir_version = IR_VERSION
+    program.save(str(folder / "bare.onnx"))
+    explainer = Explainer(network)
+    write_graph(explainer, folder / "maps.onnx")
+    return list(explainer.switches)
+
+
+def open_session(path: Path) -> onnxruntime.InferenceSession:
+    """As the server does."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = usable_cores()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def measure(folder: Path, switches: list[str], batch: int, size: int, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each run, by its name."""
+    images = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
+    times: dict[str, list[float]] = {name: [] for name in ("bare", "scores", "gradcam", "all")}
+    for order in (("bare", "maps"), ("maps", "bare")):
+        sessions = {name: open_session(folder / f"{name}.onnx") for name in order}
+
+        def asking(names: list[str], session: onnxruntime.InferenceSession = sessions["maps"]) -> Callable[[], object]:
+            feed = {IMAGES: images, WANTED: np.array([[switch in names for switch in switches]])}
+            return lambda: session.run([SCORES, LOGITS, *names], feed)
+
+        bare = sessions["bare"]
+        runs = {
+            "bare": lambda bare=bare: bare.run([SCORES, LOGITS], {IMAGES: images}),
+            "scores": asking([]),
+            "gradcam": asking(["gradcam"]),
+            "all": asking([switch for switch in switches if switch not in UNASKED]),
+        }
+        for run in [*runs.values()] * 2:
+            run()
+        for _ in range(rounds // 2):
+            for name in random.sample(list(runs), len(runs)):
+                began = time.perf_counter()
+                runs[name]()
+                times[name].append(time.perf_counter() - began)
+    return times
+
+
+def memory_of(path: Path, switches: list[str], size: int) -> int:
+    """Bytes of anonymous memory that a session holds after three runs for scores alone."""
+    before = _anonymous()
+    session = open_session(path)
+    feed = {IMAGES: np.zeros((1, size, size, 3), dtype=np.uint8)}
+    if switches:
+        feed[WANTED] = np.zeros((1, len(switches)), dtype=bool)
+    for _ in range(3):
+        session.run([SCORES, LOGITS], feed)
+    return _anonymous() - before
+
+
+def _anonymous() -> int:
+    import ctypes
+
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what loading left over goes back first
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("Anonymous:"))
+
+
+def _in_a_process(path: Path, switches: list[str], size: int) -> int:
+    command = [sys.executable, __file__, "--size", str(size), "--one-session", str(path), json.dumps(switches)]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from tests.exports.networks import LABELS, PROVENANCE, Exports, blobs, make
 from training.network import Network
 
 IMAGES = blobs(4)
-SEVERAL = ("conv1.0", "layer2", "layer4")
+SEVERAL = ("conv1.2", "layer2", "layer4")
 
 
 def put(network: Network, repository: Path, images: npt.NDArray[np.uint8] = IMAGES, name: str = "model", **more: Any) -> Exported:
@@ -97,7 +97,7 @@ def test_outputs_of_several_layers(exported: Exports) -> None:
     session = exported("test_resnet", "mlp:16", *SEVERAL).model.session
     shapes = {value.name: value.shape for value in session.get_outputs()}
     sizes = {layer.name: [layer.height, layer.width] for layer in exported("test_resnet", "mlp:16", *SEVERAL).model.description.layers}
-    assert sizes == {"conv1.0": [32, 48], "layer2": [8, 12], "layer4": [2, 3]}
+    assert sizes == {"conv1.2": [32, 48], "layer2": [8, 12], "layer4": [2, 3]}
     for layer, size in sizes.items():
         assert shapes[f"features@{layer}"][2:] == size
         assert shapes[f"gradients@{layer}"] == ["N", "K", *shapes[f"features@{layer}"][1:]]
@@ -129,7 +129,7 @@ def test_a_row_of_wanted_targets_or_softmax_serves_all_pictures_and_rows_are_joi
     rows[0, switches.index("fem@layer2")] = rows[2, switches.index("hirescam@layer4")] = True
     feed = {"images": IMAGES[:3], "wanted": rows, "targets": np.array([[1, 2]]), "softmax": np.array([[True], [False], [True]])}
     answer = dict(zip(switches, model.session.run(list(switches), feed), strict=True))
-    assert {name for name in switches if answer[name].size} == {"fem@layer2", "hirescam@layer4"}
+    assert {name for name in switches if answer[name].size} == {"fem@layer2", "hirescam@layer4", "gradients@layer4"}, "made of them"
     for row, softmax in enumerate((True, False, True)):
         alone = model.run(IMAGES[row : row + 1], [1, 2], ["hirescam@layer4"], softmax=softmax)
         expected = alone.maps["hirescam@layer4"][0]

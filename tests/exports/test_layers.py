@@ -52,13 +52,13 @@ def test_layers_are_listed_as_they_are_executed(backbone: str) -> None:
     [
         ("resnet18", "linear", "layer4"),
         ("test_resnet", "mlp:16", "layer4"),
-        ("densenet121", "linear", "features.norm5"),
+        ("densenet121", "linear", "features"),
         ("vgg11", "linear", "features"),
         ("vgg11", "original", "features"),
         ("mobilenetv2_100", "linear", "bn2"),
         ("mobilenetv3_small_050", "linear", "blocks"),
         ("efficientnet_b0", "linear", "bn2"),
-        ("convnext_atto", "linear", "stages"),
+        ("convnext_atto", "linear", "norm_pre"),
     ],
 )
 def test_the_last_layer_is_what_the_head_takes(backbone: str, head: str, expected: str) -> None:
@@ -113,7 +113,7 @@ def test_modules_that_run_more_than_once_are_left_out() -> None:
     assert "layer3.0.act1" in names
     network.backbone.layer4[0].act1 = network.backbone.layer3[0].act1  # type: ignore[index,union-attr]
     assert "layer3.0.act1" not in {layer.name for layer in list_layers(network)}
-    with pytest.raises(ExportError, match=r"layer3\.0\.act1: test_resnet's layer gives no map `\[N, c, h, w\]` of some extent, once a picture"):
+    with pytest.raises(ExportError, match=r"layer3\.0\.act1: test_resnet's layer gives no map .*, once a picture"):
         resolve_layers(network, ["layer3.0.act1"])
 
 

@@ -30,9 +30,12 @@ MIDDLE: dict[str, tuple[str, str, dict[str, Any]]] = {
     "mobilenetv2_100": ("blocks.0.0.bn1", "linear", {}),  # rectified: elsewhere Grad-CAM++ has poles
     "vgg11": ("features.1", "mlp:256", {"size": (32, 48)} | SMALL_HEAD),  # max-pooling behind
     "test_resnet": ("layer2", "mlp:16", {}),
+    "test_resnet before the end of its last block": ("layer4.0.bn2", "linear", {}),  # the block goes on in the same tensor
 }
 
-TOLERANCE = 1e-4
+TOLERANCE = {False: 1e-4, True: 5e-4}
+"""Of logits and of probabilities, whose gradients are differences of the logits'."""
+
 ABLATION_TOLERANCE = 1e-3
 """It subtracts scores that are all but equal: not all of float32's digits are left."""
 
@@ -58,14 +61,15 @@ def compare(case: Case, layer: str, images: npt.NDArray[np.uint8], softmax: bool
     assert given.shape == gradients.shape
     for picture in range(len(images)):
         for k in range(targets.shape[1]):
-            np.testing.assert_allclose(given[picture, k], gradients[picture, k], atol=1e-4 * np.abs(gradients[picture, k]).max())
+            expected = gradients[picture, k]
+            np.testing.assert_allclose(given[picture, k], expected, atol=TOLERANCE[softmax] * np.abs(expected).max())
     # Where a network runs again for each channel, that is most of the time: one picture is enough.
     differences = {
         method: relative_difference(answer.maps[method], reference.maps(method, images, classes, softmax))
         for method in maps
         if method != "ablationcam"
     }
-    assert max(differences.values()) < TOLERANCE, differences
+    assert max(differences.values()) < TOLERANCE[softmax], differences
     ablated = reference.maps("ablationcam", images[:1], classes[:1], softmax)
     assert relative_difference(answer.maps["ablationcam"][:1], ablated) < ABLATION_TOLERANCE
 
@@ -94,7 +98,7 @@ def test_a_layer_in_the_middle(name: str, softmax: bool, exported: Exports) -> N
     compare(case, layer, blobs(2, *others.get("size", (64, 96))), softmax)
 
 
-SEVERAL = ("conv1.0", "layer2", "layer4")
+SEVERAL = ("conv1.2", "layer2", "layer4")
 
 
 @pytest.mark.parametrize("softmax", [False, True], ids=["logit", "probability"])
@@ -112,7 +116,7 @@ def test_maps_of_several_layers_and_the_one_that_is_fused_of_them(softmax: bool,
             continue
         given = answer.maps[one.name]
         assert given.shape == (1, 2, one.height, one.width)
-        tolerance = ABLATION_TOLERANCE if one.method == "ablationcam" else TOLERANCE
+        tolerance = ABLATION_TOLERANCE if one.method == "ablationcam" else TOLERANCE[softmax]
         if one.layer in references:
             expected = references[one.layer].maps(one.method, images, answer.classes, softmax)
         else:

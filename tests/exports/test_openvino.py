@@ -1,0 +1,44 @@
+"""The same file in OpenVINO: by default it answers scores and maps of the first class, and they are ONNX Runtime's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.exports.networks import Exports, blobs
+
+openvino = pytest.importorskip("openvino")
+
+CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
+    "one linear layer on the mean": (("resnet18", "linear"), {}),
+    "hidden layers": (("vgg16", "mlp:256"), {"mlp_ratio": 1 / 32}),
+    "in the middle, several layers": (("test_resnet", "mlp:16", "conv1.2", "layer2", "layer4"), {}),
+    "max-pooling behind": (("vgg11", "mlp:256", "features.1"), {"size": (32, 48), "mlp_ratio": 1 / 32}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_same_scores_and_maps(name: str, exported: Exports) -> None:
+    arguments, options = CASES[name]
+    model = exported(*arguments, **options).model
+    compiled = openvino.Core().compile_model(str(model.path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    size = model.description.preprocessing
+    outputs = [value.name for value in model.session.get_outputs()]
+    for count in (1, 3):
+        images = blobs(count, size.height, size.width)
+        given = compiled({"images": images})
+        there = {name: given[compiled.output(name)] for name in outputs}
+        here = dict(zip(outputs, model.session.run(outputs, {"images": images}), strict=True))
+        assert {name for name in outputs if there[name].size == 0} == {name for name in outputs if here[name].size == 0}
+        np.testing.assert_array_equal(there["classes"], here["classes"])
+        np.testing.assert_allclose(there["scores"], here["scores"], atol=1e-5)
+        for output in model.description.graph_maps:
+            if "ablationcam" in output:
+                assert there[output].size == 0
+                continue
+            assert here[output].size > 0
+            largest = np.abs(here[output]).max((-2, -1), keepdims=True)
+            assert there[output].shape == here[output].shape
+            assert (np.abs(there[output] - here[output]) <= 1e-4 * np.maximum(largest, 1e-3 * largest.max())).all(), output

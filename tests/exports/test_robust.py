@@ -1,0 +1,178 @@
+"""Networks and pictures at the limits: nothing is NaN, what is defined as zero is zero, and sizes may be left open."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from contract.errors import ExportError, RequestError, TlcliError
+from contract.explaining import explain
+from contract.methods import METHODS
+from contract.model import Model
+from tests.exports.networks import Case, Exports, blobs, make, write
+from tests.exports.reference import Reference, relative_difference
+from tests.exports.test_reference import A0, A1, BIAS, BY_HAND, WEIGHT, picture, toy
+
+CLASSES = np.array([[0, 1, 2, 3]])
+TOLERANCE = 1e-4
+SAMPLED = ("scorecam", "faster_scorecam")
+"""These mask pictures of 8 bits; the reference's are not rounded."""
+
+
+@pytest.fixture(scope="module")
+def on_paper(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """Two channels of two by two: sizes that are equal to others everywhere."""
+    return write(toy(WEIGHT, BIAS), tmp_path_factory.mktemp("toy") / "model.onnx", layers=["layer"])
+
+
+@pytest.mark.parametrize("method", BY_HAND)
+def test_maps_worked_out_on_paper(method: str, on_paper: Model) -> None:
+    """Among them a class whose score, weights and gradients are zero."""
+    image = picture(A0.astype(int).tolist(), A1.astype(int).tolist())
+    maps = on_paper.run(np.concatenate([image, image, image]), CLASSES, [method]).maps[method]
+    for row in maps:
+        np.testing.assert_allclose(row, BY_HAND[method], atol=2e-5)  # 8 bits, times 255
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+@pytest.mark.parametrize(
+    "image",
+    [picture([[-1, -1]] * 2, [[0, 0]] * 2), picture([[3, 3]] * 2, [[0, 0]] * 2), picture([[2, -1], [0, 0]], [[7, 7]] * 2)],
+    ids=["black", "constant", "a channel alone"],
+)
+def test_pictures_without_anything_in_them(image: np.ndarray, softmax: bool, on_paper: Model) -> None:
+    reference = Reference(toy(WEIGHT, BIAS), "layer")
+    answer = explain(on_paper, image, CLASSES, on_paper.description.methods, softmax=softmax)
+    assert set(answer.maps) == set(METHODS)
+    for method, values in answer.maps.items():
+        assert np.isfinite(values).all(), method
+        expected = reference.maps(method, image, CLASSES, softmax)
+        if method not in SAMPLED:
+            np.testing.assert_allclose(values, expected, atol=1e-4 * max(1, np.abs(expected).max()), err_msg=method)
+        if not expected.any():
+            assert not values.any(), method
+
+
+def layer_silenced(network: torch.nn.Module, layer: str, bias: float) -> None:
+    """Let a batch norm answer the same number everywhere."""
+    norm = network.backbone.get_submodule(layer)  # type: ignore[union-attr,operator]
+    with torch.no_grad():
+        norm.weight.zero_()
+        norm.bias.fill_(bias)
+
+
+@pytest.fixture(scope="module", params=[0.0, 0.3], ids=["zeros", "constants"])
+def constant(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """A network whose layer is the same at every position of every picture; what is behind it is alive."""
+    network = make("test_resnet", "mlp:16")
+    layer_silenced(network, "layer2.0.bn1", request.param)
+    return Case(network, write(network, tmp_path_factory.mktemp("constant") / "model.onnx", layers=["layer2.0.bn1"]))
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+def test_constant_activations(constant: Case, softmax: bool) -> None:
+    images, classes = blobs(2), np.array([[0, 3], [4, 1]])
+    reference = Reference(constant.network, "layer2.0.bn1")
+    answer = explain(constant.model, images, classes, constant.model.description.methods, softmax=softmax, max_channels=5)
+    for method, values in answer.maps.items():
+        assert np.isfinite(values).all(), method
+        if method not in SAMPLED:
+            expected = reference.maps(method, images, classes, softmax)
+            assert relative_difference(values, expected) < 1e-3, method
+        if method in ("fem", "eigencam"):
+            assert not values.any(), f"{method}: nothing stands out"
+
+
+@pytest.mark.parametrize("layer", ["layer4", "layer2"])
+def test_a_class_of_probability_0_or_1(layer: str, exported: Exports) -> None:
+    """The derivative of a saturated probability is zero, so is the change when a channel is taken away from it, unless that undoes it."""
+    case = exported("test_resnet", "mlp:16", layer, spread=1e4)
+    images = blobs(2)
+    targets = np.array([[-1, -2, -5], [-1, -2, -5]])
+    maps = case.model.description.graph_maps
+    scores = case.model.run(images).scores
+    assert (np.sort(scores, 1)[:, [0, -1]] == [0, 1]).all()
+    for softmax in (False, True):
+        answer = explain(case.model, images, targets, case.model.description.methods, softmax=softmax, max_channels=5)
+        assert answer.classes is not None
+        reference = Reference(case.network, layer)
+        for method, values in answer.maps.items():
+            assert np.isfinite(values).all(), method
+            if method in maps and method not in ("fem", "ablationcam") and softmax:
+                assert not values.any(), method
+            elif method in maps and method != "ablationcam":
+                assert relative_difference(values, reference.maps(method, images, answer.classes)) < TOLERANCE, method
+        if softmax:
+            assert not answer.maps["ablationcam"][:, 2].any(), "a probability of zero cannot fall"
+            assert not answer.maps["eigengradcam"].any()
+
+
+@pytest.fixture(scope="module")
+def half_dead(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """Every second channel of the layer is zero."""
+    network = make("test_resnet", "mlp:16")
+    norm = network.backbone.layer3[0].bn1  # type: ignore[index,union-attr]
+    with torch.no_grad():
+        norm.weight[::2] = 0
+        norm.bias[::2] = 0
+    return Case(network, write(network, tmp_path_factory.mktemp("dead") / "model.onnx", layers=["layer3.0.bn1"]))
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+def test_dead_channels(half_dead: Case, softmax: bool) -> None:
+    images, classes = blobs(2), np.array([[0, 3], [4, 1]])
+    answer = explain(half_dead.model, images, classes, half_dead.model.description.methods, softmax=softmax, max_channels=5)
+    reference = Reference(half_dead.network, "layer3.0.bn1")
+    _, activations, _ = reference.observe(images, classes, softmax)
+    assert not activations[:, ::2].any()
+    assert activations[:, 1::2].abs().amax((-2, -1)).min() > 0
+    for method, values in answer.maps.items():
+        assert np.isfinite(values).all(), method
+        if method not in SAMPLED:
+            assert relative_difference(values, reference.maps(method, images, classes, softmax)) < 1e-3, method
+
+
+@pytest.mark.parametrize(("backbone", "head", "layers"), [("test_resnet", "linear", ()), ("mobilenetv2_100", "linear", ("blocks.0.0.bn1",)),
+                                                          ("test_resnet", "linear", ("layer2", "layer4"))])  # fmt: skip
+def test_another_size_answers_what_pytorch_answers_at_that_size(
+    backbone: str, head: str, layers: tuple[str, ...], exported: Exports
+) -> None:
+    """Traced at 64 x 96; odd sizes leave positions over where strides do not fit."""
+    case = exported(backbone, head, *layers, dynamic_size=True)
+    assert case.model.description.dynamic_size
+    methods = [one for one in case.model.description.maps if one.in_graph and (one.method != "ablationcam" or backbone == "test_resnet")]
+    for height, width in ((64, 96), (96, 64), (128, 128), (75, 101)):
+        images, targets = blobs(2, height, width), np.array([[0, -1], [3, 2]])
+        answer = case.model.run(images, targets, [one.name for one in methods])
+        assert answer.classes is not None
+        references = {layer.name: Reference(case.network, layer.name) for layer in case.model.description.layers}
+        for one in methods:
+            if one.layer not in references:
+                continue
+            reference = references[one.layer]
+            np.testing.assert_allclose(answer.logits, reference.observe(images, answer.classes)[0], atol=1e-4)
+            expected = reference.maps(one.method, images, answer.classes)
+            tolerance = 1e-3 if one.method == "ablationcam" else TOLERANCE
+            assert relative_difference(answer.maps[one.name], expected) < tolerance, (one.name, height, width)
+
+
+def test_a_head_that_needs_one_size_is_refused_in_a_line(tmp_path: Path) -> None:
+    for layers in (None, ["layer2"]):
+        with pytest.raises(ExportError, match="--dynamic-size") as refused:
+            write(make("test_resnet", "mlp:16"), tmp_path / "model.onnx", layers=layers, methods=["gradcam"], dynamic_size=True)
+        assert "\n" not in str(refused.value)
+    assert issubclass(ExportError, TlcliError)
+
+
+def test_a_wrong_size_is_refused_unless_any_will_do(exported: Exports) -> None:
+    fixed, open_ = exported("test_resnet").model, exported("test_resnet", dynamic_size=True).model
+    with pytest.raises(RequestError, match=r"takes uint8 \[N, 64, 96, 3\]; uint8 \[2, 96, 64, 3\] came"):
+        fixed.run(blobs(2, 96, 64))
+    with pytest.raises(RequestError, match=r"takes uint8 \[N, H, W, 3\]; float32 \[2, 96, 64, 3\] came"):
+        open_.run(blobs(2, 96, 64).astype(np.float32))  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match=r"uint8 \[0, 64, 96, 3\] came"):
+        fixed.run(blobs(2)[:0])
+    open_.run(blobs(2, 96, 64))
