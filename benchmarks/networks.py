@@ -50,7 +50,7 @@ efficientnet_b0 tf_efficientnetv2_b0 mobilenetv2_100 mobilenetv3_small_100 mobil
 tinynet_e hardcorenas_a mixnet_s regnetx_002 regnety_002 convnext_atto convnextv2_atto resnest14d dpn68 ghostnet_100 repghostnet_050
 hrnet_w18_small nf_regnet_b0 nf_resnet26 eca_nfnet_l0 repvgg_a0 mobileone_s0 gernet_s cspresnet50 darknet17 res2net50_26w_4s rexnet_100
 selecsls42b ese_vovnet19b_dw starnet_s1 edgenext_xx_small poolformer_s12 fastvit_t8 inception_next_atto hgnetv2_b0 mobilevit_xxs
-mobilevitv2_050 dla34 xception41 resnetv2_50d_gn bat_resnext26ts lambda_resnet26t inception_v3:128 alexnet:128 googlenet squeezenet1_1
+mobilevitv2_050 dla34 xception41 resnetv2_50d_gn bat_resnext26ts lambda_resnet26t:256 inception_v3:128 alexnet:128 googlenet squeezenet1_1
 shufflenet_v2_x0_5 mnasnet0_5 resnet50 vgg16 seresnet50 resnext50_32x4d resnetrs50 cspdarknet53 legacy_xception:128 inception_v4:128
 inception_resnet_v2:128 convmixer_768_32 resnetv2_50x1_bit nasnetalarge:128 tresnet_m halonet26t:256 coatnet_nano_rw_224:224
 maxvit_tiny_tf_224:224 focalnet_tiny_srf efficientformer_l1:224 swin_tiny_patch4_window7_224:224 vit_tiny_patch16_224:224
@@ -99,7 +99,7 @@ def measure(name: str, size: int, folder: Path | None) -> list[str]:
         try:
             differences = compare(network, layer, images)
             rows.append(
-                head + " " + " | ".join(f"{differences[key]:.0e}" if key in differences else "–" for key in ("logits", *METHODS)) + " |"
+                head + " " + " | ".join(f"{differences[key]:.1e}" if key in differences else "–" for key in ("logits", *METHODS)) + " |"
             )
         except TlcliError as error:
             rows.append(f"{head} not exported: {error} |")

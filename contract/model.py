@@ -81,13 +81,15 @@ class Model:
         self._evidence = {name for layer in description.layers for name in (layer.features, layer.gradients)}
 
     @classmethod
-    def open(cls, path: str | Path, device: str = "auto", threads: int = 0) -> Model:
+    def open(cls, path: str | Path, device: str = "auto", threads: int = 0, spinning: bool = True) -> Model:
         """Load an exported model.
 
         Args:
             path: the ONNX file.
             device: `auto`, `cpu` or `cuda`.
             threads: ONNX Runtime's intra-op threads; 0 takes every core this process may use.
+            spinning: let those threads wait busily for each other: a tenth faster where nothing else wants the cores, and slower where
+                something does, as in a server that decodes pictures meanwhile.
 
         Raises:
             ModelFileError: missing, broken, or not one of ours.
@@ -102,7 +104,7 @@ class Model:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors only: it warns of `targets`, whose default may be overridden, at each load
         options.intra_op_num_threads = threads or usable_cores()
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
         providers = ["CUDAExecutionProvider", "CPUExecutionProvider"] if chosen == "cuda" else ["CPUExecutionProvider"]
         try:
             session = onnxruntime.InferenceSession(str(path), options, providers=providers)

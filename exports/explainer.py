@@ -160,11 +160,10 @@ class Explainer(nn.Module):
         of_logits = self._rows(classes)
         of_probabilities = self._of_probabilities(of_logits, logits, classes, softmax)
         if self._pooled_linear:  # the mean hands its gradient on in equal parts
-            means = [cotangents / (activations[0].shape[-2] * activations[0].shape[-1])]
+            means: Sequence[Tensor] = [cotangents / (activations[0].shape[-2] * activations[0].shape[-1])]
             gradients: Sequence[Tensor] = [means[0][..., None, None]]
         else:
-            gradients = self.tail.pull_back(cotangents, remembered)
-            means = [gradient.mean((-2, -1)) for gradient in gradients]
+            gradients, means = self.tail.pull_back(cotangents, remembered)
         steps, found = [], {}
         for number, layer in enumerate(self.layers):
             found[layer.features] = activations[number]

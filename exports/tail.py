@@ -13,7 +13,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
-from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
@@ -23,8 +22,8 @@ from exports.layers import Tap
 
 aten = torch.ops.aten
 
-_ROWS = 4
-"""Of the batch that is traced: the tracer takes 0 and 1 for constants."""
+_ROWS = (37, 41, 43, 47, 53, 59, 61)
+"""Of the batch that is traced: one that no other size equals, since the tracer takes sizes that are found to be equal for one and the same."""
 
 Rest = Callable[[Tensor, Tap], Tensor]
 """The traced part of a network: its input, `[N, ...]`, and what stands at the layers, to the embedding z, `[N, d]`."""
@@ -56,9 +55,9 @@ class Tail(nn.Module):
         mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
         joint = torch.func.functionalize(_joint(rest, layers), remove="mutations_and_views")
         examples = _symbolic(mode, example, width, dynamic_size)
-        with mode, enable_python_dispatcher():
-            traced = make_fx(joint, decomposition_table=DECOMPOSITIONS)(*examples)
+        traced = make_fx(joint, decomposition_table=DECOMPOSITIONS, tracing_mode="symbolic")(*examples)
         _simplify(traced)
+        _add_means(traced, len(layers))
         cut = _Cut(traced, len(layers))
         self.forward_graph, self.backward_graph = cut.forward(), cut.backward()
         self.again_graphs = nn.ModuleList(cut.again(number) for number in range(len(layers)))
@@ -71,12 +70,12 @@ class Tail(nn.Module):
         z, *others = self.forward_graph(inputs)
         return z, tuple(others[: len(self.layers)]), tuple(others[len(self.layers) :])
 
-    def pull_back(self, cotangents: Tensor, remembered: tuple[Any, ...]) -> tuple[Tensor, ...]:
-        """Weights of z, `[N, K, d]`, to the derivatives of its weighted sum: `[N, K, c, h, w]` a layer."""
+    def pull_back(self, cotangents: Tensor, remembered: tuple[Any, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Weights of z, `[N, K, d]`, to the derivatives of its weighted sum, `[N, K, c, h, w]` a layer, and their spatial means."""
         n, k, _ = cotangents.shape
         handed = [_repeat(remembered[i], k, self._rows[i]) if self._rows[i] else remembered[i] for i in self._handed[-1]]
-        gradients = self.backward_graph(cotangents.flatten(0, 1), *handed)
-        return tuple(gradient.unflatten(0, (n, k)) for gradient in gradients)
+        results = [result.unflatten(0, (n, k)) for result in self.backward_graph(cotangents.flatten(0, 1), *handed)]
+        return tuple(results[: len(self.layers)]), tuple(results[len(self.layers) :])
 
     def again(self, layer: int, activations: Tensor, pictures: Tensor, remembered: tuple[Any, ...]) -> Tensor:
         """z for other activations of one layer.
@@ -99,7 +98,7 @@ def _joint(rest: Rest, layers: Sequence[str]) -> Callable[[Tensor, Tensor], tupl
 
         def measure(name: str, output: Tensor) -> Tensor:
             blank[name] = torch.zeros_like(output)
-            return output
+            return output.clone()  # what follows may work in place
 
         with torch.no_grad():
             rest(inputs, measure)
@@ -126,11 +125,12 @@ def _symbolic(mode: FakeTensorMode, example: Tensor, width: int, dynamic_size: b
     batch, number, other = DimDynamic.DUCK, DimDynamic.STATIC, DimDynamic.DYNAMIC if dynamic_size else DimDynamic.STATIC
     last = [other] * min(2, example.ndim - 1)
     # Copied into row-major order: in channels-last order the tracer would write strides into the graph.
-    inputs = example.expand(_ROWS, *[-1] * example.ndim).contiguous()
+    rows = next(number for number in _ROWS if number not in (*example.shape, width))
+    inputs = example.expand(rows, *[-1] * example.ndim).contiguous()
     kinds = [batch, *[number] * (example.ndim - len(last)), *last]
     return (
         mode.from_tensor(inputs, symbolic_context=StatelessSymbolicContext(dynamic_sizes=kinds)),
-        mode.from_tensor(torch.ones(_ROWS, width), symbolic_context=StatelessSymbolicContext(dynamic_sizes=[batch, number])),
+        mode.from_tensor(torch.ones(rows, width), symbolic_context=StatelessSymbolicContext(dynamic_sizes=[batch, number])),
     )
 
 
@@ -141,6 +141,8 @@ def _simplify(traced: fx.GraphModule) -> None:
     for node in list(graph.nodes):
         if node.op != "call_function":
             continue
+        if "as_strided" in str(node.target):
+            raise NotImplementedError("something is written into a part of a tensor")
         if node.target is aten.view_copy.default:
             node.target = aten.reshape.default  # of any memory order
         elif isinstance(node.target, torch._ops.OpOverload) and (name := node.target._opname).endswith("_copy"):
@@ -169,6 +171,31 @@ def _simplify(traced: fx.GraphModule) -> None:
                 with graph.inserting_before(node):
                     node.replace_all_uses_with(_flat_weight(traced, node.args[0]))
     graph.eliminate_dead_code()
+
+
+def _add_means(traced: fx.GraphModule, layers: int) -> None:
+    """Append the gradients' spatial means to the joint graph's outputs.
+
+    Where the last step back is a product with a matrix, as with VGG's fc6 or the first layer of a hidden head, the mean is one with the
+    matrix's own means over the positions, which is so many times smaller.
+    """
+    (output,) = (node for node in traced.graph.nodes if node.op == "output")
+    means = []
+    results = cast("tuple[Any, ...]", output.args[0])
+    for gradient in results[len(results) - layers :]:
+        _, channels, height, width = gradient.meta["val"].shape
+        product: Any = gradient.args[0] if gradient.target in (aten.view.default, aten.reshape.default) else None
+        with traced.graph.inserting_before(output):
+            if _is_call(product, aten.mm.default) and _is_weight(product.args[1]) and all(isinstance(size, int) for size in (height, width)):
+                rows, weight = product.args
+                name = f"{weight.target}_mean"
+                value = getattr(traced, str(weight.target)).detach().unflatten(1, (channels, height * width)).mean(-1)
+                traced.register_parameter(name, nn.Parameter(value, requires_grad=False))
+                means.append(traced.graph.call_function(aten.mm.default, (rows, traced.graph.get_attr(name))))
+            else:
+                means.append(traced.graph.call_function(aten.mean.dim, (gradient, [-2, -1])))
+        means[-1].meta["val"] = gradient.meta["val"].flatten(2)[..., 0]
+    output.args = ((*results, *means),)
 
 
 def _is_call(node: Any, target: Any) -> bool:
@@ -213,12 +240,16 @@ class _Cut:
         self._inputs, self._cotangent = (node for node in traced.graph.nodes if node.op == "placeholder")
         (output,) = (node for node in traced.graph.nodes if node.op == "output")
         self._z, *others = output.args[0]
-        self._activations, self._gradients = others[:layers], others[layers:]
-        self.batch = self._inputs.meta["val"].shape[0].node.expr
+        self._activations, self._gradients_and_means = others[:layers], others[layers:]
+        batch = self._inputs.meta["val"].shape[0]
+        if not isinstance(batch, torch.SymInt) or batch.node.expr.is_number:
+            raise NotImplementedError("an operator fixes the number of pictures")
+        self.batch = batch.node.expr
         # Sizes that grow with the batch, and constants of such sizes, are computed anew in each graph from its own first input.
         seen = _behind(traced.graph, self._inputs, through_sizes=False)
         self._after = [_behind(traced.graph, activation) - {activation} for activation in self._activations]
-        self._after_cotangent = _behind(traced.graph, self._cotangent) - {self._cotangent}
+        # With those gradients that are zeros whatever the cotangent is.
+        self._after_cotangent = (_behind(traced.graph, self._cotangent) - {self._cotangent}) | set(self._gradients_and_means)
         self._anew = {
             node
             for node in traced.graph.nodes
@@ -227,6 +258,9 @@ class _Cut:
         starts = [*self._activations, self._cotangent]
         computed = [*(after - self._after_cotangent for after in self._after), self._after_cotangent]
         self.handed = [self._taken(start, within) for start, within in zip(starts, computed, strict=True)]
+        for handed, within in zip(self.handed[:-1], computed[:-1], strict=True):
+            if self._z not in within and self._z not in handed:
+                handed.append(self._z)  # the layer does not reach it
         self._computed = computed
         self.remembered = list(dict.fromkeys(itertools.chain.from_iterable(self.handed)))
 
@@ -238,7 +272,7 @@ class _Cut:
         return self._module(graph)
 
     def backward(self) -> fx.GraphModule:
-        return self._part(self._cotangent, self._after_cotangent, self.handed[-1], self._gradients)
+        return self._part(self._cotangent, self._after_cotangent, self.handed[-1], self._gradients_and_means)
 
     def again(self, layer: int) -> fx.GraphModule:
         return self._part(self._activations[layer], self._computed[layer], self.handed[layer], [self._z])

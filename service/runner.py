@@ -42,7 +42,7 @@ class Runner:
         """
         thread = Workers(1, name=f"run {path.parent.parent.name}/{path.parent.name}")
         try:
-            opened = await thread.do(Model.open, path, device, threads)
+            opened = await thread.do(Model.open, path, device, threads, False)
             await thread.do(opened.value.warm_up)
         except BaseException:
             thread.close(wait=False)  # cancelled at a stop, the load under way must not hold up the event loop
