@@ -16,6 +16,8 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from exports.decompositions import DECOMPOSITIONS, covers
 from exports.layers import Tap
@@ -94,6 +96,10 @@ def _joint(rest: Rest, layers: Sequence[str]) -> Callable[[Tensor, Tensor], tupl
     """`(input, cotangent of z) -> (z, *activations, *gradients)`: a vjp with respect to zeros that are added to the layers."""
 
     def joint(inputs: Tensor, cotangent: Tensor) -> tuple[Any, ...]:
+        with _PlainLinear():
+            return traced(inputs, cotangent)
+
+    def traced(inputs: Tensor, cotangent: Tensor) -> tuple[Any, ...]:
         blank: dict[str, Tensor] = {}
 
         def measure(name: str, output: Tensor) -> Tensor:
@@ -118,6 +124,19 @@ def _joint(rest: Rest, layers: Sequence[str]) -> Callable[[Tensor, Tensor], tupl
         return z, *rest_of_it[0], *pull_back(cotangent)
 
     return joint
+
+
+class _PlainLinear(TorchFunctionMode):
+    """Linear layers over more than two dimensions as a product of matrices: PyTorch's own way fixes the sizes that are traced."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is not functional.linear or args[0].ndim < 3:
+            return function(*args, **(kwargs or {}))
+        inputs, weight, *bias = args
+        product = inputs.reshape(-1, inputs.shape[-1]) @ weight.t()
+        product = product.reshape(*inputs.shape[:-1], weight.shape[0])
+        summand = bias[0] if bias else (kwargs or {}).get("bias")
+        return product if summand is None else product + summand
 
 
 def _symbolic(mode: FakeTensorMode, example: Tensor, width: int, dynamic_size: bool) -> tuple[Tensor, Tensor]:
