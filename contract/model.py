@@ -193,9 +193,7 @@ class Model:
         fits = images.ndim == 4 and images.shape[3] == 3 and images.dtype == np.uint8 and images.size > 0
         if not fits or (images.shape[1:3] != (size.height, size.width) and not self.description.dynamic_size):
             expected = "H, W" if self.description.dynamic_size else f"{size.height}, {size.width}"
-            raise RequestError(
-                f"model {self.description.name!r} takes uint8 [N, {expected}, 3]; {images.dtype} {list(images.shape)} came"
-            )
+            raise RequestError(f"model {self.description.name!r} takes uint8 [N, {expected}, 3]; {images.dtype} {list(images.shape)} came")
 
     def _check_names(self, methods: Sequence[str], evidence: Sequence[str]) -> None:
         if unknown := set(methods) - set(self.description.graph_maps):

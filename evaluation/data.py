@@ -13,7 +13,7 @@ from contract.preprocessing import Preprocessing
 from evaluation.probing import Bytes, Flags
 from evaluation.truth import MASKS_FOLDER, Truth
 from training.config import FinetuneConfig, default_data_dir
-from training.datasets import _list as list_dataset
+from training.datasets import list_dataset
 from training.listing import Listing, one_line
 from training.parts import LeftOut, Source
 from training.progress import ProgressFactory, silent

@@ -25,7 +25,9 @@ from training.network import Network
 class Explainer(nn.Module):
     """`forward` answers the graph's outputs, and what is still to be closed up in it, in the order of `outputs`."""
 
-    def __init__(self, network: Network, methods: Sequence[str] | None = None, layers: Sequence[str] | None = None, dynamic_size: bool = False) -> None:
+    def __init__(
+        self, network: Network, methods: Sequence[str] | None = None, layers: Sequence[str] | None = None, dynamic_size: bool = False
+    ) -> None:
         """Trace what follows the layers, and its gradient.
 
         Args:
@@ -223,7 +225,9 @@ class Explainer(nn.Module):
         else:
             kept = (torch.arange(channels)[None] != channel[:, None]).to(activations.dtype)
             assert self.tail is not None
-            ablated = self._logits(self.tail.again(number, activations.index_select(0, pictures) * kept[..., None, None], pictures, remembered))
+            ablated = self._logits(
+                self.tail.again(number, activations.index_select(0, pictures) * kept[..., None, None], pictures, remembered)
+            )
         return _scores(ablated, classes.index_select(0, pictures), softmax.index_select(0, pictures))
 
 
@@ -275,8 +279,6 @@ def _resolve(targets: Tensor, logits: Tensor) -> Tensor:
     ranking = logits.topk(count, dim=1).indices
     ranked = ranking.gather(1, (-1 - wanted).clamp(0, count - 1))
     return torch.where(wanted < 0, ranked, wanted.clamp(0, count - 1))
-
-
 
 
 def _a_row_a_picture(values: Tensor, logits: Tensor) -> Tensor:

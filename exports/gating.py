@@ -48,7 +48,9 @@ def gate(graph: GraphProto, switches: Sequence[Switch], together: Mapping[str, t
 
 
 class _Gate:
-    def __init__(self, graph: GraphProto, switches: Sequence[Switch], together: Mapping[str, tuple[int, ...]], shared: Sequence[str]) -> None:
+    def __init__(
+        self, graph: GraphProto, switches: Sequence[Switch], together: Mapping[str, tuple[int, ...]], shared: Sequence[str]
+    ) -> None:
         self.graph = graph
         self.switches = {switch.name: switch for switch in switches}
         self.number = {switch.name: number for number, switch in enumerate(switches)}
@@ -103,7 +105,9 @@ class _Gate:
         top.add("ReduceMax", [WANTED], f"{WANTED}/any", keepdims=0)
         empties = {**self.together, **{name: switch.empty for name, switch in self.switches.items()}}
         self._add_if(top, "asked", f"{WANTED}/any", body, empties)
-        nodes = [NodeProto.FromString(node.SerializeToString()) for node in _answer_copies((output.name for output in graph.output), top.nodes)]
+        nodes = [
+            NodeProto.FromString(node.SerializeToString()) for node in _answer_copies((output.name for output in graph.output), top.nodes)
+        ]
         del graph.node[:]  # the originals go with it
         graph.node.extend(nodes)
         graph.input.append(helper.make_tensor_value_info(WANTED, TensorProto.BOOL, [None, len(self.switches)]))

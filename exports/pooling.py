@@ -89,7 +89,12 @@ def upsample_nearest2d_backward(
 
 
 def upsample_bilinear2d_backward(
-    gradient: Tensor, _size: Sequence[int], inputs: Sequence[int], align_corners: bool, scale_h: float | None = None, scale_w: float | None = None
+    gradient: Tensor,
+    _size: Sequence[int],
+    inputs: Sequence[int],
+    align_corners: bool,
+    scale_h: float | None = None,
+    scale_w: float | None = None,
 ) -> Tensor:
     """Interpolation is `R x C^T` with constant matrices. Its derivative is `R^T g C`."""
     return _separable(gradient, inputs, _interpolating_to_corners if align_corners else _interpolating)

@@ -25,7 +25,7 @@ from exports.layers import Tap
 aten = torch.ops.aten
 
 _ROWS = (37, 41, 43, 47, 53, 59, 61)
-"""Of the batch that is traced: one that no other size equals, since the tracer takes sizes that are found to be equal for one and the same."""
+"""Of the batch that is traced: one that no other size equals, since the tracer takes sizes that it finds equal for one and the same."""
 
 Rest = Callable[[Tensor, Tap], Tensor]
 """The traced part of a network: its input, `[N, ...]`, and what stands at the layers, to the embedding z, `[N, d]`."""
@@ -167,9 +167,11 @@ def _simplify(traced: fx.GraphModule) -> None:
         elif isinstance(node.target, torch._ops.OpOverload) and (name := node.target._opname).endswith("_copy"):
             view = getattr(aten, name.removesuffix("_copy"), None)  # there is none for `_to_copy`, which converts
             node.target = getattr(view, node.target._overloadname, node.target)
-        if node.target in (aten.clone.default, aten.lift_fresh.default, aten.detach.default, aten.detach_.default):
-            node.replace_all_uses_with(node.args[0])
-        elif node.target is aten.add.Tensor and _is_call(node.args[1], aten.zeros_like.default) and _shape(node.args[1]) == _shape(node.args[0]):
+        if node.target in (aten.clone.default, aten.lift_fresh.default, aten.detach.default, aten.detach_.default) or (
+            node.target is aten.add.Tensor
+            and _is_call(node.args[1], aten.zeros_like.default)
+            and _shape(node.args[1]) == _shape(node.args[0])
+        ):
             node.replace_all_uses_with(node.args[0])
         elif node.target is aten.t.default and _is_call(node.args[0], aten.t.default):
             node.replace_all_uses_with(node.args[0].args[0])
@@ -185,10 +187,9 @@ def _simplify(traced: fx.GraphModule) -> None:
                 for new, like in ((flat, inputs), (rows, node)):
                     new.meta["val"] = like.meta["val"].flatten(1)
                 _replace(node, aten.reshape.default, (rows, [-1, node.meta["val"].shape[1], 1, 1]))
-        elif node.target in (aten.view.default, aten.reshape.default) and _is_weight(node.args[0]) and len(node.args[1]) == 2:
-            if list(node.args[1]) == list(node.args[0].meta["val"].flatten(1).shape):
-                with graph.inserting_before(node):
-                    node.replace_all_uses_with(_flat_weight(traced, node.args[0]))
+        elif node.target in (aten.view.default, aten.reshape.default) and _is_weight(node.args[0]) and _flattens(node):
+            with graph.inserting_before(node):
+                node.replace_all_uses_with(_flat_weight(traced, node.args[0]))
     graph.eliminate_dead_code()
 
 
@@ -205,7 +206,11 @@ def _add_means(traced: fx.GraphModule, layers: int) -> None:
         _, channels, height, width = gradient.meta["val"].shape
         product: Any = gradient.args[0] if gradient.target in (aten.view.default, aten.reshape.default) else None
         with traced.graph.inserting_before(output):
-            if _is_call(product, aten.mm.default) and _is_weight(product.args[1]) and all(isinstance(size, int) for size in (height, width)):
+            if (
+                _is_call(product, aten.mm.default)
+                and _is_weight(product.args[1])
+                and all(isinstance(size, int) for size in (height, width))
+            ):
                 rows, weight = product.args
                 name = f"{weight.target}_mean"
                 value = getattr(traced, str(weight.target)).detach().unflatten(1, (channels, height * width)).mean(-1)
@@ -223,6 +228,12 @@ def _is_call(node: Any, target: Any) -> bool:
 
 def _is_weight(node: Any) -> bool:
     return isinstance(node, fx.Node) and node.op == "get_attr"
+
+
+def _flattens(view: fx.Node) -> bool:
+    """Whether it makes a matrix, a row an output, of a weight."""
+    weight, shape = cast("tuple[Any, ...]", view.args)
+    return len(shape) == 2 and list(shape) == list(weight.meta["val"].flatten(1).shape)
 
 
 def _covers(convolution: fx.Node) -> bool:

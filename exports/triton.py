@@ -11,7 +11,7 @@ def config_pbtxt(description: Description) -> str:
     """The configuration as protobuf text. Triton adds the batch dimension that is left out here."""
     size, labels = description.preprocessing, len(description.labels)
     inputs = [
-        _tensor(IMAGES, "TYPE_UINT8", _extent(description, size.height, size.width) + (3,)),
+        _tensor(IMAGES, "TYPE_UINT8", (*_extent(description, size.height, size.width), 3)),
         _tensor(TARGETS, "TYPE_INT64", (-1,), optional=True),
     ]
     if description.layers:
@@ -21,11 +21,7 @@ def config_pbtxt(description: Description) -> str:
         _tensor(SCORES, "TYPE_FP32", (labels,)),
         _tensor(LOGITS, "TYPE_FP32", (labels,)),
         _tensor(CLASSES, "TYPE_INT64", (-1,)),
-        *(
-            _tensor(one.name, "TYPE_FP32", (-1, *_extent(description, one.height, one.width)))
-            for one in description.maps
-            if one.in_graph
-        ),
+        *(_tensor(one.name, "TYPE_FP32", (-1, *_extent(description, one.height, one.width))) for one in description.maps if one.in_graph),
     ]
     for layer in description.layers:
         shape = (layer.channels, *_extent(description, layer.height, layer.width))

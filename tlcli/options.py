@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -75,6 +75,22 @@ def check_map_flags(method: str | None, softmax: bool, max_channels: int | None)
         raise SettingsError("--softmax says what a map explains: name a map with --cam")
     if max_channels is not None and (method is None or not is_score_cam(method)):
         raise SettingsError(f"--max-channels is for {' and '.join(DEFAULT_CHANNELS)}: name one of them with --cam")
+
+
+def require_backbone_flags(names: Iterable[str]) -> None:
+    """For commands that take a run or `--backbone`, where a run came.
+
+    Args:
+        names: parameters of the current command that go with `--backbone` only.
+
+    Raises:
+        UsageError: some of them were given.
+    """
+    context = click.get_current_context()
+    flags = {str(parameter.name): parameter.opts[0] for parameter in context.command.params}
+    given = [name for name in names if context.get_parameter_source(name) not in (None, click.core.ParameterSource.DEFAULT)]
+    if given:
+        raise click.UsageError(f"{', '.join(flags[name] for name in given)}: a run knows these itself; they go with --backbone")
 
 
 def port_option(minimum: int = 1) -> Callable[[F], F]:

@@ -20,7 +20,7 @@ from training.parts import Dataset, LeftOut, Part
 from training.progress import ProgressFactory, silent
 from training.timm_sets import PREFIXES, is_timm_spec, list_timm
 
-__all__ = ["Dataset", "KnownDataset", "LeftOut", "Part", "known_datasets", "load_dataset", "save_split"]
+__all__ = ["Dataset", "KnownDataset", "LeftOut", "Part", "known_datasets", "list_dataset", "load_dataset", "save_split"]
 
 
 def load_dataset(config: FinetuneConfig, progress: ProgressFactory | None = None) -> Dataset:
@@ -35,7 +35,7 @@ def load_dataset(config: FinetuneConfig, progress: ProgressFactory | None = None
         HubError: it is not here and cannot be downloaded.
     """
     progress = progress or silent
-    return assemble(_list(config, progress), config, progress)
+    return assemble(list_dataset(config, progress), config, progress)
 
 
 def save_split(dataset: Dataset, path: str | Path) -> None:
@@ -62,7 +62,17 @@ def save_split(dataset: Dataset, path: str | Path) -> None:
         temporary.write_text(json.dumps(document, indent=1))
 
 
-def _list(config: FinetuneConfig, progress: ProgressFactory) -> Listing:
+def list_dataset(config: FinetuneConfig, progress: ProgressFactory) -> Listing:
+    """Find, and fetch if need be, the data set that `config` names: its pictures by part and class.
+
+    Args:
+        config: `dataset`, `data_dir` and `seed` are read.
+        progress: told of downloads.
+
+    Raises:
+        DatasetError: no such data set.
+        HubError: it is not here and cannot be downloaded.
+    """
     spec = config.dataset
     known = KNOWN.get(spec.lower())
     if known is not None:

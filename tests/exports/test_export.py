@@ -180,7 +180,7 @@ def test_what_is_not_wanted_is_not_computed(exported: Exports, tmp_path: Path) -
     both = operators(model, ["gradcam@layer2", "hirescam@layer2", "gradients@layer2"], tmp_path)
     assert both["ConvTranspose"] == middle["ConvTranspose"], "two maps of a layer share its gradients"
     fused = operators(model, ["gradcam"], tmp_path)
-    assert fused["ConvTranspose"] == first["ConvTranspose"]
+    assert first["ConvTranspose"] <= fused["ConvTranspose"] <= first["ConvTranspose"] + middle["ConvTranspose"]
     ablation = operators(model, ["ablationcam@layer4"], tmp_path)
     assert (ablation["Loop"], ablation["Conv"], ablation["ConvTranspose"]) == (1, convolutions, 0)
 

@@ -24,7 +24,7 @@ def agree(case: Case, layer: str, method: str, class_ids: np.ndarray, softmax: b
     signs = (1, -1) if method.startswith("eigen") else (1,)
     candidates = np.stack([like_pytorch_grad_cam(sign * ours, 64, 96) for sign in signs])
     assert candidates.shape[1:] == theirs.shape == (*class_ids.shape, 64, 96)
-    assert (theirs.max((-2, -1)) > 0.99).mean() >= 0.75  # a map that is rectified away shows little
+    assert (theirs.max((-2, -1)) > 0.99).mean() >= 0.5  # a map that is rectified away shows little
     difference = np.abs(candidates - theirs).max((-2, -1)).min(0)
     assert difference.max() < 2e-3, difference
 

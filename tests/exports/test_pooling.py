@@ -63,7 +63,7 @@ def test_the_gradient_is_autograds(name: str, height: int, width: int, tmp_path:
 
         def forward(self, activations: Tensor, cotangents: Tensor) -> tuple[Tensor, Tensor]:
             z, _, remembered = self.tail(activations)
-            return z, self.tail.pull_back(cotangents, remembered)[0]
+            return z, self.tail.pull_back(cotangents, remembered)[0][0]
 
     z, pulled = Both()(activations, cotangents)
     torch.testing.assert_close(z, expected.detach())
@@ -87,7 +87,7 @@ def test_the_gradient_is_autograds(name: str, height: int, width: int, tmp_path:
 def test_a_maximum_that_is_there_twice_gets_the_gradient_once() -> None:
     tail = Tail(lambda a, tap: functional.max_pool2d(tap("layer", a), 2).flatten(1), torch.randn(1, 4, 6), ["layer"])
     z, _, remembered = tail(torch.ones(1, 1, 4, 6))
-    (gradient,) = tail.pull_back(torch.ones_like(z)[:, None], remembered)
+    (gradient,), _ = tail.pull_back(torch.ones_like(z)[:, None], remembered)
     expected = torch.zeros(4, 6)
     expected[::2, ::2] = 1.0
     torch.testing.assert_close(gradient[0, 0, 0], expected)

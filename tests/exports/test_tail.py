@@ -116,7 +116,6 @@ def module_named(name: str, height: int, width: int) -> nn.Module:
         "squeeze": [Squeeze()],
         "channels-last norm": [ChannelsLastNorm()],
         "in place": [InPlace()],
-        "into slices": [WritesIntoSlices()],
         "attention": [Attention()],
         "skip connections": [Residual()],
     }  # fmt: skip
@@ -129,7 +128,7 @@ def module_named(name: str, height: int, width: int) -> nn.Module:
 
 NAMES = [
     "pooled linear", "nothing but the mean", "hidden units", "convolutions", "transposed", "grouped", "depthwise", "uneven pooling",
-    "enlarging pooling", "batch norm", "group norm", "squeeze", "channels-last norm", "in place", "into slices", "attention",
+    "enlarging pooling", "batch norm", "group norm", "squeeze", "channels-last norm", "in place", "attention",
     "skip connections",
 ]  # fmt: skip
 
@@ -149,7 +148,7 @@ def by_autograd(rest: Rest, inputs: Tensor, layers: Sequence[str], cotangents: T
         leaves[name] = output + torch.zeros_like(output).requires_grad_()
         return leaves[name] * 1  # what follows may work in place
 
-    z = rest(inputs.clone(), watch)
+    z = rest(inputs.clone(), watch) + 0 * sum(leaf.sum() for leaf in leaves.values())  # a way there must be
     gradients = []
     for name in layers:
         rows = [
@@ -169,10 +168,12 @@ def check(rest: Rest, inputs: Callable[[int], Tensor], layers: Sequence[str]) ->
         expected_z, expected_activations, expected_gradients = by_autograd(rest, batch, layers, cotangents)
         before = batch.clone()
         z, activations, remembered = tail(batch)
-        gradients = tail.pull_back(cotangents, remembered)
+        gradients, means = tail.pull_back(cotangents, remembered)
         torch.testing.assert_close(z, expected_z, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(list(activations), expected_activations, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(list(gradients), expected_gradients, rtol=1e-4, atol=1e-5)
+        expected_means = [gradient.mean((-2, -1)) for gradient in expected_gradients]
+        torch.testing.assert_close(list(means), expected_means, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(batch, before, rtol=0, atol=0)
 
         # Two changed copies of the last picture's activations, one of the first's.
@@ -250,7 +251,7 @@ def test_a_layer_that_does_not_reach_the_output_has_zeros_for_gradients(stages: 
                  torch.randn(3, 9, 8), ["aside"])  # fmt: skip
     z, (aside,), remembered = tail(torch.randn(2, 3, 9, 8))
     assert aside.abs().max() > 0
-    (gradients,) = tail.pull_back(torch.ones(2, 4, WIDTH), remembered)
+    (gradients,), _ = tail.pull_back(torch.ones(2, 4, WIDTH), remembered)
     assert gradients.shape == (2, 4, *aside.shape[1:])
     assert not gradients.any()
     assert z.shape == (2, WIDTH)
@@ -264,7 +265,7 @@ def test_activations_are_what_the_layer_returned_not_what_was_made_of_it(stages:
     _, (one,), remembered = tail(inputs)
     torch.testing.assert_close(one, stages.one(inputs))
     assert one.min() < 0
-    (gradients,) = tail.pull_back(torch.ones(2, 1, WIDTH), remembered)
+    (gradients,), _ = tail.pull_back(torch.ones(2, 1, WIDTH), remembered)
     assert not gradients[:, 0][one < 0].any()
 
 
@@ -296,7 +297,36 @@ def test_what_cannot_be_differentiated_is_told() -> None:
         trace(lambda a, tap: functional.avg_pool2d(tap("layer", a), 2, divisor_override=3).flatten(1), torch.randn(2, 6, 6), ["layer"])
 
 
+@pytest.mark.parametrize("inputs", [lambda a: a, lambda a: a * 2], ids=["the layer's input", "another tensor"])
+def test_writing_into_a_part_of_the_layers_output_is_refused_not_forgotten(inputs: Callable[[Tensor], Tensor]) -> None:
+    module = WritesIntoSlices().requires_grad_(False)
+    with pytest.raises(NotImplementedError, match="written into a part of a tensor"):
+        trace(lambda a, tap: module(tap("layer", inputs(a))), torch.randn(CHANNELS, 5, 4), ["layer"])
+
+
 def test_pictures_that_depend_on_one_another_are_refused() -> None:
     """What another graph needs of the batch as a whole has no rows of a picture's own."""
     with pytest.raises((NotImplementedError, RuntimeError)):
         trace(lambda a, tap: (tap("layer", a).flatten(1) @ a.flatten(1).t()).tanh().sum(1, keepdim=True), torch.randn(2, 3, 3), ["layer"])
+
+
+def test_writing_into_parts_of_a_tensor_is_refused() -> None:
+    """Its gradient is traced as strides, which ONNX does not have: better no graph than a wrong one."""
+
+    def rest(inputs: Tensor, tap: Tap) -> Tensor:
+        output = tap("layer", inputs)
+        output[:, ::2] *= 3
+        return torch.tanh(output).mean((-2, -1))
+
+    with pytest.raises(NotImplementedError, match="written into a part of a tensor"):
+        trace(rest, torch.randn(CHANNELS, 5, 4), ["layer"])
+
+
+def test_means_are_those_of_the_gradients() -> None:
+    """Also where they are products with the matrix's own means."""
+    for name in ("hidden units", "convolutions", "pooled linear"):
+        module = module_named(name, 5, 4)
+        tail = trace(lambda a, tap, module=module: module(tap("layer", a)), torch.randn(CHANNELS, 5, 4), ["layer"])
+        _, _, remembered = tail(torch.randn(3, CHANNELS, 5, 4))
+        gradients, means = tail.pull_back(torch.randn(3, 2, WIDTH), remembered)
+        torch.testing.assert_close(means[0], gradients[0].mean((-2, -1)), rtol=1e-4, atol=1e-6)

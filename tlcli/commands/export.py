@@ -62,14 +62,10 @@ def command(
     """
     if (run is None) == (backbone is None):
         raise click.UsageError("give a run's folder, or --backbone NAME to export a network as it was published: one of the two")
-    context = click.get_current_context()
     chosen = None if methods is None else () if methods == "none" else tuple(methods.split(","))
     console = Console(quiet)
     if run is not None:
-        foreign = [key for key in (*network, "labels", "picture_paths") if _given(context, key)]
-        if foreign:
-            flags = ", ".join("--" + key.replace("_", "-").replace("picture-paths", "pictures") for key in foreign)
-            raise click.UsageError(f"{flags}: a run knows these itself; they go with --backbone")
+        options.require_backbone_flags((*network, "labels", "picture_paths"))
         from exports import export_run
         from training.run import load_run
 
@@ -126,18 +122,17 @@ def _list_layers(network: Network) -> None:
 def report(exported: Exported, console: Console) -> None:
     """Say how far the file is from PyTorch."""
     parity = exported.parity
-    maps = ", ".join(f"{method} {difference:.1e}" for method, difference in parity.maps.items()) or "none"
+    apart = ""
+    if parity.maps:
+        worst = max(parity.maps, key=lambda name: parity.maps[name])
+        apart = f", maps {parity.maps[worst]:.1e} of their largest value ({worst})"
     console.say(
-        f"exported {exported.name} version {exported.version}: on {parity.pictures} pictures the first class agrees on"
-        f" {parity.top1_agreement:.0%}; largest differences: logits {parity.logits:.1e}, maps (relative) {maps}"
+        f"exported {exported.name} version {exported.version} with {', '.join(exported.description.methods) or 'no maps'}:"
+        f" on {parity.pictures} pictures the first class agrees on {parity.top1_agreement:.0%};"
+        f" largest differences: logits {parity.logits:.1e}{apart}"
     )
 
 
 def model_name(text: str) -> str:
     """A model's name made of a folder's or a backbone's."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "model"
-
-
-def _given(context: click.Context, parameter: str) -> bool:
-    source = context.get_parameter_source(parameter)
-    return source is not None and source != click.core.ParameterSource.DEFAULT

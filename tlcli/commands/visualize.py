@@ -99,11 +99,7 @@ def _network(run: Path | None, source: dict[str, Any]) -> Network:
         from training.visualize import without_classifier
 
         return without_classifier(finetune_config(**source))
-    context = click.get_current_context()
-    foreign = [key for key in source if context.get_parameter_source(key) not in (None, click.core.ParameterSource.DEFAULT)]
-    if foreign:
-        flags = ", ".join("--" + key.replace("_", "-") for key in foreign)
-        raise click.UsageError(f"{flags}: a run knows these itself; they go with --backbone")
+    options.require_backbone_flags(source)
     from training.run import load_run
 
     return load_run(run).network
