@@ -42,11 +42,14 @@ def _convolution_backward(
         return (gradient.flatten(1) @ weight.flatten(1)).reshape(inputs.shape), None, None
     if transposed:
         return aten.convolution(gradient, weight, None, stride, padding, dilation, False, [0, 0], groups), None, None
-    missing = [
-        inputs.shape[2 + d] - ((gradient.shape[2 + d] - 1) * stride[d] - 2 * padding[d] + dilation[d] * (weight.shape[2 + d] - 1) + 1)
-        for d in range(len(stride))
-    ]
-    return aten.convolution(gradient, weight, None, stride, padding, dilation, True, missing, groups), None, None
+    reached = [(gradient.shape[2 + d] - 1) * stride[d] + dilation[d] * (weight.shape[2 + d] - 1) + 1 for d in range(len(stride))]
+    missing = [inputs.shape[2 + d] + 2 * padding[d] - reached[d] for d in range(len(stride))]
+    if all(isinstance(size, int) for size in missing):
+        return aten.convolution(gradient, weight, None, stride, padding, dilation, True, missing, groups), None, None
+    # ONNX takes no open size for the output's padding: all of it is made, and what stands over the picture is cut off.
+    whole = aten.convolution(gradient, weight, None, stride, [0] * len(stride), dilation, True, [0] * len(stride), groups)
+    edges = [edge for d in reversed(range(len(stride))) for edge in (-padding[d], inputs.shape[2 + d] + padding[d] - reached[d])]
+    return aten.constant_pad_nd(whole, edges, 0.0), None, None
 
 
 def covers(inputs: Sequence[int], weight: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int) -> bool:

@@ -16,7 +16,7 @@ from contract.methods import METHODS, map_name
 from exports.ablation import step_output
 from exports.choosing import OF_LOGITS, OF_PROBABILITIES
 from exports.fusing import fuse
-from exports.layers import FEATURES_CALL, Tap, resolve_layers, tapped
+from exports.layers import FEATURES_CALL, Seen, Tap, resolve_layers, tapped
 from exports.methods import FORMULAS, NEEDS_ABLATION, NEEDS_CLASS_WEIGHTS, Evidence
 from exports.tail import Tail
 from training.network import Network
@@ -78,6 +78,8 @@ class Explainer(nn.Module):
 
     def _maps(self) -> tuple[MapOutput, ...]:
         """A map a method; for several layers one of each, and the one that is fused of them."""
+        if not self.layers:
+            return ()
         several = len(self.layers) > 1
         fused = FUSED.join(layer.name for layer in self.layers)
         height, width = max(layer.height for layer in self.layers), max(layer.width for layer in self.layers)
@@ -251,15 +253,15 @@ def _is_features(network: Network, layer: str) -> bool:
     if layer == FEATURES_CALL:
         return True
     size = network.config.preprocessing
-    returned: list[Tensor] = []
+    returned: list[Seen] = []
 
     def note(_: str, output: Tensor) -> Tensor:
-        returned.append(output)
+        returned.append(Seen(output))
         return output
 
     with torch.no_grad(), tapped(network, [layer], note):
         features = network.features(torch.zeros(1, 3, size.height, size.width))
-    return returned[-1] is features
+    return returned[-1].is_still(features)
 
 
 def _scores(logits: Tensor, classes: Tensor, softmax: Tensor) -> Tensor:

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from contract.description import Description, Parity, Provenance
-from contract.errors import ExportError
+from contract.errors import ExportError, first_line
 from contract.files import whole_file
 from contract.layout import MODEL_FILE, require_model_name, versions
 from contract.model import Model
@@ -26,6 +27,8 @@ from exports.triton import config_pbtxt
 from training.network import Network
 
 Say = Callable[[str], None]
+
+_PICTURES_AT_ANOTHER_SIZE = 2
 
 
 @dataclass(frozen=True)
@@ -89,8 +92,11 @@ def export(
         describe(path, description)
         check_graph(path)
         say(f"checking against PyTorch on {len(images)} pictures ({source})")
-        measured = parity.measure(network, Model.open(path, device="cpu"), images, source)
+        model = Model.open(path, device="cpu")
+        measured = parity.measure(network, model, images, source)
         parity.require(measured)
+        if dynamic_size:
+            _require_other_sizes(network, model, images, source)
         description = description.model_copy(update={"provenance": provenance.model_copy(update={"parity": measured})})
         describe(path, description)
         with whole_file(folder / "config.pbtxt") as config:
@@ -103,6 +109,26 @@ def export(
             shutil.rmtree(folder, ignore_errors=True)
         raise
     return Exported(folder / str(version) / MODEL_FILE, name, version, description, measured)
+
+
+def _require_other_sizes(network: Network, model: Model, images: Sequence[npt.NDArray[np.uint8]], source: str) -> None:
+    """Raises: ExportError, ParityError: the network, or what was written of it, takes pictures of one size only."""
+    try:
+        measured = parity.measure(network, model, _at_another_size(images), f"{source}, at another size")
+    except Exception as error:  # of PyTorch or ONNX Runtime, whose exceptions share no base class
+        raise ExportError(
+            f"{network.config.backbone} with the head {network.config.head!r} takes pictures of one size only ({first_line(error)}):"
+            " leave out --dynamic-size"
+        ) from error
+    parity.require(measured)
+
+
+def _at_another_size(images: Sequence[npt.NDArray[np.uint8]]) -> list[npt.NDArray[np.uint8]]:
+    """A few of the pictures, larger, and no longer square."""
+    return [
+        np.asarray(Image.fromarray(image).resize((image.shape[1] + 64, image.shape[0] + 32), Image.Resampling.BILINEAR))
+        for image in images[:_PICTURES_AT_ANOTHER_SIZE]
+    ]
 
 
 def _put_in_place(partial: Path, folder: Path) -> int:

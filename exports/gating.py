@@ -222,7 +222,7 @@ class _Body:
 
 def _answer_copies(outputs: Iterable[str], nodes: Sequence[NodeProto]) -> list[NodeProto]:
     """Let a graph or a branch answer copies of those outputs that branches in it take: OpenVINO counts them among the branches' own."""
-    made = {name for node in nodes for name in node.output if node.op_type != "If"}
+    made = {name for node in nodes for name in node.output}
     taken = {value for node in nodes if node.op_type == "If" for value in _inputs(node)}
     names = {name: f"{name}/value" for name in outputs if name in taken & made}
     for node in nodes:

@@ -32,6 +32,18 @@ class Spatial:
     width: int
 
 
+class Seen:
+    """A tensor as it was when a layer returned it: what follows may write into it, and it is the same object still."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+        self._version = tensor._version
+
+    def is_still(self, other: Tensor) -> bool:
+        """Whether it is `other`, and nothing was written into it since."""
+        return self.tensor is other and other._version == self._version
+
+
 def list_layers(network: Network) -> list[Spatial]:
     """Those that can be explained, in the order in which the network computes them; the backbone's features are last."""
     return [layer for layer, _ in _spatial(network)]
@@ -54,7 +66,8 @@ def resolve_layers(network: Network, names: Sequence[str] | None) -> list[Spatia
     if names is None:
         # Several modules may return the same tensor: of `layer4`, `layer4.2` and `layer4.2.act3` the outermost, and the last of
         # those, since it may have worked in place.
-        same = [layer for layer, output in found if output is found[-1][1]]
+        last = found[-1][1]
+        same = [layer for layer, output in found if output.tensor is last.tensor and output.is_still(last.tensor)]
         return [min(reversed(same), key=lambda layer: layer.name.count("."))]
     known = {layer.name: layer for layer, _ in found}
     for name in names:
@@ -84,27 +97,28 @@ def tapped(network: Network, names: Sequence[str], tap: Tap) -> Iterator[None]:
             handle.remove()
 
 
-def _spatial(network: Network) -> list[tuple[Spatial, Tensor]]:
+def _spatial(network: Network) -> list[tuple[Spatial, Seen]]:
     size = network.config.preprocessing
     calls, features = _observe(network, size.height, size.width)
     channels_last = _channels_last(network, calls)
     found = []
     for name, outputs in calls.items():
-        if len(outputs) == 1 and name not in channels_last and outputs[0].shape[2] > 1 and outputs[0].shape[3] > 1:
+        shape = outputs[0].tensor.shape
+        if len(outputs) == 1 and name not in channels_last and shape[2] > 1 and shape[3] > 1:
             kind = type(network.backbone.get_submodule(name)).__name__
-            found.append((Spatial(name, kind, *map(int, outputs[0].shape[1:])), outputs[0]))
-    if features.shape[2] > 1 and features.shape[3] > 1 and not any(output is features for _, output in found):
-        found.append((Spatial(FEATURES_CALL, type(network.backbone).__name__, *map(int, features.shape[1:])), features))
-    return sorted(found, key=lambda one: one[1] is features)
+            found.append((Spatial(name, kind, *map(int, shape[1:])), outputs[0]))
+    if features.shape[2] > 1 and features.shape[3] > 1 and not any(output.is_still(features) for _, output in found):
+        found.append((Spatial(FEATURES_CALL, type(network.backbone).__name__, *map(int, features.shape[1:])), Seen(features)))
+    return sorted(found, key=lambda one: one[1].is_still(features))
 
 
-def _observe(network: Network, height: int, width: int) -> tuple[dict[str, list[Tensor]], Tensor]:
+def _observe(network: Network, height: int, width: int) -> tuple[dict[str, list[Seen]], Tensor]:
     """Outputs of four dimensions by module, in the order in which they came, and the features, for one blank picture."""
-    calls: dict[str, list[Tensor]] = {}
+    calls: dict[str, list[Seen]] = {}
 
     def note(name: str, _module: nn.Module, _inputs: object, output: object) -> None:
         if isinstance(output, Tensor) and output.ndim == 4:
-            calls.setdefault(name, []).append(output)
+            calls.setdefault(name, []).append(Seen(output))
 
     handles = [module.register_forward_hook(partial(note, name)) for name, module in network.backbone.named_modules() if name]
     try:
@@ -116,11 +130,11 @@ def _observe(network: Network, height: int, width: int) -> tuple[dict[str, list[
     return calls, features
 
 
-def _channels_last(network: Network, calls: dict[str, list[Tensor]]) -> set[str]:
+def _channels_last(network: Network, calls: dict[str, list[Seen]]) -> set[str]:
     """Modules whose output is `[N, h, w, c]`, as inside ConvNeXt's blocks: a wider picture widens their third dimension, not the last."""
     size = network.config.preprocessing
     try:
         wider, _ = _observe(network, size.height, size.width + 64)
     except (RuntimeError, AssertionError, ValueError, IndexError):
         return set()  # a network of one size
-    return {name for name, outputs in calls.items() if name in wider and outputs[0].shape[2] != wider[name][0].shape[2]}
+    return {name for name, outputs in calls.items() if name in wider and outputs[0].tensor.shape[2] != wider[name][0].tensor.shape[2]}

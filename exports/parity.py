@@ -21,6 +21,8 @@ LOGITS_TOLERANCE = 1e-3
 LARGE_LOGIT = 100.0
 MAPS_TOLERANCE = 1e-4
 """Relative to the map's largest value."""
+MAPS_TOLERANCES = {"xgradcam": 1e-3, "ablationcam": 1e-3, "gradcam_plus_plus": 1e-2}
+"""Of methods that divide by what may be small, or subtract what is nearly equal: float32 has no more digits of them."""
 MAPS_THAT_COUNT = 0.75
 """The derivatives of ReLU and of max pooling jump. A picture that lies on such an edge, to the last digit of float32, has another map in
 any two implementations; a graph that is wrong is wrong on most pictures."""
@@ -79,11 +81,12 @@ def require(parity: Parity) -> None:
         problems.append(f"logits differ by {parity.logits:.2g}, at most {LOGITS_TOLERANCE:g} is allowed")
     if parity.top1_agreement < 1:
         problems.append(f"the first class agrees on {parity.top1_agreement:.1%} of the pictures only")
-    problems += [
-        f"{method} differs by {difference:.2g} of its largest value on a quarter of the maps or more, at most {MAPS_TOLERANCE:g} is allowed"
-        for method, difference in parity.maps.items()
-        if not difference <= MAPS_TOLERANCE
-    ]
+    for name, difference in parity.maps.items():
+        allowed = MAPS_TOLERANCES.get(name.partition("@")[0], MAPS_TOLERANCE)
+        if not difference <= allowed:
+            problems.append(
+                f"{name} differs by {difference:.2g} of its largest value on a quarter of the maps or more, at most {allowed:g} is allowed"
+            )
     if problems:
         raise ParityError(f"the exported graph does not answer as PyTorch does on {parity.pictures} pictures: {'; '.join(problems)}")
 

@@ -3,11 +3,13 @@
 ONNX Runtime packs a constant that stands on the right of a product into an order of its own, for each product anew, and keeps the
 original too if anything else needs it: VGG's fc6 would be in memory three times. Products with a matrix that is not known to be a
 constant read it where it lies, as fast. So a weight with several users passes through a `Reshape` to its own shape, which no
-optimiser can see through: it copies nothing.
+optimiser can see through: it copies nothing. OpenVINO cannot see through it either, and refuses such a product: so small
+weights, whose copies cost little, are left as they are.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
@@ -18,10 +20,13 @@ from contract.description import IMAGES
 
 _PLACE = "shared_weights"
 
+_LEAST_BYTES = 4 * 2**20
+"""A smaller weight may be packed twice."""
+
 
 def share_weights(graph: GraphProto) -> None:
     """Let all users of a matrix that several multiply with, or look rows up in, take it where it lies; rewritten in place."""
-    matrices = {weight.name: weight for weight in graph.initializer if len(weight.dims) == 2}
+    matrices = {weight.name: weight for weight in graph.initializer if len(weight.dims) == 2 and 4 * math.prod(weight.dims) >= _LEAST_BYTES}
     users = Counter(name for node in _all(graph.node) for name in set(node.input) if name in matrices)
     shared = [name for name, count in users.items() if count > 1]
     if not shared:

@@ -59,7 +59,7 @@ class Tail(nn.Module):
         examples = _symbolic(mode, example, width, dynamic_size)
         traced = make_fx(joint, decomposition_table=DECOMPOSITIONS, tracing_mode="symbolic")(*examples)
         _simplify(traced)
-        _add_means(traced, len(layers))
+        self._quick = _add_quick_means(traced, len(layers))
         cut = _Cut(traced, len(layers))
         self.forward_graph, self.backward_graph = cut.forward(), cut.backward()
         self.again_graphs = nn.ModuleList(cut.again(number) for number in range(len(layers)))
@@ -77,7 +77,8 @@ class Tail(nn.Module):
         n, k, _ = cotangents.shape
         handed = [_repeat(remembered[i], k, self._rows[i]) if self._rows[i] else remembered[i] for i in self._handed[-1]]
         results = [result.unflatten(0, (n, k)) for result in self.backward_graph(cotangents.flatten(0, 1), *handed)]
-        return tuple(results[: len(self.layers)]), tuple(results[len(self.layers) :])
+        gradients, quick = results[: len(self.layers)], iter(results[len(self.layers) :])
+        return tuple(gradients), tuple(next(quick) if has else one.mean((-2, -1)) for has, one in zip(self._quick, gradients, strict=True))
 
     def again(self, layer: int, activations: Tensor, pictures: Tensor, remembered: tuple[Any, ...]) -> Tensor:
         """z for other activations of one layer.
@@ -193,33 +194,30 @@ def _simplify(traced: fx.GraphModule) -> None:
     graph.eliminate_dead_code()
 
 
-def _add_means(traced: fx.GraphModule, layers: int) -> None:
-    """Append the gradients' spatial means to the joint graph's outputs.
+def _add_quick_means(traced: fx.GraphModule, layers: int) -> list[bool]:
+    """Append the spatial means of those gradients to the joint graph's outputs that need not be known for it; says of which.
 
     Where the last step back is a product with a matrix, as with VGG's fc6 or the first layer of a hidden head, the mean is one with the
     matrix's own means over the positions, which is so many times smaller.
     """
     (output,) = (node for node in traced.graph.nodes if node.op == "output")
-    means = []
     results = cast("tuple[Any, ...]", output.args[0])
+    means, quick = [], []
     for gradient in results[len(results) - layers :]:
         _, channels, height, width = gradient.meta["val"].shape
         product: Any = gradient.args[0] if gradient.target in (aten.view.default, aten.reshape.default) else None
-        with traced.graph.inserting_before(output):
-            if (
-                _is_call(product, aten.mm.default)
-                and _is_weight(product.args[1])
-                and all(isinstance(size, int) for size in (height, width))
-            ):
-                rows, weight = product.args
-                name = f"{weight.target}_mean"
-                value = getattr(traced, str(weight.target)).detach().unflatten(1, (channels, height * width)).mean(-1)
-                traced.register_parameter(name, nn.Parameter(value, requires_grad=False))
+        sizes_are_known = isinstance(height, int) and isinstance(width, int)
+        quick.append(sizes_are_known and _is_call(product, aten.mm.default) and _is_weight(product.args[1]))
+        if quick[-1]:
+            rows, weight = product.args
+            name = f"{weight.target}_mean"
+            value = getattr(traced, str(weight.target)).detach().unflatten(1, (channels, height * width)).mean(-1)
+            traced.register_parameter(name, nn.Parameter(value, requires_grad=False))
+            with traced.graph.inserting_before(output):
                 means.append(traced.graph.call_function(aten.mm.default, (rows, traced.graph.get_attr(name))))
-            else:
-                means.append(traced.graph.call_function(aten.mean.dim, (gradient, [-2, -1])))
-        means[-1].meta["val"] = gradient.meta["val"].flatten(2)[..., 0]
+            means[-1].meta["val"] = gradient.meta["val"].flatten(2)[..., 0]
     output.args = ((*results, *means),)
+    return quick
 
 
 def _is_call(node: Any, target: Any) -> bool:

@@ -31,14 +31,19 @@ def test_the_same_scores_and_maps(name: str, exported: Exports) -> None:
         given = compiled({"images": images})
         there = {name: given[compiled.output(name)] for name in outputs}
         here = dict(zip(outputs, model.session.run(outputs, {"images": images}), strict=True))
-        assert {name for name in outputs if there[name].size == 0} == {name for name in outputs if here[name].size == 0}
+        assert {name for name in outputs if _is_empty(there[name])} == {name for name in outputs if _is_empty(here[name])}
         np.testing.assert_array_equal(there["classes"], here["classes"])
         np.testing.assert_allclose(there["scores"], here["scores"], atol=1e-5)
         for output in model.description.graph_maps:
             if "ablationcam" in output:
-                assert there[output].size == 0
+                assert _is_empty(there[output])
                 continue
             assert here[output].size > 0
             largest = np.abs(here[output]).max((-2, -1), keepdims=True)
             assert there[output].shape == here[output].shape
             assert (np.abs(there[output] - here[output]) <= 1e-4 * np.maximum(largest, 1e-3 * largest.max())).all(), output
+
+
+def _is_empty(values: np.ndarray) -> bool:
+    """OpenVINO answers an empty tensor from a branch as a number without dimensions."""
+    return values.size == 0 or values.ndim == 0

@@ -12,7 +12,8 @@ from contract.errors import ExportError, RequestError, TlcliError
 from contract.explaining import explain
 from contract.methods import METHODS
 from contract.model import Model
-from tests.exports.networks import Case, Exports, blobs, make, write
+from exports import export
+from tests.exports.networks import PROVENANCE, Case, Exports, blobs, make, write
 from tests.exports.reference import Reference, relative_difference
 from tests.exports.test_reference import A0, A1, BIAS, BY_HAND, WEIGHT, picture, toy
 
@@ -161,8 +162,20 @@ def test_another_size_answers_what_pytorch_answers_at_that_size(
 
 def test_a_head_that_needs_one_size_is_refused_in_a_line(tmp_path: Path) -> None:
     for layers in (None, ["layer2"]):
+        network = make("test_resnet", "mlp:16")
         with pytest.raises(ExportError, match="--dynamic-size") as refused:
-            write(make("test_resnet", "mlp:16"), tmp_path / "model.onnx", layers=layers, methods=["gradcam"], dynamic_size=True)
+            export(
+                network,
+                name="model",
+                labels=[f"class_{number}" for number in range(network.config.num_classes)],
+                repository=tmp_path,
+                images=list(blobs(2)),
+                source="blobs",
+                provenance=PROVENANCE,
+                layers=layers,
+                methods=["gradcam"],
+                dynamic_size=True,
+            )
         assert "\n" not in str(refused.value)
     assert issubclass(ExportError, TlcliError)
 
