@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from contract.methods import METHODS
 from service import Client
 
 PICTURES = 12
@@ -85,7 +86,7 @@ def test_the_run_and_the_model_are_there(pets: dict[str, Any], home: Path) -> No
     assert pets["model"] == "models/pets/1/model.onnx"
     (model,) = json.loads(tlcli("models", "--json", cwd=home).stdout)
     assert model["name"] == "pets"
-    assert model["maps"] == ["cam", "gradcam"]
+    assert model["maps"] == list(METHODS)
     assert model["top1"] == pets["test_top1"]
 
 

@@ -15,7 +15,6 @@ CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "one linear layer on the mean": (("resnet18", "linear"), {}),
     "hidden layers": (("vgg16", "mlp:256"), {"mlp_ratio": 1 / 32}),
     "in the middle, several layers": (("test_resnet", "mlp:16", "conv1.2", "layer2", "layer4"), {}),
-    "max-pooling behind": (("vgg11", "mlp:256", "features.1"), {"size": (32, 48), "mlp_ratio": 1 / 32}),
 }
 
 
