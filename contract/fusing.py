@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from contract import bilinear
+from contract.rendering import enlarge, to_unit
 
 
 def fuse(maps: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
@@ -21,15 +21,5 @@ def fuse(maps: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
     """
     height = max(one.shape[2] for one in maps)
     width = max(one.shape[3] for one in maps)
-    fused: npt.NDArray[np.float32] = np.max([bilinear.resize(_to_unit(one), height, width) for one in maps], axis=0)
-    return fused
-
-
-def _to_unit(maps: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Each map by its own minimum and maximum, as `contract.rendering.to_unit` scales one."""
-    low = maps.min(axis=(2, 3), keepdims=True).astype(np.float64)
-    span = maps.max(axis=(2, 3), keepdims=True) - low
-    usable = np.isfinite(span) & (span > 0)
-    with np.errstate(invalid="ignore"):
-        unit: npt.NDArray[np.float32] = np.where(usable, (maps - low) / np.where(usable, span, 1), 0).astype(np.float32)
-    return unit
+    enlarged = [[[enlarge(one, width, height) for one in of_classes] for of_classes in to_unit(of_layer)] for of_layer in maps]
+    return np.max(np.asarray(enlarged, dtype=np.float32), axis=0)  # type: ignore[no-any-return]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from typing import Literal
 
 import numpy as np
@@ -17,11 +16,13 @@ ByteArray = npt.NDArray[np.uint8]
 
 
 def to_unit(values: FloatArray) -> FloatArray:
-    """A map `[h, w]` scaled to [0, 1] by its own minimum and maximum. A constant map is answered as zeros, one that is not finite too."""
-    low, high = float(values.min()), float(values.max())
-    if not (high > low and math.isfinite(high - low)):
-        return np.zeros_like(values, dtype=np.float32)
-    return ((values.astype(np.float64) - low) / (high - low)).astype(np.float32)
+    """Maps `[..., h, w]`, each scaled to [0, 1] by its own minimum and maximum. One that is constant is answered as zeros, one that is not
+    finite too."""
+    low = values.min((-2, -1), keepdims=True).astype(np.float64)
+    extent = values.max((-2, -1), keepdims=True) - low
+    usable = np.isfinite(extent) & (extent > 0)
+    with np.errstate(invalid="ignore"):
+        return np.where(usable, (values - low) / np.where(usable, extent, 1), 0).astype(np.float32)
 
 
 def enlarge(values: FloatArray, width: int, height: int) -> FloatArray:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Generator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from contract import bilinear
 from contract.errors import RequestError
+from contract.rendering import enlarge
 
 Floats = npt.NDArray[np.float32]
 Pictures = npt.NDArray[np.uint8]
@@ -90,34 +90,25 @@ def mask_pictures(images: Pictures, activations: Floats, mean: Sequence[float]) 
 
     Args:
         images: uint8 `[b, H, W, 3]`.
-        activations: float32 `[b, h, w]`, a channel each.
+        activations: float32 `[b, h, w]`, a channel each, no larger than the pictures.
         mean: in [0, 1], a colour each.
 
     Returns:
         uint8 `[b, H, W, 3]`, rounded.
     """
-    count, height, width, colours = images.shape
-    upper, lower, down = bilinear.taps(activations.shape[1], height)
-    # A column for every colour of every pixel: masks then lie in memory as pictures do, and what follows runs along whole rows.
-    left, right, across = (np.repeat(one, colours) for one in bilinear.taps(activations.shape[2], width))
+    _, height, width, colours = images.shape
     middle = np.tile(255 * np.asarray(mean, np.float32), width)
-    masked = np.empty((count, height, width * colours), np.uint8)
-    mask, other = np.empty(masked.shape[1:], np.float32), np.empty(masked.shape[1:], np.float32)
+    masked = np.empty_like(images)
     for one, image, activation in zip(masked, images, activations, strict=True):  # one by one, what is worked on stays in the cache
-        wide = activation[:, left]
-        wide += (activation[:, right] - wide) * across
-        np.take(wide, upper, axis=0, out=mask, mode="clip")
-        np.take(wide, lower, axis=0, out=other, mode="clip")
-        other -= mask
-        other *= down[:, None]
-        mask += other
-        mask -= mask.min()
+        mask = enlarge(activation, width, height)
+        mask = mask - mask.min()
         mask /= mask.max() or 1
-        np.subtract(image.reshape(height, -1), middle, out=other)
-        mask *= other
-        mask += middle + np.float32(0.5)  # a half more, which makes the cut to whole numbers a rounding
-        one[:] = mask
-    return masked.reshape(images.shape)
+        # A column for every colour of every pixel, so that what follows runs along whole rows.
+        seen = image.reshape(height, -1) - middle
+        seen *= np.repeat(mask, colours, axis=1)
+        seen += middle + np.float32(0.5)  # a half more, which makes the cut to whole numbers a rounding
+        one[:] = seen.reshape(one.shape)
+    return masked
 
 
 def _most_varied(features: Floats, count: int | None) -> npt.NDArray[np.int64]:

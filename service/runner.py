@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ class Runner:
         """
         thread = Workers(1, name=f"run {path.parent.parent.name}/{path.parent.name}")
         try:
-            opened = await thread.do(Model.open, path, device, threads, False)
+            opened = await thread.do(partial(Model.open, spinning=False), path, device, threads)
             await thread.do(opened.value.warm_up)
         except BaseException:
             thread.close(wait=False)  # cancelled at a stop, the load under way must not hold up the event loop

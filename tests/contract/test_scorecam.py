@@ -24,7 +24,7 @@ def masked(image: np.ndarray, activation: np.ndarray) -> np.ndarray:
     return middle + (image - middle) * mask[..., None]
 
 
-@pytest.mark.parametrize("size", [(7, 7), (5, 9), (40, 32), (56, 56), (1, 2)])
+@pytest.mark.parametrize("size", [(7, 7), (5, 9), (40, 32), (20, 16), (1, 2)])
 def test_a_masked_picture_is_the_normalised_one_times_the_mask(size: tuple[int, int]) -> None:
     images = pictures(3)
     activations = np.random.default_rng(5).normal(3, 10, (3, *size)).astype(np.float32)
