@@ -16,7 +16,7 @@ from contract.methods import METHODS, map_name
 from exports.ablation import step_output
 from exports.choosing import OF_LOGITS, OF_PROBABILITIES
 from exports.fusing import fuse
-from exports.layers import FEATURES_CALL, Seen, Tap, resolve_layers, tapped
+from exports.layers import FEATURES_CALL, Spatial, Tap, resolve_layers, tapped
 from exports.methods import FORMULAS, NEEDS_ABLATION, NEEDS_CLASS_WEIGHTS, Evidence
 from exports.tail import Tail
 from training.network import Network
@@ -56,11 +56,11 @@ class Explainer(nn.Module):
             )
             for one in chosen
         )
-        self._pooled_linear = len(chosen) == 1 and is_pooled_linear(network, chosen[0].name)
+        self._pooled_linear = len(chosen) == 1 and is_pooled_linear(network, chosen[0])
         self.methods = self._require(methods)
         self.maps = self._maps()
         self.looped = not NEEDS_ABLATION.isdisjoint(self.methods)
-        self._rest_is_head = len(chosen) == 1 and _is_features(network, chosen[0].name)
+        self._rest_is_head = len(chosen) == 1 and chosen[0].is_features
         self.tail = self._trace() if chosen else None
 
     def _require(self, methods: Sequence[str] | None) -> tuple[str, ...]:
@@ -233,35 +233,17 @@ class Explainer(nn.Module):
         return _scores(ablated, classes.index_select(0, pictures), softmax.index_select(0, pictures))
 
 
-def is_pooled_linear(network: Network, layer: str) -> bool:
+def is_pooled_linear(network: Network, layer: Spatial) -> bool:
     """Whether all that follows the layer is one linear layer on its spatial mean.
 
     Found by trying the head out, so that it holds for any backbone's own head.
     """
-    if not _is_features(network, layer):
+    if not layer.is_features:
         return False
-    size = network.config.preprocessing
+    activations = torch.rand(2, layer.channels, layer.height, layer.width, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        channels, height, width = network.features(torch.zeros(1, 3, size.height, size.width)).shape[1:]
-        activations = torch.rand(2, channels, height, width, generator=torch.Generator().manual_seed(0))
         embedding, mean = network.penultimate(activations), activations.mean((-2, -1))
-        return embedding.shape == mean.shape and torch.allclose(embedding, mean, rtol=1e-4, atol=1e-6)
-
-
-def _is_features(network: Network, layer: str) -> bool:
-    """Whether the layer's output is what the backbone answers as its features."""
-    if layer == FEATURES_CALL:
-        return True
-    size = network.config.preprocessing
-    returned: list[Seen] = []
-
-    def note(_: str, output: Tensor) -> Tensor:
-        returned.append(Seen(output))
-        return output
-
-    with torch.no_grad(), tapped(network, [layer], note):
-        features = network.features(torch.zeros(1, 3, size.height, size.width))
-    return returned[-1].is_still(features)
+    return embedding.shape == mean.shape and torch.allclose(embedding, mean, rtol=1e-4, atol=1e-6)
 
 
 def _scores(logits: Tensor, classes: Tensor, softmax: Tensor) -> Tensor:

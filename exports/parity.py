@@ -14,6 +14,7 @@ from contract.errors import ParityError
 from contract.model import Answer, Model
 from exports.autograd import Autograd
 from exports.explainer import is_pooled_linear
+from exports.layers import resolve_layers
 from exports.methods import NEEDS_ABLATION
 from training.network import Network
 
@@ -69,7 +70,8 @@ def measure(network: Network, model: Model, images: Sequence[npt.NDArray[np.uint
     if costly:
         first = np.stack(images[:1])
         compare(first, model.run(first, _RANKS[:1], [output.name for output in costly]), costly)
-    share = 1.0 if len(layers) == 1 and is_pooled_linear(network, layers[0]) else MAPS_THAT_COUNT
+    smooth = len(layers) == 1 and is_pooled_linear(network, *resolve_layers(network, layers))
+    share = 1.0 if smooth else MAPS_THAT_COUNT
     return Parity(
         pictures=len(images),
         source=source,

@@ -44,6 +44,7 @@ class Layer:
     channels_last: the output is `[N, h, w, c]`.
     pools: a pooling layer from which fewer positions come out than go in.
     convolves: a convolution.
+    is_features: the output is what the backbone answers as its features, as it was when the layer ended.
     """
 
     number: int
@@ -56,6 +57,7 @@ class Layer:
     channels_last: bool
     pools: bool
     convolves: bool
+    is_features: bool
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -86,9 +88,9 @@ def spatial_layers(network: Network) -> list[Layer]:
         network: in eval mode.
     """
     height, width = network.config.preprocessing.height, network.config.preprocessing.width
-    calls = _calls(network, height, width)
+    calls, last = _calls(network, height, width)
     try:
-        wider = {call.label: call.went for call in _calls(network, height, width + _WIDER)}
+        wider = {call.label: call.went for call in _calls(network, height, width + _WIDER)[0]}
     except (RuntimeError, AssertionError, ValueError, IndexError):  # what networks built for one size raise
         wider = {}
     layers: list[Layer] = []
@@ -114,6 +116,7 @@ def spatial_layers(network: Network) -> list[Layer]:
                 channels_last=axis == 3,
                 pools=_is_pool(call.module) and len(call.came) == 4 and shape[0] * shape[1] < call.came[2] * call.came[3],
                 convolves=isinstance(call.module, nn.Conv2d),
+                is_features=call.number == last,
             )
         )
     return layers
@@ -144,23 +147,27 @@ def record(network: Network, image: npt.NDArray[np.uint8], layers: Collection[La
     return found
 
 
-def _calls(network: Network, height: int, width: int) -> list[_Call]:
-    """What runs on a blank picture."""
+def _calls(network: Network, height: int, width: int) -> tuple[list[_Call], int]:
+    """What runs on a blank picture, and the number of who made the features: 0 where no module answers them."""
     calls: list[_Call] = []
     seen: dict[int, tuple[weakref.ref[Tensor], int, int]] = {}  # by id: the tensor, its version, the number of who made it
+
+    def maker(tensor: Tensor) -> int:
+        known, version, number = seen.get(id(tensor), (lambda: None, 0, 0))
+        return number if known() is tensor and version == tensor._version else 0  # else another tensor, or changed in place since
 
     def note(label: str, name: str, module: nn.Module, came: object, went: object) -> None:
         if not isinstance(went, Tensor) or went.ndim != 4:
             return
-        known, version, number = seen.get(id(went), (lambda: None, 0, 0))
-        if known() is not went or version != went._version:  # another tensor, or changed in place since
+        number = maker(went)
+        if not number:
             number = len(calls) + 1
             seen[id(went)] = (weakref.ref(went), went._version, number)
         calls.append(_Call(number, label, name, module, tuple(came.shape) if isinstance(came, Tensor) else (), tuple(went.shape)))
 
     with _watched(network.backbone, note), torch.no_grad():
-        network.features(torch.zeros(1, 3, height, width, device=_device(network)))
-    return calls
+        features = network.features(torch.zeros(1, 3, height, width, device=_device(network)))
+    return calls, maker(features)
 
 
 @contextmanager
@@ -210,4 +217,4 @@ def _is_pool(module: nn.Module) -> bool:
 
 
 def _device(network: Network) -> torch.device:
-    return next(network.parameters()).device
+    return next((parameter.device for parameter in network.parameters()), torch.device("cpu"))

@@ -86,7 +86,7 @@ def test_every_head_on_every_backbone(backbone: str, head: str, softmax: bool, e
 def test_the_original_head_is_linear_where_it_has_no_hidden_layers(backbone: str) -> None:
     images = blobs(1)
     np.testing.assert_array_equal(make(backbone, "original").predict(images), make(backbone, "linear").predict(images))
-    assert is_pooled_linear(make(backbone, "original"), resolve_layers(make(backbone, "original"), None)[0].name)
+    assert is_pooled_linear(make(backbone, "original"), *resolve_layers(make(backbone, "original"), None))
 
 
 @pytest.mark.parametrize("softmax", [False, True], ids=["logit", "probability"])

@@ -19,7 +19,7 @@ from training.palette import FLAT, RAMP, about_zero, color_map
 from training.sheets import WIDEST, Box, Tile, columns_for, lay_out
 from training.visualize import file_name
 
-LAYER = Layer(7, "stage.conv", "stage.conv", "Conv2d", 4, 7, 7, channels_last=False, pools=False, convolves=True)
+LAYER = Layer(7, "stage.conv", "stage.conv", "Conv2d", 4, 7, 7, channels_last=False, pools=False, convolves=True, is_features=False)
 
 
 @pytest.fixture(autouse=True)
