@@ -6,10 +6,11 @@ channel) pairs that are due. Here the nodes that depend on it become a loop's bo
 
 from __future__ import annotations
 
-from collections.abc import MutableSequence, Sequence
+from collections.abc import Sequence
 
-import numpy as np
-from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx import GraphProto, TensorProto, helper
+
+from exports.surgery import add_constant, drop, nodes_after, nodes_behind, replace_nodes
 
 CHANNELS_A_STEP = 32
 """So many copies of a layer are in memory at once."""
@@ -41,13 +42,13 @@ def close_loop(graph: GraphProto, layer: int, features: str, channels: int, clas
         classes: the output with the explained classes, `[N, K]`.
     """
     due, step, ablated = due_input(layer), step_output(layer), ablated_input(layer)
-    body = [node for node in graph.node if node.name in _between(graph, due, step)]
-    others = [node for node in graph.node if node.name not in {inside.name for inside in body}]
+    nodes = list(graph.node)
+    body = nodes_after(nodes, due) & nodes_behind(nodes, [step])
+    users = nodes_after(nodes, ablated)
     place = f"ablation/{layer}"
 
     def constant(name: str, value: int | Sequence[int]) -> str:
-        graph.initializer.append(numpy_helper.from_array(np.array(value, dtype=np.int64), f"{place}/{name}"))
-        return f"{place}/{name}"
+        return add_constant(graph, f"{place}/{name}", value)
 
     one, zero, size = constant("one", 1), constant("zero", 0), constant("size", CHANNELS_A_STEP)
     first, c = constant("first", [0]), constant("channels", [channels])
@@ -66,7 +67,7 @@ def close_loop(graph: GraphProto, layer: int, features: str, channels: int, clas
         helper.make_node("Add", [f"{place}/range", f"{place}/start"], [f"{place}/beyond"]),
         helper.make_node("Min", [f"{place}/beyond", f"{place}/last"], [due]),  # the last step may come around to the last pair again
         helper.make_node("Identity", [f"{place}/going"], [f"{place}/goes_on"]),
-        *(NodeProto.FromString(node.SerializeToString()) for node in body),
+        *(nodes[number] for number in sorted(body)),
     ]
     after = [
         helper.make_node("Concat", [constant("rest", [-1]), f"{place}/explained"], [f"{place}/flat_shape"], axis=0),
@@ -95,40 +96,7 @@ def close_loop(graph: GraphProto, layer: int, features: str, channels: int, clas
             ],
         ),
     )
-    users = [node for node in others if node.name in _behind(graph, ablated)]
-    rest = [node for node in others if node.name not in {user.name for user in users}]
-    ordered = [NodeProto.FromString(node.SerializeToString()) for node in (*rest, *before, loop, *after, *users)]
-    del graph.node[:]
-    graph.node.extend(ordered)
-    _drop(graph.input, {due, ablated})
-    _drop(graph.output, {step})
-
-
-def _between(graph: GraphProto, start: str, end: str) -> set[str]:
-    """Names of the nodes that lead from a value to another."""
-    forwards = _behind(graph, start)
-    producer = {name: node for node in graph.node for name in node.output}
-    found: set[str] = set()
-    waiting = [end]
-    while waiting:
-        node = producer.get(waiting.pop())
-        if node is not None and node.name in forwards and node.name not in found:
-            found.add(node.name)
-            waiting.extend(node.input)
-    return found
-
-
-def _behind(graph: GraphProto, value: str) -> set[str]:
-    """Names of the nodes that depend on a value; the graph is in topological order."""
-    reached, found = {value}, set()
-    for node in graph.node:
-        if not reached.isdisjoint(node.input):
-            found.add(node.name)
-            reached.update(node.output)
-    return found
-
-
-def _drop(values: MutableSequence[ValueInfoProto], names: set[str]) -> None:
-    kept = [value for value in values if value.name not in names]
-    del values[:]
-    values.extend(kept)
+    rest = (number for number in range(len(nodes)) if number not in body | users)
+    replace_nodes(graph, [*(nodes[number] for number in rest), *before, loop, *after, *(nodes[number] for number in sorted(users))])
+    drop(graph.input, {due, ablated})
+    drop(graph.output, {step})

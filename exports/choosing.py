@@ -5,10 +5,10 @@ PyTorch's exporter writes both, and takes the choice as an extra input. Here the
 
 from __future__ import annotations
 
-import numpy as np
-from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, TensorProto, helper
 
 from contract.description import CLASSES, LOGITS, SCORES, SOFTMAX, TARGETS
+from exports.surgery import add_constant, copied, drop, nodes_behind, rename, replace_nodes
 
 CHOSEN = "cotangents"
 """Name of the extra input: float32 `[N, K, d]`, dy/dz for the embedding z."""
@@ -21,27 +21,12 @@ _MANY_CLASSES = 100
 
 def close_choice(graph: GraphProto) -> None:
     """Put an `If` on `softmax` in the place of `CHOSEN`; `graph` is flat, and rewritten in place."""
-    producer = {name: number for number, node in enumerate(graph.node) for name in node.output}
-
-    def behind(names: list[str]) -> set[int]:
-        found: set[int] = set()
-        waiting = list(names)
-        while waiting:
-            number = producer.get(waiting.pop())
-            if number is not None and number not in found:
-                found.add(number)
-                waiting.extend(graph.node[number].input)
-        return found
-
-    before = behind([OF_LOGITS, SCORES, LOGITS, CLASSES])
-    inside = [NodeProto.FromString(graph.node[number].SerializeToString()) for number in sorted(behind([OF_PROBABILITIES]) - before)]
+    nodes = list(graph.node)
+    before = nodes_behind(nodes, [OF_LOGITS, SCORES, LOGITS, CLASSES])
+    inside = [copied(nodes[number]) for number in sorted(nodes_behind(nodes, [OF_PROBABILITIES]) - before)]
     names = {name: f"{CHOSEN}/{name}" for node in inside for name in node.output}
     for node in inside:  # what others take of it is computed there too: sizes and rows
-        node.name = f"{CHOSEN}/{node.name}"
-        for field in (node.input, node.output):
-            renamed = [names.get(name, name) for name in field]
-            del field[:]
-            field.extend(renamed)
+        rename(node, names, f"{CHOSEN}/")
     choice = helper.make_node(
         "If",
         [f"{CHOSEN}/any"],
@@ -58,15 +43,11 @@ def close_choice(graph: GraphProto) -> None:
         ),
     )
     asked = helper.make_node("ReduceMax", [SOFTMAX], [f"{CHOSEN}/any"], name=f"{CHOSEN}/any", keepdims=0)
-    others = behind([output.name for output in graph.output if output.name != OF_PROBABILITIES]) - before
-    first = [NodeProto.FromString(graph.node[number].SerializeToString()) for number in sorted(before)]
-    last = [NodeProto.FromString(graph.node[number].SerializeToString()) for number in sorted(others)]
-    del graph.node[:]
-    graph.node.extend([*first, asked, choice, *last])
-    for values, gone in ((graph.input, {CHOSEN}), (graph.output, {OF_LOGITS, OF_PROBABILITIES})):
-        kept = [value for value in values if value.name not in gone]
-        del values[:]
-        values.extend(kept)
+    others = nodes_behind(nodes, [output.name for output in graph.output if output.name != OF_PROBABILITIES]) - before
+    first, last = ([nodes[number] for number in sorted(numbers)] for numbers in (before, others))
+    replace_nodes(graph, [*first, asked, choice, *last])
+    drop(graph.input, {CHOSEN})
+    drop(graph.output, {OF_LOGITS, OF_PROBABILITIES})
 
 
 def rank_as_far_as_asked(graph: GraphProto, classes: int) -> None:
@@ -75,18 +56,13 @@ def rank_as_far_as_asked(graph: GraphProto, classes: int) -> None:
         return
     (ranking,) = (number for number, node in enumerate(graph.node) if node.op_type == "TopK" and node.input[1])
     place = "ranks"
-
-    def constant(name: str, value: object) -> str:
-        graph.initializer.append(numpy_helper.from_array(np.array(value, dtype=np.int64), f"{place}/{name}"))
-        return f"{place}/{name}"
+    one, all_of_them = add_constant(graph, f"{place}/one", [1]), add_constant(graph, f"{place}/all", [classes])
 
     steps = [
         helper.make_node("ReduceMin", [TARGETS], [f"{place}/lowest"], keepdims=0, name=f"{place}/lowest"),
         helper.make_node("Neg", [f"{place}/lowest"], [f"{place}/asked"], name=f"{place}/asked"),
-        helper.make_node("Max", [f"{place}/asked", constant("one", [1])], [f"{place}/some"], name=f"{place}/some"),
-        helper.make_node("Min", [f"{place}/some", constant("all", [classes])], [f"{place}/count"], name=f"{place}/count"),
+        helper.make_node("Max", [f"{place}/asked", one], [f"{place}/some"], name=f"{place}/some"),
+        helper.make_node("Min", [f"{place}/some", all_of_them], [f"{place}/count"], name=f"{place}/count"),
     ]
     graph.node[ranking].input[1] = f"{place}/count"
-    nodes = [NodeProto.FromString(node.SerializeToString()) for node in (*steps, *graph.node)]
-    del graph.node[:]
-    graph.node.extend(nodes)
+    replace_nodes(graph, [*steps, *graph.node])

@@ -17,6 +17,7 @@ import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from contract.description import IMAGES, WANTED
+from exports.surgery import add_constant, copied, defined_by, nodes_after, nodes_behind, producers, rename, replace_nodes, taken_by
 
 
 @dataclass(frozen=True)
@@ -57,32 +58,31 @@ class _Gate:
         self.together = together
         self.nodes = list(graph.node)
         kept = [output.name for output in graph.output if output.name not in {*self.switches, *together}]
-        self._number()
         for name in self._made_anyway([*kept, *together, *shared]):
             for node in self.nodes:
-                _rename(node, {name: f"{name}/made"})
+                rename(node, {name: f"{name}/made"})
             self.nodes.append(helper.make_node("Identity", [f"{name}/made"], [name], name=name))
-        self._number()
         self.always = self._behind(kept)
         self.body = self._behind([*together, *shared]) - self.always
         # Sizes and the like cost less than to be computed in each branch that takes them.
         often = self._behind([name for name, switch in self.switches.items() if switch.common])
-        for number in sorted(often - self.always - _dependent_on_contents(self.nodes, IMAGES)):
-            if all(self.producer[name] in self.always | self.body for name in _inputs(self.nodes[number]) if name in self.producer):
+        producer = producers(self.nodes)
+        for number in sorted(often - self.always - nodes_after(self.nodes, IMAGES, without=["Shape"])):
+            if all(producer[name] in self.always | self.body for name in taken_by(self.nodes[number]) if name in producer):
                 self.body.add(number)
         self.own = {name: self._behind([name], stop=self.switches.keys() - {name}) - self.always - self.body for name in self.switches}
         self.takes = {
-            name: [other for other in self.switches if any(other in _inputs(self.nodes[number]) for number in numbers)]
+            name: [other for other in self.switches if any(other in taken_by(self.nodes[number]) for number in numbers)]
             for name, numbers in self.own.items()
         }
 
-    def _number(self) -> None:
-        self.producer = {name: number for number, node in enumerate(self.nodes) for name in node.output}
+    def _behind(self, outputs: Iterable[str], stop: Collection[str] = ()) -> set[int]:
+        return nodes_behind(self.nodes, outputs, stop)
 
     def _made_anyway(self, outputs: Sequence[str]) -> list[str]:
         """The switches that are computed for other outputs: what a branch answers must be made in it."""
-        needed = self._behind(outputs)
-        return [name for name in self.switches if self.producer[name] in needed]
+        needed, producer = self._behind(outputs), producers(self.nodes)
+        return [name for name in self.switches if producer[name] in needed]
 
     def rewrite(self) -> None:
         common = self._in_order(name for name, switch in self.switches.items() if switch.common)
@@ -105,11 +105,7 @@ class _Gate:
         top.add("ReduceMax", [WANTED], f"{WANTED}/any", keepdims=0)
         empties = {**self.together, **{name: switch.empty for name, switch in self.switches.items()}}
         self._add_if(top, "asked", f"{WANTED}/any", body, empties)
-        nodes = [
-            NodeProto.FromString(node.SerializeToString()) for node in _answer_copies((output.name for output in graph.output), top.nodes)
-        ]
-        del graph.node[:]  # the originals go with it
-        graph.node.extend(nodes)
+        replace_nodes(graph, _answer_copies((output.name for output in graph.output), top.nodes))
         graph.input.append(helper.make_tensor_value_info(WANTED, TensorProto.BOOL, [None, len(self.switches)]))
         defaults = np.array([[switch.default for switch in self.switches.values()]])
         graph.initializer.append(numpy_helper.from_array(defaults, WANTED))
@@ -154,19 +150,7 @@ class _Gate:
         )
 
     def _constant(self, name: str, value: int | Sequence[int]) -> str:
-        self.graph.initializer.append(numpy_helper.from_array(np.array(value, dtype=np.int64), f"{WANTED}/{name}"))
-        return f"{WANTED}/{name}"
-
-    def _behind(self, outputs: Iterable[str], stop: Collection[str] = ()) -> set[int]:
-        """The numbers of the nodes that `outputs` are computed from, without those behind the values `stop`."""
-        found: set[int] = set()
-        waiting = list(outputs)
-        while waiting:
-            number = self.producer.get(waiting.pop())
-            if number is not None and number not in found:
-                found.add(number)
-                waiting.extend(_inputs(self.nodes[number]).difference(stop))
-        return found
+        return add_constant(self.graph, f"{WANTED}/{name}", value)
 
     def _in_order(self, names: Iterable[str]) -> list[str]:
         """These and what they take, each after what it takes."""
@@ -208,72 +192,26 @@ class _Body:
 
     def take(self, nodes: Iterable[NodeProto]) -> None:
         for node in nodes:
-            self.add_node(NodeProto.FromString(node.SerializeToString()))
+            self.add_node(copied(node))
 
     def add(self, operator: str, inputs: Sequence[str], output: str, **attributes: Any) -> None:
         self.add_node(helper.make_node(operator, inputs, [output], name=output, **attributes))
 
     def add_node(self, node: NodeProto) -> None:
         if self._prefix:
-            self.visible.update({name: f"{self._prefix}{name}" for name in _defined(node)})
-        _rename(node, self.visible, self._prefix)
+            self.visible.update({name: f"{self._prefix}{name}" for name in defined_by(node)})
+        rename(node, self.visible, self._prefix)
         self.nodes.append(node)
 
 
 def _answer_copies(outputs: Iterable[str], nodes: Sequence[NodeProto]) -> list[NodeProto]:
     """Let a graph or a branch answer copies of those outputs that branches in it take: OpenVINO counts them among the branches' own."""
     made = {name for node in nodes for name in node.output}
-    taken = {value for node in nodes if node.op_type == "If" for value in _inputs(node)}
+    taken = {value for node in nodes if node.op_type == "If" for value in taken_by(node)}
     names = {name: f"{name}/value" for name in outputs if name in taken & made}
     for node in nodes:
-        _rename(node, names)
+        rename(node, names)
     return [*nodes, *(helper.make_node("Identity", [value], [name], name=value) for name, value in names.items())]
-
-
-def _inputs(node: NodeProto) -> set[str]:
-    """What a node takes, its subgraphs' captured values among it."""
-    found = set(node.input)
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            for inside in attribute.g.node:
-                found |= _inputs(inside)
-            found |= {value.name for value in attribute.g.output}  # a branch may answer what stands outside
-    return found - {""}
-
-
-def _defined(node: NodeProto) -> set[str]:
-    """The values that a node defines, in its subgraphs too."""
-    found = {name for name in node.output if name}
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            found |= {value.name for value in attribute.g.input}
-            for inside in attribute.g.node:
-                found |= _defined(inside)
-    return found
-
-
-def _rename(node: NodeProto, names: Mapping[str, str], prefix: str = "") -> None:
-    node.name = f"{prefix}{node.name}"
-    for field in (node.input, node.output):
-        renamed = [names.get(name, name) for name in field]
-        del field[:]
-        field.extend(renamed)
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            for inside in attribute.g.node:
-                _rename(inside, names, prefix)
-            for value in (*attribute.g.input, *attribute.g.output):
-                value.name = names.get(value.name, value.name)
-
-
-def _dependent_on_contents(nodes: Sequence[NodeProto], value: str) -> set[int]:
-    """The numbers of the nodes that depend on a value, on more than its shape; `nodes` are in topological order."""
-    reached, found = {value}, set()
-    for number, node in enumerate(nodes):
-        if node.op_type != "Shape" and not reached.isdisjoint(_inputs(node)):
-            found.add(number)
-            reached.update(node.output)
-    return found
 
 
 def _empty(name: str, kind: int, shape: Sequence[int]) -> TensorProto:
