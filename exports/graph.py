@@ -24,6 +24,7 @@ from exports.choosing import CHOSEN, close_choice, rank_as_far_as_asked
 from exports.explainer import Explainer
 from exports.gating import Switch, gate
 from exports.methods import NEEDS_ABLATION
+from exports.parting import part_square_weights
 from exports.sharing import share_weights
 from exports.sizes import take_sizes_from
 
@@ -62,6 +63,7 @@ def write_graph(explainer: Explainer, path: Path) -> None:
         close_choice(model.graph)
         for number, layer in enumerate(explainer.layers if explainer.looped else ()):
             close_loop(model.graph, number, layer.features, layer.channels, CLASSES)
+        part_square_weights(model.graph)
         share_weights(model.graph)
         rank_as_far_as_asked(model.graph, explainer.network.config.num_classes)
         gate(model.graph, _switches(explainer), {CLASSES: (0, 0)}, [CHOSEN])

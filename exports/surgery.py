@@ -108,3 +108,10 @@ def rename(node: NodeProto, names: Mapping[str, str], prefix: str = "") -> None:
             rename(inside, names, prefix)
         for value in (*graph.input, *graph.output):
             value.name = names.get(value.name, value.name)
+
+
+def take_instead(node: NodeProto, old: str, new: str) -> None:
+    """Let a node itself, not its subgraphs, take another value."""
+    for place, value in enumerate(node.input):
+        if value == old:
+            node.input[place] = new
