@@ -55,6 +55,10 @@ def write_graph(explainer: Explainer, path: Path) -> None:
     model = onnx.load(str(path))
     for number, node in enumerate(model.graph.node):
         node.name = node.name or f"node_{number}"
+        # Where in which file of this machine each node comes from: nobody's business, and a megabyte of a session's memory.
+        node.ClearField("metadata_props")
+        node.ClearField("doc_string")
+    model.graph.ClearField("metadata_props")
     defaults = {TARGETS: np.array([[FIRST_RANKED]], dtype=np.int64)}
     if explainer.layers:
         take_sizes_from(model.graph, CHOSEN, {0: (IMAGES, 0), 1: (TARGETS, 1)})

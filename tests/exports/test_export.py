@@ -93,6 +93,13 @@ def test_the_file_is_whole_by_itself(pets: Exported) -> None:
     assert pets.path.stat().st_size < 1.02 * weights, "a weight is stored twice"
 
 
+def test_the_file_tells_nothing_of_the_machine_it_was_made_on(pets: Exported) -> None:
+    content = pets.path.read_bytes()
+    folders = {Path(__file__).parents[2], Path(torch.__file__).parents[1], Path.home(), pets.path.parents[2]}
+    assert [str(folder) for folder in folders if str(folder).encode() in content] == []
+    assert b".py" not in content
+
+
 def test_outputs_of_several_layers(exported: Exports) -> None:
     session = exported("test_resnet", "mlp:16", *SEVERAL).model.session
     shapes = {value.name: value.shape for value in session.get_outputs()}
