@@ -55,7 +55,7 @@ class Tail(nn.Module):
         with torch.no_grad():
             width = rest(example[None], lambda _, output: output).shape[1]
         mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
-        joint = torch.func.functionalize(_joint(rest, layers), remove="mutations_and_views")
+        joint = _joint(rest, layers)
         examples = _symbolic(mode, example, width, dynamic_size)
         traced = make_fx(joint, decomposition_table=DECOMPOSITIONS, tracing_mode="symbolic")(*examples)
         _simplify(traced)
@@ -97,20 +97,29 @@ def _joint(rest: Rest, layers: Sequence[str]) -> Callable[[Tensor, Tensor], tupl
     """`(input, cotangent of z) -> (z, *activations, *gradients)`: a vjp with respect to zeros that are added to the layers."""
 
     def joint(inputs: Tensor, cotangent: Tensor) -> tuple[Any, ...]:
-        with _PlainLinear():
+        with _PlainFunctions():
             return traced(inputs, cotangent)
 
     def traced(inputs: Tensor, cotangent: Tensor) -> tuple[Any, ...]:
-        blank: dict[str, Tensor] = {}
+        def measured(inputs: Tensor) -> tuple[Tensor, ...]:
+            blank: dict[str, Tensor] = {}
 
-        def measure(name: str, output: Tensor) -> Tensor:
-            blank[name] = torch.zeros_like(output)
-            return output.clone()  # what follows may work in place
+            def measure(name: str, output: Tensor) -> Tensor:
+                blank[name] = torch.zeros_like(output)
+                return output.clone()  # what follows may work in place
+
+            rest(inputs.clone(), measure)
+            return tuple(blank[name] for name in layers)
 
         with torch.no_grad():
-            rest(inputs, measure)
+            blank = torch.func.functionalize(measured)(inputs)
 
         def shifted(*shifts: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+            # What is written into a part of a tensor has no derivative with an ONNX form: so no more is written.
+            z, *seen = torch.func.functionalize(written_anew)(inputs, *shifts)
+            return z, tuple(seen)
+
+        def written_anew(inputs: Tensor, *shifts: Tensor) -> tuple[Tensor, ...]:
             seen: dict[str, Tensor] = {}
 
             def shift(name: str, output: Tensor) -> Tensor:
@@ -118,26 +127,34 @@ def _joint(rest: Rest, layers: Sequence[str]) -> Callable[[Tensor, Tensor], tupl
                 seen[name] = output.clone()  # what follows may work in place
                 return output
 
-            z = rest(inputs, shift)
-            return z, tuple(seen[name] for name in layers)
+            z = rest(inputs.clone(), shift)
+            return z, *(seen[name] for name in layers)
 
-        z, pull_back, *rest_of_it = torch.func.vjp(shifted, *(blank[name] for name in layers), has_aux=True)
+        z, pull_back, *rest_of_it = torch.func.vjp(shifted, *blank, has_aux=True)
         return z, *rest_of_it[0], *pull_back(cotangent)
 
     return joint
 
 
-class _PlainLinear(TorchFunctionMode):
-    """Linear layers over more than two dimensions as a product of matrices: PyTorch's own way fixes the sizes that are traced."""
+class _PlainFunctions(TorchFunctionMode):
+    """Functions in words that can be traced and differentiated."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function is not functional.linear or args[0].ndim < 3:
-            return function(*args, **(kwargs or {}))
-        inputs, weight, *bias = args
-        product = inputs.reshape(-1, inputs.shape[-1]) @ weight.t()
-        product = product.reshape(*inputs.shape[:-1], weight.shape[0])
-        summand = bias[0] if bias else (kwargs or {}).get("bias")
-        return product if summand is None else product + summand
+        if function is functional.linear and args[0].ndim > 2:  # PyTorch's own way fixes the sizes that are traced
+            return _product_of_matrices(*args, **(kwargs or {}))
+        if function is Tensor.__setitem__:  # what is copied into a part of a tensor has no derivative once it is made functional
+            inputs, index, value = args
+            value = value.clone() if isinstance(value, Tensor) else value  # it may be the part itself
+            inputs[index].zero_().add_(value)
+            return None
+        return function(*args, **(kwargs or {}))
+
+
+def _product_of_matrices(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A linear layer over more than two dimensions."""
+    product = inputs.reshape(-1, inputs.shape[-1]) @ weight.t()
+    product = product.reshape(*inputs.shape[:-1], weight.shape[0])
+    return product if bias is None else product + bias
 
 
 def _symbolic(mode: FakeTensorMode, example: Tensor, width: int, dynamic_size: bool) -> tuple[Tensor, Tensor]:
@@ -163,7 +180,7 @@ def _simplify(traced: fx.GraphModule) -> None:
             continue
         if "as_strided" in str(node.target):
             raise NotImplementedError("something is written into a part of a tensor")
-        if node.target is aten.view_copy.default:
+        if node.target in (aten.view_copy.default, aten.view.default, aten._unsafe_view.default):
             node.target = aten.reshape.default  # of any memory order
         elif isinstance(node.target, torch._ops.OpOverload) and (name := node.target._opname).endswith("_copy"):
             view = getattr(aten, name.removesuffix("_copy"), None)  # there is none for `_to_copy`, which converts
