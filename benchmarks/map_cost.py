@@ -108,7 +108,7 @@ def write(backbone: str, head: str, classes: int, size: int, folder: Path) -> li
     config = NetworkConfig(backbone=backbone, head=head or "linear", num_classes=classes, preprocessing=preprocessing)
     network = build(config).requires_grad_(False)
     program = torch.onnx.export(
-        Bare(network),
+        Bare(network).eval(),
         (torch.zeros(3, size, size, 3, dtype=torch.uint8),),
         dynamo=True,
         input_names=[IMAGES],
