@@ -55,10 +55,13 @@ class Tail(nn.Module):
         with torch.no_grad():
             width = rest(example[None], lambda _, output: output).shape[1]
         mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
-        joint = _joint(rest, layers)
         examples = _symbolic(mode, example, width, dynamic_size)
-        traced = make_fx(joint, decomposition_table=DECOMPOSITIONS, tracing_mode="symbolic")(*examples)
-        _simplify(traced)
+        try:
+            traced = _trace(torch.func.functionalize(_joint(rest, layers), remove="mutations_and_views"), examples)
+        except (
+            _WrittenIntoAPartError
+        ):  # made functional before it is differentiated; else after, which leaves fewer changes of memory order
+            traced = _trace(_joint(rest, layers, torch.func.functionalize), examples)
         self._quick = _add_quick_means(traced, len(layers))
         cut = _Cut(traced, len(layers))
         self.forward_graph, self.backward_graph = cut.forward(), cut.backward()
@@ -93,8 +96,25 @@ class Tail(nn.Module):
         return cast("Tensor", self.again_graphs[layer](activations, *handed)[0])
 
 
-def _joint(rest: Rest, layers: Sequence[str]) -> Callable[[Tensor, Tensor], tuple[Any, ...]]:
-    """`(input, cotangent of z) -> (z, *activations, *gradients)`: a vjp with respect to zeros that are added to the layers."""
+class _WrittenIntoAPartError(NotImplementedError):
+    """Its gradient is traced as strides, which ONNX does not have: better no graph than a wrong one."""
+
+
+def _trace(joint: Callable[[Tensor, Tensor], tuple[Any, ...]], examples: tuple[Tensor, Tensor]) -> fx.GraphModule:
+    traced = make_fx(joint, decomposition_table=DECOMPOSITIONS, tracing_mode="symbolic")(*examples)
+    _simplify(traced)
+    return traced
+
+
+def _joint(
+    rest: Rest, layers: Sequence[str], transform: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda function: function
+) -> Callable[[Tensor, Tensor], tuple[Any, ...]]:
+    """`(input, cotangent of z) -> (z, *activations, *gradients)`: a vjp with respect to zeros that are added to the layers.
+
+    Args:
+        rest, layers: see `Tail`.
+        transform: of the function that is differentiated.
+    """
 
     def joint(inputs: Tensor, cotangent: Tensor) -> tuple[Any, ...]:
         with _PlainFunctions():
@@ -112,14 +132,13 @@ def _joint(rest: Rest, layers: Sequence[str]) -> Callable[[Tensor, Tensor], tupl
             return tuple(blank[name] for name in layers)
 
         with torch.no_grad():
-            blank = torch.func.functionalize(measured)(inputs)
+            blank = transform(measured)(inputs)
 
         def shifted(*shifts: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-            # What is written into a part of a tensor has no derivative with an ONNX form: so no more is written.
-            z, *seen = torch.func.functionalize(written_anew)(inputs, *shifts)
+            z, *seen = transform(observed)(inputs, *shifts)
             return z, tuple(seen)
 
-        def written_anew(inputs: Tensor, *shifts: Tensor) -> tuple[Tensor, ...]:
+        def observed(inputs: Tensor, *shifts: Tensor) -> tuple[Tensor, ...]:
             seen: dict[str, Tensor] = {}
 
             def shift(name: str, output: Tensor) -> Tensor:
@@ -179,7 +198,7 @@ def _simplify(traced: fx.GraphModule) -> None:
         if node.op != "call_function":
             continue
         if "as_strided" in str(node.target):
-            raise NotImplementedError("something is written into a part of a tensor")
+            raise _WrittenIntoAPartError("something is written into a part of a tensor")
         if node.target in (aten.view_copy.default, aten.view.default, aten._unsafe_view.default):
             node.target = aten.reshape.default  # of any memory order
         elif isinstance(node.target, torch._ops.OpOverload) and (name := node.target._opname).endswith("_copy"):
