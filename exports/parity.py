@@ -28,6 +28,8 @@ MAPS_TOLERANCES = {"xgradcam": 1e-3, "ablationcam": 1e-3, "gradcam_plus_plus": 1
 MAPS_THAT_COUNT = 0.75
 """The derivatives of ReLU and of max pooling jump. A picture that lies on such an edge, to the last digit of float32, has another map in
 any two implementations; a graph that is wrong is wrong on most pictures. Where one linear layer follows nothing jumps, and all count."""
+_WITH_A_THRESHOLD = ("fem",)
+"""Methods that jump by themselves: FEM asks which activations are two standard deviations above their mean."""
 
 _BATCH = 8
 _RANKS = (-1, -2)
@@ -71,12 +73,18 @@ def measure(network: Network, model: Model, images: Sequence[npt.NDArray[np.uint
         first = np.stack(images[:1])
         compare(first, model.run(first, _RANKS[:1], [output.name for output in costly]), costly)
     smooth = len(layers) == 1 and is_pooled_linear(network, *resolve_layers(network, layers))
-    share = 1.0 if smooth else MAPS_THAT_COUNT
     return Parity(
         pictures=len(images),
         source=source,
         logits=logits_difference,
-        maps={name: _relative(np.concatenate(differences[name]), np.concatenate(largest[name]), share) for name in differences},
+        maps={
+            name: _relative(
+                np.concatenate(differences[name]),
+                np.concatenate(largest[name]),
+                1.0 if smooth and name not in _WITH_A_THRESHOLD else MAPS_THAT_COUNT,
+            )
+            for name in differences
+        },
         top1_agreement=agreed / len(images),
     )
 
