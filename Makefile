@@ -11,7 +11,7 @@ help:
 	@echo "make test    set up, then run every test"
 	@echo "make lint    ruff and mypy (strict)"
 	@echo "make proto   regenerate service/pb from proto/"
-	@echo "make bench   run the scripts in benchmarks/ that print the README's figures"
+	@echo "make bench   run those scripts in benchmarks/ that need no data"
 
 venv: $(READY)
 
@@ -40,8 +40,10 @@ proto: venv
 		--python_out=$(PROTO_OUT) --pyi_out=$(PROTO_OUT) --grpc_python_out=$(PROTO_OUT) --mypy_grpc_out=$(PROTO_OUT) \
 		service/pb/tlcli/v1/classifier.proto
 
+FIGURES := waiting map_cost against_pytorch_grad_cam pointing_game networks
+
 bench: venv
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+	for script in $(FIGURES); do $(BIN)/python benchmarks/$$script.py || exit 1; done
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -6,7 +6,7 @@
     Grad-CAM     scores and the first class's Grad-CAM map over scores alone, from the file with maps
     all          scores and every map in the graph but Ablation-CAM's, over scores alone
     file         of the file with maps over the bare one
-    memory       anonymous memory that a session takes in a fresh process after three runs, likewise (with --memory)
+    memory       benchmarks/session_memory.py of one over the other's (with --memory)
 
 The four runs of a round come one after the other in a random order; medians of the rounds' ratios. A session that is made second is
 faster on some machines, whatever it holds, so half of the rounds are done with each order of making. The networks have random weights;
@@ -16,7 +16,6 @@ HEAD is linear, mlp:256 or original.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
 import subprocess
@@ -32,7 +31,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from contract.cores import usable_cores
+from benchmarks.session_memory import open_session
 from contract.description import IMAGES, LOGITS, SCORES, WANTED
 from contract.preprocessing import Preprocessing
 from exports.explainer import Explainer
@@ -70,11 +69,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--memory", action="store_true")
-    parser.add_argument("--one-session", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.one_session:
-        print(memory_of(Path(arguments.one_session[0]), json.loads(arguments.one_session[1]), arguments.size))
-        return
     print(f"batch {arguments.batch}, {arguments.size} x {arguments.size}, {arguments.classes} classes, {arguments.pairs} rounds")
     print("| network | head | bare, ms | scores | Grad-CAM | all | file | memory |")
     print("|---|---|---|---|---|---|---|---|")
@@ -86,9 +81,7 @@ def main() -> None:
             size = Path(folder, "maps.onnx").stat().st_size / Path(folder, "bare.onnx").stat().st_size
             memory = "not measured"
             if arguments.memory:
-                bare, maps = (
-                    _in_a_process(Path(folder, f"{file}.onnx"), names, arguments.size) for file, names in (("bare", []), ("maps", switches))
-                )
+                bare, maps = (memory_of(Path(folder, f"{file}.onnx"), arguments.size) for file in ("bare", "maps"))
                 memory = f"{maps / bare:.3f} ({bare / 1e6:.0f} MB)"
         bare_ms = 1000 * statistics.median(times["bare"])
         scores, gradcam, everything = (
@@ -125,15 +118,6 @@ def write(backbone: str, head: str, classes: int, size: int, folder: Path) -> li
     return list(explainer.switches)
 
 
-def open_session(path: Path) -> onnxruntime.InferenceSession:
-    """As the server does."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = usable_cores()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
 def measure(folder: Path, switches: list[str], batch: int, size: int, rounds: int) -> dict[str, list[float]]:
     """Seconds of each run, by its name."""
     images = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
@@ -162,28 +146,9 @@ def measure(folder: Path, switches: list[str], batch: int, size: int, rounds: in
     return times
 
 
-def memory_of(path: Path, switches: list[str], size: int) -> int:
-    """Bytes of anonymous memory that a session holds after three runs for scores alone."""
-    before = _anonymous()
-    session = open_session(path)
-    feed = {IMAGES: np.zeros((1, size, size, 3), dtype=np.uint8)}
-    if switches:
-        feed[WANTED] = np.zeros((1, len(switches)), dtype=bool)
-    for _ in range(3):
-        session.run([SCORES, LOGITS], feed)
-    return _anonymous() - before
-
-
-def _anonymous() -> int:
-    import ctypes
-
-    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what loading left over goes back first
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("Anonymous:"))
-
-
-def _in_a_process(path: Path, switches: list[str], size: int) -> int:
-    command = [sys.executable, __file__, "--size", str(size), "--one-session", str(path), json.dumps(switches)]
+def memory_of(path: Path, size: int) -> int:
+    """Bytes."""
+    command = [sys.executable, str(Path(__file__).with_name("session_memory.py")), str(path), "--size", str(size)]
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 

@@ -45,7 +45,7 @@ from training.shapes import draw
 
 DEFAULT_SIZE = 96
 """Three rows and columns at the end: of fewer values none can be two standard deviations above their mean, as FEM asks."""
-NETWORKS = tuple(  # those that are light, a family after the other, come first
+NETWORKS = tuple(  # a light one of each family first
     """
 resnet18 resnet26d seresnet18 legacy_seresnet18 skresnet18 resnext26ts gcresnext26ts ecaresnet26t vgg11_bn densenet121
 efficientnet_b0 tf_efficientnetv2_b0 mobilenetv2_100 mobilenetv3_small_100 mobilenetv4_conv_small mnasnet_small fbnetc_100 lcnet_050
@@ -171,7 +171,7 @@ def trained_looking(network: Network) -> Network:
     and no shifts a network is chaotic, as none is that was trained: each layer multiplies the rounding of the one before.
     """
     size = network.config.preprocessing.height
-    shapes = torch.from_numpy(np.stack([np.asarray(draw(index, 1, size=size).image) for index in range(16)]))
+    shapes = np.stack([np.asarray(draw(index, 1, size=size).image) for index in range(16)])
     for name, parameter in network.named_parameters():
         if not name.endswith("bias") and float(parameter.abs().max()) < SWITCHED_OFF:
             torch.nn.init.uniform_(parameter, *SCALES)
@@ -184,7 +184,7 @@ def trained_looking(network: Network) -> Network:
         norm.momentum = None  # the mean of all batches
         norm.train()
     with torch.no_grad():
-        network.predict(shapes.numpy())
+        network.predict(shapes)
     for norm in norms:
         norm.eval()
     return network.requires_grad_(False)

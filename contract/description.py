@@ -69,7 +69,8 @@ class Parity(BaseModel):
     pictures: how many real pictures were compared, from the set that `source` names.
     logits: the largest difference; absolute up to logits of 100, above that as a share of the largest logit, times 100.
     maps: a name each, the largest difference relative to the map's largest value; among the nearest three
-        quarters of the maps, unless one linear layer on the spatial mean is all that follows the layer.
+        quarters of the maps, unless one linear layer on the spatial mean is all that follows the layer; FEM's, which
+        has a threshold of its own, always among the nearest three quarters.
     top1_agreement: the share of pictures with the same first class, in [0, 1].
     """
 

@@ -101,6 +101,19 @@ class Autograd:
     def _with(self, inputs: Tensor, layer: str, changed: Tensor) -> Tensor:
         if layer == FEATURES_CALL:
             return self._network.classify(self._network.embed(changed))
-        repeated = inputs.expand(len(changed), -1, -1, -1)
+        once = self._replaced(inputs[None], layer, changed.clone())
+        if once is not None and len(once) == len(changed):
+            return once
+        everywhere = self._replaced(inputs.expand(len(changed), -1, -1, -1), layer, changed)
+        assert everywhere is not None
+        return everywhere
+
+    def _replaced(self, inputs: Tensor, layer: str, changed: Tensor) -> Tensor | None:
+        """None where a single input is given, and what is beside the layer cannot meet the many copies behind it."""
         with tapped(self._network, [layer], lambda _, __: changed):
-            return self._network(repeated)  # type: ignore[no-any-return]
+            try:
+                return self._network(inputs)  # type: ignore[no-any-return]
+            except RuntimeError:
+                if len(inputs) == len(changed):
+                    raise
+                return None

@@ -56,6 +56,7 @@ class _Gate:
         self.switches = {switch.name: switch for switch in switches}
         self.number = {switch.name: number for number, switch in enumerate(switches)}
         self.together = together
+        self.empties: dict[tuple[int, tuple[int, ...]], str] = {}
         self.nodes = list(graph.node)
         kept = [output.name for output in graph.output if output.name not in {*self.switches, *together}]
         for name in self._made_anyway([*kept, *together, *shared]):
@@ -90,6 +91,8 @@ class _Gate:
         body = _Body("asked", {})
         body.take(self.nodes[number] for number in sorted(self.body))
         body.add("ReduceMax", [WANTED, self._constant("rows", [0])], f"{WANTED}/any_row", keepdims=0)
+        conditions = [_condition(name) for name in self.switches]
+        body.add_node(helper.make_node("Split", [f"{WANTED}/any_row"], conditions, axis=0, num_outputs=len(conditions)))
         for name in common:
             self._add_leaf(body, name)
         if rare:
@@ -97,7 +100,7 @@ class _Gate:
             for name in rare:
                 self._add_leaf(inner, name)
             empties = {name: self.switches[name].empty for name in rare}
-            self._add_if(body, "seldom", self._condition(body, "seldom", rare), inner, empties)
+            self._add_if(body, "seldom", self._any(body, "seldom", rare), inner, empties)
 
         graph = self.graph
         top = _Body("", {})
@@ -113,26 +116,24 @@ class _Gate:
     def _add_leaf(self, body: _Body, name: str) -> None:
         inner = _Body(name, body.visible)
         inner.take(self.nodes[number] for number in sorted(self.own[name]))
-        self._add_if(body, name, self._condition(body, name, [name, *self._users(name)]), inner, {name: self.switches[name].empty})
+        self._add_if(body, name, self._any(body, name, [name, *self._users(name)]), inner, {name: self.switches[name].empty})
 
-    def _condition(self, body: _Body, name: str, names: Sequence[str]) -> str:
+    def _any(self, body: _Body, name: str, names: Sequence[str]) -> str:
         """The value that says whether any of `names` is wanted."""
-        condition = f"{WANTED}/{name}"
-        numbers = [self.number[one] for one in names]
-        if len(numbers) == 1:
-            body.add("Gather", [f"{WANTED}/any_row", self._constant(f"number/{name}", numbers[0])], condition, axis=0)
-        else:
-            body.add("Gather", [f"{WANTED}/any_row", self._constant(f"number/{name}", numbers)], f"{condition}/each", axis=0)
-            body.add("ReduceMax", [f"{condition}/each"], condition, keepdims=0)
-        return condition
+        if len(names) == 1:
+            return _condition(names[0])
+        numbers = self._constant(f"numbers/{name}", [self.number[one] for one in names])
+        body.add("Gather", [f"{WANTED}/any_row", numbers], f"{WANTED}/{name}/each", axis=0)
+        body.add("ReduceMax", [f"{WANTED}/{name}/each"], f"{WANTED}/{name}/any", keepdims=0)
+        return f"{WANTED}/{name}/any"
 
     def _add_if(self, body: _Body, name: str, condition: str, inner: _Body, empties: Mapping[str, tuple[int, ...]]) -> None:
         """`empties.keys() = inner if condition else empty tensors`."""
         types = {value: TensorProto.INT64 if value in self.together else TensorProto.FLOAT for value in empties}
-        absent = [
-            helper.make_node("Constant", [], [f"{name}/none/{value}"], value=_empty(f"{name}/empty/{value}", types[value], shape))
-            for value, shape in empties.items()
-        ]
+        absent = []
+        for value, shape in empties.items():
+            none = f"{name}/none/{value}"
+            absent.append(helper.make_node("Identity", [self._empty(types[value], shape)], [none], name=none))
         nodes = _answer_copies([inner.visible[value] for value in empties], inner.nodes)
         body.add_node(
             helper.make_node(
@@ -151,6 +152,14 @@ class _Gate:
 
     def _constant(self, name: str, value: int | Sequence[int]) -> str:
         return add_constant(self.graph, f"{WANTED}/{name}", value)
+
+    def _empty(self, kind: int, shape: tuple[int, ...]) -> str:
+        """Kept once: as a constant of each branch it would take memory in each."""
+        if (kind, shape) not in self.empties:
+            name = f"{WANTED}/empty/{len(self.empties)}"
+            values = np.zeros(shape, dtype=helper.tensor_dtype_to_np_dtype(kind))
+            self.empties[kind, shape] = add_constant(self.graph, name, values)
+        return self.empties[kind, shape]
 
     def _in_order(self, names: Iterable[str]) -> list[str]:
         """These and what they take, each after what it takes."""
@@ -214,8 +223,9 @@ def _answer_copies(outputs: Iterable[str], nodes: Sequence[NodeProto]) -> list[N
     return [*nodes, *(helper.make_node("Identity", [value], [name], name=value) for name, value in names.items())]
 
 
-def _empty(name: str, kind: int, shape: Sequence[int]) -> TensorProto:
-    return numpy_helper.from_array(np.zeros(shape, dtype=helper.tensor_dtype_to_np_dtype(kind)), name)
+def _condition(name: str) -> str:
+    """The value that says whether a switch is wanted: one element."""
+    return f"{WANTED}/{name}"
 
 
 def _value(name: str, kind: int, rank: int) -> ValueInfoProto:

@@ -73,7 +73,9 @@ def xgradcam(evidence: Evidence) -> Tensor:
 
 def hirescam(evidence: Evidence) -> Tensor:
     """`relu(sum_k g_k A_k)`, position by position (Draelos and Carin 2020, arXiv:2011.08891)."""
-    return torch.relu(_sum_of_products(evidence.gradients, evidence))
+    if evidence.uniform:
+        return gradcam(evidence)
+    return torch.relu((evidence.gradients * evidence.activations[:, None]).sum(2))
 
 
 def gradcam_elementwise(evidence: Evidence) -> Tensor:
@@ -87,7 +89,10 @@ def gradcam_elementwise(evidence: Evidence) -> Tensor:
 
 def layercam(evidence: Evidence) -> Tensor:
     """`relu(sum_k relu(g_k) A_k)`, position by position (Jiang et al. 2021, doi:10.1109/TIP.2021.3089943, eqs. 5 and 6)."""
-    return torch.relu(_sum_of_products(torch.relu(evidence.gradients), evidence))
+    positive = torch.relu(evidence.gradients)
+    if evidence.uniform:
+        return torch.relu(_weighted_sum(positive.flatten(2), evidence.activations))
+    return torch.relu((positive * evidence.activations[:, None]).sum(2))
 
 
 def fem(evidence: Evidence) -> Tensor:
@@ -96,9 +101,10 @@ def fem(evidence: Evidence) -> Tensor:
     """
     activations = evidence.activations
     centred = activations - activations.mean((-2, -1), keepdim=True)
-    sigma = (centred * centred).mean((-2, -1), keepdim=True).sqrt()
+    positions = activations.shape[-2] * activations.shape[-1]
+    sigma = torch.linalg.vector_norm(centred, dim=(-2, -1), keepdim=True) / positions**0.5
     weights = (centred > 2 * sigma).to(activations.dtype).mean((-2, -1))
-    return torch.relu(_weighted_sum(weights[:, None].expand(-1, evidence.scores.shape[1], -1), activations))
+    return torch.relu(_weighted_sum(weights[:, None], activations)).expand(-1, evidence.scores.shape[1], -1, -1)
 
 
 def ablationcam(evidence: Evidence) -> Tensor:
@@ -117,13 +123,6 @@ def ablationcam(evidence: Evidence) -> Tensor:
 def _weighted_sum(weights: Tensor, activations: Tensor) -> Tensor:
     """`[N, K, c]` and `[N, c, h, w]` to `[N, K, h, w]`."""
     return torch.einsum("nkc,nchw->nkhw", weights, activations)
-
-
-def _sum_of_products(gradients: Tensor, evidence: Evidence) -> Tensor:
-    """Over the channels, position by position: `[N, K, h, w]`."""
-    if evidence.uniform:
-        return _weighted_sum(gradients.flatten(2), evidence.activations)
-    return (gradients * evidence.activations[:, None]).sum(2)
 
 
 def _sum(values: Tensor, activations: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, NodeProto, TensorProto, helper
 
 from exports.sharing import LEAST_BYTES
 from exports.surgery import add_constant, replace_nodes, subgraphs, take_instead, with_inner
@@ -26,16 +26,21 @@ def part_square_weights(graph: GraphProto) -> None:
     square = {weight.name: weight for weight in graph.initializer if len(weight.dims) > 1 and weight.dims[0] == weight.dims[1]}
     nodes = list(with_inner(graph.node))
     forwards, backwards = ({node.input[1] for node in nodes if _order(node) is backward} for backward in (False, True))
+    taken_by_both = sorted(square.keys() & forwards & backwards)
+    if not taken_by_both:
+        return
+    lowest = add_constant(graph, f"{_PLACE}/lowest", np.array(-np.inf, dtype=np.float32))
     first: list[NodeProto] = []
-    for name in sorted(square.keys() & forwards & backwards):
+    for name in taken_by_both:
         weight = square[name]
         if len(weight.dims) == 2 and 4 * math.prod(weight.dims) >= LEAST_BYTES and weight.dims[0] % 2 == 0:
             _halve_products(graph, weight)
         else:
-            first.append(_same(graph, name))
+            same = f"{name}/same"
+            first.append(helper.make_node("Max", [name, lowest], [same], name=same))
             for node in with_inner(graph.node):
                 if _order(node):
-                    take_instead(node, name, first[-1].output[0])
+                    take_instead(node, name, same)
     replace_nodes(graph, [*first, *graph.node])
 
 
@@ -46,13 +51,6 @@ def _order(node: NodeProto) -> bool | None:
     if node.op_type == "Gemm":
         return not any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
     return True if node.op_type == "MatMul" else None
-
-
-def _same(graph: GraphProto, name: str) -> NodeProto:
-    lowest = f"{_PLACE}/lowest"
-    if not any(constant.name == lowest for constant in graph.initializer):
-        graph.initializer.append(numpy_helper.from_array(np.array(-np.inf, dtype=np.float32), lowest))
-    return helper.make_node("Max", [name, lowest], [f"{name}/same"], name=f"{name}/same")
 
 
 def _halve_products(graph: GraphProto, weight: TensorProto) -> None:

