@@ -12,7 +12,8 @@
     ├── DeviceError
     ├── ExportError
     ├── ParityError
-    └── ServerError
+    ├── ServerError
+    └── OverloadedError
 
 Each message is one line: where, what was expected, what came, and the way out. The command line prints
 it after ``Error:`` and leaves with `exit_code`; the server turns it into a gRPC status
@@ -76,6 +77,17 @@ class ParityError(TlcliError):
 
 class ServerError(TlcliError):
     """What a client hears when the server cannot be asked."""
+
+
+class OverloadedError(TlcliError):
+    """A server that has as much to do as it may take on.
+
+    retry_s: after so many seconds it is worth asking again.
+    """
+
+    def __init__(self, message: str, retry_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_s = retry_s
 
 
 def first_line(error: BaseException) -> str:

@@ -39,6 +39,15 @@ class Answer:
     maps: dict[str, npt.NDArray[np.float32]]
     evidence: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
+    def rows(self, start: int, stop: int, maps: bool) -> Answer:
+        """The answer for some of the pictures, with their maps or without; evidence is left out."""
+        return Answer(
+            scores=self.scores[start:stop],
+            logits=self.logits[start:stop],
+            classes=None if self.classes is None or not maps else self.classes[start:stop],
+            maps={name: values[start:stop] for name, values in self.maps.items()} if maps else {},
+        )
+
 
 def resolve_device(device: str) -> str:
     """`auto`, `cpu` or `cuda` to the device that ONNX Runtime will use: `cpu` or `cuda`.
@@ -203,10 +212,3 @@ class Model:
             )
         if unknown := set(evidence) - self._evidence:
             raise RequestError(f"the graph of model {self.description.name!r} has no output {', '.join(sorted(unknown))}")
-
-    def warm_up(self) -> None:
-        """Run once with and once without maps, so that the first request does not pay for first-run allocations."""
-        size = self.description.preprocessing
-        blank = np.zeros((1, size.height, size.width, 3), dtype=np.uint8)
-        self.run(blank)
-        self.run(blank, methods=self.description.graph_maps)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from contract.pictures import PictureLimits
 from contract.preprocessing import Preprocessing
 from contract.scorecam import check_max_channels
 from service.answers import Classification, ClassMap, Prediction, Timings
+from service.batching import Wanted
 from service.drawing import draw
 from service.inputs import NetworkInput, from_encoded, from_pixels
 from service.query import MapQuery, Query
@@ -23,16 +23,6 @@ from service.repository import Repository
 from service.workers import Timed, Workers
 
 DEFAULT_TOP_K = 5
-
-
-@dataclass(frozen=True)
-class _Wanted:
-    """What a query means to the runner."""
-
-    targets: tuple[int, ...] = (FIRST_RANKED,)
-    methods: tuple[str, ...] = ()
-    softmax: bool = False
-    max_channels: int | None = None
 
 
 class Classifier:
@@ -47,10 +37,15 @@ class Classifier:
         self._limits = limits
         self._max_maps = max_maps
 
-    async def classify(self, query: Query) -> Classification:
+    async def classify(self, query: Query, patient: bool = False) -> Classification:
         """Answer one query.
 
+        Args:
+            query: what is asked.
+            patient: wait for a place in the model's queue, where there is none, instead of being refused.
+
         Raises:
+            OverloadedError: as many wait for the model as may.
             NotFoundError, ModelFileError, ServerError: see `Repository.find`.
             RequestError: a class, a method, a number or a length that does not fit the model.
             PictureError: see `contract.pictures.decode`.
@@ -58,9 +53,13 @@ class Classifier:
         served = self._repository.find(query.model, query.version)
         model = served.runner.model
         top_k = _top_k(query.top_k, model.num_classes)
-        wanted = _Wanted() if query.map is None else self._wanted(query.map, served.name, model)
-        seen = await self._see(query, model.description.preprocessing)
-        ran = await served.runner.submit(seen.value.images, wanted.targets, wanted.methods, wanted.softmax, wanted.max_channels)
+        wanted = Wanted() if query.map is None else self._wanted(query.map, served.name, model)
+        place = await served.admission.enter_in_turn() if patient else served.admission.enter()
+        try:
+            seen = await self._see(query, model.description.preprocessing)
+            ran = await served.runner.submit(seen.value.images, wanted, place.leave)
+        finally:
+            place.leave()
         drawn = await self._draw(query.map, ran.value, seen.value, model.description.preprocessing)
         return Classification(
             request_id=query.request_id,
@@ -75,7 +74,7 @@ class Classifier:
             ),
         )
 
-    def _wanted(self, query: MapQuery, name: str, model: Model) -> _Wanted:
+    def _wanted(self, query: MapQuery, name: str, model: Model) -> Wanted:
         method = require_method(query.method, model.description.methods, f"model {name!r}")
         targets = tuple(dict.fromkeys(query.classes)) or (FIRST_RANKED,)
         if len(targets) > self._max_maps:
@@ -87,7 +86,7 @@ class Classifier:
             raise RequestError(f"max_channels {query.max_channels}: expected 1 or more, or 0 for the method's own number")
         max_channels = query.max_channels or None
         check_max_channels(max_channels, (method,))
-        return _Wanted(targets, (method,), query.softmax, max_channels)
+        return Wanted(targets, (method,), query.softmax, max_channels)
 
     async def _see(self, query: Query, preprocessing: Preprocessing) -> Timed[NetworkInput]:
         keep_picture = query.map is not None and query.map.map_format == "overlay"

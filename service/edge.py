@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc import status_pb2
 from grpc_status import rpc_status
 
-from contract.errors import RequestError, TlcliError
+from contract.errors import OverloadedError, RequestError, TlcliError
 from service import errors, wire
 from service.answers import MapMethod, ModelInfo
 from service.classifier import Classifier
@@ -23,6 +23,9 @@ from service.repository import Repository
 logger = logging.getLogger(__name__)
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Classifier"].full_name
+
+_RETRY_AFTER_MS = "grpc-retry-pushback-ms"
+"""Clients with a retry policy of gRPC's wait so long (gRFC A6)."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
 M = TypeVar("M", bound=Message)
@@ -94,15 +97,15 @@ class ClassifierEdge:
                 )
             )
 
-    async def _classify(self, request: pb.ClassifyRequest) -> pb.ClassifyResponse:
-        return wire.write_response(await self._classifier.classify(wire.read_request(request)))
+    async def _classify(self, request: pb.ClassifyRequest, patient: bool = False) -> pb.ClassifyResponse:
+        return wire.write_response(await self._classifier.classify(wire.read_request(request), patient))
 
     async def _classify_in_stream(self, data: bytes) -> pb.ClassifyStreamResponse:
         request_id = ""
         try:
             request = _parse(pb.ClassifyRequest, data)
             request_id = request.request_id
-            return pb.ClassifyStreamResponse(request_id=request_id, response=await self._classify(request))
+            return pb.ClassifyStreamResponse(request_id=request_id, response=await self._classify(request, patient=True))
         except Exception as error:  # noqa: BLE001  # whatever it is, it is this picture's, and the stream goes on
             return pb.ClassifyStreamResponse(request_id=request_id, error=_status(error))
 
@@ -114,7 +117,10 @@ async def _refusals(context: Context) -> AsyncIterator[None]:
         yield
     except Exception as error:  # noqa: BLE001  # turned into a status, and logged if it is a fault of ours
         status = rpc_status.to_status(_status(error))
-        await context.abort(status.code, status.details, status.trailing_metadata)
+        metadata = status.trailing_metadata
+        if isinstance(error, OverloadedError):
+            metadata = (*metadata, (_RETRY_AFTER_MS, str(round(1000 * error.retry_s))))
+        await context.abort(status.code, status.details, metadata)
 
 
 def _parse(kind: type[M], data: bytes) -> M:

@@ -34,6 +34,7 @@ CODES: dict[type[TlcliError], grpc.StatusCode] = {
     errors.ExportError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.ParityError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.ServerError: grpc.StatusCode.UNAVAILABLE,
+    errors.OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 """Every error of the tree, also those that a server should never meet."""
 
@@ -50,6 +51,10 @@ def to_status(error: Exception) -> status_pb2.Status:
         )
     status = status_pb2.Status(code=_number(CODES[kind]), message=_cut(str(error)))
     status.details.add().Pack(error_details_pb2.ErrorInfo(reason=_reason(kind), domain=DOMAIN))
+    if isinstance(error, errors.OverloadedError):
+        advice = error_details_pb2.RetryInfo()
+        advice.retry_delay.FromNanoseconds(round(1e9 * error.retry_s))
+        status.details.add().Pack(advice)
     return status
 
 
@@ -79,11 +84,15 @@ def from_rpc_error(error: grpc.RpcError, address: str) -> TlcliError:
 
 def _named_in(status: status_pb2.Status) -> TlcliError | None:
     """The error that our server put into a status, or None if it put none there."""
-    info = error_details_pb2.ErrorInfo()
+    info, advice = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+    found = None
     for detail in status.details:
         if detail.Unpack(info) and info.domain == DOMAIN and info.reason in _BY_REASON:
-            return _BY_REASON[info.reason](status.message)
-    return None
+            found = _BY_REASON[info.reason](status.message)
+        detail.Unpack(advice)
+    if isinstance(found, errors.OverloadedError):
+        found.retry_s = advice.retry_delay.ToNanoseconds() / 1e9
+    return found
 
 
 def _number(code: grpc.StatusCode) -> int:

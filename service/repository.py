@@ -9,7 +9,9 @@ from pathlib import Path
 
 from contract.errors import DeviceError, ModelFileError, NotFoundError, ServerError, TlcliError, first_line
 from contract.layout import MODEL_FILE, model_names, versions
+from service.admission import Admission
 from service.answers import ModelState, ModelStatus
+from service.batching import Batching
 from service.runner import Runner
 
 logger = logging.getLogger(__name__)
@@ -22,6 +24,7 @@ class Served:
     name: str
     version: int
     runner: Runner
+    admission: Admission
 
 
 @dataclass(frozen=True)
@@ -44,10 +47,13 @@ class Repository:
     Used from the event loop's thread only.
     """
 
-    def __init__(self, folder: Path, device: str, threads: int) -> None:
+    def __init__(self, folder: Path, device: str, threads: int, batching: Batching, max_queue: int) -> None:
+        """max_queue: pictures that may wait for one version of a model."""
         self._folder = folder
         self._device = device
         self._threads = threads
+        self._batching = batching
+        self._max_queue = max_queue
         self._entries: dict[str, dict[int, Entry]] = {}
         self._loaded = False
 
@@ -88,7 +94,7 @@ class Repository:
         path = self._folder / entry.name / str(entry.version) / MODEL_FILE
         begun = time.monotonic()
         try:
-            runner = await Runner.open(path, self._device, self._threads)
+            runner = await Runner.open(path, self._device, self._threads, self._batching)
         except DeviceError:
             raise  # what the user asked for, not this file, is at fault
         except TlcliError as error:
@@ -109,7 +115,8 @@ class Repository:
             ", ".join(description.methods) or "none",
             time.monotonic() - begun,
         )
-        return replace(entry, state=ModelState.READY, served=Served(entry.name, entry.version, runner))
+        admission = Admission(entry.name, self._max_queue, runner.picture_s)
+        return replace(entry, state=ModelState.READY, served=Served(entry.name, entry.version, runner, admission))
 
     def find(self, name: str, version: str) -> Served:
         """The version that answers.

@@ -1,16 +1,19 @@
-"""What stands between requests and a session: it takes them one after another, off the event loop."""
+"""What stands between requests and a session: it runs them off the event loop, many at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from contract.explaining import explain_in_steps
+from contract.explaining import explain, explain_in_steps
 from contract.model import Answer, Model
+from contract.scorecam import is_score_cam
+from service.batching import Batcher, Batching, Sharing, Wanted
+from service.warming import warm_up
 from service.workers import Timed, Workers
 
 MASKED_PICTURES = {"cpu": 4, "cuda": 16}
@@ -19,22 +22,25 @@ tenth more than among sixteen; a GPU wants them together."""
 
 
 class Runner:
-    """A model and the one thread that runs it.
+    """A model, the queue before it, and the one thread that runs it.
 
     One, because ONNX Runtime spreads a run over its own threads already, and because CUDA keeps its handles by
     the thread that asked: load, warm-up and requests must share it. The GIL is free while the graph runs.
     """
 
-    def __init__(self, model: Model, thread: Workers) -> None:
+    def __init__(self, model: Model, thread: Workers, batching: Batching, sharing: Sharing) -> None:
         self.model = model
         self._thread = thread
+        self._batching = batching
+        self._batcher = Batcher(thread, self._run, batching, sharing)
 
     @classmethod
-    async def open(cls, path: Path, device: str, threads: int) -> Runner:
+    async def open(cls, path: Path, device: str, threads: int, batching: Batching) -> Runner:
         """Load a model and warm it up.
 
         Args:
             path, device, threads: see `contract.model.Model.open`.
+            batching: how requests share runs.
 
         Raises:
             ModelFileError: missing, broken, or not one of ours.
@@ -44,50 +50,57 @@ class Runner:
         thread = Workers(1, name=f"run {path.parent.parent.name}/{path.parent.name}")
         try:
             opened = await thread.do(partial(Model.open, spinning=False), path, device, threads)
-            await thread.do(opened.value.warm_up)
+            warmed_up = await thread.do(warm_up, opened.value, batching.max_size)
         except BaseException:
             thread.close(wait=False)  # cancelled at a stop, the load under way must not hold up the event loop
             raise
-        return cls(opened.value, thread)
+        return cls(opened.value, thread, batching, warmed_up.value)
 
-    async def submit(
-        self,
-        images: npt.NDArray[np.uint8],
-        targets: Sequence[int],
-        methods: Sequence[str],
-        softmax: bool = False,
-        max_channels: int | None = None,
-    ) -> Timed[Answer]:
-        """Run the model when its turn comes.
+    def picture_s(self) -> float:
+        """What a picture took of late, in seconds."""
+        return self._batcher.picture_s
+
+    async def submit(self, images: npt.NDArray[np.uint8], wanted: Wanted, on_turn: Callable[[], None] = lambda: None) -> Timed[Answer]:
+        """Run the model when its turn comes, together with what else waits for it.
 
         What takes many runs takes a turn for each, so that other requests have theirs in between. A request that is
         cancelled takes no further turn.
 
         Args:
-            images, targets, methods, softmax, max_channels: see `contract.explaining.explain`.
+            images: uint8 `[n, H, W, 3]`, fit for the model, n at most the batch's size.
+            wanted: fit for the model.
+            on_turn: called when the first run begins.
 
         Raises:
             RequestError: a shape, a class or a method that the model does not have.
+            ServerError: closed meanwhile.
         """
+        if not any(is_score_cam(method) for method in wanted.methods):
+            return await self._batcher.submit(images, wanted, on_turn)
         steps = explain_in_steps(
             self.model,
             images,
-            targets,
-            methods,
-            softmax=softmax,
-            max_channels=max_channels,
+            wanted.targets,
+            wanted.methods,
+            softmax=wanted.softmax,
+            max_channels=wanted.max_channels,
             batch_size=MASKED_PICTURES[self.model.device],
         )
         waited_ns = took_ns = 0
         while True:
             turn = await self._thread.do(_take, steps)
+            on_turn()
             waited_ns += turn.waited_ns
             took_ns += turn.took_ns
             if turn.value is not None:
                 return Timed(turn.value, waited_ns, took_ns)
 
+    def _run(self, images: npt.NDArray[np.uint8], targets: npt.NDArray[np.int64], methods: tuple[str, ...], softmax: bool) -> Answer:
+        return explain(self.model, images, targets, methods, softmax=softmax)
+
     def close(self) -> None:
         """Wait for the run under way, drop those that wait."""
+        self._batcher.close()
         self._thread.close()
 
 

@@ -14,6 +14,7 @@ from grpc_reflection.v1alpha import reflection
 from contract.cores import usable_cores
 from contract.errors import SettingsError
 from contract.model import resolve_device
+from service.batching import Batching
 from service.classifier import Classifier
 from service.edge import SERVICE, ClassifierEdge
 from service.health import Health
@@ -39,7 +40,8 @@ class Server:
 
     def __init__(self, settings: ServerSettings) -> None:
         self._settings = settings
-        self._repository = Repository(settings.models, settings.device, settings.threads)
+        batching = Batching(settings.max_batch_size, settings.max_queue_delay_ms / 1000)
+        self._repository = Repository(settings.models, settings.device, settings.threads, batching, settings.max_queue_size)
         self._picture_workers = Workers(settings.picture_threads or usable_cores(), name="pictures")
         self._health = Health()
         self._grpc: grpc.aio.Server | None = None

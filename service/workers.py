@@ -43,6 +43,14 @@ class Workers:
 
         return await asyncio.get_running_loop().run_in_executor(self._executor, timed)
 
+    def start(self, job: Callable[[], None]) -> None:
+        """Let a thread run `job`, which sees to its errors itself; nobody waits for it. From any thread.
+
+        Raises:
+            RuntimeError: closed.
+        """
+        self._executor.submit(job)
+
     def close(self, wait: bool = True) -> None:
         """Drop what waits for a thread, and wait for what runs, unless told not to."""
         self._executor.shutdown(wait=wait, cancel_futures=True)

@@ -1,0 +1,90 @@
+"""How many pictures may wait for a model: the rest is refused before it costs anything, with the time after which to ask again."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Callable
+
+from contract.errors import OverloadedError
+
+_LEAST_RETRY_S = 0.01
+
+
+class Admission:
+    """The places in front of one model. A picture has one from its arrival until the model begins with it.
+
+    Used from the event loop's thread only.
+    """
+
+    def __init__(self, name: str, places: int, picture_s: Callable[[], float]) -> None:
+        """name: the model's. picture_s: what a picture took of late, for the advice when to ask again."""
+        self._name = name
+        self._places = places
+        self._picture_s = picture_s
+        self.taken = 0
+        self._patient: deque[asyncio.Future[None]] = deque()
+
+    def enter(self) -> Place:
+        """Take a place.
+
+        Raises:
+            OverloadedError: all are taken.
+        """
+        if self.taken >= self._places:
+            retry_s = max(_LEAST_RETRY_S, self.taken * self._picture_s())
+            raise OverloadedError(
+                f"model {self._name!r} is busy: {self.taken} pictures wait for it, as many as may: ask again in {_readable(retry_s)}",
+                retry_s,
+            )
+        self.taken += 1
+        return Place(self)
+
+    async def enter_in_turn(self) -> Place:
+        """Take a place as soon as there is one: for streams, which are read no faster than they are answered."""
+        while self.taken >= self._places or self._patient:
+            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._patient.append(turn)
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if not turn.cancelled():  # called, and gone
+                    self._call_next()
+                raise
+            finally:
+                if turn in self._patient:
+                    self._patient.remove(turn)
+            if self.taken < self._places:
+                break
+        self.taken += 1
+        return Place(self)
+
+    def leave(self) -> None:
+        """Give a place back; see `Place.leave`."""
+        self.taken -= 1
+        self._call_next()
+
+    def _call_next(self) -> None:
+        while self._patient:
+            turn = self._patient.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+
+
+class Place:
+    """One picture's place."""
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission: Admission | None = admission
+
+    def leave(self) -> None:
+        """Give it back, if that has not happened."""
+        admission, self._admission = self._admission, None
+        if admission is not None:
+            admission.leave()
+
+
+def _readable(seconds: float) -> str:
+    return f"{math.ceil(seconds * 1000)} ms" if seconds < 1 else f"{seconds:.1f} s"
