@@ -3,8 +3,10 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# KServe's client asks the server in a test, with versions of its dependencies that are not ours.
+KSERVE := $(VENV)/kserve
 
-.PHONY: help venv demo test lint proto bench clean
+.PHONY: help venv kserve demo test lint proto bench clean
 
 help:
 	@echo "make demo    set up, then train, export, serve and ask a small model: nothing is downloaded but packages"
@@ -15,15 +17,24 @@ help:
 
 venv: $(READY)
 
+# tritonclient forbids the protobuf that our gRPC needs, and works with it: hence without its dependencies.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[train,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps tritonclient
 	touch $(READY)
+
+kserve: $(KSERVE)/.ready
+
+$(KSERVE)/.ready: | venv
+	$(PYTHON) -m venv $(KSERVE)
+	$(KSERVE)/bin/python -m pip install --quiet kserve==0.21.0
+	touch $@
 
 demo: venv
 	$(BIN)/tlcli demo
 
-test: venv lint
+test: venv kserve lint
 	$(BIN)/python -m pytest
 
 lint: venv
@@ -39,6 +50,9 @@ proto: venv
 		--plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
 		--python_out=$(PROTO_OUT) --pyi_out=$(PROTO_OUT) --grpc_python_out=$(PROTO_OUT) --mypy_grpc_out=$(PROTO_OUT) \
 		service/pb/tlcli/v1/classifier.proto
+	mkdir -p $(PROTO_OUT)/service/pb/inference
+	$(BIN)/python -m grpc_tools.protoc -Iproto --pyi_out=$(PROTO_OUT)/service/pb \
+		--descriptor_set_out=$(PROTO_OUT)/service/pb/inference/open_inference.binpb inference/open_inference.proto
 
 FIGURES := waiting map_cost against_pytorch_grad_cam pointing_game networks
 

@@ -17,6 +17,11 @@ def is_model_name(name: str) -> bool:
     return _NAME.fullmatch(name) is not None
 
 
+def is_version(text: str) -> bool:
+    """A whole number from 1 on, without leading zeros."""
+    return _VERSION.fullmatch(text) is not None
+
+
 def require_model_name(name: str) -> str:
     """Raises: SettingsError: not a model's name."""
     if not is_model_name(name):
@@ -39,7 +44,7 @@ def versions(model: Path) -> list[int]:
     """The versions of a model's folder that hold a `model.onnx`, ascending. Empty if there is no folder."""
     if not model.is_dir():
         return []
-    return sorted(int(child.name) for child in model.iterdir() if _VERSION.fullmatch(child.name) and (child / MODEL_FILE).is_file())
+    return sorted(int(child.name) for child in model.iterdir() if is_version(child.name) and (child / MODEL_FILE).is_file())
 
 
 def find_model_file(path: Path) -> Path:

@@ -7,7 +7,7 @@ import math
 from collections import deque
 from collections.abc import Callable
 
-from contract.errors import OverloadedError
+from contract.errors import OverloadedError, RequestError
 
 _LEAST_RETRY_S = 0.01
 
@@ -33,13 +33,26 @@ class Admission:
             OverloadedError: all are taken.
         """
         if self.taken >= self._places:
-            retry_s = max(_LEAST_RETRY_S, self.taken * self._picture_s())
-            raise OverloadedError(
-                f"model {self._name!r} is busy: {self.taken} pictures wait for it, as many as may: ask again in {_readable(retry_s)}",
-                retry_s,
-            )
+            raise self._overloaded("as many as may")
         self.taken += 1
         return Place(self)
+
+    def enter_all(self, pictures: int) -> list[Place]:
+        """Take a place for each picture of one request, or none.
+
+        Raises:
+            OverloadedError: too few are free.
+            RequestError: too few would be, if nobody else waited.
+        """
+        if pictures > self._places:
+            raise RequestError(
+                f"{pictures:,} pictures came in one request, and at most {self._places} may wait for model {self._name!r}:"
+                " send several requests"
+            )
+        if self.taken + pictures > self._places:
+            raise self._overloaded(f"of {self._places} that may, and this request has {pictures}")
+        self.taken += pictures
+        return [Place(self) for _ in range(pictures)]
 
     async def enter_in_turn(self) -> Place:
         """Take a place as soon as there is one: for streams, which are read no faster than they are answered."""
@@ -60,10 +73,21 @@ class Admission:
         self.taken += 1
         return Place(self)
 
+    @property
+    def idle(self) -> bool:
+        """Whether no picture waits, in a place or for one."""
+        return not self.taken and not self._patient
+
     def leave(self) -> None:
         """Give a place back; see `Place.leave`."""
         self.taken -= 1
         self._call_next()
+
+    def _overloaded(self, how_full: str) -> OverloadedError:
+        retry_s = max(_LEAST_RETRY_S, self.taken * self._picture_s())
+        return OverloadedError(
+            f"model {self._name!r} is busy: {self.taken} pictures wait for it, {how_full}: ask again in {_readable(retry_s)}", retry_s
+        )
 
     def _call_next(self) -> None:
         while self._patient:

@@ -9,14 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from contract.errors import RequestError
-from contract.methods import require_method
 from contract.model import FIRST_RANKED, Answer, Model
 from contract.pictures import PictureLimits
 from contract.preprocessing import Preprocessing
-from contract.scorecam import check_max_channels
 from service.answers import Classification, ClassMap, Prediction, Timings
 from service.batching import Wanted
 from service.drawing import draw
+from service.fitting import fit
 from service.inputs import NetworkInput, from_encoded, from_pixels
 from service.query import MapQuery, Query
 from service.repository import Repository
@@ -75,18 +74,15 @@ class Classifier:
         )
 
     def _wanted(self, query: MapQuery, name: str, model: Model) -> Wanted:
-        method = require_method(query.method, model.description.methods, f"model {name!r}")
-        targets = tuple(dict.fromkeys(query.classes)) or (FIRST_RANKED,)
-        if len(targets) > self._max_maps:
-            raise RequestError(
-                f"map: {len(targets)} classes are to be explained, at most {self._max_maps} a request: send several requests"
-            )
-        model.check_targets(targets)
-        if query.max_channels < 0:
-            raise RequestError(f"max_channels {query.max_channels}: expected 1 or more, or 0 for the method's own number")
-        max_channels = query.max_channels or None
-        check_max_channels(max_channels, (method,))
-        return Wanted(targets, (method,), query.softmax, max_channels)
+        return fit(
+            model,
+            name,
+            targets=tuple(dict.fromkeys(query.classes)) or (FIRST_RANKED,),
+            methods=(query.method,),
+            softmax=query.softmax,
+            max_channels=query.max_channels,
+            max_maps=self._max_maps,
+        )
 
     async def _see(self, query: Query, preprocessing: Preprocessing) -> Timed[NetworkInput]:
         keep_picture = query.map is not None and query.map.map_format == "overlay"

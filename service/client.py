@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import ipaddress
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from contract.errors import RequestError, ServerError, TlcliError
+from contract.errors import RequestError, ServerError, SettingsError, TlcliError
 from service import errors, wire
 from service.answers import Classification, ModelInfo, ModelStatus, StreamAnswer
+from service.client_tls import ClientTls, why_unreachable
 from service.outgoing import OutgoingStream, Picture, name_picture, with_picture
 from service.pb.tlcli.v1 import classifier_pb2 as pb
 from service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
 from service.query import MapFormat, MapQuery, Query, require_map_format
-from service.settings import join_address
+from service.settings import is_loopback, join_address
+from service.tokens import require_token
 
 _POLL_S = 0.05
 
@@ -33,16 +36,50 @@ class Client:
             print(best.label, best.score, best.map.values)
     """
 
-    def __init__(self, host: str = "127.0.0.1", port: int = 8001) -> None:
+    def __init__(
+        self,
+        host: str = "127.0.0.1",
+        port: int = 8001,
+        *,
+        tls: bool = False,
+        tls_ca: str | Path | None = None,
+        tls_certificate: str | Path | None = None,
+        tls_key: str | Path | None = None,
+        token: str | None = None,
+    ) -> None:
+        """Connects at the first call.
+
+        Args:
+            host, port: where the server listens.
+            tls: encrypt, and trust the authorities that gRPC brings along; any of the three that follow does so too.
+            tls_ca: a PEM file: trust these authorities instead.
+            tls_certificate, tls_key: PEM files: what this client shows of itself.
+            token: sent with each call.
+
+        Raises:
+            SettingsError: a file that cannot be used, a certificate without its key, a text that is no token, or a token that would
+                travel unencrypted beyond this machine.
+        """
         self.address = join_address(host, port)
+        files = [None if path is None else Path(path) for path in (tls_ca, tls_certificate, tls_key)]
+        secured = ClientTls(*files) if tls or any(files) else None
+        if token is not None:
+            require_token(token)
+            if secured is None and not is_loopback(host):
+                raise SettingsError(f"a token for {self.address} would travel unencrypted: use TLS, with tls_ca (--tls-ca) or tls (--tls)")
+        self._metadata = () if token is None else (("authorization", f"Bearer {token}"),)
+        self._why_unreachable = partial(why_unreachable, host, port, secured)
         options: list[tuple[str, int]] = [
             ("grpc.max_receive_message_length", -1),  # overlays of many classes pass gRPC's 4 MB
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 1000),  # a server that starts is found within a second
         ]
-        if _is_loopback(host):
+        if is_loopback(host):
             options.append(("grpc.enable_http_proxy", 0))  # no proxy knows the way to this machine's own ports
-        self._channel = grpc.insecure_channel(self.address, options=options)
+        if secured is None:
+            self._channel = grpc.insecure_channel(self.address, options=options)
+        else:
+            self._channel = grpc.secure_channel(self.address, secured.credentials, options=options)
         self._classifier = ClassifierStub(self._channel)
         self._health = health_pb2_grpc.HealthStub(self._channel)
 
@@ -100,7 +137,7 @@ class Client:
         request.request_id = request_id
         try:
             with self._translated():
-                return wire.read_response(self._classifier.Classify(request, timeout=timeout_s))
+                return wire.read_response(self._classifier.Classify(request, timeout=timeout_s, metadata=self._metadata))
         except TlcliError as error:
             named = name_picture(error, picture)
             if named is error:
@@ -137,7 +174,7 @@ class Client:
         """
         wanted = _map_query(method, classes, map_format, softmax, max_channels)
         outgoing = OutgoingStream(pictures, Query(model=model, version=version, top_k=top_k, map=wanted))
-        call = self._classifier.ClassifyStream(iter(outgoing), timeout=timeout_s)
+        call = self._classifier.ClassifyStream(iter(outgoing), timeout=timeout_s, metadata=self._metadata)
         try:
             with self._translated():
                 for message in call:
@@ -158,7 +195,7 @@ class Client:
             ServerError: no server answers, or not in time.
         """
         with self._translated():
-            answer = self._classifier.ListModels(pb.ListModelsRequest(), timeout=timeout_s)
+            answer = self._classifier.ListModels(pb.ListModelsRequest(), timeout=timeout_s, metadata=self._metadata)
         return tuple(wire.read_status(status) for status in answer.models)
 
     def get_model(self, model: str = "", version: str = "", timeout_s: float = 30.0) -> ModelInfo:
@@ -169,8 +206,9 @@ class Client:
             ModelFileError: it is there and broken.
             ServerError: no server answers, or not in time.
         """
+        request = pb.GetModelRequest(model=model, version=version)
         with self._translated():
-            return wire.read_info(self._classifier.GetModel(pb.GetModelRequest(model=model, version=version), timeout=timeout_s))
+            return wire.read_info(self._classifier.GetModel(request, timeout=timeout_s, metadata=self._metadata))
 
     def is_ready(self, model: str = "", timeout_s: float = 5.0) -> bool:
         """Does the server, or this model of it, say SERVING? A server that cannot be reached is not ready."""
@@ -189,6 +227,8 @@ class Client:
         deadline = time.monotonic() + timeout_s
         while not self.is_ready(model, timeout_s=max(_POLL_S, deadline - time.monotonic())):
             if time.monotonic() >= deadline:
+                if reason := self._why_unreachable():
+                    raise ServerError(f"{self.address}: {reason}")
                 what = f"model {model!r}" if model else "no server"
                 raise ServerError(f"{what} was ready at {self.address} within {timeout_s:g} s: see the server's log")
             time.sleep(_POLL_S)
@@ -198,7 +238,7 @@ class Client:
         try:
             yield
         except grpc.RpcError as error:
-            raise errors.from_rpc_error(error, self.address) from error
+            raise errors.from_rpc_error(error, self.address, self._why_unreachable) from error
 
 
 def _map_query(method: str | None, classes: Sequence[int], map_format: MapFormat, softmax: bool, max_channels: int) -> MapQuery | None:
@@ -222,12 +262,3 @@ def _read_answer(message: pb.ClassifyStreamResponse, picture: Picture) -> Stream
     if message.WhichOneof("result") == "response":
         return StreamAnswer(message.request_id, wire.read_response(message.response))
     return StreamAnswer(message.request_id, name_picture(errors.from_status(message.error), picture))
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

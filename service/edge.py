@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
-from typing import Any, TypeVar
+from contextlib import aclosing
 
 import grpc.aio
-from google.protobuf.message import DecodeError, Message
-from google.rpc import status_pb2
-from grpc_status import rpc_status
 
-from contract.errors import OverloadedError, RequestError, TlcliError
-from service import errors, wire
+from service import wire
 from service.answers import MapMethod, ModelInfo
 from service.classifier import Classifier
 from service.ordered import in_order
 from service.pb.tlcli.v1 import classifier_pb2 as pb
+from service.refusals import Context, parse, refusals, status_of
 from service.repository import Repository
 
-logger = logging.getLogger(__name__)
-
 SERVICE = pb.DESCRIPTOR.services_by_name["Classifier"].full_name
-
-_RETRY_AFTER_MS = "grpc-retry-pushback-ms"
-"""Clients with a retry policy of gRPC's wait so long (gRFC A6)."""
-
-Context = grpc.aio.ServicerContext[Any, Any]
-M = TypeVar("M", bound=Message)
 
 
 class ClassifierEdge:
@@ -59,8 +46,8 @@ class ClassifierEdge:
 
     async def classify(self, request: bytes, context: Context) -> pb.ClassifyResponse:
         """One picture."""
-        async with _refusals(context):
-            return await self._classify(_parse(pb.ClassifyRequest, request))
+        async with refusals(context):
+            return await self._classify(parse(pb.ClassifyRequest, request))
 
     async def classify_stream(self, requests: AsyncIterator[bytes], context: Context) -> None:
         """Many pictures on one call.
@@ -74,14 +61,14 @@ class ClassifierEdge:
 
     async def list_models(self, request: bytes, context: Context) -> pb.ListModelsResponse:
         """Every model and version."""
-        async with _refusals(context):
-            _parse(pb.ListModelsRequest, request)
+        async with refusals(context):
+            parse(pb.ListModelsRequest, request)
             return pb.ListModelsResponse(models=[wire.write_status(status) for status in self._repository.statuses()])
 
     async def get_model(self, request: bytes, context: Context) -> pb.GetModelResponse:
         """All that is known of one model."""
-        async with _refusals(context):
-            wanted = _parse(pb.GetModelRequest, request)
+        async with refusals(context):
+            wanted = parse(pb.GetModelRequest, request)
             served = self._repository.find(wanted.model, wanted.version)
             description = served.runner.model.description
             return wire.write_info(
@@ -103,36 +90,8 @@ class ClassifierEdge:
     async def _classify_in_stream(self, data: bytes) -> pb.ClassifyStreamResponse:
         request_id = ""
         try:
-            request = _parse(pb.ClassifyRequest, data)
+            request = parse(pb.ClassifyRequest, data)
             request_id = request.request_id
             return pb.ClassifyStreamResponse(request_id=request_id, response=await self._classify(request, patient=True))
         except Exception as error:  # noqa: BLE001  # whatever it is, it is this picture's, and the stream goes on
-            return pb.ClassifyStreamResponse(request_id=request_id, error=_status(error))
-
-
-@asynccontextmanager
-async def _refusals(context: Context) -> AsyncIterator[None]:
-    """End the call with the status of what is raised inside."""
-    try:
-        yield
-    except Exception as error:  # noqa: BLE001  # turned into a status, and logged if it is a fault of ours
-        status = rpc_status.to_status(_status(error))
-        metadata = status.trailing_metadata
-        if isinstance(error, OverloadedError):
-            metadata = (*metadata, (_RETRY_AFTER_MS, str(round(1000 * error.retry_s))))
-        await context.abort(status.code, status.details, metadata)
-
-
-def _parse(kind: type[M], data: bytes) -> M:
-    try:
-        return kind.FromString(data)
-    except DecodeError as error:
-        raise RequestError(
-            f"{len(data):,} bytes came that are no {kind.DESCRIPTOR.full_name} message: use the .proto of this server"
-        ) from error
-
-
-def _status(error: Exception) -> status_pb2.Status:
-    if not isinstance(error, TlcliError):
-        logger.error("a request failed by a fault of the server", exc_info=error)
-    return errors.to_status(error)
+            return pb.ClassifyStreamResponse(request_id=request_id, error=status_of(error))

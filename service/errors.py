@@ -8,6 +8,7 @@ server that refuses from one that cannot be reached.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from contextlib import suppress
 
 import grpc
@@ -63,8 +64,14 @@ def from_status(status: status_pb2.Status) -> TlcliError:
     return _named_in(status) or _BY_NUMBER.get(status.code, errors.ServerError)(status.message)
 
 
-def from_rpc_error(error: grpc.RpcError, address: str) -> TlcliError:
-    """What a failed call means to the caller of a server at `address`."""
+def from_rpc_error(error: grpc.RpcError, address: str, why_unreachable: Callable[[], str] = lambda: "") -> TlcliError:
+    """What a failed call means to the caller of a server at `address`.
+
+    Args:
+        error: the call's.
+        address: of the server.
+        why_unreachable: asked where no server answers, since gRPC does not say; empty where it is not known.
+    """
     with suppress(ValueError):  # a status that contradicts its call was tampered with on the way: go by the call
         status = rpc_status.from_call(error)  # type: ignore[arg-type]  # a failed call is both, which the stubs cannot say
         ours = None if status is None else _named_in(status)
@@ -72,9 +79,13 @@ def from_rpc_error(error: grpc.RpcError, address: str) -> TlcliError:
             return ours
     code, details = error.code(), _one_line(error.details())
     if code is grpc.StatusCode.UNAVAILABLE:
+        if reason := why_unreachable():
+            return errors.ServerError(f"{address}: {reason}")
         return errors.ServerError(
             f"no server answers at {address}: start one with `tlcli serve`, or say where it is with --host and --port ({details})"
         )
+    if code is grpc.StatusCode.UNAUTHENTICATED:
+        return errors.ServerError(f"{address}: {details} (token, or --token-file)")
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return errors.ServerError(f"{address} did not answer in time: it is busy, or the time that was given is short")
     if code is grpc.StatusCode.UNIMPLEMENTED:

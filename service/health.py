@@ -18,11 +18,14 @@ class Health(aio.HealthServicer):  # type: ignore[misc]
     def __init__(self) -> None:
         super().__init__()
         self._ending = asyncio.Event()
+        self._models: set[str] = set()
 
     async def announce(self, serving: bool, models: Mapping[str, bool]) -> None:
-        """Whether the server takes requests, and which of its models do."""
+        """Whether the server takes requests, and which of its models do; one that was named before and is not now does not."""
         status = health_pb2.HealthCheckResponse.ServingStatus
-        for name, state in {**models, OVERALL_HEALTH: serving, SERVICE: serving}.items():
+        gone = dict.fromkeys(self._models - models.keys(), False)
+        self._models.update(models)
+        for name, state in {**gone, **models, OVERALL_HEALTH: serving, SERVICE: serving}.items():
             await self.set(name, status.SERVING if state else status.NOT_SERVING)
 
     def end_watches(self) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 
+from service.memory import keep_level
 from service.server import Server
 from service.settings import ServerSettings
 
@@ -25,7 +26,7 @@ def serve(settings: ServerSettings, on_listening: Callable[[int], None] | None =
         on_listening: called with the port when it is open; the models are being loaded then.
 
     Raises:
-        SettingsError: the address cannot be listened at.
+        SettingsError: the address cannot be listened at, or certificates or tokens cannot be used.
         DeviceError: the device was asked for and is not there.
         NotFoundError: no such folder, or no model in it.
         ModelFileError: none of the models can be served.
@@ -39,6 +40,7 @@ def serve(settings: ServerSettings, on_listening: Callable[[int], None] | None =
                 asyncio.get_running_loop().add_signal_handler(number, server.request_stop)
         await server.run(on_listening)
 
+    keep_level()
     asyncio.run(main())
 
 

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from contract.errors import DeviceError, ModelFileError, NotFoundError, ServerError, TlcliError, first_line
-from contract.layout import MODEL_FILE, model_names, versions
+from contract.layout import MODEL_FILE, is_model_name, model_names, versions
 from service.admission import Admission
 from service.answers import ModelState, ModelStatus
-from service.batching import Batching
+from service.memory import give_back
 from service.runner import Runner
+from service.versions import LABELS_FILE, VersionPolicy, read_labels
 
 logger = logging.getLogger(__name__)
+
+_LOOK_S = 0.02
+"""How often a version that is to go looks whether requests are left."""
+
+Open = Callable[[Path], Awaitable[Runner]]
 
 
 @dataclass(frozen=True)
@@ -26,35 +34,64 @@ class Served:
     runner: Runner
     admission: Admission
 
+    @property
+    def idle(self) -> bool:
+        """Whether no request is on its way to an answer."""
+        return self.admission.idle and self.runner.idle
+
+
+@dataclass(frozen=True)
+class FileState:
+    """What tells a file from the one that was there before."""
+
+    size: int
+    modified_ns: int
+    inode: int
+
+    @classmethod
+    def of(cls, path: Path) -> FileState | None:
+        """None where there is no file."""
+        try:
+            found = path.stat()
+        except OSError:
+            return None
+        return cls(found.st_size, found.st_mtime_ns, found.st_ino)
+
 
 @dataclass(frozen=True)
 class Entry:
-    """A version of a model that is in the folder, served or not."""
+    """A version of a model that is in the folder, served or not. file: as it was when it was loaded, or failed to."""
 
     name: str
     version: int
     state: ModelState = ModelState.LOADING
     reason: str = ""
     served: Served | None = None
+    file: FileState | None = None
 
 
 class Repository:
-    """Every version of every model below a folder is loaded: a request may name any of them.
+    """The versions of the models below a folder that a policy chooses: a request may name any of them, by number or by label.
 
     A file that is broken is listed with the reason, and the others serve on. Where the latest version of a
-    model is broken, the latest that loaded answers for it.
+    model is broken, the latest that loaded answers for it. A version that is replaced or unloaded answers
+    the requests that it has, and goes.
 
     Used from the event loop's thread only.
     """
 
-    def __init__(self, folder: Path, device: str, threads: int, batching: Batching, max_queue: int) -> None:
-        """max_queue: pictures that may wait for one version of a model."""
+    def __init__(self, folder: Path, open_runner: Open, policy: VersionPolicy, max_queue: int) -> None:
+        """open_runner: loads and warms up a file. max_queue: pictures that may wait for one version of a model."""
         self._folder = folder
-        self._device = device
-        self._threads = threads
-        self._batching = batching
+        self._open = open_runner
+        self._policy = policy
         self._max_queue = max_queue
         self._entries: dict[str, dict[int, Entry]] = {}
+        self._labels: dict[str, Mapping[str, int]] = {}
+        self._labels_file: dict[str, FileState | None] = {}
+        self._seen: dict[Path, FileState | None] = {}
+        self._changing = asyncio.Lock()
+        self._going: set[asyncio.Task[None]] = set()
         self._loaded = False
 
     def discover(self) -> None:
@@ -64,7 +101,10 @@ class Repository:
             NotFoundError: no such folder, or no model in it.
         """
         for name in model_names(self._folder):
-            self._entries[name] = {version: Entry(name, version) for version in versions(self._folder / name)}
+            if (failure := self._take_labels(name)) is not None:
+                logger.error("%s: its versions have no labels: %s", name, failure)
+            if chosen := self._chosen(name):
+                self._entries[name] = {version: Entry(name, version) for version in chosen}
         if not self._entries:
             raise NotFoundError(
                 f"{self._folder}: no model here: <name>/<version>/{MODEL_FILE} was expected; `tlcli finetune` and `tlcli export` make one"
@@ -77,8 +117,9 @@ class Repository:
             ModelFileError: none of it can be served; the message names each reason.
             DeviceError: the device that was asked for cannot be used.
         """
-        for entry in self._all():
-            self._entries[entry.name][entry.version] = await self._load(entry)
+        async with self._changing:
+            for entry in self._all():
+                self._entries[entry.name][entry.version] = await self._load(entry.name, entry.version)
         ready = [entry for entry in self._all() if entry.served is not None]
         failed = [entry for entry in self._all() if entry.served is None]
         if not ready:
@@ -90,24 +131,108 @@ class Repository:
                 logger.warning("%s: version %d is broken, version %d answers in its place", name, max(found), standing_in.version)
         self._loaded = True
 
-    async def _load(self, entry: Entry) -> Entry:
-        path = self._folder / entry.name / str(entry.version) / MODEL_FILE
+    async def load_model(self, name: str) -> None:
+        """Take what is in a model's folder now: new versions and changed files are loaded, and then take over; what the policy
+        no longer chooses goes.
+
+        A version that fails to load leaves those that serve in place.
+
+        Raises:
+            NotFoundError: no such model in the folder.
+            ModelFileError: a version cannot be served; the others are.
+            DeviceError: the device that was asked for cannot be used.
+        """
+        async with self._changing:
+            failures = await self._update(name)
+        if failures:
+            raise ModelFileError("; ".join(failures))
+
+    async def unload_model(self, name: str) -> None:
+        """Serve no version of a model any longer. Requests that are under way are answered.
+
+        Raises:
+            NotFoundError: no such model.
+        """
+        async with self._changing:
+            found = self._entries.get(name)
+            if found is None:
+                raise self._unknown(name)
+            for version, entry in found.items():
+                found[version] = Entry(name, version, ModelState.UNLOADED, "it was unloaded")
+                self._let_go(entry)
+
+    async def refresh(self) -> None:
+        """Look at the folder, and take what has changed and is whole: what has not changed since the last look."""
+        async with self._changing:
+            before, self._seen = self._seen, {}
+            there = set(model_names(self._folder)) if self._folder.is_dir() else set()
+            for name in sorted(there | self._entries.keys()):
+                files = [self._path(name, version) for version in self._chosen(name)] if name in there else []
+                files.append(self._folder / name / LABELS_FILE)
+                self._seen.update({path: FileState.of(path) for path in files})
+                settled = all(path in before and before[path] == self._seen[path] for path in files)
+                if settled and self._differs(name):
+                    for failure in await self._update(name, gone=name not in there):
+                        logger.error("%s: %s", name, failure)
+
+    def _differs(self, name: str) -> bool:
+        """Whether what is held of a model is not what is in its folder."""
+        held = self._entries.get(name, {})
+        files = {version: FileState.of(self._path(name, version)) for version in self._chosen(name)}
+        if any(version not in held or held[version].file != file for version, file in files.items()):
+            return True
+        if FileState.of(self._folder / name / LABELS_FILE) != self._labels_file.get(name):
+            return True
+        standing_in = any(held[version].served is None for version in files)
+        return bool(held.keys() - files.keys()) and not standing_in
+
+    async def _update(self, name: str, gone: bool = False) -> list[str]:
+        """What failed. The versions that are new or changed are loaded first, and all take over together."""
+        if not gone and not (is_model_name(name) and versions(self._folder / name)):
+            raise self._unknown(name)
+        failures = [failure for failure in [self._take_labels(name)] if failure is not None]
+        chosen = [] if gone else self._chosen(name)
+        held = self._entries.get(name, {})
+        fresh: dict[int, Entry] = {}
+        for version in chosen:
+            old = held.get(version)
+            if old is not None and old.served is not None and old.file == FileState.of(self._path(name, version)):
+                continue
+            new = await self._load(name, version)
+            if new.served is None:
+                failures.append(f"{name} version {version}: {new.reason}")
+                if old is not None and old.served is not None:
+                    new = replace(old, reason=f"a changed file could not be loaded, the former one answers: {new.reason}", file=new.file)
+            fresh[version] = new
+        kept = {version: entry for version, entry in held.items() if version in chosen or (failures and entry.served is not None)}
+        self._entries[name] = dict(sorted({**kept, **fresh}.items()))
+        if not self._entries[name]:
+            del self._entries[name]
+        staying = {id(entry.served) for entry in self._entries.get(name, {}).values()}
+        for entry in held.values():
+            if id(entry.served) not in staying:
+                self._let_go(entry)
+        return failures
+
+    async def _load(self, name: str, version: int) -> Entry:
+        path = self._path(name, version)
+        entry = Entry(name, version, file=FileState.of(path))
         begun = time.monotonic()
         try:
-            runner = await Runner.open(path, self._device, self._threads, self._batching)
+            runner = await self._open(path)
         except DeviceError:
             raise  # what the user asked for, not this file, is at fault
         except TlcliError as error:
-            logger.error("%s version %d: not served: %s", entry.name, entry.version, error)
+            logger.error("%s version %d: not served: %s", name, version, error)
             return replace(entry, state=ModelState.FAILED, reason=str(error))
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
-            logger.exception("%s version %d: not served: it loads and does not run", entry.name, entry.version)
+            logger.exception("%s version %d: not served: it loads and does not run", name, version)
             return replace(entry, state=ModelState.FAILED, reason=f"{path}: it loads and does not run: {first_line(error)}")
         description = runner.model.description
         logger.info(
             "%s version %d: ready on %s, %d labels, input %d x %d, maps: %s, loaded and warmed up in %.2f s",
-            entry.name,
-            entry.version,
+            name,
+            version,
             runner.model.device,
             len(description.labels),
             description.preprocessing.width,
@@ -115,18 +240,25 @@ class Repository:
             ", ".join(description.methods) or "none",
             time.monotonic() - begun,
         )
-        admission = Admission(entry.name, self._max_queue, runner.picture_s)
-        return replace(entry, state=ModelState.READY, served=Served(entry.name, entry.version, runner, admission))
+        served = Served(name, version, runner, Admission(name, self._max_queue, runner.picture_s))
+        return replace(entry, state=ModelState.READY, served=served)
+
+    def _let_go(self, entry: Entry) -> None:
+        """Close a version that no new request can find, after those that it has."""
+        if entry.served is not None:
+            task = asyncio.ensure_future(_finish([entry.served]))
+            self._going.add(task)
+            task.add_done_callback(self._going.discard)
 
     def find(self, name: str, version: str) -> Served:
         """The version that answers.
 
         Args:
             name: the model's; may be empty where one model only is served.
-            version: its number; empty for the latest that is served.
+            version: its number or a label of it; empty for the latest that is served.
 
         Raises:
-            NotFoundError: no such model or version; the message names those there are.
+            NotFoundError: no such model or version, or one that was unloaded; the message names those there are.
             ModelFileError: it is there and broken.
             ServerError: not everything is loaded yet.
         """
@@ -136,13 +268,17 @@ class Repository:
             name = self._only_name()
         found = self._entries.get(name)
         if found is None:
-            raise NotFoundError(f"no model {name!r} on this server; it has: {', '.join(self._entries)}")
+            raise self._unknown(name)
+        labels = self._labels.get(name, {})
         if version:
-            wanted = next((entry for entry in found.values() if str(entry.version) == version), None)
+            number = str(labels.get(version, version))
+            wanted = next((entry for entry in found.values() if str(entry.version) == number), None)
             if wanted is None:
-                raise NotFoundError(f"model {name!r} has no version {version!r}; it has: {', '.join(map(str, found))}")
+                raise NotFoundError(f"model {name!r} has no version {version!r}; it has: {', '.join(map(str, [*found, *labels]))}")
         else:
             wanted = self._latest_served(name) or found[max(found)]
+        if wanted.served is None and wanted.state is ModelState.UNLOADED:
+            raise NotFoundError(f"model {name!r} version {wanted.version} is not loaded: {wanted.reason}")
         if wanted.served is None:
             raise ModelFileError(f"model {name!r} version {wanted.version} is broken and not served: {wanted.reason}")
         return wanted.served
@@ -157,12 +293,33 @@ class Repository:
 
     def close(self) -> None:
         """Stop the models' threads, after the runs under way."""
+        for task in self._going:
+            task.cancel()
         for entry in self._all():
             if entry.served is not None:
                 entry.served.runner.close()
 
+    def _chosen(self, name: str) -> list[int]:
+        return self._policy.choose(versions(self._folder / name), self._labels.get(name, {}).values())
+
+    def _take_labels(self, name: str) -> str | None:
+        """Read a model's labels; what is wrong with them, if anything is: then the former ones stay."""
+        path = self._folder / name
+        self._labels_file[name] = FileState.of(path / LABELS_FILE)
+        try:
+            self._labels[name] = read_labels(path)
+        except ModelFileError as error:
+            return str(error)
+        return None
+
+    def _path(self, name: str, version: int) -> Path:
+        return self._folder / name / str(version) / MODEL_FILE
+
+    def _unknown(self, name: str) -> NotFoundError:
+        return NotFoundError(f"no model {name!r} on this server; it has: {', '.join(sorted(self._entries))}")
+
     def _all(self) -> list[Entry]:
-        return [entry for found in self._entries.values() for entry in found.values()]
+        return [entry for _, found in sorted(self._entries.items()) for entry in found.values()]
 
     def _latest_served(self, name: str) -> Entry | None:
         return next((entry for _, entry in sorted(self._entries[name].items(), reverse=True) if entry.served is not None), None)
@@ -172,3 +329,17 @@ class Repository:
         if len(names) != 1:
             raise NotFoundError(f"the request names no model, and this server has several: {', '.join(names)}: name one of them")
         return names[0]
+
+
+async def _finish(going: list[Served]) -> None:
+    """Wait until a version is idle, and close it; its memory is given back in a thread, for it may take a while."""
+    name, version = going[0].name, going[0].version
+    while not going[0].idle:
+        await asyncio.sleep(_LOOK_S)
+    await asyncio.to_thread(_close, going)
+    logger.info("%s version %d: unloaded", name, version)
+
+
+def _close(going: list[Served]) -> None:
+    going.pop().runner.close()
+    give_back()

@@ -31,8 +31,8 @@ class Runner:
     def __init__(self, model: Model, thread: Workers, batching: Batching, sharing: Sharing) -> None:
         self.model = model
         self._thread = thread
-        self._batching = batching
-        self._batcher = Batcher(thread, self._run, batching, sharing)
+        self._batcher = Batcher(thread, partial(_run, model), batching, sharing)  # no cycle: a session's memory falls with it
+        self._under_way = 0
 
     @classmethod
     async def open(cls, path: Path, device: str, threads: int, batching: Batching) -> Runner:
@@ -75,6 +75,18 @@ class Runner:
             RequestError: a shape, a class or a method that the model does not have.
             ServerError: closed meanwhile.
         """
+        self._under_way += 1
+        try:
+            return await self._submit(images, wanted, on_turn)
+        finally:
+            self._under_way -= 1
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is submitted."""
+        return not self._under_way
+
+    async def _submit(self, images: npt.NDArray[np.uint8], wanted: Wanted, on_turn: Callable[[], None]) -> Timed[Answer]:
         if not any(is_score_cam(method) for method in wanted.methods):
             return await self._batcher.submit(images, wanted, on_turn)
         steps = explain_in_steps(
@@ -95,13 +107,14 @@ class Runner:
             if turn.value is not None:
                 return Timed(turn.value, waited_ns, took_ns)
 
-    def _run(self, images: npt.NDArray[np.uint8], targets: npt.NDArray[np.int64], methods: tuple[str, ...], softmax: bool) -> Answer:
-        return explain(self.model, images, targets, methods, softmax=softmax)
-
     def close(self) -> None:
         """Wait for the run under way, drop those that wait."""
         self._batcher.close()
         self._thread.close()
+
+
+def _run(model: Model, images: npt.NDArray[np.uint8], targets: npt.NDArray[np.int64], methods: tuple[str, ...], softmax: bool) -> Answer:
+    return explain(model, images, targets, methods, softmax=softmax)
 
 
 def _take(steps: Generator[int, None, Answer]) -> Answer | None:

@@ -6,8 +6,10 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable
+from functools import partial
 
 import grpc.aio
+from google.protobuf import descriptor_pool
 from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -16,10 +18,22 @@ from contract.errors import SettingsError
 from contract.model import resolve_device
 from service.batching import Batching
 from service.classifier import Classifier
+from service.control import ModelControl
 from service.edge import SERVICE, ClassifierEdge
+from service.guard import TokenGuard
 from service.health import Health
+from service.open_inference import OpenInference
+from service.open_inference_edge import SERVICE as OPEN_INFERENCE
+from service.open_inference_edge import OpenInferenceEdge
+from service.pb.inference import open_inference_pb2
+from service.pools import Pools
+from service.renewing import Renewed
 from service.repository import Repository
+from service.runner import Runner
 from service.settings import ServerSettings, join_address
+from service.tls import server_credentials
+from service.tokens import read_tokens
+from service.versions import VersionPolicy
 from service.workers import Workers
 
 logger = logging.getLogger(__name__)
@@ -41,9 +55,14 @@ class Server:
     def __init__(self, settings: ServerSettings) -> None:
         self._settings = settings
         batching = Batching(settings.max_batch_size, settings.max_queue_delay_ms / 1000)
-        self._repository = Repository(settings.models, settings.device, settings.threads, batching, settings.max_queue_size)
+        open_runner = partial(Runner.open, device=settings.device, threads=settings.threads, batching=batching)
+        policy = VersionPolicy.parse(settings.versions)
+        self._repository = Repository(settings.models, open_runner, policy, settings.max_queue_size)
+        self._control = ModelControl(self._repository, settings.model_control, settings.poll_s, self._announce)
+        self._following: asyncio.Task[None] | None = None
         self._picture_workers = Workers(settings.picture_threads or usable_cores(), name="pictures")
         self._health = Health()
+        self._serving = False
         self._grpc: grpc.aio.Server | None = None
         self._stop_requested = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -93,14 +112,14 @@ class Server:
         Raises:
             DeviceError: the device was asked for and is not there.
             NotFoundError: no such folder, or no model in it.
-            SettingsError: the address cannot be listened at.
+            SettingsError: the address cannot be listened at, or certificates or tokens cannot be used.
         """
         device = resolve_device(self._settings.device)
         self._repository.discover()
         logger.info("device: %s (asked for: %s)", device, self._settings.device)
         await self._health.announce(False, self._repository.serving())
         server = self._assemble()
-        port = _listen(server, self._settings.host, self._settings.port)
+        port = _listen(server, self._settings.host, self._settings.port, self._credentials())
         await server.start()
         self._grpc = server
         logger.info("listening on %s", join_address(self._settings.host, port))
@@ -108,17 +127,39 @@ class Server:
 
     def _assemble(self) -> grpc.aio.Server:
         server = grpc.aio.server(
+            interceptors=self._guards(),
             options=[
-                ("grpc.max_receive_message_length", self._settings.limits.max_bytes + _ENVELOPE_BYTES),
+                ("grpc.max_receive_message_length", self._settings.max_message_bytes or self._settings.limits.max_bytes + _ENVELOPE_BYTES),
                 # Else a second server on the same port starts without a word, and each gets some of the requests.
                 ("grpc.so_reuseport", 0),
-            ]
+            ],
         )
         classifier = Classifier(self._repository, self._picture_workers, self._settings.limits, self._settings.max_maps)
         ClassifierEdge(classifier, self._repository, self._settings.stream_in_flight).add_to(server)
+        open_inference = OpenInference(self._repository, self._picture_workers, self._settings.limits, self._settings.max_maps)
+        OpenInferenceEdge(open_inference, self._repository, lambda: self._serving).add_to(server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        names = (SERVICE, OPEN_INFERENCE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        pools = Pools(open_inference_pb2.DESCRIPTOR.pool, descriptor_pool.Default())
+        reflection.enable_server_reflection(names, server, pools)  # type: ignore[arg-type]  # it asks no more of a pool than this has
         return server
+
+    def _credentials(self) -> grpc.ServerCredentials | None:
+        settings = self._settings
+        if settings.tls_certificate is None or settings.tls_key is None:
+            return None
+        credentials = server_credentials(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
+        clients = "any client" if settings.tls_client_ca is None else f"clients with a certificate of {settings.tls_client_ca}"
+        logger.info("TLS with %s, for %s", settings.tls_certificate, clients)
+        return credentials
+
+    def _guards(self) -> list[TokenGuard]:
+        path = self._settings.tokens_file
+        if path is None:
+            return []
+        tokens = Renewed("the list of tokens", [path], lambda: read_tokens(path))
+        logger.info("requests must carry a token of %s: %s", path, ", ".join(token.name or "one without a name" for token in tokens.get()))
+        return [TokenGuard(tokens)]
 
     async def load(self) -> None:
         """Load and warm up the models; then health says SERVING.
@@ -128,14 +169,23 @@ class Server:
             DeviceError: the device was asked for and cannot be used.
         """
         await self._repository.load()
-        await self._health.announce(True, self._repository.serving())
+        self._serving = True
+        await self._announce()
+        self._following = asyncio.create_task(self._control.follow())
         logger.info("serving %d of %d models", sum(self._repository.serving().values()), len(self._repository.serving()))
+
+    async def _announce(self) -> None:
+        if self._serving:
+            await self._health.announce(True, self._repository.serving())
 
     async def stop(self) -> None:
         """Say NOT_SERVING, wait as long as load balancers need to see it, finish what is in flight, and close."""
         if self._grpc is None:
             return
         logger.info("stopping: requests in flight have %g s to finish", self._settings.grace_s)
+        self._serving = False
+        if self._following is not None:
+            self._following.cancel()
         await self._health.enter_graceful_shutdown()
         hurry = asyncio.create_task(self._hurry.wait())
         await asyncio.wait({hurry}, timeout=max(self._settings.pre_stop_s, _SETTLE_S))
@@ -151,7 +201,7 @@ class Server:
         logger.info("stopped")
 
 
-def _listen(server: grpc.aio.Server, host: str, port: int) -> int:
+def _listen(server: grpc.aio.Server, host: str, port: int, credentials: grpc.ServerCredentials | None) -> int:
     address = join_address(host, port)
     remedy = "choose another with --host and --port (--port 0 takes a free one)"
     try:
@@ -163,6 +213,6 @@ def _listen(server: grpc.aio.Server, host: str, port: int) -> int:
     except (OSError, UnicodeError) as error:
         raise SettingsError(f"cannot listen on {address}: {getattr(error, 'strerror', None) or error}: {remedy}") from error
     try:
-        return server.add_insecure_port(address)
+        return server.add_insecure_port(address) if credentials is None else server.add_secure_port(address, credentials)
     except RuntimeError as error:
         raise SettingsError(f"cannot listen on {address}: {error}: {remedy}") from error

@@ -2,63 +2,138 @@
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from contract.errors import SettingsError
 from contract.pictures import PictureLimits
+from service.control import MODES
+from service.declaring import declared, told, told_of_each
+from service.versions import VersionPolicy
+
+_MAX_MESSAGE_BYTES = 1024**3
+"""gRPC counts a message's bytes in 31 bits."""
 
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """Frozen: one object describes a server from its start to its end.
+    """Frozen: one object describes a server from its start to its end. What each setting is for stands beside it.
 
-    models: the model repository, `<models>/<name>/<version>/model.onnx`.
-    host, port: where it listens; port 0 takes a free one, which the log and `on_listening` tell.
-    device: `auto`, `cpu` or `cuda`.
-    threads: of ONNX Runtime, for each model; 0 takes every core this process may use.
-    picture_threads: that decode, resize and draw; 0 takes every core this process may use.
-    limits: what a picture may cost; a request may be this large too.
-    max_batch_size: how many pictures one run of a model takes at most.
-    max_queue_delay_ms: how long a picture waits for others to share its run while the model is idle. 0: not at all; what comes
-        while a run is under way shares the next one even so.
-    max_queue_size: how many pictures may wait for one model; the rest is refused with RESOURCE_EXHAUSTED.
-    max_maps: how many classes one request may have explained: each costs a map, and a PNG if it is drawn.
-    stream_in_flight: how many pictures of one stream are worked on at a time.
-    pre_stop_s: how long requests are still taken after health says NOT_SERVING, so that load balancers
-        have time to see it and send their requests elsewhere. 0 where nothing stands in front.
-    grace_s: how long requests in flight may take to finish at a stop; then they are cancelled.
+    `service.config` reads them from a file, the environment and flags: a field here is a key, a variable and a flag.
 
     Raises:
-        SettingsError: a value outside its range.
+        SettingsError: a value outside its range, or one that contradicts another.
     """
 
-    models: Path = Path("models")
-    host: str = "127.0.0.1"
-    port: int = 8001
-    device: str = "auto"
-    threads: int = 0
-    picture_threads: int = 0
-    limits: PictureLimits = field(default_factory=PictureLimits)
-    max_batch_size: int = 8
-    max_queue_delay_ms: float = 0.0
-    max_queue_size: int = 64
-    max_maps: int = 100
-    stream_in_flight: int = 8
-    pre_stop_s: float = 0.0
-    grace_s: float = 30.0
+    models: Path = field(default=Path("models"), metadata=told("The model repository, `<models>/<name>/<version>/model.onnx`."))
+    host: str = field(default="127.0.0.1", metadata=told("The address to listen on; by default only this machine reaches it."))
+    port: int = field(
+        default=8001,
+        metadata=told("0 takes a free one, which the log tells.", low=0, high=65535, expected="1 to 65535, or 0 for a free one"),
+    )
+    insecure: bool = field(default=False, metadata=told("Listen beyond this machine without TLS: for where something in front encrypts."))
+    tls_certificate: Path | None = field(
+        default=None, metadata=told("The server's certificate and those between it and its authority, PEM. Read anew when it changes.")
+    )
+    tls_key: Path | None = field(default=None, metadata=told("The certificate's private key, PEM, without a password."))
+    tls_client_ca: Path | None = field(
+        default=None, metadata=told("Certificates of authorities, PEM: a client must show a certificate of one of them.")
+    )
+    tokens_file: Path | None = field(
+        default=None, metadata=told("Tokens, one a line: a request must carry one of them. Read anew when it changes.")
+    )
+    versions: str = field(
+        default="all",
+        metadata=told("Which versions of each model are served: all, latest, latest:N, or numbers such as 1,3; and those with a label."),
+    )
+    model_control: str = field(
+        default="fixed",
+        metadata=told("Who changes what is served: nobody, clients by the protocol's loads and unloads, or the folder.", choices=MODES),
+    )
+    poll_s: float = field(default=5.0, metadata=told("How often the folder is looked at with model_control poll.", low=0.01))
+    device: str = field(default="auto", metadata=told("Where to compute.", choices=("auto", "cpu", "cuda")))
+    threads: int = field(default=0, metadata=told("Of ONNX Runtime, for each model; 0 takes every core this process may use.", low=0))
+    picture_threads: int = field(default=0, metadata=told("That decode, resize and draw; 0 takes every core this process may use.", low=0))
+    limits: PictureLimits = field(
+        default_factory=PictureLimits,
+        metadata=told_of_each(
+            max_bytes=told("Of an encoded picture; a request may be this large too.", low=1, high=_MAX_MESSAGE_BYTES),
+            max_pixels=told("Width times height of a picture, read before it is decoded.", low=1),
+        ),
+    )
+    max_message_bytes: int = field(
+        default=0,
+        metadata=told(
+            "Of a request, where several pictures come in one; each is held to its own limits. 0 takes what the largest picture needs.",
+            low=0,
+            high=_MAX_MESSAGE_BYTES,
+        ),
+    )
+    max_batch_size: int = field(default=8, metadata=told("Pictures in one run of a model, at most.", low=1))
+    max_queue_delay_ms: float = field(
+        default=0.0,
+        metadata=told(
+            "How long a picture waits for others to share its run while the model is idle. 0: not at all; what comes while a run is under"
+            " way shares the next one even so.",
+            low=0,
+        ),
+    )
+    max_queue_size: int = field(
+        default=64,
+        metadata=told("Pictures that may wait for one model; others are refused, with the time after which to ask again.", low=1),
+    )
+    max_maps: int = field(
+        default=100, metadata=told("Classes that one request may have explained: each costs a map, and a PNG if it is drawn.", low=1)
+    )
+    stream_in_flight: int = field(default=8, metadata=told("Pictures of one stream that are worked on at a time.", low=1))
+    pre_stop_s: float = field(
+        default=0.0,
+        metadata=told(
+            "How long requests are still taken after health says NOT_SERVING, so that load balancers see it and send theirs elsewhere."
+            " 0 where nothing stands in front.",
+            low=0,
+        ),
+    )
+    grace_s: float = field(
+        default=30.0, metadata=told("How long requests in flight may take to finish at a stop; then they are cancelled.", low=0)
+    )
 
     def __post_init__(self) -> None:
-        if not 0 <= self.port <= 65535:
-            raise SettingsError(f"port {self.port}: expected 1 to 65535, or 0 for a free one")
-        for name in ("threads", "picture_threads", "max_queue_delay_ms", "pre_stop_s", "grace_s"):
-            if not getattr(self, name) >= 0:
-                raise SettingsError(f"{name} {getattr(self, name)}: expected 0 or more")
-        for name in ("max_batch_size", "max_queue_size", "max_maps", "stream_in_flight"):
-            if getattr(self, name) < 1:
-                raise SettingsError(f"{name} {getattr(self, name)}: expected 1 or more")
+        for one in SETTINGS:
+            if problem := one.problem(one.of(self)):
+                raise SettingsError(f"{one.name} {one.of(self)}: {problem}")
+        VersionPolicy.parse(self.versions)
+        self._check_security()
+
+    def _check_security(self) -> None:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            missing = "tls_key" if self.tls_key is None else "tls_certificate"
+            raise SettingsError(f"{missing} is not set: a certificate and its key go together")
+        if self.tls_client_ca is not None and self.tls_certificate is None:
+            raise SettingsError("tls_client_ca is set without tls_certificate: clients show a certificate to a server that has one")
+        if self.tls_certificate is None and not self.insecure and not is_loopback(self.host):
+            what = "requests" if self.tokens_file is None else "requests and their tokens"
+            raise SettingsError(
+                f"host {self.host}: {what} would travel unencrypted beyond this machine: set tls_certificate and tls_key,"
+                " or insecure where something in front encrypts"
+            )
+
+
+SETTINGS = declared(ServerSettings)
+"""Every setting, in the order above."""
 
 
 def join_address(host: str, port: int) -> str:
     """`host:port` as gRPC reads it, with an IPv6 address in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def is_loopback(host: str) -> bool:
+    """Is it an address that only this machine reaches? A name other than `localhost` may mean any."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -23,6 +23,7 @@ _STATES: dict[ModelState, pb.ModelState] = {
     ModelState.LOADING: pb.MODEL_STATE_LOADING,
     ModelState.READY: pb.MODEL_STATE_READY,
     ModelState.FAILED: pb.MODEL_STATE_FAILED,
+    ModelState.UNLOADED: pb.MODEL_STATE_UNLOADED,
 }
 _STATE_NAMES = {number: state for state, number in _STATES.items()}
 

@@ -19,6 +19,7 @@ COMMANDS = {
     "serve": "Answer over gRPC for every model in a folder.",
     "classify": "Ask a running server about pictures.",
     "evaluate-cam": "Measure how good a model's maps are, each method beside the others.",
+    "bench": "Put a load on a running server: throughput, latencies, refusals.",
     "demo": "All of it in one go, with nothing downloaded.",
     "backbones": "List the backbones there are.",
     "datasets": "List the data sets known by name.",

@@ -66,6 +66,24 @@ def answer_options(function: F) -> F:
     return function
 
 
+def server_options(function: F) -> F:
+    """Where a server is, and how to be let in."""
+    file = click.Path(path_type=Path, dir_okay=False)
+    for option in reversed(
+        [
+            host_option,
+            port_option(),
+            click.option("--tls", is_flag=True, help="Use TLS, and trust the authorities that all know."),
+            click.option("--tls-ca", type=file, help="Use TLS, and trust the authorities in this PEM file."),
+            click.option("--tls-certificate", type=file, help="Show this certificate, PEM, where the server asks for one."),
+            click.option("--tls-key", type=file, help="Its private key, PEM."),
+            click.option("--token-file", type=file, help="Send the token in this file."),
+        ]
+    ):
+        function = option(function)
+    return function
+
+
 def check_map_flags(method: str | None, softmax: bool, max_channels: int | None) -> None:
     """Raises: SettingsError: `--softmax` or `--max-channels` where no map takes it."""
     from contract.errors import SettingsError
@@ -93,9 +111,9 @@ def require_backbone_flags(names: Iterable[str]) -> None:
         raise click.UsageError(f"{', '.join(flags[name] for name in given)}: a run knows these itself; they go with --backbone")
 
 
-def port_option(minimum: int = 1) -> Callable[[F], F]:
-    """`--port`; 0, where allowed, lets the system choose one."""
-    return click.option("--port", type=click.IntRange(minimum, 65535), default=DEFAULT_PORT, show_default=True, help="The server's port.")
+def port_option() -> Callable[[F], F]:
+    """`--port`."""
+    return click.option("--port", type=click.IntRange(1, 65535), default=DEFAULT_PORT, show_default=True, help="The server's port.")
 
 
 def network_options(function: F) -> F:

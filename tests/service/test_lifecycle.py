@@ -181,7 +181,8 @@ def test_a_port_in_use_is_one_line(one_model: Path, port: int) -> None:
     ("host", "expected"), [("192.0.2.1", "cannot listen on 192.0.2.1"), ("no.such.host.invalid", "cannot listen on no.such.host.invalid")]
 )
 def test_an_address_that_is_not_this_machines(one_model: Path, host: str, expected: str) -> None:
-    with pytest.raises(SettingsError, match=expected), in_background(ServerSettings(models=one_model, host=host, port=0)):
+    settings = ServerSettings(models=one_model, host=host, port=0, insecure=True)
+    with pytest.raises(SettingsError, match=expected), in_background(settings):
         pass
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -20,8 +21,7 @@ ANSWER_S = 30.0
 @click.option("--model", default="", help="The model's name; needed where the server holds several.")
 @click.option("--version", default="", help="Its version.  [default: the latest]")
 @options.answer_options
-@options.host_option
-@options.port_option()
+@options.server_options
 @options.json_option
 @options.quiet_option
 def command(
@@ -37,6 +37,11 @@ def command(
     top_k: int,
     host: str,
     port: int,
+    tls: bool,
+    tls_ca: Path | None,
+    tls_certificate: Path | None,
+    tls_key: Path | None,
+    token_file: Path | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -45,10 +50,12 @@ def command(
     PICTURES are files and folders. A picture that the server refuses is named, the others are answered, and the
     exit code is 1.
     """
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it would say of a failed handshake, the error says
     from contract import pictures as reading
     from contract.errors import PictureError, RequestError
     from contract.scorecam import is_score_cam
     from service import Client
+    from service.tokens import read_token
 
     options.check_map_flags(method, softmax, max_channels)
     timeout_s = None if method is not None and is_score_cam(method) else ANSWER_S
@@ -57,7 +64,8 @@ def command(
     folder = OverlayFolder(overlays)
     answers: list[PictureAnswer] = []
     failed = 0
-    with Client(host, port) as client:
+    token = None if token_file is None else read_token(token_file)
+    with Client(host, port, tls=tls, tls_ca=tls_ca, tls_certificate=tls_certificate, tls_key=tls_key, token=token) as client:
         labels = client.get_model(model, version).labels if wanted else ()
         targets = class_targets(wanted, labels) if wanted else ()
         with console.progress("Classifying", len(found)) as advance:

@@ -2,41 +2,52 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
-from tlcli import options
+from service.config import ARGUMENT, CONFIG_VARIABLE, PREFIX, configure, flag, to_toml
+from service.declaring import Setting
+from service.settings import SETTINGS
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
-@click.command("serve")
-@click.argument("models", type=click.Path(path_type=Path, file_okay=False), default=Path("models"))
-@options.host_option
-@options.port_option(minimum=0)
-@options.device_option
-@click.option("--threads", type=click.IntRange(min=0), default=0, help="Of ONNX Runtime, for each model.  [default: every core]")
-@click.option("--max-batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Pictures in one run of a model.")
-@click.option(
-    "--max-queue-delay-ms",
-    type=click.FloatRange(min=0),
-    default=0.0,
-    show_default=True,
-    help="How long a picture waits for company while the model is idle.",
-)
-@click.option(
-    "--max-queue-size",
-    type=click.IntRange(min=1),
-    default=64,
-    show_default=True,
-    help="Pictures that may wait for a model; others are refused, with the time after which to ask again.",
-)
-@click.option("--grace", "grace_s", type=click.FloatRange(min=0), default=30.0, show_default=True, help="Seconds to finish in at a stop.")
-def command(models: Path, **flags: Any) -> None:
+def setting_options(function: F) -> F:
+    """A flag for each setting; what is not given is None, what is given a text, read where variables are."""
+    for one in reversed(SETTINGS):
+        if one.name != ARGUMENT:
+            function = _option(one)(function)
+    return function
+
+
+def _option(one: Setting) -> Callable[[F], F]:
+    default = "not set" if one.default is None else one.default
+    text = f"{one.told.text}  [default: {default}]"
+    if one.kind is bool:
+        return click.option(f"{flag(one)}/{flag(one).replace('--', '--no-', 1)}", one.name, default=None, help=one.told.text)
+    kinds = {int: "INTEGER", float: "NUMBER", Path: "PATH"}
+    return click.option(flag(one), one.name, metavar="|".join(one.told.choices) or kinds.get(one.kind, "TEXT"), help=text)
+
+
+@click.command("serve", epilog=f"Each flag may be an environment variable too ({PREFIX}PORT), or a key of --config (port).")
+@click.argument("models", required=False)
+@click.option("--config", "file", type=click.Path(path_type=Path), help=f"Read settings from this TOML file.  [env: {CONFIG_VARIABLE}]")
+@click.option("--print-config", is_flag=True, help="Print the settings as --config reads them, with where they come from, and leave.")
+@setting_options
+def command(file: Path | None, print_config: bool, **flags: Any) -> None:
     """Answer over gRPC for every model in a folder.
 
-    MODELS is the model repository, MODELS/<name>/<version>/model.onnx.
+    MODELS is the model repository, MODELS/<name>/<version>/model.onnx.  [default: models]
     """
-    from service import ServerSettings, serve
+    from service import serve
 
-    serve(ServerSettings(models=models, **flags))
+    given = {name: value for name, value in flags.items() if value is not None}
+    config = configure(given, os.environ, file)
+    if print_config:
+        click.echo(to_toml(config), nl=False)
+    else:
+        serve(config.settings)

@@ -21,6 +21,7 @@ class ModelState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     MODEL_STATE_LOADING: _ClassVar[ModelState]
     MODEL_STATE_READY: _ClassVar[ModelState]
     MODEL_STATE_FAILED: _ClassVar[ModelState]
+    MODEL_STATE_UNLOADED: _ClassVar[ModelState]
 MAP_FORMAT_UNSPECIFIED: MapFormat
 MAP_FORMAT_RAW: MapFormat
 MAP_FORMAT_HEAT_MAP: MapFormat
@@ -29,6 +30,7 @@ MODEL_STATE_UNSPECIFIED: ModelState
 MODEL_STATE_LOADING: ModelState
 MODEL_STATE_READY: ModelState
 MODEL_STATE_FAILED: ModelState
+MODEL_STATE_UNLOADED: ModelState
 
 class ClassifyRequest(_message.Message):
     __slots__ = ("model", "version", "encoded", "pixels", "top_k", "map", "request_id")

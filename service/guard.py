@@ -1,0 +1,52 @@
+"""Who may ask: every call but health checks must carry a token, where the server has tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import grpc.aio
+from grpc_health.v1 import health
+
+from service.renewing import Renewed
+from service.tokens import Token, is_one_of
+
+OPEN = frozenset({f"/{health.SERVICE_NAME}/Check", f"/{health.SERVICE_NAME}/Watch"})
+"""Load balancers and container managers ask for health, and have no token. `List` would tell them every model's name."""
+
+_SCHEME = b"bearer "
+
+
+class TokenGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs alone
+    """Ends calls without a token, or with another one, with UNAUTHENTICATED, before anything of them is read."""
+
+    def __init__(self, tokens: Renewed[tuple[Token, ...]]) -> None:
+        self._tokens = tokens
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        """Let a call through, or put a refusal in its handler's place."""
+        if handler_call_details.method in OPEN:
+            return await continuation(handler_call_details)
+        refusal = _refusal(handler_call_details.invocation_metadata, self._tokens.get())
+        if not refusal:
+            return await continuation(handler_call_details)
+
+        async def refuse(requests: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, refusal)
+
+        return grpc.stream_stream_rpc_method_handler(refuse)  # of calls of every kind: it reads no request and writes no answer
+
+
+def _refusal(metadata: Sequence[tuple[str, str | bytes]] | None, tokens: Sequence[Token]) -> str:
+    given = [value if isinstance(value, bytes) else value.encode() for key, value in metadata or () if key == "authorization"]
+    if not given:
+        return "no token came, and this server asks for one: send 'authorization: Bearer TOKEN' with the call"
+    if len(given) > 1 or given[0][: len(_SCHEME)].lower() != _SCHEME:
+        return "the call's authorization is no token: expected 'authorization: Bearer TOKEN', once"
+    if not is_one_of(given[0][len(_SCHEME) :].strip(), tokens):
+        return "the token that came is none of this server's: it may have been replaced"
+    return ""

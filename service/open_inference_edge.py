@@ -1,0 +1,187 @@
+"""The gRPC edge of the Open Inference Protocol: messages in, messages out, errors as statuses. The logic is `service.open_inference`'s."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from typing import NoReturn
+
+import grpc.aio
+
+from contract.errors import RequestError
+from service.answers import ModelState
+from service.open_inference import PLATFORM, InferAnswer, InferQuery, OpenInference
+from service.pb.inference import open_inference_pb2 as pb
+from service.refusals import Context, parse, refusals
+from service.repository import Repository
+from service.tensors import BOOL, BYTES, INT64, UINT8, InputTensor, TensorSpec
+
+SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+
+_EXTENSIONS = ("model_repository",)
+_STATES = {ModelState.READY: "READY", ModelState.LOADING: "LOADING", ModelState.FAILED: "UNAVAILABLE"}
+
+_NOT_OFFERED = ("shared_memory_region", "classification")
+"""Parameters of tensors that would change what an answer means; others may be ignored."""
+
+
+class OpenInferenceEdge:
+    """`inference.GRPCInferenceService`; see the .proto for what each call does.
+
+    Its methods take bytes, as those of `service.edge.ClassifierEdge` do.
+    """
+
+    def __init__(self, open_inference: OpenInference, repository: Repository, is_serving: Callable[[], bool]) -> None:
+        """is_serving: whether the server as a whole takes requests, as health tells it."""
+        self._open_inference = open_inference
+        self._repository = repository
+        self._is_serving = is_serving
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Offer the service's calls on a server that has not started."""
+        calls = {
+            "ServerLive": (self.server_live, pb.ServerLiveResponse.SerializeToString),
+            "ServerReady": (self.server_ready, pb.ServerReadyResponse.SerializeToString),
+            "ModelReady": (self.model_ready, pb.ModelReadyResponse.SerializeToString),
+            "ServerMetadata": (self.server_metadata, pb.ServerMetadataResponse.SerializeToString),
+            "ModelMetadata": (self.model_metadata, pb.ModelMetadataResponse.SerializeToString),
+            "ModelInfer": (self.model_infer, pb.ModelInferResponse.SerializeToString),
+            "RepositoryIndex": (self.repository_index, pb.RepositoryIndexResponse.SerializeToString),
+            "RepositoryModelLoad": (self.repository_model_load, pb.RepositoryModelLoadResponse.SerializeToString),
+            "RepositoryModelUnload": (self.repository_model_unload, pb.RepositoryModelUnloadResponse.SerializeToString),
+        }
+        handlers = {
+            name: grpc.unary_unary_rpc_method_handler(method, response_serializer=serializer)
+            for name, (method, serializer) in calls.items()
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+
+    async def server_live(self, request: bytes, context: Context) -> pb.ServerLiveResponse:
+        """That it answers says it."""
+        async with refusals(context):
+            parse(pb.ServerLiveRequest, request)
+            return pb.ServerLiveResponse(live=True)
+
+    async def server_ready(self, request: bytes, context: Context) -> pb.ServerReadyResponse:
+        """Whether requests are taken."""
+        async with refusals(context):
+            parse(pb.ServerReadyRequest, request)
+            return pb.ServerReadyResponse(ready=self._is_serving())
+
+    async def model_ready(self, request: bytes, context: Context) -> pb.ModelReadyResponse:
+        """Whether a model answers."""
+        async with refusals(context):
+            asked = parse(pb.ModelReadyRequest, request)
+            return pb.ModelReadyResponse(ready=self._open_inference.is_ready(asked.name, asked.version))
+
+    async def server_metadata(self, request: bytes, context: Context) -> pb.ServerMetadataResponse:
+        """What this server is."""
+        async with refusals(context):
+            parse(pb.ServerMetadataRequest, request)
+            return pb.ServerMetadataResponse(name="tlcli", version=metadata.version("tlcli"), extensions=_EXTENSIONS)
+
+    async def model_metadata(self, request: bytes, context: Context) -> pb.ModelMetadataResponse:
+        """What a model takes and gives."""
+        async with refusals(context):
+            asked = parse(pb.ModelMetadataRequest, request)
+            found = self._open_inference.describe(asked.name, asked.version)
+            return pb.ModelMetadataResponse(
+                name=found.model,
+                versions=found.versions,
+                platform=PLATFORM,
+                inputs=_write_specs(found.inputs),
+                outputs=_write_specs(found.outputs),
+                properties={"labels": json.dumps(found.labels)},
+            )
+
+    async def model_infer(self, request: bytes, context: Context) -> pb.ModelInferResponse:
+        """Pictures in, scores and maps out."""
+        async with refusals(context):
+            return _write_answer(await self._open_inference.infer(_read_query(parse(pb.ModelInferRequest, request))))
+
+    async def repository_index(self, request: bytes, context: Context) -> pb.RepositoryIndexResponse:
+        """Every model and version."""
+        async with refusals(context):
+            asked = parse(pb.RepositoryIndexRequest, request)
+            if asked.repository_name:
+                raise RequestError(f"repository_name {asked.repository_name!r}: this server has one repository: leave the field empty")
+            index = pb.RepositoryIndexResponse.ModelIndex
+            return pb.RepositoryIndexResponse(
+                models=[
+                    index(name=one.name, version=one.version, state=_STATES[one.state], reason=one.reason)
+                    for one in self._repository.statuses()
+                    if one.state is ModelState.READY or not asked.ready
+                ]
+            )
+
+    async def repository_model_load(self, request: bytes, context: Context) -> pb.RepositoryModelLoadResponse:
+        """Not offered."""
+        await _refuse_change(context)
+
+    async def repository_model_unload(self, request: bytes, context: Context) -> pb.RepositoryModelUnloadResponse:
+        """Not offered."""
+        await _refuse_change(context)
+
+
+async def _refuse_change(context: Context) -> NoReturn:
+    await context.abort(
+        grpc.StatusCode.UNIMPLEMENTED, "models are loaded when the server starts, and stay: restart it after a change of its repository"
+    )
+
+
+_CONTENTS = {BOOL: "bool_contents", UINT8: "uint_contents", INT64: "int64_contents", BYTES: "bytes_contents"}
+"""The field that holds a datatype's values one by one, for those that models take."""
+
+
+def _read_query(message: pb.ModelInferRequest) -> InferQuery:
+    """Raises: RequestError: values that cannot be told apart, and what of the protocol is not offered."""
+    raw = message.raw_input_contents
+    if raw and len(raw) != len(message.inputs):
+        raise RequestError(
+            f"{len(raw)} raw_input_contents came with {len(message.inputs)} inputs: one for each was expected, or `contents` in each"
+        )
+    inputs: dict[str, InputTensor] = {}
+    for number, tensor in enumerate(message.inputs):
+        if tensor.name in inputs:
+            raise RequestError(f"input {tensor.name!r} came twice")
+        _check_parameters(f"input {tensor.name!r}", tensor.parameters)
+        inputs[tensor.name] = _read_input(tensor, raw[number] if raw else None)
+    outputs = tuple(tensor.name for tensor in message.outputs)
+    for asked in message.outputs:
+        _check_parameters(f"output {asked.name!r}", asked.parameters)
+    if len(set(outputs)) < len(outputs):
+        raise RequestError(f"an output is asked for twice among {', '.join(outputs)}")
+    return InferQuery(message.model_name, message.model_version, message.id, inputs, outputs)
+
+
+def _read_input(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None) -> InputTensor:
+    filled = {field.name: values for field, values in tensor.contents.ListFields()}
+    if raw is not None and filled:
+        raise RequestError(f"input {tensor.name!r} has `contents` beside raw_input_contents: send one or the other")
+    field = _CONTENTS.get(tensor.datatype)
+    if field is not None and not filled.keys() <= {field}:
+        raise RequestError(f"input {tensor.name!r}: values of {tensor.datatype} go into {field}; {', '.join(filled)} came")
+    return InputTensor(tensor.name, tensor.datatype, tuple(tensor.shape), raw, () if field is None else filled.get(field, ()))
+
+
+def _check_parameters(where: str, parameters: Mapping[str, pb.InferParameter]) -> None:
+    for name in _NOT_OFFERED:
+        if name in parameters:
+            raise RequestError(f"{where}: its parameter {name!r} is not offered here: leave it out, and send and take plain values")
+
+
+def _write_answer(answer: InferAnswer) -> pb.ModelInferResponse:
+    """Raw, always: what clients of Triton's read."""
+    tensor = pb.ModelInferResponse.InferOutputTensor
+    return pb.ModelInferResponse(
+        model_name=answer.model,
+        model_version=answer.version,
+        id=answer.request_id,
+        outputs=[tensor(name=one.name, datatype=one.datatype, shape=one.shape) for one in answer.outputs],
+        raw_output_contents=[one.raw for one in answer.outputs],
+    )
+
+
+def _write_specs(specs: Sequence[TensorSpec]) -> list[pb.ModelMetadataResponse.TensorMetadata]:
+    return [pb.ModelMetadataResponse.TensorMetadata(name=one.name, datatype=one.datatype, shape=one.shape) for one in specs]

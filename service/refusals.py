@@ -1,0 +1,58 @@
+"""What both gRPC edges do with bytes that are no message, and with errors: statuses, as `service.errors` writes them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import grpc.aio
+from google.protobuf.message import DecodeError, Message
+from google.rpc import status_pb2
+from grpc_status import rpc_status
+
+from contract.errors import OverloadedError, RequestError, TlcliError
+from service import errors
+
+logger = logging.getLogger(__name__)
+
+_RETRY_AFTER_MS = "grpc-retry-pushback-ms"
+"""Clients with a retry policy of gRPC's wait so long (gRFC A6)."""
+
+Context = grpc.aio.ServicerContext[Any, Any]
+M = TypeVar("M", bound=Message)
+
+
+@asynccontextmanager
+async def refusals(context: Context) -> AsyncIterator[None]:
+    """End the call with the status of what is raised inside."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001  # turned into a status, and logged if it is a fault of ours
+        status = rpc_status.to_status(status_of(error))
+        metadata = status.trailing_metadata
+        if isinstance(error, OverloadedError):
+            metadata = (*metadata, (_RETRY_AFTER_MS, str(round(1000 * error.retry_s))))
+        await context.abort(status.code, status.details, metadata)
+
+
+def parse(kind: type[M], data: bytes) -> M:
+    """A message from its bytes.
+
+    Raises:
+        RequestError: the bytes are none.
+    """
+    try:
+        return kind.FromString(data)
+    except DecodeError as error:
+        raise RequestError(
+            f"{len(data):,} bytes came that are no {kind.DESCRIPTOR.full_name} message: use the .proto of this server"
+        ) from error
+
+
+def status_of(error: Exception) -> status_pb2.Status:
+    """An error as a client may see it; a fault of ours is logged here."""
+    if not isinstance(error, TlcliError):
+        logger.error("a request failed by a fault of the server", exc_info=error)
+    return errors.to_status(error)

@@ -1,0 +1,109 @@
+"""Nothing outside of the model repository is read: not by a name in a request, not by what a model says of its weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto
+
+from contract.errors import NotFoundError
+from contract.layout import model_names
+from service import Client, ModelState, ServerSettings, in_background
+from tests.service.conftest import FIRST
+from tests.service.sample_pictures import RED, encode, scene
+
+PICTURE = encode(scene(RED, (30, 20, 90, 70)), "JPEG")
+
+
+def save_with_weights_at(folder: Path, name: str, location: str, constant: bool = False) -> None:
+    """The toy model, with the weights of its last layer in another file, as an initializer or as a node's value."""
+    path = folder / name / "1/model.onnx"
+    FIRST.save(path, name)
+    model = onnx.load(path)
+    (weight,) = (one for one in model.graph.initializer if one.name == "weight")
+    weight.ClearField("raw_data")
+    weight.data_location = TensorProto.EXTERNAL
+    for key, value in {"location": location, "offset": "0", "length": str(FIRST.weight.nbytes)}.items():
+        weight.external_data.add(key=key, value=value)
+    if constant:
+        model.graph.node.insert(0, onnx.helper.make_node("Constant", [], ["weight"], value=weight))
+        model.graph.initializer.remove(weight)
+    path.write_bytes(model.SerializeToString())
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A repository beside a file of weights that are none of its business."""
+    folder = tmp_path / "models"
+    FIRST.save(folder / "toy/1/model.onnx", "toy")
+    (tmp_path / "secret.bin").write_bytes(FIRST.weight.tobytes())
+    return folder
+
+
+@pytest.mark.parametrize("constant", [False, True])
+def test_weights_outside_of_a_models_folder_are_not_read(
+    constant: bool, repository: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    locations = {
+        "up": "../../../secret.bin",
+        "sideways": "../../toy/1/weights.bin",
+        "absolute": str(tmp_path / "secret.bin"),
+        "round": "../1/../../../secret.bin",
+        "linked": "link.bin",
+        "beyond": "folder/secret.bin",
+    }
+    (repository / "toy/1/weights.bin").write_bytes(FIRST.weight.tobytes())
+    for name, location in locations.items():
+        save_with_weights_at(repository, name, location, constant)
+    (repository / "linked/1/link.bin").symlink_to(tmp_path / "secret.bin")
+    (repository / "beyond/1/folder").symlink_to(tmp_path)
+    with in_background(ServerSettings(models=repository, port=0)) as port, Client(port=port) as client:
+        found = {one.name: one for one in client.list_models()}
+        assert {name: one.state for name, one in found.items()} == {"toy": ModelState.READY, **dict.fromkeys(locations, ModelState.FAILED)}
+        for name in locations:
+            reason = found[name].reason
+            assert reason.startswith(f"{repository / name}/1/model.onnx: ONNX Runtime cannot load it: ")
+            assert any(part in reason for part in ("escapes model directory", "Absolute path not allowed")), reason
+            assert f"{name} version 1: not served: {reason}" in caplog.text
+        assert client.classify(PICTURE, model="toy").predictions
+
+
+def test_weights_in_a_models_folder_are_read(repository: Path) -> None:
+    save_with_weights_at(repository, "beside", "weights.bin")
+    save_with_weights_at(repository, "linked", "link.bin")
+    for name in ("beside", "linked"):
+        (repository / name / "1/weights.bin").write_bytes(FIRST.weight.tobytes())
+    (repository / "linked/1/link.bin").symlink_to("weights.bin")
+    with in_background(ServerSettings(models=repository, port=0)) as port, Client(port=port) as client:
+        logits = [[one.logit for one in client.classify(PICTURE, model=name).predictions] for name in ("toy", "beside", "linked")]
+    np.testing.assert_array_equal(logits[1], logits[0])
+    np.testing.assert_array_equal(logits[2], logits[0])
+
+
+@pytest.mark.parametrize("name", ["..", ".", "../toy", "toy/1", "/etc", "toy\0", ".hidden", "toy/../toy", "models"])
+def test_a_name_in_a_request_is_no_path(name: str, client: Client, many_models: Path) -> None:
+    assert (many_models / "toy/1/model.onnx").is_file()
+    with pytest.raises(NotFoundError, match="no model"):
+        client.classify(PICTURE, model=name)
+    for version in (name, "01", "1/", "../2", "1\n", "-1"):
+        with pytest.raises(NotFoundError):
+            client.get_model("toy", version)
+    assert not client.is_ready(name)
+
+
+def test_what_counts_as_a_model_in_the_folder(repository: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    FIRST.save(elsewhere / "1/model.onnx", "elsewhere")
+    for name in (".hidden", "..data", "two words", "lost+found"):
+        (repository / name).mkdir()
+        (repository / name / "1").symlink_to(elsewhere / "1")
+    (repository / "linked").symlink_to(elsewhere)  # as a folder that is kept up by links has it
+    (repository / "dangling").symlink_to(tmp_path / "nosuch")
+    (repository / "loop").symlink_to("loop")
+    (repository / "cut").mkdir()
+    (repository / "cut/1").symlink_to(tmp_path / "nosuch")
+    (repository / "up").symlink_to("..")
+    assert model_names(repository) == ["linked", "toy"]
