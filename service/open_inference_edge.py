@@ -20,7 +20,14 @@ from service.tensors import BOOL, BYTES, INT64, UINT8, InputTensor, TensorSpec
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
 _EXTENSIONS = ("model_repository",)
-_STATES = {ModelState.READY: "READY", ModelState.LOADING: "LOADING", ModelState.FAILED: "UNAVAILABLE"}
+STATES = {
+    ModelState.READY: "READY",
+    ModelState.LOADING: "LOADING",
+    ModelState.FAILED: "UNAVAILABLE",
+    ModelState.UNLOADED: "UNAVAILABLE",
+}
+"""As Triton names them."""
+
 
 _NOT_OFFERED = ("shared_memory_region", "classification")
 """Parameters of tensors that would change what an answer means; others may be ignored."""
@@ -109,7 +116,7 @@ class OpenInferenceEdge:
             index = pb.RepositoryIndexResponse.ModelIndex
             return pb.RepositoryIndexResponse(
                 models=[
-                    index(name=one.name, version=one.version, state=_STATES[one.state], reason=one.reason)
+                    index(name=one.name, version=one.version, state=STATES[one.state], reason=one.reason)
                     for one in self._repository.statuses()
                     if one.state is ModelState.READY or not asked.ready
                 ]

@@ -17,7 +17,7 @@ from service import errors
 
 logger = logging.getLogger(__name__)
 
-_RETRY_AFTER_MS = "grpc-retry-pushback-ms"
+RETRY_AFTER_MS = "grpc-retry-pushback-ms"
 """Clients with a retry policy of gRPC's wait so long (gRFC A6)."""
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -33,7 +33,7 @@ async def refusals(context: Context) -> AsyncIterator[None]:
         status = rpc_status.to_status(status_of(error))
         metadata = status.trailing_metadata
         if isinstance(error, OverloadedError):
-            metadata = (*metadata, (_RETRY_AFTER_MS, str(round(1000 * error.retry_s))))
+            metadata = (*metadata, (RETRY_AFTER_MS, str(round(1000 * error.retry_s))))
         await context.abort(status.code, status.details, metadata)
 
 

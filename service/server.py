@@ -22,6 +22,7 @@ from service.control import ModelControl
 from service.edge import SERVICE, ClassifierEdge
 from service.guard import TokenGuard
 from service.health import Health
+from service.leaving import LeavingGuard
 from service.open_inference import OpenInference
 from service.open_inference_edge import SERVICE as OPEN_INFERENCE
 from service.open_inference_edge import OpenInferenceEdge
@@ -45,6 +46,9 @@ _SETTLE_S = 0.2
 """Requests sent before the stop lie in socket buffers still, where gRPC would cancel them: time to take them in.
 Without it, a signal right behind 64 requests lost four fifths of them; with 0.1 s, none."""
 
+_LEAVING_S = 0.2
+"""New requests are sent away for so long before the server hangs up; see `service.leaving`."""
+
 
 class Server:
     """One server, for one event loop: `run`, or `start`, `load` and `stop` step by step.
@@ -62,6 +66,7 @@ class Server:
         self._following: asyncio.Task[None] | None = None
         self._picture_workers = Workers(settings.picture_threads or usable_cores(), name="pictures")
         self._health = Health()
+        self._leaving = LeavingGuard()
         self._serving = False
         self._grpc: grpc.aio.Server | None = None
         self._stop_requested = asyncio.Event()
@@ -119,7 +124,7 @@ class Server:
         logger.info("device: %s (asked for: %s)", device, self._settings.device)
         await self._health.announce(False, self._repository.serving())
         server = self._assemble()
-        port = _listen(server, self._settings.host, self._settings.port, self._credentials())
+        port = _listen(server, self._settings, self._credentials())
         await server.start()
         self._grpc = server
         logger.info("listening on %s", join_address(self._settings.host, port))
@@ -130,8 +135,8 @@ class Server:
             interceptors=self._guards(),
             options=[
                 ("grpc.max_receive_message_length", self._settings.max_message_bytes or self._settings.limits.max_bytes + _ENVELOPE_BYTES),
-                # Else a second server on the same port starts without a word, and each gets some of the requests.
-                ("grpc.so_reuseport", 0),
+                # Unasked, a second server on the same port would start without a word, and each get some of the requests.
+                ("grpc.so_reuseport", int(self._settings.reuse_port)),
             ],
         )
         classifier = Classifier(self._repository, self._picture_workers, self._settings.limits, self._settings.max_maps)
@@ -153,13 +158,13 @@ class Server:
         logger.info("TLS with %s, for %s", settings.tls_certificate, clients)
         return credentials
 
-    def _guards(self) -> list[TokenGuard]:
+    def _guards(self) -> list[grpc.aio.ServerInterceptor]:  # type: ignore[type-arg]  # generic in the stubs alone
         path = self._settings.tokens_file
         if path is None:
-            return []
+            return [self._leaving]
         tokens = Renewed("the list of tokens", [path], lambda: read_tokens(path))
         logger.info("requests must carry a token of %s: %s", path, ", ".join(token.name or "one without a name" for token in tokens.get()))
-        return [TokenGuard(tokens)]
+        return [self._leaving, TokenGuard(tokens)]
 
     async def load(self) -> None:
         """Load and warm up the models; then health says SERVING.
@@ -189,6 +194,8 @@ class Server:
         await self._health.enter_graceful_shutdown()
         hurry = asyncio.create_task(self._hurry.wait())
         await asyncio.wait({hurry}, timeout=max(self._settings.pre_stop_s, _SETTLE_S))
+        self._leaving.leave(_LEAVING_S)
+        await asyncio.wait({hurry}, timeout=_LEAVING_S)
         self._health.end_watches()
         finishing = asyncio.create_task(self._grpc.stop(self._settings.grace_s))
         await asyncio.wait({finishing, hurry}, return_when=asyncio.FIRST_COMPLETED)
@@ -201,7 +208,8 @@ class Server:
         logger.info("stopped")
 
 
-def _listen(server: grpc.aio.Server, host: str, port: int, credentials: grpc.ServerCredentials | None) -> int:
+def _listen(server: grpc.aio.Server, settings: ServerSettings, credentials: grpc.ServerCredentials | None) -> int:
+    host, port = settings.host, settings.port
     address = join_address(host, port)
     remedy = "choose another with --host and --port (--port 0 takes a free one)"
     try:
@@ -209,6 +217,8 @@ def _listen(server: grpc.aio.Server, host: str, port: int, credentials: grpc.Ser
         family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if settings.reuse_port:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             probe.bind(place)
     except (OSError, UnicodeError) as error:
         raise SettingsError(f"cannot listen on {address}: {getattr(error, 'strerror', None) or error}: {remedy}") from error

@@ -32,6 +32,10 @@ class ServerSettings:
         default=8001,
         metadata=told("0 takes a free one, which the log tells.", low=0, high=65535, expected="1 to 65535, or 0 for a free one"),
     )
+    reuse_port: bool = field(
+        default=False,
+        metadata=told("Share the port with another server that was told so too: the new one listens before the old one stops."),
+    )
     insecure: bool = field(default=False, metadata=told("Listen beyond this machine without TLS: for where something in front encrypts."))
     tls_certificate: Path | None = field(
         default=None, metadata=told("The server's certificate and those between it and its authority, PEM. Read anew when it changes.")

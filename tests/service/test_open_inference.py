@@ -25,10 +25,13 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from tritonclient.grpc import service_pb2
+from tritonclient.utils import InferenceServerException
 
 from contract.explaining import explain
 from contract.model import Model
-from service import Client, ServerSettings, in_background
+from service import Client, Server, ServerSettings, in_background
+from service.answers import ModelState
+from service.open_inference_edge import STATES
 from service.pb.inference import open_inference_pb2
 from tests.service.conftest import FIRST, SECOND
 from tests.service.sample_pictures import BLUE, GREEN, RED, encode, scene
@@ -266,6 +269,30 @@ def test_readiness_is_told_without_errors(triton_client: triton.InferenceServerC
     assert (found.name, found.version, [*found.extensions]) == ("tlcli", metadata.version("tlcli"), ["model_repository"])
 
 
+def test_nothing_is_ready_before_it_is_loaded_nor_when_the_server_stops(one_model: Path) -> None:
+    async def states(client: triton_aio.InferenceServerClient) -> tuple[bool, bool, bool, str]:
+        (one,) = (await client.get_model_repository_index()).models
+        return await client.is_server_live(), await client.is_server_ready(), await client.is_model_ready("toy"), one.state
+
+    async def ask() -> None:
+        server = Server(ServerSettings(models=one_model, port=0, pre_stop_s=1))
+        port = await server.start()
+        async with triton_aio.InferenceServerClient(f"127.0.0.1:{port}") as client:
+            assert await states(client) == (True, False, False, "LOADING")
+            with pytest.raises(InferenceServerException, match="still loading") as refused:
+                await client.infer("toy", given(images=IMAGES))
+            assert refused.value.status() == "StatusCode.UNAVAILABLE"
+            await server.load()
+            assert await states(client) == (True, True, True, "READY")
+            stopping = asyncio.create_task(server.stop())
+            await asyncio.sleep(0.1)
+            assert await states(client) == (True, False, True, "READY")  # requests that come all the same are answered
+            same((await client.infer("toy", given(images=IMAGES))).as_numpy("scores"), [one.scores for one in twins(IMAGES)])
+            await stopping
+
+    asyncio.run(ask())
+
+
 def test_the_index_lists_what_is_in_the_repository(triton_client: triton.InferenceServerClient) -> None:
     found = {(one.name, one.version): (one.state, one.reason) for one in triton_client.get_model_repository_index().models}
     assert {key: state for key, (state, _) in found.items()} == {
@@ -355,6 +382,10 @@ def test_the_health_protocol_still_answers(port: int) -> None:
         check = health_pb2_grpc.HealthStub(channel).Check
         assert check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.SERVING
         assert check(health_pb2.HealthCheckRequest(service="toy")).status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_every_state_of_a_model_has_a_name_in_the_index() -> None:
+    assert STATES.keys() == {*ModelState}
 
 
 @needs_kserve

@@ -310,6 +310,23 @@ def test_a_request_for_more_places_than_are_free_is_refused_at_once_and_a_cancel
         assert held.sizes == [1] * 5  # those of the cancelled request were not run
 
 
+def test_where_one_picture_fails_the_others_of_its_request_are_not_run(one_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        in_background(ServerSettings(models=one_model, port=0, max_batch_size=1)) as port,
+        grpc.insecure_channel(f"127.0.0.1:{port}") as own,
+    ):
+        held = HeldRuns(monkeypatch)
+        ask = asking(own)
+        running = ask.future(several(1))
+        assert held.started.wait(20)
+        with pytest.raises(grpc.RpcError, match="element 1"):
+            ask(request(("encoded", "BYTES", [3], element(GOOD) + element(b"text") + element(GOOD))))
+        last = waiting(ask, several(2))
+        held.let_go.set()
+        assert len(running.result(timeout=20).raw_output_contents) == len(last.result(timeout=20).raw_output_contents) == 2
+        assert held.sizes == [1, 1, 1]
+
+
 def test_pictures_of_one_request_share_runs_with_each_other_and_with_others(one_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with (
         in_background(ServerSettings(models=one_model, port=0, max_batch_size=8)) as port,

@@ -1,0 +1,89 @@
+"""A new server takes over from an old one on the same port, and no request is lost on the way."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+
+from service import Client
+from service.pb.tlcli.v1 import classifier_pb2 as pb
+from service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
+from tests.service.conftest import FIRST, SECOND
+from tests.service.process import server_process
+from tests.service.sample_pictures import encode, scene
+
+CLIENTS = 8
+RETRIES = json.dumps(
+    {
+        "methodConfig": [
+            {
+                "name": [{}],
+                "retryPolicy": {
+                    "maxAttempts": 5,
+                    "initialBackoff": "0.05s",
+                    "maxBackoff": "1s",
+                    "backoffMultiplier": 2,
+                    "retryableStatusCodes": ["UNAVAILABLE"],
+                },
+            }
+        ]
+    }
+)
+"""gRPC's standard policy, gRFC A6."""
+
+
+def test_a_second_server_takes_over_the_port(tmp_path: Path) -> None:
+    for version, model in enumerate((FIRST, SECOND), 1):
+        model.save(tmp_path / f"{version}/toy/{version}/model.onnx", "toy")
+    picture = encode(scene((200, 30, 30), (40, 40, 120, 120)))
+    answered: Counter[str] = Counter()
+    failed: list[grpc.RpcError] = []
+    over = threading.Event()
+
+    with server_process(tmp_path / "1", reuse_port=True) as old:
+        port = old.port
+
+        def ask(number: int) -> None:
+            options = [("grpc.service_config", RETRIES), ("grpc.use_local_subchannel_pool", 1)]
+            while not over.is_set():
+                with grpc.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
+                    stub = ClassifierStub(channel)
+                    for _ in range(10 if number % 2 else 1000):  # some stay connected, some connect anew
+                        if over.is_set():
+                            return
+                        try:
+                            answered[stub.Classify(pb.ClassifyRequest(encoded=picture), timeout=20).version] += 1
+                        except grpc.RpcError as error:
+                            failed.append(error)
+                            return
+
+        with Client(port=port) as client:
+            client.wait_until_ready(timeout_s=30)
+        with ThreadPoolExecutor(CLIENTS) as pool:
+            for number in range(CLIENTS):
+                pool.submit(ask, number)
+            try:
+                time.sleep(0.5)
+                with server_process(tmp_path / "2", port=port, reuse_port=True) as new:
+                    while not any("serving 1 of 1" in line for line in list(new.log)):
+                        time.sleep(0.05)
+                    time.sleep(0.5)
+                    old.process.send_signal(signal.SIGTERM)
+                    assert old.wait(30) == 0
+                    alone = answered["2"]
+                    time.sleep(0.5)
+                    over.set()
+                    pool.shutdown()
+                    assert answered["2"] > alone
+            finally:
+                over.set()
+    assert not failed, failed[0]
+    assert answered["1"] > 20
+    assert answered.keys() == {"1", "2"}
