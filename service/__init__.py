@@ -1,6 +1,7 @@
 """A model repository served over gRPC, and the client that asks. No PyTorch."""
 
 from service.answers import Classification, ClassMap, MapMethod, ModelInfo, ModelState, ModelStatus, Prediction, StreamAnswer, Timings
+from service.async_client import AsyncClient
 from service.client import Client
 from service.launch import in_background, serve
 from service.outgoing import Picture
@@ -9,6 +10,7 @@ from service.server import Server
 from service.settings import ServerSettings
 
 __all__ = [
+    "AsyncClient",
     "ClassMap",
     "Classification",
     "Client",

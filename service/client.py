@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
-from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, Unpack
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from contract.errors import RequestError, ServerError, SettingsError, TlcliError
+from contract.errors import OverloadedError, ServerError, TlcliError
 from service import errors, wire
 from service.answers import Classification, ModelInfo, ModelStatus, StreamAnswer
-from service.client_tls import ClientTls, why_unreachable
+from service.connection import Connection, How
 from service.outgoing import OutgoingStream, Picture, name_picture, with_picture
 from service.pb.tlcli.v1 import classifier_pb2 as pb
 from service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
-from service.query import MapFormat, MapQuery, Query, require_map_format
-from service.settings import is_loopback, join_address
-from service.tokens import require_token
+from service.query import MapFormat, Query, map_query
 
 _POLL_S = 0.05
 
@@ -36,52 +34,26 @@ class Client:
             print(best.label, best.score, best.map.values)
     """
 
-    def __init__(
-        self,
-        host: str = "127.0.0.1",
-        port: int = 8001,
-        *,
-        tls: bool = False,
-        tls_ca: str | Path | None = None,
-        tls_certificate: str | Path | None = None,
-        tls_key: str | Path | None = None,
-        token: str | None = None,
-    ) -> None:
+    def __init__(self, host: str = "127.0.0.1", port: int = 8001, **how: Unpack[How]) -> None:
         """Connects at the first call.
 
         Args:
             host, port: where the server listens.
-            tls: encrypt, and trust the authorities that gRPC brings along; any of the three that follow does so too.
-            tls_ca: a PEM file: trust these authorities instead.
-            tls_certificate, tls_key: PEM files: what this client shows of itself.
-            token: sent with each call.
+            how: `tls`, `tls_ca`, `tls_certificate`, `tls_key`, `token` and `retries`; see `service.connection.Connection`.
 
         Raises:
-            SettingsError: a file that cannot be used, a certificate without its key, a text that is no token, or a token that would
-                travel unencrypted beyond this machine.
+            SettingsError: see there.
         """
-        self.address = join_address(host, port)
-        files = [None if path is None else Path(path) for path in (tls_ca, tls_certificate, tls_key)]
-        secured = ClientTls(*files) if tls or any(files) else None
-        if token is not None:
-            require_token(token)
-            if secured is None and not is_loopback(host):
-                raise SettingsError(f"a token for {self.address} would travel unencrypted: use TLS, with tls_ca (--tls-ca) or tls (--tls)")
-        self._metadata = () if token is None else (("authorization", f"Bearer {token}"),)
-        self._why_unreachable = partial(why_unreachable, host, port, secured)
-        options: list[tuple[str, int]] = [
-            ("grpc.max_receive_message_length", -1),  # overlays of many classes pass gRPC's 4 MB
-            ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.max_reconnect_backoff_ms", 1000),  # a server that starts is found within a second
-        ]
-        if is_loopback(host):
-            options.append(("grpc.enable_http_proxy", 0))  # no proxy knows the way to this machine's own ports
-        if secured is None:
-            self._channel = grpc.insecure_channel(self.address, options=options)
-        else:
-            self._channel = grpc.secure_channel(self.address, secured.credentials, options=options)
+        self._connection = Connection(host, port, **how)
+        self._metadata = self._connection.metadata
+        self._channel = self._connection.channel()
         self._classifier = ClassifierStub(self._channel)
         self._health = health_pb2_grpc.HealthStub(self._channel)
+
+    @property
+    def address(self) -> str:
+        """`host:port` of the server."""
+        return self._connection.address
 
     def close(self) -> None:
         """Close the connection; calls under way are cancelled."""
@@ -130,19 +102,32 @@ class Client:
             NotFoundError: no such file, model or version.
             ModelFileError: the model is there and broken.
             ServerError: no server answers, or not in time.
+            OverloadedError: it is too busy, and was when it was asked again.
         """
-        wanted = _map_query(method, classes, map_format, softmax, max_channels)
-        asked = with_picture(Query(model=model, version=version, top_k=top_k, map=wanted), picture)
+        wanted = map_query(method, classes, map_format, softmax, max_channels)
+        asked = with_picture(Query(model=model, version=version, top_k=top_k, map=wanted, request_id=request_id), picture)
         request = wire.write_request(asked)
-        request.request_id = request_id
         try:
-            with self._translated():
-                return wire.read_response(self._classifier.Classify(request, timeout=timeout_s, metadata=self._metadata))
+            return wire.read_response(self._patiently(request, timeout_s))
         except TlcliError as error:
             named = name_picture(error, picture)
             if named is error:
                 raise
             raise named from error
+
+    def _patiently(self, request: pb.ClassifyRequest, timeout_s: float | None) -> pb.ClassifyResponse:
+        end = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        for attempt in itertools.count(1):
+            left_s = end - time.monotonic()
+            try:
+                with self._translated():
+                    return self._classifier.Classify(request, timeout=None if timeout_s is None else left_s, metadata=self._metadata)
+            except OverloadedError as error:
+                pause_s = self._connection.pause_s(error, attempt, left_s)
+                if pause_s is None:
+                    raise
+                time.sleep(pause_s)
+        raise AssertionError("unreachable")
 
     def classify_stream(
         self,
@@ -172,7 +157,7 @@ class Client:
             ServerError: no server answers, or not in time; the stream is over then.
             Exception: what `pictures` itself raises.
         """
-        wanted = _map_query(method, classes, map_format, softmax, max_channels)
+        wanted = map_query(method, classes, map_format, softmax, max_channels)
         outgoing = OutgoingStream(pictures, Query(model=model, version=version, top_k=top_k, map=wanted))
         call = self._classifier.ClassifyStream(iter(outgoing), timeout=timeout_s, metadata=self._metadata)
         try:
@@ -227,10 +212,7 @@ class Client:
         deadline = time.monotonic() + timeout_s
         while not self.is_ready(model, timeout_s=max(_POLL_S, deadline - time.monotonic())):
             if time.monotonic() >= deadline:
-                if reason := self._why_unreachable():
-                    raise ServerError(f"{self.address}: {reason}")
-                what = f"model {model!r}" if model else "no server"
-                raise ServerError(f"{what} was ready at {self.address} within {timeout_s:g} s: see the server's log")
+                raise ServerError(self._connection.why_not_ready(timeout_s, model))
             time.sleep(_POLL_S)
 
     @contextmanager
@@ -238,19 +220,7 @@ class Client:
         try:
             yield
         except grpc.RpcError as error:
-            raise errors.from_rpc_error(error, self.address, self._why_unreachable) from error
-
-
-def _map_query(method: str | None, classes: Sequence[int], map_format: MapFormat, softmax: bool, max_channels: int) -> MapQuery | None:
-    if method is not None:
-        return MapQuery(method, tuple(classes), require_map_format(map_format), softmax, max_channels)
-    if classes:
-        raise RequestError(f"classes {list(classes)} are to be explained by no method: name one, for example method='gradcam'")
-    if softmax or max_channels:
-        raise RequestError(
-            "softmax and max_channels say how a map is made, and no method is named: name one, for example method='scorecam'"
-        )
-    return None
+            raise self._connection.error(error) from error
 
 
 def _unsent(outgoing: OutgoingStream) -> Iterator[StreamAnswer]:

@@ -9,11 +9,12 @@ import grpc.aio
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import OVERALL_HEALTH, aio  # type: ignore[attr-defined]  # the stubs leave `aio` out
 
-from service.edge import SERVICE
+from service.edge import SERVICE as CLASSIFIER
+from service.open_inference_edge import SERVICE as OPEN_INFERENCE
 
 
 class Health(aio.HealthServicer):  # type: ignore[misc]
-    """The health service, by name: the whole server (`""`), `tlcli.v1.Classifier`, and each model."""
+    """The health service, by name: the whole server (`""`), its two services, and each model."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -25,7 +26,7 @@ class Health(aio.HealthServicer):  # type: ignore[misc]
         status = health_pb2.HealthCheckResponse.ServingStatus
         gone = dict.fromkeys(self._models - models.keys(), False)
         self._models.update(models)
-        for name, state in {**gone, **models, OVERALL_HEALTH: serving, SERVICE: serving}.items():
+        for name, state in {**gone, **models, **dict.fromkeys((OVERALL_HEALTH, CLASSIFIER, OPEN_INFERENCE), serving)}.items():
             await self.set(name, status.SERVING if state else status.NOT_SERVING)
 
     def end_watches(self) -> None:

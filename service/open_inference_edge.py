@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
-from typing import NoReturn
 
 import grpc.aio
 
 from contract.errors import RequestError
 from service.answers import ModelState
+from service.control import ModelControl
 from service.open_inference import PLATFORM, InferAnswer, InferQuery, OpenInference
 from service.pb.inference import open_inference_pb2 as pb
 from service.refusals import Context, parse, refusals
@@ -39,10 +39,13 @@ class OpenInferenceEdge:
     Its methods take bytes, as those of `service.edge.ClassifierEdge` do.
     """
 
-    def __init__(self, open_inference: OpenInference, repository: Repository, is_serving: Callable[[], bool]) -> None:
+    def __init__(
+        self, open_inference: OpenInference, repository: Repository, control: ModelControl, is_serving: Callable[[], bool]
+    ) -> None:
         """is_serving: whether the server as a whole takes requests, as health tells it."""
         self._open_inference = open_inference
         self._repository = repository
+        self._control = control
         self._is_serving = is_serving
 
     def add_to(self, server: grpc.aio.Server) -> None:
@@ -123,18 +126,21 @@ class OpenInferenceEdge:
             )
 
     async def repository_model_load(self, request: bytes, context: Context) -> pb.RepositoryModelLoadResponse:
-        """Not offered."""
-        await _refuse_change(context)
+        """Take what is in a model's folder now."""
+        async with refusals(context):
+            await self._control.load(_named(parse(pb.RepositoryModelLoadRequest, request)))
+            return pb.RepositoryModelLoadResponse()
 
     async def repository_model_unload(self, request: bytes, context: Context) -> pb.RepositoryModelUnloadResponse:
-        """Not offered."""
-        await _refuse_change(context)
+        """Serve a model no longer."""
+        async with refusals(context):
+            await self._control.unload(_named(parse(pb.RepositoryModelUnloadRequest, request)))
+            return pb.RepositoryModelUnloadResponse()
 
 
-async def _refuse_change(context: Context) -> NoReturn:
-    await context.abort(
-        grpc.StatusCode.UNIMPLEMENTED, "models are loaded when the server starts, and stay: restart it after a change of its repository"
-    )
+def _named(request: pb.RepositoryModelLoadRequest | pb.RepositoryModelUnloadRequest) -> str:
+    """The model's name, which KServe's clients number as Triton's number the repository's."""
+    return request.model_name or request.repository_name
 
 
 _CONTENTS = {BOOL: "bool_contents", UINT8: "uint_contents", INT64: "int64_contents", BYTES: "bytes_contents"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -49,6 +50,25 @@ class Query:
     top_k: int = 0
     map: MapQuery | None = None
     request_id: str = ""
+
+
+def map_query(
+    method: str | None, classes: Sequence[int] = (), map_format: MapFormat = "raw", softmax: bool = False, max_channels: int = 0
+) -> MapQuery | None:
+    """What a caller asks of maps; None without a method.
+
+    Raises:
+        RequestError: an unknown format, or something is said of a map and no method is named.
+    """
+    if method is not None:
+        return MapQuery(method, tuple(classes), require_map_format(map_format), softmax, max_channels)
+    if classes:
+        raise RequestError(f"classes {list(classes)} are to be explained by no method: name one, for example method='gradcam'")
+    if softmax or max_channels:
+        raise RequestError(
+            "softmax and max_channels say how a map is made, and no method is named: name one, for example method='scorecam'"
+        )
+    return None
 
 
 def require_map_format(name: str) -> MapFormat:

@@ -142,7 +142,7 @@ class Server:
         classifier = Classifier(self._repository, self._picture_workers, self._settings.limits, self._settings.max_maps)
         ClassifierEdge(classifier, self._repository, self._settings.stream_in_flight).add_to(server)
         open_inference = OpenInference(self._repository, self._picture_workers, self._settings.limits, self._settings.max_maps)
-        OpenInferenceEdge(open_inference, self._repository, lambda: self._serving).add_to(server)
+        OpenInferenceEdge(open_inference, self._repository, self._control, lambda: self._serving).add_to(server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (SERVICE, OPEN_INFERENCE, health.SERVICE_NAME, reflection.SERVICE_NAME)
         pools = Pools(open_inference_pb2.DESCRIPTOR.pool, descriptor_pool.Default())

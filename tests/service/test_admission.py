@@ -15,7 +15,7 @@ from grpc_status import rpc_status
 
 from contract.errors import OverloadedError
 from contract.model import Model
-from service import Client, ServerSettings, in_background
+from service import AsyncClient, Client, ServerSettings, in_background
 from service.admission import Admission
 from service.pb.tlcli.v1 import classifier_pb2 as pb
 from service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
@@ -93,7 +93,7 @@ def held_up(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
 def test_over_the_wire(one_model: Path, held_up: threading.Event) -> None:
     with in_background(ServerSettings(models=one_model, port=0, max_batch_size=1, max_queue_size=3)) as port:
         held_up.clear()
-        with ThreadPoolExecutor(8) as pool, Client(port=port) as client, grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        with ThreadPoolExecutor(8) as pool, Client(port=port, retries=0) as client, grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
             admitted = []
             refused: list[OverloadedError] = []
             while not refused:  # one runs, three wait
@@ -122,3 +122,28 @@ def test_over_the_wire(one_model: Path, held_up: threading.Event) -> None:
             assert all(asked.result(timeout=10).predictions for asked in admitted)
             assert len([answer.result() for answer in stream]) == 20
             assert client.classify(PNG).predictions
+
+
+def test_our_clients_ask_again_when_they_are_told_to(one_model: Path, held_up: threading.Event) -> None:
+    async def at_once(port: int) -> list[str]:
+        async with AsyncClient(port=port, retries=4) as client:
+            answers = await asyncio.gather(*(client.classify(PNG, request_id=str(number)) for number in range(2)))
+        return [answer.request_id for answer in answers]
+
+    with in_background(ServerSettings(models=one_model, port=0, max_batch_size=1, max_queue_size=1)) as port:
+        held_up.clear()
+        with ThreadPoolExecutor(8) as pool, Client(port=port) as patient, Client(port=port, retries=0) as other:
+            under_way = [pool.submit(other.classify, PNG, request_id=str(number)) for number in range(1)]
+            while True:  # one runs, one waits
+                more = pool.submit(other.classify, PNG)
+                try:
+                    more.result(timeout=0.3)
+                except TimeoutError:
+                    under_way.append(more)
+                except OverloadedError:
+                    break
+            waiting = [pool.submit(patient.classify, PNG), pool.submit(asyncio.run, at_once(port))]
+            threading.Timer(0.05, held_up.set).start()
+            assert waiting[0].result(timeout=10).predictions
+            assert waiting[1].result(timeout=10) == ["0", "1"]
+            assert all(one.result(timeout=10).predictions for one in under_way)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import grpc
 
+from contract.errors import TlcliError
 from service import Client
 from service.pb.tlcli.v1 import classifier_pb2 as pb
 from service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
@@ -20,6 +21,7 @@ from tests.service.process import server_process
 from tests.service.sample_pictures import encode, scene
 
 CLIENTS = 8
+Failure = grpc.RpcError | TlcliError
 RETRIES = json.dumps(
     {
         "methodConfig": [
@@ -44,11 +46,20 @@ def test_a_second_server_takes_over_the_port(tmp_path: Path) -> None:
         model.save(tmp_path / f"{version}/toy/{version}/model.onnx", "toy")
     picture = encode(scene((200, 30, 30), (40, 40, 120, 120)))
     answered: Counter[str] = Counter()
-    failed: list[grpc.RpcError] = []
+    failed: list[Failure] = []
     over = threading.Event()
 
     with server_process(tmp_path / "1", reuse_port=True) as old:
         port = old.port
+
+        def ask_as_we_do() -> None:
+            with Client(port=port) as client:
+                while not over.is_set():
+                    try:
+                        answered[client.classify(picture, timeout_s=20).version] += 1
+                    except TlcliError as error:
+                        failed.append(error)
+                        return
 
         def ask(number: int) -> None:
             options = [("grpc.service_config", RETRIES), ("grpc.use_local_subchannel_pool", 1)]
@@ -67,8 +78,10 @@ def test_a_second_server_takes_over_the_port(tmp_path: Path) -> None:
         with Client(port=port) as client:
             client.wait_until_ready(timeout_s=30)
         with ThreadPoolExecutor(CLIENTS) as pool:
-            for number in range(CLIENTS):
+            for number in range(CLIENTS - 2):
                 pool.submit(ask, number)
+            for _ in range(2):
+                pool.submit(ask_as_we_do)
             try:
                 time.sleep(0.5)
                 with server_process(tmp_path / "2", port=port, reuse_port=True) as new:

@@ -219,5 +219,10 @@ def test_reflection_lists_the_services_and_their_messages(port: int) -> None:
         ]
         listed, described = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter(asked))
     names = {service.name for service in listed.list_services_response.service}
-    assert names == {"tlcli.v1.Classifier", "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
+    assert names == {
+        "tlcli.v1.Classifier",
+        "inference.GRPCInferenceService",
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1alpha.ServerReflection",
+    }
     assert len(described.file_descriptor_response.file_descriptor_proto) >= 1

@@ -373,9 +373,10 @@ def test_pixels_of_a_model_of_any_size_are_limited_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("call", ["load_model", "unload_model"])
-def test_loading_and_unloading_are_not_offered(port: int, call: str) -> None:
+def test_loading_and_unloading_are_not_offered_unasked(port: int, call: str) -> None:
     with triton.InferenceServerClient(f"127.0.0.1:{port}") as client:
         with pytest.raises(InferenceServerException) as caught:
             getattr(client, call)("toy")
-        assert caught.value.status() == "StatusCode.UNIMPLEMENTED"
+        assert caught.value.status() == "StatusCode.FAILED_PRECONDITION"
+        assert "it was started with model_control fixed, not explicit" in caught.value.message()
         assert client.is_model_ready("toy")

@@ -1,0 +1,135 @@
+"""What both clients connect with: address, encryption, token, and what is tried again."""
+
+from __future__ import annotations
+
+import json
+import random
+from functools import partial
+from pathlib import Path
+from typing import TypedDict
+
+import grpc
+import grpc.aio
+
+from contract.errors import OverloadedError, SettingsError, TlcliError
+from service import errors
+from service.client_tls import ClientTls, why_unreachable
+from service.settings import is_loopback, join_address
+from service.tokens import require_token
+
+_RETRY_BUFFER_BYTES = 64 * 1024 * 1024
+"""gRPC sends again what it has kept; by default no picture of more than 256 KiB."""
+
+
+class How(TypedDict, total=False):
+    """What `Connection` takes beside the address."""
+
+    tls: bool
+    tls_ca: str | Path | None
+    tls_certificate: str | Path | None
+    tls_key: str | Path | None
+    token: str | None
+    retries: int
+
+
+class Connection:
+    """How a server is reached; nothing is connected yet.
+
+    metadata: goes with each call.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        tls: bool = False,
+        tls_ca: str | Path | None = None,
+        tls_certificate: str | Path | None = None,
+        tls_key: str | Path | None = None,
+        token: str | None = None,
+        retries: int = 4,
+    ) -> None:
+        """Reads the files.
+
+        Args:
+            host, port: where the server listens.
+            tls: encrypt, and trust the authorities that gRPC brings along; any of the three that follow does so too.
+            tls_ca: a PEM file: trust these authorities instead.
+            tls_certificate, tls_key: PEM files: what this client shows of itself.
+            token: sent with each call.
+            retries: how often a call is made again where the server could not be reached or was too busy, within its time. Asking
+                twice does no harm: a server keeps nothing of a request.
+
+        Raises:
+            SettingsError: a file that cannot be used, a certificate without its key, a text that is no token, a token that would
+                travel unencrypted beyond this machine, or a number below 0.
+        """
+        if retries < 0:
+            raise SettingsError(f"retries {retries}: expected 0 or more")
+        self.address = join_address(host, port)
+        self.retries = retries
+        files = [None if path is None else Path(path) for path in (tls_ca, tls_certificate, tls_key)]
+        self._secured = ClientTls(*files) if tls or any(files) else None
+        if token is not None:
+            require_token(token)
+            if self._secured is None and not is_loopback(host):
+                raise SettingsError(f"a token for {self.address} would travel unencrypted: use TLS, with tls_ca (--tls-ca) or tls (--tls)")
+        self.metadata = () if token is None else (("authorization", f"Bearer {token}"),)
+        self.why_unreachable = partial(why_unreachable, host, port, self._secured)
+        self._options: list[tuple[str, int | str]] = [
+            ("grpc.max_receive_message_length", -1),  # overlays of many classes pass gRPC's 4 MB
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 1000),  # a server that starts is found within a second
+            ("grpc.per_rpc_retry_buffer_size", _RETRY_BUFFER_BYTES),
+            *_retry_options(retries),
+        ]
+        if is_loopback(host):
+            self._options.append(("grpc.enable_http_proxy", 0))  # no proxy knows the way to this machine's own ports
+
+    def channel(self) -> grpc.Channel:
+        """For calls from threads."""
+        if self._secured is None:
+            return grpc.insecure_channel(self.address, options=self._options)
+        return grpc.secure_channel(self.address, self._secured.credentials, options=self._options)
+
+    def aio_channel(self) -> grpc.aio.Channel:
+        """For calls from the running event loop."""
+        if self._secured is None:
+            return grpc.aio.insecure_channel(self.address, options=self._options)
+        return grpc.aio.secure_channel(self.address, self._secured.credentials, options=self._options)
+
+    def error(self, error: grpc.RpcError) -> TlcliError:
+        """What a failed call means."""
+        return errors.from_rpc_error(error, self.address, self.why_unreachable)
+
+    def why_not_ready(self, waited_s: float, model: str = "") -> str:
+        """What to say of a server, or a model of it, that was not ready in time."""
+        if reason := self.why_unreachable():
+            return f"{self.address}: {reason}"
+        what = f"model {model!r}" if model else "no server"
+        return f"{what} was ready at {self.address} within {waited_s:g} s: see the server's log"
+
+    def pause_s(self, error: OverloadedError, attempt: int, left_s: float) -> float | None:
+        """How long to wait before a busy server is asked again: what it says, and longer each time; None where it is not worth it.
+
+        Args:
+            error: what it answered.
+            attempt: how often it was asked.
+            left_s: of the call's time.
+        """
+        pause_s = error.retry_s * 2 ** (attempt - 1) * random.uniform(1.0, 1.5)  # so that not all come at once
+        return pause_s if attempt <= self.retries and pause_s < left_s else None
+
+
+def _retry_options(retries: int) -> list[tuple[str, int | str]]:
+    if not retries:
+        return [("grpc.enable_retries", 0)]
+    policy = {
+        "maxAttempts": min(5, retries + 1),  # more are not allowed
+        "initialBackoff": "0.1s",
+        "maxBackoff": "1s",
+        "backoffMultiplier": 2,
+        "retryableStatusCodes": ["UNAVAILABLE"],
+    }
+    return [("grpc.service_config", json.dumps({"methodConfig": [{"name": [{"service": "tlcli.v1.Classifier"}], "retryPolicy": policy}]}))]
