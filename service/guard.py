@@ -31,18 +31,19 @@ class TokenGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gener
         """Let a call through, or put a refusal in its handler's place."""
         if handler_call_details.method in OPEN:
             return await continuation(handler_call_details)
-        refusal = _refusal(handler_call_details.invocation_metadata, self._tokens.get())
-        if not refusal:
+        given = [value for key, value in handler_call_details.invocation_metadata or () if key == "authorization"]
+        reason = refusal([value if isinstance(value, bytes) else value.encode() for value in given], self._tokens.get())
+        if not reason:
             return await continuation(handler_call_details)
 
         async def refuse(requests: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, refusal)
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, reason)
 
         return grpc.stream_stream_rpc_method_handler(refuse)  # of calls of every kind: it reads no request and writes no answer
 
 
-def _refusal(metadata: Sequence[tuple[str, str | bytes]] | None, tokens: Sequence[Token]) -> str:
-    given = [value if isinstance(value, bytes) else value.encode() for key, value in metadata or () if key == "authorization"]
+def refusal(given: Sequence[bytes], tokens: Sequence[Token]) -> str:
+    """Why a request is not let in; empty where it is. given: the values of its `authorization`."""
     if not given:
         return "no token came, and this server asks for one: send 'authorization: Bearer TOKEN' with the call"
     if len(given) > 1 or given[0][: len(_SCHEME)].lower() != _SCHEME:

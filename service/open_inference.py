@@ -7,7 +7,7 @@ like one that came alone.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Container, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -33,6 +33,17 @@ ENCODED, MAX_CHANNELS = "encoded", "max_channels"
 
 PLATFORM = "onnxruntime_onnx"
 
+STATES = {
+    ModelState.READY: "READY",
+    ModelState.LOADING: "LOADING",
+    ModelState.FAILED: "UNAVAILABLE",
+    ModelState.UNLOADED: "UNAVAILABLE",
+}
+"""As Triton names them in the repository's index."""
+
+_NOT_OFFERED = ("shared_memory_region", "classification")
+"""Parameters of tensors that would change what an answer means; others may be ignored."""
+
 T = TypeVar("T")
 
 
@@ -52,6 +63,22 @@ class InferQuery:
     request_id: str
     inputs: Mapping[str, InputTensor]
     outputs: tuple[str, ...]
+
+    @classmethod
+    def of(cls, model: str, version: str, request_id: str, inputs: Sequence[InputTensor], outputs: Sequence[str]) -> InferQuery:
+        """Of tensors as they came.
+
+        Raises:
+            RequestError: one comes twice.
+        """
+        by_name: dict[str, InputTensor] = {}
+        for tensor in inputs:
+            if tensor.name in by_name:
+                raise RequestError(f"input {tensor.name!r} came twice")
+            by_name[tensor.name] = tensor
+        if len(set(outputs)) < len(outputs):
+            raise RequestError(f"an output is asked for twice among {', '.join(outputs)}")
+        return cls(model, version, request_id, by_name, tuple(outputs))
 
 
 @dataclass(frozen=True)
@@ -73,6 +100,17 @@ class ModelTensors:
     labels: tuple[str, ...]
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+
+
+def check_parameters(where: str, parameters: Container[str]) -> None:
+    """Of an input or an output.
+
+    Raises:
+        RequestError: one of them is not offered.
+    """
+    for name in _NOT_OFFERED:
+        if name in parameters:
+            raise RequestError(f"{where}: its parameter {name!r} is not offered here: leave it out, and send and take plain values")
 
 
 class OpenInference:

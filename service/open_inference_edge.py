@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 
 import grpc.aio
@@ -11,7 +11,7 @@ import grpc.aio
 from contract.errors import RequestError
 from service.answers import ModelState
 from service.control import ModelControl
-from service.open_inference import PLATFORM, InferAnswer, InferQuery, OpenInference
+from service.open_inference import PLATFORM, STATES, InferAnswer, InferQuery, OpenInference, check_parameters
 from service.pb.inference import open_inference_pb2 as pb
 from service.refusals import Context, parse, refusals
 from service.repository import Repository
@@ -20,17 +20,6 @@ from service.tensors import BOOL, BYTES, INT64, UINT8, InputTensor, TensorSpec
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
 _EXTENSIONS = ("model_repository",)
-STATES = {
-    ModelState.READY: "READY",
-    ModelState.LOADING: "LOADING",
-    ModelState.FAILED: "UNAVAILABLE",
-    ModelState.UNLOADED: "UNAVAILABLE",
-}
-"""As Triton names them."""
-
-
-_NOT_OFFERED = ("shared_memory_region", "classification")
-"""Parameters of tensors that would change what an answer means; others may be ignored."""
 
 
 class OpenInferenceEdge:
@@ -154,18 +143,13 @@ def _read_query(message: pb.ModelInferRequest) -> InferQuery:
         raise RequestError(
             f"{len(raw)} raw_input_contents came with {len(message.inputs)} inputs: one for each was expected, or `contents` in each"
         )
-    inputs: dict[str, InputTensor] = {}
+    inputs = []
     for number, tensor in enumerate(message.inputs):
-        if tensor.name in inputs:
-            raise RequestError(f"input {tensor.name!r} came twice")
-        _check_parameters(f"input {tensor.name!r}", tensor.parameters)
-        inputs[tensor.name] = _read_input(tensor, raw[number] if raw else None)
-    outputs = tuple(tensor.name for tensor in message.outputs)
+        check_parameters(f"input {tensor.name!r}", tensor.parameters)
+        inputs.append(_read_input(tensor, raw[number] if raw else None))
     for asked in message.outputs:
-        _check_parameters(f"output {asked.name!r}", asked.parameters)
-    if len(set(outputs)) < len(outputs):
-        raise RequestError(f"an output is asked for twice among {', '.join(outputs)}")
-    return InferQuery(message.model_name, message.model_version, message.id, inputs, outputs)
+        check_parameters(f"output {asked.name!r}", asked.parameters)
+    return InferQuery.of(message.model_name, message.model_version, message.id, inputs, [asked.name for asked in message.outputs])
 
 
 def _read_input(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None) -> InputTensor:
@@ -176,12 +160,6 @@ def _read_input(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None
     if field is not None and not filled.keys() <= {field}:
         raise RequestError(f"input {tensor.name!r}: values of {tensor.datatype} go into {field}; {', '.join(filled)} came")
     return InputTensor(tensor.name, tensor.datatype, tuple(tensor.shape), raw, () if field is None else filled.get(field, ()))
-
-
-def _check_parameters(where: str, parameters: Mapping[str, pb.InferParameter]) -> None:
-    for name in _NOT_OFFERED:
-        if name in parameters:
-            raise RequestError(f"{where}: its parameter {name!r} is not offered here: leave it out, and send and take plain values")
 
 
 def _write_answer(answer: InferAnswer) -> pb.ModelInferResponse:
