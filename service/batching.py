@@ -93,9 +93,13 @@ class Batcher:
     `submit` and `close` belong to the event loop's thread; batches are formed and run in the model's.
     """
 
-    def __init__(self, thread: Workers, run: Run, batching: Batching, sharing: Sharing) -> None:
+    def __init__(
+        self, thread: Workers, run: Run, batching: Batching, sharing: Sharing, on_batch: Callable[[int], None] = lambda pictures: None
+    ) -> None:
+        """on_batch: called in the model's thread with the number of pictures in each run that was no failure."""
         self._thread = thread
         self._run = run
+        self._on_batch = on_batch
         self._batching = batching
         self._sharing = sharing
         self._lock = threading.Lock()  # guards the three below
@@ -221,6 +225,7 @@ class Batcher:
                 return [(batch[0], error)]
             return [one for item in batch for one in self._answer([item])]
         took_ns = time.monotonic_ns() - begun
+        self._on_batch(len(images))
         latest = took_ns / 1e9 / len(images)
         self.picture_s += (latest - self.picture_s) / 8 if self.picture_s else latest
         answers: list[tuple[_Item, Timed[Answer] | Exception]] = []

@@ -17,6 +17,7 @@ from service.batching import Wanted
 from service.drawing import draw
 from service.fitting import fit
 from service.inputs import NetworkInput, from_encoded, from_pixels
+from service.observed import note_request, timed
 from service.query import MapQuery, Query
 from service.repository import Repository
 from service.workers import Timed, Workers
@@ -49,14 +50,15 @@ class Classifier:
             RequestError: a class, a method, a number or a length that does not fit the model.
             PictureError: see `contract.pictures.decode`.
         """
+        note_request(query.request_id, pictures=1)
         served = self._repository.find(query.model, query.version)
         model = served.runner.model
         top_k = _top_k(query.top_k, model.num_classes)
         wanted = Wanted() if query.map is None else self._wanted(query.map, served.name, model)
         place = await served.admission.enter_in_turn() if patient else served.admission.enter()
         try:
-            seen = await self._see(query, model.description.preprocessing)
-            ran = await served.runner.submit(seen.value.images, wanted, place.leave)
+            seen = await timed("decode", self._see(query, model.description.preprocessing))
+            ran = await timed("infer", served.runner.submit(seen.value.images, wanted, place.leave))
         finally:
             place.leave()
         drawn = await self._draw(query.map, ran.value, seen.value, model.description.preprocessing)
@@ -102,7 +104,10 @@ class Classifier:
         if query.map_format == "raw":
             return {class_id: Timed(draw(one, query, seen, preprocessing), waited_ns=0, took_ns=0) for class_id, one in values.items()}
         # One after another: a request for many maps takes its turn between the pictures of others.
-        return {class_id: await self._picture_workers.do(draw, one, query, seen, preprocessing) for class_id, one in values.items()}
+        return {
+            class_id: await timed("render", self._picture_workers.do(draw, one, query, seen, preprocessing))
+            for class_id, one in values.items()
+        }
 
 
 def _top_k(asked: int, classes: int) -> int:

@@ -10,6 +10,7 @@ import grpc.aio
 from service import wire
 from service.answers import MapMethod, ModelInfo
 from service.classifier import Classifier
+from service.observer import one_of_stream
 from service.ordered import in_order
 from service.pb.tlcli.v1 import classifier_pb2 as pb
 from service.refusals import Context, parse, refusals, status_of
@@ -88,6 +89,13 @@ class ClassifierEdge:
         return wire.write_response(await self._classifier.classify(wire.read_request(request), patient))
 
     async def _classify_in_stream(self, data: bytes) -> pb.ClassifyStreamResponse:
+        with one_of_stream() as observed:
+            observed.received_bytes = len(data)
+            answer = await self._answer_in_stream(data)
+            observed.sent_bytes = answer.ByteSize()
+            return answer
+
+    async def _answer_in_stream(self, data: bytes) -> pb.ClassifyStreamResponse:
         request_id = ""
         try:
             request = parse(pb.ClassifyRequest, data)

@@ -17,6 +17,7 @@ from grpc_status import rpc_status
 
 from contract.errors import ServerError
 from service import errors
+from service.observer import sent_back
 from service.refusals import RETRY_AFTER_MS
 
 _AFTERWARDS_S = 0.05
@@ -44,7 +45,7 @@ class LeavingGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gen
         status = rpc_status.to_status(errors.to_status(ServerError("the server is stopping: ask again, of the one that takes over")))
 
         async def refuse(requests: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-            metadata = (*status.trailing_metadata, (RETRY_AFTER_MS, str(round(1000 * back_in_s))))
+            metadata = (*status.trailing_metadata, (RETRY_AFTER_MS, str(round(1000 * back_in_s))), *sent_back())
             await context.abort(status.code, status.details, metadata)
 
         return grpc.stream_stream_rpc_method_handler(refuse)  # of calls of every kind: it reads no request and writes no answer

@@ -24,6 +24,7 @@ from service.answers import ModelState
 from service.batching import Wanted
 from service.fitting import fit
 from service.inputs import from_encoded
+from service.observed import note_request, timed
 from service.repository import Repository, Served
 from service.tensors import ANY_SIZE, BOOL, BYTES, FP32, INT64, UINT8, InputTensor, OutputTensor, TensorSpec
 from service.workers import Workers
@@ -156,8 +157,10 @@ class OpenInference:
             OverloadedError: there are not as many places in the model's queue as pictures came.
             PictureError: see `contract.pictures.decode`.
         """
+        note_request(query.request_id, pictures=0)
         served = self._repository.find(query.model, query.version)
         pictures = self._check(query, served)
+        note_request(query.request_id, pictures)
         asked = query.outputs or (SCORES, LOGITS)
         places = served.admission.enter_all(pictures)
         try:
@@ -241,14 +244,14 @@ class OpenInference:
     async def _see_and_run(self, served: Served, row: int, data: bytes, wanted: Wanted, place: Place) -> Answer:
         preprocessing = served.runner.model.description.preprocessing
         try:
-            seen = await self._picture_workers.do(from_encoded, data, preprocessing, self._limits, keep_picture=False)
+            seen = await timed("decode", self._picture_workers.do(from_encoded, data, preprocessing, self._limits, keep_picture=False))
         except PictureError as error:
             raise PictureError(f"input {ENCODED!r}, element {row}: {error}") from error
         return await _run(served, seen.value.images, wanted, place.leave)
 
 
 async def _run(served: Served, images: npt.NDArray[np.uint8], wanted: Wanted, on_turn: Callable[[], None]) -> Answer:
-    return (await served.runner.submit(images, wanted, on_turn)).value
+    return (await timed("infer", served.runner.submit(images, wanted, on_turn))).value
 
 
 async def _all_or_none(jobs: Sequence[Coroutine[None, None, T]]) -> list[T]:

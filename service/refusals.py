@@ -14,6 +14,8 @@ from grpc_status import rpc_status
 
 from contract.errors import OverloadedError, RequestError, TlcliError
 from service import errors
+from service.observed import note_code, under_way
+from service.observer import code_name, sent_back
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +36,7 @@ async def refusals(context: Context) -> AsyncIterator[None]:
         metadata = status.trailing_metadata
         if isinstance(error, OverloadedError):
             metadata = (*metadata, (RETRY_AFTER_MS, str(round(1000 * error.retry_s))))
-        await context.abort(status.code, status.details, metadata)
+        await context.abort(status.code, status.details, (*metadata, *sent_back()))
 
 
 def parse(kind: type[M], data: bytes) -> M:
@@ -52,7 +54,10 @@ def parse(kind: type[M], data: bytes) -> M:
 
 
 def status_of(error: Exception) -> status_pb2.Status:
-    """An error as a client may see it; a fault of ours is logged here."""
+    """An error as a client may see it; a fault of ours is logged here, and the request that failed is noted to have."""
     if not isinstance(error, TlcliError):
-        logger.error("a request failed by a fault of the server", exc_info=error)
-    return errors.to_status(error)
+        request = under_way()
+        logger.error("request %s failed by a fault of the server", "?" if request is None else request.request_id, exc_info=error)
+    status = errors.to_status(error)
+    note_code(code_name(status.code))
+    return status

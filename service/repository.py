@@ -14,6 +14,8 @@ from contract.layout import MODEL_FILE, is_model_name, model_names, versions
 from service.admission import Admission
 from service.answers import ModelState, ModelStatus
 from service.memory import give_back
+from service.metrics import NO_METRICS, Metrics, Queue
+from service.observed import note_model
 from service.runner import Runner
 from service.versions import LABELS_FILE, VersionPolicy, read_labels
 
@@ -80,12 +82,13 @@ class Repository:
     Used from the event loop's thread only.
     """
 
-    def __init__(self, folder: Path, open_runner: Open, policy: VersionPolicy, max_queue: int) -> None:
-        """open_runner: loads and warms up a file. max_queue: pictures that may wait for one version of a model."""
+    def __init__(self, folder: Path, open_runner: Open, policy: VersionPolicy, max_queue: int, metrics: Metrics = NO_METRICS) -> None:
+        """open_runner: loads and warms up a file. max_queue: pictures that may wait for one version of a model. metrics: count loads."""
         self._folder = folder
         self._open = open_runner
         self._policy = policy
         self._max_queue = max_queue
+        self._metrics = metrics
         self._entries: dict[str, dict[int, Entry]] = {}
         self._labels: dict[str, Mapping[str, int]] = {}
         self._labels_file: dict[str, FileState | None] = {}
@@ -224,10 +227,14 @@ class Repository:
             raise  # what the user asked for, not this file, is at fault
         except TlcliError as error:
             logger.error("%s version %d: not served: %s", name, version, error)
+            self._metrics.failed_to_load(name)
             return replace(entry, state=ModelState.FAILED, reason=str(error))
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
             logger.exception("%s version %d: not served: it loads and does not run", name, version)
+            self._metrics.failed_to_load(name)
             return replace(entry, state=ModelState.FAILED, reason=f"{path}: it loads and does not run: {first_line(error)}")
+        took_s = time.monotonic() - begun
+        self._metrics.loaded(name, took_s)
         description = runner.model.description
         logger.info(
             "%s version %d: ready on %s, %d labels, input %d x %d, maps: %s, loaded and warmed up in %.2f s",
@@ -238,7 +245,7 @@ class Repository:
             description.preprocessing.width,
             description.preprocessing.height,
             ", ".join(description.methods) or "none",
-            time.monotonic() - begun,
+            took_s,
         )
         served = Served(name, version, runner, Admission(name, self._max_queue, runner.picture_s))
         return replace(entry, state=ModelState.READY, served=served)
@@ -281,6 +288,7 @@ class Repository:
             raise NotFoundError(f"model {name!r} version {wanted.version} is not loaded: {wanted.reason}")
         if wanted.served is None:
             raise ModelFileError(f"model {name!r} version {wanted.version} is broken and not served: {wanted.reason}")
+        note_model(name, wanted.version)
         return wanted.served
 
     def statuses(self) -> tuple[ModelStatus, ...]:
@@ -290,6 +298,10 @@ class Repository:
     def serving(self) -> dict[str, bool]:
         """Each model's name, and whether a version of it answers."""
         return {name: self._latest_served(name) is not None for name in self._entries}
+
+    def queues(self) -> list[Queue]:
+        """How many pictures wait for each version that is served; may be asked from any thread."""
+        return [Queue(one.name, str(one.version), one.served.admission.taken) for one in self._all() if one.served is not None]
 
     def close(self) -> None:
         """Stop the models' threads, after the runs under way."""

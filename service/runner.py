@@ -13,6 +13,7 @@ from contract.explaining import explain, explain_in_steps
 from contract.model import Answer, Model
 from contract.scorecam import is_score_cam
 from service.batching import Batcher, Batching, Sharing, Wanted
+from service.metrics import NO_METRICS, Metrics
 from service.warming import warm_up
 from service.workers import Timed, Workers
 
@@ -28,19 +29,20 @@ class Runner:
     the thread that asked: load, warm-up and requests must share it. The GIL is free while the graph runs.
     """
 
-    def __init__(self, model: Model, thread: Workers, batching: Batching, sharing: Sharing) -> None:
+    def __init__(self, model: Model, thread: Workers, batching: Batching, sharing: Sharing, on_batch: Callable[[int], None]) -> None:
         self.model = model
         self._thread = thread
-        self._batcher = Batcher(thread, partial(_run, model), batching, sharing)  # no cycle: a session's memory falls with it
+        self._batcher = Batcher(thread, partial(_run, model), batching, sharing, on_batch)  # no cycle: a session's memory falls with it
         self._under_way = 0
 
     @classmethod
-    async def open(cls, path: Path, device: str, threads: int, batching: Batching) -> Runner:
+    async def open(cls, path: Path, device: str, threads: int, batching: Batching, metrics: Metrics = NO_METRICS) -> Runner:
         """Load a model and warm it up.
 
         Args:
             path, device, threads: see `contract.model.Model.open`.
             batching: how requests share runs.
+            metrics: that the sizes of the runs are counted in.
 
         Raises:
             ModelFileError: missing, broken, or not one of ours.
@@ -54,7 +56,7 @@ class Runner:
         except BaseException:
             thread.close(wait=False)  # cancelled at a stop, the load under way must not hold up the event loop
             raise
-        return cls(opened.value, thread, batching, warmed_up.value)
+        return cls(opened.value, thread, batching, warmed_up.value, metrics.batches(path.parent.parent.name))
 
     def picture_s(self) -> float:
         """What a picture took of late, in seconds."""
