@@ -1,15 +1,14 @@
-"""A server's throughput and latency against a bare loop over the same steps in one process, and beside other servers. CPU.
+"""A server's throughput and latency against a bare loop over the same steps in one process. CPU.
 
-    python benchmarks/serving.py FOLDER [--seconds 8] [--rounds 3] [--peers] [NETWORK ...]
+    python benchmarks/serving.py FOLDER [--seconds 8] [--rounds 3] [NETWORK ...]
 
     bare         decode, resize and `session.run` in a loop, at the batch size that is fastest of 1, 2, 4, 8 and 16
     scores       tlcli's server, 16 closed-loop clients in another process
     maps         the same with raw Grad-CAM maps
     one client   what a single client's median latency adds to the bare loop's for one picture
 
-With --peers, LitServe and MLServer serve the same ONNX file with the same steps, over HTTP and gRPC, at the best of their settings
-(they are not dependencies of the project: `pip install litserve mlserver`). FOLDER holds JPEG photographs. Every round runs all of them
-one after the other; medians of the rounds' ratios to the bare loop of the same round. Random weights.
+FOLDER holds JPEG photographs. Every round runs all of them one after the other; medians of the rounds' ratios to the bare loop of the
+same round. Random weights.
 """
 
 from __future__ import annotations
@@ -24,7 +23,9 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -65,12 +66,12 @@ def row(network: str, models: Path, files: list[Path], seconds: float, rounds: i
     loop = BareLoop(next(models.rglob("model.onnx")), files)
     best = max(BATCHES, key=lambda size: loop.throughput(size, seconds / 4))
     bare, scores, maps, added = [], [], [], []
-    with server(models) as port:
+    with server(models) as running:
         for _ in range(rounds):
             bare.append(loop.throughput(best, seconds))
-            scores.append(ask(port, files, seconds, CLIENTS)["throughput"] / bare[-1])
-            maps.append(ask(port, files, seconds, CLIENTS, "gradcam")["throughput"] / bare[-1])
-            added.append(ask(port, files, seconds / 2, 1)["p50_ms"] - loop.median_ms(seconds / 2))
+            scores.append(ask(running.port, files, seconds, CLIENTS)["throughput"] / bare[-1])
+            maps.append(ask(running.port, files, seconds, CLIENTS, method="gradcam")["throughput"] / bare[-1])
+            added.append(ask(running.port, files, seconds / 2, 1)["p50_ms"] - loop.median_ms(seconds / 2))
     cells = [f"{statistics.median(bare):.1f} ({best})", *(f"{statistics.median(one):.3f}" for one in (scores, maps))]
     return f"| {network} | " + " | ".join([*cells, f"{statistics.median(added):.2f}"]) + " |"
 
@@ -104,9 +105,18 @@ class BareLoop:
         return self._model.description.preprocessing.apply(pictures.decode(self._data[number % len(self._data)]))
 
 
+@dataclass(frozen=True)
+class Running:
+    """A server."""
+
+    process: subprocess.Popen[str]
+    port: int
+
+
 @contextmanager
-def server(models: Path) -> Iterator[int]:
-    command = [sys.executable, "-m", "tlcli", "serve", str(models), "--port", "0", "--device", "cpu"]
+def server(models: Path, *flags: str) -> Iterator[Running]:
+    """As people start it; the block begins when it serves."""
+    command = [sys.executable, "-m", "tlcli", "serve", str(models), "--port", "0", "--device", "cpu", *flags]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     try:
@@ -116,21 +126,23 @@ def server(models: Path) -> Iterator[int]:
                 port = int(line.rsplit(":", 1)[1])
             if "serving " in line:
                 break
-        yield port
+        yield Running(process, port)
     finally:
         process.terminate()
         process.communicate(timeout=60)
 
 
-def ask(port: int, files: list[Path], seconds: float, clients: int, method: str = "") -> dict[str, float]:
-    """From a process of its own."""
-    job = json.dumps({"port": port, "files": list(map(str, files)), "seconds": seconds, "clients": clients, "method": method})
-    answer = subprocess.run([sys.executable, __file__, "--ask"], input=job, capture_output=True, text=True, check=True)
-    found: dict[str, float] = json.loads(answer.stdout)
+def ask(port: int, files: list[Path], seconds: float, clients: int = 0, rate: float = 0.0, method: str = "") -> dict[str, Any]:
+    """Put a load on a server from a process of its own."""
+    names = list(map(str, files))
+    job = json.dumps({"port": port, "files": names, "seconds": seconds, "clients": clients, "rate": rate, "method": method})
+    answer = subprocess.run([sys.executable, str(Path(__file__)), "--ask"], input=job, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, Any] = json.loads(answer.stdout)
     return found
 
 
 def ask_here() -> None:
+    """That process."""
     import grpc.aio
 
     from service.load import Load, Target, measure
@@ -144,9 +156,17 @@ def ask_here() -> None:
 
     async def run() -> None:
         async with Target(lambda: grpc.aio.insecure_channel(f"127.0.0.1:{job['port']}"), messages) as target:
-            measured = await measure(target, Load(clients=job["clients"]), job["seconds"])
-            assert set(measured.codes) == {"OK"}, measured.codes
-            json.dump({"throughput": measured.throughput, "p50_ms": measured.percentile_ms(50)}, sys.stdout)
+            measured = await measure(target, Load(job["clients"], job["rate"]), job["seconds"])
+        refused = measured.refused_s or [float("nan")]
+        found = {
+            "throughput": measured.throughput,
+            "p50_ms": measured.percentile_ms(50),
+            "p99_ms": measured.percentile_ms(99),
+            "refused_p50_ms": 1000 * float(np.percentile(refused, 50)),
+            "refused_p99_ms": 1000 * float(np.percentile(refused, 99)),
+            "codes": measured.codes,
+        }
+        json.dump(found, sys.stdout)
 
     asyncio.run(run())
 

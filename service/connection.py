@@ -13,8 +13,8 @@ import grpc.aio
 
 from contract.errors import OverloadedError, SettingsError, TlcliError
 from service import errors
+from service.addresses import is_loopback, join_address
 from service.client_tls import ClientTls, why_unreachable
-from service.settings import is_loopback, join_address
 from service.tokens import require_token
 
 _RETRY_BUFFER_BYTES = 64 * 1024 * 1024

@@ -69,11 +69,18 @@ class Target:
     Use in one event loop, as `async with`.
     """
 
-    def __init__(self, channel: Callable[[], grpc.aio.Channel], messages: Sequence[bytes], timeout_s: float | None = 30.0) -> None:
-        """channel: makes a connection. messages: serialized `ClassifyRequest`s, sent in turn."""
+    def __init__(
+        self,
+        channel: Callable[[], grpc.aio.Channel],
+        messages: Sequence[bytes],
+        timeout_s: float | None = 30.0,
+        metadata: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        """channel: makes a connection. messages: serialized `ClassifyRequest`s, sent in turn, with `metadata`."""
         self._channel = channel
         self._messages = messages
         self._timeout_s = timeout_s
+        self._metadata = tuple(metadata)
         self._channels: list[grpc.aio.Channel] = []
 
     async def __aenter__(self) -> Ask:
@@ -82,7 +89,8 @@ class Target:
 
         async def ask(number: int) -> str:
             try:
-                await calls[number % len(calls)](self._messages[number % len(self._messages)], timeout=self._timeout_s)
+                message = self._messages[number % len(self._messages)]
+                await calls[number % len(calls)](message, timeout=self._timeout_s, metadata=self._metadata)
             except grpc.aio.AioRpcError as error:
                 return error.code().name
             return "OK"

@@ -44,6 +44,11 @@ class PictureAnswer:
                 row["overlays"] = list(self.overlays)
             yield row
 
+    def line(self) -> dict[str, Any]:
+        """All of it as one object."""
+        predictions = [{"label": one.label, "class_id": one.class_id, "score": one.score} for one in self.ranked]
+        return {"path": self.path, "predictions": predictions, **({"overlays": list(self.overlays)} if self.overlays else {})}
+
 
 def write_csv(path: Path, answers: Sequence[PictureAnswer]) -> None:
     """`path,label,class_id,score`, a row a picture: its best class."""

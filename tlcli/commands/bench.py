@@ -12,6 +12,7 @@ from tlcli import options
 from tlcli.console import Console, show
 
 if TYPE_CHECKING:
+    from service.connection import Connection
     from service.load import Load, Measured
 
 _COLUMNS = ["load", "answered/s", "p50 ms", "p90 ms", "p95 ms", "p99 ms", "p99.9 ms", "refused", "codes"]
@@ -49,8 +50,7 @@ class _Numbers(click.ParamType[Any]):
 @click.option("--warm-up", type=click.FloatRange(min=0), default=1.0, show_default=True, help="Seconds before that, not counted.")
 @click.option("--timeout", "timeout_s", type=click.FloatRange(min=0.001), default=30.0, show_default=True, help="Of a request, in seconds.")
 @click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Draw latency over throughput into this file.")
-@options.host_option
-@options.port_option()
+@options.server_options
 @options.json_option
 @options.quiet_option
 def command(
@@ -66,6 +66,11 @@ def command(
     plot: Path | None,
     host: str,
     port: int,
+    tls: bool,
+    tls_ca: Path | None,
+    tls_certificate: Path | None,
+    tls_key: Path | None,
+    token_file: Path | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -77,9 +82,11 @@ def command(
     from contract import pictures as reading
     from contract.errors import SettingsError
     from service import Client
+    from service.connection import Connection, How
     from service.load import Load
     from service.outgoing import with_picture
     from service.query import MapQuery, Query
+    from service.tokens import read_token
     from service.wire import write_request
 
     if clients and rates:
@@ -88,24 +95,23 @@ def command(
     console = Console(quiet)
     query = Query(model=model, version=version, map=MapQuery(method) if method else None)
     messages = [write_request(with_picture(query, path)).SerializeToString() for path in reading.find(pictures)]
-    with Client(host, port) as client:
+    token = None if token_file is None else read_token(token_file)
+    how = How(tls=tls, tls_ca=tls_ca, tls_certificate=tls_certificate, tls_key=tls_key, token=token, retries=0)
+    with Client(host, port, **how) as client:
         client.classify(reading.find(pictures)[0], model=model, version=version, method=method)  # says what is wrong, if anything is
-        address = client.address
     measured = []
     for load in loads:
         console.say(f"{_name(load)} for {seconds:g} s")
-        measured.append(asyncio.run(_measure(address, messages, load, seconds, warm_up, timeout_s)))
+        measured.append(asyncio.run(_measure(Connection(host, port, **how), messages, load, seconds, warm_up, timeout_s)))
     show([_row(one) for one in measured], _COLUMNS, as_json)
     if plot is not None:
         _draw(plot, measured)
 
 
-async def _measure(address: str, messages: list[bytes], load: Load, seconds: float, warm_up: float, timeout_s: float) -> Measured:
-    import grpc.aio
-
+async def _measure(connection: Connection, messages: list[bytes], load: Load, seconds: float, warm_up: float, timeout_s: float) -> Measured:
     from service.load import Target, measure
 
-    async with Target(lambda: grpc.aio.insecure_channel(address), messages, timeout_s) as ask:
+    async with Target(connection.aio_channel, messages, timeout_s, connection.metadata) as ask:
         return await measure(ask, load, seconds, warm_up)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -12,9 +13,6 @@ from tlcli import options
 from tlcli.answers import OverlayFolder, PictureAnswer, Ranked, class_targets, columns, write_csv
 from tlcli.console import Console, show
 
-ANSWER_S = 30.0
-"""How long an answer may take; a Score-CAM, which runs the model many times, may take as long as it needs."""
-
 
 @click.command("classify")
 @click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path))
@@ -23,6 +21,7 @@ ANSWER_S = 30.0
 @options.answer_options
 @options.server_options
 @options.json_option
+@click.option("--jsonl", "as_lines", is_flag=True, help="Print each answer as it comes: a JSON object a line.")
 @options.quiet_option
 def command(
     pictures: tuple[Path, ...],
@@ -43,22 +42,23 @@ def command(
     tls_key: Path | None,
     token_file: Path | None,
     as_json: bool,
+    as_lines: bool,
     quiet: bool,
 ) -> None:
     """Ask a running server about pictures.
 
-    PICTURES are files and folders. A picture that the server refuses is named, the others are answered, and the
-    exit code is 1.
+    PICTURES are files and folders; several are asked about at a time. A picture that the server refuses is named,
+    the others are answered, and the exit code is 1.
     """
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it would say of a failed handshake, the error says
     from contract import pictures as reading
-    from contract.errors import PictureError, RequestError
-    from contract.scorecam import is_score_cam
+    from contract.errors import PictureError, RequestError, SettingsError
     from service import Client
     from service.tokens import read_token
 
     options.check_map_flags(method, softmax, max_channels)
-    timeout_s = None if method is not None and is_score_cam(method) else ANSWER_S
+    if as_json and as_lines:
+        raise SettingsError("--json and --jsonl: one array at the end or a line a picture, not both")
     console = Console(quiet)
     found = reading.find(pictures)
     folder = OverlayFolder(overlays)
@@ -68,24 +68,26 @@ def command(
     with Client(host, port, tls=tls, tls_ca=tls_ca, tls_certificate=tls_certificate, tls_key=tls_key, token=token) as client:
         labels = client.get_model(model, version).labels if wanted else ()
         targets = class_targets(wanted, labels) if wanted else ()
+        stream = client.classify_stream(
+            found,
+            model=model,
+            version=version,
+            top_k=top_k,
+            method=method,
+            classes=targets,
+            map_format="overlay",
+            softmax=softmax,
+            max_channels=max_channels or 0,
+        )
         with console.progress("Classifying", len(found)) as advance:
-            for path in found:
+            for path, streamed in zip(found, stream, strict=True):
                 try:
-                    answer = client.classify(
-                        path,
-                        model=model,
-                        version=version,
-                        top_k=top_k,
-                        method=method,
-                        classes=targets,
-                        map_format="overlay",
-                        softmax=softmax,
-                        max_channels=max_channels or 0,
-                        timeout_s=timeout_s,
-                    )
+                    answer = streamed.result()
                 except (PictureError, RequestError) as error:
                     failed += 1
                     click.echo(f"left out: {error}", err=True)
+                    if as_lines:
+                        click.echo(json.dumps({"path": str(path), "error": str(error)}, ensure_ascii=False))
                 else:
                     written = [
                         folder.write(path, one.map.method, one.label, one.map.png)
@@ -94,10 +96,13 @@ def command(
                     ]
                     ranked = tuple(Ranked(one.label, one.class_id, one.score) for one in answer.predictions if one.rank <= top_k)
                     answers.append(PictureAnswer(str(path), ranked, tuple(written)))
+                    if as_lines:
+                        click.echo(json.dumps(answers[-1].line(), ensure_ascii=False))
                 advance(1)
     if csv_path is not None and answers:
         write_csv(csv_path, answers)
-    show([row for answer in answers for row in answer.rows()], columns(answers), as_json)
+    if not as_lines:
+        show([row for answer in answers for row in answer.rows()], columns(answers), as_json)
     if failed:
         click.echo(f"{failed} of {len(found)} pictures were refused", err=True)
         sys.exit(1)

@@ -1,0 +1,65 @@
+"""A server that is asked for twice what it can do: what it still answers, how soon, and what it refuses. CPU.
+
+    python benchmarks/overload.py FOLDER [--seconds 60] [--queue 16] [NETWORK ...]
+
+    capacity     answers a second of 16 closed-loop clients
+    p99 at 80 %  of an open loop (requests that come by chance) at 0.8 of that
+    p99 at 200 % of what is answered of an open loop at twice the capacity; the ratio to the former
+    refused      the share, how long a refusal takes (median, p99), and the codes
+    memory       the server's anonymous memory after the overload less before it
+
+FOLDER holds JPEG photographs. Random weights. The clients are a process of their own on the same cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.serving import ask, export, server
+from contract import pictures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("networks", nargs="*", default=["resnet50", "mobilenetv3_small_100"])
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--queue", type=int, default=16)
+    arguments = parser.parse_args()
+    files = pictures.find([arguments.folder])[:200]
+    print(f"{len(files)} photographs, open loops of {arguments.seconds:g} s, at most {arguments.queue} pictures wait")
+    print("| network | capacity, 1/s | p99 at 80 %, ms | p99 at 200 %, ms | ratio | refused | a refusal, ms | codes | memory, MB |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for network in arguments.networks:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            server(export(network, Path(folder)), "--max-queue-size", str(arguments.queue)) as one,
+        ):
+            capacity = ask(one.port, files, 10, clients=16)["throughput"]
+            eased = ask(one.port, files, arguments.seconds, rate=0.8 * capacity)
+            before = anonymous_bytes(one.process)
+            over = ask(one.port, files, arguments.seconds, rate=2 * capacity)
+            grown = (anonymous_bytes(one.process) - before) / 1e6
+        sent = sum(over["codes"].values())
+        refused = f"{1 - over['codes'].get('OK', 0) / sent:.1%} | {over['refused_p50_ms']:.1f}, {over['refused_p99_ms']:.1f}"
+        print(
+            f"| {network} | {capacity:.1f} | {eased['p99_ms']:.0f} | {over['p99_ms']:.0f} | {over['p99_ms'] / eased['p99_ms']:.2f}"
+            f" | {refused} | {json.dumps(over['codes'])} | {grown:.1f} |",
+            flush=True,
+        )
+
+
+def anonymous_bytes(process: subprocess.Popen[str]) -> int:
+    lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("Anonymous:"))
+
+
+if __name__ == "__main__":
+    main()
