@@ -1,11 +1,14 @@
-"""A server's throughput and latency against a bare loop over the same steps in one process. CPU.
+"""A server's throughput and latency against a bare loop over the same steps in one process, and beside other servers. CPU.
 
-    python benchmarks/serving.py FOLDER [--seconds 8] [--rounds 3] [NETWORK ...]
+    python benchmarks/serving.py FOLDER [--seconds 8] [--rounds 3] [--peers PYTHON] [NETWORK ...]
 
     bare         decode, resize and `session.run` in a loop, at the batch size that is fastest of 1, 2, 4, 8 and 16
     scores       tlcli's server, 16 closed-loop clients in another process
     maps         the same with raw Grad-CAM maps
     one client   what a single client's median latency adds to the bare loop's for one picture
+
+With --peers, LitServe and MLServer serve the same ONNX file with the same steps, each at the best of some settings (batches of 1, 8 and
+16 pictures, one or two workers), over HTTP and gRPC. PYTHON is one of an environment that has them, onnxruntime, pillow and pydantic.
 
 FOLDER holds JPEG photographs. Every round runs all of them one after the other; medians of the rounds' ratios to the bare loop of the
 same round. Random weights.
@@ -31,6 +34,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.peers import running as peers_running
 from contract import pictures
 from contract.model import Model
 
@@ -45,15 +49,16 @@ def main() -> None:
     parser.add_argument("networks", nargs="*", default=NETWORKS)
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peers")
     arguments = parser.parse_args()
     files = pictures.find([arguments.folder])[:200]
     print(f"{len(files)} photographs, {arguments.rounds} rounds of {arguments.seconds:g} s; {CLIENTS} clients")
-    print("| network | bare loop, pictures/s (batch) | scores | maps | one client adds, ms |")
-    print("|---|---|---|---|---|")
+    print("| network | bare loop, pictures/s (batch) | scores | maps | one client adds, ms | peers, scores |")
+    print("|---|---|---|---|---|---|")
     for network in arguments.networks:
         with tempfile.TemporaryDirectory() as folder:
             models = export(network, Path(folder))
-            print(row(network, models, files, arguments.seconds, arguments.rounds), flush=True)
+            print(row(network, models, files, arguments.seconds, arguments.rounds, arguments.peers), flush=True)
 
 
 def export(network: str, folder: Path) -> Path:
@@ -62,18 +67,38 @@ def export(network: str, folder: Path) -> Path:
     return folder
 
 
-def row(network: str, models: Path, files: list[Path], seconds: float, rounds: int) -> str:
-    loop = BareLoop(next(models.rglob("model.onnx")), files)
+def row(network: str, models: Path, files: list[Path], seconds: float, rounds: int, python: str | None) -> str:
+    model = next(models.rglob("model.onnx"))
+    loop = BareLoop(model, files)
+    data = [file.read_bytes() for file in files]
     best = max(BATCHES, key=lambda size: loop.throughput(size, seconds / 4))
+    peers = best_peers(python, model, data, seconds / 2) if python else []
     bare, scores, maps, added = [], [], [], []
-    with server(models) as running:
-        for _ in range(rounds):
-            bare.append(loop.throughput(best, seconds))
+    others: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        bare.append(loop.throughput(best, seconds))
+        with server(models) as running:
             scores.append(ask(running.port, files, seconds, CLIENTS)["throughput"] / bare[-1])
             maps.append(ask(running.port, files, seconds, CLIENTS, method="gradcam")["throughput"] / bare[-1])
             added.append(ask(running.port, files, seconds / 2, 1)["p50_ms"] - loop.median_ms(seconds / 2))
+        for peer in peers:
+            with peers_running.running(peer, str(python), model) as port:
+                ratio = peers_running.throughput(peer, port, data, seconds, CLIENTS) / bare[-1]
+            others.setdefault(f"{peer.name} (batch {peer.batch}, {peer.workers} workers)", []).append(ratio)
     cells = [f"{statistics.median(bare):.1f} ({best})", *(f"{statistics.median(one):.3f}" for one in (scores, maps))]
-    return f"| {network} | " + " | ".join([*cells, f"{statistics.median(added):.2f}"]) + " |"
+    beside = ", ".join(f"{name} {statistics.median(ratios):.3f}" for name, ratios in others.items()) or "not measured"
+    return f"| {network} | " + " | ".join([*cells, f"{statistics.median(added):.2f}", beside]) + " |"
+
+
+def best_peers(python: str, model: Path, data: list[bytes], seconds: float) -> list[peers_running.Peer]:
+    """Of each name the settings with the highest throughput."""
+    found: dict[str, tuple[float, peers_running.Peer]] = {}
+    for peer in peers_running.CANDIDATES:
+        with peers_running.running(peer, python, model) as port:
+            one = (peers_running.throughput(peer, port, data, seconds, CLIENTS), peer)
+        print(f"  {peer}: {one[0]:.1f} a second", file=sys.stderr)
+        found[peer.name] = max(found.get(peer.name, one), one, key=lambda pair: pair[0])
+    return [peer for _, peer in found.values()]
 
 
 class BareLoop:

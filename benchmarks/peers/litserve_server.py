@@ -1,0 +1,57 @@
+"""LitServe on an exported model, with the same steps as tlcli's server: `python litserve_server.py MODEL PORT BATCH WORKERS`."""
+
+# Annotations are read by FastAPI: no `from __future__ import annotations` here.
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import litserve
+import numpy as np
+from fastapi import UploadFile
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from contract import pictures
+from contract.cores import usable_cores
+from contract.model import Model
+
+
+class Scores(litserve.LitAPI):
+    """Decode, resize, run; a picture in, the best five classes out."""
+
+    def __init__(self, model: Path, workers: int, **batching: Any) -> None:
+        super().__init__(**batching)
+        self._path, self._workers = model, workers
+
+    def setup(self, device: str) -> None:
+        """Each worker has a session of its own, and its share of the cores."""
+        self._model = Model.open(self._path, "cpu", threads=max(1, usable_cores() // self._workers), spinning=False)
+
+    def decode_request(self, request: UploadFile) -> np.ndarray:
+        """A picture to the network's input."""
+        return self._model.description.preprocessing.apply(pictures.decode(request.file.read()))
+
+    def batch(self, inputs: list[np.ndarray]) -> np.ndarray:
+        """Inputs to one."""
+        return np.stack(inputs)
+
+    def unbatch(self, output: np.ndarray) -> list[np.ndarray]:
+        """Scores to those of each picture."""
+        return list(output)
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        """The graph."""
+        return self._model.run(x).scores if x.ndim == 4 else self._model.run(x[None]).scores[0]
+
+    def encode_response(self, output: np.ndarray) -> dict[str, list[float]]:
+        """As tlcli answers by default."""
+        best = np.argsort(-output)[:5]
+        return {"classes": best.tolist(), "scores": output[best].tolist()}
+
+
+if __name__ == "__main__":
+    path, port, batch, workers = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+    api = Scores(path, workers, max_batch_size=batch, batch_timeout=0.002)
+    server = litserve.LitServer(api, accelerator="cpu", workers_per_device=workers)
+    server.run(host="127.0.0.1", port=port, generate_client_file=False, log_level="warning")

@@ -1,0 +1,34 @@
+"""MLServer's runtime for an exported model, with the same steps as tlcli's server."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from mlserver import MLModel
+from mlserver.types import InferenceRequest, InferenceResponse, ResponseOutput
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from contract import pictures
+from contract.model import Model
+
+
+class Scores(MLModel):
+    """Decode, resize, run; pictures in, scores out."""
+
+    async def load(self) -> bool:
+        """Open the file that `model-settings.json` names."""
+        parameters = self.settings.parameters
+        assert parameters is not None
+        self._model = Model.open(parameters.uri, "cpu", spinning=False)
+        return True
+
+    async def predict(self, payload: InferenceRequest) -> InferenceResponse:
+        """The pictures of one request, or of a batch that MLServer has put together."""
+        encoded = [bytes(one, "latin-1") if isinstance(one, str) else bytes(one) for one in payload.inputs[0].data.root]
+        images = np.stack([self._model.description.preprocessing.apply(pictures.decode(one)) for one in encoded])
+        scores = self._model.run(images).scores
+        output = ResponseOutput(name="scores", shape=list(scores.shape), datatype="FP32", data=scores.ravel().tolist())
+        return InferenceResponse(model_name=self.name, outputs=[output])
