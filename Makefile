@@ -20,7 +20,7 @@ venv: $(READY)
 # tritonclient forbids the protobuf that our gRPC needs, and works with it: hence without its dependencies.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[train,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[train,otel,dev]"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps tritonclient
 	touch $(READY)
 

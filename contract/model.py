@@ -111,7 +111,7 @@ class Model:
         if not path.is_file():
             raise ModelFileError(f"{path}: no such file")
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # errors only: it warns of `targets`, whose default may be overridden, at each load
+        options.log_severity_level = 4  # what is an error is raised too; and it warns at each load that `targets` has a default
         options.intra_op_num_threads = threads or usable_cores()
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
         providers = ["CUDAExecutionProvider", "CPUExecutionProvider"] if chosen == "cuda" else ["CPUExecutionProvider"]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 
+from service.logs import set_up
 from service.memory import keep_level
 from service.server import Server
 from service.settings import ServerSettings
@@ -31,7 +31,7 @@ def serve(settings: ServerSettings, on_listening: Callable[[int], None] | None =
         NotFoundError: no such folder, or no model in it.
         ModelFileError: none of the models can be served.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    set_up(settings.log_format)
 
     async def main() -> None:
         server = Server(settings)

@@ -7,6 +7,7 @@ import logging
 import socket
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 import grpc.aio
 from google.protobuf import descriptor_pool
@@ -16,6 +17,7 @@ from grpc_reflection.v1alpha import reflection
 from contract.cores import usable_cores
 from contract.errors import SettingsError
 from contract.model import resolve_device
+from service.addresses import join_address
 from service.batching import Batching
 from service.classifier import Classifier
 from service.control import ModelControl
@@ -23,6 +25,10 @@ from service.edge import SERVICE, ClassifierEdge
 from service.guard import TokenGuard
 from service.health import Health
 from service.leaving import LeavingGuard
+from service.logs import log_request
+from service.metrics import Metrics
+from service.observed import Tell
+from service.observer import Observer
 from service.open_inference import OpenInference
 from service.open_inference_edge import SERVICE as OPEN_INFERENCE
 from service.open_inference_edge import OpenInferenceEdge
@@ -31,11 +37,15 @@ from service.pools import Pools
 from service.renewing import Renewed
 from service.repository import Repository
 from service.runner import Runner
-from service.settings import ServerSettings, join_address
+from service.settings import ServerSettings
 from service.tls import server_credentials
-from service.tokens import read_tokens
+from service.tokens import Token, read_tokens
+from service.tracing import open_traces
 from service.versions import VersionPolicy
 from service.workers import Workers
+
+if TYPE_CHECKING:
+    from service.rest.opening import Http
 
 logger = logging.getLogger(__name__)
 
@@ -59,16 +69,25 @@ class Server:
     def __init__(self, settings: ServerSettings) -> None:
         self._settings = settings
         batching = Batching(settings.max_batch_size, settings.max_queue_delay_ms / 1000)
-        open_runner = partial(Runner.open, device=settings.device, threads=settings.threads, batching=batching)
+        self._metrics = Metrics(on=settings.metrics_port is not None)
+        open_runner = partial(Runner.open, device=settings.device, threads=settings.threads, batching=batching, metrics=self._metrics)
         policy = VersionPolicy.parse(settings.versions)
-        self._repository = Repository(settings.models, open_runner, policy, settings.max_queue_size)
+        self._repository = Repository(settings.models, open_runner, policy, settings.max_queue_size, self._metrics)
         self._control = ModelControl(self._repository, settings.model_control, settings.poll_s, self._announce)
         self._following: asyncio.Task[None] | None = None
         self._picture_workers = Workers(settings.picture_threads or usable_cores(), name="pictures")
+        self._classifier = Classifier(self._repository, self._picture_workers, settings.limits, settings.max_maps)
+        self._open_inference = OpenInference(self._repository, self._picture_workers, settings.limits, settings.max_maps)
+        self._max_message_bytes = settings.max_message_bytes or settings.limits.max_bytes + _ENVELOPE_BYTES
+        self._tokens: Renewed[tuple[Token, ...]] | None = None
         self._health = Health()
         self._leaving = LeavingGuard()
+        self._traces = open_traces(settings.otel_endpoint)
+        self._observer = Observer(self._told_of_requests())
+        self._metrics.watch(lambda: self._observer.in_flight, self._repository.queues)
         self._serving = False
         self._grpc: grpc.aio.Server | None = None
+        self._http: Http | None = None
         self._stop_requested = asyncio.Event()
         self._hurry = asyncio.Event()
 
@@ -124,8 +143,19 @@ class Server:
         logger.info("device: %s (asked for: %s)", device, self._settings.device)
         await self._health.announce(False, self._repository.serving())
         server = self._assemble()
-        port = _listen(server, self._settings, self._credentials())
+        credentials = self._credentials()
+        self._serve_metrics()
+        try:
+            self._http = self._listen_for_http()
+            port = _listen(server, self._settings, credentials)
+        except BaseException:
+            if self._http is not None:
+                self._http.close()
+            self._metrics.close()
+            raise
         await server.start()
+        if self._http is not None:
+            await self._http.start()
         self._grpc = server
         logger.info("listening on %s", join_address(self._settings.host, port))
         return port
@@ -134,15 +164,13 @@ class Server:
         server = grpc.aio.server(
             interceptors=self._guards(),
             options=[
-                ("grpc.max_receive_message_length", self._settings.max_message_bytes or self._settings.limits.max_bytes + _ENVELOPE_BYTES),
+                ("grpc.max_receive_message_length", self._max_message_bytes),
                 # Unasked, a second server on the same port would start without a word, and each get some of the requests.
                 ("grpc.so_reuseport", int(self._settings.reuse_port)),
             ],
         )
-        classifier = Classifier(self._repository, self._picture_workers, self._settings.limits, self._settings.max_maps)
-        ClassifierEdge(classifier, self._repository, self._settings.stream_in_flight).add_to(server)
-        open_inference = OpenInference(self._repository, self._picture_workers, self._settings.limits, self._settings.max_maps)
-        OpenInferenceEdge(open_inference, self._repository, self._control, lambda: self._serving).add_to(server)
+        ClassifierEdge(self._classifier, self._repository, self._settings.stream_in_flight).add_to(server)
+        OpenInferenceEdge(self._open_inference, self._repository, self._control, lambda: self._serving).add_to(server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (SERVICE, OPEN_INFERENCE, health.SERVICE_NAME, reflection.SERVICE_NAME)
         pools = Pools(open_inference_pb2.DESCRIPTOR.pool, descriptor_pool.Default())
@@ -161,10 +189,47 @@ class Server:
     def _guards(self) -> list[grpc.aio.ServerInterceptor]:  # type: ignore[type-arg]  # generic in the stubs alone
         path = self._settings.tokens_file
         if path is None:
-            return [self._leaving]
+            return [self._observer, self._leaving]
         tokens = Renewed("the list of tokens", [path], lambda: read_tokens(path))
         logger.info("requests must carry a token of %s: %s", path, ", ".join(token.name or "one without a name" for token in tokens.get()))
-        return [self._leaving, TokenGuard(tokens)]
+        self._tokens = tokens
+        return [self._observer, self._leaving, TokenGuard(tokens)]
+
+    def _listen_for_http(self) -> Http | None:
+        port = self._settings.http_port
+        if port is None:
+            return None
+        from service.rest.opening import Http, Parts  # here: its libraries take a tenth of a second to import
+
+        parts = Parts(
+            classifier=self._classifier,
+            open_inference=self._open_inference,
+            repository=self._repository,
+            control=self._control,
+            observer=self._observer,
+            tokens=self._tokens,
+            workers=self._picture_workers,
+            is_serving=lambda: self._serving,
+            max_bytes=self._max_message_bytes,
+        )
+        http = Http(self._settings, port, parts)
+        logger.info("HTTP at %s, described at /docs", http.address)
+        return http
+
+    def _told_of_requests(self) -> list[Tell]:
+        """Traces come first: the log names the trace."""
+        told: list[Tell] = [] if self._traces is None else [self._traces.take]
+        if self._settings.metrics_port is not None:
+            told.append(self._metrics.take)
+        if self._settings.log_requests:
+            told.append(log_request)
+        return told
+
+    def _serve_metrics(self) -> None:
+        settings = self._settings
+        if settings.metrics_port is not None:
+            port = self._metrics.serve(settings.metrics_host, settings.metrics_port, settings.reuse_port)
+            logger.info("metrics at http://%s/metrics", join_address(settings.metrics_host, port))
 
     async def load(self) -> None:
         """Load and warm up the models; then health says SERVING.
@@ -197,15 +262,26 @@ class Server:
         self._leaving.leave(_LEAVING_S)
         await asyncio.wait({hurry}, timeout=_LEAVING_S)
         self._health.end_watches()
-        finishing = asyncio.create_task(self._grpc.stop(self._settings.grace_s))
+        finishing = asyncio.create_task(self._finish(self._settings.grace_s))
         await asyncio.wait({finishing, hurry}, return_when=asyncio.FIRST_COMPLETED)
         if not finishing.done():
-            await self._grpc.stop(None)
+            await self._finish(0)
         await finishing
         hurry.cancel()
         self._picture_workers.close()
         self._repository.close()
+        await asyncio.to_thread(self._metrics.close)
+        if self._traces is not None:
+            await asyncio.to_thread(self._traces.close)
         logger.info("stopped")
+
+    async def _finish(self, grace_s: float) -> None:
+        """Take no more requests, and wait for those in flight; what is left of them after that is cancelled."""
+        assert self._grpc is not None
+        stopping = [self._grpc.stop(grace_s or None)]
+        if self._http is not None:
+            stopping.append(self._http.stop(grace_s))
+        await asyncio.gather(*stopping)
 
 
 def _listen(server: grpc.aio.Server, settings: ServerSettings, credentials: grpc.ServerCredentials | None) -> int:

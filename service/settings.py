@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from contract.errors import SettingsError
 from contract.pictures import PictureLimits
+from service.addresses import is_loopback
 from service.control import MODES
 from service.declaring import declared, told, told_of_each
+from service.logs import FORMATS
 from service.versions import VersionPolicy
 
 _MAX_MESSAGE_BYTES = 1024**3
@@ -31,6 +32,15 @@ class ServerSettings:
     port: int = field(
         default=8001,
         metadata=told("0 takes a free one, which the log tells.", low=0, high=65535, expected="1 to 65535, or 0 for a free one"),
+    )
+    http_port: int | None = field(
+        default=None,
+        metadata=told(
+            "Answer over HTTP too, here; not set: over gRPC alone. 0 takes a free one, which the log tells.",
+            low=0,
+            high=65535,
+            expected="1 to 65535, or 0 for a free one",
+        ),
     )
     reuse_port: bool = field(
         default=False,
@@ -102,11 +112,29 @@ class ServerSettings:
     grace_s: float = field(
         default=30.0, metadata=told("How long requests in flight may take to finish at a stop; then they are cancelled.", low=0)
     )
+    metrics_port: int | None = field(
+        default=None,
+        metadata=told(
+            "Answer Prometheus over HTTP here; not set: no metrics. 0 takes a free one, which the log tells.",
+            low=0,
+            high=65535,
+            expected="1 to 65535, or 0 for a free one",
+        ),
+    )
+    metrics_host: str = field(default="127.0.0.1", metadata=told("The address for metrics; they travel unencrypted."))
+    otel_endpoint: str | None = field(
+        default=None,
+        metadata=told("Send traces to this OpenTelemetry collector, http://HOST:PORT; not set: what OTEL_EXPORTER_OTLP_ENDPOINT says."),
+    )
+    log_format: str = field(default="text", metadata=told("Lines for people, or a JSON object a line.", choices=FORMATS))
+    log_requests: bool = field(default=False, metadata=told("A line in the log for each request."))
 
     def __post_init__(self) -> None:
         for one in SETTINGS:
             if problem := one.problem(one.of(self)):
                 raise SettingsError(f"{one.name} {one.of(self)}: {problem}")
+        if self.http_port == self.port != 0:
+            raise SettingsError(f"http_port {self.http_port}: gRPC has it (port): choose another, or 0 for a free one")
         VersionPolicy.parse(self.versions)
         self._check_security()
 
@@ -122,22 +150,12 @@ class ServerSettings:
                 f"host {self.host}: {what} would travel unencrypted beyond this machine: set tls_certificate and tls_key,"
                 " or insecure where something in front encrypts"
             )
+        if self.metrics_port is not None and not self.insecure and not is_loopback(self.metrics_host):
+            raise SettingsError(
+                f"metrics_host {self.metrics_host}: metrics would travel unencrypted beyond this machine:"
+                " set insecure where something in front encrypts, or nobody listens"
+            )
 
 
 SETTINGS = declared(ServerSettings)
 """Every setting, in the order above."""
-
-
-def join_address(host: str, port: int) -> str:
-    """`host:port` as gRPC reads it, with an IPv6 address in brackets."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def is_loopback(host: str) -> bool:
-    """Is it an address that only this machine reaches? A name other than `localhost` may mean any."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -18,6 +18,7 @@ COMMANDS = {
     "visualize": "Draw a network's filters, and what its layers make of a picture.",
     "serve": "Answer over gRPC for every model in a folder.",
     "classify": "Ask a running server about pictures.",
+    "health": "Ask a running server whether it serves, for containers.",
     "evaluate-cam": "Measure how good a model's maps are, each method beside the others.",
     "bench": "Put a load on a running server: throughput, latencies, refusals.",
     "demo": "All of it in one go, with nothing downloaded.",

@@ -31,7 +31,7 @@ from contract.explaining import explain
 from contract.model import Model
 from service import Client, Server, ServerSettings, in_background
 from service.answers import ModelState
-from service.open_inference_edge import STATES
+from service.open_inference import STATES
 from service.pb.inference import open_inference_pb2
 from tests.service.conftest import FIRST, SECOND
 from tests.service.sample_pictures import BLUE, GREEN, RED, encode, scene

@@ -8,7 +8,7 @@ import pytest
 from contract.errors import DeviceError, SettingsError
 from contract.pictures import PictureLimits
 from service import ServerSettings, in_background
-from service.settings import join_address
+from service.addresses import join_address
 
 
 @pytest.mark.parametrize(

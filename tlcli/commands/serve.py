@@ -39,7 +39,7 @@ def _option(one: Setting) -> Callable[[F], F]:
 @click.option("--print-config", is_flag=True, help="Print the settings as --config reads them, with where they come from, and leave.")
 @setting_options
 def command(file: Path | None, print_config: bool, **flags: Any) -> None:
-    """Answer over gRPC for every model in a folder.
+    """Answer over gRPC, and over HTTP with --http-port, for every model in a folder.
 
     MODELS is the model repository, MODELS/<name>/<version>/model.onnx.  [default: models]
     """

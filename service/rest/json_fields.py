@@ -1,0 +1,81 @@
+"""JSON that came, read field by field: each refusal names the field, what was expected and what came."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic_core import from_json
+
+from contract.errors import RequestError
+
+T = TypeVar("T")
+
+_MAX_VALUES = 1_000_000
+"""JSON is read in one go, in which nothing else runs: a million numbers take a quarter of a second, where lists are nested."""
+
+_NAMES: dict[type, str] = {bool: "true or false", int: "a whole number", str: "a text", list: "a list", dict: "an object"}
+
+
+def read_object(data: bytes) -> dict[str, Any]:
+    """A JSON object. NaN and Infinity, which are no JSON, are not read.
+
+    Raises:
+        RequestError: it is none, or holds too many values.
+    """
+    values = data.count(b",")
+    if values > _MAX_VALUES:
+        raise RequestError(f"about {values:,} values came as JSON, at most {_MAX_VALUES:,} are read: send tensors as binary data")
+    try:
+        found = from_json(data, allow_inf_nan=False)
+    except ValueError as error:
+        raise RequestError(f"{len(data):,} bytes came that are no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise RequestError(f"the request: an object was expected, {shown(found)} came")
+    return found
+
+
+def field(where: str, given: Mapping[str, Any], name: str, kind: type[T]) -> T:
+    """A field that must be there.
+
+    Raises:
+        RequestError: it is not, or is of another kind.
+    """
+    if name not in given:
+        raise RequestError(f"{where}: has no {name!r}: {_NAMES[kind]} was expected")
+    return _of_kind(where, given, name, kind)
+
+
+def optional(where: str, given: Mapping[str, Any], name: str, default: T) -> T:
+    """A field, or what stands for it where it is left out or null.
+
+    Raises:
+        RequestError: it is of another kind than `default`.
+    """
+    return default if given.get(name) is None else _of_kind(where, given, name, type(default))
+
+
+def objects(where: str, given: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    """A list of objects; none where it is left out.
+
+    Raises:
+        RequestError: it is no such list.
+    """
+    found: list[Any] = optional(where, given, name, [])
+    for number, one in enumerate(found):
+        if not isinstance(one, dict):
+            raise RequestError(f"{name}[{number}]: an object was expected, {shown(one)} came")
+    return found
+
+
+def shown(value: object) -> str:
+    """A value in a message: what it is, and how it begins."""
+    text = repr(value) if not isinstance(value, list | dict) else f"{_NAMES[type(value)]} of {len(value):,}"
+    return text if len(text) <= 60 else text[:60] + " ..."
+
+
+def _of_kind(where: str, given: Mapping[str, Any], name: str, kind: type[T]) -> T:
+    value = given[name]
+    if type(value) is not kind:  # true and false are ints to Python
+        raise RequestError(f"{where}: {name!r} is {shown(value)}: {_NAMES[kind]} was expected")
+    return value
