@@ -1,4 +1,4 @@
-"""The reference itself: against numbers worked out on paper, against what must hold of each formula, and against pytorch-grad-cam."""
+"""The reference itself: against numbers worked out on paper, and against what must hold of each formula."""
 
 from __future__ import annotations
 
@@ -12,42 +12,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from contract.preprocessing import Preprocessing
+from tests.exports.by_hand import A0, A1, BIAS, BY_HAND, WEIGHT, picture, toy
 from tests.exports.networks import blobs, make
-from tests.exports.peers import like_pytorch_grad_cam, pytorch_grad_cam_maps
 from tests.exports.reference import FEATURES, METHODS, Reference, fuse, fused, relative_difference
-from training.network import Network, NetworkConfig
+from training.network import Network
 
 OF_GRADIENTS = ("gradcam", "gradcam_plus_plus", "xgradcam", "hirescam", "gradcam_elementwise", "layercam", "eigengradcam")
-
-
-class Toy(nn.Module):
-    """`layer` turns a picture into its red, less one, and its green; `behind` follows; the head is linear on the spatial mean."""
-
-    pretrained_cfg: dict[str, Any] = {"input_size": (3, 2, 2)}  # noqa: RUF012
-    num_features = 2
-
-    def __init__(self, behind: nn.Module) -> None:
-        super().__init__()
-        self.layer = nn.Conv2d(3, 2, 1)
-        self.behind = behind
-        self.fc = nn.Linear(2, 2)
-        with torch.no_grad():
-            self.layer.weight.copy_(torch.tensor([[255.0, 0, 0], [0, 255, 0]]).view(2, 3, 1, 1))
-            self.layer.bias.copy_(torch.tensor([-1.0, 0]))
-
-    def forward_features(self, inputs: Tensor) -> Tensor:
-        return self.behind(self.layer(inputs))
-
-    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
-        pooled = features.mean((-2, -1))
-        return pooled if pre_logits else self.fc(pooled)
-
-    def get_classifier(self) -> nn.Module:
-        return self.fc
-
-    def reset_classifier(self, num_classes: int) -> None:
-        self.fc = nn.Linear(2, num_classes)
 
 
 class Ignored(nn.Module):
@@ -59,38 +29,6 @@ class Ignored(nn.Module):
         self.ignored(inputs)
         return inputs
 
-
-def toy(weight: list[list[float]], bias: list[float], *, behind: nn.Module | None = None, size: tuple[int, int] = (2, 2)) -> Network:
-    preprocessing = Preprocessing(height=size[0], width=size[1], mean=(0, 0, 0), std=(1, 1, 1))
-    config = NetworkConfig(backbone="toy", head="linear", num_classes=len(weight), preprocessing=preprocessing)
-    network = Network(config, Toy(behind or nn.Identity()))
-    with torch.no_grad():
-        network.classifier.weight.copy_(torch.tensor(weight))  # type: ignore[operator,union-attr]
-        network.classifier.bias.copy_(torch.tensor(bias))  # type: ignore[operator,union-attr]
-    return network
-
-
-def picture(first: list[list[int]], second: list[list[int]]) -> npt.NDArray[np.uint8]:
-    """The picture for which the toy's `layer` gives these two channels."""
-    return np.stack([np.array(first) + 1, np.array(second), np.zeros_like(second)], -1)[None].astype(np.uint8)
-
-
-WEIGHT, BIAS = [[2.0, -1.0], [-1.0, 3.0], [-1.0, 0.0], [0.0, 0.0]], [0.5, 0.0, 0.0, 0.0]
-A0, A1 = np.array([[4.0, -1], [0, 1]]), np.array([[1.0, 2], [3, 2]])
-"""Means 1 and 2, so the logits are 1/2, 5, -1 and 0; the gradient of class c with respect to A_k is `WEIGHT[c][k] / 4` everywhere."""
-
-BY_HAND: dict[str, list[npt.NDArray[np.float64]]] = {
-    "cam": [2 * A0 - A1, 3 * A1 - A0, -A0, 0 * A0],
-    "gradcam": [np.array(rows) for rows in ([[1.75, 0], [0, 0]], [[0, 1.75], [2.25, 1.25]], [[0, 0.25], [0, 0]], [[0, 0], [0, 0]])],
-    # alpha = 1 / (2 + S g), S = 4 and 8: class 0, g = (1/2, -1/4): 1/4, w = (4 x 1/4 x 1/2, 0); class 1, g = (-1/4, 3/4): w = (0, 3/8)
-    "gradcam_plus_plus": [np.maximum(A0 / 2, 0), A1 * 3 / 8, 0 * A0, 0 * A0],
-    "gradcam_elementwise": [np.maximum(A0 / 2, 0), np.array([[0.75, 1.75], [2.25, 1.5]]), np.maximum(-A0 / 4, 0), 0 * A0],
-    "layercam": [np.maximum(A0 / 2, 0), A1 * 3 / 4, 0 * A0, 0 * A0],
-    # class 0: y = 1/2, without a channel -3/2 and 5/2, w = (4, -4); class 1: y = 5, 6 and -1, w = (-1/5, 6/5); class 2: y = -1, 0 and -1
-    "ablationcam": [np.maximum(4 * A0 - 4 * A1, 0), 1.2 * A1 - 0.2 * A0, np.maximum(-A0, 0), 0 * A0],
-    "fem": [0 * A0] * 4,  # one of four positions is never two sigma above the mean
-}
-BY_HAND["xgradcam"] = BY_HAND["hirescam"] = BY_HAND["gradcam"]  # gradients are the same at every position
 
 CLASSES = np.array([[0, 1, 2, 3]])
 
@@ -419,45 +357,6 @@ def test_relative_difference_of_nothing() -> None:
     assert relative_difference(nothing.astype(np.float32) + 1, nothing) == float("inf")
 
 
-def agree(
-    method: str, network: Network, layer: str, images: npt.NDArray[np.uint8], class_ids: npt.NDArray[np.int64], softmax: bool
-) -> None:
-    """Its maps are in float32, from [0, 1]; what differs is more than rounding only where a ReLU's input is all but zero."""
-    theirs = pytorch_grad_cam_maps(method, network, layer, images, class_ids, softmax)
-    ours = Reference(network, layer).maps(method, images, class_ids, softmax)
-    assert theirs.shape == (*class_ids.shape, 64, 96)
-    signs = (1, -1) if method.startswith("eigen") else (1,)
-    candidates = np.stack([like_pytorch_grad_cam(sign * ours, 64, 96) for sign in signs])
-    assert (theirs.max((-2, -1)) > 0.99).mean() >= 0.75  # a map that is rectified away shows little
-    difference = np.abs(candidates - theirs).max((-2, -1)).min(0)
-    assert difference.max() < 2e-3, difference
-
-
-SAME = ("gradcam", "xgradcam", "hirescam", "gradcam_elementwise", "layercam")
-LAYERS = [("conv1", "linear"), ("layer1.0.act1", "mlp:16"), ("layer2", "linear"), ("layer4", "mlp:16")]
-PEER_CASES = [
-    *((method, *case) for case in LAYERS for method in SAME),
-    *(("fem", *case) for case in LAYERS[:3]),  # of layer4's six positions hardly any is two sigma above the mean
-    *((method, *case) for case in LAYERS[2:] for method in ("eigencam", "eigengradcam")),  # before them it takes seconds
-]
-
-
-@pytest.mark.parametrize(("method", "layer", "head"), PEER_CASES)
-def test_agrees_with_pytorch_grad_cam(method: str, layer: str, head: str, images: npt.NDArray[np.uint8]) -> None:
-    agree(method, made(head), layer, images, CLASS_IDS, softmax=False)
-
-
-@pytest.mark.parametrize("method", [*SAME, "eigengradcam"])
-def test_agrees_with_pytorch_grad_cam_of_probabilities(method: str, images: npt.NDArray[np.uint8]) -> None:
-    agree(method, made("mlp:16"), "layer3", images, CLASS_IDS, softmax=True)
-
-
-@pytest.mark.parametrize(("layer", "head"), [("layer2", "linear"), ("layer4", "mlp:16")])
-def test_grad_cam_plus_plus_agrees_where_its_epsilon_is_small(layer: str, head: str, images: npt.NDArray[np.uint8]) -> None:
-    """It adds 1e-6 to a denominator of squared gradients: a last layer of large weights makes these large."""
-    agree("gradcam_plus_plus", make(head=head, spread=300), layer, images, CLASS_IDS, softmax=False)
-
-
 @pytest.mark.parametrize("layer", ["conv1.0", "layer2", "layer4"])
 def test_eigen_maps_rise_with_what_they_are_of(layer: str, images: npt.NDArray[np.uint8]) -> None:
     """Which pytorch-grad-cam's need not: the sign. And they are projections on the unit vector of the largest variance."""
@@ -472,27 +371,3 @@ def test_eigen_maps_rise_with_what_they_are_of(layer: str, images: npt.NDArray[n
         columns = centred.flatten(3)
         largest = torch.linalg.eigvalsh(columns @ columns.mT)[..., -1]
         torch.testing.assert_close(maps.square().sum((-2, -1)), largest)
-
-
-@pytest.mark.parametrize("layer", ["layer2", "layer4"])
-def test_score_cam_agrees(layer: str, images: npt.NDArray[np.uint8]) -> None:
-    """Where it upsamples as we do (it aligns the corners). Large logits keep the weights from being all the same."""
-    network = make("test_resnet", spread=8)
-    images, class_ids = images[:1], CLASS_IDS[:1]
-    agree("scorecam", network, layer, images, class_ids, softmax=False)
-    reference = Reference(network, layer)
-    every = reference.maps("scorecam", images, class_ids)
-    few = reference.maps("faster_scorecam", images, class_ids, max_channels=5)
-    assert relative_difference(few, every) > 0.01  # type: ignore[arg-type]
-    all_of_them = reference.maps("faster_scorecam", images, class_ids, max_channels=1000)
-    np.testing.assert_allclose(all_of_them, every, atol=1e-9 * every.max())
-
-
-@pytest.mark.parametrize("layer", ["layer2", "layer4"])
-def test_ablation_cam_agrees(layer: str, images: npt.NDArray[np.uint8]) -> None:
-    """Its layer is rectified and its classes have positive logits: it divides by y, not by |y|."""
-    network = make("test_resnet", "mlp:16")
-    logits = Reference(network, layer).observe(images, CLASS_IDS)[0].numpy()
-    best = logits.argmax(1)[:, None]
-    assert (np.take_along_axis(logits, best, 1) > 0).all()
-    agree("ablationcam", network, layer, images, best, softmax=False)

@@ -13,9 +13,9 @@ from contract.explaining import explain
 from contract.methods import METHODS
 from contract.model import Model
 from exports import export
+from tests.exports.by_hand import A0, A1, BIAS, BY_HAND, WEIGHT, picture, toy
 from tests.exports.networks import PROVENANCE, Case, Exports, blobs, make, write
 from tests.exports.reference import Reference, relative_difference
-from tests.exports.test_reference import A0, A1, BIAS, BY_HAND, WEIGHT, picture, toy
 
 CLASSES = np.array([[0, 1, 2, 3]])
 TOLERANCE = 1e-4
