@@ -16,7 +16,7 @@ COMMANDS = {
     "export": "Write a run, or a backbone as it is, to one ONNX file with maps in its graph.",
     "predict": "Ask an exported model about pictures, without a server.",
     "visualize": "Draw a network's filters, and what its layers make of a picture.",
-    "serve": "Answer over gRPC for every model in a folder.",
+    "serve": "Answer over gRPC, and over HTTP with --http-port, for every model in a folder.",
     "classify": "Ask a running server about pictures.",
     "health": "Ask a running server whether it serves, for containers.",
     "evaluate-cam": "Measure how good a model's maps are, each method beside the others.",
