@@ -13,7 +13,8 @@
     ├── ExportError
     ├── ParityError
     ├── ServerError
-    └── OverloadedError
+    ├── OverloadedError
+    └── TimeLimitError
 
 Each message is one line: where, what was expected, what came, and the way out. The command line prints
 it after ``Error:`` and leaves with `exit_code`; the server turns it into a gRPC status
@@ -88,6 +89,10 @@ class OverloadedError(TlcliError):
     def __init__(self, message: str, retry_s: float = 0.0) -> None:
         super().__init__(message)
         self.retry_s = retry_s
+
+
+class TimeLimitError(TlcliError):
+    """A picture that took a server longer than it gives one."""
 
 
 def first_line(error: BaseException) -> str:

@@ -20,6 +20,7 @@ from service.inputs import NetworkInput, from_encoded, from_pixels
 from service.observed import note_request, timed
 from service.query import MapQuery, Query
 from service.repository import Repository
+from service.time_limit import time_limit
 from service.workers import Timed, Workers
 
 DEFAULT_TOP_K = 5
@@ -31,11 +32,15 @@ class Classifier:
     Every step that takes time is awaited, so a query that is cancelled goes no further than the step it is in.
     """
 
-    def __init__(self, repository: Repository, picture_workers: Workers, limits: PictureLimits, max_maps: int) -> None:
+    def __init__(
+        self, repository: Repository, picture_workers: Workers, limits: PictureLimits, max_maps: int, max_picture_s: float
+    ) -> None:
+        """max_maps: of a request. max_picture_s: see `service.time_limit`."""
         self._repository = repository
         self._picture_workers = picture_workers
         self._limits = limits
         self._max_maps = max_maps
+        self._max_picture_s = max_picture_s
 
     async def classify(self, query: Query, patient: bool = False) -> Classification:
         """Answer one query.
@@ -49,6 +54,7 @@ class Classifier:
             NotFoundError, ModelFileError, ServerError: see `Repository.find`.
             RequestError: a class, a method, a number or a length that does not fit the model.
             PictureError: see `contract.pictures.decode`.
+            TimeLimitError: it took too long.
         """
         note_request(query.request_id, pictures=1)
         served = self._repository.find(query.model, query.version)
@@ -56,12 +62,13 @@ class Classifier:
         top_k = _top_k(query.top_k, model.num_classes)
         wanted = Wanted() if query.map is None else self._wanted(query.map, served.name, model)
         place = await served.admission.enter_in_turn() if patient else served.admission.enter()
-        try:
-            seen = await timed("decode", self._see(query, model.description.preprocessing))
-            ran = await timed("infer", served.runner.submit(seen.value.images, wanted, place.leave))
-        finally:
-            place.leave()
-        drawn = await self._draw(query.map, ran.value, seen.value, model.description.preprocessing)
+        async with time_limit(self._max_picture_s):
+            try:
+                seen = await timed("decode", self._see(query, model.description.preprocessing))
+                ran = await timed("infer", served.runner.submit(seen.value.images, wanted, place.leave))
+            finally:
+                place.leave()
+            drawn = await self._draw(query.map, ran.value, seen.value, model.description.preprocessing)
         return Classification(
             request_id=query.request_id,
             model=served.name,

@@ -27,6 +27,7 @@ from service.inputs import from_encoded
 from service.observed import note_request, timed
 from service.repository import Repository, Served
 from service.tensors import ANY_SIZE, BOOL, BYTES, FP32, INT64, UINT8, InputTensor, OutputTensor, TensorSpec
+from service.time_limit import time_limit
 from service.workers import Workers
 
 ENCODED, MAX_CHANNELS = "encoded", "max_channels"
@@ -117,11 +118,15 @@ def check_parameters(where: str, parameters: Container[str]) -> None:
 class OpenInference:
     """Answers the protocol's questions from a repository's models."""
 
-    def __init__(self, repository: Repository, picture_workers: Workers, limits: PictureLimits, max_maps: int) -> None:
+    def __init__(
+        self, repository: Repository, picture_workers: Workers, limits: PictureLimits, max_maps: int, max_picture_s: float
+    ) -> None:
+        """max_maps: classes to explain in a request. max_picture_s: see `service.time_limit`; of all pictures of a request."""
         self._repository = repository
         self._picture_workers = picture_workers
         self._limits = limits
         self._max_maps = max_maps
+        self._max_picture_s = max_picture_s
 
     def is_ready(self, model: str, version: str) -> bool:
         """Whether a model, or a version of it, answers; one that nobody knows does not."""
@@ -156,6 +161,7 @@ class OpenInference:
             RequestError: a tensor that the model does not take or give, or a class, a map or a number that does not fit it.
             OverloadedError: there are not as many places in the model's queue as pictures came.
             PictureError: see `contract.pictures.decode`.
+            TimeLimitError: they took too long.
         """
         note_request(query.request_id, pictures=0)
         served = self._repository.find(query.model, query.version)
@@ -165,7 +171,8 @@ class OpenInference:
         places = served.admission.enter_all(pictures)
         try:
             wanted = self._wanted(query, served, asked, pictures)
-            answers = await _all_or_none(await self._rows(query, served, wanted, places))
+            async with time_limit(self._max_picture_s * pictures):
+                answers = await _all_or_none(await self._rows(query, served, wanted, places))
         finally:
             for place in places:
                 place.leave()

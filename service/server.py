@@ -76,8 +76,10 @@ class Server:
         self._control = ModelControl(self._repository, settings.model_control, settings.poll_s, self._announce)
         self._following: asyncio.Task[None] | None = None
         self._picture_workers = Workers(settings.picture_threads or usable_cores(), name="pictures")
-        self._classifier = Classifier(self._repository, self._picture_workers, settings.limits, settings.max_maps)
-        self._open_inference = OpenInference(self._repository, self._picture_workers, settings.limits, settings.max_maps)
+        self._classifier = Classifier(self._repository, self._picture_workers, settings.limits, settings.max_maps, settings.max_picture_s)
+        self._open_inference = OpenInference(
+            self._repository, self._picture_workers, settings.limits, settings.max_maps, settings.max_picture_s
+        )
         self._max_message_bytes = settings.max_message_bytes or settings.limits.max_bytes + _ENVELOPE_BYTES
         self._tokens: Renewed[tuple[Token, ...]] | None = None
         self._health = Health()

@@ -76,6 +76,12 @@ class ServerSettings:
             max_pixels=told("Width times height of a picture, read before it is decoded.", low=1),
         ),
     )
+    max_picture_s: float = field(
+        default=300.0,
+        metadata=told(
+            "How long a picture may take, from its place in the queue to its answer; then it is refused. 0: as long as it takes.", low=0
+        ),
+    )
     max_message_bytes: int = field(
         default=0,
         metadata=told(

@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from service.observed import Observed
+from service.observed import REQUEST_ID, Observed
 from service.rest.attending import Attending
 from service.rest.bodies import read_body
 from service.rest.endpoint import Endpoint
@@ -20,8 +20,6 @@ from service.rest.refusals import code_of, refusal
 
 Observe = Callable[[str, Sequence[tuple[str, str]]], AbstractContextManager[Observed]]
 """From a method's name and the headers that came: a request of `service.observed`, until the end of the block."""
-
-_REQUEST_ID = "x-request-id"
 
 
 class Application:
@@ -62,7 +60,7 @@ class Application:
                 observed.code = code_of(response.status_code)
                 observed.sent_bytes = len(response.body)
                 if observed.echo:
-                    response.headers[_REQUEST_ID] = observed.echo
+                    response.headers[REQUEST_ID] = observed.echo
             if not self._is_serving():
                 response.headers["Connection"] = "close"
             return response

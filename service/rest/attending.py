@@ -6,11 +6,15 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
 from contract.errors import ServerError
 
 T = TypeVar("T")
+
+_READ_S = 120.0
+"""For the body of a request to come."""
 
 
 class Attending:
@@ -28,9 +32,10 @@ class Attending:
 
         Raises:
             ServerError: the server stops.
+            HTTPException: 408: it took too long.
             Exception: what `work` raises.
         """
-        return await self._first(work, self._until_over())
+        return await self._first(work, self._until_over(), _until_late())
 
     async def answer(self, request: Request, work: Coroutine[Any, Any, T]) -> T:
         """What `work` returns, for a request that was read to its end.
@@ -58,6 +63,11 @@ class Attending:
     async def _until_over(self) -> Exception:
         await self._over.wait()
         return ServerError("the server stopped before this request was answered: ask again, of the one that takes over")
+
+
+async def _until_late() -> Exception:
+    await asyncio.sleep(_READ_S)
+    return HTTPException(408, f"the body did not come within {_READ_S:g} s: send less at a time", {"Connection": "close"})
 
 
 async def _until_gone(request: Request) -> Exception:

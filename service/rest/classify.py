@@ -56,7 +56,7 @@ class ClassifyEndpoint:
             query=_QUERY,
             takes={"image/*": {}, "application/octet-stream": {}},
             max_bytes=self._limits.max_bytes,
-            refusals=(400, 404, 409, 413, 415, 429),
+            refusals=(400, 404, 409, 413, 415, 429, 504),
         )
 
     async def classify(self, request: Request, body: bytes) -> Response:

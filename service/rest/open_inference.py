@@ -100,7 +100,7 @@ class OpenInferenceEndpoints:
                 {JSON: schema("InferResponse"), _BINARY: {}},
                 takes=infer,
                 max_bytes=self._max_bytes,
-                refusals=(*_OF_MODELS, 413, 415, 429),
+                refusals=(*_OF_MODELS, 413, 415, 429, 504),
             ),
             Endpoint(
                 "repository_index",

@@ -184,7 +184,8 @@ def _operation(one: Endpoint, path: str, has_tokens: bool) -> Document:
     in_query = [{"name": name, "in": "query", "schema": about} for name, about in one.query.items()]
     responses: dict[str, Document] = {"200": {"description": HTTPStatus(200).phrase, "content": _content(one.answers)}}
     guarded = (401,) if has_tokens and path not in OPEN else ()
-    for status in sorted({*one.refusals, *guarded, *_OF_METHODS.get(one.method, ()), *_ALWAYS}):
+    late = (408,) if one.takes else ()
+    for status in sorted({*one.refusals, *guarded, *late, *_OF_METHODS.get(one.method, ()), *_ALWAYS}):
         responses[str(status)] = {"description": HTTPStatus(status).phrase, "content": _content({JSON: schema("Error")})}
     operation: Document = {"operationId": one.name + version, "summary": one.summary, "responses": responses}
     if in_path or in_query:

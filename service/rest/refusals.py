@@ -23,6 +23,7 @@ STATUSES: dict[grpc.StatusCode, int] = {
     grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
     grpc.StatusCode.INTERNAL: 500,
     grpc.StatusCode.UNAVAILABLE: 503,
+    grpc.StatusCode.DEADLINE_EXCEEDED: 504,
 }
 """As `google.rpc.Code` maps them, but for FAILED_PRECONDITION: a model that is broken is no fault of the request's, and no 400."""
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import uvicorn
 from starlette.applications import Starlette
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from contract.errors import SettingsError
 from service.addresses import join_address
@@ -18,6 +19,9 @@ from service.rest.attending import Attending
 
 _WAITING = 2048
 """Connections that the system holds until they are taken; as uvicorn has it."""
+
+_FIRST_REQUEST_S = 30.0
+"""From a connection's begin to the end of its first request's headers; between requests, uvicorn itself hangs up after five seconds."""
 
 _ANSWERED_S = 1.0
 """For the answers of requests that were cancelled, until their connections are cut."""
@@ -42,7 +46,7 @@ class HttpServer:
         """Take requests. tls: None to take them unencrypted."""
         config = uvicorn.Config(
             app,
-            http="h11",
+            http=_Protocol,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -79,6 +83,18 @@ class HttpServer:
         """Give up the address, where it has not started."""
         for one in self._sockets:
             one.close()
+
+
+class _Protocol(H11Protocol):
+    """Hangs up on a connection that asks nothing."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
+        super().connection_made(transport)
+        self.loop.call_later(_FIRST_REQUEST_S, self._expect_request)
+
+    def _expect_request(self) -> None:
+        if self.cycle is None:
+            self.transport.abort()
 
 
 class _Uvicorn(uvicorn.Server):

@@ -1,0 +1,140 @@
+"""A picture that takes longer than it may is refused by name, and the others have their turn; a client that is slow is hung up on."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from contract.errors import TimeLimitError
+from service import Client, ServerSettings, in_background
+from service.pb.inference import open_inference_pb2
+from service.pb.tlcli.v1 import classifier_pb2 as pb
+from service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
+from service.rest import attending
+from service.rest import server as rest_server
+from service.time_limit import time_limit
+from tests.service.http_asks import Asking, http_in_background
+from tests.service.sample_pictures import RED, encode, scene
+from tests.service.test_score_cam import CHANNELS, RUN_S, TURN, SlowRuns
+from tests.service.test_score_cam import slow as slow
+from tests.service.test_score_cam import wide as wide
+
+PICTURE = encode(scene(RED, (30, 20, 90, 70)), "JPEG")
+LIMIT_S = 8 * RUN_S  # a Score-CAM takes 20 runs, a picture's scores one
+REFUSAL = "a picture took more than the 0.24 s that this server gives it: ask for less"
+
+
+def test_what_is_done_in_time_is_done() -> None:
+    async def main() -> None:
+        async with time_limit(5.0):
+            await asyncio.sleep(0)
+        async with time_limit(0):
+            await asyncio.sleep(0.01)
+        with pytest.raises(TimeLimitError, match="more than the 0.01 s"):
+            async with time_limit(0.01):
+                await asyncio.sleep(5)
+        with pytest.raises(TimeoutError, match="another's"):  # which is not ours
+            async with time_limit(5.0):
+                raise TimeoutError("another's")
+
+    asyncio.run(main())
+
+
+@pytest.fixture
+def port(wide: Path, slow: SlowRuns) -> Iterator[int]:
+    with in_background(ServerSettings(models=wide, port=0, max_picture_s=LIMIT_S)) as port:
+        slow.forget()
+        yield port
+
+
+def test_a_picture_that_takes_too_long_takes_no_further_turn(port: int, slow: SlowRuns) -> None:
+    with Client(port=port) as client:
+        with pytest.raises(TimeLimitError, match=REFUSAL):
+            client.classify(PICTURE, method="scorecam")
+        begun = slow.begun
+        assert begun < CHANNELS / TURN
+        assert client.classify(PICTURE, method="gradcam").predictions
+        time.sleep(3 * RUN_S)
+        assert slow.begun <= begun + 2  # one that was under way, and the one that was asked for
+
+
+def test_it_is_the_servers_status_and_not_the_clients(port: int) -> None:
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        with pytest.raises(grpc.RpcError) as refused:
+            ClassifierStub(channel).Classify(pb.ClassifyRequest(encoded=PICTURE, map=pb.MapRequest(method="scorecam")))
+        assert refused.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED  # type: ignore[attr-defined]  # as every error of a call has it
+        assert refused.value.details().startswith(REFUSAL)  # type: ignore[attr-defined]
+
+
+def test_of_a_stream_it_is_the_one_picture(port: int) -> None:
+    asked = [
+        pb.ClassifyRequest(encoded=PICTURE, request_id=method, map=pb.MapRequest(method=method))
+        for method in ("gradcam", "scorecam", "gradcam_plus_plus")
+    ]
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        answers = {one.request_id: one for one in ClassifierStub(channel).ClassifyStream(iter(asked))}
+    assert answers["scorecam"].error.message.startswith(REFUSAL)
+    assert all(answers[name].response.predictions for name in ("gradcam", "gradcam_plus_plus"))
+
+
+def test_tensors_have_as_long_for_each_picture(port: int) -> None:
+    def ask(channel: grpc.Channel, pictures: int, output: str) -> open_inference_pb2.ModelInferResponse:
+        request = open_inference_pb2.ModelInferRequest(model_name="wide")
+        request.outputs.add(name=output)
+        encoded = request.inputs.add(name="encoded", datatype="BYTES", shape=[pictures])
+        encoded.contents.bytes_contents.extend([PICTURE] * pictures)
+        call = channel.unary_unary(
+            "/inference.GRPCInferenceService/ModelInfer",
+            request_serializer=open_inference_pb2.ModelInferRequest.SerializeToString,
+            response_deserializer=open_inference_pb2.ModelInferResponse.FromString,
+        )
+        answer: open_inference_pb2.ModelInferResponse = call(request)
+        return answer
+
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        with pytest.raises(grpc.RpcError) as refused:
+            ask(channel, 1, "scorecam")
+        assert refused.value.details().startswith(REFUSAL)  # type: ignore[attr-defined]
+        assert ask(channel, 3, "scores").outputs[0].shape[0] == 3
+
+
+def test_over_http(wide: Path, slow: SlowRuns) -> None:
+    settings = ServerSettings(models=wide, port=0, http_port=0, max_picture_s=LIMIT_S)
+    with http_in_background(settings) as port, Asking(port) as http:
+        status, told = http.post("/v1/classify?map=scorecam", PICTURE).refusal
+        assert status == 504
+        assert told.startswith(REFUSAL)
+        assert http.post("/v1/classify?map=gradcam", PICTURE).json["predictions"]
+
+
+def test_a_body_that_does_not_come(one_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attending, "_READ_S", 0.1)
+    with http_in_background(ServerSettings(models=one_model, port=0, http_port=0)) as port:
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as slow_client:
+            slow_client.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: here\r\nContent-Length: 1000\r\n\r\nabc")
+            answer = b"".join(iter(lambda: slow_client.recv(4096), b""))
+        assert answer.startswith(b"HTTP/1.1 408")
+        assert b"the body did not come within 0.1 s" in answer
+        with Asking(port) as http:
+            assert http.post("/v1/classify", PICTURE).json["predictions"]
+
+
+def test_a_connection_that_asks_nothing(one_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rest_server, "_FIRST_REQUEST_S", 0.2)
+    with http_in_background(ServerSettings(models=one_model, port=0, http_port=0)) as port:
+        with Asking(port) as http:
+            assert http.get("/v2/health/live").json == {"live": True}
+            with socket.create_connection(("127.0.0.1", port), timeout=10) as silent:
+                silent.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: h")
+                begun = time.monotonic()
+                with pytest.raises(ConnectionError):  # or an end, which is none either
+                    if not silent.recv(100):
+                        raise ConnectionResetError
+            assert 0.1 < time.monotonic() - begun < 5
+            assert http.get("/v2/health/live").json == {"live": True}  # one that has asked before is kept
