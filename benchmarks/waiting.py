@@ -29,11 +29,11 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     runs = parser.parse_args().runs
     with tempfile.TemporaryDirectory() as folder:
-        models = Path(folder)
-        export = [*TLCLI, "export", "--backbone", "resnet50", "--weights", "none", "--models", str(models), "-q"]
+        kept, spare = Path(folder, "kept"), Path(folder, "spare")
         report("tlcli --help", lambda: command_s([*TLCLI, "--help"]), runs)
-        report("tlcli export --backbone resnet50", lambda: command_s(export), runs)
-        report("server with ResNet-50, start to SERVING", lambda: ready_s(models), runs)
+        report("tlcli export --backbone resnet50", lambda: export_s(spare), runs)
+        export_s(kept)  # once: a server starts with all versions that it finds
+        report("server with ResNet-50, start to SERVING", lambda: ready_s(kept), runs)
 
 
 def report(what: str, measure: Callable[[], float], runs: int) -> None:
@@ -46,6 +46,10 @@ def command_s(command: list[str]) -> float:
     began = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - began
+
+
+def export_s(models: Path) -> float:
+    return command_s([*TLCLI, "export", "--backbone", "resnet50", "--weights", "none", "--models", str(models), "-q"])
 
 
 def ready_s(models: Path) -> float:
