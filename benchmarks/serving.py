@@ -8,7 +8,8 @@
     one client   what a single client's median latency adds to the bare loop's for one picture
 
 With --peers, LitServe and MLServer serve the same ONNX file with the same steps, each at the best of some settings (batches of 1, 8 and
-16 pictures, one or two workers), over HTTP and gRPC. PYTHON is one of an environment that has them, onnxruntime, pillow and pydantic.
+16 pictures, one or two workers), over HTTP and gRPC. PYTHON is one of an environment that has them, onnxruntime, pillow and pydantic,
+and uvloop below 0.22, with which MLServer's workers start.
 
 FOLDER holds JPEG photographs. Every round runs all of them one after the other; medians of the rounds' ratios to the bare loop of the
 same round. Random weights.
