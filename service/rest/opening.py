@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 from service.addresses import join_address
-from service.classifier import Classifier
-from service.control import ModelControl
-from service.observer import Observer
-from service.open_inference import OpenInference
+from service.parts import Parts
 from service.renewing import Renewed
-from service.repository import Repository
 from service.rest.app import Application
 from service.rest.attending import Attending
 from service.rest.classify import ClassifyEndpoint
@@ -22,46 +16,25 @@ from service.rest.open_inference import OpenInferenceEndpoints
 from service.rest.openapi import OpenApi
 from service.rest.server import HttpServer
 from service.rest.tls import server_context
-from service.settings import ServerSettings
 from service.tokens import Token
-from service.workers import Workers
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What a server has that HTTP answers from, beside gRPC.
-
-    tokens: that requests must carry one of; None: they need none.
-    workers: that read and write large bodies.
-    is_serving: whether the server as a whole takes requests.
-    max_bytes: of a request that infers.
-    """
-
-    classifier: Classifier
-    open_inference: OpenInference
-    repository: Repository
-    control: ModelControl
-    observer: Observer
-    tokens: Renewed[tuple[Token, ...]] | None
-    workers: Workers
-    is_serving: Callable[[], bool]
-    max_bytes: int
 
 
 class Http:
     """Listens from the start, answers from `start` to `stop`. address: what to put before a path."""
 
-    def __init__(self, settings: ServerSettings, port: int, parts: Parts) -> None:
-        """
+    def __init__(self, parts: Parts, port: int, tokens: Renewed[tuple[Token, ...]] | None) -> None:
+        """tokens: that requests must carry one of; None: they need none.
+
         Raises:
             SettingsError: the address cannot be listened at, or the certificates cannot be used.
         """
+        settings = parts.settings
         certificate, key = settings.tls_certificate, settings.tls_key
         self._tls = None if certificate is None or key is None else server_context(certificate, key, settings.tls_client_ca)
         attending = Attending()
-        described = OpenApi(_endpoints(settings, parts), has_tokens=parts.tokens is not None)
+        described = OpenApi(_endpoints(parts), has_tokens=tokens is not None)
         observe = partial(parts.observer.observe, protocol="http")
-        self._app = Application(described.endpoints, Guard(parts.tokens), attending, parts.is_serving, observe)
+        self._app = Application(described.endpoints, Guard(tokens), attending, parts.is_serving, observe)
         self._server = HttpServer(settings.host, port, settings.reuse_port, attending)
         self.address = f"{'http' if self._tls is None else 'https'}://{join_address(settings.host, self._server.port)}"
 
@@ -78,8 +51,8 @@ class Http:
         self._server.close()
 
 
-def _endpoints(settings: ServerSettings, parts: Parts) -> list[Endpoint]:
+def _endpoints(parts: Parts) -> list[Endpoint]:
     open_inference = OpenInferenceEndpoints(
-        parts.open_inference, parts.repository, parts.control, parts.workers, parts.is_serving, parts.max_bytes
+        parts.open_inference, parts.repository, parts.control, parts.workers, parts.is_serving, parts.max_message_bytes
     )
-    return [ClassifyEndpoint(parts.classifier, settings.limits).endpoint(), *open_inference.endpoints()]
+    return [ClassifyEndpoint(parts.classifier, parts.settings.limits).endpoint(), *open_inference.endpoints()]

@@ -1,0 +1,105 @@
+"""gRPC as a part of a server: its services, behind those who observe requests and send some away, on an address."""
+
+from __future__ import annotations
+
+import logging
+import socket
+
+import grpc.aio
+from google.protobuf import descriptor_pool
+from grpc_health.v1 import health, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from contract.errors import SettingsError
+from service.addresses import join_address
+from service.edge import SERVICE, ClassifierEdge
+from service.guard import TokenGuard
+from service.health import Health
+from service.leaving import LeavingGuard
+from service.open_inference_edge import SERVICE as OPEN_INFERENCE
+from service.open_inference_edge import OpenInferenceEdge
+from service.parts import Parts
+from service.pb.inference import open_inference_pb2
+from service.pools import Pools
+from service.renewing import Renewed
+from service.settings import ServerSettings
+from service.tls import server_credentials
+from service.tokens import Token
+
+logger = logging.getLogger(__name__)
+
+
+class Grpc:
+    """Listens from the start, answers from `start` to `stop`. port: that it has; health: what it says."""
+
+    def __init__(self, parts: Parts, tokens: Renewed[tuple[Token, ...]] | None) -> None:
+        """tokens: that requests must carry one of; None: they need none.
+
+        Raises:
+            SettingsError: the address cannot be listened at, or the certificates cannot be used.
+        """
+        settings = parts.settings
+        self.health = Health()
+        self._leaving = LeavingGuard()
+        guards: list[grpc.aio.ServerInterceptor] = [parts.observer, self._leaving]  # type: ignore[type-arg]  # generic in the stubs alone
+        if tokens is not None:
+            guards.append(TokenGuard(tokens))
+        self._server = grpc.aio.server(
+            interceptors=guards,
+            options=[
+                ("grpc.max_receive_message_length", parts.max_message_bytes),
+                # Unasked, a second server on the same port would start without a word, and each get some of the requests.
+                ("grpc.so_reuseport", int(settings.reuse_port)),
+            ],
+        )
+        self._add_services(parts)
+        self.port = _listen(self._server, settings, _credentials(settings))
+
+    async def start(self) -> None:
+        """Take requests."""
+        await self._server.start()
+
+    def leave(self, in_s: float) -> None:
+        """Send new requests away: it hangs up in so many seconds."""
+        self._leaving.leave(in_s)
+
+    async def stop(self, grace_s: float) -> None:
+        """Take no more requests, and wait for those in flight; what is left of them after `grace_s` is cancelled."""
+        await self._server.stop(grace_s or None)
+
+    def _add_services(self, parts: Parts) -> None:
+        ClassifierEdge(parts.classifier, parts.repository, parts.settings.stream_in_flight).add_to(self._server)
+        OpenInferenceEdge(parts.open_inference, parts.repository, parts.control, parts.is_serving).add_to(self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
+        names = (SERVICE, OPEN_INFERENCE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        pools = Pools(open_inference_pb2.DESCRIPTOR.pool, descriptor_pool.Default())
+        reflection.enable_server_reflection(names, self._server, pools)  # type: ignore[arg-type]  # it asks no more of a pool than this has
+
+
+def _credentials(settings: ServerSettings) -> grpc.ServerCredentials | None:
+    if settings.tls_certificate is None or settings.tls_key is None:
+        return None
+    credentials = server_credentials(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
+    clients = "any client" if settings.tls_client_ca is None else f"clients with a certificate of {settings.tls_client_ca}"
+    logger.info("TLS with %s, for %s", settings.tls_certificate, clients)
+    return credentials
+
+
+def _listen(server: grpc.aio.Server, settings: ServerSettings, credentials: grpc.ServerCredentials | None) -> int:
+    host, port = settings.host, settings.port
+    address = join_address(host, port)
+    remedy = "choose another with --host and --port (--port 0 takes a free one)"
+    try:
+        # Tried by hand first: gRPC does not say why it cannot listen.
+        family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if settings.reuse_port:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            probe.bind(place)
+    except (OSError, UnicodeError) as error:
+        raise SettingsError(f"cannot listen on {address}: {getattr(error, 'strerror', None) or error}: {remedy}") from error
+    try:
+        return server.add_insecure_port(address) if credentials is None else server.add_secure_port(address, credentials)
+    except RuntimeError as error:
+        raise SettingsError(f"cannot listen on {address}: {error}: {remedy}") from error

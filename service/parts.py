@@ -1,0 +1,103 @@
+"""What a server consists of, put together from its settings: both protocols answer from the same parts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+
+from contract.cores import usable_cores
+from service.batching import Batching
+from service.classifier import Classifier
+from service.control import ModelControl
+from service.logs import log_request
+from service.metrics import Metrics
+from service.observed import Tell
+from service.observer import Observer
+from service.open_inference import OpenInference
+from service.repository import Repository
+from service.runner import Runner
+from service.settings import ServerSettings
+from service.tracing import Traces, open_traces
+from service.versions import VersionPolicy
+from service.workers import Workers
+
+_ENVELOPE_BYTES = 64 * 1024
+"""What a request holds beside its picture: names, ids, class numbers."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """
+    settings: what the server was told.
+    workers: decode and draw, and read and write large bodies.
+    observer: sees every request; tells metrics, traces and the log.
+    is_serving: whether the server as a whole takes requests.
+    max_message_bytes: of a request that infers.
+    """
+
+    settings: ServerSettings
+    repository: Repository
+    control: ModelControl
+    classifier: Classifier
+    open_inference: OpenInference
+    workers: Workers
+    observer: Observer
+    metrics: Metrics
+    traces: Traces | None
+    is_serving: Callable[[], bool]
+    max_message_bytes: int
+
+    @classmethod
+    def of(cls, settings: ServerSettings, on_change: Callable[[], Awaitable[None]], is_serving: Callable[[], bool]) -> Parts:
+        """Nothing is read or listened to yet.
+
+        Args:
+            settings: what the server was told.
+            on_change: awaited after what is served has changed.
+            is_serving: see the class.
+
+        Raises:
+            SettingsError: traces cannot be sent where they should go.
+        """
+        metrics = Metrics(on=settings.metrics_port is not None)
+        batching = Batching(settings.max_batch_size, settings.max_queue_delay_ms / 1000)
+        open_runner = partial(Runner.open, device=settings.device, threads=settings.threads, batching=batching, metrics=metrics)
+        repository = Repository(settings.models, open_runner, VersionPolicy.parse(settings.versions), settings.max_queue_size, metrics)
+        workers = Workers(settings.picture_threads or usable_cores(), name="pictures")
+        limits = (settings.limits, settings.max_maps, settings.max_picture_s)
+        traces = open_traces(settings.otel_endpoint)
+        observer = Observer(_told_of_requests(settings, metrics, traces))
+        metrics.watch(lambda: observer.in_flight, repository.queues)
+        return cls(
+            settings=settings,
+            repository=repository,
+            control=ModelControl(repository, settings.model_control, settings.poll_s, on_change),
+            classifier=Classifier(repository, workers, *limits),
+            open_inference=OpenInference(repository, workers, *limits),
+            workers=workers,
+            observer=observer,
+            metrics=metrics,
+            traces=traces,
+            is_serving=is_serving,
+            max_message_bytes=settings.max_message_bytes or settings.limits.max_bytes + _ENVELOPE_BYTES,
+        )
+
+    async def close(self) -> None:
+        """Wait for what runs, and give up threads, models, and what metrics and traces hold."""
+        self.workers.close()
+        self.repository.close()
+        await asyncio.to_thread(self.metrics.close)
+        if self.traces is not None:
+            await asyncio.to_thread(self.traces.close)
+
+
+def _told_of_requests(settings: ServerSettings, metrics: Metrics, traces: Traces | None) -> list[Tell]:
+    """Traces come first: the log names the trace."""
+    told: list[Tell] = [] if traces is None else [traces.take]
+    if metrics.on:
+        told.append(metrics.take)
+    if settings.log_requests:
+        told.append(log_request)
+    return told
