@@ -102,7 +102,7 @@ def open_pictures(spec: str, limit: int, seed: int, data_dir: Path | None = None
         HubError: it is not here and cannot be downloaded.
     """
     config = FinetuneConfig(dataset=spec, seed=seed, data_dir=data_dir or default_data_dir())
-    listing = _without_masks(list_dataset(config, progress))
+    listing = without_masks(list_dataset(config, progress))
     parts = [listing.test] if listing.test is not None else [part for part in (listing.train, listing.val) if part is not None]
     by_class = {name: [picture for part in parts for picture in part.get(name, ())] for name in listing.classes}
     drawn = _spread(by_class, seed)
@@ -120,8 +120,10 @@ def open_pictures(spec: str, limit: int, seed: int, data_dir: Path | None = None
     )
 
 
-def label_ids(classes: Sequence[str], labels: Sequence[str], where: str) -> dict[str, int]:
+def label_ids(classes: Sequence[str], labels: Sequence[str], where: str, otherwise: str = "") -> dict[str, int]:
     """The model's class for each class of the data set, by name; if not to the letter, then in any case of letters.
+
+    otherwise: what else the user could do.
 
     Raises:
         DatasetError: a class that the model does not have.
@@ -132,8 +134,7 @@ def label_ids(classes: Sequence[str], labels: Sequence[str], where: str) -> dict
     unknown = [name for name, index in found.items() if index is None]
     if unknown:
         raise DatasetError(
-            f"{where}: the model has no class {one_line(unknown)}; it has: {one_line(labels)}:"
-            " rename the folders, or use --explain predicted"
+            f"{where}: the model has no class {one_line(unknown)}; it has: {one_line(labels)}: rename the folders{otherwise}"
         )
     return {name: index for name, index in found.items() if index is not None}
 
@@ -152,7 +153,7 @@ def _spread(by_class: dict[str, list[str]], seed: int) -> list[tuple[str, str]]:
     return [picture for picture in chain.from_iterable(rounds) if picture is not None]
 
 
-def _without_masks(listing: Listing) -> Listing:
+def without_masks(listing: Listing) -> Listing:
     """Masks that lie beside the folders of classes are no class."""
     if not isinstance(listing.source, FolderSource) or MASKS_FOLDER not in listing.classes:
         return listing

@@ -20,6 +20,7 @@ from training.head import classify_embeddings, train_head
 from training.network import Network, NetworkConfig
 from training.parts import Part
 from training.plan import Plan, resolve_plan
+from training.predictions import predictions, write_predictions
 from training.preprocessing import resolve_preprocessing
 from training.progress import ProgressFactory, silent
 from training.results import EpochRow, Results, score
@@ -27,6 +28,8 @@ from training.run_folder import (
     CONFUSION,
     CURVES,
     MISTAKES,
+    PREDICTIONS,
+    RELIABILITY,
     SPLIT,
     RunConfig,
     RunFolder,
@@ -131,8 +134,9 @@ def finetune(config: FinetuneConfig, progress: ProgressFactory = silent, say: Sa
     with clock("report"):
         report.draw_curves(best.rows, best.kept.epoch, folder.path / CURVES)
         report.draw_confusion(scores["val"], "validation", folder.path / CONFUSION)
-        report.draw_mistakes(network, dataset.val, logits["val"], dataset.classes, folder.path / MISTAKES)
-    folder.write_predictions(_predictions(dataset, logits["val"]))
+        report.draw_reliability(scores["val"], "validation", folder.path / RELIABILITY)
+        report.draw_mistakes(report.explained_by(network), dataset.val, logits["val"], dataset.classes, folder.path / MISTAKES)
+    write_predictions(folder.path / PREDICTIONS, predictions(dataset.val, logits["val"], dataset.classes))
     results = Results(
         best_epoch=best.kept.epoch,
         stopped=best.stopped,
@@ -206,17 +210,6 @@ def _from_pictures(network: Network, plan: Plan, progress: ProgressFactory) -> C
             return classify_pictures(network, part, plan, advance)
 
     return evaluate
-
-
-def _predictions(dataset: Dataset, logits: Tensor) -> list[tuple[str, str, str, float]]:
-    """A row a validation picture: name, label, predicted label, the predicted class's score."""
-    scores, predicted = logits.softmax(1).max(1)
-    return [
-        (name, dataset.classes[label], dataset.classes[guess], round(value, 6))
-        for name, label, guess, value in zip(
-            dataset.val.names, dataset.val.labels.tolist(), predicted.tolist(), scores.tolist(), strict=True
-        )
-    ]
 
 
 def _say_what_was_found(config: FinetuneConfig, network: Network, dataset: Dataset, say: Say) -> None:

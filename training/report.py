@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
 
 from contract.files import whole_file
+from contract.preprocessing import Preprocessing
 from contract.rendering import overlay
 from training.gradients import feature_gradients, gradcam
 from training.network import Network
 from training.parts import Part
 from training.results import EpochRow, Scores
+
+Map = tuple[npt.NDArray[np.float32], Preprocessing]
+"""Its values, `[h, w]`, and what says which part of the picture they cover."""
+
+Explain = Callable[[Image.Image, int], Map]
+"""The map of a picture for a class."""
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,7 +68,7 @@ def draw_curves(rows: Sequence[EpochRow], best_epoch: int, path: Path) -> None:
 
 
 def draw_confusion(scores: Scores, part: str, path: Path) -> None:
-    """The confusion matrix as a PNG: counts, coloured by their share of the true class.
+    """The confusion matrix as a PNG: counts, coloured by their share of the true class; of many classes those that occur.
 
     Args:
         scores: of the part.
@@ -68,13 +76,15 @@ def draw_confusion(scores: Scores, part: str, path: Path) -> None:
         path: of the PNG.
     """
     counts = np.array(scores.confusion)
+    shown = np.flatnonzero((counts.sum(0) + counts.sum(1) > 0) | (len(counts) <= _MOST_CLASSES_WITH_ZEROS))
+    counts = counts[np.ix_(shown, shown)]
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     classes = len(counts)
     side = min(max(3.2, 0.42 * classes, 3.2 + 0.13 * classes), 18.0)
     figure = _figure(side + 1.6, side + 0.9)
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    labels = [_plain(row.label) for row in scores.classes]
+    labels = [_plain(scores.classes[index].label) for index in shown]
     font = min(10.0, max(4.0, 0.5 * 72 * side / classes))  # half a cell high
     axes.set_xticks(range(classes), labels, rotation=0 if classes <= 4 else 90, fontsize=font)
     axes.set_yticks(range(classes), labels, fontsize=font)
@@ -85,21 +95,62 @@ def draw_confusion(scores: Scores, part: str, path: Path) -> None:
             axes.text(predicted, true, str(counts[true, predicted]), ha="center", va="center", fontsize=font, color=colour)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    axes.set_title(f"{part}: {100 * scores.top1:.2f} % of {scores.count:,} pictures right", fontsize=11)
+    axes.set_title(f"{_plain(part)}: {100 * scores.top1:.2f} % of {scores.count:,} pictures right", fontsize=11)
     bar = figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02, aspect=30)
     bar.set_label("share of the true class", fontsize=9)
     bar.ax.tick_params(labelsize=8)
     _save(figure, path)
 
 
-def draw_mistakes(network: Network, part: Part, logits: Tensor, classes: Sequence[str], path: Path) -> None:
-    """A contact sheet as a PNG: the wrong answers that the network was surest of, each beside its map.
+def draw_reliability(scores: Scores, part: str, path: Path) -> None:
+    """The share of right answers over their scores as a PNG, bin by bin, with how many answers each bin holds.
 
-    The map is Grad-CAM of the predicted class. Where there is room left, the right answers it was least sure of follow.
+    DeGroot and Fienberg 1983, by way of Guo et al. 2017, arXiv:1706.04599, figure 1.
 
     Args:
-        network: in eval mode.
+        scores: of the part.
+        part: its name, for the title.
+        path: of the PNG.
+    """
+    figure = _figure(4.6, 5.0)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    filled = [one for one in scores.calibration.bins if one.count]
+    middle = [100 * (one.low + one.high) / 2 for one in filled]
+    width = 100 / len(scores.calibration.bins)
+    confidence = [100 * (one.confidence or 0.0) for one in filled]
+    accuracy = [100 * (one.accuracy or 0.0) for one in filled]
+    upper.plot([0, 100], [0, 100], color="0.6", linestyle=":", linewidth=1)
+    upper.bar(middle, accuracy, width=0.9 * width, color=_VAL, alpha=0.75, label="right answers")
+    upper.plot(confidence, confidence, "_", color=_BEST, markersize=14, markeredgewidth=2, label="mean score")
+    upper.set_ylim(0, 102)
+    upper.set_ylabel("right answers, %")
+    upper.set_title(f"{_plain(part)}\nexpected calibration error {100 * scores.calibration.ece:.1f} %", fontsize=11)
+    upper.legend(frameon=False, fontsize=8, loc="upper left")
+    lower.bar(middle, [one.count for one in filled], width=0.9 * width, color=_TRAIN)
+    lower.set_yscale("log")
+    lower.yaxis.set_major_formatter("{x:,.0f}")
+    lower.yaxis.set_minor_formatter("")
+    lower.set_ylabel("answers")
+    lower.set_xlabel("score of the predicted class, %")
+    lower.set_xlim(0, 100)
+    for axes in (upper, lower):
+        axes.grid(alpha=0.25)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    _save(figure, path)
+
+
+def draw_mistakes(
+    explain: Explain, part: Part, logits: Tensor, classes: Sequence[str], path: Path, kind: str = "validation", method: str = "Grad-CAM"
+) -> None:
+    """A contact sheet as a PNG: the wrong answers that the network was surest of, each beside its map of the predicted class.
+
+    Where there is room left, the right answers it was least sure of follow.
+
+    Args:
+        explain: makes the maps.
         part: the pictures.
+        kind, method: what the title calls the pictures, and the maps.
         logits: of the part, `[n, C]`.
         classes: C names.
         path: of the PNG.
@@ -108,20 +159,20 @@ def draw_mistakes(network: Network, part: Part, logits: Tensor, classes: Sequenc
     labels = torch.from_numpy(part.labels)
     chosen = most_telling(logits, labels, _SHEET_COLUMNS * _SHEET_ROWS)
     wrong = predicted != labels
-    mistakes, pictures = int(wrong.sum()), f"{len(part):,} validation pictures"
+    mistakes, pictures = int(wrong.sum()), f"{len(part):,} {kind} pictures"
     if mistakes >= len(chosen):
         title = f"The surest of {mistakes:,} mistakes on {pictures}"
     else:
         title = f"{f'{mistakes} wrong (red)' if mistakes else 'None wrong'} of {pictures}; the right answers least sure of (black)"
     rows = -(-len(chosen) // _SHEET_COLUMNS)
     figure = _figure(4.2 * _SHEET_COLUMNS, 2.45 * rows + 0.7)
-    figure.suptitle(f"{title}\neach picture beside the Grad-CAM map of the predicted class", fontsize=11)
+    figure.suptitle(f"{title}\neach picture beside the {method} map of the predicted class", fontsize=11)
     grid = figure.subplots(rows, _SHEET_COLUMNS, squeeze=False).ravel()
     for axes in grid:
         axes.axis("off")
     for axes, index in zip(grid, chosen.tolist(), strict=False):
         predicted_class = int(predicted[index])
-        axes.imshow(np.asarray(_beside_its_map(network, part.load(index), predicted_class)))
+        axes.imshow(np.asarray(_beside_its_map(explain, part.load(index), predicted_class)))
         says = f"{_plain(classes[predicted_class])} {100 * float(scores[index]):.1f} %"
         axes.set_title(f"{says}, is {_plain(classes[int(labels[index])])}", fontsize=9, color=_BEST if wrong[index] else "black")
         axes.text(
@@ -146,11 +197,19 @@ def most_telling(logits: Tensor, labels: Tensor, most: int) -> Tensor:
     return torch.where(wrong, -scores, 1 + scores).argsort(stable=True)[:most]
 
 
-def _beside_its_map(network: Network, picture: Image.Image, class_index: int) -> Image.Image:
-    preprocessing = network.config.preprocessing
-    image = torch.from_numpy(preprocessing.apply(picture))
-    _, activations, gradients = feature_gradients(network, image[None], torch.tensor([[class_index]]))
-    values = gradcam(activations, gradients)[0, 0].float().cpu().numpy()
+def explained_by(network: Network) -> Explain:
+    """Grad-CAM of a network in eval mode."""
+
+    def explain(picture: Image.Image, class_index: int) -> Map:
+        image = torch.from_numpy(network.config.preprocessing.apply(picture))
+        _, activations, gradients = feature_gradients(network, image[None], torch.tensor([[class_index]]))
+        return gradcam(activations, gradients)[0, 0].float().cpu().numpy(), network.config.preprocessing
+
+    return explain
+
+
+def _beside_its_map(explain: Explain, picture: Image.Image, class_index: int) -> Image.Image:
+    values, preprocessing = explain(picture, class_index)
     scale = min(_TILE / min(picture.size), 2 * _TILE / max(picture.size))
     shown = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))), Image.Resampling.BICUBIC)
     mapped = overlay(shown, values, preprocessing.visible_box(*shown.size))

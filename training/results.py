@@ -10,7 +10,11 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 from torch.nn import functional
 
+from training.calibration import Calibration, calibration
+
 Stage = Literal["head", "full"]
+
+_TOP = 5
 
 
 class EpochRow(NamedTuple):
@@ -32,20 +36,25 @@ class EpochRow(NamedTuple):
 
 
 class ClassScores(BaseModel):
-    """One class of a part. count: pictures of it. precision, recall: in [0, 1]; precision is None if it was never predicted."""
+    """One class of a part.
+
+    count: pictures of it. precision, recall, f1: in [0, 1]; precision is None if it was never predicted, recall if it has no pictures.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     label: str
     count: int
     precision: float | None
-    recall: float
+    recall: float | None
+    f1: float | None
 
 
 class Scores(BaseModel):
     """How a network did on a part.
 
-    top1: share of right answers, in [0, 1]. loss: mean cross-entropy, nats.
+    top1: share of right answers, in [0, 1]. top5: of those with the right class among the first five, where there are more classes.
+    loss: mean cross-entropy, nats. macro_f1: the mean F1 of the classes that have pictures.
     confusion: counts, `confusion[true][predicted]`, in the order of the classes.
     """
 
@@ -53,7 +62,10 @@ class Scores(BaseModel):
 
     count: int
     top1: float
+    top5: float | None
     loss: float
+    macro_f1: float
+    calibration: Calibration
     classes: tuple[ClassScores, ...]
     confusion: tuple[tuple[int, ...], ...]
 
@@ -83,6 +95,10 @@ class Results(BaseModel):
         return {f"{name}_{figure}": getattr(part, figure) for name, part in parts.items() if part for figure in ("top1", "loss")}
 
 
+def _share(part: np.integer, whole: np.integer) -> float | None:
+    return float(part / whole) if whole else None
+
+
 def loss_and_top1(logits: Tensor, labels: Tensor) -> tuple[float, float]:
     """Mean cross-entropy in nats and the share of right answers, of logits `[n, C]` and labels `[n]`."""
     return float(functional.cross_entropy(logits, labels)), float((logits.argmax(1) == labels).float().mean())
@@ -100,18 +116,24 @@ def score(logits: Tensor, labels: Tensor, classes: tuple[str, ...]) -> Scores:
     count = len(classes)
     confusion = torch.bincount(labels * count + logits.argmax(1), minlength=count**2).reshape(count, count).cpu().numpy()
     right, actual, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)
+    confidence, first = logits.softmax(1).max(1)
+    of_class = tuple(
+        ClassScores(
+            label=label,
+            count=int(actual[index]),
+            precision=_share(right[index], predicted[index]),
+            recall=_share(right[index], actual[index]),
+            f1=_share(2 * right[index], actual[index] + predicted[index]),
+        )
+        for index, label in enumerate(classes)
+    )
     return Scores(
         count=len(labels),
         top1=top1,
+        top5=float((logits.topk(_TOP, 1).indices == labels[:, None]).any(1).float().mean()) if count > _TOP else None,
         loss=loss,
-        classes=tuple(
-            ClassScores(
-                label=label,
-                count=int(actual[index]),
-                precision=float(right[index] / predicted[index]) if predicted[index] else None,
-                recall=float(right[index] / max(actual[index], 1)),
-            )
-            for index, label in enumerate(classes)
-        ),
+        macro_f1=float(np.mean([one.f1 for one in of_class if one.count])),
+        calibration=calibration(confidence.cpu().numpy(), (first == labels).cpu().numpy()),
+        classes=of_class,
         confusion=tuple(tuple(int(value) for value in row) for row in confusion),
     )

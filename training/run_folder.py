@@ -26,7 +26,7 @@ from training.results import EpochRow, Results
 
 CONFIG, CHECKPOINT, METRICS, RESULTS = "config.json", "checkpoint.safetensors", "metrics.csv", "results.json"
 SPLIT, PREDICTIONS = "split.json", "predictions.csv"
-CURVES, CONFUSION, MISTAKES = "curves.png", "confusion_matrix.png", "mistakes.png"
+CURVES, CONFUSION, RELIABILITY, MISTAKES = "curves.png", "confusion_matrix.png", "reliability.png", "mistakes.png"
 
 RUNS = Path("runs")
 _SHORT_MODE = {"feature-extraction": "features", "full": "full"}
@@ -71,25 +71,18 @@ class RunFolder:
 
     def write_metrics(self, rows: Sequence[EpochRow]) -> None:
         """A row an epoch so far."""
-        self._write_table(METRICS, EpochRow._fields, rows)
+        with whole_file(self.path / METRICS) as temporary, temporary.open("w", newline="", encoding="utf-8") as opened:
+            writer = csv.writer(opened)
+            writer.writerow(EpochRow._fields)
+            writer.writerows(rows)
 
     def write_results(self, results: Results) -> None:
         """The final figures: with them the run is finished."""
         self._write_text(RESULTS, results.model_dump_json(indent=2))
 
-    def write_predictions(self, rows: Sequence[tuple[str, str, str, float]]) -> None:
-        """A row a picture: name, label, predicted label, and the predicted class's score."""
-        self._write_table(PREDICTIONS, ("name", "label", "predicted", "score"), rows)
-
     def _write_text(self, name: str, text: str) -> None:
         with whole_file(self.path / name) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
-
-    def _write_table(self, name: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        with whole_file(self.path / name) as temporary, temporary.open("w", newline="", encoding="utf-8") as opened:
-            writer = csv.writer(opened)
-            writer.writerow(header)
-            writer.writerows(rows)
 
 
 def absolute(config: FinetuneConfig) -> FinetuneConfig:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from sklearn import metrics
 from torch import nn
 
 import training
@@ -244,8 +245,26 @@ def test_figures_of_a_part() -> None:
     figures = score(torch.nn.functional.one_hot(predicted, 4).float() * 9, labels, ("a", "b", "c", "d"))
     assert figures.confusion == ((2, 1, 0, 0), (0, 2, 0, 0), (1, 0, 0, 0), (0, 0, 0, 0))
     assert figures.top1 == pytest.approx(4 / 6)
-    assert [each.recall for each in figures.classes] == [pytest.approx(2 / 3), 1.0, 0.0, 0.0]
+    assert [each.recall for each in figures.classes] == [pytest.approx(2 / 3), 1.0, 0.0, None]
+    assert [each.f1 for each in figures.classes] == [pytest.approx(2 / 3), pytest.approx(4 / 5), 0.0, None]
+    assert figures.macro_f1 == pytest.approx((2 / 3 + 4 / 5) / 3)
+    assert figures.top5 is None
     assert [each.precision for each in figures.classes] == [pytest.approx(2 / 3), pytest.approx(2 / 3), None, None]
+
+
+def test_figures_are_those_of_scikit_learn() -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(400, 8), torch.randint(0, 8, (400,))
+    figures = score(logits, labels, tuple("abcdefgh"))
+    truth, predicted = labels.numpy(), logits.argmax(1).numpy()
+    precision, recall, f1, count = metrics.precision_recall_fscore_support(truth, predicted)
+    np.testing.assert_allclose([one.precision for one in figures.classes], precision)
+    np.testing.assert_allclose([one.recall for one in figures.classes], recall)
+    np.testing.assert_allclose([one.f1 for one in figures.classes], f1)
+    assert [one.count for one in figures.classes] == count.tolist()
+    assert figures.macro_f1 == pytest.approx(metrics.f1_score(truth, predicted, average="macro"))
+    assert figures.top5 == pytest.approx(metrics.top_k_accuracy_score(truth, logits.numpy(), k=5))
+    assert figures.loss == pytest.approx(metrics.log_loss(truth, logits.softmax(1).numpy()), rel=1e-5)
 
 
 # ---- all of it

@@ -96,14 +96,14 @@ def test_mistakes_are_shown_with_their_maps(wrong: int, part: Part, network: Net
     labels = torch.from_numpy(part.labels)
     shown = (labels + (torch.arange(len(labels)) < wrong)) % 3
     logits = torch.nn.functional.one_hot(shown, 3).float()
-    report.draw_mistakes(network, part, logits, ("blue", "green", "red"), tmp_path / "mistakes.png")
+    report.draw_mistakes(report.explained_by(network), part, logits, ("blue", "green", "red"), tmp_path / "mistakes.png")
     drawn = picture(tmp_path / "mistakes.png")
     assert drawn.shape[0] > 200 * 4
     assert (drawn.max(2) - drawn.min(2) > 60).mean() > 0.15  # pictures and heat maps, not white paper
 
 
 def test_a_picture_and_its_map_stand_side_by_side(part: Part, network: Network) -> None:
-    pair = report._beside_its_map(network, part.load(0), 1)
+    pair = report._beside_its_map(report.explained_by(network), part.load(0), 1)
     left, right = pair.crop((0, 0, pair.width // 2 - 3, pair.height)), pair.crop((pair.width // 2 + 3, 0, pair.width, pair.height))
     assert left.size == right.size
     expected = part.load(0).resize(left.size, Image.Resampling.BICUBIC)

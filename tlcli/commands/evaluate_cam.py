@@ -112,7 +112,9 @@ def command(
         metrics=choose_metrics(pictures, metrics),
         steps=steps,
         seed=seed,
-        class_ids=label_ids(pictures.classes, description.labels, pictures.where) if explain == "label" else None,
+        class_ids=label_ids(pictures.classes, description.labels, pictures.where, ", or use --explain predicted")
+        if explain == "label"
+        else None,
         softmax=softmax == "on",
         batch_size=batch_size,
     )
