@@ -90,15 +90,13 @@ class Model:
         self._evidence = {name for layer in description.layers for name in (layer.features, layer.gradients)}
 
     @classmethod
-    def open(cls, path: str | Path, device: str = "auto", threads: int = 0, spinning: bool = True) -> Model:
+    def open(cls, path: str | Path, device: str = "auto", threads: int = 0) -> Model:
         """Load an exported model.
 
         Args:
             path: the ONNX file.
             device: `auto`, `cpu` or `cuda`.
             threads: ONNX Runtime's intra-op threads; 0 takes every core this process may use.
-            spinning: let those threads wait busily for each other: a tenth faster where nothing else wants the cores, and slower where
-                something does, as in a server that decodes pictures meanwhile.
 
         Raises:
             ModelFileError: missing, broken, or not one of ours.
@@ -113,7 +111,8 @@ class Model:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # what is an error is raised too; and it warns at each load that `targets` has a default
         options.intra_op_num_threads = threads or usable_cores()
-        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+        # Threads wait for each other busily, which is sooner, but not from one run to the next: others may want the cores then.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         providers = ["CUDAExecutionProvider", "CPUExecutionProvider"] if chosen == "cuda" else ["CPUExecutionProvider"]
         try:
             session = onnxruntime.InferenceSession(str(path), options, providers=providers)

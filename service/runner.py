@@ -51,7 +51,7 @@ class Runner:
         """
         thread = Workers(1, name=f"run {path.parent.parent.name}/{path.parent.name}")
         try:
-            opened = await thread.do(partial(Model.open, spinning=False), path, device, threads)
+            opened = await thread.do(Model.open, path, device, threads)
             warmed_up = await thread.do(warm_up, opened.value, batching.max_size)
         except BaseException:
             thread.close(wait=False)  # cancelled at a stop, the load under way must not hold up the event loop

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import timm
 
-import training.torchvision_backbones  # noqa: F401 - registers them
+import training.own_backbones  # noqa: F401 - registers them
 
 # timm's modules whose models answer tokens, not a map `[N, c, h, w]`.
 # fmt: off

@@ -11,7 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-import training.torchvision_backbones  # noqa: F401 - registers them
+import training.own_backbones  # noqa: F401 - registers them
 from contract.errors import SettingsError, first_line
 from contract.preprocessing import Preprocessing
 from training.config import Scalar

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torchvision
 from torch import Tensor, nn
 
+from training.parted_backbone import HiddenLayers, PartedBackbone
+
 State = dict[str, Tensor]
 
 
-class TorchvisionBackbone(nn.Module):
-    """The parts of one of torchvision's networks. The names in its `state_dict` are torchvision's.
-
-    num_features: c of the features. head_hidden_size: d of what the classifier takes. num_classes: 0 where it has no classifier.
-    """
-
-    body: ClassVar[tuple[str, ...]] = ("features",)
-    """The children that make the features, one after the other."""
-    classifier_name: ClassVar[str] = "fc"
-    """The last layer with weights, by its path."""
-    head_parts: ClassVar[tuple[str, ...]] = ()
-    """Children with hidden layers between the features and the classifier."""
-    pool_size: ClassVar[tuple[int, int]] = (7, 7)
-    """Height and width of the features at torchvision's input size."""
+class TorchvisionBackbone(PartedBackbone):
+    """The parts of one of torchvision's networks. The names in its `state_dict` are torchvision's."""
 
     def __init__(self, name: str, num_classes: int = 1000, **settings: Any) -> None:
         """Take torchvision's network apart.
@@ -49,60 +39,16 @@ class TorchvisionBackbone(nn.Module):
         """A checkpoint's tensors, without those that only training on ImageNet needed."""
         return state
 
-    def forward_features(self, inputs: Tensor) -> Tensor:
-        """`[N, 3, H, W]` to `[N, c, h, w]`."""
-        for name in self.body:
-            inputs = self.get_submodule(name)(inputs)
-        return inputs
 
-    def pool(self, features: Tensor) -> Tensor:
-        """`[N, c, h, w]` to what the classifier takes, `[N, d]`."""
-        return features.mean((2, 3))
-
-    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
-        """`[N, c, h, w]` to logits `[N, C]`, or, with `pre_logits`, to what the classifier takes, `[N, d]`."""
-        pooled = self.pool(features)
-        return pooled if pre_logits else cast("Tensor", self.get_submodule(self.classifier_name)(pooled))
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """`[N, 3, H, W]`, normalised, to logits `[N, C]`."""
-        return self.forward_head(self.forward_features(inputs))
-
-    def get_classifier(self) -> nn.Module:
-        """The last layer."""
-        return self.get_submodule(self.classifier_name)
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """A new last layer for so many classes; for 0 none, and `forward` answers what it would take."""
-        self.num_classes = num_classes
-        like = next(self.parameters())
-        layer = self.new_classifier(num_classes).to(like.device, like.dtype) if num_classes else nn.Identity()
-        self.set_submodule(self.classifier_name, layer)
-
-    def new_classifier(self, num_classes: int) -> nn.Module:
-        """A last layer with random weights."""
-        return nn.Linear(self.head_hidden_size, num_classes)
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """timm's way to count layers from the stem upward, by patterns of parameters' names."""
-        return {"stem": r"^features\.0\.", "blocks": r"^features\.(\d+)"}
-
-
-class AlexNet(TorchvisionBackbone):
+class AlexNet(HiddenLayers, TorchvisionBackbone):
     """Krizhevsky 2014, arXiv:1404.5997. fc6 and fc7 stand in `classifier` with the last layer."""
 
     classifier_name = "classifier.6"
-    head_parts = ("classifier",)
     pool_size = (6, 6)
 
     def __init__(self, name: str, num_classes: int = 1000, **settings: Any) -> None:
         super().__init__(name, num_classes, **settings)
         self.num_features = cast("nn.Conv2d", self.get_submodule("features.10")).out_channels
-
-    def pool(self, features: Tensor) -> Tensor:
-        """Through fc6 and fc7."""
-        hidden = cast("nn.Sequential", self.classifier)[:-1]
-        return cast("Tensor", hidden(cast("nn.Module", self.avgpool)(features).flatten(1)))
 
 
 class SqueezeNet(TorchvisionBackbone):
@@ -138,7 +84,7 @@ class ShuffleNetV2(TorchvisionBackbone):
     body = ("conv1", "maxpool", "stage2", "stage3", "stage4", "conv5")
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """See `TorchvisionBackbone`."""
+        """See `PartedBackbone`."""
         return {"stem": r"^conv1\.", "blocks": r"^stage(\d+)\.(\d+)", "top": r"^conv5\."}
 
 
@@ -156,7 +102,7 @@ class MNASNet(TorchvisionBackbone):
         return cast("Tensor", cast("nn.Sequential", self.classifier)[0](super().pool(features)))
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """See `TorchvisionBackbone`."""
+        """See `PartedBackbone`."""
         return {"stem": r"^layers\.[0-7]\.", "blocks": r"^layers\.(8|9|1[0-3])\.(\d+)", "top": r"^layers\.1[4-6]\."}
 
 
@@ -188,5 +134,5 @@ class GoogLeNet(TorchvisionBackbone):
         return cast("Tensor", cast("nn.Module", self.dropout)(pooled))
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """See `TorchvisionBackbone`."""
+        """See `PartedBackbone`."""
         return {"stem": r"^conv1\.", "blocks": [(rf"^{name}\.", (number,)) for number, name in enumerate(self.body)]}

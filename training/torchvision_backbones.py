@@ -6,11 +6,11 @@ MNASNet is among them: timm has three of its four widths, and official weights o
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import torchvision
-from timm.models import PretrainedCfg, build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import PretrainedCfg, generate_default_cfgs
 
+from training.registering import register
 from training.torchvision_adapters import AlexNet, GoogLeNet, MNASNet, ShuffleNetV2, SqueezeNet, TorchvisionBackbone
 
 TAG = "tv_in1k"
@@ -48,16 +48,5 @@ default_cfgs = generate_default_cfgs({f"{name}.{TAG}": _pretrained_cfg(name) for
 """Under the name by which `register_model` looks for it in an entry point's module."""
 
 
-def _register(name: str, family: type[TorchvisionBackbone]) -> None:
-    def create(pretrained: bool = False, **settings: Any) -> TorchvisionBackbone:
-        model: TorchvisionBackbone = build_model_with_cfg(
-            partial(family, name), name, pretrained, pretrained_filter_fn=family.converted, kwargs_filter=("in_chans",), **settings
-        )
-        return model
-
-    create.__name__ = create.__qualname__ = name
-    register_model(create)
-
-
 for _name, _family in BACKBONES.items():
-    _register(_name, _family)
+    register(__name__, _name, partial(_family, _name), pretrained_filter_fn=_family.converted, kwargs_filter=("in_chans",))

@@ -26,7 +26,7 @@ class Scores(litserve.LitAPI):
 
     def setup(self, device: str) -> None:
         """Each worker has a session of its own, and its share of the cores."""
-        self._model = Model.open(self._path, "cpu", threads=max(1, usable_cores() // self._workers), spinning=False)
+        self._model = Model.open(self._path, "cpu", threads=max(1, usable_cores() // self._workers))
 
     def decode_request(self, request: UploadFile) -> np.ndarray:
         """A picture to the network's input."""

@@ -22,7 +22,7 @@ class Scores(MLModel):
         """Open the file that `model-settings.json` names."""
         parameters = self.settings.parameters
         assert parameters is not None
-        self._model = Model.open(parameters.uri, "cpu", spinning=False)
+        self._model = Model.open(parameters.uri, "cpu")
         return True
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
