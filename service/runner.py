@@ -14,7 +14,7 @@ from contract.model import Answer, Model
 from contract.scorecam import is_score_cam
 from service.batching import Batcher, Batching, Sharing, Wanted
 from service.metrics import NO_METRICS, Metrics
-from service.warming import warm_up
+from service.warming import is_light, warm_up
 from service.workers import Timed, Workers
 
 MASKED_PICTURES = {"cpu": 4, "cuda": 16}
@@ -40,7 +40,8 @@ class Runner:
         """Load a model and warm it up.
 
         Args:
-            path, device, threads: see `contract.model.Model.open`.
+            path, device: see `contract.model.Model.open`.
+            threads: ONNX Runtime's; 0 takes every core, or one where a run is short (`service.warming.is_light`).
             batching: how requests share runs.
             metrics: that the sizes of the runs are counted in.
 
@@ -51,12 +52,12 @@ class Runner:
         """
         thread = Workers(1, name=f"run {path.parent.parent.name}/{path.parent.name}")
         try:
-            opened = await thread.do(Model.open, path, device, threads)
-            warmed_up = await thread.do(warm_up, opened.value, batching.max_size)
+            model = (await thread.do(_open, path, device, threads)).value
+            sharing = (await thread.do(warm_up, model, batching.max_size)).value
         except BaseException:
             thread.close(wait=False)  # cancelled at a stop, the load under way must not hold up the event loop
             raise
-        return cls(opened.value, thread, batching, warmed_up.value, metrics.batches(path.parent.parent.name))
+        return cls(model, thread, batching, sharing, metrics.batches(path.parent.parent.name))
 
     def picture_s(self) -> float:
         """What a picture took of late, in seconds."""
@@ -113,6 +114,13 @@ class Runner:
         """Wait for the run under way, drop those that wait."""
         self._batcher.close()
         self._thread.close()
+
+
+def _open(path: Path, device: str, threads: int) -> Model:
+    model = Model.open(path, device, threads)
+    if model.device == "cpu" and not threads and is_light(model):
+        return Model.open(path, device, threads=1)
+    return model
 
 
 def _run(model: Model, images: npt.NDArray[np.uint8], targets: npt.NDArray[np.int64], methods: tuple[str, ...], softmax: bool) -> Answer:

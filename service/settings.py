@@ -67,7 +67,13 @@ class ServerSettings:
     )
     poll_s: float = field(default=5.0, metadata=told("How often the folder is looked at with model_control poll.", low=0.01))
     device: str = field(default="auto", metadata=told("Where to compute.", choices=("auto", "cpu", "cuda")))
-    threads: int = field(default=0, metadata=told("Of ONNX Runtime, for each model; 0 takes every core this process may use.", low=0))
+    threads: int = field(
+        default=0,
+        metadata=told(
+            "Of ONNX Runtime, for each model; 0 takes every core this process may use, or one for a model whose run takes a millisecond.",
+            low=0,
+        ),
+    )
     picture_threads: int = field(default=0, metadata=told("That decode, resize and draw; 0 takes every core this process may use.", low=0))
     limits: PictureLimits = field(
         default_factory=PictureLimits,

@@ -18,6 +18,19 @@ _COSTLY = "ablationcam"
 """Runs what follows the layer again for each channel: never for company's sake."""
 
 
+_LIGHT_S = 0.0015
+
+
+def is_light(model: Model) -> bool:
+    """Whether a run is so short that threads wait for each other about as long as they compute.
+
+    Such a model does best with one thread: the other cores decode meanwhile, which then is most of the work.
+    """
+    one = _blank(model, 1)
+    model.run(one)
+    return _shortest_s(lambda: model.run(one)) < _LIGHT_S
+
+
 def warm_up(model: Model, max_size: int) -> Sharing:
     """Run single pictures and full batches, with maps and without.
 
