@@ -37,8 +37,8 @@ def _groups(mounted: Path, own: Path) -> Iterator[Path]:
     """Where limits may stand: this process's group, and those that it lies in."""
     for line in _words(own, ""):
         controllers, _, path = line.partition(":")[2].partition(":")
-        if controllers in ("", "cpu", "cpu,cpuacct"):
-            group = Path(mounted, controllers, path.lstrip("/"))
+        if not controllers or "cpu" in controllers.split(","):
+            group = Path(mounted, "cpu" if controllers else "", path.lstrip("/"))
             yield from (group, *group.parents[: len(group.relative_to(mounted).parts)])
 
 

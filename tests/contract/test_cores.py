@@ -38,7 +38,7 @@ def test_version_2(tmp_path: Path) -> None:
 
 
 def test_version_1(tmp_path: Path) -> None:
-    cpu = tmp_path / "cgroup/cpu,cpuacct/docker/one"
+    cpu = tmp_path / "cgroup/cpu/docker/one"  # as a link to cpu,cpuacct
     own = "12:memory:/docker/one\n5:cpu,cpuacct:/docker/one\n1:name=systemd:/docker/one\n0::/system.slice\n"
     write(cpu, cfs_quota_us="-1", cfs_period_us="100000")
     assert quota(tmp_path, own) == ALL
