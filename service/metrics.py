@@ -75,7 +75,7 @@ class Metrics:
         if counter is None:
             counter = self._counters[key] = self._requests.labels(*key)
         counter.inc()
-        if request.code == "RESOURCE_EXHAUSTED":
+        if request.code == "RESOURCE_EXHAUSTED" and request.model:  # one that is too long is refused before a model is found
             self._refused.labels(model).inc()
         if request.code != OK or not request.pictures:
             return

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import functools
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -66,9 +68,20 @@ def answer_options(function: F) -> F:
     return function
 
 
-def server_options(function: F) -> F:
-    """Where a server is, and how to be let in."""
+def server_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Where a server is, and how to be let in: the command gets `host`, `port`, and `how`, a `service.connection.How`."""
     file = click.Path(path_type=Path, dir_okay=False)
+
+    @functools.wraps(function)
+    def collected(*, token_file: Path | None, tls: bool, **others: Any) -> None:
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it would say of a failed handshake, the error says; read at its import
+        from service.connection import How
+        from service.tokens import read_token
+
+        files = {name: others.pop(name) for name in ("tls_ca", "tls_certificate", "tls_key")}
+        function(how=How(tls=tls, token=None if token_file is None else read_token(token_file), **files), **others)  # type: ignore[typeddict-item]
+
+    command: Callable[..., None] = collected
     for option in reversed(
         [
             host_option,
@@ -80,8 +93,8 @@ def server_options(function: F) -> F:
             click.option("--token-file", type=file, help="Send the token in this file."),
         ]
     ):
-        function = option(function)
-    return function
+        command = option(command)
+    return command
 
 
 def check_map_flags(method: str | None, softmax: bool, max_channels: int | None) -> None:

@@ -159,7 +159,7 @@ def draw_mistakes(
     labels = torch.from_numpy(part.labels)
     chosen = most_telling(logits, labels, _SHEET_COLUMNS * _SHEET_ROWS)
     wrong = predicted != labels
-    mistakes, pictures = int(wrong.sum()), f"{len(part):,} {kind} pictures"
+    mistakes, pictures = int(wrong.sum()), f"{len(part):,}{kind and ' '}{kind} pictures"
     if mistakes >= len(chosen):
         title = f"The surest of {mistakes:,} mistakes on {pictures}"
     else:

@@ -35,7 +35,12 @@ class Attending:
             HTTPException: 408: it took too long.
             Exception: what `work` raises.
         """
-        return await self._first(work, self._until_over(), _until_late())
+        try:
+            async with asyncio.timeout(_READ_S):
+                return await self._first(work, self._until_over())
+        except TimeoutError as error:
+            late = f"the body did not come within {_READ_S:g} s: send less at a time"
+            raise HTTPException(408, late, {"Connection": "close"}) from error
 
     async def answer(self, request: Request, work: Coroutine[Any, Any, T]) -> T:
         """What `work` returns, for a request that was read to its end.
@@ -63,11 +68,6 @@ class Attending:
     async def _until_over(self) -> Exception:
         await self._over.wait()
         return ServerError("the server stopped before this request was answered: ask again, of the one that takes over")
-
-
-async def _until_late() -> Exception:
-    await asyncio.sleep(_READ_S)
-    return HTTPException(408, f"the body did not come within {_READ_S:g} s: send less at a time", {"Connection": "close"})
 
 
 async def _until_gone(request: Request) -> Exception:

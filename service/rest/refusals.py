@@ -28,7 +28,10 @@ STATUSES: dict[grpc.StatusCode, int] = {
 """As `google.rpc.Code` maps them, but for FAILED_PRECONDITION: a model that is broken is no fault of the request's, and no 400."""
 
 _BY_NUMBER = {code.value[0]: status for code, status in STATUSES.items()}
-_CODES = {status: code.name for code, status in STATUSES.items()} | {413: grpc.StatusCode.RESOURCE_EXHAUSTED.name}
+_CODES = {status: code.name for code, status in STATUSES.items()} | {
+    408: grpc.StatusCode.DEADLINE_EXCEEDED.name,
+    413: grpc.StatusCode.RESOURCE_EXHAUSTED.name,
+}
 _LATER_S = 1.0
 """After which a server that is not ready is worth asking again."""
 

@@ -88,9 +88,15 @@ class HttpServer:
 class _Protocol(H11Protocol):
     """Hangs up on a connection that asks nothing."""
 
+    _waiting: asyncio.TimerHandle
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         super().connection_made(transport)
-        self.loop.call_later(_FIRST_REQUEST_S, self._expect_request)
+        self._waiting = self.loop.call_later(_FIRST_REQUEST_S, self._expect_request)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._waiting.cancel()  # it would keep what is over in memory
+        super().connection_lost(exc)
 
     def _expect_request(self) -> None:
         if self.cycle is None:

@@ -22,13 +22,6 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "quarter"
-    toy.save(folder / "1" / "model.onnx")
-    return folder
-
-
 def test_tables_a_summary_and_a_figure(model: Path, tmp_path: Path) -> None:
     data = toy.put_pictures(tmp_path / "data", count=3)
     (data / "dark" / "0.png").write_bytes(b"broken")

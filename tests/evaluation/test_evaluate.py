@@ -24,13 +24,6 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "quarter"
-    toy.save(folder / "1" / "model.onnx")
-    return folder
-
-
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     """Pictures of every brightness; which class they lie in is often wrong."""
@@ -48,7 +41,7 @@ def data(tmp_path: Path) -> Path:
 def test_the_figures_are_those_of_the_files_answers(model: Path, data: Path, tmp_path: Path) -> None:
     answer = run(model, data, "--out", tmp_path / "out", "--json")
     assert answer.returncode == 0, answer.stderr
-    assert f"left out: dark/99.png: {data / 'dark' / '99.png'}: " in answer.stderr or "left out: dark/99.png: " in answer.stderr
+    assert "left out: dark/99.png: 6 bytes came that are no picture" in answer.stderr
     paths = sorted(data.glob("*/[0-8]*.png"))
     bright = np.array([toy.probability(toy.PREPROCESSING.apply(pictures.read(path))) for path in paths])
     truth = np.array([toy.LABELS.index(path.parent.name) for path in paths])

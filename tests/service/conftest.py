@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
 import pytest
 
+from contract.model import Model
 from service import Client, ServerSettings, in_background
 from service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
+from tests.service.http_asks import http_in_background
 from tests.service.toy_model import ToyModel
 
 FIRST, SECOND = ToyModel.make(seed=1), ToyModel.make(seed=2)
@@ -57,3 +60,24 @@ def stub(port: int) -> Iterator[ClassifierStub]:
     """What a client of other people's has: the messages and the status codes as they are."""
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         yield ClassifierStub(channel)
+
+
+@pytest.fixture(scope="module")
+def http_port(many_models: Path) -> Iterator[int]:
+    with http_in_background(ServerSettings(models=many_models, port=0, http_port=0)) as port:
+        yield port
+
+
+@pytest.fixture
+def held_up(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Runs of models wait for this."""
+    go, plain = threading.Event(), Model.run
+    go.set()
+
+    def run(self: Model, *args: object, **kwargs: object) -> object:
+        assert go.wait(20)
+        return plain(self, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Model, "run", run)
+    yield go
+    go.set()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from contract.errors import OverloadedError
-from contract.model import Model
 from service import AsyncClient, Client, ServerSettings, in_background
 from service.admission import Admission
 from service.pb.tlcli.v1 import classifier_pb2 as pb
@@ -73,21 +71,6 @@ def test_a_turn_whose_owner_has_left_goes_to_the_next() -> None:
         assert admission.taken == 1
 
     asyncio.run(main())
-
-
-@pytest.fixture
-def held_up(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """Runs of models wait for this."""
-    go, plain = threading.Event(), Model.run
-    go.set()
-
-    def run(self: Model, *args: object, **kwargs: object) -> object:
-        assert go.wait(20)
-        return plain(self, *args, **kwargs)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Model, "run", run)
-    yield go
-    go.set()
 
 
 def test_over_the_wire(one_model: Path, held_up: threading.Event) -> None:

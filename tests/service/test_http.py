@@ -32,12 +32,6 @@ INFER = "/v2/models/toy/versions/1/infer"
 AS_BASE64 = {"content_type": "base64"}
 
 
-@pytest.fixture(scope="module")
-def http_port(many_models: Path) -> Iterator[int]:
-    with http_in_background(ServerSettings(models=many_models, port=0, http_port=0)) as port:
-        yield port
-
-
 @pytest.fixture
 def http(http_port: int) -> Iterator[Asking]:
     with Asking(http_port) as asking:

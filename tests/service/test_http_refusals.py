@@ -30,12 +30,6 @@ IMAGE = given("images", IMAGES[:1])
 CLASSIFY = "/v1/classify?model=toy"
 
 
-@pytest.fixture(scope="module")
-def http_port(many_models: Path) -> Iterator[int]:
-    with http_in_background(ServerSettings(models=many_models, port=0, http_port=0)) as port:
-        yield port
-
-
 @pytest.fixture
 def http(http_port: int) -> Iterator[Asking]:
     with Asking(http_port) as asking:

@@ -6,7 +6,6 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,13 +14,14 @@ import numpy as np
 import pytest
 
 from contract.errors import OverloadedError, SettingsError, TlcliError
-from contract.model import Model
+from contract.pictures import PictureLimits
 from service import Client, ServerSettings, in_background
 from service.metrics import NO_METRICS, Metrics
 from service.observed import Observed
 from service.pb.inference import open_inference_pb2
 from service.pb.tlcli.v1 import classifier_pb2 as pb
 from service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
+from tests.service.http_asks import ADDRESS, Asking
 from tests.service.sample_pictures import RED, encode, scene
 from tests.service.scraping import families, scrape, server_with_metrics, total, value
 from tests.service.toy_model import SIZE
@@ -124,28 +124,24 @@ def test_names_that_clients_make_up_are_no_labels(one_model: Path, tmp_path: Pat
     }
 
 
-@pytest.fixture
-def go(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """Runs of models wait for this."""
-    go, plain = threading.Event(), Model.run
-    go.set()
-
-    def run(self: Model, *args: object, **kwargs: object) -> object:
-        assert go.wait(20)
-        return plain(self, *args, **kwargs)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Model, "run", run)
-    yield go
-    go.set()
+def test_what_is_too_long_is_not_counted_as_refused_because_others_wait(one_model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    limits = PictureLimits(max_bytes=1000)
+    with server_with_metrics(one_model, caplog, http_port=0, limits=limits) as (_, metrics_port):
+        address = next(found for record in caplog.records if (found := ADDRESS.match(record.getMessage())))
+        with Asking(int(address[1])) as http:
+            assert http.post("/v1/classify", bytes(2000)).status == 413
+        found = scrape(metrics_port)
+    assert total(found, "tlcli_requests_total", protocol="http", code="RESOURCE_EXHAUSTED") == 1
+    assert total(found, "tlcli_refused_total") == 0
 
 
-def test_the_queue_grows_is_refused_and_empties(one_model: Path, caplog: pytest.LogCaptureFixture, go: threading.Event) -> None:
+def test_the_queue_grows_is_refused_and_empties(one_model: Path, caplog: pytest.LogCaptureFixture, held_up: threading.Event) -> None:
     with (
         server_with_metrics(one_model, caplog, max_batch_size=1, max_queue_size=3) as (port, metrics_port),
         Client(port=port, retries=0) as client,
         ThreadPoolExecutor(4) as pool,
     ):
-        go.clear()
+        held_up.clear()
         try:
             asked = [pool.submit(client.classify, PICTURE)]
             while (held := scrape(metrics_port)) and not (
@@ -159,7 +155,7 @@ def test_the_queue_grows_is_refused_and_empties(one_model: Path, caplog: pytest.
             with pytest.raises(OverloadedError):
                 client.classify(PICTURE)
         finally:
-            go.set()
+            held_up.set()
         assert all(one.result(10).predictions for one in asked)
         found = scrape(metrics_port)
     assert value(found, "tlcli_refused_total", model="toy") == 1
@@ -168,9 +164,11 @@ def test_the_queue_grows_is_refused_and_empties(one_model: Path, caplog: pytest.
     assert value(found, "tlcli_batch_size_bucket", model="toy", le="1.0") == 4
 
 
-def test_a_client_that_leaves_and_one_whose_time_is_over(one_model: Path, caplog: pytest.LogCaptureFixture, go: threading.Event) -> None:
+def test_a_client_that_leaves_and_one_whose_time_is_over(
+    one_model: Path, caplog: pytest.LogCaptureFixture, held_up: threading.Event
+) -> None:
     with server_with_metrics(one_model, caplog) as (port, metrics_port), grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        go.clear()
+        held_up.clear()
         leaving = ClassifierStub(channel).Classify.future(pb.ClassifyRequest(encoded=PICTURE))
         while value(scrape(metrics_port), "tlcli_requests_in_flight") != 1:
             time.sleep(0.02)
@@ -181,7 +179,7 @@ def test_a_client_that_leaves_and_one_whose_time_is_over(one_model: Path, caplog
             ClassifierStub(channel).Classify(pb.ClassifyRequest(encoded=PICTURE), timeout=0.3)
         while value(found := scrape(metrics_port), "tlcli_requests_in_flight"):
             time.sleep(0.02)
-        go.set()
+        held_up.set()
     late = total(found, "tlcli_requests_total", code="DEADLINE_EXCEEDED")  # or the client's word of it came first
     assert total(found, "tlcli_requests_total", code="CANCELLED") == 2 - late
     assert total(found, "tlcli_requests_total", model="toy") == total(found, "tlcli_requests_total") == 2

@@ -6,7 +6,6 @@ import asyncio
 import os
 import shutil
 import threading
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +13,6 @@ import numpy as np
 import pytest
 
 from contract.errors import ModelFileError, NotFoundError, SettingsError
-from contract.model import Model
 from service.answers import ModelState
 from service.batching import Batching, Wanted
 from service.repository import Repository, Served
@@ -200,21 +198,6 @@ def test_a_model_is_unloaded_and_loaded_again(tmp_path: Path) -> None:
         repository.close()
 
     asyncio.run(main())
-
-
-@pytest.fixture
-def held_up(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """Runs of models wait for this."""
-    go, plain = threading.Event(), Model.run
-    go.set()
-
-    def run(self: Model, *args: object, **kwargs: object) -> object:
-        assert go.wait(20)
-        return plain(self, *args, **kwargs)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Model, "run", run)
-    yield go
-    go.set()
 
 
 def test_requests_finish_on_the_version_they_started_on(tmp_path: Path, held_up: threading.Event) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import time
 from collections.abc import Iterator
@@ -135,6 +136,19 @@ def test_a_connection_that_asks_nothing(one_model: Path, monkeypatch: pytest.Mon
             assert hung_up(silent)
         assert 0.1 < time.monotonic() - begun < 5
         assert http.get("/v2/health/live").json == {"live": True}  # one that has asked before is kept
+
+
+def test_a_connection_that_is_over_is_not_kept(one_model: Path) -> None:
+    with http_in_background(ServerSettings(models=one_model, port=0, http_port=0)) as port:
+        for _ in range(5):
+            with Asking(port) as http:
+                assert http.get("/v2/health/live").json == {"live": True}
+        until = time.monotonic() + 10
+        while left := [one for one in gc.get_objects() if isinstance(one, rest_server._Protocol)]:
+            assert time.monotonic() < until, f"{len(left)} connections are kept"
+            del left
+            gc.collect()
+            time.sleep(0.05)
 
 
 def hung_up(connection: socket.socket) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import timm
 import torch
@@ -18,7 +17,6 @@ from training.config import FinetuneConfig
 from training.fit import finetune
 from training.network import Network, NetworkConfig, build, create_backbone
 from training.rates import layered_optimizer
-from training.run import load_run
 from training.weights import fingerprint, load_backbone
 
 from . import tiny
@@ -123,11 +121,7 @@ def test_its_own_weights_load_with_a_classifier_or_without(name: str, tmp_path: 
 def test_a_run_is_read_back(name: str, head: str, tmp_path: Path) -> None:
     dataset = tiny.put_colours(tmp_path / "pictures", train=4, val=2, test=2)
     result = finetune(tiny.config(dataset, tmp_path / "run", backbone=name, head=head, mode="full", epochs=1))
-    run = load_run(result.path)
-    val = run.dataset().val
-    images = np.stack([run.network.config.preprocessing.apply(val.load(index)) for index in range(len(val))])
-    top1 = (run.network.predict(images).argmax(1).numpy() == val.labels).mean()
-    assert top1 == pytest.approx(result.metrics["val_top1"])
+    tiny.check_it_is_read_back(result)
 
 
 @pytest.mark.slow

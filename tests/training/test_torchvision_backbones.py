@@ -262,11 +262,7 @@ def test_a_run_is_read_back(name: str, settings: dict[str, Any], tmp_path: Path)
     dataset = tiny.put_colours(tmp_path / "pictures", train=4, val=2, test=2)
     size = 64
     result = finetune(tiny.config(dataset, tmp_path / "run", backbone=name, image_size=size, **settings))
-    run = load_run(result.path)
-    val = run.dataset().val
-    images = np.stack([run.network.config.preprocessing.apply(val.load(index)) for index in range(len(val))])
-    top1 = (run.network.predict(images).argmax(1).numpy() == val.labels).mean()
-    assert top1 == pytest.approx(result.metrics["val_top1"])
+    tiny.check_it_is_read_back(result)
 
 
 @pytest.mark.slow

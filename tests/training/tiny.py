@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 from torch import nn
 
+from training import RunResult, load_run
 from training.config import FinetuneConfig
 
 BACKBONE = "test_resnet"
@@ -42,3 +44,12 @@ def config(dataset: Path, output: Path | None = None, **settings: Any) -> Finetu
 def digest(module: nn.Module) -> dict[str, str]:
     """SHA-256 of each parameter and buffer, batch norms' statistics included."""
     return {name: hashlib.sha256(tensor.detach().numpy().tobytes()).hexdigest() for name, tensor in module.state_dict().items()}
+
+
+def check_it_is_read_back(result: RunResult) -> None:
+    """The network of a finished run, read from its folder, answers as the run says."""
+    run = load_run(result.path)
+    val = run.dataset().val
+    images = np.stack([run.network.config.preprocessing.apply(val.load(index)) for index in range(len(val))])
+    top1 = (run.network.predict(images).argmax(1).numpy() == val.labels).mean()
+    assert top1 == pytest.approx(result.metrics["val_top1"])

@@ -12,7 +12,7 @@ from tlcli import options
 from tlcli.console import Console, show
 
 if TYPE_CHECKING:
-    from service.connection import Connection
+    from service.connection import Connection, How
     from service.load import Load, Measured
 
 _COLUMNS = ["load", "answered/s", "p50 ms", "p90 ms", "p95 ms", "p99 ms", "p99.9 ms", "refused", "codes"]
@@ -66,11 +66,7 @@ def command(
     plot: Path | None,
     host: str,
     port: int,
-    tls: bool,
-    tls_ca: Path | None,
-    tls_certificate: Path | None,
-    tls_key: Path | None,
-    token_file: Path | None,
+    how: How,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -82,11 +78,10 @@ def command(
     from contract import pictures as reading
     from contract.errors import SettingsError
     from service import Client
-    from service.connection import Connection, How
+    from service.connection import Connection
     from service.load import Load
     from service.outgoing import with_picture
     from service.query import MapQuery, Query
-    from service.tokens import read_token
     from service.wire import write_request
 
     if clients and rates:
@@ -94,11 +89,11 @@ def command(
     loads = [Load(rate=rate) for rate in rates] if rates else [Load(clients=int(count)) for count in clients or (1, 2, 4, 8, 16)]
     console = Console(quiet)
     query = Query(model=model, version=version, map=MapQuery(method) if method else None)
-    messages = [write_request(with_picture(query, path)).SerializeToString() for path in reading.find(pictures)]
-    token = None if token_file is None else read_token(token_file)
-    how = How(tls=tls, tls_ca=tls_ca, tls_certificate=tls_certificate, tls_key=tls_key, token=token, retries=0)
+    found = reading.find(pictures)
+    messages = [write_request(with_picture(query, path)).SerializeToString() for path in found]
+    how["retries"] = 0  # or what is refused would not be seen
     with Client(host, port, **how) as client:
-        client.classify(reading.find(pictures)[0], model=model, version=version, method=method)  # says what is wrong, if anything is
+        client.classify(found[0], model=model, version=version, method=method)  # says what is wrong, if anything is
     measured = []
     for load in loads:
         console.say(f"{_name(load)} for {seconds:g} s")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from tlcli import options
 from tlcli.answers import OverlayFolder, PictureAnswer, Ranked, class_targets, columns, write_csv
 from tlcli.console import Console, show
+
+if TYPE_CHECKING:
+    from service.connection import How
 
 
 @click.command("classify")
@@ -36,11 +39,7 @@ def command(
     top_k: int,
     host: str,
     port: int,
-    tls: bool,
-    tls_ca: Path | None,
-    tls_certificate: Path | None,
-    tls_key: Path | None,
-    token_file: Path | None,
+    how: How,
     as_json: bool,
     as_lines: bool,
     quiet: bool,
@@ -50,11 +49,9 @@ def command(
     PICTURES are files and folders; several are asked about at a time. A picture that the server refuses is named,
     the others are answered, and the exit code is 1.
     """
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it would say of a failed handshake, the error says
     from contract import pictures as reading
     from contract.errors import PictureError, RequestError, SettingsError
     from service import Client
-    from service.tokens import read_token
 
     options.check_map_flags(method, softmax, max_channels)
     if as_json and as_lines:
@@ -64,8 +61,7 @@ def command(
     folder = OverlayFolder(overlays)
     answers: list[PictureAnswer] = []
     failed = 0
-    token = None if token_file is None else read_token(token_file)
-    with Client(host, port, tls=tls, tls_ca=tls_ca, tls_certificate=tls_certificate, tls_key=tls_key, token=token) as client:
+    with Client(host, port, **how) as client:
         labels = client.get_model(model, version).labels if wanted else ()
         targets = class_targets(wanted, labels) if wanted else ()
         stream = client.classify_stream(

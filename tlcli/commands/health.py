@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from tlcli import options
+
+if TYPE_CHECKING:
+    from service.connection import How
 
 
 @click.command("health")
@@ -22,25 +24,19 @@ def command(
     timeout_s: float,
     host: str,
     port: int,
-    tls: bool,
-    tls_ca: Path | None,
-    tls_certificate: Path | None,
-    tls_key: Path | None,
-    token_file: Path | None,
+    how: How,
 ) -> None:
     """Ask a running server whether it serves, for containers.
 
     By grpc.health.v1, as load balancers ask. Prints a line; the exit code is 0 if the server says SERVING, and 1 otherwise.
     """
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it would say of a failed handshake, the line says
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
     from service.connection import Connection
-    from service.tokens import read_token
 
-    token = None if token_file is None else read_token(token_file)
-    connection = Connection(host, port, tls=tls, tls_ca=tls_ca, tls_certificate=tls_certificate, tls_key=tls_key, token=token, retries=0)
+    how["retries"] = 0  # who asks for health asks again
+    connection = Connection(host, port, **how)
     name = f"{connection.address}{f', model {model!r}' if model else ''}"
     with connection.channel() as channel:
         try:
