@@ -13,13 +13,18 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from contract.errors import ServerError
 from contract.model import FIRST_RANKED, Answer
+from service.inputs import NetworkInput
 from service.workers import Timed, Workers
+
+T = TypeVar("T")
 
 Images = npt.NDArray[np.uint8]
 Targets = npt.NDArray[np.int64]
@@ -90,18 +95,28 @@ class _Item:
 class Batcher:
     """The queue before one model, first in, first out, but for those that may share a run with an earlier one.
 
-    `submit` and `close` belong to the event loop's thread; batches are formed and run in the model's.
+    `submit` and `see_and_submit` belong to the event loop's thread. Batches are formed and run in the model's, and where any
+    thread may run it, also in the one that has just decoded a picture, if the model is free: no thread then waits for another.
     """
 
     def __init__(
-        self, thread: Workers, run: Run, batching: Batching, sharing: Sharing, on_batch: Callable[[int], None] = lambda pictures: None
+        self,
+        thread: Workers,
+        run: Run,
+        batching: Batching,
+        sharing: Sharing,
+        *,
+        any_thread: bool = False,
+        on_batch: Callable[[int], None] = lambda pictures: None,
     ) -> None:
-        """on_batch: called in the model's thread with the number of pictures in each run that was no failure."""
+        """any_thread: may call `run`, one at a time. on_batch: called there with the number of pictures in each run that was no failure."""
         self._thread = thread
         self._run = run
+        self._any_thread = any_thread
         self._on_batch = on_batch
         self._batching = batching
         self._sharing = sharing
+        self._model = threading.Lock()  # held while the model runs, in whichever thread
         self._lock = threading.Lock()  # guards the three below
         self._waiting: deque[_Item] = deque()
         self._running = False
@@ -123,13 +138,48 @@ class Batcher:
             ServerError: closed meanwhile.
             Exception: what the run raises for these pictures alone.
         """
-        item = _Item(images, wanted, on_turn, self._loop.create_future())
-        with self._lock:
-            if self._closed:
-                raise _closed()
-            self._waiting.append(item)
-        self._wake()
-        return await item.answered
+        answered: asyncio.Future[Timed[Answer]] = self._loop.create_future()
+        if self._join(_Item(images, wanted, on_turn, answered)):
+            self._begin()
+        return await answered
+
+    async def see_and_submit(
+        self, see: Callable[[], NetworkInput], workers: Workers, wanted: Wanted, on_turn: Callable[[], None] = lambda: None
+    ) -> tuple[Timed[NetworkInput], Timed[Answer]]:
+        """Decode a picture in one of `workers`, which puts it in the queue itself, and run it, with others.
+
+        Cancelled before its turn in either, it is not decoded, or not run.
+
+        Args:
+            see: its input is fit for the model.
+            workers: that decode.
+            wanted, on_turn: see `submit`.
+
+        Raises:
+            ServerError: closed meanwhile.
+            Exception: what `see` raises, or the run for this picture alone.
+        """
+        asked_ns = time.monotonic_ns()
+        answered: asyncio.Future[Timed[Answer]] = self._loop.create_future()
+        seen: list[Timed[NetworkInput]] = []
+
+        def see_and_join() -> None:
+            if answered.done():
+                return
+            begun_ns = time.monotonic_ns()
+            try:
+                value = see()
+                seen.append(Timed(value, begun_ns - asked_ns, time.monotonic_ns() - begun_ns))
+                begins = self._join(_Item(value.images, wanted, on_turn, answered))
+            except Exception as error:  # noqa: BLE001  # whatever it is, it is this picture's
+                self._tell(partial(_settle, answered, error))
+                return
+            if begins:
+                self._begin_here()
+
+        workers.start(see_and_join)
+        ran = await answered
+        return seen[0], ran
 
     def close(self) -> None:
         """Refuse what waits; what runs is answered."""
@@ -138,19 +188,48 @@ class Batcher:
             left = [*self._waiting]
             self._waiting.clear()
         for item in left:
-            if not item.answered.done():
-                item.answered.set_exception(_closed())
+            self._tell(partial(_settle, item.answered, _closed()))
+
+    def wait(self) -> None:
+        """Until what runs is done, in whichever thread."""
+        with self._model:
+            pass
+
+    def alone(self, job: Callable[[], T]) -> T:
+        """Do in the model's thread what runs the model without the queue, while nobody else does."""
+        with self._model:
+            return job()
+
+    def _join(self, item: _Item) -> bool:
+        """Take a place at the end of the queue, from any thread; whether the caller must begin a run.
+
+        Raises:
+            ServerError: closed.
+        """
+        with self._lock:
+            if self._closed:
+                raise _closed()
+            self._waiting.append(item)
+            begins, idle = self._claim(), not self._running
+        if idle:
+            self._tell(self._wake)  # it waits for company: the event loop has the clock
+        return begins
+
+    def _claim(self) -> bool:
+        """Whether a run is due, which the caller then must begin. Under the lock."""
+        if self._running or not self._waiting or self._due_s() > 0:
+            return False
+        self._running = True
+        return True
 
     def _wake(self) -> None:
         """Begin a run, now or when the first that waits has waited long enough; in the event loop."""
         with self._lock:
-            if self._running or not self._waiting:
-                return
-            due_s = self._due_s()
-            self._running = due_s <= 0
-        if due_s <= 0:
+            begins = self._claim()
+            due_s = self._due_s() if self._waiting and not self._running else 0.0
+        if begins:
             self._begin()
-        elif self._timer is None or self._timer.when() <= self._loop.time():
+        elif due_s > 0 and (self._timer is None or self._timer.when() <= self._loop.time()):
             self._timer = self._loop.call_later(due_s, self._wake)
 
     def _begin(self) -> None:
@@ -163,20 +242,39 @@ class Batcher:
             return 0.0
         return self._batching.delay_s - (time.monotonic_ns() - self._waiting[0].asked_ns) / 1e9
 
+    def _begin_here(self) -> None:
+        """Begin a run in the caller's thread, or in the model's where it must be that one or does something else."""
+        if not self._any_thread or not self._model.acquire(blocking=False):
+            self._begin()
+            return
+        try:
+            self._run_batch()
+        finally:
+            self._model.release()
+        self._go_on()
+
     def _turn(self) -> None:
-        """Form a batch, run it, hand out the answers, and see to the next one; in the model's thread."""
+        with self._model:
+            self._run_batch()
+        self._go_on()
+
+    def _run_batch(self) -> None:
+        """Form a batch, run it, hand out the answers."""
         with self._lock:
             batch = self._form()
         if batch:
             self._tell(lambda: _announce(batch))
             answers = self._answer(batch)
             self._tell(lambda: _hand_out(answers))
+
+    def _go_on(self) -> None:
+        """See to the next run."""
         with self._lock:
-            again = bool(self._waiting) and self._due_s() <= 0
-            self._running = again
+            self._running = False
+            again, waits = self._claim(), bool(self._waiting)
         if again:
-            self._begin()  # behind what else waits for this thread
-        else:
+            self._begin()  # behind what else waits for that thread; who decodes goes on decoding
+        elif waits:
             self._tell(self._wake)
 
     def _tell(self, what: Callable[[], object]) -> None:
@@ -245,12 +343,16 @@ def _announce(batch: Sequence[_Item]) -> None:
 
 def _hand_out(answers: Sequence[tuple[_Item, Timed[Answer] | Exception]]) -> None:
     for item, answer in answers:
-        if item.answered.done():  # its client has left: a future is set once, and the others of the batch still wait for theirs
-            continue
-        if isinstance(answer, Exception):
-            item.answered.set_exception(answer)
-        else:
-            item.answered.set_result(answer)
+        _settle(item.answered, answer)
+
+
+def _settle(answered: asyncio.Future[Timed[Answer]], answer: Timed[Answer] | Exception) -> None:
+    if answered.done():  # its client has left: a future is set once, and the others of the batch still wait for theirs
+        return
+    if isinstance(answer, Exception):
+        answered.set_exception(answer)
+    else:
+        answered.set_result(answer)
 
 
 def _closed() -> ServerError:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from service.inputs import NetworkInput, from_encoded, from_pixels
 from service.observed import note_request, timed
 from service.query import MapQuery, Query
 from service.repository import Repository
+from service.runner import Runner
 from service.time_limit import time_limit
 from service.workers import Timed, Workers
 
@@ -64,8 +66,7 @@ class Classifier:
         place = await served.admission.enter_in_turn() if patient else served.admission.enter()
         async with time_limit(self._max_picture_s):
             try:
-                seen = await timed("decode", self._see(query, model.description.preprocessing))
-                ran = await timed("infer", served.runner.submit(seen.value.images, wanted, place.leave))
+                seen, ran = await self._see_and_run(query, served.runner, wanted, place.leave)
             finally:
                 place.leave()
             drawn = await self._draw(query.map, ran.value, seen.value, model.description.preprocessing)
@@ -93,12 +94,17 @@ class Classifier:
             max_maps=self._max_maps,
         )
 
-    async def _see(self, query: Query, preprocessing: Preprocessing) -> Timed[NetworkInput]:
+    async def _see_and_run(
+        self, query: Query, runner: Runner, wanted: Wanted, on_turn: Callable[[], None]
+    ) -> tuple[Timed[NetworkInput], Timed[Answer]]:
+        preprocessing = runner.model.description.preprocessing
         keep_picture = query.map is not None and query.map.map_format == "overlay"
         if query.encoded is not None:
-            return await self._picture_workers.do(from_encoded, query.encoded, preprocessing, self._limits, keep_picture)
+            see = partial(from_encoded, query.encoded, preprocessing, self._limits, keep_picture)
+            return await runner.see_and_submit(see, self._picture_workers, wanted, on_turn)
         if query.pixels is not None:
-            return Timed(from_pixels(query.pixels, preprocessing, keep_picture), waited_ns=0, took_ns=0)
+            seen = Timed(from_pixels(query.pixels, preprocessing, keep_picture), waited_ns=0, took_ns=0)
+            return seen, await runner.submit(seen.value.images, wanted, on_turn)
         raise RequestError("the request holds no picture: set `encoded` to a picture's bytes, or `pixels` to an input of the model's size")
 
     async def _draw(

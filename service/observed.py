@@ -171,13 +171,16 @@ async def timed(stage: Stage, job: Awaitable[Timed[T]]) -> Timed[T]:
     Raises:
         Exception: what `job` raises.
     """
-    request = _UNDER_WAY.get()
-    if request is None:
-        return await job
     asked_ns = time.monotonic_ns()
     done = await job
-    request.note_span(stage, asked_ns, done.waited_ns, done.took_ns)
+    note_timed(stage, asked_ns, done)
     return done
+
+
+def note_timed(stage: Stage, asked_ns: int, done: Timed[T]) -> None:
+    """See `Observed.note_span`; of the request under way, if any is."""
+    if (request := _UNDER_WAY.get()) is not None:
+        request.note_span(stage, asked_ns, done.waited_ns, done.took_ns)
 
 
 def _begun_ns(span: Span) -> int:

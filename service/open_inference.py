@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Container, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -24,7 +25,7 @@ from service.answers import ModelState
 from service.batching import Wanted
 from service.fitting import fit
 from service.inputs import from_encoded
-from service.observed import note_request, timed
+from service.observed import note_request
 from service.repository import Repository, Served
 from service.tensors import ANY_SIZE, BOOL, BYTES, FP32, INT64, UINT8, InputTensor, OutputTensor, TensorSpec
 from service.time_limit import time_limit
@@ -249,16 +250,16 @@ class OpenInference:
         return tensor.numbers() if tensor.raw is not None else (await self._picture_workers.do(tensor.numbers)).value
 
     async def _see_and_run(self, served: Served, row: int, data: bytes, wanted: Wanted, place: Place) -> Answer:
-        preprocessing = served.runner.model.description.preprocessing
+        see = partial(from_encoded, data, served.runner.model.description.preprocessing, self._limits, keep_picture=False)
         try:
-            seen = await timed("decode", self._picture_workers.do(from_encoded, data, preprocessing, self._limits, keep_picture=False))
+            _, ran = await served.runner.see_and_submit(see, self._picture_workers, wanted, place.leave)
         except PictureError as error:
             raise PictureError(f"input {ENCODED!r}, element {row}: {error}") from error
-        return await _run(served, seen.value.images, wanted, place.leave)
+        return ran.value
 
 
 async def _run(served: Served, images: npt.NDArray[np.uint8], wanted: Wanted, on_turn: Callable[[], None]) -> Answer:
-    return (await timed("infer", served.runner.submit(images, wanted, on_turn))).value
+    return (await served.runner.submit(images, wanted, on_turn)).value
 
 
 async def _all_or_none(jobs: Sequence[Coroutine[None, None, T]]) -> list[T]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +15,9 @@ from contract.explaining import explain, explain_in_steps
 from contract.model import Answer, Model
 from contract.scorecam import is_score_cam
 from service.batching import Batcher, Batching, Sharing, Wanted
+from service.inputs import NetworkInput
 from service.metrics import NO_METRICS, Metrics
+from service.observed import note_timed, timed
 from service.warming import is_light, warm_up
 from service.workers import Timed, Workers
 
@@ -23,16 +27,18 @@ tenth more than among sixteen; a GPU wants them together."""
 
 
 class Runner:
-    """A model, the queue before it, and the one thread that runs it.
+    """A model, the queue before it, and its thread.
 
-    One, because ONNX Runtime spreads a run over its own threads already, and because CUDA keeps its handles by
-    the thread that asked: load, warm-up and requests must share it. The GIL is free while the graph runs.
+    One run at a time, because ONNX Runtime spreads a run over its own threads already. On a GPU always in the model's
+    thread, because CUDA keeps its handles by the thread that asked: load, warm-up and requests must share it. The GIL is
+    free while the graph runs.
     """
 
     def __init__(self, model: Model, thread: Workers, batching: Batching, sharing: Sharing, on_batch: Callable[[int], None]) -> None:
         self.model = model
         self._thread = thread
-        self._batcher = Batcher(thread, partial(_run, model), batching, sharing, on_batch)  # no cycle: a session's memory falls with it
+        # No cycle: a session's memory falls with it.
+        self._batcher = Batcher(thread, partial(_run, model), batching, sharing, any_thread=model.device == "cpu", on_batch=on_batch)
         self._under_way = 0
 
     @classmethod
@@ -78,9 +84,33 @@ class Runner:
             RequestError: a shape, a class or a method that the model does not have.
             ServerError: closed meanwhile.
         """
+        with self._one_more():
+            ran = self._in_steps if _takes_steps(wanted) else self._batcher.submit
+            return await timed("infer", ran(images, wanted, on_turn))
+
+    async def see_and_submit(
+        self, see: Callable[[], NetworkInput], workers: Workers, wanted: Wanted, on_turn: Callable[[], None] = lambda: None
+    ) -> tuple[Timed[NetworkInput], Timed[Answer]]:
+        """Decode a picture in one of `workers`, then `submit` it.
+
+        Raises:
+            Exception: what `see` raises.
+        """
+        with self._one_more():
+            if _takes_steps(wanted):
+                seen = await timed("decode", workers.do(see))
+                return seen, await timed("infer", self._in_steps(seen.value.images, wanted, on_turn))
+            asked_ns = time.monotonic_ns()
+            seen, ran = await self._batcher.see_and_submit(see, workers, wanted, on_turn)
+            note_timed("decode", asked_ns, seen)
+            note_timed("infer", asked_ns + seen.waited_ns + seen.took_ns, ran)
+            return seen, ran
+
+    @contextmanager
+    def _one_more(self) -> Iterator[None]:
         self._under_way += 1
         try:
-            return await self._submit(images, wanted, on_turn)
+            yield
         finally:
             self._under_way -= 1
 
@@ -89,9 +119,7 @@ class Runner:
         """Whether nothing is submitted."""
         return not self._under_way
 
-    async def _submit(self, images: npt.NDArray[np.uint8], wanted: Wanted, on_turn: Callable[[], None]) -> Timed[Answer]:
-        if not any(is_score_cam(method) for method in wanted.methods):
-            return await self._batcher.submit(images, wanted, on_turn)
+    async def _in_steps(self, images: npt.NDArray[np.uint8], wanted: Wanted, on_turn: Callable[[], None]) -> Timed[Answer]:
         steps = explain_in_steps(
             self.model,
             images,
@@ -103,7 +131,7 @@ class Runner:
         )
         waited_ns = took_ns = 0
         while True:
-            turn = await self._thread.do(_take, steps)
+            turn = await self._thread.do(self._batcher.alone, partial(_take, steps))
             on_turn()
             waited_ns += turn.waited_ns
             took_ns += turn.took_ns
@@ -113,6 +141,7 @@ class Runner:
     def close(self) -> None:
         """Wait for the run under way, drop those that wait."""
         self._batcher.close()
+        self._batcher.wait()
         self._thread.close()
 
 
@@ -121,6 +150,10 @@ def _open(path: Path, device: str, threads: int) -> Model:
     if model.device == "cpu" and not threads and is_light(model):
         return Model.open(path, device, threads=1)
     return model
+
+
+def _takes_steps(wanted: Wanted) -> bool:
+    return any(map(is_score_cam, wanted.methods))
 
 
 def _run(model: Model, images: npt.NDArray[np.uint8], targets: npt.NDArray[np.int64], methods: tuple[str, ...], softmax: bool) -> Answer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -11,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from contract.errors import ServerError
+from contract.errors import PictureError, ServerError
 from contract.model import Answer
 from service.batching import Batcher, Batching, Sharing, Wanted
+from service.inputs import NetworkInput
 from service.workers import Workers
 
 CLASSES = 10
@@ -27,17 +29,26 @@ def picture(number: int, size: int = 4) -> npt.NDArray[np.uint8]:
 
 @dataclass
 class Recorder:
-    """A model that answers a picture's number, and can be held up. runs: pictures' numbers, targets and maps of each run."""
+    """A model that answers a picture's number, and can be held up.
+
+    runs: pictures' numbers, targets and maps of each run. threads: that they were run in.
+    """
 
     go: threading.Event = field(default_factory=threading.Event)
     begun: threading.Event = field(default_factory=threading.Event)
     runs: list[tuple[list[int], list[list[int]], tuple[str, ...]]] = field(default_factory=list)
+    threads: list[str] = field(default_factory=list)
+    under_way: int = 0
 
     def __call__(self, images: npt.NDArray[np.uint8], targets: npt.NDArray[np.int64], methods: tuple[str, ...], softmax: bool) -> Answer:
         numbers = images[:, 0, 0, 0].tolist()
         self.runs.append((numbers, targets.tolist(), methods))
+        self.threads.append(threading.current_thread().name.partition("_")[0])
+        assert not self.under_way
+        self.under_way += 1
         self.begun.set()
         assert self.go.wait(10)
+        self.under_way -= 1
         if 99 in numbers:
             raise ValueError("this picture cannot be run")
         scores = np.repeat(np.float32(numbers)[:, None], CLASSES, 1)
@@ -64,10 +75,27 @@ Make = Callable[..., Batcher]
 
 @pytest.fixture
 def make(thread: Workers, model: Recorder) -> Make:
-    def made(max_size: int = 4, delay_s: float = 0.0, sharing: Sharing = FREE) -> Batcher:
-        return Batcher(thread, model, Batching(max_size, delay_s), sharing)
+    def made(max_size: int = 4, delay_s: float = 0.0, sharing: Sharing = FREE, any_thread: bool = False) -> Batcher:
+        return Batcher(thread, model, Batching(max_size, delay_s), sharing, any_thread=any_thread)
 
     return made
+
+
+@pytest.fixture
+def decoders() -> Iterator[Workers]:
+    workers = Workers(2, "decoder")
+    yield workers
+    workers.close()
+
+
+def seeing(number: int) -> Callable[[], NetworkInput]:
+    return lambda: NetworkInput(picture(number), (0.0, 0.0, 4.0, 4.0), None)
+
+
+async def see(batcher: Batcher, decoders: Workers, number: int) -> float:
+    seen, ran = await batcher.see_and_submit(seeing(number), decoders, Wanted())
+    assert seen.value.images[0, 0, 0, 0] == number
+    return float(ran.value.scores[0, 0])
 
 
 async def held_up(batcher: Batcher, model: Recorder) -> asyncio.Task[object]:
@@ -273,3 +301,131 @@ def test_a_turn_is_told_when_the_run_begins(make: Make, model: Recorder) -> None
         return before
 
     assert asyncio.run(main()) == ["first"]
+
+
+@pytest.mark.parametrize(("any_thread", "runs_in"), [(True, "decoder"), (False, "model")])
+def test_a_picture_that_finds_the_model_free_is_run_where_it_was_decoded(
+    make: Make, model: Recorder, decoders: Workers, any_thread: bool, runs_in: str
+) -> None:
+    model.go.set()
+
+    async def main() -> float:
+        return await see(make(any_thread=any_thread), decoders, 7)
+
+    assert asyncio.run(main()) == 7
+    assert model.threads == [runs_in]
+
+
+def test_while_one_decoder_runs_the_model_the_other_decodes_and_the_next_batch_is_run_by_the_models_thread(
+    make: Make, model: Recorder, decoders: Workers
+) -> None:
+    async def main() -> list[float]:
+        batcher = make(any_thread=True)
+        first = asyncio.ensure_future(see(batcher, decoders, 0))
+        await asyncio.to_thread(model.begun.wait, 10)
+        others = [asyncio.ensure_future(see(batcher, decoders, number)) for number in (1, 2, 3)]
+        await asyncio.sleep(0)
+        await decoders.do(lambda: None)  # its turn comes when all three are decoded
+        model.go.set()
+        await first
+        return await asyncio.gather(*others)
+
+    assert asyncio.run(main()) == [1, 2, 3]
+    assert [numbers for numbers, _, _ in model.runs] == [[0], [1, 2, 3]]
+    assert model.threads == ["decoder", "model"]
+
+
+def test_what_runs_alone_and_what_is_decoded_never_run_at_the_same_time(
+    make: Make, model: Recorder, decoders: Workers, thread: Workers
+) -> None:
+    alone = threading.Event()
+
+    async def main() -> float:
+        batcher = make(any_thread=True)
+        model.go.set()
+
+        def job() -> int:
+            alone.set()
+            time.sleep(0.1)
+            return len(model.runs)
+
+        step = asyncio.ensure_future(thread.do(batcher.alone, job))
+        await asyncio.to_thread(alone.wait, 10)
+        answer = await see(batcher, decoders, 5)
+        assert (await step).value == 0
+        return answer
+
+    assert asyncio.run(main()) == 5
+    assert model.threads == ["model"]
+
+
+def test_what_cannot_be_decoded_fails_by_itself(make: Make, model: Recorder, decoders: Workers) -> None:
+    model.go.set()
+
+    def broken() -> NetworkInput:
+        raise PictureError("no picture")
+
+    async def main() -> list[object]:
+        batcher = make(any_thread=True)
+        asked = [see(batcher, decoders, 1), batcher.see_and_submit(broken, decoders, Wanted()), see(batcher, decoders, 2)]
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    first, failed, last = asyncio.run(main())
+    assert (first, last) == (1, 2)
+    assert isinstance(failed, PictureError)
+
+
+def test_cancelled_while_it_waits_for_a_decoder_it_is_neither_decoded_nor_run(make: Make, model: Recorder) -> None:
+    decoder = Workers(1, "decoder")
+    decoded = threading.Event()
+
+    def note() -> NetworkInput:
+        decoded.set()
+        return seeing(1)()
+
+    async def main() -> None:
+        batcher = make(any_thread=True)
+        first = asyncio.ensure_future(see(batcher, decoder, 0))
+        await asyncio.to_thread(model.begun.wait, 10)
+        gone = asyncio.ensure_future(batcher.see_and_submit(note, decoder, Wanted()))
+        await asyncio.sleep(0)
+        gone.cancel()
+        await asyncio.wait([gone])
+        model.go.set()
+        await first
+        await decoder.do(lambda: None)
+
+    asyncio.run(main())
+    decoder.close()
+    assert not decoded.is_set()
+    assert [numbers for numbers, _, _ in model.runs] == [[0]]
+
+
+def test_waiting_for_what_runs_sees_a_decoders_run_too(make: Make, model: Recorder, decoders: Workers) -> None:
+    async def main() -> None:
+        batcher = make(any_thread=True)
+        first = asyncio.ensure_future(see(batcher, decoders, 0))
+        await asyncio.to_thread(model.begun.wait, 10)
+        batcher.close()
+        waited = asyncio.ensure_future(asyncio.to_thread(batcher.wait))
+        await asyncio.sleep(0.05)
+        assert not waited.done()
+        with pytest.raises(ServerError, match="unloaded"):
+            await see(batcher, decoders, 1)
+        model.go.set()
+        await asyncio.wait_for(asyncio.gather(waited, first), 5)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("any_thread", [True, False])
+def test_a_decoded_picture_waits_for_company_as_others_do(make: Make, model: Recorder, decoders: Workers, any_thread: bool) -> None:
+    model.go.set()
+
+    async def main() -> list[float]:
+        batcher = make(max_size=2, delay_s=0.2, any_thread=any_thread)
+        alone = await see(batcher, decoders, 9)
+        return [alone, *await asyncio.gather(*[see(batcher, decoders, number) for number in (1, 2)])]
+
+    assert asyncio.run(main()) == [9, 1, 2]
+    assert [sorted(numbers) for numbers, _, _ in model.runs] == [[9], [1, 2]]
