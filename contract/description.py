@@ -111,6 +111,7 @@ class Description(BaseModel):
     layers: those that maps explain, in the order in which the network computes them; none in a model without maps.
     switches: the graph's outputs that are computed only if `wanted` says so, in its order.
     dynamic_size: the graph takes pictures of any height and width; those of `preprocessing` are what it was trained with.
+    temperature: what the trained network's logits were divided by, so that the scores mean more; the graph's logits are those after it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -123,6 +124,7 @@ class Description(BaseModel):
     maps: tuple[MapOutput, ...]
     switches: tuple[str, ...]
     dynamic_size: bool = False
+    temperature: float = Field(default=1.0, gt=0)
     provenance: Provenance
 
     @property

@@ -23,6 +23,7 @@ from contract.model import Model
 from exports import parity
 from exports.explainer import Explainer
 from exports.graph import check_graph, describe, write_graph
+from exports.temperature import divide_logits, require_temperature
 from exports.triton import config_pbtxt
 from training.network import Network
 
@@ -54,6 +55,7 @@ def export(
     methods: Sequence[str] | None = None,
     layers: Sequence[str] | None = None,
     dynamic_size: bool = False,
+    temperature: float = 1.0,
     say: Say = lambda _: None,
 ) -> Exported:
     """Export `network` as the next version of model `name`; nothing is left behind unless it passes its check.
@@ -68,17 +70,20 @@ def export(
         methods: map methods, by name; None takes every one that the head allows; none makes a model without maps.
         layers: modules of the backbone to explain, by name; None takes the last one with a spatial extent.
         dynamic_size: the file takes pictures of any height and width, if the network does.
+        temperature: the file's logits are the network's over this, see `exports.temperature`.
         say: is told each step.
 
     Raises:
-        SettingsError: not a model's name.
+        SettingsError: not a model's name, or not a temperature.
         ExportError: a layer or a method that the network does not have, no ONNX form, or the file is invalid.
         ParityError: the file's answers differ from PyTorch's by more than the tolerance.
     """
     require_model_name(name)
+    require_temperature(temperature)
     if len(labels) != network.config.num_classes:
         raise ExportError(f"{len(labels)} labels came for a network of {network.config.num_classes} classes")
     network = copy.deepcopy(network).cpu().float().eval().requires_grad_(False)
+    divide_logits(network, temperature)
     folder = repository / name
     existed = folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
@@ -86,7 +91,7 @@ def export(
     try:
         explainer = Explainer(network, methods, layers, dynamic_size)
         say(f"writing {network.config.backbone}{_explained(explainer)}")
-        description = describe_explainer(explainer, name, labels, provenance)
+        description = describe_explainer(explainer, name, labels, provenance, temperature)
         path = partial / MODEL_FILE
         write_graph(explainer, path)
         describe(path, description)
@@ -151,7 +156,9 @@ def _explained(explainer: Explainer) -> str:
     return f" with maps of {' and '.join(layer.name for layer in explainer.layers)}: {methods}"
 
 
-def describe_explainer(explainer: Explainer, name: str, labels: Sequence[str], provenance: Provenance) -> Description:
+def describe_explainer(
+    explainer: Explainer, name: str, labels: Sequence[str], provenance: Provenance, temperature: float = 1.0
+) -> Description:
     """The description of the graph that `write_graph` makes of it."""
     return Description(
         name=name,
@@ -161,5 +168,6 @@ def describe_explainer(explainer: Explainer, name: str, labels: Sequence[str], p
         maps=explainer.maps,
         switches=explainer.switches,
         dynamic_size=explainer.dynamic_size,
+        temperature=temperature,
         provenance=provenance,
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import nn
 
 from contract import pictures
@@ -16,12 +17,16 @@ from contract.description import Provenance
 from contract.errors import DatasetError, PictureError, SettingsError
 from contract.preprocessing import Preprocessing
 from exports.export import Exported, Say, export
+from exports.temperature import Temperature, expected_error, logits_of, require_temperature
 from training.config import FinetuneConfig
 from training.network import Network, NetworkConfig
+from training.parts import Part
 from training.preprocessing import resolve_preprocessing
+from training.progress import ProgressFactory, silent
 from training.run import Run
 from training.run_folder import now
 from training.shapes import draw
+from training.temperature import fit_temperature
 from training.weights import load_backbone
 
 DEFAULT_CHECK_PICTURES = 16
@@ -35,15 +40,28 @@ def export_run(
     methods: Sequence[str] | None = None,
     layers: Sequence[str] | None = None,
     dynamic_size: bool = False,
+    temperature: Temperature = 1.0,
     check_pictures: int = DEFAULT_CHECK_PICTURES,
+    progress: ProgressFactory = silent,
     say: Say = lambda _: None,
 ) -> Exported:
     """Export a finished run's best network, checked on pictures of its validation part.
+
+    Args:
+        run: see `training.run.load_run`.
+        name: the model's.
+        repository: the folder of models.
+        methods, layers, dynamic_size: see `exports.export.export`.
+        temperature: what the logits are divided by; `fit` finds it on the validation part.
+        check_pictures: how many to check the file on.
+        progress: told of what lasts.
+        say: is told each step, and of a temperature what it does to the scores.
 
     Raises:
         DatasetError: the run's pictures cannot be read any more.
         Others: see `exports.export.export`.
     """
+    require_temperature(temperature)
     dataset = run.dataset()
     spec = Path(dataset.spec).name if Path(dataset.spec).is_absolute() else dataset.spec  # where it lies is nobody's business
     images = []
@@ -52,6 +70,8 @@ def export_run(
             images.append(run.network.config.preprocessing.apply(dataset.val.load(index)))
         except (PictureError, OSError) as error:
             raise DatasetError(f"{dataset.val.names[index]}: cannot be read any more, but the export is checked on it: {error}") from error
+    if temperature != 1:
+        temperature = _settle(temperature, run, dataset.val, progress, say)
     return export(
         run.network,
         name=name,
@@ -73,6 +93,7 @@ def export_run(
         methods=methods,
         layers=layers,
         dynamic_size=dynamic_size,
+        temperature=temperature,
         say=say,
     )
 
@@ -87,6 +108,7 @@ def export_backbone(
     methods: Sequence[str] | None = None,
     layers: Sequence[str] | None = None,
     dynamic_size: bool = False,
+    temperature: float = 1.0,
     check_pictures: int = DEFAULT_CHECK_PICTURES,
     say: Say = lambda _: None,
 ) -> Exported:
@@ -98,7 +120,7 @@ def export_backbone(
         repository: the folder of models.
         labels: the classes' names; None takes ImageNet's where there are 1000, else `class_0`, ...
         picture_paths: files and folders to check on; none: pictures that the project draws.
-        methods, layers, dynamic_size, check_pictures, say: see `export_run`.
+        methods, layers, dynamic_size, temperature, check_pictures, say: see `export_run`; there is nothing to fit a temperature on.
 
     Raises:
         WeightsError, HubError: see `training.weights.load_backbone`.
@@ -130,8 +152,20 @@ def export_backbone(
         methods=methods,
         layers=layers,
         dynamic_size=dynamic_size,
+        temperature=temperature,
         say=say,
     )
+
+
+def _settle(temperature: Temperature, run: Run, val: Part, progress: ProgressFactory, say: Say) -> float:
+    """The temperature as a number; says what it does to the scores on the validation part."""
+    logits, labels = logits_of(run, val, progress), torch.from_numpy(val.labels)
+    how = "as given"
+    if temperature == "fit":
+        temperature, how = fit_temperature(logits, labels), f"fitted on {len(val):,} validation pictures"
+    before, after = expected_error(logits, labels), expected_error(logits / temperature, labels)
+    say(f"temperature {temperature:.4g}, {how}: their expected calibration error is {after:.2%} with it, {before:.2%} without")
+    return temperature
 
 
 def published_network(config: FinetuneConfig) -> Network:

@@ -1,24 +1,87 @@
-"""Flags to a `FinetuneConfig`: what was not given keeps the config's own default."""
+"""Flags and a TOML file to a `FinetuneConfig`: what was not given keeps the recipe's or the config's own default."""
 
 from __future__ import annotations
 
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from contract.errors import SettingsError
+from contract.errors import NotFoundError, SettingsError
 
 if TYPE_CHECKING:
     from training.config import FinetuneConfig
 
+_OF_THE_COMMAND = ("tensorboard", "output")
+"""Flags that may differ when a run is gone on with: they do not change what it learns."""
 
-def finetune_config(**flags: Any) -> FinetuneConfig:
-    """Raises: SettingsError: a flag with a value that it cannot have; the message names the flag."""
+
+def finetune_config(file: Path | None = None, **flags: Any) -> FinetuneConfig:
+    """The settings in a file, and instead of them the flags that are not None.
+
+    Raises:
+        NotFoundError: no such file.
+        SettingsError: a setting that is unknown, or has a value that it cannot have; the message names it.
+    """
     from pydantic import ValidationError
 
     from training.config import FinetuneConfig
 
+    given = {key: value for key, value in flags.items() if value is not None}
+    written = {} if file is None else _read(file)
     try:
-        return FinetuneConfig(**{key: value for key, value in flags.items() if value is not None})
+        return FinetuneConfig.of(**{**written, **given})
     except ValidationError as error:
         first = error.errors()[0]
-        flag = "--" + str(first["loc"][0]).replace("_", "-") if first["loc"] else "the settings"
-        raise SettingsError(f"{flag}: {first['msg'].removeprefix('Value error, ')}") from error
+        key = str(first["loc"][0]) if first["loc"] else ""
+        where = f"{file}: {key}" if file is not None and key in written and key not in given else "--" + key.replace("_", "-")
+        message = "is no setting" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
+        raise SettingsError(f"{where if key else 'the settings'}: {message}") from error
+
+
+def check_same_settings(run: Path, given: Mapping[str, Any], file: Path | None) -> None:
+    """Raises: SettingsError: a flag says something else than the run to go on with was begun with; NotFoundError: there is none."""
+    from training.run_folder import absolute, read_config
+
+    saved = read_config(run).asked
+    if file is not None:
+        raise SettingsError(f"--config with --resume: {run} goes on with the settings that it was begun with: leave it out")
+    if "output" in given:
+        raise SettingsError(f"--output with --resume: {run} is the run's folder: leave it out")
+    asked = absolute(finetune_config(**given))
+    for name in given.keys() - set(_OF_THE_COMMAND):
+        then, now = getattr(saved, name), getattr(asked, name)
+        if then != now:
+            shown = "nothing" if then is None else then
+            raise SettingsError(f"--{name.replace('_', '-')} {now}: {run} was begun with {shown}: leave it out to go on, or fine-tune anew")
+
+
+def to_toml(config: FinetuneConfig) -> str:
+    """The settings as `finetune_config` reads them from a file, and as comments what they leave open and come to.
+
+    Raises:
+        SettingsError: settings that contradict each other.
+    """
+    from training.plan import resolve_plan
+
+    plan = resolve_plan(config).model_dump(mode="json")
+    lines, tables = [], []
+    for name, value in config.model_dump(mode="json").items():
+        if isinstance(value, dict):
+            tables += [f"\n[{name}]", *(f"{json.dumps(key)} = {json.dumps(one)}" for key, one in value.items())] if value else []
+        elif value is None:
+            lines.append(f"# {name}: not set")
+        else:
+            lines.append(f"{name} = {json.dumps(value, ensure_ascii=False)}")
+    resolved = [f"# {name} = {json.dumps(value)}" for name, value in plan.items()]
+    return "\n".join([*lines, *tables, "", "# what training does with them:", *resolved]) + "\n"
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise NotFoundError(f"{file}: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{file}: no TOML: {error}") from error

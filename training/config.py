@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from contract.preprocessing import CropMode, Interpolation
+from training.recipes import RECIPES, Recipe, recipe_settings
 
 Scalar = bool | int | float | str
 Mode = Literal["feature-extraction", "full"]
+OptimizerName = Literal["adamw", "adam", "rmsprop", "sgd"]
+Schedule = Literal["cosine", "constant"]
 
 HEAD_PATTERN = re.compile(r"linear|original|mlp:[1-9][0-9]*")
 
@@ -38,12 +41,24 @@ class FinetuneConfig(BaseModel):
     val_fraction: share of the training pictures held out where the data set has no validation part.
     image_size, crop_pct, crop_mode, interpolation, mean, std: override the backbone's own preprocessing.
     epochs: in all. head_epochs: of them, how many train the head alone (mode `full`).
+    batch_size: pictures in a batch, over all processes. accumulate: batches whose gradients make one step.
     lr: the head's peak learning rate. layer_decay: in mode `full`, each layer's rate over that of the one above it.
+    warm_up: the share of the steps in which the rates rise.
+    class_weights: `balanced` weighs each class by the inverse of its share of the training pictures.
+    patience: epochs without a better one after which training ends.
     augment: augmented views computed of each training picture (mode `feature-extraction`), 0 for none.
+    crop_scale: the smallest share of a picture's area that is cut out; 1 cuts nothing. hflip: mirror half of the pictures.
+    jitter: of brightness, contrast and saturation. shear: degrees. zoom: a share. rand_augment: magnitude, of 30.
+    random_erasing: of so many of the pictures a part.
+    mixup, cutmix: the alpha of each (mode `full`); with both, each batch draws one.
+    ema: decay of an exponential moving average of the weights, which then is what is validated and kept (mode `full`).
+    gradual_unfreezing: layers join from the head down over the first half of the epochs (mode `full`).
+    amp: bfloat16 or float16 where that is safe; `auto`: on a GPU. compile: `torch.compile`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
+    recipe: Recipe = "default"
     backbone: str = "vgg16"
     weights: str = "pretrained"
     model_kwargs: dict[str, Scalar] = Field(default_factory=dict)
@@ -67,16 +82,50 @@ class FinetuneConfig(BaseModel):
     epochs: int | None = Field(default=None, ge=1)
     head_epochs: int | None = Field(default=None, ge=0)
     batch_size: int = Field(default=32, ge=1)
+    accumulate: int = Field(default=1, ge=1)
+    optimizer: OptimizerName = "adamw"
     lr: float | None = Field(default=None, gt=0)
+    schedule: Schedule = "cosine"
+    warm_up: float | None = Field(default=None, ge=0, lt=1)
     weight_decay: float | None = Field(default=None, ge=0)
     layer_decay: float = Field(default=0.75, gt=0, le=1)
+    label_smoothing: float | None = Field(default=None, ge=0, lt=1)
+    class_weights: Literal["none", "balanced"] = "none"
+    patience: int | None = Field(default=None, ge=1)
+    head_search: bool = False
+
     augment: int = Field(default=0, ge=0)
+    crop_scale: float | None = Field(default=None, gt=0, le=1)
+    hflip: bool | None = None
+    jitter: float | None = Field(default=None, ge=0, lt=1)
+    shear: float = Field(default=0.0, ge=0, lt=90)
+    zoom: float = Field(default=0.0, ge=0, lt=1)
+    rand_augment: int | None = Field(default=None, ge=1, le=30)
+    random_erasing: float = Field(default=0.0, ge=0, le=1)
+    mixup: float = Field(default=0.0, ge=0)
+    cutmix: float = Field(default=0.0, ge=0)
+
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    gradual_unfreezing: bool = False
+    amp: Literal["auto", "on", "off"] = "auto"
+    compile: bool = False
     seed: int = Field(default=0, ge=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     workers: int | None = Field(default=None, ge=0)
 
+    tensorboard: bool = False
     name: str | None = None
     output: Path | None = None
+
+    @classmethod
+    def of(cls, recipe: Recipe = "default", **given: Any) -> FinetuneConfig:
+        """A recipe's settings, and what was given instead.
+
+        Raises:
+            pydantic.ValidationError: a value that a setting cannot have.
+        """
+        from_recipe = recipe_settings(recipe, given.get("mode"), given.get("weights")) if recipe in RECIPES else {}
+        return cls(recipe=recipe, **{**from_recipe, **given})
 
     @field_validator("head")
     @classmethod

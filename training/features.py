@@ -4,30 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
+import onnxruntime
 import torch
-from torch import Tensor
 
-from contract.errors import SettingsError, WeightsError
-from contract.files import whole_file
+from contract.errors import ExportError, SettingsError, WeightsError
 from training.config import cache_dir
+from training.engine import Engine, EngineName, onnx_runtime_engine, pytorch_engine
+from training.feature_store import Embeddings, UnfinishedRows, growing_rows, most_bytes, open_rows, prune
 from training.loading import picture_batches
 from training.network import Network
 from training.parts import Part
 from training.progress import ProgressFactory
 from training.transforms import Augmentation
 
-Embeddings = npt.NDArray[np.float32]
-
 _BATCH = 32
 """Fixed, so that the features do not depend, in their last bits, on the batch size of the training."""
+
+_FEWEST_FOR_ONNX_RUNTIME = 512
+"""With fewer pictures, writing the graph and opening a session take longer than they save."""
+
+_COMPARED = 8
+"""Pictures on which ONNX Runtime's answers are held to PyTorch's."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +47,21 @@ class View:
 class FeatureCache:
     """Embeddings of a network's frozen side, by what they were made of.
 
+    On a CPU many pictures are run by ONNX Runtime, all others by PyTorch. A computation that was killed is gone on with.
+    Where all features take more than `feature_store.most_bytes`, those that were not used for longest are taken away.
+
     weights_fingerprint: of the backbone's weights, see `training.weights`.
     workers: processes that read pictures.
+    say: told, a line at a time, what is out of the ordinary.
     """
 
     network: Network
     weights_fingerprint: str
     workers: int
     progress: ProgressFactory
+    say: Callable[[str], None] = lambda _: None
+    _engines: dict[EngineName, Engine] = field(default_factory=dict, init=False, repr=False)
+    _in_use: set[Path] = field(default_factory=set, init=False, repr=False)
 
     def embeddings(self, part: Part, description: str, view: View | None = None) -> Embeddings:
         """`embed(features(.))` of each picture, float32 `[n, d]`, mapped into memory from its file.
@@ -66,33 +77,56 @@ class FeatureCache:
         Raises:
             PictureError: a picture that cannot be read any more.
             WeightsError: features that are no numbers.
-            SettingsError: the cache cannot be written.
+            SettingsError: the cache cannot be written, or its size is set to what is no number.
         """
-        path = cache_dir() / "features" / f"{self._key(part, view)}.npy"
-        kept = _open(path, len(part))
-        if kept is not None:
-            return kept
-        try:
-            with whole_file(path) as temporary, self.progress(description, len(part)) as advance, temporary.open("wb") as opened:
-                rows = 0
-                for batch in self._computed(part, view):
-                    if rows == 0:
-                        shape = (len(part), batch.shape[1])
-                        np.lib.format.write_array_header_1_0(opened, {"descr": "<f4", "fortran_order": False, "shape": shape})
-                    opened.write(batch.numpy().astype("<f4", copy=False).tobytes())
-                    rows += len(batch)
-                    advance(len(batch))
-        except OSError as error:
-            raise SettingsError(
-                f"{path.parent}: the features cannot be kept: {error.strerror or error}: make room, or set TLCLI_CACHE to another folder"
-            ) from error
-        computed = _open(path, len(part))
+        most = most_bytes()
+        for engine in self._wanted(part):
+            path = self._path(part, view, engine)
+            kept = open_rows(path, len(part))
+            if kept is not None:
+                self._in_use.add(path)
+                return kept
+        with _evaluating(self.network):
+            engine = self._fitting(part)
+            path = self._path(part, view, engine)
+            self._in_use.add(path)
+            try:
+                with growing_rows(path, len(part), lambda: self.say(f"{description}: another process computes them; waiting")) as rows:
+                    if rows is not None:
+                        self._compute(part, view, self._engines[engine], rows, description)
+                prune(path.parent, most, self._in_use)
+            except OSError as error:
+                why = error.strerror or error
+                raise SettingsError(
+                    f"{path.parent}: the features cannot be kept: {why}: make room, or set TLCLI_CACHE to another folder"
+                ) from error
+        computed = open_rows(path, len(part))
         assert computed is not None
         return computed
 
-    def _key(self, part: Part, view: View | None) -> str:
-        """Of all that the embeddings depend on; the number of classes and the head's own layers are not among it."""
+    def _wanted(self, part: Part) -> tuple[EngineName, ...]:
+        """The engines whose features will do, the fastest first."""
+        on_cpu = _device(self.network).type == "cpu"
+        return ("onnxruntime", "pytorch") if on_cpu and len(part) >= _FEWEST_FOR_ONNX_RUNTIME else ("pytorch",)
+
+    def _fitting(self, part: Part) -> EngineName:
+        """The first of those that can run the network; it is opened once."""
+        if "pytorch" not in self._engines:
+            self._engines["pytorch"] = pytorch_engine(self.network)
+        for engine in self._wanted(part):
+            if engine == "onnxruntime" and engine not in self._engines:
+                try:
+                    self._engines[engine] = onnx_runtime_engine(self.network, _few(part, self.network))
+                except ExportError as error:
+                    self.say(f"{self.network.config.backbone}: PyTorch computes the features, since ONNX Runtime cannot: {error}")
+                    continue
+            return engine
+        raise AssertionError("PyTorch runs every network")
+
+    def _path(self, part: Part, view: View | None, engine: EngineName) -> Path:
+        """Named by all that the embeddings depend on; the number of classes and the head's own layers are not among it."""
         config = self.network.config
+        versions = {package: metadata.version(package) for package in ("torch", "timm", "pillow", "torchvision")}
         what = {
             "weights": self.weights_fingerprint,
             "network": config.model_dump(mode="json", exclude={"num_classes", "head"}),
@@ -100,30 +134,38 @@ class FeatureCache:
             "pictures": part.fingerprints,
             "view": None if view is None else [view.augmentation.model_dump(mode="json"), view.number, view.seed],
             "device": _device(self.network).type,
-            "versions": {package: metadata.version(package) for package in ("torch", "timm", "pillow", "torchvision")},
+            "engine": [engine, onnxruntime.__version__ if engine == "onnxruntime" else None],
+            "versions": versions,
         }
-        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+        key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+        return cache_dir() / "features" / f"{key}.npy"
 
-    @torch.inference_mode()
-    def _computed(self, part: Part, view: View | None) -> Iterator[Tensor]:
-        network = self.network
-        with _evaluating(network):
-            for images, _ in picture_batches(
-                part,
-                network.config.preprocessing,
-                batch_size=_BATCH,
-                workers=self.workers,
-                augmentation=view.augmentation if view else None,
-                seed=view.seed if view else 0,
-                view=view.number if view else 0,
-            ):
-                embeddings = network.embed(network.features(network.normalise(images.to(_device(network))))).float().cpu()
-                if not bool(embeddings.isfinite().all()):
-                    raise WeightsError(
-                        f"{network.config.backbone}: its features of the pictures are no finite numbers:"
-                        " the weights are broken, or --mean and --std are not what they were trained with"
-                    )
-                yield embeddings
+    def _compute(self, part: Part, view: View | None, engine: Engine, rows: UnfinishedRows, description: str) -> None:
+        """Add the rows that are missing; of a batch of which some are, all."""
+        before, done = rows.present, 0
+        batches = picture_batches(
+            part,
+            self.network.config.preprocessing,
+            batch_size=_BATCH,
+            workers=self.workers,
+            augmentation=view.augmentation if view else None,
+            seed=view.seed if view else 0,
+            view=view.number if view else 0,
+        )
+        with self.progress(description, len(part)) as advance:
+            for images, _ in batches:
+                if done + len(images) > before:  # what is there already is read once more, which takes little beside running it
+                    if done <= before:
+                        rows.cut(done)
+                    embeddings = engine(images)
+                    if not bool(embeddings.isfinite().all()):
+                        raise WeightsError(
+                            f"{self.network.config.backbone}: its features of the pictures are no finite numbers:"
+                            " the weights are broken, or --mean and --std are not what they were trained with"
+                        )
+                    rows.append(embeddings.numpy())
+                done += len(images)
+                advance(len(images))
 
 
 @contextmanager
@@ -140,10 +182,7 @@ def _device(network: Network) -> torch.device:
     return next(network.parameters()).device
 
 
-def _open(path: Path, rows: int) -> Embeddings | None:
-    """The kept embeddings, or None if there are none, or something else has damaged the file."""
-    try:
-        kept: Embeddings = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return None
-    return kept if kept.ndim == 2 and len(kept) == rows and kept.dtype == np.float32 else None
+def _few(part: Part, network: Network) -> torch.Tensor:
+    """uint8 `[N, H, W, 3]`."""
+    size = network.config.preprocessing
+    return torch.from_numpy(np.stack([size.apply(part.load(index)) for index in range(min(_COMPARED, len(part)))]))

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from training import report
+from contract.errors import SettingsError
+from training import report, resuming
+from training.averaging import snapshot
 from training.clock import Clock
 from training.config import FinetuneConfig
 from training.datasets import Dataset, load_dataset, save_split
 from training.device import torch_device
 from training.features import FeatureCache, View
-from training.full import classify_pictures, train_all
+from training.full import Listeners, classify_pictures, train_all
 from training.head import classify_embeddings, train_head
 from training.network import Network, NetworkConfig
 from training.parts import Part
 from training.plan import Plan, resolve_plan
 from training.predictions import predictions, write_predictions
 from training.preprocessing import resolve_preprocessing
+from training.processes import Processes, processes
 from training.progress import ProgressFactory, silent
 from training.results import EpochRow, Results, score
 from training.run_folder import (
@@ -36,11 +39,13 @@ from training.run_folder import (
     absolute,
     make_folder,
     now,
+    read_config,
+    read_results,
     require_output,
     versions,
 )  # fmt: skip
-from training.stage import Best, snapshot
-from training.transforms import augmentation_for
+from training.stage import Best, Position
+from training.watching import Watcher
 from training.weights import load_backbone
 
 Say = Callable[[str], None]
@@ -59,15 +64,22 @@ class RunResult:
         return self.results.metrics
 
 
-def finetune(config: FinetuneConfig, progress: ProgressFactory = silent, say: Say = lambda _: None) -> RunResult:
+def finetune(
+    config: FinetuneConfig,
+    progress: ProgressFactory = silent,
+    say: Say = lambda _: None,
+    watchers: Sequence[Watcher] = (),
+) -> RunResult:
     """Train as `config` says, and write the run folder.
 
-    On a CPU the same config gives the same weights, to the bit, given the same number of PyTorch's threads.
+    On a CPU the same config gives the same weights, to the bit, given the same number of PyTorch's threads. Started by
+    `torchrun`, all its processes train together; the first writes and speaks.
 
     Args:
         config: what was asked for.
         progress: told of all that lasts.
         say: told, a line at a time, what was resolved, found and reached.
+        watchers: told of every epoch and step.
 
     Raises:
         SettingsError: settings that contradict each other or the backbone, or a folder that is in use.
@@ -78,136 +90,243 @@ def finetune(config: FinetuneConfig, progress: ProgressFactory = silent, say: Sa
     """
     config = absolute(config)
     plan = resolve_plan(config)
-    require_output(config)
     device = torch_device(config.device)
-    clock = Clock()
+    with processes(device) as together:
+        require_output(config)
+        return _Work(config, plan, device, together, progress, say, watchers).do(None)
 
-    backbone, weights_fingerprint = load_backbone(config, progress)
-    preprocessing = resolve_preprocessing(config, backbone)
-    with clock("data"):
-        dataset = load_dataset(config, progress)
-    torch.manual_seed(config.seed)
-    network = Network(
-        NetworkConfig(
-            backbone=config.backbone,
-            model_kwargs=config.model_kwargs,
-            head=config.head,
-            num_classes=len(dataset.classes),
-            preprocessing=preprocessing,
-        ),
-        backbone,
-    ).to(device)
-    _say_what_was_found(config, network, dataset, say)
 
-    folder = make_folder(config)
-    folder.write_config(
-        RunConfig(
+def resume(
+    path: str | Path,
+    progress: ProgressFactory = silent,
+    say: Say = lambda _: None,
+    watchers: Sequence[Watcher] = (),
+) -> RunResult:
+    """Go on with a run that was cut short, from its last whole epoch; on a CPU it ends, to the bit, as if it had not been.
+
+    Args:
+        path: its folder.
+        progress, say, watchers: see `finetune`.
+
+    Raises:
+        NotFoundError: no run's folder.
+        SettingsError: what it was trained on, or with, is not what it was: other pictures, weights, classes or settings.
+        Exception: see `finetune`.
+    """
+    path = Path(path).absolute()
+    saved = read_config(path)
+    results = read_results(path)
+    if results is not None:
+        say(f"{path}: is finished already")
+        return RunResult(path, results)
+    device = torch_device(saved.asked.device)
+    with processes(device) as together:
+        return _Work(saved.asked, resolve_plan(saved.asked), device, together, progress, say, watchers).do((path, saved))
+
+
+class _Work:
+    """A run under way."""
+
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        plan: Plan,
+        device: torch.device,
+        together: Processes,
+        progress: ProgressFactory,
+        say: Say,
+        watchers: Sequence[Watcher],
+    ) -> None:
+        self._config = config
+        self._plan = plan
+        self._device = torch.device(device.type, together.local) if device.type == "cuda" else device
+        self._together = together
+        self._progress: ProgressFactory = progress if together.first else silent
+        self._say: Say = say if together.first else lambda _: None
+        self._watchers = watchers if together.first else ()
+        self._clock = Clock()
+
+    def do(self, before: tuple[Path, RunConfig] | None) -> RunResult:
+        """`before`: the folder of a run to go on with, and what it holds as its config."""
+        config, plan, clock = self._config, self._plan, self._clock
+        with self._together.first_goes_first():
+            backbone, weights_fingerprint = load_backbone(config, self._progress)
+        preprocessing = resolve_preprocessing(config, backbone)
+        with clock("data"), self._together.first_goes_first():
+            dataset = load_dataset(config, self._progress)
+        torch.manual_seed(config.seed)
+        network = Network(
+            NetworkConfig(
+                backbone=config.backbone,
+                model_kwargs=config.model_kwargs,
+                head=config.head,
+                num_classes=len(dataset.classes),
+                preprocessing=preprocessing,
+            ),
+            backbone,
+        ).to(self._device)
+        _say_what_was_found(config, network, dataset, self._say)
+        resolved = RunConfig(
             created=now(),
             asked=config,
             network=network.config,
             plan=plan,
             classes=dataset.classes,
-            device=str(device),
+            device=str(self._device),
             weights_fingerprint=weights_fingerprint,
             dataset_fingerprint=dataset.fingerprint,
             versions=versions(),
         )
-    )
-    save_split(dataset, folder.path / SPLIT)
+        folder = self._begin(resolved, dataset) if before is None else self._go_on(*before, resolved)
+        unfinished = None if before is None or not plan.full_epochs else resuming.load(folder.path, self._device)
 
-    best = None
-    cache = FeatureCache(network.eval(), weights_fingerprint, plan.workers, progress)
-    if plan.head_epochs:
-        best = _head_stage(config, plan, cache, dataset, clock, say)
-    if plan.full_epochs and (best is None or best.stopped is None):
-        best = _full_stage(config, plan, network, dataset, best, folder, clock, progress, say)
-    assert best is not None, "a plan has a stage of at least one epoch"
-    if best.stopped is not None:
-        say(f"{best.stopped}; the weights of epoch {best.kept.epoch} are kept")
-    folder.write_checkpoint(network.state_dict())
-    folder.write_metrics(best.rows)
+        best = None
+        cache = FeatureCache(network.eval(), weights_fingerprint, plan.workers, self._progress)
+        if plan.head_epochs and unfinished is None:
+            best = self._head_stage(cache, dataset)
+        if plan.full_epochs and (best is None or best.stopped is None):
+            best = self._full_stage(network, dataset, best, folder, unfinished)
+        assert best is not None, "a plan has a stage of at least one epoch"
+        for reason in (best.stopped, best.ended):
+            if reason is not None:
+                self._say(f"{reason}; the weights of epoch {best.kept.epoch} are kept")
+        return self._finish(network, cache, dataset, best, folder)
 
-    with clock("evaluation"):
-        evaluate = _from_features(cache) if plan.full_epochs == 0 else _from_pictures(network, plan, progress)
-        logits = {name: evaluate(part, f"Evaluating on the {name} part") for name, part in dataset.parts.items() if name != "train"}
-    scores = {name: score(values, torch.from_numpy(dataset.parts[name].labels), dataset.classes) for name, values in logits.items()}
-    with clock("report"):
-        report.draw_curves(best.rows, best.kept.epoch, folder.path / CURVES)
-        report.draw_confusion(scores["val"], "validation", folder.path / CONFUSION)
-        report.draw_reliability(scores["val"], "validation", folder.path / RELIABILITY)
-        report.draw_mistakes(report.explained_by(network), dataset.val, logits["val"], dataset.classes, folder.path / MISTAKES)
-    write_predictions(folder.path / PREDICTIONS, predictions(dataset.val, logits["val"], dataset.classes))
-    results = Results(
-        best_epoch=best.kept.epoch,
-        stopped=best.stopped,
-        val=scores["val"],
-        test=scores.get("test"),
-        seconds=clock.seconds,
-        pictures={name: len(part) for name, part in dataset.parts.items()},
-        left_out=len(dataset.left_out),
-    )
-    folder.write_results(results)
-    for name, of_part in scores.items():
-        say(f"{name}: {of_part.top1:.2%} of {of_part.count:,} pictures right, loss {of_part.loss:.4f}")
-    say(f"run written to {folder.path}")
-    return RunResult(folder.path, results)
+    def _begin(self, resolved: RunConfig, dataset: Dataset) -> RunFolder:
+        folder = RunFolder(self._together.said_by_first(make_folder(self._config).path if self._together.first else Path()))
+        if self._together.first:
+            folder.write_config(resolved)
+            save_split(dataset, folder.path / SPLIT)
+        return folder
 
+    def _go_on(self, path: Path, saved: RunConfig, resolved: RunConfig) -> RunFolder:
+        for what, then, today in (
+            ("its pictures are not", saved.dataset_fingerprint, resolved.dataset_fingerprint),
+            ("its classes are not, or not in the order,", saved.classes, resolved.classes),
+            ("the weights it starts from are not", saved.weights_fingerprint, resolved.weights_fingerprint),
+            ("its network is not", saved.network, resolved.network),
+            ("its plan is not", saved.plan, resolved.plan),
+        ):
+            if then != today:
+                raise SettingsError(f"{path}: {what} what they were when it began: put that back, or fine-tune anew")
+        changed = [
+            f"{name} {old} then, {resolved.versions[name]} now" for name, old in saved.versions.items() if resolved.versions[name] != old
+        ]
+        if changed:
+            self._say(f"not the versions that it began with, so not to the bit what it would have been: {'; '.join(changed)}")
+        return RunFolder(path)
 
-def _head_stage(config: FinetuneConfig, plan: Plan, cache: FeatureCache, dataset: Dataset, clock: Clock, say: Say) -> Best:
-    with clock("features"):
-        augmentation = augmentation_for(dataset.spec)
-        wanted = [View(augmentation, number, config.seed) for number in range(config.augment)]
-        views = [cache.embeddings(dataset.train, f"Features of the train part, view {view.number + 1}", view) for view in wanted]
-        if not views:
-            views = [cache.embeddings(dataset.train, "Features of the train part")]
-        val = cache.embeddings(dataset.val, "Features of the val part")
-    with clock("head"), cache.progress("Training the head", plan.head_epochs) as advance:
-        best = train_head(
-            cache.network, views, dataset.train.labels, val, dataset.val.labels, plan, config.seed, lambda row, is_best: advance(1)
+    def _head_stage(self, cache: FeatureCache, dataset: Dataset) -> Best:
+        config, plan, clock = self._config, self._plan, self._clock
+        with clock("features"), self._together.first_goes_first():
+            wanted = [View(plan.augmentation, number, config.seed) for number in range(plan.views)]
+            views = [cache.embeddings(dataset.train, f"Features of the train part, view {view.number + 1}", view) for view in wanted]
+            if not views:
+                views = [cache.embeddings(dataset.train, "Features of the train part")]
+            val = cache.embeddings(dataset.val, "Features of the val part")
+        with clock("head"), cache.progress("Training the head", plan.head_epochs) as advance:
+
+            def on_epoch(row: EpochRow, is_best: bool) -> None:
+                for watcher in self._watchers:
+                    watcher.epoch(row, is_best)
+                advance(1)
+
+            best = train_head(cache.network, views, dataset.train.labels, val, dataset.val.labels, plan, config.seed, on_epoch)
+        row = best.kept
+        self._say(
+            f"head: best of {len(best.rows)} epochs is {row.epoch}, validation top-1 {row.val_top1:.2%}, loss {row.val_loss:.4f}"
+            f" (features {clock.seconds['features']:.1f} s, training {clock.seconds['head']:.1f} s)"
         )
-    row = best.kept
-    say(
-        f"head: best of {len(best.rows)} epochs is {row.epoch}, validation top-1 {row.val_top1:.2%}, loss {row.val_loss:.4f}"
-        f" (features {clock.seconds['features']:.1f} s, training {clock.seconds['head']:.1f} s)"
-    )
-    return best
+        return best
 
-
-def _full_stage(
-    config: FinetuneConfig,
-    plan: Plan,
-    network: Network,
-    dataset: Dataset,
-    before: Best | None,
-    folder: RunFolder,
-    clock: Clock,
-    progress: ProgressFactory,
-    say: Say,
-) -> Best:
-    best = Best(snapshot(network)) if before is None else Best(snapshot(network), before.row, rows=before.rows)
-
-    def on_epoch(row: EpochRow, is_best: bool) -> None:
-        folder.write_metrics(best.rows)
-        if is_best:  # what a run that is cut short leaves
+    def _full_stage(
+        self, network: Network, dataset: Dataset, before: Best | None, folder: RunFolder, unfinished: resuming.Unfinished | None
+    ) -> Best:
+        first = self._together.first
+        best = Best(snapshot(network)) if before is None else Best(snapshot(network), before.row, rows=before.rows)
+        if unfinished is not None:
+            best.row, best.rows = unfinished.best, list(unfinished.rows)
+            if unfinished.best.epoch == len(unfinished.rows):  # it may have been cut short before the best was written
+                best.state = unfinished.position.average or unfinished.position.model
+            else:
+                best.state = folder.read_checkpoint(self._device)
+            self._say(f"going on after epoch {len(best.rows)}; the best so far is {unfinished.best.epoch}")
+        if first and best.row is not None:
             folder.write_checkpoint(best.state)
-        say(
-            f"epoch {row.epoch}: training loss {row.train_loss:.4f}, top-1 {row.train_top1:.2%}; validation loss {row.val_loss:.4f},"
-            f" top-1 {row.val_top1:.2%}{' (best)' if is_best else ''}; {row.seconds:.1f} s"
+
+        def on_epoch(row: EpochRow, is_best: bool) -> None:
+            if first:
+                folder.write_metrics(best.rows)
+                if is_best:  # what a run that is cut short leaves
+                    folder.write_checkpoint(best.state)
+            for watcher in self._watchers:
+                watcher.epoch(row, is_best)
+            self._say(
+                f"epoch {row.epoch}: training loss {row.train_loss:.4f}, top-1 {row.train_top1:.2%}; validation loss {row.val_loss:.4f},"
+                f" top-1 {row.val_top1:.2%}{' (best)' if is_best else ''}; {row.seconds:.1f} s"
+            )
+
+        def on_step(number: int, loss: float) -> None:
+            for watcher in self._watchers:
+                watcher.step(number, loss)
+
+        def keep(position: Position) -> None:
+            if first:
+                resuming.keep(folder.path, position, best)
+
+        with self._clock("full"):
+            listeners = Listeners(self._progress, on_epoch, on_step, keep, self._say)
+            begin = None if unfinished is None else unfinished.position
+            train_all(network, dataset, self._plan, self._config.seed, best, listeners, self._together, begin)
+        return best
+
+    def _finish(self, network: Network, cache: FeatureCache, dataset: Dataset, best: Best, folder: RunFolder) -> RunResult:
+        plan, clock, first = self._plan, self._clock, self._together.first
+        if first:
+            folder.write_checkpoint(network.state_dict())
+            folder.write_metrics(best.rows)
+        with clock("evaluation"):
+            evaluate = _from_features(cache, self._together) if plan.full_epochs == 0 else self._from_pictures(network)
+            logits = {name: evaluate(part, f"Evaluating on the {name} part") for name, part in dataset.parts.items() if name != "train"}
+        scores = {name: score(values, torch.from_numpy(dataset.parts[name].labels), dataset.classes) for name, values in logits.items()}
+        if first:
+            with clock("report"):
+                report.draw_curves(best.rows, best.kept.epoch, folder.path / CURVES)
+                report.draw_confusion(scores["val"], "validation", folder.path / CONFUSION)
+                report.draw_reliability(scores["val"], "validation", folder.path / RELIABILITY)
+                explain = report.explained_by(network)
+                report.draw_mistakes(explain, dataset.val, logits["val"], dataset.classes, folder.path / MISTAKES)
+            write_predictions(folder.path / PREDICTIONS, predictions(dataset.val, logits["val"], dataset.classes))
+        results = Results(
+            best_epoch=best.kept.epoch,
+            stopped=best.stopped or best.ended,
+            val=scores["val"],
+            test=scores.get("test"),
+            seconds=clock.seconds,
+            pictures={name: len(part) for name, part in dataset.parts.items()},
+            left_out=len(dataset.left_out),
         )
+        if first:
+            folder.write_results(results)
+            resuming.forget(folder.path)
+        for name, of_part in scores.items():
+            self._say(f"{name}: {of_part.top1:.2%} of {of_part.count:,} pictures right, loss {of_part.loss:.4f}")
+        self._say(f"run written to {folder.path}")
+        return RunResult(folder.path, results)
 
-    with clock("full"):
-        train_all(network, dataset, plan, config.seed, best, progress, on_epoch)
-    return best
+    def _from_pictures(self, network: Network) -> Callable[[Part, str], Tensor]:
+        def evaluate(part: Part, description: str) -> Tensor:
+            with self._progress(description, len(part)) as advance:
+                return classify_pictures(network, part, self._plan, lambda n: advance(n), self._together)
+
+        return evaluate
 
 
-def _from_features(cache: FeatureCache) -> Callable[[Part, str], Tensor]:
-    return lambda part, description: classify_embeddings(cache.network, cache.embeddings(part, description))
-
-
-def _from_pictures(network: Network, plan: Plan, progress: ProgressFactory) -> Callable[[Part, str], Tensor]:
+def _from_features(cache: FeatureCache, together: Processes) -> Callable[[Part, str], Tensor]:
     def evaluate(part: Part, description: str) -> Tensor:
-        with progress(description, len(part)) as advance:
-            return classify_pictures(network, part, plan, advance)
+        with together.first_goes_first():
+            embeddings = cache.embeddings(part, description)
+        return classify_embeddings(cache.network, embeddings)
 
     return evaluate
 

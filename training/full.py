@@ -3,20 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from contract.errors import SettingsError
 from training.loading import batch_count, picture_batches
+from training.mixing import mixing
 from training.network import Network
+from training.objective import objective_of
 from training.parts import Dataset, Part
 from training.plan import Plan
-from training.progress import ProgressFactory
+from training.precision import Precision
+from training.processes import Processes
+from training.progress import ProgressFactory, silent
 from training.rates import layered_optimizer
 from training.results import EpochRow, loss_and_top1
-from training.stage import Batches, Best, Stage, run_stage
-from training.transforms import augmentation_for
+from training.stage import Batches, Best, Position, Stage, run_stage
+from training.step import Way
+from training.synced_norm import sync_norms
+from training.unfreezing import GradualUnfreezing
+
+
+@dataclass(frozen=True, eq=False)
+class Listeners:
+    """Who is told what, while all layers train.
+
+    progress: of each epoch. epoch: its row, and whether it is the best so far. step: its number, and its mean loss.
+    keep: where the training is. say: what a user must know.
+    """
+
+    progress: ProgressFactory = silent
+    epoch: Callable[[EpochRow, bool], None] = lambda row, is_best: None
+    step: Callable[[int, float], None] = lambda number, loss: None
+    keep: Callable[[Position], None] = lambda position: None
+    say: Callable[[str], None] = lambda line: None
 
 
 def train_all(
@@ -25,65 +48,97 @@ def train_all(
     plan: Plan,
     seed: int,
     best: Best,
-    progress: ProgressFactory,
-    on_epoch: Callable[[EpochRow, bool], None],
+    listeners: Listeners,
+    processes: Processes = Processes(),  # noqa: B008  # immutable
+    begin: Position | None = None,
 ) -> None:
     """Train every layer of `network`.
 
     Args:
         network: on the device to train on; ends with the weights of the best epoch.
         dataset: its training and validation parts.
-        plan: its `full_*`, `from_scratch`, `weight_decay`, `layer_decay`, `label_smoothing`, `warm_up`, `batch_size` and `workers` count.
-        seed: of the order of the pictures, and of their augmentation.
-        best: the network as it is, with what the head's stage reached, if there was one; told of every epoch.
-        progress: told of each epoch.
-        on_epoch: see `run_stage`.
+        plan: what it says of all layers.
+        seed: of the order of the pictures, of their augmentation, and of what is drawn in each step.
+        best: the network as it is, with what was reached so far; told of every epoch.
+        listeners: see there.
+        processes: that do this together.
+        begin: where it is, if it is gone on with.
 
     Raises:
         PictureError: a picture that cannot be read any more.
-        SettingsError: see `run_stage`.
+        SettingsError: see `run_stage`; or there are fewer pictures in a batch than processes.
     """
     device = next(network.parameters()).device
     preprocessing = network.config.preprocessing
-    augmentation = augmentation_for(dataset.spec)
     network.to(memory_format=torch.channels_last)  # as the pictures come: convolutions need not turn either
-    first = len(best.rows) + 1
+    if processes.world > 1:
+        sync_norms(network, device)
+    pictures, step_size = len(dataset.train), plan.batch_size * plan.accumulate
+    steps = batch_count(pictures, step_size)
+    if pictures // steps < processes.world:
+        raise SettingsError(f"{processes.world} processes share batches of {pictures // steps} pictures: give a larger --batch-size")
+    first = len(best.rows) + 1 - (0 if begin is None else begin.epochs)
 
     def batches(epoch: int) -> Batches:
         description = f"Epoch {first + epoch} of {first + plan.full_epochs - 1}"
-        with progress(description, len(dataset.train)) as advance:
-            for images, labels in picture_batches(
-                dataset.train,
-                preprocessing,
-                batch_size=plan.batch_size,
-                workers=plan.workers,
-                augmentation=augmentation,
-                seed=seed,
-                view=epoch,
-                shuffled=True,
+        with listeners.progress(description, pictures) as advance:
+            done = 0
+            for number, (images, labels) in enumerate(
+                picture_batches(
+                    dataset.train,
+                    preprocessing,
+                    batch_size=step_size,
+                    workers=plan.workers,
+                    augmentation=plan.augmentation,
+                    seed=seed,
+                    view=epoch,
+                    shuffled=True,
+                    share=(processes.rank, processes.world),
+                ),
+                start=1,
             ):
                 yield network.normalise(images.to(device)), labels.to(device)
-                advance(len(labels))
+                now = number * pictures // steps
+                advance(now - done)
+                done = now
 
     def evaluate() -> tuple[float, float]:
-        logits = classify_pictures(network, dataset.val, plan)
+        logits = classify_pictures(network, dataset.val, plan, processes=processes)
         return loss_and_top1(logits, torch.from_numpy(dataset.val.labels))
 
+    classes = len(dataset.classes)
+    optimizer = layered_optimizer(network, plan.full_lr, plan.weight_decay, plan.layer_decay, plan.optimizer)
     run_stage(
         Stage(
             name="full",
             model=network,
-            optimizer=layered_optimizer(network, plan.full_lr, plan.weight_decay, plan.layer_decay),
+            optimizer=optimizer,
             batches=batches,
-            steps=batch_count(len(dataset.train), plan.batch_size),
+            steps=steps,
             evaluate=evaluate,
             epochs=plan.full_epochs,
             warm_up=plan.warm_up,
-            label_smoothing=plan.label_smoothing,
+            schedule=plan.schedule,
             kept_in_eval=[] if plan.from_scratch else folded_norms(network),
+            way=Way(
+                objective=objective_of(plan.full_label_smoothing, plan, dataset.train.labels, classes, device),
+                mixing=mixing(plan.mixup, plan.cutmix, classes),
+                parts=plan.accumulate,
+                average=plan.ema,
+                precision=Precision(device, plan.amp),
+                compiled=plan.compile,
+                processes=processes,
+                seed=seed,
+            ),
+            patience=plan.patience,
+            unfreezing=GradualUnfreezing(optimizer, plan.full_epochs) if plan.gradual_unfreezing else None,
+            on_step=listeners.step,
+            say=listeners.say,
         ),
         best,
-        on_epoch,
+        listeners.epoch,
+        begin,
+        listeners.keep,
     )
 
 
@@ -101,15 +156,23 @@ def _is_folded(norm: _BatchNorm) -> bool:
 
 
 @torch.inference_mode()
-def classify_pictures(network: Network, part: Part, plan: Plan, advance: Callable[[int], None] = lambda _: None) -> Tensor:
+def classify_pictures(
+    network: Network,
+    part: Part,
+    plan: Plan,
+    advance: Callable[[int], None] = lambda _: None,
+    processes: Processes = Processes(),  # noqa: B008  # immutable
+) -> Tensor:
     """Logits `[n, C]` of a part's pictures, on the CPU, by a network in eval mode. `advance` is told of pictures.
 
     Raises:
         PictureError: a picture that cannot be read any more.
     """
     device = next(network.parameters()).device
-    logits = []
-    for images, _ in picture_batches(part, network.config.preprocessing, batch_size=plan.batch_size, workers=plan.workers):
-        logits.append(network(network.normalise(images.to(device))).cpu())
+    share = part.take(range(processes.rank, len(part), processes.world)) if processes.world > 1 else part
+    logits = [torch.empty(0, network.config.num_classes)]
+    loaded = picture_batches(share, network.config.preprocessing, batch_size=plan.batch_size, workers=plan.workers)
+    for images, _ in loaded if len(share) else ():
+        logits.append(network(network.normalise(images.to(device))).float().cpu())
         advance(len(images))
-    return torch.cat(logits)
+    return processes.gathered(torch.cat(logits), len(part))

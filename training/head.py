@@ -1,4 +1,4 @@
-"""Training the head alone, on features computed once: minibatch AdamW on standardised embeddings, in seconds."""
+"""Training the head alone, on features computed once: minibatches of standardised embeddings, in seconds."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW
 
+from training.averaging import snapshot
 from training.network import Network, apply_classifier
+from training.objective import objective_of
 from training.plan import Plan
-from training.rates import decayed_groups
+from training.rates import decayed_groups, make_optimizer
 from training.results import EpochRow, loss_and_top1
-from training.stage import Batches, Best, Stage, run_stage, snapshot
+from training.stage import Batches, Best, Stage, run_stage
+from training.step import Way
 
 Embeddings = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
@@ -78,8 +80,8 @@ def train_head(
         views: of the training part, `[n, d]` each; epoch e trains on view e modulo their number.
         labels: `[n]`.
         val, val_labels: of the validation part, `[m, d]` and `[m]`.
-        plan: its `head_*`, `weight_decay` and `batch_size` count.
-        seed: of the order of the pictures.
+        plan: what it says of the head.
+        seed: of the order of the pictures, and of dropout.
         on_epoch: see `run_stage`.
 
     Returns:
@@ -89,7 +91,7 @@ def train_head(
         SettingsError: see `run_stage`.
     """
     device = next(network.parameters()).device
-    mean, spread = _moments(views)
+    mean, spread = moments(views)
     head = StandardisedHead(network.classifier, mean, spread).to(device)
     targets, val_targets = torch.from_numpy(labels), torch.from_numpy(val_labels).to(device)
     steps = -(-len(labels) // plan.batch_size)
@@ -102,7 +104,7 @@ def train_head(
 
     @torch.no_grad()
     def evaluate() -> tuple[float, float]:
-        return loss_and_top1(torch.cat([head(rows.to(device)) for rows in _chunks(val)]), val_targets)
+        return loss_and_top1(torch.cat([head(rows.to(device)) for rows in chunks(val)]), val_targets)
 
     if isinstance(network.classifier, (nn.Linear, nn.Conv2d)):  # a convex problem: no random start is better than the middle
         nn.init.zeros_(network.classifier.weight)
@@ -110,8 +112,20 @@ def train_head(
             nn.init.zeros_(network.classifier.bias)
     head.eval()
     best = Best(snapshot(head))
-    optimizer = AdamW(decayed_groups(head, plan.head_lr, plan.weight_decay))
-    stage = Stage("head", head, optimizer, batches, steps, evaluate, plan.head_epochs, warm_up=0.0)
+    objective = objective_of(plan.head_label_smoothing, plan, labels, network.config.num_classes, device)
+    stage = Stage(
+        name="head",
+        model=head,
+        optimizer=make_optimizer(plan.optimizer, decayed_groups(head, plan.head_lr, plan.weight_decay), plan.head_lr),
+        batches=batches,
+        steps=steps,
+        evaluate=evaluate,
+        epochs=plan.head_epochs,
+        warm_up=0.0,
+        schedule=plan.schedule,
+        way=Way(objective=objective, seed=seed),
+        patience=plan.patience,
+    )
     run_stage(stage, best, on_epoch)
     head.fold()
     return best
@@ -121,19 +135,20 @@ def train_head(
 def classify_embeddings(network: Network, embeddings: Embeddings) -> Tensor:
     """Embeddings `[n, d]` to logits `[n, C]`, on the CPU, in the mode the network is in."""
     device = next(network.parameters()).device
-    return torch.cat([network.classify(rows.to(device)).cpu() for rows in _chunks(embeddings)])
+    return torch.cat([network.classify(rows.to(device)).cpu() for rows in chunks(embeddings)])
 
 
-def _chunks(embeddings: Embeddings) -> Iterator[Tensor]:
+def chunks(embeddings: Embeddings) -> Iterator[Tensor]:
+    """The rows `[n, d]`, some thousands at a time, in memory."""
     for start in range(0, len(embeddings), _CHUNK):
         yield torch.from_numpy(np.array(embeddings[start : start + _CHUNK]))
 
 
-def _moments(views: Sequence[Embeddings]) -> tuple[Tensor, Tensor]:
+def moments(views: Sequence[Embeddings]) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each feature over all views, float64 `[d]`; two passes, since one would cancel."""
     count = sum(len(view) for view in views)
-    mean = sum((rows.double().sum(0) for view in views for rows in _chunks(view)), torch.zeros(())) / count
-    variance = sum(((rows.double() - mean).square().sum(0) for view in views for rows in _chunks(view)), torch.zeros(())) / count
+    mean = sum((rows.double().sum(0) for view in views for rows in chunks(view)), torch.zeros(())) / count
+    variance = sum(((rows.double() - mean).square().sum(0) for view in views for rows in chunks(view)), torch.zeros(())) / count
     spread = variance.sqrt()
     usual = spread.mean().clamp_min(torch.finfo(torch.float32).tiny)
     return mean, spread.where(spread > _LEAST_SPREAD * usual, usual)

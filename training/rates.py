@@ -7,17 +7,17 @@ from typing import Any
 
 import timm.optim
 from torch import nn
-from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
+from training.config import OptimizerName, Schedule
 from training.network import Network
 
 _LEAST_SCALE = 0.01
 """No layer learns slower than this share of the head's rate: in deep networks the product of the factors would freeze the stem."""
 
 
-def layered_optimizer(network: Network, lr: float, weight_decay: float, layer_decay: float) -> AdamW:
-    """AdamW over all layers, the head at `lr`, each layer below at `layer_decay` times the rate of the one above it.
+def layered_optimizer(network: Network, lr: float, weight_decay: float, layer_decay: float, name: OptimizerName = "adamw") -> Optimizer:
+    """An optimizer over all layers, the head at `lr`, each layer below at `layer_decay` times the rate of the one above it.
 
     Layers are timm's, as its `group_matcher` counts them (blocks, where there are blocks); the idea is ULMFiT's
     discriminative fine-tuning (Howard and Ruder 2018, arXiv:1801.06146, section 3.2). Biases and norms are not decayed.
@@ -32,7 +32,7 @@ def layered_optimizer(network: Network, lr: float, weight_decay: float, layer_de
         group["lr"] = lr * max(below_head * group.pop("lr_scale"), _LEAST_SCALE)
     if network.head is not None:
         groups += decayed_groups(network.head, lr, weight_decay)
-    return AdamW(groups, lr=lr)
+    return make_optimizer(name, groups, lr)
 
 
 def decayed_groups(module: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
@@ -44,16 +44,26 @@ def decayed_groups(module: nn.Module, lr: float, weight_decay: float) -> list[di
     ]
 
 
-def warm_up_and_cosine(optimizer: AdamW, steps: int, warm_up: float) -> LambdaLR:
-    """Each group's rate rises in a line over the first `warm_up` share of `steps`, then falls to 0 along half a cosine.
+def make_optimizer(name: OptimizerName, groups: list[dict[str, Any]], lr: float) -> Optimizer:
+    """PyTorch's, over parameter groups that hold their own `lr` and `weight_decay`; RMSprop and SGD as Keras and timm set them up."""
+    if name == "adamw":
+        return AdamW(groups, lr=lr)
+    if name == "adam":
+        return Adam(groups, lr=lr)
+    if name == "rmsprop":
+        return RMSprop(groups, lr=lr, alpha=0.9, eps=1e-7)
+    return SGD(groups, lr=lr, momentum=0.9, nesterov=True)
 
-    To be stepped after every optimizer step (Loshchilov and Hutter 2017, arXiv:1608.03983, eq. 5, one cycle).
+
+def rate_factor(schedule: Schedule, step: int, steps: int, warm_up: float) -> float:
+    """What each group's rate is multiplied with in a step, from 0: it rises in a line over the first `warm_up` share of `steps`.
+
+    Then `constant` stays at 1, and `cosine` falls to 0 along half a cosine (Loshchilov and Hutter 2017, arXiv:1608.03983, eq. 5,
+    one cycle).
     """
     rising = round(steps * warm_up)
-
-    def factor(step: int) -> float:
-        if step < rising:
-            return (step + 1) / (rising + 1)
-        return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(steps - rising, 1)))
-
-    return LambdaLR(optimizer, factor)
+    if step < rising:
+        return (step + 1) / (rising + 1)
+    if schedule == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(steps - rising, 1)))

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import safetensors.torch
-from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
 
-from contract.errors import DatasetError, NotFoundError, SettingsError, WeightsError
+from contract.errors import DatasetError, NotFoundError, WeightsError
 from training.config import FinetuneConfig
 from training.network import Network, NetworkConfig, build
 from training.parts import Dataset
 from training.results import Results
-from training.run_folder import CHECKPOINT, CONFIG, RESULTS, RUNS, SPLIT, RunConfig
-
-Model = TypeVar("Model", bound=BaseModel)
+from training.run_folder import CHECKPOINT, CONFIG, RESULTS, RUNS, SPLIT, read_config, read_results
 
 
 @dataclass(frozen=True)
@@ -70,32 +66,23 @@ def load_run(path: str | Path) -> Run:
         raise NotFoundError(f"{path}: no such folder: give a run's folder, such as one under {RUNS}/")
     missing = [name for name in (CONFIG, RESULTS, CHECKPOINT) if not (path / name).is_file()]
     if missing:
-        raise NotFoundError(f"{path}: no finished run ({', '.join(missing)} missing): run `tlcli finetune` again")
-    config = _read(path / CONFIG, RunConfig)
+        way_out = "run `tlcli finetune` again" if CONFIG in missing else f"`tlcli finetune --resume {path}` goes on with it"
+        raise NotFoundError(f"{path}: no finished run ({', '.join(missing)} missing): {way_out}")
+    config = read_config(path)
     network = build(config.network)
     try:
         network.load_state_dict(safetensors.torch.load_file(path / CHECKPOINT))
     except (SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise WeightsError(f"{path / CHECKPOINT}: does not fit the network in {CONFIG}, or is damaged: {reason}: fine-tune anew") from error
+    results = read_results(path)
+    assert results is not None, "its file is there"
     return Run(
         path=path,
         config=config.asked,
         network_config=config.network,
         classes=config.classes,
         network=network.requires_grad_(False),
-        results=_read(path / RESULTS, Results),
+        results=results,
         dataset_fingerprint=config.dataset_fingerprint,
     )
-
-
-def _read(path: Path, model: type[Model]) -> Model:
-    try:
-        return model.model_validate_json(path.read_text(encoding="utf-8"))
-    except (ValidationError, UnicodeDecodeError) as error:
-        problem = (
-            "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:3])
-            if isinstance(error, ValidationError)
-            else error
-        )
-        raise SettingsError(f"{path}: cannot be read by this version of tlcli: {problem}: fine-tune anew") from error

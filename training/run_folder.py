@@ -10,13 +10,15 @@ from datetime import UTC, datetime
 from importlib import metadata
 from itertools import count
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import safetensors.torch
-from pydantic import BaseModel, ConfigDict
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
 from torch import Tensor
 
-from contract.errors import SettingsError
+from contract.errors import NotFoundError, SettingsError, WeightsError
 from contract.files import whole_file
 from training.config import FinetuneConfig
 from training.named import KNOWN
@@ -25,10 +27,12 @@ from training.plan import Plan
 from training.results import EpochRow, Results
 
 CONFIG, CHECKPOINT, METRICS, RESULTS = "config.json", "checkpoint.safetensors", "metrics.csv", "results.json"
-SPLIT, PREDICTIONS = "split.json", "predictions.csv"
+TIMINGS, SPLIT, PREDICTIONS = "timings.csv", "split.json", "predictions.csv"
 CURVES, CONFUSION, RELIABILITY, MISTAKES = "curves.png", "confusion_matrix.png", "reliability.png", "mistakes.png"
 
 RUNS = Path("runs")
+
+Model = TypeVar("Model", bound=BaseModel)
 _SHORT_MODE = {"feature-extraction": "features", "full": "full"}
 
 
@@ -69,11 +73,26 @@ class RunFolder:
         with whole_file(self.path / CHECKPOINT) as temporary:
             safetensors.torch.save_file({name: tensor.cpu().contiguous() for name, tensor in state.items()}, temporary)
 
+    def read_checkpoint(self, device: torch.device) -> dict[str, Tensor]:
+        """What `write_checkpoint` wrote.
+
+        Raises:
+            WeightsError: it is damaged, or gone.
+        """
+        try:
+            return safetensors.torch.load_file(self.path / CHECKPOINT, device=str(device))
+        except (SafetensorError, OSError) as error:
+            raise WeightsError(f"{self.path / CHECKPOINT}: cannot be read ({error}): fine-tune anew") from error
+
     def write_metrics(self, rows: Sequence[EpochRow]) -> None:
-        """A row an epoch so far."""
-        with whole_file(self.path / METRICS) as temporary, temporary.open("w", newline="", encoding="utf-8") as opened:
+        """A row an epoch so far. How long each took stands in a file of its own: all else is the same when the run is repeated."""
+        self._write_rows(METRICS, EpochRow._fields[:-1], [row[:-1] for row in rows])
+        self._write_rows(TIMINGS, ("epoch", "seconds"), [(row.epoch, row.seconds) for row in rows])
+
+    def _write_rows(self, name: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        with whole_file(self.path / name) as temporary, temporary.open("w", newline="", encoding="utf-8") as opened:
             writer = csv.writer(opened)
-            writer.writerow(EpochRow._fields)
+            writer.writerow(header)
             writer.writerows(rows)
 
     def write_results(self, results: Results) -> None:
@@ -83,6 +102,39 @@ class RunFolder:
     def _write_text(self, name: str, text: str) -> None:
         with whole_file(self.path / name) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def read_config(path: Path) -> RunConfig:
+    """What a run was asked for, and resolved it to.
+
+    Raises:
+        NotFoundError: no run's folder.
+        SettingsError: a file that this version cannot read.
+    """
+    if not (path / CONFIG).is_file():
+        raise NotFoundError(f"{path}: no run ({CONFIG} is missing): give a run's folder, such as one under {RUNS}/")
+    return _read(path / CONFIG, RunConfig)
+
+
+def read_results(path: Path) -> Results | None:
+    """A run's figures; None if it is not finished.
+
+    Raises:
+        SettingsError: a file that this version cannot read.
+    """
+    return _read(path / RESULTS, Results) if (path / RESULTS).is_file() else None
+
+
+def _read(path: Path, model: type[Model]) -> Model:
+    try:
+        return model.model_validate_json(path.read_text(encoding="utf-8"))
+    except (ValidationError, UnicodeDecodeError) as error:
+        problem = (
+            "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:3])
+            if isinstance(error, ValidationError)
+            else error
+        )
+        raise SettingsError(f"{path}: cannot be read by this version of tlcli: {problem}: fine-tune anew") from error
 
 
 def absolute(config: FinetuneConfig) -> FinetuneConfig:

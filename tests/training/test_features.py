@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,20 +12,22 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from contract.errors import PictureError, SettingsError, WeightsError
-from contract.preprocessing import Preprocessing
+from tests.training.feature_work import BATCH, SIZE, cache
 from tests.training.tiny import config, digest, put_colours
+from training import features as features_module
 from training.datasets import load_dataset
-from training.features import FeatureCache, View
+from training.engine import Engine, pytorch_engine
+from training.features import View
 from training.head import classify_embeddings
-from training.network import Network, NetworkConfig, create_backbone
+from training.network import Network
 from training.parts import Checked, Part
-from training.progress import Advance, silent
+from training.progress import Advance
 from training.transforms import Augmentation, PictureDataset
 
-SIZE = Preprocessing(height=32, width=32)
+REPOSITORY = Path(__file__).parents[2]
 VIEW = View(Augmentation(), number=0, seed=0)
 
 
@@ -41,8 +46,13 @@ def gone(part: Part) -> Part:
 
 
 @pytest.fixture(scope="module")
-def part(tmp_path_factory: pytest.TempPathFactory) -> Part:
-    return load_dataset(config(put_colours(tmp_path_factory.mktemp("colours")))).train
+def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return put_colours(tmp_path_factory.mktemp("colours"))
+
+
+@pytest.fixture(scope="module")
+def part(colours: Path) -> Part:
+    return load_dataset(config(colours)).train
 
 
 @pytest.fixture(autouse=True)
@@ -51,17 +61,17 @@ def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "features"
 
 
-def cache(head: str = "linear", classes: int = 3, weights: str = "w", workers: int = 0, seed: int = 0) -> FeatureCache:
-    torch.manual_seed(seed)
-    network = Network(
-        NetworkConfig(backbone="test_resnet", head=head, num_classes=classes, preprocessing=SIZE), create_backbone("test_resnet", {})
-    )
-    return FeatureCache(network, weights, workers, silent)
+@pytest.fixture(params=["pytorch", "onnxruntime"])
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What a test's features are computed by."""
+    if request.param == "onnxruntime":
+        monkeypatch.setattr(features_module, "_FEWEST_FOR_ONNX_RUNTIME", 1)
+    return str(request.param)
 
 
 @pytest.mark.parametrize("head", ["linear", "mlp:8", "original"])
 @pytest.mark.parametrize("view", [None, VIEW], ids=["plain", "augmented"])
-def test_kept_features_are_those_computed_directly(part: Part, head: str, view: View | None) -> None:
+def test_kept_features_are_those_computed_directly(part: Part, head: str, view: View | None, engine: str) -> None:
     features = cache(head)
     kept = features.embeddings(part, "features", view)
     pictures = PictureDataset(part, SIZE, view.augmentation if view else None)
@@ -100,7 +110,7 @@ def test_the_order_of_the_pictures_counts(part: Part) -> None:
     np.testing.assert_allclose(forward[::-1], backward, rtol=1e-5, atol=1e-6)
 
 
-def test_workers_make_no_difference(part: Part, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_make_no_difference(part: Part, monkeypatch: pytest.MonkeyPatch, engine: str) -> None:
     monkeypatch.setattr("training.loading._FEWEST_FOR_WORKERS", 1)
     alone = np.array(cache(weights="a").embeddings(part, "features", VIEW))
     np.testing.assert_array_equal(alone, cache(weights="b", workers=2).embeddings(part, "features", VIEW))
@@ -108,7 +118,7 @@ def test_workers_make_no_difference(part: Part, monkeypatch: pytest.MonkeyPatch)
         cache(weights="c", workers=2).embeddings(gone(part), "features")
 
 
-def test_frozen_means_frozen(part: Part) -> None:
+def test_frozen_means_frozen(part: Part, engine: str) -> None:
     """Every tensor, batch norms' statistics included; and the network is left in the mode it was in."""
     features = cache()
     features.network.train()
@@ -154,3 +164,94 @@ def test_a_cache_that_cannot_be_written_is_named(part: Part, tmp_path: Path, mon
     monkeypatch.setenv("TLCLI_CACHE", str(tmp_path / "file"))
     with pytest.raises(SettingsError, match=r"the features cannot be kept: .*set TLCLI_CACHE to another folder"):
         cache().embeddings(part, "features")
+
+
+# ---- what runs the network
+
+
+def test_few_pictures_are_not_worth_a_session(part: Part, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[int] = []
+    monkeypatch.setattr(features_module, "onnx_runtime_engine", noting(opened, features_module.onnx_runtime_engine))
+    monkeypatch.setattr(features_module, "_FEWEST_FOR_ONNX_RUNTIME", len(part) + 1)
+    features = cache()
+    by_pytorch = np.array(features.embeddings(part, "features"))
+    assert opened == []
+    monkeypatch.setattr(features_module, "_FEWEST_FOR_ONNX_RUNTIME", len(part) - 1)
+    np.testing.assert_array_equal(features.embeddings(gone(part), "features"), by_pytorch)  # what is there will do
+    features.embeddings(part, "features", VIEW)
+    features.embeddings(part.take(np.arange(len(part))[::-1]), "features")
+    assert opened == [8]  # one session for all, held to PyTorch on so many pictures
+
+
+def noting(opened: list[int], make: object) -> object:
+    def noted(network: Network, images: Tensor) -> Engine:
+        opened.append(len(images))
+        return make(network, images)  # type: ignore[operator, no-any-return]
+
+    return noted
+
+
+def test_each_engine_has_features_of_its_own(part: Part, cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features_module, "_FEWEST_FOR_ONNX_RUNTIME", 1)
+    by_onnx_runtime = np.array(cache().embeddings(part, "features"))
+    monkeypatch.setattr(features_module, "_FEWEST_FOR_ONNX_RUNTIME", 10**6)
+    by_pytorch = np.array(cache().embeddings(part, "features"))
+    assert len(list(cache_folder.iterdir())) == 2
+    np.testing.assert_allclose(by_onnx_runtime, by_pytorch, atol=1e-4 * float(np.abs(by_pytorch).max()))
+
+
+def test_a_network_that_onnx_runtime_cannot_run_is_run_by_pytorch(part: Part, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = np.array(cache().embeddings(part, "features"))
+    monkeypatch.setattr(features_module, "_FEWEST_FOR_ONNX_RUNTIME", 1)
+    monkeypatch.setattr("training.engine.TOLERANCE", -1.0)
+    said: list[str] = []
+    features = cache(weights="others", said=said)
+    np.testing.assert_array_equal(features.embeddings(part, "features"), expected)
+    features.embeddings(part, "features", VIEW)
+    assert len(said) == 1  # though asked twice
+    assert said[0].startswith("test_resnet: PyTorch computes the features, since ONNX Runtime cannot: its features differ by ")
+    np.testing.assert_array_equal(cache(weights="others").embeddings(gone(part), "features"), expected)  # found without another try
+
+
+# ---- going on
+
+
+@pytest.mark.parametrize("torn", [b"", b"half a batch" * 9, None], ids=["whole", "torn", "header"])
+def test_a_killed_computation_goes_on_where_it_was(
+    part: Part, colours: Path, cache_folder: Path, monkeypatch: pytest.MonkeyPatch, torn: bytes | None
+) -> None:
+    monkeypatch.setattr(features_module, "_BATCH", BATCH)
+    expected = np.array(cache(weights="uninterrupted").embeddings(part, "features"))
+    assert killed_at(20, colours) == -9
+    (unfinished,) = cache_folder.glob("*.partial")
+    written = unfinished.read_bytes()
+    unfinished.write_bytes(written[:40] if torn is None else written + torn)
+    runs: list[int] = []
+    monkeypatch.setattr(features_module, "pytorch_engine", lambda network: counting(runs, pytorch_engine(network)))
+    kept = cache().embeddings(part, "features")
+    assert kept.tobytes() == expected.tobytes()
+    assert sum(runs) == (len(part) if torn is None else len(part) - len(written[128:]) // expected[0].nbytes)
+    assert not list(cache_folder.glob("*.partial"))
+
+
+def killed_at(pictures: int, colours: Path) -> int:
+    command = [sys.executable, "-m", "tests.training.feature_work", str(colours), str(pictures)]
+    return subprocess.run(command, cwd=REPOSITORY, env=dict(os.environ), timeout=120).returncode
+
+
+def counting(runs: list[int], engine: Engine) -> Engine:
+    def counted(images: Tensor) -> Tensor:
+        runs.append(len(images))
+        return engine(images)
+
+    return counted
+
+
+def test_features_of_this_run_are_never_pruned(part: Part, cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TLCLI_CACHE_GB", "0")
+    features = cache()
+    features.embeddings(part, "features")
+    features.embeddings(part, "features", VIEW)
+    assert len(list(cache_folder.iterdir())) == 2
+    cache(weights="of another run").embeddings(part, "features")
+    assert len(list(cache_folder.iterdir())) == 1

@@ -34,7 +34,7 @@ def result(home: Path) -> RunResult:
 def test_it_holds_all_that_a_run_leaves(result: RunResult) -> None:
     assert sorted(path.name for path in result.path.iterdir()) == [
         "checkpoint.safetensors", "config.json", "confusion_matrix.png", "curves.png", "metrics.csv", "mistakes.png",
-        "predictions.csv", "reliability.png", "results.json", "split.json",
+        "predictions.csv", "reliability.png", "results.json", "split.json", "timings.csv",
     ]  # fmt: skip
     kept = json.loads((result.path / "config.json").read_text())
     assert kept["asked"]["seed"] == 3
@@ -45,7 +45,8 @@ def test_it_holds_all_that_a_run_leaves(result: RunResult) -> None:
     assert len(kept["weights_fingerprint"]) == len(kept["dataset_fingerprint"]) == 64
     rows = list(csv.DictReader((result.path / "metrics.csv").open()))
     assert [row["epoch"] for row in rows] == ["1", "2"]
-    assert list(rows[0]) == ["stage", "epoch", "lr", "train_loss", "train_top1", "val_loss", "val_top1", "seconds"]
+    assert list(rows[0]) == ["stage", "epoch", "lr", "train_loss", "train_top1", "val_loss", "val_top1"]
+    assert [list(row) for row in csv.DictReader((result.path / "timings.csv").open())] == [["epoch", "seconds"]] * 2
 
 
 def test_its_network_gives_the_same_answers(result: RunResult) -> None:
@@ -115,7 +116,7 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
 
 def test_a_run_that_did_not_finish_names_what_is_missing(copy: Path) -> None:
     (copy / "results.json").unlink()
-    with pytest.raises(NotFoundError, match=r"copy: no finished run \(results.json missing\): run `tlcli finetune` again"):
+    with pytest.raises(NotFoundError, match=r"copy: no finished run \(results.json missing\): `tlcli finetune --resume .*copy` goes on"):
         load_run(copy)
 
 

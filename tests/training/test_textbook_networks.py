@@ -14,7 +14,8 @@ import training.own_backbones  # noqa: F401 - registers them
 LENET5 = {"c1": 6 * (1 * 25 + 1), "c3": 16 * (6 * 25 + 1), "c5": 120 * (16 * 25 + 1), "f6": 84 * (120 + 1), "output": 10 * (84 + 1)}
 """Parameters; the paper has the same save for C3, which there is connected in part."""
 
-SIMPLE = sum(outputs * (9 * inputs + 2) for inputs, outputs in ((3, 32), (32, 64), (64, 128))) + 10 * (128 + 1)
+SIMPLE = ((3, 32), (32, 64), (64, 128))
+"""A block each: the channels that it takes and makes, in two convolutions with a batch norm each."""
 
 ZFNET = {
     "conv1": (96, 7 * 7 * 3),
@@ -87,9 +88,17 @@ def test_zfnets_layers_are_the_papers() -> None:
 @pytest.mark.parametrize("size", [8, 28, 32, 100])
 def test_simple_cnn_halves_pictures_of_any_size_three_times(size: int) -> None:
     model = timm.create_model("simple_cnn")
-    assert parameters(model) == SIMPLE
+    weights = [9 * outputs * (inputs + outputs) for inputs, outputs in SIMPLE]
+    assert parameters(model) == sum(weights) + sum(2 * 2 * outputs for _, outputs in SIMPLE) + 10 * (128 + 1)
     sizes = output_sizes(model, 3, size, size)
     assert [sizes[f"features.{number}.pool"] for number in range(3)] == [[c, size // n, size // n] for c, n in ((32, 2), (64, 4), (128, 8))]
+
+
+def test_simple_cnn_takes_thirteen_million_multiplications_for_a_digit() -> None:
+    model = timm.create_model("simple_cnn")
+    sizes = output_sizes(model, 3, 28, 28)
+    places = {name: sizes[name][1] * sizes[name][2] for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
+    assert round(sum(parameters(model.get_submodule(name)) * count for name, count in places.items()), -6) == 13_000_000
 
 
 def test_simple_cnn_drops_in_training_only() -> None:

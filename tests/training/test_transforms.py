@@ -132,6 +132,9 @@ def test_brightness_stays_in_its_range(ramp: Part) -> None:
 def test_signs_are_not_mirrored() -> None:
     assert not augmentation_for("mnist").hflip
     assert not augmentation_for("torch/KMNIST").hflip
-    assert augmentation_for("mnist").scale[0] > augmentation_for("cifar10").scale[0]
+    mnist, cifar = augmentation_for("mnist").scale, augmentation_for("cifar10").scale
+    assert mnist is not None
+    assert cifar is not None
+    assert mnist[0] > cifar[0]
     for spec in ("cats-vs-dogs", "fashion-mnist", "path/to/folder"):
         assert augmentation_for(spec) == Augmentation()

@@ -13,7 +13,15 @@ from tlcli.console import Console, show
 
 if TYPE_CHECKING:
     from exports import Exported
+    from exports.temperature import Temperature
     from training.network import Network
+
+
+def _parse_temperature(ctx: click.Context, option: click.Parameter, value: str) -> Temperature:
+    try:
+        return "fit" if value == "fit" else float(value)
+    except ValueError:
+        raise click.BadParameter(f"{value!r}: expected a number above 0, or fit") from None
 
 
 @click.command("export")
@@ -30,6 +38,14 @@ if TYPE_CHECKING:
 )
 @click.option("--list-cam-layers", "list_them", is_flag=True, help="List the layers that maps can explain, and export nothing.")
 @click.option("--dynamic-size", is_flag=True, help="Let the file take pictures of any height and width.")
+@click.option(
+    "--temperature",
+    default="1",
+    show_default=True,
+    metavar="NUMBER|fit",
+    callback=_parse_temperature,
+    help="Divide the logits by it, so that scores mean more; `fit` finds the one that suits the run's validation part.",
+)
 @click.option("--check-pictures", type=click.IntRange(min=1), default=16, show_default=True, help="How many pictures to check the file on.")
 @click.option(
     "--labels", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="With --backbone: the classes' names, a line each."
@@ -46,6 +62,7 @@ def command(
     layers: tuple[str, ...],
     list_them: bool,
     dynamic_size: bool,
+    temperature: Temperature,
     check_pictures: int,
     labels: Path | None,
     picture_paths: tuple[Path, ...],
@@ -80,10 +97,14 @@ def command(
             methods=chosen,
             layers=layers or None,
             dynamic_size=dynamic_size,
+            temperature=temperature,
             check_pictures=check_pictures,
+            progress=console.progress,
             say=console.say,
         )
     else:
+        if temperature == "fit":
+            raise click.UsageError("--temperature fit: is found on a run's validation part; with --backbone give a number")
         from exports import export_backbone
         from tlcli.settings import finetune_config
 
@@ -102,6 +123,7 @@ def command(
             methods=chosen,
             layers=layers or None,
             dynamic_size=dynamic_size,
+            temperature=temperature,
             check_pictures=check_pictures,
             say=console.say,
         )

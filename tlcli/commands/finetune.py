@@ -3,76 +3,101 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tlcli import options
 from tlcli.commands.export import model_name, report
 from tlcli.console import Console, show
+from tlcli.finetune_flags import data_options, picture_options, training_options, what_options
+
+if TYPE_CHECKING:
+    from training import RunResult
 
 
 @click.command("finetune")
+@click.option(
+    "--recipe", type=click.Choice(["default", "notebook", "scratch"]), help="Settings that belong together; any flag overrides them."
+)
 @options.network_options
-@click.option("--head", default="linear", show_default=True, help="`linear`, `mlp:UNITS`, or `original`: the network's own hidden layers.")
-@click.option(
-    "--mode",
-    type=click.Choice(["feature-extraction", "full"]),
-    default="feature-extraction",
-    show_default=True,
-    help="Train the head on frozen features, or everything.",
-)
-@click.option(
-    "--dataset", default="cats-vs-dogs", show_default=True, help="A known name (`tlcli datasets`), a folder, or a timm data set spec."
-)
-@click.option("--data-dir", type=click.Path(path_type=Path, file_okay=False), help="Where known data sets are kept.  [default: the cache]")
-@click.option("--classes", callback=lambda _, __, value: tuple(value.split(",")) if value else None, help="A subset, with commas.")
-@click.option("--num-classes", type=click.IntRange(min=2), help="Must match what is there.")
-@click.option("--limit", type=click.IntRange(min=2), help="Pictures a class in each part, for trying things out.")
-@click.option(
-    "--val-fraction", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Held out where there is no validation part."
-)
-@click.option("--epochs", type=click.IntRange(min=1), help="[default: chosen by the mode]")
-@click.option("--head-epochs", type=click.IntRange(min=0), help="With --mode full: how many of them train the head alone.")
-@click.option("--batch-size", type=click.IntRange(min=1))
-@click.option("--lr", type=click.FloatRange(min=0, min_open=True), help="Peak learning rate of the head.")
-@click.option("--weight-decay", type=click.FloatRange(min=0))
-@click.option("--layer-decay", type=click.FloatRange(0, 1, min_open=True), help="With --mode full: each layer's rate over the one above.")
-@click.option("--augment", type=click.IntRange(min=0), help="With --mode feature-extraction: augmented views of each picture.")
-@click.option("--workers", type=click.IntRange(min=0), help="Processes that read pictures.")
+@what_options
+@data_options
+@training_options
+@picture_options
 @options.device_option
 @options.seed_option
+@click.option("--config", "file", type=click.Path(path_type=Path), help="Read settings from this TOML file; flags override them.")
+@click.option("--print-config", is_flag=True, help="Print the settings as --config reads them, and what they come to, and leave.")
+@click.option("--resume", "begun", type=click.Path(path_type=Path), metavar="RUN", help="Go on with a run that was cut short.")
 @click.option("--output", type=click.Path(path_type=Path, file_okay=False), help="The run's folder.  [default: a fresh one under runs/]")
+@click.option("--tensorboard", is_flag=True, default=None, help="Write TensorBoard's logs into the run's folder too.")
 @click.option("--name", help="The model's name.  [default: the run's folder]")
 @options.models_option
 @click.option("--no-export", is_flag=True, help="Leave the export out.")
 @options.json_option
 @options.quiet_option
-def command(backbone: str | None, models: Path, name: str | None, no_export: bool, as_json: bool, quiet: bool, **flags: Any) -> None:
+@click.pass_context
+def command(
+    context: click.Context,
+    /,
+    models: Path,
+    file: Path | None,
+    print_config: bool,
+    begun: Path | None,
+    name: str | None,
+    no_export: bool,
+    as_json: bool,
+    quiet: bool,
+    **flags: Any,
+) -> None:
     """Fine-tune a pretrained CNN on pictures, and export it.
 
     \b
     tlcli finetune --backbone vgg16
     tlcli finetune --backbone resnet50 --dataset cifar10 --mode full
     tlcli finetune --backbone resnet18 --weights FILE --dataset PATH/TO/FOLDER
+    tlcli finetune --resume runs/NAME
     """
     from contract.layout import require_model_name
-    from tlcli.settings import finetune_config
+    from tlcli.settings import check_same_settings, finetune_config, to_toml
 
     if name is not None:
         require_model_name(name)
-    config = finetune_config(backbone=backbone, name=name, **flags)
+    given = {key: value for key, value in flags.items() if context.get_parameter_source(key) is not click.core.ParameterSource.DEFAULT}
+    if begun is not None:
+        check_same_settings(begun, given, file)
+    else:
+        config = finetune_config(file, name=name, **given)
+    if print_config:
+        if begun is not None:
+            raise click.UsageError(f"--print-config and --resume: a run's settings are in {begun / 'config.json'}")
+        click.echo(to_toml(config), nl=False)
+        return
     console = Console(quiet)
 
-    from training import finetune
+    from training import finetune, resume
+
+    if begun is not None:
+        result = resume(begun, progress=console.progress, say=console.say)
+    else:
+        result = finetune(config, progress=console.progress, say=console.say)
+    _hand_over(result, console, models, name, no_export, as_json)
+
+
+def _hand_over(result: RunResult, console: Console, models: Path, name: str | None, no_export: bool, as_json: bool) -> None:
+    """Export the run, and say what comes next."""
+    from training.processes import is_first
     from training.run import load_run
 
-    result = finetune(config, progress=console.progress, say=console.say)
+    if not is_first():
+        return
     row: dict[str, Any] = {"run": str(result.path), **result.metrics}
     if not no_export:
         from exports import export_run
 
-        exported = export_run(load_run(result.path), name=name or model_name(result.path.name), repository=models, say=console.say)
+        run = load_run(result.path)
+        exported = export_run(run, name=name or run.config.name or model_name(result.path.name), repository=models, say=console.say)
         report(exported, console)
         row["model"] = str(exported.path)
         console.say("\nnext:")

@@ -1,0 +1,51 @@
+"""The command that makes a run again."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from training.config import FinetuneConfig
+from training.recipes import RECIPES
+
+_ALWAYS = ("backbone", "dataset")
+"""Told even where they are the defaults: they are what a reader looks for."""
+
+_NEVER = ("output",)
+"""The folder is in use: nothing is overwritten."""
+
+_DECIDING = ("mode", "weights")
+"""What a recipe's other settings depend on."""
+
+
+def finetune_command(asked: Mapping[str, Any]) -> str:
+    """`tlcli finetune` with a flag for every setting that is neither the default nor the recipe's, quoted for a shell.
+
+    Args:
+        asked: a `FinetuneConfig` as JSON holds it.
+    """
+    recipe = asked["recipe"] if asked.get("recipe") in RECIPES else "default"
+    deciding = {name: asked[name] for name in _DECIDING if name in asked}
+    plain, of_recipe, unasked = (
+        one.model_dump(mode="json") for one in (FinetuneConfig(), FinetuneConfig.of(recipe), FinetuneConfig.of(recipe, **deciding))
+    )
+    unasked |= {"recipe": plain["recipe"], **{name: of_recipe[name] for name in _DECIDING}}
+    words = ["tlcli", "finetune"]
+    for field, value in asked.items():
+        given = value is not None and value != unasked.get(field)
+        if field not in _NEVER and (given or field in _ALWAYS):
+            words += _words(field.replace("_", "-"), value)
+    return shlex.join(words)
+
+
+def _words(name: str, value: Any) -> list[str]:
+    match value:
+        case bool():
+            return [f"--{name}" if value else f"--no-{name}"]
+        case dict():
+            return [word for key, one in value.items() for word in (f"--{name}", f"{key}={one}")]
+        case list() | tuple():
+            return [f"--{name}", ",".join(map(str, value))]
+        case _:
+            return [f"--{name}", str(value)]

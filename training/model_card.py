@@ -1,0 +1,300 @@
+"""A model card: what a model is, what it was trained on, how good it is and how it is used, in Hugging Face's layout."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from contract.description import Description
+from contract.methods import METHODS
+from training.citations import TIMM, paper_of
+from training.command_line import finetune_command
+from training.data_sheet import DataSheet, read_data_sheet
+from training.listing import one_line
+from training.record import Record, read_record
+from training.results import Scores
+from training.run import Run
+from training.significance import wilson_interval
+
+MODEL_CARD = "README.md"
+
+_MOST_CLASSES = 200
+"""Of more, those that are found worst."""
+
+_HERE = ("output", "name", "device", "workers")
+"""Settings that say how it was made here, not what was made."""
+
+_SPLITS = {"val": "validation", "test": "test"}
+
+
+def model_card(run: Run, description: Description) -> str:
+    """The card of a run's exported model, as Markdown with a YAML header (https://huggingface.co/docs/hub/model-cards).
+
+    It does not say where pictures and weights lie on this machine.
+
+    Args:
+        run: what was exported.
+        description: of the exported file.
+
+    Raises:
+        NotFoundError, SettingsError: see `training.record.read_record`.
+    """
+    record, sheet = read_record(run.path), read_data_sheet(run.path)
+    sections = {
+        "Intended use and limits": _limits(run, sheet),
+        "Training data": _training_data(run, sheet),
+        "Training procedure": _procedure(run, record),
+        "Evaluation": _evaluation(run),
+        "Calibration": _calibration(run),
+        "How to use it": _usage(description),
+        "Class activation maps": _maps(description),
+        "Citation": _citation(run),
+    }
+    text = "".join(f"\n## {title}\n\n{body}\n" for title, body in sections.items())
+    header = "".join(f"{line}\n" for line in _header(run, description))
+    return f"---\n{header}---\n\n# {_escaped(description.name)}\n\n{_what_it_is(run, description)}\n{text}"
+
+
+def _header(run: Run, description: Description) -> Iterable[str]:
+    """YAML, of which JSON's strings and numbers are a part."""
+    yield "library_name: tlcli"
+    yield "pipeline_tag: image-classification"
+    yield "tags:"
+    for tag in ("image-classification", "onnx", "transfer-learning", "class-activation-maps", run.network_config.backbone):
+        yield f"- {_quoted(tag)}"
+    base = _base_model(run)
+    if base is not None:
+        yield f"base_model: {_quoted(base)}"
+    yield "metrics:\n- accuracy\n- f1"
+    yield f"model-index:\n- name: {_quoted(description.name)}\n  results:"
+    for part, scores in _parts(run).items():
+        yield "  - task:\n      type: image-classification\n      name: Image classification"
+        yield f"    dataset:\n      type: {_quoted(_slug(_dataset(run)))}\n      name: {_quoted(_dataset(run))}"
+        yield f"      split: {_SPLITS[part]}"
+        yield "    metrics:"
+        for kind, name, value in (
+            ("accuracy", "Accuracy", scores.top1),
+            ("f1", "Macro F1", scores.macro_f1),
+            ("loss", "Cross-entropy", scores.loss),
+            ("expected_calibration_error", "Expected calibration error", scores.calibration.ece),
+        ):
+            yield f"    - type: {kind}\n      name: {name}\n      value: {json.dumps(round(value, 6))}"
+
+
+def _what_it_is(run: Run, description: Description) -> str:
+    network, size = run.network_config, description.preprocessing
+    parameters = sum(tensor.numel() for tensor in run.network.parameters())
+    how = {
+        "feature-extraction": "Its head was trained on the frozen features of the backbone",
+        "full": "All of its layers were trained",
+    }[run.config.mode]
+    start = {
+        "none": ", from random weights",
+        "pretrained": ", beginning with the backbone's published weights",
+    }.get(run.config.weights, f", beginning with the weights of {_code(Path(run.config.weights).name)}")
+    labels = _escaped(one_line(run.classes[:20])) + (f" and {len(run.classes) - 20} more" if len(run.classes) > 20 else "")
+    return (
+        f"Classifies pictures into {len(run.classes)} classes: {labels}.\n\n"
+        f"A {_code(network.backbone)} with the head {_code(network.head)}, {parameters / 1e6:.1f} million parameters, input"
+        f" {size.height}x{size.width} pixels. {how}{start}. Exported by tlcli to one ONNX file that takes"
+        " RGB pictures and answers with scores and class activation maps."
+    )
+
+
+def _limits(run: Run, sheet: DataSheet | None) -> str:
+    lines = [
+        "For pictures like those it was trained on, each of exactly one of its classes. It answers with one of them for any picture"
+        " whatever: what is none of them is not recognised as such.",
+        "The figures below hold for pictures that are drawn as the evaluated ones were; other cameras, places or habits of cropping may"
+        " do worse.",
+        "A class activation map shows which part of the picture the score depends on in this network. It is no proof that the network"
+        " has understood the object, and no segmentation of it.",
+        "The licences of the pretrained weights and of the pictures apply; this card does not know them.",
+        *((f"Known of the data: {_escaped(warning)}." for warning in sheet.warnings) if sheet else ()),
+    ]
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _training_data(run: Run, sheet: DataSheet | None) -> str:
+    pictures = ", ".join(f"{count:,} {name}" for name, count in run.results.pictures.items())
+    lines = [f"{_code(_dataset(run))}: {pictures}; {run.results.left_out:,} could not be read and were left out."]
+    if sheet is not None:
+        classes = list(sheet.pictures["train"])[:_MOST_CLASSES]
+        rows = [[name, *(f"{of_part.get(name, 0):,}" for of_part in sheet.pictures.values())] for name in classes]
+        lines.append(_table(["class", *sheet.pictures], rows))
+        if sheet.sizes is not None:
+            width, height = sheet.sizes.width, sheet.sizes.height
+            lines.append(
+                f"Pictures are {width.smallest:,} to {width.largest:,} pixels wide (median {width.median:,.0f}) and"
+                f" {height.smallest:,} to {height.largest:,} high (median {height.median:,.0f})."
+            )
+    lines.append(f"SHA-256 over the contents, labels and parts: {_code(run.dataset_fingerprint)}.")
+    return "\n\n".join(lines)
+
+
+def _procedure(run: Run, record: Record) -> str:
+    """The settings that were used, and the command."""
+    local = Path(run.config.dataset).is_absolute()
+    public = {"dataset": f"PATH/TO/{_dataset(run)}" if local else _dataset(run), "weights": Path(run.config.weights).name, "data_dir": None}
+    settings = {name: value for name, value in (record.settings | public).items() if value is not None and name not in _HERE}
+    rows = [[_code(name), _told(value)] for name, value in settings.items() if value not in ({}, (), [])]
+    versions = ", ".join(f"{name} {version}" for name, version in record.config.versions.items())
+    stopped = f" Training ended early: {_escaped(run.results.stopped)}." if run.results.stopped else ""
+    return "\n\n".join(
+        (
+            f"The network of epoch {run.results.best_epoch} was kept, the one with the highest validation accuracy, ties by loss.{stopped}"
+            f" The run took {record.seconds:,.0f} s ({record.config.device}).",
+            _table(["setting", "value"], rows, escaped=True),
+            "Made by:",
+            f"```sh\n{finetune_command(record.config.asked | public)}\n```",
+            f"Versions: {_escaped(versions)}.",
+        )
+    )
+
+
+def _evaluation(run: Run) -> str:
+    blocks = []
+    for part, scores in _parts(run).items():
+        low, high = wilson_interval(round(scores.top1 * scores.count), scores.count)
+        top5 = "" if scores.top5 is None else f"; the right class is among the first five for {scores.top5:.2%}"
+        blocks.append(
+            f"**{_SPLITS[part].capitalize()} part**, {scores.count:,} pictures: {scores.top1:.2%} right (95 % interval {100 * low:.1f} to"
+            f" {100 * high:.1f} %){top5}; macro F1 {scores.macro_f1:.4f}, cross-entropy {scores.loss:.4f}."
+        )
+        shown = list(scores.classes)
+        if len(shown) > _MOST_CLASSES:
+            shown = sorted(shown, key=lambda one: one.f1 or 0.0)[:_MOST_CLASSES]
+            blocks.append(f"The {_MOST_CLASSES} classes with the lowest F1:")
+        rows = [[one.label, f"{one.count:,}", *map(_share, (one.precision, one.recall, one.f1))] for one in shown]
+        blocks.append(_table(["class", "pictures", "precision", "recall", "F1"], rows))
+    if run.results.test is None:
+        blocks.append("The epoch was chosen on these same pictures, so the figures are a little better than on others.")
+    return "\n\n".join(blocks)
+
+
+def _calibration(run: Run) -> str:
+    found = "; ".join(f"{_SPLITS[part]} part {scores.calibration.ece:.2%}" for part, scores in _parts(run).items())
+    return (
+        f"Expected calibration error ({len(run.results.val.calibration.bins)} bins, Guo et al. 2017, arXiv:1706.04599): {found}."
+        " So far the score of an answer lies from the share of right answers among those with such scores, on average."
+    )
+
+
+def _usage(description: Description) -> str:
+    method = next((name for name in ("gradcam", *description.methods) if name in description.methods), None)
+    flag = f" --cam {method}" if method else ""
+    name = description.name
+    python = "\n".join(
+        (
+            "from service import Client",
+            "",
+            'with Client("127.0.0.1", 8001) as client:',
+            f'    answer = client.classify("picture.jpg", model={json.dumps(name)}' + (f', method="{method}")' if method else ")"),
+            "    print(answer.predictions[0].label, answer.predictions[0].score)",
+        )
+    )
+    return (
+        f"With this folder as `models/{name}`:\n\n```sh\ntlcli predict models/{name} picture.jpg{flag}\ntlcli serve models/\n"
+        f"tlcli classify picture.jpg --model {name}{flag}\n```\n\nor, of that server, from Python:\n\n```python\n{python}\n```\n\n"
+        "Any ONNX runtime runs the file: it takes uint8 RGB pictures `images` of"
+        f" `[N, {description.preprocessing.height}, {description.preprocessing.width}, 3]`"
+        f"{' (other sizes too)' if description.dynamic_size else ''} and answers `scores` `[N, {len(description.labels)}]`. Labels,"
+        " preprocessing and provenance are JSON in its metadata, under `tlcli.description`."
+    )
+
+
+def _maps(description: Description) -> str:
+    if not description.maps:
+        return "The file was exported without maps."
+    rows = [
+        [
+            _code(one.name),
+            f"{METHODS[one.method].title}, {METHODS[one.method].source}",
+            _code(one.layer),
+            f"{one.height}x{one.width}",
+            "in the graph" if one.in_graph else "beside it, by `predict` and by the server",
+        ]
+        for one in description.maps
+    ]
+    parity = description.provenance.parity
+    checked = ""
+    if parity is not None:
+        worst = f", the maps by at most {max(parity.maps.values()):.1e} of their largest value" if parity.maps else ""
+        checked = (
+            f"\n\nWhen it was exported, the file was checked against PyTorch on {parity.pictures} pictures: logits differ by at most"
+            f" {parity.logits:.1e}{worst}; the first class is the same for {parity.top1_agreement:.0%} of them."
+        )
+    return (
+        "Made of the activations of a layer and of their gradients for a class, which are ordinary operators in the ONNX graph.\n\n"
+        + _table(["name", "method", "layer", "size", "computed"], rows, escaped=True)
+        + checked
+    )
+
+
+def _citation(run: Run) -> str:
+    backbone = run.network_config.backbone
+    paper = paper_of(backbone)
+    own = f"{_code(backbone)}: {paper}" if paper else f"{_code(backbone)}: see the documentation of timm for the paper it is from"
+    return f"- {own}\n- The implementation of the backbone: {TIMM}"
+
+
+def _base_model(run: Run) -> str | None:
+    """The published weights' name on the Hugging Face hub, where the run began with them."""
+    published: Mapping[str, Any] = getattr(run.network.backbone, "pretrained_cfg", None) or {}
+    hub, architecture, tag = (published.get(key) for key in ("hf_hub_id", "architecture", "tag"))
+    if run.config.weights != "pretrained" or not hub:
+        return None
+    return f"{hub}{architecture}.{tag}" if hub.endswith("/") else str(hub)
+
+
+def _parts(run: Run) -> dict[str, Scores]:
+    """The test part first, where there is one."""
+    parts = {"test": run.results.test, "val": run.results.val}
+    return {name: scores for name, scores in parts.items() if scores is not None}
+
+
+def _dataset(run: Run) -> str:
+    spec = run.config.dataset
+    return Path(spec).name if Path(spec).is_absolute() else spec
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._/-]+", "-", text).strip("-") or "pictures"
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+def _told(value: object) -> str:
+    match value:
+        case Mapping():
+            return _escaped(", ".join(f"{key}={one}" for key, one in value.items()))
+        case list() | tuple():
+            return _escaped(", ".join(map(str, value)))
+        case _:
+            return _escaped(str(value))
+
+
+def _table(heads: list[str], rows: Iterable[list[str]], *, escaped: bool = False) -> str:
+    """GitHub's Markdown. escaped: the cells are Markdown already."""
+    lines = [heads, ["---"] * len(heads), *(row if escaped else list(map(_escaped, row)) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _escaped(text: str) -> str:
+    """As it is, on one line: no sign in it means anything to Markdown, a table's pipe included."""
+    return re.sub(r"([\\`*_{}\[\]<>()#|~$&!])", r"\\\1", " ".join(text.split()))
+
+
+def _code(text: str) -> str:
+    """As code where it can be; names with a backtick or a pipe are escaped instead."""
+    return _escaped(text) if re.search(r"[`|\s]", text) else f"`{text}`"
+
+
+def _quoted(text: str) -> str:
+    """A YAML string in double quotes: JSON's, with what YAML does not allow in it escaped (YAML 1.2.2, section 5.1)."""
+    return "".join(sign if sign.isprintable() else f"\\U{ord(sign):08x}" for sign in json.dumps(text, ensure_ascii=False))

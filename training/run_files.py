@@ -1,0 +1,10 @@
+"""What the files of a run folder are called."""
+
+from __future__ import annotations
+
+CONFIG, CHECKPOINT, METRICS, RESULTS = "config.json", "checkpoint.safetensors", "metrics.csv", "results.json"
+TIMINGS, SPLIT, PREDICTIONS, DATA_SHEET = "timings.csv", "split.json", "predictions.csv", "data_sheet.json"
+CURVES, CONFUSION, RELIABILITY, MISTAKES = "curves.png", "confusion_matrix.png", "reliability.png", "mistakes.png"
+REPORT = "report.html"
+TENSORBOARD = "tensorboard"
+"""A folder: TensorBoard names its files itself."""

@@ -1,0 +1,136 @@
+"""One step of an optimizer: forward, loss, gradients, in as many parts as the memory needs, over as many processes as there are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from contract.errors import SettingsError
+from training.mixing import Mixing
+from training.objective import Objective
+from training.precision import Precision
+from training.processes import Processes
+from training.seeds import seed_of
+
+
+@dataclass(frozen=True, eq=False)
+class Way:
+    """How steps are taken.
+
+    objective: what is minimised. mixing: of each batch.
+    parts: that a batch is run in, one after the other, its gradients added up.
+    average: decay of the weights' moving average; None for none.
+    precision: None for float32. compiled: by `torch.compile`.
+    processes: each takes the step with its share of the batch.
+    seed: of what is drawn while the network runs, such as dropout.
+    """
+
+    objective: Objective = Objective()  # noqa: RUF009  # immutable
+    mixing: Mixing | None = None
+    parts: int = 1
+    average: float | None = None
+    precision: Precision | None = None
+    compiled: bool = False
+    processes: Processes = Processes()  # noqa: RUF009  # immutable
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """Of one step, over all processes. loss: the sum over `count` pictures, nats, unsmoothed and unweighted. right: of them."""
+
+    loss: float
+    right: float
+    count: int
+
+    @property
+    def finite(self) -> bool:
+        """Whether the loss is a number."""
+        return self.loss - self.loss == 0
+
+
+class Steps:
+    """Takes steps. What is drawn in each depends on the seed, its number and the process alone, so that a run can be gone on with."""
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer, way: Way, say: Callable[[str], None] = lambda _: None) -> None:
+        """`say`: told when a batch has to be run in more parts."""
+        self._model = model
+        self._optimizer = optimizer
+        self._way = way
+        self._say = say
+        self._parts = way.parts
+        self._precision = way.precision or Precision(torch.device("cpu"), "off")
+        self._runs: nn.Module | None = None
+
+    def begin(self) -> None:
+        """To be called when it has changed which parameters learn; before the first step too."""
+        runs = self._model
+        if self._way.processes.world > 1:
+            on_gpu = next(runs.parameters()).is_cuda
+            runs = DistributedDataParallel(runs, device_ids=[self._way.processes.local] if on_gpu else None)
+        self._runs = cast("nn.Module", torch.compile(runs)) if self._way.compiled else runs
+
+    def take(self, number: int, inputs: Tensor, labels: Tensor) -> Stepped:
+        """Step `number`, from 0, with this process's share of the batch: inputs of the model, labels int64 `[n]`.
+
+        Raises:
+            SettingsError: not even one picture at a time fits into the memory.
+        """
+        while True:
+            try:
+                return self._take(number, inputs, labels)
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                self._divide(len(labels), str(error).splitlines()[0])  # the next try is outside of this one's frames
+            if inputs.is_cuda:
+                torch.cuda.empty_cache()
+
+    def _take(self, number: int, inputs: Tensor, labels: Tensor) -> Stepped:
+        assert self._runs is not None, "begin first"
+        way = self._way
+        torch.manual_seed(seed_of(way.seed, number, way.processes.rank))
+        targets = labels
+        if way.mixing is not None:
+            inputs, targets = way.mixing(inputs, labels)
+        self._optimizer.zero_grad(set_to_none=True)
+        weight = way.processes.total(way.objective.weight(targets))
+        sums = torch.zeros(3, dtype=torch.float64, device=labels.device)
+        count = min(self._parts, len(labels))
+        parts = list(zip(inputs.tensor_split(count), targets.tensor_split(count), labels.tensor_split(count), strict=True))
+        for part, (some, wanted, classes) in enumerate(parts):
+            with self._alone(part + 1 < len(parts)):
+                with self._precision.forward():
+                    logits = self._runs(some)
+                    loss = way.objective.total(logits, wanted) / weight
+                self._precision.backward(loss * way.processes.world)  # the processes' gradients are averaged
+            plain = functional.cross_entropy(logits.detach().float(), wanted, reduction="sum")
+            sums += torch.stack(
+                [plain.double(), (logits.argmax(1) == classes).sum().double(), torch.tensor(len(classes)).to(plain).double()]
+            )
+        self._precision.step(self._optimizer)
+        loss_sum, right, pictures = way.processes.total(sums).tolist()
+        return Stepped(loss_sum, right, int(pictures))
+
+    def _alone(self, more: bool) -> AbstractContextManager[None]:
+        """Gradients go over to the other processes with the last part."""
+        return self._runs.no_sync() if more and isinstance(self._runs, DistributedDataParallel) else nullcontext()
+
+    def _divide(self, pictures: int, reason: str) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
+        if self._parts >= pictures or self._way.processes.world > 1:
+            raise SettingsError(f"the memory does not suffice ({reason}): try a smaller --batch-size, --image-size or network")
+        self._parts = min(2 * self._parts, pictures)
+        self._say(f"out of memory: each batch is now run in {self._parts} parts, which changes nothing else")
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
