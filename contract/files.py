@@ -9,6 +9,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
+def sweep(folder: Path) -> None:
+    """Remove what a `whole_file` that was killed, and safetensors within it, has left in a folder that nobody else writes to."""
+    for pattern in (".*.*", ".tmp*"):
+        for path in folder.glob(pattern):
+            with suppress(OSError):
+                path.unlink()
+
+
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` when the block ends without an error.

@@ -19,6 +19,7 @@ COMMANDS = {
     "serve": "Answer over gRPC, and over HTTP with --http-port, for every model in a folder.",
     "classify": "Ask a running server about pictures.",
     "health": "Ask a running server whether it serves, for containers.",
+    "compare": "Show several runs side by side: in what they differ, and how they did.",
     "evaluate": "Measure how good a model's answers are, on labelled pictures.",
     "evaluate-cam": "Measure how good a model's maps are, each method beside the others.",
     "bench": "Put a load on a running server: throughput, latencies, refusals.",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from training.config import FinetuneConfig
-from training.recipes import RECIPES
+from training.recipes import RECIPES, Recipe
 
 _ALWAYS = ("backbone", "dataset")
 """Told even where they are the defaults: they are what a reader looks for."""
@@ -25,7 +25,12 @@ def finetune_command(asked: Mapping[str, Any]) -> str:
     Args:
         asked: a `FinetuneConfig` as JSON holds it.
     """
-    recipe = asked["recipe"] if asked.get("recipe") in RECIPES else "default"
+    return shlex.join(finetune_words(asked))
+
+
+def finetune_words(asked: Mapping[str, Any]) -> list[str]:
+    """The words of `finetune_command`, not quoted."""
+    recipe: Recipe = next((one for one in RECIPES if one == asked.get("recipe")), "default")
     deciding = {name: asked[name] for name in _DECIDING if name in asked}
     plain, of_recipe, unasked = (
         one.model_dump(mode="json") for one in (FinetuneConfig(), FinetuneConfig.of(recipe), FinetuneConfig.of(recipe, **deciding))
@@ -36,7 +41,7 @@ def finetune_command(asked: Mapping[str, Any]) -> str:
         given = value is not None and value != unasked.get(field)
         if field not in _NEVER and (given or field in _ALWAYS):
             words += _words(field.replace("_", "-"), value)
-    return shlex.join(words)
+    return words
 
 
 def _words(name: str, value: Any) -> list[str]:

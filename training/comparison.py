@@ -12,6 +12,9 @@ from training.significance import McNemar, mcnemar
 _WHERE = ("output", "name", "data_dir", "workers")
 """Settings that change where a run is and how long it takes, not what it finds."""
 
+_MOST_LISTED = 8
+"""Of a setting that is a list."""
+
 _HIGHER_IS_BETTER = ("top1", "macro_f1")
 
 Row = dict[str, Any]
@@ -105,7 +108,11 @@ def _names(records: Sequence[Record]) -> list[str]:
 
 def _settings(record: Record) -> Row:
     resolved = {name: value for name, value in record.settings.items() if name not in _WHERE}
-    return {**resolved, "device": record.config.device or resolved.get("device")}
+    return {
+        **resolved,
+        "classes": resolved.get("classes") or list(record.config.classes),
+        "device": record.config.device or resolved.get("device"),
+    }
 
 
 def _versions(record: Record) -> Row:
@@ -124,7 +131,9 @@ def _of_part(figures: Figures) -> Iterable[tuple[str, float | None]]:
 def _told(value: Any) -> Any:
     if isinstance(value, dict):
         return ", ".join(f"{key}={one}" for key, one in value.items()) or None
-    return ",".join(map(str, value)) if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value[:_MOST_LISTED])) + (f" and {len(value) - _MOST_LISTED} more" if len(value) > _MOST_LISTED else "")
+    return value
 
 
 def _sortable(value: Any) -> tuple[bool, Any]:

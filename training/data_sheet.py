@@ -109,7 +109,7 @@ class DataSheet(BaseModel):
 
 class _Place(NamedTuple):
     part: str
-    index: int
+    number: int
 
 
 def data_sheet(dataset: Dataset) -> DataSheet:
@@ -193,7 +193,7 @@ def _duplicates(parts: Mapping[str, Part]) -> list[list[_Place]]:
 
 def _copy(dataset: Dataset, place: _Place) -> Copy:
     part = dataset.parts[place.part]
-    return Copy(part=place.part, name=part.names[place.index], label=dataset.classes[int(part.labels[place.index])])
+    return Copy(part=place.part, name=part.names[place.number], label=dataset.classes[int(part.labels[place.number])])
 
 
 def _overlaps(groups: Sequence[Sequence[_Place]], parts: Sequence[str]) -> tuple[Overlap, ...]:
@@ -208,11 +208,13 @@ def _overlaps(groups: Sequence[Sequence[_Place]], parts: Sequence[str]) -> tuple
 
 def _of_overlaps(overlaps: Sequence[Overlap], counts: Mapping[str, Mapping[str, int]]) -> list[str]:
     return [
-        f"{one.pictures:,} of the {sum(counts[one.of].values()):,} pictures of the {_CALLED[one.of]} part are in the {_CALLED[one.also_in]}"
-        f" part too: figures of the {_CALLED[one.of]} part are better than they should be"
-        if one.also_in == "train"
-        else f"{one.pictures:,} of the {sum(counts[one.of].values()):,} pictures of the {_CALLED[one.of]} part are in the"
-        f" {_CALLED[one.also_in]} part too, by which the epoch is chosen"
+        f"{one.pictures:,} of the {sum(counts[one.of].values()):,} pictures of the {_CALLED[one.of]} part"
+        f" {'is' if one.pictures == 1 else 'are'} in the {_CALLED[one.also_in]} part too"
+        + (
+            f": figures of the {_CALLED[one.of]} part are better than they should be"
+            if one.also_in == "train"
+            else ", which chose the epoch"
+        )
         for one in overlaps
     ]
 

@@ -24,10 +24,11 @@ from training.parts import Part
 from training.progress import ProgressFactory
 from training.transforms import Augmentation
 
-_BATCH = 32
-"""Fixed, so that the features do not depend, in their last bits, on the batch size of the training."""
+_BATCH: dict[EngineName, int] = {"pytorch": 8, "onnxruntime": 16}
+"""The fastest on a CPU. Fixed, so that the features do not depend, in their last bits, on the batch size of the training."""
+_GPU_BATCH = 32
 
-_FEWEST_FOR_ONNX_RUNTIME = 512
+_FEWEST_FOR_ONNX_RUNTIME = 1024
 """With fewer pictures, writing the graph and opening a session take longer than they save."""
 
 _COMPARED = 8
@@ -47,12 +48,13 @@ class View:
 class FeatureCache:
     """Embeddings of a network's frozen side, by what they were made of.
 
-    On a CPU many pictures are run by ONNX Runtime, all others by PyTorch. A computation that was killed is gone on with.
-    Where all features take more than `feature_store.most_bytes`, those that were not used for longest are taken away.
+    On a CPU many pictures are run by ONNX Runtime, if it can run the network, all others by PyTorch. A computation that was killed is
+    gone on with. Where all features take more than `feature_store.most_bytes`, those that were not used for longest are taken away.
 
     weights_fingerprint: of the backbone's weights, see `training.weights`.
     workers: processes that read pictures.
     say: told, a line at a time, what is out of the ordinary.
+    pictures: how many are to be run in all, each view counted, where that is known.
     """
 
     network: Network
@@ -60,6 +62,7 @@ class FeatureCache:
     workers: int
     progress: ProgressFactory
     say: Callable[[str], None] = lambda _: None
+    pictures: int = 0
     _engines: dict[EngineName, Engine] = field(default_factory=dict, init=False, repr=False)
     _in_use: set[Path] = field(default_factory=set, init=False, repr=False)
 
@@ -80,20 +83,17 @@ class FeatureCache:
             SettingsError: the cache cannot be written, or its size is set to what is no number.
         """
         most = most_bytes()
-        for engine in self._wanted(part):
-            path = self._path(part, view, engine)
-            kept = open_rows(path, len(part))
-            if kept is not None:
-                self._in_use.add(path)
-                return kept
+        name = self._engine_for(part)
+        path = self._path(part, view, name)
+        self._in_use.add(path)
+        kept = open_rows(path, len(part))
+        if kept is not None:
+            return kept
         with _evaluating(self.network):
-            engine = self._fitting(part)
-            path = self._path(part, view, engine)
-            self._in_use.add(path)
             try:
                 with growing_rows(path, len(part), lambda: self.say(f"{description}: another process computes them; waiting")) as rows:
                     if rows is not None:
-                        self._compute(part, view, self._engines[engine], rows, description)
+                        self._compute(part, view, name, rows, description)
                 prune(path.parent, most, self._in_use)
             except OSError as error:
                 why = error.strerror or error
@@ -104,29 +104,25 @@ class FeatureCache:
         assert computed is not None
         return computed
 
-    def _wanted(self, part: Part) -> tuple[EngineName, ...]:
-        """The engines whose features will do, the fastest first."""
+    def _engine_for(self, part: Part) -> EngineName:
         on_cpu = _device(self.network).type == "cpu"
-        return ("onnxruntime", "pytorch") if on_cpu and len(part) >= _FEWEST_FOR_ONNX_RUNTIME else ("pytorch",)
+        return "onnxruntime" if on_cpu and max(len(part), self.pictures) >= _FEWEST_FOR_ONNX_RUNTIME else "pytorch"
 
-    def _fitting(self, part: Part) -> EngineName:
-        """The first of those that can run the network; it is opened once."""
-        if "pytorch" not in self._engines:
-            self._engines["pytorch"] = pytorch_engine(self.network)
-        for engine in self._wanted(part):
-            if engine == "onnxruntime" and engine not in self._engines:
-                try:
-                    self._engines[engine] = onnx_runtime_engine(self.network, _few(part, self.network))
-                except ExportError as error:
-                    self.say(f"{self.network.config.backbone}: PyTorch computes the features, since ONNX Runtime cannot: {error}")
-                    continue
-            return engine
-        raise AssertionError("PyTorch runs every network")
+    def _opened(self, name: EngineName, part: Part) -> Engine:
+        """The engine, or PyTorch in place of one that cannot run the network; each is opened once."""
+        if name not in self._engines:
+            try:
+                opened = onnx_runtime_engine(self.network, _few(part, self.network)) if name == "onnxruntime" else None
+            except ExportError as error:
+                self.say(f"{self.network.config.backbone}: PyTorch computes the features, since ONNX Runtime cannot: {error}")
+                opened = None
+            self._engines[name] = opened or pytorch_engine(self.network)
+        return self._engines[name]
 
     def _path(self, part: Part, view: View | None, engine: EngineName) -> Path:
         """Named by all that the embeddings depend on; the number of classes and the head's own layers are not among it."""
         config = self.network.config
-        versions = {package: metadata.version(package) for package in ("torch", "timm", "pillow", "torchvision")}
+        packages = ("torch", "timm", "pillow", "torchvision", *(("onnxscript",) if engine == "onnxruntime" else ()))
         what = {
             "weights": self.weights_fingerprint,
             "network": config.model_dump(mode="json", exclude={"num_classes", "head"}),
@@ -135,18 +131,19 @@ class FeatureCache:
             "view": None if view is None else [view.augmentation.model_dump(mode="json"), view.number, view.seed],
             "device": _device(self.network).type,
             "engine": [engine, onnxruntime.__version__ if engine == "onnxruntime" else None],
-            "versions": versions,
+            "versions": {package: metadata.version(package) for package in packages},
         }
         key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
         return cache_dir() / "features" / f"{key}.npy"
 
-    def _compute(self, part: Part, view: View | None, engine: Engine, rows: UnfinishedRows, description: str) -> None:
+    def _compute(self, part: Part, view: View | None, name: EngineName, rows: UnfinishedRows, description: str) -> None:
         """Add the rows that are missing; of a batch of which some are, all."""
+        engine = self._opened(name, part)
         before, done = rows.present, 0
         batches = picture_batches(
             part,
             self.network.config.preprocessing,
-            batch_size=_BATCH,
+            batch_size=_BATCH[name] if _device(self.network).type == "cpu" else _GPU_BATCH,
             workers=self.workers,
             augmentation=view.augmentation if view else None,
             seed=view.seed if view else 0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -177,8 +178,18 @@ class _Work:
             dataset_fingerprint=dataset.fingerprint,
             versions=versions(),
         )
-        folder = self._begin(resolved, dataset) if before is None else self._go_on(*before, resolved)
-        unfinished = None if before is None or not plan.full_epochs else resuming.load(folder.path, self._device)
+        if before is not None:
+            self._check_it_is_the_same(*before, resolved)
+        folder = RunFolder(self._folder() if before is None else before[0])
+        with folder.claimed() if self._together.first else nullcontext():
+            if before is None and self._together.first:
+                folder.write_config(resolved)
+                save_split(dataset, folder.path / SPLIT)
+            return self._train(network, dataset, weights_fingerprint, folder, goes_on=before is not None)
+
+    def _train(self, network: Network, dataset: Dataset, weights_fingerprint: str, folder: RunFolder, goes_on: bool) -> RunResult:
+        plan = self._plan
+        unfinished = resuming.load(folder.path, self._device) if goes_on and plan.full_epochs else None
 
         best = None
         cache = FeatureCache(network.eval(), weights_fingerprint, plan.workers, self._progress)
@@ -192,20 +203,16 @@ class _Work:
                 self._say(f"{reason}; the weights of epoch {best.kept.epoch} are kept")
         return self._finish(network, cache, dataset, best, folder)
 
-    def _begin(self, resolved: RunConfig, dataset: Dataset) -> RunFolder:
-        folder = RunFolder(self._together.said_by_first(make_folder(self._config).path if self._together.first else Path()))
-        if self._together.first:
-            folder.write_config(resolved)
-            save_split(dataset, folder.path / SPLIT)
-        return folder
+    def _folder(self) -> Path:
+        return self._together.said_by_first(make_folder(self._config).path if self._together.first else Path())
 
-    def _go_on(self, path: Path, saved: RunConfig, resolved: RunConfig) -> RunFolder:
+    def _check_it_is_the_same(self, path: Path, saved: RunConfig, resolved: RunConfig) -> None:
         for what, then, today in (
             ("its pictures are not", saved.dataset_fingerprint, resolved.dataset_fingerprint),
             ("its classes are not, or not in the order,", saved.classes, resolved.classes),
             ("the weights it starts from are not", saved.weights_fingerprint, resolved.weights_fingerprint),
-            ("its network is not", saved.network, resolved.network),
-            ("its plan is not", saved.plan, resolved.plan),
+            ("its network and its input are not", saved.network, resolved.network),
+            ("its settings do not come to", saved.plan, resolved.plan),
         ):
             if then != today:
                 raise SettingsError(f"{path}: {what} what they were when it began: put that back, or fine-tune anew")
@@ -214,7 +221,6 @@ class _Work:
         ]
         if changed:
             self._say(f"not the versions that it began with, so not to the bit what it would have been: {'; '.join(changed)}")
-        return RunFolder(path)
 
     def _head_stage(self, cache: FeatureCache, dataset: Dataset) -> Best:
         config, plan, clock = self._config, self._plan, self._clock

@@ -94,6 +94,7 @@ def train_all(
                     view=epoch,
                     shuffled=True,
                     share=(processes.rank, processes.world),
+                    parts=plan.accumulate,
                 ),
                 start=1,
             ):

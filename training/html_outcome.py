@@ -132,7 +132,8 @@ def calibration(record: Record) -> Child:
         element(
             "p",
             "Can the scores be taken at their word? Of all answers given with 80 %, 80 % should be right: bars should end at the"
-            " red mark. The expected calibration error is the mean distance between the two, over the answers (Guo et al. 2017, arXiv:1706.04599).",
+            " red mark. The expected calibration error is the mean distance between the two, over the answers (Guo et al. 2017,"
+            " arXiv:1706.04599).",
             class_="soft small",
         ),
         key(("right", "share of right answers"), ("score", "their mean score")),

@@ -99,7 +99,7 @@ def _tiles(record: Record) -> Markup:
         _tile(f"{of_part} top-1", percent(part.top1), f"95 % interval {interval(part)}"),
         _tile(f"{of_part} macro F1", number(part.macro_f1), "the mean over the classes"),
         _tile(f"{of_part} loss", number(part.loss), "cross-entropy, nats"),
-        _tile(f"{of_part} calibration", percent(part.ece), "expected error of the scores"),
+        _tile(f"{of_part} ECE", percent(part.ece), "expected calibration error"),
         _tile("Pictures", f"{sum(pictures.values()):,}", ", ".join(f"{count:,} {key}" for key, count in pictures.items())),
         _tile("Best epoch", str(record.results.best_epoch), "" if last is None else f"of {last}"),
         _tile("Time", duration(record.seconds), f"on {record.config.device}" if record.config.device else ""),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 
-from training.command_line import finetune_command
+from training.command_line import finetune_words
 from training.config import FinetuneConfig
 from training.data_sheet import DataSheet
 from training.html_tables import CALLED, MANY_CLASSES, MOST_LISTED, duration, missing, plain, table
@@ -83,6 +84,7 @@ def settings(record: Record) -> Child:
         for name, value in config.asked.items()
         if resolved[name] is not None
     ]
+    preprocessing = config.network.get("preprocessing") or {}
     more = [[element("code", name), plain(value)] for name, value in {**config.plan, **preprocessing, "device": config.device}.items()]
     seconds = [[name, duration(value)] for name, value in record.results.seconds.items()]
     fingerprints = [
@@ -113,7 +115,7 @@ def repeat(record: Record) -> Child:
     """The command that makes the run again, and the versions it was made with."""
     versions = [[name, version] for name, version in record.config.versions.items()]
     return (
-        element("pre", finetune_command(record.config.asked)),
+        element("pre", [(element("span", shlex.quote(word)), " ") for word in finetune_words(record.config.asked)]),
         element(
             "p",
             "On a CPU the same command gives the same weights to the bit, with the same pictures, the same weights to begin with, the same"

@@ -23,7 +23,7 @@ a { color: var(--val); text-decoration: none; } a:hover { text-decoration: under
 section { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 18px 20px; margin: 0 0 16px; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(126px, 1fr)); gap: 12px; margin: 0 0 16px; }
 .tile { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 12px 14px; }
-.tile b { display: block; font-size: 22px; line-height: 1.25; font-weight: 650; font-variant-numeric: tabular-nums; }
+.tile b { display: block; font-size: 19px; white-space: nowrap; line-height: 1.25; font-weight: 650; font-variant-numeric: tabular-nums; }
 .tile span { display: block; font-size: 12.5px; color: var(--soft); }
 .tile .name { color: var(--ink); font-weight: 600; }
 .warning { background: var(--warn); color: var(--warn-ink); border-radius: 10px; padding: 10px 16px; margin: 0 0 16px; }
@@ -36,10 +36,10 @@ table.wide { width: 100%; }
 th, td { text-align: left; padding: 4px 12px 4px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { color: var(--soft); font-weight: 600; white-space: nowrap; }
 td.number, th.number { text-align: right; white-space: nowrap; }
-td.value { overflow-wrap: anywhere; min-width: 11ch; } td.name { overflow-wrap: break-word; min-width: 11ch; }
+td.value { overflow-wrap: anywhere; min-width: 11ch; } td.name { overflow-wrap: break-word; min-width: 9ch; }
 th.part { text-align: center; border-bottom: 0; padding-bottom: 0; }
 tbody tr:last-child td, tbody tr:last-child th { border-bottom: 0; }
-.tall thead th { position: sticky; top: 0; background: var(--card); box-shadow: 0 1px var(--line); }
+.tall thead { position: sticky; top: 0; z-index: 1; background: var(--card); box-shadow: 0 1px var(--line); }
 td.bar { position: relative; text-align: right; min-width: 74px; white-space: nowrap; }
 td.bar i { position: absolute; left: 6px; bottom: 3px; height: 3px; border-radius: 2px; background: rgb(var(--heat) / .75); }
 .matrix td, .matrix th { border: 0; padding: 0; }
@@ -68,11 +68,12 @@ svg .right { fill: rgb(var(--heat) / .85); } svg .score { fill: var(--best); } s
 figure { margin: 0; } figure img.sheet { width: 100%; border-radius: 8px; background: #fff; display: block; }
 pre { background: var(--paper); border: 1px solid var(--line); border-radius: 8px; padding: 10px 12px; margin: 8px 0; font-size: 13px;
   white-space: pre-wrap; overflow-wrap: anywhere; }
+pre span { display: inline-block; max-width: 100%; vertical-align: top; }
 code { font-size: 13px; overflow-wrap: anywhere; }
 details { margin: 8px 0; } summary { cursor: pointer; color: var(--val); }
 footer { color: var(--soft); font-size: 13px; padding-bottom: 40px; }
 @media (max-width: 560px) { main, header, footer { padding: 0 12px; } header { padding-top: 20px; } section { padding: 14px 12px; }
-  .tiles { grid-template-columns: 1fr 1fr; } .tile b { font-size: 21px; } h1 { font-size: 22px; } svg { font-size: 13px; }
+  .tiles { grid-template-columns: 1fr 1fr; }  h1 { font-size: 22px; } svg { font-size: 13px; }
   .matrix td { width: 36px; } .matrix th { max-width: 90px; } }
 @media print { body { background: #fff; } section, .tile { break-inside: avoid; } nav { display: none; } .tall { max-height: none; } }
 """

@@ -25,7 +25,7 @@ def table(
 
     numbers_from: the first column of numbers. wide: as wide as the page.
     """
-    kinds = ["number" if place >= numbers_from else "value" for place in range(len(heads))]
+    kinds = ["number" if place >= numbers_from else "value" if place else "name" for place in range(len(heads))]
     head = element("thead", element("tr", [element("th", name, class_=kind) for name, kind in zip(heads, kinds, strict=True)]))
     body = [element("tr", [element("td", cell, class_=kind) for cell, kind in zip(row, kinds, strict=True)]) for row in rows]
     rows_and_head = element("table", None if headless else head, element("tbody", body), class_="wide" if wide else None)

@@ -33,6 +33,7 @@ def picture_batches(
     view: int = 0,
     shuffled: bool = False,
     share: tuple[int, int] = (0, 1),
+    parts: int = 1,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Images uint8 `[N, H, W, 3]` and labels int64 `[N]`, each picture once.
 
@@ -47,7 +48,8 @@ def picture_batches(
         augmentation: in place of the evaluation transform.
         seed, view: of the augmentation's draws and of the order; epochs are views.
         shuffled: in random order; otherwise in the part's.
-        share: (r, n): of each batch the r-th picture and every n-th from there.
+        share: (r, n): of each part of a batch the r-th picture and every n-th from there.
+        parts: that each batch is run in.
 
     Raises:
         PictureError: a picture that cannot be read any more.
@@ -55,7 +57,8 @@ def picture_batches(
     dataset = PictureDataset(part, preprocessing, augmentation, seed, view)
     order = np.random.default_rng([seed, view]).permutation(len(part)) if shuffled else np.arange(len(part))
     rank, world = share
-    batches = [indices[rank::world].tolist() for indices in np.array_split(order, batch_count(len(part), batch_size))]
+    whole = np.array_split(order, batch_count(len(part), batch_size))
+    batches = [[index for some in np.array_split(indices, parts) for index in some[rank::world].tolist()] for indices in whole]
     loader = DataLoader(dataset, batch_sampler=batches, num_workers=workers if len(part) >= _FEWEST_FOR_WORKERS else 0)
     try:
         for images, labels, _ in loader:

@@ -12,6 +12,7 @@ from contract.description import Description
 from contract.methods import METHODS
 from training.citations import TIMM, paper_of
 from training.command_line import finetune_command
+from training.config import FinetuneConfig
 from training.data_sheet import DataSheet, read_data_sheet
 from training.listing import one_line
 from training.record import Record, read_record
@@ -24,7 +25,23 @@ MODEL_CARD = "README.md"
 _MOST_CLASSES = 200
 """Of more, those that are found worst."""
 
-_HERE = ("output", "name", "device", "workers")
+_TOLD = (
+    "backbone",
+    "weights",
+    "head",
+    "mode",
+    "epochs",
+    "batch_size",
+    "optimizer",
+    "lr",
+    "schedule",
+    "weight_decay",
+    "label_smoothing",
+    "seed",
+)
+"""Settings that are told even where they are the defaults."""
+
+_HERE = ("output", "name", "device", "workers", "tensorboard")
 """Settings that say how it was made here, not what was made."""
 
 _SPLITS = {"val": "validation", "test": "test"}
@@ -48,7 +65,7 @@ def model_card(run: Run, description: Description) -> str:
         "Training data": _training_data(run, sheet),
         "Training procedure": _procedure(run, record),
         "Evaluation": _evaluation(run),
-        "Calibration": _calibration(run),
+        "Calibration": _calibration(run, description),
         "How to use it": _usage(description),
         "Class activation maps": _maps(description),
         "Citation": _citation(run),
@@ -91,15 +108,14 @@ def _what_it_is(run: Run, description: Description) -> str:
         "feature-extraction": "Its head was trained on the frozen features of the backbone",
         "full": "All of its layers were trained",
     }[run.config.mode]
-    start = {
-        "none": ", from random weights",
-        "pretrained": ", beginning with the backbone's published weights",
-    }.get(run.config.weights, f", beginning with the weights of {_code(Path(run.config.weights).name)}")
+    start = {"none": "random weights", "pretrained": "the backbone's published weights"}.get(
+        run.config.weights, f"the weights of {_code(Path(run.config.weights).name)}"
+    )
     labels = _escaped(one_line(run.classes[:20])) + (f" and {len(run.classes) - 20} more" if len(run.classes) > 20 else "")
     return (
         f"Classifies pictures into {len(run.classes)} classes: {labels}.\n\n"
         f"A {_code(network.backbone)} with the head {_code(network.head)}, {parameters / 1e6:.1f} million parameters, input"
-        f" {size.height}x{size.width} pixels. {how}{start}. Exported by tlcli to one ONNX file that takes"
+        f" {size.height}x{size.width} pixels. {how}; it began with {start}. Exported by tlcli to one ONNX file that takes"
         " RGB pictures and answers with scores and class activation maps."
     )
 
@@ -113,7 +129,7 @@ def _limits(run: Run, sheet: DataSheet | None) -> str:
         "A class activation map shows which part of the picture the score depends on in this network. It is no proof that the network"
         " has understood the object, and no segmentation of it.",
         "The licences of the pretrained weights and of the pictures apply; this card does not know them.",
-        *((f"Known of the data: {_escaped(warning)}." for warning in sheet.warnings) if sheet else ()),
+        *((f"Known of its pictures: {_escaped(warning)}." for warning in sheet.warnings) if sheet else ()),
     ]
     return "\n".join(f"- {line}" for line in lines)
 
@@ -139,7 +155,13 @@ def _procedure(run: Run, record: Record) -> str:
     """The settings that were used, and the command."""
     local = Path(run.config.dataset).is_absolute()
     public = {"dataset": f"PATH/TO/{_dataset(run)}" if local else _dataset(run), "weights": Path(run.config.weights).name, "data_dir": None}
-    settings = {name: value for name, value in (record.settings | public).items() if value is not None and name not in _HERE}
+    defaults = FinetuneConfig().model_dump(mode="json")
+    chosen = [name for name, value in record.config.asked.items() if value is not None and value != defaults.get(name)]
+    settings = {
+        name: value
+        for name, value in (record.settings | public).items()
+        if value is not None and (name in _TOLD or (name in chosen and name not in _HERE))
+    }
     rows = [[_code(name), _told(value)] for name, value in settings.items() if value not in ({}, (), [])]
     versions = ", ".join(f"{name} {version}" for name, version in record.config.versions.items())
     stopped = f" Training ended early: {_escaped(run.results.stopped)}." if run.results.stopped else ""
@@ -158,11 +180,11 @@ def _procedure(run: Run, record: Record) -> str:
 def _evaluation(run: Run) -> str:
     blocks = []
     for part, scores in _parts(run).items():
-        low, high = wilson_interval(round(scores.top1 * scores.count), scores.count)
-        top5 = "" if scores.top5 is None else f"; the right class is among the first five for {scores.top5:.2%}"
+        low, high = (100 * end for end in wilson_interval(round(scores.top1 * scores.count), scores.count))
+        top5 = "" if scores.top5 is None else f"; the right class is among the first five for {_percent(scores.top5)}"
         blocks.append(
-            f"**{_SPLITS[part].capitalize()} part**, {scores.count:,} pictures: {scores.top1:.2%} right (95 % interval {100 * low:.1f} to"
-            f" {100 * high:.1f} %){top5}; macro F1 {scores.macro_f1:.4f}, cross-entropy {scores.loss:.4f}."
+            f"**{_SPLITS[part].capitalize()} part**, {scores.count:,} pictures: {_percent(scores.top1)} right (95 % interval"
+            f" {low:.1f} to {high:.1f} %){top5}; macro F1 {scores.macro_f1:.4f}, cross-entropy {scores.loss:.4f}."
         )
         shown = list(scores.classes)
         if len(shown) > _MOST_CLASSES:
@@ -175,11 +197,17 @@ def _evaluation(run: Run) -> str:
     return "\n\n".join(blocks)
 
 
-def _calibration(run: Run) -> str:
-    found = "; ".join(f"{_SPLITS[part]} part {scores.calibration.ece:.2%}" for part, scores in _parts(run).items())
-    return (
+def _calibration(run: Run, description: Description) -> str:
+    found = ", ".join(f"{_percent(scores.calibration.ece)} on the {_SPLITS[part]} part" for part, scores in _parts(run).items())
+    text = (
         f"Expected calibration error ({len(run.results.val.calibration.bins)} bins, Guo et al. 2017, arXiv:1706.04599): {found}."
-        " So far the score of an answer lies from the share of right answers among those with such scores, on average."
+        " That far apart lie, on average, an answer's score and the share of right ones among answers of such scores."
+    )
+    if description.temperature == 1:
+        return text
+    return (
+        f"{text}\n\nThese figures are the network's own. The exported file divides its logits by a temperature of"
+        f" {description.temperature:.4g}: its answers are the same, its scores are not; `tlcli evaluate` measures the file."
     )
 
 
@@ -225,7 +253,7 @@ def _maps(description: Description) -> str:
         worst = f", the maps by at most {max(parity.maps.values()):.1e} of their largest value" if parity.maps else ""
         checked = (
             f"\n\nWhen it was exported, the file was checked against PyTorch on {parity.pictures} pictures: logits differ by at most"
-            f" {parity.logits:.1e}{worst}; the first class is the same for {parity.top1_agreement:.0%} of them."
+            f" {parity.logits:.1e}{worst}; the first class is the same for {100 * parity.top1_agreement:.0f} % of them."
         )
     return (
         "Made of the activations of a layer and of their gradients for a class, which are ordinary operators in the ONNX graph.\n\n"
@@ -269,6 +297,10 @@ def _share(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
 
 
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
+
+
 def _told(value: object) -> str:
     match value:
         case Mapping():
@@ -287,7 +319,7 @@ def _table(heads: list[str], rows: Iterable[list[str]], *, escaped: bool = False
 
 def _escaped(text: str) -> str:
     """As it is, on one line: no sign in it means anything to Markdown, a table's pipe included."""
-    return re.sub(r"([\\`*_{}\[\]<>()#|~$&!])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\`*_\[\]<>|~$&])", r"\\\1", " ".join(text.split()))
 
 
 def _code(text: str) -> str:

@@ -36,9 +36,9 @@ class Objective:
 
 
 def balanced_weights(labels: npt.NDArray[np.int64], classes: int) -> Tensor:
-    """Float32 `[C]`, n / (C n_c): each class counts alike, and the mean weight of a picture is 1."""
+    """Float `[C]`, n / (C n_c): each class counts alike, and the mean weight of a picture is 1."""
     counts = np.bincount(labels, minlength=classes)
-    return torch.from_numpy((len(labels) / (classes * np.maximum(counts, 1))).astype(np.float32))
+    return torch.tensor(len(labels) / (classes * np.maximum(counts, 1)), dtype=torch.get_default_dtype())
 
 
 def objective_of(label_smoothing: float, plan: Plan, labels: npt.NDArray[np.int64], classes: int, device: torch.device) -> Objective:

@@ -16,6 +16,8 @@ from training.scan import FolderSource
 _LYING = (5, 6, 7, 8)
 """EXIF orientations that exchange width and height."""
 
+_PNG_EXIF = {"exif", "Raw profile type exif"}
+
 
 def picture_size(source: Source, name: str) -> tuple[int, int] | None:
     """Width and height of an upright picture, as its header says; None if it cannot be read any more.
@@ -45,6 +47,10 @@ def _of_file(file: Path | io.BytesIO) -> tuple[int, int]:
 
 def _upright(picture: Image.Image) -> tuple[int, int]:
     width, height = picture.size
+    if picture.format == "TIFF":
+        return width, height  # Pillow has turned them already
+    if picture.format == "PNG" and not _PNG_EXIF & picture.info.keys():
+        return width, height  # it would decode all of the picture in search of EXIF data at its end
     try:
         lies = picture.getexif().get(ExifTags.Base.Orientation) in _LYING
     except (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, ZeroDivisionError, struct.error):

@@ -208,5 +208,5 @@ def _read_csv(path: Path, model: type[Kept]) -> tuple[Kept, ...]:
 def _unreadable(path: Path, error: Exception) -> SettingsError:
     problem = str(error)
     if isinstance(error, ValidationError):
-        problem = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()[:3])
+        problem = "; ".join(": ".join(filter(None, (".".join(map(str, one["loc"])), one["msg"]))) for one in error.errors()[:3])
     return SettingsError(f"{path}: cannot be read: {problem}: it is damaged, or none of tlcli's; fine-tune anew")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -14,13 +12,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from contract.files import whole_file
 from contract.preprocessing import Preprocessing
 from contract.rendering import overlay
+from training.figures import new_figure, plain, save_figure
 from training.gradients import feature_gradients, gradcam
 from training.network import Network
 from training.parts import Part
-from training.record import Epoch
 from training.results import EpochRow, Scores
 
 Map = tuple[npt.NDArray[np.float32], Preprocessing]
@@ -29,14 +26,7 @@ Map = tuple[npt.NDArray[np.float32], Preprocessing]
 Explain = Callable[[Image.Image, int], Map]
 """The map of a picture for a class."""
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 _TRAIN, _VAL, _BEST = "#8a8f98", "#1f5fbf", "#d1495b"
-_COLOURS = ("#1f5fbf", "#d1495b", "#2a9d6f", "#e08a1e", "#7a4fb5", "#12a5b8", "#b0307f", "#7d8c1f", "#8c5a2b", "#4a5a78")
-"""One a run; where there are more runs, once more with another line."""
-_LINES = ("-", "--", ":")
-_DPI = 110
 _MOST_CLASSES_WITH_COUNTS = 120
 _MOST_CLASSES_WITH_ZEROS = 25
 _SHEET_COLUMNS, _SHEET_ROWS = 3, 4
@@ -46,7 +36,7 @@ _TILE = 256
 
 def draw_curves(rows: Sequence[EpochRow], best_epoch: int, path: Path) -> None:
     """Loss and top-1 over the epochs, training and validation, as a PNG; the best epoch and the change of stage are marked."""
-    figure = _figure(9.6, 3.8)
+    figure = new_figure(9.6, 3.8)
     loss, top1 = figure.subplots(1, 2)
     epochs = [row.epoch for row in rows]
     marker = "o" if len(rows) <= 20 else None
@@ -68,38 +58,7 @@ def draw_curves(rows: Sequence[EpochRow], best_epoch: int, path: Path) -> None:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=8)
-    _save(figure, path)
-
-
-def draw_compared(runs: Mapping[str, Sequence[Epoch]], path: Path) -> None:
-    """Validation loss and top-1 of several runs over each other, as a PNG.
-
-    Args:
-        runs: the epochs of each, by its name.
-        path: of the PNG.
-    """
-    figure = _figure(10.8, 4.2)
-    loss, top1 = figure.subplots(1, 2)
-    for axes, title in ((loss, "validation cross-entropy"), (top1, "validation top-1, %")):
-        for number, (name, epochs) in enumerate(runs.items()):
-            values = [one.val_loss if axes is loss else 100 * one.val_top1 for one in epochs]
-            axes.plot(
-                [one.epoch for one in epochs],
-                values,
-                color=_COLOURS[number % len(_COLOURS)],
-                linestyle=_LINES[number // len(_COLOURS) % len(_LINES)],
-                marker="o" if len(epochs) <= 20 else None,
-                markersize=3,
-                label=_plain(name),
-            )
-        axes.set_title(title, fontsize=11)
-        axes.set_xlabel("epoch")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-    handles, names = loss.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", frameon=False, fontsize=8, ncols=min(4, len(names)))
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_confusion(scores: Scores, part: str, path: Path) -> None:
@@ -116,10 +75,10 @@ def draw_confusion(scores: Scores, part: str, path: Path) -> None:
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     classes = len(counts)
     side = min(max(3.2, 0.42 * classes, 3.2 + 0.13 * classes), 18.0)
-    figure = _figure(side + 1.6, side + 0.9)
+    figure = new_figure(side + 1.6, side + 0.9)
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    labels = [_plain(scores.classes[index].label) for index in shown]
+    labels = [plain(scores.classes[index].label) for index in shown]
     font = min(10.0, max(4.0, 0.5 * 72 * side / classes))  # half a cell high
     axes.set_xticks(range(classes), labels, rotation=0 if classes <= 4 else 90, fontsize=font)
     axes.set_yticks(range(classes), labels, fontsize=font)
@@ -130,11 +89,11 @@ def draw_confusion(scores: Scores, part: str, path: Path) -> None:
             axes.text(predicted, true, str(counts[true, predicted]), ha="center", va="center", fontsize=font, color=colour)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    axes.set_title(f"{_plain(part)}: {100 * scores.top1:.2f} % of {scores.count:,} pictures right", fontsize=11)
+    axes.set_title(f"{plain(part)}: {100 * scores.top1:.2f} % of {scores.count:,} pictures right", fontsize=11)
     bar = figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02, aspect=30)
     bar.set_label("share of the true class", fontsize=9)
     bar.ax.tick_params(labelsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_reliability(scores: Scores, part: str, path: Path) -> None:
@@ -147,7 +106,7 @@ def draw_reliability(scores: Scores, part: str, path: Path) -> None:
         part: its name, for the title.
         path: of the PNG.
     """
-    figure = _figure(4.6, 5.0)
+    figure = new_figure(4.6, 5.0)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     filled = [one for one in scores.calibration.bins if one.count]
     middle = [100 * (one.low + one.high) / 2 for one in filled]
@@ -159,7 +118,7 @@ def draw_reliability(scores: Scores, part: str, path: Path) -> None:
     upper.plot(confidence, confidence, "_", color=_BEST, markersize=14, markeredgewidth=2, label="mean score")
     upper.set_ylim(0, 102)
     upper.set_ylabel("right answers, %")
-    upper.set_title(f"{_plain(part)}\nexpected calibration error {100 * scores.calibration.ece:.1f} %", fontsize=11)
+    upper.set_title(f"{plain(part)}\nexpected calibration error {100 * scores.calibration.ece:.1f} %", fontsize=11)
     upper.legend(frameon=False, fontsize=8, loc="upper left")
     lower.bar(middle, [one.count for one in filled], width=0.9 * width, color=_TRAIN)
     lower.set_yscale("log")
@@ -172,7 +131,7 @@ def draw_reliability(scores: Scores, part: str, path: Path) -> None:
         axes.grid(alpha=0.25)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_mistakes(
@@ -200,7 +159,7 @@ def draw_mistakes(
     else:
         title = f"{f'{mistakes} wrong (red)' if mistakes else 'None wrong'} of {pictures}; the right answers least sure of (black)"
     rows = -(-len(chosen) // _SHEET_COLUMNS)
-    figure = _figure(4.2 * _SHEET_COLUMNS, 2.45 * rows + 0.7)
+    figure = new_figure(4.2 * _SHEET_COLUMNS, 2.45 * rows + 0.7)
     figure.suptitle(f"{title}\neach picture beside the {method} map of the predicted class", fontsize=11)
     grid = figure.subplots(rows, _SHEET_COLUMNS, squeeze=False).ravel()
     for axes in grid:
@@ -208,12 +167,12 @@ def draw_mistakes(
     for axes, index in zip(grid, chosen.tolist(), strict=False):
         predicted_class = int(predicted[index])
         axes.imshow(np.asarray(_beside_its_map(explain, part.load(index), predicted_class)))
-        says = f"{_plain(classes[predicted_class])} {100 * float(scores[index]):.1f} %"
-        axes.set_title(f"{says}, is {_plain(classes[int(labels[index])])}", fontsize=9, color=_BEST if wrong[index] else "black")
+        says = f"{plain(classes[predicted_class])} {100 * float(scores[index]):.1f} %"
+        axes.set_title(f"{says}, is {plain(classes[int(labels[index])])}", fontsize=9, color=_BEST if wrong[index] else "black")
         axes.text(
-            0.5, -0.02, _plain(_ending(part.names[index])), transform=axes.transAxes, fontsize=6.5, color="0.45", ha="center", va="top"
+            0.5, -0.02, plain(_ending(part.names[index])), transform=axes.transAxes, fontsize=6.5, color="0.45", ha="center", va="top"
         )
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def most_telling(logits: Tensor, labels: Tensor, most: int) -> Tensor:
@@ -252,27 +211,6 @@ def _beside_its_map(explain: Explain, picture: Image.Image, class_index: int) ->
     pair.paste(shown, (0, 0))
     pair.paste(mapped.resize(shown.size), (shown.width + 6, 0))
     return pair
-
-
-def _figure(width: float, height: float) -> Figure:
-    """Without pyplot, which keeps every figure and asks for a display. Sizes in inches."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with whole_file(path) as temporary, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # labels in scripts that the font does not have
-        figure.savefig(temporary)
-
-
-def _plain(text: str) -> str:
-    """Without matplotlib's formulas."""
-    return text.replace("$", r"\$")
 
 
 def _ending(name: str, most: int = 48) -> str:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import fcntl
+import os
 import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from itertools import count
@@ -19,7 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from contract.errors import NotFoundError, SettingsError, WeightsError
-from contract.files import whole_file
+from contract.files import sweep, whole_file
 from training.config import FinetuneConfig
 from training.named import KNOWN
 from training.network import NetworkConfig
@@ -61,8 +64,26 @@ class RunFolder:
     """A run folder being written, each file whole or not at all."""
 
     def __init__(self, path: Path) -> None:
-        """`path`: an existing, empty folder."""
+        """`path`: an existing folder, empty or of a run that is to go on."""
         self.path = path
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Nobody else may claim the folder within the block; what a process that was killed has left unfinished in it is removed.
+
+        Raises:
+            SettingsError: it is claimed.
+        """
+        opened = os.open(self.path, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)  # given up with the process, however that ends
+            except OSError as error:
+                raise SettingsError(f"{self.path}: another process is training here: wait for it, or stop it") from error
+            sweep(self.path)
+            yield
+        finally:
+            os.close(opened)
 
     def write_config(self, config: RunConfig) -> None:
         """What was asked and resolved, before training begins."""
@@ -156,7 +177,7 @@ def absolute(config: FinetuneConfig) -> FinetuneConfig:
 def require_output(config: FinetuneConfig) -> None:
     """Raises: SettingsError: `--output` names a folder with something in it, or no folder."""
     output = config.output
-    if output is not None and output.exists() and (not output.is_dir() or any(output.iterdir())):
+    if output is not None and output.exists() and (not output.is_dir() or any(not path.name.startswith(".") for path in output.iterdir())):
         raise SettingsError(f"--output {output}: is not empty: nothing is overwritten; name a fresh folder, or leave --output out")
 
 

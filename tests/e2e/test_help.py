@@ -46,6 +46,7 @@ def test_every_command_explains_itself(name: str) -> None:
         (["export"], 2, "give a run's folder, or --backbone NAME"),
         (["export", "runs/x", "--mean", "0.5"], 2, "--mean: a run knows these itself"),
         (["export", "no-such-run"], 1, "no-such-run"),
+        (["compare", "no-such-run", "no-such-run"], 1, "no-such-run: no such folder: give a run's folder"),
         (["predict", "no-such-model", "x.jpg"], 1, "no-such-model: no model here"),
         (["serve", "no-such-folder"], 1, "no-such-folder: no such folder"),
         (["models", "--models", "no-such-folder"], 1, "no-such-folder: no such folder"),

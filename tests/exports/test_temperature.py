@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,24 +28,31 @@ from training.temperature import fit_temperature
 IMAGES = blobs(4)
 
 
-def put(network: Network, repository: Path, temperature: float = 1.0) -> Exported:
+def put(network: Network, repository: Path, temperature: float = 1.0, methods: Sequence[str] | None = ("gradcam",)) -> Exported:
     return export(
         network, name="model", labels=LABELS, repository=repository, images=list(IMAGES), source="blobs", provenance=PROVENANCE,
-        temperature=temperature,
+        methods=methods, temperature=temperature,
     )  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("backbone", "head"), [("test_resnet", "linear"), ("test_resnet", "mlp:16"), ("lenet5", "original"), ("dla46_c", "linear")]
+    ("backbone", "head", "temperature", "methods"),
+    [
+        ("test_resnet", "linear", 3.0, None),
+        ("test_resnet", "mlp:16", 0.4, ("gradcam", "xgradcam", "hirescam", "layercam")),
+        ("lenet5", "original", 3.0, ("gradcam",)),
+        ("dla46_c", "linear", 0.4, ("cam", "gradcam")),
+    ],
 )
-@pytest.mark.parametrize("temperature", [0.4, 3.0])
-def test_the_files_scores_are_the_softmax_of_logits_over_it(backbone: str, head: str, temperature: float, tmp_path: Path) -> None:
+def test_the_files_scores_are_the_softmax_of_logits_over_it(
+    backbone: str, head: str, temperature: float, methods: Sequence[str] | None, tmp_path: Path
+) -> None:
     network = make(backbone, head, spread=3.0).requires_grad_(False)
     assert isinstance(network.last_layer, torch.nn.Conv2d) == (backbone == "dla46_c")
     before = tiny.digest(network)
-    exported = put(network, tmp_path, temperature)
+    exported = put(network, tmp_path, temperature, methods)
     assert tiny.digest(network) == before
-    plain, model = Model.open(put(network, tmp_path).path, "cpu"), Model.open(exported.path, "cpu")
+    plain, model = Model.open(put(network, tmp_path, 1.0, methods).path, "cpu"), Model.open(exported.path, "cpu")
     assert (plain.description.temperature, model.description.temperature) == (1.0, temperature)
 
     names = plain.description.graph_maps

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from contract.errors import PictureError, SettingsError
 from training.feature_store import growing_rows, most_bytes, open_rows, prune
@@ -29,13 +31,19 @@ def test_what_is_appended_is_what_numpy_reads(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
-def test_what_was_written_before_an_interruption_is_there_the_next_time(tmp_path: Path, error: type[BaseException]) -> None:
-    path = tmp_path / "key.npy"
-    with pytest.raises(error), growing_rows(path, 6) as rows:
+def write_and_raise(path: Path, batch: NDArray[np.float32], error: BaseException, before: Callable[[], None] = lambda: None) -> None:
+    with growing_rows(path, 6) as rows:
         assert rows is not None
-        rows.append(ROWS[:4])
+        rows.append(batch)
+        before()
         raise error
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError()], ids=["interrupt", "no room"])
+def test_what_was_written_before_an_interruption_is_there_the_next_time(tmp_path: Path, error: BaseException) -> None:
+    path = tmp_path / "key.npy"
+    with pytest.raises(type(error)):
+        write_and_raise(path, ROWS[:4], error)
     with growing_rows(path, 6) as rows:
         assert rows is not None
         assert rows.present == 4
@@ -45,14 +53,14 @@ def test_what_was_written_before_an_interruption_is_there_the_next_time(tmp_path
 
 
 def test_an_error_of_ours_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(PictureError), growing_rows(tmp_path / "key.npy", 6) as rows:
-        assert rows is not None
-        rows.append(ROWS[:4])
-        raise PictureError("cannot be read")
+    with pytest.raises(PictureError):
+        write_and_raise(tmp_path / "key.npy", ROWS[:4], PictureError("cannot be read"))
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("beginning", [b"", b"nonsense", b"\x93NUMPY\x01", np.lib.format.magic(2, 0)], ids=["empty", "nonsense", "cut", "2.0"])
+@pytest.mark.parametrize(
+    "beginning", [b"", b"nonsense", b"\x93NUMPY\x01", np.lib.format.magic(2, 0)], ids=["empty", "nonsense", "cut", "2.0"]
+)
 def test_what_is_no_beginning_is_written_anew(tmp_path: Path, beginning: bytes) -> None:
     (tmp_path / "key.partial").write_bytes(beginning)
     with growing_rows(tmp_path / "key.npy", 6) as rows:
@@ -97,12 +105,13 @@ def test_who_waits_takes_over_from_one_that_failed(tmp_path: Path) -> None:
             rows.append(ROWS)
 
     thread = threading.Thread(target=second)
-    with pytest.raises(PictureError), growing_rows(path, 6) as rows:
-        assert rows is not None
-        rows.append(ROWS[:3])
+
+    def begin_second() -> None:
         thread.start()
         assert waits.wait(30)
-        raise PictureError("cannot be read")
+
+    with pytest.raises(PictureError):
+        write_and_raise(path, ROWS[:3], PictureError("cannot be read"), begin_second)
     thread.join(30)
     np.testing.assert_array_equal(np.load(path), ROWS)
 

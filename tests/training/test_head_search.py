@@ -151,8 +151,10 @@ def test_the_plans_own_settings_are_kept_where_all_are_equal() -> None:
     assert found.tried[0].lr == 3e-3
 
 
-def test_settings_that_come_to_nothing_are_passed_over() -> None:
+def test_settings_that_come_to_nothing_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.head_search.LR_FACTORS", (1.0, 1e-38))
     found = search(network_with("mlp:8"), ("mlp:8",), lr=1e36)
+    assert {one.lr for one in found.tried} == {1e36 * 1e-38}
     assert all(np.isfinite(one.val_loss) for one in found.tried)
     with pytest.raises(SettingsError, match="the loss of every head that was tried was no number: try a smaller --lr"):
         search_head(

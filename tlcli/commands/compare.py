@@ -49,7 +49,7 @@ def command(runs: tuple[Path, ...], column: str | None, output: Path | None, as_
     if as_json:
         click.echo(json.dumps(_document(compared, rows), indent=2, ensure_ascii=False))
         return
-    show(rows, compared.columns, as_json=False)
+    show([_legible(row, compared.differing) for row in rows], compared.columns, as_json=False)
     for line in _remarks(compared, records):
         click.echo(line)
     if output is not None:
@@ -65,9 +65,15 @@ def _ordered(compared: Comparison, column: str | None) -> tuple[dict[str, Any], 
         raise click.BadParameter(f"no column {column!r}: expected one of {', '.join(compared.columns)}", param_hint="--sort") from error
 
 
+def _legible(row: dict[str, Any], settings: tuple[str, ...]) -> dict[str, Any]:
+    """A row for people: a rate of 1e-05 as it is, and whole seconds."""
+    told = {name: f"{value:g}" if name in settings and isinstance(value, float) else value for name, value in row.items()}
+    return {**told, "seconds": round(row["seconds"])}
+
+
 def _draw(compared: Comparison, records: list[Record], output: Path) -> None:
     from contract.errors import NotFoundError
-    from training.report import draw_compared
+    from training.comparison_plot import draw_compared
 
     without = [str(record.path) for record in records if not record.epochs]
     if without:

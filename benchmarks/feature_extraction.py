@@ -1,0 +1,187 @@
+"""What features that are computed once save: `tlcli finetune` with a frozen base, over other ways to train the same head. CPU.
+
+    python benchmarks/feature_extraction.py FOLDER [--limit 2000] [--share 1.0] [--fastai PYTHON] [NETWORK ...]
+
+    bare         one pass of the frozen base over all pictures and nothing else, reading them included: the same worker processes read
+                 ahead, and the base is run by whatever is fastest on the first 64 pictures, PyTorch in batches of 8 or 32 or ONNX Runtime
+                 in batches of 16 or 32; it is opened before the clock starts
+    tlcli        features and ten epochs of the head from an empty cache, as the run's `results.json` has it; over bare, bar 1.15
+    again        the whole command once more with another learning rate, process start and data set's check included; bar 10 s
+    every epoch  the frozen base in PyTorch, run anew in each epoch, and the head trained on what comes; bar 6 times tlcli's time
+    fastai       `vision_learner`, frozen (with --fastai: PYTHON is one of an environment that has fastai and torchvision); likewise
+
+FOLDER holds a folder a class of photographs, of which --limit are taken, a fifth of them for validation. The last two are timed over two
+epochs of --share of those pictures, and scaled to ten epochs of all. Networks are timm's vgg16 and resnet50 with random weights at
+224 x 224, head linear; fastai's are torchvision's of the same names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import training  # noqa: F401  # first: it settles how PyTorch's threads wait
+
+# isort: split
+import torch
+from torch.nn import functional
+
+from contract import pictures
+from contract.preprocessing import Preprocessing
+from training.config import FinetuneConfig
+from training.datasets import load_dataset
+from training.engine import Engine, onnx_runtime_engine, pytorch_engine
+from training.loading import picture_batches
+from training.network import Network, NetworkConfig, build
+from training.parts import Part
+
+NETWORKS = ("resnet50", "vgg16")
+EPOCHS = 10
+TIMED_EPOCHS = 2
+PROBED = 64
+BATCH = 32
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("networks", nargs="*", default=NETWORKS)
+    parser.add_argument("--limit", type=int, default=2000)
+    parser.add_argument("--share", type=float, default=1.0)
+    parser.add_argument("--fastai")
+    arguments = parser.parse_intermixed_args()
+    print(
+        f"{arguments.limit} photographs, {EPOCHS} epochs; the last two columns from {TIMED_EPOCHS} epochs of {arguments.share:.0%} of them"
+    )
+    print("| network | bare, s | by | tlcli, s | over bare | again, s | every epoch, s | over tlcli | fastai, s | over tlcli |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    for name in arguments.networks:
+        with tempfile.TemporaryDirectory() as folder:
+            os.environ["TLCLI_CACHE"] = f"{folder}/cache"
+            everything, some = Path(folder, "pictures"), Path(folder, "some")
+            choose(arguments.folder, arguments.limit, everything)
+            choose(arguments.folder, round(arguments.limit * arguments.share), some)
+            print(row(name, everything, some, arguments.fastai, Path(folder)), flush=True)
+
+
+def row(name: str, everything: Path, some: Path, fastai: str | None, folder: Path) -> str:
+    bare, by = bare_pass(name, everything)
+    first, _ = finetune(name, everything, folder / "first", "0.0003")
+    _, again = finetune(name, everything, folder / "again", "0.001")
+    scale = EPOCHS / TIMED_EPOCHS * count(everything) / count(some)
+    anew = scale * every_epoch(name, some)
+    cells = [f"{bare:.1f}", by, f"{first:.1f}", f"{first / bare:.3f}", f"{again:.1f}", f"{anew:.0f}", f"{anew / first:.1f}"]
+    if fastai is None:
+        cells += ["not measured", ""]
+    else:
+        command = [fastai, str(Path(__file__).parent / "peers" / "fastai_frozen.py"), str(some), name, str(TIMED_EPOCHS), str(workers())]
+        answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+        seconds = scale * float(answer.split()[-1])
+        cells += [f"{seconds:.0f}", f"{seconds / first:.1f}"]
+    return f"| {name} | " + " | ".join(cells) + " |"
+
+
+def choose(folder: Path, limit: int, target: Path) -> None:
+    """Links to so many pictures, the same number of each class."""
+    classes = sorted(one for one in folder.iterdir() if one.is_dir())
+    for one in classes:
+        (target / one.name).mkdir(parents=True)
+        for picture in pictures.find([one])[: limit // len(classes)]:
+            (target / one.name / picture.name).symlink_to(picture.absolute())
+
+
+def count(folder: Path) -> int:
+    return len(pictures.find([folder]))
+
+
+def workers() -> int:
+    return min(os.cpu_count() or 1, 8)  # as training.plan has it
+
+
+def built(name: str) -> Network:
+    torch.manual_seed(0)
+    config = NetworkConfig(backbone=name, head="linear", num_classes=2, preprocessing=Preprocessing(height=224, width=224))
+    return build(config)
+
+
+def parts_of(folder: Path) -> list[Part]:
+    """Training and validation."""
+    dataset = load_dataset(FinetuneConfig(dataset=str(folder), weights="none"))
+    return [dataset.train, dataset.val]
+
+
+def read(part: Part, network: Network, batch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    return picture_batches(part, network.config.preprocessing, batch_size=batch, workers=workers())
+
+
+def bare_pass(name: str, folder: Path) -> tuple[float, str]:
+    """Seconds, and what ran it."""
+    network, parts = built(name), parts_of(folder)
+    probe = torch.cat([images for images, _ in islice(read(parts[0], network, BATCH), PROBED // BATCH)])
+    in_pytorch, in_onnx_runtime = pytorch_engine(network), onnx_runtime_engine(network, probe[:8])
+    ways = {
+        "PyTorch, 8": (in_pytorch, 8),
+        f"PyTorch, {BATCH}": (in_pytorch, BATCH),
+        "ONNX Runtime, 16": (in_onnx_runtime, 16),
+        f"ONNX Runtime, {BATCH}": (in_onnx_runtime, BATCH),
+    }
+    times = {by: min(seconds(engine, probe, batch) for _ in range(2)) for by, (engine, batch) in ways.items()}
+    fastest = min(times, key=lambda by: times[by])
+    engine, batch = ways[fastest]
+    began = time.perf_counter()
+    for part in parts:
+        for images, _ in read(part, network, batch):
+            engine(images)
+    return time.perf_counter() - began, fastest
+
+
+def seconds(engine: Engine, images: torch.Tensor, batch: int) -> float:
+    began = time.perf_counter()
+    for some in images.split(batch):
+        engine(some)
+    return time.perf_counter() - began
+
+
+def finetune(name: str, folder: Path, output: Path, lr: str) -> tuple[float, float]:
+    """Seconds of the features and the head, and of the whole command."""
+    command = [sys.executable, "-m", "tlcli", "finetune", "--backbone", name, "--weights", "none", "--dataset", str(folder), "--lr", lr]
+    command += ["--epochs", str(EPOCHS), "--image-size", "224", "--device", "cpu", "--no-export", "--quiet", "--output", str(output)]
+    began = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=Path(__file__).parents[1])
+    whole = time.perf_counter() - began
+    took = json.loads((output / "results.json").read_text())["seconds"]
+    return took["features"] + took["head"], whole
+
+
+def every_epoch(name: str, folder: Path) -> float:
+    """Seconds of the timed epochs, validation included."""
+    network = built(name)
+    train, val = parts_of(folder)
+    network.requires_grad_(False)
+    network.classifier.requires_grad_(True)
+    optimizer = torch.optim.AdamW(network.classifier.parameters(), lr=3e-4)
+    began = time.perf_counter()
+    for _ in range(TIMED_EPOCHS):
+        for images, labels in read(train, network, BATCH):
+            loss = functional.cross_entropy(network(network.normalise(images)), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        with torch.inference_mode():
+            for images, _ in read(val, network, BATCH):
+                network(network.normalise(images))
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    main()
