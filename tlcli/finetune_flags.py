@@ -97,7 +97,7 @@ def picture_options(function: F) -> F:
     return _all(_PICTURES, function)
 
 
-def _all(options: list[Callable[[F], F]], function: F) -> F:
+def _all(options: list[Callable[[Any], Any]], function: F) -> F:
     for option in reversed(options):
         function = option(function)
     return function

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from contract.description import Description
+from contract.files import whole_file
 from contract.methods import METHODS
 from training.citations import TIMM, paper_of
 from training.command_line import finetune_command
@@ -21,6 +22,8 @@ from training.run import Run
 from training.significance import wilson_interval
 
 MODEL_CARD = "README.md"
+
+_OURS = "<!-- Made by tlcli, and made anew with the next export. Take this line away to keep what you write here. -->"
 
 _MOST_CLASSES = 200
 """Of more, those that are found worst."""
@@ -72,7 +75,26 @@ def model_card(run: Run, description: Description) -> str:
     }
     text = "".join(f"\n## {title}\n\n{body}\n" for title, body in sections.items())
     header = "".join(f"{line}\n" for line in _header(run, description))
-    return f"---\n{header}---\n\n# {_escaped(description.name)}\n\n{_what_it_is(run, description)}\n{text}"
+    return f"---\n{header}---\n\n{_OURS}\n\n# {_escaped(description.name)}\n\n{_what_it_is(run, description)}\n{text}"
+
+
+def write_model_card(folder: Path, run: Run, description: Description) -> Path | None:
+    """Write the card into a model's folder, whole or not at all; one that somebody has made their own is left alone.
+
+    Returns:
+        Its path; None if it was left alone.
+
+    Raises:
+        NotFoundError, SettingsError: see `model_card`.
+        OSError: it cannot be written.
+    """
+    path = folder / MODEL_CARD
+    if path.exists() and _OURS not in path.read_text(encoding="utf-8", errors="replace"):
+        return None
+    text = model_card(run, description)
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path
 
 
 def _header(run: Run, description: Description) -> Iterable[str]:

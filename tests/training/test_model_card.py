@@ -20,7 +20,7 @@ from tlcli.__main__ import COMMANDS
 from training import Run, finetune, load_run
 from training.citations import paper_of
 from training.data_sheet import data_sheet, write_data_sheet
-from training.model_card import model_card
+from training.model_card import model_card, write_model_card
 
 NAMES = {"blue": "a|b *c* [x](y) --- ~~z~~", "green": "`g` <b>_r_<b> $e$ #1 &amp;", "red": "rot: \\ 'q' \"猫\""}
 
@@ -152,6 +152,17 @@ def test_its_commands_are_taken_by_the_command_line(card: str) -> None:
         command = importlib.import_module(f"tlcli.commands.{name}").command
         with command.make_context(name, arguments) as context:
             assert context.params
+
+
+def test_a_card_is_made_anew_until_somebody_makes_it_their_own(run: Run, tmp_path: Path) -> None:
+    path = write_model_card(tmp_path / "pets", run, describe(run))
+    assert path == tmp_path / "pets" / "README.md"
+    assert write_model_card(tmp_path / "pets", run, describe(run, maps=False)) == path
+    assert path.read_text(encoding="utf-8") == model_card(run, describe(run, maps=False))
+    own = re.sub("<!-- Made by tlcli.*?-->", "", path.read_text(encoding="utf-8"))
+    path.write_text(own, encoding="utf-8")
+    assert write_model_card(tmp_path / "pets", run, describe(run)) is None
+    assert path.read_text(encoding="utf-8") == own
 
 
 def test_a_temperature_is_told(run: Run) -> None:
