@@ -19,6 +19,7 @@ from contract.preprocessing import Preprocessing
 from exports.export import Exported, Say, export
 from exports.temperature import Temperature, expected_error, logits_of, require_temperature
 from training.config import FinetuneConfig
+from training.model_card import write_model_card
 from training.network import Network, NetworkConfig
 from training.parts import Part
 from training.preprocessing import resolve_preprocessing
@@ -72,7 +73,7 @@ def export_run(
             raise DatasetError(f"{dataset.val.names[index]}: cannot be read any more, but the export is checked on it: {error}") from error
     if temperature != 1:
         temperature = _settle(temperature, run, dataset.val, progress, say)
-    return export(
+    exported = export(
         run.network,
         name=name,
         labels=run.classes,
@@ -96,6 +97,8 @@ def export_run(
         temperature=temperature,
         say=say,
     )
+    write_model_card(exported.path.parents[1], run, exported.description)
+    return exported
 
 
 def export_backbone(

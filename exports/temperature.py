@@ -21,7 +21,7 @@ from training.network import Network
 from training.parts import Part
 from training.progress import ProgressFactory
 from training.run import Run
-from training.run_folder import CONFIG, RunConfig
+from training.run_folder import read_config
 
 Temperature = float | Literal["fit"]
 """A number above 0, 1 for none; or `fit`, which finds the one that suits a run's validation part."""
@@ -54,7 +54,7 @@ def logits_of(run: Run, part: Part, progress: ProgressFactory) -> Tensor:
     Raises:
         PictureError: a picture that cannot be read any more.
     """
-    config = RunConfig.model_validate_json((run.path / CONFIG).read_text(encoding="utf-8"))
+    config = read_config(run.path)
     if run.config.mode == "feature-extraction":
         cache = FeatureCache(run.network, config.weights_fingerprint, config.plan.workers, progress)
         return classify_embeddings(run.network, cache.embeddings(part, "Features of the val part"))

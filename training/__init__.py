@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from training.config import FinetuneConfig
     from training.datasets import load_dataset
-    from training.fit import RunResult, finetune, resume
+    from training.fit import RunResult, find_lr, finetune, resume
     from training.run import Run, load_run
 
-__all__ = ["FinetuneConfig", "Run", "RunResult", "finetune", "load_dataset", "load_run", "resume"]
+__all__ = ["FinetuneConfig", "Run", "RunResult", "find_lr", "finetune", "load_dataset", "load_run", "resume"]
 
 # PyTorch's threads spin while they wait for each other. Where other processes want the cores too (those that read
 # pictures do), each wait then lasts until the scheduler takes the spinning thread away: training a small ResNet on two
@@ -22,6 +22,7 @@ _HOMES = {
     "FinetuneConfig": "training.config",
     "Run": "training.run",
     "RunResult": "training.fit",
+    "find_lr": "training.fit",
     "finetune": "training.fit",
     "load_dataset": "training.datasets",
     "load_run": "training.run",

@@ -8,6 +8,7 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Literal, cast
 
@@ -27,6 +28,15 @@ TOLERANCE = 1e-4
 
 _INPUT, _OUTPUT = "images", "embeddings"
 _OPSET = 20
+
+
+def engine_version(name: EngineName) -> str:
+    """What its answers depend on beside PyTorch."""
+    if name == "pytorch":
+        return ""
+    import onnxruntime
+
+    return f"onnxruntime {onnxruntime.__version__}, onnxscript {metadata.version('onnxscript')}"
 
 
 class FrozenSide(nn.Module):

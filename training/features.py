@@ -11,12 +11,11 @@ from importlib import metadata
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import torch
 
 from contract.errors import ExportError, SettingsError, WeightsError
 from training.config import cache_dir
-from training.engine import Engine, EngineName, onnx_runtime_engine, pytorch_engine
+from training.engine import Engine, EngineName, engine_version, onnx_runtime_engine, pytorch_engine
 from training.feature_store import Embeddings, UnfinishedRows, growing_rows, most_bytes, open_rows, prune
 from training.loading import picture_batches
 from training.network import Network
@@ -122,7 +121,6 @@ class FeatureCache:
     def _path(self, part: Part, view: View | None, engine: EngineName) -> Path:
         """Named by all that the embeddings depend on; the number of classes and the head's own layers are not among it."""
         config = self.network.config
-        packages = ("torch", "timm", "pillow", "torchvision", *(("onnxscript",) if engine == "onnxruntime" else ()))
         what = {
             "weights": self.weights_fingerprint,
             "network": config.model_dump(mode="json", exclude={"num_classes", "head"}),
@@ -130,8 +128,8 @@ class FeatureCache:
             "pictures": part.fingerprints,
             "view": None if view is None else [view.augmentation.model_dump(mode="json"), view.number, view.seed],
             "device": _device(self.network).type,
-            "engine": [engine, onnxruntime.__version__ if engine == "onnxruntime" else None],
-            "versions": {package: metadata.version(package) for package in packages},
+            "engine": [engine, engine_version(engine)],
+            "versions": {package: metadata.version(package) for package in ("torch", "timm", "pillow", "torchvision")},
         }
         key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
         return cache_dir() / "features" / f"{key}.npy"
@@ -140,6 +138,8 @@ class FeatureCache:
         """Add the rows that are missing; of a batch of which some are, all."""
         engine = self._opened(name, part)
         before, done = rows.present, 0
+        if before:
+            self.say(f"{description}: those of {before:,} pictures are there, from a run that was cut short")
         batches = picture_batches(
             part,
             self.network.config.preprocessing,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +15,14 @@ from training import report, resuming
 from training.averaging import snapshot
 from training.clock import Clock
 from training.config import FinetuneConfig
+from training.data_sheet import data_sheet, write_data_sheet
 from training.datasets import Dataset, load_dataset, save_split
 from training.device import torch_device
 from training.features import FeatureCache, View
-from training.full import Listeners, classify_pictures, train_all
+from training.full import Listeners, classify_pictures, stage_of_all_layers, train_all
 from training.head import classify_embeddings, train_head
+from training.html_report import write_report
+from training.lr_finder import RateCurve, try_rates
 from training.network import Network, NetworkConfig
 from training.parts import Part
 from training.plan import Plan, resolve_plan
@@ -27,25 +30,12 @@ from training.predictions import predictions, write_predictions
 from training.preprocessing import resolve_preprocessing
 from training.processes import Processes, processes
 from training.progress import ProgressFactory, silent
+from training.rate_plot import draw_rates
 from training.results import EpochRow, Results, score
-from training.run_folder import (
-    CONFUSION,
-    CURVES,
-    MISTAKES,
-    PREDICTIONS,
-    RELIABILITY,
-    SPLIT,
-    RunConfig,
-    RunFolder,
-    absolute,
-    make_folder,
-    now,
-    read_config,
-    read_results,
-    require_output,
-    versions,
-)  # fmt: skip
+from training.run_files import CONFUSION, CURVES, DATA_SHEET, MISTAKES, PREDICTIONS, RELIABILITY, REPORT, SPLIT
+from training.run_folder import RunConfig, RunFolder, absolute, make_folder, now, read_config, read_results, require_output, versions
 from training.stage import Best, Position
+from training.tensorboard_log import TensorboardLog, require_tensorboard
 from training.watching import Watcher
 from training.weights import load_backbone
 
@@ -91,6 +81,8 @@ def finetune(
     """
     config = absolute(config)
     plan = resolve_plan(config)
+    if config.tensorboard:
+        require_tensorboard()
     device = torch_device(config.device)
     with processes(device) as together:
         require_output(config)
@@ -118,11 +110,38 @@ def resume(
     saved = read_config(path)
     results = read_results(path)
     if results is not None:
+        if not (path / REPORT).exists():
+            write_report(path)
         say(f"{path}: is finished already")
         return RunResult(path, results)
+    if saved.asked.tensorboard:
+        require_tensorboard()
     device = torch_device(saved.asked.device)
     with processes(device) as together:
         return _Work(saved.asked, resolve_plan(saved.asked), device, together, progress, say, watchers).do((path, saved))
+
+
+def find_lr(config: FinetuneConfig, path: Path, progress: ProgressFactory = silent, say: Say = lambda _: None) -> RateCurve:
+    """Try rates for the training of all layers that `config` asks for, and draw what came of it.
+
+    Args:
+        config: see `finetune`.
+        path: of the plot, a PNG.
+        progress, say: see `finetune`.
+
+    Raises:
+        SettingsError: the training of a head alone was asked for; or see `training.lr_finder.try_rates`.
+        Exception: see `finetune`.
+    """
+    config = absolute(config)
+    plan = resolve_plan(config)
+    if not plan.full_epochs:
+        raise SettingsError("--find-lr goes with --mode full: for a head on features, --head-search tries rates")
+    network, dataset, _ = _Work(config, plan, torch_device(config.device), Processes(), progress, say, ()).prepare()
+    curve = try_rates(stage_of_all_layers(network, dataset, plan, config.seed, Listeners(say=say)), progress)
+    draw_rates(curve, path)
+    say(f"the loss falls fastest at --lr {curve.suggestion:.1e}; plot in {path}")
+    return curve
 
 
 class _Work:
@@ -149,7 +168,50 @@ class _Work:
 
     def do(self, before: tuple[Path, RunConfig] | None) -> RunResult:
         """`before`: the folder of a run to go on with, and what it holds as its config."""
-        config, plan, clock = self._config, self._plan, self._clock
+        network, dataset, resolved = self.prepare()
+        if before is not None:
+            self._check_it_is_the_same(*before, resolved)
+        folder = RunFolder(self._folder() if before is None else before[0])
+        with folder.claimed() if self._together.first else nullcontext():
+            if before is None and self._together.first:
+                folder.write_config(resolved)
+                save_split(dataset, folder.path / SPLIT)
+                sheet = data_sheet(dataset)
+                write_data_sheet(folder.path / DATA_SHEET, sheet)
+                for warning in sheet.warnings:
+                    self._say(f"warning: {warning}")
+            with self._logged(folder):
+                return self._train(network, dataset, resolved.weights_fingerprint, folder, goes_on=before is not None)
+
+    def _train(self, network: Network, dataset: Dataset, weights_fingerprint: str, folder: RunFolder, goes_on: bool) -> RunResult:
+        plan = self._plan
+        unfinished = resuming.load(folder.path, self._device) if goes_on and plan.full_epochs else None
+
+        best = None
+        cache = FeatureCache(network.eval(), weights_fingerprint, plan.workers, self._progress)
+        if plan.head_epochs and unfinished is None:
+            best = self._head_stage(cache, dataset)
+        if plan.full_epochs and (best is None or best.stopped is None):
+            best = self._full_stage(network, dataset, best, folder, unfinished)
+        assert best is not None, "a plan has a stage of at least one epoch"
+        for reason in (best.stopped, best.ended):
+            if reason is not None:
+                self._say(f"{reason}; the weights of epoch {best.kept.epoch} are kept")
+        return self._finish(network, cache, dataset, best, folder)
+
+    @contextmanager
+    def _logged(self, folder: RunFolder) -> Iterator[None]:
+        """TensorBoard is among those who watch, if it was asked for."""
+        if not self._config.tensorboard or not self._together.first:
+            yield
+            return
+        with closing(TensorboardLog(folder.path)) as log:
+            self._watchers = (*self._watchers, log)
+            yield
+
+    def prepare(self) -> tuple[Network, Dataset, RunConfig]:
+        """The network as training finds it, the pictures, and what was asked, resolved."""
+        config, clock = self._config, self._clock
         with self._together.first_goes_first():
             backbone, weights_fingerprint = load_backbone(config, self._progress)
         preprocessing = resolve_preprocessing(config, backbone)
@@ -171,37 +233,14 @@ class _Work:
             created=now(),
             asked=config,
             network=network.config,
-            plan=plan,
+            plan=self._plan,
             classes=dataset.classes,
             device=str(self._device),
             weights_fingerprint=weights_fingerprint,
             dataset_fingerprint=dataset.fingerprint,
             versions=versions(),
         )
-        if before is not None:
-            self._check_it_is_the_same(*before, resolved)
-        folder = RunFolder(self._folder() if before is None else before[0])
-        with folder.claimed() if self._together.first else nullcontext():
-            if before is None and self._together.first:
-                folder.write_config(resolved)
-                save_split(dataset, folder.path / SPLIT)
-            return self._train(network, dataset, weights_fingerprint, folder, goes_on=before is not None)
-
-    def _train(self, network: Network, dataset: Dataset, weights_fingerprint: str, folder: RunFolder, goes_on: bool) -> RunResult:
-        plan = self._plan
-        unfinished = resuming.load(folder.path, self._device) if goes_on and plan.full_epochs else None
-
-        best = None
-        cache = FeatureCache(network.eval(), weights_fingerprint, plan.workers, self._progress)
-        if plan.head_epochs and unfinished is None:
-            best = self._head_stage(cache, dataset)
-        if plan.full_epochs and (best is None or best.stopped is None):
-            best = self._full_stage(network, dataset, best, folder, unfinished)
-        assert best is not None, "a plan has a stage of at least one epoch"
-        for reason in (best.stopped, best.ended):
-            if reason is not None:
-                self._say(f"{reason}; the weights of epoch {best.kept.epoch} are kept")
-        return self._finish(network, cache, dataset, best, folder)
+        return network, dataset, resolved
 
     def _folder(self) -> Path:
         return self._together.said_by_first(make_folder(self._config).path if self._together.first else Path())
@@ -315,9 +354,10 @@ class _Work:
         if first:
             folder.write_results(results)
             resuming.forget(folder.path)
+            write_report(folder.path)
         for name, of_part in scores.items():
             self._say(f"{name}: {of_part.top1:.2%} of {of_part.count:,} pictures right, loss {of_part.loss:.4f}")
-        self._say(f"run written to {folder.path}")
+        self._say(f"run written to {folder.path}, all of it on one page in {folder.path / REPORT}")
         return RunResult(folder.path, results)
 
     def _from_pictures(self, network: Network) -> Callable[[Part, str], Tensor]:

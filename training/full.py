@@ -68,6 +68,29 @@ def train_all(
         PictureError: a picture that cannot be read any more.
         SettingsError: see `run_stage`; or there are fewer pictures in a batch than processes.
     """
+    first = len(best.rows) + 1 - (0 if begin is None else begin.epochs)
+    stage = stage_of_all_layers(network, dataset, plan, seed, listeners, processes, first)
+    run_stage(stage, best, listeners.epoch, begin, listeners.keep)
+
+
+def stage_of_all_layers(
+    network: Network,
+    dataset: Dataset,
+    plan: Plan,
+    seed: int,
+    listeners: Listeners,
+    processes: Processes = Processes(),  # noqa: B008  # immutable
+    first: int = 1,
+) -> Stage:
+    """What `train_all` runs.
+
+    Args:
+        network, dataset, plan, seed, listeners, processes: see there.
+        first: the number of its first epoch in the run.
+
+    Raises:
+        SettingsError: there are fewer pictures in a batch than processes.
+    """
     device = next(network.parameters()).device
     preprocessing = network.config.preprocessing
     network.to(memory_format=torch.channels_last)  # as the pictures come: convolutions need not turn either
@@ -77,7 +100,6 @@ def train_all(
     steps = batch_count(pictures, step_size)
     if pictures // steps < processes.world:
         raise SettingsError(f"{processes.world} processes share batches of {pictures // steps} pictures: give a larger --batch-size")
-    first = len(best.rows) + 1 - (0 if begin is None else begin.epochs)
 
     def batches(epoch: int) -> Batches:
         description = f"Epoch {first + epoch} of {first + plan.full_epochs - 1}"
@@ -109,37 +131,31 @@ def train_all(
 
     classes = len(dataset.classes)
     optimizer = layered_optimizer(network, plan.full_lr, plan.weight_decay, plan.layer_decay, plan.optimizer)
-    run_stage(
-        Stage(
-            name="full",
-            model=network,
-            optimizer=optimizer,
-            batches=batches,
-            steps=steps,
-            evaluate=evaluate,
-            epochs=plan.full_epochs,
-            warm_up=plan.warm_up,
-            schedule=plan.schedule,
-            kept_in_eval=[] if plan.from_scratch else folded_norms(network),
-            way=Way(
-                objective=objective_of(plan.full_label_smoothing, plan, dataset.train.labels, classes, device),
-                mixing=mixing(plan.mixup, plan.cutmix, classes),
-                parts=plan.accumulate,
-                average=plan.ema,
-                precision=Precision(device, plan.amp),
-                compiled=plan.compile,
-                processes=processes,
-                seed=seed,
-            ),
-            patience=plan.patience,
-            unfreezing=GradualUnfreezing(optimizer, plan.full_epochs) if plan.gradual_unfreezing else None,
-            on_step=listeners.step,
-            say=listeners.say,
+    return Stage(
+        name="full",
+        model=network,
+        optimizer=optimizer,
+        batches=batches,
+        steps=steps,
+        evaluate=evaluate,
+        epochs=plan.full_epochs,
+        warm_up=plan.warm_up,
+        schedule=plan.schedule,
+        kept_in_eval=[] if plan.from_scratch else folded_norms(network),
+        way=Way(
+            objective=objective_of(plan.full_label_smoothing, plan, dataset.train.labels, classes, device),
+            mixing=mixing(plan.mixup, plan.cutmix, classes),
+            parts=plan.accumulate,
+            average=plan.ema,
+            precision=Precision(device, plan.amp),
+            compiled=plan.compile,
+            processes=processes,
+            seed=seed,
         ),
-        best,
-        listeners.epoch,
-        begin,
-        listeners.keep,
+        patience=plan.patience,
+        unfreezing=GradualUnfreezing(optimizer, plan.full_epochs) if plan.gradual_unfreezing else None,
+        on_step=listeners.step,
+        say=listeners.say,
     )
 
 

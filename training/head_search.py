@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from training.stage import Best
 LR_FACTORS = (1.0, 1 / 3, 3.0)
 """Of the plan's rate. The plan's own settings come first, so they are kept where nothing is better."""
 
-WEIGHT_DECAYS = (0.05, 0.5, 5.0)
+WEIGHT_DECAYS = (0.05, 5.0)
 
 STRENGTHS = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.001)
 """Of the L2 penalty, on features of variance 1."""
@@ -219,6 +220,8 @@ def _logistic_fits(network: Network, features: Features, labels: Labels, val_lab
             top1 = float(((rows @ fitted.weight.t() + fitted.bias).argmax(1) == targets).double().mean())
         StandardisedHead(layer, mean, spread).to(device).fold()
         val_loss, val_top1 = loss_and_top1(_logits(layer, features.val), torch.from_numpy(val_labels).to(device))
+        if not math.isfinite(val_loss):
+            continue
         tried = Tried(network.config.head, "lbfgs", None, None, fitted.l2, 1, val_top1, val_loss)
         state = snapshot(layer)
         row = EpochRow("head", 1, 0.0, fitted.loss, top1, val_loss, val_top1, 0.0)

@@ -13,7 +13,8 @@ from training.config import FinetuneConfig
 from training.network import Network, NetworkConfig, build
 from training.parts import Dataset
 from training.results import Results
-from training.run_folder import CHECKPOINT, CONFIG, RESULTS, RUNS, SPLIT, read_config, read_results
+from training.run_files import CHECKPOINT, CONFIG, RESULTS, SPLIT
+from training.run_folder import RUNS, read_config, read_results
 
 
 @dataclass(frozen=True)

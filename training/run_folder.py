@@ -28,10 +28,7 @@ from training.named import KNOWN
 from training.network import NetworkConfig
 from training.plan import Plan
 from training.results import EpochRow, Results
-
-CONFIG, CHECKPOINT, METRICS, RESULTS = "config.json", "checkpoint.safetensors", "metrics.csv", "results.json"
-TIMINGS, SPLIT, PREDICTIONS = "timings.csv", "split.json", "predictions.csv"
-CURVES, CONFUSION, RELIABILITY, MISTAKES = "curves.png", "confusion_matrix.png", "reliability.png", "mistakes.png"
+from training.run_files import CHECKPOINT, CONFIG, METRICS, RESULTS, TIMINGS
 
 RUNS = Path("runs")
 

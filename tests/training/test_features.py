@@ -238,9 +238,11 @@ def test_a_killed_computation_goes_on_where_it_was(
     (cache_folder / killed.name).write_bytes(left[damage])
     runs: list[int] = []
     monkeypatch.setattr(features_module, "pytorch_engine", lambda network: counting(runs, pytorch_engine(network)))
-    kept = cache().embeddings(part, "features")
+    said: list[str] = []
+    kept = cache(said=said).embeddings(part, "features")
     assert kept.tobytes() == expected.tobytes()
     assert sum(runs) == (36 if damage == "torn header" else 36 - 22)  # batches of 8, 7, 7, 7 and 7
+    assert len(said) == (damage != "torn header")
     assert not list(cache_folder.glob("*.partial"))
 
 

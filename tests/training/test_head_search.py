@@ -156,16 +156,15 @@ def test_settings_that_come_to_nothing_are_passed_over(monkeypatch: pytest.Monke
     found = search(network_with("mlp:8"), ("mlp:8",), lr=1e36)
     assert {one.lr for one in found.tried} == {1e36 * 1e-38}
     assert all(np.isfinite(one.val_loss) for one in found.tried)
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp:8"])
+def test_a_search_that_comes_to_nothing_says_so(head: str) -> None:
+    def nonsense(network: Network) -> Features:
+        return Features([np.full((90, width(network)), np.nan, np.float32)], features(network).val)
+
     with pytest.raises(SettingsError, match="the loss of every head that was tried was no number: try a smaller --lr"):
-        search_head(
-            network_with("mlp:8"),
-            ["mlp:8"],
-            lambda network: Features([np.full((90, width(network)), np.nan, np.float32)], features(network).val),
-            LABELS,
-            VAL_LABELS,
-            plan(),
-            seed=0,
-        )
+        search_head(network_with(head), [head], nonsense, LABELS, VAL_LABELS, plan(), seed=0)
 
 
 @pytest.mark.parametrize("backbone", [BACKBONE, "vgg11", "convnext_atto"])

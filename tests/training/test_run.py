@@ -33,8 +33,8 @@ def result(home: Path) -> RunResult:
 
 def test_it_holds_all_that_a_run_leaves(result: RunResult) -> None:
     assert sorted(path.name for path in result.path.iterdir()) == [
-        "checkpoint.safetensors", "config.json", "confusion_matrix.png", "curves.png", "metrics.csv", "mistakes.png",
-        "predictions.csv", "reliability.png", "results.json", "split.json", "timings.csv",
+        "checkpoint.safetensors", "config.json", "confusion_matrix.png", "curves.png", "data_sheet.json", "metrics.csv", "mistakes.png",
+        "predictions.csv", "reliability.png", "report.html", "results.json", "split.json", "timings.csv",
     ]  # fmt: skip
     kept = json.loads((result.path / "config.json").read_text())
     assert kept["asked"]["seed"] == 3

@@ -57,7 +57,7 @@ def command(
     from training import report
     from training.predictions import predictions, write_predictions
     from training.results import score
-    from training.run_folder import CONFUSION, MISTAKES, PREDICTIONS, RELIABILITY
+    from training.run_files import CONFUSION, MISTAKES, PREDICTIONS, RELIABILITY
 
     console = Console(quiet)
     opened = Model.open(find_model_file(model), device)

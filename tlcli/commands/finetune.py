@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 @options.seed_option
 @click.option("--config", "file", type=click.Path(path_type=Path), help="Read settings from this TOML file; flags override them.")
 @click.option("--print-config", is_flag=True, help="Print the settings as --config reads them, and what they come to, and leave.")
+@click.option("--find-lr", "plot", type=click.Path(path_type=Path), metavar="PNG", help="Try rates, plot the loss over them, and leave.")
 @click.option("--resume", "begun", type=click.Path(path_type=Path), metavar="RUN", help="Go on with a run that was cut short.")
 @click.option("--output", type=click.Path(path_type=Path, file_okay=False), help="The run's folder.  [default: a fresh one under runs/]")
 @click.option("--tensorboard", is_flag=True, default=None, help="Write TensorBoard's logs into the run's folder too.")
@@ -44,6 +45,7 @@ def command(
     models: Path,
     file: Path | None,
     print_config: bool,
+    plot: Path | None,
     begun: Path | None,
     name: str | None,
     no_export: bool,
@@ -76,8 +78,13 @@ def command(
         return
     console = Console(quiet)
 
-    from training import finetune, resume
+    from training import find_lr, finetune, resume
 
+    if plot is not None:
+        if begun is not None:
+            raise click.UsageError("--find-lr and --resume: rates are tried before a run is begun")
+        find_lr(config, plot, progress=console.progress, say=console.say)
+        return
     if begun is not None:
         result = resume(begun, progress=console.progress, say=console.say)
     else:
