@@ -38,6 +38,7 @@ _DATA = [
 ]
 
 _TRAINING = [
+    click.option("--head-search", is_flag=True, default=None, help="Try rates, weight decays and heads on the same features."),
     click.option("--epochs", type=click.IntRange(min=1), help="[default: chosen by the mode]"),
     click.option("--head-epochs", type=click.IntRange(min=0), help="With --mode full: how many of them train the head alone."),
     click.option("--batch-size", type=click.IntRange(min=1), help="Over all processes.  [default: 32]"),

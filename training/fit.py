@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from training.device import torch_device
 from training.features import FeatureCache, View
 from training.full import Listeners, classify_pictures, stage_of_all_layers, train_all
 from training.head import classify_embeddings, train_head
+from training.head_search import Features, heads_to_try, search_head, search_size, write_search
 from training.html_report import write_report
 from training.lr_finder import RateCurve, try_rates
 from training.network import Network, NetworkConfig
@@ -32,7 +33,7 @@ from training.processes import Processes, processes
 from training.progress import ProgressFactory, silent
 from training.rate_plot import draw_rates
 from training.results import EpochRow, Results, score
-from training.run_files import CONFUSION, CURVES, DATA_SHEET, MISTAKES, PREDICTIONS, RELIABILITY, REPORT, SPLIT
+from training.run_files import CONFUSION, CURVES, DATA_SHEET, MISTAKES, PREDICTIONS, RELIABILITY, REPORT, SEARCH, SPLIT
 from training.run_folder import RunConfig, RunFolder, absolute, make_folder, now, read_config, read_results, require_output, versions
 from training.stage import Best, Position
 from training.tensorboard_log import TensorboardLog, require_tensorboard
@@ -181,15 +182,22 @@ class _Work:
                 for warning in sheet.warnings:
                     self._say(f"warning: {warning}")
             with self._logged(folder):
-                return self._train(network, dataset, resolved.weights_fingerprint, folder, goes_on=before is not None)
+                return self._train(network, dataset, resolved, folder, goes_on=before is not None)
 
-    def _train(self, network: Network, dataset: Dataset, weights_fingerprint: str, folder: RunFolder, goes_on: bool) -> RunResult:
+    def _train(self, network: Network, dataset: Dataset, resolved: RunConfig, folder: RunFolder, goes_on: bool) -> RunResult:
         plan = self._plan
         unfinished = resuming.load(folder.path, self._device) if goes_on and plan.full_epochs else None
 
         best = None
-        cache = FeatureCache(network.eval(), weights_fingerprint, plan.workers, self._progress)
-        if plan.head_epochs and unfinished is None:
+        pictures = len(dataset.train) * max(plan.views, 1) + sum(len(part) for name, part in dataset.parts.items() if name != "train")
+        cache = FeatureCache(network.eval(), resolved.weights_fingerprint, plan.workers, self._progress, self._say, pictures)
+        if plan.head_search:
+            network, best = self._head_search(cache, dataset, folder)
+            if network is not cache.network:
+                cache = replace(cache, network=network)
+                if self._together.first:
+                    folder.write_config(resolved.model_copy(update={"network": network.config}))
+        elif plan.head_epochs and unfinished is None:
             best = self._head_stage(cache, dataset)
         if plan.full_epochs and (best is None or best.stopped is None):
             best = self._full_stage(network, dataset, best, folder, unfinished)
@@ -246,6 +254,8 @@ class _Work:
         return self._together.said_by_first(make_folder(self._config).path if self._together.first else Path())
 
     def _check_it_is_the_same(self, path: Path, saved: RunConfig, resolved: RunConfig) -> None:
+        if self._plan.head_search:  # it may have found another head
+            saved = saved.model_copy(update={"network": saved.network.model_copy(update={"head": resolved.network.head})})
         for what, then, today in (
             ("its pictures are not", saved.dataset_fingerprint, resolved.dataset_fingerprint),
             ("its classes are not, or not in the order,", saved.classes, resolved.classes),
@@ -261,14 +271,17 @@ class _Work:
         if changed:
             self._say(f"not the versions that it began with, so not to the bit what it would have been: {'; '.join(changed)}")
 
-    def _head_stage(self, cache: FeatureCache, dataset: Dataset) -> Best:
-        config, plan, clock = self._config, self._plan, self._clock
-        with clock("features"), self._together.first_goes_first():
-            wanted = [View(plan.augmentation, number, config.seed) for number in range(plan.views)]
+    def _features(self, cache: FeatureCache, dataset: Dataset) -> Features:
+        with self._clock("features"), self._together.first_goes_first():
+            wanted = [View(self._plan.augmentation, number, self._config.seed) for number in range(self._plan.views)]
             views = [cache.embeddings(dataset.train, f"Features of the train part, view {view.number + 1}", view) for view in wanted]
             if not views:
                 views = [cache.embeddings(dataset.train, "Features of the train part")]
-            val = cache.embeddings(dataset.val, "Features of the val part")
+            return Features(views, cache.embeddings(dataset.val, "Features of the val part"))
+
+    def _head_stage(self, cache: FeatureCache, dataset: Dataset) -> Best:
+        plan, clock = self._plan, self._clock
+        views, val = self._features(cache, dataset)
         with clock("head"), cache.progress("Training the head", plan.head_epochs) as advance:
 
             def on_epoch(row: EpochRow, is_best: bool) -> None:
@@ -276,13 +289,32 @@ class _Work:
                     watcher.epoch(row, is_best)
                 advance(1)
 
-            best = train_head(cache.network, views, dataset.train.labels, val, dataset.val.labels, plan, config.seed, on_epoch)
+            best = train_head(cache.network, views, dataset.train.labels, val, dataset.val.labels, plan, self._config.seed, on_epoch)
         row = best.kept
         self._say(
             f"head: best of {len(best.rows)} epochs is {row.epoch}, validation top-1 {row.val_top1:.2%}, loss {row.val_loss:.4f}"
             f" (features {clock.seconds['features']:.1f} s, training {clock.seconds['head']:.1f} s)"
         )
         return best
+
+    def _head_search(self, cache: FeatureCache, dataset: Dataset, folder: RunFolder) -> tuple[Network, Best]:
+        heads = heads_to_try(self._config.head)
+        features = {self._config.head: self._features(cache, dataset)}
+
+        def of(network: Network) -> Features:
+            head = network.config.head
+            if head not in features:
+                features[head] = self._features(replace(cache, network=network), dataset)
+            return features[head]
+
+        with self._clock("head"), self._progress("Trying heads", search_size(heads, self._plan)) as advance:
+            searched = search_head(
+                cache.network, heads, of, dataset.train.labels, dataset.val.labels, self._plan, self._config.seed, lambda _: advance(1)
+            )
+        if self._together.first:
+            write_search(folder.path / SEARCH, searched.tried)
+        self._say(f"head: best of {len(searched.tried)} settings is {searched.chosen} (all of them in {folder.path / SEARCH})")
+        return searched.network, searched.best
 
     def _full_stage(
         self, network: Network, dataset: Dataset, before: Best | None, folder: RunFolder, unfinished: resuming.Unfinished | None

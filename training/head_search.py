@@ -28,6 +28,8 @@ LR_FACTORS = (1.0, 1 / 3, 3.0)
 
 WEIGHT_DECAYS = (0.05, 5.0)
 
+HIDDEN_UNITS = (256, 512)
+
 STRENGTHS = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.001)
 """Of the L2 penalty, on features of variance 1."""
 
@@ -74,6 +76,12 @@ class Searched:
     best: Best
     chosen: Tried
     tried: tuple[Tried, ...]
+
+
+def heads_to_try(head: str) -> tuple[str, ...]:
+    """The one that was asked for, first, and others that learn from the same features: for `mlp` other numbers of units."""
+    others = [f"mlp:{units}" for units in HIDDEN_UNITS] if head.startswith("mlp:") else []
+    return tuple(dict.fromkeys((head, *others)))
 
 
 def search_size(heads: Sequence[str], plan: Plan) -> int:

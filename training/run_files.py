@@ -5,6 +5,6 @@ from __future__ import annotations
 CONFIG, CHECKPOINT, METRICS, RESULTS = "config.json", "checkpoint.safetensors", "metrics.csv", "results.json"
 TIMINGS, SPLIT, PREDICTIONS, DATA_SHEET = "timings.csv", "split.json", "predictions.csv", "data_sheet.json"
 CURVES, CONFUSION, RELIABILITY, MISTAKES = "curves.png", "confusion_matrix.png", "reliability.png", "mistakes.png"
-REPORT = "report.html"
+REPORT, SEARCH = "report.html", "head_search.csv"
 TENSORBOARD = "tensorboard"
 """A folder: TensorBoard names its files itself."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import training
 from contract.errors import DeviceError, NotFoundError, SettingsError
 from contract.preprocessing import Preprocessing
 from tests.training.pictures import put_classes
-from tests.training.tiny import BACKBONE, config, digest, put_colours
+from tests.training.tiny import BACKBONE, check_it_is_read_back, config, digest, put_colours
 from training import RunResult, finetune, load_run
 from training.device import torch_device
 from training.head import StandardisedHead, train_head
@@ -351,3 +352,28 @@ def test_small_pictures_are_enlarged_and_a_test_part_is_not_needed(tmp_path: Pat
     assert result.results.pictures == {"train": 8, "val": 8}
     assert result.results.test is None
     assert result.metrics.keys() == {"val_top1", "val_loss"}
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp:8"])
+def test_a_search_of_heads_keeps_the_best_and_tells_of_all(colours: Path, weights: Path, tmp_path: Path, head: str) -> None:
+    said: list[str] = []
+    settings = config(colours, tmp_path / "run", weights=str(weights), head=head, epochs=4, lr=0.01, head_search=True)
+    result = finetune(settings, say=said.append)
+    rows = list(csv.DictReader((result.path / "head_search.csv").open()))
+    best = max((float(row["val_top1"]), -float(row["val_loss"])) for row in rows)
+    assert best == pytest.approx((result.metrics["val_top1"], -result.metrics["val_loss"]), abs=1e-5)
+    assert {row["head"] for row in rows} == ({"linear"} if head == "linear" else {"mlp:8", "mlp:256", "mlp:512"})
+    assert any(line.startswith(f"head: best of {len(rows)} settings is ") for line in said)
+    check_it_is_read_back(result)
+    plain = finetune(settings.model_copy(update={"output": tmp_path / "plain", "head_search": False}))
+    assert result.metrics["val_top1"] >= plain.metrics["val_top1"]
+
+
+def test_a_search_that_is_cut_short_is_made_again(colours: Path, weights: Path, tmp_path: Path) -> None:
+    """Also where it had found another head than the one asked for, and the run's config says so."""
+    settings = config(colours, tmp_path / "run", weights=str(weights), head="mlp:8", epochs=4, lr=0.01, head_search=True)
+    result = finetune(settings)
+    before = (result.path / "checkpoint.safetensors").read_bytes()
+    (result.path / "results.json").unlink()
+    assert training.resume(result.path).metrics == result.metrics
+    assert (result.path / "checkpoint.safetensors").read_bytes() == before
