@@ -22,9 +22,9 @@ from training.features import FeatureCache, View
 from training.full import Listeners, classify_pictures, stage_of_all_layers, train_all
 from training.head import classify_embeddings, train_head
 from training.head_search import Features, heads_to_try, search_head, search_size, write_search
-from training.html_report import write_report
 from training.lr_finder import RateCurve, try_rates
 from training.network import Network, NetworkConfig
+from training.page.report import write_report
 from training.parts import Part
 from training.plan import Plan, resolve_plan
 from training.predictions import predictions, write_predictions

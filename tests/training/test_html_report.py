@@ -18,9 +18,9 @@ from sklearn import metrics
 from contract.errors import NotFoundError, SettingsError
 from tests.training.made_run import default_epochs, make_run
 from training.data_sheet import Copy, DataSheet, Overlap, Sizes, Spread, Unread, write_data_sheet
-from training.html_charts import line_chart
-from training.html_report import write_report
-from training.markup import Markup, element
+from training.page.charts import line_chart
+from training.page.markup import Markup, element
+from training.page.report import write_report
 from training.record import Epoch, read_record
 from training.results import EpochRow
 

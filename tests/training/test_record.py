@@ -11,7 +11,7 @@ from contract.errors import SettingsError
 from tests.training.made_run import make_run
 from tests.training.tiny import config, put_colours
 from training import finetune
-from training.html_report import write_report
+from training.page.report import write_report
 from training.record import read_record
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from training.html_charts import data_uri, line_chart, matrix, reliability_chart
-from training.html_tables import CALLED, MANY_CLASSES, MOST_LISTED, bar, interval, key, missing, number, percent, table
-from training.markup import Child, element
+from training.page.charts import data_uri, line_chart, matrix, reliability_chart
+from training.page.markup import Child, element
+from training.page.tables import CALLED, MANY_CLASSES, MOST_LISTED, bar, interval, key, missing, number, percent, table
 from training.record import Figures, Record
 from training.run_files import METRICS, MISTAKES, PREDICTIONS
 

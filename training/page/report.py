@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from contract.files import whole_file
-from training import html_outcome, html_setup
 from training.data_sheet import DataSheet, read_data_sheet
-from training.html_style import STYLE
-from training.html_tables import CALLED, bullets, duration, interval, number, percent
-from training.markup import Child, Markup, element
+from training.page import outcome, setup
+from training.page.markup import Child, Markup, element
+from training.page.style import STYLE
+from training.page.tables import CALLED, bullets, duration, interval, number, percent
 from training.record import Record, read_record
 from training.run_files import REPORT
 
@@ -40,15 +40,15 @@ def render(record: Record) -> str:
     asked = record.config.asked
     title = f"{asked.get('backbone', 'A network')} on {Path(str(asked.get('dataset', 'pictures'))).name}"
     sections = {
-        "figures": ("Figures", html_outcome.figures(record)),
-        "training": ("Training", html_outcome.training(record)),
-        "classes": ("Classes", html_outcome.classes(record)),
-        "confusion": ("Confusion", html_outcome.confusion(record)),
-        "calibration": ("Calibration", html_outcome.calibration(record)),
-        "mistakes": ("Mistakes", html_outcome.mistakes(record)),
-        "data": ("Data", html_setup.data(record, sheet)),
-        "settings": ("Settings", html_setup.settings(record)),
-        "repeat": ("Repeat it", html_setup.repeat(record)),
+        "figures": ("Figures", outcome.figures(record)),
+        "training": ("Training", outcome.training(record)),
+        "classes": ("Classes", outcome.classes(record)),
+        "confusion": ("Confusion", outcome.confusion(record)),
+        "calibration": ("Calibration", outcome.calibration(record)),
+        "mistakes": ("Mistakes", outcome.mistakes(record)),
+        "data": ("Data", setup.data(record, sheet)),
+        "settings": ("Settings", setup.settings(record)),
+        "repeat": ("Repeat it", setup.repeat(record)),
     }
     head = element(
         "head",

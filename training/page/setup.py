@@ -8,8 +8,8 @@ import shlex
 from training.command_line import finetune_words
 from training.config import FinetuneConfig
 from training.data_sheet import DataSheet
-from training.html_tables import CALLED, MANY_CLASSES, MOST_LISTED, duration, missing, plain, table
-from training.markup import Child, element
+from training.page.markup import Child, element
+from training.page.tables import CALLED, MANY_CLASSES, MOST_LISTED, duration, missing, plain, table
 from training.record import Record
 from training.run_files import DATA_SHEET, SPLIT
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from training.calibration import Calibration
-from training.markup import Markup, element
+from training.page.markup import Markup, element
 from training.record import Epoch
 
 _WIDTH, _HEIGHT = 480, 270

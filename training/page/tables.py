@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from training.markup import Child, Markup, element, join
+from training.page.markup import Child, Markup, element, join
 from training.record import Figures
 from training.significance import wilson_interval
 
