@@ -3,11 +3,11 @@
     python benchmarks/feature_extraction.py FOLDER [--limit 2000] [--share 1.0] [--fastai PYTHON] [NETWORK ...]
 
     bare         one pass of the frozen base over all pictures and nothing else, reading them included: the same worker processes read
-                 ahead, and the base is run by whatever is fastest on the first 64 pictures, PyTorch in batches of 8 or 32 or ONNX Runtime
-                 in batches of 16 or 32; it is opened before the clock starts
+                 ahead, and the base is run by what is fastest on the first 64 pictures, PyTorch (which keeps its freed memory, as tlcli's
+                 does) or ONNX Runtime, in batches of 8 or 32; a session is opened before the clock starts
     tlcli        features and ten epochs of the head from an empty cache, as the run's `results.json` has it; over bare, bar 1.15
     again        the whole command once more with another learning rate, process start and data set's check included; bar 10 s
-    every epoch  the frozen base in PyTorch, run anew in each epoch, and the head trained on what comes; bar 6 times tlcli's time
+    every epoch  the frozen base in PyTorch, likewise with its freed memory kept, run anew in each epoch; bar 6 times tlcli's time
     fastai       `vision_learner`, frozen (with --fastai: PYTHON is one of an environment that has fastai and torchvision); likewise
 
 FOLDER holds a folder a class of photographs, of which --limit are taken, a fifth of them for validation. The last two are timed over two
@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -33,15 +33,17 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import training  # noqa: F401  # first: it settles how PyTorch's threads wait
 
 # isort: split
+import onnxruntime
 import torch
 from torch.nn import functional
 
 from contract import pictures
+from contract.cores import usable_cores
 from contract.preprocessing import Preprocessing
 from training.config import FinetuneConfig
 from training.datasets import load_dataset
-from training.engine import Engine, onnx_runtime_engine, pytorch_engine
 from training.loading import picture_batches
+from training.memory import keep_freed_memory
 from training.network import Network, NetworkConfig, build
 from training.parts import Part
 
@@ -50,6 +52,9 @@ EPOCHS = 10
 TIMED_EPOCHS = 2
 PROBED = 64
 BATCH = 32
+
+Run = Callable[[torch.Tensor], object]
+"""Of uint8 `[N, 224, 224, 3]`."""
 
 
 def main() -> None:
@@ -128,27 +133,49 @@ def bare_pass(name: str, folder: Path) -> tuple[float, str]:
     """Seconds, and what ran it."""
     network, parts = built(name), parts_of(folder)
     probe = torch.cat([images for images, _ in islice(read(parts[0], network, BATCH), PROBED // BATCH)])
-    in_pytorch, in_onnx_runtime = pytorch_engine(network), onnx_runtime_engine(network, probe[:8])
-    ways = {
-        "PyTorch, 8": (in_pytorch, 8),
-        f"PyTorch, {BATCH}": (in_pytorch, BATCH),
-        "ONNX Runtime, 16": (in_onnx_runtime, 16),
-        f"ONNX Runtime, {BATCH}": (in_onnx_runtime, BATCH),
-    }
-    times = {by: min(seconds(engine, probe, batch) for _ in range(2)) for by, (engine, batch) in ways.items()}
+    runs = {"PyTorch": in_pytorch(network), "ONNX Runtime": in_onnx_runtime(network)}
+    ways = {f"{name}, {batch}": (run, batch) for name, run in runs.items() for batch in (8, BATCH)}
+    times = {by: min(seconds(run, probe, batch) for _ in range(2)) for by, (run, batch) in ways.items()}
     fastest = min(times, key=lambda by: times[by])
-    engine, batch = ways[fastest]
+    run, batch = ways[fastest]
     began = time.perf_counter()
     for part in parts:
         for images, _ in read(part, network, batch):
-            engine(images)
+            run(images)
     return time.perf_counter() - began, fastest
 
 
-def seconds(engine: Engine, images: torch.Tensor, batch: int) -> float:
+class Frozen(torch.nn.Module):
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.network.embed(self.network.features(self.network.normalise(images)))
+
+
+def in_pytorch(network: Network) -> Run:
+    keep_freed_memory()
+    return torch.inference_mode()(Frozen(network))
+
+
+def in_onnx_runtime(network: Network) -> Run:
+    example, batch = torch.zeros(3, 224, 224, 3, dtype=torch.uint8), torch.export.Dim.AUTO
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = usable_cores()
+    with tempfile.TemporaryDirectory() as folder:
+        program = torch.onnx.export(Frozen(network).eval(), (example,), dynamo=True, dynamic_shapes=({0: batch},), verbose=False)
+        assert program is not None
+        program.save(f"{folder}/frozen.onnx")
+        session = onnxruntime.InferenceSession(f"{folder}/frozen.onnx", options, providers=["CPUExecutionProvider"])
+    (name,) = (one.name for one in session.get_inputs())
+    return lambda images: session.run(None, {name: images.numpy()})
+
+
+def seconds(run: Run, images: torch.Tensor, batch: int) -> float:
     began = time.perf_counter()
     for some in images.split(batch):
-        engine(some)
+        run(some)
     return time.perf_counter() - began
 
 

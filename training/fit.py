@@ -23,6 +23,7 @@ from training.full import Listeners, classify_pictures, stage_of_all_layers, tra
 from training.head import classify_embeddings, train_head
 from training.head_search import Features, heads_to_try, search_head, search_size, write_search
 from training.lr_finder import RateCurve, try_rates
+from training.memory import keep_freed_memory
 from training.network import Network, NetworkConfig
 from training.page.report import write_report
 from training.parts import Part
@@ -189,8 +190,7 @@ class _Work:
         unfinished = resuming.load(folder.path, self._device) if goes_on and plan.full_epochs else None
 
         best = None
-        pictures = len(dataset.train) * max(plan.views, 1) + sum(len(part) for name, part in dataset.parts.items() if name != "train")
-        cache = FeatureCache(network.eval(), resolved.weights_fingerprint, plan.workers, self._progress, self._say, pictures)
+        cache = FeatureCache(network.eval(), resolved.weights_fingerprint, plan.workers, self._progress, self._say)
         if plan.head_search:
             network, best = self._head_search(cache, dataset, folder)
             if network is not cache.network:
@@ -220,6 +220,8 @@ class _Work:
     def prepare(self) -> tuple[Network, Dataset, RunConfig]:
         """The network as training finds it, the pictures, and what was asked, resolved."""
         config, clock = self._config, self._clock
+        if self._device.type == "cpu":
+            keep_freed_memory()
         with self._together.first_goes_first():
             backbone, weights_fingerprint = load_backbone(config, self._progress)
         preprocessing = resolve_preprocessing(config, backbone)

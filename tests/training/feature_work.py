@@ -36,11 +36,10 @@ def cache(
     seed: int = 0,
     progress: ProgressFactory = silent,
     said: list[str] | None = None,
-    pictures: int = 0,
 ) -> FeatureCache:
     torch.manual_seed(seed)
     network = Network(NetworkConfig(backbone=BACKBONE, head=head, num_classes=classes, preprocessing=SIZE), create_backbone(BACKBONE, {}))
-    return FeatureCache(network, weights, workers, progress, [].append if said is None else said.append, pictures)
+    return FeatureCache(network, weights, workers, progress, [].append if said is None else said.append)
 
 
 @contextmanager
@@ -57,5 +56,5 @@ def deadly(description: str, total: int) -> Iterator[Advance]:
 
 
 if __name__ == "__main__":
-    training.features._BATCH["pytorch"] = BATCH
+    training.features._BATCH = BATCH
     cache(progress=deadly).embeddings(load_dataset(config(Path(sys.argv[1]))).train, "features")

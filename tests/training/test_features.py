@@ -13,17 +13,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from contract.errors import PictureError, SettingsError, WeightsError
 from tests.training.feature_work import BATCH, SIZE, cache
 from tests.training.tiny import config, digest, put_colours
-from training import features as features_module
 from training.datasets import load_dataset
-from training.engine import Engine, pytorch_engine
 from training.features import View
 from training.head import classify_embeddings
-from training.network import Network
 from training.parts import Checked, Part
 from training.progress import Advance
 from training.transforms import Augmentation, PictureDataset
@@ -62,17 +59,9 @@ def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "features"
 
 
-@pytest.fixture(params=["pytorch", "onnxruntime"])
-def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What a test's features are computed by."""
-    if request.param == "onnxruntime":
-        monkeypatch.setattr(features_module, "_FEWEST_FOR_ONNX_RUNTIME", 1)
-    return str(request.param)
-
-
 @pytest.mark.parametrize("head", ["linear", "mlp:8", "original"])
 @pytest.mark.parametrize("view", [None, VIEW], ids=["plain", "augmented"])
-def test_kept_features_are_those_computed_directly(part: Part, head: str, view: View | None, engine: str) -> None:
+def test_kept_features_are_those_computed_directly(part: Part, head: str, view: View | None) -> None:
     features = cache(head)
     kept = features.embeddings(part, "features", view)
     pictures = PictureDataset(part, SIZE, view.augmentation if view else None)
@@ -111,7 +100,7 @@ def test_the_order_of_the_pictures_counts(part: Part) -> None:
     np.testing.assert_allclose(forward[::-1], backward, rtol=1e-5, atol=1e-6)
 
 
-def test_workers_make_no_difference(part: Part, monkeypatch: pytest.MonkeyPatch, engine: str) -> None:
+def test_workers_make_no_difference(part: Part, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("training.loading._FEWEST_FOR_WORKERS", 1)
     alone = np.array(cache(weights="a").embeddings(part, "features", VIEW))
     np.testing.assert_array_equal(alone, cache(weights="b", workers=2).embeddings(part, "features", VIEW))
@@ -119,7 +108,7 @@ def test_workers_make_no_difference(part: Part, monkeypatch: pytest.MonkeyPatch,
         cache(weights="c", workers=2).embeddings(gone(part), "features")
 
 
-def test_frozen_means_frozen(part: Part, engine: str) -> None:
+def test_frozen_means_frozen(part: Part) -> None:
     """Every tensor, batch norms' statistics included; and the network is left in the mode it was in."""
     features = cache()
     features.network.train()
@@ -167,53 +156,6 @@ def test_a_cache_that_cannot_be_written_is_named(part: Part, tmp_path: Path, mon
         cache().embeddings(part, "features")
 
 
-# ---- what runs the network
-
-
-def test_few_pictures_are_not_worth_a_session(part: Part, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened: list[int] = []
-    monkeypatch.setattr(features_module, "onnx_runtime_engine", noting(opened, features_module.onnx_runtime_engine))
-    monkeypatch.setattr(features_module, "_FEWEST_FOR_ONNX_RUNTIME", 2 * len(part))
-    cache().embeddings(part, "features")
-    assert opened == []
-    together = cache(pictures=2 * len(part))
-    together.embeddings(part, "features")
-    together.embeddings(part, "features", VIEW)
-    assert opened == [8]  # one session for all, held to PyTorch on so many pictures
-
-
-def noting(opened: list[int], make: object) -> object:
-    def noted(network: Network, images: Tensor) -> Engine:
-        opened.append(len(images))
-        return make(network, images)  # type: ignore[operator, no-any-return]
-
-    return noted
-
-
-def test_each_engine_has_features_of_its_own(part: Part, cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features_module, "_FEWEST_FOR_ONNX_RUNTIME", 1)
-    by_onnx_runtime = np.array(cache().embeddings(part, "features"))
-    monkeypatch.setattr(features_module, "_FEWEST_FOR_ONNX_RUNTIME", 10**6)
-    by_pytorch = np.array(cache().embeddings(part, "features"))
-    assert len(list(cache_folder.iterdir())) == 2
-    np.testing.assert_allclose(by_onnx_runtime, by_pytorch, atol=1e-4 * float(np.abs(by_pytorch).max()))
-
-
-def test_a_network_that_onnx_runtime_cannot_run_is_run_by_pytorch(part: Part, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(features_module._BATCH, "onnxruntime", features_module._BATCH["pytorch"])
-    expected = np.array(cache().embeddings(part, "features"))
-    monkeypatch.setattr(features_module, "_FEWEST_FOR_ONNX_RUNTIME", 1)
-    monkeypatch.setattr("training.engine.TOLERANCE", -1.0)
-    said: list[str] = []
-    features = cache(said=said)
-    np.testing.assert_array_equal(features.embeddings(part, "features"), expected)
-    features.embeddings(part, "features", VIEW)
-    assert len(said) == 1  # though asked twice
-    assert said[0].startswith("test_resnet: PyTorch computes the features, since ONNX Runtime cannot: its features differ by ")
-    cache(said=said).embeddings(gone(part), "features")  # found without another try
-    assert len(said) == 1
-
-
 # ---- going on
 
 
@@ -232,26 +174,20 @@ def killed(colours: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_killed_computation_goes_on_where_it_was(
     part: Part, killed: Path, cache_folder: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
-    monkeypatch.setitem(features_module._BATCH, "pytorch", BATCH)
+    monkeypatch.setattr("training.features._BATCH", BATCH)
     expected = np.array(cache(weights="uninterrupted").embeddings(part, "features"))
     left = {"none": killed.read_bytes(), "torn batch": killed.read_bytes() + b"torn" * 60, "torn header": killed.read_bytes()[:40]}
     (cache_folder / killed.name).write_bytes(left[damage])
     runs: list[int] = []
-    monkeypatch.setattr(features_module, "pytorch_engine", lambda network: counting(runs, pytorch_engine(network)))
     said: list[str] = []
-    kept = cache(said=said).embeddings(part, "features")
+    features = cache(said=said)
+    stem = next(module for module in features.network.backbone.modules() if isinstance(module, nn.Conv2d))
+    stem.register_forward_hook(lambda _, __, output: runs.append(len(output)))
+    kept = features.embeddings(part, "features")
     assert kept.tobytes() == expected.tobytes()
     assert sum(runs) == (36 if damage == "torn header" else 36 - 22)  # batches of 8, 7, 7, 7 and 7
     assert len(said) == (damage != "torn header")
     assert not list(cache_folder.glob("*.partial"))
-
-
-def counting(runs: list[int], engine: Engine) -> Engine:
-    def counted(images: Tensor) -> Tensor:
-        runs.append(len(images))
-        return engine(images)
-
-    return counted
 
 
 def test_features_of_this_run_are_never_pruned(part: Part, cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,13 +50,11 @@ def without_classifier(tensors: dict[str, str]) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("engine", ["pytorch", "onnxruntime"])
 @pytest.mark.parametrize("extra", [{"head": "linear"}, {"head": "mlp:8"}, {"augment": 2}], ids=["linear", "mlp", "augmented"])
 def test_feature_extraction_leaves_the_backbone_as_it_was_loaded(
-    colours: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, extra: dict[str, Any]
+    colours: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: dict[str, Any]
 ) -> None:
     monkeypatch.setenv("TLCLI_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("training.features._FEWEST_FOR_ONNX_RUNTIME", 1 if engine == "onnxruntime" else 10**9)
     settings = config(colours, tmp_path / "run", weights=str(weights), epochs=4, lr=0.1, **extra)
     result = finetune(settings)
     kept = without_classifier(digest(load_run(result.path).network.backbone))
