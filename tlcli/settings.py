@@ -13,9 +13,6 @@ from contract.errors import NotFoundError, SettingsError
 if TYPE_CHECKING:
     from training.config import FinetuneConfig
 
-_OF_THE_COMMAND = ("tensorboard", "output")
-"""Flags that may differ when a run is gone on with: they do not change what it learns."""
-
 
 def finetune_config(file: Path | None = None, **flags: Any) -> FinetuneConfig:
     """The settings in a file, and instead of them the flags that are not None.
@@ -50,7 +47,7 @@ def check_same_settings(run: Path, given: Mapping[str, Any], file: Path | None) 
     if "output" in given:
         raise SettingsError(f"--output with --resume: {run} is the run's folder: leave it out")
     asked = absolute(finetune_config(**given))
-    for name in given.keys() - set(_OF_THE_COMMAND):
+    for name in given:
         then, now = getattr(saved, name), getattr(asked, name)
         if then != now:
             shown = "nothing" if then is None else then

@@ -26,7 +26,8 @@ class Average:
         """`state`: where it was when it was saved; otherwise it begins with the model's."""
         self._model = model
         self._decay = decay
-        self.state = snapshot(model) if state is None else state
+        begin = model.state_dict() if state is None else state
+        self.state = {name: tensor.detach().clone() for name, tensor in begin.items()}  # it changes in place
 
     @torch.no_grad()
     def update(self, step: int) -> None:

@@ -20,7 +20,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return finetune(config(home / "data", home / "run", mode="full", epochs=1)).path
 
 
-@pytest.mark.parametrize("given", [{}, {"epochs": 1, "mode": "full", "image_size": 32}, {"tensorboard": True}, {"weights": "none"}])
+@pytest.mark.parametrize("given", [{}, {"epochs": 1, "mode": "full", "image_size": 32}, {"weights": "none"}])
 def test_what_a_run_was_begun_with_may_be_said_again(run: Path, given: dict[str, Any]) -> None:
     check_same_settings(run, given, None)
 
@@ -32,6 +32,7 @@ def test_what_a_run_was_begun_with_may_be_said_again(run: Path, given: dict[str,
         ({"lr": 0.1}, "--lr 0.1: .* was begun with nothing"),
         ({"dataset": "cifar10"}, "--dataset cifar10: .* was begun with .*data"),
         ({"recipe": "scratch"}, "--recipe scratch: .* was begun with default"),
+        ({"tensorboard": True}, "--tensorboard True: .* was begun with False"),
         ({"output": Path("x")}, "--output with --resume"),
     ],
 )

@@ -115,9 +115,18 @@ def test_their_losses_are_those_of_one_process(colours: Path, tmp_path: Path, se
     assert together.metrics["test_loss"] == pytest.approx(alone.metrics["test_loss"], abs=1e-4)
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As each of the two processes has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_feature_extraction_is_the_same_to_the_bit(colours: Path, tmp_path: Path) -> None:
     settings = {"epochs": 4, "head": "mlp:8"}
-    torch.set_num_threads(1)
     alone = finetune(config(colours, tmp_path / "one", **settings))
     of_two(colours, tmp_path / "two", **settings)
     assert (tmp_path / "two" / "metrics.csv").read_text() == (alone.path / "metrics.csv").read_text()

@@ -86,6 +86,19 @@ def test_an_average_forgets_the_beginning_first() -> None:
     assert model.weight.item() == 1.0
 
 
+def test_an_average_gone_on_with_leaves_what_it_began_with() -> None:
+    """The same tensors may be the best network so far."""
+    model = network()
+    kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in kept.items()}
+    average = Average(model, 0.5, kept)
+    for parameter in model.parameters():
+        parameter.data.add_(1)
+    average.update(100)
+    assert all(torch.equal(kept[name], before[name]) for name in before)
+    assert not torch.equal(average.state["1.weight"], before["1.weight"])
+
+
 class Narrow(nn.Module):
     """Has memory for so many pictures at a time."""
 
