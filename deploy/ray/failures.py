@@ -15,8 +15,8 @@ from service.refusals import RETRY_AFTER_MS
 
 logger = logging.getLogger("ray.serve")
 
-_TOLD = "grpc-status-details-bin"
-"""Comes with all that the application says (`service.refusals`), and with nothing that Ray says."""
+TOLD = ("tlcli-told", "")
+"""Comes with every refusal of the application's, as far as the proxy, and with no failure of Ray's."""
 
 _RAISED = "ray::"
 """How a message begins that tells of an exception in a replica which lives: it would be raised again."""
@@ -30,7 +30,7 @@ _GONE_S = 0.2
 
 @dataclass(frozen=True)
 class Status:
-    """As `context.abort` takes it."""
+    """As `context.abort` takes it: metadata in a tuple."""
 
     code: grpc.StatusCode
     details: str
@@ -43,8 +43,8 @@ def status_of(code: grpc.StatusCode, details: str, metadata: Metadata) -> Status
     Args:
         code, details, metadata: what Ray's proxy has set; metadata go behind the status as they are.
     """
-    if any(key == _TOLD for key, _ in metadata):
-        return Status(code, details, metadata)
+    if TOLD in metadata:
+        return Status(code, details, tuple(pair for pair in metadata if pair != TOLD))
     meaning, wait_s = _meaning(code, details)
     if meaning is None:
         return Status(code, details, metadata)

@@ -17,7 +17,7 @@ _HTTP = "HTTP is not answered here: `tlcli serve --http-port` does"
 _TLS = "Ray's proxies answer without TLS: let what stands in front of them encrypt"
 _METRICS = "Ray has metrics of its own: see docs/ray.md"
 _STOPS = "Ray stops replicas: see graceful_shutdown_timeout_s in the Serve config"
-_NOT_HERE = {
+ELSEWHERE = {
     "host": _LISTENS,
     "port": _LISTENS,
     "reuse_port": _LISTENS,
@@ -31,6 +31,7 @@ _NOT_HERE = {
     "pre_stop_s": _STOPS,
     "grace_s": _STOPS,
 }
+"""Settings of `tlcli serve` that are no replica's, with who has them."""
 
 
 def read_args(args: Mapping[str, Any]) -> ServerSettings:
@@ -39,11 +40,7 @@ def read_args(args: Mapping[str, Any]) -> ServerSettings:
     Raises:
         SettingsError: an unknown key, a value that will not do, a setting that is Ray's, or a path that would be another on each node.
     """
-    config = configure_from(args, "args")
-    for name in config.given:
-        if name in _NOT_HERE:
-            raise SettingsError(f"args: {name}: {_NOT_HERE[name]}")
-    settings = config.settings
+    settings = configure_from(args, "args", ELSEWHERE).settings
     if settings.model_control == EXPLICIT:
         raise SettingsError("args: model_control explicit: a load would reach one replica of several: expected fixed or poll")
     for name, path in (("models", settings.models), ("tokens_file", settings.tokens_file)):

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import grpc
 from ray.serve.grpc_util import RayServegRPCContext
 
+from deploy.ray.failures import TOLD
 from service.calls import Metadata
 
 
@@ -22,6 +23,7 @@ class Taken:
         """write: sends one message of a stream; None where the call has one answer."""
         self._context = context
         self._write = write
+        self._trailing_metadata: Metadata = ()
 
     def invocation_metadata(self) -> Metadata:
         """What came beside the request."""
@@ -35,8 +37,7 @@ class Taken:
         """
         self._context.set_code(code)
         self._context.set_details(details)
-        if trailing_metadata:
-            self.set_trailing_metadata(trailing_metadata)
+        self.set_trailing_metadata((*(trailing_metadata or self._trailing_metadata), TOLD))
         raise Aborted
 
     async def write(self, message: Any) -> None:
@@ -46,6 +47,7 @@ class Taken:
 
     def set_trailing_metadata(self, trailing_metadata: Metadata) -> None:
         """What goes behind the answer; Ray adds its id of the request."""
+        self._trailing_metadata = trailing_metadata
         self._context.set_trailing_metadata([(key, value) for key, value in trailing_metadata])
 
     def code(self) -> grpc.StatusCode:
