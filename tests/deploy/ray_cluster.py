@@ -9,7 +9,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,23 +40,21 @@ class RayCluster:
     second: Any = None
     port: int = 0
     http_port: int = 0
-    config: Config = field(default_factory=dict)
 
     @property
     def nodes(self) -> list[Any]:
         """The head first."""
         return [self.cluster.head_node, *([] if self.second is None else [self.second])]
 
-    def deploy(self, config: Config) -> None:
-        """As `serve run` does, and wait until it runs."""
+    def deploy(self, config: Config, until: str = "RUNNING") -> None:
+        """As `serve run` does, and wait until the application's status is that."""
         from ray.serve import scripts
 
-        self.config = config
         file = Path(self.cluster.head_node.get_session_dir_path()) / "serve.yaml"
         file.write_text(yaml.safe_dump(config))
         done = CliRunner().invoke(scripts.cli, ["run", str(file), "--non-blocking"])
         assert done.exit_code == 0, done.output
-        wait_until(lambda: status().status.value == "RUNNING", why=lambda: str(status()))
+        wait_until(lambda: status().status.value == until, why=lambda: str(status()))
 
     def configured(self, models: Path, **deployment: Any) -> Config:
         """deploy/ray/serve.yaml with that repository, on free ports, a replica a core; `deployment` replaces what it says of it."""

@@ -17,7 +17,7 @@ from tests.training.test_processes import SGD, of_two
 from tests.training.tiny import config, put_colours
 from training import resuming
 
-SETTINGS: dict[str, Any] = {**SGD, "backbone": "test_resnet", "mode": "full", "epochs": 30, "lr": 1e-2, "batch_size": 7}
+SETTINGS: dict[str, Any] = {**SGD, "backbone": "lenet5", "mode": "full", "epochs": 40, "lr": 1e-2, "batch_size": 7}
 
 
 def workers(cluster: RayCluster) -> list[int]:
@@ -38,7 +38,7 @@ def test_two_processes_end_as_with_torchrun_though_one_was_killed(tmp_path: Path
         os.kill(first[1], signal.SIGKILL)
         figures = run.result(120)
         with pytest.raises(DatasetError, match="nowhere"):
-            train(config(tmp_path / "nowhere", tmp_path / "never"), workers=2)
+            train(config(tmp_path / "nowhere", tmp_path / "never"), workers=1)
     assert figures["test_top1"] > 0.5
     for name in ("metrics.csv", "checkpoint.safetensors"):
         assert (output / name).read_bytes() == (tmp_path / "by torchrun" / name).read_bytes(), name
