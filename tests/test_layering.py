@@ -17,6 +17,7 @@ ROOMS = {
     "exports": {"contract", "training"},
     "evaluation": {"contract", "training"},
     "tlcli": {"contract", "service", "training", "exports", "evaluation"},
+    "deploy": {"contract", "service", "training", "exports", "evaluation", "tlcli"},
 }
 HEAVY = ("torch", "torchvision", "timm", "onnx", "onnxscript", "matplotlib")
 

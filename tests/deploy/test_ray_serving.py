@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from PIL import Image
@@ -182,6 +183,24 @@ def test_our_client_needs_to_know_nothing(ray: RayCluster) -> None:
         with pytest.raises(grpc.RpcError) as caught:
             next(watch)
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_nor_does_tritons(ray: RayCluster, direct: int) -> None:
+    import tritonclient.grpc as triton
+
+    found = []
+    for port in (ray.port, direct):
+        with triton.InferenceServerClient(f"127.0.0.1:{port}") as client:
+            assert client.is_server_ready()
+            assert client.is_model_ready("toy")
+            pictures = triton.InferInput("encoded", [1], "BYTES")
+            pictures.set_data_from_numpy(np.array([PICTURES[0]], dtype=object))
+            answer = client.infer("toy", [pictures], outputs=[triton.InferRequestedOutput(name) for name in ("scores", "gradcam")])
+            found.append([answer.as_numpy(name) for name in ("scores", "gradcam")])
+            with pytest.raises(triton.InferenceServerException, match="no model 'nosuch'"):
+                client.infer("nosuch", [pictures])
+    for by_ray, directly in zip(*found, strict=True):
+        np.testing.assert_array_equal(by_ray, directly)
 
 
 @pytest.fixture
