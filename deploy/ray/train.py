@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,10 @@ def train(config: FinetuneConfig, workers: int, *, gpu: bool = False, cpus: floa
     except TrainingFailedError as error:
         ours = [failure for failure in getattr(error, "worker_failures", {}).values() if isinstance(failure, TlcliError)]
         raise ours[0] if ours else error from error
-    shutil.rmtree(folder / _RAYS, ignore_errors=True)
+    finally:
+        shutil.rmtree(folder / _RAYS, ignore_errors=True)
+        with suppress(OSError):  # there is something in it: a run, whole or to go on with
+            folder.rmdir()
     return figures
 
 
@@ -84,7 +88,8 @@ def _folder_of(config: FinetuneConfig) -> Path:
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)
+    sys.stdout.write(line + "\n")  # Ray Train has put its own in the place of `print`, which says everything twice
+    sys.stdout.flush()
 
 
 @click.command()

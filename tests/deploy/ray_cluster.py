@@ -16,18 +16,14 @@ from typing import Any
 import yaml
 from click.testing import CliRunner
 
-ROOT = Path(__file__).parents[2]
+from tests.conftest import REPOSITORY as ROOT
+
 CONFIG = ROOT / "deploy/ray/serve.yaml"
 APPLICATION, DEPLOYMENT = "tlcli", "Replica"
 STORE_BYTES = 100 * 1024 * 1024
 
 _MARK = "TLCLI_TEST_CLUSTER"
 """A variable that all processes of a cluster inherit."""
-
-# Read when Ray is imported, and by the processes that it starts.
-os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-os.environ["RAY_memory_monitor_refresh_ms"] = "0"  # noqa: SIM112  # it kills processes where others have filled the machine
-os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 Config = dict[str, Any]
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -24,6 +26,7 @@ from service.pb.inference import open_inference_pb2
 from service.pb.tlcli.v1 import classifier_pb2 as pb
 from service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
 from service.refusals import RETRY_AFTER_MS
+from tests.deploy.ray_cluster import ROOT
 
 GONE = "The actor died unexpectedly before finishing this task.\n\tclass_name: ServeReplica"
 RAISED = "\x1b[36mray::ServeReplica:tlcli:Replica.handle_request()\x1b[39m (pid=1)\n  File ...\nAttributeError: no such method"
@@ -277,6 +280,11 @@ def test_reflection_knows_both_protocols() -> None:
     listed, _, open_inference = asyncio.run(main())
     assert {one.name for one in listed.list_services_response.service} >= {*names, "grpc.health.v1.Health"}
     assert open_inference_pb2.DESCRIPTOR.serialized_pb in open_inference.file_descriptor_response.file_descriptor_proto
+
+
+def test_a_proxy_needs_no_model() -> None:
+    code = "import sys, deploy.ray.proxy; print([name for name in ('numpy', 'onnxruntime', 'PIL', 'torch') if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip() == "[]"
 
 
 def test_a_status_without_ours_is_a_server_that_fails() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,13 @@ import pytest
 from click.testing import CliRunner
 
 from contract.errors import DatasetError, SettingsError
+from deploy.ray.train import main, train
 from tests.deploy.ray_cluster import RayCluster, command, processes_of, ray_cluster, wait_until
 from tests.training.test_processes import SGD, of_two
 from tests.training.tiny import config, put_colours
 from training import resuming
 
-SETTINGS: dict[str, Any] = {**SGD, "backbone": "lenet5", "mode": "full", "epochs": 40, "lr": 1e-2, "batch_size": 7}
+SETTINGS: dict[str, Any] = {**SGD, "backbone": "lenet5", "mode": "full", "epochs": 25, "lr": 1e-2, "batch_size": 7}
 
 
 def workers(cluster: RayCluster) -> list[int]:
@@ -25,8 +28,6 @@ def workers(cluster: RayCluster) -> list[int]:
 
 
 def test_two_processes_end_as_with_torchrun_though_one_was_killed(tmp_path: Path) -> None:
-    from deploy.ray.train import train
-
     colours = put_colours(tmp_path / "colours", train=16, val=5)
     of_two(colours, tmp_path / "by torchrun", **SETTINGS)
     output = tmp_path / "by ray"
@@ -37,17 +38,33 @@ def test_two_processes_end_as_with_torchrun_though_one_was_killed(tmp_path: Path
         assert len(first) == 2
         os.kill(first[1], signal.SIGKILL)
         figures = run.result(120)
-        with pytest.raises(DatasetError, match="nowhere"):
-            train(config(tmp_path / "nowhere", tmp_path / "never"), workers=1)
     assert figures["test_top1"] > 0.5
     for name in ("metrics.csv", "checkpoint.safetensors"):
         assert (output / name).read_bytes() == (tmp_path / "by torchrun" / name).read_bytes(), name
     assert not (output / ".ray").exists()
 
 
-def test_what_is_wrong_is_said_before_a_cluster_is_asked(tmp_path: Path) -> None:
-    from deploy.ray.train import main
+def test_what_a_process_raises_is_raised_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.train import WorkerGroupError
 
+    class Trainer:
+        def __init__(self, loop: Callable[[dict[str, Any]], Any], **settings: Any) -> None:
+            self.run = partial(loop, settings["train_loop_config"])
+            Path(settings["run_config"].storage_path, settings["run_config"].name).mkdir(parents=True)
+
+        def fit(self) -> None:
+            try:
+                self.run()
+            except DatasetError as error:
+                raise WorkerGroupError("a traceback", {0: RuntimeError("Connection closed by peer"), 1: error}) from None
+
+    monkeypatch.setattr("deploy.ray.train.TorchTrainer", Trainer)
+    with pytest.raises(DatasetError, match="nowhere"):
+        train(config(tmp_path / "nowhere", tmp_path / "run"), workers=2)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_wrong_is_said_before_a_cluster_is_asked(tmp_path: Path) -> None:
     settings = tmp_path / "settings.toml"
     settings.write_text('backbone = "test_resnet"\nepoch = 3\n')
     done = CliRunner().invoke(main, [str(settings), "--output", str(tmp_path / "run")])
