@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# KServe's client asks the server in a test, with versions of its dependencies that are not ours.
+# KServe's client asks the server in a test, with versions of its dependencies that are not ours; its models hold the manifests of deploy/.
 KSERVE := $(VENV)/kserve
 
 .PHONY: help venv kserve demo test lint proto bench clean
@@ -26,9 +26,9 @@ $(READY): pyproject.toml constraints.txt
 
 kserve: $(KSERVE)/.ready
 
-$(KSERVE)/.ready: | venv
+$(KSERVE)/.ready: tests/deploy/requirements.txt | venv
 	$(PYTHON) -m venv $(KSERVE)
-	$(KSERVE)/bin/python -m pip install --quiet kserve==0.21.0
+	$(KSERVE)/bin/python -m pip install --quiet --requirement $<
 	touch $@
 
 demo: venv

@@ -1,11 +1,12 @@
 """The model's configurations for Triton, so that it serves the same file (model_config.proto of triton-inference-server).
 
-Triton's ONNX Runtime backend takes an input that has a default in the graph as an optional one, and refuses a model that has such inputs and
-batches requests (`max_batch_size` above 0): merged requests would share one tensor, of which each may have another. So there are two:
+Triton's ONNX Runtime backend takes an input that has a default in the graph as an optional one, and refuses a model that has such inputs
+and batches requests (`max_batch_size` above 0): requests that are merged would share one tensor, of which each may have another. So there
+are two:
 
 - `config.pbtxt` names all of the graph. A request's own pictures are a batch; requests are not merged.
-- `configs/batching.pbtxt` (`tritonserver --model-config-name=batching`) names `images` and what comes where the other inputs are
-  left out. Triton merges requests along the first dimension.
+- `configs/batching.pbtxt` (`tritonserver --model-config-name=batching`) names `images`, and what comes where the other inputs are left
+  out, but for the gradients. Triton merges requests along the first dimension.
 
 Both carry the description as a parameter, which the backend leaves alone and clients may ask for: labels, preprocessing, and the order of
 `wanted`.
@@ -34,7 +35,7 @@ def config_pbtxt(description: Description) -> str:
 
 
 def batching_pbtxt(description: Description) -> str:
-    """`images`, and the outputs that are computed by default. Triton adds the dimension of pictures, which is left out here."""
+    """`images`, and the outputs that are computed by default, without gradients. Triton adds the dimension of pictures, left out here."""
     seldom = {one.name for one in description.maps if one.method in NEEDS_ABLATION} | {layer.gradients for layer in description.layers}
     outputs = [_tensor(name, kind, shape) for name, kind, shape in _outputs(description) if name not in seldom]
     return _config(description, MAX_BATCH_SIZE, [_images(description, batch=())], outputs) + "dynamic_batching { }\n"

@@ -32,6 +32,5 @@ with triton.InferenceServerClient(address) as client:
     scores, classes, maps = (answer.as_numpy(name)[0] for name in ("scores", "classes", "gradcam"))
     for class_id, values in zip(classes, maps, strict=True):
         row, column = np.unravel_index(values.argmax(), values.shape)
-        print(
-            f"{labels[class_id]}: {scores[class_id]:.3f}, looked most at row {row}, column {column} of {values.shape[0]} x {values.shape[1]}"
-        )
+        rows, columns = values.shape
+        print(f"{labels[class_id]}: {scores[class_id]:.3f}, for what is at row {row}, column {column} of {rows} x {columns}")

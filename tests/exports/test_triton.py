@@ -64,7 +64,8 @@ def test_what_comes_by_default_is_offered_in_batches(case: Case) -> None:
     outputs = list(graph.outputs)
     size = case.model.description.preprocessing
     given = dict(zip(outputs, case.model.session.run(outputs, {"images": blobs(2, size.height, size.width)}), strict=True))
-    assert sorted(names(config.output)) == sorted(name for name in outputs if given[name].size)
+    large = {layer.gradients for layer in case.model.description.layers}  # which maps may need, and nobody asks Triton for
+    assert sorted(names(config.output)) == sorted(name for name in outputs if given[name].size and name not in large)
 
 
 def test_merged_requests_get_what_each_gets_alone(case: Case) -> None:
@@ -90,7 +91,7 @@ def test_targets_merge_if_each_picture_has_its_row_and_not_otherwise(exported: E
         alone = model.session.run(["classes", "gradcam"], {"images": pictures[start:stop], "targets": targets})
         np.testing.assert_array_equal(merged[0][start:stop], alone[0])
         np.testing.assert_allclose(merged[1][start:stop], alone[1], atol=1e-5)
-    with pytest.raises(Exception, match="(?i)shape|broadcast|dimension|invalid"):
+    with pytest.raises(Exception, match=r"(?i)shape|broadcast|dimension|invalid"):
         model.session.run(["gradcam"], {"images": pictures, "targets": np.concatenate([np.array([[2]]), np.array([[-1]])])})
 
 
