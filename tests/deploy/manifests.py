@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import subprocess
 import sys
 from collections.abc import Hashable, Iterator
@@ -42,6 +43,7 @@ def rendered(folder: Path) -> list[Manifest]:
     return read(done.stdout)
 
 
+@functools.cache
 def everything() -> dict[str, Manifest]:
     """Each manifest there is, by the file or the folder that it comes from and its kind."""
     files = [path for path in sorted(DEPLOY.rglob("*.yaml")) if path.parent.parent.name != "kubernetes" and path.parent.name != "compose"]
