@@ -72,7 +72,7 @@ def test_triton_of_kserve_reads_the_folder_and_the_file() -> None:
     assert spec["storageUri"] == "pvc://" + everything()["kubernetes/base PersistentVolumeClaim"]["metadata"]["name"]
     assert (spec["protocolVersion"], [one["name"] for one in spec["ports"]]) == ("grpc-v2", ["h2c"])
     year, month = map(int, re.fullmatch(r"(\d\d)\.(\d\d)-py3", spec["runtimeVersion"]).groups())  # type: ignore[union-attr]
-    assert (year, month) >= (24, 6)
+    assert (year, month) >= (25, 3)
 
 
 def test_openvino_model_server_is_told_where_a_model_is(repository: Path) -> None:

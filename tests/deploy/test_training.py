@@ -31,7 +31,7 @@ def told(script: str, tmp_path: Path, index: int) -> list[str]:
     stub.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     stub.chmod(0o755)
     environment = {"PATH": f"{stub.parent}:/usr/bin:/bin", "JOB_COMPLETION_INDEX": str(index)}
-    command = [*POD["containers"][0]["command"], script.replace("/work/", f"{tmp_path}/")]
+    command = [*POD["containers"][0]["command"], script.replace("/shared/", f"{tmp_path}/")]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
 
 
@@ -65,7 +65,7 @@ def test_the_job_is_as_many_machines_as_it_says(tmp_path: Path) -> None:
     assert service["spec"]["publishNotReadyAddresses"] is True
     assert service["spec"]["selector"] == {"batch.kubernetes.io/job-name": JOB["metadata"]["name"]}
     claimed = {one["persistentVolumeClaim"]["claimName"] for one in POD["volumes"] if "persistentVolumeClaim" in one}
-    assert claimed == {everything()["training/work.yaml PersistentVolumeClaim"]["metadata"]["name"]}
+    assert claimed == {everything()["training/volume.yaml PersistentVolumeClaim"]["metadata"]["name"]}
 
 
 def test_its_settings_are_tlcli_s(tmp_path: Path) -> None:
