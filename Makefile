@@ -3,16 +3,19 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# KServe's client asks the server in a test, with versions of its dependencies that are not ours.
+# KServe's client asks the server in a test, with versions of its dependencies that are not ours; its models hold the manifests of deploy/.
 KSERVE := $(VENV)/kserve
+# Triton's server, for `make triton`; its Python backend needs a NumPy before 2.
+TRITON := $(VENV)/triton
 
-.PHONY: help venv kserve demo test lint proto bench clean
+.PHONY: help venv kserve triton demo test lint proto bench clean
 
 help:
 	@echo "make demo    set up, then train, export, serve and ask a small model: nothing is downloaded but packages"
 	@echo "make test    set up, then run every test"
 	@echo "make lint    ruff and mypy (strict)"
 	@echo "make proto   regenerate service/pb from proto/"
+	@echo "make triton  have Triton's own server serve exported files"
 	@echo "make bench   run those scripts in benchmarks/ that need no data"
 
 venv: $(READY)
@@ -26,10 +29,19 @@ $(READY): pyproject.toml constraints.txt
 
 kserve: $(KSERVE)/.ready
 
-$(KSERVE)/.ready: | venv
+$(KSERVE)/.ready: tests/deploy/requirements.txt | venv
 	$(PYTHON) -m venv $(KSERVE)
-	$(KSERVE)/bin/python -m pip install --quiet kserve==0.21.0
+	$(KSERVE)/bin/python -m pip install --quiet --requirement $<
 	touch $@
+
+$(TRITON)/.ready: | venv
+	$(PYTHON) -m venv $(TRITON)
+	$(TRITON)/bin/python -m pip install --quiet 'numpy<2' onnxruntime==1.23.2
+	$(TRITON)/bin/python -m pip install --quiet --no-deps nvidia-pytriton==0.7.0
+	touch $@
+
+triton: $(TRITON)/.ready
+	$(BIN)/python -m tests.deploy.real_triton
 
 demo: venv
 	$(BIN)/tlcli demo

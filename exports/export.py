@@ -24,7 +24,7 @@ from exports import parity
 from exports.explainer import Explainer
 from exports.graph import check_graph, describe, write_graph
 from exports.temperature import divide_logits, require_temperature
-from exports.triton import config_pbtxt
+from exports.triton import BATCHING_FILE, CONFIG_FILE, batching_pbtxt, config_pbtxt
 from training.network import Network
 
 Say = Callable[[str], None]
@@ -104,8 +104,9 @@ def export(
             _require_other_sizes(network, model, images, source)
         description = description.model_copy(update={"provenance": provenance.model_copy(update={"parity": measured})})
         describe(path, description)
-        with whole_file(folder / "config.pbtxt") as config:
-            config.write_text(config_pbtxt(description))
+        for file, text in ((CONFIG_FILE, config_pbtxt(description)), (BATCHING_FILE, batching_pbtxt(description))):
+            with whole_file(folder / file) as config:
+                config.write_text(text)
         partial.chmod(0o755)
         version = _put_in_place(partial, folder)
     except BaseException:

@@ -50,6 +50,7 @@ class Grpc:
                 ("grpc.max_receive_message_length", parts.max_message_bytes),
                 # Unasked, a second server on the same port would start without a word, and each get some of the requests.
                 ("grpc.so_reuseport", int(settings.reuse_port)),
+                *_connection_age(settings.max_connection_age_s),
             ],
         )
         self._add_services(parts)
@@ -74,6 +75,11 @@ class Grpc:
         names = (SERVICE, OPEN_INFERENCE, health.SERVICE_NAME, reflection.SERVICE_NAME)
         pools = Pools(open_inference_pb2.DESCRIPTOR.pool, descriptor_pool.Default())
         reflection.enable_server_reflection(names, self._server, pools)  # type: ignore[arg-type]  # it asks no more of a pool than this has
+
+
+def _connection_age(age_s: float) -> list[tuple[str, int]]:
+    """gRPC adds up to a tenth, or takes it off, so that not all clients come back at once. What is under way ends as it would."""
+    return [("grpc.max_connection_age_ms", max(1, round(1000 * age_s)))] if age_s else []
 
 
 def _credentials(settings: ServerSettings) -> grpc.ServerCredentials | None:
