@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,22 +49,41 @@ def write_graph(explainer: Explainer, path: Path) -> None:
     Raises:
         ExportError: PyTorch's exporter has no ONNX form for something in the network, or the file would pass 2 GiB.
     """
+    model = flat_graph(explainer)
+    close_graph(explainer, model)
+    onnx.save(model, str(path))
+
+
+def flat_graph(explainer: Explainer) -> onnx.ModelProto:
+    """What PyTorch's exporter makes of it: a graph without branches, which still has extra inputs and outputs.
+
+    Raises:
+        ExportError: see `write_graph`.
+    """
     parameters = sum(parameter.numel() * parameter.element_size() for parameter in explainer.network.parameters())
     if parameters >= _MAX_PROTOBUF_BYTES:
         raise ExportError(f"the network has {parameters:,} bytes of weights; one ONNX file holds at most {_MAX_PROTOBUF_BYTES:,}")
-    _write_flat(explainer, path)
-    model = onnx.load(str(path))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "flat.onnx"
+        _write_flat(explainer, path)
+        model = onnx.load(str(path))
     for number, node in enumerate(model.graph.node):
         node.name = node.name or f"node_{number}"
         # Where in which file of this machine each node comes from: nobody's business, and a megabyte of a session's memory.
         node.ClearField("metadata_props")
         node.ClearField("doc_string")
     model.graph.ClearField("metadata_props")
-    defaults = {TARGETS: np.array([[FIRST_RANKED]], dtype=np.int64)}
     if explainer.layers:
         take_sizes_from(model.graph, CHOSEN, {0: (IMAGES, 0), 1: (TARGETS, 1)})
         for number in range(len(explainer.layers)):
             take_sizes_from(model.graph, ablated_input(number), {0: (IMAGES, 0), 2: (TARGETS, 1)})
+    return model
+
+
+def close_graph(explainer: Explainer, model: onnx.ModelProto) -> None:
+    """Close up what is still open in a flat graph; rewritten in place."""
+    defaults = {TARGETS: np.array([[FIRST_RANKED]], dtype=np.int64)}
+    if explainer.layers:
         close_choice(model.graph)
         for number, layer in enumerate(explainer.layers if explainer.looped else ()):
             close_loop(model.graph, number, layer.features, layer.channels, CLASSES)
@@ -75,7 +95,6 @@ def write_graph(explainer: Explainer, path: Path) -> None:
     _name_dimensions(model.graph, explainer)
     model.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in defaults.items())
     model.producer_name = "tlcli"
-    onnx.save(model, str(path))
 
 
 def _write_flat(explainer: Explainer, path: Path) -> None:
