@@ -1,29 +1,35 @@
-"""Two files of one network side by side: how a smaller one's answers and maps differ from those of the one it was made of."""
+"""Two files of one network side by side: how the answers and the maps of a smaller one differ from those of the one it was made of."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 from scipy.stats import rankdata
 
-from contract.description import MapAgreement
+from contract.description import Agreement, MapAgreement
 from contract.model import Model
 from evaluation.localisation import points_at
 from evaluation.probing import Bytes, Flags, Values, at_input_size
 
-BATCH_SIZE = 16
+MAP_PICTURES = 200
+"""Maps are compared on so many pictures at most."""
 COSTLY = ("ablationcam",)
-"""Methods that run what follows the layer once a channel."""
 COSTLY_PICTURES = 4
-"""So many pictures of theirs are compared."""
+"""On so many those of methods that run what follows the layer once a channel."""
+
+_BATCH_SIZE = 16
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture to compare on. label: its class, None if that is not known. region: where the object is in it, `[H, W]`, likewise."""
+    """A picture to compare two files on.
+
+    image: the input, `[H, W, 3]`.
+    label: its class, None if that is not known.
+    region: where the object is in it, `[H, W]`, likewise.
+    """
 
     image: Bytes
     label: int | None = None
@@ -31,30 +37,106 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Agreement:
-    """What two files make of the same pictures.
+class Pictures:
+    """What two files are compared on.
 
-    pictures: how many.
-    top1, top1_before: the share of those with a label that is answered first, by the smaller file and by the other; None without labels.
-    agreement: the share that both give the same first class.
-    maps: by name; explained is the class that the other file ranks first.
+    count: how many, at least one.
+    source: what they are, for the record.
+    show: reads one, by its number.
     """
 
-    pictures: int
-    top1_before: float | None
-    top1: float | None
-    agreement: float
-    maps: dict[str, MapAgreement]
+    count: int
+    source: str
+    show: Callable[[int], Shown]
+
+
+@dataclass
+class _Pairs:
+    """Of one map: its rank correlation in each picture, and whether it points at the object, before and after."""
+
+    correlations: list[float] = field(default_factory=list)
+    hits: list[tuple[bool, bool]] = field(default_factory=list)
+
+    def add(self, before: Values, after: Values, region: Flags | None) -> None:
+        found = rank_correlation(before, after)
+        if found is not None:
+            self.correlations.append(found)
+        if region is not None and region.any():
+            height, width = region.shape
+            first, second = (points_at(at_input_size(values, width, height), region) for values in (before, after))
+            self.hits.append((first, second))
+
+    def summary(self) -> MapAgreement:
+        before, after = zip(*self.hits, strict=True) if self.hits else ((), ())
+        return MapAgreement(
+            pictures=len(self.correlations),
+            rank_correlation=float(np.mean(self.correlations)) if self.correlations else None,
+            rank_correlation_median=float(np.median(self.correlations)) if self.correlations else None,
+            pointing_before=float(np.mean(before)) if before else None,
+            pointing=float(np.mean(after)) if after else None,
+        )
+
+
+def compare(before: Model, after: Model, pictures: Pictures) -> Agreement:
+    """Ask both files about the same pictures.
+
+    Maps are of the class that `before` ranks first, in both. They are compared on some of the pictures, spread evenly.
+
+    Args:
+        before: the float file.
+        after: the smaller one, with the same maps.
+        pictures: to ask about.
+    """
+    names = {one.name: one.method in COSTLY for one in before.description.maps if one.in_graph}
+    pairs = {name: _Pairs() for name in names}
+    mapped, costly = (set(spread(pictures.count, most)) for most in (MAP_PICTURES, COSTLY_PICTURES))
+    same: list[bool] = []
+    finite: list[bool] = []
+    right: list[tuple[bool, bool]] = []
+    for start in range(0, pictures.count, _BATCH_SIZE):
+        numbers = range(start, min(start + _BATCH_SIZE, pictures.count))
+        shown = [pictures.show(number) for number in numbers]
+        images = np.stack([one.image for one in shown])
+        logits, others = (model.run(images).logits for model in (before, after))
+        first, second = logits.argmax(1), others.argmax(1)
+        finite += np.isfinite(others).all(1).tolist()
+        same += np.equal(first, second).tolist()
+        right += [(one.label == a, one.label == b) for one, a, b in zip(shown, first, second, strict=True) if one.label is not None]
+        for wanted, few in ((mapped, False), (costly, True)):
+            rows = [number - start for number in numbers if number in wanted]
+            methods = [name for name, is_costly in names.items() if is_costly == few]
+            if not rows or not methods:
+                continue
+            targets = first[rows, None].astype(np.int64)
+            old, new = (model.run(images[rows], targets, methods).maps for model in (before, after))
+            for name in methods:
+                for place, row in enumerate(rows):
+                    pairs[name].add(old[name][place, 0], new[name][place, 0], shown[row].region)
+    return Agreement(
+        pictures=pictures.count,
+        source=pictures.source,
+        top1_before=float(np.mean([a for a, _ in right])) if right else None,
+        top1=float(np.mean([b for _, b in right])) if right else None,
+        agreement=float(np.mean(same)),
+        finite=float(np.mean(finite)),
+        maps={name: of.summary() for name, of in pairs.items()},
+    )
+
+
+def spread(available: int, wanted: int) -> list[int]:
+    """Up to `wanted` indices, evenly over all there are, so that every class is among them."""
+    count = min(available, wanted)
+    return [index * available // count for index in range(count)]
 
 
 def rank_correlation(first: Values, second: Values) -> float | None:
-    """Spearman's, over the positions of two maps `[h, w]`; equal values share their ranks' mean.
+    """Spearman's, over the positions of two maps `[h, w]`; equal values share the mean of their ranks.
 
-    Where one of them is constant there are no ranks: 0 if the other is not, None if both are.
+    Where one of them is constant, or not finite, there are no ranks: 0 if the other has some, None if neither has.
     """
-    ranks = [rankdata(values, axis=None) for values in (first, second)]
+    ranks = [rankdata(values, axis=None) if np.isfinite(values).all() else np.zeros(values.size) for values in (first, second)]
     a, b = (one - one.mean() for one in ranks)
     sizes = float(np.sqrt((a @ a) * (b @ b)))
     if sizes > 0:
         return float(a @ b) / sizes
-    return None if not a.any() and not b.any() else 0.0
+    return 0.0 if a.any() or b.any() else None

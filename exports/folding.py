@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx import GraphProto, NodeProto, numpy_helper
 
-from exports.surgery import add_constant, copied, replace_nodes, take_instead
+from exports.surgery import add_constant, copied, replace_nodes
 
 _EPSILON = 1e-5
 """ONNX's own, where a node says nothing."""
@@ -46,7 +46,7 @@ def fold_batch_norms(graph: GraphProto) -> dict[str, Folded]:
             continue
         scale, shift, mean, variance = (weights[name] for name in norm.input[1:])
         epsilon = next((attribute.f for attribute in norm.attribute if attribute.name == "epsilon"), _EPSILON)
-        factors = scale / np.sqrt(variance + epsilon)
+        factors = (scale / np.sqrt(variance + epsilon)).astype(np.float32)
         weight = weights[convolution.input[1]]
         bias = weights[convolution.input[2]] if len(convolution.input) > 2 else np.zeros_like(mean)
         name = f"{convolution.output[0]}/weight"
@@ -57,5 +57,9 @@ def fold_batch_norms(graph: GraphProto) -> dict[str, Folded]:
         convolution.input.extend([name, folded_bias])
         convolution.output[0] = norm.output[0]
         gone.add(norm.name)
-    replace_nodes(graph, [copied(node) for node in graph.node if node.name not in gone])
+    replace_nodes(graph, [node for node in graph.node if node.name not in gone])
+    taken = {value for node in graph.node for value in node.input}
+    kept = [copied(weight) for weight in graph.initializer if weight.name in taken]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
     return found

@@ -7,9 +7,9 @@ are all that maps need of it. They are closed up around it only afterwards.
 from __future__ import annotations
 
 import graphlib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
+from onnx import GraphProto, ModelProto, NodeProto, helper
 
 from exports.surgery import copied, nodes_behind, producers, rename, replace_nodes, taken_by
 
@@ -28,7 +28,7 @@ def take_out(flat: ModelProto, ends: Sequence[str], starts: Collection[str] = ()
     nodes = list(graph.node)
     inside = nodes_behind(nodes, ends, stop=starts)
     within = [copied(nodes[number]) for number in sorted(inside)]
-    needed = _needed(graph, (node for number, node in enumerate(nodes) if number not in inside)) | {*ends}
+    needed = needed_outside(graph, ends, starts) | {*ends}
     taken = {value for node in within for value in taken_by(node)}
     made = [value for node in within for value in node.output]
     types = {value.name: value for value in (*graph.value_info, *graph.input, *graph.output)}
@@ -58,7 +58,7 @@ def put_back(flat: ModelProto, ends: Sequence[str], part: ModelProto, weights: S
     nodes = list(graph.node)
     inside = nodes_behind(nodes, ends, stop=starts)
     rest = [node for number, node in enumerate(nodes) if number not in inside]
-    needed = _needed(graph, rest)
+    needed = needed_outside(graph, ends, starts)
     within = [copied(node) for node in part.graph.node]
     maker = producers(within)
     steps = []
@@ -73,8 +73,7 @@ def put_back(flat: ModelProto, ends: Sequence[str], part: ModelProto, weights: S
     replace_nodes(graph, in_order([*within, *steps, *weights, *rest]))
     made = {value for node in weights for value in node.output}
     there = {weight.name for weight in part.graph.initializer}
-    kept = [weight for weight in graph.initializer if weight.name in needed and weight.name not in made | there]
-    kept = [TensorProto.FromString(weight.SerializeToString()) for weight in kept]
+    kept = [copied(weight) for weight in graph.initializer if weight.name in needed and weight.name not in made | there]
     del graph.initializer[:]
     graph.initializer.extend([*kept, *part.graph.initializer])
     del flat.opset_import[:]
@@ -89,8 +88,8 @@ def in_order(nodes: Sequence[NodeProto]) -> list[NodeProto]:
     return [nodes[number] for number in graphlib.TopologicalSorter(before).static_order()]
 
 
-def _needed(graph: GraphProto, nodes: Iterable[NodeProto]) -> set[str]:
-    found = {value.name for value in graph.output}
-    for node in nodes:
-        found |= taken_by(node)
-    return found
+def needed_outside(graph: GraphProto, ends: Sequence[str], starts: Collection[str] = ()) -> set[str]:
+    """The values and weights that nodes outside of the part `take_out` takes are computed from, and the graph's outputs."""
+    nodes = list(graph.node)
+    inside = nodes_behind(nodes, ends, stop=starts)
+    return {value.name for value in graph.output}.union(*(taken_by(node) for number, node in enumerate(nodes) if number not in inside))

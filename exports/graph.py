@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import tempfile
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +21,7 @@ from exports.explainer import Explainer
 from exports.gating import Switch, gate
 from exports.methods import NEEDS_ABLATION
 from exports.parting import part_square_weights
+from exports.quiet import quiet
 from exports.sharing import share_weights
 from exports.sizes import take_sizes_from
 
@@ -39,17 +35,22 @@ _COMMON = "gradcam"
 """The method that is asked for most."""
 
 
-def write_graph(explainer: Explainer, path: Path) -> None:
+def write_graph(explainer: Explainer, path: Path, flat: onnx.ModelProto | None = None) -> None:
     """Write the graph, still without a description.
 
     Args:
         explainer: the network with its maps.
         path: of the file.
+        flat: what `flat_graph` makes of it, if it is there already; it is not changed.
 
     Raises:
-        ExportError: PyTorch's exporter has no ONNX form for something in the network, or the file would pass 2 GiB.
+        ExportError: see `flat_graph`.
     """
-    model = flat_graph(explainer)
+    if flat is None:
+        model = flat_graph(explainer)
+    else:
+        model = onnx.ModelProto()
+        model.CopyFrom(flat)
     close_graph(explainer, model)
     onnx.save(model, str(path))
 
@@ -58,7 +59,7 @@ def flat_graph(explainer: Explainer) -> onnx.ModelProto:
     """What PyTorch's exporter makes of it: a graph without branches, which still has extra inputs and outputs.
 
     Raises:
-        ExportError: see `write_graph`.
+        ExportError: PyTorch's exporter has no ONNX form for something in the network, or the file would pass 2 GiB.
     """
     parameters = sum(parameter.numel() * parameter.element_size() for parameter in explainer.network.parameters())
     if parameters >= _MAX_PROTOBUF_BYTES:
@@ -116,7 +117,7 @@ def _write_flat(explainer: Explainer, path: Path) -> None:
         }
         names += [SOFTMAX, CHOSEN, *map(due_input, range(len(looped))), *map(ablated_input, range(len(looped)))]
     try:
-        with _quiet():
+        with quiet("torch.onnx"):
             program = torch.onnx.export(
                 explainer,
                 tuple(example for example, _ in inputs.values()),
@@ -196,20 +197,6 @@ def _name_dimensions(graph: onnx.GraphProto, explainer: Explainer) -> None:
             else:
                 dimension.dim_param = name
     del graph.value_info[:]  # they speak of dimensions by the tracer's names
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter prints its steps and logs what it tries; a failure still arrives as an exception."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def _cause(error: BaseException) -> str:

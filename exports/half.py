@@ -11,7 +11,6 @@ given the forward pass alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
@@ -19,7 +18,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 from contract.description import IMAGES, LOGITS
 from exports.folding import Folded, fold_batch_norms
 from exports.forward import needed_outside, put_back, take_out
-from exports.surgery import add_constant, producers, rename
+from exports.surgery import add_constant, producers, take_instead
 
 _NORMALISING = ("Transpose", "Cast", "Sub", "Div", "Mul", "Add")
 _POOLING = ("ReduceMean", "GlobalAveragePool", "Reshape", "Flatten", "Squeeze", "Identity")
@@ -78,7 +77,7 @@ def _weights_for_maps(graph: GraphProto, folded: dict[str, Folded], needed: set[
         if of is None:
             half = f"{name}/half"
             for node in graph.node:
-                rename_inputs(node, {name: half})
+                take_instead(node, name, half)
             weight.name = half
         if math.prod(weight.dims) < _SMALL:
             continue
@@ -86,6 +85,7 @@ def _weights_for_maps(graph: GraphProto, folded: dict[str, Folded], needed: set[
         nodes.append(helper.make_node("Cast", [half], [wide], name=f"{name}/wide", to=TensorProto.FLOAT))
         if of is not None:
             shape = (-1, *[1] * (len(weight.dims) - 1))
-            back = add_constant(graph, f"{half}/back", np.where(of.factors == 0, 0, 1 / np.where(of.factors == 0, 1, of.factors)).reshape(shape))
+            factors = 1 / np.where(of.factors == 0, 1, of.factors).reshape(shape)
+            back = add_constant(graph, f"{half}/back", factors.astype(np.float32))
             nodes.append(helper.make_node("Mul", [wide, back], [name], name=f"{name}/unfolded"))
     return nodes
