@@ -111,6 +111,7 @@ class Agreement(BaseModel):
     top1_before, top1: the share that is answered right by the float file and by this one; None where the classes are not known.
     agreement: the share with the same first class in both.
     finite: the share whose logits are numbers in this file.
+    time: what scores take in this file, as a share of what they take in the float file: the median over batches, on the CPU that wrote it.
     maps: of the graph, by name.
     calibration: how many pictures the ranges of int8 come from, and which; None for fp16, which needs none.
     """
@@ -123,6 +124,7 @@ class Agreement(BaseModel):
     top1: float | None
     agreement: float
     finite: float
+    time: float
     maps: dict[str, MapAgreement]
     calibration: str | None = None
 

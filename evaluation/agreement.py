@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -93,14 +94,16 @@ def compare(before: Model, after: Model, pictures: Pictures) -> Agreement:
     same: list[bool] = []
     finite: list[bool] = []
     right: list[tuple[bool, bool]] = []
+    times: list[float] = []
     for start in range(0, pictures.count, _BATCH_SIZE):
         numbers = range(start, min(start + _BATCH_SIZE, pictures.count))
         shown = [pictures.show(number) for number in numbers]
         images = np.stack([one.image for one in shown])
-        logits, others = (model.run(images).logits for model in (before, after))
+        (logits, took), (others, other_took) = (_timed(model, images) for model in (before, after))
+        times.append(other_took / took)
         first, second = logits.argmax(1), others.argmax(1)
-        finite += np.isfinite(others).all(1).tolist()
-        same += np.equal(first, second).tolist()
+        finite.extend(bool(np.isfinite(row).all()) for row in others)
+        same.extend(int(a) == int(b) for a, b in zip(first, second, strict=True))
         right += [(one.label == a, one.label == b) for one, a, b in zip(shown, first, second, strict=True) if one.label is not None]
         for wanted, few in ((mapped, False), (costly, True)):
             rows = [number - start for number in numbers if number in wanted]
@@ -119,8 +122,16 @@ def compare(before: Model, after: Model, pictures: Pictures) -> Agreement:
         top1=float(np.mean([b for _, b in right])) if right else None,
         agreement=float(np.mean(same)),
         finite=float(np.mean(finite)),
+        time=float(np.median(times[1:] or times)),
         maps={name: of.summary() for name, of in pairs.items()},
     )
+
+
+def _timed(model: Model, images: Bytes) -> tuple[Values, float]:
+    """Logits, and the seconds they took."""
+    began = time.perf_counter()
+    logits = model.run(images).logits
+    return logits, time.perf_counter() - began
 
 
 def spread(available: int, wanted: int) -> list[int]:

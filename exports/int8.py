@@ -28,8 +28,10 @@ from exports.surgery import add_constant
 
 _QUANTISED = "_quantized"
 """What the quantiser puts behind a weight's name."""
-_WITH_CONVOLUTIONS = ("Relu", "Clip", "MaxPool")
-"""Operators that compute in int8 too if what they take is; a convolution's rounding does the first two by itself."""
+_ROUNDED_AWAY = ("Relu", "Clip", "MaxPool")
+"""Operators that compute in int8 if what they take is: a convolution's rounding does the first two by itself."""
+_GATES = ("Sigmoid", "Mul")
+"""What stands between convolutions as SiLU and as squeeze-and-excitation: in float it would cost more than int8 gains."""
 
 
 def quantise(flat: ModelProto, pictures: Sequence[npt.NDArray[np.uint8]]) -> None:
@@ -51,7 +53,7 @@ def quantise(flat: ModelProto, pictures: Sequence[npt.NDArray[np.uint8]]) -> Non
             after,
             _Pictures(pictures, {value.name for value in part.graph.input}),
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=["Conv", *_WITH_CONVOLUTIONS],
+            op_types_to_quantize=["Conv", *_ROUNDED_AWAY, *_GATES],
             nodes_to_quantize=_chosen(part.graph),
             per_channel=True,
             activation_type=QuantType.QUInt8,
@@ -74,13 +76,19 @@ class _Pictures:
 
 
 def _chosen(graph: GraphProto) -> list[str]:
-    """Names of the nodes to quantise: convolutions that answer more than one position, and what may follow them."""
+    """Names of the nodes to quantise: convolutions that answer more than one position, and what stands between them."""
     answers = {value.name: value.type.tensor_type.shape.dim for value in (*graph.value_info, *graph.output)}
+    weights = {weight.name for weight in graph.initializer}
+
+    def has_extent(value: str) -> bool:
+        return len(answers[value]) == 4 and any(size.dim_value != 1 for size in answers[value][2:])
+
     return [
         node.name
         for node in graph.node
-        if node.op_type in _WITH_CONVOLUTIONS
-        or (node.op_type == "Conv" and any(size.dim_value != 1 for size in answers[node.output[0]][2:]))
+        if node.op_type in _ROUNDED_AWAY
+        or (node.op_type == "Conv" and has_extent(node.output[0]))
+        or (node.op_type in _GATES and has_extent(node.output[0]) and weights.isdisjoint(node.input))
     ]
 
 
