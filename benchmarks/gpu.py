@@ -6,8 +6,8 @@ Per network (random weights, 224 x 224, 1,000 classes), pictures a second from h
 
     file        `Model.run`, in float32 (TF32, as PyTorch's convolutions are; and whole) and in float16, in the faster of two layouts
     scores, Grad-CAM, all      nothing else; Grad-CAM of the first class; every map in the graph but Ablation-CAM
-    PyTorch     eager, in float32 (TF32 convolutions, its default) and float16, the better of two memory formats; compiled; Grad-CAM
-                by autograd
+    PyTorch     eager, in float32 (TF32 convolutions, its default) and float16, the better of two memory formats; compiled for the
+                largest batch; Grad-CAM by autograd
     of the peak the file's floating-point operations a second over those of the largest of several matrix products in the same type
 
 Then how far a GPU's answers are from a CPU's, what the first run of a new batch size takes, and a server of that file under closed loops
@@ -49,7 +49,8 @@ from contract.model import Model
 from contract.preprocessing import Preprocessing
 from exports.explainer import Explainer
 from exports.export import describe_explainer
-from exports.graph import describe, write_graph
+from exports.graph import describe, flat_graph, write_graph
+from exports.half import halve
 from training.gradients import gradcam
 from training.network import Network, NetworkConfig, build
 
@@ -145,7 +146,7 @@ class Bench:
     def network(self, name: str, folder: Path) -> None:
         network = built(name)
         flops = operations(network)
-        paths = write(network, folder, self.tell)
+        paths = write(network, folder)
         self.tell(f"\n## {name}: {flops / 1e9:.2f} GFLOP a picture\n")
         self.tell("| | batch | scores | of the peak | Grad-CAM | all |")
         self.tell("|---|---|---|---|---|---|")
@@ -153,12 +154,11 @@ class Bench:
         for kind, path, cuda in (
             ("float32", paths["float32"], Cuda(tf32=False)),
             ("tf32", paths["float32"], Cuda()),
-            ("float16", paths.get("float16"), Cuda()),
+            ("float16", paths["float16"], Cuda()),
         ):
-            if path is not None:
-                best[kind] = self.faster_layout(path, cuda)
-                for batch in self.batches:
-                    self.row_of_file(kind, best[kind], batch, flops)
+            best[kind] = self.faster_layout(path, cuda)
+            for batch in self.batches:
+                self.row_of_file(kind, best[kind], batch, flops)
         if "torch" not in self.skip:
             self.pytorch(network, flops)
         if "agreement" not in self.skip:
@@ -198,12 +198,10 @@ class Bench:
                 rate = batch / took[layout]
                 self.tell(f"| PyTorch eager, {kind} | {batch} | {rate:,.0f} | {rate * flops / self.peaks[kind]:.1%} | {maps:,.0f} | |")
             if "compiled" not in self.skip:
-                for batch in self.batches:
-                    torch._dynamo.reset()
-                    images = pictures(batch)
-                    compiled = torch.compile(formats[torch.channels_last])
-                    rate = batch / self.median_s(eager, formats[torch.channels_last], images, compiled)
-                    self.tell(f"| PyTorch compiled, {kind} | {batch} | {rate:,.0f} | {rate * flops / self.peaks[kind]:.1%} | | |")
+                batch = max(self.batches)
+                compiled = torch.compile(formats[torch.channels_last], dynamic=False)
+                rate = batch / self.median_s(eager, formats[torch.channels_last], pictures(batch), compiled)
+                self.tell(f"| PyTorch compiled, {kind} | {batch} | {rate:,.0f} | {rate * flops / self.peaks[kind]:.1%} | | |")
 
     def agreement(self, paths: dict[str, Path], best: dict[str, Model]) -> None:
         images = pictures(8)
@@ -263,16 +261,20 @@ def built(name: str) -> Network:
     return build(NetworkConfig(backbone=name, head="linear", num_classes=CLASSES, preprocessing=preprocessing)).requires_grad_(False)
 
 
-def write(network: Network, folder: Path, tell: Tell) -> dict[str, Path]:
+def write(network: Network, folder: Path) -> dict[str, Path]:
     """The files by their precision."""
     explainer = Explainer(network)
-    path = folder / "float32" / "model.onnx"
-    path.parent.mkdir()
-    write_graph(explainer, path)
-    backbone = network.config.backbone
-    provenance = Provenance(created="2026-01-01T00:00:00+00:00", versions={}, backbone=backbone, head="linear", weights="none")
-    describe(path, describe_explainer(explainer, "model", [f"class_{number}" for number in range(CLASSES)], provenance))
-    return {"float32": path}
+    paths = {kind: folder / kind / "model.onnx" for kind in ("float32", "float16")}
+    flat = flat_graph(explainer)
+    for kind, path in paths.items():
+        path.parent.mkdir()
+        if kind == "float16":
+            halve(flat)
+        write_graph(explainer, path, flat)
+        backbone = network.config.backbone
+        provenance = Provenance(created="2026-01-01T00:00:00+00:00", versions={}, backbone=backbone, head="linear", weights="none")
+        describe(path, describe_explainer(explainer, "model", [f"class_{number}" for number in range(CLASSES)], provenance))
+    return paths
 
 
 def operations(network: Network) -> float:
