@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 # KServe's client asks the server in a test, with versions of its dependencies that are not ours.
 KSERVE := $(VENV)/kserve
 
-.PHONY: help venv kserve demo test lint proto bench clean
+.PHONY: help venv kserve demo test lint proto bench container-check clean
 
 help:
 	@echo "make demo    set up, then train, export, serve and ask a small model: nothing is downloaded but packages"
@@ -14,6 +14,7 @@ help:
 	@echo "make lint    ruff and mypy (strict)"
 	@echo "make proto   regenerate service/pb from proto/"
 	@echo "make bench   run those scripts in benchmarks/ that need no data"
+	@echo "make container-check   build the images with Debian's podman, run them, and look whether they hold what docs/containers.md says (root)"
 
 venv: $(READY)
 
@@ -62,6 +63,10 @@ FIGURES := waiting map_cost against_pytorch_grad_cam pointing_game networks
 
 bench: venv
 	for script in $(FIGURES); do $(BIN)/python benchmarks/$$script.py || exit 1; done
+
+# For quick turns: make container-check CHECK="--cpu --storage /var/tmp/tlcli-images". With the image for training: CHECK=--train.
+container-check: venv
+	$(BIN)/python deploy/check_container.py $(CHECK)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info
