@@ -29,7 +29,8 @@ RUN --mount=type=secret,id=pip.conf --mount=type=secret,id=pip-ca \
     /opt/pip/bin/pip --python /opt/venv/bin/python install --quiet --no-deps --target /opt/tlcli .
 
 # CUDA=0 leaves CUDA out: for a small image that computes on a CPU alone. With CUDA, what no graph of ours asks for is taken out again: cuFFT, which
-# ONNX Runtime looks for when a graph has a Fourier transform, with nvJitLink, which cuFFT alone needs; and what only compilers read.
+# ONNX Runtime looks for when a graph has a Fourier transform, with nvJitLink, which cuFFT alone needs; and what only compilers read. Packages'
+# own tests go from both.
 FROM build AS serve-packages
 ARG CUDA=1
 RUN --mount=type=secret,id=pip.conf --mount=type=secret,id=pip-ca \
@@ -37,6 +38,7 @@ RUN --mount=type=secret,id=pip.conf --mount=type=secret,id=pip-ca \
     && python3 deploy/requirements.py $extras > requirements.txt \
     && /opt/pip/bin/pip --python /opt/venv/bin/python install --quiet --constraint constraints.txt --requirement requirements.txt \
     && packages="$(/opt/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
+    && find "$packages" -type d -name tests -prune -exec rm -rf {} + \
     && if [ -d "$packages/nvidia" ]; then \
         /opt/pip/bin/pip --python /opt/venv/bin/python uninstall --quiet --yes nvidia-cufft nvidia-nvjitlink \
         && rm -f "$packages"/onnxruntime/capi/libonnxruntime_providers_tensorrt.so \

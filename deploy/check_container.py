@@ -43,8 +43,10 @@ HELD_IN = (
 )
 """As docker-compose.yml runs it; here without any place that can be written to."""
 
-PACKAGES = "import importlib.metadata as m; print(*(f'{one.name}=={one.version}' for one in m.distributions(path=[{path}])))"
-OURS = "__import__('sysconfig').get_path('purelib')"
+PACKAGES = """
+import importlib.metadata, sysconfig
+print(*(f"{one.name}=={one.version}" for one in importlib.metadata.distributions(path=[sysconfig.get_path("purelib")])))
+"""
 FOUND = "import importlib.util; print([name for name in ('torch', 'torchvision', 'timm', 'onnx', 'pip') if importlib.util.find_spec(name)])"
 CUDA_LINKS = """
 import ctypes, pathlib, onnxruntime
@@ -118,24 +120,23 @@ def tell_size(podman: Podman, image: str, base: str) -> None:
     """Print the image's size, uncompressed, and what takes most of it."""
     whole, below = (float(podman.about("image", one)["Size"]) / 1e6 for one in (image, base))
     print(f"{image}: {whole:.0f} MB, of which the base has {below:.0f}; in MB:", flush=True)
-    folders = "/opt /opt/venv/lib/python3*/site-packages /opt/nvidia /opt/nvidia/*"
-    sizes = podman(
-        "run", "--rm", "--entrypoint=sh", image, "-c", f"du --block-size=1000000 --max-depth=1 {folders} 2>/dev/null | sort -rnu"
-    )
-    print("\n".join(f"    {line}" for line in sizes.splitlines()[:16]), flush=True)
+    folders = "/opt /opt/venv/lib/python3*/site-packages /opt/nvidia/*/lib"
+    program = f"for folder in {folders}; do du --all --block-size=1000000 --max-depth=1 $folder 2>/dev/null; done | sort -rn"
+    sizes = podman("run", "--rm", "--no-healthcheck", "--entrypoint=sh", image, "-c", program)
+    print("\n".join(f"    {line}" for line in sizes.splitlines()[:20]), flush=True)
 
 
 def check_contents(podman: Podman, image: str, absent: list[str]) -> None:
     """What was installed is what is pinned; nothing is there that should not be."""
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pinned = {_normal(name): version for name, _, version in (line.partition("==") for line in lines)}
-    packages = podman.inside(image, PACKAGES.format(path=OURS)).split()
+    packages = podman.inside(image, PACKAGES).split()
     strangers = [one for one in packages if pinned.get(_normal(one.split("==")[0])) != one.split("==")[1]]
     check(packages and not strangers, f"its {len(packages)} packages are those that constraints.txt pins", strangers)
     found = podman.inside(image, f"import sys; sys.path = [one for one in sys.path if 'dist-packages' not in one]; {FOUND}")
     check(not any(repr(name) in found for name in absent), f"it holds no {', '.join(absent)}", found)
     check(podman.inside(image, "import os; print(os.getuid(), os.getgid())") == "10001 10001", "it runs as 10001, not as root")
-    secrets = podman("run", "--rm", "--entrypoint=find", image, "/run", "/build", "-name", "pip*", may_fail=True)
+    secrets = podman("run", "--rm", "--no-healthcheck", "--entrypoint=find", image, "/run", "/build", "-name", "pip*", may_fail=True)
     check("/pip" not in secrets, "pip's configuration stayed outside", secrets)
 
 
@@ -239,31 +240,11 @@ def check_training(podman: Podman, image: str, folder: Path) -> Path:
         (folder / name).mkdir(parents=True)
         (folder / name).chmod(0o777)
     mounts = [f"--volume={folder / name}:/work/{name}" for name in ("runs", "models", "data")]
-    held = [
-        "--read-only",
-        "--read-only-tmpfs=false",
-        "--tmpfs=/tmp",
-        "--tmpfs=/cache",
-        "--cap-drop=all",
-        "--security-opt=no-new-privileges",
-    ]
-    network = [
-        "--backbone",
-        "test_resnet",
-        "--weights",
-        "none",
-        "--dataset",
-        "shapes",
-        "--mode",
-        "full",
-        "--epochs",
-        "1",
-        "--image-size",
-        "64",
-    ]
-    more = ["--limit", "40", "--output", "runs/shapes", "--name", "shapes"]
+    held = "--read-only --read-only-tmpfs=false --tmpfs=/tmp --tmpfs=/cache --cap-drop=all --security-opt=no-new-privileges --shm-size=1g".split()
+    network = "--backbone test_resnet --weights none --mode full --epochs 1 --image-size 64".split()
+    more = "--dataset shapes --limit 40 --output runs/shapes --name shapes --quiet".split()
     began = time.monotonic()
-    podman("run", "--rm", "--network=none", *held, *mounts, "--shm-size=1g", image, "finetune", *network, *more, "--quiet")
+    podman("run", "--rm", "--no-healthcheck", "--network=none", *held, *mounts, image, "finetune", *network, *more)
     check((folder / "runs/shapes/report.html").is_file(), f"it trained and exported in {time.monotonic() - began:.0f} s, without a network")
     return folder / "models"
 
