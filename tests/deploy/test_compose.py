@@ -166,3 +166,15 @@ def test_images_of_ours_have_the_projects_version_and_a_stage_each() -> None:
         assert service["image"].split(":")[1].removesuffix("-cpu") == __version__, name
     assert services(COMPOSE)["server"]["build"]["args"] == {"CUDA": "0"}
     assert "args" not in services(COMPOSE)["server-gpu"]["build"]
+
+
+def test_the_documentation_names_every_variable_and_its_default() -> None:
+    document = (ROOT / "docs/containers.md").read_text(encoding="utf-8")
+    table = "\n".join(line for line in document.splitlines() if line.startswith("| `TLCLI_"))
+    found = dict(re.findall(r"\$\{(TLCLI_\w+):-([^}]+)\}", COMPOSE.read_text(encoding="utf-8")))
+    assert len(found) >= 8
+    for name, default in found.items():
+        assert f"`{name}`" in table, name
+        assert default in table, f"{name}: {default}"
+    for name in re.findall(r"\$\{(TLCLI_\w+)", TLS.read_text(encoding="utf-8")):
+        assert name in document, name
