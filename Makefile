@@ -8,7 +8,7 @@ KSERVE := $(VENV)/kserve
 # Triton's server, for `make triton`; its Python backend needs a NumPy before 2.
 TRITON := $(VENV)/triton
 
-.PHONY: help venv kserve triton demo test lint proto bench clean
+.PHONY: help venv kserve triton demo test lint proto bench container-check clean
 
 help:
 	@echo "make demo    set up, then train, export, serve and ask a small model: nothing is downloaded but packages"
@@ -17,6 +17,7 @@ help:
 	@echo "make proto   regenerate service/pb from proto/"
 	@echo "make triton  have Triton's own server serve exported files"
 	@echo "make bench   run those scripts in benchmarks/ that need no data"
+	@echo "make container-check   build the images with Debian's podman, run them, and look whether they hold what docs/containers.md says (root)"
 
 venv: $(READY)
 
@@ -74,6 +75,10 @@ FIGURES := waiting map_cost against_pytorch_grad_cam pointing_game networks
 
 bench: venv
 	for script in $(FIGURES); do $(BIN)/python benchmarks/$$script.py || exit 1; done
+
+# For quick turns: make container-check CHECK="--cpu --storage /var/tmp/tlcli-images". With the image for training: CHECK=--train.
+container-check: venv
+	$(BIN)/python deploy/check_container.py $(CHECK)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info
