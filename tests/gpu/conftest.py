@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -23,3 +26,12 @@ def _cuda() -> None:
 @pytest.fixture(scope="session")
 def exports(tmp_path_factory: pytest.TempPathFactory) -> Exports:
     return Exports(tmp_path_factory.mktemp("exports"))
+
+
+@pytest.fixture(scope="session")
+def models(exports: Exports, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    for name, case in {"resnet": exports("resnet18"), "vgg": exports("vgg11")}.items():
+        (folder / name / "1").mkdir(parents=True)
+        shutil.copy(case.model.path, folder / name / "1" / "model.onnx")
+    return folder

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,17 +11,8 @@ from PIL import Image
 
 from contract.model import Model
 from service import AsyncClient, Client, ServerSettings, in_background
-from tests.exports.networks import Exports, blobs
+from tests.exports.networks import blobs
 from tests.gpu.test_maps import TF32_TOLERANCE, far
-
-
-@pytest.fixture(scope="module")
-def models(exports: Exports, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    for name, case in {"resnet": exports("resnet18"), "vgg": exports("vgg11")}.items():
-        (folder / name / "1").mkdir(parents=True)
-        shutil.copy(case.model.path, folder / name / "1" / "model.onnx")
-    return folder
 
 
 @pytest.mark.parametrize("name", ["resnet", "vgg"])
