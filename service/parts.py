@@ -64,7 +64,7 @@ class Parts:
         """
         metrics = Metrics(on=settings.metrics_port is not None)
         batching = Batching(settings.max_batch_size, settings.max_queue_delay_ms / 1000)
-        cuda = Cuda(tf32=not settings.exact_float32)
+        cuda = Cuda(tf32=settings.tf32)
         open_runner = partial(Runner.open, device=settings.device, threads=settings.threads, batching=batching, metrics=metrics, cuda=cuda)
         repository = Repository(settings.models, open_runner, VersionPolicy.parse(settings.versions), settings.max_queue_size, metrics)
         workers = Workers(settings.picture_threads or usable_cores(), name="pictures")

@@ -67,11 +67,11 @@ class ServerSettings:
     )
     poll_s: float = field(default=5.0, metadata=told("How often the folder is looked at with model_control poll.", low=0.01))
     device: str = field(default="auto", metadata=told("Where to compute.", choices=("auto", "cpu", "cuda")))
-    exact_float32: bool = field(
+    tf32: bool = field(
         default=False,
         metadata=told(
-            "On a GPU, multiply float32 numbers whole instead of in TF32, as PyTorch's convolutions do: answers are a CPU's, but for"
-            " rounding, and take two to three times as long."
+            "On a GPU, multiply float32 numbers in TF32, as PyTorch's convolutions do: two to four times as fast, and maps are no longer"
+            " a CPU's."
         ),
     )
     threads: int = field(

@@ -12,7 +12,7 @@ from PIL import Image
 from contract.model import Model
 from service import AsyncClient, Client, ServerSettings, in_background
 from tests.exports.networks import blobs
-from tests.gpu.test_maps import TF32_TOLERANCE, far
+from tests.gpu.test_maps import TOLERANCE, far
 
 
 @pytest.mark.parametrize("name", ["resnet", "vgg"])
@@ -31,10 +31,10 @@ def test_answers_under_load_are_those_of_the_cpu(models: Path, name: str) -> Non
                 asks = [client.classify(picture, model=name, method=method) for picture, method in pictures]
                 for number, answer in enumerate(await asyncio.gather(*asks)):
                     best = answer.predictions[0]
-                    assert best.score == pytest.approx(float(expected.scores[number].max()), abs=TF32_TOLERANCE)
+                    assert best.score == pytest.approx(float(expected.scores[number].max()), abs=TOLERANCE)
                     if methods[number] is not None:
                         assert best.map is not None
-                        assert far(best.map.values, expected.maps["gradcam"][number, 0]) < TF32_TOLERANCE
+                        assert far(best.map.values, expected.maps["gradcam"][number, 0]) < TOLERANCE
 
     with in_background(ServerSettings(models=models, port=0, device="cuda", max_queue_size=64)) as port:
         asyncio.run(ask_all(port))
