@@ -95,7 +95,8 @@ ROWS = (
         "fashion-cnn",
         "Fashion-MNIST, a small CNN",
         "93.08 %",
-        f"--backbone simple_cnn {_SCRATCH} --dataset fashion-mnist --image-size 28 --crop-scale 0.8 --epochs 16 --label-smoothing 0 {_SMALL}",
+        f"--backbone simple_cnn {_SCRATCH} --dataset fashion-mnist --image-size 28 --crop-scale 0.8 --epochs 16"
+        f" --label-smoothing 0 {_SMALL}",
     ),
     Row(
         "fashion-transfer",
