@@ -61,10 +61,10 @@ ENTRYPOINT ["tlcli"]
 FROM base AS train
 COPY --from=train-packages /opt/venv /opt/venv
 COPY --from=project /opt/tlcli /opt/tlcli
-# /work is where data/, models/ and runs/ are mounted, /cache for what can be fetched again. Whoever it runs as may write there.
-RUN mkdir -m 1777 /work /cache
+# /srv is where data/, models/ and runs/ are mounted, /cache for what can be fetched again. Whoever it runs as may write there.
+RUN mkdir -p /srv /cache && chmod 1777 /srv /cache
 ENV HOME=/tmp USER=tlcli TLCLI_DATA=/cache/data TLCLI_CACHE=/cache/tlcli HF_HOME=/cache/huggingface TORCH_HOME=/cache/torch MPLCONFIGDIR=/tmp/matplotlib
-WORKDIR /work
+WORKDIR /srv
 USER 10001:10001
 CMD ["--help"]
 

@@ -250,7 +250,7 @@ def check_training(podman: Podman, image: str, folder: Path) -> Path:
     for name in ("runs", "models", "data"):
         (folder / name).mkdir(parents=True)
         (folder / name).chmod(0o777)
-    mounts = [f"--volume={folder / name}:/work/{name}" for name in ("runs", "models", "data")]
+    mounts = [f"--volume={folder / name}:/srv/{name}" for name in ("runs", "models", "data")]
     places = ("--tmpfs=/tmp", "--tmpfs=/cache", "--shm-size=1g", "--memory=6g")
     began = time.monotonic()
     podman("run", "--rm", "--no-healthcheck", "--network=none", *HELD_IN, *places, *mounts, image, *shlex.split(TRAINING))
