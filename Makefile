@@ -48,7 +48,7 @@ demo: venv
 	$(BIN)/tlcli demo
 
 # Tests that start servers, watch the clock or train with every core: one after the other. The others: two at a time, a core each.
-ALONE := tests/service tests/e2e/test_help.py tests/e2e/test_road.py tests/e2e/test_readme.py
+ALONE := tests/service tests/deploy tests/e2e/test_help.py tests/e2e/test_road.py tests/e2e/test_readme.py
 
 test: venv kserve lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ALONE:%=--ignore=%) tests

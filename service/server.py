@@ -14,7 +14,7 @@ from service.grpc_server import Grpc
 from service.parts import Parts
 from service.renewing import Renewed
 from service.settings import ServerSettings
-from service.tokens import Token, read_tokens
+from service.tokens import Token, renewed_tokens
 
 if TYPE_CHECKING:
     from service.rest.opening import Http
@@ -99,7 +99,7 @@ class Server:
         device = resolve_device(self._settings.device)
         self._parts.repository.discover()
         logger.info("device: %s (asked for: %s)", device, self._settings.device)
-        tokens = self._read_tokens()
+        tokens = renewed_tokens(self._settings.tokens_file)
         self._serve_metrics(device)
         try:
             self._http = self._listen_for_http(tokens)
@@ -116,14 +116,6 @@ class Server:
         self._grpc = listening
         logger.info("listening on %s", join_address(self._settings.host, listening.port))
         return listening.port
-
-    def _read_tokens(self) -> Renewed[tuple[Token, ...]] | None:
-        path = self._settings.tokens_file
-        if path is None:
-            return None
-        tokens = Renewed("the list of tokens", [path], lambda: read_tokens(path))
-        logger.info("requests must carry a token of %s: %s", path, ", ".join(token.name or "one without a name" for token in tokens.get()))
-        return tokens
 
     def _listen_for_http(self, tokens: Renewed[tuple[Token, ...]] | None) -> Http | None:
         port = self._settings.http_port
