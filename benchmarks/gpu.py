@@ -1,6 +1,6 @@
 """What an exported file does on an NVIDIA GPU, beside the same network in PyTorch. Installs nothing.
 
-    python benchmarks/gpu.py [--batch 1,8,32] [--seconds 0.5] [--skip compiled,server] [--out FILE] [NETWORK ...]
+    python benchmarks/gpu.py [--batch 1,8,32] [--clients 1,32,128] [--seconds 0.5] [--skip compiled,server] [--out FILE] [NETWORK ...]
 
 Per network (random weights, 224 x 224, 1,000 classes), pictures a second from host memory to answers in host memory:
 
@@ -57,7 +57,6 @@ from training.network import Network, NetworkConfig, build
 NETWORKS = ("resnet50", "vgg16", "mobilenetv2_100")
 CLASSES, SIZE = 1000, 224
 UNASKED = "ablationcam"
-CLIENTS = 32
 
 
 def main() -> None:
@@ -66,6 +65,7 @@ def main() -> None:
     parser.add_argument("--batch", default="1,8,32")
     parser.add_argument("--seconds", type=float, default=0.5)
     parser.add_argument("--skip", default="", help="compiled, server, agreement, torch")
+    parser.add_argument("--clients", default="1,32,128", help="of the server")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -101,6 +101,7 @@ class Tell:
 class Bench:
     device: str
     batches: Sequence[int]
+    clients: Sequence[int]
     seconds: float
     skip: set[str]
     tell: Tell
@@ -244,9 +245,9 @@ class Bench:
         files = jpegs(folder / "jpegs")
         cells = []
         with served(repository, self.device) as port:
-            for clients in (1, CLIENTS, 4 * CLIENTS):
+            for clients in self.clients:
                 for method in ("", "gradcam"):
-                    found = ask(port, files, max(2.0, 4 * self.seconds), clients, method=method)
+                    found = ask(port, files, max(1.0, 6 * self.seconds), clients, method=method)
                     share = found["throughput"] / bare[method]
                     cells.append(
                         f"{method or 'scores'}, {clients} clients: {found['throughput']:,.0f}, {share:.2f} of the session's,"
