@@ -1,15 +1,16 @@
 """The application on Ray against one `tlcli serve`, on the same cores. CPU.
 
-    python benchmarks/ray_serving.py FOLDER [--seconds 8] [--rounds 5] [NETWORK ...]
+    python benchmarks/ray_serving.py FOLDER [NETWORK ...] [--seconds 8] [--rounds 5] [--grpc]
 
     direct         `tlcli serve`, answers a second of 16 closed-loop clients in another process
     two replicas   of one core each behind a proxy of Ray's, over direct
     one replica    of two cores behind the same proxy, over direct
     one client     median latency: direct, and what Ray's way adds to it (one replica of as many threads)
 
-FOLDER holds JPEG photographs. All stand beside each other, and each round asks one after the other; medians of the rounds' ratios and
-differences. Random weights. Two replicas on one machine have the cores that one server has: what they can gain is what one server leaves
-unused, less what the proxy takes. On two machines they would have twice the cores.
+With --grpc, Ray's proxies ask replicas over gRPC instead of as actors. FOLDER holds JPEG photographs. All stand beside each other, and
+each round asks one after the other; medians of the rounds' ratios and differences. Random weights. Two replicas on one machine have the
+cores that one server has: what they can gain is what one server leaves unused, less what the proxy takes. On two machines they would have
+twice the cores.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from contract import pictures
 
 CONFIG = Path(__file__).parents[1] / "deploy/ray/serve.yaml"
 CLIENTS = 16
+OVER_GRPC = {"RAY_SERVE_USE_GRPC_BY_DEFAULT": "1", "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**30)}
 TWO, ONE = "two replicas of one core", "one replica of two cores"
 DEPLOYED = {TWO: (2, 1), ONE: (1, 2)}
 """Replicas, and cores of each, by the application's name."""
@@ -47,7 +49,10 @@ def main() -> None:
     parser.add_argument("networks", nargs="*", default=["resnet50", "mobilenetv3_small_100"])
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--grpc", action="store_true")
     arguments = parser.parse_args()
+    if arguments.grpc:
+        os.environ |= OVER_GRPC
     files = pictures.find([arguments.folder])[:200]
     print(f"{len(files)} photographs, {arguments.rounds} rounds of {arguments.seconds:g} s; {CLIENTS} clients")
     print("| network | direct, pictures/s | two replicas | one replica | one client, direct, ms | Ray adds, ms |")

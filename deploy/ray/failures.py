@@ -18,8 +18,8 @@ logger = logging.getLogger("ray.serve")
 TOLD = ("tlcli-told", "")
 """Comes with every refusal of the application's, as far as the proxy, and with no failure of Ray's."""
 
-_RAISED = "ray::"
-"""How a message begins that tells of an exception in a replica which lives: it would be raised again."""
+_GONE = ("The actor ", "The worker ", "Failed to retrieve object ")
+"""How Ray begins to tell of a process that died, or its node, or of an answer that was there. What else is INTERNAL would happen again."""
 
 _BUSY_S = 0.25
 """When to ask again where every replica has as much as it may: Ray knows no better."""
@@ -56,7 +56,7 @@ def status_of(code: grpc.StatusCode, details: str, metadata: Metadata) -> Status
 
 def _meaning(code: grpc.StatusCode, details: str) -> tuple[TlcliError | None, float]:
     """The error that stands for a failure of Ray's, and when to ask again; no error where the code says it well."""
-    if code is grpc.StatusCode.INTERNAL and _RAISED not in details[: 2 * len(_RAISED)]:
+    if code is grpc.StatusCode.INTERNAL and details.startswith(_GONE):
         return ServerError("the replica that had the request is gone: ask again, of another"), _GONE_S
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return OverloadedError("every replica has as much as it may take: ask again in a moment", _BUSY_S), _BUSY_S

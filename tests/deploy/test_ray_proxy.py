@@ -152,6 +152,22 @@ def test_a_replica_that_is_gone_is_asked_for_again_by_any_standard_policy() -> N
     assert int(trailing(error)[RETRY_AFTER_MS]) > 0
 
 
+def test_all_that_ray_says_of_what_died_is_known() -> None:
+    from ray import exceptions
+
+    died = [
+        exceptions.RayActorError(),
+        exceptions.ActorDiedError(),
+        exceptions.ActorUnavailableError("the connection was closed", bytes(16)),
+        exceptions.WorkerCrashedError(),
+        exceptions.ObjectLostError("00", b"", ""),
+        exceptions.OwnerDiedError("00", b"", ""),
+    ]
+    for error in died:
+        told = asyncio.run(failure(says(grpc.StatusCode.INTERNAL, str(error))))
+        assert told.code() is grpc.StatusCode.UNAVAILABLE, str(error)
+
+
 def test_ray_alone_would_not_be_asked_again() -> None:
     """Why `deploy.ray.proxy` is there: where this fails, Ray has mended it."""
     from service.pb.tlcli.v1.classifier_pb2_grpc import add_ClassifierServicer_to_server
@@ -170,6 +186,7 @@ def test_ray_alone_would_not_be_asked_again() -> None:
     ("code", "message", "told"),
     [
         (grpc.StatusCode.INTERNAL, RAISED, grpc.StatusCode.INTERNAL),
+        (grpc.StatusCode.INTERNAL, "Received message larger than max", grpc.StatusCode.INTERNAL),
         (grpc.StatusCode.UNAVAILABLE, "Deployment is unavailable because it failed to deploy.", grpc.StatusCode.UNAVAILABLE),
         (grpc.StatusCode.NOT_FOUND, "Application metadata not set.", grpc.StatusCode.NOT_FOUND),
         (grpc.StatusCode.DEADLINE_EXCEEDED, "Request timed out after 1s.", grpc.StatusCode.DEADLINE_EXCEEDED),

@@ -59,8 +59,8 @@ def cluster() -> Iterator[RayCluster]:
 
 @pytest.fixture(scope="module")
 def usual(cluster: RayCluster, one_model: Path) -> Config:
-    """One replica, that may become two, one a node."""
-    return cluster.configured(one_model, autoscaling_config=AUTOSCALING)
+    """One replica, that may become two, one a node, but not yet."""
+    return cluster.configured(one_model, autoscaling_config={**AUTOSCALING, "upscale_delay_s": 600})
 
 
 @pytest.fixture(scope="module")
@@ -249,7 +249,7 @@ def test_a_stream_that_its_client_leaves_lets_go_of_the_replica(ray: RayCluster)
         assert client.classify(PICTURES[0], timeout_s=10).model == "toy"
 
 
-def test_no_request_is_lost_when_replicas_and_nodes_die(ray: RayCluster) -> None:
+def test_no_request_is_lost_when_replicas_and_nodes_die(ray: RayCluster, usual: Config) -> None:
     """Under a load for which a second replica is started, its node is killed with all that runs there, and then the only replica left."""
     lost: list[Exception] = []
     told: list[grpc.RpcError] = []
@@ -294,6 +294,9 @@ def test_no_request_is_lost_when_replicas_and_nodes_die(ray: RayCluster) -> None
         before = sum(answered.values())
         wait_until(lambda: sum(answered.values()) >= before + 50, why=lambda: f"{answered}, {lost}, {status()}")
 
+    scaling = copy.deepcopy(usual)
+    scaling["applications"][0]["deployments"][0]["autoscaling_config"] = AUTOSCALING
+    ray.deploy(scaling)
     with ThreadPoolExecutor(8) as pool:
         for _ in range(2):
             pool.submit(ask_as_we_do)
