@@ -1,7 +1,7 @@
 """Files in smaller numbers against the float file of the same network: time, size, answers and maps.
 
     python benchmarks/precision.py speed [--device cpu|cuda] [--pairs 30] [--batch 1] [--size 224] [NETWORK:HEAD ...]
-    python benchmarks/precision.py answers PETS WEIGHTS CIFAR CIFAR_WEIGHTS [--pictures 1000]
+    python benchmarks/precision.py answers PETS WEIGHTS CIFAR CIFAR_WEIGHTS [--pictures 10000]
 
 `speed` takes networks with random weights and 1,000 classes: int8 on a CPU, fp16 on a GPU.
 
@@ -72,7 +72,7 @@ def main() -> None:
     answers = kinds.add_parser("answers")
     for name in ("pets", "weights", "cifar", "cifar_weights"):
         answers.add_argument(name)
-    answers.add_argument("--pictures", type=int, default=1000)
+    answers.add_argument("--pictures", type=int, default=10000)
     arguments = parser.parse_args()
     if arguments.kind == "speed":
         compare_speed(arguments)
