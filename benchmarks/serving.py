@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,10 +158,27 @@ def server(models: Path, *flags: str) -> Iterator[Running]:
         process.communicate(timeout=60)
 
 
-def ask(port: int, files: list[Path], seconds: float, clients: int = 0, rate: float = 0.0, method: str = "") -> dict[str, Any]:
+def ask(
+    port: int,
+    files: list[Path],
+    seconds: float,
+    clients: int = 0,
+    rate: float = 0.0,
+    method: str = "",
+    metadata: Sequence[tuple[str, str]] = (),
+) -> dict[str, Any]:
     """Put a load on a server from a process of its own."""
-    names = list(map(str, files))
-    job = json.dumps({"port": port, "files": names, "seconds": seconds, "clients": clients, "rate": rate, "method": method})
+    job = json.dumps(
+        {
+            "port": port,
+            "files": list(map(str, files)),
+            "seconds": seconds,
+            "clients": clients,
+            "rate": rate,
+            "method": method,
+            "metadata": [*metadata],
+        }
+    )
     answer = subprocess.run([sys.executable, str(Path(__file__)), "--ask"], input=job, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, Any] = json.loads(answer.stdout)
     return found
@@ -181,7 +198,8 @@ def ask_here() -> None:
     messages = [write_request(with_picture(Query(map=wanted), file)).SerializeToString() for file in job["files"]]
 
     async def run() -> None:
-        async with Target(lambda: grpc.aio.insecure_channel(f"127.0.0.1:{job['port']}"), messages) as target:
+        metadata = [(name, value) for name, value in job["metadata"]]
+        async with Target(lambda: grpc.aio.insecure_channel(f"127.0.0.1:{job['port']}"), messages, metadata=metadata) as target:
             measured = await measure(target, Load(job["clients"], job["rate"]), job["seconds"])
         refused = measured.refused_s or [float("nan")]
         found = {

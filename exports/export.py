@@ -27,7 +27,7 @@ from exports.explainer import Explainer
 from exports.graph import check_graph, describe, flat_graph, write_graph
 from exports.smaller import Trial
 from exports.temperature import divide_logits, require_temperature
-from exports.triton import config_pbtxt
+from exports.triton import BATCHING_FILE, CONFIG_FILE, batching_pbtxt, config_pbtxt
 from training.network import Network
 
 Say = Callable[[str], None]
@@ -114,8 +114,9 @@ def export(
             description = description.model_copy(update={"precision": trial.numbers.precision})
         description = description.model_copy(update={"provenance": provenance})
         describe(path, description)
-        with whole_file(folder / "config.pbtxt") as config:
-            config.write_text(config_pbtxt(description))
+        for file, text in ((CONFIG_FILE, config_pbtxt(description)), (BATCHING_FILE, batching_pbtxt(description))):
+            with whole_file(folder / file) as config:
+                config.write_text(text)
         partial.chmod(0o755)
         version = _put_in_place(partial, folder)
     except BaseException:

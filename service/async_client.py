@@ -57,7 +57,7 @@ class AsyncClient:
 
         Args:
             host, port: where the server listens.
-            how: `tls`, `tls_ca`, `tls_certificate`, `tls_key`, `token` and `retries`; see `service.connection.Connection`.
+            how: `tls`, `tls_ca`, `tls_certificate`, `tls_key`, `token`, `retries` and `metadata`; see `service.connection.Connection`.
 
         Raises:
             SettingsError: see there.
@@ -168,7 +168,7 @@ class AsyncClient:
     async def is_ready(self, model: str = "", timeout_s: float = 5.0) -> bool:
         """Does the server, or this model of it, say SERVING? A server that cannot be reached is not ready."""
         with suppress(grpc.RpcError):
-            answer = await self._health.Check(health_pb2.HealthCheckRequest(service=model), timeout=timeout_s)
+            answer = await self._health.Check(health_pb2.HealthCheckRequest(service=model), timeout=timeout_s, metadata=self._metadata)
             return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
         return False
 

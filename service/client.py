@@ -39,7 +39,7 @@ class Client:
 
         Args:
             host, port: where the server listens.
-            how: `tls`, `tls_ca`, `tls_certificate`, `tls_key`, `token` and `retries`; see `service.connection.Connection`.
+            how: `tls`, `tls_ca`, `tls_certificate`, `tls_key`, `token`, `retries` and `metadata`; see `service.connection.Connection`.
 
         Raises:
             SettingsError: see there.
@@ -198,7 +198,7 @@ class Client:
     def is_ready(self, model: str = "", timeout_s: float = 5.0) -> bool:
         """Does the server, or this model of it, say SERVING? A server that cannot be reached is not ready."""
         try:
-            answer = self._health.Check(health_pb2.HealthCheckRequest(service=model), timeout=timeout_s)
+            answer = self._health.Check(health_pb2.HealthCheckRequest(service=model), timeout=timeout_s, metadata=self._metadata)
         except grpc.RpcError:
             return False
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)

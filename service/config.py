@@ -83,6 +83,21 @@ def configure(flags: Mapping[str, str | bool | Path], environment: Mapping[str, 
     return Config(_build(given), given)
 
 
+def configure_from(table: Mapping[str, Any], source: str, elsewhere: Mapping[str, str]) -> Config:
+    """Settings that something else has read, as a TOML file holds them.
+
+    Args:
+        table: by key; a table in it puts its name before its keys.
+        source: what to call it where something is wrong.
+        elsewhere: settings that are not given here, by name, with where they are.
+
+    Raises:
+        SettingsError: see `configure`.
+    """
+    given = _from_table(table, source, elsewhere)
+    return Config(_build(given), given)
+
+
 def to_toml(config: Config) -> str:
     """What `configure` reads back to the same settings, with the source of what was given."""
     lines = ["# Settings of `tlcli serve`, for --config."]
@@ -102,20 +117,26 @@ def _from_file(path: Path) -> dict[str, Given]:
         raise SettingsError(f"{path}: not TOML: byte {error.start} is no UTF-8") from error
     except ValueError as error:  # a TOMLDecodeError, which names the line; or a number of thousands of digits
         raise SettingsError(f"{path}: not TOML: {error}") from error
+    return _from_table(document, str(path), {})
+
+
+def _from_table(document: Mapping[str, Any], source: str, elsewhere: Mapping[str, str]) -> dict[str, Given]:
     given: dict[str, Given] = {}
     for key, value in _flat(document, ()):
         name = "_".join(key)
-        where = f"{path}: {'.'.join(key)}"
+        where = f"{source}: {'.'.join(key)}"
         if name not in _BY_NAME:
             raise SettingsError(_unknown(where, name, list(_BY_NAME)))
+        if name in elsewhere:
+            raise SettingsError(f"{where}: {elsewhere[name]}")
         if name in given:
-            raise SettingsError(f"{where}: {name} is given twice in this file: expected it once")
+            raise SettingsError(f"{where}: {name} is given twice: expected it once")
         setting = _BY_NAME[name]
         if setting.kind is Path and isinstance(value, str) and value:
             value = Path(value)
         if problem := setting.problem(value):
             raise SettingsError(f"{where} = {value!r}: {problem}")
-        given[name] = Given(value, str(path))
+        given[name] = Given(value, source)
     return given
 
 

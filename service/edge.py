@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from typing import Any
 
-import grpc.aio
+import grpc
 
 from service import wire
 from service.answers import MapMethod, ModelInfo
+from service.calls import CLASSIFIER, Context, handler
 from service.classifier import Classifier
 from service.observer import one_of_stream
 from service.ordered import in_order
 from service.pb.tlcli.v1 import classifier_pb2 as pb
-from service.refusals import Context, parse, refusals, status_of
+from service.refusals import parse, refusals, status_of
 from service.repository import Repository
-
-SERVICE = pb.DESCRIPTOR.services_by_name["Classifier"].full_name
 
 
 class ClassifierEdge:
@@ -31,19 +31,17 @@ class ClassifierEdge:
         self._repository = repository
         self._stream_in_flight = stream_in_flight
 
-    def add_to(self, server: grpc.aio.Server) -> None:
-        """Offer the service's calls on a server that has not started."""
-        calls = {
-            "Classify": grpc.unary_unary_rpc_method_handler(self.classify, response_serializer=pb.ClassifyResponse.SerializeToString),
-            "ClassifyStream": grpc.stream_stream_rpc_method_handler(
-                self.classify_stream, response_serializer=pb.ClassifyStreamResponse.SerializeToString
-            ),
-            "ListModels": grpc.unary_unary_rpc_method_handler(
-                self.list_models, response_serializer=pb.ListModelsResponse.SerializeToString
-            ),
-            "GetModel": grpc.unary_unary_rpc_method_handler(self.get_model, response_serializer=pb.GetModelResponse.SerializeToString),
-        }
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, calls),))
+    def handler(self) -> grpc.GenericRpcHandler[Any, Any]:
+        """The service's calls, for a server that has not started."""
+        return handler(
+            CLASSIFIER,
+            {
+                "Classify": self.classify,
+                "ClassifyStream": self.classify_stream,
+                "ListModels": self.list_models,
+                "GetModel": self.get_model,
+            },
+        )
 
     async def classify(self, request: bytes, context: Context) -> pb.ClassifyResponse:
         """One picture."""

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import logging
 import socket
+from typing import Any
 
 import grpc.aio
-from google.protobuf import descriptor_pool
-from grpc_health.v1 import health, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_health.v1 import health_pb2_grpc
 
 from contract.errors import SettingsError
 from service.addresses import join_address
-from service.edge import SERVICE, ClassifierEdge
+from service.edge import ClassifierEdge
 from service.guard import TokenGuard
 from service.health import Health
 from service.leaving import LeavingGuard
-from service.open_inference_edge import SERVICE as OPEN_INFERENCE
 from service.open_inference_edge import OpenInferenceEdge
 from service.parts import Parts
-from service.pb.inference import open_inference_pb2
-from service.pools import Pools
+from service.reflecting import enable_reflection
 from service.renewing import Renewed
 from service.settings import ServerSettings
 from service.tls import server_credentials
@@ -41,15 +38,13 @@ class Grpc:
         settings = parts.settings
         self.health = Health()
         self._leaving = LeavingGuard()
-        guards: list[grpc.aio.ServerInterceptor] = [parts.observer, self._leaving]  # type: ignore[type-arg]  # generic in the stubs alone
-        if tokens is not None:
-            guards.append(TokenGuard(tokens))
         self._server = grpc.aio.server(
-            interceptors=guards,
+            interceptors=interceptors(parts, tokens, self._leaving),
             options=[
                 ("grpc.max_receive_message_length", parts.max_message_bytes),
                 # Unasked, a second server on the same port would start without a word, and each get some of the requests.
                 ("grpc.so_reuseport", int(settings.reuse_port)),
+                *_connection_age(settings.max_connection_age_s),
             ],
         )
         self._add_services(parts)
@@ -68,12 +63,30 @@ class Grpc:
         await self._server.stop(grace_s or None)
 
     def _add_services(self, parts: Parts) -> None:
-        ClassifierEdge(parts.classifier, parts.repository, parts.settings.stream_in_flight).add_to(self._server)
-        OpenInferenceEdge(parts.open_inference, parts.repository, parts.control, parts.is_serving).add_to(self._server)
+        self._server.add_generic_rpc_handlers(handlers(parts))
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
-        names = (SERVICE, OPEN_INFERENCE, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        pools = Pools(open_inference_pb2.DESCRIPTOR.pool, descriptor_pool.Default())
-        reflection.enable_server_reflection(names, self._server, pools)  # type: ignore[arg-type]  # it asks no more of a pool than this has
+        enable_reflection(self._server)
+
+
+def handlers(parts: Parts) -> tuple[grpc.GenericRpcHandler[Any, Any], ...]:
+    """The calls of both our protocols, answered from the parts."""
+    return (
+        ClassifierEdge(parts.classifier, parts.repository, parts.settings.stream_in_flight).handler(),
+        OpenInferenceEdge(parts.open_inference, parts.repository, parts.control, parts.is_serving).handler(),
+    )
+
+
+def interceptors(
+    parts: Parts, tokens: Renewed[tuple[Token, ...]] | None, leaving: LeavingGuard | None = None
+) -> list[grpc.aio.ServerInterceptor]:  # type: ignore[type-arg]  # generic in the stubs alone
+    """What stands in front of the calls: who observes them comes first, so that what the others refuse is seen too."""
+    guards = [leaving, None if tokens is None else TokenGuard(tokens)]
+    return [parts.observer, *(guard for guard in guards if guard is not None)]
+
+
+def _connection_age(age_s: float) -> list[tuple[str, int]]:
+    """gRPC adds up to a tenth, or takes it off, so that not all clients come back at once. What is under way ends as it would."""
+    return [("grpc.max_connection_age_ms", max(1, round(1000 * age_s)))] if age_s else []
 
 
 def _credentials(settings: ServerSettings) -> grpc.ServerCredentials | None:

@@ -9,8 +9,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import OVERALL_HEALTH, aio  # type: ignore[attr-defined]  # the stubs leave `aio` out
 
-from service.edge import SERVICE as CLASSIFIER
-from service.open_inference_edge import SERVICE as OPEN_INFERENCE
+from service.calls import SERVICES
 
 
 class Health(aio.HealthServicer):  # type: ignore[misc]
@@ -26,7 +25,8 @@ class Health(aio.HealthServicer):  # type: ignore[misc]
         status = health_pb2.HealthCheckResponse.ServingStatus
         gone = dict.fromkeys(self._models - models.keys(), False)
         self._models.update(models)
-        for name, state in {**gone, **models, **dict.fromkeys((OVERALL_HEALTH, CLASSIFIER, OPEN_INFERENCE), serving)}.items():
+        whole = (OVERALL_HEALTH, *(service.full_name for service in SERVICES))
+        for name, state in {**gone, **models, **dict.fromkeys(whole, serving)}.items():
             await self.set(name, status.SERVING if state else status.NOT_SERVING)
 
     def end_watches(self) -> None:

@@ -7,16 +7,10 @@ from typing import Any
 
 import grpc.aio
 
+from service.calls import SERVICES, Context, path_of
 from service.observed import REQUEST_ID, Headers, Observed, Tell, under_way
-from service.pb.inference import open_inference_pb2
-from service.pb.tlcli.v1 import classifier_pb2
 
-_METHODS = {
-    f"/{service.full_name}/{method.name}": f"{service.full_name}/{method.name}"
-    for file in (classifier_pb2, open_inference_pb2)
-    for service in file.DESCRIPTOR.services_by_name.values()
-    for method in service.methods
-}
+_METHODS = {path_of(method): path_of(method)[1:] for service in SERVICES for method in service.methods}
 """Ours alone, by their paths: names that clients make up must not become values of metrics' labels."""
 
 _NAMES: dict[int, str] = {code.value[0]: code.name for code in grpc.StatusCode}
@@ -66,7 +60,7 @@ class Observer(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic
         self.in_flight -= 1
 
     def _call(self, behaviour: Any, serialize: Any, method: str, headers: Headers) -> Any:
-        async def observed(data: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
+        async def observed(data: bytes, context: Context) -> bytes:
             with self.observe(method, headers) as request:
                 request.received_bytes = len(data)
                 _send_back(context, request)
@@ -81,7 +75,7 @@ class Observer(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic
         return observed
 
     def _stream(self, behaviour: Any, method: str, headers: Headers) -> Any:
-        async def observed(requests: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        async def observed(requests: object, context: Context) -> None:
             with ObservedStream(self, method, headers) as whole:
                 _send_back(context, whole)
                 try:
@@ -131,12 +125,12 @@ def sent_back() -> tuple[tuple[str, str], ...]:
     return ((REQUEST_ID, request.echo),) if request is not None and request.echo else ()
 
 
-def _send_back(context: grpc.aio.ServicerContext[Any, Any], request: Observed) -> None:
+def _send_back(context: Context, request: Observed) -> None:
     if request.echo:  # behind the answer: metadata before it would end a client's attempts to ask again
         context.set_trailing_metadata(sent_back())
 
 
-def _code(context: grpc.aio.ServicerContext[Any, Any], error: BaseException) -> str:
+def _code(context: Context, error: BaseException) -> str:
     if isinstance(error, Exception):
         code = context.code()  # a number while nobody has set it
         return code.name if isinstance(code, grpc.StatusCode) else "UNKNOWN"

@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from importlib import metadata
+from typing import Any
 
-import grpc.aio
+import grpc
 
 from contract.errors import RequestError
 from service.answers import ModelState
+from service.calls import OPEN_INFERENCE, Context, handler
 from service.control import ModelControl
 from service.open_inference import PLATFORM, STATES, InferAnswer, InferQuery, OpenInference, check_parameters
 from service.pb.inference import open_inference_pb2 as pb
-from service.refusals import Context, parse, refusals
+from service.refusals import parse, refusals
 from service.repository import Repository
 from service.tensors import BOOL, BYTES, INT64, UINT8, InputTensor, TensorSpec
-
-SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
 _EXTENSIONS = ("model_repository",)
 
@@ -37,24 +37,22 @@ class OpenInferenceEdge:
         self._control = control
         self._is_serving = is_serving
 
-    def add_to(self, server: grpc.aio.Server) -> None:
-        """Offer the service's calls on a server that has not started."""
-        calls = {
-            "ServerLive": (self.server_live, pb.ServerLiveResponse.SerializeToString),
-            "ServerReady": (self.server_ready, pb.ServerReadyResponse.SerializeToString),
-            "ModelReady": (self.model_ready, pb.ModelReadyResponse.SerializeToString),
-            "ServerMetadata": (self.server_metadata, pb.ServerMetadataResponse.SerializeToString),
-            "ModelMetadata": (self.model_metadata, pb.ModelMetadataResponse.SerializeToString),
-            "ModelInfer": (self.model_infer, pb.ModelInferResponse.SerializeToString),
-            "RepositoryIndex": (self.repository_index, pb.RepositoryIndexResponse.SerializeToString),
-            "RepositoryModelLoad": (self.repository_model_load, pb.RepositoryModelLoadResponse.SerializeToString),
-            "RepositoryModelUnload": (self.repository_model_unload, pb.RepositoryModelUnloadResponse.SerializeToString),
-        }
-        handlers = {
-            name: grpc.unary_unary_rpc_method_handler(method, response_serializer=serializer)
-            for name, (method, serializer) in calls.items()
-        }
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+    def handler(self) -> grpc.GenericRpcHandler[Any, Any]:
+        """The service's calls, for a server that has not started."""
+        return handler(
+            OPEN_INFERENCE,
+            {
+                "ServerLive": self.server_live,
+                "ServerReady": self.server_ready,
+                "ModelReady": self.model_ready,
+                "ServerMetadata": self.server_metadata,
+                "ModelMetadata": self.model_metadata,
+                "ModelInfer": self.model_infer,
+                "RepositoryIndex": self.repository_index,
+                "RepositoryModelLoad": self.repository_model_load,
+                "RepositoryModelUnload": self.repository_model_unload,
+            },
+        )
 
     async def server_live(self, request: bytes, context: Context) -> pb.ServerLiveResponse:
         """That it answers says it."""

@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import grpc.aio
 from google.protobuf.message import DecodeError, Message
 from google.rpc import status_pb2
 from grpc_status import rpc_status
 
 from contract.errors import OverloadedError, RequestError, TlcliError
 from service import errors
+from service.calls import Context
 from service.observed import note_code, under_way
 from service.observer import code_name, sent_back
 
@@ -22,7 +22,6 @@ logger = logging.getLogger(__name__)
 RETRY_AFTER_MS = "grpc-retry-pushback-ms"
 """Clients with a retry policy of gRPC's wait so long (gRFC A6)."""
 
-Context = grpc.aio.ServicerContext[Any, Any]
 M = TypeVar("M", bound=Message)
 
 

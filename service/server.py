@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 from contract.model import resolve_device
 from service.addresses import join_address
+from service.gpu_memory import open_gpus
 from service.grpc_server import Grpc
 from service.parts import Parts
 from service.renewing import Renewed
 from service.settings import ServerSettings
-from service.tokens import Token, read_tokens
+from service.tokens import Token, renewed_tokens
 
 if TYPE_CHECKING:
     from service.rest.opening import Http
@@ -98,8 +99,8 @@ class Server:
         device = resolve_device(self._settings.device)
         self._parts.repository.discover()
         logger.info("device: %s (asked for: %s)", device, self._settings.device)
-        tokens = self._read_tokens()
-        self._serve_metrics()
+        tokens = renewed_tokens(self._settings.tokens_file)
+        self._serve_metrics(device)
         try:
             self._http = self._listen_for_http(tokens)
             listening = Grpc(self._parts, tokens)
@@ -116,14 +117,6 @@ class Server:
         logger.info("listening on %s", join_address(self._settings.host, listening.port))
         return listening.port
 
-    def _read_tokens(self) -> Renewed[tuple[Token, ...]] | None:
-        path = self._settings.tokens_file
-        if path is None:
-            return None
-        tokens = Renewed("the list of tokens", [path], lambda: read_tokens(path))
-        logger.info("requests must carry a token of %s: %s", path, ", ".join(token.name or "one without a name" for token in tokens.get()))
-        return tokens
-
     def _listen_for_http(self, tokens: Renewed[tuple[Token, ...]] | None) -> Http | None:
         port = self._settings.http_port
         if port is None:
@@ -134,11 +127,13 @@ class Server:
         logger.info("HTTP at %s, described at /docs", http.address)
         return http
 
-    def _serve_metrics(self) -> None:
+    def _serve_metrics(self, device: str) -> None:
         settings = self._settings
         if settings.metrics_port is not None:
             port = self._parts.metrics.serve(settings.metrics_host, settings.metrics_port, settings.reuse_port)
             logger.info("metrics at http://%s/metrics", join_address(settings.metrics_host, port))
+            if device == "cuda":
+                self._parts.metrics.watch_gpus(open_gpus())
 
     async def load(self) -> None:
         """Load and warm up the models; then health says SERVING.

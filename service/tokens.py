@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hmac
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from contract.errors import SettingsError
+from service.renewing import Renewed
+
+logger = logging.getLogger(__name__)
 
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 """As RFC 6750 (section 2.1) has it."""
@@ -47,6 +51,19 @@ def read_tokens(path: Path) -> tuple[Token, ...]:
     if not found:
         raise SettingsError(f"tokens_file {path}: no token in it: expected one a line (openssl rand -hex 32 makes one)")
     return tuple(found)
+
+
+def renewed_tokens(path: Path | None) -> Renewed[tuple[Token, ...]] | None:
+    """The tokens of a file as it is at each time; None where there is no file.
+
+    Raises:
+        SettingsError: see `read_tokens`.
+    """
+    if path is None:
+        return None
+    tokens = Renewed("the list of tokens", [path], lambda: read_tokens(path))
+    logger.info("requests must carry a token of %s: %s", path, ", ".join(token.name or "one without a name" for token in tokens.get()))
+    return tokens
 
 
 def read_token(path: Path) -> str:

@@ -17,6 +17,7 @@ ROOMS = {
     "evaluation": {"contract", "training"},
     "exports": {"contract", "training", "evaluation"},
     "tlcli": {"contract", "service", "training", "exports", "evaluation"},
+    "deploy": {"contract", "service", "training", "exports", "evaluation", "tlcli"},
 }
 HEAVY = ("torch", "torchvision", "timm", "onnx", "onnxscript", "matplotlib")
 

@@ -79,7 +79,10 @@ def is_first() -> bool:
 
 @contextmanager
 def processes(device: torch.device) -> Iterator[Processes]:
-    """Join the others, if `torchrun` has started this one with any: with NCCL on GPUs, with gloo on CPUs."""
+    """Join the others, if `torchrun` has started this one with any: with NCCL for what is on a GPU, with gloo for what is not.
+
+    Whoever starts processes otherwise, with `torchrun`'s environment variables, may have joined them already: then they stay so.
+    """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         yield Processes()
@@ -87,7 +90,10 @@ def processes(device: torch.device) -> Iterator[Processes]:
     me = Processes(int(os.environ["RANK"]), world, int(os.environ.get("LOCAL_RANK", "0")))
     if device.type == "cuda":
         torch.cuda.set_device(me.local)
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if distributed.is_initialized():
+        yield me
+        return
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         yield me
     finally:

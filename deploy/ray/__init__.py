@@ -1,0 +1,1 @@
+"""Serving and training beyond one machine, on Ray: see docs/ray.md."""

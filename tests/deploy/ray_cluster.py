@@ -1,0 +1,165 @@
+"""A Ray cluster on this machine, for a test: nodes that are small, quiet and gone afterwards, and the application on them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from click.testing import CliRunner
+
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "deploy/ray/serve.yaml"
+APPLICATION, DEPLOYMENT = "tlcli", "Replica"
+STORE_BYTES = 100 * 1024 * 1024
+
+_MARK = "TLCLI_TEST_CLUSTER"
+"""A variable that all processes of a cluster inherit."""
+
+# Read when Ray is imported, and by the processes that it starts.
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["RAY_memory_monitor_refresh_ms"] = "0"  # noqa: SIM112  # it kills processes where others have filled the machine
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+Config = dict[str, Any]
+
+
+@dataclass
+class RayCluster:
+    """cluster: Ray's. second: the node that is not the head; None where there is one node."""
+
+    cluster: Any
+    second: Any = None
+    port: int = 0
+    http_port: int = 0
+
+    @property
+    def nodes(self) -> list[Any]:
+        """The head first."""
+        return [self.cluster.head_node, *([] if self.second is None else [self.second])]
+
+    def deploy(self, config: Config, until: str = "RUNNING") -> None:
+        """As `serve run` does, and wait until the application's status is that."""
+        from ray.serve import scripts
+
+        file = Path(self.cluster.head_node.get_session_dir_path()) / "serve.yaml"
+        file.write_text(yaml.safe_dump(config))
+        done = CliRunner().invoke(scripts.cli, ["run", str(file), "--non-blocking"])
+        assert done.exit_code == 0, done.output
+        wait_until(lambda: status().status.value == until, why=lambda: str(status()))
+
+    def configured(self, models: Path, **deployment: Any) -> Config:
+        """deploy/ray/serve.yaml with that repository, on free ports, a replica a core; `deployment` replaces what it says of it."""
+        config: Config = yaml.safe_load(CONFIG.read_text())
+        config["http_options"]["port"] = self.http_port
+        config["grpc_options"]["port"] = self.port
+        (application,) = config["applications"]
+        application["args"]["models"] = str(models)
+        (one,) = application["deployments"]
+        one |= {"ray_actor_options": {"num_cpus": 1}, "max_replicas_per_node": 1, **deployment}
+        return config
+
+    def replicas(self) -> dict[int, int]:
+        """The node, by its place among `nodes`, by the process."""
+        found = {}
+        for number, node in enumerate(self.nodes):
+            for pid in processes_of(node):
+                if command(pid).startswith(f"ray::ServeReplica:{APPLICATION}:{DEPLOYMENT}"):
+                    found[pid] = number
+        return found
+
+    def kill_second(self) -> None:
+        """All of its processes, at once and without a word."""
+        for pid in [raylet(self.second), *processes_of(self.second)]:
+            os.kill(pid, signal.SIGKILL)
+        self.cluster.remove_node(self.second, allow_graceful=False)
+        self.second = None
+
+
+@contextmanager
+def ray_cluster(nodes: int, cpus: int = 1) -> Iterator[RayCluster]:
+    """Nodes with so many cores each, as Ray counts. Whatever happens, no process of theirs is left."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    mark = f"{_MARK}={uuid.uuid4().hex}"
+    os.environ[_MARK] = mark.partition("=")[2]
+    cluster = Cluster()
+    try:
+        cluster.add_node(num_cpus=cpus, object_store_memory=STORE_BYTES, include_dashboard=False)
+        second = cluster.add_node(num_cpus=cpus, object_store_memory=STORE_BYTES) if nodes > 1 else None
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="warning")
+        try:
+            yield RayCluster(cluster, second, free_port(), free_port())
+        finally:
+            ray.shutdown()
+    finally:
+        cluster.shutdown()
+        del os.environ[_MARK]
+        for pid in marked(mark):
+            os.kill(pid, signal.SIGKILL)
+
+
+def marked(mark: str) -> list[int]:
+    """Processes that were started with a variable in their environment."""
+    found = []
+    for process in Path("/proc").iterdir():
+        with suppress(OSError):  # it has ended, or is somebody else's
+            if process.name.isdigit() and mark.encode() in (process / "environ").read_bytes().split(b"\0"):
+                found.append(int(process.name))
+    return found
+
+
+def status() -> Any:
+    """Of the application."""
+    from ray import serve
+
+    return serve.status().applications[APPLICATION]
+
+
+def wait_until(true: Callable[[], bool], timeout_s: float = 60, why: Callable[[], str] = lambda: "") -> None:
+    """Raises: AssertionError: it was not, in that time."""
+    end = time.monotonic() + timeout_s
+    while not true():
+        assert time.monotonic() < end, why()
+        time.sleep(0.1)
+
+
+def raylet(node: Any) -> int:
+    """The process that starts a node's others."""
+    pid: int = node.all_processes["raylet"][0].process.pid
+    return pid
+
+
+def processes_of(node: Any) -> list[int]:
+    """Those that the node's raylet has started."""
+    parent = raylet(node)
+    return [int(one.name) for one in Path("/proc").iterdir() if one.name.isdigit() and parent_of(one) == parent]
+
+
+def parent_of(process: Path) -> int:
+    try:
+        return int((process / "stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:  # it has ended
+        return 0
+
+
+def command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        number: int = server.getsockname()[1]
+        return number

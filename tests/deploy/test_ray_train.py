@@ -1,0 +1,60 @@
+"""Training on Ray is training with `torchrun`, also where a process is killed on the way."""
+
+from __future__ import annotations
+
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from contract.errors import DatasetError, SettingsError
+from tests.deploy.ray_cluster import RayCluster, command, processes_of, ray_cluster, wait_until
+from tests.training.test_processes import SGD, of_two
+from tests.training.tiny import config, put_colours
+from training import resuming
+
+SETTINGS: dict[str, Any] = {**SGD, "backbone": "lenet5", "mode": "full", "epochs": 40, "lr": 1e-2, "batch_size": 7}
+
+
+def workers(cluster: RayCluster) -> list[int]:
+    return [pid for pid in processes_of(cluster.nodes[0]) if command(pid).startswith("ray::RayTrainWorker")]
+
+
+def test_two_processes_end_as_with_torchrun_though_one_was_killed(tmp_path: Path) -> None:
+    from deploy.ray.train import train
+
+    colours = put_colours(tmp_path / "colours", train=16, val=5)
+    of_two(colours, tmp_path / "by torchrun", **SETTINGS)
+    output = tmp_path / "by ray"
+    with ray_cluster(nodes=1, cpus=2) as cluster, ThreadPoolExecutor(1) as pool:
+        run = pool.submit(train, config(colours, output, **SETTINGS), workers=2, max_failures=1)
+        wait_until(lambda: run.done() or (output / resuming.FILE).exists())
+        first = workers(cluster)
+        assert len(first) == 2
+        os.kill(first[1], signal.SIGKILL)
+        figures = run.result(120)
+        with pytest.raises(DatasetError, match="nowhere"):
+            train(config(tmp_path / "nowhere", tmp_path / "never"), workers=1)
+    assert figures["test_top1"] > 0.5
+    for name in ("metrics.csv", "checkpoint.safetensors"):
+        assert (output / name).read_bytes() == (tmp_path / "by torchrun" / name).read_bytes(), name
+    assert not (output / ".ray").exists()
+
+
+def test_what_is_wrong_is_said_before_a_cluster_is_asked(tmp_path: Path) -> None:
+    from deploy.ray.train import main
+
+    settings = tmp_path / "settings.toml"
+    settings.write_text('backbone = "test_resnet"\nepoch = 3\n')
+    done = CliRunner().invoke(main, [str(settings), "--output", str(tmp_path / "run")])
+    assert done.exit_code == SettingsError.exit_code
+    assert done.output == f"Error: {settings}: epoch: is no setting\n"
+    settings.write_text('backbone = "test_resnet"\n')
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    done = CliRunner().invoke(main, [str(settings), "--output", str(tmp_path / "run")])
+    assert "is not empty: nothing is overwritten" in done.output
