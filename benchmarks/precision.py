@@ -1,17 +1,16 @@
 """Files in smaller numbers against the float file of the same network: time, size, answers and maps.
 
-    python benchmarks/precision.py speed [--device cpu|cuda] [--pairs 30] [--batch 1] [--size 224] [NETWORK:HEAD ...]
-    python benchmarks/precision.py answers PETS WEIGHTS CIFAR CIFAR_WEIGHTS [--pictures 1000]
+    python benchmarks/precision.py speed [--pairs 30] [--batch 1] [--size 224] [NETWORK:HEAD ...]
+    python benchmarks/precision.py answers PETS WEIGHTS CIFAR CIFAR_WEIGHTS [--pictures 10000]
 
-`speed` takes networks with random weights and 1,000 classes: int8 on a CPU, fp16 on a GPU.
+`speed` takes networks with random weights and 1,000 classes, in int8 (`benchmarks/gpu.py` has fp16 on a GPU):
 
     scores       throughput of scores alone, over the float file's
     Grad-CAM     throughput of scores with the first class's Grad-CAM map, over the float file's
     file         of the smaller file over the float one
 
 The four runs of a round come one after the other in a random order; medians of the rounds' ratios. A session that is made second may be
-faster, whatever it holds, so half of the rounds are done with each order of making. On a GPU it also tells which operators of the
-forward pass ran on the CPU: none but those of shapes should.
+faster, whatever it holds, so half of the rounds are done with each order of making.
 
 `answers` exports as `tlcli export --precision` does, fp16 and int8, and compares with the float file on pictures of the test part, spread
 evenly: accuracy, the share with the same first class, and the rank correlation of each map in the graph. PETS holds `train` and `test`,
@@ -22,19 +21,15 @@ each with `cat` and `dog`; WEIGHTS is a MobileNetV2 checkpoint for timm's `mobil
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnx
-import onnxruntime
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -48,7 +43,6 @@ from exports import SmallerNumbers, export_backbone, export_run
 from exports.explainer import Explainer
 from exports.export import describe_explainer
 from exports.graph import describe, flat_graph, write_graph
-from exports.half import halve
 from exports.int8 import quantise
 from training import FinetuneConfig, finetune, load_run
 from training.datasets import load_dataset
@@ -56,6 +50,7 @@ from training.network import NetworkConfig, build
 from training.shapes import draw
 
 NETWORKS = ["resnet50", "vgg16", "mobilenetv2_100", "resnet18"]
+KINDS = ("fp32", "int8")
 CALIBRATION = 16
 PROVENANCE = Provenance(created="", versions={}, backbone="", head="", weights="none")
 
@@ -65,14 +60,13 @@ def main() -> None:
     kinds = parser.add_subparsers(dest="kind", required=True)
     speed = kinds.add_parser("speed")
     speed.add_argument("networks", nargs="*", default=NETWORKS)
-    speed.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     speed.add_argument("--pairs", type=int, default=30)
     speed.add_argument("--batch", type=int, default=1)
     speed.add_argument("--size", type=int, default=224)
     answers = kinds.add_parser("answers")
     for name in ("pets", "weights", "cifar", "cifar_weights"):
         answers.add_argument(name)
-    answers.add_argument("--pictures", type=int, default=1000)
+    answers.add_argument("--pictures", type=int, default=10000)
     arguments = parser.parse_args()
     if arguments.kind == "speed":
         compare_speed(arguments)
@@ -81,48 +75,45 @@ def main() -> None:
 
 
 def compare_speed(arguments: argparse.Namespace) -> None:
-    small = "int8" if arguments.device == "cpu" else "fp16"
-    print(f"{small} over fp32, {arguments.device}, batch {arguments.batch}, {arguments.size} x {arguments.size}, {arguments.pairs} rounds")
+    print(f"int8 over fp32, batch {arguments.batch}, {arguments.size} x {arguments.size}, {arguments.pairs} rounds")
     print("| network | head | fp32, ms | scores | Grad-CAM | file |")
     print("|---|---|---|---|---|---|")
     for name in arguments.networks:
         backbone, _, head = name.partition(":")
         with tempfile.TemporaryDirectory() as folder:
-            write(backbone, head or "linear", arguments.size, small, Path(folder))
-            times = measure(Path(folder), small, arguments.batch, arguments.size, arguments.pairs, arguments.device)
-            sizes = {kind: Path(folder, f"{kind}.onnx").stat().st_size for kind in ("fp32", small)}
-            elsewhere = on_the_cpu(Path(folder, f"{small}.onnx"), arguments.size) if arguments.device == "cuda" else {}
+            write(backbone, head or "linear", arguments.size, Path(folder))
+            times = measure(Path(folder), arguments.batch, arguments.size, arguments.pairs)
+            sizes = [Path(folder, f"{kind}.onnx").stat().st_size for kind in KINDS]
         scores, gradcam = (
-            statistics.median(a / b for a, b in zip(times["fp32", what], times[small, what], strict=True)) for what in ("scores", "gradcam")
+            statistics.median(a / b for a, b in zip(times["fp32", what], times["int8", what], strict=True))
+            for what in ("scores", "gradcam")
         )
-        took, size = 1000 * statistics.median(times["fp32", "scores"]), sizes[small] / sizes["fp32"]
-        row = f"| {backbone} | {head or 'linear'} | {took:.1f} | {scores:.2f} | {gradcam:.2f} | {size:.2f} |"
-        print(row + (f" on the CPU: {dict(elsewhere)}" if elsewhere else ""), flush=True)
+        took = 1000 * statistics.median(times["fp32", "scores"])
+        row = f"| {backbone} | {head or 'linear'} | {took:.1f} | {scores:.2f} | {gradcam:.2f} | {sizes[1] / sizes[0]:.2f} |"
+        print(row, flush=True)
 
 
-def write(backbone: str, head: str, size: int, small: str, folder: Path) -> None:
-    """`fp32.onnx`, and the same in smaller numbers."""
+def write(backbone: str, head: str, size: int, folder: Path) -> None:
+    """`fp32.onnx` and `int8.onnx`."""
     torch.manual_seed(0)
     preprocessing = Preprocessing(height=size, width=size)
     config = NetworkConfig(backbone=backbone, head=head, num_classes=1000, preprocessing=preprocessing)
     explainer = Explainer(trained_looking(build(config)))
     described = describe_explainer(explainer, "model", [f"class_{number}" for number in range(1000)], PROVENANCE)
     flat = flat_graph(explainer)
-    for kind in ("fp32", small):
-        if kind == "fp16":
-            halve(flat)
-        elif kind == "int8":
+    for kind in KINDS:
+        if kind == "int8":
             quantise(flat, [np.asarray(draw(number, 7, size=size).image) for number in range(CALIBRATION)])
         write_graph(explainer, folder / f"{kind}.onnx", flat)
         describe(folder / f"{kind}.onnx", described)
 
 
-def measure(folder: Path, small: str, batch: int, size: int, rounds: int, device: str) -> dict[tuple[str, str], list[float]]:
+def measure(folder: Path, batch: int, size: int, rounds: int) -> dict[tuple[str, str], list[float]]:
     """Seconds of each run, by the file and what is asked for."""
     images = np.stack([np.asarray(draw(number, 0, size=size).image) for number in range(batch)])
-    times: dict[tuple[str, str], list[float]] = {(kind, what): [] for kind in ("fp32", small) for what in ("scores", "gradcam")}
-    for order in (("fp32", small), (small, "fp32")):
-        models = {kind: Model.open(folder / f"{kind}.onnx", device) for kind in order}
+    times: dict[tuple[str, str], list[float]] = {(kind, what): [] for kind in KINDS for what in ("scores", "gradcam")}
+    for order in (KINDS, KINDS[::-1]):
+        models = {kind: Model.open(folder / f"{kind}.onnx", "cpu") for kind in order}
 
         def asking(kind: str, what: str, models: dict[str, Model] = models) -> Callable[[], object]:
             methods = ["gradcam"] if what == "gradcam" else []
@@ -139,18 +130,6 @@ def measure(folder: Path, small: str, batch: int, size: int, rounds: int, device
     return times
 
 
-def on_the_cpu(path: Path, size: int) -> Counter[str]:
-    """Operators that ran there although the session has CUDA, for scores alone."""
-    options = onnxruntime.SessionOptions()
-    options.enable_profiling, options.log_severity_level = True, 4
-    options.profile_file_prefix = str(path.with_name("profile"))
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CUDAExecutionProvider", "CPUExecutionProvider"])
-    switches = next(value.shape[1] for value in session.get_overridable_initializers() if value.name == "wanted")
-    session.run(["scores"], {"images": np.zeros((1, size, size, 3), np.uint8), "wanted": np.zeros((1, switches), bool)})
-    events = json.loads(Path(session.end_profiling()).read_text())
-    return Counter(event["args"]["op_name"] for event in events if event.get("args", {}).get("provider") == "CPUExecutionProvider")
-
-
 def compare_answers(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         models = Path(folder)
@@ -164,8 +143,6 @@ def compare_answers(arguments: argparse.Namespace) -> None:
                 size = after.path.stat().st_size / before.path.stat().st_size
                 print(f"\n{name}, {small}: {found.pictures:,} test pictures, right {found.top1:.2%}, in fp32 {found.top1_before:.2%};")
                 print(f"the same first class {found.agreement:.2%}; file {size:.2f}\n")
-                weights = {weight.data_type for weight in onnx.load(str(after.path)).graph.initializer}
-                assert weights & {onnx.TensorProto.FLOAT16, onnx.TensorProto.INT8}
                 print("| map | rank correlation | median |\n|---|---|---|")
                 for method, maps in found.maps.items():
                     print(f"| {method} | {maps.rank_correlation:.3f} | {maps.rank_correlation_median:.3f} |", flush=True)

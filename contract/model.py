@@ -16,6 +16,7 @@ from contract.cores import usable_cores
 from contract.cuda import CUDA_PROVIDER, USUAL_CUDA, Cuda
 from contract.description import CLASSES, IMAGES, LOGITS, SCORES, SOFTMAX, TARGETS, WANTED, Description
 from contract.errors import DeviceError, ModelFileError, RequestError, first_line
+from contract.int8_sums import int8_sums_saturate
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -118,8 +119,8 @@ class Model:
         options.intra_op_num_threads = threads or usable_cores()
         # Threads wait for each other busily, which is sooner, but not from one run to the next: others may want the cores then.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        # Sums of int8 products must not saturate, as they do by default on x86 processors without VNNI.
-        options.add_session_config_entry("session.x64quantprecision", "1")
+        if int8_sums_saturate():
+            options.add_session_config_entry("session.x64quantprecision", "1")
         providers = [(CUDA_PROVIDER, cuda.options()), "CPUExecutionProvider"] if chosen == "cuda" else ["CPUExecutionProvider"]
         try:
             session = onnxruntime.InferenceSession(str(path), options, providers=providers)

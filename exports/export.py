@@ -98,7 +98,7 @@ def export(
         say(f"writing {network.config.backbone}{_explained(explainer)}")
         description = describe_explainer(explainer, name, labels, provenance, temperature)
         path = partial / MODEL_FILE
-        flat = flat_graph(explainer)
+        flat = None if trial is None else flat_graph(explainer)
         write_graph(explainer, path, flat)
         describe(path, description)
         check_graph(path)
@@ -109,7 +109,7 @@ def export(
         if dynamic_size:
             _require_other_sizes(network, model, images, source)
         provenance = provenance.model_copy(update={"parity": measured})
-        if trial is not None:
+        if trial is not None and flat is not None:
             provenance = provenance.model_copy(update={"agreement": _make_smaller(explainer, flat, model, trial, say)})
             description = description.model_copy(update={"precision": trial.numbers.precision})
         description = description.model_copy(update={"provenance": provenance})
