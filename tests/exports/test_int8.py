@@ -74,9 +74,10 @@ def test_a_trained_network_answers_and_explains_as_before(
     size, before = (model.path.stat().st_size for model in (small, case.model))
     assert size < 0.4 * before, "also where the backward pass takes the weights too"
 
-    plain, with_map = (runs(small, wanted, np.stack(images[:2]), tmp_path) for wanted in ((), ("gradcam",)))
+    plain, of_activations, with_map = (runs(small, wanted, np.stack(images[:2]), tmp_path) for wanted in ((), ("fem",), ("gradcam",)))
     assert (plain["QLinearConv"], plain["Conv"], plain["ConvTranspose"]) == (19, 0, 0)
     assert plain["DequantizeLinear"] <= 8, "where the float head begins, and at two shortcuts that pad"
+    assert of_activations["DequantizeLinear"] <= plain["DequantizeLinear"] + 1, "no weight becomes float for a map without a gradient"
     assert with_map["QLinearConv"] == 19
     assert (with_map["ConvTranspose"] > 0) == bool(layers)
 
