@@ -46,7 +46,8 @@ def rendered(folder: Path) -> list[Manifest]:
 @functools.cache
 def everything() -> dict[str, Manifest]:
     """Each manifest there is, by the file or the folder that it comes from and its kind."""
-    files = [path for path in sorted(DEPLOY.rglob("*.yaml")) if path.parent.parent.name != "kubernetes" and path.parent.name != "compose"]
+    others = {DEPLOY / "compose", DEPLOY / "ray"}  # Compose's and Ray's own files
+    files = [path for path in sorted(DEPLOY.rglob("*.yaml")) if path.parent.parent.name != "kubernetes" and path.parent not in others]
     found = {f"{path.relative_to(DEPLOY)} {one['kind']}": one for path in files for one in read(path.read_text(encoding="utf-8"))}
     for folder in ("base", "gpu"):
         found.update({f"kubernetes/{folder} {one['kind']}": one for one in rendered(DEPLOY / "kubernetes" / folder)})
