@@ -69,13 +69,8 @@ def main() -> None:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    bench = Bench(
-        arguments.device,
-        [int(one) for one in arguments.batch.split(",")],
-        arguments.seconds,
-        set(arguments.skip.split(",")),
-        Tell(arguments.out),
-    )
+    batches, clients = ([int(one) for one in given.split(",")] for given in (arguments.batch, arguments.clients))
+    bench = Bench(arguments.device, batches, clients, arguments.seconds, set(arguments.skip.split(",")), Tell(arguments.out))
     bench.machine()
     for name in arguments.networks:
         with tempfile.TemporaryDirectory() as folder:
