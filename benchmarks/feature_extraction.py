@@ -110,7 +110,7 @@ def count(folder: Path) -> int:
 
 
 def workers() -> int:
-    return min(os.cpu_count() or 1, 8)  # as training.plan has it
+    return min(usable_cores(), 8)  # as training.plan has it
 
 
 def built(name: str) -> Network:

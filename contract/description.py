@@ -16,6 +16,8 @@ METADATA_KEY = "tlcli.description"
 IMAGES, TARGETS, WANTED, SOFTMAX = "images", "targets", "wanted", "softmax"
 SCORES, LOGITS, CLASSES, FEATURES, GRADIENTS = "scores", "logits", "classes", "features", "gradients"
 
+Precision = Literal["fp32", "fp16", "int8"]
+
 FUSED = "+"
 """Stands between the layers' names in the `layer` of a map that is fused of several."""
 
@@ -83,12 +85,58 @@ class Parity(BaseModel):
     top1_agreement: float
 
 
+class MapAgreement(BaseModel):
+    """How alike a map of a file in smaller numbers and that of the float file are, for the same pictures and classes.
+
+    pictures: those whose maps were compared.
+    rank_correlation, rank_correlation_median: Spearman's coefficient over a map's positions: its mean and its median over the pictures. A
+        map that is constant in one of the files counts as 0, one that is in both not at all; None if none is left.
+    pointing_before, pointing: the share of pictures with a box or a mask whose map's largest point lies on the object, in the float file
+        and in this one; None where there are none.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    pictures: int
+    rank_correlation: float | None
+    rank_correlation_median: float | None
+    pointing_before: float | None = None
+    pointing: float | None = None
+
+
+class Agreement(BaseModel):
+    """How a file in smaller numbers answers, beside the float file that it was made of.
+
+    pictures: how many were compared, from the set that `source` names.
+    top1_before, top1: the share that is answered right by the float file and by this one; None where the classes are not known.
+    agreement: the share with the same first class in both.
+    finite: the share whose logits are numbers in this file.
+    time: what scores take in this file, as a share of what they take in the float file: the median over batches, on the CPU that wrote it.
+    maps: of the graph, by name.
+    calibration: how many pictures the ranges of int8 come from, and which; None for fp16, which needs none.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    pictures: int
+    source: str
+    top1_before: float | None
+    top1: float | None
+    agreement: float
+    finite: float
+    time: float
+    maps: dict[str, MapAgreement]
+    calibration: str | None = None
+
+
 class Provenance(BaseModel):
     """Where a model comes from: enough to make it again.
 
     versions: package name to version, as exported.
     run: the run folder's name; dataset: its spec; dataset_fingerprint: SHA-256 over the pictures' contents.
     metrics: final figures of the run (`val_top1`, ...), shares in [0, 1].
+    parity: of the float graph, with PyTorch.
+    agreement: of a file in smaller numbers, with the float graph.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -103,6 +151,7 @@ class Provenance(BaseModel):
     dataset_fingerprint: str | None = None
     metrics: dict[str, float] = Field(default_factory=dict)
     parity: Parity | None = None
+    agreement: Agreement | None = None
 
 
 class Description(BaseModel):
@@ -111,6 +160,8 @@ class Description(BaseModel):
     layers: those that maps explain, in the order in which the network computes them; none in a model without maps.
     switches: the graph's outputs that are computed only if `wanted` says so, in its order.
     dynamic_size: the graph takes pictures of any height and width; those of `preprocessing` are what it was trained with.
+    precision: what the forward pass computes in: float32, float16 from the normalised picture to the last layer's input, or int8 in its
+        convolutions. What the graph takes and answers is the same for all, and maps are made in float32.
     temperature: what the trained network's logits were divided by, so that the scores mean more; the graph's logits are those after it.
     """
 
@@ -124,6 +175,7 @@ class Description(BaseModel):
     maps: tuple[MapOutput, ...]
     switches: tuple[str, ...]
     dynamic_size: bool = False
+    precision: Precision = "fp32"
     temperature: float = Field(default=1.0, gt=0)
     provenance: Provenance
 

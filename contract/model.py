@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,11 +13,15 @@ import numpy as np
 import numpy.typing as npt
 
 from contract.cores import usable_cores
+from contract.cuda import CUDA_PROVIDER, USUAL_CUDA, Cuda
 from contract.description import CLASSES, IMAGES, LOGITS, SCORES, SOFTMAX, TARGETS, WANTED, Description
 from contract.errors import DeviceError, ModelFileError, RequestError, first_line
+from contract.int8_sums import int8_sums_saturate
 
 if TYPE_CHECKING:
     import onnxruntime
+
+_logger = logging.getLogger(__name__)
 
 FIRST_RANKED = -1
 """A negative target -r means the r-th ranked class of each picture."""
@@ -71,7 +76,7 @@ def resolve_device(device: str) -> str:
 def _cuda_problem() -> str | None:
     import onnxruntime
 
-    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+    if CUDA_PROVIDER not in onnxruntime.get_available_providers():
         return "this ONNX Runtime has no CUDA execution provider (install onnxruntime-gpu)"
     if not any(Path("/dev").glob("nvidia[0-9]*")) and not Path("/dev/dxg").exists():
         return "no NVIDIA device on this machine"
@@ -90,13 +95,14 @@ class Model:
         self._evidence = {name for layer in description.layers for name in (layer.features, layer.gradients)}
 
     @classmethod
-    def open(cls, path: str | Path, device: str = "auto", threads: int = 0) -> Model:
+    def open(cls, path: str | Path, device: str = "auto", threads: int = 0, cuda: Cuda = USUAL_CUDA) -> Model:
         """Load an exported model.
 
         Args:
             path: the ONNX file.
             device: `auto`, `cpu` or `cuda`.
             threads: ONNX Runtime's intra-op threads; 0 takes every core this process may use.
+            cuda: how it runs on a GPU.
 
         Raises:
             ModelFileError: missing, broken, or not one of ours.
@@ -113,15 +119,22 @@ class Model:
         options.intra_op_num_threads = threads or usable_cores()
         # Threads wait for each other busily, which is sooner, but not from one run to the next: others may want the cores then.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        providers = ["CUDAExecutionProvider", "CPUExecutionProvider"] if chosen == "cuda" else ["CPUExecutionProvider"]
+        if int8_sums_saturate():
+            options.add_session_config_entry("session.x64quantprecision", "1")
+        providers = [(CUDA_PROVIDER, cuda.options()), "CPUExecutionProvider"] if chosen == "cuda" else ["CPUExecutionProvider"]
         try:
             session = onnxruntime.InferenceSession(str(path), options, providers=providers)
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
             raise ModelFileError(f"{path}: ONNX Runtime cannot load it: {first_line(error)}") from error
-        if chosen == "cuda" and "CUDAExecutionProvider" not in session.get_providers():
+        if chosen == "cuda" and CUDA_PROVIDER not in session.get_providers():
+            problem = "ONNX Runtime could not start CUDA (driver or CUDA libraries missing, such as those of `pip install 'tlcli[gpu]'`)"
             if device == "cuda":
-                raise DeviceError("--device cuda: ONNX Runtime could not start CUDA (driver or CUDA libraries missing): see its log above")
+                raise DeviceError(f"--device cuda: {problem}: see its log above")
+            _logger.warning("there is a GPU, and %s runs on the CPU: %s; --device cpu if that is as it should be", path, problem)
             chosen = "cpu"
+        if chosen == "cuda" and cuda.channels_last:
+            # cuDNN writes a line for each fused operator that has no such form, and takes it apart as if nothing were.
+            onnxruntime.set_default_logger_severity(4)
         description = Description.from_metadata(session.get_modelmeta().custom_metadata_map, str(path))
         model = cls(session, description, chosen, path)
         model._check_graph()

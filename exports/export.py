@@ -13,18 +13,21 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from onnx import ModelProto
 from PIL import Image
 
-from contract.description import Description, Parity, Provenance
+from contract.description import Agreement, Description, Parity, Provenance
 from contract.errors import ExportError, first_line
 from contract.files import whole_file
 from contract.layout import MODEL_FILE, require_model_name, versions
 from contract.model import Model
+from evaluation.agreement import compare
 from exports import parity
 from exports.explainer import Explainer
-from exports.graph import check_graph, describe, write_graph
+from exports.graph import check_graph, describe, flat_graph, write_graph
+from exports.smaller import Trial
 from exports.temperature import divide_logits, require_temperature
-from exports.triton import config_pbtxt
+from exports.triton import BATCHING_FILE, CONFIG_FILE, batching_pbtxt, config_pbtxt
 from training.network import Network
 
 Say = Callable[[str], None]
@@ -56,6 +59,7 @@ def export(
     layers: Sequence[str] | None = None,
     dynamic_size: bool = False,
     temperature: float = 1.0,
+    trial: Trial | None = None,
     say: Say = lambda _: None,
 ) -> Exported:
     """Export `network` as the next version of model `name`; nothing is left behind unless it passes its check.
@@ -71,12 +75,13 @@ def export(
         layers: modules of the backbone to explain, by name; None takes the last one with a spatial extent.
         dynamic_size: the file takes pictures of any height and width, if the network does.
         temperature: the file's logits are the network's over this, see `exports.temperature`.
+        trial: smaller numbers than float32, and what the file is compared with the float file on.
         say: is told each step.
 
     Raises:
         SettingsError: not a model's name, or not a temperature.
         ExportError: a layer or a method that the network does not have, no ONNX form, or the file is invalid.
-        ParityError: the file's answers differ from PyTorch's by more than the tolerance.
+        ParityError: the file's answers differ from PyTorch's by more than the tolerance, or one in smaller numbers loses too much.
     """
     require_model_name(name)
     require_temperature(temperature)
@@ -93,7 +98,8 @@ def export(
         say(f"writing {network.config.backbone}{_explained(explainer)}")
         description = describe_explainer(explainer, name, labels, provenance, temperature)
         path = partial / MODEL_FILE
-        write_graph(explainer, path)
+        flat = None if trial is None else flat_graph(explainer)
+        write_graph(explainer, path, flat)
         describe(path, description)
         check_graph(path)
         say(f"checking against PyTorch on {len(images)} pictures ({source})")
@@ -102,10 +108,15 @@ def export(
         parity.require(measured)
         if dynamic_size:
             _require_other_sizes(network, model, images, source)
-        description = description.model_copy(update={"provenance": provenance.model_copy(update={"parity": measured})})
+        provenance = provenance.model_copy(update={"parity": measured})
+        if trial is not None and flat is not None:
+            provenance = provenance.model_copy(update={"agreement": _make_smaller(explainer, flat, model, trial, say)})
+            description = description.model_copy(update={"precision": trial.numbers.precision})
+        description = description.model_copy(update={"provenance": provenance})
         describe(path, description)
-        with whole_file(folder / "config.pbtxt") as config:
-            config.write_text(config_pbtxt(description))
+        for file, text in ((CONFIG_FILE, config_pbtxt(description)), (BATCHING_FILE, batching_pbtxt(description))):
+            with whole_file(folder / file) as config:
+                config.write_text(text)
         partial.chmod(0o755)
         version = _put_in_place(partial, folder)
     except BaseException:
@@ -114,6 +125,26 @@ def export(
             shutil.rmtree(folder, ignore_errors=True)
         raise
     return Exported(folder / str(version) / MODEL_FILE, name, version, description, measured)
+
+
+def _make_smaller(explainer: Explainer, flat: ModelProto, model: Model, trial: Trial, say: Say) -> Agreement:
+    """Put a file in smaller numbers in the float file's place.
+
+    Raises:
+        ParityError: see `Trial.require`.
+    """
+    how = f", calibrated on {trial.calibration_source}" if trial.calibration_source else ""
+    say(f"writing it in {trial.numbers.precision}{how}")
+    trial.rewrite(flat)
+    path = model.path.with_name(f"{trial.numbers.precision}.onnx")
+    write_graph(explainer, path, flat)
+    describe(path, model.description)
+    check_graph(path)
+    say(f"comparing with fp32 on {trial.compared.count:,} pictures ({trial.compared.source})")
+    found = compare(model, Model.open(path, device="cpu"), trial.compared)
+    trial.require(found)
+    os.replace(path, model.path)
+    return found.model_copy(update={"calibration": trial.calibration_source})
 
 
 def _require_other_sizes(network: Network, model: Model, images: Sequence[npt.NDArray[np.uint8]], source: str) -> None:

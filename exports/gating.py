@@ -68,8 +68,11 @@ class _Gate:
         # Sizes and the like cost less than to be computed in each branch that takes them.
         often = self._behind([name for name, switch in self.switches.items() if switch.common])
         producer = producers(self.nodes)
+        # Not so weights in int8: they become float where they are multiplied with, and only there.
         for number in sorted(often - self.always - nodes_after(self.nodes, IMAGES, without=["Shape"])):
-            if all(producer[name] in self.always | self.body for name in taken_by(self.nodes[number]) if name in producer):
+            if self.nodes[number].op_type != "DequantizeLinear" and all(
+                producer[name] in self.always | self.body for name in taken_by(self.nodes[number]) if name in producer
+            ):
                 self.body.add(number)
         self.own = {name: self._behind([name], stop=self.switches.keys() - {name}) - self.always - self.body for name in self.switches}
         self.takes = {

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +21,7 @@ from exports.explainer import Explainer
 from exports.gating import Switch, gate
 from exports.methods import NEEDS_ABLATION
 from exports.parting import part_square_weights
+from exports.quiet import quiet
 from exports.sharing import share_weights
 from exports.sizes import take_sizes_from
 
@@ -38,12 +35,28 @@ _COMMON = "gradcam"
 """The method that is asked for most."""
 
 
-def write_graph(explainer: Explainer, path: Path) -> None:
+def write_graph(explainer: Explainer, path: Path, flat: onnx.ModelProto | None = None) -> None:
     """Write the graph, still without a description.
 
     Args:
         explainer: the network with its maps.
         path: of the file.
+        flat: what `flat_graph` makes of it, if it is there already; it is not changed.
+
+    Raises:
+        ExportError: see `flat_graph`.
+    """
+    if flat is None:
+        model = flat_graph(explainer)
+    else:
+        model = onnx.ModelProto()
+        model.CopyFrom(flat)
+    close_graph(explainer, model)
+    onnx.save(model, str(path))
+
+
+def flat_graph(explainer: Explainer) -> onnx.ModelProto:
+    """What PyTorch's exporter makes of it: a graph without branches, which still has extra inputs and outputs.
 
     Raises:
         ExportError: PyTorch's exporter has no ONNX form for something in the network, or the file would pass 2 GiB.
@@ -51,19 +64,27 @@ def write_graph(explainer: Explainer, path: Path) -> None:
     parameters = sum(parameter.numel() * parameter.element_size() for parameter in explainer.network.parameters())
     if parameters >= _MAX_PROTOBUF_BYTES:
         raise ExportError(f"the network has {parameters:,} bytes of weights; one ONNX file holds at most {_MAX_PROTOBUF_BYTES:,}")
-    _write_flat(explainer, path)
-    model = onnx.load(str(path))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "flat.onnx"
+        _write_flat(explainer, path)
+        model = onnx.load(str(path))
     for number, node in enumerate(model.graph.node):
         node.name = node.name or f"node_{number}"
         # Where in which file of this machine each node comes from: nobody's business, and a megabyte of a session's memory.
         node.ClearField("metadata_props")
         node.ClearField("doc_string")
     model.graph.ClearField("metadata_props")
-    defaults = {TARGETS: np.array([[FIRST_RANKED]], dtype=np.int64)}
     if explainer.layers:
         take_sizes_from(model.graph, CHOSEN, {0: (IMAGES, 0), 1: (TARGETS, 1)})
         for number in range(len(explainer.layers)):
             take_sizes_from(model.graph, ablated_input(number), {0: (IMAGES, 0), 2: (TARGETS, 1)})
+    return model
+
+
+def close_graph(explainer: Explainer, model: onnx.ModelProto) -> None:
+    """Close up what is still open in a flat graph; rewritten in place."""
+    defaults = {TARGETS: np.array([[FIRST_RANKED]], dtype=np.int64)}
+    if explainer.layers:
         close_choice(model.graph)
         for number, layer in enumerate(explainer.layers if explainer.looped else ()):
             close_loop(model.graph, number, layer.features, layer.channels, CLASSES)
@@ -75,7 +96,6 @@ def write_graph(explainer: Explainer, path: Path) -> None:
     _name_dimensions(model.graph, explainer)
     model.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in defaults.items())
     model.producer_name = "tlcli"
-    onnx.save(model, str(path))
 
 
 def _write_flat(explainer: Explainer, path: Path) -> None:
@@ -97,7 +117,7 @@ def _write_flat(explainer: Explainer, path: Path) -> None:
         }
         names += [SOFTMAX, CHOSEN, *map(due_input, range(len(looped))), *map(ablated_input, range(len(looped)))]
     try:
-        with _quiet():
+        with quiet("torch.onnx"):
             program = torch.onnx.export(
                 explainer,
                 tuple(example for example, _ in inputs.values()),
@@ -177,20 +197,6 @@ def _name_dimensions(graph: onnx.GraphProto, explainer: Explainer) -> None:
             else:
                 dimension.dim_param = name
     del graph.value_info[:]  # they speak of dimensions by the tracer's names
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter prints its steps and logs what it tries; a failure still arrives as an exception."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def _cause(error: BaseException) -> str:

@@ -16,7 +16,10 @@ from contract import pictures
 from contract.description import Provenance
 from contract.errors import DatasetError, PictureError, SettingsError
 from contract.preprocessing import Preprocessing
+from evaluation.agreement import Pictures, Shown, spread
+from exports.calibrating import trial_on_dataset, trial_on_pictures
 from exports.export import Exported, Say, export
+from exports.smaller import SmallerNumbers
 from exports.temperature import Temperature, expected_error, logits_of, require_temperature
 from training.config import FinetuneConfig
 from training.model_card import write_model_card
@@ -42,6 +45,7 @@ def export_run(
     layers: Sequence[str] | None = None,
     dynamic_size: bool = False,
     temperature: Temperature = 1.0,
+    numbers: SmallerNumbers | None = None,
     check_pictures: int = DEFAULT_CHECK_PICTURES,
     progress: ProgressFactory = silent,
     say: Say = lambda _: None,
@@ -54,6 +58,7 @@ def export_run(
         repository: the folder of models.
         methods, layers, dynamic_size: see `exports.export.export`.
         temperature: what the logits are divided by; `fit` finds it on the validation part.
+        numbers: smaller than float32; calibrated on pictures of the training part, and compared with the float file on the validation part.
         check_pictures: how many to check the file on.
         progress: told of what lasts.
         say: is told each step, and of a temperature what it does to the scores.
@@ -66,7 +71,7 @@ def export_run(
     dataset = run.dataset()
     spec = Path(dataset.spec).name if Path(dataset.spec).is_absolute() else dataset.spec  # where it lies is nobody's business
     images = []
-    for index in _spread(len(dataset.val), check_pictures):
+    for index in spread(len(dataset.val), check_pictures):
         try:
             images.append(run.network.config.preprocessing.apply(dataset.val.load(index)))
         except (PictureError, OSError) as error:
@@ -95,6 +100,7 @@ def export_run(
         layers=layers,
         dynamic_size=dynamic_size,
         temperature=temperature,
+        trial=None if numbers is None else trial_on_dataset(numbers, dataset, spec, run.network.config.preprocessing),
         say=say,
     )
     write_model_card(exported.path.parents[1], run, exported.description)
@@ -112,6 +118,8 @@ def export_backbone(
     layers: Sequence[str] | None = None,
     dynamic_size: bool = False,
     temperature: float = 1.0,
+    numbers: SmallerNumbers | None = None,
+    calibration_paths: Sequence[Path] = (),
     check_pictures: int = DEFAULT_CHECK_PICTURES,
     say: Say = lambda _: None,
 ) -> Exported:
@@ -124,12 +132,16 @@ def export_backbone(
         labels: the classes' names; None takes ImageNet's where there are 1000, else `class_0`, ...
         picture_paths: files and folders to check on; none: pictures that the project draws.
         methods, layers, dynamic_size, temperature, check_pictures, say: see `export_run`; there is nothing to fit a temperature on.
+        numbers: smaller than float32; compared with the float file on the pictures to check on, and where there are none on those of
+            `calibration_paths` that were left over.
+        calibration_paths: files and folders to calibrate int8 on.
 
     Raises:
         WeightsError, HubError: see `training.weights.load_backbone`.
-        SettingsError: the weights hold no classifier.
+        SettingsError: the weights hold no classifier, or int8 came without pictures to calibrate on.
         Others: see `exports.export.export`.
     """
+    _check_calibration(numbers, calibration_paths)
     network = published_network(config)
     preprocessing, classes = network.config.preprocessing, network.config.num_classes
     if labels is None:
@@ -138,10 +150,14 @@ def export_backbone(
         raise SettingsError(f"--labels holds {len(labels)} names, the classifier of {config.backbone} has {classes} classes")
     if picture_paths:
         found = pictures.find(picture_paths)
-        images = [preprocessing.apply(pictures.read(found[index])) for index in _spread(len(found), check_pictures)]
+        images = [preprocessing.apply(pictures.read(found[index])) for index in spread(len(found), check_pictures)]
         source = ", ".join(map(str, picture_paths))
     else:
         images, source = _drawn(preprocessing, check_pictures, config.seed), "drawn shapes"
+    trial = None
+    if numbers is not None:
+        otherwise = Pictures(len(images), source, lambda number: Shown(images[number]))
+        trial = trial_on_pictures(numbers, picture_paths, calibration_paths, otherwise, preprocessing)
     return export(
         network,
         name=name,
@@ -156,8 +172,19 @@ def export_backbone(
         layers=layers,
         dynamic_size=dynamic_size,
         temperature=temperature,
+        trial=trial,
         say=say,
     )
+
+
+def _check_calibration(numbers: SmallerNumbers | None, paths: Sequence[Path]) -> None:
+    calibrated = numbers is not None and numbers.precision == "int8"
+    if calibrated and not paths:
+        raise SettingsError(
+            "--precision int8 takes its ranges from pictures such as the model will see: give a few hundred with --calibration FOLDER"
+        )
+    if paths and not calibrated:
+        raise SettingsError("--calibration: nothing but --precision int8 is calibrated: add it, or leave the pictures out")
 
 
 def _settle(temperature: Temperature, run: Run, val: Part, progress: ProgressFactory, say: Say) -> float:
@@ -210,12 +237,6 @@ def _with_its_own_classifier(config: FinetuneConfig, backbone: nn.Module, classe
 def _drawn(preprocessing: Preprocessing, count: int, seed: int) -> list[npt.NDArray[np.uint8]]:
     size = max(preprocessing.height, preprocessing.width)
     return [preprocessing.apply(draw(index, seed, size=size).image) for index in range(count)]
-
-
-def _spread(available: int, wanted: int) -> list[int]:
-    """Up to `wanted` indices, evenly over all there are, so that every class is among them."""
-    count = min(available, wanted)
-    return [index * available // count for index in range(count)]
 
 
 def _versions() -> dict[str, str]:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, MutableSequence, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from onnx import GraphProto, NodeProto, ValueInfoProto, numpy_helper
+from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
+
+T = TypeVar("T", NodeProto, TensorProto)
 
 
-def copied(node: NodeProto) -> NodeProto:
-    """A node of its own: a graph that is emptied takes its nodes with it."""
-    return NodeProto.FromString(node.SerializeToString())
+def copied(part: T) -> T:
+    """A node or a weight of its own: a graph that is emptied takes its own with it."""
+    copy = type(part)()
+    copy.CopyFrom(part)
+    return copy
 
 
 def replace_nodes(graph: GraphProto, nodes: Iterable[NodeProto]) -> None:

@@ -60,7 +60,7 @@ class Connection:
         """Reads the files.
 
         Args:
-            host, port: where the server listens.
+            host, port: where the server listens. Where the name has several addresses, requests go to all of them in turn.
             tls: encrypt, and trust the authorities that gRPC brings along; any of the three that follow does so too.
             tls_ca: a PEM file: trust these authorities instead.
             tls_certificate, tls_key: PEM files: what this client shows of itself.
@@ -93,7 +93,8 @@ class Connection:
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 1000),  # a server that starts is found within a second
             ("grpc.per_rpc_retry_buffer_size", _RETRY_BUFFER_BYTES),
-            *_retry_options(retries),
+            ("grpc.enable_retries", int(retries > 0)),
+            ("grpc.service_config", json.dumps(_service_config(retries, spread=not is_loopback(host)))),
         ]
         if is_loopback(host):
             self._options.append(("grpc.enable_http_proxy", 0))  # no proxy knows the way to this machine's own ports
@@ -133,14 +134,24 @@ class Connection:
         return pause_s if attempt <= self.retries and pause_s < left_s else None
 
 
-def _retry_options(retries: int) -> list[tuple[str, int | str]]:
-    if not retries:
-        return [("grpc.enable_retries", 0)]
-    policy = {
-        "maxAttempts": min(5, retries + 1),  # more are not allowed
-        "initialBackoff": "0.1s",
-        "maxBackoff": "1s",
-        "backoffMultiplier": 2,
-        "retryableStatusCodes": ["UNAVAILABLE"],
-    }
-    return [("grpc.service_config", json.dumps({"methodConfig": [{"name": [{"service": "tlcli.v1.Classifier"}], "retryPolicy": policy}]}))]
+def _service_config(retries: int, spread: bool) -> dict[str, object]:
+    """As gRPC reads it (grpc.service_config.ServiceConfig).
+
+    Args:
+        retries: how often a call is made again.
+        spread: where a name stands for several addresses, such as that of a headless Service, send requests to all of them in turn, and not
+            all to one. `localhost` may stand for two of which nobody listens at the other.
+    """
+    config: dict[str, object] = {}
+    if spread:
+        config["loadBalancingConfig"] = [{"round_robin": {}}]
+    if retries:
+        policy = {
+            "maxAttempts": min(5, retries + 1),  # more are not allowed
+            "initialBackoff": "0.1s",
+            "maxBackoff": "1s",
+            "backoffMultiplier": 2,
+            "retryableStatusCodes": ["UNAVAILABLE"],
+        }
+        config["methodConfig"] = [{"name": [{"service": "tlcli.v1.Classifier"}], "retryPolicy": policy}]
+    return config

@@ -44,6 +44,7 @@ class Grpc:
                 ("grpc.max_receive_message_length", parts.max_message_bytes),
                 # Unasked, a second server on the same port would start without a word, and each get some of the requests.
                 ("grpc.so_reuseport", int(settings.reuse_port)),
+                *_connection_age(settings.max_connection_age_s),
             ],
         )
         self._add_services(parts)
@@ -81,6 +82,11 @@ def interceptors(
     """What stands in front of the calls: who observes them comes first, so that what the others refuse is seen too."""
     guards = [leaving, None if tokens is None else TokenGuard(tokens)]
     return [parts.observer, *(guard for guard in guards if guard is not None)]
+
+
+def _connection_age(age_s: float) -> list[tuple[str, int]]:
+    """gRPC adds up to a tenth, or takes it off, so that not all clients come back at once. What is under way ends as it would."""
+    return [("grpc.max_connection_age_ms", max(1, round(1000 * age_s)))] if age_s else []
 
 
 def _credentials(settings: ServerSettings) -> grpc.ServerCredentials | None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from prometheus_client import Counter, Histogram
     from prometheus_client.registry import Collector
 
+    from service.gpu_memory import Gpus
     from service.metrics_endpoint import MetricsEndpoint
 
 UNKNOWN = "unknown"
@@ -41,6 +42,7 @@ class Metrics:
     def __init__(self, on: bool = False) -> None:
         self.on = on
         self._endpoint: MetricsEndpoint | None = None
+        self._gpus: Gpus | None = None
         if not on:
             return
         from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, Summary
@@ -113,6 +115,12 @@ class Metrics:
         if self.on:
             self._registry.register(_collector(in_flight, queues))
 
+    def watch_gpus(self, gpus: Gpus | None) -> None:
+        """Tell their memory from now on, until `close`, which closes them too; none where there are none to ask."""
+        if self.on and gpus is not None:
+            self._gpus = gpus
+            self._registry.register(_gpu_collector(gpus))
+
     def serve(self, host: str, port: int, reuse_port: bool = False) -> int:
         """Answer scrapes over HTTP, in threads of their own.
 
@@ -142,6 +150,9 @@ class Metrics:
         if self._endpoint is not None:
             self._endpoint.close()
             self._endpoint = None
+        if self._gpus is not None:
+            self._gpus.close()
+            self._gpus = None
 
 
 NO_METRICS = Metrics()
@@ -172,3 +183,24 @@ def _collector(in_flight: Callable[[], int], queues: Callable[[], Iterable[Queue
             yield GaugeMetricFamily("tlcli_models_ready", "Models of which a version is served.", value=len({one.model for one in now}))
 
     return Now()
+
+
+def _gpu_collector(gpus: Gpus) -> Collector:
+    from prometheus_client.core import GaugeMetricFamily
+    from prometheus_client.registry import Collector
+
+    class Memory(Collector):
+        """Asked for at each scrape, in its thread."""
+
+        def collect(self) -> Iterable[GaugeMetricFamily]:
+            """A value a GPU."""
+            labels = ("gpu", "uuid")
+            used = GaugeMetricFamily("tlcli_gpu_memory_used_bytes", "Of a GPU's memory, by all that use it.", labels=labels)
+            whole = GaugeMetricFamily("tlcli_gpu_memory_total_bytes", "A GPU's memory.", labels=labels)
+            for one in gpus.memory():
+                used.add_metric((one.gpu, one.uuid), one.used_bytes)
+                whole.add_metric((one.gpu, one.uuid), one.total_bytes)
+            yield used
+            yield whole
+
+    return Memory()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from contract.cores import usable_cores
+from contract.cuda import Cuda
 from service.batching import Batching
 from service.classifier import Classifier
 from service.control import ModelControl
@@ -63,7 +64,8 @@ class Parts:
         """
         metrics = Metrics(on=settings.metrics_port is not None)
         batching = Batching(settings.max_batch_size, settings.max_queue_delay_ms / 1000)
-        open_runner = partial(Runner.open, device=settings.device, threads=settings.threads, batching=batching, metrics=metrics)
+        cuda = Cuda(tf32=settings.tf32)
+        open_runner = partial(Runner.open, device=settings.device, threads=settings.threads, batching=batching, metrics=metrics, cuda=cuda)
         repository = Repository(settings.models, open_runner, VersionPolicy.parse(settings.versions), settings.max_queue_size, metrics)
         workers = Workers(settings.picture_threads or usable_cores(), name="pictures")
         limits = (settings.limits, settings.max_maps, settings.max_picture_s)

@@ -240,7 +240,7 @@ class Repository:
             "%s version %d: ready on %s, %d labels, input %d x %d, maps: %s, loaded and warmed up in %.2f s",
             name,
             version,
-            runner.model.device,
+            runner.how,
             len(description.labels),
             description.preprocessing.width,
             description.preprocessing.height,

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from contract.cuda import USUAL_CUDA, Cuda
 from contract.explaining import explain, explain_in_steps
 from contract.model import Answer, Model
 from contract.scorecam import is_score_cam
@@ -18,7 +19,8 @@ from service.batching import Batcher, Batching, Sharing, Wanted
 from service.inputs import NetworkInput
 from service.metrics import NO_METRICS, Metrics
 from service.observed import note_timed, timed
-from service.warming import is_light, warm_up
+from service.opening import Opened, open_fastest
+from service.warming import warm_up
 from service.workers import Timed, Workers
 
 MASKED_PICTURES = {"cpu": 4, "cuda": 16}
@@ -34,20 +36,22 @@ class Runner:
     free while the graph runs.
     """
 
-    def __init__(self, model: Model, thread: Workers, batching: Batching, sharing: Sharing, on_batch: Callable[[int], None]) -> None:
-        self.model = model
+    def __init__(self, opened: Opened, thread: Workers, batching: Batching, sharing: Sharing, on_batch: Callable[[int], None]) -> None:
+        self.model = model = opened.model
+        self.how = opened.how
         self._thread = thread
         # No cycle: a session's memory falls with it.
         self._batcher = Batcher(thread, partial(_run, model), batching, sharing, any_thread=model.device == "cpu", on_batch=on_batch)
         self._under_way = 0
 
     @classmethod
-    async def open(cls, path: Path, device: str, threads: int, batching: Batching, metrics: Metrics = NO_METRICS) -> Runner:
+    async def open(
+        cls, path: Path, device: str, threads: int, batching: Batching, metrics: Metrics = NO_METRICS, cuda: Cuda = USUAL_CUDA
+    ) -> Runner:
         """Load a model and warm it up.
 
         Args:
-            path, device: see `contract.model.Model.open`.
-            threads: ONNX Runtime's; 0 takes every core, or one where a run is short (`service.warming.is_light`).
+            path, device, threads, cuda: see `service.opening.open_fastest`.
             batching: how requests share runs.
             metrics: that the sizes of the runs are counted in.
 
@@ -58,12 +62,12 @@ class Runner:
         """
         thread = Workers(1, name=f"run {path.parent.parent.name}/{path.parent.name}")
         try:
-            model = (await thread.do(_open, path, device, threads)).value
-            sharing = (await thread.do(warm_up, model, batching.max_size)).value
+            opened = (await thread.do(open_fastest, path, device, threads, cuda, batching.max_size)).value
+            sharing = (await thread.do(warm_up, opened.model, batching.max_size)).value
         except BaseException:
             thread.close(wait=False)  # cancelled at a stop, the load under way must not hold up the event loop
             raise
-        return cls(model, thread, batching, sharing, metrics.batches(path.parent.parent.name))
+        return cls(opened, thread, batching, sharing, metrics.batches(path.parent.parent.name))
 
     def picture_s(self) -> float:
         """What a picture took of late, in seconds."""
@@ -143,13 +147,6 @@ class Runner:
         self._batcher.close()
         self._batcher.wait()
         self._thread.close()
-
-
-def _open(path: Path, device: str, threads: int) -> Model:
-    model = Model.open(path, device, threads)
-    if model.device == "cpu" and not threads and is_light(model):
-        return Model.open(path, device, threads=1)
-    return model
 
 
 def _takes_steps(wanted: Wanted) -> bool:

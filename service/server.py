@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from contract.model import resolve_device
 from service.addresses import join_address
+from service.gpu_memory import open_gpus
 from service.grpc_server import Grpc
 from service.parts import Parts
 from service.renewing import Renewed
@@ -99,7 +100,7 @@ class Server:
         self._parts.repository.discover()
         logger.info("device: %s (asked for: %s)", device, self._settings.device)
         tokens = renewed_tokens(self._settings.tokens_file)
-        self._serve_metrics()
+        self._serve_metrics(device)
         try:
             self._http = self._listen_for_http(tokens)
             listening = Grpc(self._parts, tokens)
@@ -126,11 +127,13 @@ class Server:
         logger.info("HTTP at %s, described at /docs", http.address)
         return http
 
-    def _serve_metrics(self) -> None:
+    def _serve_metrics(self, device: str) -> None:
         settings = self._settings
         if settings.metrics_port is not None:
             port = self._parts.metrics.serve(settings.metrics_host, settings.metrics_port, settings.reuse_port)
             logger.info("metrics at http://%s/metrics", join_address(settings.metrics_host, port))
+            if device == "cuda":
+                self._parts.metrics.watch_gpus(open_gpus())
 
     async def load(self) -> None:
         """Load and warm up the models; then health says SERVING.

@@ -67,6 +67,13 @@ class ServerSettings:
     )
     poll_s: float = field(default=5.0, metadata=told("How often the folder is looked at with model_control poll.", low=0.01))
     device: str = field(default="auto", metadata=told("Where to compute.", choices=("auto", "cpu", "cuda")))
+    tf32: bool = field(
+        default=False,
+        metadata=told(
+            "On a GPU, multiply float32 numbers in TF32, as PyTorch's convolutions do: two to four times as fast, and maps are no longer"
+            " a CPU's."
+        ),
+    )
     threads: int = field(
         default=0,
         metadata=told(
@@ -113,6 +120,14 @@ class ServerSettings:
         default=100, metadata=told("Classes that one request may have explained: each costs a map, and a PNG if it is drawn.", low=1)
     )
     stream_in_flight: int = field(default=8, metadata=told("Pictures of one stream that are worked on at a time.", low=1))
+    max_connection_age_s: float = field(
+        default=0.0,
+        metadata=told(
+            "How long a client keeps a gRPC connection before it is asked to connect anew, so that it finds servers that were added; with a"
+            " retry policy it loses no request. 0: as long as it likes.",
+            low=0,
+        ),
+    )
     pre_stop_s: float = field(
         default=0.0,
         metadata=told(

@@ -14,8 +14,8 @@ ROOMS = {
     "contract": set(),
     "service": {"contract"},
     "training": {"contract"},
-    "exports": {"contract", "training"},
     "evaluation": {"contract", "training"},
+    "exports": {"contract", "training", "evaluation"},
     "tlcli": {"contract", "service", "training", "exports", "evaluation"},
     "deploy": {"contract", "service", "training", "exports", "evaluation", "tlcli"},
 }

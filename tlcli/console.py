@@ -61,12 +61,20 @@ def show(rows: Sequence[dict[str, Any]], columns: Sequence[str], as_json: bool) 
     if as_json:
         click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
         return
+    for line in table(rows, columns):
+        click.echo(line)
+
+
+def table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> list[str]:
+    """The lines of a table of `columns`, its head first."""
     cells = [[_cell(row.get(column)) for column in columns] for row in rows]
     widths = [max(len(column), *(len(row[i]) for row in cells)) if cells else len(column) for i, column in enumerate(columns)]
     numeric = [bool(rows) and all(isinstance(row.get(column), int | float | None) for row in rows) for column in columns]
+    lines = []
     for line in (list(columns), *cells):
         padded = (text.rjust(width) if right else text.ljust(width) for text, width, right in zip(line, widths, numeric, strict=True))
-        click.echo("  ".join(padded).rstrip())
+        lines.append("  ".join(padded).rstrip())
+    return lines
 
 
 def _cell(value: object) -> str:

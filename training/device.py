@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from contract.cores import usable_cores
 from contract.errors import DeviceError
 
 
@@ -18,3 +19,8 @@ def torch_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise DeviceError("--device cuda: PyTorch finds no CUDA device here; use --device cpu, or auto to take what there is")
     return torch.device(name)
+
+
+def keep_to_usable_cores() -> None:
+    """No more threads of PyTorch's than cores that this process may use: PyTorch does not see a container's limit."""
+    torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))

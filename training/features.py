@@ -10,11 +10,14 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
+import onnxruntime
 import torch
 
 from contract.errors import SettingsError, WeightsError
 from training.config import cache_dir
 from training.feature_store import Embeddings, UnfinishedRows, growing_rows, most_bytes, open_rows, prune
+from training.frozen_side import frozen_side
 from training.loading import picture_batches
 from training.memory import keep_freed_memory
 from training.network import Network
@@ -100,11 +103,11 @@ class FeatureCache:
             "view": None if view is None else [view.augmentation.model_dump(mode="json"), view.number, view.seed],
             "device": _device(self.network).type,
             "versions": {package: metadata.version(package) for package in ("torch", "timm", "pillow", "torchvision")},
+            "onnxruntime": onnxruntime.__version__,
         }
         key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
         return cache_dir() / "features" / f"{key}.npy"
 
-    @torch.inference_mode()
     def _compute(self, part: Part, view: View | None, rows: UnfinishedRows, description: str) -> None:
         """Add the rows that are missing; of a batch of which some are, all."""
         keep_freed_memory()
@@ -121,17 +124,18 @@ class FeatureCache:
             view=view.number if view else 0,
         )
         with _evaluating(network), self.progress(description, len(part)) as advance:
+            run = frozen_side(network, len(part))
             for images, _ in batches:
                 if done + len(images) > before:  # what is there already is read once more, which takes little beside running it
                     if done <= before:
                         rows.cut(done)
-                    embeddings = network.embed(network.features(network.normalise(images.to(_device(network))))).float().cpu()
-                    if not bool(embeddings.isfinite().all()):
+                    embeddings = run(images)
+                    if not np.isfinite(embeddings).all():
                         raise WeightsError(
                             f"{network.config.backbone}: its features of the pictures are no finite numbers:"
                             " the weights are broken, or --mean and --std are not what they were trained with"
                         )
-                    rows.append(embeddings.numpy())
+                    rows.append(embeddings)
                 done += len(images)
                 advance(len(images))
 

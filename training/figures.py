@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _DPI = 110
+_PNG = {"compress_level": 1}  # of 9; a sheet of photographs comes out a tenth larger, in a fifth of the time
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -32,7 +33,7 @@ def save_figure(figure: Figure, path: Path) -> None:
     """
     with whole_file(path) as temporary, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # labels in scripts that the font does not have
-        figure.savefig(temporary)
+        figure.savefig(temporary, pil_kwargs=_PNG if path.suffix == ".png" else None)
 
 
 def plain(text: str) -> str:

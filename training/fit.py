@@ -17,7 +17,7 @@ from training.clock import Clock
 from training.config import FinetuneConfig
 from training.data_sheet import data_sheet, write_data_sheet
 from training.datasets import Dataset, load_dataset, save_split
-from training.device import torch_device
+from training.device import keep_to_usable_cores, torch_device
 from training.features import FeatureCache, View
 from training.full import Listeners, classify_pictures, stage_of_all_layers, train_all
 from training.head import classify_embeddings, train_head
@@ -222,6 +222,7 @@ class _Work:
         config, clock = self._config, self._clock
         if self._device.type == "cpu":
             keep_freed_memory()
+            keep_to_usable_cores()
         with self._together.first_goes_first():
             backbone, weights_fingerprint = load_backbone(config, self._progress)
         preprocessing = resolve_preprocessing(config, backbone)
@@ -258,12 +259,13 @@ class _Work:
     def _check_it_is_the_same(self, path: Path, saved: RunConfig, resolved: RunConfig) -> None:
         if self._plan.head_search:  # it may have found another head
             saved = saved.model_copy(update={"network": saved.network.model_copy(update={"head": resolved.network.head})})
+        plan = saved.plan.model_copy(update={"workers": resolved.plan.workers})  # it may go on where there are more cores, or fewer
         for what, then, today in (
             ("its pictures are not", saved.dataset_fingerprint, resolved.dataset_fingerprint),
             ("its classes are not, or not in the order,", saved.classes, resolved.classes),
             ("the weights it starts from are not", saved.weights_fingerprint, resolved.weights_fingerprint),
             ("its network and its input are not", saved.network, resolved.network),
-            ("its settings do not come to", saved.plan, resolved.plan),
+            ("its settings do not come to", plan, resolved.plan),
         ):
             if then != today:
                 raise SettingsError(f"{path}: {what} what they were when it began: put that back, or fine-tune anew")
@@ -396,8 +398,9 @@ class _Work:
 
     def _from_pictures(self, network: Network) -> Callable[[Part, str], Tensor]:
         def evaluate(part: Part, description: str) -> Tensor:
-            with self._progress(description, len(part)) as advance:
-                return classify_pictures(network, part, self._plan, lambda n: advance(n), self._together)
+            own = len(range(self._together.rank, len(part), self._together.world))
+            with self._progress(description, own) as advance:
+                return classify_pictures(network, part, self._plan, advance, self._together)
 
         return evaluate
 

@@ -69,11 +69,12 @@ def model_card(run: Run, description: Description) -> str:
         "Training procedure": _procedure(run, record),
         "Evaluation": _evaluation(run),
         "Calibration": _calibration(run, description),
+        "Numbers": _numbers(description),
         "How to use it": _usage(description),
         "Class activation maps": _maps(description),
         "Citation": _citation(run),
     }
-    text = "".join(f"\n## {title}\n\n{body}\n" for title, body in sections.items())
+    text = "".join(f"\n## {title}\n\n{body}\n" for title, body in sections.items() if body)
     header = "".join(f"{line}\n" for line in _header(run, description))
     return f"---\n{header}---\n\n{_OURS}\n\n# {_escaped(description.name)}\n\n{_what_it_is(run, description)}\n{text}"
 
@@ -230,6 +231,25 @@ def _calibration(run: Run, description: Description) -> str:
     return (
         f"{text}\n\nThese figures are the network's own. The exported file divides its logits by a temperature of"
         f" {description.temperature:.4g}: its answers are the same, its scores are not; `tlcli evaluate` measures the file."
+    )
+
+
+def _numbers(description: Description) -> str:
+    """What smaller numbers than float32 cost; empty in float32."""
+    found = description.provenance.agreement
+    if found is None:
+        return ""
+    how = {
+        "fp16": "The file computes in float16, from the normalised picture to the last layer's input, and is meant for GPUs.",
+        "int8": "The file's convolutions compute in int8, and it is meant for CPUs.",
+    }[description.precision]
+    calibrated = f" Ranges come from {_escaped(found.calibration)}." if found.calibration else ""
+    right = "" if found.top1 is None else f"{_percent(found.top1)} are right, in float32 {_percent(found.top1_before or 0)}; "
+    rows = [[name, _share(maps.rank_correlation), _share(maps.rank_correlation_median)] for name, maps in found.maps.items()]
+    table = f"\n\nRank correlation of its maps with those in float32:\n\n{_table(['map', 'mean', 'median'], rows)}" if rows else ""
+    return (
+        f"{how}{calibrated} The figures above are the network's own, in float32. On {found.pictures:,} pictures ({_escaped(found.source)})"
+        f" {right}the first class is the same as in float32 for {_percent(found.agreement)}.{table}"
     )
 
 

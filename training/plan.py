@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from contract.cores import usable_cores
 from contract.errors import SettingsError
 from training.config import FinetuneConfig, OptimizerName, Schedule
 from training.transforms import Augmentation, augmentation_of
@@ -117,7 +117,7 @@ def resolve_plan(config: FinetuneConfig) -> Plan:
         gradual_unfreezing=config.gradual_unfreezing,
         amp=config.amp,
         compile=config.compile,
-        workers=min(os.cpu_count() or 1, _MOST_WORKERS) if config.workers is None else config.workers,
+        workers=min(usable_cores(), _MOST_WORKERS) if config.workers is None else config.workers,
     )
 
 

@@ -79,7 +79,7 @@ def is_first() -> bool:
 
 @contextmanager
 def processes(device: torch.device) -> Iterator[Processes]:
-    """Join the others, if `torchrun` has started this one with any: with NCCL on GPUs, with gloo on CPUs.
+    """Join the others, if `torchrun` has started this one with any: with NCCL for what is on a GPU, with gloo for what is not.
 
     Whoever starts processes otherwise, with `torchrun`'s environment variables, may have joined them already: then they stay so.
     """
@@ -93,7 +93,7 @@ def processes(device: torch.device) -> Iterator[Processes]:
     if distributed.is_initialized():
         yield me
         return
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
         yield me
     finally:

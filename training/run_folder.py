@@ -207,4 +207,11 @@ def now() -> str:
 def versions() -> dict[str, str]:
     """Of what the weights depend on."""
     packages = ("tlcli", "torch", "torchvision", "timm", "numpy", "pillow")
-    return {package: metadata.version(package) for package in packages} | {"python": platform.python_version()}
+    return {package: _version(package) for package in packages} | {"python": platform.python_version()}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # of ourselves, run from a folder of sources
+        return "not installed"

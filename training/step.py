@@ -87,7 +87,7 @@ class Steps:
         while True:
             try:
                 return self._take(number, inputs, labels)
-            except (torch.OutOfMemoryError, RuntimeError) as error:
+            except RuntimeError as error:
                 if not _is_out_of_memory(error):
                     raise
                 self._divide(len(labels), str(error).splitlines()[0])  # the next try is outside of this one's frames
@@ -112,10 +112,9 @@ class Steps:
                     logits = self._runs(some)
                     loss = way.objective.total(logits, wanted) / weight
                 self._precision.backward(loss * way.processes.world)  # the processes' gradients are averaged
-            plain = functional.cross_entropy(logits.detach().float(), wanted, reduction="sum")
-            sums += torch.stack(
-                [plain.double(), (logits.argmax(1) == classes).sum().double(), torch.tensor(len(classes)).to(plain).double()]
-            )
+            sums[0] += functional.cross_entropy(logits.detach().float(), wanted, reduction="sum")
+            sums[1] += (logits.argmax(1) == classes).sum()
+            sums[2] += len(classes)
         self._precision.step(self._optimizer)
         loss_sum, right, pictures = way.processes.total(sums).tolist()
         return Stepped(loss_sum, right, int(pictures))
@@ -139,5 +138,5 @@ class Steps:
         self._say(f"out of memory: each batch is now run in {self._parts} parts, which changes nothing else")
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def _is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)

@@ -2,12 +2,50 @@
 
 from __future__ import annotations
 
-import pytest
+from collections.abc import Callable
+from pathlib import Path
 
-from tests.exports.networks import Exports
+import pytest
+import torch
+
+from exports import published_network
+from tests.exports.networks import Case, Exports, write_case
+from training.config import FinetuneConfig
+from training.network import Network, NetworkConfig
+from training.preprocessing import resolve_preprocessing
+from training.weights import load_backbone
 
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exports:
     """Files by network, layers and methods, each exported when it is first asked for."""
     return Exports(tmp_path_factory.mktemp("exported"))
+
+
+@pytest.fixture(scope="session")
+def trained(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Case]:
+    """`trained("cifar_resnet20", FILE, *layers)`: a network with weights of the shared data, and its file; MobileNetV2's head is drawn."""
+    made: dict[tuple[str, ...], Case] = {}
+
+    def case_of(backbone: str, weights: str, *layers: str) -> Case:
+        key = (backbone, *layers)
+        if key not in made:
+            path = shared_data / "weights" / weights
+            if backbone == "mobilenetv2_100":
+                config = FinetuneConfig(
+                    backbone=backbone, weights=str(path), model_kwargs={"pad_type": "same"}, mean=(0.5,) * 3, std=(0.5,) * 3
+                )
+                body, _ = load_backbone(config)
+                torch.manual_seed(0)
+                size = resolve_preprocessing(config, body)
+                described = NetworkConfig(
+                    backbone=backbone, model_kwargs=config.model_kwargs, head="linear", num_classes=10, preprocessing=size
+                )
+                network = Network(described, body).eval()
+            else:
+                network = published_network(FinetuneConfig(backbone=backbone, weights=str(path)))
+            folder = tmp_path_factory.mktemp("trained")
+            made[key] = write_case(network, folder / "model.onnx", layers=layers or None)
+        return made[key]
+
+    return case_of

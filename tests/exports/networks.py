@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+import onnx
 import torch
 from torch import nn
 
@@ -17,9 +18,10 @@ from contract.model import Model
 from contract.preprocessing import Preprocessing
 from exports.explainer import Explainer
 from exports.export import describe_explainer
-from exports.graph import check_graph, describe, write_graph
+from exports.graph import check_graph, describe, flat_graph, write_graph
 from training.network import Network, NetworkConfig, build
 
+FLAT = "flat.onnx"
 LABELS = ("ant", "bee", "cat", "dog", "eel")
 PROVENANCE = Provenance(created="2026-01-01T00:00:00+00:00", versions={}, backbone="b", head="h", weights="none")
 
@@ -68,10 +70,24 @@ def blobs(count: int = 3, height: int = 64, width: int = 96) -> npt.NDArray[np.u
 
 @dataclass(frozen=True)
 class Case:
-    """A network and the file that was made of it."""
+    """A network and the file that was made of it.
+
+    explainer: what stood in between. Its flat graph lies beside the file.
+    """
 
     network: Network
     model: Model
+    explainer: Explainer
+
+    def flat(self) -> onnx.ModelProto:
+        """The graph before its branches were closed up."""
+        return onnx.load(str(self.model.path.with_name(FLAT)))
+
+    def rewritten(self, rewrite: Callable[[onnx.ModelProto], None], name: str) -> Model:
+        """The file that is made of the flat graph once `rewrite` has changed it."""
+        flat = self.flat()
+        rewrite(flat)
+        return _finish(self.explainer, flat, self.model.path.with_name(f"{name}.onnx"))
 
 
 def write(
@@ -83,11 +99,28 @@ def write(
     dynamic_size: bool = False,
 ) -> Model:
     """What `exports.export` writes, without its check against PyTorch."""
-    network = network.requires_grad_(False)
-    explainer = Explainer(network, methods, layers, dynamic_size)
+    return write_case(network, path, methods=methods, layers=layers, dynamic_size=dynamic_size).model
+
+
+def write_case(
+    network: Network,
+    path: Path,
+    *,
+    methods: Sequence[str] | None = None,
+    layers: Sequence[str] | None = None,
+    dynamic_size: bool = False,
+) -> Case:
+    """The same, with what it was made of."""
+    explainer = Explainer(network.requires_grad_(False), methods, layers, dynamic_size)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_graph(explainer, path)
-    labels = [f"class_{number}" for number in range(network.config.num_classes)]
+    flat = flat_graph(explainer)
+    onnx.save(flat, str(path.with_name(FLAT)))
+    return Case(network, _finish(explainer, flat, path), explainer)
+
+
+def _finish(explainer: Explainer, flat: onnx.ModelProto, path: Path) -> Model:
+    write_graph(explainer, path, flat)
+    labels = [f"class_{number}" for number in range(explainer.network.config.num_classes)]
     describe(path, describe_explainer(explainer, "model", labels, PROVENANCE))
     check_graph(path)
     return Model.open(path, device="cpu")
@@ -116,5 +149,5 @@ class Exports:
         if key not in self._made:
             network = make(backbone, head, spread=spread, size=size, **model_kwargs)
             path = self._folder / str(len(self._made)) / "model.onnx"
-            self._made[key] = Case(network, write(network, path, methods=methods, layers=layers or None, dynamic_size=dynamic_size))
+            self._made[key] = write_case(network, path, methods=methods, layers=layers or None, dynamic_size=dynamic_size)
         return self._made[key]

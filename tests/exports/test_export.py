@@ -64,7 +64,7 @@ def test_photographs_agree_with_pytorch(
 def test_the_file_is_whole_by_itself(pets: Exported) -> None:
     assert (pets.path.parts[-3:], pets.version) == (("pets", "1", "model.onnx"), 1)
     assert sorted(path.name for path in pets.path.parent.iterdir()) == ["model.onnx"]
-    assert sorted(path.name for path in pets.path.parents[1].iterdir()) == ["1", "config.pbtxt"]
+    assert sorted(path.name for path in pets.path.parents[1].iterdir()) == ["1", "config.pbtxt", "configs"]
 
     model = onnx.load(str(pets.path))
     shapes = {

@@ -160,7 +160,7 @@ def test_the_log_tells_the_start_line_by_line(many_models: Path) -> None:
     for line in (
         "INFO device: cpu (asked for: auto)",
         f"INFO listening on 127.0.0.1:{server.port}",
-        f"INFO toy version 2: ready on cpu, 7 labels, input 64 x 64, maps: {', '.join(METHODS)}, loaded and warmed up in",
+        f"INFO toy version 2: ready on cpu with one thread, 7 labels, input 64 x 64, maps: {', '.join(METHODS)}, loaded and warmed up in",
         "ERROR broken version 1: not served: ",
         "WARNING damaged: version 10 is broken, version 9 answers in its place",
         "INFO serving 3 of 4 models",

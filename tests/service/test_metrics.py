@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from service.observed import Observed
 from service.pb.inference import open_inference_pb2
 from service.pb.tlcli.v1 import classifier_pb2 as pb
 from service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
+from tests.service.fake_nvml import GIB, FakeNvml
 from tests.service.http_asks import ADDRESS, Asking
 from tests.service.sample_pictures import RED, encode, scene
 from tests.service.scraping import families, scrape, server_with_metrics, total, value
@@ -196,7 +198,9 @@ def test_two_servers_in_one_process_count_for_themselves(one_model: Path, caplog
         scrape(first)
 
 
-def test_the_documentation_names_every_metric(one_model: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_documentation_names_every_metric(one_model: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml((GIB, 8 * GIB)))  # type: ignore[arg-type]
+    monkeypatch.setattr("service.server.resolve_device", lambda device: "cuda")
     with server_with_metrics(one_model, caplog) as (port, metrics_port):
         with Client(port=port) as client:
             client.classify(PICTURE)

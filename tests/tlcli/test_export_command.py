@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -10,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 
-from contract.errors import ExportError, RequestError
+from contract.errors import ExportError, RequestError, TlcliError
 from contract.model import Model
+from tests.exports.networks import blobs
 from tlcli.__main__ import cli
 
 BACKBONE = ("--backbone", "test_resnet", "--weights", "none", "--image-size", 64, "--check-pictures", 2)
@@ -70,8 +73,6 @@ def test_a_model_without_maps_refuses_them(tmp_path: Path) -> None:
     model = Model.open(tmp_path / "test_resnet/1/model.onnx", "cpu")
     assert model.description.maps == ()
     (tmp_path / "pictures").mkdir()
-    from PIL import Image
-
     Image.new("RGB", (80, 80), (200, 30, 30)).save(tmp_path / "pictures/red.png")
     plain = tlcli("predict", tmp_path / "test_resnet", tmp_path / "pictures")
     assert plain.exit_code == 0, plain.output
@@ -104,3 +105,73 @@ def test_a_refusal_is_one_line_and_an_exit_code(tmp_path: Path) -> None:
     assert answer.stdout == ""
     (line,) = answer.stderr.strip().splitlines()
     assert "--cam-layer nonsense: test_resnet's layer is not there" in line
+
+
+def put_pictures(folder: Path, count: int = 24) -> Path:
+    folder.mkdir()
+    for number in range(count):
+        Image.fromarray(blobs(count, 64, 64)[number]).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    """A published classifier in int8."""
+    home = tmp_path_factory.mktemp("small")
+    pictures = put_pictures(home / "pictures")
+    answer = tlcli(
+        "export", *BACKBONE, "--precision", "int8", "--calibration", pictures, "--calibration-pictures", 6, "--max-accuracy-drop", 100,
+        "--methods", "gradcam,fem,scorecam", "--models", home / "models",
+    )  # fmt: skip
+    assert answer.exit_code == 0, answer.output
+    return home, answer
+
+
+def test_a_published_classifier_is_calibrated_on_pictures_that_are_given(small: tuple[Path, Result]) -> None:
+    home, answer = small
+    assert "writing it in int8, calibrated on 6 pictures of pictures" in answer.stderr
+    assert "comparing with fp32 on 18 pictures (pictures)" in answer.stderr, "those that are left over"
+    found = Model.open(home / "models/test_resnet/1/model.onnx", "cpu").description.provenance.agreement
+    assert found is not None
+    assert (found.pictures, found.source, found.calibration, found.top1) == (18, "pictures", "6 pictures of pictures", None)
+    lines = answer.stderr.splitlines()
+    (head,) = (line for line in lines if line.startswith("int8 and fp32 on 18 pictures (pictures): the same first class for"))
+    assert f"{found.agreement:.2%}" in head
+    rows = [line.split() for line in lines[lines.index(head) + 1 :]]
+    assert rows[0] == ["map", "pictures", "rank_correlation", "median"]
+    assert [row[0] for row in rows[1:]] == ["gradcam", "fem"]
+    assert rows[1][2] == f"{found.maps['gradcam'].rank_correlation:.4f}"
+
+
+def test_commands_take_a_file_in_smaller_numbers(small: tuple[Path, Result], tmp_path: Path) -> None:
+    home, _ = small
+    (row,) = json.loads(tlcli("models", "--models", home / "models", "--json").stdout)
+    assert row["precision"] == "int8"
+    assert "precision" in tlcli("models", "--models", home / "models").stdout
+    answer = tlcli(
+        "predict", home / "models/test_resnet", home / "pictures/0.png", "--cam", "gradcam", "--overlays", tmp_path, "--json",
+    )  # fmt: skip
+    assert answer.exit_code == 0, answer.output
+    (predicted,) = json.loads(answer.stdout)
+    model = Model.open(home / "models/test_resnet/1/model.onnx", "cpu")
+    image = model.description.preprocessing.apply(Image.open(home / "pictures/0.png"))
+    assert predicted["score"] == pytest.approx(float(model.run(image[None]).scores.max()), abs=1e-5)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--precision", "int8"), "--precision int8 takes its ranges from pictures such as the model will see: give a few hundred with"),
+        (("--precision", "fp16", "--calibration", "x"), "--calibration: nothing but --precision int8 is calibrated: add it, or leave"),
+        (("--calibration", "x"), "--calibration: nothing but --precision int8 is calibrated: add it, or leave the pictures out"),
+        (("--precision", "int8", "--calibration", "no/such"), "no/such: no such file or folder"),
+        (("--max-accuracy-drop", 3), "--max-accuracy-drop: is what smaller numbers may lose: add --precision fp16 or int8"),
+    ],
+)
+def test_smaller_numbers_that_cannot_be_are_refused(flags: tuple[object, ...], message: str, tmp_path: Path) -> None:
+    answer = tlcli("export", *BACKBONE, *flags, "--models", tmp_path / "models")
+    assert answer.exit_code != 0
+    told = str(answer.exception) if isinstance(answer.exception, TlcliError) else answer.stderr.strip().splitlines()[-1]
+    assert told.removeprefix("Error: ").startswith(message)
+    assert not list(tmp_path.rglob("*.onnx"))

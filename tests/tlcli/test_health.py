@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import statistics
 import subprocess
@@ -34,8 +35,10 @@ def port(models: Path) -> Iterator[int]:
         yield port
 
 
-def health(*arguments: object) -> tuple[int, str, str]:
-    done = subprocess.run([sys.executable, "-m", "tlcli", "health", *map(str, arguments)], capture_output=True, text=True, timeout=60)
+def health(*arguments: object, **environment: object) -> tuple[int, str, str]:
+    command = [sys.executable, "-m", "tlcli", "health", *map(str, arguments)]
+    variables = {name: str(value) for name, value in environment.items()}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, **variables})
     return done.returncode, done.stdout, done.stderr
 
 
@@ -61,6 +64,15 @@ def test_nobody_there() -> None:
     assert error.count("\n") == 1
 
 
+def test_what_the_environment_says_holds_where_no_flag_does(port: int) -> None:
+    assert health(TLCLI_HEALTH_PORT=port, TLCLI_HEALTH_TIMEOUT=2) == (0, f"127.0.0.1:{port}: SERVING\n", "")
+    assert health("--port", port, TLCLI_HEALTH_PORT=1, TLCLI_HEALTH_MODEL="toy") == (0, f"127.0.0.1:{port}, model 'toy': SERVING\n", "")
+    assert health(TLCLI_HEALTH_PORT=port, TLCLI_HEALTH_MODEL="broken")[0] == 1
+    code, said, error = health(TLCLI_HEALTH_PORT="much")
+    assert (code, said) == (2, "")
+    assert "'much' is not a valid integer" in error
+
+
 def test_one_that_does_not_answer_in_time() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
@@ -80,6 +92,8 @@ def test_with_tls(models: Path, tmp_path: Path) -> None:
         assert (
             health("--port", port, "--tls-ca", ca, "--tls-certificate", client["tls_certificate"], "--tls-key", client["tls_key"])[0] == 0
         )
+        shown = {f"TLCLI_HEALTH_{name.upper()}": client[name] for name in ("tls_certificate", "tls_key")}
+        assert health(TLCLI_HEALTH_PORT=port, TLCLI_HEALTH_TLS_CA=ca, **shown)[0] == 0  # as an image is told
         for others in ((), ("--tls",), ("--tls-ca", ca)):
             code, said, error = health("--port", port, *others)
             assert (code, said, error.count("\n")) == (1, "", 1)

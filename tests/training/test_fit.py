@@ -20,7 +20,7 @@ from contract.preprocessing import Preprocessing
 from tests.training.pictures import put_classes
 from tests.training.tiny import BACKBONE, check_it_is_read_back, config, digest, put_colours
 from training import RunResult, finetune, load_run
-from training.device import torch_device
+from training.device import keep_to_usable_cores, torch_device
 from training.head import StandardisedHead, train_head
 from training.network import NetworkConfig, build
 from training.plan import FULL_EPOCHS, HEAD_FIRST_EPOCHS, SCRATCH_LR, resolve_plan
@@ -106,6 +106,20 @@ def test_what_cannot_be_is_said_before_a_picture_is_read(tmp_path: Path, weights
         finetune(config(nowhere, tmp_path / "used"))
     with pytest.raises(SettingsError, match=r"--output .*file: is not empty"):
         finetune(config(nowhere, tmp_path / "used" / "file"))
+
+
+def test_no_more_threads_than_usable_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(4)
+        monkeypatch.setattr("training.device.usable_cores", lambda: 3)
+        keep_to_usable_cores()
+        assert torch.get_num_threads() == 3
+        monkeypatch.setattr("training.device.usable_cores", lambda: 64)
+        keep_to_usable_cores()
+        assert torch.get_num_threads() == 3, "a user's OMP_NUM_THREADS stands"
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")

@@ -13,7 +13,7 @@ import yaml
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
-from contract.description import Description, Layer, MapOutput, Parity, Provenance
+from contract.description import Agreement, Description, Layer, MapAgreement, MapOutput, Parity, Provenance
 from contract.preprocessing import Preprocessing
 from tests.training.tiny import config, put_colours
 from tlcli.__main__ import COMMANDS
@@ -216,3 +216,27 @@ def test_a_run_without_test_part_or_data_sheet_has_a_card(run: Run, tmp_path: Pa
 def test_a_backbones_paper_is_found_by_its_name(backbone: str, paper: str | None) -> None:
     found = paper_of(backbone)
     assert found is None if paper is None else found is not None and found.endswith(f"arXiv:{paper}")
+
+
+def test_it_tells_what_smaller_numbers_cost(run: Run, card: str) -> None:
+    assert "## Numbers" not in card
+    described = describe(run)
+    agreement = Agreement(
+        pictures=1234,
+        source="my_pets, validation part",
+        top1_before=0.985,
+        top1=0.9825,
+        agreement=0.9925,
+        finite=1.0,
+        time=0.4,
+        maps={"gradcam": MapAgreement(pictures=200, rank_correlation=0.97684, rank_correlation_median=None)},
+        calibration="256 pictures of my_pets, training part",
+    )
+    provenance = described.provenance.model_copy(update={"agreement": agreement})
+    text = model_card(run, described.model_copy(update={"precision": "int8", "provenance": provenance}))
+    told = text.split("## Numbers")[1].split("##")[0].replace("\\", "")
+    assert "convolutions compute in int8" in told
+    assert "Ranges come from 256 pictures of my_pets, training part." in told
+    assert "On 1,234 pictures (my_pets, validation part) 98.25 % are right, in float32 98.50 %; the first class is the same" in told
+    assert "for 99.25 %" in told
+    assert table(text, "map", "mean", "median") == [["gradcam", "0.9768", "–"]]

@@ -166,6 +166,14 @@ def test_other_weights_to_start_from_are_refused(colours: Path, tmp_path: Path) 
         resume(run)
 
 
+def test_on_a_machine_of_other_cores_it_goes_on(cut: Path) -> None:
+    """How many processes read pictures is no setting of the result."""
+    document = json.loads((cut / "config.json").read_text())
+    document["plan"]["workers"] += 5
+    (cut / "config.json").write_text(json.dumps(document))
+    assert resume(cut).results.best_epoch
+
+
 def test_other_versions_are_named(cut: Path) -> None:
     document = json.loads((cut / "config.json").read_text())
     document["versions"]["timm"] = "0.0.1"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from contract.errors import DatasetError, NotFoundError, SettingsError, WeightsE
 from tests.training.tiny import config, put_colours, put_picture_of
 from training import RunResult, finetune, load_run
 from training.results import Results
-from training.run_folder import absolute, make_folder
+from training.run_folder import absolute, make_folder, versions
 
 
 @pytest.fixture(scope="module")
@@ -151,3 +152,16 @@ def test_a_run_can_be_trained_on_further(result: RunResult, home: Path, tmp_path
     weights = result.path / "checkpoint.safetensors"
     further = finetune(config(home / "colours", tmp_path / "further", weights=str(weights), mode="full", epochs=3))
     assert further.results.val.count == 12
+
+
+def test_run_from_a_folder_of_sources_it_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = metadata.version
+
+    def version(package: str) -> str:
+        if package == "tlcli":
+            raise metadata.PackageNotFoundError(package)
+        return plain(package)
+
+    monkeypatch.setattr(metadata, "version", version)
+    assert versions()["tlcli"] == "not installed"
+    assert versions()["torch"] == plain("torch")

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tlcli import options
-from tlcli.console import Console, show
+from tlcli.console import Console, show, table
 
 if TYPE_CHECKING:
-    from exports import Exported
+    from contract.description import Agreement, Precision
+    from exports import Exported, SmallerNumbers
     from exports.temperature import Temperature
     from training.network import Network
 
@@ -46,6 +47,29 @@ def _parse_temperature(ctx: click.Context, option: click.Parameter, value: str) 
     callback=_parse_temperature,
     help="Divide the logits by it, so that scores mean more; `fit` finds the one that suits the run's validation part.",
 )
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "int8"]),
+    default="fp32",
+    show_default=True,
+    help="Smaller numbers: fp16 for GPUs; int8 for CPUs, calibrated on the run's training pictures.",
+)
+@click.option(
+    "--calibration",
+    "calibration_paths",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="With --backbone: pictures to calibrate int8 on, files or folders. May be repeated.",
+)
+@click.option(
+    "--calibration-pictures", type=click.IntRange(min=1), default=256, show_default=True, help="How many pictures to calibrate int8 on."
+)
+@click.option(
+    "--max-accuracy-drop",
+    type=click.FloatRange(min=0),
+    metavar="POINTS",
+    help="Percentage points that smaller numbers may lose.  [default: 0.5; where classes are not known, 10 may change]",
+)
 @click.option("--check-pictures", type=click.IntRange(min=1), default=16, show_default=True, help="How many pictures to check the file on.")
 @click.option(
     "--labels", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="With --backbone: the classes' names, a line each."
@@ -63,6 +87,10 @@ def command(
     list_them: bool,
     dynamic_size: bool,
     temperature: Temperature,
+    precision: Precision,
+    calibration_paths: tuple[Path, ...],
+    calibration_pictures: int,
+    max_accuracy_drop: float | None,
     check_pictures: int,
     labels: Path | None,
     picture_paths: tuple[Path, ...],
@@ -76,13 +104,16 @@ def command(
     RUN is a run's folder, such as runs/NAME. Instead of it, --backbone exports a network with the classifier it
     was published with: an ImageNet classifier with maps. The file is checked against PyTorch on pictures, and
     put in place only if it agrees. Maps that are computed beside the graph (Eigen-CAM, Score-CAM and their kin) need nothing of it.
+    Smaller numbers (--precision) are tried on the run's validation part, and refused if they lose too much.
     """
     if (run is None) == (backbone is None):
         raise click.UsageError("give a run's folder, or --backbone NAME to export a network as it was published: one of the two")
+    if precision == "fp32" and max_accuracy_drop is not None:
+        raise click.UsageError("--max-accuracy-drop: is what smaller numbers may lose: add --precision fp16 or int8")
     chosen = None if methods is None else () if methods == "none" else tuple(methods.split(","))
     console = Console(quiet)
     if run is not None:
-        options.require_backbone_flags((*network, "labels", "picture_paths"))
+        options.require_backbone_flags((*network, "labels", "picture_paths", "calibration_paths"))
         from exports import export_run
         from training.run import load_run
 
@@ -98,6 +129,7 @@ def command(
             layers=layers or None,
             dynamic_size=dynamic_size,
             temperature=temperature,
+            numbers=_numbers(precision, calibration_pictures, seed, max_accuracy_drop),
             check_pictures=check_pictures,
             progress=console.progress,
             say=console.say,
@@ -124,11 +156,21 @@ def command(
             layers=layers or None,
             dynamic_size=dynamic_size,
             temperature=temperature,
+            numbers=_numbers(precision, calibration_pictures, seed, max_accuracy_drop),
+            calibration_paths=calibration_paths,
             check_pictures=check_pictures,
             say=console.say,
         )
     report(exported, console)
     click.echo(exported.path)
+
+
+def _numbers(precision: Precision, calibration_pictures: int, seed: int, max_accuracy_drop: float | None) -> SmallerNumbers | None:
+    from exports import SmallerNumbers
+
+    if precision == "fp32":
+        return None
+    return SmallerNumbers(precision, calibration_pictures, seed, max_accuracy_drop)
 
 
 def _list_layers(network: Network) -> None:
@@ -142,7 +184,7 @@ def _list_layers(network: Network) -> None:
 
 
 def report(exported: Exported, console: Console) -> None:
-    """Say how far the file is from PyTorch."""
+    """Say how far the file is from PyTorch, and in smaller numbers from itself in float32."""
     parity = exported.parity
     apart = ""
     if parity.maps:
@@ -153,6 +195,27 @@ def report(exported: Exported, console: Console) -> None:
         f" on {parity.pictures} pictures the first class agrees on {parity.top1_agreement:.0%};"
         f" largest differences: logits {parity.logits:.1e}{apart}"
     )
+    agreement = exported.description.provenance.agreement
+    if agreement is not None:
+        _report_agreement(agreement, exported.description.precision, console)
+
+
+def _report_agreement(agreement: Agreement, precision: Precision, console: Console) -> None:
+    right = "" if agreement.top1 is None else f"right on {agreement.top1:.2%}, in fp32 on {agreement.top1_before:.2%}; "
+    quicker = f"; scores take {agreement.time:.2f} of the time on this CPU" if precision == "int8" else ""
+    console.say(
+        f"{precision} and fp32 on {agreement.pictures:,} pictures ({agreement.source}): {right}"
+        f"the same first class for {agreement.agreement:.2%}{quicker}; maps:"
+    )
+    rows: list[dict[str, Any]] = []
+    for name, found in agreement.maps.items():
+        row = {"map": name, "pictures": found.pictures, "rank_correlation": found.rank_correlation, "median": found.rank_correlation_median}
+        if found.pointing is not None:
+            row |= {"pointing_fp32": found.pointing_before, f"pointing_{precision}": found.pointing}
+        rows.append(row)
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    for line in table(rows, columns):
+        console.say(f"  {line}")
 
 
 def model_name(text: str) -> str:

@@ -12,11 +12,24 @@ from tlcli import options
 if TYPE_CHECKING:
     from service.connection import How
 
+PREFIX = "TLCLI_HEALTH_"
+"""Of the environment variables."""
 
-@click.command("health")
+
+@click.command(
+    "health",
+    context_settings={"auto_envvar_prefix": PREFIX.rstrip("_")},
+    epilog=f"Each flag may be an environment variable too ({PREFIX}PORT), so that an image's health check need not be rewritten.",
+)
 @click.option("--model", default="", help="Ask for this model, not for the server as a whole.")
 @click.option(
-    "--timeout", "timeout_s", type=click.FloatRange(min=0, min_open=True), default=3.0, show_default=True, help="Seconds for the answer."
+    "--timeout",
+    "timeout_s",
+    envvar=f"{PREFIX}TIMEOUT",
+    type=click.FloatRange(min=0, min_open=True),
+    default=3.0,
+    show_default=True,
+    help="Seconds for the answer.",
 )
 @options.server_options
 def command(

@@ -39,8 +39,9 @@ def command(models: Path, as_json: bool) -> None:
                     "classes": len(description.labels),
                     "input": f"{description.preprocessing.height}x{description.preprocessing.width}",
                     "maps": list(description.methods),
+                    "precision": description.precision,
                     "top1": top1,
                 }
             rows.append(row)
-    columns = ["name", "version", "backbone", "head", "classes", "input", "maps", "top1", "size"]
+    columns = ["name", "version", "backbone", "head", "classes", "input", "maps", "precision", "top1", "size"]
     show(rows, [*columns, "problem"] if any("problem" in row for row in rows) else columns, as_json)

@@ -1,0 +1,37 @@
+"""What needs a CUDA device; without one these tests are skipped, and say so."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from contract.errors import DeviceError
+from contract.model import resolve_device
+from tests.exports.networks import Exports
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cuda() -> None:
+    try:
+        resolve_device("cuda")
+    except DeviceError as error:
+        pytest.skip(str(error))
+    if not torch.cuda.is_available():
+        pytest.skip("PyTorch finds no CUDA device")
+
+
+@pytest.fixture(scope="session")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> Exports:
+    return Exports(tmp_path_factory.mktemp("exports"))
+
+
+@pytest.fixture(scope="session")
+def models(exports: Exports, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    for name, case in {"resnet": exports("resnet18"), "vgg": exports("vgg11")}.items():
+        (folder / name / "1").mkdir(parents=True)
+        shutil.copy(case.model.path, folder / name / "1" / "model.onnx")
+    return folder
