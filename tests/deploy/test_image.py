@@ -21,8 +21,9 @@ PINNED = {
 
 
 def packages() -> list[str]:
-    """The project's own, at the top."""
-    return [one.removesuffix("*") for one in PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]]
+    """The project's own, at the top: what Ray's nodes import below `deploy` is in no image."""
+    included = PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]
+    return [one.removesuffix("*") for one in included if "." not in one]
 
 
 def printed(*arguments: str) -> list[str]:
