@@ -249,6 +249,7 @@ def test_a_stream_that_its_client_leaves_lets_go_of_the_replica(ray: RayCluster)
         assert client.classify(PICTURES[0], timeout_s=10).model == "toy"
 
 
+@pytest.mark.slow
 def test_no_request_is_lost_when_replicas_and_nodes_die(ray: RayCluster, usual: Config) -> None:
     """Under a load for which a second replica is started, its node is killed with all that runs there, and then the only replica left."""
     lost: list[Exception] = []

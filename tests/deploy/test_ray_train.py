@@ -27,6 +27,7 @@ def workers(cluster: RayCluster) -> list[int]:
     return [pid for pid in processes_of(cluster.nodes[0]) if command(pid).startswith("ray::RayTrainWorker")]
 
 
+@pytest.mark.slow
 def test_two_processes_end_as_with_torchrun_though_one_was_killed(tmp_path: Path) -> None:
     colours = put_colours(tmp_path / "colours", train=16, val=5)
     of_two(colours, tmp_path / "by torchrun", **SETTINGS)
