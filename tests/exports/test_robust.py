@@ -14,7 +14,7 @@ from contract.methods import METHODS
 from contract.model import Model
 from exports import export
 from tests.exports.by_hand import A0, A1, BIAS, BY_HAND, WEIGHT, picture, toy
-from tests.exports.networks import PROVENANCE, Case, Exports, blobs, make, write
+from tests.exports.networks import PROVENANCE, Case, Exports, blobs, make, write, write_case
 from tests.exports.reference import Reference, relative_difference
 
 CLASSES = np.array([[0, 1, 2, 3]])
@@ -70,7 +70,7 @@ def constant(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     """A network whose layer is the same at every position of every picture; what is behind it is alive."""
     network = make("test_resnet", "mlp:16")
     layer_silenced(network, "layer2.0.bn1", request.param)
-    return Case(network, write(network, tmp_path_factory.mktemp("constant") / "model.onnx", layers=["layer2.0.bn1"]))
+    return write_case(network, tmp_path_factory.mktemp("constant") / "model.onnx", layers=["layer2.0.bn1"])
 
 
 @pytest.mark.parametrize("softmax", [False, True])
@@ -119,7 +119,7 @@ def half_dead(tmp_path_factory: pytest.TempPathFactory) -> Case:
     with torch.no_grad():
         norm.weight[::2] = 0
         norm.bias[::2] = 0
-    return Case(network, write(network, tmp_path_factory.mktemp("dead") / "model.onnx", layers=["layer3.0.bn1"]))
+    return write_case(network, tmp_path_factory.mktemp("dead") / "model.onnx", layers=["layer3.0.bn1"])
 
 
 @pytest.mark.parametrize("softmax", [False, True])
