@@ -267,6 +267,16 @@ def test_no_request_is_lost_when_replicas_and_nodes_die(ray: RayCluster, usual: 
                     lost.append(error)
                 time.sleep(PAUSE_S)
 
+    async def ask_side_by_side() -> None:
+        """Two requests on the same connection, over and over."""
+        async with AsyncClient(port=ray.port) as client:
+            while not over.is_set():
+                asked = (client.classify(picture, timeout_s=30) for picture in PICTURES)
+                ends = await asyncio.gather(*asked, return_exceptions=True)
+                lost.extend(end for end in ends if isinstance(end, Exception))
+                answered["side by side"] += sum(not isinstance(end, Exception) for end in ends)
+                await asyncio.sleep(PAUSE_S)
+
     def ask_as_anybody(picture: bytes) -> None:
         """With gRPC's standard policy."""
         options = [("grpc.service_config", RETRIES), ("grpc.use_local_subchannel_pool", 1), ("grpc.per_rpc_retry_buffer_size", 2**24)]
@@ -292,15 +302,22 @@ def test_no_request_is_lost_when_replicas_and_nodes_die(ray: RayCluster, usual: 
                     told.append(error)
 
     def go_on() -> None:
-        before = sum(answered.values())
-        wait_until(lambda: sum(answered.values()) >= before + 50, why=lambda: f"{answered}, {lost}, {status()}")
+        """Each of them is answered again, and together often."""
+        before = answered.copy()
+
+        def went_on() -> bool:
+            more = {who: answered[who] - before[who] for who in ("ours", "side by side", "anybody's")}
+            return min(more.values()) > 0 and sum(more.values()) >= 50
+
+        wait_until(went_on, why=lambda: f"{answered}, {lost}, {status()}")
 
     scaling = copy.deepcopy(usual)
     scaling["applications"][0]["deployments"][0]["autoscaling_config"] = AUTOSCALING
     ray.deploy(scaling)
-    with ThreadPoolExecutor(8) as pool:
+    with ThreadPoolExecutor(10) as pool:
         for _ in range(2):
             pool.submit(ask_as_we_do)
+            pool.submit(asyncio.run, ask_side_by_side())
             pool.submit(ask_as_anybody, PICTURES[0])
             pool.submit(ask_as_anybody, SLOW)
             pool.submit(ask_once)
