@@ -9,8 +9,9 @@
     Grad-CAM     throughput of scores with the first class's Grad-CAM map, over the float file's
     file         of the smaller file over the float one
 
-The four runs of a round come one after the other in a random order; medians of the rounds' ratios. A session that is made second may be
-faster, whatever it holds, so half of the rounds are done with each order of making.
+The four of a round come one after the other in a random order; medians of the rounds' ratios. Each is done twice, and the second run
+counts: the first finds the other file's weights in the processor's cache. A session that is made second may be faster, whatever it holds,
+so half of the rounds are done with each order of making.
 
 `answers` exports as `tlcli export --precision` does, fp16 and int8, and compares with the float file on pictures of the test part, spread
 evenly: accuracy, the share with the same first class, and the rank correlation of each map in the graph. PETS holds `train` and `test`,
@@ -124,6 +125,7 @@ def measure(folder: Path, batch: int, size: int, rounds: int) -> dict[tuple[str,
             run()
         for _ in range(max(1, rounds // 2)):
             for key in random.sample(list(runs), len(runs)):
+                runs[key]()
                 began = time.perf_counter()
                 runs[key]()
                 times[key].append(time.perf_counter() - began)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 import pytest
+import torch
 from onnx import NodeProto, numpy_helper
 
 from contract import pictures
@@ -76,6 +77,7 @@ def test_a_trained_network_answers_and_explains_as_before(
 
     plain, of_activations, with_map = (runs(small, wanted, np.stack(images[:2]), tmp_path) for wanted in ((), ("fem",), ("gradcam",)))
     assert (plain["QLinearConv"], plain["Conv"], plain["ConvTranspose"]) == (19, 0, 0)
+    assert (plain["BatchNormalization"], plain["Sub"], plain["Div"]) == (1, 0, 0), "the normalisation"
     assert plain["DequantizeLinear"] <= 8, "where the float head begins, and at two shortcuts that pad"
     assert of_activations["DequantizeLinear"] <= plain["DequantizeLinear"] + 1, "no weight becomes float for a map without a gradient"
     assert with_map["QLinearConv"] == 19
@@ -112,6 +114,16 @@ def test_the_same_pictures_make_the_same_file_and_others_another(exported: Expor
     )
     assert first == second
     assert first != other
+
+
+def test_pictures_are_normalised_as_before(exported: Exports) -> None:
+    case = exported("test_resnet")
+    model = onnx.load(str(quantised(case, list(PICTURES)).path))
+    (normalised,) = (node.output[0] for node in model.graph.node if node.op_type == "BatchNormalization")
+    model.graph.output.append(onnx.helper.make_tensor_value_info(normalised, onnx.TensorProto.FLOAT, None))
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (found,) = session.run([normalised], {"images": PICTURES})
+    np.testing.assert_allclose(found, case.network.normalise(torch.from_numpy(PICTURES)), atol=2e-6)
 
 
 def test_what_works_on_pooled_values_stays_in_float(exported: Exports) -> None:
