@@ -2,6 +2,7 @@
 
 tlcli finetune --backbone resnet18 --dataset PATH/TO/FOLDER --print-config > settings.toml
 python -m deploy.ray.train settings.toml --output runs/NAME --workers 2
+python -m deploy.ray.train --resume runs/NAME --workers 2
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import os
 import shutil
 import sys
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +25,37 @@ from contract.errors import TlcliError, first_line
 from tlcli.settings import finetune_config
 from training.config import FinetuneConfig, cache_dir
 from training.run_files import CONFIG
-from training.run_folder import absolute, require_output
+from training.run_folder import absolute, read_config, require_output
 
 _RAYS = ".ray"
 """In the run's folder while it lasts: what Ray Train notes of it. All nodes must see it, as they must see the run."""
 
 
-def train(config: FinetuneConfig, workers: int, *, gpu: bool = False, cpus: float = 1, max_failures: int = 0) -> dict[str, float]:
-    """Fine-tune as `config` says, in `workers` processes, wherever Ray has room for them.
+@dataclass(frozen=True)
+class Workers:
+    """The processes of a training.
 
-    The run is that of `torchrun` with as many processes and the same settings. Where a process or a node fails, all are started again,
-    and go on after the last whole epoch (`training.resume`).
+    count: how many.
+    gpu: each has a GPU.
+    cpus: cores of each, for as many threads of PyTorch's.
+    max_failures: how often all may be started again where one, or its node, fails; -1: without end.
+    """
+
+    count: int
+    gpu: bool = False
+    cpus: float = 1
+    max_failures: int = 0
+
+
+def train(config: FinetuneConfig, workers: Workers) -> dict[str, float]:
+    """Fine-tune as `config` says, in several processes, wherever Ray has room for them.
+
+    The run is that of `torchrun` with as many processes and the same settings. Where they are started again, they go on after the last
+    whole epoch.
 
     Args:
         config: names `output`, the run's folder, on storage that all nodes share; so are its pictures, its weights, and `$TLCLI_CACHE`.
-        workers: processes.
-        gpu: each has a GPU.
-        cpus: cores of each, for as many threads of PyTorch's.
-        max_failures: how often they may be started again; -1: without end.
+        workers: the processes.
 
     Returns:
         The final figures, by name, see `training.results.Results.metrics`.
@@ -49,14 +65,37 @@ def train(config: FinetuneConfig, workers: int, *, gpu: bool = False, cpus: floa
         ray.train.TrainingFailedError: a process failed otherwise, once more than it may.
     """
     config = absolute(config)
-    folder = _folder_of(config)
+    assert config.output is not None, "processes that are started again find the run by its folder"
     require_output(config)
-    resources = {"CPU": cpus, "GPU": 1} if gpu else {"CPU": cpus}
+    return _in_processes(config, config.output, workers)
+
+
+def go_on(folder: Path, workers: Workers) -> dict[str, float]:
+    """Go on with a run that was cut short, after its last whole epoch, wherever it was begun.
+
+    Args:
+        folder: the run's.
+        workers: the processes; where they are as many as before, the run ends as if it had not been cut short, on CPUs to the bit.
+
+    Returns:
+        See `train`.
+
+    Raises:
+        TlcliError: what `training.resume` raises.
+        ray.train.TrainingFailedError: see `train`.
+    """
+    folder = folder.absolute()
+    return _in_processes(read_config(folder).asked, folder, workers)
+
+
+def _in_processes(config: FinetuneConfig, folder: Path, workers: Workers) -> dict[str, float]:
+    resources = {"CPU": workers.cpus, "GPU": 1} if workers.gpu else {"CPU": workers.cpus}
+    shutil.rmtree(folder / _RAYS, ignore_errors=True)  # of a program that was killed
     trainer = TorchTrainer(
         work,
-        train_loop_config={"config": config.model_dump(mode="json"), "cache": str(cache_dir().absolute())},
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu, resources_per_worker=resources),
-        run_config=RunConfig(name=_RAYS, storage_path=str(folder), failure_config=FailureConfig(max_failures=max_failures)),
+        train_loop_config={"config": config.model_dump(mode="json"), "folder": str(folder), "cache": str(cache_dir().absolute())},
+        scaling_config=ScalingConfig(num_workers=workers.count, use_gpu=workers.gpu, resources_per_worker=resources),
+        run_config=RunConfig(name=_RAYS, storage_path=str(folder), failure_config=FailureConfig(max_failures=workers.max_failures)),
     )
     try:
         figures: dict[str, float] = trainer.fit().return_value
@@ -75,16 +114,10 @@ def work(job: dict[str, Any]) -> dict[str, float]:
     os.environ["TLCLI_CACHE"] = job["cache"]
     from training import finetune, resume
 
-    config = FinetuneConfig.model_validate(job["config"])
-    folder = _folder_of(config)
+    folder = Path(job["folder"])
     # Seen alike by all: the first one writes it when each of the others has come to wait for it, and so has looked.
     begun = (folder / CONFIG).is_file()
-    return (resume(folder, say=_say) if begun else finetune(config, say=_say)).metrics
-
-
-def _folder_of(config: FinetuneConfig) -> Path:
-    assert config.output is not None, "processes that are started again find the run by its folder"
-    return config.output
+    return (resume(folder, say=_say) if begun else finetune(FinetuneConfig.model_validate(job["config"]), say=_say)).metrics
 
 
 def _say(line: str) -> None:
@@ -93,24 +126,42 @@ def _say(line: str) -> None:
 
 
 @click.command()
-@click.argument("settings", type=click.Path(path_type=Path))
-@click.option("--output", type=click.Path(path_type=Path, file_okay=False), required=True, help="The run's folder, which all nodes see.")
+@click.argument("settings", type=click.Path(path_type=Path), required=False)
+@click.option("--output", type=click.Path(path_type=Path, file_okay=False), help="The run's folder, which all nodes see.")
+@click.option("--resume", "begun", type=click.Path(path_type=Path), metavar="RUN", help="Go on with a run that was cut short.")
 @click.option("--workers", type=click.IntRange(min=1), default=2, show_default=True, help="Processes that train together.")
 @click.option("--gpu", is_flag=True, help="Each has a GPU.")
 @click.option("--cpus", type=click.IntRange(min=1), default=1, show_default=True, help="Cores of each.")
 @click.option("--max-failures", type=click.IntRange(min=-1), default=3, show_default=True, help="How often they may be started again.")
 @click.option("--address", help="Of the cluster.  [default: $RAY_ADDRESS, one that runs here, or one started for this]")
-def main(settings: Path, output: Path, workers: int, gpu: bool, cpus: int, max_failures: int, address: str | None) -> None:
+def main(
+    settings: Path | None,
+    output: Path | None,
+    begun: Path | None,
+    workers: int,
+    gpu: bool,
+    cpus: int,
+    max_failures: int,
+    address: str | None,
+) -> None:
     """Fine-tune on a Ray cluster.
 
     SETTINGS is a TOML file, as `tlcli finetune --print-config` prints it.
     """
+    processes = Workers(workers, gpu, cpus, max_failures)
     try:
-        config = finetune_config(settings, output=output)
-        require_output(config)
+        if begun is not None and settings is None and output is None:
+            read_config(begun)
+            folder, work_on = begun, partial(go_on, begun, processes)
+        elif begun is None and settings is not None and output is not None:
+            config = finetune_config(settings, output=output)
+            require_output(config)
+            folder, work_on = output, partial(train, config, processes)
+        else:
+            raise click.UsageError("give SETTINGS and --output RUN to begin a run, or --resume RUN alone to go on with one")
         ray.init(address=address, log_to_driver=True)
         try:
-            figures = train(config, workers, gpu=gpu, cpus=cpus, max_failures=max_failures)
+            figures = work_on()
         finally:
             ray.shutdown()
     except TlcliError as error:
@@ -119,8 +170,8 @@ def main(settings: Path, output: Path, workers: int, gpu: bool, cpus: int, max_f
     except (TrainingFailedError, ConnectionError) as error:
         click.echo(f"Error: {first_line(error)}", err=True)
         sys.exit(1)
-    click.echo(f"{output}: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
-    click.echo(f"\nnext:\n  tlcli export {output}")
+    click.echo(f"{folder}: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+    click.echo(f"\nnext:\n  tlcli export {folder}")
 
 
 if __name__ == "__main__":

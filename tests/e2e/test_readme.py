@@ -41,6 +41,8 @@ def home(shared_data: Path, unpacked: Callable[[str], Path], tmp_path_factory: p
     for name in ("vgg16", "resnet18"):
         fill_hub_cache(home / "hub", name)
     os.symlink(shared_data / "weights" / "mobilenetv2_100.imagenet.safetensors", home / "FILE")
+    if (ROOT / "demo").is_dir():  # the first of the two commands has been run
+        shutil.copytree(ROOT / "demo", home / "demo")
     return home
 
 
