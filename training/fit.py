@@ -14,6 +14,7 @@ from contract.errors import SettingsError
 from training import report, resuming
 from training.averaging import snapshot
 from training.clock import Clock
+from training.compiling import require_compiler
 from training.config import FinetuneConfig
 from training.data_sheet import data_sheet, write_data_sheet
 from training.datasets import Dataset, load_dataset, save_split
@@ -75,7 +76,7 @@ def finetune(
         watchers: told of every epoch and step.
 
     Raises:
-        SettingsError: settings that contradict each other or the backbone, or a folder that is in use.
+        SettingsError: settings that contradict each other or the backbone, a folder that is in use, or nothing to compile with.
         DeviceError: a device that is not there.
         WeightsError, HubError, NotFoundError: see `training.weights.load_backbone`.
         DatasetError, HubError: see `training.datasets.load_dataset`.
@@ -86,6 +87,8 @@ def finetune(
     if config.tensorboard:
         require_tensorboard()
     device = torch_device(config.device)
+    if plan.compile:
+        require_compiler(device)
     with processes(device) as together:
         require_output(config)
         return _Work(config, plan, device, together, progress, say, watchers).do(None)
@@ -118,9 +121,11 @@ def resume(
         return RunResult(path, results)
     if saved.asked.tensorboard:
         require_tensorboard()
-    device = torch_device(saved.asked.device)
+    device, plan = torch_device(saved.asked.device), resolve_plan(saved.asked)
+    if plan.compile:
+        require_compiler(device)
     with processes(device) as together:
-        return _Work(saved.asked, resolve_plan(saved.asked), device, together, progress, say, watchers).do((path, saved))
+        return _Work(saved.asked, plan, device, together, progress, say, watchers).do((path, saved))
 
 
 def find_lr(config: FinetuneConfig, path: Path, progress: ProgressFactory = silent, say: Say = lambda _: None) -> RateCurve:

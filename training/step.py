@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from contract.errors import SettingsError
+from training.compiling import refuse_uncompiled
 from training.mixing import Mixing
 from training.objective import Objective
 from training.precision import Precision
@@ -82,13 +83,15 @@ class Steps:
         """Step `number`, from 0, with this process's share of the batch: inputs of the model, labels int64 `[n]`.
 
         Raises:
-            SettingsError: not even one picture at a time fits into the memory.
+            SettingsError: not even one picture at a time fits into the memory, or the network cannot be compiled.
         """
         while True:
             try:
                 return self._take(number, inputs, labels)
             except RuntimeError as error:
                 if not _is_out_of_memory(error):
+                    if self._way.compiled:
+                        refuse_uncompiled(error)
                     raise
                 self._divide(len(labels), str(error).splitlines()[0])  # the next try is outside of this one's frames
             if inputs.is_cuda:
