@@ -166,6 +166,7 @@ def test_commands_take_a_file_in_smaller_numbers(small: tuple[Path, Result], tmp
         (("--precision", "fp16", "--calibration", "x"), "--calibration: nothing but --precision int8 is calibrated: add it, or leave"),
         (("--calibration", "x"), "--calibration: nothing but --precision int8 is calibrated: add it, or leave the pictures out"),
         (("--precision", "int8", "--calibration", "no/such"), "no/such: no such file or folder"),
+        (("--calibration-pictures", 9), "--calibration-pictures: nothing but --precision int8 is calibrated: add it, or leave the number"),
         (("--max-accuracy-drop", 3), "--max-accuracy-drop: is what smaller numbers may lose: add --precision fp16 or int8"),
     ],
 )

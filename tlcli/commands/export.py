@@ -61,9 +61,7 @@ def _parse_temperature(ctx: click.Context, option: click.Parameter, value: str) 
     type=click.Path(path_type=Path),
     help="With --backbone: pictures to calibrate int8 on, files or folders. May be repeated.",
 )
-@click.option(
-    "--calibration-pictures", type=click.IntRange(min=1), default=256, show_default=True, help="How many pictures to calibrate int8 on."
-)
+@click.option("--calibration-pictures", type=click.IntRange(min=1), help="How many pictures to calibrate int8 on.  [default: 256]")
 @click.option(
     "--max-accuracy-drop",
     type=click.FloatRange(min=0),
@@ -89,7 +87,7 @@ def command(
     temperature: Temperature,
     precision: Precision,
     calibration_paths: tuple[Path, ...],
-    calibration_pictures: int,
+    calibration_pictures: int | None,
     max_accuracy_drop: float | None,
     check_pictures: int,
     labels: Path | None,
@@ -110,6 +108,8 @@ def command(
         raise click.UsageError("give a run's folder, or --backbone NAME to export a network as it was published: one of the two")
     if precision == "fp32" and max_accuracy_drop is not None:
         raise click.UsageError("--max-accuracy-drop: is what smaller numbers may lose: add --precision fp16 or int8")
+    if precision != "int8" and calibration_pictures is not None:
+        raise click.UsageError("--calibration-pictures: nothing but --precision int8 is calibrated: add it, or leave the number out")
     chosen = None if methods is None else () if methods == "none" else tuple(methods.split(","))
     console = Console(quiet)
     if run is not None:
@@ -165,12 +165,12 @@ def command(
     click.echo(exported.path)
 
 
-def _numbers(precision: Precision, calibration_pictures: int, seed: int, max_accuracy_drop: float | None) -> SmallerNumbers | None:
-    from exports import SmallerNumbers
+def _numbers(precision: Precision, calibration_pictures: int | None, seed: int, max_accuracy_drop: float | None) -> SmallerNumbers | None:
+    from exports.smaller import CALIBRATION_PICTURES, SmallerNumbers
 
     if precision == "fp32":
         return None
-    return SmallerNumbers(precision, calibration_pictures, seed, max_accuracy_drop)
+    return SmallerNumbers(precision, calibration_pictures or CALIBRATION_PICTURES, seed, max_accuracy_drop)
 
 
 def _list_layers(network: Network) -> None:
