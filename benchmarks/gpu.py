@@ -45,6 +45,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.serving import ask
 from contract.cuda import Cuda
 from contract.description import Provenance
+from contract.errors import first_line
 from contract.model import Model
 from contract.preprocessing import Preprocessing
 from exports.explainer import Explainer
@@ -194,10 +195,16 @@ class Bench:
                 rate = batch / took[layout]
                 self.tell(f"| PyTorch eager, {kind} | {batch} | {rate:,.0f} | {rate * flops / self.peaks[kind]:.1%} | {maps:,.0f} | |")
             if "compiled" not in self.skip:
-                batch = max(self.batches)
-                compiled = torch.compile(formats[torch.channels_last], dynamic=False)
-                rate = batch / self.median_s(eager, formats[torch.channels_last], pictures(batch), compiled)
-                self.tell(f"| PyTorch compiled, {kind} | {batch} | {rate:,.0f} | {rate * flops / self.peaks[kind]:.1%} | | |")
+                self.row_of_compiled(kind, formats[torch.channels_last], flops)
+
+    def row_of_compiled(self, kind: str, network: Network, flops: float) -> None:
+        batch = max(self.batches)
+        try:
+            rate = batch / self.median_s(eager, network, pictures(batch), torch.compile(network, dynamic=False))
+        except RuntimeError as error:  # such as: there is no C compiler
+            self.tell(f"| PyTorch compiled, {kind} | {batch} | failed: {first_line(getattr(error, 'inner_exception', error))} | | | |")
+            return
+        self.tell(f"| PyTorch compiled, {kind} | {batch} | {rate:,.0f} | {rate * flops / self.peaks[kind]:.1%} | | |")
 
     def agreement(self, paths: dict[str, Path], best: dict[str, Model]) -> None:
         images = pictures(8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from training.step import Steps, Way
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++, with which PyTorch compiles on a CPU")
 def test_a_compiled_network_learns_what_it_learns_otherwise(tmp_path: Path) -> None:
     colours = put_colours(tmp_path / "colours")
     settings = {"backbone": "lenet5", "mode": "full", "epochs": 4, "lr": 1e-2}
