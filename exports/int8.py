@@ -24,7 +24,7 @@ from contract.description import IMAGES, LOGITS, TARGETS
 from exports.folding import Folded, fold_batch_norms
 from exports.forward import needed_outside, put_back, take_out
 from exports.quiet import quiet
-from exports.surgery import add_constant, producers, replace_nodes
+from exports.surgery import add_constant, replace_nodes
 
 _QUANTISED = "_quantized"
 """What the quantiser puts behind a weight's name."""
@@ -73,11 +73,16 @@ def _normalise_in_one(graph: GraphProto) -> None:
     batch norm is not moved past.
     """
     nodes = list(graph.node)
-    maker = producers(nodes)
+    made_by = {value: node for node in nodes for value in node.output}
     weights = {weight.name: numpy_helper.to_array(weight) for weight in graph.initializer}
-    for divide in (node for node in nodes if node.op_type == "Div" and node.input[0] in maker and node.input[1] in weights):
-        subtract = nodes[maker[divide.input[0]]]
-        if subtract.op_type != "Sub" or subtract.input[1] not in weights or nodes[maker[subtract.input[0]]].op_type != "Cast":
+
+    def taken_from(node: NodeProto, kind: str) -> NodeProto | None:
+        maker = made_by.get(node.input[0])
+        return maker if maker is not None and maker.op_type == kind else None
+
+    for divide in (node for node in nodes if node.op_type == "Div"):
+        subtract = taken_from(divide, "Sub")
+        if subtract is None or taken_from(subtract, "Cast") is None or not {divide.input[1], subtract.input[1]} <= weights.keys():
             continue
         mean, std = (weights[node.input[1]].reshape(-1).astype(np.float64) for node in (subtract, divide))
         values = {"scale": np.ones_like(mean), "shift": np.zeros_like(mean), "mean": mean, "variance": std**2}

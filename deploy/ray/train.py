@@ -101,7 +101,9 @@ def _in_processes(config: FinetuneConfig, folder: Path, workers: Workers) -> dic
         figures: dict[str, float] = trainer.fit().return_value
     except TrainingFailedError as error:
         ours = [failure for failure in getattr(error, "worker_failures", {}).values() if isinstance(failure, TlcliError)]
-        raise ours[0] if ours else error from error
+        if ours:
+            raise ours[0] from error
+        raise
     finally:
         shutil.rmtree(folder / _RAYS, ignore_errors=True)
         with suppress(OSError):  # there is something in it: a run, whole or to go on with
