@@ -10,8 +10,8 @@
     file         of the smaller file over the float one
 
 The four of a round come one after the other in a random order; medians of the rounds' ratios. Each is done twice, and the second run
-counts: the first finds the other file's weights in the processor's cache. A session that is made second may be faster, whatever it holds,
-so half of the rounds are done with each order of making.
+counts: the first after the other file's is slower in int8, which a server of one file never sees. A session that is made second may be
+faster, whatever it holds, so half of the rounds are done with each order of making.
 
 `answers` exports as `tlcli export --precision` does, fp16 and int8, and compares with the float file on pictures of the test part, spread
 evenly: accuracy, the share with the same first class, and the rank correlation of each map in the graph. PETS holds `train` and `test`,
