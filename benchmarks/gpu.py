@@ -237,6 +237,9 @@ class Bench:
             first.append(times[0])
             again.append(times[1])
         self.tell(f"\nfirst run of a new batch size {statistics.median(first):.1f} ms, the next of it {statistics.median(again):.1f} ms")
+        for name, sizes in (("one session", ()), ("a session for each size", (1, 32))):
+            took = alternating_ms(Model.open(path, self.device, batch_sizes=sizes))
+            self.tell(f"batches of 1, 32, 5 and 32 images by turns, {name}: {took:.1f} ms a run")
 
     def server(self, kind: str, model: Model, folder: Path) -> None:
         repository = folder / f"repository-{kind}"
@@ -256,6 +259,19 @@ class Bench:
                         f" p50 {found['p50_ms']:.1f} ms"
                     )
         self.tell(f"\nserver, {kind}, pictures a second: " + "; ".join(cells))
+
+
+def alternating_ms(model: Model) -> float:
+    """Mean time of a run, scores alone, while the batch size changes from run to run as it does in a server."""
+    sizes = (1, 32, 5, 32)
+    batches = [pictures(size) for size in sizes]
+    for batch in batches:
+        model.run(batch)
+    began = time.perf_counter()
+    for _ in range(3):
+        for batch in batches:
+            model.run(batch)
+    return 1000 * (time.perf_counter() - began) / (3 * len(sizes))
 
 
 def built(name: str) -> Network:

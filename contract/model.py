@@ -16,6 +16,7 @@ from contract.cores import usable_cores
 from contract.cuda import CUDA_PROVIDER, USUAL_CUDA, Cuda
 from contract.description import CLASSES, IMAGES, LOGITS, SCORES, SOFTMAX, TARGETS, WANTED, Description
 from contract.errors import DeviceError, ModelFileError, RequestError, first_line
+from contract.fixed_batches import FixedBatches, Session
 from contract.int8_sums import int8_sums_saturate
 
 if TYPE_CHECKING:
@@ -87,15 +88,21 @@ def _cuda_problem() -> str | None:
 class Model:
     """An ONNX file with its description, ready to run. Safe to call from several threads."""
 
-    def __init__(self, session: onnxruntime.InferenceSession, description: Description, device: str, path: Path) -> None:
+    def __init__(
+        self, session: onnxruntime.InferenceSession, description: Description, device: str, path: Path, runs: Session | None = None
+    ) -> None:
+        """runs: what computes outputs, where that is not the session itself."""
         self.session = session
+        self._runs: Session = session if runs is None else runs
         self.description = description
         self.device = device
         self.path = path
         self._evidence = {name for layer in description.layers for name in (layer.features, layer.gradients)}
 
     @classmethod
-    def open(cls, path: str | Path, device: str = "auto", threads: int = 0, cuda: Cuda = USUAL_CUDA) -> Model:
+    def open(
+        cls, path: str | Path, device: str = "auto", threads: int = 0, cuda: Cuda = USUAL_CUDA, batch_sizes: Sequence[int] = ()
+    ) -> Model:
         """Load an exported model.
 
         Args:
@@ -103,6 +110,7 @@ class Model:
             device: `auto`, `cpu` or `cuda`.
             threads: ONNX Runtime's intra-op threads; 0 takes every core this process may use.
             cuda: how it runs on a GPU.
+            batch_sizes: pad each batch to the next of these sizes, with a session for each; see `FixedBatches`.
 
         Raises:
             ModelFileError: missing, broken, or not one of ours.
@@ -123,7 +131,7 @@ class Model:
             options.add_session_config_entry("session.x64quantprecision", "1")
         providers = [(CUDA_PROVIDER, cuda.options()), "CPUExecutionProvider"] if chosen == "cuda" else ["CPUExecutionProvider"]
         try:
-            session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+            session, *others = (onnxruntime.InferenceSession(str(path), options, providers=providers) for _ in batch_sizes or (0,))
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
             raise ModelFileError(f"{path}: ONNX Runtime cannot load it: {first_line(error)}") from error
         if chosen == "cuda" and CUDA_PROVIDER not in session.get_providers():
@@ -136,7 +144,8 @@ class Model:
             # cuDNN writes a line for each fused operator that has no such form, and takes it apart as if nothing were.
             onnxruntime.set_default_logger_severity(4)
         description = Description.from_metadata(session.get_modelmeta().custom_metadata_map, str(path))
-        model = cls(session, description, chosen, path)
+        runs = FixedBatches(dict(zip(batch_sizes, (session, *others), strict=True))) if batch_sizes else None
+        model = cls(session, description, chosen, path, runs)
         model._check_graph()
         return model
 
@@ -200,7 +209,7 @@ class Model:
             if softmax:
                 feed[SOFTMAX] = np.array([[True]])
             names += [CLASSES, *methods, *evidence]
-        values = dict(zip(names, self.session.run(names, feed), strict=True))
+        values = dict(zip(names, self._runs.run(names, feed), strict=True))
         return Answer(
             scores=values[SCORES],
             logits=values[LOGITS],

@@ -41,7 +41,11 @@ def open_fastest(path: Path, device: str, threads: int, cuda: Cuda, pictures: in
     """
     model = Model.open(path, device, threads, cuda)
     if model.device == "cuda":
-        return _faster_layout(model, Model.open(path, device, threads, replace(cuda, channels_last=True)), pictures)
+        found = _faster_layout(model, Model.open(path, device, threads, replace(cuda, channels_last=True)), pictures)
+        del model
+        layout = replace(cuda, channels_last=found.channels_last)
+        sizes = sorted({1, pictures})
+        return Opened(Model.open(path, device, threads, layout, batch_sizes=sizes), found.how)
     if not threads and is_light(model):
         return Opened(Model.open(path, device, threads=1), "cpu with one thread")
     return Opened(model, "cpu")
@@ -57,8 +61,14 @@ def is_light(model: Model) -> bool:
     return shortest_s(lambda: model.run(one)) < _LIGHT_S
 
 
-def _faster_layout(first: Model, last: Model, pictures: int) -> Opened:
-    """Of two sessions that differ in where the channels stand."""
+@dataclass(frozen=True)
+class _Layout:
+    channels_last: bool
+    how: str
+
+
+def _faster_layout(first: Model, last: Model, pictures: int) -> _Layout:
+    """Compare two sessions of one model, channels first and channels last."""
     batch = blank(first, pictures)
     times = {}
     for model in (first, last):
@@ -66,7 +76,8 @@ def _faster_layout(first: Model, last: Model, pictures: int) -> Opened:
         times[model] = shortest_s(lambda model=model: model.run(batch))  # type: ignore[misc]
     chosen, other = (first, last) if times[first] <= times[last] else (last, first)
     name = "channels first" if chosen is first else "channels last"
-    return Opened(chosen, f"cuda, {name} ({1000 * times[chosen]:.2f} ms for {pictures} pictures, the other way {1000 * times[other]:.2f})")
+    how = f"cuda, {name} ({1000 * times[chosen]:.2f} ms for {pictures} images, the other way {1000 * times[other]:.2f})"
+    return _Layout(chosen is last, how)
 
 
 def blank(model: Model, pictures: int) -> npt.NDArray[np.uint8]:
