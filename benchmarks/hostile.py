@@ -1,0 +1,483 @@
+"""A server under attack: hostile requests among valid ones, in 2 GiB of memory. CPU.
+
+    python benchmarks/hostile.py [--seconds 600] [--memory-mib 2048] [--scale 1] [--cases FOLDER] [--json FILE] [ATTACK ...]
+
+    wrong answers    valid requests whose scores or map differ from the image's answer when the file is run on it alone
+    valid requests   how many were answered, refused for the time being (RESOURCE_EXHAUSTED, UNAVAILABLE; 429, 503), and failed otherwise
+    p99              of those that were answered, in a quiet run and under attack
+    health           longest wait for gRPC's and HTTP's health, asked every 50 ms
+    memory           of the server and its children: before, at most, and 10 s after the attacks
+    SIGTERM          sent among scan bombs and Score-CAMs: exit code, seconds until the end; `--grace-s` is 10
+
+The attacks are in `benchmarks/attacks.py`. They, the health checks and the valid clients are processes of their own on the same cores.
+The memory limit is a control group's, where this user may make one; else the server's own budget is set to half of it.
+`--cases` is a folder of encoded images to send as well. `--scale` makes each attack smaller, for tests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import http.client
+import json
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw
+
+from benchmarks.attacks import ATTACKS, Target, run_attacks
+from contract import pictures
+from contract.errors import OverloadedError, ServerError, TlcliError
+from contract.model import Model
+from service import Client
+from tests.contract import hostile_images
+
+GRACE_S = 10
+REST_S = 10
+FIXED, DYNAMIC = "mobilenetv3_small_100", "test_resnet"
+METHODS = (None, "gradcam", "layercam")
+SCORES_TOLERANCE, MAP_TOLERANCE = 1e-5, 1e-4
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("attacks", nargs="*", default=list(ATTACKS), help=", ".join(ATTACKS))
+    parser.add_argument("--seconds", type=float, default=600.0)
+    parser.add_argument("--memory-mib", type=int, default=2048)
+    parser.add_argument("--scale", type=float, default=1.0)
+    parser.add_argument("--cases", type=Path)
+    parser.add_argument("--json", type=Path, help="write the figures here too")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        models = export(Path(folder) / "models")
+        figures = measure(models, arguments.attacks, arguments.seconds, arguments.memory_mib, arguments.scale, arguments.cases)
+    for name, value in figures.items():
+        print(f"{name}: {value}", flush=True)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=1))
+
+
+def export(models: Path) -> Path:
+    common = ["--weights", "none", "--models", str(models), "-q"]
+    for backbone, flags in ((FIXED, []), (DYNAMIC, ["--dynamic-size"])):
+        command = [sys.executable, "-m", "tlcli", "export", "--backbone", backbone, *common, *flags]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return models
+
+
+def measure(models: Path, attacks: list[str], seconds: float, memory_mib: int, scale: float, cases: Path | None) -> dict[str, Any]:
+    """Run the server quietly, under attack, at rest and until its end; return the figures by name."""
+    found = tuple(sorted(path for path in cases.iterdir() if path.suffix in pictures.SUFFIXES)) if cases else ()
+    expected = Expected(models)
+    with limited(memory_mib) as limit, server(models, limit) as victim:
+        target = Target(victim.grpc_port, victim.http_port, FIXED, DYNAMIC, scale, found)
+        quiet = valid_load(target, expected, min(20.0, seconds))
+        before = memory_mib_of(victim.process.pid)
+        with watched(target, victim) as watch, attacking(target, attacks, seconds) as attackers:
+            hostile = valid_load(target, expected, seconds, until=attackers.ended)
+        time.sleep(REST_S)
+        after = memory_mib_of(victim.process.pid)
+        code, took = stop_among_attacks(victim, target)
+    return {
+        "limit": f"{memory_mib} MiB {limit.how}",
+        "wrong answers": len(quiet.wrong) + len(hostile.wrong),
+        "first wrong answer": next(iter(quiet.wrong + hostile.wrong), None),
+        "valid requests answered": hostile.outcomes["answered"],
+        "valid requests refused for the time being": hostile.outcomes["refused"],
+        "valid requests failed": {name: n for name, n in hostile.outcomes.items() if name not in ("answered", "refused")},
+        "p99 in a quiet run, ms": round(quiet.p99_ms()),
+        "p99 under attack, ms": round(hostile.p99_ms()),
+        "longest health wait, s": round(watch.longest_s, 2),
+        "failed health checks": watch.failed,
+        "memory before, MiB": before,
+        "peak memory, MiB": watch.peak_mib,
+        "memory after, MiB": after,
+        "exit code": code,
+        "from SIGTERM to the end, s": round(took, 1),
+        "grace, s": GRACE_S,
+        "attacks": attackers.summary(),
+        "tracebacks in the log": sum(line.startswith("Traceback") for line in victim.log),
+        "models ready at the end": victim.ready_at_end,
+    }
+
+
+# The server
+
+
+@dataclass
+class Limit:
+    """prefix: of the server's command. flags: of `tlcli serve`."""
+
+    how: str
+    prefix: list[str] = field(default_factory=list)
+    flags: list[str] = field(default_factory=list)
+
+
+@contextlib.contextmanager
+def limited(memory_mib: int) -> Iterator[Limit]:
+    """A control group of this much memory, version 2 or 1."""
+    size = memory_mib << 20
+    for parent, file in ((Path("/sys/fs/cgroup"), "memory.max"), (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes")):
+        group = parent / f"tlcli-hostile-{os.getpid()}"
+        try:
+            group.mkdir()
+        except OSError:
+            continue
+        try:
+            (group / file).write_text(str(size))
+        except OSError:
+            group.rmdir()
+            continue
+        try:
+            yield Limit("by a control group", ["sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh"])
+        finally:
+            for _ in range(50):
+                with contextlib.suppress(OSError):
+                    group.rmdir()
+                    break
+                time.sleep(0.1)
+        return
+    yield Limit("by the server's own budget alone: no control group can be made here", flags=["--max-memory-bytes", str(size // 2)])
+
+
+@dataclass
+class Victim:
+    """log: the lines of standard error so far. ready_at_end: the models that were ready when it was told to stop."""
+
+    process: subprocess.Popen[str]
+    grpc_port: int
+    http_port: int
+    log: list[str]
+    ready_at_end: list[str] = field(default_factory=list)
+
+
+@contextlib.contextmanager
+def server(models: Path, limit: Limit) -> Iterator[Victim]:
+    command = [*limit.prefix, sys.executable, "-m", "tlcli", "serve", str(models), "--port", "0", "--http-port", "0", "--device", "cpu"]
+    command += ["--model-control", "explicit", "--grace-s", str(GRACE_S), *limit.flags]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    log: list[str] = []
+    try:
+        for line in process.stderr:
+            log.append(line)
+            if "serving " in line:
+                break
+        (http_port,) = re.findall(r"HTTP at http://127\.0\.0\.1:(\d+)", "".join(log))
+        (grpc_port,) = re.findall(r"listening on 127\.0\.0\.1:(\d+)", "".join(log))
+        reader = threading.Thread(target=lambda: log.extend(process.stderr or ()), daemon=True)
+        reader.start()
+        yield Victim(process, int(grpc_port), int(http_port), log)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def stop_among_attacks(victim: Victim, target: Target) -> tuple[int | str, float]:
+    """Send SIGTERM while decoding and Score-CAM are under way; return the exit code, and how long the end took."""
+    with Client(port=victim.grpc_port) as client:
+        victim.ready_at_end = sorted(name for name in (FIXED, DYNAMIC) if client.is_ready(name, timeout_s=10))
+    with attacking(target, ["scan_bombs", "score_cams"], 1.0):
+        time.sleep(1.0)
+        began = time.monotonic()
+        victim.process.send_signal(signal.SIGTERM)
+        try:
+            return victim.process.wait(GRACE_S + 30), time.monotonic() - began
+        except subprocess.TimeoutExpired:
+            return "none: it did not end", time.monotonic() - began
+
+
+def memory_mib_of(pid: int) -> int:
+    """Anonymous memory of a process and its children, MiB."""
+    total = 0
+    for process in (pid, *descendants(pid)):
+        with contextlib.suppress(OSError, StopIteration):
+            lines = Path(f"/proc/{process}/status").read_text().splitlines()
+            total += next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
+    return total // 1024
+
+
+def descendants(pid: int) -> Iterator[int]:
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with contextlib.suppress(OSError):
+                for child in (task / "children").read_text().split():
+                    yield int(child)
+                    yield from descendants(int(child))
+
+
+# Attacks and health, in processes of their own
+
+
+class Attackers:
+    """ended: set once the attacks are over."""
+
+    def __init__(self) -> None:
+        self.ended = threading.Event()
+        self._lines: list[str] = []
+
+    def summary(self) -> dict[str, Any]:
+        """Per attack: how often it ran, its longest run in seconds, and its outcomes."""
+        attacks: dict[str, Any] = {}
+        for line in map(json.loads, self._lines):
+            summary = attacks.setdefault(line["attack"], {"runs": 0, "longest_s": 0.0, "outcomes": {}})
+            summary["runs"] += 1
+            summary["longest_s"] = max(summary["longest_s"], line["seconds"])
+            summary["outcomes"] = dict(Counter(summary["outcomes"]) + Counter(line["outcomes"]))
+        return attacks
+
+    def read(self, lines: Any) -> None:
+        while (line := lines.get()) is not None:
+            print(line[:400], file=sys.stderr, flush=True)
+            self._lines.append(line)
+        self.ended.set()
+
+
+@contextlib.contextmanager
+def attacking(target: Target, names: list[str], seconds: float) -> Iterator[Attackers]:
+    """Two processes that attack, in different orders."""
+    spawn = multiprocessing.get_context("spawn")
+    lines: Any = spawn.Queue()
+    processes = [spawn.Process(target=_attack, args=(target, names, seconds, seed, lines), daemon=True) for seed in range(2)]
+    attackers = Attackers()
+    reader = threading.Thread(target=attackers.read, args=(lines,), daemon=True)
+    reader.start()
+    for process in processes:
+        process.start()
+
+    def end() -> None:
+        for process in processes:
+            process.join()
+        lines.put(None)
+
+    threading.Thread(target=end, daemon=True).start()
+    try:
+        yield attackers
+    finally:
+        for process in processes:
+            process.kill()
+        reader.join(10)
+
+
+def _attack(target: Target, names: list[str], seconds: float, seed: int, lines: Any) -> None:
+    run_attacks(target, names, seconds, seed, lines.put)
+
+
+@dataclass
+class Watch:
+    longest_s: float = 0.0
+    failed: int = 0
+    peak_mib: int = 0
+
+
+@contextlib.contextmanager
+def watched(target: Target, victim: Victim) -> Iterator[Watch]:
+    """Ask for health, and look at the memory, from a process of its own."""
+    spawn = multiprocessing.get_context("spawn")
+    stop = spawn.Event()
+    found: Any = spawn.Queue()
+    process = spawn.Process(target=_watch, args=(target, victim.process.pid, stop, found), daemon=True)
+    process.start()
+    watch = Watch()
+    try:
+        yield watch
+    finally:
+        stop.set()
+        watch.longest_s, watch.failed, watch.peak_mib = found.get(timeout=200)
+        process.join()
+
+
+def _watch(target: Target, pid: int, stop: Any, found: Any) -> None:
+    watch = Watch()
+
+    def look() -> None:
+        while not stop.is_set():
+            watch.peak_mib = max(watch.peak_mib, memory_mib_of(pid))
+            time.sleep(0.03)
+
+    def ask(healthy: Callable[[], bool]) -> None:
+        while not stop.is_set():
+            began = time.monotonic()
+            well = healthy()
+            watch.longest_s = max(watch.longest_s, time.monotonic() - began)
+            watch.failed += not well
+            time.sleep(0.05)
+
+    with Client(port=target.grpc_port) as client:
+        asks = (lambda: client.is_ready(timeout_s=120), lambda: _http_is_live(target.http_port))
+        threads = [threading.Thread(target=look), *(threading.Thread(target=ask, args=(one,)) for one in asks)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    found.put((watch.longest_s, watch.failed, watch.peak_mib))
+
+
+def _http_is_live(port: int) -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+    try:
+        connection.request("GET", "/v2/health/live")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+# Valid requests
+
+
+class Expected:
+    """Images, and what the file answers for each of them alone."""
+
+    def __init__(self, models: Path) -> None:
+        (path,) = (models / FIXED).rglob("model.onnx")
+        model = Model.open(path, "cpu", threads=1)
+        self.images = valid_images()
+        self._scores: list[npt.NDArray[np.float32]] = []
+        self._maps: list[dict[str, npt.NDArray[np.float32]]] = []
+        for encoded in self.images:
+            image = pictures.decode(encoded)
+            answer = model.run(model.description.preprocessing.apply(image)[None], methods=("gradcam", "layercam"))
+            self._scores.append(answer.scores[0])
+            self._maps.append({name: values[0, 0] for name, values in answer.maps.items()})
+
+    def difference(self, number: int, best: Any, method: str | None) -> str | None:
+        """What is wrong with the first prediction for an image; None if nothing is."""
+        scores = self._scores[number]
+        if best.class_id != int(scores.argmax()) or abs(best.score - float(scores.max())) > SCORES_TOLERANCE:
+            return f"image {number}: class {best.class_id} {best.score:.6f} instead of {int(scores.argmax())} {scores.max():.6f}"
+        if method is not None:
+            expected = self._maps[number][method]
+            far = float(np.abs(best.map.values - expected).max() / max(np.abs(expected).max(), 1e-12))
+            if far > MAP_TOLERANCE:
+                return f"image {number}: {method} differs by {far:.1e} of its largest value"
+        return None
+
+
+def valid_images() -> list[bytes]:
+    """Encoded images of many kinds, a few of them odd and right."""
+    images = []
+    for number in range(8):
+        image = Image.new("RGB", (240 + 40 * number, 200), (30 * number, 90, 200 - 20 * number))
+        draw = ImageDraw.Draw(image)
+        draw.ellipse((20 * number, 30, 20 * number + 90, 120), fill=(250, 240 - 20 * number, 10))
+        draw.rectangle((90, 20 + 10 * number, 140, 180), fill=(10, 30 * number, 120))
+        images.append(image)
+    metadata = hostile_images.png_chunk(b"iTXt", b"a\x00\x00\x00\x00\x00" + b"b" * 2_000_000)
+    return [
+        *(hostile_images.encoded(image, "JPEG", quality=90) for image in images),
+        hostile_images.encoded(images[0], "JPEG", progressive=True),
+        hostile_images.encoded(images[1], "PNG"),
+        hostile_images.encoded(images[2].convert("L"), "PNG"),
+        hostile_images.encoded(images[3].convert("P"), "GIF"),
+        hostile_images.encoded(images[4], "WEBP", quality=80),
+        hostile_images.encoded(images[5].resize((2000, 1500)), "JPEG", quality=80),
+        hostile_images.png_with(metadata, images[6]),
+        hostile_images.encoded(images[7], "JPEG")[:-2],
+    ]
+
+
+class Load:
+    """What became of valid requests."""
+
+    def __init__(self) -> None:
+        self.outcomes: Counter[str] = Counter()
+        self.wrong: list[str] = []
+        self._seconds: list[float] = []
+
+    def p99_ms(self) -> float:
+        """Of the requests that were answered."""
+        return 1000 * float(np.percentile(self._seconds, 99)) if self._seconds else float("nan")
+
+    def answered(self, seconds: float, wrong: str | None) -> None:
+        """Count an answer; `wrong` says what is wrong with it."""
+        self.outcomes["answered"] += 1
+        self._seconds.append(seconds)
+        if wrong:
+            self.wrong.append(wrong)
+
+
+def valid_load(target: Target, expected: Expected, seconds: float, until: threading.Event | None = None) -> Load:
+    """Three closed-loop gRPC clients and one of HTTP, for so long, or until the event."""
+    load = Load()
+    end = time.monotonic() + seconds
+
+    def going_on() -> bool:
+        return not until.is_set() if until is not None else time.monotonic() < end
+
+    def over_grpc(first: int) -> None:
+        number = first
+        with Client(port=target.grpc_port, retries=0) as client:
+            while going_on():
+                number += 1
+                image, method = number % len(expected.images), METHODS[number % len(METHODS)]
+                began = time.monotonic()
+                try:
+                    answer = client.classify(expected.images[image], model=FIXED, method=method, timeout_s=60)
+                except (OverloadedError, ServerError) as error:
+                    load.outcomes["refused" if isinstance(error, OverloadedError) else str(error)[:100]] += 1
+                    time.sleep(0.05)
+                    continue
+                except TlcliError as error:
+                    load.outcomes[str(error)[:200]] += 1
+                    continue
+                load.answered(time.monotonic() - began, expected.difference(image, answer.predictions[0], method))
+                time.sleep(0.02)
+
+    def over_http() -> None:
+        number = 0
+        while going_on():
+            number += 1
+            image = number % len(expected.images)
+            began = time.monotonic()
+            try:
+                status, body = ask_over_http(target.http_port, expected.images[image])
+            except (OSError, http.client.HTTPException) as error:
+                load.outcomes[f"HTTP: {type(error).__name__}"] += 1
+                time.sleep(0.05)
+                continue
+            if status == 200:
+                best = SimpleNamespace(**json.loads(body)["predictions"][0])
+                load.answered(time.monotonic() - began, expected.difference(image, best, None))
+            else:
+                load.outcomes["refused" if status in (429, 503) else f"HTTP {status}: {body[:100]!r}"] += 1
+            time.sleep(0.05)
+
+    threads = [*(threading.Thread(target=over_grpc, args=(first,)) for first in (0, 5, 10)), threading.Thread(target=over_http)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return load
+
+
+def ask_over_http(port: int, image: bytes) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    try:
+        connection.request("POST", f"/v1/classify?model={FIXED}", image)
+        response = connection.getresponse()
+        return response.status, response.read()
+    finally:
+        connection.close()
+
+
+if __name__ == "__main__":
+    main()
