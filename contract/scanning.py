@@ -45,6 +45,9 @@ SYSTEM_FOLDERS = frozenset(
 
 _SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", ".ds_store", "icon\r", "@syno_dir"})
 
+_Identity = tuple[int, int]
+"""Device and inode."""
+
 _SNIFFED = 64
 
 _MAGIC = re.compile(
@@ -85,8 +88,7 @@ class Scanner:
         self.root = root
         self.skipped: dict[str, Skipped] = {}
         self._entries: dict[str, Entries] = {}
-        self._above: frozenset[tuple[int, int]] | None = None
-        self._read: set[tuple[int, int]] = set()
+        self._above: frozenset[_Identity] | None = None
 
     def look(self, folder: str) -> Entries:
         """Return what a folder holds, by name; it is read once.
@@ -110,43 +112,51 @@ class Scanner:
             for name in entries.images:
                 self.skip(join(folder, name), images)
 
-    def gather(self, folders: Sequence[str]) -> dict[str, list[str]]:
-        """Return the images below each of the folders, sorted by name, and note what is left out.
+    def gather(self, *groups: Sequence[str]) -> dict[str, list[str]]:
+        """Return the images below each folder of each group, sorted by name, and note what is left out.
 
-        A folder is read once: folders themselves before links to them, so that a link never takes the images of the folder it leads to.
+        Within a group a folder is read once, and folders themselves before the links in them: a link never takes the images of the folder
+        that it leads to. A link in one group does not lead into another.
+
+        Args:
+            groups: folders that share no image: the classes of one part.
 
         Raises:
             NotFoundError: a folder that cannot be listed.
         """
-        found: dict[str, list[str]] = {folder: [] for folder in folders}
-        links: list[tuple[str, str]] = []
-        for folder in folders:
-            if self._is_link(folder):
-                links.append((folder, folder))
-            else:
-                self._walk(folder, found[folder], links, folder)
-        for owner, link in links:  # grows while it is walked
-            self._walk(link, found[owner], links, owner)
+        found: dict[str, list[str]] = {folder: [] for group in groups for folder in group}
+        read: list[set[_Identity]] = [set() for _ in groups]
+        links: list[tuple[int, str, str]] = []
+        for number, group in enumerate(groups):
+            for folder in group:
+                if self._is_link(folder):
+                    links.append((number, folder, folder))
+                else:
+                    links += [(number, folder, link) for link in self._walk(folder, found[folder], read[number], set())]
+        others = [set[_Identity]().union(*read[:number], *read[number + 1 :]) for number in range(len(groups))]
+        for number, owner, link in links:  # grows while it is walked
+            elsewhere = set[_Identity]() if link == owner else others[number]
+            links += [(number, owner, further) for further in self._walk(link, found[owner], read[number], elsewhere)]
         return {folder: sorted(names) for folder, names in found.items()}
 
-    def _walk(self, top: str, found: list[str], links: list[tuple[str, str]], owner: str) -> None:
+    def _walk(self, top: str, found: list[str], read: set[_Identity], elsewhere: set[_Identity]) -> list[str]:
+        """Add the images below `top` to `found` and its folders to `read`. Return the links to folders that were met."""
+        links: list[str] = []
         waiting = [top]
         while waiting:
             folder = waiting.pop()
             identity = _identity(self.root / folder)
-            if identity in self._read:
+            if identity is not None and (identity in read or identity in elsewhere):
                 self.skip(folder, "leads to a folder that is read already", is_folder=True)
                 continue
             if identity is not None:
-                self._read.add(identity)
+                read.add(identity)
             entries = self.look(folder)
             self.note(folder)
             found += [join(folder, name) for name in entries.images]
             for name in entries.folders:
-                if name in entries.links:
-                    links.append((owner, join(folder, name)))
-                else:
-                    waiting.append(join(folder, name))
+                (links if name in entries.links else waiting).append(join(folder, name))
+        return links
 
     def holds_images(self, folder: str) -> bool:
         """Check for an image in a folder or below it, without following links further down."""
@@ -288,7 +298,7 @@ def join(folder: str, name: str) -> str:
     return f"{folder}/{name}" if folder else name
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
+def _identity(path: Path) -> _Identity | None:
     try:
         status = path.stat()
     except OSError:

@@ -11,6 +11,8 @@ from typing import Any
 
 import click
 
+from contract.names import printable
+
 
 class Console:
     """Tells of progress, unless asked to be quiet: bars on a terminal, plain lines elsewhere."""
@@ -22,7 +24,7 @@ class Console:
     def say(self, message: str) -> None:
         """A line about what is going on."""
         if not self.quiet:
-            click.echo(message, err=True)
+            click.echo(printable_lines(message), err=True)
 
     @contextmanager
     def progress(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
@@ -59,10 +61,15 @@ class Console:
 def show(rows: Sequence[dict[str, Any]], columns: Sequence[str], as_json: bool) -> None:
     """Print rows: a table of `columns`, or everything as JSON, an array of objects."""
     if as_json:
-        click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        click.echo(printable_lines(json.dumps(rows, indent=2, ensure_ascii=False)))
         return
     for line in table(rows, columns):
-        click.echo(line)
+        click.echo(printable(line))
+
+
+def printable_lines(text: str) -> str:
+    """Return lines that any terminal can show, see `contract.names.printable`."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> list[str]:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from contract.errors import SettingsError
+from contract.names import printable
+from contract.scanning import describe
 from training import report, resuming
 from training.averaging import snapshot
 from training.clock import Clock
@@ -430,6 +432,10 @@ def _say_what_was_found(config: FinetuneConfig, network: Network, dataset: Datas
     counts = ", ".join(f"{len(part):,} {name}" for name, part in dataset.parts.items())
     classes = ", ".join(dataset.classes[:8]) + (", ..." if len(dataset.classes) > 8 else "")
     say(f"{dataset.spec}: {len(dataset.classes)} classes ({classes}); pictures: {counts}")
+    if dataset.layout:
+        say(f"{dataset.spec}: {dataset.layout}")
+    for line in describe(dataset.skipped):
+        say(line)
     if dataset.left_out:
         first = dataset.left_out[0]
-        say(f"{len(dataset.left_out):,} pictures could not be read and are left out, such as {first.name}: {first.reason}")
+        say(f"{len(dataset.left_out):,} pictures could not be read and are left out, such as {printable(first.name)}: {first.reason}")

@@ -13,7 +13,6 @@ from PIL import Image
 from contract.scanning import Skipped
 from training.progress import Advance
 
-
 _UNIFORM = 2.0
 
 
@@ -108,6 +107,7 @@ class Dataset:
     left_out: broken pictures that were met.
     skipped: files that are no images and folders that are no classes, see `Listing`.
     near_uniform: names of images of one colour everywhere.
+    notes: how the folders were taken, see `Listing`. layout: which folder is which part, in one line.
     fingerprint: SHA-256 in hex over all pictures' contents, their labels, the classes and the split.
     """
 
@@ -120,6 +120,8 @@ class Dataset:
     fingerprint: str
     skipped: tuple[Skipped, ...] = ()
     near_uniform: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    layout: str = ""
 
     @property
     def parts(self) -> dict[str, Part]:

@@ -110,6 +110,14 @@ def test_a_link_to_another_folder_is_followed_once_and_takes_nothing_from_it(tmp
     )
 
 
+def test_a_link_in_one_part_takes_nothing_from_another(tmp_path: Path) -> None:
+    put(tmp_path, "train/a/1.jpg", "test/a/2.jpg")
+    (tmp_path / "train/a/more").symlink_to(tmp_path / "test")
+    scanner = Scanner(tmp_path)
+    assert scanner.gather(["train/a"], ["test/a"]) == {"train/a": ["train/a/1.jpg"], "test/a": ["test/a/2.jpg"]}
+    assert list(scanner.skipped) == ["train/a/more/a"]
+
+
 def test_what_is_no_file_is_named_and_never_opened(tmp_path: Path) -> None:
     put(tmp_path, "a/1.jpg")
     os.mkfifo(tmp_path / "a/pipe.png")
@@ -213,5 +221,3 @@ def test_a_spreadsheet_runs_nothing(name: str) -> None:
     assert not csv_cell(name).startswith(("=", "+", "-", "@"))
     if not name.startswith("'="):
         assert from_csv_cell(csv_cell(name)) == name
-
-
