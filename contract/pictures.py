@@ -173,7 +173,9 @@ def _from_integers(image: Image.Image) -> Image.Image:
 
 def _stores_16_bits(image: Image.Image) -> bool:
     """Check an opened image that is not loaded for channels of 16 bits that Pillow reduces to their upper 8."""
-    return image.format in ("PNG", "TIFF") and image.mode in ("RGB", "RGBA", "RGBX", "LA", "CMYK") and ";16" in str(image.tile)
+    return (
+        image.format in ("PNG", "TIFF") and image.mode in ("RGB", "RGBA", "RGBX", "LA", "CMYK") and ";16" in str(getattr(image, "tile", ""))
+    )
 
 
 def _require_full_range(image: Image.Image) -> None:

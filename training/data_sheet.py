@@ -101,9 +101,9 @@ class DataSheet(BaseModel):
     duplicates: pictures whose content occurs more than once, byte by byte: a tuple for each content, at most a hundred of them, those with
         different labels first, then those in several parts. duplicate_contents: how many there are in all.
     contradictions: how many of them have different labels. overlaps: those of parts.
-    skipped: files that are no images and folders that are no classes, the folders first, at most a thousand; skipped_count: how many there are.
-    near_uniform: images of one colour everywhere, at most a hundred; near_uniform_count: how many there are. layout: which folder is which
-        part. warnings: a line each.
+    skipped: files that are no images and folders that are no classes, the folders first, at most a thousand of `skipped_count`.
+    near_uniform: images of one colour everywhere, at most a hundred of `near_uniform_count`.
+    layout: which folder is which part. warnings: a line each.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

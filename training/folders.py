@@ -19,6 +19,7 @@ from contract.scanning import Scanner, join
 from training.listing import LAYOUT, Listing
 from training.part_names import part_name
 from training.scan import FolderSource
+from training.shapes import BOXES_FILE
 
 _FLAT = re.compile(r"(.+)\.[0-9]+\.[^.]+", re.DOTALL)
 """Kaggle's way: `cat.0.jpg`, the class before the number."""
@@ -94,7 +95,7 @@ def _list(scanner: Scanner, where: str) -> Listing:
         listed["val"],
         listed["test"],
         FolderSource(scanner.root),
-        skipped=tuple(scanner.skipped.values()),
+        skipped=tuple(one for one in scanner.skipped.values() if one.name != BOXES_FILE),
         notes=tuple(notes),
         folders={part: printable(of_part.place) for part, of_part in found.items() if of_part is not None and parts},
     )

@@ -13,7 +13,7 @@ _WORDS: dict[str, Word] = {
     **dict.fromkeys(("test", "testing", "tests", "holdout"), "test"),
     **dict.fromkeys(("eval", "evaluation", "evaluate"), "eval"),
     **dict.fromkeys(("pred", "predict", "prediction", "predictions", "unlabeled", "unlabelled", "unsup"), "unlabelled"),
-}  # type: ignore[dict-item]
+}
 
 _FILLER = ("set", "sets", "data", "dataset", "image", "images", "img", "imgs", "picture", "pictures", "photo", "photos", "seg", "split")
 _MORE_FILLER = frozenset({*_FILLER, "folder", "dir", "file", "files", "samples", "the", "my", "jpg", "jpeg", "png", "cropped", "resized"})

@@ -93,7 +93,7 @@ def command(
     skipped: list[Skipped] = []
     found = reading.find(pictures, skipped)
     for line in describe(skipped):
-        click.echo(line, err=True)
+        console.say(line)
     messages = [write_request(with_picture(query, path)).SerializeToString() for path in found]
     how["retries"] = 0  # or what is refused would not be seen
     with Client(host, port, **how) as client:

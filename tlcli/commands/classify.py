@@ -62,7 +62,7 @@ def command(
     skipped: list[Skipped] = []
     found = reading.find(pictures, skipped)
     for line in describe(skipped):
-        click.echo(line, err=True)
+        console.say(line)
     folder = OverlayFolder(overlays)
     answers: list[PictureAnswer] = []
     failed = 0

@@ -71,7 +71,7 @@ def command(
     description = opened.description
     found = find_labelled(data, description, cast("PartName | None", part), data_dir, console.progress)
     for line in describe(found.skipped):
-        click.echo(line, err=True)
+        console.say(line)
     for left in found.left_out:
         click.echo(printable(f"left out: {left.name}: {left.reason}"), err=True)
     logits = classify(opened, found.pictures, batch_size, console.progress)

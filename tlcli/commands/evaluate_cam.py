@@ -128,7 +128,7 @@ def command(
     )
     found = measure(opened, pictures, settings, console.progress)
     for line in describe(pictures.skipped):
-        click.echo(line, err=True)
+        console.say(line)
     for left in pictures.left_out:
         click.echo(printable(f"left out: {left.reason}"), err=True)
     if pictures.truth is not None and (found.without_region or found.outside):

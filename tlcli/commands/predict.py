@@ -79,7 +79,7 @@ def command(
     skipped: list[Skipped] = []
     found = reading.find(pictures, skipped)
     for line in describe(skipped):
-        click.echo(line, err=True)
+        console.say(line)
 
     answers: list[PictureAnswer] = []
     raw: dict[str, list[np.ndarray]] = {"scores": [], "logits": [], "classes": [], "maps": []}
