@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -61,10 +61,19 @@ class Console:
 def show(rows: Sequence[dict[str, Any]], columns: Sequence[str], as_json: bool) -> None:
     """Print rows: a table of `columns`, or everything as JSON, an array of objects."""
     if as_json:
-        click.echo(printable_lines(json.dumps(rows, indent=2, ensure_ascii=False)))
+        click.echo(json.dumps(_text(rows), indent=2, ensure_ascii=False))
         return
     for line in table(rows, columns):
         click.echo(printable(line))
+
+
+def _text(value: Any) -> Any:
+    """Return `value` with every string in it as `contract.names.printable` text."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, Mapping):
+        return {key: _text(one) for key, one in value.items()}
+    return [_text(one) for one in value] if isinstance(value, Sequence) else value
 
 
 def printable_lines(text: str) -> str:
