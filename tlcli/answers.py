@@ -98,6 +98,10 @@ def class_targets(wanted: Sequence[str], labels: Sequence[str]) -> tuple[int, ..
     return tuple(targets) or (-1,)
 
 
+_LONGEST_STEM = 50
+"""Of a picture's name in an overlay's, in characters of up to four bytes: file systems take 255 bytes for all of a name."""
+
+
 class OverlayFolder:
     """Names overlays after their pictures, in a fresh folder, so that none writes over another: of this call or an earlier one."""
 
@@ -112,7 +116,7 @@ class OverlayFolder:
 
     def write(self, picture: Path, method: str, label: str, png: bytes) -> str:
         """Write one overlay and return its path."""
-        base = f"{picture.stem}.{method}.{re.sub(r'[^A-Za-z0-9_-]+', '-', label)}"
+        base = f"{picture.stem[:_LONGEST_STEM]}.{method}.{re.sub(r'[^A-Za-z0-9_-]+', '-', label)[:_LONGEST_STEM]}"
         name, number = base, 1
         while name in self._taken:
             number += 1

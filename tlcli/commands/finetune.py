@@ -78,7 +78,7 @@ def command(
         click.echo(to_toml(config), nl=False)
         return
     console = Console(quiet)
-    places = {key: given[key] for key in ("dataset", "data_dir") if key in given} if begun is not None else {}
+    places: dict[str, Any] = {key: given[key] for key in ("dataset", "data_dir") if key in given} if begun is not None else {}
 
     from training import find_lr, finetune, resume
 
