@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from contract.errors import SettingsError
 from tests.training.tiny import config, put_picture_of
 from training import RunResult, finetune, load_run
 from training.data_sheet import read_data_sheet
@@ -112,3 +113,13 @@ def test_near_uniform_is_one_colour_and_not_a_smooth_image() -> None:
 def test_a_remembered_check_knows_of_one_colour(messy: Path) -> None:
     first, again = (load_dataset(config(messy)).near_uniform for _ in range(2))
     assert first == again == ("=1+1/flat.png",)
+
+
+@pytest.mark.parametrize("name", ["dataset", "output", "data_dir", "weights"])
+def test_a_path_that_a_run_cannot_keep_is_refused_before_anything_is_written(tmp_path: Path, name: str) -> None:
+    odd = tmp_path / LATIN
+    odd.mkdir()
+    asked = config(tmp_path).model_copy(update={name: odd if name in ("output", "data_dir") else str(odd)})
+    with pytest.raises(SettingsError, match=rf"^--{name.replace('_', '-')} .*/caf.xe9: a path that is not UTF-8, .* or give a link to it$"):
+        finetune(asked)
+    assert list(odd.iterdir()) == []
