@@ -6,7 +6,10 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
+
+from contract.errors import SettingsError
 
 
 def sweep(folder: Path) -> None:
@@ -44,3 +47,25 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         with suppress(FileNotFoundError):
             temporary.unlink()
         raise
+
+
+def fresh_folder(path: str | Path) -> Path:
+    """Make and return an empty folder: `path`, or where that holds something already `path-2`, `path-3`, ...: nothing is overwritten.
+
+    Raises:
+        SettingsError: `path` is a file.
+        OSError: it cannot be made.
+    """
+    wanted = Path(path)
+    for number in count(1):
+        folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError as error:
+            if not folder.is_dir():
+                if number == 1:
+                    raise SettingsError(f"{wanted}: is a file, a folder was expected: name another") from error
+            elif number == 1 and not any(folder.iterdir()):
+                return folder
+    raise AssertionError("there is always another number")

@@ -5,21 +5,31 @@ from __future__ import annotations
 import io
 import struct
 import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from contract.errors import NotFoundError, PictureError, first_line
+from contract import heif, scanning
+from contract.errors import PictureError, first_line
+from contract.names import printable
+from contract.scanning import SUFFIXES
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+__all__ = ["DEFAULT_LIMITS", "FORMATS", "SUFFIXES", "PictureLimits", "decode", "find", "read", "to_rgb"]
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "JPEG2000", *(("HEIF",) if scanning.HEIF_READ else ()))
 """Pillow's decoders that are tried; the rest of Pillow's long list never sees a byte. MPO, what some cameras
 write, is opened by JPEG's and has no entry of its own: naming it here would fail every format after it."""
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"})
-"""File names that count as pictures when a folder is read."""
+find = scanning.find
+"""The image files among files and folders, see `contract.scanning`."""
+
+_NEAR_BLACK_16 = 4096
+"""Values of 16 bits that all lie below this are 12 bits or fewer, unscaled: as they are they would be decoded near black."""
+
+_NEAR_CLEAR = 4
+"""Alpha values of 8 bits that all lie below this leave nothing to see."""
 
 _EXIF_ORIENTATION = 0x0112
 
@@ -50,14 +60,15 @@ def decode(data: bytes, limits: PictureLimits = DEFAULT_LIMITS) -> Image.Image:
     16-bit greys scaled to 8 bits; every colour model converted to RGB.
 
     Args:
-        data: an encoded JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF picture.
+        data: an encoded JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, PPM or JPEG 2000 image, or HEIC where `pillow-heif` is installed.
         limits: refused above these.
 
     Returns:
         A loaded Pillow image of mode "RGB", at least 1x1.
 
     Raises:
-        PictureError: empty, not a picture, truncated, over a limit, or of a mode without colours.
+        PictureError: empty, not a picture, truncated, over a limit, of a mode without colours, transparent everywhere, or of values
+            whose range is not known.
     """
     if not data:
         raise PictureError("the picture is empty: 0 bytes came, an encoded picture (JPEG, PNG, ...) was expected")
@@ -70,11 +81,16 @@ def decode(data: bytes, limits: PictureLimits = DEFAULT_LIMITS) -> Image.Image:
             raise PictureError(
                 f"the picture claims {width:,} x {height:,} pixels, at most {limits.max_pixels:,} are decoded: send a smaller one"
             )
+        deep = _stores_16_bits(image)
         image.load()
+        if deep:
+            _require_full_range(image)
         return to_rgb(image)
     except PictureError:
         raise
     except UnidentifiedImageError as error:
+        if heif.is_heif(data[:64]):
+            raise PictureError(heif.missing("the picture is a HEIC image")) from error
         raise PictureError(
             f"{len(data):,} bytes came that are no picture (they begin {data[:8]!r}): expected one of {', '.join(FORMATS)}"
         ) from error
@@ -110,36 +126,12 @@ def read(path: str | Path, limits: PictureLimits = DEFAULT_LIMITS) -> Image.Imag
 
     Raises:
         NotFoundError: no such file, or one that may not be read.
-        PictureError: see `decode`; the message begins with the path.
+        PictureError: see `decode`, or no regular file; the message begins with the path.
     """
     try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise NotFoundError(f"{path}: {error.strerror or error}") from error
-    try:
-        return decode(data, limits)
+        return decode(scanning.read_bytes(Path(path), limits.max_bytes), limits)
     except PictureError as error:
-        raise PictureError(f"{path}: {error}") from error
-
-
-def find(paths: Iterable[str | Path]) -> list[Path]:
-    """The picture files named by `paths`: files as they are, folders searched (by `SUFFIXES`), sorted within each.
-
-    Raises:
-        NotFoundError: a path that does not exist, or a folder without a picture.
-    """
-    found: list[Path] = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            inside = sorted(child for child in path.rglob("*") if child.suffix.lower() in SUFFIXES and child.is_file())
-            if not inside:
-                raise NotFoundError(f"{path}: no picture in this folder (looked for {', '.join(sorted(SUFFIXES))})")
-            found.extend(inside)
-        elif path.exists():
-            found.append(path)
-        else:
-            raise NotFoundError(f"{path}: no such file or folder")
-    return found
+        raise PictureError(f"{printable(str(path))}: {error}") from error
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -159,6 +151,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         raise PictureError("the picture holds floating-point values, which have no agreed range: save it with 8 or 16 bits a channel")
     if image.has_transparency_data:
         image = image.convert("RGBA")
+        _require_visible(image)
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
     return image.convert("RGB")
@@ -170,4 +163,37 @@ def _from_integers(image: Image.Image) -> Image.Image:
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 0xFFFF:
         raise PictureError(f"the picture holds integers from {low} to {high}: 8 or 16 bits a channel were expected")
+    if 0 < high < _NEAR_BLACK_16:
+        raise PictureError(
+            f"the picture holds values from {low:,} to {high:,} where 65,535 is white, so it would be decoded near black:"
+            " scale them (12-bit data: times 16), or save it with 8 bits a channel"
+        )
     return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+
+
+def _stores_16_bits(image: Image.Image) -> bool:
+    """Check an opened image that is not loaded for channels of 16 bits that Pillow reduces to their upper 8."""
+    return (
+        image.format in ("PNG", "TIFF") and image.mode in ("RGB", "RGBA", "RGBX", "LA", "CMYK") and ";16" in str(getattr(image, "tile", ""))
+    )
+
+
+def _require_full_range(image: Image.Image) -> None:
+    """Raises: PictureError: colours of 16 bits that are 12 bits or fewer, unscaled, as `_from_integers` refuses greys."""
+    colours = [band for band, name in zip(image.split(), image.getbands(), strict=True) if name not in ("A", "X")]
+    high = max(int(np.asarray(band).max()) for band in colours)
+    if 0 < high < _NEAR_BLACK_16 >> 8:
+        raise PictureError(
+            f"the picture stores 16 bits a channel, but its values lie below {(high + 1) << 8:,}: it would be decoded near black;"
+            " scale them to 65,535, or save it with 8 bits a channel"
+        )
+
+
+def _require_visible(image: Image.Image) -> None:
+    """Raises: PictureError: an RGBA image that is transparent everywhere."""
+    highest = int(np.asarray(image.getchannel("A")).max())
+    if highest < _NEAR_CLEAR:
+        raise PictureError(
+            f"the picture is transparent everywhere (its alpha is at most {highest} of 255): there is nothing to see;"
+            " save it without the alpha channel"
+        )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, zip_longest
 from pathlib import Path
 
 from contract.errors import DatasetError, PictureError
+from contract.names import same_name
 from contract.preprocessing import Preprocessing
+from contract.scanning import Skipped
 from evaluation.probing import Bytes, Flags
 from evaluation.truth import MASKS_FOLDER, Truth
 from training.config import FinetuneConfig, default_data_dir
@@ -49,6 +51,7 @@ class Pictures:
     wanted: how many of `names` are to be read: broken ones are replaced by those that follow.
     names, of: every picture in the order in which it is read, and its class.
     left_out: the broken ones that have been met.
+    skipped: files that are no images and folders that are no classes.
     """
 
     where: str
@@ -60,6 +63,7 @@ class Pictures:
     source: Source
     truth: Truth | None
     left_out: list[LeftOut] = field(default_factory=list)
+    skipped: tuple[Skipped, ...] = ()
 
     def __len__(self) -> int:
         return min(self.wanted, len(self.names))
@@ -104,33 +108,42 @@ def open_pictures(spec: str, limit: int, seed: int, data_dir: Path | None = None
     config = FinetuneConfig(dataset=spec, seed=seed, data_dir=data_dir or default_data_dir())
     listing = without_masks(list_dataset(config, progress))
     parts = [listing.test] if listing.test is not None else [part for part in (listing.train, listing.val) if part is not None]
-    by_class = {name: [picture for part in parts for picture in part.get(name, ())] for name in listing.classes}
+    classes = all_classes(listing, parts)
+    by_class = {name: [picture for part in parts for picture in part.get(name, ())] for name in classes}
     drawn = _spread(by_class, seed)
     if not drawn:
         raise DatasetError(f"{listing.where}: no pictures in it: add some, a folder a class")
     return Pictures(
         where=listing.where,
         part="all" if listing.test is None else "test",
-        classes=listing.classes,
+        classes=classes,
         wanted=limit,
         names=tuple(name for name, _ in drawn),
         of=tuple(class_name for _, class_name in drawn),
         source=listing.source,
         truth=Truth.find(listing.source.root) if isinstance(listing.source, FolderSource) else None,
+        skipped=listing.skipped,
     )
 
 
+def all_classes(listing: Listing, parts: Iterable[Mapping[str, Sequence[str]]]) -> tuple[str, ...]:
+    """Return the data set's classes, and those that only some of `parts` have: a test folder may know more than its train folder."""
+    more = dict.fromkeys(name for part in parts for name in part if name not in listing.classes)
+    masks = MASKS_FOLDER if MASKS_FOLDER in more and isinstance(listing.source, FolderSource) else None
+    return (*listing.classes, *(name for name in sorted(more) if name != masks))
+
+
 def label_ids(classes: Sequence[str], labels: Sequence[str], where: str, otherwise: str = "") -> dict[str, int]:
-    """The model's class for each class of the data set, by name; if not to the letter, then in any case of letters.
+    """The model's class for each class of the data set, by name (NFC); if not to the letter, then in any case of letters.
 
     otherwise: what else the user could do.
 
     Raises:
         DatasetError: a class that the model does not have.
     """
-    exact = {label: index for index, label in reversed(list(enumerate(labels)))}
+    exact = {same_name(label): index for index, label in reversed(list(enumerate(labels)))}
     folded = {label.casefold(): index for label, index in exact.items()}
-    found = {name: exact.get(name, folded.get(name.casefold())) for name in classes}
+    found = {name: exact.get(same_name(name), folded.get(same_name(name).casefold())) for name in classes}
     unknown = [name for name, index in found.items() if index is None]
     if unknown:
         raise DatasetError(

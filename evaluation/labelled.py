@@ -16,7 +16,8 @@ from contract.description import Description
 from contract.errors import DatasetError
 from contract.explaining import explain
 from contract.model import Model
-from evaluation.data import label_ids, without_masks
+from contract.scanning import Skipped
+from evaluation.data import all_classes, label_ids, without_masks
 from training.config import FinetuneConfig, default_data_dir
 from training.datasets import list_dataset
 from training.listing import Listing
@@ -35,12 +36,14 @@ class Labelled:
     where: the data set, as messages call it. part: which pictures of it.
     pictures: those that can be read; their labels are the model's classes.
     left_out: the broken ones.
+    skipped: files that are no images and folders that are no classes.
     """
 
     where: str
     part: PartName
     pictures: Part
     left_out: tuple[LeftOut, ...]
+    skipped: tuple[Skipped, ...] = ()
 
 
 def find_labelled(
@@ -78,7 +81,7 @@ def find_labelled(
         fingerprints=tuple(checked[name].fingerprint for name, _ in readable),
         source=listing.source,
     )
-    return Labelled(listing.where, chosen, pictures, left_out)
+    return Labelled(listing.where, chosen, pictures, left_out, listing.skipped)
 
 
 def classify(model: Model, pictures: Part, batch_size: int, progress: ProgressFactory = silent) -> Tensor:
@@ -109,5 +112,5 @@ def explained_by(model: Model, method: str) -> Explain:
 def _pictures_of(listing: Listing, part: PartName) -> dict[str, list[str]]:
     if part != "all" and part not in listing.parts:
         raise DatasetError(f"{listing.where}: it has no {part} part; it has: {', '.join(listing.parts)}: choose one, or all, with --part")
-    parts = listing.parts.values() if part == "all" else [listing.parts[part]]
-    return {name: [picture for one in parts for picture in one.get(name, ())] for name in listing.classes}
+    parts = list(listing.parts.values()) if part == "all" else [listing.parts[part]]
+    return {name: [picture for one in parts for picture in one.get(name, ())] for name in all_classes(listing, parts)}

@@ -14,6 +14,7 @@ import numpy as np
 
 from contract.files import whole_file
 from contract.methods import METHODS
+from contract.names import csv_cell
 from evaluation.baselines import BASELINES, CENTRE, RANDOM
 from evaluation.measure import Mean, Measurement
 from evaluation.metrics import DELETION, INSERTION, Column
@@ -97,7 +98,13 @@ def _write_csv(path: Path, rows: Iterable[dict[str, Any]]) -> None:
             if writer is None:
                 writer = csv.DictWriter(file, list(row))
                 writer.writeheader()
-            writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
+            writer.writerow({key: _cell(value) for key, value in row.items()})
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return csv_cell(value) if isinstance(value, str) else value
 
 
 def draw(found: Measurement, title: str, path: Path) -> None:

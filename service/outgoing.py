@@ -11,11 +11,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from contract import pictures, rendering
-from contract.errors import NotFoundError, PictureError, RequestError, TlcliError
+from contract import pictures, rendering, scanning
+from contract.errors import PictureError, RequestError, TlcliError
 from service import wire
 from service.pb.tlcli.v1 import classifier_pb2 as pb
 from service.query import Query
+
+_LARGEST_MESSAGE = 2**31 - 1
+"""Bytes that one protobuf message may have."""
 
 Picture = bytes | str | Path | Image.Image | npt.NDArray[np.uint8]
 """An encoded picture, its path, a Pillow image, or an input of the model's size: uint8 `[height, width, 3]`, RGB."""
@@ -28,16 +31,13 @@ def with_picture(query: Query, picture: Picture) -> Query:
 
     Raises:
         NotFoundError: no file at the path, or one that may not be read.
-        PictureError: a Pillow image that cannot be read, or of a mode without colours.
+        PictureError: a Pillow image that cannot be read, or of a mode without colours; a path of a FIFO, a device or a folder.
         RequestError: an array of another type or shape, or no picture at all.
     """
     if isinstance(picture, bytes):
         return replace(query, encoded=picture)
     if isinstance(picture, str | Path):
-        try:
-            return replace(query, encoded=Path(picture).read_bytes())
-        except OSError as error:
-            raise NotFoundError(f"{picture}: {error.strerror or error}") from error
+        return replace(query, encoded=scanning.read_bytes(Path(picture), _LARGEST_MESSAGE))
     if isinstance(picture, Image.Image):
         try:
             return replace(query, encoded=rendering.encode(pictures.to_rgb(picture)))

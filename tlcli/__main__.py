@@ -9,6 +9,7 @@ import sys
 import click
 
 from contract.errors import TlcliError
+from contract.names import printable
 from tlcli import __version__
 
 COMMANDS = {
@@ -86,7 +87,7 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    click.echo(f"Error: {message}", err=True)
+    click.echo(f"Error: {printable(message)}", err=True)
     sys.exit(code)
 
 

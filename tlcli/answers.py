@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from contract.errors import RequestError
-from contract.files import whole_file
+from contract.files import fresh_folder, whole_file
+from contract.names import csv_cell, printable, same_name
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,11 @@ class PictureAnswer:
     def line(self) -> dict[str, Any]:
         """All of it as one object."""
         predictions = [{"label": one.label, "class_id": one.class_id, "score": one.score} for one in self.ranked]
-        return {"path": self.path, "predictions": predictions, **({"overlays": list(self.overlays)} if self.overlays else {})}
+        return {
+            "path": printable(self.path),
+            "predictions": predictions,
+            **({"overlays": list(map(printable, self.overlays))} if self.overlays else {}),
+        }
 
 
 def write_csv(path: Path, answers: Sequence[PictureAnswer]) -> None:
@@ -57,7 +63,7 @@ def write_csv(path: Path, answers: Sequence[PictureAnswer]) -> None:
         writer.writerow(["path", "label", "class_id", "score"])
         for answer in answers:
             best = answer.ranked[0]
-            writer.writerow([answer.path, best.label, best.class_id, f"{best.score:.6f}"])
+            writer.writerow([csv_cell(answer.path), csv_cell(best.label), best.class_id, f"{best.score:.6f}"])
 
 
 def columns(answers: Sequence[PictureAnswer]) -> list[str]:
@@ -77,9 +83,10 @@ def class_targets(wanted: Sequence[str], labels: Sequence[str]) -> tuple[int, ..
         RequestError: none of these.
     """
     targets = []
+    by_name = {same_name(label): index for index, label in reversed(list(enumerate(labels)))}
     for text in wanted:
-        if text in labels:
-            targets.append(labels.index(text))
+        if same_name(text) in by_name:
+            targets.append(by_name[same_name(text)])
         elif re.fullmatch(r"-?\d+", text) and -len(labels) <= int(text) < len(labels):
             targets.append(int(text))
         else:
@@ -91,16 +98,25 @@ def class_targets(wanted: Sequence[str], labels: Sequence[str]) -> tuple[int, ..
     return tuple(targets) or (-1,)
 
 
+_LONGEST_STEM = 50
+"""Of a picture's name in an overlay's, in characters of up to four bytes: file systems take 255 bytes for all of a name."""
+
+
 class OverlayFolder:
-    """Names overlays after their pictures, so that none writes over another of the same call."""
+    """Names overlays after their pictures, in a fresh folder, so that none writes over another: of this call or an earlier one."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self._asked = folder
         self._taken: set[str] = set()
+
+    @functools.cached_property
+    def folder(self) -> Path:
+        """The folder, made when the first overlay is written, see `contract.files.fresh_folder`."""
+        return fresh_folder(self._asked)
 
     def write(self, picture: Path, method: str, label: str, png: bytes) -> str:
         """Write one overlay and return its path."""
-        base = f"{picture.stem}.{method}.{re.sub(r'[^A-Za-z0-9_-]+', '-', label)}"
+        base = f"{picture.stem[:_LONGEST_STEM]}.{method}.{re.sub(r'[^A-Za-z0-9_-]+', '-', label)[:_LONGEST_STEM]}"
         name, number = base, 1
         while name in self._taken:
             number += 1

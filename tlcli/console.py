@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import click
+
+from contract.names import printable
 
 
 class Console:
@@ -22,7 +24,7 @@ class Console:
     def say(self, message: str) -> None:
         """A line about what is going on."""
         if not self.quiet:
-            click.echo(message, err=True)
+            click.echo(printable_lines(message), err=True)
 
     @contextmanager
     def progress(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
@@ -59,10 +61,24 @@ class Console:
 def show(rows: Sequence[dict[str, Any]], columns: Sequence[str], as_json: bool) -> None:
     """Print rows: a table of `columns`, or everything as JSON, an array of objects."""
     if as_json:
-        click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        click.echo(json.dumps(_text(rows), indent=2, ensure_ascii=False))
         return
     for line in table(rows, columns):
-        click.echo(line)
+        click.echo(printable(line))
+
+
+def _text(value: Any) -> Any:
+    """Return `value` with every string in it as `contract.names.printable` text."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, Mapping):
+        return {key: _text(one) for key, one in value.items()}
+    return [_text(one) for one in value] if isinstance(value, Sequence) else value
+
+
+def printable_lines(text: str) -> str:
+    """Return lines that any terminal can show, see `contract.names.printable`."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> list[str]:

@@ -47,7 +47,7 @@ def answer_options(function: F) -> F:
                 type=click.Path(path_type=Path, file_okay=False),
                 default=Path("overlays"),
                 show_default=True,
-                help="Folder for the overlays.",
+                help="Folder for the overlays; where it holds something, the next free NAME-2, NAME-3.",
             ),
             click.option(
                 "--csv",

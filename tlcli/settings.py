@@ -38,7 +38,14 @@ def finetune_config(file: Path | None = None, **flags: Any) -> FinetuneConfig:
 
 
 def check_same_settings(run: Path, given: Mapping[str, Any], file: Path | None) -> None:
-    """Raises: SettingsError: a flag says something else than the run to go on with was begun with; NotFoundError: there is none."""
+    """Check that no flag says something else than the run to resume was begun with.
+
+    `--dataset` and `--data-dir` may name another folder: the images may have moved, and `training.resume` compares what is in it.
+
+    Raises:
+        SettingsError: a flag says something else.
+        NotFoundError: there is no such run.
+    """
     from training.run_folder import absolute, read_config
 
     saved = read_config(run).asked
@@ -49,7 +56,8 @@ def check_same_settings(run: Path, given: Mapping[str, Any], file: Path | None) 
     asked = absolute(finetune_config(**given))
     for name in given:
         then, now = getattr(saved, name), getattr(asked, name)
-        if then != now:
+        moved = name in ("dataset", "data_dir") and Path(now).is_dir() and Path(then).is_absolute()
+        if then != now and not moved:
             shown = "nothing" if then is None else then
             raise SettingsError(f"--{name.replace('_', '-')} {now}: {run} was begun with {shown}: leave it out to go on, or fine-tune anew")
 

@@ -14,7 +14,7 @@ from PIL import Image
 from contract import pictures
 from contract.errors import DatasetError, PictureError, first_line
 from training.listing import Listing, Pictures
-from training.parts import Checked
+from training.parts import Checked, is_near_uniform
 from training.progress import Advance
 
 
@@ -58,7 +58,8 @@ class ArraySource:
         found: dict[str, Checked] = {}
         for name in names:
             try:
-                found[name] = Checked(self._read(name)[1])
+                picture, fingerprint = self._read(name)
+                found[name] = Checked(fingerprint, near_uniform=is_near_uniform(picture))
             except PictureError as error:
                 found[name] = Checked("", str(error).removeprefix(f"{name}: "))
             advance(1)

@@ -53,6 +53,10 @@ def assemble(listing: Listing, config: FinetuneConfig, progress: ProgressFactory
         test=parts.get("test"),
         left_out=left_out,
         fingerprint=_fingerprint(classes, parts),
+        skipped=listing.skipped,
+        notes=listing.notes,
+        layout=listing.layout,
+        near_uniform=tuple(name for part in parts.values() for name in part.names if checked[name].near_uniform),
     )
 
 

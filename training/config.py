@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from contract.preprocessing import CropMode, Interpolation
 from training.recipes import RECIPES, Recipe, recipe_settings
@@ -28,6 +28,10 @@ def default_data_dir() -> Path:
 def cache_dir() -> Path:
     """Where what can be computed or fetched again is kept: `$TLCLI_CACHE`, else `~/.cache/tlcli`."""
     return Path(os.environ.get("TLCLI_CACHE") or Path.home() / ".cache" / "tlcli")
+
+
+_LEAST_STD = 1e-3
+"""Of the input. The smallest in use is 1/255, for networks that were trained on values of 0 to 255."""
 
 
 class FinetuneConfig(BaseModel):
@@ -126,6 +130,18 @@ class FinetuneConfig(BaseModel):
         """
         from_recipe = recipe_settings(recipe, given.get("mode"), given.get("weights")) if recipe in RECIPES else {}
         return cls(recipe=recipe, **{**from_recipe, **given})
+
+    @field_validator("mean", "std")
+    @classmethod
+    def _of_inputs_in_0_1(cls, values: tuple[float, float, float] | None, info: ValidationInfo) -> tuple[float, float, float] | None:
+        if values is None:
+            return None
+        shown = ",".join(f"{value:g}" for value in values)
+        if info.field_name == "mean" and not all(0 <= value <= 1 for value in values):  # NaN is refused too
+            raise ValueError(f"{shown}: the input is in [0, 1], and so is its mean: divide values of 0 to 255 by 255")
+        if info.field_name == "std" and not all(_LEAST_STD <= value <= 1 for value in values):
+            raise ValueError(f"{shown}: the input is in [0, 1]: expected values from {_LEAST_STD:g} to 1; divide those of 0 to 255 by 255")
+        return values
 
     @field_validator("head")
     @classmethod

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from contract.cores import usable_cores
 from contract.files import whole_file
+from contract.names import printable
 from training.listing import one_line
 from training.parts import Dataset, Part
 from training.picture_sizes import picture_size
@@ -27,6 +28,7 @@ LOPSIDED = 10
 
 _MOST_MEASURED = 5000
 _MOST_LISTED = 100
+_MOST_SKIPPED = 1000
 
 _CALLED = {"train": "training", "val": "validation", "test": "test"}
 
@@ -80,6 +82,16 @@ class Unread(BaseModel):
     reason: str
 
 
+class NotRead(BaseModel):
+    """A file that is no image, or a folder that is no class, and why."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    reason: str
+    is_folder: bool
+
+
 class DataSheet(BaseModel):
     """`data_sheet.json`.
 
@@ -89,7 +101,9 @@ class DataSheet(BaseModel):
     duplicates: pictures whose content occurs more than once, byte by byte: a tuple for each content, at most a hundred of them, those with
         different labels first, then those in several parts. duplicate_contents: how many there are in all.
     contradictions: how many of them have different labels. overlaps: those of parts.
-    warnings: a line each.
+    skipped: files that are no images and folders that are no classes, the folders first, at most a thousand of `skipped_count`.
+    near_uniform: images of one colour everywhere, at most a hundred of `near_uniform_count`.
+    layout: which folder is which part. warnings: a line each.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -104,6 +118,11 @@ class DataSheet(BaseModel):
     contradictions: int
     overlaps: tuple[Overlap, ...]
     left_out: tuple[Unread, ...]
+    skipped: tuple[NotRead, ...] = ()
+    skipped_count: int = 0
+    near_uniform: tuple[str, ...] = ()
+    near_uniform_count: int = 0
+    layout: str = ""
     warnings: tuple[str, ...]
 
 
@@ -131,8 +150,18 @@ def data_sheet(dataset: Dataset) -> DataSheet:
         duplicate_contents=len(copies),
         contradictions=contradictions,
         overlaps=overlaps,
-        left_out=tuple(Unread(name=left.name, reason=left.reason) for left in dataset.left_out),
+        left_out=tuple(Unread(name=printable(left.name), reason=left.reason) for left in dataset.left_out),
+        skipped=tuple(
+            NotRead(name=printable(one.name), reason=one.reason, is_folder=one.is_folder)
+            for one in sorted(dataset.skipped, key=lambda one: not one.is_folder)[:_MOST_SKIPPED]
+        ),
+        skipped_count=len(dataset.skipped),
+        near_uniform=tuple(map(printable, dataset.near_uniform[:_MOST_LISTED])),
+        near_uniform_count=len(dataset.near_uniform),
+        layout=dataset.layout,
         warnings=(
+            *dataset.notes,
+            *_of_uniform(dataset.near_uniform),
             *_of_overlaps(overlaps, counts),
             *_of_contradictions(contradictions, copies),
             *_of_few(counts),
@@ -193,7 +222,7 @@ def _duplicates(parts: Mapping[str, Part]) -> list[list[_Place]]:
 
 def _copy(dataset: Dataset, place: _Place) -> Copy:
     part = dataset.parts[place.part]
-    return Copy(part=place.part, name=part.names[place.number], label=dataset.classes[int(part.labels[place.number])])
+    return Copy(part=place.part, name=printable(part.names[place.number]), label=dataset.classes[int(part.labels[place.number])])
 
 
 def _overlaps(groups: Sequence[Sequence[_Place]], parts: Sequence[str]) -> tuple[Overlap, ...]:
@@ -229,6 +258,13 @@ def _of_contradictions(count: int, copies: Sequence[Sequence[Copy]]) -> list[str
 
 def _differing(group: Sequence[Copy]) -> tuple[Copy, Copy]:
     return group[0], next(copy for copy in group if copy.label != group[0].label)
+
+
+def _of_uniform(names: Sequence[str]) -> list[str]:
+    if not names:
+        return []
+    many = "1 image is" if len(names) == 1 else f"{len(names):,} images are"
+    return [f"{many} of one colour everywhere, or nearly, such as {printable(names[0])}: look at them, they teach nothing"]
 
 
 def _of_few(counts: Mapping[str, Mapping[str, int]]) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from contract.files import whole_file
+from contract.names import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,5 +38,5 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def plain(text: str) -> str:
-    """Without matplotlib's formulas."""
-    return text.replace("$", r"\$")
+    """Without matplotlib's formulas, and on one line."""
+    return printable(text).replace("$", r"\$")

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from contract.errors import SettingsError
+from contract.names import printable
+from contract.scanning import describe
 from training import report, resuming
 from training.averaging import snapshot
 from training.clock import Clock
@@ -35,6 +37,7 @@ from training.processes import Processes, processes
 from training.progress import ProgressFactory, silent
 from training.rate_plot import draw_rates
 from training.results import EpochRow, Results, score
+from training.run import moved, require_dataset
 from training.run_files import CONFUSION, CURVES, DATA_SHEET, MISTAKES, PREDICTIONS, RELIABILITY, REPORT, SEARCH, SPLIT
 from training.run_folder import RunConfig, RunFolder, absolute, make_folder, now, read_config, read_results, require_output, versions
 from training.stage import Best, Position
@@ -99,12 +102,15 @@ def resume(
     progress: ProgressFactory = silent,
     say: Say = lambda _: None,
     watchers: Sequence[Watcher] = (),
+    dataset: str | None = None,
+    data_dir: Path | None = None,
 ) -> RunResult:
     """Go on with a run that was cut short, from its last whole epoch; on a CPU it ends, to the bit, as if it had not been.
 
     Args:
         path: its folder.
         progress, say, watchers: see `finetune`.
+        dataset, data_dir: where the data set lies now, if it has moved; the images must be those that the run began with.
 
     Raises:
         NotFoundError: no run's folder.
@@ -113,6 +119,7 @@ def resume(
     """
     path = Path(path).absolute()
     saved = read_config(path)
+    asked = moved(saved.asked, dataset, data_dir)
     results = read_results(path)
     if results is not None:
         if not (path / REPORT).exists():
@@ -121,11 +128,12 @@ def resume(
         return RunResult(path, results)
     if saved.asked.tensorboard:
         require_tensorboard()
+    require_dataset(asked, path)
     device, plan = torch_device(saved.asked.device), resolve_plan(saved.asked)
     if plan.compile:
         require_compiler(device)
     with processes(device) as together:
-        return _Work(saved.asked, plan, device, together, progress, say, watchers).do((path, saved))
+        return _Work(asked, plan, device, together, progress, say, watchers).do((path, saved))
 
 
 def find_lr(config: FinetuneConfig, path: Path, progress: ProgressFactory = silent, say: Say = lambda _: None) -> RateCurve:
@@ -187,6 +195,8 @@ class _Work:
                 write_data_sheet(folder.path / DATA_SHEET, sheet)
                 for warning in sheet.warnings:
                     self._say(f"warning: {warning}")
+            elif before is not None and self._together.first and before[1].asked != resolved.asked:  # its data set has moved
+                folder.write_config(before[1].model_copy(update={"asked": resolved.asked}))
             with self._logged(folder):
                 return self._train(network, dataset, resolved, folder, goes_on=before is not None)
 
@@ -430,6 +440,10 @@ def _say_what_was_found(config: FinetuneConfig, network: Network, dataset: Datas
     counts = ", ".join(f"{len(part):,} {name}" for name, part in dataset.parts.items())
     classes = ", ".join(dataset.classes[:8]) + (", ..." if len(dataset.classes) > 8 else "")
     say(f"{dataset.spec}: {len(dataset.classes)} classes ({classes}); pictures: {counts}")
+    if dataset.layout:
+        say(f"{dataset.spec}: {dataset.layout}")
+    for line in describe(dataset.skipped):
+        say(line)
     if dataset.left_out:
         first = dataset.left_out[0]
-        say(f"{len(dataset.left_out):,} pictures could not be read and are left out, such as {first.name}: {first.reason}")
+        say(f"{len(dataset.left_out):,} pictures could not be read and are left out, such as {printable(first.name)}: {first.reason}")

@@ -10,7 +10,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from contract.scanning import Skipped
 from training.progress import Advance
+
+_UNIFORM = 2.0
 
 
 @dataclass(frozen=True)
@@ -23,10 +26,22 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Checked:
-    """What reading a picture once found. fingerprint: SHA-256 in hex, of its content. reason: why it cannot be used, or None."""
+    """What reading a picture once found.
+
+    fingerprint: SHA-256 in hex, of its content. reason: why it cannot be used, or None. near_uniform: see `is_near_uniform`.
+    """
 
     fingerprint: str
     reason: str | None = None
+    near_uniform: bool = False
+
+
+def is_near_uniform(image: Image.Image) -> bool:
+    """Check an RGB image for one colour everywhere: the standard deviation of each channel is below 2 of 255."""
+    counts = np.array(image.histogram(), dtype=np.float64).reshape(3, 256) / (image.width * image.height)
+    levels = np.arange(256)
+    variance = counts @ levels**2 - (counts @ levels) ** 2
+    return bool((variance < _UNIFORM**2).all())
 
 
 class Source(Protocol):
@@ -90,6 +105,9 @@ class Dataset:
     classes: the name of each label.
     test: None where the data set has no test part.
     left_out: broken pictures that were met.
+    skipped: files that are no images and folders that are no classes, see `Listing`.
+    near_uniform: names of images of one colour everywhere.
+    notes: how the folders were taken, see `Listing`. layout: which folder is which part, in one line.
     fingerprint: SHA-256 in hex over all pictures' contents, their labels, the classes and the split.
     """
 
@@ -100,6 +118,10 @@ class Dataset:
     test: Part | None
     left_out: tuple[LeftOut, ...]
     fingerprint: str
+    skipped: tuple[Skipped, ...] = ()
+    near_uniform: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    layout: str = ""
 
     @property
     def parts(self) -> dict[str, Part]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from contract.files import whole_file
+from contract.names import csv_cell
 from training.parts import Part
 
 Prediction = tuple[str, str, str, float]
@@ -29,7 +30,7 @@ def predictions(part: Part, logits: Tensor, classes: Sequence[str]) -> list[Pred
 
 
 def write_predictions(path: Path, rows: Sequence[Prediction]) -> None:
-    """As CSV, whole or not at all.
+    """As CSV, whole or not at all; names as `contract.names.csv_cell` writes them.
 
     Raises:
         OSError: it cannot be written.
@@ -37,4 +38,4 @@ def write_predictions(path: Path, rows: Sequence[Prediction]) -> None:
     with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("name", "label", "predicted", "score"))
-        writer.writerows(rows)
+        writer.writerows((csv_cell(name), csv_cell(label), csv_cell(guess), value) for name, label, guess, value in rows)

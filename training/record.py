@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from contract.errors import NotFoundError, SettingsError
+from contract.names import from_csv_cell
 from training.calibration import Calibration
 from training.run_files import CONFIG, METRICS, PREDICTIONS, RESULTS
 
@@ -200,9 +201,13 @@ def _read_csv(path: Path, model: type[Kept]) -> tuple[Kept, ...]:
         return ()
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            return tuple(model.model_validate(row) for row in csv.DictReader(file))
+            return tuple(model.model_validate({key: _plain(value) for key, value in row.items()}) for row in csv.DictReader(file))
     except (ValidationError, csv.Error, UnicodeDecodeError) as error:
         raise _unreadable(path, error) from error
+
+
+def _plain(value: Any) -> Any:
+    return from_csv_cell(value) if isinstance(value, str) else value
 
 
 def _unreadable(path: Path, error: Exception) -> SettingsError:

@@ -135,14 +135,20 @@ def draw_reliability(scores: Scores, part: str, path: Path) -> None:
 
 
 def draw_mistakes(
-    explain: Explain, part: Part, logits: Tensor, classes: Sequence[str], path: Path, kind: str = "validation", method: str = "Grad-CAM"
+    explain: Explain | None,
+    part: Part,
+    logits: Tensor,
+    classes: Sequence[str],
+    path: Path,
+    kind: str = "validation",
+    method: str = "Grad-CAM",
 ) -> None:
     """A contact sheet as a PNG: the wrong answers that the network was surest of, each beside its map of the predicted class.
 
     Where there is room left, the right answers it was least sure of follow.
 
     Args:
-        explain: makes the maps.
+        explain: makes the maps; None for a model without: the pictures alone are shown.
         part: the pictures.
         kind, method: what the title calls the pictures, and the maps.
         logits: of the part, `[n, C]`.
@@ -160,7 +166,8 @@ def draw_mistakes(
         title = f"{f'{mistakes} wrong (red)' if mistakes else 'None wrong'} of {pictures}; the right answers least sure of (black)"
     rows = -(-len(chosen) // _SHEET_COLUMNS)
     figure = new_figure(4.2 * _SHEET_COLUMNS, 2.45 * rows + 0.7)
-    figure.suptitle(f"{title}\neach picture beside the {method} map of the predicted class", fontsize=11)
+    maps = f"\neach picture beside the {method} map of the predicted class" if explain is not None else ""
+    figure.suptitle(f"{title}{maps}", fontsize=11)
     grid = figure.subplots(rows, _SHEET_COLUMNS, squeeze=False).ravel()
     for axes in grid:
         axes.axis("off")
@@ -202,10 +209,12 @@ def explained_by(network: Network) -> Explain:
     return explain
 
 
-def _beside_its_map(explain: Explain, picture: Image.Image, class_index: int) -> Image.Image:
-    values, preprocessing = explain(picture, class_index)
+def _beside_its_map(explain: Explain | None, picture: Image.Image, class_index: int) -> Image.Image:
     scale = min(_TILE / min(picture.size), 2 * _TILE / max(picture.size))
     shown = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))), Image.Resampling.BICUBIC)
+    if explain is None:
+        return shown
+    values, preprocessing = explain(picture, class_index)
     mapped = overlay(shown, values, preprocessing.visible_box(*shown.size))
     pair = Image.new("RGB", (2 * shown.width + 6, shown.height), "white")
     pair.paste(shown, (0, 0))

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import safetensors.torch
 from safetensors import SafetensorError
 
 from contract.errors import DatasetError, NotFoundError, WeightsError
+from contract.names import printable
 from training.config import FinetuneConfig
 from training.network import Network, NetworkConfig, build
 from training.parts import Dataset
 from training.results import Results
 from training.run_files import CHECKPOINT, CONFIG, RESULTS, SPLIT
-from training.run_folder import RUNS, read_config, read_results
+from training.run_folder import RUNS, absolute, read_config, read_results
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,10 @@ class Run:
         """The final figures, by name, see `Results.metrics`."""
         return self.results.metrics
 
+    def on(self, dataset: str | None = None, data_dir: Path | None = None) -> Run:
+        """Return the run with its data set at another place; `dataset()` compares what is there with what it was trained on."""
+        return replace(self, config=moved(self.config, dataset, data_dir))
+
     def dataset(self) -> Dataset:
         """The data set as the run saw it, read anew: the same pictures in the same parts.
 
@@ -45,6 +50,7 @@ class Run:
         """
         from training.datasets import load_dataset
 
+        require_dataset(self.config, self.path)
         dataset = load_dataset(self.config)
         if dataset.fingerprint != self.dataset_fingerprint:
             raise DatasetError(
@@ -52,6 +58,23 @@ class Run:
                 " put them back, or fine-tune anew"
             )
         return dataset
+
+
+def moved(config: FinetuneConfig, dataset: str | None, data_dir: Path | None) -> FinetuneConfig:
+    """Return a run's settings for a data set that lies elsewhere now; None for what has not moved."""
+    given = {"dataset": dataset, "data_dir": data_dir}
+    return absolute(config.model_copy(update={name: value for name, value in given.items() if value is not None}))
+
+
+def require_dataset(config: FinetuneConfig, path: Path) -> None:
+    """Check that the folder of images a run was trained on is there.
+
+    Raises:
+        DatasetError: it is gone, or has moved.
+    """
+    folder = Path(config.dataset)
+    if folder.is_absolute() and not folder.is_dir():
+        raise DatasetError(f"{path}: its data set {printable(str(folder))} is not there any more: say with --dataset where it is now")
 
 
 def load_run(path: str | Path) -> Run:

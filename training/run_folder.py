@@ -23,6 +23,7 @@ from torch import Tensor
 
 from contract.errors import NotFoundError, SettingsError, WeightsError
 from contract.files import sweep, whole_file
+from contract.names import printable
 from training.config import FinetuneConfig
 from training.named import KNOWN
 from training.network import NetworkConfig
@@ -156,19 +157,28 @@ def _read(path: Path, model: type[Model]) -> Model:
 
 
 def absolute(config: FinetuneConfig) -> FinetuneConfig:
-    """The settings with every path absolute, so that they mean the same from any working directory."""
+    """Return the settings with every path absolute, so that they mean the same from any working directory.
+
+    Raises:
+        SettingsError: a path that is not UTF-8, which a run's settings cannot keep.
+    """
     weights = config.weights
     if weights not in ("pretrained", "none"):
         weights = str(Path(weights).expanduser().absolute())
     folder = Path(config.dataset).expanduser()
-    return config.model_copy(
-        update={
-            "weights": weights,
-            "dataset": str(folder.absolute()) if folder.is_dir() and config.dataset.lower() not in KNOWN else config.dataset,
-            "data_dir": config.data_dir.expanduser().absolute(),
-            "output": None if config.output is None else config.output.expanduser().absolute(),
-        }
-    )
+    paths = {
+        "weights": weights,
+        "dataset": str(folder.absolute()) if folder.is_dir() and config.dataset.lower() not in KNOWN else config.dataset,
+        "data_dir": config.data_dir.expanduser().absolute(),
+        "output": None if config.output is None else config.output.expanduser().absolute(),
+    }
+    for name, path in paths.items():
+        if not str(path).isascii() and str(path).encode("utf-8", "replace").decode() != str(path):
+            raise SettingsError(
+                f"--{name.replace('_', '-')} {printable(str(path))}: a path that is not UTF-8, which a run's settings cannot keep:"
+                " rename the folder, or give a link to it"
+            )
+    return config.model_copy(update=paths)
 
 
 def require_output(config: FinetuneConfig) -> None:

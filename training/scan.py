@@ -14,15 +14,16 @@ from pathlib import Path
 import PIL
 from PIL import Image
 
-from contract import pictures
+from contract import pictures, scanning
 from contract.cores import usable_cores
 from contract.errors import NotFoundError, PictureError
 from contract.files import whole_file
+from contract.names import printable
 from training.config import cache_dir
-from training.parts import Checked
+from training.parts import Checked, is_near_uniform
 from training.progress import Advance
 
-_FORMAT = f"1, Pillow {PIL.__version__}"
+_FORMAT = f"2, Pillow {PIL.__version__}, {len(pictures.FORMATS)} formats"
 """What a remembered check depends on beside the file: another Pillow may decode what this one refuses."""
 
 _CHUNK = 64
@@ -65,15 +66,17 @@ class FolderSource:
 def check_file(path: Path) -> Checked:
     """Read, hash and decode one picture file. Whatever is wrong with it is the answer's `reason`."""
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        return Checked("", f"cannot be read: {error.strerror or error}")
+        data = scanning.read_bytes(path, pictures.DEFAULT_LIMITS.max_bytes)
+    except NotFoundError as error:
+        return Checked("", f"cannot be read: {str(error).removeprefix(f'{printable(str(path))}: ')}")
+    except PictureError as error:
+        return Checked("", str(error))
     fingerprint = hashlib.sha256(data).hexdigest()
     try:
-        pictures.decode(data)
+        picture = pictures.decode(data)
     except PictureError as error:
         return Checked(fingerprint, str(error))
-    return Checked(fingerprint)
+    return Checked(fingerprint, near_uniform=is_near_uniform(picture))
 
 
 def _stamp(path: Path) -> list[int]:
@@ -105,14 +108,14 @@ class _Memory:
 
     def recall(self, name: str, stamp: list[int]) -> Checked | None:
         match self._entries.get(name):
-            case [kept, str(fingerprint), str() | None as reason] if stamp and kept == stamp:
-                return Checked(fingerprint, reason)
+            case [kept, str(fingerprint), str() | None as reason, bool(near_uniform)] if stamp and kept == stamp:
+                return Checked(fingerprint, reason, near_uniform)
         return None
 
     def keep(self, checked: dict[str, tuple[list[int], Checked]]) -> None:
         for name, (stamp, found) in checked.items():
             if found.fingerprint:  # a file that could not be read at all is tried again
-                self._entries[name] = [stamp, found.fingerprint, found.reason]
+                self._entries[name] = [stamp, found.fingerprint, found.reason, found.near_uniform]
         text = json.dumps({"format": _FORMAT, "pictures": self._entries})
         with suppress(OSError), whole_file(self._path) as temporary:  # a cache that cannot be written costs time, nothing else
             temporary.write_text(text)

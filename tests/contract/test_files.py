@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from contract.files import whole_file
+from contract.errors import SettingsError
+from contract.files import fresh_folder, whole_file
 
 
 def test_written_when_the_block_ends(tmp_path: Path) -> None:
@@ -58,3 +59,14 @@ def test_a_folder_that_cannot_be_written_to_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError), whole_file(tmp_path / "file" / "a"):
         pass
+
+
+def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
+    assert fresh_folder(tmp_path / "a" / "out") == tmp_path / "a" / "out"
+    assert fresh_folder(tmp_path / "a" / "out") == tmp_path / "a" / "out", "it is still empty"
+    (tmp_path / "a" / "out" / "kept").touch()
+    assert fresh_folder(tmp_path / "a" / "out") == tmp_path / "a" / "out-2"
+    (tmp_path / "a" / "out-3").touch()
+    assert fresh_folder(tmp_path / "a" / "out") == tmp_path / "a" / "out-4", "what a run beside this one has made is not shared"
+    with pytest.raises(SettingsError, match="out-3: is a file, a folder was expected: name another"):
+        fresh_folder(tmp_path / "a" / "out-3")

@@ -221,6 +221,68 @@ def test_32_bit_integers_are_refused() -> None:
         decode(encoded(Image.fromarray(np.array([[0, 70_000]], dtype=np.int32)), "TIFF"))
 
 
+def sixteen_bits(values: np.ndarray, bits: int = 16) -> bytes:
+    """A PNG of 16 bits a channel: Pillow writes greys only."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    height, width, channels = values.shape
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("image_format", ["TIFF", "PNG"])
+@pytest.mark.parametrize("top", [255, 1023, 4095])
+def test_16_bits_that_hold_fewer_are_refused(image_format: str, top: int) -> None:
+    values = np.linspace(0, top, 64).astype(np.uint16).reshape(8, 8)
+    with pytest.raises(PictureError, match=f"values from 0 to {top:,} where 65,535 is white.*near black: scale them"):
+        decode(encoded(Image.fromarray(values), image_format))
+
+
+def test_32_bit_integers_up_to_255_are_refused_and_up_to_65535_are_16_bits() -> None:
+    with pytest.raises(PictureError, match="values from 10 to 255 where 65,535 is white"):
+        decode(encoded(Image.fromarray(np.array([[10, 255]], dtype=np.int32)), "TIFF"))
+    assert pixels(encoded(Image.fromarray(np.array([[0, 256, 65_535]], dtype=np.int32)), "TIFF"))[0, :, 1].tolist() == [0, 1, 255]
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_colours_of_16_bits_that_hold_12_are_refused_and_full_ones_are_not(channels: int) -> None:
+    values = np.random.default_rng(0).integers(0, 4096, (6, 5, channels), dtype=np.uint16)
+    if channels in (2, 4):
+        values[..., -1] = 65_535
+    with pytest.raises(PictureError, match="stores 16 bits a channel, but its values lie below 4,096"):
+        decode(sixteen_bits(values))
+    values[..., : channels - 1 + channels % 2] *= 16
+    colours = (values >> 8).astype(np.uint8)[..., : channels - 1 + channels % 2]
+    np.testing.assert_array_equal(pixels(sixteen_bits(values)), np.broadcast_to(colours, (6, 5, 3)))
+
+
+def test_black_is_black_in_any_number_of_bits() -> None:
+    assert not pixels(sixteen_bits(np.zeros((2, 2, 3), dtype=np.uint16))).any()
+    assert not pixels(encoded(Image.fromarray(np.zeros((2, 2), dtype=np.uint16)))).any()
+
+
+def test_12_bits_in_a_pgm_are_scaled_as_its_header_says() -> None:
+    values = np.array([0, 16, 2048, 4095], dtype=">u2")
+    assert pixels(b"P5 4 1 4095\n" + values.tobytes())[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB"])
+def test_transparent_everywhere_is_refused(mode: str) -> None:
+    image = Image.new(mode, (4, 4), {"RGBA": (90, 10, 20, 0), "LA": (90, 0), "P": 0, "RGB": (9, 8, 7)}[mode])
+    options: dict[str, object] = {"P": {"transparency": 0}, "RGB": {"transparency": (9, 8, 7)}}.get(mode, {})  # type: ignore[assignment]
+    with pytest.raises(PictureError, match=r"transparent everywhere \(its alpha is at most 0 of 255\).*without the alpha channel"):
+        decode(encoded(image, **options))
+
+
+@pytest.mark.parametrize("image_format", ["PPM", "JPEG2000"])
+def test_netpbm_and_jpeg_2000_keep_every_pixel(image_format: str) -> None:
+    np.testing.assert_array_equal(pixels(encoded(photograph(), image_format)), np.asarray(photograph()))
+
+
 def test_limits_are_the_callers() -> None:
     data = encoded(photograph())
     with pytest.raises(PictureError, match=f"has {len(data)} bytes, at most 10 are read"):
@@ -247,10 +309,10 @@ def test_find_searches_folders_and_keeps_the_order_of_files(tmp_path: Path) -> N
     with pytest.raises(NotFoundError, match="no such file or folder"):
         find([tmp_path / "absent"])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(NotFoundError, match=r"empty: no picture in this folder \(looked for \.avif, "):
+    with pytest.raises(NotFoundError, match=r"empty: no image in this folder$"):
         find([tmp_path / "empty"])
 
 
 def test_to_rgb_is_what_decode_does_after_reading() -> None:
-    image = Image.new("LA", (2, 1), (50, 0))
+    image = Image.new("LA", (2, 1), (50, 100))
     np.testing.assert_array_equal(np.asarray(to_rgb(image)), pixels(encoded(image)))

@@ -93,3 +93,14 @@ def test_a_figure_of_any_size(methods: int, metrics: tuple[str, ...], tmp_path: 
         pixels = np.asarray(opened.convert("RGB"))
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 50
     assert max(opened.size) < 4000
+
+
+def test_an_earlier_report_is_kept(model: Path, tmp_path: Path) -> None:
+    data = toy.put_pictures(tmp_path / "data", count=1)
+    arguments = (model, data, "--limit", 2, "--methods", "gradcam", "--metrics", "energy", "--out", tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "table.csv").write_text("mine")
+    answer = run(*arguments)
+    assert answer.returncode == 0, answer.stderr
+    assert (tmp_path / "out" / "table.csv").read_text() == "mine"
+    assert f"written: {tmp_path / 'out-2' / 'table.csv'}" in answer.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 from sklearn import metrics
 
 from contract import pictures
+from evaluation.data import label_ids
 from tests.evaluation import toy
 
 COUNT = 12
@@ -97,3 +99,73 @@ def test_mistakes_get_one_line(model: Path, data: Path, tmp_path: Path) -> None:
         assert expected in answer.stderr
         assert "Traceback" not in answer.stderr
     assert not (tmp_path / "out").exists()
+
+
+def counts(answer: subprocess.CompletedProcess[str]) -> dict[str, int]:
+    assert answer.returncode == 0, answer.stderr
+    return {row["class"]: row["count"] for row in json.loads(answer.stdout)}
+
+
+def test_a_folder_of_nothing_but_a_test_part(model: Path, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "only").mkdir()
+    data.rename(tmp_path / "only" / "test")
+    answer = run(model, tmp_path / "only", "--out", tmp_path / "out", "--json", "-q")
+    assert counts(answer) == {"dark": COUNT, "bright": COUNT}
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["part"] == "test"
+
+
+def test_a_class_that_the_train_part_lacks_is_not_dropped(model: Path, data: Path, tmp_path: Path) -> None:
+    parts = tmp_path / "parts"
+    (parts / "train").mkdir(parents=True)
+    (parts / "train" / "dark").symlink_to(data / "dark")
+    (parts / "test").symlink_to(data)
+    assert counts(run(model, parts, "--out", tmp_path / "out", "--json", "-q")) == {"dark": COUNT, "bright": COUNT}
+    (data / "third").mkdir()
+    Image.new("RGB", (toy.SIZE, toy.SIZE)).save(data / "third" / "0.png")
+    refused = run(model, parts, "--out", tmp_path / "out", "--json", "-q")
+    assert (refused.returncode, "the model has no class third; it has: dark, bright" in refused.stderr) == (1, True)
+
+
+def test_a_model_without_maps_is_evaluated_too_and_nothing_is_overwritten(data: Path, tmp_path: Path) -> None:
+    toy.save(tmp_path / "plain" / "1" / "model.onnx", maps={})
+    first, second = (run(tmp_path / "plain", data, "--out", tmp_path / "out") for _ in range(2))
+    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+    assert f"written: {tmp_path / 'out-2'}." in second.stderr
+    for name in ("out", "out-2"):
+        with Image.open(tmp_path / name / "mistakes.png") as opened:
+            assert opened.width > 300
+    assert (tmp_path / "out" / "predictions.csv").read_bytes() == (tmp_path / "out-2" / "predictions.csv").read_bytes()
+
+
+def test_labels_are_compared_in_nfc() -> None:
+    assert label_ids(["cafe\u0301", "B"], ["b", "caf\u00e9"], "data") == {"cafe\u0301": 1, "B": 0}
+    assert label_ids(["caf\u00e9"], ["cafe\u0301"], "data") == {"caf\u00e9": 0}
+
+
+def test_predict_follows_the_rule_of_training(model: Path, tmp_path: Path) -> None:
+    """Hidden files and folders, system folders, links to a folder above, pipes, files that are no images, and wrong suffixes."""
+    folder = tmp_path / "data"
+    (folder / "x" / "y").mkdir(parents=True)
+    Image.new("RGB", (40, 40), (250, 250, 250)).save(folder / "x" / "y" / "p0.png")
+    (folder / "x" / "y" / "plain").write_bytes((folder / "x" / "y" / "p0.png").read_bytes())
+    (folder / "x" / "y" / os.fsdecode(b"se\xf1al.png")).write_bytes((folder / "x" / "y" / "p0.png").read_bytes())
+    (folder / "x" / "y" / "._p0.png").write_bytes(b"\0\5\x16\7")
+    for hidden in (".Trash", "@eaDir"):
+        (folder / hidden).mkdir()
+        (folder / hidden / "p0.png").write_bytes((folder / "x" / "y" / "p0.png").read_bytes())
+    (folder / "x" / "up").symlink_to("..")
+    os.mkfifo(folder / "x" / "pipe.png")
+    command = [sys.executable, "-m", "tlcli", "predict", model, folder, "--csv", tmp_path / "a.csv", "--npz", tmp_path / "a.npz", "--json"]
+    answer = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=60)
+    assert answer.returncode == 0, answer.stderr
+    assert [Path(row["path"]).name for row in json.loads(answer.stdout)] == ["p0.png", "plain", r"se\xf1al.png"]
+    with (tmp_path / "a.csv").open(encoding="utf-8") as file:
+        assert [Path(row["path"]).name for row in csv.DictReader(file)] == ["p0.png", "plain", r"se\xf1al.png"]
+    for left in (".Trash: hidden", "@eaDir: a folder of the system", "up: leads to a folder that holds it", "pipe.png: a FIFO"):
+        assert left in answer.stderr
+    assert "._p0.png" not in answer.stderr
+    command = [sys.executable, "-m", "tlcli", "predict", model, folder / "x" / "pipe.png", folder / "x" / "y" / "p0.png"]
+    answer = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=60)
+    assert answer.returncode == 1
+    assert "pipe.png: a FIFO (named pipe), an image file was expected" in answer.stderr
+    assert "p0.png" in answer.stdout

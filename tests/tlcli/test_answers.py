@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
@@ -33,6 +34,31 @@ def test_overlays_of_pictures_of_the_same_name_are_all_kept(tmp_path: Path) -> N
     names = [Path(folder.write(Path(where) / "1.jpg", "cam", "a/b c", where.encode())).name for where in ("x", "y", "z")]
     assert names == ["1.cam.a-b-c.png", "1.cam.a-b-c.2.png", "1.cam.a-b-c.3.png"]
     assert [(tmp_path / name).read_bytes() for name in names] == [b"x", b"y", b"z"]
+
+
+def test_overlays_of_an_earlier_call_are_kept(tmp_path: Path) -> None:
+    first, second = (OverlayFolder(tmp_path / "overlays").write(Path("1.jpg"), "cam", "a", name) for name in (b"1", b"2"))
+    assert (Path(first).parent.name, Path(second).parent.name) == ("overlays", "overlays-2")
+    assert (Path(first).read_bytes(), Path(second).read_bytes()) == (b"1", b"2")
+
+
+def test_overlays_of_long_names_are_written(tmp_path: Path) -> None:
+    folder = OverlayFolder(tmp_path)
+    written = [folder.write(Path("猫" * 80 + f"{end}.jpg"), "ablationcam@layer4.2.conv3", "l" * 200, b"") for end in "ab"]
+    assert len(set(written)) == 2
+
+
+def test_what_is_printed_is_text(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"path": "se\udcf1al\n.png", "overlays": ["\udcff.png"]}]
+    show(rows, ["path", "overlays"], as_json=True)
+    assert json.loads(capsys.readouterr().out) == [{"path": r"se\xf1al\n.png", "overlays": [r"\xff.png"]}]
+    show(rows, ["path"], as_json=False)
+    assert r"se\xf1al\n.png" in capsys.readouterr().out.splitlines()
+
+
+def test_labels_are_compared_in_nfc() -> None:
+    assert class_targets(["caf\u00e9"], ("b", "cafe\u0301")) == (1,)
+    assert class_targets(["cafe\u0301"], ("b", "caf\u00e9")) == (1,)
 
 
 def test_the_table_has_the_columns_that_the_answers_fill(capsys: pytest.CaptureFixture[str]) -> None:

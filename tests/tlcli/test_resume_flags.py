@@ -25,6 +25,10 @@ def test_what_a_run_was_begun_with_may_be_said_again(run: Path, given: dict[str,
     check_same_settings(run, given, None)
 
 
+def test_the_data_set_may_lie_in_another_folder(run: Path, tmp_path: Path) -> None:
+    check_same_settings(run, {"dataset": str(tmp_path)}, None)
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [

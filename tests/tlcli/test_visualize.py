@@ -138,3 +138,11 @@ def test_mistakes_get_one_line(
     with pytest.raises(error, match=message):
         invoke(*(named.get(one, one) for one in arguments), "-o", tmp_path / "nothing")
     assert not (tmp_path / "nothing").exists()
+
+
+def test_earlier_sheets_are_kept(home: Path) -> None:
+    (home / "kept").mkdir()
+    (home / "kept" / "overview.png").write_text("mine")
+    rows = table(*NET, home / "picture.png", "-o", home / "kept")
+    assert {Path(row["file"]).parent for row in rows} == {home / "kept-2"}
+    assert (home / "kept" / "overview.png").read_text() == "mine"

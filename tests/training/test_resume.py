@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from contract.errors import NotFoundError, SettingsError, WeightsError
+from contract.errors import DatasetError, NotFoundError, SettingsError, WeightsError
 from tests.training.tiny import config, put_colours, put_picture_of
 from training import RunResult, finetune, load_run, resume
 from training.config import FinetuneConfig
@@ -229,3 +229,25 @@ def test_a_run_gone_on_with_is_a_run(cut: Path) -> None:
     network = load_run(result.path).network
     assert all(bool(tensor.isfinite().all()) for tensor in network.state_dict().values() if tensor.is_floating_point())
     assert torch.tensor(result.results.val.confusion).sum() == 12
+
+
+def test_a_run_whose_data_set_moved_goes_on_and_is_exported_from_the_new_place(tmp_path: Path) -> None:
+    data = put_colours(tmp_path / "data")
+    asked = config(data, tmp_path / "run", mode="full", epochs=2)
+    path = cut_short(asked, CutAt(epoch=1))
+    data.rename(tmp_path / "elsewhere")
+    with pytest.raises(DatasetError, match=r"run: its data set .*data is not there any more: say with --dataset where it is now$"):
+        resume(path)
+    other = put_colours(tmp_path / "other")
+    next(other.rglob("*.png")).unlink()
+    with pytest.raises(SettingsError, match="its pictures are not what they were when it began"):
+        resume(path, dataset=str(other))
+    assert json.loads((path / "config.json").read_text())["asked"]["dataset"] == str(data)
+    resume(path, dataset=str(tmp_path / "elsewhere"))
+    assert json.loads((path / "config.json").read_text())["asked"]["dataset"] == str(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").rename(tmp_path / "third")
+    with pytest.raises(DatasetError, match="say with --dataset where it is now"):
+        load_run(path).dataset()
+    with pytest.raises(DatasetError, match="its pictures are not those that"):
+        load_run(path).on(str(other)).dataset()
+    assert len(load_run(path).on(str(tmp_path / "third")).dataset().train) > 0

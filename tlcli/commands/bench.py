@@ -77,6 +77,7 @@ def command(
     """
     from contract import pictures as reading
     from contract.errors import SettingsError
+    from contract.scanning import Skipped, describe
     from service import Client
     from service.connection import Connection
     from service.load import Load
@@ -89,7 +90,10 @@ def command(
     loads = [Load(rate=rate) for rate in rates] if rates else [Load(clients=int(count)) for count in clients or (1, 2, 4, 8, 16)]
     console = Console(quiet)
     query = Query(model=model, version=version, map=MapQuery(method) if method else None)
-    found = reading.find(pictures)
+    skipped: list[Skipped] = []
+    found = reading.find(pictures, skipped)
+    for line in describe(skipped):
+        console.say(line)
     messages = [write_request(with_picture(query, path)).SerializeToString() for path in found]
     how["retries"] = 0  # or what is refused would not be seen
     with Client(host, port, **how) as client:

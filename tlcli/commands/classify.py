@@ -51,13 +51,18 @@ def command(
     """
     from contract import pictures as reading
     from contract.errors import PictureError, RequestError, SettingsError
+    from contract.names import printable
+    from contract.scanning import Skipped, describe
     from service import Client
 
     options.check_map_flags(method, softmax, max_channels)
     if as_json and as_lines:
         raise SettingsError("--json and --jsonl: one array at the end or a line a picture, not both")
     console = Console(quiet)
-    found = reading.find(pictures)
+    skipped: list[Skipped] = []
+    found = reading.find(pictures, skipped)
+    for line in describe(skipped):
+        console.say(line)
     folder = OverlayFolder(overlays)
     answers: list[PictureAnswer] = []
     failed = 0
@@ -81,9 +86,9 @@ def command(
                     answer = streamed.result()
                 except (PictureError, RequestError) as error:
                     failed += 1
-                    click.echo(f"left out: {error}", err=True)
+                    click.echo(printable(f"left out: {error}"), err=True)
                     if as_lines:
-                        click.echo(json.dumps({"path": str(path), "error": str(error)}, ensure_ascii=False))
+                        click.echo(json.dumps({"path": printable(str(path)), "error": printable(str(error))}, ensure_ascii=False))
                 else:
                     written = [
                         folder.write(path, one.map.method, one.label, one.map.png)

@@ -29,7 +29,11 @@ SUMMARY = "summary.json"
 @click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Pictures that the model is given at a time.")
 @options.device_option
 @click.option(
-    "--out", type=click.Path(path_type=Path, file_okay=False), default=Path("evaluate"), show_default=True, help="Folder for the results."
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("evaluate"),
+    show_default=True,
+    help="Folder for the results; where it holds something, the next free NAME-2, NAME-3.",
 )
 @options.json_option
 @options.quiet_option
@@ -43,16 +47,19 @@ def command(
     ONNX Runtime.
 
     Prints precision, recall and F1 of each class, and writes them with the confusion matrix, the calibration, every
-    prediction, and the surest mistakes beside their maps.
+    prediction, and the surest mistakes beside their maps (without maps, where the file has none).
 
     \b
     tlcli evaluate models/NAME PATH/TO/FOLDER
     """
     import torch
 
+    from contract.files import fresh_folder
     from contract.layout import find_model_file
     from contract.methods import METHODS
     from contract.model import Model
+    from contract.names import printable
+    from contract.scanning import describe
     from evaluation.labelled import classify, explained_by, find_labelled
     from training import report
     from training.predictions import predictions, write_predictions
@@ -63,28 +70,31 @@ def command(
     opened = Model.open(find_model_file(model), device)
     description = opened.description
     found = find_labelled(data, description, cast("PartName | None", part), data_dir, console.progress)
+    for line in describe(found.skipped):
+        console.say(line)
     for left in found.left_out:
-        click.echo(f"left out: {left.name}: {left.reason}", err=True)
+        click.echo(printable(f"left out: {left.name}: {left.reason}"), err=True)
     logits = classify(opened, found.pictures, batch_size, console.progress)
     scores = score(logits, torch.from_numpy(found.pictures.labels), description.labels)
 
-    out.mkdir(parents=True, exist_ok=True)
+    out = fresh_folder(out)
     kind = "" if found.part == "all" else f"{found.part} "
     title = f"{description.name} on {kind or 'all '}pictures of {Path(found.where).name}"
     report.draw_confusion(scores, title, out / CONFUSION)
     report.draw_reliability(scores, title, out / RELIABILITY)
-    method = next((name for name in description.methods if name.partition("@")[0] == "gradcam"), description.methods[0])
-    explain = explained_by(opened, method)
-    report.draw_mistakes(
-        explain, found.pictures, logits, description.labels, out / MISTAKES, kind.strip(), METHODS[method.partition("@")[0]].title
-    )
+    explain, title_of_maps = None, ""
+    if description.methods:
+        method = next((name for name in description.methods if name.partition("@")[0] == "gradcam"), description.methods[0])
+        explain, title_of_maps = explained_by(opened, method), METHODS[method.partition("@")[0]].title
+    report.draw_mistakes(explain, found.pictures, logits, description.labels, out / MISTAKES, kind.strip(), title_of_maps)
     write_predictions(out / PREDICTIONS, predictions(found.pictures, logits, description.labels))
     about = {
         "model": str(opened.path),
         "name": description.name,
         "data": data,
         "part": found.part,
-        "left_out": [{"name": left.name, "reason": left.reason} for left in found.left_out],
+        "left_out": [{"name": printable(left.name), "reason": left.reason} for left in found.left_out],
+        "skipped": [{"name": printable(one.name), "reason": one.reason} for one in found.skipped],
     }
     _write_summary(out / SUMMARY, about | {"scores": scores.model_dump(mode="json")})
     rows = [{"class": one.label, **one.model_dump(exclude={"label"})} for one in scores.classes if one.count]

@@ -95,8 +95,11 @@ def command(
     tlcli evaluate-cam models/shapes shapes
     tlcli evaluate-cam models/NAME PATH/TO/FOLDER --methods gradcam,layercam --limit 50
     """
+    from contract.files import fresh_folder
     from contract.layout import find_model_file
     from contract.model import Model
+    from contract.names import printable
+    from contract.scanning import describe
     from evaluation.baselines import BASELINES
     from evaluation.data import label_ids, open_pictures
     from evaluation.measure import Settings, choose_methods, choose_metrics, measure, probes_a_map
@@ -124,8 +127,10 @@ def command(
         f" on {len(pictures):,} pictures of {pictures.where} ({pictures.part}): the model is asked {asked:,} times"
     )
     found = measure(opened, pictures, settings, console.progress)
+    for line in describe(pictures.skipped):
+        console.say(line)
     for left in pictures.left_out:
-        click.echo(f"left out: {left.reason}", err=True)
+        click.echo(printable(f"left out: {left.reason}"), err=True)
     if pictures.truth is not None and (found.without_region or found.outside):
         console.say(
             f"of {len(found.pictures)} pictures, {found.without_region} without a box and {found.outside} with theirs outside of what the"
@@ -138,7 +143,8 @@ def command(
         "data": data,
         "part": pictures.part,
         "pictures": len(found.pictures),
-        "left_out": [{"name": left.name, "reason": left.reason} for left in pictures.left_out],
+        "left_out": [{"name": printable(left.name), "reason": left.reason} for left in pictures.left_out],
+        "skipped": [{"name": printable(one.name), "reason": one.reason} for one in pictures.skipped],
         "without_box": found.without_region,
         "box_outside": found.outside,
         "probability": sum(picture.probability for picture in found.pictures) / len(found.pictures),
@@ -148,6 +154,7 @@ def command(
         "seed": seed,
     }
     title = f"Maps of {description.name} for the {'predicted' if explain == 'predicted' else 'true'} class, on {judged}"
+    out = fresh_folder(out)
     written = write_report(out, found, description.labels, about, title)
     rows = table_rows(found)
     show(rows, ["method", *(column.name for column in settings.columns if column.shown)], as_json)

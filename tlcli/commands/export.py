@@ -72,6 +72,8 @@ def _parse_temperature(ctx: click.Context, option: click.Parameter, value: str) 
 @click.option(
     "--labels", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="With --backbone: the classes' names, a line each."
 )
+@click.option("--dataset", metavar="FOLDER", help="Where the run's images are now, if they have moved: they must be the same.")
+@click.option("--data-dir", type=click.Path(path_type=Path, file_okay=False), help="Likewise, of a data set known by name.")
 @click.option("--pictures", "picture_paths", multiple=True, type=click.Path(path_type=Path), help="With --backbone: pictures to check on.")
 @options.network_options
 @options.seed_option
@@ -92,6 +94,8 @@ def command(
     check_pictures: int,
     labels: Path | None,
     picture_paths: tuple[Path, ...],
+    dataset: str | None,
+    data_dir: Path | None,
     backbone: str | None,
     seed: int,
     quiet: bool,
@@ -117,7 +121,7 @@ def command(
         from exports import export_run
         from training.run import load_run
 
-        loaded = load_run(run)
+        loaded = load_run(run).on(dataset, data_dir)
         if list_them:
             _list_layers(loaded.network)
             return
@@ -135,6 +139,8 @@ def command(
             say=console.say,
         )
     else:
+        if dataset is not None or data_dir is not None:
+            raise click.UsageError("--dataset, --data-dir: a run's; with --backbone give --pictures or --calibration")
         if temperature == "fit":
             raise click.UsageError("--temperature fit: is found on a run's validation part; with --backbone give a number")
         from exports import export_backbone

@@ -60,6 +60,7 @@ def command(
     tlcli finetune --backbone resnet50 --dataset cifar10 --mode full
     tlcli finetune --backbone resnet18 --weights FILE --dataset PATH/TO/FOLDER
     tlcli finetune --resume runs/NAME
+    tlcli finetune --resume runs/NAME --dataset WHERE/IT/IS/NOW
     """
     from contract.layout import require_model_name
     from tlcli.settings import check_same_settings, finetune_config, to_toml
@@ -77,6 +78,7 @@ def command(
         click.echo(to_toml(config), nl=False)
         return
     console = Console(quiet)
+    places: dict[str, Any] = {key: given[key] for key in ("dataset", "data_dir") if key in given} if begun is not None else {}
 
     from training import find_lr, finetune, resume
 
@@ -86,13 +88,15 @@ def command(
         find_lr(config, plot, progress=console.progress, say=console.say)
         return
     if begun is not None:
-        result = resume(begun, progress=console.progress, say=console.say)
+        result = resume(begun, progress=console.progress, say=console.say, **places)
     else:
         result = finetune(config, progress=console.progress, say=console.say)
-    _hand_over(result, console, models, name, no_export, as_json)
+    _hand_over(result, console, models, name, no_export, as_json, places)
 
 
-def _hand_over(result: RunResult, console: Console, models: Path, name: str | None, no_export: bool, as_json: bool) -> None:
+def _hand_over(
+    result: RunResult, console: Console, models: Path, name: str | None, no_export: bool, as_json: bool, places: dict[str, Any]
+) -> None:
     """Export the run, and say what comes next."""
     from training.processes import is_first
     from training.run import load_run
@@ -103,7 +107,7 @@ def _hand_over(result: RunResult, console: Console, models: Path, name: str | No
     if not no_export:
         from exports import export_run
 
-        run = load_run(result.path)
+        run = load_run(result.path).on(**places)
         exported = export_run(run, name=name or run.config.name or model_name(result.path.name), repository=models, say=console.say)
         report(exported, console)
         row["model"] = str(exported.path)

@@ -53,12 +53,14 @@ def command(
     import numpy as np
 
     from contract import pictures as reading
-    from contract.errors import PictureError
+    from contract.errors import NotFoundError, PictureError
     from contract.explaining import BATCH_SIZE, channels_to_score, explain
     from contract.layout import find_model_file
     from contract.methods import require_method
     from contract.model import Model
+    from contract.names import printable
     from contract.rendering import encode, overlay
+    from contract.scanning import Skipped, describe
 
     options.check_map_flags(method, softmax, max_channels)
     console = Console(quiet)
@@ -74,7 +76,10 @@ def command(
     channels = channels_to_score(description, methods, max_channels)
     steps = max(1, channels)  # of the progress, for each picture
     folder = OverlayFolder(overlays)
-    found = reading.find(pictures)
+    skipped: list[Skipped] = []
+    found = reading.find(pictures, skipped)
+    for line in describe(skipped):
+        console.say(line)
 
     answers: list[PictureAnswer] = []
     raw: dict[str, list[np.ndarray]] = {"scores": [], "logits": [], "classes": [], "maps": []}
@@ -85,9 +90,9 @@ def command(
             for path in found[start : start + batch]:
                 try:
                     readable.append((path, reading.read(path)))
-                except PictureError as error:
+                except (PictureError, NotFoundError) as error:
                     failed += 1
-                    click.echo(f"left out: {error}", err=True)
+                    click.echo(printable(f"left out: {error}"), err=True)
                     advance(steps)
             if readable:
                 images = np.stack([preprocessing.apply(picture) for _, picture in readable])
@@ -144,10 +149,11 @@ def _keep(answers: list[PictureAnswer], raw: dict[str, list], csv_path: Path | N
     import numpy as np
 
     from contract.files import whole_file
+    from contract.names import printable
 
     if csv_path is not None:
         write_csv(csv_path, answers)
     if npz_path is not None:
         arrays = {name: np.concatenate(parts) for name, parts in raw.items() if parts}
         with whole_file(npz_path) as temporary, temporary.open("wb") as file:
-            np.savez(file, allow_pickle=False, paths=np.array([answer.path for answer in answers]), **arrays)
+            np.savez(file, allow_pickle=False, paths=np.array([printable(answer.path) for answer in answers]), **arrays)

@@ -28,7 +28,13 @@ if TYPE_CHECKING:
     help="The filters of every convolution (of one pixel: only with --layer), not of the first alone.",
 )
 @click.option(
-    "-o", "--out", "folder", type=click.Path(path_type=Path, file_okay=False), default=Path("sheets"), show_default=True, help="The folder."
+    "-o",
+    "--out",
+    "folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("sheets"),
+    show_default=True,
+    help="The folder; where it holds something, the next free NAME-2, NAME-3.",
 )
 @click.option("--max-channels", type=click.IntRange(1, 4096), default=64, show_default=True, help="On a sheet: the most active.")
 @click.option("--columns", type=click.IntRange(1, 64), help="Of a sheet.  [default: what suits]")
@@ -56,6 +62,8 @@ def command(
     """
     run, path = _sources(paths, source["backbone"])
     from contract import pictures
+    from contract.files import fresh_folder
+    from contract.names import printable
     from training.activations import spatial_layers
     from training.layer_choice import asked_layers, convolutions, default_layers
     from training.visualize import Look, write_filters, write_maps
@@ -70,11 +78,12 @@ def command(
     kernels = convolutions(network.backbone, layers, names, every_filter or (picture is None and bool(names)))
     if picture is None and not kernels:
         raise click.UsageError("none of these layers is a convolution with filters to draw: give a PICTURE to see maps")
+    folder = fresh_folder(folder)
     look, last = Look(max_channels, columns), max(layer.number for layer in layers)
     sheets, count = write_filters(network, kernels, folder, look, last), len(kernels)
     if picture is not None and path is not None:
         image = network.config.preprocessing.apply(picture)
-        sheets = chain(sheets, write_maps(network, image, path.name, chosen, folder, look, last))
+        sheets = chain(sheets, write_maps(network, image, printable(path.name), chosen, folder, look, last))
         count += len(chosen) + 1
     written: list[Written] = []
     with Console(quiet).progress("Drawing", count) as advance:

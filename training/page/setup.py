@@ -36,6 +36,9 @@ def _facts(sheet: DataSheet) -> Child:
         ("of them with different labels", f"{sheet.contradictions:,}"),
         *((f"{CALLED[one.of].lower()} pictures also in {CALLED[one.also_in].lower()}", f"{one.pictures:,}") for one in sheet.overlaps),
         ("left out as unreadable", f"{len(sheet.left_out):,}"),
+        ("left out as no image or no class", f"{sheet.skipped_count:,}"),
+        ("of one colour everywhere", f"{sheet.near_uniform_count:,}"),
+        *((("folders", sheet.layout),) if sheet.layout else ()),
         ("fingerprint", sheet.fingerprint),
     ]
     measured: Child = element("p", "No picture's size could be read.", class_="soft small")
@@ -59,6 +62,10 @@ def _copies(sheet: DataSheet) -> Child:
         rows = [[left.name, left.reason] for left in sheet.left_out[:MOST_LISTED]]
         says = f"Left out: {len(rows)} of {len(sheet.left_out):,} pictures that could not be read"
         shown.append(element("details", element("summary", says), table(["picture", "reason"], rows)))
+    if sheet.skipped:
+        rows = [[one.name, "folder" if one.is_folder else "file", one.reason] for one in sheet.skipped[:MOST_LISTED]]
+        says = f"Left out: {len(rows)} of {sheet.skipped_count:,} files that are no images and folders that are no classes"
+        shown.append(element("details", element("summary", says), table(["name", "kind", "reason"], rows)))
     return shown
 
 
