@@ -5,14 +5,16 @@ from __future__ import annotations
 import io
 import struct
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from contract.errors import NotFoundError, PictureError, first_line
+from contract.errors import NotFoundError, PictureError, TlcliError, first_line
+from contract.image_repair import with_end, without_metadata
+from contract.image_structure import jpeg_keeps_coefficients
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """Pillow's decoders that are tried; the rest of Pillow's long list never sees a byte. MPO, what some cameras
@@ -42,8 +44,11 @@ class PictureLimits:
 
 DEFAULT_LIMITS = PictureLimits()
 
+OnOpened = Callable[[Image.Image], None]
+"""Called with an image whose size and mode are known, before its pixels are decoded; what it raises ends the decoding."""
 
-def decode(data: bytes, limits: PictureLimits = DEFAULT_LIMITS) -> Image.Image:
+
+def decode(data: bytes, limits: PictureLimits = DEFAULT_LIMITS, on_opened: OnOpened = lambda image: None) -> Image.Image:
     """Decode one picture as a person would see it.
 
     The first frame of an animation; turned by its EXIF orientation; transparency laid on white;
@@ -52,27 +57,23 @@ def decode(data: bytes, limits: PictureLimits = DEFAULT_LIMITS) -> Image.Image:
     Args:
         data: an encoded JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF picture.
         limits: refused above these.
+        on_opened: see `OnOpened`.
 
     Returns:
         A loaded Pillow image of mode "RGB", at least 1x1.
 
     Raises:
         PictureError: empty, not a picture, truncated, over a limit, or of a mode without colours.
+        Exception: what `on_opened` raises.
     """
     if not data:
         raise PictureError("the picture is empty: 0 bytes came, an encoded picture (JPEG, PNG, ...) was expected")
     if len(data) > limits.max_bytes:
         raise PictureError(f"the picture has {len(data):,} bytes, at most {limits.max_bytes:,} are read: send a smaller one")
     try:
-        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
-        width, height = image.size
-        if width * height > limits.max_pixels:
-            raise PictureError(
-                f"the picture claims {width:,} x {height:,} pixels, at most {limits.max_pixels:,} are decoded: send a smaller one"
-            )
-        image.load()
+        image = _load(without_metadata(data), limits, on_opened)
         return to_rgb(image)
-    except PictureError:
+    except TlcliError:
         raise
     except UnidentifiedImageError as error:
         raise PictureError(
@@ -94,6 +95,51 @@ def decode(data: bytes, limits: PictureLimits = DEFAULT_LIMITS) -> Image.Image:
     ) as error:
         # What Pillow's decoders raise on broken data, by its own documentation and fuzzing.
         raise PictureError(f"the picture cannot be decoded: {first_line(error)}") from error
+
+
+def _load(data: bytes, limits: PictureLimits, on_opened: OnOpened) -> Image.Image:
+    """Decode the pixels, of a JPEG without its end too if all of them are there."""
+    image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+    _check_size(image.size, limits)
+    on_opened(image)
+    try:
+        image.load()
+    except OSError:
+        if (whole := with_end(data)) is None:
+            raise
+        image = whole
+    _check_size(image.size, limits)  # a decoder may find other sizes than the header's
+    return image
+
+
+def _check_size(size: tuple[int, int], limits: PictureLimits) -> None:
+    width, height = size
+    if width * height > limits.max_pixels:
+        raise PictureError(
+            f"the picture claims {width:,} x {height:,} pixels, at most {limits.max_pixels:,} are decoded: send a smaller one"
+        )
+
+
+_MODE_BYTES = {"1": 1, "L": 1, "P": 1, "LA": 4, "PA": 4, "RGB": 4, "RGBA": 4, "CMYK": 4, "YCbCr": 4, "LAB": 4, "F": 4, "I": 4}
+"""Pillow's own, a pixel; what is not named here is a mode of 16 bits."""
+
+_COEFFICIENT_BYTES = 8
+_DECODER_BYTES = {"WEBP": 16, "AVIF": 16, "TIFF": 8, "GIF": 4}
+"""What decoders hold beside the image, a pixel: canvases, planes, strips."""
+
+
+def decoding_bytes(image: Image.Image, data: bytes) -> int:
+    """Return the memory that `load` and `to_rgb` take at most, estimated from an opened image and the bytes that it was opened from."""
+    own, decoder = _MODE_BYTES.get(image.mode, 2), _DECODER_BYTES.get(image.format or "", 0)
+    if data.startswith(b"\xff\xd8") and jpeg_keeps_coefficients(data):
+        decoder = _COEFFICIENT_BYTES
+    if image.has_transparency_data:
+        converted = 16  # RGBA, white, both composed, RGB
+    elif image.mode.startswith("I"):
+        converted = 24  # in 64-bit integers on the way
+    else:
+        converted = 0 if image.mode == "RGB" else 4
+    return image.width * image.height * (own + max(decoder, converted))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -142,12 +188,28 @@ def find(paths: Iterable[str | Path]) -> list[Path]:
     return found
 
 
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""By EXIF orientation. `ImageOps.exif_transpose` does the same, and writes all EXIF data anew, which costs time without a bound."""
+
+
 def _upright(image: Image.Image) -> Image.Image:
     try:
-        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-        return ImageOps.exif_transpose(image) if orientation != 1 else image
+        turn = _TURNS.get(image.getexif().get(_EXIF_ORIENTATION, 1))
     except (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, ZeroDivisionError, struct.error):
         return image  # unreadable EXIF data says nothing about the picture itself
+    if turn is None:
+        return image
+    turned = image.transpose(turn)
+    turned.info = image.info
+    return turned
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -71,8 +71,8 @@ class Grpc:
 def handlers(parts: Parts) -> tuple[grpc.GenericRpcHandler[Any, Any], ...]:
     """The calls of both our protocols, answered from the parts."""
     return (
-        ClassifierEdge(parts.classifier, parts.repository, parts.settings.stream_in_flight).handler(),
-        OpenInferenceEdge(parts.open_inference, parts.repository, parts.control, parts.is_serving).handler(),
+        ClassifierEdge(parts.classifier, parts.repository, parts.settings.stream_in_flight, parts.budget).handler(),
+        OpenInferenceEdge(parts.open_inference, parts.repository, parts.control, parts.is_serving, parts.budget).handler(),
     )
 
 

@@ -95,6 +95,22 @@ class ServerSettings:
             "How long a picture may take, from its place in the queue to its answer; then it is refused. 0: as long as it takes.", low=0
         ),
     )
+    max_decode_s: float = field(
+        default=2.0,
+        metadata=told(
+            "Processor time that decoding an image may take, at most; then it is refused. Formats and files whose structure does not"
+            " bound it are decoded in a process of their own.",
+            low=0.01,
+        ),
+    )
+    max_memory_bytes: int = field(
+        default=0,
+        metadata=told(
+            "Of all requests together: bodies, decoded images, drawings, runs of other sizes than the model's own. What finds none waits up"
+            " to 2 s, then is refused. 0 takes half of the container's limit, or of the machine's memory where there is none.",
+            low=0,
+        ),
+    )
     max_message_bytes: int = field(
         default=0,
         metadata=told(
