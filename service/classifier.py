@@ -78,12 +78,12 @@ class Classifier:
         wanted = Wanted() if query.map is None else self._wanted(query.map, served.name, model)
         place = await served.admission.enter_in_turn() if patient else served.admission.enter()
         async with time_limit(self._max_picture_s):
+            try:
+                seen, ran = await self._see_and_run(query, served.runner, wanted, place.leave)
+            finally:
+                place.leave()
             with self._budget.lease() as drawing:
-                try:
-                    await drawing.grow_to(_drawing_bytes(query.map, model.description.preprocessing))
-                    seen, ran = await self._see_and_run(query, served.runner, wanted, place.leave)
-                finally:
-                    place.leave()
+                await drawing.grow_to(_drawing_bytes(query.map, model.description.preprocessing))
                 drawn = await self._draw(query.map, ran.value, seen.value, model.description.preprocessing)
         return Classification(
             request_id=query.request_id,

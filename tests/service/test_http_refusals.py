@@ -63,7 +63,7 @@ BAD_BODIES: dict[str, tuple[Any, str]] = {
     "a shape of texts": (changed(shape=["1"]), "input 'images': its shape is ['1']: whole numbers were expected"),
     "a shape of truths": (changed(shape=[True, 64, 64, 3]), "whole numbers were expected"),
     "a size that is none": (changed(shape=[-1, 64, 64, 3]), "its shape is [-1, 64, 64, 3]: name sizes that came, 1 or more each"),
-    "a shape that is huge": (changed(shape=[10**30, 64, 64, 3], data=[0]), "its contents hold 1"),
+    "a shape that is huge": (changed(shape=[10**30, 64, 64, 3], data=[0]), "a number of more than 64 bits"),
     "too few values": (changed(data=[0, 1]), "its shape [1, 64, 64, 3] has 12,288 values, its contents hold 2"),
     "nested otherwise": (changed(data=[[0, 1]]), "its data are nested otherwise than its shape [1, 64, 64, 3]"),
     "nested too deep": (changed(data=[IMAGE["data"]]), "nested otherwise than its shape"),
