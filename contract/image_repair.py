@@ -18,7 +18,7 @@ _MAX_EXPANDED_BYTES = 1 << 20
 _XMP = b"XML:com.adobe.xmp\x00"
 
 _END = b"\xff\xd9"
-_FILLERS = (b"", b"\x5a" * 64, b"\xc3" * 64)
+_FILLERS = (b"\x5a" * 64, b"\xc3" * 64)
 
 
 def without_metadata(data: bytes) -> bytes:
@@ -43,21 +43,23 @@ def with_end(data: bytes) -> Image.Image | None:
     """Decode a JPEG that lacks its end (EOI), if nothing else is missing; otherwise return None.
 
     Where coded data are missing, the decoder goes on with what follows: the image then depends on what is put there.
-
-    Raises:
-        OSError: it cannot be decoded even so.
     """
-    if not data.startswith(b"\xff\xd8") or data.endswith(_END) or not _has_all_scans(data):
+    if not data.startswith(b"\xff\xd8") or data.endswith(_END):
         return None
-    decoded = []
-    for filler in _FILLERS:
-        image = Image.open(io.BytesIO(data + filler + _END), formats=("JPEG",))
-        image.load()
-        decoded.append(image)
-        if image.tobytes() != decoded[0].tobytes():
+    try:
+        if not _has_all_scans(data):
             return None
-        del decoded[1:]
-    return decoded[0]
+        whole = _decoded(data + _END)
+        pixels = whole.tobytes()
+        return whole if all(_decoded(data + filler + _END).tobytes() == pixels for filler in _FILLERS) else None
+    except (OSError, SyntaxError, ValueError, IndexError):
+        return None
+
+
+def _decoded(data: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(data), formats=("JPEG",))
+    image.load()
+    return image
 
 
 def _is_small_xmp(chunk: bytes) -> bool:

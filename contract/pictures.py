@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from contract.avif_size import coded_pixels
 from contract.errors import NotFoundError, PictureError, TlcliError, first_line
 from contract.image_repair import with_end, without_metadata
 from contract.image_structure import jpeg_keeps_coefficients
@@ -101,6 +102,8 @@ def _load(data: bytes, limits: PictureLimits, on_opened: OnOpened) -> Image.Imag
     """Decode the pixels, of a JPEG without its end too if all of them are there."""
     image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
     _check_size(image.size, limits)
+    if image.format == "AVIF":
+        _check_coded(data, image, limits)
     on_opened(image)
     try:
         image.load()
@@ -119,6 +122,19 @@ def _check_size(size: tuple[int, int], limits: PictureLimits) -> None:
             f"the picture claims {width:,} x {height:,} pixels, at most {limits.max_pixels:,} are decoded: send a smaller one"
         )
 
+
+def _check_coded(data: bytes, image: Image.Image, limits: PictureLimits) -> None:
+    """A decoder of AVIF works on the coded images, whatever size the header claims, and scales the outcome."""
+    coded = coded_pixels(data)
+    if max(coded, default=0) > _CODED_SHARE * image.width * image.height + _CODED_PADDING or sum(coded) > _CODED_SHARE * limits.max_pixels:
+        raise PictureError(
+            f"the picture claims {image.width:,} x {image.height:,} pixels and holds coded images of {sum(coded):,} pixels, at most"
+            f" {limits.max_pixels:,} are decoded: save it anew"
+        )
+
+
+_CODED_SHARE, _CODED_PADDING = 4, 128 * 128
+"""Coded images are padded to whole blocks, and an alpha channel, a thumbnail or a gain map come on top."""
 
 _MODE_BYTES = {"1": 1, "L": 1, "P": 1, "LA": 4, "PA": 4, "RGB": 4, "RGBA": 4, "CMYK": 4, "YCbCr": 4, "LAB": 4, "F": 4, "I": 4}
 """Pillow's own, a pixel; what is not named here is a mode of 16 bits."""

@@ -48,7 +48,7 @@ class ClassifierEdge:
     async def classify(self, request: bytes, context: Context) -> pb.ClassifyResponse:
         """One picture."""
         async with refusals(context):
-            with self._budget.lease() as lease:
+            with self._budget.bodies.lease() as lease:
                 await lease.grow_to(message_bytes(request))
                 return await self._classify(parse(pb.ClassifyRequest, request))
 
@@ -100,7 +100,7 @@ class ClassifierEdge:
     async def _answer_in_stream(self, data: bytes) -> pb.ClassifyStreamResponse:
         request_id = ""
         try:
-            with self._budget.lease() as lease:
+            with self._budget.bodies.lease() as lease:
                 await lease.grow_to(message_bytes(data))
                 request = parse(pb.ClassifyRequest, data)
                 request_id = request.request_id

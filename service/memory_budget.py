@@ -22,6 +22,7 @@ _SMALL_SHARE = 64
 _KEPT_SHARE = 4
 """A request that takes more than a 64th of the budget is large; large ones leave a quarter of it to the others."""
 
+_BODIES_SHARE = 2
 _UNLIMITED_BYTES = 1 << 60
 
 
@@ -34,13 +35,19 @@ class MemoryNeeded(Exception):  # noqa: N818  # no failure: it is caught, and th
 
 
 class MemoryBudget:
-    """Counts what requests take. Waiting belongs to the event loop; taking and giving back may be done from any thread."""
+    """Counts what requests take. Waiting belongs to the event loop; taking and giving back may be done from any thread.
 
-    def __init__(self, total_bytes: int, wait_s: float = WAIT_S) -> None:
+    bodies: the share of it for what comes in. Requests that hold a body wait for the memory to work on it, so bodies must never take all.
+    """
+
+    def __init__(self, total_bytes: int, wait_s: float = WAIT_S, whole: MemoryBudget | None = None) -> None:
+        """whole: that this one is a share of."""
         self.total_bytes = total_bytes
         self._wait_s = wait_s
-        self._lock = threading.Lock()
+        self._whole = whole
+        self._lock: threading.RLock = threading.RLock() if whole is None else whole._lock
         self._used = self._peak = 0
+        self.bodies = MemoryBudget(total_bytes // _BODIES_SHARE, wait_s, self) if whole is None else self
         self._waiting: deque[tuple[int, asyncio.AbstractEventLoop, asyncio.Future[None]]] = deque()
 
     @property
@@ -94,7 +101,7 @@ class MemoryBudget:
                 elif isinstance(error, TimeoutError):
                     return  # admitted in the same moment
                 else:
-                    self._used -= size
+                    self._add(-size)
             self._admit_waiting()
             if isinstance(error, TimeoutError):
                 raise MemoryLimitError(
@@ -107,10 +114,15 @@ class MemoryBudget:
     def give(self, size: int) -> None:
         """Give memory back."""
         with self._lock:
-            self._used -= size
+            self._add(-size)
         self._admit_waiting()
 
     def _admit_waiting(self) -> None:
+        """Admit who waits: first those who hold a body already."""
+        for budget in (self._whole or self, self.bodies):
+            budget._admit_own()
+
+    def _admit_own(self) -> None:
         with self._lock:
             while self._waiting and self._fits(self._waiting[0][0]):
                 size, loop, admitted = self._waiting.popleft()
@@ -122,6 +134,8 @@ class MemoryBudget:
         return size <= self.total_bytes // _SMALL_SHARE
 
     def _fits(self, size: int) -> bool:
+        if self._whole is not None and self._whole._used + size > self._whole.total_bytes:
+            return False
         after = self._used + size
         if self._is_small(size):
             return after <= self.total_bytes
@@ -129,6 +143,8 @@ class MemoryBudget:
         return after <= self.total_bytes - kept or (after <= self.total_bytes and self._used <= kept)
 
     def _add(self, size: int) -> None:
+        if self._whole is not None:
+            self._whole._add(size)
         self._used += size
         self._peak = max(self._peak, self._used)
 

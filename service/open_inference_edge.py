@@ -102,7 +102,7 @@ class OpenInferenceEdge:
     async def model_infer(self, request: bytes, context: Context) -> pb.ModelInferResponse:
         """Pictures in, scores and maps out."""
         async with refusals(context):
-            with self._budget.lease() as lease:
+            with self._budget.bodies.lease() as lease:
                 await lease.grow_to(message_bytes(request))
                 return _write_answer(await self._open_inference.infer(_read_query(parse(pb.ModelInferRequest, request))))
 

@@ -78,7 +78,7 @@ class Application:
 
     async def _answer(self, endpoint: Endpoint, request: Request, observed: Observed) -> Response:
         self._guard.check(request)
-        with self._budget.lease() as lease:
+        with self._budget.bodies.lease() as lease:
             body = await self._attending.read(read_body(request, endpoint.max_bytes, lease)) if endpoint.takes else b""
             observed.received_bytes = len(body)
             return await self._attending.answer(request, endpoint.answer(request, body))

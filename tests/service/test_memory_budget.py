@@ -90,6 +90,23 @@ def test_a_thread_keeps_its_memory_until_it_is_done() -> None:
     assert budget.used_bytes == 0
 
 
+def test_bodies_leave_half_for_the_work_on_them() -> None:
+    async def main() -> None:
+        budget = MemoryBudget(TOTAL, wait_s=0.05)
+        await budget.bodies.take(1600)
+        await budget.bodies.take(800)
+        with pytest.raises(MemoryLimitError):
+            await budget.bodies.take(1600)
+        assert budget.used_bytes == 2400
+        waiting = asyncio.create_task(budget.bodies.take(700))
+        assert budget.try_take(2400)
+        budget.bodies.give(800)
+        await waiting
+        assert budget.used_bytes == 1600 + 2400 + 700
+
+    asyncio.run(main())
+
+
 def test_a_thread_does_not_wait() -> None:
     budget = MemoryBudget(TOTAL)
     assert budget.try_take(4000)

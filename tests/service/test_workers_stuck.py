@@ -42,9 +42,8 @@ def await_ready(http_port: int, expected: bool) -> None:
 
 def ask_and_forget(http_port: int) -> threading.Thread:
     def ask() -> None:
-        with Asking(http_port) as http:
-            with suppress(OSError):  # the server has ended
-                http.post("/v1/classify?model=toy", encoded(photo(), "PNG"))
+        with Asking(http_port) as http, suppress(OSError):  # the server has ended
+            http.post("/v1/classify?model=toy", encoded(photo(), "PNG"))
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
