@@ -80,9 +80,12 @@ class ImageReader:
         }
         with self._process() as process:
             outcome = process.do(job, data, admit, self._max_decode_s)
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
+        try:
+            if isinstance(outcome, Exception):
+                raise outcome
+            return outcome
+        finally:
+            del outcome  # an error's traceback holds this frame: it would be a cycle, and keep the image
 
     def close(self) -> None:
         """End the processes."""

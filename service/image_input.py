@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from contract.errors import PictureError
 from contract.model import Answer
 from contract.network_input import Admit, NetworkInput
 from contract.preprocessing import Preprocessing
@@ -51,3 +52,6 @@ class ImageInputs:
                     read, workers = self._reader.read_apart, self._watchers
                 except MemoryNeeded as needed:
                     await lease.grow_to(needed.bytes)
+                except PictureError as error:
+                    # The queue's future holds the error, and the error's traceback the future: a cycle, which would keep the image.
+                    raise error.with_traceback(None) from error.__cause__

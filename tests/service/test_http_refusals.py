@@ -327,3 +327,32 @@ def test_a_million_numbers_hold_up_nobody_for_long(http_port: int) -> None:
     watching.join()
     assert (status, told[:2]) == (400, "81")  # more pictures than places
     assert max(waited) < 3
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        pytest.param(b"[" * 1_000_001, "more than 1,000,000 values", id="deep lists"),
+        pytest.param(b'{"a":' * 1_000_001, "more than 1,000,000 values", id="deep objects"),
+        pytest.param(b'{"inputs":[' + b"[]," * 500_001 + b"1]}", "more than 1,000,000 values", id="empty lists"),
+        pytest.param(b'{"inputs":[' + b"{}," * 500_001 + b"1]}", "more than 1,000,000 values", id="empty objects"),
+        pytest.param(b'{"id":"' + "\U0001f600".encode() + b"a" * 2**20 + b'"}', "letters beyond ASCII", id="wide text"),
+        pytest.param(b'{"id":"' + b"\\u00e9" * 2**18 + b'"}', "letters beyond ASCII", id="escapes"),
+        pytest.param(b'{"inputs":' + b"9" * 2**20 + b"}", "no JSON: number out of range", id="a long number"),
+        pytest.param(json.dumps(changed(shape=[1] * 9, data=[0])).encode(), "its shape has 9 dimensions", id="many dimensions"),
+        pytest.param(
+            json.dumps(changed(data=[0])).replace("64, 64", "9" * 4000 + ", " + "9" * 4000).encode(),
+            "a number of more than 64 bits",
+            id="a shape of long numbers",
+        ),
+        pytest.param(
+            b'{"inputs":[{"name":"images","datatype":"UINT8","shape":[1],"parameters":{"binary_data_size":' + b"9" * 4000 + b"}}]}",
+            "a whole number of 64 bits was expected",
+            id="a length of many digits",
+        ),
+    ],
+)
+def test_json_that_is_dear_to_read_is_refused(http: Asking, body: bytes, expected: str) -> None:
+    status, told = http.post(INFER, body).refusal
+    assert status == 400
+    assert expected in told

@@ -12,8 +12,9 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+from grpc_health.v1 import health_pb2
 
-from service import Client, ServerSettings
+from service import Client, ServerSettings, in_background
 from tests.contract.hostile_images import encoded, photo, scan_bomb
 from tests.service.http_asks import Asking, http_in_background
 from tests.service.process import ServerProcess, server_process
@@ -110,14 +111,28 @@ def test_refused_messages_and_abandoned_uploads_leave_nothing(one_model: Path) -
         with Client(port=server.port) as client, grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
             client.classify(np.zeros((SIZE, SIZE, 3), np.uint8))
             http_port = int("".join(server.log).split("HTTP at http://127.0.0.1:")[1].split(",")[0])
+            with Asking(http_port) as http:
+                assert http.post(CLASSIFY, b"no image").status == 400
             before = resident_mb(server)
             infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
-            for _ in range(15):
+            for _ in range(8):
                 with pytest.raises(grpc.RpcError, match="fields came"):
                     infer(b"\x2a\x00" * 5 * MB)
+                with Asking(http_port) as http:
+                    assert http.post(CLASSIFY, b"no image" * MB).status == 400
                 with socket.create_connection(("127.0.0.1", http_port)) as upload:
                     upload.sendall(f"POST {CLASSIFY} HTTP/1.1\r\nHost: x\r\nContent-Length: {10 * MB}\r\n\r\n".encode() + bytes(9 * MB))
         end = time.monotonic() + 15
         while (after := resident_mb(server)) > before + 25 and time.monotonic() < end:
             time.sleep(0.2)
         assert after < before + 25
+
+
+def test_a_large_health_check_is_answered_at_once(one_model: Path) -> None:
+    with in_background(ServerSettings(models=one_model, port=0)) as port, grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        check = channel.unary_unary("/grpc.health.v1.Health/Check", response_deserializer=health_pb2.HealthCheckResponse.FromString)
+        parsed = check(b"\xf8\x7f\x01" * 5 * MB)
+        assert parsed.status == health_pb2.HealthCheckResponse.SERVING
+        with pytest.raises(grpc.RpcError) as unknown:
+            check(health_pb2.HealthCheckRequest(service="nobody").SerializeToString())
+        assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
