@@ -98,16 +98,16 @@ class ServerSettings:
     max_decode_s: float = field(
         default=2.0,
         metadata=told(
-            "Processor time that decoding an image may take, at most; then it is refused. Formats and files whose structure does not"
-            " bound it are decoded in a process of their own.",
+            "Seconds of processor time that decoding an image may take; then it is refused. Files whose structure does not bound the time"
+            " are decoded in a process of their own.",
             low=0.01,
         ),
     )
     max_memory_bytes: int = field(
         default=0,
         metadata=told(
-            "Of all requests together: bodies, decoded images, drawings, runs of other sizes than the model's own. What finds none waits up"
-            " to 2 s, then is refused. 0 takes half of the container's limit, or of the machine's memory where there is none.",
+            "Memory of all requests together: bodies, decoded images, drawings, runs of a size other than the model's own. A request waits"
+            " up to 2 s for it, then is refused. 0 takes half of the container's limit, or of the machine's memory without one.",
             low=0,
         ),
     )

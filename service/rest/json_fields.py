@@ -14,7 +14,9 @@ T = TypeVar("T")
 _MAX_VALUES = 1_000_000
 """JSON is read in one go, in which nothing else runs: a million numbers take a quarter of a second, where lists are nested."""
 
-_MARKS = (b",", b"[", b"{")
+_MAX_CONTAINERS = 400_000
+"""A million numbers as pixels of three come in a third as many lists; each takes up to 232 bytes."""
+
 _PART_BYTES = 1 << 16
 _MAX_WIDE_BYTES = 1 << 20
 """Of JSON with letters beyond ASCII: one of them makes all of a text take four bytes a letter."""
@@ -39,18 +41,22 @@ def read_object(data: bytes) -> dict[str, Any]:
 
 
 def _check_cost(data: bytes) -> None:
-    """Count values from the bytes: each list and object, and each comma, makes one. Those in texts are counted too, which few have."""
-    values = 0
-    for mark in _MARKS:
-        for start in range(0, len(data), _PART_BYTES):
-            values += data.count(mark, start, start + _PART_BYTES)
-            if values > _MAX_VALUES:
-                raise RequestError(f"more than {_MAX_VALUES:,} values came as JSON: send tensors as binary data")
+    """Count from the bytes what would be made of them. Marks in texts are counted too, which few have."""
+    _check_count(data, (b",",), _MAX_VALUES, "values")
+    _check_count(data, (b"[", b"{"), _MAX_CONTAINERS, "lists and objects")
     if len(data) > _MAX_WIDE_BYTES and not (data.isascii() and b"\\u" not in data):
         raise RequestError(
             f"{len(data):,} bytes of JSON came with letters beyond ASCII, of which at most {_MAX_WIDE_BYTES:,} bytes are read:"
             " send names in a smaller request"
         )
+
+
+def _check_count(data: bytes, marks: tuple[bytes, ...], most: int, what: str) -> None:
+    found = 0
+    for start in range(0, len(data), _PART_BYTES):
+        found += sum(data.count(mark, start, start + _PART_BYTES) for mark in marks)
+        if found > most:
+            raise RequestError(f"more than {most:,} {what} came as JSON: send tensors as binary data")
 
 
 def field(where: str, given: Mapping[str, Any], name: str, kind: type[T]) -> T:
