@@ -19,7 +19,7 @@ from service.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
 
-_CLOSING_S = 1.8
+_CLOSING_S = 1.5
 """To close after the grace period."""
 
 
