@@ -14,6 +14,7 @@
     ├── ParityError
     ├── ServerError
     ├── OverloadedError
+    │   └── MemoryLimitError
     └── TimeLimitError
 
 Each message is one line: where, what was expected, what came, and the way out. The command line prints
@@ -89,6 +90,10 @@ class OverloadedError(TlcliError):
     def __init__(self, message: str, retry_s: float = 0.0) -> None:
         super().__init__(message)
         self.retry_s = retry_s
+
+
+class MemoryLimitError(OverloadedError):
+    """A request for which the server has no memory at the moment."""
 
 
 class TimeLimitError(TlcliError):

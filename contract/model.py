@@ -179,6 +179,7 @@ class Model:
         methods: Sequence[str] = (),
         evidence: Sequence[str] = (),
         softmax: bool = False,
+        shrink: bool = False,
     ) -> Answer:
         """Run the graph; what is not asked for is not computed.
 
@@ -188,6 +189,8 @@ class Model:
             methods: the maps to compute, by name, of those that the graph holds.
             evidence: outputs of the description's layers to return, by name.
             softmax: explain the class's softmax probability instead of its logit.
+            shrink: give the memory that runs keep for the next one back to the system; always done after images of another size than
+                the model's.
 
         Raises:
             RequestError: a shape, a class or a map that the model does not have.
@@ -209,7 +212,7 @@ class Model:
             if softmax:
                 feed[SOFTMAX] = np.array([[True]])
             names += [CLASSES, *methods, *evidence]
-        values = dict(zip(names, self._runs.run(names, feed), strict=True))
+        values = dict(zip(names, self._runs.run(names, feed, self._run_options(images, shrink)), strict=True))
         return Answer(
             scores=values[SCORES],
             logits=values[LOGITS],
@@ -217,6 +220,16 @@ class Model:
             maps={method: values[method] for method in methods},
             evidence={name: values[name] for name in evidence},
         )
+
+    def _run_options(self, images: npt.NDArray[np.uint8], shrink: bool) -> onnxruntime.RunOptions | None:
+        size = self.description.preprocessing
+        if self.device != "cpu" or not (shrink or images.shape[1:3] != (size.height, size.width)):
+            return None
+        import onnxruntime
+
+        options = onnxruntime.RunOptions()
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        return options
 
     def _check_images(self, images: npt.NDArray[np.uint8]) -> None:
         size = self.description.preprocessing

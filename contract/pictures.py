@@ -5,14 +5,18 @@ from __future__ import annotations
 import io
 import struct
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from contract import heif, scanning
-from contract.errors import PictureError, first_line
+from contract.avif_size import coded_pixels
+from contract.errors import PictureError, TlcliError, first_line
+from contract.image_repair import with_end, without_metadata
+from contract.image_structure import jpeg_keeps_coefficients
 from contract.names import printable
 from contract.scanning import SUFFIXES
 
@@ -52,8 +56,11 @@ class PictureLimits:
 
 DEFAULT_LIMITS = PictureLimits()
 
+OnOpened = Callable[[Image.Image], None]
+"""Called with an image whose size and mode are known, before its pixels are decoded; what it raises ends the decoding."""
 
-def decode(data: bytes, limits: PictureLimits = DEFAULT_LIMITS) -> Image.Image:
+
+def decode(data: bytes, limits: PictureLimits = DEFAULT_LIMITS, on_opened: OnOpened = lambda image: None) -> Image.Image:
     """Decode one picture as a person would see it.
 
     The first frame of an animation; turned by its EXIF orientation; transparency laid on white;
@@ -62,6 +69,7 @@ def decode(data: bytes, limits: PictureLimits = DEFAULT_LIMITS) -> Image.Image:
     Args:
         data: an encoded JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, PPM or JPEG 2000 image, or HEIC where `pillow-heif` is installed.
         limits: refused above these.
+        on_opened: see `OnOpened`.
 
     Returns:
         A loaded Pillow image of mode "RGB", at least 1x1.
@@ -69,24 +77,16 @@ def decode(data: bytes, limits: PictureLimits = DEFAULT_LIMITS) -> Image.Image:
     Raises:
         PictureError: empty, not a picture, truncated, over a limit, of a mode without colours, transparent everywhere, or of values
             whose range is not known.
+        Exception: what `on_opened` raises.
     """
     if not data:
         raise PictureError("the picture is empty: 0 bytes came, an encoded picture (JPEG, PNG, ...) was expected")
     if len(data) > limits.max_bytes:
         raise PictureError(f"the picture has {len(data):,} bytes, at most {limits.max_bytes:,} are read: send a smaller one")
     try:
-        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
-        width, height = image.size
-        if width * height > limits.max_pixels:
-            raise PictureError(
-                f"the picture claims {width:,} x {height:,} pixels, at most {limits.max_pixels:,} are decoded: send a smaller one"
-            )
-        deep = _stores_16_bits(image)
-        image.load()
-        if deep:
-            _require_full_range(image)
+        image = _load(without_metadata(data), limits, on_opened)
         return to_rgb(image)
-    except PictureError:
+    except TlcliError:
         raise
     except UnidentifiedImageError as error:
         if heif.is_heif(data[:64]):
@@ -112,6 +112,69 @@ def decode(data: bytes, limits: PictureLimits = DEFAULT_LIMITS) -> Image.Image:
         raise PictureError(f"the picture cannot be decoded: {first_line(error)}") from error
 
 
+def _load(data: bytes, limits: PictureLimits, on_opened: OnOpened) -> Image.Image:
+    """Decode the pixels, of a JPEG without its end too if all of them are there."""
+    image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+    _check_size(image.size, limits)
+    if image.format == "AVIF":
+        _check_coded(data, image, limits)
+    on_opened(image)
+    deep = _stores_16_bits(image)
+    try:
+        image.load()
+    except OSError:
+        if (whole := with_end(data)) is None:
+            raise
+        image = whole
+    if deep:
+        _require_full_range(image)
+    _check_size(image.size, limits)  # a decoder may find other sizes than the header's
+    return image
+
+
+def _check_size(size: tuple[int, int], limits: PictureLimits) -> None:
+    width, height = size
+    if width * height > limits.max_pixels:
+        raise PictureError(
+            f"the picture claims {width:,} x {height:,} pixels, at most {limits.max_pixels:,} are decoded: send a smaller one"
+        )
+
+
+def _check_coded(data: bytes, image: Image.Image, limits: PictureLimits) -> None:
+    """A decoder of AVIF works on the coded images, whatever size the header claims, and scales the outcome."""
+    coded = coded_pixels(data)
+    if max(coded, default=0) > _CODED_SHARE * image.width * image.height + _CODED_PADDING or sum(coded) > _CODED_SHARE * limits.max_pixels:
+        raise PictureError(
+            f"the picture claims {image.width:,} x {image.height:,} pixels and holds coded images of {sum(coded):,} pixels, at most"
+            f" {limits.max_pixels:,} are decoded: save it anew"
+        )
+
+
+_CODED_SHARE, _CODED_PADDING = 4, 128 * 128
+"""Coded images are padded to whole blocks, and an alpha channel, a thumbnail or a gain map come on top."""
+
+_MODE_BYTES = {"1": 1, "L": 1, "P": 1, "LA": 4, "PA": 4, "RGB": 4, "RGBA": 4, "CMYK": 4, "YCbCr": 4, "LAB": 4, "F": 4, "I": 4}
+"""Pillow's own, a pixel; what is not named here is a mode of 16 bits."""
+
+_COEFFICIENT_BYTES = 8
+_DECODER_BYTES = {"WEBP": 16, "AVIF": 16, "HEIF": 16, "JPEG2000": 16, "TIFF": 8, "GIF": 4}
+"""What decoders hold beside the image, a pixel: canvases, planes, strips."""
+
+
+def decoding_bytes(image: Image.Image, data: bytes) -> int:
+    """Return the memory that `load` and `to_rgb` take at most, estimated from an opened image and the bytes that it was opened from."""
+    own, decoder = _MODE_BYTES.get(image.mode, 2), _DECODER_BYTES.get(image.format or "", 0)
+    if data.startswith(b"\xff\xd8") and jpeg_keeps_coefficients(data):
+        decoder = _COEFFICIENT_BYTES
+    if image.has_transparency_data:
+        converted = 16  # RGBA, white, both composed, RGB
+    elif image.mode.startswith("I"):
+        converted = 24  # in 64-bit integers on the way
+    else:
+        converted = 0 if image.mode == "RGB" else 4
+    return image.width * image.height * (own + max(decoder, converted))
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """A loaded Pillow picture as `decode` gives it: upright, without transparency, RGB. For pictures that came without a file.
 
@@ -134,12 +197,28 @@ def read(path: str | Path, limits: PictureLimits = DEFAULT_LIMITS) -> Image.Imag
         raise PictureError(f"{printable(str(path))}: {error}") from error
 
 
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""By EXIF orientation. `ImageOps.exif_transpose` does the same, and writes all EXIF data anew, which costs time without a bound."""
+
+
 def _upright(image: Image.Image) -> Image.Image:
     try:
-        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-        return ImageOps.exif_transpose(image) if orientation != 1 else image
+        turn = _TURNS.get(image.getexif().get(_EXIF_ORIENTATION, 1))
     except (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, ZeroDivisionError, struct.error):
         return image  # unreadable EXIF data says nothing about the picture itself
+    if turn is None:
+        return image
+    turned = image.transpose(turn)
+    turned.info = image.info
+    return turned
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -57,6 +57,13 @@ class Preprocessing(BaseModel):
             image = canvas
         return np.array(image, dtype=np.uint8)
 
+    def resizing_bytes(self, width: int, height: int) -> int:
+        """Return the memory that `apply` takes for a `width` x `height` image: the resized image, and one resized along one side only."""
+        (across, down), _ = self._placement(width, height)
+        if across * down > _MAX_RESIZED_PIXELS and self.crop_mode == "center":
+            across, down = self.width, self.height
+        return 4 * (across * down + across * height + self.width * self.height)
+
     def visible_box(self, width: int, height: int) -> Box:
         """The part of a `width` x `height` picture that the input covers: left, top, right, bottom in its pixels.
 

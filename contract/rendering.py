@@ -14,6 +14,12 @@ from contract.preprocessing import Box
 FloatArray = npt.NDArray[np.float32]
 ByteArray = npt.NDArray[np.uint8]
 
+MAX_SIDE = 1024
+"""Of an overlay: larger images are scaled down to this on their longer side."""
+
+_BAND_VALUES = 1 << 16
+"""Values that are coloured at a time: what is worked on takes 100 times their bytes."""
+
 
 def to_unit(values: FloatArray) -> FloatArray:
     """Maps `[..., h, w]`, each scaled to [0, 1] by its own minimum and maximum. One that is constant is answered as zeros, one that is not
@@ -32,8 +38,11 @@ def enlarge(values: FloatArray, width: int, height: int) -> FloatArray:
 
 def colorize(unit: FloatArray) -> ByteArray:
     """Values in [0, 1], `[h, w]`, to RGB `[h, w, 3]`: blue, cyan, yellow, red ("jet", as the CAM papers draw them)."""
-    position = 4 * np.clip(unit, 0, 1)[..., None] - np.array([3.0, 2.0, 1.0])
-    colors: ByteArray = (255 * np.clip(1.5 - np.abs(position), 0, 1) + 0.5).astype(np.uint8)
+    colors = np.empty((*unit.shape, 3), np.uint8)
+    rows = max(1, _BAND_VALUES // max(1, unit.shape[-1]))
+    for start in range(0, len(unit), rows):
+        position = 4 * np.clip(unit[start : start + rows], 0, 1)[..., None] - np.array([3.0, 2.0, 1.0])
+        colors[start : start + rows] = 255 * np.clip(1.5 - np.abs(position), 0, 1) + 0.5
     return colors
 
 
@@ -42,7 +51,15 @@ def heat_map(values: FloatArray, width: int, height: int) -> Image.Image:
     return Image.fromarray(colorize(enlarge(to_unit(values), width, height)))
 
 
-def overlay(picture: Image.Image, values: FloatArray, box: Box, strength: float = 0.5, max_side: int = 1024) -> Image.Image:
+def shrink(picture: Image.Image, max_side: int = MAX_SIDE) -> tuple[Image.Image, float]:
+    """Scale an image down to `max_side` pixels on its longer side, as `overlay` does; return it and the factor, 1.0 for a small one."""
+    scale = min(1.0, max_side / max(picture.size))
+    if scale < 1.0:
+        picture = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))), Image.Resampling.BILINEAR)
+    return picture, scale
+
+
+def overlay(picture: Image.Image, values: FloatArray, box: Box, strength: float = 0.5, max_side: int = MAX_SIDE) -> Image.Image:
     """The raw map `[h, w]` laid over the part of the picture that the network saw.
 
     Args:
@@ -55,9 +72,7 @@ def overlay(picture: Image.Image, values: FloatArray, box: Box, strength: float 
     Returns:
         An RGB picture of the (scaled) picture's size.
     """
-    scale = min(1.0, max_side / max(picture.size))
-    if scale < 1.0:
-        picture = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))), Image.Resampling.BILINEAR)
+    picture, scale = shrink(picture, max_side)
     left, top, right, bottom = (round(edge * scale) for edge in box)
     right, bottom = max(right, left + 1), max(bottom, top + 1)
     mixed = Image.blend(picture, Image.new("RGB", picture.size), 0.5)

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from contract.errors import ServerError
 from contract.model import FIRST_RANKED, Answer
-from service.inputs import NetworkInput
+from contract.network_input import NetworkInput
 from service.workers import Timed, Workers
 
 T = TypeVar("T")

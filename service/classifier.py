@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,13 +10,16 @@ import numpy.typing as npt
 
 from contract.errors import RequestError
 from contract.model import FIRST_RANKED, Answer, Model
-from contract.pictures import PictureLimits
+from contract.network_input import NetworkInput
 from contract.preprocessing import Preprocessing
+from contract.rendering import MAX_SIDE
 from service.answers import Classification, ClassMap, Prediction, Timings
 from service.batching import Wanted
 from service.drawing import draw
 from service.fitting import fit
-from service.inputs import NetworkInput, from_encoded, from_pixels
+from service.image_input import ImageInputs
+from service.inputs import from_pixels
+from service.memory_budget import MemoryBudget
 from service.observed import note_request, timed
 from service.query import MapQuery, Query
 from service.repository import Repository
@@ -27,6 +29,9 @@ from service.workers import Timed, Workers
 
 DEFAULT_TOP_K = 5
 
+_CANVAS_BYTES, _PNG_BYTES = 24, 3
+"""A pixel: of the images and numbers that a map is drawn of, and at most of a PNG."""
+
 
 class Classifier:
     """Answers queries from a repository's models.
@@ -35,12 +40,19 @@ class Classifier:
     """
 
     def __init__(
-        self, repository: Repository, picture_workers: Workers, limits: PictureLimits, max_maps: int, max_picture_s: float
+        self,
+        repository: Repository,
+        image_inputs: ImageInputs,
+        picture_workers: Workers,
+        budget: MemoryBudget,
+        max_maps: int,
+        max_picture_s: float,
     ) -> None:
-        """max_maps: of a request. max_picture_s: see `service.time_limit`."""
+        """picture_workers: draw. max_maps: of a request. max_picture_s: see `service.time_limit`."""
         self._repository = repository
+        self._image_inputs = image_inputs
         self._picture_workers = picture_workers
-        self._limits = limits
+        self._budget = budget
         self._max_maps = max_maps
         self._max_picture_s = max_picture_s
 
@@ -53,6 +65,7 @@ class Classifier:
 
         Raises:
             OverloadedError: as many wait for the model as may.
+            MemoryLimitError: no memory for it at the moment.
             NotFoundError, ModelFileError, ServerError: see `Repository.find`.
             RequestError: a class, a method, a number or a length that does not fit the model.
             PictureError: see `contract.pictures.decode`.
@@ -69,7 +82,9 @@ class Classifier:
                 seen, ran = await self._see_and_run(query, served.runner, wanted, place.leave)
             finally:
                 place.leave()
-            drawn = await self._draw(query.map, ran.value, seen.value, model.description.preprocessing)
+            with self._budget.lease() as drawing:
+                await drawing.grow_to(_drawing_bytes(query.map, model.description.preprocessing))
+                drawn = await self._draw(query.map, ran.value, seen.value, model.description.preprocessing)
         return Classification(
             request_id=query.request_id,
             model=served.name,
@@ -100,8 +115,7 @@ class Classifier:
         preprocessing = runner.model.description.preprocessing
         keep_picture = query.map is not None and query.map.map_format == "overlay"
         if query.encoded is not None:
-            see = partial(from_encoded, query.encoded, preprocessing, self._limits, keep_picture)
-            return await runner.see_and_submit(see, self._picture_workers, wanted, on_turn)
+            return await self._image_inputs.see_and_submit(runner, query.encoded, wanted, keep_picture, on_turn)
         if query.pixels is not None:
             seen = Timed(from_pixels(query.pixels, preprocessing, keep_picture), waited_ns=0, took_ns=0)
             return seen, await runner.submit(seen.value.images, wanted, on_turn)
@@ -121,6 +135,14 @@ class Classifier:
             class_id: await timed("render", self._picture_workers.do(draw, one, query, seen, preprocessing))
             for class_id, one in values.items()
         }
+
+
+def _drawing_bytes(query: MapQuery | None, preprocessing: Preprocessing) -> int:
+    """What drawing takes, one map at a time, and the drawn maps until they are sent; next to nothing for raw maps."""
+    if query is None or query.map_format == "raw":
+        return 0
+    pixels = MAX_SIDE**2 if query.map_format == "overlay" else preprocessing.width * preprocessing.height
+    return pixels * (_CANVAS_BYTES + _PNG_BYTES * max(1, len(query.classes)))
 
 
 def _top_k(asked: int, classes: int) -> int:

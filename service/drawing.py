@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 
 from contract import rendering
-from contract.preprocessing import Preprocessing
+from contract.network_input import NetworkInput
+from contract.preprocessing import Box, Preprocessing
 from service.answers import ClassMap
-from service.inputs import NetworkInput
 from service.query import MapQuery
 
 
@@ -26,6 +26,11 @@ def draw(values: npt.NDArray[np.float32], query: MapQuery, seen: NetworkInput, p
         png = rendering.encode(rendering.heat_map(values, preprocessing.width, preprocessing.height))
     elif query.map_format == "overlay":
         assert seen.picture is not None, "kept where an overlay was asked for"
-        png = rendering.encode(rendering.overlay(seen.picture, values, seen.box))
+        png = rendering.encode(rendering.overlay(seen.picture, values, _scaled(seen.box, seen.scale)))
     height, width = values.shape
     return ClassMap(query.method, height, width, values if png is None else None, png, seen.box)
+
+
+def _scaled(box: Box, scale: float) -> Box:
+    left, top, right, bottom = box
+    return left * scale, top * scale, right * scale, bottom * scale

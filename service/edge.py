@@ -12,10 +12,11 @@ from service import wire
 from service.answers import MapMethod, ModelInfo
 from service.calls import CLASSIFIER, Context, handler
 from service.classifier import Classifier
+from service.memory_budget import MemoryBudget
 from service.observer import one_of_stream
 from service.ordered import in_order
 from service.pb.tlcli.v1 import classifier_pb2 as pb
-from service.refusals import parse, refusals, status_of
+from service.refusals import message_bytes, parse, refusals, status_of
 from service.repository import Repository
 
 
@@ -26,10 +27,11 @@ class ClassifierEdge:
     of a Python class and a traceback in the log, as if the server were at fault.
     """
 
-    def __init__(self, classifier: Classifier, repository: Repository, stream_in_flight: int) -> None:
+    def __init__(self, classifier: Classifier, repository: Repository, stream_in_flight: int, budget: MemoryBudget) -> None:
         self._classifier = classifier
         self._repository = repository
         self._stream_in_flight = stream_in_flight
+        self._budget = budget
 
     def handler(self) -> grpc.GenericRpcHandler[Any, Any]:
         """The service's calls, for a server that has not started."""
@@ -46,7 +48,9 @@ class ClassifierEdge:
     async def classify(self, request: bytes, context: Context) -> pb.ClassifyResponse:
         """One picture."""
         async with refusals(context):
-            return await self._classify(parse(pb.ClassifyRequest, request))
+            with self._budget.bodies.lease() as lease:
+                await lease.grow_to(message_bytes(request))
+                return await self._classify(parse(pb.ClassifyRequest, request))
 
     async def classify_stream(self, requests: AsyncIterator[bytes], context: Context) -> None:
         """Many pictures on one call.
@@ -96,8 +100,10 @@ class ClassifierEdge:
     async def _answer_in_stream(self, data: bytes) -> pb.ClassifyStreamResponse:
         request_id = ""
         try:
-            request = parse(pb.ClassifyRequest, data)
-            request_id = request.request_id
-            return pb.ClassifyStreamResponse(request_id=request_id, response=await self._classify(request, patient=True))
+            with self._budget.bodies.lease() as lease:
+                await lease.grow_to(message_bytes(data))
+                request = parse(pb.ClassifyRequest, data)
+                request_id = request.request_id
+                return pb.ClassifyStreamResponse(request_id=request_id, response=await self._classify(request, patient=True))
         except Exception as error:  # noqa: BLE001  # whatever it is, it is this picture's, and the stream goes on
             return pb.ClassifyStreamResponse(request_id=request_id, error=status_of(error))

@@ -36,6 +36,7 @@ CODES: dict[type[TlcliError], grpc.StatusCode] = {
     errors.ParityError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.ServerError: grpc.StatusCode.UNAVAILABLE,
     errors.OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.MemoryLimitError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.TimeLimitError: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
 """Every error of the tree, also those that a server should never meet."""

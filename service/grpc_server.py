@@ -20,6 +20,7 @@ from service.parts import Parts
 from service.reflecting import enable_reflection
 from service.renewing import Renewed
 from service.settings import ServerSettings
+from service.small_messages import SmallMessages
 from service.tls import server_credentials
 from service.tokens import Token
 
@@ -71,8 +72,8 @@ class Grpc:
 def handlers(parts: Parts) -> tuple[grpc.GenericRpcHandler[Any, Any], ...]:
     """The calls of both our protocols, answered from the parts."""
     return (
-        ClassifierEdge(parts.classifier, parts.repository, parts.settings.stream_in_flight).handler(),
-        OpenInferenceEdge(parts.open_inference, parts.repository, parts.control, parts.is_serving).handler(),
+        ClassifierEdge(parts.classifier, parts.repository, parts.settings.stream_in_flight, parts.budget).handler(),
+        OpenInferenceEdge(parts.open_inference, parts.repository, parts.control, parts.is_serving, parts.budget).handler(),
     )
 
 
@@ -80,7 +81,7 @@ def interceptors(
     parts: Parts, tokens: Renewed[tuple[Token, ...]] | None, leaving: LeavingGuard | None = None
 ) -> list[grpc.aio.ServerInterceptor]:  # type: ignore[type-arg]  # generic in the stubs alone
     """What stands in front of the calls: who observes them comes first, so that what the others refuse is seen too."""
-    guards = [leaving, None if tokens is None else TokenGuard(tokens)]
+    guards = [SmallMessages(), leaving, None if tokens is None else TokenGuard(tokens)]
     return [parts.observer, *(guard for guard in guards if guard is not None)]
 
 

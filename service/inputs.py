@@ -2,41 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
-from contract import pictures
 from contract.errors import RequestError
-from contract.pictures import PictureLimits
-from contract.preprocessing import Box, Preprocessing
-
-
-@dataclass(frozen=True, eq=False)
-class NetworkInput:
-    """What the network is given, and where it comes from.
-
-    images: uint8 `[1, height, width, 3]`, RGB.
-    box: the part of the picture that it covers: left, top, right, bottom in the picture's pixels.
-    picture: RGB, upright; kept only where a map is to be laid on it, since it may be a hundred times the input.
-    """
-
-    images: npt.NDArray[np.uint8]
-    box: Box
-    picture: Image.Image | None
-
-
-def from_encoded(data: bytes, preprocessing: Preprocessing, limits: PictureLimits, keep_picture: bool) -> NetworkInput:
-    """Decode a picture and make the input of it, as validation and `predict` do.
-
-    Raises:
-        PictureError: see `contract.pictures.decode`.
-    """
-    picture = pictures.decode(data, limits)
-    images = preprocessing.apply(picture)[None]
-    return NetworkInput(images, preprocessing.visible_box(*picture.size), picture if keep_picture else None)
+from contract.network_input import NetworkInput
+from contract.preprocessing import Preprocessing
 
 
 def from_pixels(data: bytes, preprocessing: Preprocessing, keep_picture: bool) -> NetworkInput:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -13,6 +16,11 @@ from service.logs import set_up
 from service.memory import keep_level
 from service.server import Server
 from service.settings import ServerSettings
+
+logger = logging.getLogger(__name__)
+
+_CLOSING_S = 1.5
+"""To close after the grace period."""
 
 
 def serve(settings: ServerSettings, on_listening: Callable[[int], None] | None = None) -> None:
@@ -35,13 +43,41 @@ def serve(settings: ServerSettings, on_listening: Callable[[int], None] | None =
 
     async def main() -> None:
         server = Server(settings)
+        end = _LastResort(settings)
+
+        def stop() -> None:
+            end.soon()
+            server.request_stop()
+
         for number in (signal.SIGTERM, signal.SIGINT):
             with suppress(NotImplementedError):  # Windows' event loop: there, Ctrl-C cancels `run`, which stops as well
-                asyncio.get_running_loop().add_signal_handler(number, server.request_stop)
+                asyncio.get_running_loop().add_signal_handler(number, stop)
         await server.run(on_listening)
 
     keep_level()
     asyncio.run(main())
+
+
+class _LastResort:
+    """Ends the process when its time to stop is over, whatever its threads are doing: Python would wait for them."""
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self._limits_s = [settings.pre_stop_s + settings.grace_s + _CLOSING_S, _CLOSING_S]
+
+    def soon(self) -> None:
+        """Begin to count; asked a second time, without the time that requests have."""
+        limit_s = self._limits_s.pop(0) if len(self._limits_s) > 1 else self._limits_s[0]
+        timer = threading.Timer(limit_s, _end)
+        timer.daemon = True
+        timer.start()
+
+
+def _end() -> None:
+    logger.warning("threads are still at work: ending without them")
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 @contextmanager

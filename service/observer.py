@@ -68,6 +68,10 @@ class Observer(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic
                     answer: bytes = serialize(await behaviour(data, context))
                 except BaseException as error:
                     request.code = request.code or _code(context, error)
+                    if isinstance(error, grpc.aio.AbortError):
+                        # gRPC keeps it in a cycle with its own state, until Python looks for cycles: no request may hang on it.
+                        error.__context__ = data = None  # type: ignore[assignment]
+                        raise error.with_traceback(None) from None
                     raise
                 request.sent_bytes = len(answer)
                 return answer

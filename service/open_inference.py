@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Container, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -24,7 +23,8 @@ from service.admission import Place
 from service.answers import ModelState
 from service.batching import Wanted
 from service.fitting import fit
-from service.inputs import from_encoded
+from service.image_input import ImageInputs
+from service.memory_budget import MemoryBudget
 from service.observed import note_request
 from service.repository import Repository, Served
 from service.tensors import ANY_SIZE, BOOL, BYTES, FP32, INT64, UINT8, InputTensor, OutputTensor, TensorSpec
@@ -120,10 +120,20 @@ class OpenInference:
     """Answers the protocol's questions from a repository's models."""
 
     def __init__(
-        self, repository: Repository, picture_workers: Workers, limits: PictureLimits, max_maps: int, max_picture_s: float
+        self,
+        repository: Repository,
+        image_inputs: ImageInputs,
+        picture_workers: Workers,
+        budget: MemoryBudget,
+        limits: PictureLimits,
+        max_maps: int,
+        max_picture_s: float,
     ) -> None:
-        """max_maps: classes to explain in a request. max_picture_s: see `service.time_limit`; of all pictures of a request."""
+        """picture_workers: read tensors that came value by value.
+        max_maps: classes to explain in a request. max_picture_s: see `service.time_limit`; of all pictures of a request."""
         self._repository = repository
+        self._image_inputs = image_inputs
+        self._budget = budget
         self._picture_workers = picture_workers
         self._limits = limits
         self._max_maps = max_maps
@@ -161,6 +171,7 @@ class OpenInference:
             NotFoundError, ModelFileError, ServerError: see `Repository.find`.
             RequestError: a tensor that the model does not take or give, or a class, a map or a number that does not fit it.
             OverloadedError: there are not as many places in the model's queue as pictures came.
+            MemoryLimitError: no memory for it at the moment.
             PictureError: see `contract.pictures.decode`.
             TimeLimitError: they took too long.
         """
@@ -241,7 +252,7 @@ class OpenInference:
         if IMAGES in query.inputs:
             images = (await self._pixels(query.inputs[IMAGES])).astype(np.uint8, copy=False)
             rows = [images[row : row + 1] for row in range(len(wanted))]
-            return [_run(served, row, one, place.leave) for row, one, place in zip(rows, wanted, places, strict=True)]
+            return [self._run(served, row, one, place.leave) for row, one, place in zip(rows, wanted, places, strict=True)]
         pictures = enumerate(query.inputs[ENCODED].elements())
         return [self._see_and_run(served, *picture, one, place) for picture, one, place in zip(pictures, wanted, places, strict=True)]
 
@@ -249,17 +260,17 @@ class OpenInference:
         # Millions of values one by one would hold up the event loop; raw ones are not even copied.
         return tensor.numbers() if tensor.raw is not None else (await self._picture_workers.do(tensor.numbers)).value
 
+    async def _run(self, served: Served, images: npt.NDArray[np.uint8], wanted: Wanted, on_turn: Callable[[], None]) -> Answer:
+        with self._budget.lease() as run:
+            await run.grow_to(served.runner.run_bytes(images.shape[1], images.shape[2]))
+            return (await served.runner.submit(images, wanted, on_turn)).value
+
     async def _see_and_run(self, served: Served, row: int, data: bytes, wanted: Wanted, place: Place) -> Answer:
-        see = partial(from_encoded, data, served.runner.model.description.preprocessing, self._limits, keep_picture=False)
         try:
-            _, ran = await served.runner.see_and_submit(see, self._picture_workers, wanted, place.leave)
+            _, ran = await self._image_inputs.see_and_submit(served.runner, data, wanted, False, place.leave)
         except PictureError as error:
             raise PictureError(f"input {ENCODED!r}, element {row}: {error}") from error
         return ran.value
-
-
-async def _run(served: Served, images: npt.NDArray[np.uint8], wanted: Wanted, on_turn: Callable[[], None]) -> Answer:
-    return (await served.runner.submit(images, wanted, on_turn)).value
 
 
 async def _all_or_none(jobs: Sequence[Coroutine[None, None, T]]) -> list[T]:

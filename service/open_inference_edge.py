@@ -13,11 +13,12 @@ from contract.errors import RequestError
 from service.answers import ModelState
 from service.calls import OPEN_INFERENCE, Context, handler
 from service.control import ModelControl
+from service.memory_budget import MemoryBudget
 from service.open_inference import PLATFORM, STATES, InferAnswer, InferQuery, OpenInference, check_parameters
 from service.pb.inference import open_inference_pb2 as pb
-from service.refusals import parse, refusals
+from service.refusals import message_bytes, parse, refusals
 from service.repository import Repository
-from service.tensors import BOOL, BYTES, INT64, UINT8, InputTensor, TensorSpec
+from service.tensors import BOOL, BYTES, INT64, UINT8, InputTensor, TensorSpec, check_shape
 
 _EXTENSIONS = ("model_repository",)
 
@@ -29,13 +30,19 @@ class OpenInferenceEdge:
     """
 
     def __init__(
-        self, open_inference: OpenInference, repository: Repository, control: ModelControl, is_serving: Callable[[], bool]
+        self,
+        open_inference: OpenInference,
+        repository: Repository,
+        control: ModelControl,
+        is_serving: Callable[[], bool],
+        budget: MemoryBudget,
     ) -> None:
         """is_serving: whether the server as a whole takes requests, as health tells it."""
         self._open_inference = open_inference
         self._repository = repository
         self._control = control
         self._is_serving = is_serving
+        self._budget = budget
 
     def handler(self) -> grpc.GenericRpcHandler[Any, Any]:
         """The service's calls, for a server that has not started."""
@@ -95,7 +102,9 @@ class OpenInferenceEdge:
     async def model_infer(self, request: bytes, context: Context) -> pb.ModelInferResponse:
         """Pictures in, scores and maps out."""
         async with refusals(context):
-            return _write_answer(await self._open_inference.infer(_read_query(parse(pb.ModelInferRequest, request))))
+            with self._budget.bodies.lease() as lease:
+                await lease.grow_to(message_bytes(request))
+                return _write_answer(await self._open_inference.infer(_read_query(parse(pb.ModelInferRequest, request))))
 
     async def repository_index(self, request: bytes, context: Context) -> pb.RepositoryIndexResponse:
         """Every model and version."""
@@ -151,6 +160,7 @@ def _read_query(message: pb.ModelInferRequest) -> InferQuery:
 
 
 def _read_input(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None) -> InputTensor:
+    check_shape(f"input {tensor.name!r}", tensor.shape)
     filled = {field.name: values for field, values in tensor.contents.ListFields()}
     if raw is not None and filled:
         raise RequestError(f"input {tensor.name!r} has `contents` beside raw_input_contents: send one or the other")

@@ -12,7 +12,10 @@ from contract.cuda import Cuda
 from service.batching import Batching
 from service.classifier import Classifier
 from service.control import ModelControl
+from service.decoding_process import ImageReader
+from service.image_input import ImageInputs
 from service.logs import log_request
+from service.memory_budget import MemoryBudget, default_budget
 from service.metrics import Metrics
 from service.observed import Tell
 from service.observer import Observer
@@ -33,6 +36,9 @@ class Parts:
     """
     settings: what the server was told.
     workers: decode and draw, and read and write large bodies.
+    watchers: wait for processes that decode.
+    reader: has those processes.
+    budget: the memory of all requests.
     observer: sees every request; tells metrics, traces and the log.
     is_serving: whether the server as a whole takes requests.
     max_message_bytes: of a request that infers.
@@ -44,6 +50,9 @@ class Parts:
     classifier: Classifier
     open_inference: OpenInference
     workers: Workers
+    watchers: Workers
+    reader: ImageReader
+    budget: MemoryBudget
     observer: Observer
     metrics: Metrics
     traces: Traces | None
@@ -67,8 +76,13 @@ class Parts:
         cuda = Cuda(tf32=settings.tf32)
         open_runner = partial(Runner.open, device=settings.device, threads=settings.threads, batching=batching, metrics=metrics, cuda=cuda)
         repository = Repository(settings.models, open_runner, VersionPolicy.parse(settings.versions), settings.max_queue_size, metrics)
-        workers = Workers(settings.picture_threads or usable_cores(), name="pictures")
-        limits = (settings.limits, settings.max_maps, settings.max_picture_s)
+        threads = settings.picture_threads or usable_cores()
+        workers = Workers(threads, name="pictures")
+        watchers = Workers(max(1, threads // 2), name="decoding processes")
+        budget = MemoryBudget(settings.max_memory_bytes or default_budget())
+        reader = ImageReader(settings.limits, settings.max_decode_s)
+        image_inputs = ImageInputs(reader, workers, watchers, budget)
+        answering = (repository, image_inputs, workers, budget)
         traces = open_traces(settings.otel_endpoint)
         observer = Observer(_told_of_requests(settings, metrics, traces))
         metrics.watch(lambda: observer.in_flight, repository.queues)
@@ -76,9 +90,12 @@ class Parts:
             settings=settings,
             repository=repository,
             control=ModelControl(repository, settings.model_control, settings.poll_s, on_change),
-            classifier=Classifier(repository, workers, *limits),
-            open_inference=OpenInference(repository, workers, *limits),
+            classifier=Classifier(*answering, settings.max_maps, settings.max_picture_s),
+            open_inference=OpenInference(*answering, settings.limits, settings.max_maps, settings.max_picture_s),
             workers=workers,
+            watchers=watchers,
+            reader=reader,
+            budget=budget,
             observer=observer,
             metrics=metrics,
             traces=traces,
@@ -87,7 +104,9 @@ class Parts:
         )
 
     async def close(self) -> None:
-        """Wait for what runs, and give up threads, models, and what metrics and traces hold."""
+        """Wait for what runs, and give up threads, processes, models, and what metrics and traces hold."""
+        self.reader.close()
+        self.watchers.close()
         self.workers.close()
         self.repository.close()
         await asyncio.to_thread(self.metrics.close)

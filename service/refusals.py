@@ -16,6 +16,7 @@ from service import errors
 from service.calls import Context
 from service.observed import note_code, under_way
 from service.observer import code_name, sent_back
+from service.wire_size import check_cost
 
 logger = logging.getLogger(__name__)
 
@@ -42,14 +43,20 @@ def parse(kind: type[M], data: bytes) -> M:
     """A message from its bytes.
 
     Raises:
-        RequestError: the bytes are none.
+        RequestError: the bytes are none, or hold too much; see `service.wire_size`.
     """
+    check_cost(data, kind.DESCRIPTOR)  # type: ignore[arg-type]  # two names of one class in the stubs
     try:
         return kind.FromString(data)
     except DecodeError as error:
         raise RequestError(
             f"{len(data):,} bytes came that are no {kind.DESCRIPTOR.full_name} message: use the .proto of this server"
         ) from error
+
+
+def message_bytes(data: bytes) -> int:
+    """Return the memory that a message takes: as gRPC received it, its bytes, and what is parsed of them."""
+    return 3 * len(data)
 
 
 def status_of(error: Exception) -> status_pb2.Status:

@@ -14,12 +14,13 @@ import numpy.typing as npt
 from contract.cuda import USUAL_CUDA, Cuda
 from contract.explaining import explain, explain_in_steps
 from contract.model import Answer, Model
+from contract.network_input import NetworkInput
 from contract.scorecam import is_score_cam
 from service.batching import Batcher, Batching, Sharing, Wanted
-from service.inputs import NetworkInput
 from service.metrics import NO_METRICS, Metrics
 from service.observed import note_timed, timed
 from service.opening import Opened, open_fastest
+from service.run_memory import pixel_bytes
 from service.warming import warm_up
 from service.workers import Timed, Workers
 
@@ -36,7 +37,17 @@ class Runner:
     free while the graph runs.
     """
 
-    def __init__(self, opened: Opened, thread: Workers, batching: Batching, sharing: Sharing, on_batch: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        opened: Opened,
+        thread: Workers,
+        batching: Batching,
+        sharing: Sharing,
+        on_batch: Callable[[int], None],
+        run_pixel_bytes: float = 0.0,
+    ) -> None:
+        """run_pixel_bytes: see `service.run_memory.pixel_bytes`."""
+        self._pixel_bytes = run_pixel_bytes
         self.model = model = opened.model
         self.how = opened.how
         self._thread = thread
@@ -63,15 +74,21 @@ class Runner:
         thread = Workers(1, name=f"run {path.parent.parent.name}/{path.parent.name}")
         try:
             opened = (await thread.do(open_fastest, path, device, threads, cuda, batching.max_size)).value
+            run_pixel_bytes = (await thread.do(pixel_bytes, opened.model)).value
             sharing = (await thread.do(warm_up, opened.model, batching.max_size)).value
         except BaseException:
             thread.close(wait=False)  # cancelled at a stop, the load under way must not hold up the event loop
             raise
-        return cls(opened, thread, batching, sharing, metrics.batches(path.parent.parent.name))
+        return cls(opened, thread, batching, sharing, metrics.batches(path.parent.parent.name), run_pixel_bytes)
 
     def picture_s(self) -> float:
         """What a picture took of late, in seconds."""
         return self._batcher.picture_s
+
+    def run_bytes(self, height: int, width: int) -> int:
+        """Return the memory that a run on one image of that size takes beyond what runs of the model's own size do."""
+        own = self.model.description.preprocessing
+        return 0 if (height, width) == (own.height, own.width) else round(height * width * self._pixel_bytes)
 
     async def submit(self, images: npt.NDArray[np.uint8], wanted: Wanted, on_turn: Callable[[], None] = lambda: None) -> Timed[Answer]:
         """Run the model when its turn comes, together with what else waits for it.

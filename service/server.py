@@ -11,6 +11,7 @@ from contract.model import resolve_device
 from service.addresses import join_address
 from service.gpu_memory import open_gpus
 from service.grpc_server import Grpc
+from service.memory import give_back
 from service.parts import Parts
 from service.renewing import Renewed
 from service.settings import ServerSettings
@@ -29,6 +30,14 @@ _LEAVING_S = 0.2
 """New requests are sent away for so long before the server hangs up; see `service.leaving`."""
 
 
+_WATCH_S = 0.5
+_STUCK = 2
+"""A thread that has been at one image for so many times the time that an image may take will not come back soon."""
+
+_LARGE_BYTES = 16 << 20
+"""After requests that took so much, what lies freed between pieces in use is handed back."""
+
+
 class Server:
     """One server, for one event loop: `run`, or `start`, `load` and `stop` step by step.
 
@@ -41,10 +50,12 @@ class Server:
             SettingsError: traces cannot be sent where they should go.
         """
         self._settings = settings
-        self._parts = Parts.of(settings, on_change=self._announce, is_serving=lambda: self._serving)
+        self._parts = Parts.of(settings, on_change=self._announce, is_serving=self._is_ready)
         self._serving = False
         self._grpc: Grpc | None = None
         self._http: Http | None = None
+        self._decodes = True
+        self._watching: asyncio.Task[None] | None = None
         self._following: asyncio.Task[None] | None = None
         self._stop_requested = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -146,12 +157,33 @@ class Server:
         self._serving = True
         await self._announce()
         self._following = asyncio.create_task(self._parts.control.follow())
+        self._watching = asyncio.create_task(self._watch())
         states = self._parts.repository.serving()
         logger.info("serving %d of %d models", sum(states.values()), len(states))
 
+    def _is_ready(self) -> bool:
+        return self._serving and self._decodes
+
     async def _announce(self) -> None:
         if self._serving and self._grpc is not None:
-            await self._grpc.health.announce(True, self._parts.repository.serving())
+            await self._grpc.health.announce(self._decodes, self._parts.repository.serving())
+
+    async def _watch(self) -> None:
+        """Say NOT_SERVING while no image can be decoded; hand memory back after large requests."""
+        stuck_s = _STUCK * self._settings.max_decode_s
+        while True:
+            await asyncio.sleep(_WATCH_S)
+            decodes = not self._parts.workers.stuck(stuck_s)
+            if decodes != self._decodes:
+                self._decodes = decodes
+                logger.log(
+                    logging.INFO if decodes else logging.ERROR,
+                    "images can be decoded again" if decodes else "not ready: every thread that decodes has been at one image for %g s",
+                    *(() if decodes else (stuck_s,)),
+                )
+                await self._announce()
+            if self._parts.budget.take_peak() - self._parts.budget.used_bytes > _LARGE_BYTES:
+                await asyncio.to_thread(give_back)
 
     async def stop(self) -> None:
         """Say NOT_SERVING, wait as long as load balancers need to see it, finish what is in flight, and close."""
@@ -159,8 +191,9 @@ class Server:
             return
         logger.info("stopping: requests in flight have %g s to finish", self._settings.grace_s)
         self._serving = False
-        if self._following is not None:
-            self._following.cancel()
+        for task in (self._following, self._watching):
+            if task is not None:
+                task.cancel()
         await self._grpc.health.enter_graceful_shutdown()
         hurry = asyncio.create_task(self._hurry.wait())
         await asyncio.wait({hurry}, timeout=max(self._settings.pre_stop_s, _SETTLE_S))

@@ -95,6 +95,22 @@ class ServerSettings:
             "How long a picture may take, from its place in the queue to its answer; then it is refused. 0: as long as it takes.", low=0
         ),
     )
+    max_decode_s: float = field(
+        default=2.0,
+        metadata=told(
+            "Seconds of processor time that decoding an image may take; then it is refused. Files whose structure does not bound the time"
+            " are decoded in a process of their own.",
+            low=0.01,
+        ),
+    )
+    max_memory_bytes: int = field(
+        default=0,
+        metadata=told(
+            "Memory of all requests together: bodies, decoded images, drawings, runs of a size other than the model's own. A request waits"
+            " up to 2 s for it, then is refused. 0 takes half of the container's limit, or of the machine's memory without one.",
+            low=0,
+        ),
+    )
     max_message_bytes: int = field(
         default=0,
         metadata=told(

@@ -26,6 +26,21 @@ _LENGTH_BYTES = 4
 """In front of each element of a BYTES tensor, little-endian."""
 
 
+_MAX_DIMENSIONS = 8
+
+
+def check_shape(where: str, shape: Sequence[int]) -> None:
+    """Look at a shape before anything is done with it.
+
+    Raises:
+        RequestError: too many dimensions, or a size that 64 bits do not hold.
+    """
+    if len(shape) > _MAX_DIMENSIONS:
+        raise RequestError(f"{where}: its shape has {len(shape):,} dimensions, no tensor here has more than {_MAX_DIMENSIONS}")
+    if any(not -(2**63) <= size < 2**63 for size in shape):
+        raise RequestError(f"{where}: its shape holds a number of more than 64 bits: name sizes that came")
+
+
 @dataclass(frozen=True)
 class TensorSpec:
     """A tensor that a model takes or gives; `ANY_SIZE` in its shape stands for any size."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,21 @@ class Workers:
 
     def __init__(self, threads: int, name: str) -> None:
         self._executor = ThreadPoolExecutor(max_workers=threads, thread_name_prefix=name)
+        self._threads = threads
+        self._begun: dict[int, float] = {}
+
+    def stuck(self, seconds: float) -> bool:
+        """Return True if every thread has been at one job for longer than this."""
+        now, begun = time.monotonic(), list(self._begun.values())
+        return len(begun) == self._threads and all(now - since > seconds for since in begun)
+
+    def _busy(self, job: Callable[[], T]) -> T:
+        thread = threading.get_ident()
+        self._begun[thread] = time.monotonic()
+        try:
+            return job()
+        finally:
+            del self._begun[thread]
 
     async def do(self, job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Timed[T]:
         """Run `job` in a thread. Cancelled while it waits, it never runs; once running it runs to its end, unheard.
@@ -41,7 +57,7 @@ class Workers:
             value = job(*args, **kwargs)
             return Timed(value, begun - asked, time.monotonic_ns() - begun)
 
-        return await asyncio.get_running_loop().run_in_executor(self._executor, timed)
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self._busy, timed)
 
     def start(self, job: Callable[[], None]) -> None:
         """Let a thread run `job`, which sees to its errors itself; nobody waits for it. From any thread.
@@ -49,7 +65,7 @@ class Workers:
         Raises:
             RuntimeError: closed.
         """
-        self._executor.submit(job)
+        self._executor.submit(self._busy, job)
 
     def close(self, wait: bool = True) -> None:
         """Drop what waits for a thread, and wait for what runs, unless told not to."""

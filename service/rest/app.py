@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from service.memory_budget import MemoryBudget
 from service.observed import REQUEST_ID, Observed
 from service.rest.attending import Attending
 from service.rest.bodies import read_body
@@ -26,7 +27,13 @@ class Application:
     """Answers at the endpoints' paths. asgi: what uvicorn runs."""
 
     def __init__(
-        self, endpoints: Sequence[Endpoint], guard: Guard, attending: Attending, is_serving: Callable[[], bool], observe: Observe
+        self,
+        endpoints: Sequence[Endpoint],
+        guard: Guard,
+        attending: Attending,
+        is_serving: Callable[[], bool],
+        observe: Observe,
+        budget: MemoryBudget,
     ) -> None:
         """
         Args:
@@ -35,11 +42,13 @@ class Application:
             attending: that ends work whose client has left, or all of it.
             is_serving: where not, connections are not kept: their clients are to connect to whoever takes over.
             observe: told of each request but those for health.
+            budget: that bodies are admitted from.
         """
         self._guard = guard
         self._attending = attending
         self._is_serving = is_serving
         self._observe = observe
+        self._budget = budget
         routes = [Route(path, self._answering(one), methods=[one.method], name=one.name) for one in endpoints for path in one.paths]
         self.asgi = Starlette(routes=routes, exception_handlers={HTTPException: self._not_routed})
         self.asgi.router.redirect_slashes = False
@@ -69,9 +78,10 @@ class Application:
 
     async def _answer(self, endpoint: Endpoint, request: Request, observed: Observed) -> Response:
         self._guard.check(request)
-        body = await self._attending.read(read_body(request, endpoint.max_bytes)) if endpoint.takes else b""
-        observed.received_bytes = len(body)
-        return await self._attending.answer(request, endpoint.answer(request, body))
+        with self._budget.bodies.lease() as lease:
+            body = await self._attending.read(read_body(request, endpoint.max_bytes, lease)) if endpoint.takes else b""
+            observed.received_bytes = len(body)
+            return await self._attending.answer(request, endpoint.answer(request, body))
 
     async def _not_routed(self, request: Request, error: Exception) -> Response:
         """Where no endpoint is: 404, or 405 with the method that there is."""

@@ -64,6 +64,8 @@ class Attending:
         finally:
             for task in (working, *ending):
                 task.cancel()
+            # An error's traceback holds this frame: with the task that holds the error it would be a cycle, and keep the request's body.
+            del working, ending, task
 
     async def _until_over(self) -> Exception:
         await self._over.wait()

@@ -14,6 +14,13 @@ T = TypeVar("T")
 _MAX_VALUES = 1_000_000
 """JSON is read in one go, in which nothing else runs: a million numbers take a quarter of a second, where lists are nested."""
 
+_MAX_CONTAINERS = 400_000
+"""A million numbers as pixels of three come in a third as many lists; each takes up to 232 bytes."""
+
+_PART_BYTES = 1 << 16
+_MAX_WIDE_BYTES = 1 << 20
+"""Of JSON with letters beyond ASCII: one of them makes all of a text take four bytes a letter."""
+
 _NAMES: dict[type, str] = {bool: "true or false", int: "a whole number", str: "a text", list: "a list", dict: "an object"}
 
 
@@ -23,9 +30,7 @@ def read_object(data: bytes) -> dict[str, Any]:
     Raises:
         RequestError: it is none, or holds too many values.
     """
-    values = data.count(b",")
-    if values > _MAX_VALUES:
-        raise RequestError(f"about {values:,} values came as JSON, at most {_MAX_VALUES:,} are read: send tensors as binary data")
+    _check_cost(data)
     try:
         found = from_json(data, allow_inf_nan=False)
     except ValueError as error:
@@ -33,6 +38,25 @@ def read_object(data: bytes) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise RequestError(f"the request: an object was expected, {shown(found)} came")
     return found
+
+
+def _check_cost(data: bytes) -> None:
+    """Count from the bytes what would be made of them. Marks in texts are counted too, which few have."""
+    _check_count(data, (b",",), _MAX_VALUES, "values")
+    _check_count(data, (b"[", b"{"), _MAX_CONTAINERS, "lists and objects")
+    if len(data) > _MAX_WIDE_BYTES and not (data.isascii() and b"\\u" not in data):
+        raise RequestError(
+            f"{len(data):,} bytes of JSON came with letters beyond ASCII, of which at most {_MAX_WIDE_BYTES:,} bytes are read:"
+            " send names in a smaller request"
+        )
+
+
+def _check_count(data: bytes, marks: tuple[bytes, ...], most: int, what: str) -> None:
+    found = 0
+    for start in range(0, len(data), _PART_BYTES):
+        found += sum(data.count(mark, start, start + _PART_BYTES) for mark in marks)
+        if found > most:
+            raise RequestError(f"more than {most:,} {what} came as JSON: send tensors as binary data")
 
 
 def field(where: str, given: Mapping[str, Any], name: str, kind: type[T]) -> T:
@@ -78,4 +102,6 @@ def _of_kind(where: str, given: Mapping[str, Any], name: str, kind: type[T]) -> 
     value = given[name]
     if type(value) is not kind:  # true and false are ints to Python
         raise RequestError(f"{where}: {name!r} is {shown(value)}: {_NAMES[kind]} was expected")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise RequestError(f"{where}: {name!r} is {shown(value)}: a whole number of 64 bits was expected")
     return value

@@ -34,7 +34,7 @@ class Http:
         attending = Attending()
         described = OpenApi(_endpoints(parts), has_tokens=tokens is not None)
         observe = partial(parts.observer.observe, protocol="http")
-        self._app = Application(described.endpoints, Guard(tokens), attending, parts.is_serving, observe)
+        self._app = Application(described.endpoints, Guard(tokens), attending, parts.is_serving, observe, parts.budget)
         self._server = HttpServer(settings.host, port, settings.reuse_port, attending)
         self.address = f"{'http' if self._tls is None else 'https'}://{join_address(settings.host, self._server.port)}"
 

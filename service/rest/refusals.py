@@ -10,7 +10,7 @@ from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from contract.errors import OverloadedError
+from contract.errors import MemoryLimitError, OverloadedError
 from service.refusals import status_of
 
 JSON = "application/json"
@@ -41,7 +41,7 @@ def refusal(error: Exception) -> Response:
     if isinstance(error, HTTPException):
         return line(error.status_code, error.detail, error.headers)
     status = status_of(error)
-    number = _BY_NUMBER[status.code]
+    number = 503 if isinstance(error, MemoryLimitError) else _BY_NUMBER[status.code]
     if number == 429 or number == 503:
         retry_s = error.retry_s if isinstance(error, OverloadedError) else _LATER_S
         return line(number, status.message, {"Retry-After": str(max(1, math.ceil(retry_s)))})  # whole seconds: RFC 9110, 10.2.3

@@ -19,7 +19,7 @@ from pydantic_core import to_json
 from contract.errors import RequestError
 from service.open_inference import InferAnswer, InferQuery, check_parameters
 from service.rest.json_fields import field, objects, optional, read_object, shown
-from service.tensors import BOOL, BYTES, INT64, UINT8, InputTensor, OutputTensor
+from service.tensors import BOOL, BYTES, INT64, UINT8, InputTensor, OutputTensor, check_shape
 
 _KINDS: dict[str, type] = {BOOL: bool, UINT8: int, INT64: int, BYTES: str}
 _SAID: dict[type, str] = {bool: "true or false", int: "whole numbers", str: "texts"}
@@ -108,6 +108,7 @@ def _read_input(where: str, given: Mapping[str, Any], body: bytes, start: int) -
     datatype, shape = field(where, given, "datatype", str), field(where, given, "shape", list)
     if {*map(type, shape)} - {int}:
         raise RequestError(f"{where}: its shape is {shape!r:.60}: whole numbers were expected")
+    check_shape(where, shape)
     parameters: dict[str, Any] = optional(where, given, "parameters", {})
     check_parameters(where, parameters)
     if parameters.get("binary_data_size") is None:

@@ -22,7 +22,7 @@ class Recorder:
     def __init__(self) -> None:
         self.shapes: list[dict[str, tuple[int, ...]]] = []
 
-    def run(self, output_names: Sequence[str], input_feed: dict[str, Any]) -> list[npt.NDArray[Any]]:
+    def run(self, output_names: Sequence[str], input_feed: dict[str, Any], run_options: Any = None) -> list[npt.NDArray[Any]]:
         self.shapes.append({name: values.shape for name, values in input_feed.items()})
         return [2 * input_feed["images"] for _ in output_names]
 

@@ -9,13 +9,15 @@ import sys
 import zlib
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from contract.errors import NotFoundError, PictureError
-from contract.pictures import PictureLimits, decode, find, read, to_rgb
+from contract.pictures import PictureLimits, decode, decoding_bytes, find, read, to_rgb
+from tests.contract.hostile_images import lying_avif, png_chunk, png_with
 
 
 def encoded(image: Image.Image, image_format: str = "PNG", **options: object) -> bytes:
@@ -316,3 +318,69 @@ def test_find_searches_folders_and_keeps_the_order_of_files(tmp_path: Path) -> N
 def test_to_rgb_is_what_decode_does_after_reading() -> None:
     image = Image.new("LA", (2, 1), (50, 100))
     np.testing.assert_array_equal(np.asarray(to_rgb(image)), pixels(encoded(image)))
+
+
+ZERO_PROFILE = b"icc\x00\x00" + zlib.compress(bytes(4 << 20))
+LARGE_TEXT = b"Comment\x00\x00" + zlib.compress(b"text " * 500_000)
+LARGE_UNICODE = b"Comment\x00\x01\x00\x00\x00" + zlib.compress(b"text " * 500_000)
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        pytest.param(png_chunk(b"iCCP", ZERO_PROFILE), id="profile"),
+        pytest.param(png_chunk(b"zTXt", LARGE_TEXT), id="compressed text"),
+        pytest.param(png_chunk(b"iTXt", LARGE_UNICODE), id="compressed unicode"),
+        pytest.param(png_chunk(b"tEXt", b"Comment\x00" + b"text " * 500_000), id="text"),
+        pytest.param(png_chunk(b"zTXt", LARGE_TEXT) * 100, id="100 texts"),
+    ],
+)
+def test_large_metadata_is_no_reason_to_refuse_a_png(chunks: bytes) -> None:
+    image = photograph()
+    np.testing.assert_array_equal(np.asarray(decode(png_with(chunks, image))), np.asarray(image))
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_png_keeps_the_orientation_of_its_xmp(compressed: bool) -> None:
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf tiff:Orientation="3"/></x:xmpmeta>' + bytes(range(32, 127)) * 40
+    body = b"XML:com.adobe.xmp\x00" + (b"\x01\x00\x00\x00" + zlib.compress(xmp) if compressed else b"\x00\x00\x00\x00" + xmp)
+    image = photograph()
+    turned = decode(png_with(png_chunk(b"zTXt", LARGE_TEXT) + png_chunk(b"iTXt", body), image))
+    np.testing.assert_array_equal(np.asarray(turned), np.asarray(image)[::-1, ::-1])
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("subsampling", [0, 2])
+def test_a_jpeg_without_its_end_is_decoded_if_all_pixels_are_there(progressive: bool, subsampling: int) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 100, 3), dtype=np.uint8))
+    data = encoded(noise, "JPEG", progressive=progressive, subsampling=subsampling)
+    expected = np.asarray(decode(data))
+    np.testing.assert_array_equal(np.asarray(decode(data[:-2])), expected)
+    for missing in [*range(4, 60), *range(100, len(data) // 2, 97)]:
+        with pytest.raises(PictureError, match="truncated"):
+            decode(data[:-missing])
+
+
+def test_an_avif_is_held_to_the_pixels_that_it_holds() -> None:
+    with pytest.raises(PictureError, match="claims 64 x 64 pixels and holds coded images of 360,000 pixels"):
+        decode(lying_avif(64, 600))
+    assert decode(lying_avif(600, 600)).size == (600, 600)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_undone_as_pillow_does_it(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(photograph(), "PNG", exif=exif)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    np.testing.assert_array_equal(np.asarray(decode(data)), np.asarray(expected))
+
+
+@pytest.mark.parametrize(
+    ("image_format", "options", "pixel_bytes"),
+    [("JPEG", {}, 4), ("JPEG", {"progressive": True}, 12), ("PNG", {}, 4), ("WEBP", {}, 20)],
+)
+def test_memory_is_estimated_from_the_header(image_format: str, options: dict[str, Any], pixel_bytes: int) -> None:
+    data = encoded(photograph(), image_format, **options)
+    image = Image.open(io.BytesIO(data))
+    assert decoding_bytes(image, data) == pixel_bytes * image.width * image.height

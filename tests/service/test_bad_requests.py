@@ -77,7 +77,11 @@ BAD_REQUESTS = {
         f"{SIZE * SIZE * 3:,} bytes were expected, RGB of 64 x 64 pixels (width x height), 1,000 came",
     ),
     "no pixels": (pb.ClassifyRequest(model="toy", pixels=b""), INVALID, "0 came"),
-    "an endless name": (pb.ClassifyRequest(model="é\n" * 100_000, encoded=GOOD), MISSING, "no model 'é"),
+    "an endless name": (
+        pb.ClassifyRequest(model="é\n" * 100_000, encoded=GOOD),
+        INVALID,
+        "'model' has 300,000 bytes: at most 65,536 are read of a text",
+    ),
 }
 
 

@@ -14,8 +14,8 @@ import pytest
 
 from contract.errors import PictureError, ServerError
 from contract.model import Answer
+from contract.network_input import NetworkInput
 from service.batching import Batcher, Batching, Sharing, Wanted
-from service.inputs import NetworkInput
 from service.workers import Workers
 
 CLASSES = 10

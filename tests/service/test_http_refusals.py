@@ -15,7 +15,7 @@ import grpc
 import numpy as np
 import pytest
 
-from contract.errors import OverloadedError
+from contract.errors import MemoryLimitError, OverloadedError
 from contract.pictures import PictureLimits
 from service import ServerSettings
 from service.errors import CODES, to_status
@@ -63,7 +63,7 @@ BAD_BODIES: dict[str, tuple[Any, str]] = {
     "a shape of texts": (changed(shape=["1"]), "input 'images': its shape is ['1']: whole numbers were expected"),
     "a shape of truths": (changed(shape=[True, 64, 64, 3]), "whole numbers were expected"),
     "a size that is none": (changed(shape=[-1, 64, 64, 3]), "its shape is [-1, 64, 64, 3]: name sizes that came, 1 or more each"),
-    "a shape that is huge": (changed(shape=[10**30, 64, 64, 3], data=[0]), "its contents hold 1"),
+    "a shape that is huge": (changed(shape=[10**30, 64, 64, 3], data=[0]), "a number of more than 64 bits"),
     "too few values": (changed(data=[0, 1]), "its shape [1, 64, 64, 3] has 12,288 values, its contents hold 2"),
     "nested otherwise": (changed(data=[[0, 1]]), "its data are nested otherwise than its shape [1, 64, 64, 3]"),
     "nested too deep": (changed(data=[IMAGE["data"]]), "nested otherwise than its shape"),
@@ -116,7 +116,7 @@ def test_a_bad_tensor_is_named(http: Asking, name: str) -> None:
 
 def test_json_of_endless_values_is_not_read(http: Asking) -> None:
     status, told = http.post(INFER, b'{"inputs":[' + b"[],[]," * 600_000 + b"[]]}").refusal
-    assert (status, told) == (400, "about 1,200,000 values came as JSON, at most 1,000,000 are read: send tensors as binary data")
+    assert (status, told) == (400, "more than 1,000,000 values came as JSON: send tensors as binary data")
 
 
 @pytest.mark.parametrize(
@@ -293,7 +293,7 @@ def test_the_time_after_which_to_ask_again_is_in_whole_seconds() -> None:
 
 def test_every_error_has_a_status() -> None:
     for kind, code in CODES.items():
-        assert refusal(kind("what")).status_code == STATUSES[code]
+        assert refusal(kind("what")).status_code == (503 if kind is MemoryLimitError else STATUSES[code])
         assert to_status(kind("what")).code == code.value[0]
     assert grpc.StatusCode.UNAUTHENTICATED in STATUSES
 
@@ -327,3 +327,32 @@ def test_a_million_numbers_hold_up_nobody_for_long(http_port: int) -> None:
     watching.join()
     assert (status, told[:2]) == (400, "81")  # more pictures than places
     assert max(waited) < 3
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        pytest.param(b"[" * 400_001, "more than 400,000 lists and objects", id="deep lists"),
+        pytest.param(b'{"a":' * 400_001, "more than 400,000 lists and objects", id="deep objects"),
+        pytest.param(b'{"inputs":[' + b"[]," * 400_001 + b"1]}", "more than 400,000 lists and objects", id="empty lists"),
+        pytest.param(b'{"inputs":[' + b"{}," * 400_001 + b"1]}", "more than 400,000 lists and objects", id="empty objects"),
+        pytest.param(b'{"id":"' + "\U0001f600".encode() + b"a" * 2**20 + b'"}', "letters beyond ASCII", id="wide text"),
+        pytest.param(b'{"id":"' + b"\\u00e9" * 2**18 + b'"}', "letters beyond ASCII", id="escapes"),
+        pytest.param(b'{"inputs":' + b"9" * 2**20 + b"}", "no JSON: number out of range", id="a long number"),
+        pytest.param(json.dumps(changed(shape=[1] * 9, data=[0])).encode(), "its shape has 9 dimensions", id="many dimensions"),
+        pytest.param(
+            json.dumps(changed(data=[0])).replace("64, 64", "9" * 4000 + ", " + "9" * 4000).encode(),
+            "a number of more than 64 bits",
+            id="a shape of long numbers",
+        ),
+        pytest.param(
+            b'{"inputs":[{"name":"images","datatype":"UINT8","shape":[1],"parameters":{"binary_data_size":' + b"9" * 4000 + b"}}]}",
+            "a whole number of 64 bits was expected",
+            id="a length of many digits",
+        ),
+    ],
+)
+def test_json_that_is_dear_to_read_is_refused(http: Asking, body: bytes, expected: str) -> None:
+    status, told = http.post(INFER, body).refusal
+    assert status == 400
+    assert expected in told
