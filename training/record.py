@@ -106,6 +106,7 @@ class KeptResults(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     best_epoch: int
+    best_stage: str | None = None
     stopped: str | None = None
     val: Figures
     test: Figures | None = None
@@ -133,6 +134,12 @@ class Record:
     def settings(self) -> dict[str, Any]:
         """All that was asked for; what was left open, with what it came to, in the stage of all layers if there was one."""
         return {name: self._resolved(name) if value is None else value for name, value in self.config.asked.items()}
+
+    @property
+    def best_stage(self) -> str | None:
+        """The stage that the kept epoch belongs to: `head` or `full`; None where no file tells."""
+        of_epochs = {one.epoch: one.stage for one in self.epochs}
+        return self.results.best_stage or of_epochs.get(self.results.best_epoch)
 
     @property
     def seconds(self) -> float:
