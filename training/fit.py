@@ -106,12 +106,14 @@ def resume(
     say: Say = lambda _: None,
     watchers: Sequence[Watcher] = (),
     on_begin: Callable[[Path], None] = lambda _: None,
+    workers: int | None = None,
 ) -> RunResult:
     """Go on with a run that was cut short, from its last whole epoch; on a CPU it ends, to the bit, as if it had not been.
 
     Args:
         path: its folder.
         progress, say, watchers, on_begin: see `finetune`.
+        workers: processes that read pictures, which the result does not depend on; None for as many as the run was begun with.
 
     Raises:
         NotFoundError: no run's folder.
@@ -126,6 +128,8 @@ def resume(
     if saved.asked.tensorboard:
         require_tensorboard()
     device, plan = torch_device(saved.asked.device), resolve_plan(saved.asked)
+    if workers is not None:
+        plan = plan.model_copy(update={"workers": workers})
     if plan.compile:
         require_compiler(device)
     with processes(device) as together:
@@ -257,7 +261,7 @@ class _Work:
         if not self._config.tensorboard or not self._together.first:
             yield
             return
-        with closing(TensorboardLog(folder.path)) as log:
+        with closing(TensorboardLog(folder.path, self._say)) as log:
             self._watchers = (*self._watchers, log)
             yield
 

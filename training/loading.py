@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from contract.errors import PictureError, SettingsError, first_line
+from contract.errors import PictureError, ResourceError, first_line
 from contract.preprocessing import Preprocessing
 from training.orphans import end_with_parent
 from training.parts import Part
@@ -65,7 +65,7 @@ def picture_batches(
 
     Raises:
         PictureError: a picture that cannot be read any more.
-        SettingsError: a worker was killed, or there is no memory for it.
+        ResourceError: a worker was killed, or there is no memory for it.
     """
     dataset = PictureDataset(part, preprocessing, augmentation, seed, view)
     order = np.random.default_rng([seed, view]).permutation(len(part)) if shuffled else np.arange(len(part))
@@ -93,7 +93,7 @@ def worker_errors() -> Iterator[None]:
     """Turn what PyTorch raises when a worker ends, which it does at any line of this process, into an error of ours.
 
     Raises:
-        SettingsError: a worker was killed, or there is no memory for it.
+        ResourceError: a worker was killed, or there is no memory for it.
     """
     try:
         yield
@@ -101,7 +101,7 @@ def worker_errors() -> Iterator[None]:
         problem = _problem_of_workers(error)
         if problem is None:
             raise
-        raise SettingsError(problem) from error
+        raise ResourceError(problem) from error
 
 
 _INTERRUPTS = {signal.SIGINT, signal.SIGTERM}

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from contract.errors import NotFoundError, SettingsError
 from training.calibration import Calibration
+from training.command_line import resume_command
 from training.run_files import CONFIG, METRICS, PREDICTIONS, RESULTS
 
 Kept = TypeVar("Kept", bound=BaseModel)
@@ -178,7 +179,7 @@ def read_record(path: str | Path) -> Record:
         raise NotFoundError(f"{path}: no such folder: give a run's folder, such as one under runs/")
     missing = [name for name in (CONFIG, RESULTS) if not (path / name).is_file()]
     if missing:
-        way_out = "run `tlcli finetune` again" if CONFIG in missing else f"`tlcli finetune --resume {path}` goes on with it"
+        way_out = "run `tlcli finetune` again" if CONFIG in missing else f"{resume_command(path)} resumes it"
         raise NotFoundError(f"{path}: no finished run ({', '.join(missing)} missing): {way_out}")
     return Record(
         path=path,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +12,12 @@ from tlcli import options
 from tlcli.commands.export import model_name, report
 from tlcli.console import Console, show
 from tlcli.finetune_flags import data_options, picture_options, training_options, what_options
+from tlcli.interruption import told_how_to_go_on
 
 if TYPE_CHECKING:
     from training import RunResult
+
+_OF_EXPORT = ("models", "name", "no_export", "as_json", "quiet")
 
 
 @click.command("finetune")
@@ -79,17 +83,55 @@ def command(
     console = Console(quiet)
 
     from training import find_lr, finetune, resume
+    from training.run_files import CHECKPOINT
 
     if plot is not None:
         if begun is not None:
             raise click.UsageError("--find-lr and --resume: rates are tried before a run is begun")
         find_lr(config, plot, progress=console.progress, say=console.say)
         return
-    if begun is not None:
-        result = resume(begun, progress=console.progress, say=console.say)
-    else:
-        result = finetune(config, progress=console.progress, say=console.say)
-    _hand_over(result, console, models, name, no_export, as_json)
+    folders: list[Path] = []  # at most one: the run's, once it can be resumed
+    with told_how_to_go_on(lambda error: _way_on(error, folders, begun, _export_flags(context))):
+        if begun is not None:
+            result = resume(begun, progress=console.progress, say=console.say, on_begin=folders.append, workers=flags["workers"])
+        else:
+            result = finetune(config, progress=console.progress, say=console.say, on_begin=folders.append)
+    if not result.trained:
+        console.say(
+            f"to export it: `{shlex.join(['tlcli', 'export', str(begun)])}`; to train longer, begin a new run with"
+            f" `--weights {shlex.quote(str(result.path / CHECKPOINT))}`"
+        )
+        _show(result, None, as_json)
+        return
+    with told_how_to_go_on(lambda _: f"the run is finished: {_export_command(result, models, name)} exports it"):
+        _hand_over(result, console, models, name, no_export, as_json)
+
+
+def _export_flags(context: click.Context) -> list[str]:
+    """Those of this call that say what to do with the finished run; a run's config does not hold them."""
+    words: list[str] = []
+    for parameter in context.command.params:
+        value = context.params.get(parameter.name or "")
+        if parameter.name in _OF_EXPORT and context.get_parameter_source(parameter.name) is click.core.ParameterSource.COMMANDLINE:
+            words += [parameter.opts[-1]] if value is True else [parameter.opts[-1], str(value)]
+    return words
+
+
+def _way_on(error: BaseException, folders: list[Path], begun: Path | None, flags: list[str]) -> str | None:
+    from training.command_line import resume_command
+    from training.processes import is_first
+
+    run = folders[0] if folders else begun
+    if not is_first():
+        return None
+    if run is not None:
+        return f"{resume_command(run, flags)} resumes it"
+    return "no run was begun: the same command begins it anew" if isinstance(error, KeyboardInterrupt) else None
+
+
+def _export_command(result: RunResult, models: Path, name: str | None) -> str:
+    words = ["tlcli", "export", str(result.path), "--models", str(models), *(["--name", name] if name else [])]
+    return f"`{shlex.join(words)}`"
 
 
 def _hand_over(result: RunResult, console: Console, models: Path, name: str | None, no_export: bool, as_json: bool) -> None:
@@ -99,14 +141,14 @@ def _hand_over(result: RunResult, console: Console, models: Path, name: str | No
 
     if not is_first():
         return
-    row: dict[str, Any] = {"run": str(result.path), **result.metrics}
+    model: Path | None = None
     if not no_export:
         from exports import export_run
 
         run = load_run(result.path)
         exported = export_run(run, name=name or run.config.name or model_name(result.path.name), repository=models, say=console.say)
         report(exported, console)
-        row["model"] = str(exported.path)
+        model = exported.path
         console.say("\nnext:")
         folder = exported.path.parents[1]
         console.say(f"  tlcli predict {folder} PICTURE.jpg --cam gradcam")
@@ -114,4 +156,11 @@ def _hand_over(result: RunResult, console: Console, models: Path, name: str | No
         console.say(f"  tlcli classify PICTURE.jpg --model {exported.name} --cam gradcam")
     else:
         console.say(f"\nnext:\n  tlcli export {result.path} --models {models}")
+    _show(result, model, as_json)
+
+
+def _show(result: RunResult, model: Path | None, as_json: bool) -> None:
+    row: dict[str, Any] = {"run": str(result.path), **result.metrics}
+    if model is not None:
+        row["model"] = str(model)
     show([row], list(row), as_json)
