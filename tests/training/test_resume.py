@@ -129,8 +129,9 @@ def test_a_finished_run_is_left_as_it_is(colours: Path, tmp_path: Path) -> None:
     said: list[str] = []
     whole = finetune(config(colours, tmp_path / "run", epochs=1))
     before = left_by(whole.path)
-    assert resume(whole.path, say=said.append).results == whole.results
-    assert said == [f"{whole.path}: is finished already"]
+    again = resume(whole.path, say=said.append)
+    assert (again.results, again.trained, whole.trained) == (whole.results, False, True)
+    assert said == [f"{whole.path}: this run is finished: there is nothing to resume"]
     assert left_by(whole.path) == before
 
 
@@ -218,7 +219,8 @@ def test_a_full_disk_loses_nothing_already_saved(colours: Path, tmp_path: Path) 
     command = [sys.executable, "-c", FULL_DISK, str(colours), str(tmp_path / "cut")]
     told = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]).stdout
     assert "epoch 3 cannot be saved" in told
-    assert f"`tlcli finetune --resume {tmp_path / 'cut'}` goes on after the last one that could" in told
+    assert f"{tmp_path / 'cut' / 'resume.safetensors'}: epoch 3 cannot be saved: File too large: make room, then" in told
+    assert f"`tlcli finetune --resume {tmp_path / 'cut'}` resumes after the last one that could" in told
     assert [path.name for path in (tmp_path / "cut").iterdir() if path.name.startswith(".")] == []
     resume(tmp_path / "cut")
     assert left_by(tmp_path / "cut") == left_by(whole.path)
