@@ -24,7 +24,6 @@ from training.features import FeatureCache, View
 from training.full import Listeners, classify_pictures, smallest_part, stage_of_all_layers, train_all
 from training.head import classify_embeddings, train_head
 from training.head_search import Features, heads_to_try, search_head, search_size, write_search
-from training.loading import worker_errors
 from training.lr_finder import RateCurve, try_rates
 from training.memory import keep_freed_memory
 from training.network import Network, NetworkConfig
@@ -161,8 +160,7 @@ def find_lr(config: FinetuneConfig, path: Path, progress: ProgressFactory = sile
     if not plan.full_epochs:
         raise SettingsError("--find-lr goes with --mode full: for a head on features, --head-search tries rates")
     network, dataset, _ = _Work(config, plan, torch_device(config.device), Processes(), progress, say).prepare()
-    with worker_errors():
-        curve = try_rates(stage_of_all_layers(network, dataset, plan, config.seed, Listeners(say=say)), progress)
+    curve = try_rates(stage_of_all_layers(network, dataset, plan, config.seed, Listeners(say=say)), progress)
     draw_rates(curve, path)
     say(f"the loss falls fastest at --lr {curve.suggestion:.1e}; plot in {path}")
     return curve
@@ -194,7 +192,7 @@ class _Work:
 
     def do(self, before: tuple[Path, RunConfig] | None) -> RunResult:
         """`before`: the folder of a run to go on with, and what it holds as its config."""
-        with ExitStack() as claim, worker_errors():
+        with ExitStack() as claim:
             if before is None:
                 network, dataset, resolved = self.prepare()
                 folder = self._claimed(self._folder(), claim)

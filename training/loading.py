@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import errno
-import re
-import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 
 import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from contract.errors import PictureError, ResourceError, first_line
+from contract.errors import PictureError, ResourceError
 from contract.preprocessing import Preprocessing
-from training.orphans import end_with_parent
 from training.parts import Part
 from training.transforms import Augmentation, PictureDataset
-
-_MEMORY = "/dev/shm"
+from training.workers import begin_worker, problem_of_workers, starting_workers
 
 _FEWEST_FOR_WORKERS = 128
 """Starting processes costs more than reading fewer pictures than this."""
@@ -76,71 +71,18 @@ def picture_batches(
         parts = batch_count(len(indices), part_size or len(indices))
         batches.append([index for some in np.array_split(indices, parts) for index in some[rank::world].tolist()])
     few = len(part) < _FEWEST_FOR_WORKERS
-    loader = DataLoader(dataset, batch_sampler=batches, num_workers=0 if few else workers, worker_init_fn=_begin_worker)
+    loader = DataLoader(dataset, batch_sampler=batches, num_workers=0 if few else workers, worker_init_fn=begin_worker)
+    started: list[BaseProcess] = []
     try:
-        with worker_errors():
-            with _interrupted_later():
-                loaded = iter(loader)
-            for images, labels, _ in loaded:
-                yield images, labels
+        with starting_workers(started):
+            loaded = iter(loader)
+        for images, labels, _ in loaded:
+            yield images, labels
     except PictureError as error:
         # A worker's error arrives with its whole traceback as its text; the message is the last line.
         raise PictureError(str(error).strip().splitlines()[-1].removeprefix("contract.errors.PictureError: ")) from error
-
-
-@contextmanager
-def worker_errors() -> Iterator[None]:
-    """Turn what PyTorch raises when a worker ends, which it does at any line of this process, into an error of ours.
-
-    Raises:
-        ResourceError: a worker was killed, or there is no memory for it.
-    """
-    try:
-        yield
-    except (RuntimeError, OSError) as error:
-        problem = _problem_of_workers(error)
+    except (RuntimeError, OSError, EOFError, MemoryError) as error:
+        problem = problem_of_workers(error, started)
         if problem is None:
             raise
         raise ResourceError(problem) from error
-
-
-_INTERRUPTS = {signal.SIGINT, signal.SIGTERM}
-
-
-@contextmanager
-def _interrupted_later() -> Iterator[None]:
-    """Hold signals back while workers start: one that is interrupted before `_begin_worker` would print a traceback."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _begin_worker(_: int) -> None:
-    """Leave Ctrl-C to the training process, which ends its workers, and end with it; die of a bus error without a second message."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGBUS, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _INTERRUPTS)
-    end_with_parent()
-
-
-def _problem_of_workers(error: BaseException) -> str | None:
-    """Say what is wrong with the processes that read, and the way out, in one line; None if it is something else."""
-    text = str(error)
-    killed = re.search(r"DataLoader worker \(pid (\d+)\) is killed by signal: ([^.]*)", text)
-    exited = re.search(r"DataLoader worker \(pid\(s\) ([\d, ]+)\) exited unexpectedly", text)
-    if (killed and "Bus" in killed[2]) or "shared memory" in text or "torch_shm_manager" in text or "(shm)" in text:
-        return (
-            f"shared memory is full ({_MEMORY}): processes that read images pass them on through it: use fewer --workers or 0, a"
-            " smaller --batch-size, or make it larger (docker run --shm-size=2g)"
-        )
-    if killed or exited:
-        how = f"was killed ({killed[2]})" if killed else "ended unexpectedly"
-        number = killed[1] if killed else exited[1] if exited else ""
-        return f"process {number}, which reads images, {how}, probably out of memory: use fewer --workers or 0, or a smaller --batch-size"
-    if getattr(error, "errno", None) == errno.ENOMEM or "MemoryError in DataLoader worker" in text or "Cannot allocate memory" in text:
-        return "out of memory in a process that reads images: use fewer --workers or 0, or a smaller --batch-size"
-    if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE, errno.EAGAIN) or "Too many open files" in text:
-        return f"processes that read images cannot be started or read from ({first_line(error)}): use fewer --workers or 0, or raise ulimit"
-    return None

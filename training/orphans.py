@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import sys
@@ -32,5 +33,10 @@ def end_with_parent() -> None:
 def _wait_and_end() -> None:
     creator = multiprocessing.parent_process()
     assert creator is not None
-    creator.join()
+    try:
+        # Its sentinel is a pipe, which stays open as long as any process that it has forked has the other end.
+        ended = os.pidfd_open(creator.pid) if sys.platform == "linux" and creator.pid else creator.sentinel
+        multiprocessing.connection.wait([ended])
+    except ProcessLookupError:
+        pass
     os._exit(1)

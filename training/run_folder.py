@@ -80,9 +80,7 @@ class RunFolder:
             try:
                 claimed = self._lock(opened)
             except LocksUnsupportedError as error:
-                say(
-                    f"warning: {self.path}: its file system has no locks ({error.strerror}): let no other process resume this run meanwhile"
-                )
+                say(f"warning: {self.path}: cannot be locked ({error.strerror}): let no other process resume this run meanwhile")
                 claimed = True
             except OSError as error:
                 raise SettingsError(f"{self.path}: cannot be opened: {error.strerror}: check its permissions") from error
