@@ -99,7 +99,7 @@ def test_sigterm_while_all_layers_train_says_how_to_resume(home: Path) -> None:
         "runs/full",
         "--no-export",
     ]
-    with start(home, "finetune", *asked) as process:
+    with start(home, "finetune", *asked, "--output", "runs/full", "--no-export") as process:
         wait_for((home / "runs" / "full" / "resume.safetensors").exists, process)
         process.terminate()
         _, said = process.communicate(timeout=60)
