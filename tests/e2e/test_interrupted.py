@@ -141,6 +141,7 @@ ls -A few few/models >&2
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts small file systems")
 def test_a_full_disk_is_named_and_what_was_written_is_kept(tmp_path: Path) -> None:
     put_colours(tmp_path / "data", train=8, val=2, test=0)

@@ -71,6 +71,29 @@ def test_the_lock_of_a_killed_training_is_free_at_once_and_its_workers_end(tmp_p
             assert not any(map(is_alive, work.workers))
 
 
+AGENT = """
+import os, subprocess, sys, time
+child = "import time, torch; from training import processes\\n"
+child += "processes.distributed.init_process_group = lambda *_: (print(processes.os.getpid(), flush=True), time.sleep(60))\\n"
+child += "with processes.processes(torch.device('cpu')): pass"
+variables = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
+subprocess.run([sys.executable, "-c", child], env={**os.environ, **variables})
+"""
+
+
+def test_processes_of_torchrun_end_when_it_is_killed() -> None:
+    with subprocess.Popen([sys.executable, "-c", AGENT], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY) as agent:
+        assert agent.stdout is not None
+        process = int(agent.stdout.readline())
+        assert is_alive(process)
+        agent.kill()
+        agent.wait()
+        ends = time.monotonic() + 3
+        while is_alive(process) and time.monotonic() < ends:
+            time.sleep(0.01)
+        assert not is_alive(process)
+
+
 def test_ctrl_c_reaches_workers_too_and_they_print_nothing(tmp_path: Path) -> None:
     """A terminal sends SIGINT to all processes of the command."""
     with working(tmp_path) as work:

@@ -17,6 +17,7 @@ from tests.training.tiny import config, put_colours, put_picture_of
 from training import RunResult, finetune, load_run, resume
 from training.config import FinetuneConfig
 from training.results import EpochRow
+from training.run_folder import RunFolder
 from training.weights import load_backbone
 
 
@@ -231,3 +232,42 @@ def test_a_run_gone_on_with_is_a_run(cut: Path) -> None:
     network = load_run(result.path).network
     assert all(bool(tensor.isfinite().all()) for tensor in network.state_dict().values() if tensor.is_floating_point())
     assert torch.tensor(result.results.val.confusion).sum() == 12
+
+
+def test_a_run_that_another_process_trains_is_refused_before_its_images_are_read(cut: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.fit.load_dataset", lambda *_: pytest.fail("the data set was read"))
+    begun: list[Path] = []
+    with RunFolder(cut).claimed(), pytest.raises(SettingsError, match="cut: another process is training here: wait for it, or stop it"):
+        resume(cut, on_begin=begun.append)
+    assert begun == []
+
+
+def test_a_run_that_another_process_has_just_finished_is_left_alone(cut: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is still unfinished at the first look, and finished once it can be claimed."""
+    results = resume(cut).results
+    before = left_by(cut)
+    looks = [None, results]
+    monkeypatch.setattr("training.fit.read_results", lambda path: looks.pop(0))
+    again = resume(cut)
+    assert (again.results, again.trained, looks) == (results, False, [])
+    assert left_by(cut) == before
+
+
+def test_a_folder_that_another_process_has_just_filled_is_left_alone(
+    colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = finetune(config(colours, tmp_path / "run", epochs=1)).path
+    before = left_by(run)
+    monkeypatch.setattr("training.run_folder.require_output", lambda config: None)
+    monkeypatch.setattr("training.fit.require_output", lambda config: None)
+    with pytest.raises(SettingsError, match="run: another process has trained here meanwhile: name a fresh folder with --output"):
+        finetune(config(colours, run, epochs=1))
+    assert left_by(run) == before
+
+
+def test_what_a_kill_kept_from_being_written_first_is_written_by_resume(cut: Path) -> None:
+    written = {name: (cut / name).read_bytes() for name in ("split.json", "data_sheet.json")}
+    for name in written:
+        (cut / name).unlink()
+    resume(cut, workers=3)
+    assert {name: (cut / name).read_bytes() for name in written} == written

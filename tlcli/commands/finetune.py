@@ -34,7 +34,9 @@ _OF_EXPORT = ("models", "name", "no_export", "as_json", "quiet")
 @click.option("--config", "file", type=click.Path(path_type=Path), help="Read settings from this TOML file; flags override them.")
 @click.option("--print-config", is_flag=True, help="Print the settings as --config reads them, and what they come to, and leave.")
 @click.option("--find-lr", "plot", type=click.Path(path_type=Path), metavar="PNG", help="Try rates, plot the loss over them, and leave.")
-@click.option("--resume", "begun", type=click.Path(path_type=Path), metavar="RUN", help="Resume an interrupted run; a finished one is left alone.")
+@click.option(
+    "--resume", "begun", type=click.Path(path_type=Path), metavar="RUN", help="Resume an interrupted run; a finished one is left alone."
+)
 @click.option("--output", type=click.Path(path_type=Path, file_okay=False), help="The run's folder.  [default: a fresh one under runs/]")
 @click.option("--tensorboard", is_flag=True, default=None, help="Write TensorBoard's logs into the run's folder too.")
 @click.option("--name", help="The model's name.  [default: the run's folder]")
