@@ -2,6 +2,7 @@
 
     TlcliError
     ├── SettingsError
+    │   └── ResourceError
     ├── PictureError
     ├── RequestError
     ├── NotFoundError
@@ -35,6 +36,10 @@ class SettingsError(TlcliError):
     """A flag or a setting that is wrong or contradicts another."""
 
     exit_code = 2
+
+
+class ResourceError(SettingsError):
+    """Memory, processes or disk space that ran out; with more of it, the same command goes through."""
 
 
 class PictureError(TlcliError):

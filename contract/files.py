@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
-from contract.errors import SettingsError
+from contract.errors import SettingsError, TlcliError
 
 
 def sweep(folder: Path) -> None:
@@ -20,6 +22,58 @@ def sweep(folder: Path) -> None:
                 path.unlink()
 
 
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO)
+"""What a file that cannot be written is refused with, rather than one that cannot be read or a connection."""
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+"""Those that are told from another library's text."""
+
+_OF_RUST = re.compile(r"\(os error (\d+)\)|Os \{ code: (\d+)")
+"""How libraries written in Rust, such as safetensors, put the system's error into their own."""
+
+
+@contextmanager
+def named_errors(path: Path) -> Iterator[None]:
+    """Name `path` in an error of the system that names no file, or a temporary one, such as a full disk's.
+
+    Raises:
+        OSError: the system's, with `path` as its `filename`, whichever library met it.
+    """
+    try:
+        yield
+    except Exception as error:
+        number = _system_error(error, path)
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def _system_error(error: Exception, path: Path) -> int | None:
+    """The system's number of an error that should name `path`; None if there is none, or if the error names another file."""
+    if isinstance(error, OSError):
+        named = error.filename
+        if isinstance(named, str | os.PathLike) and not _is_temporary(Path(named), path):
+            return None
+        return error.errno if error.errno in _UNWRITABLE or named is not None else None
+    if isinstance(error, TlcliError):
+        return None
+    text = str(error)
+    found = _OF_RUST.search(text)
+    if found and int(found[1] or found[2]) in _UNWRITABLE:
+        return int(found[1] or found[2])
+    return next((number for number in _FULL if os.strerror(number) in text), None)
+
+
+def is_unwritable(error: BaseException) -> bool:
+    """True if the system refused to write a file that the error names: a full disk, a quota, permissions."""
+    return isinstance(error, OSError) and error.errno in _UNWRITABLE and error.filename is not None
+
+
+def _is_temporary(named: Path, path: Path) -> bool:
+    """True if `named` is what `whole_file` or a library has made beside `path`."""
+    return named.name.startswith(".") and named.parent == path.parent
+
+
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` when the block ends without an error.
@@ -28,25 +82,26 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     The temporary name keeps the suffix of `path`, for writers that choose a format by it.
 
     Raises:
-        OSError: the folder cannot be made or written to (a full disk included); `path` is then untouched.
+        OSError: the folder cannot be made or written to (a full disk included); `path` is then untouched, and named.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}.", suffix=target.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
-        raise
+    with named_errors(target):
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}.", suffix=target.suffix)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o666 & ~umask)
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
 
 
 def fresh_folder(path: str | Path) -> Path:

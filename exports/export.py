@@ -6,7 +6,6 @@ import copy
 import errno
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from exports.smaller import Trial
 from exports.temperature import divide_logits, require_temperature
 from exports.triton import BATCHING_FILE, CONFIG_FILE, batching_pbtxt, config_pbtxt
 from training.network import Network
+from training.staging import temporary_folder
 
 Say = Callable[[str], None]
 
@@ -92,36 +92,35 @@ def export(
     folder = repository / name
     existed = folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=".export-", dir=folder))
     try:
-        explainer = Explainer(network, methods, layers, dynamic_size)
-        say(f"writing {network.config.backbone}{_explained(explainer)}")
-        description = describe_explainer(explainer, name, labels, provenance, temperature)
-        path = partial / MODEL_FILE
-        flat = None if trial is None else flat_graph(explainer)
-        write_graph(explainer, path, flat)
-        describe(path, description)
-        check_graph(path)
-        say(f"checking against PyTorch on {len(images)} pictures ({source})")
-        model = Model.open(path, device="cpu")
-        measured = parity.measure(network, model, images, source)
-        parity.require(measured)
-        if dynamic_size:
-            _require_other_sizes(network, model, images, source)
-        provenance = provenance.model_copy(update={"parity": measured})
-        if trial is not None and flat is not None:
-            provenance = provenance.model_copy(update={"agreement": _make_smaller(explainer, flat, model, trial, say)})
-            description = description.model_copy(update={"precision": trial.numbers.precision})
-        description = description.model_copy(update={"provenance": provenance})
-        describe(path, description)
-        for file, text in ((CONFIG_FILE, config_pbtxt(description)), (BATCHING_FILE, batching_pbtxt(description))):
-            with whole_file(folder / file) as config:
-                config.write_text(text)
-        partial.chmod(0o755)
-        version = _put_in_place(partial, folder)
+        with temporary_folder(folder, ".export-") as partial:
+            explainer = Explainer(network, methods, layers, dynamic_size)
+            say(f"writing {network.config.backbone}{_explained(explainer)}")
+            description = describe_explainer(explainer, name, labels, provenance, temperature)
+            path = partial / MODEL_FILE
+            flat = None if trial is None else flat_graph(explainer)
+            write_graph(explainer, path, flat)
+            describe(path, description)
+            check_graph(path)
+            say(f"checking against PyTorch on {len(images)} pictures ({source})")
+            model = Model.open(path, device="cpu")
+            measured = parity.measure(network, model, images, source)
+            parity.require(measured)
+            if dynamic_size:
+                _require_other_sizes(network, model, images, source)
+            provenance = provenance.model_copy(update={"parity": measured})
+            if trial is not None and flat is not None:
+                provenance = provenance.model_copy(update={"agreement": _make_smaller(explainer, flat, model, trial, say)})
+                description = description.model_copy(update={"precision": trial.numbers.precision})
+            description = description.model_copy(update={"provenance": provenance})
+            describe(path, description)
+            for file, text in ((CONFIG_FILE, config_pbtxt(description)), (BATCHING_FILE, batching_pbtxt(description))):
+                with whole_file(folder / file) as config:
+                    config.write_text(text)
+            partial.chmod(0o755)
+            version = _put_in_place(partial, folder)
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        if not existed:
+        if not existed and not versions(folder):
             shutil.rmtree(folder, ignore_errors=True)
         raise
     return Exported(folder / str(version) / MODEL_FILE, name, version, description, measured)

@@ -14,6 +14,7 @@ import torch
 
 from contract.description import CLASSES, IMAGES, LOGITS, METADATA_KEY, SCORES, SOFTMAX, TARGETS, WANTED, Description
 from contract.errors import ExportError, first_line
+from contract.files import named_errors
 from contract.model import FIRST_RANKED
 from exports.ablation import CHANNELS_A_STEP, ablated_input, close_loop, due_input
 from exports.choosing import CHOSEN, close_choice, rank_as_far_as_asked
@@ -64,7 +65,7 @@ def flat_graph(explainer: Explainer) -> onnx.ModelProto:
     parameters = sum(parameter.numel() * parameter.element_size() for parameter in explainer.network.parameters())
     if parameters >= _MAX_PROTOBUF_BYTES:
         raise ExportError(f"the network has {parameters:,} bytes of weights; one ONNX file holds at most {_MAX_PROTOBUF_BYTES:,}")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, named_errors(Path(folder)):
         path = Path(folder) / "flat.onnx"
         _write_flat(explainer, path)
         model = onnx.load(str(path))

@@ -21,6 +21,7 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
 from contract.description import IMAGES, LOGITS, TARGETS
+from contract.files import named_errors
 from exports.folding import Folded, fold_batch_norms
 from exports.forward import needed_outside, put_back, take_out
 from exports.quiet import quiet
@@ -46,7 +47,7 @@ def quantise(flat: ModelProto, pictures: Sequence[npt.NDArray[np.uint8]]) -> Non
     part = take_out(flat, [LOGITS])
     _normalise_in_one(part.graph)
     folded = fold_batch_norms(part.graph)
-    with tempfile.TemporaryDirectory() as folder, quiet():
+    with tempfile.TemporaryDirectory() as folder, named_errors(Path(folder)), quiet():
         before, after = Path(folder) / "forward.onnx", Path(folder) / "quantised.onnx"
         onnx.save(part, str(before))
         quantize_static(

@@ -24,6 +24,7 @@ DOMAIN = "tlcli"
 CODES: dict[type[TlcliError], grpc.StatusCode] = {
     errors.TlcliError: grpc.StatusCode.INTERNAL,
     errors.SettingsError: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.ResourceError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.PictureError: grpc.StatusCode.INVALID_ARGUMENT,
     errors.RequestError: grpc.StatusCode.INVALID_ARGUMENT,
     errors.NotFoundError: grpc.StatusCode.NOT_FOUND,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -11,6 +12,9 @@ import click
 from contract.errors import TlcliError
 from contract.names import printable
 from tlcli import __version__
+from tlcli.interruption import Interrupted, raise_on_signals
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 COMMANDS = {
     "finetune": "Fine-tune a pretrained CNN on pictures, and export it.",
@@ -66,24 +70,48 @@ def cli() -> None:
 
 def main() -> None:
     """Run, and turn our own errors into one line and an exit code. Anything else is a defect, with its traceback."""
+    raise_on_signals()
     try:
         cli.main(standalone_mode=False)
+        sys.stdout.flush()
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        _fail("stopped", 130)
+    except (click.Abort, KeyboardInterrupt) as error:
+        stopped = error.__cause__ if isinstance(error, click.Abort) and error.__cause__ is not None else error
+        _fail(_with_notes("stopped", stopped), stopped.exit_code if isinstance(stopped, Interrupted) else 130)
     except TlcliError as error:
-        _fail(str(error), error.exit_code)
+        _fail(_with_notes(str(error), error), error.exit_code)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has left; say no more at exit
+        _leave_standard_output()  # the reader has left
         sys.exit(1)
     except ModuleNotFoundError as error:
         if error.name not in ("torch", "torchvision", "timm", "onnx", "onnxscript", "safetensors", "matplotlib", "scipy"):
             raise
         _fail(f"this command needs {error.name}, which is not installed: pip install 'tlcli[train]'", 1)
+    except MemoryError as error:
+        _fail(_with_notes("out of memory", error), 1)
     except OSError as error:
-        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error), 1)
+        _fail(_with_notes(_told(error), error), 1)
+
+
+def _told(error: OSError) -> str:
+    """Where, what, and the way out."""
+    where = error.filename
+    if where is None and error.errno in _FULL:
+        where = "standard output"
+        _leave_standard_output()
+    way_out = ": make room, then try again" if error.errno in _FULL else ""
+    return f"{where}: {error.strerror}{way_out}" if where else str(error)
+
+
+def _with_notes(message: str, error: BaseException) -> str:
+    return "; ".join((message, *getattr(error, "__notes__", ())))
+
+
+def _leave_standard_output() -> None:
+    """Say no more at exit, where Python would print that it could not."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, code: int) -> None:

@@ -55,6 +55,8 @@ def check_same_settings(run: Path, given: Mapping[str, Any], file: Path | None) 
         raise SettingsError(f"--output with --resume: {run} is the run's folder: leave it out")
     asked = absolute(finetune_config(**given))
     for name in given:
+        if name == "workers":  # the run is the same, however many read its images
+            continue
         then, now = getattr(saved, name), getattr(asked, name)
         moved = name in ("dataset", "data_dir") and Path(now).is_dir() and Path(then).is_absolute()
         if then != now and not moved:

@@ -1,9 +1,11 @@
-"""The command that makes a run again."""
+"""The commands that repeat a run, and resume it."""
 
 from __future__ import annotations
 
+import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from training.config import FinetuneConfig
@@ -26,6 +28,22 @@ def finetune_command(asked: Mapping[str, Any]) -> str:
         asked: a `FinetuneConfig` as JSON holds it.
     """
     return shlex.join(finetune_words(asked))
+
+
+def resume_command(run: Path, flags: Sequence[str] = ()) -> str:
+    """`tlcli finetune --resume RUN`, quoted for a shell, in backticks; with `torchrun` before it where that has started this process.
+
+    Args:
+        run: its folder.
+        flags: that follow.
+    """
+    command = shlex.join(["finetune", "--resume", str(run), *flags])
+    world, here = os.environ.get("WORLD_SIZE", "1"), os.environ.get("LOCAL_WORLD_SIZE", "1")
+    if "TORCHELASTIC_RUN_ID" not in os.environ or world == "1":
+        return f"`tlcli {command}`"
+    if world == here:
+        return f"`torchrun --nproc-per-node {here} -m tlcli {command}`"
+    return f"on each machine, with torchrun's flags as before, `torchrun ... -m tlcli {command}`"
 
 
 def finetune_words(asked: Mapping[str, Any]) -> list[str]:

@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from contract.errors import HubError, first_line
-from contract.files import whole_file
+from contract.files import is_unwritable, whole_file
 from training.progress import ProgressFactory
 
 CONNECT_SECONDS = 12.0
@@ -41,6 +41,7 @@ def download(urls: Sequence[str], target: Path, ways_out: str, progress: Progres
         md5: of the whole file, as the publisher gives it.
 
     Raises:
+        OSError: `target` cannot be written.
         HubError: no address answered within `CONNECT_SECONDS`, refused, stalled, or sent something else.
     """
     problems: list[str] = []
@@ -53,6 +54,8 @@ def download(urls: Sequence[str], target: Path, ways_out: str, progress: Progres
                     raise OSError(f"another file than expected came (MD5 {digest}, expected {md5})")
                 return
         except (OSError, http.client.HTTPException) as error:
+            if is_unwritable(error):
+                raise
             problems.append(f"{url}: {explain(error)}")
     raise HubError(f"{target.name} could not be downloaded: {'; '.join(problems)}. {ways_out}")
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import fcntl
 import math
 import os
+import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
 
-from contract.errors import SettingsError, TlcliError
+from contract.errors import PictureError, SettingsError, WeightsError
+from training.locks import LocksUnsupportedError, try_lock, unshared, wait_for_lock
 
 Embeddings = npt.NDArray[np.float32]
 
@@ -22,6 +24,9 @@ UNFINISHED = ".partial"
 
 _SIZE_VARIABLE = "TLCLI_CACHE_GB"
 _USUAL_SIZE_GB = 10.0
+_GIVEN_UP_S = 86400
+"""Without locks: an unfinished file that has not grown for so long was left by a process that ended."""
+
 _HEADER = np.lib.format
 
 
@@ -97,9 +102,9 @@ class UnfinishedRows:
 def growing_rows(path: Path, rows: int, on_wait: Callable[[], None] = lambda: None) -> Iterator[UnfinishedRows | None]:
     """Write `path` row by row, in a file beside it that becomes `path` when the block ends.
 
-    What a block has written before its process was killed, interrupted, or ran out of room, the next block finds. After one of our
-    own errors nothing is left: what is wrong with a picture or a network is wrong the next time too. One process at a time: another
-    waits, and gets None if the file is whole then.
+    What a block has written before its process was killed, interrupted, or ran out of room, the next block finds. After an error of
+    a picture or of the network nothing is left: it would be wrong the next time too. One process at a time: another waits, and gets
+    None if the file is whole then. Where the file system has no locks, each process writes a file of its own, and all of it.
 
     Args:
         path: of the whole file.
@@ -110,15 +115,14 @@ def growing_rows(path: Path, rows: int, on_wait: Callable[[], None] = lambda: No
         OSError: the folder cannot be made or written to.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(UNFINISHED)
-    with _locked(unfinished, on_wait) as file:
+    with _locked(path.with_suffix(UNFINISHED), on_wait) as (file, unfinished):
         if open_rows(path, rows) is not None:
             unfinished.unlink()
             yield None
             return
         try:
             yield UnfinishedRows(file, rows)
-        except TlcliError:
+        except (PictureError, WeightsError):
             unfinished.unlink()
             raise
         file.flush()
@@ -127,27 +131,26 @@ def growing_rows(path: Path, rows: int, on_wait: Callable[[], None] = lambda: No
 
 
 @contextmanager
-def _locked(path: Path, on_wait: Callable[[], None]) -> Iterator[BinaryIO]:
-    """The file, made if it is not there, open for this process alone. The kernel lets go of it when the process dies.
+def _locked(path: Path, on_wait: Callable[[], None]) -> Iterator[tuple[BinaryIO, Path]]:
+    """Open a file, made if it is not there, for this process alone, until the process ends, however it does.
 
-    The processes that read pictures inherit the lock, and outlive one that is killed by a few seconds.
+    Where the file system has no locks, another file is opened, beside `path`, which no other process knows.
     """
     while True:
-        with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
-            if not _try_lock(file):
-                on_wait()
-                fcntl.flock(file, fcntl.LOCK_EX)
-            if _is_at(file, path):  # else whoever had it has finished, or taken it away
-                yield file
+        with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file, unshared(file.fileno()):
+            try:
+                if not try_lock(file.fileno()):
+                    on_wait()
+                    wait_for_lock(file.fileno())
+            except LocksUnsupportedError:
+                break
+            if _is_at(file, path):  # else the process that had it has finished, or removed it
+                yield file, path
                 return
-
-
-def _try_lock(file: BinaryIO) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+    path.unlink(missing_ok=True)
+    own = path.with_name(f"{path.stem}.{uuid4().hex}{UNFINISHED}")
+    with own.open("x+b") as file:
+        yield file, own
 
 
 def _is_at(file: BinaryIO, path: Path) -> bool:
@@ -179,10 +182,17 @@ def _take_away(path: Path) -> bool:
         if path.suffix != UNFINISHED:
             path.unlink(missing_ok=True)
             return True
-        with path.open("rb") as file:
-            if not _try_lock(file):
+        with path.open("r+b") as file:
+            if _is_being_written(file):
                 return False
-            path.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)  # while nobody else can begin to write it
     except OSError:
         return False
     return True
+
+
+def _is_being_written(unfinished: BinaryIO) -> bool:
+    try:
+        return not try_lock(unfinished.fileno())
+    except LocksUnsupportedError:
+        return time.time() - os.fstat(unfinished.fileno()).st_mtime < _GIVEN_UP_S

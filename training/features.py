@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime
 import torch
 
-from contract.errors import SettingsError, WeightsError
+from contract.errors import ResourceError, WeightsError
 from training.config import cache_dir
 from training.feature_store import Embeddings, UnfinishedRows, growing_rows, most_bytes, open_rows, prune
 from training.frozen_side import frozen_side
@@ -71,7 +71,7 @@ class FeatureCache:
         Raises:
             PictureError: a picture that cannot be read any more.
             WeightsError: features that are no numbers.
-            SettingsError: the cache cannot be written, or its size is set to what is no number.
+            SettingsError: the cache cannot be written (then a ResourceError), or its size is set to what is no number.
         """
         most = most_bytes()
         path = self._path(part, view)
@@ -85,7 +85,7 @@ class FeatureCache:
                     self._compute(part, view, rows, description)
             prune(path.parent, most, self._in_use)
         except OSError as error:
-            raise SettingsError(
+            raise ResourceError(
                 f"{path.parent}: the features cannot be kept: {error.strerror or error}: make room, or set TLCLI_CACHE to another folder"
             ) from error
         computed = open_rows(path, len(part))

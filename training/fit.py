@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from contract.names import printable
 from contract.scanning import describe
 from training import report, resuming
 from training.averaging import snapshot
+from training.batch_norms import require_more_than_one_image
 from training.clock import Clock
 from training.compiling import require_compiler
 from training.config import FinetuneConfig
@@ -22,7 +23,7 @@ from training.data_sheet import data_sheet, write_data_sheet
 from training.datasets import Dataset, load_dataset, save_split
 from training.device import keep_to_usable_cores, torch_device
 from training.features import FeatureCache, View
-from training.full import Listeners, classify_pictures, stage_of_all_layers, train_all
+from training.full import Listeners, classify_pictures, smallest_part, stage_of_all_layers, train_all
 from training.head import classify_embeddings, train_head
 from training.head_search import Features, heads_to_try, search_head, search_size, write_search
 from training.lr_finder import RateCurve, try_rates
@@ -33,13 +34,14 @@ from training.parts import Part
 from training.plan import Plan, resolve_plan
 from training.predictions import predictions, write_predictions
 from training.preprocessing import resolve_preprocessing
-from training.processes import Processes, processes
+from training.processes import Processes, is_first, processes
 from training.progress import ProgressFactory, silent
 from training.rate_plot import draw_rates
 from training.results import EpochRow, Results, score
 from training.run import moved, require_dataset
-from training.run_files import CONFUSION, CURVES, DATA_SHEET, MISTAKES, PREDICTIONS, RELIABILITY, REPORT, SEARCH, SPLIT
+from training.run_files import CONFIG, CONFUSION, CURVES, DATA_SHEET, MISTAKES, PREDICTIONS, RELIABILITY, REPORT, SEARCH, SPLIT
 from training.run_folder import RunConfig, RunFolder, absolute, make_folder, now, read_config, read_results, require_output, versions
+from training.selection import describe_kept
 from training.stage import Best, Position
 from training.tensorboard_log import TensorboardLog, require_tensorboard
 from training.watching import Watcher
@@ -50,10 +52,11 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class RunResult:
-    """A finished run. path: its folder, which `training.run.load_run` reads."""
+    """A finished run. path: its folder, which `training.run.load_run` reads. trained: False if it was finished before."""
 
     path: Path
     results: Results
+    trained: bool = True
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -66,6 +69,7 @@ def finetune(
     progress: ProgressFactory = silent,
     say: Say = lambda _: None,
     watchers: Sequence[Watcher] = (),
+    on_begin: Callable[[Path], None] = lambda _: None,
 ) -> RunResult:
     """Train as `config` says, and write the run folder.
 
@@ -77,6 +81,7 @@ def finetune(
         progress: told of all that lasts.
         say: told, a line at a time, what was resolved, found and reached.
         watchers: told of every epoch and step.
+        on_begin: called with the run's folder as soon as `resume` takes it.
 
     Raises:
         SettingsError: settings that contradict each other or the backbone, a folder that is in use, or nothing to compile with.
@@ -94,7 +99,7 @@ def finetune(
         require_compiler(device)
     with processes(device) as together:
         require_output(config)
-        return _Work(config, plan, device, together, progress, say, watchers).do(None)
+        return _Work(config, plan, device, together, progress, say, watchers, on_begin).do(None)
 
 
 def resume(
@@ -104,12 +109,15 @@ def resume(
     watchers: Sequence[Watcher] = (),
     dataset: str | None = None,
     data_dir: Path | None = None,
+    on_begin: Callable[[Path], None] = lambda _: None,
+    workers: int | None = None,
 ) -> RunResult:
     """Go on with a run that was cut short, from its last whole epoch; on a CPU it ends, to the bit, as if it had not been.
 
     Args:
         path: its folder.
-        progress, say, watchers: see `finetune`.
+        progress, say, watchers, on_begin: see `finetune`.
+        workers: processes that read pictures, which the result does not depend on; None for as many as the run was begun with.
         dataset, data_dir: where the data set lies now, if it has moved; the images must be those that the run began with.
 
     Raises:
@@ -122,18 +130,25 @@ def resume(
     asked = moved(saved.asked, dataset, data_dir)
     results = read_results(path)
     if results is not None:
-        if not (path / REPORT).exists():
-            write_report(path)
-        say(f"{path}: is finished already")
-        return RunResult(path, results)
+        return _finished_before(path, results, say)
     if saved.asked.tensorboard:
         require_tensorboard()
     require_dataset(asked, path)
     device, plan = torch_device(saved.asked.device), resolve_plan(saved.asked)
+    if workers is not None:
+        plan = plan.model_copy(update={"workers": workers})
     if plan.compile:
         require_compiler(device)
     with processes(device) as together:
-        return _Work(asked, plan, device, together, progress, say, watchers).do((path, saved))
+        return _Work(asked, plan, device, together, progress, say, watchers, on_begin).do((path, saved))
+
+
+def _finished_before(path: Path, results: Results, say: Say) -> RunResult:
+    """Complete the report, if that is what was cut short."""
+    if is_first() and not (path / REPORT).exists():
+        write_report(path)
+    say(f"{path}: this run is finished: there is nothing to resume")
+    return RunResult(path, results, trained=False)
 
 
 def find_lr(config: FinetuneConfig, path: Path, progress: ProgressFactory = silent, say: Say = lambda _: None) -> RateCurve:
@@ -152,7 +167,7 @@ def find_lr(config: FinetuneConfig, path: Path, progress: ProgressFactory = sile
     plan = resolve_plan(config)
     if not plan.full_epochs:
         raise SettingsError("--find-lr goes with --mode full: for a head on features, --head-search tries rates")
-    network, dataset, _ = _Work(config, plan, torch_device(config.device), Processes(), progress, say, ()).prepare()
+    network, dataset, _ = _Work(config, plan, torch_device(config.device), Processes(), progress, say).prepare()
     curve = try_rates(stage_of_all_layers(network, dataset, plan, config.seed, Listeners(say=say)), progress)
     draw_rates(curve, path)
     say(f"the loss falls fastest at --lr {curve.suggestion:.1e}; plot in {path}")
@@ -170,7 +185,8 @@ class _Work:
         together: Processes,
         progress: ProgressFactory,
         say: Say,
-        watchers: Sequence[Watcher],
+        watchers: Sequence[Watcher] = (),
+        on_begin: Callable[[Path], None] = lambda _: None,
     ) -> None:
         self._config = config
         self._plan = plan
@@ -179,26 +195,51 @@ class _Work:
         self._progress: ProgressFactory = progress if together.first else silent
         self._say: Say = say if together.first else lambda _: None
         self._watchers = watchers if together.first else ()
+        self._on_begin = on_begin if together.first else lambda _: None
         self._clock = Clock()
 
     def do(self, before: tuple[Path, RunConfig] | None) -> RunResult:
         """`before`: the folder of a run to go on with, and what it holds as its config."""
-        network, dataset, resolved = self.prepare()
-        if before is not None:
-            self._check_it_is_the_same(*before, resolved)
-        folder = RunFolder(self._folder() if before is None else before[0])
-        with folder.claimed() if self._together.first else nullcontext():
-            if before is None and self._together.first:
-                folder.write_config(resolved)
-                save_split(dataset, folder.path / SPLIT)
-                sheet = data_sheet(dataset)
-                write_data_sheet(folder.path / DATA_SHEET, sheet)
-                for warning in sheet.warnings:
-                    self._say(f"warning: {warning}")
-            elif before is not None and self._together.first and before[1].asked != resolved.asked:  # its data set has moved
-                folder.write_config(before[1].model_copy(update={"asked": resolved.asked}))
+        with ExitStack() as claim:
+            if before is None:
+                network, dataset, resolved = self.prepare()
+                folder = self._claimed(self._folder(), claim)
+                if self._together.said_by_first((folder.path / CONFIG).exists()):
+                    raise SettingsError(f"{folder.path}: another process has trained here meanwhile: name a fresh folder with --output")
+                if self._together.first:
+                    folder.write_config(resolved)
+            else:
+                folder = self._claimed(before[0], claim)
+                results = self._together.said_by_first(read_results(folder.path) if self._together.first else None)
+                if results is not None:  # another process did it, while this one was about to begin
+                    return _finished_before(folder.path, results, self._say)
+                self._on_begin(folder.path)
+                network, dataset, resolved = self.prepare()
+                self._check_it_is_the_same(*before, resolved)
+                if self._together.first and before[1].asked != resolved.asked:  # its data set has moved
+                    folder.write_config(before[1].model_copy(update={"asked": resolved.asked}))
+            self._on_begin(folder.path)
+            if self._together.first:
+                self._describe_data(dataset, folder)
             with self._logged(folder):
                 return self._train(network, dataset, resolved, folder, goes_on=before is not None)
+
+    def _claimed(self, path: Path, claim: ExitStack) -> RunFolder:
+        folder = RunFolder(path)
+        if self._together.first:
+            claim.enter_context(folder.claimed(self._say))
+        return folder
+
+    def _describe_data(self, dataset: Dataset, folder: RunFolder) -> None:
+        """Write what the data set is, unless a process that was cut short has; warn of what is odd about it."""
+        if not (folder.path / SPLIT).exists():
+            save_split(dataset, folder.path / SPLIT)
+        if (folder.path / DATA_SHEET).exists():
+            return
+        sheet = data_sheet(dataset)
+        write_data_sheet(folder.path / DATA_SHEET, sheet)
+        for warning in sheet.warnings:
+            self._say(f"warning: {warning}")
 
     def _train(self, network: Network, dataset: Dataset, resolved: RunConfig, folder: RunFolder, goes_on: bool) -> RunResult:
         plan = self._plan
@@ -228,7 +269,7 @@ class _Work:
         if not self._config.tensorboard or not self._together.first:
             yield
             return
-        with closing(TensorboardLog(folder.path)) as log:
+        with closing(TensorboardLog(folder.path, self._say)) as log:
             self._watchers = (*self._watchers, log)
             yield
 
@@ -254,6 +295,8 @@ class _Work:
             ),
             backbone,
         ).to(self._device)
+        if self._plan.full_epochs and smallest_part(len(dataset.train), self._plan) == 1:
+            require_more_than_one_image(network, self._plan.from_scratch)
         _say_what_was_found(config, network, dataset, self._say)
         resolved = RunConfig(
             created=now(),
@@ -339,7 +382,9 @@ class _Work:
         self, network: Network, dataset: Dataset, before: Best | None, folder: RunFolder, unfinished: resuming.Unfinished | None
     ) -> Best:
         first = self._together.first
-        best = Best(snapshot(network)) if before is None else Best(snapshot(network), before.row, rows=before.rows)
+        best = Best(snapshot(network), len(dataset.val))
+        if before is not None:
+            best.row, best.rows = before.row, before.rows
         if unfinished is not None:
             best.row, best.rows = unfinished.best, list(unfinished.rows)
             if unfinished.best.epoch == len(unfinished.rows):  # it may have been cut short before the best was written
@@ -395,6 +440,7 @@ class _Work:
             write_predictions(folder.path / PREDICTIONS, predictions(dataset.val, logits["val"], dataset.classes))
         results = Results(
             best_epoch=best.kept.epoch,
+            best_stage=best.kept.stage,
             stopped=best.stopped or best.ended,
             val=scores["val"],
             test=scores.get("test"),
@@ -406,6 +452,7 @@ class _Work:
             folder.write_results(results)
             resuming.forget(folder.path)
             write_report(folder.path)
+        self._say(f"kept: the network of {describe_kept(best.kept.epoch, best.kept.stage, self._config.mode)}")
         for name, of_part in scores.items():
             self._say(f"{name}: {of_part.top1:.2%} of {of_part.count:,} pictures right, loss {of_part.loss:.4f}")
         self._say(f"run written to {folder.path}, all of it on one page in {folder.path / REPORT}")

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor
 
 from contract.errors import SettingsError
+from training.batch_norms import folded_norms
 from training.loading import batch_count, picture_batches
 from training.mixing import mixing
 from training.network import Network
@@ -98,8 +98,9 @@ def stage_of_all_layers(
         sync_norms(network, device)
     pictures, step_size = len(dataset.train), plan.batch_size * plan.accumulate
     steps = batch_count(pictures, step_size)
-    if pictures // steps < processes.world:
-        raise SettingsError(f"{processes.world} processes share batches of {pictures // steps} pictures: give a larger --batch-size")
+    smallest = smallest_part(pictures, plan)
+    if smallest < processes.world:
+        raise SettingsError(f"{processes.world} processes share batches of {smallest} pictures: give a larger --batch-size")
 
     def batches(epoch: int) -> Batches:
         description = f"Epoch {first + epoch} of {first + plan.full_epochs - 1}"
@@ -116,7 +117,7 @@ def stage_of_all_layers(
                     view=epoch,
                     shuffled=True,
                     share=(processes.rank, processes.world),
-                    parts=plan.accumulate,
+                    part_size=plan.batch_size,
                 ),
                 start=1,
             ):
@@ -145,7 +146,7 @@ def stage_of_all_layers(
         way=Way(
             objective=objective_of(plan.full_label_smoothing, plan, dataset.train.labels, classes, device),
             mixing=mixing(plan.mixup, plan.cutmix, classes),
-            parts=plan.accumulate,
+            part_size=plan.batch_size,
             average=plan.ema,
             precision=Precision(device, plan.amp),
             compiled=plan.compile,
@@ -157,19 +158,6 @@ def stage_of_all_layers(
         on_step=listeners.step,
         say=listeners.say,
     )
-
-
-def folded_norms(network: nn.Module) -> list[nn.Module]:
-    """Batch norms that do nothing in eval mode: their mean 0 and variance 1 were folded into the layers before them.
-
-    To train on a batch's own statistics would make the network another one, and what it learned would be lost.
-    """
-    return [module for module in network.modules() if isinstance(module, _BatchNorm) and _is_folded(module)]
-
-
-def _is_folded(norm: _BatchNorm) -> bool:
-    mean, variance = norm.running_mean, norm.running_var
-    return mean is not None and variance is not None and bool((mean == 0).all()) and bool(((variance - 1).abs() < 1e-3).all())
 
 
 @torch.inference_mode()
@@ -193,3 +181,10 @@ def classify_pictures(
         logits.append(network(network.normalise(images.to(device))).float().cpu())
         advance(len(images))
     return processes.gathered(torch.cat(logits), len(part))
+
+
+def smallest_part(pictures: int, plan: Plan) -> int:
+    """How many of `pictures` training images are run through the network at a time, at least, over all processes."""
+    steps = batch_count(pictures, plan.batch_size * plan.accumulate)
+    sizes = {pictures // steps, -(-pictures // steps)}
+    return min(size // batch_count(size, plan.batch_size) for size in sizes)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from training.averaging import snapshot
+from training.loading import batch_count
 from training.network import Network, apply_classifier
 from training.objective import objective_of
 from training.plan import Plan
@@ -94,7 +95,7 @@ def train_head(
     mean, spread = moments(views)
     head = StandardisedHead(network.classifier, mean, spread).to(device)
     targets, val_targets = torch.from_numpy(labels), torch.from_numpy(val_labels).to(device)
-    steps = -(-len(labels) // plan.batch_size)
+    steps = batch_count(len(labels), plan.batch_size)
 
     def batches(epoch: int) -> Batches:
         view = views[epoch % len(views)]
@@ -111,7 +112,7 @@ def train_head(
         if network.classifier.bias is not None:
             nn.init.zeros_(network.classifier.bias)
     head.eval()
-    best = Best(snapshot(head))
+    best = Best(snapshot(head), len(val_labels))
     objective = objective_of(plan.head_label_smoothing, plan, labels, network.config.num_classes, device)
     stage = Stage(
         name="head",

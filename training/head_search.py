@@ -21,6 +21,7 @@ from training.network import Network, apply_classifier, build
 from training.objective import objective_of
 from training.plan import Plan
 from training.results import EpochRow, loss_and_top1
+from training.selection import is_better
 from training.stage import Best
 
 LR_FACTORS = (1.0, 1 / 3, 3.0)
@@ -99,7 +100,7 @@ def search_head(
     seed: int,
     on_tried: Callable[[Tried], None] = lambda _: None,
 ) -> Searched:
-    """Train heads in several ways, and keep the one that is best on the validation part: by top-1, ties by loss, then the first.
+    """Train heads in several ways, and keep the one that is best on the validation part, see `training.selection`.
 
     Every head is trained by the plan's optimizer at several rates and weight decays; what is one linear layer also by L-BFGS
     to the end, at several strengths of an L2 penalty. A trained setting gives what `train_head` gives with it, to the bit.
@@ -119,19 +120,23 @@ def search_head(
     """
     tried: list[Tried] = []
     found: Searched | None = None
+    highest = 0.0
     for head in heads:
         candidate = with_head(network, head, seed)
         best: _Fit | None = None
+        highest_of_head = 0.0
         for fit in _fits(candidate, features(candidate), labels, val_labels, plan, seed):
             tried.append(fit.tried)
             on_tried(fit.tried)
-            if best is None or fit.rank > best.rank:
+            if is_better(fit.tried, None if best is None else best.tried, highest_of_head, len(val_labels)):
                 best = fit
+            highest_of_head = max(highest_of_head, fit.tried.val_top1)
         if best is None:
             continue
         candidate.classifier.load_state_dict(best.state)
-        if found is None or best.rank > _rank(found.chosen):
+        if is_better(best.tried, None if found is None else found.chosen, highest, len(val_labels)):
             found = Searched(candidate, best.best, best.tried, ())
+        highest = max(highest, best.tried.val_top1)
     if found is None:
         raise SettingsError("the loss of every head that was tried was no number: try a smaller --lr")
     return replace(found, tried=tuple(tried))
@@ -179,14 +184,6 @@ class _Fit(NamedTuple):
     best: Best
     state: State
 
-    @property
-    def rank(self) -> tuple[float, float]:
-        return _rank(self.tried)
-
-
-def _rank(tried: Tried) -> tuple[float, float]:
-    return tried.val_top1, -tried.val_loss
-
 
 def _fits(network: Network, features: Features, labels: Labels, val_labels: Labels, plan: Plan, seed: int) -> Iterator[_Fit]:
     first = snapshot(network.classifier)
@@ -233,7 +230,7 @@ def _logistic_fits(network: Network, features: Features, labels: Labels, val_lab
         tried = Tried(network.config.head, "lbfgs", None, None, fitted.l2, 1, val_top1, val_loss)
         state = snapshot(layer)
         row = EpochRow("head", 1, 0.0, fitted.loss, top1, val_loss, val_top1, 0.0)
-        yield _Fit(tried, Best(state, row, rows=[row]), state)
+        yield _Fit(tried, Best(state, len(val_labels), row, rows=[row]), state)
 
 
 @torch.no_grad()

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
 
 import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from contract.errors import PictureError
+from contract.errors import PictureError, ResourceError
 from contract.preprocessing import Preprocessing
 from training.parts import Part
 from training.transforms import Augmentation, PictureDataset
+from training.workers import begin_worker, problem_of_workers, starting_workers
 
 _FEWEST_FOR_WORKERS = 128
 """Starting processes costs more than reading fewer pictures than this."""
 
 
 def batch_count(pictures: int, batch_size: int) -> int:
-    """How many batches `pictures` make."""
-    return -(-pictures // batch_size)
+    """How many batches of about equal size `pictures` make, of at most `batch_size` each.
+
+    None has a single image, of which some batch norms can make nothing, unless `batch_size` is 1: an odd number in batches of 2
+    makes one of 3.
+    """
+    fewest = -(-pictures // batch_size)
+    return fewest if batch_size == 1 else max(1, min(fewest, pictures // 2))
 
 
 def picture_batches(
@@ -33,7 +40,7 @@ def picture_batches(
     view: int = 0,
     shuffled: bool = False,
     share: tuple[int, int] = (0, 1),
-    parts: int = 1,
+    part_size: int | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Images uint8 `[N, H, W, 3]` and labels int64 `[N]`, each picture once.
 
@@ -43,26 +50,39 @@ def picture_batches(
     Args:
         part: the pictures.
         preprocessing: the evaluation's; and the size of what is augmented.
-        batch_size: at most.
+        batch_size: at most, see `batch_count`.
         workers: processes; few pictures are read in this one.
         augmentation: in place of the evaluation transform.
         seed, view: of the augmentation's draws and of the order; epochs are views.
         shuffled: in random order; otherwise in the part's.
         share: (r, n): of each part of a batch the r-th picture and every n-th from there.
-        parts: that each batch is run in.
+        part_size: each batch is run in parts of at most this size, see `batch_count`; None for one part.
 
     Raises:
         PictureError: a picture that cannot be read any more.
+        ResourceError: a worker was killed, or there is no memory for it.
     """
     dataset = PictureDataset(part, preprocessing, augmentation, seed, view)
     order = np.random.default_rng([seed, view]).permutation(len(part)) if shuffled else np.arange(len(part))
     rank, world = share
     whole = np.array_split(order, batch_count(len(part), batch_size))
-    batches = [[index for some in np.array_split(indices, parts) for index in some[rank::world].tolist()] for indices in whole]
-    loader = DataLoader(dataset, batch_sampler=batches, num_workers=workers if len(part) >= _FEWEST_FOR_WORKERS else 0)
+    batches = []
+    for indices in whole:
+        parts = batch_count(len(indices), part_size or len(indices))
+        batches.append([index for some in np.array_split(indices, parts) for index in some[rank::world].tolist()])
+    few = len(part) < _FEWEST_FOR_WORKERS
+    loader = DataLoader(dataset, batch_sampler=batches, num_workers=0 if few else workers, worker_init_fn=begin_worker)
+    started: list[BaseProcess] = []
     try:
-        for images, labels, _ in loader:
+        with starting_workers(started):
+            loaded = iter(loader)
+        for images, labels, _ in loaded:
             yield images, labels
     except PictureError as error:
         # A worker's error arrives with its whole traceback as its text; the message is the last line.
         raise PictureError(str(error).strip().splitlines()[-1].removeprefix("contract.errors.PictureError: ")) from error
+    except (RuntimeError, OSError, EOFError, MemoryError) as error:
+        problem = problem_of_workers(error, started)
+        if problem is None:
+            raise
+        raise ResourceError(problem) from error

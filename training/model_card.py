@@ -19,6 +19,7 @@ from training.listing import one_line
 from training.record import Record, read_record
 from training.results import Scores
 from training.run import Run
+from training.selection import RULE, describe_kept
 from training.significance import wilson_interval
 
 MODEL_CARD = "README.md"
@@ -76,7 +77,7 @@ def model_card(run: Run, description: Description) -> str:
     }
     text = "".join(f"\n## {title}\n\n{body}\n" for title, body in sections.items() if body)
     header = "".join(f"{line}\n" for line in _header(run, description))
-    return f"---\n{header}---\n\n{_OURS}\n\n# {_escaped(description.name)}\n\n{_what_it_is(run, description)}\n{text}"
+    return f"---\n{header}---\n\n{_OURS}\n\n# {_escaped(description.name)}\n\n{_what_it_is(run, description, record.best_stage)}\n{text}"
 
 
 def write_model_card(folder: Path, run: Run, description: Description) -> Path | None:
@@ -124,13 +125,15 @@ def _header(run: Run, description: Description) -> Iterable[str]:
             yield f"    - type: {kind}\n      name: {name}\n      value: {json.dumps(round(value, 6))}"
 
 
-def _what_it_is(run: Run, description: Description) -> str:
+def _what_it_is(run: Run, description: Description, stage: str | None) -> str:
     network, size = run.network_config, description.preprocessing
     parameters = sum(tensor.numel() for tensor in run.network.parameters())
     how = {
         "feature-extraction": "Its head was trained on the frozen features of the backbone",
         "full": "All of its layers were trained",
     }[run.config.mode]
+    if run.config.mode == "full" and stage == "head":
+        how = "Training all of its layers did no better than its head alone, trained on the frozen features of the backbone, which was kept"
     start = {"none": "random weights", "pretrained": "the backbone's published weights"}.get(
         run.config.weights, f"the weights of {_code(Path(run.config.weights).name)}"
     )
@@ -188,10 +191,10 @@ def _procedure(run: Run, record: Record) -> str:
     rows = [[_code(name), _told(value)] for name, value in settings.items() if value not in ({}, (), [])]
     versions = ", ".join(f"{name} {version}" for name, version in record.config.versions.items())
     stopped = f" Training ended early: {_escaped(run.results.stopped)}." if run.results.stopped else ""
+    kept = describe_kept(run.results.best_epoch, record.best_stage, run.config.mode)
     return "\n\n".join(
         (
-            f"The network of epoch {run.results.best_epoch} was kept, the one with the highest validation accuracy, ties by loss.{stopped}"
-            f" The run took {record.seconds:,.0f} s ({record.config.device}).",
+            f"Kept was the network of {kept}. It has {RULE}.{stopped} The run took {record.seconds:,.0f} s ({record.config.device}).",
             _table(["setting", "value"], rows, escaped=True),
             "Made by:",
             f"```sh\n{finetune_command(record.config.asked | public)}\n```",

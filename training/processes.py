@@ -11,6 +11,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, distributed
 
+from training.orphans import end_with_parent
+
 T = TypeVar("T")
 
 
@@ -87,6 +89,8 @@ def processes(device: torch.device) -> Iterator[Processes]:
     if world == 1:
         yield Processes()
         return
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent()  # `torchrun` ends its processes, unless it is killed itself
     me = Processes(int(os.environ["RANK"]), world, int(os.environ.get("LOCAL_RANK", "0")))
     if device.type == "cuda":
         torch.cuda.set_device(me.local)

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from contract.errors import NotFoundError, SettingsError
 from contract.names import from_csv_cell
 from training.calibration import Calibration
+from training.command_line import resume_command
 from training.run_files import CONFIG, METRICS, PREDICTIONS, RESULTS
 
 Kept = TypeVar("Kept", bound=BaseModel)
@@ -107,6 +108,7 @@ class KeptResults(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     best_epoch: int
+    best_stage: str | None = None
     stopped: str | None = None
     val: Figures
     test: Figures | None = None
@@ -134,6 +136,12 @@ class Record:
     def settings(self) -> dict[str, Any]:
         """All that was asked for; what was left open, with what it came to, in the stage of all layers if there was one."""
         return {name: self._resolved(name) if value is None else value for name, value in self.config.asked.items()}
+
+    @property
+    def best_stage(self) -> str | None:
+        """The stage that the kept epoch belongs to: `head` or `full`; None where no file tells."""
+        of_epochs = {one.epoch: one.stage for one in self.epochs}
+        return self.results.best_stage or of_epochs.get(self.results.best_epoch)
 
     @property
     def seconds(self) -> float:
@@ -172,7 +180,7 @@ def read_record(path: str | Path) -> Record:
         raise NotFoundError(f"{path}: no such folder: give a run's folder, such as one under runs/")
     missing = [name for name in (CONFIG, RESULTS) if not (path / name).is_file()]
     if missing:
-        way_out = "run `tlcli finetune` again" if CONFIG in missing else f"`tlcli finetune --resume {path}` goes on with it"
+        way_out = "run `tlcli finetune` again" if CONFIG in missing else f"{resume_command(path)} resumes it"
         raise NotFoundError(f"{path}: no finished run ({', '.join(missing)} missing): {way_out}")
     return Record(
         path=path,

@@ -73,7 +73,8 @@ class Scores(BaseModel):
 class Results(BaseModel):
     """`results.json`.
 
-    best_epoch: the one whose network was kept: highest validation top-1, ties by loss.
+    best_epoch, best_stage: the epoch whose network was kept (`training.selection`), and the stage it belongs to: after one of `head`
+        the backbone's weights are those it began with. best_stage is None in files of earlier versions.
     stopped: why training ended before its last epoch, or None.
     seconds: what each stage took. pictures: how many each part has. left_out: pictures that could not be read.
     """
@@ -81,6 +82,7 @@ class Results(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     best_epoch: int
+    best_stage: Stage | None = None
     stopped: str | None
     val: Scores
     test: Scores | None

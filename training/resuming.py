@@ -12,8 +12,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from contract.errors import SettingsError, WeightsError
+from contract.errors import ResourceError, WeightsError
 from contract.files import whole_file
+from training.command_line import resume_command
 from training.results import EpochRow
 from training.stage import Best, Position
 
@@ -33,7 +34,7 @@ def keep(folder: Path, position: Position, best: Best) -> None:
     """Write where a run is.
 
     Raises:
-        SettingsError: it cannot be written; what was written before is still there.
+        ResourceError: it cannot be written; what was written before is still there.
     """
     tensors: dict[str, Tensor] = {}
     slots: dict[str, dict[str, Any]] = {}
@@ -63,9 +64,9 @@ def keep(folder: Path, position: Position, best: Best) -> None:
         with whole_file(folder / FILE) as temporary:
             safetensors.torch.save_file(plain, temporary, metadata={"tlcli": json.dumps(document)})
     except (OSError, SafetensorError) as error:
-        raise SettingsError(
-            f"{folder}: epoch {best.rows[-1].epoch} cannot be saved: {getattr(error, 'strerror', None) or error}: make room, then"
-            f" `tlcli finetune --resume {folder}` goes on after the last one that could"
+        raise ResourceError(
+            f"{folder / FILE}: epoch {best.rows[-1].epoch} cannot be saved: {getattr(error, 'strerror', None) or error}: make room, then"
+            f" {resume_command(folder)} resumes after the last one that could"
         ) from error
 
 

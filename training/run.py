@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 
 from contract.errors import DatasetError, NotFoundError, WeightsError
 from contract.names import printable
+from training.command_line import resume_command
 from training.config import FinetuneConfig
 from training.network import Network, NetworkConfig, build
 from training.parts import Dataset
@@ -90,7 +91,7 @@ def load_run(path: str | Path) -> Run:
         raise NotFoundError(f"{path}: no such folder: give a run's folder, such as one under {RUNS}/")
     missing = [name for name in (CONFIG, RESULTS, CHECKPOINT) if not (path / name).is_file()]
     if missing:
-        way_out = "run `tlcli finetune` again" if CONFIG in missing else f"`tlcli finetune --resume {path}` goes on with it"
+        way_out = "run `tlcli finetune` again" if CONFIG in missing else f"{resume_command(path)} resumes it"
         raise NotFoundError(f"{path}: no finished run ({', '.join(missing)} missing): {way_out}")
     config = read_config(path)
     network = build(config.network)

@@ -8,3 +8,5 @@ CURVES, CONFUSION, RELIABILITY, MISTAKES = "curves.png", "confusion_matrix.png",
 REPORT, SEARCH = "report.html", "head_search.csv"
 TENSORBOARD = "tensorboard"
 """A folder: TensorBoard names its files itself."""
+LOCK = ".lock"
+"""Only on a file system that cannot lock a folder. It stays: who removed it could remove the one that another process has just locked."""

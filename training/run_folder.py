@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import csv
-import fcntl
 import os
 import platform
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from itertools import count
@@ -25,11 +24,12 @@ from contract.errors import NotFoundError, SettingsError, WeightsError
 from contract.files import sweep, whole_file
 from contract.names import printable
 from training.config import FinetuneConfig
+from training.locks import LocksUnsupportedError, try_lock, unshared
 from training.named import KNOWN
 from training.network import NetworkConfig
 from training.plan import Plan
 from training.results import EpochRow, Results
-from training.run_files import CHECKPOINT, CONFIG, METRICS, RESULTS, TIMINGS
+from training.run_files import CHECKPOINT, CONFIG, LOCK, METRICS, RESULTS, TIMINGS
 
 RUNS = Path("runs")
 
@@ -66,22 +66,43 @@ class RunFolder:
         self.path = path
 
     @contextmanager
-    def claimed(self) -> Iterator[None]:
-        """Nobody else may claim the folder within the block; what a process that was killed has left unfinished in it is removed.
+    def claimed(self, say: Callable[[str], None] = lambda _: None) -> Iterator[None]:
+        """Keep other processes from claiming the folder within the block; first remove what a killed process left unfinished in it.
+
+        The claim ends with this process, whatever processes it has started.
+
+        Args:
+            say: told if the file system has no locks: then nothing keeps other processes out.
 
         Raises:
-            SettingsError: it is claimed.
+            SettingsError: another process has claimed it, or it cannot be opened.
         """
-        opened = os.open(self.path, os.O_RDONLY)
-        try:
+        with ExitStack() as opened:
             try:
-                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)  # given up with the process, however that ends
+                claimed = self._lock(opened)
+            except LocksUnsupportedError as error:
+                say(f"warning: {self.path}: cannot be locked ({error.strerror}): let no other process resume this run meanwhile")
+                claimed = True
             except OSError as error:
-                raise SettingsError(f"{self.path}: another process is training here: wait for it, or stop it") from error
+                raise SettingsError(f"{self.path}: cannot be opened: {error.strerror}: check its permissions") from error
+            if not claimed:
+                raise SettingsError(f"{self.path}: another process is training here: wait for it, or stop it")
             sweep(self.path)
             yield
-        finally:
-            os.close(opened)
+
+    def _lock(self, opened: ExitStack) -> bool:
+        """Lock the folder itself, which leaves no file behind; NFS locks nothing but files that are open for writing."""
+        try:
+            return try_lock(self._open_in(opened, self.path, os.O_RDONLY))
+        except LocksUnsupportedError:
+            return try_lock(self._open_in(opened, self.path / LOCK, os.O_RDWR | os.O_CREAT))
+
+    @staticmethod
+    def _open_in(opened: ExitStack, path: Path, flags: int) -> int:
+        descriptor = os.open(path, flags, 0o666)
+        opened.callback(os.close, descriptor)
+        opened.enter_context(unshared(descriptor))
+        return descriptor
 
     def write_config(self, config: RunConfig) -> None:
         """What was asked and resolved, before training begins."""

@@ -18,6 +18,7 @@ from training.config import Schedule
 from training.rates import rate_factor
 from training.results import EpochRow
 from training.results import Stage as StageName
+from training.selection import is_better
 from training.step import Steps, Way
 from training.unfreezing import GradualUnfreezing, frozen_norms
 
@@ -64,13 +65,15 @@ class Stage:
 
 @dataclass
 class Best:
-    """The best epoch of a stage: highest validation top-1, ties by loss.
+    """The best epoch so far, see `training.selection`.
 
-    state: the model's weights after it. row: its figures, None before there is one. rows: of every epoch.
+    state: the model's weights after it. val_count: validation images. row: its figures, None before there is one.
+    rows: of every epoch.
     stopped: why training cannot go on. ended: why it had no need to.
     """
 
     state: State
+    val_count: int
     row: EpochRow | None = None
     stopped: str | None = None
     ended: str | None = None
@@ -84,8 +87,9 @@ class Best:
 
     def note(self, row: EpochRow, model: nn.Module) -> bool:
         """Keep the model's weights if `row` is the best so far, and answer whether it is."""
+        highest = max((one.val_top1 for one in self.rows), default=0.0)
         self.rows.append(row)
-        if self.row is not None and (row.val_top1, -row.val_loss) <= (self.row.val_top1, -self.row.val_loss):
+        if not is_better(row, self.row, highest, self.val_count):
             return False
         self.row, self.state = row, snapshot(model)
         return True

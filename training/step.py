@@ -14,7 +14,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from contract.errors import SettingsError
+from training.batch_norms import has_batch_norms, refuse_lone_image
 from training.compiling import refuse_uncompiled
+from training.loading import batch_count
 from training.mixing import Mixing
 from training.objective import Objective
 from training.precision import Precision
@@ -27,7 +29,8 @@ class Way:
     """How steps are taken.
 
     objective: what is minimised. mixing: of each batch.
-    parts: that a batch is run in, one after the other, its gradients added up.
+    part_size: a batch of more images than this, over all processes, is run in parts, one after the other, their gradients added up.
+        None for no limit.
     average: decay of the weights' moving average; None for none.
     precision: None for float32. compiled: by `torch.compile`.
     processes: each takes the step with its share of the batch.
@@ -36,7 +39,7 @@ class Way:
 
     objective: Objective = Objective()  # noqa: RUF009  # immutable
     mixing: Mixing | None = None
-    parts: int = 1
+    part_size: int | None = None
     average: float | None = None
     precision: Precision | None = None
     compiled: bool = False
@@ -67,7 +70,7 @@ class Steps:
         self._optimizer = optimizer
         self._way = way
         self._say = say
-        self._parts = way.parts
+        self._fewest = 1
         self._precision = way.precision or Precision(torch.device("cpu"), "off")
         self._runs: nn.Module | None = None
 
@@ -83,7 +86,8 @@ class Steps:
         """Step `number`, from 0, with this process's share of the batch: inputs of the model, labels int64 `[n]`.
 
         Raises:
-            SettingsError: not even one picture at a time fits into the memory, or the network cannot be compiled.
+            SettingsError: not even one picture at a time fits into the memory, the network cannot be compiled, or a batch norm needs
+                more than one image.
         """
         while True:
             try:
@@ -94,6 +98,9 @@ class Steps:
                         refuse_uncompiled(error)
                     raise
                 self._divide(len(labels), str(error).splitlines()[0])  # the next try is outside of this one's frames
+            except ValueError as error:
+                refuse_lone_image(error)
+                raise
             if inputs.is_cuda:
                 torch.cuda.empty_cache()
 
@@ -107,7 +114,7 @@ class Steps:
         self._optimizer.zero_grad(set_to_none=True)
         weight = way.processes.total(way.objective.weight(targets))
         sums = torch.zeros(3, dtype=torch.float64, device=labels.device)
-        count = min(self._parts, len(labels))
+        count = self._parts(len(labels))
         parts = list(zip(inputs.tensor_split(count), targets.tensor_split(count), labels.tensor_split(count), strict=True))
         for part, (some, wanted, classes) in enumerate(parts):
             with self._alone(part + 1 < len(parts)):
@@ -135,10 +142,20 @@ class Steps:
 
     def _divide(self, pictures: int, reason: str) -> None:
         self._optimizer.zero_grad(set_to_none=True)
-        if self._parts >= pictures or self._way.processes.world > 1:
+        parts = self._parts(pictures)
+        if parts >= pictures or self._way.processes.world > 1:
             raise SettingsError(f"the memory does not suffice ({reason}): try a smaller --batch-size, --image-size or network")
-        self._parts = min(2 * self._parts, pictures)
-        self._say(f"out of memory: each batch is now run in {self._parts} parts, which changes nothing else")
+        self._fewest = min(2 * parts, pictures)
+        kept = "and batch norms see one at a time" if has_batch_norms(self._model) else "which changes nothing else"
+        self._say(f"out of memory: each batch is now run in {self._fewest} parts, {kept}")
+
+    def _parts(self, pictures: int) -> int:
+        """How many parts a batch is run in, of which this process has `pictures`; the same in all processes."""
+        size = self._way.part_size
+        if size is None:
+            return min(self._fewest, pictures)
+        whole = int(self._way.processes.total(torch.tensor(pictures)))
+        return min(max(batch_count(whole, size), self._fewest), pictures)
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

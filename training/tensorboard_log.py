@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -15,36 +18,68 @@ class TensorboardLog:
     """A `training.watching.Watcher` that writes to `<run>/tensorboard`; what it was told of an epoch is there when `epoch` returns.
 
     `loss` and `top1` are charts with a curve each for `train` and `val`, over the epochs, as are `lr` and `seconds`; `loss_of_step` is the
-    loss of each step of the stage of all layers.
+    loss of each step of the stage of all layers. A log that cannot be written any more does not stop the training.
     """
 
-    def __init__(self, run: Path) -> None:
-        """`run`: its folder.
+    def __init__(self, run: Path, say: Callable[[str], None] = lambda _: None) -> None:
+        """`run`: its folder. `say`: told if the log cannot be written.
 
         Raises:
             SettingsError: TensorBoard is not installed.
-            OSError: the folder cannot be written to.
         """
         create = _summary_writer()
-        self._train, self._val = (cast("_Writer", create(str(run / TENSORBOARD / part))) for part in ("train", "val"))
+        self._folder = run / TENSORBOARD
+        self._say = say
+        self._writes = True
+        self._writers: dict[str, _Writer] = {}
+        threading.excepthook = _quiet_about_writers(threading.excepthook)
+        with self._unless_it_fails():
+            for part in ("train", "val"):
+                self._writers[part] = cast("_Writer", create(str(self._folder / part)))
 
     def epoch(self, row: EpochRow, is_best: bool) -> None:
         """See `training.watching.Watcher`."""
-        for name, value in (("loss", row.train_loss), ("top1", row.train_top1), ("lr", row.lr), ("seconds", row.seconds)):
-            self._train.add_scalar(name, value, row.epoch)
-        for name, value in (("loss", row.val_loss), ("top1", row.val_top1)):
-            self._val.add_scalar(name, value, row.epoch)
-        self._train.flush()
-        self._val.flush()
+        with self._unless_it_fails():
+            for name, value in (("loss", row.train_loss), ("top1", row.train_top1), ("lr", row.lr), ("seconds", row.seconds)):
+                self._add("train", name, value, row.epoch)
+            for name, value in (("loss", row.val_loss), ("top1", row.val_top1)):
+                self._add("val", name, value, row.epoch)
+            for writer in self._writers.values() if self._writes else ():
+                writer.flush()
 
     def step(self, number: int, loss: float) -> None:
         """See `training.watching.Watcher`."""
-        self._train.add_scalar("loss_of_step", loss, number)
+        with self._unless_it_fails():
+            self._add("train", "loss_of_step", loss, number)
 
     def close(self) -> None:
         """Nothing more will come."""
-        self._train.close()
-        self._val.close()
+        for writer in self._writers.values():
+            with self._unless_it_fails():
+                writer.close()
+
+    def _add(self, part: str, name: str, value: float, at: int) -> None:
+        if self._writes:
+            self._writers[part].add_scalar(name, value, at)
+
+    @contextmanager
+    def _unless_it_fails(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if self._writes:
+                self._say(f"warning: {self._folder}: {error.strerror or error}: TensorBoard's log ends here, the training goes on")
+            self._writes = False
+
+
+def _quiet_about_writers(otherwise: Callable[[Any], Any]) -> Callable[[Any], None]:
+    """TensorBoard's thread keeps its error for the next call, and prints its traceback as well."""
+
+    def hook(ended: Any) -> None:
+        if type(ended.thread).__name__ != "_AsyncWriterThread" or not isinstance(ended.exc_value, OSError):
+            otherwise(ended)
+
+    return hook
 
 
 def require_tensorboard() -> None:

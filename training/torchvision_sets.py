@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from training.arrays import Indexed, PairsOfTorchvision, list_arrays
 from training.downloads import download
 from training.listing import Listing
 from training.progress import ProgressFactory
+from training.staging import temporary_folder
 
 DatasetClass = Callable[..., Any]
 """A class of `torchvision.datasets` in the manner of CIFAR10 or MNIST."""
@@ -40,8 +40,7 @@ def fetch(dataset: DatasetClass, root: Path, ways_out: str, progress: ProgressFa
         HubError: see `training.downloads.download`.
     """
     root.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(dir=root, prefix=".download."))
-    try:
+    with temporary_folder(root, ".download.") as staging:
         for urls, place, md5 in _archives(dataset):
             download(urls, staging / place, ways_out, progress, md5)
         try:
@@ -53,8 +52,6 @@ def fetch(dataset: DatasetClass, root: Path, ways_out: str, progress: ProgressFa
         own = own_folder(dataset)
         shutil.rmtree(root / own, ignore_errors=True)
         os.rename(staging / own, root / own)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def list_torchvision(dataset: DatasetClass, root: Path, where: str, classes: Sequence[str] | None = None) -> Listing:

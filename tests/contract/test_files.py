@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from contract.errors import SettingsError
-from contract.files import fresh_folder, whole_file
+from contract.files import fresh_folder, is_unwritable, whole_file
 
 
 def test_written_when_the_block_ends(tmp_path: Path) -> None:
@@ -70,3 +71,50 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
     assert fresh_folder(tmp_path / "a" / "out") == tmp_path / "a" / "out-4", "what a run beside this one has made is not shared"
     with pytest.raises(SettingsError, match="out-3: is a file, a folder was expected: name another"):
         fresh_folder(tmp_path / "a" / "out-3")
+
+
+CANNOT = ["ENOSPC", "EDQUOT", "EROFS", "EACCES", "EFBIG", "EIO"]
+
+
+@pytest.mark.parametrize("name", CANNOT)
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, name: str) -> None:
+    """The system's error of a `write` names no file."""
+    number = getattr(errno, name)
+    target = tmp_path / "metrics.csv"
+    with pytest.raises(OSError) as told, whole_file(target):
+        raise OSError(number, os.strerror(number))
+    assert (told.value.errno, told.value.filename) == (number, str(target))
+    assert is_unwritable(told.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["Error while serializing: I/O error: No space left on device (os error 28)", "IoError(Os { code: 28, kind: StorageFull })"],
+)
+def test_an_error_of_another_library_is_the_systems(tmp_path: Path, text: str) -> None:
+    with pytest.raises(OSError, match="No space left on device") as told, whole_file(tmp_path / "checkpoint.safetensors"):
+        raise RuntimeError(text)
+    assert told.value.filename == str(tmp_path / "checkpoint.safetensors")
+
+
+def test_an_error_that_names_another_file_or_none_of_the_disks_stays_as_it_is(tmp_path: Path) -> None:
+    for error in (
+        OSError(errno.EACCES, "Permission denied", "/data/other.jpg"),
+        ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"),
+        TimeoutError("no answer"),
+        ValueError("no number"),
+    ):
+        with pytest.raises(type(error)) as told, whole_file(tmp_path / "a"):
+            raise error
+        assert told.value is error
+
+
+def test_a_folder_that_is_read_only_is_told_by_the_files_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(dir: Path, prefix: str, suffix: str) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(Path(dir) / f"{prefix}x{suffix}"))
+
+    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    with pytest.raises(OSError) as told, whole_file(tmp_path / "results.json"):
+        pass
+    assert told.value.filename == str(tmp_path / "results.json")

@@ -20,7 +20,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return finetune(config(home / "data", home / "run", mode="full", epochs=1)).path
 
 
-@pytest.mark.parametrize("given", [{}, {"epochs": 1, "mode": "full", "image_size": 32}, {"weights": "none"}])
+@pytest.mark.parametrize("given", [{}, {"epochs": 1, "mode": "full", "image_size": 32}, {"weights": "none"}, {"workers": 7}])
 def test_what_a_run_was_begun_with_may_be_said_again(run: Path, given: dict[str, Any]) -> None:
     check_same_settings(run, given, None)
 

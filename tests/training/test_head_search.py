@@ -81,9 +81,9 @@ def test_what_is_best_in_validation_is_kept() -> None:
     for head in ("linear", "mlp:8"):
         found = search(network_with(head), (head,))
         best = max(one.val_top1 for one in found.tried)
-        of_best = [one for one in found.tried if one.val_top1 == best]
-        assert found.chosen.val_top1 == best
-        assert found.chosen.val_loss == min(one.val_loss for one in of_best)
+        noise = np.sqrt(best * (1 - best) / len(VAL_LABELS))
+        near = [one for one in found.tried if one.val_top1 >= best - noise]
+        assert found.chosen.val_loss == min(one.val_loss for one in near)
         top1, loss = figures(found.network)
         assert top1 == found.chosen.val_top1
         assert loss == pytest.approx(found.chosen.val_loss, rel=1e-4)

@@ -240,3 +240,19 @@ def test_it_tells_what_smaller_numbers_cost(run: Run, card: str) -> None:
     assert "On 1,234 pictures (my_pets, validation part) 98.25 % are right, in float32 98.50 %; the first class is the same" in told
     assert "for 99.25 %" in told
     assert table(text, "map", "mean", "median") == [["gradcam", "0.9768", "–"]]
+
+
+def test_a_kept_epoch_of_the_head_alone_is_not_called_training_of_all_layers(run: Run) -> None:
+    full = dataclasses.replace(run, config=run.config.model_copy(update={"mode": "full"}))
+    for stage, said in (
+        ("full", "All of its layers were trained"),
+        ("head", "Training all of its layers did no better than its head alone"),
+    ):
+        results = (run.path / "results.json").read_text()
+        try:
+            (run.path / "results.json").write_text(run.results.model_copy(update={"best_stage": stage}).model_dump_json())
+            card = model_card(full, describe(run))
+        finally:
+            (run.path / "results.json").write_text(results)
+        assert said in card
+        assert ("so the backbone's weights are those it began with" in card) == (stage == "head")

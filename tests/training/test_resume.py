@@ -17,6 +17,7 @@ from tests.training.tiny import config, put_colours, put_picture_of
 from training import RunResult, finetune, load_run, resume
 from training.config import FinetuneConfig
 from training.results import EpochRow
+from training.run_folder import RunFolder
 from training.weights import load_backbone
 
 
@@ -129,8 +130,9 @@ def test_a_finished_run_is_left_as_it_is(colours: Path, tmp_path: Path) -> None:
     said: list[str] = []
     whole = finetune(config(colours, tmp_path / "run", epochs=1))
     before = left_by(whole.path)
-    assert resume(whole.path, say=said.append).results == whole.results
-    assert said == [f"{whole.path}: is finished already"]
+    again = resume(whole.path, say=said.append)
+    assert (again.results, again.trained, whole.trained) == (whole.results, False, True)
+    assert said == [f"{whole.path}: this run is finished: there is nothing to resume"]
     assert left_by(whole.path) == before
 
 
@@ -218,7 +220,8 @@ def test_a_full_disk_loses_nothing_already_saved(colours: Path, tmp_path: Path) 
     command = [sys.executable, "-c", FULL_DISK, str(colours), str(tmp_path / "cut")]
     told = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]).stdout
     assert "epoch 3 cannot be saved" in told
-    assert f"`tlcli finetune --resume {tmp_path / 'cut'}` goes on after the last one that could" in told
+    assert f"{tmp_path / 'cut' / 'resume.safetensors'}: epoch 3 cannot be saved: File too large: make room, then" in told
+    assert f"`tlcli finetune --resume {tmp_path / 'cut'}` resumes after the last one that could" in told
     assert [path.name for path in (tmp_path / "cut").iterdir() if path.name.startswith(".")] == []
     resume(tmp_path / "cut")
     assert left_by(tmp_path / "cut") == left_by(whole.path)
@@ -251,3 +254,42 @@ def test_a_run_whose_data_set_moved_goes_on_and_is_exported_from_the_new_place(t
     with pytest.raises(DatasetError, match="its pictures are not those that"):
         load_run(path).on(str(other)).dataset()
     assert len(load_run(path).on(str(tmp_path / "third")).dataset().train) > 0
+
+
+def test_a_run_that_another_process_trains_is_refused_before_its_images_are_read(cut: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.fit.load_dataset", lambda *_: pytest.fail("the data set was read"))
+    begun: list[Path] = []
+    with RunFolder(cut).claimed(), pytest.raises(SettingsError, match="cut: another process is training here: wait for it, or stop it"):
+        resume(cut, on_begin=begun.append)
+    assert begun == []
+
+
+def test_a_run_that_another_process_has_just_finished_is_left_alone(cut: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is still unfinished at the first look, and finished once it can be claimed."""
+    results = resume(cut).results
+    before = left_by(cut)
+    looks = [None, results]
+    monkeypatch.setattr("training.fit.read_results", lambda path: looks.pop(0))
+    again = resume(cut)
+    assert (again.results, again.trained, looks) == (results, False, [])
+    assert left_by(cut) == before
+
+
+def test_a_folder_that_another_process_has_just_filled_is_left_alone(
+    colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = finetune(config(colours, tmp_path / "run", epochs=1)).path
+    before = left_by(run)
+    monkeypatch.setattr("training.run_folder.require_output", lambda config: None)
+    monkeypatch.setattr("training.fit.require_output", lambda config: None)
+    with pytest.raises(SettingsError, match="run: another process has trained here meanwhile: name a fresh folder with --output"):
+        finetune(config(colours, run, epochs=1))
+    assert left_by(run) == before
+
+
+def test_what_a_kill_kept_from_being_written_first_is_written_by_resume(cut: Path) -> None:
+    written = {name: (cut / name).read_bytes() for name in ("split.json", "data_sheet.json")}
+    for name in written:
+        (cut / name).unlink()
+    resume(cut, workers=3)
+    assert {name: (cut / name).read_bytes() for name in written} == written

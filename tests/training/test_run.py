@@ -117,7 +117,7 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
 
 def test_a_run_that_did_not_finish_names_what_is_missing(copy: Path) -> None:
     (copy / "results.json").unlink()
-    with pytest.raises(NotFoundError, match=r"copy: no finished run \(results.json missing\): `tlcli finetune --resume .*copy` goes on"):
+    with pytest.raises(NotFoundError, match=r"copy: no finished run \(results.json missing\): `tlcli finetune --resume .*copy` resumes it"):
         load_run(copy)
 
 

@@ -39,11 +39,11 @@ def stepped(way: Way, model: nn.Module, **settings: Any) -> Any:
     return steps.take(0, *batch())
 
 
-@pytest.mark.parametrize("parts", [1, 2, 3, 10, 64])
-def test_parts_of_a_batch_add_up_to_it(parts: int) -> None:
+@pytest.mark.parametrize("part_size", [None, 10, 5, 4, 2, 1])
+def test_parts_of_a_batch_add_up_to_it(part_size: int | None) -> None:
     model, plain = network(), network()
     objective = Objective(0.1, torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64))
-    done = stepped(Way(objective=objective, parts=parts), model)
+    done = stepped(Way(objective=objective, part_size=part_size), model)
     inputs, labels = batch()
     functional.cross_entropy(plain(inputs), labels, weight=objective.class_weights, label_smoothing=0.1).backward()
     for parameter, expected in zip(model.parameters(), plain.parameters(), strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -63,3 +64,28 @@ def test_without_the_package_the_way_out_is_told(tmp_path: Path, monkeypatch: py
         with pytest.raises(SettingsError, match=r"^--tensorboard needs .* not installed: pip install 'tlcli\[tensorboard\]'$"):
             ask()
     assert not list(tmp_path.iterdir())
+
+
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from tests.training.test_tensorboard_log import ROWS
+from training.tensorboard_log import TensorboardLog
+said = []
+log = TensorboardLog(Path(sys.argv[1]), said.append)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+for number in range(30):
+    log.step(number, 1.0)
+    log.epoch(ROWS[0], True)
+log.close()
+print(*said, sep=chr(10))
+"""
+
+
+def test_a_full_disk_ends_the_log_with_a_warning_and_not_the_training(tmp_path: Path) -> None:
+    """Files cannot grow beyond 100 bytes."""
+    command = [sys.executable, "-c", FULL_DISK, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=120, check=True)
+    assert done.stdout == f"warning: {tmp_path / 'tensorboard'}: File too large: TensorBoard's log ends here, the training goes on\n"
+    assert "Traceback" not in done.stderr, done.stderr

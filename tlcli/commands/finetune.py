@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +12,12 @@ from tlcli import options
 from tlcli.commands.export import model_name, report
 from tlcli.console import Console, show
 from tlcli.finetune_flags import data_options, picture_options, training_options, what_options
+from tlcli.interruption import told_how_to_go_on
 
 if TYPE_CHECKING:
     from training import RunResult
+
+_OF_EXPORT = ("models", "name", "no_export", "as_json", "quiet")
 
 
 @click.command("finetune")
@@ -30,7 +34,9 @@ if TYPE_CHECKING:
 @click.option("--config", "file", type=click.Path(path_type=Path), help="Read settings from this TOML file; flags override them.")
 @click.option("--print-config", is_flag=True, help="Print the settings as --config reads them, and what they come to, and leave.")
 @click.option("--find-lr", "plot", type=click.Path(path_type=Path), metavar="PNG", help="Try rates, plot the loss over them, and leave.")
-@click.option("--resume", "begun", type=click.Path(path_type=Path), metavar="RUN", help="Go on with a run that was cut short.")
+@click.option(
+    "--resume", "begun", type=click.Path(path_type=Path), metavar="RUN", help="Resume an interrupted run; a finished one is left alone."
+)
 @click.option("--output", type=click.Path(path_type=Path, file_okay=False), help="The run's folder.  [default: a fresh one under runs/]")
 @click.option("--tensorboard", is_flag=True, default=None, help="Write TensorBoard's logs into the run's folder too.")
 @click.option("--name", help="The model's name.  [default: the run's folder]")
@@ -81,17 +87,55 @@ def command(
     places: dict[str, Any] = {key: given[key] for key in ("dataset", "data_dir") if key in given} if begun is not None else {}
 
     from training import find_lr, finetune, resume
+    from training.run_files import CHECKPOINT
 
     if plot is not None:
         if begun is not None:
             raise click.UsageError("--find-lr and --resume: rates are tried before a run is begun")
         find_lr(config, plot, progress=console.progress, say=console.say)
         return
-    if begun is not None:
-        result = resume(begun, progress=console.progress, say=console.say, **places)
-    else:
-        result = finetune(config, progress=console.progress, say=console.say)
-    _hand_over(result, console, models, name, no_export, as_json, places)
+    folders: list[Path] = []  # at most one: the run's, once it can be resumed
+    with told_how_to_go_on(lambda error: _way_on(error, folders, begun, _export_flags(context))):
+        if begun is not None:
+            result = resume(begun, progress=console.progress, say=console.say, on_begin=folders.append, workers=flags["workers"], **places)
+        else:
+            result = finetune(config, progress=console.progress, say=console.say, on_begin=folders.append)
+    if not result.trained:
+        console.say(
+            f"to export it: `{shlex.join(['tlcli', 'export', str(begun)])}`; to train longer, begin a new run with"
+            f" `--weights {shlex.quote(str(result.path / CHECKPOINT))}`"
+        )
+        _show(result, None, as_json)
+        return
+    with told_how_to_go_on(lambda _: f"the run is finished: {_export_command(result, models, name)} exports it"):
+        _hand_over(result, console, models, name, no_export, as_json, places)
+
+
+def _export_flags(context: click.Context) -> list[str]:
+    """Those of this call that say what to do with the finished run; a run's config does not hold them."""
+    words: list[str] = []
+    for parameter in context.command.params:
+        value = context.params.get(parameter.name or "")
+        if parameter.name in _OF_EXPORT and context.get_parameter_source(parameter.name) is click.core.ParameterSource.COMMANDLINE:
+            words += [parameter.opts[-1]] if value is True else [parameter.opts[-1], str(value)]
+    return words
+
+
+def _way_on(error: BaseException, folders: list[Path], begun: Path | None, flags: list[str]) -> str | None:
+    from training.command_line import resume_command
+    from training.processes import is_first
+
+    run = folders[0] if folders else begun
+    if not is_first():
+        return None
+    if run is not None:
+        return f"{resume_command(run, flags)} resumes it"
+    return "no run was begun: the same command begins it anew" if isinstance(error, KeyboardInterrupt) else None
+
+
+def _export_command(result: RunResult, models: Path, name: str | None) -> str:
+    words = ["tlcli", "export", str(result.path), "--models", str(models), *(["--name", name] if name else [])]
+    return f"`{shlex.join(words)}`"
 
 
 def _hand_over(
@@ -103,14 +147,14 @@ def _hand_over(
 
     if not is_first():
         return
-    row: dict[str, Any] = {"run": str(result.path), **result.metrics}
+    model: Path | None = None
     if not no_export:
         from exports import export_run
 
         run = load_run(result.path).on(**places)
         exported = export_run(run, name=name or run.config.name or model_name(result.path.name), repository=models, say=console.say)
         report(exported, console)
-        row["model"] = str(exported.path)
+        model = exported.path
         console.say("\nnext:")
         folder = exported.path.parents[1]
         console.say(f"  tlcli predict {folder} PICTURE.jpg --cam gradcam")
@@ -118,4 +162,11 @@ def _hand_over(
         console.say(f"  tlcli classify PICTURE.jpg --model {exported.name} --cam gradcam")
     else:
         console.say(f"\nnext:\n  tlcli export {result.path} --models {models}")
+    _show(result, model, as_json)
+
+
+def _show(result: RunResult, model: Path | None, as_json: bool) -> None:
+    row: dict[str, Any] = {"run": str(result.path), **result.metrics}
+    if model is not None:
+        row["model"] = str(model)
     show([row], list(row), as_json)

@@ -13,6 +13,7 @@ from training.page.markup import Child, element
 from training.page.tables import CALLED, MANY_CLASSES, MOST_LISTED, bar, interval, key, missing, number, percent, table
 from training.record import Figures, Record
 from training.run_files import METRICS, MISTAKES, PREDICTIONS
+from training.selection import RULE, describe_kept
 
 _MOST_MISTAKEN = 6
 """Pairs of classes that are listed."""
@@ -34,14 +35,14 @@ def figures(record: Record) -> Child:
         ]
         for name, part in record.parts.items()
     ]
+    kept = describe_kept(record.results.best_epoch, record.best_stage, record.config.asked.get("mode"))
     heads = ["part", "pictures", "right", "top-1", "95 % interval", "top-5", "macro F1", "loss", "ECE"]
     return (
         table(heads, rows, numbers_from=1),
         element(
             "p",
-            "The network of the best epoch, the one with the highest validation top-1, ties by loss. The epoch was chosen on the validation"
-            " part, so its figures there are a little better than on pictures that nobody has chosen by. Intervals: Wilson's, of chance in"
-            " which pictures the part holds.",
+            f"The network of {kept}. It has {RULE}. The epoch was chosen on the validation part, so its figures there are a little better"
+            " than on pictures that nobody has chosen by. Intervals: Wilson's, of chance in which pictures the part holds.",
             class_="soft small",
         ),
     )

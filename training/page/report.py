@@ -80,6 +80,8 @@ def render(record: Record) -> str:
 def _subtitle(record: Record) -> str:
     asked, when = record.config.asked, record.config.created.replace("T", " ").replace("+00:00", " UTC")
     mode = {"feature-extraction": "head trained on frozen features", "full": "all layers trained"}.get(str(asked.get("mode")), "")
+    if asked.get("mode") == "full" and record.best_stage == "head":
+        mode = "all layers trained, an epoch of the head alone kept"
     return " · ".join(part for part in (mode, f"head {asked.get('head', '?')}", f"{len(record.config.classes)} classes", when) if part)
 
 
@@ -94,6 +96,7 @@ def _tiles(record: Record) -> Markup:
     name, part = list(record.parts.items())[-1]  # the test part, where there is one
     of_part = CALLED[name]
     pictures, last = record.results.pictures, max((one.epoch for one in record.epochs), default=None)
+    stage = {"head": "head alone", "full": "all layers"}.get(record.best_stage or "", "")
     return element(
         "div",
         _tile(f"{of_part} top-1", percent(part.top1), f"95 % interval {interval(part)}"),
@@ -101,7 +104,7 @@ def _tiles(record: Record) -> Markup:
         _tile(f"{of_part} loss", number(part.loss), "cross-entropy, nats"),
         _tile(f"{of_part} ECE", percent(part.ece), "expected calibration error"),
         _tile("Pictures", f"{sum(pictures.values()):,}", ", ".join(f"{count:,} {key}" for key, count in pictures.items())),
-        _tile("Best epoch", str(record.results.best_epoch), "" if last is None else f"of {last}"),
+        _tile("Best epoch", str(record.results.best_epoch), ", ".join(filter(None, ("" if last is None else f"of {last}", stage)))),
         _tile("Time", duration(record.seconds), f"on {record.config.device}" if record.config.device else ""),
         class_="tiles",
     )
