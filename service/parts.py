@@ -66,7 +66,14 @@ class Parts:
         batching = Batching(settings.max_batch_size, settings.max_queue_delay_ms / 1000)
         cuda = Cuda(tf32=settings.tf32)
         open_runner = partial(Runner.open, device=settings.device, threads=settings.threads, batching=batching, metrics=metrics, cuda=cuda)
-        repository = Repository(settings.models, open_runner, VersionPolicy.parse(settings.versions), settings.max_queue_size, metrics)
+        repository = Repository(
+            settings.models,
+            open_runner,
+            VersionPolicy.parse(settings.versions),
+            settings.max_queue_size,
+            metrics,
+            max_score_cams=settings.max_score_cams,
+        )
         workers = Workers(settings.picture_threads or usable_cores(), name="pictures")
         limits = (settings.limits, settings.max_maps, settings.max_picture_s)
         traces = open_traces(settings.otel_endpoint)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from service.answers import ModelState, ModelStatus
 from service.memory import give_back
 from service.metrics import NO_METRICS, Metrics, Queue
 from service.observed import note_model
-from service.runner import Runner
+from service.runner import Runner, takes_steps
 from service.versions import LABELS_FILE, VersionPolicy, read_labels
 
 logger = logging.getLogger(__name__)
@@ -35,11 +35,16 @@ class Served:
     version: int
     runner: Runner
     admission: Admission
+    score_cams: Admission
+
+    def queue(self, maps: Iterable[str]) -> Admission:
+        """The places for a request that asks for these maps: Score-CAMs have their own, so that they keep nobody else's."""
+        return self.score_cams if takes_steps(maps) else self.admission
 
     @property
     def idle(self) -> bool:
         """Whether no request is on its way to an answer."""
-        return self.admission.idle and self.runner.idle
+        return self.admission.idle and self.score_cams.idle and self.runner.idle
 
 
 @dataclass(frozen=True)
@@ -82,8 +87,24 @@ class Repository:
     Used from the event loop's thread only.
     """
 
-    def __init__(self, folder: Path, open_runner: Open, policy: VersionPolicy, max_queue: int, metrics: Metrics = NO_METRICS) -> None:
-        """open_runner: loads and warms up a file. max_queue: pictures that may wait for one version of a model. metrics: count loads."""
+    def __init__(
+        self,
+        folder: Path,
+        open_runner: Open,
+        policy: VersionPolicy,
+        max_queue: int,
+        metrics: Metrics = NO_METRICS,
+        *,
+        max_score_cams: int = 16,
+    ) -> None:
+        """
+        Args:
+            open_runner: loads and warms up a file.
+            max_queue: images that may wait for one version of a model.
+            metrics: count loads.
+            max_score_cams: Score-CAMs of one version of a model that may be in progress or wait.
+        """
+        self._max_score_cams = max_score_cams
         self._folder = folder
         self._open = open_runner
         self._policy = policy
@@ -247,7 +268,9 @@ class Repository:
             ", ".join(description.methods) or "none",
             took_s,
         )
-        served = Served(name, version, runner, Admission(name, self._max_queue, runner.picture_s))
+        places = Admission(name, self._max_queue, runner.picture_s)
+        score_cams = Admission(name, self._max_score_cams, runner.score_cam_s, "Score-CAMs")
+        served = Served(name, version, runner, places, score_cams)
         return replace(entry, state=ModelState.READY, served=served)
 
     def _let_go(self, entry: Entry) -> None:
@@ -301,7 +324,11 @@ class Repository:
 
     def queues(self) -> list[Queue]:
         """How many pictures wait for each version that is served; may be asked from any thread."""
-        return [Queue(one.name, str(one.version), one.served.admission.taken) for one in self._all() if one.served is not None]
+        return [
+            Queue(one.name, str(one.version), one.served.admission.taken, one.served.score_cams.taken)
+            for one in self._all()
+            if one.served is not None
+        ]
 
     def close(self) -> None:
         """Stop the models' threads, after the runs under way."""

@@ -116,6 +116,13 @@ class ServerSettings:
         default=64,
         metadata=told("Pictures that may wait for one model; others are refused, with the time after which to ask again.", low=1),
     )
+    max_score_cams: int = field(
+        default=16,
+        metadata=told(
+            "Score-CAMs of one model that may be in progress or wait; others are refused. The oldest goes first, in steps between images.",
+            low=1,
+        ),
+    )
     max_maps: int = field(
         default=100, metadata=told("Classes that one request may have explained: each costs a map, and a PNG if it is drawn.", low=1)
     )
