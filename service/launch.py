@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 
+from service.file_limit import raise_limit
 from service.logs import set_up
 from service.memory import keep_level
 from service.server import Server
@@ -32,6 +33,7 @@ def serve(settings: ServerSettings, on_listening: Callable[[int], None] | None =
         ModelFileError: none of the models can be served.
     """
     set_up(settings.log_format)
+    raise_limit()
 
     async def main() -> None:
         server = Server(settings)

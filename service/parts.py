@@ -12,6 +12,7 @@ from contract.cuda import Cuda
 from service.batching import Batching
 from service.classifier import Classifier
 from service.control import ModelControl
+from service.file_limit import fitting_connections
 from service.logs import log_request
 from service.metrics import Metrics
 from service.observed import Tell
@@ -36,6 +37,7 @@ class Parts:
     observer: sees every request; tells metrics, traces and the log.
     is_serving: whether the server as a whole takes requests.
     max_message_bytes: of a request that infers.
+    max_connections: at a time, of each protocol.
     """
 
     settings: ServerSettings
@@ -49,6 +51,7 @@ class Parts:
     traces: Traces | None
     is_serving: Callable[[], bool]
     max_message_bytes: int
+    max_connections: int
 
     @classmethod
     def of(cls, settings: ServerSettings, on_change: Callable[[], Awaitable[None]], is_serving: Callable[[], bool]) -> Parts:
@@ -90,6 +93,7 @@ class Parts:
             metrics=metrics,
             traces=traces,
             is_serving=is_serving,
+            max_connections=fitting_connections(settings.max_connections, 1 if settings.http_port is None else 2),
             max_message_bytes=settings.max_message_bytes or settings.limits.max_bytes + _ENVELOPE_BYTES,
         )
 

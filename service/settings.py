@@ -135,6 +135,18 @@ class ServerSettings:
             low=0,
         ),
     )
+    max_connections: int = field(
+        default=1024,
+        metadata=told(
+            "Connections that each protocol has open at a time, or fewer where the system allows fewer open files; others are refused.",
+            low=1,
+            high=65536,
+        ),
+    )
+    max_streams: int = field(
+        default=256,
+        metadata=told("Calls that one gRPC connection has under way at a time; its client holds others back.", low=1, high=65536),
+    )
     pre_stop_s: float = field(
         default=0.0,
         metadata=told(

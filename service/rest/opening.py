@@ -35,7 +35,7 @@ class Http:
         described = OpenApi(_endpoints(parts), has_tokens=tokens is not None)
         observe = partial(parts.observer.observe, protocol="http")
         self._app = Application(described.endpoints, Guard(tokens), attending, parts.is_serving, observe)
-        self._server = HttpServer(settings.host, port, settings.reuse_port, attending)
+        self._server = HttpServer(settings.host, port, settings.reuse_port, attending, parts.max_connections)
         self.address = f"{'http' if self._tls is None else 'https'}://{join_address(settings.host, self._server.port)}"
 
     async def start(self) -> None:
