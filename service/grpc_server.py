@@ -84,7 +84,7 @@ class Grpc:
 def handlers(parts: Parts) -> tuple[grpc.GenericRpcHandler[Any, Any], ...]:
     """The calls of both our protocols, answered from the parts."""
     return (
-        ClassifierEdge(parts.classifier, parts.repository, parts.settings.stream_in_flight).handler(),
+        ClassifierEdge(parts.classifier, parts.repository, parts.settings.stream_in_flight, parts.settings.stream_idle_s).handler(),
         OpenInferenceEdge(parts.open_inference, parts.repository, parts.control, parts.is_serving).handler(),
     )
 

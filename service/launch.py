@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from service.settings import ServerSettings
 
 
 def serve(settings: ServerSettings, on_listening: Callable[[int], None] | None = None) -> None:
-    """Serve until SIGTERM or SIGINT; to be called in the main thread.
+    """Serve until SIGTERM, SIGINT or SIGHUP; to be called in the main thread.
 
     A signal lets requests in flight finish within `settings.grace_s`; a second one does not wait for them.
     Where the program has not set up logging, lines from INFO on go to standard error.
@@ -37,13 +38,25 @@ def serve(settings: ServerSettings, on_listening: Callable[[int], None] | None =
 
     async def main() -> None:
         server = Server(settings)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in _signals():
             with suppress(NotImplementedError):  # Windows' event loop: there, Ctrl-C cancels `run`, which stops as well
                 asyncio.get_running_loop().add_signal_handler(number, server.request_stop)
         await server.run(on_listening)
 
     keep_level()
-    asyncio.run(main())
+    try:
+        asyncio.run(main())
+    finally:
+        for handler in logging.getLogger().handlers:
+            handler.flush()  # before what the program writes by itself
+
+
+def _signals() -> list[int]:
+    """Those that end the server with grace. SIGHUP, which a terminal that closes sends, is left alone where it is ignored (nohup)."""
+    hangup: int | None = getattr(signal, "SIGHUP", None)
+    if hangup is None or signal.getsignal(hangup) is signal.SIG_IGN:
+        return [signal.SIGTERM, signal.SIGINT]
+    return [signal.SIGTERM, signal.SIGINT, hangup]
 
 
 @contextmanager

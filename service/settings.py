@@ -127,6 +127,14 @@ class ServerSettings:
         default=100, metadata=told("Classes that one request may have explained: each costs a map, and a PNG if it is drawn.", low=1)
     )
     stream_in_flight: int = field(default=8, metadata=told("Pictures of one stream that are worked on at a time.", low=1))
+    stream_idle_s: float = field(
+        default=300.0,
+        metadata=told(
+            "How long nothing may come on a stream, or be taken from it; then it ends. What the server works on counts as moving."
+            " 0: any time.",
+            low=0,
+        ),
+    )
     max_connection_age_s: float = field(
         default=0.0,
         metadata=told(
