@@ -42,6 +42,13 @@ class ServerSettings:
             expected="1 to 65535, or 0 for a free one",
         ),
     )
+    allowed_hosts: str | None = field(
+        default=None,
+        metadata=told(
+            "Names of this server that HTTP requests may ask for, such as models.example, with commas between them; * for any. IP"
+            " addresses and localhost are always taken. Not set: those alone on a loopback address, any name on another."
+        ),
+    )
     reuse_port: bool = field(
         default=False,
         metadata=told("Share the port with another server that was told so too: the new one listens before the old one stops."),

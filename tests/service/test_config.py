@@ -25,7 +25,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs/serving.md"
 def other(setting: Setting) -> Any:
     """A value that it does not have by default, and may have beside the others."""
     known = {"host": "::1", "port": 9, "http_port": 10, "insecure": True, "versions": "latest:2"}
-    known |= {"metrics_port": 11, "metrics_host": "::1", "otel_endpoint": "http://localhost:4317"}
+    known |= {"allowed_hosts": "models.example", "metrics_port": 11, "metrics_host": "::1", "otel_endpoint": "http://localhost:4317"}
     if setting.name in known:
         return known[setting.name]
     if setting.told.choices:
