@@ -433,6 +433,8 @@ class Repository:
 
     def _only_name(self) -> str:
         names = [name for name, answers in self.serving().items() if answers]
+        if not names:
+            raise NotFoundError("the request names no model, and this server has none that answers: load one, or see its log")
         if len(names) != 1:
             raise NotFoundError(f"the request names no model, and this server has several: {', '.join(names)}: name one of them")
         return names[0]

@@ -11,6 +11,9 @@ from contract.errors import RequestError
 
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 _ENCODINGS = ("gzip", "deflate")
+_OTHER_NAMES = {"x-gzip": "gzip"}  # RFC 9110, 8.4.1.3
+_MOST_MEMBERS = 4096
+"""Of a gzip file, each a whole one (RFC 1952, 2.2): parallel compressors write one for each of their blocks."""
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
@@ -25,27 +28,55 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     if announced.isdecimal() and int(announced) > max_bytes:
         raise _too_long(f"{int(announced):,} bytes", max_bytes)
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    encoding = _OTHER_NAMES.get(encoding, encoding)
     if encoding not in ("identity", *_ENCODINGS):
         raise HTTPException(415, f"the body is encoded with {encoding!r:.60}: expected {' or '.join(_ENCODINGS)}, or nothing")
-    unpacking = zlib.decompressobj(_GZIP_OR_ZLIB) if encoding in _ENCODINGS else None
+    unpacking = _Unpacking(encoding) if encoding in _ENCODINGS else None
     parts: list[bytes] = []
     left = max_bytes
     async for part in request.stream():
-        unpacked = part if unpacking is None else _unpack(unpacking, part, left + 1)
+        unpacked = part if unpacking is None else unpacking.take(part, left + 1)
         left -= len(unpacked)
         if left < 0:
             raise _too_long("more", max_bytes)
         parts.append(unpacked)
-    if unpacking is not None and (not unpacking.eof or unpacking.unused_data):
+    if unpacking is not None and not unpacking.whole:
         raise RequestError(f"the body is no whole {encoding} data")
     return b"".join(parts)
 
 
-def _unpack(unpacking: zlib._Decompress, part: bytes, max_bytes: int) -> bytes:
-    try:
-        return unpacking.decompress(part, max_bytes)
-    except zlib.error as error:
-        raise RequestError(f"the body cannot be unpacked: {error}") from error
+class _Unpacking:
+    """Compressed data, part by part. whole: whether all that came is complete."""
+
+    def __init__(self, encoding: str) -> None:
+        self._encoding = encoding
+        self._member = zlib.decompressobj(_GZIP_OR_ZLIB)
+        self._members = 1
+        self.whole = False
+
+    def take(self, part: bytes, max_bytes: int) -> bytes:
+        """What a part unpacks to, cut off at `max_bytes`.
+
+        Raises:
+            RequestError: it is broken.
+        """
+        unpacked = bytearray()
+        try:
+            while True:
+                unpacked += self._member.decompress(part, max_bytes - len(unpacked))
+                part = self._member.unused_data
+                if not part or len(unpacked) >= max_bytes:
+                    self.whole = self._member.eof and not part
+                    return bytes(unpacked)
+                self._begin_next()
+        except zlib.error as error:
+            raise RequestError(f"the body cannot be unpacked: {error}") from error
+
+    def _begin_next(self) -> None:
+        self._members += 1
+        if self._encoding != "gzip" or self._members > _MOST_MEMBERS:
+            raise RequestError(f"the body is no whole {self._encoding} data: something follows its end")
+        self._member = zlib.decompressobj(_GZIP_OR_ZLIB)
 
 
 def _too_long(came: str, max_bytes: int) -> HTTPException:

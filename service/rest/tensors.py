@@ -17,8 +17,8 @@ import numpy as np
 from pydantic_core import to_json
 
 from contract.errors import RequestError
-from service.open_inference import InferAnswer, InferQuery, check_parameters
-from service.rest.json_fields import field, objects, optional, read_object, shown
+from service.open_inference import ENCODED, InferAnswer, InferQuery, check_parameters
+from service.rest.json_fields import field, fits, objects, optional, read_object, shown
 from service.tensors import BOOL, BYTES, INT64, UINT8, InputTensor, OutputTensor
 
 _KINDS: dict[str, type] = {BOOL: bool, UINT8: int, INT64: int, BYTES: str}
@@ -54,7 +54,7 @@ def read_infer(body: bytes, json_bytes: int | None, model: str, version: str) ->
 
     Args:
         body: JSON, and the binary tensors behind it.
-        json_bytes: how much of it is JSON; None: all of it.
+        json_bytes: how much of it is JSON; None: all of it; 0: the body is one encoded image, Triton's raw binary request.
         model, version: from the request's path.
 
     Raises:
@@ -62,6 +62,8 @@ def read_infer(body: bytes, json_bytes: int | None, model: str, version: str) ->
     """
     if json_bytes is not None and json_bytes > len(body):
         raise RequestError(f"{json_bytes:,} bytes of JSON were announced, the request's body has {len(body):,}")
+    if json_bytes == 0:
+        return _read_raw(body, model, version)
     document = read_object(body if json_bytes is None else body[:json_bytes])
     start = len(body) if json_bytes is None else json_bytes
     inputs = []
@@ -81,6 +83,13 @@ def read_infer(body: bytes, json_bytes: int | None, model: str, version: str) ->
     about: dict[str, Any] = optional("the request", document, "parameters", {})
     query = InferQuery.of(model, version, optional("the request", document, "id", ""), inputs, outputs)
     return InferCall(query, binary, optional("the request", about, "binary_data_output", False))
+
+
+def _read_raw(body: bytes, model: str, version: str) -> InferCall:
+    """One encoded image without any JSON; what is answered is binary too."""
+    if not body:
+        raise RequestError("the request's body is empty: an encoded image was expected behind 0 bytes of JSON")
+    return InferCall(InferQuery.of(model, version, "", [InputTensor(ENCODED, BYTES, (1,), None, (body,))], ()), {}, True)
 
 
 def write_infer(answer: InferAnswer, call: InferCall) -> Written:
@@ -108,6 +117,8 @@ def _read_input(where: str, given: Mapping[str, Any], body: bytes, start: int) -
     datatype, shape = field(where, given, "datatype", str), field(where, given, "shape", list)
     if {*map(type, shape)} - {int}:
         raise RequestError(f"{where}: its shape is {shape!r:.60}: whole numbers were expected")
+    if not all(map(fits, shape)):
+        raise RequestError(f"{where}: its shape is {shape!r:.60} ...: 64 bits do not hold a size of it")
     parameters: dict[str, Any] = optional(where, given, "parameters", {})
     check_parameters(where, parameters)
     if parameters.get("binary_data_size") is None:
