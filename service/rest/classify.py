@@ -20,7 +20,7 @@ from service.rest.endpoint import Endpoint, of_json, schema
 from service.rest.refusals import JSON
 
 PNG = "image/png"
-_NUMBER = re.compile("[+-]?[0-9]{1,18}")
+_NUMBER = re.compile("[+-]?[0-9]{1,100}")
 PATH = "/v1/classify"
 
 _MAP = "map"

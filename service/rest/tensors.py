@@ -18,11 +18,14 @@ from pydantic_core import to_json
 
 from contract.errors import RequestError
 from service.open_inference import ENCODED, InferAnswer, InferQuery, check_parameters
-from service.rest.json_fields import field, fits, objects, optional, read_object, shown
+from service.rest.json_fields import field, objects, optional, read_object, shown
 from service.tensors import BOOL, BYTES, INT64, UINT8, InputTensor, OutputTensor
 
 _KINDS: dict[str, type] = {BOOL: bool, UINT8: int, INT64: int, BYTES: str}
 _SAID: dict[type, str] = {bool: "true or false", int: "whole numbers", str: "texts"}
+
+_LARGEST_SIZE = 10**64
+"""Of a shape: sizes are multiplied, and Python writes no number of more than 4,300 digits."""
 
 BASE64 = "base64"
 """What the parameter `content_type` of a BYTES input says of its texts, as MLServer has it: JSON holds no bytes."""
@@ -117,8 +120,8 @@ def _read_input(where: str, given: Mapping[str, Any], body: bytes, start: int) -
     datatype, shape = field(where, given, "datatype", str), field(where, given, "shape", list)
     if {*map(type, shape)} - {int}:
         raise RequestError(f"{where}: its shape is {shape!r:.60}: whole numbers were expected")
-    if not all(map(fits, shape)):
-        raise RequestError(f"{where}: its shape is {shape!r:.60} ...: 64 bits do not hold a size of it")
+    if not all(abs(size) < _LARGEST_SIZE for size in shape):
+        raise RequestError(f"{where}: its shape is {shape!r:.60} ...: a size of it has more than 64 digits")
     parameters: dict[str, Any] = optional(where, given, "parameters", {})
     check_parameters(where, parameters)
     if parameters.get("binary_data_size") is None:

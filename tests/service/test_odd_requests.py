@@ -40,9 +40,9 @@ def http(http_port: int) -> Iterator[Asking]:
 @pytest.mark.parametrize(
     ("template", "expected"),
     [
-        ('{"inputs":[{"name":"images","datatype":"UINT8","shape":[%s,64,64,3],"data":[]}]}', "64 bits do not hold a size of it"),
-        ('{"inputs":[{"name":"targets","datatype":"INT64","shape":[%s,%s],"data":[]}]}', "64 bits do not hold a size of it"),
-        ('{"inputs":[{"name":"targets","datatype":"INT64","shape":[-%s,-%s],"data":[]}]}', "64 bits do not hold a size of it"),
+        ('{"inputs":[{"name":"images","datatype":"UINT8","shape":[%s,64,64,3],"data":[]}]}', "a size of it has more than 64 digits"),
+        ('{"inputs":[{"name":"targets","datatype":"INT64","shape":[%s,%s],"data":[]}]}', "a size of it has more than 64 digits"),
+        ('{"inputs":[{"name":"targets","datatype":"INT64","shape":[-%s,-%s],"data":[]}]}', "a size of it has more than 64 digits"),
         (
             '{"inputs":[{"name":"images","datatype":"UINT8","shape":[1,64,64,3],"parameters":{"binary_data_size":%s}}]}',
             "64 bits do not hold it",
@@ -189,7 +189,7 @@ def test_the_longest_times_are_served_with(one_model: Path) -> None:
     longest = {one.name: float(one.told.high or 0) for one in SETTINGS if one.name in names}
     settings = ServerSettings(models=one_model, port=0, model_control="poll", **longest)  # type: ignore[arg-type]
     with in_background(settings) as port, Client(port=port) as client:
-        assert [one.response.predictions[0].label for one in client_stream(port)] == ["grey"]
+        assert [len(one.response.predictions) for one in client_stream(port)] == [1]
         assert client.classify(PICTURE).predictions
 
 
