@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
@@ -30,6 +31,10 @@ tenth more than among sixteen; a GPU wants them together."""
 
 AMONG_OTHERS = {"cpu": 1, "cuda": 4}
 """The same where others ask: an image that comes during a step waits for its end, which should take no longer than its own run."""
+
+
+_TURN_S = 1.0
+"""Steps of a Score-CAM follow each other in its thread for so long, while nobody else asks: a busy event loop would come between them."""
 
 
 class Runner:
@@ -150,14 +155,19 @@ class Runner:
             batch_size=lambda: (AMONG_OTHERS if self._turns.in_company else MASKED_PICTURES)[device],
         )
         took_ns = last_ns = 0
-        while True:
-            await self._turns.step(last_ns)
-            turn = await self._thread.do(self._batcher.alone, partial(_take, steps))
-            last_ns = turn.took_ns
-            took_ns += last_ns
-            if turn.value is not None:
-                on_turn()
-                return Timed(turn.value, time.monotonic_ns() - asked_ns - took_ns, took_ns)
+        over = threading.Event()
+        take = partial(_take, steps, lambda: self._turns.alone and not over.is_set())
+        try:
+            while True:
+                await self._turns.step(last_ns)
+                turn = await self._thread.do(self._batcher.alone, take)
+                last_ns = turn.took_ns
+                took_ns += last_ns
+                if turn.value is not None:
+                    on_turn()
+                    return Timed(turn.value, time.monotonic_ns() - asked_ns - took_ns, took_ns)
+        finally:
+            over.set()  # cancelled: the turn under way ends after its step
 
     def close(self) -> None:
         """Wait for the run under way, drop those that wait."""
@@ -175,11 +185,14 @@ def _run(model: Model, images: npt.NDArray[np.uint8], targets: npt.NDArray[np.in
     return explain(model, images, targets, methods, softmax=softmax)
 
 
-def _take(steps: Generator[int, None, Answer]) -> Answer | None:
-    """One step; its answer, if it was the last."""
-    try:
-        next(steps)
-    except StopIteration as end:  # no future would carry it
-        answer: Answer = end.value
-        return answer
-    return None
+def _take(steps: Generator[int, None, Answer], goes_on: Callable[[], bool]) -> Answer | None:
+    """One step, and more while `goes_on` says so and the turn is short; the answer, if it was the last."""
+    until = time.monotonic() + _TURN_S
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:  # no future would carry it
+            answer: Answer = end.value
+            return answer
+        if time.monotonic() >= until or not goes_on():
+            return None

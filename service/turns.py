@@ -62,6 +62,11 @@ class Turns:
                 return
 
     @property
+    def alone(self) -> bool:
+        """True where no request that takes one run is under way; may be asked from any thread."""
+        return not self._others
+
+    @property
     def in_company(self) -> bool:
         """True where requests that take one run are under way, or came a short while ago."""
         return self._others > 0 or time.monotonic() - self._last_other < _COMPANY_S
