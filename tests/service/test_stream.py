@@ -167,11 +167,10 @@ def test_calls_of_one_connection_and_connections_have_a_limit(one_model: Path) -
     settings = ServerSettings(models=one_model, port=0, max_connections=2, max_streams=3)
     with in_background(settings) as port:
         channels = [grpc.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.use_local_subchannel_pool", 1)]) for _ in range(3)]
-        connected = [grpc.channel_ready_future(one) for one in channels]
-        for one in connected[:2]:
-            one.result(10)
+        for one in channels[:2]:
+            grpc.channel_ready_future(one).result(10)
         with pytest.raises(grpc.FutureTimeoutError):
-            connected[2].result(0.5)
+            grpc.channel_ready_future(channels[2]).result(0.5)
         never: queue.SimpleQueue[pb.ClassifyRequest | None] = queue.SimpleQueue()
         open_streams = [ClassifierStub(channels[0]).ClassifyStream(iter(never.get, None)) for _ in range(3)]
         time.sleep(0.3)
