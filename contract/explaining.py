@@ -67,12 +67,12 @@ def explain_in_steps(
     *,
     softmax: bool = False,
     max_channels: int | None = None,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | Callable[[], int] = BATCH_SIZE,
 ) -> Generator[int, None, Answer]:
     """`explain`, run by run: between two of them its user may do other work, or leave off.
 
     Args:
-        model, images, targets, methods, softmax, max_channels, batch_size: see `explain`.
+        model, images, targets, methods, softmax, max_channels, batch_size: see `explain`; a function is asked before each run.
 
     Yields:
         Wherever another run of the graph follows, or has followed: how many channels were settled since the last time.

@@ -16,6 +16,7 @@ from contract.cores import usable_cores
 from contract.cuda import CUDA_PROVIDER, USUAL_CUDA, Cuda
 from contract.description import CLASSES, IMAGES, LOGITS, SCORES, SOFTMAX, TARGETS, WANTED, Description
 from contract.errors import DeviceError, ModelFileError, RequestError, first_line
+from contract.external_weights import read_external_files
 from contract.fixed_batches import FixedBatches, Session
 from contract.int8_sums import int8_sums_saturate
 
@@ -130,6 +131,9 @@ class Model:
         if int8_sums_saturate():
             options.add_session_config_entry("session.x64quantprecision", "1")
         providers = [(CUDA_PROVIDER, cuda.options()), "CPUExecutionProvider"] if chosen == "cuda" else ["CPUExecutionProvider"]
+        weights = read_external_files(path)
+        if weights:
+            options.add_external_initializers_from_files_in_memory(list(weights), list(weights.values()), [*map(len, weights.values())])
         try:
             session, *others = (onnxruntime.InferenceSession(str(path), options, providers=providers) for _ in batch_sizes or (0,))
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own

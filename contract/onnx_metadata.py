@@ -25,23 +25,23 @@ def read_metadata(path: Path) -> dict[str, str]:
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            while (tag := _varint(file, may_end=True)) is not None:
+            while (tag := read_varint(file, may_end=True)) is not None:
                 field, wire_type = tag >> 3, tag & 7
                 if field == 0:
                     raise ValueError("a field without a number")
                 if wire_type == _LENGTH_DELIMITED:
-                    length = _varint(file) or 0
+                    length = read_varint(file) or 0
                     if file.tell() + length > size:
                         raise EOFError("it ends in the middle of a field")
                     if field == _METADATA_PROPS:
                         if length > _MAX_ENTRY_BYTES:
                             raise ValueError("an entry that is too long")
-                        key, value = _entry(file.read(length))
+                        key, value = read_entry(file.read(length))
                         metadata[key] = value
                     else:
                         file.seek(length, 1)
                 elif wire_type == _VARINT:
-                    _varint(file)
+                    read_varint(file)
                 elif wire_type in (_FIXED64, _FIXED32):
                     file.seek(8 if wire_type == _FIXED64 else 4, 1)
                 else:
@@ -53,15 +53,25 @@ def read_metadata(path: Path) -> dict[str, str]:
     return metadata
 
 
-def _entry(data: bytes) -> tuple[str, str]:
+def read_entry(data: bytes) -> tuple[str, str]:
+    """A StringStringEntryProto's key and value.
+
+    Raises:
+        ValueError, EOFError: it is none.
+    """
     file, found = BytesIO(data), {_KEY: "", _VALUE: ""}
-    while (tag := _varint(file, may_end=True)) is not None:
-        length = _varint(file)
+    while (tag := read_varint(file, may_end=True)) is not None:
+        length = read_varint(file)
         found[tag >> 3] = file.read(length).decode("utf-8")
     return found[_KEY], found[_VALUE]
 
 
-def _varint(file: BinaryIO, may_end: bool = False) -> int | None:
+def read_varint(file: BinaryIO, may_end: bool = False) -> int | None:
+    """The number that begins here; None at the end of the file, where it may end.
+
+    Raises:
+        ValueError, EOFError: it is none.
+    """
     value = 0
     for shift in range(0, 64, 7):
         byte = file.read(1)

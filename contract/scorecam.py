@@ -41,7 +41,7 @@ def score_cam(
     classes: npt.NDArray[np.int64],
     mean: Sequence[float],
     max_channels: int | None,
-    batch_size: int,
+    batch_size: int | Callable[[], int],
 ) -> Generator[int, None, Floats]:
     """Score-CAM: `relu(sum_k w_k A_k)`, w the softmax over channels of the class's score on the pictures masked by A_k.
 
@@ -58,7 +58,7 @@ def score_cam(
         classes: int64 `[N, K]`; all come from the same passes.
         mean: of the preprocessing, in [0, 1], a channel each: the colour that the network sees as zero.
         max_channels: None for all.
-        batch_size: how many masked pictures there are at a time, from one picture or several.
+        batch_size: how many masked pictures there are at a time, from one picture or several; a function is asked before each pass.
 
     Yields:
         After each pass, how many channels it settled; together N times the channels that are looked through.
@@ -75,8 +75,11 @@ def score_cam(
         scores[rows, places] = of_blank[classes[rows]]
         yield len(rows)
     rows, places = np.nonzero(lively)
-    for start in range(0, len(rows), batch_size):
-        row, place = rows[start : start + batch_size], places[start : start + batch_size]
+    start = 0
+    while start < len(rows):
+        stop = start + (batch_size() if callable(batch_size) else batch_size)
+        row, place = rows[start:stop], places[start:stop]
+        start = stop
         masked = mask_pictures(images[row], features[row, chosen[row, place]], mean)
         scores[row, place] = np.take_along_axis(score(masked), classes[row], axis=1)
         yield len(row)

@@ -1,4 +1,4 @@
-"""How many pictures may wait for a model: the rest is refused before it costs anything, with the time after which to ask again."""
+"""How many images may wait for a model: the rest is refused before it costs anything, with the time after which to ask again."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ _LEAST_RETRY_S = 0.01
 
 
 class Admission:
-    """The places in front of one model. A picture has one from its arrival until the model begins with it.
+    """The places in front of one model. An image has one from its arrival until the model begins with it; a Score-CAM until it is done.
 
     Used from the event loop's thread only.
     """
 
-    def __init__(self, name: str, places: int, picture_s: Callable[[], float]) -> None:
-        """name: the model's. picture_s: what a picture took of late, for the advice when to ask again."""
+    def __init__(self, name: str, places: int, picture_s: Callable[[], float], what: str = "pictures") -> None:
+        """name: the model's. picture_s: what a picture took of late, for the advice when to ask again. what: has the places."""
         self._name = name
+        self._what = what
         self._places = places
         self._picture_s = picture_s
         self.taken = 0
@@ -46,7 +47,7 @@ class Admission:
         """
         if pictures > self._places:
             raise RequestError(
-                f"{pictures:,} pictures came in one request, and at most {self._places} may wait for model {self._name!r}:"
+                f"{pictures:,} {self._what} came in one request, and at most {self._places} may wait for model {self._name!r}:"
                 " send several requests"
             )
         if self.taken + pictures > self._places:
@@ -86,7 +87,7 @@ class Admission:
     def _overloaded(self, how_full: str) -> OverloadedError:
         retry_s = max(_LEAST_RETRY_S, self.taken * self._picture_s())
         return OverloadedError(
-            f"model {self._name!r} is busy: {self.taken} pictures wait for it, {how_full}: ask again in {_readable(retry_s)}", retry_s
+            f"model {self._name!r} is busy: {self.taken} {self._what} wait for it, {how_full}: ask again in {_readable(retry_s)}", retry_s
         )
 
     def _call_next(self) -> None:

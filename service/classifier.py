@@ -76,7 +76,8 @@ class Classifier:
         model = served.runner.model
         top_k = _top_k(query.top_k, model.num_classes)
         wanted = Wanted() if query.map is None else self._wanted(query.map, served.name, model)
-        place = await served.admission.enter_in_turn() if patient else served.admission.enter()
+        queue = served.queue(wanted.methods)
+        place = await queue.enter_in_turn() if patient else queue.enter()
         async with time_limit(self._max_picture_s):
             try:
                 seen, ran = await self._see_and_run(query, served.runner, wanted, place.leave)

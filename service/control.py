@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
-from contract.errors import SettingsError, TlcliError
+from contract.errors import RequestError, SettingsError, TlcliError
 from service.repository import Repository
 
 logger = logging.getLogger(__name__)
 
 FIXED, EXPLICIT, POLL = "fixed", "explicit", "poll"
 MODES = (FIXED, EXPLICIT, POLL)
+
+
+_DEPENDENTS = "unload_dependents"
 
 
 class ModelControl:
@@ -24,27 +27,39 @@ class ModelControl:
         self._poll_s = poll_s
         self._on_change = on_change
 
-    async def load(self, name: str) -> None:
+    async def load(self, name: str, parameters: Iterable[str] = ()) -> None:
         """Take what is in a model's folder now; see `Repository.load_model`.
 
+        Args:
+            name: the model's.
+            parameters: their names; Triton's `config` and `file:` would have another model loaded than the folder's.
+
         Raises:
+            RequestError: a parameter.
             SettingsError: this server does not let its clients.
             NotFoundError, ModelFileError, DeviceError: see `Repository.load_model`.
         """
         self._require_explicit("loads")
+        _require_none(parameters)
         try:
             await self._repository.load_model(name)
         finally:
             await self._on_change()
 
-    async def unload(self, name: str) -> None:
+    async def unload(self, name: str, parameters: Iterable[str] = ()) -> None:
         """Serve no version of a model any longer; see `Repository.unload_model`.
 
+        Args:
+            name: the model's.
+            parameters: their names; `unload_dependents` is taken, since no model depends on another.
+
         Raises:
+            RequestError: another parameter.
             SettingsError: this server does not let its clients.
             NotFoundError: no such model.
         """
         self._require_explicit("unloads")
+        _require_none(name for name in parameters if name != _DEPENDENTS)
         try:
             await self._repository.unload_model(name)
         finally:
@@ -65,3 +80,8 @@ class ModelControl:
             raise SettingsError(
                 f"this server {what} no model for its clients: it was started with model_control {self._mode}, not {EXPLICIT}"
             )
+
+
+def _require_none(parameters: Iterable[str]) -> None:
+    for name in parameters:
+        raise RequestError(f"parameter {name!r:.60} is not offered: a model is loaded as it is in its folder; put the files there")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +84,11 @@ class Setting:
             return f"expected {_KINDS[self.kind]}"
         told = self.told
         if isinstance(value, int | float):
-            fits = (told.low is None or value >= told.low) and (told.high is None or value <= told.high)
+            fits = (
+                not (isinstance(value, float) and not math.isfinite(value))
+                and (told.low is None or value >= told.low)
+                and (told.high is None or value <= told.high)
+            )
         else:
             fits = value != "" and (not told.choices or value in told.choices)
         return "" if fits else f"expected {self.expected or _KINDS[self.kind]}"

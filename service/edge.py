@@ -12,6 +12,7 @@ from service import wire
 from service.answers import MapMethod, ModelInfo
 from service.calls import CLASSIFIER, Context, handler
 from service.classifier import Classifier
+from service.idle import taken, until_idle
 from service.memory_budget import MemoryBudget
 from service.observer import one_of_stream
 from service.ordered import in_order
@@ -27,10 +28,14 @@ class ClassifierEdge:
     of a Python class and a traceback in the log, as if the server were at fault.
     """
 
-    def __init__(self, classifier: Classifier, repository: Repository, stream_in_flight: int, budget: MemoryBudget) -> None:
+    def __init__(
+        self, classifier: Classifier, repository: Repository, stream_in_flight: int, stream_idle_s: float, budget: MemoryBudget
+    ) -> None:
+        """stream_in_flight: images of one stream worked on at a time. stream_idle_s: how long nothing may move on it; 0: any time."""
         self._classifier = classifier
         self._repository = repository
         self._stream_in_flight = stream_in_flight
+        self._stream_idle_s = stream_idle_s
         self._budget = budget
 
     def handler(self) -> grpc.GenericRpcHandler[Any, Any]:
@@ -58,9 +63,20 @@ class ClassifierEdge:
         Writes to the context instead of yielding, which gRPC takes as well: so the work of a stream whose client
         has left is cancelled here and now, and not when a generator is collected.
         """
-        async with aclosing(in_order(requests, self._classify_in_stream, self._stream_in_flight)) as answers:
+        working = 0
+
+        async def work(data: bytes) -> pb.ClassifyStreamResponse:
+            nonlocal working
+            working += 1
+            try:
+                return await self._classify_in_stream(data)
+            finally:
+                working -= 1
+
+        coming = until_idle(aiter(requests), self._stream_idle_s, lambda: working > 0)
+        async with refusals(context), aclosing(in_order(coming, work, self._stream_in_flight)) as answers:
             async for answer in answers:
-                await context.write(answer)
+                await taken(context.write(answer), self._stream_idle_s)
 
     async def list_models(self, request: bytes, context: Context) -> pb.ListModelsResponse:
         """Every model and version."""

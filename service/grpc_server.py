@@ -26,6 +26,16 @@ from service.tokens import Token
 
 logger = logging.getLogger(__name__)
 
+_PATIENCE = (
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    # A client that has vanished without a word is found, and its connection ended, within a minute and a half.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    # One that asks nothing connects anew when it does.
+    ("grpc.max_connection_idle_ms", 600_000),
+)
+"""With clients; pings that come more often than gRPC allows end a connection by themselves (`too_many_pings`)."""
+
 
 class Grpc:
     """Listens from the start, answers from `start` to `stop`. port: that it has; health: what it says."""
@@ -45,6 +55,9 @@ class Grpc:
                 ("grpc.max_receive_message_length", parts.max_message_bytes),
                 # Unasked, a second server on the same port would start without a word, and each get some of the requests.
                 ("grpc.so_reuseport", int(settings.reuse_port)),
+                ("grpc.max_allowed_incoming_connections", parts.max_connections),
+                ("grpc.max_concurrent_streams", settings.max_streams),
+                *_PATIENCE,
                 *_connection_age(settings.max_connection_age_s),
             ],
         )
@@ -72,7 +85,9 @@ class Grpc:
 def handlers(parts: Parts) -> tuple[grpc.GenericRpcHandler[Any, Any], ...]:
     """The calls of both our protocols, answered from the parts."""
     return (
-        ClassifierEdge(parts.classifier, parts.repository, parts.settings.stream_in_flight, parts.budget).handler(),
+        ClassifierEdge(
+            parts.classifier, parts.repository, parts.settings.stream_in_flight, parts.settings.stream_idle_s, parts.budget
+        ).handler(),
         OpenInferenceEdge(parts.open_inference, parts.repository, parts.control, parts.is_serving, parts.budget).handler(),
     )
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 
+from service.file_limit import raise_limit
 from service.logs import set_up
 from service.memory import keep_level
 from service.server import Server
@@ -24,7 +25,7 @@ _CLOSING_S = 1.5
 
 
 def serve(settings: ServerSettings, on_listening: Callable[[int], None] | None = None) -> None:
-    """Serve until SIGTERM or SIGINT; to be called in the main thread.
+    """Serve until SIGTERM, SIGINT or SIGHUP; to be called in the main thread.
 
     A signal lets requests in flight finish within `settings.grace_s`; a second one does not wait for them.
     Where the program has not set up logging, lines from INFO on go to standard error.
@@ -40,6 +41,7 @@ def serve(settings: ServerSettings, on_listening: Callable[[int], None] | None =
         ModelFileError: none of the models can be served.
     """
     set_up(settings.log_format)
+    raise_limit()
 
     async def main() -> None:
         server = Server(settings)
@@ -49,13 +51,25 @@ def serve(settings: ServerSettings, on_listening: Callable[[int], None] | None =
             end.soon()
             server.request_stop()
 
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in _signals():
             with suppress(NotImplementedError):  # Windows' event loop: there, Ctrl-C cancels `run`, which stops as well
                 asyncio.get_running_loop().add_signal_handler(number, stop)
         await server.run(on_listening)
 
     keep_level()
-    asyncio.run(main())
+    try:
+        asyncio.run(main())
+    finally:
+        for handler in logging.getLogger().handlers:
+            handler.flush()  # before what the program writes by itself
+
+
+def _signals() -> list[int]:
+    """Those that end the server with grace. SIGHUP, which a terminal that closes sends, is left alone where it is ignored (nohup)."""
+    hangup: int | None = getattr(signal, "SIGHUP", None)
+    if hangup is None or signal.getsignal(hangup) is signal.SIG_IGN:
+        return [signal.SIGTERM, signal.SIGINT]
+    return [signal.SIGTERM, signal.SIGINT, hangup]
 
 
 class _LastResort:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from datetime import UTC, datetime
 
+from service.log_writer import LogWriter
 from service.observed import STAGES, Observed, under_way
 
 TEXT, JSON = "text", "json"
@@ -23,9 +25,16 @@ def set_up(log_format: str) -> None:
     Args:
         log_format: one of `FORMATS`.
     """
-    handler = logging.StreamHandler()
+    handler = _writer()
     handler.setFormatter(JsonFormatter() if log_format == JSON else logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+def _writer() -> logging.Handler:
+    try:
+        return LogWriter(sys.stderr.fileno())
+    except (AttributeError, OSError, ValueError):  # replaced by something that is no file
+        return logging.StreamHandler()
 
 
 class JsonFormatter(logging.Formatter):

@@ -26,11 +26,12 @@ BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 @dataclass(frozen=True)
 class Queue:
-    """How many pictures wait for a version of a model that is served."""
+    """How many images wait for a version of a model that is served, and how many Score-CAMs wait or are in progress."""
 
     model: str
     version: str
     length: int
+    score_cams: int
 
 
 class Metrics:
@@ -180,6 +181,10 @@ def _collector(in_flight: Callable[[], int], queues: Callable[[], Iterable[Queue
             for one in now:
                 waiting.add_metric((one.model, one.version), one.length)
             yield waiting
+            score_cams = GaugeMetricFamily("tlcli_score_cams", "Score-CAMs that wait or are in progress.", labels=("model", "version"))
+            for one in now:
+                score_cams.add_metric((one.model, one.version), one.score_cams)
+            yield score_cams
             yield GaugeMetricFamily("tlcli_models_ready", "Models of which a version is served.", value=len({one.model for one in now}))
 
     return Now()

@@ -35,6 +35,7 @@ Tell = Callable[["Observed"], None]
 
 _TRACE_HEADERS = ("traceparent", "tracestate")
 _LONGEST_ID = 128
+_LONGEST_ECHO = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ class Observed:
 
     method: what was called, such as `tlcli.v1.Classifier/Classify`.
     protocol: `grpc` or `http`.
-    echo: the `x-request-id` that came beside the request; empty if none did.
+    echo: the `x-request-id` that came beside the request, as it may be sent back; empty if none did.
     trace_headers: `traceparent` and `tracestate`, as they came (W3C Trace Context).
     trace_id: of the trace that it is part of; empty if nobody traces it.
     model, version: what answers; empty until it is found.
@@ -68,7 +69,7 @@ class Observed:
         self.trace_headers: dict[str, str] = {}
         for name, value in headers:
             if name == REQUEST_ID:
-                self.echo = str(value)
+                self.echo = _sendable(value) if protocol == "grpc" else str(value)
             elif name in _TRACE_HEADERS:
                 self.trace_headers[name] = str(value)
         self.trace_id = ""
@@ -185,6 +186,12 @@ def note_timed(stage: Stage, asked_ns: int, done: Timed[T]) -> None:
 
 def _begun_ns(span: Span) -> int:
     return span.begun_ns
+
+
+def _sendable(value: str | bytes) -> str:
+    """As gRPC's metadata may be: printable ASCII, and not so long that an answer's other metadata have no room."""
+    text = value.decode(errors="replace") if isinstance(value, bytes) else value
+    return "".join(letter if " " <= letter <= "~" else "?" for letter in text[:_LONGEST_ECHO]).strip()
 
 
 def _printable(text: str) -> str:

@@ -180,7 +180,7 @@ class OpenInference:
         pictures = self._check(query, served)
         note_request(query.request_id, pictures)
         asked = query.outputs or (SCORES, LOGITS)
-        places = served.admission.enter_all(pictures)
+        places = served.queue(asked).enter_all(pictures)
         try:
             wanted = self._wanted(query, served, asked, pictures)
             async with time_limit(self._max_picture_s * pictures):

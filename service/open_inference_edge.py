@@ -124,13 +124,15 @@ class OpenInferenceEdge:
     async def repository_model_load(self, request: bytes, context: Context) -> pb.RepositoryModelLoadResponse:
         """Take what is in a model's folder now."""
         async with refusals(context):
-            await self._control.load(_named(parse(pb.RepositoryModelLoadRequest, request)))
+            asked = parse(pb.RepositoryModelLoadRequest, request)
+            await self._control.load(_named(asked), asked.parameters)
             return pb.RepositoryModelLoadResponse()
 
     async def repository_model_unload(self, request: bytes, context: Context) -> pb.RepositoryModelUnloadResponse:
         """Serve a model no longer."""
         async with refusals(context):
-            await self._control.unload(_named(parse(pb.RepositoryModelUnloadRequest, request)))
+            asked = parse(pb.RepositoryModelUnloadRequest, request)
+            await self._control.unload(_named(asked), asked.parameters)
             return pb.RepositoryModelUnloadResponse()
 
 

@@ -13,6 +13,7 @@ from service.batching import Batching
 from service.classifier import Classifier
 from service.control import ModelControl
 from service.decoding_process import ImageReader
+from service.file_limit import fitting_connections
 from service.image_input import ImageInputs
 from service.logs import log_request
 from service.memory_budget import MemoryBudget, default_budget
@@ -42,6 +43,7 @@ class Parts:
     observer: sees every request; tells metrics, traces and the log.
     is_serving: whether the server as a whole takes requests.
     max_message_bytes: of a request that infers.
+    max_connections: at a time, of each protocol.
     """
 
     settings: ServerSettings
@@ -58,6 +60,7 @@ class Parts:
     traces: Traces | None
     is_serving: Callable[[], bool]
     max_message_bytes: int
+    max_connections: int
 
     @classmethod
     def of(cls, settings: ServerSettings, on_change: Callable[[], Awaitable[None]], is_serving: Callable[[], bool]) -> Parts:
@@ -75,7 +78,14 @@ class Parts:
         batching = Batching(settings.max_batch_size, settings.max_queue_delay_ms / 1000)
         cuda = Cuda(tf32=settings.tf32)
         open_runner = partial(Runner.open, device=settings.device, threads=settings.threads, batching=batching, metrics=metrics, cuda=cuda)
-        repository = Repository(settings.models, open_runner, VersionPolicy.parse(settings.versions), settings.max_queue_size, metrics)
+        repository = Repository(
+            settings.models,
+            open_runner,
+            VersionPolicy.parse(settings.versions),
+            settings.max_queue_size,
+            metrics,
+            max_score_cams=settings.max_score_cams,
+        )
         threads = settings.picture_threads or usable_cores()
         workers = Workers(threads, name="pictures")
         watchers = Workers(max(1, threads // 2), name="decoding processes")
@@ -100,6 +110,7 @@ class Parts:
             metrics=metrics,
             traces=traces,
             is_serving=is_serving,
+            max_connections=fitting_connections(settings.max_connections, 1 if settings.http_port is None else 2),
             max_message_bytes=settings.max_message_bytes or settings.limits.max_bytes + _ENVELOPE_BYTES,
         )
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from contract.errors import DeviceError, ModelFileError, NotFoundError, ServerError, TlcliError, first_line
-from contract.layout import MODEL_FILE, is_model_name, model_names, versions
+from contract.layout import MODEL_FILE, is_model_name, model_names
 from service.admission import Admission
 from service.answers import ModelState, ModelStatus
 from service.memory import give_back
 from service.metrics import NO_METRICS, Metrics, Queue
 from service.observed import note_model
-from service.runner import Runner
+from service.runner import Runner, takes_steps
+from service.version_state import FileState, FolderState, VersionState, names_there, versions_there
 from service.versions import LABELS_FILE, VersionPolicy, read_labels
 
 logger = logging.getLogger(__name__)
@@ -35,41 +36,28 @@ class Served:
     version: int
     runner: Runner
     admission: Admission
+    score_cams: Admission
+
+    def queue(self, maps: Iterable[str]) -> Admission:
+        """The places for a request that asks for these maps: Score-CAMs have their own, so that they keep nobody else's."""
+        return self.score_cams if takes_steps(maps) else self.admission
 
     @property
     def idle(self) -> bool:
         """Whether no request is on its way to an answer."""
-        return self.admission.idle and self.runner.idle
-
-
-@dataclass(frozen=True)
-class FileState:
-    """What tells a file from the one that was there before."""
-
-    size: int
-    modified_ns: int
-    inode: int
-
-    @classmethod
-    def of(cls, path: Path) -> FileState | None:
-        """None where there is no file."""
-        try:
-            found = path.stat()
-        except OSError:
-            return None
-        return cls(found.st_size, found.st_mtime_ns, found.st_ino)
+        return self.admission.idle and self.score_cams.idle and self.runner.idle
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A version of a model that is in the folder, served or not. file: as it was when it was loaded, or failed to."""
+    """A version of a model that is in the folder, served or not. files: as they were when it was loaded, or failed to."""
 
     name: str
     version: int
     state: ModelState = ModelState.LOADING
     reason: str = ""
     served: Served | None = None
-    file: FileState | None = None
+    files: VersionState | None = None
 
 
 class Repository:
@@ -82,8 +70,24 @@ class Repository:
     Used from the event loop's thread only.
     """
 
-    def __init__(self, folder: Path, open_runner: Open, policy: VersionPolicy, max_queue: int, metrics: Metrics = NO_METRICS) -> None:
-        """open_runner: loads and warms up a file. max_queue: pictures that may wait for one version of a model. metrics: count loads."""
+    def __init__(
+        self,
+        folder: Path,
+        open_runner: Open,
+        policy: VersionPolicy,
+        max_queue: int,
+        metrics: Metrics = NO_METRICS,
+        *,
+        max_score_cams: int = 16,
+    ) -> None:
+        """
+        Args:
+            open_runner: loads and warms up a file.
+            max_queue: images that may wait for one version of a model.
+            metrics: count loads.
+            max_score_cams: Score-CAMs of one version of a model that may be in progress or wait.
+        """
+        self._max_score_cams = max_score_cams
         self._folder = folder
         self._open = open_runner
         self._policy = policy
@@ -92,7 +96,8 @@ class Repository:
         self._entries: dict[str, dict[int, Entry]] = {}
         self._labels: dict[str, Mapping[str, int]] = {}
         self._labels_file: dict[str, FileState | None] = {}
-        self._seen: dict[Path, FileState | None] = {}
+        self._seen: dict[str, FolderState | None] = {}
+        self._unreadable = ""
         self._changing = asyncio.Lock()
         self._going: set[asyncio.Task[None]] = set()
         self._loaded = False
@@ -103,10 +108,10 @@ class Repository:
         Raises:
             NotFoundError: no such folder, or no model in it.
         """
-        for name in model_names(self._folder):
+        for name in self._names():
             if (failure := self._take_labels(name)) is not None:
                 logger.error("%s: its versions have no labels: %s", name, failure)
-            if chosen := self._chosen(name):
+            if chosen := self._chosen(name, versions_there(self._folder / name)):
                 self._entries[name] = {version: Entry(name, version) for version in chosen}
         if not self._entries:
             raise NotFoundError(
@@ -146,7 +151,10 @@ class Repository:
             DeviceError: the device that was asked for cannot be used.
         """
         async with self._changing:
-            failures = await self._update(name)
+            try:
+                failures = await self._update(name)
+            except OSError as error:
+                raise ModelFileError(f"{self._folder / name}: {error.strerror or error}") from error
         if failures:
             raise ModelFileError("; ".join(failures))
 
@@ -165,47 +173,92 @@ class Repository:
                 self._let_go(entry)
 
     async def refresh(self) -> None:
-        """Look at the folder, and take what has changed and is whole: what has not changed since the last look."""
+        """Look at the folder, and take what has changed and is whole: what has not changed since the last look.
+
+        What is gone is served until a second look finds it gone too. A repository without any model, such as an unmounted one, and one that
+        cannot be read change nothing, and so does a model's folder that cannot be read.
+        """
         async with self._changing:
-            before, self._seen = self._seen, {}
-            there = set(model_names(self._folder)) if self._folder.is_dir() else set()
-            for name in sorted(there | self._entries.keys()):
-                files = [self._path(name, version) for version in self._chosen(name)] if name in there else []
-                files.append(self._folder / name / LABELS_FILE)
-                self._seen.update({path: FileState.of(path) for path in files})
-                settled = all(path in before and before[path] == self._seen[path] for path in files)
-                if settled and self._differs(name):
-                    for failure in await self._update(name, gone=name not in there):
+            try:
+                there = await asyncio.to_thread(self._look)
+            except OSError as error:
+                self._cannot_read(f"{self._folder}: {error.strerror or error}")
+                return
+            if not any(there.values()):
+                self._cannot_read(f"{self._folder}: no model in it any longer")
+                return
+            self._unreadable = ""
+            before, self._seen = self._seen, there
+            for name, state in there.items():
+                if name in before and before[name] == state and self._differs(name, state):
+                    for failure in await self._update(name, _numbers(state)):
                         logger.error("%s: %s", name, failure)
 
-    def _differs(self, name: str) -> bool:
-        """Whether what is held of a model is not what is in its folder."""
-        held = self._entries.get(name, {})
-        files = {version: FileState.of(self._path(name, version)) for version in self._chosen(name)}
-        if any(version not in held or held[version].file != file for version, file in files.items()):
-            return True
-        if FileState.of(self._folder / name / LABELS_FILE) != self._labels_file.get(name):
-            return True
-        standing_in = any(held[version].served is None for version in files)
-        return bool(held.keys() - files.keys()) and not standing_in
+    def _look(self) -> dict[str, FolderState | None]:
+        """Each model that is there or held; None for one that is gone, the last state for one that cannot be read.
 
-    async def _update(self, name: str, gone: bool = False) -> list[str]:
-        """What failed. The versions that are new or changed are loaded first, and all take over together."""
-        if not gone and not (is_model_name(name) and versions(self._folder / name)):
-            raise self._unknown(name)
+        Raises:
+            OSError: the repository cannot be read.
+        """
+        names = {*names_there(self._folder), *self._entries}
+        states: dict[str, FolderState | None] = {}
+        for name in sorted(names):
+            try:
+                state = self._state(name)
+            except OSError as error:
+                logger.warning("%s: cannot be read, what was there serves on: %s", name, error.strerror or error)
+                if name in self._seen:
+                    states[name] = self._seen[name]
+                continue
+            if state.versions or name in self._entries:
+                states[name] = state if state.versions else None
+        return states
+
+    def _state(self, name: str) -> FolderState:
+        model = self._folder / name
+        found = ((version, VersionState.of(self._path(name, version))) for version in versions_there(model))
+        return FolderState(tuple((version, files) for version, files in found if files is not None), FileState.of(model / LABELS_FILE))
+
+    def _cannot_read(self, why: str) -> None:
+        if why != self._unreadable:  # not at every look
+            logger.error("the model repository cannot be followed now, what was there serves on: %s", why)
+        self._unreadable = why
+
+    def _differs(self, name: str, state: FolderState | None) -> bool:
+        """Whether what is held of a model is not what is in its folder."""
+        held, there = self._entries.get(name, {}), {} if state is None else dict(state.versions)
+        chosen = self._chosen(name, _numbers(state))
+        if any(version not in held or held[version].files != there[version] for version in chosen):
+            return True
+        if state is not None and state.labels != self._labels_file.get(name):
+            return True
+        standing_in = any(held[version].served is None for version in chosen)
+        return bool(held.keys() - set(chosen)) and not standing_in
+
+    async def _update(self, name: str, there: Sequence[int] | None = None) -> list[str]:
+        """What failed. The versions that are new or changed are loaded first, and all take over together.
+
+        Args:
+            name: the model's.
+            there: its versions; None: those that are there now.
+
+        Raises:
+            NotFoundError, ModelFileError: none is there, or the folder cannot be read.
+        """
+        there = self._require(name) if there is None else there
         failures = [failure for failure in [self._take_labels(name)] if failure is not None]
-        chosen = [] if gone else self._chosen(name)
+        chosen = self._chosen(name, there)
         held = self._entries.get(name, {})
         fresh: dict[int, Entry] = {}
         for version in chosen:
             old = held.get(version)
-            if old is not None and old.served is not None and old.file == FileState.of(self._path(name, version)):
+            if old is not None and old.served is not None and old.files == VersionState.of(self._path(name, version)):
                 continue
             new = await self._load(name, version)
             if new.served is None:
                 failures.append(f"{name} version {version}: {new.reason}")
                 if old is not None and old.served is not None:
-                    new = replace(old, reason=f"a changed file could not be loaded, the former one answers: {new.reason}", file=new.file)
+                    new = replace(old, reason=f"a changed file could not be loaded, the former one answers: {new.reason}", files=new.files)
             fresh[version] = new
         kept = {version: entry for version, entry in held.items() if version in chosen or (failures and entry.served is not None)}
         self._entries[name] = dict(sorted({**kept, **fresh}.items()))
@@ -219,7 +272,7 @@ class Repository:
 
     async def _load(self, name: str, version: int) -> Entry:
         path = self._path(name, version)
-        entry = Entry(name, version, file=FileState.of(path))
+        entry = Entry(name, version, files=VersionState.of(path))
         begun = time.monotonic()
         try:
             runner = await self._open(path)
@@ -247,7 +300,9 @@ class Repository:
             ", ".join(description.methods) or "none",
             took_s,
         )
-        served = Served(name, version, runner, Admission(name, self._max_queue, runner.picture_s))
+        places = Admission(name, self._max_queue, runner.picture_s)
+        score_cams = Admission(name, self._max_score_cams, runner.score_cam_s, "Score-CAMs")
+        served = Served(name, version, runner, places, score_cams)
         return replace(entry, state=ModelState.READY, served=served)
 
     def _let_go(self, entry: Entry) -> None:
@@ -301,7 +356,11 @@ class Repository:
 
     def queues(self) -> list[Queue]:
         """How many pictures wait for each version that is served; may be asked from any thread."""
-        return [Queue(one.name, str(one.version), one.served.admission.taken) for one in self._all() if one.served is not None]
+        return [
+            Queue(one.name, str(one.version), one.served.admission.taken, one.served.score_cams.taken)
+            for one in self._all()
+            if one.served is not None
+        ]
 
     def close(self) -> None:
         """Stop the models' threads, after the runs under way."""
@@ -311,8 +370,44 @@ class Repository:
             if entry.served is not None:
                 entry.served.runner.close()
 
-    def _chosen(self, name: str) -> list[int]:
-        return self._policy.choose(versions(self._folder / name), self._labels.get(name, {}).values())
+    def _names(self) -> list[str]:
+        """Models that are there; one that cannot be read is left out, with a line in the log.
+
+        Raises:
+            NotFoundError: the repository cannot be read.
+        """
+        try:
+            names = names_there(self._folder)
+        except (FileNotFoundError, NotADirectoryError):
+            return model_names(self._folder)  # which says what to do
+        except OSError as error:
+            raise NotFoundError(f"{self._folder}: {error.strerror or error}: expected a model repository that can be read") from error
+        found = []
+        for name in names:
+            try:
+                if versions_there(self._folder / name):
+                    found.append(name)
+            except OSError as error:
+                logger.error("%s: not served: %s: %s", name, self._folder / name, error.strerror or error)
+        return found
+
+    def _require(self, name: str) -> list[int]:
+        """The versions in a model's folder.
+
+        Raises:
+            NotFoundError, ModelFileError: no such model, or its folder cannot be read.
+        """
+        try:
+            there = versions_there(self._folder / name) if is_model_name(name) else []
+        except OSError as error:
+            raise ModelFileError(f"{self._folder / name}: {error.strerror or error}") from error
+        if not there:
+            raise self._unknown(name)
+        return there
+
+    def _chosen(self, name: str, there: Iterable[int]) -> list[int]:
+        """Those of a model's versions that are to be served."""
+        return self._policy.choose(there, self._labels.get(name, {}).values())
 
     def _take_labels(self, name: str) -> str | None:
         """Read a model's labels; what is wrong with them, if anything is: then the former ones stay."""
@@ -338,9 +433,15 @@ class Repository:
 
     def _only_name(self) -> str:
         names = [name for name, answers in self.serving().items() if answers]
+        if not names:
+            raise NotFoundError("the request names no model, and this server has none that answers: load one, or see its log")
         if len(names) != 1:
             raise NotFoundError(f"the request names no model, and this server has several: {', '.join(names)}: name one of them")
         return names[0]
+
+
+def _numbers(state: FolderState | None) -> list[int]:
+    return [] if state is None else [version for version, _ in state.versions]
 
 
 async def _finish(going: list[Served]) -> None:

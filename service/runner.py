@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,12 +22,20 @@ from service.metrics import NO_METRICS, Metrics
 from service.observed import note_timed, timed
 from service.opening import Opened, open_fastest
 from service.run_memory import pixel_bytes
+from service.turns import Turns
 from service.warming import warm_up
 from service.workers import Timed, Workers
 
 MASKED_PICTURES = {"cpu": 4, "cuda": 16}
-"""How many masked pictures a Score-CAM runs in a turn, by device: others wait so long. On a CPU, a picture among four costs about a
+"""How many masked pictures a Score-CAM runs in a turn, by device, while nobody else asks. On a CPU, a picture among four costs about a
 tenth more than among sixteen; a GPU wants them together."""
+
+AMONG_OTHERS = {"cpu": 1, "cuda": 4}
+"""The same where others ask: an image that comes during a step waits for its end, which should take no longer than its own run."""
+
+
+_TURN_S = 1.0
+"""Steps of a Score-CAM follow each other in its thread for so long, while nobody else asks: a busy event loop would come between them."""
 
 
 class Runner:
@@ -53,6 +62,7 @@ class Runner:
         self._thread = thread
         # No cycle: a session's memory falls with it.
         self._batcher = Batcher(thread, partial(_run, model), batching, sharing, any_thread=model.device == "cpu", on_batch=on_batch)
+        self._turns = Turns()
         self._under_way = 0
 
     @classmethod
@@ -90,24 +100,32 @@ class Runner:
         own = self.model.description.preprocessing
         return 0 if (height, width) == (own.height, own.width) else round(height * width * self._pixel_bytes)
 
+    def score_cam_s(self) -> float:
+        """What a Score-CAM took of late, in seconds."""
+        return self._turns.long_s
+
     async def submit(self, images: npt.NDArray[np.uint8], wanted: Wanted, on_turn: Callable[[], None] = lambda: None) -> Timed[Answer]:
         """Run the model when its turn comes, together with what else waits for it.
 
-        What takes many runs takes a turn for each, so that other requests have theirs in between. A request that is
-        cancelled takes no further turn.
+        What takes many runs takes a turn for each, so that other requests have theirs in between; of several such requests the
+        oldest goes first. A request that is cancelled takes no further turn.
 
         Args:
             images: uint8 `[n, H, W, 3]`, fit for the model, n at most the batch's size.
             wanted: fit for the model.
-            on_turn: called when the first run begins.
+            on_turn: called when the request needs its place no longer: when its run begins, or after the last of many.
 
         Raises:
             RequestError: a shape, a class or a method that the model does not have.
             ServerError: closed meanwhile.
         """
         with self._one_more():
-            ran = self._in_steps if _takes_steps(wanted) else self._batcher.submit
-            return await timed("infer", ran(images, wanted, on_turn))
+            if takes_steps(wanted.methods):
+                asked_ns = time.monotonic_ns()
+                async with self._turns.long():
+                    return await timed("infer", self._in_steps(images, wanted, asked_ns, on_turn))
+            with self._turns.short():
+                return await timed("infer", self._batcher.submit(images, wanted, on_turn))
 
     async def see_and_submit(
         self, see: Callable[[], NetworkInput], workers: Workers, wanted: Wanted, on_turn: Callable[[], None] = lambda: None
@@ -118,11 +136,13 @@ class Runner:
             Exception: what `see` raises.
         """
         with self._one_more():
-            if _takes_steps(wanted):
-                seen = await timed("decode", workers.do(see))
-                return seen, await timed("infer", self._in_steps(seen.value.images, wanted, on_turn))
             asked_ns = time.monotonic_ns()
-            seen, ran = await self._batcher.see_and_submit(see, workers, wanted, on_turn)
+            if takes_steps(wanted.methods):
+                async with self._turns.long():  # decoded when it is its turn: those that wait hold no pixels
+                    seen = await timed("decode", workers.do(see))
+                    return seen, await timed("infer", self._in_steps(seen.value.images, wanted, asked_ns + seen.took_ns, on_turn))
+            with self._turns.short():
+                seen, ran = await self._batcher.see_and_submit(see, workers, wanted, on_turn)
             note_timed("decode", asked_ns, seen)
             note_timed("infer", asked_ns + seen.waited_ns + seen.took_ns, ran)
             return seen, ran
@@ -140,7 +160,8 @@ class Runner:
         """Whether nothing is submitted."""
         return not self._under_way
 
-    async def _in_steps(self, images: npt.NDArray[np.uint8], wanted: Wanted, on_turn: Callable[[], None]) -> Timed[Answer]:
+    async def _in_steps(self, images: npt.NDArray[np.uint8], wanted: Wanted, asked_ns: int, on_turn: Callable[[], None]) -> Timed[Answer]:
+        device = self.model.device
         steps = explain_in_steps(
             self.model,
             images,
@@ -148,16 +169,22 @@ class Runner:
             wanted.methods,
             softmax=wanted.softmax,
             max_channels=wanted.max_channels,
-            batch_size=MASKED_PICTURES[self.model.device],
+            batch_size=lambda: (AMONG_OTHERS if self._turns.in_company else MASKED_PICTURES)[device],
         )
-        waited_ns = took_ns = 0
-        while True:
-            turn = await self._thread.do(self._batcher.alone, partial(_take, steps))
-            on_turn()
-            waited_ns += turn.waited_ns
-            took_ns += turn.took_ns
-            if turn.value is not None:
-                return Timed(turn.value, waited_ns, took_ns)
+        took_ns = last_ns = 0
+        over = threading.Event()
+        take = partial(_take, steps, lambda: self._turns.alone and not over.is_set())
+        try:
+            while True:
+                await self._turns.step(last_ns)
+                turn = await self._thread.do(self._batcher.alone, take)
+                last_ns = turn.took_ns
+                took_ns += last_ns
+                if turn.value is not None:
+                    on_turn()
+                    return Timed(turn.value, time.monotonic_ns() - asked_ns - took_ns, took_ns)
+        finally:
+            over.set()  # cancelled: the turn under way ends after its step
 
     def close(self) -> None:
         """Wait for the run under way, drop those that wait."""
@@ -166,19 +193,23 @@ class Runner:
         self._thread.close()
 
 
-def _takes_steps(wanted: Wanted) -> bool:
-    return any(map(is_score_cam, wanted.methods))
+def takes_steps(maps: Iterable[str]) -> bool:
+    """True where one of the maps takes many runs of the model."""
+    return any(map(is_score_cam, maps))
 
 
 def _run(model: Model, images: npt.NDArray[np.uint8], targets: npt.NDArray[np.int64], methods: tuple[str, ...], softmax: bool) -> Answer:
     return explain(model, images, targets, methods, softmax=softmax)
 
 
-def _take(steps: Generator[int, None, Answer]) -> Answer | None:
-    """One step; its answer, if it was the last."""
-    try:
-        next(steps)
-    except StopIteration as end:  # no future would carry it
-        answer: Answer = end.value
-        return answer
-    return None
+def _take(steps: Generator[int, None, Answer], goes_on: Callable[[], bool]) -> Answer | None:
+    """One step, and more while `goes_on` says so and the turn is short; the answer, if it was the last."""
+    until = time.monotonic() + _TURN_S
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:  # no future would carry it
+            answer: Answer = end.value
+            return answer
+        if time.monotonic() >= until or not goes_on():
+            return None

@@ -13,6 +13,12 @@ from service.declaring import declared, told, told_of_each
 from service.logs import FORMATS
 from service.versions import VersionPolicy
 
+_LONGEST_S = 1_000_000
+"""Eleven days. gRPC counts milliseconds in 31 bits, and no clock counts to infinity."""
+
+_MOST_THREADS = 1024
+_MOST = 1_000_000
+
 _MAX_MESSAGE_BYTES = 1024**3
 """gRPC counts a message's bytes in 31 bits."""
 
@@ -42,6 +48,13 @@ class ServerSettings:
             expected="1 to 65535, or 0 for a free one",
         ),
     )
+    allowed_hosts: str | None = field(
+        default=None,
+        metadata=told(
+            "Names of this server that HTTP requests may ask for, such as models.example, with commas between them; * for any. IP"
+            " addresses and localhost are always taken. Not set: those alone on a loopback address, any name on another."
+        ),
+    )
     reuse_port: bool = field(
         default=False,
         metadata=told("Share the port with another server that was told so too: the new one listens before the old one stops."),
@@ -65,7 +78,9 @@ class ServerSettings:
         default="fixed",
         metadata=told("Who changes what is served: nobody, clients by the protocol's loads and unloads, or the folder.", choices=MODES),
     )
-    poll_s: float = field(default=5.0, metadata=told("How often the folder is looked at with model_control poll.", low=0.01))
+    poll_s: float = field(
+        default=5.0, metadata=told("How often the folder is looked at with model_control poll.", low=0.01, high=_LONGEST_S)
+    )
     device: str = field(default="auto", metadata=told("Where to compute.", choices=("auto", "cpu", "cuda")))
     tf32: bool = field(
         default=False,
@@ -79,9 +94,12 @@ class ServerSettings:
         metadata=told(
             "Of ONNX Runtime, for each model; 0 takes every core this process may use, or one for a model whose run takes a millisecond.",
             low=0,
+            high=_MOST_THREADS,
         ),
     )
-    picture_threads: int = field(default=0, metadata=told("That decode, resize and draw; 0 takes every core this process may use.", low=0))
+    picture_threads: int = field(
+        default=0, metadata=told("That decode, resize and draw; 0 takes every core this process may use.", low=0, high=_MOST_THREADS)
+    )
     limits: PictureLimits = field(
         default_factory=PictureLimits,
         metadata=told_of_each(
@@ -92,7 +110,9 @@ class ServerSettings:
     max_picture_s: float = field(
         default=300.0,
         metadata=told(
-            "How long a picture may take, from its place in the queue to its answer; then it is refused. 0: as long as it takes.", low=0
+            "How long a picture may take, from its place in the queue to its answer; then it is refused. 0: as long as it takes.",
+            low=0,
+            high=_LONGEST_S,
         ),
     )
     max_decode_s: float = field(
@@ -119,30 +139,64 @@ class ServerSettings:
             high=_MAX_MESSAGE_BYTES,
         ),
     )
-    max_batch_size: int = field(default=8, metadata=told("Pictures in one run of a model, at most.", low=1))
+    max_batch_size: int = field(default=8, metadata=told("Pictures in one run of a model, at most.", low=1, high=_MOST))
     max_queue_delay_ms: float = field(
         default=0.0,
         metadata=told(
             "How long a picture waits for others to share its run while the model is idle. 0: not at all; what comes while a run is under"
             " way shares the next one even so.",
             low=0,
+            high=_MOST,
         ),
     )
     max_queue_size: int = field(
         default=64,
-        metadata=told("Pictures that may wait for one model; others are refused, with the time after which to ask again.", low=1),
+        metadata=told(
+            "Pictures that may wait for one model; others are refused, with the time after which to ask again.", low=1, high=_MOST
+        ),
+    )
+    max_score_cams: int = field(
+        default=16,
+        metadata=told(
+            "Score-CAMs of one model that may be in progress or wait; others are refused. The oldest goes first, in steps between images.",
+            low=1,
+            high=_MOST,
+        ),
     )
     max_maps: int = field(
-        default=100, metadata=told("Classes that one request may have explained: each costs a map, and a PNG if it is drawn.", low=1)
+        default=100,
+        metadata=told("Classes that one request may have explained: each costs a map, and a PNG if it is drawn.", low=1, high=_MOST),
     )
-    stream_in_flight: int = field(default=8, metadata=told("Pictures of one stream that are worked on at a time.", low=1))
+    stream_in_flight: int = field(default=8, metadata=told("Pictures of one stream that are worked on at a time.", low=1, high=_MOST))
+    stream_idle_s: float = field(
+        default=300.0,
+        metadata=told(
+            "How long nothing may come on a stream, or be taken from it; then it ends. What the server works on counts as moving."
+            " 0: any time.",
+            low=0,
+            high=_LONGEST_S,
+        ),
+    )
     max_connection_age_s: float = field(
         default=0.0,
         metadata=told(
             "How long a client keeps a gRPC connection before it is asked to connect anew, so that it finds servers that were added; with a"
             " retry policy it loses no request. 0: as long as it likes.",
             low=0,
+            high=_LONGEST_S,
         ),
+    )
+    max_connections: int = field(
+        default=1024,
+        metadata=told(
+            "Connections that each protocol has open at a time, or fewer where the system allows fewer open files; others are refused.",
+            low=1,
+            high=65536,
+        ),
+    )
+    max_streams: int = field(
+        default=256,
+        metadata=told("Calls that one gRPC connection has under way at a time; its client holds others back.", low=1, high=65536),
     )
     pre_stop_s: float = field(
         default=0.0,
@@ -150,10 +204,12 @@ class ServerSettings:
             "How long requests are still taken after health says NOT_SERVING, so that load balancers see it and send theirs elsewhere."
             " 0 where nothing stands in front.",
             low=0,
+            high=_LONGEST_S,
         ),
     )
     grace_s: float = field(
-        default=30.0, metadata=told("How long requests in flight may take to finish at a stop; then they are cancelled.", low=0)
+        default=30.0,
+        metadata=told("How long requests in flight may take to finish at a stop; then they are cancelled.", low=0, high=_LONGEST_S),
     )
     metrics_port: int | None = field(
         default=None,

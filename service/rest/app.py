@@ -86,6 +86,12 @@ class Application:
     async def _not_routed(self, request: Request, error: Exception) -> Response:
         """Where no endpoint is: 404, or 405 with the method that there is."""
         assert isinstance(error, HTTPException)
+        response = self._refuse(request, error)
+        if echo := request.headers.get(REQUEST_ID):
+            response.headers[REQUEST_ID] = echo
+        return response
+
+    def _refuse(self, request: Request, error: HTTPException) -> Response:
         try:
             self._guard.check(request)
         except HTTPException as refused:

@@ -13,6 +13,9 @@ from service.memory_budget import Lease
 
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 _ENCODINGS = ("gzip", "deflate")
+_OTHER_NAMES = {"x-gzip": "gzip"}  # RFC 9110, 8.4.1.3
+_MOST_MEMBERS = 4096
+"""Of a gzip file, each a whole one (RFC 1952, 2.2): parallel compressors write one for each of their blocks."""
 
 _COPIES = 2
 """Of a body that are in memory at a time: a buffer that grows, and then what is read of it."""
@@ -37,21 +40,22 @@ async def read_body(request: Request, max_bytes: int, lease: Lease) -> bytes:
     if length > max_bytes:
         raise _too_long(f"{length:,} bytes", max_bytes)
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    encoding = _OTHER_NAMES.get(encoding, encoding)
     if encoding not in ("identity", *_ENCODINGS):
         raise HTTPException(415, f"the body is encoded with {encoding!r:.60}: expected {' or '.join(_ENCODINGS)}, or nothing")
-    unpacking = zlib.decompressobj(_GZIP_OR_ZLIB) if encoding in _ENCODINGS else None
+    unpacking = _Unpacking(encoding) if encoding in _ENCODINGS else None
     await lease.grow_to(_COPIES * length)
     body = io.BytesIO()  # which an exception's traceback may keep, so it is emptied below
     try:
         async for part in request.stream():
-            unpacked = part if unpacking is None else _unpack(unpacking, part, max_bytes - body.tell() + 1)
+            unpacked = part if unpacking is None else unpacking.take(part, max_bytes - body.tell() + 1)
             size = body.tell() + len(unpacked)
             if size > max_bytes:
                 raise _too_long("more", max_bytes)
             if _COPIES * size > lease.bytes:
                 await lease.grow_to(min(2 * _COPIES * size, _COPIES * max_bytes))
             body.write(unpacked)
-        if unpacking is not None and (not unpacking.eof or unpacking.unused_data):
+        if unpacking is not None and not unpacking.whole:
             raise RequestError(f"the body is no whole {encoding} data")
         whole = body.getvalue()
     finally:
@@ -60,11 +64,38 @@ async def read_body(request: Request, max_bytes: int, lease: Lease) -> bytes:
     return whole
 
 
-def _unpack(unpacking: zlib._Decompress, part: bytes, max_bytes: int) -> bytes:
-    try:
-        return unpacking.decompress(part, max_bytes)
-    except zlib.error as error:
-        raise RequestError(f"the body cannot be unpacked: {error}") from error
+class _Unpacking:
+    """Compressed data, part by part. whole: whether all that came is complete."""
+
+    def __init__(self, encoding: str) -> None:
+        self._encoding = encoding
+        self._member = zlib.decompressobj(_GZIP_OR_ZLIB)
+        self._members = 1
+        self.whole = False
+
+    def take(self, part: bytes, max_bytes: int) -> bytes:
+        """What a part unpacks to, cut off at `max_bytes`.
+
+        Raises:
+            RequestError: it is broken.
+        """
+        unpacked = bytearray()
+        try:
+            while True:
+                unpacked += self._member.decompress(part, max_bytes - len(unpacked))
+                part = self._member.unused_data
+                if not part or len(unpacked) >= max_bytes:
+                    self.whole = self._member.eof and not part
+                    return bytes(unpacked)
+                self._begin_next()
+        except zlib.error as error:
+            raise RequestError(f"the body cannot be unpacked: {error}") from error
+
+    def _begin_next(self) -> None:
+        self._members += 1
+        if self._encoding != "gzip" or self._members > _MOST_MEMBERS:
+            raise RequestError(f"the body is no whole {self._encoding} data: something follows its end")
+        self._member = zlib.decompressobj(_GZIP_OR_ZLIB)
 
 
 def _too_long(came: str, max_bytes: int) -> HTTPException:

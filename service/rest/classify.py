@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Mapping
 from typing import Any, get_args
 
@@ -19,6 +20,7 @@ from service.rest.endpoint import Endpoint, of_json, schema
 from service.rest.refusals import JSON
 
 PNG = "image/png"
+_NUMBER = re.compile("[+-]?[0-9]{1,100}")
 PATH = "/v1/classify"
 
 _MAP = "map"
@@ -115,10 +117,9 @@ def _read_map(given: QueryParams, drawn: bool) -> MapQuery | None:
 
 
 def _whole(name: str, text: str) -> int:
-    try:
-        return int(text)
-    except ValueError as error:
-        raise RequestError(f"query parameter {name!r} is {text!r:.60}: a whole number was expected") from error
+    if not _NUMBER.fullmatch(text):
+        raise RequestError(f"query parameter {name!r} is {text!r:.60}: a whole number was expected")
+    return int(text)
 
 
 def _truth(name: str, text: str) -> bool:

@@ -43,8 +43,8 @@ class Endpoint:
 
 
 def of_json(value: object, status: int = 200) -> Response:
-    """An answer in JSON."""
-    return Response(to_json(value), status, media_type=JSON)
+    """An answer in JSON. Numbers that are none (NaN, infinity) are null."""
+    return Response(to_json(value, inf_nan_mode="null"), status, media_type=JSON)
 
 
 def schema(name: str) -> dict[str, str]:

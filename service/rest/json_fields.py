@@ -92,6 +92,11 @@ def objects(where: str, given: Mapping[str, Any], name: str) -> list[dict[str, A
     return found
 
 
+def fits(number: int) -> bool:
+    """True for a number of 64 bits: JSON's have thousands of digits, which Python does not write."""
+    return -(2**63) <= number < 2**63
+
+
 def shown(value: object) -> str:
     """A value in a message: what it is, and how it begins."""
     text = repr(value) if not isinstance(value, list | dict) else f"{_NAMES[type(value)]} of {len(value):,}"
@@ -102,6 +107,6 @@ def _of_kind(where: str, given: Mapping[str, Any], name: str, kind: type[T]) -> 
     value = given[name]
     if type(value) is not kind:  # true and false are ints to Python
         raise RequestError(f"{where}: {name!r} is {shown(value)}: {_NAMES[kind]} was expected")
-    if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        raise RequestError(f"{where}: {name!r} is {shown(value)}: a whole number of 64 bits was expected")
+    if isinstance(value, int) and not fits(value):
+        raise RequestError(f"{where}: {name!r} is {shown(value)}: 64 bits do not hold it")
     return value

@@ -190,15 +190,19 @@ class OpenInferenceEndpoints:
 
     async def repository_model_load(self, request: Request, body: bytes) -> Response:
         """Take what is in a model's folder now."""
-        read_object(body or b"{}")
-        await self._control.load(request.path_params["name"])
+        await self._control.load(request.path_params["name"], _parameters(body))
         return Response()
 
     async def repository_model_unload(self, request: Request, body: bytes) -> Response:
         """Serve a model no longer."""
-        read_object(body or b"{}")
-        await self._control.unload(request.path_params["name"])
+        await self._control.unload(request.path_params["name"], _parameters(body))
         return Response()
+
+
+def _parameters(body: bytes) -> dict[str, Any]:
+    """Of a load or an unload."""
+    none: dict[str, Any] = {}
+    return optional("the request", read_object(body or b"{}"), "parameters", none)
 
 
 def _model(request: Request) -> tuple[str, str]:

@@ -12,6 +12,7 @@ from service.rest.attending import Attending
 from service.rest.classify import ClassifyEndpoint
 from service.rest.endpoint import Endpoint
 from service.rest.guard import Guard
+from service.rest.hosts import AllowedHosts
 from service.rest.open_inference import OpenInferenceEndpoints
 from service.rest.openapi import OpenApi
 from service.rest.server import HttpServer
@@ -34,8 +35,15 @@ class Http:
         attending = Attending()
         described = OpenApi(_endpoints(parts), has_tokens=tokens is not None)
         observe = partial(parts.observer.observe, protocol="http")
-        self._app = Application(described.endpoints, Guard(tokens), attending, parts.is_serving, observe, parts.budget)
-        self._server = HttpServer(settings.host, port, settings.reuse_port, attending)
+        self._app = Application(
+            described.endpoints,
+            Guard(tokens, AllowedHosts(settings.allowed_hosts, settings.host)),
+            attending,
+            parts.is_serving,
+            observe,
+            parts.budget,
+        )
+        self._server = HttpServer(settings.host, port, settings.reuse_port, attending, parts.max_connections)
         self.address = f"{'http' if self._tls is None else 'https'}://{join_address(settings.host, self._server.port)}"
 
     async def start(self) -> None:

@@ -11,17 +11,15 @@ from collections.abc import Iterator, Sequence
 
 import uvicorn
 from starlette.applications import Starlette
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from contract.errors import SettingsError
 from service.addresses import join_address
+from service.rest.accepting import Acceptor, Connections
 from service.rest.attending import Attending
+from service.rest.connection import HttpConnection
 
 _WAITING = 2048
 """Connections that the system holds until they are taken; as uvicorn has it."""
-
-_FIRST_REQUEST_S = 30.0
-"""From a connection's begin to the end of its first request's headers; between requests, uvicorn itself hangs up after five seconds."""
 
 _ANSWERED_S = 1.0
 """For the answers of requests that were cancelled, until their connections are cut."""
@@ -30,14 +28,15 @@ _ANSWERED_S = 1.0
 class HttpServer:
     """Holds its address from the start, takes requests from `start` on. port: that it has."""
 
-    def __init__(self, host: str, port: int, reuse_port: bool, attending: Attending) -> None:
-        """attending: awaits the requests' work.
+    def __init__(self, host: str, port: int, reuse_port: bool, attending: Attending, max_connections: int) -> None:
+        """attending: awaits the requests' work. max_connections: at a time.
 
         Raises:
             SettingsError: the address cannot be listened at.
         """
         self._sockets = _bind(host, port, reuse_port)
         self._attending = attending
+        self._connections = Connections(max_connections)
         self._uvicorn: _Uvicorn | None = None
         self._running: asyncio.Task[None] | None = None
         self.port: int = self._sockets[0].getsockname()[1]
@@ -46,7 +45,7 @@ class HttpServer:
         """Take requests. tls: None to take them unencrypted."""
         config = uvicorn.Config(
             app,
-            http=_Protocol,
+            http=type("Held", (HttpConnection,), {"held": self._connections}),
             ws="none",
             lifespan="off",
             log_config=None,
@@ -56,7 +55,7 @@ class HttpServer:
             proxy_headers=False,
             ssl_context_factory=None if tls is None else lambda config, default: tls,
         )
-        self._uvicorn = _Uvicorn(config)
+        self._uvicorn = _Uvicorn(config, self._connections)
         self._running = asyncio.create_task(self._uvicorn.serve(self._sockets))
         listening = asyncio.create_task(self._uvicorn.listening.wait())
         await asyncio.wait({self._running, listening}, return_when=asyncio.FIRST_COMPLETED)
@@ -85,29 +84,12 @@ class HttpServer:
             one.close()
 
 
-class _Protocol(H11Protocol):
-    """Hangs up on a connection that asks nothing."""
-
-    _waiting: asyncio.TimerHandle
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
-        super().connection_made(transport)
-        self._waiting = self.loop.call_later(_FIRST_REQUEST_S, self._expect_request)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._waiting.cancel()  # it would keep what is over in memory
-        super().connection_lost(exc)
-
-    def _expect_request(self) -> None:
-        if self.cycle is None:
-            self.transport.abort()
-
-
 class _Uvicorn(uvicorn.Server):
     """listening: set when it takes requests."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, connections: Connections) -> None:
         super().__init__(config)
+        self._connections = connections
         self.listening = asyncio.Event()
 
     @contextlib.contextmanager
@@ -116,8 +98,13 @@ class _Uvicorn(uvicorn.Server):
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """See `listening`."""
-        await super().startup(sockets)
+        """Take connections by `Acceptor` instead of asyncio's own server."""
+
+        def protocol() -> asyncio.Protocol:
+            return self.config.http_protocol_class(config=self.config, server_state=self.server_state, app_state={})  # type: ignore[call-arg]
+
+        self.servers = [Acceptor(one, protocol, self.config.ssl, self._connections) for one in sockets or ()]  # type: ignore[misc]
+        self.started = True
         self.listening.set()
 
 

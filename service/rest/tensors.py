@@ -17,12 +17,14 @@ import numpy as np
 from pydantic_core import to_json
 
 from contract.errors import RequestError
-from service.open_inference import InferAnswer, InferQuery, check_parameters
+from service.open_inference import ENCODED, InferAnswer, InferQuery, check_parameters
 from service.rest.json_fields import field, objects, optional, read_object, shown
 from service.tensors import BOOL, BYTES, INT64, UINT8, InputTensor, OutputTensor, check_shape
 
 _KINDS: dict[str, type] = {BOOL: bool, UINT8: int, INT64: int, BYTES: str}
 _SAID: dict[type, str] = {bool: "true or false", int: "whole numbers", str: "texts"}
+
+"""Of a shape: sizes are multiplied, and Python writes no number of more than 4,300 digits."""
 
 BASE64 = "base64"
 """What the parameter `content_type` of a BYTES input says of its texts, as MLServer has it: JSON holds no bytes."""
@@ -54,7 +56,7 @@ def read_infer(body: bytes, json_bytes: int | None, model: str, version: str) ->
 
     Args:
         body: JSON, and the binary tensors behind it.
-        json_bytes: how much of it is JSON; None: all of it.
+        json_bytes: how much of it is JSON; None: all of it; 0: the body is one encoded image, Triton's raw binary request.
         model, version: from the request's path.
 
     Raises:
@@ -62,6 +64,8 @@ def read_infer(body: bytes, json_bytes: int | None, model: str, version: str) ->
     """
     if json_bytes is not None and json_bytes > len(body):
         raise RequestError(f"{json_bytes:,} bytes of JSON were announced, the request's body has {len(body):,}")
+    if json_bytes == 0:
+        return _read_raw(body, model, version)
     document = read_object(body if json_bytes is None else body[:json_bytes])
     start = len(body) if json_bytes is None else json_bytes
     inputs = []
@@ -81,6 +85,13 @@ def read_infer(body: bytes, json_bytes: int | None, model: str, version: str) ->
     about: dict[str, Any] = optional("the request", document, "parameters", {})
     query = InferQuery.of(model, version, optional("the request", document, "id", ""), inputs, outputs)
     return InferCall(query, binary, optional("the request", about, "binary_data_output", False))
+
+
+def _read_raw(body: bytes, model: str, version: str) -> InferCall:
+    """One encoded image without any JSON; what is answered is binary too."""
+    if not body:
+        raise RequestError("the request's body is empty: an encoded image was expected behind 0 bytes of JSON")
+    return InferCall(InferQuery.of(model, version, "", [InputTensor(ENCODED, BYTES, (1,), None, (body,))], ()), {}, True)
 
 
 def write_infer(answer: InferAnswer, call: InferCall) -> Written:

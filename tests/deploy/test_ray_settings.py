@@ -21,7 +21,7 @@ from tests.service.test_config import OTHERS
     ("args", "problem"),
     [
         ({"max_batch": 4}, r"^args: max_batch: no such setting: max_batch_size is one;"),
-        ({"max_batch_size": 0}, r"^args: max_batch_size = 0: expected 1 or more$"),
+        ({"max_batch_size": 0}, r"^args: max_batch_size = 0: expected 1 to 1,000,000$"),
         ({"max_batch_size": "4"}, r"^args: max_batch_size = '4': expected a whole number$"),
         ({"limits": {"max_bytes": -1}}, r"^args: limits\.max_bytes = -1: expected 1 to "),
         ({"port": 8001}, r"^args: port: Ray's proxies listen: see grpc_options in the Serve config$"),

@@ -25,7 +25,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs/serving.md"
 def other(setting: Setting) -> Any:
     """A value that it does not have by default, and may have beside the others."""
     known = {"host": "::1", "port": 9, "http_port": 10, "insecure": True, "versions": "latest:2"}
-    known |= {"metrics_port": 11, "metrics_host": "::1", "otel_endpoint": "http://localhost:4317"}
+    known |= {"allowed_hosts": "models.example", "metrics_port": 11, "metrics_host": "::1", "otel_endpoint": "http://localhost:4317"}
     if setting.name in known:
         return known[setting.name]
     if setting.told.choices:
@@ -99,7 +99,7 @@ def test_flags_go_before_the_environment_that_before_the_file_that_before_defaul
 
 
 def test_what_is_printed_reads_back_to_the_same_settings(tmp_path: Path) -> None:
-    for config in (Config(ServerSettings(), {}), configure(OTHERS, {}), configure({"grace_s": "1e30"}, {})):
+    for config in (Config(ServerSettings(), {}), configure(OTHERS, {}), configure({"grace_s": "1e-30"}, {})):
         assert configure({}, {}, toml(tmp_path, to_toml(config))).settings == config.settings
 
 
@@ -130,8 +130,8 @@ def test_the_command_prints_what_it_reads(tmp_path: Path) -> None:
         ("port = true", "port = True: expected a whole number$"),
         ("port = 70000", "port = 70000: expected 1 to 65535, or 0 for a free one$"),
         ("grace_s = 'long'", "grace_s = 'long': expected a number$"),
-        ("grace_s = -1", "grace_s = -1: expected 0 or more$"),
-        ("grace_s = nan", "grace_s = nan: expected 0 or more$"),
+        ("grace_s = -1", "grace_s = -1: expected 0 to 1,000,000$"),
+        ("grace_s = nan", "grace_s = nan: expected 0 to 1,000,000$"),
         ("insecure = 1", "insecure = 1: expected true or false$"),
         ("device = 'tpu'", "device = 'tpu': expected auto, cpu or cuda$"),
         ("host = ''", "host = '': expected a text$"),
@@ -169,7 +169,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         ("PRT", "1", "^TLCLI_SERVE_PRT: no such setting: TLCLI_SERVE_PORT is one"),
         ("port", "1", "^TLCLI_SERVE_port: no such setting"),
         ("PORT", "tcp://10.0.0.1:8001", "^TLCLI_SERVE_PORT='tcp://10.0.0.1:8001': expected a whole number$"),
-        ("MAX_MAPS", "0", "^TLCLI_SERVE_MAX_MAPS='0': expected 1 or more$"),
+        ("MAX_MAPS", "0", "^TLCLI_SERVE_MAX_MAPS='0': expected 1 to 1,000,000$"),
         ("INSECURE", "maybe", "^TLCLI_SERVE_INSECURE='maybe': expected true or false$"),
     ],
 )
@@ -179,7 +179,7 @@ def test_a_mistake_in_the_environment_is_named(name: str, text: str, expected: s
 
 
 def test_a_mistake_in_a_flag_is_named() -> None:
-    with pytest.raises(SettingsError, match=r"^--max-batch-size '0': expected 1 or more$"):
+    with pytest.raises(SettingsError, match=r"^--max-batch-size '0': expected 1 to 1,000,000$"):
         run("--max-batch-size", "0")
     with pytest.raises(SettingsError, match=r"^--grace-s '': expected a number$"):
         run("--grace-s", "")

@@ -259,7 +259,7 @@ def test_requests_are_observed_and_health_is_not(one_model: Path, tmp_path: Path
 def sent(port: int, path: str, body: bytes) -> Iterator[socket.socket]:
     """A request on its way, whose answer nobody has read."""
     with socket.create_connection(("127.0.0.1", port)) as plain:
-        head = f"POST {path} HTTP/1.1\r\nHost: here\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
         plain.sendall(head.encode() + body)
         yield plain
 
@@ -317,7 +317,7 @@ def test_what_outlasts_the_grace_period_is_refused(one_model: Path) -> None:
     with server_process(one_model, http_port=0, grace_s=0.3, picture_threads=1) as server:
         port = http_port(server)
         with ThreadPoolExecutor(8) as threads, socket.create_connection(("127.0.0.1", port)) as slow:
-            slow.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: here\r\nContent-Length: 9\r\n\r\nhalf")  # and never the rest
+            slow.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nhalf")  # and never the rest
 
             def ask() -> Answered:
                 with Asking(port) as asking:
@@ -346,7 +346,7 @@ def test_a_client_that_takes_no_answer_holds_the_stop_up_no_longer(one_model: Pa
         with socket.create_connection(("127.0.0.1", port)) as deaf:
             deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             body = head + bytes(40 * SIZE * SIZE * 3)
-            start = f"POST /v2/models/toy/infer HTTP/1.1\r\nHost: here\r\nInference-Header-Content-Length: {len(head)}\r\n"
+            start = f"POST /v2/models/toy/infer HTTP/1.1\r\nHost: localhost\r\nInference-Header-Content-Length: {len(head)}\r\n"
             for _ in range(3):
                 deaf.sendall(start.encode() + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
             time.sleep(0.5)

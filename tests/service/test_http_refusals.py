@@ -265,7 +265,7 @@ def test_a_body_over_the_limit_is_refused_and_not_kept(small: int) -> None:
 
 
 def test_a_full_queue_is_told_with_the_time_after_which_to_ask_again(one_model: Path) -> None:
-    settings = ServerSettings(models=one_model, port=0, http_port=0, max_queue_size=1, max_batch_size=1, max_queue_delay_ms=0)
+    settings = ServerSettings(models=one_model, port=0, http_port=0, max_queue_size=1, max_score_cams=1, max_batch_size=1)
     seen = []
     with http_in_background(settings) as port:
 
@@ -282,7 +282,7 @@ def test_a_full_queue_is_told_with_the_time_after_which_to_ask_again(one_model: 
     assert 0 < len(refused) < len(seen)
     for one in refused:
         assert one.refusal[0] == 429
-        assert "is busy: 1 pictures wait for it, as many as may: ask again in" in one.refusal[1]
+        assert "is busy: 1 Score-CAMs wait for it, as many as may: ask again in" in one.refusal[1]
         assert int(one.headers["Retry-After"]) >= 1
 
 

@@ -226,3 +226,20 @@ def test_reflection_lists_the_services_and_their_messages(port: int) -> None:
         "grpc.reflection.v1alpha.ServerReflection",
     }
     assert len(described.file_descriptor_response.file_descriptor_proto) >= 1
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_sighup_ends_with_grace_unless_it_is_ignored(one_model: Path, ignored: bool) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)  # which the process inherits
+    try:
+        with server_process(one_model) as server, Client(port=server.port) as client:
+            client.wait_until_ready()
+            server.process.send_signal(signal.SIGHUP)
+            if ignored:
+                time.sleep(0.3)
+                assert client.classify(PICTURE).predictions
+                server.process.send_signal(signal.SIGTERM)
+            assert server.wait() == 0
+            assert "stopped" in server.log[-1]
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
+import subprocess
 import sys
+import time
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -14,11 +18,12 @@ import numpy as np
 import pytest
 
 from service import Client, ServerSettings, in_background
+from service.log_writer import LogWriter
 from service.logs import JsonFormatter, log_request
 from service.observed import Observed
 from service.pb.tlcli.v1 import classifier_pb2 as pb
 from service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
-from tests.service.process import server_process
+from tests.service.process import PROGRAM, server_process
 from tests.service.sample_pictures import RED, encode, scene
 from tests.service.toy_model import SIZE
 
@@ -164,3 +169,58 @@ def test_json_holds_what_text_would_break(caplog: pytest.LogCaptureFixture) -> N
     told = json.loads(line)
     assert (told["message"], told["level"], told["logger"]) == ("é x\n", "ERROR", "name")
     assert told["exception"].endswith("ValueError: a\nb")
+
+
+def test_a_log_that_nobody_reads_stops_nothing(one_model: Path) -> None:
+    settings = repr({"port": 0, "http_port": 0, "log_requests": True})
+    with subprocess.Popen([sys.executable, "-c", PROGRAM, str(one_model), settings], stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        try:
+            started = b""
+            while b"serving 1 of 1" not in started:
+                started += os.read(process.stderr.fileno(), 65536)
+            found = re.search(rb"listening on 127\.0\.0\.1:(\d+)", started)
+            assert found
+            with Client(port=int(found[1]), retries=0) as client:
+                for number in range(700):  # 120 bytes each: the pipe takes 64 KiB
+                    assert client.classify(PICTURE, request_id=f"{number:060}", timeout_s=20).predictions
+            process.terminate()
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
+
+
+def test_lines_that_do_not_fit_are_dropped_and_counted() -> None:
+    reading, writing = os.pipe()
+    handler = LogWriter(writing, lines=10)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+
+    def log(text: str) -> None:
+        handler.handle(logging.LogRecord("name", logging.INFO, "path", 1, text, (), None))
+
+    log("first")
+    handler.flush()
+    assert os.read(reading, 100) == b"first\n"
+    begun = time.monotonic()
+    for number in range(200):
+        log(f"{number:01000}")
+    assert time.monotonic() - begun < 1
+    os.set_blocking(reading, False)
+    written = b""
+    for _ in range(20):
+        time.sleep(0.02)
+        with suppress(BlockingIOError):
+            written += os.read(reading, 65536)
+    log("last")
+    handler.flush()
+    written += os.read(reading, 65536)
+    lines = written.decode().splitlines()
+    dropped = [line for line in lines if line.endswith(" lines of the log were dropped: nothing read them")]
+    assert len(dropped) == 1
+    kept = [line for line in lines if line.isdecimal()]
+    assert kept == [f"{number:01000}" for number in range(len(kept))]
+    assert int(dropped[0].split()[0]) == 200 - len(kept)
+    os.close(reading)
+    log("to nobody")
+    handler.flush()
+    os.close(writing)

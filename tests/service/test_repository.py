@@ -8,6 +8,7 @@ import shutil
 import threading
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -282,6 +283,99 @@ def test_a_folder_that_is_followed(tmp_path: Path, caplog: pytest.LogCaptureFixt
         await settled(repository)
         assert states(repository) == {"another/1": "ready"}
         assert repository.statuses()[0].state is ModelState.READY
+        repository.close()
+
+    asyncio.run(main())
+
+
+def test_what_is_gone_is_served_until_a_second_look_finds_it_gone(tmp_path: Path) -> None:
+    async def main() -> None:
+        for name in ("toy", "other"):
+            save(tmp_path, 1, name=name)
+        save(tmp_path, 2)
+        repository = await loaded(tmp_path)
+        away = tmp_path.parent / f"{tmp_path.name}-away"
+        away.mkdir()
+        for name in ("other", "toy/2"):
+            for held in (2, 0):  # gone for one look; then for good
+                await settled(repository)
+                (tmp_path / name).rename(away / "it")
+                before = states(repository)
+                await repository.refresh()
+                assert states(repository) == before
+                if held:
+                    (away / "it").rename(tmp_path / name)
+                    await settled(repository)
+                    assert states(repository) == before
+                else:
+                    await repository.refresh()
+                    assert len(states(repository)) == len(before) - 1
+                    shutil.rmtree(away / "it")
+        assert repository.find("toy", "").version == 1
+        repository.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("how", ["empty", "gone", "error", "lost+found"])
+def test_a_repository_that_cannot_be_read_changes_nothing(
+    tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        save(tmp_path / "models", 1)
+        repository = await loaded(tmp_path / "models")
+        await settled(repository)
+        if how == "error":
+            monkeypatch.setattr("service.version_state.os.scandir", failing)
+        else:
+            (tmp_path / "models").rename(tmp_path / "away")
+            if how != "gone":
+                (tmp_path / "models").mkdir()
+            if how == "lost+found":
+                (tmp_path / "models/lost+found").mkdir()
+        for _ in range(4):
+            await repository.refresh()
+        assert repository.find("toy", "").version == 1
+        assert sum("cannot be followed now" in one.getMessage() for one in caplog.records) == 1
+        monkeypatch.undo()
+        if how != "error":
+            shutil.rmtree(tmp_path / "models", ignore_errors=True)
+            (tmp_path / "away").rename(tmp_path / "models")
+        save(tmp_path / "models", 2)
+        await settled(repository)
+        assert repository.find("toy", "").version == 2
+        repository.close()
+
+    def failing(path: Path) -> None:
+        raise OSError(5, "Input/output error")
+
+    asyncio.run(main())
+
+
+def test_a_models_folder_that_cannot_be_read_changes_nothing_of_it_and_the_others_are_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        for name in ("toy", "other"):
+            save(tmp_path, 1, name=name)
+        repository = await loaded(tmp_path)
+        await settled(repository)
+        plain = os.scandir
+
+        def scandir(path: Path) -> Any:
+            if path == tmp_path / "toy":
+                raise PermissionError(13, "Permission denied")
+            return plain(path)
+
+        monkeypatch.setattr("service.version_state.os.scandir", scandir)
+        save(tmp_path, 2, name="other")
+        for _ in range(3):
+            await repository.refresh()
+        assert repository.find("toy", "").version == 1
+        assert repository.find("other", "").version == 2
+        with pytest.raises(ModelFileError, match=r"toy: Permission denied"):
+            await repository.load_model("toy")
+        assert repository.find("toy", "").version == 1
         repository.close()
 
     asyncio.run(main())

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import time
 from pathlib import Path
 
+import grpc
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto
 
 from contract.errors import NotFoundError
+from contract.external_weights import external_files
 from contract.layout import model_names
 from service import Client, ModelState, ServerSettings, in_background
+from service.pb.inference import open_inference_pb2
 from tests.service.conftest import FIRST
 from tests.service.sample_pictures import RED, encode, scene
+from tests.service.test_repository import loaded
 
 PICTURE = encode(scene(RED, (30, 20, 90, 70)), "JPEG")
 
@@ -107,3 +114,94 @@ def test_what_counts_as_a_model_in_the_folder(repository: Path, tmp_path: Path) 
     (repository / "cut/1").symlink_to(tmp_path / "nosuch")
     (repository / "up").symlink_to("..")
     assert model_names(repository) == ["linked", "toy"]
+
+
+@pytest.fixture
+def with_weights(tmp_path: Path) -> Path:
+    """A repository with one model, whose weights lie in a file beside it."""
+    save_with_weights_at(tmp_path, "toy", "weights.bin")
+    (tmp_path / "toy/1/weights.bin").write_bytes(FIRST.weight.tobytes())
+    return tmp_path
+
+
+def first_logit(client: Client) -> float:
+    return next(one.logit for one in client.classify(PICTURE, top_k=7).predictions if one.class_id == 0)
+
+
+@pytest.mark.parametrize("constant", [False, True])
+@pytest.mark.parametrize("location", ["weights.bin", "folder/weights.bin"])
+def test_weights_that_are_cut_off_while_they_are_served_change_nothing(tmp_path: Path, location: str, constant: bool) -> None:
+    save_with_weights_at(tmp_path, "toy", location, constant)
+    weights = tmp_path / "toy/1" / location
+    weights.parent.mkdir(exist_ok=True)
+    weights.write_bytes(FIRST.weight.tobytes() + bytes(1 << 20))
+    with in_background(ServerSettings(models=tmp_path, port=0)) as port, Client(port=port) as client:
+        before = first_logit(client)
+        assert str(weights) not in Path("/proc/self/maps").read_text()
+        os.truncate(weights, 0)
+        assert first_logit(client) == before
+        weights.unlink()
+        assert first_logit(client) == before
+
+
+@pytest.mark.parametrize("mode", ["explicit", "poll"])
+def test_weights_that_change_are_taken_though_the_graph_is_the_same(with_weights: Path, mode: str) -> None:
+    settings = ServerSettings(models=with_weights, port=0, model_control=mode, poll_s=0.05)
+    with in_background(settings) as port, Client(port=port) as client, grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        before = first_logit(client)
+        (with_weights / "toy/1/weights.bin").write_bytes((2 * FIRST.weight).tobytes())  # of the same size
+        if mode == "explicit":
+            load = channel.unary_unary("/inference.GRPCInferenceService/RepositoryModelLoad")
+            load(open_inference_pb2.RepositoryModelLoadRequest(model_name="toy").SerializeToString())
+        until = time.monotonic() + 10
+        bias = float(FIRST.bias[0])
+        while abs(first_logit(client) - bias - 2 * (before - bias)) > 1e-4:
+            assert mode == "poll"
+            assert time.monotonic() < until
+            time.sleep(0.05)
+
+
+def test_weights_that_are_still_copied_are_waited_for(with_weights: Path) -> None:
+    async def main() -> None:
+        repository = await loaded(with_weights)
+        weights = with_weights / "toy/1/weights.bin"
+        served = repository.find("toy", "")
+        await repository.refresh()
+        for size in (10, 20, len(FIRST.weight.tobytes())):
+            weights.write_bytes((2 * FIRST.weight).tobytes()[:size])
+            await repository.refresh()
+            assert repository.find("toy", "") is served
+        await repository.refresh()
+        assert repository.find("toy", "") is not served
+        repository.close()
+
+    asyncio.run(main())
+
+
+def test_files_of_weights_are_found_wherever_a_tensor_may_be(tmp_path: Path) -> None:
+    def tensor(location: str) -> onnx.TensorProto:
+        one = onnx.TensorProto(name=location, data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
+        one.external_data.add(key="offset", value="0")
+        one.external_data.add(key="location", value=location)
+        return one
+
+    model = onnx.ModelProto(ir_version=10)
+    model.graph.initializer.extend(
+        [tensor("a"), tensor("b/c"), tensor("a"), onnx.numpy_helper.from_array(np.zeros(9999, np.float32), "in")]
+    )
+    inner = onnx.GraphProto(initializer=[tensor("d")])
+    branch = onnx.helper.make_node("If", ["x"], ["y"], then_branch=inner)
+    model.graph.node.extend([branch, onnx.helper.make_node("Constant", [], ["e"], value=tensor("e"))])
+    sparse = model.graph.sparse_initializer.add()
+    sparse.values.CopyFrom(tensor("f"))
+    model.functions.add(name="function").node.append(onnx.helper.make_node("Constant", [], ["g"], value=tensor("g")))
+    model.graph.initializer.extend([tensor("../out"), tensor("/etc/passwd")])
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    assert external_files(path) == {name: tmp_path / name for name in ("a", "b/c", "d", "e", "f", "g")}
+    whole = path.read_bytes()
+    for end in range(0, len(whole), 7):
+        path.write_bytes(whole[:end])
+        external_files(path)
+    path.write_bytes(b"this is no model")
+    assert external_files(path) == {}

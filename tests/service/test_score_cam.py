@@ -14,13 +14,14 @@ import grpc
 import numpy as np
 import pytest
 
-from contract.errors import ServerError
+from contract.errors import OverloadedError, RequestError, ServerError
 from contract.explaining import explain
 from contract.model import Answer, Model
 from service import Client, Server, ServerSettings, in_background
 from service.pb.tlcli.v1 import classifier_pb2 as pb
 from service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
-from service.runner import MASKED_PICTURES
+from service.runner import AMONG_OTHERS, MASKED_PICTURES
+from service.turns import Turns
 from tests.service.sample_pictures import RED, encode, scene
 from tests.service.test_classify import network_input, the_map
 from tests.service.toy_model import METHODS, ToyModel
@@ -48,7 +49,7 @@ def wide_port(wide: Path) -> Iterator[int]:
 class SlowRuns:
     """Every run of a model takes a while.
 
-    begun: how many there were; started: set at the first of many pictures.
+    begun: how many there were; started: set at the first of a Score-CAM.
     """
 
     def __init__(self) -> None:
@@ -64,7 +65,7 @@ class SlowRuns:
     def __call__(self, model: Model, images: np.ndarray, *arguments: Any, **named: Any) -> Answer:
         self.begun += 1
         self.largest = max(self.largest, len(images))
-        if len(images) > 1:
+        if arguments[2:3] and arguments[2]:  # evidence
             self.started.set()
         time.sleep(RUN_S)
         return self._run(model, images, *arguments, **named)
@@ -110,7 +111,7 @@ def test_others_have_their_turn_between_two_batches(wide_port: int, slow: SlowRu
         waited_ns = [other.classify(PICTURE).timings.queue_time_ns for _ in range(3)]
         assert not long.done()
         answer = long.result(60)
-    assert slow.largest == TURN
+    assert slow.largest == AMONG_OTHERS["cpu"]
     whole_ns = CHANNELS / TURN * RUN_S * 1e9
     assert answer.timings.infer_time_ns > whole_ns
     assert max(waited_ns) < answer.timings.infer_time_ns / 4
@@ -168,3 +169,109 @@ def test_a_server_that_is_stopped_does_not_work_it_off(wide: Path, slow: SlowRun
     asyncio.run(main())
     assert slow.begun < CHANNELS / TURN
     assert "fault of the server" not in caplog.text
+
+
+def test_a_flood_is_bounded_the_oldest_finishes_first_and_images_do_not_wait(wide: Path, slow: SlowRuns) -> None:
+    finished: list[int] = []
+    with in_background(ServerSettings(models=wide, port=0, max_score_cams=3)) as port, Client(port=port) as client:
+        slow.forget()
+
+        def ask(number: int) -> None:
+            with Client(port=port, retries=0) as own:
+                own.classify(PICTURE, method="faster_scorecam", max_channels=20, timeout_s=60)
+                finished.append(number)
+
+        client.classify(PICTURE)
+        with ThreadPoolExecutor(4) as pool:
+            asked = []
+            for number in range(3):
+                asked.append(pool.submit(ask, number))
+                assert number or slow.started.wait(30)
+                time.sleep(0.1)
+            with pytest.raises(OverloadedError, match=r"model 'wide' is busy: 3 Score-CAMs wait for it, as many as may: ask again in"):
+                ask(9)
+            took_s = []
+            while not asked[1].done():
+                begun = time.monotonic()
+                client.classify(PICTURE)
+                took_s.append(time.monotonic() - begun)
+                time.sleep(RUN_S)
+            for one in asked:
+                one.result(60)
+        assert finished == [0, 1, 2]
+        assert len(took_s) > 10
+        assert sorted(took_s)[len(took_s) * 9 // 10] < 4 * RUN_S  # its own run and one that is under way; the rest is a busy machine's
+        client.classify(PICTURE, method="scorecam", max_channels=1)  # all places are free again
+
+
+def test_a_score_cam_finishes_on_a_server_that_others_keep_busy(wide_port: int, slow: SlowRuns) -> None:
+    over = threading.Event()
+
+    def keep_busy() -> None:
+        with Client(port=wide_port) as own:
+            while not over.is_set():
+                own.classify(PICTURE)
+
+    with ThreadPoolExecutor(4) as pool, Client(port=wide_port) as client:
+        busy = [pool.submit(keep_busy) for _ in range(4)]
+        begun = time.monotonic()
+        client.classify(PICTURE, method="faster_scorecam", max_channels=20, timeout_s=60)
+        took_s = time.monotonic() - begun
+        over.set()
+        for one in busy:
+            one.result(60)
+    assert took_s < 21 * 8 * RUN_S  # a quarter of the model's time; twice that on a busy machine
+
+
+def test_more_score_cams_in_a_request_than_may_wait_are_refused_as_such(wide: Path) -> None:
+    from service.open_inference import InferQuery, OpenInference
+    from service.tensors import UINT8, InputTensor
+
+    async def main() -> None:
+        server = Server(ServerSettings(models=wide, port=0, max_score_cams=2))
+        await server.start()
+        await server.load()
+        inference: OpenInference = server._parts.open_inference
+        images = InputTensor("images", UINT8, (3, 64, 64, 3), bytes(3 * 64 * 64 * 3), ())
+        with pytest.raises(RequestError, match="3 Score-CAMs came in one request, and at most 2 may wait for model 'wide'"):
+            await inference.infer(InferQuery("wide", "", "", {"images": images}, ("scorecam",)))
+        answer = await inference.infer(InferQuery("wide", "", "", {"images": images}, ("gradcam",)))
+        assert answer.outputs[0].shape[0] == 3
+        await server.stop()
+
+    asyncio.run(main())
+
+
+def test_steps_are_large_only_where_nobody_else_asks(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.turns._COMPANY_S", 0.3)
+    sizes: list[int] = []
+    plain = Model.run
+
+    def run(self: Model, images: np.ndarray, *arguments: Any, **named: Any) -> Answer:
+        sizes.append(len(images))
+        return plain(self, images, *arguments, **named)
+
+    with in_background(ServerSettings(models=wide, port=0)) as port, Client(port=port) as client:
+        monkeypatch.setattr(Model, "run", run)
+        for pause_s, largest in ((0.0, AMONG_OTHERS["cpu"]), (0.4, MASKED_PICTURES["cpu"])):
+            client.classify(PICTURE)
+            time.sleep(pause_s)
+            sizes.clear()
+            client.classify(PICTURE, method="faster_scorecam", max_channels=12)
+            assert max(sizes) == largest
+
+
+def test_a_step_waits_for_others_and_no_longer_than_three_steps() -> None:
+    async def main() -> None:
+        turns = Turns()
+        await asyncio.wait_for(turns.step(10**12), 1)
+        with turns.short():
+            begun = time.monotonic()
+            await turns.step(50_000_000)
+            assert 0.14 < time.monotonic() - begun < 1
+            waiting = asyncio.create_task(turns.step(10**12))
+            await asyncio.sleep(0.05)
+            assert not waiting.done()
+        await asyncio.wait_for(waiting, 1)
+
+    asyncio.run(main())

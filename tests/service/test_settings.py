@@ -16,11 +16,11 @@ from service.addresses import join_address
     [
         ({"port": 65536}, "port 65536: expected 1 to 65535"),
         ({"port": -1}, "port -1"),
-        ({"threads": -1}, "threads -1: expected 0 or more"),
+        ({"threads": -1}, "threads -1: expected 0 to 1,024"),
         ({"picture_threads": -2}, "picture_threads -2"),
         ({"grace_s": -0.5}, "grace_s -0.5"),
         ({"pre_stop_s": float("nan")}, "pre_stop_s nan"),
-        ({"max_maps": 0}, "max_maps 0: expected 1 or more"),
+        ({"max_maps": 0}, "max_maps 0: expected 1 to 1,000,000"),
         ({"stream_in_flight": 0}, "stream_in_flight 0"),
         ({"device": "tpu"}, "device tpu: expected auto, cpu or cuda"),
         ({"models": "models"}, "models models: expected a path"),

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import queue
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import grpc
 import pytest
 
-from contract.errors import NotFoundError, PictureError, RequestError, ServerError
-from service import Client
+from contract.errors import NotFoundError, PictureError, RequestError, ServerError, TimeLimitError
+from service import Client, ServerSettings, in_background
+from service.idle import taken, until_idle
 from service.pb.tlcli.v1 import classifier_pb2 as pb
 from service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
 from tests.service.sample_pictures import BLUE, GREEN, RED, encode, scene, slow_picture
@@ -105,3 +109,76 @@ def test_a_stream_whose_time_is_over_ends_and_the_server_serves_on(client: Clien
     with pytest.raises(ServerError, match="in time"):
         list(client.classify_stream([slow] * 50, model="toy", timeout_s=0.5))
     assert client.classify(PICTURES[0], model="toy").predictions
+
+
+def test_a_stream_that_nothing_comes_on_ends_and_one_that_waits_for_the_server_does_not(one_model: Path, held_up: threading.Event) -> None:
+    with (
+        in_background(ServerSettings(models=one_model, port=0, stream_idle_s=0.4)) as port,
+        grpc.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        stub = ClassifierStub(channel)
+        waiting: queue.SimpleQueue[pb.ClassifyRequest | None] = queue.SimpleQueue()
+        begun = time.monotonic()
+        silent = stub.ClassifyStream(iter(waiting.get, None), timeout=60)
+        with pytest.raises(grpc.RpcError) as refused:
+            next(silent)
+        assert refused.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert "nothing came on this stream for 0.4 s" in refused.value.details()
+        assert 0.3 < time.monotonic() - begun < 5
+        held_up.clear()
+        answers = stub.ClassifyStream(iter(waiting.get, None), timeout=60)
+        waiting.put(pb.ClassifyRequest(encoded=PICTURES[0]))
+        waiting.put(pb.ClassifyRequest(encoded=PICTURES[0]))
+        threading.Timer(1.2, held_up.set).start()
+        assert next(answers).response.predictions
+        waiting.put(None)
+
+
+def test_a_stream_whose_answers_nobody_takes_ends() -> None:
+    async def never() -> None:
+        await asyncio.sleep(60)
+
+    async def at_once() -> None:
+        pass
+
+    async def main() -> None:
+        await taken(at_once(), 0.1)
+        with pytest.raises(TimeLimitError, match=r"no answer was taken from this stream for 0\.1 s"):
+            await taken(never(), 0.1)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(taken(never(), 0), 0.2)
+
+    asyncio.run(main())
+
+
+def test_what_comes_in_time_is_read_to_its_end() -> None:
+    async def items() -> AsyncIterator[int]:
+        for number in range(3):
+            await asyncio.sleep(0.05)
+            yield number
+
+    async def main() -> list[int]:
+        return [item async for item in until_idle(items(), 0.5, lambda: False)]
+
+    assert asyncio.run(main()) == [0, 1, 2]
+
+
+def test_calls_of_one_connection_and_connections_have_a_limit(one_model: Path) -> None:
+    settings = ServerSettings(models=one_model, port=0, max_connections=2, max_streams=3)
+    with in_background(settings) as port:
+        channels = [grpc.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.use_local_subchannel_pool", 1)]) for _ in range(3)]
+        for one in channels[:2]:
+            grpc.channel_ready_future(one).result(10)
+        with pytest.raises(grpc.FutureTimeoutError):
+            grpc.channel_ready_future(channels[2]).result(0.5)
+        never: queue.SimpleQueue[pb.ClassifyRequest | None] = queue.SimpleQueue()
+        open_streams = [ClassifierStub(channels[0]).ClassifyStream(iter(never.get, None)) for _ in range(3)]
+        time.sleep(0.3)
+        with pytest.raises(grpc.RpcError) as late:
+            ClassifierStub(channels[0]).Classify(pb.ClassifyRequest(encoded=PICTURES[0]), timeout=0.5)
+        assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert ClassifierStub(channels[1]).Classify(pb.ClassifyRequest(encoded=PICTURES[0])).predictions
+        for stream in open_streams:
+            stream.cancel()
+        for channel in channels:
+            channel.close()
