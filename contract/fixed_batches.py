@@ -22,11 +22,12 @@ class FixedBatches:
     """Sessions of one graph, each of which only sees batches of one size.
 
     ONNX Runtime plans a convolution again whenever its input's shape differs from the previous run's (cuDNN 9, since ONNX Runtime 1.20):
-    0.2 to 1 s for a network. A session whose batches always have the same size plans once. Smaller batches are padded to the next size.
+    0.2 to 1 s for a network. A session whose batches always have the same size plans once. Smaller batches are padded to the next size,
+    larger ones run in pieces of the largest.
     """
 
     def __init__(self, sessions: Mapping[int, Session]) -> None:
-        """sessions: batch size to session; a batch larger than all of them runs unpadded in the largest."""
+        """sessions: batch size to session."""
         self._sessions = dict(sorted(sessions.items()))
 
     def run(self, output_names: Sequence[str], input_feed: dict[str, Any], run_options: Any = None) -> list[npt.NDArray[Any]]:
@@ -37,12 +38,25 @@ class FixedBatches:
             input_feed: inputs by name. `images` gives the batch size n; inputs of n rows are padded, inputs of one row hold for all.
             run_options: ONNX Runtime's, passed on.
         """
-        count = len(input_feed[IMAGES])
-        size = next((size for size in self._sessions if size >= count), None)
-        if size is None:
-            return list(self._sessions[max(self._sessions)].run(output_names, input_feed, run_options))
-        feed = {name: _padded(values, size) if name == IMAGES or len(values) > 1 else values for name, values in input_feed.items()}
-        return [values[:count] for values in self._sessions[size].run(output_names, feed, run_options)]
+        count, largest = len(input_feed[IMAGES]), max(self._sessions)
+        pieces = [
+            self._run_piece(output_names, _rows(input_feed, count, start, start + largest), run_options)
+            for start in range(0, count, largest)
+        ]
+        return pieces[0] if len(pieces) == 1 else [np.concatenate(values) for values in zip(*pieces, strict=True)]
+
+    def _run_piece(self, output_names: Sequence[str], feed: dict[str, Any], run_options: Any) -> list[npt.NDArray[Any]]:
+        count = len(feed[IMAGES])
+        size = next(size for size in self._sessions if size >= count)
+        padded = (
+            {name: _padded(values, size) if len(values) == count else values for name, values in feed.items()} if size > count else feed
+        )
+        return [values[:count] for values in self._sessions[size].run(output_names, padded, run_options)]
+
+
+def _rows(feed: dict[str, Any], count: int, start: int, stop: int) -> dict[str, Any]:
+    """Return the inputs of some of the images; an input of one row among several images holds for all."""
+    return {name: values[start:stop] if len(values) == count else values for name, values in feed.items()}
 
 
 def _padded(values: npt.NDArray[Any], size: int) -> npt.NDArray[Any]:

@@ -45,11 +45,13 @@ def test_targets_for_all_images_stay_one_row() -> None:
     assert session.shapes == [{"images": (4, 2), "targets": (1, 5)}]
 
 
-def test_a_batch_beyond_the_largest_size_runs_unpadded() -> None:
-    session = Recorder()
-    (doubled,) = FixedBatches({1: Recorder(), 2: session}).run(["scores"], {"images": np.ones((5, 2))})
-    assert doubled.shape == (5, 2)
-    assert session.shapes == [{"images": (5, 2)}]
+def test_a_larger_batch_runs_in_pieces() -> None:
+    sessions = {1: Recorder(), 2: Recorder()}
+    images, targets = np.arange(10).reshape(5, 2), np.arange(5).reshape(5, 1)
+    (doubled,) = FixedBatches(sessions).run(["scores"], {"images": images, "targets": targets, "wanted": np.ones((1, 3))})
+    np.testing.assert_array_equal(doubled, 2 * images)
+    assert sessions[2].shapes == [{"images": (2, 2), "targets": (2, 1), "wanted": (1, 3)}] * 2
+    assert sessions[1].shapes == [{"images": (1, 2), "targets": (1, 1), "wanted": (1, 3)}]
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +61,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Model]:
     return Model.open(path, "cpu"), Model.open(path, "cpu", batch_sizes=SIZES)
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4])
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 6])
 def test_answers_are_those_of_any_batch_size(models: tuple[Model, Model], count: int) -> None:
     size = models[0].description.preprocessing
-    images = blobs(4, size.height, size.width)[:count]
+    images = blobs(6, size.height, size.width)[:count]
     targets = np.array([[number % 3, -1] for number in range(count)])
     maps = models[0].description.graph_maps
     expected, padded = (model.run(images, targets, methods=maps, softmax=True) for model in models)
