@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from contract.methods import map_name
 from exports.fusing import fuse
 from exports.layers import FEATURES_CALL, tapped
 from exports.methods import FORMULAS, NEEDS_ABLATION, NEEDS_CLASS_WEIGHTS, Evidence
-from training.network import Network
+from training.network import ImageNetwork, Network
 
 _ROWS = 64
 """So many changed copies of a layer's output are run at a time."""
@@ -21,8 +22,9 @@ _ROWS = 64
 class Autograd:
     """A network, in eval mode and on the CPU, with layers that are watched."""
 
-    def __init__(self, network: Network, layers: Sequence[str]) -> None:
-        self._network = network
+    def __init__(self, network: ImageNetwork, layers: Sequence[str]) -> None:
+        """`network`: a `Network` if there are layers."""
+        self._network = cast("Network", network)
         self._layers = tuple(layers)
 
     def logits(self, images: Tensor) -> Tensor:

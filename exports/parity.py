@@ -16,7 +16,7 @@ from exports.autograd import Autograd
 from exports.explainer import is_pooled_linear
 from exports.layers import resolve_layers
 from exports.methods import NEEDS_ABLATION
-from training.network import Network
+from training.network import ImageNetwork, Network
 
 LOGITS_TOLERANCE = 1e-3
 """Absolute, for logits up to `LARGE_LOGIT`; relative to it for larger ones, where float32 itself has no more digits."""
@@ -35,7 +35,7 @@ _BATCH = 8
 _RANKS = (-1, -2)
 
 
-def measure(network: Network, model: Model, images: Sequence[npt.NDArray[np.uint8]], source: str) -> Parity:
+def measure(network: ImageNetwork, model: Model, images: Sequence[npt.NDArray[np.uint8]], source: str) -> Parity:
     """Compare the exported file with the network it came from.
 
     Args:
@@ -72,7 +72,7 @@ def measure(network: Network, model: Model, images: Sequence[npt.NDArray[np.uint
     if costly:
         first = np.stack(images[:1])
         compare(first, model.run(first, _RANKS[:1], [output.name for output in costly]), costly)
-    smooth = len(layers) == 1 and is_pooled_linear(network, *resolve_layers(network, layers))
+    smooth = len(layers) == 1 and isinstance(network, Network) and is_pooled_linear(network, *resolve_layers(network, layers))
     return Parity(
         pictures=len(images),
         source=source,

@@ -6,11 +6,11 @@ import platform
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
 from contract import pictures
 from contract.description import Provenance
@@ -21,9 +21,10 @@ from exports.calibrating import trial_on_dataset, trial_on_pictures
 from exports.export import Exported, Say, export
 from exports.smaller import SmallerNumbers
 from exports.temperature import Temperature, expected_error, logits_of, require_temperature
+from exports.timm_reference import TimmReference
 from training.config import FinetuneConfig
 from training.model_card import write_model_card
-from training.network import Network, NetworkConfig
+from training.network import CutError, ImageNetwork, Network, NetworkConfig, WholeNetwork
 from training.parts import Part
 from training.preprocessing import resolve_preprocessing
 from training.progress import ProgressFactory, silent
@@ -138,11 +139,12 @@ def export_backbone(
 
     Raises:
         WeightsError, HubError: see `training.weights.load_backbone`.
-        SettingsError: the weights hold no classifier, or int8 came without pictures to calibrate on.
+        SettingsError: the weights hold no classifier, maps are requested of a backbone that cannot have them, or int8 came without
+            pictures to calibrate on.
         Others: see `exports.export.export`.
     """
     _check_calibration(numbers, calibration_paths)
-    network = published_network(config)
+    network = _published(config, with_maps=methods is None or len(methods) > 0)
     preprocessing, classes = network.config.preprocessing, network.config.num_classes
     if labels is None:
         labels = imagenet_labels() if classes == 1000 else [f"class_{number}" for number in range(classes)]
@@ -199,19 +201,45 @@ def _settle(temperature: Temperature, run: Run, val: Part, progress: ProgressFac
 
 
 def published_network(config: FinetuneConfig) -> Network:
-    """A backbone with the classifier it was published with, in eval mode.
+    """Build a backbone with the classifier it was published with, in eval mode, and compare it with timm's own model.
+
+    Args:
+        config: its backbone, weights, model arguments and preprocessing count.
 
     Raises:
         WeightsError, HubError: see `training.weights.load_backbone`.
         SettingsError: the weights hold no classifier.
+        CutError: the network cannot be cut into features and a head.
+        ParityError: the network's logits differ from those of timm's model.
     """
+    return cast("Network", _published(config, with_maps=True))
+
+
+def _published(config: FinetuneConfig, with_maps: bool) -> ImageNetwork:
+    """See `published_network`; without maps, networks that cannot be cut are returned as they are."""
     backbone, _ = load_backbone(config.model_copy(update={"head": "original"}))
     classes = int(getattr(backbone, "num_classes", 0))
     if classes < 2:
         raise SettingsError(
             f"{config.weights}: the weights hold no classifier, so there are no scores to serve: fine-tune first (tlcli finetune)"
         )
-    return _with_its_own_classifier(config, backbone, classes, resolve_preprocessing(config, backbone))
+    described = NetworkConfig(
+        backbone=config.backbone,
+        model_kwargs=config.model_kwargs,
+        head="original",
+        num_classes=classes,
+        preprocessing=resolve_preprocessing(config, backbone),
+        pretrained=config.weights != "none",
+    )
+    reference = TimmReference.of(backbone, described)
+    try:
+        network: ImageNetwork = Network(described, backbone, keep_classifier=True)
+    except CutError:
+        if with_maps:
+            raise
+        network = WholeNetwork(described, backbone)
+    reference.require(network.eval())
+    return network
 
 
 def imagenet_labels() -> list[str]:
@@ -220,18 +248,6 @@ def imagenet_labels() -> list[str]:
 
     info = ImageNetInfo()
     return [info.index_to_description(index).split(",")[0] for index in range(1000)]
-
-
-def _with_its_own_classifier(config: FinetuneConfig, backbone: nn.Module, classes: int, preprocessing: Preprocessing) -> Network:
-    state = backbone.get_classifier().state_dict()  # type: ignore[operator]
-    network = Network(
-        NetworkConfig(
-            backbone=config.backbone, model_kwargs=config.model_kwargs, head="original", num_classes=classes, preprocessing=preprocessing
-        ),
-        backbone,
-    )
-    network.classifier.load_state_dict(state)  # building the network made a new one
-    return network.eval()
 
 
 def _drawn(preprocessing: Preprocessing, count: int, seed: int) -> list[npt.NDArray[np.uint8]]:
