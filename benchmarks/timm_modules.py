@@ -1,14 +1,15 @@
 """The networks that are built here against timm's own, for one model of every timm module.
 
 `measure` builds a model with random weights (and norms as after training), saves them to a file, lets timm load the file, and compares
-timm's logits with those of the network that is built from the same file (before maps come into it), of the file that `tlcli export
---backbone --methods none` writes, and of the one with Grad-CAM, both run by ONNX Runtime.
+timm's logits with those of the network that is built from the same file for an export, before maps come into it. With `files` it compares
+the exported file too, run by ONNX Runtime: with Grad-CAM where the network can have maps, else without.
 """
 
 from __future__ import annotations
 
 import tempfile
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from torch import nn
 
 from contract.errors import TlcliError, first_line
 from contract.model import Model
+from contract.preprocessing import Preprocessing
 from exports import export_backbone, published_network
+from exports.sources import published_as_it_is
 from training.config import FinetuneConfig
 from training.shapes import draw
 
@@ -30,9 +33,12 @@ CLASSES = 10
 """Of models that timm builds without a classifier."""
 TOLERANCE = 1e-4
 """Largest difference of logits, relative to the largest logit."""
+NOT_RUN = "–"
 _IMAGES = 2
 _CALIBRATION = 4
 _SWITCHED_OFF = 1e-3
+_SCALES = (0.2, 0.6)
+"""Larger scales make attention with random weights chaotic: rounding grows from layer to layer, as in no trained network."""
 
 MODELS = """
 vision_transformer=test_vit byobnet=test_byobnet beit=beit_base_patch16_224,depth=2 byoanet=eca_botnext26ts_256 metaformer=poolformerv2_s12
@@ -46,6 +52,7 @@ mobilenetv3=mobilenetv3_small_050 focalnet=focalnet_tiny_srf gcvit=gcvit_xxtiny 
 mlp_mixer=gmlp_ti16_224 hardcorenas=hardcorenas_b hgnet=hgnetv2_b0 hiera=hiera_tiny_224 hieradet_sam2=hieradet_small hrnet=hrnet_w18_small
 iformer=iformer_t inception_next=inception_next_atto inception_resnet_v2=inception_resnet_v2 inception_v3=inception_v3
 inception_v4=inception_v4 lcnetv2=lcnetv2_small senet=legacy_seresnet18 xception=legacy_xception levit=levit_128s levit=levit_conv_128s
+levit=levit_256d
 lowformer=lowformer_b0 mambaout=test_mambaout mobilenetv5=mobilenetv5_base mobilevit=mobilevit_xxs
 mvitv2=mvitv2_tiny naflexvit=naflexvit_base_patch16_gap,depth=2 nasnet=nasnetalarge nest=nest_tiny nextvit=nextvit_small pit=pit_ti_224
 pit=pit_ti_distilled_224 pnasnet=pnasnet5large pvt_v2=pvt_v2_b0 qwen3_vit=qwen3_vit_88m,depth=2 rdnet=rdnet_tiny regnet=regnetx_002
@@ -66,8 +73,12 @@ def timm_modules() -> list[str]:
     return sorted({entry.__module__.rsplit(".", 1)[-1] for entry in found if entry.__module__.startswith("timm.")})
 
 
-def measure(named: str) -> str:
+def measure(named: str, files: bool) -> str:
     """Measure one entry of `MODELS`.
+
+    Args:
+        named: the entry.
+        files: compare the exported file too, which takes most of the time.
 
     Returns:
         A row of the table.
@@ -82,12 +93,17 @@ def measure(named: str) -> str:
         size, extra = _save(name, model_kwargs, folder / "weights.safetensors")
         reference = _timms_own(name, {**model_kwargs, **extra}, folder / "weights.safetensors")
         config = FinetuneConfig(backbone=name, weights=str(folder / "weights.safetensors"), model_kwargs=model_kwargs, image_size=size)
-        cells = [_cell(lambda: _built(config, reference))]
-        cells += [_cell(lambda methods=methods: _exported(config, reference, methods, folder)) for methods in ((), ("gradcam",))]
-    return f"| {module} | {shown} | {size} | {' | '.join(cells)} |"
+        maps, methods = "yes", ("gradcam",)
+        try:
+            published_network(config)
+        except TlcliError as error:
+            maps, methods = str(error).partition(": choose")[0].partition(", so it can")[0].removeprefix(name).lstrip(": "), ()
+        network = _cell(lambda: _built(config, reference, bool(methods)))
+        file = _cell(lambda: _exported(config, reference, methods, folder)) if files else NOT_RUN
+    return f"| {module} | {shown} | {size} | {maps} | {network} | {file} |"
 
 
-def _cell(compute: Any) -> str:
+def _cell(compute: Callable[[], float]) -> str:
     try:
         return f"{compute():.1e}"
     except TlcliError as error:
@@ -97,29 +113,28 @@ def _cell(compute: Any) -> str:
         return f"failed: {type(error).__name__}: {first_line(error)}"
 
 
-def _built(config: FinetuneConfig, reference: nn.Module) -> float:
-    network = published_network(config)
-    images = _images(config, network.config.preprocessing.height)
-    return _difference(network.predict(images).numpy(), reference, network.normalise(torch.from_numpy(images)))
+def _built(config: FinetuneConfig, reference: nn.Module, with_maps: bool) -> float:
+    network = published_network(config) if with_maps else published_as_it_is(config)
+    images = _images(network.config.preprocessing.height)
+    return _difference(network.predict(images).numpy(), reference, network.config.preprocessing, images)
 
 
 def _exported(config: FinetuneConfig, reference: nn.Module, methods: tuple[str, ...], folder: Path) -> float:
-    exported = export_backbone(config, name="model", repository=folder / str(len(methods)), methods=methods, check_pictures=_IMAGES)
-    model = Model.open(exported.path, device="cpu")
+    exported = export_backbone(config, name="model", repository=folder, methods=methods, check_pictures=_IMAGES)
     preprocessing = exported.description.preprocessing
-    images = _images(config, preprocessing.height)
+    images = _images(preprocessing.height)
+    return _difference(Model.open(exported.path, device="cpu").run(images).logits, reference, preprocessing, images)
+
+
+def _difference(logits: np.ndarray, reference: nn.Module, preprocessing: Preprocessing, images: np.ndarray) -> float:
     scaled = torch.from_numpy(images).float() / 255
     inputs = (scaled - torch.tensor(preprocessing.mean)) / torch.tensor(preprocessing.std)
-    return _difference(model.run(images).logits, reference, inputs.permute(0, 3, 1, 2))
-
-
-def _difference(logits: np.ndarray, reference: nn.Module, inputs: torch.Tensor) -> float:
     with torch.no_grad():
-        expected = reference(inputs).numpy()
+        expected = reference(inputs.permute(0, 3, 1, 2)).numpy()
     return float(np.abs(logits - expected).max() / np.abs(expected).max())
 
 
-def _images(config: FinetuneConfig, size: int) -> np.ndarray:
+def _images(size: int) -> np.ndarray:
     return np.stack([np.asarray(draw(index, 0, size=size).image) for index in range(_IMAGES)])
 
 
@@ -159,13 +174,13 @@ def _size(model: nn.Module) -> int:
 def _look_trained(model: nn.Module, size: int) -> None:
     """Norms as after training: random scales and shifts, statistics of images; likewise the scales of residual branches."""
     for key, parameter in model.named_parameters():
-        if not key.endswith("bias") and float(parameter.abs().max()) < _SWITCHED_OFF:
-            nn.init.uniform_(parameter, 0.3, 0.9)
+        if not key.endswith("bias") and float(parameter.detach().abs().max()) < _SWITCHED_OFF:
+            nn.init.uniform_(parameter, *_SCALES)
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:
         if norm.affine:
-            norm.weight.data.uniform_(0.5, 1.5)
-            norm.bias.data.normal_(0, 0.3)
+            norm.weight.data.uniform_(*_SCALES)
+            norm.bias.data.normal_(0, 0.1)
         norm.reset_running_stats()
         norm.momentum = None  # the mean of all batches
         norm.train()
@@ -174,3 +189,56 @@ def _look_trained(model: nn.Module, size: int) -> None:
         with torch.no_grad():
             model(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 128 - 1)
     model.eval()
+
+
+HEAD = """## Every timm module
+
+One model of each of timm's {modules} modules (the smallest, and one with two heads where a module has such), with random weights, that timm
+and tlcli load from the same file: the largest difference of the logits, relative to the largest logit, on {images} images. `network` is
+what `tlcli export --backbone` builds, before maps come into it; `file` is the exported file in ONNX Runtime, with Grad-CAM where the
+network can have maps, else written with `--methods none` (a dash: not run). `maps` says why a network cannot have any: it is then refused
+in one line, unless `--methods none` is given. Written by `benchmarks/networks.py --modules`. Arguments in brackets make a large model
+smaller. Bold: more than {tolerance:g}, or a failure.
+
+{summary}
+
+| module | model | size | maps | network | file |
+|---|---|---|---|---|---|
+"""
+
+
+def section(rows: dict[str, str]) -> str:
+    """Return the part of the page with the table; rows by entry of `MODELS`."""
+    ordered = [_bold(rows[named]) for named in MODELS if named in rows]
+    modules = {row.split("|")[1].strip() for row in ordered}
+    wrong = [row.split("|")[2].strip() for row in ordered if "**" in row]
+    with_maps = {row.split("|")[1].strip() for row in ordered if row.split("|")[4].strip() == "yes"}
+    summary = (
+        f"{len(modules)} modules measured: {len(modules) - len(wrong)} right, {len(with_maps)} of them with maps."
+        if not wrong
+        else f"{len(modules)} modules measured; not right: {', '.join(wrong)}."
+    )
+    head = HEAD.format(modules=len(timm_modules()), images=_IMAGES, tolerance=TOLERANCE, summary=summary)
+    return head + "\n".join(ordered) + "\n"
+
+
+def read(text: str) -> dict[str, str]:
+    """The rows of a page, by entry of `MODELS`."""
+    rows = [line.replace("**", "") for line in text.partition("## Every timm module")[2].splitlines() if line.startswith("| ")]
+    named = {}
+    for row in rows[1:]:
+        _, module, model, *_ = (cell.strip() for cell in row.split("|"))
+        named[f"{module}={model.replace(' (', ',').replace(')', '')}"] = row
+    return named
+
+
+def _bold(row: str) -> str:
+    cells = row.split("|")
+    return "|".join(f" **{cell.strip()}** " if number in (5, 6) and _is_wrong(cell.strip()) else cell for number, cell in enumerate(cells))
+
+
+def _is_wrong(cell: str) -> bool:
+    try:
+        return not float(cell) <= TOLERANCE
+    except ValueError:
+        return cell.startswith("failed")

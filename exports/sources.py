@@ -6,11 +6,11 @@ import platform
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from contract import pictures
 from contract.description import Provenance
@@ -144,7 +144,7 @@ def export_backbone(
         Others: see `exports.export.export`.
     """
     _check_calibration(numbers, calibration_paths)
-    network = _published(config, with_maps=methods is None or len(methods) > 0)
+    network = published_network(config) if methods is None or methods else published_as_it_is(config)
     preprocessing, classes = network.config.preprocessing, network.config.num_classes
     if labels is None:
         labels = imagenet_labels() if classes == 1000 else [f"class_{number}" for number in range(classes)]
@@ -212,11 +212,26 @@ def published_network(config: FinetuneConfig) -> Network:
         CutError: the network cannot be cut into features and a head.
         ParityError: the network's logits differ from those of timm's model.
     """
-    return cast("Network", _published(config, with_maps=True))
+    backbone, described = _load_published(config)
+    reference = TimmReference.of(backbone, described)
+    network = Network(described, backbone, keep_classifier=True).eval()
+    reference.require(network)
+    return network
 
 
-def _published(config: FinetuneConfig, with_maps: bool) -> ImageNetwork:
-    """See `published_network`; without maps, networks that cannot be cut are returned as they are."""
+def published_as_it_is(config: FinetuneConfig) -> ImageNetwork:
+    """Likewise, for an export without maps: a network that cannot be cut is run as timm runs it."""
+    backbone, described = _load_published(config)
+    reference = TimmReference.of(backbone, described)
+    try:
+        network: ImageNetwork = Network(described, backbone, keep_classifier=True)
+    except CutError:
+        network = WholeNetwork(described, backbone)
+    reference.require(network.eval())
+    return network
+
+
+def _load_published(config: FinetuneConfig) -> tuple[nn.Module, NetworkConfig]:
     backbone, _ = load_backbone(config.model_copy(update={"head": "original"}))
     classes = int(getattr(backbone, "num_classes", 0))
     if classes < 2:
@@ -231,15 +246,7 @@ def _published(config: FinetuneConfig, with_maps: bool) -> ImageNetwork:
         preprocessing=resolve_preprocessing(config, backbone),
         pretrained=config.weights != "none",
     )
-    reference = TimmReference.of(backbone, described)
-    try:
-        network: ImageNetwork = Network(described, backbone, keep_classifier=True)
-    except CutError:
-        if with_maps:
-            raise
-        network = WholeNetwork(described, backbone)
-    reference.require(network.eval())
-    return network
+    return backbone, described
 
 
 def imagenet_labels() -> list[str]:

@@ -26,6 +26,7 @@ from training.head_search import Features, heads_to_try, search_head, search_siz
 from training.lr_finder import RateCurve, try_rates
 from training.memory import keep_freed_memory
 from training.network import Network, NetworkConfig
+from training.network_output import output_of
 from training.page.report import write_report
 from training.parts import Part
 from training.plan import Plan, resolve_plan
@@ -36,7 +37,18 @@ from training.progress import ProgressFactory, silent
 from training.rate_plot import draw_rates
 from training.results import EpochRow, Results, score
 from training.run_files import CONFUSION, CURVES, DATA_SHEET, MISTAKES, PREDICTIONS, RELIABILITY, REPORT, SEARCH, SPLIT
-from training.run_folder import RunConfig, RunFolder, absolute, make_folder, now, read_config, read_results, require_output, versions
+from training.run_folder import (
+    RunConfig,
+    RunFolder,
+    absolute,
+    make_folder,
+    now,
+    read_config,
+    read_results,
+    require_output,
+    versions,
+    with_pretrained,
+)
 from training.stage import Best, Position
 from training.tensorboard_log import TensorboardLog, require_tensorboard
 from training.watching import Watcher
@@ -241,6 +253,7 @@ class _Work:
                 head=config.head,
                 num_classes=len(dataset.classes),
                 preprocessing=preprocessing,
+                pretrained=config.weights != "none",
             ),
             backbone,
         ).to(self._device)
@@ -269,7 +282,7 @@ class _Work:
             ("its pictures are not", saved.dataset_fingerprint, resolved.dataset_fingerprint),
             ("its classes are not, or not in the order,", saved.classes, resolved.classes),
             ("the weights it starts from are not", saved.weights_fingerprint, resolved.weights_fingerprint),
-            ("its network and its input are not", saved.network, resolved.network),
+            ("its network and its input are not", with_pretrained(saved).network, resolved.network),
             ("its settings do not come to", plan, resolved.plan),
         ):
             if then != today:
@@ -391,6 +404,7 @@ class _Work:
             seconds=clock.seconds,
             pictures={name: len(part) for name, part in dataset.parts.items()},
             left_out=len(dataset.left_out),
+            network_output=output_of(network),
         )
         if first:
             folder.write_results(results)

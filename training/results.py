@@ -76,6 +76,7 @@ class Results(BaseModel):
     best_epoch: the one whose network was kept: highest validation top-1, ties by loss.
     stopped: why training ended before its last epoch, or None.
     seconds: what each stage took. pictures: how many each part has. left_out: pictures that could not be read.
+    network_output: the network's logits for a fixed input, see `training.network_output`; None in runs from before it was recorded.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -87,6 +88,7 @@ class Results(BaseModel):
     seconds: dict[str, float]
     pictures: dict[str, int]
     left_out: int
+    network_output: tuple[float, ...] | None = None
 
     @property
     def metrics(self) -> dict[str, float]:

@@ -40,6 +40,7 @@ def without_classifier(config: FinetuneConfig) -> Network:
         head="linear",
         num_classes=2,  # a head that is never asked
         preprocessing=resolve_preprocessing(config, backbone),
+        pretrained=config.weights != "none",
     )
     return Network(built, backbone).eval().requires_grad_(False)
 
