@@ -43,7 +43,7 @@ _SCALES = (0.2, 0.6)
 MODELS = """
 vision_transformer=test_vit byobnet=test_byobnet beit=beit_base_patch16_224,depth=2 byoanet=eca_botnext26ts_256 metaformer=poolformerv2_s12
 cait=cait_xxs24_224 coat=coat_tiny maxxvit=maxvit_pico_rw_256 convit=convit_tiny convmixer=convmixer_768_32 convnext=test_convnext
-cpubone=cpubone_nano crossvit=crossvit_tiny_240 cspnet=cs3darknet_focus_s csatv2=csatv2,img_size=256 cspnext=cspnext_tiny davit=davit_tiny
+cpubone=cpubone_nano crossvit=crossvit_tiny_240 cspnet=cs3darknet_focus_s csatv2=csatv2 cspnext=cspnext_tiny davit=davit_tiny
 deepseek_vit=deepseek_vit_412m,depth=1 deit=deit_tiny_patch16_224 deit=deit_tiny_distilled_patch16_224 densenet=densenet121 dla=dla46x_c
 nfnet=test_nfnet dpn=dpn48b vovnet=ese_vovnet19b_slim_dw resnet=test_resnet edgenext=edgenext_xx_small efficientformer=efficientformer_l1
 efficientformer_v2=efficientformerv2_s0 efficientnet=test_efficientnet efficientvim=efficientvim_m1 efficientvim=efficientvim_m1_dist
