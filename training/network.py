@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import training.own_backbones  # noqa: F401 - registers them
 from contract.errors import SettingsError, first_line
 from contract.preprocessing import Preprocessing
+from training.backbone_names import close_backbone_names
 from training.config import Scalar
 from training.own_head import OwnHead, find_own_head, renew_classifier
 
@@ -253,7 +254,7 @@ def create_backbone(name: str, model_kwargs: dict[str, Scalar], **more: Any) -> 
 def require_backbone(name: str) -> None:
     """Raises: SettingsError: timm has no such model, or no weights of such a tag; the message lists what is near."""
     if not timm.is_model(name):
-        close = timm.list_models(f"*{name.split('.')[0].rstrip('0123456789')}*")[:6]
+        close = close_backbone_names(name)
         hint = f"; near it: {', '.join(close)}" if close else ""
         raise SettingsError(f"unknown backbone {name!r}: `tlcli backbones` lists those there are{hint}")
     try:

@@ -79,7 +79,9 @@ def test_fine_tuning_starts_with_the_batch_norm_of_the_published_head(name: str,
         assert_same(network(inputs), nn.Identity(), expected)
 
 
-@pytest.mark.parametrize("name", ["crossvit_tiny_240", "levit_conv_128s", "efficientformerv2_s0", "test_vit", "deit_tiny_distilled_patch16_224"])
+@pytest.mark.parametrize(
+    "name", ["crossvit_tiny_240", "levit_conv_128s", "efficientformerv2_s0", "test_vit", "deit_tiny_distilled_patch16_224"]
+)
 def test_networks_that_cannot_be_cut_run_as_timm_runs_them(name: str, tmp_path: Path) -> None:
     """Tokens, several scales, and two heads, whose logits are averaged."""
     reference = save(name, tmp_path / "w.safetensors")
