@@ -22,6 +22,7 @@ from exports.export import Exported, Say, export
 from exports.smaller import SmallerNumbers
 from exports.temperature import Temperature, expected_error, logits_of, require_temperature
 from exports.timm_reference import TimmReference
+from training.backbone_names import with_timms_name
 from training.config import FinetuneConfig
 from training.model_card import write_model_card
 from training.network import CutError, ImageNetwork, Network, NetworkConfig, WholeNetwork
@@ -144,6 +145,7 @@ def export_backbone(
         Others: see `exports.export.export`.
     """
     _check_calibration(numbers, calibration_paths)
+    config = with_timms_name(config, say)
     network = published_network(config) if methods is None or methods else published_as_it_is(config)
     preprocessing, classes = network.config.preprocessing, network.config.num_classes
     if labels is None:
@@ -232,6 +234,7 @@ def published_as_it_is(config: FinetuneConfig) -> ImageNetwork:
 
 
 def _load_published(config: FinetuneConfig) -> tuple[nn.Module, NetworkConfig]:
+    config = with_timms_name(config)
     backbone, _ = load_backbone(config.model_copy(update={"head": "original"}))
     classes = int(getattr(backbone, "num_classes", 0))
     if classes < 2:

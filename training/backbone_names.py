@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Callable
 
 import timm
 from timm.models import _registry
 
 import training.own_backbones  # noqa: F401 - registers them
+from training.config import FinetuneConfig
 
 _SUGGESTIONS = 6
 
@@ -51,6 +53,15 @@ def resolve_backbone_name(name: str) -> str:
     return f"{known[0]}{dot}{tag}" if len(known) == 1 else name
 
 
+def with_timms_name(config: FinetuneConfig, say: Callable[[str], None] = lambda _: None) -> FinetuneConfig:
+    """The settings with timm's name of the backbone; says so where that differs from what was written."""
+    name = resolve_backbone_name(config.backbone)
+    if name == config.backbone:
+        return config
+    say(f"--backbone {config.backbone}: taken as {name}")
+    return config.model_copy(update={"backbone": name})
+
+
 def close_backbone_names(name: str) -> list[str]:
     """Return timm's names that are written much like this one, the closest first."""
     key = _key(name.partition(".")[0])
@@ -58,6 +69,7 @@ def close_backbone_names(name: str) -> list[str]:
     for one in timm.list_models():
         by_key.setdefault(_key(one), one)
     close = difflib.get_close_matches(key, by_key, n=_SUGGESTIONS, cutoff=0.75)
+    key = key if close or any(one.startswith(key) for one in by_key) else key.rstrip("0123456789")
     starting = sorted((one for one in by_key if key and one.startswith(key)), key=lambda one: (len(one), one))
     return [by_key[one] for one in dict.fromkeys([*starting[:_SUGGESTIONS], *close])][:_SUGGESTIONS]
 

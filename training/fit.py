@@ -13,6 +13,7 @@ from torch import Tensor
 from contract.errors import SettingsError
 from training import report, resuming
 from training.averaging import snapshot
+from training.backbone_names import with_timms_name
 from training.clock import Clock
 from training.compiling import require_compiler
 from training.config import FinetuneConfig
@@ -94,7 +95,7 @@ def finetune(
         DatasetError, HubError: see `training.datasets.load_dataset`.
         PictureError: a picture that cannot be read any more.
     """
-    config = absolute(config)
+    config = with_timms_name(absolute(config), say)
     plan = resolve_plan(config)
     if config.tensorboard:
         require_tensorboard()
@@ -152,7 +153,7 @@ def find_lr(config: FinetuneConfig, path: Path, progress: ProgressFactory = sile
         SettingsError: the training of a head alone was asked for; or see `training.lr_finder.try_rates`.
         Exception: see `finetune`.
     """
-    config = absolute(config)
+    config = with_timms_name(absolute(config), say)
     plan = resolve_plan(config)
     if not plan.full_epochs:
         raise SettingsError("--find-lr goes with --mode full: for a head on features, --head-search tries rates")
@@ -440,6 +441,11 @@ def _say_what_was_found(config: FinetuneConfig, network: Network, dataset: Datas
     else:
         weights = "official weights" if config.weights == "pretrained" else f"weights of {config.weights}"
     frozen = ", all but the head frozen" if config.mode == "feature-extraction" else ""
+    if config.weights == "none" and config.mode == "feature-extraction":
+        say(
+            "warning: --weights none with all but the head frozen: the head learns from random features; add --mode full,"
+            " which trains all layers, or give weights with --weights FILE"
+        )
     say(f"{config.backbone}: {weights}{frozen}; input {size.height}x{size.width}, head {config.head}")
     counts = ", ".join(f"{len(part):,} {name}" for name, part in dataset.parts.items())
     classes = ", ".join(dataset.classes[:8]) + (", ..." if len(dataset.classes) > 8 else "")

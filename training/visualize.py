@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from training.activations import Layer, record
+from training.backbone_names import with_timms_name
 from training.config import FinetuneConfig
 from training.map_sheets import filters_sheet, maps_sheet, mean_map, overview_sheet
 from training.network import Network, NetworkConfig
@@ -33,6 +34,7 @@ def without_classifier(config: FinetuneConfig) -> Network:
         WeightsError, HubError, NotFoundError: see `training.weights.load_backbone`.
         SettingsError: see there, and `training.network.Network`.
     """
+    config = with_timms_name(config)
     backbone, _ = load_backbone(config)
     built = NetworkConfig(
         backbone=config.backbone,

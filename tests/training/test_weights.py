@@ -356,6 +356,8 @@ def point_hub_to(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
 def assert_says_the_ways_out(error: HubError) -> None:
     said = str(error)
     assert f"model.safetensors of {REPOSITORY}" in said
+    assert f"not in the cache {huggingface_hub.constants.HF_HUB_CACHE}" in said
+    assert "fetch http://127.0.0.1:" in said
     assert "--weights FILE" in said
     assert "--weights none" in said
     assert "\n" not in said
