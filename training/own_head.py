@@ -13,6 +13,9 @@ from contract.errors import first_line
 _SAME = 1e-6
 """Relative. The two ways to the same values run the same operators; a fresh batch norm (epsilon 1e-5) changes values by 5e-6."""
 
+_WITHOUT_EFFECT = (nn.Identity, nn.Dropout, nn.Flatten)
+"""Layers that may stand behind the last one."""
+
 
 @dataclass(frozen=True)
 class OwnHead:
@@ -59,7 +62,8 @@ def find_own_head(backbone: nn.Module, size: tuple[int, int]) -> tuple[OwnHead |
     """
     path = _last_layer(backbone)
     if path is None:
-        return None, "does not end with a linear layer"
+        several = _classifiers(backbone)
+        return None, f"has {several} classifiers, whose scores it combines" if several > 1 else "does not end with a linear layer"
     candidates = (OwnHead(path), OwnHead(path, _siblings_before(backbone, path)))
     training = backbone.training
     backbone.eval()
@@ -80,6 +84,12 @@ def find_own_head(backbone: nn.Module, size: tuple[int, int]) -> tuple[OwnHead |
     return None, "takes more than the spatial features"
 
 
+def _classifiers(backbone: nn.Module) -> int:
+    """How many classifiers the backbone has: two after a distillation, one a scale in some networks."""
+    classifier: Any = backbone.get_classifier()  # type: ignore[operator]
+    return len(classifier) if isinstance(classifier, (tuple, list, nn.ModuleList)) else 1
+
+
 def _last_layer(backbone: nn.Module) -> str | None:
     """The path of the linear layer, or convolution of kernel 1x1, that `get_classifier` names or a module of it ends with."""
     try:
@@ -87,7 +97,7 @@ def _last_layer(backbone: nn.Module) -> str | None:
     except AttributeError:  # of a network without a classifier, in some of timm's
         return None
     if isinstance(classifier, nn.Module) and not isinstance(classifier, (nn.Linear, nn.Conv2d)):
-        classifier = next(reversed([*classifier.children()]), None)
+        classifier = next((child for child in reversed([*classifier.children()]) if not isinstance(child, _WITHOUT_EFFECT)), None)
     if not isinstance(classifier, (nn.Linear, nn.Conv2d)):
         return None
     return next((name for name, module in backbone.named_modules() if module is classifier), None)

@@ -73,7 +73,7 @@ def test_hirescam_before_a_norm_that_is_invariant_to_scale_passes(exported: Expo
     parity.require(measured)
     assert measured.maps["hirescam"] <= parity.MAPS_TOLERANCE
     answer = case.model.run(blobs(1, 96, 96), methods=["gradcam", "hirescam"])
-    assert answer.maps["hirescam"].max() < 1e-4 * answer.maps["gradcam"].max()
+    assert answer.maps["hirescam"].max() < 1e-3 * answer.maps["gradcam"].max()
 
 
 @pytest.mark.parametrize("method", ["gradcam", "hirescam", "fem"])

@@ -11,6 +11,7 @@ from contract.errors import SettingsError
 from tests.training.tiny import config, put_colours
 from training import finetune, load_run
 from training.backbone_names import resolve_backbone_name
+from training.backbones import list_backbones
 from training.network import create_backbone
 
 
@@ -50,3 +51,23 @@ def test_a_run_says_what_was_taken_and_warns_of_random_features(tmp_path: Path) 
     assert "--backbone Test-ResNet: taken as test_resnet" in said
     assert any(line.startswith("warning: --weights none") and "--mode full" in line for line in said)
     assert load_run(result.path).network_config.backbone == "test_resnet"
+
+
+def test_the_list_of_backbones_is_what_was_measured_of_every_timm_module() -> None:
+    """Against the table in docs/networks.md: a module is listed if a model of it has spatial features."""
+    table = (Path(__file__).parents[2] / "docs" / "networks.md").read_text(encoding="utf-8").partition("## Every timm module")[2]
+    rows = [[cell.strip() for cell in line.split("|")] for line in table.splitlines() if line.startswith("| ")][1:]
+    spatial = {row[1] for row in rows if not row[4].startswith("has no spatial features")}
+    assert {row[1] for row in rows} == timm_modules()
+    listed = {one.family for one in list_backbones()} & timm_modules()
+    assert listed == spatial
+    assert not any("failed" in cell or "**" in cell for row in rows for cell in row)
+
+
+def family(name: str) -> str:
+    return timm.models.model_entrypoint(name).__module__.rsplit(".", 1)[-1]
+
+
+def timm_modules() -> set[str]:
+    """timm's own, without those that this project registers."""
+    return {family(name) for name in timm.list_models() if timm.models.model_entrypoint(name).__module__.startswith("timm.")}
