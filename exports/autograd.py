@@ -127,7 +127,10 @@ class Autograd:
 def _fused(maps: Sequence[Expected]) -> Expected:
     """Of maps that are each scaled to their own range; one that is zero but for rounding could then be anything, and decides nothing."""
     values = fuse([one.values for one in maps])
-    is_zero = torch.stack([one.values.amax((-2, -1)) <= _ZERO * one.terms for one in maps]).any(0)[..., None, None]
+    largest = [one.values.amax((-2, -1)) for one in maps]  # 0 where the sum is negative everywhere: that is decided
+    is_zero = torch.stack([(most > 0) & (most <= _ZERO * one.terms) for most, one in zip(largest, maps, strict=True)]).any(0)[
+        ..., None, None
+    ]
     undecided = is_zero | torch.stack([(one.highest - one.lowest).amax((-2, -1)) > 0 for one in maps]).any(0)[..., None, None]
     lowest, highest = torch.where(undecided, 0.0, values), torch.where(undecided, 1.0, values)
     return Expected(values, lowest, highest, torch.ones_like(values[..., 0, 0]))

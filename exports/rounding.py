@@ -65,10 +65,13 @@ def _of_xgradcam(evidence: Evidence) -> Tensor:
 
 
 def _of_ablation(evidence: Evidence) -> Tensor:
-    """Its weights are differences of scores: `(|y| + |y without channel k|) / |y|`."""
+    """With its own weights, `|y - y without channel k| / |y|`: the check has a tolerance of its own for what the difference loses."""
     assert evidence.ablated is not None
     scores = evidence.scores[..., None].abs()
-    return _weighted(torch.where(scores == 0, 0.0, (scores + evidence.ablated.abs()) / torch.where(scores == 0, 1.0, scores)), evidence)
+    return _weighted(
+        torch.where(scores == 0, 0.0, (evidence.scores[..., None] - evidence.ablated).abs() / torch.where(scores == 0, 1.0, scores)),
+        evidence,
+    )
 
 
 def _of_cam(evidence: Evidence) -> Tensor:

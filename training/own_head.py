@@ -63,7 +63,7 @@ def find_own_head(backbone: nn.Module, size: tuple[int, int]) -> tuple[OwnHead |
     path = _last_layer(backbone)
     if path is None:
         several = _classifiers(backbone)
-        return None, f"has {several} classifiers, whose scores it combines" if several > 1 else "does not end with a linear layer"
+        return None, f"has {several} classifiers, whose scores it combines" if several > 1 else "does not end with one linear layer"
     candidates = (OwnHead(path), OwnHead(path, _siblings_before(backbone, path)))
     training = backbone.training
     backbone.eval()
