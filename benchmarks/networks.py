@@ -1,6 +1,7 @@
 """How far the maps in the graph are from a float64 reference, network by network: writes the table in docs/networks.md.
 
     python benchmarks/networks.py [--out docs/networks.md] [--pictures FOLDER] [NETWORK[:SIZE] ...]
+    python benchmarks/networks.py --modules [--no-files] [MODULE ...]
 
 Each network is built with random weights (and batch norms as after training) and exported twice: with the maps of its last layer, and of
 the one nearest the middle, in the order of execution, whose output is rectified: Grad-CAM++ has a pole where sum(A) g = -2, XGrad-CAM
@@ -10,6 +11,8 @@ picture's maps. Of three pictures the middle figure is shown: the derivatives of
 such an edge to the last digit of float32 has another map in any two implementations. Ablation-CAM is compared on one picture. Pictures
 are drawn shapes, or those of FOLDER. A network that cannot be exported has its reason in the table. Rows come as they are done; a row
 that is there already is kept unless the network is named.
+
+With --modules the second table is written instead: one model of every timm module against timm's own (`benchmarks/timm_modules.py`).
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks import timm_modules
 from contract import pictures
 from contract.description import Description, Provenance
 from contract.errors import TlcliError, first_line
@@ -76,7 +80,12 @@ def main() -> None:
     parser.add_argument("networks", nargs="*")
     parser.add_argument("--out", type=Path, default=Path("docs/networks.md"))
     parser.add_argument("--pictures", type=Path)
+    parser.add_argument("--modules", action="store_true", help="compare one model of every timm module, or of those named, with timm's own")
+    parser.add_argument("--no-files", action="store_true", help="with --modules: compare the networks only, not the exported files")
     arguments = parser.parse_args()
+    if arguments.modules:
+        compare_modules(arguments.networks, arguments.out, not arguments.no_files)
+        return
     rows = _read(arguments.out)
     for named in arguments.networks or NETWORKS:
         name, _, size = named.partition(":")
@@ -87,6 +96,19 @@ def main() -> None:
         for row in rows[name]:
             print(row, f"{time.perf_counter() - began:.0f} s", flush=True)
         _write(arguments.out, rows)
+
+
+def compare_modules(modules: list[str], out: Path, files: bool) -> None:
+    """Fill in the table of timm's modules; rows that are there are kept unless their module is named or their file is still to be run."""
+    rows = timm_modules.read(out.read_text(encoding="utf-8")) if out.exists() else {}
+    for named in timm_modules.MODELS:
+        module = named.partition("=")[0]
+        is_due = named not in rows or (files and rows[named].endswith(f"{timm_modules.NOT_RUN} |"))
+        if module in modules or (not modules and is_due):
+            began = time.perf_counter()
+            rows[named] = timm_modules.measure(named, files)
+            print(rows[named], f"{time.perf_counter() - began:.0f} s", flush=True)
+            _write(out, _read(out), timm_modules.section(rows))
 
 
 def measure(name: str, size: int, folder: Path | None) -> list[str]:
@@ -217,7 +239,11 @@ there (CAM, where the head is not one linear layer on the layer's spatial mean).
 """
 
 
-def _write(path: Path, rows: dict[str, list[str]]) -> None:
+def _write(path: Path, rows: dict[str, list[str]], modules: str | None = None) -> None:
+    """`modules`: the second table; None keeps the one that is there."""
+    if modules is None:
+        kept = timm_modules.read(path.read_text(encoding="utf-8")) if path.exists() else {}
+        modules = timm_modules.section(kept) if kept else ""
     lines = [_bold(row) for name in rows for row in rows[name]]
     good = {name for name in rows if len(rows[name]) == 2 and not any("not exported" in row or "failed" in row for row in rows[name])}
     within = {name for name in good if not any("**" in _bold(row) for row in rows[name])}
@@ -228,7 +254,7 @@ def _write(path: Path, rows: dict[str, list[str]]) -> None:
     )
     head = HEAD.format(tolerance=TOLERANCE, classes=CLASSES, summary=summary, methods=" | ".join(METHODS), rule="---|" * len(METHODS))
     with whole_file(path) as temporary:
-        temporary.write_text(head + "\n".join(lines) + "\n", encoding="utf-8")
+        temporary.write_text(head + "\n".join(lines) + "\n" + (f"\n{modules}" if modules else ""), encoding="utf-8")
 
 
 def _bold(row: str) -> str:
@@ -246,7 +272,7 @@ def _exceeds(cell: str) -> bool:
 def _read(path: Path) -> dict[str, list[str]]:
     rows: dict[str, list[str]] = {}
     if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8").partition("## Every timm module")[0].splitlines():
             if line.startswith("| ") and not line.startswith("| network"):
                 rows.setdefault(line.split("|")[1].strip(), []).append(line.replace("**", ""))
     return rows

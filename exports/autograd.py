@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -11,18 +12,22 @@ from contract.description import FUSED, MapOutput
 from contract.methods import map_name
 from exports.fusing import fuse
 from exports.layers import FEATURES_CALL, tapped
-from exports.methods import FORMULAS, NEEDS_ABLATION, NEEDS_CLASS_WEIGHTS, Evidence
-from training.network import Network
+from exports.methods import NEEDS_ABLATION, NEEDS_CLASS_WEIGHTS, Evidence
+from exports.rounding import Expected, expect
+from training.network import ImageNetwork, Network
 
 _ROWS = 64
 """So many changed copies of a layer's output are run at a time."""
+_ZERO = 1e-3
+"""Relative to the size of its terms: a map below it may be rounding alone."""
 
 
 class Autograd:
     """A network, in eval mode and on the CPU, with layers that are watched."""
 
-    def __init__(self, network: Network, layers: Sequence[str]) -> None:
-        self._network = network
+    def __init__(self, network: ImageNetwork, layers: Sequence[str]) -> None:
+        """`network`: a `Network` if there are layers."""
+        self._network = cast("Network", network)
         self._layers = tuple(layers)
 
     def logits(self, images: Tensor) -> Tensor:
@@ -31,8 +36,8 @@ class Autograd:
             logits: Tensor = self._network(self._network.normalise(images))
         return logits
 
-    def maps(self, images: Tensor, classes: Tensor, outputs: Sequence[MapOutput]) -> dict[str, Tensor]:
-        """The maps of those that the graph computes, by name: `[N, K, h, w]`.
+    def maps(self, images: Tensor, classes: Tensor, outputs: Sequence[MapOutput]) -> dict[str, Expected]:
+        """The maps of those that the graph computes, by name, with what rounding leaves open of them.
 
         Args:
             images: uint8 `[N, H, W, 3]`.
@@ -41,10 +46,10 @@ class Autograd:
         """
         logits, activations, gradients = self._observe(images, classes)
         scores = logits.gather(1, classes)
-        found: dict[str, Tensor] = {}
+        found: dict[str, Expected] = {}
         for output in outputs:
             if FUSED in output.layer:
-                found[output.name] = fuse([found[map_name(output.method, layer)] for layer in self._layers])
+                found[output.name] = _fused([found[map_name(output.method, layer)] for layer in self._layers])
                 continue
             layer = output.layer
             evidence = Evidence(
@@ -55,7 +60,7 @@ class Autograd:
                 scores=scores,
                 ablated=self._ablated(images, classes, layer, activations[layer]) if output.method in NEEDS_ABLATION else None,
             )
-            found[output.name] = FORMULAS[output.method](evidence)
+            found[output.name] = expect(output.method, evidence)
         return found
 
     def _observe(self, images: Tensor, classes: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
@@ -117,3 +122,15 @@ class Autograd:
                 if len(inputs) == len(changed):
                     raise
                 return None
+
+
+def _fused(maps: Sequence[Expected]) -> Expected:
+    """Of maps that are each scaled to their own range; one that is zero but for rounding could then be anything, and decides nothing."""
+    values = fuse([one.values for one in maps])
+    largest = [one.values.amax((-2, -1)) for one in maps]  # 0 where the sum is negative everywhere: that is decided
+    is_zero = torch.stack([(most > 0) & (most <= _ZERO * one.terms) for most, one in zip(largest, maps, strict=True)]).any(0)[
+        ..., None, None
+    ]
+    undecided = is_zero | torch.stack([(one.highest - one.lowest).amax((-2, -1)) > 0 for one in maps]).any(0)[..., None, None]
+    lowest, highest = torch.where(undecided, 0.0, values), torch.where(undecided, 1.0, values)
+    return Expected(values, lowest, highest, torch.ones_like(values[..., 0, 0]))

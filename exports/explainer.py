@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +19,14 @@ from exports.fusing import fuse
 from exports.layers import FEATURES_CALL, Spatial, Tap, resolve_layers, tapped
 from exports.methods import FORMULAS, NEEDS_ABLATION, NEEDS_CLASS_WEIGHTS, Evidence
 from exports.tail import Tail
-from training.network import Network
+from training.network import ImageNetwork, Network
 
 
 class Explainer(nn.Module):
     """`forward` answers the graph's outputs, and what is still to be closed up in it, in the order of `outputs`."""
 
     def __init__(
-        self, network: Network, methods: Sequence[str] | None = None, layers: Sequence[str] | None = None, dynamic_size: bool = False
+        self, network: ImageNetwork, methods: Sequence[str] | None = None, layers: Sequence[str] | None = None, dynamic_size: bool = False
     ) -> None:
         """Trace what follows the layers, and its gradient.
 
@@ -37,13 +37,17 @@ class Explainer(nn.Module):
             dynamic_size: let pictures be of any height and width.
 
         Raises:
-            ExportError: a layer that is not there, a method that this head does not allow, or an operator whose gradient cannot
-                be traced.
+            ExportError: a layer that is not there, a method that this head does not allow, an operator whose gradient cannot
+                be traced, or maps of a network that is not cut into features and a head.
         """
         super().__init__()
-        self.network = network
+        self.network = cast("Network", network)
+        self._is_cut = isinstance(network, Network)
         self.dynamic_size = dynamic_size
-        chosen = resolve_layers(network, layers) if methods is None or len(methods) else []
+        with_maps = methods is None or len(methods) > 0
+        if with_maps and not self._is_cut:
+            raise ExportError(f"{network.config.backbone} is not cut into features and a head, so it has no maps: add --methods none")
+        chosen = resolve_layers(self.network, layers) if with_maps else []
         several = len(chosen) > 1
         self.layers = tuple(
             Layer(
@@ -56,7 +60,7 @@ class Explainer(nn.Module):
             )
             for one in chosen
         )
-        self._pooled_linear = len(chosen) == 1 and is_pooled_linear(network, chosen[0])
+        self._pooled_linear = len(chosen) == 1 and is_pooled_linear(self.network, chosen[0])
         self.methods = self._require(methods)
         self.maps = self._maps()
         self.looped = not NEEDS_ABLATION.isdisjoint(self.methods)
@@ -154,7 +158,7 @@ class Explainer(nn.Module):
         """
         inputs = self.network.normalise(images)
         if self.tail is None:
-            logits = self._logits(self.network.penultimate(self.network.features(inputs)))
+            logits = self._logits(self.network.penultimate(self.network.features(inputs))) if self._is_cut else self.network(inputs)
             return logits.softmax(1), logits, _resolve(targets, logits)
         assert softmax is not None
         assert cotangents is not None

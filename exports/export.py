@@ -25,9 +25,10 @@ from exports import parity
 from exports.explainer import Explainer
 from exports.graph import check_graph, describe, flat_graph, write_graph
 from exports.smaller import Trial
-from exports.temperature import divide_logits, require_temperature
+from exports.temperature import require_temperature
+from exports.timm_reference import require_as_timm
 from exports.triton import BATCHING_FILE, CONFIG_FILE, batching_pbtxt, config_pbtxt
-from training.network import Network
+from training.network import ImageNetwork
 from training.staging import temporary_folder
 
 Say = Callable[[str], None]
@@ -47,7 +48,7 @@ class Exported:
 
 
 def export(
-    network: Network,
+    network: ImageNetwork,
     *,
     name: str,
     labels: Sequence[str],
@@ -81,14 +82,16 @@ def export(
     Raises:
         SettingsError: not a model's name, or not a temperature.
         ExportError: a layer or a method that the network does not have, no ONNX form, or the file is invalid.
-        ParityError: the file's answers differ from PyTorch's by more than the tolerance, or one in smaller numbers loses too much.
+        ParityError: the network's logits differ from those of timm's own model, the file's answers from PyTorch's by more than the
+            tolerance, or a file in smaller numbers loses too much.
     """
     require_model_name(name)
     require_temperature(temperature)
     if len(labels) != network.config.num_classes:
         raise ExportError(f"{len(labels)} labels came for a network of {network.config.num_classes} classes")
     network = copy.deepcopy(network).cpu().float().eval().requires_grad_(False)
-    divide_logits(network, temperature)
+    require_as_timm(network)
+    network.divide_logits(temperature)
     folder = repository / name
     existed = folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
@@ -146,7 +149,7 @@ def _make_smaller(explainer: Explainer, flat: ModelProto, model: Model, trial: T
     return found.model_copy(update={"calibration": trial.calibration_source})
 
 
-def _require_other_sizes(network: Network, model: Model, images: Sequence[npt.NDArray[np.uint8]], source: str) -> None:
+def _require_other_sizes(network: ImageNetwork, model: Model, images: Sequence[npt.NDArray[np.uint8]], source: str) -> None:
     """Raises: ExportError, ParityError: the network, or what was written of it, takes pictures of one size only."""
     try:
         measured = parity.measure(network, model, _at_another_size(images), f"{source}, at another size")

@@ -55,10 +55,14 @@ def gradcam_plus_plus(evidence: Evidence) -> Tensor:
 
     For g > 0, the only ones that count, `alpha g = g / (2 + sum(A_k) g)`, which does not underflow as the powers would.
     """
+    return torch.relu(_weighted_sum(_sum(gradient_shares(evidence), evidence.activations), evidence.activations))
+
+
+def gradient_shares(evidence: Evidence) -> Tensor:
+    """Grad-CAM++'s `alpha relu(g)`, in the shape of the gradients."""
     positive = torch.relu(evidence.gradients)
     below = 2 + evidence.activations.sum((-2, -1), keepdim=True)[:, None] * positive
-    share = torch.where(below == 0, 0.0, positive / torch.where(below == 0, 1.0, below))
-    return torch.relu(_weighted_sum(_sum(share, evidence.activations), evidence.activations))
+    return torch.where(below == 0, 0.0, positive / torch.where(below == 0, 1.0, below))
 
 
 def xgradcam(evidence: Evidence) -> Tensor:

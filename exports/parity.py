@@ -16,26 +16,26 @@ from exports.autograd import Autograd
 from exports.explainer import is_pooled_linear
 from exports.layers import resolve_layers
 from exports.methods import NEEDS_ABLATION
-from training.network import Network
+from training.network import ImageNetwork, Network
 
 LOGITS_TOLERANCE = 1e-3
 """Absolute, for logits up to `LARGE_LOGIT`; relative to it for larger ones, where float32 itself has no more digits."""
 LARGE_LOGIT = 100.0
 MAPS_TOLERANCE = 1e-4
 """Relative to the map's largest value."""
+SHARE_OF_TERMS = 0.1
+"""A map whose terms cancel to less than this share of their size is measured against that share: a tenth of the terms' size leaves 1e-5 of
+it, which is what float32 sums of gradients and activations are exact to."""
 MAPS_TOLERANCES = {"xgradcam": 1e-3, "ablationcam": 1e-3, "gradcam_plus_plus": 1e-2}
 """Of methods that divide by what may be small, or subtract what is nearly equal: float32 has no more digits of them."""
 MAPS_THAT_COUNT = 0.75
 """The derivatives of ReLU and of max pooling jump. A picture that lies on such an edge, to the last digit of float32, has another map in
 any two implementations; a graph that is wrong is wrong on most pictures. Where one linear layer follows nothing jumps, and all count."""
-_WITH_A_THRESHOLD = ("fem",)
-"""Methods that jump by themselves: FEM asks which activations are two standard deviations above their mean."""
-
 _BATCH = 8
 _RANKS = (-1, -2)
 
 
-def measure(network: Network, model: Model, images: Sequence[npt.NDArray[np.uint8]], source: str) -> Parity:
+def measure(network: ImageNetwork, model: Model, images: Sequence[npt.NDArray[np.uint8]], source: str) -> Parity:
     """Compare the exported file with the network it came from.
 
     Args:
@@ -56,9 +56,10 @@ def measure(network: Network, model: Model, images: Sequence[npt.NDArray[np.uint
     def compare(pictures: npt.NDArray[np.uint8], answer: Answer, wanted: Sequence[MapOutput]) -> None:
         assert answer.classes is not None
         for name, values in autograd.maps(torch.from_numpy(pictures), torch.from_numpy(answer.classes), wanted).items():
-            reference = values.numpy().astype(np.float64)
-            differences[name].append(np.abs(answer.maps[name] - reference).max((-2, -1)).ravel())
-            largest[name].append(np.abs(reference).max((-2, -1)).ravel())
+            found = answer.maps[name].astype(np.float64)
+            outside = np.maximum(values.lowest.numpy() - found, found - values.highest.numpy()).clip(min=0)
+            differences[name].append(outside.max((-2, -1)).ravel())
+            largest[name].append(np.maximum(np.abs(values.values.numpy()).max((-2, -1)), SHARE_OF_TERMS * values.terms.numpy()).ravel())
 
     for start in range(0, len(images), _BATCH):
         batch = np.stack(images[start : start + _BATCH])
@@ -72,7 +73,7 @@ def measure(network: Network, model: Model, images: Sequence[npt.NDArray[np.uint
     if costly:
         first = np.stack(images[:1])
         compare(first, model.run(first, _RANKS[:1], [output.name for output in costly]), costly)
-    smooth = len(layers) == 1 and is_pooled_linear(network, *resolve_layers(network, layers))
+    smooth = len(layers) == 1 and isinstance(network, Network) and is_pooled_linear(network, *resolve_layers(network, layers))
     return Parity(
         pictures=len(images),
         source=source,
@@ -81,7 +82,7 @@ def measure(network: Network, model: Model, images: Sequence[npt.NDArray[np.uint
             name: _relative(
                 np.concatenate(differences[name]),
                 np.concatenate(largest[name]),
-                1.0 if smooth and name not in _WITH_A_THRESHOLD else MAPS_THAT_COUNT,
+                1.0 if smooth else MAPS_THAT_COUNT,
             )
             for name in differences
         },

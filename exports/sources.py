@@ -21,9 +21,11 @@ from exports.calibrating import trial_on_dataset, trial_on_pictures
 from exports.export import Exported, Say, export
 from exports.smaller import SmallerNumbers
 from exports.temperature import Temperature, expected_error, logits_of, require_temperature
+from exports.timm_reference import TimmReference
+from training.backbone_names import with_timms_name
 from training.config import FinetuneConfig
 from training.model_card import write_model_card
-from training.network import Network, NetworkConfig
+from training.network import CutError, ImageNetwork, Network, NetworkConfig, WholeNetwork
 from training.parts import Part
 from training.preprocessing import resolve_preprocessing
 from training.progress import ProgressFactory, silent
@@ -138,11 +140,13 @@ def export_backbone(
 
     Raises:
         WeightsError, HubError: see `training.weights.load_backbone`.
-        SettingsError: the weights hold no classifier, or int8 came without pictures to calibrate on.
+        SettingsError: the weights hold no classifier, maps are requested of a backbone that cannot have them, or int8 came without
+            pictures to calibrate on.
         Others: see `exports.export.export`.
     """
     _check_calibration(numbers, calibration_paths)
-    network = published_network(config)
+    config = with_timms_name(config, say)
+    network = published_network(config) if methods is None or methods else published_as_it_is(config)
     preprocessing, classes = network.config.preprocessing, network.config.num_classes
     if labels is None:
         labels = imagenet_labels() if classes == 1000 else [f"class_{number}" for number in range(classes)]
@@ -199,19 +203,53 @@ def _settle(temperature: Temperature, run: Run, val: Part, progress: ProgressFac
 
 
 def published_network(config: FinetuneConfig) -> Network:
-    """A backbone with the classifier it was published with, in eval mode.
+    """Build a backbone with the classifier it was published with, in eval mode, and compare it with timm's own model.
+
+    Args:
+        config: its backbone, weights, model arguments and preprocessing count.
 
     Raises:
         WeightsError, HubError: see `training.weights.load_backbone`.
         SettingsError: the weights hold no classifier.
+        CutError: the network cannot be cut into features and a head.
+        ParityError: the network's logits differ from those of timm's model.
     """
+    backbone, described = _load_published(config)
+    reference = TimmReference.of(backbone, described)
+    network = Network(described, backbone, keep_classifier=True).eval()
+    reference.require(network)
+    return network
+
+
+def published_as_it_is(config: FinetuneConfig) -> ImageNetwork:
+    """Likewise, for an export without maps: a network that cannot be cut is run as timm runs it."""
+    backbone, described = _load_published(config)
+    reference = TimmReference.of(backbone, described)
+    try:
+        network: ImageNetwork = Network(described, backbone, keep_classifier=True)
+    except CutError:
+        network = WholeNetwork(described, backbone)
+    reference.require(network.eval())
+    return network
+
+
+def _load_published(config: FinetuneConfig) -> tuple[nn.Module, NetworkConfig]:
+    config = with_timms_name(config)
     backbone, _ = load_backbone(config.model_copy(update={"head": "original"}))
     classes = int(getattr(backbone, "num_classes", 0))
     if classes < 2:
         raise SettingsError(
             f"{config.weights}: the weights hold no classifier, so there are no scores to serve: fine-tune first (tlcli finetune)"
         )
-    return _with_its_own_classifier(config, backbone, classes, resolve_preprocessing(config, backbone))
+    described = NetworkConfig(
+        backbone=config.backbone,
+        model_kwargs=config.model_kwargs,
+        head="original",
+        num_classes=classes,
+        preprocessing=resolve_preprocessing(config, backbone),
+        pretrained=config.weights != "none",
+    )
+    return backbone, described
 
 
 def imagenet_labels() -> list[str]:
@@ -220,18 +258,6 @@ def imagenet_labels() -> list[str]:
 
     info = ImageNetInfo()
     return [info.index_to_description(index).split(",")[0] for index in range(1000)]
-
-
-def _with_its_own_classifier(config: FinetuneConfig, backbone: nn.Module, classes: int, preprocessing: Preprocessing) -> Network:
-    state = backbone.get_classifier().state_dict()  # type: ignore[operator]
-    network = Network(
-        NetworkConfig(
-            backbone=config.backbone, model_kwargs=config.model_kwargs, head="original", num_classes=classes, preprocessing=preprocessing
-        ),
-        backbone,
-    )
-    network.classifier.load_state_dict(state)  # building the network made a new one
-    return network.eval()
 
 
 def _drawn(preprocessing: Preprocessing, count: int, seed: int) -> list[npt.NDArray[np.uint8]]:

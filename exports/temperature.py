@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from contract.errors import SettingsError
@@ -17,7 +16,6 @@ from training.calibration import calibration
 from training.features import FeatureCache
 from training.full import classify_pictures
 from training.head import classify_embeddings
-from training.network import Network
 from training.parts import Part
 from training.progress import ProgressFactory
 from training.run import Run
@@ -31,15 +29,6 @@ def require_temperature(temperature: Temperature) -> None:
     """Raises: SettingsError: no number above 0, nor `fit`."""
     if temperature != "fit" and not (math.isfinite(temperature) and temperature > 0):
         raise SettingsError(f"--temperature {temperature:g}: expected a number above 0, or fit")
-
-
-@torch.no_grad()
-def divide_logits(network: Network, temperature: float) -> None:
-    """Change the last layer so that it answers its logits over `temperature`: the ranks of the classes stay as they are."""
-    last = network.last_layer
-    last.weight.div_(temperature)
-    if last.bias is not None:
-        last.bias.div_(temperature)
 
 
 def expected_error(logits: Tensor, labels: Tensor) -> float:

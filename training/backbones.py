@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import timm
@@ -12,13 +13,15 @@ import training.own_backbones  # noqa: F401 - registers them
 # fmt: off
 _WITHOUT_MAP = frozenset(
     {
-        "beit", "cait", "convit", "crossvit", "deepseek_vit", "deit", "eva", "flexivit", "gemma4_vit", "hiera", "levit",
-        "mlp_mixer", "mvitv2", "naflexvit", "pit", "qwen3_vit", "sequencer", "swin_transformer", "swin_transformer_v2",
-        "swin_transformer_v2_cr", "tiny_vit", "tnt", "tresnet_vit", "twins", "vision_transformer",
-        "vision_transformer_hybrid", "vision_transformer_relpos", "vision_transformer_sam", "visformer", "volo", "xcit",
+        "beit", "cait", "coat", "convit", "crossvit", "deepseek_vit", "deit", "efficientformer", "efficientvim", "eva", "flexivit",
+        "gemma4_vit", "hiera", "hieradet_sam2", "mambaout", "mlp_mixer", "mvitv2", "naflexvit", "pit", "qwen3_vit", "sequencer",
+        "swin_transformer", "swin_transformer_v2", "tnt", "twins", "vision_transformer", "vision_transformer_hybrid",
+        "vision_transformer_relpos", "vitamin", "volo", "xcit",
     }
 )
 # fmt: on
+_OF_TOKENS = re.compile(r"levit_(?!conv_)")
+"""Models that answer tokens in a module whose other models answer a map."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ def list_backbones(pattern: str = "*") -> list[Backbone]:
     found = []
     for name in timm.list_models(pattern):
         family = timm.models.model_entrypoint(name).__module__.rsplit(".", 1)[-1]
-        if family not in _WITHOUT_MAP:
+        if family not in _WITHOUT_MAP and not _OF_TOKENS.match(name):
             default = getattr(timm.get_pretrained_cfg(name), "tag", None)
             ordered = sorted(tags.get(name, []), key=lambda tag: (tag != default, tag))
             found.append(Backbone(name, family, tuple(ordered)))

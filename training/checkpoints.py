@@ -20,23 +20,35 @@ from torch import Tensor
 
 from contract.errors import NotFoundError, WeightsError
 
-_NESTED = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model_state", "model")
+_NESTED = (
+    "state_dict_ema", "model_ema", "ema_state_dict", "params_ema", "state_dict", "model_state_dict", "model_state", "model",
+    "student", "net", "network", "module", "params", "weights", "backbone",
+)  # fmt: skip
 """Where training scripts put the weights in their checkpoints, averaged ones first."""
 
 _WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.")
 """What data parallelism, `torch.compile`, training frameworks and this project's own runs put before each name."""
 
-_NUMPY_SCALAR = type(np.float64()).__reduce__(np.float64())[0]
+_SOMETIMES = ("net.", "network.", "encoder.", "student.", "base_model.", "_model.")
+"""Other wrappers, which are also what some networks call a part of their own: `stripped` takes them off."""
+
+_COUNTERS = ("n_averaged",)
+"""Tensors that `torch.optim.swa_utils` keeps beside the weights."""
+
+_NUMPY: dict[str, Any] = {"scalar": np.float64().__reduce__()[0], "_reconstruct": np.zeros(0).__reduce__()[0]}
+"""What NumPy's scalars and arrays are made with; its package `_core` was called `core` before NumPy 2."""
+
 _HARMLESS: list[Any] = [
     argparse.Namespace,
     np.dtype,
-    np.dtypes.Float64DType,
-    np.dtypes.Float32DType,
-    np.dtypes.Int64DType,
-    _NUMPY_SCALAR,
-    (_NUMPY_SCALAR, "numpy.core.multiarray.scalar"),  # its name before NumPy 2
+    np.ndarray,
+    *(kind for name, kind in vars(np.dtypes).items() if name.endswith("DType") and name != "ObjectDType"),
+    *((function, f"numpy.{core}.multiarray.{name}") for name, function in _NUMPY.items() for core in ("_core", "core")),
 ]
 """Classes beyond PyTorch's own list that may be in a checkpoint: training scripts keep their arguments and best score in it."""
+
+_OF_LOSSES = re.compile(r"(?:\w*criterion|\w*loss(?:_fn|_func|_function)?|\w*metrics?|\w*_acc(?:uracy)?)\.")
+"""Of a network that is trained on images, no part is called so."""
 
 _REFUSED = re.compile(r"GLOBAL ([\w.]+)")
 
@@ -68,7 +80,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise WeightsError(
             f"{path}: neither a safetensors file nor one written by torch.save (it begins {start!r}): give another --weights"
         )
-    tensors = _unwrapped(_tensors_in(content))
+    tensors = {name: tensor for name, tensor in _unwrapped(_tensors_in(content)).items() if name not in _COUNTERS}
     if not tensors:
         raise WeightsError(f"{path}: holds no tensors under names ({_summary(content)}): a state_dict was expected")
     return tensors
@@ -115,6 +127,26 @@ def _unwrapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             beside = {} if prefix == "backbone." else {name: value for name, value in tensors.items() if not name.startswith(prefix)}
             return _unwrapped(beside | {name.removeprefix(prefix): tensors[name] for name in having})
     return tensors
+
+
+def stripped(tensors: dict[str, Tensor]) -> dict[str, Tensor] | None:
+    """Take off one more wrapper, and what stands beside it (a loss, metrics).
+
+    For a file that does not fit as it is: a strict load decides whether the result is meant.
+
+    Returns:
+        None where no wrapper's prefix is shared by most names.
+    """
+    for prefix in (*_WRAPPERS, *_SOMETIMES):
+        having = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        if 2 * len(having) > len(tensors):
+            return _unwrapped(having)
+    return None
+
+
+def without_losses(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Leave out the tensors of losses and metrics, which training frameworks save with the network's."""
+    return {name: tensor for name, tensor in tensors.items() if not _OF_LOSSES.match(name)}
 
 
 def _summary(content: Any) -> str:

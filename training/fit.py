@@ -15,6 +15,7 @@ from contract.names import printable
 from contract.scanning import describe
 from training import report, resuming
 from training.averaging import snapshot
+from training.backbone_names import with_timms_name
 from training.batch_norms import require_more_than_one_image
 from training.clock import Clock
 from training.compiling import require_compiler
@@ -29,6 +30,7 @@ from training.head_search import Features, heads_to_try, search_head, search_siz
 from training.lr_finder import RateCurve, try_rates
 from training.memory import keep_freed_memory
 from training.network import Network, NetworkConfig
+from training.network_output import output_of
 from training.page.report import write_report
 from training.parts import Part
 from training.plan import Plan, resolve_plan
@@ -40,7 +42,18 @@ from training.rate_plot import draw_rates
 from training.results import EpochRow, Results, score
 from training.run import moved, require_dataset
 from training.run_files import CONFIG, CONFUSION, CURVES, DATA_SHEET, MISTAKES, PREDICTIONS, RELIABILITY, REPORT, SEARCH, SPLIT
-from training.run_folder import RunConfig, RunFolder, absolute, make_folder, now, read_config, read_results, require_output, versions
+from training.run_folder import (
+    RunConfig,
+    RunFolder,
+    absolute,
+    make_folder,
+    now,
+    read_config,
+    read_results,
+    require_output,
+    versions,
+    with_pretrained,
+)
 from training.selection import describe_kept
 from training.stage import Best, Position
 from training.tensorboard_log import TensorboardLog, require_tensorboard
@@ -90,7 +103,7 @@ def finetune(
         DatasetError, HubError: see `training.datasets.load_dataset`.
         PictureError: a picture that cannot be read any more.
     """
-    config = absolute(config)
+    config = with_timms_name(absolute(config), say)
     plan = resolve_plan(config)
     if config.tensorboard:
         require_tensorboard()
@@ -163,7 +176,7 @@ def find_lr(config: FinetuneConfig, path: Path, progress: ProgressFactory = sile
         SettingsError: the training of a head alone was asked for; or see `training.lr_finder.try_rates`.
         Exception: see `finetune`.
     """
-    config = absolute(config)
+    config = with_timms_name(absolute(config), say)
     plan = resolve_plan(config)
     if not plan.full_epochs:
         raise SettingsError("--find-lr goes with --mode full: for a head on features, --head-search tries rates")
@@ -292,6 +305,7 @@ class _Work:
                 head=config.head,
                 num_classes=len(dataset.classes),
                 preprocessing=preprocessing,
+                pretrained=config.weights != "none",
             ),
             backbone,
         ).to(self._device)
@@ -322,7 +336,7 @@ class _Work:
             ("its pictures are not", saved.dataset_fingerprint, resolved.dataset_fingerprint),
             ("its classes are not, or not in the order,", saved.classes, resolved.classes),
             ("the weights it starts from are not", saved.weights_fingerprint, resolved.weights_fingerprint),
-            ("its network and its input are not", saved.network, resolved.network),
+            ("its network and its input are not", with_pretrained(saved).network, resolved.network),
             ("its settings do not come to", plan, resolved.plan),
         ):
             if then != today:
@@ -447,6 +461,7 @@ class _Work:
             seconds=clock.seconds,
             pictures={name: len(part) for name, part in dataset.parts.items()},
             left_out=len(dataset.left_out),
+            network_output=output_of(network),
         )
         if first:
             folder.write_results(results)
@@ -483,6 +498,11 @@ def _say_what_was_found(config: FinetuneConfig, network: Network, dataset: Datas
     else:
         weights = "official weights" if config.weights == "pretrained" else f"weights of {config.weights}"
     frozen = ", all but the head frozen" if config.mode == "feature-extraction" else ""
+    if config.weights == "none" and config.mode == "feature-extraction":
+        say(
+            "warning: --weights none with all but the head frozen: the head learns from random features; add --mode full,"
+            " which trains all layers, or give weights with --weights FILE"
+        )
     say(f"{config.backbone}: {weights}{frozen}; input {size.height}x{size.width}, head {config.head}")
     counts = ", ".join(f"{len(part):,} {name}" for name, part in dataset.parts.items())
     classes = ", ".join(dataset.classes[:8]) + (", ..." if len(dataset.classes) > 8 else "")

@@ -27,7 +27,7 @@ DEADLINE_S = 10.0
 _FILES = ("model.safetensors", "pytorch_model.bin")
 """What timm looks for in a model's repository, in this order."""
 
-_WAYS_OUT = "give the file with --weights FILE, put it into the cache, or train from nothing with --weights none"
+_OR_NONE = "and give it with --weights FILE, or train from nothing with --weights none"
 
 Answer = TypeVar("Answer")
 
@@ -64,11 +64,14 @@ def _from_hub(entry: PretrainedCfg, progress: ProgressFactory) -> Path:
             return Path(cached)
     for filename in _FILES:
         address = huggingface_hub.hf_hub_url(filename=filename, **where)
-        wanted = f"{filename} of {repository} ({address})"
+        wanted = (
+            f"{filename} of {repository}, which is not in the cache {huggingface_hub.constants.HF_HUB_CACHE} (HF_HUB_CACHE sets another):"
+            f" fetch {address} where there is a connection, {_OR_NONE}"
+        )
         with suppress(EntryNotFoundError), _translated(wanted):
             _answered(partial(huggingface_hub.get_hf_file_metadata, address, timeout=DEADLINE_S), wanted)
             return Path(huggingface_hub.hf_hub_download(filename=filename, tqdm_class=_bar(progress, filename), **where))
-    raise HubError(f"the hub has neither {' nor '.join(_FILES)} in {repository}: {_WAYS_OUT}")
+    raise HubError(f"the hub has neither {' nor '.join(_FILES)} in {repository}: find the file elsewhere, {_OR_NONE}")
 
 
 def _from_address(entry: PretrainedCfg, progress: ProgressFactory) -> Path:
@@ -77,8 +80,12 @@ def _from_address(entry: PretrainedCfg, progress: ProgressFactory) -> Path:
     address, filename = (url, Path(urlparse(url).path).name) if isinstance(url, str) else url
     cached = Path(torch.hub.get_dir()) / "checkpoints" / filename
     if not cached.is_file():
-        with _translated(address), progress(f"Downloading {filename}", 1) as advance:
-            _answered(lambda: urlopen(Request(address, method="HEAD"), timeout=DEADLINE_S).close(), address)
+        wanted = (
+            f"{filename}, which is not in the cache {cached.parent} (TORCH_HOME sets another): fetch {address} where there is a connection,"
+            f" {_OR_NONE}"
+        )
+        with _translated(wanted), progress(f"Downloading {filename}", 1) as advance:
+            _answered(lambda: urlopen(Request(address, method="HEAD"), timeout=DEADLINE_S).close(), wanted)
             cached.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(address, str(cached), progress=False)
             advance(1)
@@ -93,7 +100,7 @@ def _translated(wanted: str) -> Iterator[None]:
         raise
     except Exception as error:  # whatever library the hub's client asks through: it has changed between versions
         reason = first_line(error)
-        raise HubError(f"the hub cannot be reached for {wanted}: {reason}: {_WAYS_OUT}") from error
+        raise HubError(f"the hub cannot be reached ({reason}) for {wanted}") from error
 
 
 def _answered(ask: Callable[[], Answer], wanted: str) -> Answer:
@@ -116,7 +123,7 @@ def _answered(ask: Callable[[], Answer], wanted: str) -> Answer:
     if problem:
         raise problem[0]
     if not outcome:
-        raise HubError(f"the hub did not answer within {DEADLINE_S:g} s: {wanted}: {_WAYS_OUT}")
+        raise HubError(f"the hub did not answer within {DEADLINE_S:g} s for {wanted}")
     return outcome[0]
 
 

@@ -77,6 +77,7 @@ class Results(BaseModel):
         the backbone's weights are those it began with. best_stage is None in files of earlier versions.
     stopped: why training ended before its last epoch, or None.
     seconds: what each stage took. pictures: how many each part has. left_out: pictures that could not be read.
+    network_output: the network's logits for a fixed input, see `training.network_output`; None in runs from before it was recorded.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -89,6 +90,7 @@ class Results(BaseModel):
     seconds: dict[str, float]
     pictures: dict[str, int]
     left_out: int
+    network_output: tuple[float, ...] | None = None
 
     @property
     def metrics(self) -> dict[str, float]:

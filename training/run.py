@@ -13,10 +13,11 @@ from contract.names import printable
 from training.command_line import resume_command
 from training.config import FinetuneConfig
 from training.network import Network, NetworkConfig, build
+from training.network_output import require_output_of
 from training.parts import Dataset
 from training.results import Results
 from training.run_files import CHECKPOINT, CONFIG, RESULTS, SPLIT
-from training.run_folder import RUNS, absolute, read_config, read_results
+from training.run_folder import RUNS, absolute, read_config, read_results, with_pretrained
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,8 @@ def load_run(path: str | Path) -> Run:
     Raises:
         NotFoundError: no such folder, or it is no finished run.
         SettingsError: a JSON file in it that this version cannot read.
-        WeightsError: its checkpoint is damaged, or does not fit its network.
+        WeightsError: its checkpoint is damaged, or does not fit its network, or the network does not return what it returned when it was
+            trained.
     """
     path = Path(path)
     if not path.is_dir():
@@ -93,7 +95,7 @@ def load_run(path: str | Path) -> Run:
     if missing:
         way_out = "run `tlcli finetune` again" if CONFIG in missing else f"{resume_command(path)} resumes it"
         raise NotFoundError(f"{path}: no finished run ({', '.join(missing)} missing): {way_out}")
-    config = read_config(path)
+    config = with_pretrained(read_config(path))
     network = build(config.network)
     try:
         network.load_state_dict(safetensors.torch.load_file(path / CHECKPOINT))
@@ -102,6 +104,8 @@ def load_run(path: str | Path) -> Run:
         raise WeightsError(f"{path / CHECKPOINT}: does not fit the network in {CONFIG}, or is damaged: {reason}: fine-tune anew") from error
     results = read_results(path)
     assert results is not None, "its file is there"
+    if results.network_output is not None:
+        require_output_of(network, results.network_output, path)
     return Run(
         path=path,
         config=config.asked,

@@ -156,6 +156,13 @@ def read_config(path: Path) -> RunConfig:
     return _read(path / CONFIG, RunConfig)
 
 
+def with_pretrained(config: RunConfig) -> RunConfig:
+    """Fill in `network.pretrained` in the config of a run from before it was recorded."""
+    if config.network.pretrained is not None:
+        return config
+    return config.model_copy(update={"network": config.network.model_copy(update={"pretrained": config.asked.weights != "none"})})
+
+
 def read_results(path: Path) -> Results | None:
     """A run's figures; None if it is not finished.
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from training.activations import Layer, record
+from training.backbone_names import with_timms_name
 from training.config import FinetuneConfig
 from training.map_sheets import filters_sheet, maps_sheet, mean_map, overview_sheet
 from training.network import Network, NetworkConfig
@@ -33,6 +34,7 @@ def without_classifier(config: FinetuneConfig) -> Network:
         WeightsError, HubError, NotFoundError: see `training.weights.load_backbone`.
         SettingsError: see there, and `training.network.Network`.
     """
+    config = with_timms_name(config)
     backbone, _ = load_backbone(config)
     built = NetworkConfig(
         backbone=config.backbone,
@@ -40,6 +42,7 @@ def without_classifier(config: FinetuneConfig) -> Network:
         head="linear",
         num_classes=2,  # a head that is never asked
         preprocessing=resolve_preprocessing(config, backbone),
+        pretrained=config.weights != "none",
     )
     return Network(built, backbone).eval().requires_grad_(False)
 

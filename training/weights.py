@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -13,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from contract.errors import WeightsError
-from training.checkpoints import read_tensors
+from training.checkpoints import read_tensors, stripped, without_losses
 from training.config import FinetuneConfig
 from training.hub import official_weights
 from training.network import create_backbone, require_backbone, unused_head_parts
 from training.progress import ProgressFactory, silent
+from training.torchvision_names import epsilon_of, is_torchvisions, needs_epsilon, to_timm
 
 _OTHER_CLASSIFIERS = ("classifier.6", "head.fc", "fc", "classifier", "head")
 """Where the last layer is in layouts that timm converts (torchvision's VGG) or in other versions of a network."""
@@ -31,7 +33,8 @@ def load_backbone(config: FinetuneConfig, progress: ProgressFactory = silent) ->
 
     A file is loaded strictly: every tensor of the network is in it, and nothing else, save a classifier of any
     number of classes or none, and the hidden layers of the network's own head where `config.head` leaves them out.
-    Layouts that timm knows are converted (its own, torchvision's, and others architecture by architecture).
+    Layouts that timm knows are converted (its own, torchvision's, and others architecture by architecture), and so are torchvision's
+    MobileNets and EfficientNets. What does not fit as it is, is tried without the prefixes of training frameworks, losses and metrics.
 
     Args:
         config: its `backbone`, `model_kwargs`, `weights`, `head`, and for random weights `seed` count.
@@ -70,7 +73,59 @@ def fingerprint(tensors: dict[str, Tensor]) -> str:
 
 
 def _with_file(config: FinetuneConfig, path: Path) -> tuple[nn.Module, str]:
-    tensors = read_tensors(path)
+    readings = _readings(read_tensors(path), config, path)
+    for tensors in readings[:-1]:
+        with suppress(WeightsError):
+            return _with_tensors(config, path, tensors)
+    try:
+        return _with_tensors(config, path, readings[-1])
+    except WeightsError:
+        if len(readings) == 1:
+            raise
+    return _with_tensors(config, path, readings[0])  # whose message is about the file as it is
+
+
+def _readings(tensors: dict[str, Tensor], config: FinetuneConfig, path: Path) -> list[dict[str, Tensor]]:
+    """What the file may mean, the likeliest first: as it is, and with less and less of what was wrapped around the network."""
+    found = [tensors]
+    if len(rest := without_losses(tensors)) < len(tensors):
+        found.append(rest)
+    while (inner := stripped(found[-1])) is not None:
+        found.append(inner)
+    return [_renamed(reading, config, path) for reading in found]
+
+
+def _renamed(tensors: dict[str, Tensor], config: FinetuneConfig, path: Path) -> dict[str, Tensor]:
+    """The tensors under the names that timm loads: torchvision's names translated, a head of dropout and one linear layer unwrapped."""
+    if any(name.startswith("features.0.0.") for name in tensors):
+        backbone = create_backbone(config.backbone, config.model_kwargs, num_classes=_classes_of_torchvision(tensors))
+        if is_torchvisions(tensors, backbone) and (renamed := to_timm(tensors, backbone)) is not None:
+            if needs_epsilon(backbone, config.backbone):
+                epsilon = f"{epsilon_of(backbone, config.backbone):g}"
+                raise WeightsError(
+                    f"{path} is torchvision's {config.backbone}, whose batch norms have the epsilon {epsilon}, and timm's another:"
+                    f" add --model-kwargs bn_eps={epsilon}"
+                )
+            return renamed
+    return _unwrapped_classifier(tensors, config.backbone)
+
+
+def _classes_of_torchvision(tensors: dict[str, Tensor]) -> int:
+    matrices = [tensor for name, tensor in tensors.items() if name.startswith("classifier.") and tensor.ndim == 2]
+    return int(matrices[-1].shape[0]) if matrices else 0
+
+
+def _unwrapped_classifier(tensors: dict[str, Tensor], backbone: str) -> dict[str, Tensor]:
+    """`fc.1.weight` to `fc.weight`: dropout and a linear layer in the place of the classifier, as training scripts put them there."""
+    for classifier in _classifiers(backbone):
+        inside = [name for name in tensors if name.startswith(f"{classifier}.")]
+        layers = {name.rpartition(".")[0] for name in inside}
+        if len(layers) == 1 and re.fullmatch(rf"{re.escape(classifier)}\.\d+", layer := layers.pop()):
+            return {re.sub(rf"^{re.escape(layer)}\.", f"{classifier}.", name): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def _with_tensors(config: FinetuneConfig, path: Path, tensors: dict[str, Tensor]) -> tuple[nn.Module, str]:
     classes = _classes_in(tensors, config.backbone)
     try:
         backbone = _load(config, tensors, classes)
@@ -102,14 +157,18 @@ def _load(config: FinetuneConfig, tensors: dict[str, Tensor], classes: int) -> n
 
 def _classes_in(tensors: dict[str, Tensor], name: str) -> int:
     """The number of classes of the file's classifier; 0 if it has none."""
-    entry = timm.get_pretrained_cfg(name.split(".")[0]) if timm.is_model(name) else None
-    own = entry.classifier if entry is not None else None
-    candidates = [own] if isinstance(own, str) else list(own or ())
-    for candidate in (*candidates, *_OTHER_CLASSIFIERS):
+    for candidate in (*_classifiers(name), *_OTHER_CLASSIFIERS):
         weight = tensors.get(f"{candidate}.weight")
         if weight is not None and weight.ndim in (2, 4):
             return int(weight.shape[0])
     return 0
+
+
+def _classifiers(name: str) -> list[str]:
+    """What timm calls the network's last layer, or layers."""
+    entry = timm.get_pretrained_cfg(name.split(".")[0]) if timm.is_model(name) else None
+    own = entry.classifier if entry is not None else None
+    return [own] if isinstance(own, str) else list(own or ())
 
 
 def _spare_head(config: FinetuneConfig, classes: int, misfit: _Misfit) -> dict[str, Tensor] | None:

@@ -35,6 +35,9 @@ class Toy(nn.Module):
         pooled = features.mean((-2, -1))
         return pooled if pre_logits else self.fc(pooled)
 
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(inputs))
+
     def get_classifier(self) -> nn.Module:
         return self.fc
 

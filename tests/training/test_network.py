@@ -37,6 +37,20 @@ def test_the_cut_pieces_make_the_whole(backbone: str, head: str) -> None:
         assert embedding.shape[1] == features.shape[1]
 
 
+@pytest.mark.parametrize("backbone", ["swiftformer_xs", "efficientformerv2_s0", "repvit_m0_9"])
+def test_a_head_of_ours_takes_the_place_of_two_classifiers(backbone: str) -> None:
+    """What the refusal of their own head advises."""
+    with pytest.raises(
+        SettingsError,
+        match=rf"{backbone}: its own head (has 2 classifiers|does not end with one linear layer), .*fine-tune with --head linear",
+    ):
+        network(backbone, "original", 224, classes=3)
+    built = network(backbone, "linear", 224, classes=3)
+    inputs = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+    features = built.backbone.forward_features(inputs)  # type: ignore[operator]
+    torch.testing.assert_close(built(inputs), features.mean((-2, -1)) @ built.last_layer.weight.T + built.last_layer.bias)
+
+
 def test_heads_of_ours_leave_vggs_hidden_layers_out() -> None:
     kept, dropped = network("vgg11", "original"), network("vgg11", "linear")
     parameters = [sum(parameter.numel() for parameter in each.parameters()) for each in (kept, dropped)]

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.torch
+import timm
 import torch
 
 from contract.errors import DatasetError, NotFoundError, SettingsError, WeightsError
@@ -165,3 +166,53 @@ def test_run_from_a_folder_of_sources_it_has_no_version(monkeypatch: pytest.Monk
     monkeypatch.setattr(metadata, "version", version)
     assert versions()["tlcli"] == "not installed"
     assert versions()["torch"] == plain("torch")
+
+
+@pytest.fixture(scope="module")
+def with_another_epsilon(home: Path, tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+    """A run of `fbnetc_100`, whose batch norms have another epsilon where timm builds it with pretrained weights."""
+    torch.manual_seed(0)
+    published = timm.create_model("fbnetc_100", bn_eps=1e-3)
+    for module in published.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_var.uniform_(0.2, 0.4)  # type: ignore[union-attr]
+    path = tmp_path_factory.mktemp("weights") / "fbnetc.safetensors"
+    safetensors.torch.save_file(published.state_dict(), path)
+    put_colours(home / "few", train=2, val=1, test=1)
+    return finetune(config(home / "few", home / "fbnet", backbone="fbnetc_100", weights=str(path), epochs=1))
+
+
+def epsilons(run_network: torch.nn.Module) -> set[float]:
+    return {module.eps for module in run_network.modules() if isinstance(module, torch.nn.BatchNorm2d)}
+
+
+def test_a_run_is_read_back_with_the_constants_it_was_built_with(with_another_epsilon: RunResult, tmp_path: Path) -> None:
+    run = load_run(with_another_epsilon.path)
+    assert run.network_config.pretrained
+    assert epsilons(run.network) == {1e-3}
+    older = Path(shutil.copytree(with_another_epsilon.path, tmp_path / "older"))  # from before either was recorded
+    for name, recorded in (("config.json", ("network", "pretrained")), ("results.json", ("network_output",))):
+        kept = json.loads((older / name).read_text())
+        inner = kept
+        for key in recorded[:-1]:
+            inner = inner[key]
+        del inner[recorded[-1]]
+        (older / name).write_text(json.dumps(kept))
+    assert epsilons(load_run(older).network) == {1e-3}
+
+
+def test_a_run_that_is_read_back_as_another_network_is_refused(with_another_epsilon: RunResult, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(with_another_epsilon.path, tmp_path / "other"))
+    kept = json.loads((other / "config.json").read_text())
+    kept["network"]["pretrained"] = False
+    (other / "config.json").write_text(json.dumps(kept))
+    with pytest.raises(WeightsError, match=r"other: the network that was read back is not the one that was trained: its logits") as refused:
+        load_run(other)
+    assert "\n" not in str(refused.value)
+
+
+def test_random_weights_are_read_back_as_timm_builds_without_pretrained_ones(result: RunResult) -> None:
+    run = load_run(result.path)
+    assert run.network_config.pretrained is False
+    assert run.results.network_output is not None
+    assert len(run.results.network_output) == len(run.classes)

@@ -132,7 +132,7 @@ def test_alexnets_hidden_layers_are_kept_by_its_own_head_only() -> None:
 def test_squeezenets_own_head_is_refused() -> None:
     """Its classifier is followed by a ReLU and the pooling, so that no layer on an embedding is the same function."""
     with pytest.raises(
-        SettingsError, match=r"squeezenet1_1: its own head does not end with a linear layer.*: fine-tune with --head linear"
+        SettingsError, match=r"squeezenet1_1: its own head does not end with one linear layer.*: fine-tune with --head linear"
     ) as caught:
         network(*REFUSED)
     assert "\n" not in str(caught.value)

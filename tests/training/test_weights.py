@@ -117,6 +117,35 @@ WRAPPED: dict[str, Callable[[State], Any]] = {
     "nested twice": lambda state: {"model": {"state_dict": state, "step": torch.tensor(3)}},
     "model_state": lambda state: {"model_state": state, "optimizer_state": {"state": {0: {"exp_avg": torch.ones(3)}}}},
     "a framework's": lambda state: {"state_dict": {f"model.{name}": value for name, value in state.items()}},
+    "net": lambda state: {"net": state, "acc": 91.2, "epoch": 3},
+    "module": lambda state: {"module": state},
+    "params": lambda state: {"params": state},
+    "weights": lambda state: {"weights": state},
+    "student": lambda state: {"student": {f"module.{name}": value for name, value in state.items()}},
+    "torchvision's EMA": lambda state: {
+        "model": {name: torch.zeros_like(value) for name, value in state.items()},
+        "model_ema": {"n_averaged": torch.tensor(3), **{f"module.{name}": value for name, value in state.items()}},
+    },
+    "net.": lambda state: {"state_dict": {f"net.{name}": value for name, value in state.items()}},
+    "network.": lambda state: {f"network.{name}": value for name, value in state.items()},
+    "encoder. in model.": lambda state: {"state_dict": {f"model.encoder.{name}": value for name, value in state.items()}},
+    "a loss beside it": lambda state: {
+        "state_dict": {
+            **{f"model.{name}": value for name, value in state.items()},
+            "criterion.weight": torch.ones(3),
+            "train_acc.n": torch.ones(1),
+        }
+    },
+    "a loss beside it, no prefix": lambda state: {**state, "loss_fn.weight": torch.ones(3)},
+    "NumPy scalars and arrays": lambda state: {
+        "state_dict": state,
+        "best": np.bool_(True),
+        "epoch": np.int32(3),
+        "lr": np.float16(0.1),
+        "mean": np.zeros(3),
+        "name": np.str_("x"),
+    },
+    "a head of dropout and a linear layer": lambda state: {name.replace("fc.", "fc.1."): value for name, value in state.items()},
     "half precision": lambda state: {name: value.half() if value.is_floating_point() else value for name, value in state.items()},
 }
 
@@ -132,6 +161,33 @@ def test_checkpoints_as_they_are_found(wrapping: str, legacy: bool, source: nn.M
         expected.load_state_dict(source.half().state_dict())
         source.float()
     assert_same_answers(expected, found, inputs)
+
+
+@pytest.mark.parametrize(
+    ("torchvisions", "timms", "epsilon"),
+    [("mobilenet_v2", "mobilenetv2_100", None), ("efficientnet_b0", "efficientnet_b0", None),
+     ("mobilenet_v3_small", "mobilenetv3_small_100", 0.001), ("mobilenet_v3_large", "mobilenetv3_large_100", 0.001)],
+)  # fmt: skip
+def test_torchvisions_mobilenets_and_efficientnets_answer_the_same(
+    torchvisions: str, timms: str, epsilon: float | None, tmp_path: Path, inputs: Tensor
+) -> None:
+    torch.manual_seed(0)
+    network = randomised(torchvision.models.get_model(torchvisions, num_classes=7))
+    torch.save(network.state_dict(), tmp_path / "tv.pth")
+    kwargs = {} if epsilon is None else {"bn_eps": epsilon}
+    assert_same_answers(network, loaded(timms, tmp_path / "tv.pth", model_kwargs=kwargs), inputs)
+    if epsilon is not None:
+        with pytest.raises(WeightsError, match=rf"whose batch norms have the epsilon 0.001 .*add --model-kwargs bn_eps={epsilon}"):
+            loaded(timms, tmp_path / "tv.pth")
+
+
+def test_a_part_of_a_network_that_is_called_like_a_wrapper_is_kept(tmp_path: Path) -> None:
+    """VOLO's blocks are in `network.`: more than half of its tensors."""
+    torch.manual_seed(0)
+    volo = timm.create_model("volo_d1_224", num_classes=3)
+    assert sum(name.startswith("network.") for name in volo.state_dict()) > len(volo.state_dict()) / 2
+    torch.save(volo.state_dict(), tmp_path / "own.pth")
+    assert fingerprint(loaded("volo_d1_224", tmp_path / "own.pth").state_dict()) == fingerprint(volo.state_dict())
 
 
 def test_a_backbone_without_classifier_fits(source: nn.Module, tmp_path: Path, inputs: Tensor) -> None:
@@ -300,6 +356,8 @@ def point_hub_to(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
 def assert_says_the_ways_out(error: HubError) -> None:
     said = str(error)
     assert f"model.safetensors of {REPOSITORY}" in said
+    assert f"not in the cache {huggingface_hub.constants.HF_HUB_CACHE}" in said
+    assert "fetch http://127.0.0.1:" in said
     assert "--weights FILE" in said
     assert "--weights none" in said
     assert "\n" not in said
