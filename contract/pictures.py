@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from contract.errors import NotFoundError, PictureError, first_line
+from contract.files import read_bounded
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """Pillow's decoders that are tried; the rest of Pillow's long list never sees a byte. MPO, what some cameras
@@ -109,17 +110,32 @@ def read(path: str | Path, limits: PictureLimits = DEFAULT_LIMITS) -> Image.Imag
     """Read and `decode` a picture file.
 
     Raises:
-        NotFoundError: no such file, or one that may not be read.
-        PictureError: see `decode`; the message begins with the path.
+        NotFoundError: no such file.
+        PictureError: see `decode` and `read_encoded`; the message begins with the path.
     """
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise NotFoundError(f"{path}: {error.strerror or error}") from error
+    data = read_encoded(path, limits.max_bytes)
     try:
         return decode(data, limits)
     except PictureError as error:
         raise PictureError(f"{path}: {error}") from error
+
+
+def read_encoded(path: str | Path, max_bytes: int) -> bytes:
+    """Read the bytes of an image file.
+
+    Raises:
+        NotFoundError: no such file.
+        PictureError: one that may not be read, a pipe that nobody writes to, a device, or more than `max_bytes`.
+    """
+    try:
+        data = read_bounded(path, max_bytes)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise NotFoundError(f"{path}: {error.strerror}") from error
+    except OSError as error:
+        raise PictureError(f"{path}: {error.strerror or error}") from error
+    if len(data) > max_bytes:
+        raise PictureError(f"{path}: the image has more than {max_bytes:,} bytes: send a smaller one")
+    return data
 
 
 def find(paths: Iterable[str | Path]) -> list[Path]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, zip_longest
 from pathlib import Path
 
 from contract.errors import DatasetError, PictureError
+from contract.labels import LabelIndex
 from contract.preprocessing import Preprocessing
 from evaluation.probing import Bytes, Flags
 from evaluation.truth import MASKS_FOLDER, Truth
@@ -121,16 +123,24 @@ def open_pictures(spec: str, limit: int, seed: int, data_dir: Path | None = None
 
 
 def label_ids(classes: Sequence[str], labels: Sequence[str], where: str, otherwise: str = "") -> dict[str, int]:
-    """The model's class for each class of the data set, by name; if not to the letter, then in any case of letters.
+    """The model's class for each class of the data set, by name; if not to the letter, then in any case of letters and either Unicode form.
 
     otherwise: what else the user could do.
 
     Raises:
-        DatasetError: a class that the model does not have.
+        DatasetError: a class that the model does not have, or of a label that several of its classes share.
     """
-    exact = {label: index for index, label in reversed(list(enumerate(labels)))}
-    folded = {label.casefold(): index for label, index in exact.items()}
-    found = {name: exact.get(name, folded.get(name.casefold())) for name in classes}
+    exact = LabelIndex(labels)
+    folded = {unicodedata.normalize("NFC", label).casefold(): index for index, label in reversed(list(enumerate(labels)))}
+    found: dict[str, int | None] = {}
+    for name in classes:
+        ids = exact.find(name)
+        if len(ids) > 1:
+            raise DatasetError(
+                f"{where}: class {name!r}: {len(ids)} classes of the model have this label (ids {', '.join(map(str, ids))}), so its images"
+                f" belong to neither: leave the folder out{otherwise}"
+            )
+        found[name] = ids[0] if ids else folded.get(unicodedata.normalize("NFC", name).casefold())
     unknown = [name for name, index in found.items() if index is None]
     if unknown:
         raise DatasetError(

@@ -12,10 +12,13 @@ import numpy.typing as npt
 from PIL import Image
 
 from contract import pictures, rendering
-from contract.errors import NotFoundError, PictureError, RequestError, TlcliError
+from contract.errors import PictureError, RequestError, TlcliError
 from service import wire
 from service.pb.tlcli.v1 import classifier_pb2 as pb
 from service.query import Query
+
+_MAX_BYTES = 512 * 1024 * 1024
+"""Of a file; what a server takes is its own setting (`limits_max_bytes`)."""
 
 Picture = bytes | str | Path | Image.Image | npt.NDArray[np.uint8]
 """An encoded picture, its path, a Pillow image, or an input of the model's size: uint8 `[height, width, 3]`, RGB."""
@@ -27,17 +30,14 @@ def with_picture(query: Query, picture: Picture) -> Query:
     A Pillow image is sent as PNG, turned upright by its EXIF data, which loses nothing that the server would keep.
 
     Raises:
-        NotFoundError: no file at the path, or one that may not be read.
-        PictureError: a Pillow image that cannot be read, or of a mode without colours.
+        NotFoundError: no file at the path.
+        PictureError: a file that may not be read, a Pillow image that cannot be read, or of a mode without colours.
         RequestError: an array of another type or shape, or no picture at all.
     """
     if isinstance(picture, bytes):
         return replace(query, encoded=picture)
     if isinstance(picture, str | Path):
-        try:
-            return replace(query, encoded=Path(picture).read_bytes())
-        except OSError as error:
-            raise NotFoundError(f"{picture}: {error.strerror or error}") from error
+        return replace(query, encoded=pictures.read_encoded(picture, _MAX_BYTES))
     if isinstance(picture, Image.Image):
         try:
             return replace(query, encoded=rendering.encode(pictures.to_rgb(picture)))

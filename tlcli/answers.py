@@ -11,6 +11,7 @@ from typing import Any
 
 from contract.errors import RequestError
 from contract.files import whole_file
+from contract.labels import LabelIndex
 
 
 @dataclass(frozen=True)
@@ -71,15 +72,18 @@ def columns(answers: Sequence[PictureAnswer]) -> list[str]:
 
 
 def class_targets(wanted: Sequence[str], labels: Sequence[str]) -> tuple[int, ...]:
-    """What `--cam-class` names, as targets: a label, a class id, or -r for the r-th ranked. None: the first ranked.
+    """Turn `--cam-class` into targets: a label, a class id, or -r for the r-th ranked. None: the first ranked.
 
     Raises:
-        RequestError: none of these.
+        RequestError: none of these, or a label that several classes have.
     """
-    targets = []
+    targets, index = [], LabelIndex(labels)
     for text in wanted:
-        if text in labels:
-            targets.append(labels.index(text))
+        ids = index.find(text)
+        if len(ids) > 1:
+            raise RequestError(f"--cam-class {text!r}: {len(ids)} classes have this label: give one of the ids {', '.join(map(str, ids))}")
+        if ids:
+            targets.append(ids[0])
         elif re.fullmatch(r"-?\d+", text) and -len(labels) <= int(text) < len(labels):
             targets.append(int(text))
         else:

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from contract.errors import NotFoundError, SettingsError
+from contract.text_files import read_text
 
 if TYPE_CHECKING:
     from training.config import FinetuneConfig
+
+_MAX_CONFIG_BYTES = 1024 * 1024
 
 
 def finetune_config(file: Path | None = None, **flags: Any) -> FinetuneConfig:
@@ -76,9 +79,9 @@ def to_toml(config: FinetuneConfig) -> str:
 
 
 def _read(file: Path) -> dict[str, Any]:
+    if not file.exists():
+        raise NotFoundError(f"{file}: no such file: expected settings in TOML; `tlcli finetune --print-config` prints some")
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise NotFoundError(f"{file}: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return tomllib.loads(read_text(file, _MAX_CONFIG_BYTES))
+    except (ValueError, RecursionError) as error:  # a TOMLDecodeError, or a number of thousands of digits
         raise SettingsError(f"{file}: no TOML: {error}") from error

@@ -70,7 +70,10 @@ def _parse_temperature(ctx: click.Context, option: click.Parameter, value: str) 
 )
 @click.option("--check-pictures", type=click.IntRange(min=1), default=16, show_default=True, help="How many pictures to check the file on.")
 @click.option(
-    "--labels", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="With --backbone: the classes' names, a line each."
+    "--labels",
+    "label_file",
+    type=click.Path(path_type=Path),
+    help="With --backbone: a file of labels, one a line or JSON, in the order of the classes.",
 )
 @click.option("--pictures", "picture_paths", multiple=True, type=click.Path(path_type=Path), help="With --backbone: pictures to check on.")
 @options.network_options
@@ -90,7 +93,7 @@ def command(
     calibration_pictures: int | None,
     max_accuracy_drop: float | None,
     check_pictures: int,
-    labels: Path | None,
+    label_file: Path | None,
     picture_paths: tuple[Path, ...],
     backbone: str | None,
     seed: int,
@@ -113,7 +116,7 @@ def command(
     chosen = None if methods is None else () if methods == "none" else tuple(methods.split(","))
     console = Console(quiet)
     if run is not None:
-        options.require_backbone_flags((*network, "labels", "picture_paths", "calibration_paths"))
+        options.require_backbone_flags((*network, "label_file", "picture_paths", "calibration_paths"))
         from exports import export_run
         from training.run import load_run
 
@@ -137,6 +140,7 @@ def command(
     else:
         if temperature == "fit":
             raise click.UsageError("--temperature fit: is found on a run's validation part; with --backbone give a number")
+        labels = None if label_file is None else _read_labels(label_file)
         from exports import export_backbone
         from tlcli.settings import finetune_config
 
@@ -150,7 +154,7 @@ def command(
             config,
             name=name or model_name(str(backbone)),
             repository=models,
-            labels=labels.read_text(encoding="utf-8").split("\n") if labels else None,
+            labels=labels,
             picture_paths=picture_paths,
             methods=chosen,
             layers=layers or None,
@@ -163,6 +167,16 @@ def command(
         )
     report(exported, console)
     click.echo(exported.path)
+
+
+def _read_labels(path: Path) -> list[str]:
+    """The labels; those that several classes share are named on standard error."""
+    from contract.labels import LabelIndex, read_labels
+
+    labels = read_labels(path)
+    for label, ids in LabelIndex(labels).repeated().items():
+        click.echo(f"{path}: {label!r} is the label of the classes {', '.join(map(str, ids))}: only their ids tell them apart", err=True)
+    return labels
 
 
 def _numbers(precision: Precision, calibration_pictures: int | None, seed: int, max_accuracy_drop: float | None) -> SmallerNumbers | None:
