@@ -10,6 +10,7 @@ import click
 
 from contract.errors import TlcliError
 from tlcli import __version__
+from tlcli.parsing import unknown_command
 
 COMMANDS = {
     "finetune": "Fine-tune a pretrained CNN on pictures, and export it.",
@@ -43,6 +44,13 @@ class Commands(click.Group):
             return None
         command: click.Command = importlib.import_module(f"tlcli.commands.{cmd_name.replace('-', '_')}").command
         return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """Raises: UsageError: no such command, with the nearest one."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.NoSuchCommand as error:
+            raise click.UsageError(unknown_command(args[0], COMMANDS), ctx) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """From the table above, without importing the commands."""

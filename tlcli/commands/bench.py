@@ -10,6 +10,7 @@ import click
 
 from tlcli import options
 from tlcli.console import Console, show
+from tlcli.parsing import Command
 
 if TYPE_CHECKING:
     from service.connection import Connection, How
@@ -39,7 +40,7 @@ class _Numbers(click.ParamType[Any]):
         return numbers
 
 
-@click.command("bench")
+@click.command("bench", cls=Command)
 @click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--model", default="", help="The model's name; needed where the server holds several.")
 @click.option("--version", default="", help="Its version.  [default: the latest]")

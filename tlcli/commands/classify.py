@@ -12,12 +12,13 @@ import click
 from tlcli import options
 from tlcli.answers import OverlayFolder, PictureAnswer, Ranked, class_targets, columns, write_csv
 from tlcli.console import Console, show
+from tlcli.parsing import Command
 
 if TYPE_CHECKING:
     from service.connection import How
 
 
-@click.command("classify")
+@click.command("classify", cls=Command)
 @click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--model", default="", help="The model's name; needed where the server holds several.")
 @click.option("--version", default="", help="Its version.  [default: the latest]")

@@ -10,6 +10,7 @@ import click
 
 from tlcli import options
 from tlcli.console import Console, show
+from tlcli.parsing import Command
 
 if TYPE_CHECKING:
     from evaluation.labelled import PartName
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 SUMMARY = "summary.json"
 
 
-@click.command("evaluate")
+@click.command("evaluate", cls=Command)
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("data")
 @click.option(

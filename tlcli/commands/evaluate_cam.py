@@ -8,6 +8,7 @@ import click
 
 from tlcli import options
 from tlcli.console import Console, show
+from tlcli.parsing import Command
 
 
 def _names(_: click.Context, option: click.Parameter, value: str | None) -> tuple[str, ...] | None:
@@ -19,7 +20,7 @@ def _names(_: click.Context, option: click.Parameter, value: str | None) -> tupl
     return names
 
 
-@click.command("evaluate-cam")
+@click.command("evaluate-cam", cls=Command)
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("data")
 @click.option(

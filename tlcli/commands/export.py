@@ -10,6 +10,7 @@ import click
 
 from tlcli import options
 from tlcli.console import Console, show, table
+from tlcli.parsing import Command
 
 if TYPE_CHECKING:
     from contract.description import Agreement, Precision
@@ -25,7 +26,7 @@ def _parse_temperature(ctx: click.Context, option: click.Parameter, value: str) 
         raise click.BadParameter(f"{value!r}: expected a number above 0, or fit") from None
 
 
-@click.command("export")
+@click.command("export", cls=Command)
 @click.argument("run", required=False, type=click.Path(path_type=Path, file_okay=False))
 @options.models_option
 @click.option("--name", help="The model's name.  [default: the run's, or the backbone's]")

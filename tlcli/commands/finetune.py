@@ -11,12 +11,13 @@ from tlcli import options
 from tlcli.commands.export import model_name, report
 from tlcli.console import Console, show
 from tlcli.finetune_flags import data_options, picture_options, training_options, what_options
+from tlcli.parsing import Command
 
 if TYPE_CHECKING:
     from training import RunResult
 
 
-@click.command("finetune")
+@click.command("finetune", cls=Command)
 @click.option(
     "--recipe", type=click.Choice(["default", "notebook", "scratch"]), help="Settings that belong together; any flag overrides them."
 )

@@ -9,9 +9,10 @@ import click
 
 from tlcli import options
 from tlcli.console import show
+from tlcli.parsing import Command
 
 
-@click.command("models")
+@click.command("models", cls=Command)
 @options.models_option
 @options.json_option
 def command(models: Path, as_json: bool) -> None:

@@ -11,6 +11,7 @@ import click
 from tlcli import options
 from tlcli.answers import OverlayFolder, PictureAnswer, Ranked, class_targets, columns, write_csv
 from tlcli.console import Console, show
+from tlcli.parsing import Command
 
 if TYPE_CHECKING:
     from contract.description import Description
@@ -20,7 +21,7 @@ BATCH = 8
 """Pictures at a time, of the size that the model was trained with; of larger ones fewer."""
 
 
-@click.command("predict")
+@click.command("predict", cls=Command)
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--npz", "npz_path", type=click.Path(path_type=Path, dir_okay=False), help="Write raw scores, logits and maps.")

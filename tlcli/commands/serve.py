@@ -12,6 +12,7 @@ import click
 from service.config import ARGUMENT, CONFIG_VARIABLE, PREFIX, configure, flag, to_toml
 from service.declaring import Setting
 from service.settings import SETTINGS
+from tlcli.parsing import Command
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -33,7 +34,7 @@ def _option(one: Setting) -> Callable[[F], F]:
     return click.option(flag(one), one.name, metavar="|".join(one.told.choices) or kinds.get(one.kind, "TEXT"), help=text)
 
 
-@click.command("serve", epilog=f"Each flag may be an environment variable too ({PREFIX}PORT), or a key of --config (port).")
+@click.command("serve", cls=Command, epilog=f"Each flag may be an environment variable too ({PREFIX}PORT), or a key of --config (port).")
 @click.argument("models", required=False)
 @click.option("--config", "file", type=click.Path(path_type=Path), help=f"Read settings from this TOML file.  [env: {CONFIG_VARIABLE}]")
 @click.option("--print-config", is_flag=True, help="Print the settings as --config reads them, with where they come from, and leave.")

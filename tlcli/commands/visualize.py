@@ -10,6 +10,7 @@ import click
 
 from tlcli import options
 from tlcli.console import Console, show
+from tlcli.parsing import Command
 
 if TYPE_CHECKING:
     from training.activations import Layer
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from training.visualize import Written
 
 
-@click.command("visualize")
+@click.command("visualize", cls=Command)
 @click.argument("paths", nargs=-1, metavar="[SOURCE] [PICTURE]", type=click.Path(path_type=Path))
 @click.option("--layer", "names", multiple=True, metavar="NAME", help="Exactly this layer; may be repeated. `all`: every layer with maps.")
 @click.option("--list-layers", is_flag=True, help="Print the layers that have maps, and draw nothing.")
