@@ -52,13 +52,14 @@ class PictureAnswer:
 
 
 def write_csv(path: Path, answers: Sequence[PictureAnswer]) -> None:
-    """`path,label,class_id,score`, a row a picture: its best class."""
+    """Write `path,label,class_id,score`, a row an image; where there are several classes an image, a row a class, with its rank."""
+    ranked = any(len(answer.ranked) > 1 for answer in answers)
     with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["path", "label", "class_id", "score"])
+        writer.writerow(["path", *(["rank"] if ranked else []), "label", "class_id", "score"])
         for answer in answers:
-            best = answer.ranked[0]
-            writer.writerow([answer.path, best.label, best.class_id, f"{best.score:.6f}"])
+            for rank, one in enumerate(answer.ranked, start=1):
+                writer.writerow([answer.path, *([rank] if ranked else []), one.label, one.class_id, f"{one.score:.6f}"])
 
 
 def columns(answers: Sequence[PictureAnswer]) -> list[str]:

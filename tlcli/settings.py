@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,59 @@ def finetune_config(file: Path | None = None, **flags: Any) -> FinetuneConfig:
         where = f"{file}: {key}" if file is not None and key in written and key not in given else "--" + key.replace("_", "-")
         message = "is no setting" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
         raise SettingsError(f"{where if key else 'the settings'}: {message}") from error
+
+
+_UNUSED_IN_FEATURE_EXTRACTION = ("warm_up", "layer_decay")
+_UNUSED_BY_FIND_LR = (
+    "epochs",
+    "head_epochs",
+    "patience",
+    "lr",
+    "schedule",
+    "warm_up",
+    "output",
+    "tensorboard",
+    "name",
+    "models",
+    "no_export",
+)
+
+
+def check_used(config: FinetuneConfig, flags: Collection[str], finds_lr: bool) -> None:
+    """Refuse flags that training would ignore with these settings.
+
+    Args:
+        config: the settings.
+        flags: parameters of the command that were given by a flag; what a file or a recipe says is not looked at.
+        finds_lr: `--find-lr` was given.
+
+    Raises:
+        SettingsError: one of them is ignored.
+    """
+    if finds_lr:
+        for name in _UNUSED_BY_FIND_LR:
+            if name in flags:
+                raise SettingsError(f"{_flag(name)} with --find-lr, which tries rates for a hundred steps and leaves no run: leave it out")
+    if config.mode == "feature-extraction":
+        for name in _UNUSED_IN_FEATURE_EXTRACTION:
+            if name in flags:
+                raise SettingsError(f"{_flag(name)} goes with --mode full: in feature extraction only the head is trained; leave it out")
+    if config.weights == "none" and "layer_decay" in flags and config.layer_decay != 1:
+        raise SettingsError("--layer-decay with --weights none: it protects layers that have learned something; leave it out")
+    if "data_dir" in flags:
+        check_data_dir(config.dataset)
+
+
+def check_data_dir(dataset: str) -> None:
+    """Raises: SettingsError: `--data-dir`, the folder of known data sets, was given with a data set that is a folder itself."""
+    from training.named import KNOWN
+
+    if dataset.lower() not in KNOWN and Path(dataset).expanduser().is_dir():
+        raise SettingsError(f"--data-dir: is where known data sets are kept, and {dataset} is a folder of its own: leave it out")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def check_same_settings(run: Path, given: Mapping[str, Any], file: Path | None) -> None:

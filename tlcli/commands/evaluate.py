@@ -11,6 +11,7 @@ import click
 from tlcli import options
 from tlcli.console import Console, show
 from tlcli.parsing import Command
+from tlcli.settings import check_data_dir
 
 if TYPE_CHECKING:
     from evaluation.labelled import PartName
@@ -60,6 +61,8 @@ def command(
     from training.results import score
     from training.run_files import CONFUSION, MISTAKES, PREDICTIONS, RELIABILITY
 
+    if data_dir is not None:
+        check_data_dir(data)
     console = Console(quiet)
     opened = Model.open(find_model_file(model), device)
     description = opened.description

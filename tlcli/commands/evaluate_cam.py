@@ -9,6 +9,7 @@ import click
 from tlcli import options
 from tlcli.console import Console, show
 from tlcli.parsing import Command
+from tlcli.settings import check_data_dir
 
 
 def _names(_: click.Context, option: click.Parameter, value: str | None) -> tuple[str, ...] | None:
@@ -101,8 +102,11 @@ def command(
     from evaluation.baselines import BASELINES
     from evaluation.data import label_ids, open_pictures
     from evaluation.measure import Settings, choose_methods, choose_metrics, measure, probes_a_map
+    from evaluation.metrics import DELETION, INSERTION
     from evaluation.report import PLOT, table_rows, write_report
 
+    if data_dir is not None:
+        check_data_dir(data)
     console = Console(quiet)
     opened = Model.open(find_model_file(model), device)
     description = opened.description
@@ -119,6 +123,8 @@ def command(
         softmax=softmax == "on",
         batch_size=batch_size,
     )
+    if options.is_given_by_flag("steps") and not {DELETION, INSERTION} & set(settings.metrics):
+        raise click.UsageError(f"--steps is for {DELETION} and {INSERTION}: name one of them with --metrics, or leave it out")
     asked = len(pictures) * len(settings.names) * probes_a_map(settings)
     console.say(
         f"{len(chosen)} maps of {description.name} and {len(BASELINES)} that know nothing,"

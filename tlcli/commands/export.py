@@ -114,7 +114,13 @@ def command(
         raise click.UsageError("--max-accuracy-drop: is what smaller numbers may lose: add --precision fp16 or int8")
     if precision != "int8" and calibration_pictures is not None:
         raise click.UsageError("--calibration-pictures: nothing but --precision int8 is calibrated: add it, or leave the number out")
-    chosen = None if methods is None else () if methods == "none" else tuple(methods.split(","))
+    chosen = _methods(methods)
+    if chosen == () and layers:
+        raise click.UsageError("--cam-layer with --methods none: says what maps explain, and there are none: leave one of them out")
+    if run is not None and precision != "int8" and options.is_given_by_flag("seed"):
+        raise click.UsageError("--seed: nothing but the images that --precision int8 is calibrated on is drawn: leave it out")
+    if list_them:
+        _refuse_with_list()
     console = Console(quiet)
     if run is not None:
         options.require_backbone_flags((*network, "label_file", "picture_paths", "calibration_paths"))
@@ -168,6 +174,26 @@ def command(
         )
     report(exported, console)
     click.echo(exported.path)
+
+
+def _methods(text: str | None) -> tuple[str, ...] | None:
+    """The names in `--methods`; None for all that the head allows, empty for none."""
+    if text is None:
+        return None
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    if not all(names) or ("none" in names and len(names) > 1):
+        raise click.UsageError(f"--methods {text!r}: expected map methods with commas between them, such as gradcam,layercam; or none")
+    if names in (("none",), ("all",)):
+        return () if names == ("none",) else None
+    return names
+
+
+def _refuse_with_list() -> None:
+    """Refuse flags that say how a file is written, where none is."""
+    for name in ("methods", "layers", "name", "temperature", "precision", "label_file", "picture_paths"):
+        if options.is_given_by_flag(name):
+            flag = next(parameter.opts[0] for parameter in click.get_current_context().command.params if parameter.name == name)
+            raise click.UsageError(f"{flag} with --list-cam-layers, which lists the layers and exports nothing: leave one of them out")
 
 
 def _read_labels(path: Path) -> list[str]:

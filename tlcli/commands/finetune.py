@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command("finetune", cls=Command)
+@click.argument("folder", required=False, metavar="[FOLDER]")
 @click.option(
     "--recipe", type=click.Choice(["default", "notebook", "scratch"]), help="Settings that belong together; any flag overrides them."
 )
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 def command(
     context: click.Context,
     /,
+    folder: str | None,
     models: Path,
     file: Path | None,
     print_config: bool,
@@ -56,23 +58,31 @@ def command(
 ) -> None:
     """Fine-tune a pretrained CNN on pictures, and export it.
 
+    FOLDER has a folder of images for each class, with or without train, val and test above them; it is the same as --dataset.
+
     \b
     tlcli finetune --backbone vgg16
     tlcli finetune --backbone resnet50 --dataset cifar10 --mode full
-    tlcli finetune --backbone resnet18 --weights FILE --dataset PATH/TO/FOLDER
+    tlcli finetune --backbone resnet18 --weights FILE PATH/TO/FOLDER
     tlcli finetune --resume runs/NAME
     """
     from contract.layout import require_model_name
-    from tlcli.settings import check_same_settings, finetune_config, to_toml
+    from tlcli.settings import check_same_settings, check_used, finetune_config, to_toml
 
     if name is not None:
         require_model_name(name)
-    given = {key: value for key, value in flags.items() if context.get_parameter_source(key) is not click.core.ParameterSource.DEFAULT}
+    if folder is not None:
+        flags["dataset"] = _dataset(folder, flags["dataset"])
+    given = {key: value for key, value in flags.items() if value is not None and (options.is_given_by_flag(key) or key == "dataset")}
     if begun is not None:
         check_same_settings(begun, given, file)
     else:
         config = finetune_config(file, name=name, **given)
+        flagged = [*given, *(key for key in ("name", "models", "no_export") if options.is_given_by_flag(key))]
+        check_used(config, flagged, finds_lr=plot is not None)
     if print_config:
+        if plot is not None:
+            raise click.UsageError("--print-config and --find-lr: one prints the settings and leaves, the other trains: give one of them")
         if begun is not None:
             raise click.UsageError(f"--print-config and --resume: a run's settings are in {begun / 'config.json'}")
         click.echo(to_toml(config), nl=False)
@@ -91,6 +101,29 @@ def command(
     else:
         result = finetune(config, progress=console.progress, say=console.say)
     _hand_over(result, console, models, name, no_export, as_json)
+
+
+def _dataset(folder: str, flag: str | None) -> str:
+    """The data set that the argument names; a backbone or a run is no data set."""
+    if flag is not None:
+        raise click.UsageError(f"{folder} and --dataset {flag}: both name the data set: give one of them")
+    path = Path(folder)
+    if (path / "checkpoint.safetensors").exists() or (path / "results.json").exists():
+        raise click.UsageError(f"{folder}: a run, not images: --resume {folder} resumes it, `tlcli export {folder}` exports it")
+    if not path.exists():
+        from contract.errors import TlcliError
+        from training.named import KNOWN
+
+        if folder.lower() not in KNOWN and "/" not in folder:
+            from training.backbones import list_backbones
+
+            try:
+                is_backbone = any(backbone.name == folder for backbone in list_backbones(folder))
+            except TlcliError:
+                is_backbone = False
+            if is_backbone:
+                raise click.UsageError(f"{folder}: a backbone, not a folder of images: say --backbone {folder}, and the folder after it")
+    return folder
 
 
 def _hand_over(result: RunResult, console: Console, models: Path, name: str | None, no_export: bool, as_json: bool) -> None:

@@ -65,6 +65,9 @@ def command(
     network = _network(run, source)
     layers = spatial_layers(network)
     if list_layers:
+        for flag, is_given in (("--layer", bool(names)), ("--filters", every_filter), (f"{path}", path is not None)):
+            if is_given:
+                raise click.UsageError(f"{flag} with --list-layers, which lists the layers and draws nothing: leave one of them out")
         _show_layers(layers, default_layers(network.backbone, layers), as_json)
         return
     chosen = asked_layers(network.backbone, layers, names) if names else default_layers(network.backbone, layers)
