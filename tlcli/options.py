@@ -129,7 +129,7 @@ def check_map_flags(methods: Sequence[str], wanted: Sequence[str], softmax: bool
     if methods and len(bare) == len(methods) and not any(method.of_class for method in bare):
         flags = [flag for flag, is_given in (("--softmax", softmax), ("--cam-class", bool(wanted))) if is_given]
         if flags:
-            raise SettingsError(f"{' and '.join(flags)}: {' and '.join(methods)} shows the same for every class: leave it out")
+            raise SettingsError(f"{' and '.join(flags)}: {', '.join(methods)} is the same for every class: leave the flag out")
     if max_channels is not None and not any(is_score_cam(method) or method == "all" for method in methods):
         raise SettingsError(f"--max-channels is for {' and '.join(DEFAULT_CHANNELS)}: name one of them with --cam")
 

@@ -68,7 +68,7 @@ def command(
         info = client.get_model(model, version) if wanted or "all" in methods else None
         targets = class_targets(wanted, info.labels) if info is not None and wanted else ()
         if info is not None and "all" in methods:
-            methods = require_methods(methods, [one.name for one in info.methods], f"model {info.model!r}")
+            methods = require_methods(methods, [one.method for one in info.methods], f"model {info.model!r}")
         streams = [
             client.classify_stream(
                 found,
