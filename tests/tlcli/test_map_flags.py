@@ -138,16 +138,14 @@ def test_another_size_for_a_model_that_does_not(models: Path, pictures: Path) ->
     assert tlcli("predict", models / "fixed", pictures, "--image-size", SIZE).exit_code == 0
 
 
-@pytest.mark.parametrize(
-    "flags", [("--cam", "gradcam", "--cam", "cam"), ("--cam", "gradcam, cam"), ("--cam", "gradcam,gradcam,cam")]
-)
+@pytest.mark.parametrize("flags", [("--cam", "gradcam", "--cam", "cam"), ("--cam", "gradcam, cam"), ("--cam", "gradcam,gradcam,cam")])
 def test_several_maps_are_all_drawn_and_kept(models: Path, pictures: Path, flags: tuple[str, ...]) -> None:
     where = ("--npz", pictures / "o.npz", "--overlays", pictures / "o", "--cam-class", "red", "--json")
     answer = tlcli("predict", models / "fixed", pictures / "a.png", *flags, *where)
     assert answer.exit_code == 0, answer.output
     names = [f"a.{method}.red.png" for method in ("gradcam", "cam")]
     assert [Path(path).name for path in json.loads(answer.stdout)[0]["overlays"]] == names
-    assert sorted(path.name for path in (pictures / "o").iterdir()) == names
+    assert {path.name for path in (pictures / "o").iterdir()} == set(names)
     expected = Model.open(models / "fixed/1/model.onnx", "cpu").run(inputs(pictures)[:1], [0], ["gradcam", "cam"])
     found = kept(pictures / "o.npz")
     for method in ("gradcam", "cam"):

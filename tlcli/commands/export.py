@@ -69,6 +69,12 @@ def _parse_temperature(ctx: click.Context, option: click.Parameter, value: str) 
     metavar="POINTS",
     help="Percentage points that smaller numbers may lose.  [default: 0.5; where classes are not known, 10 may change]",
 )
+@click.option(
+    "--min-map-correlation",
+    type=click.FloatRange(-1, 1),
+    metavar="CORRELATION",
+    help="The least mean rank correlation of each map in smaller numbers with its map in fp32.  [default: 0.9]",
+)
 @click.option("--check-pictures", type=click.IntRange(min=1), default=16, show_default=True, help="How many pictures to check the file on.")
 @click.option(
     "--labels",
@@ -93,6 +99,7 @@ def command(
     calibration_paths: tuple[Path, ...],
     calibration_pictures: int | None,
     max_accuracy_drop: float | None,
+    min_map_correlation: float | None,
     check_pictures: int,
     label_file: Path | None,
     picture_paths: tuple[Path, ...],
@@ -106,7 +113,8 @@ def command(
     RUN is a run's folder, such as runs/NAME. Instead of it, --backbone exports a network with the classifier it
     was published with: an ImageNet classifier with maps. The file is checked against PyTorch on pictures, and
     put in place only if it agrees. Maps that are computed beside the graph (Eigen-CAM, Score-CAM and their kin) need nothing of it.
-    Smaller numbers (--precision) are tried on the run's validation part, and refused if they lose too much.
+    Smaller numbers (--precision) are tried on the run's validation part, and refused if they lose accuracy (--max-accuracy-drop) or change
+    the maps (--min-map-correlation) too much.
     """
     if (run is None) == (backbone is None):
         raise click.UsageError("give a run's folder, or --backbone NAME to export a network as it was published: one of the two")
@@ -114,7 +122,11 @@ def command(
         raise click.UsageError("--max-accuracy-drop: is what smaller numbers may lose: add --precision fp16 or int8")
     if precision != "int8" and calibration_pictures is not None:
         raise click.UsageError("--calibration-pictures: nothing but --precision int8 is calibrated: add it, or leave the number out")
+    if precision == "fp32" and min_map_correlation is not None:
+        raise click.UsageError("--min-map-correlation: is for maps in smaller numbers: add --precision fp16 or int8")
     chosen = _methods(methods)
+    if chosen == () and min_map_correlation is not None:
+        raise click.UsageError("--min-map-correlation with --methods none: there are no maps: leave one of them out")
     if chosen == () and layers:
         raise click.UsageError("--cam-layer with --methods none: says what maps explain, and there are none: leave one of them out")
     if run is not None and precision != "int8" and options.is_given_by_flag("seed"):
@@ -122,6 +134,7 @@ def command(
     if list_them:
         _refuse_with_list()
     console = Console(quiet)
+    numbers = _numbers(precision, calibration_pictures, seed, max_accuracy_drop, min_map_correlation)
     if run is not None:
         options.require_backbone_flags((*network, "label_file", "picture_paths", "calibration_paths"))
         from exports import export_run
@@ -139,7 +152,7 @@ def command(
             layers=layers or None,
             dynamic_size=dynamic_size,
             temperature=temperature,
-            numbers=_numbers(precision, calibration_pictures, seed, max_accuracy_drop),
+            numbers=numbers,
             check_pictures=check_pictures,
             progress=console.progress,
             say=console.say,
@@ -167,7 +180,7 @@ def command(
             layers=layers or None,
             dynamic_size=dynamic_size,
             temperature=temperature,
-            numbers=_numbers(precision, calibration_pictures, seed, max_accuracy_drop),
+            numbers=numbers,
             calibration_paths=calibration_paths,
             check_pictures=check_pictures,
             say=console.say,
@@ -206,12 +219,18 @@ def _read_labels(path: Path) -> list[str]:
     return labels
 
 
-def _numbers(precision: Precision, calibration_pictures: int | None, seed: int, max_accuracy_drop: float | None) -> SmallerNumbers | None:
-    from exports.smaller import CALIBRATION_PICTURES, SmallerNumbers
-
+def _numbers(
+    precision: Precision,
+    calibration_pictures: int | None,
+    seed: int,
+    max_accuracy_drop: float | None,
+    min_map_correlation: float | None,
+) -> SmallerNumbers | None:
     if precision == "fp32":
         return None
-    return SmallerNumbers(precision, calibration_pictures or CALIBRATION_PICTURES, seed, max_accuracy_drop)
+    from exports.smaller import CALIBRATION_PICTURES, SmallerNumbers
+
+    return SmallerNumbers(precision, calibration_pictures or CALIBRATION_PICTURES, seed, max_accuracy_drop, min_map_correlation)
 
 
 def _list_layers(network: Network) -> None:
