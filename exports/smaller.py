@@ -103,7 +103,7 @@ class Trial:
         correlation, name = below[0]
         others = f" ({len(below) - 1} more of {len(measured)} maps are below the bound)" if len(below) > 1 else ""
         raise ParityError(
-            f"--precision {self.numbers.precision}: the map {name} has a mean rank correlation of {correlation:.2f} with its map in fp32,"
+            f"--precision {self.numbers.precision}: the map {name} has a mean rank correlation of {correlation:.3f} with its map in fp32,"
             f" on {measured[name].pictures:,} pictures ({found.source}){others}; at least {least:g} is required:"
             f" {_WAYS_OUT[self.numbers.precision]}, or allow less with --min-map-correlation, or leave the map out with --methods"
         )

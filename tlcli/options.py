@@ -24,7 +24,7 @@ models_option = click.option(
 device_option = click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to compute."
 )
-host_option = click.option("--host", default=DEFAULT_HOST, show_default=True, help="The server's address.")
+host_option = click.option("--host", default=DEFAULT_HOST, show_default=True, help="The server's address, with or without a port.")
 seed_option = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything that is drawn.")
 
 
@@ -85,6 +85,8 @@ def server_options(function: Callable[..., None]) -> Callable[..., None]:
         from service.connection import How
         from service.tokens import read_token
 
+        if not is_given_by_flag("port"):
+            others["port"] = None  # the one in --host, or the default
         files = {name: others.pop(name) for name in ("tls_ca", "tls_certificate", "tls_key")}
         function(how=How(tls=tls, token=None if token_file is None else read_token(token_file), **files), **others)  # type: ignore[typeddict-item]
 

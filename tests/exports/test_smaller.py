@@ -135,13 +135,13 @@ def maps(**correlations: float | None) -> dict[str, MapAgreement]:
     [
         ({"gradcam": 0.98, "hirescam": 0.93}, None, None),
         ({"gradcam": 0.9, "hirescam": None}, None, None),
-        ({"gradcam": 0.98, "hirescam": 0.34}, None, r"the map hirescam has a mean rank correlation of 0\.34 .* on 200 pictures \(pets"),
+        ({"gradcam": 0.98, "hirescam": 0.34}, None, r"the map hirescam has a mean rank correlation of 0\.340 .* on 200 pictures \(pets"),
         (
             {"gradcam": 0.98, "hirescam": 0.34},
             None,
             r"at least 0\.9 is required: try more --calibration-pictures, .* --min-map-correlation",
         ),
-        ({"cam": 0.5, "gradcam": 0.4, "fem": 0.99}, None, r"the map gradcam .* 0\.40 .*\(1 more of 3 maps are below the bound\)"),
+        ({"cam": 0.5, "gradcam": 0.4, "fem": 0.99}, None, r"the map gradcam .* 0\.400 .*\(1 more of 3 maps are below the bound\)"),
         ({"gradcam": 0.98, "hirescam": 0.34}, 0.3, None),
         ({"gradcam": 0.98}, 0.99, r"at least 0\.99 is required"),
     ],

@@ -66,7 +66,7 @@ def command(
     timeout_s: float,
     plot: Path | None,
     host: str,
-    port: int,
+    port: int | None,
     how: How,
     as_json: bool,
     quiet: bool,

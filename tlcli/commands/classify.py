@@ -39,7 +39,7 @@ def command(
     csv_path: Path | None,
     top_k: int,
     host: str,
-    port: int,
+    port: int | None,
     how: How,
     as_json: bool,
     as_lines: bool,

@@ -38,7 +38,7 @@ def command(
     model: str,
     timeout_s: float,
     host: str,
-    port: int,
+    port: int | None,
     how: How,
 ) -> None:
     """Ask a running server whether it serves, for containers.
