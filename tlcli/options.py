@@ -136,6 +136,45 @@ def check_map_flags(methods: Sequence[str], wanted: Sequence[str], softmax: bool
         raise SettingsError(f"--max-channels is for {' and '.join(DEFAULT_CHANNELS)}: name one of them with --cam")
 
 
+def require_model(model: Path, others: Sequence[str | Path]) -> Path:
+    """The ONNX file of the first argument, see `contract.layout.find_model_file`.
+
+    Args:
+        model: the first argument. others: those after it, among which there may be a model that was meant to be first.
+
+    Raises:
+        NotFoundError: it is no model.
+    """
+    from contract.errors import NotFoundError
+    from contract.layout import find_model_file
+
+    try:
+        return find_model_file(model)
+    except NotFoundError as error:
+        for other in map(Path, others):
+            if other.exists() and _is_model(other):
+                raise NotFoundError(f"{model}: not a model, but {other} is one: give the model first") from error
+        raise
+
+
+def check_images(paths: Sequence[str | Path]) -> None:
+    """Raises: SettingsError: a model or a run where images are expected."""
+    from contract.errors import SettingsError
+    from contract.layout import is_run
+
+    for path in map(Path, paths):
+        if is_run(path):
+            raise SettingsError(f"{path}: a run, where images are expected")
+        if _is_model(path):
+            raise SettingsError(f"{path}: a model, where images are expected")
+
+
+def _is_model(path: Path) -> bool:
+    from contract.layout import MODEL_FILE, versions
+
+    return bool(versions(path)) or (path / MODEL_FILE).is_file() or (path.is_file() and path.suffix.lower() == ".onnx")
+
+
 def is_given_by_flag(name: str) -> bool:
     """True if a parameter of the current command was not left at its default."""
     return click.get_current_context().get_parameter_source(name) not in (None, click.core.ParameterSource.DEFAULT)

@@ -81,6 +81,17 @@ def check_used(config: FinetuneConfig, flags: Collection[str], finds_lr: bool) -
         check_data_dir(config.dataset)
 
 
+def check_dataset(config: FinetuneConfig) -> None:
+    """Raises: DatasetError: the data set is no folder, no known name and no timm spec; said before weights are fetched."""
+    from training.datasets import list_dataset
+    from training.named import KNOWN
+    from training.progress import silent
+    from training.timm_sets import is_timm_spec
+
+    if config.dataset.lower() not in KNOWN and not is_timm_spec(config.dataset) and not Path(config.dataset).expanduser().is_dir():
+        list_dataset(config, silent)
+
+
 def check_data_dir(dataset: str) -> None:
     """Raises: SettingsError: `--data-dir`, the folder of known data sets, was given with a data set that is a folder itself."""
     from training.named import KNOWN

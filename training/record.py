@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from contract.errors import NotFoundError, SettingsError
+from contract.layout import not_a_run
 from training.calibration import Calibration
 from training.run_files import CONFIG, METRICS, PREDICTIONS, RESULTS
 
@@ -167,8 +168,8 @@ def read_record(path: str | Path) -> Record:
         SettingsError: a file in it that is not what tlcli writes.
     """
     path = Path(path)
-    if not path.is_dir():
-        raise NotFoundError(f"{path}: no such folder: give a run's folder, such as one under runs/")
+    if problem := not_a_run(path):
+        raise NotFoundError(problem)
     missing = [name for name in (CONFIG, RESULTS) if not (path / name).is_file()]
     if missing:
         way_out = "run `tlcli finetune` again" if CONFIG in missing else f"`tlcli finetune --resume {path}` goes on with it"

@@ -9,12 +9,13 @@ import safetensors.torch
 from safetensors import SafetensorError
 
 from contract.errors import DatasetError, NotFoundError, WeightsError
+from contract.layout import not_a_run
 from training.config import FinetuneConfig
 from training.network import Network, NetworkConfig, build
 from training.parts import Dataset
 from training.results import Results
 from training.run_files import CHECKPOINT, CONFIG, RESULTS, SPLIT
-from training.run_folder import RUNS, read_config, read_results
+from training.run_folder import read_config, read_results
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,8 @@ def load_run(path: str | Path) -> Run:
         WeightsError: its checkpoint is damaged, or does not fit its network.
     """
     path = Path(path)
-    if not path.is_dir():
-        raise NotFoundError(f"{path}: no such folder: give a run's folder, such as one under {RUNS}/")
+    if problem := not_a_run(path):
+        raise NotFoundError(problem)
     missing = [name for name in (CONFIG, RESULTS, CHECKPOINT) if not (path / name).is_file()]
     if missing:
         way_out = "run `tlcli finetune` again" if CONFIG in missing else f"`tlcli finetune --resume {path}` goes on with it"

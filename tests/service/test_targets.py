@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-async def test_an_array_is_answered_as_the_image_that_it_is(models: Path) -> None:
+def test_an_array_is_answered_as_the_image_that_it_is(models: Path) -> None:
     """Also one of another shape with as many pixels as the model's input."""
     random = np.random.default_rng(0)
     model = Model.open(models / "toy/1/model.onnx", "cpu")
@@ -80,7 +81,11 @@ async def test_an_array_is_answered_as_the_image_that_it_is(models: Path) -> Non
             streamed = [answer.result().predictions[0].score for answer in client.classify_stream(arrays)]
             with pytest.raises(RequestError, match=r"uint8 \[0, 5, 3\] came"):
                 client.classify(np.zeros((0, 5, 3), np.uint8))
-        async with AsyncClient(f"grpc://127.0.0.1:{port}") as other:
-            asynchronous = [(await other.classify(array)).predictions[0].score for array in arrays]
+
+        async def ask() -> list[float]:
+            async with AsyncClient(f"grpc://127.0.0.1:{port}") as other:
+                return [(await other.classify(array)).predictions[0].score for array in arrays]
+
+        asynchronous = asyncio.run(ask())
     for scores in (alone, streamed, asynchronous):
         np.testing.assert_allclose(scores, expected, atol=1e-5)

@@ -90,6 +90,7 @@ def command(
     loads = [Load(rate=rate) for rate in rates] if rates else [Load(clients=int(count)) for count in clients or (1, 2, 4, 8, 16)]
     console = Console(quiet)
     query = Query(model=model, version=version, map=MapQuery(method) if method else None)
+    options.check_images(pictures)
     found = reading.find(pictures)
     messages = [write_request(with_picture(query, path)).SerializeToString() for path in found]
     how["retries"] = 0  # or what is refused would not be seen

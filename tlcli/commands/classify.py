@@ -60,6 +60,7 @@ def command(
     if as_json and as_lines:
         raise SettingsError("--json and --jsonl: one array at the end or a line a picture, not both")
     console = Console(quiet)
+    options.check_images(pictures)
     found = reading.find(pictures)
     folder = OverlayFolder(overlays)
     answers: list[PictureAnswer] = []

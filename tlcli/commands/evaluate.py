@@ -52,7 +52,6 @@ def command(
     """
     import torch
 
-    from contract.layout import find_model_file
     from contract.methods import METHODS
     from contract.model import Model
     from evaluation.labelled import classify, explained_by, find_labelled
@@ -64,7 +63,9 @@ def command(
     if data_dir is not None:
         check_data_dir(data)
     console = Console(quiet)
-    opened = Model.open(find_model_file(model), device)
+    file = options.require_model(model, [data])
+    options.check_images([data])
+    opened = Model.open(file, device)
     description = opened.description
     found = find_labelled(data, description, cast("PartName | None", part), data_dir, console.progress)
     for left in found.left_out:

@@ -97,7 +97,6 @@ def command(
     tlcli evaluate-cam models/shapes shapes
     tlcli evaluate-cam models/NAME PATH/TO/FOLDER --methods gradcam,layercam --limit 50
     """
-    from contract.layout import find_model_file
     from contract.model import Model
     from evaluation.baselines import BASELINES
     from evaluation.data import label_ids, open_pictures
@@ -108,7 +107,9 @@ def command(
     if data_dir is not None:
         check_data_dir(data)
     console = Console(quiet)
-    opened = Model.open(find_model_file(model), device)
+    file = options.require_model(model, [data])
+    options.check_images([data])
+    opened = Model.open(file, device)
     description = opened.description
     chosen = choose_methods(opened, methods)
     pictures = open_pictures(data, limit, seed, data_dir, console.progress)

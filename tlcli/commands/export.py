@@ -27,7 +27,7 @@ def _parse_temperature(ctx: click.Context, option: click.Parameter, value: str) 
 
 
 @click.command("export", cls=Command)
-@click.argument("run", required=False, type=click.Path(path_type=Path, file_okay=False))
+@click.argument("run", required=False, type=click.Path(path_type=Path))
 @options.models_option
 @click.option("--name", help="The model's name.  [default: the run's, or the backbone's]")
 @click.option("--methods", help="Map methods for the graph, with commas, or `none`.  [default: all that the head allows]")

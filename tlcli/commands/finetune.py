@@ -67,7 +67,7 @@ def command(
     tlcli finetune --resume runs/NAME
     """
     from contract.layout import require_model_name
-    from tlcli.settings import check_same_settings, check_used, finetune_config, to_toml
+    from tlcli.settings import check_dataset, check_same_settings, check_used, finetune_config, to_toml
 
     if name is not None:
         require_model_name(name)
@@ -87,6 +87,8 @@ def command(
             raise click.UsageError(f"--print-config and --resume: a run's settings are in {begun / 'config.json'}")
         click.echo(to_toml(config), nl=False)
         return
+    if begun is None:
+        check_dataset(config)
     console = Console(quiet)
 
     from training import find_lr, finetune, resume
@@ -107,9 +109,12 @@ def _dataset(folder: str, flag: str | None) -> str:
     """The data set that the argument names; a backbone or a run is no data set."""
     if flag is not None:
         raise click.UsageError(f"{folder} and --dataset {flag}: both name the data set: give one of them")
+    from contract.layout import is_run
+
     path = Path(folder)
-    if (path / "checkpoint.safetensors").exists() or (path / "results.json").exists():
+    if is_run(path):
         raise click.UsageError(f"{folder}: a run, not images: --resume {folder} resumes it, `tlcli export {folder}` exports it")
+    options.check_images([folder])
     if not path.exists():
         from contract.errors import TlcliError
         from training.named import KNOWN

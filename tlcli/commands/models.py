@@ -16,15 +16,25 @@ if TYPE_CHECKING:
 
 
 @click.command("models", cls=Command)
+@click.argument("folder", required=False, type=click.Path(path_type=Path))
 @options.models_option
 @options.json_option
-def command(models: Path, as_json: bool) -> None:
-    """List the exported models in a folder."""
+def command(folder: Path | None, models: Path, as_json: bool) -> None:
+    """List the exported models in a folder.
+
+    FOLDER is the model repository, the same as --models.
+    """
+    if folder is not None:
+        if options.is_given_by_flag("models"):
+            raise click.UsageError(f"{folder} and --models {models}: both name the model repository: give one of them")
+        models = folder
     from contract.description import Description
-    from contract.errors import ModelFileError
-    from contract.layout import MODEL_FILE, model_names, versions
+    from contract.errors import ModelFileError, NotFoundError
+    from contract.layout import MODEL_FILE, model_names, not_a_repository, versions
     from contract.onnx_metadata import read_metadata
 
+    if problem := not_a_repository(models):
+        raise NotFoundError(problem)
     rows: list[dict[str, Any]] = []
     for name in model_names(models):
         for version in versions(models / name):

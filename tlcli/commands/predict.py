@@ -61,14 +61,15 @@ def command(
     from contract import pictures as reading
     from contract.errors import PictureError
     from contract.explaining import BATCH_SIZE, channels_to_score, explain
-    from contract.layout import find_model_file
     from contract.methods import require_methods
     from contract.model import Model
     from contract.rendering import encode, overlay
 
     options.check_map_flags(methods, wanted, softmax, max_channels)
     console = Console(quiet)
-    opened = Model.open(find_model_file(model), device)
+    file = options.require_model(model, pictures)
+    options.check_images(pictures)
+    opened = Model.open(file, device)
     description = opened.description
     methods = require_methods(methods, description.methods, f"model {description.name!r}")
     targets = class_targets(wanted, description.labels)
