@@ -2,7 +2,8 @@
 
     python deploy/check_container.py [--cpu] [--train] [--base IMAGE] [--storage FOLDER]
 
-`make container-check` runs it. It needs root, the Debian packages in `container_tools`, and minutes: it is no part of `make test`. Unless a base is named, one is made here: a Debian by debootstrap, with its Python, in the place of the official Python image.
+`make container-check` runs it. It needs root, the Debian packages in `container_tools`, and minutes: it is no part of `make test`.
+Unless a base is named, one is made here: a Debian by debootstrap, with its Python, in the place of the official Python image.
 Containers are real ones: process 1, a root file system that cannot be written to, no capabilities, a network of their own. pip's
 configuration on this machine goes into the build as a secret.
 """
