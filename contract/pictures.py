@@ -14,7 +14,8 @@ from PIL import Image, UnidentifiedImageError
 
 from contract import heif, scanning
 from contract.avif_size import coded_pixels
-from contract.errors import PictureError, TlcliError, first_line
+from contract.errors import NotFoundError, PictureError, TlcliError, first_line
+from contract.files import read_bounded
 from contract.image_repair import with_end, without_metadata
 from contract.image_structure import jpeg_keeps_coefficients
 from contract.names import printable
@@ -188,13 +189,32 @@ def read(path: str | Path, limits: PictureLimits = DEFAULT_LIMITS) -> Image.Imag
     """Read and `decode` a picture file.
 
     Raises:
-        NotFoundError: no such file, or one that may not be read.
-        PictureError: see `decode`, or no regular file; the message begins with the path.
+        NotFoundError: no such file.
+        PictureError: see `decode` and `read_encoded`; the message begins with the path.
     """
+    data = read_encoded(path, limits.max_bytes)
     try:
-        return decode(scanning.read_bytes(Path(path), limits.max_bytes), limits)
+        return decode(data, limits)
     except PictureError as error:
         raise PictureError(f"{printable(str(path))}: {error}") from error
+
+
+def read_encoded(path: str | Path, max_bytes: int) -> bytes:
+    """Read the bytes of an image file.
+
+    Raises:
+        NotFoundError: no such file.
+        PictureError: one that may not be read, a pipe that nobody writes to, a device, or more than `max_bytes`.
+    """
+    try:
+        data = read_bounded(path, max_bytes)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise NotFoundError(f"{printable(str(path))}: {error.strerror}") from error
+    except OSError as error:
+        raise PictureError(f"{printable(str(path))}: {error.strerror or error}") from error
+    if len(data) > max_bytes:
+        raise PictureError(f"{printable(str(path))}: the image has more than {max_bytes:,} bytes: send a smaller one")
+    return data
 
 
 _TURNS = {

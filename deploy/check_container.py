@@ -2,8 +2,8 @@
 
     python deploy/check_container.py [--cpu] [--train] [--base IMAGE] [--storage FOLDER]
 
-`make container-check` runs it. It needs root, Debian's packages podman, runc, netavark and debootstrap, and minutes: it is no part of
-`make test`. Unless a base is named, one is made here: a Debian by debootstrap, with its Python, in the place of the official Python image.
+`make container-check` runs it. It needs root, the Debian packages in `container_tools`, and minutes: it is no part of `make test`.
+Unless a base is named, one is made here: a Debian by debootstrap, with its Python, in the place of the official Python image.
 Containers are real ones: process 1, a root file system that cannot be written to, no capabilities, a network of their own. pip's
 configuration on this machine goes into the build as a secret.
 """
@@ -11,6 +11,7 @@ configuration on this machine goes into the build as a secret.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shlex
 import shutil
@@ -23,6 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from container_tools import DEBIAN_PACKAGES, missing, problem
 from engine import CheckError, Podman
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -266,9 +268,9 @@ def main() -> None:
     parser.add_argument("--base", help="the image to build on; by default a Debian that is made here")
     parser.add_argument("--storage", type=Path, help="keep images and layers in this folder, for the next time")
     given = parser.parse_args()
-    for program in ("podman", "runc", *(() if given.base else ("debootstrap",))):
-        if shutil.which(program) is None:
-            sys.exit(f"Error: {program} is not installed: apt-get install --no-install-recommends podman runc netavark debootstrap")
+    needed = [program for program in DEBIAN_PACKAGES if program != "debootstrap" or not given.base]
+    if found := problem(missing(needed), is_root=os.geteuid() == 0):
+        sys.exit(f"Error: {found}")
     work = Path(tempfile.mkdtemp(prefix="tlcli-containers-"))
     podman = Podman((given.storage or work / "storage").resolve())
     try:

@@ -9,6 +9,7 @@ from itertools import chain, zip_longest
 from pathlib import Path
 
 from contract.errors import DatasetError, PictureError
+from contract.labels import LabelIndex
 from contract.names import same_name
 from contract.preprocessing import Preprocessing
 from contract.scanning import Skipped
@@ -139,11 +140,19 @@ def label_ids(classes: Sequence[str], labels: Sequence[str], where: str, otherwi
     otherwise: what else the user could do.
 
     Raises:
-        DatasetError: a class that the model does not have.
+        DatasetError: a class that the model does not have, or of a label that several of its classes share.
     """
-    exact = {same_name(label): index for index, label in reversed(list(enumerate(labels)))}
-    folded = {label.casefold(): index for label, index in exact.items()}
-    found = {name: exact.get(same_name(name), folded.get(same_name(name).casefold())) for name in classes}
+    exact = LabelIndex(labels)
+    folded = {same_name(label).casefold(): index for index, label in reversed(list(enumerate(labels)))}
+    found: dict[str, int | None] = {}
+    for name in classes:
+        ids = exact.find(name)
+        if len(ids) > 1:
+            raise DatasetError(
+                f"{where}: class {name!r}: {len(ids)} classes of the model have this label (ids {', '.join(map(str, ids))}), so its images"
+                f" belong to neither: leave the folder out{otherwise}"
+            )
+        found[name] = ids[0] if ids else folded.get(same_name(name).casefold())
     unknown = [name for name, index in found.items() if index is None]
     if unknown:
         raise DatasetError(

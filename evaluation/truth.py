@@ -101,8 +101,8 @@ def seen_mask(mask: Flags, preprocessing: Preprocessing) -> Flags:
 def _read_boxes(path: Path) -> dict[str, tuple[Box, ...]]:
     expected = 'expected {"<path of a picture>": [left, top, right, bottom], or a list of such, ...}'
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        kept = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
         raise DatasetError(f"{path}: cannot be read: {first_line(error)}: {expected}") from error
     if not isinstance(kept, dict):
         raise DatasetError(f"{path}: {expected}, {type(kept).__name__} came")

@@ -22,6 +22,10 @@ MAX_ACCURACY_DROP = 0.5
 MAX_CHANGED = 10.0
 """Percentage points of pictures without labels, where the float file's answers stand for them: of those that change many were wrong."""
 
+MIN_MAP_CORRELATION = 0.9
+"""Mean rank correlation of each map with the float file's. Of the files measured in docs/smaller-numbers.md, the lowest is 0.97 at the last
+layer, and 0.93 at a layer in the middle (HiRes-CAM)."""
+
 _WAYS_OUT = {"fp16": "leave it in fp32", "int8": "try more --calibration-pictures, or fp16 for a GPU"}
 
 
@@ -32,12 +36,14 @@ class SmallerNumbers:
     calibration_pictures: how many pictures int8 takes its ranges from.
     seed: which ones.
     max_accuracy_drop: in percentage points, what the file may lose; None for the defaults above.
+    min_map_correlation: the least mean rank correlation of each map of the graph with the float file's; None for the default above.
     """
 
     precision: Literal["fp16", "int8"]
     calibration_pictures: int = CALIBRATION_PICTURES
     seed: int = 0
     max_accuracy_drop: float | None = None
+    min_map_correlation: float | None = None
 
 
 @dataclass(frozen=True)
@@ -80,3 +86,24 @@ class Trial:
                 f"{what}: the file {told}, {drop:.2f} points less; at most {allowed:g} are allowed: {way_out}, or allow more with"
                 " --max-accuracy-drop"
             )
+        self._require_maps(found)
+
+    def _require_maps(self, found: Agreement) -> None:
+        least = MIN_MAP_CORRELATION if self.numbers.min_map_correlation is None else self.numbers.min_map_correlation
+        measured = {name: maps for name, maps in found.maps.items() if maps.rank_correlation is not None}
+        below = sorted(
+            (
+                (maps.rank_correlation, name)
+                for name, maps in measured.items()
+                if maps.rank_correlation is not None and maps.rank_correlation < least
+            )
+        )
+        if not below:
+            return
+        correlation, name = below[0]
+        others = f" ({len(below) - 1} more of {len(measured)} maps are below the bound)" if len(below) > 1 else ""
+        raise ParityError(
+            f"--precision {self.numbers.precision}: the map {name} has a mean rank correlation of {correlation:.3f} with its map in fp32,"
+            f" on {measured[name].pictures:,} pictures ({found.source}){others}; at least {least:g} is required:"
+            f" {_WAYS_OUT[self.numbers.precision]}, or allow less with --min-map-correlation, or leave the map out with --methods"
+        )

@@ -151,7 +151,9 @@ def export_backbone(
     if labels is None:
         labels = imagenet_labels() if classes == 1000 else [f"class_{number}" for number in range(classes)]
     if len(labels) != classes:
-        raise SettingsError(f"--labels holds {len(labels)} names, the classifier of {config.backbone} has {classes} classes")
+        raise SettingsError(
+            f"--labels: {len(labels)} labels, but the classifier of {config.backbone} has {classes} classes: give a label for each"
+        )
     if picture_paths:
         found = pictures.find(picture_paths)
         images = [preprocessing.apply(pictures.read(found[index])) for index in spread(len(found), check_pictures)]

@@ -20,7 +20,7 @@ from service import wire
 from service.answers import Classification, ModelInfo, ModelStatus, StreamAnswer
 from service.connection import Connection, How
 from service.ordered import in_order
-from service.outgoing import Picture, name_picture, with_picture
+from service.outgoing import Picture, is_pixels, name_picture, with_picture
 from service.pb.tlcli.v1 import classifier_pb2 as pb
 from service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
 from service.query import MapFormat, Query, map_query
@@ -52,11 +52,11 @@ class AsyncClient:
             answers = await asyncio.gather(*(client.classify(path) for path in paths))
     """
 
-    def __init__(self, host: str = "127.0.0.1", port: int = 8001, **how: Unpack[How]) -> None:
+    def __init__(self, host: str = "127.0.0.1", port: int | None = None, **how: Unpack[How]) -> None:
         """To be made where the event loop runs.
 
         Args:
-            host, port: where the server listens.
+            host, port: where the server listens, see `service.client.Client`.
             how: `tls`, `tls_ca`, `tls_certificate`, `tls_key`, `token`, `retries` and `metadata`; see `service.connection.Connection`.
 
         Raises:
@@ -67,6 +67,7 @@ class AsyncClient:
         self._channel = self._connection.aio_channel()
         self._classifier: ClassifierAsyncStub = ClassifierStub(self._channel)
         self._health = health_pb2_grpc.HealthStub(self._channel)
+        self._input_sizes: dict[tuple[str, str], tuple[int, int]] = {}
 
     @property
     def address(self) -> str:
@@ -94,7 +95,8 @@ class AsyncClient:
         Raises:
             TlcliError: see there.
         """
-        request = await asyncio.to_thread(_request, picture, request_id, asking)
+        size = await self._input_size(asking.get("model", ""), asking.get("version", "")) if is_pixels(picture) else (0, 0)
+        request = await asyncio.to_thread(_request, picture, request_id, asking, size)
         try:
             return wire.read_response(await self._patiently(request, timeout_s))
         except TlcliError as error:
@@ -165,6 +167,13 @@ class AsyncClient:
         except grpc.RpcError as error:
             raise self._connection.error(error) from error
 
+    async def _input_size(self, model: str, version: str) -> tuple[int, int]:
+        size = self._input_sizes.get((model, version))
+        if size is None:
+            info = await self.get_model(model, version)
+            size = self._input_sizes[model, version] = (info.input_height, info.input_width)
+        return size
+
     async def is_ready(self, model: str = "", timeout_s: float = 5.0) -> bool:
         """Does the server, or this model of it, say SERVING? A server that cannot be reached is not ready."""
         with suppress(grpc.RpcError):
@@ -199,7 +208,7 @@ class AsyncClient:
         raise AssertionError("unreachable")
 
 
-def _request(picture: Picture, request_id: str, asking: Asking) -> pb.ClassifyRequest:
+def _request(picture: Picture, request_id: str, asking: Asking, input_size: tuple[int, int]) -> pb.ClassifyRequest:
     about_map = partial(map_query, asking.get("method"), asking.get("classes", ()), asking.get("map_format", "raw"))
     wanted = about_map(asking.get("softmax", False), asking.get("max_channels", 0))
     query = Query(
@@ -209,7 +218,7 @@ def _request(picture: Picture, request_id: str, asking: Asking) -> pb.ClassifyRe
         map=wanted,
         request_id=request_id,
     )
-    return wire.write_request(with_picture(query, picture))
+    return wire.write_request(with_picture(query, picture, lambda: input_size))
 
 
 async def _numbered(pictures: Iterable[Picture] | AsyncIterable[Picture]) -> AsyncGenerator[tuple[int, Picture], None]:

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import TracebackType
 from typing import Self, Unpack
 
@@ -34,11 +35,12 @@ class Client:
             print(best.label, best.score, best.map.values)
     """
 
-    def __init__(self, host: str = "127.0.0.1", port: int = 8001, **how: Unpack[How]) -> None:
+    def __init__(self, host: str = "127.0.0.1", port: int | None = None, **how: Unpack[How]) -> None:
         """Connects at the first call.
 
         Args:
-            host, port: where the server listens.
+            host: where the server listens: a name or an address, also as `host:port`, `grpc://host:port`, or `grpcs://host:port` for TLS.
+            port: used where `host` names none.
             how: `tls`, `tls_ca`, `tls_certificate`, `tls_key`, `token`, `retries` and `metadata`; see `service.connection.Connection`.
 
         Raises:
@@ -49,6 +51,7 @@ class Client:
         self._channel = self._connection.channel()
         self._classifier = ClassifierStub(self._channel)
         self._health = health_pb2_grpc.HealthStub(self._channel)
+        self._input_sizes: dict[tuple[str, str], tuple[int, int]] = {}
 
     @property
     def address(self) -> str:
@@ -83,8 +86,8 @@ class Client:
         """Ask about one picture.
 
         Args:
-            picture: an encoded picture, its path, a Pillow image, or an input of the model's own size as an
-                array, uint8 `[height, width, 3]`, RGB (see `get_model`).
+            picture: an encoded picture, its path, a Pillow image, or an array, uint8 `[height, width, 3]`, RGB. An array of the
+                model's own input size (see `get_model`) is the input itself; of any other size it is resized and cropped as images are.
             model: its name; may be empty where the server holds one only.
             version: empty for the latest.
             top_k: how many of the best classes; 0 for five, or fewer where the model has fewer.
@@ -105,7 +108,11 @@ class Client:
             OverloadedError: it is too busy, and was when it was asked again.
         """
         wanted = map_query(method, classes, map_format, softmax, max_channels)
-        asked = with_picture(Query(model=model, version=version, top_k=top_k, map=wanted, request_id=request_id), picture)
+        asked = with_picture(
+            Query(model=model, version=version, top_k=top_k, map=wanted, request_id=request_id),
+            picture,
+            partial(self._input_size, model, version),
+        )
         request = wire.write_request(asked)
         try:
             return wire.read_response(self._patiently(request, timeout_s))
@@ -158,7 +165,9 @@ class Client:
             Exception: what `pictures` itself raises.
         """
         wanted = map_query(method, classes, map_format, softmax, max_channels)
-        outgoing = OutgoingStream(pictures, Query(model=model, version=version, top_k=top_k, map=wanted))
+        outgoing = OutgoingStream(
+            pictures, Query(model=model, version=version, top_k=top_k, map=wanted), partial(self._input_size, model, version)
+        )
         call = self._classifier.ClassifyStream(iter(outgoing), timeout=timeout_s, metadata=self._metadata)
         try:
             with self._translated():
@@ -194,6 +203,13 @@ class Client:
         request = pb.GetModelRequest(model=model, version=version)
         with self._translated():
             return wire.read_info(self._classifier.GetModel(request, timeout=timeout_s, metadata=self._metadata))
+
+    def _input_size(self, model: str, version: str) -> tuple[int, int]:
+        size = self._input_sizes.get((model, version))
+        if size is None:
+            info = self.get_model(model, version)
+            size = self._input_sizes[model, version] = (info.input_height, info.input_width)
+        return size
 
     def is_ready(self, model: str = "", timeout_s: float = 5.0) -> bool:
         """Does the server, or this model of it, say SERVING? A server that cannot be reached is not ready."""

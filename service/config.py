@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from contract.errors import SettingsError
+from contract.text_files import read_text
 from service.declaring import Setting, Value
 from service.settings import SETTINGS, ServerSettings
 
@@ -24,6 +25,8 @@ CONFIG_VARIABLE = f"{PREFIX}CONFIG"
 
 ARGUMENT = "models"
 """The setting that needs no flag."""
+
+_MAX_FILE_BYTES = 1024 * 1024
 
 _BY_NAME = {one.name: one for one in SETTINGS}
 _BOOLS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
@@ -110,12 +113,8 @@ def to_toml(config: Config) -> str:
 
 def _from_file(path: Path) -> dict[str, Given]:
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SettingsError(f"{path}: {error.strerror or error}: expected a file of settings") from error
-    except UnicodeDecodeError as error:
-        raise SettingsError(f"{path}: not TOML: byte {error.start} is no UTF-8") from error
-    except ValueError as error:  # a TOMLDecodeError, which names the line; or a number of thousands of digits
+        document = tomllib.loads(read_text(path, _MAX_FILE_BYTES))
+    except (ValueError, RecursionError) as error:  # a TOMLDecodeError, which names the line; or a number of thousands of digits
         raise SettingsError(f"{path}: not TOML: {error}") from error
     return _from_table(document, str(path), {})
 

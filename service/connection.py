@@ -15,7 +15,7 @@ import grpc.aio
 
 from contract.errors import OverloadedError, SettingsError, TlcliError
 from service import errors
-from service.addresses import is_loopback, join_address
+from service.addresses import is_loopback, join_address, parse_target
 from service.client_tls import ClientTls, why_unreachable
 from service.tokens import require_token
 
@@ -47,7 +47,7 @@ class Connection:
     def __init__(
         self,
         host: str,
-        port: int,
+        port: int | None,
         *,
         tls: bool = False,
         tls_ca: str | Path | None = None,
@@ -60,7 +60,8 @@ class Connection:
         """Reads the files.
 
         Args:
-            host, port: where the server listens. Where the name has several addresses, requests go to all of them in turn.
+            host, port: where the server listens, see `service.addresses.parse_target`. Where the name has several addresses, requests go
+                to all of them in turn.
             tls: encrypt, and trust the authorities that gRPC brings along; any of the three that follow does so too.
             tls_ca: a PEM file: trust these authorities instead.
             tls_certificate, tls_key: PEM files: what this client shows of itself.
@@ -78,10 +79,11 @@ class Connection:
         for name, value in metadata:
             if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
                 raise SettingsError(f"metadata {name!r}: expected a name of a-z, 0-9 and _.-, not ending in -bin, and a value in ASCII")
+        host, port, secured = parse_target(host, port)
         self.address = join_address(host, port)
         self.retries = retries
         files = [None if path is None else Path(path) for path in (tls_ca, tls_certificate, tls_key)]
-        self._secured = ClientTls(*files) if tls or any(files) else None
+        self._secured = ClientTls(*files) if tls or secured or any(files) else None
         if token is not None:
             require_token(token)
             if self._secured is None and not is_loopback(host):

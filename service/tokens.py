@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from contract.errors import SettingsError
+from contract.text_files import read_text
 from service.renewing import Renewed
 
 logger = logging.getLogger(__name__)
+
+_MAX_FILE_BYTES = 16 * 1024 * 1024
 
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 """As RFC 6750 (section 2.1) has it."""
@@ -35,11 +38,9 @@ def read_tokens(path: Path) -> tuple[Token, ...]:
         SettingsError: it cannot be read, a line is no token, or there is none.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise SettingsError(f"tokens_file {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise SettingsError(f"tokens_file {path}: byte {error.start} is no UTF-8: expected a token a line") from error
+        lines = read_text(path, _MAX_FILE_BYTES).splitlines()
+    except SettingsError as error:
+        raise SettingsError(f"tokens_file {error}") from error
     found: list[Token] = []
     for number, line in enumerate(map(str.strip, lines), 1):
         if not line or line.startswith("#"):

@@ -13,6 +13,7 @@ from contract.errors import TlcliError
 from contract.names import printable
 from tlcli import __version__
 from tlcli.interruption import Interrupted, raise_on_signals
+from tlcli.parsing import unknown_command
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -48,6 +49,12 @@ class Commands(click.Group):
             return None
         command: click.Command = importlib.import_module(f"tlcli.commands.{cmd_name.replace('-', '_')}").command
         return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """Raises: UsageError: no such command, with the nearest one."""
+        if args[0] not in COMMANDS and not args[0].startswith("-"):
+            raise click.UsageError(unknown_command(args[0], COMMANDS), ctx)
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """From the table above, without importing the commands."""

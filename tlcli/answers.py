@@ -12,7 +12,8 @@ from typing import Any
 
 from contract.errors import RequestError
 from contract.files import fresh_folder, whole_file
-from contract.names import csv_cell, printable, same_name
+from contract.labels import LabelIndex
+from contract.names import csv_cell, printable
 
 
 @dataclass(frozen=True)
@@ -57,13 +58,14 @@ class PictureAnswer:
 
 
 def write_csv(path: Path, answers: Sequence[PictureAnswer]) -> None:
-    """`path,label,class_id,score`, a row a picture: its best class."""
+    """Write `path,label,class_id,score`, a row an image; where there are several classes an image, a row a class, with its rank."""
+    ranked = any(len(answer.ranked) > 1 for answer in answers)
     with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["path", "label", "class_id", "score"])
+        writer.writerow(["path", *(["rank"] if ranked else []), "label", "class_id", "score"])
         for answer in answers:
-            best = answer.ranked[0]
-            writer.writerow([csv_cell(answer.path), csv_cell(best.label), best.class_id, f"{best.score:.6f}"])
+            for rank, one in enumerate(answer.ranked, start=1):
+                writer.writerow([csv_cell(answer.path), *([rank] if ranked else []), csv_cell(one.label), one.class_id, f"{one.score:.6f}"])
 
 
 def columns(answers: Sequence[PictureAnswer]) -> list[str]:
@@ -77,16 +79,18 @@ def columns(answers: Sequence[PictureAnswer]) -> list[str]:
 
 
 def class_targets(wanted: Sequence[str], labels: Sequence[str]) -> tuple[int, ...]:
-    """What `--cam-class` names, as targets: a label, a class id, or -r for the r-th ranked. None: the first ranked.
+    """Turn `--cam-class` into targets: a label, a class id, or -r for the r-th ranked. None: the first ranked.
 
     Raises:
-        RequestError: none of these.
+        RequestError: none of these, or a label that several classes have.
     """
-    targets = []
-    by_name = {same_name(label): index for index, label in reversed(list(enumerate(labels)))}
+    targets, index = [], LabelIndex(labels)
     for text in wanted:
-        if same_name(text) in by_name:
-            targets.append(by_name[same_name(text)])
+        ids = index.find(text)
+        if len(ids) > 1:
+            raise RequestError(f"--cam-class {text!r}: {len(ids)} classes have this label: give one of the ids {', '.join(map(str, ids))}")
+        if ids:
+            targets.append(ids[0])
         elif re.fullmatch(r"-?\d+", text) and -len(labels) <= int(text) < len(labels):
             targets.append(int(text))
         else:

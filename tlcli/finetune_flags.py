@@ -14,6 +14,16 @@ _share = click.FloatRange(0, 1, max_open=True)
 _positive = click.FloatRange(min=0, min_open=True)
 _at_least_0 = click.FloatRange(min=0)
 
+
+def _parse_classes(ctx: click.Context, option: click.Parameter, value: str | None) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    names = tuple(name.strip() for name in value.split(","))
+    if not all(names):
+        raise click.BadParameter(f"{value!r}: an empty name: expected classes with commas between them, such as cat,dog")
+    return names
+
+
 _WHAT = [
     click.option("--head", help="`linear`, `mlp:UNITS`, or `original`: the network's own hidden layers.  [default: linear]"),
     click.option(
@@ -28,7 +38,7 @@ _DATA = [
     click.option(
         "--data-dir", type=click.Path(path_type=Path, file_okay=False), help="Where known data sets are kept.  [default: the cache]"
     ),
-    click.option("--classes", callback=lambda _, __, value: tuple(value.split(",")) if value else None, help="A subset, with commas."),
+    click.option("--classes", callback=_parse_classes, help="A subset, with commas."),
     click.option("--num-classes", type=click.IntRange(min=2), help="Must match what is there."),
     click.option("--limit", type=click.IntRange(min=2), help="Pictures a class in each part, for trying things out."),
     click.option(

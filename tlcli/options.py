@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +24,7 @@ models_option = click.option(
 device_option = click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to compute."
 )
-host_option = click.option("--host", default=DEFAULT_HOST, show_default=True, help="The server's address.")
+host_option = click.option("--host", default=DEFAULT_HOST, show_default=True, help="The server's address, with or without a port.")
 seed_option = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything that is drawn.")
 
 
@@ -32,7 +32,14 @@ def answer_options(function: F) -> F:
     """What `predict` and `classify` take alike."""
     for option in reversed(
         [
-            click.option("--cam", "method", metavar="METHOD", help="Write an overlay of this map for every picture, for example gradcam."),
+            click.option(
+                "--cam",
+                "methods",
+                metavar="METHOD",
+                multiple=True,
+                callback=_parse_names,
+                help="Write an overlay of this map for every image, for example gradcam. May be repeated or have commas; `all`: every map.",
+            ),
             click.option(
                 "--cam-class", "wanted", multiple=True, metavar="CLASS", help="Explain this class: label, id, or -r.  [default: the best]"
             ),
@@ -53,7 +60,7 @@ def answer_options(function: F) -> F:
                 "--csv",
                 "csv_path",
                 type=click.Path(path_type=Path, dir_okay=False),
-                help="Write path,label,class_id,score, a row a picture.",
+                help="Write path,label,class_id,score, a row an image; with --top-k above 1 a row a class, with its rank.",
             ),
             click.option(
                 "--top-k",
@@ -78,6 +85,8 @@ def server_options(function: Callable[..., None]) -> Callable[..., None]:
         from service.connection import How
         from service.tokens import read_token
 
+        if not is_given_by_flag("port"):
+            others["port"] = None  # the one in --host, or the default
         files = {name: others.pop(name) for name in ("tls_ca", "tls_certificate", "tls_key")}
         function(how=How(tls=tls, token=None if token_file is None else read_token(token_file), **files), **others)  # type: ignore[typeddict-item]
 
@@ -97,15 +106,78 @@ def server_options(function: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def check_map_flags(method: str | None, softmax: bool, max_channels: int | None) -> None:
-    """Raises: SettingsError: `--softmax` or `--max-channels` where no map takes it."""
+def check_map_flags(methods: Sequence[str], wanted: Sequence[str], softmax: bool, max_channels: int | None) -> None:
+    """Refuse flags that say how a map is made where no map takes them.
+
+    Args:
+        methods, wanted, softmax, max_channels: as `answer_options` gives them.
+
+    Raises:
+        SettingsError: one of those, or `--overlays`, would be ignored.
+    """
     from contract.errors import SettingsError
+    from contract.methods import METHODS
     from contract.scorecam import DEFAULT_CHANNELS, is_score_cam
 
-    if method is None and softmax:
-        raise SettingsError("--softmax says what a map explains: name a map with --cam")
-    if max_channels is not None and (method is None or not is_score_cam(method)):
+    if not methods:
+        for flag, is_given, what in (
+            ("--softmax", softmax, "says what a map explains"),
+            ("--cam-class", bool(wanted), "says which class a map explains"),
+            ("--overlays", is_given_by_flag("overlays"), "is the folder for overlays of maps"),
+        ):
+            if is_given:
+                raise SettingsError(f"{flag} {what}: name a map with --cam")
+    bare = [METHODS[name] for name in (method.partition("@")[0] for method in methods) if name in METHODS]
+    if methods and len(bare) == len(methods) and not any(method.of_class for method in bare):
+        flags = [flag for flag, is_given in (("--softmax", softmax), ("--cam-class", bool(wanted))) if is_given]
+        if flags:
+            raise SettingsError(f"{' and '.join(flags)}: {', '.join(methods)} is the same for every class: leave the flag out")
+    if max_channels is not None and not any(is_score_cam(method) or method == "all" for method in methods):
         raise SettingsError(f"--max-channels is for {' and '.join(DEFAULT_CHANNELS)}: name one of them with --cam")
+
+
+def require_model(model: Path, others: Sequence[str | Path]) -> Path:
+    """The ONNX file of the first argument, see `contract.layout.find_model_file`.
+
+    Args:
+        model: the first argument. others: those after it, among which there may be a model that was meant to be first.
+
+    Raises:
+        NotFoundError: it is no model.
+    """
+    from contract.errors import NotFoundError
+    from contract.layout import find_model_file
+
+    try:
+        return find_model_file(model)
+    except NotFoundError as error:
+        for other in map(Path, others):
+            if other.exists() and _is_model(other):
+                raise NotFoundError(f"{model}: not a model, but {other} is one: give the model first") from error
+        raise
+
+
+def check_images(paths: Sequence[str | Path]) -> None:
+    """Raises: SettingsError: a model or a run where images are expected."""
+    from contract.errors import SettingsError
+    from contract.layout import is_run
+
+    for path in map(Path, paths):
+        if is_run(path):
+            raise SettingsError(f"{path}: a run, where images are expected")
+        if _is_model(path):
+            raise SettingsError(f"{path}: a model, where images are expected")
+
+
+def _is_model(path: Path) -> bool:
+    from contract.layout import MODEL_FILE, versions
+
+    return bool(versions(path)) or (path / MODEL_FILE).is_file() or (path.is_file() and path.suffix.lower() == ".onnx")
+
+
+def is_given_by_flag(name: str) -> bool:
+    """True if a parameter of the current command was not left at its default."""
+    return click.get_current_context().get_parameter_source(name) not in (None, click.core.ParameterSource.DEFAULT)
 
 
 def require_backbone_flags(names: Iterable[str]) -> None:
@@ -119,7 +191,7 @@ def require_backbone_flags(names: Iterable[str]) -> None:
     """
     context = click.get_current_context()
     flags = {str(parameter.name): parameter.opts[0] for parameter in context.command.params}
-    given = [name for name in names if context.get_parameter_source(name) not in (None, click.core.ParameterSource.DEFAULT)]
+    given = [name for name in names if is_given_by_flag(name)]
     if given:
         raise click.UsageError(f"{', '.join(flags[name] for name in given)}: a run knows these itself; they go with --backbone")
 
@@ -166,6 +238,14 @@ def network_options(function: F) -> F:
     return function
 
 
+def _parse_names(ctx: click.Context, option: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    """Names, repeated or with commas between them, each once."""
+    names = [name.strip() for value in values for name in value.split(",")]
+    if not all(names):
+        raise click.BadParameter(f"{', '.join(map(repr, values))}: an empty name: expected names with commas between them")
+    return tuple(dict.fromkeys(names))
+
+
 def _parse_pairs(ctx: click.Context, option: click.Parameter, values: tuple[str, ...]) -> dict[str, bool | int | float | str]:
     pairs: dict[str, bool | int | float | str] = {}
     for value in values:
@@ -176,6 +256,8 @@ def _parse_pairs(ctx: click.Context, option: click.Parameter, values: tuple[str,
             parsed = ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
         except (ValueError, SyntaxError):
             parsed = text
+        if key in pairs:
+            raise click.BadParameter(f"{key} is given twice, as {pairs[key]} and {text}: expected it once")
         pairs[key] = parsed if isinstance(parsed, bool | int | float) else text
     return pairs
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from contract.errors import NotFoundError, SettingsError
+from contract.text_files import read_text
 
 if TYPE_CHECKING:
     from training.config import FinetuneConfig
+
+_MAX_CONFIG_BYTES = 1024 * 1024
 
 
 def finetune_config(file: Path | None = None, **flags: Any) -> FinetuneConfig:
@@ -35,6 +38,70 @@ def finetune_config(file: Path | None = None, **flags: Any) -> FinetuneConfig:
         where = f"{file}: {key}" if file is not None and key in written and key not in given else "--" + key.replace("_", "-")
         message = "is no setting" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
         raise SettingsError(f"{where if key else 'the settings'}: {message}") from error
+
+
+_UNUSED_IN_FEATURE_EXTRACTION = ("warm_up", "layer_decay")
+_UNUSED_BY_FIND_LR = (
+    "epochs",
+    "head_epochs",
+    "patience",
+    "lr",
+    "schedule",
+    "warm_up",
+    "output",
+    "tensorboard",
+    "name",
+    "models",
+    "no_export",
+)
+
+
+def check_used(config: FinetuneConfig, flags: Collection[str], finds_lr: bool) -> None:
+    """Refuse flags that training would ignore with these settings.
+
+    Args:
+        config: the settings.
+        flags: parameters of the command that were given by a flag; what a file or a recipe says is not looked at.
+        finds_lr: `--find-lr` was given.
+
+    Raises:
+        SettingsError: one of them is ignored.
+    """
+    if finds_lr:
+        for name in _UNUSED_BY_FIND_LR:
+            if name in flags:
+                raise SettingsError(f"{_flag(name)} with --find-lr, which tries rates for a hundred steps and leaves no run: leave it out")
+    if config.mode == "feature-extraction":
+        for name in _UNUSED_IN_FEATURE_EXTRACTION:
+            if name in flags:
+                raise SettingsError(f"{_flag(name)} goes with --mode full: in feature extraction only the head is trained; leave it out")
+    if config.weights == "none" and "layer_decay" in flags and config.layer_decay != 1:
+        raise SettingsError("--layer-decay with --weights none: it protects layers that have learned something; leave it out")
+    if "data_dir" in flags:
+        check_data_dir(config.dataset)
+
+
+def check_dataset(config: FinetuneConfig) -> None:
+    """Raises: DatasetError: the data set is no folder, no known name and no timm spec; said before weights are fetched."""
+    from training.datasets import list_dataset
+    from training.named import KNOWN
+    from training.progress import silent
+    from training.timm_sets import is_timm_spec
+
+    if config.dataset.lower() not in KNOWN and not is_timm_spec(config.dataset) and not Path(config.dataset).expanduser().is_dir():
+        list_dataset(config, silent)
+
+
+def check_data_dir(dataset: str) -> None:
+    """Raises: SettingsError: `--data-dir`, the folder of known data sets, was given with a data set that is a folder itself."""
+    from training.named import KNOWN
+
+    if dataset.lower() not in KNOWN and Path(dataset).expanduser().is_dir():
+        raise SettingsError(f"--data-dir: is where known data sets are kept, and {dataset} is a folder of its own: leave it out")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def check_same_settings(run: Path, given: Mapping[str, Any], file: Path | None) -> None:
@@ -86,9 +153,9 @@ def to_toml(config: FinetuneConfig) -> str:
 
 
 def _read(file: Path) -> dict[str, Any]:
+    if not file.exists():
+        raise NotFoundError(f"{file}: no such file: expected settings in TOML; `tlcli finetune --print-config` prints some")
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise NotFoundError(f"{file}: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return tomllib.loads(read_text(file, _MAX_CONFIG_BYTES))
+    except (ValueError, RecursionError) as error:  # a TOMLDecodeError, or a number of thousands of digits
         raise SettingsError(f"{file}: no TOML: {error}") from error

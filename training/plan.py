@@ -29,7 +29,7 @@ WARM_UP = 0.1
 
 _MOST_WORKERS = 8
 
-_OF_FULL = {"mixup": 0.0, "cutmix": 0.0, "ema": None, "gradual_unfreezing": False, "accumulate": 1, "compile": False}
+_OF_FULL = {"mixup": 0.0, "cutmix": 0.0, "ema": None, "gradual_unfreezing": False, "accumulate": 1, "amp": "auto", "compile": False}
 """Settings that say nothing about a head on features that are computed once, with what they are when nobody asks for them."""
 
 _OF_VIEWS = {"crop_scale": None, "hflip": None, "jitter": None, "shear": 0.0, "zoom": 0.0, "rand_augment": None, "random_erasing": 0.0}

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from contract.errors import NotFoundError, SettingsError
+from contract.layout import not_a_run
 from contract.names import from_csv_cell
 from training.calibration import Calibration
 from training.command_line import resume_command
@@ -176,8 +177,8 @@ def read_record(path: str | Path) -> Record:
         SettingsError: a file in it that is not what tlcli writes.
     """
     path = Path(path)
-    if not path.is_dir():
-        raise NotFoundError(f"{path}: no such folder: give a run's folder, such as one under runs/")
+    if problem := not_a_run(path):
+        raise NotFoundError(problem)
     missing = [name for name in (CONFIG, RESULTS) if not (path / name).is_file()]
     if missing:
         way_out = "run `tlcli finetune` again" if CONFIG in missing else f"{resume_command(path)} resumes it"

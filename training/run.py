@@ -9,6 +9,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 
 from contract.errors import DatasetError, NotFoundError, WeightsError
+from contract.layout import not_a_run
 from contract.names import printable
 from training.command_line import resume_command
 from training.config import FinetuneConfig
@@ -17,7 +18,7 @@ from training.network_output import require_output_of
 from training.parts import Dataset
 from training.results import Results
 from training.run_files import CHECKPOINT, CONFIG, RESULTS, SPLIT
-from training.run_folder import RUNS, absolute, read_config, read_results, with_pretrained
+from training.run_folder import absolute, read_config, read_results, with_pretrained
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,8 @@ def load_run(path: str | Path) -> Run:
             trained.
     """
     path = Path(path)
-    if not path.is_dir():
-        raise NotFoundError(f"{path}: no such folder: give a run's folder, such as one under {RUNS}/")
+    if problem := not_a_run(path):
+        raise NotFoundError(problem)
     missing = [name for name in (CONFIG, RESULTS, CHECKPOINT) if not (path / name).is_file()]
     if missing:
         way_out = "run `tlcli finetune` again" if CONFIG in missing else f"{resume_command(path)} resumes it"

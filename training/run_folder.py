@@ -22,6 +22,7 @@ from torch import Tensor
 
 from contract.errors import NotFoundError, SettingsError, WeightsError
 from contract.files import sweep, whole_file
+from contract.layout import not_a_run
 from contract.names import printable
 from training.config import FinetuneConfig
 from training.locks import LocksUnsupportedError, try_lock, unshared
@@ -151,6 +152,8 @@ def read_config(path: Path) -> RunConfig:
         NotFoundError: no run's folder.
         SettingsError: a file that this version cannot read.
     """
+    if problem := not_a_run(path):
+        raise NotFoundError(problem)
     if not (path / CONFIG).is_file():
         raise NotFoundError(f"{path}: no run ({CONFIG} is missing): give a run's folder, such as one under {RUNS}/")
     return _read(path / CONFIG, RunConfig)

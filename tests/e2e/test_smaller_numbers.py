@@ -34,7 +34,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (dataset / "boxes.json").write_text(json.dumps({name: [8, 8, 36, 32] for name in names}))
     finetune(tiny.config(dataset, home / "run", mode="full", epochs=4, lr=1e-2))
     common = ("export", home / "run", "--name", "tiny", "--models", home / "models", "--check-pictures", 4)
-    for more in ((), ("--precision", "int8", "--calibration-pictures", 20, "--max-accuracy-drop", 6)):
+    for more in ((), ("--precision", "int8", "--calibration-pictures", 20, "--max-accuracy-drop", 6, "--min-map-correlation", 0.8)):
         answer = tlcli(*common, *more)
         assert answer.exit_code == 0, answer.output
     return home
@@ -69,6 +69,18 @@ def test_it_was_calibrated_and_compared_on_the_runs_own_pictures(home: Path) -> 
         assert maps.pointing_before is not None, name
     card = (home / "models/tiny/README.md").read_text()
     assert "compute in int8" in card
+
+
+def test_the_list_of_models_shows_each_files_own_accuracy(home: Path) -> None:
+    plain, small = json.loads(tlcli("models", "--models", home / "models", "--json").stdout)
+    metrics = Model.open(home / "models/tiny/1/model.onnx", "cpu").description.provenance.metrics
+    found = Model.open(home / "models/tiny/2/model.onnx", "cpu").description.provenance.agreement
+    assert found is not None
+    assert (plain["top1"], plain["top1_part"]) == (
+        metrics["test_top1"] if "test_top1" in metrics else metrics["val_top1"],
+        plain["top1_part"],
+    )
+    assert (small["precision"], small["top1"], small["top1_part"]) == ("int8", found.top1, "val")
 
 
 def test_the_server_answers_what_the_file_does(home: Path, port: int) -> None:

@@ -93,5 +93,8 @@ def test_a_class_may_be_called_masks(tmp_path: Path) -> None:
 def test_folders_find_their_labels() -> None:
     assert label_ids(("cat", "Dog"), ("dog", "bird", "cat"), "here") == {"cat": 2, "Dog": 0}
     assert label_ids(("a",), ("A", "a"), "here") == {"a": 1}
+    assert label_ids(("Cafe\u0301",), ("tea", "caf\u00e9"), "here") == {"Cafe\u0301": 1}
+    with pytest.raises(DatasetError, match=r"here: class 'crane': 2 classes of the model have this label \(ids 0, 2\)"):
+        label_ids(("crane",), ("crane", "tea", "crane"), "here")
     with pytest.raises(DatasetError, match="here: the model has no class cow; it has: dog, cat: rename the folders"):
         label_ids(("cat", "cow"), ("dog", "cat"), "here")

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 
-from contract.description import Agreement, Description
+from contract.description import Agreement, Description, MapAgreement
 from contract.errors import ParityError
 from contract.model import Model
 from evaluation.agreement import Pictures, Shown
@@ -124,3 +124,43 @@ def test_a_file_from_before_there_were_others_is_in_float32(tmp_path: Path) -> N
     del old["precision"], old["provenance"]["agreement"]
     description = Description.from_metadata({"tlcli.description": json.dumps(old)}, "old")
     assert (description.precision, description.provenance.agreement) == ("fp32", None)
+
+
+def maps(**correlations: float | None) -> dict[str, MapAgreement]:
+    return {name: MapAgreement(pictures=200, rank_correlation=value, rank_correlation_median=value) for name, value in correlations.items()}
+
+
+@pytest.mark.parametrize(
+    ("correlations", "least", "message"),
+    [
+        ({"gradcam": 0.98, "hirescam": 0.93}, None, None),
+        ({"gradcam": 0.9, "hirescam": None}, None, None),
+        ({"gradcam": 0.98, "hirescam": 0.34}, None, r"the map hirescam has a mean rank correlation of 0\.340 .* on 200 pictures \(pets"),
+        (
+            {"gradcam": 0.98, "hirescam": 0.34},
+            None,
+            r"at least 0\.9 is required: try more --calibration-pictures, .* --min-map-correlation",
+        ),
+        ({"cam": 0.5, "gradcam": 0.4, "fem": 0.99}, None, r"the map gradcam .* 0\.400 .*\(1 more of 3 maps are below the bound\)"),
+        ({"gradcam": 0.98, "hirescam": 0.34}, 0.3, None),
+        ({"gradcam": 0.98}, 0.99, r"at least 0\.99 is required"),
+    ],
+)
+def test_maps_that_change_too_much_are_refused(correlations: dict[str, float | None], least: float | None, message: str | None) -> None:
+    tried = replace(trial(), numbers=SmallerNumbers("int8", min_map_correlation=least))
+    agreement = FOUND.model_copy(update={"maps": maps(**correlations)})
+    if message is None:
+        tried.require(agreement)
+    else:
+        with pytest.raises(ParityError, match=message):
+            tried.require(agreement)
+
+
+def test_a_file_whose_maps_change_too_much_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
+    """Calibrated on black images, and answers are not looked at: the maps alone are reason enough."""
+    network, black = make("test_resnet", spread=3.0), np.zeros_like(IMAGES)
+    with pytest.raises(ParityError, match=r"the map \w+ has a mean rank correlation of"):
+        put(network, tmp_path, trial("int8", None, black, max_accuracy_drop=100))
+    assert list(tmp_path.iterdir()) == []
+    put(network, tmp_path, trial("int8", None, black, max_accuracy_drop=100, min_map_correlation=-1))
+    assert (tmp_path / "model/1/model.onnx").is_file()

@@ -171,7 +171,7 @@ def test_a_fault_of_the_server_is_told_plainly_and_logged_in_full(stub: Classifi
         (PictureError, {"picture": b"text"}),
         (RequestError, {"picture": GOOD, "method": "lime"}),
         (RequestError, {"picture": GOOD, "top_k": -1}),
-        (RequestError, {"picture": np.zeros((SIZE, SIZE + 1, 3), np.uint8)}),
+        (RequestError, {"picture": GOOD, "classes": [99], "method": "gradcam"}),
         (NotFoundError, {"picture": GOOD, "version": "7"}),
         (NotFoundError, {"picture": GOOD, "model": "nosuch"}),
         (ModelFileError, {"picture": GOOD, "model": "broken"}),

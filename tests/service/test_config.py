@@ -159,8 +159,10 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         configure({}, {"TLCLI_SERVE_CONFIG": str(tmp_path)})
     file = tmp_path / "latin.toml"
     file.write_bytes(b"# \xe9")
-    with pytest.raises(SettingsError, match=r"latin\.toml: not TOML: byte 2 is no UTF-8"):
+    with pytest.raises(SettingsError, match=r"latin\.toml: line 1: byte 2 \(0xe9\) is not UTF-8"):
         configure({}, {}, file)
+    file.write_bytes("# made by an editor that writes a mark\nport = 8002\n".encode("utf-8-sig"))
+    assert configure({}, {}, file).settings.port == 8002
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,12 @@ def test_another_class_is_refused_by_name(wanted: str) -> None:
         class_targets([wanted], LABELS)
 
 
+def test_a_class_is_named_in_either_unicode_form_and_never_by_a_label_of_two() -> None:
+    assert class_targets(["cafe\u0301"], ("tea", "caf\u00e9")) == (1,)
+    with pytest.raises(RequestError, match=r"'crane': 2 classes have this label: give one of the ids 0, 2"):
+        class_targets(["crane"], ("crane", "tea", "crane"))
+
+
 def test_overlays_of_pictures_of_the_same_name_are_all_kept(tmp_path: Path) -> None:
     folder = OverlayFolder(tmp_path)
     names = [Path(folder.write(Path(where) / "1.jpg", "cam", "a/b c", where.encode())).name for where in ("x", "y", "z")]

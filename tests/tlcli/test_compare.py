@@ -217,7 +217,7 @@ def test_mistakes_get_one_line(two: tuple[Path, Path], tmp_path: Path) -> None:
         ((), 2, "Missing argument"),
         ((two[0], tmp_path / "nowhere"), 1, "nowhere: no such folder: give a run's folder, such as one under runs/"),
         ((two[0], unfinished), 1, "unfinished: no finished run (results.json missing): `tlcli finetune --resume "),
-        ((two[0], tmp_path), 1, "no finished run (config.json, results.json missing): run `tlcli finetune` again"),
+        ((two[0], tmp_path), 1, "a folder of runs: give one of them: "),
         ((two[0], damaged), 2, "predictions.csv: cannot be read: score: Input should be a valid number"),
         ((two[0], broken), 2, "config.json: cannot be read: Invalid JSON"),
         ((*two, "--sort", "accuracy"), 2, "no column 'accuracy': expected one of run, batch_size, lr, val_top1,"),

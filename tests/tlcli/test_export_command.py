@@ -176,3 +176,42 @@ def test_smaller_numbers_that_cannot_be_are_refused(flags: tuple[object, ...], m
     told = str(answer.exception) if isinstance(answer.exception, TlcliError) else answer.stderr.strip().splitlines()[-1]
     assert told.removeprefix("Error: ").startswith(message)
     assert not list(tmp_path.rglob("*.onnx"))
+
+
+@pytest.fixture(scope="module")
+def of_three(tmp_path_factory: pytest.TempPathFactory) -> tuple[object, ...]:
+    """Flags for a published classifier of three classes."""
+    import timm
+    from safetensors.torch import save_file
+
+    path = tmp_path_factory.mktemp("weights") / "three.safetensors"
+    save_file(timm.create_model("test_resnet", num_classes=3).state_dict(), path)
+    flags: list[object] = list(BACKBONE)
+    flags[flags.index("none")] = path
+    return (*flags, "--methods", "none")
+
+
+@pytest.mark.parametrize("data", [b"\xef\xbb\xbfa\r\nb\r\nc\r\n", b'{"0": "a", "1": "b", "2": "c"}'])
+def test_labels_of_a_file_are_those_of_the_classes(data: bytes, of_three: tuple[object, ...], tmp_path: Path) -> None:
+    (tmp_path / "labels").write_bytes(data)
+    answer = tlcli("export", *of_three, "--labels", tmp_path / "labels", "--models", tmp_path / "models")
+    assert answer.exit_code == 0, answer.output
+    assert Model.open(tmp_path / "models/test_resnet/1/model.onnx", "cpu").description.labels == ("a", "b", "c")
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"), [(b"a\nb\n", "2 labels, but the classifier of test_resnet has 3 classes"), (b"a\n\nc", "line 2 is")]
+)
+def test_labels_that_do_not_fit_are_refused(data: bytes, expected: str, of_three: tuple[object, ...], tmp_path: Path) -> None:
+    (tmp_path / "labels").write_bytes(data)
+    answer = tlcli("export", *of_three, "--labels", tmp_path / "labels", "--models", tmp_path / "models")
+    assert isinstance(answer.exception, TlcliError)
+    assert expected in str(answer.exception)
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_label_of_several_classes_is_named(of_three: tuple[object, ...], tmp_path: Path) -> None:
+    (tmp_path / "labels").write_text("crane\ncat\ncrane\n")
+    answer = tlcli("export", *of_three, "--labels", tmp_path / "labels", "--models", tmp_path / "models")
+    assert answer.exit_code == 0, answer.output
+    assert "'crane' is the label of the classes 0, 2" in answer.stderr

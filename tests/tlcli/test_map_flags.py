@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -93,7 +94,11 @@ def test_classify_asks_for_the_same(models: Path, pictures: Path) -> None:
 def test_flags_without_a_map_that_takes_them_are_refused(models: Path, pictures: Path, command: str) -> None:
     first = (command, models / "fixed", pictures) if command == "predict" else (command, pictures)
     for flags, message in [
-        (("--softmax",), "name a map with --cam"),
+        (("--softmax",), "--softmax says what a map explains: name a map with --cam"),
+        (("--cam-class", "red"), "--cam-class says which class a map explains: name a map with --cam"),
+        (("--overlays", "o"), "--overlays is the folder for overlays of maps: name a map with --cam"),
+        (("--cam", "fem", "--softmax"), "--softmax: fem is the same for every class"),
+        (("--cam", "eigencam,fem", "--cam-class", "red"), "--cam-class: eigencam, fem is the same for every class"),
         (("--max-channels", 3), "name one of them with --cam"),
         (("--cam", "gradcam", "--max-channels", 3), "--max-channels is for scorecam and faster_scorecam"),
     ]:
@@ -131,3 +136,56 @@ def test_another_size_for_a_model_that_does_not(models: Path, pictures: Path) ->
     assert isinstance(answer.exception, RequestError)
     assert str(answer.exception) == "--image-size 96: model 'fixed' takes pictures of 64 x 64 only (width x height)"
     assert tlcli("predict", models / "fixed", pictures, "--image-size", SIZE).exit_code == 0
+
+
+@pytest.mark.parametrize("flags", [("--cam", "gradcam", "--cam", "cam"), ("--cam", "gradcam, cam"), ("--cam", "gradcam,gradcam,cam")])
+def test_several_maps_are_all_drawn_and_kept(models: Path, pictures: Path, flags: tuple[str, ...]) -> None:
+    where = ("--npz", pictures / "o.npz", "--overlays", pictures / "o", "--cam-class", "red", "--json")
+    answer = tlcli("predict", models / "fixed", pictures / "a.png", *flags, *where)
+    assert answer.exit_code == 0, answer.output
+    names = [f"a.{method}.red.png" for method in ("gradcam", "cam")]
+    assert [Path(path).name for path in json.loads(answer.stdout)[0]["overlays"]] == names
+    assert {path.name for path in (pictures / "o").iterdir()} == set(names)
+    expected = Model.open(models / "fixed/1/model.onnx", "cpu").run(inputs(pictures)[:1], [0], ["gradcam", "cam"])
+    found = kept(pictures / "o.npz")
+    for method in ("gradcam", "cam"):
+        np.testing.assert_allclose(found[f"maps_{method}"], expected.maps[method], atol=1e-6)
+    assert "maps" not in found
+
+
+def test_all_draws_every_map_of_the_model_in_process_and_over_the_wire(models: Path, pictures: Path) -> None:
+    methods = Model.open(models / "fixed/1/model.onnx", "cpu").description.methods
+    assert len(methods) > 3
+    flags = ("--cam", "all", "--max-channels", 3, "--json")
+    local = tlcli("predict", models / "fixed", pictures / "a.png", *flags, "--overlays", pictures / "local")
+    with in_background(ServerSettings(models=models, port=0)) as port:
+        remote = tlcli("classify", pictures / "a.png", "--model", "fixed", "--port", port, *flags, "--overlays", pictures / "remote")
+    assert remote.exit_code == local.exit_code == 0, remote.output + local.output
+    drawn = {folder: {path.name: path.read_bytes() for path in (pictures / folder).iterdir()} for folder in ("local", "remote")}
+    assert drawn["local"] == drawn["remote"]
+    assert sorted(name.split(".")[1] for name in drawn["local"]) == sorted(methods)
+
+
+def test_the_table_of_several_classes_is_kept_as_csv(models: Path, pictures: Path) -> None:
+    answer = tlcli("predict", models / "fixed", pictures / "a.png", "--top-k", 2, "--json", "--csv", pictures / "o.csv")
+    assert answer.exit_code == 0, answer.output
+    head, *rows = (line.split(",") for line in (pictures / "o.csv").read_text().splitlines())
+    assert head == ["path", "rank", "label", "class_id", "score"]
+    expected = [
+        [row["path"], str(row["rank"]), row["label"], str(row["class_id"]), f"{row['score']:.6f}"] for row in json.loads(answer.stdout)
+    ]
+    assert rows == expected
+    assert len(rows) == 2
+
+
+def test_what_cannot_be_read_is_left_out_and_the_rest_is_answered(models: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("contract.files._PIPE_WAIT_S", 0.1)
+    os.mkfifo(pictures / "pipe.png")
+    for path, problem in ((pictures / "pipe.png", "the picture is empty: 0 bytes came"), (Path("/dev/null"), "neither a file nor a pipe")):
+        local = tlcli("predict", models / "fixed", path, pictures / "a.png", "--json")
+        with in_background(ServerSettings(models=models, port=0)) as port:
+            remote = tlcli("classify", path, pictures / "a.png", "--model", "fixed", "--port", port, "--json")
+        for answer in (local, remote):
+            assert answer.exit_code == 1, answer.output
+            assert f"left out: {path}: {problem}" in answer.stderr
+            assert [row["path"] for row in json.loads(answer.stdout)] == [str(pictures / "a.png")]

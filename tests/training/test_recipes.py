@@ -91,7 +91,12 @@ def test_mistakes_in_a_file_are_named(tmp_path: Path) -> None:
     file.write_text("epochs: 3")
     with pytest.raises(SettingsError, match=r"settings.toml: no TOML"):
         finetune_config(file)
-    with pytest.raises(NotFoundError, match="No such file"):
+    file.write_bytes("epochs = 3".encode("utf-8-sig"))
+    assert finetune_config(file).epochs == 3
+    file.write_bytes("# caf\u00e9".encode("latin-1"))
+    with pytest.raises(SettingsError, match=r"settings.toml: line 1: byte 5 \(0xe9\) is not UTF-8"):
+        finetune_config(file)
+    with pytest.raises(NotFoundError, match="no such file"):
         finetune_config(tmp_path / "none.toml")
     with pytest.raises(SettingsError, match="--lr: Input should be greater than 0"):
         finetune_config(lr=-1.0)

@@ -6,9 +6,10 @@ import click
 
 from tlcli import options
 from tlcli.console import show
+from tlcli.parsing import Command
 
 
-@click.command("backbones")
+@click.command("backbones", cls=Command)
 @click.argument("pattern", default="*")
 @options.json_option
 def command(pattern: str, as_json: bool) -> None:

@@ -10,6 +10,7 @@ import click
 
 from tlcli import options
 from tlcli.console import Console, show
+from tlcli.parsing import Command
 
 if TYPE_CHECKING:
     from service.connection import Connection, How
@@ -39,7 +40,7 @@ class _Numbers(click.ParamType[Any]):
         return numbers
 
 
-@click.command("bench")
+@click.command("bench", cls=Command)
 @click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--model", default="", help="The model's name; needed where the server holds several.")
 @click.option("--version", default="", help="Its version.  [default: the latest]")
@@ -65,7 +66,7 @@ def command(
     timeout_s: float,
     plot: Path | None,
     host: str,
-    port: int,
+    port: int | None,
     how: How,
     as_json: bool,
     quiet: bool,
@@ -90,6 +91,7 @@ def command(
     loads = [Load(rate=rate) for rate in rates] if rates else [Load(clients=int(count)) for count in clients or (1, 2, 4, 8, 16)]
     console = Console(quiet)
     query = Query(model=model, version=version, map=MapQuery(method) if method else None)
+    options.check_images(pictures)
     skipped: list[Skipped] = []
     found = reading.find(pictures, skipped)
     for line in describe(skipped):

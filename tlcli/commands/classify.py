@@ -12,12 +12,13 @@ import click
 from tlcli import options
 from tlcli.answers import OverlayFolder, PictureAnswer, Ranked, class_targets, columns, write_csv
 from tlcli.console import Console, show
+from tlcli.parsing import Command
 
 if TYPE_CHECKING:
     from service.connection import How
 
 
-@click.command("classify")
+@click.command("classify", cls=Command)
 @click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--model", default="", help="The model's name; needed where the server holds several.")
 @click.option("--version", default="", help="Its version.  [default: the latest]")
@@ -30,7 +31,7 @@ def command(
     pictures: tuple[Path, ...],
     model: str,
     version: str,
-    method: str | None,
+    methods: tuple[str, ...],
     wanted: tuple[str, ...],
     softmax: bool,
     max_channels: int | None,
@@ -38,7 +39,7 @@ def command(
     csv_path: Path | None,
     top_k: int,
     host: str,
-    port: int,
+    port: int | None,
     how: How,
     as_json: bool,
     as_lines: bool,
@@ -51,14 +52,17 @@ def command(
     """
     from contract import pictures as reading
     from contract.errors import PictureError, RequestError, SettingsError
+    from contract.methods import require_methods
     from contract.names import printable
     from contract.scanning import Skipped, describe
+    from contract.scorecam import is_score_cam
     from service import Client
 
-    options.check_map_flags(method, softmax, max_channels)
+    options.check_map_flags(methods, wanted, softmax, max_channels)
     if as_json and as_lines:
         raise SettingsError("--json and --jsonl: one array at the end or a line a picture, not both")
     console = Console(quiet)
+    options.check_images(pictures)
     skipped: list[Skipped] = []
     found = reading.find(pictures, skipped)
     for line in describe(skipped):
@@ -67,23 +71,28 @@ def command(
     answers: list[PictureAnswer] = []
     failed = 0
     with Client(host, port, **how) as client:
-        labels = client.get_model(model, version).labels if wanted else ()
-        targets = class_targets(wanted, labels) if wanted else ()
-        stream = client.classify_stream(
-            found,
-            model=model,
-            version=version,
-            top_k=top_k,
-            method=method,
-            classes=targets,
-            map_format="overlay",
-            softmax=softmax,
-            max_channels=max_channels or 0,
-        )
+        info = client.get_model(model, version) if wanted or "all" in methods else None
+        targets = class_targets(wanted, info.labels) if info is not None and wanted else ()
+        if info is not None and "all" in methods:
+            methods = require_methods(methods, [one.method for one in info.methods], f"model {info.model!r}")
+        streams = [
+            client.classify_stream(
+                found,
+                model=model,
+                version=version,
+                top_k=top_k,
+                method=method,
+                classes=targets,
+                map_format="overlay",
+                softmax=softmax,
+                max_channels=(max_channels or 0) if method is not None and is_score_cam(method) else 0,
+            )
+            for method in methods or (None,)
+        ]
         with console.progress("Classifying", len(found)) as advance:
-            for path, streamed in zip(found, stream, strict=True):
+            for path, *streamed in zip(found, *streams, strict=True):
                 try:
-                    answer = streamed.result()
+                    answer, *others = (one.result() for one in streamed)
                 except (PictureError, RequestError) as error:
                     failed += 1
                     click.echo(printable(f"left out: {error}"), err=True)
@@ -92,7 +101,8 @@ def command(
                 else:
                     written = [
                         folder.write(path, one.map.method, one.label, one.map.png)
-                        for one in answer.predictions
+                        for drawn in (answer, *others)
+                        for one in drawn.predictions
                         if one.map is not None and one.map.png is not None
                     ]
                     ranked = tuple(Ranked(one.label, one.class_id, one.score) for one in answer.predictions if one.rank <= top_k)

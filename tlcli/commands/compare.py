@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tlcli.console import show
+from tlcli.parsing import Command
 
 if TYPE_CHECKING:
     from training.comparison import Comparison
     from training.record import Record
 
 
-@click.command("compare")
+@click.command("compare", cls=Command)
 @click.argument("runs", nargs=-1, required=True, metavar="RUN RUN ...", type=click.Path(path_type=Path))
 @click.option("--sort", "column", metavar="FIELD", help="Order the runs by this column, the best first.  [default: as they are given]")
 @click.option(

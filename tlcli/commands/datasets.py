@@ -6,9 +6,10 @@ import click
 
 from tlcli import options
 from tlcli.console import show
+from tlcli.parsing import Command
 
 
-@click.command("datasets")
+@click.command("datasets", cls=Command)
 @options.json_option
 def command(as_json: bool) -> None:
     """List the data sets known by name.

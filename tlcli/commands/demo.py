@@ -14,6 +14,7 @@ import click
 
 from tlcli import options
 from tlcli.console import Console
+from tlcli.parsing import Command
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -27,7 +28,7 @@ SHEET = 9
 """Pictures on the sheet of answers."""
 
 
-@click.command("demo")
+@click.command("demo", cls=Command)
 @click.option(
     "--output", type=click.Path(path_type=Path, file_okay=False), default=Path("demo"), show_default=True, help="Folder for all of it."
 )

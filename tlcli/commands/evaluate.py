@@ -10,6 +10,8 @@ import click
 
 from tlcli import options
 from tlcli.console import Console, show
+from tlcli.parsing import Command
+from tlcli.settings import check_data_dir
 
 if TYPE_CHECKING:
     from evaluation.labelled import PartName
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 SUMMARY = "summary.json"
 
 
-@click.command("evaluate")
+@click.command("evaluate", cls=Command)
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("data")
 @click.option(
@@ -55,7 +57,6 @@ def command(
     import torch
 
     from contract.files import fresh_folder
-    from contract.layout import find_model_file
     from contract.methods import METHODS
     from contract.model import Model
     from contract.names import printable
@@ -66,8 +67,12 @@ def command(
     from training.results import score
     from training.run_files import CONFUSION, MISTAKES, PREDICTIONS, RELIABILITY
 
+    if data_dir is not None:
+        check_data_dir(data)
     console = Console(quiet)
-    opened = Model.open(find_model_file(model), device)
+    file = options.require_model(model, [data])
+    options.check_images([data])
+    opened = Model.open(file, device)
     description = opened.description
     found = find_labelled(data, description, cast("PartName | None", part), data_dir, console.progress)
     for line in describe(found.skipped):

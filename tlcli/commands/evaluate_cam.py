@@ -8,6 +8,8 @@ import click
 
 from tlcli import options
 from tlcli.console import Console, show
+from tlcli.parsing import Command
+from tlcli.settings import check_data_dir
 
 
 def _names(_: click.Context, option: click.Parameter, value: str | None) -> tuple[str, ...] | None:
@@ -19,7 +21,7 @@ def _names(_: click.Context, option: click.Parameter, value: str | None) -> tupl
     return names
 
 
-@click.command("evaluate-cam")
+@click.command("evaluate-cam", cls=Command)
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("data")
 @click.option(
@@ -96,17 +98,21 @@ def command(
     tlcli evaluate-cam models/NAME PATH/TO/FOLDER --methods gradcam,layercam --limit 50
     """
     from contract.files import fresh_folder
-    from contract.layout import find_model_file
     from contract.model import Model
     from contract.names import printable
     from contract.scanning import describe
     from evaluation.baselines import BASELINES
     from evaluation.data import label_ids, open_pictures
     from evaluation.measure import Settings, choose_methods, choose_metrics, measure, probes_a_map
+    from evaluation.metrics import DELETION, INSERTION
     from evaluation.report import PLOT, table_rows, write_report
 
+    if data_dir is not None:
+        check_data_dir(data)
     console = Console(quiet)
-    opened = Model.open(find_model_file(model), device)
+    file = options.require_model(model, [data])
+    options.check_images([data])
+    opened = Model.open(file, device)
     description = opened.description
     chosen = choose_methods(opened, methods)
     pictures = open_pictures(data, limit, seed, data_dir, console.progress)
@@ -121,6 +127,8 @@ def command(
         softmax=softmax == "on",
         batch_size=batch_size,
     )
+    if options.is_given_by_flag("steps") and not {DELETION, INSERTION} & set(settings.metrics):
+        raise click.UsageError(f"--steps is for {DELETION} and {INSERTION}: name one of them with --metrics, or leave it out")
     asked = len(pictures) * len(settings.names) * probes_a_map(settings)
     console.say(
         f"{len(chosen)} maps of {description.name} and {len(BASELINES)} that know nothing,"

@@ -10,6 +10,7 @@ import click
 
 from tlcli import options
 from tlcli.console import Console, show, table
+from tlcli.parsing import Command
 
 if TYPE_CHECKING:
     from contract.description import Agreement, Precision
@@ -25,8 +26,8 @@ def _parse_temperature(ctx: click.Context, option: click.Parameter, value: str) 
         raise click.BadParameter(f"{value!r}: expected a number above 0, or fit") from None
 
 
-@click.command("export")
-@click.argument("run", required=False, type=click.Path(path_type=Path, file_okay=False))
+@click.command("export", cls=Command)
+@click.argument("run", required=False, type=click.Path(path_type=Path))
 @options.models_option
 @click.option("--name", help="The model's name.  [default: the run's, or the backbone's]")
 @click.option("--methods", help="Map methods for the graph, with commas, or `none`.  [default: all that the head allows]")
@@ -68,9 +69,18 @@ def _parse_temperature(ctx: click.Context, option: click.Parameter, value: str) 
     metavar="POINTS",
     help="Percentage points that smaller numbers may lose.  [default: 0.5; where classes are not known, 10 may change]",
 )
+@click.option(
+    "--min-map-correlation",
+    type=click.FloatRange(-1, 1),
+    metavar="CORRELATION",
+    help="The least mean rank correlation of each map in smaller numbers with its map in fp32.  [default: 0.9]",
+)
 @click.option("--check-pictures", type=click.IntRange(min=1), default=16, show_default=True, help="How many pictures to check the file on.")
 @click.option(
-    "--labels", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="With --backbone: the classes' names, a line each."
+    "--labels",
+    "label_file",
+    type=click.Path(path_type=Path),
+    help="With --backbone: a file of labels, one a line or JSON, in the order of the classes.",
 )
 @click.option("--dataset", metavar="FOLDER", help="Where the run's images are now, if they have moved: they must be the same.")
 @click.option("--data-dir", type=click.Path(path_type=Path, file_okay=False), help="Likewise, of a data set known by name.")
@@ -91,8 +101,9 @@ def command(
     calibration_paths: tuple[Path, ...],
     calibration_pictures: int | None,
     max_accuracy_drop: float | None,
+    min_map_correlation: float | None,
     check_pictures: int,
-    labels: Path | None,
+    label_file: Path | None,
     picture_paths: tuple[Path, ...],
     dataset: str | None,
     data_dir: Path | None,
@@ -106,7 +117,8 @@ def command(
     RUN is a run's folder, such as runs/NAME. Instead of it, --backbone exports a network with the classifier it
     was published with: an ImageNet classifier with maps. The file is checked against PyTorch on pictures, and
     put in place only if it agrees. Maps that are computed beside the graph (Eigen-CAM, Score-CAM and their kin) need nothing of it.
-    Smaller numbers (--precision) are tried on the run's validation part, and refused if they lose too much.
+    Smaller numbers (--precision) are tried on the run's validation part, and refused if they lose accuracy (--max-accuracy-drop) or change
+    the maps (--min-map-correlation) too much.
     """
     if (run is None) == (backbone is None):
         raise click.UsageError("give a run's folder, or --backbone NAME to export a network as it was published: one of the two")
@@ -114,10 +126,21 @@ def command(
         raise click.UsageError("--max-accuracy-drop: is what smaller numbers may lose: add --precision fp16 or int8")
     if precision != "int8" and calibration_pictures is not None:
         raise click.UsageError("--calibration-pictures: nothing but --precision int8 is calibrated: add it, or leave the number out")
-    chosen = None if methods is None else () if methods == "none" else tuple(methods.split(","))
+    if precision == "fp32" and min_map_correlation is not None:
+        raise click.UsageError("--min-map-correlation: is for maps in smaller numbers: add --precision fp16 or int8")
+    chosen = _methods(methods)
+    if chosen == () and min_map_correlation is not None:
+        raise click.UsageError("--min-map-correlation with --methods none: there are no maps: leave one of them out")
+    if chosen == () and layers:
+        raise click.UsageError("--cam-layer with --methods none: says what maps explain, and there are none: leave one of them out")
+    if run is not None and precision != "int8" and options.is_given_by_flag("seed"):
+        raise click.UsageError("--seed: nothing but the images that --precision int8 is calibrated on is drawn: leave it out")
+    if list_them:
+        _refuse_with_list()
     console = Console(quiet)
+    numbers = _numbers(precision, calibration_pictures, seed, max_accuracy_drop, min_map_correlation)
     if run is not None:
-        options.require_backbone_flags((*network, "labels", "picture_paths", "calibration_paths"))
+        options.require_backbone_flags((*network, "label_file", "picture_paths", "calibration_paths"))
         from exports import export_run
         from training.run import load_run
 
@@ -133,7 +156,7 @@ def command(
             layers=layers or None,
             dynamic_size=dynamic_size,
             temperature=temperature,
-            numbers=_numbers(precision, calibration_pictures, seed, max_accuracy_drop),
+            numbers=numbers,
             check_pictures=check_pictures,
             progress=console.progress,
             say=console.say,
@@ -143,6 +166,7 @@ def command(
             raise click.UsageError("--dataset, --data-dir: a run's; with --backbone give --pictures or --calibration")
         if temperature == "fit":
             raise click.UsageError("--temperature fit: is found on a run's validation part; with --backbone give a number")
+        labels = None if label_file is None else _read_labels(label_file)
         from exports import export_backbone
         from tlcli.settings import finetune_config
 
@@ -156,13 +180,13 @@ def command(
             config,
             name=name or model_name(str(backbone)),
             repository=models,
-            labels=labels.read_text(encoding="utf-8").split("\n") if labels else None,
+            labels=labels,
             picture_paths=picture_paths,
             methods=chosen,
             layers=layers or None,
             dynamic_size=dynamic_size,
             temperature=temperature,
-            numbers=_numbers(precision, calibration_pictures, seed, max_accuracy_drop),
+            numbers=numbers,
             calibration_paths=calibration_paths,
             check_pictures=check_pictures,
             say=console.say,
@@ -171,12 +195,48 @@ def command(
     click.echo(exported.path)
 
 
-def _numbers(precision: Precision, calibration_pictures: int | None, seed: int, max_accuracy_drop: float | None) -> SmallerNumbers | None:
-    from exports.smaller import CALIBRATION_PICTURES, SmallerNumbers
+def _methods(text: str | None) -> tuple[str, ...] | None:
+    """The names in `--methods`; None for all that the head allows, empty for none."""
+    if text is None:
+        return None
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    if not all(names) or ("none" in names and len(names) > 1):
+        raise click.UsageError(f"--methods {text!r}: expected map methods with commas between them, such as gradcam,layercam; or none")
+    if names in (("none",), ("all",)):
+        return () if names == ("none",) else None
+    return names
 
+
+def _refuse_with_list() -> None:
+    """Refuse flags that say how a file is written, where none is."""
+    for name in ("methods", "layers", "name", "temperature", "precision", "label_file", "picture_paths"):
+        if options.is_given_by_flag(name):
+            flag = next(parameter.opts[0] for parameter in click.get_current_context().command.params if parameter.name == name)
+            raise click.UsageError(f"{flag} with --list-cam-layers, which lists the layers and exports nothing: leave one of them out")
+
+
+def _read_labels(path: Path) -> list[str]:
+    """The labels; those that several classes share are named on standard error."""
+    from contract.labels import LabelIndex, read_labels
+
+    labels = read_labels(path)
+    for label, ids in LabelIndex(labels).repeated().items():
+        click.echo(f"{path}: {label!r} is the label of the classes {', '.join(map(str, ids))}: only their ids tell them apart", err=True)
+    return labels
+
+
+def _numbers(
+    precision: Precision,
+    calibration_pictures: int | None,
+    seed: int,
+    max_accuracy_drop: float | None,
+    min_map_correlation: float | None,
+) -> SmallerNumbers | None:
     if precision == "fp32":
         return None
-    return SmallerNumbers(precision, calibration_pictures or CALIBRATION_PICTURES, seed, max_accuracy_drop)
+    from exports.smaller import CALIBRATION_PICTURES, SmallerNumbers
+
+    return SmallerNumbers(precision, calibration_pictures or CALIBRATION_PICTURES, seed, max_accuracy_drop, min_map_correlation)
 
 
 def _list_layers(network: Network) -> None:

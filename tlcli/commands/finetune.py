@@ -13,6 +13,7 @@ from tlcli.commands.export import model_name, report
 from tlcli.console import Console, show
 from tlcli.finetune_flags import data_options, picture_options, training_options, what_options
 from tlcli.interruption import told_how_to_go_on
+from tlcli.parsing import Command
 
 if TYPE_CHECKING:
     from training import RunResult
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 _OF_EXPORT = ("models", "name", "no_export", "as_json", "quiet")
 
 
-@click.command("finetune")
+@click.command("finetune", cls=Command)
+@click.argument("folder", required=False, metavar="[FOLDER]")
 @click.option(
     "--recipe", type=click.Choice(["default", "notebook", "scratch"]), help="Settings that belong together; any flag overrides them."
 )
@@ -48,6 +50,7 @@ _OF_EXPORT = ("models", "name", "no_export", "as_json", "quiet")
 def command(
     context: click.Context,
     /,
+    folder: str | None,
     models: Path,
     file: Path | None,
     print_config: bool,
@@ -61,28 +64,38 @@ def command(
 ) -> None:
     """Fine-tune a pretrained CNN on pictures, and export it.
 
+    FOLDER has a folder of images for each class, with or without train, val and test above them; it is the same as --dataset.
+
     \b
     tlcli finetune --backbone vgg16
     tlcli finetune --backbone resnet50 --dataset cifar10 --mode full
-    tlcli finetune --backbone resnet18 --weights FILE --dataset PATH/TO/FOLDER
+    tlcli finetune --backbone resnet18 --weights FILE PATH/TO/FOLDER
     tlcli finetune --resume runs/NAME
     tlcli finetune --resume runs/NAME --dataset WHERE/IT/IS/NOW
     """
     from contract.layout import require_model_name
-    from tlcli.settings import check_same_settings, finetune_config, to_toml
+    from tlcli.settings import check_dataset, check_same_settings, check_used, finetune_config, to_toml
 
     if name is not None:
         require_model_name(name)
-    given = {key: value for key, value in flags.items() if context.get_parameter_source(key) is not click.core.ParameterSource.DEFAULT}
+    if folder is not None:
+        flags["dataset"] = _dataset(folder, flags["dataset"])
+    given = {key: value for key, value in flags.items() if value is not None and (options.is_given_by_flag(key) or key == "dataset")}
     if begun is not None:
         check_same_settings(begun, given, file)
     else:
         config = finetune_config(file, name=name, **given)
+        flagged = [*given, *(key for key in ("name", "models", "no_export") if options.is_given_by_flag(key))]
+        check_used(config, flagged, finds_lr=plot is not None)
     if print_config:
+        if plot is not None:
+            raise click.UsageError("--print-config and --find-lr: one prints the settings and leaves, the other trains: give one of them")
         if begun is not None:
             raise click.UsageError(f"--print-config and --resume: a run's settings are in {begun / 'config.json'}")
         click.echo(to_toml(config), nl=False)
         return
+    if begun is None:
+        check_dataset(config)
     console = Console(quiet)
     places: dict[str, Any] = {key: given[key] for key in ("dataset", "data_dir") if key in given} if begun is not None else {}
 
@@ -109,6 +122,32 @@ def command(
         return
     with told_how_to_go_on(lambda _: f"the run is finished: {_export_command(result, models, name)} exports it"):
         _hand_over(result, console, models, name, no_export, as_json, places)
+
+
+def _dataset(folder: str, flag: str | None) -> str:
+    """The data set that the argument names; a backbone or a run is no data set."""
+    if flag is not None:
+        raise click.UsageError(f"{folder} and --dataset {flag}: both name the data set: give one of them")
+    from contract.layout import is_run
+
+    path = Path(folder)
+    if is_run(path):
+        raise click.UsageError(f"{folder}: a run, not images: --resume {folder} resumes it, `tlcli export {folder}` exports it")
+    options.check_images([folder])
+    if not path.exists():
+        from contract.errors import TlcliError
+        from training.named import KNOWN
+
+        if folder.lower() not in KNOWN and "/" not in folder:
+            from training.backbones import list_backbones
+
+            try:
+                is_backbone = any(backbone.name == folder for backbone in list_backbones(folder))
+            except TlcliError:
+                is_backbone = False
+            if is_backbone:
+                raise click.UsageError(f"{folder}: a backbone, not a folder of images: say --backbone {folder}, and the folder after it")
+    return folder
 
 
 def _export_flags(context: click.Context) -> list[str]:

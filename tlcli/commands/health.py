@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tlcli import options
+from tlcli.parsing import Command
 
 if TYPE_CHECKING:
     from service.connection import How
@@ -18,6 +19,7 @@ PREFIX = "TLCLI_HEALTH_"
 
 @click.command(
     "health",
+    cls=Command,
     context_settings={"auto_envvar_prefix": PREFIX.rstrip("_")},
     epilog=f"Each flag may be an environment variable too ({PREFIX}PORT), so that an image's health check need not be rewritten.",
 )
@@ -36,7 +38,7 @@ def command(
     model: str,
     timeout_s: float,
     host: str,
-    port: int,
+    port: int | None,
     how: How,
 ) -> None:
     """Ask a running server whether it serves, for containers.

@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tlcli import options
 from tlcli.console import show
+from tlcli.parsing import Command
+
+if TYPE_CHECKING:
+    from contract.description import Provenance
 
 
-@click.command("models")
+@click.command("models", cls=Command)
+@click.argument("folder", required=False, type=click.Path(path_type=Path))
 @options.models_option
 @options.json_option
-def command(models: Path, as_json: bool) -> None:
-    """List the exported models in a folder."""
+def command(folder: Path | None, models: Path, as_json: bool) -> None:
+    """List the exported models in a folder.
+
+    FOLDER is the model repository, the same as --models.
+    """
+    if folder is not None:
+        if options.is_given_by_flag("models"):
+            raise click.UsageError(f"{folder} and --models {models}: both name the model repository: give one of them")
+        models = folder
     from contract.description import Description
-    from contract.errors import ModelFileError
-    from contract.layout import MODEL_FILE, model_names, versions
+    from contract.errors import ModelFileError, NotFoundError
+    from contract.layout import MODEL_FILE, model_names, not_a_repository, versions
     from contract.onnx_metadata import read_metadata
 
+    if problem := not_a_repository(models):
+        raise NotFoundError(problem)
     rows: list[dict[str, Any]] = []
     for name in model_names(models):
         for version in versions(models / name):
@@ -32,7 +46,7 @@ def command(models: Path, as_json: bool) -> None:
                 row["problem"] = str(error)
             else:
                 provenance = description.provenance
-                top1 = provenance.metrics.get("test_top1", provenance.metrics.get("val_top1"))
+                top1, top1_part = _top1(provenance)
                 row |= {
                     "backbone": provenance.backbone,
                     "head": provenance.head,
@@ -41,7 +55,18 @@ def command(models: Path, as_json: bool) -> None:
                     "maps": list(description.methods),
                     "precision": description.precision,
                     "top1": top1,
+                    "top1_part": top1_part,
                 }
             rows.append(row)
-    columns = ["name", "version", "backbone", "head", "classes", "input", "maps", "precision", "top1", "size"]
+    columns = ["name", "version", "backbone", "head", "classes", "input", "maps", "precision", "top1", "top1_part", "size"]
     show(rows, [*columns, "problem"] if any("problem" in row for row in rows) else columns, as_json)
+
+
+def _top1(provenance: Provenance) -> tuple[float | None, str | None]:
+    """The accuracy of this file, and the split it was measured on: a file in smaller numbers was only measured on the validation split."""
+    if provenance.agreement is not None:
+        return provenance.agreement.top1, None if provenance.agreement.top1 is None else "val"
+    for part in ("test", "val"):
+        if f"{part}_top1" in provenance.metrics:
+            return provenance.metrics[f"{part}_top1"], part
+    return None, None

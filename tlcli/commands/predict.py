@@ -11,6 +11,7 @@ import click
 from tlcli import options
 from tlcli.answers import OverlayFolder, PictureAnswer, Ranked, class_targets, columns, write_csv
 from tlcli.console import Console, show
+from tlcli.parsing import Command
 
 if TYPE_CHECKING:
     from contract.description import Description
@@ -20,10 +21,15 @@ BATCH = 8
 """Pictures at a time, of the size that the model was trained with; of larger ones fewer."""
 
 
-@click.command("predict")
+@click.command("predict", cls=Command)
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--npz", "npz_path", type=click.Path(path_type=Path, dir_okay=False), help="Write raw scores, logits and maps.")
+@click.option(
+    "--npz",
+    "npz_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write raw scores, logits and maps.  [maps; maps_METHOD for several]",
+)
 @click.option("--image-size", type=click.IntRange(8, 4096), help="Height and width of the input, for a model that takes any.")
 @options.answer_options
 @options.device_option
@@ -32,7 +38,7 @@ BATCH = 8
 def command(
     model: Path,
     pictures: tuple[Path, ...],
-    method: str | None,
+    methods: tuple[str, ...],
     wanted: tuple[str, ...],
     softmax: bool,
     max_channels: int | None,
@@ -55,20 +61,19 @@ def command(
     from contract import pictures as reading
     from contract.errors import NotFoundError, PictureError
     from contract.explaining import BATCH_SIZE, channels_to_score, explain
-    from contract.layout import find_model_file
-    from contract.methods import require_method
+    from contract.methods import require_methods
     from contract.model import Model
     from contract.names import printable
     from contract.rendering import encode, overlay
     from contract.scanning import Skipped, describe
 
-    options.check_map_flags(method, softmax, max_channels)
+    options.check_map_flags(methods, wanted, softmax, max_channels)
     console = Console(quiet)
-    opened = Model.open(find_model_file(model), device)
+    file = options.require_model(model, pictures)
+    options.check_images(pictures)
+    opened = Model.open(file, device)
     description = opened.description
-    if method is not None:
-        require_method(method, description.methods, f"model {description.name!r}")
-    methods = (method,) if method is not None else ()
+    methods = require_methods(methods, description.methods, f"model {description.name!r}")
     targets = class_targets(wanted, description.labels)
     preprocessing = _preprocessing(description, image_size)
     share = description.preprocessing.height * description.preprocessing.width / (preprocessing.height * preprocessing.width)
@@ -82,7 +87,7 @@ def command(
         console.say(line)
 
     answers: list[PictureAnswer] = []
-    raw: dict[str, list[np.ndarray]] = {"scores": [], "logits": [], "classes": [], "maps": []}
+    raw: dict[str, list[np.ndarray]] = {"scores": [], "logits": [], "classes": []}
     failed = 0
     with console.progress("Scoring channels" if channels else "Classifying", len(found) * steps) as advance:
         for start in range(0, len(found), batch):
@@ -109,18 +114,20 @@ def command(
                 for row, (path, picture) in enumerate(readable):
                     best = np.argsort(-answer.scores[row], kind="stable")[:top_k]
                     written = []
-                    if method is not None and answer.classes is not None:
+                    if methods and answer.classes is not None:
                         box = preprocessing.visible_box(*picture.size)
-                        for k, class_id in enumerate(answer.classes[row].tolist()):
-                            png = encode(overlay(picture, answer.maps[method][row, k], box))
-                            written.append(folder.write(path, method, description.labels[class_id], png))
+                        for method in methods:
+                            for k, class_id in enumerate(answer.classes[row].tolist()):
+                                png = encode(overlay(picture, answer.maps[method][row, k], box))
+                                written.append(folder.write(path, method, description.labels[class_id], png))
                     ranked = tuple(Ranked(description.labels[i], int(i), float(answer.scores[row, i])) for i in best)
                     answers.append(PictureAnswer(str(path), ranked, tuple(written)))
                 raw["scores"].append(answer.scores)
                 raw["logits"].append(answer.logits)
-                if method is not None and answer.classes is not None:
+                if methods and answer.classes is not None:
                     raw["classes"].append(answer.classes)
-                    raw["maps"].append(answer.maps[method])
+                    for method in methods:
+                        raw.setdefault("maps" if len(methods) == 1 else f"maps_{method}", []).append(answer.maps[method])
                 if not channels:
                     advance(len(readable))
 

@@ -9,9 +9,12 @@ from typing import Any, TypeVar
 
 import click
 
-from service.config import ARGUMENT, CONFIG_VARIABLE, PREFIX, configure, flag, to_toml
+from contract.errors import NotFoundError, SettingsError
+from contract.layout import not_a_repository
+from service.config import ARGUMENT, CONFIG_VARIABLE, PREFIX, Config, configure, flag, to_toml
 from service.declaring import Setting
 from service.settings import SETTINGS
+from tlcli.parsing import Command
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -33,7 +36,7 @@ def _option(one: Setting) -> Callable[[F], F]:
     return click.option(flag(one), one.name, metavar="|".join(one.told.choices) or kinds.get(one.kind, "TEXT"), help=text)
 
 
-@click.command("serve", epilog=f"Each flag may be an environment variable too ({PREFIX}PORT), or a key of --config (port).")
+@click.command("serve", cls=Command, epilog=f"Each flag may be an environment variable too ({PREFIX}PORT), or a key of --config (port).")
 @click.argument("models", required=False)
 @click.option("--config", "file", type=click.Path(path_type=Path), help=f"Read settings from this TOML file.  [env: {CONFIG_VARIABLE}]")
 @click.option("--print-config", is_flag=True, help="Print the settings as --config reads them, with where they come from, and leave.")
@@ -47,7 +50,23 @@ def command(file: Path | None, print_config: bool, **flags: Any) -> None:
 
     given = {name: value for name, value in flags.items() if value is not None}
     config = configure(given, os.environ, file)
+    _check_used(config)
+    if not print_config and (problem := not_a_repository(config.settings.models)):
+        raise NotFoundError(problem)
     if print_config:
         click.echo(to_toml(config), nl=False)
     else:
         serve(config.settings)
+
+
+def _check_used(config: Config) -> None:
+    """Raises: SettingsError: a flag that another setting leaves without effect."""
+    settings = config.settings
+    for name, is_used, needed in (
+        ("tf32", not settings.tf32 or settings.device != "cpu", "a GPU: leave it out, or --device cpu"),
+        ("poll_s", settings.model_control == "poll", "--model-control poll"),
+        ("metrics_host", settings.metrics_port is not None, "--metrics-port"),
+    ):
+        given = config.given.get(name)
+        if given is not None and given.source.startswith("--") and not is_used:
+            raise SettingsError(f"{given.source} needs {needed}")

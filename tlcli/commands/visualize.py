@@ -10,6 +10,7 @@ import click
 
 from tlcli import options
 from tlcli.console import Console, show
+from tlcli.parsing import Command
 
 if TYPE_CHECKING:
     from training.activations import Layer
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from training.visualize import Written
 
 
-@click.command("visualize")
+@click.command("visualize", cls=Command)
 @click.argument("paths", nargs=-1, metavar="[SOURCE] [PICTURE]", type=click.Path(path_type=Path))
 @click.option("--layer", "names", multiple=True, metavar="NAME", help="Exactly this layer; may be repeated. `all`: every layer with maps.")
 @click.option("--list-layers", is_flag=True, help="Print the layers that have maps, and draw nothing.")
@@ -72,6 +73,9 @@ def command(
     network = _network(run, source)
     layers = spatial_layers(network)
     if list_layers:
+        for flag, is_given in (("--layer", bool(names)), ("--filters", every_filter), (f"{path}", path is not None)):
+            if is_given:
+                raise click.UsageError(f"{flag} with --list-layers, which lists the layers and draws nothing: leave one of them out")
         _show_layers(layers, default_layers(network.backbone, layers), as_json)
         return
     chosen = asked_layers(network.backbone, layers, names) if names else default_layers(network.backbone, layers)
