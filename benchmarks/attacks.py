@@ -50,6 +50,11 @@ class Target:
     scale: float = 1.0
     cases: tuple[Path, ...] = ()
 
+    @property
+    def classify(self) -> str:
+        """Path and query of an HTTP request for scores."""
+        return f"/v1/classify?model={self.model}"
+
     def some(self, count: int) -> int:
         """`count` at full scale, at least one."""
         return max(1, round(self.scale * count))
@@ -65,13 +70,13 @@ Outcome = Iterator[str]
 def scan_bombs(target: Target) -> Outcome:
     """Progressive JPEGs with a hundred thousand empty scans, over both protocols."""
     bomb = hostile_images.scan_bomb(7000, target.some(100_000))
-    yield from _together([lambda: _post(target, "/v1/classify", bomb), lambda: _classify(target, bomb)] * 2)
+    yield from _together([lambda: _post(target, target.classify, bomb), lambda: _classify(target, bomb)] * 2)
 
 
 def odd_images(target: Target) -> Outcome:
     """Images that cost more than their size tells, or claim what they do not hold."""
     for image in _odd_images(target):
-        yield _post(target, "/v1/classify", image)
+        yield _post(target, target.classify, image)
         yield _classify(target, image)
 
 
@@ -116,7 +121,7 @@ def _odd_images(target: Target) -> Iterator[bytes]:
 def overlays(target: Target) -> Outcome:
     """Overlays of 49-megapixel images, many at a time."""
     image = hostile_images.encoded(Image.new("L", (7000, 7000), 90), "PNG")
-    path = "/v1/classify?map=gradcam&format=overlay&model=" + target.model
+    path = target.classify + "&map=gradcam&format=overlay"
     yield from _together([lambda: _post(target, path, image)] * target.some(60))
 
 
@@ -133,7 +138,7 @@ def dynamic_sizes(target: Target) -> Outcome:
 def score_cams(target: Target) -> Outcome:
     """A flood of Score-CAMs; the clients leave after some seconds."""
     image = hostile_images.encoded(hostile_images.photo(), "PNG")
-    path = f"/v1/classify?map=scorecam&model={target.model}"
+    path = target.classify + "&map=scorecam"
     yield from _together([lambda: _post(target, path, image, timeout_s=10)] * target.some(200))
 
 
@@ -193,7 +198,7 @@ def compressed_bombs(target: Target) -> Outcome:
     zeros = gzip.compress(bytes(target.some(200_000_000)))
     for body in (zeros, zeros * 20, gzip.compress(b"") * 100_000, zeros[:-100]):
         for encoding in ("gzip", "x-gzip"):
-            yield _post(target, "/v1/classify", body, {"Content-Encoding": encoding})
+            yield _post(target, target.classify, body, {"Content-Encoding": encoding})
     with _channel(target) as channel:
         call = channel.unary_unary(CLASSIFY, None, None)
         yield _code(lambda: call(bytes(30_000_000), timeout=WAIT_S, compression=grpc.Compression.Gzip))
@@ -212,12 +217,11 @@ def odd_queries(target: Target) -> Outcome:
         "map=scorecam&max_channels=2147483648999",
         "map=nothing",
         "version=%00",
-        "model=%0aX",
-        "model=..%2F..%2Fetc",
+        "version=..%2F..%2Fetc",
         "request_id=" + "%0a" * 50,
         "map=gradcam&format=jpeg",
     ):
-        yield _post(target, "/v1/classify?" + query, image)
+        yield _post(target, f"{target.classify}&{query}", image)
     with _channel(target) as channel:
         call = channel.unary_unary(CLASSIFY, None, None)
         for request_id in ("", "a" * 7000, "  a  "):

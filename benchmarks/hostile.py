@@ -6,7 +6,7 @@
     valid requests   how many were answered, refused for the time being (RESOURCE_EXHAUSTED, UNAVAILABLE; 429, 503), and failed otherwise
     p99              of those that were answered, in a quiet run and under attack
     health           longest wait for gRPC's and HTTP's health, asked every 50 ms
-    memory           of the server and its children: before, at most, and 10 s after the attacks
+    memory           anonymous, of the server and its children: before, at most, and 10 s after the attacks; processes that the kernel killed
     SIGTERM          sent among scan bombs and Score-CAMs: exit code, seconds until the end; `--grace-s` is 10
 
 The attacks are in `benchmarks/attacks.py`. They, the health checks and the valid clients are processes of their own on the same cores.
@@ -89,11 +89,11 @@ def measure(models: Path, attacks: list[str], seconds: float, memory_mib: int, s
     with limited(memory_mib) as limit, server(models, limit) as victim:
         target = Target(victim.grpc_port, victim.http_port, FIXED, DYNAMIC, scale, found)
         quiet = valid_load(target, expected, min(20.0, seconds))
-        before = memory_mib_of(victim.process.pid)
-        with watched(target, victim) as watch, attacking(target, attacks, seconds) as attackers:
+        before = memory_mib_of(victim.process.pid, limit.group)
+        with watched(target, victim, limit.group) as watch, attacking(target, attacks, seconds) as attackers:
             hostile = valid_load(target, expected, seconds, until=attackers.ended)
         time.sleep(REST_S)
-        after = memory_mib_of(victim.process.pid)
+        after, kills = memory_mib_of(victim.process.pid, limit.group), kernel_kills(limit.group)
         code, took = stop_among_attacks(victim, target)
     return {
         "limit": f"{memory_mib} MiB {limit.how}",
@@ -109,6 +109,7 @@ def measure(models: Path, attacks: list[str], seconds: float, memory_mib: int, s
         "memory before, MiB": before,
         "peak memory, MiB": watch.peak_mib,
         "memory after, MiB": after,
+        "processes killed for want of memory": kills,
         "exit code": code,
         "from SIGTERM to the end, s": round(took, 1),
         "grace, s": GRACE_S,
@@ -123,9 +124,10 @@ def measure(models: Path, attacks: list[str], seconds: float, memory_mib: int, s
 
 @dataclass
 class Limit:
-    """prefix: of the server's command. flags: of `tlcli serve`."""
+    """prefix: of the server's command. flags: of `tlcli serve`. group: the control group's folder, where there is one."""
 
     how: str
+    group: Path | None = None
     prefix: list[str] = field(default_factory=list)
     flags: list[str] = field(default_factory=list)
 
@@ -146,7 +148,7 @@ def limited(memory_mib: int) -> Iterator[Limit]:
             group.rmdir()
             continue
         try:
-            yield Limit("by a control group", ["sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh"])
+            yield Limit("by a control group", group, ["sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh"])
         finally:
             for _ in range(50):
                 with contextlib.suppress(OSError):
@@ -204,14 +206,26 @@ def stop_among_attacks(victim: Victim, target: Target) -> tuple[int | str, float
             return "none: it did not end", time.monotonic() - began
 
 
-def memory_mib_of(pid: int) -> int:
-    """Anonymous memory of a process and its children, MiB."""
+def memory_mib_of(pid: int, group: Path | None) -> int:
+    """Anonymous memory of a control group, MiB; without one, of a process and its children, where a page that two share counts twice."""
+    if group is not None:
+        figures = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        return int(figures.get("anon", figures.get("total_rss", 0))) >> 20
     total = 0
     for process in (pid, *descendants(pid)):
         with contextlib.suppress(OSError, StopIteration):
             lines = Path(f"/proc/{process}/status").read_text().splitlines()
             total += next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
     return total // 1024
+
+
+def kernel_kills(group: Path | None) -> int | None:
+    """How many processes of the group the kernel has killed for want of memory."""
+    for file in ("memory.events", "memory.oom_control"):
+        if group is not None and (group / file).exists():
+            figures = dict(line.split() for line in (group / file).read_text().splitlines())
+            return int(figures.get("oom_kill", 0))
+    return None
 
 
 def descendants(pid: int) -> Iterator[int]:
@@ -288,12 +302,12 @@ class Watch:
 
 
 @contextlib.contextmanager
-def watched(target: Target, victim: Victim) -> Iterator[Watch]:
+def watched(target: Target, victim: Victim, group: Path | None) -> Iterator[Watch]:
     """Ask for health, and look at the memory, from a process of its own."""
     spawn = multiprocessing.get_context("spawn")
     stop = spawn.Event()
     found: Any = spawn.Queue()
-    process = spawn.Process(target=_watch, args=(target, victim.process.pid, stop, found), daemon=True)
+    process = spawn.Process(target=_watch, args=(target, victim.process.pid, group, stop, found), daemon=True)
     process.start()
     watch = Watch()
     try:
@@ -304,12 +318,12 @@ def watched(target: Target, victim: Victim) -> Iterator[Watch]:
         process.join()
 
 
-def _watch(target: Target, pid: int, stop: Any, found: Any) -> None:
+def _watch(target: Target, pid: int, group: Path | None, stop: Any, found: Any) -> None:
     watch = Watch()
 
     def look() -> None:
         while not stop.is_set():
-            watch.peak_mib = max(watch.peak_mib, memory_mib_of(pid))
+            watch.peak_mib = max(watch.peak_mib, memory_mib_of(pid, group))
             time.sleep(0.03)
 
     def ask(healthy: Callable[[], bool]) -> None:

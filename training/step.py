@@ -98,6 +98,10 @@ class Steps:
                         refuse_uncompiled(error)
                     raise
                 self._divide(len(labels), str(error).splitlines()[0])  # the next try is outside of this one's frames
+            except AssertionError as error:
+                if self._way.compiled:
+                    refuse_uncompiled(error)
+                raise
             except ValueError as error:
                 refuse_lone_image(error)
                 raise

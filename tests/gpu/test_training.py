@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from contract.errors import SettingsError
 from tests.training.test_resume import CutAt, cut_short
 from tests.training.tiny import check_it_is_read_back, config, put_colours
 from training import finetune, load_run, resume
@@ -20,11 +21,21 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return put_colours(tmp_path_factory.mktemp("colours"))
 
 
-@pytest.mark.parametrize("settings", [{}, {"amp": "off"}, {"compile": True}, {"ema": 0.9, "mixup": 0.2, "cutmix": 0.5}])
+@pytest.mark.parametrize("settings", [{}, {"amp": "off"}, {"ema": 0.9, "mixup": 0.2, "cutmix": 0.5}])
 def test_it_learns(colours: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
     result = finetune(config(colours, tmp_path / "run", mode="full", epochs=8, device="cuda", **settings))
     assert result.metrics["val_top1"] > 0.8
     check_it_is_read_back(result)
+
+
+def test_a_compiled_network_learns_or_is_refused(colours: Path, tmp_path: Path) -> None:
+    """Where features shrink to 1 x 1, PyTorch's compiled code may not expect the strides that cuDNN returns."""
+    try:
+        result = finetune(config(colours, tmp_path / "run", mode="full", epochs=8, device="cuda", compile=True))
+    except SettingsError as error:
+        assert "leave --compile out" in str(error)  # noqa: PT017
+        pytest.xfail(str(error))
+    assert result.metrics["val_top1"] > 0.8
 
 
 def test_features_are_those_of_the_cpu(colours: Path, tmp_path: Path) -> None:

@@ -63,3 +63,17 @@ def test_a_network_that_cannot_be_compiled_is_named_as_the_reason(monkeypatch: p
     monkeypatch.setattr(steps, "_runs", fail)
     with pytest.raises(SettingsError, match=r"^--compile: this network cannot be compiled \(.*no such thing.*\): leave --compile out$"):
         steps.take(0, torch.ones(1, 2), torch.zeros(1, dtype=torch.int64))
+
+
+def test_strides_that_compiled_code_does_not_expect_are_the_reason_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As cuDNN returns them on a GPU for features of 1 x 1."""
+
+    def fail(*_: object) -> None:
+        raise AssertionError("expected size 96==96, stride 9==1 at dim=1\nError in op: convolution_backward")
+
+    model = nn.Linear(2, 2)
+    steps = Steps(model, torch.optim.SGD(model.parameters(), lr=0.1), Way(compiled=True))
+    steps.begin()
+    monkeypatch.setattr(steps, "_runs", fail)
+    with pytest.raises(SettingsError, match=r"^--compile: this network cannot be compiled \(expected size.*dim=1\): leave --compile out$"):
+        steps.take(0, torch.ones(1, 2), torch.zeros(1, dtype=torch.int64))
