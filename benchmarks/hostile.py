@@ -6,7 +6,7 @@
     valid requests   how many were answered, refused for the time being (RESOURCE_EXHAUSTED, UNAVAILABLE; 429, 503), and failed otherwise
     p99              of those that were answered, in a quiet run and under attack
     health           longest wait for gRPC's and HTTP's health, asked every 50 ms
-    memory           anonymous, of the server and its children: before, at most, and 10 s after the attacks; processes that the kernel killed
+    memory           anonymous, of the server and its children: before, at most, 10 s after the attacks; processes the kernel killed
     SIGTERM          sent among scan bombs and Score-CAMs: exit code, seconds until the end; `--grace-s` is 10
 
 The attacks are in `benchmarks/attacks.py`. They, the health checks and the valid clients are processes of their own on the same cores.
