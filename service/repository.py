@@ -98,6 +98,7 @@ class Repository:
         self._labels_file: dict[str, FileState | None] = {}
         self._seen: dict[str, FolderState | None] = {}
         self._unreadable = ""
+        self._unreadable_models: dict[str, str] = {}
         self._changing = asyncio.Lock()
         self._going: set[asyncio.Task[None]] = set()
         self._loaded = False
@@ -206,10 +207,14 @@ class Repository:
             try:
                 state = self._state(name)
             except OSError as error:
-                logger.warning("%s: cannot be read, what was there serves on: %s", name, error.strerror or error)
+                why = str(error.strerror or error)
+                if why != self._unreadable_models.get(name):  # not at every look
+                    logger.warning("%s: cannot be read, what was there serves on: %s", name, why)
+                self._unreadable_models[name] = why
                 if name in self._seen:
                     states[name] = self._seen[name]
                 continue
+            self._unreadable_models.pop(name, None)
             if state.versions or name in self._entries:
                 states[name] = state if state.versions else None
         return states

@@ -66,7 +66,7 @@ class Application:
                     return Response()  # which nobody hears
                 except Exception as error:  # noqa: BLE001  # turned into a status, and logged if it is a fault of ours
                     response = refusal(error)
-                observed.code = code_of(response.status_code)
+                observed.code = observed.code or code_of(response.status_code)  # a refusal has noted its own: 503 stands for two
                 observed.sent_bytes = len(response.body)
                 if observed.echo:
                     response.headers[REQUEST_ID] = observed.echo

@@ -7,9 +7,11 @@ import socket
 from typing import Any
 
 import h11
+from pydantic_core import to_json
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from service.rest.accepting import Connections
+from service.rest.refusals import JSON
 
 _HEAD_S = 30.0
 """For a request's line and headers, from the connection's begin or the answer before. Between requests, uvicorn ends a silent connection
@@ -52,6 +54,14 @@ class HttpConnection(H11Protocol):
                 timer.cancel()  # it would keep what is over in memory
         self.held.lose()
         super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse a request that cannot be read with a line of JSON, as any other, and close the connection."""
+        body = to_json({"error": "invalid HTTP request: expected HTTP/1.1 with a Host header"})
+        headers = [("content-type", JSON), ("content-length", str(len(body))), ("connection", "close")]
+        for event in (h11.Response(status_code=400, headers=headers, reason="Bad Request"), h11.Data(data=body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event))
+        self.transport.close()
 
     def handle_events(self) -> None:
         """Stop the clock when a request's headers are there."""

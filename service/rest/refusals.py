@@ -29,7 +29,9 @@ STATUSES: dict[grpc.StatusCode, int] = {
 
 _BY_NUMBER = {code.value[0]: status for code, status in STATUSES.items()}
 _CODES = {status: code.name for code, status in STATUSES.items()} | {
+    403: grpc.StatusCode.PERMISSION_DENIED.name,
     408: grpc.StatusCode.DEADLINE_EXCEEDED.name,
+    415: grpc.StatusCode.INVALID_ARGUMENT.name,
     413: grpc.StatusCode.RESOURCE_EXHAUSTED.name,
 }
 _LATER_S = 1.0

@@ -14,6 +14,7 @@ import yaml
 
 from contract.errors import SettingsError
 from service.config import configure
+from service.rest.hosts import AllowedHosts
 from service.settings import ServerSettings
 from tlcli import __version__
 
@@ -126,6 +127,25 @@ def test_beyond_this_machine_it_has_tls_and_tokens(name: str) -> None:
     assert mount["target"] == str(told.tls_certificate.parent) == str(told.tokens_file.parent)
     assert mount["read_only"] is True
     assert services(TLS)[name]["environment"]["TLCLI_HEALTH_TLS_CA"].startswith(f"{mount['target']}/")
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_names_that_http_requests_may_ask_for(name: str) -> None:
+    """The server listens on every address of its container, where any name is taken unless it is told which."""
+
+    def hosts(**variables: str) -> AllowedHosts:
+        told = settings(name, tls="TLCLI_NAME" in variables)
+        assert told.allowed_hosts
+        names = re.sub(r"\$\{(\w+)(?::-([^}]*))?\}", lambda found: variables.get(found[1]) or found[2], told.allowed_hosts)
+        return AllowedHosts(names, told.host)
+
+    for host in ("localhost:8000", "127.0.0.1:8000", "192.0.2.7:8000", "server:8000"):
+        assert hosts().takes(host)
+        assert hosts(TLCLI_NAME="models.example").takes(host)
+    assert not hosts().takes("evil.example:8000")
+    assert not hosts(TLCLI_NAME="models.example").takes("evil.example:8000")
+    assert hosts(TLCLI_NAME="models.example").takes("models.example:8000")
+    assert hosts(TLCLI_ALLOWED_HOSTS="server,other.example").takes("other.example:8000")
 
 
 @pytest.mark.parametrize("name", SERVERS)

@@ -298,10 +298,15 @@ def test_every_error_has_a_status() -> None:
     assert grpc.StatusCode.UNAUTHENTICATED in STATUSES
 
 
-def test_bytes_that_are_no_http(http_port: int) -> None:
-    with socket.create_connection(("127.0.0.1", http_port)) as plain:
-        plain.sendall(b"\x16\x03\x01\x02\x00 hello\r\n\r\n")
-        assert plain.recv(100).startswith(b"HTTP/1.1 400")
+@pytest.mark.parametrize("sent", [b"\x16\x03\x01\x02\x00 hello\r\n\r\n", b"GET /v2 HTTP/1.1\r\n\r\n"], ids=["no HTTP", "no Host"])
+def test_bytes_that_are_no_http_are_refused_with_a_line_too(http_port: int, sent: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", http_port), timeout=10) as plain:
+        plain.sendall(sent)
+        head, _, body = b"".join(iter(lambda: plain.recv(4096), b"")).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert b"content-type: application/json" in head.lower()
+    assert f"content-length: {len(body)}".encode() in head.lower()
+    assert json.loads(body) == {"error": "invalid HTTP request: expected HTTP/1.1 with a Host header"}
     with Asking(http_port) as http:
         assert http.get("/v2/health/live").json == {"live": True}
 

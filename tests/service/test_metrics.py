@@ -14,7 +14,7 @@ import grpc
 import numpy as np
 import pytest
 
-from contract.errors import OverloadedError, SettingsError, TlcliError
+from contract.errors import MemoryLimitError, OverloadedError, SettingsError, TlcliError
 from contract.pictures import PictureLimits
 from service import Client, ServerSettings, in_background
 from service.metrics import NO_METRICS, Metrics
@@ -83,6 +83,36 @@ def test_requests_are_counted_by_how_they_ended(many_models: Path, caplog: pytes
     assert 2 <= value(found, "tlcli_batch_size_count", model="toy") <= 11
     assert value(found, "tlcli_queue_length", model="toy", version="2") == 0
     assert value(found, "tlcli_requests_in_flight") == 0
+
+
+def test_refusals_over_http_are_counted_by_their_grpc_codes(
+    one_model: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A status of 503 stands for two codes: a lack of memory is RESOURCE_EXHAUSTED on both protocols."""
+
+    async def no_memory(*arguments: object) -> None:
+        raise MemoryLimitError("no memory for this request", 2.0)
+
+    with server_with_metrics(one_model, caplog, http_port=0) as (_, metrics_port):
+        found = ADDRESS.search(caplog.text)
+        assert found
+        with Asking(int(found[1])) as http:
+            assert http.post("/v1/classify", PICTURE, Content_Encoding="br").status == 415
+            assert http.get("/v2", Host="evil.example").status == 403
+            monkeypatch.setattr("service.classifier.Classifier._draw", no_memory)
+            assert http.post("/v1/classify?map=gradcam&format=overlay", PICTURE).status == 503
+        scraped = scrape(metrics_port)
+    codes = {
+        (dict(labels)["method"], dict(labels)["code"]): number
+        for (name, labels), number in scraped.items()
+        if name == "tlcli_requests_total"
+    }
+    assert codes == {
+        ("POST /v1/classify", "INVALID_ARGUMENT"): 1,
+        ("GET /v2", "PERMISSION_DENIED"): 1,
+        ("POST /v1/classify", "RESOURCE_EXHAUSTED"): 1,
+    }
+    assert value(scraped, "tlcli_refused_total", model="toy") == 1
 
 
 def test_loads_and_what_is_ready(many_models: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -353,7 +353,7 @@ def test_a_repository_that_cannot_be_read_changes_nothing(
 
 
 def test_a_models_folder_that_cannot_be_read_changes_nothing_of_it_and_the_others_are_followed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:
         for name in ("toy", "other"):
@@ -373,6 +373,7 @@ def test_a_models_folder_that_cannot_be_read_changes_nothing_of_it_and_the_other
             await repository.refresh()
         assert repository.find("toy", "").version == 1
         assert repository.find("other", "").version == 2
+        assert caplog.text.count("toy: cannot be read, what was there serves on: Permission denied") == 1, "once, not at every look"
         with pytest.raises(ModelFileError, match=r"toy: Permission denied"):
             await repository.load_model("toy")
         assert repository.find("toy", "").version == 1
