@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html.parser
+import io
 import json
 import re
 import shutil
@@ -13,10 +14,16 @@ from typing import Any
 
 import pytest
 from openapi_spec_validator import validate
+from PIL import Image
 
-from service import ServerSettings
+from contract.errors import MemoryLimitError
+from contract.pictures import decoding_bytes
+from service import ServerSettings, grpc_server, log_writer, memory_budget, wire_size
+from service.rest import accepting, attending, connection, json_fields
 from service.rest.endpoint import Endpoint
 from service.rest.openapi import SCHEMAS, OpenApi
+from service.rest.refusals import STATUSES, refusal
+from service.settings import SETTINGS
 from tests.service.conftest import FIRST
 from tests.service.http_asks import Asking, http_in_background
 from tests.service.sample_pictures import RED, encode, scene
@@ -152,6 +159,60 @@ def test_what_is_described_is_shown_and_not_run() -> None:
     odd = Endpoint("odd", "GET", ("/odd",), nothing, "<script>alert(1)</script>")
     described = OpenApi([odd], has_tokens=False)
     assert "<script>" not in described.html
+
+
+def test_the_table_of_refusals_has_every_status() -> None:
+    section = DOCUMENT.read_text(encoding="utf-8").split("\n## Refusals\n")[1].split("\n## ")[0]
+    rows = [[cell.strip() for cell in line.split("|")[2:4]] for line in section.splitlines() if line.startswith("| ")][1:]
+    written = {
+        (code, int(status)) for codes, statuses in rows for code in re.findall("[A-Z_]{8,}", codes) for status in _statuses(statuses)
+    }
+    known = {(code.name, status) for code, status in STATUSES.items()}
+    known |= {("RESOURCE_EXHAUSTED", refusal(MemoryLimitError("full")).status_code), ("RESOURCE_EXHAUSTED", 413), ("UNIMPLEMENTED", 404)}
+    assert written == known | {("UNIMPLEMENTED", 405)}
+    alone = {int(status) for codes, statuses in rows if not codes for status in _statuses(statuses)}
+    assert alone == {403, 408, 415}
+
+
+def _statuses(cell: str) -> list[str]:
+    return re.findall(r"\b[45]\d\d\b", cell)
+
+
+def test_bounds_are_those_of_the_code() -> None:
+    section = " ".join(DOCUMENT.read_text(encoding="utf-8").split("\n## Bounds\n")[1].split("\n## ")[0].split())
+    for name in (one.name for one in SETTINGS if one.name.startswith(("max_", "limits_", "stream_"))):
+        assert f"`{name}`" in section or name in ("max_batch_size", "max_queue_delay_ms", "max_connection_age_s"), name
+    assert f"| {wire_size.MAX_FIELDS:,}; {wire_size.MAX_NUMBERS:,}; {wire_size.MAX_TEXT_BYTES:,} |" in section
+    assert f"| {json_fields._MAX_VALUES:,}; {json_fields._MAX_CONTAINERS:,}; {json_fields._MAX_WIDE_BYTES:,} |" in section
+    assert f"| {accepting._HANDSHAKE_S:g} s; {connection._HEAD_S:g} s and {attending._READ_S:g} s |" in section
+    patience = dict(grpc_server._PATIENCE)
+    ping_s = (patience["grpc.keepalive_time_ms"] + patience["grpc.keepalive_timeout_ms"]) / 1000
+    assert f"| {ping_s:g} s; {patience['grpc.max_connection_idle_ms'] / 1000:g} s |" in section
+    assert f"| {log_writer._LINES:,} |" in section
+    assert f"No memory within {memory_budget.WAIT_S:g} s" in DOCUMENT.read_text(encoding="utf-8")
+    assert (memory_budget._SMALL_SHARE, memory_budget._KEPT_SHARE, memory_budget._BODIES_SHARE) == (64, 4, 2)
+
+
+def test_what_decoding_reserves_for_a_pixel() -> None:
+    section = " ".join(DOCUMENT.read_text(encoding="utf-8").split())
+    image = Image.new("RGB", (64, 48))
+    files = {"baseline": _encoded(image, "JPEG"), "progressive": _encoded(image, "JPEG", progressive=True)}
+    files |= {f"{kind} {mode}": _encoded(image.convert(mode), kind) for kind in ("PNG", "WEBP", "TIFF") for mode in ("L", "RGB", "RGBA")}
+    files |= {f"{kind} 16 bits": _encoded(Image.new("I;16", image.size), kind) for kind in ("PNG", "TIFF")}
+    files["32 bits"] = _encoded(Image.new("I", image.size), "TIFF")
+    prices = {name: decoding_bytes(Image.open(io.BytesIO(data)), data) / (64 * 48) for name, data in files.items()}
+    most = max(prices.values())
+    expected = (
+        f"Decoding reserves {prices['baseline']:g} bytes for each pixel of a baseline JPEG, {prices['progressive']:g} of a progressive one"
+    )
+    assert f"{expected}, and at most {most:g} of any image" in section
+    assert f"a budget of less than {most * ServerSettings().limits.max_pixels / 1e9:g} GB may refuse" in section
+
+
+def _encoded(image: Image.Image, kind: str, **how: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **how)
+    return file.getvalue()
 
 
 needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="no curl")

@@ -63,7 +63,7 @@ def _check_used(config: Config) -> None:
     """Raises: SettingsError: a flag that another setting leaves without effect."""
     settings = config.settings
     for name, is_used, needed in (
-        ("tf32", not settings.tf32 or settings.device != "cpu", "a GPU: leave it out, or --device cpu"),
+        ("tf32", not settings.tf32 or settings.device != "cpu", "a GPU: leave it out, or use --device cuda"),
         ("poll_s", settings.model_control == "poll", "--model-control poll"),
         ("metrics_host", settings.metrics_port is not None, "--metrics-port"),
     ):
