@@ -26,6 +26,7 @@ from PIL import Image
 
 from service.pb.tlcli.v1 import classifier_pb2 as pb
 from tests.contract import hostile_images
+from tests.service.unfinished_call import UnfinishedCall, send_unfinished
 
 CLASSIFY = "/tlcli.v1.Classifier/Classify"
 CLASSIFY_STREAM = "/tlcli.v1.Classifier/ClassifyStream"
@@ -242,6 +243,17 @@ def unfinished_uploads(target: Target) -> Outcome:
     yield from _uploads(target, target.some(40), hold_s=10)
 
 
+def unfinished_messages(target: Target) -> Outcome:
+    """gRPC messages of 31 MB that stand still before their last byte."""
+    calls = [UnfinishedCall(target.grpc_port, 31_000_000) for _ in range(target.some(60))]
+    send_unfinished(calls, 15)
+    time.sleep(5)
+    for call in calls:
+        call.move()
+        yield "ended by the server" if call.ended else "held"
+        call.close()
+
+
 def _uploads(target: Target, count: int, hold_s: float) -> Outcome:
     head = b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 31000000\r\n\r\n"
     body = memoryview(bytes(1 << 20))
@@ -344,6 +356,7 @@ ATTACKS: dict[str, Callable[[Target], Outcome]] = {
         odd_queries,
         abandoned_uploads,
         unfinished_uploads,
+        unfinished_messages,
         slow_requests,
         connection_flood,
         unread_streams,

@@ -23,6 +23,7 @@ from service.settings import ServerSettings
 from service.small_messages import SmallMessages
 from service.tls import server_credentials
 from service.tokens import Token
+from service.unread_messages import UnreadMessages
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ class Grpc:
         self.health = Health()
         self._leaving = LeavingGuard()
         self._server = grpc.aio.server(
-            interceptors=interceptors(parts, tokens, self._leaving),
+            interceptors=[UnreadMessages(parts.budget.total_bytes), *interceptors(parts, tokens, self._leaving)],
             options=[
                 ("grpc.max_receive_message_length", parts.max_message_bytes),
                 # Unasked, a second server on the same port would start without a word, and each get some of the requests.
