@@ -26,6 +26,7 @@ from PIL import Image
 
 from service.pb.tlcli.v1 import classifier_pb2 as pb
 from tests.contract import hostile_images
+from tests.service.unfinished_call import UnfinishedCall, send_unfinished
 
 CLASSIFY = "/tlcli.v1.Classifier/Classify"
 CLASSIFY_STREAM = "/tlcli.v1.Classifier/ClassifyStream"
@@ -214,7 +215,8 @@ def odd_queries(target: Target) -> Outcome:
         "top_k=1e3",
         "map=gradcam&classes=" + ",".join(["0"] * 10_000),
         "map=gradcam&classes=" + "9" * 4301,
-        "map=scorecam&max_channels=2147483648999",
+        "map=gradcam&max_channels=2147483648999",
+        "map=scorecam&max_channels=-1",
         "map=nothing",
         "version=%00",
         "version=..%2F..%2Fetc",
@@ -240,6 +242,17 @@ def abandoned_uploads(target: Target) -> Outcome:
 def unfinished_uploads(target: Target) -> Outcome:
     """Uploads of 31 MB that stand still before their last byte."""
     yield from _uploads(target, target.some(40), hold_s=10)
+
+
+def unfinished_messages(target: Target) -> Outcome:
+    """gRPC messages of 31 MB that stand still before their last byte."""
+    calls = [UnfinishedCall(target.grpc_port, 31_000_000) for _ in range(target.some(60))]
+    send_unfinished(calls, 15)
+    time.sleep(5)
+    for call in calls:
+        call.move()
+        yield "ended by the server" if call.ended else "held"
+        call.close()
 
 
 def _uploads(target: Target, count: int, hold_s: float) -> Outcome:
@@ -344,6 +357,7 @@ ATTACKS: dict[str, Callable[[Target], Outcome]] = {
         odd_queries,
         abandoned_uploads,
         unfinished_uploads,
+        unfinished_messages,
         slow_requests,
         connection_flood,
         unread_streams,

@@ -142,6 +142,9 @@ def limited(memory_mib: int) -> Iterator[Limit]:
             group.mkdir()
         except OSError:
             continue
+        if not (group / file).exists():  # the kernel makes it, where this is a control group and memory one of its controllers
+            group.rmdir()
+            continue
         try:
             (group / file).write_text(str(size))
         except OSError:

@@ -111,7 +111,7 @@ class Explainer(nn.Module):
             where = " and ".join(names)
             raise ExportError(
                 f"the gradient of {self.network.config.backbone} behind {where} cannot be traced ({first_line(error)}):"
-                " --list-cam-layers lists the layers there are"
+                " --list-cam-layers lists the layers there are, and --methods none exports it without maps"
             ) from error
 
     def _head(self, features: Tensor, tap: Tap) -> Tensor:

@@ -91,6 +91,7 @@ def export(
         raise ExportError(f"{len(labels)} labels came for a network of {network.config.num_classes} classes")
     network = copy.deepcopy(network).cpu().float().eval().requires_grad_(False)
     require_as_timm(network)
+    _with_plain_attention(network)
     network.divide_logits(temperature)
     folder = repository / name
     existed = folder.exists()
@@ -127,6 +128,13 @@ def export(
             shutil.rmtree(folder, ignore_errors=True)
         raise
     return Exported(folder / str(version) / MODEL_FILE, name, version, description, measured)
+
+
+def _with_plain_attention(network: ImageNetwork) -> None:
+    """Let timm's attention compute with products and a softmax: PyTorch's single operator has no ONNX form in more than four dimensions."""
+    for module in network.modules():
+        if getattr(module, "fused_attn", False):
+            module.fused_attn = False  # type: ignore[assignment]
 
 
 def _make_smaller(explainer: Explainer, flat: ModelProto, model: Model, trial: Trial, say: Say) -> Agreement:

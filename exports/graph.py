@@ -165,7 +165,7 @@ def check_graph(path: Path) -> None:
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"onnx.checker refuses the graph: {str(error).splitlines()[0]}") from error
+        raise ExportError(f"onnx.checker refuses the graph ({first_line(error)}): choose another backbone") from error
 
 
 def _name_dimensions(graph: onnx.GraphProto, explainer: Explainer) -> None:

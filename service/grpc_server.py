@@ -23,6 +23,7 @@ from service.settings import ServerSettings
 from service.small_messages import SmallMessages
 from service.tls import server_credentials
 from service.tokens import Token
+from service.unread_messages import UnreadMessages
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +50,9 @@ class Grpc:
         settings = parts.settings
         self.health = Health()
         self._leaving = LeavingGuard()
+        self._unread = UnreadMessages(parts.budget.total_bytes)
         self._server = grpc.aio.server(
-            interceptors=interceptors(parts, tokens, self._leaving),
+            interceptors=[self._unread, *interceptors(parts, tokens, self._leaving)],
             options=[
                 ("grpc.max_receive_message_length", parts.max_message_bytes),
                 # Unasked, a second server on the same port would start without a word, and each get some of the requests.
@@ -67,6 +69,10 @@ class Grpc:
     async def start(self) -> None:
         """Take requests."""
         await self._server.start()
+
+    def loaded(self) -> None:
+        """Count the memory of the models, which have changed, as the server's own."""
+        self._unread.begin()
 
     def leave(self, in_s: float) -> None:
         """Send new requests away: it hangs up in so many seconds."""

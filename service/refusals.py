@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
+import grpc.aio
 from google.protobuf.message import DecodeError, Message
 from google.rpc import status_pb2
 from grpc_status import rpc_status
@@ -31,6 +32,8 @@ async def refusals(context: Context) -> AsyncIterator[None]:
     """End the call with the status of what is raised inside."""
     try:
         yield
+    except grpc.aio.AbortError:
+        raise  # the call has its status already
     except Exception as error:  # noqa: BLE001  # turned into a status, and logged if it is a fault of ours
         status = rpc_status.to_status(status_of(error))
         metadata = status.trailing_metadata

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from contract.model import resolve_device
 from service.addresses import join_address
+from service.answers import ModelStatus
 from service.gpu_memory import open_gpus
 from service.grpc_server import Grpc
 from service.memory import give_back
@@ -55,6 +56,7 @@ class Server:
         self._grpc: Grpc | None = None
         self._http: Http | None = None
         self._decodes = True
+        self._held: tuple[ModelStatus, ...] = ()
         self._watching: asyncio.Task[None] | None = None
         self._following: asyncio.Task[None] | None = None
         self._stop_requested = asyncio.Event()
@@ -166,6 +168,9 @@ class Server:
 
     async def _announce(self) -> None:
         if self._serving and self._grpc is not None:
+            if (held := self._parts.repository.statuses()) != self._held:
+                self._held = held
+                self._grpc.loaded()
             await self._grpc.health.announce(self._decodes, self._parts.repository.serving())
 
     async def _watch(self) -> None:

@@ -126,3 +126,13 @@ def test_a_network_that_does_not_answer_as_timm_does_is_refused(tmp_path: Path) 
     with pytest.raises(ParityError, match=r"shvit_s1 does not answer as timm's own model .*logits differ by .* of the largest") as refused:
         require_as_timm(network)
     assert "\n" not in str(refused.value)
+
+
+def test_attention_in_five_dimensions_has_an_onnx_form(tmp_path: Path) -> None:
+    """Hiera's, which PyTorch's exporter refuses as a single operator."""
+    reference = save("hiera_tiny_224", tmp_path / "w.safetensors")
+    settings = config("hiera_tiny_224", tmp_path / "w.safetensors")
+    exported = export_backbone(settings, name="hiera", repository=tmp_path, methods=(), check_pictures=1)
+    shown = images(224)
+    inputs = published_as_it_is(settings).normalise(torch.from_numpy(shown))
+    assert_same(Model.open(exported.path, device="cpu").run(shown).logits, reference, inputs)
