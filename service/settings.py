@@ -20,6 +20,7 @@ _MOST_THREADS = 1024
 _MOST = 1_000_000
 
 _MAX_MESSAGE_BYTES = 1024**3
+_MOST_BYTES = 1024**5
 """gRPC counts a message's bytes in 31 bits."""
 
 
@@ -121,6 +122,7 @@ class ServerSettings:
             "Seconds of processor time that decoding an image may take; then it is refused. Files whose structure does not bound the time"
             " are decoded in a process of their own.",
             low=0.01,
+            high=_LONGEST_S,
         ),
     )
     max_memory_bytes: int = field(
@@ -129,6 +131,7 @@ class ServerSettings:
             "Memory of all requests together: bodies, decoded images, drawings, runs of a size other than the model's own. A request waits"
             " up to 2 s for it, then is refused. 0 takes half of the container's limit, or of the machine's memory without one.",
             low=0,
+            high=_MOST_BYTES,
         ),
     )
     max_message_bytes: int = field(

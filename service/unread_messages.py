@@ -64,32 +64,32 @@ class UnreadMessages(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # g
         return grpc.stream_stream_rpc_method_handler(behaviour, **kinds)
 
     def _unary(self, behaviour: Any) -> Any:
-        async def read(requests: AsyncIterator[Any], context: Any) -> Any:
-            message = await self._only_message(requests, context)
-            return await behaviour(message, context)
+        async def read(_: object, context: Any) -> Any:
+            return await behaviour(await self._only_message(context), context)  # no frame of ours keeps the message
 
         return read
 
     def _unary_stream(self, behaviour: Any) -> Any:
-        async def read(requests: AsyncIterator[Any], context: Any) -> None:
-            await _write_all(behaviour(await self._only_message(requests, context), context), context)
+        async def read(_: object, context: Any) -> None:
+            await _write_all(behaviour(await self._only_message(context), context), context)
 
         return read
 
     def _stream(self, behaviour: Any) -> Any:
-        async def read(requests: AsyncIterator[Any], context: Any) -> None:
+        async def read(_: object, context: Any) -> None:
             try:
-                await _write_all(behaviour(self._counted(requests, context), context), context)
+                await _write_all(behaviour(self._counted(context), context), context)
             finally:
                 if (ended := self._ended.pop(context, None)) is not None:
                     raise ended  # whatever the behaviour made of it
 
         return read
 
-    async def _only_message(self, requests: AsyncIterator[Any], context: Any) -> Any:
+    async def _only_message(self, context: Any) -> Any:
         try:
-            async for message in self._counted(requests, context):
-                return message
+            return await self._next(context)
+        except StopAsyncIteration:
+            pass
         finally:
             self._ended.pop(context, None)
         try:
@@ -97,29 +97,36 @@ class UnreadMessages(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # g
         except grpc.aio.InternalError:
             raise asyncio.CancelledError from None  # the client has left, so there is nobody to tell
 
-    async def _counted(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
-        """Yield messages; while the next one arrives, the call is one of those that may be ended.
+    async def _counted(self, context: Any) -> AsyncIterator[Any]:
+        try:
+            while True:
+                yield await self._next(context)
+        except StopAsyncIteration:
+            return
+
+    async def _next(self, context: Any) -> Any:
+        """Read a message; while it arrives, the call is one of those that may be ended.
 
         Raises:
-            AbortError: it was ended.
+            StopAsyncIteration: there is none.
+            AbortError: the call was ended.
         """
-        while True:
-            self._reading[context] = None
-            if len(self._reading) > _UNCHECKED and (self._watch is None or self._watch.done()):
-                self._watch = asyncio.create_task(self._look())
-            try:
-                message = await anext(requests)
-            except BaseException as error:
-                self._trim_soon()
-                if context in self._ended:
-                    raise self._ended[context] from None
-                if isinstance(error, StopAsyncIteration):
-                    return
-                raise
-            finally:
-                self._reading.pop(context, None)
-            yield message
-            del message  # or this frame keeps it while the next one arrives
+        self._reading[context] = None
+        if len(self._reading) > _UNCHECKED and (self._watch is None or self._watch.done()):
+            self._watch = asyncio.create_task(self._look())
+        try:
+            message = await context.read()  # gRPC's iterator would keep the message for as long as its call
+        except BaseException:
+            self._trim_soon()
+            if (ended := self._ended.get(context)) is not None:
+                raise ended from None
+            raise
+        finally:
+            self._reading.pop(context, None)
+        if message is grpc.aio.EOF:  # type: ignore[attr-defined]  # the stubs leave it out
+            self._trim_soon()
+            raise StopAsyncIteration
+        return message
 
     async def _look(self) -> None:
         """Look at the memory while many calls are being read."""

@@ -35,7 +35,7 @@ def other(setting: Setting) -> Any:
     return setting.kind(setting.of(ServerSettings()) + setting.kind(1.5))  # type: ignore[operator]
 
 
-OTHERS = {one.name: other(one) for one in SETTINGS} | {"device": "cuda"}  # which --tf32 needs
+OTHERS = {one.name: other(one) for one in SETTINGS} | {"device": "cuda", "model_control": "poll"}  # --tf32 and --poll-s need them
 
 
 def toml(folder: Path, text: str, name: str = "serve.toml") -> Path:

@@ -33,7 +33,7 @@ def small_server(one_model: Path) -> Iterator[int]:
 
 def unfinished_upload(port: int, size: int) -> socket.socket:
     connection = socket.create_connection(("127.0.0.1", port))
-    connection.sendall(f"POST {CLASSIFY} HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n\r\n".encode() + bytes(1000))
+    connection.sendall(f"POST {CLASSIFY} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size}\r\n\r\n".encode() + bytes(1000))
     return connection
 
 
@@ -121,7 +121,9 @@ def test_refused_messages_and_abandoned_uploads_leave_nothing(one_model: Path) -
                 with Asking(http_port) as http:
                     assert http.post(CLASSIFY, b"no image" * MB).status == 400
                 with socket.create_connection(("127.0.0.1", http_port)) as upload:
-                    upload.sendall(f"POST {CLASSIFY} HTTP/1.1\r\nHost: x\r\nContent-Length: {10 * MB}\r\n\r\n".encode() + bytes(9 * MB))
+                    upload.sendall(
+                        f"POST {CLASSIFY} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {10 * MB}\r\n\r\n".encode() + bytes(9 * MB)
+                    )
         end = time.monotonic() + 15
         while (after := resident_mb(server)) > before + 25 and time.monotonic() < end:
             time.sleep(0.2)

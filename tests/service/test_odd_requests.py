@@ -40,9 +40,12 @@ def http(http_port: int) -> Iterator[Asking]:
 @pytest.mark.parametrize(
     ("template", "expected"),
     [
-        ('{"inputs":[{"name":"images","datatype":"UINT8","shape":[%s,64,64,3],"data":[]}]}', "a size of it has more than 64 digits"),
-        ('{"inputs":[{"name":"targets","datatype":"INT64","shape":[%s,%s],"data":[]}]}', "a size of it has more than 64 digits"),
-        ('{"inputs":[{"name":"targets","datatype":"INT64","shape":[-%s,-%s],"data":[]}]}', "a size of it has more than 64 digits"),
+        (
+            '{"inputs":[{"name":"images","datatype":"UINT8","shape":[%s,64,64,3],"data":[]}]}',
+            "its shape holds a number of more than 64 bits",
+        ),
+        ('{"inputs":[{"name":"targets","datatype":"INT64","shape":[%s,%s],"data":[]}]}', "its shape holds a number of more than 64 bits"),
+        ('{"inputs":[{"name":"targets","datatype":"INT64","shape":[-%s,-%s],"data":[]}]}', "its shape holds a number of more than 64 bits"),
         (
             '{"inputs":[{"name":"images","datatype":"UINT8","shape":[1,64,64,3],"parameters":{"binary_data_size":%s}}]}',
             "64 bits do not hold it",

@@ -116,7 +116,7 @@ def test_others_have_their_turn_between_two_batches(wide_port: int, slow: SlowRu
     assert answer.timings.infer_time_ns > whole_ns
     assert max(waited_ns) < answer.timings.infer_time_ns / 4
     # What it waited for others' turns is told as waiting.
-    assert answer.timings.queue_time_ns > 3 * RUN_S * 1e9
+    assert answer.timings.queue_time_ns > 2 * RUN_S * 1e9
 
 
 def test_a_stream_with_a_score_cam_in_it_goes_on(wide_port: int) -> None:

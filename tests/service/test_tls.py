@@ -252,13 +252,13 @@ def test_the_command_line(mutual: int, tmp_path: Path, ca: Path) -> None:
     picture = tmp_path / "picture.jpg"
     picture.write_bytes(PICTURE)
     files = make("client", AUTHORITY).save(tmp_path, "client")
-    arguments = [str(picture), "--port", str(mutual), "--tls-ca", str(ca), "--json"]
+    arguments, trusted = [str(picture), "--port", str(mutual), "--json"], ["--tls-ca", str(ca)]
     shows = ["--tls-certificate", str(files["tls_certificate"]), "--tls-key", str(files["tls_key"])]
-    answer = CliRunner().invoke(command, [*arguments, *shows])
+    answer = CliRunner().invoke(command, [*arguments, *trusted, *shows])
     assert answer.exit_code == 0
     assert '"label"' in answer.stdout
     stranger = STRANGER.save(tmp_path, "stranger")["tls_certificate"]
-    for others, expected in (([], "--tls-certificate, --tls-key)\n"), (["--tls-ca", str(stranger)], "tls_ca (--tls-ca)\n")):
+    for others, expected in ((trusted, "--tls-certificate, --tls-key)\n"), (["--tls-ca", str(stranger)], "tls_ca (--tls-ca)\n")):
         refused = subprocess.run([sys.executable, "-m", "tlcli", "classify", *arguments, *others], capture_output=True, text=True)
         assert refused.returncode == 1
         assert refused.stderr.startswith(f"Error: 127.0.0.1:{mutual}: the server")
