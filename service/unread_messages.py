@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc.aio
+from google.protobuf.message import DecodeError
 
 from service.memory import give_back
 
@@ -97,7 +98,7 @@ class UnreadMessages(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # g
         """Yield messages; while the next one arrives, the call is one of those that may be ended.
 
         Raises:
-            AbortError: it was ended.
+            AbortError: it was ended, or the bytes are no message.
         """
         while True:
             self._reading[context] = None
@@ -111,6 +112,8 @@ class UnreadMessages(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # g
                     raise self._ended[context] from None
                 if isinstance(error, StopAsyncIteration):
                     return
+                if isinstance(error, DecodeError):  # of calls that are not ours; gRPC would answer UNKNOWN, and log a traceback
+                    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "bytes came that are no message of this call")
                 raise
             finally:
                 self._reading.pop(context, None)
