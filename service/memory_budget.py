@@ -73,6 +73,14 @@ class MemoryBudget:
             self._add(size)
             return True
 
+    def check(self, size: int) -> None:
+        """Raises: RequestError: more than the whole budget."""
+        if size > self.total_bytes:
+            raise RequestError(
+                f"the request takes about {_mib(size)} of memory, this server gives at most {_mib(self.total_bytes)}:"
+                " send a smaller image or less at a time, or start the server with more (max_memory_bytes)"
+            )
+
     async def take(self, size: int) -> None:
         """Take memory, after those who already wait.
 
@@ -80,11 +88,7 @@ class MemoryBudget:
             RequestError: more than the whole budget.
             MemoryLimitError: it did not become free in time.
         """
-        if size > self.total_bytes:
-            raise RequestError(
-                f"the request takes about {_mib(size)} of memory, this server gives at most {_mib(self.total_bytes)}:"
-                " send a smaller image or less at a time, or start the server with more (max_memory_bytes)"
-            )
+        self.check(size)
         if self.try_take(size):
             return
         loop = asyncio.get_running_loop()
@@ -171,6 +175,10 @@ class Lease:
     def bytes(self) -> int:
         """What it has now."""
         return self._bytes
+
+    def check(self, size: int) -> None:
+        """See `MemoryBudget.check`."""
+        self._budget.check(size)
 
     async def grow_to(self, size: int) -> None:
         """Have at least so much, waiting for it if need be.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc.aio
+from google.protobuf.message import DecodeError
 
 from service.memory import give_back
 
@@ -109,17 +110,19 @@ class UnreadMessages(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # g
 
         Raises:
             StopAsyncIteration: there is none.
-            AbortError: the call was ended.
+            AbortError: the call was ended, or the bytes are no message.
         """
         self._reading[context] = None
         if len(self._reading) > _UNCHECKED and (self._watch is None or self._watch.done()):
             self._watch = asyncio.create_task(self._look())
         try:
             message = await context.read()  # gRPC's iterator would keep the message for as long as its call
-        except BaseException:
+        except BaseException as error:
             self._trim_soon()
             if (ended := self._ended.get(context)) is not None:
                 raise ended from None
+            if isinstance(error, DecodeError):  # of calls that are not ours; gRPC would answer UNKNOWN, and log a traceback
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "bytes came that are no message of this call")
             raise
         finally:
             self._reading.pop(context, None)

@@ -21,11 +21,18 @@ _COPIES = 2
 """Of a body that are in memory at a time: a buffer that grows, and then what is read of it."""
 
 
+_FIRST_BYTES = 64 * 1024
+"""Of a body, for which memory is taken before any of it has arrived. An announced length alone takes no more: it costs a client nothing."""
+
+_TRUSTED_SHARE = 8
+"""When an 8th of a body has arrived, all of its memory is taken: many bodies that grow together would keep each other from their ends."""
+
+
 async def read_body(request: Request, max_bytes: int, lease: Lease) -> bytes:
     """All of it, unpacked where it came compressed. `max_bytes` holds for what comes and for what it unpacks to.
 
     Args:
-        request: its body is not read before there is memory for it.
+        request: no part of its body is read before there is memory for it.
         max_bytes: of the body.
         lease: has the memory afterwards.
 
@@ -44,7 +51,9 @@ async def read_body(request: Request, max_bytes: int, lease: Lease) -> bytes:
     if encoding not in ("identity", *_ENCODINGS):
         raise HTTPException(415, f"the body is encoded with {encoding!r:.60}: expected {' or '.join(_ENCODINGS)}, or nothing")
     unpacking = _Unpacking(encoding) if encoding in _ENCODINGS else None
-    await lease.grow_to(_COPIES * length)
+    most = _COPIES * (length if length and unpacking is None else max_bytes)
+    lease.check(_COPIES * length)
+    await lease.grow_to(_COPIES * min(length, _FIRST_BYTES))
     body = io.BytesIO()  # which an exception's traceback may keep, so it is emptied below
     try:
         async for part in request.stream():
@@ -53,7 +62,8 @@ async def read_body(request: Request, max_bytes: int, lease: Lease) -> bytes:
             if size > max_bytes:
                 raise _too_long("more", max_bytes)
             if _COPIES * size > lease.bytes:
-                await lease.grow_to(min(2 * _COPIES * size, _COPIES * max_bytes))
+                whole_now = length and unpacking is None and _TRUSTED_SHARE * size >= length
+                await lease.grow_to(max(_COPIES * size, most if whole_now else min(2 * _COPIES * size, most)))
             body.write(unpacked)
         if unpacking is not None and not unpacking.whole:
             raise RequestError(f"the body is no whole {encoding} data")

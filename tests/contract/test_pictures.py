@@ -6,6 +6,7 @@ import io
 import struct
 import subprocess
 import sys
+import time
 import zlib
 from contextlib import suppress
 from pathlib import Path
@@ -338,6 +339,15 @@ LARGE_UNICODE = b"Comment\x00\x01\x00\x00\x00" + zlib.compress(b"text " * 500_00
 def test_large_metadata_is_no_reason_to_refuse_a_png(chunks: bytes) -> None:
     image = photograph()
     np.testing.assert_array_equal(np.asarray(decode(png_with(chunks, image))), np.asarray(image))
+
+
+def test_many_texts_of_a_png_are_not_all_expanded() -> None:
+    body = b"XML:com.adobe.xmp\x00\x01\x00\x00\x00" + zlib.compress(bytes(1_000_000), 9)
+    chunk = png_chunk(b"iTXt", body)
+    data = encoded(Image.new("RGB", (8, 8), "red"))
+    began = time.process_time()
+    assert pixels(data[:33] + chunk * 2000 + data[33:])[0, 0].tolist() == [255, 0, 0]
+    assert time.process_time() - began < 1
 
 
 @pytest.mark.parametrize("compressed", [False, True])

@@ -6,7 +6,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import grpc
@@ -31,29 +31,51 @@ def small_server(one_model: Path) -> Iterator[int]:
         yield port
 
 
-def unfinished_upload(port: int, size: int) -> socket.socket:
+def unfinished_upload(port: int, size: int, sent: int) -> socket.socket:
     connection = socket.create_connection(("127.0.0.1", port))
-    connection.sendall(f"POST {CLASSIFY} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size}\r\n\r\n".encode() + bytes(1000))
+    connection.sendall(f"POST {CLASSIFY} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size}\r\n\r\n".encode() + bytes(sent))
     return connection
 
 
 def test_unfinished_uploads_are_refused_while_plain_requests_are_answered(small_server: int) -> None:
     with ExitStack() as uploads, Asking(small_server) as http:
-        held = [uploads.enter_context(unfinished_upload(small_server, 4 * MB)) for _ in range(5)]
+        held = [uploads.enter_context(unfinished_upload(small_server, 4 * MB, 4 * MB - 1000)) for _ in range(5)]
         began = time.monotonic()
         assert http.post(CLASSIFY, encoded(photo(), "PNG")).status == 200
         assert time.monotonic() - began < 1.5
-        answers = []
-        for connection in held[1:]:
-            connection.settimeout(20)
+        refused = []
+        for connection in held:
+            connection.settimeout(3)
             answer = b""
-            while b"}" not in answer:
-                answer += connection.recv(4096) or b"}"
-            answers.append(answer)
-    for answer in answers:
+            with suppress(TimeoutError):
+                while b"}" not in answer:
+                    answer += connection.recv(4096) or b"}"
+                refused.append(answer)
+    assert len(refused) >= 3  # 10 MB hold one of them, or two of which neither can be whole
+    for answer in refused:
         assert answer.startswith(b"HTTP/1.1 503"), answer
         assert b"retry-after: 2" in answer.lower()
         assert b"no memory for this request" in answer
+
+
+def test_announced_bodies_that_do_not_come_take_no_memory_from_others(small_server: int) -> None:
+    image = encoded(photo(1300, 1300), "BMP")
+    assert MB < len(image) < 6 * MB
+    with ExitStack() as uploads, Asking(small_server) as http:
+        for size in [4 * MB] * 5 + [150_000] * 60:
+            uploads.enter_context(unfinished_upload(small_server, size, sent=100))
+        time.sleep(0.3)
+        assert http.post(CLASSIFY, image).status == 200
+
+
+def test_a_body_in_chunks_is_counted_whatever_length_it_announces(small_server: int) -> None:
+    size = 6 * MB  # with a copy more than the 10 MB that bodies may take
+    head = f"POST {CLASSIFY} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n{size:x}\r\n".encode()
+    with socket.create_connection(("127.0.0.1", small_server)) as connection:
+        connection.settimeout(20)
+        with suppress(ConnectionError):  # refused while it sends
+            connection.sendall(head + bytes(size) + b"\r\n0\r\n\r\n")
+        assert connection.recv(4096).split(b" ")[1] in (b"400", b"503")
 
 
 def test_an_image_larger_than_the_budget_is_told_so(small_server: int) -> None:
