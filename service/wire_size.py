@@ -6,7 +6,6 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from contract.errors import RequestError
@@ -86,6 +85,8 @@ def _numbers(data: bytes, start: int, stop: int) -> int:
     """How many varints there are at least: each ends with a byte below 128. Numbers of fixed size are no more than their bytes."""
     if stop - start <= MAX_NUMBERS // 8:
         return stop - start
+    import numpy as np  # which a proxy on Ray does without
+
     packed = np.frombuffer(data, np.uint8, stop - start, start)
     parts = range(0, len(packed), _PART_BYTES)
     return sum(int(np.count_nonzero(packed[part : part + _PART_BYTES] < 0x80)) for part in parts)
