@@ -113,7 +113,9 @@ def test_bytes_that_are_no_message(port: int, call: str) -> None:
     assert f"3 bytes came that are no tlcli.v1.{call}Request message" in (caught.value.details() or "")
 
 
-@pytest.mark.parametrize("path", ["health.v1.Health/Check", "health.v1.Health/Watch", "reflection.v1alpha.ServerReflection/ServerReflectionInfo"])
+@pytest.mark.parametrize(
+    "path", ["health.v1.Health/Check", "health.v1.Health/Watch", "reflection.v1alpha.ServerReflection/ServerReflectionInfo"]
+)
 def test_bytes_that_are_no_message_of_grpcs_own_calls(port: int, path: str, caplog: pytest.LogCaptureFixture) -> None:
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel, pytest.raises(grpc.RpcError) as caught:
         list(channel.stream_stream(f"/grpc.{path}")(iter([b"\x0a\x02\xff\xfe"]), timeout=20))

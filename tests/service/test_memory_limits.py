@@ -59,7 +59,7 @@ def test_unfinished_uploads_are_refused_while_plain_requests_are_answered(small_
 
 
 def test_announced_bodies_that_do_not_come_take_no_memory_from_others(small_server: int) -> None:
-    image = encoded(photo(1300, 1300), "BMP")
+    image = encoded(photo(700, 700), "BMP")
     assert MB < len(image) < 6 * MB
     with ExitStack() as uploads, Asking(small_server) as http:
         for size in [4 * MB] * 5 + [150_000] * 60:
@@ -143,7 +143,9 @@ def test_refused_messages_and_abandoned_uploads_leave_nothing(one_model: Path) -
                 with Asking(http_port) as http:
                     assert http.post(CLASSIFY, b"no image" * MB).status == 400
                 with socket.create_connection(("127.0.0.1", http_port)) as upload:
-                    upload.sendall(f"POST {CLASSIFY} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {10 * MB}\r\n\r\n".encode() + bytes(9 * MB))
+                    upload.sendall(
+                        f"POST {CLASSIFY} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {10 * MB}\r\n\r\n".encode() + bytes(9 * MB)
+                    )
         end = time.monotonic() + 15
         while (after := resident_mb(server)) > before + 25 and time.monotonic() < end:
             time.sleep(0.2)
