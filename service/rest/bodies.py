@@ -21,7 +21,7 @@ _COPIES = 2
 """Of a body that are in memory at a time: a buffer that grows, and then what is read of it."""
 
 
-_FIRST_BYTES = 64 * 1024
+_FIRST_BYTES = 4096
 """Of a body, for which memory is taken before any of it has arrived. An announced length alone takes no more: it costs a client nothing."""
 
 _TRUSTED_SHARE = 8

@@ -59,7 +59,7 @@ def test_unfinished_uploads_are_refused_while_plain_requests_are_answered(small_
 
 
 def test_announced_bodies_that_do_not_come_take_no_memory_from_others(small_server: int) -> None:
-    image = encoded(photo(1300, 1300), "BMP")
+    image = encoded(photo(700, 700), "BMP")
     assert MB < len(image) < 6 * MB
     with ExitStack() as uploads, Asking(small_server) as http:
         for size in [4 * MB] * 5 + [150_000] * 60:
