@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import stat
 import struct
 import warnings
 from collections.abc import Callable
@@ -206,14 +207,20 @@ def read_encoded(path: str | Path, max_bytes: int) -> bytes:
         NotFoundError: no such file.
         PictureError: one that may not be read, a pipe that nobody writes to, a device, or more than `max_bytes`.
     """
+    shown = printable(str(path))
     try:
+        status = Path(path).stat()
+        if stat.S_ISREG(status.st_mode) and status.st_size > max_bytes:
+            raise PictureError(f"{shown}: the picture has {status.st_size:,} bytes, at most {max_bytes:,} are read: send a smaller one")
         data = read_bounded(path, max_bytes)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise NotFoundError(f"{printable(str(path))}: {error.strerror}") from error
-    except OSError as error:
-        raise PictureError(f"{printable(str(path))}: {error.strerror or error}") from error
+        raise NotFoundError(f"{shown}: {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        raise PictureError(f"{shown}: {getattr(error, 'strerror', None) or error}") from error
+    if not data and not stat.S_ISREG(status.st_mode):
+        raise PictureError(f"{shown}: {scanning.kind_of(status.st_mode)}, an image file was expected")
     if len(data) > max_bytes:
-        raise PictureError(f"{printable(str(path))}: the image has more than {max_bytes:,} bytes: send a smaller one")
+        raise PictureError(f"{shown}: the image has more than {max_bytes:,} bytes: send a smaller one")
     return data
 
 

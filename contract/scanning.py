@@ -266,7 +266,7 @@ def read_bytes(path: Path, most: int) -> bytes:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise PictureError(f"{_called(status.st_mode)}, an image file was expected")
+            raise PictureError(f"{kind_of(status.st_mode)}, an image file was expected")
         if status.st_size > most:
             raise PictureError(f"the picture has {status.st_size:,} bytes, at most {most:,} are read: send a smaller one")
         return path.read_bytes()
@@ -314,10 +314,11 @@ def _kind(entry: os.DirEntry[str]) -> tuple[int, str | None]:
         if entry.is_symlink():
             return 0, "a link that leads nowhere"
         return 0, f"cannot be read: {error.strerror or error}"
-    return mode, None if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else _called(mode)
+    return mode, None if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else kind_of(mode)
 
 
-def _called(mode: int) -> str:
+def kind_of(mode: int) -> str:
+    """Name what is no regular file, by its mode."""
     if stat.S_ISFIFO(mode):
         return "a FIFO (named pipe)"
     if stat.S_ISSOCK(mode):

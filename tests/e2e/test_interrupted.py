@@ -99,7 +99,7 @@ def test_sigterm_while_all_layers_train_says_how_to_resume(home: Path) -> None:
         "runs/full",
         "--no-export",
     ]
-    with start(home, "finetune", *asked, "--output", "runs/full", "--no-export") as process:
+    with start(home, "finetune", *asked) as process:
         wait_for((home / "runs" / "full" / "resume.safetensors").exists, process)
         process.terminate()
         _, said = process.communicate(timeout=60)
@@ -135,7 +135,7 @@ tlcli export small/run --models few/models -q
 tlcli export small/run --models models --name m -q
 head -c 102400 /dev/zero > few/fill
 tlcli predict models/m data/val/red/0.png --csv few/answers.csv
-tlcli predict models/m data/val/red/0.png --cam gradcam --overlays few
+tlcli predict models/m data/val/red/0.png --cam gradcam --overlays few/overlays
 tlcli predict models/m data/val/red/0.png > /dev/full
 ls -A few few/models >&2
 """
@@ -176,5 +176,5 @@ def test_a_full_disk_is_named_and_what_was_written_is_kept(tmp_path: Path) -> No
         "exit code 1",
     ]
     assert re.fullmatch(rf"Error: few/models/run\S*: {full} try again", lines[3])
-    assert re.fullmatch(rf"Error: few/0\.gradcam\.\w+\.png: {full} try again", lines[8])
-    assert done.stderr.endswith("few:\nfill\nmodels\n\nfew/models:\n"), "nothing is left of what did not fit"
+    assert re.fullmatch(rf"Error: few/overlays/0\.gradcam\.\w+\.png: {full} try again", lines[8])
+    assert done.stderr.endswith("few:\nfill\nmodels\noverlays\n\nfew/models:\n"), "nothing is left of what did not fit"

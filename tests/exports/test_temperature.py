@@ -108,6 +108,9 @@ def sure(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     for name in ("backbone.fc.weight", "backbone.fc.bias"):
         state[name] = 10 * state[name]
     safetensors.torch.save_file(state, result.path / "checkpoint.safetensors")
+    results = json.loads((result.path / "results.json").read_text())
+    results["network_output"] = [10 * value for value in results["network_output"]]
+    (result.path / "results.json").write_text(json.dumps(results))
     return load_run(result.path)
 
 

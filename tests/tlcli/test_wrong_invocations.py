@@ -121,7 +121,7 @@ WRONG = [
     ("predict weights.pth image.png", "weights.pth: a checkpoint, not an exported model"),
     ("predict notes.txt image.png", "notes.txt"),
     ("predict models/toy runs/one", "runs/one: a run, where images are expected"),
-    ("predict models/toy empty", "empty: no picture in this folder"),
+    ("predict models/toy empty", "empty: no image in this folder"),
     ("predict models/toy nosuch.png", "nosuch.png: no such file or folder"),
     ("predict models/toy pipe.png", "left out: pipe.png: the picture is empty"),
     ("predict models/toy notes.txt", "left out: notes.txt: 4 bytes came that are no picture"),

@@ -177,7 +177,7 @@ def test_torchvisions_mobilenets_and_efficientnets_answer_the_same(
     kwargs = {} if epsilon is None else {"bn_eps": epsilon}
     assert_same_answers(network, loaded(timms, tmp_path / "tv.pth", model_kwargs=kwargs), inputs)
     if epsilon is not None:
-        with pytest.raises(WeightsError, match=rf"whose batch norms have the epsilon 0.001 .*add --model-kwargs bn_eps={epsilon}"):
+        with pytest.raises(WeightsError, match=rf"whose batch norms have the epsilon 0.001,.*add --model-kwargs bn_eps={epsilon}"):
             loaded(timms, tmp_path / "tv.pth")
 
 
