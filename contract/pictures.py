@@ -212,7 +212,7 @@ def read_encoded(path: str | Path, max_bytes: int) -> bytes:
         status = Path(path).stat()
         if stat.S_ISREG(status.st_mode) and status.st_size > max_bytes:
             raise PictureError(f"{shown}: the picture has {status.st_size:,} bytes, at most {max_bytes:,} are read: send a smaller one")
-        data = read_bounded(path, max_bytes)
+        data = read_bounded(path, max_bytes) if _is_readable(status.st_mode) else b""
     except (FileNotFoundError, NotADirectoryError) as error:
         raise NotFoundError(f"{shown}: {error.strerror}") from error
     except (OSError, ValueError) as error:
@@ -222,6 +222,11 @@ def read_encoded(path: str | Path, max_bytes: int) -> bytes:
     if len(data) > max_bytes:
         raise PictureError(f"{shown}: the image has more than {max_bytes:,} bytes: send a smaller one")
     return data
+
+
+def _is_readable(mode: int) -> bool:
+    """True for files and pipes; also for folders, which the system refuses in its own words."""
+    return stat.S_ISREG(mode) or stat.S_ISFIFO(mode) or stat.S_ISDIR(mode)
 
 
 _TURNS = {
