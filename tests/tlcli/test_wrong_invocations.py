@@ -121,7 +121,7 @@ WRONG = [
     ("predict weights.pth image.png", "weights.pth: a checkpoint, not an exported model"),
     ("predict notes.txt image.png", "notes.txt"),
     ("predict models/toy runs/one", "runs/one: a run, where images are expected"),
-    ("predict models/toy empty", "empty: no picture in this folder"),
+    ("predict models/toy empty", "empty: no image in this folder"),
     ("predict models/toy nosuch.png", "nosuch.png: no such file or folder"),
     ("predict models/toy pipe.png", "left out: pipe.png: the picture is empty"),
     ("predict models/toy notes.txt", "left out: notes.txt: 4 bytes came that are no picture"),
@@ -210,6 +210,16 @@ def test_other_spellings_mean_our_options(
     main()
     settings = tomllib.loads(capsys.readouterr().out)
     assert {name: settings[name] for name in expected} == expected
+
+
+def test_a_folder_named_like_a_known_data_set_is_the_folder(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "cats-vs-dogs").symlink_to(home / "data")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["tlcli", "finetune", "cats-vs-dogs", "--print-config"])
+    main()
+    assert f'dataset = "{tmp_path}/cats-vs-dogs"' in capsys.readouterr().out
 
 
 def test_the_models_are_listed_by_argument_too(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
