@@ -84,6 +84,8 @@ def from_rpc_error(error: grpc.RpcError, address: str, why_unreachable: Callable
     if code is grpc.StatusCode.UNAVAILABLE:
         if reason := why_unreachable():
             return errors.ServerError(f"{address}: {reason}")
+        if "http1.x server" in details:  # gRPC's own words
+            return errors.ServerError(f"{address} speaks HTTP; this client speaks gRPC: give the port of gRPC (--port, by default 8001)")
         return errors.ServerError(
             f"no server answers at {address}: start one with `tlcli serve`, or say where it is with --host and --port ({details})"
         )

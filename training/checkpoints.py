@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from contract.errors import NotFoundError, WeightsError
+from training.run_files import CHECKPOINT
 
 _NESTED = (
     "state_dict_ema", "model_ema", "ema_state_dict", "params_ema", "state_dict", "model_state_dict", "model_state", "model",
@@ -68,6 +69,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         NotFoundError: no such file.
         WeightsError: the file is damaged, of another kind, needs code to be run, or holds no tensors.
     """
+    if (path / CHECKPOINT).is_file():
+        raise NotFoundError(f"{path}: a run: its weights are in {path / CHECKPOINT}")
+    if path.is_dir():
+        raise NotFoundError(f"{path}: a folder: --weights takes a checkpoint file, `pretrained` or `none`")
     if not path.is_file():
         raise NotFoundError(f"{path}: no such file: --weights takes a checkpoint file, `pretrained` or `none`")
     with path.open("rb") as opened:

@@ -513,4 +513,5 @@ def _say_what_was_found(config: FinetuneConfig, network: Network, dataset: Datas
         say(line)
     if dataset.left_out:
         first = dataset.left_out[0]
-        say(f"{len(dataset.left_out):,} pictures could not be read and are left out, such as {printable(first.name)}: {first.reason}")
+        many = "1 image" if len(dataset.left_out) == 1 else f"{len(dataset.left_out):,} images"
+        say(f"left out: {many} that could not be read, such as {printable(first.name)}: {first.reason}")

@@ -72,7 +72,7 @@ def choose_classes(listing: Listing, subset: Sequence[str] | None, num_classes: 
     """
     if not listing.train:
         there = " and ".join(printable(folder) for folder in listing.folders.values())
-        raise DatasetError(f"{listing.where}: {there}: a folder of classes, but no such train folder: {LAYOUT}")
+        raise DatasetError(f"{listing.where}: no train folder, only {there}: {LAYOUT}")
     classes = listing.classes if subset is None else _subset(listing, subset)
     if len(classes) < 2:
         raise DatasetError(f"{listing.where}: at least two classes were expected, {len(classes)} came ({one_line(classes)}): add another")

@@ -101,6 +101,10 @@ def test_no_server_at_all(ca: Path) -> None:
     assert said(port, tls_ca=ca).startswith(f"no server answers at 127.0.0.1:{port}: start one")
 
 
+def test_the_port_of_http_is_named_as_such(http_port: int) -> None:
+    assert said(http_port) == f"127.0.0.1:{http_port} speaks HTTP; this client speaks gRPC: give the port of gRPC (--port, by default 8001)"
+
+
 @pytest.mark.parametrize(
     ("made", "expected"),
     [

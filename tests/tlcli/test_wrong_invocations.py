@@ -212,6 +212,16 @@ def test_other_spellings_mean_our_options(
     assert {name: settings[name] for name in expected} == expected
 
 
+def test_a_folder_named_like_a_known_data_set_is_the_folder(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "cats-vs-dogs").symlink_to(home / "data")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["tlcli", "finetune", "cats-vs-dogs", "--print-config"])
+    main()
+    assert f'dataset = "{tmp_path}/cats-vs-dogs"' in capsys.readouterr().out
+
+
 def test_the_models_are_listed_by_argument_too(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(home)
     for arguments in (["models"], ["models", "models"], ["models", "--models", "models"]):

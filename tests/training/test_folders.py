@@ -235,7 +235,7 @@ def test_masks_beside_the_classes_are_no_class(tmp_path: Path) -> None:
 def test_only_a_test_folder_is_enough_to_evaluate_and_not_to_train(tmp_path: Path) -> None:
     listing = list_folder(put(tmp_path, *of_both("test")))
     assert listing.parts == {"test": {"cat": ["test/cat/1.jpg"], "dog": ["test/dog/1.jpg"]}}
-    with pytest.raises(DatasetError, match=f"^{tmp_path}: test: a folder of classes, but no such train folder: expected"):
+    with pytest.raises(DatasetError, match=f"^{tmp_path}: no train folder, only test: expected"):
         choose_classes(listing, None, None)
 
 

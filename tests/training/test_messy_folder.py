@@ -65,7 +65,7 @@ def test_each_image_is_read_once_and_the_rest_is_named(run: RunResult, told: lis
         "left out: =1+1/notes.txt: no image, by its name and its content",
     ):
         assert line in told, said
-    assert "2 pictures could not be read and are left out" in said
+    assert "left out: 2 images that could not be read, such as" in said
     assert "warning: 1 image is of one colour everywhere, or nearly, such as =1+1/flat.png: look at them, they teach nothing" in told
     said.encode()
 

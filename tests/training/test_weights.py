@@ -329,6 +329,14 @@ def test_a_file_that_is_not_there() -> None:
         loaded("test_resnet", "nowhere.pth")
 
 
+def test_a_folder_is_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="a folder: --weights takes a checkpoint file"):
+        loaded("test_resnet", str(tmp_path))
+    (tmp_path / "checkpoint.safetensors").touch()
+    with pytest.raises(NotFoundError, match=r"a run: its weights are in .*/checkpoint\.safetensors$"):
+        loaded("test_resnet", str(tmp_path))
+
+
 def test_a_backbone_without_official_weights() -> None:
     with pytest.raises(WeightsError, match="botnet50ts_256 has no official weights: give a file with --weights FILE"):
         loaded("botnet50ts_256", "pretrained")

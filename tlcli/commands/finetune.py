@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -129,14 +130,16 @@ def _dataset(folder: str, flag: str | None) -> str:
     if flag is not None:
         raise click.UsageError(f"{folder} and --dataset {flag}: both name the data set: give one of them")
     from contract.layout import is_run
+    from training.named import KNOWN
 
     path = Path(folder)
+    if path.is_dir() and folder.lower() in KNOWN:
+        folder = os.path.abspath(folder)  # the folder, not the known data set of its name
     if is_run(path):
         raise click.UsageError(f"{folder}: a run, not images: --resume {folder} resumes it, `tlcli export {folder}` exports it")
     options.check_images([folder])
     if not path.exists():
         from contract.errors import TlcliError
-        from training.named import KNOWN
 
         if folder.lower() not in KNOWN and "/" not in folder:
             from training.backbones import list_backbones
