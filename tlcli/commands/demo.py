@@ -111,7 +111,7 @@ def _ask(models: Path, pictures: list[Image], output: Path, console: Console) ->
     best = answer.predictions[0]
     assert best.map is not None
     assert best.map.png is not None
-    overlay = OverlayFolder(output).write(picture, best.map.method, best.label, best.map.png)
+    overlay = OverlayFolder(output / "overlays").write(picture, best.map.method, best.label, best.map.png)
     sheet = output / "answers.png"
     _draw_sheet(pictures, [one.predictions[0] for one in others], sheet)
     return [picture, Path(overlay), sheet]
