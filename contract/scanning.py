@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from contract import heif
-from contract.errors import NotFoundError, PictureError
+from contract.errors import NotFoundError
 from contract.names import printable
 
 HEIF_READ = heif.register()
@@ -254,24 +254,6 @@ def find(paths: Iterable[str | Path], skipped: list[Skipped] | None = None) -> l
         else:
             raise NotFoundError(f"{printable(str(path))}: no such file or folder")
     return found
-
-
-def read_bytes(path: Path, most: int) -> bytes:
-    """Read a regular file whole; anything else is refused unopened.
-
-    Raises:
-        NotFoundError: no such file, or it may not be read.
-        PictureError: a FIFO, a socket, a device or a folder; or more than `most` bytes.
-    """
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise PictureError(f"{kind_of(status.st_mode)}, an image file was expected")
-        if status.st_size > most:
-            raise PictureError(f"the picture has {status.st_size:,} bytes, at most {most:,} are read: send a smaller one")
-        return path.read_bytes()
-    except OSError as error:
-        raise NotFoundError(f"{printable(str(path))}: {error.strerror or error}") from error
 
 
 def describe(skipped: Sequence[Skipped], shown: int = 3) -> list[str]:

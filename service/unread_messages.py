@@ -39,7 +39,6 @@ class UnreadMessages(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # g
         self._limit_bytes = limit_bytes
         self._first_bytes: int | None = None
         self._reading: dict[Any, None] = {}  # contexts, the longest first
-        self._ended: dict[Any, grpc.aio.AbortError] = {}
         self._watch: asyncio.Task[None] | None = None
         self._trim: asyncio.Task[None] | None = None
 
@@ -78,11 +77,7 @@ class UnreadMessages(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # g
 
     def _stream(self, behaviour: Any) -> Any:
         async def read(_: object, context: Any) -> None:
-            try:
-                await _write_all(behaviour(self._counted(context), context), context)
-            finally:
-                if (ended := self._ended.pop(context, None)) is not None:
-                    raise ended  # whatever the behaviour made of it
+            await _write_all(behaviour(self._counted(context), context), context)
 
         return read
 
@@ -91,8 +86,6 @@ class UnreadMessages(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # g
             return await self._next(context)
         except StopAsyncIteration:
             pass
-        finally:
-            self._ended.pop(context, None)
         try:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the call ended before its message")
         except grpc.aio.InternalError:
@@ -119,8 +112,6 @@ class UnreadMessages(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # g
             message = await context.read()  # gRPC's iterator would keep the message for as long as its call
         except BaseException as error:
             self._trim_soon()
-            if (ended := self._ended.get(context)) is not None:
-                raise ended from None
             if isinstance(error, DecodeError):  # of calls that are not ours; gRPC would answer UNKNOWN, and log a traceback
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "bytes came that are no message of this call")
             raise
@@ -145,10 +136,10 @@ class UnreadMessages(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # g
         for context in longest:
             try:
                 await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"no memory is left for the rest of the message: {_WAY_OUT}")
-            except grpc.aio.AbortError as error:
-                self._ended[context] = error  # which gRPC expects its handler to raise
+            except grpc.aio.AbortError:
+                continue  # raised here, and once more by the read that it ends
             except (grpc.aio.InternalError, grpc.aio.UsageError):
-                continue  # it has ended meanwhile
+                continue  # the call has ended meanwhile
         await asyncio.to_thread(give_back)
 
     def _trim_soon(self) -> None:

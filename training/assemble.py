@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from contract.errors import DatasetError, SettingsError
+from contract.errors import DatasetError
 from training.config import FinetuneConfig
 from training.listing import Listing, Pictures, choose_classes, one_line
 from training.parts import Checked, Dataset, LeftOut, Part
@@ -23,7 +23,6 @@ def assemble(listing: Listing, config: FinetuneConfig, progress: ProgressFactory
 
     Raises:
         DatasetError: see `choose_classes`; or too few pictures of a class can be read.
-        SettingsError: `val_fraction` was changed, and the data set has a validation part.
     """
     classes = choose_classes(listing, config.classes, config.num_classes)
     checked: dict[str, Checked] = {}
@@ -34,8 +33,6 @@ def assemble(listing: Listing, config: FinetuneConfig, progress: ProgressFactory
         checked.update(found)
         return {name for name, result in found.items() if result.reason is None}
 
-    if listing.val is not None and config.val_fraction != FinetuneConfig.model_fields["val_fraction"].default:
-        raise SettingsError(f"--val-fraction {config.val_fraction:g}: {listing.where} has a val part, so nothing is held out: leave it out")
     draws = {
         part: {name: _draw(pictures[name], part, name, part == "train" and listing.val is None, config) for name in classes}
         for part, pictures in listing.parts.items()

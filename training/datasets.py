@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from contract.errors import DatasetError
+from contract.errors import DatasetError, SettingsError
 from contract.files import whole_file
 from training.assemble import assemble
 from training.config import FinetuneConfig
@@ -23,19 +23,24 @@ from training.timm_sets import PREFIXES, is_timm_spec, list_timm
 __all__ = ["Dataset", "KnownDataset", "LeftOut", "Part", "known_datasets", "list_dataset", "load_dataset", "save_split"]
 
 
-def load_dataset(config: FinetuneConfig, progress: ProgressFactory | None = None) -> Dataset:
+def load_dataset(config: FinetuneConfig, progress: ProgressFactory | None = None, *, is_new: bool = False) -> Dataset:
     """Find, fetch if need be, check and split the data set that `config` names.
 
     Args:
         config: `dataset`, `data_dir`, `classes`, `num_classes`, `limit`, `val_fraction` and `seed` are read.
         progress: told of what lasts; silent by default.
+        is_new: refuse settings without effect. Runs of earlier versions may have them.
 
     Raises:
         DatasetError: no such data set, or one that cannot be trained on.
         HubError: it is not here and cannot be downloaded.
+        SettingsError: a new run's `val_fraction` was changed, and the data set has a validation part.
     """
     progress = progress or silent
-    return assemble(list_dataset(config, progress), config, progress)
+    listing = list_dataset(config, progress)
+    if is_new and listing.val is not None and config.val_fraction != FinetuneConfig.model_fields["val_fraction"].default:
+        raise SettingsError(f"--val-fraction {config.val_fraction:g}: {listing.where} has a val part, so nothing is held out: leave it out")
+    return assemble(listing, config, progress)
 
 
 def save_split(dataset: Dataset, path: str | Path) -> None:

@@ -227,7 +227,7 @@ class _Work:
                 if results is not None:  # another process did it, while this one was about to begin
                     return _finished_before(folder.path, results, self._say)
                 self._on_begin(folder.path)
-                network, dataset, resolved = self.prepare()
+                network, dataset, resolved = self.prepare(is_new=False)
                 self._check_it_is_the_same(*before, resolved)
                 if self._together.first and before[1].asked != resolved.asked:  # its data set has moved
                     folder.write_config(before[1].model_copy(update={"asked": resolved.asked}))
@@ -286,8 +286,8 @@ class _Work:
             self._watchers = (*self._watchers, log)
             yield
 
-    def prepare(self) -> tuple[Network, Dataset, RunConfig]:
-        """The network as training finds it, the pictures, and what was asked, resolved."""
+    def prepare(self, *, is_new: bool = True) -> tuple[Network, Dataset, RunConfig]:
+        """Return the network before training, the images and the resolved settings. is_new: see `load_dataset`."""
         config, clock = self._config, self._clock
         if self._device.type == "cpu":
             keep_freed_memory()
@@ -296,7 +296,7 @@ class _Work:
             backbone, weights_fingerprint = load_backbone(config, self._progress)
         preprocessing = resolve_preprocessing(config, backbone)
         with clock("data"), self._together.first_goes_first():
-            dataset = load_dataset(config, self._progress)
+            dataset = load_dataset(config, self._progress, is_new=is_new)
         torch.manual_seed(config.seed)
         network = Network(
             NetworkConfig(

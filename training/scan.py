@@ -14,7 +14,7 @@ from pathlib import Path
 import PIL
 from PIL import Image
 
-from contract import pictures, scanning
+from contract import pictures
 from contract.cores import usable_cores
 from contract.errors import NotFoundError, PictureError
 from contract.files import whole_file
@@ -66,11 +66,9 @@ class FolderSource:
 def check_file(path: Path) -> Checked:
     """Read, hash and decode one picture file. Whatever is wrong with it is the answer's `reason`."""
     try:
-        data = scanning.read_bytes(path, pictures.DEFAULT_LIMITS.max_bytes)
-    except NotFoundError as error:
+        data = pictures.read_encoded(path, pictures.DEFAULT_LIMITS.max_bytes)
+    except (NotFoundError, PictureError) as error:
         return Checked("", f"cannot be read: {str(error).removeprefix(f'{printable(str(path))}: ')}")
-    except PictureError as error:
-        return Checked("", str(error))
     fingerprint = hashlib.sha256(data).hexdigest()
     try:
         picture = pictures.decode(data)

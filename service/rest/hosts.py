@@ -57,7 +57,9 @@ def _is_address(name: str) -> bool:
 
 
 def _split(url: str) -> tuple[str, int | None]:
-    """Name and port; an empty name where there is none."""
+    """Return the name and the port; an empty name where there is none, or more than a name and a port (RFC 9110, 7.2)."""
+    if set("@/?#\\") & set(url.partition("//")[2]):
+        return "", None
     try:
         found = urlsplit(url)
         name, port = found.hostname or "", found.port or _DEFAULT_PORTS.get(found.scheme)

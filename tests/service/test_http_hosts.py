@@ -31,7 +31,19 @@ def port(models: Path) -> Iterator[int]:
         yield port
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:{port}", "localhost.evil.example", "127.0.0.1.evil.example", "x", "[::1"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example",
+        "evil.example:{port}",
+        "localhost.evil.example",
+        "127.0.0.1.evil.example",
+        "x",
+        "[::1",
+        "evil.example:80@localhost",
+        "localhost/x",
+    ],
+)
 def test_another_name_is_refused_whatever_is_asked(port: int, host: str) -> None:
     host = host.format(port=port)
     with Asking(port) as asking:

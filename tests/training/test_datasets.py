@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 import training.scan
-from contract.errors import DatasetError, PictureError
+from contract.errors import DatasetError, PictureError, SettingsError
 from training.config import FinetuneConfig
 from training.datasets import Dataset, Part, load_dataset, save_split
 from training.progress import Advance
@@ -75,6 +75,16 @@ def test_val_fraction(tmp_path: Path) -> None:
     assert of_class(dataset, dataset.val) == {"ant": 10, "bee": 10}
     almost_all = load(tmp_path, val_fraction=0.999)
     assert of_class(almost_all, almost_all.train) == {"ant": 1, "bee": 1}
+
+
+def test_a_fraction_without_effect_is_refused_in_a_new_run_alone(tmp_path: Path) -> None:
+    """Runs from before it was refused are resumed and exported."""
+    for part in ("train", "val"):
+        put_classes(tmp_path / part, ant=3, bee=3)
+    config = FinetuneConfig(dataset=str(tmp_path), val_fraction=0.5)
+    assert [len(part) for part in load_dataset(config).parts.values()] == [6, 6]
+    with pytest.raises(SettingsError, match=r"^--val-fraction 0.5: .* has a val part, so nothing is held out: leave it out$"):
+        load_dataset(config, is_new=True)
 
 
 def test_fingerprints_are_of_contents(tmp_path: Path) -> None:
