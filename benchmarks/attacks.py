@@ -62,7 +62,7 @@ class Target:
 
 
 Outcome = Iterator[str]
-"""How the server answered: HTTP statuses, gRPC codes, or what became of a connection."""
+"""Answers of the server: HTTP statuses, gRPC codes, or the fate of a connection."""
 
 
 # Images
@@ -336,7 +336,7 @@ def unread_streams(target: Target) -> Outcome:
 
 
 def foreign_pages(target: Target) -> Outcome:
-    """What a page of another site, or a name that was bound anew to this address, asks for: nothing may be unloaded."""
+    """Requests from a page of another site, and by a rebound DNS name: nothing may be unloaded."""
     path = f"/v2/repository/models/{target.model}/unload"
     for headers in ({"Origin": "http://evil.example"}, {"Host": "evil.example"}, {"Sec-Fetch-Site": "cross-site", "Origin": "null"}):
         status = _post(target, path, b"{}", headers)

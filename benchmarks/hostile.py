@@ -223,7 +223,7 @@ def memory_mib_of(pid: int, group: Path | None) -> int:
 
 
 def kernel_kills(group: Path | None) -> int | None:
-    """How many processes of the group the kernel has killed for want of memory."""
+    """Return the number of processes of the group that the kernel killed for lack of memory."""
     for file in ("memory.events", "memory.oom_control"):
         if group is not None and (group / file).exists():
             figures = dict(line.split() for line in (group / file).read_text().splitlines())
@@ -377,7 +377,7 @@ class Expected:
             self._maps.append({name: values[0, 0] for name, values in answer.maps.items()})
 
     def difference(self, number: int, best: Any, method: str | None) -> str | None:
-        """What is wrong with the first prediction for an image; None if nothing is."""
+        """Describe how the first prediction for an image differs from the expected one; None if it does not."""
         scores = self._scores[number]
         if best.class_id != int(scores.argmax()) or abs(best.score - float(scores.max())) > SCORES_TOLERANCE:
             return f"image {number}: class {best.class_id} {best.score:.6f} instead of {int(scores.argmax())} {scores.max():.6f}"
@@ -413,7 +413,7 @@ def valid_images() -> list[bytes]:
 
 
 class Load:
-    """What became of valid requests."""
+    """Outcomes of valid requests."""
 
     def __init__(self) -> None:
         self.outcomes: Counter[str] = Counter()
@@ -421,7 +421,7 @@ class Load:
         self._seconds: list[float] = []
 
     def p99_ms(self) -> float:
-        """Of the requests that were answered."""
+        """Return the 99th percentile of the answered requests' latencies."""
         return 1000 * float(np.percentile(self._seconds, 99)) if self._seconds else float("nan")
 
     def answered(self, seconds: float, wrong: str | None) -> None:

@@ -30,7 +30,7 @@ from training.shapes import draw
 SMALL = 96
 """Pixels: the input of models that take it. Others get the size that they were made for."""
 CLASSES = 10
-"""Of models that timm builds without a classifier."""
+"""Models that timm builds without a classifier."""
 TOLERANCE = 1e-4
 """Largest difference of logits, relative to the largest logit."""
 NOT_RUN = "–"

@@ -1,4 +1,4 @@
-"""How large the coded images in an AVIF file are: its header may claim less, and a decoder works on what is coded."""
+"""Size of the coded images in an AVIF file: its header may claim less, and a decoder works on what is coded."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _child(data: bytes, kind: bytes, start: int, end: int) -> tuple[int, int]:
 
 
 def _extents(data: bytes) -> Iterator[tuple[int, int]]:
-    """Where each item begins and ends in the file, by its first extent (ISO/IEC 14496-12, 8.11.3)."""
+    """Return the start and end of each item in the file, by its first extent (ISO/IEC 14496-12, 8.11.3)."""
     meta, meta_end = _child(data, b"meta", 0, len(data))
     start, end = _child(data, b"iloc", meta + 4, meta_end)
     idat, _ = _child(data, b"idat", meta + 4, meta_end)

@@ -64,13 +64,13 @@ def sweep(folder: Path) -> None:
 
 
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO)
-"""What a file that cannot be written is refused with, rather than one that cannot be read or a connection."""
+"""Errors of a file that cannot be written, as opposed to one that cannot be read, or a connection."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 """Those that are told from another library's text."""
 
 _OF_RUST = re.compile(r"\(os error (\d+)\)|Os \{ code: (\d+)")
-"""How libraries written in Rust, such as safetensors, put the system's error into their own."""
+"""Form in which libraries written in Rust, such as safetensors, report an error of the system."""
 
 
 @contextmanager

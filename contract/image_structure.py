@@ -14,13 +14,13 @@ PLAIN_S = 0.5
 """Images that are estimated to decode faster than this are plain, if nothing else is odd about them."""
 
 _MAX_SEGMENTS = 1024
-"""Of a JPEG before its first scan; an ICC profile alone may take 255. Pillow spends 2 microseconds on each."""
+"""Segments of a JPEG before its first scan; an ICC profile alone may take 255. Pillow spends 2 microseconds on each."""
 
 _MAX_CHUNKS = 20_000
-"""Of a PNG: 32 MiB in pieces of 8 KiB are 4,096. Pillow spends 6 microseconds on each."""
+"""Chunks of a PNG: 32 MiB in pieces of 8 KiB are 4,096. Pillow spends 6 microseconds on each."""
 
 _MAX_EXTENSION_BYTES = 1 << 16
-"""Of a GIF, before its first frame."""
+"""Bytes of a GIF's extensions before its first frame."""
 
 _MAX_EXIF_BYTES = 1 << 16
 _MAX_EXIF_ENTRIES = 512

@@ -83,7 +83,7 @@ def is_run(path: Path) -> bool:
 
 
 def not_a_run(path: Path) -> str | None:
-    """What a path is where a run's folder is expected, and what to type; None if it may be a run."""
+    """Describe a path that is no run's folder, and what to type instead; None if it may be a run."""
     expected = "give a run's folder, such as one under runs/"
     if not path.exists():
         near = Path("runs") / path
@@ -105,7 +105,7 @@ def not_a_run(path: Path) -> str | None:
 
 
 def not_a_repository(path: Path) -> str | None:
-    """What a path is where a model repository is expected, and what to type; None if it may be one, empty ones included."""
+    """Describe a path that is no model repository, and what to type instead; None if it may be one, empty ones included."""
     if path.is_file():
         if path.name == MODEL_FILE and is_version(path.parent.name):
             return f"{path}: one file of a model repository: give the repository: {_above(path, 3)}"

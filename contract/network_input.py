@@ -20,7 +20,7 @@ Admit = Callable[[int], None]
 
 @dataclass(frozen=True, eq=False)
 class NetworkInput:
-    """What the network is given, and where it comes from.
+    """Input of the network, and its source.
 
     images: uint8 `[1, height, width, 3]`, RGB.
     box: the part of the picture that it covers: left, top, right, bottom in the picture's pixels.

@@ -160,7 +160,7 @@ _MODE_BYTES = {"1": 1, "L": 1, "P": 1, "LA": 4, "PA": 4, "RGB": 4, "RGBA": 4, "C
 
 _COEFFICIENT_BYTES = 8
 _DECODER_BYTES = {"WEBP": 16, "AVIF": 16, "HEIF": 16, "JPEG2000": 16, "TIFF": 8, "GIF": 4}
-"""What decoders hold beside the image, a pixel: canvases, planes, strips."""
+"""Bytes a pixel that decoders hold besides the image: canvases, planes, strips."""
 
 
 def decoding_bytes(image: Image.Image, data: bytes) -> int:

@@ -15,7 +15,7 @@ FloatArray = npt.NDArray[np.float32]
 ByteArray = npt.NDArray[np.uint8]
 
 MAX_SIDE = 1024
-"""Of an overlay: larger images are scaled down to this on their longer side."""
+"""Longer side of an overlay in pixels: larger images are scaled down to it."""
 
 _BAND_VALUES = 1 << 16
 """Values that are coloured at a time: what is worked on takes 100 times their bytes."""

@@ -55,7 +55,7 @@ _MAGIC = re.compile(
     rb"|BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0|P[1-6]\s+(?:#[^\n]*\n\s*)*\d+\s|\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51",
     re.DOTALL,
 )
-"""How the formats of `SUFFIXES` begin. What is matched loosely is decided when it is decoded."""
+"""First bytes of the formats of `SUFFIXES`. Decoding decides about loose matches."""
 
 
 @dataclass(frozen=True)

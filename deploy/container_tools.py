@@ -25,7 +25,7 @@ _FOLDERS = (
     "/usr/local/lib/podman",
     "/usr/lib/podman",
 )
-"""Where programs lie besides $PATH; podman's own helpers are not on it."""
+"""Folders of programs besides $PATH; podman's own helpers are not on it."""
 
 
 def missing(programs: Sequence[str], path: str | None = None, folders: Sequence[str] = _FOLDERS) -> list[str]:
@@ -41,7 +41,7 @@ def missing(programs: Sequence[str], path: str | None = None, folders: Sequence[
 
 
 def problem(programs: Sequence[str], is_root: bool) -> str | None:
-    """What to do before the check can run, in one line; None if nothing is missing.
+    """Return what to do before the check can run, in one line; None if nothing is missing.
 
     Args:
         programs: not installed, see `missing`.

@@ -125,7 +125,7 @@ class Autograd:
 
 
 def _fused(maps: Sequence[Expected]) -> Expected:
-    """Of maps that are each scaled to their own range; one that is zero but for rounding could then be anything, and decides nothing."""
+    """Fuse maps, each scaled to its own range. A map that is zero except for rounding could be anything then, and decides nothing."""
     values = fuse([one.values for one in maps])
     largest = [one.values.amax((-2, -1)) for one in maps]  # 0 where the sum is negative everywhere: that is decided
     is_zero = torch.stack([(most > 0) & (most <= _ZERO * one.terms) for most, one in zip(largest, maps, strict=True)]).any(0)[

@@ -1,4 +1,4 @@
-"""How far rounding alone may move a map: the size of the terms that it is a sum of, and positions at a threshold."""
+"""Effect of rounding on a map: the size of the terms that it sums, and positions at a threshold."""
 
 from __future__ import annotations
 

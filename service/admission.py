@@ -1,4 +1,4 @@
-"""How many images may wait for a model: the rest is refused before it costs anything, with the time after which to ask again."""
+"""Bound on the images that wait for a model: others are refused before they cost anything, with a retry delay."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ class Classifier:
 
 
 def _drawing_bytes(query: MapQuery | None, preprocessing: Preprocessing) -> int:
-    """What drawing takes, one map at a time, and the drawn maps until they are sent; next to nothing for raw maps."""
+    """Return the memory that drawing takes, one map at a time, and the drawn maps until they are sent; almost none for raw maps."""
     if query is None or query.map_format == "raw":
         return 0
     pixels = MAX_SIDE**2 if query.map_format == "overlay" else preprocessing.width * preprocessing.height

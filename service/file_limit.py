@@ -1,4 +1,4 @@
-"""How many connections fit into the files that this process may have open (`ulimit -n`)."""
+"""Number of connections that fit into the files that this process may have open (`ulimit -n`)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def raise_limit() -> None:
 
 
 def fitting_connections(most: int, protocols: int) -> int:
-    """Of `most` connections, those that each of so many protocols can have open."""
+    """Return how many of `most` connections each protocol can have open."""
     try:
         import resource
 

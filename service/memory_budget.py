@@ -16,7 +16,7 @@ from contract.errors import MemoryLimitError, RequestError
 T = TypeVar("T")
 
 WAIT_S = 2.0
-"""How long a request waits for memory before it is refused."""
+"""Seconds that a request waits for memory before it is refused."""
 
 _SMALL_SHARE = 64
 _KEPT_SHARE = 4
@@ -52,7 +52,7 @@ class MemoryBudget:
 
     @property
     def used_bytes(self) -> int:
-        """What is taken now."""
+        """Bytes in use."""
         return self._used
 
     def take_peak(self) -> int:
@@ -154,7 +154,7 @@ class MemoryBudget:
 
 
 class Lease:
-    """What one request has of the budget; as a context manager, given back at the end.
+    """Share of one request in the budget; as a context manager, returned at the end.
 
     A thread that works with the memory holds on to it: while it does `work`, `close` takes effect when the thread is done.
     """
@@ -173,7 +173,7 @@ class Lease:
 
     @property
     def bytes(self) -> int:
-        """What it has now."""
+        """Bytes that it holds."""
         return self._bytes
 
     def check(self, size: int) -> None:

@@ -26,7 +26,7 @@ BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 @dataclass(frozen=True)
 class Queue:
-    """How many images wait for a version of a model that is served, and how many Score-CAMs wait or are in progress."""
+    """Number of images that wait for a served version of a model, and of Score-CAMs that wait or are in progress."""
 
     model: str
     version: str

@@ -18,7 +18,7 @@ from service.pb.tlcli.v1 import classifier_pb2 as pb
 from service.query import Query
 
 _MAX_BYTES = 512 * 1024 * 1024
-"""Of a file; what a server takes is its own setting (`limits_max_bytes`)."""
+"""Bound on a file; a server has its own (`limits_max_bytes`)."""
 
 Picture = bytes | str | Path | Image.Image | npt.NDArray[np.uint8]
 """An encoded picture, its path, a Pillow image, or a uint8 array `[height, width, 3]`, RGB. An array of the model's own input size is the

@@ -241,7 +241,7 @@ class Repository:
         return bool(held.keys() - set(chosen)) and not standing_in
 
     async def _update(self, name: str, there: Sequence[int] | None = None) -> list[str]:
-        """What failed. The versions that are new or changed are loaded first, and all take over together.
+        """Load new and changed versions, let all take over together, and return what failed.
 
         Args:
             name: the model's.

@@ -1,4 +1,4 @@
-"""What a run on an image of an odd size takes: measured when a model that accepts any size is opened."""
+"""Memory of a run on an image of an odd size, measured when a model that accepts any size is opened."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contract.model import Model
 from service.opening import blank
 
 _USUAL_PIXEL_BYTES = 400.0
-"""Where it cannot be measured; a ResNet-50 takes 390."""
+"""Fallback where it cannot be measured; a ResNet-50 takes 390."""
 
 _MARGIN = 1.25
 _LEAST_PIXEL_BYTES = 16.0

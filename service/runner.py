@@ -27,7 +27,7 @@ from service.warming import warm_up
 from service.workers import Timed, Workers
 
 MASKED_PICTURES = {"cpu": 4, "cuda": 16}
-"""How many masked pictures a Score-CAM runs in a turn, by device, while nobody else asks. On a CPU, a picture among four costs about a
+"""Masked images that a Score-CAM runs in a turn, by device, while there are no other requests. On a CPU, a picture among four costs about a
 tenth more than among sixteen; a GPU wants them together."""
 
 AMONG_OTHERS = {"cpu": 1, "cuda": 4}
@@ -101,7 +101,7 @@ class Runner:
         return 0 if (height, width) == (own.height, own.width) else round(height * width * self._pixel_bytes)
 
     def score_cam_s(self) -> float:
-        """What a Score-CAM took of late, in seconds."""
+        """Recent duration of a Score-CAM in seconds."""
         return self._turns.long_s
 
     async def submit(self, images: npt.NDArray[np.uint8], wanted: Wanted, on_turn: Callable[[], None] = lambda: None) -> Timed[Answer]:

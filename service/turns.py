@@ -28,7 +28,7 @@ class Turns:
         self._others = 0
         self._last_other = -_COMPANY_S
         self.long_s = 0.0
-        """What a Score-CAM took of late, in seconds."""
+        """Recent duration of a Score-CAM in seconds."""
 
     @contextmanager
     def short(self) -> Iterator[None]:

@@ -143,7 +143,7 @@ class UnreadMessages(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # g
         await asyncio.to_thread(give_back)
 
     def _trim_soon(self) -> None:
-        """What a message that did not arrive took lies in small pieces, which the C library keeps."""
+        """Trim the heap: gRPC holds messages in small pieces, which the C library keeps when they are freed."""
         if self._trim is None or self._trim.done():
             self._trim = asyncio.create_task(_trim_later())
 

@@ -1,4 +1,4 @@
-"""What tells the files of a model's version from those that were there before: the graph's, and those of weights beside it."""
+"""Identity of the files of a model's version: the graph, and external weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from contract.layout import MODEL_FILE, is_model_name, is_version
 
 @dataclass(frozen=True)
 class FileState:
-    """What tells a file from the one that was there before."""
+    """Identity of a file, to notice that it was replaced."""
 
     size: int
     modified_ns: int

@@ -1,4 +1,4 @@
-"""What parsing a protobuf message costs, told from its bytes: an empty field is two of them, and an object when it is parsed."""
+"""Cost of parsing a protobuf message, read from its bytes: an empty field is two bytes, and an object once it is parsed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_NUMBERS = 4_000_000
 """Numbers that come one by one, packed: images as `uint_contents`, 26 of 224 x 224 pixels."""
 
 MAX_TEXT_BYTES = 64 * 1024
-"""Of a name or an id."""
+"""Bound on a name or an id."""
 
 _VARINT, _FIXED64, _LENGTH, _START, _END, _FIXED32 = range(6)
 _MESSAGE, _TEXT, _BYTES, _NUMBERS = range(4)
@@ -82,7 +82,7 @@ def check_cost(data: bytes, descriptor: Descriptor) -> None:
 
 
 def _numbers(data: bytes, start: int, stop: int) -> int:
-    """How many varints there are at least: each ends with a byte below 128. Numbers of fixed size are no more than their bytes."""
+    """Return a lower bound on the number of varints: each ends with a byte below 128. Numbers of fixed size are at most their bytes."""
     if stop - start <= MAX_NUMBERS // 8:
         return stop - start
     import numpy as np  # which a proxy on Ray does without

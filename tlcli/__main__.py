@@ -103,7 +103,7 @@ def main() -> None:
 
 
 def _told(error: OSError) -> str:
-    """Where, what, and the way out."""
+    """Describe an error of the system: the file, the reason, and the way out."""
     where = error.filename
     if where is None and error.errno in _FULL:
         where = "standard output"

@@ -103,7 +103,7 @@ def class_targets(wanted: Sequence[str], labels: Sequence[str]) -> tuple[int, ..
 
 
 _LONGEST_STEM = 50
-"""Of a picture's name in an overlay's, in characters of up to four bytes: file systems take 255 bytes for all of a name."""
+"""Characters of the image's name in an overlay's name, of up to four bytes each: file systems take 255 bytes for a name."""
 
 
 class OverlayFolder:

@@ -11,7 +11,7 @@ from types import FrameType
 from contract.errors import PictureError, ResourceError
 
 _UNFINISHED = (KeyboardInterrupt, OSError, MemoryError, ResourceError, PictureError)
-"""What ends a command whose work is kept: it goes on once the cause is gone."""
+"""Errors that end a command whose work is kept: it can be resumed."""
 
 
 class Interrupted(KeyboardInterrupt):  # as its base

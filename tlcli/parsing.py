@@ -1,4 +1,4 @@
-"""How every command reads its arguments: spellings from other tools, and options that would be ignored."""
+"""Argument parsing of every command: spellings from other tools, and options that would be ignored."""
 
 from __future__ import annotations
 

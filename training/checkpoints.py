@@ -37,7 +37,7 @@ _COUNTERS = ("n_averaged",)
 """Tensors that `torch.optim.swa_utils` keeps beside the weights."""
 
 _NUMPY: dict[str, Any] = {"scalar": np.float64().__reduce__()[0], "_reconstruct": np.zeros(0).__reduce__()[0]}
-"""What NumPy's scalars and arrays are made with; its package `_core` was called `core` before NumPy 2."""
+"""Constructors of NumPy's scalars and arrays; its package `_core` was called `core` before NumPy 2."""
 
 _HARMLESS: list[Any] = [
     argparse.Namespace,
@@ -49,7 +49,7 @@ _HARMLESS: list[Any] = [
 """Classes beyond PyTorch's own list that may be in a checkpoint: training scripts keep their arguments and best score in it."""
 
 _OF_LOSSES = re.compile(r"(?:\w*criterion|\w*loss(?:_fn|_func|_function)?|\w*metrics?|\w*_acc(?:uracy)?)\.")
-"""Of a network that is trained on images, no part is called so."""
+"""Key prefixes that no network for images has."""
 
 _REFUSED = re.compile(r"GLOBAL ([\w.]+)")
 

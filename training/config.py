@@ -31,7 +31,7 @@ def cache_dir() -> Path:
 
 
 _LEAST_STD = 1e-3
-"""Of the input. The smallest in use is 1/255, for networks that were trained on values of 0 to 255."""
+"""Least standard deviation of the input. The smallest in use is 1/255, for networks trained on values of 0 to 255."""
 
 
 class FinetuneConfig(BaseModel):

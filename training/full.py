@@ -184,7 +184,7 @@ def classify_pictures(
 
 
 def smallest_part(pictures: int, plan: Plan) -> int:
-    """How many of `pictures` training images are run through the network at a time, at least, over all processes."""
+    """Return the smallest number of `pictures` training images that the network sees at a time, over all processes."""
     steps = batch_count(pictures, plan.batch_size * plan.accumulate)
     sizes = {pictures // steps, -(-pictures // steps)}
     return min(size // batch_count(size, plan.batch_size) for size in sizes)

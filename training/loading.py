@@ -20,7 +20,7 @@ _FEWEST_FOR_WORKERS = 128
 
 
 def batch_count(pictures: int, batch_size: int) -> int:
-    """How many batches of about equal size `pictures` make, of at most `batch_size` each.
+    """Return the number of batches of about equal size that `pictures` make, of at most `batch_size` each.
 
     None has a single image, of which some batch norms can make nothing, unless `batch_size` is 1: an odd number in batches of 2
     makes one of 3.

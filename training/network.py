@@ -217,7 +217,7 @@ def build(config: NetworkConfig) -> Network:
 
 
 def _as_if_pretrained(config: NetworkConfig, backbone: nn.Module) -> nn.Module:
-    """What timm builds with `pretrained=True`, with the weights of `backbone`, which it built without."""
+    """Return the network that timm builds with `pretrained=True`, with the weights of `backbone`, which was built without."""
     overlay = {
         "state_dict": backbone.state_dict(), "num_classes": getattr(backbone, "num_classes", 0), "custom_load": False, "first_conv": None
     }  # fmt: skip

@@ -85,7 +85,7 @@ def find_own_head(backbone: nn.Module, size: tuple[int, int]) -> tuple[OwnHead |
 
 
 def _classifiers(backbone: nn.Module) -> int:
-    """How many classifiers the backbone has: two after a distillation, one a scale in some networks."""
+    """Return the number of the backbone's classifiers: two after a distillation, one a scale in some networks."""
     classifier: Any = backbone.get_classifier()  # type: ignore[operator]
     return len(classifier) if isinstance(classifier, (tuple, list, nn.ModuleList)) else 1
 
@@ -110,7 +110,7 @@ def _siblings_before(backbone: nn.Module, path: str) -> tuple[str, ...]:
 
 
 def _observe(backbone: nn.Module, path: str, inputs: Tensor) -> tuple[Tensor | None, Tensor | None, Any]:
-    """What the last layer is given and returns, and what the backbone returns."""
+    """Run the backbone; return the input and the output of its last layer, and its own output."""
     seen: list[tuple[Any, Any]] = []
     handle = backbone.get_submodule(path).register_forward_hook(lambda _, came, went: seen.append((came[0].clone(), went.clone())))
     try:

@@ -21,7 +21,7 @@ _JOINED = re.compile(rf"({'|'.join(sorted(_WORDS, key=len, reverse=True))})(?:{'
 
 
 class PartName(NamedTuple):
-    """What a folder's name says. word: the part. rest: what else it says, `""` for names like `train`, `seg_train`, `TestImages2017`."""
+    """Reading of a folder's name. word: the part. rest: the remainder, `""` for names like `train`, `seg_train`, `TestImages2017`."""
 
     word: Word
     rest: str

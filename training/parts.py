@@ -26,7 +26,7 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Checked:
-    """What reading a picture once found.
+    """Result of reading an image once.
 
     fingerprint: SHA-256 in hex, of its content. reason: why it cannot be used, or None. near_uniform: see `is_near_uniform`.
     """

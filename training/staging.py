@@ -15,7 +15,7 @@ from contract.files import named_errors
 from training.locks import LocksUnsupportedError, try_lock, unshared, wait_for_lock
 
 _LEFT_BEHIND_S = 86400
-"""Where the file system has no locks: a temporary folder that has not changed for so long was left by a process that ended."""
+"""Age of a temporary folder that was left by a process that ended, on file systems without locks."""
 
 _RANDOM = "[a-z0-9_]{8}"
 """What `tempfile` ends a name with."""

@@ -29,7 +29,7 @@ _TOO_MANY = b'{"error":"as many connections are open as this server takes (max_c
 
 
 class Connections:
-    """How many connections are open, of those that may be."""
+    """Count of open connections, and its bound."""
 
     def __init__(self, most: int) -> None:
         self._most = most

@@ -15,14 +15,14 @@ _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 _ENCODINGS = ("gzip", "deflate")
 _OTHER_NAMES = {"x-gzip": "gzip"}  # RFC 9110, 8.4.1.3
 _MOST_MEMBERS = 4096
-"""Of a gzip file, each a whole one (RFC 1952, 2.2): parallel compressors write one for each of their blocks."""
+"""Members of a gzip file (RFC 1952, 2.2): parallel compressors write one for each of their blocks."""
 
 _COPIES = 2
-"""Of a body that are in memory at a time: a buffer that grows, and then what is read of it."""
+"""Copies of a body in memory at a time: a growing buffer, and then the bytes read from it."""
 
 
 _FIRST_BYTES = 4096
-"""Of a body, for which memory is taken before any of it has arrived. An announced length alone takes no more: it costs a client nothing."""
+"""Bytes of a body that are reserved before any of it arrives. An announced length reserves no more: it costs a client nothing."""
 
 _TRUSTED_SHARE = 8
 """When an 8th of a body has arrived, all of its memory is taken: many bodies that grow together would keep each other from their ends."""
@@ -84,7 +84,7 @@ class _Unpacking:
         self.whole = False
 
     def take(self, part: bytes, max_bytes: int) -> bytes:
-        """What a part unpacks to, cut off at `max_bytes`.
+        """Unpack a part, cut off at `max_bytes`.
 
         Raises:
             RequestError: it is broken.

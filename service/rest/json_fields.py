@@ -19,7 +19,7 @@ _MAX_CONTAINERS = 400_000
 
 _PART_BYTES = 1 << 16
 _MAX_WIDE_BYTES = 1 << 20
-"""Of JSON with letters beyond ASCII: one of them makes all of a text take four bytes a letter."""
+"""Bound on JSON with letters beyond ASCII: one of them makes a whole text take four bytes a letter."""
 
 _NAMES: dict[type, str] = {bool: "true or false", int: "a whole number", str: "a text", list: "a list", dict: "an object"}
 

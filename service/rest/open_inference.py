@@ -200,7 +200,7 @@ class OpenInferenceEndpoints:
 
 
 def _parameters(body: bytes) -> dict[str, Any]:
-    """Of a load or an unload."""
+    """Return the parameters of a load or an unload."""
     none: dict[str, Any] = {}
     return optional("the request", read_object(body or b"{}"), "parameters", none)
 

@@ -24,8 +24,6 @@ from service.tensors import BOOL, BYTES, INT64, UINT8, InputTensor, OutputTensor
 _KINDS: dict[str, type] = {BOOL: bool, UINT8: int, INT64: int, BYTES: str}
 _SAID: dict[type, str] = {bool: "true or false", int: "whole numbers", str: "texts"}
 
-"""Of a shape: sizes are multiplied, and Python writes no number of more than 4,300 digits."""
-
 BASE64 = "base64"
 """What the parameter `content_type` of a BYTES input says of its texts, as MLServer has it: JSON holds no bytes."""
 
