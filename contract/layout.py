@@ -126,6 +126,6 @@ def not_a_repository(path: Path) -> str | None:
 
 
 def _above(path: Path, levels: int) -> Path:
-    """The folder so many levels above, absolute where the path names fewer."""
+    """Return the folder that many levels above, absolute where the path names fewer."""
     parents = path.parents if len(path.parts) > levels else path.absolute().parents
     return parents[min(levels, len(parents)) - 1]

@@ -27,7 +27,7 @@ from contract.preprocessing import Preprocessing
 _PROGRAM = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from contract.decoding_worker import main; main()"
 
 _PATIENCE = 5
-"""A process that got no processor for so many times the limit is killed as well."""
+"""Multiple of the limit, in wall-clock time, after which a process is killed as well."""
 
 _START_S = 20.0
 """For a process to start, on a busy machine."""

@@ -1,4 +1,4 @@
-"""A log whose reader may stall: lines wait in memory, so many at most, and a thread writes them."""
+"""Log whose reader may stall: a bounded number of lines waits in memory, and a thread writes them."""
 
 from __future__ import annotations
 

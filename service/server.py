@@ -33,7 +33,7 @@ _LEAVING_S = 0.2
 
 _WATCH_S = 0.5
 _STUCK = 2
-"""A thread that has been at one image for so many times the time that an image may take will not come back soon."""
+"""Multiple of the decoding limit after which a thread counts as stuck."""
 
 _LARGE_BYTES = 16 << 20
 """After requests that took so much, what lies freed between pieces in use is handed back."""

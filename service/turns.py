@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 _SHARE = 4
-"""A Score-CAM gets at least one in so many seconds of a model that others keep busy: fewer would starve it, more would slow them down."""
+"""Share of a busy model's time that Score-CAMs get, as one in this many seconds: less would starve them, more would slow others down."""
 
 _COMPANY_S = 60.0
 """After a request that takes one run, others like it are expected for so long, and a Score-CAM takes small steps."""

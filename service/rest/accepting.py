@@ -1,4 +1,4 @@
-"""Taking connections: so many at a time, and quietly where the system has no file descriptors left."""
+"""Accept loop: a bounded number of connections, and one log line where the system has no file descriptors left."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class Connections:
         self.open = 0
 
     def take(self) -> bool:
-        """Count one more; False where there are as many as may be."""
+        """Count one more; False at the limit."""
         if self.open >= self._most:
-            self.say("connections are refused: %d are open, as many as may be (max_connections)", self._most)
+            self.say("connection limit reached: %d are open, new ones are refused (max_connections)", self._most)
             return False
         self.open += 1
         return True
