@@ -181,11 +181,11 @@ def test_the_table_of_several_classes_is_kept_as_csv(models: Path, pictures: Pat
 def test_what_cannot_be_read_is_left_out_and_the_rest_is_answered(models: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("contract.files._PIPE_WAIT_S", 0.1)
     os.mkfifo(pictures / "pipe.png")
-    for path, problem in ((pictures / "pipe.png", "the picture is empty: 0 bytes came"), (Path("/dev/null"), "neither a file nor a pipe")):
+    for path, kind in ((pictures / "pipe.png", "a FIFO (named pipe)"), (Path("/dev/null"), "a device")):
         local = tlcli("predict", models / "fixed", path, pictures / "a.png", "--json")
         with in_background(ServerSettings(models=models, port=0)) as port:
             remote = tlcli("classify", path, pictures / "a.png", "--model", "fixed", "--port", port, "--json")
         for answer in (local, remote):
             assert answer.exit_code == 1, answer.output
-            assert f"left out: {path}: {problem}" in answer.stderr
+            assert f"left out: {path}: {kind}, an image file was expected" in answer.stderr
             assert [row["path"] for row in json.loads(answer.stdout)] == [str(pictures / "a.png")]
