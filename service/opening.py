@@ -13,8 +13,8 @@ import numpy.typing as npt
 from contract.cuda import Cuda
 from contract.model import Model
 
-_BUDGET_S = 0.25
-"""For each figure; a run that takes longer is timed once."""
+BUDGET_S = 0.25
+"""For each figure."""
 
 _LIGHT_S = 0.0015
 
@@ -58,7 +58,7 @@ def is_light(model: Model) -> bool:
     """
     one = blank(model, 1)
     model.run(one)
-    return shortest_s(lambda: model.run(one)) < _LIGHT_S
+    return shortest_s(lambda: model.run(one), budget_s=10 * _LIGHT_S) < _LIGHT_S
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,10 @@ def blank(model: Model, pictures: int) -> npt.NDArray[np.uint8]:
     return np.zeros((pictures, size.height, size.width, 3), dtype=np.uint8)
 
 
-def shortest_s(run: Callable[[], object]) -> float:
-    """Of up to three runs, in seconds."""
+def shortest_s(run: Callable[[], object], budget_s: float = BUDGET_S) -> float:
+    """The shortest of up to three runs, in seconds: of as many as the budget allows, and at least of one."""
     times: list[float] = []
-    while sum(times) < _BUDGET_S and len(times) < 3:
+    while not times or (len(times) < 3 and sum(times) + min(times) <= budget_s):
         begun = time.perf_counter()
         run()
         times.append(time.perf_counter() - begun)
