@@ -30,16 +30,16 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from contract.description import Provenance
-from contract.explaining import explain
-from contract.model import Model
-from contract.preprocessing import Preprocessing
-from contract.rendering import enlarge, to_unit
-from exports.explainer import Explainer
-from exports.export import describe_explainer
-from exports.graph import describe, write_graph
-from training.network import Network, NetworkConfig, build
-from training.shapes import draw
+from tlcli.contract.images.heatmap import enlarge, to_unit
+from tlcli.contract.images.preprocessing import Preprocessing
+from tlcli.contract.model.description import Provenance
+from tlcli.contract.model.explain import explain
+from tlcli.contract.model.onnx_model import Model
+from tlcli.exports.exporter import describe_explainer
+from tlcli.exports.onnx_writer import describe, write_graph
+from tlcli.exports.trace.explainer import Explainer
+from tlcli.training.data.shapes import draw
+from tlcli.training.models.network import Network, NetworkConfig, build
 
 SIZE = 224
 CLASSES = 10

@@ -30,22 +30,22 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import training  # noqa: F401  # first: it settles how PyTorch's threads wait
+from tlcli import training  # noqa: F401  # first: it settles how PyTorch's threads wait
 
 # isort: split
 import onnxruntime
 import torch
 from torch.nn import functional
 
-from contract import pictures
-from contract.cores import usable_cores
-from contract.preprocessing import Preprocessing
-from training.config import FinetuneConfig
-from training.datasets import load_dataset
-from training.loading import picture_batches
-from training.memory import keep_freed_memory
-from training.network import Network, NetworkConfig, build
-from training.parts import Part
+from tlcli.contract.images import decoding
+from tlcli.contract.images.preprocessing import Preprocessing
+from tlcli.contract.process.cores import usable_cores
+from tlcli.training.data.dataloader import picture_batches
+from tlcli.training.data.dataset import Part
+from tlcli.training.data.load import load_dataset
+from tlcli.training.models.network import Network, NetworkConfig, build
+from tlcli.training.runtime.kept_memory import keep_freed_memory
+from tlcli.training.settings.config import FinetuneConfig
 
 NETWORKS = ("resnet50", "vgg16")
 EPOCHS = 10
@@ -101,16 +101,16 @@ def choose(folder: Path, limit: int, target: Path) -> None:
     classes = sorted(one for one in folder.iterdir() if one.is_dir())
     for one in classes:
         (target / one.name).mkdir(parents=True)
-        for picture in pictures.find([one])[: limit // len(classes)]:
+        for picture in decoding.find([one])[: limit // len(classes)]:
             (target / one.name / picture.name).symlink_to(picture.absolute())
 
 
 def count(folder: Path) -> int:
-    return len(pictures.find([folder]))
+    return len(decoding.find([folder]))
 
 
 def workers() -> int:
-    return min(usable_cores(), 8)  # as training.plan has it
+    return min(usable_cores(), 8)  # as tlcli.training.settings.plan has it
 
 
 def built(name: str) -> Network:

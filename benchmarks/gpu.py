@@ -33,7 +33,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import training  # noqa: F401  # first: it settles how PyTorch's threads wait
+from tlcli import training  # noqa: F401  # first: it settles how PyTorch's threads wait
 
 # isort: split
 import numpy as np
@@ -43,17 +43,17 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.serving import ask
-from contract.cuda import Cuda
-from contract.description import Provenance
-from contract.errors import first_line
-from contract.model import Model
-from contract.preprocessing import Preprocessing
-from exports.explainer import Explainer
-from exports.export import describe_explainer
-from exports.graph import describe, flat_graph, write_graph
-from exports.half import halve
-from training.gradients import gradcam
-from training.network import Network, NetworkConfig, build
+from tlcli.contract.errors import first_line
+from tlcli.contract.images.preprocessing import Preprocessing
+from tlcli.contract.model.cuda_options import Cuda
+from tlcli.contract.model.description import Provenance
+from tlcli.contract.model.onnx_model import Model
+from tlcli.exports.exporter import describe_explainer
+from tlcli.exports.onnx_writer import describe, flat_graph, write_graph
+from tlcli.exports.precision.fp16 import halve
+from tlcli.exports.trace.explainer import Explainer
+from tlcli.training.models.network import Network, NetworkConfig, build
+from tlcli.training.reports.gradcam import gradcam
 
 NETWORKS = ("resnet50", "vgg16", "mobilenetv2_100")
 CLASSES, SIZE = 1000, 224

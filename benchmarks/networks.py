@@ -6,7 +6,7 @@
 Each network is built with random weights (and batch norms as after training) and exported twice: with the maps of its last layer, and of
 the one nearest the middle, in the order of execution, whose output is rectified: Grad-CAM++ has a pole where sum(A) g = -2, XGrad-CAM
 where sum(A) = 0, which only an output that is not can meet. Every method in the graph is compared, for every class, with a reference
-written from the papers in float64 with autograd (tests/exports/reference.py): the largest difference over the largest value of the
+written from the papers in float64 with autograd (tests/helpers/exports/reference.py): the largest difference over the largest value of the
 picture's maps. Of three pictures the middle figure is shown: the derivatives of ReLU and of max pooling jump, and a picture that lies on
 such an edge to the last digit of float32 has another map in any two implementations. Ablation-CAM is compared on one picture. Pictures
 are drawn shapes, or those of FOLDER. A network that cannot be exported has its reason in the table. Rows come as they are done; a row
@@ -33,19 +33,19 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import timm_modules
-from contract import pictures
-from contract.description import Description, Provenance
-from contract.errors import TlcliError, first_line
-from contract.files import whole_file
-from contract.model import Model
-from contract.preprocessing import Preprocessing
-from exports.explainer import Explainer
-from exports.export import describe_explainer
-from exports.graph import check_graph, describe, write_graph
-from exports.layers import list_layers, resolve_layers, tapped
-from tests.exports.reference import Reference
-from training.network import Network, NetworkConfig, build
-from training.shapes import draw
+from tests.helpers.exports.reference import Reference
+from tlcli.contract.errors import TlcliError, first_line
+from tlcli.contract.files.atomic_file import whole_file
+from tlcli.contract.images import decoding
+from tlcli.contract.images.preprocessing import Preprocessing
+from tlcli.contract.model.description import Description, Provenance
+from tlcli.contract.model.onnx_model import Model
+from tlcli.exports.exporter import describe_explainer
+from tlcli.exports.onnx_writer import check_graph, describe, write_graph
+from tlcli.exports.trace.explainer import Explainer
+from tlcli.exports.trace.target_layers import list_layers, resolve_layers, tapped
+from tlcli.training.data.shapes import draw
+from tlcli.training.models.network import Network, NetworkConfig, build
 
 DEFAULT_SIZE = 96
 """Three rows and columns at the end: of fewer values none can be two standard deviations above their mean, as FEM asks."""
@@ -220,8 +220,8 @@ def _description(explainer: Explainer) -> Description:
 def _images(preprocessing: Preprocessing, folder: Path | None) -> list[np.ndarray]:
     if folder is None:
         return [np.asarray(draw(index, 0, size=preprocessing.height).image) for index in range(3)]
-    found = pictures.find([folder])
-    return [preprocessing.apply(pictures.read(found[index * len(found) // 3])) for index in range(3)]
+    found = decoding.find([folder])
+    return [preprocessing.apply(decoding.read(found[index * len(found) // 3])) for index in range(3)]
 
 
 HEAD = """# Networks

@@ -26,7 +26,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from contract.files import whole_file
+from tlcli.contract.files.atomic_file import whole_file
 
 Kept = dict[str, dict[str, Any]]
 """By the rows' names: `command`, `top1` in [0, 1], `pictures` of the test part, `minutes`."""

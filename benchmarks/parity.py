@@ -4,7 +4,7 @@
 
 FOLDER holds photographs (searched for pictures). For each network, with random weights: the largest difference of the logits from
 PyTorch's (float32), the share of equal first classes, the largest difference of each map from a float64 autograd reference written
-from the papers (tests/exports/reference.py) relative to the map's largest value, and the largest difference between answers to a
+from the papers (tests/helpers/exports/reference.py) relative to the map's largest value, and the largest difference between answers to a
 batch and to its pictures one by one.
 """
 
@@ -21,14 +21,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from contract import pictures
-from contract.description import Provenance
-from contract.methods import IN_GRAPH
-from contract.model import Model
-from contract.preprocessing import Preprocessing
-from exports import export
-from tests.exports.reference import Reference, relative_difference
-from training.network import NetworkConfig, build
+from tests.helpers.exports.reference import Reference, relative_difference
+from tlcli.contract.images import decoding
+from tlcli.contract.images.preprocessing import Preprocessing
+from tlcli.contract.maps.method_names import IN_GRAPH
+from tlcli.contract.model.description import Provenance
+from tlcli.contract.model.onnx_model import Model
+from tlcli.exports import export
+from tlcli.training.models.network import NetworkConfig, build
 
 CLASSES = 10
 METHODS = tuple(name for name in IN_GRAPH if name != "ablationcam")
@@ -44,10 +44,10 @@ def main() -> None:
     parser.add_argument("--backbones", nargs="+", default=["mobilenetv2_100", "resnet18", "vgg16"])
     parser.add_argument("--heads", nargs="+", default=["linear", "mlp:256", "original"])
     arguments = parser.parse_args()
-    found = pictures.find([arguments.folder])
+    found = decoding.find([arguments.folder])
     chosen = [found[index * len(found) // arguments.pictures] for index in range(min(arguments.pictures, len(found)))]
     preprocessing = Preprocessing(height=arguments.size, width=arguments.size)
-    images = [preprocessing.apply(pictures.read(path)) for path in chosen]
+    images = [preprocessing.apply(decoding.read(path)) for path in chosen]
     print(f"{len(images)} pictures of {arguments.folder.name}, {arguments.size} x {arguments.size}")
     print(f"| network | head | logits | first class agrees | {' | '.join(METHODS)} | batch against single: logits | maps | seconds |")
     print("|---|---|---|---|" + "---|" * len(METHODS) + "---|---|---|")

@@ -32,19 +32,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from contract.description import Provenance
-from contract.explaining import explain
-from contract.model import Model
-from contract.rendering import to_unit
-from evaluation.baselines import BASELINES, CENTRE, RANDOM, centre_map, random_map
-from evaluation.localisation import MARGIN, energy_inside, points_at
-from evaluation.probing import Bytes, Flags, Values, at_input_size
-from evaluation.truth import Truth
-from exports import export, export_run
-from training import FinetuneConfig, finetune
-from training.network import build
-from training.run import Run, load_run
-from training.shapes import shapes_folder
+from tlcli.contract.images.heatmap import to_unit
+from tlcli.contract.model.description import Provenance
+from tlcli.contract.model.explain import explain
+from tlcli.contract.model.onnx_model import Model
+from tlcli.evaluation.baselines import BASELINES, CENTRE, RANDOM, centre_map, random_map
+from tlcli.evaluation.ground_truth import Truth
+from tlcli.evaluation.localisation import MARGIN, energy_inside, points_at
+from tlcli.evaluation.perturbation import Bytes, Flags, Values, at_input_size
+from tlcli.exports import export, export_run
+from tlcli.training import FinetuneConfig, finetune
+from tlcli.training.data.shapes import shapes_folder
+from tlcli.training.models.network import build
+from tlcli.training.runs.load_run import Run, load_run
 
 SLOW = "scorecam"
 UNTRAINED = ("gradcam", "gradcam_plus_plus", "hirescam", "layercam")

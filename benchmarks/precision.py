@@ -36,19 +36,19 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.networks import trained_looking
-from contract.description import Provenance
-from contract.model import Model
-from contract.preprocessing import Preprocessing
-from evaluation.agreement import Pictures, Shown, compare, spread
-from exports import SmallerNumbers, export_backbone, export_run
-from exports.explainer import Explainer
-from exports.export import describe_explainer
-from exports.graph import describe, flat_graph, write_graph
-from exports.int8 import quantise
-from training import FinetuneConfig, finetune, load_run
-from training.datasets import load_dataset
-from training.network import NetworkConfig, build
-from training.shapes import draw
+from tlcli.contract.images.preprocessing import Preprocessing
+from tlcli.contract.model.description import Provenance
+from tlcli.contract.model.onnx_model import Model
+from tlcli.evaluation.agreement import Pictures, Shown, compare, spread
+from tlcli.exports import SmallerNumbers, export_backbone, export_run
+from tlcli.exports.exporter import describe_explainer
+from tlcli.exports.onnx_writer import describe, flat_graph, write_graph
+from tlcli.exports.precision.int8 import quantise
+from tlcli.exports.trace.explainer import Explainer
+from tlcli.training import FinetuneConfig, finetune, load_run
+from tlcli.training.data.load import load_dataset
+from tlcli.training.data.shapes import draw
+from tlcli.training.models.network import NetworkConfig, build
 
 NETWORKS = ["resnet50", "vgg16", "mobilenetv2_100", "resnet18"]
 KINDS = ("fp32", "int8")

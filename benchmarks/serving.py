@@ -36,8 +36,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.peers import running as peers_running
-from contract import pictures
-from contract.model import Model
+from tlcli.contract.images import decoding
+from tlcli.contract.model.onnx_model import Model
 
 NETWORKS = ("resnet50", "mobilenetv3_small_100")
 CLIENTS = 16
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peers")
     arguments = parser.parse_args()
-    files = pictures.find([arguments.folder])[:200]
+    files = decoding.find([arguments.folder])[:200]
     print(f"{len(files)} photographs, {arguments.rounds} rounds of {arguments.seconds:g} s; {CLIENTS} clients")
     print("| network | bare loop, pictures/s (batch) | scores | maps | one client adds, ms | peers, scores |")
     print("|---|---|---|---|---|---|")
@@ -128,7 +128,7 @@ class BareLoop:
         return statistics.median(times) * 1000
 
     def _input(self, number: int) -> np.ndarray:
-        return self._model.description.preprocessing.apply(pictures.decode(self._data[number % len(self._data)]))
+        return self._model.description.preprocessing.apply(decoding.decode(self._data[number % len(self._data)]))
 
 
 @dataclass(frozen=True)
@@ -188,10 +188,10 @@ def ask_here() -> None:
     """That process."""
     import grpc.aio
 
-    from service.load import Load, Target, measure
-    from service.outgoing import with_picture
-    from service.query import MapQuery, Query
-    from service.wire import write_request
+    from tlcli.service.client.load_test import Load, Target, measure
+    from tlcli.service.client.request_stream import with_picture
+    from tlcli.service.protocol.codec import write_request
+    from tlcli.service.types.query import MapQuery, Query
 
     job = json.load(sys.stdin)
     wanted = MapQuery(job["method"]) if job["method"] else None

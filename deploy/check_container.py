@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 if TYPE_CHECKING:
-    from service import Classification
+    from tlcli.service import Classification
 
 DEBIAN = "bookworm"
 PICTURE = ROOT / "docs/demo.png"
@@ -168,7 +168,7 @@ def tlcli(*arguments: str) -> None:
 
 def check_serving(podman: Podman, image: str, models: Path) -> None:
     """Start it, ask it, look at it from inside, stop it."""
-    from service import Client
+    from tlcli.service import Client
 
     refused = podman("run", "--no-healthcheck", *HELD_IN, f"--volume={models}:/models:ro", image, may_fail=True)
     check("host 0.0.0.0: requests would travel unencrypted" in refused, "without TLS, and not told that it needs none, it refuses", refused)
@@ -242,7 +242,7 @@ def check_cuda(podman: Podman, image: str) -> None:
     said = podman.inside(image, CUDA_LINKS)
     check(re.search("^loaded|missing libcuda.so.1: ", said, re.MULTILINE), "ONNX Runtime's CUDA finds all libraries but the driver's", said)
     check(
-        podman.inside(image, "from contract.model import resolve_device; print(resolve_device('auto'))") == "cpu",
+        podman.inside(image, "from tlcli.contract.model.onnx_model import resolve_device; print(resolve_device('auto'))") == "cpu",
         "without a GPU it takes the CPU",
     )
 

@@ -9,14 +9,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from contract.description import MapOutput, Parity
-from contract.errors import ParityError
-from contract.model import Answer, Model
-from exports.autograd import Autograd
-from exports.explainer import is_pooled_linear
-from exports.layers import resolve_layers
-from exports.methods import NEEDS_ABLATION
-from training.network import ImageNetwork, Network
+from tlcli.contract.errors import ParityError
+from tlcli.contract.model.description import MapOutput, Parity
+from tlcli.contract.model.onnx_model import Answer, Model
+from tlcli.exports.reference_maps import Autograd
+from tlcli.exports.trace.explainer import is_pooled_linear
+from tlcli.exports.trace.map_methods import NEEDS_ABLATION
+from tlcli.exports.trace.target_layers import resolve_layers
+from tlcli.training.models.network import ImageNetwork, Network
 
 LOGITS_TOLERANCE = 1e-3
 """Absolute, for logits up to `LARGE_LOGIT`; relative to it for larger ones, where float32 itself has no more digits."""

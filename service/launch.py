@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 
-from service.file_limit import raise_limit
-from service.logs import set_up
-from service.memory import keep_level
-from service.server import Server
-from service.settings import ServerSettings
+from tlcli.service.server import Server
+from tlcli.service.settings.server_settings import ServerSettings
+from tlcli.service.system.file_limit import raise_limit
+from tlcli.service.system.freed_memory import keep_level
+from tlcli.service.telemetry.logs import set_up
 
 logger = logging.getLogger(__name__)
 

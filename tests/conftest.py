@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from training.staging import whole_folder
+from tlcli.contract.files.atomic_folder import whole_folder
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 UNPACKED = Path.home() / ".cache" / "tlcli-tests"

@@ -9,11 +9,11 @@ import sys
 
 import click
 
-from contract.errors import TlcliError
-from contract.names import printable
 from tlcli import __version__
-from tlcli.interruption import Interrupted, raise_on_signals
-from tlcli.parsing import unknown_command
+from tlcli.cli.interruption import Interrupted, raise_on_signals
+from tlcli.cli.parsing import unknown_command
+from tlcli.contract.errors import TlcliError
+from tlcli.contract.files.display_name import printable
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -37,7 +37,7 @@ COMMANDS = {
 
 
 class Commands(click.Group):
-    """A group whose commands live in `tlcli.commands.<name>` as `command`, a dash in the name being `_` there."""
+    """A group whose commands live in `tlcli.cli.commands.<name>` as `command`, a dash in the name being `_` there."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """In the order in which people meet them."""
@@ -47,7 +47,7 @@ class Commands(click.Group):
         """Import one command."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"tlcli.commands.{cmd_name.replace('-', '_')}").command
+        command: click.Command = importlib.import_module(f"tlcli.cli.commands.{cmd_name.replace('-', '_')}").command
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:

@@ -6,10 +6,10 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from training.config import FinetuneConfig
-    from training.datasets import load_dataset
-    from training.fit import RunResult, find_lr, finetune, resume
-    from training.run import Run, load_run
+    from tlcli.training.data.load import load_dataset
+    from tlcli.training.fine_tuning import RunResult, find_lr, finetune, resume
+    from tlcli.training.runs.load_run import Run, load_run
+    from tlcli.training.settings.config import FinetuneConfig
 
 __all__ = ["FinetuneConfig", "Run", "RunResult", "find_lr", "finetune", "load_dataset", "load_run", "resume"]
 
@@ -19,14 +19,14 @@ __all__ = ["FinetuneConfig", "Run", "RunResult", "find_lr", "finetune", "load_da
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _HOMES = {
-    "FinetuneConfig": "training.config",
-    "Run": "training.run",
-    "RunResult": "training.fit",
-    "find_lr": "training.fit",
-    "finetune": "training.fit",
-    "load_dataset": "training.datasets",
-    "load_run": "training.run",
-    "resume": "training.fit",
+    "FinetuneConfig": "tlcli.training.settings.config",
+    "Run": "tlcli.training.runs.load_run",
+    "RunResult": "tlcli.training.fine_tuning",
+    "find_lr": "tlcli.training.fine_tuning",
+    "finetune": "tlcli.training.fine_tuning",
+    "load_dataset": "tlcli.training.data.load",
+    "load_run": "tlcli.training.runs.load_run",
+    "resume": "tlcli.training.fine_tuning",
 }
 
 

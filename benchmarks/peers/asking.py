@@ -22,7 +22,7 @@ def post(path: str, body: bytes, content_type: str) -> bytes:
 
 
 def asking(port: int, requests: Sequence[bytes]) -> Callable[[int], Awaitable[str]]:
-    """For `service.load.measure`: connections are taken from a pool, as clients come."""
+    """For `tlcli.service.client.load_test.measure`: connections are taken from a pool, as clients come."""
     free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
     numbers = itertools.count()
 

@@ -12,9 +12,9 @@ from fastapi import UploadFile
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from contract import pictures
-from contract.cores import usable_cores
-from contract.model import Model
+from tlcli.contract.images import decoding
+from tlcli.contract.model.onnx_model import Model
+from tlcli.contract.process.cores import usable_cores
 
 
 class Scores(litserve.LitAPI):
@@ -30,7 +30,7 @@ class Scores(litserve.LitAPI):
 
     def decode_request(self, request: UploadFile) -> np.ndarray:
         """A picture to the network's input."""
-        return self._model.description.preprocessing.apply(pictures.decode(request.file.read()))
+        return self._model.description.preprocessing.apply(decoding.decode(request.file.read()))
 
     def batch(self, inputs: list[np.ndarray]) -> np.ndarray:
         """Inputs to one."""

@@ -19,8 +19,8 @@ from pathlib import Path
 import grpc.aio
 
 from benchmarks.peers.asking import asking, multipart
-from service.load import Load, measure
-from service.pb.inference import open_inference_pb2 as pb
+from tlcli.service.client.load_test import Load, measure
+from tlcli.service.pb.inference import open_inference_pb2 as pb
 
 HERE = Path(__file__).parent
 INFER = "/inference.GRPCInferenceService/ModelInfer"

@@ -13,10 +13,10 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from service.rest.endpoint import Endpoint, of_json, schema
-from service.rest.guard import OPEN
-from service.rest.refusals import JSON
-from service.rest.tensors import BASE64
+from tlcli.service.rest.endpoint import Endpoint, of_json, schema
+from tlcli.service.rest.error_responses import JSON
+from tlcli.service.rest.json_tensors import BASE64
+from tlcli.service.rest.token_middleware import OPEN
 
 Document = dict[str, Any]
 

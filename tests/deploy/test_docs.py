@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from exports.triton import BATCHING_FILE, CONFIG_FILE, MAX_BATCH_SIZE
-from service import ServerSettings, in_background
-from service.config import configure
-from service.settings import SETTINGS
-from tests.deploy.manifests import DEPLOY, environment, everything, read, rendered, servers
-from tests.service.toy_model import ToyModel
+from tests.helpers.deploy.manifests import DEPLOY, environment, everything, read, rendered, servers
+from tests.helpers.service.toy_model import ToyModel
+from tlcli.exports.triton_config import BATCHING_FILE, CONFIG_FILE, MAX_BATCH_SIZE
+from tlcli.service import ServerSettings, in_background
+from tlcli.service.settings.server_settings import SETTINGS
+from tlcli.service.settings.sources import configure
 
 ROOT = DEPLOY.parent
 PAGE = (ROOT / "docs/deploying.md").read_text(encoding="utf-8")

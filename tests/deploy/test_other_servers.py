@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from contract.layout import versions
-from exports.triton import BATCHING_FILE, CONFIG_FILE, batching_pbtxt, config_pbtxt
-from tests.deploy.manifests import DEPLOY, everything
-from tests.deploy.triton_stand_in import stand_in
-from tests.exports.networks import LABELS, Exports, blobs
+from tests.helpers.deploy.manifests import DEPLOY, everything
+from tests.helpers.deploy.triton_stand_in import stand_in
+from tests.helpers.exports.small_networks import LABELS, Exports, blobs
+from tlcli.contract.model.repository_layout import versions
+from tlcli.exports.triton_config import BATCHING_FILE, CONFIG_FILE, batching_pbtxt, config_pbtxt
 
 ASK = DEPLOY / "kserve/ask_triton.py"
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from tests.deploy.manifests import DEPLOY, everything, pod_spec
 from tests.deploy.test_docs import LINES
-from tests.training.tiny import put_colours
-from training.run_folder import read_results
+from tests.helpers.deploy.manifests import DEPLOY, everything, pod_spec
+from tests.helpers.training.tiny_training import put_colours
+from tlcli.training.runs.run_folder import read_results
 
 JOB = everything()["training/job.yaml Job"]
 POD: Any = pod_spec(JOB)

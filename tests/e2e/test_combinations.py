@@ -11,8 +11,8 @@ import timm
 import torch
 import torchvision
 
-from exports import export_run
-from training import FinetuneConfig, finetune, load_run
+from tlcli.exports import export_run
+from tlcli.training import FinetuneConfig, finetune, load_run
 
 DATASETS = ["cats-vs-dogs", "cifar10"]
 MODES = ["feature-extraction", "full"]

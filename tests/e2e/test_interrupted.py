@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.tiny import BACKBONE, put_colours
+from tests.helpers.training.tiny_training import BACKBONE, put_colours
 
 REPOSITORY = Path(__file__).parents[2]
 ALWAYS = ["--backbone", BACKBONE, "--weights", "none", "--batch-size", "8", "--workers", "2", "--device", "cpu"]
@@ -109,7 +109,7 @@ def test_sigterm_while_all_layers_train_says_how_to_resume(home: Path) -> None:
 
 def test_ctrl_c_before_a_run_is_begun_says_that_there_is_none(home: Path) -> None:
     asked = [*ALWAYS, "--dataset", "data", "--output", "runs/none"]
-    script = "import sys, training.datasets as d, training.fit as f, os, signal\n"
+    script = "import sys, tlcli.training.data.load as d, tlcli.training.fine_tuning as f, os, signal\n"
     script += "f.load_dataset = lambda *_, **__: os.kill(os.getpid(), signal.SIGINT)\n"
     script += f"sys.argv = ['tlcli', 'finetune', *{asked!r}]\nimport tlcli.__main__ as m\nm.main()\n"
     done = subprocess.run(

@@ -118,7 +118,7 @@ def test_commands_and_code_run(number: int, home: Path, environment: dict[str, s
 
 
 def wait_for_server() -> None:
-    from service import Client
+    from tlcli.service import Client
 
     with Client("127.0.0.1", 8001) as client:
         client.wait_until_ready(timeout_s=60)

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from contract.methods import METHODS
-from service import Client
+from tlcli.contract.maps.method_names import METHODS
+from tlcli.service import Client
 
 PICTURES = 12
 

@@ -14,11 +14,11 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from contract.model import Model
-from service import Client
-from tests.training import tiny
+from tests.helpers.training import tiny_training
 from tlcli.__main__ import cli
-from training import finetune, load_run
+from tlcli.contract.model.onnx_model import Model
+from tlcli.service import Client
+from tlcli.training import finetune, load_run
 
 
 def tlcli(*arguments: object) -> Result:
@@ -29,10 +29,10 @@ def tlcli(*arguments: object) -> Result:
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`run`, `pictures` with a box for every one, and `models` with version 1 in float32 and version 2 in int8 of `tiny`."""
     home = tmp_path_factory.mktemp("smaller")
-    dataset = tiny.put_colours(home / "pictures", train=16, val=6)
+    dataset = tiny_training.put_colours(home / "pictures", train=16, val=6)
     names = [path.relative_to(dataset).as_posix() for path in dataset.rglob("*.png")]
     (dataset / "boxes.json").write_text(json.dumps({name: [8, 8, 36, 32] for name in names}))
-    finetune(tiny.config(dataset, home / "run", mode="full", epochs=4, lr=1e-2))
+    finetune(tiny_training.config(dataset, home / "run", mode="full", epochs=4, lr=1e-2))
     common = ("export", home / "run", "--name", "tiny", "--models", home / "models", "--check-pictures", 4)
     for more in ((), ("--precision", "int8", "--calibration-pictures", 20, "--max-accuracy-drop", 6, "--min-map-correlation", 0.8)):
         answer = tlcli(*common, *more)

@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from contract.model import Model
-from evaluation.agreement import COSTLY_PICTURES, MAP_PICTURES, Pictures, Shown, compare, rank_correlation, spread
-from tests.evaluation import toy
+from tests.helpers.evaluation import corner_model
+from tlcli.contract.model.onnx_model import Model
+from tlcli.evaluation.agreement import COSTLY_PICTURES, MAP_PICTURES, Pictures, Shown, compare, rank_correlation, spread
 
 
 def shown(brightness: int, label: int | None = None, region: tuple[slice, slice] | None = None) -> Shown:
     """A picture of one grey; the toy calls it bright from 128 on."""
     where = None
     if region is not None:
-        where = np.zeros((toy.SIZE, toy.SIZE), dtype=bool)
+        where = np.zeros((corner_model.SIZE, corner_model.SIZE), dtype=bool)
         where[region] = True
-    return Shown(np.full((toy.SIZE, toy.SIZE, 3), brightness, np.uint8), label, where)
+    return Shown(np.full((corner_model.SIZE, corner_model.SIZE, 3), brightness, np.uint8), label, where)
 
 
 def pictures(*of: Shown) -> Pictures:
@@ -45,7 +45,7 @@ def test_a_map_without_ranks_counts_as_lost_unless_both_have_none() -> None:
 
 def test_a_file_agrees_with_itself(model: Path) -> None:
     opened = Model.open(model / "1" / "model.onnx", "cpu")
-    quarter = (slice(0, toy.SIZE // 2), slice(0, toy.SIZE // 2))
+    quarter = (slice(0, corner_model.SIZE // 2), slice(0, corner_model.SIZE // 2))
     found = compare(opened, opened, pictures(shown(20, 0), shown(230, 1, quarter), shown(240, 0, quarter)))
     assert (found.pictures, found.source, found.agreement, found.finite) == (3, "greys", 1, 1)
     assert found.top1 == found.top1_before == pytest.approx(2 / 3)
@@ -58,14 +58,16 @@ def test_a_file_agrees_with_itself(model: Path) -> None:
 
 def test_maps_that_moved_are_told_and_labels_that_are_not_known_are_not_counted(model: Path, tmp_path: Path) -> None:
     before = Model.open(model / "1" / "model.onnx", "cpu")
-    moved = {"gradcam": toy.QUARTER[::-1, ::-1], "layercam": toy.QUARTER, "ablationcam": toy.QUARTER}
-    after = Model.open(toy.save(tmp_path / "model.onnx", maps=moved), "cpu")
-    quarter = (slice(0, toy.SIZE // 2), slice(0, toy.SIZE // 2))
+    moved = {"gradcam": corner_model.QUARTER[::-1, ::-1], "layercam": corner_model.QUARTER, "ablationcam": corner_model.QUARTER}
+    after = Model.open(corner_model.save(tmp_path / "model.onnx", maps=moved), "cpu")
+    quarter = (slice(0, corner_model.SIZE // 2), slice(0, corner_model.SIZE // 2))
     found = compare(before, after, pictures(shown(20), shown(230, None, quarter)))
     assert found.top1 is None
     assert found.top1_before is None
     gradcam = found.maps["gradcam"]
-    assert gradcam.rank_correlation == pytest.approx(spearmanr(toy.QUARTER.ravel(), toy.QUARTER[::-1, ::-1].ravel()).statistic)
+    assert gradcam.rank_correlation == pytest.approx(
+        spearmanr(corner_model.QUARTER.ravel(), corner_model.QUARTER[::-1, ::-1].ravel()).statistic
+    )
     assert (gradcam.pointing_before, gradcam.pointing) == (1, 0)
     assert found.maps["ablationcam"].rank_correlation == 0, "constant in one of them"
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import numpy as np
 import pytest
 
-from evaluation.faithfulness import area, blurred, deletion, drop, explained, increase, insertion
-from evaluation.probing import at_input_size, counts, ranking
+from tlcli.evaluation.faithfulness import area, blurred, deletion, drop, explained, increase, insertion
+from tlcli.evaluation.perturbation import at_input_size, counts, ranking
 
 WHITE = np.full((8, 8, 3), 255, np.uint8)
 BLACK = np.zeros_like(WHITE)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from evaluation.baselines import centre_map, random_map
-from evaluation.localisation import energy_inside, points_at
+from tlcli.evaluation.baselines import centre_map, random_map
+from tlcli.evaluation.localisation import energy_inside, points_at
 
 
 def spot(side: int, row: int, column: int) -> np.ndarray:  # type: ignore[type-arg]

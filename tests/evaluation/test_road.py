@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import numpy as np
 import pytest
 
-from evaluation.probing import ranking
-from evaluation.road import NOISE, SHARES, imputed, noise_for, road, solved
+from tlcli.evaluation.perturbation import ranking
+from tlcli.evaluation.road import NOISE, SHARES, imputed, noise_for, road, solved
 
 
 def test_a_corner_is_filled_in_from_its_three_neighbours() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.exports.networks import Exports, blobs
+from tests.helpers.exports.small_networks import Exports, blobs
 
 openvino = pytest.importorskip("openvino")
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.exports.by_hand import A0, A1, BIAS, BY_HAND, WEIGHT, picture, toy
-from tests.exports.networks import blobs, make
-from tests.exports.reference import FEATURES, METHODS, Reference, fuse, fused, relative_difference
-from training.network import Network
+from tests.helpers.exports.paper_network import A0, A1, BIAS, BY_HAND, WEIGHT, picture, toy
+from tests.helpers.exports.reference import FEATURES, METHODS, Reference, fuse, fused, relative_difference
+from tests.helpers.exports.small_networks import blobs, make
+from tlcli.training.models.network import Network
 
 OF_GRADIENTS = ("gradcam", "gradcam_plus_plus", "xgradcam", "hirescam", "gradcam_elementwise", "layercam", "eigengradcam")
 

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from contract.errors import ExportError, RequestError, TlcliError
-from contract.explaining import explain
-from contract.methods import METHODS
-from contract.model import Model
-from exports import export
-from tests.exports.by_hand import A0, A1, BIAS, BY_HAND, WEIGHT, picture, toy
-from tests.exports.networks import PROVENANCE, Case, Exports, blobs, make, write, write_case
-from tests.exports.reference import Reference, relative_difference
+from tests.helpers.exports.paper_network import A0, A1, BIAS, BY_HAND, WEIGHT, picture, toy
+from tests.helpers.exports.reference import Reference, relative_difference
+from tests.helpers.exports.small_networks import PROVENANCE, Case, Exports, blobs, make, write, write_case
+from tlcli.contract.errors import ExportError, RequestError, TlcliError
+from tlcli.contract.maps.method_names import METHODS
+from tlcli.contract.model.explain import explain
+from tlcli.contract.model.onnx_model import Model
+from tlcli.exports import export
 
 CLASSES = np.array([[0, 1, 2, 3]])
 TOLERANCE = 1e-4

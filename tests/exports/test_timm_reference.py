@@ -12,14 +12,14 @@ import timm
 import torch
 from torch import nn
 
-from contract.errors import ParityError, SettingsError
-from contract.model import Model
-from exports import export_backbone, published_network
-from exports.sources import published_as_it_is
-from exports.timm_reference import require_as_timm
-from training.config import FinetuneConfig
-from training.network import CutError, Network, NetworkConfig, WholeNetwork
-from training.weights import load_backbone
+from tlcli.contract.errors import ParityError, SettingsError
+from tlcli.contract.model.onnx_model import Model
+from tlcli.exports import export_backbone, published_network
+from tlcli.exports.export_sources import published_as_it_is
+from tlcli.exports.timm_reference import require_as_timm
+from tlcli.training.models.network import CutError, Network, NetworkConfig, WholeNetwork
+from tlcli.training.models.weights import load_backbone
+from tlcli.training.settings.config import FinetuneConfig
 
 CLASSES = 1000
 HEADS_WITH_BATCH_NORM = ("shvit_s1", "efficientvit_m0")

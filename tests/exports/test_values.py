@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from contract.methods import IN_GRAPH
-from exports.explainer import is_pooled_linear
-from exports.layers import resolve_layers
-from tests.exports.networks import Case, Exports, blobs, make
-from tests.exports.reference import Reference, fused, relative_difference
+from tests.helpers.exports.reference import Reference, fused, relative_difference
+from tests.helpers.exports.small_networks import Case, Exports, blobs, make
+from tlcli.contract.maps.method_names import IN_GRAPH
+from tlcli.exports.trace.explainer import is_pooled_linear
+from tlcli.exports.trace.target_layers import resolve_layers
 
 TARGETS = np.array([[0, -1], [3, -2], [-5, 4]])
 """Different ones for each picture, by number and by rank."""

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from contract.model import Model
-from service import AsyncClient, Client, ServerSettings, in_background
-from tests.exports.networks import blobs
 from tests.gpu.test_maps import TOLERANCE, far
+from tests.helpers.exports.small_networks import blobs
+from tlcli.contract.model.onnx_model import Model
+from tlcli.service import AsyncClient, Client, ServerSettings, in_background
 
 
 @pytest.mark.parametrize("name", ["resnet", "vgg"])

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from contract.errors import ModelFileError, NotFoundError, PictureError, RequestError, ServerError, TlcliError
-from contract.pictures import PictureLimits
-from service import Client, ServerSettings, in_background
-from service.pb.tlcli.v1 import classifier_pb2 as pb
-from service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
-from tests.service.sample_pictures import RED, encode, png_that_claims, scene
-from tests.service.toy_model import LABELS, SIZE
+from tests.helpers.service.sample_images import RED, encode, png_that_claims, scene
+from tests.helpers.service.toy_model import LABELS, SIZE
+from tlcli.contract.errors import ModelFileError, NotFoundError, PictureError, RequestError, ServerError, TlcliError
+from tlcli.contract.images.decoding import PictureLimits
+from tlcli.service import Client, ServerSettings, in_background
+from tlcli.service.pb.tlcli.v1 import classifier_pb2 as pb
+from tlcli.service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
 
 GOOD = encode(scene(RED, (30, 20, 90, 70)), "JPEG")
 REQUEST = pb.ClassifyRequest(model="toy", encoded=GOOD)

@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import pytest
 
-from contract.errors import ServerError
-from service import Client
-from service.pb.tlcli.v1 import classifier_pb2 as pb
-from service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
-from tests.service.sample_pictures import RED, encode, scene, slow_picture
+from tests.helpers.service.sample_images import RED, encode, scene, slow_picture
+from tlcli.contract.errors import ServerError
+from tlcli.service import Client
+from tlcli.service.pb.tlcli.v1 import classifier_pb2 as pb
+from tlcli.service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
 
 PICTURE = encode(scene(RED, (30, 20, 90, 70)), "JPEG")
 

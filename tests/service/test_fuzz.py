@@ -13,12 +13,12 @@ import grpc
 import numpy as np
 from PIL import Image
 
-from service import Client
-from service.pb.inference import open_inference_pb2 as oip
-from service.pb.tlcli.v1 import classifier_pb2 as pb
-from tests.service.process import server_process
-from tests.service.sample_pictures import encode, scene
-from tests.service.toy_model import SIZE
+from tests.helpers.service.sample_images import encode, scene
+from tests.helpers.service.server_process import server_process
+from tests.helpers.service.toy_model import SIZE
+from tlcli.service import Client
+from tlcli.service.pb.inference import open_inference_pb2 as oip
+from tlcli.service.pb.tlcli.v1 import classifier_pb2 as pb
 
 PICTURES, MESSAGES, TENSORS = 12_000, 4_000, 4_000
 IN_FLIGHT = 16

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import grpc
 
-from contract.errors import TlcliError
-from service import Client
-from service.pb.tlcli.v1 import classifier_pb2 as pb
-from service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
+from tests.helpers.service.sample_images import encode, scene
+from tests.helpers.service.server_process import server_process
 from tests.service.conftest import FIRST, SECOND
-from tests.service.process import server_process
-from tests.service.sample_pictures import encode, scene
+from tlcli.contract.errors import TlcliError
+from tlcli.service import Client
+from tlcli.service.pb.tlcli.v1 import classifier_pb2 as pb
+from tlcli.service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
 
 CLIENTS = 8
 Failure = grpc.RpcError | TlcliError

@@ -17,13 +17,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from PIL import Image
 
-from contract.errors import ModelFileError, NotFoundError, SettingsError
-from service import Client, Server, ServerSettings, in_background
-from service.pb.tlcli.v1 import classifier_pb2 as pb
-from service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
-from tests.service.process import server_process
-from tests.service.sample_pictures import RED, encode, scene, slow_picture
-from tests.service.toy_model import METHODS
+from tests.helpers.service.sample_images import RED, encode, scene, slow_picture
+from tests.helpers.service.server_process import server_process
+from tests.helpers.service.toy_model import METHODS
+from tlcli.contract.errors import ModelFileError, NotFoundError, SettingsError
+from tlcli.service import Client, Server, ServerSettings, in_background
+from tlcli.service.pb.tlcli.v1 import classifier_pb2 as pb
+from tlcli.service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
 
 PICTURE = encode(scene(RED, (30, 20, 90, 70)), "JPEG")
 STATUS = health_pb2.HealthCheckResponse.ServingStatus

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2
 
-from service import Client, ServerSettings, in_background
-from tests.contract.hostile_images import encoded, photo, scan_bomb
-from tests.service.http_asks import Asking, http_in_background
-from tests.service.process import ServerProcess, server_process
-from tests.service.toy_model import SIZE, ToyModel
+from tests.helpers.contract.hostile_images import encoded, photo, scan_bomb
+from tests.helpers.service.http_requests import Asking, http_in_background
+from tests.helpers.service.server_process import ServerProcess, server_process
+from tests.helpers.service.toy_model import SIZE, ToyModel
+from tlcli.service import Client, ServerSettings, in_background
 
 MB = 1_000_000
 CLASSIFY = "/v1/classify?model=toy"

@@ -12,12 +12,12 @@ import grpc
 import numpy as np
 import pytest
 
-from contract import pictures
-from service import Client, ServerSettings, in_background
-from service.pb.tlcli.v1 import classifier_pb2 as pb
+from tests.helpers.service.sample_images import encode, scene
+from tests.helpers.service.toy_model import GRID, LABELS, PREPROCESSING, ToyAnswer, ToyModel
 from tests.service.conftest import FIRST, SECOND
-from tests.service.sample_pictures import encode, scene
-from tests.service.toy_model import GRID, LABELS, PREPROCESSING, ToyAnswer, ToyModel
+from tlcli.contract.images import decoding
+from tlcli.service import Client, ServerSettings, in_background
+from tlcli.service.pb.tlcli.v1 import classifier_pb2 as pb
 
 REQUESTS, CLIENTS = 10_000, 32
 CLASSIFY = "/tlcli.v1.Classifier/Classify"
@@ -36,7 +36,7 @@ def samples(count: int) -> list[Sample]:
         color = (chance.randrange(256), chance.randrange(256), chance.randrange(256))
         left, top = chance.randrange(60), chance.randrange(60)
         encoded = encode(scene(color, (left, top, left + 80, top + 60), seed=seed), "JPEG", quality=90)
-        image = PREPROCESSING.apply(pictures.decode(encoded))
+        image = PREPROCESSING.apply(decoding.decode(encoded))
         found.append(Sample(encoded, {"1": FIRST.answer(image), "2": SECOND.answer(image)}))
     return found
 

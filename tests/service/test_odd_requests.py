@@ -14,16 +14,16 @@ import grpc
 import numpy as np
 import pytest
 
-from contract.errors import NotFoundError, SettingsError
-from service import Client, ServerSettings, in_background
-from service.observed import Observed
-from service.pb.inference import open_inference_pb2 as pb
-from service.pb.tlcli.v1 import classifier_pb2
-from service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
-from service.settings import SETTINGS
+from tests.helpers.service.http_requests import Asking, http_in_background
+from tests.helpers.service.sample_images import RED, encode, scene
 from tests.service.conftest import FIRST
-from tests.service.http_asks import Asking, http_in_background
-from tests.service.sample_pictures import RED, encode, scene
+from tlcli.contract.errors import NotFoundError, SettingsError
+from tlcli.service import Client, ServerSettings, in_background
+from tlcli.service.pb.inference import open_inference_pb2 as pb
+from tlcli.service.pb.tlcli.v1 import classifier_pb2
+from tlcli.service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
+from tlcli.service.settings.server_settings import SETTINGS
+from tlcli.service.telemetry.request_record import Observed
 
 PICTURE = encode(scene(RED, (30, 20, 90, 70)), "JPEG")
 CLASSIFY, INFER = "/v1/classify?model=toy", "/v2/models/toy/infer"

@@ -13,11 +13,11 @@ import pytest
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
-from contract import pictures
-from contract.errors import NotFoundError
-from service import Client, ServerSettings, in_background
-from tests.service.sample_pictures import encode, scene
-from tests.service.toy_model import PREPROCESSING, ToyModel
+from tests.helpers.service.sample_images import encode, scene
+from tests.helpers.service.toy_model import PREPROCESSING, ToyModel
+from tlcli.contract.errors import NotFoundError
+from tlcli.contract.images import decoding
+from tlcli.service import Client, ServerSettings, in_background
 
 CHANGES, CLIENTS = 50, 8
 PICTURE = encode(scene((200, 30, 30), (40, 40, 120, 120)))
@@ -28,7 +28,7 @@ def save(folder: Path, version: int, seed: int, name: str = "toy") -> None:
 
 
 def logits(seed: int) -> np.ndarray:
-    return ToyModel.make(seed=seed).answer(PREPROCESSING.apply(pictures.decode(PICTURE))).logits
+    return ToyModel.make(seed=seed).answer(PREPROCESSING.apply(decoding.decode(PICTURE))).logits
 
 
 @pytest.fixture

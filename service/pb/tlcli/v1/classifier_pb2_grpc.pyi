@@ -5,7 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from grpc import aio as _aio
-from service.pb.tlcli.v1 import classifier_pb2 as _classifier_pb2
+from tlcli.service.pb.tlcli.v1 import classifier_pb2 as _classifier_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys
