@@ -40,11 +40,11 @@ from torch.nn import functional
 from tlcli.contract.images import decoding
 from tlcli.contract.images.preprocessing import Preprocessing
 from tlcli.contract.process.cores import usable_cores
+from tlcli.contract.process.malloc import keep_freed_memory
 from tlcli.training.data.dataloader import picture_batches
 from tlcli.training.data.dataset import Part
 from tlcli.training.data.load import load_dataset
 from tlcli.training.models.network import Network, NetworkConfig, build
-from tlcli.training.runtime.kept_memory import keep_freed_memory
 from tlcli.training.settings.config import FinetuneConfig
 
 NETWORKS = ("resnet50", "vgg16")

@@ -36,10 +36,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.networks import trained_looking
+from tlcli.contract.images.evenly_spaced import evenly_spaced
 from tlcli.contract.images.preprocessing import Preprocessing
 from tlcli.contract.model.description import Provenance
 from tlcli.contract.model.onnx_model import Model
-from tlcli.evaluation.agreement import Pictures, Shown, compare, spread
+from tlcli.evaluation.agreement import Pictures, Shown, compare
 from tlcli.exports import SmallerNumbers, export_backbone, export_run
 from tlcli.exports.exporter import describe_explainer
 from tlcli.exports.onnx_writer import describe, flat_graph, write_graph
@@ -137,7 +138,7 @@ def compare_answers(arguments: argparse.Namespace) -> None:
         models = Path(folder)
         for name, made in {"MobileNetV2, cats and dogs": pets, "ResNet-20, CIFAR-10": cifar}.items():
             before, test = made(arguments, None, models)
-            numbers = spread(test.count, arguments.pictures)
+            numbers = evenly_spaced(test.count, arguments.pictures)
             chosen = Pictures(len(numbers), test.source, lambda number, numbers=numbers, test=test: test.show(numbers[number]))
             for small in ("fp16", "int8"):
                 after, _ = made(arguments, SmallerNumbers(small, max_accuracy_drop=100), models)

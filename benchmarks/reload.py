@@ -97,8 +97,8 @@ def reset(process: subprocess.Popen[str]) -> float:
 
 def serve_here(models: Path) -> None:
     """A server that watches its own event loop."""
+    from tlcli.contract.process.malloc import return_freed_memory
     from tlcli.service import Server, ServerSettings
-    from tlcli.service.system.freed_memory import keep_level
 
     async def run() -> None:
         loop, longest = asyncio.get_running_loop(), 0.0
@@ -122,7 +122,7 @@ def serve_here(models: Path) -> None:
         await server.run(on_serving=lambda port: print(port, flush=True))
         watching.cancel()
 
-    keep_level()
+    return_freed_memory()
     asyncio.run(run())
 
 

@@ -14,9 +14,10 @@ from torch import nn
 
 from tlcli.contract.errors import DatasetError, PictureError, SettingsError
 from tlcli.contract.images import decoding
+from tlcli.contract.images.evenly_spaced import evenly_spaced
 from tlcli.contract.images.preprocessing import Preprocessing
 from tlcli.contract.model.description import Provenance
-from tlcli.evaluation.agreement import Pictures, Shown, spread
+from tlcli.evaluation.agreement import Pictures, Shown
 from tlcli.exports.exporter import Exported, Say, export
 from tlcli.exports.fold_temperature import Temperature, expected_error, logits_of, require_temperature
 from tlcli.exports.precision.calibration_data import trial_on_dataset, trial_on_pictures
@@ -73,7 +74,7 @@ def export_run(
     dataset = run.dataset()
     spec = Path(dataset.spec).name if Path(dataset.spec).is_absolute() else dataset.spec  # where it lies is nobody's business
     images = []
-    for index in spread(len(dataset.val), check_pictures):
+    for index in evenly_spaced(len(dataset.val), check_pictures):
         try:
             images.append(run.network.config.preprocessing.apply(dataset.val.load(index)))
         except (PictureError, OSError) as error:
@@ -156,7 +157,7 @@ def export_backbone(
         )
     if picture_paths:
         found = decoding.find(picture_paths)
-        images = [preprocessing.apply(decoding.read(found[index])) for index in spread(len(found), check_pictures)]
+        images = [preprocessing.apply(decoding.read(found[index])) for index in evenly_spaced(len(found), check_pictures)]
         source = ", ".join(map(str, picture_paths))
     else:
         images, source = _drawn(preprocessing, check_pictures, config.seed), "drawn shapes"

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from tlcli.contract.model.onnx_model import resolve_device
-from tlcli.service.components import Parts
+from tlcli.contract.process.malloc import trim_freed_memory
+from tlcli.service.inference.components import Parts
 from tlcli.service.rpc.grpc_server import Grpc
 from tlcli.service.security.tokens import Token, renewed_tokens
 from tlcli.service.settings.server_settings import ServerSettings
 from tlcli.service.system.addresses import join_address
-from tlcli.service.system.freed_memory import give_back
 from tlcli.service.system.reloading_file import Renewed
 from tlcli.service.telemetry.gpu_memory import open_gpus
 from tlcli.service.types.answer import ModelStatus
@@ -188,7 +188,7 @@ class Server:
                 )
                 await self._announce()
             if self._parts.budget.take_peak() - self._parts.budget.used_bytes > _LARGE_BYTES:
-                await asyncio.to_thread(give_back)
+                await asyncio.to_thread(trim_freed_memory)
 
     async def stop(self) -> None:
         """Say NOT_SERVING, wait as long as load balancers need to see it, finish what is in flight, and close."""

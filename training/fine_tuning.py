@@ -13,6 +13,7 @@ from torch import Tensor
 from tlcli.contract.errors import SettingsError
 from tlcli.contract.files.display_name import printable
 from tlcli.contract.images.find_images import describe
+from tlcli.contract.process.malloc import keep_freed_memory
 from tlcli.training.data.dataset import Part
 from tlcli.training.data.load import Dataset, load_dataset, save_split
 from tlcli.training.engine.all_layers import Listeners, classify_pictures, smallest_part, stage_of_all_layers, train_all
@@ -53,7 +54,6 @@ from tlcli.training.runs.run_folder import (
 from tlcli.training.runs.tensorboard import TensorboardLog, require_tensorboard
 from tlcli.training.runtime.device import keep_to_usable_cores, torch_device
 from tlcli.training.runtime.distributed import Processes, is_first, processes
-from tlcli.training.runtime.kept_memory import keep_freed_memory
 from tlcli.training.runtime.progress import ProgressFactory, silent
 from tlcli.training.runtime.timer import Clock
 from tlcli.training.runtime.torch_compile import require_compiler

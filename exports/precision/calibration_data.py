@@ -11,8 +11,9 @@ from PIL import Image
 
 from tlcli.contract.errors import DatasetError, PictureError
 from tlcli.contract.images import decoding
+from tlcli.contract.images.evenly_spaced import evenly_spaced
 from tlcli.contract.images.preprocessing import Preprocessing
-from tlcli.evaluation.agreement import Pictures, Shown, spread
+from tlcli.evaluation.agreement import Pictures, Shown
 from tlcli.evaluation.ground_truth import Truth
 from tlcli.exports.precision.convert import SmallerNumbers, Trial
 from tlcli.training.data.dataset import Dataset, Part
@@ -75,7 +76,7 @@ def trial_on_pictures(
     chosen = set(_drawn(len(there), numbers))
     left = [path for number, path in enumerate(there) if number not in chosen]
     found = decoding.find(paths) or (left if len(left) >= _FEWEST_LEFT else there)
-    found = [found[number] for number in spread(len(found), MOST_COMPARED)]
+    found = [found[number] for number in evenly_spaced(len(found), MOST_COMPARED)]
     source = ", ".join(path.name for path in paths or calibration_paths)
     compared = Pictures(len(found), source, lambda number: Shown(input_of(found[number]))) if found else otherwise
     if numbers.precision == "fp16":

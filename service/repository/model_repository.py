@@ -11,11 +11,11 @@ from pathlib import Path
 
 from tlcli.contract.errors import DeviceError, ModelFileError, NotFoundError, ServerError, TlcliError, first_line
 from tlcli.contract.model.repository_layout import MODEL_FILE, is_model_name, model_names
+from tlcli.contract.process.malloc import trim_freed_memory
 from tlcli.service.execution.admission import Admission
 from tlcli.service.execution.runner import Runner, takes_steps
 from tlcli.service.repository.version_policy import LABELS_FILE, VersionPolicy, read_labels
 from tlcli.service.repository.version_state import FileState, FolderState, VersionState, names_there, versions_there
-from tlcli.service.system.freed_memory import give_back
 from tlcli.service.telemetry.metrics import NO_METRICS, Metrics, Queue
 from tlcli.service.telemetry.request_record import note_model
 from tlcli.service.types.answer import ModelState, ModelStatus
@@ -460,4 +460,4 @@ async def _finish(going: list[Served]) -> None:
 
 def _close(going: list[Served]) -> None:
     going.pop().runner.close()
-    give_back()
+    trim_freed_memory()

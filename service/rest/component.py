@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from tlcli.service.components import Parts
+from tlcli.service.inference.components import Parts
 from tlcli.service.rest.allowed_hosts import AllowedHosts
 from tlcli.service.rest.app import Application
 from tlcli.service.rest.classify_routes import ClassifyEndpoint

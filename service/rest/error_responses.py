@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from tlcli.contract.errors import MemoryLimitError, OverloadedError
-from tlcli.service.rpc.error_handling import status_of
+from tlcli.service.telemetry.failed_request import record_error
 
 JSON = "application/json"
 
@@ -42,7 +42,7 @@ def refusal(error: Exception) -> Response:
     """The answer to a request that met an error. A fault of ours is logged, and tells nothing of itself."""
     if isinstance(error, HTTPException):
         return line(error.status_code, error.detail, error.headers)
-    status = status_of(error)
+    status = record_error(error)
     number = 503 if isinstance(error, MemoryLimitError) else _BY_NUMBER[status.code]
     if number == 429 or number == 503:
         retry_s = error.retry_s if isinstance(error, OverloadedError) else _LATER_S

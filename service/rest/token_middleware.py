@@ -1,4 +1,4 @@
-"""Who may ask over HTTP: as `tlcli.service.rpc.token_interceptor` has it, for every path but health."""
+"""Who may ask over HTTP: by the rules of `tlcli.service.security.tokens`, for every path but health."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from tlcli.service.rest.allowed_hosts import AllowedHosts
-from tlcli.service.rpc.token_interceptor import refusal
-from tlcli.service.security.tokens import Token
+from tlcli.service.security.tokens import Token, refusal
 from tlcli.service.system.reloading_file import Renewed
 
 OPEN = frozenset({"/v2/health/live", "/v2/health/ready"})

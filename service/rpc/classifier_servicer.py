@@ -14,9 +14,10 @@ from tlcli.service.pb.tlcli.v1 import classifier_pb2 as pb
 from tlcli.service.protocol import codec
 from tlcli.service.protocol.rpc_methods import CLASSIFIER, Context, handler
 from tlcli.service.repository.model_repository import Repository
-from tlcli.service.rpc.error_handling import message_bytes, parse, refusals, status_of
+from tlcli.service.rpc.error_handling import message_bytes, parse, refusals
 from tlcli.service.rpc.idle_streams import taken, until_idle
 from tlcli.service.system.ordered_stream import in_order
+from tlcli.service.telemetry.failed_request import record_error
 from tlcli.service.telemetry.request_interceptor import one_of_stream
 from tlcli.service.types.answer import MapMethod, ModelInfo
 
@@ -122,4 +123,4 @@ class ClassifierEdge:
                 request_id = request.request_id
                 return pb.ClassifyStreamResponse(request_id=request_id, response=await self._classify(request, patient=True))
         except Exception as error:  # noqa: BLE001  # whatever it is, it is this picture's, and the stream goes on
-            return pb.ClassifyStreamResponse(request_id=request_id, error=status_of(error))
+            return pb.ClassifyStreamResponse(request_id=request_id, error=record_error(error))

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
 import grpc.aio
 from google.protobuf.message import DecodeError, Message
-from google.rpc import status_pb2
 from grpc_status import rpc_status
 
-from tlcli.contract.errors import OverloadedError, RequestError, TlcliError
-from tlcli.service.protocol import error_status
+from tlcli.contract.errors import OverloadedError, RequestError
 from tlcli.service.protocol.parse_cost import check_cost
 from tlcli.service.protocol.rpc_methods import Context
-from tlcli.service.telemetry.request_interceptor import code_name, sent_back
-from tlcli.service.telemetry.request_record import note_code, under_way
-
-logger = logging.getLogger(__name__)
+from tlcli.service.telemetry.failed_request import record_error
+from tlcli.service.telemetry.request_interceptor import sent_back
 
 RETRY_AFTER_MS = "grpc-retry-pushback-ms"
 """Clients with a retry policy of gRPC's wait so long (gRFC A6)."""
@@ -35,7 +30,7 @@ async def refusals(context: Context) -> AsyncIterator[None]:
     except grpc.aio.AbortError:
         raise  # the call has its status already
     except Exception as error:  # noqa: BLE001  # turned into a status, and logged if it is a fault of ours
-        status = rpc_status.to_status(status_of(error))
+        status = rpc_status.to_status(record_error(error))
         metadata = status.trailing_metadata
         if isinstance(error, OverloadedError):
             metadata = (*metadata, (RETRY_AFTER_MS, str(round(1000 * error.retry_s))))
@@ -60,13 +55,3 @@ def parse(kind: type[M], data: bytes) -> M:
 def message_bytes(data: bytes) -> int:
     """Return the memory that a message takes: as gRPC received it, its bytes, and what is parsed of them."""
     return 3 * len(data)
-
-
-def status_of(error: Exception) -> status_pb2.Status:
-    """An error as a client may see it; a fault of ours is logged here, and the request that failed is noted to have."""
-    if not isinstance(error, TlcliError):
-        request = under_way()
-        logger.error("request %s failed by a fault of the server", "?" if request is None else request.request_id, exc_info=error)
-    status = error_status.to_status(error)
-    note_code(code_name(status.code))
-    return status

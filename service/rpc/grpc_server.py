@@ -10,7 +10,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2_grpc
 
 from tlcli.contract.errors import SettingsError
-from tlcli.service.components import Parts
+from tlcli.service.inference.components import Parts
 from tlcli.service.rpc.classifier_servicer import ClassifierEdge
 from tlcli.service.rpc.drain_interceptor import LeavingGuard
 from tlcli.service.rpc.health_servicer import Health

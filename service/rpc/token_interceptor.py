@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc.aio
 from grpc_health.v1 import health
 
-from tlcli.service.security.tokens import Token, is_one_of
+from tlcli.service.security.tokens import Token, refusal
 from tlcli.service.system.reloading_file import Renewed
 
 OPEN = frozenset({f"/{health.SERVICE_NAME}/Check", f"/{health.SERVICE_NAME}/Watch"})
 """Load balancers and container managers ask for health, and have no token. `List` would tell them every model's name."""
-
-_SCHEME = b"bearer "
 
 
 class TokenGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs alone
@@ -40,14 +38,3 @@ class TokenGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gener
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, reason)
 
         return grpc.stream_stream_rpc_method_handler(refuse)  # of calls of every kind: it reads no request and writes no answer
-
-
-def refusal(given: Sequence[bytes], tokens: Sequence[Token]) -> str:
-    """Why a request is not let in; empty where it is. given: the values of its `authorization`."""
-    if not given:
-        return "no token came, and this server asks for one: send 'authorization: Bearer TOKEN' with the call"
-    if len(given) > 1 or given[0][: len(_SCHEME)].lower() != _SCHEME:
-        return "the call's authorization is no token: expected 'authorization: Bearer TOKEN', once"
-    if not is_one_of(given[0][len(_SCHEME) :].strip(), tokens):
-        return "the token that came is none of this server's: it may have been replaced"
-    return ""

@@ -12,7 +12,7 @@ from typing import Any
 import grpc.aio
 from google.protobuf.message import DecodeError
 
-from tlcli.service.system.freed_memory import give_back
+from tlcli.contract.process.malloc import trim_freed_memory
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +140,7 @@ class UnreadMessages(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # g
                 continue  # raised here, and once more by the read that it ends
             except (grpc.aio.InternalError, grpc.aio.UsageError):
                 continue  # the call has ended meanwhile
-        await asyncio.to_thread(give_back)
+        await asyncio.to_thread(trim_freed_memory)
 
     def _trim_soon(self) -> None:
         """Trim the heap: gRPC holds messages in small pieces, which the C library keeps when they are freed."""
@@ -150,7 +150,7 @@ class UnreadMessages(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # g
 
 async def _trim_later() -> None:
     await asyncio.sleep(_TRIM_S)
-    await asyncio.to_thread(give_back)
+    await asyncio.to_thread(trim_freed_memory)
 
 
 async def _write_all(answers: Any, context: Any) -> None:

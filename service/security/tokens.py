@@ -20,6 +20,7 @@ _MAX_FILE_BYTES = 16 * 1024 * 1024
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 """As RFC 6750 (section 2.1) has it."""
 
+_SCHEME = b"bearer "
 _LETTERS = "letters, digits and -._~+/="
 
 
@@ -89,3 +90,14 @@ def require_token(text: str) -> str:
 def is_one_of(given: bytes, tokens: Sequence[Token]) -> bool:
     """Compared with all of them, in a time that tells nothing of how much of one fits."""
     return sum(hmac.compare_digest(given, token.value.encode()) for token in tokens) > 0
+
+
+def refusal(given: Sequence[bytes], tokens: Sequence[Token]) -> str:
+    """Why a request is not let in; empty where it is. given: the values of its `authorization`."""
+    if not given:
+        return "no token came, and this server asks for one: send 'authorization: Bearer TOKEN' with the call"
+    if len(given) > 1 or given[0][: len(_SCHEME)].lower() != _SCHEME:
+        return "the call's authorization is no token: expected 'authorization: Bearer TOKEN', once"
+    if not is_one_of(given[0][len(_SCHEME) :].strip(), tokens):
+        return "the token that came is none of this server's: it may have been replaced"
+    return ""

@@ -9,8 +9,9 @@ import pytest
 from scipy.stats import spearmanr
 
 from tests.helpers.evaluation import corner_model
+from tlcli.contract.images.evenly_spaced import evenly_spaced
 from tlcli.contract.model.onnx_model import Model
-from tlcli.evaluation.agreement import COSTLY_PICTURES, MAP_PICTURES, Pictures, Shown, compare, rank_correlation, spread
+from tlcli.evaluation.agreement import COSTLY_PICTURES, MAP_PICTURES, Pictures, Shown, compare, rank_correlation
 
 
 def shown(brightness: int, label: int | None = None, region: tuple[slice, slice] | None = None) -> Shown:
@@ -84,5 +85,5 @@ def test_maps_are_compared_on_some_of_many_pictures(model: Path) -> None:
     assert read == list(range(MAP_PICTURES + 57)), "each once, in order"
     assert found.maps["gradcam"].pictures == MAP_PICTURES
     assert COSTLY_PICTURES < MAP_PICTURES
-    assert spread(10, 4) == [0, 2, 5, 7]
-    assert spread(3, 4) == [0, 1, 2]
+    assert evenly_spaced(10, 4) == [0, 2, 5, 7]
+    assert evenly_spaced(3, 4) == [0, 1, 2]

@@ -14,7 +14,7 @@ from tests.helpers.service.sample_images import RED, encode, scene
 from tlcli.ray.dispatch import Dispatch, Handlers
 from tlcli.ray.ray_context import Aborted, Taken
 from tlcli.service import ServerSettings
-from tlcli.service.components import Parts
+from tlcli.service.inference.components import Parts
 from tlcli.service.pb.tlcli.v1 import classifier_pb2 as pb
 from tlcli.service.protocol.rpc_methods import Metadata
 from tlcli.service.rpc.grpc_server import handlers, interceptors

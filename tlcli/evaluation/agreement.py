@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.stats import rankdata
 
+from tlcli.contract.images.evenly_spaced import evenly_spaced
 from tlcli.contract.model.description import Agreement, MapAgreement
 from tlcli.contract.model.onnx_model import Model
 from tlcli.evaluation.localisation import points_at
@@ -90,7 +91,7 @@ def compare(before: Model, after: Model, pictures: Pictures) -> Agreement:
     """
     names = {one.name: one.method in COSTLY for one in before.description.maps if one.in_graph}
     pairs = {name: _Pairs() for name in names}
-    mapped, costly = (set(spread(pictures.count, most)) for most in (MAP_PICTURES, COSTLY_PICTURES))
+    mapped, costly = (set(evenly_spaced(pictures.count, most)) for most in (MAP_PICTURES, COSTLY_PICTURES))
     same: list[bool] = []
     finite: list[bool] = []
     right: list[tuple[bool, bool]] = []
@@ -132,12 +133,6 @@ def _timed(model: Model, images: Bytes) -> tuple[Values, float]:
     began = time.perf_counter()
     logits = model.run(images).logits
     return logits, time.perf_counter() - began
-
-
-def spread(available: int, wanted: int) -> list[int]:
-    """Up to `wanted` indices, evenly over all there are, so that every class is among them."""
-    count = min(available, wanted)
-    return [index * available // count for index in range(count)]
 
 
 def rank_correlation(first: Values, second: Values) -> float | None:

@@ -16,16 +16,16 @@ from ray import serve
 from ray.serve.grpc_util import RayServegRPCContext, gRPCInputStream
 
 from tlcli.contract.model.onnx_model import resolve_device
+from tlcli.contract.process.malloc import return_freed_memory
 from tlcli.ray.app_settings import fit_to, read_args
 from tlcli.ray.dispatch import Dispatch, Handlers
 from tlcli.ray.ray_context import Aborted, Taken
-from tlcli.service.components import Parts
+from tlcli.service.inference.components import Parts
 from tlcli.service.protocol.rpc_methods import SERVICES, path_of
 from tlcli.service.rpc.grpc_server import handlers, interceptors
 from tlcli.service.rpc.health_servicer import Health
 from tlcli.service.security.tokens import renewed_tokens
 from tlcli.service.settings.server_settings import ServerSettings
-from tlcli.service.system.freed_memory import keep_level
 from tlcli.service.telemetry.logs import set_up
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class Replica:
             TlcliError: see `tlcli.service.server.Server`.
         """
         set_up(settings.log_format)
-        keep_level()
+        return_freed_memory()
         settings = fit_to(settings, ray.get_runtime_context().get_assigned_resources().get("CPU", 0))
         self._serving = False
         self._health = Health()

@@ -13,7 +13,8 @@ from tlcli.contract.errors import PictureError, ResourceError
 from tlcli.contract.images.preprocessing import Preprocessing
 from tlcli.training.data.dataloader_workers import begin_worker, problem_of_workers, starting_workers
 from tlcli.training.data.dataset import Part
-from tlcli.training.data.transforms import Augmentation, PictureDataset
+from tlcli.training.data.transforms import PictureDataset
+from tlcli.training.settings.augmentation import Augmentation
 
 _FEWEST_FOR_WORKERS = 128
 """Starting processes costs more than reading fewer pictures than this."""

@@ -12,17 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-import torch
 
 from tlcli.contract.errors import ResourceError, WeightsError
+from tlcli.contract.process.malloc import keep_freed_memory
 from tlcli.training.data.dataloader import picture_batches
 from tlcli.training.data.dataset import Part
-from tlcli.training.data.transforms import Augmentation
 from tlcli.training.features.extractor import frozen_side
 from tlcli.training.features.row_file import Embeddings, UnfinishedRows, growing_rows, most_bytes, open_rows, prune
 from tlcli.training.models.network import Network
-from tlcli.training.runtime.kept_memory import keep_freed_memory
 from tlcli.training.runtime.progress import ProgressFactory
+from tlcli.training.settings.augmentation import Augmentation
 from tlcli.training.settings.config import cache_dir
 
 _BATCH = 32
@@ -101,7 +100,7 @@ class FeatureCache:
             "embedding": config.head.split(":")[0],
             "pictures": part.fingerprints,
             "view": None if view is None else [view.augmentation.model_dump(mode="json"), view.number, view.seed],
-            "device": _device(self.network).type,
+            "device": self.network.device.type,
             "versions": {package: metadata.version(package) for package in ("torch", "timm", "pillow", "torchvision")},
             "onnxruntime": onnxruntime.__version__,
         }
@@ -148,7 +147,3 @@ def _evaluating(network: Network) -> Iterator[None]:
         yield
     finally:
         network.train(training)
-
-
-def _device(network: Network) -> torch.device:
-    return next(network.parameters()).device

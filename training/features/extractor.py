@@ -34,7 +34,7 @@ def frozen_side(network: Network, pictures: int) -> Run:
         pictures: of the whole part, also where those of some are there already: the last bits depend on what computes them.
     """
     module = _FrozenSide(network).eval()
-    if _device(network).type == "cpu" and pictures >= WORTH:
+    if network.device.type == "cpu" and pictures >= WORTH:
         run = _in_onnx_runtime(module)
         if run is not None and _agree(run, _in_pytorch(module), network):
             return run
@@ -52,7 +52,7 @@ class _FrozenSide(nn.Module):
 
 
 def _in_pytorch(module: _FrozenSide) -> Run:
-    device = _device(module.network)
+    device = module.network.device
 
     def run(images: Tensor) -> npt.NDArray[np.float32]:
         with torch.inference_mode():
@@ -102,7 +102,3 @@ def _agree(run: Run, reference: Run, network: Network) -> bool:
     images = torch.randint(0, 256, (_TRIED, size.height, size.width, 3), dtype=torch.uint8, generator=draw)
     expected = reference(images)
     return bool(np.abs(run(images) - expected).max() <= TOLERANCE * np.abs(expected).max())
-
-
-def _device(network: Network) -> torch.device:
-    return next(network.parameters()).device

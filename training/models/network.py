@@ -61,6 +61,11 @@ class ImageNetwork(nn.Module):
         self.register_buffer("mean", 255 * torch.tensor(size.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(size.std).view(1, 3, 1, 1), persistent=False)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return cast("Tensor", self.mean).device
+
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 `[N, H, W, 3]` in RGB to float `[N, 3, H, W]`: `(x / 255 - mean) / std`."""
         mean, std = cast("Tensor", self.mean), cast("Tensor", self.std)

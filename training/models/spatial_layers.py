@@ -143,7 +143,7 @@ def record(network: Network, image: npt.NDArray[np.uint8], layers: Collection[La
             found[label] = values.to("cpu", torch.float32, copy=True).contiguous().numpy()
 
     with _watched(network.backbone, keep), torch.no_grad():
-        network.features(network.normalise(torch.from_numpy(image)[None].to(_device(network))))
+        network.features(network.normalise(torch.from_numpy(image)[None].to(network.device)))
     return found
 
 
@@ -166,7 +166,7 @@ def _calls(network: Network, height: int, width: int) -> tuple[list[_Call], int]
         calls.append(_Call(number, label, name, module, tuple(came.shape) if isinstance(came, Tensor) else (), tuple(went.shape)))
 
     with _watched(network.backbone, note), torch.no_grad():
-        features = network.features(torch.zeros(1, 3, height, width, device=_device(network)))
+        features = network.features(torch.zeros(1, 3, height, width, device=network.device))
     return calls, maker(features)
 
 
@@ -214,7 +214,3 @@ def _axis_of_known_size(shape: tuple[int, ...], sizes: Collection[tuple[int, ...
 def _is_pool(module: nn.Module) -> bool:
     """Ours to tell by its type, or a layer of timm's by its name."""
     return isinstance(module, _POOLS) or ("pool" in type(module).__name__.lower() and next(module.parameters(), None) is None)
-
-
-def _device(network: Network) -> torch.device:
-    return next((parameter.device for parameter in network.parameters()), torch.device("cpu"))

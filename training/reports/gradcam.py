@@ -23,7 +23,7 @@ def feature_gradients(network: Network, images: Tensor, classes: Tensor) -> tupl
         logits `[N, C]`, activations `[N, c, h, w]` and gradients `[N, K, c, h, w]`, detached, on the network's device.
     """
     with torch.no_grad():
-        activations = network.features(network.normalise(images.to(_device(network))))
+        activations = network.features(network.normalise(images.to(network.device)))
     with torch.enable_grad():
         activations = activations.detach().requires_grad_()
         logits = network.classify(network.embed(activations))
@@ -45,7 +45,3 @@ def gradcam(activations: Tensor, gradients: Tensor) -> Tensor:
     """
     weights = gradients.mean((-2, -1))
     return torch.relu(torch.einsum("nkc,nchw->nkhw", weights, activations))
-
-
-def _device(network: Network) -> torch.device:
-    return next(network.parameters()).device

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from tlcli.contract.errors import SettingsError
 from tlcli.contract.process.cores import usable_cores
-from tlcli.training.data.transforms import Augmentation, augmentation_of
+from tlcli.training.settings.augmentation import Augmentation, augmentation_of
 from tlcli.training.settings.config import FinetuneConfig, OptimizerName, Schedule
 
 FEATURE_EXTRACTION_EPOCHS = 40

@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader
 from tests.helpers.training.small_images import put_picture
 from tlcli.contract.images.preprocessing import Preprocessing
 from tlcli.training.data.load import Part, load_dataset
-from tlcli.training.data.transforms import Augmentation, PictureDataset, augmentation_for
+from tlcli.training.data.transforms import PictureDataset
+from tlcli.training.settings.augmentation import Augmentation, augmentation_for
 from tlcli.training.settings.config import FinetuneConfig
 
 INPUT = Preprocessing(height=32, width=24, interpolation="bicubic")

@@ -20,10 +20,11 @@ from tests.helpers.training.tiny_training import config, digest, put_colours
 from tlcli.contract.errors import PictureError, SettingsError, WeightsError
 from tlcli.training.data.dataset import Checked, Part
 from tlcli.training.data.load import load_dataset
-from tlcli.training.data.transforms import Augmentation, PictureDataset
+from tlcli.training.data.transforms import PictureDataset
 from tlcli.training.engine.head import classify_embeddings
 from tlcli.training.features.cache import View
 from tlcli.training.runtime.progress import Advance
+from tlcli.training.settings.augmentation import Augmentation
 
 REPOSITORY = Path(__file__).parents[3]
 VIEW = View(Augmentation(), number=0, seed=0)

@@ -11,7 +11,7 @@ import pytest
 CODE = """
 import resource
 import torch
-from tlcli.training.runtime.kept_memory import keep_freed_memory
+from tlcli.contract.process.malloc import keep_freed_memory
 
 if {keep}:
     keep_freed_memory()
