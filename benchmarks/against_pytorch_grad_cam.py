@@ -1,8 +1,8 @@
-"""Maps from the exported file on ONNX Runtime against pytorch-grad-cam on PyTorch: the same network, picture, layer and class. CPU.
+"""Maps from the exported file on ONNX Runtime against pytorch-grad-cam on PyTorch: the same network, image, layer and class. CPU.
 
     python benchmarks/against_pytorch_grad_cam.py [--pairs 10] [--channels 64] [--batch 16] [NETWORK ...]
 
-    Grad-CAM      one picture, the first class; pytorch-grad-cam with all that its users do by default: forward, backward, resizing
+    Grad-CAM      one image, the first class; pytorch-grad-cam with all that its users do by default: forward, backward, resizing
     Score-CAM     the --channels channels of the layer that vary most, in batches of --batch, for both
     Faster-Score-CAM   in forward passes of the same session, batch 1, at its ten channels
 
@@ -121,5 +121,5 @@ def measure(name: str, pairs: int, channels: int, batch: int) -> list[str]:
 
 
 if __name__ == "__main__":
-    tqdm.tqdm.__init__ = partialmethod(tqdm.tqdm.__init__, disable=True)  # type: ignore[method-assign]  # it prints for every picture
+    tqdm.tqdm.__init__ = partialmethod(tqdm.tqdm.__init__, disable=True)  # type: ignore[method-assign]  # it prints for every image
     main()

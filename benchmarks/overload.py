@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--queue", type=int, default=16)
     arguments = parser.parse_args()
     files = decoding.find([arguments.folder])[:200]
-    print(f"{len(files)} photographs, open loops of {arguments.seconds:g} s, at most {arguments.queue} pictures wait")
+    print(f"{len(files)} photographs, open loops of {arguments.seconds:g} s, at most {arguments.queue} images wait")
     print("| network | capacity, 1/s | p99 at 80 %, ms | p99 at 200 %, ms | ratio | refused | a refusal, ms | codes | memory, MB |")
     print("|---|---|---|---|---|---|---|---|---|")
     for network in arguments.networks:

@@ -55,7 +55,7 @@ def main() -> None:
         os.environ |= OVER_GRPC
     files = decoding.find([arguments.folder])[:200]
     print(f"{len(files)} photographs, {arguments.rounds} rounds of {arguments.seconds:g} s; {CLIENTS} clients")
-    print("| network | direct, pictures/s | two replicas | one replica | one client, direct, ms | Ray adds, ms |")
+    print("| network | direct, images/s | two replicas | one replica | one client, direct, ms | Ray adds, ms |")
     print("|---|---|---|---|---|---|")
     for network in arguments.networks:
         with tempfile.TemporaryDirectory() as folder:

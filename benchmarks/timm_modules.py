@@ -118,7 +118,7 @@ def _built(config: FinetuneConfig, reference: nn.Module, with_maps: bool) -> flo
 
 
 def _exported(config: FinetuneConfig, reference: nn.Module, methods: tuple[str, ...], folder: Path) -> float:
-    exported = export_backbone(config, name="model", repository=folder, methods=methods, check_pictures=_IMAGES)
+    exported = export_backbone(config, name="model", repository=folder, methods=methods, check_images=_IMAGES)
     preprocessing = exported.description.preprocessing
     images = _images(preprocessing.height)
     return _difference(Model.open(exported.path, device="cpu").run(images).logits, reference, preprocessing, images)

@@ -12,15 +12,15 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from tlcli.contract.errors import DatasetError, PictureError, SettingsError
+from tlcli.contract.errors import DatasetError, ImageError, SettingsError
 from tlcli.contract.images import decoding
 from tlcli.contract.images.evenly_spaced import evenly_spaced
 from tlcli.contract.images.preprocessing import Preprocessing
 from tlcli.contract.model.description import Provenance
-from tlcli.evaluation.agreement import Pictures, Shown
+from tlcli.evaluation.agreement import Images, Shown
 from tlcli.exports.exporter import Exported, Say, export
 from tlcli.exports.fold_temperature import Temperature, expected_error, logits_of, require_temperature
-from tlcli.exports.precision.calibration_data import trial_on_dataset, trial_on_pictures
+from tlcli.exports.precision.calibration_data import trial_on_dataset, trial_on_images
 from tlcli.exports.precision.convert import SmallerNumbers
 from tlcli.exports.timm_reference import TimmReference
 from tlcli.training.data.dataset import Part
@@ -36,7 +36,7 @@ from tlcli.training.runs.run_folder import now
 from tlcli.training.runtime.progress import ProgressFactory, silent
 from tlcli.training.settings.config import FinetuneConfig
 
-DEFAULT_CHECK_PICTURES = 16
+DEFAULT_CHECK_IMAGES = 16
 
 
 def export_run(
@@ -49,11 +49,11 @@ def export_run(
     dynamic_size: bool = False,
     temperature: Temperature = 1.0,
     numbers: SmallerNumbers | None = None,
-    check_pictures: int = DEFAULT_CHECK_PICTURES,
+    check_images: int = DEFAULT_CHECK_IMAGES,
     progress: ProgressFactory = silent,
     say: Say = lambda _: None,
 ) -> Exported:
-    """Export a finished run's best network, checked on pictures of its validation part.
+    """Export a finished run's best network, checked on images of its validation part.
 
     Args:
         run: see `tlcli.training.runs.load_run.load_run`.
@@ -61,23 +61,23 @@ def export_run(
         repository: the folder of models.
         methods, layers, dynamic_size: see `tlcli.exports.exporter.export`.
         temperature: what the logits are divided by; `fit` finds it on the validation part.
-        numbers: smaller than float32; calibrated on pictures of the training part, and compared with the float file on the validation part.
-        check_pictures: how many to check the file on.
+        numbers: smaller than float32; calibrated on images of the training part, and compared with the float file on the validation part.
+        check_images: how many to check the file on.
         progress: told of what lasts.
         say: is told each step, and of a temperature what it does to the scores.
 
     Raises:
-        DatasetError: the run's pictures cannot be read any more.
+        DatasetError: the run's images cannot be read any more.
         Others: see `tlcli.exports.exporter.export`.
     """
     require_temperature(temperature)
     dataset = run.dataset()
     spec = Path(dataset.spec).name if Path(dataset.spec).is_absolute() else dataset.spec  # where it lies is nobody's business
     images = []
-    for index in evenly_spaced(len(dataset.val), check_pictures):
+    for index in evenly_spaced(len(dataset.val), check_images):
         try:
             images.append(run.network.config.preprocessing.apply(dataset.val.load(index)))
-        except (PictureError, OSError) as error:
+        except (ImageError, OSError) as error:
             raise DatasetError(f"{dataset.val.names[index]}: cannot be read any more, but the export is checked on it: {error}") from error
     if temperature != 1:
         temperature = _settle(temperature, run, dataset.val, progress, say)
@@ -116,14 +116,14 @@ def export_backbone(
     name: str,
     repository: Path,
     labels: Sequence[str] | None = None,
-    picture_paths: Sequence[Path] = (),
+    image_paths: Sequence[Path] = (),
     methods: Sequence[str] | None = None,
     layers: Sequence[str] | None = None,
     dynamic_size: bool = False,
     temperature: float = 1.0,
     numbers: SmallerNumbers | None = None,
     calibration_paths: Sequence[Path] = (),
-    check_pictures: int = DEFAULT_CHECK_PICTURES,
+    check_images: int = DEFAULT_CHECK_IMAGES,
     say: Say = lambda _: None,
 ) -> Exported:
     """Export a backbone with the classifier it was published with: no run is needed.
@@ -133,16 +133,16 @@ def export_backbone(
         name: the model's.
         repository: the folder of models.
         labels: the classes' names; None takes ImageNet's where there are 1000, else `class_0`, ...
-        picture_paths: files and folders to check on; none: pictures that the project draws.
-        methods, layers, dynamic_size, temperature, check_pictures, say: see `export_run`; there is nothing to fit a temperature on.
-        numbers: smaller than float32; compared with the float file on the pictures to check on, and where there are none on those of
+        image_paths: files and folders to check on; none: images that the project draws.
+        methods, layers, dynamic_size, temperature, check_images, say: see `export_run`; there is nothing to fit a temperature on.
+        numbers: smaller than float32; compared with the float file on the images to check on, and where there are none on those of
             `calibration_paths` that were left over.
         calibration_paths: files and folders to calibrate int8 on.
 
     Raises:
         WeightsError, HubError: see `tlcli.training.models.weights.load_backbone`.
         SettingsError: the weights hold no classifier, maps are requested of a backbone that cannot have them, or int8 came without
-            pictures to calibrate on.
+            images to calibrate on.
         Others: see `tlcli.exports.exporter.export`.
     """
     _check_calibration(numbers, calibration_paths)
@@ -155,16 +155,16 @@ def export_backbone(
         raise SettingsError(
             f"--labels: {len(labels)} labels, but the classifier of {config.backbone} has {classes} classes: give a label for each"
         )
-    if picture_paths:
-        found = decoding.find(picture_paths)
-        images = [preprocessing.apply(decoding.read(found[index])) for index in evenly_spaced(len(found), check_pictures)]
-        source = ", ".join(map(str, picture_paths))
+    if image_paths:
+        found = decoding.find(image_paths)
+        images = [preprocessing.apply(decoding.read(found[index])) for index in evenly_spaced(len(found), check_images)]
+        source = ", ".join(map(str, image_paths))
     else:
-        images, source = _drawn(preprocessing, check_pictures, config.seed), "drawn shapes"
+        images, source = _drawn(preprocessing, check_images, config.seed), "drawn shapes"
     trial = None
     if numbers is not None:
-        otherwise = Pictures(len(images), source, lambda number: Shown(images[number]))
-        trial = trial_on_pictures(numbers, picture_paths, calibration_paths, otherwise, preprocessing)
+        otherwise = Images(len(images), source, lambda number: Shown(images[number]))
+        trial = trial_on_images(numbers, image_paths, calibration_paths, otherwise, preprocessing)
     return export(
         network,
         name=name,
@@ -188,10 +188,10 @@ def _check_calibration(numbers: SmallerNumbers | None, paths: Sequence[Path]) ->
     calibrated = numbers is not None and numbers.precision == "int8"
     if calibrated and not paths:
         raise SettingsError(
-            "--precision int8 takes its ranges from pictures such as the model will see: give a few hundred with --calibration FOLDER"
+            "--precision int8 takes its ranges from images such as the model will see: give a few hundred with --calibration FOLDER"
         )
     if paths and not calibrated:
-        raise SettingsError("--calibration: nothing but --precision int8 is calibrated: add it, or leave the pictures out")
+        raise SettingsError("--calibration: nothing but --precision int8 is calibrated: add it, or leave the images out")
 
 
 def _settle(temperature: Temperature, run: Run, val: Part, progress: ProgressFactory, say: Say) -> float:
@@ -199,7 +199,7 @@ def _settle(temperature: Temperature, run: Run, val: Part, progress: ProgressFac
     logits, labels = logits_of(run, val, progress), torch.from_numpy(val.labels)
     how = "as given"
     if temperature == "fit":
-        temperature, how = fit_temperature(logits, labels), f"fitted on {len(val):,} validation pictures"
+        temperature, how = fit_temperature(logits, labels), f"fitted on {len(val):,} validation images"
     before, after = expected_error(logits, labels), expected_error(logits / temperature, labels)
     say(f"temperature {temperature:.4g}, {how}: their expected calibration error is {after:.2%} with it, {before:.2%} without")
     return temperature

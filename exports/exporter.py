@@ -33,7 +33,7 @@ from tlcli.training.models.network import ImageNetwork
 
 Say = Callable[[str], None]
 
-_PICTURES_AT_ANOTHER_SIZE = 2
+_IMAGES_AT_ANOTHER_SIZE = 2
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,11 @@ def export(
         labels: the classes' names, C of them.
         repository: the folder of models; made if it is not there.
         images: inputs to check with, uint8 `[H, W, 3]` each, at least one.
-        source: what those pictures are, for the record.
+        source: what those images are, for the record.
         provenance: where the network comes from; the parity figures are added here.
         methods: map methods, by name; None takes every one that the head allows; none makes a model without maps.
         layers: modules of the backbone to explain, by name; None takes the last one with a spatial extent.
-        dynamic_size: the file takes pictures of any height and width, if the network does.
+        dynamic_size: the file takes images of any height and width, if the network does.
         temperature: the file's logits are the network's over this, see `tlcli.exports.fold_temperature`.
         trial: smaller numbers than float32, and what the file is compared with the float file on.
         say: is told each step.
@@ -106,7 +106,7 @@ def export(
             write_graph(explainer, path, flat)
             describe(path, description)
             check_graph(path)
-            say(f"checking against PyTorch on {len(images)} pictures ({source})")
+            say(f"checking against PyTorch on {len(images)} images ({source})")
             model = Model.open(path, device="cpu")
             measured = parity.measure(network, model, images, source)
             parity.require(measured)
@@ -150,7 +150,7 @@ def _make_smaller(explainer: Explainer, flat: ModelProto, model: Model, trial: T
     write_graph(explainer, path, flat)
     describe(path, model.description)
     check_graph(path)
-    say(f"comparing with fp32 on {trial.compared.count:,} pictures ({trial.compared.source})")
+    say(f"comparing with fp32 on {trial.compared.count:,} images ({trial.compared.source})")
     found = compare(model, Model.open(path, device="cpu"), trial.compared)
     trial.require(found)
     os.replace(path, model.path)
@@ -158,22 +158,22 @@ def _make_smaller(explainer: Explainer, flat: ModelProto, model: Model, trial: T
 
 
 def _require_other_sizes(network: ImageNetwork, model: Model, images: Sequence[npt.NDArray[np.uint8]], source: str) -> None:
-    """Raises: ExportError, ParityError: the network, or what was written of it, takes pictures of one size only."""
+    """Raises: ExportError, ParityError: the network, or what was written of it, takes images of one size only."""
     try:
         measured = parity.measure(network, model, _at_another_size(images), f"{source}, at another size")
     except Exception as error:  # of PyTorch or ONNX Runtime, whose exceptions share no base class
         raise ExportError(
-            f"{network.config.backbone} with the head {network.config.head!r} takes pictures of one size only ({first_line(error)}):"
+            f"{network.config.backbone} with the head {network.config.head!r} takes images of one size only ({first_line(error)}):"
             " leave out --dynamic-size"
         ) from error
     parity.require(measured)
 
 
 def _at_another_size(images: Sequence[npt.NDArray[np.uint8]]) -> list[npt.NDArray[np.uint8]]:
-    """A few of the pictures, larger, and no longer square."""
+    """A few of the images, larger, and no longer square."""
     return [
         np.asarray(Image.fromarray(image).resize((image.shape[1] + 64, image.shape[0] + 32), Image.Resampling.BILINEAR))
-        for image in images[:_PICTURES_AT_ANOTHER_SIZE]
+        for image in images[:_IMAGES_AT_ANOTHER_SIZE]
     ]
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tlcli.contract.errors import SettingsError
 from tlcli.training.data.dataset import Part
-from tlcli.training.engine.all_layers import classify_pictures
+from tlcli.training.engine.all_layers import classify_images
 from tlcli.training.engine.head import classify_embeddings
 from tlcli.training.features.cache import FeatureCache
 from tlcli.training.metrics.calibration import calibration
@@ -41,11 +41,11 @@ def logits_of(run: Run, part: Part, progress: ProgressFactory) -> Tensor:
     """What a run's network answers to a part, `[n, C]`; from the cached features where only the head was trained.
 
     Raises:
-        PictureError: a picture that cannot be read any more.
+        ImageError: an image that cannot be read any more.
     """
     config = read_config(run.path)
     if run.config.mode == "feature-extraction":
         cache = FeatureCache(run.network, config.weights_fingerprint, config.plan.workers, progress)
         return classify_embeddings(run.network, cache.embeddings(part, "Features of the val part"))
     with progress("Evaluating on the val part", len(part)) as advance:
-        return classify_pictures(run.network, part, config.plan, advance)
+        return classify_images(run.network, part, config.plan, advance)

@@ -132,7 +132,7 @@ def _write_flat(explainer: Explainer, path: Path) -> None:
     except torch.onnx.errors.OnnxExporterError as error:
         reason = _cause(error)
         if explainer.dynamic_size:
-            reason += "; it may need pictures of one size: leave out --dynamic-size"
+            reason += "; it may need images of one size: leave out --dynamic-size"
         raise ExportError(f"{explainer.network.config.backbone} has no ONNX form: {reason}") from error
     if program is None:
         raise ExportError("PyTorch's exporter returned nothing")
@@ -169,7 +169,7 @@ def check_graph(path: Path) -> None:
 
 
 def _name_dimensions(graph: onnx.GraphProto, explainer: Explainer) -> None:
-    """N pictures, K classes; `targets`, `wanted` and `softmax` have M, L and S rows, of which each is N or 1."""
+    """N images, K classes; `targets`, `wanted` and `softmax` have M, L and S rows, of which each is N or 1."""
     size = explainer.network.config.preprocessing
     labels = explainer.network.config.num_classes
 

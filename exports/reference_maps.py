@@ -93,13 +93,13 @@ class Autograd:
         found = []
         with torch.no_grad():
             inputs = self._network.normalise(images)
-            for picture in range(len(images)):
+            for image in range(len(images)):
                 rows = []
                 for start in range(0, channels, _ROWS):
                     due = torch.arange(start, min(start + _ROWS, channels))
-                    changed = activations[picture].repeat(len(due), 1, 1, 1)
+                    changed = activations[image].repeat(len(due), 1, 1, 1)
                     changed[torch.arange(len(due)), due] = 0
-                    rows.append(self._with(inputs[picture], layer, changed)[:, classes[picture]])
+                    rows.append(self._with(inputs[image], layer, changed)[:, classes[image]])
                 found.append(torch.cat(rows).t())
         return torch.stack(found)
 

@@ -4,7 +4,7 @@ Triton's ONNX Runtime backend takes an input that has a default in the graph as 
 and batches requests (`max_batch_size` above 0): requests that are merged would share one tensor, of which each may have another. So there
 are two:
 
-- `config.pbtxt` names all of the graph. A request's own pictures are a batch; requests are not merged.
+- `config.pbtxt` names all of the graph. A request's own images are a batch; requests are not merged.
 - `configs/batching.pbtxt` (`tritonserver --model-config-name=batching`) names `images`, and what comes where the other inputs are left
   out, but for the gradients. Triton merges requests along the first dimension.
 
@@ -22,11 +22,11 @@ from tlcli.exports.trace.map_methods import NEEDS_ABLATION
 CONFIG_FILE = "config.pbtxt"
 BATCHING_FILE = "configs/batching.pbtxt"
 MAX_BATCH_SIZE = 64
-"""Of the pictures that Triton merges into one run."""
+"""Of the images that Triton merges into one run."""
 
 
 def config_pbtxt(description: Description) -> str:
-    """All inputs and outputs, as protobuf text. Shapes are the graph's, the number of pictures included."""
+    """All inputs and outputs, as protobuf text. Shapes are the graph's, the number of images included."""
     inputs = [_images(description), _tensor(TARGETS, "TYPE_INT64", (-1, -1), optional=True)]
     if description.layers:
         inputs.append(_tensor(SOFTMAX, "TYPE_BOOL", (-1, 1), optional=True))
@@ -35,14 +35,14 @@ def config_pbtxt(description: Description) -> str:
 
 
 def batching_pbtxt(description: Description) -> str:
-    """`images`, and the outputs that are computed by default, without gradients. Triton adds the dimension of pictures, left out here."""
+    """`images`, and the outputs that are computed by default, without gradients. Triton adds the dimension of images, left out here."""
     seldom = {one.name for one in description.maps if one.method in NEEDS_ABLATION} | {layer.gradients for layer in description.layers}
     outputs = [_tensor(name, kind, shape) for name, kind, shape in _outputs(description) if name not in seldom]
     return _config(description, MAX_BATCH_SIZE, [_images(description, batch=())], outputs) + "dynamic_batching { }\n"
 
 
 def _outputs(description: Description) -> list[tuple[str, str, tuple[int, ...]]]:
-    """Name, type, and shape for a picture, of every output."""
+    """Name, type, and shape for an image, of every output."""
     labels = len(description.labels)
     outputs: list[tuple[str, str, tuple[int, ...]]] = [
         (SCORES, "TYPE_FP32", (labels,)),

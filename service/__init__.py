@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tlcli.service.client.async_client import AsyncClient
-    from tlcli.service.client.request_stream import Picture
+    from tlcli.service.client.request_stream import ImageInput
     from tlcli.service.client.sync_client import Client
     from tlcli.service.launch import in_background, serve
     from tlcli.service.server import Server
@@ -31,12 +31,12 @@ __all__ = [
     "ClassMap",
     "Classification",
     "Client",
+    "ImageInput",
     "MapFormat",
     "MapMethod",
     "ModelInfo",
     "ModelState",
     "ModelStatus",
-    "Picture",
     "Prediction",
     "Server",
     "ServerSettings",
@@ -50,7 +50,7 @@ _ELSEWHERE = {
     "AsyncClient": "client.async_client",
     "Client": "client.sync_client",
     "MapFormat": "types.query",
-    "Picture": "client.request_stream",
+    "ImageInput": "client.request_stream",
     "Server": "server",
     "ServerSettings": "settings.server_settings",
     "in_background": "launch",

@@ -26,7 +26,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real pictures and weights: `$TLCLI_SHARED_DATA`, else `../shared/data` beside the repository."""
+    """The folder of real images and weights: `$TLCLI_SHARED_DATA`, else `../shared/data` beside the repository."""
     folder = Path(os.environ.get("TLCLI_SHARED_DATA") or REPOSITORY.parent / "shared" / "data")
     if not folder.is_dir():
         problem = f"no shared data at {folder}: set TLCLI_SHARED_DATA"

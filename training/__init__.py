@@ -1,4 +1,4 @@
-"""Pictures and a pretrained backbone to a run folder with a checkpoint."""
+"""Images and a pretrained backbone to a run folder with a checkpoint."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["FinetuneConfig", "Run", "RunResult", "find_lr", "finetune", "load_dataset", "load_run", "resume"]
 
 # PyTorch's threads spin while they wait for each other. Where other processes want the cores too (those that read
-# pictures do), each wait then lasts until the scheduler takes the spinning thread away: training a small ResNet on two
+# images do), each wait then lasts until the scheduler takes the spinning thread away: training a small ResNet on two
 # busy cores was measured 10 to 40 times slower. Read when PyTorch is imported; a user's own choice stands.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 

@@ -16,7 +16,7 @@ from tlcli.contract.images.find_images import describe
 from tlcli.contract.process.malloc import keep_freed_memory
 from tlcli.training.data.dataset import Part
 from tlcli.training.data.load import Dataset, load_dataset, save_split
-from tlcli.training.engine.all_layers import Listeners, classify_pictures, smallest_part, stage_of_all_layers, train_all
+from tlcli.training.engine.all_layers import Listeners, classify_images, smallest_part, stage_of_all_layers, train_all
 from tlcli.training.engine.callbacks import Watcher
 from tlcli.training.engine.ema import snapshot
 from tlcli.training.engine.head import classify_embeddings, train_head
@@ -113,7 +113,7 @@ def finetune(
         DeviceError: a device that is not there.
         WeightsError, HubError, NotFoundError: see `tlcli.training.models.weights.load_backbone`.
         DatasetError, HubError: see `tlcli.training.data.load.load_dataset`.
-        PictureError: a picture that cannot be read any more.
+        ImageError: an image that cannot be read any more.
     """
     config = with_timms_name(absolute(config), say)
     plan = resolve_plan(config)
@@ -142,12 +142,12 @@ def resume(
     Args:
         path: its folder.
         progress, say, watchers, on_begin: see `finetune`.
-        workers: processes that read pictures, which the result does not depend on; None for as many as the run was begun with.
+        workers: processes that read images, which the result does not depend on; None for as many as the run was begun with.
         dataset, data_dir: where the data set lies now, if it has moved; the images must be those that the run began with.
 
     Raises:
         NotFoundError: no run's folder.
-        SettingsError: what it was trained on, or with, is not what it was: other pictures, weights, classes or settings.
+        SettingsError: what it was trained on, or with, is not what it was: other images, weights, classes or settings.
         Exception: see `finetune`.
     """
     path = Path(path).absolute()
@@ -345,7 +345,7 @@ class _Work:
             saved = saved.model_copy(update={"network": saved.network.model_copy(update={"head": resolved.network.head})})
         plan = saved.plan.model_copy(update={"workers": resolved.plan.workers})  # it may go on where there are more cores, or fewer
         for what, then, today in (
-            ("its pictures are not", saved.dataset_fingerprint, resolved.dataset_fingerprint),
+            ("its images are not", saved.dataset_fingerprint, resolved.dataset_fingerprint),
             ("its classes are not, or not in the order,", saved.classes, resolved.classes),
             ("the weights it starts from are not", saved.weights_fingerprint, resolved.weights_fingerprint),
             ("its network and its input are not", with_pretrained(saved).network, resolved.network),
@@ -453,7 +453,7 @@ class _Work:
             folder.write_checkpoint(network.state_dict())
             folder.write_metrics(best.rows)
         with clock("evaluation"):
-            evaluate = _from_features(cache, self._together) if plan.full_epochs == 0 else self._from_pictures(network)
+            evaluate = _from_features(cache, self._together) if plan.full_epochs == 0 else self._from_images(network)
             logits = {name: evaluate(part, f"Evaluating on the {name} part") for name, part in dataset.parts.items() if name != "train"}
         scores = {name: score(values, torch.from_numpy(dataset.parts[name].labels), dataset.classes) for name, values in logits.items()}
         if first:
@@ -471,7 +471,7 @@ class _Work:
             val=scores["val"],
             test=scores.get("test"),
             seconds=clock.seconds,
-            pictures={name: len(part) for name, part in dataset.parts.items()},
+            images={name: len(part) for name, part in dataset.parts.items()},
             left_out=len(dataset.left_out),
             network_output=output_of(network),
         )
@@ -481,15 +481,15 @@ class _Work:
             write_report(folder.path)
         self._say(f"kept: the network of {describe_kept(best.kept.epoch, best.kept.stage, self._config.mode)}")
         for name, of_part in scores.items():
-            self._say(f"{name}: {of_part.top1:.2%} of {of_part.count:,} pictures right, loss {of_part.loss:.4f}")
+            self._say(f"{name}: {of_part.top1:.2%} of {of_part.count:,} images right, loss {of_part.loss:.4f}")
         self._say(f"run written to {folder.path}, all of it on one page in {folder.path / REPORT}")
         return RunResult(folder.path, results)
 
-    def _from_pictures(self, network: Network) -> Callable[[Part, str], Tensor]:
+    def _from_images(self, network: Network) -> Callable[[Part, str], Tensor]:
         def evaluate(part: Part, description: str) -> Tensor:
             own = len(range(self._together.rank, len(part), self._together.world))
             with self._progress(description, own) as advance:
-                return classify_pictures(network, part, self._plan, advance, self._together)
+                return classify_images(network, part, self._plan, advance, self._together)
 
         return evaluate
 
@@ -518,7 +518,7 @@ def _say_what_was_found(config: FinetuneConfig, network: Network, dataset: Datas
     say(f"{config.backbone}: {weights}{frozen}; input {size.height}x{size.width}, head {config.head}")
     counts = ", ".join(f"{len(part):,} {name}" for name, part in dataset.parts.items())
     classes = ", ".join(dataset.classes[:8]) + (", ..." if len(dataset.classes) > 8 else "")
-    say(f"{dataset.spec}: {len(dataset.classes)} classes ({classes}); pictures: {counts}")
+    say(f"{dataset.spec}: {len(dataset.classes)} classes ({classes}); images: {counts}")
     if dataset.layout:
         say(f"{dataset.spec}: {dataset.layout}")
     for line in describe(dataset.skipped):

@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable, Sequence
 
 def multipart(path: str, name: str, data: bytes) -> bytes:
     """A whole request that uploads one file."""
-    border = b"a-border-that-no-picture-holds"
-    head = f'Content-Disposition: form-data; name="{name}"; filename="picture.jpg"\r\nContent-Type: image/jpeg\r\n\r\n'.encode()
+    border = b"a-border-that-no-image-holds"
+    head = f'Content-Disposition: form-data; name="{name}"; filename="image.jpg"\r\nContent-Type: image/jpeg\r\n\r\n'.encode()
     body = b"--" + border + b"\r\n" + head + data + b"\r\n--" + border + b"--\r\n"
     return post(path, body, f"multipart/form-data; boundary={border.decode()}")
 

@@ -1,4 +1,4 @@
-"""The pictures that a file in smaller numbers takes its ranges from, and those it is compared with the float file on."""
+"""The images that a file in smaller numbers takes its ranges from, and those it is compared with the float file on."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from tlcli.contract.errors import DatasetError, PictureError
+from tlcli.contract.errors import DatasetError, ImageError
 from tlcli.contract.images import decoding
 from tlcli.contract.images.evenly_spaced import evenly_spaced
 from tlcli.contract.images.preprocessing import Preprocessing
-from tlcli.evaluation.agreement import Pictures, Shown
+from tlcli.evaluation.agreement import Images, Shown
 from tlcli.evaluation.ground_truth import Truth
 from tlcli.exports.precision.convert import SmallerNumbers, Trial
 from tlcli.training.data.dataset import Dataset, Part
 from tlcli.training.data.folder_source import FolderSource
 
 MOST_COMPARED = 1000
-"""Pictures without labels."""
+"""Images without labels."""
 _FEWEST_LEFT = 16
 """Where fewer are left over by the calibration, all are compared."""
 
 
 def trial_on_dataset(numbers: SmallerNumbers, dataset: Dataset, name: str, preprocessing: Preprocessing) -> Trial:
-    """Calibrated on pictures of the training part, compared on the validation part.
+    """Calibrated on images of the training part, compared on the validation part.
 
     Args:
         numbers: what is asked for.
@@ -35,28 +35,28 @@ def trial_on_dataset(numbers: SmallerNumbers, dataset: Dataset, name: str, prepr
         preprocessing: the network's.
 
     Raises:
-        DatasetError: a picture to calibrate on cannot be read any more.
+        DatasetError: an image to calibrate on cannot be read any more.
     """
     val = dataset.val
     truth = Truth.find(val.source.root) if isinstance(val.source, FolderSource) else None
 
     def show(number: int) -> Shown:
-        picture = _read(val, number)
-        region = None if truth is None else truth.region(val.names[number], picture.size, preprocessing)
-        return Shown(preprocessing.apply(picture), int(val.labels[number]), region)
+        image = _read(val, number)
+        region = None if truth is None else truth.region(val.names[number], image.size, preprocessing)
+        return Shown(preprocessing.apply(image), int(val.labels[number]), region)
 
-    compared = Pictures(len(val), f"{name}, validation part", show)
+    compared = Images(len(val), f"{name}, validation part", show)
     if numbers.precision == "fp16":
         return Trial(numbers, compared)
     chosen = _drawn(len(dataset.train), numbers)
     calibration = [preprocessing.apply(_read(dataset.train, number)) for number in chosen]
-    return Trial(numbers, compared, calibration, f"{len(chosen):,} pictures of {name}, training part")
+    return Trial(numbers, compared, calibration, f"{len(chosen):,} images of {name}, training part")
 
 
-def trial_on_pictures(
-    numbers: SmallerNumbers, paths: Sequence[Path], calibration_paths: Sequence[Path], otherwise: Pictures, preprocessing: Preprocessing
+def trial_on_images(
+    numbers: SmallerNumbers, paths: Sequence[Path], calibration_paths: Sequence[Path], otherwise: Images, preprocessing: Preprocessing
 ) -> Trial:
-    """With pictures whose classes nobody knows.
+    """With images whose classes nobody knows.
 
     Args:
         numbers: what is asked for.
@@ -66,7 +66,7 @@ def trial_on_pictures(
         preprocessing: the network's.
 
     Raises:
-        NotFoundError, PictureError: see `tlcli.contract.images.decoding.find` and `read`.
+        NotFoundError, ImageError: see `tlcli.contract.images.decoding.find` and `read`.
     """
 
     def input_of(path: Path) -> npt.NDArray[np.uint8]:
@@ -78,20 +78,20 @@ def trial_on_pictures(
     found = decoding.find(paths) or (left if len(left) >= _FEWEST_LEFT else there)
     found = [found[number] for number in evenly_spaced(len(found), MOST_COMPARED)]
     source = ", ".join(path.name for path in paths or calibration_paths)
-    compared = Pictures(len(found), source, lambda number: Shown(input_of(found[number]))) if found else otherwise
+    compared = Images(len(found), source, lambda number: Shown(input_of(found[number]))) if found else otherwise
     if numbers.precision == "fp16":
         return Trial(numbers, compared)
     calibration = [input_of(there[number]) for number in sorted(chosen)]
-    return Trial(numbers, compared, calibration, f"{len(chosen):,} pictures of {', '.join(path.name for path in calibration_paths)}")
+    return Trial(numbers, compared, calibration, f"{len(chosen):,} images of {', '.join(path.name for path in calibration_paths)}")
 
 
 def _drawn(available: int, numbers: SmallerNumbers) -> list[int]:
-    """The indices of pictures to calibrate on: the same each time."""
-    return [int(index) for index in np.random.default_rng(numbers.seed).permutation(available)[: numbers.calibration_pictures]]
+    """The indices of images to calibrate on: the same each time."""
+    return [int(index) for index in np.random.default_rng(numbers.seed).permutation(available)[: numbers.calibration_images]]
 
 
 def _read(part: Part, number: int) -> Image.Image:
     try:
         return part.load(number)
-    except (PictureError, OSError) as error:
+    except (ImageError, OSError) as error:
         raise DatasetError(f"{part.names[number]}: cannot be read any more, but smaller numbers are tried on it: {error}") from error

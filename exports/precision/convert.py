@@ -12,35 +12,35 @@ from onnx import ModelProto
 
 from tlcli.contract.errors import ParityError
 from tlcli.contract.model.description import Agreement
-from tlcli.evaluation.agreement import Pictures
+from tlcli.evaluation.agreement import Images
 from tlcli.exports.precision.fp16 import halve
 from tlcli.exports.precision.int8 import quantise
 
-CALIBRATION_PICTURES = 256
+CALIBRATION_IMAGES = 256
 MAX_ACCURACY_DROP = 0.5
-"""Percentage points of the labelled pictures."""
+"""Percentage points of the labelled images."""
 MAX_CHANGED = 10.0
-"""Percentage points of pictures without labels, where the float file's answers stand for them: of those that change many were wrong."""
+"""Percentage points of images without labels, where the float file's answers stand for them: of those that change many were wrong."""
 
 MIN_MAP_CORRELATION = 0.9
 """Mean rank correlation of each map with the float file's. Of the files measured in docs/smaller-numbers.md, the lowest is 0.97 at the last
 layer, and 0.93 at a layer in the middle (HiRes-CAM)."""
 
-_WAYS_OUT = {"fp16": "leave it in fp32", "int8": "try more --calibration-pictures, or fp16 for a GPU"}
+_WAYS_OUT = {"fp16": "leave it in fp32", "int8": "try more --calibration-images, or fp16 for a GPU"}
 
 
 @dataclass(frozen=True)
 class SmallerNumbers:
     """What is asked for.
 
-    calibration_pictures: how many pictures int8 takes its ranges from.
+    calibration_images: how many images int8 takes its ranges from.
     seed: which ones.
     max_accuracy_drop: in percentage points, what the file may lose; None for the defaults above.
     min_map_correlation: the least mean rank correlation of each map of the graph with the float file's; None for the default above.
     """
 
     precision: Literal["fp16", "int8"]
-    calibration_pictures: int = CALIBRATION_PICTURES
+    calibration_images: int = CALIBRATION_IMAGES
     seed: int = 0
     max_accuracy_drop: float | None = None
     min_map_correlation: float | None = None
@@ -56,7 +56,7 @@ class Trial:
     """
 
     numbers: SmallerNumbers
-    compared: Pictures
+    compared: Images
     calibration: Sequence[npt.NDArray[np.uint8]] = ()
     calibration_source: str | None = None
 
@@ -70,7 +70,7 @@ class Trial:
     def require(self, found: Agreement) -> None:
         """Raises: ParityError: the file loses more than it may; the message tells both figures and the way out."""
         way_out, what = _WAYS_OUT[self.numbers.precision], f"--precision {self.numbers.precision}"
-        where = f"{found.pictures:,} pictures ({found.source})"
+        where = f"{found.images:,} images ({found.source})"
         if found.finite < 1:
             raise ParityError(f"{what}: {1 - found.finite:.1%} of {where} have no logits, since values pass what the type holds: {way_out}")
         if found.top1 is not None and found.top1_before is not None:
@@ -104,6 +104,6 @@ class Trial:
         others = f" ({len(below) - 1} more of {len(measured)} maps are below the bound)" if len(below) > 1 else ""
         raise ParityError(
             f"--precision {self.numbers.precision}: the map {name} has a mean rank correlation of {correlation:.3f} with its map in fp32,"
-            f" on {measured[name].pictures:,} pictures ({found.source}){others}; at least {least:g} is required:"
+            f" on {measured[name].images:,} images ({found.source}){others}; at least {least:g} is required:"
             f" {_WAYS_OUT[self.numbers.precision]}, or allow less with --min-map-correlation, or leave the map out with --methods"
         )

@@ -1,4 +1,4 @@
-"""The forward pass in float16, for GPUs: from the normalised pictures to the last layer's input.
+"""The forward pass in float16, for GPUs: from the normalised images to the last layer's input.
 
 What needs more range or more digits than float16 has stays in float32: the normalisation, the mean over the positions, the last layer, the
 softmax, and all that maps are made of. So there is a cast at the beginning, one at the end, and one for each value that maps take

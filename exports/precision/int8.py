@@ -1,6 +1,6 @@
 """The forward pass's convolutions in int8, for CPUs: ONNX Runtime's static quantisation, in its QDQ format.
 
-Weights have a scale for each output channel, activations one for each tensor, from their extremes over calibration pictures. What works
+Weights have a scale for each output channel, activations one for each tensor, from their extremes over calibration images. What works
 on pooled values (squeeze-and-excitation, heads) stays in float: it takes no time, and few numbers cannot average errors out. So does all
 that maps are made of. What maps take of the forward pass they take dequantised; a weight that the backward pass takes too is kept once,
 in int8.
@@ -35,12 +35,12 @@ _GATES = ("Sigmoid", "Mul")
 """What stands between convolutions as SiLU and as squeeze-and-excitation: in float it would cost more than int8 gains."""
 
 
-def quantise(flat: ModelProto, pictures: Sequence[npt.NDArray[np.uint8]]) -> None:
+def quantise(flat: ModelProto, images: Sequence[npt.NDArray[np.uint8]]) -> None:
     """Let the convolutions of a flat graph's forward pass compute in int8; rewritten in place.
 
     Args:
         flat: see `tlcli.exports.onnx_writer.flat_graph`.
-        pictures: to calibrate on, uint8 `[H, W, 3]` each.
+        images: to calibrate on, uint8 `[H, W, 3]` each.
     """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
@@ -53,7 +53,7 @@ def quantise(flat: ModelProto, pictures: Sequence[npt.NDArray[np.uint8]]) -> Non
         quantize_static(
             before,
             after,
-            _Pictures(pictures, {value.name for value in part.graph.input}),
+            _Images(images, {value.name for value in part.graph.input}),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=["Conv", *_ROUNDED_AWAY, *_GATES],
             nodes_to_quantize=_chosen(part.graph),
@@ -69,7 +69,7 @@ def quantise(flat: ModelProto, pictures: Sequence[npt.NDArray[np.uint8]]) -> Non
 def _normalise_in_one(graph: GraphProto) -> None:
     """Make a batch norm of the subtraction and the division of the normalisation.
 
-    Convolutions in int8 want their channels last. To spare a `Transpose`, ONNX Runtime moves the one behind the pictures past what it can
+    Convolutions in int8 want their channels last. To spare a `Transpose`, ONNX Runtime moves the one behind the images past what it can
     be moved past. A subtraction of three numbers from the three of each position takes several times as long as one from three planes; a
     batch norm is not moved past.
     """
@@ -95,12 +95,12 @@ def _normalise_in_one(graph: GraphProto) -> None:
         return
 
 
-class _Pictures:
-    """What the calibrator asks for its inputs, one picture at a time (onnxruntime.quantization.CalibrationDataReader)."""
+class _Images:
+    """What the calibrator asks for its inputs, one image at a time (onnxruntime.quantization.CalibrationDataReader)."""
 
-    def __init__(self, pictures: Sequence[npt.NDArray[np.uint8]], inputs: set[str]) -> None:
+    def __init__(self, images: Sequence[npt.NDArray[np.uint8]], inputs: set[str]) -> None:
         others = {TARGETS: np.array([[0]])}
-        self._feeds = ({IMAGES: picture[None], **{name: others[name] for name in inputs - {IMAGES}}} for picture in pictures)
+        self._feeds = ({IMAGES: image[None], **{name: others[name] for name in inputs - {IMAGES}}} for image in images)
 
     def get_next(self) -> Mapping[str, npt.NDArray[Any]] | None:
         return next(self._feeds, None)

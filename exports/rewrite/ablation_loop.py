@@ -1,6 +1,6 @@
 """Scores without each channel of a layer, a few channels at a time: one step in PyTorch's terms, the loop as ONNX's `Loop`.
 
-PyTorch's exporter writes the step as part of the graph, as a function of an extra input, the numbers of the (picture,
+PyTorch's exporter writes the step as part of the graph, as a function of an extra input, the numbers of the (image,
 channel) pairs that are due. Here the nodes that depend on it become a loop's body. Weights stay outside, and are shared.
 """
 
@@ -17,7 +17,7 @@ CHANNELS_A_STEP = 32
 
 
 def due_input(layer: int) -> str:
-    """Name of the extra input: int64 `[CHANNELS_A_STEP]`, pairs as `picture * c + channel`."""
+    """Name of the extra input: int64 `[CHANNELS_A_STEP]`, pairs as `image * c + channel`."""
     return f"ablation/{layer}/due"
 
 
@@ -32,7 +32,7 @@ def ablated_input(layer: int) -> str:
 
 
 def close_loop(graph: GraphProto, layer: int, features: str, channels: int, classes: str) -> None:
-    """Make the step a loop over all channels of all pictures, and its result what `ablated_input` stood for.
+    """Make the step a loop over all channels of all images, and its result what `ablated_input` stood for.
 
     Args:
         graph: flat; rewritten in place.
@@ -53,8 +53,8 @@ def close_loop(graph: GraphProto, layer: int, features: str, channels: int, clas
     one, zero, size = constant("one", 1), constant("zero", 0), constant("size", CHANNELS_A_STEP)
     first, c = constant("first", [0]), constant("channels", [channels])
     before = [
-        helper.make_node("Shape", [features], [f"{place}/pictures"], start=0, end=1),
-        helper.make_node("Mul", [f"{place}/pictures", c], [f"{place}/pairs"]),
+        helper.make_node("Shape", [features], [f"{place}/images"], start=0, end=1),
+        helper.make_node("Mul", [f"{place}/images", c], [f"{place}/pairs"]),
         helper.make_node("Squeeze", [f"{place}/pairs"], [f"{place}/count"]),
         helper.make_node("Sub", [f"{place}/count", one], [f"{place}/last"]),
         helper.make_node("Div", [f"{place}/last", size], [f"{place}/full_steps"]),
@@ -73,7 +73,7 @@ def close_loop(graph: GraphProto, layer: int, features: str, channels: int, clas
         helper.make_node("Concat", [constant("rest", [-1]), f"{place}/explained"], [f"{place}/flat_shape"], axis=0),
         helper.make_node("Reshape", [f"{place}/all", f"{place}/flat_shape"], [f"{place}/flat"]),
         helper.make_node("Slice", [f"{place}/flat", first, f"{place}/pairs"], [f"{place}/used"]),
-        helper.make_node("Concat", [f"{place}/pictures", c, f"{place}/explained"], [f"{place}/shape"], axis=0),
+        helper.make_node("Concat", [f"{place}/images", c, f"{place}/explained"], [f"{place}/shape"], axis=0),
         helper.make_node("Reshape", [f"{place}/used", f"{place}/shape"], [ablated]),
     ]
     for number, node in enumerate(before + inside[:4] + after):

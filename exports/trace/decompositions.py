@@ -34,7 +34,7 @@ def _convolution_backward(
     """dy/dx of a convolution is the transposed convolution with the same weight; of a transposed one, the convolution.
 
     Where the kernel covers the whole input, as in VGG's fc6, it is a product with the weight's rows: a transposed convolution would
-    read the weight once a picture.
+    read the weight once an image.
     """
     if output_mask[1] or output_mask[2]:
         raise NotImplementedError("gradients of weights are not exported")
@@ -46,7 +46,7 @@ def _convolution_backward(
     missing = [inputs.shape[2 + d] + 2 * padding[d] - reached[d] for d in range(len(stride))]
     if all(isinstance(size, int) for size in missing):
         return aten.convolution(gradient, weight, None, stride, padding, dilation, True, missing, groups), None, None
-    # ONNX takes no open size for the output's padding: all of it is made, and what stands over the picture is cut off.
+    # ONNX takes no open size for the output's padding: all of it is made, and what stands over the image is cut off.
     whole = aten.convolution(gradient, weight, None, stride, [0] * len(stride), dilation, True, [0] * len(stride), groups)
     edges = [edge for d in reversed(range(len(stride))) for edge in (-padding[d], inputs.shape[2 + d] + padding[d] - reached[d])]
     return aten.constant_pad_nd(whole, edges, 0.0), None, None

@@ -1,4 +1,4 @@
-"""The module that becomes the graph: pictures and classes in, scores and maps out."""
+"""The module that becomes the graph: images and classes in, scores and maps out."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Explainer(nn.Module):
             network: in eval mode, on the CPU, parameters not requiring gradients.
             methods: map methods, by name, in the graph or beside it; None takes every one that the head allows; none, no layer.
             layers: of the backbone, by name; None takes the last one with a spatial extent.
-            dynamic_size: let pictures be of any height and width.
+            dynamic_size: let images be of any height and width.
 
         Raises:
             ExportError: a layer that is not there, a method that this head does not allow, an operator whose gradient cannot
@@ -164,7 +164,7 @@ class Explainer(nn.Module):
         assert cotangents is not None
         z, activations, remembered = self.tail(self.network.features(inputs) if self._rest_is_head else inputs)
         logits = self._logits(z)
-        classes, softmax = _resolve(targets, logits), _a_row_a_picture(softmax, logits)
+        classes, softmax = _resolve(targets, logits), _a_row_a_image(softmax, logits)
         of_logits = self._rows(classes)
         of_probabilities = self._of_probabilities(of_logits, logits, classes, softmax)
         if self._pooled_linear:  # the mean hands its gradient on in equal parts
@@ -206,7 +206,7 @@ class Explainer(nn.Module):
         return functional.linear(z, self._weight(), self.network.last_layer.bias)
 
     def _of_probabilities(self, rows: Tensor, logits: Tensor, classes: Tensor, softmax: Tensor) -> Tensor:
-        """dy/dz, `[N, K, d]`, where some pictures' classes are explained by their probability p: `p (row - sum_j p_j row_j)`."""
+        """dy/dz, `[N, K, d]`, where some images' classes are explained by their probability p: `p (row - sum_j p_j row_j)`."""
         probabilities = _probabilities(logits)
         p = probabilities.gather(1, classes)[..., None]
         competing = p * (rows - (probabilities @ self._weight())[:, None])
@@ -224,17 +224,15 @@ class Explainer(nn.Module):
     ) -> Tensor:
         """Scores of the explained classes without some channels, `[R, K]`."""
         channels = self.layers[number].channels
-        pictures, channel = due // channels, due % channels
+        images, channel = due // channels, due % channels
         if self._pooled_linear:  # what the channel adds to each logit is known
             share = activations.mean((-2, -1)).flatten().index_select(0, due)
-            ablated = logits.index_select(0, pictures) - share[:, None] * self._weight().index_select(1, channel).t()
+            ablated = logits.index_select(0, images) - share[:, None] * self._weight().index_select(1, channel).t()
         else:
             kept = (torch.arange(channels)[None] != channel[:, None]).to(activations.dtype)
             assert self.tail is not None
-            ablated = self._logits(
-                self.tail.again(number, activations.index_select(0, pictures) * kept[..., None, None], pictures, remembered)
-            )
-        return _scores(ablated, classes.index_select(0, pictures), softmax.index_select(0, pictures))
+            ablated = self._logits(self.tail.again(number, activations.index_select(0, images) * kept[..., None, None], images, remembered))
+        return _scores(ablated, classes.index_select(0, images), softmax.index_select(0, images))
 
 
 def is_pooled_linear(network: Network, layer: Spatial) -> bool:
@@ -263,13 +261,13 @@ def _probabilities(logits: Tensor) -> Tensor:
 def _resolve(targets: Tensor, logits: Tensor) -> Tensor:
     """Class ids `[N, K]` for targets `[N or 1, K]`, of which -r means the r-th ranked."""
     count = logits.shape[1]
-    wanted = _a_row_a_picture(targets, logits)
+    wanted = _a_row_a_image(targets, logits)
     ranking = logits.topk(count, dim=1).indices
     ranked = ranking.gather(1, (-1 - wanted).clamp(0, count - 1))
     return torch.where(wanted < 0, ranked, wanted.clamp(0, count - 1))
 
 
-def _a_row_a_picture(values: Tensor, logits: Tensor) -> Tensor:
-    """`[N or 1, ...]` to `[N, ...]`: one row serves all pictures."""
+def _a_row_a_image(values: Tensor, logits: Tensor) -> Tensor:
+    """`[N or 1, ...]` to `[N, ...]`: one row serves all images."""
     rows = torch.minimum(torch.arange(logits.shape[0]), torch.scalar_tensor(values.shape[0] - 1, dtype=torch.int64))
     return values.index_select(0, rows)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a map is made of, for N pictures and K classes each.
+    """What a map is made of, for N images and K classes each.
 
     activations: A, `[N, c, h, w]`.
     gradients: dy/dA of each class's score y, `[N, K, c, h, w]`, or as `[N, K, c, 1, 1]` where it is the same at all positions.

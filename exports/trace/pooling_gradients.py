@@ -62,7 +62,7 @@ def avg_pool2d_backward(
     kernel, padding = _pair(kernel), _pair(padding)
     stride = _pair(stride) if stride else kernel
     sizes = inputs.shape[-2:]
-    # How far the windows reach over the padded picture: less than its end where positions are left over, more with `ceil_mode`.
+    # How far the windows reach over the padded image: less than its end where positions are left over, more with `ceil_mode`.
     over = [(gradient.shape[2 + d] - 1) * stride[d] + kernel[d] - sizes[d] - 2 * padding[d] for d in (0, 1)]
     window = gradient.new_ones(1, 1, *kernel)
     inside = gradient.new_ones(1, 1, *sizes)
@@ -71,7 +71,7 @@ def avg_pool2d_backward(
     counts = aten.convolution(reached, window, None, stride, [0, 0], [1, 1], False, [0, 0], 1)
     shares = (gradient / counts).flatten(0, 1)[:, None]
     spread = aten.convolution(shares, window, None, stride, [0, 0], [1, 1], True, [0, 0], 1)
-    cut = [-padding[1], -padding[1] - over[1], -padding[0], -padding[0] - over[0]]  # of what stands over the picture, or missing to it
+    cut = [-padding[1], -padding[1] - over[1], -padding[0], -padding[0] - over[0]]  # of what stands over the image, or missing to it
     result: Tensor = aten.constant_pad_nd(spread, cut, 0.0).reshape(inputs.shape)
     return result
 

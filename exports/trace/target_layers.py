@@ -81,7 +81,7 @@ def resolve_layers(network: Network, names: Sequence[str] | None) -> list[Spatia
     for name in names:
         if name not in known:
             there = dict(network.backbone.named_modules())
-            reason = "gives no map `[N, c, h, w]` of some extent, once a picture" if name in there else "is not there"
+            reason = "gives no map `[N, c, h, w]` of some extent, once an image" if name in there else "is not there"
             near = difflib.get_close_matches(name, known, n=4, cutoff=0.4)
             hint = f"; near it: {', '.join(near)}" if near else ""
             raise ExportError(f"--cam-layer {name}: {where}'s layer {reason}: `--list-cam-layers` lists the {len(known)} there are{hint}")

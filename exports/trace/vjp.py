@@ -2,7 +2,7 @@
 
 A class activation map needs dy/dA, the derivative of a class's score y with respect to the activations A of a layer. That is
 a vector-Jacobian product. It is traced here into ordinary operators, so that exporting it needs no autograd, and cut: what
-does not depend on the class runs once a picture, what does depend on it runs once a class.
+does not depend on the class runs once an image, what does depend on it runs once a class.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class Tail(nn.Module):
         """Trace `rest`.
 
         Args:
-            rest: differentiable; every picture independent of the others in its batch.
-            example: an input of one picture, without the batch's dimension.
+            rest: differentiable; every image independent of the others in its batch.
+            example: an input of one image, without the batch's dimension.
             layers: names that `rest` gives to its tap, each once.
             dynamic_size: keep the example's last two dimensions open, beside the batch's.
 
@@ -67,7 +67,7 @@ class Tail(nn.Module):
         self.forward_graph, self.backward_graph = cut.forward(), cut.backward()
         self.again_graphs = nn.ModuleList(cut.again(number) for number in range(len(layers)))
         self._handed = [[cut.remembered.index(node) for node in handed] for handed in cut.handed]
-        self._rows = [_rows_a_picture(node, cut.batch) for node in cut.remembered]
+        self._rows = [_rows_a_image(node, cut.batch) for node in cut.remembered]
         self.layers = tuple(layers)
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...], tuple[Any, ...]]:
@@ -83,16 +83,16 @@ class Tail(nn.Module):
         gradients, quick = results[: len(self.layers)], iter(results[len(self.layers) :])
         return tuple(gradients), tuple(next(quick) if has else one.mean((-2, -1)) for has, one in zip(self._quick, gradients, strict=True))
 
-    def again(self, layer: int, activations: Tensor, pictures: Tensor, remembered: tuple[Any, ...]) -> Tensor:
+    def again(self, layer: int, activations: Tensor, images: Tensor, remembered: tuple[Any, ...]) -> Tensor:
         """z for other activations of one layer.
 
         Args:
             layer: its number.
             activations: `[R, c, h, w]`.
-            pictures: int64 `[R]`, which of the N pictures each belongs to.
+            images: int64 `[R]`, which of the N images each belongs to.
             remembered: from `forward`.
         """
-        handed = [_choose(remembered[i], pictures, self._rows[i]) if self._rows[i] else remembered[i] for i in self._handed[layer]]
+        handed = [_choose(remembered[i], images, self._rows[i]) if self._rows[i] else remembered[i] for i in self._handed[layer]]
         return cast("Tensor", self.again_graphs[layer](activations, *handed)[0])
 
 
@@ -307,7 +307,7 @@ class _Cut:
         self._activations, self._gradients_and_means = others[:layers], others[layers:]
         batch = self._inputs.meta["val"].shape[0]
         if not isinstance(batch, torch.SymInt) or batch.node.expr.is_number:
-            raise NotImplementedError("an operator fixes the number of pictures")
+            raise NotImplementedError("an operator fixes the number of images")
         self.batch = batch.node.expr
         # Sizes that grow with the batch, and constants of such sizes, are computed anew in each graph from its own first input.
         seen = _behind(traced.graph, self._inputs, through_sizes=False)
@@ -386,14 +386,14 @@ def _copy(nodes: Iterable[fx.Node], graph: fx.Graph, environment: dict[fx.Node, 
 
 
 def _repeat(value: Tensor, times: Any, rows: int) -> Tensor:
-    """`[N * rows, ...]` to `[N * times * rows, ...]`, each picture's rows `times` times in a row."""
-    pictures = value.reshape(-1, 1, rows, *value.shape[1:])
-    return pictures.expand(-1, times, *([-1] * value.ndim)).flatten(0, 2)
+    """`[N * rows, ...]` to `[N * times * rows, ...]`, each image's rows `times` times in a row."""
+    images = value.reshape(-1, 1, rows, *value.shape[1:])
+    return images.expand(-1, times, *([-1] * value.ndim)).flatten(0, 2)
 
 
-def _choose(value: Tensor, pictures: Tensor, rows: int) -> Tensor:
-    """`[N * rows, ...]` to `[R * rows, ...]`, the rows of the pictures that are named."""
-    return value.reshape(-1, rows, *value.shape[1:]).index_select(0, pictures).flatten(0, 1)
+def _choose(value: Tensor, images: Tensor, rows: int) -> Tensor:
+    """`[N * rows, ...]` to `[R * rows, ...]`, the rows of the images that are named."""
+    return value.reshape(-1, rows, *value.shape[1:]).index_select(0, images).flatten(0, 1)
 
 
 def _shape(node: fx.Node) -> list[Any]:
@@ -411,8 +411,8 @@ def _grows_with(node: fx.Node, size: Any) -> bool:
     return any(_contains(one, size) for one in sizes)
 
 
-def _rows_a_picture(node: fx.Node, batch: Any) -> int:
-    """How many rows a picture a value has; 0 for those that do not grow with the batch.
+def _rows_a_image(node: fx.Node, batch: Any) -> int:
+    """How many rows an image a value has; 0 for those that do not grow with the batch.
 
     Raises:
         NotImplementedError: it grows with the batch in another way.
@@ -422,7 +422,7 @@ def _rows_a_picture(node: fx.Node, batch: Any) -> int:
     first, *others = node.meta["val"].shape
     rows = first.node.expr / batch if isinstance(first, torch.SymInt) else None
     if rows is None or not rows.is_integer or not rows.is_number or any(_contains(one, batch) for one in others):
-        raise NotImplementedError(f"{node.name} of shape {list(node.meta['val'].shape)} has no rows of its own for each picture")
+        raise NotImplementedError(f"{node.name} of shape {list(node.meta['val'].shape)} has no rows of its own for each image")
     return int(rows)
 
 

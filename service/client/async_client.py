@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tlcli.contract.errors import OverloadedError, ServerError, TlcliError
 from tlcli.service.client.connection import Connection, How
-from tlcli.service.client.request_stream import Picture, is_pixels, name_picture, with_picture
+from tlcli.service.client.request_stream import ImageInput, is_pixels, name_image, with_image
 from tlcli.service.pb.tlcli.v1 import classifier_pb2 as pb
 from tlcli.service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
 from tlcli.service.protocol import codec
@@ -32,7 +32,7 @@ _POLL_S = 0.05
 
 
 class Asking(TypedDict, total=False):
-    """What is asked of a picture; see `tlcli.service.client.sync_client.Client.classify`."""
+    """What is asked of an image; see `tlcli.service.client.sync_client.Client.classify`."""
 
     model: str
     version: str
@@ -85,51 +85,51 @@ class AsyncClient:
         await self.close()
 
     async def classify(
-        self, picture: Picture, *, request_id: str = "", timeout_s: float | None = 30.0, **asking: Unpack[Asking]
+        self, image: ImageInput, *, request_id: str = "", timeout_s: float | None = 30.0, **asking: Unpack[Asking]
     ) -> Classification:
-        """Ask about one picture. Cancelled, the server leaves off.
+        """Ask about one image. Cancelled, the server leaves off.
 
         Args:
-            picture, request_id, timeout_s, asking: see `tlcli.service.client.sync_client.Client.classify`. A path is read in a thread.
+            image, request_id, timeout_s, asking: see `tlcli.service.client.sync_client.Client.classify`. A path is read in a thread.
 
         Raises:
             TlcliError: see there.
         """
-        size = await self._input_size(asking.get("model", ""), asking.get("version", "")) if is_pixels(picture) else (0, 0)
-        request = await asyncio.to_thread(_request, picture, request_id, asking, size)
+        size = await self._input_size(asking.get("model", ""), asking.get("version", "")) if is_pixels(image) else (0, 0)
+        request = await asyncio.to_thread(_request, image, request_id, asking, size)
         try:
             return codec.read_response(await self._patiently(request, timeout_s))
         except TlcliError as error:
-            named = name_picture(error, picture)
+            named = name_image(error, image)
             if named is error:
                 raise
             raise named from error
 
     async def classify_all(
         self,
-        pictures: Iterable[Picture] | AsyncIterable[Picture],
+        images: Iterable[ImageInput] | AsyncIterable[ImageInput],
         *,
         in_flight: int = 8,
         timeout_s: float | None = 30.0,
         **asking: Unpack[Asking],
     ) -> AsyncGenerator[StreamAnswer, None]:
-        """Ask about many pictures, several at a time.
+        """Ask about many images, several at a time.
 
         Args:
-            pictures: taken as they are needed.
+            images: taken as they are needed.
             in_flight: how many are asked about at a time.
             timeout_s: for each.
             asking: see `tlcli.service.client.sync_client.Client.classify`.
 
         Yields:
-            An answer for each picture, in their order; `request_id` counts them from 0. A picture that fails is answered with its error.
+            An answer for each image, in their order; `request_id` counts them from 0. An image that fails is answered with its error.
 
         Raises:
             ServerError: no server answers.
-            Exception: what `pictures` itself raises.
+            Exception: what `images` itself raises.
         """
 
-        async def ask(numbered: tuple[int, Picture]) -> StreamAnswer:
+        async def ask(numbered: tuple[int, ImageInput]) -> StreamAnswer:
             request_id = str(numbered[0])
             try:
                 return StreamAnswer(request_id, await self.classify(numbered[1], request_id=request_id, timeout_s=timeout_s, **asking))
@@ -138,7 +138,7 @@ class AsyncClient:
             except TlcliError as error:
                 return StreamAnswer(request_id, error)
 
-        async for answer in in_order(_numbered(pictures), ask, in_flight):
+        async for answer in in_order(_numbered(images), ask, in_flight):
             yield answer
 
     async def list_models(self, timeout_s: float = 30.0) -> tuple[ModelStatus, ...]:
@@ -208,7 +208,7 @@ class AsyncClient:
         raise AssertionError("unreachable")
 
 
-def _request(picture: Picture, request_id: str, asking: Asking, input_size: tuple[int, int]) -> pb.ClassifyRequest:
+def _request(image: ImageInput, request_id: str, asking: Asking, input_size: tuple[int, int]) -> pb.ClassifyRequest:
     about_map = partial(map_query, asking.get("method"), asking.get("classes", ()), asking.get("map_format", "raw"))
     wanted = about_map(asking.get("softmax", False), asking.get("max_channels", 0))
     query = Query(
@@ -218,16 +218,16 @@ def _request(picture: Picture, request_id: str, asking: Asking, input_size: tupl
         map=wanted,
         request_id=request_id,
     )
-    return codec.write_request(with_picture(query, picture, lambda: input_size))
+    return codec.write_request(with_image(query, image, lambda: input_size))
 
 
-async def _numbered(pictures: Iterable[Picture] | AsyncIterable[Picture]) -> AsyncGenerator[tuple[int, Picture], None]:
+async def _numbered(images: Iterable[ImageInput] | AsyncIterable[ImageInput]) -> AsyncGenerator[tuple[int, ImageInput], None]:
     number = 0
-    if isinstance(pictures, AsyncIterable):
-        async for picture in pictures:
-            yield number, picture
+    if isinstance(images, AsyncIterable):
+        async for image in images:
+            yield number, image
             number += 1
     else:
-        for picture in pictures:
-            yield number, picture
+        for image in images:
+            yield number, image
             number += 1

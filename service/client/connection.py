@@ -20,7 +20,7 @@ from tlcli.service.security.tokens import require_token
 from tlcli.service.system.addresses import is_loopback, join_address, parse_target
 
 _RETRY_BUFFER_BYTES = 64 * 1024 * 1024
-"""gRPC sends again what it has kept; by default no picture of more than 256 KiB."""
+"""gRPC sends again what it has kept; by default no image of more than 256 KiB."""
 
 _NAME, _VALUE = re.compile(r"[0-9a-z_.-]+(?<!-bin)"), re.compile(r"[ -~]*")
 """Of metadata, as gRPC over HTTP/2 has it."""

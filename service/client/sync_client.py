@@ -1,4 +1,4 @@
-"""The Python client: a picture in, scores and maps out."""
+"""The Python client: an image in, scores and maps out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tlcli.contract.errors import OverloadedError, ServerError, TlcliError
 from tlcli.service.client.connection import Connection, How
-from tlcli.service.client.request_stream import OutgoingStream, Picture, name_picture, with_picture
+from tlcli.service.client.request_stream import ImageInput, OutgoingStream, name_image, with_image
 from tlcli.service.pb.tlcli.v1 import classifier_pb2 as pb
 from tlcli.service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
 from tlcli.service.protocol import codec, error_status
@@ -31,7 +31,7 @@ class Client:
 
     Example:
         with Client(port=8001) as client:
-            best = client.classify("picture.jpg", method="gradcam").predictions[0]
+            best = client.classify("image.jpg", method="gradcam").predictions[0]
             print(best.label, best.score, best.map.values)
     """
 
@@ -70,7 +70,7 @@ class Client:
 
     def classify(
         self,
-        picture: Picture,
+        image: ImageInput,
         *,
         model: str = "",
         version: str = "",
@@ -83,24 +83,24 @@ class Client:
         request_id: str = "",
         timeout_s: float | None = 30.0,
     ) -> Classification:
-        """Ask about one picture.
+        """Ask about one image.
 
         Args:
-            picture: an encoded picture, its path, a Pillow image, or an array, uint8 `[height, width, 3]`, RGB. An array of the
+            image: an encoded image, its path, a Pillow image, or an array, uint8 `[height, width, 3]`, RGB. An array of the
                 model's own input size (see `get_model`) is the input itself; of any other size it is resized and cropped as images are.
             model: its name; may be empty where the server holds one only.
             version: empty for the latest.
             top_k: how many of the best classes; 0 for five, or fewer where the model has fewer.
             method: the map to compute, for example `gradcam`; None for none.
             classes: to explain, by id; -r means the r-th ranked. Empty: the first ranked.
-            map_format: `raw` numbers, a `heat_map` of the input's size, or an `overlay` on the picture.
+            map_format: `raw` numbers, a `heat_map` of the input's size, or an `overlay` on the image.
             softmax: explain the class's softmax probability instead of its logit.
             max_channels: how many channels `scorecam` and `faster_scorecam` look through; 0 for all, and for ten.
             request_id: comes back in the answer.
             timeout_s: how long to wait; None as long as it takes, which with `scorecam` may be minutes.
 
         Raises:
-            PictureError: not a picture that can be read, or one over a limit.
+            ImageError: not an image that can be read, or one over a limit.
             RequestError: a class, a method, a number or a shape that does not fit the model.
             NotFoundError: no such file, model or version.
             ModelFileError: the model is there and broken.
@@ -108,16 +108,16 @@ class Client:
             OverloadedError: it is too busy, and was when it was asked again.
         """
         wanted = map_query(method, classes, map_format, softmax, max_channels)
-        asked = with_picture(
+        asked = with_image(
             Query(model=model, version=version, top_k=top_k, map=wanted, request_id=request_id),
-            picture,
+            image,
             partial(self._input_size, model, version),
         )
         request = codec.write_request(asked)
         try:
             return codec.read_response(self._patiently(request, timeout_s))
         except TlcliError as error:
-            named = name_picture(error, picture)
+            named = name_image(error, image)
             if named is error:
                 raise
             raise named from error
@@ -138,7 +138,7 @@ class Client:
 
     def classify_stream(
         self,
-        pictures: Iterable[Picture],
+        images: Iterable[ImageInput],
         *,
         model: str = "",
         version: str = "",
@@ -150,30 +150,30 @@ class Client:
         max_channels: int = 0,
         timeout_s: float | None = None,
     ) -> Iterator[StreamAnswer]:
-        """Ask about many pictures on one call, several of them at a time.
+        """Ask about many images on one call, several of them at a time.
 
         Args:
-            pictures: read in a thread of gRPC's as the server takes them, not all at once.
+            images: read in a thread of gRPC's as the server takes them, not all at once.
             timeout_s: for all of them; None waits as long as it takes.
             model, version, top_k, method, classes, map_format, softmax, max_channels: see `classify`.
 
         Yields:
-            An answer for each picture, in their order. A picture that fails is answered with its error.
+            An answer for each image, in their order. An image that fails is answered with its error.
 
         Raises:
             ServerError: no server answers, or not in time; the stream is over then.
-            Exception: what `pictures` itself raises.
+            Exception: what `images` itself raises.
         """
         wanted = map_query(method, classes, map_format, softmax, max_channels)
         outgoing = OutgoingStream(
-            pictures, Query(model=model, version=version, top_k=top_k, map=wanted), partial(self._input_size, model, version)
+            images, Query(model=model, version=version, top_k=top_k, map=wanted), partial(self._input_size, model, version)
         )
         call = self._classifier.ClassifyStream(iter(outgoing), timeout=timeout_s, metadata=self._metadata)
         try:
             with self._translated():
                 for message in call:
                     yield from _unsent(outgoing)
-                    yield _read_answer(message, outgoing.answered().picture)
+                    yield _read_answer(message, outgoing.answered().image)
             yield from _unsent(outgoing)
         except TlcliError:
             if outgoing.failure is not None:
@@ -244,7 +244,7 @@ def _unsent(outgoing: OutgoingStream) -> Iterator[StreamAnswer]:
         yield StreamAnswer(request_id, error)
 
 
-def _read_answer(message: pb.ClassifyStreamResponse, picture: Picture) -> StreamAnswer:
+def _read_answer(message: pb.ClassifyStreamResponse, image: ImageInput) -> StreamAnswer:
     if message.WhichOneof("result") == "response":
         return StreamAnswer(message.request_id, codec.read_response(message.response))
-    return StreamAnswer(message.request_id, name_picture(error_status.from_status(message.error), picture))
+    return StreamAnswer(message.request_id, name_image(error_status.from_status(message.error), image))

@@ -17,9 +17,9 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 from PIL import Image
 
-from tlcli.contract.errors import PictureError
+from tlcli.contract.errors import ImageError
 from tlcli.contract.images.decode_worker import receive, send
-from tlcli.contract.images.decoding import PictureLimits
+from tlcli.contract.images.decoding import ImageLimits
 from tlcli.contract.images.network_input import Admit, NetworkInput, from_encoded
 from tlcli.contract.images.preprocessing import Preprocessing
 from tlcli.contract.images.structure import is_plain
@@ -44,7 +44,7 @@ class ImageReader:
     `tlcli.contract.images.decode_worker.IDLE_S`.
     """
 
-    def __init__(self, limits: PictureLimits, max_decode_s: float) -> None:
+    def __init__(self, limits: ImageLimits, max_decode_s: float) -> None:
         """max_decode_s: the processor time that an image may take."""
         self._limits = limits
         self._max_decode_s = max_decode_s
@@ -52,23 +52,23 @@ class ImageReader:
         self._idle: list[_Process] = []
         self._closed = False
 
-    def read_plain(self, data: bytes, preprocessing: Preprocessing, keep_picture: bool, admit: Admit) -> NetworkInput:
+    def read_plain(self, data: bytes, preprocessing: Preprocessing, keep_image: bool, admit: Admit) -> NetworkInput:
         """See `tlcli.contract.images.network_input.from_encoded`.
 
         Raises:
             NotPlainError: `read_apart` must do it.
-            PictureError: see `tlcli.contract.images.decoding.decode`.
+            ImageError: see `tlcli.contract.images.decoding.decode`.
             Exception: what `admit` raises.
         """
         if 0 < len(data) <= self._limits.max_bytes and not is_plain(data):
             raise NotPlainError
-        return from_encoded(data, preprocessing, self._limits, keep_picture, admit)
+        return from_encoded(data, preprocessing, self._limits, keep_image, admit)
 
-    def read_apart(self, data: bytes, preprocessing: Preprocessing, keep_picture: bool, admit: Admit) -> NetworkInput:
+    def read_apart(self, data: bytes, preprocessing: Preprocessing, keep_image: bool, admit: Admit) -> NetworkInput:
         """Read an image in a process of its own.
 
         Raises:
-            PictureError: see `tlcli.contract.images.decoding.decode`; or decoding took too long or too much memory.
+            ImageError: see `tlcli.contract.images.decoding.decode`; or decoding took too long or too much memory.
             Exception: what `admit` raises.
         """
         job = {
@@ -76,7 +76,7 @@ class ImageReader:
             "seconds": self._max_decode_s,
             "preprocessing": preprocessing.model_dump(),
             "limits": asdict(self._limits),
-            "keep_picture": keep_picture,
+            "keep_image": keep_image,
         }
         with self._process() as process:
             outcome = process.do(job, data, admit, self._max_decode_s)
@@ -144,7 +144,7 @@ class _Process:
         """The input, or why there is none though the process can go on.
 
         Raises:
-            PictureError: the process ended, or was ended.
+            ImageError: the process ended, or was ended.
         """
         jobs, answers = cast("BinaryIO", self._process.stdin), cast("BinaryIO", self._process.stdout)
         late = threading.Timer(_PATIENCE * seconds + (_START_S if self._fresh else 0), self._process.kill)
@@ -162,17 +162,17 @@ class _Process:
             self._fresh = False
             if unadmitted is not None:
                 return unadmitted
-            return PictureError(answer["problem"]) if "problem" in answer else _read_input(answers, answer)
+            return ImageError(answer["problem"]) if "problem" in answer else _read_input(answers, answer)
         except (BrokenPipeError, struct.error) as error:
             raise self._ended(seconds) from error
         finally:
             late.cancel()
 
-    def _ended(self, seconds: float) -> PictureError:
+    def _ended(self, seconds: float) -> ImageError:
         self.kill()
         if self._process.returncode == -getattr(signal, "SIGPROF", 0) or self._process.returncode == -signal.SIGKILL:
-            return PictureError(f"the picture takes more than {seconds:g} s to decode: save it anew, smaller or as a baseline JPEG or PNG")
-        return PictureError("the picture cannot be decoded: its decoder gave up")
+            return ImageError(f"the image takes more than {seconds:g} s to decode: save it anew, smaller or as a baseline JPEG or PNG")
+        return ImageError("the image cannot be decoded: its decoder gave up")
 
 
 def _raised(admit: Admit, memory_bytes: int) -> Exception | None:
@@ -186,9 +186,9 @@ def _raised(admit: Admit, memory_bytes: int) -> Exception | None:
 def _read_input(answers: BinaryIO, about: dict[str, Any]) -> NetworkInput:
     height, width = about["height"], about["width"]
     images = np.frombuffer(bytearray(answers.read(3 * height * width)), np.uint8).reshape(1, height, width, 3)
-    picture = None
-    if about["picture"] is not None:
-        across, down = about["picture"]
-        picture = Image.frombytes("RGB", (across, down), answers.read(3 * across * down))
+    image = None
+    if about["image"] is not None:
+        across, down = about["image"]
+        image = Image.frombytes("RGB", (across, down), answers.read(3 * across * down))
     left, top, right, bottom = about["box"]
-    return NetworkInput(images, (left, top, right, bottom), picture, about["scale"])
+    return NetworkInput(images, (left, top, right, bottom), image, about["scale"])

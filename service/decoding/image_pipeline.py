@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from tlcli.contract.errors import PictureError
+from tlcli.contract.errors import ImageError
 from tlcli.contract.images.network_input import Admit, NetworkInput
 from tlcli.contract.images.preprocessing import Preprocessing
 from tlcli.contract.model.onnx_model import Answer
@@ -32,12 +32,12 @@ class ImageInputs:
         self._budget = budget
 
     async def see_and_submit(
-        self, runner: Runner, data: bytes, wanted: Wanted, keep_picture: bool, on_turn: Callable[[], None]
+        self, runner: Runner, data: bytes, wanted: Wanted, keep_image: bool, on_turn: Callable[[], None]
     ) -> tuple[Timed[NetworkInput], Timed[Answer]]:
         """Decode an image and run the model; see `Runner.see_and_submit`.
 
         Raises:
-            PictureError: see `tlcli.contract.images.decoding.decode`.
+            ImageError: see `tlcli.contract.images.decoding.decode`.
             RequestError, MemoryLimitError: it takes too much memory, at all or at the moment.
         """
         preprocessing = runner.model.description.preprocessing
@@ -45,13 +45,13 @@ class ImageInputs:
         workers = self._workers
         with self._budget.lease() as lease:
             while True:
-                see = partial(lease.work, partial(read, data, preprocessing, keep_picture, lease.require))
+                see = partial(lease.work, partial(read, data, preprocessing, keep_image, lease.require))
                 try:
                     return await runner.see_and_submit(see, workers, wanted, on_turn)
                 except NotPlainError:
                     read, workers = self._reader.read_apart, self._watchers
                 except MemoryNeeded as needed:
                     await lease.grow_to(needed.bytes)
-                except PictureError as error:
+                except ImageError as error:
                     # The queue's future holds the error, and the error's traceback the future: a cycle, which would keep the image.
                     raise error.with_traceback(None) from error.__cause__

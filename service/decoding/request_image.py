@@ -1,4 +1,4 @@
-"""A request's picture as the network sees it."""
+"""A request's image as the network sees it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tlcli.contract.images.network_input import NetworkInput
 from tlcli.contract.images.preprocessing import Preprocessing
 
 
-def from_pixels(data: bytes, preprocessing: Preprocessing, keep_picture: bool) -> NetworkInput:
+def from_pixels(data: bytes, preprocessing: Preprocessing, keep_image: bool) -> NetworkInput:
     """Take an input that the caller has made, without copying it.
 
     Args:
@@ -25,4 +25,4 @@ def from_pixels(data: bytes, preprocessing: Preprocessing, keep_picture: bool) -
             f"pixels: {height * width * 3:,} bytes were expected, RGB of {width} x {height} pixels (width x height), {len(data):,} came"
         )
     image = np.frombuffer(data, dtype=np.uint8).reshape(height, width, 3)
-    return NetworkInput(image[None], (0.0, 0.0, float(width), float(height)), Image.fromarray(image) if keep_picture else None)
+    return NetworkInput(image[None], (0.0, 0.0, float(width), float(height)), Image.fromarray(image) if keep_image else None)

@@ -18,12 +18,12 @@ class Admission:
     Used from the event loop's thread only.
     """
 
-    def __init__(self, name: str, places: int, picture_s: Callable[[], float], what: str = "pictures") -> None:
-        """name: the model's. picture_s: what a picture took of late, for the advice when to ask again. what: has the places."""
+    def __init__(self, name: str, places: int, image_s: Callable[[], float], what: str = "images") -> None:
+        """name: the model's. image_s: what an image took of late, for the advice when to ask again. what: has the places."""
         self._name = name
         self._what = what
         self._places = places
-        self._picture_s = picture_s
+        self._image_s = image_s
         self.taken = 0
         self._patient: deque[asyncio.Future[None]] = deque()
 
@@ -38,22 +38,22 @@ class Admission:
         self.taken += 1
         return Place(self)
 
-    def enter_all(self, pictures: int) -> list[Place]:
-        """Take a place for each picture of one request, or none.
+    def enter_all(self, images: int) -> list[Place]:
+        """Take a place for each image of one request, or none.
 
         Raises:
             OverloadedError: too few are free.
             RequestError: too few would be, if nobody else waited.
         """
-        if pictures > self._places:
+        if images > self._places:
             raise RequestError(
-                f"{pictures:,} {self._what} came in one request, and at most {self._places} may wait for model {self._name!r}:"
+                f"{images:,} {self._what} came in one request, and at most {self._places} may wait for model {self._name!r}:"
                 " send several requests"
             )
-        if self.taken + pictures > self._places:
-            raise self._overloaded(f"of {self._places} that may, and this request has {pictures}")
-        self.taken += pictures
-        return [Place(self) for _ in range(pictures)]
+        if self.taken + images > self._places:
+            raise self._overloaded(f"of {self._places} that may, and this request has {images}")
+        self.taken += images
+        return [Place(self) for _ in range(images)]
 
     async def enter_in_turn(self) -> Place:
         """Take a place as soon as there is one: for streams, which are read no faster than they are answered."""
@@ -76,7 +76,7 @@ class Admission:
 
     @property
     def idle(self) -> bool:
-        """Whether no picture waits, in a place or for one."""
+        """Whether no image waits, in a place or for one."""
         return not self.taken and not self._patient
 
     def leave(self) -> None:
@@ -85,7 +85,7 @@ class Admission:
         self._call_next()
 
     def _overloaded(self, how_full: str) -> OverloadedError:
-        retry_s = max(_LEAST_RETRY_S, self.taken * self._picture_s())
+        retry_s = max(_LEAST_RETRY_S, self.taken * self._image_s())
         return OverloadedError(
             f"model {self._name!r} is busy: {self.taken} {self._what} wait for it, {how_full}: ask again in {_readable(retry_s)}", retry_s
         )
@@ -99,7 +99,7 @@ class Admission:
 
 
 class Place:
-    """One picture's place."""
+    """One image's place."""
 
     def __init__(self, admission: Admission) -> None:
         self._admission: Admission | None = admission

@@ -1,7 +1,7 @@
 """Requests that wait for one model, gathered into batches.
 
 While one batch runs the next one gathers, so a busy server batches by itself and an idle one answers at once. `Batching.delay_s` holds
-a batch back for company even so, which pays where a batch costs hardly more than a single picture: on a GPU.
+a batch back for company even so, which pays where a batch costs hardly more than a single image: on a GPU.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ T = TypeVar("T")
 Images = npt.NDArray[np.uint8]
 Targets = npt.NDArray[np.int64]
 Run = Callable[[Images, Targets, tuple[str, ...], bool], Answer]
-"""Pictures `[N, H, W, 3]`, classes `[N, K]`, maps by name, softmax or logits; see `tlcli.contract.model.onnx_model.Model.run`."""
+"""Images `[N, H, W, 3]`, classes `[N, K]`, maps by name, softmax or logits; see `tlcli.contract.model.onnx_model.Model.run`."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Wanted:
 
     @property
     def kind(self) -> _Kind | None:
-        """What pictures of one run must have in common; None for those without maps."""
+        """What images of one run must have in common; None for those without maps."""
         return (self.methods, self.softmax, len(self.targets)) if self.methods else None
 
 
@@ -58,7 +58,7 @@ _Kind = tuple[tuple[str, ...], bool, int]
 
 @dataclass(frozen=True)
 class Batching:
-    """max_size: pictures in one run. delay_s: how long the first of them waits for others while the model is idle."""
+    """max_size: images in one run. delay_s: how long the first of them waits for others while the model is idle."""
 
     max_size: int = 8
     delay_s: float = 0.0
@@ -66,21 +66,21 @@ class Batching:
 
 @dataclass(frozen=True)
 class Sharing:
-    """When pictures that want no map run along with some that do: where their maps cost less than a run of their own.
+    """When images that want no map run along with some that do: where their maps cost less than a run of their own.
 
     methods: the maps that this was measured for; others are not shared.
     run_s: what a run costs, whatever is in it.
-    map_s: what a picture's map costs.
+    map_s: what an image's map costs.
     """
 
     methods: frozenset[str] = frozenset()
     run_s: float = 0.0
     map_s: float = 0.0
 
-    def pays(self, kind: _Kind, pictures: int) -> bool:
-        """Whether so many pictures without maps should ride along with those of `kind`."""
+    def pays(self, kind: _Kind, images: int) -> bool:
+        """Whether so many images without maps should ride along with those of `kind`."""
         methods, _, classes = kind
-        return self.methods.issuperset(methods) and pictures * len(methods) * classes * self.map_s < self.run_s
+        return self.methods.issuperset(methods) and images * len(methods) * classes * self.map_s < self.run_s
 
 
 @dataclass(eq=False)
@@ -96,7 +96,7 @@ class Batcher:
     """The queue before one model, first in, first out, but for those that may share a run with an earlier one.
 
     `submit` and `see_and_submit` belong to the event loop's thread. Batches are formed and run in the model's, and where any
-    thread may run it, also in the one that has just decoded a picture, if the model is free: no thread then waits for another.
+    thread may run it, also in the one that has just decoded an image, if the model is free: no thread then waits for another.
     """
 
     def __init__(
@@ -107,9 +107,9 @@ class Batcher:
         sharing: Sharing,
         *,
         any_thread: bool = False,
-        on_batch: Callable[[int], None] = lambda pictures: None,
+        on_batch: Callable[[int], None] = lambda images: None,
     ) -> None:
-        """any_thread: may call `run`, one at a time. on_batch: called there with the number of pictures in each run that was no failure."""
+        """any_thread: may call `run`, one at a time. on_batch: called there with the number of images in each run that was no failure."""
         self._thread = thread
         self._run = run
         self._any_thread = any_thread
@@ -123,11 +123,11 @@ class Batcher:
         self._closed = False
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
-        self.picture_s = 0.0
-        """What a picture took of late, for those who estimate how long a queue is."""
+        self.image_s = 0.0
+        """What an image took of late, for those who estimate how long a queue is."""
 
     async def submit(self, images: Images, wanted: Wanted, on_turn: Callable[[], None] = lambda: None) -> Timed[Answer]:
-        """Run pictures, with others. Cancelled before its turn, it is not run.
+        """Run images, with others. Cancelled before its turn, it is not run.
 
         Args:
             images: `[n, H, W, 3]`, n at most the batch's size, fit for the model.
@@ -136,7 +136,7 @@ class Batcher:
 
         Raises:
             ServerError: closed meanwhile.
-            Exception: what the run raises for these pictures alone.
+            Exception: what the run raises for these images alone.
         """
         answered: asyncio.Future[Timed[Answer]] = self._loop.create_future()
         if self._join(_Item(images, wanted, on_turn, answered)):
@@ -146,7 +146,7 @@ class Batcher:
     async def see_and_submit(
         self, see: Callable[[], NetworkInput], workers: Workers, wanted: Wanted, on_turn: Callable[[], None] = lambda: None
     ) -> tuple[Timed[NetworkInput], Timed[Answer]]:
-        """Decode a picture in one of `workers`, which puts it in the queue itself, and run it, with others.
+        """Decode an image in one of `workers`, which puts it in the queue itself, and run it, with others.
 
         Cancelled before its turn in either, it is not decoded, or not run.
 
@@ -157,7 +157,7 @@ class Batcher:
 
         Raises:
             ServerError: closed meanwhile.
-            Exception: what `see` raises, or the run for this picture alone.
+            Exception: what `see` raises, or the run for this image alone.
         """
         asked_ns = time.monotonic_ns()
         answered: asyncio.Future[Timed[Answer]] = self._loop.create_future()
@@ -171,7 +171,7 @@ class Batcher:
                 value = see()
                 seen.append(Timed(value, begun_ns - asked_ns, time.monotonic_ns() - begun_ns))
                 begins = self._join(_Item(value.images, wanted, on_turn, answered))
-            except Exception as error:  # noqa: BLE001  # whatever it is, it is this picture's
+            except Exception as error:  # noqa: BLE001  # whatever it is, it is this image's
                 self._tell(partial(_settle, answered, error))
                 return
             if begins:
@@ -325,7 +325,7 @@ class Batcher:
         took_ns = time.monotonic_ns() - begun
         self._on_batch(len(images))
         latest = took_ns / 1e9 / len(images)
-        self.picture_s += (latest - self.picture_s) / 8 if self.picture_s else latest
+        self.image_s += (latest - self.image_s) / 8 if self.image_s else latest
         answers: list[tuple[_Item, Timed[Answer] | Exception]] = []
         start = 0
         for item in batch:

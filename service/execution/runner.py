@@ -26,8 +26,8 @@ from tlcli.service.system.thread_pool import Timed, Workers
 from tlcli.service.telemetry.metrics import NO_METRICS, Metrics
 from tlcli.service.telemetry.request_record import note_timed, timed
 
-MASKED_PICTURES = {"cpu": 4, "cuda": 16}
-"""Masked images that a Score-CAM runs in a turn, by device, while there are no other requests. On a CPU, a picture among four costs about a
+MASKED_IMAGES = {"cpu": 4, "cuda": 16}
+"""Masked images that a Score-CAM runs in a turn, by device, while there are no other requests. On a CPU, an image among four costs about a
 tenth more than among sixteen; a GPU wants them together."""
 
 AMONG_OTHERS = {"cpu": 1, "cuda": 4}
@@ -91,9 +91,9 @@ class Runner:
             raise
         return cls(opened, thread, batching, sharing, metrics.batches(path.parent.parent.name), run_pixel_bytes)
 
-    def picture_s(self) -> float:
-        """What a picture took of late, in seconds."""
-        return self._batcher.picture_s
+    def image_s(self) -> float:
+        """What an image took of late, in seconds."""
+        return self._batcher.image_s
 
     def run_bytes(self, height: int, width: int) -> int:
         """Return the memory that a run on one image of that size takes beyond what runs of the model's own size do."""
@@ -130,7 +130,7 @@ class Runner:
     async def see_and_submit(
         self, see: Callable[[], NetworkInput], workers: Workers, wanted: Wanted, on_turn: Callable[[], None] = lambda: None
     ) -> tuple[Timed[NetworkInput], Timed[Answer]]:
-        """Decode a picture in one of `workers`, then `submit` it.
+        """Decode an image in one of `workers`, then `submit` it.
 
         Raises:
             Exception: what `see` raises.
@@ -169,7 +169,7 @@ class Runner:
             wanted.methods,
             softmax=wanted.softmax,
             max_channels=wanted.max_channels,
-            batch_size=lambda: (AMONG_OTHERS if self._turns.in_company else MASKED_PICTURES)[device],
+            batch_size=lambda: (AMONG_OTHERS if self._turns.in_company else MASKED_IMAGES)[device],
         )
         took_ns = last_ns = 0
         over = threading.Event()

@@ -27,13 +27,13 @@ class Opened:
     how: str
 
 
-def open_fastest(path: Path, device: str, threads: int, cuda: Cuda, pictures: int) -> Opened:
+def open_fastest(path: Path, device: str, threads: int, cuda: Cuda, images: int) -> Opened:
     """Load a model.
 
     Args:
         path, device, cuda: see `onnx_model.Model.open`; on a GPU the layout of convolutions is measured, not taken from `cuda`.
         threads: ONNX Runtime's; 0 takes every core, or one where a run is short (`is_light`).
-        pictures: in a full batch.
+        images: in a full batch.
 
     Raises:
         ModelFileError, DeviceError: see `tlcli.contract.model.onnx_model.Model.open`.
@@ -41,10 +41,10 @@ def open_fastest(path: Path, device: str, threads: int, cuda: Cuda, pictures: in
     """
     model = Model.open(path, device, threads, cuda)
     if model.device == "cuda":
-        found = _faster_layout(model, Model.open(path, device, threads, replace(cuda, channels_last=True)), pictures)
+        found = _faster_layout(model, Model.open(path, device, threads, replace(cuda, channels_last=True)), images)
         del model
         layout = replace(cuda, channels_last=found.channels_last)
-        sizes = sorted({1, pictures})
+        sizes = sorted({1, images})
         return Opened(Model.open(path, device, threads, layout, batch_sizes=sizes), found.how)
     if not threads and is_light(model):
         return Opened(Model.open(path, device, threads=1), "cpu with one thread")
@@ -67,23 +67,23 @@ class _Layout:
     how: str
 
 
-def _faster_layout(first: Model, last: Model, pictures: int) -> _Layout:
+def _faster_layout(first: Model, last: Model, images: int) -> _Layout:
     """Compare two sessions of one model, channels first and channels last."""
-    batch = blank(first, pictures)
+    batch = blank(first, images)
     times = {}
     for model in (first, last):
         model.run(batch)
         times[model] = shortest_s(lambda model=model: model.run(batch))  # type: ignore[misc]
     chosen, other = (first, last) if times[first] <= times[last] else (last, first)
     name = "channels first" if chosen is first else "channels last"
-    how = f"cuda, {name} ({1000 * times[chosen]:.2f} ms for {pictures} images, the other way {1000 * times[other]:.2f})"
+    how = f"cuda, {name} ({1000 * times[chosen]:.2f} ms for {images} images, the other way {1000 * times[other]:.2f})"
     return _Layout(chosen is last, how)
 
 
-def blank(model: Model, pictures: int) -> npt.NDArray[np.uint8]:
-    """Pictures to try a model on."""
+def blank(model: Model, images: int) -> npt.NDArray[np.uint8]:
+    """Images to try a model on."""
     size = model.description.preprocessing
-    return np.zeros((pictures, size.height, size.width, 3), dtype=np.uint8)
+    return np.zeros((images, size.height, size.width, 3), dtype=np.uint8)
 
 
 def shortest_s(run: Callable[[], object], budget_s: float = BUDGET_S) -> float:

@@ -11,9 +11,9 @@ _COSTLY = "ablationcam"
 
 
 def warm_up(model: Model, max_size: int) -> Sharing:
-    """Run single pictures and full batches, with maps and without.
+    """Run single images and full batches, with maps and without.
 
-    Prices are measured on as many pictures as a quarter of a second computes, so that a large network is ready soon.
+    Prices are measured on as many images as a quarter of a second computes, so that a large network is ready soon.
 
     Raises:
         Exception: what ONNX Runtime raises where the graph loads and does not run.
@@ -29,5 +29,5 @@ def warm_up(model: Model, max_size: int) -> Sharing:
     scores_s = shortest_s(lambda: model.run(some))
     usual = "gradcam" if "gradcam" in maps else maps[0]  # the others' prices are near it
     maps_s = shortest_s(lambda: model.run(some, methods=[usual]))
-    picture_s = (scores_s - single_s) / (len(some) - 1)
-    return Sharing(frozenset(maps), run_s=max(0.0, single_s - picture_s), map_s=max(0.0, maps_s - scores_s) / len(some))
+    image_s = (scores_s - single_s) / (len(some) - 1)
+    return Sharing(frozenset(maps), run_s=max(0.0, single_s - image_s), map_s=max(0.0, maps_s - scores_s) / len(some))

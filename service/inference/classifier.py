@@ -1,4 +1,4 @@
-"""From a query to its answer: find the model, see the picture, run, rank, draw. No protobuf, no gRPC."""
+"""From a query to its answer: find the model, see the image, run, rank, draw. No protobuf, no gRPC."""
 
 from __future__ import annotations
 
@@ -43,18 +43,18 @@ class Classifier:
         self,
         repository: Repository,
         image_inputs: ImageInputs,
-        picture_workers: Workers,
+        image_workers: Workers,
         budget: MemoryBudget,
         max_maps: int,
-        max_picture_s: float,
+        max_image_s: float,
     ) -> None:
-        """picture_workers: draw. max_maps: of a request. max_picture_s: see `tlcli.service.inference.time_limit`."""
+        """image_workers: draw. max_maps: of a request. max_image_s: see `tlcli.service.inference.time_limit`."""
         self._repository = repository
         self._image_inputs = image_inputs
-        self._picture_workers = picture_workers
+        self._image_workers = image_workers
         self._budget = budget
         self._max_maps = max_maps
-        self._max_picture_s = max_picture_s
+        self._max_image_s = max_image_s
 
     async def classify(self, query: Query, patient: bool = False) -> Classification:
         """Answer one query.
@@ -68,17 +68,17 @@ class Classifier:
             MemoryLimitError: no memory for it at the moment.
             NotFoundError, ModelFileError, ServerError: see `Repository.find`.
             RequestError: a class, a method, a number or a length that does not fit the model.
-            PictureError: see `tlcli.contract.images.decoding.decode`.
+            ImageError: see `tlcli.contract.images.decoding.decode`.
             TimeLimitError: it took too long.
         """
-        note_request(query.request_id, pictures=1)
+        note_request(query.request_id, images=1)
         served = self._repository.find(query.model, query.version)
         model = served.runner.model
         top_k = _top_k(query.top_k, model.num_classes)
         wanted = Wanted() if query.map is None else self._wanted(query.map, served.name, model)
         queue = served.queue(wanted.methods)
         place = await queue.enter_in_turn() if patient else queue.enter()
-        async with time_limit(self._max_picture_s):
+        async with time_limit(self._max_image_s):
             try:
                 seen, ran = await self._see_and_run(query, served.runner, wanted, place.leave)
             finally:
@@ -114,13 +114,13 @@ class Classifier:
         self, query: Query, runner: Runner, wanted: Wanted, on_turn: Callable[[], None]
     ) -> tuple[Timed[NetworkInput], Timed[Answer]]:
         preprocessing = runner.model.description.preprocessing
-        keep_picture = query.map is not None and query.map.map_format == "overlay"
+        keep_image = query.map is not None and query.map.map_format == "overlay"
         if query.encoded is not None:
-            return await self._image_inputs.see_and_submit(runner, query.encoded, wanted, keep_picture, on_turn)
+            return await self._image_inputs.see_and_submit(runner, query.encoded, wanted, keep_image, on_turn)
         if query.pixels is not None:
-            seen = Timed(from_pixels(query.pixels, preprocessing, keep_picture), waited_ns=0, took_ns=0)
+            seen = Timed(from_pixels(query.pixels, preprocessing, keep_image), waited_ns=0, took_ns=0)
             return seen, await runner.submit(seen.value.images, wanted, on_turn)
-        raise RequestError("the request holds no picture: set `encoded` to a picture's bytes, or `pixels` to an input of the model's size")
+        raise RequestError("the request holds no image: set `encoded` to an image's bytes, or `pixels` to an input of the model's size")
 
     async def _draw(
         self, query: MapQuery | None, answer: Answer, seen: NetworkInput, preprocessing: Preprocessing
@@ -131,9 +131,9 @@ class Classifier:
         values: Mapping[int, npt.NDArray[Any]] = dict(zip(answer.classes[0].tolist(), answer.maps[query.method][0], strict=True))
         if query.map_format == "raw":
             return {class_id: Timed(draw(one, query, seen, preprocessing), waited_ns=0, took_ns=0) for class_id, one in values.items()}
-        # One after another: a request for many maps takes its turn between the pictures of others.
+        # One after another: a request for many maps takes its turn between the images of others.
         return {
-            class_id: await timed("render", self._picture_workers.do(draw, one, query, seen, preprocessing))
+            class_id: await timed("render", self._image_workers.do(draw, one, query, seen, preprocessing))
             for class_id, one in values.items()
         }
 

@@ -29,7 +29,7 @@ from tlcli.service.telemetry.request_record import Tell
 from tlcli.service.telemetry.tracing import Traces, open_traces
 
 _ENVELOPE_BYTES = 64 * 1024
-"""What a request holds beside its picture: names, ids, class numbers."""
+"""What a request holds beside its image: names, ids, class numbers."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ class Parts:
             metrics,
             max_score_cams=settings.max_score_cams,
         )
-        threads = settings.picture_threads or usable_cores()
-        workers = Workers(threads, name="pictures")
+        threads = settings.image_threads or usable_cores()
+        workers = Workers(threads, name="images")
         watchers = Workers(max(1, threads // 2), name="decoding processes")
         budget = MemoryBudget(settings.max_memory_bytes or default_budget())
         reader = ImageReader(settings.limits, settings.max_decode_s)
@@ -100,8 +100,8 @@ class Parts:
             settings=settings,
             repository=repository,
             control=ModelControl(repository, settings.model_control, settings.poll_s, on_change),
-            classifier=Classifier(*answering, settings.max_maps, settings.max_picture_s),
-            open_inference=OpenInference(*answering, settings.limits, settings.max_maps, settings.max_picture_s),
+            classifier=Classifier(*answering, settings.max_maps, settings.max_image_s),
+            open_inference=OpenInference(*answering, settings.limits, settings.max_maps, settings.max_image_s),
             workers=workers,
             watchers=watchers,
             reader=reader,

@@ -22,7 +22,7 @@ def fit(
         methods: the maps, by name; none: scores alone.
         softmax: explain probabilities, not logits.
         max_channels: of a Score-CAM; 0 for the method's own number.
-        max_maps: how many maps may be asked for of a picture.
+        max_maps: how many maps may be asked for of an image.
 
     Raises:
         RequestError: a map or a class that the model does not have, too many of them, or channels where no map looks through any.
@@ -30,7 +30,7 @@ def fit(
     names = tuple(require_method(method, model.description.methods, f"model {name!r}") for method in methods)
     if len(targets) * max(1, len(names)) > max_maps:
         raise RequestError(
-            f"{len(targets)} classes are to be explained in {len(names)} maps each; of a picture, at most {max_maps} a request:"
+            f"{len(targets)} classes are to be explained in {len(names)} maps each; of an image, at most {max_maps} a request:"
             " send several requests"
         )
     model.check_targets(targets)

@@ -1,6 +1,6 @@
 """The Open Inference Protocol's questions, answered from a repository: tensors in, tensors out. No protobuf, no gRPC.
 
-Each picture of a request goes to the model's queue by itself, so that it shares runs with those of other requests, and takes a place there
+Each image of a request goes to the model's queue by itself, so that it shares runs with those of other requests, and takes a place there
 like one that came alone.
 """
 
@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from tlcli.contract.errors import PictureError, RequestError, TlcliError
-from tlcli.contract.images.decoding import PictureLimits
+from tlcli.contract.errors import ImageError, RequestError, TlcliError
+from tlcli.contract.images.decoding import ImageLimits
 from tlcli.contract.maps.scorecam import is_score_cam
 from tlcli.contract.model.description import CLASSES, IMAGES, LOGITS, SCORES, SOFTMAX, TARGETS, Description
 from tlcli.contract.model.onnx_model import FIRST_RANKED, Answer
@@ -32,7 +32,7 @@ from tlcli.service.types.answer import ModelState
 from tlcli.service.types.tensor import ANY_SIZE, BOOL, BYTES, FP32, INT64, UINT8, InputTensor, OutputTensor, TensorSpec
 
 ENCODED, MAX_CHANNELS = "encoded", "max_channels"
-"""Inputs that the graph does not have: pictures to decode, and how many channels a Score-CAM looks through."""
+"""Inputs that the graph does not have: images to decode, and how many channels a Score-CAM looks through."""
 
 PLATFORM = "onnxruntime_onnx"
 
@@ -52,7 +52,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class InferQuery:
-    """Pictures and what is asked of them.
+    """Images and what is asked of them.
 
     model: its name; empty where the server holds one only.
     version: empty for the latest.
@@ -123,21 +123,21 @@ class OpenInference:
         self,
         repository: Repository,
         image_inputs: ImageInputs,
-        picture_workers: Workers,
+        image_workers: Workers,
         budget: MemoryBudget,
-        limits: PictureLimits,
+        limits: ImageLimits,
         max_maps: int,
-        max_picture_s: float,
+        max_image_s: float,
     ) -> None:
-        """picture_workers: read tensors that came value by value.
-        max_maps: classes to explain in a request. max_picture_s: see `tlcli.service.inference.time_limit`; of all pictures of a request."""
+        """image_workers: read tensors that came value by value.
+        max_maps: classes to explain in a request. max_image_s: see `tlcli.service.inference.time_limit`; of all images of a request."""
         self._repository = repository
         self._image_inputs = image_inputs
         self._budget = budget
-        self._picture_workers = picture_workers
+        self._image_workers = image_workers
         self._limits = limits
         self._max_maps = max_maps
-        self._max_picture_s = max_picture_s
+        self._max_image_s = max_image_s
 
     def is_ready(self, model: str, version: str) -> bool:
         """Whether a model, or a version of it, answers; one that nobody knows does not."""
@@ -165,25 +165,25 @@ class OpenInference:
         )
 
     async def infer(self, query: InferQuery) -> InferAnswer:
-        """Answer one query, cancelled as a whole where one of its pictures fails.
+        """Answer one query, cancelled as a whole where one of its images fails.
 
         Raises:
             NotFoundError, ModelFileError, ServerError: see `Repository.find`.
             RequestError: a tensor that the model does not take or give, or a class, a map or a number that does not fit it.
-            OverloadedError: there are not as many places in the model's queue as pictures came.
+            OverloadedError: there are not as many places in the model's queue as images came.
             MemoryLimitError: no memory for it at the moment.
-            PictureError: see `tlcli.contract.images.decoding.decode`.
+            ImageError: see `tlcli.contract.images.decoding.decode`.
             TimeLimitError: they took too long.
         """
-        note_request(query.request_id, pictures=0)
+        note_request(query.request_id, images=0)
         served = self._repository.find(query.model, query.version)
-        pictures = self._check(query, served)
-        note_request(query.request_id, pictures)
+        images = self._check(query, served)
+        note_request(query.request_id, images)
         asked = query.outputs or (SCORES, LOGITS)
-        places = served.queue(asked).enter_all(pictures)
+        places = served.queue(asked).enter_all(images)
         try:
-            wanted = self._wanted(query, served, asked, pictures)
-            async with time_limit(self._max_picture_s * pictures):
+            wanted = self._wanted(query, served, asked, images)
+            async with time_limit(self._max_image_s * images):
                 answers = await _all_or_none(await self._rows(query, served, wanted, places))
         finally:
             for place in places:
@@ -197,7 +197,7 @@ class OpenInference:
         )
 
     def _check(self, query: InferQuery, served: Served) -> int:
-        """Hold names, datatypes, shapes and lengths against the model; how many pictures came. No value is read."""
+        """Hold names, datatypes, shapes and lengths against the model; how many images came. No value is read."""
         description = served.runner.model.description
         inputs, outputs = _inputs(description), _outputs(description)
         for name in query.inputs:
@@ -213,20 +213,20 @@ class OpenInference:
             )
         for name, tensor in query.inputs.items():
             tensor.check(inputs[name], *_also_taken(inputs[name]))
-        pictures, *size = query.inputs[IMAGES if IMAGES in query.inputs else ENCODED].shape
+        images, *size = query.inputs[IMAGES if IMAGES in query.inputs else ENCODED].shape
         if IMAGES in query.inputs and size[0] * size[1] > self._limits.max_pixels:
-            raise PictureError(f"pictures of {size[0]:,} x {size[1]:,} pixels came: at most {self._limits.max_pixels:,} are taken")
+            raise ImageError(f"images of {size[0]:,} x {size[1]:,} pixels came: at most {self._limits.max_pixels:,} are taken")
         targets = query.inputs.get(TARGETS)
-        if targets is not None and len(targets.shape) == 2 and targets.shape[0] not in (1, pictures):
+        if targets is not None and len(targets.shape) == 2 and targets.shape[0] not in (1, images):
             raise RequestError(
-                f"input {TARGETS!r} of shape {list(targets.shape)} came with {pictures} pictures: [{pictures} or 1, K] was expected"
+                f"input {TARGETS!r} of shape {list(targets.shape)} came with {images} images: [{images} or 1, K] was expected"
             )
         if targets is not None and targets.shape[-1] > self._max_maps:
             raise RequestError(f"input {TARGETS!r}: {targets.shape[-1]:,} classes came, at most {self._max_maps} a request: send several")
-        return pictures
+        return images
 
-    def _wanted(self, query: InferQuery, served: Served, outputs: Sequence[str], pictures: int) -> list[Wanted]:
-        """What is wanted of each picture."""
+    def _wanted(self, query: InferQuery, served: Served, outputs: Sequence[str], images: int) -> list[Wanted]:
+        """What is wanted of each image."""
         model = served.runner.model
         softmax, channels = (_single(query.inputs.get(name)) for name in (SOFTMAX, MAX_CHANNELS))
         targets = query.inputs.get(TARGETS)
@@ -243,22 +243,22 @@ class OpenInference:
             )
             for row in rows
         ]
-        return fitted * pictures if len(fitted) == 1 else fitted
+        return fitted * images if len(fitted) == 1 else fitted
 
     async def _rows(
         self, query: InferQuery, served: Served, wanted: Sequence[Wanted], places: Sequence[Place]
     ) -> list[Coroutine[None, None, Answer]]:
-        """What is to be done for each picture."""
+        """What is to be done for each image."""
         if IMAGES in query.inputs:
             images = (await self._pixels(query.inputs[IMAGES])).astype(np.uint8, copy=False)
             rows = [images[row : row + 1] for row in range(len(wanted))]
             return [self._run(served, row, one, place.leave) for row, one, place in zip(rows, wanted, places, strict=True)]
-        pictures = enumerate(query.inputs[ENCODED].elements())
-        return [self._see_and_run(served, *picture, one, place) for picture, one, place in zip(pictures, wanted, places, strict=True)]
+        batch = enumerate(query.inputs[ENCODED].elements())
+        return [self._see_and_run(served, *image, one, place) for image, one, place in zip(batch, wanted, places, strict=True)]
 
     async def _pixels(self, tensor: InputTensor) -> npt.NDArray[np.integer[Any]]:
         # Millions of values one by one would hold up the event loop; raw ones are not even copied.
-        return tensor.numbers() if tensor.raw is not None else (await self._picture_workers.do(tensor.numbers)).value
+        return tensor.numbers() if tensor.raw is not None else (await self._image_workers.do(tensor.numbers)).value
 
     async def _run(self, served: Served, images: npt.NDArray[np.uint8], wanted: Wanted, on_turn: Callable[[], None]) -> Answer:
         with self._budget.lease() as run:
@@ -268,8 +268,8 @@ class OpenInference:
     async def _see_and_run(self, served: Served, row: int, data: bytes, wanted: Wanted, place: Place) -> Answer:
         try:
             _, ran = await self._image_inputs.see_and_submit(served.runner, data, wanted, False, place.leave)
-        except PictureError as error:
-            raise PictureError(f"input {ENCODED!r}, element {row}: {error}") from error
+        except ImageError as error:
+            raise ImageError(f"input {ENCODED!r}, element {row}: {error}") from error
         return ran.value
 
 
@@ -299,7 +299,7 @@ def _inputs(description: Description) -> dict[str, TensorSpec]:
 
 
 def _also_taken(spec: TensorSpec) -> tuple[TensorSpec, ...]:
-    """Other shapes of the same: a column of pictures, K classes for all pictures, and a single value as a matrix, as the graph has it."""
+    """Other shapes of the same: a column of images, K classes for all images, and a single value as a matrix, as the graph has it."""
     shapes = {ENCODED: (ANY_SIZE, 1), TARGETS: (ANY_SIZE,), SOFTMAX: (1, 1), MAX_CHANNELS: (1, 1)}
     return (TensorSpec(spec.name, spec.datatype, shapes[spec.name]),) if spec.name in shapes else ()
 
@@ -323,7 +323,7 @@ def _single(tensor: InputTensor | None) -> int:
 
 
 def _output(name: str, answer: Answer, wanted: Wanted) -> npt.NDArray[np.float32] | npt.NDArray[np.int64]:
-    """One picture's part of an output."""
+    """One image's part of an output."""
     if name == CLASSES:
         return _ranked(answer, wanted.targets) if answer.classes is None else answer.classes
     return {SCORES: answer.scores, LOGITS: answer.logits, **answer.maps}[name]

@@ -17,7 +17,7 @@ def draw(values: npt.NDArray[np.float32], query: MapQuery, seen: NetworkInput, p
 
     Args:
         values: float32 `[h, w]`, not normalised.
-        query: the format; an overlay needs `seen.picture`.
+        query: the format; an overlay needs `seen.image`.
         seen: what the network was given.
         preprocessing: gives a heat map its size, the input's.
     """
@@ -25,8 +25,8 @@ def draw(values: npt.NDArray[np.float32], query: MapQuery, seen: NetworkInput, p
     if query.map_format == "heat_map":
         png = heatmap.encode(heatmap.heat_map(values, preprocessing.width, preprocessing.height))
     elif query.map_format == "overlay":
-        assert seen.picture is not None, "kept where an overlay was asked for"
-        png = heatmap.encode(heatmap.overlay(seen.picture, values, _scaled(seen.box, seen.scale)))
+        assert seen.image is not None, "kept where an overlay was asked for"
+        png = heatmap.encode(heatmap.overlay(seen.image, values, _scaled(seen.box, seen.scale)))
     height, width = values.shape
     return ClassMap(query.method, height, width, values if png is None else None, png, seen.box)
 

@@ -1,4 +1,4 @@
-"""How long a picture may take: one that takes longer makes way for others."""
+"""How long an image may take: one that takes longer makes way for others."""
 
 from __future__ import annotations
 
@@ -27,6 +27,6 @@ async def time_limit(seconds: float) -> AsyncIterator[None]:
         if not limit.expired():
             raise
         raise TimeLimitError(
-            f"a picture took more than the {seconds:g} s that this server gives it: ask for less (a Score-CAM for fewer channels),"
+            f"an image took more than the {seconds:g} s that this server gives it: ask for less (a Score-CAM for fewer channels),"
             " or when the server is less busy"
         ) from error

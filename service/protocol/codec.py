@@ -35,7 +35,7 @@ _FLOATS = np.dtype("<f4")
 
 def write_request(query: Query) -> pb.ClassifyRequest:
     """Raises: RequestError: a value that its field cannot hold, such as a class id above 64 bits."""
-    picture: dict[str, Any] = {"pixels": query.pixels} if query.encoded is None else {"encoded": query.encoded}
+    image: dict[str, Any] = {"pixels": query.pixels} if query.encoded is None else {"encoded": query.encoded}
     try:
         wanted = None
         if query.map is not None:
@@ -47,7 +47,7 @@ def write_request(query: Query) -> pb.ClassifyRequest:
                 max_channels=query.map.max_channels,
             )
         return pb.ClassifyRequest(
-            model=query.model, version=query.version, top_k=query.top_k, map=wanted, request_id=query.request_id, **picture
+            model=query.model, version=query.version, top_k=query.top_k, map=wanted, request_id=query.request_id, **image
         )
     except (TypeError, ValueError) as error:
         raise RequestError(f"the request cannot be written: {error}") from error
@@ -68,10 +68,10 @@ def read_request(message: pb.ClassifyRequest) -> Query:
             softmax=message.map.softmax,
             max_channels=message.map.max_channels,
         )
-    picture = message.WhichOneof("picture")
+    image = message.WhichOneof("image")
     return Query(
-        encoded=message.encoded if picture == "encoded" else None,
-        pixels=message.pixels if picture == "pixels" else None,
+        encoded=message.encoded if image == "encoded" else None,
+        pixels=message.pixels if image == "pixels" else None,
         model=message.model,
         version=message.version,
         top_k=message.top_k,

@@ -25,7 +25,7 @@ CODES: dict[type[TlcliError], grpc.StatusCode] = {
     errors.TlcliError: grpc.StatusCode.INTERNAL,
     errors.SettingsError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.ResourceError: grpc.StatusCode.FAILED_PRECONDITION,
-    errors.PictureError: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.ImageError: grpc.StatusCode.INVALID_ARGUMENT,
     errors.RequestError: grpc.StatusCode.INVALID_ARGUMENT,
     errors.NotFoundError: grpc.StatusCode.NOT_FOUND,
     errors.DatasetError: grpc.StatusCode.FAILED_PRECONDITION,
@@ -117,7 +117,7 @@ def _number(code: grpc.StatusCode) -> int:
 
 
 def _reason(kind: type[TlcliError]) -> str:
-    """`PictureError` to `PICTURE_ERROR`, as AIP-193 writes reasons."""
+    """`ImageError` to `IMAGE_ERROR`, as AIP-193 writes reasons."""
     return re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).upper()
 
 

@@ -305,7 +305,7 @@ class Repository:
             ", ".join(description.methods) or "none",
             took_s,
         )
-        places = Admission(name, self._max_queue, runner.picture_s)
+        places = Admission(name, self._max_queue, runner.image_s)
         score_cams = Admission(name, self._max_score_cams, runner.score_cam_s, "Score-CAMs")
         served = Served(name, version, runner, places, score_cams)
         return replace(entry, state=ModelState.READY, served=served)
@@ -360,7 +360,7 @@ class Repository:
         return {name: self._latest_served(name) is not None for name in self._entries}
 
     def queues(self) -> list[Queue]:
-        """How many pictures wait for each version that is served; may be asked from any thread."""
+        """How many images wait for each version that is served; may be asked from any thread."""
         return [
             Queue(one.name, str(one.version), one.served.admission.taken, one.served.score_cams.taken)
             for one in self._all()

@@ -1,4 +1,4 @@
-"""A picture as a request's body, its classes as the answer: for `curl`, and for programs without a client."""
+"""An image as a request's body, its classes as the answer: for `curl`, and for programs without a client."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from tlcli.contract.errors import RequestError
-from tlcli.contract.images.decoding import PictureLimits
+from tlcli.contract.images.decoding import ImageLimits
 from tlcli.service.inference.classifier import DEFAULT_TOP_K, Classifier
 from tlcli.service.rest.endpoint import Endpoint, of_json, schema
 from tlcli.service.rest.error_responses import JSON
@@ -42,7 +42,7 @@ _QUERY: dict[str, dict[str, Any]] = {
 class ClassifyEndpoint:
     """`POST /v1/classify`. What is asked is in the query string, in the words of `tlcli.service.types.query.Query`."""
 
-    def __init__(self, classifier: Classifier, limits: PictureLimits) -> None:
+    def __init__(self, classifier: Classifier, limits: ImageLimits) -> None:
         self._classifier = classifier
         self._limits = limits
 
@@ -53,7 +53,7 @@ class ClassifyEndpoint:
             method="POST",
             paths=(PATH,),
             answer=self.classify,
-            summary=f"One picture, its classes and maps; with `Accept: {PNG}`, the drawn map itself",
+            summary=f"One image, its classes and maps; with `Accept: {PNG}`, the drawn map itself",
             answers={JSON: schema("Classification"), PNG: {}},
             query=_QUERY,
             takes={"image/*": {}, "application/octet-stream": {}},
@@ -62,10 +62,10 @@ class ClassifyEndpoint:
         )
 
     async def classify(self, request: Request, body: bytes) -> Response:
-        """One picture."""
+        """One image."""
         drawn = _wants_png(request)
         if request.headers.get("content-type", "").startswith("multipart/"):
-            raise RequestError("a form came: send the picture's bytes alone, as `curl --data-binary @picture.jpg` does")
+            raise RequestError("a form came: send the image's bytes alone, as `curl --data-binary @image.jpg` does")
         answer = await self._classifier.classify(_read_query(request.query_params, body, drawn))
         if not drawn:
             return of_json(_write(answer))
@@ -106,7 +106,7 @@ def _read_map(given: QueryParams, drawn: bool) -> MapQuery | None:
     map_format = require_map_format(given.get("format", "overlay" if drawn else "raw"))
     if drawn and (map_format == "raw" or len(classes) > 1):
         what = "format=raw" if map_format == "raw" else f"{len(classes)} classes"
-        raise RequestError(f"one drawn map was expected where a picture is to come (Accept: {PNG}), {what} came: accept {JSON} instead")
+        raise RequestError(f"one drawn map was expected where an image is to come (Accept: {PNG}), {what} came: accept {JSON} instead")
     return MapQuery(
         method=given[_MAP],
         classes=classes,

@@ -96,7 +96,7 @@ class OpenInferenceEndpoints:
                 "POST",
                 [f"{path}/infer" for path in model],
                 self.model_infer,
-                f"Pictures in, scores and maps out; tensors in JSON, or as bytes behind it, whose length {JSON_BYTES} tells",
+                f"Images in, scores and maps out; tensors in JSON, or as bytes behind it, whose length {JSON_BYTES} tells",
                 {JSON: schema("InferResponse"), _BINARY: {}},
                 takes=infer,
                 max_bytes=self._max_bytes,
@@ -166,7 +166,7 @@ class OpenInferenceEndpoints:
         )
 
     async def model_infer(self, request: Request, body: bytes) -> Response:
-        """Pictures in, scores and maps out."""
+        """Images in, scores and maps out."""
         length, (model, version) = _json_bytes(request), _model(request)
         if len(body) <= _SMALL_BODY:
             call = read_infer(body, length, model, version)

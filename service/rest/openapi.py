@@ -123,7 +123,7 @@ SCHEMAS: dict[str, Document] = {
         method=_TEXT,
         height=_WHOLE,
         width=_WHOLE,
-        box=_list(_NUMBER, description="The part of the picture that the map covers: left, top, right, bottom, in its pixels."),
+        box=_list(_NUMBER, description="The part of the image that the map covers: left, top, right, bottom, in its pixels."),
         values=_list(_list(_NUMBER), description="Row by row, where format is raw."),
         png=_TEXT | {"contentEncoding": "base64", "description": "The drawn map, in base64, where format is another."},
     ),

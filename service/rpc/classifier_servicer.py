@@ -52,14 +52,14 @@ class ClassifierEdge:
         )
 
     async def classify(self, request: bytes, context: Context) -> pb.ClassifyResponse:
-        """One picture."""
+        """One image."""
         async with refusals(context):
             with self._budget.bodies.lease() as lease:
                 await lease.grow_to(message_bytes(request))
                 return await self._classify(parse(pb.ClassifyRequest, request))
 
     async def classify_stream(self, requests: AsyncIterator[bytes], context: Context) -> None:
-        """Many pictures on one call.
+        """Many images on one call.
 
         Writes to the context instead of yielding, which gRPC takes as well: so the work of a stream whose client
         has left is cancelled here and now, and not when a generator is collected.
@@ -122,5 +122,5 @@ class ClassifierEdge:
                 request = parse(pb.ClassifyRequest, data)
                 request_id = request.request_id
                 return pb.ClassifyStreamResponse(request_id=request_id, response=await self._classify(request, patient=True))
-        except Exception as error:  # noqa: BLE001  # whatever it is, it is this picture's, and the stream goes on
+        except Exception as error:  # noqa: BLE001  # whatever it is, it is this image's, and the stream goes on
             return pb.ClassifyStreamResponse(request_id=request_id, error=record_error(error))

@@ -100,7 +100,7 @@ class OpenInferenceEdge:
             )
 
     async def model_infer(self, request: bytes, context: Context) -> pb.ModelInferResponse:
-        """Pictures in, scores and maps out."""
+        """Images in, scores and maps out."""
         async with refusals(context):
             with self._budget.bodies.lease() as lease:
                 await lease.grow_to(message_bytes(request))

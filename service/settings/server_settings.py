@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tlcli.contract.errors import SettingsError
-from tlcli.contract.images.decoding import PictureLimits
+from tlcli.contract.images.decoding import ImageLimits
 from tlcli.service.repository.model_control import MODES
 from tlcli.service.repository.version_policy import VersionPolicy
 from tlcli.service.settings.field import declared, told, told_of_each
@@ -98,20 +98,20 @@ class ServerSettings:
             high=_MOST_THREADS,
         ),
     )
-    picture_threads: int = field(
+    image_threads: int = field(
         default=0, metadata=told("That decode, resize and draw; 0 takes every core this process may use.", low=0, high=_MOST_THREADS)
     )
-    limits: PictureLimits = field(
-        default_factory=PictureLimits,
+    limits: ImageLimits = field(
+        default_factory=ImageLimits,
         metadata=told_of_each(
-            max_bytes=told("Of an encoded picture; a request may be this large too.", low=1, high=_MAX_MESSAGE_BYTES),
-            max_pixels=told("Width times height of a picture, read before it is decoded.", low=1),
+            max_bytes=told("Of an encoded image; a request may be this large too.", low=1, high=_MAX_MESSAGE_BYTES),
+            max_pixels=told("Width times height of an image, read before it is decoded.", low=1),
         ),
     )
-    max_picture_s: float = field(
+    max_image_s: float = field(
         default=300.0,
         metadata=told(
-            "How long a picture may take, from its place in the queue to its answer; then it is refused. 0: as long as it takes.",
+            "How long an image may take, from its place in the queue to its answer; then it is refused. 0: as long as it takes.",
             low=0,
             high=_LONGEST_S,
         ),
@@ -137,16 +137,16 @@ class ServerSettings:
     max_message_bytes: int = field(
         default=0,
         metadata=told(
-            "Of a request, where several pictures come in one; each is held to its own limits. 0 takes what the largest picture needs.",
+            "Of a request, where several images come in one; each is held to its own limits. 0 takes what the largest image needs.",
             low=0,
             high=_MAX_MESSAGE_BYTES,
         ),
     )
-    max_batch_size: int = field(default=8, metadata=told("Pictures in one run of a model, at most.", low=1, high=_MOST))
+    max_batch_size: int = field(default=8, metadata=told("Images in one run of a model, at most.", low=1, high=_MOST))
     max_queue_delay_ms: float = field(
         default=0.0,
         metadata=told(
-            "How long a picture waits for others to share its run while the model is idle. 0: not at all; what comes while a run is under"
+            "How long an image waits for others to share its run while the model is idle. 0: not at all; what comes while a run is under"
             " way shares the next one even so.",
             low=0,
             high=_MOST,
@@ -154,9 +154,7 @@ class ServerSettings:
     )
     max_queue_size: int = field(
         default=64,
-        metadata=told(
-            "Pictures that may wait for one model; others are refused, with the time after which to ask again.", low=1, high=_MOST
-        ),
+        metadata=told("Images that may wait for one model; others are refused, with the time after which to ask again.", low=1, high=_MOST),
     )
     max_score_cams: int = field(
         default=16,
@@ -170,7 +168,7 @@ class ServerSettings:
         default=100,
         metadata=told("Classes that one request may have explained: each costs a map, and a PNG if it is drawn.", low=1, high=_MOST),
     )
-    stream_in_flight: int = field(default=8, metadata=told("Pictures of one stream that are worked on at a time.", low=1, high=_MOST))
+    stream_in_flight: int = field(default=8, metadata=told("Images of one stream that are worked on at a time.", low=1, high=_MOST))
     stream_idle_s: float = field(
         default=300.0,
         metadata=told(

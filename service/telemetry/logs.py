@@ -68,7 +68,7 @@ def log_request(request: Observed) -> None:
         "model": request.model,
         "version": request.version,
         "code": request.code,
-        "pictures": request.pictures,
+        "images": request.images,
         "received_bytes": request.received_bytes,
         "sent_bytes": request.sent_bytes,
         **{f"{stage}_ms": round(took_ms[stage], 3) for stage in (*STAGES, "total") if stage in took_ms},

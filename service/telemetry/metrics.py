@@ -58,9 +58,9 @@ class Metrics:
             buckets=DURATIONS_S,
             **here,  # type: ignore[arg-type]
         )
-        self._pictures = Counter("pictures", "Pictures of requests that ended well.", ("model",), **here)  # type: ignore[arg-type]
+        self._images = Counter("images", "Images of requests that ended well.", ("model",), **here)  # type: ignore[arg-type]
         self._refused = Counter("refused", "Requests refused because too many waited.", ("model",), **here)  # type: ignore[arg-type]
-        self._batches = Histogram("batch_size", "Pictures in a run of a model.", ("model",), buckets=BATCH_SIZES, **here)  # type: ignore[arg-type]
+        self._batches = Histogram("batch_size", "Images in a run of a model.", ("model",), buckets=BATCH_SIZES, **here)  # type: ignore[arg-type]
         self._loads = Counter("model_loads", "Loads of a version of a model.", ("model", "outcome"), **here)  # type: ignore[arg-type]
         self._load_durations = Summary("model_load_seconds", "Time of loads that ended well, warm-up included.", ("model",), **here)  # type: ignore[arg-type]
         ProcessCollector(registry=self._registry)
@@ -80,12 +80,12 @@ class Metrics:
         counter.inc()
         if request.code == "RESOURCE_EXHAUSTED" and request.model:  # one that is too long is refused before a model is found
             self._refused.labels(model).inc()
-        if request.code != OK or not request.pictures:
+        if request.code != OK or not request.images:
             return
         if model not in self._of_model:
-            self._of_model[model] = (self._pictures.labels(model), {})
-        pictures, durations = self._of_model[model]
-        pictures.inc(request.pictures)
+            self._of_model[model] = (self._images.labels(model), {})
+        images, durations = self._of_model[model]
+        images.inc(request.images)
         for stage, took_ns in request.took_ns().items():
             if stage not in durations:
                 durations[stage] = self._durations.labels(model, stage)
@@ -175,9 +175,7 @@ def _collector(in_flight: Callable[[], int], queues: Callable[[], Iterable[Queue
             """The gauges."""
             yield GaugeMetricFamily("tlcli_requests_in_flight", "Requests under way.", value=in_flight())
             now = tuple(queues())
-            waiting = GaugeMetricFamily(
-                "tlcli_queue_length", "Pictures that came and whose run has not begun.", labels=("model", "version")
-            )
+            waiting = GaugeMetricFamily("tlcli_queue_length", "Images that came and whose run has not begun.", labels=("model", "version"))
             for one in now:
                 waiting.add_metric((one.model, one.version), one.length)
             yield waiting

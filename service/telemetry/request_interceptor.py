@@ -19,7 +19,7 @@ _NAMES: dict[int, str] = {code.value[0]: code.name for code in grpc.StatusCode}
 class Observer(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs alone
     """Observes calls. It comes before those that refuse some, so that these are seen too.
 
-    Each picture of a stream is a request of its own; a stream as a whole is none, unless it is refused before its first.
+    Each image of a stream is a request of its own; a stream as a whole is none, unless it is refused before its first.
 
     in_flight: requests under way.
     """

@@ -56,7 +56,7 @@ class Observed:
     trace_headers: `traceparent` and `tracestate`, as they came (W3C Trace Context).
     trace_id: of the trace that it is part of; empty if nobody traces it.
     model, version: what answers; empty until it is found.
-    pictures: how many came.
+    images: how many came.
     code: how it ended, as gRPC names it.
     received_bytes, sent_bytes: of the messages.
     """
@@ -75,7 +75,7 @@ class Observed:
         self.trace_id = ""
         self.model = ""
         self.version = ""
-        self.pictures = 0
+        self.images = 0
         self.code = ""
         self.received_bytes = 0
         self.sent_bytes = 0
@@ -110,7 +110,7 @@ class Observed:
         return self._own_id
 
     def took_ns(self) -> dict[Stage, int]:
-        """How long it was in each stage that it went through: where its pictures were there at the same time, that time counts once."""
+        """How long it was in each stage that it went through: where its images were there at the same time, that time counts once."""
         took: dict[Stage, int] = {}
         until: dict[Stage, int] = {}
         for span in self.spans if len(self.spans) < 2 else sorted(self.spans, key=_begun_ns):
@@ -121,11 +121,11 @@ class Observed:
         took["total"] = self.ended_ns - self.begun_ns
         return took
 
-    def note_request(self, request_id: str, pictures: int) -> None:
-        """Its own id, which may be empty, and how many pictures came."""
+    def note_request(self, request_id: str, images: int) -> None:
+        """Its own id, which may be empty, and how many images came."""
         if request_id:
             self._own_id = _printable(request_id)
-        self.pictures = pictures
+        self.images = images
 
     def note_model(self, model: str, version: int) -> None:
         """Which model was found for it."""
@@ -148,10 +148,10 @@ def under_way() -> Observed | None:
     return _UNDER_WAY.get()
 
 
-def note_request(request_id: str, pictures: int) -> None:
+def note_request(request_id: str, images: int) -> None:
     """See `Observed.note_request`; of the request under way, if any is."""
     if (request := _UNDER_WAY.get()) is not None:
-        request.note_request(request_id, pictures)
+        request.note_request(request_id, images)
 
 
 def note_model(model: str, version: int) -> None:

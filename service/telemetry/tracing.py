@@ -103,7 +103,7 @@ class Traces:
                 "tlcli.request_id": request.request_id,
                 "tlcli.model": request.model,
                 "tlcli.version": request.version,
-                "tlcli.pictures": request.pictures,
+                "tlcli.images": request.images,
             },
             start_time=epoch_ns + request.begun_ns,
         )

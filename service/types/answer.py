@@ -14,13 +14,13 @@ from tlcli.contract.images.preprocessing import Box
 
 @dataclass(frozen=True, eq=False)
 class ClassMap:
-    """Where in the picture a class was seen.
+    """Where in the image a class was seen.
 
     method: that made it.
     height, width: of the explained layer, and so of `values`.
-    values: float32 `[height, width]`, not normalised; None where a picture was asked for.
+    values: float32 `[height, width]`, not normalised; None where an image was asked for.
     png: the drawn map; None where values were asked for.
-    box: the part of the upright picture that the map covers: left, top, right, bottom in its pixels.
+    box: the part of the upright image that the map covers: left, top, right, bottom in its pixels.
     """
 
     method: str
@@ -60,7 +60,7 @@ class Timings:
 
 @dataclass(frozen=True)
 class Classification:
-    """The answer about one picture.
+    """The answer about one image.
 
     predictions: the best `top_k` classes, best first, then explained classes that are not among them.
     model, version: that answered.
@@ -75,7 +75,7 @@ class Classification:
 
 @dataclass(frozen=True)
 class StreamAnswer:
-    """The answer about one picture of a stream: a classification, or the error it met."""
+    """The answer about one image of a stream: a classification, or the error it met."""
 
     request_id: str
     outcome: Classification | TlcliError
@@ -84,7 +84,7 @@ class StreamAnswer:
         """The classification.
 
         Raises:
-            TlcliError: the error that the picture met.
+            TlcliError: the error that the image met.
         """
         if isinstance(self.outcome, TlcliError):
             raise self.outcome

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from tlcli.contract.errors import RequestError
 
 MapFormat = Literal["raw", "heat_map", "overlay"]
-"""A map as its own numbers, as a coloured picture, or laid over the photograph."""
+"""A map as its own numbers, as a coloured image, or laid over the photograph."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class MapQuery:
 
 @dataclass(frozen=True)
 class Query:
-    """One picture and what is asked of it.
+    """One image and what is asked of it.
 
     encoded: a JPEG, PNG, ... or None.
     pixels: RGB, a byte a channel, row by row, of the model's input size, or None. One of the two is there.

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from tlcli.cli import options
-from tlcli.cli.answer_output import OverlayFolder, PictureAnswer, Ranked, class_targets, columns
+from tlcli.cli.answer_output import ImageAnswer, OverlayFolder, Ranked, class_targets, columns
 from tlcli.cli.console import show
 from tlcli.contract.errors import RequestError
 
@@ -35,7 +35,7 @@ def test_a_class_is_named_in_either_unicode_form_and_never_by_a_label_of_two() -
         class_targets(["crane"], ("crane", "tea", "crane"))
 
 
-def test_overlays_of_pictures_of_the_same_name_are_all_kept(tmp_path: Path) -> None:
+def test_overlays_of_images_of_the_same_name_are_all_kept(tmp_path: Path) -> None:
     folder = OverlayFolder(tmp_path)
     names = [Path(folder.write(Path(where) / "1.jpg", "cam", "a/b c", where.encode())).name for where in ("x", "y", "z")]
     assert names == ["1.cam.a-b-c.png", "1.cam.a-b-c.2.png", "1.cam.a-b-c.3.png"]
@@ -69,8 +69,8 @@ def test_labels_are_compared_in_nfc() -> None:
 
 def test_the_table_has_the_columns_that_the_answers_fill(capsys: pytest.CaptureFixture[str]) -> None:
     answers = [
-        PictureAnswer("a.jpg", (Ranked("cat", 0, 0.75), Ranked("dog", 1, 0.25)), ("o.png",)),
-        PictureAnswer("long name.jpg", (Ranked("dog", 1, 1.0),)),
+        ImageAnswer("a.jpg", (Ranked("cat", 0, 0.75), Ranked("dog", 1, 0.25)), ("o.png",)),
+        ImageAnswer("long name.jpg", (Ranked("dog", 1, 1.0),)),
     ]
     show([row for answer in answers for row in answer.rows()], columns(answers), as_json=False)
     assert capsys.readouterr().out.splitlines() == [

@@ -18,7 +18,7 @@ from tlcli.__main__ import cli
 from tlcli.contract.errors import ExportError, RequestError, TlcliError
 from tlcli.contract.model.onnx_model import Model
 
-BACKBONE = ("--backbone", "test_resnet", "--weights", "none", "--image-size", 64, "--check-pictures", 2)
+BACKBONE = ("--backbone", "test_resnet", "--weights", "none", "--image-size", 64, "--check-images", 2)
 
 
 def tlcli(*arguments: object) -> Result:
@@ -72,11 +72,11 @@ def test_a_model_without_maps_refuses_them(tmp_path: Path) -> None:
     assert answer.exit_code == 0, answer.output
     model = Model.open(tmp_path / "test_resnet/1/model.onnx", "cpu")
     assert model.description.maps == ()
-    (tmp_path / "pictures").mkdir()
-    Image.new("RGB", (80, 80), (200, 30, 30)).save(tmp_path / "pictures/red.png")
-    plain = tlcli("predict", tmp_path / "test_resnet", tmp_path / "pictures")
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (80, 80), (200, 30, 30)).save(tmp_path / "images/red.png")
+    plain = tlcli("predict", tmp_path / "test_resnet", tmp_path / "images")
     assert plain.exit_code == 0, plain.output
-    refused = tlcli("predict", tmp_path / "test_resnet", tmp_path / "pictures", "--cam", "gradcam", "--overlays", tmp_path / "o")
+    refused = tlcli("predict", tmp_path / "test_resnet", tmp_path / "images", "--cam", "gradcam", "--overlays", tmp_path / "o")
     assert isinstance(refused.exception, RequestError), refused.output
     assert "has no map method 'gradcam'; it has: none: it was exported without maps" in str(refused.exception)
 
@@ -107,7 +107,7 @@ def test_a_refusal_is_one_line_and_an_exit_code(tmp_path: Path) -> None:
     assert "--cam-layer nonsense: test_resnet's layer is not there" in line
 
 
-def put_pictures(folder: Path, count: int = 24) -> Path:
+def put_images(folder: Path, count: int = 24) -> Path:
     folder.mkdir()
     for number in range(count):
         Image.fromarray(blobs(count, 64, 64)[number]).save(folder / f"{number}.png")
@@ -118,27 +118,27 @@ def put_pictures(folder: Path, count: int = 24) -> Path:
 def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     """A published classifier in int8."""
     home = tmp_path_factory.mktemp("small")
-    pictures = put_pictures(home / "pictures")
+    images = put_images(home / "images")
     answer = tlcli(
-        "export", *BACKBONE, "--precision", "int8", "--calibration", pictures, "--calibration-pictures", 6, "--max-accuracy-drop", 100,
+        "export", *BACKBONE, "--precision", "int8", "--calibration", images, "--calibration-images", 6, "--max-accuracy-drop", 100,
         "--methods", "gradcam,fem,scorecam", "--models", home / "models",
     )  # fmt: skip
     assert answer.exit_code == 0, answer.output
     return home, answer
 
 
-def test_a_published_classifier_is_calibrated_on_pictures_that_are_given(small: tuple[Path, Result]) -> None:
+def test_a_published_classifier_is_calibrated_on_images_that_are_given(small: tuple[Path, Result]) -> None:
     home, answer = small
-    assert "writing it in int8, calibrated on 6 pictures of pictures" in answer.stderr
-    assert "comparing with fp32 on 18 pictures (pictures)" in answer.stderr, "those that are left over"
+    assert "writing it in int8, calibrated on 6 images of images" in answer.stderr
+    assert "comparing with fp32 on 18 images (images)" in answer.stderr, "those that are left over"
     found = Model.open(home / "models/test_resnet/1/model.onnx", "cpu").description.provenance.agreement
     assert found is not None
-    assert (found.pictures, found.source, found.calibration, found.top1) == (18, "pictures", "6 pictures of pictures", None)
+    assert (found.images, found.source, found.calibration, found.top1) == (18, "images", "6 images of images", None)
     lines = answer.stderr.splitlines()
-    (head,) = (line for line in lines if line.startswith("int8 and fp32 on 18 pictures (pictures): the same first class for"))
+    (head,) = (line for line in lines if line.startswith("int8 and fp32 on 18 images (images): the same first class for"))
     assert f"{found.agreement:.2%}" in head
     rows = [line.split() for line in lines[lines.index(head) + 1 :]]
-    assert rows[0] == ["map", "pictures", "rank_correlation", "median"]
+    assert rows[0] == ["map", "images", "rank_correlation", "median"]
     assert [row[0] for row in rows[1:]] == ["gradcam", "fem"]
     assert rows[1][2] == f"{found.maps['gradcam'].rank_correlation:.4f}"
 
@@ -149,12 +149,12 @@ def test_commands_take_a_file_in_smaller_numbers(small: tuple[Path, Result], tmp
     assert row["precision"] == "int8"
     assert "precision" in tlcli("models", "--models", home / "models").stdout
     answer = tlcli(
-        "predict", home / "models/test_resnet", home / "pictures/0.png", "--cam", "gradcam", "--overlays", tmp_path, "--json",
+        "predict", home / "models/test_resnet", home / "images/0.png", "--cam", "gradcam", "--overlays", tmp_path, "--json",
     )  # fmt: skip
     assert answer.exit_code == 0, answer.output
     (predicted,) = json.loads(answer.stdout)
     model = Model.open(home / "models/test_resnet/1/model.onnx", "cpu")
-    image = model.description.preprocessing.apply(Image.open(home / "pictures/0.png"))
+    image = model.description.preprocessing.apply(Image.open(home / "images/0.png"))
     assert predicted["score"] == pytest.approx(float(model.run(image[None]).scores.max()), abs=1e-5)
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -162,11 +162,11 @@ def test_commands_take_a_file_in_smaller_numbers(small: tuple[Path, Result], tmp
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--precision", "int8"), "--precision int8 takes its ranges from pictures such as the model will see: give a few hundred with"),
+        (("--precision", "int8"), "--precision int8 takes its ranges from images such as the model will see: give a few hundred with"),
         (("--precision", "fp16", "--calibration", "x"), "--calibration: nothing but --precision int8 is calibrated: add it, or leave"),
-        (("--calibration", "x"), "--calibration: nothing but --precision int8 is calibrated: add it, or leave the pictures out"),
+        (("--calibration", "x"), "--calibration: nothing but --precision int8 is calibrated: add it, or leave the images out"),
         (("--precision", "int8", "--calibration", "no/such"), "no/such: no such file or folder"),
-        (("--calibration-pictures", 9), "--calibration-pictures: nothing but --precision int8 is calibrated: add it, or leave the number"),
+        (("--calibration-images", 9), "--calibration-images: nothing but --precision int8 is calibrated: add it, or leave the number"),
         (("--max-accuracy-drop", 3), "--max-accuracy-drop: is what smaller numbers may lose: add --precision fp16 or int8"),
     ],
 )

@@ -94,7 +94,7 @@ def test_settings_and_figures_are_those_of_the_manifests() -> None:
     assert f"`grace_s` ({told.grace_s:g} s)" in PAGE
     assert told.max_connection_age_s == 60
     assert "once a minute" in " ".join(PAGE.split())
-    assert f"up to {MAX_BATCH_SIZE} pictures" in PAGE
+    assert f"up to {MAX_BATCH_SIZE} images" in PAGE
     assert f"`{CONFIG_FILE}`" in PAGE
     assert f"`{BATCHING_FILE}`" in PAGE
     behavior = everything()["kubernetes/autoscaling ScaledObject"]["spec"]["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]

@@ -48,9 +48,9 @@ def test_triton_is_asked_for_what_the_graph_has(repository: Path, exported: Expo
     model = exported("test_resnet", "linear").model
     size = model.description.preprocessing
     pixels = blobs(1, size.height, size.width)
-    Image.fromarray(pixels[0]).save(tmp_path / "picture.png")
+    Image.fromarray(pixels[0]).save(tmp_path / "image.png")
     with stand_in(repository) as (address, server):
-        done = subprocess.run([sys.executable, ASK, address, "pets", tmp_path / "picture.png"], capture_output=True, text=True, check=False)
+        done = subprocess.run([sys.executable, ASK, address, "pets", tmp_path / "image.png"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert server.asked == [({"images", "targets", "wanted"}, {"scores", "classes", "gradcam"})]
 

@@ -1,4 +1,4 @@
-"""Which pictures are taken, of which classes, and what is said of those that cannot be."""
+"""Which images are taken, of which classes, and what is said of those that cannot be."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 from tlcli.contract.errors import DatasetError
 from tlcli.contract.images.preprocessing import Preprocessing
-from tlcli.evaluation.cam_dataset import label_ids, open_pictures
+from tlcli.evaluation.cam_dataset import label_ids, open_images
 from tlcli.training.data.shapes import write_shapes
 
 SMALL = Preprocessing(height=16, width=16, crop_pct=1.0)
@@ -27,43 +27,43 @@ def put(root: Path, **classes: int) -> Path:
 
 
 @pytest.mark.parametrize(("limit", "taken"), [(3, (1, 1, 1)), (9, (2, 3, 4)), (7, (2, 2, 3)), (100, (2, 8, 8))])
-def test_pictures_are_spread_evenly_over_the_classes(limit: int, taken: tuple[int, ...], tmp_path: Path) -> None:
-    pictures = open_pictures(str(put(tmp_path, a=2, b=8, c=8)), limit, seed=0)
-    counts = Counter(sample.class_name for sample in pictures.read(SMALL))
+def test_images_are_spread_evenly_over_the_classes(limit: int, taken: tuple[int, ...], tmp_path: Path) -> None:
+    images = open_images(str(put(tmp_path, a=2, b=8, c=8)), limit, seed=0)
+    counts = Counter(sample.class_name for sample in images.read(SMALL))
     assert sorted(counts.values()) == sorted(taken)
     assert counts["a"] == taken[0]
-    assert len(pictures) == sum(taken)
+    assert len(images) == sum(taken)
 
 
-def test_a_seed_chooses_the_same_pictures_again(tmp_path: Path) -> None:
+def test_a_seed_chooses_the_same_images_again(tmp_path: Path) -> None:
     put(tmp_path, a=20, b=20)
-    first, again, other = ([sample.name for sample in open_pictures(str(tmp_path), 8, seed).read(SMALL)] for seed in (0, 0, 1))
+    first, again, other = ([sample.name for sample in open_images(str(tmp_path), 8, seed).read(SMALL)] for seed in (0, 0, 1))
     assert first == again
     assert set(first) != set(other)
-    more = [sample.name for sample in open_pictures(str(tmp_path), 12, 0).read(SMALL)]
+    more = [sample.name for sample in open_images(str(tmp_path), 12, 0).read(SMALL)]
     assert more[:8] == first
 
 
-def test_broken_pictures_are_replaced_and_named(tmp_path: Path) -> None:
+def test_broken_images_are_replaced_and_named(tmp_path: Path) -> None:
     put(tmp_path, a=4, b=4)
     for number in range(3):
         (tmp_path / "a" / f"{number}.png").write_bytes(b"broken")
-    pictures = open_pictures(str(tmp_path), 5, seed=0)
-    samples = list(pictures.read(SMALL))
+    images = open_images(str(tmp_path), 5, seed=0)
+    samples = list(images.read(SMALL))
     assert Counter(sample.class_name for sample in samples) == {"a": 1, "b": 4}
     assert [sample.number for sample in samples] == list(range(5))
-    assert {left.name for left in pictures.left_out} == {f"a/{number}.png" for number in range(3)}
+    assert {left.name for left in images.left_out} == {f"a/{number}.png" for number in range(3)}
     for path in tmp_path.rglob("*.png"):
         path.write_bytes(b"broken")
-    with pytest.raises(DatasetError, match="none of its 8 pictures can be read"):
-        list(pictures.read(SMALL))
+    with pytest.raises(DatasetError, match="none of its 8 images can be read"):
+        list(images.read(SMALL))
 
 
 def test_the_test_part_is_taken_with_its_boxes(tmp_path: Path) -> None:
     write_shapes(tmp_path, {"train": 2, "val": 1, "test": 2}, seed=0, size=32)
-    pictures = open_pictures(str(tmp_path), 100, seed=0)
-    assert pictures.part == "test"
-    samples = list(pictures.read(Preprocessing(height=64, width=64, crop_pct=1.0)))
+    images = open_images(str(tmp_path), 100, seed=0)
+    assert images.part == "test"
+    samples = list(images.read(Preprocessing(height=64, width=64, crop_pct=1.0)))
     assert len(samples) == 12
     boxes = json.loads((tmp_path / "boxes.json").read_text())
     for sample in samples:
@@ -73,21 +73,21 @@ def test_the_test_part_is_taken_with_its_boxes(tmp_path: Path) -> None:
         assert sample.region.sum() == (bottom - top) * (right - left)
 
 
-def test_without_parts_every_picture_is_taken_but_no_masks(tmp_path: Path) -> None:
+def test_without_parts_every_image_is_taken_but_no_masks(tmp_path: Path) -> None:
     put(tmp_path, a=3, b=2)
     for name in ("a/0", "b/1"):
         path = tmp_path / "masks" / f"{name}.png"
         path.parent.mkdir(parents=True)
         Image.fromarray(np.full((20, 20), 255, np.uint8)).save(path)
-    pictures = open_pictures(str(tmp_path), 100, seed=0)
-    assert (pictures.part, pictures.classes) == ("all", ("a", "b"))
-    regions = {sample.name: sample.region for sample in pictures.read(SMALL)}
+    images = open_images(str(tmp_path), 100, seed=0)
+    assert (images.part, images.classes) == ("all", ("a", "b"))
+    regions = {sample.name: sample.region for sample in images.read(SMALL)}
     assert len(regions) == 5
     assert {name for name, region in regions.items() if region is not None} == {"a/0.png", "b/1.png"}
 
 
 def test_a_class_may_be_called_masks(tmp_path: Path) -> None:
-    assert open_pictures(str(put(tmp_path, masks=3, none=2)), 100, seed=0).classes == ("masks", "none")
+    assert open_images(str(put(tmp_path, masks=3, none=2)), 100, seed=0).classes == ("masks", "none")
 
 
 def test_folders_find_their_labels() -> None:

@@ -23,7 +23,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def test_tables_a_summary_and_a_figure(model: Path, tmp_path: Path) -> None:
-    data = corner_model.put_pictures(tmp_path / "data", count=3)
+    data = corner_model.put_images(tmp_path / "data", count=3)
     (data / "dark" / "0.png").write_bytes(b"broken")
     answer = run(model, data, "--explain", "label", "--steps", 4, "--out", tmp_path / "out", "--json")
     assert answer.returncode == 0, answer.stderr
@@ -34,7 +34,7 @@ def test_tables_a_summary_and_a_figure(model: Path, tmp_path: Path) -> None:
         for kept, row in zip(csv.DictReader(file), printed, strict=True):
             assert float(kept["deletion"]) == pytest.approx(row["deletion"], rel=1e-5)
             assert float(kept["road_se"]) == pytest.approx(row["road_se"], rel=1e-5)
-    with (tmp_path / "out" / "pictures.csv").open() as file:
+    with (tmp_path / "out" / "images.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 5 * 4
     assert {(row["class"], row["explained"]) for row in rows} == {("dark", "dark"), ("bright", "bright")}
@@ -42,13 +42,13 @@ def test_tables_a_summary_and_a_figure(model: Path, tmp_path: Path) -> None:
     assert mean == pytest.approx(printed[0]["energy"], rel=1e-4)
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["table"] == printed
-    assert (summary["pictures"], len(summary["left_out"]), len(summary["curves"]["insertion"]["centre"])) == (5, 1, 5)
+    assert (summary["images"], len(summary["left_out"]), len(summary["curves"]["insertion"]["centre"])) == (5, 1, 5)
     with Image.open(tmp_path / "out" / "plot.png") as opened:
         assert opened.width > 1000
 
 
-def test_one_picture_has_no_standard_error(model: Path, tmp_path: Path) -> None:
-    data = corner_model.put_pictures(tmp_path / "data", count=1)
+def test_one_image_has_no_standard_error(model: Path, tmp_path: Path) -> None:
+    data = corner_model.put_images(tmp_path / "data", count=1)
     answer = run(model, data, "--limit", 1, "--metrics", "energy", "--out", tmp_path / "out", "--json", "-q")
     assert answer.returncode == 0
     assert not answer.stderr
@@ -67,7 +67,7 @@ def test_one_picture_has_no_standard_error(model: Path, tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_get_one_line(arguments: list[str], code: int, said: str, model: Path, tmp_path: Path) -> None:
-    data = corner_model.put_pictures(tmp_path / "data", count=1, boxes=False)
+    data = corner_model.put_images(tmp_path / "data", count=1, boxes=False)
     (data / "bright").rename(data / "light")
     answer = run(model, data, "--out", tmp_path / "out", *arguments)
     assert answer.returncode == code
@@ -96,7 +96,7 @@ def test_a_figure_of_any_size(methods: int, metrics: tuple[str, ...], tmp_path: 
 
 
 def test_an_earlier_report_is_kept(model: Path, tmp_path: Path) -> None:
-    data = corner_model.put_pictures(tmp_path / "data", count=1)
+    data = corner_model.put_images(tmp_path / "data", count=1)
     arguments = (model, data, "--limit", 2, "--methods", "gradcam", "--metrics", "energy", "--out", tmp_path / "out")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "table.csv").write_text("mine")

@@ -1,4 +1,4 @@
-"""Boxes and masks through the crop: beside what the preprocessing itself makes of a painted picture."""
+"""Boxes and masks through the crop: beside what the preprocessing itself makes of a painted image."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tlcli.contract.errors import DatasetError, PictureError
+from tlcli.contract.errors import DatasetError, ImageError
 from tlcli.contract.images.preprocessing import Preprocessing
 from tlcli.evaluation.ground_truth import Truth, seen_boxes, seen_mask
 
@@ -17,7 +17,7 @@ CENTRED = Preprocessing(height=32, width=32, crop_pct=1.0)
 
 
 def test_a_box_through_the_crop() -> None:
-    """100 x 50 pixels, shrunk to 64 x 32, of which the middle 32 columns are seen: 25 to 75 of the picture."""
+    """100 x 50 pixels, shrunk to 64 x 32, of which the middle 32 columns are seen: 25 to 75 of the image."""
     seen = seen_boxes(((25, 0, 50, 50),), (100, 50), CENTRED)
     assert seen[:, :16].all()
     assert not seen[:, 16:].any()
@@ -98,7 +98,7 @@ def test_masks(tmp_path: Path) -> None:
     """Grey, 16-bit, palette and coloured ones; anything but zero is the object, transparency is no colour."""
     mask = np.zeros((50, 100), np.uint8)
     mask[:, 25:50] = 1
-    pictures = {
+    images = {
         "grey": Image.fromarray(mask),
         "deep": Image.fromarray(mask.astype(np.uint16)),
         "bits": Image.fromarray(mask * np.uint8(255)).convert("1"),
@@ -106,19 +106,19 @@ def test_masks(tmp_path: Path) -> None:
     }
     palette = Image.fromarray(mask, mode="P")
     palette.putpalette([0, 0, 0, 0, 0, 0])
-    pictures["palette"] = palette
+    images["palette"] = palette
     (tmp_path / "masks" / "a").mkdir(parents=True)
-    for name, picture in pictures.items():
-        picture.save(tmp_path / "masks" / "a" / f"{name}.png")
+    for name, image in images.items():
+        image.save(tmp_path / "masks" / "a" / f"{name}.png")
     truth = Truth.find(tmp_path)
     assert truth is not None
-    for name in pictures:
+    for name in images:
         region = truth.region(f"a/{name}.jpg", (100, 50), CENTRED)
         assert region is not None
         assert region[:, :16].all(), name
         assert not region[:, 16:].any(), name
     assert truth.region("a/other.jpg", (100, 50), CENTRED) is None
-    with pytest.raises(PictureError, match="a mask of 100x50 pixels, its picture has 99x50"):
+    with pytest.raises(ImageError, match="a mask of 100x50 pixels, its image has 99x50"):
         truth.region("a/grey.jpg", (99, 50), CENTRED)
 
 

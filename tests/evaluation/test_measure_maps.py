@@ -12,7 +12,7 @@ from PIL import Image
 from tests.helpers.evaluation import corner_model
 from tlcli.contract.errors import DatasetError, RequestError
 from tlcli.contract.model.onnx_model import Model
-from tlcli.evaluation.cam_dataset import open_pictures
+from tlcli.evaluation.cam_dataset import open_images
 from tlcli.evaluation.cam_metrics import COLUMNS, METRICS
 from tlcli.evaluation.faithfulness import area
 from tlcli.evaluation.measure_maps import Measurement, Settings, choose_methods, choose_metrics, measure, probes_a_map
@@ -27,25 +27,25 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return corner_model.put_pictures(tmp_path_factory.mktemp("data") / "squares", count=10)
+    return corner_model.put_images(tmp_path_factory.mktemp("data") / "squares", count=10)
 
 
 @pytest.fixture(scope="module")
 def found(model: Model, data: Path) -> Measurement:
-    """Of `bright`, whichever class the picture has."""
+    """Of `bright`, whichever class the image has."""
     settings = Settings((GOOD, BAD), steps=8, class_ids={"dark": 1, "bright": 1}, batch_size=5)
-    return measure(model, open_pictures(str(data), 100, seed=0), settings)
+    return measure(model, open_images(str(data), 100, seed=0), settings)
 
 
 def bright(found: Measurement, method: str, column: str) -> np.ndarray:  # type: ignore[type-arg]
-    return np.array([picture.values[method][column] for picture in found.pictures if picture.class_name == "bright"])
+    return np.array([image.values[method][column] for image in found.images if image.class_name == "bright"])
 
 
 def test_the_quarter_is_best_and_a_random_map_between(found: Measurement) -> None:
     for column in COLUMNS:
         good, random, bad = (bright(found, method, column.name).mean() for method in (GOOD, "random", BAD))
         if column.name == "increase":
-            assert good == random == bad == 0, "the rest of the picture does not speak against the class, so nothing is won without it"
+            assert good == random == bad == 0, "the rest of the image does not speak against the class, so nothing is won without it"
         elif column.higher_is_better:
             assert good > random >= bad, column.name
         else:
@@ -58,11 +58,11 @@ def test_figures_are_those_on_paper(found: Measurement, data: Path) -> None:
     So of eight steps of 128 pixels, four take the good map's quarter away, or put it in, and three of the bad map's take
     nothing of it but a corner of 4 x 4.
     """
-    images = {one.name: np.asarray(Image.open(data / one.name)) for one in found.pictures}
+    images = {one.name: np.asarray(Image.open(data / one.name)) for one in found.images}
     nothing = corner_model.probability(np.zeros((32, 32, 3)))
-    for one in found.pictures:
+    for one in found.images:
         assert one.probability == pytest.approx(corner_model.probability(images[one.name]), abs=1e-5)
-    whole = np.mean([one.probability for one in found.pictures])
+    whole = np.mean([one.probability for one in found.images])
     np.testing.assert_allclose(found.curves["deletion"][GOOD][4:], nothing, atol=1e-6)
     np.testing.assert_allclose(found.curves["insertion"][GOOD][4:], whole, atol=1e-6)
     corner_gone = []
@@ -71,7 +71,7 @@ def test_figures_are_those_on_paper(found: Measurement, data: Path) -> None:
         changed[12:, 12:] = 0
         corner_gone.append(corner_model.probability(changed))
     assert np.mean(corner_gone) - 1e-6 <= found.curves["deletion"][BAD][3] <= whole
-    for one in (one for one in found.pictures if one.class_name == "bright"):
+    for one in (one for one in found.images if one.class_name == "bright"):
         assert one.values[BAD]["average_drop"] == pytest.approx(1 - nothing / one.probability, abs=0.02)
         assert one.values[GOOD]["pointing"] == 1
         assert one.values[BAD]["pointing"] == 0
@@ -81,7 +81,7 @@ def test_figures_are_those_on_paper(found: Measurement, data: Path) -> None:
 
 def test_curves_begin_and_end_alike(found: Measurement) -> None:
     """With nothing deleted and with everything; the map only says what comes between."""
-    probabilities = np.mean([picture.probability for picture in found.pictures])
+    probabilities = np.mean([image.probability for image in found.images])
     for method in found.settings.names:
         deletion, insertion = found.curves["deletion"][method], found.curves["insertion"][method]
         assert len(deletion) == len(insertion) == 9
@@ -92,7 +92,7 @@ def test_curves_begin_and_end_alike(found: Measurement) -> None:
 
 
 def test_standard_errors(found: Measurement) -> None:
-    values = [picture.values[GOOD]["insertion"] for picture in found.pictures]
+    values = [image.values[GOOD]["insertion"] for image in found.images]
     figure = found.figure(GOOD, "insertion")
     assert figure is not None
     assert (figure.count, figure.mean) == (20, pytest.approx(np.mean(values)))
@@ -101,16 +101,16 @@ def test_standard_errors(found: Measurement) -> None:
 
 def test_the_same_again_and_in_other_batches(model: Model, data: Path, found: Measurement) -> None:
     settings = Settings((GOOD, BAD), steps=8, class_ids={"dark": 1, "bright": 1}, batch_size=64)
-    again = measure(model, open_pictures(str(data), 100, seed=0), settings)
-    for one, other in zip(found.pictures, again.pictures, strict=True):
+    again = measure(model, open_images(str(data), 100, seed=0), settings)
+    for one, other in zip(found.images, again.images, strict=True):
         assert one.name == other.name
         for method in settings.names:
             assert one.values[method] == pytest.approx(other.values[method], abs=1e-6)
 
 
 def test_predicted_explains_the_models_first(model: Model, data: Path) -> None:
-    found = measure(model, open_pictures(str(data), 100, seed=0), Settings((GOOD,), metrics=("average_drop",)))
-    assert all(picture.class_id == int(picture.class_name == "bright") for picture in found.pictures)
+    found = measure(model, open_images(str(data), 100, seed=0), Settings((GOOD,), metrics=("average_drop",)))
+    assert all(image.class_id == int(image.class_name == "bright") for image in found.images)
 
 
 def test_the_model_is_asked_as_often_as_is_said(model: Model, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,8 +126,8 @@ def test_the_model_is_asked_as_often_as_is_said(model: Model, data: Path, monkey
     monkeypatch.setattr(Model, "run", counting)
     for metrics in (METRICS, ("road",), ("increase", "energy")):
         settings, asked = Settings((GOOD, BAD), metrics=metrics, steps=3, batch_size=6), 0
-        measure(model, open_pictures(str(data), 2, seed=0), settings)
-        assert asked - 2 == 2 * 4 * probes_a_map(settings)  # two pictures, asked once each for their maps
+        measure(model, open_images(str(data), 2, seed=0), settings)
+        assert asked - 2 == 2 * 4 * probes_a_map(settings)  # two images, asked once each for their maps
 
 
 def test_boxes_that_the_crop_leaves_out_are_counted(model: Model, tmp_path: Path) -> None:
@@ -136,15 +136,15 @@ def test_boxes_that_the_crop_leaves_out_are_counted(model: Model, tmp_path: Path
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (64, 32), "white").save(tmp_path / name)
     (tmp_path / "boxes.json").write_text(json.dumps(boxes))
-    found = measure(model, open_pictures(str(tmp_path), 9, seed=0), Settings((GOOD,), metrics=("pointing", "energy", "increase")))
-    assert (len(found.pictures), found.without_region, found.outside) == (4, 1, 1)
+    found = measure(model, open_images(str(tmp_path), 9, seed=0), Settings((GOOD,), metrics=("pointing", "energy", "increase")))
+    assert (len(found.images), found.without_region, found.outside) == (4, 1, 1)
     energy, growth = found.figure(GOOD, "energy"), found.figure(GOOD, "increase")
     assert energy is not None
     assert growth is not None
     assert (energy.count, growth.count) == (2, 4)
     (tmp_path / "boxes.json").write_text(json.dumps({"elsewhere/a/0.png": [0, 0, 1, 1]}))
-    with pytest.raises(DatasetError, match="no box lies in what the network sees of the 4 pictures"):
-        measure(model, open_pictures(str(tmp_path), 9, seed=0), Settings((GOOD,), metrics=("pointing",)))
+    with pytest.raises(DatasetError, match="no box lies in what the network sees of the 4 images"):
+        measure(model, open_images(str(tmp_path), 9, seed=0), Settings((GOOD,), metrics=("pointing",)))
 
 
 def test_methods_are_chosen_by_name_by_method_or_all(model: Model) -> None:
@@ -172,12 +172,12 @@ def test_a_method_stands_for_its_maps_of_every_layer(tmp_path: Path) -> None:
 
 
 def test_metrics_are_chosen_by_what_the_data_allows(data: Path, tmp_path: Path) -> None:
-    pictures = open_pictures(str(data), 4, seed=0)
-    bare = open_pictures(str(corner_model.put_pictures(tmp_path / "bare", boxes=False)), 4, seed=0)
-    assert choose_metrics(pictures, None) == METRICS
+    images = open_images(str(data), 4, seed=0)
+    bare = open_images(str(corner_model.put_images(tmp_path / "bare", boxes=False)), 4, seed=0)
+    assert choose_metrics(images, None) == METRICS
     assert choose_metrics(bare, None) == METRICS[:-2]
-    assert choose_metrics(pictures, ["energy", "road"]) == ("road", "energy")
+    assert choose_metrics(images, ["energy", "road"]) == ("road", "energy")
     with pytest.raises(DatasetError, match="--metrics pointing needs to know where the objects are"):
         choose_metrics(bare, ["pointing"])
     with pytest.raises(RequestError, match="unknown metric 'auc'"):
-        choose_metrics(pictures, ["auc"])
+        choose_metrics(images, ["auc"])

@@ -52,7 +52,7 @@ def test_photographs_agree_with_pytorch(
     found = sorted((unpacked("cats-vs-dogs") / "test").rglob("*.jpg"))[::200]
     images = np.stack([network.config.preprocessing.apply(decoding.read(path)) for path in found])
     exported = put(network, tmp_path, images, layers=layers)
-    assert exported.parity.pictures == len(images)
+    assert exported.parity.images == len(images)
     assert exported.parity.top1_agreement == 1
     assert exported.parity.maps.keys() == set(exported.description.graph_maps)
     assert max(exported.parity.maps.values()) <= parity_module.MAPS_TOLERANCE
@@ -130,7 +130,7 @@ def test_everything_but_the_images_may_be_left_out(pets: Exported) -> None:
         np.testing.assert_array_equal(answer[name], asked.maps[name])
 
 
-def test_a_row_of_wanted_targets_or_softmax_serves_all_pictures_and_rows_are_joined(exported: Exports) -> None:
+def test_a_row_of_wanted_targets_or_softmax_serves_all_images_and_rows_are_joined(exported: Exports) -> None:
     model = exported("test_resnet", "mlp:16", *SEVERAL).model
     switches = model.description.switches
     rows = np.zeros((3, len(switches)), dtype=bool)
@@ -195,7 +195,7 @@ def test_what_is_not_wanted_is_not_computed(exported: Exports, tmp_path: Path) -
 
 @pytest.mark.parametrize(("head", "layers"), [("linear", ()), ("mlp:16", SEVERAL)])
 @pytest.mark.parametrize("softmax", [False, True])
-def test_a_batch_answers_as_its_pictures_do_alone(head: str, layers: tuple[str, ...], softmax: bool, exported: Exports) -> None:
+def test_a_batch_answers_as_its_images_do_alone(head: str, layers: tuple[str, ...], softmax: bool, exported: Exports) -> None:
     model = exported("test_resnet", head, *layers).model
     targets, names = np.array([[0, -1], [-3, 2], [4, 4], [-1, -5]]), model.description.graph_maps
     together = model.run(IMAGES, targets, names, softmax=softmax)
@@ -243,7 +243,7 @@ def test_versions_count_up_and_an_old_one_stays(tmp_path: Path) -> None:
 
 def test_an_export_that_disagrees_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parity_module, "LOGITS_TOLERANCE", -1.0)  # nothing can agree to that
-    with pytest.raises(ParityError, match=r"does not answer as PyTorch does on 4 pictures: logits differ by"):
+    with pytest.raises(ParityError, match=r"does not answer as PyTorch does on 4 images: logits differ by"):
         put(make("test_resnet"), tmp_path, methods=["fem"])
     assert list(tmp_path.iterdir()) == []
 
@@ -300,7 +300,7 @@ def test_requests_that_do_not_fit_are_refused(exported: Exports) -> None:
         model.run(IMAGES, [0], ["eigencam"])
     with pytest.raises(RequestError, match="has no output features@layer1"):
         model.run(IMAGES, [0], [], ["features@layer1"])
-    with pytest.raises(RequestError, match=r"targets of shape \[2, 1\] came with 4 pictures: expected \[4 or 1, K\]"):
+    with pytest.raises(RequestError, match=r"targets of shape \[2, 1\] came with 4 images: expected \[4 or 1, K\]"):
         model.run(IMAGES, [[0], [1]], ["cam"])
 
 

@@ -68,7 +68,7 @@ def test_the_files_scores_are_the_softmax_of_logits_over_it(
             np.testing.assert_allclose(found.maps[name], values, atol=1e-3 * np.abs(values).max(), err_msg=name)
 
 
-def test_a_map_laid_over_a_picture_is_the_same(tmp_path: Path) -> None:
+def test_a_map_laid_over_a_image_is_the_same(tmp_path: Path) -> None:
     network = make("test_resnet")
     plain, warm = (Model.open(put(network, tmp_path, temperature).path, "cpu") for temperature in (1.0, 5.0))
     drawn = []
@@ -96,13 +96,13 @@ def test_what_is_no_temperature_is_refused(temperature: float, tmp_path: Path) -
 
 @pytest.fixture(scope="module", params=["feature-extraction", "full"])
 def sure(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run that is surer than it should be: a third of its validation pictures are of another class, and its logits are large."""
+    """A run that is surer than it should be: a third of its validation images are of another class, and its logits are large."""
     folder = tmp_path_factory.mktemp("sure")
-    dataset = tiny_training.put_colours(folder / "pictures", val=6)
+    dataset = tiny_training.put_colours(folder / "images", val=6)
     colours = list(tiny_training.COLOURS)
     for place, name in enumerate(colours):
         for number in (0, 1):
-            tiny_training.put_picture_of(dataset / "val" / name / f"{number}.png", colours[place - 1], 7000 + number)
+            tiny_training.put_image_of(dataset / "val" / name / f"{number}.png", colours[place - 1], 7000 + number)
     result = finetune(tiny_training.config(dataset, folder / "run", mode=request.param, epochs=6, lr=1e-2))
     state = safetensors.torch.load_file(result.path / "checkpoint.safetensors")
     for name in ("backbone.fc.weight", "backbone.fc.bias"):
@@ -124,7 +124,7 @@ def test_it_is_fitted_on_the_runs_validation_part(sure: Run, tmp_path: Path) -> 
     logits = logits_of(sure, val, silent)
     torch.testing.assert_close(logits, sure.network.predict(images), rtol=1e-4, atol=1e-3)
 
-    answer = tlcli("export", sure.path, "--temperature", "fit", "--models", tmp_path, "--methods", "gradcam", "--check-pictures", 4)
+    answer = tlcli("export", sure.path, "--temperature", "fit", "--models", tmp_path, "--methods", "gradcam", "--check-images", 4)
     assert answer.exit_code == 0, answer.output
     (model,) = (Model.open(path, "cpu") for path in tmp_path.rglob("model.onnx"))
     found = model.description.temperature
@@ -133,13 +133,13 @@ def test_it_is_fitted_on_the_runs_validation_part(sure: Run, tmp_path: Path) -> 
     np.testing.assert_allclose(model.run(images).scores, (logits / found).softmax(1), atol=1e-5)
 
     (line,) = (line for line in answer.stderr.splitlines() if line.startswith("temperature"))
-    assert line.startswith(f"temperature {found:.4g}, fitted on 18 validation pictures: their expected calibration error is ")
+    assert line.startswith(f"temperature {found:.4g}, fitted on 18 validation images: their expected calibration error is ")
     after, before = (float(word.strip("%")) for word in line.split() if word.endswith("%"))
     assert after < before
 
 
 def test_a_number_is_taken_as_it_is(sure: Run, tmp_path: Path) -> None:
-    answer = tlcli("export", sure.path, "--temperature", "2", "--models", tmp_path, "--methods", "none", "--check-pictures", 1)
+    answer = tlcli("export", sure.path, "--temperature", "2", "--models", tmp_path, "--methods", "none", "--check-images", 1)
     assert answer.exit_code == 0, answer.output
     assert "temperature 2, as given: their" in answer.stderr
     (path,) = tmp_path.rglob("model.onnx")

@@ -69,32 +69,32 @@ def test_what_comes_by_default_is_offered_in_batches(case: Case) -> None:
 
 
 def test_merged_requests_get_what_each_gets_alone(case: Case) -> None:
-    """Triton puts the requests' pictures one behind the other, and cuts every output along its first dimension."""
+    """Triton puts the requests' images one behind the other, and cuts every output along its first dimension."""
     outputs = names(read(batching_pbtxt(case.model.description)).output)
     size = case.model.description.preprocessing
-    pictures = blobs(4, size.height, size.width)
-    merged = case.model.session.run(outputs, {"images": pictures})
+    images = blobs(4, size.height, size.width)
+    merged = case.model.session.run(outputs, {"images": images})
     for start, stop in ((0, 1), (1, 3), (3, 4)):
-        alone = case.model.session.run(outputs, {"images": pictures[start:stop]})
+        alone = case.model.session.run(outputs, {"images": images[start:stop]})
         for name, together, single in zip(outputs, merged, alone, strict=True):
             largest = np.abs(single).max()
             np.testing.assert_allclose(together[start:stop], single, atol=1e-4 * largest, rtol=1e-4, err_msg=name)
 
 
-def test_targets_merge_if_each_picture_has_its_row_and_not_otherwise(exported: Exports) -> None:
-    """Why `targets` is no input of the batching configuration, beside Triton's refusal: a row may stand for all pictures of a request."""
+def test_targets_merge_if_each_image_has_its_row_and_not_otherwise(exported: Exports) -> None:
+    """Why `targets` is no input of the batching configuration, beside Triton's refusal: a row may stand for all images of a request."""
     model = exported("test_resnet", "linear").model
-    pictures = blobs(3)
-    rows = [np.array([[2], [0]]), np.array([[-1]])]  # of a request of two pictures, and of one of one
-    merged = model.session.run(["classes", "gradcam"], {"images": pictures, "targets": np.concatenate(rows)})
+    images = blobs(3)
+    rows = [np.array([[2], [0]]), np.array([[-1]])]  # of a request of two images, and of one of one
+    merged = model.session.run(["classes", "gradcam"], {"images": images, "targets": np.concatenate(rows)})
     for targets, start, stop in ((rows[0], 0, 2), (rows[1], 2, 3)):
-        alone = model.session.run(["classes", "gradcam"], {"images": pictures[start:stop], "targets": targets})
+        alone = model.session.run(["classes", "gradcam"], {"images": images[start:stop], "targets": targets})
         np.testing.assert_array_equal(merged[0][start:stop], alone[0])
         np.testing.assert_allclose(merged[1][start:stop], alone[1], atol=1e-5)
     a_row_a_request = np.array([[2], [-1]])
-    classes = model.session.run(["classes"], {"images": pictures, "targets": a_row_a_request})[0]
+    classes = model.session.run(["classes"], {"images": images, "targets": a_row_a_request})[0]
     assert classes[0, 0] == 2
-    assert classes[1, 0] != 2, "the second picture of the first request has the second request's class"
+    assert classes[1, 0] != 2, "the second image of the first request has the second request's class"
 
 
 def test_the_configuration_of_before_is_refused(exported: Exports) -> None:

@@ -27,8 +27,8 @@ def test_answers_under_load_are_those_of_the_cpu(models: Path, name: str) -> Non
         async with AsyncClient(port=port) as client:
             for round_ in range(3):
                 methods = ["gradcam" if (number + round_) % 3 else None for number in range(len(images))]
-                pictures = [(Image.fromarray(image), method) for image, method in zip(images, methods, strict=True)]
-                asks = [client.classify(picture, model=name, method=method) for picture, method in pictures]
+                batch = [(Image.fromarray(image), method) for image, method in zip(images, methods, strict=True)]
+                asks = [client.classify(photo, model=name, method=method) for photo, method in batch]
                 for number, answer in enumerate(await asyncio.gather(*asks)):
                     best = answer.predictions[0]
                     assert best.score == pytest.approx(float(expected.scores[number].max()), abs=TOLERANCE)

@@ -57,7 +57,7 @@ def test_threads_are_those_of_the_cores_that_ray_gave(monkeypatch: pytest.Monkey
     settings, cores = ServerSettings(), usable_cores()
     monkeypatch.setattr("tlcli.ray.app_settings.usable_cores", lambda: 8)
     assert cores >= 1
-    assert [(one.threads, one.picture_threads) for one in (fit_to(settings, cpus) for cpus in (0, 0.5, 1, 3.0, 8, 16))] == [
+    assert [(one.threads, one.image_threads) for one in (fit_to(settings, cpus) for cpus in (0, 0.5, 1, 3.0, 8, 16))] == [
         (0, 0),
         (1, 1),
         (1, 1),
@@ -65,7 +65,7 @@ def test_threads_are_those_of_the_cores_that_ray_gave(monkeypatch: pytest.Monkey
         (0, 0),
         (0, 0),
     ]
-    asked = ServerSettings(threads=5, picture_threads=2)
+    asked = ServerSettings(threads=5, image_threads=2)
     assert fit_to(asked, 3) == asked
 
 

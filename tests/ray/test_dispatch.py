@@ -21,7 +21,7 @@ from tlcli.service.rpc.grpc_server import handlers, interceptors
 from tlcli.service.security.tokens import renewed_tokens
 from tlcli.service.telemetry.request_record import Observed
 
-PICTURE = pb.ClassifyRequest(encoded=encode(scene(RED, (30, 20, 90, 70)))).SerializeToString()
+IMAGE = pb.ClassifyRequest(encoded=encode(scene(RED, (30, 20, 90, 70)))).SerializeToString()
 CLASSIFY, STREAM = "/tlcli.v1.Classifier/Classify", "/tlcli.v1.Classifier/ClassifyStream"
 
 
@@ -72,7 +72,7 @@ class Asked:
 
     async def classify(self, context: RaysContext, path: str = CLASSIFY) -> pb.ClassifyResponse:
         taken = Taken(context)  # type: ignore[arg-type]
-        return pb.ClassifyResponse.FromString(await self.dispatch.answer(path, PICTURE, taken, taken.invocation_metadata()))
+        return pb.ClassifyResponse.FromString(await self.dispatch.answer(path, IMAGE, taken, taken.invocation_metadata()))
 
 
 def test_tokens_are_asked_for_and_calls_are_observed(one_model: Path, tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_a_stream_is_written_to_its_context(one_model: Path) -> None:
         written.append(message)
 
     async def requests() -> AsyncIterator[bytes]:
-        yield PICTURE
+        yield IMAGE
         yield b"nothing that can be read"
 
     async def main() -> None:

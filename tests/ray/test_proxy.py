@@ -17,7 +17,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from tests.helpers.deploy.ray_cluster import ROOT
-from tlcli.contract.errors import OverloadedError, PictureError, ServerError
+from tlcli.contract.errors import ImageError, OverloadedError, ServerError
 from tlcli.ray.call_outcome import TOLD
 from tlcli.ray.proxy import add_to_proxy
 from tlcli.service import AsyncClient
@@ -215,7 +215,7 @@ def test_where_every_replica_is_busy_our_client_waits() -> None:
     async def main(busy: int, retries: int) -> str:
         full = says(grpc.StatusCode.RESOURCE_EXHAUSTED, "queue full", answer.SerializeToString(), times=busy)
         async with proxy(full) as port, AsyncClient(port=port, retries=retries) as client:
-            return (await client.classify(b"picture")).model
+            return (await client.classify(b"image")).model
 
     assert asyncio.run(main(busy=1, retries=1)) == "toy"
     with pytest.raises(OverloadedError, match="every replica has as much as it may take"):
@@ -224,7 +224,7 @@ def test_where_every_replica_is_busy_our_client_waits() -> None:
 
 def test_a_refusal_of_the_application_is_told_as_it_is() -> None:
     """Its status comes on an answer without a word, as Ray carries it."""
-    refusal = rpc_status.to_status(to_status(PictureError("4 bytes came that are no picture")))
+    refusal = rpc_status.to_status(to_status(ImageError("4 bytes came that are no image")))
 
     def replica(path: str, request: Any, context: Any) -> bytes:
         context.set_code(refusal.code)
@@ -234,7 +234,7 @@ def test_a_refusal_of_the_application_is_told_as_it_is() -> None:
 
     async def main() -> None:
         async with proxy(replica) as port, AsyncClient(port=port) as client:
-            with pytest.raises(PictureError, match=r"^4 bytes came that are no picture$"):
+            with pytest.raises(ImageError, match=r"^4 bytes came that are no image$"):
                 await client.classify(b"nope")
 
     asyncio.run(main())
@@ -293,6 +293,6 @@ def test_a_status_without_ours_is_a_server_that_fails() -> None:
     async def main() -> None:
         async with proxy(says(grpc.StatusCode.INTERNAL, GONE)) as port, AsyncClient(port=port, retries=0) as client:
             with pytest.raises(ServerError, match="the replica that had the request is gone: ask again, of another"):
-                await client.classify(b"picture")
+                await client.classify(b"image")
 
     asyncio.run(main())

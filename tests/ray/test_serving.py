@@ -27,13 +27,13 @@ from tests.helpers.deploy.ray_cluster import DEPLOYMENT, Config, RayCluster, ray
 from tests.helpers.service.sample_images import BLUE, RED, encode, scene
 from tests.helpers.service.toy_model import METHODS
 from tests.service.test_handover import RETRIES
-from tlcli.contract.errors import OverloadedError, PictureError, ServerError, TlcliError
+from tlcli.contract.errors import ImageError, OverloadedError, ServerError, TlcliError
 from tlcli.service import AsyncClient, Client, ServerSettings, in_background
 from tlcli.service.pb.inference import open_inference_pb2
 from tlcli.service.pb.tlcli.v1 import classifier_pb2 as pb
 from tlcli.service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
 
-PICTURES = [encode(scene(RED, (30, 20, 90, 70)), "JPEG"), encode(scene(BLUE, (90, 20, 200, 170), seed=1))]
+IMAGES = [encode(scene(RED, (30, 20, 90, 70)), "JPEG"), encode(scene(BLUE, (90, 20, 200, 170), seed=1))]
 SLOW = encode(Image.new("RGB", (3000, 3000), RED), "WEBP", lossless=True)
 """Takes a tenth of a second to decode."""
 
@@ -90,14 +90,14 @@ def both(ray: RayCluster, direct: int, path: str, request: bytes) -> tuple[Any, 
     return found[0], found[1]
 
 
-@pytest.mark.parametrize("picture", PICTURES, ids=["jpeg", "png"])
+@pytest.mark.parametrize("image", IMAGES, ids=["jpeg", "png"])
 @pytest.mark.parametrize("method", [None, *METHODS])
 @pytest.mark.parametrize("map_format", [pb.MAP_FORMAT_RAW, pb.MAP_FORMAT_OVERLAY], ids=["raw", "overlay"])
 def test_answers_are_those_of_a_server_to_the_bit(
-    ray: RayCluster, direct: int, picture: bytes, method: str | None, map_format: pb.MapFormat
+    ray: RayCluster, direct: int, image: bytes, method: str | None, map_format: pb.MapFormat
 ) -> None:
     wanted = None if method is None else pb.MapRequest(method=method, classes=[-1, 0], format=map_format)
-    request = pb.ClassifyRequest(encoded=picture, map=wanted, request_id="7").SerializeToString()
+    request = pb.ClassifyRequest(encoded=image, map=wanted, request_id="7").SerializeToString()
     answers = [pb.ClassifyResponse.FromString(one) for one in both(ray, direct, "/tlcli.v1.Classifier/Classify", request)]
     for one in answers:
         assert one.timings.infer_time_ns > 0
@@ -110,7 +110,7 @@ def test_so_are_those_of_the_open_inference_protocol(ray: RayCluster, direct: in
     request = open_inference_pb2.ModelInferRequest(
         model_name="toy",
         id="7",
-        inputs=[{"name": "encoded", "datatype": "BYTES", "shape": [2], "contents": {"bytes_contents": PICTURES}}],
+        inputs=[{"name": "encoded", "datatype": "BYTES", "shape": [2], "contents": {"bytes_contents": IMAGES}}],
         outputs=[{"name": name} for name in ("scores", "classes", "gradcam")],
     )
     calls = {
@@ -137,10 +137,10 @@ def test_so_are_those_of_the_open_inference_protocol(ray: RayCluster, direct: in
     [
         ("tlcli.v1.Classifier/Classify", pb.ClassifyRequest(encoded=b"nope").SerializeToString(), "INVALID_ARGUMENT"),
         ("tlcli.v1.Classifier/Classify", b"\xff no message", "INVALID_ARGUMENT"),
-        ("tlcli.v1.Classifier/Classify", pb.ClassifyRequest(encoded=PICTURES[0], model="x").SerializeToString(), "NOT_FOUND"),
+        ("tlcli.v1.Classifier/Classify", pb.ClassifyRequest(encoded=IMAGES[0], model="x").SerializeToString(), "NOT_FOUND"),
         (
             "tlcli.v1.Classifier/Classify",
-            pb.ClassifyRequest(encoded=PICTURES[0], map=pb.MapRequest(method="x")).SerializeToString(),
+            pb.ClassifyRequest(encoded=IMAGES[0], map=pb.MapRequest(method="x")).SerializeToString(),
             "INVALID_ARGUMENT",
         ),
         ("tlcli.v1.Classifier/GetModel", pb.GetModelRequest(model="toy", version="9").SerializeToString(), "NOT_FOUND"),
@@ -168,16 +168,16 @@ def test_our_client_needs_to_know_nothing(ray: RayCluster) -> None:
         assert client.is_ready("toy")
         assert not client.is_ready("nosuch")
         assert [one.name for one in client.list_models()] == ["toy"]
-        answers = list(client.classify_stream([PICTURES[0], b"nope", PICTURES[1]], method="gradcam"))
-        alone = [client.classify(picture, method="gradcam").predictions[0].score for picture in PICTURES]
+        answers = list(client.classify_stream([IMAGES[0], b"nope", IMAGES[1]], method="gradcam"))
+        alone = [client.classify(image, method="gradcam").predictions[0].score for image in IMAGES]
         assert [answers[0].result().predictions[0].score, answers[2].result().predictions[0].score] == alone
-        with pytest.raises(PictureError, match=r"^4 bytes came that are no picture"):
+        with pytest.raises(ImageError, match=r"^4 bytes came that are no image"):
             answers[1].result()
     with Client(port=ray.port, metadata=[("application", "tlcli"), ("x-request-id", "mine")]) as client:
-        assert client.classify(PICTURES[0]).model == "toy"
+        assert client.classify(IMAGES[0]).model == "toy"
     with grpc.insecure_channel(f"127.0.0.1:{ray.port}") as channel:
         stub = ClassifierStub(channel)
-        _, call = stub.Classify.with_call(pb.ClassifyRequest(encoded=PICTURES[0]), metadata=[("x-request-id", "mine")])
+        _, call = stub.Classify.with_call(pb.ClassifyRequest(encoded=IMAGES[0]), metadata=[("x-request-id", "mine")])
         assert ("x-request-id", "mine") in [*call.trailing_metadata()]
         watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
         with pytest.raises(grpc.RpcError) as caught:
@@ -193,12 +193,12 @@ def test_nor_does_tritons(ray: RayCluster, direct: int) -> None:
         with triton.InferenceServerClient(f"127.0.0.1:{port}") as client:
             assert client.is_server_ready()
             assert client.is_model_ready("toy")
-            pictures = triton.InferInput("encoded", [1], "BYTES")
-            pictures.set_data_from_numpy(np.array([PICTURES[0]], dtype=object))
-            answer = client.infer("toy", [pictures], outputs=[triton.InferRequestedOutput(name) for name in ("scores", "gradcam")])
+            images = triton.InferInput("encoded", [1], "BYTES")
+            images.set_data_from_numpy(np.array([IMAGES[0]], dtype=object))
+            answer = client.infer("toy", [images], outputs=[triton.InferRequestedOutput(name) for name in ("scores", "gradcam")])
             found.append([answer.as_numpy(name) for name in ("scores", "gradcam")])
             with pytest.raises(triton.InferenceServerException, match="no model 'nosuch'"):
-                client.infer("nosuch", [pictures])
+                client.infer("nosuch", [images])
     for by_ray, directly in zip(*found, strict=True):
         np.testing.assert_array_equal(by_ray, directly)
 
@@ -235,18 +235,18 @@ def test_where_all_is_taken_requests_are_refused_with_advice(ray: RayCluster) ->
 @pytest.mark.usefixtures("one_at_a_time")
 def test_a_stream_that_its_client_leaves_lets_go_of_the_replica(ray: RayCluster) -> None:
     with Client(port=ray.port, retries=0) as client:
-        answers = client.classify_stream(iter(lambda: PICTURES[0], None))
+        answers = client.classify_stream(iter(lambda: IMAGES[0], None))
         next(answers)
 
         def held_up() -> bool:  # the proxies hear a little later that the replica takes no other
             try:
-                return client.classify(PICTURES[0], timeout_s=0.5) is None
+                return client.classify(IMAGES[0], timeout_s=0.5) is None
             except ServerError as error:
                 return "did not answer in time" in str(error)
 
         wait_until(held_up, timeout_s=10)
         answers.close()  # type: ignore[attr-defined]  # it is a generator
-        assert client.classify(PICTURES[0], timeout_s=10).model == "toy"
+        assert client.classify(IMAGES[0], timeout_s=10).model == "toy"
 
 
 @pytest.mark.slow
@@ -261,7 +261,7 @@ def test_no_request_is_lost_when_replicas_and_nodes_die(ray: RayCluster, usual: 
         with Client(port=ray.port) as client:
             while not over.is_set():
                 try:
-                    client.classify(PICTURES[answered["ours"] % 2], timeout_s=30)
+                    client.classify(IMAGES[answered["ours"] % 2], timeout_s=30)
                     answered["ours"] += 1
                 except TlcliError as error:
                     lost.append(error)
@@ -271,20 +271,20 @@ def test_no_request_is_lost_when_replicas_and_nodes_die(ray: RayCluster, usual: 
         """Two requests on the same connection, over and over."""
         async with AsyncClient(port=ray.port) as client:
             while not over.is_set():
-                asked = (client.classify(picture, timeout_s=30) for picture in PICTURES)
+                asked = (client.classify(image, timeout_s=30) for image in IMAGES)
                 ends = await asyncio.gather(*asked, return_exceptions=True)
                 lost.extend(end for end in ends if isinstance(end, Exception))
                 answered["side by side"] += sum(not isinstance(end, Exception) for end in ends)
                 await asyncio.sleep(PAUSE_S)
 
-    def ask_as_anybody(picture: bytes) -> None:
+    def ask_as_anybody(image: bytes) -> None:
         """With gRPC's standard policy."""
         options = [("grpc.service_config", RETRIES), ("grpc.use_local_subchannel_pool", 1), ("grpc.per_rpc_retry_buffer_size", 2**24)]
         with grpc.insecure_channel(f"127.0.0.1:{ray.port}", options=options) as channel:
             stub = ClassifierStub(channel)
             while not over.is_set():
                 try:
-                    stub.Classify(pb.ClassifyRequest(encoded=picture), timeout=30)
+                    stub.Classify(pb.ClassifyRequest(encoded=image), timeout=30)
                     answered["anybody's"] += 1
                 except grpc.RpcError as error:
                     lost.append(error)
@@ -318,7 +318,7 @@ def test_no_request_is_lost_when_replicas_and_nodes_die(ray: RayCluster, usual: 
         for _ in range(2):
             pool.submit(ask_as_we_do)
             pool.submit(asyncio.run, ask_side_by_side())
-            pool.submit(ask_as_anybody, PICTURES[0])
+            pool.submit(ask_as_anybody, IMAGES[0])
             pool.submit(ask_as_anybody, SLOW)
             pool.submit(ask_once)
         try:

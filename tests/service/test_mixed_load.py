@@ -59,7 +59,7 @@ async def one(call: grpc.aio.UnaryUnaryMultiCallable, sample: Sample, chance: ra
         classes = [chance.randrange(len(LABELS)) for _ in range(chance.choice((1, 1, 2)))]
         request.map.classes.extend(classes)
     if kind > 0.95:
-        request.encoded = chance.choice((b"", b"no picture", sample.encoded[: len(sample.encoded) // 2], b"\xff\xd8\xff" + bytes(50)))
+        request.encoded = chance.choice((b"", b"no image", sample.encoded[: len(sample.encoded) // 2], b"\xff\xd8\xff" + bytes(50)))
     timeout = chance.choice((0.002, 0.01)) if chance.random() < 0.05 else 30.0
     running = call(request.SerializeToString(), timeout=timeout)
     if chance.random() < 0.05:
@@ -70,7 +70,7 @@ async def one(call: grpc.aio.UnaryUnaryMultiCallable, sample: Sample, chance: ra
         return "CANCELLED"
     except grpc.aio.AioRpcError as error:
         return error.code().name
-    assert kind <= 0.95, "a picture that is none was answered"
+    assert kind <= 0.95, "an image that is none was answered"
     assert (answer.request_id, answer.version) == (request.request_id, version)
     expected = sample.expected[version]
     for prediction in answer.predictions:

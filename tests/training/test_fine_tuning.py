@@ -40,7 +40,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory, colours: Path) -> Path:
     """A checkpoint of the tiny network: anything but random weights, as far as the settings know."""
     path = tmp_path_factory.mktemp("weights") / "weights.safetensors"
     state = load_backbone(config(colours))[0].state_dict()
-    for name, tensor in state.items():  # of batch norms that have seen pictures
+    for name, tensor in state.items():  # of batch norms that have seen images
         if name.endswith("running_var"):
             tensor.uniform_(0.5, 1.5, generator=torch.Generator().manual_seed(0))
     safetensors.torch.save_file(state, path)
@@ -96,7 +96,7 @@ def test_random_layers_all_learn_at_one_rate() -> None:
     assert (plan.layer_decay, plan.full_lr) == (1.0, SCRATCH_LR["adamw"])
 
 
-def test_what_cannot_be_is_said_before_a_picture_is_read(tmp_path: Path, weights: Path) -> None:
+def test_what_cannot_be_is_said_before_a_image_is_read(tmp_path: Path, weights: Path) -> None:
     nowhere = tmp_path / "no data set"
     with pytest.raises(NotFoundError, match="no such file: --weights"):
         finetune(config(nowhere, weights="nowhere.pth"))
@@ -363,11 +363,11 @@ def test_a_loss_that_is_no_number_later_keeps_the_last_good_weights(colours: Pat
     assert all(bool(tensor.isfinite().all()) for tensor in network.state_dict().values())
 
 
-def test_small_pictures_are_enlarged_and_a_test_part_is_not_needed(tmp_path: Path) -> None:
+def test_small_images_are_enlarged_and_a_test_part_is_not_needed(tmp_path: Path) -> None:
     for part in ("train", "val"):
         put_classes(tmp_path / "data" / part, cats=4, dogs=4)  # 8x6 pixels each
     result = finetune(config(tmp_path / "data", tmp_path / "run", epochs=1))
-    assert result.results.pictures == {"train": 8, "val": 8}
+    assert result.results.images == {"train": 8, "val": 8}
     assert result.results.test is None
     assert result.metrics.keys() == {"val_top1", "val_loss"}
 

@@ -1,4 +1,4 @@
-"""Answers about pictures as `predict` and `classify` print and keep them."""
+"""Answers about images as `predict` and `classify` print and keep them."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Ranked:
 
 
 @dataclass(frozen=True)
-class PictureAnswer:
-    """What a model said of one picture.
+class ImageAnswer:
+    """What a model said of one image.
 
     ranked: the best classes, best first.
     overlays: the PNG files written for it.
@@ -57,7 +57,7 @@ class PictureAnswer:
         }
 
 
-def write_csv(path: Path, answers: Sequence[PictureAnswer]) -> None:
+def write_csv(path: Path, answers: Sequence[ImageAnswer]) -> None:
     """Write `path,label,class_id,score`, a row an image; where there are several classes an image, a row a class, with its rank."""
     ranked = any(len(answer.ranked) > 1 for answer in answers)
     with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
@@ -68,7 +68,7 @@ def write_csv(path: Path, answers: Sequence[PictureAnswer]) -> None:
                 writer.writerow([csv_cell(answer.path), *([rank] if ranked else []), csv_cell(one.label), one.class_id, f"{one.score:.6f}"])
 
 
-def columns(answers: Sequence[PictureAnswer]) -> list[str]:
+def columns(answers: Sequence[ImageAnswer]) -> list[str]:
     """Of the table: what the answers hold."""
     names = ["path", "label", "class_id", "score"]
     if any(len(answer.ranked) > 1 for answer in answers):
@@ -107,7 +107,7 @@ _LONGEST_STEM = 50
 
 
 class OverlayFolder:
-    """Names overlays after their pictures, in a fresh folder, so that none writes over another: of this call or an earlier one."""
+    """Names overlays after their images, in a fresh folder, so that none writes over another: of this call or an earlier one."""
 
     def __init__(self, folder: Path) -> None:
         self._asked = folder
@@ -118,9 +118,9 @@ class OverlayFolder:
         """The folder, made when the first overlay is written, see `tlcli.contract.files.atomic_file.fresh_folder`."""
         return fresh_folder(self._asked)
 
-    def write(self, picture: Path, method: str, label: str, png: bytes) -> str:
+    def write(self, image: Path, method: str, label: str, png: bytes) -> str:
         """Write one overlay and return its path."""
-        base = f"{picture.stem[:_LONGEST_STEM]}.{method}.{re.sub(r'[^A-Za-z0-9_-]+', '-', label)[:_LONGEST_STEM]}"
+        base = f"{image.stem[:_LONGEST_STEM]}.{method}.{re.sub(r'[^A-Za-z0-9_-]+', '-', label)[:_LONGEST_STEM]}"
         name, number = base, 1
         while name in self._taken:
             number += 1

@@ -40,11 +40,11 @@ _DATA = [
     ),
     click.option("--classes", callback=_parse_classes, help="A subset, with commas."),
     click.option("--num-classes", type=click.IntRange(min=2), help="Must match what is there."),
-    click.option("--limit", type=click.IntRange(min=2), help="Pictures a class in each part, for trying things out."),
+    click.option("--limit", type=click.IntRange(min=2), help="Images a class in each part, for trying things out."),
     click.option(
         "--val-fraction", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Held out where there is no validation part."
     ),
-    click.option("--workers", type=click.IntRange(min=0), help="Processes that read pictures."),
+    click.option("--workers", type=click.IntRange(min=0), help="Processes that read images."),
 ]
 
 _TRAINING = [
@@ -74,17 +74,17 @@ _TRAINING = [
     click.option("--compile", is_flag=True, default=None, help="With --mode full: compile the network."),
 ]
 
-_PICTURES = [
-    click.option("--augment", type=click.IntRange(min=0), help="With --mode feature-extraction: augmented views of each picture."),
-    click.option("--crop-scale", type=click.FloatRange(0, 1, min_open=True), help="The least share of a picture's area that is cut out."),
-    click.option("--hflip/--no-hflip", default=None, help="Mirror half of the pictures."),
+_IMAGES = [
+    click.option("--augment", type=click.IntRange(min=0), help="With --mode feature-extraction: augmented views of each image."),
+    click.option("--crop-scale", type=click.FloatRange(0, 1, min_open=True), help="The least share of an image's area that is cut out."),
+    click.option("--hflip/--no-hflip", default=None, help="Mirror half of the images."),
     click.option("--jitter", type=_share, help="Of brightness, contrast and saturation."),
     click.option("--shear", type=click.FloatRange(0, 90, max_open=True), help="Degrees."),
     click.option("--zoom", type=_share, help="Larger or smaller by this share."),
     click.option("--rand-augment", type=click.IntRange(1, 30), metavar="MAGNITUDE", help="Two random changes of this strength, of 30."),
-    click.option("--random-erasing", type=click.FloatRange(0, 1), help="Share of the pictures of which a part is painted over."),
-    click.option("--mixup", type=_at_least_0, metavar="ALPHA", help="With --mode full: lay pictures over each other."),
-    click.option("--cutmix", type=_at_least_0, metavar="ALPHA", help="With --mode full: paste parts of pictures into others."),
+    click.option("--random-erasing", type=click.FloatRange(0, 1), help="Share of the images of which a part is painted over."),
+    click.option("--mixup", type=_at_least_0, metavar="ALPHA", help="With --mode full: lay images over each other."),
+    click.option("--cutmix", type=_at_least_0, metavar="ALPHA", help="With --mode full: paste parts of images into others."),
 ]
 
 
@@ -94,7 +94,7 @@ def what_options(function: F) -> F:
 
 
 def data_options(function: F) -> F:
-    """On which pictures."""
+    """On which images."""
     return _all(_DATA, function)
 
 
@@ -103,9 +103,9 @@ def training_options(function: F) -> F:
     return _all(_TRAINING, function)
 
 
-def picture_options(function: F) -> F:
-    """How pictures are changed while the network learns."""
-    return _all(_PICTURES, function)
+def image_options(function: F) -> F:
+    """How images are changed while the network learns."""
+    return _all(_IMAGES, function)
 
 
 def _all(options: list[Callable[[Any], Any]], function: F) -> F:

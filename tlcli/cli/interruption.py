@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from tlcli.contract.errors import PictureError, ResourceError
+from tlcli.contract.errors import ImageError, ResourceError
 
-_UNFINISHED = (KeyboardInterrupt, OSError, MemoryError, ResourceError, PictureError)
+_UNFINISHED = (KeyboardInterrupt, OSError, MemoryError, ResourceError, ImageError)
 """Errors that end a command whose work is kept: it can be resumed."""
 
 

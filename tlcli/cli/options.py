@@ -202,7 +202,7 @@ def port_option() -> Callable[[F], F]:
 
 
 def network_options(function: F) -> F:
-    """Which backbone, with what weights, seeing pictures how."""
+    """Which backbone, with what weights, seeing images how."""
     for option in reversed(
         [
             click.option("--backbone", default=None, help="A timm model's name; `tlcli backbones` lists them."),
@@ -221,9 +221,9 @@ def network_options(function: F) -> F:
                 help="More arguments of timm.create_model, such as pad_type=same. May be repeated.",
             ),
             click.option("--image-size", type=click.IntRange(8, 4096), help="Height and width of the input.  [default: the backbone's]"),
-            click.option("--crop-pct", type=float, help="Share of the picture's shorter side that is kept.  [default: the backbone's]"),
+            click.option("--crop-pct", type=float, help="Share of the image's shorter side that is kept.  [default: the backbone's]"),
             click.option(
-                "--crop-mode", type=click.Choice(["center", "squash", "border"]), help="How a picture is made to fit.  [default: center]"
+                "--crop-mode", type=click.Choice(["center", "squash", "border"]), help="How an image is made to fit.  [default: center]"
             ),
             click.option(
                 "--interpolation",

@@ -95,7 +95,6 @@ ADVICE: dict[str, str] = {
     "--val-dir": "give the folder above: --dataset FOLDER with train, val and test in it",
     "--train": "give the folder above: --dataset FOLDER with train, val and test in it",
     "--val": "give the folder above: --dataset FOLDER with train, val and test in it",
-    "--pictures": "list the image files and folders after the model",
     "--images": "list the image files and folders, without a flag",
     "--image": "list the image files and folders, without a flag",
     "--source": "list the image files and folders, without a flag",

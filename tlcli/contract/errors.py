@@ -3,7 +3,7 @@
     TlcliError
     ├── SettingsError
     │   └── ResourceError
-    ├── PictureError
+    ├── ImageError
     ├── RequestError
     ├── NotFoundError
     ├── DatasetError
@@ -42,8 +42,8 @@ class ResourceError(SettingsError):
     """Memory, processes or disk space that ran out; with more of it, the same command goes through."""
 
 
-class PictureError(TlcliError):
-    """Bytes that are not a picture we can read, or one over a limit."""
+class ImageError(TlcliError):
+    """Bytes that are not an image we can read, or one over a limit."""
 
 
 class RequestError(TlcliError):
@@ -55,7 +55,7 @@ class NotFoundError(TlcliError):
 
 
 class DatasetError(TlcliError):
-    """Pictures that cannot be trained on."""
+    """Images that cannot be trained on."""
 
 
 class WeightsError(TlcliError):
@@ -102,7 +102,7 @@ class MemoryLimitError(OverloadedError):
 
 
 class TimeLimitError(TlcliError):
-    """A picture that took a server longer than it gives one."""
+    """An image that took a server longer than it gives one."""
 
 
 def first_line(error: BaseException) -> str:

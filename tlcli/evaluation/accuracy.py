@@ -1,4 +1,4 @@
-"""An exported model on labelled pictures: every picture of a part, and what the model says of it."""
+"""An exported model on labelled images: every image of a part, and what the model says of it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tlcli.contract.model.explain import explain
 from tlcli.contract.model.onnx_model import Model
 from tlcli.contract.process.cores import usable_cores
 from tlcli.evaluation.cam_dataset import all_classes, label_ids, without_masks
-from tlcli.training.data.dataloader import picture_batches
+from tlcli.training.data.dataloader import image_batches
 from tlcli.training.data.dataset import LeftOut, Part
 from tlcli.training.data.listing import Listing
 from tlcli.training.data.load import list_dataset
@@ -31,17 +31,17 @@ PartName = Literal["train", "val", "test", "all"]
 
 @dataclass(frozen=True)
 class Labelled:
-    """Pictures that a model is to be judged on.
+    """Images that a model is to be judged on.
 
-    where: the data set, as messages call it. part: which pictures of it.
-    pictures: those that can be read; their labels are the model's classes.
+    where: the data set, as messages call it. part: which images of it.
+    images: those that can be read; their labels are the model's classes.
     left_out: the broken ones.
     skipped: files that are no images and folders that are no classes.
     """
 
     where: str
     part: PartName
-    pictures: Part
+    images: Part
     left_out: tuple[LeftOut, ...]
     skipped: tuple[Skipped, ...] = ()
 
@@ -49,7 +49,7 @@ class Labelled:
 def find_labelled(
     spec: str, description: Description, part: PartName | None = None, data_dir: Path | None = None, progress: ProgressFactory = silent
 ) -> Labelled:
-    """Find and check the pictures of a data set whose classes a model knows.
+    """Find and check the images of a data set whose classes a model knows.
 
     Args:
         spec: a known name, a folder, or a timm spec, as `tlcli.training.load_dataset` takes them.
@@ -59,40 +59,40 @@ def find_labelled(
         progress: told of downloads and of the check.
 
     Raises:
-        DatasetError: no such data set or part, a class that the model does not have, or no picture that can be read.
+        DatasetError: no such data set or part, a class that the model does not have, or no image that can be read.
         HubError: it is not here and cannot be downloaded.
     """
     listing = without_masks(list_dataset(FinetuneConfig(dataset=spec, data_dir=data_dir or default_data_dir()), progress))
     chosen: PartName = part or ("all" if listing.test is None else "test")
-    by_class = _pictures_of(listing, chosen)
+    by_class = _images_of(listing, chosen)
     ids = label_ids([name for name, names in by_class.items() if names], description.labels, listing.where)
     names = [(name, ids[class_name]) for class_name, of_class in by_class.items() for name in of_class]
     if not names:
-        raise DatasetError(f"{listing.where}: no pictures in its {chosen} part: add some, a folder a class")
-    with progress("Checking pictures", len(names)) as advance:
+        raise DatasetError(f"{listing.where}: no images in its {chosen} part: add some, a folder a class")
+    with progress("Checking images", len(names)) as advance:
         checked = listing.source.check([name for name, _ in names], advance)
     readable = [(name, label) for name, label in names if checked[name].reason is None]
     left_out = tuple(LeftOut(name, reason) for name, _ in names if (reason := checked[name].reason) is not None)
     if not readable:
-        raise DatasetError(f"{listing.where}: none of its {len(names):,} pictures can be read; {left_out[0].name}: {left_out[0].reason}")
-    pictures = Part(
+        raise DatasetError(f"{listing.where}: none of its {len(names):,} images can be read; {left_out[0].name}: {left_out[0].reason}")
+    images = Part(
         labels=np.array([label for _, label in readable], dtype=np.int64),
         names=tuple(name for name, _ in readable),
         fingerprints=tuple(checked[name].fingerprint for name, _ in readable),
         source=listing.source,
     )
-    return Labelled(listing.where, chosen, pictures, left_out, listing.skipped)
+    return Labelled(listing.where, chosen, images, left_out, listing.skipped)
 
 
-def classify(model: Model, pictures: Part, batch_size: int, progress: ProgressFactory = silent) -> Tensor:
+def classify(model: Model, batch: Part, batch_size: int, progress: ProgressFactory = silent) -> Tensor:
     """Logits `[n, C]`, float32, of what the model's file answers on ONNX Runtime.
 
     Raises:
-        PictureError: a picture that cannot be read any more.
+        ImageError: an image that cannot be read any more.
     """
     logits = []
-    with progress("Classifying", len(pictures)) as advance:
-        for images, _ in picture_batches(pictures, model.description.preprocessing, batch_size=batch_size, workers=usable_cores()):
+    with progress("Classifying", len(batch)) as advance:
+        for images, _ in image_batches(batch, model.description.preprocessing, batch_size=batch_size, workers=usable_cores()):
             logits.append(torch.from_numpy(model.run(images.numpy()).logits))
             advance(len(images))
     return torch.cat(logits)
@@ -101,16 +101,16 @@ def classify(model: Model, pictures: Part, batch_size: int, progress: ProgressFa
 def explained_by(model: Model, method: str) -> Explain:
     """One of a model's own maps."""
 
-    def of_picture(picture: Image.Image, class_index: int) -> Map:
+    def of_image(image: Image.Image, class_index: int) -> Map:
         preprocessing = model.description.preprocessing
-        answer = explain(model, preprocessing.apply(picture)[None], (class_index,), (method,))
+        answer = explain(model, preprocessing.apply(image)[None], (class_index,), (method,))
         return answer.maps[method][0, 0], preprocessing
 
-    return of_picture
+    return of_image
 
 
-def _pictures_of(listing: Listing, part: PartName) -> dict[str, list[str]]:
+def _images_of(listing: Listing, part: PartName) -> dict[str, list[str]]:
     if part != "all" and part not in listing.parts:
         raise DatasetError(f"{listing.where}: it has no {part} part; it has: {', '.join(listing.parts)}: choose one, or all, with --part")
     parts = list(listing.parts.values()) if part == "all" else [listing.parts[part]]
-    return {name: [picture for one in parts for picture in one.get(name, ())] for name in all_classes(listing, parts)}
+    return {name: [image for one in parts for image in one.get(name, ())] for name in all_classes(listing, parts)}

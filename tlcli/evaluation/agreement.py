@@ -15,10 +15,10 @@ from tlcli.contract.model.onnx_model import Model
 from tlcli.evaluation.localisation import points_at
 from tlcli.evaluation.perturbation import Bytes, Flags, Values, at_input_size
 
-MAP_PICTURES = 200
-"""Maps are compared on so many pictures at most."""
+MAP_IMAGES = 200
+"""Maps are compared on so many images at most."""
 COSTLY = ("ablationcam",)
-COSTLY_PICTURES = 4
+COSTLY_IMAGES = 4
 """On so many those of methods that run what follows the layer once a channel."""
 
 _BATCH_SIZE = 16
@@ -26,7 +26,7 @@ _BATCH_SIZE = 16
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture to compare two files on.
+    """An image to compare two files on.
 
     image: the input, `[H, W, 3]`.
     label: its class, None if that is not known.
@@ -39,7 +39,7 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Pictures:
+class Images:
     """What two files are compared on.
 
     count: how many, at least one.
@@ -54,7 +54,7 @@ class Pictures:
 
 @dataclass
 class _Pairs:
-    """Of one map: its rank correlation in each picture, and whether it points at the object, before and after."""
+    """Of one map: its rank correlation in each image, and whether it points at the object, before and after."""
 
     correlations: list[float] = field(default_factory=list)
     hits: list[tuple[bool, bool]] = field(default_factory=list)
@@ -71,7 +71,7 @@ class _Pairs:
     def summary(self) -> MapAgreement:
         before, after = zip(*self.hits, strict=True) if self.hits else ((), ())
         return MapAgreement(
-            pictures=len(self.correlations),
+            images=len(self.correlations),
             rank_correlation=float(np.mean(self.correlations)) if self.correlations else None,
             rank_correlation_median=float(np.median(self.correlations)) if self.correlations else None,
             pointing_before=float(np.mean(before)) if before else None,
@@ -79,26 +79,26 @@ class _Pairs:
         )
 
 
-def compare(before: Model, after: Model, pictures: Pictures) -> Agreement:
-    """Ask both files about the same pictures.
+def compare(before: Model, after: Model, batch: Images) -> Agreement:
+    """Ask both files about the same images.
 
-    Maps are of the class that `before` ranks first, in both. They are compared on some of the pictures, spread evenly.
+    Maps are of the class that `before` ranks first, in both. They are compared on some of the images, spread evenly.
 
     Args:
         before: the float file.
         after: the smaller one, with the same maps.
-        pictures: to ask about.
+        images: to ask about.
     """
     names = {one.name: one.method in COSTLY for one in before.description.maps if one.in_graph}
     pairs = {name: _Pairs() for name in names}
-    mapped, costly = (set(evenly_spaced(pictures.count, most)) for most in (MAP_PICTURES, COSTLY_PICTURES))
+    mapped, costly = (set(evenly_spaced(batch.count, most)) for most in (MAP_IMAGES, COSTLY_IMAGES))
     same: list[bool] = []
     finite: list[bool] = []
     right: list[tuple[bool, bool]] = []
     times: list[float] = []
-    for start in range(0, pictures.count, _BATCH_SIZE):
-        numbers = range(start, min(start + _BATCH_SIZE, pictures.count))
-        shown = [pictures.show(number) for number in numbers]
+    for start in range(0, batch.count, _BATCH_SIZE):
+        numbers = range(start, min(start + _BATCH_SIZE, batch.count))
+        shown = [batch.show(number) for number in numbers]
         images = np.stack([one.image for one in shown])
         (logits, took), (others, other_took) = (_timed(model, images) for model in (before, after))
         times.append(other_took / took)
@@ -117,8 +117,8 @@ def compare(before: Model, after: Model, pictures: Pictures) -> Agreement:
                 for place, row in enumerate(rows):
                     pairs[name].add(old[name][place, 0], new[name][place, 0], shown[row].region)
     return Agreement(
-        pictures=pictures.count,
-        source=pictures.source,
+        images=batch.count,
+        source=batch.source,
         top1_before=float(np.mean([a for a, _ in right])) if right else None,
         top1=float(np.mean([b for _, b in right])) if right else None,
         agreement=float(np.mean(same)),

@@ -1,4 +1,4 @@
-"""Maps that know nothing of the picture, for what the others are to be compared with."""
+"""Maps that know nothing of the image, for what the others are to be compared with."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SPREAD = 0.25
 
 
 def random_map(height: int, width: int, seed: int, number: int) -> Values:
-    """Picture `number`'s: uniform noise in [0, 1], of a map's own size, so that it is as smooth as one when enlarged."""
+    """Image `number`'s: uniform noise in [0, 1], of a map's own size, so that it is as smooth as one when enlarged."""
     return np.random.default_rng([seed, number, 1]).random((height, width), dtype=np.float32)
 
 

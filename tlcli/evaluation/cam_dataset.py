@@ -1,4 +1,4 @@
-"""The pictures that maps are judged on: of which classes, and where in them the objects are."""
+"""The images that maps are judged on: of which classes, and where in them the objects are."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import chain, zip_longest
 from pathlib import Path
 
-from tlcli.contract.errors import DatasetError, PictureError
+from tlcli.contract.errors import DatasetError, ImageError
 from tlcli.contract.files.display_name import same_name
 from tlcli.contract.images.find_images import Skipped
 from tlcli.contract.images.preprocessing import Preprocessing
@@ -26,10 +26,10 @@ from tlcli.training.settings.config import FinetuneConfig, default_data_dir
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture as the network sees it.
+    """An image as the network sees it.
 
     name: its path below the data set's folder.
-    number: its place in the order of `Pictures`, broken ones not counted.
+    number: its place in the order of `Images`, broken ones not counted.
     class_name: what the data set calls its class.
     image: the input, `[H, W, 3]`.
     region: where the object is in it, `[H, W]`, perhaps nowhere; None if that is not known.
@@ -43,14 +43,14 @@ class Sample:
 
 
 @dataclass
-class Pictures:
-    """Pictures to judge maps on, read one at a time.
+class Images:
+    """Images to judge maps on, read one at a time.
 
     where: the data set, as messages call it.
     part: `test`, or `all` where there is no test part.
     classes: the data set's.
     wanted: how many of `names` are to be read: broken ones are replaced by those that follow.
-    names, of: every picture in the order in which it is read, and its class.
+    names, of: every image in the order in which it is read, and its class.
     left_out: the broken ones that have been met.
     skipped: files that are no images and folders that are no classes.
     """
@@ -70,7 +70,7 @@ class Pictures:
         return min(self.wanted, len(self.names))
 
     def read(self, preprocessing: Preprocessing) -> Iterator[Sample]:
-        """The pictures through a model's preprocessing, at most `wanted`.
+        """The images through a model's preprocessing, at most `wanted`.
 
         Raises:
             DatasetError: none of them can be read.
@@ -81,40 +81,40 @@ class Pictures:
             if number == self.wanted:
                 return
             try:
-                picture = self.source.load(name)
-                region = self.truth.region(name, picture.size, preprocessing) if self.truth is not None else None
-            except PictureError as error:
+                image = self.source.load(name)
+                region = self.truth.region(name, image.size, preprocessing) if self.truth is not None else None
+            except ImageError as error:
                 self.left_out.append(LeftOut(name, str(error)))
                 continue
-            yield Sample(name, number, class_name, preprocessing.apply(picture), region)
+            yield Sample(name, number, class_name, preprocessing.apply(image), region)
             number += 1
         if number == 0:
-            raise DatasetError(f"{self.where}: none of its {len(self.names):,} pictures can be read; {self.left_out[0].reason}")
+            raise DatasetError(f"{self.where}: none of its {len(self.names):,} images can be read; {self.left_out[0].reason}")
 
 
-def open_pictures(spec: str, limit: int, seed: int, data_dir: Path | None = None, progress: ProgressFactory = silent) -> Pictures:
-    """Find the pictures: the test part if there is one, else all.
+def open_images(spec: str, limit: int, seed: int, data_dir: Path | None = None, progress: ProgressFactory = silent) -> Images:
+    """Find the images: the test part if there is one, else all.
 
     Args:
         spec: a known name, a folder, or a timm spec, as `tlcli.training.load_dataset` takes them.
-        limit: how many pictures, spread evenly over the classes.
+        limit: how many images, spread evenly over the classes.
         seed: which ones; and of the data set, where it is drawn.
         data_dir: where known data sets are kept.
         progress: told of downloads.
 
     Raises:
-        DatasetError: no such data set, or one without pictures.
+        DatasetError: no such data set, or one without images.
         HubError: it is not here and cannot be downloaded.
     """
     config = FinetuneConfig(dataset=spec, seed=seed, data_dir=data_dir or default_data_dir())
     listing = without_masks(list_dataset(config, progress))
     parts = [listing.test] if listing.test is not None else [part for part in (listing.train, listing.val) if part is not None]
     classes = all_classes(listing, parts)
-    by_class = {name: [picture for part in parts for picture in part.get(name, ())] for name in classes}
+    by_class = {name: [image for part in parts for image in part.get(name, ())] for name in classes}
     drawn = _spread(by_class, seed)
     if not drawn:
-        raise DatasetError(f"{listing.where}: no pictures in it: add some, a folder a class")
-    return Pictures(
+        raise DatasetError(f"{listing.where}: no images in it: add some, a folder a class")
+    return Images(
         where=listing.where,
         part="all" if listing.test is None else "test",
         classes=classes,
@@ -162,7 +162,7 @@ def label_ids(classes: Sequence[str], labels: Sequence[str], where: str, otherwi
 
 
 def _spread(by_class: dict[str, list[str]], seed: int) -> list[tuple[str, str]]:
-    """All pictures with their classes: a random one of each class, then another of each, until none is left.
+    """All images with their classes: a random one of each class, then another of each, until none is left.
 
     So any number of them, from the first on, is spread over the classes as evenly as can be.
     """
@@ -172,7 +172,7 @@ def _spread(by_class: dict[str, list[str]], seed: int) -> list[tuple[str, str]]:
             for class_name in shuffled(list(by_class), seed, "")
         )
     )
-    return [picture for picture in chain.from_iterable(rounds) if picture is not None]
+    return [image for image in chain.from_iterable(rounds) if image is not None]
 
 
 def without_masks(listing: Listing) -> Listing:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
 
-TABLE, PICTURES, SUMMARY, PLOT = "table.csv", "pictures.csv", "summary.json", "plot.png"
+TABLE, IMAGES, SUMMARY, PLOT = "table.csv", "images.csv", "summary.json", "plot.png"
 
 _DPI = 130
 _INK, _FAINT = "#2b2f36", "#8a8f98"
@@ -41,7 +41,7 @@ def table_rows(found: Measurement) -> list[dict[str, Any]]:
     """A row a method: its mean figures by column, each with its standard error as `<column>_se`; None where there is none."""
     rows = []
     for name in found.settings.names:
-        row: dict[str, Any] = {"method": name, "baseline": name in BASELINES, "pictures": len(found.pictures)}
+        row: dict[str, Any] = {"method": name, "baseline": name in BASELINES, "images": len(found.images)}
         for column in found.settings.columns:
             figure = found.figure(name, column.name)
             row[column.name] = None if figure is None else figure.mean
@@ -50,22 +50,22 @@ def table_rows(found: Measurement) -> list[dict[str, Any]]:
     return rows
 
 
-def picture_rows(found: Measurement, labels: Sequence[str]) -> Iterable[dict[str, Any]]:
-    """A row for each picture and method."""
-    for picture in found.pictures:
+def image_rows(found: Measurement, labels: Sequence[str]) -> Iterable[dict[str, Any]]:
+    """A row for each image and method."""
+    for image in found.images:
         for name in found.settings.names:
             row: dict[str, Any] = {
-                "path": picture.name,
-                "class": picture.class_name,
-                "explained": labels[picture.class_id],
-                "probability": picture.probability,
+                "path": image.name,
+                "class": image.class_name,
+                "explained": labels[image.class_id],
+                "probability": image.probability,
                 "method": name,
             }
-            yield row | {column.name: picture.values[name].get(column.name) for column in found.settings.columns}
+            yield row | {column.name: image.values[name].get(column.name) for column in found.settings.columns}
 
 
 def write_report(folder: Path, found: Measurement, labels: Sequence[str], about: dict[str, Any], title: str) -> list[Path]:
-    """Write `table.csv`, `pictures.csv`, `summary.json` and `plot.png`, each whole or not at all.
+    """Write `table.csv`, `images.csv`, `summary.json` and `plot.png`, each whole or not at all.
 
     Args:
         folder: made if it is not there.
@@ -82,13 +82,13 @@ def write_report(folder: Path, found: Measurement, labels: Sequence[str], about:
     """
     rows = table_rows(found)
     _write_csv(folder / TABLE, rows)
-    _write_csv(folder / PICTURES, picture_rows(found, labels))
+    _write_csv(folder / IMAGES, image_rows(found, labels))
     curves = {kind: {name: curve.tolist() for name, curve in of.items()} for kind, of in found.curves.items()}
     document = {"format_version": 1, **about, "table": rows, "curves": curves}
     with whole_file(folder / SUMMARY) as temporary:
         temporary.write_text(json.dumps(document, indent=1, ensure_ascii=False), encoding="utf-8")
     draw(found, title, folder / PLOT)
-    return [folder / name for name in (TABLE, PICTURES, SUMMARY, PLOT)]
+    return [folder / name for name in (TABLE, IMAGES, SUMMARY, PLOT)]
 
 
 def _write_csv(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -198,7 +198,7 @@ def _draw_curves(part: SubFigure | Figure, found: Measurement, kinds: Sequence[s
     panels = part.subplots(1, len(kinds), squeeze=False, sharey=True)[0]
     says = {
         DELETION: ("Deletion", "the most important pixels painted over, %"),
-        INSERTION: ("Insertion", "the most important pixels put into the blurred picture, %"),
+        INSERTION: ("Insertion", "the most important pixels put into the blurred image, %"),
     }
     for axes, kind in zip(panels, kinds, strict=True):
         for name in found.settings.names:

@@ -28,10 +28,10 @@ def deletion(image: Bytes, order: Indices, score: Score, steps: int, colour: Byt
 
 
 def insertion(image: Bytes, order: Indices, score: Score, steps: int, blurred_image: Bytes) -> Floats:
-    """The class's probability while the most important pixels are put into the blurred picture (RISE, as `deletion`).
+    """The class's probability while the most important pixels are put into the blurred image (RISE, as `deletion`).
 
     Returns:
-        `[steps + 1]`: the blurred picture, then a share more of the real one each time, at last all of it.
+        `[steps + 1]`: the blurred image, then a share more of the real one each time, at last all of it.
     """
     return score(replaced(blurred_image, order[:count], image) for count in counts(len(order), steps))
 
@@ -48,7 +48,7 @@ def area(curve: Floats) -> float:
 
 
 def explained(image: Bytes, unit: Values, colour: Bytes) -> Bytes:
-    """The picture times its map (Chattopadhay et al. 2018, Grad-CAM++, arXiv:1710.11063, section 5.1).
+    """The image times its map (Chattopadhay et al. 2018, Grad-CAM++, arXiv:1710.11063, section 5.1).
 
     The product is that of the normalised input, in which 0 is the mean colour: where the map is 0, that colour is left.
 
@@ -64,7 +64,7 @@ def explained(image: Bytes, unit: Values, colour: Bytes) -> Bytes:
 def drop(before: float, after: float) -> float:
     """The share of the confidence that is lost where only what the map shows is left: max(0, before - after) / before.
 
-    Its mean over pictures is Grad-CAM++'s "average drop", there in per cent; small is good. A class without any
+    Its mean over images is Grad-CAM++'s "average drop", there in per cent; small is good. A class without any
     probability has none to lose: 0.
     """
     return max(0.0, before - after) / before if before > 0 else 0.0

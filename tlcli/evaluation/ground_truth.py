@@ -1,4 +1,4 @@
-"""Where the objects are: boxes and masks that lie with a data set, seen as the network sees the picture."""
+"""Where the objects are: boxes and masks that lie with a data set, seen as the network sees the image."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from tlcli.contract.errors import DatasetError, PictureError, first_line
+from tlcli.contract.errors import DatasetError, ImageError, first_line
 from tlcli.contract.images.preprocessing import Box, Preprocessing
 from tlcli.evaluation.perturbation import Flags, Indices
 from tlcli.training.data.shapes import BOXES_FILE
@@ -26,10 +26,10 @@ _SLACK = 1e-6
 class Truth:
     """The boxes and masks of a data set's folder.
 
-    root: the folder. Its `boxes.json` says of pictures, by their path below it, `[left, top, right, bottom]` or a list of such;
-        `masks/<path below it>.png` (the picture's suffix replaced) is not zero where the object is. A mask goes before a box.
-        Both are in pixels of the picture as people see it, turned by its EXIF orientation.
-    boxes: by picture.
+    root: the folder. Its `boxes.json` says of images, by their path below it, `[left, top, right, bottom]` or a list of such;
+        `masks/<path below it>.png` (the image's suffix replaced) is not zero where the object is. A mask goes before a box.
+        Both are in pixels of the image as people see it, turned by its EXIF orientation.
+    boxes: by image.
     """
 
     root: Path
@@ -48,17 +48,17 @@ class Truth:
         return cls(root, {}) if (root / MASKS_FOLDER).is_dir() else None
 
     def region(self, name: str, size: tuple[int, int], preprocessing: Preprocessing) -> Flags | None:
-        """Where the object of picture `name` is in the network's input, `[height, width]`.
+        """Where the object of image `name` is in the network's input, `[height, width]`.
 
-        Nowhere, if the crop leaves all of it out. None if nothing is known of this picture.
+        Nowhere, if the crop leaves all of it out. None if nothing is known of this image.
 
         Args:
             name: below the root.
-            size: the picture's width and height.
+            size: the image's width and height.
             preprocessing: the model's.
 
         Raises:
-            PictureError: a mask that cannot be read, or of another size than its picture.
+            ImageError: a mask that cannot be read, or of another size than its image.
         """
         mask = self.root / MASKS_FOLDER / PurePosixPath(name).with_suffix(".png")
         if mask.is_file():
@@ -68,7 +68,7 @@ class Truth:
 
 
 def seen_boxes(boxes: tuple[Box, ...], size: tuple[int, int], preprocessing: Preprocessing) -> Flags:
-    """Boxes of a picture of `size` (width, height) in its network's input: every pixel that one of them touches, `[height, width]`."""
+    """Boxes of an image of `size` (width, height) in its network's input: every pixel that one of them touches, `[height, width]`."""
     left, top, right, bottom = preprocessing.visible_box(*size)
     across, down = preprocessing.width / (right - left), preprocessing.height / (bottom - top)
     region = np.zeros((preprocessing.height, preprocessing.width), dtype=np.bool_)
@@ -84,12 +84,12 @@ def _touched(low: float, high: float, length: int) -> slice:
 
 
 def _under(low: float, high: float, length: int) -> Indices:
-    """The picture's pixel under the middle of each of the input's; a middle on the edge of two belongs to the second."""
+    """The image's pixel under the middle of each of the input's; a middle on the edge of two belongs to the second."""
     return np.floor(low + (np.arange(length) + 0.5) * (high - low) / length + _SLACK).astype(np.int64)
 
 
 def seen_mask(mask: Flags, preprocessing: Preprocessing) -> Flags:
-    """A picture's mask, `[h, w]`, in its network's input, `[height, width]`: what lies under the middle of each pixel."""
+    """An image's mask, `[h, w]`, in its network's input, `[height, width]`: what lies under the middle of each pixel."""
     height, width = mask.shape
     left, top, right, bottom = preprocessing.visible_box(width, height)
     columns = _under(left, right, preprocessing.width)
@@ -99,7 +99,7 @@ def seen_mask(mask: Flags, preprocessing: Preprocessing) -> Flags:
 
 
 def _read_boxes(path: Path) -> dict[str, tuple[Box, ...]]:
-    expected = 'expected {"<path of a picture>": [left, top, right, bottom], or a list of such, ...}'
+    expected = 'expected {"<path of an image>": [left, top, right, bottom], or a list of such, ...}'
     try:
         kept = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
@@ -127,11 +127,11 @@ def _read_mask(path: Path, size: tuple[int, int]) -> Flags:
     try:
         with Image.open(path, formats=("PNG",)) as opened:
             if opened.size != size:
-                raise PictureError(f"{path}: a mask of {opened.size[0]}x{opened.size[1]} pixels, its picture has {size[0]}x{size[1]}")
+                raise ImageError(f"{path}: a mask of {opened.size[0]}x{opened.size[1]} pixels, its image has {size[0]}x{size[1]}")
             values = np.asarray(opened)
             bands = opened.getbands()
     except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise PictureError(f"{path}: a mask that cannot be read: {first_line(error)}") from error
+        raise ImageError(f"{path}: a mask that cannot be read: {first_line(error)}") from error
     if values.ndim == 2:
         return np.asarray(values != 0)
     return np.asarray((values[..., [band != "A" for band in bands]] != 0).any(-1))

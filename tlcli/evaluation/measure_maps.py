@@ -1,4 +1,4 @@
-"""Every metric of every method on every picture, one picture at a time."""
+"""Every metric of every method on every image, one image at a time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tlcli.contract.maps.method_names import require_method
 from tlcli.contract.model.explain import explain
 from tlcli.contract.model.onnx_model import FIRST_RANKED, Model
 from tlcli.evaluation.baselines import BASELINES, CENTRE, RANDOM, centre_map, random_map
-from tlcli.evaluation.cam_dataset import Pictures, Sample
+from tlcli.evaluation.cam_dataset import Images, Sample
 from tlcli.evaluation.cam_metrics import (
     DELETION,
     DROP,
@@ -48,7 +48,7 @@ class Settings:
     metrics: of `tlcli.evaluation.cam_metrics.METRICS`.
     steps: equal shares of the pixels, for deletion and insertion.
     seed: of the random map and of ROAD's noise.
-    class_ids: the class to explain for each class of the data set; None: the model's first for each picture.
+    class_ids: the class to explain for each class of the data set; None: the model's first for each image.
     softmax: maps of the class's probability instead of its logit.
     batch_size: inputs that the model is given at a time.
     """
@@ -74,7 +74,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Judged:
-    """One picture. class_id: the class explained. probability: what the model gave it. values: method, then column, to figure."""
+    """One image. class_id: the class explained. probability: what the model gave it. values: method, then column, to figure."""
 
     name: str
     class_name: str
@@ -85,7 +85,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Mean:
-    """The mean over `count` pictures. error: its standard error, nan of a single picture."""
+    """The mean over `count` images. error: its standard error, nan of a single image."""
 
     mean: float
     error: float
@@ -96,21 +96,21 @@ class Mean:
 class Measurement:
     """Everything that was found.
 
-    pictures: those judged.
+    images: those judged.
     curves: `deletion` and `insertion`, then method, to the class's mean probability after 0, 1, ... of the steps.
-    without_region: pictures of which it is not known where the object is.
-    outside: pictures whose object lies wholly outside of what the network sees; neither are in the metrics that need a box.
+    without_region: images of which it is not known where the object is.
+    outside: images whose object lies wholly outside of what the network sees; neither are in the metrics that need a box.
     """
 
     settings: Settings
-    pictures: list[Judged] = field(default_factory=list)
+    images: list[Judged] = field(default_factory=list)
     curves: dict[str, dict[str, Floats]] = field(default_factory=dict)
     without_region: int = 0
     outside: int = 0
 
     def figure(self, method: str, column: str) -> Mean | None:
-        """One cell of the table; None if no picture has a figure."""
-        values = [picture.values[method][column] for picture in self.pictures if column in picture.values[method]]
+        """One cell of the table; None if no image has a figure."""
+        values = [image.values[method][column] for image in self.images if column in image.values[method]]
         if not values:
             return None
         error = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
@@ -143,7 +143,7 @@ def choose_methods(model: Model, wanted: Sequence[str] | None) -> tuple[str, ...
     return tuple(dict.fromkeys(chosen))
 
 
-def choose_metrics(pictures: Pictures, wanted: Sequence[str] | None) -> tuple[str, ...]:
+def choose_metrics(images: Images, wanted: Sequence[str] | None) -> tuple[str, ...]:
     """The metrics to compute: those wanted, or all that the data allows.
 
     Raises:
@@ -151,48 +151,48 @@ def choose_metrics(pictures: Pictures, wanted: Sequence[str] | None) -> tuple[st
         DatasetError: one that needs boxes, where there are none.
     """
     if wanted is None:
-        return tuple(name for name in METRICS if pictures.truth is not None or name not in NEED_TRUTH)
+        return tuple(name for name in METRICS if images.truth is not None or name not in NEED_TRUTH)
     for name in wanted:
         if name not in METRICS:
             raise RequestError(f"--metrics: unknown metric {name!r}: expected one or more of {', '.join(METRICS)}")
-        if name in NEED_TRUTH and pictures.truth is None:
+        if name in NEED_TRUTH and images.truth is None:
             raise DatasetError(
-                f"{pictures.where}: --metrics {name} needs to know where the objects are, and there is neither a boxes.json nor a"
+                f"{images.where}: --metrics {name} needs to know where the objects are, and there is neither a boxes.json nor a"
                 " masks folder: add one, or leave the metric out"
             )
     return tuple(name for name in METRICS if name in wanted)
 
 
-def measure(model: Model, pictures: Pictures, settings: Settings, progress: ProgressFactory = silent) -> Measurement:
+def measure(model: Model, images: Images, settings: Settings, progress: ProgressFactory = silent) -> Measurement:
     """Judge the maps.
 
-    They are judged at the input's size (bilinear). What the model is asked about are pictures of 8 bits, as a served model takes
+    They are judged at the input's size (bilinear). What the model is asked about are images of 8 bits, as a served model takes
     them: changed ones are rounded to the nearest grey level.
 
     Args:
-        model: asked for the maps and, through `Model.run`, about the changed pictures.
-        pictures: read as they are needed.
+        model: asked for the maps and, through `Model.run`, about the changed images.
+        images: read as they are needed.
         settings: what to measure.
-        progress: told of pictures.
+        progress: told of images.
 
     Raises:
-        DatasetError: no picture can be read; or only metrics that need boxes were asked for, and no picture has one in sight.
+        DatasetError: no image can be read; or only metrics that need boxes were asked for, and no image has one in sight.
         RequestError: a method that the model does not have.
     """
     found = Measurement(settings)
     sums: dict[str, dict[str, Floats]] = {}
-    with progress("Judging maps", len(pictures)) as advance:
-        for sample in pictures.read(model.description.preprocessing):
+    with progress("Judging maps", len(images)) as advance:
+        for sample in images.read(model.description.preprocessing):
             found.without_region += sample.region is None
             found.outside += sample.region is not None and not sample.region.any()
-            found.pictures.append(_judge(model, sample, settings, sums))
+            found.images.append(_judge(model, sample, settings, sums))
             advance(1)
-    if not any(picture.values[name] for picture in found.pictures for name in settings.names):
+    if not any(image.values[name] for image in found.images for name in settings.names):
         raise DatasetError(
-            f"{pictures.where}: no box lies in what the network sees of the {len(found.pictures)} pictures"
+            f"{images.where}: no box lies in what the network sees of the {len(found.images)} images"
             f" ({found.without_region} without a box, {found.outside} outside): the paths in boxes.json are those below its folder"
         )
-    number = len(found.pictures)
+    number = len(found.images)
     found.curves = {kind: {name: total / number for name, total in of.items()} for kind, of in sums.items()}
     return found
 
@@ -224,7 +224,7 @@ def _maps(of_model: dict[str, Values], sample: Sample, settings: Settings, prepr
 
 
 class _Probe:
-    """One picture, ready to have maps judged on it: what all its maps share is made once."""
+    """One image, ready to have maps judged on it: what all its maps share is made once."""
 
     def __init__(self, sample: Sample, probability: float, score: Score, settings: Settings, preprocessing: Preprocessing) -> None:
         self._sample = sample
@@ -267,7 +267,7 @@ class _Probe:
 
 
 def probes_a_map(settings: Settings) -> int:
-    """How many changed pictures the model is asked about for one map of one picture."""
+    """How many changed images the model is asked about for one map of one image."""
     curve = settings.steps + 1
     costs = {DELETION: curve, INSERTION: curve, ROAD: 2 * len(SHARES)}
     return sum(costs.get(name, 0) for name in settings.metrics) + (DROP in settings.metrics or INCREASE in settings.metrics)

@@ -1,4 +1,4 @@
-"""Asking a model about changed pictures: what the measures of faithfulness share."""
+"""Asking a model about changed images: what the measures of faithfulness share."""
 
 from __future__ import annotations
 

@@ -64,12 +64,12 @@ def road(image: Bytes, order: Indices, score: Score, noise: Floats) -> Road:
 
 
 def noise_for(shape: tuple[int, ...], seed: int, number: int) -> Floats:
-    """What `imputed` adds to picture `number`: the same for every map of it, so that maps differ by nothing else."""
+    """What `imputed` adds to image `number`: the same for every map of it, so that maps differ by nothing else."""
     return np.random.default_rng([seed, number]).normal(0.0, NOISE, shape)
 
 
 def imputed(image: Bytes, missing: Flags, noise: Floats) -> Bytes:
-    """The picture with its missing pixels filled in, noise upon them, rounded to 8 bits.
+    """The image with its missing pixels filled in, noise upon them, rounded to 8 bits.
 
     Args:
         image: `[H, W, 3]`.
@@ -85,7 +85,7 @@ def imputed(image: Bytes, missing: Flags, noise: Floats) -> Bytes:
 def solved(image: Bytes, missing: Flags) -> Floats:
     """Values for the missing pixels such that each is the weighted mean of its neighbours, missing or not.
 
-    Neighbours beside one another weigh 1/6, diagonal ones 1/12; at the picture's edge those that there are share the weight.
+    Neighbours beside one another weigh 1/6, diagonal ones 1/12; at the image's edge those that there are share the weight.
 
     Returns:
         `[n, channels]`, the missing pixels in the order in which they are read.

@@ -59,4 +59,4 @@ def fit_to(settings: ServerSettings, cpus: float) -> ServerSettings:
     cores = max(1, int(cpus))
     if not cpus or cores >= usable_cores():
         return settings
-    return replace(settings, threads=settings.threads or cores, picture_threads=settings.picture_threads or cores)
+    return replace(settings, threads=settings.threads or cores, image_threads=settings.image_threads or cores)

@@ -54,7 +54,7 @@ def train(config: FinetuneConfig, workers: Workers) -> dict[str, float]:
     whole epoch.
 
     Args:
-        config: names `output`, the run's folder, on storage that all nodes share; so are its pictures, its weights, and `$TLCLI_CACHE`.
+        config: names `output`, the run's folder, on storage that all nodes share; so are its images, its weights, and `$TLCLI_CACHE`.
         workers: the processes.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Pictures of a part in batches, read by several processes."""
+"""Images of a part in batches, read by several processes."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from tlcli.contract.errors import PictureError, ResourceError
+from tlcli.contract.errors import ImageError, ResourceError
 from tlcli.contract.images.preprocessing import Preprocessing
 from tlcli.training.data.dataloader_workers import begin_worker, problem_of_workers, starting_workers
 from tlcli.training.data.dataset import Part
-from tlcli.training.data.transforms import PictureDataset
+from tlcli.training.data.transforms import ImageDataset
 from tlcli.training.settings.augmentation import Augmentation
 
 _FEWEST_FOR_WORKERS = 128
-"""Starting processes costs more than reading fewer pictures than this."""
+"""Starting processes costs more than reading fewer images than this."""
 
 
-def batch_count(pictures: int, batch_size: int) -> int:
-    """Return the number of batches of about equal size that `pictures` make, of at most `batch_size` each.
+def batch_count(images: int, batch_size: int) -> int:
+    """Return the number of batches of about equal size that `images` make, of at most `batch_size` each.
 
     None has a single image, of which some batch norms can make nothing, unless `batch_size` is 1: an odd number in batches of 2
     makes one of 3.
     """
-    fewest = -(-pictures // batch_size)
-    return fewest if batch_size == 1 else max(1, min(fewest, pictures // 2))
+    fewest = -(-images // batch_size)
+    return fewest if batch_size == 1 else max(1, min(fewest, images // 2))
 
 
-def picture_batches(
+def image_batches(
     part: Part,
     preprocessing: Preprocessing,
     *,
@@ -43,27 +43,27 @@ def picture_batches(
     share: tuple[int, int] = (0, 1),
     part_size: int | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images uint8 `[N, H, W, 3]` and labels int64 `[N]`, each picture once.
+    """Images uint8 `[N, H, W, 3]` and labels int64 `[N]`, each image once.
 
-    Batches differ by at most one picture in size, rather than that the last is a small rest, which would be a poor
+    Batches differ by at most one image in size, rather than that the last is a small rest, which would be a poor
     sample for a batch norm. What comes depends on `seed` and `view` alone, not on `workers`.
 
     Args:
-        part: the pictures.
+        part: the images.
         preprocessing: the evaluation's; and the size of what is augmented.
         batch_size: at most, see `batch_count`.
-        workers: processes; few pictures are read in this one.
+        workers: processes; few images are read in this one.
         augmentation: in place of the evaluation transform.
         seed, view: of the augmentation's draws and of the order; epochs are views.
         shuffled: in random order; otherwise in the part's.
-        share: (r, n): of each part of a batch the r-th picture and every n-th from there.
+        share: (r, n): of each part of a batch the r-th image and every n-th from there.
         part_size: each batch is run in parts of at most this size, see `batch_count`; None for one part.
 
     Raises:
-        PictureError: a picture that cannot be read any more.
+        ImageError: an image that cannot be read any more.
         ResourceError: a worker was killed, or there is no memory for it.
     """
-    dataset = PictureDataset(part, preprocessing, augmentation, seed, view)
+    dataset = ImageDataset(part, preprocessing, augmentation, seed, view)
     order = np.random.default_rng([seed, view]).permutation(len(part)) if shuffled else np.arange(len(part))
     rank, world = share
     whole = np.array_split(order, batch_count(len(part), batch_size))
@@ -79,9 +79,9 @@ def picture_batches(
             loaded = iter(loader)
         for images, labels, _ in loaded:
             yield images, labels
-    except PictureError as error:
+    except ImageError as error:
         # A worker's error arrives with its whole traceback as its text; the message is the last line.
-        raise PictureError(str(error).strip().splitlines()[-1].removeprefix("tlcli.contract.errors.PictureError: ")) from error
+        raise ImageError(str(error).strip().splitlines()[-1].removeprefix("tlcli.contract.errors.ImageError: ")) from error
     except (RuntimeError, OSError, EOFError, MemoryError) as error:
         problem = problem_of_workers(error, started)
         if problem is None:

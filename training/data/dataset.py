@@ -1,4 +1,4 @@
-"""What a data set is once it is loaded: labelled pictures in a training, a validation and perhaps a test part."""
+"""What a data set is once it is loaded: labelled images in a training, a validation and perhaps a test part."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _UNIFORM = 2.0
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A picture that could not be read. name: as in `Part.names`. reason: one line."""
+    """An image that could not be read. name: as in `Part.names`. reason: one line."""
 
     name: str
     reason: str
@@ -45,24 +45,24 @@ def is_near_uniform(image: Image.Image) -> bool:
 
 
 class Source(Protocol):
-    """Where pictures come from. Picklable, since the workers of a `DataLoader` load from it."""
+    """Where images come from. Picklable, since the workers of a `DataLoader` load from it."""
 
     def load(self, name: str) -> Image.Image:
-        """The picture of that name, upright RGB. Raises: PictureError: it cannot be read."""
+        """The image of that name, upright RGB. Raises: ImageError: it cannot be read."""
         ...
 
     def check(self, names: Sequence[str], advance: Advance) -> dict[str, Checked]:
-        """Read each picture once; `advance(n)` is called as they are done, `len(names)` in all."""
+        """Read each image once; `advance(n)` is called as they are done, `len(names)` in all."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """One part of a data set: n labelled pictures, loaded when they are asked for.
+    """One part of a data set: n labelled images, loaded when they are asked for.
 
     labels: int64 `[n]`, indices into `Dataset.classes`.
-    names: one a picture: its path below the data set's folder, or `cifar10/train/123`.
-    fingerprints: one a picture: SHA-256 in hex of its encoded content, or of its pixels where there is no file.
+    names: one an image: its path below the data set's folder, or `cifar10/train/123`.
+    fingerprints: one an image: SHA-256 in hex of its encoded content, or of its pixels where there is no file.
     source: what `load` asks.
     """
 
@@ -75,15 +75,15 @@ class Part:
         return len(self.names)
 
     def load(self, index: int) -> Image.Image:
-        """The picture at `index`, upright RGB.
+        """The image at `index`, upright RGB.
 
         Raises:
-            PictureError: it cannot be read (any more); the message names it.
+            ImageError: it cannot be read (any more); the message names it.
         """
         return self.source.load(self.names[index])
 
     def take(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> Part:
-        """The pictures at `indices`, in that order, as a part of their own.
+        """The images at `indices`, in that order, as a part of their own.
 
         Raises:
             IndexError: an index that this part does not have.
@@ -99,16 +99,16 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set, ready to train on: every picture in it has been read once.
+    """A data set, ready to train on: every image in it has been read once.
 
     spec: what the user asked for.
     classes: the name of each label.
     test: None where the data set has no test part.
-    left_out: broken pictures that were met.
+    left_out: broken images that were met.
     skipped: files that are no images and folders that are no classes, see `Listing`.
     near_uniform: names of images of one colour everywhere.
     notes: how the folders were taken, see `Listing`. layout: which folder is which part, in one line.
-    fingerprint: SHA-256 in hex over all pictures' contents, their labels, the classes and the split.
+    fingerprint: SHA-256 in hex over all images' contents, their labels, the classes and the split.
     """
 
     spec: str

@@ -1,4 +1,4 @@
-"""Drawing one picture of the project's own data set: a shape on a textured ground, and its true box.
+"""Drawing one image of the project's own data set: a shape on a textured ground, and its true box.
 
 Nothing but the outline tells the class: colour, texture, place, size and rotation are drawn from the same ranges for
 every shape. Lines, strokes and specks that belong to no class lie about.
@@ -22,7 +22,7 @@ Box = tuple[int, int, int, int]
 DEFAULT_SIZE = 64
 
 DRAWING_VERSION = 1
-"""Raised when the same seed gives other pictures than before, so that kept folders are drawn anew."""
+"""Raised when the same seed gives other images than before, so that kept folders are drawn anew."""
 
 _OVERSAMPLING = 4
 _LEAST_CONTRAST = 120.0
@@ -33,7 +33,7 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Drawing:
-    """One picture. image: RGB. label: an index into `SHAPES`. box: tight around every pixel that the shape touches."""
+    """One image. image: RGB. label: an index into `SHAPES`. box: tight around every pixel that the shape touches."""
 
     image: Image.Image
     label: int
@@ -41,7 +41,7 @@ class Drawing:
 
 
 def draw(index: int, seed: int, size: int = DEFAULT_SIZE) -> Drawing:
-    """Picture number `index` of the endless sequence that `seed` names; its class is `index` modulo the number of shapes.
+    """Image number `index` of the endless sequence that `seed` names; its class is `index` modulo the number of shapes.
 
     Args:
         index: from 0.
@@ -89,7 +89,7 @@ def _stripes(rng: np.random.Generator, size: int) -> Floats:
 
 
 def _along(rng: np.random.Generator, size: int) -> npt.NDArray[np.float64]:
-    """The distance of each pixel along a random direction, in sides of the picture."""
+    """The distance of each pixel along a random direction, in sides of the image."""
     angle = rng.uniform(0, 2 * np.pi)
     down, across = np.mgrid[:size, :size] / size
     return np.asarray(across * math.cos(angle) + down * math.sin(angle), dtype=np.float64)
@@ -125,7 +125,7 @@ def _shape(rng: np.random.Generator, name: str, size: int) -> Floats:
     radius = rng.uniform(0.25, 0.40)
     middle = rng.uniform(radius + 0.02, 0.98 - radius, 2)
     angle = rng.uniform(0, 2 * np.pi)
-    picture, pen = _sheet(size)
+    image, pen = _sheet(size)
     if name in ("circle", "ring"):
         _disc(pen, middle, radius, size, fill=255)
         if name == "ring":
@@ -133,7 +133,7 @@ def _shape(rng: np.random.Generator, name: str, size: int) -> Floats:
     else:
         points = _OUTLINES[name](rng) @ np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
         pen.polygon(_pixels(middle + radius * points, size), fill=255)
-    return _reduced(picture)
+    return _reduced(image)
 
 
 def _triangle(rng: np.random.Generator) -> npt.NDArray[np.float64]:
@@ -166,7 +166,7 @@ _OUTLINES = {"triangle": _triangle, "square": _square, "star": _star, "cross": _
 
 def _distractor(rng: np.random.Generator, size: int) -> Floats:
     """A line, a bent stroke or a group of specks: smaller than any shape, or thinner. As `_shape`."""
-    picture, pen = _sheet(size)
+    image, pen = _sheet(size)
     start = rng.random(2)
     kind = rng.integers(3)
     width = round(size * _OVERSAMPLING * rng.uniform(0.012, 0.035))
@@ -178,21 +178,21 @@ def _distractor(rng: np.random.Generator, size: int) -> Floats:
     else:
         for place in start + rng.uniform(-0.12, 0.12, (rng.integers(2, 6), 2)):
             _disc(pen, place, rng.uniform(0.01, 0.03), size, fill=255)
-    return _reduced(picture)
+    return _reduced(image)
 
 
 def _sheet(size: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
-    picture = Image.new("L", (size * _OVERSAMPLING, size * _OVERSAMPLING))
-    return picture, ImageDraw.Draw(picture)
+    image = Image.new("L", (size * _OVERSAMPLING, size * _OVERSAMPLING))
+    return image, ImageDraw.Draw(image)
 
 
-def _reduced(picture: Image.Image) -> Floats:
-    covered: Floats = np.asarray(picture.reduce(_OVERSAMPLING), dtype=np.float32) / np.float32(255)
+def _reduced(image: Image.Image) -> Floats:
+    covered: Floats = np.asarray(image.reduce(_OVERSAMPLING), dtype=np.float32) / np.float32(255)
     return covered
 
 
 def _pixels(points: npt.NDArray[np.float64], size: int) -> list[tuple[float, float]]:
-    """From sides of the picture to pixels of the oversampled sheet."""
+    """From sides of the image to pixels of the oversampled sheet."""
     return [(float(x), float(y)) for x, y in points * size * _OVERSAMPLING]
 
 

@@ -1,4 +1,4 @@
-"""Every picture of a folder is read once before training: its fingerprint, and whether it can be decoded at all."""
+"""Every image of a folder is read once before training: its fingerprint, and whether it can be decoded at all."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import PIL
 from PIL import Image
 
-from tlcli.contract.errors import NotFoundError, PictureError
+from tlcli.contract.errors import ImageError, NotFoundError
 from tlcli.contract.files.atomic_file import whole_file
 from tlcli.contract.files.display_name import printable
 from tlcli.contract.images import decoding
@@ -27,12 +27,12 @@ _FORMAT = f"2, Pillow {PIL.__version__}, {len(decoding.FORMATS)} formats"
 """What a remembered check depends on beside the file: another Pillow may decode what this one refuses."""
 
 _CHUNK = 64
-"""Pictures a task: small ones take a tenth of a millisecond, less than handing a task to a thread."""
+"""Images a task: small ones take a tenth of a millisecond, less than handing a task to a thread."""
 
 
 @dataclass(frozen=True)
 class FolderSource:
-    """Picture files below `root`; a picture's name is its path relative to `root`, with `/`."""
+    """Image files below `root`; an image's name is its path relative to `root`, with `/`."""
 
     root: Path
 
@@ -41,7 +41,7 @@ class FolderSource:
         try:
             return decoding.read(self.root / name)
         except NotFoundError as error:
-            raise PictureError(f"{error} (it was there when the pictures were checked)") from error
+            raise ImageError(f"{error} (it was there when the images were checked)") from error
 
     def check(self, names: Sequence[str], advance: Advance) -> dict[str, Checked]:
         """See `dataset.Source`. What was found is remembered by path, size and times of change, so a second run is quick."""
@@ -64,17 +64,17 @@ class FolderSource:
 
 
 def check_file(path: Path) -> Checked:
-    """Read, hash and decode one picture file. Whatever is wrong with it is the answer's `reason`."""
+    """Read, hash and decode one image file. Whatever is wrong with it is the answer's `reason`."""
     try:
         data = decoding.read_encoded(path, decoding.DEFAULT_LIMITS.max_bytes)
-    except (NotFoundError, PictureError) as error:
+    except (NotFoundError, ImageError) as error:
         return Checked("", f"cannot be read: {str(error).removeprefix(f'{printable(str(path))}: ')}")
     fingerprint = hashlib.sha256(data).hexdigest()
     try:
-        picture = decoding.decode(data)
-    except PictureError as error:
+        image = decoding.decode(data)
+    except ImageError as error:
         return Checked(fingerprint, str(error))
-    return Checked(fingerprint, near_uniform=is_near_uniform(picture))
+    return Checked(fingerprint, near_uniform=is_near_uniform(image))
 
 
 def _stamp(path: Path) -> list[int]:
@@ -101,7 +101,7 @@ class _Memory:
             kept = json.loads(path.read_bytes())
         except (OSError, ValueError):
             return cls(path, {})
-        entries = kept.get("pictures") if isinstance(kept, dict) and kept.get("format") == _FORMAT else None
+        entries = kept.get("images") if isinstance(kept, dict) and kept.get("format") == _FORMAT else None
         return cls(path, entries if isinstance(entries, dict) else {})
 
     def recall(self, name: str, stamp: list[int]) -> Checked | None:
@@ -114,6 +114,6 @@ class _Memory:
         for name, (stamp, found) in checked.items():
             if found.fingerprint:  # a file that could not be read at all is tried again
                 self._entries[name] = [stamp, found.fingerprint, found.reason, found.near_uniform]
-        text = json.dumps({"format": _FORMAT, "pictures": self._entries})
+        text = json.dumps({"format": _FORMAT, "images": self._entries})
         with suppress(OSError), whole_file(self._path) as temporary:  # a cache that cannot be written costs time, nothing else
             temporary.write_text(text)

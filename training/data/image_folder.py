@@ -239,7 +239,7 @@ def _find_classes(scanner: Scanner, folder: str, part: str, where: str) -> _Clas
         scanner.skip(folder, what, is_folder=True)
         return None
     which = f"in {printable(folder)}: " if folder else ""
-    what = f"{len(entries.images):,} pictures, but no folders of classes" if entries.images else "neither pictures nor folders of classes"
+    what = f"{len(entries.images):,} images, but no folders of classes" if entries.images else "neither images nor folders of classes"
     first = next(iter(entries.skipped), None)
     hint = f" (left out: {printable(first.name)}: {first.reason})" if first is not None and not entries.images else ""
     raise DatasetError(f"{where}: {which}{what}{hint}: {LAYOUT}")

@@ -1,4 +1,4 @@
-"""How large pictures are, without decoding them."""
+"""How large images are, without decoding them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _LYING = (5, 6, 7, 8)
 _PNG_EXIF = {"exif", "Raw profile type exif"}
 
 
-def picture_size(source: Source, name: str) -> tuple[int, int] | None:
-    """Width and height of an upright picture, as its header says; None if it cannot be read any more.
+def image_size(source: Source, name: str) -> tuple[int, int] | None:
+    """Width and height of an upright image, as its header says; None if it cannot be read any more.
 
     Args:
         source: where it comes from.
@@ -32,7 +32,7 @@ def picture_size(source: Source, name: str) -> tuple[int, int] | None:
                 return _of_file(root / name)
             case ArraySource():
                 part, index = name.rsplit("/", 2)[1:]
-                kept = source.parts[part].picture(int(index))
+                kept = source.parts[part].image(int(index))
                 return _of_file(io.BytesIO(kept)) if isinstance(kept, bytes) else _upright(kept)
             case _:
                 return source.load(name).size
@@ -45,14 +45,14 @@ def _of_file(file: Path | io.BytesIO) -> tuple[int, int]:
         return _upright(opened)
 
 
-def _upright(picture: Image.Image) -> tuple[int, int]:
-    width, height = picture.size
-    if picture.format == "TIFF":
+def _upright(image: Image.Image) -> tuple[int, int]:
+    width, height = image.size
+    if image.format == "TIFF":
         return width, height  # Pillow has turned them already
-    if picture.format == "PNG" and not _PNG_EXIF & picture.info.keys():
-        return width, height  # it would decode all of the picture in search of EXIF data at its end
+    if image.format == "PNG" and not _PNG_EXIF & image.info.keys():
+        return width, height  # it would decode all of the image in search of EXIF data at its end
     try:
-        lies = picture.getexif().get(ExifTags.Base.Orientation) in _LYING
+        lies = image.getexif().get(ExifTags.Base.Orientation) in _LYING
     except (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, ZeroDivisionError, struct.error):
         lies = False  # as `tlcli.contract.images.decoding` takes EXIF data that cannot be read
     return (height, width) if lies else (width, height)

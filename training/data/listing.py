@@ -1,4 +1,4 @@
-"""What a data set offers before any picture has been read, and the choice of classes from it."""
+"""What a data set offers before any image has been read, and the choice of classes from it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from tlcli.contract.files.display_name import label, printable, same_name
 from tlcli.contract.images.find_images import Skipped
 from tlcli.training.data.dataset import Source
 
-Pictures = Mapping[str, Sequence[str]]
-"""Class to the names of its pictures."""
+Images = Mapping[str, Sequence[str]]
+"""Class to the names of its images."""
 
-LAYOUT = "expected <class>/<picture>, or train/<class>/<picture> with val and test beside it, or <class>.<number>.jpg"
+LAYOUT = "expected <class>/<image>, or train/<class>/<image> with val and test beside it, or <class>.<number>.jpg"
 
 _LISTED = 100
 """More classes than this are not all listed in a message."""
@@ -21,12 +21,12 @@ _LISTED = 100
 
 @dataclass(frozen=True)
 class Listing:
-    """The pictures of a data set by name.
+    """The images of a data set by name.
 
     where: the data set, as messages call it.
     classes: in the order of their labels.
     train, val, test: the parts as the data set gives them; `val` None: to be taken out of `train`. `train` is empty where there is none.
-    source: loads the pictures.
+    source: loads the images.
     skipped: files that are no images and folders that are no classes, below the folder that was given.
     folders: part to the folder that holds its classes, where there are such folders.
     notes: what a reader should know of how the folders were taken, a line each.
@@ -35,9 +35,9 @@ class Listing:
 
     where: str
     classes: tuple[str, ...]
-    train: Pictures
-    val: Pictures | None
-    test: Pictures | None
+    train: Images
+    val: Images | None
+    test: Images | None
     source: Source
     skipped: tuple[Skipped, ...] = ()
     folders: Mapping[str, str] = field(default_factory=dict)
@@ -45,7 +45,7 @@ class Listing:
     top: str = ""
 
     @property
-    def parts(self) -> dict[str, Pictures]:
+    def parts(self) -> dict[str, Images]:
         """The parts there are."""
         named = {"train": self.train or None, "val": self.val, "test": self.test}
         return {name: part for name, part in named.items() if part is not None}
@@ -59,7 +59,7 @@ class Listing:
 
 
 def choose_classes(listing: Listing, subset: Sequence[str] | None, num_classes: int | None) -> tuple[str, ...]:
-    """The classes to train on, in the order of their labels, every one with pictures in every part.
+    """The classes to train on, in the order of their labels, every one with images in every part.
 
     Args:
         listing: what there is.
@@ -68,7 +68,7 @@ def choose_classes(listing: Listing, subset: Sequence[str] | None, num_classes: 
 
     Raises:
         DatasetError: an unknown class, one class only, another number than expected, a part that lacks a class
-            or has one more, a class without pictures.
+            or has one more, a class without images.
     """
     if not listing.train:
         there = " and ".join(printable(folder) for folder in listing.folders.values())
@@ -81,8 +81,8 @@ def choose_classes(listing: Listing, subset: Sequence[str] | None, num_classes: 
             f"{listing.where}: --num-classes {num_classes} was given, but there are {len(classes)} ({one_line(classes)}):"
             " leave it out, or choose with --classes"
         )
-    for part, pictures in listing.parts.items():
-        _check_part(listing, part, pictures, classes, complete=subset is None)
+    for part, images in listing.parts.items():
+        _check_part(listing, part, images, classes, complete=subset is None)
     return classes
 
 
@@ -106,19 +106,19 @@ def _subset(listing: Listing, subset: Sequence[str]) -> tuple[str, ...]:
     return tuple(chosen)
 
 
-def _check_part(listing: Listing, part: str, pictures: Pictures, classes: Sequence[str], complete: bool) -> None:
-    missing = [name for name in classes if name not in pictures]
+def _check_part(listing: Listing, part: str, images: Images, classes: Sequence[str], complete: bool) -> None:
+    missing = [name for name in classes if name not in images]
     if missing:
         raise DatasetError(f"{listing.where}: its {part} part lacks the class {one_line(missing)}: every part needs the classes of train")
-    extra = [name for name in pictures if name not in classes]
+    extra = [name for name in images if name not in classes]
     if extra and complete:
         raise DatasetError(
             f"{listing.where}: its {part} part has a class that train lacks, {one_line(extra)}: remove it, or add it to train"
         )
-    empty = [name for name in classes if not pictures[name]]
+    empty = [name for name in classes if not images[name]]
     if empty:
         raise DatasetError(
-            f"{listing.where}: no picture of the class {one_line(empty)} in its {part} part{_why_empty(listing, empty)}: add pictures,"
+            f"{listing.where}: no image of the class {one_line(empty)} in its {part} part{_why_empty(listing, empty)}: add images,"
             " remove the class's folder, or choose others with --classes"
         )
 

@@ -1,7 +1,7 @@
-"""Data sets to train on: from what a user types to labelled pictures in parts.
+"""Data sets to train on: from what a user types to labelled images in parts.
 
 spec --- a known name, a folder, a spec of timm's ---> Listing    tlcli.training.data.registry, .folders, .timm_sets
-Listing --- classes, limit, every picture read once, split ---> Dataset    tlcli.training.data.assemble
+Listing --- classes, limit, every image read once, split ---> Dataset    tlcli.training.data.assemble
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def load_dataset(config: FinetuneConfig, progress: ProgressFactory | None = None
 
 
 def save_split(dataset: Dataset, path: str | Path) -> None:
-    """Write which pictures are in which part, and which were left out and why, as JSON; whole or not at all.
+    """Write which images are in which part, and which were left out and why, as JSON; whole or not at all.
 
     Raises:
         OSError: the file cannot be written.
@@ -56,10 +56,10 @@ def save_split(dataset: Dataset, path: str | Path) -> None:
         "classes": list(dataset.classes),
         "parts": {
             part: {
-                name: [part_names for part_names, of in zip(pictures.names, pictures.labels.tolist(), strict=True) if of == label]
+                name: [part_names for part_names, of in zip(images.names, images.labels.tolist(), strict=True) if of == label]
                 for label, name in enumerate(dataset.classes)
             }
-            for part, pictures in dataset.parts.items()
+            for part, images in dataset.parts.items()
         },
         "left_out": [{"name": left.name, "reason": left.reason} for left in dataset.left_out],
     }
@@ -68,7 +68,7 @@ def save_split(dataset: Dataset, path: str | Path) -> None:
 
 
 def list_dataset(config: FinetuneConfig, progress: ProgressFactory) -> Listing:
-    """Find, and fetch if need be, the data set that `config` names: its pictures by part and class.
+    """Find, and fetch if need be, the data set that `config` names: its images by part and class.
 
     Args:
         config: `dataset`, `data_dir` and `seed` are read.
@@ -86,10 +86,10 @@ def list_dataset(config: FinetuneConfig, progress: ProgressFactory) -> Listing:
     if folder.is_dir():
         return list_folder(folder)
     if folder.is_file():
-        raise DatasetError(f"{spec}: a file; a folder of pictures was expected: unpack it")
+        raise DatasetError(f"{spec}: a file; a folder of images was expected: unpack it")
     if is_timm_spec(spec):
         return list_timm(config, progress)
     prefixes = ", ".join(f"{prefix}/..." for prefix in PREFIXES)
     raise DatasetError(
-        f"unknown data set {spec!r}: expected one of {', '.join(KNOWN)}, an existing folder of pictures, or a spec of timm's ({prefixes})"
+        f"unknown data set {spec!r}: expected one of {', '.join(KNOWN)}, an existing folder of images, or a spec of timm's ({prefixes})"
     )

@@ -21,11 +21,11 @@ CATS_VS_DOGS_URL = "https://download.microsoft.com/download/3/E/1/3E1C3F21-ECDB-
 
 @dataclass(frozen=True)
 class KnownDataset:
-    """A row of `tlcli datasets`. classes, pictures: how many, as published. path: where it is kept. present: it is there."""
+    """A row of `tlcli datasets`. classes, images: how many, as published. path: where it is kept. present: it is there."""
 
     name: str
     classes: int
-    pictures: int
+    images: int
     source: str
     path: Path
     present: bool
@@ -42,7 +42,7 @@ class Known:
 
     name: str
     classes: int
-    pictures: int
+    images: int
     source: str
     open: Callable[[Known, Path, int, ProgressFactory], Listing]
     place: Callable[[Path, int], Path] | None = None
@@ -54,12 +54,12 @@ class Known:
     def ways_out(self, folder: Path) -> str:
         """What to do where it cannot be downloaded."""
         return (
-            f"It was to go to {folder}: put the unpacked data set there (train/<class>/<picture>), say with --data-dir where a folder"
-            f" {self.name} is, or give another --dataset: a folder of pictures, or shapes, which needs no download"
+            f"It was to go to {folder}: put the unpacked data set there (train/<class>/<image>), say with --data-dir where a folder"
+            f" {self.name} is, or give another --dataset: a folder of images, or shapes, which needs no download"
         )
 
     def load(self, data_dir: Path, seed: int, progress: ProgressFactory) -> Listing:
-        """The pictures, found or fetched.
+        """The images, found or fetched.
 
         Raises:
             HubError: not there, and cannot be downloaded.
@@ -69,7 +69,7 @@ class Known:
 
 
 def cats_vs_dogs(known: Known, folder: Path, seed: int, progress: ProgressFactory, url: str = CATS_VS_DOGS_URL) -> Listing:
-    """Microsoft's archive, or any layout of the same pictures that lies in `folder`."""
+    """Microsoft's archive, or any layout of the same images that lies in `folder`."""
     if not _holds_something(folder):
         with whole_folder(folder) as temporary:
             archive = temporary / url.rsplit("/", 1)[-1]
@@ -88,7 +88,7 @@ def torchvision_set(
     keeps: str,
     labels: tuple[str, ...] | None = None,
 ) -> Listing:
-    """One of torchvision's data sets, or the same pictures in a folder's layout.
+    """One of torchvision's data sets, or the same images in a folder's layout.
 
     dataset: answers torchvision's class; called only if it is needed, since torchvision takes seconds to import.
     keeps: the folder below `folder` in which that class keeps its files.
@@ -144,7 +144,7 @@ def known_datasets(data_dir: Path | None = None, seed: int = 0) -> list[KnownDat
     rows = []
     for known in KNOWN.values():
         folder = known.folder(data_dir, seed)
-        rows.append(KnownDataset(known.name, known.classes, known.pictures, known.source, folder, _holds_something(folder)))
+        rows.append(KnownDataset(known.name, known.classes, known.images, known.source, folder, _holds_something(folder)))
     return rows
 
 

@@ -1,4 +1,4 @@
-"""A data set drawn by the project itself, so that a demo and tests need no download: a folder of pictures, with true boxes."""
+"""A data set drawn by the project itself, so that a demo and tests need no download: a folder of images, with true boxes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = [
 
 BOXES_FILE = "boxes.json"
 DEFAULT_COUNTS: Mapping[str, int] = {"train": 400, "val": 60, "test": 100}
-"""Pictures a class in each part."""
+"""Images a class in each part."""
 
 
 def write_shapes(
@@ -40,10 +40,10 @@ def write_shapes(
 
     Args:
         folder: made if it is not there.
-        counts: part to pictures a class.
-        seed: names the sequence of drawings; parts take from it one after the other, so no picture is in two.
+        counts: part to images a class.
+        seed: names the sequence of drawings; parts take from it one after the other, so no image is in two.
         size: width and height in pixels.
-        progress: told of pictures.
+        progress: told of images.
 
     Raises:
         OSError: the folder cannot be written to.
@@ -65,7 +65,7 @@ def write_shapes(
 
 
 def load_boxes(folder: Path) -> dict[str, Box]:
-    """The true boxes of a folder that `write_shapes` made, by picture name relative to it.
+    """The true boxes of a folder that `write_shapes` made, by image name relative to it.
 
     Raises:
         DatasetError: there is no such file, or it is not one of ours.

@@ -1,4 +1,4 @@
-"""Which pictures are used, and which of them for validation: decided by the seed, a class at a time."""
+"""Which images are used, and which of them for validation: decided by the seed, a class at a time."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 
 Reader = Callable[[list[str]], set[str]]
-"""Tries pictures by name and answers those that can be read."""
+"""Tries images by name and answers those that can be read."""
 
 
 @dataclass
 class Draw:
-    """Pictures of one class that are drawn in the order `names` until `wanted` readable ones are found (None: all)."""
+    """Images of one class that are drawn in the order `names` until `wanted` readable ones are found (None: all)."""
 
     names: Sequence[str]
     wanted: int | None
@@ -25,11 +25,11 @@ class Draw:
 
     @property
     def unreadable(self) -> int:
-        """How many of the pictures tried could not be read."""
+        """How many of the images tried could not be read."""
         return self.tried - len(self.readable)
 
     def next_batch(self) -> list[str]:
-        """The pictures to try next; none when there are enough or no more."""
+        """The images to try next; none when there are enough or no more."""
         lacking = len(self.names) if self.wanted is None else self.wanted - len(self.readable)
         return list(self.names[self.tried : self.tried + lacking])
 
@@ -50,7 +50,7 @@ def shuffled(names: Sequence[str], seed: int, key: str) -> list[str]:
 
 
 def read_all(draws: Iterable[Draw], reader: Reader) -> None:
-    """Try pictures until every draw has what it wants or no picture is left: broken ones are replaced by the next.
+    """Try images until every draw has what it wants or no image is left: broken ones are replaced by the next.
 
     Each round asks `reader` once for all draws together.
     """
@@ -65,5 +65,5 @@ def read_all(draws: Iterable[Draw], reader: Reader) -> None:
 
 
 def held_out(count: int, fraction: float, limit: int | None) -> int:
-    """How many of a class's `count` pictures validate: `fraction` of them rounded, at least 1, at most `limit`, leaving 1 to train on."""
+    """How many of a class's `count` images validate: `fraction` of them rounded, at least 1, at most `limit`, leaving 1 to train on."""
     return max(1, min(round(count * fraction), count - 1, limit or count))

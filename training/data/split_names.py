@@ -15,7 +15,7 @@ _WORDS: dict[str, Word] = {
     **dict.fromkeys(("pred", "predict", "prediction", "predictions", "unlabeled", "unlabelled", "unsup"), "unlabelled"),
 }
 
-_FILLER = ("set", "sets", "data", "dataset", "image", "images", "img", "imgs", "picture", "pictures", "photo", "photos", "seg", "split")
+_FILLER = ("set", "sets", "data", "dataset", "image", "images", "img", "imgs", "image", "images", "photo", "photos", "seg", "split")
 _MORE_FILLER = frozenset({*_FILLER, "folder", "dir", "file", "files", "samples", "the", "my", "jpg", "jpeg", "png", "cropped", "resized"})
 _JOINED = re.compile(rf"({'|'.join(sorted(_WORDS, key=len, reverse=True))})(?:{'|'.join(_FILLER)})?")
 

@@ -46,15 +46,15 @@ def is_timm_spec(spec: str) -> bool:
 
 
 def list_timm(config: FinetuneConfig, progress: ProgressFactory, create: Create | None = None) -> Listing:
-    """The pictures of a timm spec.
+    """The images of a timm spec.
 
     `torch/` looks for its files in `config.data_dir`, and `wds/` for its shards; `hfds/` keeps to Hugging Face's own
     cache; `tfds/` takes what TensorFlow Datasets has prepared. What can only be streamed (`wds/`, `tfds/`) is copied to
-    a folder of `config.data_dir` first, as PNG, since training asks for pictures by number.
+    a folder of `config.data_dir` first, as PNG, since training asks for images by number.
 
     Args:
         config: `dataset` and `data_dir` are read.
-        progress: told of pictures and megabytes.
+        progress: told of images and megabytes.
         create: in place of `timm.data.create_dataset`.
 
     Raises:
@@ -84,12 +84,12 @@ def _torch(config: FinetuneConfig, progress: ProgressFactory, create: Create) ->
         if not (config.data_dir / torchvision_datasets.own_folder(dataset)).is_dir():
             way_out = f"It was to go to {config.data_dir}: put torchvision's files there, or say with --data-dir where they are"
             torchvision_datasets.fetch(dataset, config.data_dir, way_out, progress)
-    # What torchvision has beside the training pictures is a test part, whatever timm calls it.
+    # What torchvision has beside the training images is a test part, whatever timm calls it.
     opened = {part: _opened(create, config, split, root=config.data_dir) for part, split in (("train", "train"), ("test", "validation"))}
     parts: dict[str, tuple[Indexed, npt.NDArray[np.int64]]] = {}
     for part, dataset in opened.items():
         labels = getattr(dataset, "targets", None)
-        if labels is None:  # some of torchvision's keep none, so each picture is opened for its label
+        if labels is None:  # some of torchvision's keep none, so each image is opened for its label
             labels = [dataset[index][1] for index in range(len(dataset))]
         parts[part] = PairsOfTorchvision(dataset), np.asarray(labels, dtype=np.int64)
     return list_arrays(config.dataset, _class_names(opened["train"], parts["train"][1]), parts)
@@ -97,14 +97,14 @@ def _torch(config: FinetuneConfig, progress: ProgressFactory, create: Create) ->
 
 @dataclass(frozen=True)
 class _Read:
-    """The pictures of one of timm's readers, undecoded: timm's own data set would put the next picture in a broken one's place."""
+    """The images of one of timm's readers, undecoded: timm's own data set would put the next image in a broken one's place."""
 
     reader: Any
 
     def __len__(self) -> int:
         return len(self.reader)
 
-    def picture(self, index: int) -> Image.Image | bytes:
+    def image(self, index: int) -> Image.Image | bytes:
         """See `tlcli.training.data.array_source.Indexed`."""
         with self.reader[index][0] as stream:
             encoded: bytes = stream.read()
@@ -121,7 +121,7 @@ def _hugging_face(config: FinetuneConfig, progress: ProgressFactory, create: Cre
         except HubError as error:
             raise HubError(
                 f"{config.dataset}: not in Hugging Face's cache ({cache}), and {unreachable or first_line(error)}:"
-                " put it there where there is a network, or give a folder of pictures as --dataset"
+                " put it there where there is a network, or give a folder of images as --dataset"
             ) from error
         advance(1)
     parts: dict[str, tuple[Indexed, npt.NDArray[np.int64]]] = {}
@@ -156,7 +156,7 @@ def _quiet_hub(offline: bool) -> Iterator[Path]:
     try:
         datasets: Any = importlib.import_module("datasets")
     except ImportError as error:
-        raise DatasetError("hfds/ needs the package datasets: pip install datasets, or give a folder of pictures") from error
+        raise DatasetError("hfds/ needs the package datasets: pip install datasets, or give a folder of images") from error
     bars: tuple[Any, ...] = (datasets, importlib.import_module("huggingface_hub.utils"))
     shown = [library for library in bars if not library.are_progress_bars_disabled()]
     networked: tuple[Any, ...] = (datasets.config, importlib.import_module("huggingface_hub.constants"))
@@ -186,14 +186,14 @@ def _streamed(config: FinetuneConfig, progress: ProgressFactory, create: Create)
 
 
 def _copy(stream: Any, folder: Path, config: FinetuneConfig, progress: ProgressFactory) -> None:
-    """Write a stream of pictures and labels as `<class>/<number>.png`. Raises: DatasetError: what its library raises."""
+    """Write a stream of images and labels as `<class>/<number>.png`. Raises: DatasetError: what its library raises."""
     names = {label: name for name, label in (stream.reader.class_to_idx or {}).items()}
     with progress(f"Copying {config.dataset} ({folder.name})", len(stream)) as advance:
         try:
-            for number, (picture, label) in enumerate(stream):
+            for number, (image, label) in enumerate(stream):
                 place = folder / _file_name(str(names.get(int(label), f"{int(label):04d}")))
                 place.mkdir(parents=True, exist_ok=True)
-                picture.save(place / f"{number:07d}.png", compress_level=3)
+                image.save(place / f"{number:07d}.png", compress_level=3)
                 advance(1)
         except Exception as error:  # each library behind timm has its own
             raise DatasetError(f"{config.dataset} ({folder.name}): {type(error).__name__}: {first_line(error)}") from error
@@ -210,7 +210,7 @@ def _opened(create: Create, config: FinetuneConfig, split: str, **options: Any) 
             return create(config.dataset, split=split, is_training=False, download=False, **options)
     except ConnectionError as error:
         raise HubError(
-            f"{config.dataset}: {first_line(error)}: give a folder of pictures as --dataset, or try again with a network"
+            f"{config.dataset}: {first_line(error)}: give a folder of images as --dataset, or try again with a network"
         ) from error
     except ImportError as error:
         raise DatasetError(f"{config.dataset}: needs a package that is not installed: {first_line(error)}") from error

@@ -1,4 +1,4 @@
-"""What a network sees while it is trained: augmented pictures, or the very input that serving makes."""
+"""What a network sees while it is trained: augmented images, or the very input that serving makes."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from tlcli.training.settings.augmentation import Augmentation
 
 
 @dataclass(frozen=True)
-class PictureDataset(Dataset[tuple[Tensor, int, int]]):
-    """The pictures of a part as network inputs, for a `DataLoader`: `(uint8 [H, W, 3] in RGB, label, index in the part)`.
+class ImageDataset(Dataset[tuple[Tensor, int, int]]):
+    """The images of a part as network inputs, for a `DataLoader`: `(uint8 [H, W, 3] in RGB, label, index in the part)`.
 
-    What the augmentation does to a picture depends on `seed`, `view` and the picture's index alone: not on how many
+    What the augmentation does to an image depends on `seed`, `view` and the image's index alone: not on how many
     workers there are, nor on the order of loading. Another epoch is another `view`.
 
-    part: the pictures.
+    part: the images.
     preprocessing: the evaluation's; without an augmentation, exactly this is applied, as in serving.
     augmentation: takes its place, at the same size and with the same interpolation.
     """
@@ -39,28 +39,28 @@ class PictureDataset(Dataset[tuple[Tensor, int, int]]):
         return len(self.part)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
-        """Raises: PictureError: the picture cannot be read any more."""
-        picture = self.part.load(index)
+        """Raises: ImageError: the image cannot be read any more."""
+        image = self.part.load(index)
         if self.augmentation is None:
-            values = torch.from_numpy(self.preprocessing.apply(picture))
+            values = torch.from_numpy(self.preprocessing.apply(image))
         else:
-            values = self._augment(picture, self.augmentation, index)
+            values = self._augment(image, self.augmentation, index)
         return values, int(self.part.labels[index]), index
 
-    def _augment(self, picture: Image.Image, augmentation: Augmentation, index: int) -> Tensor:
+    def _augment(self, image: Image.Image, augmentation: Augmentation, index: int) -> Tensor:
         before = torch.get_rng_state()
         torch.default_generator.manual_seed(seed_of(self.seed, self.view, index))  # the CPU's alone: a GPU's goes on as it was
         try:
-            changed = np.array(self._on_pictures(augmentation)(picture), dtype=np.uint8)
+            changed = np.array(self._on_images(augmentation)(image), dtype=np.uint8)
             return self._on_values(augmentation, torch.from_numpy(changed))
         finally:
             torch.set_rng_state(before)
 
-    def _on_pictures(self, augmentation: Augmentation) -> v2.Compose:
+    def _on_images(self, augmentation: Augmentation) -> v2.Compose:
         interpolation = v2.InterpolationMode(self.preprocessing.interpolation)
         steps: list[torch.nn.Module] = []
         if augmentation.scale is None:
-            steps.append(v2.Lambda(lambda picture: Image.fromarray(self.preprocessing.apply(picture))))
+            steps.append(v2.Lambda(lambda image: Image.fromarray(self.preprocessing.apply(image))))
         else:
             size = (self.preprocessing.height, self.preprocessing.width)
             steps.append(v2.RandomResizedCrop(size, scale=augmentation.scale, ratio=augmentation.ratio, interpolation=interpolation))

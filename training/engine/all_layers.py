@@ -1,4 +1,4 @@
-"""Training all layers: augmented pictures, smaller rates toward the stem, label smoothing, batch norms that learn."""
+"""Training all layers: augmented images, smaller rates toward the stem, label smoothing, batch norms that learn."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tlcli.contract.errors import SettingsError
-from tlcli.training.data.dataloader import batch_count, picture_batches
+from tlcli.training.data.dataloader import batch_count, image_batches
 from tlcli.training.data.dataset import Dataset, Part
 from tlcli.training.engine.amp import Precision
 from tlcli.training.engine.loss import objective_of
@@ -58,15 +58,15 @@ def train_all(
         network: on the device to train on; ends with the weights of the best epoch.
         dataset: its training and validation parts.
         plan: what it says of all layers.
-        seed: of the order of the pictures, of their augmentation, and of what is drawn in each step.
+        seed: of the order of the images, of their augmentation, and of what is drawn in each step.
         best: the network as it is, with what was reached so far; told of every epoch.
         listeners: see there.
         processes: that do this together.
         begin: where it is, if it is gone on with.
 
     Raises:
-        PictureError: a picture that cannot be read any more.
-        SettingsError: see `run_stage`; or there are fewer pictures in a batch than processes.
+        ImageError: an image that cannot be read any more.
+        SettingsError: see `run_stage`; or there are fewer images in a batch than processes.
     """
     first = len(best.rows) + 1 - (0 if begin is None else begin.epochs)
     stage = stage_of_all_layers(network, dataset, plan, seed, listeners, processes, first)
@@ -89,25 +89,25 @@ def stage_of_all_layers(
         first: the number of its first epoch in the run.
 
     Raises:
-        SettingsError: there are fewer pictures in a batch than processes.
+        SettingsError: there are fewer images in a batch than processes.
     """
     device = next(network.parameters()).device
     preprocessing = network.config.preprocessing
-    network.to(memory_format=torch.channels_last)  # as the pictures come: convolutions need not turn either
+    network.to(memory_format=torch.channels_last)  # as the images come: convolutions need not turn either
     if processes.world > 1:
         sync_norms(network, device)
-    pictures, step_size = len(dataset.train), plan.batch_size * plan.accumulate
-    steps = batch_count(pictures, step_size)
-    smallest = smallest_part(pictures, plan)
+    batch, step_size = len(dataset.train), plan.batch_size * plan.accumulate
+    steps = batch_count(batch, step_size)
+    smallest = smallest_part(batch, plan)
     if smallest < processes.world:
-        raise SettingsError(f"{processes.world} processes share batches of {smallest} pictures: give a larger --batch-size")
+        raise SettingsError(f"{processes.world} processes share batches of {smallest} images: give a larger --batch-size")
 
     def batches(epoch: int) -> Batches:
         description = f"Epoch {first + epoch} of {first + plan.full_epochs - 1}"
-        with listeners.progress(description, pictures) as advance:
+        with listeners.progress(description, batch) as advance:
             done = 0
             for number, (images, labels) in enumerate(
-                picture_batches(
+                image_batches(
                     dataset.train,
                     preprocessing,
                     batch_size=step_size,
@@ -122,12 +122,12 @@ def stage_of_all_layers(
                 start=1,
             ):
                 yield network.normalise(images.to(device)), labels.to(device)
-                now = number * pictures // steps
+                now = number * batch // steps
                 advance(now - done)
                 done = now
 
     def evaluate() -> tuple[float, float]:
-        logits = classify_pictures(network, dataset.val, plan, processes=processes)
+        logits = classify_images(network, dataset.val, plan, processes=processes)
         return loss_and_top1(logits, torch.from_numpy(dataset.val.labels))
 
     classes = len(dataset.classes)
@@ -161,30 +161,30 @@ def stage_of_all_layers(
 
 
 @torch.inference_mode()
-def classify_pictures(
+def classify_images(
     network: Network,
     part: Part,
     plan: Plan,
     advance: Callable[[int], None] = lambda _: None,
     processes: Processes = Processes(),  # noqa: B008  # immutable
 ) -> Tensor:
-    """Logits `[n, C]` of a part's pictures, on the CPU, by a network in eval mode. `advance` is told of pictures.
+    """Logits `[n, C]` of a part's images, on the CPU, by a network in eval mode. `advance` is told of images.
 
     Raises:
-        PictureError: a picture that cannot be read any more.
+        ImageError: an image that cannot be read any more.
     """
     device = next(network.parameters()).device
     share = part.take(range(processes.rank, len(part), processes.world)) if processes.world > 1 else part
     logits = [torch.empty(0, network.config.num_classes)]
-    loaded = picture_batches(share, network.config.preprocessing, batch_size=plan.batch_size, workers=plan.workers)
+    loaded = image_batches(share, network.config.preprocessing, batch_size=plan.batch_size, workers=plan.workers)
     for images, _ in loaded if len(share) else ():
         logits.append(network(network.normalise(images.to(device))).float().cpu())
         advance(len(images))
     return processes.gathered(torch.cat(logits), len(part))
 
 
-def smallest_part(pictures: int, plan: Plan) -> int:
-    """Return the smallest number of `pictures` training images that the network sees at a time, over all processes."""
-    steps = batch_count(pictures, plan.batch_size * plan.accumulate)
-    sizes = {pictures // steps, -(-pictures // steps)}
+def smallest_part(images: int, plan: Plan) -> int:
+    """Return the smallest number of `images` training images that the network sees at a time, over all processes."""
+    steps = batch_count(images, plan.batch_size * plan.accumulate)
+    sizes = {images // steps, -(-images // steps)}
     return min(size // batch_count(size, plan.batch_size) for size in sizes)

@@ -15,5 +15,5 @@ class Watcher(Protocol):
         ...
 
     def step(self, number: int, loss: float) -> None:
-        """A step of the stage of all layers, from 1, and the mean cross-entropy of its pictures in nats."""
+        """A step of the stage of all layers, from 1, and the mean cross-entropy of its images in nats."""
         ...

@@ -82,7 +82,7 @@ def train_head(
         labels: `[n]`.
         val, val_labels: of the validation part, `[m, d]` and `[m]`.
         plan: what it says of the head.
-        seed: of the order of the pictures, and of dropout.
+        seed: of the order of the images, and of dropout.
         on_epoch: see `run_stage`.
 
     Returns:

@@ -112,7 +112,7 @@ def search_head(
         labels: int64 `[n]`.
         val_labels: int64 `[m]`.
         plan: what it says of the head; `head_lr` and `weight_decay` are the first of those tried.
-        seed: of the order of the pictures, of dropout, and of another head's first weights.
+        seed: of the order of the images, of dropout, and of another head's first weights.
         on_tried: told of each setting.
 
     Raises:

@@ -25,23 +25,23 @@ class Objective:
     class_weights: Tensor | None = None
 
     def total(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The weighted sum over pictures, nats; targets are classes, int64 `[N]`, or shares of them, float `[N, C]`."""
+        """The weighted sum over images, nats; targets are classes, int64 `[N]`, or shares of them, float `[N, C]`."""
         return functional.cross_entropy(logits, targets, weight=self.class_weights, label_smoothing=self.label_smoothing, reduction="sum")
 
     def weight(self, targets: Tensor) -> Tensor:
-        """What the total is divided by for a mean: the sum of the pictures' weights."""
+        """What the total is divided by for a mean: the sum of the images' weights."""
         if self.class_weights is None:
             return torch.tensor(float(len(targets)), device=targets.device)
         return (self.class_weights[targets] if targets.ndim == 1 else targets @ self.class_weights).sum()
 
 
 def balanced_weights(labels: npt.NDArray[np.int64], classes: int) -> Tensor:
-    """Float `[C]`, n / (C n_c): each class counts alike, and the mean weight of a picture is 1."""
+    """Float `[C]`, n / (C n_c): each class counts alike, and the mean weight of an image is 1."""
     counts = np.bincount(labels, minlength=classes)
     return torch.tensor(len(labels) / (classes * np.maximum(counts, 1)), dtype=torch.get_default_dtype())
 
 
 def objective_of(label_smoothing: float, plan: Plan, labels: npt.NDArray[np.int64], classes: int, device: torch.device) -> Objective:
-    """A plan's, for training pictures of these labels."""
+    """A plan's, for training images of these labels."""
     weights = balanced_weights(labels, classes).to(device) if plan.class_weights == "balanced" else None
     return Objective(label_smoothing, weights)

@@ -85,7 +85,7 @@ def steepest(rates: list[float], losses: list[float]) -> float:
     """
     least = int(np.argmin(losses)) if losses else 0
     if least < 2:
-        raise SettingsError("the loss falls at no rate that was tried: look at the pictures and labels, or at --weights")
+        raise SettingsError("the loss falls at no rate that was tried: look at the images and labels, or at --weights")
     width = min(_WINDOW, least + 1)
     places, values = np.log(rates[: least + 1]), np.array(losses[: least + 1])
     slopes = [np.polyfit(places[start : start + width], values[start : start + width], 1)[0] for start in range(least + 2 - width)]

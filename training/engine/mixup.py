@@ -1,4 +1,4 @@
-"""Pictures of a batch laid over each other, and their labels with them: mixup and CutMix."""
+"""Images of a batch laid over each other, and their labels with them: mixup and CutMix."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class Way:
 
 @dataclass(frozen=True)
 class Stepped:
-    """Of one step, over all processes. loss: the sum over `count` pictures, nats, unsmoothed and unweighted. right: of them."""
+    """Of one step, over all processes. loss: the sum over `count` images, nats, unsmoothed and unweighted. right: of them."""
 
     loss: float
     right: float
@@ -86,7 +86,7 @@ class Steps:
         """Step `number`, from 0, with this process's share of the batch: inputs of the model, labels int64 `[n]`.
 
         Raises:
-            SettingsError: not even one picture at a time fits into the memory, the network cannot be compiled, or a batch norm needs
+            SettingsError: not even one image at a time fits into the memory, the network cannot be compiled, or a batch norm needs
                 more than one image.
         """
         while True:
@@ -130,8 +130,8 @@ class Steps:
             sums[1] += (logits.argmax(1) == classes).sum()
             sums[2] += len(classes)
         self._precision.step(self._optimizer)
-        loss_sum, right, pictures = way.processes.total(sums).tolist()
-        return Stepped(loss_sum, right, int(pictures))
+        loss_sum, right, images = way.processes.total(sums).tolist()
+        return Stepped(loss_sum, right, int(images))
 
     def _seed(self, number: int, inputs: Tensor) -> None:
         """Both generators that the step may draw from; `torch.manual_seed` takes a hundred times as long."""
@@ -144,22 +144,22 @@ class Steps:
         """Gradients go over to the other processes with the last part."""
         return self._runs.no_sync() if more and isinstance(self._runs, DistributedDataParallel) else nullcontext()
 
-    def _divide(self, pictures: int, reason: str) -> None:
+    def _divide(self, images: int, reason: str) -> None:
         self._optimizer.zero_grad(set_to_none=True)
-        parts = self._parts(pictures)
-        if parts >= pictures or self._way.processes.world > 1:
+        parts = self._parts(images)
+        if parts >= images or self._way.processes.world > 1:
             raise SettingsError(f"the memory does not suffice ({reason}): try a smaller --batch-size, --image-size or network")
-        self._fewest = min(2 * parts, pictures)
+        self._fewest = min(2 * parts, images)
         kept = "and batch norms see one at a time" if has_batch_norms(self._model) else "which changes nothing else"
         self._say(f"out of memory: each batch is now run in {self._fewest} parts, {kept}")
 
-    def _parts(self, pictures: int) -> int:
-        """How many parts a batch is run in, of which this process has `pictures`; the same in all processes."""
+    def _parts(self, images: int) -> int:
+        """How many parts a batch is run in, of which this process has `images`; the same in all processes."""
         size = self._way.part_size
         if size is None:
-            return min(self._fewest, pictures)
-        whole = int(self._way.processes.total(torch.tensor(pictures)))
-        return min(max(batch_count(whole, size), self._fewest), pictures)
+            return min(self._fewest, images)
+        whole = int(self._way.processes.total(torch.tensor(images)))
+        return min(max(batch_count(whole, size), self._fewest), images)
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

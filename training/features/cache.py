@@ -1,4 +1,4 @@
-"""The feature cache: what the frozen side of a network makes of pictures, computed once and kept on disk."""
+"""The feature cache: what the frozen side of a network makes of images, computed once and kept on disk."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import onnxruntime
 
 from tlcli.contract.errors import ResourceError, WeightsError
 from tlcli.contract.process.malloc import keep_freed_memory
-from tlcli.training.data.dataloader import picture_batches
+from tlcli.training.data.dataloader import image_batches
 from tlcli.training.data.dataset import Part
 from tlcli.training.features.extractor import frozen_side
 from tlcli.training.features.row_file import Embeddings, UnfinishedRows, growing_rows, most_bytes, open_rows, prune
@@ -30,7 +30,7 @@ _BATCH = 32
 
 @dataclass(frozen=True)
 class View:
-    """One augmented look at every picture. number: from 0. seed: of the draws."""
+    """One augmented look at every image. number: from 0. seed: of the draws."""
 
     augmentation: Augmentation
     number: int
@@ -45,7 +45,7 @@ class FeatureCache:
     were not used for longest are taken away.
 
     weights_fingerprint: of the backbone's weights, see `tlcli.training.models.weights`.
-    workers: processes that read pictures.
+    workers: processes that read images.
     say: told, a line at a time, what is out of the ordinary.
     """
 
@@ -57,18 +57,18 @@ class FeatureCache:
     _in_use: set[Path] = field(default_factory=set, init=False, repr=False)
 
     def embeddings(self, part: Part, description: str, view: View | None = None) -> Embeddings:
-        """`embed(features(.))` of each picture, float32 `[n, d]`, mapped into memory from its file.
+        """`embed(features(.))` of each image, float32 `[n, d]`, mapped into memory from its file.
 
-        If there is no file yet, the network runs once over the pictures, in eval mode, batch norm included, without
+        If there is no file yet, the network runs once over the images, in eval mode, batch norm included, without
         gradients: nothing of it changes.
 
         Args:
-            part: n pictures.
+            part: n images.
             description: for the progress bar.
             view: augmented as it says; None for the evaluation transform.
 
         Raises:
-            PictureError: a picture that cannot be read any more.
+            ImageError: an image that cannot be read any more.
             WeightsError: features that are no numbers.
             SettingsError: the cache cannot be written (then a ResourceError), or its size is set to what is no number.
         """
@@ -98,7 +98,7 @@ class FeatureCache:
             "weights": self.weights_fingerprint,
             "network": config.model_dump(mode="json", exclude={"num_classes", "head"}),
             "embedding": config.head.split(":")[0],
-            "pictures": part.fingerprints,
+            "images": part.fingerprints,
             "view": None if view is None else [view.augmentation.model_dump(mode="json"), view.number, view.seed],
             "device": self.network.device.type,
             "versions": {package: metadata.version(package) for package in ("torch", "timm", "pillow", "torchvision")},
@@ -112,8 +112,8 @@ class FeatureCache:
         keep_freed_memory()
         network, before, done = self.network, rows.present, 0
         if before:
-            self.say(f"{description}: those of {before:,} pictures are there, from a run that was cut short")
-        batches = picture_batches(
+            self.say(f"{description}: those of {before:,} images are there, from a run that was cut short")
+        batches = image_batches(
             part,
             network.config.preprocessing,
             batch_size=_BATCH,
@@ -131,7 +131,7 @@ class FeatureCache:
                     embeddings = run(images)
                     if not np.isfinite(embeddings).all():
                         raise WeightsError(
-                            f"{network.config.backbone}: its features of the pictures are no finite numbers:"
+                            f"{network.config.backbone}: its features of the images are no finite numbers:"
                             " the weights are broken, or --mean and --std are not what they were trained with"
                         )
                     rows.append(embeddings)

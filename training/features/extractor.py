@@ -15,10 +15,10 @@ from tlcli.contract.process.cores import usable_cores
 from tlcli.training.models.network import Network
 
 Run = Callable[[Tensor], npt.NDArray[np.float32]]
-"""Pictures, uint8 `[n, H, W, 3]`, to `embed(features(.))`, float32 `[n, d]`."""
+"""Images, uint8 `[n, H, W, 3]`, to `embed(features(.))`, float32 `[n, d]`."""
 
 WORTH = 256
-"""From so many pictures on: to write the graph takes as long as some twenty of them in ResNet-50."""
+"""From so many images on: to write the graph takes as long as some twenty of them in ResNet-50."""
 
 TOLERANCE = 1e-4
 """How far ONNX Runtime's answers may be from PyTorch's, of the largest value; usual are some 1e-6."""
@@ -26,15 +26,15 @@ TOLERANCE = 1e-4
 _TRIED = 4
 
 
-def frozen_side(network: Network, pictures: int) -> Run:
-    """The way to compute the features of so many pictures; the same each time it is asked about them.
+def frozen_side(network: Network, images: int) -> Run:
+    """The way to compute the features of so many images; the same each time it is asked about them.
 
     Args:
         network: in eval mode.
-        pictures: of the whole part, also where those of some are there already: the last bits depend on what computes them.
+        images: of the whole part, also where those of some are there already: the last bits depend on what computes them.
     """
     module = _FrozenSide(network).eval()
-    if network.device.type == "cpu" and pictures >= WORTH:
+    if network.device.type == "cpu" and images >= WORTH:
         run = _in_onnx_runtime(module)
         if run is not None and _agree(run, _in_pytorch(module), network):
             return run
@@ -69,7 +69,7 @@ def _in_onnx_runtime(module: _FrozenSide) -> Run | None:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = min(torch.get_num_threads(), usable_cores())
-    options.add_session_config_entry("session.force_spinning_stop", "1")  # those who read pictures want the cores too
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # those who read images want the cores too
     try:
         session = onnxruntime.InferenceSession(_graph(module), options, providers=["CPUExecutionProvider"])
     except Exception:  # noqa: BLE001  # of PyTorch or ONNX Runtime, whose exceptions share no base class
@@ -97,7 +97,7 @@ def _graph(module: _FrozenSide) -> bytes:
 
 
 def _agree(run: Run, reference: Run, network: Network) -> bool:
-    """On noise, not on the pictures: which engine is taken must not depend on where a computation was cut short."""
+    """On noise, not on the images: which engine is taken must not depend on where a computation was cut short."""
     size, draw = network.config.preprocessing, torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (_TRIED, size.height, size.width, 3), dtype=torch.uint8, generator=draw)
     expected = reference(images)

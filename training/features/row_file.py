@@ -14,7 +14,7 @@ from uuid import uuid4
 import numpy as np
 import numpy.typing as npt
 
-from tlcli.contract.errors import PictureError, SettingsError, WeightsError
+from tlcli.contract.errors import ImageError, SettingsError, WeightsError
 from tlcli.contract.files.file_lock import LocksUnsupportedError, try_lock, unshared, wait_for_lock
 
 Embeddings = npt.NDArray[np.float32]
@@ -103,7 +103,7 @@ def growing_rows(path: Path, rows: int, on_wait: Callable[[], None] = lambda: No
     """Write `path` row by row, in a file beside it that becomes `path` when the block ends.
 
     What a block has written before its process was killed, interrupted, or ran out of room, the next block finds. After an error of
-    a picture or of the network nothing is left: it would be wrong the next time too. One process at a time: another waits, and gets
+    an image or of the network nothing is left: it would be wrong the next time too. One process at a time: another waits, and gets
     None if the file is whole then. Where the file system has no locks, each process writes a file of its own, and all of it.
 
     Args:
@@ -122,7 +122,7 @@ def growing_rows(path: Path, rows: int, on_wait: Callable[[], None] = lambda: No
             return
         try:
             yield UnfinishedRows(file, rows)
-        except (PictureError, WeightsError):
+        except (ImageError, WeightsError):
             unfinished.unlink()
             raise
         file.flush()

@@ -6,10 +6,11 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import functional
 
+from tlcli.contract.files.earlier_names import IMAGES_FIELD
 from tlcli.training.metrics.calibration import Calibration, calibration
 
 Stage = Literal["head", "full"]
@@ -38,7 +39,7 @@ class EpochRow(NamedTuple):
 class ClassScores(BaseModel):
     """One class of a part.
 
-    count: pictures of it. precision, recall, f1: in [0, 1]; precision is None if it was never predicted, recall if it has no pictures.
+    count: images of it. precision, recall, f1: in [0, 1]; precision is None if it was never predicted, recall if it has no images.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -54,7 +55,7 @@ class Scores(BaseModel):
     """How a network did on a part.
 
     top1: share of right answers, in [0, 1]. top5: of those with the right class among the first five, where there are more classes.
-    loss: mean cross-entropy, nats. macro_f1: the mean F1 of the classes that have pictures.
+    loss: mean cross-entropy, nats. macro_f1: the mean F1 of the classes that have images.
     confusion: counts, `confusion[true][predicted]`, in the order of the classes.
     """
 
@@ -76,7 +77,7 @@ class Results(BaseModel):
     best_epoch, best_stage: the epoch whose network was kept (`model_selection`), and the stage it belongs to: after one of `head`
         the backbone's weights are those it began with. best_stage is None in files of earlier versions.
     stopped: why training ended before its last epoch, or None.
-    seconds: what each stage took. pictures: how many each part has. left_out: pictures that could not be read.
+    seconds: what each stage took. images: how many each part has. left_out: images that could not be read.
     network_output: the network's logits for a fixed input, see `fingerprint`; None in runs from before it was recorded.
     """
 
@@ -88,7 +89,7 @@ class Results(BaseModel):
     val: Scores
     test: Scores | None
     seconds: dict[str, float]
-    pictures: dict[str, int]
+    images: dict[str, int] = Field(validation_alias=IMAGES_FIELD)
     left_out: int
     network_output: tuple[float, ...] | None = None
 

@@ -28,9 +28,9 @@ def wilson_interval(right: int, count: int) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class McNemar:
-    """Two networks on the same pictures.
+    """Two networks on the same images.
 
-    only_first, only_second: pictures that one of them alone has right.
+    only_first, only_second: images that one of them alone has right.
     p: how likely so uneven a split or a more uneven one would be if both were equally good, in (0, 1].
     """
 
@@ -43,8 +43,8 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
     """McNemar's exact test (McNemar 1947, doi:10.1007/BF02295996): two-sided, binomial, in whole numbers until the last division.
 
     Args:
-        first: whether the first network has each picture right, `[n]`.
-        second: the same of the second network, picture by picture.
+        first: whether the first network has each image right, `[n]`.
+        second: the same of the second network, image by image.
 
     Raises:
         ValueError: not as many.

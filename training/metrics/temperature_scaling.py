@@ -20,7 +20,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     would always be better, and `MOST` if the logits are worth less than a guess.
 
     Args:
-        logits: `[n, C]`, of pictures that the network was not trained on; n > 0.
+        logits: `[n, C]`, of images that the network was not trained on; n > 0.
         labels: int64 `[n]`.
     """
     z = logits.double()

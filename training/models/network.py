@@ -340,7 +340,7 @@ def try_at_size(backbone: nn.Module, config: NetworkConfig, function: Callable[[
         made_for = "x".join(map(str, cast("dict[str, Any]", backbone.pretrained_cfg)["input_size"][1:]))
         reason = first_line(error)
         raise SettingsError(
-            f"{config.backbone} cannot take pictures of {size.height}x{size.width} pixels ({reason}): it was made for {made_for};"
+            f"{config.backbone} cannot take images of {size.height}x{size.width} pixels ({reason}): it was made for {made_for};"
             " choose another --image-size"
         ) from error
 

@@ -1,4 +1,4 @@
-"""How pictures become a backbone's input: what its makers wrote down, overridden by what was asked for."""
+"""How images become a backbone's input: what its makers wrote down, overridden by what was asked for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the layers of a network answer: which of them have maps, in the order in which they run, and the maps of one picture."""
+"""What the layers of a network answer: which of them have maps, in the order in which they run, and the maps of one image."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def spatial_layers(network: Network) -> list[Layer]:
     """The layers of the backbone with maps, in the order in which they end: a stage after its blocks.
 
     A map is an output that grows to the side when the input does, in one dimension and in proportion: neither
-    what is left of a picture after global pooling nor the weights of an attention. Where the network is built for
+    what is left of an image after global pooling nor the weights of an attention. Where the network is built for
     one size, only layers of the sizes that its last convolutions and pools gave count.
 
     Args:
@@ -123,7 +123,7 @@ def spatial_layers(network: Network) -> list[Layer]:
 
 
 def record(network: Network, image: npt.NDArray[np.uint8], layers: Collection[Layer]) -> dict[str, FloatArray]:
-    """The maps of one picture.
+    """The maps of one image.
 
     Args:
         network: in eval mode.
@@ -148,7 +148,7 @@ def record(network: Network, image: npt.NDArray[np.uint8], layers: Collection[La
 
 
 def _calls(network: Network, height: int, width: int) -> tuple[list[_Call], int]:
-    """What runs on a blank picture, and the number of who made the features: 0 where no module answers them."""
+    """What runs on a blank image, and the number of who made the features: 0 where no module answers them."""
     calls: list[_Call] = []
     seen: dict[int, tuple[weakref.ref[Tensor], int, int]] = {}  # by id: the tensor, its version, the number of who made it
 

@@ -1,4 +1,4 @@
-"""The curves of several runs in one picture."""
+"""The curves of several runs in one image."""
 
 from __future__ import annotations
 

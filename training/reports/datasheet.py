@@ -1,4 +1,4 @@
-"""What there is to know of the pictures that a run was trained on, and what a reader of its figures must be warned of."""
+"""What there is to know of the images that a run was trained on, and what a reader of its figures must be warned of."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tlcli.contract.files.atomic_file import whole_file
 from tlcli.contract.files.display_name import printable
+from tlcli.contract.files.earlier_names import IMAGES_FIELD
 from tlcli.contract.process.cores import usable_cores
 from tlcli.training.data.dataset import Dataset, Part
-from tlcli.training.data.image_size import picture_size
+from tlcli.training.data.image_size import image_size
 from tlcli.training.data.listing import one_line
 from tlcli.training.settings.run_file_names import DATA_SHEET
 
 FEW_TO_TRAIN, FEW_TO_JUDGE = 10, 5
-"""Fewer pictures of a class in the training part, or in another, are worth a warning."""
+"""Fewer images of a class in the training part, or in another, are worth a warning."""
 
 LOPSIDED = 10
-"""So many times the pictures of the smallest class in the largest are worth one too."""
+"""So many times the images of the smallest class in the largest are worth one too."""
 
 _MOST_MEASURED = 5000
 _MOST_LISTED = 100
@@ -34,7 +35,7 @@ _CALLED = {"train": "training", "val": "validation", "test": "test"}
 
 
 class Spread(BaseModel):
-    """Of pictures' widths or heights, in pixels."""
+    """Of images' widths or heights, in pixels."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -44,7 +45,7 @@ class Spread(BaseModel):
 
 
 class Sizes(BaseModel):
-    """How large pictures are, upright. measured: how many were looked at, evenly spread over all."""
+    """How large images are, upright. measured: how many were looked at, evenly spread over all."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -54,7 +55,7 @@ class Sizes(BaseModel):
 
 
 class Copy(BaseModel):
-    """One of several pictures of the same content."""
+    """One of several images of the same content."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -64,17 +65,17 @@ class Copy(BaseModel):
 
 
 class Overlap(BaseModel):
-    """pictures: how many of the part `of` are in the part `also_in` too."""
+    """images: how many of the part `of` are in the part `also_in` too."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     of: str
     also_in: str
-    pictures: int
+    images: int = Field(validation_alias=IMAGES_FIELD)
 
 
 class Unread(BaseModel):
-    """A picture that could not be read, and why."""
+    """An image that could not be read, and why."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -95,10 +96,10 @@ class NotRead(BaseModel):
 class DataSheet(BaseModel):
     """`data_sheet.json`.
 
-    pictures: how many by part and class, in the order of the labels.
-    sizes: None if no picture could be measured.
-    imbalance: the largest class's training pictures over the smallest's.
-    duplicates: pictures whose content occurs more than once, byte by byte: a tuple for each content, at most a hundred of them, those with
+    images: how many by part and class, in the order of the labels.
+    sizes: None if no image could be measured.
+    imbalance: the largest class's training images over the smallest's.
+    duplicates: images whose content occurs more than once, byte by byte: a tuple for each content, at most a hundred of them, those with
         different labels first, then those in several parts. duplicate_contents: how many there are in all.
     contradictions: how many of them have different labels. overlaps: those of parts.
     skipped: files that are no images and folders that are no classes, the folders first, at most a thousand of `skipped_count`.
@@ -110,7 +111,7 @@ class DataSheet(BaseModel):
 
     dataset: str
     fingerprint: str
-    pictures: dict[str, dict[str, int]]
+    images: dict[str, dict[str, int]] = Field(validation_alias=IMAGES_FIELD)
     sizes: Sizes | None
     imbalance: float
     duplicates: tuple[tuple[Copy, ...], ...]
@@ -132,7 +133,7 @@ class _Place(NamedTuple):
 
 
 def data_sheet(dataset: Dataset) -> DataSheet:
-    """Describe a data set. Pictures are not decoded: sizes are read from the headers of at most 5,000."""
+    """Describe a data set. Images are not decoded: sizes are read from the headers of at most 5,000."""
     counts = {name: _by_class(part, dataset.classes) for name, part in dataset.parts.items()}
     of_train = list(counts["train"].values())
     groups = _duplicates(dataset.parts)
@@ -143,7 +144,7 @@ def data_sheet(dataset: Dataset) -> DataSheet:
     return DataSheet(
         dataset=dataset.spec,
         fingerprint=dataset.fingerprint,
-        pictures=counts,
+        images=counts,
         sizes=_sizes(dataset),
         imbalance=max(of_train) / max(1, min(of_train)),
         duplicates=tuple(copies[:_MOST_LISTED]),
@@ -200,7 +201,7 @@ def _sizes(dataset: Dataset) -> Sizes | None:
     every = [(part.source, name) for part in dataset.parts.values() for name in part.names]
     chosen = every[:: -(-len(every) // _MOST_MEASURED) or 1]
     with ThreadPoolExecutor(max_workers=2 * usable_cores()) as pool:  # a folder may lie on a network
-        found = [size for size in pool.map(lambda one: picture_size(*one), chosen) if size is not None]
+        found = [size for size in pool.map(lambda one: image_size(*one), chosen) if size is not None]
     if not found:
         return None
     width, height = ([size[side] for size in found] for side in (0, 1))
@@ -226,19 +227,19 @@ def _copy(dataset: Dataset, place: _Place) -> Copy:
 
 
 def _overlaps(groups: Sequence[Sequence[_Place]], parts: Sequence[str]) -> tuple[Overlap, ...]:
-    """Of each part, the pictures that an earlier part has too."""
+    """Of each part, the images that an earlier part has too."""
     found = []
     for earlier, later in combinations(parts, 2):
-        pictures = sum(place.part == later for group in groups if any(one.part == earlier for one in group) for place in group)
-        if pictures:
-            found.append(Overlap(of=later, also_in=earlier, pictures=pictures))
+        images = sum(place.part == later for group in groups if any(one.part == earlier for one in group) for place in group)
+        if images:
+            found.append(Overlap(of=later, also_in=earlier, images=images))
     return tuple(found)
 
 
 def _of_overlaps(overlaps: Sequence[Overlap], counts: Mapping[str, Mapping[str, int]]) -> list[str]:
     return [
-        f"{one.pictures:,} of the {sum(counts[one.of].values()):,} pictures of the {_CALLED[one.of]} part"
-        f" {'is' if one.pictures == 1 else 'are'} in the {_CALLED[one.also_in]} part too"
+        f"{one.images:,} of the {sum(counts[one.of].values()):,} images of the {_CALLED[one.of]} part"
+        f" {'is' if one.images == 1 else 'are'} in the {_CALLED[one.also_in]} part too"
         + (
             f": figures of the {_CALLED[one.of]} part are better than they should be"
             if one.also_in == "train"
@@ -252,7 +253,7 @@ def _of_contradictions(count: int, copies: Sequence[Sequence[Copy]]) -> list[str
     if not count:
         return []
     first, second = _differing(copies[0])
-    many = "1 picture has two labels" if count == 1 else f"{count:,} pictures have two labels or more"
+    many = "1 image has two labels" if count == 1 else f"{count:,} images have two labels or more"
     return [f"{many}, such as {first.name} ({first.label}) and {second.name} ({second.label}): one of them must be wrong"]
 
 
@@ -275,7 +276,7 @@ def _of_few(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
         if few:
             says = "too few to learn from" if part == "train" else "too few to judge by"
             named = one_line(f"{name} ({count})" for name, count in few.items())
-            found.append(f"fewer than {limit} {_CALLED[part]} pictures of {named}: {says}")
+            found.append(f"fewer than {limit} {_CALLED[part]} images of {named}: {says}")
     return found
 
 
@@ -285,6 +286,6 @@ def _of_imbalance(of_train: Mapping[str, int]) -> list[str]:
     if of_train[largest] < LOPSIDED * of_train[smallest]:
         return []
     return [
-        f"the training part has {of_train[largest]:,} pictures of {largest} and {of_train[smallest]:,} of {smallest}:"
+        f"the training part has {of_train[largest]:,} images of {largest} and {of_train[smallest]:,} of {smallest}:"
         " judge by the macro F1, which counts every class alike"
     ]

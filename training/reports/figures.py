@@ -1,4 +1,4 @@
-"""A run's pictures: learning curves, the confusion matrix, and the surest mistakes with their maps."""
+"""A run's images: learning curves, the confusion matrix, and the surest mistakes with their maps."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from tlcli.training.reports.gradcam import feature_gradients, gradcam
 from tlcli.training.reports.matplotlib_style import new_figure, plain, save_figure
 
 Map = tuple[npt.NDArray[np.float32], Preprocessing]
-"""Its values, `[h, w]`, and what says which part of the picture they cover."""
+"""Its values, `[h, w]`, and what says which part of the image they cover."""
 
 Explain = Callable[[Image.Image, int], Map]
-"""The map of a picture for a class."""
+"""The map of an image for a class."""
 
 _TRAIN, _VAL, _BEST = "#8a8f98", "#1f5fbf", "#d1495b"
 _MOST_CLASSES_WITH_COUNTS = 120
 _MOST_CLASSES_WITH_ZEROS = 25
 _SHEET_COLUMNS, _SHEET_ROWS = 3, 4
 _TILE = 256
-"""Pixels of the shorter side of a picture on the contact sheet; the longer has at most twice as many."""
+"""Pixels of the shorter side of an image on the contact sheet; the longer has at most twice as many."""
 
 
 def draw_curves(rows: Sequence[EpochRow], best_epoch: int, path: Path) -> None:
@@ -89,7 +89,7 @@ def draw_confusion(scores: Scores, part: str, path: Path) -> None:
             axes.text(predicted, true, str(counts[true, predicted]), ha="center", va="center", fontsize=font, color=colour)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    axes.set_title(f"{plain(part)}: {100 * scores.top1:.2f} % of {scores.count:,} pictures right", fontsize=11)
+    axes.set_title(f"{plain(part)}: {100 * scores.top1:.2f} % of {scores.count:,} images right", fontsize=11)
     bar = figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02, aspect=30)
     bar.set_label("share of the true class", fontsize=9)
     bar.ax.tick_params(labelsize=8)
@@ -148,9 +148,9 @@ def draw_mistakes(
     Where there is room left, the right answers it was least sure of follow.
 
     Args:
-        explain: makes the maps; None for a model without: the pictures alone are shown.
-        part: the pictures.
-        kind, method: what the title calls the pictures, and the maps.
+        explain: makes the maps; None for a model without: the images alone are shown.
+        part: the images.
+        kind, method: what the title calls the images, and the maps.
         logits: of the part, `[n, C]`.
         classes: C names.
         path: of the PNG.
@@ -159,14 +159,14 @@ def draw_mistakes(
     labels = torch.from_numpy(part.labels)
     chosen = most_telling(logits, labels, _SHEET_COLUMNS * _SHEET_ROWS)
     wrong = predicted != labels
-    mistakes, pictures = int(wrong.sum()), f"{len(part):,}{kind and ' '}{kind} pictures"
+    mistakes, images = int(wrong.sum()), f"{len(part):,}{kind and ' '}{kind} images"
     if mistakes >= len(chosen):
-        title = f"The surest of {mistakes:,} mistakes on {pictures}"
+        title = f"The surest of {mistakes:,} mistakes on {images}"
     else:
-        title = f"{f'{mistakes} wrong (red)' if mistakes else 'None wrong'} of {pictures}; the right answers least sure of (black)"
+        title = f"{f'{mistakes} wrong (red)' if mistakes else 'None wrong'} of {images}; the right answers least sure of (black)"
     rows = -(-len(chosen) // _SHEET_COLUMNS)
     figure = new_figure(4.2 * _SHEET_COLUMNS, 2.45 * rows + 0.7)
-    maps = f"\neach picture beside the {method} map of the predicted class" if explain is not None else ""
+    maps = f"\neach image beside the {method} map of the predicted class" if explain is not None else ""
     figure.suptitle(f"{title}{maps}", fontsize=11)
     grid = figure.subplots(rows, _SHEET_COLUMNS, squeeze=False).ravel()
     for axes in grid:
@@ -201,20 +201,20 @@ def most_telling(logits: Tensor, labels: Tensor, most: int) -> Tensor:
 def explained_by(network: Network) -> Explain:
     """Grad-CAM of a network in eval mode."""
 
-    def explain(picture: Image.Image, class_index: int) -> Map:
-        image = torch.from_numpy(network.config.preprocessing.apply(picture))
+    def explain(photo: Image.Image, class_index: int) -> Map:
+        image = torch.from_numpy(network.config.preprocessing.apply(photo))
         _, activations, gradients = feature_gradients(network, image[None], torch.tensor([[class_index]]))
         return gradcam(activations, gradients)[0, 0].float().cpu().numpy(), network.config.preprocessing
 
     return explain
 
 
-def _beside_its_map(explain: Explain | None, picture: Image.Image, class_index: int) -> Image.Image:
-    scale = min(_TILE / min(picture.size), 2 * _TILE / max(picture.size))
-    shown = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))), Image.Resampling.BICUBIC)
+def _beside_its_map(explain: Explain | None, image: Image.Image, class_index: int) -> Image.Image:
+    scale = min(_TILE / min(image.size), 2 * _TILE / max(image.size))
+    shown = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.BICUBIC)
     if explain is None:
         return shown
-    values, preprocessing = explain(picture, class_index)
+    values, preprocessing = explain(image, class_index)
     mapped = overlay(shown, values, preprocessing.visible_box(*shown.size))
     pair = Image.new("RGB", (2 * shown.width + 6, shown.height), "white")
     pair.paste(shown, (0, 0))

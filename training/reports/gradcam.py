@@ -12,7 +12,7 @@ def feature_gradients(network: Network, images: Tensor, classes: Tensor) -> tupl
     """Logits, activations A, and the derivative of each asked class's logit y with respect to them.
 
     What Grad-CAM and its kin are made of (Selvaraju et al. 2017, arXiv:1610.02391, section 3: the score before
-    the softmax). Pictures do not influence each other in eval mode, so one backward pass serves a whole batch.
+    the softmax). Images do not influence each other in eval mode, so one backward pass serves a whole batch.
 
     Args:
         network: in eval mode; of any floating-point type. Its parameters and their gradients are left as they are.

@@ -54,7 +54,7 @@ _SPLITS = {"val": "validation", "test": "test"}
 def model_card(run: Run, description: Description) -> str:
     """The card of a run's exported model, as Markdown with a YAML header (https://huggingface.co/docs/hub/model-cards).
 
-    It does not say where pictures and weights lie on this machine.
+    It does not say where images and weights lie on this machine.
 
     Args:
         run: what was exported.
@@ -139,38 +139,38 @@ def _what_it_is(run: Run, description: Description, stage: str | None) -> str:
     )
     labels = _escaped(one_line(run.classes[:20])) + (f" and {len(run.classes) - 20} more" if len(run.classes) > 20 else "")
     return (
-        f"Classifies pictures into {len(run.classes)} classes: {labels}.\n\n"
+        f"Classifies images into {len(run.classes)} classes: {labels}.\n\n"
         f"A {_code(network.backbone)} with the head {_code(network.head)}, {parameters / 1e6:.1f} million parameters, input"
         f" {size.height}x{size.width} pixels. {how}; it began with {start}. Exported by tlcli to one ONNX file that takes"
-        " RGB pictures and answers with scores and class activation maps."
+        " RGB images and answers with scores and class activation maps."
     )
 
 
 def _limits(run: Run, sheet: DataSheet | None) -> str:
     lines = [
-        "For pictures like those it was trained on, each of exactly one of its classes. It answers with one of them for any picture"
+        "For images like those it was trained on, each of exactly one of its classes. It answers with one of them for any image"
         " whatever: what is none of them is not recognised as such.",
-        "The figures below hold for pictures that are drawn as the evaluated ones were; other cameras, places or habits of cropping may"
+        "The figures below hold for images that are drawn as the evaluated ones were; other cameras, places or habits of cropping may"
         " do worse.",
-        "A class activation map shows which part of the picture the score depends on in this network. It is no proof that the network"
+        "A class activation map shows which part of the image the score depends on in this network. It is no proof that the network"
         " has understood the object, and no segmentation of it.",
-        "The licences of the pretrained weights and of the pictures apply; this card does not know them.",
-        *((f"Known of its pictures: {_escaped(warning)}." for warning in sheet.warnings) if sheet else ()),
+        "The licences of the pretrained weights and of the images apply; this card does not know them.",
+        *((f"Known of its images: {_escaped(warning)}." for warning in sheet.warnings) if sheet else ()),
     ]
     return "\n".join(f"- {line}" for line in lines)
 
 
 def _training_data(run: Run, sheet: DataSheet | None) -> str:
-    pictures = ", ".join(f"{count:,} {name}" for name, count in run.results.pictures.items())
-    lines = [f"{_code(_dataset(run))}: {pictures}; {run.results.left_out:,} could not be read and were left out."]
+    images = ", ".join(f"{count:,} {name}" for name, count in run.results.images.items())
+    lines = [f"{_code(_dataset(run))}: {images}; {run.results.left_out:,} could not be read and were left out."]
     if sheet is not None:
-        classes = list(sheet.pictures["train"])[:_MOST_CLASSES]
-        rows = [[name, *(f"{of_part.get(name, 0):,}" for of_part in sheet.pictures.values())] for name in classes]
-        lines.append(_table(["class", *sheet.pictures], rows))
+        classes = list(sheet.images["train"])[:_MOST_CLASSES]
+        rows = [[name, *(f"{of_part.get(name, 0):,}" for of_part in sheet.images.values())] for name in classes]
+        lines.append(_table(["class", *sheet.images], rows))
         if sheet.sizes is not None:
             width, height = sheet.sizes.width, sheet.sizes.height
             lines.append(
-                f"Pictures are {width.smallest:,} to {width.largest:,} pixels wide (median {width.median:,.0f}) and"
+                f"Images are {width.smallest:,} to {width.largest:,} pixels wide (median {width.median:,.0f}) and"
                 f" {height.smallest:,} to {height.largest:,} high (median {height.median:,.0f})."
             )
     lines.append(f"SHA-256 over the contents, labels and parts: {_code(run.dataset_fingerprint)}.")
@@ -209,7 +209,7 @@ def _evaluation(run: Run) -> str:
         low, high = (100 * end for end in wilson_interval(round(scores.top1 * scores.count), scores.count))
         top5 = "" if scores.top5 is None else f"; the right class is among the first five for {_percent(scores.top5)}"
         blocks.append(
-            f"**{_SPLITS[part].capitalize()} part**, {scores.count:,} pictures: {_percent(scores.top1)} right (95 % interval"
+            f"**{_SPLITS[part].capitalize()} part**, {scores.count:,} images: {_percent(scores.top1)} right (95 % interval"
             f" {low:.1f} to {high:.1f} %){top5}; macro F1 {scores.macro_f1:.4f}, cross-entropy {scores.loss:.4f}."
         )
         shown = list(scores.classes)
@@ -217,9 +217,9 @@ def _evaluation(run: Run) -> str:
             shown = sorted(shown, key=lambda one: one.f1 or 0.0)[:_MOST_CLASSES]
             blocks.append(f"The {_MOST_CLASSES} classes with the lowest F1:")
         rows = [[one.label, f"{one.count:,}", *map(_share, (one.precision, one.recall, one.f1))] for one in shown]
-        blocks.append(_table(["class", "pictures", "precision", "recall", "F1"], rows))
+        blocks.append(_table(["class", "images", "precision", "recall", "F1"], rows))
     if run.results.test is None:
-        blocks.append("The epoch was chosen on these same pictures, so the figures are a little better than on others.")
+        blocks.append("The epoch was chosen on these same images, so the figures are a little better than on others.")
     return "\n\n".join(blocks)
 
 
@@ -243,7 +243,7 @@ def _numbers(description: Description) -> str:
     if found is None:
         return ""
     how = {
-        "fp16": "The file computes in float16, from the normalised picture to the last layer's input, and is meant for GPUs.",
+        "fp16": "The file computes in float16, from the normalised image to the last layer's input, and is meant for GPUs.",
         "int8": "The file's convolutions compute in int8, and it is meant for CPUs.",
     }[description.precision]
     calibrated = f" Ranges come from {_escaped(found.calibration)}." if found.calibration else ""
@@ -251,7 +251,7 @@ def _numbers(description: Description) -> str:
     rows = [[name, _share(maps.rank_correlation), _share(maps.rank_correlation_median)] for name, maps in found.maps.items()]
     table = f"\n\nRank correlation of its maps with those in float32:\n\n{_table(['map', 'mean', 'median'], rows)}" if rows else ""
     return (
-        f"{how}{calibrated} The figures above are the network's own, in float32. On {found.pictures:,} pictures ({_escaped(found.source)})"
+        f"{how}{calibrated} The figures above are the network's own, in float32. On {found.images:,} images ({_escaped(found.source)})"
         f" {right}the first class is the same as in float32 for {_percent(found.agreement)}.{table}"
     )
 
@@ -265,14 +265,14 @@ def _usage(description: Description) -> str:
             "from service import Client",
             "",
             'with Client("127.0.0.1", 8001) as client:',
-            f'    answer = client.classify("picture.jpg", model={json.dumps(name)}' + (f', method="{method}")' if method else ")"),
+            f'    answer = client.classify("image.jpg", model={json.dumps(name)}' + (f', method="{method}")' if method else ")"),
             "    print(answer.predictions[0].label, answer.predictions[0].score)",
         )
     )
     return (
-        f"With this folder as `models/{name}`:\n\n```sh\ntlcli predict models/{name} picture.jpg{flag}\ntlcli serve models/\n"
-        f"tlcli classify picture.jpg --model {name}{flag}\n```\n\nor, of that server, from Python:\n\n```python\n{python}\n```\n\n"
-        "Any ONNX runtime runs the file: it takes uint8 RGB pictures `images` of"
+        f"With this folder as `models/{name}`:\n\n```sh\ntlcli predict models/{name} image.jpg{flag}\ntlcli serve models/\n"
+        f"tlcli classify image.jpg --model {name}{flag}\n```\n\nor, of that server, from Python:\n\n```python\n{python}\n```\n\n"
+        "Any ONNX runtime runs the file: it takes uint8 RGB images `images` of"
         f" `[N, {description.preprocessing.height}, {description.preprocessing.width}, 3]`"
         f"{' (other sizes too)' if description.dynamic_size else ''} and answers `scores` `[N, {len(description.labels)}]`. Labels,"
         " preprocessing and provenance are JSON in its metadata, under `tlcli.description`."
@@ -297,7 +297,7 @@ def _maps(description: Description) -> str:
     if parity is not None:
         worst = f", the maps by at most {max(parity.maps.values()):.1e} of their largest value" if parity.maps else ""
         checked = (
-            f"\n\nWhen it was exported, the file was checked against PyTorch on {parity.pictures} pictures: logits differ by at most"
+            f"\n\nWhen it was exported, the file was checked against PyTorch on {parity.images} images: logits differ by at most"
             f" {parity.logits:.1e}{worst}; the first class is the same for {100 * parity.top1_agreement:.0f} % of them."
         )
     return (
@@ -335,7 +335,7 @@ def _dataset(run: Run) -> str:
 
 
 def _slug(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._/-]+", "-", text).strip("-") or "pictures"
+    return re.sub(r"[^A-Za-z0-9._/-]+", "-", text).strip("-") or "images"
 
 
 def _share(value: float | None) -> str:

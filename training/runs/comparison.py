@@ -26,8 +26,8 @@ class Comparison:
 
     rows: one a run: its name under `run`, then what differs, then its figures. A list is told as text.
     differing: the settings that are not the same in all of them, then the versions of packages.
-    others: runs that were not judged on the pictures of the first one: their figures cannot be compared with its.
-    test: of two runs on the same validation pictures; None for other numbers, or where a run keeps no predictions.
+    others: runs that were not judged on the images of the first one: their figures cannot be compared with its.
+    test: of two runs on the same validation images; None for other numbers, or where a run keeps no predictions.
     """
 
     rows: tuple[Row, ...]
@@ -69,15 +69,15 @@ def compare(records: Sequence[Record]) -> Comparison:
         {"run": name, **{key: _told(one.get(key)) for key in differing}, **_figures(record)}
         for name, record, one in zip(names, records, settings, strict=True)
     )
-    others = tuple(name for name, record in zip(names, records, strict=True) if not same_pictures(records[0], record))
+    others = tuple(name for name, record in zip(names, records, strict=True) if not same_images(records[0], record))
     test = mcnemar(*_right(records[0], records[1])) if len(records) == 2 and not others and _paired(*records) else None
     return Comparison(rows, differing, others, test)
 
 
-def same_pictures(first: Record, second: Record) -> bool:
-    """Whether both were judged on the same validation pictures.
+def same_images(first: Record, second: Record) -> bool:
+    """Whether both were judged on the same validation images.
 
-    They were if their data sets are the same in content, and if it is one data set whose validation part names the same pictures with the
+    They were if their data sets are the same in content, and if it is one data set whose validation part names the same images with the
     same classes: its training part may have changed in between.
     """
     if first.config.dataset_fingerprint == second.config.dataset_fingerprint:
@@ -87,7 +87,7 @@ def same_pictures(first: Record, second: Record) -> bool:
 
 
 def _paired(first: Record, second: Record) -> bool:
-    """Whether their predictions can be laid side by side, picture by picture."""
+    """Whether their predictions can be laid side by side, image by image."""
     return bool(first.predictions) and _labels(first) == _labels(second)
 
 

@@ -46,10 +46,10 @@ class Run:
         return replace(self, config=moved(self.config, dataset, data_dir))
 
     def dataset(self) -> Dataset:
-        """The data set as the run saw it, read anew: the same pictures in the same parts.
+        """The data set as the run saw it, read anew: the same images in the same parts.
 
         Raises:
-            DatasetError: its pictures cannot be read any more, or others have come.
+            DatasetError: its images cannot be read any more, or others have come.
         """
         from tlcli.training.data.load import load_dataset
 
@@ -57,7 +57,7 @@ class Run:
         dataset = load_dataset(self.config)
         if dataset.fingerprint != self.dataset_fingerprint:
             raise DatasetError(
-                f"{self.config.dataset}: its pictures are not those that {self.path} was trained on (see its {SPLIT}):"
+                f"{self.config.dataset}: its images are not those that {self.path} was trained on (see its {SPLIT}):"
                 " put them back, or fine-tune anew"
             )
         return dataset

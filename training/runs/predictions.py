@@ -1,4 +1,4 @@
-"""What a network said of every picture of a part, as a table."""
+"""What a network said of every image of a part, as a table."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tlcli.contract.files.display_name import csv_cell
 from tlcli.training.data.dataset import Part
 
 Prediction = tuple[str, str, str, float]
-"""A picture's name, its class, the predicted class, and that one's score."""
+"""An image's name, its class, the predicted class, and that one's score."""
 
 
 def predictions(part: Part, logits: Tensor, classes: Sequence[str]) -> list[Prediction]:
-    """A row a picture.
+    """A row an image.
 
     Args:
-        part: n pictures.
+        part: n images.
         logits: `[n, C]`.
         classes: C names.
     """

@@ -226,7 +226,7 @@ def make_folder(config: FinetuneConfig) -> RunFolder:
         SettingsError: see `require_output`; or it cannot be made.
     """
     require_output(config)
-    stem = f"{config.backbone}-{Path(config.dataset).name or 'pictures'}-{_SHORT_MODE[config.mode]}"
+    stem = f"{config.backbone}-{Path(config.dataset).name or 'images'}-{_SHORT_MODE[config.mode]}"
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", stem)
     candidates = [config.output] if config.output is not None else (RUNS / f"{stem}-{number}" for number in count(1))
     for candidate in candidates:

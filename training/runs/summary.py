@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tlcli.contract.errors import NotFoundError, SettingsError
 from tlcli.contract.files.display_name import from_csv_cell
+from tlcli.contract.files.earlier_names import IMAGES_FIELD
 from tlcli.contract.model.repository_layout import not_a_run
 from tlcli.training.metrics.calibration import Calibration
 from tlcli.training.runs.reproduce_command import resume_command
@@ -77,7 +78,7 @@ class Epoch(BaseModel):
 
 
 class Prediction(BaseModel):
-    """A line of `predictions.csv`: a validation picture, its class, the predicted class, and that one's score."""
+    """A line of `predictions.csv`: a validation image, its class, the predicted class, and that one's score."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -114,7 +115,7 @@ class KeptResults(BaseModel):
     val: Figures
     test: Figures | None = None
     seconds: dict[str, float] = {}
-    pictures: dict[str, int] = {}
+    images: dict[str, int] = Field(default_factory=dict, validation_alias=IMAGES_FIELD)
     left_out: int = 0
 
 

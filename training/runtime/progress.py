@@ -11,7 +11,7 @@ Advance = Callable[[int], None]
 
 
 class ProgressFactory(Protocol):
-    """Makes one progress bar: `with progress("Reading pictures", total) as advance: advance(1)`."""
+    """Makes one progress bar: `with progress("Reading images", total) as advance: advance(1)`."""
 
     def __call__(self, description: str, total: int) -> AbstractContextManager[Advance]:
         """`description`: a few words, beginning with a capital. `total`: the sum of all that `advance` will be given."""

@@ -11,15 +11,15 @@ _DIGITS = ("mnist", "torch/mnist", "torch/kmnist", "torch/qmnist")
 
 
 class Augmentation(BaseModel):
-    """Random changes that leave a picture's class as it is.
+    """Random changes that leave an image's class as it is.
 
-    scale: the share of the picture's area that is cut out, smallest and largest; None for the evaluation's own resize and crop.
+    scale: the share of the image's area that is cut out, smallest and largest; None for the evaluation's own resize and crop.
     ratio: the aspect ratio of the cutting, likewise.
-    hflip: whether half of the pictures are mirrored left to right.
+    hflip: whether half of the images are mirrored left to right.
     brightness, contrast, saturation: each is multiplied by a factor from 1 minus this to 1 plus this.
     shear: at most so many degrees along each side. zoom: larger or smaller by at most this share.
     rand_augment: the magnitude of two random changes, of 30; None for none (Cubuk et al. 2020, arXiv:1909.13719).
-    erasing: of so many of the pictures a part is painted over with the mean colour (Zhong et al. 2020, arXiv:1708.04896).
+    erasing: of so many of the images a part is painted over with the mean colour (Zhong et al. 2020, arXiv:1708.04896).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -41,19 +41,19 @@ class FinetuneConfig(BaseModel):
     model_kwargs: more arguments of `timm.create_model`, such as `pad_type="same"`.
     head: `linear`, `mlp:<hidden units>` or `original`.
     dataset: a known name, a folder, or a timm data set spec. data_dir: where known names are kept.
-    classes: a subset, in this order of labels. limit: pictures a class in each part.
-    val_fraction: share of the training pictures held out where the data set has no validation part.
+    classes: a subset, in this order of labels. limit: images a class in each part.
+    val_fraction: share of the training images held out where the data set has no validation part.
     image_size, crop_pct, crop_mode, interpolation, mean, std: override the backbone's own preprocessing.
     epochs: in all. head_epochs: of them, how many train the head alone (mode `full`).
-    batch_size: pictures in a batch, over all processes. accumulate: batches whose gradients make one step.
+    batch_size: images in a batch, over all processes. accumulate: batches whose gradients make one step.
     lr: the head's peak learning rate. layer_decay: in mode `full`, each layer's rate over that of the one above it.
     warm_up: the share of the steps in which the rates rise.
-    class_weights: `balanced` weighs each class by the inverse of its share of the training pictures.
+    class_weights: `balanced` weighs each class by the inverse of its share of the training images.
     patience: epochs without a better one after which training ends.
-    augment: augmented views computed of each training picture (mode `feature-extraction`), 0 for none.
-    crop_scale: the smallest share of a picture's area that is cut out; 1 cuts nothing. hflip: mirror half of the pictures.
+    augment: augmented views computed of each training image (mode `feature-extraction`), 0 for none.
+    crop_scale: the smallest share of an image's area that is cut out; 1 cuts nothing. hflip: mirror half of the images.
     jitter: of brightness, contrast and saturation. shear: degrees. zoom: a share. rand_augment: magnitude, of 30.
-    random_erasing: of so many of the pictures a part.
+    random_erasing: of so many of the images a part.
     mixup, cutmix: the alpha of each (mode `full`); with both, each batch draws one.
     ema: decay of an exponential moving average of the weights, which then is what is validated and kept (mode `full`).
     gradual_unfreezing: layers join from the head down over the first half of the epochs (mode `full`).

@@ -42,9 +42,9 @@ class Plan(BaseModel):
     head_*: the head alone, on features that are computed once. full_*: all layers.
     lr: the head's peak. layer_decay: each layer's rate over that of the one above it.
     warm_up: of the stage of all layers. batch_size: over all processes. accumulate: batches in a step.
-    augmentation: of every picture in each epoch (stage of all layers), or of each view that features are computed of.
-    views: how many of those; 0 for the pictures as they are.
-    workers: processes that read pictures.
+    augmentation: of every image in each epoch (stage of all layers), or of each view that features are computed of.
+    views: how many of those; 0 for the images as they are.
+    workers: processes that read images.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -130,7 +130,7 @@ def _refuse_what_says_nothing(config: FinetuneConfig) -> None:
     for name, unasked in _OF_VIEWS.items():
         if getattr(config, name) != unasked:
             raise SettingsError(
-                f"{_flag(name)} changes pictures, and feature extraction looks at each as it is: give --augment VIEWS too, or --mode full"
+                f"{_flag(name)} changes images, and feature extraction looks at each as it is: give --augment VIEWS too, or --mode full"
             )
 
 
@@ -148,7 +148,7 @@ def _epochs(config: FinetuneConfig, scratch: bool) -> tuple[int, int]:
         return config.epochs or FEATURE_EXTRACTION_EPOCHS, 0
     if config.augment:
         raise SettingsError(
-            "--augment goes with --mode feature-extraction: --mode full augments every picture anew in each epoch; leave it out"
+            "--augment goes with --mode feature-extraction: --mode full augments every image anew in each epoch; leave it out"
         )
     if scratch:
         if config.gradual_unfreezing:

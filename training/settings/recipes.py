@@ -38,7 +38,7 @@ _SCRATCH = {
     "cutmix": 0.5,
     "ema": 0.999,
 }
-"""Random weights see more of everything: epochs, and ways to look at a picture (Wightman et al. 2021, arXiv:2110.00476)."""
+"""Random weights see more of everything: epochs, and ways to look at an image (Wightman et al. 2021, arXiv:2110.00476)."""
 
 
 def recipe_settings(recipe: Recipe, mode: str | None, weights: str | None) -> dict[str, Any]:

@@ -33,7 +33,7 @@ _USUAL_COLUMNS = 8
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture of a sheet. pixels: RGB `[h, w, 3]`, as they are drawn. captions: lines under it."""
+    """One image of a sheet. pixels: RGB `[h, w, 3]`, as they are drawn. captions: lines under it."""
 
     pixels: ByteArray
     captions: tuple[str, ...] = ()
@@ -52,13 +52,13 @@ class Legend:
 class Sheet:
     """A drawn sheet. boxes: where each tile's pixels are: left, top, right, bottom."""
 
-    picture: Image.Image
+    image: Image.Image
     boxes: tuple[Box, ...]
 
     def save(self, path: Path) -> None:
         """Write it as a PNG, whole or not at all."""
         with whole_file(path) as temporary:
-            temporary.write_bytes(encode(self.picture))
+            temporary.write_bytes(encode(self.image))
 
 
 def columns_for(count: int) -> int:
@@ -111,13 +111,13 @@ def lay_out(title: str, detail: str, tiles: Sequence[Tile], columns: int, legend
     rows = math.ceil(len(tiles) / columns)
     height = top + rows * (cell_height + below) + (rows - 1) * gap + _MARGIN
 
-    picture = Image.new("RGB", (inner + 2 * _MARGIN, height), _GROUND)
-    pen = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (inner + 2 * _MARGIN, height), _GROUND)
+    pen = ImageDraw.Draw(image)
     pen.text((_MARGIN, _MARGIN), _shortened(title, _TITLE, inner), fill=_INK, font=_font(_TITLE), anchor="lt")
     baseline = _MARGIN + round(_TITLE * 1.35) + _DETAIL
     pen.text((_MARGIN, baseline), _shortened(detail, _DETAIL, inner - legend_width), fill=_SOFT, font=_font(_DETAIL), anchor="ls")
     if legend:
-        _draw_legend(picture, pen, legend, _MARGIN + inner, baseline)
+        _draw_legend(image, pen, legend, _MARGIN + inner, baseline)
 
     boxes = []
     for index, tile in enumerate(tiles):
@@ -125,13 +125,13 @@ def lay_out(title: str, detail: str, tiles: Sequence[Tile], columns: int, legend
         left, upper = _MARGIN + column * (cell_width + gap), top + row * (cell_height + below + gap)
         high, wide = tile.pixels.shape[:2]
         pen.rectangle((left - 1, upper - 1, left + wide, upper + high), outline=RULE)
-        picture.paste(Image.fromarray(tile.pixels), (left, upper))
+        image.paste(Image.fromarray(tile.pixels), (left, upper))
         boxes.append((left, upper, left + wide, upper + high))
         for number, caption in enumerate(tile.captions[:lines]):
             text = _shortened(caption, _CAPTION, cell_width)
             shade = _INK if number == 0 and lines > 1 else _SOFT
             pen.text((left, upper + high + 4 + (number + 1) * line - 4), text, fill=shade, font=_font(_CAPTION), anchor="ls")
-    return Sheet(picture, tuple(boxes))
+    return Sheet(image, tuple(boxes))
 
 
 def _lines_that_fit(tiles: Sequence[Tile], width: int) -> int:
@@ -142,13 +142,13 @@ def _lines_that_fit(tiles: Sequence[Tile], width: int) -> int:
     return lines
 
 
-def _draw_legend(picture: Image.Image, pen: ImageDraw.ImageDraw, legend: Legend, right: int, baseline: int) -> None:
+def _draw_legend(image: Image.Image, pen: ImageDraw.ImageDraw, legend: Legend, right: int, baseline: int) -> None:
     width, height = _LEGEND
     pen.text((right, baseline), legend.high, fill=_SOFT, font=_font(_DETAIL), anchor="rs")
     right -= round(_width(legend.high, _DETAIL)) + 10
     strip = Image.fromarray(legend.colors[None]).resize((width, height), Image.Resampling.NEAREST)
     pen.rectangle((right - width - 1, baseline - height - 1, right, baseline), outline=RULE)
-    picture.paste(strip, (right - width, baseline - height))
+    image.paste(strip, (right - width, baseline - height))
     pen.text((right - width - 10, baseline), legend.low, fill=_SOFT, font=_font(_DETAIL), anchor="rs")
 
 

@@ -84,21 +84,21 @@ def filters_sheet(layer: Layer, weight: FloatArray, most: int, columns: int | No
 
 
 def overview_sheet(
-    title: str, detail: str, picture: npt.NDArray[np.uint8], means: Sequence[tuple[Layer, FloatArray]], columns: int | None = None
+    title: str, detail: str, image: npt.NDArray[np.uint8], means: Sequence[tuple[Layer, FloatArray]], columns: int | None = None
 ) -> Sheet:
-    """The picture beside each layer's mean over its channels, all of one size.
+    """The image beside each layer's mean over its channels, all of one size.
 
     Args:
         title, detail: of the sheet.
-        picture: uint8 `[H, W, 3]`, as the network saw it.
+        image: uint8 `[H, W, 3]`, as the network saw it.
         means: for each layer its mean map `[h, w]`, in the order of execution.
         columns: in a row; None: what suits their number.
     """
     columns = columns or columns_for(len(means) + 1)
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     scale = min(_MAP_SIDE, room(columns)) / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    tiles = [Tile(np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS)), ("the picture", f"3 x {height} x {width}"))]
+    tiles = [Tile(np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)), ("the image", f"3 x {height} x {width}"))]
     for layer, mean in means:
         values = reduced(mean, max(size))
         colored = Image.fromarray(color_map(values)).resize(size, Image.Resampling.NEAREST)

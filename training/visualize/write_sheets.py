@@ -1,4 +1,4 @@
-"""A network's filters, and its maps of a picture, written as sheets into a folder."""
+"""A network's filters, and its maps of an image, written as sheets into a folder."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Written:
     """A sheet that was written.
 
     layer: None for the overview.
-    shape: of the layer's output, of the convolution's weight, or of the picture.
+    shape: of the layer's output, of the convolution's weight, or of the image.
     shown, flat: channels, see `LayerSheet`.
     """
 

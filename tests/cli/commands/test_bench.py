@@ -21,8 +21,8 @@ def tlcli(*arguments: object) -> Result:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
     for number in range(5):
         (folder / f"{number}.png").write_bytes(encode(scene((200, 40 * number, 60), (40, 40, 120, 120), seed=number)))
     return folder
@@ -36,11 +36,11 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         yield port
 
 
-def test_closed_loops(pictures: Path, port: int, tmp_path: Path) -> None:
+def test_closed_loops(images: Path, port: int, tmp_path: Path) -> None:
     plot = tmp_path / "load.png"
     answer = tlcli(
         "bench",
-        pictures,
+        images,
         "--port",
         port,
         "--clients",
@@ -68,8 +68,8 @@ def test_closed_loops(pictures: Path, port: int, tmp_path: Path) -> None:
         assert drawn.format == "PNG"
 
 
-def test_open_loops_as_a_table(pictures: Path, port: int) -> None:
-    answer = tlcli("bench", pictures, "--port", port, "--rate", "20,40", "--seconds", 0.5)
+def test_open_loops_as_a_table(images: Path, port: int) -> None:
+    answer = tlcli("bench", images, "--port", port, "--rate", "20,40", "--seconds", 0.5)
     assert answer.exit_code == 0, answer.output
     assert "20 requests/s" in answer.stdout
     assert "p99.9 ms" in answer.stdout.splitlines()[0]
@@ -86,16 +86,16 @@ def test_open_loops_as_a_table(pictures: Path, port: int) -> None:
         (("--cam", "nothing"), "nothing"),
     ],
 )
-def test_mistakes_are_a_line(pictures: Path, port: int, flags: tuple[str, ...], message: str) -> None:
-    answer = tlcli("bench", pictures, "--port", port, "--seconds", 0.1, *flags)
+def test_mistakes_are_a_line(images: Path, port: int, flags: tuple[str, ...], message: str) -> None:
+    answer = tlcli("bench", images, "--port", port, "--seconds", 0.1, *flags)
     assert answer.exit_code != 0
     assert message in answer.output + str(answer.exception)
 
 
-def test_a_line_a_picture(pictures: Path, port: int, tmp_path: Path) -> None:
+def test_a_line_a_image(images: Path, port: int, tmp_path: Path) -> None:
     for name in ("0.png", "1.png"):
-        (tmp_path / name).write_bytes((pictures / name).read_bytes())
-    (tmp_path / "broken.png").write_bytes(b"no picture")
+        (tmp_path / name).write_bytes((images / name).read_bytes())
+    (tmp_path / "broken.png").write_bytes(b"no image")
     answer = tlcli("classify", tmp_path, "--port", port, "--jsonl", "--top-k", 2, "--cam", "gradcam", "--overlays", tmp_path / "maps")
     assert answer.exit_code == 1, answer.output
     first, second, broken = map(json.loads, answer.stdout.splitlines())
@@ -107,5 +107,5 @@ def test_a_line_a_picture(pictures: Path, port: int, tmp_path: Path) -> None:
             assert line["predictions"][0]["score"] == pytest.approx(expected[0].score, abs=1e-6)
             assert Path(line["overlays"][0]).is_file()
     assert broken["path"] == str(tmp_path / "broken.png")
-    assert "no picture" in broken["error"]
+    assert "no image" in broken["error"]
     assert tlcli("classify", tmp_path, "--port", port, "--json", "--jsonl").exception is not None

@@ -36,7 +36,7 @@ def document(*arguments: object) -> dict[str, Any]:
 
 @pytest.fixture
 def two(tmp_path: Path) -> tuple[Path, Path]:
-    """Runs on the same pictures, the second one better."""
+    """Runs on the same images, the second one better."""
     return (
         make_run(tmp_path / "weak", sure=1.0, seed=1, lr=0.01),
         make_run(tmp_path / "strong", sure=4.0, seed=2, lr=0.001, batch_size=64, output=tmp_path / "strong", name="pets"),
@@ -76,7 +76,7 @@ def test_the_difference_of_two_is_tested(two: tuple[Path, Path]) -> None:
         "p": pytest.approx(p),
     }
     assert run(*two).stdout.splitlines()[-1] == (
-        f"McNemar's exact test on the same 60 validation pictures: {only_first} that only weak has right, {only_second} that only strong"
+        f"McNemar's exact test on the same 60 validation images: {only_first} that only weak has right, {only_second} that only strong"
         f" has right, p = {p:.3g}: more than chance would explain"
     )
 
@@ -88,7 +88,7 @@ def test_a_difference_that_may_be_chance_is_called_so(tmp_path: Path) -> None:
     assert run(first, again).stdout.splitlines()[-1].endswith("p = 1: they are right on the same ones")
 
 
-def test_pictures_are_paired_by_name(two: tuple[Path, Path]) -> None:
+def test_images_are_paired_by_name(two: tuple[Path, Path]) -> None:
     """In whatever order each run lists them."""
     before = document(*two)["mcnemar"]
     header, *rows = (two[1] / "predictions.csv").read_text().splitlines()
@@ -139,22 +139,22 @@ def test_versions_that_differ_are_told(tmp_path: Path) -> None:
     assert document(first, second)["differing"] == ["torch version"]
 
 
-def test_runs_on_other_pictures_are_not_compared(tmp_path: Path) -> None:
+def test_runs_on_other_images_are_not_compared(tmp_path: Path) -> None:
     runs = [
         make_run(tmp_path / "a"),
         make_run(tmp_path / "b"),
         make_run(tmp_path / "c", dataset="/data/others", fingerprint="00" * 32),
     ]
     answer = run(*runs)
-    says = "not comparable: c: judged on other validation pictures than a (the data sets' fingerprints differ)"
+    says = "not comparable: c: judged on other validation images than a (the data sets' fingerprints differ)"
     assert answer.stdout.splitlines()[-1] == says
     assert document(*runs)["not_comparable_with_the_first"] == ["c"]
     assert document(runs[0], runs[2])["mcnemar"] is None
-    assert "the same validation pictures in all of them" in run(runs[0], runs[1], make_run(tmp_path / "d")).stdout
+    assert "the same validation images in all of them" in run(runs[0], runs[1], make_run(tmp_path / "d")).stdout
 
 
-def test_more_training_pictures_leave_validation_comparable(tmp_path: Path) -> None:
-    """The data set's fingerprint is another, but it is the same folder, with the same validation pictures in it."""
+def test_more_training_images_leave_validation_comparable(tmp_path: Path) -> None:
+    """The data set's fingerprint is another, but it is the same folder, with the same validation images in it."""
     first, second = make_run(tmp_path / "a", seed=1), make_run(tmp_path / "b", seed=2, fingerprint="00" * 32)
     found = document(first, second)
     assert found["not_comparable_with_the_first"] == []

@@ -1,4 +1,4 @@
-"""Every kind of odd picture, as a person would see it, or refused in one line."""
+"""Every kind of odd image, as a person would see it, or refused in one line."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from tests.helpers.contract.hostile_images import lying_avif, png_chunk, png_with
-from tlcli.contract.errors import NotFoundError, PictureError
-from tlcli.contract.images.decoding import PictureLimits, decode, decoding_bytes, find, read, to_rgb
+from tlcli.contract.errors import ImageError, NotFoundError
+from tlcli.contract.images.decoding import ImageLimits, decode, decoding_bytes, find, read, to_rgb
 
 
 def encoded(image: Image.Image, image_format: str = "PNG", **options: object) -> bytes:
@@ -61,7 +61,7 @@ def test_lossy_formats_come_near(image_format: str) -> None:
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "MPO"])
-def test_first_picture_of_a_process_may_be_of_any_format(image_format: str, tmp_path: Path) -> None:
+def test_first_image_of_a_process_may_be_of_any_format(image_format: str, tmp_path: Path) -> None:
     """Pillow loads its decoders as they are asked for, so what works later may fail at first."""
     path = tmp_path / "first"
     path.write_bytes(encoded(photograph(), image_format))
@@ -174,20 +174,20 @@ def test_first_frame_of_an_animation(image_format: str) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "the picture is empty: 0 bytes came"),
-        (b"hello, this is text", "19 bytes came that are no picture (they begin b'hello, t'): expected one of JPEG, PNG, WEBP"),
-        (b"\xff\xd8\xff\xe0", "no picture|cannot be decoded"),
-        (b"\x89PNG\r\n\x1a\n", "no picture|cannot be decoded"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "are no picture"),
-        (b"%PDF-1.7\n", "are no picture"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "are no picture"),
-        (png_claiming(100_000, 100_000), "the picture claims"),
-        (png_claiming(10_000, 5_001), "the picture claims 10,000 x 5,001 pixels, at most 50,000,000 are decoded: send a smaller one"),
+        (b"", "the image is empty: 0 bytes came"),
+        (b"hello, this is text", "19 bytes came that are no image (they begin b'hello, t'): expected one of JPEG, PNG, WEBP"),
+        (b"\xff\xd8\xff\xe0", "no image|cannot be decoded"),
+        (b"\x89PNG\r\n\x1a\n", "no image|cannot be decoded"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "are no image"),
+        (b"%PDF-1.7\n", "are no image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "are no image"),
+        (png_claiming(100_000, 100_000), "the image claims"),
+        (png_claiming(10_000, 5_001), "the image claims 10,000 x 5,001 pixels, at most 50,000,000 are decoded: send a smaller one"),
         (png_claiming(50, 50), "cannot be decoded"),
     ],
 )
 def test_refused_in_one_line(data: bytes, message: str) -> None:
-    with pytest.raises(PictureError) as refusal:
+    with pytest.raises(ImageError) as refusal:
         decode(data)
     assert any(part in str(refusal.value) for part in message.split("|"))
     assert "\n" not in str(refusal.value)
@@ -198,7 +198,7 @@ def test_refused_in_one_line(data: bytes, message: str) -> None:
 def test_truncated_is_refused(image_format: str, share: float) -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8))
     data = encoded(noise, image_format)
-    with pytest.raises(PictureError):
+    with pytest.raises(ImageError):
         decode(data[: int(share * len(data))])
 
 
@@ -210,17 +210,17 @@ def test_damaged_is_decoded_or_refused_and_nothing_else(image_format: str) -> No
         damaged = bytearray(data)
         for place in rng.integers(0, len(data), 4):
             damaged[place] = rng.integers(256)
-        with suppress(PictureError):
+        with suppress(ImageError):
             assert decode(bytes(damaged)).mode == "RGB"
 
 
 def test_floating_point_is_refused() -> None:
-    with pytest.raises(PictureError, match="floating-point values, which have no agreed range: save it with 8 or 16 bits"):
+    with pytest.raises(ImageError, match="floating-point values, which have no agreed range: save it with 8 or 16 bits"):
         decode(encoded(Image.fromarray(np.ones((4, 4), dtype=np.float32)), "TIFF"))
 
 
 def test_32_bit_integers_are_refused() -> None:
-    with pytest.raises(PictureError, match="integers from 0 to 70000: 8 or 16 bits"):
+    with pytest.raises(ImageError, match="integers from 0 to 70000: 8 or 16 bits"):
         decode(encoded(Image.fromarray(np.array([[0, 70_000]], dtype=np.int32)), "TIFF"))
 
 
@@ -241,12 +241,12 @@ def sixteen_bits(values: np.ndarray, bits: int = 16) -> bytes:
 @pytest.mark.parametrize("top", [255, 1023, 4095])
 def test_16_bits_that_hold_fewer_are_refused(image_format: str, top: int) -> None:
     values = np.linspace(0, top, 64).astype(np.uint16).reshape(8, 8)
-    with pytest.raises(PictureError, match=f"values from 0 to {top:,} where 65,535 is white.*near black: scale them"):
+    with pytest.raises(ImageError, match=f"values from 0 to {top:,} where 65,535 is white.*near black: scale them"):
         decode(encoded(Image.fromarray(values), image_format))
 
 
 def test_32_bit_integers_up_to_255_are_refused_and_up_to_65535_are_16_bits() -> None:
-    with pytest.raises(PictureError, match="values from 10 to 255 where 65,535 is white"):
+    with pytest.raises(ImageError, match="values from 10 to 255 where 65,535 is white"):
         decode(encoded(Image.fromarray(np.array([[10, 255]], dtype=np.int32)), "TIFF"))
     assert pixels(encoded(Image.fromarray(np.array([[0, 256, 65_535]], dtype=np.int32)), "TIFF"))[0, :, 1].tolist() == [0, 1, 255]
 
@@ -256,7 +256,7 @@ def test_colours_of_16_bits_that_hold_12_are_refused_and_full_ones_are_not(chann
     values = np.random.default_rng(0).integers(0, 4096, (6, 5, channels), dtype=np.uint16)
     if channels in (2, 4):
         values[..., -1] = 65_535
-    with pytest.raises(PictureError, match="stores 16 bits a channel, but its values lie below 4,096"):
+    with pytest.raises(ImageError, match="stores 16 bits a channel, but its values lie below 4,096"):
         decode(sixteen_bits(values))
     values[..., : channels - 1 + channels % 2] *= 16
     colours = (values >> 8).astype(np.uint8)[..., : channels - 1 + channels % 2]
@@ -277,7 +277,7 @@ def test_12_bits_in_a_pgm_are_scaled_as_its_header_says() -> None:
 def test_transparent_everywhere_is_refused(mode: str) -> None:
     image = Image.new(mode, (4, 4), {"RGBA": (90, 10, 20, 0), "LA": (90, 0), "P": 0, "RGB": (9, 8, 7)}[mode])
     options: dict[str, object] = {"P": {"transparency": 0}, "RGB": {"transparency": (9, 8, 7)}}.get(mode, {})  # type: ignore[assignment]
-    with pytest.raises(PictureError, match=r"transparent everywhere \(its alpha is at most 0 of 255\).*without the alpha channel"):
+    with pytest.raises(ImageError, match=r"transparent everywhere \(its alpha is at most 0 of 255\).*without the alpha channel"):
         decode(encoded(image, **options))
 
 
@@ -288,16 +288,16 @@ def test_netpbm_and_jpeg_2000_keep_every_pixel(image_format: str) -> None:
 
 def test_limits_are_the_callers() -> None:
     data = encoded(photograph())
-    with pytest.raises(PictureError, match=f"has {len(data)} bytes, at most 10 are read"):
-        decode(data, PictureLimits(max_bytes=10))
-    with pytest.raises(PictureError, match="claims 40 x 30 pixels, at most 1,199 are decoded"):
-        decode(data, PictureLimits(max_pixels=1199))
-    assert decode(data, PictureLimits(max_bytes=len(data), max_pixels=1200)).size == (40, 30)
+    with pytest.raises(ImageError, match=f"has {len(data)} bytes, at most 10 are read"):
+        decode(data, ImageLimits(max_bytes=10))
+    with pytest.raises(ImageError, match="claims 40 x 30 pixels, at most 1,199 are decoded"):
+        decode(data, ImageLimits(max_pixels=1199))
+    assert decode(data, ImageLimits(max_bytes=len(data), max_pixels=1200)).size == (40, 30)
 
 
 def test_read_names_the_file(tmp_path: Path) -> None:
-    (tmp_path / "text.jpg").write_text("no picture")
-    with pytest.raises(PictureError, match=r"text\.jpg: 10 bytes came that are no picture"):
+    (tmp_path / "text.jpg").write_text("no image")
+    with pytest.raises(ImageError, match=r"text\.jpg: 10 bytes came that are no image"):
         read(tmp_path / "text.jpg")
     with pytest.raises(NotFoundError, match=r"absent\.jpg: No such file"):
         read(tmp_path / "absent.jpg")
@@ -367,12 +367,12 @@ def test_a_jpeg_without_its_end_is_decoded_if_all_pixels_are_there(progressive: 
     expected = np.asarray(decode(data))
     np.testing.assert_array_equal(np.asarray(decode(data[:-2])), expected)
     for missing in [*range(4, 60), *range(100, len(data) // 2, 97)]:
-        with pytest.raises(PictureError, match="truncated"):
+        with pytest.raises(ImageError, match="truncated"):
             decode(data[:-missing])
 
 
 def test_an_avif_is_held_to_the_pixels_that_it_holds() -> None:
-    with pytest.raises(PictureError, match="claims 64 x 64 pixels and holds coded images of 360,000 pixels"):
+    with pytest.raises(ImageError, match="claims 64 x 64 pixels and holds coded images of 360,000 pixels"):
         decode(lying_avif(64, 600))
     assert decode(lying_avif(600, 600)).size == (600, 600)
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import tlcli.contract.images.decoding
-from tlcli.contract.errors import NotFoundError, PictureError
+from tlcli.contract.errors import ImageError, NotFoundError
 from tlcli.contract.files.display_name import csv_cell, from_csv_cell, label, printable
 from tlcli.contract.images import find_images, heif
 from tlcli.contract.images.find_images import Scanner, Skipped, describe, find, is_image
@@ -136,7 +136,7 @@ def test_what_is_no_file_is_named_and_never_opened(tmp_path: Path) -> None:
         "socket.png": "a socket",
     }
     for name, called in (("pipe.png", "a FIFO"), ("device.png", "a device")):
-        with pytest.raises(PictureError, match=f"{name}: {called}.*, an image file was expected"):
+        with pytest.raises(ImageError, match=f"{name}: {called}.*, an image file was expected"):
             tlcli.contract.images.decoding.read(tmp_path / "a" / name)
 
 
@@ -165,7 +165,7 @@ def test_a_folder_that_cannot_be_listed_is_one_line(tmp_path: Path, monkeypatch:
 def test_large_files_are_refused_unread(tmp_path: Path) -> None:
     with (tmp_path / "large.png").open("wb") as file:
         file.truncate(1 << 40)  # sparse: it takes no room
-    with pytest.raises(PictureError, match=r"large\.png: the picture has 1,099,511,627,776 bytes, at most 33,554,432 are read"):
+    with pytest.raises(ImageError, match=r"large\.png: the image has 1,099,511,627,776 bytes, at most 33,554,432 are read"):
         tlcli.contract.images.decoding.read(tmp_path / "large.png")
 
 
@@ -187,7 +187,7 @@ def test_heic_names_the_package_that_it_needs(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(
         tlcli.contract.images.decoding, "FORMATS", tuple(name for name in tlcli.contract.images.decoding.FORMATS if name != "HEIF")
     )
-    with pytest.raises(PictureError, match="HEIC image, which needs the package pillow-heif"):
+    with pytest.raises(ImageError, match="HEIC image, which needs the package pillow-heif"):
         tlcli.contract.images.decoding.decode(HEIC)
 
 

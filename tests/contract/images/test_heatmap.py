@@ -1,4 +1,4 @@
-"""Maps as pictures: values, colours, and where an overlay lies."""
+"""Maps as images: values, colours, and where an overlay lies."""
 
 from __future__ import annotations
 
@@ -87,15 +87,15 @@ def test_overlay_strength_is_the_share_of_the_colours(strength: float) -> None:
     np.testing.assert_allclose(seen, (1 - strength) * 255 + strength * np.array(BLUE), atol=1)
 
 
-def test_overlay_of_a_box_beyond_the_picture_shows_the_middle_of_the_map() -> None:
-    """`border` preprocessing: the picture is the middle half of the input, so the map's ends are outside."""
+def test_overlay_of_a_box_beyond_the_image_shows_the_middle_of_the_map() -> None:
+    """`border` preprocessing: the image is the middle half of the input, so the map's ends are outside."""
     values = np.linspace(0, 1, 9, dtype=np.float32)[:, None].repeat(9, 1)
     seen = overlay(WHITE, values, (0, -50, 200, 150), strength=1.0)
     assert seen.size == (200, 100)
     np.testing.assert_allclose(np.asarray(seen), np.asarray(heat_map(values, 200, 200))[50:150], atol=1)
 
 
-def test_a_large_picture_is_scaled_down_and_its_box_with_it() -> None:
+def test_a_large_image_is_scaled_down_and_its_box_with_it() -> None:
     large = Image.new("RGB", (3000, 1500), "white")
     seen = np.asarray(overlay(large, HALF, (750, 0, 2250, 1500), max_side=200)).astype(int)
     assert seen.shape == (100, 200, 3)

@@ -13,7 +13,7 @@ from timm.data import create_transform
 from tlcli.contract.images.preprocessing import IMAGENET_MEAN, Box, CropMode, Interpolation, Preprocessing
 
 SIZES = [(224, 224), (32, 32), (150, 150), (299, 299), (224, 288), (96, 64)]
-PICTURES = [(500, 375), (333, 500), (32, 32), (28, 28), (225, 224), (1, 1), (7, 301), (640, 17), (1023, 769)]
+IMAGES = [(500, 375), (333, 500), (32, 32), (28, 28), (225, 224), (1, 1), (7, 301), (640, 17), (1023, 769)]
 CROPS: list[CropMode] = ["center", "squash", "border"]
 INTERPOLATIONS: list[Interpolation] = ["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 
@@ -40,16 +40,16 @@ def by_timm(image: Image.Image, how: Preprocessing) -> np.ndarray:
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 @pytest.mark.parametrize("crop_pct", [1.0, 0.875, 0.9, 0.96])
 def test_is_bit_identical_to_timm(crop_mode: CropMode, interpolation: Interpolation, crop_pct: float) -> None:
-    for (height, width), picture in itertools.product(SIZES, PICTURES):
-        if max(picture) / min(picture) > 30 and height * width > 40_000:
+    for (height, width), photo in itertools.product(SIZES, IMAGES):
+        if max(photo) / min(photo) > 30 and height * width > 40_000:
             continue  # slow, and the ratio is met at the smaller sizes
         how = Preprocessing(height=height, width=width, crop_pct=crop_pct, crop_mode=crop_mode, interpolation=interpolation)
-        image = noise(*picture)
+        image = noise(*photo)
         ours = how.apply(image)
-        np.testing.assert_array_equal(ours, by_timm(image, how), err_msg=f"{how} of {picture}")
+        np.testing.assert_array_equal(ours, by_timm(image, how), err_msg=f"{how} of {photo}")
 
 
-def test_result_is_writable_contiguous_and_leaves_the_picture_alone() -> None:
+def test_result_is_writable_contiguous_and_leaves_the_image_alone() -> None:
     image = noise(224, 224)
     values = Preprocessing(height=224, width=224, crop_pct=1.0).apply(image)
     assert values.flags.writeable
@@ -60,7 +60,7 @@ def test_result_is_writable_contiguous_and_leaves_the_picture_alone() -> None:
 
 
 def test_a_sliver_costs_no_more_memory_than_it_shows() -> None:
-    """A picture 30,000 times longer than high would be resized to 30,000 x 256 x 256 pixels."""
+    """An image 30,000 times longer than high would be resized to 30,000 x 256 x 256 pixels."""
     how = Preprocessing(height=224, width=224)
     values = how.apply(Image.new("RGB", (30_000, 1), (10, 200, 30)))
     assert values.shape == (224, 224, 3)
@@ -68,7 +68,7 @@ def test_a_sliver_costs_no_more_memory_than_it_shows() -> None:
 
 
 @pytest.mark.parametrize(
-    ("crop_mode", "crop_pct", "size", "picture", "expected"),
+    ("crop_mode", "crop_pct", "size", "image", "expected"),
     [
         ("center", 1.0, (224, 224), (448, 224), (112, 0, 336, 224)),
         ("center", 1.0, (224, 224), (224, 448), (0, 112, 224, 336)),
@@ -81,16 +81,16 @@ def test_a_sliver_costs_no_more_memory_than_it_shows() -> None:
         ("border", 1.0, (100, 100), (100, 400), (-148, 0, 252, 400)),  # 75 columns of padding: 37 left, 38 right
     ],
 )
-def test_visible_box(crop_mode: CropMode, crop_pct: float, size: tuple[int, int], picture: tuple[int, int], expected: Box) -> None:
+def test_visible_box(crop_mode: CropMode, crop_pct: float, size: tuple[int, int], image: tuple[int, int], expected: Box) -> None:
     how = Preprocessing(height=size[0], width=size[1], crop_pct=crop_pct, crop_mode=crop_mode)
-    assert how.visible_box(*picture) == pytest.approx(expected)
+    assert how.visible_box(*image) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("crop_mode", CROPS)
-@pytest.mark.parametrize("picture", [(500, 375), (333, 500), (120, 700)])
-def test_visible_box_is_what_apply_shows(crop_mode: CropMode, picture: tuple[int, int]) -> None:
-    """A picture whose colours are its coordinates: each input pixel must show the place that the box says it covers."""
-    width, height = picture
+@pytest.mark.parametrize("image", [(500, 375), (333, 500), (120, 700)])
+def test_visible_box_is_what_apply_shows(crop_mode: CropMode, photo: tuple[int, int]) -> None:
+    """An image whose colours are its coordinates: each input pixel must show the place that the box says it covers."""
+    width, height = photo
     across, down = np.meshgrid((np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height)
     image = Image.fromarray((255 * np.stack([across, down, np.ones_like(across)], -1)).round().astype(np.uint8))
     how = Preprocessing(height=96, width=96, crop_mode=crop_mode, interpolation="bilinear", mean=(0, 0, 0))
@@ -98,7 +98,7 @@ def test_visible_box_is_what_apply_shows(crop_mode: CropMode, picture: tuple[int
     left, top, right, bottom = how.visible_box(width, height)
     middle = (np.arange(96) + 0.5) / 96
     inside = seen[..., 2] > 0.999  # border pads with black
-    for axis in (0, 1):  # at the picture's edge the filter has one side only
+    for axis in (0, 1):  # at the image's edge the filter has one side only
         inside &= np.roll(inside, 1, axis) & np.roll(inside, -1, axis)
     inside[:, [0, -1]] = inside[[0, -1]] = False
     expected_across = np.broadcast_to((left + (right - left) * middle) / width, (96, 96))

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from tests.contract.maps.test_eigencam import decomposed
-from tests.helpers.contract.small_graph import CHANNELS, CLASSES, OUTSIDE, PREPROCESSING, SILENT, STEADY, SmallNetwork, pictures
+from tests.helpers.contract.small_graph import CHANNELS, CLASSES, OUTSIDE, PREPROCESSING, SILENT, STEADY, SmallNetwork, make_images
 from tlcli.contract.errors import RequestError
 from tlcli.contract.maps.fusion import fuse
 from tlcli.contract.model.explain import channels_to_score, explain, explain_in_steps
@@ -51,7 +51,7 @@ def most_varied(network: SmallNetwork, image: np.ndarray, layer: str, count: int
 
 @pytest.mark.parametrize("softmax", [False, True])
 def test_score_cam_is_a_pass_for_each_channel(softmax: bool) -> None:
-    network, images = SmallNetwork(), pictures(2)
+    network, images = SmallNetwork(), make_images(2)
     answer = explain(network, images, TARGETS, ["scorecam"], softmax=softmax)  # type: ignore[arg-type]
     assert answer.classes is not None
     maps = answer.maps["scorecam"]
@@ -64,10 +64,10 @@ def test_score_cam_is_a_pass_for_each_channel(softmax: bool) -> None:
 
 
 @pytest.mark.parametrize(("method", "asked", "count"), [("faster_scorecam", None, 10), ("faster_scorecam", 4, 4), ("scorecam", 7, 7)])
-def test_fewer_channels_are_those_that_vary_most_in_each_picture(method: str, asked: int | None, count: int) -> None:
-    network, images = SmallNetwork(), pictures(3)
+def test_fewer_channels_are_those_that_vary_most_in_each_image(method: str, asked: int | None, count: int) -> None:
+    network, images = SmallNetwork(), make_images(3)
     chosen = [most_varied(network, image, "far", count) for image in images]
-    assert len({tuple(sorted(channels)) for channels in chosen}) > 1, "pictures that do not tell a union from a choice of each"
+    assert len({tuple(sorted(channels)) for channels in chosen}) > 1, "images that do not tell a union from a choice of each"
     answer = explain(network, images, (2,), [method], max_channels=asked)  # type: ignore[arg-type]
     for image, channels, maps in zip(images, chosen, answer.maps[method], strict=True):
         expected = naive_score_cam(network, image, "far", 2, False, channels)
@@ -76,14 +76,14 @@ def test_fewer_channels_are_those_that_vary_most_in_each_picture(method: str, as
 
 
 def test_more_channels_than_there_are_means_all() -> None:
-    network, images = SmallNetwork(), pictures(1)
+    network, images = SmallNetwork(), make_images(1)
     few, all_of_them = (explain(network, images, (1,), ["scorecam"], max_channels=count).maps for count in (1000, None))  # type: ignore[arg-type]
     np.testing.assert_array_equal(few["scorecam"], all_of_them["scorecam"])
 
 
 @pytest.mark.parametrize("softmax", [False, True])
 def test_eigen_maps_are_those_of_the_layers_evidence(softmax: bool) -> None:
-    network, images = SmallNetwork(), pictures(2)
+    network, images = SmallNetwork(), make_images(2)
     answer = explain(network, images, TARGETS, ["eigencam", "eigengradcam"], softmax=softmax)  # type: ignore[arg-type]
     evidence = network.run(images, TARGETS, (), ("features", "gradients"), softmax).evidence
     for n in range(2):
@@ -94,8 +94,8 @@ def test_eigen_maps_are_those_of_the_layers_evidence(softmax: bool) -> None:
     assert len(network.batches) == 2, "one run for both"
 
 
-def test_a_batch_gives_what_its_pictures_give_alone() -> None:
-    images = pictures(4)
+def test_a_batch_gives_what_its_images_give_alone() -> None:
+    images = make_images(4)
     targets = np.array([[0, -1], [1, -2], [5, 0], [-6, 3]])
     methods = ("gradcam", *OUTSIDE)
     together = explain(SmallNetwork(), images, targets, methods, batch_size=7)  # type: ignore[arg-type]
@@ -109,8 +109,8 @@ def test_a_batch_gives_what_its_pictures_give_alone() -> None:
             np.testing.assert_allclose(together.maps[method][n], alone.maps[method][0], atol=1e-5 * largest, err_msg=method)
 
 
-def test_no_more_pictures_are_run_at_a_time_than_was_said_and_batches_are_full() -> None:
-    network, images = SmallNetwork(), pictures(3)
+def test_no_more_images_are_run_at_a_time_than_was_said_and_batches_are_full() -> None:
+    network, images = SmallNetwork(), make_images(3)
     explain(network, images, (0,), ["scorecam"], batch_size=5)  # type: ignore[arg-type]
     asked, blank, *masked = map(len, network.batches)
     passes = int(lively(network, images, "far").sum())
@@ -119,7 +119,7 @@ def test_no_more_pictures_are_run_at_a_time_than_was_said_and_batches_are_full()
 
 
 def test_channels_that_are_the_same_everywhere_share_one_pass() -> None:
-    network, images = SmallNetwork(), pictures(3)
+    network, images = SmallNetwork(), make_images(3)
     found = lively(network, images, "far")
     assert not found[:, [SILENT, STEADY]].any()
     explain(network, images, (0,), ["scorecam"])  # type: ignore[arg-type]
@@ -131,7 +131,7 @@ def test_channels_that_are_the_same_everywhere_share_one_pass() -> None:
 @pytest.mark.parametrize("layers", [("far",), ("near", "far")])
 def test_constant_activations_give_zeros_or_a_constant_and_never_nan(layers: tuple[str, ...]) -> None:
     network = SmallNetwork(layers, constant=True)
-    answer = explain(network, pictures(2), TARGETS, network.description.methods)  # type: ignore[arg-type]
+    answer = explain(network, make_images(2), TARGETS, network.description.methods)  # type: ignore[arg-type]
     for name, maps in answer.maps.items():
         assert np.isfinite(maps).all(), name
         assert (np.ptp(maps, axis=(2, 3)) == 0).all(), name
@@ -140,7 +140,7 @@ def test_constant_activations_give_zeros_or_a_constant_and_never_nan(layers: tup
 
 
 def test_several_layers_are_fused_and_each_is_computed_once() -> None:
-    network, images = SmallNetwork(("near", "far")), pictures(2)
+    network, images = SmallNetwork(("near", "far")), make_images(2)
     names = network.description.methods
     answer = explain(network, images, TARGETS, names)  # type: ignore[arg-type]
     assert tuple(answer.maps) == names
@@ -161,7 +161,7 @@ def test_what_needs_no_more_than_the_graph_is_one_run() -> None:
     network = SmallNetwork()
     for methods in ((), ("gradcam",), ("eigencam", "gradcam")):
         network.batches.clear()
-        steps = explain_in_steps(network, pictures(2), (0,), methods)  # type: ignore[arg-type]
+        steps = explain_in_steps(network, make_images(2), (0,), methods)  # type: ignore[arg-type]
         with pytest.raises(StopIteration) as end:
             next(steps)
         assert tuple(end.value.value.maps) == methods
@@ -185,7 +185,7 @@ def test_what_needs_no_more_than_the_graph_is_one_run() -> None:
 def test_progress_is_told_up_to_the_number_that_was_foretold(methods: tuple[str, ...], max_channels: int | None, expected: int) -> None:
     network, told = SmallNetwork(("near", "far")), list[int]()
     assert channels_to_score(network.description, methods, max_channels) == expected
-    explain(network, pictures(2), (0,), methods, max_channels=max_channels, batch_size=4, advance=told.append)  # type: ignore[arg-type]
+    explain(network, make_images(2), (0,), methods, max_channels=max_channels, batch_size=4, advance=told.append)  # type: ignore[arg-type]
     assert sum(told) == 2 * expected
     assert len(told) >= expected / 4
 
@@ -198,12 +198,12 @@ def test_what_progress_raises_ends_the_work() -> None:
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        explain(network, pictures(2), (0,), ["scorecam"], batch_size=2, advance=stop)  # type: ignore[arg-type]
+        explain(network, make_images(2), (0,), ["scorecam"], batch_size=2, advance=stop)  # type: ignore[arg-type]
     assert len(network.batches) == 4
 
 
-def test_pictures_of_another_size_where_the_model_takes_them() -> None:
-    network, images = SmallNetwork(), pictures(1, height=56, width=48)
+def test_images_of_another_size_where_the_model_takes_them() -> None:
+    network, images = SmallNetwork(), make_images(1, height=56, width=48)
     answer = explain(network, images, (1,), OUTSIDE)  # type: ignore[arg-type]
     assert {maps.shape for maps in answer.maps.values()} == {(1, 1, 7, 6)}
     expected = naive_score_cam(network, images[0], "far", 1, False, list(range(CHANNELS["far"])))
@@ -226,5 +226,5 @@ def test_pictures_of_another_size_where_the_model_takes_them() -> None:
 def test_what_does_not_fit_is_refused_before_anything_runs(arguments: dict[str, Any], message: str) -> None:
     network = SmallNetwork()
     with pytest.raises(RequestError, match=message):
-        explain(network, pictures(1), (0,), **arguments)  # type: ignore[arg-type]
+        explain(network, make_images(1), (0,), **arguments)  # type: ignore[arg-type]
     assert network.batches == []

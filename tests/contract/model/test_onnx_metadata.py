@@ -37,7 +37,7 @@ def test_a_truncated_file_is_said_to_be_none(keep: int, tmp_path: Path) -> None:
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
     with pytest.raises(ModelFileError, match="not an ONNX file"):
         read_metadata(path)

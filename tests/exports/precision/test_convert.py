@@ -16,18 +16,18 @@ from tests.helpers.exports.small_networks import LABELS, PROVENANCE, blobs, make
 from tlcli.contract.errors import ParityError
 from tlcli.contract.model.description import Agreement, Description, MapAgreement
 from tlcli.contract.model.onnx_model import Model
-from tlcli.evaluation.agreement import Pictures, Shown
+from tlcli.evaluation.agreement import Images, Shown
 from tlcli.exports import Exported, SmallerNumbers, export
 from tlcli.exports.precision.convert import Trial
 from tlcli.exports.triton_config import config_pbtxt
 from tlcli.training.models.network import Network
 
 IMAGES = blobs(12)
-FOUND = Agreement(pictures=400, source="pets, validation part", top1_before=0.985, top1=0.98, agreement=0.99, finite=1.0, time=0.4, maps={})
+FOUND = Agreement(images=400, source="pets, validation part", top1_before=0.985, top1=0.98, agreement=0.99, finite=1.0, time=0.4, maps={})
 
 
 def trial(precision: Any = "int8", labels: list[int] | None = None, calibration: Any = IMAGES, **more: Any) -> Trial:
-    compared = Pictures(len(IMAGES), "blobs", lambda number: Shown(IMAGES[number], None if labels is None else labels[number]))
+    compared = Images(len(IMAGES), "blobs", lambda number: Shown(IMAGES[number], None if labels is None else labels[number]))
     source = "12 blobs" if precision == "int8" else None
     return Trial(SmallerNumbers(precision, **more), compared, list(calibration) if source else (), source)
 
@@ -56,7 +56,7 @@ def test_it_is_put_in_place_with_what_was_found(precision: str, tmp_path: Path) 
     found = description.provenance.agreement
     assert found is not None
     assert description.provenance.parity is not None
-    assert (found.pictures, found.source, found.top1_before) == (12, "blobs", 1.0)
+    assert (found.images, found.source, found.top1_before) == (12, "blobs", 1.0)
     assert found.calibration == ("12 blobs" if precision == "int8" else None)
     assert found.maps.keys() == {"gradcam", "fem"}, "those of the graph"
     given = model.run(IMAGES)
@@ -77,12 +77,12 @@ def test_one_that_loses_too_much_is_refused_and_nothing_is_left(tmp_path: Path) 
         put(network, tmp_path, trial("int8", answers, black))
     message = str(refused.value)
     assert re.fullmatch(
-        r"--precision int8: the file is right on \d+\.\d\d% of 12 pictures \(blobs\), in fp32 on 100\.00%, \d+\.\d\d points less; at most"
-        r" 0\.5 are allowed: try more --calibration-pictures, or fp16 for a GPU, or allow more with --max-accuracy-drop",
+        r"--precision int8: the file is right on \d+\.\d\d% of 12 images \(blobs\), in fp32 on 100\.00%, \d+\.\d\d points less; at most"
+        r" 0\.5 are allowed: try more --calibration-images, or fp16 for a GPU, or allow more with --max-accuracy-drop",
         message,
     ), message
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(ParityError, match=r"has the same first class as in fp32 for \d+\.\d\d% of 12 pictures.* at most 1 are allowed"):
+    with pytest.raises(ParityError, match=r"has the same first class as in fp32 for \d+\.\d\d% of 12 images.* at most 1 are allowed"):
         put(network, tmp_path, trial("int8", None, black, max_accuracy_drop=1))
     assert list(tmp_path.iterdir()) == []
 
@@ -98,13 +98,13 @@ def test_one_that_loses_too_much_is_refused_and_nothing_is_left(tmp_path: Path) 
         (
             {"top1": None, "top1_before": None, "agreement": 0.89},
             None,
-            r"for 89\.00% of 400 pictures .* 11\.00 points less; at most 10 are",
+            r"for 89\.00% of 400 images .* 11\.00 points less; at most 10 are",
         ),
         ({"top1": None, "top1_before": None, "agreement": 0.89}, 11.5, None),
         (
             {"finite": 0.75},
             100.0,
-            r"25\.0% of 400 pictures \(pets, validation part\) have no logits, since values pass what the type holds",
+            r"25\.0% of 400 images \(pets, validation part\) have no logits, since values pass what the type holds",
         ),
     ],
 )
@@ -127,7 +127,7 @@ def test_a_file_from_before_there_were_others_is_in_float32(tmp_path: Path) -> N
 
 
 def maps(**correlations: float | None) -> dict[str, MapAgreement]:
-    return {name: MapAgreement(pictures=200, rank_correlation=value, rank_correlation_median=value) for name, value in correlations.items()}
+    return {name: MapAgreement(images=200, rank_correlation=value, rank_correlation_median=value) for name, value in correlations.items()}
 
 
 @pytest.mark.parametrize(
@@ -135,11 +135,11 @@ def maps(**correlations: float | None) -> dict[str, MapAgreement]:
     [
         ({"gradcam": 0.98, "hirescam": 0.93}, None, None),
         ({"gradcam": 0.9, "hirescam": None}, None, None),
-        ({"gradcam": 0.98, "hirescam": 0.34}, None, r"the map hirescam has a mean rank correlation of 0\.340 .* on 200 pictures \(pets"),
+        ({"gradcam": 0.98, "hirescam": 0.34}, None, r"the map hirescam has a mean rank correlation of 0\.340 .* on 200 images \(pets"),
         (
             {"gradcam": 0.98, "hirescam": 0.34},
             None,
-            r"at least 0\.9 is required: try more --calibration-pictures, .* --min-map-correlation",
+            r"at least 0\.9 is required: try more --calibration-images, .* --min-map-correlation",
         ),
         ({"cam": 0.5, "gradcam": 0.4, "fem": 0.99}, None, r"the map gradcam .* 0\.400 .*\(1 more of 3 maps are below the bound\)"),
         ({"gradcam": 0.98, "hirescam": 0.34}, 0.3, None),

@@ -15,7 +15,7 @@ from tlcli.contract.model.description import IMAGES, LOGITS
 from tlcli.exports.precision.fold_batch_norm import fold_batch_norms
 from tlcli.exports.precision.forward_subgraph import put_back, take_out
 
-PICTURES = blobs(2)
+BATCH = blobs(2)
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def case(exported: Exports) -> Case:
 def outputs(part: onnx.ModelProto) -> dict[str, np.ndarray]:
     session = onnxruntime.InferenceSession(part.SerializeToString(), providers=["CPUExecutionProvider"])
     names = [value.name for value in part.graph.output]
-    return dict(zip(names, session.run(names, {IMAGES: PICTURES}), strict=True))
+    return dict(zip(names, session.run(names, {IMAGES: BATCH}), strict=True))
 
 
 def test_put_back_as_it_was_the_file_answers_the_same(case: Case) -> None:
@@ -36,7 +36,7 @@ def test_put_back_as_it_was_the_file_answers_the_same(case: Case) -> None:
 
     plain, same = case.model, case.rewritten(there_and_back, "same")
     names = plain.description.graph_maps
-    expected, found = plain.run(PICTURES, [0, -1], names), same.run(PICTURES, [0, -1], names)
+    expected, found = plain.run(BATCH, [0, -1], names), same.run(BATCH, [0, -1], names)
     np.testing.assert_array_equal(found.logits, expected.logits)
     for name in names:
         np.testing.assert_array_equal(found.maps[name], expected.maps[name], err_msg=name)
@@ -49,8 +49,8 @@ def test_it_is_a_network_of_its_own_that_answers_what_the_rest_takes(case: Case)
     assert [value.name for value in part.graph.input] == [IMAGES]
     assert not any(attribute.HasField("g") for node in part.graph.node for attribute in node.attribute)
     answered = outputs(part)
-    np.testing.assert_allclose(answered[LOGITS], case.model.run(PICTURES).logits, rtol=1e-5, atol=1e-5)
-    evidence = case.model.run(PICTURES, [0], (), ["features@layer2", "features@layer4"]).evidence
+    np.testing.assert_allclose(answered[LOGITS], case.model.run(BATCH).logits, rtol=1e-5, atol=1e-5)
+    evidence = case.model.run(BATCH, [0], (), ["features@layer2", "features@layer4"]).evidence
     for name, values in evidence.items():
         np.testing.assert_allclose(answered[name], values, rtol=1e-5, atol=1e-5)
 

@@ -12,11 +12,11 @@ from onnx import TensorProto
 
 from tests.helpers.exports.small_networks import LABELS, Case, Exports, blobs
 from tlcli.contract.images import decoding
-from tlcli.evaluation.agreement import Pictures, Shown, compare
+from tlcli.evaluation.agreement import Images, Shown, compare
 from tlcli.exports.precision.fp16 import halve
 from tlcli.exports.rewrite.graph_edit import producers
 
-PICTURES = blobs(4)
+BATCH = blobs(4)
 CASES = {
     "a ResNet": ("resnet18", "linear"),
     "another depth": ("resnet26", "linear"),
@@ -49,13 +49,13 @@ def test_weights_are_kept_once_and_answers_are_near_those_of_float32(case: Case)
     half = case.rewritten(halve, "half")
     several = len(half.description.layers) > 1
     names = [name for name in half.description.graph_maps if "ablation" not in name]
-    expected, found = (model.run(PICTURES, range(len(LABELS)), names) for model in (case.model, half))
+    expected, found = (model.run(BATCH, range(len(LABELS)), names) for model in (case.model, half))
     np.testing.assert_allclose(found.logits, expected.logits, atol=1e-2 * np.abs(expected.logits).max())
     assert not np.array_equal(found.logits, expected.logits)
     for name in names:
         largest, apart = (np.abs(values).max((2, 3)) for values in (expected.maps[name], found.maps[name] - expected.maps[name]))
         relative = (apart / largest)[largest > 1e-3 * largest.max()]
-        # Where rounding changes the sign of a rectified unit, a picture has another map; most have none such.
+        # Where rounding changes the sign of a rectified unit, an image has another map; most have none such.
         assert np.median(relative) < (0.15 if several else 0.01), name
     graph = onnx.load(str(half.path)).graph
     large = [weight for weight in graph.initializer if np.prod(weight.dims) > 5000 and weight.data_type == TensorProto.FLOAT]
@@ -71,7 +71,7 @@ def test_weights_are_kept_once_and_answers_are_near_those_of_float32(case: Case)
         ("cifar_resnet20", "cifar10_resnet20-12fca82f.th", "cifar10"),
     ],
 )
-def test_real_networks_on_real_pictures(
+def test_real_networks_on_real_images(
     backbone: str, weights: str, dataset: str, shared_data: Path, unpacked: Callable[[str], Path], trained: Callable[..., Case]
 ) -> None:
     case = trained(backbone, weights)
@@ -80,7 +80,7 @@ def test_real_networks_on_real_pictures(
     found = found[:: len(found) // 40]
     preprocessing = half.description.preprocessing
     agreement = compare(
-        case.model, half, Pictures(len(found), dataset, lambda number: Shown(preprocessing.apply(decoding.read(found[number]))))
+        case.model, half, Images(len(found), dataset, lambda number: Shown(preprocessing.apply(decoding.read(found[number]))))
     )
     assert agreement.agreement >= 0.97
     assert agreement.finite == 1

@@ -19,18 +19,18 @@ from onnx import NodeProto, numpy_helper
 from tests.helpers.exports.small_networks import Case, Exports, blobs
 from tlcli.contract.images import decoding
 from tlcli.contract.model.onnx_model import Model
-from tlcli.evaluation.agreement import Pictures, Shown, compare
+from tlcli.evaluation.agreement import Images, Shown, compare
 from tlcli.exports.precision.int8 import quantise
 from tlcli.exports.rewrite.graph_edit import with_inner
 
-PICTURES = blobs(4)
+BATCH = blobs(4)
 RESNET20 = ("cifar_resnet20", "cifar10_resnet20-12fca82f.th")
-Images = list[npt.NDArray[np.uint8]]
+ImageList = list[npt.NDArray[np.uint8]]
 
 
 @pytest.fixture(scope="module")
-def cifar(unpacked: Callable[[str], Path]) -> dict[str, tuple[Images, list[int]]]:
-    """Pictures and labels of CIFAR-10: 100 to calibrate on, 200 to compare on."""
+def cifar(unpacked: Callable[[str], Path]) -> dict[str, tuple[ImageList, list[int]]]:
+    """Images and labels of CIFAR-10: 100 to calibrate on, 200 to compare on."""
     found = {}
     for part, count in (("train", 10), ("test", 20)):
         classes = sorted((unpacked("cifar10") / part).iterdir())
@@ -39,8 +39,8 @@ def cifar(unpacked: Callable[[str], Path]) -> dict[str, tuple[Images, list[int]]
     return found
 
 
-def quantised(case: Case, images: Images, name: str = "int8") -> Model:
-    return case.rewritten(partial(quantise, pictures=images), name)
+def quantised(case: Case, images: ImageList, name: str = "int8") -> Model:
+    return case.rewritten(partial(quantise, images=images), name)
 
 
 def runs(model: Model, wanted: tuple[str, ...], images: npt.NDArray[np.uint8], folder: Path) -> Counter[str]:
@@ -56,12 +56,12 @@ def runs(model: Model, wanted: tuple[str, ...], images: npt.NDArray[np.uint8], f
 
 @pytest.mark.parametrize("layers", [(), ("layer2",)])
 def test_a_trained_network_answers_and_explains_as_before(
-    layers: tuple[str, ...], cifar: dict[str, tuple[Images, list[int]]], trained: Callable[..., Case], tmp_path: Path
+    layers: tuple[str, ...], cifar: dict[str, tuple[ImageList, list[int]]], trained: Callable[..., Case], tmp_path: Path
 ) -> None:
     case = trained(*RESNET20, *layers)
     small = quantised(case, cifar["train"][0])
     images, labels = cifar["test"]
-    found = compare(case.model, small, Pictures(len(images), "CIFAR-10", lambda number: Shown(images[number], labels[number])))
+    found = compare(case.model, small, Images(len(images), "CIFAR-10", lambda number: Shown(images[number], labels[number])))
     assert found.top1_before is not None
     assert found.top1 is not None
     assert found.top1_before > 0.7
@@ -87,7 +87,7 @@ def test_a_trained_network_answers_and_explains_as_before(
 def test_what_the_backward_pass_takes_is_the_weight_to_half_a_step(exported: Exports) -> None:
     """Although the forward pass has its batch norms folded into it."""
     case = exported("test_resnet", "mlp:16", "conv1.2", "layer2", "layer4")
-    small = quantised(case, list(PICTURES))
+    small = quantised(case, list(BATCH))
     original = {weight.name: numpy_helper.to_array(weight) for weight in case.flat().graph.initializer}
     graph = onnx.load(str(small.path)).graph
     there = {weight.name: numpy_helper.to_array(weight) for weight in graph.initializer}
@@ -102,34 +102,34 @@ def test_what_the_backward_pass_takes_is_the_weight_to_half_a_step(exported: Exp
         assert there[node.input[0]].dtype == np.int8
         assert np.all(np.abs(there[node.input[0]] * step - weight) <= 0.5001 * np.abs(step)), node.name
     names = [name for name in small.description.graph_maps if "ablation" not in name]
-    answer = small.run(PICTURES, [0, -1], names)
+    answer = small.run(BATCH, [0, -1], names)
     assert all(np.isfinite(values).all() and values.any() for values in answer.maps.values())
 
 
-def test_the_same_pictures_make_the_same_file_and_others_another(exported: Exports) -> None:
+def test_the_same_images_make_the_same_file_and_others_another(exported: Exports) -> None:
     case = exported("test_resnet")
     first, second, other = (
         quantised(case, images, name).path.read_bytes()
-        for name, images in (("first", list(PICTURES)), ("second", list(PICTURES)), ("other", [np.zeros_like(PICTURES[0])]))
+        for name, images in (("first", list(BATCH)), ("second", list(BATCH)), ("other", [np.zeros_like(BATCH[0])]))
     )
     assert first == second
     assert first != other
 
 
-def test_pictures_are_normalised_as_before(exported: Exports) -> None:
+def test_images_are_normalised_as_before(exported: Exports) -> None:
     case = exported("test_resnet")
-    model = onnx.load(str(quantised(case, list(PICTURES)).path))
+    model = onnx.load(str(quantised(case, list(BATCH)).path))
     (normalised,) = (node.output[0] for node in model.graph.node if node.op_type == "BatchNormalization")
     model.graph.output.append(onnx.helper.make_tensor_value_info(normalised, onnx.TensorProto.FLOAT, None))
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    (found,) = session.run([normalised], {"images": PICTURES})
-    np.testing.assert_allclose(found, case.network.normalise(torch.from_numpy(PICTURES)), atol=2e-6)
+    (found,) = session.run([normalised], {"images": BATCH})
+    np.testing.assert_allclose(found, case.network.normalise(torch.from_numpy(BATCH)), atol=2e-6)
 
 
 def test_what_works_on_pooled_values_stays_in_float(exported: Exports) -> None:
     """Squeeze-and-excitation."""
     case = exported("regnety_002")
-    graph = onnx.load(str(quantised(case, list(PICTURES)).path)).graph
+    graph = onnx.load(str(quantised(case, list(BATCH)).path)).graph
     made_by = {value: node for node in graph.node for value in node.output}
 
     def in_int8(node: NodeProto) -> bool:
@@ -150,10 +150,10 @@ def test_what_works_on_pooled_values_stays_in_float(exported: Exports) -> None:
         (("test_resnet", "linear"), {"methods": ()}),
     ],
 )
-def test_a_batch_answers_as_its_pictures_do_alone(network: tuple[str, ...], options: dict[str, bool], exported: Exports) -> None:
-    small = quantised(exported(*network, **options), list(PICTURES))
+def test_a_batch_answers_as_its_images_do_alone(network: tuple[str, ...], options: dict[str, bool], exported: Exports) -> None:
+    small = quantised(exported(*network, **options), list(BATCH))
     names = [name for name in small.description.graph_maps if "ablation" not in name]
-    for images in (PICTURES, blobs(2, 96, 128)) if options.get("dynamic_size") else (PICTURES,):
+    for images in (BATCH, blobs(2, 96, 128)) if options.get("dynamic_size") else (BATCH,):
         together = small.run(images, [[0, -1]] * len(images), names)
         for row, image in enumerate(images):
             alone = small.run(image[None], [0, -1], names)

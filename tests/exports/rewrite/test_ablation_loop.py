@@ -37,20 +37,20 @@ def graph(channels: int) -> onnx.GraphProto:
     steps = [
         ("Identity", ["A"], "features", {}),
         ("Identity", ["targets"], "classes", {}),
-        ("Div", [due_input(layer), "c"], "picture", {}),
+        ("Div", [due_input(layer), "c"], "image", {}),
         ("Mod", [due_input(layer), "c"], "channel", {}),
         ("Unsqueeze", ["channel", "one"], "channel_column", {}),
         ("Equal", ["channel_column", "numbers"], "gone", {}),
         ("Not", ["gone"], "kept", {}),
         ("Cast", ["kept"], "kept_float", {"to": TensorProto.FLOAT}),
         ("Unsqueeze", ["kept_float", "last_two"], "mask", {}),
-        ("Gather", ["features", "picture"], "own", {"axis": 0}),
+        ("Gather", ["features", "image"], "own", {"axis": 0}),
         ("Mul", ["own", "mask"], "changed", {}),
         ("ReduceMean", ["changed", "last_two"], "mean", {"keepdims": 0}),
         ("Add", ["mean", "bias"], "shifted", {}),
         ("Tanh", ["shifted"], "hidden", {}),
         ("MatMul", ["hidden", "weight"], "logits", {}),
-        ("Gather", ["classes", "picture"], "own_classes", {"axis": 0}),
+        ("Gather", ["classes", "image"], "own_classes", {"axis": 0}),
         ("GatherElements", ["logits", "own_classes"], step_output(layer), {"axis": 1}),
         ("Mul", [ablated_input(layer), "two"], "doubled", {}),
     ]
@@ -85,21 +85,21 @@ def test_the_loop_is_a_plain_one(channels: int) -> None:
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     weight, bias = network(channels)
     generator = np.random.default_rng(1)
-    for pictures, explained in ((1, 1), (3, 4), (2, 3), (5, 1)):
-        activations = generator.normal(size=(pictures, channels, 3, 2)).astype(np.float32)
-        classes = generator.integers(0, CLASSES, (pictures, explained))
+    for images, explained in ((1, 1), (3, 4), (2, 3), (5, 1)):
+        activations = generator.normal(size=(images, channels, 3, 2)).astype(np.float32)
+        classes = generator.integers(0, CLASSES, (images, explained))
         (doubled,) = session.run(["doubled"], {"A": activations, "targets": classes})
-        assert doubled.shape == (pictures, channels, explained)
-        for picture in range(pictures):
+        assert doubled.shape == (images, channels, explained)
+        for image in range(images):
             for channel in range(channels):
-                without = activations[picture].copy()
+                without = activations[image].copy()
                 without[channel] = 0
-                expected = scores(without[None], weight, bias)[0, classes[picture]]
-                np.testing.assert_allclose(doubled[picture, channel], 2 * expected, rtol=1e-4, atol=1e-5)
+                expected = scores(without[None], weight, bias)[0, classes[image]]
+                np.testing.assert_allclose(doubled[image, channel], 2 * expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_file_whose_channels_do_not_fill_the_last_step(exported: Exports) -> None:
-    """48 channels times three pictures are no multiple of what the loop takes at once."""
+    """48 channels times three images are no multiple of what the loop takes at once."""
     case = exported("test_resnet", "mlp:16", "layer2")
     (layer,) = case.model.description.layers
     images, targets = blobs(3), np.array([[0, 1, -1], [4, 4, 2], [3, -5, 0]])

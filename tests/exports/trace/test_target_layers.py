@@ -113,7 +113,7 @@ def test_modules_that_run_more_than_once_are_left_out() -> None:
     assert "layer3.0.act1" in names
     network.backbone.layer4[0].act1 = network.backbone.layer3[0].act1  # type: ignore[index,union-attr]
     assert "layer3.0.act1" not in {layer.name for layer in list_layers(network)}
-    with pytest.raises(ExportError, match=r"layer3\.0\.act1: test_resnet's layer gives no map .*, once a picture"):
+    with pytest.raises(ExportError, match=r"layer3\.0\.act1: test_resnet's layer gives no map .*, once an image"):
         resolve_layers(network, ["layer3.0.act1"])
 
 
@@ -128,7 +128,7 @@ def test_named_layers_come_in_the_order_of_execution() -> None:
     ("names", "message"),
     [
         (["layer5"], r"--cam-layer layer5: test_resnet's layer is not there: `--list-cam-layers` lists the \d+ there are; near it: layer"),
-        (["global_pool"], r"--cam-layer global_pool: test_resnet's layer gives no map `\[N, c, h, w\]` of some extent, once a picture"),
+        (["global_pool"], r"--cam-layer global_pool: test_resnet's layer gives no map `\[N, c, h, w\]` of some extent, once an image"),
         (["fc"], r"--cam-layer fc: test_resnet's layer gives no map"),
         (["zzzzzzzz"], r"--cam-layer zzzzzzzz: test_resnet's layer is not there: `--list-cam-layers` lists the \d+ there are$"),
         (["layer2", "layer4", "layer2"], r"--cam-layer names a layer twice: layer2, layer4, layer2"),
@@ -150,7 +150,7 @@ def test_a_network_without_any_extent(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Flat(nn.Module):
-    """From pictures to one position at once."""
+    """From images to one position at once."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -160,11 +160,11 @@ def by_autograd(rest: Rest, inputs: Tensor, layers: Sequence[str], cotangents: T
 
 
 def check(rest: Rest, inputs: Callable[[int], Tensor], layers: Sequence[str]) -> Tail:
-    """The tail's answers for several numbers of pictures and classes, none of which it was traced with, against autograd's."""
+    """The tail's answers for several numbers of images and classes, none of which it was traced with, against autograd's."""
     tail = trace(rest, inputs(1)[0], layers)
-    for pictures, explained in ((1, 1), (2, 3), (6, 2)):
-        batch = inputs(pictures)
-        cotangents = torch.randn(pictures, explained, rest(batch.clone(), lambda _, output: output).shape[1])
+    for images, explained in ((1, 1), (2, 3), (6, 2)):
+        batch = inputs(images)
+        cotangents = torch.randn(images, explained, rest(batch.clone(), lambda _, output: output).shape[1])
         expected_z, expected_activations, expected_gradients = by_autograd(rest, batch, layers, cotangents)
         before = batch.clone()
         z, activations, remembered = tail(batch)
@@ -176,8 +176,8 @@ def check(rest: Rest, inputs: Callable[[int], Tensor], layers: Sequence[str]) ->
         torch.testing.assert_close(list(means), expected_means, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(batch, before, rtol=0, atol=0)
 
-        # Two changed copies of the last picture's activations, one of the first's.
-        of = torch.tensor([pictures - 1, 0, pictures - 1])
+        # Two changed copies of the last image's activations, one of the first's.
+        of = torch.tensor([images - 1, 0, images - 1])
         for number, name in enumerate(layers):
             changed = activations[number][of] * torch.rand(3, activations[number].shape[1], 1, 1).round()
             torch.testing.assert_close(
@@ -196,7 +196,7 @@ def replaced(rest: Rest, inputs: Tensor, layer: str, changed: Tensor) -> Tensor:
 def test_what_follows_and_its_gradient(name: str, height: int, width: int) -> None:
     module = module_named(name, height, width)
     torch.manual_seed(1)
-    check(lambda a, tap: module(tap("layer", a)), lambda pictures: torch.randn(pictures, CHANNELS, height, width), ["layer"])
+    check(lambda a, tap: module(tap("layer", a)), lambda images: torch.randn(images, CHANNELS, height, width), ["layer"])
 
 
 @pytest.mark.parametrize("rows", [4, 5, 6, 7])
@@ -204,8 +204,8 @@ def test_sizes_that_are_equal_by_chance_are_not_taken_for_one(rows: int) -> None
     """Channels, height, width or z's width may be what the batch was in tracing."""
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(rows, rows, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(rows**3, rows)).requires_grad_(False)
-    check(lambda a, tap: module(tap("layer", a)), lambda pictures: torch.randn(pictures, rows, rows, rows), ["layer"])
-    check(lambda a, tap: module[:2](tap("layer", a)).mean((-2, -1)), lambda pictures: torch.randn(pictures, rows, 4, 5), ["layer"])
+    check(lambda a, tap: module(tap("layer", a)), lambda images: torch.randn(images, rows, rows, rows), ["layer"])
+    check(lambda a, tap: module[:2](tap("layer", a)).mean((-2, -1)), lambda images: torch.randn(images, rows, 4, 5), ["layer"])
 
 
 class Stages(nn.Module):
@@ -242,7 +242,7 @@ def test_several_layers_at_once(stages: Stages, layers: tuple[str, ...]) -> None
     def rest(inputs: Tensor, tap: Tap) -> Tensor:
         return stages(inputs, lambda name, output: tap(name, output) if name in layers else output)
 
-    tail = check(rest, lambda pictures: torch.randn(pictures, 3, 9, 8), layers)
+    tail = check(rest, lambda images: torch.randn(images, 3, 9, 8), layers)
     assert tail.layers == layers
 
 
@@ -269,8 +269,8 @@ def test_activations_are_what_the_layer_returned_not_what_was_made_of_it(stages:
     assert not gradients[:, 0][one < 0].any()
 
 
-def test_again_depends_on_its_own_picture_only(stages: Stages) -> None:
-    """Skip connections around the layer bring the picture's own values, not its neighbour's."""
+def test_again_depends_on_its_own_image_only(stages: Stages) -> None:
+    """Skip connections around the layer bring the image's own values, not its neighbour's."""
     tail = trace(lambda inputs, tap: stages(inputs, lambda name, output: tap(name, output) if name == "two" else output),
                  torch.randn(3, 9, 8), ["two"])  # fmt: skip
     inputs = torch.randn(3, 3, 9, 8)
@@ -300,11 +300,11 @@ def test_what_cannot_be_differentiated_is_told() -> None:
 @pytest.mark.parametrize("before", [lambda a: a, lambda a: a * 2], ids=["the layer's input", "another tensor"])
 def test_writing_into_a_part_of_the_layers_output(before: Callable[[Tensor], Tensor]) -> None:
     module = WritesIntoSlices().requires_grad_(False)
-    check(lambda a, tap: module(tap("layer", before(a))), lambda pictures: torch.randn(pictures, CHANNELS, 5, 4), ["layer"])
+    check(lambda a, tap: module(tap("layer", before(a))), lambda images: torch.randn(images, CHANNELS, 5, 4), ["layer"])
 
 
-def test_pictures_that_depend_on_one_another_are_refused() -> None:
-    """What another graph needs of the batch as a whole has no rows of a picture's own."""
+def test_images_that_depend_on_one_another_are_refused() -> None:
+    """What another graph needs of the batch as a whole has no rows of an image's own."""
     with pytest.raises((NotImplementedError, RuntimeError)):
         trace(lambda a, tap: (tap("layer", a).flatten(1) @ a.flatten(1).t()).tanh().sum(1, keepdim=True), torch.randn(2, 3, 3), ["layer"])
 
@@ -321,7 +321,7 @@ def test_writing_into_parts_of_a_tensor() -> None:
         output[:, :, -1] = 0.5
         return torch.tanh(output).mean((-2, -1))
 
-    check(rest, lambda pictures: torch.randn(pictures, CHANNELS, 5, 4), ["layer"])
+    check(rest, lambda images: torch.randn(images, CHANNELS, 5, 4), ["layer"])
 
 
 def test_means_are_those_of_the_gradients() -> None:

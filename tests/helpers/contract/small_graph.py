@@ -26,7 +26,7 @@ OUTSIDE = ("eigencam", "eigengradcam", "scorecam", "faster_scorecam")
 class SmallNetwork:
     """Stands in for `tlcli.contract.model.onnx_model.Model`.
 
-    batches: the pictures of every run so far.
+    batches: the images of every run so far.
     """
 
     def __init__(self, layers: Sequence[str] = ("far",), seed: int = 0, constant: bool = False) -> None:
@@ -116,7 +116,7 @@ class SmallNetwork:
         )
 
 
-def pictures(count: int, seed: int = 0, height: int = PREPROCESSING.height, width: int = PREPROCESSING.width) -> np.ndarray:
+def make_images(count: int, seed: int = 0, height: int = PREPROCESSING.height, width: int = PREPROCESSING.width) -> np.ndarray:
     """Smooth, so that channels differ: uint8 `[count, height, width, 3]`."""
     coarse = np.random.default_rng(seed).uniform(0, 255, (count, 3, 6, 5)).astype(np.float32)
     smooth = functional.interpolate(torch.from_numpy(coarse), (height, width), mode="bicubic").clamp(0, 255)

@@ -123,7 +123,7 @@ def sessions(folder: Path) -> dict[str, onnxruntime.InferenceSession]:
 
 def check_everything(folder: Path) -> None:
     """config.pbtxt: every output, with and without each optional input."""
-    pictures = blobs(3)
+    images = blobs(3)
     with server(folder), triton.InferenceServerClient(ADDRESS) as client:
         for name, session in sessions(folder).items():
             outputs = [one.name for one in session.get_outputs()]
@@ -134,13 +134,13 @@ def check_everything(folder: Path) -> None:
                 offered["softmax"] = [np.array([[True]])]
             count = 0
             for chosen in itertools.product(*([(key, None), *((key, one) for one in values)] for key, values in offered.items())):
-                feed = {"images": pictures, **{key: value for key, value in chosen if value is not None}}
+                feed = {"images": images, **{key: value for key, value in chosen if value is not None}}
                 same(ask(client, name, outputs, feed), session, feed)
                 count += 1
             print(f"{CONFIG_FILE}, {name}: {len(outputs)} outputs, {count} kinds of request, as ONNX Runtime answers them")
-        Image.fromarray(pictures[0]).save(folder / "picture.png")
+        Image.fromarray(images[0]).save(folder / "image.png")
         said = subprocess.run(
-            [sys.executable, DEPLOY / "kserve/ask_triton.py", ADDRESS, "one-layer", folder / "picture.png"],
+            [sys.executable, DEPLOY / "kserve/ask_triton.py", ADDRESS, "one-layer", folder / "image.png"],
             check=True,
             capture_output=True,
             text=True,
@@ -150,11 +150,11 @@ def check_everything(folder: Path) -> None:
 
 def check_batching(folder: Path) -> None:
     """configs/batching.pbtxt: requests of many clients, merged."""
-    pictures = blobs(40)
+    images = blobs(40)
     with server(folder, f"--model-config-name={Path(BATCHING_FILE).stem}") as log, triton.InferenceServerClient(ADDRESS) as client:
         for name, session in sessions(folder).items():
             outputs = [one.name for one in client.get_model_metadata(name).outputs]
-            feeds = [{"images": pictures[start : start + 1 + start % 2]} for start in range(0, 40, 2)]
+            feeds = [{"images": images[start : start + 1 + start % 2]} for start in range(0, 40, 2)]
             with ThreadPoolExecutor(12) as pool:
                 for feed, answered in zip(feeds, pool.map(lambda feed: ask(client, name, outputs, feed), feeds), strict=True):  # noqa: B023
                     same(answered, session, feed)

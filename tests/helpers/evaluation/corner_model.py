@@ -1,7 +1,7 @@
 """A model that looks at the upper left quarter of its input and nothing else: what a good map of it is, is known.
 
 `bright` has the probability sigmoid(8 (m - 0.5)), m the mean of that quarter in [0, 1]; `dark` the rest. Its maps do not depend on the
-picture: `gradcam` is the quarter, `layercam` the opposite one, `ablationcam` nothing at all.
+image: `gradcam` is the quarter, `layercam` the opposite one, `ablationcam` nothing at all.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def save(path: Path, name: str = "quarter", maps: dict[str, np.ndarray] = MAPS) 
     return path
 
 
-def put_pictures(folder: Path, count: int = 4, boxes: bool = True) -> Path:
+def put_images(folder: Path, count: int = 4, boxes: bool = True) -> Path:
     """A folder `<class>/<number>.png`: a bright square in the upper left quarter of a dark ground, and for `dark` none; boxes of both."""
     kept = {}
     for label in LABELS:

@@ -14,7 +14,7 @@ from tlcli.training.models.network import Network, NetworkConfig
 
 
 class Toy(nn.Module):
-    """`layer` turns a picture into its red, less one, and its green; `behind` follows; the head is linear on the spatial mean."""
+    """`layer` turns an image into its red, less one, and its green; `behind` follows; the head is linear on the spatial mean."""
 
     pretrained_cfg: dict[str, Any] = {"input_size": (3, 2, 2)}  # noqa: RUF012
     num_features = 2
@@ -55,8 +55,8 @@ def toy(weight: list[list[float]], bias: list[float], *, behind: nn.Module | Non
     return network
 
 
-def picture(first: list[list[int]], second: list[list[int]]) -> npt.NDArray[np.uint8]:
-    """The picture for which the toy's `layer` gives these two channels."""
+def make_image(first: list[list[int]], second: list[list[int]]) -> npt.NDArray[np.uint8]:
+    """The image for which the toy's `layer` gives these two channels."""
     return np.stack([np.array(first) + 1, np.array(second), np.zeros_like(second)], -1)[None].astype(np.uint8)
 
 

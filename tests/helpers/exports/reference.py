@@ -1,7 +1,7 @@
 """Maps written from the papers, in float64, with autograd: what the graph is compared with.
 
 Nothing here comes from `exports`. The network is taken as it is in PyTorch; a layer is observed by a hook on the module that
-the model's description names. Each formula is a function of one picture's activations A `[c, h, w]` and, for one class, their
+the model's description names. Each formula is a function of one image's activations A `[c, h, w]` and, for one class, their
 gradients g = dy/dA `[c, h, w]` or one weight a channel; slow and plain on purpose.
 """
 
@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from tlcli.training.models.network import Network
 
-Pictures = npt.NDArray[np.uint8]
+Images = npt.NDArray[np.uint8]
 ClassIds = npt.NDArray[np.int64]
 Maps = npt.NDArray[np.float64]
 
@@ -46,7 +46,7 @@ MAX_CHANNELS = 10
 """Of Faster-Score-CAM, where the caller names no number."""
 
 _CHUNK = 32
-"""Pictures in one run of the network, where a run for each channel is needed: bounds the memory."""
+"""Images in one run of the network, where a run for each channel is needed: bounds the memory."""
 
 
 def cam(activations: Tensor, weights: Tensor) -> Tensor:
@@ -215,11 +215,11 @@ class _Observation:
     activations: `[N, c, h, w]`, a leaf.
     is_features: whether the head takes the layer's very output, so that only the head is needed from there on.
     gradients: by `softmax`, `[N, K, c, h, w]`.
-    ablated: by picture, logits `[c, C]` without each channel.
-    masked: by picture and channel, logits `[C]` of the masked picture.
+    ablated: by image, logits `[c, C]` without each channel.
+    masked: by image and channel, logits `[C]` of the masked image.
     """
 
-    images: Pictures
+    images: Images
     class_ids: ClassIds
     inputs: Tensor
     logits: Tensor
@@ -233,7 +233,7 @@ class _Observation:
 class Reference:
     """Logits and maps of a network in float64, at one layer.
 
-    The last pictures and classes are remembered: all methods of them share one forward pass, and one backward pass a class.
+    The last images and classes are remembered: all methods of them share one forward pass, and one backward pass a class.
     """
 
     def __init__(self, network: Network, layer: str) -> None:
@@ -248,7 +248,7 @@ class Reference:
         self.layer = None if layer == FEATURES else self.network.backbone.get_submodule(layer)
         self._last: _Observation | None = None
 
-    def observe(self, images: Pictures, class_ids: ClassIds, softmax: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    def observe(self, images: Images, class_ids: ClassIds, softmax: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """Logits `[N, C]`, activations A `[N, c, h, w]` and dy/dA `[N, K, c, h, w]` for class ids `[N, K]`.
 
         y is the class's logit, or with `softmax` its probability.
@@ -256,7 +256,7 @@ class Reference:
         seen = self._look(images, class_ids)
         return seen.logits.detach(), seen.activations.detach(), self._gradients(seen, softmax)
 
-    def maps(self, method: str, images: Pictures, class_ids: ClassIds, softmax: bool = False, max_channels: int = MAX_CHANNELS) -> Maps:
+    def maps(self, method: str, images: Images, class_ids: ClassIds, softmax: bool = False, max_channels: int = MAX_CHANNELS) -> Maps:
         """`[N, K, h, w]`, before any resizing or scaling.
 
         Args:
@@ -274,16 +274,16 @@ class Reference:
             raise ValueError(f"no method {method!r}")
         seen = self._look(images, class_ids)
         rows = [
-            torch.stack([self._map(method, seen, picture, column, softmax, max_channels) for column in range(class_ids.shape[1])])
-            for picture in range(len(images))
+            torch.stack([self._map(method, seen, image, column, softmax, max_channels) for column in range(class_ids.shape[1])])
+            for image in range(len(images))
         ]
         return torch.stack(rows).detach().numpy()
 
-    def gradcam(self, images: Pictures, class_ids: ClassIds) -> Maps:
+    def gradcam(self, images: Images, class_ids: ClassIds) -> Maps:
         """See `maps`."""
         return self.maps("gradcam", images, class_ids)
 
-    def cam(self, images: Pictures, class_ids: ClassIds, weight: Tensor | None = None) -> Maps:
+    def cam(self, images: Images, class_ids: ClassIds, weight: Tensor | None = None) -> Maps:
         """`maps("cam")`, or with `weight` `[C, c]` in place of the classifier's."""
         if weight is None:
             return self.maps("cam", images, class_ids)
@@ -294,22 +294,22 @@ class Reference:
         ]
         return torch.stack(rows).numpy()
 
-    def _map(self, method: str, seen: _Observation, picture: int, column: int, softmax: bool, max_channels: int) -> Tensor:
-        activations, number = seen.activations[picture].detach(), int(seen.class_ids[picture, column])
+    def _map(self, method: str, seen: _Observation, image: int, column: int, softmax: bool, max_channels: int) -> Tensor:
+        activations, number = seen.activations[image].detach(), int(seen.class_ids[image, column])
         if method in _OF_ACTIVATIONS:
             return _OF_ACTIVATIONS[method](activations)
         if method in _OF_GRADIENTS:
-            return _OF_GRADIENTS[method](activations, self._gradients(seen, softmax)[picture, column])
+            return _OF_GRADIENTS[method](activations, self._gradients(seen, softmax)[image, column])
         if method == "cam":
             return cam(activations, self._pooled_linear(seen)[number])
         if method == "ablationcam":
-            score = _target(seen.logits.detach(), softmax)[picture, number]
-            return ablationcam(activations, score, _target(self._ablated(seen, picture), softmax)[:, number])
+            score = _target(seen.logits.detach(), softmax)[image, number]
+            return ablationcam(activations, score, _target(self._ablated(seen, image), softmax)[:, number])
         channels = largest_variance(activations, max_channels) if method == "faster_scorecam" else list(range(len(activations)))
-        return scorecam(activations[channels], _target(self._masked(seen, picture, channels), softmax)[:, number])
+        return scorecam(activations[channels], _target(self._masked(seen, image, channels), softmax)[:, number])
 
     @torch.enable_grad()
-    def _look(self, images: Pictures, class_ids: ClassIds) -> _Observation:
+    def _look(self, images: Images, class_ids: ClassIds) -> _Observation:
         last = self._last
         if last is not None and np.array_equal(last.images, images) and np.array_equal(last.class_ids, class_ids):
             return last
@@ -365,39 +365,39 @@ class Reference:
     @torch.enable_grad()
     def _gradients(self, seen: _Observation, softmax: bool) -> Tensor:
         if softmax not in seen.gradients:
-            target, pictures = _target(seen.logits, softmax), range(len(seen.images))
-            columns = [target[pictures, torch.from_numpy(column)].sum() for column in seen.class_ids.T]
+            target, images = _target(seen.logits, softmax), range(len(seen.images))
+            columns = [target[images, torch.from_numpy(column)].sum() for column in seen.class_ids.T]
             gradients = [torch.autograd.grad(column, seen.activations, retain_graph=True)[0] for column in columns]
             seen.gradients[softmax] = torch.stack(gradients, 1)
         return seen.gradients[softmax]
 
     @torch.no_grad()
-    def _ablated(self, seen: _Observation, picture: int) -> Tensor:
-        """Logits `[c, C]` of one picture, without each channel in turn."""
-        if picture not in seen.ablated:
-            activations, rows = seen.activations[picture].detach(), []
+    def _ablated(self, seen: _Observation, image: int) -> Tensor:
+        """Logits `[c, C]` of one image, without each channel in turn."""
+        if image not in seen.ablated:
+            activations, rows = seen.activations[image].detach(), []
             for channels in torch.arange(len(activations)).split(_CHUNK):
                 without = activations.repeat(len(channels), 1, 1, 1)
                 without[range(len(channels)), channels] = 0
                 if seen.is_features:
                     rows.append(self.network.classify(self.network.embed(without)))
                 else:
-                    inputs = seen.inputs[picture].repeat(len(channels), 1, 1, 1)
+                    inputs = seen.inputs[image].repeat(len(channels), 1, 1, 1)
                     rows.append(self._run(inputs, lambda _output, without=without: without)[0])  # type: ignore[misc]
-            seen.ablated[picture] = torch.cat(rows)
-        return seen.ablated[picture]
+            seen.ablated[image] = torch.cat(rows)
+        return seen.ablated[image]
 
     @torch.no_grad()
-    def _masked(self, seen: _Observation, picture: int, channels: list[int]) -> Tensor:
-        """Logits `[len(channels), C]` of one picture under each channel's mask."""
-        missing = [channel for channel in channels if (picture, channel) not in seen.masked]
+    def _masked(self, seen: _Observation, image: int, channels: list[int]) -> Tensor:
+        """Logits `[len(channels), C]` of one image under each channel's mask."""
+        missing = [channel for channel in channels if (image, channel) not in seen.masked]
         for start in range(0, len(missing), _CHUNK):
             chunk = missing[start : start + _CHUNK]
-            inputs = seen.inputs[picture]
-            covers = masks(seen.activations[picture][chunk], *inputs.shape[-2:])
+            inputs = seen.inputs[image]
+            covers = masks(seen.activations[image][chunk], *inputs.shape[-2:])
             logits = self.network(inputs * covers[:, None])
-            seen.masked.update(((picture, channel), row) for channel, row in zip(chunk, logits, strict=True))
-        return torch.stack([seen.masked[picture, channel] for channel in channels])
+            seen.masked.update(((image, channel), row) for channel, row in zip(chunk, logits, strict=True))
+        return torch.stack([seen.masked[image, channel] for channel in channels])
 
     @torch.no_grad()
     def _pooled_linear(self, seen: _Observation) -> Tensor:
@@ -414,7 +414,7 @@ class Reference:
 def fused(
     references: Sequence[Reference],
     method: str,
-    images: Pictures,
+    images: Images,
     class_ids: ClassIds,
     softmax: bool = False,
     max_channels: int = MAX_CHANNELS,

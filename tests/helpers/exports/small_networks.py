@@ -1,4 +1,4 @@
-"""Networks, pictures and files for the tests of the export."""
+"""Networks, images and files for the tests of the export."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def make(
         backbone, head, model_kwargs: see `NetworkConfig`.
         spread: the logits' standard deviation grows with it.
         seed: of everything.
-        size: height and width of its pictures.
+        size: height and width of its images.
     """
     torch.manual_seed(seed)
     preprocessing = Preprocessing(height=size[0], width=size[1])
@@ -62,7 +62,7 @@ def make(
 
 
 def blobs(count: int = 3, height: int = 64, width: int = 96) -> npt.NDArray[np.uint8]:
-    """Pictures of soft blobs with some noise: uint8 `[count, height, width, 3]`."""
+    """Images of soft blobs with some noise: uint8 `[count, height, width, 3]`."""
     generator = np.random.default_rng(0)
     soft = [cv2.resize(generator.uniform(0, 255, (4, 6, 3)), (width, height), interpolation=cv2.INTER_CUBIC) for _ in range(count)]
     return np.clip(np.stack(soft) + generator.normal(0, 10, (count, height, width, 3)), 0, 255).astype(np.uint8)

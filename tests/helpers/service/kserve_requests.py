@@ -1,6 +1,6 @@
 """Asks a server with KServe's own client, and writes down what it heard; `test_open_inference` runs it, in KServe's environment.
 
-Arguments: the server's port, and a folder with `images.npy` and `picture`, where `found.json` is to go.
+Arguments: the server's port, and a folder with `images.npy` and `image`, where `found.json` is to go.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ async def main(port: str, folder: Path) -> None:
             answer = await client.infer(request(sent, inputs, ["scores", "cam"]))
             outputs = {one.name: one.as_numpy().tolist() for one in answer.outputs}
             found[sent] = {"version": answer.model_version, "id": answer.id, **outputs}
-        picture = np.array([(folder / "picture").read_bytes()], dtype=object)
-        answer = await client.infer(request("encoded", [tensor("encoded", picture, "BYTES", True)], ["scores"]))
+        image = np.array([(folder / "image").read_bytes()], dtype=object)
+        answer = await client.infer(request("encoded", [tensor("encoded", image, "BYTES", True)], ["scores"]))
         found["encoded"] = answer.outputs[0].as_numpy().tolist()
         try:
             await client.infer(request("refused", [tensor("nosuch", images, "UINT8", True)], []))

@@ -1,4 +1,4 @@
-"""Pictures for the tests, good and bad."""
+"""Images for the tests, good and bad."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ Box = tuple[int, int, int, int]
 
 
 def scene(color: tuple[int, int, int], box: Box, size: tuple[int, int] = (256, 192), seed: int = 0) -> Image.Image:
-    """A grey, noisy picture with one coloured rectangle."""
+    """A grey, noisy image with one coloured rectangle."""
     noise = np.random.default_rng(seed).integers(90, 130, (size[1], size[0], 1), dtype=np.uint8)
-    picture = Image.fromarray(np.repeat(noise, 3, axis=2))
-    picture.paste(color, box)
-    return picture
+    image = Image.fromarray(np.repeat(noise, 3, axis=2))
+    image.paste(color, box)
+    return image
 
 
-def encode(picture: Image.Image, image_format: str = "PNG", **options: Any) -> bytes:
+def encode(image: Image.Image, image_format: str = "PNG", **options: Any) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, image_format, **options)
+    image.save(buffer, image_format, **options)
     return buffer.getvalue()
 
 
@@ -58,6 +58,6 @@ def as_stored(seen: Image.Image, orientation: int) -> bytes:
 
 
 @functools.cache
-def slow_picture() -> bytes:
+def slow_image() -> bytes:
     """A few hundred bytes that take a good part of a second to decode: many pixels, all alike."""
     return encode(Image.new("RGB", (5000, 5000), RED), "WEBP", lossless=True)

@@ -38,8 +38,8 @@ class ToyAnswer:
 
 @dataclass(frozen=True)
 class ToyModel:
-    """mix: `[c, 3]`; weight: `[C, c]`; bias: `[C]`. `faulty` fails while it runs, on any picture whose first pixel is white.
-    `dynamic` takes pictures of any size that 8 divides.
+    """mix: `[c, 3]`; weight: `[C, c]`; bias: `[C]`. `faulty` fails while it runs, on any image whose first pixel is white.
+    `dynamic` takes images of any size that 8 divides.
     """
 
     weight: Floats

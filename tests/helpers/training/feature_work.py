@@ -1,8 +1,8 @@
 """A feature cache over a tiny network; as a program, one that is killed at its work.
 
-    python -m tests.helpers.training.feature_work FOLDER PICTURES
+    python -m tests.helpers.training.feature_work FOLDER IMAGES
 
-computes the features of the training pictures of FOLDER, and kills itself when PICTURES of them are done.
+computes the features of the training images of FOLDER, and kills itself when IMAGES of them are done.
 """
 
 from __future__ import annotations

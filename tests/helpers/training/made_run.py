@@ -30,7 +30,7 @@ def make_run(
     stopped: str | None = None,
     **asked: Any,
 ) -> Path:
-    """A finished run. sure: how far its answers lean to the truth; the pictures and their classes are the same for every `seed`."""
+    """A finished run. sure: how far its answers lean to the truth; the images and their classes are the same for every `seed`."""
     folder.mkdir(parents=True)
     truth = torch.randint(0, len(labels), (count,), generator=torch.Generator().manual_seed(5))
     scores, logits = drawn_scores(labels, truth, sure, seed)
@@ -53,7 +53,7 @@ def make_run(
         "val": scores.model_dump(mode="json"),
         "test": scores.model_dump(mode="json") if test else None,
         "seconds": {"features": 90.5, "head": 9.5},
-        "pictures": {"train": 4 * count, "val": count, **({"test": count} if test else {})},
+        "images": {"train": 4 * count, "val": count, **({"test": count} if test else {})},
         "left_out": 1,
     }
     (folder / "results.json").write_text(json.dumps(results))

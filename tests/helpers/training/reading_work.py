@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from tlcli.contract.images.preprocessing import Preprocessing
-from tlcli.training.data.dataloader import picture_batches
+from tlcli.training.data.dataloader import image_batches
 from tlcli.training.data.dataset import Checked, Part
 from tlcli.training.runtime.progress import Advance
 
@@ -57,7 +57,7 @@ def drawn(behaviour: str, count: int = 400) -> Part:
 
 
 def read(behaviour: str, workers: int = 2) -> None:
-    for _ in picture_batches(drawn(behaviour), Preprocessing(height=8, width=8), batch_size=4, workers=workers):
+    for _ in image_batches(drawn(behaviour), Preprocessing(height=8, width=8), batch_size=4, workers=workers):
         pass
 
 
@@ -67,7 +67,7 @@ def main() -> None:
     run, method, behaviour = sys.argv[1:]
     multiprocessing.set_start_method(method)
     with RunFolder(Path(run)).claimed():
-        loaded = picture_batches(drawn(behaviour), Preprocessing(height=8, width=8), batch_size=4, workers=2)
+        loaded = image_batches(drawn(behaviour), Preprocessing(height=8, width=8), batch_size=4, workers=2)
         next(loaded)
         workers = [child.pid for child in multiprocessing.active_children()]
         others = [subprocess.Popen(["sleep", "30"], close_fds=False).pid]

@@ -1,4 +1,4 @@
-"""Small pictures on disk for tests of data sets."""
+"""Small images on disk for tests of data sets."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 
-def put_picture(path: Path, content: str | None = None, size: tuple[int, int] = (8, 6)) -> None:
-    """A picture that `content`, by default the path's last three parts, decides: other content, other picture."""
+def put_image(path: Path, content: str | None = None, size: tuple[int, int] = (8, 6)) -> None:
+    """An image that `content`, by default the path's last three parts, decides: other content, other image."""
     path.parent.mkdir(parents=True, exist_ok=True)
     seed = zlib.crc32((content or "/".join(path.parts[-3:])).encode())
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
@@ -22,5 +22,5 @@ def put_classes(folder: Path, **counts: int) -> Path:
     for name, count in counts.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         for number in range(count):
-            put_picture(folder / name / f"{number:03d}.png")
+            put_image(folder / name / f"{number:03d}.png")
     return folder

@@ -1,4 +1,4 @@
-"""Pictures and settings small enough to train on within a test."""
+"""Images and settings small enough to train on within a test."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def put_colours(folder: Path, train: int = 12, val: int = 4, test: int = 4, size
     for part, count in (("train", train), ("val", val), ("test", test)):
         for name in COLOURS:
             for number in range(count):
-                put_picture_of(folder / part / name / f"{number}.png", name, number + 1000 * len(part), size)
+                put_image_of(folder / part / name / f"{number}.png", name, number + 1000 * len(part), size)
     return folder
 
 
-def put_picture_of(path: Path, colour: str, number: int, size: int = 40) -> None:
-    """One picture of that class."""
+def put_image_of(path: Path, colour: str, number: int, size: int = 40) -> None:
+    """One image of that class."""
     draw = np.random.default_rng([list(COLOURS).index(colour), number])
     pixels = np.clip(draw.normal(COLOURS[colour], 40, (size, size + 6, 3)), 0, 255).astype(np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)

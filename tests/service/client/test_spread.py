@@ -54,9 +54,9 @@ def test_on_this_machine_to_one(addresses: str) -> None:
 
 
 def test_a_connection_that_is_old_is_made_anew_and_no_request_is_lost(one_model: Path) -> None:
-    picture = encode(scene(RED, (30, 20, 90, 70)), "JPEG")
+    image = encode(scene(RED, (30, 20, 90, 70)), "JPEG")
     connected: list[grpc.ChannelConnectivity] = []
-    request = pb.ClassifyRequest(encoded=picture)
+    request = pb.ClassifyRequest(encoded=image)
     with (
         in_background(ServerSettings(models=one_model, port=0, max_connection_age_s=0.3)) as port,
         Connection("127.0.0.1", port).channel() as channel,

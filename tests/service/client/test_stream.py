@@ -1,4 +1,4 @@
-"""Many pictures on one call."""
+"""Many images on one call."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from pathlib import Path
 import grpc
 import pytest
 
-from tests.helpers.service.sample_images import BLUE, GREEN, RED, encode, scene, slow_picture
-from tlcli.contract.errors import NotFoundError, PictureError, RequestError, ServerError, TimeLimitError
+from tests.helpers.service.sample_images import BLUE, GREEN, RED, encode, scene, slow_image
+from tlcli.contract.errors import ImageError, NotFoundError, RequestError, ServerError, TimeLimitError
 from tlcli.service import Client, ServerSettings, in_background
 from tlcli.service.pb.tlcli.v1 import classifier_pb2 as pb
 from tlcli.service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
 from tlcli.service.rpc.idle_streams import taken, until_idle
 
-PICTURES = [encode(scene(color, (40, 20, 200, 160), seed=number)) for number, color in enumerate([RED, GREEN, BLUE] * 5)]
+IMAGES = [encode(scene(color, (40, 20, 200, 160), seed=number)) for number, color in enumerate([RED, GREEN, BLUE] * 5)]
 
 
-def test_answers_come_in_order_and_a_bad_picture_does_not_end_the_stream(stub: ClassifierStub) -> None:
-    requests = [pb.ClassifyRequest(model="toy", encoded=data, request_id=f"id {number}", top_k=1) for number, data in enumerate(PICTURES)]
+def test_answers_come_in_order_and_a_bad_image_does_not_end_the_stream(stub: ClassifierStub) -> None:
+    requests = [pb.ClassifyRequest(model="toy", encoded=data, request_id=f"id {number}", top_k=1) for number, data in enumerate(IMAGES)]
     requests[4].encoded = b"text"
     requests[6].model = "nosuch"
-    requests[0].encoded = slow_picture()  # the first is by far the last to be ready
+    requests[0].encoded = slow_image()  # the first is by far the last to be ready
     answers = list(stub.ClassifyStream(iter(requests)))
     assert [answer.request_id for answer in answers] == [f"id {number}" for number in range(15)]
     for number, answer in enumerate(answers):
@@ -41,7 +41,7 @@ def test_answers_come_in_order_and_a_bad_picture_does_not_end_the_stream(stub: C
 
 
 def test_bytes_that_are_no_message_do_not_end_the_stream(port: int) -> None:
-    good = pb.ClassifyRequest(model="toy", encoded=PICTURES[0], request_id="good").SerializeToString()
+    good = pb.ClassifyRequest(model="toy", encoded=IMAGES[0], request_id="good").SerializeToString()
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         call = channel.stream_stream("/tlcli.v1.Classifier/ClassifyStream", response_deserializer=pb.ClassifyStreamResponse.FromString)
         answers = list(call(iter([good, b"\xff\xff\xff", good])))
@@ -52,18 +52,18 @@ def test_bytes_that_are_no_message_do_not_end_the_stream(port: int) -> None:
 def test_a_sender_may_wait_for_each_answer(stub: ClassifierStub) -> None:
     waiting: queue.SimpleQueue[pb.ClassifyRequest | None] = queue.SimpleQueue()
     answers = stub.ClassifyStream(iter(waiting.get, None), timeout=60)
-    for data in PICTURES[:3]:
+    for data in IMAGES[:3]:
         waiting.put(pb.ClassifyRequest(model="toy", encoded=data))
         assert next(answers).response.predictions
     waiting.put(None)
     assert list(answers) == []
 
 
-def test_the_client_answers_each_picture_in_its_place(client: Client, tmp_path: Path) -> None:
+def test_the_client_answers_each_image_in_its_place(client: Client, tmp_path: Path) -> None:
     text = tmp_path / "notes.txt"
-    text.write_text("no picture")
+    text.write_text("no image")
     missing = tmp_path / "missing.jpg"
-    given = [missing, PICTURES[0], text, PICTURES[1], missing, missing, PICTURES[2], b"", missing]
+    given = [missing, IMAGES[0], text, IMAGES[1], missing, missing, IMAGES[2], b"", missing]
     answers = list(client.classify_stream(given, model="toy", top_k=1, method="cam"))
     assert [answer.request_id for answer in answers] == [str(number) for number in range(len(given))]
     labels = [answer.result().predictions[0].label for answer in (answers[1], answers[3], answers[6])]
@@ -71,9 +71,9 @@ def test_the_client_answers_each_picture_in_its_place(client: Client, tmp_path: 
     for number in (0, 4, 5, 8):
         with pytest.raises(NotFoundError, match=r"missing\.jpg: No such file"):
             answers[number].result()
-    with pytest.raises(PictureError, match=r"notes\.txt: .*no picture"):
+    with pytest.raises(ImageError, match=r"notes\.txt: .*no image"):
         answers[2].result()
-    with pytest.raises(PictureError, match="0 bytes"):
+    with pytest.raises(ImageError, match="0 bytes"):
         answers[7].result()
 
 
@@ -84,31 +84,31 @@ def test_an_empty_stream_and_one_of_errors_only(client: Client, tmp_path: Path) 
 
 
 def test_a_stream_may_be_left_in_the_middle(client: Client) -> None:
-    answers = client.classify_stream(PICTURES * 20, model="toy")
+    answers = client.classify_stream(IMAGES * 20, model="toy")
     assert next(answers).result().predictions
     answers.close()  # type: ignore[attr-defined]
-    assert client.classify(PICTURES[0], model="toy").predictions
+    assert client.classify(IMAGES[0], model="toy").predictions
 
 
 def test_what_the_callers_own_iterable_raises_comes_out(client: Client) -> None:
-    def pictures() -> Iterator[bytes]:
-        yield PICTURES[0]
+    def images() -> Iterator[bytes]:
+        yield IMAGES[0]
         raise LookupError("the folder has gone")
 
     with pytest.raises(LookupError, match="the folder has gone"):
-        list(client.classify_stream(pictures(), model="toy"))
+        list(client.classify_stream(images(), model="toy"))
 
 
 def test_a_wrong_question_is_refused_before_anything_is_sent(client: Client) -> None:
     with pytest.raises(RequestError, match="no method"):
-        next(client.classify_stream(PICTURES, classes=(1,)))
+        next(client.classify_stream(IMAGES, classes=(1,)))
 
 
 def test_a_stream_whose_time_is_over_ends_and_the_server_serves_on(client: Client) -> None:
-    slow = slow_picture()
+    slow = slow_image()
     with pytest.raises(ServerError, match="in time"):
         list(client.classify_stream([slow] * 50, model="toy", timeout_s=0.5))
-    assert client.classify(PICTURES[0], model="toy").predictions
+    assert client.classify(IMAGES[0], model="toy").predictions
 
 
 def test_a_stream_that_nothing_comes_on_ends_and_one_that_waits_for_the_server_does_not(one_model: Path, held_up: threading.Event) -> None:
@@ -127,8 +127,8 @@ def test_a_stream_that_nothing_comes_on_ends_and_one_that_waits_for_the_server_d
         assert 0.3 < time.monotonic() - begun < 5
         held_up.clear()
         answers = stub.ClassifyStream(iter(waiting.get, None), timeout=60)
-        waiting.put(pb.ClassifyRequest(encoded=PICTURES[0]))
-        waiting.put(pb.ClassifyRequest(encoded=PICTURES[0]))
+        waiting.put(pb.ClassifyRequest(encoded=IMAGES[0]))
+        waiting.put(pb.ClassifyRequest(encoded=IMAGES[0]))
         threading.Timer(1.2, held_up.set).start()
         assert next(answers).response.predictions
         waiting.put(None)
@@ -175,9 +175,9 @@ def test_calls_of_one_connection_and_connections_have_a_limit(one_model: Path) -
         open_streams = [ClassifierStub(channels[0]).ClassifyStream(iter(never.get, None)) for _ in range(3)]
         time.sleep(0.3)
         with pytest.raises(grpc.RpcError) as late:
-            ClassifierStub(channels[0]).Classify(pb.ClassifyRequest(encoded=PICTURES[0]), timeout=0.5)
+            ClassifierStub(channels[0]).Classify(pb.ClassifyRequest(encoded=IMAGES[0]), timeout=0.5)
         assert late.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        assert ClassifierStub(channels[1]).Classify(pb.ClassifyRequest(encoded=PICTURES[0])).predictions
+        assert ClassifierStub(channels[1]).Classify(pb.ClassifyRequest(encoded=IMAGES[0])).predictions
         for stream in open_streams:
             stream.cancel()
         for channel in channels:

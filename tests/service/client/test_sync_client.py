@@ -13,10 +13,10 @@ from PIL import Image
 
 from tests.helpers.service.sample_images import RED, encode, scene
 from tests.helpers.service.toy_model import LABELS, METHODS
-from tlcli.contract.errors import NotFoundError, PictureError, RequestError, ServerError
+from tlcli.contract.errors import ImageError, NotFoundError, RequestError, ServerError
 from tlcli.service import Client, ServerSettings, in_background
 
-PICTURE = encode(scene(RED, (30, 20, 90, 70)), "JPEG")
+IMAGE = encode(scene(RED, (30, 20, 90, 70)), "JPEG")
 
 
 @pytest.fixture
@@ -29,11 +29,11 @@ def unused_port() -> int:
 def test_no_server(unused_port: int) -> None:
     with Client(port=unused_port) as client:
         with pytest.raises(ServerError, match=rf"^no server answers at 127\.0\.0\.1:{unused_port}: start one with `tlcli serve`") as caught:
-            client.classify(PICTURE)
+            client.classify(IMAGE)
         assert "\n" not in str(caught.value)
         assert isinstance(caught.value.__cause__, grpc.RpcError)
         with pytest.raises(ServerError, match="no server answers"):
-            list(client.classify_stream([PICTURE]))
+            list(client.classify_stream([IMAGE]))
         assert not client.is_ready()
         with pytest.raises(ServerError, match=r"no server was ready at .* within 0\.2 s"):
             client.wait_until_ready(timeout_s=0.2)
@@ -68,7 +68,7 @@ def test_readiness_by_model(client: Client) -> None:
 
 def test_where_one_model_is_served_it_need_not_be_named(one_model: Path) -> None:
     with in_background(ServerSettings(models=one_model, port=0)) as port, Client(port=port) as client:
-        answer = client.classify(PICTURE)
+        answer = client.classify(IMAGE)
         assert (answer.model, answer.version) == ("toy", "1")
         assert client.get_model().model == "toy"
 
@@ -81,26 +81,26 @@ def test_questions_that_make_no_sense(client: Client, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="int came"):
         client.classify(5)  # type: ignore[arg-type]
     with pytest.raises(RequestError, match="by no method"):
-        client.classify(PICTURE, classes=(1,))
+        client.classify(IMAGE, classes=(1,))
     for given in ({"softmax": True}, {"max_channels": 3}):
         with pytest.raises(RequestError, match="no method is named"):
-            client.classify(PICTURE, **given)  # type: ignore[arg-type]
+            client.classify(IMAGE, **given)  # type: ignore[arg-type]
     with pytest.raises(RequestError, match="expected raw, heat_map, overlay"):
-        client.classify(PICTURE, method="cam", map_format="svg")  # type: ignore[arg-type]
-    with pytest.raises(PictureError, match="floating-point"):
+        client.classify(IMAGE, method="cam", map_format="svg")  # type: ignore[arg-type]
+    with pytest.raises(ImageError, match="floating-point"):
         client.classify(Image.new("F", (8, 8)))
 
 
 def test_an_error_about_a_file_names_it(client: Client, tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
-    path.write_text("no picture")
-    with pytest.raises(PictureError, match=rf"^{path}: 10 bytes came that are no picture"):
+    path.write_text("no image")
+    with pytest.raises(ImageError, match=rf"^{path}: 10 bytes came that are no image"):
         client.classify(path, model="toy")
 
 
 def test_pillow_images_of_every_kind_are_seen_as_their_files_are(client: Client) -> None:
-    picture = scene(RED, (30, 20, 90, 70))
+    photo = scene(RED, (30, 20, 90, 70))
     for mode in ("RGB", "L", "P", "CMYK", "RGBA", "1"):
-        image = picture.convert(mode)
+        image = photo.convert(mode)
         data = encode(image, "TIFF")
         assert client.classify(image, model="toy").predictions == client.classify(data, model="toy").predictions, mode

@@ -26,7 +26,7 @@ import pathlib, sys, time
 import service
 from tlcli.service import decoding_process
 decode_process.from_encoded = lambda *args: time.sleep(3600)
-tlcli.service.serve(tlcli.service.ServerSettings(models=pathlib.Path(sys.argv[1]), port=0, http_port=0, grace_s=0.5, picture_threads=1))
+tlcli.service.serve(tlcli.service.ServerSettings(models=pathlib.Path(sys.argv[1]), port=0, http_port=0, grace_s=0.5, image_threads=1))
 """
 GRACE_S, CLOSING_S = 0.5, 2.0
 
@@ -61,7 +61,7 @@ def test_a_server_that_cannot_decode_is_not_ready_until_it_can(one_model: Path, 
     monkeypatch.setattr(decode_process, "from_encoded", wait)
     with socket.create_server(("127.0.0.1", 0)) as free:
         http_port = free.getsockname()[1]
-    settings = ServerSettings(models=one_model, port=0, http_port=http_port, picture_threads=2, max_decode_s=0.1)
+    settings = ServerSettings(models=one_model, port=0, http_port=http_port, image_threads=2, max_decode_s=0.1)
     with in_background(settings) as port, grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         health = health_pb2_grpc.HealthStub(channel)
         threads = [ask_and_forget(http_port)]

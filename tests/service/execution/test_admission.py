@@ -25,7 +25,7 @@ PNG = encode(scene((200, 30, 30), (40, 40, 120, 120)))
 def test_as_many_as_there_are_places_and_no_more() -> None:
     admission = Admission("toy", 2, lambda: 0.25)
     first, _ = admission.enter(), admission.enter()
-    with pytest.raises(OverloadedError, match="is busy: 2 pictures wait for it, as many as may: ask again in 500 ms") as refused:
+    with pytest.raises(OverloadedError, match="is busy: 2 images wait for it, as many as may: ask again in 500 ms") as refused:
         admission.enter()
     assert refused.value.retry_s == 0.5
     first.leave()

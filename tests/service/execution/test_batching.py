@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from tlcli.contract.errors import PictureError, ServerError
+from tlcli.contract.errors import ImageError, ServerError
 from tlcli.contract.images.network_input import NetworkInput
 from tlcli.contract.model.onnx_model import Answer
 from tlcli.service.execution.batching import Batcher, Batching, Sharing, Wanted
@@ -23,15 +23,15 @@ GRADCAM = Wanted((-1,), ("gradcam",))
 FREE = Sharing(frozenset({"gradcam"}), run_s=1.0, map_s=0.0)
 
 
-def picture(number: int, size: int = 4) -> npt.NDArray[np.uint8]:
+def make_image(number: int, size: int = 4) -> npt.NDArray[np.uint8]:
     return np.full((1, size, size, 3), number, dtype=np.uint8)
 
 
 @dataclass
 class Recorder:
-    """A model that answers a picture's number, and can be held up.
+    """A model that answers an image's number, and can be held up.
 
-    runs: pictures' numbers, targets and maps of each run. threads: that they were run in.
+    runs: images' numbers, targets and maps of each run. threads: that they were run in.
     """
 
     go: threading.Event = field(default_factory=threading.Event)
@@ -50,7 +50,7 @@ class Recorder:
         assert self.go.wait(10)
         self.under_way -= 1
         if 99 in numbers:
-            raise ValueError("this picture cannot be run")
+            raise ValueError("this image cannot be run")
         scores = np.repeat(np.float32(numbers)[:, None], CLASSES, 1)
         maps = {name: (1000 * scores[:, :1, None, None] + targets[:, :, None, None]).astype(np.float32) for name in methods}
         return Answer(scores, scores, targets if methods else None, maps)
@@ -89,7 +89,7 @@ def decoders() -> Iterator[Workers]:
 
 
 def seeing(number: int) -> Callable[[], NetworkInput]:
-    return lambda: NetworkInput(picture(number), (0.0, 0.0, 4.0, 4.0), None)
+    return lambda: NetworkInput(make_image(number), (0.0, 0.0, 4.0, 4.0), None)
 
 
 async def see(batcher: Batcher, decoders: Workers, number: int) -> float:
@@ -100,14 +100,14 @@ async def see(batcher: Batcher, decoders: Workers, number: int) -> float:
 
 async def held_up(batcher: Batcher, model: Recorder) -> asyncio.Task[object]:
     """A first run is under way and will not end before `model.go`."""
-    first = asyncio.ensure_future(batcher.submit(picture(0), Wanted()))
+    first = asyncio.ensure_future(batcher.submit(make_image(0), Wanted()))
     await asyncio.to_thread(model.begun.wait, 10)
     return first
 
 
 def start(batcher: Batcher, number: int, wanted: Wanted = Wanted(), size: int = 4) -> asyncio.Task[float]:  # noqa: B008
     async def ask() -> float:
-        answer = (await batcher.submit(picture(number, size), wanted)).value
+        answer = (await batcher.submit(make_image(number, size), wanted)).value
         assert answer.scores.shape == (1, CLASSES)
         assert (answer.classes is None) == (not wanted.methods)
         assert answer.maps.keys() == set(wanted.methods)
@@ -119,7 +119,7 @@ def start(batcher: Batcher, number: int, wanted: Wanted = Wanted(), size: int = 
 
 
 async def asked(batcher: Batcher, model: Recorder, *wanted: Wanted) -> list[float]:
-    """Pictures 1, 2, ... come while picture 0 is run: their answers, in their order."""
+    """Images 1, 2, ... come while image 0 is run: their answers, in their order."""
     first = await held_up(batcher, model)
     tasks = [start(batcher, number, one) for number, one in enumerate(wanted, 1)]
     await asyncio.sleep(0)
@@ -153,10 +153,10 @@ def test_maps_that_differ_in_kind_are_not_run_together_and_nobody_is_overtaken_f
 
     assert asyncio.run(main()) == [1, 2, 3, 4, 5, 6]
     assert [numbers for numbers, _, _ in model.runs] == [[0], [1, 4], [2, 6], [3], [5]]
-    assert model.runs[1][1] == [[3, -1], [5, 6]], "each picture keeps its own classes"
+    assert model.runs[1][1] == [[3, -1], [5, 6]], "each image keeps its own classes"
 
 
-def test_pictures_of_another_size_are_not_run_together(make: Make, model: Recorder) -> None:
+def test_images_of_another_size_are_not_run_together(make: Make, model: Recorder) -> None:
     async def main() -> list[float]:
         batcher = make()
         first = await held_up(batcher, model)
@@ -222,7 +222,7 @@ def test_who_leaves_while_the_batch_runs_takes_nothing_from_the_others(make: Mak
     assert asyncio.run(main()) == [2, 3]
 
 
-def test_a_picture_that_cannot_be_run_fails_alone(make: Make, model: Recorder) -> None:
+def test_a_image_that_cannot_be_run_fails_alone(make: Make, model: Recorder) -> None:
     async def main() -> tuple[list[float], BaseException | None]:
         batcher = make()
         first = await held_up(batcher, model)
@@ -290,9 +290,9 @@ def test_a_turn_is_told_when_the_run_begins(make: Make, model: Recorder) -> None
     async def main() -> list[str]:
         told: list[str] = []
         batcher = make(max_size=1)
-        first = asyncio.ensure_future(batcher.submit(picture(1), Wanted(), lambda: told.append("first")))
+        first = asyncio.ensure_future(batcher.submit(make_image(1), Wanted(), lambda: told.append("first")))
         await asyncio.to_thread(model.begun.wait, 10)
-        second = asyncio.ensure_future(batcher.submit(picture(2), Wanted(), lambda: told.append("second")))
+        second = asyncio.ensure_future(batcher.submit(make_image(2), Wanted(), lambda: told.append("second")))
         await asyncio.sleep(0.05)
         before = list(told)
         model.go.set()
@@ -304,7 +304,7 @@ def test_a_turn_is_told_when_the_run_begins(make: Make, model: Recorder) -> None
 
 
 @pytest.mark.parametrize(("any_thread", "runs_in"), [(True, "decoder"), (False, "model")])
-def test_a_picture_that_finds_the_model_free_is_run_where_it_was_decoded(
+def test_a_image_that_finds_the_model_free_is_run_where_it_was_decoded(
     make: Make, model: Recorder, decoders: Workers, any_thread: bool, runs_in: str
 ) -> None:
     model.go.set()
@@ -363,7 +363,7 @@ def test_what_cannot_be_decoded_fails_by_itself(make: Make, model: Recorder, dec
     model.go.set()
 
     def broken() -> NetworkInput:
-        raise PictureError("no picture")
+        raise ImageError("no image")
 
     async def main() -> list[object]:
         batcher = make(any_thread=True)
@@ -372,7 +372,7 @@ def test_what_cannot_be_decoded_fails_by_itself(make: Make, model: Recorder, dec
 
     first, failed, last = asyncio.run(main())
     assert (first, last) == (1, 2)
-    assert isinstance(failed, PictureError)
+    assert isinstance(failed, ImageError)
 
 
 def test_cancelled_while_it_waits_for_a_decoder_it_is_neither_decoded_nor_run(make: Make, model: Recorder) -> None:
@@ -419,7 +419,7 @@ def test_waiting_for_what_runs_sees_a_decoders_run_too(make: Make, model: Record
 
 
 @pytest.mark.parametrize("any_thread", [True, False])
-def test_a_decoded_picture_waits_for_company_as_others_do(make: Make, model: Recorder, decoders: Workers, any_thread: bool) -> None:
+def test_a_decoded_image_waits_for_company_as_others_do(make: Make, model: Recorder, decoders: Workers, any_thread: bool) -> None:
     model.go.set()
 
     async def main() -> list[float]:

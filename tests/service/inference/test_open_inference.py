@@ -104,7 +104,7 @@ def test_scores_and_logits_come_where_nothing_is_named(
     same(result.as_numpy("logits"), [one.logits for one in twins(IMAGES, model)])
 
 
-def test_a_row_of_a_batch_is_what_the_picture_alone_gets(triton_client: triton.InferenceServerClient) -> None:
+def test_a_row_of_a_batch_is_what_the_image_alone_gets(triton_client: triton.InferenceServerClient) -> None:
     asked = {"model_name": "toy", "model_version": "1", "outputs": wanted("logits", "gradcam", "eigengradcam")}
     together = triton_client.infer(inputs=given(images=IMAGES), **asked)
     for row, image in enumerate(IMAGES):
@@ -114,14 +114,14 @@ def test_a_row_of_a_batch_is_what_the_picture_alone_gets(triton_client: triton.I
 
 
 @pytest.mark.parametrize("shape", [(3,), (3, 1)])
-def test_encoded_pictures_are_seen_as_classify_sees_them(
+def test_encoded_images_are_seen_as_classify_sees_them(
     triton_client: triton.InferenceServerClient, client: Client, shape: tuple[int, ...]
 ) -> None:
-    pictures = np.array(ENCODED, dtype=object).reshape(shape)
-    result = triton_client.infer("toy", given(encoded=pictures), model_version="1", outputs=wanted("scores"))
+    images = np.array(ENCODED, dtype=object).reshape(shape)
+    result = triton_client.infer("toy", given(encoded=images), model_version="1", outputs=wanted("scores"))
     same(result.as_numpy("scores"), [FIRST.answer(network_input(one)).scores for one in ENCODED])
-    for row, picture in enumerate(ENCODED):
-        found = {one.class_id: one.score for one in client.classify(picture, model="toy", version="1", top_k=len(LABELS)).predictions}
+    for row, image in enumerate(ENCODED):
+        found = {one.class_id: one.score for one in client.classify(image, model="toy", version="1", top_k=len(LABELS)).predictions}
         same(result.as_numpy("scores")[row], [found[class_id] for class_id in range(len(LABELS))])
 
 
@@ -137,7 +137,7 @@ def test_maps_come_by_the_outputs_names_in_the_order_of_the_question(triton_clie
 
 @pytest.mark.parametrize("targets", [[3, -1, -7, 3], [[3, -1, -7, 3]], [[0, -1], [-2, 5], [6, 6]]])
 @pytest.mark.parametrize("softmax", [None, np.array([True]), np.array([[True]]), np.array([False])])
-def test_classes_by_id_and_rank_for_all_pictures_or_each(
+def test_classes_by_id_and_rank_for_all_images_or_each(
     triton_client: triton.InferenceServerClient, targets: list[Any], softmax: np.ndarray | None
 ) -> None:
     more = {} if softmax is None else {"softmax": softmax}
@@ -165,7 +165,7 @@ def test_every_map_of_the_description_is_that_of_explain(triton_client: triton.I
         same(result.as_numpy(method), expected.maps[method])
 
 
-def test_more_pictures_than_one_run_takes_come_back_in_their_order(triton_client: triton.InferenceServerClient) -> None:
+def test_more_images_than_one_run_takes_come_back_in_their_order(triton_client: triton.InferenceServerClient) -> None:
     many = np.random.default_rng(8).integers(0, 256, (3 * ServerSettings().max_batch_size + 1, SIZE, SIZE, 3), dtype=np.uint8)
     targets = np.arange(len(many))[:, None] % len(LABELS)
     result = triton_client.infer("toy", given(images=many, targets=targets), model_version="1", outputs=wanted("logits", "cam"))
@@ -210,7 +210,7 @@ def test_typed_contents_are_read_and_answered_raw(infer: grpc.UnaryUnaryMultiCal
     same(np.frombuffer(gradcam, "<f4").reshape(3, 2, GRID, GRID), maps(answers, resolved(answers, [[2, -1]] * 3), "gradcam"))
 
 
-def test_encoded_pictures_may_come_typed(infer: grpc.UnaryUnaryMultiCallable) -> None:
+def test_encoded_images_may_come_typed(infer: grpc.UnaryUnaryMultiCallable) -> None:
     response = infer(typed_request(encoded=("BYTES", [3], "bytes_contents", ENCODED)))
     scores = np.frombuffer(response.raw_output_contents[0], "<f4").reshape(3, -1)
     same(scores, [FIRST.answer(network_input(one)).scores for one in ENCODED])
@@ -392,7 +392,7 @@ def test_every_state_of_a_model_has_a_name_in_the_index() -> None:
 @needs_kserve
 def test_kserves_client_is_answered(port: int, tmp_path: Path) -> None:
     np.save(tmp_path / "images.npy", IMAGES)
-    (tmp_path / "picture").write_bytes(ENCODED[0])
+    (tmp_path / "image").write_bytes(ENCODED[0])
     script = HELPERS / "service/kserve_requests.py"
     done = subprocess.run([KSERVE, script, str(port), tmp_path], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -19,7 +19,7 @@ from tritonclient.utils import InferenceServerException
 from tests.helpers.service.sample_images import RED, encode, png_that_claims, scene
 from tests.helpers.service.toy_model import SIZE, ToyModel
 from tests.service.conftest import FIRST
-from tlcli.contract.images.decoding import PictureLimits
+from tlcli.contract.images.decoding import ImageLimits
 from tlcli.contract.model.onnx_model import Answer, Model
 from tlcli.service import ServerSettings, in_background
 
@@ -62,7 +62,7 @@ def with_parameter(made: pb.ModelInferRequest, of_output: bool, name: str) -> pb
 BAD = {
     "no input": (request(), "one of the inputs 'images' (UINT8 [-1, 64, 64, 3]) and 'encoded' (BYTES [-1]) was expected, neither came"),
     "both": (request(IMAGES, ("encoded", "BYTES", [1], element(GOOD))), "both came"),
-    "unknown input": (request(("pictures", "UINT8", SHAPE, PIXELS)), "no input 'pictures'; it has: images, encoded, targets, softmax"),
+    "unknown input": (request(("images", "UINT8", SHAPE, PIXELS)), "no input 'images'; it has: images, encoded, targets, softmax"),
     "unknown output": (request(IMAGES, outputs=("lime",)), "no output 'lime'; it has: scores, logits, classes, cam, gradcam"),
     "the same input twice": (request(IMAGES, IMAGES), "input 'images' came twice"),
     "the same output twice": (request(IMAGES, outputs=("cam", "cam")), "twice among cam, cam"),
@@ -72,7 +72,7 @@ BAD = {
     "another rank": (request(("images", "UINT8", SHAPE[1:], PIXELS)), "expected, UINT8 [64, 64, 3] came"),
     "no shape": (request(("images", "UINT8", [], PIXELS)), "expected, UINT8 [] came"),
     "ten thousand sizes": (request(("images", "UINT8", [1] * 10_000, PIXELS)), "its shape has 10,000 dimensions"),
-    "no pictures": (request(("images", "UINT8", [0, *SHAPE[1:]], b"")), "its shape is [0, 64, 64, 3]: name sizes that came"),
+    "no images": (request(("images", "UINT8", [0, *SHAPE[1:]], b"")), "its shape is [0, 64, 64, 3]: name sizes that came"),
     "a negative size": (request(("images", "UINT8", [-1, *SHAPE[1:]], PIXELS)), "its shape is [-1, 64, 64, 3]"),
     "negative sizes whose product fits": (request(("images", "UINT8", [-1, -64, 64, 3], PIXELS)), "its shape is [-1, -64, 64, 3]"),
     "sizes whose product passes 64 bits": (request(("images", "UINT8", [HUGE, *SHAPE[1:]], PIXELS)), f"UINT8 [{HUGE}, 64, 64, 3] is"),
@@ -101,28 +101,28 @@ BAD = {
     "too few elements": (request(("encoded", "BYTES", [2], element(GOOD))), "its shape has 2 elements"),
     "too many elements": (request(("encoded", "BYTES", [1], 2 * element(GOOD))), "its shape has 1 elements"),
     "no length at all": (request(("encoded", "BYTES", [1], b"")), "its shape has 1 elements; its 0 raw bytes"),
-    "no picture among good ones": (
+    "no image among good ones": (
         request(("encoded", "BYTES", [3], element(GOOD) + element(b"text") + element(GOOD))),
-        "input 'encoded', element 1: 4 bytes came that are no picture",
+        "input 'encoded', element 1: 4 bytes came that are no image",
     ),
-    "an empty picture": (request(("encoded", "BYTES", [1], element(b""))), "element 0: the picture is empty"),
-    "a picture that claims to be huge": (
+    "an empty image": (request(("encoded", "BYTES", [1], element(b""))), "element 0: the image is empty"),
+    "an image that claims to be huge": (
         request(("encoded", "BYTES", [1], element(png_that_claims(100_000, 100_000)))),
         "more than 50,000,000 pixels",
     ),
     "an unknown class": (request(IMAGES, ("targets", "INT64", [2], ints(0, 7)), outputs=("cam",)), "no class 7: expected 0 to 6"),
     "an unknown class that no output needs": (request(IMAGES, ("targets", "INT64", [1], ints(7))), "no class 7"),
     "an unknown rank": (request(IMAGES, ("targets", "INT64", [1, 1], ints(-8)), outputs=("classes",)), "no class -8"),
-    "classes for other pictures": (
+    "classes for other images": (
         request(IMAGES, ("targets", "INT64", [2, 1], ints(0, 0))),
-        "input 'targets' of shape [2, 1] came with 1 pictures: [1 or 1, K] was expected",
+        "input 'targets' of shape [2, 1] came with 1 images: [1 or 1, K] was expected",
     ),
     "no classes": (request(IMAGES, ("targets", "INT64", [1, 0], b"")), "its shape is [1, 0]"),
     "classes of three dimensions": (request(IMAGES, ("targets", "INT64", [1, 1, 1], ints(0))), "INT64 [-1, -1] or INT64 [-1] was expected"),
     "too many classes": (request(IMAGES, ("targets", "INT64", [101], ints(*[0] * 101)), outputs=("cam",)), "101 classes came, at most 100"),
     "too many maps": (
         request(IMAGES, ("targets", "INT64", [51], ints(*[0] * 51)), outputs=("cam", "gradcam")),
-        "51 classes are to be explained in 2 maps each; of a picture, at most 100 a request",
+        "51 classes are to be explained in 2 maps each; of an image, at most 100 a request",
     ),
     "two values for one": (request(IMAGES, ("softmax", "BOOL", [2], b"\0\1")), "BOOL [1] or BOOL [1, 1] was expected, BOOL [2] came"),
     "negative channels": (request(IMAGES, ("max_channels", "INT64", [1], ints(-1)), outputs=("scorecam",)), "max_channels -1: expected"),
@@ -130,9 +130,9 @@ BAD = {
         request(IMAGES, ("max_channels", "INT64", [1], ints(5)), outputs=("gradcam",)),
         "only scorecam and faster_scorecam take it; asked for: gradcam",
     ),
-    "more pictures than may wait": (
+    "more images than may wait": (
         request(("images", "UINT8", [65, *SHAPE[1:]], 65 * PIXELS)),
-        "65 pictures came in one request, and at most 64 may wait for model 'toy': send several requests",
+        "65 images came in one request, and at most 64 may wait for model 'toy': send several requests",
     ),
     "a class count": (
         with_parameter(request(IMAGES, outputs=("scores",)), True, "classification"),
@@ -254,7 +254,7 @@ def test_a_request_that_fails_gives_its_places_back(one_model: Path) -> None:
 class HeldRuns:
     """Runs of a model wait until they are let go.
 
-    started: set when the first begins; sizes: how many pictures each had.
+    started: set when the first begins; sizes: how many images each had.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,8 +284,8 @@ def waiting(ask: grpc.UnaryUnaryMultiCallable, made: pb.ModelInferRequest) -> gr
     raise AssertionError("never let in")
 
 
-def several(pictures: int) -> pb.ModelInferRequest:
-    return request(("images", "UINT8", [pictures, *SHAPE[1:]], pictures * PIXELS))
+def several(images: int) -> pb.ModelInferRequest:
+    return request(("images", "UINT8", [images, *SHAPE[1:]], images * PIXELS))
 
 
 def test_a_request_for_more_places_than_are_free_is_refused_at_once_and_a_cancelled_one_leaves_them(
@@ -298,7 +298,7 @@ def test_a_request_for_more_places_than_are_free_is_refused_at_once_and_a_cancel
         running = ask.future(several(1))
         assert held.started.wait(20)
         three = waiting(ask, several(3))
-        with pytest.raises(grpc.RpcError, match="3 pictures wait for it, of 4 that may, and this request has 2: ask again in") as refused:
+        with pytest.raises(grpc.RpcError, match="3 images wait for it, of 4 that may, and this request has 2: ask again in") as refused:
             ask(several(2))
         assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert float(dict(refused.value.trailing_metadata())["grpc-retry-pushback-ms"]) > 0
@@ -310,7 +310,7 @@ def test_a_request_for_more_places_than_are_free_is_refused_at_once_and_a_cancel
         assert held.sizes == [1] * 5  # those of the cancelled request were not run
 
 
-def test_where_one_picture_fails_the_others_of_its_request_are_not_run(one_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_one_image_fails_the_others_of_its_request_are_not_run(one_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with (
         in_background(ServerSettings(models=one_model, port=0, max_batch_size=1)) as port,
         grpc.insecure_channel(f"127.0.0.1:{port}") as own,
@@ -327,7 +327,7 @@ def test_where_one_picture_fails_the_others_of_its_request_are_not_run(one_model
         assert held.sizes == [1, 1, 1]
 
 
-def test_pictures_of_one_request_share_runs_with_each_other_and_with_others(one_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_of_one_request_share_runs_with_each_other_and_with_others(one_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with (
         in_background(ServerSettings(models=one_model, port=0, max_batch_size=8)) as port,
         grpc.insecure_channel(f"127.0.0.1:{port}") as own,
@@ -342,8 +342,8 @@ def test_pictures_of_one_request_share_runs_with_each_other_and_with_others(one_
         assert held.sizes == [1, 8, 8]
 
 
-def test_a_message_may_be_larger_than_a_picture_where_the_settings_say_so(one_model: Path) -> None:
-    small = PictureLimits(max_bytes=100_000)
+def test_a_message_may_be_larger_than_a_image_where_the_settings_say_so(one_model: Path) -> None:
+    small = ImageLimits(max_bytes=100_000)
     many = request(("images", "UINT8", [32, *SHAPE[1:]], 32 * PIXELS))
     heavy = request(("encoded", "BYTES", [2], element(GOOD) + element(GOOD + bytes(100_000))))
     for max_message_bytes, expected in ((0, grpc.StatusCode.RESOURCE_EXHAUSTED), (1_000_000, grpc.StatusCode.OK)):
@@ -361,7 +361,7 @@ def test_a_message_may_be_larger_than_a_picture_where_the_settings_say_so(one_mo
 
 def test_pixels_of_a_model_of_any_size_are_limited_too(tmp_path: Path) -> None:
     ToyModel.make(seed=5, dynamic=True).save(tmp_path / "any/1/model.onnx", "any")
-    settings = ServerSettings(models=tmp_path, port=0, limits=PictureLimits(max_pixels=SIZE * SIZE))
+    settings = ServerSettings(models=tmp_path, port=0, limits=ImageLimits(max_pixels=SIZE * SIZE))
     with in_background(settings) as port, grpc.insecure_channel(f"127.0.0.1:{port}") as own:
         ask = asking(own)
         with pytest.raises(grpc.RpcError, match="64 x 72 pixels came: at most 4,096"):

@@ -21,13 +21,13 @@ from tlcli.contract.errors import OverloadedError, RequestError, ServerError
 from tlcli.contract.model.explain import explain
 from tlcli.contract.model.onnx_model import Answer, Model
 from tlcli.service import Client, Server, ServerSettings, in_background
-from tlcli.service.execution.runner import AMONG_OTHERS, MASKED_PICTURES
+from tlcli.service.execution.runner import AMONG_OTHERS, MASKED_IMAGES
 from tlcli.service.execution.turns import Turns
 from tlcli.service.pb.tlcli.v1 import classifier_pb2 as pb
 from tlcli.service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
 
-PICTURE = encode(scene(RED, (30, 20, 90, 70)), "JPEG")
-TURN = MASKED_PICTURES["cpu"]
+IMAGE = encode(scene(RED, (30, 20, 90, 70)), "JPEG")
+TURN = MASKED_IMAGES["cpu"]
 CHANNELS = 20 * TURN
 RUN_S = 0.03
 
@@ -83,10 +83,10 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> SlowRuns:
 def test_the_server_answers_what_is_computed_without_one(wide: Path, wide_port: int, method: str, softmax: bool) -> None:
     max_channels = 40 if method == "faster_scorecam" else None
     model = Model.open(wide / "wide/1/model.onnx", "cpu")
-    expected = explain(model, network_input(PICTURE)[None], (0, -2, 5), (method,), softmax=softmax, max_channels=max_channels)
+    expected = explain(model, network_input(IMAGE)[None], (0, -2, 5), (method,), softmax=softmax, max_channels=max_channels)
     assert expected.classes is not None
     with Client(port=wide_port) as client:
-        answer = client.classify(PICTURE, method=method, classes=(0, -2, 5), softmax=softmax, max_channels=max_channels or 0)
+        answer = client.classify(IMAGE, method=method, classes=(0, -2, 5), softmax=softmax, max_channels=max_channels or 0)
     for class_id, values in zip(expected.classes[0].tolist(), expected.maps[method][0], strict=True):
         found = the_map(answer, class_id)
         assert found.method == method
@@ -97,7 +97,7 @@ def test_softmax_changes_the_maps_that_explain_a_score(wide_port: int) -> None:
     with Client(port=wide_port) as client:
         for method in METHODS:
             of_logit, of_probability = (
-                the_map(client.classify(PICTURE, method=method, classes=(0,), softmax=softmax), 0).values for softmax in (False, True)
+                the_map(client.classify(IMAGE, method=method, classes=(0,), softmax=softmax), 0).values for softmax in (False, True)
             )
             assert of_logit is not None
             assert of_probability is not None
@@ -106,9 +106,9 @@ def test_softmax_changes_the_maps_that_explain_a_score(wide_port: int) -> None:
 
 def test_others_have_their_turn_between_two_batches(wide_port: int, slow: SlowRuns) -> None:
     with ThreadPoolExecutor(1) as pool, Client(port=wide_port) as client, Client(port=wide_port) as other:
-        long = pool.submit(client.classify, PICTURE, method="scorecam")
+        long = pool.submit(client.classify, IMAGE, method="scorecam")
         assert slow.started.wait(30)
-        waited_ns = [other.classify(PICTURE).timings.queue_time_ns for _ in range(3)]
+        waited_ns = [other.classify(IMAGE).timings.queue_time_ns for _ in range(3)]
         assert not long.done()
         answer = long.result(60)
     assert slow.largest == AMONG_OTHERS["cpu"]
@@ -121,7 +121,7 @@ def test_others_have_their_turn_between_two_batches(wide_port: int, slow: SlowRu
 
 def test_a_stream_with_a_score_cam_in_it_goes_on(wide_port: int) -> None:
     requests = [
-        pb.ClassifyRequest(encoded=PICTURE, request_id=method, map=pb.MapRequest(method=method))
+        pb.ClassifyRequest(encoded=IMAGE, request_id=method, map=pb.MapRequest(method=method))
         for method in ("scorecam", "gradcam", "lime", "faster_scorecam")
     ]
     with grpc.insecure_channel(f"127.0.0.1:{wide_port}") as channel:
@@ -131,10 +131,10 @@ def test_a_stream_with_a_score_cam_in_it_goes_on(wide_port: int) -> None:
 
 def test_a_client_that_leaves_stops_it(wide_port: int, slow: SlowRuns) -> None:
     with grpc.insecure_channel(f"127.0.0.1:{wide_port}") as channel, Client(port=wide_port) as other:
-        call = ClassifierStub(channel).Classify.future(pb.ClassifyRequest(encoded=PICTURE, map=pb.MapRequest(method="scorecam")))
+        call = ClassifierStub(channel).Classify.future(pb.ClassifyRequest(encoded=IMAGE, map=pb.MapRequest(method="scorecam")))
         assert slow.started.wait(30)
         call.cancel()
-        other.classify(PICTURE)
+        other.classify(IMAGE)
         begun = slow.begun
         time.sleep(5 * RUN_S)
         assert slow.begun <= begun + 1  # one that began before the server heard of it
@@ -144,12 +144,12 @@ def test_a_client_that_leaves_stops_it(wide_port: int, slow: SlowRuns) -> None:
 def test_time_that_is_over_stops_it(wide_port: int, slow: SlowRuns) -> None:
     with Client(port=wide_port) as client:
         with pytest.raises(ServerError, match="did not answer in time"):
-            client.classify(PICTURE, method="scorecam", timeout_s=5 * RUN_S)
+            client.classify(IMAGE, method="scorecam", timeout_s=5 * RUN_S)
         time.sleep(5 * RUN_S)
         begun = slow.begun
         time.sleep(5 * RUN_S)
         assert slow.begun == begun < CHANNELS / TURN
-        assert client.classify(PICTURE).predictions
+        assert client.classify(IMAGE).predictions
 
 
 def test_a_server_that_is_stopped_does_not_work_it_off(wide: Path, slow: SlowRuns, caplog: pytest.LogCaptureFixture) -> None:
@@ -159,7 +159,7 @@ def test_a_server_that_is_stopped_does_not_work_it_off(wide: Path, slow: SlowRun
         await server.load()
         slow.forget()  # the warm-up
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            call = ClassifierStub(channel).Classify(pb.ClassifyRequest(encoded=PICTURE, map=pb.MapRequest(method="scorecam")))
+            call = ClassifierStub(channel).Classify(pb.ClassifyRequest(encoded=IMAGE, map=pb.MapRequest(method="scorecam")))
             while not slow.started.is_set():
                 await asyncio.sleep(0.005)
             await server.stop()
@@ -178,10 +178,10 @@ def test_a_flood_is_bounded_the_oldest_finishes_first_and_images_do_not_wait(wid
 
         def ask(number: int) -> None:
             with Client(port=port, retries=0) as own:
-                own.classify(PICTURE, method="faster_scorecam", max_channels=20, timeout_s=60)
+                own.classify(IMAGE, method="faster_scorecam", max_channels=20, timeout_s=60)
                 finished.append(number)
 
-        client.classify(PICTURE)
+        client.classify(IMAGE)
         with ThreadPoolExecutor(4) as pool:
             asked = []
             for number in range(3):
@@ -193,7 +193,7 @@ def test_a_flood_is_bounded_the_oldest_finishes_first_and_images_do_not_wait(wid
             took_s = []
             while not asked[1].done():
                 begun = time.monotonic()
-                client.classify(PICTURE)
+                client.classify(IMAGE)
                 took_s.append(time.monotonic() - begun)
                 time.sleep(RUN_S)
             for one in asked:
@@ -201,7 +201,7 @@ def test_a_flood_is_bounded_the_oldest_finishes_first_and_images_do_not_wait(wid
         assert finished == [0, 1, 2]
         assert len(took_s) > 10
         assert sorted(took_s)[len(took_s) * 9 // 10] < 4 * RUN_S  # its own run and one that is under way; the rest is a busy machine's
-        client.classify(PICTURE, method="scorecam", max_channels=1)  # all places are free again
+        client.classify(IMAGE, method="scorecam", max_channels=1)  # all places are free again
 
 
 def test_a_score_cam_finishes_on_a_server_that_others_keep_busy(wide_port: int, slow: SlowRuns) -> None:
@@ -210,12 +210,12 @@ def test_a_score_cam_finishes_on_a_server_that_others_keep_busy(wide_port: int, 
     def keep_busy() -> None:
         with Client(port=wide_port) as own:
             while not over.is_set():
-                own.classify(PICTURE)
+                own.classify(IMAGE)
 
     with ThreadPoolExecutor(4) as pool, Client(port=wide_port) as client:
         busy = [pool.submit(keep_busy) for _ in range(4)]
         begun = time.monotonic()
-        client.classify(PICTURE, method="faster_scorecam", max_channels=20, timeout_s=60)
+        client.classify(IMAGE, method="faster_scorecam", max_channels=20, timeout_s=60)
         took_s = time.monotonic() - begun
         over.set()
         for one in busy:
@@ -253,11 +253,11 @@ def test_steps_are_large_only_where_nobody_else_asks(wide: Path, monkeypatch: py
 
     with in_background(ServerSettings(models=wide, port=0)) as port, Client(port=port) as client:
         monkeypatch.setattr(Model, "run", run)
-        for pause_s, largest in ((0.0, AMONG_OTHERS["cpu"]), (0.4, MASKED_PICTURES["cpu"])):
-            client.classify(PICTURE)
+        for pause_s, largest in ((0.0, AMONG_OTHERS["cpu"]), (0.4, MASKED_IMAGES["cpu"])):
+            client.classify(IMAGE)
             time.sleep(pause_s)
             sizes.clear()
-            client.classify(PICTURE, method="faster_scorecam", max_channels=12)
+            client.classify(IMAGE, method="faster_scorecam", max_channels=12)
             assert max(sizes) == largest
 
 

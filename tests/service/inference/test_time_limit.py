@@ -1,4 +1,4 @@
-"""A picture that takes longer than it may is refused by name, and the others have their turn; a client that is slow is hung up on."""
+"""An image that takes longer than it may is refused by name, and the others have their turn; a client that is slow is hung up on."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from tlcli.service.pb.tlcli.v1 import classifier_pb2 as pb
 from tlcli.service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
 from tlcli.service.rest import disconnect, http_connection
 
-PICTURE = encode(scene(RED, (30, 20, 90, 70)), "JPEG")
-LIMIT_S = 8 * RUN_S  # a Score-CAM takes 20 runs, a picture's scores one
-REFUSAL = "a picture took more than the 0.24 s that this server gives it: ask for less"
+IMAGE = encode(scene(RED, (30, 20, 90, 70)), "JPEG")
+LIMIT_S = 8 * RUN_S  # a Score-CAM takes 20 runs, an image's scores one
+REFUSAL = "an image took more than the 0.24 s that this server gives it: ask for less"
 
 
 def test_what_is_done_in_time_is_done() -> None:
@@ -48,18 +48,18 @@ def test_what_is_done_in_time_is_done() -> None:
 
 @pytest.fixture
 def port(wide: Path, slow: SlowRuns) -> Iterator[int]:
-    with in_background(ServerSettings(models=wide, port=0, max_picture_s=LIMIT_S)) as port:
+    with in_background(ServerSettings(models=wide, port=0, max_image_s=LIMIT_S)) as port:
         slow.forget()
         yield port
 
 
-def test_a_picture_that_takes_too_long_takes_no_further_turn(port: int, slow: SlowRuns) -> None:
+def test_a_image_that_takes_too_long_takes_no_further_turn(port: int, slow: SlowRuns) -> None:
     with Client(port=port) as client:
         with pytest.raises(TimeLimitError, match=REFUSAL):
-            client.classify(PICTURE, method="scorecam")
+            client.classify(IMAGE, method="scorecam")
         begun = slow.begun
         assert begun < CHANNELS / TURN
-        assert client.classify(PICTURE, method="gradcam").predictions
+        assert client.classify(IMAGE, method="gradcam").predictions
         time.sleep(3 * RUN_S)
         assert slow.begun <= begun + 2  # one that was under way, and the one that was asked for
 
@@ -67,15 +67,14 @@ def test_a_picture_that_takes_too_long_takes_no_further_turn(port: int, slow: Sl
 def test_it_is_the_servers_status_and_not_the_clients(port: int) -> None:
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         with pytest.raises(grpc.RpcError) as refused:
-            ClassifierStub(channel).Classify(pb.ClassifyRequest(encoded=PICTURE, map=pb.MapRequest(method="scorecam")))
+            ClassifierStub(channel).Classify(pb.ClassifyRequest(encoded=IMAGE, map=pb.MapRequest(method="scorecam")))
         assert refused.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         assert refused.value.details().startswith(REFUSAL)
 
 
-def test_of_a_stream_it_is_the_one_picture(port: int) -> None:
+def test_of_a_stream_it_is_the_one_image(port: int) -> None:
     asked = [
-        pb.ClassifyRequest(encoded=PICTURE, request_id=method, map=pb.MapRequest(method=method))
-        for method in ("gradcam", "scorecam", "cam")
+        pb.ClassifyRequest(encoded=IMAGE, request_id=method, map=pb.MapRequest(method=method)) for method in ("gradcam", "scorecam", "cam")
     ]
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         answers = {one.request_id: one for one in ClassifierStub(channel).ClassifyStream(iter(asked))}
@@ -83,12 +82,12 @@ def test_of_a_stream_it_is_the_one_picture(port: int) -> None:
     assert all(answers[name].response.predictions for name in ("gradcam", "cam"))
 
 
-def test_tensors_have_as_long_for_each_picture(port: int) -> None:
-    def ask(channel: grpc.Channel, pictures: int, output: str) -> open_inference_pb2.ModelInferResponse:
+def test_tensors_have_as_long_for_each_image(port: int) -> None:
+    def ask(channel: grpc.Channel, images: int, output: str) -> open_inference_pb2.ModelInferResponse:
         request = open_inference_pb2.ModelInferRequest(model_name="wide")
         request.outputs.add(name=output)
-        encoded = request.inputs.add(name="encoded", datatype="BYTES", shape=[pictures])
-        encoded.contents.bytes_contents.extend([PICTURE] * pictures)
+        encoded = request.inputs.add(name="encoded", datatype="BYTES", shape=[images])
+        encoded.contents.bytes_contents.extend([IMAGE] * images)
         call = channel.unary_unary(
             "/inference.GRPCInferenceService/ModelInfer",
             request_serializer=open_inference_pb2.ModelInferRequest.SerializeToString,
@@ -105,12 +104,12 @@ def test_tensors_have_as_long_for_each_picture(port: int) -> None:
 
 
 def test_over_http(wide: Path, slow: SlowRuns) -> None:
-    settings = ServerSettings(models=wide, port=0, http_port=0, max_picture_s=LIMIT_S)
+    settings = ServerSettings(models=wide, port=0, http_port=0, max_image_s=LIMIT_S)
     with http_in_background(settings) as port, Asking(port) as http:
-        status, told = http.post("/v1/classify?map=scorecam", PICTURE).refusal
+        status, told = http.post("/v1/classify?map=scorecam", IMAGE).refusal
         assert status == 504
         assert told.startswith(REFUSAL)
-        assert http.post("/v1/classify?map=gradcam", PICTURE).json["predictions"]
+        assert http.post("/v1/classify?map=gradcam", IMAGE).json["predictions"]
 
 
 def test_a_body_that_does_not_come(one_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +121,7 @@ def test_a_body_that_does_not_come(one_model: Path, monkeypatch: pytest.MonkeyPa
         assert answer.startswith(b"HTTP/1.1 408")
         assert b"the body did not come within 0.1 s" in answer
         with Asking(port) as http:
-            assert http.post("/v1/classify", PICTURE).json["predictions"]
+            assert http.post("/v1/classify", IMAGE).json["predictions"]
 
 
 def test_a_connection_that_asks_nothing(one_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

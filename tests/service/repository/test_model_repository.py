@@ -21,7 +21,7 @@ from tlcli.service.repository.model_repository import Repository, Served
 from tlcli.service.repository.version_policy import VersionPolicy
 from tlcli.service.types.answer import ModelState
 
-PICTURE = np.random.default_rng(0).integers(0, 256, (1, SIZE, SIZE, 3), dtype=np.uint8)
+IMAGE = np.random.default_rng(0).integers(0, 256, (1, SIZE, SIZE, 3), dtype=np.uint8)
 open_runner = partial(Runner.open, device="cpu", threads=1, batching=Batching(2))
 
 
@@ -31,11 +31,11 @@ def save(folder: Path, version: int, seed: int | None = None, name: str = "toy")
 
 
 def logits(seed: int) -> np.ndarray:
-    return ToyModel.make(seed=seed).answer(PICTURE[0]).logits
+    return ToyModel.make(seed=seed).answer(IMAGE[0]).logits
 
 
 async def ask(served: Served) -> np.ndarray:
-    return (await served.runner.submit(PICTURE, Wanted())).value.logits[0]
+    return (await served.runner.submit(IMAGE, Wanted())).value.logits[0]
 
 
 async def loaded(folder: Path, policy: str = "all") -> Repository:
@@ -140,7 +140,7 @@ async def gone(served: Served) -> None:
     for _ in range(100):
         await asyncio.sleep(0.02)
         try:
-            await asyncio.wait_for(served.runner.submit(PICTURE, Wanted()), 5)
+            await asyncio.wait_for(served.runner.submit(IMAGE, Wanted()), 5)
         except Exception:  # noqa: BLE001
             return
     pytest.fail("it still answers")
@@ -221,7 +221,7 @@ def test_requests_finish_on_the_version_they_started_on(tmp_path: Path, held_up:
     asyncio.run(main())
 
 
-def test_a_picture_that_is_still_being_decoded_counts_as_under_way(tmp_path: Path) -> None:
+def test_a_image_that_is_still_being_decoded_counts_as_under_way(tmp_path: Path) -> None:
     save(tmp_path, 1)
 
     async def main() -> None:

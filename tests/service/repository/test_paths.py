@@ -22,7 +22,7 @@ from tlcli.contract.model.repository_layout import model_names
 from tlcli.service import Client, ModelState, ServerSettings, in_background
 from tlcli.service.pb.inference import open_inference_pb2
 
-PICTURE = encode(scene(RED, (30, 20, 90, 70)), "JPEG")
+IMAGE = encode(scene(RED, (30, 20, 90, 70)), "JPEG")
 
 
 def save_with_weights_at(folder: Path, name: str, location: str, constant: bool = False) -> None:
@@ -75,7 +75,7 @@ def test_weights_outside_of_a_models_folder_are_not_read(
             assert reason.startswith(f"{repository / name}/1/model.onnx: ONNX Runtime cannot load it: ")
             assert any(part in reason for part in ("escapes model directory", "Absolute path not allowed")), reason
             assert f"{name} version 1: not served: {reason}" in caplog.text
-        assert client.classify(PICTURE, model="toy").predictions
+        assert client.classify(IMAGE, model="toy").predictions
 
 
 def test_weights_in_a_models_folder_are_read(repository: Path) -> None:
@@ -85,7 +85,7 @@ def test_weights_in_a_models_folder_are_read(repository: Path) -> None:
         (repository / name / "1/weights.bin").write_bytes(FIRST.weight.tobytes())
     (repository / "linked/1/link.bin").symlink_to("weights.bin")
     with in_background(ServerSettings(models=repository, port=0)) as port, Client(port=port) as client:
-        logits = [[one.logit for one in client.classify(PICTURE, model=name).predictions] for name in ("toy", "beside", "linked")]
+        logits = [[one.logit for one in client.classify(IMAGE, model=name).predictions] for name in ("toy", "beside", "linked")]
     np.testing.assert_array_equal(logits[1], logits[0])
     np.testing.assert_array_equal(logits[2], logits[0])
 
@@ -94,7 +94,7 @@ def test_weights_in_a_models_folder_are_read(repository: Path) -> None:
 def test_a_name_in_a_request_is_no_path(name: str, client: Client, many_models: Path) -> None:
     assert (many_models / "toy/1/model.onnx").is_file()
     with pytest.raises(NotFoundError, match="no model"):
-        client.classify(PICTURE, model=name)
+        client.classify(IMAGE, model=name)
     for version in (name, "01", "1/", "../2", "1\n", "-1"):
         with pytest.raises(NotFoundError):
             client.get_model("toy", version)
@@ -125,7 +125,7 @@ def with_weights(tmp_path: Path) -> Path:
 
 
 def first_logit(client: Client) -> float:
-    return next(one.logit for one in client.classify(PICTURE, top_k=7).predictions if one.class_id == 0)
+    return next(one.logit for one in client.classify(IMAGE, top_k=7).predictions if one.class_id == 0)
 
 
 @pytest.mark.parametrize("constant", [False, True])

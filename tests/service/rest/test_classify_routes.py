@@ -23,11 +23,11 @@ from tlcli.service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
 TOLERANCE = 1e-5
 
 RED_BOX: Box = (30, 20, 90, 70)
-PICTURE = encode(scene(RED, RED_BOX), "JPEG", quality=90)
+IMAGE = encode(scene(RED, RED_BOX), "JPEG", quality=90)
 
 
-def network_input(picture: bytes) -> np.ndarray:
-    return PREPROCESSING.apply(decode(picture))
+def network_input(image: bytes) -> np.ndarray:
+    return PREPROCESSING.apply(decode(image))
 
 
 def all_scores(answer: Classification) -> np.ndarray:
@@ -42,10 +42,10 @@ def the_map(answer: Classification, class_id: int) -> ClassMap:
 
 
 def test_scores_are_those_of_the_arithmetic_and_of_the_graph(client: Client, many_models: Path) -> None:
-    answer = client.classify(PICTURE, model="toy", version="1", top_k=len(LABELS))
-    twin = FIRST.answer(network_input(PICTURE))
+    answer = client.classify(IMAGE, model="toy", version="1", top_k=len(LABELS))
+    twin = FIRST.answer(network_input(IMAGE))
     np.testing.assert_allclose(all_scores(answer), twin.scores, atol=TOLERANCE)
-    graph = Model.open(many_models / "toy/1/model.onnx").run(network_input(PICTURE)[None])
+    graph = Model.open(many_models / "toy/1/model.onnx").run(network_input(IMAGE)[None])
     np.testing.assert_array_equal(all_scores(answer), graph.scores[0])
     assert [one.logit for one in answer.predictions] == sorted(graph.logits[0].tolist(), reverse=True)
     assert [one.rank for one in answer.predictions] == list(range(1, len(LABELS) + 1))
@@ -54,23 +54,23 @@ def test_scores_are_those_of_the_arithmetic_and_of_the_graph(client: Client, man
 
 @pytest.mark.parametrize(("version", "answered_by"), [("1", "1"), ("2", "2"), ("", "2")])
 def test_the_version_that_is_named_answers_and_the_latest_where_none_is(client: Client, version: str, answered_by: str) -> None:
-    answer = client.classify(PICTURE, model="toy", version=version, top_k=len(LABELS))
+    answer = client.classify(IMAGE, model="toy", version=version, top_k=len(LABELS))
     assert (answer.model, answer.version) == ("toy", answered_by)
-    expected = {"1": FIRST, "2": SECOND}[answered_by].answer(network_input(PICTURE))
+    expected = {"1": FIRST, "2": SECOND}[answered_by].answer(network_input(IMAGE))
     np.testing.assert_allclose(all_scores(answer), expected.scores, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize(("top_k", "count"), [(0, 5), (1, 1), (3, 3), (1000, len(LABELS))])
 def test_top_k_is_five_by_itself_and_at_most_all_classes(client: Client, top_k: int, count: int) -> None:
-    assert len(client.classify(PICTURE, model="toy", top_k=top_k).predictions) == count
+    assert len(client.classify(IMAGE, model="toy", top_k=top_k).predictions) == count
 
 
 @pytest.mark.parametrize("method", ["cam", "gradcam"])
 def test_raw_maps_are_those_of_the_arithmetic_for_ids_and_ranks(client: Client, method: str) -> None:
-    twin = FIRST.answer(network_input(PICTURE))
+    twin = FIRST.answer(network_input(IMAGE))
     expected = getattr(twin, method)
     by_rank = np.argsort(-twin.logits)
-    answer = client.classify(PICTURE, model="toy", version="1", top_k=2, method=method, classes=(3, -1, 0, -7, 3))
+    answer = client.classify(IMAGE, model="toy", version="1", top_k=2, method=method, classes=(3, -1, 0, -7, 3))
     explained = {3, 0, int(by_rank[0]), int(by_rank[6])}
     assert {one.class_id for one in answer.predictions if one.map} == explained
     for class_id in explained:
@@ -86,14 +86,14 @@ def test_raw_maps_are_those_of_the_arithmetic_for_ids_and_ranks(client: Client, 
 
 
 def test_without_classes_the_first_ranked_is_explained(client: Client) -> None:
-    answer = client.classify(PICTURE, model="toy", method="gradcam")
+    answer = client.classify(IMAGE, model="toy", method="gradcam")
     assert [one.map is not None for one in answer.predictions] == [True, False, False, False, False]
 
 
 @pytest.mark.parametrize("box", [RED_BOX, (170, 120, 220, 180)])
 def test_the_hot_spot_lies_on_what_was_asked_for(client: Client, box: Box) -> None:
-    picture = encode(scene(RED, box), "PNG")
-    answer = client.classify(picture, model="toy", version="1", method="gradcam", classes=(0,))
+    image = encode(scene(RED, box), "PNG")
+    answer = client.classify(image, model="toy", version="1", method="gradcam", classes=(0,))
     raw = the_map(answer, 0)
     assert raw.values is not None
     left, top, right, bottom = raw.box
@@ -101,7 +101,7 @@ def test_the_hot_spot_lies_on_what_was_asked_for(client: Client, box: Box) -> No
     hot = (left + (column + 0.5) * (right - left) / GRID, top + (row + 0.5) * (bottom - top) / GRID)
     assert box[0] <= hot[0] <= box[2]
     assert box[1] <= hot[1] <= box[3]
-    drawn = client.classify(picture, model="toy", version="1", method="gradcam", classes=(0,), map_format="heat_map")
+    drawn = client.classify(image, model="toy", version="1", method="gradcam", classes=(0,), map_format="heat_map")
     pixels = np.asarray(Image.open(io.BytesIO(the_map(drawn, 0).png or b""))).astype(int)
     warm = pixels[..., 0] - pixels[..., 2] > 150
     rows, columns = np.nonzero(warm)
@@ -110,9 +110,9 @@ def test_the_hot_spot_lies_on_what_was_asked_for(client: Client, box: Box) -> No
 
 
 def test_drawn_maps_are_pngs_of_the_promised_sizes_and_the_same_as_drawn_here(client: Client) -> None:
-    picture = scene(RED, (300, 200, 700, 600), size=(1500, 900))
-    data = encode(picture, "PNG")
-    box = PREPROCESSING.visible_box(*picture.size)
+    image = scene(RED, (300, 200, 700, 600), size=(1500, 900))
+    data = encode(image, "PNG")
+    box = PREPROCESSING.visible_box(*image.size)
     values = {
         one.class_id: one.map.values
         for one in client.classify(data, model="toy", method="cam", classes=(0, 1)).predictions
@@ -125,11 +125,11 @@ def test_drawn_maps_are_pngs_of_the_promised_sizes_and_the_same_as_drawn_here(cl
         assert heat_map.values is None
         assert overlay.values is None
         assert heat_map.box == overlay.box == pytest.approx(box)
-        heat_picture, overlay_picture = (Image.open(io.BytesIO(one.png or b"")) for one in (heat_map, overlay))
-        assert (heat_picture.format, heat_picture.size) == ("PNG", (SIZE, SIZE))
-        assert (overlay_picture.format, overlay_picture.size) == ("PNG", (1024, round(1024 * 900 / 1500)))
-        np.testing.assert_array_equal(np.asarray(heat_picture), np.asarray(heatmap.heat_map(values[class_id], SIZE, SIZE)))
-        np.testing.assert_array_equal(np.asarray(overlay_picture), np.asarray(heatmap.overlay(picture, values[class_id], box)))
+        heat_image, overlay_image = (Image.open(io.BytesIO(one.png or b"")) for one in (heat_map, overlay))
+        assert (heat_image.format, heat_image.size) == ("PNG", (SIZE, SIZE))
+        assert (overlay_image.format, overlay_image.size) == ("PNG", (1024, round(1024 * 900 / 1500)))
+        np.testing.assert_array_equal(np.asarray(heat_image), np.asarray(heatmap.heat_map(values[class_id], SIZE, SIZE)))
+        np.testing.assert_array_equal(np.asarray(overlay_image), np.asarray(heatmap.overlay(image, values[class_id], box)))
 
 
 def test_pixels_are_taken_as_they_are(client: Client) -> None:
@@ -158,10 +158,10 @@ def test_photographs_turned_by_exif_are_seen_as_people_see_them(client: Client, 
     assert column < GRID / 2
 
 
-def test_the_same_picture_as_bytes_file_and_pillow_image_gets_the_same_answer(client: Client, tmp_path: Path) -> None:
-    picture = scene(GREEN, RED_BOX)
-    (tmp_path / "picture.png").write_bytes(encode(picture))
-    given = [encode(picture), tmp_path / "picture.png", str(tmp_path / "picture.png"), picture, network_input(encode(picture))]
+def test_the_same_image_as_bytes_file_and_pillow_image_gets_the_same_answer(client: Client, tmp_path: Path) -> None:
+    image = scene(GREEN, RED_BOX)
+    (tmp_path / "image.png").write_bytes(encode(image))
+    given = [encode(image), tmp_path / "image.png", str(tmp_path / "image.png"), image, network_input(encode(image))]
     first, *others = [client.classify(one, model="toy").predictions for one in given]
     assert all(other == first for other in others)
 
@@ -173,29 +173,29 @@ def test_a_pillow_image_is_turned_upright_before_it_is_sent(client: Client) -> N
 
 
 def test_the_answer_says_where_the_time_went_and_carries_the_request_id(client: Client) -> None:
-    answer = client.classify(PICTURE, model="toy", method="cam", map_format="overlay", request_id="mine")
+    answer = client.classify(IMAGE, model="toy", method="cam", map_format="overlay", request_id="mine")
     assert answer.request_id == "mine"
     assert answer.timings.decode_time_ns > 0
     assert answer.timings.queue_time_ns > 0
     assert answer.timings.infer_time_ns > 0
     assert answer.timings.render_time_ns > 0
-    assert client.classify(PICTURE, model="toy").timings.render_time_ns == 0
+    assert client.classify(IMAGE, model="toy").timings.render_time_ns == 0
 
 
 def test_an_absent_map_format_means_raw(stub: ClassifierStub) -> None:
-    answer = stub.Classify(pb.ClassifyRequest(model="toy", encoded=PICTURE, map=pb.MapRequest(method="cam")))
+    answer = stub.Classify(pb.ClassifyRequest(model="toy", encoded=IMAGE, map=pb.MapRequest(method="cam")))
     assert len(answer.predictions[0].map.values) == 4 * GRID * GRID
 
 
 def test_clients_in_several_threads_get_their_own_answers(port: int) -> None:
-    pictures = {
+    images = {
         color: encode(scene(value, (40, 20, 200, 160), seed=value[2])) for color, value in (("red", RED), ("green", GREEN), ("blue", BLUE))
     }
 
     def ask(number: int) -> list[tuple[str, str, str]]:
         with Client(port=port) as mine:
-            names = [list(pictures)[(number + turn) % 3] for turn in range(25)]
-            answers = [mine.classify(pictures[name], model="toy", top_k=1, request_id=f"{number} {name}") for name in names]
+            names = [list(images)[(number + turn) % 3] for turn in range(25)]
+            answers = [mine.classify(images[name], model="toy", top_k=1, request_id=f"{number} {name}") for name in names]
             return [
                 (answer.request_id, f"{number} {name}", answer.predictions[0].label) for name, answer in zip(names, answers, strict=True)
             ]

@@ -33,7 +33,7 @@ from tlcli.service.rpc import grpc_server
 from tlcli.service.settings.server_settings import SETTINGS
 from tlcli.service.telemetry import log_writer
 
-PICTURE = encode(scene(RED, (30, 20, 90, 70)), "JPEG")
+IMAGE = encode(scene(RED, (30, 20, 90, 70)), "JPEG")
 DOCUMENT = Path(__file__).parents[3] / "docs/serving.md"
 NAME = "flowers"
 """The model of docs/serving.md."""
@@ -87,7 +87,7 @@ def test_every_schema_is_used(document: Any) -> None:
 def test_answers_have_the_fields_of_their_schemas(port: int, document: Any) -> None:
     with Asking(port) as asking:
         answers = {
-            "Classification": asking.post("/v1/classify?map=gradcam", PICTURE),
+            "Classification": asking.post("/v1/classify?map=gradcam", IMAGE),
             "InferResponse": asking.post(f"/v2/models/{NAME}/infer", {"id": "mine", "inputs": [given("images", IMAGES)]}),
             "ModelMetadata": asking.get(f"/v2/models/{NAME}"),
             "ServerMetadata": asking.get("/v2"),
@@ -227,7 +227,7 @@ def test_the_commands_of_the_documentation(port: int, tmp_path: Path) -> None:
     section = DOCUMENT.read_text(encoding="utf-8").split("\n## HTTP\n")[1].split("\n## ")[0]
     blocks = [block for block in re.findall(r"```sh\n(.*?)```", section, re.DOTALL) if "tlcli serve" not in block]
     assert sum(block.count("curl ") for block in blocks) == 8
-    (tmp_path / "cat.jpg").write_bytes(PICTURE)
+    (tmp_path / "cat.jpg").write_bytes(IMAGE)
     answers = []
     for command in (one for block in blocks for one in re.split(r"\n(?=\w)", block.strip())):
         here = command.replace("localhost:8000", f"127.0.0.1:{port}").replace("curl ", "curl -sS --fail-with-body ")

@@ -21,13 +21,13 @@ import pytest
 
 from tests.helpers.service.http_requests import ADDRESS, Answered, Asking, http_in_background
 from tests.helpers.service.made_certificates import Made, make
-from tests.helpers.service.sample_images import RED, encode, scene, slow_picture
+from tests.helpers.service.sample_images import RED, encode, scene, slow_image
 from tests.helpers.service.server_process import ServerProcess, server_process
 from tests.helpers.service.toy_model import METHODS, SIZE, ToyModel
 from tlcli.contract.errors import SettingsError
 from tlcli.service import Client, Server, ServerSettings, in_background
 
-PICTURE = encode(scene(RED, (30, 20, 90, 70)), "JPEG")
+IMAGE = encode(scene(RED, (30, 20, 90, 70)), "JPEG")
 CLASSIFY = "/v1/classify"
 AUTHORITY, STRANGER = make("authority", is_authority=True), make("stranger", is_authority=True)
 SERVER = make("first", AUTHORITY)
@@ -98,10 +98,10 @@ def test_the_address_is_given_up_where_grpcs_is_in_use(one_model: Path) -> None:
 def test_both_protocols_answer_alike(one_model: Path) -> None:
     with server_process(one_model, http_port=0) as server:
         with Asking(http_port(server)) as asking, Client(port=server.port) as client:
-            over_http = asking.post(f"{CLASSIFY}?top_k=7", PICTURE).json["predictions"]
+            over_http = asking.post(f"{CLASSIFY}?top_k=7", IMAGE).json["predictions"]
             assert over_http == [
                 {"class_id": one.class_id, "label": one.label, "score": one.score, "rank": one.rank, "logit": one.logit}
-                for one in client.classify(PICTURE, top_k=7).predictions
+                for one in client.classify(IMAGE, top_k=7).predictions
             ]
         server.process.send_signal(signal.SIGTERM)
         assert server.wait() == 0
@@ -131,7 +131,7 @@ def test_tls_with_the_same_files(one_model: Path, files: dict[str, Path]) -> Non
     with http_in_background(ServerSettings(models=one_model, port=0, http_port=0, **files)) as port:
         with Asking(port, trusting(AUTHORITY)) as asking:
             assert asking.get("/v2/health/ready").json == {"ready": True}
-            assert asking.post(CLASSIFY, PICTURE).json["predictions"]
+            assert asking.post(CLASSIFY, IMAGE).json["predictions"]
         with Asking(port, trusting(STRANGER)) as asking, pytest.raises(ssl.SSLCertVerificationError):
             asking.get("/v2")
         with Asking(port) as asking, pytest.raises((OSError, http.client.HTTPException)):
@@ -162,7 +162,7 @@ def test_mutual_tls(one_model: Path, tmp_path: Path, files: dict[str, Path]) -> 
         def let_in(own: dict[str, Path] | None) -> bool:
             try:
                 with Asking(port, trusting(AUTHORITY, own=own)) as asking:
-                    return asking.post(CLASSIFY, PICTURE).status == 200
+                    return asking.post(CLASSIFY, IMAGE).status == 200
             except (OSError, http.client.HTTPException):
                 return False
 
@@ -191,11 +191,11 @@ def test_tokens(one_model: Path, tmp_path: Path) -> None:
             answer = asking.get(path)
             assert answer.refusal == (401, expected)
             assert answer.headers["WWW-Authenticate"] == "Bearer"
-        assert asking.post(CLASSIFY, PICTURE).refusal == (401, expected)
-        assert asking.post(CLASSIFY, PICTURE, Authorization=f"Bearer {ANNA}").json["predictions"]
-        assert asking.post(CLASSIFY, PICTURE, Authorization=f"bearer  {ANNA}").status == 200
+        assert asking.post(CLASSIFY, IMAGE).refusal == (401, expected)
+        assert asking.post(CLASSIFY, IMAGE, Authorization=f"Bearer {ANNA}").json["predictions"]
+        assert asking.post(CLASSIFY, IMAGE, Authorization=f"bearer  {ANNA}").status == 200
         for wrong in (f"Bearer {BELA}", f"Basic {ANNA}", ANNA, "Bearer", "Bearer \xe9"):
-            assert asking.post(CLASSIFY, PICTURE, Authorization=wrong).refusal[0] == 401
+            assert asking.post(CLASSIFY, IMAGE, Authorization=wrong).refusal[0] == 401
         replace(tokens, f"{BELA}\n".encode())
         assert asking.get("/v2", Authorization=f"Bearer {ANNA}").refusal == (
             401,
@@ -215,7 +215,7 @@ def test_nothing_is_answered_before_the_models_are_loaded(one_model: Path) -> No
         def ask() -> list[Answered]:
             with Asking(port) as asking:
                 paths = ("/v2/health/live", "/v2/health/ready", "/v2/models/toy/ready")
-                return [*map(asking.get, paths), asking.post(CLASSIFY, PICTURE)]
+                return [*map(asking.get, paths), asking.post(CLASSIFY, IMAGE)]
 
         live, ready, model, refused = await asyncio.to_thread(ask)
         assert (live.status, ready.status, model.status) == (200, 400, 400)
@@ -244,9 +244,9 @@ def test_requests_are_observed_and_health_is_not(one_model: Path, tmp_path: Path
     with http_in_background(settings) as port, Asking(port) as asking:
         let_in = {"Authorization": f"Bearer {ANNA}", "X-Request-ID": "mine"}
         assert asking.get("/v2/health/ready").status == 200
-        assert asking.post(CLASSIFY, PICTURE).status == 401
-        assert asking.post(f"{CLASSIFY}?model=nosuch", PICTURE, **let_in).status == 404
-        assert asking.post(CLASSIFY, PICTURE, **let_in).status == 200
+        assert asking.post(CLASSIFY, IMAGE).status == 401
+        assert asking.post(f"{CLASSIFY}?model=nosuch", IMAGE, **let_in).status == 404
+        assert asking.post(CLASSIFY, IMAGE, **let_in).status == 200
     lines = [record.getMessage() for record in caplog.records if "POST /v1/classify" in record.getMessage()]
     assert len(lines) == 3
     for line, expected in zip(lines, ("UNAUTHENTICATED", "NOT_FOUND", "OK"), strict=True):
@@ -265,12 +265,12 @@ def sent(port: int, path: str, body: bytes) -> Iterator[socket.socket]:
 
 
 def test_clients_that_leave_are_not_worked_for(one_model: Path) -> None:
-    with http_in_background(ServerSettings(models=one_model, port=0, http_port=0, picture_threads=1)) as port, Asking(port) as asking:
-        one_ns = asking.post(CLASSIFY, slow_picture()).json["timings"]["decode_time_ns"]
+    with http_in_background(ServerSettings(models=one_model, port=0, http_port=0, image_threads=1)) as port, Asking(port) as asking:
+        one_ns = asking.post(CLASSIFY, slow_image()).json["timings"]["decode_time_ns"]
         for _ in range(40):
-            with sent(port, CLASSIFY, slow_picture()):
+            with sent(port, CLASSIFY, slow_image()):
                 pass
-        timings = asking.post(CLASSIFY, PICTURE).json["timings"]
+        timings = asking.post(CLASSIFY, IMAGE).json["timings"]
         assert timings["queue_time_ns"] < 5 * one_ns  # 40 of them would keep the thread busy for 40 times as long
 
 
@@ -279,13 +279,13 @@ def test_a_client_that_leaves_ends_a_score_cam(tmp_path: Path) -> None:
     path = f"{CLASSIFY}?map=scorecam&max_channels=2000"
     with http_in_background(ServerSettings(models=tmp_path, port=0, http_port=0)) as port, Asking(port) as asking:
         begun = time.monotonic()
-        assert asking.post(path, PICTURE).status == 200
+        assert asking.post(path, IMAGE).status == 200
         whole_s = time.monotonic() - begun
         for _ in range(5):
-            with sent(port, path, PICTURE):
+            with sent(port, path, IMAGE):
                 time.sleep(0.05)
         begun = time.monotonic()
-        assert asking.post(path, PICTURE).status == 200
+        assert asking.post(path, IMAGE).status == 200
         assert time.monotonic() - begun < 3 * whole_s  # five more would share its turns
 
 
@@ -295,7 +295,7 @@ def test_sigterm_answers_what_is_in_flight_and_leaves_with_0(one_model: Path) ->
 
         def ask(number: int) -> tuple[int, str]:
             with Asking(port) as asking:
-                answer = asking.post(f"{CLASSIFY}?request_id={number}", slow_picture())
+                answer = asking.post(f"{CLASSIFY}?request_id={number}", slow_image())
                 return answer.status, answer.json["request_id"]
 
         with ThreadPoolExecutor(12) as threads, Asking(port) as idle:
@@ -314,14 +314,14 @@ def test_sigterm_answers_what_is_in_flight_and_leaves_with_0(one_model: Path) ->
 
 
 def test_what_outlasts_the_grace_period_is_refused(one_model: Path) -> None:
-    with server_process(one_model, http_port=0, grace_s=0.3, picture_threads=1) as server:
+    with server_process(one_model, http_port=0, grace_s=0.3, image_threads=1) as server:
         port = http_port(server)
         with ThreadPoolExecutor(8) as threads, socket.create_connection(("127.0.0.1", port)) as slow:
             slow.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nhalf")  # and never the rest
 
             def ask() -> Answered:
                 with Asking(port) as asking:
-                    return asking.post(CLASSIFY, slow_picture())
+                    return asking.post(CLASSIFY, slow_image())
 
             asked = [threads.submit(ask) for _ in range(8)]
             while not any(one.done() for one in asked):
@@ -372,7 +372,7 @@ def test_many_connections_at_once(one_model: Path) -> None:
 
         def ask() -> None:
             with Asking(port) as asking:
-                wrong.extend(one for one in (asking.post(CLASSIFY, PICTURE).status for _ in range(10)) if one != 200)
+                wrong.extend(one for one in (asking.post(CLASSIFY, IMAGE).status for _ in range(10)) if one != 200)
 
         threads = [threading.Thread(target=ask) for _ in range(16)]
         for thread in threads:

@@ -20,7 +20,7 @@ from tests.helpers.service.sample_images import RED, encode, scene
 from tests.helpers.service.toy_model import SIZE
 from tests.service.rest.test_requests import AS_BASE64, IMAGES, INFER, given
 from tlcli.contract.errors import MemoryLimitError, OverloadedError
-from tlcli.contract.images.decoding import PictureLimits
+from tlcli.contract.images.decoding import ImageLimits
 from tlcli.service import ServerSettings
 from tlcli.service.protocol.error_status import CODES, to_status
 from tlcli.service.rest.error_responses import STATUSES, refusal
@@ -90,9 +90,9 @@ BAD_BODIES: dict[str, tuple[Any, str]] = {
         {"inputs": [{"name": "encoded", "datatype": "BYTES", "shape": [1], "data": ["a!"], "parameters": AS_BASE64}]},
         "input 'encoded': not base64: ",
     ),
-    "no picture": (
+    "no image": (
         {"inputs": [{"name": "encoded", "datatype": "BYTES", "shape": [1], "data": ["AAAA"], "parameters": AS_BASE64}]},
-        "input 'encoded', element 0: 3 bytes came that are no picture",
+        "input 'encoded', element 0: 3 bytes came that are no image",
     ),
     "shared memory": (changed(parameters={"shared_memory_region": "a"}), "'shared_memory_region' is not offered here"),
     "classification": (
@@ -176,9 +176,9 @@ def test_what_cannot_be_drawn(http: Asking) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "expected"), [(b"", "the picture is empty"), (b"no picture", "no picture"), (GOOD[: len(GOOD) // 2], "cannot be decoded")]
+    ("body", "expected"), [(b"", "the image is empty"), (b"no image", "no image"), (GOOD[: len(GOOD) // 2], "cannot be decoded")]
 )
-def test_bytes_that_are_no_picture(http: Asking, body: bytes, expected: str) -> None:
+def test_bytes_that_are_no_image(http: Asking, body: bytes, expected: str) -> None:
     status, told = http.post(CLASSIFY, body).refusal
     assert status == 400
     assert expected in told
@@ -186,7 +186,7 @@ def test_bytes_that_are_no_picture(http: Asking, body: bytes, expected: str) -> 
 
 def test_a_form_is_told_apart(http: Asking) -> None:
     status, told = http.post(CLASSIFY, b"--x\r\n", Content_Type="multipart/form-data; boundary=x").refusal
-    assert (status, told) == (400, "a form came: send the picture's bytes alone, as `curl --data-binary @picture.jpg` does")
+    assert (status, told) == (400, "a form came: send the image's bytes alone, as `curl --data-binary @image.jpg` does")
 
 
 @pytest.mark.parametrize(
@@ -246,8 +246,8 @@ def test_an_encoding_that_is_not_read(http: Asking) -> None:
 
 @pytest.fixture(scope="module")
 def small(one_model: Path) -> Iterator[int]:
-    """Of a server that takes pictures of 100 kB, and requests of 300."""
-    limits = PictureLimits(max_bytes=100_000)
+    """Of a server that takes images of 100 kB, and requests of 300."""
+    limits = ImageLimits(max_bytes=100_000)
     with http_in_background(ServerSettings(models=one_model, port=0, http_port=0, limits=limits, max_message_bytes=300_000)) as port:
         yield port
 
@@ -325,12 +325,12 @@ def test_a_million_numbers_hold_up_nobody_for_long(http_port: int) -> None:
 
     watching = threading.Thread(target=watch)
     watching.start()
-    pictures = 999_900 // (SIZE * SIZE * 3)
+    images = 999_900 // (SIZE * SIZE * 3)
     with Asking(http_port) as http:
-        status, told = http.post(INFER, {"inputs": [given("images", np.zeros((pictures, SIZE, SIZE, 3), np.uint8))]}).refusal
+        status, told = http.post(INFER, {"inputs": [given("images", np.zeros((images, SIZE, SIZE, 3), np.uint8))]}).refusal
     over.set()
     watching.join()
-    assert (status, told[:2]) == (400, "81")  # more pictures than places
+    assert (status, told[:2]) == (400, "81")  # more images than places
     assert max(waited) < 3
 
 

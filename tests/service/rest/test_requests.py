@@ -51,8 +51,8 @@ def given(name: str, values: np.ndarray, flat: bool = False, **parameters: objec
     return {"name": name, "datatype": datatype, "shape": [*values.shape], "data": data, "parameters": parameters}
 
 
-def encoded(pictures: list[bytes]) -> dict[str, Any]:
-    return given("encoded", np.array([base64.b64encode(one).decode() for one in pictures], dtype=object), **AS_BASE64)
+def encoded(images: list[bytes]) -> dict[str, Any]:
+    return given("encoded", np.array([base64.b64encode(one).decode() for one in images], dtype=object), **AS_BASE64)
 
 
 def tensors(answer: Any) -> dict[str, np.ndarray]:
@@ -104,7 +104,7 @@ def test_classes_maps_and_the_probability_in_json(http: Asking) -> None:
         same(found[method], [getattr(one, method)[row] for one, row in zip(answers, classes, strict=True)])
 
 
-def test_pictures_in_base64(http: Asking) -> None:
+def test_images_in_base64(http: Asking) -> None:
     found = tensors(http.post(INFER, {"inputs": [encoded(ENCODED)]}).json)
     same(found["scores"], [FIRST.answer(network_input(one)).scores for one in ENCODED])
 
@@ -165,7 +165,7 @@ def test_tritons_client(triton_client: triton.InferenceServerClient, binary_in: 
     same(result.as_numpy("gradcam"), [one.gradcam[row] for one, row in zip(answers, classes, strict=True)])
 
 
-def test_tritons_client_sends_pictures_and_asks_for_every_map(triton_client: triton.InferenceServerClient, many_models: Path) -> None:
+def test_tritons_client_sends_images_and_asks_for_every_map(triton_client: triton.InferenceServerClient, many_models: Path) -> None:
     result = triton_client.infer("toy", triton_inputs(True, encoded=np.array(ENCODED, dtype=object)), model_version="1")
     same(result.as_numpy("scores"), [FIRST.answer(network_input(one)).scores for one in ENCODED])
     targets = np.array([[0, -1], [2, -2], [5, 1]])
@@ -238,7 +238,7 @@ def test_models_are_loaded_and_unloaded_where_clients_may(tmp_path: Path) -> Non
             client.load_model("nosuch")
 
 
-def test_a_picture_is_classified(http: Asking) -> None:
+def test_a_image_is_classified(http: Asking) -> None:
     found = http.post("/v1/classify?model=toy&version=1&top_k=3&request_id=mine", ENCODED[0]).json
     expected = FIRST.answer(network_input(ENCODED[0]))
     order = np.argsort(-expected.logits)[:3]
@@ -252,7 +252,7 @@ def test_a_picture_is_classified(http: Asking) -> None:
     assert found["timings"]["decode_time_ns"] > 0
 
 
-def test_a_pictures_maps_as_numbers(http: Asking) -> None:
+def test_a_images_maps_as_numbers(http: Asking) -> None:
     found = http.post("/v1/classify?model=toy&version=1&map=gradcam&classes=6,-1&softmax=true&top_k=1", ENCODED[0]).json
     expected = FIRST.answer(network_input(ENCODED[0]), softmax=True)
     assert {one["class_id"] for one in found["predictions"]} == {6, int(expected.logits.argmax())}
@@ -264,7 +264,7 @@ def test_a_pictures_maps_as_numbers(http: Asking) -> None:
         assert 0 <= top < bottom <= 192
 
 
-def test_a_pictures_map_drawn(http: Asking) -> None:
+def test_a_images_map_drawn(http: Asking) -> None:
     asked = "/v1/classify?model=toy&version=1&map=cam"
     (drawn,) = [one["map"] for one in http.post(f"{asked}&format=overlay", ENCODED[0]).json["predictions"] if "map" in one]
     assert "values" not in drawn

@@ -19,7 +19,7 @@ from tests.helpers.service.toy_model import ToyModel
 from tlcli.service import ServerSettings
 from tlcli.service.system.file_limit import fitting_connections
 
-PICTURE = encode(scene(RED, (30, 20, 90, 70)), "JPEG")
+IMAGE = encode(scene(RED, (30, 20, 90, 70)), "JPEG")
 LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 POST = b"POST /v1/classify%s HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n"
 
@@ -122,7 +122,7 @@ def test_a_client_that_takes_no_answers_is_left(port: int) -> None:
 
 @pytest.mark.parametrize("size", [1, 2])
 def test_a_client_that_closes_only_its_own_side_is_answered(port: int, size: int) -> None:
-    request = POST % (b"?top_k=1", len(PICTURE)) + PICTURE
+    request = POST % (b"?top_k=1", len(IMAGE)) + IMAGE
     with connect(port, request * size) as one:
         one.shutdown(socket.SHUT_WR)
         whole = b""
@@ -135,7 +135,7 @@ def test_one_that_waits_long_is_answered_too_and_one_that_has_left_is_not_worked
     one_model: Path, held_up: threading.Event, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    request = POST % (b"", len(PICTURE)) + PICTURE
+    request = POST % (b"", len(IMAGE)) + IMAGE
     with http_in_background(ServerSettings(models=one_model, port=0, http_port=0, log_requests=True)) as port:
         held_up.clear()
         waits, leaves = connect(port, request), connect(port, request)
@@ -174,7 +174,7 @@ def test_more_connections_than_may_be_are_refused_with_a_line(port: int) -> None
             one.close()
     time.sleep(0.3)
     with Asking(port) as asking:
-        assert asking.post("/v1/classify", PICTURE).status == 200
+        assert asking.post("/v1/classify", IMAGE).status == 200
 
 
 def test_connections_without_a_tls_handshake_are_counted_and_end(one_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

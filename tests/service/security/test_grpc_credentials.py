@@ -24,7 +24,7 @@ from tlcli.cli.commands.classify import command
 from tlcli.contract.errors import ServerError, SettingsError
 from tlcli.service import Client, ServerSettings, in_background
 
-PICTURE = encode(scene(RED, (30, 20, 90, 70)), "JPEG")
+IMAGE = encode(scene(RED, (30, 20, 90, 70)), "JPEG")
 AUTHORITY, STRANGER = make("authority", is_authority=True), make("stranger", is_authority=True)
 SERVER = make("first", AUTHORITY)
 
@@ -52,7 +52,7 @@ def mutual(one_model: Path, tmp_path: Path, ca: Path) -> Iterator[int]:
 def said(port: int, **client: Any) -> str:
     """What a client is told that is not let in."""
     with Client(port=port, **client) as asking, pytest.raises(ServerError) as caught:
-        asking.classify(PICTURE)
+        asking.classify(IMAGE)
     assert "\n" not in str(caught.value)
     assert isinstance(caught.value.__cause__, grpc.RpcError)
     return str(caught.value).removeprefix(f"127.0.0.1:{port}: ")
@@ -70,8 +70,8 @@ def shown(port: int, ca: Path) -> str:
 def test_clients_that_know_the_authority_are_answered(port: int, ca: Path) -> None:
     with Client(port=port, tls_ca=ca) as client:
         client.wait_until_ready()
-        assert client.classify(PICTURE).predictions
-        assert [answer.result().model for answer in client.classify_stream([PICTURE] * 3)] == ["toy"] * 3
+        assert client.classify(IMAGE).predictions
+        assert [answer.result().model for answer in client.classify_stream([IMAGE] * 3)] == ["toy"] * 3
 
 
 def test_a_client_that_trusts_another_authority(port: int, tmp_path: Path) -> None:
@@ -124,13 +124,13 @@ def test_a_server_whose_certificate_is_not_good(made: Made, expected: str, one_m
 def test_a_certificate_for_another_name_is_good_at_that_name(one_model: Path, tmp_path: Path, ca: Path) -> None:
     files = make("named", AUTHORITY, host="localhost").save(tmp_path, "server")
     with in_background(ServerSettings(models=one_model, port=0, **files)) as port, Client("localhost", port, tls_ca=ca) as client:
-        assert client.classify(PICTURE).predictions
+        assert client.classify(IMAGE).predictions
 
 
 def test_clients_show_their_certificates(mutual: int, tmp_path: Path, ca: Path) -> None:
     files = make("client", AUTHORITY).save(tmp_path, "client")
     with Client(port=mutual, tls_ca=ca, **files) as client:
-        assert client.classify(PICTURE).predictions
+        assert client.classify(IMAGE).predictions
     assert said(mutual, tls_ca=ca).startswith("the server asks for a client's certificate: give one with tls_certificate and tls_key")
     for made in (make("stranger's", STRANGER), make("expired", AUTHORITY, days=-1)):
         assert said(mutual, tls_ca=ca, **made.save(tmp_path, "other")).startswith(
@@ -142,7 +142,7 @@ def test_clients_show_their_certificates(mutual: int, tmp_path: Path, ca: Path) 
 
 def test_a_renewed_certificate_is_shown_to_new_clients_and_old_connections_go_on(port: int, tmp_path: Path, ca: Path) -> None:
     with Client(port=port, tls_ca=ca) as old:
-        old.classify(PICTURE)
+        old.classify(IMAGE)
         stream = old.classify_stream(iter_slowly(tmp_path))
         assert next(stream).result().predictions
         for name in ("first", "second", "third"):
@@ -150,17 +150,17 @@ def test_a_renewed_certificate_is_shown_to_new_clients_and_old_connections_go_on
             assert [shown(port, ca) for _ in range(3)] == [name] * 3
         (tmp_path / "renewed").touch()
         assert [answer.result().model for answer in stream] == ["toy"]
-        assert old.classify(PICTURE).predictions
+        assert old.classify(IMAGE).predictions
         with Client(port=port, tls_ca=ca) as new:
-            assert new.classify(PICTURE).predictions
+            assert new.classify(IMAGE).predictions
 
 
 def iter_slowly(folder: Path) -> Iterator[bytes]:
-    """Two pictures, the second when a file says so."""
-    yield PICTURE
+    """Two images, the second when a file says so."""
+    yield IMAGE
     while not (folder / "renewed").exists():
         time.sleep(0.01)
-    yield PICTURE
+    yield IMAGE
 
 
 def test_a_half_written_renewal_leaves_the_old_certificate_and_one_line(
@@ -206,10 +206,10 @@ def test_an_authority_of_clients_that_is_replaced(mutual: int, tmp_path: Path, c
     root.write_bytes(AUTHORITY.certificate_pem)
     before, after = make("before", AUTHORITY).save(tmp_path, "before"), make("after", STRANGER).save(tmp_path, "after")
     with Client(port=mutual, tls_ca=root, **before) as client:
-        assert client.classify(PICTURE).predictions
+        assert client.classify(IMAGE).predictions
     ca.write_bytes(STRANGER.certificate_pem)
     with Client(port=mutual, tls_ca=root, **after) as client:
-        assert client.classify(PICTURE).predictions
+        assert client.classify(IMAGE).predictions
     assert said(mutual, tls_ca=root, **before).startswith("the server refuses the client's certificate")
 
 
@@ -253,10 +253,10 @@ def test_a_clients_files_are_looked_at_before_it_connects(tmp_path: Path, ca: Pa
 
 
 def test_the_command_line(mutual: int, tmp_path: Path, ca: Path) -> None:
-    picture = tmp_path / "picture.jpg"
-    picture.write_bytes(PICTURE)
+    image = tmp_path / "image.jpg"
+    image.write_bytes(IMAGE)
     files = make("client", AUTHORITY).save(tmp_path, "client")
-    arguments, trusted = [str(picture), "--port", str(mutual), "--json"], ["--tls-ca", str(ca)]
+    arguments, trusted = [str(image), "--port", str(mutual), "--json"], ["--tls-ca", str(ca)]
     shows = ["--tls-certificate", str(files["tls_certificate"]), "--tls-key", str(files["tls_key"])]
     answer = CliRunner().invoke(command, [*arguments, *trusted, *shows])
     assert answer.exit_code == 0

@@ -23,9 +23,9 @@ from tlcli.service.pb.tlcli.v1 import classifier_pb2 as pb
 from tlcli.service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
 from tlcli.service.security.tokens import Token, is_one_of, read_token, read_tokens
 
-PICTURE = encode(scene(RED, (30, 20, 90, 70)), "JPEG")
+IMAGE = encode(scene(RED, (30, 20, 90, 70)), "JPEG")
 TOKEN, OTHER = "c2VjcmV0IG9mIEFubmE=", "of~Ben/0123456789+-._"
-REQUEST = pb.ClassifyRequest(encoded=PICTURE)
+REQUEST = pb.ClassifyRequest(encoded=IMAGE)
 MISSING = "no token came, and this server asks for one: send 'authorization: Bearer TOKEN' with the call"
 WRONG = "the token that came is none of this server's: it may have been replaced"
 
@@ -97,8 +97,8 @@ def test_a_token_is_compared_with_all() -> None:
 def test_a_client_with_a_token_is_answered(port: int, token: str) -> None:
     with Client(port=port, token=token) as client:
         client.wait_until_ready()
-        assert client.classify(PICTURE).predictions
-        assert [answer.result().model for answer in client.classify_stream([PICTURE] * 3)] == ["toy"] * 3
+        assert client.classify(IMAGE).predictions
+        assert [answer.result().model for answer in client.classify_stream([IMAGE] * 3)] == ["toy"] * 3
         assert client.get_model().model == "toy"
         assert len(client.list_models()) == 1
 
@@ -107,10 +107,10 @@ def test_a_client_with_another_token_or_none_is_not(port: int) -> None:
     for token, expected in ((None, MISSING), (TOKEN[:-1], WRONG), (TOKEN.lower(), WRONG)):
         with Client(port=port, token=token) as client:
             for ask in (
-                lambda client=client: client.classify(PICTURE),
-                lambda client=client: list(client.classify_stream([PICTURE] * 3)),
+                lambda client=client: client.classify(IMAGE),
+                lambda client=client: list(client.classify_stream([IMAGE] * 3)),
                 lambda client=client: list(client.classify_stream([])),
-                lambda client=client: client.classify(PICTURE + bytes(20_000_000)),  # refused before it is read
+                lambda client=client: client.classify(IMAGE + bytes(20_000_000)),  # refused before it is read
                 client.list_models,
                 client.get_model,
             ):
@@ -177,9 +177,9 @@ def test_a_list_that_changes_counts_from_the_next_call_on(port: int, tokens: Pat
         stream = anna.classify_stream(iter_slowly(tokens.parent))
         assert next(stream).result().predictions
         write(tokens, "new-token\n")
-        assert new.classify(PICTURE).predictions
+        assert new.classify(IMAGE).predictions
         with pytest.raises(ServerError, match="it may have been replaced"):
-            anna.classify(PICTURE)
+            anna.classify(IMAGE)
         (tokens.parent / "replaced").touch()
         assert [answer.result().model for answer in stream] == ["toy"]  # what was let in is answered to its end
     assert "the list of tokens changed: the new one is in use" in caplog.text
@@ -187,11 +187,11 @@ def test_a_list_that_changes_counts_from_the_next_call_on(port: int, tokens: Pat
 
 
 def iter_slowly(folder: Path) -> Iterator[bytes]:
-    """Two pictures, the second when a file says so."""
-    yield PICTURE
+    """Two images, the second when a file says so."""
+    yield IMAGE
     while not (folder / "replaced").exists():
         time.sleep(0.01)
-    yield PICTURE
+    yield IMAGE
 
 
 def test_a_list_that_is_broken_or_gone_leaves_the_old_one_and_one_line(port: int, tokens: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -233,14 +233,14 @@ def test_with_tls(one_model: Path, tokens: Path, tmp_path: Path) -> None:
     files = make("server", authority).save(tmp_path, "server")
     settings = ServerSettings(models=one_model, host="0.0.0.0", port=0, tokens_file=tokens, **files)
     with in_background(settings) as port, Client(port=port, tls_ca=ca, token=TOKEN) as client, Client(port=port, tls_ca=ca) as other:
-        assert client.classify(PICTURE).predictions
+        assert client.classify(IMAGE).predictions
         with pytest.raises(ServerError, match="no token came"):
-            other.classify(PICTURE)
+            other.classify(IMAGE)
 
 
 def test_the_command_line(port: int, tmp_path: Path) -> None:
-    (tmp_path / "picture.jpg").write_bytes(PICTURE)
-    arguments = [str(tmp_path / "picture.jpg"), "--port", str(port), "--json"]
+    (tmp_path / "image.jpg").write_bytes(IMAGE)
+    arguments = [str(tmp_path / "image.jpg"), "--port", str(port), "--json"]
     own = write(tmp_path / "own", f"{TOKEN}\n")
     assert '"label"' in CliRunner().invoke(command, [*arguments, "--token-file", str(own)]).stdout
     refused = CliRunner().invoke(command, arguments)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tlcli.contract.errors import DeviceError, SettingsError
-from tlcli.contract.images.decoding import PictureLimits
+from tlcli.contract.images.decoding import ImageLimits
 from tlcli.service import ServerSettings, in_background
 from tlcli.service.system.addresses import join_address
 
@@ -17,7 +17,7 @@ from tlcli.service.system.addresses import join_address
         ({"port": 65536}, "port 65536: expected 1 to 65535"),
         ({"port": -1}, "port -1"),
         ({"threads": -1}, "threads -1: expected 0 to 1,024"),
-        ({"picture_threads": -2}, "picture_threads -2"),
+        ({"image_threads": -2}, "image_threads -2"),
         ({"grace_s": -0.5}, "grace_s -0.5"),
         ({"pre_stop_s": float("nan")}, "pre_stop_s nan"),
         ({"max_maps": 0}, "max_maps 0: expected 1 to 1,000,000"),
@@ -25,7 +25,7 @@ from tlcli.service.system.addresses import join_address
         ({"device": "tpu"}, "device tpu: expected auto, cpu or cuda"),
         ({"models": "models"}, "models models: expected a path"),
         ({"max_maps": True}, "max_maps True: expected a whole number"),
-        ({"limits": PictureLimits(max_bytes=0)}, "limits_max_bytes 0: expected 1 to 1,073,741,824"),
+        ({"limits": ImageLimits(max_bytes=0)}, "limits_max_bytes 0: expected 1 to 1,073,741,824"),
     ],
 )
 def test_values_out_of_range_are_refused_by_name(setting: dict[str, Any], expected: str) -> None:

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from tlcli.cli.commands.serve import command
 from tlcli.contract.errors import SettingsError
-from tlcli.contract.images.decoding import PictureLimits
+from tlcli.contract.images.decoding import ImageLimits
 from tlcli.service import ServerSettings
 from tlcli.service.settings.field import Setting
 from tlcli.service.settings.server_settings import SETTINGS
@@ -56,7 +56,7 @@ def run(*arguments: str, **environment: str) -> str:
 
 
 def test_the_table_holds_every_field() -> None:
-    inner = {"limits": [f"limits_{one.name}" for one in fields(PictureLimits)]}
+    inner = {"limits": [f"limits_{one.name}" for one in fields(ImageLimits)]}
     assert [one.name for one in SETTINGS] == [name for one in fields(ServerSettings) for name in inner.get(one.name, [one.name])]
 
 
@@ -110,7 +110,7 @@ def test_the_command_prints_what_it_reads(tmp_path: Path) -> None:
     assert settings == ServerSettings(
         models=Path("somewhere"),
         host="::1",
-        limits=PictureLimits(max_pixels=99),
+        limits=ImageLimits(max_pixels=99),
         tls_certificate=Path("a.pem"),
         tls_key=Path("a.key"),
     )

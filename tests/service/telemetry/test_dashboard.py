@@ -35,13 +35,13 @@ ROOT = Path(__file__).parents[3]
 DASHBOARD = json.loads((ROOT / "deploy/compose/grafana/dashboards/tlcli.json").read_text(encoding="utf-8"))
 PROMETHEUS = ROOT / "deploy/compose/prometheus.yml"
 SOURCE = ROOT / "deploy/compose/grafana/datasources/prometheus.yml"
-PICTURE = encode(scene(RED, (30, 20, 90, 70)), "JPEG")
+IMAGE = encode(scene(RED, (30, 20, 90, 70)), "JPEG")
 QUERIES = [(panel["title"], target["expr"]) for panel in DASHBOARD["panels"] for target in panel.get("targets", ())]
 
 
 @contextmanager
 def busy_server(models: Path, caplog: pytest.LogCaptureFixture, patch: pytest.MonkeyPatch, held_up: threading.Event) -> Iterator[Any]:
-    """A server with a GPU to tell of, asked for some pictures, one of them refused because others waited; the function asks once more."""
+    """A server with a GPU to tell of, asked for some images, one of them refused because others waited; the function asks once more."""
     patch.setitem(sys.modules, "pynvml", FakeNvml((3 * GIB, 8 * GIB)))  # type: ignore[arg-type]
     patch.setattr("tlcli.service.server.resolve_device", lambda device: "cuda")
     with (
@@ -52,7 +52,7 @@ def busy_server(models: Path, caplog: pytest.LogCaptureFixture, patch: pytest.Mo
         held_up.clear()
         asked = []
         for waiting in (0, 1):
-            asked.append(pool.submit(client.classify, PICTURE))
+            asked.append(pool.submit(client.classify, IMAGE))
             while True:
                 found = scrape(metrics_port)
                 under_way, queue = value(found, "tlcli_requests_in_flight"), total(found, "tlcli_queue_length")
@@ -60,14 +60,14 @@ def busy_server(models: Path, caplog: pytest.LogCaptureFixture, patch: pytest.Mo
                     break
                 time.sleep(0.02)
         with pytest.raises(OverloadedError):
-            client.classify(PICTURE)
+            client.classify(IMAGE)
         held_up.set()
         assert all(one.result(10).predictions for one in asked)
 
         def ask() -> None:
-            client.classify(PICTURE, method="gradcam", map_format="overlay")
+            client.classify(IMAGE, method="gradcam", map_format="overlay")
             with pytest.raises(TlcliError):
-                client.classify(PICTURE, model="nosuch")
+                client.classify(IMAGE, model="nosuch")
 
         yield metrics_port, ask
 

@@ -27,7 +27,7 @@ from tlcli.service.telemetry.log_writer import LogWriter
 from tlcli.service.telemetry.logs import JsonFormatter, log_request
 from tlcli.service.telemetry.request_record import Observed
 
-PICTURE = encode(scene(RED, (30, 20, 90, 70)), "JPEG")
+IMAGE = encode(scene(RED, (30, 20, 90, 70)), "JPEG")
 WHITE = np.full((SIZE, SIZE, 3), 255, np.uint8)
 """What the model `faulty` fails on."""
 
@@ -43,7 +43,7 @@ def test_json_is_an_object_a_line_from_the_first_to_the_last(many_models: Path) 
         port = int(re.findall(r"listening on 127\.0\.0\.1:(\d+)", "".join(server.log))[0])
         with Client(port=port, retries=0) as client:
             client.wait_until_ready()
-            client.classify(PICTURE, model="toy", request_id="a\nb", method="gradcam", map_format="heat_map")
+            client.classify(IMAGE, model="toy", request_id="a\nb", method="gradcam", map_format="heat_map")
             with pytest.raises(Exception, match="see its log"):
                 client.classify(WHITE, model="faulty", request_id="its-fault")
         server.process.terminate()
@@ -58,9 +58,9 @@ def test_json_is_an_object_a_line_from_the_first_to_the_last(many_models: Path) 
 
     (answered,) = [line for line in lines if line.get("code") == "OK" and line["method"].endswith("/Classify")]
     assert answered["request_id"] == "a?b"
-    assert (answered["model"], answered["version"], answered["pictures"]) == ("toy", "2", 1)
+    assert (answered["model"], answered["version"], answered["images"]) == ("toy", "2", 1)
     assert answered["method"] == "tlcli.v1.Classifier/Classify"
-    assert answered["received_bytes"] > len(PICTURE)
+    assert answered["received_bytes"] > len(IMAGE)
     assert answered["sent_bytes"] > 100
     parts = [answered[f"{stage}_ms"] for stage in ("decode", "queue", "infer", "render")]
     assert all(part > 0 for part in parts)
@@ -77,13 +77,13 @@ def test_json_is_an_object_a_line_from_the_first_to_the_last(many_models: Path) 
 def test_text_is_a_line_a_request_where_it_was_asked_for(one_model: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "tlcli.service")
     with in_background(ServerSettings(models=one_model, port=0)) as port, Client(port=port) as client:
-        client.classify(PICTURE, request_id="unheard")
+        client.classify(IMAGE, request_id="unheard")
     assert "unheard" not in caplog.text
     with in_background(ServerSettings(models=one_model, port=0, log_requests=True)) as port, Client(port=port) as client:
-        client.classify(PICTURE, request_id="heard")
+        client.classify(IMAGE, request_id="heard")
         client.list_models()
         with pytest.raises(Exception, match="no model"):
-            client.classify(PICTURE, model="nosuch")
+            client.classify(IMAGE, model="nosuch")
     said = [record.getMessage() for record in caplog.records if record.name == "tlcli.service.telemetry.logs"]
     number = r"\d+\.\d"
     stages = rf"\(decode {number}, queue {number}, infer {number}\)"
@@ -103,17 +103,17 @@ def test_an_id_that_came_beside_the_request_comes_back_however_it_ends(one_model
     beside = (("x-request-id", "from-the-proxy"),)
     with in_background(settings) as port, grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         stub = ClassifierStub(channel)
-        _, call = stub.Classify.with_call(pb.ClassifyRequest(encoded=PICTURE), metadata=beside)
+        _, call = stub.Classify.with_call(pb.ClassifyRequest(encoded=IMAGE), metadata=beside)
         assert dict(call.trailing_metadata())["x-request-id"] == "from-the-proxy"
-        _, call = stub.Classify.with_call(pb.ClassifyRequest(encoded=PICTURE, request_id="its-own"), metadata=beside)
+        _, call = stub.Classify.with_call(pb.ClassifyRequest(encoded=IMAGE, request_id="its-own"), metadata=beside)
         assert dict(call.trailing_metadata())["x-request-id"] == "from-the-proxy"
-        _, call = stub.Classify.with_call(pb.ClassifyRequest(encoded=PICTURE))
+        _, call = stub.Classify.with_call(pb.ClassifyRequest(encoded=IMAGE))
         assert "x-request-id" not in dict(call.trailing_metadata())
         with pytest.raises(grpc.RpcError) as refused:
             stub.Classify(pb.ClassifyRequest(encoded=b""), metadata=beside)
         assert dict(refused.value.trailing_metadata())["x-request-id"] == "from-the-proxy"
         assert "grpc-status-details-bin" in dict(refused.value.trailing_metadata())
-        stream = stub.ClassifyStream(iter([pb.ClassifyRequest(encoded=PICTURE)] * 2), metadata=beside)
+        stream = stub.ClassifyStream(iter([pb.ClassifyRequest(encoded=IMAGE)] * 2), metadata=beside)
         assert len(list(stream)) == 2
         assert dict(stream.trailing_metadata())["x-request-id"] == "from-the-proxy"
     ids = [one["request_id"] for one in requests_in(caplog)]
@@ -132,7 +132,7 @@ def test_a_fault_carries_the_id(many_models: Path, caplog: pytest.LogCaptureFixt
     assert faults == ["request abc failed by a fault of the server", "request of-a-stream failed by a fault of the server"]
 
 
-def test_stages_of_several_pictures_that_overlap_count_once() -> None:
+def test_stages_of_several_images_that_overlap_count_once() -> None:
     with Observed("m") as request:
         request.note_span("decode", 0, 0, 10)
         request.note_span("decode", 5, 0, 10)
@@ -183,7 +183,7 @@ def test_a_log_that_nobody_reads_stops_nothing(one_model: Path) -> None:
             assert found
             with Client(port=int(found[1]), retries=0) as client:
                 for number in range(700):  # 120 bytes each: the pipe takes 64 KiB
-                    assert client.classify(PICTURE, request_id=f"{number:060}", timeout_s=20).predictions
+                    assert client.classify(IMAGE, request_id=f"{number:060}", timeout_s=20).predictions
             process.terminate()
             assert process.wait(20) == 0
         finally:

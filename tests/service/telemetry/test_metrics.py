@@ -20,7 +20,7 @@ from tests.helpers.service.sample_images import RED, encode, scene
 from tests.helpers.service.scraping import families, scrape, server_with_metrics, total, value
 from tests.helpers.service.toy_model import SIZE
 from tlcli.contract.errors import MemoryLimitError, OverloadedError, SettingsError, TlcliError
-from tlcli.contract.images.decoding import PictureLimits
+from tlcli.contract.images.decoding import ImageLimits
 from tlcli.service import Client, ServerSettings, in_background
 from tlcli.service.pb.inference import open_inference_pb2
 from tlcli.service.pb.tlcli.v1 import classifier_pb2 as pb
@@ -28,7 +28,7 @@ from tlcli.service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
 from tlcli.service.telemetry.metrics import NO_METRICS, Metrics
 from tlcli.service.telemetry.request_record import Observed
 
-PICTURE = encode(scene(RED, (30, 20, 90, 70)), "JPEG")
+IMAGE = encode(scene(RED, (30, 20, 90, 70)), "JPEG")
 CLASSIFY, STREAM = "tlcli.v1.Classifier/Classify", "tlcli.v1.Classifier/ClassifyStream"
 INFER = "inference.GRPCInferenceService/ModelInfer"
 STAGES = ("decode", "queue", "infer", "render", "total")
@@ -49,15 +49,15 @@ def infer(port: int, images: np.ndarray, model: str = "toy") -> None:
 def test_requests_are_counted_by_how_they_ended(many_models: Path, caplog: pytest.LogCaptureFixture) -> None:
     with server_with_metrics(many_models, caplog) as (port, metrics_port), Client(port=port) as client:
         for _ in range(3):
-            client.classify(PICTURE, model="toy")
-        client.classify(PICTURE, model="toy", version="1", method="gradcam", map_format="overlay")
-        assert len(list(client.classify_stream([PICTURE, b"no picture", PICTURE], model="toy"))) == 3
+            client.classify(IMAGE, model="toy")
+        client.classify(IMAGE, model="toy", version="1", method="gradcam", map_format="overlay")
+        assert len(list(client.classify_stream([IMAGE, b"no image", IMAGE], model="toy"))) == 3
         infer(port, np.zeros((5, SIZE, SIZE, 3), np.uint8))
         for model, version in [("nosuch", ""), ("other", ""), ("toy", "77"), ("broken", "")]:
             with pytest.raises(TlcliError):
-                client.classify(PICTURE, model=model, version=version)
+                client.classify(IMAGE, model=model, version=version)
         with pytest.raises(TlcliError):
-            client.classify(b"no picture", model="toy")
+            client.classify(b"no image", model="toy")
         client.list_models()
         found = scrape(metrics_port)
 
@@ -79,7 +79,7 @@ def test_requests_are_counted_by_how_they_ended(many_models: Path, caplog: pytes
     assert {stage: value(found, "tlcli_request_duration_seconds_count", model="toy", stage=stage) for stage in STAGES} == asked
     parts = sum(value(found, "tlcli_request_duration_seconds_sum", model="toy", stage=stage) for stage in STAGES[:-1])
     assert 0 < parts <= value(found, "tlcli_request_duration_seconds_sum", model="toy", stage="total")
-    assert total(found, "tlcli_pictures_total") == value(found, "tlcli_batch_size_sum", model="toy") == 11
+    assert total(found, "tlcli_images_total") == value(found, "tlcli_batch_size_sum", model="toy") == 11
     assert 2 <= value(found, "tlcli_batch_size_count", model="toy") <= 11
     assert value(found, "tlcli_queue_length", model="toy", version="2") == 0
     assert value(found, "tlcli_requests_in_flight") == 0
@@ -97,10 +97,10 @@ def test_refusals_over_http_are_counted_by_their_grpc_codes(
         found = ADDRESS.search(caplog.text)
         assert found
         with Asking(int(found[1])) as http:
-            assert http.post("/v1/classify", PICTURE, Content_Encoding="br").status == 415
+            assert http.post("/v1/classify", IMAGE, Content_Encoding="br").status == 415
             assert http.get("/v2", Host="evil.example").status == 403
             monkeypatch.setattr("tlcli.service.inference.classifier.Classifier._draw", no_memory)
-            assert http.post("/v1/classify?map=gradcam&format=overlay", PICTURE).status == 503
+            assert http.post("/v1/classify?map=gradcam&format=overlay", IMAGE).status == 503
         scraped = scrape(metrics_port)
     codes = {
         (dict(labels)["method"], dict(labels)["code"]): number
@@ -131,10 +131,10 @@ def test_names_that_clients_make_up_are_no_labels(one_model: Path, tmp_path: Pat
     tokens.write_text("secret")
     with server_with_metrics(one_model, caplog, tokens_file=tokens) as (port, metrics_port):
         with Client(port=port, token="secret") as client:
-            client.classify(PICTURE)
+            client.classify(IMAGE)
             for number in range(20):
                 with pytest.raises(TlcliError):
-                    client.classify(PICTURE, model=f"model-{number}", version=f"{number}")
+                    client.classify(IMAGE, model=f"model-{number}", version=f"{number}")
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
             for number, service in enumerate(["tlcli.v1.Classifier", "inference.GRPCInferenceService", "some.Service"] * 3):
                 with pytest.raises(grpc.RpcError):
@@ -157,7 +157,7 @@ def test_names_that_clients_make_up_are_no_labels(one_model: Path, tmp_path: Pat
 
 
 def test_what_is_too_long_is_not_counted_as_refused_because_others_wait(one_model: Path, caplog: pytest.LogCaptureFixture) -> None:
-    limits = PictureLimits(max_bytes=1000)
+    limits = ImageLimits(max_bytes=1000)
     with server_with_metrics(one_model, caplog, http_port=0, limits=limits) as (_, metrics_port):
         address = next(found for record in caplog.records if (found := ADDRESS.match(record.getMessage())))
         with Asking(int(address[1])) as http:
@@ -175,17 +175,17 @@ def test_the_queue_grows_is_refused_and_empties(one_model: Path, caplog: pytest.
     ):
         held_up.clear()
         try:
-            asked = [pool.submit(client.classify, PICTURE)]
+            asked = [pool.submit(client.classify, IMAGE)]
             while (held := scrape(metrics_port)) and not (
                 value(held, "tlcli_requests_in_flight") == 1 and value(held, "tlcli_queue_length", model="toy", version="1") == 0
             ):
                 time.sleep(0.02)
-            asked += [pool.submit(client.classify, PICTURE) for _ in range(3)]
+            asked += [pool.submit(client.classify, IMAGE) for _ in range(3)]
             while value(found := scrape(metrics_port), "tlcli_queue_length", model="toy", version="1") != 3:
                 time.sleep(0.02)
             assert value(found, "tlcli_requests_in_flight") == 4
             with pytest.raises(OverloadedError):
-                client.classify(PICTURE)
+                client.classify(IMAGE)
         finally:
             held_up.set()
         assert all(one.result(10).predictions for one in asked)
@@ -201,27 +201,27 @@ def test_a_client_that_leaves_and_one_whose_time_is_over(
 ) -> None:
     with server_with_metrics(one_model, caplog) as (port, metrics_port), grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         held_up.clear()
-        leaving = ClassifierStub(channel).Classify.future(pb.ClassifyRequest(encoded=PICTURE))
+        leaving = ClassifierStub(channel).Classify.future(pb.ClassifyRequest(encoded=IMAGE))
         while value(scrape(metrics_port), "tlcli_requests_in_flight") != 1:
             time.sleep(0.02)
         leaving.cancel()
         while value(scrape(metrics_port), "tlcli_requests_in_flight"):
             time.sleep(0.02)
         with pytest.raises(grpc.RpcError):
-            ClassifierStub(channel).Classify(pb.ClassifyRequest(encoded=PICTURE), timeout=0.3)
+            ClassifierStub(channel).Classify(pb.ClassifyRequest(encoded=IMAGE), timeout=0.3)
         while value(found := scrape(metrics_port), "tlcli_requests_in_flight"):
             time.sleep(0.02)
         held_up.set()
     late = total(found, "tlcli_requests_total", code="DEADLINE_EXCEEDED")  # or the client's word of it came first
     assert total(found, "tlcli_requests_total", code="CANCELLED") == 2 - late
     assert total(found, "tlcli_requests_total", model="toy") == total(found, "tlcli_requests_total") == 2
-    assert total(found, "tlcli_request_duration_seconds_count") == total(found, "tlcli_pictures_total") == 0
+    assert total(found, "tlcli_request_duration_seconds_count") == total(found, "tlcli_images_total") == 0
 
 
 def test_two_servers_in_one_process_count_for_themselves(one_model: Path, caplog: pytest.LogCaptureFixture) -> None:
     with server_with_metrics(one_model, caplog) as (port, first), server_with_metrics(one_model, caplog) as (_, second):
         with Client(port=port) as client:
-            client.classify(PICTURE)
+            client.classify(IMAGE)
         assert total(scrape(first), "tlcli_requests_total") == 1
         assert total(scrape(second), "tlcli_requests_total") == 0
     with pytest.raises(OSError, match="refused"):
@@ -233,7 +233,7 @@ def test_the_documentation_names_every_metric(one_model: Path, caplog: pytest.Lo
     monkeypatch.setattr("tlcli.service.server.resolve_device", lambda device: "cuda")
     with server_with_metrics(one_model, caplog) as (port, metrics_port):
         with Client(port=port) as client:
-            client.classify(PICTURE)
+            client.classify(IMAGE)
         found = families(metrics_port)
     rows = [line.split("|") for line in DOCUMENT.read_text(encoding="utf-8").splitlines() if line.startswith("| `tlcli_")]
     told = {row[1].strip(" `"): (row[2].strip(), set(re.findall(r"`(\w+)`", row[3]))) for row in rows}

@@ -28,7 +28,7 @@ from tlcli.service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
 from tlcli.service.telemetry.request_record import Observed
 from tlcli.service.telemetry.tracing import Traces, open_traces
 
-PICTURE = encode(scene(RED, (30, 20, 90, 70)), "JPEG")
+IMAGE = encode(scene(RED, (30, 20, 90, 70)), "JPEG")
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 TRACEPARENT = (("traceparent", f"00-{TRACE}-{PARENT}-01"),)
 
@@ -83,7 +83,7 @@ def test_a_request_is_a_span_with_its_stages_in_it() -> None:
     assert request.trace_id == TRACE
     assert root.attributes is not None
     told = {"rpc.service": "some.Service", "rpc.method": "Method", "rpc.response.status_code": "OK", "tlcli.request_id": "its-id"}
-    assert root.attributes.items() >= {**told, "tlcli.model": "toy", "tlcli.version": "3", "tlcli.pictures": 2}.items()
+    assert root.attributes.items() >= {**told, "tlcli.model": "toy", "tlcli.version": "3", "tlcli.images": 2}.items()
     start_ns = root.start_time or 0
     times = {name: ((span.start_time or 0) - start_ns, (span.end_time or 0) - start_ns) for name, span in spans.items()}
     assert (times["queue"], times["decode"], times["infer"]) == ((0, 1000), (1000, 3000), (4000, 9000))
@@ -131,7 +131,7 @@ def test_over_the_wire_to_a_collector(one_model: Path) -> None:
         settings = ServerSettings(models=one_model, port=0, otel_endpoint=endpoint)
         with in_background(settings) as port, grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
             stub = ClassifierStub(channel)
-            asked = pb.ClassifyRequest(encoded=PICTURE, map=pb.MapRequest(method="gradcam", format=pb.MAP_FORMAT_OVERLAY))
+            asked = pb.ClassifyRequest(encoded=IMAGE, map=pb.MapRequest(method="gradcam", format=pb.MAP_FORMAT_OVERLAY))
             stub.Classify(asked, metadata=TRACEPARENT)
             list(stub.ClassifyStream(iter([asked] * 2), metadata=TRACEPARENT))
     roots = [span for span in collector.spans if span.kind == trace_pb2.Span.SPAN_KIND_SERVER]
@@ -150,7 +150,7 @@ def test_the_variable_that_opentelemetry_knows_is_heard(one_model: Path, monkeyp
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
         monkeypatch.setenv("OTEL_SERVICE_NAME", "pets")
         with in_background(ServerSettings(models=one_model, port=0)) as port, Client(port=port) as client:
-            client.classify(PICTURE)
+            client.classify(IMAGE)
     assert collector.resources[0]["service.name"] == "pets"
 
 
@@ -160,7 +160,7 @@ def test_a_collector_that_is_not_there_holds_up_neither_requests_nor_the_stop(on
     def serve() -> None:
         settings = ServerSettings(models=one_model, port=0, otel_endpoint="http://127.0.0.1:9")
         with in_background(settings) as port, Client(port=port) as client:
-            assert client.classify(PICTURE, timeout_s=5).predictions
+            assert client.classify(IMAGE, timeout_s=5).predictions
         done.set()
 
     threading.Thread(target=serve, daemon=True).start()

@@ -184,7 +184,7 @@ def test_links_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_damaged_zip_is_refused(tmp_path: Path) -> None:
-    whole = packed(**{"a.jpg": b"content of the picture"}).getvalue()
+    whole = packed(**{"a.jpg": b"content of the image"}).getvalue()
     for damaged in (b"<html>", whole[:40], whole.replace(b"content", b"CONTENT")):
         (tmp_path / "a.zip").write_bytes(damaged)
         with pytest.raises(HubError, match=r"a\.zip: what came is no whole zip archive \(.+\): try again"):

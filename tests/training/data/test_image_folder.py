@@ -51,7 +51,7 @@ def test_a_class_of_trains_is_a_class(tmp_path: Path) -> None:
     assert listing.classes == ("bus", "train")
 
 
-def test_pictures_lie_deeper_and_hidden_ones_do_not_count(tmp_path: Path) -> None:
+def test_images_lie_deeper_and_hidden_ones_do_not_count(tmp_path: Path) -> None:
     put(tmp_path, "a/x/1.jpg", "a/2.jpg", "a/._2.jpg", "a/.ipynb_checkpoints/2.jpg", "b/1.jpg", "a/Thumbs.db", "__MACOSX/a/1.jpg")
     listing = list_folder(put(tmp_path, ".cache/1.jpg"))
     assert listing.train == {"a": ["a/2.jpg", "a/x/1.jpg"], "b": ["b/1.jpg"]}
@@ -83,9 +83,9 @@ def test_microsofts_archive(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("places", "message"),
     [
-        (["1.jpg", "2.jpg"], "2 pictures, but no folders of classes: expected <class>/<picture>, or train/<class>/<picture>"),
-        (["notes.txt"], "neither pictures nor folders of classes (left out: notes.txt: empty): expected"),
-        (["train/a/1.jpg", "train/b/1.jpg", "val/1.png", "val/x.png"], "in val: 2 pictures, but no folders of classes"),
+        (["1.jpg", "2.jpg"], "2 images, but no folders of classes: expected <class>/<image>, or train/<class>/<image>"),
+        (["notes.txt"], "neither images nor folders of classes (left out: notes.txt: empty): expected"),
+        (["train/a/1.jpg", "train/b/1.jpg", "val/1.png", "val/x.png"], "in val: 2 images, but no folders of classes"),
         (["one/train/a/1.jpg", "one/test/a/1.jpg", "two/train/a/1.jpg", "two/val/a/1.jpg"], "several data sets in it, one, two, each with"),
         (["train/a/1.jpg", "Training/a/1.jpg"], "both Training and train would be its train part: keep one"),
         (["train/a/1.jpg", "val/a/1.jpg", "valid/a/1.jpg"], "both val and valid would be its val part: keep one"),
@@ -224,7 +224,7 @@ def test_folders_without_images_are_no_classes_unless_their_images_are_not_read(
         "cat/notes.txt": "empty",
         "heic/1.svg": "an image of a format that is not read (.svg): convert it to PNG or JPEG",
     }
-    with pytest.raises(DatasetError, match=r"no picture of the class heic in its train part \(left out: heic/1.svg: an image of a format"):
+    with pytest.raises(DatasetError, match=r"no image of the class heic in its train part \(left out: heic/1.svg: an image of a format"):
         choose_classes(listing, ("cat", "heic"), None)
 
 

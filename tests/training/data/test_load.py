@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 
 import tlcli.training.data.folder_source
-from tests.helpers.training.small_images import put_classes, put_picture
-from tlcli.contract.errors import DatasetError, PictureError, SettingsError
+from tests.helpers.training.small_images import put_classes, put_image
+from tlcli.contract.errors import DatasetError, ImageError, SettingsError
 from tlcli.training.data.folder_source import FolderSource
 from tlcli.training.data.load import Dataset, Part, load_dataset, save_split
 from tlcli.training.runtime.progress import Advance
@@ -95,8 +95,8 @@ def test_fingerprints_are_of_contents(tmp_path: Path) -> None:
             copied = two / part_folder(dataset, part) / name.replace("/00", "/renamed")
             copied.parent.mkdir(parents=True, exist_ok=True)
             copied.write_bytes((one / name).read_bytes())
-    assert load(two).fingerprint == dataset.fingerprint, "the same pictures, labels and parts under other names"
-    put_picture(next((two / "train" / "ant").iterdir()), "another picture")
+    assert load(two).fingerprint == dataset.fingerprint, "the same images, labels and parts under other names"
+    put_image(next((two / "train" / "ant").iterdir()), "another image")
     assert load(two).fingerprint != dataset.fingerprint
 
 
@@ -104,25 +104,23 @@ def part_folder(dataset: Dataset, part: Part) -> str:
     return next(name for name, candidate in dataset.parts.items() if candidate is part)
 
 
-def test_pictures_load_upright_and_rgb(tmp_path: Path) -> None:
+def test_images_load_upright_and_rgb(tmp_path: Path) -> None:
     put_classes(tmp_path, ant=3, bee=3)
     Image.fromarray(np.full((5, 9), 0x8000, dtype=np.uint16)).save(tmp_path / "ant" / "grey.png")
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (10, 20)).save(tmp_path / "bee" / "turned.png", exif=exif)
     dataset = load(tmp_path)
-    pictures = {name: part.load(index) for part in dataset.parts.values() for index, name in enumerate(part.names)}
-    assert {picture.mode for picture in pictures.values()} == {"RGB"}
-    assert pictures["bee/turned.png"].size == (20, 10)
-    assert pictures["ant/grey.png"].getpixel((0, 0)) == (128, 128, 128)
+    images = {name: part.load(index) for part in dataset.parts.values() for index, name in enumerate(part.names)}
+    assert {image.mode for image in images.values()} == {"RGB"}
+    assert images["bee/turned.png"].size == (20, 10)
+    assert images["ant/grey.png"].getpixel((0, 0)) == (128, 128, 128)
 
 
-def test_a_picture_that_goes_away_is_named(tmp_path: Path) -> None:
+def test_a_image_that_goes_away_is_named(tmp_path: Path) -> None:
     dataset = load(put_classes(tmp_path, ant=3, bee=3))
     (tmp_path / dataset.train.names[0]).unlink()
-    with pytest.raises(
-        PictureError, match=rf"{re.escape(dataset.train.names[0])}: No such file .*it was there when the pictures were checked"
-    ):
+    with pytest.raises(ImageError, match=rf"{re.escape(dataset.train.names[0])}: No such file .*it was there when the images were checked"):
         dataset.train.load(0)
 
 
@@ -139,23 +137,23 @@ def test_take(tmp_path: Path) -> None:
 
 
 def spoil(folder: Path) -> dict[str, str]:
-    """Broken pictures, and what is said of each."""
-    put_picture(folder / "whole.png", size=(64, 64))
+    """Broken images, and what is said of each."""
+    put_image(folder / "whole.png", size=(64, 64))
     (folder / "truncated.png").write_bytes((folder / "whole.png").read_bytes()[:3000])
     (folder / "empty.jpg").touch()
-    (folder / "text.jpg").write_text("Not a picture")
+    (folder / "text.jpg").write_text("Not an image")
     (folder / "float.tif").touch()
     Image.fromarray(np.ones((4, 4), dtype=np.float32)).save(folder / "float.tif")
     (folder / "whole.png").unlink()
     return {
-        "truncated.png": "the picture cannot be decoded",
-        "empty.jpg": "the picture is empty",
-        "text.jpg": "13 bytes came that are no picture",
+        "truncated.png": "the image cannot be decoded",
+        "empty.jpg": "the image is empty",
+        "text.jpg": "13 bytes came that are no image",
         "float.tif": "floating-point values",
     }
 
 
-def test_broken_pictures_are_left_out_and_named(tmp_path: Path) -> None:
+def test_broken_images_are_left_out_and_named(tmp_path: Path) -> None:
     put_classes(tmp_path, ant=10, bee=10)
     expected = spoil(tmp_path / "bee")
     dataset = load(tmp_path)
@@ -167,7 +165,7 @@ def test_broken_pictures_are_left_out_and_named(tmp_path: Path) -> None:
     assert load(tmp_path).left_out == dataset.left_out, "the second time they come from the cache"
 
 
-def test_limit_is_so_many_readable_pictures_of_each_class_and_part(tmp_path: Path) -> None:
+def test_limit_is_so_many_readable_images_of_each_class_and_part(tmp_path: Path) -> None:
     put_classes(tmp_path / "train", ant=30, bee=30)
     put_classes(tmp_path / "test", ant=30, bee=4)
     for number in range(0, 30, 2):
@@ -219,7 +217,7 @@ Arrange = Callable[[Path], object]
     [
         (lambda at: put_classes(at, ant=3), {}, "at least two classes were expected, 1 came (ant): add another"),
         (lambda at: put_classes(at, ant=3, bee=3), {"classes": ["ant"]}, "at least two classes were expected, 1 came (ant)"),
-        (lambda at: put_classes(at, ant=3, bee=0), {}, "no picture of the class bee in its train part: add pictures, remove the class's"),
+        (lambda at: put_classes(at, ant=3, bee=0), {}, "no image of the class bee in its train part: add images, remove the class's"),
         (lambda at: put_classes(at, ant=3, bee=3), {"classes": ["ant", "cow"]}, "no class 'cow' (--classes); it has: ant, bee"),
         (lambda at: put_classes(at, ant=3, bee=3), {"classes": ["ant", "Ant"]}, "class 'ant' is named twice (--classes)"),
         (
@@ -227,7 +225,7 @@ Arrange = Callable[[Path], object]
             {"num_classes": 3},
             "--num-classes 3 was given, but there are 2 (ant, bee): leave it out",
         ),
-        (lambda at: put_classes(at, ant=3, bee=1), {}, "of the class bee only one picture can be read, at least two are needed"),
+        (lambda at: put_classes(at, ant=3, bee=1), {}, "of the class bee only one image can be read, at least two are needed"),
         (
             lambda at: (put_classes(at / "train", ant=2, bee=2), put_classes(at / "val", ant=2)),
             {},
@@ -241,17 +239,17 @@ Arrange = Callable[[Path], object]
         (
             lambda at: (put_classes(at / "train", ant=2, bee=2), put_classes(at / "test", ant=2, bee=0)),
             {},
-            "no picture of the class bee in its test part",
+            "no image of the class bee in its test part",
         ),
         (
             lambda at: [(put_classes(at, a=0, b=0) / name / "1.jpg").write_text("text") for name in "ab"],
             {},
-            "none of its 2 pictures can be",
+            "none of its 2 images can be",
         ),
         (
             lambda at: (put_classes(at, ant=4, bee=0) / "bee" / "1.jpg").write_text("text"),
             {},
-            "no picture of the class bee in its train part can be read: replace them",
+            "no image of the class bee in its train part can be read: replace them",
         ),
     ],
 )
@@ -275,11 +273,11 @@ def test_unknown_specs(tmp_path: Path) -> None:
         load(Path("imagenette"))
     assert str(refusal.value) == (
         "unknown data set 'imagenette': expected one of cats-vs-dogs, cifar10, cifar100, mnist, fashion-mnist, shapes,"
-        " an existing folder of pictures, or a spec of timm's (torch/..., hfds/..., wds/..., tfds/...)"
+        " an existing folder of images, or a spec of timm's (torch/..., hfds/..., wds/..., tfds/...)"
     )
-    (tmp_path / "pictures.zip").touch()
-    with pytest.raises(DatasetError, match=r"pictures\.zip: a file; a folder of pictures was expected: unpack it"):
-        load(tmp_path / "pictures.zip")
+    (tmp_path / "images.zip").touch()
+    with pytest.raises(DatasetError, match=r"images\.zip: a file; a folder of images was expected: unpack it"):
+        load(tmp_path / "images.zip")
 
 
 def test_the_second_time_nothing_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,7 +300,7 @@ def test_the_second_time_nothing_is_decoded(tmp_path: Path, monkeypatch: pytest.
     assert [left.name for left in again.left_out] == ["ant/003.png"]
 
 
-@pytest.mark.parametrize("memory", ["", "[]", "{", '{"format": 7}', '{"format": "1, Pillow 1.0", "pictures": {}}', '{"pictures": 3}'])
+@pytest.mark.parametrize("memory", ["", "[]", "{", '{"format": 7}', '{"format": "1, Pillow 1.0", "images": {}}', '{"images": 3}'])
 def test_an_odd_memory_of_checks_is_as_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: str) -> None:
     monkeypatch.setenv("TLCLI_CACHE", str(tmp_path / "cache"))
     folder = put_classes(tmp_path / "data", ant=3, bee=3)
@@ -318,7 +316,7 @@ def test_a_cache_that_cannot_be_written_is_no_obstacle(tmp_path: Path, monkeypat
     assert len(load(put_classes(tmp_path / "data", ant=3, bee=3)).train) == 4
 
 
-def test_progress_is_told_of_every_picture(tmp_path: Path) -> None:
+def test_progress_is_told_of_every_image(tmp_path: Path) -> None:
     put_classes(tmp_path, ant=100, bee=100)
     told: list[tuple[str, int, int]] = []
 
@@ -333,9 +331,9 @@ def test_progress_is_told_of_every_picture(tmp_path: Path) -> None:
 
     config = FinetuneConfig(dataset=str(tmp_path))
     load_dataset(config, progress)
-    assert told == [("Checking pictures", 200, 200)]
+    assert told == [("Checking images", 200, 200)]
     load_dataset(config, progress)
-    assert told == 2 * [("Checking pictures", 200, 200)]
+    assert told == 2 * [("Checking images", 200, 200)]
 
 
 def test_the_split_is_kept_as_json(tmp_path: Path) -> None:

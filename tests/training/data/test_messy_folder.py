@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.helpers.training.tiny_training import config, put_picture_of
+from tests.helpers.training.tiny_training import config, put_image_of
 from tlcli.contract.errors import SettingsError
 from tlcli.training import RunResult, finetune, load_run
 from tlcli.training.data.dataset import is_near_uniform
@@ -27,9 +27,9 @@ LATIN = os.fsdecode(b"caf\xe9")
 def messy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("messy") / "data"
     for number in range(6):
-        put_picture_of(folder / LATIN / f"{number}.png", "red", number)
-        put_picture_of(folder / "=1+1" / f"{number}.png", "green", number)
-        put_picture_of(folder / "two\nlines $x$" / f'it\'s "{number}".png', "blue", number)
+        put_image_of(folder / LATIN / f"{number}.png", "red", number)
+        put_image_of(folder / "=1+1" / f"{number}.png", "green", number)
+        put_image_of(folder / "two\nlines $x$" / f'it\'s "{number}".png', "blue", number)
     odd = os.fsdecode(b"se\xf1al")
     (folder / LATIN / f"{odd}.png").write_bytes((folder / LATIN / "0.png").read_bytes())  # a duplicate
     (folder / LATIN / f"{odd}2.png").write_bytes(b"junk")
@@ -40,7 +40,7 @@ def messy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "=1+1" / "up").symlink_to("..")
     os.mkfifo(folder / "=1+1" / "pipe.png")
     (folder / "@eaDir").mkdir()
-    put_picture_of(folder / "@eaDir" / "1.png", "red", 1)
+    put_image_of(folder / "@eaDir" / "1.png", "red", 1)
     return folder
 
 
@@ -55,7 +55,7 @@ def run(messy: Path, told: list[str]) -> RunResult:
 
 
 def test_each_image_is_read_once_and_the_rest_is_named(run: RunResult, told: list[str]) -> None:
-    assert run.results.pictures == {"train": 17, "val": 4}
+    assert run.results.images == {"train": 17, "val": 4}
     assert run.results.left_out == 2
     said = "\n".join(told)
     for line in (

@@ -22,7 +22,7 @@ import pytest
 import torchvision.datasets
 from PIL import Image
 
-from tests.helpers.training.small_images import put_classes, put_picture
+from tests.helpers.training.small_images import put_classes, put_image
 from tests.helpers.training.web_server import Server, serving
 from tlcli.contract.errors import DatasetError, HubError
 from tlcli.training.data import registry
@@ -53,7 +53,7 @@ def load(known: Known, data_dir: Path, **options: object) -> Dataset:
     return assemble(known.load(data_dir, config.seed, silent), config, silent)
 
 
-def picture_bytes(seed: int) -> bytes:
+def image_bytes(seed: int) -> bytes:
     file = io.BytesIO()
     Image.fromarray(np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(file, "JPEG")
     return file.getvalue()
@@ -66,10 +66,10 @@ def cats_from(url: str) -> Known:
 def test_cats_vs_dogs_comes_from_microsofts_archive(site: Path, web: Server, tmp_path: Path) -> None:
     with zipfile.ZipFile(site / "pets.zip", "w") as archive:
         for number in range(6):
-            archive.writestr(f"PetImages/Cat/{number}.jpg", picture_bytes(number))
-            archive.writestr(f"PetImages/Dog/{number}.jpg", picture_bytes(100 + number))
+            archive.writestr(f"PetImages/Cat/{number}.jpg", image_bytes(number))
+            archive.writestr(f"PetImages/Dog/{number}.jpg", image_bytes(100 + number))
         archive.writestr("PetImages/Cat/666.jpg", b"")  # as in the real one
-        archive.writestr("PetImages/Dog/Thumbs.db", b"no picture")
+        archive.writestr("PetImages/Dog/Thumbs.db", b"no image")
         archive.writestr("readme[1].txt", b"")
     known = cats_from(web.address + "pets.zip")
     dataset = load(known, tmp_path / "data")
@@ -93,16 +93,16 @@ def test_a_failed_download_leaves_nothing_and_names_the_ways_out(site: Path, web
         folder = tmp_path / "data" / "cats-vs-dogs"
         assert str(refusal.value) == (
             f"pets.zip could not be downloaded: {web.address}pets.zip: HTTP 404 File not found. It was to go to {folder}: put the unpacked"
-            " data set there (train/<class>/<picture>), say with --data-dir where a folder cats-vs-dogs is, or give another --dataset:"
-            " a folder of pictures, or shapes, which needs no download"
+            " data set there (train/<class>/<image>), say with --data-dir where a folder cats-vs-dogs is, or give another --dataset:"
+            " a folder of images, or shapes, which needs no download"
         )
 
 
 def test_kaggles_layout_is_found_by_name(tmp_path: Path) -> None:
     for number in range(5):
-        put_picture(tmp_path / "cats-vs-dogs" / "train" / f"cat.{number}.jpg")
-        put_picture(tmp_path / "cats-vs-dogs" / "train" / f"dog.{number}.jpg")
-        put_picture(tmp_path / "cats-vs-dogs" / "test1" / f"{number}.jpg")
+        put_image(tmp_path / "cats-vs-dogs" / "train" / f"cat.{number}.jpg")
+        put_image(tmp_path / "cats-vs-dogs" / "train" / f"dog.{number}.jpg")
+        put_image(tmp_path / "cats-vs-dogs" / "test1" / f"{number}.jpg")
     dataset = load_dataset(FinetuneConfig(data_dir=tmp_path))
     assert dataset.classes == ("cat", "dog")
     assert all(
@@ -163,7 +163,7 @@ def test_mnist_comes_through_torchvision(
     assert capfd.readouterr() == ("", ""), "no progress bar but ours"
 
 
-def test_pictures_of_arrays_survive_pickling(small_mnist: Callable[[], Any], tmp_path: Path) -> None:
+def test_images_of_arrays_survive_pickling(small_mnist: Callable[[], Any], tmp_path: Path) -> None:
     small_mnist()
     train = load(dataclasses.replace(KNOWN["mnist"], open=mnist_from(small_mnist).open), tmp_path).train
     # The class made in this test has no name to pickle by; the real one has.
@@ -236,7 +236,7 @@ def test_the_table_fits_torchvision() -> None:
             assert options["labels"] is None or len(options["labels"]) == known.classes == len(dataset.classes)
 
 
-def test_a_folder_of_pictures_serves_for_a_name_without_torchvision(tmp_path: Path) -> None:
+def test_a_folder_of_images_serves_for_a_name_without_torchvision(tmp_path: Path) -> None:
     put_classes(tmp_path / "mnist" / "train", **{"3": 4, "7": 4})
     code = f"""if True:
         import sys
@@ -272,5 +272,5 @@ def test_known_datasets_say_what_is_there(tmp_path: Path) -> None:
     assert list(rows) == ["cats-vs-dogs", "cifar10", "cifar100", "mnist", "fashion-mnist", "shapes"]
     assert [row.name for row in rows.values() if row.present] == ["cifar10"]
     assert rows["cifar10"].path == tmp_path / "cifar10"
-    assert (rows["cifar100"].classes, rows["cifar100"].pictures) == (100, 60_000)
-    assert rows["shapes"].pictures == len(SHAPES) * sum(DEFAULT_COUNTS.values())
+    assert (rows["cifar100"].classes, rows["cifar100"].images) == (100, 60_000)
+    assert rows["shapes"].images == len(SHAPES) * sum(DEFAULT_COUNTS.values())

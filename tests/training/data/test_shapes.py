@@ -29,13 +29,13 @@ def test_a_seed_gives_the_same_bytes_and_another_seed_others(tmp_path: Path) -> 
 
 def test_layout_and_boxes(tmp_path: Path) -> None:
     write_shapes(tmp_path, COUNTS, seed=1, size=48)
-    pictures = files(tmp_path)
-    assert json.loads(pictures.pop(BOXES_FILE)).keys() == pictures.keys() == load_boxes(tmp_path).keys()
+    images = files(tmp_path)
+    assert json.loads(images.pop(BOXES_FILE)).keys() == images.keys() == load_boxes(tmp_path).keys()
     for part, count in COUNTS.items():
         assert {child.name for child in (tmp_path / part).iterdir()} == set(SHAPES)
         for shape in SHAPES:
             assert len(list((tmp_path / part / shape).iterdir())) == count
-    assert len(set(pictures.values())) == len(pictures), "no picture twice, so none in two parts"
+    assert len(set(images.values())) == len(images), "no image twice, so none in two parts"
     boxes = load_boxes(tmp_path)
     number = 2
     drawing = draw(number * len(SHAPES) + SHAPES.index("star"), seed=1, size=48)
@@ -80,7 +80,7 @@ def test_the_shape_lies_within_and_is_large_enough_to_see() -> None:
 
 
 def outline_filling(index: int) -> float:
-    """The share of its box that a shape covers, measured on the picture: pixels nearer to the shape's colour than to the ground's."""
+    """The share of its box that a shape covers, measured on the image: pixels nearer to the shape's colour than to the ground's."""
     drawing = draw(index, seed=9, size=128)
     pixels = np.asarray(drawing.image).astype(float)
     left, top, right, bottom = drawing.box
@@ -112,7 +112,7 @@ def test_colour_does_not_give_the_class_away() -> None:
     assert (nearest == labels[half:]).mean() < 0.35
 
 
-def test_the_folder_is_named_by_all_that_decides_the_pictures(tmp_path: Path) -> None:
+def test_the_folder_is_named_by_all_that_decides_the_images(tmp_path: Path) -> None:
     folders = {
         shapes_folder(tmp_path, 0),
         shapes_folder(tmp_path, 1),

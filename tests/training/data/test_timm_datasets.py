@@ -98,7 +98,7 @@ def test_hugging_face_is_read_undecoded(tmp_path: Path, capfd: pytest.CaptureFix
     assert dataset.test is not None
     assert len(dataset.train) + len(dataset.val) == 19
     assert len(dataset.test) == 4
-    assert [left.name for left in dataset.left_out] == [f"hfds/{folder}/train/13"], "no other picture is put in its place"
+    assert [left.name for left in dataset.left_out] == [f"hfds/{folder}/train/13"], "no other image is put in its place"
     contents = {hashlib.sha256(path.read_bytes()).hexdigest() for path in (folder / "train").rglob("*.png")}
     contents.remove(hashlib.sha256(broken).hexdigest())
     assert set(dataset.train.fingerprints) | set(dataset.val.fingerprints) == contents
@@ -116,13 +116,13 @@ def test_hugging_face_that_cannot_be_reached_is_said_within_seconds(tmp_path: Pa
     assert time.monotonic() - started < 10
     assert str(refusal.value) == (
         f"hfds/nobody/nothing: not in Hugging Face's cache ({tmp_path}/hub), and http://127.0.0.1:9: cannot be reached"
-        " ([Errno 111] Connection refused): put it there where there is a network, or give a folder of pictures as --dataset"
+        " ([Errno 111] Connection refused): put it there where there is a network, or give a folder of images as --dataset"
     )
     assert not huggingface_hub.constants.HF_HUB_OFFLINE, "only while it was asked"
 
 
 class Stream:
-    """As timm's for `wds/` and `tfds/`: pictures and labels one after the other, once."""
+    """As timm's for `wds/` and `tfds/`: images and labels one after the other, once."""
 
     def __init__(self, labels: list[int], names: dict[str, int]) -> None:
         self.labels = labels
@@ -153,9 +153,9 @@ def test_streams_are_copied_to_a_folder_once(tmp_path: Path, names: dict[str, in
     assert dataset.test is None
     assert [len(part) for part in dataset.parts.values()] == [10, 3]
     assert [child.name for child in tmp_path.iterdir()] == ["tfds-some-set"]
-    picture = dataset.train.load(len(dataset.train) - 1)
+    image = dataset.train.load(len(dataset.train) - 1)
     label = 0 if names else 1
-    assert picture.getpixel((0, 0))[1:] == (label, 0)  # type: ignore[index]
+    assert image.getpixel((0, 0))[1:] == (label, 0)  # type: ignore[index]
     asked.clear()
     assert load("tfds/some/set", tmp_path, create).fingerprint == dataset.fingerprint
     assert asked == []

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from tests.helpers.training.small_images import put_picture
+from tests.helpers.training.small_images import put_image
 from tlcli.contract.images.preprocessing import Preprocessing
 from tlcli.training.data.load import Part, load_dataset
-from tlcli.training.data.transforms import PictureDataset
+from tlcli.training.data.transforms import ImageDataset
 from tlcli.training.settings.augmentation import Augmentation, augmentation_for
 from tlcli.training.settings.config import FinetuneConfig
 
@@ -25,15 +25,15 @@ NOTHING = Augmentation(scale=(1, 1), ratio=(1, 1), hflip=False, brightness=0, co
 def part(tmp_path: Path) -> Part:
     for name in ("ant", "bee"):
         for number in range(8):
-            put_picture(tmp_path / name / f"{number}.png", size=(60 + number, 50))
+            put_image(tmp_path / name / f"{number}.png", size=(60 + number, 50))
     return load_dataset(FinetuneConfig(dataset=str(tmp_path))).train
 
 
 def test_evaluation_is_what_serving_sees(part: Part) -> None:
-    pictures = PictureDataset(part, INPUT)
-    assert len(pictures) == len(part) == 12
+    images = ImageDataset(part, INPUT)
+    assert len(images) == len(part) == 12
     for index in range(len(part)):
-        values, label, number = pictures[index]
+        values, label, number = images[index]
         assert values.dtype == torch.uint8
         np.testing.assert_array_equal(values.numpy(), INPUT.apply(part.load(index)))
         assert (label, number) == (part.labels[index], index)
@@ -41,9 +41,9 @@ def test_evaluation_is_what_serving_sees(part: Part) -> None:
 
 @pytest.mark.parametrize("augmentation", [None, Augmentation()])
 def test_workers_make_no_difference(part: Part, augmentation: Augmentation | None) -> None:
-    pictures = PictureDataset(part, INPUT, augmentation, seed=3, view=2)
-    alone = list(DataLoader(pictures, batch_size=5))
-    together = list(DataLoader(pictures, batch_size=5, num_workers=2))
+    images = ImageDataset(part, INPUT, augmentation, seed=3, view=2)
+    alone = list(DataLoader(images, batch_size=5))
+    together = list(DataLoader(images, batch_size=5, num_workers=2))
     for one, other in zip(alone, together, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
     values, labels, indices = alone[0]
@@ -53,7 +53,7 @@ def test_workers_make_no_difference(part: Part, augmentation: Augmentation | Non
 
 def test_seed_view_and_index_decide_the_augmentation(part: Part) -> None:
     def seen(seed: int, view: int, index: int = 0) -> bytes:
-        return PictureDataset(part, INPUT, Augmentation(), seed, view)[index][0].numpy().tobytes()
+        return ImageDataset(part, INPUT, Augmentation(), seed, view)[index][0].numpy().tobytes()
 
     assert seen(1, 1) == seen(1, 1)
     assert len({seen(1, 1), seen(1, 2), seen(2, 1), seen(2, 2), seen(0, 0), seen(0, 3)}) == 6
@@ -63,9 +63,9 @@ def test_seed_view_and_index_decide_the_augmentation(part: Part) -> None:
     assert seen(1, 1) == before
 
 
-def test_pictures_are_augmented_unlike_each_other(part: Part) -> None:
-    """The same picture at two places of a part is cut out differently."""
-    twice = PictureDataset(part.take([0, 0]), INPUT, Augmentation(), seed=1)
+def test_images_are_augmented_unlike_each_other(part: Part) -> None:
+    """The same image at two places of a part is cut out differently."""
+    twice = ImageDataset(part.take([0, 0]), INPUT, Augmentation(), seed=1)
     assert not torch.equal(twice[0][0], twice[1][0])
 
 
@@ -73,7 +73,7 @@ def test_the_global_generator_goes_on_as_if_nothing_had_been(part: Part) -> None
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    PictureDataset(part, INPUT, Augmentation())[0]
+    ImageDataset(part, INPUT, Augmentation())[0]
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -81,18 +81,18 @@ def test_without_random_changes_it_is_a_resize(tmp_path: Path) -> None:
     """Each flag switches its change off, and the interpolation is the evaluation's."""
     for name in ("ant", "bee"):
         for number in range(2):
-            put_picture(tmp_path / name / f"{number}.png", size=(40, 40))
+            put_image(tmp_path / name / f"{number}.png", size=(40, 40))
     part = load_dataset(FinetuneConfig(dataset=str(tmp_path))).train
     square = Preprocessing(height=20, width=20, interpolation="bicubic")
     for view in range(10):
-        seen = PictureDataset(part, square, NOTHING, view=view)[0][0].numpy()
+        seen = ImageDataset(part, square, NOTHING, view=view)[0][0].numpy()
         expected = np.asarray(part.load(0).resize((20, 20), Image.Resampling.BICUBIC))
         np.testing.assert_array_equal(seen, expected)
 
 
 def views(part: Part, augmentation: Augmentation, count: int = 60) -> list[np.ndarray]:
     shape = Preprocessing(height=40, width=40, interpolation="bilinear")
-    return [PictureDataset(part, shape, augmentation, view=view)[0][0].numpy().astype(float) for view in range(count)]
+    return [ImageDataset(part, shape, augmentation, view=view)[0][0].numpy().astype(float) for view in range(count)]
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from tests.helpers.training.tiny_training import config, put_colours
 from tlcli.contract.errors import SettingsError
 from tlcli.contract.images.preprocessing import Preprocessing
 from tlcli.training import find_lr, finetune
-from tlcli.training.data.dataloader import batch_count, picture_batches
+from tlcli.training.data.dataloader import batch_count, image_batches
 from tlcli.training.engine.lr_finder import RateCurve, try_rates
 from tlcli.training.engine.stage import Stage
 from tlcli.training.engine.step import Steps, Way
@@ -27,7 +27,7 @@ RESNEST = "resnest14d"
 
 
 def sizes(images: int, batch_size: int, part_size: int | None = None, share: tuple[int, int] = (0, 1)) -> list[int]:
-    loaded = picture_batches(
+    loaded = image_batches(
         drawn("fine", images), Preprocessing(height=8, width=8), batch_size=batch_size, workers=0, part_size=part_size, share=share
     )
     return [len(labels) for _, labels in loaded]

@@ -58,7 +58,7 @@ def test_it_ends_where_the_loss_is_lost_and_puts_the_network_back() -> None:
     assert all(same(tensor, name) for name, tensor in model.state_dict().items())
 
 
-def test_it_is_drawn_for_a_network_and_pictures(tmp_path: Path) -> None:
+def test_it_is_drawn_for_a_network_and_images(tmp_path: Path) -> None:
     data, said = put_colours(tmp_path / "data"), list[str]()
     curve = find_lr(config(data, mode="full"), tmp_path / "lr.png", say=said.append)
     assert Image.open(tmp_path / "lr.png").size[0] > 500

@@ -28,9 +28,9 @@ def network(seed: int = 0) -> nn.Sequential:
     return nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, CLASSES)).double()
 
 
-def batch(pictures: int = 10) -> tuple[Tensor, Tensor]:
+def batch(images: int = 10) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
-    return torch.randn(pictures, 3, 2, 2, generator=generator, dtype=torch.float64), torch.arange(pictures) % CLASSES
+    return torch.randn(images, 3, 2, 2, generator=generator, dtype=torch.float64), torch.arange(images) % CLASSES
 
 
 def stepped(way: Way, model: nn.Module, **settings: Any) -> Any:
@@ -100,7 +100,7 @@ def test_an_average_gone_on_with_leaves_what_it_began_with() -> None:
 
 
 class Narrow(nn.Module):
-    """Has memory for so many pictures at a time."""
+    """Has memory for so many images at a time."""
 
     def __init__(self, most: int) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ def test_out_of_memory_a_batch_is_halved_until_it_fits_and_the_step_is_the_same(
     assert "in 4 parts" in said[-1]
 
 
-def test_a_picture_that_does_not_fit_at_all_is_said_with_a_way_out() -> None:
+def test_a_image_that_does_not_fit_at_all_is_said_with_a_way_out() -> None:
     with pytest.raises(SettingsError, match=r"memory does not suffice \(CUDA out of memory.*try a smaller --batch-size, --image-size"):
         stepped(Way(), Narrow(0))
 
@@ -160,8 +160,8 @@ def test_what_is_drawn_in_a_step_depends_on_its_number_alone() -> None:
 
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.4, 0.0), (0.0, 1.0), (0.4, 1.0)])
-def test_mixed_labels_are_the_shares_of_the_pictures(mixup: float, cutmix: float) -> None:
-    """Pictures of one value each: the share of each in a mixed one can be read from its mean."""
+def test_mixed_labels_are_the_shares_of_the_images(mixup: float, cutmix: float) -> None:
+    """Images of one value each: the share of each in a mixed one can be read from its mean."""
     mix = mixing(mixup, cutmix, CLASSES)
     assert mix is not None
     values = torch.tensor([0.0, 1.0, 100.0])

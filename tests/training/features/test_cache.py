@@ -17,10 +17,10 @@ from torch import nn
 
 from tests.helpers.training.feature_work import BATCH, SIZE, cache
 from tests.helpers.training.tiny_training import config, digest, put_colours
-from tlcli.contract.errors import PictureError, SettingsError, WeightsError
+from tlcli.contract.errors import ImageError, SettingsError, WeightsError
 from tlcli.training.data.dataset import Checked, Part
 from tlcli.training.data.load import load_dataset
-from tlcli.training.data.transforms import PictureDataset
+from tlcli.training.data.transforms import ImageDataset
 from tlcli.training.engine.head import classify_embeddings
 from tlcli.training.features.cache import View
 from tlcli.training.runtime.progress import Advance
@@ -31,10 +31,10 @@ VIEW = View(Augmentation(), number=0, seed=0)
 
 
 class Gone:
-    """A source whose pictures nobody may ask for."""
+    """A source whose images nobody may ask for."""
 
     def load(self, name: str) -> Image.Image:
-        raise PictureError(f"{name}: was read again")
+        raise ImageError(f"{name}: was read again")
 
     def check(self, names: Sequence[str], advance: Advance) -> dict[str, Checked]:
         raise NotImplementedError
@@ -65,8 +65,8 @@ def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_kept_features_are_those_computed_directly(part: Part, head: str, view: View | None) -> None:
     features = cache(head)
     kept = features.embeddings(part, "features", view)
-    pictures = PictureDataset(part, SIZE, view.augmentation if view else None)
-    images = torch.stack([pictures[index][0] for index in range(len(part))])
+    batch = ImageDataset(part, SIZE, view.augmentation if view else None)
+    images = torch.stack([batch[index][0] for index in range(len(part))])
     network = features.network.eval()
     with torch.no_grad():
         expected = network.embed(network.features(network.normalise(images)))
@@ -74,12 +74,12 @@ def test_kept_features_are_those_computed_directly(part: Part, head: str, view: 
         torch.testing.assert_close(classify_embeddings(network, kept), network(network.normalise(images)), rtol=1e-5, atol=1e-6)
 
 
-def test_the_second_time_no_picture_is_read(part: Part) -> None:
+def test_the_second_time_no_image_is_read(part: Part) -> None:
     first = cache().embeddings(part, "features")
     again = cache(classes=9).embeddings(gone(part), "features")  # the number of classes is the head's business
     np.testing.assert_array_equal(first, again)
     assert isinstance(again, np.memmap)
-    with pytest.raises(PictureError, match="was read again"):
+    with pytest.raises(ImageError, match="was read again"):
         cache(weights="others").embeddings(gone(part), "features")
 
 
@@ -95,7 +95,7 @@ def test_other_views_have_features_of_their_own(part: Part, view: View | None) -
     assert not np.allclose(one, other, rtol=1e-3)
 
 
-def test_the_order_of_the_pictures_counts(part: Part) -> None:
+def test_the_order_of_the_images_counts(part: Part) -> None:
     forward = np.array(cache().embeddings(part, "features"))
     backward = cache().embeddings(part.take(np.arange(len(part))[::-1]), "features")
     np.testing.assert_allclose(forward[::-1], backward, rtol=1e-5, atol=1e-6)
@@ -105,7 +105,7 @@ def test_workers_make_no_difference(part: Part, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("tlcli.training.data.dataloader._FEWEST_FOR_WORKERS", 1)
     alone = np.array(cache(weights="a").embeddings(part, "features", VIEW))
     np.testing.assert_array_equal(alone, cache(weights="b", workers=2).embeddings(part, "features", VIEW))
-    with pytest.raises(PictureError, match=r"^train/blue/0.png: was read again$"):  # not the worker's traceback
+    with pytest.raises(ImageError, match=r"^train/blue/0.png: was read again$"):  # not the worker's traceback
         cache(weights="c", workers=2).embeddings(gone(part), "features")
 
 
@@ -121,7 +121,7 @@ def test_frozen_means_frozen(part: Part) -> None:
 
 def test_a_failure_leaves_nothing_behind(part: Part, cache_folder: Path) -> None:
     broken = Part(part.labels, part.names, part.fingerprints, HalfGone(part))
-    with pytest.raises(PictureError):
+    with pytest.raises(ImageError):
         cache().embeddings(broken, "features")
     assert list(cache_folder.iterdir()) == []
 
@@ -162,7 +162,7 @@ def test_a_cache_that_cannot_be_written_is_named(part: Part, tmp_path: Path, mon
 
 @pytest.fixture(scope="module")
 def killed(colours: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a process leaves that was killed when 20 of the 36 pictures were done, in batches of 8."""
+    """What a process leaves that was killed when 20 of the 36 images were done, in batches of 8."""
     folder = tmp_path_factory.mktemp("killed")
     command = [sys.executable, "-m", "tests.helpers.training.feature_work", str(colours), "20"]
     process = subprocess.run(command, cwd=REPOSITORY, env={**os.environ, "TLCLI_CACHE": str(folder)}, timeout=120, check=False)

@@ -11,7 +11,7 @@ from tlcli.contract.images.preprocessing import Preprocessing
 from tlcli.training.features import extractor as frozen
 from tlcli.training.models.network import Network, NetworkConfig, build
 
-PICTURES = torch.randint(0, 256, (5, 32, 40, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+IMAGES = torch.randint(0, 256, (5, 32, 40, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
 
 def network(backbone: str = "test_resnet", head: str = "linear") -> Network:
@@ -45,17 +45,17 @@ def test_onnx_runtime_computes_what_pytorch_does(sessions: Sessions, backbone: s
     run = frozen.frozen_side(net, frozen.WORTH)
     assert sessions.made == 1
     with torch.inference_mode():
-        expected = net.embed(net.features(net.normalise(PICTURES))).numpy()
+        expected = net.embed(net.features(net.normalise(IMAGES))).numpy()
     for count in (1, 2, 5):
-        np.testing.assert_allclose(run(PICTURES[:count]), expected[:count], atol=1e-5 * np.abs(expected).max())
+        np.testing.assert_allclose(run(IMAGES[:count]), expected[:count], atol=1e-5 * np.abs(expected).max())
 
 
-def test_few_pictures_are_not_worth_a_graph(sessions: Sessions) -> None:
+def test_few_images_are_not_worth_a_graph(sessions: Sessions) -> None:
     net = network()
     run = frozen.frozen_side(net, frozen.WORTH - 1)
     assert sessions.made == 0
     with torch.inference_mode():
-        assert (run(PICTURES) == net.embed(net.features(net.normalise(PICTURES))).numpy()).all()
+        assert (run(IMAGES) == net.embed(net.features(net.normalise(IMAGES))).numpy()).all()
 
 
 def test_an_answer_that_differs_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,7 +74,7 @@ def test_an_answer_that_differs_is_not_taken(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(frozen, "_graph", wrong)
     run = frozen.frozen_side(net, frozen.WORTH)
     with torch.inference_mode():
-        assert (run(PICTURES) == net.embed(net.features(net.normalise(PICTURES))).numpy()).all()
+        assert (run(IMAGES) == net.embed(net.features(net.normalise(IMAGES))).numpy()).all()
 
 
 def test_what_has_no_graph_runs_in_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,14 +87,14 @@ def test_what_has_no_graph_runs_in_pytorch(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(net, "embed", embed)
     run = frozen.frozen_side(net, frozen.WORTH)
     with torch.inference_mode():
-        assert (run(PICTURES) == net.embed(net.features(net.normalise(PICTURES))).numpy()).all()
+        assert (run(IMAGES) == net.embed(net.features(net.normalise(IMAGES))).numpy()).all()
 
 
 def test_the_network_is_left_as_it_was() -> None:
     net = network()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     wanted = [parameter.requires_grad for parameter in net.parameters()]
-    frozen.frozen_side(net, frozen.WORTH)(PICTURES)
+    frozen.frozen_side(net, frozen.WORTH)(IMAGES)
     assert all((tensor == before[name]).all() for name, tensor in net.state_dict().items())
     assert [parameter.requires_grad for parameter in net.parameters()] == wanted
     assert not net.training

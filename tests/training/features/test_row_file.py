@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tlcli.contract.errors import PictureError, SettingsError
+from tlcli.contract.errors import ImageError, SettingsError
 from tlcli.training.features.row_file import growing_rows, most_bytes, open_rows, prune
 
 ROWS = np.arange(12, dtype=np.float32).reshape(6, 2)
@@ -53,8 +53,8 @@ def test_what_was_written_before_an_interruption_is_there_the_next_time(tmp_path
 
 
 def test_an_error_of_ours_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(PictureError):
-        write_and_raise(tmp_path / "key.npy", ROWS[:4], PictureError("cannot be read"))
+    with pytest.raises(ImageError):
+        write_and_raise(tmp_path / "key.npy", ROWS[:4], ImageError("cannot be read"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -110,8 +110,8 @@ def test_who_waits_takes_over_from_one_that_failed(tmp_path: Path) -> None:
         thread.start()
         assert waits.wait(30)
 
-    with pytest.raises(PictureError):
-        write_and_raise(path, ROWS[:3], PictureError("cannot be read"), begin_second)
+    with pytest.raises(ImageError):
+        write_and_raise(path, ROWS[:3], ImageError("cannot be read"), begin_second)
     thread.join(30)
     np.testing.assert_array_equal(np.load(path), ROWS)
 

@@ -1,4 +1,4 @@
-"""The expected calibration error, by the definition, picture by picture."""
+"""The expected calibration error, by the definition, image by image."""
 
 from __future__ import annotations
 

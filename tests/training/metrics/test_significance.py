@@ -31,7 +31,7 @@ def test_by_hand() -> None:
     assert mcnemar([True] + [False] * 4, [False] + [True] * 4).p == 0.375
 
 
-def test_networks_that_are_right_on_the_same_pictures_do_not_differ() -> None:
+def test_networks_that_are_right_on_the_same_images_do_not_differ() -> None:
     assert mcnemar([True, False, True], [True, False, True]).p == 1.0
 
 
@@ -42,6 +42,6 @@ def test_it_seldom_finds_a_difference_where_there_is_none() -> None:
     assert np.mean([mcnemar(a.tolist(), b.tolist()).p < 0.05 for a, b in pairs]) <= 0.05
 
 
-def test_other_numbers_of_pictures_are_no_pairs() -> None:
+def test_other_numbers_of_images_are_no_pairs() -> None:
     with pytest.raises(ValueError, match="shorter"):
         mcnemar([True, True], [True])

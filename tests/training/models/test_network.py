@@ -70,8 +70,8 @@ def test_normalisation_is_that_of_the_preprocessing() -> None:
 @pytest.mark.parametrize(
     ("backbone", "size", "said"),
     [
-        ("vgg11", 8, "vgg11 cannot take pictures of 8x8 pixels .*made for 224x224; choose another --image-size"),
-        ("maxvit_nano_rw_256", 64, "cannot take pictures of 64x64 pixels"),
+        ("vgg11", 8, "vgg11 cannot take images of 8x8 pixels .*made for 224x224; choose another --image-size"),
+        ("maxvit_nano_rw_256", 64, "cannot take images of 64x64 pixels"),
         ("test_vit", 160, "no spatial features .*choose a convolutional backbone"),
         ("swin_tiny_patch4_window7_224", 224, "no spatial features"),
         ("resnet999", 32, "unknown backbone 'resnet999': `tlcli backbones` lists those there are; near it: .*resnet"),
@@ -116,12 +116,12 @@ def test_feature_gradients_are_the_jacobian_of_the_head(head: str) -> None:
     classes = torch.tensor([[2, 0], [1, 1]])
     logits, activations, gradients = feature_gradients(built, images, classes)
     torch.testing.assert_close(logits, built(built.normalise(images)))
-    for picture in range(2):
-        own = activations[picture : picture + 1]
-        direction = torch.randn(own.shape, dtype=own.dtype, generator=torch.Generator().manual_seed(picture))
+    for image in range(2):
+        own = activations[image : image + 1]
+        direction = torch.randn(own.shape, dtype=own.dtype, generator=torch.Generator().manual_seed(image))
         _, change = torch.func.jvp(lambda a: built.classify(built.embed(a)), (own,), (direction,))
-        expected = change[0, classes[picture]]
-        torch.testing.assert_close((gradients[picture] * direction).flatten(1).sum(1), expected)
+        expected = change[0, classes[image]]
+        torch.testing.assert_close((gradients[image] * direction).flatten(1).sum(1), expected)
 
 
 def test_gradcam_is_the_papers_formula() -> None:

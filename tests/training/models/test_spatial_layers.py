@@ -87,10 +87,10 @@ def test_layers_come_in_the_order_in_which_they_run_and_only_those_with_maps(one
 
 def test_maps_are_what_each_layer_answered_at_its_end() -> None:
     """Computed again one by one; the ReLU works in place, so a copy taken later would show it under the convolution's name."""
-    net, picture = network(Odd()), image()
-    recorded = record(net, picture, spatial_layers(net))
+    net, photo = network(Odd()), image()
+    recorded = record(net, photo, spatial_layers(net))
     odd: Any = net.backbone
-    inputs = net.normalise(torch.from_numpy(picture)[None])
+    inputs = net.normalise(torch.from_numpy(photo)[None])
     conv = F.conv2d(inputs, odd.conv.weight, odd.conv.bias, padding=1)
     second = F.conv2d(conv.clamp(min=0), odd.second.weight, odd.second.bias, padding=1)
     pool = F.max_pool2d(second.clamp(min=0), 2)

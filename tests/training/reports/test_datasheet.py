@@ -1,4 +1,4 @@
-"""The data sheet: counts, sizes and copies are those of the pictures; what a reader must know is said in a line."""
+"""The data sheet: counts, sizes and copies are those of the images; what a reader must know is said in a line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tlcli.contract.images import decoding
 from tlcli.training.data.array_source import ArraySource
 from tlcli.training.data.dataset import Dataset, LeftOut, Part
 from tlcli.training.data.folder_source import FolderSource
-from tlcli.training.data.image_size import picture_size
+from tlcli.training.data.image_size import image_size
 from tlcli.training.data.load import load_dataset
 from tlcli.training.reports.datasheet import DataSheet, data_sheet, read_data_sheet, write_data_sheet
 
@@ -23,7 +23,7 @@ CLASSES = ("cat", "dog")
 
 
 class Sizes:
-    """A source whose pictures are as large as their names say: `30x20/1`."""
+    """A source whose images are as large as their names say: `30x20/1`."""
 
     def load(self, name: str) -> Image.Image:
         width, height = name.split("/")[0].split("x")
@@ -45,9 +45,9 @@ def plain(prefix: str, of_first: int, of_second: int) -> Part:
     return part(labels, names, names)
 
 
-def test_pictures_that_are_all_different_need_no_warning() -> None:
+def test_images_that_are_all_different_need_no_warning() -> None:
     sheet = data_sheet(dataset(plain("a", 12, 18), plain("b", 5, 6), plain("c", 7, 8)))
-    assert sheet.pictures == {"train": {"cat": 12, "dog": 18}, "val": {"cat": 5, "dog": 6}, "test": {"cat": 7, "dog": 8}}
+    assert sheet.images == {"train": {"cat": 12, "dog": 18}, "val": {"cat": 5, "dog": 6}, "test": {"cat": 7, "dog": 8}}
     assert sheet.imbalance == 1.5
     assert (sheet.duplicates, sheet.duplicate_contents, sheet.contradictions, sheet.overlaps) == ((), 0, 0, ())
     assert [(left.name, left.reason) for left in sheet.left_out] == [("cat/x.jpg", "truncated")]
@@ -66,12 +66,12 @@ def test_copies_are_found_wherever_they_are() -> None:
     assert {("train", "1x1/t4", "cat"), ("val", "1x1/v0", "cat"), ("val", "1x1/v1", "cat")} in found[1:4]
     assert {("val", "1x1/v2", "cat"), ("test", "1x1/s0", "cat")} in found[1:4]
     assert found[4] == {("train", "1x1/t17", "dog"), ("train", "1x1/t19", "dog")}, "copies within a part come last"
-    assert [(one.of, one.also_in, one.pictures) for one in sheet.overlaps] == [("val", "train", 3), ("test", "val", 1)]
+    assert [(one.of, one.also_in, one.images) for one in sheet.overlaps] == [("val", "train", 3), ("test", "val", 1)]
     assert sheet.warnings == (
-        "3 of the 10 pictures of the validation part are in the training part too: figures of the validation part are better than they"
+        "3 of the 10 images of the validation part are in the training part too: figures of the validation part are better than they"
         " should be",
-        "1 of the 10 pictures of the test part is in the validation part too, which chose the epoch",
-        "1 picture has two labels, such as 1x1/t3 (cat) and 1x1/t18 (dog): one of them must be wrong",
+        "1 of the 10 images of the test part is in the validation part too, which chose the epoch",
+        "1 image has two labels, such as 1x1/t3 (cat) and 1x1/t18 (dog): one of them must be wrong",
     )
 
 
@@ -79,20 +79,20 @@ def test_many_copies_are_counted_and_a_hundred_listed() -> None:
     train = part([0, 1] * 150, [f"1x1/{n}" for n in range(300)], [n // 2 for n in range(300)])
     sheet = data_sheet(dataset(train, plain("v", 5, 5)))
     assert (sheet.duplicate_contents, sheet.contradictions, len(sheet.duplicates)) == (150, 150, 100)
-    assert sheet.warnings[0].startswith("150 pictures have two labels or more, such as 1x1/0 (cat) and 1x1/1 (dog)")
+    assert sheet.warnings[0].startswith("150 images have two labels or more, such as 1x1/0 (cat) and 1x1/1 (dog)")
 
 
-def test_few_pictures_and_lopsided_classes_are_told() -> None:
+def test_few_images_and_lopsided_classes_are_told() -> None:
     sheet = data_sheet(dataset(plain("a", 9, 90), plain("b", 4, 5)))
     assert sheet.imbalance == 10
     assert sheet.warnings == (
-        "fewer than 10 training pictures of cat (9): too few to learn from",
-        "fewer than 5 validation pictures of cat (4): too few to judge by",
-        "the training part has 90 pictures of dog and 9 of cat: judge by the macro F1, which counts every class alike",
+        "fewer than 10 training images of cat (9): too few to learn from",
+        "fewer than 5 validation images of cat (4): too few to judge by",
+        "the training part has 90 images of dog and 9 of cat: judge by the macro F1, which counts every class alike",
     )
 
 
-def test_sizes_are_those_of_the_pictures() -> None:
+def test_sizes_are_those_of_the_images() -> None:
     names = ["30x20/a", "50x10/b", "40x40/c", "gone"]
     sheet = data_sheet(dataset(part([0, 1, 0, 1], names, names), part([0, 1], ["7x900/a", "8x8/b"], ["x", "y"])))
     assert sheet.sizes is not None
@@ -101,7 +101,7 @@ def test_sizes_are_those_of_the_pictures() -> None:
     assert sheet.sizes.height.model_dump() == {"smallest": 8, "median": 20, "largest": 900}
 
 
-def test_of_very_many_pictures_some_are_measured() -> None:
+def test_of_very_many_images_some_are_measured() -> None:
     names = [f"{10 + n % 7}x5/{n}" for n in range(12_000)]
     sheet = data_sheet(dataset(part([0, 1] * 6000, names, names), plain("v", 5, 5)))
     assert sheet.sizes is not None
@@ -109,7 +109,7 @@ def test_of_very_many_pictures_some_are_measured() -> None:
     assert (sheet.sizes.width.smallest, sheet.sizes.width.largest) == (10, 30)
 
 
-def test_no_picture_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_image_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = load_dataset(config(put_colours(tmp_path, train=10, val=5, test=5)))
 
     def refuse(*_: object) -> None:
@@ -125,29 +125,29 @@ def test_no_picture_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("kind", ["jpg", "png", "webp", "tiff"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_size_is_that_of_the_upright_picture(orientation: int, kind: str, tmp_path: Path) -> None:
+def test_a_size_is_that_of_the_upright_image(orientation: int, kind: str, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.new("RGB", (30, 20)).save(tmp_path / f"a.{kind}", exif=exif)
     encoded = (tmp_path / f"a.{kind}").read_bytes()
     expected = decoding.decode(encoded).size
     assert expected == ((20, 30) if orientation > 4 else (30, 20))
-    assert picture_size(FolderSource(tmp_path), f"a.{kind}") == expected
+    assert image_size(FolderSource(tmp_path), f"a.{kind}") == expected
 
     class Encoded:
         def __len__(self) -> int:
             return 1
 
-        def picture(self, index: int) -> bytes:
+        def image(self, index: int) -> bytes:
             return encoded
 
-    assert picture_size(ArraySource({"train": Encoded()}), "hfds/x/train/0") == expected
+    assert image_size(ArraySource({"train": Encoded()}), "hfds/x/train/0") == expected
 
 
-def test_a_picture_that_has_gone_has_no_size(tmp_path: Path) -> None:
-    (tmp_path / "text.png").write_text("no picture")
-    assert picture_size(FolderSource(tmp_path), "a.jpg") is None
-    assert picture_size(FolderSource(tmp_path), "text.png") is None
+def test_a_image_that_has_gone_has_no_size(tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no image")
+    assert image_size(FolderSource(tmp_path), "a.jpg") is None
+    assert image_size(FolderSource(tmp_path), "text.png") is None
 
 
 def test_it_is_read_back_as_it_was_written(tmp_path: Path) -> None:
@@ -170,12 +170,12 @@ def test_it_cannot_be_changed() -> None:
         sheet.imbalance = 2.0  # type: ignore[misc]
 
 
-def test_a_picture_in_memory_has_a_size() -> None:
+def test_a_image_in_memory_has_a_size() -> None:
     class Kept:
         def __len__(self) -> int:
             return 1
 
-        def picture(self, index: int) -> Image.Image:
+        def image(self, index: int) -> Image.Image:
             return Image.new("L", (28, 31))
 
-    assert picture_size(ArraySource({"train": Kept()}), "mnist/train/0") == (28, 31)
+    assert image_size(ArraySource({"train": Kept()}), "mnist/train/0") == (28, 31)

@@ -1,4 +1,4 @@
-"""A run's pictures: that they show what they should, at every size, in every script."""
+"""A run's images: that they show what they should, at every size, in every script."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def scores(classes: int, labels: tuple[str, ...] | None = None) -> Scores:
     return score(logits, truth, labels or tuple(f"class {number}" for number in range(classes)))
 
 
-def picture(path: Path) -> np.ndarray:  # type: ignore[type-arg]
+def make_image(path: Path) -> np.ndarray:  # type: ignore[type-arg]
     with Image.open(path) as opened:
         assert opened.format == "PNG"
         return np.asarray(opened.convert("RGB")).astype(int)
@@ -42,13 +42,13 @@ def picture(path: Path) -> np.ndarray:  # type: ignore[type-arg]
 def test_curves_are_drawn_for_any_number_of_epochs(stages: list[tuple[str, int]], tmp_path: Path) -> None:
     drawn = rows(*stages)
     figures.draw_curves(drawn, len(drawn), tmp_path / "curves.png")
-    assert len(np.unique(picture(tmp_path / "curves.png").reshape(-1, 3), axis=0)) > 50
+    assert len(np.unique(make_image(tmp_path / "curves.png").reshape(-1, 3), axis=0)) > 50
 
 
 def test_the_best_epoch_is_marked_where_it_is(tmp_path: Path) -> None:
     def red_columns(best: int) -> float:
         figures.draw_curves(rows(("head", 9)), best, tmp_path / "curves.png")
-        drawn = picture(tmp_path / "curves.png")
+        drawn = make_image(tmp_path / "curves.png")
         left = drawn[60:-60, : drawn.shape[1] // 2]  # the loss, below its legend's height
         red = np.argwhere((np.abs(left - np.array([0xD1, 0x49, 0x5B])) < 8).all(2))
         return float(np.median(red[:, 1]))
@@ -59,7 +59,7 @@ def test_the_best_epoch_is_marked_where_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize("classes", [2, 10, 100])
 def test_a_confusion_matrix_is_readable_at_any_size(classes: int, tmp_path: Path) -> None:
     figures.draw_confusion(scores(classes), "validation", tmp_path / "confusion.png")
-    drawn = picture(tmp_path / "confusion.png")
+    drawn = make_image(tmp_path / "confusion.png")
     assert 300 < drawn.shape[0] <= 2400
     dark = (drawn.sum(2) < 330) & (drawn[..., 2] > drawn[..., 0] + 40)  # the diagonal's blue
     assert dark.sum() > 15 * 15 * min(classes, 20)
@@ -97,12 +97,12 @@ def test_mistakes_are_shown_with_their_maps(wrong: int, part: Part, network: Net
     shown = (labels + (torch.arange(len(labels)) < wrong)) % 3
     logits = torch.nn.functional.one_hot(shown, 3).float()
     figures.draw_mistakes(figures.explained_by(network), part, logits, ("blue", "green", "red"), tmp_path / "mistakes.png")
-    drawn = picture(tmp_path / "mistakes.png")
+    drawn = make_image(tmp_path / "mistakes.png")
     assert drawn.shape[0] > 200 * 4
-    assert (drawn.max(2) - drawn.min(2) > 60).mean() > 0.15  # pictures and heat maps, not white paper
+    assert (drawn.max(2) - drawn.min(2) > 60).mean() > 0.15  # images and heat maps, not white paper
 
 
-def test_a_picture_and_its_map_stand_side_by_side(part: Part, network: Network) -> None:
+def test_a_image_and_its_map_stand_side_by_side(part: Part, network: Network) -> None:
     pair = figures._beside_its_map(figures.explained_by(network), part.load(0), 1)
     left, right = pair.crop((0, 0, pair.width // 2 - 3, pair.height)), pair.crop((pair.width // 2 + 3, 0, pair.width, pair.height))
     assert left.size == right.size

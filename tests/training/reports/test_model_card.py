@@ -42,7 +42,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def describe(run: Run, maps: bool = True) -> Description:
     layer = Layer(name="layer4", features="features", gradients="gradients", channels=8, height=7, width=7)
     shown = tuple(MapOutput(name=name, method=name, layer="layer4", height=7, width=7) for name in ("cam", "gradcam", "eigencam"))
-    parity = Parity(pictures=9, source="x", logits=1.2e-5, maps={"cam": 2e-6, "gradcam": 3.5e-6}, top1_agreement=1.0)
+    parity = Parity(images=9, source="x", logits=1.2e-5, maps={"cam": 2e-6, "gradcam": 3.5e-6}, top1_agreement=1.0)
     return Description(
         name="pets",
         labels=run.classes,
@@ -109,7 +109,7 @@ def test_its_tables_show_the_classes_as_they_are(run: Run, card: str) -> None:
         [one.label, str(one.count), *("–" if value is None else f"{value:.4f}" for value in (one.precision, one.recall, one.f1))]
         for one in run.results.test.classes
     ]
-    assert table(card, "class", "pictures", "precision", "recall", "F1") == expected
+    assert table(card, "class", "images", "precision", "recall", "F1") == expected
     assert table(card, "class", "train", "val", "test") == [[label, "12", "4", "4"] for label in run.classes]
     maps = table(card, "name", "method", "layer", "size", "computed")
     assert [row[0] for row in maps] == ["cam", "gradcam", "eigencam"]
@@ -126,7 +126,7 @@ def test_it_has_what_a_reader_looks_for(run: Run, card: str) -> None:
         "Class activation maps", "Citation",
     ]  # fmt: skip
     assert "\n# pets\n" in card
-    assert "1 of the 12 pictures of the validation part is in the training part too" in card
+    assert "1 of the 12 images of the validation part is in the training part too" in card
     assert run.dataset_fingerprint in card
     assert "logits differ by at most 1.2e-05, the maps by at most 3.5e-06" in card
     parameters = sum(tensor.numel() for tensor in run.network.parameters())
@@ -192,7 +192,7 @@ def test_a_run_without_test_part_or_data_sheet_has_a_card(run: Run, tmp_path: Pa
         (tmp_path / name).write_bytes((run.path / name).read_bytes())
     card = model_card(bare, describe(run))
     assert [one.dataset_split for one in ModelCard(card).data.eval_results] == ["validation"] * 4
-    assert "The epoch was chosen on these same pictures" in card
+    assert "The epoch was chosen on these same images" in card
 
 
 @pytest.mark.parametrize(
@@ -222,22 +222,22 @@ def test_it_tells_what_smaller_numbers_cost(run: Run, card: str) -> None:
     assert "## Numbers" not in card
     described = describe(run)
     agreement = Agreement(
-        pictures=1234,
+        images=1234,
         source="my_pets, validation part",
         top1_before=0.985,
         top1=0.9825,
         agreement=0.9925,
         finite=1.0,
         time=0.4,
-        maps={"gradcam": MapAgreement(pictures=200, rank_correlation=0.97684, rank_correlation_median=None)},
-        calibration="256 pictures of my_pets, training part",
+        maps={"gradcam": MapAgreement(images=200, rank_correlation=0.97684, rank_correlation_median=None)},
+        calibration="256 images of my_pets, training part",
     )
     provenance = described.provenance.model_copy(update={"agreement": agreement})
     text = model_card(run, described.model_copy(update={"precision": "int8", "provenance": provenance}))
     told = text.split("## Numbers")[1].split("##")[0].replace("\\", "")
     assert "convolutions compute in int8" in told
-    assert "Ranges come from 256 pictures of my_pets, training part." in told
-    assert "On 1,234 pictures (my_pets, validation part) 98.25 % are right, in float32 98.50 %; the first class is the same" in told
+    assert "Ranges come from 256 images of my_pets, training part." in told
+    assert "On 1,234 images (my_pets, validation part) 98.25 % are right, in float32 98.50 %; the first class is the same" in told
     assert "for 99.25 %" in told
     assert table(text, "map", "mean", "median") == [["gradcam", "0.9768", "–"]]
 

@@ -14,7 +14,7 @@ import safetensors.torch
 import timm
 import torch
 
-from tests.helpers.training.tiny_training import config, put_colours, put_picture_of
+from tests.helpers.training.tiny_training import config, put_colours, put_image_of
 from tlcli.contract.errors import DatasetError, NotFoundError, SettingsError, WeightsError
 from tlcli.training import RunResult, finetune, load_run
 from tlcli.training.metrics.scores import Results
@@ -29,7 +29,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def result(home: Path) -> RunResult:
     put_colours(home / "colours")
-    (home / "colours" / "train" / "red" / "broken.png").write_bytes(b"no picture")
+    (home / "colours" / "train" / "red" / "broken.png").write_bytes(b"no image")
     return finetune(config(home / "colours", home / "run", epochs=2, seed=3))
 
 
@@ -71,7 +71,7 @@ def test_its_network_gives_the_same_answers(result: RunResult) -> None:
 def test_results_say_how_it_went(result: RunResult) -> None:
     results = Results.model_validate_json((result.path / "results.json").read_text())
     assert results == result.results
-    assert results.pictures == {"train": 36, "val": 12, "test": 12}
+    assert results.images == {"train": 36, "val": 12, "test": 12}
     assert results.left_out == 1
     assert results.test is not None
     assert sum(map(sum, results.test.confusion)) == 12
@@ -97,11 +97,11 @@ def test_folders_are_named_after_what_is_in_them(home: Path, tmp_path: Path, mon
     assert make_folder(config(Path("hfds/a b/c"))).path == Path("runs/test_resnet-c-features-1")
 
 
-def test_pictures_that_changed_are_noticed(result: RunResult, home: Path) -> None:
+def test_images_that_changed_are_noticed(result: RunResult, home: Path) -> None:
     run = load_run(result.path)
     assert len(run.dataset().train) == 36
-    put_picture_of(home / "colours" / "val" / "red" / "new.png", "red", 99)
-    with pytest.raises(DatasetError, match=r"colours: its pictures are not those that .*run was trained on \(see its split.json\)"):
+    put_image_of(home / "colours" / "val" / "red" / "new.png", "red", 99)
+    with pytest.raises(DatasetError, match=r"colours: its images are not those that .*run was trained on \(see its split.json\)"):
         run.dataset()
     (home / "colours" / "val" / "red" / "new.png").unlink()
 

@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from tests.helpers.training.tiny_training import config, put_colours, put_picture_of
+from tests.helpers.training.tiny_training import config, put_colours, put_image_of
 from tlcli.contract.errors import DatasetError, NotFoundError, SettingsError, WeightsError
 from tlcli.training import RunResult, finetune, load_run, resume
 from tlcli.training.metrics.scores import EpochRow
@@ -141,11 +141,11 @@ def test_where_there_is_no_run_it_says_so(tmp_path: Path) -> None:
         resume(tmp_path)
 
 
-def test_other_pictures_are_refused(tmp_path: Path) -> None:
+def test_other_images_are_refused(tmp_path: Path) -> None:
     data = put_colours(tmp_path / "data", train=6)
     path = cut_short(config(data, tmp_path / "run", mode="full", epochs=2), CutAt(epoch=1))
-    put_picture_of(data / "train" / "red" / "new.png", "red", 77)
-    with pytest.raises(SettingsError, match="run: its pictures are not what they were when it began: put that back, or fine-tune anew"):
+    put_image_of(data / "train" / "red" / "new.png", "red", 77)
+    with pytest.raises(SettingsError, match="run: its images are not what they were when it began: put that back, or fine-tune anew"):
         resume(path)
 
 
@@ -169,7 +169,7 @@ def test_other_weights_to_start_from_are_refused(colours: Path, tmp_path: Path) 
 
 
 def test_on_a_machine_of_other_cores_it_goes_on(cut: Path) -> None:
-    """How many processes read pictures is no setting of the result."""
+    """How many processes read images is no setting of the result."""
     document = json.loads((cut / "config.json").read_text())
     document["plan"]["workers"] += 5
     (cut / "config.json").write_text(json.dumps(document))
@@ -243,7 +243,7 @@ def test_a_run_whose_data_set_moved_goes_on_and_is_exported_from_the_new_place(t
         resume(path)
     other = put_colours(tmp_path / "other")
     next(other.rglob("*.png")).unlink()
-    with pytest.raises(SettingsError, match="its pictures are not what they were when it began"):
+    with pytest.raises(SettingsError, match="its images are not what they were when it began"):
         resume(path, dataset=str(other))
     assert json.loads((path / "config.json").read_text())["asked"]["dataset"] == str(data)
     resume(path, dataset=str(tmp_path / "elsewhere"))
@@ -251,7 +251,7 @@ def test_a_run_whose_data_set_moved_goes_on_and_is_exported_from_the_new_place(t
     (tmp_path / "elsewhere").rename(tmp_path / "third")
     with pytest.raises(DatasetError, match="say with --dataset where it is now"):
         load_run(path).dataset()
-    with pytest.raises(DatasetError, match="its pictures are not those that"):
+    with pytest.raises(DatasetError, match="its images are not those that"):
         load_run(path).on(str(other)).dataset()
     assert len(load_run(path).on(str(tmp_path / "third")).dataset().train) > 0
 

@@ -27,7 +27,7 @@ def test_it_says_what_the_run_says(mode: str, epochs: int, tmp_path: Path) -> No
         assert [one.model_dump() for one in part.classes] == [one.model_dump() for one in scores.classes]
         assert part.ece == scores.calibration.ece
         assert part.right == sum(scores.confusion[n][n] for n in range(3))
-    assert (record.results.best_epoch, record.results.pictures) == (result.results.best_epoch, result.results.pictures)
+    assert (record.results.best_epoch, record.results.images) == (result.results.best_epoch, result.results.images)
     assert [one.epoch for one in record.epochs] == list(range(1, epochs + 1))
     assert record.epochs[record.results.best_epoch - 1].val_top1 == pytest.approx(result.results.val.top1)
     assert len(record.predictions) == result.results.val.count

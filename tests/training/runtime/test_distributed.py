@@ -97,7 +97,7 @@ def precision(request: pytest.FixtureRequest) -> Iterator[str]:
 def test_their_losses_are_those_of_one_process(colours: Path, tmp_path: Path, settings: dict[str, Any], precision: str) -> None:
     """With batch norms, whose statistics must be those of the whole batch, and batches that do not halve.
 
-    Batch norms over seven pictures, and AdamW, make another network of a difference in float32's last bit, within some twenty
+    Batch norms over seven images, and AdamW, make another network of a difference in float32's last bit, within some twenty
     steps; so they are compared in float64.
     """
     settings = {"mode": "full", "epochs": 8, "batch_size": 7, **settings}

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.helpers.training.reading_work import read
-from tlcli.contract.errors import PictureError, ResourceError, SettingsError
+from tlcli.contract.errors import ImageError, ResourceError, SettingsError
 from tlcli.contract.files.atomic_folder import temporary_folder, whole_folder
 from tlcli.contract.files.file_lock import LocksUnsupportedError
 from tlcli.training.features.row_file import growing_rows
@@ -122,7 +122,7 @@ def test_a_worker_that_ends_is_told_in_one_line(behaviour: str, said: str) -> No
     with pytest.raises(ResourceError, match=said) as told:
         read(behaviour)
     assert "\n" not in str(told.value)
-    assert not isinstance(told.value, PictureError)
+    assert not isinstance(told.value, ImageError)
 
 
 FULL_SHARED_MEMORY = """
@@ -131,7 +131,7 @@ exec "$0" -c "
 from tests.helpers.training.reading_work import *
 from tlcli.contract.errors import ResourceError
 try:
-    for _ in picture_batches(drawn('fine'), Preprocessing(height=512, width=512), batch_size=16, workers=2):
+    for _ in image_batches(drawn('fine'), Preprocessing(height=512, width=512), batch_size=16, workers=2):
         pass
 except ResourceError as error:
     print(error)

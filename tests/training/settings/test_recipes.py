@@ -47,8 +47,8 @@ def test_the_notebook_trains_a_head_with_adam_and_all_layers_with_rmsprop() -> N
         ({"ema": 0.99}, "--ema goes with --mode full"),
         ({"accumulate": 2}, "--accumulate goes with --mode full"),
         ({"gradual_unfreezing": True}, "--gradual-unfreezing goes with --mode full"),
-        ({"shear": 5.0}, "--shear changes pictures, and feature extraction looks at each as it is: give --augment VIEWS too"),
-        ({"random_erasing": 0.5}, "--random-erasing changes pictures"),
+        ({"shear": 5.0}, "--shear changes images, and feature extraction looks at each as it is: give --augment VIEWS too"),
+        ({"random_erasing": 0.5}, "--random-erasing changes images"),
         ({"mode": "full", "weights": "none", "gradual_unfreezing": True}, "--gradual-unfreezing with --weights none"),
         ({"mode": "full", "head_search": True}, "--head-search goes with --mode feature-extraction"),
     ],
@@ -58,7 +58,7 @@ def test_contradictions_are_refused(settings: dict[str, Any], said: str) -> None
         resolve_plan(config(Path("x"), **settings))
 
 
-def test_views_of_feature_extraction_may_be_changed_pictures() -> None:
+def test_views_of_feature_extraction_may_be_changed_images() -> None:
     plan = resolve_plan(config(Path("x"), augment=2, shear=5.0, jitter=0.0))
     assert (plan.views, plan.augmentation.shear, plan.augmentation.saturation) == (2, 5.0, 0.0)
 

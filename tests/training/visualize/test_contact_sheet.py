@@ -34,8 +34,8 @@ def maps(channels: int, height: int, width: int) -> npt.NDArray[np.float32]:
     return np.random.default_rng(channels).normal(size=(channels, height, width)).astype(np.float32)
 
 
-def cut(picture: Image.Image, box: Box) -> npt.NDArray[np.uint8]:
-    return np.asarray(picture.crop(box))
+def cut(image: Image.Image, box: Box) -> npt.NDArray[np.uint8]:
+    return np.asarray(image.crop(box))
 
 
 def whole(zoom: int, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -79,8 +79,8 @@ def test_a_channel_without_a_range_is_flat_and_counted(value: float) -> None:
     values[2] = value
     drawn = maps_sheet(LAYER, values, most=64)
     assert drawn.flat == 1
-    assert (cut(drawn.sheet.picture, drawn.sheet.boxes[2]) == FLAT).all()
-    assert len(np.unique(cut(drawn.sheet.picture, drawn.sheet.boxes[3]).reshape(-1, 3), axis=0)) > 5
+    assert (cut(drawn.sheet.image, drawn.sheet.boxes[2]) == FLAT).all()
+    assert len(np.unique(cut(drawn.sheet.image, drawn.sheet.boxes[3]).reshape(-1, 3), axis=0)) > 5
 
 
 def test_one_broken_pixel_makes_a_channel_flat_not_garbage() -> None:
@@ -108,7 +108,7 @@ def test_of_many_channels_the_most_active_are_shown() -> None:
     assert drawn.shown == (3, 11, 40)
     assert drawn.flat == 1
     for channel, box in zip(drawn.shown, drawn.sheet.boxes, strict=True):
-        np.testing.assert_array_equal(cut(drawn.sheet.picture, box), whole(74, color_map(values[channel])))
+        np.testing.assert_array_equal(cut(drawn.sheet.image, box), whole(74, color_map(values[channel])))
 
 
 def test_each_tile_has_its_number() -> None:
@@ -121,7 +121,7 @@ def test_each_tile_has_its_number() -> None:
 
     first, second = active(1, 2), active(1, 20)
     assert (first.shown, second.shown) == ((1, 2), (1, 20))
-    changed = np.argwhere((np.asarray(first.sheet.picture) != np.asarray(second.sheet.picture)).any(2))
+    changed = np.argwhere((np.asarray(first.sheet.image) != np.asarray(second.sheet.image)).any(2))
     left, _, right, bottom = first.sheet.boxes[1]
     assert len(changed) > 10
     assert (changed[:, 0] >= bottom).all()
@@ -137,10 +137,10 @@ def test_kernels_of_three_inputs_are_in_their_colours() -> None:
     drawn = filters_sheet(LAYER, weight, most=64)
     grey = [128, 128, 128]
     np.testing.assert_array_equal(
-        cut(drawn.sheet.picture, drawn.sheet.boxes[0])[::56, ::56], [[[255, 128, 128], grey], [grey, [128, 128, 64]]]
+        cut(drawn.sheet.image, drawn.sheet.boxes[0])[::56, ::56], [[[255, 128, 128], grey], [grey, [128, 128, 64]]]
     )
-    np.testing.assert_array_equal(cut(drawn.sheet.picture, drawn.sheet.boxes[1])[::56, ::56], [[grey, [255] * 3], [[1] * 3, grey]])
-    assert (cut(drawn.sheet.picture, drawn.sheet.boxes[2]) == 128).all()
+    np.testing.assert_array_equal(cut(drawn.sheet.image, drawn.sheet.boxes[1])[::56, ::56], [[grey, [255] * 3], [[1] * 3, grey]])
+    assert (cut(drawn.sheet.image, drawn.sheet.boxes[2]) == 128).all()
     assert drawn.flat == 1
 
 
@@ -150,7 +150,7 @@ def test_kernels_of_other_inputs_are_grey_the_first_inputs_side_by_side() -> Non
     norms = [float((one**2).sum()) for one in weight]
     assert set(drawn.shown) == set(np.argsort(norms)[-2:])
     for number, box in zip(drawn.shown, drawn.sheet.boxes, strict=True):
-        row = cut(drawn.sheet.picture, box)
+        row = cut(drawn.sheet.image, box)
         assert row.shape == (60, 8 * 60 + 7 * 5, 3)
         for channel in range(8):
             kernel = row[:, channel * 65 : channel * 65 + 60]
@@ -161,7 +161,7 @@ def test_kernels_of_other_inputs_are_grey_the_first_inputs_side_by_side() -> Non
 def test_a_kernel_of_one_input_is_one_tile() -> None:
     weight = np.linspace(-1, 1, 25, dtype=np.float32).reshape(1, 1, 5, 5)
     drawn = filters_sheet(LAYER, weight, most=64)
-    seen = cut(drawn.sheet.picture, drawn.sheet.boxes[0])[::22, ::22, 0]
+    seen = cut(drawn.sheet.image, drawn.sheet.boxes[0])[::22, ::22, 0]
     np.testing.assert_array_equal(seen, about_zero(weight)[0, 0])
     assert (seen[0, 0], seen[2, 2], seen[4, 4]) == (1, 128, 255)
 
@@ -171,11 +171,11 @@ def test_a_kernel_of_one_input_is_one_tile() -> None:
 )
 def test_no_sheet_is_too_wide_and_no_tile_lies_on_another(channels: int, size: int, columns: int | None) -> None:
     drawn = maps_sheet(replace(LAYER, label="a" * 300), maps(channels, size, size), most=4096, columns=columns)
-    assert drawn.sheet.picture.width <= WIDEST
-    taken = np.zeros(drawn.sheet.picture.size[::-1], bool)
+    assert drawn.sheet.image.width <= WIDEST
+    taken = np.zeros(drawn.sheet.image.size[::-1], bool)
     for left, top, right, bottom in drawn.sheet.boxes:
-        assert right <= drawn.sheet.picture.width
-        assert bottom <= drawn.sheet.picture.height
+        assert right <= drawn.sheet.image.width
+        assert bottom <= drawn.sheet.image.height
         assert right - left >= min(size, 22)
         assert not taken[top:bottom, left:right].any()
         taken[top:bottom, left:right] = True
@@ -188,18 +188,18 @@ def test_columns_suit_the_number_of_tiles(count: int, columns: int) -> None:
     assert columns_for(count) == columns
 
 
-def test_the_overview_has_the_picture_and_the_means() -> None:
-    picture = np.random.default_rng(1).integers(0, 256, (224, 224, 3), dtype=np.uint8)
+def test_the_overview_has_the_image_and_the_means() -> None:
+    image = np.random.default_rng(1).integers(0, 256, (224, 224, 3), dtype=np.uint8)
     means = [(LAYER, maps(1, 7, 7)[0]), (LAYER, maps(2, 56, 56)[1])]
-    drawn = overview_sheet("a picture", "a network", picture, means)
-    np.testing.assert_array_equal(cut(drawn.picture, drawn.boxes[0]), picture)
-    np.testing.assert_array_equal(cut(drawn.picture, drawn.boxes[1]), whole(32, color_map(means[0][1])))
-    np.testing.assert_array_equal(cut(drawn.picture, drawn.boxes[2]), whole(4, color_map(means[1][1])))
+    drawn = overview_sheet("an image", "a network", image, means)
+    np.testing.assert_array_equal(cut(drawn.image, drawn.boxes[0]), image)
+    np.testing.assert_array_equal(cut(drawn.image, drawn.boxes[1]), whole(32, color_map(means[0][1])))
+    np.testing.assert_array_equal(cut(drawn.image, drawn.boxes[2]), whole(4, color_map(means[1][1])))
 
 
 def test_letters_that_the_font_lacks_do_no_harm() -> None:
     tile = Tile(np.zeros((40, 40, 3), np.uint8), ("猫\n", "é"))
-    assert lay_out("猫の写真\t" * 200, "a\nb", [tile], 1).picture.width <= WIDEST
+    assert lay_out("猫の写真\t" * 200, "a\nb", [tile], 1).image.width <= WIDEST
 
 
 def test_names_stand_in_the_order_of_execution_and_are_safe() -> None:

@@ -41,7 +41,7 @@ class _Numbers(click.ParamType[Any]):
 
 
 @click.command("bench", cls=Command)
-@click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--model", default="", help="The model's name; needed where the server holds several.")
 @click.option("--version", default="", help="Its version.  [default: the latest]")
 @click.option("--cam", "method", metavar="METHOD", help="Ask for this map's values too, for example gradcam.")
@@ -55,7 +55,7 @@ class _Numbers(click.ParamType[Any]):
 @options.json_option
 @options.quiet_option
 def command(
-    pictures: tuple[Path, ...],
+    images: tuple[Path, ...],
     model: str,
     version: str,
     method: str | None,
@@ -73,7 +73,7 @@ def command(
 ) -> None:
     """Put a load on a running server: throughput, latencies, refusals.
 
-    PICTURES are files and folders; they are sent in turn, as they are. Run it on another machine than the server's,
+    IMAGES are files and folders; they are sent in turn, as they are. Run it on another machine than the server's,
     or count what it takes itself.
     """
     from tlcli.contract.errors import SettingsError
@@ -82,7 +82,7 @@ def command(
     from tlcli.service import Client
     from tlcli.service.client.connection import Connection
     from tlcli.service.client.load_test import Load
-    from tlcli.service.client.request_stream import with_picture
+    from tlcli.service.client.request_stream import with_image
     from tlcli.service.protocol.codec import write_request
     from tlcli.service.types.query import MapQuery, Query
 
@@ -91,12 +91,12 @@ def command(
     loads = [Load(rate=rate) for rate in rates] if rates else [Load(clients=int(count)) for count in clients or (1, 2, 4, 8, 16)]
     console = Console(quiet)
     query = Query(model=model, version=version, map=MapQuery(method) if method else None)
-    options.check_images(pictures)
+    options.check_images(images)
     skipped: list[Skipped] = []
-    found = reading.find(pictures, skipped)
+    found = reading.find(images, skipped)
     for line in describe(skipped):
         console.say(line)
-    messages = [write_request(with_picture(query, path)).SerializeToString() for path in found]
+    messages = [write_request(with_image(query, path)).SerializeToString() for path in found]
     how["retries"] = 0  # or what is refused would not be seen
     with Client(host, port, **how) as client:
         client.classify(found[0], model=model, version=version, method=method)  # says what is wrong, if anything is

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tlcli.cli import options
-from tlcli.cli.answer_output import OverlayFolder, PictureAnswer, Ranked, class_targets, columns, write_csv
+from tlcli.cli.answer_output import ImageAnswer, OverlayFolder, Ranked, class_targets, columns, write_csv
 from tlcli.cli.console import Console, show
 from tlcli.cli.parsing import Command
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command("classify", cls=Command)
-@click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--model", default="", help="The model's name; needed where the server holds several.")
 @click.option("--version", default="", help="Its version.  [default: the latest]")
 @options.answer_options
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @click.option("--jsonl", "as_lines", is_flag=True, help="Print each answer as it comes: a JSON object a line.")
 @options.quiet_option
 def command(
-    pictures: tuple[Path, ...],
+    images: tuple[Path, ...],
     model: str,
     version: str,
     methods: tuple[str, ...],
@@ -45,12 +45,12 @@ def command(
     as_lines: bool,
     quiet: bool,
 ) -> None:
-    """Ask a running server about pictures.
+    """Ask a running server about images.
 
-    PICTURES are files and folders; several are asked about at a time. A picture that the server refuses is named,
+    IMAGES are files and folders; several are asked about at a time. An image that the server refuses is named,
     the others are answered, and the exit code is 1.
     """
-    from tlcli.contract.errors import PictureError, RequestError, SettingsError
+    from tlcli.contract.errors import ImageError, RequestError, SettingsError
     from tlcli.contract.files.display_name import printable
     from tlcli.contract.images import decoding as reading
     from tlcli.contract.images.find_images import Skipped, describe
@@ -60,15 +60,15 @@ def command(
 
     options.check_map_flags(methods, wanted, softmax, max_channels)
     if as_json and as_lines:
-        raise SettingsError("--json and --jsonl: one array at the end or a line a picture, not both")
+        raise SettingsError("--json and --jsonl: one array at the end or a line an image, not both")
     console = Console(quiet)
-    options.check_images(pictures)
+    options.check_images(images)
     skipped: list[Skipped] = []
-    found = reading.find(pictures, skipped)
+    found = reading.find(images, skipped)
     for line in describe(skipped):
         console.say(line)
     folder = OverlayFolder(overlays)
-    answers: list[PictureAnswer] = []
+    answers: list[ImageAnswer] = []
     failed = 0
     with Client(host, port, **how) as client:
         info = client.get_model(model, version) if wanted or "all" in methods else None
@@ -93,7 +93,7 @@ def command(
             for path, *streamed in zip(found, *streams, strict=True):
                 try:
                     answer, *others = (one.result() for one in streamed)
-                except (PictureError, RequestError) as error:
+                except (ImageError, RequestError) as error:
                     failed += 1
                     click.echo(printable(f"left out: {error}"), err=True)
                     if as_lines:
@@ -106,7 +106,7 @@ def command(
                         if one.map is not None and one.map.png is not None
                     ]
                     ranked = tuple(Ranked(one.label, one.class_id, one.score) for one in answer.predictions if one.rank <= top_k)
-                    answers.append(PictureAnswer(str(path), ranked, tuple(written)))
+                    answers.append(ImageAnswer(str(path), ranked, tuple(written)))
                     if as_lines:
                         click.echo(json.dumps(answers[-1].line(), ensure_ascii=False))
                 advance(1)
@@ -115,5 +115,5 @@ def command(
     if not as_lines:
         show([row for answer in answers for row in answer.rows()], columns(answers), as_json)
     if failed:
-        click.echo(f"{failed} of {len(found)} pictures were refused", err=True)
+        click.echo(f"{failed} of {len(found)} images were refused", err=True)
         sys.exit(1)

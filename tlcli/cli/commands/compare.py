@@ -27,9 +27,9 @@ def command(runs: tuple[Path, ...], column: str | None, output: Path | None, as_
     """Show several runs side by side: in what they differ, and how they did.
 
     RUN is a run's folder, such as runs/NAME. Only settings that are not the same in all of them are shown, each that was left open
-    with what it came to. Runs that were judged on other validation pictures are named: their figures cannot be compared.
+    with what it came to. Runs that were judged on other validation images are named: their figures cannot be compared.
 
-    Two runs on the same validation pictures get McNemar's exact test as well: whether one is better by more than chance.
+    Two runs on the same validation images get McNemar's exact test as well: whether one is better by more than chance.
 
     \b
     tlcli compare runs/a runs/b
@@ -97,11 +97,11 @@ def _remarks(compared: Comparison, records: list[Record]) -> list[str]:
     names = [row["run"] for row in compared.rows]
     if compared.others:
         them = ", ".join(compared.others)
-        return [f"\nnot comparable: {them}: judged on other validation pictures than {names[0]} (the data sets' fingerprints differ)"]
+        return [f"\nnot comparable: {them}: judged on other validation images than {names[0]} (the data sets' fingerprints differ)"]
     if len(records) > 2:
-        return ["\nthe same validation pictures in all of them; give two of them for a test of their difference"]
+        return ["\nthe same validation images in all of them; give two of them for a test of their difference"]
     if compared.test is None:
-        return ["\nno test of their difference: the predictions.csv of both, on pictures of the same names, are needed for one"]
+        return ["\nno test of their difference: the predictions.csv of both, on images of the same names, are needed for one"]
     test = compared.test
     says = (
         "more than chance would explain"
@@ -111,6 +111,6 @@ def _remarks(compared: Comparison, records: list[Record]) -> list[str]:
         else "they are right on the same ones"
     )
     return [
-        f"\nMcNemar's exact test on the same {len(records[0].predictions):,} validation pictures: {test.only_first} that only {names[0]}"
+        f"\nMcNemar's exact test on the same {len(records[0].predictions):,} validation images: {test.only_first} that only {names[0]}"
         f" has right, {test.only_second} that only {names[1]} has right, p = {test.p:.3g}: {says}"
     ]

@@ -1,4 +1,4 @@
-"""`tlcli demo`: the whole road on pictures that the project draws itself."""
+"""`tlcli demo`: the whole road on images that the project draws itself."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BACKBONE = "test_resnet"
 """Timm's smallest ResNet, half a million weights: it learns the shapes in a minute."""
 EPOCHS = 9
 SHEET = 9
-"""Pictures on the sheet of answers."""
+"""Images on the sheet of answers."""
 
 
 @click.command("demo", cls=Command)
@@ -37,8 +37,8 @@ SHEET = 9
 def command(output: Path, seed: int, quiet: bool) -> None:
     """All of it in one go, with nothing downloaded.
 
-    Draws pictures of shapes, trains a small ResNet on them from nothing, exports it with its maps, checks the
-    file, serves it, asks it over gRPC, and lays the map over the picture.
+    Draws images of shapes, trains a small ResNet on them from nothing, exports it with its maps, checks the
+    file, serves it, asks it over gRPC, and lays the map over the image.
     """
     from tlcli.cli.commands.export import report
     from tlcli.cli.finetune_settings import finetune_config
@@ -52,7 +52,7 @@ def command(output: Path, seed: int, quiet: bool) -> None:
     console.say(f"1. a small ResNet ({BACKBONE}) learns drawn shapes from random weights, {EPOCHS} epochs: nothing is downloaded")
     config = finetune_config(
         backbone=BACKBONE,
-        model_kwargs={"output_stride": 8},  # maps of 8x8 instead of 2x2 for pictures of 64x64
+        model_kwargs={"output_stride": 8},  # maps of 8x8 instead of 2x2 for images of 64x64
         weights="none",
         dataset="shapes",
         mode="full",
@@ -81,24 +81,24 @@ def command(output: Path, seed: int, quiet: bool) -> None:
     console.say(f"\ndone in {time.monotonic() - began:.0f} s. Look at:")
     for path in (*answers, *(run_folder / name for name in ("curves.png", "confusion_matrix.png", "mistakes.png"))):
         click.echo(path)
-    console.say("\nnext, on your own pictures (a folder a class):\n  tlcli finetune --backbone resnet50 --dataset FOLDER")
+    console.say("\nnext, on your own images (a folder a class):\n  tlcli finetune --backbone resnet50 --dataset FOLDER")
 
 
-def _ask(models: Path, pictures: list[Image], output: Path, console: Console) -> list[Path]:
+def _ask(models: Path, images: list[Image], output: Path, console: Console) -> list[Path]:
     """Start a server of our own, ask it, stop it; the paths of what was drawn of its answers."""
     from tlcli.cli.answer_output import OverlayFolder
     from tlcli.contract.errors import ServerError
     from tlcli.service import Client
 
-    picture = output / "picture.png"
-    pictures[0].save(picture)
+    image = output / "image.png"
+    images[0].save(image)
     command = [sys.executable, "-m", "tlcli", "serve", str(models), "--port", "0", "--device", "cpu"]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         with Client("127.0.0.1", _port(server)) as client:
             client.wait_until_ready(timeout_s=60)
-            answer = client.classify(picture, model="shapes", top_k=3, method="gradcam", map_format="overlay")
-            others = [one.result() for one in client.classify_stream(pictures, model="shapes", method="gradcam")]
+            answer = client.classify(image, model="shapes", top_k=3, method="gradcam", map_format="overlay")
+            others = [one.result() for one in client.classify_stream(images, model="shapes", method="gradcam")]
     finally:
         server.send_signal(signal.SIGTERM)
         _, rest = server.communicate(timeout=60)
@@ -111,26 +111,26 @@ def _ask(models: Path, pictures: list[Image], output: Path, console: Console) ->
     best = answer.predictions[0]
     assert best.map is not None
     assert best.map.png is not None
-    overlay = OverlayFolder(output / "overlays").write(picture, best.map.method, best.label, best.map.png)
+    overlay = OverlayFolder(output / "overlays").write(image, best.map.method, best.label, best.map.png)
     sheet = output / "answers.png"
-    _draw_sheet(pictures, [one.predictions[0] for one in others], sheet)
-    return [picture, Path(overlay), sheet]
+    _draw_sheet(images, [one.predictions[0] for one in others], sheet)
+    return [image, Path(overlay), sheet]
 
 
-def _draw_sheet(pictures: list[Image], best: list[Prediction], path: Path) -> None:
-    """Each picture above the map of its first class, enlarged, with that class and its score."""
+def _draw_sheet(images: list[Image], best: list[Prediction], path: Path) -> None:
+    """Each image above the map of its first class, enlarged, with that class and its score."""
     from PIL import Image, ImageDraw, ImageFont
 
     from tlcli.contract.files.atomic_file import whole_file
     from tlcli.contract.images.heatmap import overlay
 
     side, gap, line = 128, 6, 20
-    sheet = Image.new("RGB", (len(pictures) * (side + gap) + gap, 2 * (side + gap) + gap + line), "white")
+    sheet = Image.new("RGB", (len(images) * (side + gap) + gap, 2 * (side + gap) + gap + line), "white")
     write, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
-    for number, (picture, one) in enumerate(zip(pictures, best, strict=True)):
+    for number, (image, one) in enumerate(zip(images, best, strict=True)):
         assert one.map is not None
         assert one.map.values is not None
-        large = picture.resize((side, side), Image.Resampling.LANCZOS)
+        large = image.resize((side, side), Image.Resampling.LANCZOS)
         left = gap + number * (side + gap)
         sheet.paste(large, (left, gap))
         sheet.paste(overlay(large, one.map.values, (0, 0, side, side)), (left, 2 * gap + side))

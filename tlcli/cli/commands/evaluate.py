@@ -25,10 +25,10 @@ SUMMARY = "summary.json"
 @click.option(
     "--part",
     type=click.Choice(["train", "val", "test", "all"]),
-    help="Which pictures of the data set.  [default: test, or all where there is no such part]",
+    help="Which images of the data set.  [default: test, or all where there is no such part]",
 )
 @click.option("--data-dir", type=click.Path(path_type=Path, file_okay=False), help="Where known data sets are kept.  [default: the cache]")
-@click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Pictures that the model is given at a time.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Images that the model is given at a time.")
 @options.device_option
 @click.option(
     "--out",
@@ -42,9 +42,9 @@ SUMMARY = "summary.json"
 def command(
     model: Path, data: str, part: str | None, data_dir: Path | None, batch_size: int, device: str, out: Path, as_json: bool, quiet: bool
 ) -> None:
-    """Measure how good a model's answers are, on labelled pictures.
+    """Measure how good a model's answers are, on labelled images.
 
-    MODEL is a folder of the repository, such as models/NAME, or an ONNX file. DATA is a folder of pictures, a folder a class,
+    MODEL is a folder of the repository, such as models/NAME, or an ONNX file. DATA is a folder of images, a folder a class,
     or a known data set; its classes are found in the model by their names. What is measured is what is served: the file, on
     ONNX Runtime.
 
@@ -79,20 +79,20 @@ def command(
         console.say(line)
     for left in found.left_out:
         click.echo(printable(f"left out: {left.name}: {left.reason}"), err=True)
-    logits = classify(opened, found.pictures, batch_size, console.progress)
-    scores = score(logits, torch.from_numpy(found.pictures.labels), description.labels)
+    logits = classify(opened, found.images, batch_size, console.progress)
+    scores = score(logits, torch.from_numpy(found.images.labels), description.labels)
 
     out = fresh_folder(out)
     kind = "" if found.part == "all" else f"{found.part} "
-    title = f"{description.name} on {kind or 'all '}pictures of {Path(found.where).name}"
+    title = f"{description.name} on {kind or 'all '}images of {Path(found.where).name}"
     figures.draw_confusion(scores, title, out / CONFUSION)
     figures.draw_reliability(scores, title, out / RELIABILITY)
     explain, title_of_maps = None, ""
     if description.methods:
         method = next((name for name in description.methods if name.partition("@")[0] == "gradcam"), description.methods[0])
         explain, title_of_maps = explained_by(opened, method), METHODS[method.partition("@")[0]].title
-    figures.draw_mistakes(explain, found.pictures, logits, description.labels, out / MISTAKES, kind.strip(), title_of_maps)
-    write_predictions(out / PREDICTIONS, predictions(found.pictures, logits, description.labels))
+    figures.draw_mistakes(explain, found.images, logits, description.labels, out / MISTAKES, kind.strip(), title_of_maps)
+    write_predictions(out / PREDICTIONS, predictions(found.images, logits, description.labels))
     about = {
         "model": str(opened.path),
         "name": description.name,
@@ -106,7 +106,7 @@ def command(
     show(rows, ["class", "count", "precision", "recall", "f1"], as_json)
     top5 = "" if scores.top5 is None else f", {scores.top5:.2%} among the first five"
     console.say(
-        f"\n{scores.top1:.2%} of {scores.count:,} pictures right{top5}; macro F1 {scores.macro_f1:.4f}, loss {scores.loss:.4f},"
+        f"\n{scores.top1:.2%} of {scores.count:,} images right{top5}; macro F1 {scores.macro_f1:.4f}, loss {scores.loss:.4f},"
         f" expected calibration error {scores.calibration.ece:.2%}\nwritten: {out}. Look at {out / CONFUSION} and {out / MISTAKES}"
     )
 

@@ -39,7 +39,7 @@ def _parse_temperature(ctx: click.Context, option: click.Parameter, value: str) 
     help="Explain this layer, by its module's name. May be repeated: the maps are then fused too.  [default: the last one with an extent]",
 )
 @click.option("--list-cam-layers", "list_them", is_flag=True, help="List the layers that maps can explain, and export nothing.")
-@click.option("--dynamic-size", is_flag=True, help="Let the file take pictures of any height and width.")
+@click.option("--dynamic-size", is_flag=True, help="Let the file take images of any height and width.")
 @click.option(
     "--temperature",
     default="1",
@@ -53,16 +53,16 @@ def _parse_temperature(ctx: click.Context, option: click.Parameter, value: str) 
     type=click.Choice(["fp32", "fp16", "int8"]),
     default="fp32",
     show_default=True,
-    help="Smaller numbers: fp16 for GPUs; int8 for CPUs, calibrated on the run's training pictures.",
+    help="Smaller numbers: fp16 for GPUs; int8 for CPUs, calibrated on the run's training images.",
 )
 @click.option(
     "--calibration",
     "calibration_paths",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="With --backbone: pictures to calibrate int8 on, files or folders. May be repeated.",
+    help="With --backbone: images to calibrate int8 on, files or folders. May be repeated.",
 )
-@click.option("--calibration-pictures", type=click.IntRange(min=1), help="How many pictures to calibrate int8 on.  [default: 256]")
+@click.option("--calibration-images", type=click.IntRange(min=1), help="How many images to calibrate int8 on.  [default: 256]")
 @click.option(
     "--max-accuracy-drop",
     type=click.FloatRange(min=0),
@@ -75,7 +75,7 @@ def _parse_temperature(ctx: click.Context, option: click.Parameter, value: str) 
     metavar="CORRELATION",
     help="The least mean rank correlation of each map in smaller numbers with its map in fp32.  [default: 0.9]",
 )
-@click.option("--check-pictures", type=click.IntRange(min=1), default=16, show_default=True, help="How many pictures to check the file on.")
+@click.option("--check-images", type=click.IntRange(min=1), default=16, show_default=True, help="How many images to check the file on.")
 @click.option(
     "--labels",
     "label_file",
@@ -84,7 +84,7 @@ def _parse_temperature(ctx: click.Context, option: click.Parameter, value: str) 
 )
 @click.option("--dataset", metavar="FOLDER", help="Where the run's images are now, if they have moved: they must be the same.")
 @click.option("--data-dir", type=click.Path(path_type=Path, file_okay=False), help="Likewise, of a data set known by name.")
-@click.option("--pictures", "picture_paths", multiple=True, type=click.Path(path_type=Path), help="With --backbone: pictures to check on.")
+@click.option("--images", "image_paths", multiple=True, type=click.Path(path_type=Path), help="With --backbone: images to check on.")
 @options.network_options
 @options.seed_option
 @options.quiet_option
@@ -99,12 +99,12 @@ def command(
     temperature: Temperature,
     precision: Precision,
     calibration_paths: tuple[Path, ...],
-    calibration_pictures: int | None,
+    calibration_images: int | None,
     max_accuracy_drop: float | None,
     min_map_correlation: float | None,
-    check_pictures: int,
+    check_images: int,
     label_file: Path | None,
-    picture_paths: tuple[Path, ...],
+    image_paths: tuple[Path, ...],
     dataset: str | None,
     data_dir: Path | None,
     backbone: str | None,
@@ -115,7 +115,7 @@ def command(
     """Write a run, or a backbone as it is, to one ONNX file with maps in its graph.
 
     RUN is a run's folder, such as runs/NAME. Instead of it, --backbone exports a network with the classifier it
-    was published with: an ImageNet classifier with maps. The file is checked against PyTorch on pictures, and
+    was published with: an ImageNet classifier with maps. The file is checked against PyTorch on images, and
     put in place only if it agrees. Maps that are computed beside the graph (Eigen-CAM, Score-CAM and their kin) need nothing of it.
     Smaller numbers (--precision) are tried on the run's validation part, and refused if they lose accuracy (--max-accuracy-drop) or change
     the maps (--min-map-correlation) too much.
@@ -124,8 +124,8 @@ def command(
         raise click.UsageError("give a run's folder, or --backbone NAME to export a network as it was published: one of the two")
     if precision == "fp32" and max_accuracy_drop is not None:
         raise click.UsageError("--max-accuracy-drop: is what smaller numbers may lose: add --precision fp16 or int8")
-    if precision != "int8" and calibration_pictures is not None:
-        raise click.UsageError("--calibration-pictures: nothing but --precision int8 is calibrated: add it, or leave the number out")
+    if precision != "int8" and calibration_images is not None:
+        raise click.UsageError("--calibration-images: nothing but --precision int8 is calibrated: add it, or leave the number out")
     if precision == "fp32" and min_map_correlation is not None:
         raise click.UsageError("--min-map-correlation: is for maps in smaller numbers: add --precision fp16 or int8")
     chosen = _methods(methods)
@@ -138,9 +138,9 @@ def command(
     if list_them:
         _refuse_with_list()
     console = Console(quiet)
-    numbers = _numbers(precision, calibration_pictures, seed, max_accuracy_drop, min_map_correlation)
+    numbers = _numbers(precision, calibration_images, seed, max_accuracy_drop, min_map_correlation)
     if run is not None:
-        options.require_backbone_flags((*network, "label_file", "picture_paths", "calibration_paths"))
+        options.require_backbone_flags((*network, "label_file", "image_paths", "calibration_paths"))
         from tlcli.exports import export_run
         from tlcli.training.runs.load_run import load_run
 
@@ -157,13 +157,13 @@ def command(
             dynamic_size=dynamic_size,
             temperature=temperature,
             numbers=numbers,
-            check_pictures=check_pictures,
+            check_images=check_images,
             progress=console.progress,
             say=console.say,
         )
     else:
         if dataset is not None or data_dir is not None:
-            raise click.UsageError("--dataset, --data-dir: a run's; with --backbone give --pictures or --calibration")
+            raise click.UsageError("--dataset, --data-dir: a run's; with --backbone give --images or --calibration")
         if temperature == "fit":
             raise click.UsageError("--temperature fit: is found on a run's validation part; with --backbone give a number")
         labels = None if label_file is None else _read_labels(label_file)
@@ -181,14 +181,14 @@ def command(
             name=name or model_name(str(backbone)),
             repository=models,
             labels=labels,
-            picture_paths=picture_paths,
+            image_paths=image_paths,
             methods=chosen,
             layers=layers or None,
             dynamic_size=dynamic_size,
             temperature=temperature,
             numbers=numbers,
             calibration_paths=calibration_paths,
-            check_pictures=check_pictures,
+            check_images=check_images,
             say=console.say,
         )
     report(exported, console)
@@ -209,7 +209,7 @@ def _methods(text: str | None) -> tuple[str, ...] | None:
 
 def _refuse_with_list() -> None:
     """Refuse flags that say how a file is written, where none is."""
-    for name in ("methods", "layers", "name", "temperature", "precision", "label_file", "picture_paths"):
+    for name in ("methods", "layers", "name", "temperature", "precision", "label_file", "image_paths"):
         if options.is_given_by_flag(name):
             flag = next(parameter.opts[0] for parameter in click.get_current_context().command.params if parameter.name == name)
             raise click.UsageError(f"{flag} with --list-cam-layers, which lists the layers and exports nothing: leave one of them out")
@@ -227,16 +227,16 @@ def _read_labels(path: Path) -> list[str]:
 
 def _numbers(
     precision: Precision,
-    calibration_pictures: int | None,
+    calibration_images: int | None,
     seed: int,
     max_accuracy_drop: float | None,
     min_map_correlation: float | None,
 ) -> SmallerNumbers | None:
     if precision == "fp32":
         return None
-    from tlcli.exports.precision.convert import CALIBRATION_PICTURES, SmallerNumbers
+    from tlcli.exports.precision.convert import CALIBRATION_IMAGES, SmallerNumbers
 
-    return SmallerNumbers(precision, calibration_pictures or CALIBRATION_PICTURES, seed, max_accuracy_drop, min_map_correlation)
+    return SmallerNumbers(precision, calibration_images or CALIBRATION_IMAGES, seed, max_accuracy_drop, min_map_correlation)
 
 
 def _list_layers(network: Network) -> None:
@@ -258,7 +258,7 @@ def report(exported: Exported, console: Console) -> None:
         apart = f", maps {parity.maps[worst]:.1e} of their largest value ({worst})"
     console.say(
         f"exported {exported.name} version {exported.version} with {', '.join(exported.description.methods) or 'no maps'}:"
-        f" on {parity.pictures} pictures the first class agrees on {parity.top1_agreement:.0%};"
+        f" on {parity.images} images the first class agrees on {parity.top1_agreement:.0%};"
         f" largest differences: logits {parity.logits:.1e}{apart}"
     )
     agreement = exported.description.provenance.agreement
@@ -270,12 +270,12 @@ def _report_agreement(agreement: Agreement, precision: Precision, console: Conso
     right = "" if agreement.top1 is None else f"right on {agreement.top1:.2%}, in fp32 on {agreement.top1_before:.2%}; "
     quicker = f"; scores take {agreement.time:.2f} of the time on this CPU" if precision == "int8" else ""
     console.say(
-        f"{precision} and fp32 on {agreement.pictures:,} pictures ({agreement.source}): {right}"
+        f"{precision} and fp32 on {agreement.images:,} images ({agreement.source}): {right}"
         f"the same first class for {agreement.agreement:.2%}{quicker}; maps:"
     )
     rows: list[dict[str, Any]] = []
     for name, found in agreement.maps.items():
-        row = {"map": name, "pictures": found.pictures, "rank_correlation": found.rank_correlation, "median": found.rank_correlation_median}
+        row = {"map": name, "images": found.images, "rank_correlation": found.rank_correlation, "median": found.rank_correlation_median}
         if found.pointing is not None:
             row |= {"pointing_fp32": found.pointing_before, f"pointing_{precision}": found.pointing}
         rows.append(row)

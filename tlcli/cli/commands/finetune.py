@@ -1,4 +1,4 @@
-"""`tlcli finetune`: pictures and a pretrained backbone to a run, and the run to a model."""
+"""`tlcli finetune`: images and a pretrained backbone to a run, and the run to a model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import click
 from tlcli.cli import options
 from tlcli.cli.commands.export import model_name, report
 from tlcli.cli.console import Console, show
-from tlcli.cli.finetune_flags import data_options, picture_options, training_options, what_options
+from tlcli.cli.finetune_flags import data_options, image_options, training_options, what_options
 from tlcli.cli.interruption import told_how_to_go_on
 from tlcli.cli.parsing import Command
 
@@ -31,7 +31,7 @@ _OF_EXPORT = ("models", "name", "no_export", "as_json", "quiet")
 @what_options
 @data_options
 @training_options
-@picture_options
+@image_options
 @options.device_option
 @options.seed_option
 @click.option("--config", "file", type=click.Path(path_type=Path), help="Read settings from this TOML file; flags override them.")
@@ -63,7 +63,7 @@ def command(
     quiet: bool,
     **flags: Any,
 ) -> None:
-    """Fine-tune a pretrained CNN on pictures, and export it.
+    """Fine-tune a pretrained CNN on images, and export it.
 
     FOLDER has a folder of images for each class, with or without train, val and test above them; it is the same as --dataset.
 
@@ -199,9 +199,9 @@ def _hand_over(
         model = exported.path
         console.say("\nnext:")
         folder = exported.path.parents[1]
-        console.say(f"  tlcli predict {folder} PICTURE.jpg --cam gradcam")
+        console.say(f"  tlcli predict {folder} IMAGE.jpg --cam gradcam")
         console.say(f"  tlcli serve {models}")
-        console.say(f"  tlcli classify PICTURE.jpg --model {exported.name} --cam gradcam")
+        console.say(f"  tlcli classify IMAGE.jpg --model {exported.name} --cam gradcam")
     else:
         console.say(f"\nnext:\n  tlcli export {result.path} --models {models}")
     _show(result, model, as_json)

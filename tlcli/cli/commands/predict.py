@@ -1,4 +1,4 @@
-"""`tlcli predict`: an exported model on pictures, without a server."""
+"""`tlcli predict`: an exported model on images, without a server."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tlcli.cli import options
-from tlcli.cli.answer_output import OverlayFolder, PictureAnswer, Ranked, class_targets, columns, write_csv
+from tlcli.cli.answer_output import ImageAnswer, OverlayFolder, Ranked, class_targets, columns, write_csv
 from tlcli.cli.console import Console, show
 from tlcli.cli.parsing import Command
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from tlcli.contract.model.description import Description
 
 BATCH = 8
-"""Pictures at a time, of the size that the model was trained with; of larger ones fewer."""
+"""Images at a time, of the size that the model was trained with; of larger ones fewer."""
 
 
 @click.command("predict", cls=Command)
 @click.argument("model", type=click.Path(path_type=Path))
-@click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--npz",
     "npz_path",
@@ -37,7 +37,7 @@ BATCH = 8
 @options.quiet_option
 def command(
     model: Path,
-    pictures: tuple[Path, ...],
+    images: tuple[Path, ...],
     methods: tuple[str, ...],
     wanted: tuple[str, ...],
     softmax: bool,
@@ -51,14 +51,14 @@ def command(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Ask an exported model about pictures, without a server.
+    """Ask an exported model about images, without a server.
 
-    MODEL is a folder of the repository, such as models/NAME or models/NAME/1, or an ONNX file. PICTURES are
-    files and folders. A picture that cannot be read is named, the others are answered, and the exit code is 1.
+    MODEL is a folder of the repository, such as models/NAME or models/NAME/1, or an ONNX file. IMAGES are
+    files and folders. An image that cannot be read is named, the others are answered, and the exit code is 1.
     """
     import numpy as np
 
-    from tlcli.contract.errors import NotFoundError, PictureError
+    from tlcli.contract.errors import ImageError, NotFoundError
     from tlcli.contract.files.display_name import printable
     from tlcli.contract.images import decoding as reading
     from tlcli.contract.images.find_images import Skipped, describe
@@ -69,8 +69,8 @@ def command(
 
     options.check_map_flags(methods, wanted, softmax, max_channels)
     console = Console(quiet)
-    file = options.require_model(model, pictures)
-    options.check_images(pictures)
+    file = options.require_model(model, images)
+    options.check_images(images)
     opened = Model.open(file, device)
     description = opened.description
     methods = require_methods(methods, description.methods, f"model {description.name!r}")
@@ -79,14 +79,14 @@ def command(
     share = description.preprocessing.height * description.preprocessing.width / (preprocessing.height * preprocessing.width)
     batch, masked = (max(1, int(size * min(1.0, share))) for size in (BATCH, BATCH_SIZE))
     channels = channels_to_score(description, methods, max_channels)
-    steps = max(1, channels)  # of the progress, for each picture
+    steps = max(1, channels)  # of the progress, for each image
     folder = OverlayFolder(overlays)
     skipped: list[Skipped] = []
-    found = reading.find(pictures, skipped)
+    found = reading.find(images, skipped)
     for line in describe(skipped):
         console.say(line)
 
-    answers: list[PictureAnswer] = []
+    answers: list[ImageAnswer] = []
     raw: dict[str, list[np.ndarray]] = {"scores": [], "logits": [], "classes": []}
     failed = 0
     with console.progress("Scoring channels" if channels else "Classifying", len(found) * steps) as advance:
@@ -95,15 +95,15 @@ def command(
             for path in found[start : start + batch]:
                 try:
                     readable.append((path, reading.read(path)))
-                except (PictureError, NotFoundError) as error:
+                except (ImageError, NotFoundError) as error:
                     failed += 1
                     click.echo(printable(f"left out: {error}"), err=True)
                     advance(steps)
             if readable:
-                images = np.stack([preprocessing.apply(picture) for _, picture in readable])
+                inputs = np.stack([preprocessing.apply(image) for _, image in readable])
                 answer = explain(
                     opened,
-                    images,
+                    inputs,
                     targets,
                     methods,
                     softmax=softmax,
@@ -111,17 +111,17 @@ def command(
                     batch_size=masked,
                     advance=advance if channels else None,
                 )
-                for row, (path, picture) in enumerate(readable):
+                for row, (path, image) in enumerate(readable):
                     best = np.argsort(-answer.scores[row], kind="stable")[:top_k]
                     written = []
                     if methods and answer.classes is not None:
-                        box = preprocessing.visible_box(*picture.size)
+                        box = preprocessing.visible_box(*image.size)
                         for method in methods:
                             for k, class_id in enumerate(answer.classes[row].tolist()):
-                                png = encode(overlay(picture, answer.maps[method][row, k], box))
+                                png = encode(overlay(image, answer.maps[method][row, k], box))
                                 written.append(folder.write(path, method, description.labels[class_id], png))
                     ranked = tuple(Ranked(description.labels[i], int(i), float(answer.scores[row, i])) for i in best)
-                    answers.append(PictureAnswer(str(path), ranked, tuple(written)))
+                    answers.append(ImageAnswer(str(path), ranked, tuple(written)))
                 raw["scores"].append(answer.scores)
                 raw["logits"].append(answer.logits)
                 if methods and answer.classes is not None:
@@ -135,7 +135,7 @@ def command(
         _keep(answers, raw, csv_path, npz_path)
     show([row for answer in answers for row in answer.rows()], columns(answers), as_json)
     if failed:
-        click.echo(f"{failed} of {len(found)} pictures could not be read", err=True)
+        click.echo(f"{failed} of {len(found)} images could not be read", err=True)
         sys.exit(1)
 
 
@@ -147,12 +147,12 @@ def _preprocessing(description: Description, image_size: int | None) -> Preproce
         return own
     if not description.dynamic_size:
         raise RequestError(
-            f"--image-size {image_size}: model {description.name!r} takes pictures of {own.width} x {own.height} only (width x height)"
+            f"--image-size {image_size}: model {description.name!r} takes images of {own.width} x {own.height} only (width x height)"
         )
     return own.model_copy(update={"height": image_size, "width": image_size})
 
 
-def _keep(answers: list[PictureAnswer], raw: dict[str, list], csv_path: Path | None, npz_path: Path | None) -> None:  # type: ignore[type-arg]
+def _keep(answers: list[ImageAnswer], raw: dict[str, list], csv_path: Path | None, npz_path: Path | None) -> None:  # type: ignore[type-arg]
     import numpy as np
 
     from tlcli.contract.files.atomic_file import whole_file

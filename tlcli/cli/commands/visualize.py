@@ -1,4 +1,4 @@
-"""`tlcli visualize`: a network's filters, and its maps of a picture layer by layer, as PNG sheets."""
+"""`tlcli visualize`: a network's filters, and its maps of an image layer by layer, as PNG sheets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command("visualize", cls=Command)
-@click.argument("paths", nargs=-1, metavar="[SOURCE] [PICTURE]", type=click.Path(path_type=Path))
+@click.argument("paths", nargs=-1, metavar="[SOURCE] [IMAGE]", type=click.Path(path_type=Path))
 @click.option("--layer", "names", multiple=True, metavar="NAME", help="Exactly this layer; may be repeated. `all`: every layer with maps.")
 @click.option("--list-layers", is_flag=True, help="Print the layers that have maps, and draw nothing.")
 @click.option(
@@ -55,10 +55,10 @@ def command(
     quiet: bool,
     **source: Any,
 ) -> None:
-    """Draw a network's filters, and what its layers make of a picture.
+    """Draw a network's filters, and what its layers make of an image.
 
     SOURCE is a run's folder, such as runs/NAME. Instead of it, --backbone takes a network as it was published.
-    With a PICTURE, each layer's maps become a sheet, by default those of the stem, the pooling layers and the last layer
+    With an IMAGE, each layer's maps become a sheet, by default those of the stem, the pooling layers and the last layer
     of each size, and overview.png shows them all at a glance. Without one only filters are drawn.
     """
     run, path = _sources(paths, source["backbone"])
@@ -69,7 +69,7 @@ def command(
     from tlcli.training.visualize.select_layers import asked_layers, convolutions, default_layers
     from tlcli.training.visualize.write_sheets import Look, write_filters, write_maps
 
-    picture = None if path is None else decoding.read(path)
+    image = None if path is None else decoding.read(path)
     network = _network(run, source)
     layers = spatial_layers(network)
     if list_layers:
@@ -79,15 +79,15 @@ def command(
         _show_layers(layers, default_layers(network.backbone, layers), as_json)
         return
     chosen = asked_layers(network.backbone, layers, names) if names else default_layers(network.backbone, layers)
-    kernels = convolutions(network.backbone, layers, names, every_filter or (picture is None and bool(names)))
-    if picture is None and not kernels:
-        raise click.UsageError("none of these layers is a convolution with filters to draw: give a PICTURE to see maps")
+    kernels = convolutions(network.backbone, layers, names, every_filter or (image is None and bool(names)))
+    if image is None and not kernels:
+        raise click.UsageError("none of these layers is a convolution with filters to draw: give an IMAGE to see maps")
     folder = fresh_folder(folder)
     look, last = Look(max_channels, columns), max(layer.number for layer in layers)
     sheets, count = write_filters(network, kernels, folder, look, last), len(kernels)
-    if picture is not None and path is not None:
-        image = network.config.preprocessing.apply(picture)
-        sheets = chain(sheets, write_maps(network, image, printable(path.name), chosen, folder, look, last))
+    if image is not None and path is not None:
+        pixels = network.config.preprocessing.apply(image)
+        sheets = chain(sheets, write_maps(network, pixels, printable(path.name), chosen, folder, look, last))
         count += len(chosen) + 1
     written: list[Written] = []
     with Console(quiet).progress("Drawing", count) as advance:
@@ -98,9 +98,9 @@ def command(
 
 
 def _sources(paths: tuple[Path, ...], backbone: str | None) -> tuple[Path | None, Path | None]:
-    """The run and the picture among what was given."""
+    """The run and the image among what was given."""
     if len(paths) > (2 if backbone is None else 1) or (not paths and backbone is None):
-        raise click.UsageError("give a run's folder, or --backbone NAME for a network as it was published: one of the two; then a picture")
+        raise click.UsageError("give a run's folder, or --backbone NAME for a network as it was published: one of the two; then an image")
     run = paths[0] if backbone is None else None
     rest = paths if backbone is not None else paths[1:]
     return run, rest[0] if rest else None

@@ -108,8 +108,8 @@ class _Bits:
 
 def _frame_pixels(header: bytes) -> int:
     bits = _Bits(header)
-    bits.take(4)  # seq_profile, still_picture
-    if bits.take(1):  # reduced_still_picture_header
+    bits.take(4)  # seq_profile, still_image
+    if bits.take(1):  # reduced_still_image_header
         bits.take(5)
     else:
         _skip_operating_points(bits)
@@ -121,7 +121,7 @@ def _skip_operating_points(bits: _Bits) -> None:
     decoder_model, delay_bits = 0, 0
     if bits.take(1):  # timing_info_present_flag
         bits.take(64)
-        if bits.take(1):  # equal_picture_interval: a number in Exp-Golomb code
+        if bits.take(1):  # equal_image_interval: a number in Exp-Golomb code
             zeros = 0
             while not bits.take(1):
                 zeros += 1

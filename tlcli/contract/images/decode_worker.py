@@ -15,8 +15,8 @@ import sys
 from contextlib import suppress
 from typing import Any, BinaryIO
 
-from tlcli.contract.errors import PictureError
-from tlcli.contract.images.decoding import PictureLimits
+from tlcli.contract.errors import ImageError
+from tlcli.contract.images.decoding import ImageLimits
 from tlcli.contract.images.network_input import NetworkInput, from_encoded
 from tlcli.contract.images.preprocessing import Preprocessing
 
@@ -76,14 +76,14 @@ def main() -> None:
 
         try:
             seen = from_encoded(
-                data, Preprocessing.model_validate(job["preprocessing"]), PictureLimits(**job["limits"]), job["keep_picture"], admit
+                data, Preprocessing.model_validate(job["preprocessing"]), ImageLimits(**job["limits"]), job["keep_image"], admit
             )
         except RefusedError:
             seen, problem = None, ""
-        except PictureError as error:
+        except ImageError as error:
             seen, problem = None, str(error)
         except MemoryError:
-            seen, problem = None, "decoding the picture takes more memory than its size explains: send it as another file"
+            seen, problem = None, "decoding the image takes more memory than its size explains: send it as another file"
         finally:
             _limit_time(0)
             _limit_memory(None)
@@ -95,9 +95,9 @@ def main() -> None:
 
 
 def _send_input(answers: BinaryIO, seen: NetworkInput) -> None:
-    kept = [] if seen.picture is None else [seen.picture.tobytes()]
+    kept = [] if seen.image is None else [seen.image.tobytes()]
     _, height, width, _ = seen.images.shape
-    about = {"height": height, "width": width, "box": seen.box, "scale": seen.scale, "picture": seen.picture and seen.picture.size}
+    about = {"height": height, "width": width, "box": seen.box, "scale": seen.scale, "image": seen.image and seen.image.size}
     send(answers, about, seen.images.tobytes(), *kept)
 
 

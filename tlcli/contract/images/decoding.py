@@ -1,4 +1,4 @@
-"""Encoded bytes to an RGB picture, in one place for training, export, `predict` and the server."""
+"""Encoded bytes to an RGB image, in one place for training, export, `predict` and the server."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from tlcli.contract.errors import NotFoundError, PictureError, TlcliError, first_line
+from tlcli.contract.errors import ImageError, NotFoundError, TlcliError, first_line
 from tlcli.contract.files.atomic_file import read_bounded
 from tlcli.contract.files.display_name import printable
 from tlcli.contract.images import find_images, heif
@@ -22,7 +22,7 @@ from tlcli.contract.images.find_images import SUFFIXES
 from tlcli.contract.images.repair import with_end, without_metadata
 from tlcli.contract.images.structure import jpeg_keeps_coefficients
 
-__all__ = ["DEFAULT_LIMITS", "FORMATS", "SUFFIXES", "PictureLimits", "decode", "find", "read", "to_rgb"]
+__all__ = ["DEFAULT_LIMITS", "FORMATS", "SUFFIXES", "ImageLimits", "decode", "find", "read", "to_rgb"]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "JPEG2000", *(("HEIF",) if find_images.HEIF_READ else ()))
 """Pillow's decoders that are tried; the rest of Pillow's long list never sees a byte. MPO, what some cameras
@@ -45,10 +45,10 @@ warnings.filterwarnings("ignore", module=r"PIL\..*")
 
 
 @dataclass(frozen=True)
-class PictureLimits:
-    """What a picture may cost before it is refused.
+class ImageLimits:
+    """What an image may cost before it is refused.
 
-    max_bytes: of the encoded picture.
+    max_bytes: of the encoded image.
     max_pixels: width times height, read from the header before anything is decoded.
     """
 
@@ -56,14 +56,14 @@ class PictureLimits:
     max_pixels: int = 50_000_000
 
 
-DEFAULT_LIMITS = PictureLimits()
+DEFAULT_LIMITS = ImageLimits()
 
 OnOpened = Callable[[Image.Image], None]
 """Called with an image whose size and mode are known, before its pixels are decoded; what it raises ends the decoding."""
 
 
-def decode(data: bytes, limits: PictureLimits = DEFAULT_LIMITS, on_opened: OnOpened = lambda image: None) -> Image.Image:
-    """Decode one picture as a person would see it.
+def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS, on_opened: OnOpened = lambda image: None) -> Image.Image:
+    """Decode one image as a person would see it.
 
     The first frame of an animation; turned by its EXIF orientation; transparency laid on white;
     16-bit greys scaled to 8 bits; every colour model converted to RGB.
@@ -77,14 +77,14 @@ def decode(data: bytes, limits: PictureLimits = DEFAULT_LIMITS, on_opened: OnOpe
         A loaded Pillow image of mode "RGB", at least 1x1.
 
     Raises:
-        PictureError: empty, not a picture, truncated, over a limit, of a mode without colours, transparent everywhere, or of values
+        ImageError: empty, not an image, truncated, over a limit, of a mode without colours, transparent everywhere, or of values
             whose range is not known.
         Exception: what `on_opened` raises.
     """
     if not data:
-        raise PictureError("the picture is empty: 0 bytes came, an encoded picture (JPEG, PNG, ...) was expected")
+        raise ImageError("the image is empty: 0 bytes came, an encoded image (JPEG, PNG, ...) was expected")
     if len(data) > limits.max_bytes:
-        raise PictureError(f"the picture has {len(data):,} bytes, at most {limits.max_bytes:,} are read: send a smaller one")
+        raise ImageError(f"the image has {len(data):,} bytes, at most {limits.max_bytes:,} are read: send a smaller one")
     try:
         image = _load(without_metadata(data), limits, on_opened)
         return to_rgb(image)
@@ -92,12 +92,12 @@ def decode(data: bytes, limits: PictureLimits = DEFAULT_LIMITS, on_opened: OnOpe
         raise
     except UnidentifiedImageError as error:
         if heif.is_heif(data[:64]):
-            raise PictureError(heif.missing("the picture is a HEIC image")) from error
-        raise PictureError(
-            f"{len(data):,} bytes came that are no picture (they begin {data[:8]!r}): expected one of {', '.join(FORMATS)}"
+            raise ImageError(heif.missing("the image is a HEIC image")) from error
+        raise ImageError(
+            f"{len(data):,} bytes came that are no image (they begin {data[:8]!r}): expected one of {', '.join(FORMATS)}"
         ) from error
     except Image.DecompressionBombError as error:
-        raise PictureError(f"the picture claims more than {limits.max_pixels:,} pixels: send a smaller one") from error
+        raise ImageError(f"the image claims more than {limits.max_pixels:,} pixels: send a smaller one") from error
     except (
         OSError,
         SyntaxError,
@@ -111,10 +111,10 @@ def decode(data: bytes, limits: PictureLimits = DEFAULT_LIMITS, on_opened: OnOpe
         struct.error,
     ) as error:
         # What Pillow's decoders raise on broken data, by its own documentation and fuzzing.
-        raise PictureError(f"the picture cannot be decoded: {first_line(error)}") from error
+        raise ImageError(f"the image cannot be decoded: {first_line(error)}") from error
 
 
-def _load(data: bytes, limits: PictureLimits, on_opened: OnOpened) -> Image.Image:
+def _load(data: bytes, limits: ImageLimits, on_opened: OnOpened) -> Image.Image:
     """Decode the pixels, of a JPEG without its end too if all of them are there."""
     image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
     _check_size(image.size, limits)
@@ -134,20 +134,18 @@ def _load(data: bytes, limits: PictureLimits, on_opened: OnOpened) -> Image.Imag
     return image
 
 
-def _check_size(size: tuple[int, int], limits: PictureLimits) -> None:
+def _check_size(size: tuple[int, int], limits: ImageLimits) -> None:
     width, height = size
     if width * height > limits.max_pixels:
-        raise PictureError(
-            f"the picture claims {width:,} x {height:,} pixels, at most {limits.max_pixels:,} are decoded: send a smaller one"
-        )
+        raise ImageError(f"the image claims {width:,} x {height:,} pixels, at most {limits.max_pixels:,} are decoded: send a smaller one")
 
 
-def _check_coded(data: bytes, image: Image.Image, limits: PictureLimits) -> None:
+def _check_coded(data: bytes, image: Image.Image, limits: ImageLimits) -> None:
     """A decoder of AVIF works on the coded images, whatever size the header claims, and scales the outcome."""
     coded = coded_pixels(data)
     if max(coded, default=0) > _CODED_SHARE * image.width * image.height + _CODED_PADDING or sum(coded) > _CODED_SHARE * limits.max_pixels:
-        raise PictureError(
-            f"the picture claims {image.width:,} x {image.height:,} pixels and holds coded images of {sum(coded):,} pixels, at most"
+        raise ImageError(
+            f"the image claims {image.width:,} x {image.height:,} pixels and holds coded images of {sum(coded):,} pixels, at most"
             f" {limits.max_pixels:,} are decoded: save it anew"
         )
 
@@ -178,26 +176,26 @@ def decoding_bytes(image: Image.Image, data: bytes) -> int:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """A loaded Pillow picture as `decode` gives it: upright, without transparency, RGB. For pictures that came without a file.
+    """A loaded Pillow image as `decode` gives it: upright, without transparency, RGB. For images that came without a file.
 
     Raises:
-        PictureError: of a mode without colours.
+        ImageError: of a mode without colours.
     """
     return _to_rgb(_upright(image))
 
 
-def read(path: str | Path, limits: PictureLimits = DEFAULT_LIMITS) -> Image.Image:
-    """Read and `decode` a picture file.
+def read(path: str | Path, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
+    """Read and `decode` an image file.
 
     Raises:
         NotFoundError: no such file.
-        PictureError: see `decode` and `read_encoded`; the message begins with the path.
+        ImageError: see `decode` and `read_encoded`; the message begins with the path.
     """
     data = read_encoded(path, limits.max_bytes)
     try:
         return decode(data, limits)
-    except PictureError as error:
-        raise PictureError(f"{printable(str(path))}: {error}") from error
+    except ImageError as error:
+        raise ImageError(f"{printable(str(path))}: {error}") from error
 
 
 def read_encoded(path: str | Path, max_bytes: int) -> bytes:
@@ -205,22 +203,22 @@ def read_encoded(path: str | Path, max_bytes: int) -> bytes:
 
     Raises:
         NotFoundError: no such file.
-        PictureError: one that may not be read, a pipe that nobody writes to, a device, or more than `max_bytes`.
+        ImageError: one that may not be read, a pipe that nobody writes to, a device, or more than `max_bytes`.
     """
     shown = printable(str(path))
     try:
         status = Path(path).stat()
         if stat.S_ISREG(status.st_mode) and status.st_size > max_bytes:
-            raise PictureError(f"{shown}: the picture has {status.st_size:,} bytes, at most {max_bytes:,} are read: send a smaller one")
+            raise ImageError(f"{shown}: the image has {status.st_size:,} bytes, at most {max_bytes:,} are read: send a smaller one")
         data = read_bounded(path, max_bytes) if _is_readable(status.st_mode) else b""
     except (FileNotFoundError, NotADirectoryError) as error:
         raise NotFoundError(f"{shown}: {error.strerror}") from error
     except (OSError, ValueError) as error:
-        raise PictureError(f"{shown}: {getattr(error, 'strerror', None) or error}") from error
+        raise ImageError(f"{shown}: {getattr(error, 'strerror', None) or error}") from error
     if not data and not stat.S_ISREG(status.st_mode):
-        raise PictureError(f"{shown}: {find_images.kind_of(status.st_mode)}, an image file was expected")
+        raise ImageError(f"{shown}: {find_images.kind_of(status.st_mode)}, an image file was expected")
     if len(data) > max_bytes:
-        raise PictureError(f"{shown}: the image has more than {max_bytes:,} bytes: send a smaller one")
+        raise ImageError(f"{shown}: the image has more than {max_bytes:,} bytes: send a smaller one")
     return data
 
 
@@ -245,7 +243,7 @@ def _upright(image: Image.Image) -> Image.Image:
     try:
         turn = _TURNS.get(image.getexif().get(_EXIF_ORIENTATION, 1))
     except (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, ZeroDivisionError, struct.error):
-        return image  # unreadable EXIF data says nothing about the picture itself
+        return image  # unreadable EXIF data says nothing about the image itself
     if turn is None:
         return image
     turned = image.transpose(turn)
@@ -259,7 +257,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         return _from_integers(image)
     if image.mode == "F":
-        raise PictureError("the picture holds floating-point values, which have no agreed range: save it with 8 or 16 bits a channel")
+        raise ImageError("the image holds floating-point values, which have no agreed range: save it with 8 or 16 bits a channel")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         _require_visible(image)
@@ -273,10 +271,10 @@ def _from_integers(image: Image.Image) -> Image.Image:
     values = np.asarray(image).astype(np.int64)
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 0xFFFF:
-        raise PictureError(f"the picture holds integers from {low} to {high}: 8 or 16 bits a channel were expected")
+        raise ImageError(f"the image holds integers from {low} to {high}: 8 or 16 bits a channel were expected")
     if 0 < high < _NEAR_BLACK_16:
-        raise PictureError(
-            f"the picture holds values from {low:,} to {high:,} where 65,535 is white, so it would be decoded near black:"
+        raise ImageError(
+            f"the image holds values from {low:,} to {high:,} where 65,535 is white, so it would be decoded near black:"
             " scale them (12-bit data: times 16), or save it with 8 bits a channel"
         )
     return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
@@ -290,21 +288,21 @@ def _stores_16_bits(image: Image.Image) -> bool:
 
 
 def _require_full_range(image: Image.Image) -> None:
-    """Raises: PictureError: colours of 16 bits that are 12 bits or fewer, unscaled, as `_from_integers` refuses greys."""
+    """Raises: ImageError: colours of 16 bits that are 12 bits or fewer, unscaled, as `_from_integers` refuses greys."""
     colours = [band for band, name in zip(image.split(), image.getbands(), strict=True) if name not in ("A", "X")]
     high = max(int(np.asarray(band).max()) for band in colours)
     if 0 < high < _NEAR_BLACK_16 >> 8:
-        raise PictureError(
-            f"the picture stores 16 bits a channel, but its values lie below {(high + 1) << 8:,}: it would be decoded near black;"
+        raise ImageError(
+            f"the image stores 16 bits a channel, but its values lie below {(high + 1) << 8:,}: it would be decoded near black;"
             " scale them to 65,535, or save it with 8 bits a channel"
         )
 
 
 def _require_visible(image: Image.Image) -> None:
-    """Raises: PictureError: an RGBA image that is transparent everywhere."""
+    """Raises: ImageError: an RGBA image that is transparent everywhere."""
     highest = int(np.asarray(image.getchannel("A")).max())
     if highest < _NEAR_CLEAR:
-        raise PictureError(
-            f"the picture is transparent everywhere (its alpha is at most {highest} of 255): there is nothing to see;"
+        raise ImageError(
+            f"the image is transparent everywhere (its alpha is at most {highest} of 255): there is nothing to see;"
             " save it without the alpha channel"
         )

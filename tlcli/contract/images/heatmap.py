@@ -1,4 +1,4 @@
-"""Maps as pictures: scaled to [0, 1], enlarged, coloured, laid over the photograph."""
+"""Maps as images: scaled to [0, 1], enlarged, coloured, laid over the photograph."""
 
 from __future__ import annotations
 
@@ -47,43 +47,43 @@ def colorize(unit: FloatArray) -> ByteArray:
 
 
 def heat_map(values: FloatArray, width: int, height: int) -> Image.Image:
-    """A raw map `[h, w]` as an RGB picture of `width` x `height` pixels."""
+    """A raw map `[h, w]` as an RGB image of `width` x `height` pixels."""
     return Image.fromarray(colorize(enlarge(to_unit(values), width, height)))
 
 
-def shrink(picture: Image.Image, max_side: int = MAX_SIDE) -> tuple[Image.Image, float]:
+def shrink(image: Image.Image, max_side: int = MAX_SIDE) -> tuple[Image.Image, float]:
     """Scale an image down to `max_side` pixels on its longer side, as `overlay` does; return it and the factor, 1.0 for a small one."""
-    scale = min(1.0, max_side / max(picture.size))
+    scale = min(1.0, max_side / max(image.size))
     if scale < 1.0:
-        picture = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))), Image.Resampling.BILINEAR)
-    return picture, scale
+        image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.BILINEAR)
+    return image, scale
 
 
-def overlay(picture: Image.Image, values: FloatArray, box: Box, strength: float = 0.5, max_side: int = MAX_SIDE) -> Image.Image:
-    """The raw map `[h, w]` laid over the part of the picture that the network saw.
+def overlay(image: Image.Image, values: FloatArray, box: Box, strength: float = 0.5, max_side: int = MAX_SIDE) -> Image.Image:
+    """The raw map `[h, w]` laid over the part of the image that the network saw.
 
     Args:
-        picture: RGB, upright, as `tlcli.contract.images.decoding.decode` gives it.
+        image: RGB, upright, as `tlcli.contract.images.decoding.decode` gives it.
         values: the raw map.
-        box: what the network saw, from `Preprocessing.visible_box(*picture.size)`; outside it the picture is dimmed.
+        box: what the network saw, from `Preprocessing.visible_box(*image.size)`; outside it the image is dimmed.
         strength: share of the colours in the mixture, 0 to 1.
-        max_side: larger pictures are scaled down to this many pixels on their longer side.
+        max_side: larger images are scaled down to this many pixels on their longer side.
 
     Returns:
-        An RGB picture of the (scaled) picture's size.
+        An RGB image of the (scaled) image's size.
     """
-    picture, scale = shrink(picture, max_side)
+    image, scale = shrink(image, max_side)
     left, top, right, bottom = (round(edge * scale) for edge in box)
     right, bottom = max(right, left + 1), max(bottom, top + 1)
-    mixed = Image.blend(picture, Image.new("RGB", picture.size), 0.5)
-    inside = (max(left, 0), max(top, 0), min(right, picture.width), min(bottom, picture.height))
+    mixed = Image.blend(image, Image.new("RGB", image.size), 0.5)
+    inside = (max(left, 0), max(top, 0), min(right, image.width), min(bottom, image.height))
     heat = heat_map(values, right - left, bottom - top).crop((inside[0] - left, inside[1] - top, inside[2] - left, inside[3] - top))
-    mixed.paste(Image.blend(picture.crop(inside), heat, strength), inside[:2])
+    mixed.paste(Image.blend(image.crop(inside), heat, strength), inside[:2])
     return mixed
 
 
-def encode(picture: Image.Image, image_format: Literal["PNG", "JPEG"] = "PNG") -> bytes:
-    """The picture as an encoded file."""
+def encode(image: Image.Image, image_format: Literal["PNG", "JPEG"] = "PNG") -> bytes:
+    """The image as an encoded file."""
     buffer = io.BytesIO()
-    picture.save(buffer, image_format, quality=90) if image_format == "JPEG" else picture.save(buffer, image_format, compress_level=3)
+    image.save(buffer, image_format, quality=90) if image_format == "JPEG" else image.save(buffer, image_format, compress_level=3)
     return buffer.getvalue()

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from tlcli.contract.images import decoding
-from tlcli.contract.images.decoding import PictureLimits
+from tlcli.contract.images.decoding import ImageLimits
 from tlcli.contract.images.heatmap import shrink
 from tlcli.contract.images.preprocessing import Box, Preprocessing
 
@@ -23,35 +23,35 @@ class NetworkInput:
     """Input of the network, and its source.
 
     images: uint8 `[1, height, width, 3]`, RGB.
-    box: the part of the picture that it covers: left, top, right, bottom in the picture's pixels.
-    picture: RGB, upright; kept only where a map is to be laid on it, and no larger than `tlcli.contract.images.heatmap.overlay` draws it.
-    scale: the picture's pixels for each pixel that was decoded, 1.0 or less.
+    box: the part of the image that it covers: left, top, right, bottom in the image's pixels.
+    image: RGB, upright; kept only where a map is to be laid on it, and no larger than `tlcli.contract.images.heatmap.overlay` draws it.
+    scale: the image's pixels for each pixel that was decoded, 1.0 or less.
     """
 
     images: npt.NDArray[np.uint8]
     box: Box
-    picture: Image.Image | None
+    image: Image.Image | None
     scale: float = 1.0
 
 
-def from_encoded(data: bytes, preprocessing: Preprocessing, limits: PictureLimits, keep_picture: bool, admit: Admit) -> NetworkInput:
-    """Decode a picture and make the input of it, as validation and `predict` do.
+def from_encoded(data: bytes, preprocessing: Preprocessing, limits: ImageLimits, keep_image: bool, admit: Admit) -> NetworkInput:
+    """Decode an image and make the input of it, as validation and `predict` do.
 
     Args:
         data, limits: see `tlcli.contract.images.decoding.decode`.
         preprocessing: of the model.
-        keep_picture: see `NetworkInput`.
+        keep_image: see `NetworkInput`.
         admit: see `Admit`.
 
     Raises:
-        PictureError: see `tlcli.contract.images.decoding.decode`.
+        ImageError: see `tlcli.contract.images.decoding.decode`.
         Exception: what `admit` raises.
     """
 
     def on_opened(image: Image.Image) -> None:
         admit(decoding.decoding_bytes(image, data) + preprocessing.resizing_bytes(*image.size))
 
-    picture = decoding.decode(data, limits, on_opened)
-    images = preprocessing.apply(picture)[None]
-    kept, scale = shrink(picture) if keep_picture else (None, 1.0)
-    return NetworkInput(images, preprocessing.visible_box(*picture.size), kept, scale)
+    photo = decoding.decode(data, limits, on_opened)
+    images = preprocessing.apply(photo)[None]
+    kept, scale = shrink(photo) if keep_image else (None, 1.0)
+    return NetworkInput(images, preprocessing.visible_box(*photo.size), kept, scale)

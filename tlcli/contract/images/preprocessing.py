@@ -1,4 +1,4 @@
-"""How a picture becomes a network's input: resize, crop, and the normalisation that the graph does itself."""
+"""How an image becomes a network's input: resize, crop, and the normalisation that the graph does itself."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Preprocessing(BaseModel):
     """The evaluation transform, the same arithmetic on the same library as timm's `create_transform(is_training=False)`.
 
     height, width: of the input, pixels.
-    crop_pct: the share of the resized picture's shorter side that the crop keeps, in (0, 1].
+    crop_pct: the share of the resized image's shorter side that the crop keeps, in (0, 1].
     crop_mode: `center` resizes the shorter side and cuts the middle out; `squash` ignores the aspect ratio;
-        `border` fits the whole picture in and pads with the mean colour.
+        `border` fits the whole image in and pads with the mean colour.
     interpolation: Pillow's resampling filter, antialiased.
     mean, std: of the input in [0, 1], a channel each; applied inside the graph: `(x / 255 - mean) / std`.
     """
@@ -42,10 +42,10 @@ class Preprocessing(BaseModel):
     std: tuple[float, float, float] = IMAGENET_STD
 
     def apply(self, image: Image.Image) -> npt.NDArray[np.uint8]:
-        """Resize and crop an RGB picture to the input: uint8 `[height, width, 3]`, C-contiguous, writable."""
+        """Resize and crop an RGB image to the input: uint8 `[height, width, 3]`, C-contiguous, writable."""
         size, (left, top) = self._placement(*image.size)
         if size[0] * size[1] > _MAX_RESIZED_PIXELS and self.crop_mode == "center":
-            # A sliver of a picture, hundreds of times longer than wide: resize no more of it than is seen.
+            # A sliver of an image, hundreds of times longer than wide: resize no more of it than is seen.
             box = self.visible_box(*image.size)
             image = image.resize((self.width, self.height), Image.Resampling[self.interpolation.upper()], box=box)
             return np.array(image, dtype=np.uint8)
@@ -65,16 +65,16 @@ class Preprocessing(BaseModel):
         return 4 * (across * down + across * height + self.width * self.height)
 
     def visible_box(self, width: int, height: int) -> Box:
-        """The part of a `width` x `height` picture that the input covers: left, top, right, bottom in its pixels.
+        """The part of a `width` x `height` image that the input covers: left, top, right, bottom in its pixels.
 
-        With `border` the box reaches beyond the picture. A map belongs to exactly this box.
+        With `border` the box reaches beyond the image. A map belongs to exactly this box.
         """
         (resized_width, resized_height), (left, top) = self._placement(width, height)
         across, down = width / resized_width, height / resized_height
         return left * across, top * down, (left + self.width) * across, (top + self.height) * down
 
     def _placement(self, width: int, height: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """The size a picture is resized to, and where in it the input's top left corner lies (negative: padding)."""
+        """The size an image is resized to, and where in it the input's top left corner lies (negative: padding)."""
         scaled = (math.floor(self.width / self.crop_pct), math.floor(self.height / self.crop_pct))
         if self.crop_mode == "squash":
             size = scaled

@@ -1,4 +1,4 @@
-"""Score-CAM and Faster-Score-CAM: a channel is worth the score of the picture seen through it. Forward passes alone."""
+"""Score-CAM and Faster-Score-CAM: a channel is worth the score of the image seen through it. Forward passes alone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tlcli.contract.errors import RequestError
 from tlcli.contract.images.heatmap import enlarge
 
 Floats = npt.NDArray[np.float32]
-Pictures = npt.NDArray[np.uint8]
+Images = npt.NDArray[np.uint8]
 
 DEFAULT_CHANNELS: dict[str, int | None] = {"scorecam": None, "faster_scorecam": 10}
 """The methods of this file, and how many channels each looks through: None for all."""
@@ -35,30 +35,30 @@ def check_max_channels(max_channels: int | None, names: Sequence[str]) -> None:
 
 
 def score_cam(
-    score: Callable[[Pictures], Floats],
-    images: Pictures,
+    score: Callable[[Images], Floats],
+    images: Images,
     features: Floats,
     classes: npt.NDArray[np.int64],
     mean: Sequence[float],
     max_channels: int | None,
     batch_size: int | Callable[[], int],
 ) -> Generator[int, None, Floats]:
-    """Score-CAM: `relu(sum_k w_k A_k)`, w the softmax over channels of the class's score on the pictures masked by A_k.
+    """Score-CAM: `relu(sum_k w_k A_k)`, w the softmax over channels of the class's score on the images masked by A_k.
 
     Wang et al. 2020, arXiv:1910.01279, algorithm 1; no baseline is subtracted, which would change nothing in the softmax. With
-    fewer channels than there are it is Faster-Score-CAM: those of the largest spatial variance, chosen for each picture by itself.
+    fewer channels than there are it is Faster-Score-CAM: those of the largest spatial variance, chosen for each image by itself.
 
-    A picture comes masked as the graph takes pictures: in uint8, so each of its values is rounded to a whole number. A channel that is
-    the same everywhere masks all of the picture; what is left is the mean colour, whichever picture and channel it was, and runs once.
+    An image comes masked as the graph takes images: in uint8, so each of its values is rounded to a whole number. A channel that is
+    the same everywhere masks all of the image; what is left is the mean colour, whichever image and channel it was, and runs once.
 
     Args:
-        score: runs masked pictures, uint8 `[b, H, W, 3]`, and returns a score a class, float32 `[b, C]`: logits or probabilities.
+        score: runs masked images, uint8 `[b, H, W, 3]`, and returns a score a class, float32 `[b, C]`: logits or probabilities.
         images: uint8 `[N, H, W, 3]`.
         features: float32 `[N, c, h, w]`.
         classes: int64 `[N, K]`; all come from the same passes.
         mean: of the preprocessing, in [0, 1], a channel each: the colour that the network sees as zero.
         max_channels: None for all.
-        batch_size: how many masked pictures there are at a time, from one picture or several; a function is asked before each pass.
+        batch_size: how many masked images there are at a time, from one image or several; a function is asked before each pass.
 
     Yields:
         After each pass, how many channels it settled; together N times the channels that are looked through.
@@ -70,7 +70,7 @@ def score_cam(
     lively = np.stack([_varies(one[channels]) for one, channels in zip(features, chosen, strict=True)])
     scores = np.empty((*chosen.shape, classes.shape[1]))
     if not lively.all():
-        of_blank = score(mask_pictures(images[:1], np.zeros((1, 1, 1), np.float32), mean))[0]
+        of_blank = score(mask_images(images[:1], np.zeros((1, 1, 1), np.float32), mean))[0]
         rows, places = np.nonzero(~lively)
         scores[rows, places] = of_blank[classes[rows]]
         yield len(rows)
@@ -80,20 +80,20 @@ def score_cam(
         stop = start + (batch_size() if callable(batch_size) else batch_size)
         row, place = rows[start:stop], places[start:stop]
         start = stop
-        masked = mask_pictures(images[row], features[row, chosen[row, place]], mean)
+        masked = mask_images(images[row], features[row, chosen[row, place]], mean)
         scores[row, place] = np.take_along_axis(score(masked), classes[row], axis=1)
         yield len(row)
-    return np.stack([_weigh(one[channels], of_picture) for one, channels, of_picture in zip(features, chosen, scores, strict=True)])
+    return np.stack([_weigh(one[channels], of_image) for one, channels, of_image in zip(features, chosen, scores, strict=True)])
 
 
-def mask_pictures(images: Pictures, activations: Floats, mean: Sequence[float]) -> Pictures:
-    """Pictures seen through channels: the normalised input times the mask, so the mean colour where the mask is 0.
+def mask_images(images: Images, activations: Floats, mean: Sequence[float]) -> Images:
+    """Images seen through channels: the normalised input times the mask, so the mean colour where the mask is 0.
 
     The mask is the channel enlarged bilinearly, then scaled to [0, 1] by its own minimum and maximum.
 
     Args:
         images: uint8 `[b, H, W, 3]`.
-        activations: float32 `[b, h, w]`, a channel each, no larger than the pictures.
+        activations: float32 `[b, h, w]`, a channel each, no larger than the images.
         mean: in [0, 1], a colour each.
 
     Returns:

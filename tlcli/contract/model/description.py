@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tlcli.contract.errors import ModelFileError
+from tlcli.contract.files.earlier_names import IMAGES_FIELD
 from tlcli.contract.images.preprocessing import Preprocessing
 from tlcli.contract.maps.method_names import IN_GRAPH
 
@@ -68,17 +69,17 @@ class MapOutput(BaseModel):
 class Parity(BaseModel):
     """How far the graph's answers lay from PyTorch's when it was exported.
 
-    pictures: how many real pictures were compared, from the set that `source` names.
+    images: how many real images were compared, from the set that `source` names.
     logits: the largest difference; absolute up to logits of 100, above that as a share of the largest logit, times 100.
     maps: a name each, the largest difference relative to the map's largest value; among the nearest three
         quarters of the maps, unless one linear layer on the spatial mean is all that follows the layer; FEM's, which
         has a threshold of its own, always among the nearest three quarters.
-    top1_agreement: the share of pictures with the same first class, in [0, 1].
+    top1_agreement: the share of images with the same first class, in [0, 1].
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    pictures: int
+    images: int = Field(validation_alias=IMAGES_FIELD)
     source: str
     logits: float
     maps: dict[str, float]
@@ -86,18 +87,18 @@ class Parity(BaseModel):
 
 
 class MapAgreement(BaseModel):
-    """How alike a map of a file in smaller numbers and that of the float file are, for the same pictures and classes.
+    """How alike a map of a file in smaller numbers and that of the float file are, for the same images and classes.
 
-    pictures: those whose maps were compared.
-    rank_correlation, rank_correlation_median: Spearman's coefficient over a map's positions: its mean and its median over the pictures. A
+    images: those whose maps were compared.
+    rank_correlation, rank_correlation_median: Spearman's coefficient over a map's positions: its mean and its median over the images. A
         map that is constant in one of the files counts as 0, one that is in both not at all; None if none is left.
-    pointing_before, pointing: the share of pictures with a box or a mask whose map's largest point lies on the object, in the float file
+    pointing_before, pointing: the share of images with a box or a mask whose map's largest point lies on the object, in the float file
         and in this one; None where there are none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    pictures: int
+    images: int = Field(validation_alias=IMAGES_FIELD)
     rank_correlation: float | None
     rank_correlation_median: float | None
     pointing_before: float | None = None
@@ -107,18 +108,18 @@ class MapAgreement(BaseModel):
 class Agreement(BaseModel):
     """How a file in smaller numbers answers, beside the float file that it was made of.
 
-    pictures: how many were compared, from the set that `source` names.
+    images: how many were compared, from the set that `source` names.
     top1_before, top1: the share that is answered right by the float file and by this one; None where the classes are not known.
     agreement: the share with the same first class in both.
     finite: the share whose logits are numbers in this file.
     time: what scores take in this file, as a share of what they take in the float file: the median over batches, on the CPU that wrote it.
     maps: of the graph, by name.
-    calibration: how many pictures the ranges of int8 come from, and which; None for fp16, which needs none.
+    calibration: how many images the ranges of int8 come from, and which; None for fp16, which needs none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    pictures: int
+    images: int = Field(validation_alias=IMAGES_FIELD)
     source: str
     top1_before: float | None
     top1: float | None
@@ -133,7 +134,7 @@ class Provenance(BaseModel):
     """Where a model comes from: enough to make it again.
 
     versions: package name to version, as exported.
-    run: the run folder's name; dataset: its spec; dataset_fingerprint: SHA-256 over the pictures' contents.
+    run: the run folder's name; dataset: its spec; dataset_fingerprint: SHA-256 over the images' contents.
     metrics: final figures of the run (`val_top1`, ...), shares in [0, 1].
     parity: of the float graph, with PyTorch.
     agreement: of a file in smaller numbers, with the float graph.
@@ -159,8 +160,8 @@ class Description(BaseModel):
 
     layers: those that maps explain, in the order in which the network computes them; none in a model without maps.
     switches: the graph's outputs that are computed only if `wanted` says so, in its order.
-    dynamic_size: the graph takes pictures of any height and width; those of `preprocessing` are what it was trained with.
-    precision: what the forward pass computes in: float32, float16 from the normalised picture to the last layer's input, or int8 in its
+    dynamic_size: the graph takes images of any height and width; those of `preprocessing` are what it was trained with.
+    precision: what the forward pass computes in: float32, float16 from the normalised image to the last layer's input, or int8 in its
         convolutions. What the graph takes and answers is the same for all, and maps are made in float32.
     temperature: what the trained network's logits were divided by, so that the scores mean more; the graph's logits are those after it.
     """

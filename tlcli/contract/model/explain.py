@@ -19,7 +19,7 @@ Maps = npt.NDArray[np.float32]
 Targets = npt.NDArray[np.int64] | Sequence[int]
 
 BATCH_SIZE = 16
-"""Masked pictures at a time."""
+"""Masked images at a time."""
 
 
 def explain(
@@ -41,8 +41,8 @@ def explain(
         methods: maps of the model's description, by name.
         softmax: explain the class's softmax probability instead of its logit.
         max_channels: how many channels Score-CAM and Faster-Score-CAM look through; None for all, and for ten.
-        batch_size: how many masked pictures they run at a time.
-        advance: is told after every such run how many channels were settled since the last, `channels_to_score` for each picture
+        batch_size: how many masked images they run at a time.
+        advance: is told after every such run how many channels were settled since the last, `channels_to_score` for each image
             in all. What it raises ends the work.
 
     Raises:
@@ -92,8 +92,8 @@ def explain_in_steps(
     outside = {name: _sources(description, name) for name in names if name not in inside}
     sources = dict.fromkeys(source for needed in outside.values() for source in needed)
 
-    def score(pictures: npt.NDArray[np.uint8]) -> Maps:
-        seen = model.run(pictures)
+    def score(batch: npt.NDArray[np.uint8]) -> Maps:
+        seen = model.run(batch)
         return seen.scores if softmax else seen.logits
 
     answer = model.run(images, targets, inside, _evidence(sources), softmax)
@@ -116,7 +116,7 @@ def explain_in_steps(
 
 
 def channels_to_score(description: Description, methods: Sequence[str], max_channels: int | None = None) -> int:
-    """How many channels of each picture the Score-CAMs among the maps look through: what `explain` advances by; 0 without any.
+    """How many channels of each image the Score-CAMs among the maps look through: what `explain` advances by; 0 without any.
 
     Args:
         description: the model's.

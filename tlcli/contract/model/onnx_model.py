@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 FIRST_RANKED = -1
-"""A negative target -r means the r-th ranked class of each picture."""
+"""A negative target -r means the r-th ranked class of each image."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the graph returned for N pictures and K explained classes.
+    """What the graph returned for N images and K explained classes.
 
     scores, logits: float32 `[N, C]`; scores are the softmax of logits.
     classes: int64 `[N, K]`, the classes explained, or None if no map was asked for.
@@ -47,7 +47,7 @@ class Answer:
     evidence: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
     def rows(self, start: int, stop: int, maps: bool) -> Answer:
-        """The answer for some of the pictures, with their maps or without; evidence is left out."""
+        """The answer for some of the images, with their maps or without; evidence is left out."""
         return Answer(
             scores=self.scores[start:stop],
             logits=self.logits[start:stop],
@@ -189,7 +189,7 @@ class Model:
 
         Args:
             images: uint8 `[N, H, W, 3]`, RGB, from `Preprocessing.apply`; of another size where the model takes any.
-            targets: classes to explain: K of them for all pictures, or `[N or 1, K]`; -r is the r-th ranked.
+            targets: classes to explain: K of them for all images, or `[N or 1, K]`; -r is the r-th ranked.
             methods: the maps to compute, by name, of those that the graph holds.
             evidence: outputs of the description's layers to return, by name.
             softmax: explain the class's softmax probability instead of its logit.
@@ -209,7 +209,7 @@ class Model:
             chosen = np.atleast_2d(np.asarray(targets, dtype=np.int64))
             if chosen.ndim != 2 or chosen.shape[0] not in (1, len(images)):
                 raise RequestError(
-                    f"targets of shape {list(chosen.shape)} came with {len(images)} pictures: expected [{len(images)} or 1, K]"
+                    f"targets of shape {list(chosen.shape)} came with {len(images)} images: expected [{len(images)} or 1, K]"
                 )
             self.check_targets(chosen.ravel().tolist())
             feed[TARGETS] = chosen

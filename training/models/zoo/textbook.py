@@ -16,7 +16,7 @@ class SimpleCNN(PartedBackbone):
     """The small CNN that notebooks train on MNIST, Fashion-MNIST and CIFAR-10: three blocks, each of half the size of the one before.
 
     A block is a 3x3 convolution, 2x2 max pooling and another 3x3 convolution, each convolution followed in the end by batch norm and
-    ReLU, then dropout. Pooled so early (as in Jordan 2024, arXiv:2404.00498) a picture of 28x28 pixels takes 13 million
+    ReLU, then dropout. Pooled so early (as in Jordan 2024, arXiv:2404.00498) an image of 28x28 pixels takes 13 million
     multiplications, less than half of what two convolutions before the pooling take. The head is a linear layer on the mean over
     places; the notebooks' flattening and hidden layer is the head `mlp:128`.
     """

@@ -26,7 +26,7 @@ BACKBONES: dict[str, type[TorchvisionBackbone]] = {
 
 
 def _pretrained_cfg(name: str) -> PretrainedCfg:
-    """Where torchvision's default weights lie and how pictures become their input, as torchvision's own enum has it."""
+    """Where torchvision's default weights lie and how images become their input, as torchvision's own enum has it."""
     weights = torchvision.models.get_model_weights(name).DEFAULT
     transform = weights.transforms()
     (crop,), (resized,) = transform.crop_size, transform.resize_size

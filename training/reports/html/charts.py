@@ -22,7 +22,7 @@ _MOST_POINTS = 60
 """More epochs than this are a line without points."""
 
 _MOST_IN_TABLE = 20
-"""More classes than this are a picture with a pixel a cell."""
+"""More classes than this are an image with a pixel a cell."""
 
 _MOST_UPRIGHT = 5
 """More classes than this have their names above the columns turned."""

@@ -38,7 +38,7 @@ def render(record: Record) -> str:
     """The page."""
     sheet = read_data_sheet(record.path)
     asked = record.config.asked
-    title = f"{asked.get('backbone', 'A network')} on {Path(str(asked.get('dataset', 'pictures'))).name}"
+    title = f"{asked.get('backbone', 'A network')} on {Path(str(asked.get('dataset', 'images'))).name}"
     sections = {
         "figures": ("Figures", sections_results.figures(record)),
         "training": ("Training", sections_results.training(record)),
@@ -95,7 +95,7 @@ def _warnings(record: Record, sheet: DataSheet | None) -> Child:
 def _tiles(record: Record) -> Markup:
     name, part = list(record.parts.items())[-1]  # the test part, where there is one
     of_part = CALLED[name]
-    pictures, last = record.results.pictures, max((one.epoch for one in record.epochs), default=None)
+    images, last = record.results.images, max((one.epoch for one in record.epochs), default=None)
     stage = {"head": "head alone", "full": "all layers"}.get(record.best_stage or "", "")
     return element(
         "div",
@@ -103,7 +103,7 @@ def _tiles(record: Record) -> Markup:
         _tile(f"{of_part} macro F1", number(part.macro_f1), "the mean over the classes"),
         _tile(f"{of_part} loss", number(part.loss), "cross-entropy, nats"),
         _tile(f"{of_part} ECE", percent(part.ece), "expected calibration error"),
-        _tile("Pictures", f"{sum(pictures.values()):,}", ", ".join(f"{count:,} {key}" for key, count in pictures.items())),
+        _tile("Images", f"{sum(images.values()):,}", ", ".join(f"{count:,} {key}" for key, count in images.items())),
         _tile("Best epoch", str(record.results.best_epoch), ", ".join(filter(None, ("" if last is None else f"of {last}", stage)))),
         _tile("Time", duration(record.seconds), f"on {record.config.device}" if record.config.device else ""),
         class_="tiles",

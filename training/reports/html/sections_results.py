@@ -36,13 +36,13 @@ def figures(record: Record) -> Child:
         for name, part in record.parts.items()
     ]
     kept = describe_kept(record.results.best_epoch, record.best_stage, record.config.asked.get("mode"))
-    heads = ["part", "pictures", "right", "top-1", "95 % interval", "top-5", "macro F1", "loss", "ECE"]
+    heads = ["part", "images", "right", "top-1", "95 % interval", "top-5", "macro F1", "loss", "ECE"]
     return (
         table(heads, rows, numbers_from=1),
         element(
             "p",
             f"The network of {kept}. It has {RULE}. The epoch was chosen on the validation part, so its figures there are a little better"
-            " than on pictures that nobody has chosen by. Intervals: Wilson's, of chance in which pictures the part holds.",
+            " than on images that nobody has chosen by. Intervals: Wilson's, of chance in which images the part holds.",
             class_="soft small",
         ),
     )
@@ -65,7 +65,7 @@ def classes(record: Record) -> Child:
     """Precision, recall and F1 of each class, part by part."""
     parts = record.parts
     labels = [one.label for one in record.results.val.classes]
-    heads = ["class", *(figure for _ in parts for figure in ("pictures", "precision", "recall", "F1"))]
+    heads = ["class", *(figure for _ in parts for figure in ("images", "precision", "recall", "F1"))]
     rows = []
     for index, label in enumerate(labels):
         cells: list[Child] = [element("td", label, class_="name")]
@@ -82,8 +82,8 @@ def classes(record: Record) -> Child:
     return (
         element(
             "p",
-            "Precision: of the answers that name the class, those that are right. Recall: of the class's pictures, those that are found."
-            " F1: their harmonic mean. A dash: the class was never answered, or has no pictures.",
+            "Precision: of the answers that name the class, those that are right. Recall: of the class's images, those that are found."
+            " F1: their harmonic mean. A dash: the class was never answered, or has no images.",
             class_="soft small",
         ),
         element("div", by_class, class_="scroll tall" if len(labels) > MANY_CLASSES else "scroll"),
@@ -107,12 +107,12 @@ def _confusion_of(title: str, part: Figures) -> Child:
         [labels[true], labels[said], f"{counts[true, said]:,}", f"{100 * counts[true, said] / counts[true].sum():.1f} %"]
         for true, said in pairs
     ]
-    most = table(["is", "was taken for", "pictures", "of its class"], rows, numbers_from=2) if rows else element("p", "No mistakes.")
+    most = table(["is", "was taken for", "images", "of its class"], rows, numbers_from=2) if rows else element("p", "No mistakes.")
     return (
         element("h3", f"{title}: the true class down, the predicted across"),
         element(
             "div",
-            element("div", element("p", "Pictures", class_="small soft"), matrix(labels, counts, normalised=False)),
+            element("div", element("p", "Images", class_="small soft"), matrix(labels, counts, normalised=False)),
             element("div", element("p", "Per cent of the true class", class_="small soft"), matrix(labels, counts, normalised=True)),
             element("div", element("p", "Most frequent mistakes", class_="small soft"), most) if len(labels) > 2 else None,
             class_="side",
@@ -147,19 +147,19 @@ def mistakes(record: Record) -> Child:
     sheet = record.path / MISTAKES
     shown: Child = missing(MISTAKES)
     if sheet.is_file():
-        says = "The surest mistakes on the validation part, each picture beside its map"
+        says = "The surest mistakes on the validation part, each image beside its map"
         shown = element("figure", element("img", class_="sheet", src=_compressed(sheet), alt=says))
     wrong = sorted((one for one in record.predictions if one.label != one.predicted), key=lambda one: -one.score)
     rows = [[one.name, one.label, one.predicted, f"{100 * one.score:.1f} %"] for one in wrong[:MOST_LISTED]]
     if not record.predictions:
         listed: Child = missing(PREDICTIONS)
     elif not wrong:
-        listed = element("p", f"None of the {len(record.predictions):,} validation pictures is answered wrongly.")
+        listed = element("p", f"None of the {len(record.predictions):,} validation images is answered wrongly.")
     else:
         listed = element(
             "details",
             element("summary", f"The surest {len(rows)} of {len(wrong):,} mistakes by name"),
-            table(["picture", "is", "was taken for", "score"], rows, numbers_from=3),
+            table(["image", "is", "was taken for", "score"], rows, numbers_from=3),
         )
     return shown, listed
 

@@ -1,4 +1,4 @@
-"""The sections of a report that say what the run was: its pictures, its settings, and how to make it again."""
+"""The sections of a report that say what the run was: its images, its settings, and how to make it again."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from tlcli.training.settings.run_file_names import DATA_SHEET, SPLIT
 
 
 def data(record: Record, sheet: DataSheet | None) -> Child:
-    """The pictures; without a data sheet, what the split says of them."""
-    counts = sheet.pictures if sheet is not None else _counts_of_split(record)
+    """The images; without a data sheet, what the split says of them."""
+    counts = sheet.images if sheet is not None else _counts_of_split(record)
     classes = list(next(iter(counts.values()))) if counts else []
     rows = [[name, *(f"{counts[part].get(name, 0):,}" for part in counts)] for name in classes]
     rows.append(["all", *(f"{sum(of_part.values()):,}" for of_part in counts.values())])
     counted = table(["class", *(CALLED.get(part, part).lower() for part in counts)], rows, numbers_from=1) if classes else missing(SPLIT)
     framed = element("div", counted, class_="tall") if len(classes) > MANY_CLASSES else counted
     if sheet is None:
-        return missing(DATA_SHEET), element("h3", "Pictures, by split.json"), framed
-    return element("div", element("div", element("h3", "Pictures"), framed), element("div", _facts(sheet)), class_="side"), _copies(sheet)
+        return missing(DATA_SHEET), element("h3", "Images, by split.json"), framed
+    return element("div", element("div", element("h3", "Images"), framed), element("div", _facts(sheet)), class_="side"), _copies(sheet)
 
 
 def _facts(sheet: DataSheet) -> Child:
@@ -34,20 +34,20 @@ def _facts(sheet: DataSheet) -> Child:
         ("largest class over smallest", f"{sheet.imbalance:.3g} (training part)"),
         ("contents that occur twice or more", f"{sheet.duplicate_contents:,}"),
         ("of them with different labels", f"{sheet.contradictions:,}"),
-        *((f"{CALLED[one.of].lower()} pictures also in {CALLED[one.also_in].lower()}", f"{one.pictures:,}") for one in sheet.overlaps),
+        *((f"{CALLED[one.of].lower()} images also in {CALLED[one.also_in].lower()}", f"{one.images:,}") for one in sheet.overlaps),
         ("left out as unreadable", f"{len(sheet.left_out):,}"),
         ("left out as no image or no class", f"{sheet.skipped_count:,}"),
         ("of one colour everywhere", f"{sheet.near_uniform_count:,}"),
         *((("folders", sheet.layout),) if sheet.layout else ()),
         ("fingerprint", sheet.fingerprint),
     ]
-    measured: Child = element("p", "No picture's size could be read.", class_="soft small")
+    measured: Child = element("p", "No image's size could be read.", class_="soft small")
     if sizes is not None:
         rows = [
             [name, f"{spread.smallest:,}", f"{spread.median:,.0f}", f"{spread.largest:,}"]
             for name, spread in (("width", sizes.width), ("height", sizes.height))
         ]
-        measured = table([f"pixels, of {sizes.measured:,} pictures", "smallest", "median", "largest"], rows, numbers_from=1)
+        measured = table([f"pixels, of {sizes.measured:,} images", "smallest", "median", "largest"], rows, numbers_from=1)
     return element("h3", "Sizes"), measured, element("h3", "Facts"), table(["", ""], [list(fact) for fact in facts], headless=True)
 
 
@@ -57,11 +57,11 @@ def _copies(sheet: DataSheet) -> Child:
         rows = [[[(copy.name, element("br")) for copy in group], ", ".join(sorted({copy.part for copy in group})),
                  ", ".join(sorted({copy.label for copy in group}))] for group in sheet.duplicates[:MOST_LISTED]]  # fmt: skip
         says = f"The same content under several names: {len(rows)} of {sheet.duplicate_contents:,}"
-        shown.append(element("details", element("summary", says), table(["pictures", "parts", "labels"], rows)))
+        shown.append(element("details", element("summary", says), table(["images", "parts", "labels"], rows)))
     if sheet.left_out:
         rows = [[left.name, left.reason] for left in sheet.left_out[:MOST_LISTED]]
-        says = f"Left out: {len(rows)} of {len(sheet.left_out):,} pictures that could not be read"
-        shown.append(element("details", element("summary", says), table(["picture", "reason"], rows)))
+        says = f"Left out: {len(rows)} of {len(sheet.left_out):,} images that could not be read"
+        shown.append(element("details", element("summary", says), table(["image", "reason"], rows)))
     if sheet.skipped:
         rows = [[one.name, "folder" if one.is_folder else "file", one.reason] for one in sheet.skipped[:MOST_LISTED]]
         says = f"Left out: {len(rows)} of {sheet.skipped_count:,} files that are no images and folders that are no classes"
@@ -70,7 +70,7 @@ def _copies(sheet: DataSheet) -> Child:
 
 
 def _counts_of_split(record: Record) -> dict[str, dict[str, int]]:
-    """Pictures by part and class; empty if the folder does not tell."""
+    """Images by part and class; empty if the folder does not tell."""
     try:
         kept = json.loads((record.path / SPLIT).read_bytes())
         return {part: {name: len(names) for name, names in of_part.items()} for part, of_part in kept["parts"].items()}
@@ -125,7 +125,7 @@ def repeat(record: Record) -> Child:
         element("pre", [(element("span", shlex.quote(word)), " ") for word in finetune_words(record.config.asked)]),
         element(
             "p",
-            "On a CPU the same command gives the same weights to the bit, with the same pictures, the same weights to begin with, the same"
+            "On a CPU the same command gives the same weights to the bit, with the same images, the same weights to begin with, the same"
             " number of PyTorch's threads, and these versions:",
             class_="soft small",
         ),

@@ -12,7 +12,7 @@ from tlcli.training.runs.summary import Figures
 CALLED = {"train": "Training", "val": "Validation", "test": "Test"}
 
 MOST_LISTED = 20
-"""Of pictures by name."""
+"""Of images by name."""
 
 MANY_CLASSES = 12
 """More than this are listed in a frame of their own."""

@@ -26,12 +26,12 @@ if _version_not_supported:
 
 
 class ClassifierStub:
-    """Class scores and class activation maps for pictures.
+    """Class scores and class activation maps for images.
 
-    Errors: INVALID_ARGUMENT (a picture, class, method or tensor that does not fit), NOT_FOUND (a model or version that is not
+    Errors: INVALID_ARGUMENT (an image, class, method or tensor that does not fit), NOT_FOUND (a model or version that is not
     here), FAILED_PRECONDITION (a model that is here and broken), UNAVAILABLE (not serving yet, or stopping),
     RESOURCE_EXHAUSTED (a message too large), INTERNAL (a fault of the server). Each carries a google.rpc.ErrorInfo of domain
-    "tlcli" whose reason names the kind of error, such as PICTURE_ERROR.
+    "tlcli" whose reason names the kind of error, such as IMAGE_ERROR.
     """
 
     def __init__(self, channel):
@@ -63,24 +63,24 @@ class ClassifierStub:
 
 
 class ClassifierServicer:
-    """Class scores and class activation maps for pictures.
+    """Class scores and class activation maps for images.
 
-    Errors: INVALID_ARGUMENT (a picture, class, method or tensor that does not fit), NOT_FOUND (a model or version that is not
+    Errors: INVALID_ARGUMENT (an image, class, method or tensor that does not fit), NOT_FOUND (a model or version that is not
     here), FAILED_PRECONDITION (a model that is here and broken), UNAVAILABLE (not serving yet, or stopping),
     RESOURCE_EXHAUSTED (a message too large), INTERNAL (a fault of the server). Each carries a google.rpc.ErrorInfo of domain
-    "tlcli" whose reason names the kind of error, such as PICTURE_ERROR.
+    "tlcli" whose reason names the kind of error, such as IMAGE_ERROR.
     """
 
     def Classify(self, request, context):
-        """One picture.
+        """One image.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ClassifyStream(self, request_iterator, context):
-        """Many pictures on one call. Answers come in the order of the requests and carry their request_id.
-        A picture that fails is answered with its error; the stream goes on.
+        """Many images on one call. Answers come in the order of the requests and carry their request_id.
+        An image that fails is answered with its error; the stream goes on.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -132,12 +132,12 @@ def add_ClassifierServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Classifier:
-    """Class scores and class activation maps for pictures.
+    """Class scores and class activation maps for images.
 
-    Errors: INVALID_ARGUMENT (a picture, class, method or tensor that does not fit), NOT_FOUND (a model or version that is not
+    Errors: INVALID_ARGUMENT (an image, class, method or tensor that does not fit), NOT_FOUND (a model or version that is not
     here), FAILED_PRECONDITION (a model that is here and broken), UNAVAILABLE (not serving yet, or stopping),
     RESOURCE_EXHAUSTED (a message too large), INTERNAL (a fault of the server). Each carries a google.rpc.ErrorInfo of domain
-    "tlcli" whose reason names the kind of error, such as PICTURE_ERROR.
+    "tlcli" whose reason names the kind of error, such as IMAGE_ERROR.
     """
 
     @staticmethod

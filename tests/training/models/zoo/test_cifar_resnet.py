@@ -17,7 +17,7 @@ from tlcli.contract.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from tlcli.exports import export_backbone
 from tlcli.exports.export_sources import published_network
 from tlcli.training.data.load import load_dataset
-from tlcli.training.engine.all_layers import classify_pictures
+from tlcli.training.engine.all_layers import classify_images
 from tlcli.training.models.pretrained_preprocessing import resolve_preprocessing
 from tlcli.training.models.weights import load_backbone
 from tlcli.training.models.zoo.cifar_resnet import DEPTHS, OptionA
@@ -115,12 +115,12 @@ def test_preprocessing_is_the_checkpoints(checkpoint: Callable[[str], FinetuneCo
 
 
 def test_untouched_it_knows_four_of_five_jpegs(checkpoint: Callable[[str], FinetuneConfig], unpacked: Callable[[str], Path]) -> None:
-    """91.7 % on the pictures themselves; these were saved as JPEG."""
+    """91.7 % on the images themselves; these were saved as JPEG."""
     config = checkpoint("cifar_resnet20").model_copy(update={"dataset": str(unpacked("cifar10")), "limit": 200, "workers": 0})
     test = load_dataset(config).test
     assert test is not None
     assert len(test) == 2000
-    logits = classify_pictures(published_network(config), test, resolve_plan(config))
+    logits = classify_images(published_network(config), test, resolve_plan(config))
     top1 = float((logits.argmax(1).numpy() == test.labels).mean())
     assert 0.79 < top1 < 0.84
 
@@ -129,7 +129,7 @@ def test_untouched_it_knows_four_of_five_jpegs(checkpoint: Callable[[str], Finet
 def test_its_own_classifier_is_exported_with_maps_of_any_layer(checkpoint: Callable[[str], FinetuneConfig], tmp_path: Path) -> None:
     """The export checks itself: logits and maps of the file against PyTorch's. `layer1` is explained through both shortcuts."""
     exported = export_backbone(
-        checkpoint("cifar_resnet20"), name="model", repository=tmp_path, layers=["layer1", "layer3"], methods=["gradcam"], check_pictures=2
+        checkpoint("cifar_resnet20"), name="model", repository=tmp_path, layers=["layer1", "layer3"], methods=["gradcam"], check_images=2
     )
     assert exported.parity.top1_agreement == 1
     assert {"gradcam@layer1", "gradcam@layer3"} <= exported.parity.maps.keys()

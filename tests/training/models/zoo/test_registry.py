@@ -118,7 +118,7 @@ def test_its_own_weights_load_with_a_classifier_or_without(name: str, tmp_path: 
 
 @pytest.mark.parametrize(("name", "head"), [("simple_cnn", "linear"), ("lenet5", "original"), ("cifar_resnet20", "mlp:8")])
 def test_a_run_is_read_back(name: str, head: str, tmp_path: Path) -> None:
-    dataset = tiny_training.put_colours(tmp_path / "pictures", train=4, val=2, test=2)
+    dataset = tiny_training.put_colours(tmp_path / "images", train=4, val=2, test=2)
     result = finetune(tiny_training.config(dataset, tmp_path / "run", backbone=name, head=head, mode="full", epochs=1))
     tiny_training.check_it_is_read_back(result)
 
@@ -128,7 +128,7 @@ def test_a_run_is_read_back(name: str, head: str, tmp_path: Path) -> None:
 def test_its_own_classifier_is_exported(name: str, tmp_path: Path) -> None:
     """The export checks itself: logits and maps of the file against PyTorch's."""
     config = FinetuneConfig(backbone=name, weights="none")
-    exported = export_backbone(config, name="model", repository=tmp_path, check_pictures=2)
+    exported = export_backbone(config, name="model", repository=tmp_path, check_images=2)
     exported.path.unlink()
     assert exported.parity.top1_agreement == 1
     assert "gradcam" in exported.parity.maps

@@ -86,7 +86,7 @@ def test_zfnets_layers_are_the_papers() -> None:
 
 
 @pytest.mark.parametrize("size", [8, 28, 32, 100])
-def test_simple_cnn_halves_pictures_of_any_size_three_times(size: int) -> None:
+def test_simple_cnn_halves_images_of_any_size_three_times(size: int) -> None:
     model = timm.create_model("simple_cnn")
     weights = [9 * outputs * (inputs + outputs) for inputs, outputs in SIMPLE]
     assert parameters(model) == sum(weights) + sum(2 * 2 * outputs for _, outputs in SIMPLE) + 10 * (128 + 1)

@@ -177,10 +177,10 @@ def test_preprocessing_is_torchvisions(name: str) -> None:
     assert preprocessing.interpolation == transform.interpolation.value
     draw = np.random.default_rng(0)
     for width, height in ((411, 300), (97, 260), (232, 256)):
-        picture = Image.fromarray(draw.integers(0, 256, (height, width, 3), dtype=np.uint8))
-        pixels = torch.from_numpy(preprocessing.apply(picture)).permute(2, 0, 1)[None] / 255
+        image = Image.fromarray(draw.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        pixels = torch.from_numpy(preprocessing.apply(image)).permute(2, 0, 1)[None] / 255
         mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
-        torch.testing.assert_close((pixels - mean) / std, transform(picture)[None], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close((pixels - mean) / std, transform(image)[None], rtol=1e-5, atol=1e-5)
 
 
 def test_they_are_listed_with_their_weights() -> None:
@@ -260,7 +260,7 @@ def test_rates_rise_layer_by_layer_from_the_stem(name: str) -> None:
     ],
 )
 def test_a_run_is_read_back(name: str, settings: dict[str, Any], tmp_path: Path) -> None:
-    dataset = tiny_training.put_colours(tmp_path / "pictures", train=4, val=2, test=2)
+    dataset = tiny_training.put_colours(tmp_path / "images", train=4, val=2, test=2)
     size = 64
     result = finetune(tiny_training.config(dataset, tmp_path / "run", backbone=name, image_size=size, **settings))
     tiny_training.check_it_is_read_back(result)
@@ -275,7 +275,7 @@ def test_its_own_classifier_is_exported(name: str, tmp_path: Path) -> None:
     path = tmp_path / "official.pth"
     torch.save(torchvisions(name).state_dict(), path)
     config = FinetuneConfig(backbone=name, weights=str(path), image_size=SIZE)
-    exported = export_backbone(config, name="model", repository=tmp_path, check_pictures=2)
+    exported = export_backbone(config, name="model", repository=tmp_path, check_images=2)
     path.unlink()
     exported.path.unlink()
     assert exported.parity.top1_agreement == 1
@@ -285,7 +285,7 @@ def test_its_own_classifier_is_exported(name: str, tmp_path: Path) -> None:
 def test_a_run_is_exported(tmp_path: Path) -> None:
     from tlcli.exports import export_run
 
-    dataset = tiny_training.put_colours(tmp_path / "pictures", train=4, val=2, test=0)
+    dataset = tiny_training.put_colours(tmp_path / "images", train=4, val=2, test=0)
     result = finetune(tiny_training.config(dataset, tmp_path / "run", backbone="squeezenet1_1", image_size=SIZE))
-    exported = export_run(load_run(result.path), name="model", repository=tmp_path, check_pictures=2)
+    exported = export_run(load_run(result.path), name="model", repository=tmp_path, check_images=2)
     assert {"cam", "gradcam"} <= exported.parity.maps.keys()

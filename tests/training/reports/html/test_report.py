@@ -79,7 +79,7 @@ def sheet(labels: tuple[str, ...]) -> DataSheet:
     return DataSheet(
         dataset="pets",
         fingerprint="cd" * 32,
-        pictures={"train": {label: 40 + n for n, label in enumerate(labels)}, "val": dict.fromkeys(labels, 20)},
+        images={"train": {label: 40 + n for n, label in enumerate(labels)}, "val": dict.fromkeys(labels, 20)},
         sizes=Sizes(
             measured=99, width=Spread(smallest=31, median=640, largest=4032), height=Spread(smallest=17, median=480.5, largest=3024)
         ),
@@ -87,9 +87,9 @@ def sheet(labels: tuple[str, ...]) -> DataSheet:
         duplicates=((Copy(part="train", name="t/1.jpg", label=labels[0]), Copy(part="val", name="v/2.jpg", label=labels[1])),),
         duplicate_contents=1,
         contradictions=1,
-        overlaps=(Overlap(of="val", also_in="train", pictures=7),),
-        left_out=(Unread(name="t/broken.jpg", reason="the picture is empty"),),
-        warnings=("7 of the 60 pictures of the validation part are in the training part too", f"few of {labels[0]}"),
+        overlaps=(Overlap(of="val", also_in="train", images=7),),
+        left_out=(Unread(name="t/broken.jpg", reason="the image is empty"),),
+        warnings=("7 of the 60 images of the validation part are in the training part too", f"few of {labels[0]}"),
     )
 
 
@@ -123,7 +123,7 @@ def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
     found = page(run)
     for name in (*NASTY, "resnet18 on <i>pets", "training ended early: <u>nan</u>"):
         assert name in found.text
-    assert [row[0] for row in found.table("class", *2 * ["pictures", "precision", "recall", "F1"])] == list(NASTY)
+    assert [row[0] for row in found.table("class", *2 * ["images", "precision", "recall", "F1"])] == list(NASTY)
 
 
 def test_its_figures_are_those_of_the_predictions(tmp_path: Path) -> None:
@@ -133,14 +133,14 @@ def test_its_figures_are_those_of_the_predictions(tmp_path: Path) -> None:
     labels = record.config.classes
     truth, guess = [one.label for one in record.predictions], [one.predicted for one in record.predictions]
     right = sum(a == b for a, b in zip(truth, guess, strict=True))
-    heads = ["part", "pictures", "right", "top-1", "95 % interval", "top-5", "macro F1", "loss", "ECE"]
+    heads = ["part", "images", "right", "top-1", "95 % interval", "top-5", "macro F1", "loss", "ECE"]
     row = found.table(*heads)[0]
     assert row[:4] == ["Validation", "90", str(right), f"{100 * right / 90:.2f} %"]
     assert row[6] == f"{metrics.f1_score(truth, guess, average='macro'):.4f}"
 
     precision, recall, f1, count = metrics.precision_recall_fscore_support(truth, guess, labels=labels)
     expected = [[label, str(count[n]), *(f"{values[n]:.3f}" for values in (precision, recall, f1))] for n, label in enumerate(labels)]
-    assert [row[:5] for row in found.table("class", *2 * ["pictures", "precision", "recall", "F1"])] == expected
+    assert [row[:5] for row in found.table("class", *2 * ["images", "precision", "recall", "F1"])] == expected
 
     confusion = metrics.confusion_matrix(truth, guess, labels=labels)
     plain, normalised = [table for table in found.tables if table[0] == ["", *labels]][:2]
@@ -151,11 +151,11 @@ def test_its_figures_are_those_of_the_predictions(tmp_path: Path) -> None:
     wrong = confusion - np.diag(np.diag(confusion))
     true, said = np.unravel_index(wrong.argmax(), wrong.shape)
     share = f"{100 * wrong[true, said] / confusion[true].sum():.1f} %"
-    assert found.table("is", "was taken for", "pictures", "of its class")[0] == [labels[true], labels[said], str(wrong.max()), share]
+    assert found.table("is", "was taken for", "images", "of its class")[0] == [labels[true], labels[said], str(wrong.max()), share]
 
     surest = max((one for one in record.predictions if one.label != one.predicted), key=lambda one: one.score)
     expected = [surest.name, surest.label, surest.predicted, f"{100 * surest.score:.1f} %"]
-    assert found.table("picture", "is", "was taken for", "score")[0] == expected
+    assert found.table("image", "is", "was taken for", "score")[0] == expected
 
 
 def test_the_headline_is_the_test_parts_where_there_is_one(tmp_path: Path) -> None:
@@ -175,11 +175,11 @@ def test_the_data_sheet_is_shown(tmp_path: Path) -> None:
         ["owl", "42", "20"],
         ["all", "123", "60"],
     ]
-    sizes = found.table("pixels, of 99 pictures", "smallest", "median", "largest")
+    sizes = found.table("pixels, of 99 images", "smallest", "median", "largest")
     assert sizes == [["width", "31", "640", "4,032"], ["height", "17", "480", "3,024"]]
-    assert found.table("pictures", "parts", "labels") == [["t/1.jpgv/2.jpg", "train, val", "cat, dog"]]
-    assert found.table("picture", "reason") == [["t/broken.jpg", "the picture is empty"]]
-    assert "7 of the 60 pictures of the validation part are in the training part too" in found.text
+    assert found.table("images", "parts", "labels") == [["t/1.jpgv/2.jpg", "train, val", "cat, dog"]]
+    assert found.table("image", "reason") == [["t/broken.jpg", "the image is empty"]]
+    assert "7 of the 60 images of the validation part are in the training part too" in found.text
 
 
 def test_settings_versions_and_the_command_are_shown(tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_a_run_of_an_earlier_version_is_shown_as_far_as_it_goes(tmp_path: Path) 
     found = page(run)
     assert "Not in results.json: the run is of an earlier version." in found.text
     assert "The confusion matrix is not in results.json." in found.text
-    assert [row[4] for row in found.table("class", *2 * ["pictures", "precision", "recall", "F1"])] == ["–"] * 3
+    assert [row[4] for row in found.table("class", *2 * ["images", "precision", "recall", "F1"])] == ["–"] * 3
 
 
 def test_it_is_the_same_when_it_is_made_again(tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ def test_what_is_no_finished_run_is_refused(tmp_path: Path) -> None:
     assert not (run / "report.html").exists()
 
 
-def test_many_classes_are_a_picture_with_a_pixel_a_cell(tmp_path: Path) -> None:
+def test_many_classes_are_a_image_with_a_pixel_a_cell(tmp_path: Path) -> None:
     labels = tuple(f"class {number}" for number in range(30))
     run = make_run(tmp_path / "run", labels, count=600, sure=4)
     found = page(run)
@@ -310,7 +310,7 @@ def test_a_diverged_run_has_a_report(tmp_path: Path) -> None:
     results = json.loads((run / "results.json").read_text())
     results["val"]["loss"] = None
     (run / "results.json").write_text(json.dumps(results))
-    assert page(run).table("part", "pictures", "right", "top-1", "95 % interval", "top-5", "macro F1", "loss", "ECE")[0][7] == "–"
+    assert page(run).table("part", "images", "right", "top-1", "95 % interval", "top-5", "macro F1", "loss", "ECE")[0][7] == "–"
 
 
 def test_what_is_no_markup_is_escaped() -> None:
