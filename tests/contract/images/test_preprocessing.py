@@ -87,7 +87,7 @@ def test_visible_box(crop_mode: CropMode, crop_pct: float, size: tuple[int, int]
 
 
 @pytest.mark.parametrize("crop_mode", CROPS)
-@pytest.mark.parametrize("image", [(500, 375), (333, 500), (120, 700)])
+@pytest.mark.parametrize("photo", [(500, 375), (333, 500), (120, 700)])
 def test_visible_box_is_what_apply_shows(crop_mode: CropMode, photo: tuple[int, int]) -> None:
     """An image whose colours are its coordinates: each input pixel must show the place that the box says it covers."""
     width, height = photo
