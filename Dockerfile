@@ -19,8 +19,6 @@ COPY deploy/requirements.py deploy/
 # The project itself: the layer that changes.
 FROM build AS project
 COPY README.md LICENSE ./
-COPY contract contract
-COPY evaluation evaluation
 COPY exports exports
 COPY service service
 COPY tlcli tlcli

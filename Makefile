@@ -42,13 +42,13 @@ $(TRITON)/.ready: | venv
 	touch $@
 
 triton: $(TRITON)/.ready
-	$(BIN)/python -m tests.deploy.real_triton
+	$(BIN)/python -m tests.helpers.deploy.real_triton
 
 demo: venv
 	$(BIN)/tlcli demo
 
 # Tests that start servers, watch the clock or train with every core: one after the other. The others: two at a time, a core each.
-ALONE := tests/service tests/deploy tests/e2e/test_help.py tests/e2e/test_road.py tests/e2e/test_readme.py
+ALONE := tests/service tests/deploy tests/ray tests/e2e/test_help.py tests/e2e/test_road.py tests/e2e/test_readme.py
 
 test: venv kserve lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ALONE:%=--ignore=%) tests
@@ -62,14 +62,14 @@ lint: venv
 PROTO_OUT ?= .
 
 proto: venv
-	$(BIN)/python -m grpc_tools.protoc -Iservice/pb=proto \
+	$(BIN)/python -m grpc_tools.protoc -Itlcli/service/pb=proto \
 		-I$$($(BIN)/python -c 'import google.rpc, pathlib; print(pathlib.Path(list(google.rpc.__path__)[0]).parents[1])') \
 		--plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
 		--python_out=$(PROTO_OUT) --pyi_out=$(PROTO_OUT) --grpc_python_out=$(PROTO_OUT) --mypy_grpc_out=$(PROTO_OUT) \
-		service/pb/tlcli/v1/classifier.proto
-	mkdir -p $(PROTO_OUT)/service/pb/inference
-	$(BIN)/python -m grpc_tools.protoc -Iproto --pyi_out=$(PROTO_OUT)/service/pb \
-		--descriptor_set_out=$(PROTO_OUT)/service/pb/inference/open_inference.binpb inference/open_inference.proto
+		tlcli/service/pb/tlcli/v1/classifier.proto
+	mkdir -p $(PROTO_OUT)/tlcli/service/pb/inference
+	$(BIN)/python -m grpc_tools.protoc -Iproto --pyi_out=$(PROTO_OUT)/tlcli/service/pb \
+		--descriptor_set_out=$(PROTO_OUT)/tlcli/service/pb/inference/open_inference.binpb inference/open_inference.proto
 
 FIGURES := waiting map_cost against_pytorch_grad_cam pointing_game networks
 

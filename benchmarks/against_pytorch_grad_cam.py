@@ -1,8 +1,8 @@
-"""Maps from the exported file on ONNX Runtime against pytorch-grad-cam on PyTorch: the same network, picture, layer and class. CPU.
+"""Maps from the exported file on ONNX Runtime against pytorch-grad-cam on PyTorch: the same network, image, layer and class. CPU.
 
     python benchmarks/against_pytorch_grad_cam.py [--pairs 10] [--channels 64] [--batch 16] [NETWORK ...]
 
-    Grad-CAM      one picture, the first class; pytorch-grad-cam with all that its users do by default: forward, backward, resizing
+    Grad-CAM      one image, the first class; pytorch-grad-cam with all that its users do by default: forward, backward, resizing
     Score-CAM     the --channels channels of the layer that vary most, in batches of --batch, for both
     Faster-Score-CAM   in forward passes of the same session, batch 1, at its ten channels
 
@@ -30,16 +30,16 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from contract.description import Provenance
-from contract.explaining import explain
-from contract.model import Model
-from contract.preprocessing import Preprocessing
-from contract.rendering import enlarge, to_unit
-from exports.explainer import Explainer
-from exports.export import describe_explainer
-from exports.graph import describe, write_graph
-from training.network import Network, NetworkConfig, build
-from training.shapes import draw
+from tlcli.contract.images.heatmap import enlarge, to_unit
+from tlcli.contract.images.preprocessing import Preprocessing
+from tlcli.contract.model.description import Provenance
+from tlcli.contract.model.explain import explain
+from tlcli.contract.model.onnx_model import Model
+from tlcli.exports.exporter import describe_explainer
+from tlcli.exports.onnx_writer import describe, write_graph
+from tlcli.exports.trace.explainer import Explainer
+from tlcli.training.data.shapes import draw
+from tlcli.training.models.network import Network, NetworkConfig, build
 
 SIZE = 224
 CLASSES = 10
@@ -121,5 +121,5 @@ def measure(name: str, pairs: int, channels: int, batch: int) -> list[str]:
 
 
 if __name__ == "__main__":
-    tqdm.tqdm.__init__ = partialmethod(tqdm.tqdm.__init__, disable=True)  # type: ignore[method-assign]  # it prints for every picture
+    tqdm.tqdm.__init__ = partialmethod(tqdm.tqdm.__init__, disable=True)  # type: ignore[method-assign]  # it prints for every image
     main()

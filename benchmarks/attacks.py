@@ -24,9 +24,9 @@ import grpc
 import numpy as np
 from PIL import Image
 
-from service.pb.tlcli.v1 import classifier_pb2 as pb
-from tests.contract import hostile_images
-from tests.service.unfinished_call import UnfinishedCall, send_unfinished
+from tests.helpers.contract import hostile_images
+from tests.helpers.service.unfinished_call import UnfinishedCall, send_unfinished
+from tlcli.service.pb.tlcli.v1 import classifier_pb2 as pb
 
 CLASSIFY = "/tlcli.v1.Classifier/Classify"
 CLASSIFY_STREAM = "/tlcli.v1.Classifier/ClassifyStream"

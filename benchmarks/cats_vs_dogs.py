@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from training import FinetuneConfig, finetune
+from tlcli.training import FinetuneConfig, finetune
 
 SEEDS = range(5)
 FROZEN = "feature-extraction"

@@ -2,8 +2,8 @@
 
     python benchmarks/feature_extraction.py FOLDER [--limit 2000] [--share 1.0] [--fastai PYTHON] [NETWORK ...]
 
-    bare         one pass of the frozen base over all pictures and nothing else, reading them included: the same worker processes read
-                 ahead, and the base is run by what is fastest on the first 64 pictures, PyTorch (which keeps its freed memory, as tlcli's
+    bare         one pass of the frozen base over all images and nothing else, reading them included: the same worker processes read
+                 ahead, and the base is run by what is fastest on the first 64 images, PyTorch (which keeps its freed memory, as tlcli's
                  does) or ONNX Runtime, in batches of 8 or 32; a session is opened before the clock starts
     tlcli        features and ten epochs of the head from an empty cache, as the run's `results.json` has it; over bare, bar 1.15
     again        the whole command once more with another learning rate, process start and data set's check included; bar 10 s
@@ -11,7 +11,7 @@
     fastai       `vision_learner`, frozen (with --fastai: PYTHON is one of an environment that has fastai and torchvision); likewise
 
 FOLDER holds a folder a class of photographs, of which --limit are taken, a fifth of them for validation. The last two are timed over two
-epochs of --share of those pictures, and scaled to ten epochs of all. Networks are timm's vgg16 and resnet50 with random weights at
+epochs of --share of those images, and scaled to ten epochs of all. Networks are timm's vgg16 and resnet50 with random weights at
 224 x 224, head linear; fastai's are torchvision's of the same names.
 """
 
@@ -30,22 +30,22 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import training  # noqa: F401  # first: it settles how PyTorch's threads wait
+from tlcli import training  # noqa: F401  # first: it settles how PyTorch's threads wait
 
 # isort: split
 import onnxruntime
 import torch
 from torch.nn import functional
 
-from contract import pictures
-from contract.cores import usable_cores
-from contract.preprocessing import Preprocessing
-from training.config import FinetuneConfig
-from training.datasets import load_dataset
-from training.loading import picture_batches
-from training.memory import keep_freed_memory
-from training.network import Network, NetworkConfig, build
-from training.parts import Part
+from tlcli.contract.images import decoding
+from tlcli.contract.images.preprocessing import Preprocessing
+from tlcli.contract.process.cores import usable_cores
+from tlcli.contract.process.malloc import keep_freed_memory
+from tlcli.training.data.dataloader import image_batches
+from tlcli.training.data.dataset import Part
+from tlcli.training.data.load import load_dataset
+from tlcli.training.models.network import Network, NetworkConfig, build
+from tlcli.training.settings.config import FinetuneConfig
 
 NETWORKS = ("resnet50", "vgg16")
 EPOCHS = 10
@@ -73,7 +73,7 @@ def main() -> None:
     for name in arguments.networks:
         with tempfile.TemporaryDirectory() as folder:
             os.environ["TLCLI_CACHE"] = f"{folder}/cache"
-            everything, some = Path(folder, "pictures"), Path(folder, "some")
+            everything, some = Path(folder, "images"), Path(folder, "some")
             choose(arguments.folder, arguments.limit, everything)
             choose(arguments.folder, round(arguments.limit * arguments.share), some)
             print(row(name, everything, some, arguments.fastai, Path(folder)), flush=True)
@@ -97,20 +97,20 @@ def row(name: str, everything: Path, some: Path, fastai: str | None, folder: Pat
 
 
 def choose(folder: Path, limit: int, target: Path) -> None:
-    """Links to so many pictures, the same number of each class."""
+    """Links to so many images, the same number of each class."""
     classes = sorted(one for one in folder.iterdir() if one.is_dir())
     for one in classes:
         (target / one.name).mkdir(parents=True)
-        for picture in pictures.find([one])[: limit // len(classes)]:
-            (target / one.name / picture.name).symlink_to(picture.absolute())
+        for image in decoding.find([one])[: limit // len(classes)]:
+            (target / one.name / image.name).symlink_to(image.absolute())
 
 
 def count(folder: Path) -> int:
-    return len(pictures.find([folder]))
+    return len(decoding.find([folder]))
 
 
 def workers() -> int:
-    return min(usable_cores(), 8)  # as training.plan has it
+    return min(usable_cores(), 8)  # as tlcli.training.settings.plan has it
 
 
 def built(name: str) -> Network:
@@ -126,7 +126,7 @@ def parts_of(folder: Path) -> list[Part]:
 
 
 def read(part: Part, network: Network, batch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    return picture_batches(part, network.config.preprocessing, batch_size=batch, workers=workers())
+    return image_batches(part, network.config.preprocessing, batch_size=batch, workers=workers())
 
 
 def bare_pass(name: str, folder: Path) -> tuple[float, str]:

@@ -2,7 +2,7 @@
 
     python benchmarks/gpu.py [--batch 1,8,32] [--clients 1,32,128] [--seconds 0.5] [--skip compiled,server] [--out FILE] [NETWORK ...]
 
-Per network (random weights, 224 x 224, 1,000 classes), pictures a second from host memory to answers in host memory:
+Per network (random weights, 224 x 224, 1,000 classes), images a second from host memory to answers in host memory:
 
     file        `Model.run`, in float32 (whole; and in TF32, as PyTorch's convolutions are) and in float16, in the faster of two layouts
     scores, Grad-CAM, all      nothing else; Grad-CAM of the first class; every map in the graph but Ablation-CAM
@@ -11,7 +11,7 @@ Per network (random weights, 224 x 224, 1,000 classes), pictures a second from h
     of the peak the file's floating-point operations a second over those of the largest of several matrix products in the same type
 
 Then how far a GPU's answers are from a CPU's, what the first run of a new batch size takes, and a server of that file under closed loops
-of clients that send JPEGs, over the bare session's pictures a second in full batches.
+of clients that send JPEGs, over the bare session's images a second in full batches.
 
 Where there is no GPU, `--device cpu` runs the same code, so that it can be tested; its figures mean nothing.
 """
@@ -33,7 +33,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import training  # noqa: F401  # first: it settles how PyTorch's threads wait
+from tlcli import training  # noqa: F401  # first: it settles how PyTorch's threads wait
 
 # isort: split
 import numpy as np
@@ -43,17 +43,17 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.serving import ask
-from contract.cuda import Cuda
-from contract.description import Provenance
-from contract.errors import first_line
-from contract.model import Model
-from contract.preprocessing import Preprocessing
-from exports.explainer import Explainer
-from exports.export import describe_explainer
-from exports.graph import describe, flat_graph, write_graph
-from exports.half import halve
-from training.gradients import gradcam
-from training.network import Network, NetworkConfig, build
+from tlcli.contract.errors import first_line
+from tlcli.contract.images.preprocessing import Preprocessing
+from tlcli.contract.model.cuda_options import Cuda
+from tlcli.contract.model.description import Provenance
+from tlcli.contract.model.onnx_model import Model
+from tlcli.exports.exporter import describe_explainer
+from tlcli.exports.onnx_writer import describe, flat_graph, write_graph
+from tlcli.exports.precision.fp16 import halve
+from tlcli.exports.trace.explainer import Explainer
+from tlcli.training.models.network import Network, NetworkConfig, build
+from tlcli.training.reports.gradcam import gradcam
 
 NETWORKS = ("resnet50", "vgg16", "mobilenetv2_100")
 CLASSES, SIZE = 1000, 224
@@ -144,7 +144,7 @@ class Bench:
         network = built(name)
         flops = operations(network)
         paths = write(network, folder)
-        self.tell(f"\n## {name}: {flops / 1e9:.2f} GFLOP a picture\n")
+        self.tell(f"\n## {name}: {flops / 1e9:.2f} GFLOP an image\n")
         self.tell("| | batch | scores | of the peak | Grad-CAM | all |")
         self.tell("|---|---|---|---|---|---|")
         best: dict[str, Model] = {}
@@ -167,13 +167,13 @@ class Bench:
                     self.server(kind, model, folder)
 
     def faster_layout(self, path: Path, cuda: Cuda) -> Model:
-        images = pictures(max(self.batches))
+        images = make_images(max(self.batches))
         models = [Model.open(path, self.device, cuda=Cuda(cuda.tf32, channels_last)) for channels_last in (False, True)]
         times = [self.median_s(model.run, images) for model in models]
         return models[times.index(min(times))]
 
     def row_of_file(self, kind: str, model: Model, batch: int, flops: float) -> None:
-        images = pictures(batch)
+        images = make_images(batch)
         maps = tuple(one for one in model.description.graph_maps if one != UNASKED)
         rates = [batch / self.median_s(model.run, images, methods=methods) for methods in ((), ("gradcam",), maps)]
         share = rates[0] * flops / self.peaks[kind]
@@ -188,7 +188,7 @@ class Bench:
                 one.load_state_dict(network.state_dict())
                 formats[layout] = (one.half() if half else one).eval().requires_grad_(False)
             for batch in self.batches:
-                images = pictures(batch)
+                images = make_images(batch)
                 took = {layout: self.median_s(eager, one, images) for layout, one in formats.items()}
                 layout = min(took, key=lambda one: took[one])
                 maps = batch / self.median_s(explained, formats[layout], images)
@@ -200,18 +200,18 @@ class Bench:
     def row_of_compiled(self, kind: str, network: Network, flops: float) -> None:
         batch = max(self.batches)
         try:
-            rate = batch / self.median_s(eager, network, pictures(batch), torch.compile(network, dynamic=False))
+            rate = batch / self.median_s(eager, network, make_images(batch), torch.compile(network, dynamic=False))
         except RuntimeError as error:  # such as: there is no C compiler
             self.tell(f"| PyTorch compiled, {kind} | {batch} | failed: {first_line(getattr(error, 'inner_exception', error))} | | | |")
             return
         self.tell(f"| PyTorch compiled, {kind} | {batch} | {rate:,.0f} | {rate * flops / self.peaks[kind]:.1%} | | |")
 
     def agreement(self, paths: dict[str, Path], best: dict[str, Model]) -> None:
-        images = pictures(8)
+        images = make_images(8)
         reference = Model.open(paths["float32"], "cpu")
         maps = tuple(one for one in reference.description.graph_maps if one != UNASKED)
         expected = reference.run(images, methods=maps)
-        self.tell("\nlargest difference from a CPU's float32, of the largest value (the median of 8 pictures):\n")
+        self.tell("\nlargest difference from a CPU's float32, of the largest value (the median of 8 images):\n")
         self.tell(f"| | logits | {' | '.join(maps)} |")
         self.tell("|---|---|" + "---|" * len(maps))
         for kind, model in best.items():
@@ -225,14 +225,14 @@ class Bench:
     def new_sizes(self, path: Path) -> None:
         """How long others wait when a batch of another size comes."""
         model = Model.open(path, self.device)
-        model.run(pictures(1), methods=("gradcam",))
-        model.run(pictures(32), methods=("gradcam",))
+        model.run(make_images(1), methods=("gradcam",))
+        model.run(make_images(32), methods=("gradcam",))
         first, again = [], []
         for batch in (3, 7, 13, 29):
             times = []
             for _ in range(2):
                 began = time.perf_counter()
-                model.run(pictures(batch), methods=("gradcam",))
+                model.run(make_images(batch), methods=("gradcam",))
                 times.append(1000 * (time.perf_counter() - began))
             first.append(times[0])
             again.append(times[1])
@@ -245,7 +245,7 @@ class Bench:
         repository = folder / f"repository-{kind}"
         (repository / "model" / "1").mkdir(parents=True)
         (repository / "model" / "1" / "model.onnx").symlink_to(model.path)
-        images = pictures(32)
+        images = make_images(32)
         bare = {method: 32 / self.median_s(model.run, images, methods=(method,) if method else ()) for method in ("", "gradcam")}
         files = jpegs(folder / "jpegs")
         cells = []
@@ -258,13 +258,13 @@ class Bench:
                         f"{method or 'scores'}, {clients} clients: {found['throughput']:,.0f}, {share:.2f} of the session's,"
                         f" p50 {found['p50_ms']:.1f} ms"
                     )
-        self.tell(f"\nserver, {kind}, pictures a second: " + "; ".join(cells))
+        self.tell(f"\nserver, {kind}, images a second: " + "; ".join(cells))
 
 
 def alternating_ms(model: Model) -> float:
     """Mean time of a run, scores alone, while the batch size changes from run to run as it does in a server."""
     sizes = (1, 32, 5, 32)
-    batches = [pictures(size) for size in sizes]
+    batches = [make_images(size) for size in sizes]
     for batch in batches:
         model.run(batch)
     began = time.perf_counter()
@@ -297,19 +297,19 @@ def write(network: Network, folder: Path) -> dict[str, Path]:
 
 
 def operations(network: Network) -> float:
-    """Of one picture: a multiplication and an addition count as two."""
+    """Of one image: a multiplication and an addition count as two."""
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        network(network.normalise(torch.from_numpy(pictures(1))))
+        network(network.normalise(torch.from_numpy(make_images(1))))
     return float(counter.get_total_flops())
 
 
-def pictures(count: int) -> np.ndarray:
+def make_images(count: int) -> np.ndarray:
     """Noise."""
     return np.random.default_rng(count).integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
 
 
 def jpegs(folder: Path, count: int = 64) -> list[Path]:
-    """Soft pictures of a photograph's usual size for a classifier's users, 500 x 375."""
+    """Soft images of a photograph's usual size for a classifier's users, 500 x 375."""
     folder.mkdir(exist_ok=True)
     draw = np.random.default_rng(0)
     for number in range(count):

@@ -43,11 +43,11 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from benchmarks.attacks import ATTACKS, Target, run_attacks
-from contract import pictures
-from contract.errors import OverloadedError, ServerError, TlcliError
-from contract.model import Model
-from service import Client
-from tests.contract import hostile_images
+from tests.helpers.contract import hostile_images
+from tlcli.contract.errors import OverloadedError, ServerError, TlcliError
+from tlcli.contract.images import decoding
+from tlcli.contract.model.onnx_model import Model
+from tlcli.service import Client
 
 GRACE_S = 10
 REST_S = 10
@@ -84,7 +84,7 @@ def export(models: Path) -> Path:
 
 def measure(models: Path, attacks: list[str], seconds: float, memory_mib: int, scale: float, cases: Path | None) -> dict[str, Any]:
     """Run the server quietly, under attack, at rest and until its end; return the figures by name."""
-    found = tuple(sorted(path for path in cases.iterdir() if path.suffix in pictures.SUFFIXES)) if cases else ()
+    found = tuple(sorted(path for path in cases.iterdir() if path.suffix in decoding.SUFFIXES)) if cases else ()
     expected = Expected(models)
     with limited(memory_mib) as limit, server(models, limit) as victim:
         target = Target(victim.grpc_port, victim.http_port, FIXED, DYNAMIC, scale, found)
@@ -371,7 +371,7 @@ class Expected:
         self._scores: list[npt.NDArray[np.float32]] = []
         self._maps: list[dict[str, npt.NDArray[np.float32]]] = []
         for encoded in self.images:
-            image = pictures.decode(encoded)
+            image = decoding.decode(encoded)
             answer = model.run(model.description.preprocessing.apply(image)[None], methods=("gradcam", "layercam"))
             self._scores.append(answer.scores[0])
             self._maps.append({name: values[0, 0] for name, values in answer.maps.items()})

@@ -32,11 +32,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.session_memory import open_session
-from contract.description import IMAGES, LOGITS, SCORES, WANTED
-from contract.preprocessing import Preprocessing
-from exports.explainer import Explainer
-from exports.graph import IR_VERSION, OPSET, write_graph
-from training.network import Network, NetworkConfig, build
+from tlcli.contract.images.preprocessing import Preprocessing
+from tlcli.contract.model.description import IMAGES, LOGITS, SCORES, WANTED
+from tlcli.exports.onnx_writer import IR_VERSION, OPSET, write_graph
+from tlcli.exports.trace.explainer import Explainer
+from tlcli.training.models.network import Network, NetworkConfig, build
 
 NETWORKS = [
     "resnet50:linear",

@@ -1,14 +1,14 @@
 """How far the maps in the graph are from a float64 reference, network by network: writes the table in docs/networks.md.
 
-    python benchmarks/networks.py [--out docs/networks.md] [--pictures FOLDER] [NETWORK[:SIZE] ...]
+    python benchmarks/networks.py [--out docs/networks.md] [--images FOLDER] [NETWORK[:SIZE] ...]
     python benchmarks/networks.py --modules [--no-files] [MODULE ...]
 
 Each network is built with random weights (and batch norms as after training) and exported twice: with the maps of its last layer, and of
 the one nearest the middle, in the order of execution, whose output is rectified: Grad-CAM++ has a pole where sum(A) g = -2, XGrad-CAM
 where sum(A) = 0, which only an output that is not can meet. Every method in the graph is compared, for every class, with a reference
-written from the papers in float64 with autograd (tests/exports/reference.py): the largest difference over the largest value of the
-picture's maps. Of three pictures the middle figure is shown: the derivatives of ReLU and of max pooling jump, and a picture that lies on
-such an edge to the last digit of float32 has another map in any two implementations. Ablation-CAM is compared on one picture. Pictures
+written from the papers in float64 with autograd (tests/helpers/exports/reference.py): the largest difference over the largest value of the
+image's maps. Of three images the middle figure is shown: the derivatives of ReLU and of max pooling jump, and an image that lies on
+such an edge to the last digit of float32 has another map in any two implementations. Ablation-CAM is compared on one image. Images
 are drawn shapes, or those of FOLDER. A network that cannot be exported has its reason in the table. Rows come as they are done; a row
 that is there already is kept unless the network is named.
 
@@ -33,19 +33,19 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import timm_modules
-from contract import pictures
-from contract.description import Description, Provenance
-from contract.errors import TlcliError, first_line
-from contract.files import whole_file
-from contract.model import Model
-from contract.preprocessing import Preprocessing
-from exports.explainer import Explainer
-from exports.export import describe_explainer
-from exports.graph import check_graph, describe, write_graph
-from exports.layers import list_layers, resolve_layers, tapped
-from tests.exports.reference import Reference
-from training.network import Network, NetworkConfig, build
-from training.shapes import draw
+from tests.helpers.exports.reference import Reference
+from tlcli.contract.errors import TlcliError, first_line
+from tlcli.contract.files.atomic_file import whole_file
+from tlcli.contract.images import decoding
+from tlcli.contract.images.preprocessing import Preprocessing
+from tlcli.contract.model.description import Description, Provenance
+from tlcli.contract.model.onnx_model import Model
+from tlcli.exports.exporter import describe_explainer
+from tlcli.exports.onnx_writer import check_graph, describe, write_graph
+from tlcli.exports.trace.explainer import Explainer
+from tlcli.exports.trace.target_layers import list_layers, resolve_layers, tapped
+from tlcli.training.data.shapes import draw
+from tlcli.training.models.network import Network, NetworkConfig, build
 
 DEFAULT_SIZE = 96
 """Three rows and columns at the end: of fewer values none can be two standard deviations above their mean, as FEM asks."""
@@ -79,7 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("networks", nargs="*")
     parser.add_argument("--out", type=Path, default=Path("docs/networks.md"))
-    parser.add_argument("--pictures", type=Path)
+    parser.add_argument("--images", type=Path)
     parser.add_argument("--modules", action="store_true", help="compare one model of every timm module, or of those named, with timm's own")
     parser.add_argument("--no-files", action="store_true", help="with --modules: compare the networks only, not the exported files")
     arguments = parser.parse_args()
@@ -92,7 +92,7 @@ def main() -> None:
         if name in rows and not arguments.networks:
             continue
         began = time.perf_counter()
-        rows[name] = measure(name, int(size or DEFAULT_SIZE), arguments.pictures)
+        rows[name] = measure(name, int(size or DEFAULT_SIZE), arguments.images)
         for row in rows[name]:
             print(row, f"{time.perf_counter() - began:.0f} s", flush=True)
         _write(arguments.out, rows)
@@ -140,7 +140,7 @@ def measure(name: str, size: int, folder: Path | None) -> list[str]:
 
 
 def compare(network: Network, layer: str, images: np.ndarray) -> dict[str, float]:
-    """The relative difference of the logits and of each method's maps: the largest of a picture, the middle one of the pictures."""
+    """The relative difference of the logits and of each method's maps: the largest of an image, the middle one of the images."""
     with tempfile.TemporaryDirectory() as folder:
         explainer = Explainer(network, None, [layer])
         path = Path(folder) / "model.onnx"
@@ -187,9 +187,9 @@ def _middle(network: Network, images: np.ndarray) -> str:
 
 
 def trained_looking(network: Network) -> Network:
-    """Batch norms as after training: statistics of pictures, random scales and shifts; likewise the scales of residual branches.
+    """Batch norms as after training: statistics of images, random scales and shifts; likewise the scales of residual branches.
 
-    With the initial ones some branches are switched off, and what a network answers hardly depends on the picture. With larger scales
+    With the initial ones some branches are switched off, and what a network answers hardly depends on the image. With larger scales
     and no shifts a network is chaotic, as none is that was trained: each layer multiplies the rounding of the one before.
     """
     size = network.config.preprocessing.height
@@ -220,14 +220,14 @@ def _description(explainer: Explainer) -> Description:
 def _images(preprocessing: Preprocessing, folder: Path | None) -> list[np.ndarray]:
     if folder is None:
         return [np.asarray(draw(index, 0, size=preprocessing.height).image) for index in range(3)]
-    found = pictures.find([folder])
-    return [preprocessing.apply(pictures.read(found[index * len(found) // 3])) for index in range(3)]
+    found = decoding.find([folder])
+    return [preprocessing.apply(decoding.read(found[index * len(found) // 3])) for index in range(3)]
 
 
 HEAD = """# Networks
 
 How far the maps in the exported graph are from a float64 autograd reference that is written from the papers: the largest difference over
-the largest value of a picture's maps, the middle figure of three pictures. Written by `benchmarks/networks.py`, which says how; random
+the largest value of an image's maps, the middle figure of three images. Written by `benchmarks/networks.py`, which says how; random
 weights, {classes} classes, on ONNX Runtime on a CPU. `size` is the input's height and width in pixels. A dash: the method is not defined
 there (CAM, where the head is not one linear layer on the layer's spatial mean). Bold: more than {tolerance:g}, or nothing to compare
 (nan: all maps are zero).

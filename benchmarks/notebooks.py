@@ -26,10 +26,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from contract.files import whole_file
+from tlcli.contract.files.atomic_file import whole_file
 
 Kept = dict[str, dict[str, Any]]
-"""By the rows' names: `command`, `top1` in [0, 1], `pictures` of the test part, `minutes`."""
+"""By the rows' names: `command`, `top1` in [0, 1], `images` of the test part, `minutes`."""
 
 DATA, WEIGHTS = "DATA", "WEIGHTS"
 """Stand for the two folders in the commands."""
@@ -100,13 +100,13 @@ ROWS = (
     ),
     Row(
         "fashion-transfer",
-        "Fashion-MNIST, 10,000 of its pictures, frozen RGB ImageNet weights",
-        "not possible: grey pictures",
+        "Fashion-MNIST, 10,000 of its images, frozen RGB ImageNet weights",
+        "not possible: grey images",
         f"{_MOBILENET} --dataset fashion-mnist --limit 1000 --val-fraction 0.1 --image-size 160",
     ),
     Row(
         "cifar10-resnet20",
-        "CIFAR-10, ResNet-20 with weights of the original pictures",
+        "CIFAR-10, ResNet-20 with weights of the original images",
         "",
         f"--backbone cifar_resnet20 --weights {WEIGHTS}/cifar10_resnet20-12fca82f.th --mode full --dataset cifar10 --crop-scale 0.6"
         f" --epochs 4 --head-epochs 1 --lr 1e-3 --layer-decay 1 {_SMALL}",
@@ -193,7 +193,7 @@ def run(row: Row, data: Path, weights: Path) -> dict[str, Any]:
         minutes = (time.perf_counter() - began) / 60
         (found,) = json.loads(answer.stdout)
         results = json.loads((Path(folder) / found["run"] / "results.json").read_text(encoding="utf-8"))
-    return {"top1": results["test"]["top1"], "pictures": results["test"]["count"], "minutes": round(minutes, 1)}
+    return {"top1": results["test"]["top1"], "images": results["test"]["count"], "minutes": round(minutes, 1)}
 
 
 def read(beside: Path) -> Kept:
@@ -224,8 +224,8 @@ HEAD = (
     "",
     "What a course's notebooks reached, and what one command of this project does. Written by `benchmarks/notebooks.py`, which runs the",
     f"commands as they stand here: `{DATA}` is a folder with the data sets, `{WEIGHTS}` one with the two weight files that it names. Ours",
-    "is the share of right answers on the test part (10,000 pictures; 1,000 of cats and dogs); theirs too, where nothing else is said.",
-    "CIFAR-10's pictures are JPEGs, which makes them a little harder. Minutes are of the whole command, from reading the pictures to the",
+    "is the share of right answers on the test part (10,000 images; 1,000 of cats and dogs); theirs too, where nothing else is said.",
+    "CIFAR-10's images are JPEGs, which makes them a little harder. Minutes are of the whole command, from reading the images to the",
     "report, with one of PyTorch's threads on a machine of two cores that did other things beside.",
     "",
     "| task | theirs | ours | minutes | command |",

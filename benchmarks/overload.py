@@ -23,7 +23,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.serving import ask, export, server
-from contract import pictures
+from tlcli.contract.images import decoding
 
 
 def main() -> None:
@@ -33,8 +33,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--queue", type=int, default=16)
     arguments = parser.parse_args()
-    files = pictures.find([arguments.folder])[:200]
-    print(f"{len(files)} photographs, open loops of {arguments.seconds:g} s, at most {arguments.queue} pictures wait")
+    files = decoding.find([arguments.folder])[:200]
+    print(f"{len(files)} photographs, open loops of {arguments.seconds:g} s, at most {arguments.queue} images wait")
     print("| network | capacity, 1/s | p99 at 80 %, ms | p99 at 200 %, ms | ratio | refused | a refusal, ms | codes | memory, MB |")
     print("|---|---|---|---|---|---|---|---|---|")
     for network in arguments.networks:

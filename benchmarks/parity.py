@@ -1,11 +1,11 @@
-"""How far exported models are from PyTorch on real pictures: every head on VGG16, ResNet-18 and MobileNetV2.
+"""How far exported models are from PyTorch on real images: every head on VGG16, ResNet-18 and MobileNetV2.
 
-    python benchmarks/parity.py FOLDER [--pictures 200] [--size 224] [--backbones NAME ...] [--heads HEAD ...]
+    python benchmarks/parity.py FOLDER [--images 200] [--size 224] [--backbones NAME ...] [--heads HEAD ...]
 
-FOLDER holds photographs (searched for pictures). For each network, with random weights: the largest difference of the logits from
+FOLDER holds photographs (searched for images). For each network, with random weights: the largest difference of the logits from
 PyTorch's (float32), the share of equal first classes, the largest difference of each map from a float64 autograd reference written
-from the papers (tests/exports/reference.py) relative to the map's largest value, and the largest difference between answers to a
-batch and to its pictures one by one.
+from the papers (tests/helpers/exports/reference.py) relative to the map's largest value, and the largest difference between answers to a
+batch and to its images one by one.
 """
 
 from __future__ import annotations
@@ -21,34 +21,34 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from contract import pictures
-from contract.description import Provenance
-from contract.methods import IN_GRAPH
-from contract.model import Model
-from contract.preprocessing import Preprocessing
-from exports import export
-from tests.exports.reference import Reference, relative_difference
-from training.network import NetworkConfig, build
+from tests.helpers.exports.reference import Reference, relative_difference
+from tlcli.contract.images import decoding
+from tlcli.contract.images.preprocessing import Preprocessing
+from tlcli.contract.maps.method_names import IN_GRAPH
+from tlcli.contract.model.description import Provenance
+from tlcli.contract.model.onnx_model import Model
+from tlcli.exports import export
+from tlcli.training.models.network import NetworkConfig, build
 
 CLASSES = 10
 METHODS = tuple(name for name in IN_GRAPH if name != "ablationcam")
-"""Ablation-CAM runs the network again for every channel: benchmarks/networks.py has it, on a picture."""
+"""Ablation-CAM runs the network again for every channel: benchmarks/networks.py has it, on an image."""
 BATCH = 8
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--pictures", type=int, default=200)
+    parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--backbones", nargs="+", default=["mobilenetv2_100", "resnet18", "vgg16"])
     parser.add_argument("--heads", nargs="+", default=["linear", "mlp:256", "original"])
     arguments = parser.parse_args()
-    found = pictures.find([arguments.folder])
-    chosen = [found[index * len(found) // arguments.pictures] for index in range(min(arguments.pictures, len(found)))]
+    found = decoding.find([arguments.folder])
+    chosen = [found[index * len(found) // arguments.images] for index in range(min(arguments.images, len(found)))]
     preprocessing = Preprocessing(height=arguments.size, width=arguments.size)
-    images = [preprocessing.apply(pictures.read(path)) for path in chosen]
-    print(f"{len(images)} pictures of {arguments.folder.name}, {arguments.size} x {arguments.size}")
+    images = [preprocessing.apply(decoding.read(path)) for path in chosen]
+    print(f"{len(images)} images of {arguments.folder.name}, {arguments.size} x {arguments.size}")
     print(f"| network | head | logits | first class agrees | {' | '.join(METHODS)} | batch against single: logits | maps | seconds |")
     print("|---|---|---|---|" + "---|" * len(METHODS) + "---|---|---|")
     for backbone in arguments.backbones:

@@ -3,15 +3,15 @@
     python benchmarks/pointing_game.py
 
 Trains a small ResNet on the shapes from random weights (nothing is downloaded), exports it, and asks the ONNX file for maps of the test
-part's pictures: two to three minutes on two idle cores. Prints a row for every method but Score-CAM (`--all` for it too), for maps that
-know nothing of the picture, and for the same network untrained. The class explained is always the picture's own.
+part's images: two to three minutes on two idle cores. Prints a row for every method but Score-CAM (`--all` for it too), for maps that
+know nothing of the image, and for the same network untrained. The class explained is always the image's own.
 
-pointing        the pointing game (Zhang et al. 2016, arXiv:1608.00507): share of the pictures whose map has its largest point on the
-                shape's box, or within 15/224 of the input's side beside it. A shape covers two fifths of its picture, and the middle
+pointing        the pointing game (Zhang et al. 2016, arXiv:1608.00507): share of the images whose map has its largest point on the
+                shape's box, or within 15/224 of the input's side beside it. A shape covers two fifths of its image, and the middle
                 lies within the margin of every one: the centre hits them all. So:
-pointing, hard  the same on collages of two by two pictures of four different classes, each asked for in turn: its own box must be hit.
-                All are hard in that paper's sense, the box below a quarter of the picture and other classes in sight. The margin stays
-                as many pixels as in one picture. No collage was trained on; the file takes any size (`--dynamic-size`).
+pointing, hard  the same on collages of two by two images of four different classes, each asked for in turn: its own box must be hit.
+                All are hard in that paper's sense, the box below a quarter of the image and other classes in sight. The margin stays
+                as many pixels as in one image. No collage was trained on; the file takes any size (`--dynamic-size`).
 energy          the share of the map, scaled to [0, 1], that lies in the box (Wang et al. 2020, arXiv:1910.01279); then of the collages.
 
 The network takes the largest value of each feature instead of the usual mean; `--pooling avg` shows what that is for (docs/log.md).
@@ -32,31 +32,31 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from contract.description import Provenance
-from contract.explaining import explain
-from contract.model import Model
-from contract.rendering import to_unit
-from evaluation.baselines import BASELINES, CENTRE, RANDOM, centre_map, random_map
-from evaluation.localisation import MARGIN, energy_inside, points_at
-from evaluation.probing import Bytes, Flags, Values, at_input_size
-from evaluation.truth import Truth
-from exports import export, export_run
-from training import FinetuneConfig, finetune
-from training.network import build
-from training.run import Run, load_run
-from training.shapes import shapes_folder
+from tlcli.contract.images.heatmap import to_unit
+from tlcli.contract.model.description import Provenance
+from tlcli.contract.model.explain import explain
+from tlcli.contract.model.onnx_model import Model
+from tlcli.evaluation.baselines import BASELINES, CENTRE, RANDOM, centre_map, random_map
+from tlcli.evaluation.ground_truth import Truth
+from tlcli.evaluation.localisation import MARGIN, energy_inside, points_at
+from tlcli.evaluation.perturbation import Bytes, Flags, Values, at_input_size
+from tlcli.exports import export, export_run
+from tlcli.training import FinetuneConfig, finetune
+from tlcli.training.data.shapes import shapes_folder
+from tlcli.training.models.network import build
+from tlcli.training.runs.load_run import Run, load_run
 
 SLOW = "scorecam"
 UNTRAINED = ("gradcam", "gradcam_plus_plus", "hirescam", "layercam")
 """What the same network is asked for without training."""
 SIDE = 2
-"""Pictures beside one another in a collage."""
+"""Images beside one another in a collage."""
 BATCH = 25
 IMAGE_SIZE, EPOCHS = 64, 14
 
 
 @dataclass(frozen=True)
-class Picture:
+class LabelledImage:
     """image: the network's input, `[H, W, 3]`. targets: the classes to explain; regions: where each of them is, `[H, W]`."""
 
     image: Bytes
@@ -66,7 +66,7 @@ class Picture:
 
 @dataclass
 class Found:
-    """By method, a figure for each picture and class: whether its map's largest point hit, and the share of it in the box."""
+    """By method, a figure for each image and class: whether its map's largest point hit, and the share of it in the box."""
 
     hits: dict[str, list[bool]] = field(default_factory=dict)
     energies: dict[str, list[float]] = field(default_factory=dict)
@@ -107,9 +107,9 @@ def compare(folder: Path, arguments: argparse.Namespace) -> None:
     judged_s = time.perf_counter() - began - trained_s - exported_s
 
     accuracy, untaught = (statistics.mean(alone.correct) for alone, _, _, _ in table)
-    print(f"{len(single)} pictures of the {arguments.part} part, {len(collages)} collages of them; seed {arguments.seed}.")
-    print(f"{arguments.pooling} pooling, {arguments.epochs} epochs: {accuracy:.2%} of the pictures right; untrained {untaught:.2%}.")
-    print(f"A box covers {box_share(single):.0%} of its picture, {box_share(collages):.0%} of a collage, on average.")
+    print(f"{len(single)} images of the {arguments.part} part, {len(collages)} collages of them; seed {arguments.seed}.")
+    print(f"{arguments.pooling} pooling, {arguments.epochs} epochs: {accuracy:.2%} of the images right; untrained {untaught:.2%}.")
+    print(f"A box covers {box_share(single):.0%} of its image, {box_share(collages):.0%} of a collage, on average.")
     print(f"Seconds: training {trained_s:.0f}, two exports {exported_s:.0f}, maps {judged_s:.0f}.\n")
     print("| method | pointing | pointing, hard | energy | energy, hard |")
     print("|---|---|---|---|---|")
@@ -157,17 +157,17 @@ def export_untrained(run: Run, models: Path, seed: int) -> Model:
     return Model.open(exported.path, device="cpu")
 
 
-def read(run: Run, name: str) -> list[Picture]:
-    """The pictures of a part, of each class in turn."""
+def read(run: Run, name: str) -> list[LabelledImage]:
+    """The images of a part, of each class in turn."""
     part, preprocessing = run.dataset().parts[name], run.network.config.preprocessing
     truth = Truth.find(shapes_folder(run.config.data_dir, run.config.seed))
     assert truth is not None
     found = []
     for index in in_turn(part.labels.tolist()):
-        picture = part.load(index)
-        region = truth.region(part.names[index], picture.size, preprocessing)
+        image = part.load(index)
+        region = truth.region(part.names[index], image.size, preprocessing)
         assert region is not None
-        found.append(Picture(preprocessing.apply(picture), (int(part.labels[index]),), (region,)))
+        found.append(LabelledImage(preprocessing.apply(image), (int(part.labels[index]),), (region,)))
     return found
 
 
@@ -181,28 +181,28 @@ def in_turn(labels: Sequence[int]) -> list[int]:
     return [index for _, _, index in sorted(keys)]
 
 
-def arranged(pictures: Sequence[Picture]) -> Iterator[Picture]:
+def arranged(images: Sequence[LabelledImage]) -> Iterator[LabelledImage]:
     """Each four that follow one another, of as many classes, in one; fewer that are left over are not used."""
     count = SIDE * SIDE
-    for start in range(0, len(pictures) - count + 1, count):
-        of_one = pictures[start : start + count]
-        assert len({picture.targets for picture in of_one}) == count
+    for start in range(0, len(images) - count + 1, count):
+        of_one = images[start : start + count]
+        assert len({image.targets for image in of_one}) == count
         regions = []
         for place in range(count):
-            alone = [picture.regions[0] & (number == place) for number, picture in enumerate(of_one)]
+            alone = [image.regions[0] & (number == place) for number, image in enumerate(of_one)]
             regions.append(grid(alone))
-        yield Picture(grid([picture.image for picture in of_one]), tuple(picture.targets[0] for picture in of_one), tuple(regions))
+        yield LabelledImage(grid([image.image for image in of_one]), tuple(image.targets[0] for image in of_one), tuple(regions))
 
 
 def grid(parts: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate([np.concatenate(parts[start : start + SIDE], axis=1) for start in range(0, len(parts), SIDE)], axis=0)
 
 
-def judge(model: Model, pictures: Sequence[Picture], methods: Sequence[str], margin: float) -> Found:
-    """The methods' maps and those that know nothing, of every class of every picture."""
+def judge(model: Model, images: Sequence[LabelledImage], methods: Sequence[str], margin: float) -> Found:
+    """The methods' maps and those that know nothing, of every class of every image."""
     found = Found()
-    for start in range(0, len(pictures), BATCH):
-        batch = pictures[start : start + BATCH]
+    for start in range(0, len(images), BATCH):
+        batch = images[start : start + BATCH]
         answer = explain(model, np.stack([one.image for one in batch]), np.array([one.targets for one in batch]), methods)
         for row, one in enumerate(batch):
             height, width = one.image.shape[:2]
@@ -218,8 +218,8 @@ def judge(model: Model, pictures: Sequence[Picture], methods: Sequence[str], mar
     return found
 
 
-def box_share(pictures: Sequence[Picture]) -> float:
-    return statistics.mean(float(region.mean()) for picture in pictures for region in picture.regions)
+def box_share(images: Sequence[LabelledImage]) -> float:
+    return statistics.mean(float(region.mean()) for image in images for region in image.regions)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Files in smaller numbers against the float file of the same network: time, size, answers and maps.
 
     python benchmarks/precision.py speed [--pairs 30] [--batch 1] [--size 224] [NETWORK:HEAD ...]
-    python benchmarks/precision.py answers PETS WEIGHTS CIFAR CIFAR_WEIGHTS [--pictures 10000]
+    python benchmarks/precision.py answers PETS WEIGHTS CIFAR CIFAR_WEIGHTS [--images 10000]
 
 `speed` takes networks with random weights and 1,000 classes, in int8 (`benchmarks/gpu.py` has fp16 on a GPU):
 
@@ -13,10 +13,10 @@ The four of a round come one after the other in a random order; medians of the r
 counts: the first after the other file's is slower in int8, which a server of one file never sees. A session that is made second may be
 faster, whatever it holds, so half of the rounds are done with each order of making.
 
-`answers` exports as `tlcli export --precision` does, fp16 and int8, and compares with the float file on pictures of the test part, spread
+`answers` exports as `tlcli export --precision` does, fp16 and int8, and compares with the float file on images of the test part, spread
 evenly: accuracy, the share with the same first class, and the rank correlation of each map in the graph. PETS holds `train` and `test`,
 each with `cat` and `dog`; WEIGHTS is a MobileNetV2 checkpoint for timm's `mobilenetv2_100` with `pad_type="same"` and inputs scaled to
-[-1, 1], on which a head is trained at `tlcli finetune`'s defaults. CIFAR holds CIFAR-10 as pictures; CIFAR_WEIGHTS are a CIFAR ResNet-20's.
+[-1, 1], on which a head is trained at `tlcli finetune`'s defaults. CIFAR holds CIFAR-10 as images; CIFAR_WEIGHTS are a CIFAR ResNet-20's.
 """
 
 from __future__ import annotations
@@ -36,19 +36,20 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.networks import trained_looking
-from contract.description import Provenance
-from contract.model import Model
-from contract.preprocessing import Preprocessing
-from evaluation.agreement import Pictures, Shown, compare, spread
-from exports import SmallerNumbers, export_backbone, export_run
-from exports.explainer import Explainer
-from exports.export import describe_explainer
-from exports.graph import describe, flat_graph, write_graph
-from exports.int8 import quantise
-from training import FinetuneConfig, finetune, load_run
-from training.datasets import load_dataset
-from training.network import NetworkConfig, build
-from training.shapes import draw
+from tlcli.contract.images.evenly_spaced import evenly_spaced
+from tlcli.contract.images.preprocessing import Preprocessing
+from tlcli.contract.model.description import Provenance
+from tlcli.contract.model.onnx_model import Model
+from tlcli.evaluation.agreement import Images, Shown, compare
+from tlcli.exports import SmallerNumbers, export_backbone, export_run
+from tlcli.exports.exporter import describe_explainer
+from tlcli.exports.onnx_writer import describe, flat_graph, write_graph
+from tlcli.exports.precision.int8 import quantise
+from tlcli.exports.trace.explainer import Explainer
+from tlcli.training import FinetuneConfig, finetune, load_run
+from tlcli.training.data.load import load_dataset
+from tlcli.training.data.shapes import draw
+from tlcli.training.models.network import NetworkConfig, build
 
 NETWORKS = ["resnet50", "vgg16", "mobilenetv2_100", "resnet18"]
 KINDS = ("fp32", "int8")
@@ -67,7 +68,7 @@ def main() -> None:
     answers = kinds.add_parser("answers")
     for name in ("pets", "weights", "cifar", "cifar_weights"):
         answers.add_argument(name)
-    answers.add_argument("--pictures", type=int, default=10000)
+    answers.add_argument("--images", type=int, default=10000)
     arguments = parser.parse_args()
     if arguments.kind == "speed":
         compare_speed(arguments)
@@ -137,20 +138,20 @@ def compare_answers(arguments: argparse.Namespace) -> None:
         models = Path(folder)
         for name, made in {"MobileNetV2, cats and dogs": pets, "ResNet-20, CIFAR-10": cifar}.items():
             before, test = made(arguments, None, models)
-            numbers = spread(test.count, arguments.pictures)
-            chosen = Pictures(len(numbers), test.source, lambda number, numbers=numbers, test=test: test.show(numbers[number]))
+            numbers = evenly_spaced(test.count, arguments.images)
+            chosen = Images(len(numbers), test.source, lambda number, numbers=numbers, test=test: test.show(numbers[number]))
             for small in ("fp16", "int8"):
                 after, _ = made(arguments, SmallerNumbers(small, max_accuracy_drop=100), models)
                 found = compare(before, after, chosen)
                 size = after.path.stat().st_size / before.path.stat().st_size
-                print(f"\n{name}, {small}: {found.pictures:,} test pictures, right {found.top1:.2%}, in fp32 {found.top1_before:.2%};")
+                print(f"\n{name}, {small}: {found.images:,} test images, right {found.top1:.2%}, in fp32 {found.top1_before:.2%};")
                 print(f"the same first class {found.agreement:.2%}; file {size:.2f}\n")
                 print("| map | rank correlation | median |\n|---|---|---|")
                 for method, maps in found.maps.items():
                     print(f"| {method} | {maps.rank_correlation:.3f} | {maps.rank_correlation_median:.3f} |", flush=True)
 
 
-def pets(arguments: argparse.Namespace, numbers: SmallerNumbers | None, models: Path) -> tuple[Model, Pictures]:
+def pets(arguments: argparse.Namespace, numbers: SmallerNumbers | None, models: Path) -> tuple[Model, Images]:
     """An exported run, and its test part."""
     output = models / "run"
     if not output.exists():
@@ -169,20 +170,20 @@ def pets(arguments: argparse.Namespace, numbers: SmallerNumbers | None, models: 
     return opened_with(exported.path, run.config)
 
 
-def cifar(arguments: argparse.Namespace, numbers: SmallerNumbers | None, models: Path) -> tuple[Model, Pictures]:
-    """A published classifier, calibrated on training pictures, and the test part."""
+def cifar(arguments: argparse.Namespace, numbers: SmallerNumbers | None, models: Path) -> tuple[Model, Images]:
+    """A published classifier, calibrated on training images, and the test part."""
     config = FinetuneConfig(backbone="cifar_resnet20", weights=arguments.cifar_weights, dataset=arguments.cifar)
     calibration = [Path(arguments.cifar) / "train"] if numbers is not None and numbers.precision == "int8" else []
     exported = export_backbone(config, name="cifar", repository=models / "models", numbers=numbers, calibration_paths=calibration)
     return opened_with(exported.path, config)
 
 
-def opened_with(path: Path, config: FinetuneConfig) -> tuple[Model, Pictures]:
+def opened_with(path: Path, config: FinetuneConfig) -> tuple[Model, Images]:
     model = Model.open(path, "cpu")
     test = load_dataset(config).test
     assert test is not None
     preprocessing = model.description.preprocessing
-    return model, Pictures(len(test), "test part", lambda number: Shown(preprocessing.apply(test.load(number)), int(test.labels[number])))
+    return model, Images(len(test), "test part", lambda number: Shown(preprocessing.apply(test.load(number)), int(test.labels[number])))
 
 
 if __name__ == "__main__":

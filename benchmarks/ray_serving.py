@@ -33,7 +33,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.serving import ask, export, server
-from contract import pictures
+from tlcli.contract.images import decoding
 
 CONFIG = Path(__file__).parents[1] / "deploy/ray/serve.yaml"
 CLIENTS = 16
@@ -53,9 +53,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.grpc:
         os.environ |= OVER_GRPC
-    files = pictures.find([arguments.folder])[:200]
+    files = decoding.find([arguments.folder])[:200]
     print(f"{len(files)} photographs, {arguments.rounds} rounds of {arguments.seconds:g} s; {CLIENTS} clients")
-    print("| network | direct, pictures/s | two replicas | one replica | one client, direct, ms | Ray adds, ms |")
+    print("| network | direct, images/s | two replicas | one replica | one client, direct, ms | Ray adds, ms |")
     print("|---|---|---|---|---|---|")
     for network in arguments.networks:
         with tempfile.TemporaryDirectory() as folder:

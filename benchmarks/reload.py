@@ -26,8 +26,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.overload import anonymous_bytes
 from benchmarks.serving import ask, export
-from contract import pictures
-from service.pb.inference import open_inference_pb2 as pb
+from tlcli.contract.images import decoding
+from tlcli.service.pb.inference import open_inference_pb2 as pb
 
 _TICK_S = 0.001
 
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--changes", type=int, default=50)
     parser.add_argument("--clients", type=int, default=8)
     arguments = parser.parse_args()
-    files = pictures.find([arguments.folder])[:100]
+    files = decoding.find([arguments.folder])[:100]
     with tempfile.TemporaryDirectory() as temporary:
         models = export(arguments.network, Path(temporary))
         first = next(models.rglob("model.onnx"))
@@ -97,8 +97,8 @@ def reset(process: subprocess.Popen[str]) -> float:
 
 def serve_here(models: Path) -> None:
     """A server that watches its own event loop."""
-    from service import Server, ServerSettings
-    from service.memory import keep_level
+    from tlcli.contract.process.malloc import return_freed_memory
+    from tlcli.service import Server, ServerSettings
 
     async def run() -> None:
         loop, longest = asyncio.get_running_loop(), 0.0
@@ -122,7 +122,7 @@ def serve_here(models: Path) -> None:
         await server.run(on_serving=lambda port: print(port, flush=True))
         watching.cancel()
 
-    keep_level()
+    return_freed_memory()
     asyncio.run(run())
 
 

@@ -5,10 +5,10 @@
     bare         decode, resize and `session.run` in a loop, at the batch size that is fastest of 1, 2, 4, 8 and 16
     scores       tlcli's server, 16 closed-loop clients in another process
     maps         the same with raw Grad-CAM maps
-    one client   what a single client's median latency adds to the bare loop's for one picture
+    one client   what a single client's median latency adds to the bare loop's for one image
 
 With --peers, LitServe and MLServer serve the same ONNX file with the same steps, each at the best of some settings (batches of 1, 8 and
-16 pictures, one or two workers), over HTTP and gRPC. PYTHON is one of an environment that has them, onnxruntime, pillow and pydantic,
+16 images, one or two workers), over HTTP and gRPC. PYTHON is one of an environment that has them, onnxruntime, pillow and pydantic,
 and uvloop below 0.22, with which MLServer's workers start.
 
 FOLDER holds JPEG photographs. Every round runs all of them one after the other; medians of the rounds' ratios to the bare loop of the
@@ -36,8 +36,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.peers import running as peers_running
-from contract import pictures
-from contract.model import Model
+from tlcli.contract.images import decoding
+from tlcli.contract.model.onnx_model import Model
 
 NETWORKS = ("resnet50", "mobilenetv3_small_100")
 CLIENTS = 16
@@ -52,9 +52,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peers")
     arguments = parser.parse_args()
-    files = pictures.find([arguments.folder])[:200]
+    files = decoding.find([arguments.folder])[:200]
     print(f"{len(files)} photographs, {arguments.rounds} rounds of {arguments.seconds:g} s; {CLIENTS} clients")
-    print("| network | bare loop, pictures/s (batch) | scores | maps | one client adds, ms | peers, scores |")
+    print("| network | bare loop, images/s (batch) | scores | maps | one client adds, ms | peers, scores |")
     print("|---|---|---|---|---|---|")
     for network in arguments.networks:
         with tempfile.TemporaryDirectory() as folder:
@@ -110,7 +110,7 @@ class BareLoop:
         self._data = [file.read_bytes() for file in files]
 
     def throughput(self, batch: int, seconds: float) -> float:
-        """Pictures a second."""
+        """Images a second."""
         done, begun = 0, time.perf_counter()
         while time.perf_counter() - begun < seconds:
             self._model.run(np.stack([self._input(done + number) for number in range(batch)]))
@@ -118,7 +118,7 @@ class BareLoop:
         return done / (time.perf_counter() - begun)
 
     def median_ms(self, seconds: float) -> float:
-        """Of one picture."""
+        """Of one image."""
         times: list[float] = []
         begun = time.perf_counter()
         while time.perf_counter() - begun < seconds:
@@ -128,7 +128,7 @@ class BareLoop:
         return statistics.median(times) * 1000
 
     def _input(self, number: int) -> np.ndarray:
-        return self._model.description.preprocessing.apply(pictures.decode(self._data[number % len(self._data)]))
+        return self._model.description.preprocessing.apply(decoding.decode(self._data[number % len(self._data)]))
 
 
 @dataclass(frozen=True)
@@ -188,14 +188,14 @@ def ask_here() -> None:
     """That process."""
     import grpc.aio
 
-    from service.load import Load, Target, measure
-    from service.outgoing import with_picture
-    from service.query import MapQuery, Query
-    from service.wire import write_request
+    from tlcli.service.client.load_test import Load, Target, measure
+    from tlcli.service.client.request_stream import with_image
+    from tlcli.service.protocol.codec import write_request
+    from tlcli.service.types.query import MapQuery, Query
 
     job = json.load(sys.stdin)
     wanted = MapQuery(job["method"]) if job["method"] else None
-    messages = [write_request(with_picture(Query(map=wanted), file)).SerializeToString() for file in job["files"]]
+    messages = [write_request(with_image(Query(map=wanted), file)).SerializeToString() for file in job["files"]]
 
     async def run() -> None:
         metadata = [(name, value) for name, value in job["metadata"]]

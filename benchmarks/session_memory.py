@@ -17,8 +17,8 @@ import onnxruntime
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from contract.cores import usable_cores
-from contract.description import IMAGES, LOGITS, SCORES, WANTED
+from tlcli.contract.model.description import IMAGES, LOGITS, SCORES, WANTED
+from tlcli.contract.process.cores import usable_cores
 
 
 def main() -> None:

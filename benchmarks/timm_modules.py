@@ -19,13 +19,13 @@ import timm
 import torch
 from torch import nn
 
-from contract.errors import TlcliError, first_line
-from contract.model import Model
-from contract.preprocessing import Preprocessing
-from exports import export_backbone, published_network
-from exports.sources import published_as_it_is
-from training.config import FinetuneConfig
-from training.shapes import draw
+from tlcli.contract.errors import TlcliError, first_line
+from tlcli.contract.images.preprocessing import Preprocessing
+from tlcli.contract.model.onnx_model import Model
+from tlcli.exports import export_backbone, published_network
+from tlcli.exports.export_sources import published_as_it_is
+from tlcli.training.data.shapes import draw
+from tlcli.training.settings.config import FinetuneConfig
 
 SMALL = 96
 """Pixels: the input of models that take it. Others get the size that they were made for."""
@@ -118,7 +118,7 @@ def _built(config: FinetuneConfig, reference: nn.Module, with_maps: bool) -> flo
 
 
 def _exported(config: FinetuneConfig, reference: nn.Module, methods: tuple[str, ...], folder: Path) -> float:
-    exported = export_backbone(config, name="model", repository=folder, methods=methods, check_pictures=_IMAGES)
+    exported = export_backbone(config, name="model", repository=folder, methods=methods, check_images=_IMAGES)
     preprocessing = exported.description.preprocessing
     images = _images(preprocessing.height)
     return _difference(Model.open(exported.path, device="cpu").run(images).logits, reference, preprocessing, images)

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from service import Client
+from tlcli.service import Client
 
 TLCLI = [sys.executable, "-m", "tlcli"]
 

@@ -31,10 +31,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 if TYPE_CHECKING:
-    from service import Classification
+    from tlcli.service import Classification
 
 DEBIAN = "bookworm"
-PICTURE = ROOT / "docs/demo.png"
+IMAGE = ROOT / "docs/demo.png"
 GRACE_S = 30
 HELD_IN = (
     "--read-only",
@@ -157,7 +157,7 @@ def make_model(folder: Path) -> Path:
     """A repository with a small network in it, exported with its maps."""
     models = folder / "models"
     weights = ["--backbone", "test_resnet", "--weights", "none", "--name", "small"]
-    tlcli("export", *weights, "--check-pictures", "2", "--models", str(models), "--quiet")
+    tlcli("export", *weights, "--check-images", "2", "--models", str(models), "--quiet")
     return models
 
 
@@ -168,7 +168,7 @@ def tlcli(*arguments: str) -> None:
 
 def check_serving(podman: Podman, image: str, models: Path) -> None:
     """Start it, ask it, look at it from inside, stop it."""
-    from service import Client
+    from tlcli.service import Client
 
     refused = podman("run", "--no-healthcheck", *HELD_IN, f"--volume={models}:/models:ro", image, may_fail=True)
     check("host 0.0.0.0: requests would travel unencrypted" in refused, "without TLS, and not told that it needs none, it refuses", refused)
@@ -185,15 +185,15 @@ def check_serving(podman: Podman, image: str, models: Path) -> None:
     check(True, f"its health check ({' '.join(health)}) says: {said}")
 
     with Client("127.0.0.1", port) as client:
-        check_answer(client.classify(PICTURE, method="gradcam"), next(models.glob("*/*/model.onnx")).parent)
+        check_answer(client.classify(IMAGE, method="gradcam"), next(models.glob("*/*/model.onnx")).parent)
     look_inside(podman, container)
 
     with Client("127.0.0.1", port, retries=0) as client:
         began = time.monotonic()
-        client.classify(PICTURE, method="scorecam")
+        client.classify(IMAGE, method="scorecam")
         number = min(40, max(4, round(3 / (time.monotonic() - began))))  # for some three seconds
         pool = ThreadPoolExecutor(number)
-        asked = [pool.submit(client.classify, PICTURE, method="scorecam", timeout_s=60.0) for _ in range(number)]
+        asked = [pool.submit(client.classify, IMAGE, method="scorecam", timeout_s=60.0) for _ in range(number)]
         time.sleep(0.5)
         left = sum(not one.done() for one in asked)
         check(left, f"{left} requests are under way at the stop")
@@ -211,13 +211,13 @@ def check_answer(answer: Classification, model: Path) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         arrays, cam = Path(folder, "answers.npz"), ["--cam", "gradcam", "--overlays", folder]
-        tlcli("predict", str(model.parent), str(PICTURE), *cam, "--npz", str(arrays), "--device", "cpu", "--quiet")
+        tlcli("predict", str(model.parent), str(IMAGE), *cam, "--npz", str(arrays), "--device", "cpu", "--quiet")
         with np.load(arrays) as expected:
             scores, maps = expected["scores"][0], expected["maps"][0, 0]
     best = answer.predictions[0]
     assert best.map is not None
     assert best.map.values is not None
-    check(best.class_id == int(scores.argmax()), f"a picture over gRPC: class {best.class_id}, score {best.score:.6f}")
+    check(best.class_id == int(scores.argmax()), f"an image over gRPC: class {best.class_id}, score {best.score:.6f}")
     apart = float(abs(best.score - scores.max())), float(np.abs(best.map.values - maps).max() / np.abs(maps).max())
     check(max(apart) < 1e-5 and maps.any(), f"score and Grad-CAM map as outside of it, within {max(apart):.0e}", apart)
 
@@ -242,7 +242,7 @@ def check_cuda(podman: Podman, image: str) -> None:
     said = podman.inside(image, CUDA_LINKS)
     check(re.search("^loaded|missing libcuda.so.1: ", said, re.MULTILINE), "ONNX Runtime's CUDA finds all libraries but the driver's", said)
     check(
-        podman.inside(image, "from contract.model import resolve_device; print(resolve_device('auto'))") == "cpu",
+        podman.inside(image, "from tlcli.contract.model.onnx_model import resolve_device; print(resolve_device('auto'))") == "cpu",
         "without a GPU it takes the CPU",
     )
 

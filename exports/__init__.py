@@ -1,13 +1,13 @@
 """From a checkpoint to one self-describing ONNX model, maps in its graph."""
 
-import training  # noqa: F401  # first: it settles how PyTorch's threads wait, which is read when PyTorch is imported
-from exports.export import Exported, export
-from exports.layers import list_layers
-from exports.smaller import SmallerNumbers
-from exports.sources import DEFAULT_CHECK_PICTURES, export_backbone, export_run, published_network
+from tlcli import training  # noqa: F401  # first: it settles how PyTorch's threads wait, which is read when PyTorch is imported
+from tlcli.exports.export_sources import DEFAULT_CHECK_IMAGES, export_backbone, export_run, published_network
+from tlcli.exports.exporter import Exported, export
+from tlcli.exports.precision.convert import SmallerNumbers
+from tlcli.exports.trace.target_layers import list_layers
 
 __all__ = [
-    "DEFAULT_CHECK_PICTURES",
+    "DEFAULT_CHECK_IMAGES",
     "Exported",
     "SmallerNumbers",
     "export",

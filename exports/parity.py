@@ -1,4 +1,4 @@
-"""The export's check of itself: the file, run as the server runs it, against PyTorch on real pictures."""
+"""The export's check of itself: the file, run as the server runs it, against PyTorch on real images."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from contract.description import MapOutput, Parity
-from contract.errors import ParityError
-from contract.model import Answer, Model
-from exports.autograd import Autograd
-from exports.explainer import is_pooled_linear
-from exports.layers import resolve_layers
-from exports.methods import NEEDS_ABLATION
-from training.network import ImageNetwork, Network
+from tlcli.contract.errors import ParityError
+from tlcli.contract.model.description import MapOutput, Parity
+from tlcli.contract.model.onnx_model import Answer, Model
+from tlcli.exports.reference_maps import Autograd
+from tlcli.exports.trace.explainer import is_pooled_linear
+from tlcli.exports.trace.map_methods import NEEDS_ABLATION
+from tlcli.exports.trace.target_layers import resolve_layers
+from tlcli.training.models.network import ImageNetwork, Network
 
 LOGITS_TOLERANCE = 1e-3
 """Absolute, for logits up to `LARGE_LOGIT`; relative to it for larger ones, where float32 itself has no more digits."""
@@ -29,8 +29,8 @@ it, which is what float32 sums of gradients and activations are exact to."""
 MAPS_TOLERANCES = {"xgradcam": 1e-3, "ablationcam": 1e-3, "gradcam_plus_plus": 1e-2}
 """Of methods that divide by what may be small, or subtract what is nearly equal: float32 has no more digits of them."""
 MAPS_THAT_COUNT = 0.75
-"""The derivatives of ReLU and of max pooling jump. A picture that lies on such an edge, to the last digit of float32, has another map in
-any two implementations; a graph that is wrong is wrong on most pictures. Where one linear layer follows nothing jumps, and all count."""
+"""The derivatives of ReLU and of max pooling jump. An image that lies on such an edge, to the last digit of float32, has another map in
+any two implementations; a graph that is wrong is wrong on most images. Where one linear layer follows nothing jumps, and all count."""
 _BATCH = 8
 _RANKS = (-1, -2)
 
@@ -42,7 +42,7 @@ def measure(network: ImageNetwork, model: Model, images: Sequence[npt.NDArray[np
         network: in eval mode, on the CPU.
         model: the exported file.
         images: inputs, uint8 `[H, W, 3]` each.
-        source: what the pictures are, for the record.
+        source: what the images are, for the record.
     """
     logits_difference, agreed = 0.0, 0
     outputs = [output for output in model.description.maps if output.in_graph]
@@ -53,9 +53,9 @@ def measure(network: ImageNetwork, model: Model, images: Sequence[npt.NDArray[np
     layers = [layer.name for layer in model.description.layers]
     autograd = Autograd(network, layers)
 
-    def compare(pictures: npt.NDArray[np.uint8], answer: Answer, wanted: Sequence[MapOutput]) -> None:
+    def compare(batch: npt.NDArray[np.uint8], answer: Answer, wanted: Sequence[MapOutput]) -> None:
         assert answer.classes is not None
-        for name, values in autograd.maps(torch.from_numpy(pictures), torch.from_numpy(answer.classes), wanted).items():
+        for name, values in autograd.maps(torch.from_numpy(batch), torch.from_numpy(answer.classes), wanted).items():
             found = answer.maps[name].astype(np.float64)
             outside = np.maximum(values.lowest.numpy() - found, found - values.highest.numpy()).clip(min=0)
             differences[name].append(outside.max((-2, -1)).ravel())
@@ -75,7 +75,7 @@ def measure(network: ImageNetwork, model: Model, images: Sequence[npt.NDArray[np
         compare(first, model.run(first, _RANKS[:1], [output.name for output in costly]), costly)
     smooth = len(layers) == 1 and isinstance(network, Network) and is_pooled_linear(network, *resolve_layers(network, layers))
     return Parity(
-        pictures=len(images),
+        images=len(images),
         source=source,
         logits=logits_difference,
         maps={
@@ -96,13 +96,13 @@ def require(parity: Parity) -> None:
     if not parity.logits <= LOGITS_TOLERANCE:
         problems.append(f"logits differ by {parity.logits:.2g}, at most {LOGITS_TOLERANCE:g} is allowed")
     if parity.top1_agreement < 1:
-        problems.append(f"the first class agrees on {parity.top1_agreement:.1%} of the pictures only")
+        problems.append(f"the first class agrees on {parity.top1_agreement:.1%} of the images only")
     for name, difference in parity.maps.items():
         allowed = MAPS_TOLERANCES.get(name.partition("@")[0], MAPS_TOLERANCE)
         if not difference <= allowed:
             problems.append(f"{name} differs by {difference:.2g} of its largest value, at most {allowed:g} is allowed")
     if problems:
-        raise ParityError(f"the exported graph does not answer as PyTorch does on {parity.pictures} pictures: {'; '.join(problems)}")
+        raise ParityError(f"the exported graph does not answer as PyTorch does on {parity.images} images: {'; '.join(problems)}")
 
 
 def _agreeing(expected: npt.NDArray[np.float64], answered: npt.NDArray[np.float32]) -> int:

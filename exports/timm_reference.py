@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from contract.errors import ParityError
-from contract.preprocessing import Preprocessing
-from training.network import ImageNetwork, Network, NetworkConfig, WholeNetwork, try_at_size
-from training.shapes import draw
+from tlcli.contract.errors import ParityError
+from tlcli.contract.images.preprocessing import Preprocessing
+from tlcli.training.data.shapes import draw
+from tlcli.training.models.network import ImageNetwork, Network, NetworkConfig, WholeNetwork, try_at_size
 
 TOLERANCE = 1e-5
 """Relative to the largest logit. Both sides run the same operators in the same order."""

@@ -7,26 +7,36 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from service.answers import Classification, ClassMap, MapMethod, ModelInfo, ModelState, ModelStatus, Prediction, StreamAnswer, Timings
-    from service.async_client import AsyncClient
-    from service.client import Client
-    from service.launch import in_background, serve
-    from service.outgoing import Picture
-    from service.query import MapFormat
-    from service.server import Server
-    from service.settings import ServerSettings
+    from tlcli.service.client.async_client import AsyncClient
+    from tlcli.service.client.request_stream import ImageInput
+    from tlcli.service.client.sync_client import Client
+    from tlcli.service.launch import in_background, serve
+    from tlcli.service.server import Server
+    from tlcli.service.settings.server_settings import ServerSettings
+    from tlcli.service.types.answer import (
+        Classification,
+        ClassMap,
+        MapMethod,
+        ModelInfo,
+        ModelState,
+        ModelStatus,
+        Prediction,
+        StreamAnswer,
+        Timings,
+    )
+    from tlcli.service.types.query import MapFormat
 
 __all__ = [
     "AsyncClient",
     "ClassMap",
     "Classification",
     "Client",
+    "ImageInput",
     "MapFormat",
     "MapMethod",
     "ModelInfo",
     "ModelState",
     "ModelStatus",
-    "Picture",
     "Prediction",
     "Server",
     "ServerSettings",
@@ -37,20 +47,20 @@ __all__ = [
 ]
 
 _ELSEWHERE = {
-    "AsyncClient": "async_client",
-    "Client": "client",
-    "MapFormat": "query",
-    "Picture": "outgoing",
+    "AsyncClient": "client.async_client",
+    "Client": "client.sync_client",
+    "MapFormat": "types.query",
+    "ImageInput": "client.request_stream",
     "Server": "server",
-    "ServerSettings": "settings",
+    "ServerSettings": "settings.server_settings",
     "in_background": "launch",
     "serve": "launch",
 }
-"""The modules of what is not in `answers`."""
+"""The modules of what is not in `types.answer`."""
 
 if not TYPE_CHECKING:  # a type checker would take any name for one that there is
 
     def __getattr__(name: str) -> object:
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(import_module(f"service.{_ELSEWHERE.get(name, 'answers')}"), name)
+        return getattr(import_module(f"{__name__}.{_ELSEWHERE.get(name, 'types.answer')}"), name)

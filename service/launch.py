@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 
-from service.file_limit import raise_limit
-from service.logs import set_up
-from service.memory import keep_level
-from service.server import Server
-from service.settings import ServerSettings
+from tlcli.contract.process.malloc import return_freed_memory
+from tlcli.service.server import Server
+from tlcli.service.settings.server_settings import ServerSettings
+from tlcli.service.system.file_limit import raise_limit
+from tlcli.service.telemetry.logs import set_up
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def serve(settings: ServerSettings, on_listening: Callable[[int], None] | None =
                 asyncio.get_running_loop().add_signal_handler(number, stop)
         await server.run(on_listening)
 
-    keep_level()
+    return_freed_memory()
     try:
         asyncio.run(main())
     finally:

@@ -7,19 +7,19 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from contract.model import resolve_device
-from service.addresses import join_address
-from service.answers import ModelStatus
-from service.gpu_memory import open_gpus
-from service.grpc_server import Grpc
-from service.memory import give_back
-from service.parts import Parts
-from service.renewing import Renewed
-from service.settings import ServerSettings
-from service.tokens import Token, renewed_tokens
+from tlcli.contract.model.onnx_model import resolve_device
+from tlcli.contract.process.malloc import trim_freed_memory
+from tlcli.service.inference.components import Parts
+from tlcli.service.rpc.grpc_server import Grpc
+from tlcli.service.security.tokens import Token, renewed_tokens
+from tlcli.service.settings.server_settings import ServerSettings
+from tlcli.service.system.addresses import join_address
+from tlcli.service.system.reloading_file import Renewed
+from tlcli.service.telemetry.gpu_memory import open_gpus
+from tlcli.service.types.answer import ModelStatus
 
 if TYPE_CHECKING:
-    from service.rest.opening import Http
+    from tlcli.service.rest.component import Http
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ _SETTLE_S = 0.2
 Without it, a signal right behind 64 requests lost four fifths of them; with 0.1 s, none."""
 
 _LEAVING_S = 0.2
-"""New requests are sent away for so long before the server hangs up; see `service.leaving`."""
+"""New requests are sent away for so long before the server hangs up; see `tlcli.service.rpc.drain_interceptor`."""
 
 
 _WATCH_S = 0.5
@@ -134,7 +134,7 @@ class Server:
         port = self._settings.http_port
         if port is None:
             return None
-        from service.rest.opening import Http  # here: its libraries take a tenth of a second to import
+        from tlcli.service.rest.component import Http  # here: its libraries take a tenth of a second to import
 
         http = Http(self._parts, port, tokens)
         logger.info("HTTP at %s, described at /docs", http.address)
@@ -188,7 +188,7 @@ class Server:
                 )
                 await self._announce()
             if self._parts.budget.take_peak() - self._parts.budget.used_bytes > _LARGE_BYTES:
-                await asyncio.to_thread(give_back)
+                await asyncio.to_thread(trim_freed_memory)
 
     async def stop(self) -> None:
         """Say NOT_SERVING, wait as long as load balancers need to see it, finish what is in flight, and close."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from training.staging import whole_folder
+from tlcli.contract.files.atomic_folder import whole_folder
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 UNPACKED = Path.home() / ".cache" / "tlcli-tests"
@@ -26,7 +26,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real pictures and weights: `$TLCLI_SHARED_DATA`, else `../shared/data` beside the repository."""
+    """The folder of real images and weights: `$TLCLI_SHARED_DATA`, else `../shared/data` beside the repository."""
     folder = Path(os.environ.get("TLCLI_SHARED_DATA") or REPOSITORY.parent / "shared" / "data")
     if not folder.is_dir():
         problem = f"no shared data at {folder}: set TLCLI_SHARED_DATA"

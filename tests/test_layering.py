@@ -9,43 +9,142 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+PACKAGE = Path(__file__).parents[1] / "tlcli"
 ROOMS = {
     "contract": set(),
     "service": {"contract"},
     "training": {"contract"},
     "evaluation": {"contract", "training"},
     "exports": {"contract", "training", "evaluation"},
-    "tlcli": {"contract", "service", "training", "exports", "evaluation"},
-    "deploy": {"contract", "service", "training", "exports", "evaluation", "tlcli"},
+    "cli": {"contract", "service", "training", "exports", "evaluation"},
+    "ray": {"contract", "service", "training", "exports", "evaluation", "cli"},
 }
+SUBFOLDERS: dict[str, dict[str, set[str]]] = {
+    "contract": {
+        "process": set(),
+        "files": set(),
+        "images": {"files"},
+        "maps": {"images"},
+        "model": {"files", "images", "maps", "process"},
+    },
+    "training": {
+        "metrics": set(),
+        "models.zoo": set(),
+        "runtime": set(),
+        "settings": set(),
+        "data": {"runtime", "settings"},
+        "models": {"models.zoo", "runtime", "settings"},
+        "features": {"data", "models", "runtime", "settings"},
+        "engine": {"data", "metrics", "models", "runtime", "settings"},
+        "runs": {"data", "engine", "metrics", "models", "runtime", "settings"},
+        "reports": {"data", "engine", "metrics", "models", "runs", "settings"},
+        "reports.html": {"engine", "metrics", "reports", "runs", "settings"},
+        "visualize": {"models", "settings"},
+    },
+    "service": {
+        "system": set(),
+        "types": set(),
+        "protocol": {"types"},
+        "security": {"system"},
+        "telemetry": {"protocol", "system"},
+        "client": {"protocol", "security", "system", "types"},
+        "execution": {"system", "telemetry"},
+        "decoding": {"execution", "system"},
+        "repository": {"execution", "system", "telemetry", "types"},
+        "settings": {"repository", "system", "telemetry"},
+        "inference": {"decoding", "execution", "repository", "settings", "system", "telemetry", "types"},
+        "rest": {"decoding", "inference", "repository", "security", "system", "telemetry", "types"},
+        "rpc": {"decoding", "inference", "protocol", "repository", "security", "settings", "system", "telemetry", "types"},
+    },
+    "exports": {
+        "rewrite": set(),
+        "trace": {"rewrite"},
+        "precision": {"rewrite"},
+    },
+}
+"""What each subfolder of a room may import of the room's others; modules at the top of a room may import all of them."""
+OPEN_TO_ALL = ("errors", "pb")
+"""`contract.errors`, and the generated messages."""
+
 HEAVY = ("torch", "torchvision", "timm", "onnx", "onnxscript", "matplotlib")
 
 
 def imported(path: Path) -> set[str]:
+    """Full names of what a file imports, at its top and in its functions."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            names.add(node.module.split(".")[0])
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return names
+
+
+def rooms_of(names: set[str]) -> set[str]:
+    return {name.split(".")[1] for name in names if name.startswith("tlcli.")} & ROOMS.keys()
 
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_imports_point_one_way(room: str) -> None:
-    for path in (ROOT / room).rglob("*.py"):
-        foreign = (imported(path) & ROOMS.keys()) - ROOMS[room] - {room}
-        assert not foreign, f"{path.relative_to(ROOT)} imports {foreign}"
+    files = sorted((PACKAGE / room).rglob("*.py"))
+    assert files
+    for path in files:
+        foreign = rooms_of(imported(path)) - ROOMS[room] - {room}
+        assert not foreign, f"{path.relative_to(PACKAGE)} imports {foreign}"
+
+
+@pytest.mark.parametrize(("room", "subfolder"), [(room, subfolder) for room, rows in SUBFOLDERS.items() for subfolder in rows])
+def test_subfolders_import_one_way(room: str, subfolder: str) -> None:
+    rows = SUBFOLDERS[room]
+    files = sorted((PACKAGE / room / subfolder.replace(".", "/")).glob("*.py"))
+    assert files
+    for path in files:
+        names = {name.removeprefix(f"tlcli.{room}.") for name in imported(path) if name.startswith(f"tlcli.{room}.")}
+        names = {name for name in names if name.split(".")[0] not in OPEN_TO_ALL}
+        used = {max((row for row in rows if f"{name}.".startswith(f"{row}.")), key=len, default="the top") for name in names}
+        foreign = used - rows[subfolder] - {subfolder}
+        assert not foreign, f"{path.relative_to(PACKAGE)} imports {foreign}"
+
+
+def test_subfolders_have_no_cycle() -> None:
+    for rows in SUBFOLDERS.values():
+        seen: set[str] = set()
+        while rows.keys() - seen:
+            free = {name for name in rows.keys() - seen if rows[name] <= seen}
+            assert free, rows.keys() - seen
+            seen |= free
+
+
+def test_every_subfolder_has_a_row_and_says_what_it_holds() -> None:
+    for room, rows in SUBFOLDERS.items():
+        found = {path.parent.relative_to(PACKAGE / room).as_posix().replace("/", ".") for path in (PACKAGE / room).glob("*/**/__init__.py")}
+        assert {name for name in found if not name.startswith("pb")} == rows.keys()
+        for name in rows:
+            text = (PACKAGE / room / name.replace(".", "/") / "__init__.py").read_text(encoding="utf-8")
+            assert ast.get_docstring(ast.parse(text)), name
+
+
+def test_no_folder_has_more_than_twenty_modules() -> None:
+    for room in ROOMS:
+        for folder in {path.parent for path in (PACKAGE / room).rglob("*.py")}:
+            assert len([path for path in folder.glob("*.py") if path.name != "__init__.py"]) <= 20, folder
 
 
 @pytest.mark.parametrize("room", ["contract", "service"])
 def test_the_server_needs_no_pytorch(room: str) -> None:
-    for path in (ROOT / room).rglob("*.py"):
-        assert imported(path).isdisjoint(HEAVY), path
+    for path in (PACKAGE / room).rglob("*.py"):
+        assert {name.split(".")[0] for name in imported(path)}.isdisjoint(HEAVY), path
 
 
-@pytest.mark.parametrize("module", ["service", "contract.model", "tlcli.__main__"])
+@pytest.mark.parametrize("folder", [*ROOMS, "../tests", "../benchmarks", "../deploy"])
+def test_everything_is_imported_below_one_name(folder: str) -> None:
+    for path in (PACKAGE / folder).rglob("*.py"):
+        assert {name.split(".")[0] for name in imported(path)}.isdisjoint({"contract", "service", "training", "exports", "evaluation"}), (
+            path
+        )
+
+
+@pytest.mark.parametrize("module", ["tlcli.service", "tlcli.contract.model.onnx_model", "tlcli.__main__"])
 def test_importing_it_brings_in_nothing_heavy(module: str) -> None:
     code = f"import sys, {module}; print([name for name in {HEAVY!r} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

@@ -9,24 +9,24 @@ import sys
 
 import click
 
-from contract.errors import TlcliError
-from contract.names import printable
 from tlcli import __version__
-from tlcli.interruption import Interrupted, raise_on_signals
-from tlcli.parsing import unknown_command
+from tlcli.cli.interruption import Interrupted, raise_on_signals
+from tlcli.cli.parsing import unknown_command
+from tlcli.contract.errors import TlcliError
+from tlcli.contract.files.display_name import printable
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 COMMANDS = {
-    "finetune": "Fine-tune a pretrained CNN on pictures, and export it.",
+    "finetune": "Fine-tune a pretrained CNN on images, and export it.",
     "export": "Write a run, or a backbone as it is, to one ONNX file with maps in its graph.",
-    "predict": "Ask an exported model about pictures, without a server.",
-    "visualize": "Draw a network's filters, and what its layers make of a picture.",
+    "predict": "Ask an exported model about images, without a server.",
+    "visualize": "Draw a network's filters, and what its layers make of an image.",
     "serve": "Answer over gRPC, and over HTTP with --http-port, for every model in a folder.",
-    "classify": "Ask a running server about pictures.",
+    "classify": "Ask a running server about images.",
     "health": "Ask a running server whether it serves, for containers.",
     "compare": "Show several runs side by side: in what they differ, and how they did.",
-    "evaluate": "Measure how good a model's answers are, on labelled pictures.",
+    "evaluate": "Measure how good a model's answers are, on labelled images.",
     "evaluate-cam": "Measure how good a model's maps are, each method beside the others.",
     "bench": "Put a load on a running server: throughput, latencies, refusals.",
     "demo": "All of it in one go, with nothing downloaded.",
@@ -37,7 +37,7 @@ COMMANDS = {
 
 
 class Commands(click.Group):
-    """A group whose commands live in `tlcli.commands.<name>` as `command`, a dash in the name being `_` there."""
+    """A group whose commands live in `tlcli.cli.commands.<name>` as `command`, a dash in the name being `_` there."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """In the order in which people meet them."""
@@ -47,7 +47,7 @@ class Commands(click.Group):
         """Import one command."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"tlcli.commands.{cmd_name.replace('-', '_')}").command
+        command: click.Command = importlib.import_module(f"tlcli.cli.commands.{cmd_name.replace('-', '_')}").command
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
@@ -65,13 +65,13 @@ class Commands(click.Group):
 @click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 @click.version_option(__version__, prog_name="tlcli")
 def cli() -> None:
-    """From a folder of pictures to a served answer with a class activation map.
+    """From a folder of images to a served answer with a class activation map.
 
     \b
     tlcli demo                          see all of it, nothing downloaded
     tlcli finetune --backbone resnet50 --dataset FOLDER
     tlcli serve models/
-    tlcli classify picture.jpg --cam gradcam
+    tlcli classify image.jpg --cam gradcam
     """
 
 

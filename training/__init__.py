@@ -1,4 +1,4 @@
-"""Pictures and a pretrained backbone to a run folder with a checkpoint."""
+"""Images and a pretrained backbone to a run folder with a checkpoint."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from training.config import FinetuneConfig
-    from training.datasets import load_dataset
-    from training.fit import RunResult, find_lr, finetune, resume
-    from training.run import Run, load_run
+    from tlcli.training.data.load import load_dataset
+    from tlcli.training.fine_tuning import RunResult, find_lr, finetune, resume
+    from tlcli.training.runs.load_run import Run, load_run
+    from tlcli.training.settings.config import FinetuneConfig
 
 __all__ = ["FinetuneConfig", "Run", "RunResult", "find_lr", "finetune", "load_dataset", "load_run", "resume"]
 
 # PyTorch's threads spin while they wait for each other. Where other processes want the cores too (those that read
-# pictures do), each wait then lasts until the scheduler takes the spinning thread away: training a small ResNet on two
+# images do), each wait then lasts until the scheduler takes the spinning thread away: training a small ResNet on two
 # busy cores was measured 10 to 40 times slower. Read when PyTorch is imported; a user's own choice stands.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _HOMES = {
-    "FinetuneConfig": "training.config",
-    "Run": "training.run",
-    "RunResult": "training.fit",
-    "find_lr": "training.fit",
-    "finetune": "training.fit",
-    "load_dataset": "training.datasets",
-    "load_run": "training.run",
-    "resume": "training.fit",
+    "FinetuneConfig": "tlcli.training.settings.config",
+    "Run": "tlcli.training.runs.load_run",
+    "RunResult": "tlcli.training.fine_tuning",
+    "find_lr": "tlcli.training.fine_tuning",
+    "finetune": "tlcli.training.fine_tuning",
+    "load_dataset": "tlcli.training.data.load",
+    "load_run": "tlcli.training.runs.load_run",
+    "resume": "tlcli.training.fine_tuning",
 }
 
 

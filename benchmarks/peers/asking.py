@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable, Sequence
 
 def multipart(path: str, name: str, data: bytes) -> bytes:
     """A whole request that uploads one file."""
-    border = b"a-border-that-no-picture-holds"
-    head = f'Content-Disposition: form-data; name="{name}"; filename="picture.jpg"\r\nContent-Type: image/jpeg\r\n\r\n'.encode()
+    border = b"a-border-that-no-image-holds"
+    head = f'Content-Disposition: form-data; name="{name}"; filename="image.jpg"\r\nContent-Type: image/jpeg\r\n\r\n'.encode()
     body = b"--" + border + b"\r\n" + head + data + b"\r\n--" + border + b"--\r\n"
     return post(path, body, f"multipart/form-data; boundary={border.decode()}")
 
@@ -22,7 +22,7 @@ def post(path: str, body: bytes, content_type: str) -> bytes:
 
 
 def asking(port: int, requests: Sequence[bytes]) -> Callable[[int], Awaitable[str]]:
-    """For `service.load.measure`: connections are taken from a pool, as clients come."""
+    """For `tlcli.service.client.load_test.measure`: connections are taken from a pool, as clients come."""
     free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
     numbers = itertools.count()
 

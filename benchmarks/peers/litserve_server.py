@@ -12,13 +12,13 @@ from fastapi import UploadFile
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from contract import pictures
-from contract.cores import usable_cores
-from contract.model import Model
+from tlcli.contract.images import decoding
+from tlcli.contract.model.onnx_model import Model
+from tlcli.contract.process.cores import usable_cores
 
 
 class Scores(litserve.LitAPI):
-    """Decode, resize, run; a picture in, the best five classes out."""
+    """Decode, resize, run; an image in, the best five classes out."""
 
     def __init__(self, model: Path, workers: int, **batching: Any) -> None:
         super().__init__(**batching)
@@ -29,15 +29,15 @@ class Scores(litserve.LitAPI):
         self._model = Model.open(self._path, "cpu", threads=max(1, usable_cores() // self._workers))
 
     def decode_request(self, request: UploadFile) -> np.ndarray:
-        """A picture to the network's input."""
-        return self._model.description.preprocessing.apply(pictures.decode(request.file.read()))
+        """An image to the network's input."""
+        return self._model.description.preprocessing.apply(decoding.decode(request.file.read()))
 
     def batch(self, inputs: list[np.ndarray]) -> np.ndarray:
         """Inputs to one."""
         return np.stack(inputs)
 
     def unbatch(self, output: np.ndarray) -> list[np.ndarray]:
-        """Scores to those of each picture."""
+        """Scores to those of each image."""
         return list(output)
 
     def predict(self, x: np.ndarray) -> np.ndarray:

@@ -11,12 +11,12 @@ from mlserver.types import InferenceRequest, InferenceResponse, ResponseOutput
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from contract import pictures
-from contract.model import Model
+from tlcli.contract.images import decoding
+from tlcli.contract.model.onnx_model import Model
 
 
 class Scores(MLModel):
-    """Decode, resize, run; pictures in, scores out."""
+    """Decode, resize, run; images in, scores out."""
 
     async def load(self) -> bool:
         """Open the file that `model-settings.json` names."""
@@ -26,9 +26,9 @@ class Scores(MLModel):
         return True
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
-        """The pictures of one request, or of a batch that MLServer has put together."""
+        """The images of one request, or of a batch that MLServer has put together."""
         encoded = [bytes(one, "latin-1") if isinstance(one, str) else bytes(one) for one in payload.inputs[0].data.root]
-        images = np.stack([self._model.description.preprocessing.apply(pictures.decode(one)) for one in encoded])
+        images = np.stack([self._model.description.preprocessing.apply(decoding.decode(one)) for one in encoded])
         scores = self._model.run(images).scores
         output = ResponseOutput(name="scores", shape=list(scores.shape), datatype="FP32", data=scores.ravel().tolist())
         return InferenceResponse(model_name=self.name, outputs=[output])

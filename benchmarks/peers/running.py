@@ -19,8 +19,8 @@ from pathlib import Path
 import grpc.aio
 
 from benchmarks.peers.asking import asking, multipart
-from service.load import Load, measure
-from service.pb.inference import open_inference_pb2 as pb
+from tlcli.service.client.load_test import Load, measure
+from tlcli.service.pb.inference import open_inference_pb2 as pb
 
 HERE = Path(__file__).parent
 INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -28,7 +28,7 @@ INFER = "/inference.GRPCInferenceService/ModelInfer"
 
 @dataclass(frozen=True)
 class Peer:
-    """A server of somebody else's, with settings: pictures in a batch, and worker processes."""
+    """A server of somebody else's, with settings: images in a batch, and worker processes."""
 
     name: str
     batch: int
@@ -65,15 +65,15 @@ def running(peer: Peer, python: str, model: Path) -> Iterator[int]:
                 os.killpg(process.pid, 9)
 
 
-def throughput(peer: Peer, port: int, pictures: Sequence[bytes], seconds: float, clients: int) -> float:
+def throughput(peer: Peer, port: int, images: Sequence[bytes], seconds: float, clients: int) -> float:
     """Answers a second of closed-loop clients in this process."""
 
     async def run() -> float:
         if peer.name == "LitServe":
-            ask = asking(port, [multipart("/predict", "request", picture) for picture in pictures])
+            ask = asking(port, [multipart("/predict", "request", image) for image in images])
             return await _measured(ask, seconds, clients)
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            return await _measured(_asking_mlserver(channel, pictures), seconds, clients)
+            return await _measured(_asking_mlserver(channel, images), seconds, clients)
 
     return asyncio.run(run())
 
@@ -93,12 +93,12 @@ async def _measured(ask: Callable[[int], Awaitable[str]], seconds: float, client
     return measured.throughput
 
 
-def _asking_mlserver(channel: grpc.aio.Channel, pictures: Sequence[bytes]) -> Callable[[int], Awaitable[str]]:
+def _asking_mlserver(channel: grpc.aio.Channel, images: Sequence[bytes]) -> Callable[[int], Awaitable[str]]:
     messages = []
-    for picture in pictures:
+    for image in images:
         request = pb.ModelInferRequest(model_name="model")
-        tensor = request.inputs.add(name="picture", datatype="BYTES", shape=[1])
-        tensor.contents.bytes_contents.append(picture)
+        tensor = request.inputs.add(name="image", datatype="BYTES", shape=[1])
+        tensor.contents.bytes_contents.append(image)
         messages.append(request.SerializeToString())
     call = channel.unary_unary(INFER, None, None)
 

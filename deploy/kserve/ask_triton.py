@@ -1,4 +1,4 @@
-"""Ask a model on Triton for classes and a map: python ask_triton.py HOST:PORT MODEL PICTURE
+"""Ask a model on Triton for classes and a map: python ask_triton.py HOST:PORT MODEL IMAGE
 
 Needs tritonclient, numpy and Pillow, and nothing of tlcli.
 """
@@ -10,13 +10,13 @@ import numpy as np
 import tritonclient.grpc as triton
 from PIL import Image
 
-address, model, picture = sys.argv[1:]
+address, model, image = sys.argv[1:]
 with triton.InferenceServerClient(address) as client:
     config = client.get_model_config(model).config
     description = json.loads(config.parameters["tlcli.description"].string_value)
     labels, size, switches = description["labels"], description["preprocessing"], description["switches"]
 
-    pixels = np.array(Image.open(picture).convert("RGB").resize((size["width"], size["height"])), dtype=np.uint8)
+    pixels = np.array(Image.open(image).convert("RGB").resize((size["width"], size["height"])), dtype=np.uint8)
     tensors = {
         "images": (pixels[None], "UINT8"),  # [N, H, W, 3]
         "targets": (np.array([[-1, -2]], dtype=np.int64), "INT64"),  # the two classes that are ranked first

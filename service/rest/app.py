@@ -11,16 +11,16 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from service.memory_budget import MemoryBudget
-from service.observed import REQUEST_ID, Observed
-from service.rest.attending import Attending
-from service.rest.bodies import read_body
-from service.rest.endpoint import Endpoint
-from service.rest.guard import OPEN, Guard
-from service.rest.refusals import code_of, refusal
+from tlcli.service.decoding.memory_budget import MemoryBudget
+from tlcli.service.rest.body import read_body
+from tlcli.service.rest.disconnect import Attending
+from tlcli.service.rest.endpoint import Endpoint
+from tlcli.service.rest.error_responses import code_of, refusal
+from tlcli.service.rest.token_middleware import OPEN, Guard
+from tlcli.service.telemetry.request_record import REQUEST_ID, Observed
 
 Observe = Callable[[str, Sequence[tuple[str, str]]], AbstractContextManager[Observed]]
-"""From a method's name and the headers that came: a request of `service.observed`, until the end of the block."""
+"""From a method's name and the headers that came: a request of `tlcli.service.telemetry.request_record`, until the end of the block."""
 
 
 class Application:

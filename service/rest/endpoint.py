@@ -10,7 +10,7 @@ from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.rest.refusals import JSON
+from tlcli.service.rest.error_responses import JSON
 
 Answer = Callable[[Request, bytes], Coroutine[Any, Any, Response]]
 """From a request and its body; what it raises is turned into a refusal."""
@@ -48,5 +48,5 @@ def of_json(value: object, status: int = 200) -> Response:
 
 
 def schema(name: str) -> dict[str, str]:
-    """One of `service.rest.openapi.SCHEMAS`, by its name."""
+    """One of `tlcli.service.rest.openapi.SCHEMAS`, by its name."""
     return {"$ref": f"#/components/schemas/{name}"}

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic_core import from_json
 
-from contract.errors import RequestError
+from tlcli.contract.errors import RequestError
 
 T = TypeVar("T")
 

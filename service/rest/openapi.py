@@ -13,10 +13,10 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from service.rest.endpoint import Endpoint, of_json, schema
-from service.rest.guard import OPEN
-from service.rest.refusals import JSON
-from service.rest.tensors import BASE64
+from tlcli.service.rest.endpoint import Endpoint, of_json, schema
+from tlcli.service.rest.error_responses import JSON
+from tlcli.service.rest.json_tensors import BASE64
+from tlcli.service.rest.token_middleware import OPEN
 
 Document = dict[str, Any]
 
@@ -123,7 +123,7 @@ SCHEMAS: dict[str, Document] = {
         method=_TEXT,
         height=_WHOLE,
         width=_WHOLE,
-        box=_list(_NUMBER, description="The part of the picture that the map covers: left, top, right, bottom, in its pixels."),
+        box=_list(_NUMBER, description="The part of the image that the map covers: left, top, right, bottom, in its pixels."),
         values=_list(_list(_NUMBER), description="Row by row, where format is raw."),
         png=_TEXT | {"contentEncoding": "base64", "description": "The drawn map, in base64, where format is another."},
     ),

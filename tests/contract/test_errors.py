@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contract.errors import first_line
+from tlcli.contract.errors import first_line
 
 
 def test_first_line() -> None:

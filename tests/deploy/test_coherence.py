@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from service.config import CONFIG_VARIABLE, PREFIX, configure
-from service.settings import ServerSettings
-from tests.deploy.manifests import DEPLOY, Manifest, environment, everything, pod_spec, rendered, servers
-from tests.service.scraping import families, server_with_metrics
-from tests.service.toy_model import ToyModel
+from tests.helpers.deploy.manifests import DEPLOY, Manifest, environment, everything, pod_spec, rendered, servers
+from tests.helpers.service.scraping import families, server_with_metrics
+from tests.helpers.service.toy_model import ToyModel
+from tlcli.service.settings.server_settings import ServerSettings
+from tlcli.service.settings.sources import CONFIG_VARIABLE, PREFIX, configure
 
 ROOT = DEPLOY.parent
 ALL = everything()

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import yaml
 
-from contract.errors import SettingsError
-from service.config import configure
-from service.rest.hosts import AllowedHosts
-from service.settings import ServerSettings
 from tlcli import __version__
+from tlcli.contract.errors import SettingsError
+from tlcli.service.rest.allowed_hosts import AllowedHosts
+from tlcli.service.settings.server_settings import ServerSettings
+from tlcli.service.settings.sources import configure
 
 ROOT = Path(__file__).parents[2]
 COMPOSE, TLS = ROOT / "docker-compose.yml", ROOT / "deploy/compose/tls.yml"

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from exports.triton import BATCHING_FILE, CONFIG_FILE, MAX_BATCH_SIZE
-from service import ServerSettings, in_background
-from service.config import configure
-from service.settings import SETTINGS
-from tests.deploy.manifests import DEPLOY, environment, everything, read, rendered, servers
-from tests.service.toy_model import ToyModel
+from tests.helpers.deploy.manifests import DEPLOY, environment, everything, read, rendered, servers
+from tests.helpers.service.toy_model import ToyModel
+from tlcli.exports.triton_config import BATCHING_FILE, CONFIG_FILE, MAX_BATCH_SIZE
+from tlcli.service import ServerSettings, in_background
+from tlcli.service.settings.server_settings import SETTINGS
+from tlcli.service.settings.sources import configure
 
 ROOT = DEPLOY.parent
 PAGE = (ROOT / "docs/deploying.md").read_text(encoding="utf-8")
@@ -94,7 +94,7 @@ def test_settings_and_figures_are_those_of_the_manifests() -> None:
     assert f"`grace_s` ({told.grace_s:g} s)" in PAGE
     assert told.max_connection_age_s == 60
     assert "once a minute" in " ".join(PAGE.split())
-    assert f"up to {MAX_BATCH_SIZE} pictures" in PAGE
+    assert f"up to {MAX_BATCH_SIZE} images" in PAGE
     assert f"`{CONFIG_FILE}`" in PAGE
     assert f"`{BATCHING_FILE}`" in PAGE
     behavior = everything()["kubernetes/autoscaling ScaledObject"]["spec"]["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]

@@ -20,10 +20,11 @@ PINNED = {
 }
 
 
-def packages() -> list[str]:
-    """The project's own, at the top: what Ray's nodes import below `deploy` is in no image."""
-    included = PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]
-    return [one.removesuffix("*") for one in included if "." not in one]
+def folders() -> list[str]:
+    """The package, and the folders that links in it lead to."""
+    (package,) = PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]
+    root = ROOT / package.removesuffix("*")
+    return sorted([root.name, *(link.resolve().name for link in root.iterdir() if link.is_symlink())])
 
 
 def printed(*arguments: str) -> list[str]:
@@ -34,7 +35,7 @@ def printed(*arguments: str) -> list[str]:
 def test_every_package_of_the_project_comes_in() -> None:
     stage = DOCKERFILE.partition("AS project\n")[2].partition("\nFROM ")[0]
     copied = re.findall(r"^COPY (\w+) (\w+)$", stage, re.MULTILINE)
-    assert sorted(copied) == sorted((one, one) for one in packages())
+    assert sorted(copied) == [(folder, folder) for folder in folders()]
     kept = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
     lines = [line for line in kept if not line.startswith("#")]
     assert lines[0] == "*"

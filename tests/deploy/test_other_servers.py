@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from contract.layout import versions
-from exports.triton import BATCHING_FILE, CONFIG_FILE, batching_pbtxt, config_pbtxt
-from tests.deploy.manifests import DEPLOY, everything
-from tests.deploy.triton_stand_in import stand_in
-from tests.exports.networks import LABELS, Exports, blobs
+from tests.helpers.deploy.manifests import DEPLOY, everything
+from tests.helpers.deploy.triton_stand_in import stand_in
+from tests.helpers.exports.small_networks import LABELS, Exports, blobs
+from tlcli.contract.model.repository_layout import versions
+from tlcli.exports.triton_config import BATCHING_FILE, CONFIG_FILE, batching_pbtxt, config_pbtxt
 
 ASK = DEPLOY / "kserve/ask_triton.py"
 
@@ -48,9 +48,9 @@ def test_triton_is_asked_for_what_the_graph_has(repository: Path, exported: Expo
     model = exported("test_resnet", "linear").model
     size = model.description.preprocessing
     pixels = blobs(1, size.height, size.width)
-    Image.fromarray(pixels[0]).save(tmp_path / "picture.png")
+    Image.fromarray(pixels[0]).save(tmp_path / "image.png")
     with stand_in(repository) as (address, server):
-        done = subprocess.run([sys.executable, ASK, address, "pets", tmp_path / "picture.png"], capture_output=True, text=True, check=False)
+        done = subprocess.run([sys.executable, ASK, address, "pets", tmp_path / "image.png"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert server.asked == [({"images", "targets", "wanted"}, {"scores", "classes", "gradcam"})]
 

@@ -13,7 +13,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from tests.deploy.manifests import DEPLOY, KUBECTL, Manifest, everything, keys, misspelt, pod_spec, read
+from tests.helpers import HELPERS
+from tests.helpers.deploy.manifests import DEPLOY, KUBECTL, Manifest, everything, keys, misspelt, pod_spec, read
 
 OLDEST, NEWEST = "1.30", "1.37"
 """Versions of Kubernetes whose schemas are held."""
@@ -29,7 +30,7 @@ CUSTOM_ONES = {name: one for name, one in ALL.items() if one["kind"] in CUSTOM}
 
 
 def problems(custom: list[Manifest]) -> list[str]:
-    script = Path(__file__).with_name("custom_resources.py")
+    script = HELPERS / "deploy/custom_resources.py"
     done = subprocess.run([KSERVE, script], input=json.dumps(custom), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found: list[str] = json.loads(done.stdout)

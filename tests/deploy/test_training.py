@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from tests.deploy.manifests import DEPLOY, everything, pod_spec
 from tests.deploy.test_docs import LINES
-from tests.training.tiny import put_colours
-from training.run_folder import read_results
+from tests.helpers.deploy.manifests import DEPLOY, everything, pod_spec
+from tests.helpers.training.tiny_training import put_colours
+from tlcli.training.runs.run_folder import read_results
 
 JOB = everything()["training/job.yaml Job"]
 POD: Any = pod_spec(JOB)
@@ -79,7 +79,7 @@ def test_its_settings_are_tlcli_s(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_machines_train_one_network(tmp_path: Path) -> None:
-    """The command of the page, once for each machine, both of them this one; on drawn pictures, with a small network."""
+    """The command of the page, once for each machine, both of them this one; on drawn images, with a small network."""
     (line,) = [line for line in LINES if line.startswith("torchrun")]
     put_colours(tmp_path / "data" / "flowers", train=8, val=3)
     with socket.create_server(("127.0.0.1", 0)) as free:

@@ -1,4 +1,4 @@
-"""VGG16 and ResNet-18 in both modes, on photographs and on CIFAR-10's small pictures, from random weights and from checkpoint files."""
+"""VGG16 and ResNet-18 in both modes, on photographs and on CIFAR-10's small images, from random weights and from checkpoint files."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import timm
 import torch
 import torchvision
 
-from exports import export_run
-from training import FinetuneConfig, finetune, load_run
+from tlcli.exports import export_run
+from tlcli.training import FinetuneConfig, finetune, load_run
 
 DATASETS = ["cats-vs-dogs", "cifar10"]
 MODES = ["feature-extraction", "full"]
@@ -74,7 +74,7 @@ def test_it_trains_and_exports(
     assert stages == expected[mode]
     run = load_run(result.path)
     assert run.results.val.count == len(run.dataset().val)
-    exported = export_run(run, name="model", repository=tmp_path / "models", check_pictures=4)
+    exported = export_run(run, name="model", repository=tmp_path / "models", check_images=4)
     assert exported.parity.top1_agreement == 1
     assert exported.parity.logits < 1e-3
     assert max(exported.parity.maps.values()) < 1e-4

@@ -52,7 +52,7 @@ def test_every_command_explains_itself(name: str) -> None:
         (["models", "--models", "no-such-folder"], 1, "no-such-folder: no such folder"),
         (["backbones", "nothing-like-it"], 1, "no backbone matches 'nothing-like-it'"),
         (["classify", __file__, "--port", "1"], 1, "no server answers at 127.0.0.1:1"),
-        (["classify", "no-such-picture.jpg"], 1, "no-such-picture.jpg: no such file or folder"),
+        (["classify", "no-such-image.jpg"], 1, "no-such-image.jpg: no such file or folder"),
     ],
 )
 def test_mistakes_get_one_line_and_an_exit_code(arguments: list[str], code: int, message: str, tmp_path: Path) -> None:

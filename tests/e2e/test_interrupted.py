@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.tiny import BACKBONE, put_colours
+from tests.helpers.training.tiny_training import BACKBONE, put_colours
 
 REPOSITORY = Path(__file__).parents[2]
 ALWAYS = ["--backbone", BACKBONE, "--weights", "none", "--batch-size", "8", "--workers", "2", "--device", "cpu"]
@@ -74,7 +74,7 @@ def test_ctrl_c_while_features_are_computed_keeps_them_and_says_how_to_resume(ho
     assert list(features.glob("*.partial")), "what was computed is kept"
     code, _, said = run(home, *[word for word in command if word != "--quiet"])
     assert code == 0, said
-    assert re.search(r"Features of the train part: those of \d+ pictures are there, from a run that was cut short", said)
+    assert re.search(r"Features of the train part: those of \d+ images are there, from a run that was cut short", said)
     # Resumed once more, a finished run is left alone.
     code, out, said = run(home, "finetune", "--resume", "runs/two words")
     assert code == 0
@@ -109,7 +109,7 @@ def test_sigterm_while_all_layers_train_says_how_to_resume(home: Path) -> None:
 
 def test_ctrl_c_before_a_run_is_begun_says_that_there_is_none(home: Path) -> None:
     asked = [*ALWAYS, "--dataset", "data", "--output", "runs/none"]
-    script = "import sys, training.datasets as d, training.fit as f, os, signal\n"
+    script = "import sys, tlcli.training.data.load as d, tlcli.training.fine_tuning as f, os, signal\n"
     script += "f.load_dataset = lambda *_, **__: os.kill(os.getpid(), signal.SIGINT)\n"
     script += f"sys.argv = ['tlcli', 'finetune', *{asked!r}]\nimport tlcli.__main__ as m\nm.main()\n"
     done = subprocess.run(

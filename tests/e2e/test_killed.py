@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.training.tiny import BACKBONE, put_colours
+from tests.helpers.training.tiny_training import BACKBONE, put_colours
 
 KILLS = 20
 
 SERVER = """
 import json, os, sys
-import training.fit, tlcli.commands.finetune, tlcli.__main__
+import tlcli.training.fine_tuning, tlcli.cli.commands.finetune, tlcli.__main__
 for line in sys.stdin:
     arguments = json.loads(line)
     child = os.fork()

@@ -35,14 +35,14 @@ CLASSES = {"cifar10": 10, "cifar100": 100}
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data sets of the right names and numbers of classes: pictures of noise, two to train and validate on and one to test."""
+    """Data sets of the right names and numbers of classes: images of noise, two to train and validate on and one to test."""
     folder = tmp_path_factory.mktemp("drawn")
     draw = np.random.default_rng(0)
     for name, classes in CLASSES.items():
         for number in range(classes):
             for part, count in (("train", 2), ("test", 1)):
-                for picture in range(count):
-                    path = folder / name / part / f"{number:02}" / f"{picture}.png"
+                for image in range(count):
+                    path = folder / name / part / f"{number:02}" / f"{image}.png"
                     path.parent.mkdir(parents=True, exist_ok=True)
                     Image.fromarray(draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
     return folder
@@ -66,7 +66,7 @@ def test_rows_have_names_of_their_own_and_a_seed() -> None:
 
 def test_a_figure_belongs_to_the_command_that_was_run() -> None:
     row = Row("a", "A", "50 %", "--dataset mnist")
-    kept = {"a": {"command": row.command, "top1": 0.98765, "pictures": 10_000, "minutes": 1.5}}
+    kept = {"a": {"command": row.command, "top1": 0.98765, "images": 10_000, "minutes": 1.5}}
     assert f"| A | 50 % | 98.77 % | 1.5 | `{row.command}` |" in page([row], kept)
     changed = Row("a", "A", "50 %", "--dataset mnist --epochs 9")
     assert done(changed, kept) is None

@@ -33,11 +33,11 @@ def home(shared_data: Path, unpacked: Callable[[str], Path], tmp_path_factory: p
         for label in ("cat", "dog"):
             for folder in (home / "data" / "cats-vs-dogs" / part / label, home / "PATH" / "TO" / "FOLDER" / part / label):
                 folder.mkdir(parents=True)
-                for picture in sorted((photographs / part / label).iterdir())[:count]:
-                    shutil.copy(picture, folder)
+                for image in sorted((photographs / part / label).iterdir())[:count]:
+                    shutil.copy(image, folder)
     (home / "folder").mkdir()
-    for number, picture in enumerate(sorted((photographs / "test" / "dog").iterdir())[:3]):
-        shutil.copy(picture, home / "picture.jpg" if number == 0 else home / "folder" / picture.name)
+    for number, image in enumerate(sorted((photographs / "test" / "dog").iterdir())[:3]):
+        shutil.copy(image, home / "image.jpg" if number == 0 else home / "folder" / image.name)
     for name in ("vgg16", "resnet18"):
         fill_hub_cache(home / "hub", name)
     os.symlink(shared_data / "weights" / "mobilenetv2_100.imagenet.safetensors", home / "FILE")
@@ -98,7 +98,7 @@ def test_the_two_commands_run() -> None:
     written = [path for path in (ROOT / "demo").rglob("*") if path.is_file() and path.stat().st_mtime >= began]
     names = {path.name for path in written}
     assert names >= {"model.onnx", "answers.png", "curves.png", "confusion_matrix.png", "mistakes.png"}
-    assert any(name.startswith("picture.gradcam.") for name in names)
+    assert any(name.startswith("image.gradcam.") for name in names)
     collect_only = {**os.environ, "PYTEST_ADDOPTS": "--collect-only -q"}
     subprocess.run(["make", "test"], cwd=ROOT, check=True, timeout=600, env=collect_only)
 
@@ -118,7 +118,7 @@ def test_commands_and_code_run(number: int, home: Path, environment: dict[str, s
 
 
 def wait_for_server() -> None:
-    from service import Client
+    from tlcli.service import Client
 
     with Client("127.0.0.1", 8001) as client:
         client.wait_until_ready(timeout_s=60)

@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from contract.methods import METHODS
-from service import Client
+from tlcli.contract.maps.method_names import METHODS
+from tlcli.service import Client
 
-PICTURES = 12
+IMAGES = 12
 
 
 def tlcli(*arguments: str | Path, cwd: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -55,7 +55,7 @@ def photographs(unpacked: Callable[[str], Path], home: Path) -> list[Path]:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.open(found[0]).save(turned, exif=exif)
-    return [*found[:: len(found) // PICTURES][:PICTURES], turned]
+    return [*found[:: len(found) // IMAGES][:IMAGES], turned]
 
 
 @pytest.fixture(scope="module")
@@ -114,16 +114,16 @@ def test_predict_writes_what_it_is_asked_for(pets: dict[str, Any], photographs: 
     assert raw["scores"].shape == (len(photographs), 2)
     assert raw["maps"].shape == (len(photographs), 2, 7, 7)
     np.testing.assert_array_equal(raw["classes"], np.column_stack([np.ones(len(photographs)), raw["scores"].argmax(1)]))
-    right = [Path(row["path"]).parent.name == row["label"] for row in rows[:PICTURES]]
-    assert sum(right) >= PICTURES - 1
+    right = [Path(row["path"]).parent.name == row["label"] for row in rows[:IMAGES]]
+    assert sum(right) >= IMAGES - 1
     for photograph in photographs:
         overlay = Image.open(home / "out" / f"{photograph.stem}.gradcam.dog.png")
-        picture = Image.open(photograph)
+        image = Image.open(photograph)
         turned = photograph.name == "turned.jpg"
-        assert overlay.size == (picture.size[::-1] if turned else picture.size)
+        assert overlay.size == (image.size[::-1] if turned else image.size)
 
 
-def test_a_batch_answers_as_its_pictures_do_alone(pets: dict[str, Any], photographs: list[Path], home: Path) -> None:
+def test_a_batch_answers_as_its_images_do_alone(pets: dict[str, Any], photographs: list[Path], home: Path) -> None:
     tlcli("predict", "models/pets", *photographs, "--cam", "gradcam", "--npz", "all.npz", cwd=home)
     tlcli("predict", "models/pets", photographs[5], "--cam", "gradcam", "--npz", "one.npz", cwd=home)
     together, alone = np.load(home / "all.npz"), np.load(home / "one.npz")
@@ -131,7 +131,7 @@ def test_a_batch_answers_as_its_pictures_do_alone(pets: dict[str, Any], photogra
     np.testing.assert_allclose(alone["maps"][0], together["maps"][5], atol=1e-4 * np.abs(together["maps"][5]).max())
 
 
-def test_pictures_that_cannot_be_read_are_named_and_the_others_answered(
+def test_images_that_cannot_be_read_are_named_and_the_others_answered(
     pets: dict[str, Any], photographs: list[Path], server: tuple[int, int], home: Path
 ) -> None:
     folder = home / "mixed"
@@ -144,8 +144,8 @@ def test_pictures_that_cannot_be_read_are_named_and_the_others_answered(
         answer = tlcli(*command, "--json", cwd=home, check=False)
         assert answer.returncode == 1
         assert [Path(row["path"]).name for row in json.loads(answer.stdout)] == ["a.jpg", "d.jpg"]
-        assert "b.jpg: the picture cannot be decoded" in answer.stderr
-        assert "c.png: 4 bytes came that are no picture" in answer.stderr
+        assert "b.jpg: the image cannot be decoded" in answer.stderr
+        assert "c.png: 4 bytes came that are no image" in answer.stderr
         assert "Traceback" not in answer.stderr
 
 
@@ -163,7 +163,7 @@ def test_the_server_has_no_pytorch_in_it(server: tuple[int, int]) -> None:
 
 
 def test_a_server_of_a_resnet50_is_ready_within_three_seconds(home: Path) -> None:
-    tlcli("export", "--backbone", "resnet50", "--weights", "none", "--models", "big", "--check-pictures", "1", cwd=home)
+    tlcli("export", "--backbone", "resnet50", "--weights", "none", "--models", "big", "--check-images", "1", cwd=home)
     times = []
     for _ in range(3):
         began = time.perf_counter()

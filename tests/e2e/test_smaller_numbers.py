@@ -1,4 +1,4 @@
-"""A run in int8: calibrated on its training pictures, compared on its validation pictures and boxes, and then served, asked and judged."""
+"""A run in int8: calibrated on its training images, compared on its validation images and boxes, and then served, asked and judged."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from contract.model import Model
-from service import Client
-from tests.training import tiny
+from tests.helpers.training import tiny_training
 from tlcli.__main__ import cli
-from training import finetune, load_run
+from tlcli.contract.model.onnx_model import Model
+from tlcli.service import Client
+from tlcli.training import finetune, load_run
 
 
 def tlcli(*arguments: object) -> Result:
@@ -27,14 +27,14 @@ def tlcli(*arguments: object) -> Result:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`run`, `pictures` with a box for every one, and `models` with version 1 in float32 and version 2 in int8 of `tiny`."""
+    """`run`, `images` with a box for every one, and `models` with version 1 in float32 and version 2 in int8 of `tiny`."""
     home = tmp_path_factory.mktemp("smaller")
-    dataset = tiny.put_colours(home / "pictures", train=16, val=6)
+    dataset = tiny_training.put_colours(home / "images", train=16, val=6)
     names = [path.relative_to(dataset).as_posix() for path in dataset.rglob("*.png")]
     (dataset / "boxes.json").write_text(json.dumps({name: [8, 8, 36, 32] for name in names}))
-    finetune(tiny.config(dataset, home / "run", mode="full", epochs=4, lr=1e-2))
-    common = ("export", home / "run", "--name", "tiny", "--models", home / "models", "--check-pictures", 4)
-    for more in ((), ("--precision", "int8", "--calibration-pictures", 20, "--max-accuracy-drop", 6, "--min-map-correlation", 0.8)):
+    finetune(tiny_training.config(dataset, home / "run", mode="full", epochs=4, lr=1e-2))
+    common = ("export", home / "run", "--name", "tiny", "--models", home / "models", "--check-images", 4)
+    for more in ((), ("--precision", "int8", "--calibration-images", 20, "--max-accuracy-drop", 6, "--min-map-correlation", 0.8)):
         answer = tlcli(*common, *more)
         assert answer.exit_code == 0, answer.output
     return home
@@ -50,16 +50,16 @@ def port(home: Path) -> Iterator[int]:
         process.communicate(timeout=60)
 
 
-def test_it_was_calibrated_and_compared_on_the_runs_own_pictures(home: Path) -> None:
+def test_it_was_calibrated_and_compared_on_the_runs_own_images(home: Path) -> None:
     plain, small = (Model.open(home / f"models/tiny/{version}/model.onnx", "cpu") for version in (1, 2))
     assert (plain.description.precision, small.description.precision) == ("fp32", "int8")
     found = small.description.provenance.agreement
     assert found is not None
-    assert found.calibration == "20 pictures of pictures, training part"
+    assert found.calibration == "20 images of images, training part"
     val = load_run(home / "run").dataset().val
     images = np.stack([small.description.preprocessing.apply(val.load(number)) for number in range(len(val))])
     first, second = (model.run(images).logits.argmax(1) for model in (plain, small))
-    assert (found.pictures, found.source) == (len(val), "pictures, validation part")
+    assert (found.images, found.source) == (len(val), "images, validation part")
     assert found.top1_before == pytest.approx((first == val.labels).mean())
     assert found.top1 == pytest.approx((second == val.labels).mean())
     assert found.agreement == pytest.approx((first == second).mean())
@@ -85,7 +85,7 @@ def test_the_list_of_models_shows_each_files_own_accuracy(home: Path) -> None:
 
 def test_the_server_answers_what_the_file_does(home: Path, port: int) -> None:
     model = Model.open(home / "models/tiny/2/model.onnx", "cpu")
-    path = next((home / "pictures/test").rglob("*.png"))
+    path = next((home / "images/test").rglob("*.png"))
     image = model.description.preprocessing.apply(Image.open(path))
     expected = model.run(image[None], [-1], ["gradcam"])
     with Client("127.0.0.1", port) as client:
@@ -99,10 +99,10 @@ def test_the_server_answers_what_the_file_does(home: Path, port: int) -> None:
 
 
 def test_it_is_evaluated_as_any_other(home: Path) -> None:
-    answer = tlcli("evaluate", home / "models/tiny/2", home / "pictures", "--out", home / "evaluate", "--json")
+    answer = tlcli("evaluate", home / "models/tiny/2", home / "images", "--out", home / "evaluate", "--json")
     assert answer.exit_code == 0, answer.output
     asked = ("--methods", "gradcam,eigencam", "--limit", 3, "--out", home / "cam", "--json")
-    maps = tlcli("evaluate-cam", home / "models/tiny/2", home / "pictures", *asked)
+    maps = tlcli("evaluate-cam", home / "models/tiny/2", home / "images", *asked)
     assert maps.exit_code == 0, maps.output
     rows = json.loads(maps.stdout)
     assert [row["method"] for row in rows] == ["gradcam", "eigencam", "random", "centre"]

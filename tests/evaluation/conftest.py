@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.evaluation import toy
+from tests.helpers.evaluation import corner_model
 
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a model in a repository."""
     folder = tmp_path_factory.mktemp("models") / "quarter"
-    toy.save(folder / "1" / "model.onnx")
+    corner_model.save(folder / "1" / "model.onnx")
     return folder

@@ -8,22 +8,23 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from contract.model import Model
-from evaluation.agreement import COSTLY_PICTURES, MAP_PICTURES, Pictures, Shown, compare, rank_correlation, spread
-from tests.evaluation import toy
+from tests.helpers.evaluation import corner_model
+from tlcli.contract.images.evenly_spaced import evenly_spaced
+from tlcli.contract.model.onnx_model import Model
+from tlcli.evaluation.agreement import COSTLY_IMAGES, MAP_IMAGES, Images, Shown, compare, rank_correlation
 
 
 def shown(brightness: int, label: int | None = None, region: tuple[slice, slice] | None = None) -> Shown:
-    """A picture of one grey; the toy calls it bright from 128 on."""
+    """An image of one grey; the toy calls it bright from 128 on."""
     where = None
     if region is not None:
-        where = np.zeros((toy.SIZE, toy.SIZE), dtype=bool)
+        where = np.zeros((corner_model.SIZE, corner_model.SIZE), dtype=bool)
         where[region] = True
-    return Shown(np.full((toy.SIZE, toy.SIZE, 3), brightness, np.uint8), label, where)
+    return Shown(np.full((corner_model.SIZE, corner_model.SIZE, 3), brightness, np.uint8), label, where)
 
 
-def pictures(*of: Shown) -> Pictures:
-    return Pictures(len(of), "greys", lambda number: of[number])
+def make_images(*of: Shown) -> Images:
+    return Images(len(of), "greys", lambda number: of[number])
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -45,32 +46,34 @@ def test_a_map_without_ranks_counts_as_lost_unless_both_have_none() -> None:
 
 def test_a_file_agrees_with_itself(model: Path) -> None:
     opened = Model.open(model / "1" / "model.onnx", "cpu")
-    quarter = (slice(0, toy.SIZE // 2), slice(0, toy.SIZE // 2))
-    found = compare(opened, opened, pictures(shown(20, 0), shown(230, 1, quarter), shown(240, 0, quarter)))
-    assert (found.pictures, found.source, found.agreement, found.finite) == (3, "greys", 1, 1)
+    quarter = (slice(0, corner_model.SIZE // 2), slice(0, corner_model.SIZE // 2))
+    found = compare(opened, opened, make_images(shown(20, 0), shown(230, 1, quarter), shown(240, 0, quarter)))
+    assert (found.images, found.source, found.agreement, found.finite) == (3, "greys", 1, 1)
     assert found.top1 == found.top1_before == pytest.approx(2 / 3)
     assert (found.maps["gradcam"].rank_correlation, found.maps["gradcam"].rank_correlation_median) == (1, 1)
     assert (found.maps["gradcam"].pointing_before, found.maps["gradcam"].pointing) == (1, 1)
     assert (found.maps["layercam"].pointing_before, found.maps["layercam"].pointing) == (0, 0)
-    assert found.maps["ablationcam"].pictures == 0, "constant in both"
+    assert found.maps["ablationcam"].images == 0, "constant in both"
     assert found.maps["ablationcam"].rank_correlation is None
 
 
 def test_maps_that_moved_are_told_and_labels_that_are_not_known_are_not_counted(model: Path, tmp_path: Path) -> None:
     before = Model.open(model / "1" / "model.onnx", "cpu")
-    moved = {"gradcam": toy.QUARTER[::-1, ::-1], "layercam": toy.QUARTER, "ablationcam": toy.QUARTER}
-    after = Model.open(toy.save(tmp_path / "model.onnx", maps=moved), "cpu")
-    quarter = (slice(0, toy.SIZE // 2), slice(0, toy.SIZE // 2))
-    found = compare(before, after, pictures(shown(20), shown(230, None, quarter)))
+    moved = {"gradcam": corner_model.QUARTER[::-1, ::-1], "layercam": corner_model.QUARTER, "ablationcam": corner_model.QUARTER}
+    after = Model.open(corner_model.save(tmp_path / "model.onnx", maps=moved), "cpu")
+    quarter = (slice(0, corner_model.SIZE // 2), slice(0, corner_model.SIZE // 2))
+    found = compare(before, after, make_images(shown(20), shown(230, None, quarter)))
     assert found.top1 is None
     assert found.top1_before is None
     gradcam = found.maps["gradcam"]
-    assert gradcam.rank_correlation == pytest.approx(spearmanr(toy.QUARTER.ravel(), toy.QUARTER[::-1, ::-1].ravel()).statistic)
+    assert gradcam.rank_correlation == pytest.approx(
+        spearmanr(corner_model.QUARTER.ravel(), corner_model.QUARTER[::-1, ::-1].ravel()).statistic
+    )
     assert (gradcam.pointing_before, gradcam.pointing) == (1, 0)
     assert found.maps["ablationcam"].rank_correlation == 0, "constant in one of them"
 
 
-def test_maps_are_compared_on_some_of_many_pictures(model: Path) -> None:
+def test_maps_are_compared_on_some_of_many_images(model: Path) -> None:
     opened = Model.open(model / "1" / "model.onnx", "cpu")
     read: list[int] = []
 
@@ -78,9 +81,9 @@ def test_maps_are_compared_on_some_of_many_pictures(model: Path) -> None:
         read.append(number)
         return shown(number % 256)
 
-    found = compare(opened, opened, Pictures(MAP_PICTURES + 57, "greys", show))
-    assert read == list(range(MAP_PICTURES + 57)), "each once, in order"
-    assert found.maps["gradcam"].pictures == MAP_PICTURES
-    assert COSTLY_PICTURES < MAP_PICTURES
-    assert spread(10, 4) == [0, 2, 5, 7]
-    assert spread(3, 4) == [0, 1, 2]
+    found = compare(opened, opened, Images(MAP_IMAGES + 57, "greys", show))
+    assert read == list(range(MAP_IMAGES + 57)), "each once, in order"
+    assert found.maps["gradcam"].images == MAP_IMAGES
+    assert COSTLY_IMAGES < MAP_IMAGES
+    assert evenly_spaced(10, 4) == [0, 2, 5, 7]
+    assert evenly_spaced(3, 4) == [0, 1, 2]

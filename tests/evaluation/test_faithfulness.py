@@ -1,4 +1,4 @@
-"""Deletion, insertion, drop and increase, computed on paper for a score that is the mean of one quarter of the picture."""
+"""Deletion, insertion, drop and increase, computed on paper for a score that is the mean of one quarter of the image."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import numpy as np
 import pytest
 
-from evaluation.faithfulness import area, blurred, deletion, drop, explained, increase, insertion
-from evaluation.probing import at_input_size, counts, ranking
+from tlcli.evaluation.faithfulness import area, blurred, deletion, drop, explained, increase, insertion
+from tlcli.evaluation.perturbation import at_input_size, counts, ranking
 
 WHITE = np.full((8, 8, 3), 255, np.uint8)
 BLACK = np.zeros_like(WHITE)
@@ -22,7 +22,7 @@ def score(images: Iterable[np.ndarray]) -> np.ndarray:  # type: ignore[type-arg]
     return np.array([image[:4, :4].mean() / 255 for image in images])
 
 
-def test_deletion_of_a_white_picture() -> None:
+def test_deletion_of_a_white_image() -> None:
     """64 pixels, 16 in the quarter. In four steps the first of them takes all that the score sees."""
     curve = deletion(WHITE, ranking(QUARTER), score, 4, NO_COLOUR)
     np.testing.assert_allclose(curve, [1, 0, 0, 0, 0])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from evaluation.baselines import centre_map, random_map
-from evaluation.localisation import energy_inside, points_at
+from tlcli.evaluation.baselines import centre_map, random_map
+from tlcli.evaluation.localisation import energy_inside, points_at
 
 
 def spot(side: int, row: int, column: int) -> np.ndarray:  # type: ignore[type-arg]
@@ -27,7 +27,7 @@ def test_a_point_counts_up_to_fifteen_pixels_of_224_beside_the_object(side: int,
 
 
 def test_of_equal_points_the_one_in_their_middle_counts() -> None:
-    """A plateau, as enlarging leaves it in a corner of the map: the same corner of the picture, whichever it is."""
+    """A plateau, as enlarging leaves it in a corner of the map: the same corner of the image, whichever it is."""
     side = 224
     for rows, columns in ((slice(0, 61), slice(0, 61)), (slice(-61, None), slice(-61, None))):
         values = np.zeros((side, side), np.float32)

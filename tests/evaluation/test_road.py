@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import numpy as np
 import pytest
 
-from evaluation.probing import ranking
-from evaluation.road import NOISE, SHARES, imputed, noise_for, road, solved
+from tlcli.evaluation.perturbation import ranking
+from tlcli.evaluation.road import NOISE, SHARES, imputed, noise_for, road, solved
 
 
 def test_a_corner_is_filled_in_from_its_three_neighbours() -> None:
@@ -105,8 +105,8 @@ def test_the_same_metric_as_pytorch_grad_cam(torch, monkeypatch: pytest.MonkeyPa
     weight = torch.from_numpy(rng.normal(size=(3, side, side)).astype(np.float32))
 
     class Weighted(torch.nn.Module):  # type: ignore[misc,name-defined]
-        def forward(self, pictures):  # type: ignore[no-untyped-def]
-            return (pictures * weight).mean((1, 2, 3))[:, None]
+        def forward(self, batch):  # type: ignore[no-untyped-def]
+            return (batch * weight).mean((1, 2, 3))[:, None]
 
     def ours(images: Iterable[np.ndarray]) -> np.ndarray:  # type: ignore[type-arg]
         return np.array([(torch.from_numpy(one.transpose(2, 0, 1).astype(np.float32)) * weight).mean() for one in images])

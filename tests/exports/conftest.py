@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from exports import published_network
-from tests.exports.networks import Case, Exports, write_case
-from training.config import FinetuneConfig
-from training.network import Network, NetworkConfig
-from training.preprocessing import resolve_preprocessing
-from training.weights import load_backbone
+from tests.helpers.exports.small_networks import Case, Exports, write_case
+from tlcli.exports import published_network
+from tlcli.training.models.network import Network, NetworkConfig
+from tlcli.training.models.pretrained_preprocessing import resolve_preprocessing
+from tlcli.training.models.weights import load_backbone
+from tlcli.training.settings.config import FinetuneConfig
 
 
 @pytest.fixture(scope="session")

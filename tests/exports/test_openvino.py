@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.exports.networks import Exports, blobs
+from tests.helpers.exports.small_networks import Exports, blobs
 
 openvino = pytest.importorskip("openvino")
 
@@ -44,7 +44,7 @@ def test_the_same_scores_and_maps(name: str, exported: Exports) -> None:
             assert there[output].shape == here[output].shape
             largest, apart = (np.abs(values).max((1, 2, 3)) for values in (here[output], there[output] - here[output]))
             relative = np.sort(apart / np.maximum(largest, 1e-3 * largest.max()))
-            # The derivative of max pooling jumps: one picture of four may lie on such an edge.
+            # The derivative of max pooling jumps: one image of four may lie on such an edge.
             assert relative[: math.ceil(0.75 * count)].max() <= 1e-4, output
 
 

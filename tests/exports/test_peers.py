@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from contract.explaining import explain
-from tests.exports.networks import Case, Exports, blobs
-from tests.exports.peers import like_pytorch_grad_cam, pytorch_grad_cam_maps
+from tests.helpers.exports.pytorch_grad_cam import like_pytorch_grad_cam, pytorch_grad_cam_maps
+from tests.helpers.exports.small_networks import Case, Exports, blobs
+from tlcli.contract.model.explain import explain
 
 CLASS_IDS = np.array([[0, 3], [4, 1]])
 IMAGES = blobs(2)

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.exports.by_hand import A0, A1, BIAS, BY_HAND, WEIGHT, picture, toy
-from tests.exports.networks import blobs, make
-from tests.exports.reference import FEATURES, METHODS, Reference, fuse, fused, relative_difference
-from training.network import Network
+from tests.helpers.exports.paper_network import A0, A1, BIAS, BY_HAND, WEIGHT, make_image, toy
+from tests.helpers.exports.reference import FEATURES, METHODS, Reference, fuse, fused, relative_difference
+from tests.helpers.exports.small_networks import blobs, make
+from tlcli.training.models.network import Network
 
 OF_GRADIENTS = ("gradcam", "gradcam_plus_plus", "xgradcam", "hirescam", "gradcam_elementwise", "layercam", "eigengradcam")
 
@@ -35,7 +35,7 @@ CLASSES = np.array([[0, 1, 2, 3]])
 
 @pytest.fixture
 def by_hand() -> tuple[Reference, npt.NDArray[np.uint8]]:
-    return Reference(toy(WEIGHT, BIAS), "layer"), picture(A0.astype(int).tolist(), A1.astype(int).tolist())
+    return Reference(toy(WEIGHT, BIAS), "layer"), make_image(A0.astype(int).tolist(), A1.astype(int).tolist())
 
 
 @pytest.mark.parametrize("method", BY_HAND)
@@ -102,16 +102,16 @@ def test_fem_on_paper() -> None:
     one, steps = [[6, 0, 0], [0, 0, 0]], [[0, 1, 2], [3, 4, 5]]
     constant = [[7] * 3] * 2
     for second in (steps, constant):
-        maps = reference.maps("fem", picture(one, second), np.array([[0, 1]]))
+        maps = reference.maps("fem", make_image(one, second), np.array([[0, 1]]))
         np.testing.assert_allclose(maps[0], [np.array(one) / 6] * 2, atol=1e-12)
-    assert not reference.maps("fem", picture(constant, steps), np.array([[0]])).any()
+    assert not reference.maps("fem", make_image(constant, steps), np.array([[0]])).any()
 
 
 def test_eigen_cam_on_paper() -> None:
     """With A1 = s A0 + 6 there is one direction, (1, s) / sqrt(1 + s^2), on which A0 lies at sqrt(1 + s^2) A0."""
     network = toy([[4.0, 1.0], [-4.0, -1.0]], [0, 0])
     away, classes = A0 - A0.mean(), np.array([[0, 1]])
-    rising, falling = (picture(A0.astype(int).tolist(), (slope * A0 + 6).astype(int).tolist()) for slope in (2, -1))
+    rising, falling = (make_image(A0.astype(int).tolist(), (slope * A0 + 6).astype(int).tolist()) for slope in (2, -1))
     reference = Reference(network, "layer")
     np.testing.assert_allclose(reference.maps("eigencam", rising, classes)[0], [5**0.5 * away] * 2, atol=1e-12)
     # g A = (A0, A0 / 2 + ...) for the one class, the opposite for the other
@@ -121,20 +121,20 @@ def test_eigen_cam_on_paper() -> None:
     expected = [(17 / 16) ** 0.5 * away, -((17 / 16) ** 0.5) * away]
     np.testing.assert_allclose(reference.maps("eigengradcam", falling, classes)[0], expected, atol=1e-12)
     # the sum of the channels falls where A0 rises
-    steep = picture([[1, -1], [0, 0]], [[4, 8], [6, 6]])  # A1 = 6 - 2 A0
+    steep = make_image([[1, -1], [0, 0]], [[4, 8], [6, 6]])  # A1 = 6 - 2 A0
     expected_one = -(5**0.5) * np.array([[1, -1], [0, 0]])
     np.testing.assert_allclose(reference.maps("eigencam", steep, classes)[0], [expected_one] * 2, atol=1e-12)
 
 
 def test_constant_maps_are_zeros_never_nan() -> None:
     reference = Reference(toy(WEIGHT, BIAS), "layer")
-    image = picture([[3, 3], [3, 3]], [[0, 0], [0, 0]])
+    image = make_image([[3, 3], [3, 3]], [[0, 0], [0, 0]])
     for method in METHODS:
         for softmax in (False, True):
             maps = reference.maps(method, image, CLASSES, softmax)
             assert np.isfinite(maps).all(), method
             assert not fuse([maps, maps]).any(), method
-    dark = reference.maps("xgradcam", picture([[0, 0], [0, 0]], [[0, 0], [0, 0]]), CLASSES)
+    dark = reference.maps("xgradcam", make_image([[0, 0], [0, 0]], [[0, 0], [0, 0]]), CLASSES)
     assert not dark.any()
 
 
@@ -153,22 +153,22 @@ def test_fused_on_paper() -> None:
 def test_max_pooling_sends_a_gradient_to_the_first_maximum() -> None:
     reference = Reference(toy([[1, 0], [0, 1]], [0, 0], behind=nn.MaxPool2d(2), size=(4, 4)), "layer")
     first = [[1, 2, 7, 7], [3, 0, 7, 7], [0, 0, 1, 2], [0, 0, 4, 4]]
-    _, _, gradients = reference.observe(picture(first, first), np.array([[0, 1]]))
+    _, _, gradients = reference.observe(make_image(first, first), np.array([[0, 1]]))
     expected = np.array([[0, 0, 1, 0], [1, 0, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0]]) / 4
     np.testing.assert_allclose(gradients[0, 0, 0], expected, atol=1e-12)
     np.testing.assert_allclose(gradients[0, 1, 1], expected, atol=1e-12)
     assert not gradients[0, 0, 1].any()
-    hires = reference.maps("hirescam", picture(first, first), np.array([[0]]))[0, 0]
+    hires = reference.maps("hirescam", make_image(first, first), np.array([[0]]))[0, 0]
     np.testing.assert_allclose(hires, expected * first, atol=1e-12)
     # all that Grad-CAM needs is the sum: four windows' 1/4, over sixteen positions
-    np.testing.assert_allclose(reference.maps("gradcam", picture(first, first), np.array([[0]]))[0, 0], np.array(first) / 16, atol=1e-12)
+    np.testing.assert_allclose(reference.maps("gradcam", make_image(first, first), np.array([[0]]))[0, 0], np.array(first) / 16, atol=1e-12)
 
 
 @pytest.mark.parametrize("inplace", [False, True])
 def test_what_follows_in_place_does_not_change_what_is_seen(inplace: bool) -> None:
     network = toy([[2, -1], [-1, 3]], [0, 0], behind=nn.ReLU(inplace))
     first, second = [[4, -1], [3, 1]], [[1, 2], [3, 2]]
-    image = picture(first, second)
+    image = make_image(first, second)
     before, behind = Reference(network, "layer"), Reference(network, "behind")
     _, activations, gradients = before.observe(image, np.array([[0]]))
     np.testing.assert_allclose(activations[0], [first, second], atol=1e-12)
@@ -234,7 +234,7 @@ def test_what_cannot_be_explained_is_refused(images: npt.NDArray[np.uint8]) -> N
     with pytest.raises(ValueError, match="does not run"):
         Reference(network, "").maps("gradcam", images, CLASS_IDS)
     with pytest.raises(ValueError, match="does not reach"):
-        Reference(toy(WEIGHT, BIAS, behind=Ignored()), "behind.ignored").maps("gradcam", picture([[1]], [[1]]), CLASS_IDS)
+        Reference(toy(WEIGHT, BIAS, behind=Ignored()), "behind.ignored").maps("gradcam", make_image([[1]], [[1]]), CLASS_IDS)
     network.backbone.layer4[0].act1 = network.backbone.layer3[0].act1  # type: ignore[index,union-attr]
     with pytest.raises(ValueError, match="more than once"):
         Reference(network, "layer3.0.act1").maps("gradcam", images, CLASS_IDS)
@@ -324,7 +324,7 @@ def test_one_forward_and_a_backward_a_class_serve_all_methods(images: npt.NDArra
 
 
 @pytest.mark.parametrize("layer", ["conv1.0", "layer1", "layer2.0.conv2", "layer4", FEATURES])
-def test_a_batch_is_its_pictures_alone(layer: str, images: npt.NDArray[np.uint8]) -> None:
+def test_a_batch_is_its_images_alone(layer: str, images: npt.NDArray[np.uint8]) -> None:
     network = make("test_resnet", "mlp:16")
     reference = Reference(network, layer)
     methods = [method for method in METHODS if method != "cam" and method != "scorecam" and (method != "ablationcam" or layer == FEATURES)]

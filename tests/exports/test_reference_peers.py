@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from tests.exports.networks import blobs, make
-from tests.exports.peers import like_pytorch_grad_cam, pytorch_grad_cam_maps
-from tests.exports.reference import Reference, relative_difference
-from training.network import Network
+from tests.helpers.exports.pytorch_grad_cam import like_pytorch_grad_cam, pytorch_grad_cam_maps
+from tests.helpers.exports.reference import Reference, relative_difference
+from tests.helpers.exports.small_networks import blobs, make
+from tlcli.training.models.network import Network
 
 CLASS_IDS = np.array([[0, 3], [4, 1]])
 

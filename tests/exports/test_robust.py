@@ -1,4 +1,4 @@
-"""Networks and pictures at the limits: nothing is NaN, what is defined as zero is zero, and sizes may be left open."""
+"""Networks and images at the limits: nothing is NaN, what is defined as zero is zero, and sizes may be left open."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 import torch
 
-from contract.errors import ExportError, RequestError, TlcliError
-from contract.explaining import explain
-from contract.methods import METHODS
-from contract.model import Model
-from exports import export
-from tests.exports.by_hand import A0, A1, BIAS, BY_HAND, WEIGHT, picture, toy
-from tests.exports.networks import PROVENANCE, Case, Exports, blobs, make, write, write_case
-from tests.exports.reference import Reference, relative_difference
+from tests.helpers.exports.paper_network import A0, A1, BIAS, BY_HAND, WEIGHT, make_image, toy
+from tests.helpers.exports.reference import Reference, relative_difference
+from tests.helpers.exports.small_networks import PROVENANCE, Case, Exports, blobs, make, write, write_case
+from tlcli.contract.errors import ExportError, RequestError, TlcliError
+from tlcli.contract.maps.method_names import METHODS
+from tlcli.contract.model.explain import explain
+from tlcli.contract.model.onnx_model import Model
+from tlcli.exports import export
 
 CLASSES = np.array([[0, 1, 2, 3]])
 TOLERANCE = 1e-4
 SAMPLED = ("scorecam", "faster_scorecam")
-"""These mask pictures of 8 bits; the reference's are not rounded."""
+"""These mask images of 8 bits; the reference's are not rounded."""
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def on_paper(tmp_path_factory: pytest.TempPathFactory) -> Model:
 @pytest.mark.parametrize("method", BY_HAND)
 def test_maps_worked_out_on_paper(method: str, on_paper: Model) -> None:
     """Among them a class whose score, weights and gradients are zero."""
-    image = picture(A0.astype(int).tolist(), A1.astype(int).tolist())
+    image = make_image(A0.astype(int).tolist(), A1.astype(int).tolist())
     maps = on_paper.run(np.concatenate([image, image, image]), CLASSES, [method]).maps[method]
     for row in maps:
         np.testing.assert_allclose(row, BY_HAND[method], atol=2e-5)  # 8 bits, times 255
@@ -41,10 +41,10 @@ def test_maps_worked_out_on_paper(method: str, on_paper: Model) -> None:
 @pytest.mark.parametrize("softmax", [False, True])
 @pytest.mark.parametrize(
     "image",
-    [picture([[-1, -1]] * 2, [[0, 0]] * 2), picture([[3, 3]] * 2, [[0, 0]] * 2), picture([[2, -1], [0, 0]], [[7, 7]] * 2)],
+    [make_image([[-1, -1]] * 2, [[0, 0]] * 2), make_image([[3, 3]] * 2, [[0, 0]] * 2), make_image([[2, -1], [0, 0]], [[7, 7]] * 2)],
     ids=["black", "constant", "a channel alone"],
 )
-def test_pictures_without_anything_in_them(image: np.ndarray, softmax: bool, on_paper: Model) -> None:
+def test_images_without_anything_in_them(image: np.ndarray, softmax: bool, on_paper: Model) -> None:
     reference = Reference(toy(WEIGHT, BIAS), "layer")
     answer = explain(on_paper, image, CLASSES, on_paper.description.methods, softmax=softmax)
     assert set(answer.maps) == set(METHODS)
@@ -67,7 +67,7 @@ def layer_silenced(network: torch.nn.Module, layer: str, bias: float) -> None:
 
 @pytest.fixture(scope="module", params=[0.0, 0.3], ids=["zeros", "constants"])
 def constant(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    """A network whose layer is the same at every position of every picture; what is behind it is alive."""
+    """A network whose layer is the same at every position of every image; what is behind it is alive."""
     network = make("test_resnet", "mlp:16")
     layer_silenced(network, "layer2.0.bn1", request.param)
     return write_case(network, tmp_path_factory.mktemp("constant") / "model.onnx", layers=["layer2.0.bn1"])

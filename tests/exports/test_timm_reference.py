@@ -12,14 +12,14 @@ import timm
 import torch
 from torch import nn
 
-from contract.errors import ParityError, SettingsError
-from contract.model import Model
-from exports import export_backbone, published_network
-from exports.sources import published_as_it_is
-from exports.timm_reference import require_as_timm
-from training.config import FinetuneConfig
-from training.network import CutError, Network, NetworkConfig, WholeNetwork
-from training.weights import load_backbone
+from tlcli.contract.errors import ParityError, SettingsError
+from tlcli.contract.model.onnx_model import Model
+from tlcli.exports import export_backbone, published_network
+from tlcli.exports.export_sources import published_as_it_is
+from tlcli.exports.timm_reference import require_as_timm
+from tlcli.training.models.network import CutError, Network, NetworkConfig, WholeNetwork
+from tlcli.training.models.weights import load_backbone
+from tlcli.training.settings.config import FinetuneConfig
 
 CLASSES = 1000
 HEADS_WITH_BATCH_NORM = ("shvit_s1", "efficientvit_m0")
@@ -97,12 +97,12 @@ def test_networks_that_cannot_be_cut_run_as_timm_runs_them(name: str, tmp_path: 
 def test_a_transformer_is_exported_without_maps(tmp_path: Path) -> None:
     reference = save("test_vit", tmp_path / "w.safetensors")
     settings = config("test_vit", tmp_path / "w.safetensors")
-    exported = export_backbone(settings, name="vit", repository=tmp_path, methods=(), temperature=2.0, check_pictures=2)
+    exported = export_backbone(settings, name="vit", repository=tmp_path, methods=(), temperature=2.0, check_images=2)
     shown = images(160)
     inputs = published_as_it_is(settings).normalise(torch.from_numpy(shown))
     assert_same(2 * Model.open(exported.path, device="cpu").run(shown).logits, reference, inputs)
     with pytest.raises(CutError, match="test_vit has no spatial features"):
-        export_backbone(settings, name="vit2", repository=tmp_path, check_pictures=2)
+        export_backbone(settings, name="vit2", repository=tmp_path, check_images=2)
     assert not (tmp_path / "vit2").exists()
 
 
@@ -132,7 +132,7 @@ def test_attention_in_five_dimensions_has_an_onnx_form(tmp_path: Path) -> None:
     """Hiera's, which PyTorch's exporter refuses as a single operator."""
     reference = save("hiera_tiny_224", tmp_path / "w.safetensors")
     settings = config("hiera_tiny_224", tmp_path / "w.safetensors")
-    exported = export_backbone(settings, name="hiera", repository=tmp_path, methods=(), check_pictures=1)
+    exported = export_backbone(settings, name="hiera", repository=tmp_path, methods=(), check_images=1)
     shown = images(224)
     inputs = published_as_it_is(settings).normalise(torch.from_numpy(shown))
     assert_same(Model.open(exported.path, device="cpu").run(shown).logits, reference, inputs)

@@ -8,14 +8,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from contract.methods import IN_GRAPH
-from exports.explainer import is_pooled_linear
-from exports.layers import resolve_layers
-from tests.exports.networks import Case, Exports, blobs, make
-from tests.exports.reference import Reference, fused, relative_difference
+from tests.helpers.exports.reference import Reference, fused, relative_difference
+from tests.helpers.exports.small_networks import Case, Exports, blobs, make
+from tlcli.contract.maps.method_names import IN_GRAPH
+from tlcli.exports.trace.explainer import is_pooled_linear
+from tlcli.exports.trace.target_layers import resolve_layers
 
 TARGETS = np.array([[0, -1], [3, -2], [-5, 4]])
-"""Different ones for each picture, by number and by rank."""
+"""Different ones for each image, by number and by rank."""
 
 SMALL_HEAD = {"mlp_ratio": 1 / 32}
 """The first of VGG's own hidden layers, of 4096 units on 7 x 7 positions, would take most of the time."""
@@ -59,11 +59,11 @@ def compare(case: Case, layer: str, images: npt.NDArray[np.uint8], softmax: bool
     np.testing.assert_allclose(answer.evidence[described.features], activations, atol=1e-4 * np.abs(activations).max())
     given = answer.evidence[described.gradients]
     assert given.shape == gradients.shape
-    for picture in range(len(images)):
+    for image in range(len(images)):
         for k in range(targets.shape[1]):
-            expected = gradients[picture, k]
-            np.testing.assert_allclose(given[picture, k], expected, atol=TOLERANCE[softmax] * np.abs(expected).max())
-    # Where a network runs again for each channel, that is most of the time: one picture is enough.
+            expected = gradients[image, k]
+            np.testing.assert_allclose(given[image, k], expected, atol=TOLERANCE[softmax] * np.abs(expected).max())
+    # Where a network runs again for each channel, that is most of the time: one image is enough.
     differences = {
         method: relative_difference(answer.maps[method], reference.maps(method, images, classes, softmax))
         for method in maps

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from contract.errors import DeviceError
-from contract.model import resolve_device
-from tests.exports.networks import Exports
+from tests.helpers.exports.small_networks import Exports
+from tlcli.contract.errors import DeviceError
+from tlcli.contract.model.onnx_model import resolve_device
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -8,14 +8,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from contract.cuda import Cuda
-from contract.explaining import explain
-from contract.model import Model
-from exports.explainer import Explainer
-from exports.export import describe_explainer
-from exports.graph import describe, flat_graph, write_graph
-from exports.half import halve
-from tests.exports.networks import PROVENANCE, Exports, blobs, make
+from tests.helpers.exports.small_networks import PROVENANCE, Exports, blobs, make
+from tlcli.contract.model.cuda_options import Cuda
+from tlcli.contract.model.explain import explain
+from tlcli.contract.model.onnx_model import Model
+from tlcli.exports.exporter import describe_explainer
+from tlcli.exports.onnx_writer import describe, flat_graph, write_graph
+from tlcli.exports.precision.fp16 import halve
+from tlcli.exports.trace.explainer import Explainer
 
 TOLERANCE = 1e-3
 """Of the largest value. Float32 on both; sums come in another order."""
@@ -78,7 +78,7 @@ def test_it_says_that_it_runs_there(exports: Exports) -> None:
 
 
 def differences_of(found: Model, reference: Model, maps: list[str] | tuple[str, ...]) -> dict[str, float]:
-    """Of the logits the largest, of each map the median over the pictures: derivatives jump where a rectifier's input is nearly 0."""
+    """Of the logits the largest, of each map the median over the images: derivatives jump where a rectifier's input is nearly 0."""
     targets, images = np.array([[0, -1], [3, -2], [4, 1]]), blobs()
     expected = reference.run(images, targets, methods=maps)
     classes = expected.classes

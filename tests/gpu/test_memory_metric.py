@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from tests.service.process import server_process
+from tests.helpers.service.server_process import server_process
 
 
 def test_a_server_tells_of_the_gpu(models: Path) -> None:

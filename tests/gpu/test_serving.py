@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from contract.model import Model
-from service import AsyncClient, Client, ServerSettings, in_background
-from tests.exports.networks import blobs
 from tests.gpu.test_maps import TOLERANCE, far
+from tests.helpers.exports.small_networks import blobs
+from tlcli.contract.model.onnx_model import Model
+from tlcli.service import AsyncClient, Client, ServerSettings, in_background
 
 
 @pytest.mark.parametrize("name", ["resnet", "vgg"])
@@ -27,8 +27,8 @@ def test_answers_under_load_are_those_of_the_cpu(models: Path, name: str) -> Non
         async with AsyncClient(port=port) as client:
             for round_ in range(3):
                 methods = ["gradcam" if (number + round_) % 3 else None for number in range(len(images))]
-                pictures = [(Image.fromarray(image), method) for image, method in zip(images, methods, strict=True)]
-                asks = [client.classify(picture, model=name, method=method) for picture, method in pictures]
+                batch = [(Image.fromarray(image), method) for image, method in zip(images, methods, strict=True)]
+                asks = [client.classify(photo, model=name, method=method) for photo, method in batch]
                 for number, answer in enumerate(await asyncio.gather(*asks)):
                     best = answer.predictions[0]
                     assert best.score == pytest.approx(float(expected.scores[number].max()), abs=TOLERANCE)

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from contract.errors import SettingsError
-from tests.training.test_resume import CutAt, cut_short
-from tests.training.tiny import check_it_is_read_back, config, put_colours
-from training import finetune, load_run, resume
+from tests.helpers.training.tiny_training import check_it_is_read_back, config, put_colours
+from tests.training.runs.test_resume import CutAt, cut_short
+from tlcli.contract.errors import SettingsError
+from tlcli.training import finetune, load_run, resume
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,11 @@ from pathlib import Path
 import grpc
 import pytest
 
-from contract.model import Model
-from service import Client, ServerSettings, in_background
-from service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
-from tests.service.http_asks import http_in_background
-from tests.service.toy_model import ToyModel
+from tests.helpers.service.http_requests import http_in_background
+from tests.helpers.service.toy_model import ToyModel
+from tlcli.contract.model.onnx_model import Model
+from tlcli.service import Client, ServerSettings, in_background
+from tlcli.service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
 
 FIRST, SECOND = ToyModel.make(seed=1), ToyModel.make(seed=2)
 """Versions 1 and 2 of the model `toy`."""

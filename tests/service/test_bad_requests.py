@@ -7,30 +7,30 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from contract.errors import ModelFileError, NotFoundError, PictureError, RequestError, ServerError, TlcliError
-from contract.pictures import PictureLimits
-from service import Client, ServerSettings, in_background
-from service.pb.tlcli.v1 import classifier_pb2 as pb
-from service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
-from tests.service.sample_pictures import RED, encode, png_that_claims, scene
-from tests.service.toy_model import LABELS, SIZE
+from tests.helpers.service.sample_images import RED, encode, png_that_claims, scene
+from tests.helpers.service.toy_model import LABELS, SIZE
+from tlcli.contract.errors import ImageError, ModelFileError, NotFoundError, RequestError, ServerError, TlcliError
+from tlcli.contract.images.decoding import ImageLimits
+from tlcli.service import Client, ServerSettings, in_background
+from tlcli.service.pb.tlcli.v1 import classifier_pb2 as pb
+from tlcli.service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
 
 GOOD = encode(scene(RED, (30, 20, 90, 70)), "JPEG")
 REQUEST = pb.ClassifyRequest(model="toy", encoded=GOOD)
 INVALID, MISSING = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
 PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
 
-BAD_PICTURES = {
+BAD_IMAGES = {
     "empty": (b"", "0 bytes came"),
-    "text": (b"Dear server, please classify this. Yours, a client", "no picture"),
+    "text": (b"Dear server, please classify this. Yours, a client", "no image"),
     "truncated JPEG": (GOOD[: len(GOOD) // 2], "cannot be decoded"),
     "a PNG that claims to be huge": (png_that_claims(100_000, 100_000), "more than 50,000,000 pixels"),
     "half a header": (GOOD[:10], "cannot be decoded"),
-    "a PDF": (b"%PDF-1.7\n" + bytes(500), "no picture"),
+    "a PDF": (b"%PDF-1.7\n" + bytes(500), "no image"),
 }
 
 BAD_REQUESTS = {
-    "no picture": (pb.ClassifyRequest(model="toy"), INVALID, "holds no picture"),
+    "no image": (pb.ClassifyRequest(model="toy"), INVALID, "holds no image"),
     "unknown model": (
         pb.ClassifyRequest(model="nosuch", encoded=GOOD),
         MISSING,
@@ -97,9 +97,9 @@ def refusal(stub: ClassifierStub, request: pb.ClassifyRequest) -> tuple[grpc.Sta
     return caught.value.code(), details
 
 
-@pytest.mark.parametrize("name", BAD_PICTURES)
-def test_bad_pictures(stub: ClassifierStub, name: str) -> None:
-    data, expected = BAD_PICTURES[name]
+@pytest.mark.parametrize("name", BAD_IMAGES)
+def test_bad_images(stub: ClassifierStub, name: str) -> None:
+    data, expected = BAD_IMAGES[name]
     code, details = refusal(stub, pb.ClassifyRequest(model="toy", encoded=data))
     assert code is INVALID
     assert expected in details
@@ -131,29 +131,29 @@ def test_bad_requests(stub: ClassifierStub, name: str) -> None:
     assert expected in details
 
 
-def odd_pictures() -> dict[str, bytes]:
-    picture = scene(RED, (30, 20, 90, 70))
-    alpha = picture.copy()
+def odd_images() -> dict[str, bytes]:
+    image = scene(RED, (30, 20, 90, 70))
+    alpha = image.copy()
     alpha.putalpha(200)
     deep = Image.fromarray(np.linspace(0, 65535, 256 * 192).astype(np.uint16).reshape(192, 256))
     other = scene((0, 0, 255), (30, 20, 90, 70))
     return {
-        "CMYK JPEG": encode(picture.convert("CMYK"), "JPEG"),
+        "CMYK JPEG": encode(image.convert("CMYK"), "JPEG"),
         "16-bit PNG": encode(deep),
-        "grey": encode(picture.convert("L")),
-        "grey JPEG": encode(picture.convert("L"), "JPEG"),
+        "grey": encode(image.convert("L")),
+        "grey JPEG": encode(image.convert("L"), "JPEG"),
         "alpha": encode(alpha),
-        "palette": encode(picture.convert("P")),
-        "animated GIF": encode(picture, "GIF", save_all=True, append_images=[other], duration=100),
+        "palette": encode(image.convert("P")),
+        "animated GIF": encode(image, "GIF", save_all=True, append_images=[other], duration=100),
         "one pixel": encode(Image.new("RGB", (1, 1), RED)),
         "a sliver": encode(Image.new("RGB", (2000, 1), RED)),
     }
 
 
-@pytest.mark.parametrize("name", odd_pictures())
-def test_odd_pictures_are_answered(stub: ClassifierStub, name: str) -> None:
+@pytest.mark.parametrize("name", odd_images())
+def test_odd_images_are_answered(stub: ClassifierStub, name: str) -> None:
     request = pb.ClassifyRequest(
-        model="toy", encoded=odd_pictures()[name], top_k=100, map=pb.MapRequest(method="cam", format="MAP_FORMAT_OVERLAY")
+        model="toy", encoded=odd_images()[name], top_k=100, map=pb.MapRequest(method="cam", format="MAP_FORMAT_OVERLAY")
     )
     answer = stub.Classify(request)
     assert sum(one.score for one in answer.predictions) == pytest.approx(1, abs=1e-5)
@@ -178,14 +178,14 @@ def test_a_fault_of_the_server_is_told_plainly_and_logged_in_full(stub: Classifi
 @pytest.mark.parametrize(
     ("error", "arguments"),
     [
-        (PictureError, {"picture": b"text"}),
-        (RequestError, {"picture": GOOD, "method": "lime"}),
-        (RequestError, {"picture": GOOD, "top_k": -1}),
-        (RequestError, {"picture": GOOD, "classes": [99], "method": "gradcam"}),
-        (NotFoundError, {"picture": GOOD, "version": "7"}),
-        (NotFoundError, {"picture": GOOD, "model": "nosuch"}),
-        (ModelFileError, {"picture": GOOD, "model": "broken"}),
-        (ServerError, {"picture": encode(Image.new("RGB", (64, 64), "white")), "model": "faulty"}),
+        (ImageError, {"image": b"text"}),
+        (RequestError, {"image": GOOD, "method": "lime"}),
+        (RequestError, {"image": GOOD, "top_k": -1}),
+        (RequestError, {"image": GOOD, "classes": [99], "method": "gradcam"}),
+        (NotFoundError, {"image": GOOD, "version": "7"}),
+        (NotFoundError, {"image": GOOD, "model": "nosuch"}),
+        (ModelFileError, {"image": GOOD, "model": "broken"}),
+        (ServerError, {"image": encode(Image.new("RGB", (64, 64), "white")), "model": "faulty"}),
     ],
 )
 def test_the_client_raises_the_error_that_the_server_met(client: Client, error: type[TlcliError], arguments: dict[str, object]) -> None:
@@ -211,12 +211,12 @@ def test_a_broken_file_among_the_models_is_listed_with_its_reason(client: Client
     assert answer.version == "9"  # stands in for 10
 
 
-def test_a_picture_of_the_largest_size_is_admitted_and_a_larger_one_refused(one_model: object) -> None:
-    limits = PictureLimits(max_bytes=5_000_000)
+def test_a_image_of_the_largest_size_is_admitted_and_a_larger_one_refused(one_model: object) -> None:
+    limits = ImageLimits(max_bytes=5_000_000)
     with in_background(ServerSettings(models=one_model, port=0, limits=limits)) as port, Client(port=port) as client:  # type: ignore[arg-type]
         largest = GOOD + bytes(limits.max_bytes - len(GOOD))  # what follows a JPEG's end is not read
         assert client.classify(largest).predictions == client.classify(GOOD).predictions
-        with pytest.raises(PictureError, match=r"5,000,001 bytes, at most 5,000,000"):
+        with pytest.raises(ImageError, match=r"5,000,001 bytes, at most 5,000,000"):
             client.classify(largest + b"\0")
         with pytest.raises(RequestError, match="larger than max"):
             client.classify(largest * 2)

@@ -8,34 +8,34 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import pytest
 
-from contract.errors import ServerError
-from service import Client
-from service.pb.tlcli.v1 import classifier_pb2 as pb
-from service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
-from tests.service.sample_pictures import RED, encode, scene, slow_picture
+from tests.helpers.service.sample_images import RED, encode, scene, slow_image
+from tlcli.contract.errors import ServerError
+from tlcli.service import Client
+from tlcli.service.pb.tlcli.v1 import classifier_pb2 as pb
+from tlcli.service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
 
-PICTURE = encode(scene(RED, (30, 20, 90, 70)), "JPEG")
+IMAGE = encode(scene(RED, (30, 20, 90, 70)), "JPEG")
 
 
 def test_a_request_whose_time_is_over(client: Client) -> None:
     with pytest.raises(ServerError, match="did not answer in time"):
-        client.classify(slow_picture(), model="toy", timeout_s=0.05)
-    assert client.classify(PICTURE, model="toy").predictions
+        client.classify(slow_image(), model="toy", timeout_s=0.05)
+    assert client.classify(IMAGE, model="toy").predictions
 
 
 def test_cancelled_requests_are_not_worked_off(client: Client, stub: ClassifierStub) -> None:
-    one_ns = client.classify(slow_picture(), model="toy").timings.decode_time_ns
-    calls = [stub.Classify.future(pb.ClassifyRequest(model="toy", encoded=slow_picture())) for _ in range(80)]
+    one_ns = client.classify(slow_image(), model="toy").timings.decode_time_ns
+    calls = [stub.Classify.future(pb.ClassifyRequest(model="toy", encoded=slow_image())) for _ in range(80)]
     while not any(call.done() for call in calls):  # all have reached the server by the time the first is answered
         time.sleep(0.01)
     for call in calls:
         call.cancel()
-    waited_ns = client.classify(PICTURE, model="toy", timeout_s=120).timings.queue_time_ns
+    waited_ns = client.classify(IMAGE, model="toy", timeout_s=120).timings.queue_time_ns
     assert waited_ns < 10 * one_ns  # 80 of them would keep two cores busy four times as long
 
 
 def test_requests_cancelled_among_others_take_nothing_from_them(port: int, stub: ClassifierStub) -> None:
-    request = pb.ClassifyRequest(model="toy", encoded=PICTURE, map=pb.MapRequest(method="cam", format="MAP_FORMAT_OVERLAY"))
+    request = pb.ClassifyRequest(model="toy", encoded=IMAGE, map=pb.MapRequest(method="cam", format="MAP_FORMAT_OVERLAY"))
     expected = stub.Classify(request).predictions
 
     def ask(number: int) -> None:

@@ -1,4 +1,4 @@
-"""Twenty thousand damaged pictures and messages: each is answered or refused as what it is, and the server serves on, no larger."""
+"""Twenty thousand damaged images and messages: each is answered or refused as what it is, and the server serves on, no larger."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import grpc
 import numpy as np
 from PIL import Image
 
-from service import Client
-from service.pb.inference import open_inference_pb2 as oip
-from service.pb.tlcli.v1 import classifier_pb2 as pb
-from tests.service.process import server_process
-from tests.service.sample_pictures import encode, scene
-from tests.service.toy_model import SIZE
+from tests.helpers.service.sample_images import encode, scene
+from tests.helpers.service.server_process import server_process
+from tests.helpers.service.toy_model import SIZE
+from tlcli.service import Client
+from tlcli.service.pb.inference import open_inference_pb2 as oip
+from tlcli.service.pb.tlcli.v1 import classifier_pb2 as pb
 
-PICTURES, MESSAGES, TENSORS = 12_000, 4_000, 4_000
+IMAGES, MESSAGES, TENSORS = 12_000, 4_000, 4_000
 IN_FLIGHT = 16
 GROWTH_BYTES = 20_000_000
 CLASSIFY, INFER = "/tlcli.v1.Classifier/Classify", "/inference.GRPCInferenceService/ModelInfer"
@@ -31,7 +31,7 @@ Chance = random.Random
 
 
 def seeds() -> list[bytes]:
-    """Small pictures of every format, plain and unusual ones."""
+    """Small images of every format, plain and unusual ones."""
     found = []
     for number, image_format in enumerate(("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")):
         plain = scene((200, 30 * number, 60), (4, 4, 30, 24), size=(48, 40), seed=number)
@@ -77,9 +77,9 @@ def mutated(data: bytes, chance: Chance) -> bytes:
     return bytes(changed)
 
 
-def damaged_pictures(chance: Chance) -> Iterator[bytes]:
+def damaged_images(chance: Chance) -> Iterator[bytes]:
     known = seeds()
-    for _ in range(PICTURES):
+    for _ in range(IMAGES):
         request = pb.ClassifyRequest(encoded=mutated(chance.choice(known), chance))
         if chance.random() < 0.3:
             request.map.method = "gradcam"
@@ -88,8 +88,8 @@ def damaged_pictures(chance: Chance) -> Iterator[bytes]:
 
 
 def damaged_messages(chance: Chance) -> Iterator[bytes]:
-    picture = encode(scene((200, 30, 60), (4, 4, 30, 24), size=(48, 40)), "PNG")
-    whole = pb.ClassifyRequest(model="toy", version="1", encoded=picture, top_k=3, request_id="seven")
+    image = encode(scene((200, 30, 60), (4, 4, 30, 24), size=(48, 40)), "PNG")
+    whole = pb.ClassifyRequest(model="toy", version="1", encoded=image, top_k=3, request_id="seven")
     whole.map.method, whole.map.softmax = "gradcam", True
     whole.map.classes.extend((1, -1))
     pixels = pb.ClassifyRequest(model="toy", pixels=bytes(SIZE * SIZE * 3), map=pb.MapRequest(method="faster_scorecam", max_channels=2))
@@ -158,9 +158,9 @@ def anonymous_bytes(pid: int) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("Anonymous:"))
 
 
-def test_damaged_pictures_and_messages(one_model: Path) -> None:
+def test_damaged_images_and_messages(one_model: Path) -> None:
     streams: list[tuple[str, Callable[[Chance], Iterator[bytes]], set[str]]] = [
-        (CLASSIFY, damaged_pictures, {"OK", "INVALID_ARGUMENT"}),
+        (CLASSIFY, damaged_images, {"OK", "INVALID_ARGUMENT"}),
         (CLASSIFY, damaged_messages, MESSAGE_CODES),
         (INFER, damaged_tensors, MESSAGE_CODES),
     ]
@@ -180,6 +180,6 @@ def test_damaged_pictures_and_messages(one_model: Path) -> None:
             assert client.classify(encode(scene((0, 255, 0), (40, 40, 120, 120)))).predictions[0].label == "green"
 
 
-def test_the_seeds_are_pictures() -> None:
+def test_the_seeds_are_images() -> None:
     for data in seeds():
         Image.open(io.BytesIO(data)).load()

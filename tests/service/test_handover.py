@@ -12,13 +12,13 @@ from pathlib import Path
 
 import grpc
 
-from contract.errors import TlcliError
-from service import Client
-from service.pb.tlcli.v1 import classifier_pb2 as pb
-from service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
+from tests.helpers.service.sample_images import encode, scene
+from tests.helpers.service.server_process import server_process
 from tests.service.conftest import FIRST, SECOND
-from tests.service.process import server_process
-from tests.service.sample_pictures import encode, scene
+from tlcli.contract.errors import TlcliError
+from tlcli.service import Client
+from tlcli.service.pb.tlcli.v1 import classifier_pb2 as pb
+from tlcli.service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
 
 CLIENTS = 8
 Failure = grpc.RpcError | TlcliError
@@ -44,7 +44,7 @@ RETRIES = json.dumps(
 def test_a_second_server_takes_over_the_port(tmp_path: Path) -> None:
     for version, model in enumerate((FIRST, SECOND), 1):
         model.save(tmp_path / f"{version}/toy/{version}/model.onnx", "toy")
-    picture = encode(scene((200, 30, 30), (40, 40, 120, 120)))
+    image = encode(scene((200, 30, 30), (40, 40, 120, 120)))
     answered: Counter[str] = Counter()
     failed: list[Failure] = []
     over = threading.Event()
@@ -56,7 +56,7 @@ def test_a_second_server_takes_over_the_port(tmp_path: Path) -> None:
             with Client(port=port) as client:
                 while not over.is_set():
                     try:
-                        answered[client.classify(picture, timeout_s=20).version] += 1
+                        answered[client.classify(image, timeout_s=20).version] += 1
                     except TlcliError as error:
                         failed.append(error)
                         return
@@ -70,7 +70,7 @@ def test_a_second_server_takes_over_the_port(tmp_path: Path) -> None:
                         if over.is_set():
                             return
                         try:
-                            answered[stub.Classify(pb.ClassifyRequest(encoded=picture), timeout=20).version] += 1
+                            answered[stub.Classify(pb.ClassifyRequest(encoded=image), timeout=20).version] += 1
                         except grpc.RpcError as error:
                             failed.append(error)
                             return

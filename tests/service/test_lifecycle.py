@@ -17,22 +17,22 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from PIL import Image
 
-from contract.errors import ModelFileError, NotFoundError, SettingsError
-from service import Client, Server, ServerSettings, in_background
-from service.pb.tlcli.v1 import classifier_pb2 as pb
-from service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
-from tests.service.process import server_process
-from tests.service.sample_pictures import RED, encode, scene, slow_picture
-from tests.service.toy_model import METHODS
+from tests.helpers.service.sample_images import RED, encode, scene, slow_image
+from tests.helpers.service.server_process import server_process
+from tests.helpers.service.toy_model import METHODS
+from tlcli.contract.errors import ModelFileError, NotFoundError, SettingsError
+from tlcli.service import Client, Server, ServerSettings, in_background
+from tlcli.service.pb.tlcli.v1 import classifier_pb2 as pb
+from tlcli.service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
 
-PICTURE = encode(scene(RED, (30, 20, 90, 70)), "JPEG")
+IMAGE = encode(scene(RED, (30, 20, 90, 70)), "JPEG")
 STATUS = health_pb2.HealthCheckResponse.ServingStatus
 SERVING, NOT_SERVING = STATUS.SERVING, STATUS.NOT_SERVING
 
 
 def test_health_follows_the_server_from_start_to_stop(many_models: Path) -> None:
     settings = ServerSettings(models=many_models, port=0, pre_stop_s=60)
-    request = pb.ClassifyRequest(model="toy", encoded=PICTURE)
+    request = pb.ClassifyRequest(model="toy", encoded=IMAGE)
 
     async def main() -> None:
         server = Server(settings)
@@ -81,7 +81,7 @@ def test_sigterm_answers_what_is_in_flight_and_leaves_with_0(one_model: Path) ->
         with Client(port=server.port) as client:
             client.wait_until_ready()
         stub = ClassifierStub(channel)
-        requests = [pb.ClassifyRequest(encoded=slow_picture(), request_id=str(number)) for number in range(12)]
+        requests = [pb.ClassifyRequest(encoded=slow_image(), request_id=str(number)) for number in range(12)]
         stream = stub.ClassifyStream(iter(requests[:2]))
         calls = [stub.Classify.future(request) for request in requests]
         while not any(call.done() for call in calls):
@@ -127,7 +127,7 @@ def test_a_stream_left_open_holds_the_stop_up_for_the_grace_period_only(one_mode
         over = threading.Event()
 
         def requests() -> Iterator[pb.ClassifyRequest]:
-            yield pb.ClassifyRequest(encoded=PICTURE)
+            yield pb.ClassifyRequest(encoded=IMAGE)
             over.wait(60)
 
         stream = ClassifierStub(channel).ClassifyStream(requests(), timeout=60)
@@ -192,7 +192,7 @@ def test_it_listens_on_ipv6_too(one_model: Path) -> None:
     except OSError:
         pytest.skip("this machine has no IPv6")
     with in_background(ServerSettings(models=one_model, host="::1", port=0)) as port, Client("::1", port) as client:
-        assert client.classify(PICTURE).predictions
+        assert client.classify(IMAGE).predictions
 
 
 def test_a_folder_without_any_model_is_refused_at_the_start(tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ def test_sighup_ends_with_grace_unless_it_is_ignored(one_model: Path, ignored: b
             server.process.send_signal(signal.SIGHUP)
             if ignored:
                 time.sleep(0.3)
-                assert client.classify(PICTURE).predictions
+                assert client.classify(IMAGE).predictions
                 server.process.send_signal(signal.SIGTERM)
             assert server.wait() == 0
             assert "stopped" in server.log[-1]

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2
 
-from service import Client, ServerSettings, in_background
-from tests.contract.hostile_images import encoded, photo, scan_bomb
-from tests.service.http_asks import Asking, http_in_background
-from tests.service.process import ServerProcess, server_process
-from tests.service.toy_model import SIZE, ToyModel
+from tests.helpers.contract.hostile_images import encoded, photo, scan_bomb
+from tests.helpers.service.http_requests import Asking, http_in_background
+from tests.helpers.service.server_process import ServerProcess, server_process
+from tests.helpers.service.toy_model import SIZE, ToyModel
+from tlcli.service import Client, ServerSettings, in_background
 
 MB = 1_000_000
 CLASSIFY = "/v1/classify?model=toy"
@@ -105,7 +105,7 @@ def test_an_image_that_takes_too_long_is_refused_and_others_are_not_kept(small_s
             one.connection.request("POST", CLASSIFY, bomb)
         assert http.post(CLASSIFY, plain).status == 200
         assert {one.answer().refusal for one in bombs} == {
-            (400, "the picture takes more than 0.5 s to decode: save it anew, smaller or as a baseline JPEG or PNG")
+            (400, "the image takes more than 0.5 s to decode: save it anew, smaller or as a baseline JPEG or PNG")
         }
 
 

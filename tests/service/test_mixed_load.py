@@ -12,12 +12,12 @@ import grpc
 import numpy as np
 import pytest
 
-from contract import pictures
-from service import Client, ServerSettings, in_background
-from service.pb.tlcli.v1 import classifier_pb2 as pb
+from tests.helpers.service.sample_images import encode, scene
+from tests.helpers.service.toy_model import GRID, LABELS, PREPROCESSING, ToyAnswer, ToyModel
 from tests.service.conftest import FIRST, SECOND
-from tests.service.sample_pictures import encode, scene
-from tests.service.toy_model import GRID, LABELS, PREPROCESSING, ToyAnswer, ToyModel
+from tlcli.contract.images import decoding
+from tlcli.service import Client, ServerSettings, in_background
+from tlcli.service.pb.tlcli.v1 import classifier_pb2 as pb
 
 REQUESTS, CLIENTS = 10_000, 32
 CLASSIFY = "/tlcli.v1.Classifier/Classify"
@@ -36,7 +36,7 @@ def samples(count: int) -> list[Sample]:
         color = (chance.randrange(256), chance.randrange(256), chance.randrange(256))
         left, top = chance.randrange(60), chance.randrange(60)
         encoded = encode(scene(color, (left, top, left + 80, top + 60), seed=seed), "JPEG", quality=90)
-        image = PREPROCESSING.apply(pictures.decode(encoded))
+        image = PREPROCESSING.apply(decoding.decode(encoded))
         found.append(Sample(encoded, {"1": FIRST.answer(image), "2": SECOND.answer(image)}))
     return found
 
@@ -59,7 +59,7 @@ async def one(call: grpc.aio.UnaryUnaryMultiCallable, sample: Sample, chance: ra
         classes = [chance.randrange(len(LABELS)) for _ in range(chance.choice((1, 1, 2)))]
         request.map.classes.extend(classes)
     if kind > 0.95:
-        request.encoded = chance.choice((b"", b"no picture", sample.encoded[: len(sample.encoded) // 2], b"\xff\xd8\xff" + bytes(50)))
+        request.encoded = chance.choice((b"", b"no image", sample.encoded[: len(sample.encoded) // 2], b"\xff\xd8\xff" + bytes(50)))
     timeout = chance.choice((0.002, 0.01)) if chance.random() < 0.05 else 30.0
     running = call(request.SerializeToString(), timeout=timeout)
     if chance.random() < 0.05:
@@ -70,7 +70,7 @@ async def one(call: grpc.aio.UnaryUnaryMultiCallable, sample: Sample, chance: ra
         return "CANCELLED"
     except grpc.aio.AioRpcError as error:
         return error.code().name
-    assert kind <= 0.95, "a picture that is none was answered"
+    assert kind <= 0.95, "an image that is none was answered"
     assert (answer.request_id, answer.version) == (request.request_id, version)
     expected = sample.expected[version]
     for prediction in answer.predictions:

@@ -14,18 +14,18 @@ import grpc
 import numpy as np
 import pytest
 
-from contract.errors import NotFoundError, SettingsError
-from service import Client, ServerSettings, in_background
-from service.observed import Observed
-from service.pb.inference import open_inference_pb2 as pb
-from service.pb.tlcli.v1 import classifier_pb2
-from service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
-from service.settings import SETTINGS
+from tests.helpers.service.http_requests import Asking, http_in_background
+from tests.helpers.service.sample_images import RED, encode, scene
 from tests.service.conftest import FIRST
-from tests.service.http_asks import Asking, http_in_background
-from tests.service.sample_pictures import RED, encode, scene
+from tlcli.contract.errors import NotFoundError, SettingsError
+from tlcli.service import Client, ServerSettings, in_background
+from tlcli.service.pb.inference import open_inference_pb2 as pb
+from tlcli.service.pb.tlcli.v1 import classifier_pb2
+from tlcli.service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
+from tlcli.service.settings.server_settings import SETTINGS
+from tlcli.service.telemetry.request_record import Observed
 
-PICTURE = encode(scene(RED, (30, 20, 90, 70)), "JPEG")
+IMAGE = encode(scene(RED, (30, 20, 90, 70)), "JPEG")
 CLASSIFY, INFER = "/v1/classify?model=toy", "/v2/models/toy/infer"
 MANY, TOO_MANY = "9" * 4200, "9" * 5000
 
@@ -34,7 +34,7 @@ MANY, TOO_MANY = "9" * 4200, "9" * 5000
 def http(http_port: int) -> Iterator[Asking]:
     with Asking(http_port) as asking:
         yield asking
-        assert asking.post(CLASSIFY, PICTURE).json["predictions"]
+        assert asking.post(CLASSIFY, IMAGE).json["predictions"]
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_a_query_parameter_is_a_whole_number_of_ascii_digits(http: Asking, value
     for name in ("top_k", "map=scorecam&max_channels", "map=gradcam&classes"):
         if name.endswith("classes") and not value:
             continue
-        status, line = http.post(f"{CLASSIFY}&{name}={quote(value)}", PICTURE).refusal
+        status, line = http.post(f"{CLASSIFY}&{name}={quote(value)}", IMAGE).refusal
         assert status == 400
         assert "a whole number was expected" in line
 
@@ -117,7 +117,7 @@ def test_scores_that_are_no_numbers_are_null_in_json(tmp_path: Path) -> None:
     replace(FIRST, bias=bias).save(tmp_path / "toy/1/model.onnx", "toy")
     with http_in_background(ServerSettings(models=tmp_path, port=0, http_port=0)) as port, Asking(port) as http:
         for query in ("", "&map=gradcam", "&map=scorecam"):
-            predictions = http.post(f"{CLASSIFY}&top_k=7{query}", PICTURE).json["predictions"]
+            predictions = http.post(f"{CLASSIFY}&top_k=7{query}", IMAGE).json["predictions"]
             assert any(one["logit"] is None for one in predictions)
             assert all(one["score"] is None for one in predictions)
 
@@ -125,9 +125,9 @@ def test_scores_that_are_no_numbers_are_null_in_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize("encoding", ["gzip", "x-gzip", "X-GZIP"])
 @pytest.mark.parametrize("members", [1, 2, 40])
 def test_gzip_of_several_members_is_unpacked(http: Asking, encoding: str, members: int) -> None:
-    size = -(-len(PICTURE) // members)
-    packed = b"".join(gzip.compress(PICTURE[start : start + size]) for start in range(0, len(PICTURE), size))
-    expected = http.post(CLASSIFY, PICTURE).json["predictions"]
+    size = -(-len(IMAGE) // members)
+    packed = b"".join(gzip.compress(IMAGE[start : start + size]) for start in range(0, len(IMAGE), size))
+    expected = http.post(CLASSIFY, IMAGE).json["predictions"]
     assert http.post(CLASSIFY, packed, Content_Encoding=encoding).json["predictions"] == expected
     for broken in (packed[:-1], packed + b"\x1f\x8b", packed + b"x"):
         assert http.post(CLASSIFY, broken, Content_Encoding=encoding).refusal[0] == 400
@@ -139,14 +139,14 @@ def test_gzip_of_endless_empty_members_is_refused(http: Asking) -> None:
 
 
 def test_tritons_raw_binary_request_is_an_encoded_image(http: Asking) -> None:
-    answer = http.post(INFER, PICTURE, Inference_Header_Content_Length="0", Content_Type="application/octet-stream")
+    answer = http.post(INFER, IMAGE, Inference_Header_Content_Length="0", Content_Type="application/octet-stream")
     assert answer.status == 200
     size = int(answer.headers["Inference-Header-Content-Length"])
     head = json.loads(answer.body[:size])
     scores, _ = head["outputs"]
     assert (scores["name"], scores["shape"], scores["parameters"]) == ("scores", [1, 7], {"binary_data_size": 28})
     values = np.frombuffer(answer.body[size:], "<f4")
-    expected = sorted(http.post(f"{CLASSIFY}&top_k=7", PICTURE).json["predictions"], key=lambda one: int(one["class_id"]))
+    expected = sorted(http.post(f"{CLASSIFY}&top_k=7", IMAGE).json["predictions"], key=lambda one: int(one["class_id"]))
     np.testing.assert_allclose(values[:7], [one["score"] for one in expected], rtol=1e-6)
     np.testing.assert_allclose(values[7:], [one["logit"] for one in expected], rtol=1e-6)
     assert http.post(INFER, b"", Inference_Header_Content_Length="0").refusal[0] == 400
@@ -165,7 +165,7 @@ def test_what_tritons_loads_can_carry_is_refused_and_not_passed_over(tmp_path: P
             assert http.post(unload, {"parameters": parameters}).refusal == (400, expected)
         assert http.post(load, {"parameters": {}}).status == http.post(load, {}).status == http.post(load, b"").status == 200
         assert http.post(unload, {"parameters": {"unload_dependents": True}}).status == 200
-        status, line = http.post("/v1/classify", PICTURE).refusal
+        status, line = http.post("/v1/classify", IMAGE).refusal
         assert (status, line) == (404, "the request names no model, and this server has none that answers: load one, or see its log")
     with in_background(replace(settings, http_port=None)) as port, grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         request = pb.RepositoryModelLoadRequest(model_name="toy")
@@ -177,7 +177,7 @@ def test_what_tritons_loads_can_carry_is_refused_and_not_passed_over(tmp_path: P
 
 def test_a_server_of_several_models_names_them(client: Client) -> None:
     with pytest.raises(NotFoundError, match=r"this server has several: damaged, faulty, toy: name one of them"):
-        client.classify(PICTURE)
+        client.classify(IMAGE)
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan"), 1e300, 10**400, -1e300])
@@ -188,17 +188,17 @@ def test_no_number_is_infinite_or_larger_than_a_clock_counts(name: str, value: f
 
 
 def test_the_longest_times_are_served_with(one_model: Path) -> None:
-    names = ("max_connection_age_s", "max_picture_s", "stream_idle_s", "grace_s", "poll_s")
+    names = ("max_connection_age_s", "max_image_s", "stream_idle_s", "grace_s", "poll_s")
     longest = {one.name: float(one.told.high or 0) for one in SETTINGS if one.name in names}
     settings = ServerSettings(models=one_model, port=0, model_control="poll", **longest)  # type: ignore[arg-type]
     with in_background(settings) as port, Client(port=port) as client:
         assert [len(one.response.predictions) for one in client_stream(port)] == [1]
-        assert client.classify(PICTURE).predictions
+        assert client.classify(IMAGE).predictions
 
 
 def client_stream(port: int) -> list[classifier_pb2.ClassifyStreamResponse]:
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        return list(ClassifierStub(channel).ClassifyStream(iter([classifier_pb2.ClassifyRequest(encoded=PICTURE, top_k=1)])))
+        return list(ClassifierStub(channel).ClassifyStream(iter([classifier_pb2.ClassifyRequest(encoded=IMAGE, top_k=1)])))
 
 
 FIRST_LABEL = b"grey"
@@ -206,7 +206,7 @@ FIRST_LABEL = b"grey"
 
 def grpc_by_hand(port: int, extra: list[tuple[bytes, bytes]]) -> bytes:
     """What a server sends for a `Classify` with headers that gRPC's own client refuses to send: HTTP/2 frames as they are."""
-    message = classifier_pb2.ClassifyRequest(model="toy", encoded=PICTURE, top_k=7).SerializeToString()
+    message = classifier_pb2.ClassifyRequest(model="toy", encoded=IMAGE, top_k=7).SerializeToString()
     headers = [
         (b":method", b"POST"),
         (b":scheme", b"http"),

@@ -13,14 +13,14 @@ import pytest
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
-from contract import pictures
-from contract.errors import NotFoundError
-from service import Client, ServerSettings, in_background
-from tests.service.sample_pictures import encode, scene
-from tests.service.toy_model import PREPROCESSING, ToyModel
+from tests.helpers.service.sample_images import encode, scene
+from tests.helpers.service.toy_model import PREPROCESSING, ToyModel
+from tlcli.contract.errors import NotFoundError
+from tlcli.contract.images import decoding
+from tlcli.service import Client, ServerSettings, in_background
 
 CHANGES, CLIENTS = 50, 8
-PICTURE = encode(scene((200, 30, 30), (40, 40, 120, 120)))
+IMAGE = encode(scene((200, 30, 30), (40, 40, 120, 120)))
 
 
 def save(folder: Path, version: int, seed: int, name: str = "toy") -> None:
@@ -28,7 +28,7 @@ def save(folder: Path, version: int, seed: int, name: str = "toy") -> None:
 
 
 def logits(seed: int) -> np.ndarray:
-    return ToyModel.make(seed=seed).answer(PREPROCESSING.apply(pictures.decode(PICTURE))).logits
+    return ToyModel.make(seed=seed).answer(PREPROCESSING.apply(decoding.decode(IMAGE))).logits
 
 
 @pytest.fixture
@@ -77,9 +77,9 @@ def test_while_clients_ask(controlled: tuple[Path, int]) -> None:
                 version = ("", str(newest), "steady")[number % 3]
                 try:
                     if version == "steady":
-                        answer = client.classify(PICTURE, model="steady", top_k=7)
+                        answer = client.classify(IMAGE, model="steady", top_k=7)
                     else:
-                        answer = client.classify(PICTURE, model="toy", version=version, top_k=7, method="gradcam")
+                        answer = client.classify(IMAGE, model="toy", version=version, top_k=7, method="gradcam")
                 except NotFoundError as error:
                     refused[refusal(version, str(error))] += 1
                     continue
@@ -126,7 +126,7 @@ def test_health_and_a_followed_folder(tmp_path: Path) -> None:
         save(tmp_path, 1, seed=2, name="newcomer")
         client.wait_until_ready(timeout_s=10, model="newcomer")
         expected = logits(2)
-        for one in client.classify(PICTURE, model="newcomer", top_k=7).predictions:
+        for one in client.classify(IMAGE, model="newcomer", top_k=7).predictions:
             assert abs(one.logit - expected[one.class_id]) < 1e-4
         with (
             triton.InferenceServerClient(f"127.0.0.1:{port}") as other,

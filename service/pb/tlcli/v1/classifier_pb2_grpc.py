@@ -3,7 +3,7 @@
 import grpc
 import warnings
 
-from service.pb.tlcli.v1 import classifier_pb2 as service_dot_pb_dot_tlcli_dot_v1_dot_classifier__pb2
+from tlcli.service.pb.tlcli.v1 import classifier_pb2 as tlcli_dot_service_dot_pb_dot_tlcli_dot_v1_dot_classifier__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -18,7 +18,7 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in service/pb/tlcli/v1/classifier_pb2_grpc.py depends on'
+        + ' but the generated code in tlcli/service/pb/tlcli/v1/classifier_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
@@ -26,12 +26,12 @@ if _version_not_supported:
 
 
 class ClassifierStub:
-    """Class scores and class activation maps for pictures.
+    """Class scores and class activation maps for images.
 
-    Errors: INVALID_ARGUMENT (a picture, class, method or tensor that does not fit), NOT_FOUND (a model or version that is not
+    Errors: INVALID_ARGUMENT (an image, class, method or tensor that does not fit), NOT_FOUND (a model or version that is not
     here), FAILED_PRECONDITION (a model that is here and broken), UNAVAILABLE (not serving yet, or stopping),
     RESOURCE_EXHAUSTED (a message too large), INTERNAL (a fault of the server). Each carries a google.rpc.ErrorInfo of domain
-    "tlcli" whose reason names the kind of error, such as PICTURE_ERROR.
+    "tlcli" whose reason names the kind of error, such as IMAGE_ERROR.
     """
 
     def __init__(self, channel):
@@ -42,45 +42,45 @@ class ClassifierStub:
         """
         self.Classify = channel.unary_unary(
                 '/tlcli.v1.Classifier/Classify',
-                request_serializer=service_dot_pb_dot_tlcli_dot_v1_dot_classifier__pb2.ClassifyRequest.SerializeToString,
-                response_deserializer=service_dot_pb_dot_tlcli_dot_v1_dot_classifier__pb2.ClassifyResponse.FromString,
+                request_serializer=tlcli_dot_service_dot_pb_dot_tlcli_dot_v1_dot_classifier__pb2.ClassifyRequest.SerializeToString,
+                response_deserializer=tlcli_dot_service_dot_pb_dot_tlcli_dot_v1_dot_classifier__pb2.ClassifyResponse.FromString,
                 _registered_method=True)
         self.ClassifyStream = channel.stream_stream(
                 '/tlcli.v1.Classifier/ClassifyStream',
-                request_serializer=service_dot_pb_dot_tlcli_dot_v1_dot_classifier__pb2.ClassifyRequest.SerializeToString,
-                response_deserializer=service_dot_pb_dot_tlcli_dot_v1_dot_classifier__pb2.ClassifyStreamResponse.FromString,
+                request_serializer=tlcli_dot_service_dot_pb_dot_tlcli_dot_v1_dot_classifier__pb2.ClassifyRequest.SerializeToString,
+                response_deserializer=tlcli_dot_service_dot_pb_dot_tlcli_dot_v1_dot_classifier__pb2.ClassifyStreamResponse.FromString,
                 _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/tlcli.v1.Classifier/ListModels',
-                request_serializer=service_dot_pb_dot_tlcli_dot_v1_dot_classifier__pb2.ListModelsRequest.SerializeToString,
-                response_deserializer=service_dot_pb_dot_tlcli_dot_v1_dot_classifier__pb2.ListModelsResponse.FromString,
+                request_serializer=tlcli_dot_service_dot_pb_dot_tlcli_dot_v1_dot_classifier__pb2.ListModelsRequest.SerializeToString,
+                response_deserializer=tlcli_dot_service_dot_pb_dot_tlcli_dot_v1_dot_classifier__pb2.ListModelsResponse.FromString,
                 _registered_method=True)
         self.GetModel = channel.unary_unary(
                 '/tlcli.v1.Classifier/GetModel',
-                request_serializer=service_dot_pb_dot_tlcli_dot_v1_dot_classifier__pb2.GetModelRequest.SerializeToString,
-                response_deserializer=service_dot_pb_dot_tlcli_dot_v1_dot_classifier__pb2.GetModelResponse.FromString,
+                request_serializer=tlcli_dot_service_dot_pb_dot_tlcli_dot_v1_dot_classifier__pb2.GetModelRequest.SerializeToString,
+                response_deserializer=tlcli_dot_service_dot_pb_dot_tlcli_dot_v1_dot_classifier__pb2.GetModelResponse.FromString,
                 _registered_method=True)
 
 
 class ClassifierServicer:
-    """Class scores and class activation maps for pictures.
+    """Class scores and class activation maps for images.
 
-    Errors: INVALID_ARGUMENT (a picture, class, method or tensor that does not fit), NOT_FOUND (a model or version that is not
+    Errors: INVALID_ARGUMENT (an image, class, method or tensor that does not fit), NOT_FOUND (a model or version that is not
     here), FAILED_PRECONDITION (a model that is here and broken), UNAVAILABLE (not serving yet, or stopping),
     RESOURCE_EXHAUSTED (a message too large), INTERNAL (a fault of the server). Each carries a google.rpc.ErrorInfo of domain
-    "tlcli" whose reason names the kind of error, such as PICTURE_ERROR.
+    "tlcli" whose reason names the kind of error, such as IMAGE_ERROR.
     """
 
     def Classify(self, request, context):
-        """One picture.
+        """One image.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ClassifyStream(self, request_iterator, context):
-        """Many pictures on one call. Answers come in the order of the requests and carry their request_id.
-        A picture that fails is answered with its error; the stream goes on.
+        """Many images on one call. Answers come in the order of the requests and carry their request_id.
+        An image that fails is answered with its error; the stream goes on.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -105,23 +105,23 @@ def add_ClassifierServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Classify': grpc.unary_unary_rpc_method_handler(
                     servicer.Classify,
-                    request_deserializer=service_dot_pb_dot_tlcli_dot_v1_dot_classifier__pb2.ClassifyRequest.FromString,
-                    response_serializer=service_dot_pb_dot_tlcli_dot_v1_dot_classifier__pb2.ClassifyResponse.SerializeToString,
+                    request_deserializer=tlcli_dot_service_dot_pb_dot_tlcli_dot_v1_dot_classifier__pb2.ClassifyRequest.FromString,
+                    response_serializer=tlcli_dot_service_dot_pb_dot_tlcli_dot_v1_dot_classifier__pb2.ClassifyResponse.SerializeToString,
             ),
             'ClassifyStream': grpc.stream_stream_rpc_method_handler(
                     servicer.ClassifyStream,
-                    request_deserializer=service_dot_pb_dot_tlcli_dot_v1_dot_classifier__pb2.ClassifyRequest.FromString,
-                    response_serializer=service_dot_pb_dot_tlcli_dot_v1_dot_classifier__pb2.ClassifyStreamResponse.SerializeToString,
+                    request_deserializer=tlcli_dot_service_dot_pb_dot_tlcli_dot_v1_dot_classifier__pb2.ClassifyRequest.FromString,
+                    response_serializer=tlcli_dot_service_dot_pb_dot_tlcli_dot_v1_dot_classifier__pb2.ClassifyStreamResponse.SerializeToString,
             ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
-                    request_deserializer=service_dot_pb_dot_tlcli_dot_v1_dot_classifier__pb2.ListModelsRequest.FromString,
-                    response_serializer=service_dot_pb_dot_tlcli_dot_v1_dot_classifier__pb2.ListModelsResponse.SerializeToString,
+                    request_deserializer=tlcli_dot_service_dot_pb_dot_tlcli_dot_v1_dot_classifier__pb2.ListModelsRequest.FromString,
+                    response_serializer=tlcli_dot_service_dot_pb_dot_tlcli_dot_v1_dot_classifier__pb2.ListModelsResponse.SerializeToString,
             ),
             'GetModel': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModel,
-                    request_deserializer=service_dot_pb_dot_tlcli_dot_v1_dot_classifier__pb2.GetModelRequest.FromString,
-                    response_serializer=service_dot_pb_dot_tlcli_dot_v1_dot_classifier__pb2.GetModelResponse.SerializeToString,
+                    request_deserializer=tlcli_dot_service_dot_pb_dot_tlcli_dot_v1_dot_classifier__pb2.GetModelRequest.FromString,
+                    response_serializer=tlcli_dot_service_dot_pb_dot_tlcli_dot_v1_dot_classifier__pb2.GetModelResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -132,12 +132,12 @@ def add_ClassifierServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Classifier:
-    """Class scores and class activation maps for pictures.
+    """Class scores and class activation maps for images.
 
-    Errors: INVALID_ARGUMENT (a picture, class, method or tensor that does not fit), NOT_FOUND (a model or version that is not
+    Errors: INVALID_ARGUMENT (an image, class, method or tensor that does not fit), NOT_FOUND (a model or version that is not
     here), FAILED_PRECONDITION (a model that is here and broken), UNAVAILABLE (not serving yet, or stopping),
     RESOURCE_EXHAUSTED (a message too large), INTERNAL (a fault of the server). Each carries a google.rpc.ErrorInfo of domain
-    "tlcli" whose reason names the kind of error, such as PICTURE_ERROR.
+    "tlcli" whose reason names the kind of error, such as IMAGE_ERROR.
     """
 
     @staticmethod
@@ -155,8 +155,8 @@ class Classifier:
             request,
             target,
             '/tlcli.v1.Classifier/Classify',
-            service_dot_pb_dot_tlcli_dot_v1_dot_classifier__pb2.ClassifyRequest.SerializeToString,
-            service_dot_pb_dot_tlcli_dot_v1_dot_classifier__pb2.ClassifyResponse.FromString,
+            tlcli_dot_service_dot_pb_dot_tlcli_dot_v1_dot_classifier__pb2.ClassifyRequest.SerializeToString,
+            tlcli_dot_service_dot_pb_dot_tlcli_dot_v1_dot_classifier__pb2.ClassifyResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -182,8 +182,8 @@ class Classifier:
             request_iterator,
             target,
             '/tlcli.v1.Classifier/ClassifyStream',
-            service_dot_pb_dot_tlcli_dot_v1_dot_classifier__pb2.ClassifyRequest.SerializeToString,
-            service_dot_pb_dot_tlcli_dot_v1_dot_classifier__pb2.ClassifyStreamResponse.FromString,
+            tlcli_dot_service_dot_pb_dot_tlcli_dot_v1_dot_classifier__pb2.ClassifyRequest.SerializeToString,
+            tlcli_dot_service_dot_pb_dot_tlcli_dot_v1_dot_classifier__pb2.ClassifyStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -209,8 +209,8 @@ class Classifier:
             request,
             target,
             '/tlcli.v1.Classifier/ListModels',
-            service_dot_pb_dot_tlcli_dot_v1_dot_classifier__pb2.ListModelsRequest.SerializeToString,
-            service_dot_pb_dot_tlcli_dot_v1_dot_classifier__pb2.ListModelsResponse.FromString,
+            tlcli_dot_service_dot_pb_dot_tlcli_dot_v1_dot_classifier__pb2.ListModelsRequest.SerializeToString,
+            tlcli_dot_service_dot_pb_dot_tlcli_dot_v1_dot_classifier__pb2.ListModelsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -236,8 +236,8 @@ class Classifier:
             request,
             target,
             '/tlcli.v1.Classifier/GetModel',
-            service_dot_pb_dot_tlcli_dot_v1_dot_classifier__pb2.GetModelRequest.SerializeToString,
-            service_dot_pb_dot_tlcli_dot_v1_dot_classifier__pb2.GetModelResponse.FromString,
+            tlcli_dot_service_dot_pb_dot_tlcli_dot_v1_dot_classifier__pb2.GetModelRequest.SerializeToString,
+            tlcli_dot_service_dot_pb_dot_tlcli_dot_v1_dot_classifier__pb2.GetModelResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -5,7 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from grpc import aio as _aio
-from service.pb.tlcli.v1 import classifier_pb2 as _classifier_pb2
+from tlcli.service.pb.tlcli.v1 import classifier_pb2 as _classifier_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys
@@ -27,12 +27,12 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ClassifierStub:
-    """Class scores and class activation maps for pictures.
+    """Class scores and class activation maps for images.
 
-    Errors: INVALID_ARGUMENT (a picture, class, method or tensor that does not fit), NOT_FOUND (a model or version that is not
+    Errors: INVALID_ARGUMENT (an image, class, method or tensor that does not fit), NOT_FOUND (a model or version that is not
     here), FAILED_PRECONDITION (a model that is here and broken), UNAVAILABLE (not serving yet, or stopping),
     RESOURCE_EXHAUSTED (a message too large), INTERNAL (a fault of the server). Each carries a google.rpc.ErrorInfo of domain
-    "tlcli" whose reason names the kind of error, such as PICTURE_ERROR.
+    "tlcli" whose reason names the kind of error, such as IMAGE_ERROR.
     """
 
     @_typing.overload
@@ -40,10 +40,10 @@ class ClassifierStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ClassifierAsyncStub: ...
     Classify: _grpc.UnaryUnaryMultiCallable[_classifier_pb2.ClassifyRequest, _classifier_pb2.ClassifyResponse]
-    """One picture."""
+    """One image."""
     ClassifyStream: _grpc.StreamStreamMultiCallable[_classifier_pb2.ClassifyRequest, _classifier_pb2.ClassifyStreamResponse]
-    """Many pictures on one call. Answers come in the order of the requests and carry their request_id.
-    A picture that fails is answered with its error; the stream goes on.
+    """Many images on one call. Answers come in the order of the requests and carry their request_id.
+    An image that fails is answered with its error; the stream goes on.
     """
     ListModels: _grpc.UnaryUnaryMultiCallable[_classifier_pb2.ListModelsRequest, _classifier_pb2.ListModelsResponse]
     """Every model and version in the repository, the broken ones with the reason."""
@@ -52,20 +52,20 @@ class ClassifierStub:
 
 @_typing.type_check_only
 class ClassifierAsyncStub(ClassifierStub):
-    """Class scores and class activation maps for pictures.
+    """Class scores and class activation maps for images.
 
-    Errors: INVALID_ARGUMENT (a picture, class, method or tensor that does not fit), NOT_FOUND (a model or version that is not
+    Errors: INVALID_ARGUMENT (an image, class, method or tensor that does not fit), NOT_FOUND (a model or version that is not
     here), FAILED_PRECONDITION (a model that is here and broken), UNAVAILABLE (not serving yet, or stopping),
     RESOURCE_EXHAUSTED (a message too large), INTERNAL (a fault of the server). Each carries a google.rpc.ErrorInfo of domain
-    "tlcli" whose reason names the kind of error, such as PICTURE_ERROR.
+    "tlcli" whose reason names the kind of error, such as IMAGE_ERROR.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Classify: _aio.UnaryUnaryMultiCallable[_classifier_pb2.ClassifyRequest, _classifier_pb2.ClassifyResponse]  # type: ignore[assignment]
-    """One picture."""
+    """One image."""
     ClassifyStream: _aio.StreamStreamMultiCallable[_classifier_pb2.ClassifyRequest, _classifier_pb2.ClassifyStreamResponse]  # type: ignore[assignment]
-    """Many pictures on one call. Answers come in the order of the requests and carry their request_id.
-    A picture that fails is answered with its error; the stream goes on.
+    """Many images on one call. Answers come in the order of the requests and carry their request_id.
+    An image that fails is answered with its error; the stream goes on.
     """
     ListModels: _aio.UnaryUnaryMultiCallable[_classifier_pb2.ListModelsRequest, _classifier_pb2.ListModelsResponse]  # type: ignore[assignment]
     """Every model and version in the repository, the broken ones with the reason."""
@@ -73,12 +73,12 @@ class ClassifierAsyncStub(ClassifierStub):
     """All that is known of one model."""
 
 class ClassifierServicer(metaclass=_abc_1.ABCMeta):
-    """Class scores and class activation maps for pictures.
+    """Class scores and class activation maps for images.
 
-    Errors: INVALID_ARGUMENT (a picture, class, method or tensor that does not fit), NOT_FOUND (a model or version that is not
+    Errors: INVALID_ARGUMENT (an image, class, method or tensor that does not fit), NOT_FOUND (a model or version that is not
     here), FAILED_PRECONDITION (a model that is here and broken), UNAVAILABLE (not serving yet, or stopping),
     RESOURCE_EXHAUSTED (a message too large), INTERNAL (a fault of the server). Each carries a google.rpc.ErrorInfo of domain
-    "tlcli" whose reason names the kind of error, such as PICTURE_ERROR.
+    "tlcli" whose reason names the kind of error, such as IMAGE_ERROR.
     """
 
     @_abc_1.abstractmethod
@@ -87,7 +87,7 @@ class ClassifierServicer(metaclass=_abc_1.ABCMeta):
         request: _classifier_pb2.ClassifyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_classifier_pb2.ClassifyResponse, _abc.Awaitable[_classifier_pb2.ClassifyResponse]]:
-        """One picture."""
+        """One image."""
 
     @_abc_1.abstractmethod
     def ClassifyStream(
@@ -95,8 +95,8 @@ class ClassifierServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_classifier_pb2.ClassifyRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_classifier_pb2.ClassifyStreamResponse], _abc.AsyncIterator[_classifier_pb2.ClassifyStreamResponse]]:
-        """Many pictures on one call. Answers come in the order of the requests and carry their request_id.
-        A picture that fails is answered with its error; the stream goes on.
+        """Many images on one call. Answers come in the order of the requests and carry their request_id.
+        An image that fails is answered with its error; the stream goes on.
         """
 
     @_abc_1.abstractmethod

@@ -1,0 +1,214 @@
+"""From a network to a version in the model repository: build, describe, check, and only then put in place."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from onnx import ModelProto
+from PIL import Image
+
+from tlcli.contract.errors import ExportError, first_line
+from tlcli.contract.files.atomic_file import whole_file
+from tlcli.contract.files.atomic_folder import temporary_folder
+from tlcli.contract.model.description import Agreement, Description, Parity, Provenance
+from tlcli.contract.model.onnx_model import Model
+from tlcli.contract.model.repository_layout import MODEL_FILE, require_model_name, versions
+from tlcli.evaluation.agreement import compare
+from tlcli.exports import parity
+from tlcli.exports.fold_temperature import require_temperature
+from tlcli.exports.onnx_writer import check_graph, describe, flat_graph, write_graph
+from tlcli.exports.precision.convert import Trial
+from tlcli.exports.timm_reference import require_as_timm
+from tlcli.exports.trace.explainer import Explainer
+from tlcli.exports.triton_config import BATCHING_FILE, CONFIG_FILE, batching_pbtxt, config_pbtxt
+from tlcli.training.models.network import ImageNetwork
+
+Say = Callable[[str], None]
+
+_IMAGES_AT_ANOTHER_SIZE = 2
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A model in its repository: `<repository>/<name>/<version>/model.onnx`."""
+
+    path: Path
+    name: str
+    version: int
+    description: Description
+    parity: Parity
+
+
+def export(
+    network: ImageNetwork,
+    *,
+    name: str,
+    labels: Sequence[str],
+    repository: Path,
+    images: Sequence[npt.NDArray[np.uint8]],
+    source: str,
+    provenance: Provenance,
+    methods: Sequence[str] | None = None,
+    layers: Sequence[str] | None = None,
+    dynamic_size: bool = False,
+    temperature: float = 1.0,
+    trial: Trial | None = None,
+    say: Say = lambda _: None,
+) -> Exported:
+    """Export `network` as the next version of model `name`; nothing is left behind unless it passes its check.
+
+    Args:
+        network: with its weights; it is not changed.
+        labels: the classes' names, C of them.
+        repository: the folder of models; made if it is not there.
+        images: inputs to check with, uint8 `[H, W, 3]` each, at least one.
+        source: what those images are, for the record.
+        provenance: where the network comes from; the parity figures are added here.
+        methods: map methods, by name; None takes every one that the head allows; none makes a model without maps.
+        layers: modules of the backbone to explain, by name; None takes the last one with a spatial extent.
+        dynamic_size: the file takes images of any height and width, if the network does.
+        temperature: the file's logits are the network's over this, see `tlcli.exports.fold_temperature`.
+        trial: smaller numbers than float32, and what the file is compared with the float file on.
+        say: is told each step.
+
+    Raises:
+        SettingsError: not a model's name, or not a temperature.
+        ExportError: a layer or a method that the network does not have, no ONNX form, or the file is invalid.
+        ParityError: the network's logits differ from those of timm's own model, the file's answers from PyTorch's by more than the
+            tolerance, or a file in smaller numbers loses too much.
+    """
+    require_model_name(name)
+    require_temperature(temperature)
+    if len(labels) != network.config.num_classes:
+        raise ExportError(f"{len(labels)} labels came for a network of {network.config.num_classes} classes")
+    network = copy.deepcopy(network).cpu().float().eval().requires_grad_(False)
+    require_as_timm(network)
+    _with_plain_attention(network)
+    network.divide_logits(temperature)
+    folder = repository / name
+    existed = folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with temporary_folder(folder, ".export-") as partial:
+            explainer = Explainer(network, methods, layers, dynamic_size)
+            say(f"writing {network.config.backbone}{_explained(explainer)}")
+            description = describe_explainer(explainer, name, labels, provenance, temperature)
+            path = partial / MODEL_FILE
+            flat = None if trial is None else flat_graph(explainer)
+            write_graph(explainer, path, flat)
+            describe(path, description)
+            check_graph(path)
+            say(f"checking against PyTorch on {len(images)} images ({source})")
+            model = Model.open(path, device="cpu")
+            measured = parity.measure(network, model, images, source)
+            parity.require(measured)
+            if dynamic_size:
+                _require_other_sizes(network, model, images, source)
+            provenance = provenance.model_copy(update={"parity": measured})
+            if trial is not None and flat is not None:
+                provenance = provenance.model_copy(update={"agreement": _make_smaller(explainer, flat, model, trial, say)})
+                description = description.model_copy(update={"precision": trial.numbers.precision})
+            description = description.model_copy(update={"provenance": provenance})
+            describe(path, description)
+            for file, text in ((CONFIG_FILE, config_pbtxt(description)), (BATCHING_FILE, batching_pbtxt(description))):
+                with whole_file(folder / file) as config:
+                    config.write_text(text)
+            partial.chmod(0o755)
+            version = _put_in_place(partial, folder)
+    except BaseException:
+        if not existed and not versions(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return Exported(folder / str(version) / MODEL_FILE, name, version, description, measured)
+
+
+def _with_plain_attention(network: ImageNetwork) -> None:
+    """Let timm's attention compute with products and a softmax: PyTorch's single operator has no ONNX form in more than four dimensions."""
+    for module in network.modules():
+        if getattr(module, "fused_attn", False):
+            module.fused_attn = False  # type: ignore[assignment]
+
+
+def _make_smaller(explainer: Explainer, flat: ModelProto, model: Model, trial: Trial, say: Say) -> Agreement:
+    """Put a file in smaller numbers in the float file's place.
+
+    Raises:
+        ParityError: see `Trial.require`.
+    """
+    how = f", calibrated on {trial.calibration_source}" if trial.calibration_source else ""
+    say(f"writing it in {trial.numbers.precision}{how}")
+    trial.rewrite(flat)
+    path = model.path.with_name(f"{trial.numbers.precision}.onnx")
+    write_graph(explainer, path, flat)
+    describe(path, model.description)
+    check_graph(path)
+    say(f"comparing with fp32 on {trial.compared.count:,} images ({trial.compared.source})")
+    found = compare(model, Model.open(path, device="cpu"), trial.compared)
+    trial.require(found)
+    os.replace(path, model.path)
+    return found.model_copy(update={"calibration": trial.calibration_source})
+
+
+def _require_other_sizes(network: ImageNetwork, model: Model, images: Sequence[npt.NDArray[np.uint8]], source: str) -> None:
+    """Raises: ExportError, ParityError: the network, or what was written of it, takes images of one size only."""
+    try:
+        measured = parity.measure(network, model, _at_another_size(images), f"{source}, at another size")
+    except Exception as error:  # of PyTorch or ONNX Runtime, whose exceptions share no base class
+        raise ExportError(
+            f"{network.config.backbone} with the head {network.config.head!r} takes images of one size only ({first_line(error)}):"
+            " leave out --dynamic-size"
+        ) from error
+    parity.require(measured)
+
+
+def _at_another_size(images: Sequence[npt.NDArray[np.uint8]]) -> list[npt.NDArray[np.uint8]]:
+    """A few of the images, larger, and no longer square."""
+    return [
+        np.asarray(Image.fromarray(image).resize((image.shape[1] + 64, image.shape[0] + 32), Image.Resampling.BILINEAR))
+        for image in images[:_IMAGES_AT_ANOTHER_SIZE]
+    ]
+
+
+def _put_in_place(partial: Path, folder: Path) -> int:
+    """Rename to the next free version: atomic, so that a server polling the folder never sees half a model."""
+    version = (versions(folder) or [0])[-1] + 1
+    while True:
+        try:
+            os.rename(partial, folder / str(version))
+            return version
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        version += 1
+
+
+def _explained(explainer: Explainer) -> str:
+    if not explainer.layers:
+        return " without maps"
+    methods = ", ".join(explainer.methods)
+    return f" with maps of {' and '.join(layer.name for layer in explainer.layers)}: {methods}"
+
+
+def describe_explainer(
+    explainer: Explainer, name: str, labels: Sequence[str], provenance: Provenance, temperature: float = 1.0
+) -> Description:
+    """The description of the graph that `write_graph` makes of it."""
+    return Description(
+        name=name,
+        labels=tuple(labels),
+        preprocessing=explainer.network.config.preprocessing,
+        layers=explainer.layers,
+        maps=explainer.maps,
+        switches=explainer.switches,
+        dynamic_size=explainer.dynamic_size,
+        temperature=temperature,
+        provenance=provenance,
+    )

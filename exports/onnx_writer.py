@@ -1,0 +1,206 @@
+"""The explainer written as ONNX: named dimensions, a default for the classes, the description inside."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.helper
+import onnx.numpy_helper
+import torch
+
+from tlcli.contract.errors import ExportError, first_line
+from tlcli.contract.files.atomic_file import named_errors
+from tlcli.contract.model.description import CLASSES, IMAGES, LOGITS, METADATA_KEY, SCORES, SOFTMAX, TARGETS, WANTED, Description
+from tlcli.contract.model.onnx_model import FIRST_RANKED
+from tlcli.contract.process.quiet import quiet
+from tlcli.exports.rewrite.ablation_loop import CHANNELS_A_STEP, ablated_input, close_loop, due_input
+from tlcli.exports.rewrite.conditional_outputs import Switch, gate
+from tlcli.exports.rewrite.openvino_weights import part_square_weights
+from tlcli.exports.rewrite.shared_weights import share_weights
+from tlcli.exports.rewrite.symbolic_sizes import take_sizes_from
+from tlcli.exports.rewrite.target_choice import CHOSEN, close_choice, rank_as_far_as_asked
+from tlcli.exports.trace.explainer import Explainer
+from tlcli.exports.trace.map_methods import NEEDS_ABLATION
+
+OPSET = 20
+IR_VERSION = 10
+"""Of the newest runtimes everything reads it; onnx by itself writes one that released ONNX Runtimes refuse."""
+
+_MAX_PROTOBUF_BYTES = 2**31 - 1
+
+_COMMON = "gradcam"
+"""The method that is asked for most."""
+
+
+def write_graph(explainer: Explainer, path: Path, flat: onnx.ModelProto | None = None) -> None:
+    """Write the graph, still without a description.
+
+    Args:
+        explainer: the network with its maps.
+        path: of the file.
+        flat: what `flat_graph` makes of it, if it is there already; it is not changed.
+
+    Raises:
+        ExportError: see `flat_graph`.
+    """
+    if flat is None:
+        model = flat_graph(explainer)
+    else:
+        model = onnx.ModelProto()
+        model.CopyFrom(flat)
+    close_graph(explainer, model)
+    onnx.save(model, str(path))
+
+
+def flat_graph(explainer: Explainer) -> onnx.ModelProto:
+    """What PyTorch's exporter makes of it: a graph without branches, which still has extra inputs and outputs.
+
+    Raises:
+        ExportError: PyTorch's exporter has no ONNX form for something in the network, or the file would pass 2 GiB.
+    """
+    parameters = sum(parameter.numel() * parameter.element_size() for parameter in explainer.network.parameters())
+    if parameters >= _MAX_PROTOBUF_BYTES:
+        raise ExportError(f"the network has {parameters:,} bytes of weights; one ONNX file holds at most {_MAX_PROTOBUF_BYTES:,}")
+    with tempfile.TemporaryDirectory() as folder, named_errors(Path(folder)):
+        path = Path(folder) / "flat.onnx"
+        _write_flat(explainer, path)
+        model = onnx.load(str(path))
+    for number, node in enumerate(model.graph.node):
+        node.name = node.name or f"node_{number}"
+        # Where in which file of this machine each node comes from: nobody's business, and a megabyte of a session's memory.
+        node.ClearField("metadata_props")
+        node.ClearField("doc_string")
+    model.graph.ClearField("metadata_props")
+    if explainer.layers:
+        take_sizes_from(model.graph, CHOSEN, {0: (IMAGES, 0), 1: (TARGETS, 1)})
+        for number in range(len(explainer.layers)):
+            take_sizes_from(model.graph, ablated_input(number), {0: (IMAGES, 0), 2: (TARGETS, 1)})
+    return model
+
+
+def close_graph(explainer: Explainer, model: onnx.ModelProto) -> None:
+    """Close up what is still open in a flat graph; rewritten in place."""
+    defaults = {TARGETS: np.array([[FIRST_RANKED]], dtype=np.int64)}
+    if explainer.layers:
+        close_choice(model.graph)
+        for number, layer in enumerate(explainer.layers if explainer.looped else ()):
+            close_loop(model.graph, number, layer.features, layer.channels, CLASSES)
+        part_square_weights(model.graph)
+        share_weights(model.graph)
+        rank_as_far_as_asked(model.graph, explainer.network.config.num_classes)
+        gate(model.graph, _switches(explainer), {CLASSES: (0, 0)}, [CHOSEN])
+        defaults[SOFTMAX] = np.array([[False]])
+    _name_dimensions(model.graph, explainer)
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in defaults.items())
+    model.producer_name = "tlcli"
+
+
+def _write_flat(explainer: Explainer, path: Path) -> None:
+    size = explainer.network.config.preprocessing
+    dynamic, auto = torch.export.Dim.DYNAMIC, torch.export.Dim.AUTO
+    sizes = {0: auto, 1: dynamic, 2: dynamic} if explainer.dynamic_size else {0: auto}
+    inputs: dict[str, tuple[Any, Any]] = {  # an example, and which of its dimensions are open
+        IMAGES: (torch.zeros(3, size.height, size.width, 3, dtype=torch.uint8), sizes),
+        TARGETS: (torch.tensor([[FIRST_RANKED, 0], [0, FIRST_RANKED]]), {0: dynamic, 1: auto}),
+    }
+    names = list(inputs)
+    if explainer.layers:
+        looped = explainer.layers if explainer.looped else ()
+        inputs |= {
+            SOFTMAX: (torch.zeros(2, 1, dtype=torch.bool), {0: dynamic}),
+            CHOSEN: (torch.zeros(3, 2, explainer.network.last_layer.weight.shape[1]), {0: auto, 1: auto}),
+            "due": ([torch.arange(CHANNELS_A_STEP) for _ in looped], [None for _ in looped]),
+            "ablated": ([torch.zeros(3, layer.channels, 2) for layer in looped], [{0: auto, 2: auto} for _ in looped]),
+        }
+        names += [SOFTMAX, CHOSEN, *map(due_input, range(len(looped))), *map(ablated_input, range(len(looped)))]
+    try:
+        with quiet("torch.onnx"):
+            program = torch.onnx.export(
+                explainer,
+                tuple(example for example, _ in inputs.values()),
+                dynamo=True,
+                input_names=names,
+                output_names=list(explainer.outputs),
+                dynamic_shapes=tuple(dimensions for _, dimensions in inputs.values()),
+                opset_version=OPSET,
+                verbose=False,
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        reason = _cause(error)
+        if explainer.dynamic_size:
+            reason += "; it may need images of one size: leave out --dynamic-size"
+        raise ExportError(f"{explainer.network.config.backbone} has no ONNX form: {reason}") from error
+    if program is None:
+        raise ExportError("PyTorch's exporter returned nothing")
+    program.model.ir_version = IR_VERSION
+    program.save(str(path))
+
+
+def _switches(explainer: Explainer) -> list[Switch]:
+    """The graph's outputs that need not be computed. Maps that cost little are, for clients that do not know of `wanted`."""
+    maps = {one.name: one for one in explainer.maps}
+    shapes: dict[str, tuple[int, ...]] = {layer.features: (0, layer.channels, layer.height, layer.width) for layer in explainer.layers}
+    shapes |= {layer.gradients: (0, 0, layer.channels, layer.height, layer.width) for layer in explainer.layers}
+    return [
+        Switch(name, (0, 0, maps[name].height, maps[name].width), maps[name].method not in NEEDS_ABLATION, maps[name].method == _COMMON)
+        if name in maps
+        else Switch(name, shapes[name], default=len(shapes[name]) == 4)
+        for name in explainer.switches
+    ]
+
+
+def describe(path: Path, description: Description) -> None:
+    """Put the description into the file's metadata."""
+    model = onnx.load(str(path))
+    onnx.helper.set_model_props(model, {METADATA_KEY: description.to_json()})
+    onnx.save(model, str(path))
+
+
+def check_graph(path: Path) -> None:
+    """Raises: ExportError: `onnx.checker` finds the file invalid (types and shapes included)."""
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"onnx.checker refuses the graph ({first_line(error)}): choose another backbone") from error
+
+
+def _name_dimensions(graph: onnx.GraphProto, explainer: Explainer) -> None:
+    """N images, K classes; `targets`, `wanted` and `softmax` have M, L and S rows, of which each is N or 1."""
+    size = explainer.network.config.preprocessing
+    labels = explainer.network.config.num_classes
+
+    def extent(height: int, width: int, where: str) -> list[str | int]:
+        return [f"{where}_h", f"{where}_w"] if explainer.dynamic_size else [height, width]
+
+    names: dict[str, list[str | int]] = {
+        IMAGES: ["N", *(["H", "W"] if explainer.dynamic_size else [size.height, size.width]), 3],
+        TARGETS: ["M", "K"],
+        WANTED: ["L", len(explainer.switches)],
+        SOFTMAX: ["S", 1],
+        SCORES: ["N", labels],
+        LOGITS: ["N", labels],
+        CLASSES: ["N", "K"],
+        **{one.name: ["N", "K", *extent(one.height, one.width, one.layer)] for one in explainer.maps},
+    }
+    for layer in explainer.layers:
+        names[layer.features] = ["N", layer.channels, *extent(layer.height, layer.width, layer.name)]
+        names[layer.gradients] = ["N", "K", *names[layer.features][1:]]
+    for value in (*graph.input, *graph.output):
+        value.type.tensor_type.ClearField("shape")
+        for name in names[value.name]:
+            dimension = value.type.tensor_type.shape.dim.add()
+            if isinstance(name, int):
+                dimension.dim_value = name
+            else:
+                dimension.dim_param = name
+    del graph.value_info[:]  # they speak of dimensions by the tracer's names
+
+
+def _cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return first_line(error)

@@ -1,0 +1,91 @@
+"""The forward pass in float16, for GPUs: from the normalised images to the last layer's input.
+
+What needs more range or more digits than float16 has stays in float32: the normalisation, the mean over the positions, the last layer, the
+softmax, and all that maps are made of. So there is a cast at the beginning, one at the end, and one for each value that maps take
+on the way; those cost only who asks for maps.
+
+The conversion is ONNX Runtime's (`onnxruntime.transformers.float16`), which speaks of subgraphs but does not see what they capture. It is
+given the forward pass alone.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
+
+from tlcli.contract.model.description import IMAGES, LOGITS
+from tlcli.exports.precision.fold_batch_norm import Folded, fold_batch_norms
+from tlcli.exports.precision.forward_subgraph import needed_outside, put_back, take_out
+from tlcli.exports.rewrite.graph_edit import add_constant, producers, take_instead
+
+_NORMALISING = ("Transpose", "Cast", "Sub", "Div", "Mul", "Add")
+_POOLING = ("ReduceMean", "GlobalAveragePool", "Reshape", "Flatten", "Squeeze", "Identity")
+_LAYERS = ("Gemm", "MatMul", "Conv")
+_SMALL = 1024
+"""Constants of fewer values are kept twice, where both number types are needed."""
+
+
+def halve(flat: ModelProto) -> None:
+    """Let the forward pass of a flat graph compute in float16; rewritten in place."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    start, end = _normalised(flat.graph), _pooled(flat.graph)
+    part = take_out(flat, [end], [start])
+    folded = fold_batch_norms(part.graph)
+    part = convert_float_to_float16(part, keep_io_types=True)
+    weights = _weights_for_maps(part.graph, folded, needed_outside(flat.graph, [end], [start]))
+    put_back(flat, [end], part, weights, [start])
+
+
+def _normalised(graph: GraphProto) -> str:
+    """The float value that the network itself begins with."""
+    weights = {weight.name for weight in graph.initializer}
+    value = IMAGES
+    while True:
+        users = [node for node in graph.node if value in node.input and node.op_type != "Shape"]
+        if len(users) != 1 or users[0].op_type not in _NORMALISING or not {*users[0].input} <= weights | {value}:
+            return value
+        (value,) = users[0].output
+
+
+def _pooled(graph: GraphProto) -> str:
+    """What is pooled, or flattened, to the input of the last layer; where nothing is, that input."""
+    weights = {weight.name for weight in graph.initializer}
+    maker = producers(graph.node)
+    value, layers = LOGITS, 0
+    while True:
+        node = graph.node[maker[value]]
+        inputs = [name for name in node.input if name not in weights]
+        if len(inputs) != 1 or not (node.op_type in _POOLING or (layers == 0 and node.op_type in (*_LAYERS, "Add"))):
+            return value
+        layers += node.op_type in _LAYERS
+        (value,) = inputs
+
+
+def _weights_for_maps(graph: GraphProto, folded: dict[str, Folded], needed: set[str]) -> list[NodeProto]:
+    """Nodes that make float32 of those weights that maps take too; small ones are kept as they were."""
+    nodes: list[NodeProto] = []
+    halves = [weight for weight in graph.initializer if weight.data_type == TensorProto.FLOAT16]
+    for weight in halves:
+        of = folded.get(weight.name)
+        name = of.weight if of else weight.name
+        if name not in needed:
+            continue
+        half = weight.name
+        if of is None:
+            half = f"{name}/half"
+            for node in graph.node:
+                take_instead(node, name, half)
+            weight.name = half
+        if math.prod(weight.dims) < _SMALL:
+            continue
+        wide = name if of is None else f"{half}/wide"
+        nodes.append(helper.make_node("Cast", [half], [wide], name=f"{name}/wide", to=TensorProto.FLOAT))
+        if of is not None:
+            shape = (-1, *[1] * (len(weight.dims) - 1))
+            factors = 1 / np.where(of.factors == 0, 1, of.factors).reshape(shape)
+            back = add_constant(graph, f"{half}/back", factors.astype(np.float32))
+            nodes.append(helper.make_node("Mul", [wide, back], [name], name=f"{name}/unfolded"))
+    return nodes

@@ -1,0 +1,142 @@
+"""The forward pass's convolutions in int8, for CPUs: ONNX Runtime's static quantisation, in its QDQ format.
+
+Weights have a scale for each output channel, activations one for each tensor, from their extremes over calibration images. What works
+on pooled values (squeeze-and-excitation, heads) stays in float: it takes no time, and few numbers cannot average errors out. So does all
+that maps are made of. What maps take of the forward pass they take dequantised; a weight that the backward pass takes too is kept once,
+in int8.
+
+The quantiser works on the nodes of a plain graph, and knows nothing of what branches capture. It is given the forward pass alone.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
+
+from tlcli.contract.files.atomic_file import named_errors
+from tlcli.contract.model.description import IMAGES, LOGITS, TARGETS
+from tlcli.contract.process.quiet import quiet
+from tlcli.exports.precision.fold_batch_norm import Folded, fold_batch_norms
+from tlcli.exports.precision.forward_subgraph import needed_outside, put_back, take_out
+from tlcli.exports.rewrite.graph_edit import add_constant, replace_nodes
+
+_QUANTISED = "_quantized"
+"""What the quantiser puts behind a weight's name."""
+_ROUNDED_AWAY = ("Relu", "Clip", "MaxPool")
+"""Operators that compute in int8 if what they take is: a convolution's rounding does the first two by itself."""
+_GATES = ("Sigmoid", "Mul")
+"""What stands between convolutions as SiLU and as squeeze-and-excitation: in float it would cost more than int8 gains."""
+
+
+def quantise(flat: ModelProto, images: Sequence[npt.NDArray[np.uint8]]) -> None:
+    """Let the convolutions of a flat graph's forward pass compute in int8; rewritten in place.
+
+    Args:
+        flat: see `tlcli.exports.onnx_writer.flat_graph`.
+        images: to calibrate on, uint8 `[H, W, 3]` each.
+    """
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+    part = take_out(flat, [LOGITS])
+    _normalise_in_one(part.graph)
+    folded = fold_batch_norms(part.graph)
+    with tempfile.TemporaryDirectory() as folder, named_errors(Path(folder)), quiet():
+        before, after = Path(folder) / "forward.onnx", Path(folder) / "quantised.onnx"
+        onnx.save(part, str(before))
+        quantize_static(
+            before,
+            after,
+            _Images(images, {value.name for value in part.graph.input}),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=["Conv", *_ROUNDED_AWAY, *_GATES],
+            nodes_to_quantize=_chosen(part.graph),
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.MinMax,
+        )
+        quantised = onnx.load(str(after))
+    put_back(flat, [LOGITS], quantised, _weights_for_maps(quantised.graph, folded, needed_outside(flat.graph, [LOGITS])))
+
+
+def _normalise_in_one(graph: GraphProto) -> None:
+    """Make a batch norm of the subtraction and the division of the normalisation.
+
+    Convolutions in int8 want their channels last. To spare a `Transpose`, ONNX Runtime moves the one behind the images past what it can
+    be moved past. A subtraction of three numbers from the three of each position takes several times as long as one from three planes; a
+    batch norm is not moved past.
+    """
+    nodes = list(graph.node)
+    made_by = {value: node for node in nodes for value in node.output}
+    weights = {weight.name: numpy_helper.to_array(weight) for weight in graph.initializer}
+
+    def taken_from(node: NodeProto, kind: str) -> NodeProto | None:
+        maker = made_by.get(node.input[0])
+        return maker if maker is not None and maker.op_type == kind else None
+
+    for divide in (node for node in nodes if node.op_type == "Div"):
+        subtract = taken_from(divide, "Sub")
+        if subtract is None or taken_from(subtract, "Cast") is None or not {divide.input[1], subtract.input[1]} <= weights.keys():
+            continue
+        mean, std = (weights[node.input[1]].reshape(-1).astype(np.float64) for node in (subtract, divide))
+        values = {"scale": np.ones_like(mean), "shift": np.zeros_like(mean), "mean": mean, "variance": std**2}
+        named = [add_constant(graph, f"{divide.output[0]}/{name}", value.astype(np.float32)) for name, value in values.items()]
+        norm = helper.make_node(
+            "BatchNormalization", [subtract.input[0], *named], [*divide.output], name=f"{divide.output[0]}/normalised", epsilon=0.0
+        )
+        replace_nodes(graph, [norm if node is divide else node for node in nodes if node is not subtract])
+        return
+
+
+class _Images:
+    """What the calibrator asks for its inputs, one image at a time (onnxruntime.quantization.CalibrationDataReader)."""
+
+    def __init__(self, images: Sequence[npt.NDArray[np.uint8]], inputs: set[str]) -> None:
+        others = {TARGETS: np.array([[0]])}
+        self._feeds = ({IMAGES: image[None], **{name: others[name] for name in inputs - {IMAGES}}} for image in images)
+
+    def get_next(self) -> Mapping[str, npt.NDArray[Any]] | None:
+        return next(self._feeds, None)
+
+
+def _chosen(graph: GraphProto) -> list[str]:
+    """Names of the nodes to quantise: convolutions that answer more than one position, and what stands between them."""
+    answers = {value.name: value.type.tensor_type.shape.dim for value in (*graph.value_info, *graph.output)}
+    weights = {weight.name for weight in graph.initializer}
+
+    def has_extent(value: str) -> bool:
+        return len(answers[value]) == 4 and any(size.dim_value != 1 for size in answers[value][2:])
+
+    return [
+        node.name
+        for node in graph.node
+        if node.op_type in _ROUNDED_AWAY
+        or (node.op_type == "Conv" and has_extent(node.output[0]))
+        or (node.op_type in _GATES and has_extent(node.output[0]) and weights.isdisjoint(node.input))
+    ]
+
+
+def _weights_for_maps(graph: GraphProto, folded: Mapping[str, Folded], needed: set[str]) -> list[NodeProto]:
+    """Nodes that make float of the quantised weights for those who take them in float."""
+    weights = {weight.name: weight for weight in graph.initializer}
+    nodes: dict[str, NodeProto] = {}
+    for node in list(graph.node):
+        if node.op_type != "DequantizeLinear" or node.input[0] not in weights or len(weights[node.input[0]].dims) < 2:
+            continue
+        quantised, scale, zero = node.input
+        name = quantised.removesuffix(_QUANTISED)
+        of = folded.get(name)
+        if of is not None:
+            name = of.weight
+            unfolded = numpy_helper.to_array(weights[scale]) / np.where(of.factors == 0, 1, of.factors)
+            scale = add_constant(graph, f"{scale}/unfolded", unfolded.astype(np.float32))
+        if name in needed:
+            nodes[name] = helper.make_node("DequantizeLinear", [quantised, scale, zero], [name], name=f"{name}/float", axis=0)
+    return list(nodes.values())

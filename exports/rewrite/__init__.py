@@ -1,0 +1,1 @@
+"""ONNX side: passes over the finished graph."""

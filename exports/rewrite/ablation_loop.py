@@ -1,0 +1,102 @@
+"""Scores without each channel of a layer, a few channels at a time: one step in PyTorch's terms, the loop as ONNX's `Loop`.
+
+PyTorch's exporter writes the step as part of the graph, as a function of an extra input, the numbers of the (image,
+channel) pairs that are due. Here the nodes that depend on it become a loop's body. Weights stay outside, and are shared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from onnx import GraphProto, TensorProto, helper
+
+from tlcli.exports.rewrite.graph_edit import add_constant, drop, nodes_after, nodes_behind, replace_nodes
+
+CHANNELS_A_STEP = 32
+"""So many copies of a layer are in memory at once."""
+
+
+def due_input(layer: int) -> str:
+    """Name of the extra input: int64 `[CHANNELS_A_STEP]`, pairs as `image * c + channel`."""
+    return f"ablation/{layer}/due"
+
+
+def step_output(layer: int) -> str:
+    """Name of the step's output: float32 `[CHANNELS_A_STEP, K]`, the scores without those channels."""
+    return f"ablation/{layer}/step"
+
+
+def ablated_input(layer: int) -> str:
+    """Name of the input that stands for all steps' results: float32 `[N, c, K]`."""
+    return f"ablation/{layer}/ablated"
+
+
+def close_loop(graph: GraphProto, layer: int, features: str, channels: int, classes: str) -> None:
+    """Make the step a loop over all channels of all images, and its result what `ablated_input` stood for.
+
+    Args:
+        graph: flat; rewritten in place.
+        layer: its number.
+        features: the output with the layer's activations, `[N, c, h, w]`.
+        channels: c.
+        classes: the output with the explained classes, `[N, K]`.
+    """
+    due, step, ablated = due_input(layer), step_output(layer), ablated_input(layer)
+    nodes = list(graph.node)
+    body = nodes_after(nodes, due) & nodes_behind(nodes, [step])
+    users = nodes_after(nodes, ablated)
+    place = f"ablation/{layer}"
+
+    def constant(name: str, value: int | Sequence[int]) -> str:
+        return add_constant(graph, f"{place}/{name}", value)
+
+    one, zero, size = constant("one", 1), constant("zero", 0), constant("size", CHANNELS_A_STEP)
+    first, c = constant("first", [0]), constant("channels", [channels])
+    before = [
+        helper.make_node("Shape", [features], [f"{place}/images"], start=0, end=1),
+        helper.make_node("Mul", [f"{place}/images", c], [f"{place}/pairs"]),
+        helper.make_node("Squeeze", [f"{place}/pairs"], [f"{place}/count"]),
+        helper.make_node("Sub", [f"{place}/count", one], [f"{place}/last"]),
+        helper.make_node("Div", [f"{place}/last", size], [f"{place}/full_steps"]),
+        helper.make_node("Add", [f"{place}/full_steps", one], [f"{place}/steps"]),
+        helper.make_node("Range", [zero, size, one], [f"{place}/range"]),
+        helper.make_node("Shape", [classes], [f"{place}/explained"], start=1, end=2),
+    ]
+    inside = [
+        helper.make_node("Mul", [f"{place}/number", size], [f"{place}/start"]),
+        helper.make_node("Add", [f"{place}/range", f"{place}/start"], [f"{place}/beyond"]),
+        helper.make_node("Min", [f"{place}/beyond", f"{place}/last"], [due]),  # the last step may come around to the last pair again
+        helper.make_node("Identity", [f"{place}/going"], [f"{place}/goes_on"]),
+        *(nodes[number] for number in sorted(body)),
+    ]
+    after = [
+        helper.make_node("Concat", [constant("rest", [-1]), f"{place}/explained"], [f"{place}/flat_shape"], axis=0),
+        helper.make_node("Reshape", [f"{place}/all", f"{place}/flat_shape"], [f"{place}/flat"]),
+        helper.make_node("Slice", [f"{place}/flat", first, f"{place}/pairs"], [f"{place}/used"]),
+        helper.make_node("Concat", [f"{place}/images", c, f"{place}/explained"], [f"{place}/shape"], axis=0),
+        helper.make_node("Reshape", [f"{place}/used", f"{place}/shape"], [ablated]),
+    ]
+    for number, node in enumerate(before + inside[:4] + after):
+        node.name = f"{place}/node_{number}"
+    loop = helper.make_node(
+        "Loop",
+        [f"{place}/steps", ""],
+        [f"{place}/all"],
+        name=f"{place}/loop",
+        body=helper.make_graph(
+            inside,
+            f"{place}/body",
+            [
+                helper.make_tensor_value_info(f"{place}/number", TensorProto.INT64, []),
+                helper.make_tensor_value_info(f"{place}/going", TensorProto.BOOL, []),
+            ],
+            [
+                helper.make_tensor_value_info(f"{place}/goes_on", TensorProto.BOOL, []),
+                helper.make_tensor_value_info(step, TensorProto.FLOAT, [CHANNELS_A_STEP, None]),
+            ],
+        ),
+    )
+    rest = (number for number in range(len(nodes)) if number not in body | users)
+    replace_nodes(graph, [*(nodes[number] for number in rest), *before, loop, *after, *(nodes[number] for number in sorted(users))])
+    drop(graph.input, {due, ablated})
+    drop(graph.output, {step})

@@ -1,0 +1,87 @@
+"""The model's configurations for Triton, so that it serves the same file (model_config.proto of triton-inference-server).
+
+Triton's ONNX Runtime backend takes an input that has a default in the graph as an optional one, and refuses a model that has such inputs
+and batches requests (`max_batch_size` above 0): requests that are merged would share one tensor, of which each may have another. So there
+are two:
+
+- `config.pbtxt` names all of the graph. A request's own images are a batch; requests are not merged.
+- `configs/batching.pbtxt` (`tritonserver --model-config-name=batching`) names `images`, and what comes where the other inputs are left
+  out, but for the gradients. Triton merges requests along the first dimension.
+
+Both carry the description as a parameter, which the backend leaves alone and clients may ask for: labels, preprocessing, and the order of
+`wanted`.
+"""
+
+from __future__ import annotations
+
+from google.protobuf import text_encoding
+
+from tlcli.contract.model.description import CLASSES, IMAGES, LOGITS, METADATA_KEY, SCORES, SOFTMAX, TARGETS, WANTED, Description
+from tlcli.exports.trace.map_methods import NEEDS_ABLATION
+
+CONFIG_FILE = "config.pbtxt"
+BATCHING_FILE = "configs/batching.pbtxt"
+MAX_BATCH_SIZE = 64
+"""Of the images that Triton merges into one run."""
+
+
+def config_pbtxt(description: Description) -> str:
+    """All inputs and outputs, as protobuf text. Shapes are the graph's, the number of images included."""
+    inputs = [_images(description), _tensor(TARGETS, "TYPE_INT64", (-1, -1), optional=True)]
+    if description.layers:
+        inputs.append(_tensor(SOFTMAX, "TYPE_BOOL", (-1, 1), optional=True))
+        inputs.append(_tensor(WANTED, "TYPE_BOOL", (-1, len(description.switches)), optional=True))
+    return _config(description, 0, inputs, [_tensor(name, kind, (-1, *shape)) for name, kind, shape in _outputs(description)])
+
+
+def batching_pbtxt(description: Description) -> str:
+    """`images`, and the outputs that are computed by default, without gradients. Triton adds the dimension of images, left out here."""
+    seldom = {one.name for one in description.maps if one.method in NEEDS_ABLATION} | {layer.gradients for layer in description.layers}
+    outputs = [_tensor(name, kind, shape) for name, kind, shape in _outputs(description) if name not in seldom]
+    return _config(description, MAX_BATCH_SIZE, [_images(description, batch=())], outputs) + "dynamic_batching { }\n"
+
+
+def _outputs(description: Description) -> list[tuple[str, str, tuple[int, ...]]]:
+    """Name, type, and shape for an image, of every output."""
+    labels = len(description.labels)
+    outputs: list[tuple[str, str, tuple[int, ...]]] = [
+        (SCORES, "TYPE_FP32", (labels,)),
+        (LOGITS, "TYPE_FP32", (labels,)),
+        (CLASSES, "TYPE_INT64", (-1,)),
+        *((one.name, "TYPE_FP32", (-1, *_extent(description, one.height, one.width))) for one in description.maps if one.in_graph),
+    ]
+    for layer in description.layers:
+        shape = (layer.channels, *_extent(description, layer.height, layer.width))
+        outputs += [(layer.features, "TYPE_FP32", shape), (layer.gradients, "TYPE_FP32", (-1, *shape))]
+    return outputs
+
+
+def _images(description: Description, batch: tuple[int, ...] = (-1,)) -> str:
+    size = description.preprocessing
+    return _tensor(IMAGES, "TYPE_UINT8", (*batch, *_extent(description, size.height, size.width), 3))
+
+
+def _config(description: Description, max_batch_size: int, inputs: list[str], outputs: list[str]) -> str:
+    lines = [
+        f'name: "{description.name}"',
+        'backend: "onnxruntime"',
+        f"max_batch_size: {max_batch_size}",
+        "input [\n" + ",\n".join(inputs) + "\n]",
+        "output [\n" + ",\n".join(outputs) + "\n]",
+        f'parameters {{ key: "{METADATA_KEY}" value {{ string_value: "{_escaped(description.to_json())}" }} }}',
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _escaped(text: str) -> str:
+    """As protobuf text has it between quotation marks, in ASCII."""
+    return text_encoding.CEscape(text.encode(), as_utf8=False)
+
+
+def _extent(description: Description, height: int, width: int) -> tuple[int, int]:
+    return (-1, -1) if description.dynamic_size else (height, width)
+
+
+def _tensor(name: str, kind: str, dims: tuple[int, ...], optional: bool = False) -> str:
+    text = f'  {{ name: "{name}", data_type: {kind}, dims: [ {", ".join(map(str, dims))} ]'
+    return text + (", optional: true }" if optional else " }")

@@ -1,0 +1,1 @@
+"""Images in requests: decoded within a memory budget, in threads or in processes."""

@@ -1,0 +1,1 @@
+"""One model: queue, admission, batching, the thread that runs it, warm-up."""

@@ -1,0 +1,135 @@
+"""What a server consists of, put together from its settings: both protocols answer from the same parts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+
+from tlcli.contract.model.cuda_options import Cuda
+from tlcli.contract.process.cores import usable_cores
+from tlcli.service.decoding.decode_process import ImageReader
+from tlcli.service.decoding.image_pipeline import ImageInputs
+from tlcli.service.decoding.memory_budget import MemoryBudget, default_budget
+from tlcli.service.execution.batching import Batching
+from tlcli.service.execution.runner import Runner
+from tlcli.service.inference.classifier import Classifier
+from tlcli.service.inference.open_inference import OpenInference
+from tlcli.service.repository.model_control import ModelControl
+from tlcli.service.repository.model_repository import Repository
+from tlcli.service.repository.version_policy import VersionPolicy
+from tlcli.service.settings.server_settings import ServerSettings
+from tlcli.service.system.file_limit import fitting_connections
+from tlcli.service.system.thread_pool import Workers
+from tlcli.service.telemetry.logs import log_request
+from tlcli.service.telemetry.metrics import Metrics
+from tlcli.service.telemetry.request_interceptor import Observer
+from tlcli.service.telemetry.request_record import Tell
+from tlcli.service.telemetry.tracing import Traces, open_traces
+
+_ENVELOPE_BYTES = 64 * 1024
+"""What a request holds beside its image: names, ids, class numbers."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """
+    settings: what the server was told.
+    workers: decode and draw, and read and write large bodies.
+    watchers: wait for processes that decode.
+    reader: has those processes.
+    budget: the memory of all requests.
+    observer: sees every request; tells metrics, traces and the log.
+    is_serving: whether the server as a whole takes requests.
+    max_message_bytes: of a request that infers.
+    max_connections: at a time, of each protocol.
+    """
+
+    settings: ServerSettings
+    repository: Repository
+    control: ModelControl
+    classifier: Classifier
+    open_inference: OpenInference
+    workers: Workers
+    watchers: Workers
+    reader: ImageReader
+    budget: MemoryBudget
+    observer: Observer
+    metrics: Metrics
+    traces: Traces | None
+    is_serving: Callable[[], bool]
+    max_message_bytes: int
+    max_connections: int
+
+    @classmethod
+    def of(cls, settings: ServerSettings, on_change: Callable[[], Awaitable[None]], is_serving: Callable[[], bool]) -> Parts:
+        """Nothing is read or listened to yet.
+
+        Args:
+            settings: what the server was told.
+            on_change: awaited after what is served has changed.
+            is_serving: see the class.
+
+        Raises:
+            SettingsError: traces cannot be sent where they should go.
+        """
+        metrics = Metrics(on=settings.metrics_port is not None)
+        batching = Batching(settings.max_batch_size, settings.max_queue_delay_ms / 1000)
+        cuda = Cuda(tf32=settings.tf32)
+        open_runner = partial(Runner.open, device=settings.device, threads=settings.threads, batching=batching, metrics=metrics, cuda=cuda)
+        repository = Repository(
+            settings.models,
+            open_runner,
+            VersionPolicy.parse(settings.versions),
+            settings.max_queue_size,
+            metrics,
+            max_score_cams=settings.max_score_cams,
+        )
+        threads = settings.image_threads or usable_cores()
+        workers = Workers(threads, name="images")
+        watchers = Workers(max(1, threads // 2), name="decoding processes")
+        budget = MemoryBudget(settings.max_memory_bytes or default_budget())
+        reader = ImageReader(settings.limits, settings.max_decode_s)
+        image_inputs = ImageInputs(reader, workers, watchers, budget)
+        answering = (repository, image_inputs, workers, budget)
+        traces = open_traces(settings.otel_endpoint)
+        observer = Observer(_told_of_requests(settings, metrics, traces))
+        metrics.watch(lambda: observer.in_flight, repository.queues)
+        return cls(
+            settings=settings,
+            repository=repository,
+            control=ModelControl(repository, settings.model_control, settings.poll_s, on_change),
+            classifier=Classifier(*answering, settings.max_maps, settings.max_image_s),
+            open_inference=OpenInference(*answering, settings.limits, settings.max_maps, settings.max_image_s),
+            workers=workers,
+            watchers=watchers,
+            reader=reader,
+            budget=budget,
+            observer=observer,
+            metrics=metrics,
+            traces=traces,
+            is_serving=is_serving,
+            max_connections=fitting_connections(settings.max_connections, 1 if settings.http_port is None else 2),
+            max_message_bytes=settings.max_message_bytes or settings.limits.max_bytes + _ENVELOPE_BYTES,
+        )
+
+    async def close(self) -> None:
+        """Wait for what runs, and give up threads, processes, models, and what metrics and traces hold."""
+        self.reader.close()
+        self.watchers.close()
+        self.workers.close()
+        self.repository.close()
+        await asyncio.to_thread(self.metrics.close)
+        if self.traces is not None:
+            await asyncio.to_thread(self.traces.close)
+
+
+def _told_of_requests(settings: ServerSettings, metrics: Metrics, traces: Traces | None) -> list[Tell]:
+    """Traces come first: the log names the trace."""
+    told: list[Tell] = [] if traces is None else [traces.take]
+    if metrics.on:
+        told.append(metrics.take)
+    if settings.log_requests:
+        told.append(log_request)
+    return told

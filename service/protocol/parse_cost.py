@@ -1,0 +1,118 @@
+"""Cost of parsing a protobuf message, read from its bytes: an empty field is two bytes, and an object once it is parsed."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+
+from tlcli.contract.errors import RequestError
+
+MAX_FIELDS = 20_000
+"""Fields of a message and of those in it. A request with 64 images and a hundred outputs has less than a thousand."""
+
+MAX_NUMBERS = 4_000_000
+"""Numbers that come one by one, packed: images as `uint_contents`, 26 of 224 x 224 pixels."""
+
+MAX_TEXT_BYTES = 64 * 1024
+"""Bound on a name or an id."""
+
+_VARINT, _FIXED64, _LENGTH, _START, _END, _FIXED32 = range(6)
+_MESSAGE, _TEXT, _BYTES, _NUMBERS = range(4)
+_PART_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class _Field:
+    name: str
+    kind: int
+    message: Descriptor | None
+
+
+def check_cost(data: bytes, descriptor: Descriptor) -> None:
+    """Count what a message holds, as far as parsing would make objects of it; the bytes of images are passed over.
+
+    What is no such message ends the count early, for the parser to refuse.
+
+    Args:
+        data: the message.
+        descriptor: its type.
+
+    Raises:
+        RequestError: too many fields or numbers, or a text that is too long.
+    """
+    fields = numbers = 0
+    open_messages: list[tuple[int, int, Mapping[int, _Field]]] = [(0, len(data), _fields(descriptor))]
+    while open_messages:
+        start, end, known = open_messages.pop()
+        while start < end:
+            fields += 1
+            if fields > MAX_FIELDS:
+                raise RequestError(f"more than {MAX_FIELDS:,} fields came in a message of {len(data):,} bytes: send several requests")
+            tag, start = _varint(data, start, end)
+            kind = tag & 7
+            if kind == _VARINT:
+                _, start = _varint(data, start, end)
+            elif kind == _FIXED64:
+                start += 8
+            elif kind == _FIXED32:
+                start += 4
+            elif kind == _LENGTH:
+                length, start = _varint(data, start, end)
+                field = known.get(tag >> 3)
+                stop = min(start + length, end)
+                if field is None or field.kind == _BYTES:
+                    pass
+                elif field.kind == _MESSAGE:
+                    assert field.message is not None
+                    open_messages.append((start, stop, _fields(field.message)))
+                elif field.kind == _TEXT and length > MAX_TEXT_BYTES:
+                    raise RequestError(f"{field.name!r} has {length:,} bytes: at most {MAX_TEXT_BYTES:,} are read of a text")
+                elif field.kind == _NUMBERS:
+                    numbers += _numbers(data, start, stop)
+                    if numbers > MAX_NUMBERS:
+                        raise RequestError(
+                            f"{field.name!r} holds more than {MAX_NUMBERS:,} numbers one by one: send tensors as raw_input_contents"
+                        )
+                start += length
+            elif kind not in (_START, _END):
+                return
+
+
+def _numbers(data: bytes, start: int, stop: int) -> int:
+    """Return a lower bound on the number of varints: each ends with a byte below 128. Numbers of fixed size are at most their bytes."""
+    if stop - start <= MAX_NUMBERS // 8:
+        return stop - start
+    import numpy as np  # which a proxy on Ray does without
+
+    packed = np.frombuffer(data, np.uint8, stop - start, start)
+    parts = range(0, len(packed), _PART_BYTES)
+    return sum(int(np.count_nonzero(packed[part : part + _PART_BYTES] < 0x80)) for part in parts)
+
+
+def _varint(data: bytes, start: int, end: int) -> tuple[int, int]:
+    """A number, and where it ends; what runs over the end of the message ends there."""
+    value = shift = 0
+    while start < end and shift < 70:
+        byte = data[start]
+        start += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            break
+        shift += 7
+    return value, start
+
+
+@functools.cache
+def _fields(descriptor: Descriptor) -> Mapping[int, _Field]:
+    return {field.number: _Field(field.name, _kind(field), field.message_type) for field in descriptor.fields}
+
+
+def _kind(field: FieldDescriptor) -> int:
+    if field.type in (FieldDescriptor.TYPE_MESSAGE, FieldDescriptor.TYPE_GROUP):
+        return _MESSAGE
+    if field.type == FieldDescriptor.TYPE_STRING:
+        return _TEXT
+    return _BYTES if field.type == FieldDescriptor.TYPE_BYTES else _NUMBERS

@@ -1,0 +1,1 @@
+"""All models: which versions are loaded, and who may change that."""

@@ -1,0 +1,1 @@
+"""Server settings: fields, and where their values come from."""

@@ -1,0 +1,1 @@
+"""Infrastructure that knows nothing of models: threads, streams, addresses, files that reload."""

@@ -1,0 +1,1 @@
+"""Requests and answers as plain dataclasses: no protobuf, no gRPC."""

@@ -1,0 +1,108 @@
+"""Classes by label, id or rank; overlays that do not write over each other; flags that hold values."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from tlcli.cli import options
+from tlcli.cli.answer_output import ImageAnswer, OverlayFolder, Ranked, class_targets, columns
+from tlcli.cli.console import show
+from tlcli.contract.errors import RequestError
+
+LABELS = ("cat", "dog", "7")
+
+
+def test_a_class_is_named_by_label_id_or_rank() -> None:
+    assert class_targets(["dog", "0", "-2"], LABELS) == (1, 0, -2)
+    assert class_targets([], LABELS) == (-1,)
+    assert class_targets(["7"], LABELS) == (2,), "a label goes before an id"
+
+
+@pytest.mark.parametrize("wanted", ["cow", "3", "-4", "1.5", ""])
+def test_another_class_is_refused_by_name(wanted: str) -> None:
+    with pytest.raises(RequestError, match=r"no such class; expected a label \(cat, dog, 7\), an id from 0 to 2, or -r"):
+        class_targets([wanted], LABELS)
+
+
+def test_a_class_is_named_in_either_unicode_form_and_never_by_a_label_of_two() -> None:
+    assert class_targets(["cafe\u0301"], ("tea", "caf\u00e9")) == (1,)
+    with pytest.raises(RequestError, match=r"'crane': 2 classes have this label: give one of the ids 0, 2"):
+        class_targets(["crane"], ("crane", "tea", "crane"))
+
+
+def test_overlays_of_images_of_the_same_name_are_all_kept(tmp_path: Path) -> None:
+    folder = OverlayFolder(tmp_path)
+    names = [Path(folder.write(Path(where) / "1.jpg", "cam", "a/b c", where.encode())).name for where in ("x", "y", "z")]
+    assert names == ["1.cam.a-b-c.png", "1.cam.a-b-c.2.png", "1.cam.a-b-c.3.png"]
+    assert [(tmp_path / name).read_bytes() for name in names] == [b"x", b"y", b"z"]
+
+
+def test_overlays_of_an_earlier_call_are_kept(tmp_path: Path) -> None:
+    first, second = (OverlayFolder(tmp_path / "overlays").write(Path("1.jpg"), "cam", "a", name) for name in (b"1", b"2"))
+    assert (Path(first).parent.name, Path(second).parent.name) == ("overlays", "overlays-2")
+    assert (Path(first).read_bytes(), Path(second).read_bytes()) == (b"1", b"2")
+
+
+def test_overlays_of_long_names_are_written(tmp_path: Path) -> None:
+    folder = OverlayFolder(tmp_path)
+    written = [folder.write(Path("猫" * 80 + f"{end}.jpg"), "ablationcam@layer4.2.conv3", "l" * 200, b"") for end in "ab"]
+    assert len(set(written)) == 2
+
+
+def test_what_is_printed_is_text(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"path": "se\udcf1al\n.png", "overlays": ["\udcff.png"]}]
+    show(rows, ["path", "overlays"], as_json=True)
+    assert json.loads(capsys.readouterr().out) == [{"path": r"se\xf1al\n.png", "overlays": [r"\xff.png"]}]
+    show(rows, ["path"], as_json=False)
+    assert r"se\xf1al\n.png" in capsys.readouterr().out.splitlines()
+
+
+def test_labels_are_compared_in_nfc() -> None:
+    assert class_targets(["caf\u00e9"], ("b", "cafe\u0301")) == (1,)
+    assert class_targets(["cafe\u0301"], ("b", "caf\u00e9")) == (1,)
+
+
+def test_the_table_has_the_columns_that_the_answers_fill(capsys: pytest.CaptureFixture[str]) -> None:
+    answers = [
+        ImageAnswer("a.jpg", (Ranked("cat", 0, 0.75), Ranked("dog", 1, 0.25)), ("o.png",)),
+        ImageAnswer("long name.jpg", (Ranked("dog", 1, 1.0),)),
+    ]
+    show([row for answer in answers for row in answer.rows()], columns(answers), as_json=False)
+    assert capsys.readouterr().out.splitlines() == [
+        "path           rank  label  class_id   score  overlays",
+        "a.jpg             1  cat           0  0.7500  o.png",
+        "a.jpg             2  dog           1  0.2500",
+        "long name.jpg        dog           1  1.0000",
+    ]
+
+
+@click.command()
+@options.network_options
+def probe(**flags: object) -> None:
+    click.echo(repr({key: flags[key] for key in ("model_kwargs", "mean", "std")}))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--model-kwargs", "pad_type=same", "--model-kwargs", "drop_rate=0.5"], {"model_kwargs": {"pad_type": "same", "drop_rate": 0.5}}),
+        (["--model-kwargs", "features=true", "--model-kwargs", "n=3"], {"model_kwargs": {"features": True, "n": 3}}),
+        (["--mean", "0.5", "--std", "0.1,0.2,0.3"], {"mean": (0.5, 0.5, 0.5), "std": (0.1, 0.2, 0.3)}),
+    ],
+)
+def test_flags_hold_what_was_meant(arguments: list[str], expected: dict[str, object]) -> None:
+    answer = CliRunner().invoke(probe, arguments)
+    assert answer.exit_code == 0, answer.output
+    assert answer.output.strip() == repr({"model_kwargs": {}, "mean": None, "std": None, **expected})
+
+
+@pytest.mark.parametrize("arguments", [["--mean", "a"], ["--std", "1,2"], ["--model-kwargs", "same"], ["--model-kwargs", "a b=1"]])
+def test_flags_that_do_not_are_refused(arguments: list[str]) -> None:
+    answer = CliRunner().invoke(probe, arguments)
+    assert answer.exit_code == 2
+    assert "expected" in answer.output

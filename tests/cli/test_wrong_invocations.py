@@ -1,0 +1,230 @@
+"""Commands typed as a stranger would: each mistake ends in one line that says what to type, with no traceback and nothing written."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.helpers.service.toy_model import ToyModel
+from tlcli.__main__ import main
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory with a model, a run, images and what else people have lying about."""
+    home = tmp_path_factory.mktemp("home")
+    ToyModel.make(seed=5).save(home / "models/toy/1/model.onnx", "toy")
+    (home / "runs/one").mkdir(parents=True)
+    for name in ("config.json", "results.json", "checkpoint.safetensors"):
+        (home / "runs/one" / name).write_text("{}")
+    for label in ("cat", "dog"):
+        (home / "data" / label).mkdir(parents=True)
+        for number in range(3):
+            Image.fromarray(np.full((32, 32, 3), 60 * number, np.uint8)).save(home / "data" / label / f"{number}.png")
+    Image.new("RGB", (64, 64), "red").save(home / "image.png")
+    (home / "empty").mkdir()
+    (home / "notes.txt").write_text("cat\n")
+    (home / "labels.txt").write_text("cat\n\ndog\n")
+    (home / "weights.pth").write_bytes(b"PK")
+    (home / "broken.toml").write_text("epochs: 3")
+    (home / "boxes.json").write_text(json.dumps({}))
+    os.mkfifo(home / "pipe.png")
+    return home
+
+
+WRONG = [
+    # commands
+    ("train data", "no such command 'train': type `tlcli finetune`"),
+    ("fine-tune data", "no such command 'fine-tune': type `tlcli finetune`"),
+    ("finetun data", "no such command 'finetun': did you mean `tlcli finetune`?"),
+    ("evaluate_cam models/toy data", "no such command 'evaluate_cam': did you mean `tlcli evaluate-cam`?"),
+    ("Serve models", "no such command 'Serve': did you mean `tlcli serve`?"),
+    ("server models", "no such command 'server': type `tlcli serve`"),
+    ("ls", "no such command 'ls': type `tlcli models`"),
+    ("xyzzy", "no such command 'xyzzy': expected one of finetune, export, predict"),
+    # options
+    ("finetune data --backbon resnet18", "no such option --backbon: did you mean --backbone?"),
+    ("finetune data --learning-rat 1", "no such option --learning-rat: did you mean --lr?"),
+    ("finetune data -lr 1", "no such option -lr: did you mean --lr?"),
+    ("finetune data --checkpoint x.pth", "no such option --checkpoint: did you mean --weights?"),
+    ("finetune data --gpu", "no such option --gpu: say --device cuda"),
+    ("finetune data --unfreeze", "no such option --unfreeze: say --mode full"),
+    ("finetune --train-dir data", "no such option --train-dir: give the folder above"),
+    ("finetune data --lr fast", "Invalid value for '--lr'"),
+    ("finetune data --learning-rate=-1", "Invalid value for '--lr'"),
+    ("finetune data --batch_size 0", "Invalid value for '--batch-size'"),
+    ("finetune data --img-size huge", "Invalid value for '--image-size'"),
+    ("finetune data --num-workers -1", "Invalid value for '--workers'"),
+    ("finetune data --mode head", "'head' is not one of 'feature-extraction', 'full'"),
+    ("finetune data --device gpu", "'gpu' is not one of 'auto', 'cpu', 'cuda'"),
+    ("finetune data --classes cat,", "an empty name: expected classes with commas between them, such as cat,dog"),
+    ("export runs/one --int8", "no such option --int8: export with --precision int8"),
+    ("export runs/one --output x", "no such option --output: the file becomes MODELS/NAME/VERSION/model.onnx: say --models FOLDER"),
+    (
+        "predict --model models/toy image.png",
+        "no such option --model: give the model as the first argument: tlcli predict models/NAME IMAGE",
+    ),
+    ("predict models/toy image.png --output o", "no such option --output: say --overlays FOLDER, --csv FILE or --npz FILE"),
+    ("predict models/toy image.png --topk x", "Invalid value for '--top-k'"),
+    ("evaluate models/toy --dataset data", "no such option --dataset: give the data as the second argument"),
+    ("visualize -out o runs/one", "no such option -out: did you mean --out?"),
+    ("serve models --prot 1", "no such option --prot: did you mean --port?"),
+    # repeated options
+    ("finetune data --backbone resnet18 --backbone resnet50", "--backbone is given 2 times: it takes one value"),
+    ("finetune data --model resnet18 --backbone resnet50", "--backbone is given 2 times: it takes one value"),
+    ("finetune data --hflip --no-hflip", "--hflip/--no-hflip is given 2 times: it takes one value"),
+    ("finetune data --classes cat --classes dog", "--classes is given 2 times: it takes one value; separate several with commas"),
+    ("finetune data --model-kwargs a=1 --model-kwargs a=2", "a is given twice, as 1 and 2: expected it once"),
+    ("serve models --port 1 --port 2", "--port is given 2 times: it takes one value"),
+    ("bench image.png --clients 1 --clients 2", "--clients is given 2 times: it takes one value; separate several with commas"),
+    # options that would be ignored
+    ("predict models/toy image.png --cam-class red", "--cam-class says which class a map explains: name a map with --cam"),
+    ("predict models/toy image.png --overlays o", "--overlays is the folder for overlays of maps: name a map with --cam"),
+    ("predict models/toy image.png --softmax", "--softmax says what a map explains: name a map with --cam"),
+    ("predict models/toy image.png --cam eigencam --softmax", "--softmax: eigencam is the same for every class"),
+    ("predict models/toy image.png --cam all --cam", "Option '--cam' requires an argument"),
+    ("predict models/toy image.png --cam gradcam,", "an empty name"),
+    ("classify image.png --cam-class red", "--cam-class says which class a map explains: name a map with --cam"),
+    ("classify image.png --json --jsonl", "--json and --jsonl"),
+    ("finetune data --dataset data", "data and --dataset data: both name the data set"),
+    ("finetune data --data-dir d", "--data-dir: is where known data sets are kept, and data is a folder of its own"),
+    ("finetune data --warm-up 0.1", "--warm-up goes with --mode full"),
+    ("finetune data --layer-decay 0.5", "--layer-decay goes with --mode full"),
+    ("finetune data --amp on", "--amp goes with --mode full"),
+    ("finetune data --mode full --weights none --layer-decay 0.5", "--layer-decay with --weights none"),
+    ("finetune data --mode full --find-lr p.png --epochs 3", "--epochs with --find-lr"),
+    ("finetune data --mode full --find-lr p.png --no-export", "--no-export with --find-lr"),
+    ("finetune data --print-config --find-lr p.png", "--print-config and --find-lr"),
+    ("export runs/one --max-accuracy-drop 1", "--max-accuracy-drop: is what smaller numbers may lose: add --precision fp16 or int8"),
+    ("export runs/one --min-map-correlation 0.5", "--min-map-correlation: is for maps in smaller numbers: add --precision fp16 or int8"),
+    ("export runs/one --methods none --cam-layer layer3", "--cam-layer with --methods none"),
+    ("export runs/one --methods none,gradcam", "expected map methods with commas between them, such as gradcam,layercam; or none"),
+    ("export runs/one --seed 3", "--seed: nothing but the images that --precision int8 is calibrated on"),
+    ("export runs/one --list-cam-layers --precision fp16", "--precision with --list-cam-layers, which lists the layers"),
+    ("export runs/one --labels labels.txt", "--labels: a run knows these itself"),
+    ("serve models --tf32 --device cpu", "--tf32 needs a GPU"),
+    ("serve models --poll-s 3", "--poll-s needs --model-control poll"),
+    ("serve models --metrics-host 127.0.0.1", "--metrics-host needs --metrics-port"),
+    ("models models --models models", "models and --models models: both name the model repository"),
+    # one thing where another is expected
+    ("predict runs/one image.png", "runs/one: a run, not an exported model: `tlcli export runs/one` exports it"),
+    ("predict models image.png", "models: a model repository: give one of its models: models/toy"),
+    ("predict toy image.png", "toy: no such file or folder: did you mean models/toy?"),
+    ("predict image.png models/toy", "image.png: not a model, but models/toy is one: give the model first"),
+    ("predict weights.pth image.png", "weights.pth: a checkpoint, not an exported model"),
+    ("predict notes.txt image.png", "notes.txt"),
+    ("predict models/toy runs/one", "runs/one: a run, where images are expected"),
+    ("predict models/toy empty", "empty: no image in this folder"),
+    ("predict models/toy nosuch.png", "nosuch.png: no such file or folder"),
+    ("predict models/toy pipe.png", "left out: pipe.png: a FIFO (named pipe), an image file was expected"),
+    ("predict models/toy notes.txt", "left out: notes.txt: 4 bytes came that are no image"),
+    ("predict models/toy image.png --cam gradcamm", "model 'toy' has no map method 'gradcamm'; it has: cam, gradcam"),
+    ("predict models/toy image.png --cam gradcam --cam-class purple", "--cam-class 'purple': no such class; expected a label (red, green"),
+    ("evaluate runs/one data", "runs/one: a run, not an exported model"),
+    ("evaluate data models/toy", "data: not a model, but models/toy is one: give the model first"),
+    ("evaluate models/toy runs/one", "runs/one: a run, where images are expected"),
+    ("evaluate models/toy data --data-dir d", "--data-dir: is where known data sets are kept, and data is a folder of its own"),
+    ("evaluate models/toy nosuch", "unknown data set 'nosuch'"),
+    ("evaluate-cam data models/toy", "data: not a model, but models/toy is one: give the model first"),
+    ("evaluate-cam models runs/one", "models: a model repository: give one of its models: models/toy"),
+    ("export models/toy", "models/toy: an exported model, not a run: give a run's folder"),
+    ("export models", "models: a model repository, not a run"),
+    ("export runs", "runs: a folder of runs: give one of them: runs/one"),
+    ("export one", "one: no such folder: did you mean runs/one?"),
+    ("export weights.pth", "weights.pth: a checkpoint, not a run: with --backbone NAME --weights weights.pth"),
+    ("export --backbone test_resnet --weights none --labels labels.txt", "labels.txt: line 2 is empty"),
+    ("visualize models/toy", "models/toy: an exported model, not a run"),
+    ("compare models/toy runs/one", "models/toy: an exported model, not a run"),
+    ("compare runs/one", "give two runs or more"),
+    ("finetune runs/one", "runs/one: a run, not images: --resume runs/one resumes it"),
+    ("finetune models/toy", "models/toy: a model, where images are expected"),
+    ("finetune resnet18", "resnet18: a backbone, not a folder of images: say --backbone resnet18"),
+    ("finetune nosuch", "unknown data set 'nosuch'"),
+    ("finetune --resume models/toy", "models/toy: an exported model, not a run"),
+    ("finetune data --config broken.toml", "broken.toml: no TOML"),
+    ("finetune data --config nosuch.toml", "nosuch.toml: no such file: expected settings in TOML"),
+    ("serve models/toy", "models/toy: one model of a repository: give the repository: models"),
+    ("serve models/toy/1", "models/toy/1: a version of one model: give the repository: models"),
+    ("serve models/toy/1/model.onnx", "models/toy/1/model.onnx: one file of a model repository: give the repository: models"),
+    ("serve --models nosuch", "nosuch: no such folder: give the model repository"),
+    ("serve runs/one", "runs/one: a run, not a model repository: `tlcli export runs/one` exports it to models/"),
+    ("serve runs", "runs: a folder of runs, not a model repository: `tlcli export runs/NAME` exports a run"),
+    ("models runs/one", "runs/one: a run, not a model repository"),
+    ("models models/toy", "models/toy: one model of a repository: give the repository: models"),
+    ("classify models/toy", "models/toy: a model, where images are expected"),
+    ("bench models/toy", "models/toy: a model, where images are expected"),
+    ("classify image.png --host http://127.0.0.1:8000", "an address of HTTP; this client speaks gRPC"),
+    ("classify image.png --host 127.0.0.1:1 --port 2", "two different ports"),
+    ("health --host 127.0.0.1:port", "'port' is no port: expected 1 to 65535"),
+    ("classify image.png --host 127.0.0.1:1", "no server answers at 127.0.0.1:1"),
+    ("backbones nothing-like-it", "no backbone matches 'nothing-like-it'"),
+]
+
+
+@pytest.mark.parametrize(("typed", "expected"), WRONG, ids=[typed for typed, _ in WRONG])
+def test_a_mistake_ends_in_one_line_that_helps(
+    typed: str, expected: str, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(home)
+    monkeypatch.setattr(sys, "argv", ["tlcli", *shlex.split(typed)])
+    before = sorted(home.rglob("*"))
+    with pytest.raises(SystemExit) as left:
+        main()
+    said = capsys.readouterr().err
+    assert left.value.code in (1, 2)
+    assert expected in said, said
+    (line,) = [line for line in said.splitlines() if expected in line]
+    assert len(line) < 400
+    assert "Traceback" not in said
+    assert sorted(home.rglob("*")) == before, "nothing is written"
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        (
+            "finetune data --learning-rate 0.5 --num-epochs 3 --imgsz 64 --model resnet18 --print-config",
+            {"lr": 0.5, "epochs": 3, "image_size": 64},
+        ),
+        (
+            "finetune --data data --batch_size=4 --opt sgd --wd 0.1 --print-config",
+            {"batch_size": 4, "optimizer": "sgd", "weight_decay": 0.1},
+        ),
+        ("finetune data --print-config", {"dataset": "data"}),
+    ],
+)
+def test_other_spellings_mean_our_options(
+    typed: str, expected: dict[str, object], home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import tomllib
+
+    monkeypatch.chdir(home)
+    monkeypatch.setattr(sys, "argv", ["tlcli", *shlex.split(typed)])
+    main()
+    settings = tomllib.loads(capsys.readouterr().out)
+    assert {name: settings[name] for name in expected} == expected
+
+
+def test_a_folder_named_like_a_known_data_set_is_the_folder(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "cats-vs-dogs").symlink_to(home / "data")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["tlcli", "finetune", "cats-vs-dogs", "--print-config"])
+    main()
+    assert f'dataset = "{tmp_path}/cats-vs-dogs"' in capsys.readouterr().out
+
+
+def test_the_models_are_listed_by_argument_too(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(home)
+    for arguments in (["models"], ["models", "models"], ["models", "--models", "models"]):
+        monkeypatch.setattr(sys, "argv", ["tlcli", *arguments, "--json"])
+        main()
+        assert [row["name"] for row in json.loads(capsys.readouterr().out)] == ["toy"]

@@ -1,0 +1,178 @@
+"""Which layers can be explained, which one is when none is named, and what is said of the others."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.helpers.exports.small_networks import make
+from tlcli.contract.errors import ExportError
+from tlcli.exports.trace.target_layers import FEATURES_CALL, list_layers, resolve_layers, tapped
+from tlcli.training.models.network import Network
+
+
+def executed(network: Network) -> list[tuple[str, tuple[int, ...]]]:
+    """Modules of the backbone, with the shape of what they return, as they end; a module that runs twice is there twice."""
+    size, calls = network.config.preprocessing, list[tuple[str, tuple[int, ...]]]()
+
+    def note(name: str) -> object:
+        return lambda _module, _inputs, output: calls.append((name, tuple(output.shape) if isinstance(output, Tensor) else ()))
+
+    handles = [module.register_forward_hook(note(name)) for name, module in network.backbone.named_modules() if name]  # type: ignore[arg-type]
+    with torch.no_grad():
+        network.features(torch.zeros(1, 3, size.height, size.width))
+    for handle in handles:
+        handle.remove()
+    return calls
+
+
+@pytest.mark.parametrize("backbone", ["test_resnet", "resnet18", "mobilenetv2_100", "vgg11", "densenet121"])
+def test_layers_are_listed_as_they_are_executed(backbone: str) -> None:
+    network = make(backbone)
+    calls = executed(network)
+    once = [name for name, _ in calls if [other for other, _ in calls].count(name) == 1]
+    spatial = {name: shape for name, shape in calls if name in once and len(shape) == 4 and min(shape[2:]) > 1}
+    listed = list_layers(network)
+    names = [layer.name for layer in listed]
+    last = names[-1]
+    in_order = [name for name in spatial if name in names]
+    assert [name for name in names if name != FEATURES_CALL] == in_order
+    assert set(names) - {FEATURES_CALL} == spatial.keys(), "all that have an extent, and no others"
+    assert len(set(names)) == len(names)
+    for layer in listed:
+        if layer.name != FEATURES_CALL:
+            assert (1, layer.channels, layer.height, layer.width) == spatial[layer.name]
+            assert layer.kind == type(network.backbone.get_submodule(layer.name)).__name__
+    assert last == FEATURES_CALL or last == in_order[-1]
+
+
+@pytest.mark.parametrize(
+    ("backbone", "head", "expected"),
+    [
+        ("resnet18", "linear", "layer4"),
+        ("test_resnet", "mlp:16", "layer4"),
+        ("densenet121", "linear", "features"),
+        ("vgg11", "linear", "features"),
+        ("vgg11", "original", "features"),
+        ("mobilenetv2_100", "linear", "bn2"),
+        ("mobilenetv3_small_050", "linear", "blocks"),
+        ("efficientnet_b0", "linear", "bn2"),
+        ("convnext_atto", "linear", "norm_pre"),
+    ],
+)
+def test_the_last_layer_is_what_the_head_takes(backbone: str, head: str, expected: str) -> None:
+    network = make(backbone, head)
+    (layer,) = resolve_layers(network, None)
+    seen: list[Tensor] = []
+    size = network.config.preprocessing
+
+    def note(_: str, output: Tensor) -> Tensor:
+        seen.append(output)
+        return output
+
+    with torch.no_grad(), tapped(network, [layer.name], note):
+        features = network.features(torch.zeros(1, 3, size.height, size.width))
+    if layer.name != FEATURES_CALL:
+        assert seen[0] is features
+    assert (1, layer.channels, layer.height, layer.width) == tuple(features.shape)
+    assert layer.name == expected
+
+
+@pytest.mark.parametrize(
+    ("backbone", "size", "name", "extent"),
+    [("resnet18", (32, 32), "layer3", (2, 2)), ("resnet18", (32, 96), "layer3", (2, 6)), ("vgg11", (32, 48), None, (2, 3))],
+)
+def test_where_the_features_are_a_single_position_the_last_layer_with_an_extent(
+    backbone: str, size: tuple[int, int], name: str | None, extent: tuple[int, int]
+) -> None:
+    network = make(backbone, size=size)
+    (layer,) = resolve_layers(network, None)
+    assert (layer.height, layer.width) == extent
+    if name is not None:
+        assert layer.name == name
+    assert layer.name == list_layers(network)[-1].name or layer in list_layers(network)
+    assert all(one.height > 1 and one.width > 1 for one in list_layers(network))
+
+
+def test_layers_of_channels_last_blocks_are_left_out() -> None:
+    """Inside ConvNeXt's blocks there is `[N, h, w, c]`, which looks like a map of h channels."""
+    network = make("convnext_tiny")
+    names = [layer.name for layer in list_layers(network)]
+    shapes = dict(executed(network))
+    assert shapes["stages.0.blocks.0.norm"][3] == 96, "it is channels last"
+    assert {"stages.0", "stages.0.blocks.0", "stages.0.blocks.0.conv_dw"} <= {*names}
+    assert not {"stages.0.blocks.0.norm", "stages.0.blocks.0.mlp", "stages.0.blocks.0.mlp.fc1", "stages.2.blocks.1.mlp.act"} & {*names}
+    with pytest.raises(ExportError, match=r"--cam-layer stages\.0\.blocks\.0\.mlp: convnext_tiny's layer gives no map"):
+        resolve_layers(network, ["stages.0.blocks.0.mlp"])
+
+
+def test_modules_that_run_more_than_once_are_left_out() -> None:
+    network = make("test_resnet")
+    names = {layer.name for layer in list_layers(network)}
+    assert "layer3.0.act1" in names
+    network.backbone.layer4[0].act1 = network.backbone.layer3[0].act1  # type: ignore[index,union-attr]
+    assert "layer3.0.act1" not in {layer.name for layer in list_layers(network)}
+    with pytest.raises(ExportError, match=r"layer3\.0\.act1: test_resnet's layer gives no map .*, once an image"):
+        resolve_layers(network, ["layer3.0.act1"])
+
+
+def test_named_layers_come_in_the_order_of_execution() -> None:
+    network = make("test_resnet")
+    assert [layer.name for layer in resolve_layers(network, ["layer4", "conv1.0", "layer2"])] == ["conv1.0", "layer2", "layer4"]
+    (layer,) = resolve_layers(network, ["layer2"])
+    assert (layer.name, layer.kind, layer.height, layer.width, layer.is_features) == ("layer2", "Sequential", 8, 12, False)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["layer5"], r"--cam-layer layer5: test_resnet's layer is not there: `--list-cam-layers` lists the \d+ there are; near it: layer"),
+        (["global_pool"], r"--cam-layer global_pool: test_resnet's layer gives no map `\[N, c, h, w\]` of some extent, once an image"),
+        (["fc"], r"--cam-layer fc: test_resnet's layer gives no map"),
+        (["zzzzzzzz"], r"--cam-layer zzzzzzzz: test_resnet's layer is not there: `--list-cam-layers` lists the \d+ there are$"),
+        (["layer2", "layer4", "layer2"], r"--cam-layer names a layer twice: layer2, layer4, layer2"),
+        ([""], r"--cam-layer : test_resnet's layer"),
+    ],
+)
+def test_what_cannot_be_explained_is_told_in_a_line(names: list[str], message: str) -> None:
+    with pytest.raises(ExportError, match=message) as refused:
+        resolve_layers(make("test_resnet"), names)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_network_without_any_extent(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = make("test_resnet", size=(32, 32))
+    monkeypatch.setattr(network, "backbone", Flat())
+    assert list_layers(network) == []
+    with pytest.raises(ExportError, match=r"test_resnet has no layer with a spatial extent at an input of 32x32, .*--methods none"):
+        resolve_layers(network, None)
+
+
+class Flat(nn.Module):
+    """From images to one position at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = nn.AdaptiveAvgPool2d(1)
+
+    def forward_features(self, inputs: Tensor) -> Tensor:
+        result: Tensor = self.pool(inputs)
+        return result
+
+
+def test_a_tap_sees_and_replaces_outputs_and_is_gone_afterwards() -> None:
+    network, seen = make("test_resnet"), list[str]()
+    images = torch.rand(2, 3, 64, 96)
+    with torch.no_grad():
+        before = network(images)
+
+        def tap(name: str, output: Tensor) -> Tensor:
+            seen.append(name)
+            return output * 0
+
+        with tapped(network, ["layer4", "layer2"], tap):
+            zeros = network(images)
+        assert seen == ["layer2", "layer4"]
+        torch.testing.assert_close(zeros, network.last_layer.bias.expand(2, -1))
+        torch.testing.assert_close(network(images), before, rtol=0, atol=0)

@@ -1,0 +1,334 @@
+"""What follows a layer, and its gradient, traced: the values are those of the module itself and of autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from tlcli.exports.trace.target_layers import Tap
+from tlcli.exports.trace.vjp import Rest, Tail
+
+CHANNELS, WIDTH = 8, 5
+
+
+class Squeeze(nn.Module):
+    """Squeeze-and-excitation, then pooling: products of two paths from the activations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.last = nn.Linear(CHANNELS, CHANNELS), nn.Linear(CHANNELS, WIDTH)
+
+    def forward(self, a: Tensor) -> Tensor:
+        gate = torch.sigmoid(self.gate(a.mean((-2, -1))))
+        result: Tensor = self.last((a * gate[..., None, None]).mean((-2, -1)))
+        return result
+
+
+class ChannelsLastNorm(nn.Module):
+    """ConvNeXt's head: pool, layer norm over channels, linear."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.last = nn.LayerNorm(CHANNELS), nn.Linear(CHANNELS, WIDTH)
+
+    def forward(self, a: Tensor) -> Tensor:
+        result: Tensor = self.last(self.norm(a.permute(0, 2, 3, 1)).mean((1, 2)))
+        return result
+
+
+class InPlace(nn.Module):
+    """Changes its input where it stands, as many networks do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(CHANNELS, WIDTH)
+
+    def forward(self, a: Tensor) -> Tensor:
+        result: Tensor = self.last(functional.hardswish(functional.relu(a, inplace=True) - 0.3, inplace=True).mean((-2, -1)))
+        return result
+
+
+class WritesIntoSlices(nn.Module):
+    """Writes into parts of its input, by index and by view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(CHANNELS, WIDTH)
+
+    def forward(self, a: Tensor) -> Tensor:
+        a[:, ::2] *= 3
+        a[:, 1].mul_(-2)
+        a.flatten(2)[..., 0].zero_()
+        result: Tensor = self.last(torch.tanh(a).mean((-2, -1)))
+        return result
+
+
+class Attention(nn.Module):
+    """Positions attend to one another, by the operator that networks call; two heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.last = nn.Linear(CHANNELS, 3 * CHANNELS), nn.Linear(CHANNELS, WIDTH)
+
+    def forward(self, a: Tensor) -> Tensor:
+        q, k, v = self.qkv(a.flatten(2).transpose(1, 2)).unflatten(-1, (3, 2, CHANNELS // 2)).permute(2, 0, 3, 1, 4)
+        mixed = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        result: Tensor = self.last(mixed.mean(1))
+        return result
+
+
+class Residual(nn.Module):
+    """The layer's output goes around what follows it, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1), nn.Conv2d(CHANNELS, CHANNELS, 1)
+        self.last = nn.Linear(2 * CHANNELS, WIDTH)
+
+    def forward(self, a: Tensor) -> Tensor:
+        mixed = a + self.second(functional.relu(self.first(a)))
+        mixed = mixed * torch.sigmoid(a)
+        result: Tensor = self.last(torch.cat([mixed, a.square()], 1).mean((-2, -1)))
+        return result
+
+
+def module_named(name: str, height: int, width: int) -> nn.Module:
+    flat = CHANNELS * height * width
+    modules: dict[str, list[nn.Module]] = {
+        "pooled linear": [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(CHANNELS, WIDTH)],
+        "nothing but the mean": [nn.AdaptiveAvgPool2d(1), nn.Flatten()],
+        "hidden units": [nn.Flatten(), nn.Linear(flat, 16), nn.ReLU(), nn.Linear(16, WIDTH)],
+        "convolutions": [
+            nn.Conv2d(CHANNELS, 12, 3, stride=2, padding=1), nn.SiLU(), nn.Conv2d(12, WIDTH, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        ],
+        "transposed": [nn.ConvTranspose2d(CHANNELS, 6, 3, 2, 1), nn.Tanh(), nn.Flatten(), nn.LazyLinear(WIDTH)],
+        "grouped": [nn.Conv2d(CHANNELS, 16, 2, groups=4, dilation=2), nn.GELU(), nn.Flatten(), nn.LazyLinear(WIDTH)],
+        "depthwise": [nn.Conv2d(CHANNELS, CHANNELS, 3, 2, 1, groups=CHANNELS), nn.ReLU6(), nn.Flatten(), nn.LazyLinear(WIDTH)],
+        "uneven pooling": [nn.AdaptiveAvgPool2d((3, 2)), nn.Flatten(), nn.Linear(CHANNELS * 6, WIDTH)],
+        "enlarging pooling": [nn.AdaptiveAvgPool2d((7, 9)), nn.Conv2d(CHANNELS, 4, 7), nn.ReLU(), nn.Flatten(), nn.LazyLinear(WIDTH)],
+        "batch norm": [nn.BatchNorm2d(CHANNELS), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(CHANNELS, WIDTH)],
+        "group norm": [nn.GroupNorm(2, CHANNELS), nn.Hardswish(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(CHANNELS, WIDTH)],
+        "squeeze": [Squeeze()],
+        "channels-last norm": [ChannelsLastNorm()],
+        "in place": [InPlace()],
+        "attention": [Attention()],
+        "skip connections": [Residual()],
+    }  # fmt: skip
+    torch.manual_seed(0)
+    module = nn.Sequential(*modules[name]).eval()
+    with torch.no_grad():
+        module(torch.randn(1, CHANNELS, height, width))  # settles what is lazy
+    return module.requires_grad_(False)
+
+
+NAMES = [
+    "pooled linear", "nothing but the mean", "hidden units", "convolutions", "transposed", "grouped", "depthwise", "uneven pooling",
+    "enlarging pooling", "batch norm", "group norm", "squeeze", "channels-last norm", "in place", "attention",
+    "skip connections",
+]  # fmt: skip
+
+
+def trace(rest: Rest, example: Tensor, layers: Sequence[str]) -> Tail:
+    with sdpa_kernel(SDPBackend.MATH):  # as the explainer does
+        return Tail(rest, example, layers)
+
+
+def by_autograd(rest: Rest, inputs: Tensor, layers: Sequence[str], cotangents: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """z, activations, gradients `[N, K, c, h, w]` a layer; zeros where autograd finds no way."""
+    leaves: dict[str, Tensor] = {}
+    seen: dict[str, Tensor] = {}
+
+    def watch(name: str, output: Tensor) -> Tensor:
+        seen[name] = output.detach().clone()
+        leaves[name] = output + torch.zeros_like(output).requires_grad_()
+        return leaves[name] * 1  # what follows may work in place
+
+    z = rest(inputs.clone(), watch) + 0 * sum(leaf.sum() for leaf in leaves.values())  # a way there must be
+    gradients = []
+    for name in layers:
+        rows = [
+            torch.autograd.grad((z * cotangents[:, k]).sum(), leaves[name], retain_graph=True, allow_unused=True, materialize_grads=True)[0]
+            for k in range(cotangents.shape[1])
+        ]
+        gradients.append(torch.stack(rows, 1))
+    return z.detach(), [seen[name] for name in layers], gradients
+
+
+def check(rest: Rest, inputs: Callable[[int], Tensor], layers: Sequence[str]) -> Tail:
+    """The tail's answers for several numbers of images and classes, none of which it was traced with, against autograd's."""
+    tail = trace(rest, inputs(1)[0], layers)
+    for images, explained in ((1, 1), (2, 3), (6, 2)):
+        batch = inputs(images)
+        cotangents = torch.randn(images, explained, rest(batch.clone(), lambda _, output: output).shape[1])
+        expected_z, expected_activations, expected_gradients = by_autograd(rest, batch, layers, cotangents)
+        before = batch.clone()
+        z, activations, remembered = tail(batch)
+        gradients, means = tail.pull_back(cotangents, remembered)
+        torch.testing.assert_close(z, expected_z, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(list(activations), expected_activations, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(list(gradients), expected_gradients, rtol=1e-4, atol=1e-5)
+        expected_means = [gradient.mean((-2, -1)) for gradient in expected_gradients]
+        torch.testing.assert_close(list(means), expected_means, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(batch, before, rtol=0, atol=0)
+
+        # Two changed copies of the last image's activations, one of the first's.
+        of = torch.tensor([images - 1, 0, images - 1])
+        for number, name in enumerate(layers):
+            changed = activations[number][of] * torch.rand(3, activations[number].shape[1], 1, 1).round()
+            torch.testing.assert_close(
+                tail.again(number, changed, of, remembered), replaced(rest, batch[of], name, changed), rtol=1e-4, atol=1e-5
+            )
+    return tail
+
+
+def replaced(rest: Rest, inputs: Tensor, layer: str, changed: Tensor) -> Tensor:
+    """z where a layer's output gives way to another."""
+    return rest(inputs.clone(), lambda name, output: changed.clone() if name == layer else output)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("height", "width"), [(5, 4), (3, 3)])
+def test_what_follows_and_its_gradient(name: str, height: int, width: int) -> None:
+    module = module_named(name, height, width)
+    torch.manual_seed(1)
+    check(lambda a, tap: module(tap("layer", a)), lambda images: torch.randn(images, CHANNELS, height, width), ["layer"])
+
+
+@pytest.mark.parametrize("rows", [4, 5, 6, 7])
+def test_sizes_that_are_equal_by_chance_are_not_taken_for_one(rows: int) -> None:
+    """Channels, height, width or z's width may be what the batch was in tracing."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(rows, rows, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(rows**3, rows)).requires_grad_(False)
+    check(lambda a, tap: module(tap("layer", a)), lambda images: torch.randn(images, rows, rows, rows), ["layer"])
+    check(lambda a, tap: module[:2](tap("layer", a)).mean((-2, -1)), lambda images: torch.randn(images, rows, 4, 5), ["layer"])
+
+
+class Stages(nn.Module):
+    """Three layers, one with a skip around it, each followed by an operation in place; a branch that leads nowhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, CHANNELS, 3, padding=1), nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1)
+        self.three, self.last = nn.Conv2d(CHANNELS, 6, 3, 2, 1), nn.Linear(6, WIDTH)
+        self.aside = nn.Conv2d(3, 2, 3)
+
+    def forward(self, inputs: Tensor, tap: Tap) -> Tensor:
+        tap("aside", self.aside(inputs))
+        one = functional.relu(tap("one", self.one(inputs)), inplace=True)
+        two = tap("two", self.two(one))
+        two += one
+        two = functional.relu(two, inplace=True)
+        three = tap("three", self.three(functional.max_pool2d(two, 2)))
+        three.sub_(0.1).relu_()
+        result: Tensor = self.last(three.mean((-2, -1)))
+        return torch.tanh(result)
+
+
+@pytest.fixture(scope="module")
+def stages() -> Stages:
+    torch.manual_seed(0)
+    return Stages().eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("layers", [("one", "two", "three"), ("three", "one"), ("two",), ("one", "aside"), ("aside",)], ids="+".join)
+def test_several_layers_at_once(stages: Stages, layers: tuple[str, ...]) -> None:
+    torch.manual_seed(1)
+
+    def rest(inputs: Tensor, tap: Tap) -> Tensor:
+        return stages(inputs, lambda name, output: tap(name, output) if name in layers else output)
+
+    tail = check(rest, lambda images: torch.randn(images, 3, 9, 8), layers)
+    assert tail.layers == layers
+
+
+def test_a_layer_that_does_not_reach_the_output_has_zeros_for_gradients(stages: Stages) -> None:
+    tail = trace(lambda inputs, tap: stages(inputs, lambda name, output: tap(name, output) if name == "aside" else output),
+                 torch.randn(3, 9, 8), ["aside"])  # fmt: skip
+    z, (aside,), remembered = tail(torch.randn(2, 3, 9, 8))
+    assert aside.abs().max() > 0
+    (gradients,), _ = tail.pull_back(torch.ones(2, 4, WIDTH), remembered)
+    assert gradients.shape == (2, 4, *aside.shape[1:])
+    assert not gradients.any()
+    assert z.shape == (2, WIDTH)
+
+
+def test_activations_are_what_the_layer_returned_not_what_was_made_of_it(stages: Stages) -> None:
+    """The operation in place behind the layer would leave nothing below zero."""
+    tail = trace(lambda inputs, tap: stages(inputs, lambda name, output: tap(name, output) if name == "one" else output),
+                 torch.randn(3, 9, 8), ["one"])  # fmt: skip
+    inputs = torch.randn(2, 3, 9, 8)
+    _, (one,), remembered = tail(inputs)
+    torch.testing.assert_close(one, stages.one(inputs))
+    assert one.min() < 0
+    (gradients,), _ = tail.pull_back(torch.ones(2, 1, WIDTH), remembered)
+    assert not gradients[:, 0][one < 0].any()
+
+
+def test_again_depends_on_its_own_image_only(stages: Stages) -> None:
+    """Skip connections around the layer bring the image's own values, not its neighbour's."""
+    tail = trace(lambda inputs, tap: stages(inputs, lambda name, output: tap(name, output) if name == "two" else output),
+                 torch.randn(3, 9, 8), ["two"])  # fmt: skip
+    inputs = torch.randn(3, 3, 9, 8)
+    z, (two,), remembered = tail(inputs)
+    for order in ([0, 1, 2], [2, 0], [1, 1, 1, 1, 0]):
+        torch.testing.assert_close(tail.again(0, two[order], torch.tensor(order), remembered), z[order], rtol=1e-4, atol=1e-5)
+    assert (tail.again(0, two[[0]], torch.tensor([1]), remembered) - z[0]).abs().max() > 1e-3
+
+
+def test_activations_in_another_memory_order_are_traced_alike() -> None:
+    module = module_named("channels-last norm", 3, 3)
+    example = torch.randn(1, CHANNELS, 3, 3).to(memory_format=torch.channels_last)[0]
+    tail = trace(lambda a, tap: module(tap("layer", a)), example, ["layer"])
+    for graph in (tail.forward_graph, tail.backward_graph, *tail.again_graphs):
+        assert not [node for node in graph.graph.nodes if "strided" in str(node.target)]
+    activations = torch.randn(2, CHANNELS, 3, 3).to(memory_format=torch.channels_last)
+    torch.testing.assert_close(tail(activations)[0], module(activations))
+
+
+def test_what_cannot_be_differentiated_is_told() -> None:
+    with pytest.raises(NotImplementedError, match="adaptive max pooling to more than 1x1"):
+        trace(lambda a, tap: functional.adaptive_max_pool2d(tap("layer", a), 2).flatten(1), torch.randn(2, 6, 6), ["layer"])
+    with pytest.raises(NotImplementedError, match="divisor of its own"):
+        trace(lambda a, tap: functional.avg_pool2d(tap("layer", a), 2, divisor_override=3).flatten(1), torch.randn(2, 6, 6), ["layer"])
+
+
+@pytest.mark.parametrize("before", [lambda a: a, lambda a: a * 2], ids=["the layer's input", "another tensor"])
+def test_writing_into_a_part_of_the_layers_output(before: Callable[[Tensor], Tensor]) -> None:
+    module = WritesIntoSlices().requires_grad_(False)
+    check(lambda a, tap: module(tap("layer", before(a))), lambda images: torch.randn(images, CHANNELS, 5, 4), ["layer"])
+
+
+def test_images_that_depend_on_one_another_are_refused() -> None:
+    """What another graph needs of the batch as a whole has no rows of an image's own."""
+    with pytest.raises((NotImplementedError, RuntimeError)):
+        trace(lambda a, tap: (tap("layer", a).flatten(1) @ a.flatten(1).t()).tanh().sum(1, keepdim=True), torch.randn(2, 3, 3), ["layer"])
+
+
+def test_writing_into_parts_of_a_tensor() -> None:
+    """By arithmetic, with and without an assignment that ends it, with another tensor's values and with a number."""
+
+    def rest(inputs: Tensor, tap: Tap) -> Tensor:
+        output = tap("layer", inputs)
+        output[:, ::2] *= 3
+        part = output[:, 1:, 1:]
+        part += 2 * output[:, :-1, :-1].clone().sin()
+        output[..., 0] = output[..., 1].clone() ** 2
+        output[:, :, -1] = 0.5
+        return torch.tanh(output).mean((-2, -1))
+
+    check(rest, lambda images: torch.randn(images, CHANNELS, 5, 4), ["layer"])
+
+
+def test_means_are_those_of_the_gradients() -> None:
+    """Also where they are products with the matrix's own means."""
+    for name in ("hidden units", "convolutions", "pooled linear"):
+        module = module_named(name, 5, 4)
+        tail = trace(lambda a, tap, module=module: module(tap("layer", a)), torch.randn(CHANNELS, 5, 4), ["layer"])
+        _, _, remembered = tail(torch.randn(3, CHANNELS, 5, 4))
+        gradients, means = tail.pull_back(torch.randn(3, 2, WIDTH), remembered)
+        torch.testing.assert_close(means[0], gradients[0].mean((-2, -1)), rtol=1e-4, atol=1e-6)

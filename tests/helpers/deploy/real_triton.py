@@ -1,0 +1,175 @@
+"""Triton's own server, as a package brings it, serves exported files with the configurations beside them (`make triton`).
+
+It reads, checks and schedules by its own code, and answers over its own gRPC endpoint. What no package has is its ONNX Runtime backend:
+`triton_backend.py` stands in its place. What that one asks of a configuration at load is in tests/helpers/exports/triton_rules.py.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import tritonclient.grpc as triton
+from google.protobuf import text_format
+from PIL import Image
+from tritonclient.utils import np_to_triton_dtype
+
+from tests.helpers.deploy.manifests import DEPLOY
+from tests.helpers.exports.small_networks import blobs, make, write
+from tests.helpers.exports.triton_rules import Graph, refusal
+from tlcli.exports.triton_config import BATCHING_FILE, CONFIG_FILE, batching_pbtxt, config_pbtxt
+
+SITE = next((Path(sys.prefix) / "triton/lib").glob("python*/site-packages"))
+SERVER = SITE / "pytriton/tritonserver"
+PORTS = {"grpc": 18001, "http": 18000, "metrics": 18002}
+ADDRESS = f"127.0.0.1:{PORTS['grpc']}"
+MODELS: dict[str, tuple[tuple[str, str], dict[str, Any]]] = {
+    "one-layer": (("resnet18", "linear"), {}),
+    "two-layers": (("test_resnet", "mlp:16"), {"layers": ["layer2", "layer4"]}),
+    "any-size": (("test_resnet", "linear"), {"dynamic_size": True}),
+    "no-maps": (("test_resnet", "linear"), {"methods": ()}),
+}
+
+
+def export(repository: Path) -> None:
+    """Each model with its configurations; the backend's own rules are asked on the way."""
+    from tritonclient.grpc import model_config_pb2
+
+    for name, (network, options) in MODELS.items():
+        model = write(make(*network), repository / name / "1/model.onnx", **options)
+        description = model.description.model_copy(update={"name": name})
+        for file, text in ((CONFIG_FILE, config_pbtxt(description)), (BATCHING_FILE, batching_pbtxt(description))):
+            (repository / name / file).parent.mkdir(exist_ok=True)
+            (repository / name / file).write_text(text)
+            assert not (problem := refusal(text_format.Parse(text, model_config_pb2.ModelConfig()), Graph.read(str(model.path)))), problem
+
+
+@contextmanager
+def server(folder: Path, *flags: str) -> Iterator[Path]:
+    """Ready; its log."""
+    backends, log = folder / "backends", folder / "log"
+    if not backends.exists():
+        shutil.copytree(SERVER / "backends", backends)
+        stub = shutil.copy(SERVER / f"python_backend_stubs/3.{sys.version_info.minor}/triton_python_backend_stub", backends / "python")
+        Path(stub).chmod(0o755)
+        (backends / "onnxruntime").mkdir()
+        code = Path(__file__).with_name("triton_backend.py").read_text(encoding="utf-8")
+        (backends / "onnxruntime/model.py").write_text(f"import sys; sys.path.insert(0, {str(SITE)!r})\n{code}")
+    program = SERVER / "bin/tritonserver"
+    program.chmod(0o755)
+    listening = [word for name, port in PORTS.items() for word in (f"--{name}-port={port}", f"--{name}-address=127.0.0.1")]
+    command = [
+        program,
+        f"--model-repository={folder / 'models'}",
+        f"--backend-directory={backends}",
+        "--disable-auto-complete-config",
+        *listening,
+    ]
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(SITE / "nvidia_pytriton.libs"), "OMP_NUM_THREADS": "1"}
+    with log.open("w") as written, subprocess.Popen([*command, *flags], stdout=written, stderr=written, env=environment) as process:
+        try:
+            with triton.InferenceServerClient(ADDRESS) as client:
+                for _ in range(120):
+                    if process.poll() is not None or _is_ready(client):
+                        break
+                    time.sleep(0.5)
+                assert _is_ready(client), log.read_text()[-4000:]
+            yield log
+        finally:
+            process.terminate()
+
+
+def _is_ready(client: triton.InferenceServerClient) -> bool:
+    try:
+        return bool(client.is_server_ready())
+    except triton.InferenceServerException:
+        return False
+
+
+def ask(client: triton.InferenceServerClient, model: str, outputs: list[str], feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    inputs = []
+    for name, values in feed.items():
+        inputs.append(triton.InferInput(name, values.shape, np_to_triton_dtype(values.dtype)))
+        inputs[-1].set_data_from_numpy(values)
+    answer = client.infer(model, inputs, outputs=[triton.InferRequestedOutput(name) for name in outputs])
+    return {name: answer.as_numpy(name) for name in outputs}
+
+
+def same(answered: dict[str, np.ndarray], session: onnxruntime.InferenceSession, feed: dict[str, np.ndarray]) -> None:
+    for name, values in zip(answered, session.run(list(answered), feed), strict=True):
+        assert answered[name].shape == values.shape, name
+        np.testing.assert_allclose(
+            answered[name], values, rtol=1e-3, atol=1e-4 * max(1.0, float(np.abs(values).max(initial=0))), err_msg=name
+        )
+
+
+def sessions(folder: Path) -> dict[str, onnxruntime.InferenceSession]:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    return {name: onnxruntime.InferenceSession(folder / "models" / name / "1/model.onnx", options) for name in MODELS}
+
+
+def check_everything(folder: Path) -> None:
+    """config.pbtxt: every output, with and without each optional input."""
+    images = blobs(3)
+    with server(folder), triton.InferenceServerClient(ADDRESS) as client:
+        for name, session in sessions(folder).items():
+            outputs = [one.name for one in session.get_outputs()]
+            optional = {one.name: one.shape[1] for one in session.get_overridable_initializers()}
+            offered: dict[str, list[np.ndarray]] = {"targets": [np.array([[2, -1]]), np.array([[2, -1], [0, 1], [-2, 4]])]}
+            if "wanted" in optional:
+                offered["wanted"] = [np.zeros((1, optional["wanted"]), bool), np.ones((1, optional["wanted"]), bool)]
+                offered["softmax"] = [np.array([[True]])]
+            count = 0
+            for chosen in itertools.product(*([(key, None), *((key, one) for one in values)] for key, values in offered.items())):
+                feed = {"images": images, **{key: value for key, value in chosen if value is not None}}
+                same(ask(client, name, outputs, feed), session, feed)
+                count += 1
+            print(f"{CONFIG_FILE}, {name}: {len(outputs)} outputs, {count} kinds of request, as ONNX Runtime answers them")
+        Image.fromarray(images[0]).save(folder / "image.png")
+        said = subprocess.run(
+            [sys.executable, DEPLOY / "kserve/ask_triton.py", ADDRESS, "one-layer", folder / "image.png"],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        print(said.stdout.strip())
+
+
+def check_batching(folder: Path) -> None:
+    """configs/batching.pbtxt: requests of many clients, merged."""
+    images = blobs(40)
+    with server(folder, f"--model-config-name={Path(BATCHING_FILE).stem}") as log, triton.InferenceServerClient(ADDRESS) as client:
+        for name, session in sessions(folder).items():
+            outputs = [one.name for one in client.get_model_metadata(name).outputs]
+            feeds = [{"images": images[start : start + 1 + start % 2]} for start in range(0, 40, 2)]
+            with ThreadPoolExecutor(12) as pool:
+                for feed, answered in zip(feeds, pool.map(lambda feed: ask(client, name, outputs, feed), feeds), strict=True):  # noqa: B023
+                    same(answered, session, feed)
+        runs = [int(line.split()[3]) for line in log.read_text().splitlines() if line.startswith("a run of")]
+        assert max(runs) > 1, runs
+        print(f"{BATCHING_FILE}: {sum(runs)} requests in {len(runs)} runs, the largest of {max(runs)}, each answered as alone")
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        export(folder / "models")
+        check_everything(folder)
+        check_batching(folder)
+
+
+if __name__ == "__main__":
+    main()

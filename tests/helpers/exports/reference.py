@@ -1,0 +1,440 @@
+"""Maps written from the papers, in float64, with autograd: what the graph is compared with.
+
+Nothing here comes from `exports`. The network is taken as it is in PyTorch; a layer is observed by a hook on the module that
+the model's description names. Each formula is a function of one image's activations A `[c, h, w]` and, for one class, their
+gradients g = dy/dA `[c, h, w]` or one weight a channel; slow and plain on purpose.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from tlcli.training.models.network import Network
+
+Images = npt.NDArray[np.uint8]
+ClassIds = npt.NDArray[np.int64]
+Maps = npt.NDArray[np.float64]
+
+FEATURES = "forward_features"
+"""The name of a layer that no module need have: what `Network.features` returns."""
+
+METHODS = (
+    "cam",
+    "gradcam",
+    "gradcam_plus_plus",
+    "xgradcam",
+    "hirescam",
+    "gradcam_elementwise",
+    "layercam",
+    "fem",
+    "ablationcam",
+    "eigencam",
+    "eigengradcam",
+    "scorecam",
+    "faster_scorecam",
+)
+
+MAX_CHANNELS = 10
+"""Of Faster-Score-CAM, where the caller names no number."""
+
+_CHUNK = 32
+"""Images in one run of the network, where a run for each channel is needed: bounds the memory."""
+
+
+def cam(activations: Tensor, weights: Tensor) -> Tensor:
+    """Zhou et al. 2016, eq. 2: M_c(x, y) = sum_k w_k^c f_k(x, y). Not rectified."""
+    return torch.einsum("k,khw->hw", weights, activations)
+
+
+def gradcam(activations: Tensor, gradients: Tensor) -> Tensor:
+    """Selvaraju et al. 2017: alpha_k = 1/Z sum_ij dy/dA_k,ij (eq. 1); relu(sum_k alpha_k A_k) (eq. 2)."""
+    return cam(activations, gradients.mean((-2, -1))).relu()
+
+
+def gradcam_plus_plus(activations: Tensor, gradients: Tensor) -> Tensor:
+    """Chattopadhay et al. 2018: alpha = g^2 / (2 g^2 + sum_ab A_k,ab g^3) (eq. 19); w_k = sum_ij alpha relu(g).
+
+    The paper's score is Y = exp(y), which leaves alpha as it stands and multiplies all w_k by exp(y): left out.
+    """
+    numerator = gradients**2
+    denominator = 2 * gradients**2 + activations.sum((-2, -1), keepdim=True) * gradients**3
+    alpha = torch.zeros_like(gradients)
+    defined = (gradients != 0) & (denominator != 0)
+    alpha[defined] = numerator[defined] / denominator[defined]
+    return cam(activations, (alpha * gradients.relu()).sum((-2, -1))).relu()
+
+
+def xgradcam(activations: Tensor, gradients: Tensor) -> Tensor:
+    """Fu et al. 2020 (Axiom-based Grad-CAM): w_k = sum_xy (A_k,xy / sum_xy A_k,xy) dy/dA_k,xy."""
+    total = activations.sum((-2, -1))
+    weights = torch.zeros_like(total)
+    defined = total != 0
+    weights[defined] = (gradients * activations).sum((-2, -1))[defined] / total[defined]
+    return cam(activations, weights).relu()
+
+
+def hirescam(activations: Tensor, gradients: Tensor) -> Tensor:
+    """Draelos and Carin 2020: sum_k dy/dA_k * A_k, position by position; rectified as Grad-CAM is."""
+    return (gradients * activations).sum(0).relu()
+
+
+def gradcam_elementwise(activations: Tensor, gradients: Tensor) -> Tensor:
+    """pytorch-grad-cam's `GradCAMElementWise` (no paper): sum_k relu(g_k A_k)."""
+    return (gradients * activations).relu().sum(0)
+
+
+def layercam(activations: Tensor, gradients: Tensor) -> Tensor:
+    """Jiang et al. 2021 (LayerCAM, TIP 30): w_k,ij = relu(dy/dA_k,ij); relu(sum_k w_k,ij A_k,ij)."""
+    return (gradients.relu() * activations).sum(0).relu()
+
+
+def fem(activations: Tensor) -> Tensor:
+    """Ahmed Asif Fuad et al. 2020 (FEM): w_k = share of positions above mean_k + K sigma_k, K = 2; sum_k w_k A_k, rectified.
+
+    Nothing in a constant channel is above its mean, though the mean may be rounded below it.
+    """
+    mean = activations.mean((-2, -1), keepdim=True)
+    sigma = activations.std((-2, -1), correction=0, keepdim=True)
+    above = (activations > mean + 2 * sigma) & ~_constant(activations)
+    return cam(activations, above.double().mean((-2, -1))).relu()
+
+
+def eigencam(activations: Tensor) -> Tensor:
+    """Muhammad and Yeasin 2020 (Eigen-CAM): A as `[hw, c]` on its first right singular vector, columns centred first.
+
+    Centring is pytorch-grad-cam's, the paper has none. A singular vector's sign is free: the map rises with the sum of the channels.
+    Not rectified.
+    """
+    centred = (activations - activations.mean((-2, -1), keepdim=True)).flatten(1).T
+    _, _, right = torch.linalg.svd(centred, full_matrices=False)
+    projection = centred @ right[0]
+    if projection @ centred.sum(1) < 0:
+        projection = -projection
+    return projection.view(activations.shape[1:])
+
+
+def eigengradcam(activations: Tensor, gradients: Tensor) -> Tensor:
+    """pytorch-grad-cam's `EigenGradCAM` (no paper): Eigen-CAM of g A."""
+    return eigencam(gradients * activations)
+
+
+def ablationcam(activations: Tensor, score: Tensor, without: Tensor) -> Tensor:
+    """Desai and Ramaswamy 2020 (Ablation-CAM, section 3): w_k = (y - y_k) / y, y_k with A_k set to zero; relu(sum_k w_k A_k).
+
+    Over |y|: the paper's y is positive, and a negative one would turn the weights around.
+
+    Args:
+        activations: A.
+        score: y.
+        without: y_k `[c]`.
+    """
+    weights = (score - without) / score.abs() if score != 0 else torch.zeros_like(without)
+    return cam(activations, weights).relu()
+
+
+def scorecam(activations: Tensor, masked: Tensor) -> Tensor:
+    """Wang et al. 2020 (Score-CAM, algorithm 1): w = softmax over k of y(X * mask_k); relu(sum_k w_k A_k).
+
+    The baseline that the paper subtracts from every score (its definition 3) cancels in the softmax.
+
+    Args:
+        activations: A, of the channels in use.
+        masked: y(X * mask_k) `[c]`.
+    """
+    return cam(activations, masked.softmax(0)).relu()
+
+
+def masks(activations: Tensor, height: int, width: int) -> Tensor:
+    """Wang et al. 2020, algorithm 1: A_k upsampled to the input, then min-max scaled: `[c, height, width]`.
+
+    A constant channel gives zeros, though its upsampling may have rounded to more than one value.
+    """
+    upsampled = _resized(activations, height, width)
+    return torch.where(_constant(activations), 0, scaled(upsampled))
+
+
+def largest_variance(activations: Tensor, number: int) -> list[int]:
+    """Faster-Score-CAM (github.com/tabayashi0117/Score-CAM, no paper): the channels of largest spatial variance, largest first."""
+    variance = activations.var((-2, -1), correction=0)
+    return variance.sort(descending=True, stable=True).indices[:number].tolist()
+
+
+def scaled(values: Tensor) -> Tensor:
+    """`[..., h, w]` to [0, 1], each by its own minimum and maximum; zeros where it is constant."""
+    low, high = values.amin((-2, -1), keepdim=True), values.amax((-2, -1), keepdim=True)
+    return torch.where(high > low, (values - low) / torch.where(high > low, high - low, 1), 0)
+
+
+def fuse(maps: Sequence[Maps]) -> Maps:
+    """One map of several layers' maps `[N, K, h, w]`: each scaled to [0, 1], resized to the largest h x w, then the maximum.
+
+    Jiang et al. 2021 (LayerCAM) take the maximum too; they scale by tanh(2 M / max M), and the shallow layers only.
+    """
+    height, width = (max(values.shape[axis] for values in maps) for axis in (-2, -1))
+    return torch.stack([_resized(scaled(torch.from_numpy(values)), height, width) for values in maps]).amax(0).numpy()
+
+
+def _resized(values: Tensor, height: int, width: int) -> Tensor:
+    flat = values.reshape(1, -1, *values.shape[-2:])
+    resized = functional.interpolate(flat, size=(height, width), mode="bilinear", align_corners=False)
+    return resized.view(*values.shape[:-2], height, width)
+
+
+def _constant(activations: Tensor) -> Tensor:
+    return activations.amax((-2, -1), keepdim=True) == activations.amin((-2, -1), keepdim=True)
+
+
+_OF_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"fem": fem, "eigencam": eigencam}
+
+_OF_GRADIENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "gradcam": gradcam,
+    "gradcam_plus_plus": gradcam_plus_plus,
+    "xgradcam": xgradcam,
+    "hirescam": hirescam,
+    "gradcam_elementwise": gradcam_elementwise,
+    "layercam": layercam,
+    "eigengradcam": eigengradcam,
+}
+
+
+@dataclass
+class _Observation:
+    """What one run of the network showed, and what was computed from it since.
+
+    images, class_ids: what it is of.
+    inputs: normalised, `[N, 3, H, W]`.
+    logits: `[N, C]`, with the graph back to `activations`.
+    activations: `[N, c, h, w]`, a leaf.
+    is_features: whether the head takes the layer's very output, so that only the head is needed from there on.
+    gradients: by `softmax`, `[N, K, c, h, w]`.
+    ablated: by image, logits `[c, C]` without each channel.
+    masked: by image and channel, logits `[C]` of the masked image.
+    """
+
+    images: Images
+    class_ids: ClassIds
+    inputs: Tensor
+    logits: Tensor
+    activations: Tensor
+    is_features: bool
+    gradients: dict[bool, Tensor] = field(default_factory=dict)
+    ablated: dict[int, Tensor] = field(default_factory=dict)
+    masked: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+
+
+class Reference:
+    """Logits and maps of a network in float64, at one layer.
+
+    The last images and classes are remembered: all methods of them share one forward pass, and one backward pass a class.
+    """
+
+    def __init__(self, network: Network, layer: str) -> None:
+        """Copy the network.
+
+        Args:
+            network: any.
+            layer: the name of a module of the backbone whose output is `[N, c, h, w]`, or `FEATURES`.
+        """
+        self.network = copy.deepcopy(network).double().eval().requires_grad_(False)
+        self.name = layer
+        self.layer = None if layer == FEATURES else self.network.backbone.get_submodule(layer)
+        self._last: _Observation | None = None
+
+    def observe(self, images: Images, class_ids: ClassIds, softmax: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits `[N, C]`, activations A `[N, c, h, w]` and dy/dA `[N, K, c, h, w]` for class ids `[N, K]`.
+
+        y is the class's logit, or with `softmax` its probability.
+        """
+        seen = self._look(images, class_ids)
+        return seen.logits.detach(), seen.activations.detach(), self._gradients(seen, softmax)
+
+    def maps(self, method: str, images: Images, class_ids: ClassIds, softmax: bool = False, max_channels: int = MAX_CHANNELS) -> Maps:
+        """`[N, K, h, w]`, before any resizing or scaling.
+
+        Args:
+            method: one of `METHODS`.
+            images: uint8 `[N, H, W, 3]`.
+            class_ids: `[N, K]`.
+            softmax: explain the class's probability, not its logit.
+            max_channels: of Faster-Score-CAM.
+
+        Raises:
+            ValueError: no such method or class; the layer has no spatial output, runs more than once or has no part in the logits;
+                or `cam` of a network that is not one linear layer on this layer's spatial mean.
+        """
+        if method not in METHODS:
+            raise ValueError(f"no method {method!r}")
+        seen = self._look(images, class_ids)
+        rows = [
+            torch.stack([self._map(method, seen, image, column, softmax, max_channels) for column in range(class_ids.shape[1])])
+            for image in range(len(images))
+        ]
+        return torch.stack(rows).detach().numpy()
+
+    def gradcam(self, images: Images, class_ids: ClassIds) -> Maps:
+        """See `maps`."""
+        return self.maps("gradcam", images, class_ids)
+
+    def cam(self, images: Images, class_ids: ClassIds, weight: Tensor | None = None) -> Maps:
+        """`maps("cam")`, or with `weight` `[C, c]` in place of the classifier's."""
+        if weight is None:
+            return self.maps("cam", images, class_ids)
+        seen = self._look(images, class_ids)
+        rows = [
+            torch.stack([cam(activations, weight.double()[number]) for number in numbers])
+            for activations, numbers in zip(seen.activations.detach(), class_ids.tolist(), strict=True)
+        ]
+        return torch.stack(rows).numpy()
+
+    def _map(self, method: str, seen: _Observation, image: int, column: int, softmax: bool, max_channels: int) -> Tensor:
+        activations, number = seen.activations[image].detach(), int(seen.class_ids[image, column])
+        if method in _OF_ACTIVATIONS:
+            return _OF_ACTIVATIONS[method](activations)
+        if method in _OF_GRADIENTS:
+            return _OF_GRADIENTS[method](activations, self._gradients(seen, softmax)[image, column])
+        if method == "cam":
+            return cam(activations, self._pooled_linear(seen)[number])
+        if method == "ablationcam":
+            score = _target(seen.logits.detach(), softmax)[image, number]
+            return ablationcam(activations, score, _target(self._ablated(seen, image), softmax)[:, number])
+        channels = largest_variance(activations, max_channels) if method == "faster_scorecam" else list(range(len(activations)))
+        return scorecam(activations[channels], _target(self._masked(seen, image, channels), softmax)[:, number])
+
+    @torch.enable_grad()
+    def _look(self, images: Images, class_ids: ClassIds) -> _Observation:
+        last = self._last
+        if last is not None and np.array_equal(last.images, images) and np.array_equal(last.class_ids, class_ids):
+            return last
+        images, class_ids = images.copy(), class_ids.copy()
+        config = self.network.config.preprocessing
+        pixels = torch.from_numpy(images).double().permute(0, 3, 1, 2) / 255
+        mean, std = (torch.tensor(values, dtype=torch.float64).view(1, 3, 1, 1) for values in (config.mean, config.std))
+        inputs = (pixels - mean) / std
+        outputs: list[Tensor] = []
+
+        def watch(output: Tensor) -> Tensor:
+            outputs.append(output.detach().clone().requires_grad_(True))
+            return outputs[0].clone()  # what follows may work in place
+
+        logits, is_features = self._run(inputs, watch)
+        if not logits.requires_grad:
+            raise ValueError(f"{self.name} does not reach the logits")
+        if class_ids.shape[:1] != images.shape[:1] or class_ids.min() < 0 or class_ids.max() >= logits.shape[1]:
+            raise ValueError(f"class ids [N, K] of 0 to {logits.shape[1] - 1} were expected")
+        self._last = _Observation(images, class_ids, inputs, logits, outputs[0], is_features)
+        return self._last
+
+    def _run(self, inputs: Tensor, replace: Callable[[Tensor], Tensor]) -> tuple[Tensor, bool]:
+        """Logits of inputs `[N, 3, H, W]` where the layer's output gives way to another, and whether that is what the head takes."""
+        replaced: list[Tensor] = []
+
+        def at_layer(_module: object, _inputs: object, output: Tensor) -> Tensor:
+            if not isinstance(output, Tensor) or output.ndim != 4:
+                raise ValueError(f"{self.name} does not return [N, c, h, w]")
+            if replaced:
+                raise ValueError(f"{self.name} runs more than once")
+            replaced.append(replace(output))
+            versions.append(replaced[0]._version)
+            return replaced[0]
+
+        versions: list[int] = []  # a tensor's version changes when it is written to
+        if self.layer is None:
+            features = at_layer(None, None, self.network.features(inputs))
+            is_features = True
+            logits = self.network.classify(self.network.embed(features))
+        else:
+            handle = self.layer.register_forward_hook(at_layer)
+            try:
+                features = self.network.features(inputs)
+                is_features = bool(replaced) and features is replaced[0] and features._version == versions[0]
+                logits = self.network.classify(self.network.embed(features))
+            finally:
+                handle.remove()
+        if not replaced:
+            raise ValueError(f"{self.name} does not run")
+        return logits, is_features
+
+    @torch.enable_grad()
+    def _gradients(self, seen: _Observation, softmax: bool) -> Tensor:
+        if softmax not in seen.gradients:
+            target, images = _target(seen.logits, softmax), range(len(seen.images))
+            columns = [target[images, torch.from_numpy(column)].sum() for column in seen.class_ids.T]
+            gradients = [torch.autograd.grad(column, seen.activations, retain_graph=True)[0] for column in columns]
+            seen.gradients[softmax] = torch.stack(gradients, 1)
+        return seen.gradients[softmax]
+
+    @torch.no_grad()
+    def _ablated(self, seen: _Observation, image: int) -> Tensor:
+        """Logits `[c, C]` of one image, without each channel in turn."""
+        if image not in seen.ablated:
+            activations, rows = seen.activations[image].detach(), []
+            for channels in torch.arange(len(activations)).split(_CHUNK):
+                without = activations.repeat(len(channels), 1, 1, 1)
+                without[range(len(channels)), channels] = 0
+                if seen.is_features:
+                    rows.append(self.network.classify(self.network.embed(without)))
+                else:
+                    inputs = seen.inputs[image].repeat(len(channels), 1, 1, 1)
+                    rows.append(self._run(inputs, lambda _output, without=without: without)[0])  # type: ignore[misc]
+            seen.ablated[image] = torch.cat(rows)
+        return seen.ablated[image]
+
+    @torch.no_grad()
+    def _masked(self, seen: _Observation, image: int, channels: list[int]) -> Tensor:
+        """Logits `[len(channels), C]` of one image under each channel's mask."""
+        missing = [channel for channel in channels if (image, channel) not in seen.masked]
+        for start in range(0, len(missing), _CHUNK):
+            chunk = missing[start : start + _CHUNK]
+            inputs = seen.inputs[image]
+            covers = masks(seen.activations[image][chunk], *inputs.shape[-2:])
+            logits = self.network(inputs * covers[:, None])
+            seen.masked.update(((image, channel), row) for channel, row in zip(chunk, logits, strict=True))
+        return torch.stack([seen.masked[image, channel] for channel in channels])
+
+    @torch.no_grad()
+    def _pooled_linear(self, seen: _Observation) -> Tensor:
+        """The classifier's weight `[C, c]`, where it is on the layer's spatial mean."""
+        if seen.is_features:
+            activations = seen.activations.detach()
+            embedding, weight = self.network.embed(activations.clone()), getattr(self.network.classifier, "weight", None)
+            mean = activations.mean((-2, -1))
+            if weight is not None and embedding.shape == mean.shape and torch.allclose(embedding, mean, rtol=1e-9, atol=1e-12):
+                return weight.flatten(1)  # type: ignore[no-any-return]
+        raise ValueError(f"the network is not one linear layer on the spatial mean of {self.name}")
+
+
+def fused(
+    references: Sequence[Reference],
+    method: str,
+    images: Images,
+    class_ids: ClassIds,
+    softmax: bool = False,
+    max_channels: int = MAX_CHANNELS,
+) -> Maps:
+    """`fuse` of the same method at several layers."""
+    return fuse([reference.maps(method, images, class_ids, softmax, max_channels) for reference in references])
+
+
+def _target(logits: Tensor, softmax: bool) -> Tensor:
+    return logits.softmax(1) if softmax else logits
+
+
+def relative_difference(values: npt.NDArray[np.float32], reference: npt.NDArray[np.float64]) -> float:
+    """The largest difference over the reference's largest value, map by map; the worst of them.
+
+    A rectified map may be all but zero; it is measured against a thousandth of the largest of all.
+    Where all of them are zero, so must the values be: 0, else infinity.
+    """
+    difference = np.abs(values - reference).max((-2, -1))
+    largest = np.abs(reference).max((-2, -1))
+    if largest.max() == 0:
+        return 0.0 if difference.max() == 0 else float("inf")
+    return float((difference / np.maximum(largest, largest.max() * 1e-3)).max())

@@ -1,0 +1,153 @@
+"""Networks, images and files for the tests of the export."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+from torch import nn
+
+from tlcli.contract.images.preprocessing import Preprocessing
+from tlcli.contract.model.description import Provenance
+from tlcli.contract.model.onnx_model import Model
+from tlcli.exports.exporter import describe_explainer
+from tlcli.exports.onnx_writer import check_graph, describe, flat_graph, write_graph
+from tlcli.exports.trace.explainer import Explainer
+from tlcli.training.models.network import Network, NetworkConfig, build
+
+FLAT = "flat.onnx"
+LABELS = ("ant", "bee", "cat", "dog", "eel")
+PROVENANCE = Provenance(created="2026-01-01T00:00:00+00:00", versions={}, backbone="b", head="h", weights="none")
+
+
+def make(
+    backbone: str = "resnet18",
+    head: str = "linear",
+    *,
+    spread: float = 1.0,
+    seed: int = 0,
+    size: tuple[int, int] = (64, 96),
+    **model_kwargs: float,
+) -> Network:
+    """A random network in which nothing is degenerate: batch norms of any scale, a last layer that tells classes apart.
+
+    Args:
+        backbone, head, model_kwargs: see `NetworkConfig`.
+        spread: the logits' standard deviation grows with it.
+        seed: of everything.
+        size: height and width of its images.
+    """
+    torch.manual_seed(seed)
+    preprocessing = Preprocessing(height=size[0], width=size[1])
+    config = NetworkConfig(
+        backbone=backbone, model_kwargs=model_kwargs, head=head, num_classes=len(LABELS), preprocessing=preprocessing
+    )  # fmt: skip
+    network = build(config)
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.1)  # type: ignore[union-attr]
+                module.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
+                module.weight.uniform_(0.5, 1.5)  # timm starts the last of a block at zero, which would take its branch out
+                module.bias.normal_(0, 0.1)
+        last = network.last_layer
+        last.weight.normal_(0, spread / last.weight.shape[1] ** 0.5)
+    return network
+
+
+def blobs(count: int = 3, height: int = 64, width: int = 96) -> npt.NDArray[np.uint8]:
+    """Images of soft blobs with some noise: uint8 `[count, height, width, 3]`."""
+    generator = np.random.default_rng(0)
+    soft = [cv2.resize(generator.uniform(0, 255, (4, 6, 3)), (width, height), interpolation=cv2.INTER_CUBIC) for _ in range(count)]
+    return np.clip(np.stack(soft) + generator.normal(0, 10, (count, height, width, 3)), 0, 255).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network and the file that was made of it.
+
+    explainer: what stood in between. Its flat graph lies beside the file.
+    """
+
+    network: Network
+    model: Model
+    explainer: Explainer
+
+    def flat(self) -> onnx.ModelProto:
+        """The graph before its branches were closed up."""
+        return onnx.load(str(self.model.path.with_name(FLAT)))
+
+    def rewritten(self, rewrite: Callable[[onnx.ModelProto], None], name: str) -> Model:
+        """The file that is made of the flat graph once `rewrite` has changed it."""
+        flat = self.flat()
+        rewrite(flat)
+        return _finish(self.explainer, flat, self.model.path.with_name(f"{name}.onnx"))
+
+
+def write(
+    network: Network,
+    path: Path,
+    *,
+    methods: Sequence[str] | None = None,
+    layers: Sequence[str] | None = None,
+    dynamic_size: bool = False,
+) -> Model:
+    """What `tlcli.exports.exporter` writes, without its check against PyTorch."""
+    return write_case(network, path, methods=methods, layers=layers, dynamic_size=dynamic_size).model
+
+
+def write_case(
+    network: Network,
+    path: Path,
+    *,
+    methods: Sequence[str] | None = None,
+    layers: Sequence[str] | None = None,
+    dynamic_size: bool = False,
+) -> Case:
+    """The same, with what it was made of."""
+    explainer = Explainer(network.requires_grad_(False), methods, layers, dynamic_size)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    flat = flat_graph(explainer)
+    onnx.save(flat, str(path.with_name(FLAT)))
+    return Case(network, _finish(explainer, flat, path), explainer)
+
+
+def _finish(explainer: Explainer, flat: onnx.ModelProto, path: Path) -> Model:
+    write_graph(explainer, path, flat)
+    labels = [f"class_{number}" for number in range(explainer.network.config.num_classes)]
+    describe(path, describe_explainer(explainer, "model", labels, PROVENANCE))
+    check_graph(path)
+    return Model.open(path, device="cpu")
+
+
+class Exports:
+    """Files of networks from `make`, each made once: an export takes seconds."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._made: dict[tuple[object, ...], Case] = {}
+
+    def __call__(
+        self,
+        backbone: str,
+        head: str = "linear",
+        *layers: str,
+        methods: tuple[str, ...] | None = None,
+        dynamic_size: bool = False,
+        spread: float = 1.0,
+        size: tuple[int, int] = (64, 96),
+        **model_kwargs: float,
+    ) -> Case:
+        """See `make` and `write`."""
+        key = (backbone, head, layers, methods, dynamic_size, spread, size, *model_kwargs.items())
+        if key not in self._made:
+            network = make(backbone, head, spread=spread, size=size, **model_kwargs)
+            path = self._folder / str(len(self._made)) / "model.onnx"
+            self._made[key] = write_case(network, path, methods=methods, layers=layers or None, dynamic_size=dynamic_size)
+        return self._made[key]

@@ -1,0 +1,106 @@
+"""Web pages that try to use a server of their visitor's machine: by another name for it, or from another site."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.service.http_requests import Asking, http_in_background
+from tests.helpers.service.sample_images import RED, encode, scene
+from tests.helpers.service.toy_model import ToyModel
+from tlcli.service import ServerSettings
+from tlcli.service.rest.allowed_hosts import AllowedHosts
+
+IMAGE = encode(scene(RED, (30, 20, 90, 70)), "JPEG")
+LOAD, UNLOAD = "/v2/repository/models/toy/load", "/v2/repository/models/toy/unload"
+CLASSIFY = "/v1/classify"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("hosts")
+    ToyModel.make(seed=1).save(folder / "toy/1/model.onnx", "toy")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def port(models: Path) -> Iterator[int]:
+    with http_in_background(ServerSettings(models=models, port=0, http_port=0, model_control="explicit")) as port:
+        yield port
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example",
+        "evil.example:{port}",
+        "localhost.evil.example",
+        "127.0.0.1.evil.example",
+        "x",
+        "[::1",
+        "evil.example:80@localhost",
+        "localhost/x",
+    ],
+)
+def test_another_name_is_refused_whatever_is_asked(port: int, host: str) -> None:
+    host = host.format(port=port)
+    with Asking(port) as asking:
+        for path in (LOAD, UNLOAD, CLASSIFY, "/v2/repository/index", "/nosuch"):
+            status, line = asking.post(path, IMAGE, Host=host, Origin=f"http://{host}").refusal
+            assert status == 403
+            assert line == f"host {host!r} is none of this server's names: ask for its address, or add it to allowed_hosts"
+        assert asking.get("/v2", Host=host).status == 403
+        assert asking.get("/v2/health/ready", Host=host).status == 200
+        assert asking.post(CLASSIFY, IMAGE).status == 200
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:{port}", "app.localhost", "127.0.0.1:{port}", "[::1]:{port}", "192.0.2.7"])
+def test_loopback_names_and_addresses_are_taken(port: int, host: str) -> None:
+    host = host.format(port=port)
+    with Asking(port) as asking:
+        assert asking.post(CLASSIFY, IMAGE, Host=host).status == 200
+        assert asking.post(LOAD, Host=host, Origin=f"http://{host}").status == 200
+
+
+@pytest.mark.parametrize(
+    "origin", ["http://evil.example", "null", "http://localhost:1", "https://127.0.0.1", "chrome-extension://abc", "", "http://["]
+)
+def test_a_foreign_origin_changes_nothing_and_asks_nothing(port: int, origin: str) -> None:
+    expected = (403, "this request comes from a page of another site: send it from a program")
+    with Asking(port) as asking:
+        for path in (LOAD, UNLOAD, CLASSIFY):
+            assert asking.post(path, IMAGE, Origin=origin).refusal == expected
+        for path in (LOAD, UNLOAD):
+            assert asking.post(path, Origin=origin, Sec_Fetch_Site="same-origin").refusal == expected
+        answer = asking.get("/v2", Origin=origin)
+        assert answer.status == 200
+        assert not [name for name in answer.headers if name.lower().startswith("access-control")]
+        asked = asking.ask("OPTIONS", LOAD, None, Origin=origin, Access_Control_Request_Method="POST")
+        assert asked.status == 405
+        assert not [name for name in asked.headers if name.lower().startswith("access-control")]
+        assert asking.post(CLASSIFY, IMAGE).status == 200
+
+
+def test_names_that_are_allowed_are_taken_and_may_change_models(models: Path) -> None:
+    settings = ServerSettings(models=models, port=0, http_port=0, model_control="explicit", allowed_hosts="models.example, other.example")
+    with http_in_background(settings) as port, Asking(port) as asking:
+        assert asking.post(LOAD, Host="models.example", Origin="https://models.example").status == 200
+        assert asking.post(LOAD, Origin="https://other.example").status == 200
+        assert asking.post(LOAD, Host="evil.example").status == 403
+
+
+def test_on_other_addresses_any_name_may_ask_and_none_may_change_models_from_a_page(models: Path) -> None:
+    settings = ServerSettings(models=models, host="0.0.0.0", insecure=True, port=0, http_port=0, model_control="explicit")
+    with http_in_background(settings) as port, Asking(port) as asking:
+        assert asking.post(CLASSIFY, IMAGE, Host="models.example", Origin="http://models.example").status == 200
+        assert asking.post(LOAD, Host="models.example").status == 200
+        assert asking.post(LOAD, Host="models.example", Origin="http://models.example").status == 403
+        assert asking.post(LOAD, Host=f"10.0.0.1:{port}", Origin=f"http://10.0.0.1:{port}").status == 200
+
+
+def test_a_star_takes_any_name() -> None:
+    hosts = AllowedHosts("*", "127.0.0.1")
+    assert hosts.takes("evil.example")
+    assert not hosts.may_change("http://evil.example", "evil.example")

@@ -1,0 +1,201 @@
+"""A step of the optimizer: in parts, weighted, averaged, against plain PyTorch and against other people's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.utils.class_weight import compute_class_weight
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tlcli.contract.errors import SettingsError
+from tlcli.training.engine.ema import Average
+from tlcli.training.engine.loss import Objective, balanced_weights
+from tlcli.training.engine.mixup import mixing
+from tlcli.training.engine.optimizer import make_optimizer
+from tlcli.training.engine.step import Steps, Way
+from tlcli.training.engine.unfreezing import GradualUnfreezing, frozen_norms
+
+CLASSES = 3
+
+
+def network(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.Tanh(), nn.Linear(8, CLASSES)).double()
+
+
+def batch(images: int = 10) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(images, 3, 2, 2, generator=generator, dtype=torch.float64), torch.arange(images) % CLASSES
+
+
+def stepped(way: Way, model: nn.Module, **settings: Any) -> Any:
+    steps = Steps(model, torch.optim.SGD(model.parameters(), lr=0.1), way, **settings)
+    steps.begin()
+    return steps.take(0, *batch())
+
+
+@pytest.mark.parametrize("part_size", [None, 10, 5, 4, 2, 1])
+def test_parts_of_a_batch_add_up_to_it(part_size: int | None) -> None:
+    model, plain = network(), network()
+    objective = Objective(0.1, torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64))
+    done = stepped(Way(objective=objective, part_size=part_size), model)
+    inputs, labels = batch()
+    functional.cross_entropy(plain(inputs), labels, weight=objective.class_weights, label_smoothing=0.1).backward()
+    for parameter, expected in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, expected.grad)
+        torch.testing.assert_close(parameter.detach(), expected.detach() - 0.1 * expected.grad)
+    logits = network()(inputs).detach()
+    assert done.count == 10
+    assert done.loss == pytest.approx(float(functional.cross_entropy(logits, labels, reduction="sum")), rel=1e-6)
+    assert done.right == int((logits.argmax(1) == labels).sum())
+
+
+def test_balanced_weights_are_those_of_scikit_learn() -> None:
+    labels = np.array([0] * 7 + [1] * 2 + [2])
+    expected = compute_class_weight("balanced", classes=np.arange(3), y=labels)
+    np.testing.assert_allclose(balanced_weights(labels, 3).numpy(), expected, rtol=1e-6)
+
+
+def test_an_average_is_timms() -> None:
+    """With its warm-up, which has a formula of its own, left behind: at the same decay."""
+    model = network()
+    theirs, ours = ModelEmaV3(model, decay=0.5), Average(model, 0.5)
+    for step in range(20, 24):  # (1 + n) / (10 + n) is above 0.5
+        for parameter in model.parameters():
+            parameter.data.add_(torch.randn(parameter.shape, dtype=torch.float64))
+        theirs.update(model, step=step)
+        ours.update(step)
+    for name, tensor in theirs.module.state_dict().items():
+        torch.testing.assert_close(ours.state[name], tensor)
+
+
+def test_an_average_forgets_the_beginning_first() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(model.weight)
+    average = Average(model, 0.999)
+    nn.init.ones_(model.weight)
+    average.update(0)
+    assert float(average.state["weight"]) == pytest.approx(0.9)
+    with average.in_place():
+        assert model.weight.item() == pytest.approx(0.9)
+    assert model.weight.item() == 1.0
+
+
+def test_an_average_gone_on_with_leaves_what_it_began_with() -> None:
+    """The same tensors may be the best network so far."""
+    model = network()
+    kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in kept.items()}
+    average = Average(model, 0.5, kept)
+    for parameter in model.parameters():
+        parameter.data.add_(1)
+    average.update(100)
+    assert all(torch.equal(kept[name], before[name]) for name in before)
+    assert not torch.equal(average.state["1.weight"], before["1.weight"])
+
+
+class Narrow(nn.Module):
+    """Has memory for so many images at a time."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.inner = network()
+        self.most = most
+        self.seen: list[int] = []
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if len(inputs) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        self.seen.append(len(inputs))
+        return self.inner(inputs)  # type: ignore[no-any-return]
+
+
+def test_out_of_memory_a_batch_is_halved_until_it_fits_and_the_step_is_the_same() -> None:
+    said: list[str] = []
+    model, plain = Narrow(3), network()
+    steps = Steps(model, torch.optim.SGD(model.parameters(), lr=0.1), Way(), said.append)
+    steps.begin()
+    steps.take(0, *batch())
+    stepped(Way(), plain)
+    for parameter, expected in zip(model.inner.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(parameter, expected)
+    assert model.seen == [3, 3, 2, 2]
+    steps.take(1, *batch())
+    assert model.seen == [3, 3, 2, 2] * 2  # and stays so
+    assert [line.partition(":")[0] for line in said] == ["out of memory"] * 2
+    assert "in 4 parts" in said[-1]
+
+
+def test_a_image_that_does_not_fit_at_all_is_said_with_a_way_out() -> None:
+    with pytest.raises(SettingsError, match=r"memory does not suffice \(CUDA out of memory.*try a smaller --batch-size, --image-size"):
+        stepped(Way(), Narrow(0))
+
+
+def test_another_error_is_not_taken_for_a_lack_of_memory() -> None:
+    model = network()
+    steps = Steps(model, torch.optim.SGD(model.parameters(), lr=0.1), Way())
+    steps.begin()
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        steps.take(0, torch.zeros(2, 5, dtype=torch.float64), torch.zeros(2, dtype=torch.int64))
+
+
+def test_what_is_drawn_in_a_step_depends_on_its_number_alone() -> None:
+    def gradient(number: int, draws_before: int) -> Tensor:
+        model = nn.Sequential(network(), nn.Dropout(0.5))
+        torch.rand(draws_before)
+        steps = Steps(model, torch.optim.SGD(model.parameters(), lr=0.1), Way(seed=3))
+        steps.begin()
+        steps.take(number, *batch())
+        first = next(model.parameters()).grad
+        assert first is not None
+        return first
+
+    assert torch.equal(gradient(4, 0), gradient(4, 100))
+    assert not torch.equal(gradient(4, 0), gradient(5, 0))
+
+
+@pytest.mark.parametrize(("mixup", "cutmix"), [(0.4, 0.0), (0.0, 1.0), (0.4, 1.0)])
+def test_mixed_labels_are_the_shares_of_the_images(mixup: float, cutmix: float) -> None:
+    """Images of one value each: the share of each in a mixed one can be read from its mean."""
+    mix = mixing(mixup, cutmix, CLASSES)
+    assert mix is not None
+    values = torch.tensor([0.0, 1.0, 100.0])
+    labels = torch.arange(9) % CLASSES
+    for seed in range(10):
+        torch.manual_seed(seed)
+        images, shares = mix(values[labels].view(-1, 1, 1, 1).expand(-1, 3, 16, 16).clone(), labels)
+        np.testing.assert_allclose(shares.sum(1), 1, rtol=1e-6)
+        np.testing.assert_allclose(images.mean((1, 2, 3)), shares @ values, rtol=1e-4, atol=1e-4)
+    assert mixing(0.0, 0.0, CLASSES) is None
+
+
+def test_optimizers_are_those_that_were_asked_for() -> None:
+    parameter = nn.Parameter(torch.ones(2, 2))
+    groups = [{"params": [parameter], "lr": 0.1, "weight_decay": 0.0}]
+    kinds = {name: type(make_optimizer(name, groups, 0.1)) for name in ("adamw", "adam", "rmsprop", "sgd")}  # type: ignore[arg-type]
+    assert kinds == {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "rmsprop": torch.optim.RMSprop, "sgd": torch.optim.SGD}
+
+
+def test_layers_join_from_the_head_down_and_norms_of_those_that_wait_stand_still() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 4), nn.Linear(4, 2))
+    rates = {0: 0.1, 1: 0.1, 2: 0.2, 3: 0.3}
+    groups = [{"params": list(model[index].parameters()), "lr": rate} for index, rate in rates.items()]
+    unfreezing = GradualUnfreezing(torch.optim.SGD(groups, lr=0.1), epochs=6)
+
+    def learning(epoch: int) -> list[bool]:
+        unfreezing.begin(epoch)
+        return [layer.weight.requires_grad for layer in model]  # type: ignore[misc]
+
+    assert learning(0) == [False, False, False, True]
+    assert frozen_norms(model) == [model[1]]
+    assert learning(1) == [False, False, True, True]
+    assert [learning(epoch) for epoch in (2, 3, 5)] == [[True] * 4] * 3
+    assert frozen_norms(model) == []
+    learning(0)
+    unfreezing.finish()
+    assert all(parameter.requires_grad for parameter in model.parameters())

@@ -1,0 +1,91 @@
+"""TensorBoard's logs: what its own reader finds in them is what the log was told; without the package, one clear line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tlcli.contract.errors import SettingsError
+from tlcli.training.metrics.scores import EpochRow
+from tlcli.training.runs.tensorboard import TensorboardLog, require_tensorboard
+
+ROWS = [
+    EpochRow("head", 1, 0.25, 1.5, 0.5, 1.25, 0.625, 2.0),
+    EpochRow("full", 2, 0.125, 0.75, 0.75, 0.5, 0.875, 4.0),
+]
+
+
+def read(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return {name: [(one.step, one.value) for one in events.Scalars(name)] for name in events.Tags()["scalars"]}
+
+
+def test_its_reader_finds_what_was_told(tmp_path: Path) -> None:
+    log = TensorboardLog(tmp_path)
+    log.epoch(ROWS[0], True)
+    log.step(1, 0.375)
+    log.step(2, 0.3125)
+    log.epoch(ROWS[1], False)
+    log.close()
+    assert read(tmp_path / "tensorboard" / "train") == {
+        "loss": [(1, 1.5), (2, 0.75)],
+        "top1": [(1, 0.5), (2, 0.75)],
+        "lr": [(1, 0.25), (2, 0.125)],
+        "seconds": [(1, 2.0), (2, 4.0)],
+        "loss_of_step": [(1, 0.375), (2, 0.3125)],
+    }
+    assert read(tmp_path / "tensorboard" / "val") == {"loss": [(1, 1.25), (2, 0.5)], "top1": [(1, 0.625), (2, 0.875)]}
+
+
+def test_an_epoch_is_there_before_the_training_ends(tmp_path: Path) -> None:
+    log = TensorboardLog(tmp_path)
+    log.epoch(ROWS[0], True)
+    assert read(tmp_path / "tensorboard" / "val")["loss"] == [(1, 1.25)]
+    log.close()
+
+
+def test_what_a_resumed_run_writes_is_added(tmp_path: Path) -> None:
+    for row in ROWS:
+        log = TensorboardLog(tmp_path)
+        log.epoch(row, True)
+        log.close()
+    assert read(tmp_path / "tensorboard" / "val")["top1"] == [(1, 0.625), (2, 0.875)]
+
+
+def test_without_the_package_the_way_out_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    for ask in (require_tensorboard, lambda: TensorboardLog(tmp_path)):
+        with pytest.raises(SettingsError, match=r"^--tensorboard needs .* not installed: pip install 'tlcli\[tensorboard\]'$"):
+            ask()
+    assert not list(tmp_path.iterdir())
+
+
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from tests.training.runs.test_tensorboard import ROWS
+from tlcli.training.runs.tensorboard import TensorboardLog
+said = []
+log = TensorboardLog(Path(sys.argv[1]), said.append)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+for number in range(30):
+    log.step(number, 1.0)
+    log.epoch(ROWS[0], True)
+log.close()
+print(*said, sep=chr(10))
+"""
+
+
+def test_a_full_disk_ends_the_log_with_a_warning_and_not_the_training(tmp_path: Path) -> None:
+    """Files cannot grow beyond 100 bytes."""
+    command = [sys.executable, "-c", FULL_DISK, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[3], timeout=120, check=True)
+    assert done.stdout == f"warning: {tmp_path / 'tensorboard'}: File too large: TensorBoard's log ends here, the training goes on\n"
+    assert "Traceback" not in done.stderr, done.stderr

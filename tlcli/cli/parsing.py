@@ -1,0 +1,107 @@
+"""Argument parsing of every command: spellings from other tools, and options that would be ignored."""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Iterable
+
+import click
+
+from tlcli.cli.vocabulary import ADVICE, ALIASES, AS_ARGUMENT, COMMAND_ADVICE, COMMAND_ALIASES, SUGGESTED
+
+_WITH_COMMAS = frozenset({"classes", "methods", "metrics", "clients", "rates"})
+
+
+class Command(click.Command):
+    """A command that accepts common spellings of its options, and refuses an option that takes one value and comes twice.
+
+    click keeps the last of several values without a word.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Raises: UsageError: an unknown option, with the nearest one, or one that is repeated."""
+        args = _our_spelling(self, args)
+        try:
+            _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        except click.NoSuchOption as error:
+            raise _unknown_option(self, error, ctx) from error
+        for parameter, count in Counter(order).items():
+            if count > 1 and _takes_one_value(parameter):
+                separated = "; separate several with commas" if parameter.name in _WITH_COMMAS else ""
+                raise click.UsageError(f"{'/'.join(_names(parameter))} is given {count} times: it takes one value{separated}", ctx)
+        return super().parse_args(ctx, args)
+
+
+def unknown_command(name: str, known: Iterable[str]) -> str:
+    """The message about a command that does not exist."""
+    known = list(known)
+    if name in COMMAND_ALIASES:
+        return f"no such command {name!r}: type `tlcli {COMMAND_ALIASES[name]}`"
+    near = difflib.get_close_matches(name.lower().replace("_", "-"), [*known, *COMMAND_ALIASES], n=1)
+    if near:
+        return f"no such command {name!r}: did you mean `tlcli {COMMAND_ALIASES.get(near[0], near[0])}`?"
+    return f"no such command {name!r}: expected one of {', '.join(known)}"
+
+
+def _takes_one_value(parameter: click.Parameter) -> bool:
+    if not isinstance(parameter, click.Option) or parameter.multiple or parameter.count:
+        return False
+    return not parameter.is_flag or bool(parameter.secondary_opts)
+
+
+def _names(parameter: click.Parameter) -> list[str]:
+    return [max(options, key=len) for options in (parameter.opts, parameter.secondary_opts) if options]
+
+
+def _options(command: click.Command) -> dict[str, click.Option]:
+    return {
+        name: option for option in command.params if isinstance(option, click.Option) for name in (*option.opts, *option.secondary_opts)
+    }
+
+
+def _our_spelling(command: click.Command, args: list[str]) -> list[str]:
+    """The arguments with underscores and aliases in the names of options replaced."""
+    known = _options(command)
+    spelled: list[str] = []
+    rest = iter(args)
+    for argument in rest:
+        if argument == "--":
+            return [*spelled, argument, *rest]
+        name, equals, value = argument.partition("=")
+        if not name.startswith("-") or len(name) < 2:
+            spelled.append(argument)
+            continue
+        if not name.startswith("--") and len(name) > 2 and (meant := _ours("-" + name, known)):
+            raise click.UsageError(f"no such option {name}: did you mean {meant}?")
+        if (command.name, name) in AS_ARGUMENT:
+            spelled += [value] if equals else []
+            continue
+        ours = _ours(name, known) or name
+        spelled.append(ours + equals + value)
+        if not equals and ours in known and not known[ours].is_flag:
+            spelled += [following for following in (next(rest, None),) if following is not None]
+    return spelled
+
+
+def _ours(name: str, known: dict[str, click.Option]) -> str | None:
+    if name in known:
+        return name
+    dashed = name.lower().replace("_", "-")
+    if dashed in known:
+        return dashed
+    if dashed in SUGGESTED:
+        return None
+    return next((ours for ours in ALIASES.get(dashed, ()) if ours in known), None)
+
+
+def _unknown_option(command: click.Command, error: click.NoSuchOption, ctx: click.Context) -> click.UsageError:
+    known = _options(command)
+    name = error.option_name
+    dashed = name.lower().replace("_", "-")
+    if advice := COMMAND_ADVICE.get((str(command.name), dashed)) or ADVICE.get(dashed):
+        return click.UsageError(f"no such option {name}: {advice}", ctx)
+    candidates = {**{ours: ours for ours in known}, **{alias: ours[0] for alias, ours in ALIASES.items() if ours[0] in known}}
+    if near := [dashed] if dashed in candidates else difflib.get_close_matches(dashed, candidates, n=1):
+        return click.UsageError(f"no such option {name}: did you mean {candidates[near[0]]}?", ctx)
+    return click.UsageError(f"no such option {name}: `{ctx.command_path} --help` lists them", ctx)

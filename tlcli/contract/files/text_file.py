@@ -1,0 +1,54 @@
+"""Text files that people write: decoded by their byte order mark, UTF-8 without one."""
+
+from __future__ import annotations
+
+import codecs
+from pathlib import Path
+
+from tlcli.contract.errors import SettingsError
+from tlcli.contract.files.atomic_file import read_bounded
+
+_MARKS = (  # UTF-32 before UTF-16: its little-endian mark begins with UTF-16's
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+
+
+def read_text(path: Path, max_bytes: int) -> str:
+    """Read a text file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark, which is removed.
+
+    Raises:
+        SettingsError: a file that cannot be read (see `atomic_file.read_bounded`), one of more than `max_bytes`, one in another
+            encoding, or one with NUL characters.
+    """
+    try:
+        data = read_bounded(path, max_bytes)
+    except OSError as error:
+        raise SettingsError(f"{path}: {error.strerror or error}: expected a text file") from error
+    if len(data) > max_bytes:
+        raise SettingsError(f"{path}: more than {max_bytes:,} bytes: expected a smaller text file")
+    return decode_text(data, str(path))
+
+
+def decode_text(data: bytes, where: str) -> str:
+    """Decode the bytes of a text file; see `read_text`.
+
+    Raises:
+        SettingsError: see there; the message begins with `where`.
+    """
+    mark, encoding = next(((mark, encoding) for mark, encoding in _MARKS if data.startswith(mark)), (b"", "utf-8"))
+    try:
+        text = data[len(mark) :].decode(encoding)
+    except UnicodeDecodeError as error:
+        name = encoding.upper().removesuffix("-LE").removesuffix("-BE")
+        at = len(mark) + error.start
+        line = data[:at].count(b"\n") + 1
+        way_out = f"save it as UTF-8 (for example: iconv -f LATIN1 -t UTF-8 {where})" if encoding == "utf-8" else "save it as UTF-8"
+        raise SettingsError(f"{where}: line {line}: byte {at} (0x{data[at]:02x}) is not {name}: {way_out}") from error
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        raise SettingsError(f"{where}: line {line}: a NUL character: expected text in UTF-8, or in UTF-16 with a byte order mark")
+    return text

@@ -1,0 +1,308 @@
+"""Encoded bytes to an RGB image, in one place for training, export, `predict` and the server."""
+
+from __future__ import annotations
+
+import io
+import stat
+import struct
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from tlcli.contract.errors import ImageError, NotFoundError, TlcliError, first_line
+from tlcli.contract.files.atomic_file import read_bounded
+from tlcli.contract.files.display_name import printable
+from tlcli.contract.images import find_images, heif
+from tlcli.contract.images.avif_size import coded_pixels
+from tlcli.contract.images.find_images import SUFFIXES
+from tlcli.contract.images.repair import with_end, without_metadata
+from tlcli.contract.images.structure import jpeg_keeps_coefficients
+
+__all__ = ["DEFAULT_LIMITS", "FORMATS", "SUFFIXES", "ImageLimits", "decode", "find", "read", "to_rgb"]
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "JPEG2000", *(("HEIF",) if find_images.HEIF_READ else ()))
+"""Pillow's decoders that are tried; the rest of Pillow's long list never sees a byte. MPO, what some cameras
+write, is opened by JPEG's and has no entry of its own: naming it here would fail every format after it."""
+
+find = find_images.find
+"""The image files among files and folders, see `tlcli.contract.images.find_images`."""
+
+_NEAR_BLACK_16 = 4096
+"""Values of 16 bits that all lie below this are 12 bits or fewer, unscaled: as they are they would be decoded near black."""
+
+_NEAR_CLEAR = 4
+"""Alpha values of 8 bits that all lie below this leave nothing to see."""
+
+_EXIF_ORIENTATION = 0x0112
+
+# Pillow warns of what is judged here: size, odd metadata. Set once: `catch_warnings` is not safe among threads.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", module=r"PIL\..*")
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """What an image may cost before it is refused.
+
+    max_bytes: of the encoded image.
+    max_pixels: width times height, read from the header before anything is decoded.
+    """
+
+    max_bytes: int = 32 * 1024 * 1024
+    max_pixels: int = 50_000_000
+
+
+DEFAULT_LIMITS = ImageLimits()
+
+OnOpened = Callable[[Image.Image], None]
+"""Called with an image whose size and mode are known, before its pixels are decoded; what it raises ends the decoding."""
+
+
+def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS, on_opened: OnOpened = lambda image: None) -> Image.Image:
+    """Decode one image as a person would see it.
+
+    The first frame of an animation; turned by its EXIF orientation; transparency laid on white;
+    16-bit greys scaled to 8 bits; every colour model converted to RGB.
+
+    Args:
+        data: an encoded JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, PPM or JPEG 2000 image, or HEIC where `pillow-heif` is installed.
+        limits: refused above these.
+        on_opened: see `OnOpened`.
+
+    Returns:
+        A loaded Pillow image of mode "RGB", at least 1x1.
+
+    Raises:
+        ImageError: empty, not an image, truncated, over a limit, of a mode without colours, transparent everywhere, or of values
+            whose range is not known.
+        Exception: what `on_opened` raises.
+    """
+    if not data:
+        raise ImageError("the image is empty: 0 bytes came, an encoded image (JPEG, PNG, ...) was expected")
+    if len(data) > limits.max_bytes:
+        raise ImageError(f"the image has {len(data):,} bytes, at most {limits.max_bytes:,} are read: send a smaller one")
+    try:
+        image = _load(without_metadata(data), limits, on_opened)
+        return to_rgb(image)
+    except TlcliError:
+        raise
+    except UnidentifiedImageError as error:
+        if heif.is_heif(data[:64]):
+            raise ImageError(heif.missing("the image is a HEIC image")) from error
+        raise ImageError(
+            f"{len(data):,} bytes came that are no image (they begin {data[:8]!r}): expected one of {', '.join(FORMATS)}"
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"the image claims more than {limits.max_pixels:,} pixels: send a smaller one") from error
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        IndexError,
+        TypeError,
+        KeyError,
+        EOFError,
+        OverflowError,
+        RuntimeError,
+        struct.error,
+    ) as error:
+        # What Pillow's decoders raise on broken data, by its own documentation and fuzzing.
+        raise ImageError(f"the image cannot be decoded: {first_line(error)}") from error
+
+
+def _load(data: bytes, limits: ImageLimits, on_opened: OnOpened) -> Image.Image:
+    """Decode the pixels, of a JPEG without its end too if all of them are there."""
+    image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+    _check_size(image.size, limits)
+    if image.format == "AVIF":
+        _check_coded(data, image, limits)
+    on_opened(image)
+    deep = _stores_16_bits(image)
+    try:
+        image.load()
+    except OSError:
+        if (whole := with_end(data)) is None:
+            raise
+        image = whole
+    if deep:
+        _require_full_range(image)
+    _check_size(image.size, limits)  # a decoder may find other sizes than the header's
+    return image
+
+
+def _check_size(size: tuple[int, int], limits: ImageLimits) -> None:
+    width, height = size
+    if width * height > limits.max_pixels:
+        raise ImageError(f"the image claims {width:,} x {height:,} pixels, at most {limits.max_pixels:,} are decoded: send a smaller one")
+
+
+def _check_coded(data: bytes, image: Image.Image, limits: ImageLimits) -> None:
+    """A decoder of AVIF works on the coded images, whatever size the header claims, and scales the outcome."""
+    coded = coded_pixels(data)
+    if max(coded, default=0) > _CODED_SHARE * image.width * image.height + _CODED_PADDING or sum(coded) > _CODED_SHARE * limits.max_pixels:
+        raise ImageError(
+            f"the image claims {image.width:,} x {image.height:,} pixels and holds coded images of {sum(coded):,} pixels, at most"
+            f" {limits.max_pixels:,} are decoded: save it anew"
+        )
+
+
+_CODED_SHARE, _CODED_PADDING = 4, 128 * 128
+"""Coded images are padded to whole blocks, and an alpha channel, a thumbnail or a gain map come on top."""
+
+_MODE_BYTES = {"1": 1, "L": 1, "P": 1, "LA": 4, "PA": 4, "RGB": 4, "RGBA": 4, "CMYK": 4, "YCbCr": 4, "LAB": 4, "F": 4, "I": 4}
+"""Pillow's own, a pixel; what is not named here is a mode of 16 bits."""
+
+_COEFFICIENT_BYTES = 8
+_DECODER_BYTES = {"WEBP": 16, "AVIF": 16, "HEIF": 16, "JPEG2000": 16, "TIFF": 8, "GIF": 4}
+"""Bytes a pixel that decoders hold besides the image: canvases, planes, strips."""
+
+
+def decoding_bytes(image: Image.Image, data: bytes) -> int:
+    """Return the memory that `load` and `to_rgb` take at most, estimated from an opened image and the bytes that it was opened from."""
+    own, decoder = _MODE_BYTES.get(image.mode, 2), _DECODER_BYTES.get(image.format or "", 0)
+    if data.startswith(b"\xff\xd8") and jpeg_keeps_coefficients(data):
+        decoder = _COEFFICIENT_BYTES
+    if image.has_transparency_data:
+        converted = 16  # RGBA, white, both composed, RGB
+    elif image.mode.startswith("I"):
+        converted = 24  # in 64-bit integers on the way
+    else:
+        converted = 0 if image.mode == "RGB" else 4
+    return image.width * image.height * (own + max(decoder, converted))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A loaded Pillow image as `decode` gives it: upright, without transparency, RGB. For images that came without a file.
+
+    Raises:
+        ImageError: of a mode without colours.
+    """
+    return _to_rgb(_upright(image))
+
+
+def read(path: str | Path, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
+    """Read and `decode` an image file.
+
+    Raises:
+        NotFoundError: no such file.
+        ImageError: see `decode` and `read_encoded`; the message begins with the path.
+    """
+    data = read_encoded(path, limits.max_bytes)
+    try:
+        return decode(data, limits)
+    except ImageError as error:
+        raise ImageError(f"{printable(str(path))}: {error}") from error
+
+
+def read_encoded(path: str | Path, max_bytes: int) -> bytes:
+    """Read the bytes of an image file.
+
+    Raises:
+        NotFoundError: no such file.
+        ImageError: one that may not be read, a pipe that nobody writes to, a device, or more than `max_bytes`.
+    """
+    shown = printable(str(path))
+    try:
+        status = Path(path).stat()
+        if stat.S_ISREG(status.st_mode) and status.st_size > max_bytes:
+            raise ImageError(f"{shown}: the image has {status.st_size:,} bytes, at most {max_bytes:,} are read: send a smaller one")
+        data = read_bounded(path, max_bytes) if _is_readable(status.st_mode) else b""
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise NotFoundError(f"{shown}: {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        raise ImageError(f"{shown}: {getattr(error, 'strerror', None) or error}") from error
+    if not data and not stat.S_ISREG(status.st_mode):
+        raise ImageError(f"{shown}: {find_images.kind_of(status.st_mode)}, an image file was expected")
+    if len(data) > max_bytes:
+        raise ImageError(f"{shown}: the image has more than {max_bytes:,} bytes: send a smaller one")
+    return data
+
+
+def _is_readable(mode: int) -> bool:
+    """True for files and pipes; also for folders, which the system refuses in its own words."""
+    return stat.S_ISREG(mode) or stat.S_ISFIFO(mode) or stat.S_ISDIR(mode)
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""By EXIF orientation. `ImageOps.exif_transpose` does the same, and writes all EXIF data anew, which costs time without a bound."""
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        turn = _TURNS.get(image.getexif().get(_EXIF_ORIENTATION, 1))
+    except (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, ZeroDivisionError, struct.error):
+        return image  # unreadable EXIF data says nothing about the image itself
+    if turn is None:
+        return image
+    turned = image.transpose(turn)
+    turned.info = image.info
+    return turned
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I"):
+        return _from_integers(image)
+    if image.mode == "F":
+        raise ImageError("the image holds floating-point values, which have no agreed range: save it with 8 or 16 bits a channel")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        _require_visible(image)
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _from_integers(image: Image.Image) -> Image.Image:
+    """Greys of 16 bits (Pillow's modes I;16*, and I, which holds them in 32) to RGB: `convert` alone would clip at 255."""
+    values = np.asarray(image).astype(np.int64)
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 0xFFFF:
+        raise ImageError(f"the image holds integers from {low} to {high}: 8 or 16 bits a channel were expected")
+    if 0 < high < _NEAR_BLACK_16:
+        raise ImageError(
+            f"the image holds values from {low:,} to {high:,} where 65,535 is white, so it would be decoded near black:"
+            " scale them (12-bit data: times 16), or save it with 8 bits a channel"
+        )
+    return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+
+
+def _stores_16_bits(image: Image.Image) -> bool:
+    """Check an opened image that is not loaded for channels of 16 bits that Pillow reduces to their upper 8."""
+    return (
+        image.format in ("PNG", "TIFF") and image.mode in ("RGB", "RGBA", "RGBX", "LA", "CMYK") and ";16" in str(getattr(image, "tile", ""))
+    )
+
+
+def _require_full_range(image: Image.Image) -> None:
+    """Raises: ImageError: colours of 16 bits that are 12 bits or fewer, unscaled, as `_from_integers` refuses greys."""
+    colours = [band for band, name in zip(image.split(), image.getbands(), strict=True) if name not in ("A", "X")]
+    high = max(int(np.asarray(band).max()) for band in colours)
+    if 0 < high < _NEAR_BLACK_16 >> 8:
+        raise ImageError(
+            f"the image stores 16 bits a channel, but its values lie below {(high + 1) << 8:,}: it would be decoded near black;"
+            " scale them to 65,535, or save it with 8 bits a channel"
+        )
+
+
+def _require_visible(image: Image.Image) -> None:
+    """Raises: ImageError: an RGBA image that is transparent everywhere."""
+    highest = int(np.asarray(image.getchannel("A")).max())
+    if highest < _NEAR_CLEAR:
+        raise ImageError(
+            f"the image is transparent everywhere (its alpha is at most {highest} of 255): there is nothing to see;"
+            " save it without the alpha channel"
+        )

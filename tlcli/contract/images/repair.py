@@ -1,0 +1,98 @@
+"""Whole images that Pillow refuses for something else: large metadata of a PNG, the missing end of a JPEG."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+from PIL import Image
+
+from tlcli.contract.images.structure import PNG, png_chunks
+
+_COMPRESSED = (b"zTXt", b"iTXt", b"iCCP")
+_SAFE_BYTES = 1000
+"""Compressed, this much cannot become the 1 MiB at which Pillow refuses the whole image."""
+
+_MAX_EXPANDED_BYTES = 1 << 20
+_MAX_XMP_CHUNKS = 8
+"""Expanded to be measured, at 2 ms each. A PNG should have one (XMP specification, part 3)."""
+
+_XMP = b"XML:com.adobe.xmp\x00"
+
+_END = b"\xff\xd9"
+_FILLERS = (b"\x5a" * 64, b"\xc3" * 64)
+
+
+def without_metadata(data: bytes) -> bytes:
+    """Drop colour profiles and texts from a PNG that may be too large for Pillow to read; return anything else as it came.
+
+    None of them has a say in the pixels. XMP stays, which may hold the orientation, unless it is that large itself.
+    """
+    if not data.startswith(PNG):
+        return data
+    kept, begin, measured = [], 0, 0
+    try:
+        for kind, start, end in png_chunks(data):
+            if kind not in _COMPRESSED or end - start - 12 <= _SAFE_BYTES:
+                continue
+            if data.startswith(_XMP, start + 8) and measured < _MAX_XMP_CHUNKS:
+                measured += 1
+                if _is_small_xmp(data[start + 8 : end - 4]):
+                    continue
+            kept.append(data[begin:start])
+            begin = end
+    except struct.error:
+        return data
+    return b"".join([*kept, data[begin:]]) if begin else data
+
+
+def with_end(data: bytes) -> Image.Image | None:
+    """Decode a JPEG that lacks its end (EOI), if nothing else is missing; otherwise return None.
+
+    Where coded data are missing, the decoder goes on with what follows: the image then depends on what is put there.
+    """
+    if not data.startswith(b"\xff\xd8") or data.endswith(_END):
+        return None
+    try:
+        if not _has_all_scans(data):
+            return None
+        whole = _decoded(data + _END)
+        pixels = whole.tobytes()
+        return whole if all(_decoded(data + filler + _END).tobytes() == pixels for filler in _FILLERS) else None
+    except (OSError, SyntaxError, ValueError, IndexError):
+        return None
+
+
+def _decoded(data: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(data), formats=("JPEG",))
+    image.load()
+    return image
+
+
+def _is_small_xmp(chunk: bytes) -> bool:
+    if not chunk[len(_XMP)]:
+        return len(chunk) <= _MAX_EXPANDED_BYTES
+    text = chunk[len(_XMP) + 2 :].split(b"\x00", 2)[-1]
+    try:
+        return len(zlib.decompressobj().decompress(text, _MAX_EXPANDED_BYTES + 1)) <= _MAX_EXPANDED_BYTES
+    except zlib.error:
+        return False
+
+
+def _has_all_scans(data: bytes) -> bool:
+    """Return True if every coefficient of every component comes in some scan at full precision, as far as scan headers tell."""
+    start = data.rfind(b"\xff\xc2", 0, data.find(b"\xff\xda"))
+    if start < 0:
+        return True  # not progressive: a missing scan is missing data
+    components = data[start + 9]
+    missing = {(component, place) for component in data[start + 10 : start + 10 + 3 * components : 3] for place in range(64)}
+    start = data.find(b"\xff\xda", start)
+    while start >= 0:
+        count = data[start + 4]
+        first, last, precision = data[start + 5 + 2 * count : start + 8 + 2 * count]
+        if not precision & 15:
+            members = data[start + 5 : start + 5 + 2 * count : 2]
+            missing -= {(component, place) for component in members for place in range(first, last + 1)}
+        start = data.find(b"\xff\xda", start + 2)
+    return not missing

@@ -1,0 +1,77 @@
+"""The map methods: one name each in the command line, the wire, the description and the graph's outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tlcli.contract.errors import RequestError
+
+
+@dataclass(frozen=True)
+class Method:
+    """A class activation map method.
+
+    name: what users type, and the graph's output.
+    title: how papers write it.
+    source: where its formula is defined.
+    in_graph: the graph computes it; the others are computed beside it, by running the graph (see `tlcli.contract.model.explain`).
+    of_class: the map depends on the class that it explains; the others show the same for every class.
+    """
+
+    name: str
+    title: str
+    source: str
+    in_graph: bool = True
+    of_class: bool = True
+
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method("cam", "CAM", "Zhou et al. 2016, arXiv:1512.04150, eq. 2"),
+        Method("gradcam", "Grad-CAM", "Selvaraju et al. 2017, arXiv:1610.02391, eqs. 1 and 2"),
+        Method("gradcam_plus_plus", "Grad-CAM++", "Chattopadhay et al. 2018, arXiv:1710.11063, eqs. 5, 10 and 19"),
+        Method("xgradcam", "XGrad-CAM", "Fu et al. 2020, arXiv:2008.02312, eq. 8"),
+        Method("hirescam", "HiRes-CAM", "Draelos and Carin 2020, arXiv:2011.08891"),
+        Method("gradcam_elementwise", "Grad-CAM element-wise", "Grad-CAM (arXiv:1610.02391) without its mean, each product rectified"),
+        Method("layercam", "Layer-CAM", "Jiang et al. 2021, doi:10.1109/TIP.2021.3089943, eqs. 5 and 6"),
+        Method("fem", "FEM", "Ahmed Asif Fuad et al. 2020, doi:10.1109/IPTA50016.2020.9286629", of_class=False),
+        Method("ablationcam", "Ablation-CAM", "Ramaswamy 2020, doi:10.1109/WACV45572.2020.9093360"),
+        Method("eigencam", "Eigen-CAM", "Muhammad and Yeasin 2020, arXiv:2008.00299", in_graph=False, of_class=False),
+        Method("eigengradcam", "Eigen-Grad-CAM", "Eigen-CAM (arXiv:2008.00299) of the activations times their gradients", in_graph=False),
+        Method("scorecam", "Score-CAM", "Wang et al. 2020, arXiv:1910.01279, algorithm 1", in_graph=False),
+        Method("faster_scorecam", "Faster-Score-CAM", "Score-CAM (arXiv:1910.01279) over the channels that vary most", in_graph=False),
+    )
+}
+
+IN_GRAPH = tuple(method.name for method in METHODS.values() if method.in_graph)
+
+
+def require_method(name: str, offered: Sequence[str], where: str) -> str:
+    """`name`, if it is among `offered`, the maps of the model that `where` names.
+
+    Raises:
+        RequestError: it is not; the message lists those that are.
+    """
+    if name in offered:
+        return name
+    choices = ", ".join(offered) or "none: it was exported without maps"
+    raise RequestError(f"{where} has no map method {name!r}; it has: {choices}")
+
+
+def require_methods(names: Sequence[str], offered: Sequence[str], where: str) -> tuple[str, ...]:
+    """The maps of `names`, each once; `all` stands for every map that is offered.
+
+    Raises:
+        RequestError: see `require_method`; or `all` where there is none.
+    """
+    chosen: list[str] = []
+    for name in names:
+        chosen += offered if name == "all" and offered else [require_method(name, offered, where)]
+    return tuple(dict.fromkeys(chosen))
+
+
+def map_name(method: str, layer: str | None) -> str:
+    """What a map is called: its method, and with the layer where a model explains several: `gradcam@layer3`."""
+    return method if layer is None else f"{method}@{layer}"

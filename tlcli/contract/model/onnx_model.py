@@ -1,0 +1,252 @@
+"""An exported model, opened: one way to run it for the export's check, `predict` and the server."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tlcli.contract.errors import DeviceError, ModelFileError, RequestError, first_line
+from tlcli.contract.model.cuda_options import CUDA_PROVIDER, USUAL_CUDA, Cuda
+from tlcli.contract.model.description import CLASSES, IMAGES, LOGITS, SCORES, SOFTMAX, TARGETS, WANTED, Description
+from tlcli.contract.model.external_weights import read_external_files
+from tlcli.contract.model.fixed_batches import FixedBatches, Session
+from tlcli.contract.model.int8_support import int8_sums_saturate
+from tlcli.contract.process.cores import usable_cores
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+_logger = logging.getLogger(__name__)
+
+FIRST_RANKED = -1
+"""A negative target -r means the r-th ranked class of each image."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the graph returned for N images and K explained classes.
+
+    scores, logits: float32 `[N, C]`; scores are the softmax of logits.
+    classes: int64 `[N, K]`, the classes explained, or None if no map was asked for.
+    maps: name to float32 `[N, K, h, w]`, not normalised.
+    evidence: the layers' `features`, float32 `[N, c, h, w]`, and `gradients`, `[N, K, c, h, w]`, by the outputs' names,
+        those that were asked for.
+    """
+
+    scores: npt.NDArray[np.float32]
+    logits: npt.NDArray[np.float32]
+    classes: npt.NDArray[np.int64] | None
+    maps: dict[str, npt.NDArray[np.float32]]
+    evidence: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+
+    def rows(self, start: int, stop: int, maps: bool) -> Answer:
+        """The answer for some of the images, with their maps or without; evidence is left out."""
+        return Answer(
+            scores=self.scores[start:stop],
+            logits=self.logits[start:stop],
+            classes=None if self.classes is None or not maps else self.classes[start:stop],
+            maps={name: values[start:stop] for name, values in self.maps.items()} if maps else {},
+        )
+
+
+def resolve_device(device: str) -> str:
+    """`auto`, `cpu` or `cuda` to the device that ONNX Runtime will use: `cpu` or `cuda`.
+
+    Raises:
+        DeviceError: `cuda` was asked for and cannot be used; or an unknown name.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise DeviceError(f"unknown device {device!r}: expected auto, cpu or cuda")
+    if device == "cpu":
+        return "cpu"
+    problem = _cuda_problem()
+    if problem is None:
+        return "cuda"
+    if device == "cuda":
+        raise DeviceError(f"--device cuda: {problem}; use --device cpu, or auto to take what there is")
+    return "cpu"
+
+
+@functools.cache
+def _cuda_problem() -> str | None:
+    import onnxruntime
+
+    if CUDA_PROVIDER not in onnxruntime.get_available_providers():
+        return "this ONNX Runtime has no CUDA execution provider (install onnxruntime-gpu)"
+    if not any(Path("/dev").glob("nvidia[0-9]*")) and not Path("/dev/dxg").exists():
+        return "no NVIDIA device on this machine"
+    onnxruntime.preload_dlls()
+    return None
+
+
+class Model:
+    """An ONNX file with its description, ready to run. Safe to call from several threads."""
+
+    def __init__(
+        self, session: onnxruntime.InferenceSession, description: Description, device: str, path: Path, runs: Session | None = None
+    ) -> None:
+        """runs: what computes outputs, where that is not the session itself."""
+        self.session = session
+        self._runs: Session = session if runs is None else runs
+        self.description = description
+        self.device = device
+        self.path = path
+        self._evidence = {name for layer in description.layers for name in (layer.features, layer.gradients)}
+
+    @classmethod
+    def open(
+        cls, path: str | Path, device: str = "auto", threads: int = 0, cuda: Cuda = USUAL_CUDA, batch_sizes: Sequence[int] = ()
+    ) -> Model:
+        """Load an exported model.
+
+        Args:
+            path: the ONNX file.
+            device: `auto`, `cpu` or `cuda`.
+            threads: ONNX Runtime's intra-op threads; 0 takes every core this process may use.
+            cuda: how it runs on a GPU.
+            batch_sizes: pad each batch to the next of these sizes, with a session for each; see `FixedBatches`.
+
+        Raises:
+            ModelFileError: missing, broken, or not one of ours.
+            DeviceError: see `resolve_device`; also when CUDA is there but its session cannot be made.
+        """
+        import onnxruntime
+
+        chosen = resolve_device(device)
+        path = Path(path)
+        if not path.is_file():
+            raise ModelFileError(f"{path}: no such file")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # what is an error is raised too; and it warns at each load that `targets` has a default
+        options.intra_op_num_threads = threads or usable_cores()
+        # Threads wait for each other busily, which is sooner, but not from one run to the next: others may want the cores then.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        if int8_sums_saturate():
+            options.add_session_config_entry("session.x64quantprecision", "1")
+        providers = [(CUDA_PROVIDER, cuda.options()), "CPUExecutionProvider"] if chosen == "cuda" else ["CPUExecutionProvider"]
+        weights = read_external_files(path)
+        if weights:
+            options.add_external_initializers_from_files_in_memory(list(weights), list(weights.values()), [*map(len, weights.values())])
+        try:
+            session, *others = (onnxruntime.InferenceSession(str(path), options, providers=providers) for _ in batch_sizes or (0,))
+        except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+            raise ModelFileError(f"{path}: ONNX Runtime cannot load it: {first_line(error)}") from error
+        if chosen == "cuda" and CUDA_PROVIDER not in session.get_providers():
+            problem = "ONNX Runtime could not start CUDA (driver or CUDA libraries missing, such as those of `pip install 'tlcli[gpu]'`)"
+            if device == "cuda":
+                raise DeviceError(f"--device cuda: {problem}: see its log above")
+            _logger.warning("there is a GPU, and %s runs on the CPU: %s; --device cpu if that is as it should be", path, problem)
+            chosen = "cpu"
+        if chosen == "cuda" and cuda.channels_last:
+            # cuDNN writes a line for each fused operator that has no such form, and takes it apart as if nothing were.
+            onnxruntime.set_default_logger_severity(4)
+        description = Description.from_metadata(session.get_modelmeta().custom_metadata_map, str(path))
+        runs = FixedBatches(dict(zip(batch_sizes, (session, *others), strict=True))) if batch_sizes else None
+        model = cls(session, description, chosen, path, runs)
+        model._check_graph()
+        return model
+
+    def _check_graph(self) -> None:
+        outputs = {output.name: output.shape for output in self.session.get_outputs()}
+        missing = {SCORES, LOGITS, CLASSES, *self.description.graph_maps, *self._evidence} - outputs.keys()
+        if missing:
+            raise ModelFileError(f"{self.path}: its graph lacks the outputs {', '.join(sorted(missing))} that its description names")
+        width = outputs[SCORES][-1]
+        if isinstance(width, int) and width != len(self.description.labels):
+            raise ModelFileError(f"{self.path}: its graph has {width} classes, its description {len(self.description.labels)} labels")
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return len(self.description.labels)
+
+    def check_targets(self, targets: Sequence[int]) -> None:
+        """Raises: RequestError: a class id or a rank that this model does not have."""
+        for target in targets:
+            if not -self.num_classes <= target < self.num_classes:
+                raise RequestError(
+                    f"model {self.description.name!r} has no class {target}: expected 0 to {self.num_classes - 1},"
+                    f" or -1 to -{self.num_classes} for the first to the last ranked"
+                )
+
+    def run(
+        self,
+        images: npt.NDArray[np.uint8],
+        targets: npt.NDArray[np.int64] | Sequence[int] = (FIRST_RANKED,),
+        methods: Sequence[str] = (),
+        evidence: Sequence[str] = (),
+        softmax: bool = False,
+        shrink: bool = False,
+    ) -> Answer:
+        """Run the graph; what is not asked for is not computed.
+
+        Args:
+            images: uint8 `[N, H, W, 3]`, RGB, from `Preprocessing.apply`; of another size where the model takes any.
+            targets: classes to explain: K of them for all images, or `[N or 1, K]`; -r is the r-th ranked.
+            methods: the maps to compute, by name, of those that the graph holds.
+            evidence: outputs of the description's layers to return, by name.
+            softmax: explain the class's softmax probability instead of its logit.
+            shrink: give the memory that runs keep for the next one back to the system; always done after images of another size than
+                the model's.
+
+        Raises:
+            RequestError: a shape, a class or a map that the model does not have.
+        """
+        self._check_images(images)
+        self._check_names(methods, evidence)
+        names = [SCORES, LOGITS]
+        feed: dict[str, Any] = {IMAGES: images}
+        if self.description.switches:
+            feed[WANTED] = np.array([[name in methods or name in evidence for name in self.description.switches]])
+        if methods or evidence:
+            chosen = np.atleast_2d(np.asarray(targets, dtype=np.int64))
+            if chosen.ndim != 2 or chosen.shape[0] not in (1, len(images)):
+                raise RequestError(
+                    f"targets of shape {list(chosen.shape)} came with {len(images)} images: expected [{len(images)} or 1, K]"
+                )
+            self.check_targets(chosen.ravel().tolist())
+            feed[TARGETS] = chosen
+            if softmax:
+                feed[SOFTMAX] = np.array([[True]])
+            names += [CLASSES, *methods, *evidence]
+        values = dict(zip(names, self._runs.run(names, feed, self._run_options(images, shrink)), strict=True))
+        return Answer(
+            scores=values[SCORES],
+            logits=values[LOGITS],
+            classes=values.get(CLASSES),
+            maps={method: values[method] for method in methods},
+            evidence={name: values[name] for name in evidence},
+        )
+
+    def _run_options(self, images: npt.NDArray[np.uint8], shrink: bool) -> onnxruntime.RunOptions | None:
+        size = self.description.preprocessing
+        if self.device != "cpu" or not (shrink or images.shape[1:3] != (size.height, size.width)):
+            return None
+        import onnxruntime
+
+        options = onnxruntime.RunOptions()
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        return options
+
+    def _check_images(self, images: npt.NDArray[np.uint8]) -> None:
+        size = self.description.preprocessing
+        fits = images.ndim == 4 and images.shape[3] == 3 and images.dtype == np.uint8 and images.size > 0
+        if not fits or (images.shape[1:3] != (size.height, size.width) and not self.description.dynamic_size):
+            expected = "H, W" if self.description.dynamic_size else f"{size.height}, {size.width}"
+            raise RequestError(f"model {self.description.name!r} takes uint8 [N, {expected}, 3]; {images.dtype} {list(images.shape)} came")
+
+    def _check_names(self, methods: Sequence[str], evidence: Sequence[str]) -> None:
+        if unknown := set(methods) - set(self.description.graph_maps):
+            raise RequestError(
+                f"the graph of model {self.description.name!r} has no map {', '.join(sorted(unknown))};"
+                f" it has: {', '.join(self.description.graph_maps)}"
+            )
+        if unknown := set(evidence) - self._evidence:
+            raise RequestError(f"the graph of model {self.description.name!r} has no output {', '.join(sorted(unknown))}")

@@ -1,0 +1,1 @@
+"""The process it runs in: cores, and the output of libraries."""

@@ -1,0 +1,166 @@
+"""The application that Ray Serve runs: replicas, each with what a server holds, asked through Ray's gRPC proxies."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+import grpc
+import ray
+from google.protobuf.message import Message
+from grpc_health.v1 import health, health_pb2_grpc
+from ray import serve
+from ray.serve.grpc_util import RayServegRPCContext, gRPCInputStream
+
+from tlcli.contract.model.onnx_model import resolve_device
+from tlcli.contract.process.malloc import return_freed_memory
+from tlcli.ray.app_settings import fit_to, read_args
+from tlcli.ray.dispatch import Dispatch, Handlers
+from tlcli.ray.ray_context import Aborted, Taken
+from tlcli.service.inference.components import Parts
+from tlcli.service.protocol.rpc_methods import SERVICES, path_of
+from tlcli.service.rpc.grpc_server import handlers, interceptors
+from tlcli.service.rpc.health_servicer import Health
+from tlcli.service.security.tokens import renewed_tokens
+from tlcli.service.settings.server_settings import ServerSettings
+from tlcli.service.telemetry.logs import set_up
+
+logger = logging.getLogger(__name__)
+
+
+class Serialized:
+    """A message that was written already: Ray asks for no more of an answer."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def SerializeToString(self) -> bytes:  # noqa: N802  # protobuf's name
+        """As it travels."""
+        return self._data
+
+
+class Replica:
+    """One process of several that answer alike.
+
+    It has a method for each call of both protocols, by the call's name, and `Check` of `grpc.health.v1`. Batches are formed in here, as
+    in `tlcli serve`, and nowhere else.
+    """
+
+    async def __init__(self, settings: ServerSettings) -> None:  # type: ignore[misc]  # Ray awaits it
+        """Load and warm up the models.
+
+        Raises:
+            TlcliError: see `tlcli.service.server.Server`.
+        """
+        set_up(settings.log_format)
+        return_freed_memory()
+        settings = fit_to(settings, ray.get_runtime_context().get_assigned_resources().get("CPU", 0))
+        self._serving = False
+        self._health = Health()
+        self._parts = Parts.of(settings, on_change=self._announce, is_serving=lambda: self._serving)
+        logger.info("device: %s (asked for: %s)", resolve_device(settings.device), settings.device)
+        self._parts.repository.discover()
+        offered = Handlers()
+        offered.add_generic_rpc_handlers(handlers(self._parts))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, offered)
+        self._dispatch = Dispatch(offered, interceptors(self._parts, renewed_tokens(settings.tokens_file)))
+        await self._parts.repository.load()
+        self._serving = True
+        await self._announce()
+        self._following = asyncio.create_task(self._parts.control.follow())
+
+    async def __del__(self) -> None:
+        """Ray awaits it when the requests in flight are answered."""
+        self._following.cancel()
+        await self._parts.close()
+
+    async def _announce(self) -> None:
+        await self._health.announce(self._serving, self._parts.repository.serving())
+
+    async def _answer(self, path: str, request: bytes, context: RayServegRPCContext) -> Serialized:
+        """An answer; one without a word where the call was refused: the status is on Ray's context, which only an answer carries back."""
+        call = Taken(context)
+        with suppress(Aborted):
+            await self._require_size(request, call)
+            return Serialized(await self._dispatch.answer(path, request, call, call.invocation_metadata()))
+        return Serialized(b"")
+
+    async def _answer_stream(
+        self, path: str, requests: gRPCInputStream[bytes], context: RayServegRPCContext
+    ) -> AsyncGenerator[Serialized, None]:
+        """As `_answer`; a stream that is refused ends with an answer without a word."""
+        answers: asyncio.Queue[Serialized | Exception | None] = asyncio.Queue(1)
+
+        async def write(message: Message) -> None:
+            await answers.put(Serialized(message.SerializeToString()))
+
+        async def work() -> None:
+            call = Taken(context, write)
+            end: Exception | None = None
+            try:
+                await self._dispatch.answer_stream(path, requests, call, call.invocation_metadata())
+            except Aborted:
+                await answers.put(Serialized(b""))
+            except Exception as error:  # noqa: BLE001  # raised where the answers are read
+                end = error
+            await answers.put(end)
+
+        task = asyncio.create_task(work())
+        try:
+            while isinstance(answer := await answers.get(), Serialized):
+                yield answer
+            if answer is not None:
+                raise answer
+        finally:
+            task.cancel()
+
+    async def _require_size(self, request: bytes, call: Taken) -> None:
+        limit = self._parts.max_message_bytes
+        if len(request) > limit:
+            await call.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"Received message larger than max ({len(request)} vs. {limit})")
+
+
+def _unary(path: str) -> Callable[..., Awaitable[Serialized]]:
+    async def call(self: Replica, request: bytes, grpc_context: RayServegRPCContext) -> Serialized:
+        return await self._answer(path, request, grpc_context)
+
+    return call
+
+
+def _stream(path: str) -> Callable[..., AsyncGenerator[Serialized, None]]:
+    async def call(self: Replica, requests: gRPCInputStream[bytes], grpc_context: RayServegRPCContext) -> AsyncGenerator[Serialized, None]:
+        async for answer in self._answer_stream(path, requests, grpc_context):
+            yield answer
+
+    return call
+
+
+def _offer(kind: type[Replica]) -> None:
+    """Ray finds a call's method by its name."""
+    for method in (method for service in SERVICES for method in service.methods):
+        setattr(kind, method.name, (_stream if method.client_streaming else _unary)(path_of(method)))
+    setattr(kind, "Check", _unary(f"/{health.SERVICE_NAME}/Check"))  # noqa: B010  # as the others
+
+
+_offer(Replica)
+
+
+def build(args: dict[str, Any]) -> serve.Application:
+    """The application, of a Serve config's `args`: settings of `tlcli serve`.
+
+    A replica is given twice what a run of its model takes, so that a batch gathers while another runs; the rest waits with the proxies,
+    for whichever replica is free first, or new.
+
+    Raises:
+        SettingsError: see `tlcli.ray.app_settings.read_args`.
+    """
+    settings = read_args(args)
+    deployment = serve.deployment(
+        max_ongoing_requests=2 * settings.max_batch_size,
+        max_queued_requests=settings.max_queue_size,
+        graceful_shutdown_timeout_s=settings.grace_s,
+    )
+    return deployment(Replica).bind(settings)

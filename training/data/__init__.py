@@ -1,0 +1,1 @@
+"""From a data set's name or folder to checked, split, batched images."""

@@ -1,0 +1,200 @@
+"""Drawing one image of the project's own data set: a shape on a textured ground, and its true box.
+
+Nothing but the outline tells the class: colour, texture, place, size and rotation are drawn from the same ranges for
+every shape. Lines, strokes and specks that belong to no class lie about.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw
+
+SHAPES = ("circle", "cross", "ring", "square", "star", "triangle")
+"""The classes, in the order of their labels."""
+
+Box = tuple[int, int, int, int]
+"""Left, top, right, bottom in pixels; right and bottom are the first column and row outside."""
+
+DEFAULT_SIZE = 64
+
+DRAWING_VERSION = 1
+"""Raised when the same seed gives other images than before, so that kept folders are drawn anew."""
+
+_OVERSAMPLING = 4
+_LEAST_CONTRAST = 120.0
+"""Between a shape and what lies behind it: the distance of their mean colours, in 0..255 RGB."""
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One image. image: RGB. label: an index into `SHAPES`. box: tight around every pixel that the shape touches."""
+
+    image: Image.Image
+    label: int
+    box: Box
+
+
+def draw(index: int, seed: int, size: int = DEFAULT_SIZE) -> Drawing:
+    """Image number `index` of the endless sequence that `seed` names; its class is `index` modulo the number of shapes.
+
+    Args:
+        index: from 0.
+        seed: from 0.
+        size: width and height in pixels.
+    """
+    rng = np.random.default_rng([DRAWING_VERSION, seed, index])
+    label = index % len(SHAPES)
+    canvas = _background(rng, size)
+    for _ in range(rng.integers(2, 6)):
+        _paint(canvas, _distractor(rng, size), _colour(rng))
+    mask = _shape(rng, SHAPES[label], size)
+    covered = mask[..., None] > 0.5
+    _paint(canvas, mask, _contrasting(rng, canvas.mean((0, 1), where=covered)), _shading(rng, size))
+    canvas += rng.normal(0.0, rng.uniform(0.0, 6.0), canvas.shape).astype(np.float32)
+    image = Image.fromarray(np.clip(np.rint(canvas), 0, 255).astype(np.uint8))
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return Drawing(image, label, (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1))
+
+
+def _background(rng: np.random.Generator, size: int) -> Floats:
+    """Float RGB `[size, size, 3]` in 0..255: two or more colours mixed by a smooth pattern."""
+    pattern = (_cloud, _gradient, _stripes)[rng.integers(3)](rng, size)[..., None]
+    first, second = _muted(rng), _muted(rng)
+    canvas = first + (second - first) * pattern * rng.uniform(0.2, 0.6)
+    tint = np.stack([_cloud(rng, size) for _ in range(3)], -1) - 0.5
+    return np.asarray(canvas + 30 * tint, dtype=np.float32)
+
+
+def _cloud(rng: np.random.Generator, size: int) -> Floats:
+    """Smooth noise in about 0..1: a few random values, enlarged."""
+    cells = int(rng.integers(2, 9))
+    coarse = Image.fromarray(rng.random((cells, cells), dtype=np.float32), mode="F")
+    return np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC))
+
+
+def _gradient(rng: np.random.Generator, size: int) -> Floats:
+    along = _along(rng, size)
+    return np.asarray((along - along.min()) / (along.max() - along.min()), dtype=np.float32)
+
+
+def _stripes(rng: np.random.Generator, size: int) -> Floats:
+    wave = np.sin(2 * np.pi * (rng.uniform(2.0, 9.0) * _along(rng, size) + rng.random()))
+    return np.asarray(0.5 + 0.5 * np.clip(wave * rng.uniform(1.0, 4.0), -1, 1), dtype=np.float32)
+
+
+def _along(rng: np.random.Generator, size: int) -> npt.NDArray[np.float64]:
+    """The distance of each pixel along a random direction, in sides of the image."""
+    angle = rng.uniform(0, 2 * np.pi)
+    down, across = np.mgrid[:size, :size] / size
+    return np.asarray(across * math.cos(angle) + down * math.sin(angle), dtype=np.float64)
+
+
+def _shading(rng: np.random.Generator, size: int) -> Floats:
+    """Light and dark over a surface, `[size, size, 1]`, about -20 to 20."""
+    return (40 * (_cloud(rng, size) - 0.5))[..., None]
+
+
+def _colour(rng: np.random.Generator) -> Floats:
+    return rng.uniform(20, 235, 3).astype(np.float32)
+
+
+def _muted(rng: np.random.Generator) -> Floats:
+    colour = _colour(rng)
+    return np.asarray(colour + 0.45 * (colour.mean() - colour), dtype=np.float32)
+
+
+def _contrasting(rng: np.random.Generator, behind: Floats) -> Floats:
+    while True:
+        colour = _colour(rng)
+        if np.linalg.norm(colour - behind) >= _LEAST_CONTRAST:
+            return colour
+
+
+def _paint(canvas: Floats, mask: Floats, colour: Floats, shading: Floats | float = 0.0) -> None:
+    canvas += mask[..., None] * (colour + shading - canvas)
+
+
+def _shape(rng: np.random.Generator, name: str, size: int) -> Floats:
+    """How much of each pixel the shape covers, `[size, size]` in 0..1."""
+    radius = rng.uniform(0.25, 0.40)
+    middle = rng.uniform(radius + 0.02, 0.98 - radius, 2)
+    angle = rng.uniform(0, 2 * np.pi)
+    image, pen = _sheet(size)
+    if name in ("circle", "ring"):
+        _disc(pen, middle, radius, size, fill=255)
+        if name == "ring":
+            _disc(pen, middle, radius * rng.uniform(0.5, 0.65), size, fill=0)
+    else:
+        points = _OUTLINES[name](rng) @ np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+        pen.polygon(_pixels(middle + radius * points, size), fill=255)
+    return _reduced(image)
+
+
+def _triangle(rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    angles = np.array([0, 1, 2]) * 2 * np.pi / 3 + rng.uniform(-0.25, 0.25, 3)
+    return np.stack([np.cos(angles), np.sin(angles)], -1)
+
+
+def _square(rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    half = 0.5 * math.sqrt(2)
+    return np.array([[-half, -half], [half, -half], [half, half], [-half, half]])
+
+
+def _star(rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    angles = np.arange(10) * np.pi / 5
+    lengths = np.where(np.arange(10) % 2 == 0, 1.0, rng.uniform(0.38, 0.5))
+    return np.stack([lengths * np.cos(angles), lengths * np.sin(angles)], -1)
+
+
+def _cross(rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    arm = rng.uniform(0.22, 0.36)
+    tip = math.sqrt(1 - arm**2)  # so that the corners lie on the circle that the others touch
+    quarter = np.array([[tip, -arm], [tip, arm], [arm, arm]])
+    turns = [np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]]) for turn in np.arange(4) * np.pi / 2]
+    return np.concatenate([quarter @ turn for turn in turns])
+
+
+_OUTLINES = {"triangle": _triangle, "square": _square, "star": _star, "cross": _cross}
+"""Corners `[n, 2]` within the unit circle."""
+
+
+def _distractor(rng: np.random.Generator, size: int) -> Floats:
+    """A line, a bent stroke or a group of specks: smaller than any shape, or thinner. As `_shape`."""
+    image, pen = _sheet(size)
+    start = rng.random(2)
+    kind = rng.integers(3)
+    width = round(size * _OVERSAMPLING * rng.uniform(0.012, 0.035))
+    if kind == 0:
+        pen.line(_pixels(np.stack([start, start + rng.uniform(-0.5, 0.5, 2)]), size), fill=255, width=width)
+    elif kind == 1:
+        steps = np.cumsum(rng.uniform(-0.13, 0.13, (4, 2)), axis=0)
+        pen.line(_pixels(np.concatenate([start[None], start + steps]), size), fill=255, width=width, joint="curve")
+    else:
+        for place in start + rng.uniform(-0.12, 0.12, (rng.integers(2, 6), 2)):
+            _disc(pen, place, rng.uniform(0.01, 0.03), size, fill=255)
+    return _reduced(image)
+
+
+def _sheet(size: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    image = Image.new("L", (size * _OVERSAMPLING, size * _OVERSAMPLING))
+    return image, ImageDraw.Draw(image)
+
+
+def _reduced(image: Image.Image) -> Floats:
+    covered: Floats = np.asarray(image.reduce(_OVERSAMPLING), dtype=np.float32) / np.float32(255)
+    return covered
+
+
+def _pixels(points: npt.NDArray[np.float64], size: int) -> list[tuple[float, float]]:
+    """From sides of the image to pixels of the oversampled sheet."""
+    return [(float(x), float(y)) for x, y in points * size * _OVERSAMPLING]
+
+
+def _disc(pen: ImageDraw.ImageDraw, middle: npt.NDArray[np.float64], radius: float, size: int, fill: int) -> None:
+    pen.ellipse(_pixels(np.stack([middle - radius, middle + radius]), size), fill=fill)

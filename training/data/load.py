@@ -1,0 +1,95 @@
+"""Data sets to train on: from what a user types to labelled images in parts.
+
+spec --- a known name, a folder, a spec of timm's ---> Listing    tlcli.training.data.registry, .folders, .timm_sets
+Listing --- classes, limit, every image read once, split ---> Dataset    tlcli.training.data.assemble
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tlcli.contract.errors import DatasetError, SettingsError
+from tlcli.contract.files.atomic_file import whole_file
+from tlcli.training.data.assemble import assemble
+from tlcli.training.data.dataset import Dataset, LeftOut, Part
+from tlcli.training.data.image_folder import list_folder
+from tlcli.training.data.listing import Listing
+from tlcli.training.data.registry import KNOWN, KnownDataset, known_datasets
+from tlcli.training.data.timm_datasets import PREFIXES, is_timm_spec, list_timm
+from tlcli.training.runtime.progress import ProgressFactory, silent
+from tlcli.training.settings.config import FinetuneConfig
+
+__all__ = ["Dataset", "KnownDataset", "LeftOut", "Part", "known_datasets", "list_dataset", "load_dataset", "save_split"]
+
+
+def load_dataset(config: FinetuneConfig, progress: ProgressFactory | None = None, *, is_new: bool = False) -> Dataset:
+    """Find, fetch if need be, check and split the data set that `config` names.
+
+    Args:
+        config: `dataset`, `data_dir`, `classes`, `num_classes`, `limit`, `val_fraction` and `seed` are read.
+        progress: told of what lasts; silent by default.
+        is_new: refuse settings without effect. Runs of earlier versions may have them.
+
+    Raises:
+        DatasetError: no such data set, or one that cannot be trained on.
+        HubError: it is not here and cannot be downloaded.
+        SettingsError: a new run's `val_fraction` was changed, and the data set has a validation part.
+    """
+    progress = progress or silent
+    listing = list_dataset(config, progress)
+    if is_new and listing.val is not None and config.val_fraction != FinetuneConfig.model_fields["val_fraction"].default:
+        raise SettingsError(f"--val-fraction {config.val_fraction:g}: {listing.where} has a val part, so nothing is held out: leave it out")
+    return assemble(listing, config, progress)
+
+
+def save_split(dataset: Dataset, path: str | Path) -> None:
+    """Write which images are in which part, and which were left out and why, as JSON; whole or not at all.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    document = {
+        "format_version": 1,
+        "dataset": dataset.spec,
+        "fingerprint": dataset.fingerprint,
+        "classes": list(dataset.classes),
+        "parts": {
+            part: {
+                name: [part_names for part_names, of in zip(images.names, images.labels.tolist(), strict=True) if of == label]
+                for label, name in enumerate(dataset.classes)
+            }
+            for part, images in dataset.parts.items()
+        },
+        "left_out": [{"name": left.name, "reason": left.reason} for left in dataset.left_out],
+    }
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(document, indent=1))
+
+
+def list_dataset(config: FinetuneConfig, progress: ProgressFactory) -> Listing:
+    """Find, and fetch if need be, the data set that `config` names: its images by part and class.
+
+    Args:
+        config: `dataset`, `data_dir` and `seed` are read.
+        progress: told of downloads.
+
+    Raises:
+        DatasetError: no such data set.
+        HubError: it is not here and cannot be downloaded.
+    """
+    spec = config.dataset
+    known = KNOWN.get(spec.lower())
+    if known is not None:
+        return known.load(config.data_dir, config.seed, progress)
+    folder = Path(spec).expanduser()
+    if folder.is_dir():
+        return list_folder(folder)
+    if folder.is_file():
+        raise DatasetError(f"{spec}: a file; a folder of images was expected: unpack it")
+    if is_timm_spec(spec):
+        return list_timm(config, progress)
+    prefixes = ", ".join(f"{prefix}/..." for prefix in PREFIXES)
+    raise DatasetError(
+        f"unknown data set {spec!r}: expected one of {', '.join(KNOWN)}, an existing folder of images, or a spec of timm's ({prefixes})"
+    )

@@ -1,0 +1,84 @@
+"""A data set drawn by the project itself, so that a demo and tests need no download: a folder of images, with true boxes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from tlcli.contract.errors import DatasetError
+from tlcli.training.data.draw_shape import DEFAULT_SIZE, DRAWING_VERSION, SHAPES, Box, Drawing, draw
+from tlcli.training.runtime.progress import ProgressFactory, silent
+
+__all__ = [
+    "BOXES_FILE",
+    "DEFAULT_COUNTS",
+    "DEFAULT_SIZE",
+    "SHAPES",
+    "Box",
+    "Drawing",
+    "draw",
+    "load_boxes",
+    "shapes_folder",
+    "write_shapes",
+]
+
+BOXES_FILE = "boxes.json"
+DEFAULT_COUNTS: Mapping[str, int] = {"train": 400, "val": 60, "test": 100}
+"""Images a class in each part."""
+
+
+def write_shapes(
+    folder: Path,
+    counts: Mapping[str, int] = DEFAULT_COUNTS,
+    seed: int = 0,
+    size: int = DEFAULT_SIZE,
+    progress: ProgressFactory = silent,
+) -> None:
+    """Draw a data set: `<folder>/<part>/<class>/<number>.png`, and the boxes in `boxes.json`.
+
+    Args:
+        folder: made if it is not there.
+        counts: part to images a class.
+        seed: names the sequence of drawings; parts take from it one after the other, so no image is in two.
+        size: width and height in pixels.
+        progress: told of images.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    boxes: dict[str, Box] = {}
+    index = 0
+    with progress("Drawing shapes", len(SHAPES) * sum(counts.values())) as advance:
+        for part, count in counts.items():
+            for name in SHAPES:
+                (folder / part / name).mkdir(parents=True, exist_ok=True)
+            for number in range(count * len(SHAPES)):
+                drawing = draw(index, seed, size)
+                path = f"{part}/{SHAPES[drawing.label]}/{number // len(SHAPES):05d}.png"
+                drawing.image.save(folder / path, compress_level=3)
+                boxes[path] = drawing.box
+                index += 1
+                advance(1)
+    (folder / BOXES_FILE).write_text(json.dumps(boxes))
+
+
+def load_boxes(folder: Path) -> dict[str, Box]:
+    """The true boxes of a folder that `write_shapes` made, by image name relative to it.
+
+    Raises:
+        DatasetError: there is no such file, or it is not one of ours.
+    """
+    path = folder / BOXES_FILE
+    try:
+        kept = json.loads(path.read_text())
+        return {name: (int(left), int(top), int(right), int(bottom)) for name, (left, top, right, bottom) in kept.items()}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise DatasetError(f"{path}: no boxes of drawn shapes ({error}): draw them with --dataset shapes") from error
+
+
+def shapes_folder(data_dir: Path, seed: int, counts: Mapping[str, int] = DEFAULT_COUNTS, size: int = DEFAULT_SIZE) -> Path:
+    """Where the drawn data set is kept: a folder for each seed, counts and size."""
+    key = hashlib.sha256(json.dumps([DRAWING_VERSION, seed, dict(counts), size]).encode()).hexdigest()[:12]
+    return data_dir / f"shapes-{key}"

@@ -1,0 +1,39 @@
+"""Names of folders that hold a part of a data set, in the many ways in which people write them."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal, NamedTuple
+
+Word = Literal["train", "val", "test", "eval", "unlabelled"]
+
+_WORDS: dict[str, Word] = {
+    **dict.fromkeys(("train", "training", "trn", "trainval"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "validate", "dev", "development"), "val"),
+    **dict.fromkeys(("test", "testing", "tests", "holdout"), "test"),
+    **dict.fromkeys(("eval", "evaluation", "evaluate"), "eval"),
+    **dict.fromkeys(("pred", "predict", "prediction", "predictions", "unlabeled", "unlabelled", "unsup"), "unlabelled"),
+}
+
+_FILLER = ("set", "sets", "data", "dataset", "image", "images", "img", "imgs", "image", "images", "photo", "photos", "seg", "split")
+_MORE_FILLER = frozenset({*_FILLER, "folder", "dir", "file", "files", "samples", "the", "my", "jpg", "jpeg", "png", "cropped", "resized"})
+_JOINED = re.compile(rf"({'|'.join(sorted(_WORDS, key=len, reverse=True))})(?:{'|'.join(_FILLER)})?")
+
+
+class PartName(NamedTuple):
+    """Reading of a folder's name. word: the part. rest: the remainder, `""` for names like `train`, `seg_train`, `TestImages2017`."""
+
+    word: Word
+    rest: str
+
+
+def part_name(folder: str) -> PartName | None:
+    """Return the part that a folder's name stands for; None for any other name."""
+    tokens = [token for token in re.split(r"[^a-z]+", folder.lower()) if token]
+    words = [matched[1] for token in tokens if (matched := _JOINED.fullmatch(token))]
+    if len(words) != 1:
+        return None
+    rest = [token for token in tokens if not _JOINED.fullmatch(token) and token not in _MORE_FILLER]
+    if not rest and not tokens:
+        return None
+    return PartName(_WORDS[words[0]], "_".join(rest))

@@ -1,0 +1,87 @@
+"""What a network sees while it is trained: augmented images, or the very input that serving makes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms import v2
+
+from tlcli.contract.images.preprocessing import Preprocessing
+from tlcli.training.data.dataset import Part
+from tlcli.training.runtime.seeds import seed_of
+from tlcli.training.settings.augmentation import Augmentation
+
+
+@dataclass(frozen=True)
+class ImageDataset(Dataset[tuple[Tensor, int, int]]):
+    """The images of a part as network inputs, for a `DataLoader`: `(uint8 [H, W, 3] in RGB, label, index in the part)`.
+
+    What the augmentation does to an image depends on `seed`, `view` and the image's index alone: not on how many
+    workers there are, nor on the order of loading. Another epoch is another `view`.
+
+    part: the images.
+    preprocessing: the evaluation's; without an augmentation, exactly this is applied, as in serving.
+    augmentation: takes its place, at the same size and with the same interpolation.
+    """
+
+    part: Part
+    preprocessing: Preprocessing
+    augmentation: Augmentation | None = None
+    seed: int = 0
+    view: int = 0
+
+    def __len__(self) -> int:
+        return len(self.part)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
+        """Raises: ImageError: the image cannot be read any more."""
+        image = self.part.load(index)
+        if self.augmentation is None:
+            values = torch.from_numpy(self.preprocessing.apply(image))
+        else:
+            values = self._augment(image, self.augmentation, index)
+        return values, int(self.part.labels[index]), index
+
+    def _augment(self, image: Image.Image, augmentation: Augmentation, index: int) -> Tensor:
+        before = torch.get_rng_state()
+        torch.default_generator.manual_seed(seed_of(self.seed, self.view, index))  # the CPU's alone: a GPU's goes on as it was
+        try:
+            changed = np.array(self._on_images(augmentation)(image), dtype=np.uint8)
+            return self._on_values(augmentation, torch.from_numpy(changed))
+        finally:
+            torch.set_rng_state(before)
+
+    def _on_images(self, augmentation: Augmentation) -> v2.Compose:
+        interpolation = v2.InterpolationMode(self.preprocessing.interpolation)
+        steps: list[torch.nn.Module] = []
+        if augmentation.scale is None:
+            steps.append(v2.Lambda(lambda image: Image.fromarray(self.preprocessing.apply(image))))
+        else:
+            size = (self.preprocessing.height, self.preprocessing.width)
+            steps.append(v2.RandomResizedCrop(size, scale=augmentation.scale, ratio=augmentation.ratio, interpolation=interpolation))
+        if augmentation.hflip:
+            steps.append(v2.RandomHorizontalFlip())
+        if augmentation.shear or augmentation.zoom:
+            shear, zoom = augmentation.shear, augmentation.zoom
+            how = v2.InterpolationMode.BILINEAR
+            mean = [round(255 * value) for value in self.preprocessing.mean]
+            steps.append(v2.RandomAffine(0, scale=(1 - zoom, 1 + zoom), shear=(-shear, shear, -shear, shear), interpolation=how, fill=mean))
+        if augmentation.rand_augment is not None:
+            mean = [round(255 * value) for value in self.preprocessing.mean]
+            steps.append(v2.RandAugment(magnitude=augmentation.rand_augment, num_magnitude_bins=31, fill=mean))
+        if augmentation.brightness or augmentation.contrast or augmentation.saturation:
+            steps.append(v2.ColorJitter(augmentation.brightness, augmentation.contrast, augmentation.saturation))
+        return v2.Compose(steps)
+
+    def _on_values(self, augmentation: Augmentation, values: Tensor) -> Tensor:
+        """uint8 `[H, W, 3]`, likewise returned."""
+        if not augmentation.erasing:
+            return values
+        mean = [float(round(255 * value)) for value in self.preprocessing.mean]
+        erased: Tensor = v2.RandomErasing(augmentation.erasing, value=mean)(values.permute(2, 0, 1))
+        return erased.permute(1, 2, 0).contiguous()

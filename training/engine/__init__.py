@@ -1,0 +1,1 @@
+"""The training loop: stages, steps, optimizer, loss, EMA, AMP, head search, LR finder."""

@@ -1,0 +1,69 @@
+"""Learning rates: smaller toward the stem, rising and falling over the steps, and really in the optimizer."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import timm.optim
+from torch import nn
+from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
+
+from tlcli.training.models.network import Network
+from tlcli.training.settings.config import OptimizerName, Schedule
+
+_LEAST_SCALE = 0.01
+"""No layer learns slower than this share of the head's rate: in deep networks the product of the factors would freeze the stem."""
+
+
+def layered_optimizer(network: Network, lr: float, weight_decay: float, layer_decay: float, name: OptimizerName = "adamw") -> Optimizer:
+    """An optimizer over all layers, the head at `lr`, each layer below at `layer_decay` times the rate of the one above it.
+
+    Layers are timm's, as its `group_matcher` counts them (blocks, where there are blocks); the idea is ULMFiT's
+    discriminative fine-tuning (Howard and Ruder 2018, arXiv:1801.06146, section 3.2). Biases and norms are not decayed.
+
+    timm writes a factor, `lr_scale`, that only its own schedulers read. Here it becomes each group's `lr`.
+    """
+    groups: list[dict[str, Any]] = timm.optim.param_groups_layer_decay(  # type: ignore[attr-defined]
+        network.backbone, weight_decay, layer_decay=layer_decay
+    )
+    below_head = 1.0 if network.head is None else layer_decay  # the backbone's own head is its last layer
+    for group in groups:
+        group["lr"] = lr * max(below_head * group.pop("lr_scale"), _LEAST_SCALE)
+    if network.head is not None:
+        groups += decayed_groups(network.head, lr, weight_decay)
+    return make_optimizer(name, groups, lr)
+
+
+def decayed_groups(module: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+    """A module's parameters in two groups: matrices, which are decayed, and the rest, which are not."""
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "lr": lr, "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "lr": lr, "weight_decay": 0.0},
+    ]
+
+
+def make_optimizer(name: OptimizerName, groups: list[dict[str, Any]], lr: float) -> Optimizer:
+    """PyTorch's, over parameter groups that hold their own `lr` and `weight_decay`; RMSprop and SGD as Keras and timm set them up."""
+    if name == "adamw":
+        return AdamW(groups, lr=lr)
+    if name == "adam":
+        return Adam(groups, lr=lr)
+    if name == "rmsprop":
+        return RMSprop(groups, lr=lr, alpha=0.9, eps=1e-7)
+    return SGD(groups, lr=lr, momentum=0.9, nesterov=True)
+
+
+def rate_factor(schedule: Schedule, step: int, steps: int, warm_up: float) -> float:
+    """What each group's rate is multiplied with in a step, from 0: it rises in a line over the first `warm_up` share of `steps`.
+
+    Then `constant` stays at 1, and `cosine` falls to 0 along half a cosine (Loshchilov and Hutter 2017, arXiv:1608.03983, eq. 5,
+    one cycle).
+    """
+    rising = round(steps * warm_up)
+    if step < rising:
+        return (step + 1) / (rising + 1)
+    if schedule == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(steps - rising, 1)))

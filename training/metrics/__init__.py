@@ -1,0 +1,1 @@
+"""Numbers about predictions: accuracy, F1, calibration, significance, temperature."""

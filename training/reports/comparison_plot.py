@@ -1,0 +1,44 @@
+"""The curves of several runs in one image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tlcli.training.reports.matplotlib_style import new_figure, plain, save_figure
+from tlcli.training.runs.summary import Epoch
+
+_COLOURS = ("#1f5fbf", "#d1495b", "#2a9d6f", "#e08a1e", "#7a4fb5", "#12a5b8", "#b0307f", "#7d8c1f", "#8c5a2b", "#4a5a78")
+"""One a run; where there are more runs, once more with another line."""
+_LINES = ("-", "--", ":")
+
+
+def draw_compared(runs: Mapping[str, Sequence[Epoch]], path: Path) -> None:
+    """Validation loss and top-1 of several runs over each other, as a PNG.
+
+    Args:
+        runs: the epochs of each, by its name.
+        path: of the PNG.
+    """
+    figure = new_figure(10.8, 4.2)
+    loss, top1 = figure.subplots(1, 2)
+    for axes, title in ((loss, "validation cross-entropy"), (top1, "validation top-1, %")):
+        for number, (name, epochs) in enumerate(runs.items()):
+            values = [one.val_loss if axes is loss else 100 * one.val_top1 for one in epochs]
+            axes.plot(
+                [one.epoch for one in epochs],
+                values,
+                color=_COLOURS[number % len(_COLOURS)],
+                linestyle=_LINES[number // len(_COLOURS) % len(_LINES)],
+                marker="o" if len(epochs) <= 20 else None,
+                markersize=3,
+                label=plain(name),
+            )
+        axes.set_title(title, fontsize=11)
+        axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    handles, names = loss.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", frameon=False, fontsize=8, ncols=min(4, len(names)))
+    save_figure(figure, path)

@@ -1,0 +1,226 @@
+"""A run's images: learning curves, the confusion matrix, and the surest mistakes with their maps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tlcli.contract.images.heatmap import overlay
+from tlcli.contract.images.preprocessing import Preprocessing
+from tlcli.training.data.dataset import Part
+from tlcli.training.metrics.scores import EpochRow, Scores
+from tlcli.training.models.network import Network
+from tlcli.training.reports.gradcam import feature_gradients, gradcam
+from tlcli.training.reports.matplotlib_style import new_figure, plain, save_figure
+
+Map = tuple[npt.NDArray[np.float32], Preprocessing]
+"""Its values, `[h, w]`, and what says which part of the image they cover."""
+
+Explain = Callable[[Image.Image, int], Map]
+"""The map of an image for a class."""
+
+_TRAIN, _VAL, _BEST = "#8a8f98", "#1f5fbf", "#d1495b"
+_MOST_CLASSES_WITH_COUNTS = 120
+_MOST_CLASSES_WITH_ZEROS = 25
+_SHEET_COLUMNS, _SHEET_ROWS = 3, 4
+_TILE = 256
+"""Pixels of the shorter side of an image on the contact sheet; the longer has at most twice as many."""
+
+
+def draw_curves(rows: Sequence[EpochRow], best_epoch: int, path: Path) -> None:
+    """Loss and top-1 over the epochs, training and validation, as a PNG; the best epoch and the change of stage are marked."""
+    figure = new_figure(9.6, 3.8)
+    loss, top1 = figure.subplots(1, 2)
+    epochs = [row.epoch for row in rows]
+    marker = "o" if len(rows) <= 20 else None
+    for axes, title, train, val in (
+        (loss, "cross-entropy", [row.train_loss for row in rows], [row.val_loss for row in rows]),
+        (top1, "top-1, %", [100 * row.train_top1 for row in rows], [100 * row.val_top1 for row in rows]),
+    ):
+        axes.plot(epochs, train, color=_TRAIN, marker=marker, markersize=3, label="training")
+        axes.plot(epochs, val, color=_VAL, marker=marker, markersize=3, label="validation")
+        best = val[epochs.index(best_epoch)]
+        axes.plot([best_epoch], [best], "o", color=_BEST, markersize=7, label=f"best: {best:.4g}, epoch {best_epoch}", zorder=3)
+        for before, after in pairwise(rows):
+            if before.stage != after.stage:
+                axes.axvline(before.epoch + 0.5, color="0.6", linestyle=":", linewidth=1)
+                axes.text(before.epoch + 0.6, 0.99, "all layers", transform=axes.get_xaxis_transform(), fontsize=8, color="0.4", va="top")
+        axes.set_title(title, fontsize=11)
+        axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=8)
+    save_figure(figure, path)
+
+
+def draw_confusion(scores: Scores, part: str, path: Path) -> None:
+    """The confusion matrix as a PNG: counts, coloured by their share of the true class; of many classes those that occur.
+
+    Args:
+        scores: of the part.
+        part: its name, for the title.
+        path: of the PNG.
+    """
+    counts = np.array(scores.confusion)
+    shown = np.flatnonzero((counts.sum(0) + counts.sum(1) > 0) | (len(counts) <= _MOST_CLASSES_WITH_ZEROS))
+    counts = counts[np.ix_(shown, shown)]
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    classes = len(counts)
+    side = min(max(3.2, 0.42 * classes, 3.2 + 0.13 * classes), 18.0)
+    figure = new_figure(side + 1.6, side + 0.9)
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    labels = [plain(scores.classes[index].label) for index in shown]
+    font = min(10.0, max(4.0, 0.5 * 72 * side / classes))  # half a cell high
+    axes.set_xticks(range(classes), labels, rotation=0 if classes <= 4 else 90, fontsize=font)
+    axes.set_yticks(range(classes), labels, fontsize=font)
+    if classes <= _MOST_CLASSES_WITH_COUNTS:
+        for true, predicted in np.argwhere((counts > 0) | (classes <= _MOST_CLASSES_WITH_ZEROS)):
+            share = shares[true, predicted]
+            colour = "white" if share > 0.55 else "0.75" if counts[true, predicted] == 0 else "black"
+            axes.text(predicted, true, str(counts[true, predicted]), ha="center", va="center", fontsize=font, color=colour)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    axes.set_title(f"{plain(part)}: {100 * scores.top1:.2f} % of {scores.count:,} images right", fontsize=11)
+    bar = figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02, aspect=30)
+    bar.set_label("share of the true class", fontsize=9)
+    bar.ax.tick_params(labelsize=8)
+    save_figure(figure, path)
+
+
+def draw_reliability(scores: Scores, part: str, path: Path) -> None:
+    """The share of right answers over their scores as a PNG, bin by bin, with how many answers each bin holds.
+
+    DeGroot and Fienberg 1983, by way of Guo et al. 2017, arXiv:1706.04599, figure 1.
+
+    Args:
+        scores: of the part.
+        part: its name, for the title.
+        path: of the PNG.
+    """
+    figure = new_figure(4.6, 5.0)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    filled = [one for one in scores.calibration.bins if one.count]
+    middle = [100 * (one.low + one.high) / 2 for one in filled]
+    width = 100 / len(scores.calibration.bins)
+    confidence = [100 * (one.confidence or 0.0) for one in filled]
+    accuracy = [100 * (one.accuracy or 0.0) for one in filled]
+    upper.plot([0, 100], [0, 100], color="0.6", linestyle=":", linewidth=1)
+    upper.bar(middle, accuracy, width=0.9 * width, color=_VAL, alpha=0.75, label="right answers")
+    upper.plot(confidence, confidence, "_", color=_BEST, markersize=14, markeredgewidth=2, label="mean score")
+    upper.set_ylim(0, 102)
+    upper.set_ylabel("right answers, %")
+    upper.set_title(f"{plain(part)}\nexpected calibration error {100 * scores.calibration.ece:.1f} %", fontsize=11)
+    upper.legend(frameon=False, fontsize=8, loc="upper left")
+    lower.bar(middle, [one.count for one in filled], width=0.9 * width, color=_TRAIN)
+    lower.set_yscale("log")
+    lower.yaxis.set_major_formatter("{x:,.0f}")
+    lower.yaxis.set_minor_formatter("")
+    lower.set_ylabel("answers")
+    lower.set_xlabel("score of the predicted class, %")
+    lower.set_xlim(0, 100)
+    for axes in (upper, lower):
+        axes.grid(alpha=0.25)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    save_figure(figure, path)
+
+
+def draw_mistakes(
+    explain: Explain | None,
+    part: Part,
+    logits: Tensor,
+    classes: Sequence[str],
+    path: Path,
+    kind: str = "validation",
+    method: str = "Grad-CAM",
+) -> None:
+    """A contact sheet as a PNG: the wrong answers that the network was surest of, each beside its map of the predicted class.
+
+    Where there is room left, the right answers it was least sure of follow.
+
+    Args:
+        explain: makes the maps; None for a model without: the images alone are shown.
+        part: the images.
+        kind, method: what the title calls the images, and the maps.
+        logits: of the part, `[n, C]`.
+        classes: C names.
+        path: of the PNG.
+    """
+    scores, predicted = logits.softmax(1).max(1)
+    labels = torch.from_numpy(part.labels)
+    chosen = most_telling(logits, labels, _SHEET_COLUMNS * _SHEET_ROWS)
+    wrong = predicted != labels
+    mistakes, images = int(wrong.sum()), f"{len(part):,}{kind and ' '}{kind} images"
+    if mistakes >= len(chosen):
+        title = f"The surest of {mistakes:,} mistakes on {images}"
+    else:
+        title = f"{f'{mistakes} wrong (red)' if mistakes else 'None wrong'} of {images}; the right answers least sure of (black)"
+    rows = -(-len(chosen) // _SHEET_COLUMNS)
+    figure = new_figure(4.2 * _SHEET_COLUMNS, 2.45 * rows + 0.7)
+    maps = f"\neach image beside the {method} map of the predicted class" if explain is not None else ""
+    figure.suptitle(f"{title}{maps}", fontsize=11)
+    grid = figure.subplots(rows, _SHEET_COLUMNS, squeeze=False).ravel()
+    for axes in grid:
+        axes.axis("off")
+    for axes, index in zip(grid, chosen.tolist(), strict=False):
+        predicted_class = int(predicted[index])
+        axes.imshow(np.asarray(_beside_its_map(explain, part.load(index), predicted_class)))
+        says = f"{plain(classes[predicted_class])} {100 * float(scores[index]):.1f} %"
+        axes.set_title(f"{says}, is {plain(classes[int(labels[index])])}", fontsize=9, color=_BEST if wrong[index] else "black")
+        axes.text(
+            0.5, -0.02, plain(_ending(part.names[index])), transform=axes.transAxes, fontsize=6.5, color="0.45", ha="center", va="top"
+        )
+    save_figure(figure, path)
+
+
+def most_telling(logits: Tensor, labels: Tensor, most: int) -> Tensor:
+    """What `draw_mistakes` shows: the wrong answers, the surest first, then the right ones, the least sure first.
+
+    Args:
+        logits: `[n, C]`.
+        labels: int64 `[n]`.
+        most: how many there is room for.
+
+    Returns:
+        Indices, int64, at most `most`.
+    """
+    scores, predicted = logits.softmax(1).max(1)
+    wrong = predicted != labels
+    return torch.where(wrong, -scores, 1 + scores).argsort(stable=True)[:most]
+
+
+def explained_by(network: Network) -> Explain:
+    """Grad-CAM of a network in eval mode."""
+
+    def explain(photo: Image.Image, class_index: int) -> Map:
+        image = torch.from_numpy(network.config.preprocessing.apply(photo))
+        _, activations, gradients = feature_gradients(network, image[None], torch.tensor([[class_index]]))
+        return gradcam(activations, gradients)[0, 0].float().cpu().numpy(), network.config.preprocessing
+
+    return explain
+
+
+def _beside_its_map(explain: Explain | None, image: Image.Image, class_index: int) -> Image.Image:
+    scale = min(_TILE / min(image.size), 2 * _TILE / max(image.size))
+    shown = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.BICUBIC)
+    if explain is None:
+        return shown
+    values, preprocessing = explain(image, class_index)
+    mapped = overlay(shown, values, preprocessing.visible_box(*shown.size))
+    pair = Image.new("RGB", (2 * shown.width + 6, shown.height), "white")
+    pair.paste(shown, (0, 0))
+    pair.paste(mapped.resize(shown.size), (shown.width + 6, 0))
+    return pair
+
+
+def _ending(name: str, most: int = 48) -> str:
+    return name if len(name) <= most else "…" + name[1 - most :]

@@ -1,0 +1,1 @@
+"""A run folder: written, read back, resumed, compared."""

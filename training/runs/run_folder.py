@@ -1,0 +1,258 @@
+"""A run folder being written. Each file is written whole or not at all, and nothing in it is a pickle."""
+
+from __future__ import annotations
+
+import csv
+import os
+import platform
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from importlib import metadata
+from itertools import count
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import safetensors.torch
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from torch import Tensor
+
+from tlcli.contract.errors import NotFoundError, SettingsError, WeightsError
+from tlcli.contract.files.atomic_file import sweep, whole_file
+from tlcli.contract.files.display_name import printable
+from tlcli.contract.files.file_lock import LocksUnsupportedError, try_lock, unshared
+from tlcli.contract.model.repository_layout import not_a_run
+from tlcli.training.data.registry import KNOWN
+from tlcli.training.metrics.scores import EpochRow, Results
+from tlcli.training.models.network import NetworkConfig
+from tlcli.training.settings.config import FinetuneConfig
+from tlcli.training.settings.plan import Plan
+from tlcli.training.settings.run_file_names import CHECKPOINT, CONFIG, LOCK, METRICS, RESULTS, TIMINGS
+
+RUNS = Path("runs")
+
+Model = TypeVar("Model", bound=BaseModel)
+_SHORT_MODE = {"feature-extraction": "features", "full": "full"}
+
+
+class RunConfig(BaseModel):
+    """`config.json`.
+
+    asked: the settings as given, paths absolute. network, plan, classes, device: what they were resolved to.
+    weights_fingerprint: of the backbone before training, see `tlcli.training.models.weights`. dataset_fingerprint: see `Dataset`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: Literal[1] = 1
+    created: str
+    asked: FinetuneConfig
+    network: NetworkConfig
+    plan: Plan
+    classes: tuple[str, ...]
+    device: str
+    weights_fingerprint: str
+    dataset_fingerprint: str
+    versions: dict[str, str]
+
+
+class RunFolder:
+    """A run folder being written, each file whole or not at all."""
+
+    def __init__(self, path: Path) -> None:
+        """`path`: an existing folder, empty or of a run that is to go on."""
+        self.path = path
+
+    @contextmanager
+    def claimed(self, say: Callable[[str], None] = lambda _: None) -> Iterator[None]:
+        """Keep other processes from claiming the folder within the block; first remove what a killed process left unfinished in it.
+
+        The claim ends with this process, whatever processes it has started.
+
+        Args:
+            say: told if the file system has no locks: then nothing keeps other processes out.
+
+        Raises:
+            SettingsError: another process has claimed it, or it cannot be opened.
+        """
+        with ExitStack() as opened:
+            try:
+                claimed = self._lock(opened)
+            except LocksUnsupportedError as error:
+                say(f"warning: {self.path}: cannot be locked ({error.strerror}): let no other process resume this run meanwhile")
+                claimed = True
+            except OSError as error:
+                raise SettingsError(f"{self.path}: cannot be opened: {error.strerror}: check its permissions") from error
+            if not claimed:
+                raise SettingsError(f"{self.path}: another process is training here: wait for it, or stop it")
+            sweep(self.path)
+            yield
+
+    def _lock(self, opened: ExitStack) -> bool:
+        """Lock the folder itself, which leaves no file behind; NFS locks nothing but files that are open for writing."""
+        try:
+            return try_lock(self._open_in(opened, self.path, os.O_RDONLY))
+        except LocksUnsupportedError:
+            return try_lock(self._open_in(opened, self.path / LOCK, os.O_RDWR | os.O_CREAT))
+
+    @staticmethod
+    def _open_in(opened: ExitStack, path: Path, flags: int) -> int:
+        descriptor = os.open(path, flags, 0o666)
+        opened.callback(os.close, descriptor)
+        opened.enter_context(unshared(descriptor))
+        return descriptor
+
+    def write_config(self, config: RunConfig) -> None:
+        """What was asked and resolved, before training begins."""
+        self._write_text(CONFIG, config.model_dump_json(indent=2))
+
+    def write_checkpoint(self, state: dict[str, Tensor]) -> None:
+        """`state`: of the best network so far."""
+        with whole_file(self.path / CHECKPOINT) as temporary:
+            safetensors.torch.save_file({name: tensor.cpu().contiguous() for name, tensor in state.items()}, temporary)
+
+    def read_checkpoint(self, device: torch.device) -> dict[str, Tensor]:
+        """What `write_checkpoint` wrote.
+
+        Raises:
+            WeightsError: it is damaged, or gone.
+        """
+        try:
+            return safetensors.torch.load_file(self.path / CHECKPOINT, device=str(device))
+        except (SafetensorError, OSError) as error:
+            raise WeightsError(f"{self.path / CHECKPOINT}: cannot be read ({error}): fine-tune anew") from error
+
+    def write_metrics(self, rows: Sequence[EpochRow]) -> None:
+        """A row an epoch so far. How long each took stands in a file of its own: all else is the same when the run is repeated."""
+        self._write_rows(METRICS, EpochRow._fields[:-1], [row[:-1] for row in rows])
+        self._write_rows(TIMINGS, ("epoch", "seconds"), [(row.epoch, row.seconds) for row in rows])
+
+    def _write_rows(self, name: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+        with whole_file(self.path / name) as temporary, temporary.open("w", newline="", encoding="utf-8") as opened:
+            writer = csv.writer(opened)
+            writer.writerow(header)
+            writer.writerows(rows)
+
+    def write_results(self, results: Results) -> None:
+        """The final figures: with them the run is finished."""
+        self._write_text(RESULTS, results.model_dump_json(indent=2))
+
+    def _write_text(self, name: str, text: str) -> None:
+        with whole_file(self.path / name) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def read_config(path: Path) -> RunConfig:
+    """What a run was asked for, and resolved it to.
+
+    Raises:
+        NotFoundError: no run's folder.
+        SettingsError: a file that this version cannot read.
+    """
+    if problem := not_a_run(path):
+        raise NotFoundError(problem)
+    if not (path / CONFIG).is_file():
+        raise NotFoundError(f"{path}: no run ({CONFIG} is missing): give a run's folder, such as one under {RUNS}/")
+    return _read(path / CONFIG, RunConfig)
+
+
+def with_pretrained(config: RunConfig) -> RunConfig:
+    """Fill in `network.pretrained` in the config of a run from before it was recorded."""
+    if config.network.pretrained is not None:
+        return config
+    return config.model_copy(update={"network": config.network.model_copy(update={"pretrained": config.asked.weights != "none"})})
+
+
+def read_results(path: Path) -> Results | None:
+    """A run's figures; None if it is not finished.
+
+    Raises:
+        SettingsError: a file that this version cannot read.
+    """
+    return _read(path / RESULTS, Results) if (path / RESULTS).is_file() else None
+
+
+def _read(path: Path, model: type[Model]) -> Model:
+    try:
+        return model.model_validate_json(path.read_text(encoding="utf-8"))
+    except (ValidationError, UnicodeDecodeError) as error:
+        problem = (
+            "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:3])
+            if isinstance(error, ValidationError)
+            else error
+        )
+        raise SettingsError(f"{path}: cannot be read by this version of tlcli: {problem}: fine-tune anew") from error
+
+
+def absolute(config: FinetuneConfig) -> FinetuneConfig:
+    """Return the settings with every path absolute, so that they mean the same from any working directory.
+
+    Raises:
+        SettingsError: a path that is not UTF-8, which a run's settings cannot keep.
+    """
+    weights = config.weights
+    if weights not in ("pretrained", "none"):
+        weights = str(Path(weights).expanduser().absolute())
+    folder = Path(config.dataset).expanduser()
+    paths = {
+        "weights": weights,
+        "dataset": str(folder.absolute()) if folder.is_dir() and config.dataset.lower() not in KNOWN else config.dataset,
+        "data_dir": config.data_dir.expanduser().absolute(),
+        "output": None if config.output is None else config.output.expanduser().absolute(),
+    }
+    for name, path in paths.items():
+        if not str(path).isascii() and str(path).encode("utf-8", "replace").decode() != str(path):
+            raise SettingsError(
+                f"--{name.replace('_', '-')} {printable(str(path))}: a path that is not UTF-8, which a run's settings cannot keep:"
+                " rename the folder, or give a link to it"
+            )
+    return config.model_copy(update=paths)
+
+
+def require_output(config: FinetuneConfig) -> None:
+    """Raises: SettingsError: `--output` names a folder with something in it, or no folder."""
+    output = config.output
+    if output is not None and output.exists() and (not output.is_dir() or any(not path.name.startswith(".") for path in output.iterdir())):
+        raise SettingsError(f"--output {output}: is not empty: nothing is overwritten; name a fresh folder, or leave --output out")
+
+
+def make_folder(config: FinetuneConfig) -> RunFolder:
+    """The folder that was asked for, or the next free one under `runs/`: `<backbone>-<data set>-<mode>-<number>`.
+
+    Raises:
+        SettingsError: see `require_output`; or it cannot be made.
+    """
+    require_output(config)
+    stem = f"{config.backbone}-{Path(config.dataset).name or 'images'}-{_SHORT_MODE[config.mode]}"
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", stem)
+    candidates = [config.output] if config.output is not None else (RUNS / f"{stem}-{number}" for number in count(1))
+    for candidate in candidates:
+        try:
+            candidate.mkdir(parents=True, exist_ok=config.output is not None)
+            return RunFolder(candidate)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise SettingsError(f"{candidate}: the run's folder cannot be made: {error.strerror}: name another with --output") from error
+    raise SettingsError(f"--output {config.output}: is a file: name a folder")
+
+
+def now() -> str:
+    """The time, ISO 8601, UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def versions() -> dict[str, str]:
+    """Of what the weights depend on."""
+    packages = ("tlcli", "torch", "torchvision", "timm", "numpy", "pillow")
+    return {package: _version(package) for package in packages} | {"python": platform.python_version()}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # of ourselves, run from a folder of sources
+        return "not installed"

@@ -1,0 +1,227 @@
+"""A finished run as its folder tells it, without its network: quick to read, and whatever version of tlcli wrote it.
+
+What another version keeps beside this is passed over; what it does not keep is None, or empty. `load_run` reads all of a run, and
+refuses what it does not know.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tlcli.contract.errors import NotFoundError, SettingsError
+from tlcli.contract.files.display_name import from_csv_cell
+from tlcli.contract.files.earlier_names import IMAGES_FIELD
+from tlcli.contract.model.repository_layout import not_a_run
+from tlcli.training.metrics.calibration import Calibration
+from tlcli.training.runs.reproduce_command import resume_command
+from tlcli.training.settings.run_file_names import CONFIG, METRICS, PREDICTIONS, RESULTS
+
+Kept = TypeVar("Kept", bound=BaseModel)
+
+_PARTS = ("val", "test")
+
+
+class ClassFigures(BaseModel):
+    """One class of a part, see `tlcli.training.metrics.scores.ClassScores`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    label: str
+    count: int
+    precision: float | None = None
+    recall: float | None = None
+    f1: float | None = None
+
+
+class Figures(BaseModel):
+    """How a network did on a part, see `tlcli.training.metrics.scores.Scores`. loss: None where it was no number, too."""
+
+    model_config = ConfigDict(frozen=True)
+
+    count: int
+    top1: float
+    top5: float | None = None
+    loss: float | None = None
+    macro_f1: float | None = None
+    calibration: Calibration | None = None
+    classes: tuple[ClassFigures, ...] = ()
+    confusion: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def right(self) -> int:
+        """How many answers are right."""
+        return round(self.top1 * self.count)
+
+    @property
+    def ece(self) -> float | None:
+        """The expected calibration error, in [0, 1]."""
+        return None if self.calibration is None else self.calibration.ece
+
+
+class Epoch(BaseModel):
+    """A line of `metrics.csv`, see `tlcli.training.metrics.scores.EpochRow`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    stage: str
+    epoch: int
+    train_loss: float
+    train_top1: float
+    val_loss: float
+    val_top1: float
+
+
+class Prediction(BaseModel):
+    """A line of `predictions.csv`: a validation image, its class, the predicted class, and that one's score."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    label: str
+    predicted: str
+    score: float
+
+
+class KeptConfig(BaseModel):
+    """`config.json`, see `tlcli.training.runs.run_folder.RunConfig`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    created: str = ""
+    asked: dict[str, Any]
+    network: dict[str, Any] = {}
+    plan: dict[str, Any] = {}
+    classes: tuple[str, ...] = ()
+    device: str = ""
+    weights_fingerprint: str = ""
+    dataset_fingerprint: str = ""
+    versions: dict[str, str] = {}
+
+
+class KeptResults(BaseModel):
+    """`results.json`, see `tlcli.training.metrics.scores.Results`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    best_epoch: int
+    best_stage: str | None = None
+    stopped: str | None = None
+    val: Figures
+    test: Figures | None = None
+    seconds: dict[str, float] = {}
+    images: dict[str, int] = Field(default_factory=dict, validation_alias=IMAGES_FIELD)
+    left_out: int = 0
+
+
+@dataclass(frozen=True)
+class Record:
+    """A finished run. epochs, predictions: empty where the folder has no such file."""
+
+    path: Path
+    config: KeptConfig
+    results: KeptResults
+    epochs: tuple[Epoch, ...]
+    predictions: tuple[Prediction, ...]
+
+    @property
+    def parts(self) -> dict[str, Figures]:
+        """The figures of each part that there is: `val`, `test`."""
+        return {name: part for name in _PARTS if (part := getattr(self.results, name)) is not None}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that was asked for; what was left open, with what it came to, in the stage of all layers if there was one."""
+        return {name: self._resolved(name) if value is None else value for name, value in self.config.asked.items()}
+
+    @property
+    def best_stage(self) -> str | None:
+        """The stage that the kept epoch belongs to: `head` or `full`; None where no file tells."""
+        of_epochs = {one.epoch: one.stage for one in self.epochs}
+        return self.results.best_stage or of_epochs.get(self.results.best_epoch)
+
+    @property
+    def seconds(self) -> float:
+        """What the run took in all."""
+        return sum(self.results.seconds.values())
+
+    def _resolved(self, name: str) -> Any:
+        plan, preprocessing = self.config.plan, self.config.network.get("preprocessing") or {}
+        stage = "full_" if plan.get("full_epochs") else "head_"
+        known = {
+            **preprocessing,
+            **(plan.get("augmentation") or {}),
+            **plan,
+            **{key.removeprefix(stage): value for key, value in plan.items() if key.startswith(stage)},
+            "epochs": _sum(plan, "head_epochs", "full_epochs"),
+            "image_size": preprocessing.get("height"),
+            "num_classes": len(self.config.classes) or None,
+        }
+        return known.get(name)
+
+
+def _sum(plan: Mapping[str, Any], *names: str) -> int | None:
+    values = [plan[name] for name in names if isinstance(plan.get(name), int)]
+    return sum(values) if values else None
+
+
+def read_record(path: str | Path) -> Record:
+    """Read a run folder.
+
+    Raises:
+        NotFoundError: no such folder, or it is no finished run.
+        SettingsError: a file in it that is not what tlcli writes.
+    """
+    path = Path(path)
+    if problem := not_a_run(path):
+        raise NotFoundError(problem)
+    missing = [name for name in (CONFIG, RESULTS) if not (path / name).is_file()]
+    if missing:
+        way_out = "run `tlcli finetune` again" if CONFIG in missing else f"{resume_command(path)} resumes it"
+        raise NotFoundError(f"{path}: no finished run ({', '.join(missing)} missing): {way_out}")
+    return Record(
+        path=path,
+        config=read_json(path / CONFIG, KeptConfig),
+        results=read_json(path / RESULTS, KeptResults),
+        epochs=_read_csv(path / METRICS, Epoch),
+        predictions=_read_csv(path / PREDICTIONS, Prediction),
+    )
+
+
+def read_json(path: Path, model: type[Kept]) -> Kept:
+    """A JSON file of a run folder as a `model`.
+
+    Raises:
+        SettingsError: it is not what tlcli writes.
+        OSError: it cannot be read.
+    """
+    try:
+        return model.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise _unreadable(path, error) from error
+
+
+def _read_csv(path: Path, model: type[Kept]) -> tuple[Kept, ...]:
+    if not path.is_file():
+        return ()
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return tuple(model.model_validate({key: _plain(value) for key, value in row.items()}) for row in csv.DictReader(file))
+    except (ValidationError, csv.Error, UnicodeDecodeError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _plain(value: Any) -> Any:
+    return from_csv_cell(value) if isinstance(value, str) else value
+
+
+def _unreadable(path: Path, error: Exception) -> SettingsError:
+    problem = str(error)
+    if isinstance(error, ValidationError):
+        problem = "; ".join(": ".join(filter(None, (".".join(map(str, one["loc"])), one["msg"]))) for one in error.errors()[:3])
+    return SettingsError(f"{path}: cannot be read: {problem}: it is damaged, or none of tlcli's; fine-tune anew")

@@ -1,0 +1,151 @@
+"""What a run was asked for: one frozen object, saved in the run so that the run can be made again from it."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+from tlcli.contract.images.preprocessing import CropMode, Interpolation
+from tlcli.training.settings.recipes import RECIPES, Recipe, recipe_settings
+
+Scalar = bool | int | float | str
+Mode = Literal["feature-extraction", "full"]
+OptimizerName = Literal["adamw", "adam", "rmsprop", "sgd"]
+Schedule = Literal["cosine", "constant"]
+
+HEAD_PATTERN = re.compile(r"linear|original|mlp:[1-9][0-9]*")
+
+
+def default_data_dir() -> Path:
+    """Where data sets known by name are kept: `$TLCLI_DATA`, else `data` in `cache_dir()`."""
+    return Path(os.environ.get("TLCLI_DATA") or cache_dir() / "data")
+
+
+def cache_dir() -> Path:
+    """Where what can be computed or fetched again is kept: `$TLCLI_CACHE`, else `~/.cache/tlcli`."""
+    return Path(os.environ.get("TLCLI_CACHE") or Path.home() / ".cache" / "tlcli")
+
+
+_LEAST_STD = 1e-3
+"""Least standard deviation of the input. The smallest in use is 1/255, for networks trained on values of 0 to 255."""
+
+
+class FinetuneConfig(BaseModel):
+    """Everything `tlcli finetune` takes. `None` means: resolved from the backbone, the mode or the data set.
+
+    backbone: a timm model's name. weights: `pretrained`, `none`, or a checkpoint file.
+    model_kwargs: more arguments of `timm.create_model`, such as `pad_type="same"`.
+    head: `linear`, `mlp:<hidden units>` or `original`.
+    dataset: a known name, a folder, or a timm data set spec. data_dir: where known names are kept.
+    classes: a subset, in this order of labels. limit: images a class in each part.
+    val_fraction: share of the training images held out where the data set has no validation part.
+    image_size, crop_pct, crop_mode, interpolation, mean, std: override the backbone's own preprocessing.
+    epochs: in all. head_epochs: of them, how many train the head alone (mode `full`).
+    batch_size: images in a batch, over all processes. accumulate: batches whose gradients make one step.
+    lr: the head's peak learning rate. layer_decay: in mode `full`, each layer's rate over that of the one above it.
+    warm_up: the share of the steps in which the rates rise.
+    class_weights: `balanced` weighs each class by the inverse of its share of the training images.
+    patience: epochs without a better one after which training ends.
+    augment: augmented views computed of each training image (mode `feature-extraction`), 0 for none.
+    crop_scale: the smallest share of an image's area that is cut out; 1 cuts nothing. hflip: mirror half of the images.
+    jitter: of brightness, contrast and saturation. shear: degrees. zoom: a share. rand_augment: magnitude, of 30.
+    random_erasing: of so many of the images a part.
+    mixup, cutmix: the alpha of each (mode `full`); with both, each batch draws one.
+    ema: decay of an exponential moving average of the weights, which then is what is validated and kept (mode `full`).
+    gradual_unfreezing: layers join from the head down over the first half of the epochs (mode `full`).
+    amp: bfloat16 or float16 where that is safe; `auto`: on a GPU. compile: `torch.compile`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    recipe: Recipe = "default"
+    backbone: str = "vgg16"
+    weights: str = "pretrained"
+    model_kwargs: dict[str, Scalar] = Field(default_factory=dict)
+    head: str = "linear"
+    mode: Mode = "feature-extraction"
+
+    dataset: str = "cats-vs-dogs"
+    data_dir: Path = Field(default_factory=default_data_dir)
+    classes: tuple[str, ...] | None = None
+    num_classes: int | None = Field(default=None, ge=2)
+    limit: int | None = Field(default=None, ge=2)
+    val_fraction: float = Field(default=0.2, gt=0, lt=1)
+
+    image_size: int | None = Field(default=None, ge=8, le=4096)
+    crop_pct: float | None = Field(default=None, gt=0, le=1)
+    crop_mode: CropMode | None = None
+    interpolation: Interpolation | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+
+    epochs: int | None = Field(default=None, ge=1)
+    head_epochs: int | None = Field(default=None, ge=0)
+    batch_size: int = Field(default=32, ge=1)
+    accumulate: int = Field(default=1, ge=1)
+    optimizer: OptimizerName = "adamw"
+    lr: float | None = Field(default=None, gt=0)
+    schedule: Schedule = "cosine"
+    warm_up: float | None = Field(default=None, ge=0, lt=1)
+    weight_decay: float | None = Field(default=None, ge=0)
+    layer_decay: float = Field(default=0.75, gt=0, le=1)
+    label_smoothing: float | None = Field(default=None, ge=0, lt=1)
+    class_weights: Literal["none", "balanced"] = "none"
+    patience: int | None = Field(default=None, ge=1)
+    head_search: bool = False
+
+    augment: int = Field(default=0, ge=0)
+    crop_scale: float | None = Field(default=None, gt=0, le=1)
+    hflip: bool | None = None
+    jitter: float | None = Field(default=None, ge=0, lt=1)
+    shear: float = Field(default=0.0, ge=0, lt=90)
+    zoom: float = Field(default=0.0, ge=0, lt=1)
+    rand_augment: int | None = Field(default=None, ge=1, le=30)
+    random_erasing: float = Field(default=0.0, ge=0, le=1)
+    mixup: float = Field(default=0.0, ge=0)
+    cutmix: float = Field(default=0.0, ge=0)
+
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    gradual_unfreezing: bool = False
+    amp: Literal["auto", "on", "off"] = "auto"
+    compile: bool = False
+    seed: int = Field(default=0, ge=0)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    workers: int | None = Field(default=None, ge=0)
+
+    tensorboard: bool = False
+    name: str | None = None
+    output: Path | None = None
+
+    @classmethod
+    def of(cls, recipe: Recipe = "default", **given: Any) -> FinetuneConfig:
+        """A recipe's settings, and what was given instead.
+
+        Raises:
+            pydantic.ValidationError: a value that a setting cannot have.
+        """
+        from_recipe = recipe_settings(recipe, given.get("mode"), given.get("weights")) if recipe in RECIPES else {}
+        return cls(recipe=recipe, **{**from_recipe, **given})
+
+    @field_validator("mean", "std")
+    @classmethod
+    def _of_inputs_in_0_1(cls, values: tuple[float, float, float] | None, info: ValidationInfo) -> tuple[float, float, float] | None:
+        if values is None:
+            return None
+        shown = ",".join(f"{value:g}" for value in values)
+        if info.field_name == "mean" and not all(0 <= value <= 1 for value in values):  # NaN is refused too
+            raise ValueError(f"{shown}: the input is in [0, 1], and so is its mean: divide values of 0 to 255 by 255")
+        if info.field_name == "std" and not all(_LEAST_STD <= value <= 1 for value in values):
+            raise ValueError(f"{shown}: the input is in [0, 1]: expected values from {_LEAST_STD:g} to 1; divide those of 0 to 255 by 255")
+        return values
+
+    @field_validator("head")
+    @classmethod
+    def _known_head(cls, head: str) -> str:
+        if not HEAD_PATTERN.fullmatch(head):
+            raise ValueError(f"unknown head {head!r}: expected linear, original or mlp:<hidden units>, for example mlp:256")
+        return head

@@ -1,0 +1,172 @@
+"""What a config leaves open, decided: how long and how fast each stage trains."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from tlcli.contract.errors import SettingsError
+from tlcli.contract.process.cores import usable_cores
+from tlcli.training.settings.augmentation import Augmentation, augmentation_of
+from tlcli.training.settings.config import FinetuneConfig, OptimizerName, Schedule
+
+FEATURE_EXTRACTION_EPOCHS = 40
+HEAD_FIRST_EPOCHS = 20
+FULL_EPOCHS = 10
+SCRATCH_EPOCHS = 30
+
+LR: dict[OptimizerName, float] = {"adamw": 3e-4, "adam": 3e-4, "rmsprop": 1e-4, "sgd": 1e-2}
+SCRATCH_LR: dict[OptimizerName, float] = {"adamw": 2e-3, "adam": 1e-3, "rmsprop": 1e-3, "sgd": 5e-2}
+WEIGHT_DECAY: dict[OptimizerName, float] = {"adamw": 0.05, "adam": 0.0, "rmsprop": 0.0, "sgd": 5e-4}
+"""AdamW's is no part of the gradient, and so another quantity than the others'."""
+
+LABEL_SMOOTHING = 0.1
+"""Of the stage that trains all layers (Szegedy et al. 2016, arXiv:1512.00567, section 7)."""
+
+WARM_UP = 0.1
+"""Share of that stage's steps in which the rates rise."""
+
+_MOST_WORKERS = 8
+
+_OF_FULL = {"mixup": 0.0, "cutmix": 0.0, "ema": None, "gradual_unfreezing": False, "accumulate": 1, "amp": "auto", "compile": False}
+"""Settings that say nothing about a head on features that are computed once, with what they are when nobody asks for them."""
+
+_OF_VIEWS = {"crop_scale": None, "hflip": None, "jitter": None, "shear": 0.0, "zoom": 0.0, "rand_augment": None, "random_erasing": 0.0}
+
+
+class Plan(BaseModel):
+    """One stage or two; a stage of 0 epochs does not take place.
+
+    from_scratch: all layers begin with random weights.
+    head_*: the head alone, on features that are computed once. full_*: all layers.
+    lr: the head's peak. layer_decay: each layer's rate over that of the one above it.
+    warm_up: of the stage of all layers. batch_size: over all processes. accumulate: batches in a step.
+    augmentation: of every image in each epoch (stage of all layers), or of each view that features are computed of.
+    views: how many of those; 0 for the images as they are.
+    workers: processes that read images.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    from_scratch: bool
+    head_epochs: int
+    head_lr: float
+    head_label_smoothing: float
+    head_search: bool
+    views: int
+    full_epochs: int
+    full_lr: float
+    full_label_smoothing: float
+    optimizer: OptimizerName
+    schedule: Schedule
+    warm_up: float
+    weight_decay: float
+    layer_decay: float
+    class_weights: Literal["none", "balanced"]
+    patience: int | None
+    batch_size: int
+    accumulate: int
+    augmentation: Augmentation
+    mixup: float
+    cutmix: float
+    ema: float | None
+    gradual_unfreezing: bool
+    amp: Literal["auto", "on", "off"]
+    compile: bool
+    workers: int
+
+
+def resolve_plan(config: FinetuneConfig) -> Plan:
+    """Fill in what was not given.
+
+    Raises:
+        SettingsError: settings that contradict each other.
+    """
+    scratch = config.weights == "none"
+    head_epochs, full_epochs = _epochs(config, scratch)
+    if config.mode == "feature-extraction":
+        _refuse_what_says_nothing(config)
+    elif config.head_search:
+        raise SettingsError("--head-search goes with --mode feature-extraction: heads are compared on features that stay; leave it out")
+    lr = LR[config.optimizer] if config.lr is None else config.lr
+    smoothing = config.label_smoothing
+    return Plan(
+        from_scratch=scratch,
+        head_epochs=head_epochs,
+        head_lr=lr,
+        head_label_smoothing=0.0 if smoothing is None or full_epochs else smoothing,
+        head_search=config.head_search,
+        views=config.augment,
+        full_epochs=full_epochs,
+        full_lr=SCRATCH_LR[config.optimizer] if scratch and config.lr is None else lr,
+        full_label_smoothing=LABEL_SMOOTHING if smoothing is None else smoothing,
+        optimizer=config.optimizer,
+        schedule=config.schedule,
+        warm_up=WARM_UP if config.warm_up is None else config.warm_up,
+        weight_decay=WEIGHT_DECAY[config.optimizer] if config.weight_decay is None else config.weight_decay,
+        layer_decay=1.0 if scratch else config.layer_decay,  # there is nothing to preserve in random layers
+        class_weights=config.class_weights,
+        patience=config.patience,
+        batch_size=config.batch_size,
+        accumulate=config.accumulate,
+        augmentation=augmentation_of(config),
+        mixup=config.mixup,
+        cutmix=config.cutmix,
+        ema=config.ema,
+        gradual_unfreezing=config.gradual_unfreezing,
+        amp=config.amp,
+        compile=config.compile,
+        workers=min(usable_cores(), _MOST_WORKERS) if config.workers is None else config.workers,
+    )
+
+
+def _refuse_what_says_nothing(config: FinetuneConfig) -> None:
+    for name, unasked in _OF_FULL.items():
+        if getattr(config, name) != unasked:
+            raise SettingsError(f"{_flag(name)} goes with --mode full: in feature extraction the head learns from features; leave it out")
+    if config.augment:
+        return
+    for name, unasked in _OF_VIEWS.items():
+        if getattr(config, name) != unasked:
+            raise SettingsError(
+                f"{_flag(name)} changes images, and feature extraction looks at each as it is: give --augment VIEWS too, or --mode full"
+            )
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _epochs(config: FinetuneConfig, scratch: bool) -> tuple[int, int]:
+    """Of the head alone, and of all layers."""
+    if config.mode == "feature-extraction":
+        if config.head_epochs is not None:
+            raise SettingsError(
+                "--head-epochs goes with --mode full: in feature extraction every epoch trains the head alone; give --epochs instead"
+            )
+        return config.epochs or FEATURE_EXTRACTION_EPOCHS, 0
+    if config.augment:
+        raise SettingsError(
+            "--augment goes with --mode feature-extraction: --mode full augments every image anew in each epoch; leave it out"
+        )
+    if scratch:
+        if config.gradual_unfreezing:
+            raise SettingsError("--gradual-unfreezing with --weights none: it protects layers that have learned something; leave it out")
+        if config.head_epochs:
+            raise SettingsError(
+                f"--head-epochs {config.head_epochs} with --weights none: a head on random features is no start; leave it out"
+            )
+        return 0, config.epochs or SCRATCH_EPOCHS
+    # The head comes close to its best first, else its random gradients distort the layers below it (Kumar et al. 2022,
+    # arXiv:2202.10054). On features that are computed once its epochs cost next to nothing.
+    head_epochs = config.head_epochs
+    if head_epochs is None:
+        head_epochs = HEAD_FIRST_EPOCHS if config.epochs is None else min(max(1, config.epochs // 3), config.epochs - 1)
+    epochs = config.epochs or head_epochs + FULL_EPOCHS
+    if head_epochs >= epochs:
+        raise SettingsError(
+            f"--head-epochs {head_epochs} of --epochs {epochs}: none are left for all layers, which --mode full trains;"
+            " give more --epochs, or --mode feature-extraction"
+        )
+    return head_epochs, epochs - head_epochs

@@ -1,0 +1,1 @@
+"""`tlcli visualize`: filters and layer maps as contact sheets."""

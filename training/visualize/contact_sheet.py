@@ -1,0 +1,187 @@
+"""Sheets: tiles in a grid under a title, all of one look."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from tlcli.contract.files.atomic_file import whole_file
+from tlcli.contract.images.heatmap import ByteArray, FloatArray, encode
+
+Box = tuple[int, int, int, int]
+
+WIDEST = 2400
+"""Pixels that no sheet is wider than."""
+
+_MARGIN = 44
+RULE = (222, 222, 222)
+"""Around tiles and between their parts, so that white ones have an edge."""
+
+_GROUND, _INK, _SOFT = (252, 252, 251), (28, 30, 34), (112, 116, 122)
+_TITLE, _DETAIL, _CAPTION = 34, 19, 14
+"""Sizes of letters in pixels."""
+
+_LEGEND = (180, 14)
+_USUAL_COLUMNS = 8
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One image of a sheet. pixels: RGB `[h, w, 3]`, as they are drawn. captions: lines under it."""
+
+    pixels: ByteArray
+    captions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Legend:
+    """A strip of colours, `[n, 3]`, between the words for its ends."""
+
+    colors: ByteArray
+    low: str
+    high: str
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A drawn sheet. boxes: where each tile's pixels are: left, top, right, bottom."""
+
+    image: Image.Image
+    boxes: tuple[Box, ...]
+
+    def save(self, path: Path) -> None:
+        """Write it as a PNG, whole or not at all."""
+        with whole_file(path) as temporary:
+            temporary.write_bytes(encode(self.image))
+
+
+def columns_for(count: int) -> int:
+    """How many columns suit so many tiles: eight, more if a square has more, fewer where that leaves no row half empty."""
+    rows = math.ceil(count / max(_USUAL_COLUMNS, math.ceil(math.sqrt(count))))
+    return math.ceil(count / max(rows, 1))
+
+
+def room(columns: int) -> int:
+    """How wide a tile may be, in pixels, with so many columns."""
+    return max(1, (WIDEST - 2 * _MARGIN - (columns - 1) * _gap(columns)) // columns)
+
+
+def enlarged(pixels: ByteArray, side: int) -> ByteArray:
+    """RGB `[h, w, 3]`, each pixel a square of as many pixels as `side` has room for, one at least."""
+    zoom = max(1, side // max(pixels.shape[:2]))
+    return pixels.repeat(zoom, 0).repeat(zoom, 1)
+
+
+def reduced(values: FloatArray, most: int) -> FloatArray:
+    """A map `[h, w]` with no side over `most`: means of areas, where it is larger."""
+    height, width = values.shape
+    scale = most / max(height, width)
+    if scale >= 1:
+        return values
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.asarray(Image.fromarray(np.ascontiguousarray(values, np.float32)).resize(size, Image.Resampling.BOX))
+
+
+def lay_out(title: str, detail: str, tiles: Sequence[Tile], columns: int, legend: Legend | None = None) -> Sheet:
+    """Draw tiles row by row under a title, a line of details, and a legend at the right of that line.
+
+    Args:
+        title, detail: of one line each; letters that the font lacks become question marks.
+        tiles: at least one; cells are as large as the largest.
+        columns: at most as many tiles in a row.
+        legend: of the colours, if they have one.
+    """
+    columns = min(columns, len(tiles))
+    gap, line = _gap(columns), round(_CAPTION * 1.3)
+    cell_width = max(tile.pixels.shape[1] for tile in tiles)
+    cell_height = max(tile.pixels.shape[0] for tile in tiles)
+    lines = _lines_that_fit(tiles, cell_width)
+    below = lines * line + 4 if lines else 0
+    grid_width = columns * cell_width + (columns - 1) * gap
+    legend_width = _legend_width(legend) if legend else 0
+    needed = max(grid_width, _width(title, _TITLE), _width(detail, _DETAIL) + (legend_width + 40 if legend else 0))
+    inner = min(WIDEST - 2 * _MARGIN, needed)
+    top = _MARGIN + round(_TITLE * 1.35) + round(_DETAIL * 1.3) + 26
+    rows = math.ceil(len(tiles) / columns)
+    height = top + rows * (cell_height + below) + (rows - 1) * gap + _MARGIN
+
+    image = Image.new("RGB", (inner + 2 * _MARGIN, height), _GROUND)
+    pen = ImageDraw.Draw(image)
+    pen.text((_MARGIN, _MARGIN), _shortened(title, _TITLE, inner), fill=_INK, font=_font(_TITLE), anchor="lt")
+    baseline = _MARGIN + round(_TITLE * 1.35) + _DETAIL
+    pen.text((_MARGIN, baseline), _shortened(detail, _DETAIL, inner - legend_width), fill=_SOFT, font=_font(_DETAIL), anchor="ls")
+    if legend:
+        _draw_legend(image, pen, legend, _MARGIN + inner, baseline)
+
+    boxes = []
+    for index, tile in enumerate(tiles):
+        row, column = divmod(index, columns)
+        left, upper = _MARGIN + column * (cell_width + gap), top + row * (cell_height + below + gap)
+        high, wide = tile.pixels.shape[:2]
+        pen.rectangle((left - 1, upper - 1, left + wide, upper + high), outline=RULE)
+        image.paste(Image.fromarray(tile.pixels), (left, upper))
+        boxes.append((left, upper, left + wide, upper + high))
+        for number, caption in enumerate(tile.captions[:lines]):
+            text = _shortened(caption, _CAPTION, cell_width)
+            shade = _INK if number == 0 and lines > 1 else _SOFT
+            pen.text((left, upper + high + 4 + (number + 1) * line - 4), text, fill=shade, font=_font(_CAPTION), anchor="ls")
+    return Sheet(image, tuple(boxes))
+
+
+def _lines_that_fit(tiles: Sequence[Tile], width: int) -> int:
+    """How many lines of captions to draw; none if numbers would run into each other."""
+    lines = max(len(tile.captions) for tile in tiles)
+    if lines == 1 and max(_width(tile.captions[0], _CAPTION) for tile in tiles if tile.captions) > width:
+        return 0
+    return lines
+
+
+def _draw_legend(image: Image.Image, pen: ImageDraw.ImageDraw, legend: Legend, right: int, baseline: int) -> None:
+    width, height = _LEGEND
+    pen.text((right, baseline), legend.high, fill=_SOFT, font=_font(_DETAIL), anchor="rs")
+    right -= round(_width(legend.high, _DETAIL)) + 10
+    strip = Image.fromarray(legend.colors[None]).resize((width, height), Image.Resampling.NEAREST)
+    pen.rectangle((right - width - 1, baseline - height - 1, right, baseline), outline=RULE)
+    image.paste(strip, (right - width, baseline - height))
+    pen.text((right - width - 10, baseline), legend.low, fill=_SOFT, font=_font(_DETAIL), anchor="rs")
+
+
+def _legend_width(legend: Legend) -> int:
+    return _LEGEND[0] + 20 + _width(legend.low, _DETAIL) + _width(legend.high, _DETAIL)
+
+
+def _gap(columns: int) -> int:
+    return max(4, min(14, 200 // columns))
+
+
+def _shortened(text: str, size: int, width: int) -> str:
+    """The end of it, if it is too long: names differ there."""
+    text = _plain(text)
+    if _width(text, size) <= width:
+        return text
+    kept = text[-5 * width // size :]  # no letter is narrower than a fifth of its height
+    while kept and _width(f"…{kept}", size) > width:
+        kept = kept[1:]
+    return f"…{kept}"
+
+
+def _width(text: str, size: int) -> int:
+    return math.ceil(_font(size).getlength(_plain(text)))
+
+
+def _plain(text: str) -> str:
+    """In the letters that Pillow's own font has."""
+    return "".join(letter if " " <= letter <= "~" or letter in "·…" else "?" for letter in text)
+
+
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    font = ImageFont.load_default(size)
+    assert isinstance(font, ImageFont.FreeTypeFont)  # what a size asks for
+    return font
