@@ -1,4 +1,4 @@
-"""Images and a pretrained backbone to a run folder with a checkpoint."""
+"""Fine-tuning: images and a pretrained backbone in, a run folder with a checkpoint out."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tlcli.training.data.load import load_dataset
+    from tlcli.training.engine.callbacks import Callback
     from tlcli.training.fine_tuning import RunResult, find_lr, finetune, resume
     from tlcli.training.runs.load_run import Run, load_run
     from tlcli.training.settings.config import FinetuneConfig
 
-__all__ = ["FinetuneConfig", "Run", "RunResult", "find_lr", "finetune", "load_dataset", "load_run", "resume"]
+__all__ = ["Callback", "FinetuneConfig", "Run", "RunResult", "find_lr", "finetune", "load_dataset", "load_run", "resume"]
 
-# PyTorch's threads spin while they wait for each other. Where other processes want the cores too (those that read
-# images do), each wait then lasts until the scheduler takes the spinning thread away: training a small ResNet on two
-# busy cores was measured 10 to 40 times slower. Read when PyTorch is imported; a user's own choice stands.
+# PyTorch's threads spin while they wait for each other. If other processes need the cores too (those that read
+# images do), each wait lasts until the scheduler preempts the spinning thread: training a small ResNet on two
+# busy cores was measured 10 to 40 times slower. PyTorch reads the variable on import; a value set by the user is kept.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _HOMES = {
+    "Callback": "tlcli.training.engine.callbacks",
     "FinetuneConfig": "tlcli.training.settings.config",
     "Run": "tlcli.training.runs.load_run",
     "RunResult": "tlcli.training.fine_tuning",
@@ -31,7 +33,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    """Import what is asked for when it is asked for: settings and data sets need no PyTorch."""
+    """Import a public name on first use: settings and data sets need no PyTorch."""
     import importlib
 
     if name not in _HOMES:

@@ -161,7 +161,7 @@ def test_features_of_any_scale_are_learned() -> None:
     features, labels = linear_problem(0)
     val, val_labels = linear_problem(1)
     plan = resolve_plan(config(Path("x"), epochs=30, lr=0.02))
-    best = train_head(network, [features], labels, val, val_labels, plan, 0, lambda row, is_best: None)
+    best = train_head(network, [features], labels, val, val_labels, plan, 0)
     assert best.kept.val_top1 > 0.93
     with torch.no_grad():
         figures = score(network.classify(torch.from_numpy(val)), torch.from_numpy(val_labels), ("a", "b"))
@@ -188,7 +188,7 @@ def test_each_epoch_sees_the_next_view() -> None:
         view.name = name  # type: ignore[attr-defined]
         views.append(view)
     plan = resolve_plan(config(Path("x"), epochs=5, batch_size=100))
-    train_head(network, views, labels, features, labels, plan, 0, lambda row, is_best: None)
+    train_head(network, views, labels, features, labels, plan, 0)
     assert "".join(asked) == "abcab"
 
 
@@ -239,7 +239,7 @@ def test_the_weights_of_the_best_epoch_are_kept() -> None:
     module, best = nn.Linear(1, 1), Best({}, 100)
     for epoch, (top1, loss) in enumerate([(0.7, 0.5), (0.9, 0.7), (0.89, 0.6), (0.9, 0.6), (0.8, 0.1)], start=1):
         nn.init.constant_(module.weight, epoch)
-        best.note(row(epoch, top1, loss), module)
+        best.update(row(epoch, top1, loss), module)
     assert best.kept.epoch == 4
     assert best.state["weight"] == 4
     assert [noted.epoch for noted in best.rows] == [1, 2, 3, 4, 5]
@@ -292,7 +292,7 @@ def test_full_trains_the_head_first_and_then_all_layers(colours: Path, weights: 
     said: list[str] = []
     settings = config(colours, tmp_path / "run", mode="full", weights=str(weights), epochs=6, head_epochs=2, lr=2e-3)
     before = load_backbone(settings)[0].state_dict()
-    result = finetune(settings, say=said.append)
+    result = finetune(settings, log=said.append)
     lines = (result.path / "metrics.csv").read_text().splitlines()
     assert [line.split(",")[:2] for line in lines[1:]] == [["head", "1"], ["head", "2"], *(["full", str(epoch)] for epoch in range(3, 7))]
     after = {name.removeprefix("backbone."): value for name, value in checkpoint(result).items()}
@@ -325,7 +325,7 @@ def test_batch_norms_folded_into_the_weights_are_left_alone(colours: Path, tmp_p
 
 def test_training_from_nothing_learns_and_says_so(colours: Path, tmp_path: Path) -> None:
     said: list[str] = []
-    result = finetune(config(colours, tmp_path / "run", mode="full", epochs=8, lr=4e-3), say=said.append)
+    result = finetune(config(colours, tmp_path / "run", mode="full", epochs=8, lr=4e-3), log=said.append)
     assert result.metrics["test_top1"] > 0.9
     assert "random weights: nothing is pretrained (--weights none)" in said[0]
     assert json.loads((result.path / "results.json").read_text())["stopped"] is None
@@ -347,7 +347,7 @@ def test_identical_runs_are_bitwise_identical(
 
 
 def test_a_loss_that_is_no_number_from_the_start_stops_the_run(colours: Path, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="the loss was no number any more in epoch 1: try a smaller --lr than 1e"):
+    with pytest.raises(SettingsError, match="the loss became NaN or infinite in epoch 1: use an --lr below 1e"):
         finetune(config(colours, tmp_path / "run", mode="full", lr=1e30))
 
 
@@ -355,9 +355,9 @@ def test_a_loss_that_is_no_number_later_keeps_the_last_good_weights(colours: Pat
     """The head's stage is good; then a rate that no network survives."""
     said: list[str] = []
     settings = config(colours, tmp_path / "a", mode="full", weights=str(weights), epochs=3, head_epochs=2, lr=1e18, weight_decay=0)
-    result = finetune(settings, say=said.append)
+    result = finetune(settings, log=said.append)
     assert result.results.stopped is not None
-    assert "the loss was no number any more in epoch 3" in result.results.stopped
+    assert "the loss became NaN or infinite in epoch 3" in result.results.stopped
     assert any("the weights of epoch" in line for line in said)
     network = load_run(result.path).network
     assert all(bool(tensor.isfinite().all()) for tensor in network.state_dict().values())
@@ -376,7 +376,7 @@ def test_small_images_are_enlarged_and_a_test_part_is_not_needed(tmp_path: Path)
 def test_a_search_of_heads_keeps_the_best_and_tells_of_all(colours: Path, weights: Path, tmp_path: Path, head: str) -> None:
     said: list[str] = []
     settings = config(colours, tmp_path / "run", weights=str(weights), head=head, epochs=4, lr=0.01, head_search=True)
-    result = finetune(settings, say=said.append)
+    result = finetune(settings, log=said.append)
     rows = list(csv.DictReader((result.path / "head_search.csv").open()))
     best = max((float(row["val_top1"]), -float(row["val_loss"])) for row in rows)
     assert best == pytest.approx((result.metrics["val_top1"], -result.metrics["val_loss"]), abs=1e-5)

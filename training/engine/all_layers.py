@@ -1,9 +1,9 @@
-"""Training all layers: augmented images, smaller rates toward the stem, label smoothing, batch norms that learn."""
+"""Training of all layers: augmented images, smaller rates toward the stem, label smoothing, batch norms that learn."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -12,14 +12,16 @@ from tlcli.contract.errors import SettingsError
 from tlcli.training.data.dataloader import batch_count, image_batches
 from tlcli.training.data.dataset import Dataset, Part
 from tlcli.training.engine.amp import Precision
+from tlcli.training.engine.callbacks import Callback
+from tlcli.training.engine.checkpoint import Checkpoint
 from tlcli.training.engine.loss import objective_of
 from tlcli.training.engine.mixup import mixing
 from tlcli.training.engine.optimizer import layered_optimizer
-from tlcli.training.engine.stage import Batches, Best, Position, Stage, run_stage
-from tlcli.training.engine.step import Way
+from tlcli.training.engine.stage import Batches, Best, Stage, run_stage
+from tlcli.training.engine.step import Log, StepOptions, no_log
 from tlcli.training.engine.sync_batchnorm import sync_norms
 from tlcli.training.engine.unfreezing import GradualUnfreezing
-from tlcli.training.metrics.scores import EpochRow, loss_and_top1
+from tlcli.training.metrics.scores import loss_and_top1
 from tlcli.training.models.batch_norms import folded_norms
 from tlcli.training.models.network import Network
 from tlcli.training.runtime.distributed import Processes
@@ -28,136 +30,112 @@ from tlcli.training.settings.plan import Plan
 
 
 @dataclass(frozen=True, eq=False)
-class Listeners:
-    """Who is told what, while all layers train.
+class AllLayers:
+    """Training of every layer of a network.
 
-    progress: of each epoch. epoch: its row, and whether it is the best so far. step: its number, and its mean loss.
-    keep: where the training is. say: what a user must know.
+    network: network on the device to train on.
+    dataset: data set with a training and a validation part.
+    plan: resolved settings.
+    seed: seed of the order of the images, of their augmentation and of random layers.
+    processes: processes that share each batch.
+    progress: progress bars, one an epoch. log: function that writes a line for the user.
+    first_epoch: number of the stage's first epoch in the run.
     """
 
+    network: Network
+    dataset: Dataset
+    plan: Plan
+    seed: int
+    processes: Processes = field(default_factory=Processes)
     progress: ProgressFactory = silent
-    epoch: Callable[[EpochRow, bool], None] = lambda row, is_best: None
-    step: Callable[[int, float], None] = lambda number, loss: None
-    keep: Callable[[Position], None] = lambda position: None
-    say: Callable[[str], None] = lambda line: None
+    log: Log = no_log
+    first_epoch: int = 1
 
+    def train(self, best: Best, callback: Callback, checkpoint: Checkpoint | None = None) -> None:
+        """Train; the network ends with the weights of the best epoch.
 
-def train_all(
-    network: Network,
-    dataset: Dataset,
-    plan: Plan,
-    seed: int,
-    best: Best,
-    listeners: Listeners,
-    processes: Processes = Processes(),  # noqa: B008  # immutable
-    begin: Position | None = None,
-) -> None:
-    """Train every layer of `network`.
+        Args:
+            best: the network as it is and the best epoch of earlier stages; updated after every epoch.
+            callback: hooks to run after each step and each epoch.
+            checkpoint: state to resume from; None starts fresh.
 
-    Args:
-        network: on the device to train on; ends with the weights of the best epoch.
-        dataset: its training and validation parts.
-        plan: what it says of all layers.
-        seed: of the order of the images, of their augmentation, and of what is drawn in each step.
-        best: the network as it is, with what was reached so far; told of every epoch.
-        listeners: see there.
-        processes: that do this together.
-        begin: where it is, if it is gone on with.
+        Raises:
+            ImageError: an image cannot be read any more.
+            SettingsError: see `stage` and `run_stage`.
+        """
+        run_stage(self.stage(), best, callback, checkpoint)
 
-    Raises:
-        ImageError: an image that cannot be read any more.
-        SettingsError: see `run_stage`; or there are fewer images in a batch than processes.
-    """
-    first = len(best.rows) + 1 - (0 if begin is None else begin.epochs)
-    stage = stage_of_all_layers(network, dataset, plan, seed, listeners, processes, first)
-    run_stage(stage, best, listeners.epoch, begin, listeners.keep)
+    def stage(self) -> Stage:
+        """Return the stage to run; the network's memory format becomes channels-last, and its batch norms synchronised.
 
+        Raises:
+            SettingsError: a batch has fewer images than there are processes.
+        """
+        network, plan, classes = self.network, self.plan, len(self.dataset.classes)
+        network.to(memory_format=torch.channels_last)  # as the images are: convolutions then need no conversion
+        if self.processes.world > 1:
+            sync_norms(network, network.device)
+        smallest = smallest_micro_batch(len(self.dataset.train), plan)
+        if smallest < self.processes.world:
+            raise SettingsError(f"{self.processes.world} processes share batches of {smallest} images: use a larger --batch-size")
+        optimizer = layered_optimizer(network, plan.full_lr, plan.weight_decay, plan.layer_decay, plan.optimizer)
+        return Stage(
+            name="full",
+            model=network,
+            optimizer=optimizer,
+            batches=self.batches,
+            steps=self._steps,
+            evaluate=self.evaluate,
+            epochs=plan.full_epochs,
+            warm_up=plan.warm_up,
+            schedule=plan.schedule,
+            kept_in_eval=[] if plan.from_scratch else folded_norms(network),
+            options=StepOptions(
+                objective=objective_of(plan.full_label_smoothing, plan, self.dataset.train.labels, classes, network.device),
+                mixing=mixing(plan.mixup, plan.cutmix, classes),
+                micro_batch=plan.batch_size,
+                ema=plan.ema,
+                precision=Precision(network.device, plan.amp),
+                compiled=plan.compile,
+                processes=self.processes,
+                seed=self.seed,
+            ),
+            patience=plan.patience,
+            unfreezing=GradualUnfreezing(optimizer, plan.full_epochs) if plan.gradual_unfreezing else None,
+            log=self.log,
+        )
 
-def stage_of_all_layers(
-    network: Network,
-    dataset: Dataset,
-    plan: Plan,
-    seed: int,
-    listeners: Listeners,
-    processes: Processes = Processes(),  # noqa: B008  # immutable
-    first: int = 1,
-) -> Stage:
-    """What `train_all` runs.
-
-    Args:
-        network, dataset, plan, seed, listeners, processes: see there.
-        first: the number of its first epoch in the run.
-
-    Raises:
-        SettingsError: there are fewer images in a batch than processes.
-    """
-    device = next(network.parameters()).device
-    preprocessing = network.config.preprocessing
-    network.to(memory_format=torch.channels_last)  # as the images come: convolutions need not turn either
-    if processes.world > 1:
-        sync_norms(network, device)
-    batch, step_size = len(dataset.train), plan.batch_size * plan.accumulate
-    steps = batch_count(batch, step_size)
-    smallest = smallest_part(batch, plan)
-    if smallest < processes.world:
-        raise SettingsError(f"{processes.world} processes share batches of {smallest} images: give a larger --batch-size")
-
-    def batches(epoch: int) -> Batches:
-        description = f"Epoch {first + epoch} of {first + plan.full_epochs - 1}"
-        with listeners.progress(description, batch) as advance:
-            done = 0
-            for number, (images, labels) in enumerate(
-                image_batches(
-                    dataset.train,
-                    preprocessing,
-                    batch_size=step_size,
-                    workers=plan.workers,
-                    augmentation=plan.augmentation,
-                    seed=seed,
-                    view=epoch,
-                    shuffled=True,
-                    share=(processes.rank, processes.world),
-                    part_size=plan.batch_size,
-                ),
-                start=1,
-            ):
-                yield network.normalise(images.to(device)), labels.to(device)
-                now = number * batch // steps
-                advance(now - done)
-                done = now
-
-    def evaluate() -> tuple[float, float]:
-        logits = classify_images(network, dataset.val, plan, processes=processes)
-        return loss_and_top1(logits, torch.from_numpy(dataset.val.labels))
-
-    classes = len(dataset.classes)
-    optimizer = layered_optimizer(network, plan.full_lr, plan.weight_decay, plan.layer_decay, plan.optimizer)
-    return Stage(
-        name="full",
-        model=network,
-        optimizer=optimizer,
-        batches=batches,
-        steps=steps,
-        evaluate=evaluate,
-        epochs=plan.full_epochs,
-        warm_up=plan.warm_up,
-        schedule=plan.schedule,
-        kept_in_eval=[] if plan.from_scratch else folded_norms(network),
-        way=Way(
-            objective=objective_of(plan.full_label_smoothing, plan, dataset.train.labels, classes, device),
-            mixing=mixing(plan.mixup, plan.cutmix, classes),
+    def batches(self, epoch: int) -> Batches:
+        """Yield this process's share of the batches of an epoch, from 0: normalised images and their labels, on the device."""
+        network, plan, images_in_all = self.network, self.plan, len(self.dataset.train)
+        loaded = image_batches(
+            self.dataset.train,
+            network.config.preprocessing,
+            batch_size=plan.batch_size * plan.accumulate,
+            workers=plan.workers,
+            augmentation=plan.augmentation,
+            seed=self.seed,
+            view=epoch,
+            shuffled=True,
+            share=(self.processes.rank, self.processes.world),
             part_size=plan.batch_size,
-            average=plan.ema,
-            precision=Precision(device, plan.amp),
-            compiled=plan.compile,
-            processes=processes,
-            seed=seed,
-        ),
-        patience=plan.patience,
-        unfreezing=GradualUnfreezing(optimizer, plan.full_epochs) if plan.gradual_unfreezing else None,
-        on_step=listeners.step,
-        say=listeners.say,
-    )
+        )
+        last_epoch = self.first_epoch + plan.full_epochs - 1
+        with self.progress(f"Epoch {self.first_epoch + epoch} of {last_epoch}", images_in_all) as advance:
+            done = 0
+            for step, (images, labels) in enumerate(loaded, start=1):
+                yield network.normalise(images.to(network.device)), labels.to(network.device)
+                advance(step * images_in_all // self._steps - done)
+                done = step * images_in_all // self._steps
+
+    def evaluate(self) -> tuple[float, float]:
+        """Return the validation loss and top-1."""
+        logits = classify_images(self.network, self.dataset.val, self.plan, processes=self.processes)
+        return loss_and_top1(logits, torch.from_numpy(self.dataset.val.labels))
+
+    @property
+    def _steps(self) -> int:
+        return batch_count(len(self.dataset.train), self.plan.batch_size * self.plan.accumulate)
 
 
 @torch.inference_mode()
@@ -168,23 +146,34 @@ def classify_images(
     advance: Callable[[int], None] = lambda _: None,
     processes: Processes = Processes(),  # noqa: B008  # immutable
 ) -> Tensor:
-    """Logits `[n, C]` of a part's images, on the CPU, by a network in eval mode. `advance` is told of images.
+    """Return the logits `[n, C]` of a part's images, on the CPU.
+
+    Args:
+        network: in eval mode.
+        part: n images.
+        plan: its batch size and workers are used.
+        advance: called with the number of images of each batch.
+        processes: processes that share the images; each returns the logits of all of them.
 
     Raises:
-        ImageError: an image that cannot be read any more.
+        ImageError: an image cannot be read any more.
     """
-    device = next(network.parameters()).device
     share = part.take(range(processes.rank, len(part), processes.world)) if processes.world > 1 else part
     logits = [torch.empty(0, network.config.num_classes)]
     loaded = image_batches(share, network.config.preprocessing, batch_size=plan.batch_size, workers=plan.workers)
     for images, _ in loaded if len(share) else ():
-        logits.append(network(network.normalise(images.to(device))).float().cpu())
+        logits.append(network(network.normalise(images.to(network.device))).float().cpu())
         advance(len(images))
     return processes.gathered(torch.cat(logits), len(part))
 
 
-def smallest_part(images: int, plan: Plan) -> int:
-    """Return the smallest number of `images` training images that the network sees at a time, over all processes."""
+def smallest_micro_batch(images: int, plan: Plan) -> int:
+    """Return the smallest number of images in one forward pass of training, over all processes.
+
+    Args:
+        images: number of training images.
+        plan: its batch size and accumulation are used.
+    """
     steps = batch_count(images, plan.batch_size * plan.accumulate)
     sizes = {images // steps, -(-images // steps)}
     return min(size // batch_count(size, plan.batch_size) for size in sizes)

@@ -1,8 +1,8 @@
-"""Training the head alone, on features computed once: minibatches of standardised embeddings, in seconds."""
+"""Training of the head alone, on cached features: minibatches of standardised embeddings, in seconds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import numpy as np
@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from tlcli.training.data.dataloader import batch_count
+from tlcli.training.engine.callbacks import Callback
 from tlcli.training.engine.ema import snapshot
 from tlcli.training.engine.loss import objective_of
 from tlcli.training.engine.optimizer import decayed_groups, make_optimizer
 from tlcli.training.engine.stage import Batches, Best, Stage, run_stage
-from tlcli.training.engine.step import Way
-from tlcli.training.metrics.scores import EpochRow, loss_and_top1
+from tlcli.training.engine.step import StepOptions
+from tlcli.training.metrics.scores import loss_and_top1
 from tlcli.training.models.network import Network, apply_classifier
 from tlcli.training.settings.plan import Plan
 
@@ -24,35 +25,41 @@ Embeddings = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
 
 _CHUNK = 4096
-"""Rows of the embeddings that are in memory at a time, at most."""
+"""Most rows of embeddings in memory at a time."""
 
 _LEAST_SPREAD = 1e-4
-"""A feature whose standard deviation is less than this share of the features' mean one is constant: it is not blown up."""
+"""Least standard deviation of a feature, as a share of the mean over all features; below it the feature is constant and not scaled up."""
 
 
 class StandardisedHead(nn.Module):
-    """A classifier that sees each feature with mean 0 and standard deviation 1 while it learns.
+    """Classifier on features of mean 0 and standard deviation 1, for training.
 
-    Steps are then of like size in all directions. `fold` puts the standardisation into the classifier's first
-    layer: with `z = (x - m) / s`, `W z + b = (W / s) x + (b - (W / s) m)`, so that nothing of it stays behind.
+    Steps then have similar sizes in all directions. `fold` moves the standardisation into the classifier's first layer:
+    with `z = (x - m) / s`, `W z + b = (W / s) x + (b - (W / s) m)`, so the trained classifier needs no extra layer.
     """
 
     def __init__(self, classifier: nn.Module, mean: Tensor, spread: Tensor) -> None:
-        """`classifier`: of a `Network`. `mean`, `spread`: float64 `[d]`, of the embeddings."""
+        """Wrap the classifier of a `Network`.
+
+        Args:
+            classifier: to be trained.
+            mean: of the embeddings, float64 `[d]`.
+            spread: standard deviation of the embeddings, float64 `[d]`.
+        """
         super().__init__()
         self.classifier = classifier
-        if self._first.bias is None:  # nothing could take the mean up
+        if self._first.bias is None:  # no bias could absorb the mean
             mean = torch.zeros_like(mean)
         self.register_buffer("mean", mean.float(), persistent=False)
         self.register_buffer("spread", spread.float(), persistent=False)
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        """`[N, d]` to logits `[N, C]`."""
+        """Map embeddings `[N, d]` to logits `[N, C]`."""
         return apply_classifier(self.classifier, (embeddings - cast("Tensor", self.mean)) / cast("Tensor", self.spread))
 
     @torch.no_grad()
     def fold(self) -> None:
-        """Change the classifier, so that it alone, on plain embeddings, answers what this module answers; computed in float64."""
+        """Change the classifier so that, on plain embeddings, it returns what this module returns; computed in float64."""
         first = self._first
         weight = first.weight.flatten(1).double() / cast("Tensor", self.spread).double()
         if first.bias is not None:
@@ -72,18 +79,19 @@ def train_head(
     val_labels: Labels,
     plan: Plan,
     seed: int,
-    on_epoch: Callable[[EpochRow, bool], None],
+    callback: Callback | None = None,
 ) -> Best:
     """Train `network.classifier` on embeddings; nothing else of the network changes.
 
     Args:
         network: its classifier ends with the weights of the best epoch.
-        views: of the training part, `[n, d]` each; epoch e trains on view e modulo their number.
-        labels: `[n]`.
-        val, val_labels: of the validation part, `[m, d]` and `[m]`.
-        plan: what it says of the head.
+        views: embeddings of the training part, `[n, d]` each; epoch e trains on view e modulo their number.
+        labels: labels of the training part, `[n]`.
+        val: embeddings of the validation part, `[m, d]`.
+        val_labels: labels of the validation part, `[m]`.
+        plan: its settings of the head are used.
         seed: of the order of the images, and of dropout.
-        on_epoch: see `run_stage`.
+        callback: hooks to run after each step and each epoch.
 
     Returns:
         The best epoch.
@@ -91,7 +99,7 @@ def train_head(
     Raises:
         SettingsError: see `run_stage`.
     """
-    device = next(network.parameters()).device
+    device = network.device
     mean, spread = moments(views)
     head = StandardisedHead(network.classifier, mean, spread).to(device)
     targets, val_targets = torch.from_numpy(labels), torch.from_numpy(val_labels).to(device)
@@ -107,7 +115,7 @@ def train_head(
     def evaluate() -> tuple[float, float]:
         return loss_and_top1(torch.cat([head(rows.to(device)) for rows in chunks(val)]), val_targets)
 
-    if isinstance(network.classifier, (nn.Linear, nn.Conv2d)):  # a convex problem: no random start is better than the middle
+    if isinstance(network.classifier, (nn.Linear, nn.Conv2d)):  # a convex problem: no random start is better than zero
         nn.init.zeros_(network.classifier.weight)
         if network.classifier.bias is not None:
             nn.init.zeros_(network.classifier.bias)
@@ -124,29 +132,31 @@ def train_head(
         epochs=plan.head_epochs,
         warm_up=0.0,
         schedule=plan.schedule,
-        way=Way(objective=objective, seed=seed),
+        options=StepOptions(objective=objective, seed=seed),
         patience=plan.patience,
     )
-    run_stage(stage, best, on_epoch)
+    run_stage(stage, best, callback)
     head.fold()
     return best
 
 
 @torch.no_grad()
 def classify_embeddings(network: Network, embeddings: Embeddings) -> Tensor:
-    """Embeddings `[n, d]` to logits `[n, C]`, on the CPU, in the mode the network is in."""
-    device = next(network.parameters()).device
-    return torch.cat([network.classify(rows.to(device)).cpu() for rows in chunks(embeddings)])
+    """Map embeddings `[n, d]` to logits `[n, C]` on the CPU, in the network's current mode."""
+    return torch.cat([network.classify(rows.to(network.device)).cpu() for rows in chunks(embeddings)])
 
 
 def chunks(embeddings: Embeddings) -> Iterator[Tensor]:
-    """The rows `[n, d]`, some thousands at a time, in memory."""
+    """Yield the rows `[n, d]` a few thousand at a time, read into memory."""
     for start in range(0, len(embeddings), _CHUNK):
         yield torch.from_numpy(np.array(embeddings[start : start + _CHUNK]))
 
 
 def moments(views: Sequence[Embeddings]) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each feature over all views, float64 `[d]`; two passes, since one would cancel."""
+    """Return the mean and standard deviation of each feature over all views, float64 `[d]`.
+
+    Two passes over the data: the differences of a one-pass formula would cancel.
+    """
     count = sum(len(view) for view in views)
     mean = sum((rows.double().sum(0) for view in views for rows in chunks(view)), torch.zeros(())) / count
     variance = sum(((rows.double() - mean).square().sum(0) for view in views for rows in chunks(view)), torch.zeros(())) / count

@@ -1,4 +1,4 @@
-"""Trying out heads, and settings to train them with, on features that are computed once."""
+"""Grid search over heads and their training settings, on cached features."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from tlcli.contract.errors import SettingsError
 from tlcli.contract.files.atomic_file import whole_file
-from tlcli.training.engine.ema import State, snapshot
+from tlcli.training.engine.checkpoint import State
+from tlcli.training.engine.ema import snapshot
 from tlcli.training.engine.head import Embeddings, Labels, StandardisedHead, chunks, moments, train_head
 from tlcli.training.engine.logistic_regression import fit_logistic
 from tlcli.training.engine.loss import objective_of
@@ -25,29 +26,32 @@ from tlcli.training.models.network import Network, apply_classifier, build
 from tlcli.training.settings.plan import Plan
 
 LR_FACTORS = (1.0, 1 / 3, 3.0)
-"""Of the plan's rate. The plan's own settings come first, so they are kept where nothing is better."""
+"""Multiples of the plan's learning rate. The plan's own settings come first, so they are kept unless others are better."""
 
 WEIGHT_DECAYS = (0.05, 5.0)
 
 HIDDEN_UNITS = (256, 512)
 
 STRENGTHS = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.001)
-"""Of the L2 penalty, on features of variance 1."""
+"""Strengths of the L2 penalty, on features of variance 1."""
 
 
 class Features(NamedTuple):
-    """What a head sees. views: of the training part, `[n, d]` each. val: of the validation part, `[m, d]`."""
+    """Input of a head.
+
+    views: embeddings of the training part, `[n, d]` each. val: embeddings of the validation part, `[m, d]`.
+    """
 
     views: Sequence[Embeddings]
     val: Embeddings
 
 
 @dataclass(frozen=True)
-class Tried:
-    """One line of the search's table.
+class Trial:
+    """One row of the search's table.
 
-    head: see `FinetuneConfig`. method: the optimizer, or `lbfgs`. lr, weight_decay: of an optimizer. l2: of `lbfgs`.
-    epoch: the best one; 1 for `lbfgs`. val_top1, val_loss: of the validation part, after it.
+    head: see `FinetuneConfig`. method: optimizer, or `lbfgs`. lr, weight_decay: settings of an optimizer. l2: penalty of `lbfgs`.
+    epoch: best epoch; 1 for `lbfgs`. val_top1, val_loss: validation metrics of the best epoch.
     """
 
     head: str
@@ -65,28 +69,28 @@ class Tried:
 
 
 @dataclass(frozen=True, eq=False)
-class Searched:
-    """What was found.
+class HeadSearch:
+    """Result of a search.
 
-    network: with the chosen head and its weights: the one that came, or for another head a copy.
-    best: the epochs that the chosen head was trained for, as `train_head` returns it.
-    chosen: one of `tried`, which are in the order of trying.
+    network: network with the chosen head and its weights: the searched network itself, or a copy with another head.
+    best: epochs that the chosen head was trained for, as `train_head` returns them.
+    chosen: the best of `trials`, which are in the order of the search.
     """
 
     network: Network
     best: Best
-    chosen: Tried
-    tried: tuple[Tried, ...]
+    chosen: Trial
+    trials: tuple[Trial, ...]
 
 
 def heads_to_try(head: str) -> tuple[str, ...]:
-    """The one that was asked for, first, and others that learn from the same features: for `mlp` other numbers of units."""
+    """Return the configured head, then others that learn from the same features: for `mlp`, other numbers of hidden units."""
     others = [f"mlp:{units}" for units in HIDDEN_UNITS] if head.startswith("mlp:") else []
     return tuple(dict.fromkeys((head, *others)))
 
 
 def search_size(heads: Sequence[str], plan: Plan) -> int:
-    """How many settings `search_head` tries, at most."""
+    """Return the largest number of trials that `search_head` runs."""
     return sum(len(_grid(plan)) + (0 if head.startswith("mlp:") else len(STRENGTHS)) for head in heads)
 
 
@@ -98,60 +102,60 @@ def search_head(
     val_labels: Labels,
     plan: Plan,
     seed: int,
-    on_tried: Callable[[Tried], None] = lambda _: None,
-) -> Searched:
-    """Train heads in several ways, and keep the one that is best on the validation part, see `tlcli.training.engine.model_selection`.
+    on_trial: Callable[[Trial], None] = lambda _: None,
+) -> HeadSearch:
+    """Train each head with several settings, and keep the best on the validation part, see `tlcli.training.engine.model_selection`.
 
-    Every head is trained by the plan's optimizer at several rates and weight decays; what is one linear layer also by L-BFGS
-    to the end, at several strengths of an L2 penalty. A trained setting gives what `train_head` gives with it, to the bit.
+    Every head is trained with the plan's optimizer at several learning rates and weight decays; a single linear layer also with
+    L-BFGS to convergence, at several strengths of an L2 penalty. Each trial equals `train_head` with its settings, to the bit.
 
     Args:
         network: its backbone is not changed; its classifier ends with the best weights found for its own head.
-        heads: to try; `network.config.head` is one of them, or none.
-        features: of a network with one of the heads, see `FeatureCache`. Called once a head.
+        heads: heads to try, with or without `network.config.head`.
+        features: function that returns the features for a network with one of the heads, see `FeatureCache`; called once per head.
         labels: int64 `[n]`.
         val_labels: int64 `[m]`.
-        plan: what it says of the head; `head_lr` and `weight_decay` are the first of those tried.
-        seed: of the order of the images, of dropout, and of another head's first weights.
-        on_tried: told of each setting.
+        plan: its settings of the head are used; `head_lr` and `weight_decay` are tried first.
+        seed: of the order of the images, of dropout, and of the initial weights of other heads.
+        on_trial: called after each trial.
 
     Raises:
-        SettingsError: no setting has a loss that is a number; or see `with_head`.
+        SettingsError: the loss of every trial was NaN or infinite; see also `with_head`.
     """
-    tried: list[Tried] = []
-    found: Searched | None = None
+    trials: list[Trial] = []
+    search: HeadSearch | None = None
     highest = 0.0
     for head in heads:
         candidate = with_head(network, head, seed)
         best: _Fit | None = None
         highest_of_head = 0.0
         for fit in _fits(candidate, features(candidate), labels, val_labels, plan, seed):
-            tried.append(fit.tried)
-            on_tried(fit.tried)
-            if is_better(fit.tried, None if best is None else best.tried, highest_of_head, len(val_labels)):
+            trials.append(fit.trial)
+            on_trial(fit.trial)
+            if is_better(fit.trial, None if best is None else best.trial, highest_of_head, len(val_labels)):
                 best = fit
-            highest_of_head = max(highest_of_head, fit.tried.val_top1)
+            highest_of_head = max(highest_of_head, fit.trial.val_top1)
         if best is None:
             continue
         candidate.classifier.load_state_dict(best.state)
-        if is_better(best.tried, None if found is None else found.chosen, highest, len(val_labels)):
-            found = Searched(candidate, best.best, best.tried, ())
-        highest = max(highest, best.tried.val_top1)
-    if found is None:
-        raise SettingsError("the loss of every head that was tried was no number: try a smaller --lr")
-    return replace(found, tried=tuple(tried))
+        if is_better(best.trial, None if search is None else search.chosen, highest, len(val_labels)):
+            search = HeadSearch(candidate, best.best, best.trial, ())
+        highest = max(highest, best.trial.val_top1)
+    if search is None:
+        raise SettingsError("the loss of every head became NaN or infinite: use a smaller --lr")
+    return replace(search, trials=tuple(trials))
 
 
 def with_head(network: Network, head: str, seed: int) -> Network:
-    """The network itself if it has that head, else another of the same backbone, whose head has random weights.
+    """Return the network itself if it has this head, otherwise a copy with the head initialised at random.
 
     Args:
-        network: one with the head `mlp:<units>` may have lost layers that `linear` needs.
+        network: with the head `mlp:<units>`, it may lack layers that `linear` needs.
         head: see `FinetuneConfig`.
         seed: of the random weights.
 
     Raises:
-        SettingsError: the network has lost what the head needs.
+        SettingsError: the network lacks layers that the head needs.
     """
     config = network.config
     if head == config.head:
@@ -163,24 +167,26 @@ def with_head(network: Network, head: str, seed: int) -> Network:
     of_head = {id(tensor) for tensor in changed.classifier.parameters()}
     needed = {name for name, tensor in changed.backbone.state_dict(keep_vars=True).items() if id(tensor) not in of_head}
     if needed - weights.keys():
-        raise SettingsError(f"{config.backbone} with the head {config.head!r} cannot be given the head {head!r}: begin with that one")
+        raise SettingsError(
+            f"{config.backbone} with --head {config.head} lacks layers that the head {head!r} needs: start with --head {head}"
+        )
     changed.backbone.load_state_dict({name: weights[name] for name in needed}, strict=False)
     return changed.to(next(network.parameters()).device).train(network.training)
 
 
-def write_search(path: Path, tried: Sequence[Tried]) -> None:
-    """The table as CSV."""
-    names = [field.name for field in fields(Tried)]
+def write_search(path: Path, trials: Sequence[Trial]) -> None:
+    """Write the trials as CSV, one per row."""
+    names = [field.name for field in fields(Trial)]
     with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as opened:
         writer = csv.writer(opened)
         writer.writerow(names)
-        writer.writerows([getattr(one, name) for name in names] for one in tried)
+        writer.writerows([getattr(trial, name) for name in names] for trial in trials)
 
 
 class _Fit(NamedTuple):
-    """state: of the network's classifier."""
+    """A trained head. state: weights of the network's classifier."""
 
-    tried: Tried
+    trial: Trial
     best: Best
     state: State
 
@@ -191,18 +197,18 @@ def _fits(network: Network, features: Features, labels: Labels, val_labels: Labe
         network.classifier.load_state_dict(first)
         setting = plan.model_copy(update={"head_lr": lr, "weight_decay": weight_decay})
         try:
-            best = train_head(network, features.views, labels, features.val, val_labels, setting, seed, lambda row, is_best: None)
-        except SettingsError:  # the rate is too high for the first epoch
+            best = train_head(network, features.views, labels, features.val, val_labels, setting, seed)
+        except SettingsError:  # the loss diverged in the first epoch: the rate is too high
             continue
         row = best.kept
-        tried = Tried(network.config.head, plan.optimizer, lr, weight_decay, None, row.epoch, row.val_top1, row.val_loss)
-        yield _Fit(tried, best, snapshot(network.classifier))
+        trial = Trial(network.config.head, plan.optimizer, lr, weight_decay, None, row.epoch, row.val_top1, row.val_loss)
+        yield _Fit(trial, best, snapshot(network.classifier))
     if isinstance(network.classifier, (nn.Linear, nn.Conv2d)):
         yield from _logistic_fits(network, features, labels, val_labels, plan)
 
 
 def _grid(plan: Plan) -> list[tuple[float, float]]:
-    """Rates and weight decays, the plan's own first."""
+    """Return pairs of learning rate and weight decay, the plan's own first."""
     decays = dict.fromkeys((plan.weight_decay, *WEIGHT_DECAYS))
     return [(plan.head_lr * factor, decay) for factor in LR_FACTORS for decay in decays]
 
@@ -227,10 +233,10 @@ def _logistic_fits(network: Network, features: Features, labels: Labels, val_lab
         val_loss, val_top1 = loss_and_top1(_logits(layer, features.val), torch.from_numpy(val_labels).to(device))
         if not math.isfinite(val_loss):
             continue
-        tried = Tried(network.config.head, "lbfgs", None, None, fitted.l2, 1, val_top1, val_loss)
+        trial = Trial(network.config.head, "lbfgs", None, None, fitted.l2, 1, val_top1, val_loss)
         state = snapshot(layer)
         row = EpochRow("head", 1, 0.0, fitted.loss, top1, val_loss, val_top1, 0.0)
-        yield _Fit(tried, Best(state, len(val_labels), row, rows=[row]), state)
+        yield _Fit(trial, Best(state, len(val_labels), row, rows=[row]), state)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Multinomial logistic regression, fitted to the end: full batch, float64, L-BFGS."""
+"""Multinomial logistic regression by full-batch L-BFGS in float64, run to convergence."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from tlcli.training.engine.loss import Objective
 
 _MOST_ITERATIONS = 300
 _GRADIENT = 1e-6
-"""Of the mean loss: smaller, and the fit is at its end."""
+"""Largest gradient of the mean loss at which the fit has converged."""
 _CHANGE = 1e-10
 _HISTORY = 20
 
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """Logits are `x W^T + b`. l2: the strength. weight: float64 `[C, d]`. bias: `[C]`. loss: the mean, nats, without the penalty."""
+    """Fit with logits `x W^T + b`.
+
+    l2: strength of the penalty. weight: float64 `[C, d]`. bias: float64 `[C]`. loss: mean loss in nats, without the penalty.
+    """
 
     l2: float
     weight: Tensor
@@ -31,17 +34,17 @@ class Fitted:
 def fit_logistic(
     inputs: Tensor, labels: Tensor, classes: int, strengths: Sequence[float], objective: Objective, with_bias: bool = True
 ) -> Iterator[Fitted]:
-    """Minimise the mean objective plus `l2 / 2 * ||W||^2` for each strength, from the strongest down, each begun where the last ended.
+    """Minimise the mean objective plus `l2 / 2 * ||W||^2` for each strength, strongest first, each starting from the previous fit.
 
-    That is scikit-learn's `LogisticRegression(C=1 / (n * l2))`. A convex problem: the answer does not depend on where it is begun.
+    This is scikit-learn's `LogisticRegression(C=1 / (n * l2))`. The problem is convex: the solution does not depend on the start.
 
     Args:
         inputs: float64 `[n, d]`.
         labels: int64 `[n]`.
         classes: C.
-        strengths: positive.
-        objective: its class weights, if there are any, in float64.
-        with_bias: otherwise the bias stays 0.
+        strengths: positive L2 strengths.
+        objective: loss to minimise; class weights, if any, in float64.
+        with_bias: False keeps the bias at 0.
     """
     weight = inputs.new_zeros(classes, inputs.shape[1], requires_grad=True)
     bias = inputs.new_zeros(classes, requires_grad=with_bias)

@@ -1,4 +1,4 @@
-"""A learning rate, found by trying: the range test of Smith 2017, arXiv:1506.01186, section 3.3."""
+"""Learning rate finder: the range test of Smith 2017, arXiv:1506.01186, section 3.3."""
 
 from __future__ import annotations
 
@@ -12,26 +12,29 @@ from torch import Tensor
 from tlcli.contract.errors import SettingsError
 from tlcli.training.engine.ema import snapshot
 from tlcli.training.engine.stage import Stage
-from tlcli.training.engine.step import Steps
+from tlcli.training.engine.step import Stepper
 from tlcli.training.runtime.progress import ProgressFactory
 
 LOWEST, HIGHEST = 1e-7, 10.0
 STEPS = 100
 
 _SMOOTHING = 0.9
-"""Of the losses' exponential moving average."""
+"""Decay of the exponential moving average of the loss."""
 
-_LOST = 4.0
-"""It is over when the smoothed loss is so many times the least one."""
-
+_DIVERGED = 4.0
+"""Multiple of the lowest smoothed loss at which the test ends."""
 
 _WINDOW = 13
-"""Steps over which a slope is measured: a line through them, since single steps jump."""
+"""Number of steps in each line fit that measures a slope; single steps jump."""
 
 
 @dataclass(frozen=True)
 class RateCurve:
-    """What was tried. rates: ascending. losses: of each step, nats. smoothed: their average. suggestion: where the loss falls fastest."""
+    """Losses over learning rates.
+
+    rates: rate of each step, ascending. losses: loss of each step, nats. smoothed: moving average of the losses.
+    suggestion: rate at which the loss falls fastest.
+    """
 
     rates: tuple[float, ...]
     losses: tuple[float, ...]
@@ -40,14 +43,14 @@ class RateCurve:
 
 
 def try_rates(stage: Stage, progress: ProgressFactory, steps: int = STEPS) -> RateCurve:
-    """Train a little while the rate rises from `LOWEST` to `HIGHEST`, until the loss is lost; the model is put back as it was.
+    """Train for a few steps while the rate rises from `LOWEST` to `HIGHEST`, until the loss diverges; then restore the model's weights.
 
     Raises:
         SettingsError: the loss never falls.
     """
     before = snapshot(stage.model)
-    taken = Steps(stage.model, stage.optimizer, stage.way, stage.say)
-    taken.begin()
+    stepper = Stepper(stage.model, stage.optimizer, stage.options, stage.log)
+    stepper.begin()
     highest = max(group["lr"] for group in stage.optimizer.param_groups)
     shares = [group["lr"] / highest for group in stage.optimizer.param_groups]
     rates: list[float] = []
@@ -62,15 +65,15 @@ def try_rates(stage: Stage, progress: ProgressFactory, steps: int = STEPS) -> Ra
             rate = LOWEST * (HIGHEST / LOWEST) ** (number / max(steps - 1, 1))
             for group, share in zip(stage.optimizer.param_groups, shares, strict=True):
                 group["lr"] = rate * share
-            stepped = taken.take(number, inputs, labels)
+            result = stepper.step(number, inputs, labels)
             advance(1)
-            if not stepped.finite:
+            if not result.finite:
                 break
             rates.append(rate)
-            losses.append(stepped.loss / stepped.count)
+            losses.append(result.loss / result.count)
             average = _SMOOTHING * average + (1 - _SMOOTHING) * losses[-1]
             smoothed.append(average / (1 - _SMOOTHING ** (number + 1)))
-            if smoothed[-1] > _LOST * min(smoothed):
+            if smoothed[-1] > _DIVERGED * min(smoothed):
                 break
     stage.model.load_state_dict(before)
     stage.model.eval()
@@ -78,17 +81,17 @@ def try_rates(stage: Stage, progress: ProgressFactory, steps: int = STEPS) -> Ra
 
 
 def steepest(rates: list[float], losses: list[float]) -> float:
-    """The rate at which the loss falls fastest over the rate's logarithm, before it is least.
+    """Return the rate at which the loss falls fastest over the logarithm of the rate, up to its minimum.
 
     Raises:
-        SettingsError: it never falls.
+        SettingsError: the loss never falls.
     """
     least = int(np.argmin(losses)) if losses else 0
     if least < 2:
-        raise SettingsError("the loss falls at no rate that was tried: look at the images and labels, or at --weights")
+        raise SettingsError("the loss falls at none of the learning rates tried: check the images, the labels and --weights")
     width = min(_WINDOW, least + 1)
-    places, values = np.log(rates[: least + 1]), np.array(losses[: least + 1])
-    slopes = [np.polyfit(places[start : start + width], values[start : start + width], 1)[0] for start in range(least + 2 - width)]
+    positions, values = np.log(rates[: least + 1]), np.array(losses[: least + 1])
+    slopes = [np.polyfit(positions[start : start + width], values[start : start + width], 1)[0] for start in range(least + 2 - width)]
     return rates[int(np.argmin(slopes)) + width // 2]
 
 

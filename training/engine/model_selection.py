@@ -1,6 +1,6 @@
-"""Which network is kept: the lowest validation loss among those whose validation accuracy is equal within noise.
+"""Model selection: keep the lowest validation loss among networks whose validation accuracy is equal within noise.
 
-The accuracy of a few hundred images is a coarse number: a lead of one image is chance. So two networks whose top-1 differs by
+Accuracy on a few hundred images is a coarse number: a lead of one image is chance. So two networks whose top-1 differs by
 no more than one standard error (Breiman et al. 1984, section 3.4.3, the one-standard-error rule) are compared by their loss,
 which depends on every score.
 """
@@ -26,22 +26,22 @@ RULE = "the lowest validation loss among those whose validation top-1 is within 
 
 
 def standard_error(top1: float, count: int) -> float:
-    """Standard error of an accuracy measured on `count` images.
+    """Return the standard error of an accuracy measured on `count` images.
 
-    One right and one wrong answer are added, so that it is not 0 at 100 % (Laplace's rule of succession).
+    One right and one wrong prediction are added, so that it is not 0 at 100 % (Laplace's rule of succession).
     """
     share = (top1 * count + 1) / (count + 2)
     return math.sqrt(share * (1 - share) / (count + 2))
 
 
 def is_better(new: Figures, kept: Figures | None, highest: float, count: int) -> bool:
-    """Decide whether `new` replaces the network kept so far.
+    """Return True if `new` replaces the network kept so far.
 
     Args:
-        new: the latest.
-        kept: the one kept so far; None before there is one.
-        highest: top-1 of all before `new`.
-        count: validation images.
+        new: figures of the latest network.
+        kept: figures of the network kept so far; None before the first.
+        highest: highest top-1 before `new`.
+        count: number of validation images.
     """
     if kept is None:
         return True
@@ -53,7 +53,7 @@ def is_better(new: Figures, kept: Figures | None, highest: float, count: int) ->
 
 
 def select(figures: Iterable[Figures], count: int) -> int:
-    """Return the index of the network that is kept if all come in this order: a function of the figures alone."""
+    """Return the index of the network kept after all of them, in this order; it depends on the figures alone."""
     chosen, kept, highest = -1, None, 0.0
     for index, new in enumerate(figures):
         if is_better(new, kept, highest, count):
@@ -63,12 +63,12 @@ def select(figures: Iterable[Figures], count: int) -> int:
 
 
 def describe_kept(epoch: int, stage: str | None, mode: object) -> str:
-    """Say which epoch was kept, and where it is not the obvious one, what that means for the backbone."""
+    """Describe the epoch that was kept, and if it is one of the head's stage, what that means for the backbone."""
     if mode != "full" or stage is None:
         return f"epoch {epoch}"
     if stage == "head":
         return (
             f"epoch {epoch} of the stage that trains the head alone: no epoch that trained all layers was better,"
-            " so the backbone's weights are those it began with"
+            " so the backbone's weights are unchanged"
         )
     return f"epoch {epoch} of the stage that trains all layers"

@@ -1,4 +1,4 @@
-"""Learning rates: smaller toward the stem, rising and falling over the steps, and really in the optimizer."""
+"""Optimizers with layer-wise learning rates, and the schedule of those rates."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tlcli.training.models.network import Network
 from tlcli.training.settings.config import OptimizerName, Schedule
 
 _LEAST_SCALE = 0.01
-"""No layer learns slower than this share of the head's rate: in deep networks the product of the factors would freeze the stem."""
+"""Least rate of a layer, as a share of the head's: in deep networks the product of the factors would freeze the stem."""
 
 
 def layered_optimizer(network: Network, lr: float, weight_decay: float, layer_decay: float, name: OptimizerName = "adamw") -> Optimizer:
-    """An optimizer over all layers, the head at `lr`, each layer below at `layer_decay` times the rate of the one above it.
+    """Return an optimizer over all layers: the head at `lr`, each layer at `layer_decay` times the rate of the layer above it.
 
-    Layers are timm's, as its `group_matcher` counts them (blocks, where there are blocks); the idea is ULMFiT's
-    discriminative fine-tuning (Howard and Ruder 2018, arXiv:1801.06146, section 3.2). Biases and norms are not decayed.
+    Layers are timm's, as its `group_matcher` counts them (blocks, where there are blocks). The idea is ULMFiT's
+    discriminative fine-tuning (Howard and Ruder 2018, arXiv:1801.06146, section 3.2). Biases and norms have no weight decay.
 
     timm writes a factor, `lr_scale`, that only its own schedulers read. Here it becomes each group's `lr`.
     """
@@ -36,7 +36,7 @@ def layered_optimizer(network: Network, lr: float, weight_decay: float, layer_de
 
 
 def decayed_groups(module: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-    """A module's parameters in two groups: matrices, which are decayed, and the rest, which are not."""
+    """Return a module's parameters in two groups: matrices with weight decay, everything else without."""
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     return [
         {"params": [p for p in parameters if p.ndim > 1], "lr": lr, "weight_decay": weight_decay},
@@ -45,7 +45,13 @@ def decayed_groups(module: nn.Module, lr: float, weight_decay: float) -> list[di
 
 
 def make_optimizer(name: OptimizerName, groups: list[dict[str, Any]], lr: float) -> Optimizer:
-    """PyTorch's, over parameter groups that hold their own `lr` and `weight_decay`; RMSprop and SGD as Keras and timm set them up."""
+    """Return PyTorch's optimizer of this name; RMSprop and SGD are configured as in Keras and timm.
+
+    Args:
+        name: of the optimizer.
+        groups: parameter groups with an `lr` and a `weight_decay` each.
+        lr: default rate.
+    """
     if name == "adamw":
         return AdamW(groups, lr=lr)
     if name == "adam":
@@ -56,10 +62,10 @@ def make_optimizer(name: OptimizerName, groups: list[dict[str, Any]], lr: float)
 
 
 def rate_factor(schedule: Schedule, step: int, steps: int, warm_up: float) -> float:
-    """What each group's rate is multiplied with in a step, from 0: it rises in a line over the first `warm_up` share of `steps`.
+    """Return the factor of every group's rate in a step, from 0.
 
-    Then `constant` stays at 1, and `cosine` falls to 0 along half a cosine (Loshchilov and Hutter 2017, arXiv:1608.03983, eq. 5,
-    one cycle).
+    The factor rises linearly over the first `warm_up` share of `steps`. Then `constant` stays at 1, and `cosine` falls to 0 along half a
+    cosine (Loshchilov and Hutter 2017, arXiv:1608.03983, eq. 5, one cycle).
     """
     rising = round(steps * warm_up)
     if step < rising:

@@ -1,4 +1,4 @@
-"""One step of an optimizer: forward, loss, gradients, in as many parts as the memory needs, over as many processes as there are."""
+"""One step of an optimizer: forward, loss and gradients, in as many micro-batches as memory needs, over all processes."""
 
 from __future__ import annotations
 
@@ -23,24 +23,31 @@ from tlcli.training.runtime.distributed import Processes
 from tlcli.training.runtime.seeds import seed_of
 from tlcli.training.runtime.torch_compile import refuse_uncompiled
 
+Log = Callable[[str], None]
+"""Write a line for the user."""
+
+
+def no_log(line: str) -> None:
+    """Discard a line."""
+
 
 @dataclass(frozen=True, eq=False)
-class Way:
-    """How steps are taken.
+class StepOptions:
+    """Options of every step of a stage.
 
-    objective: what is minimised. mixing: of each batch.
-    part_size: a batch of more images than this, over all processes, is run in parts, one after the other, their gradients added up.
+    objective: loss to minimise. mixing: mixup or CutMix of each batch; None for neither.
+    micro_batch: most images, over all processes, in one forward pass; larger batches run in micro-batches whose gradients are accumulated.
         None for no limit.
-    average: decay of the weights' moving average; None for none.
-    precision: None for float32. compiled: by `torch.compile`.
-    processes: each takes the step with its share of the batch.
-    seed: of what is drawn while the network runs, such as dropout.
+    ema: decay of the weights' moving average; None for none.
+    precision: precision of the forward pass; None for float32. compiled: True to run `torch.compile`.
+    processes: processes that share each batch.
+    seed: seed of random layers such as dropout.
     """
 
     objective: Objective = Objective()  # noqa: RUF009  # immutable
     mixing: Mixing | None = None
-    part_size: int | None = None
-    average: float | None = None
+    micro_batch: int | None = None
+    ema: float | None = None
     precision: Precision | None = None
     compiled: bool = False
     processes: Processes = Processes()  # noqa: RUF009  # immutable
@@ -48,8 +55,11 @@ class Way:
 
 
 @dataclass(frozen=True)
-class Stepped:
-    """Of one step, over all processes. loss: the sum over `count` images, nats, unsmoothed and unweighted. right: of them."""
+class StepResult:
+    """Figures of one step, over all processes.
+
+    loss: sum over `count` images, nats, without label smoothing and class weights. right: number of correct predictions.
+    """
 
     loss: float
     right: float
@@ -57,49 +67,59 @@ class Stepped:
 
     @property
     def finite(self) -> bool:
-        """Whether the loss is a number."""
+        """True unless the loss is NaN or infinite."""
         return self.loss - self.loss == 0
 
 
-class Steps:
-    """Takes steps. What is drawn in each depends on the seed, its number and the process alone, so that a run can be gone on with."""
+class Stepper:
+    """Optimizer steps of one model.
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, way: Way, say: Callable[[str], None] = lambda _: None) -> None:
-        """`say`: told when a batch has to be run in more parts."""
+    The random numbers of a step depend on the seed, the step's number and the process only, so that a resumed run repeats them.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer, options: StepOptions, log: Log = no_log) -> None:
+        """Prepare to train `model`; `log` writes a line each time out-of-memory errors lead to more micro-batches."""
         self._model = model
         self._optimizer = optimizer
-        self._way = way
-        self._say = say
-        self._fewest = 1
-        self._precision = way.precision or Precision(torch.device("cpu"), "off")
-        self._runs: nn.Module | None = None
+        self._options = options
+        self._log = log
+        self._least_micro_batches = 1
+        self._precision = options.precision or Precision(torch.device("cpu"), "off")
+        self._wrapped: nn.Module | None = None
 
     def begin(self) -> None:
-        """To be called when it has changed which parameters learn; before the first step too."""
-        runs = self._model
-        if self._way.processes.world > 1:
-            on_gpu = next(runs.parameters()).is_cuda
-            runs = DistributedDataParallel(runs, device_ids=[self._way.processes.local] if on_gpu else None)
-        self._runs = cast("nn.Module", torch.compile(runs)) if self._way.compiled else runs
+        """Wrap the model for several processes and for `torch.compile`.
 
-    def take(self, number: int, inputs: Tensor, labels: Tensor) -> Stepped:
-        """Step `number`, from 0, with this process's share of the batch: inputs of the model, labels int64 `[n]`.
+        Call it before the first step, and again whenever other parameters are frozen.
+        """
+        wrapped = self._model
+        if self._options.processes.world > 1:
+            on_gpu = next(wrapped.parameters()).is_cuda
+            wrapped = DistributedDataParallel(wrapped, device_ids=[self._options.processes.local] if on_gpu else None)
+        self._wrapped = cast("nn.Module", torch.compile(wrapped)) if self._options.compiled else wrapped
+
+    def step(self, number: int, inputs: Tensor, labels: Tensor) -> StepResult:
+        """Take a step with this process's share of the batch.
+
+        Args:
+            number: of the step, from 0.
+            inputs: of the model, `[n, ...]`.
+            labels: int64 `[n]`.
 
         Raises:
-            SettingsError: not even one image at a time fits into the memory, the network cannot be compiled, or a batch norm needs
-                more than one image.
+            SettingsError: not even one image fits into memory, the network cannot be compiled, or a batch norm needs more than one image.
         """
         while True:
             try:
-                return self._take(number, inputs, labels)
+                return self._step(number, inputs, labels)
             except RuntimeError as error:
                 if not _is_out_of_memory(error):
-                    if self._way.compiled:
+                    if self._options.compiled:
                         refuse_uncompiled(error)
                     raise
-                self._divide(len(labels), str(error).splitlines()[0])  # the next try is outside of this one's frames
+                self._divide(len(labels), str(error).splitlines()[0])  # retried outside of the handler, whose frames hold memory
             except AssertionError as error:
-                if self._way.compiled:
+                if self._options.compiled:
                     refuse_uncompiled(error)
                 raise
             except ValueError as error:
@@ -108,58 +128,59 @@ class Steps:
             if inputs.is_cuda:
                 torch.cuda.empty_cache()
 
-    def _take(self, number: int, inputs: Tensor, labels: Tensor) -> Stepped:
-        assert self._runs is not None, "begin first"
-        way = self._way
+    def _step(self, number: int, inputs: Tensor, labels: Tensor) -> StepResult:
+        assert self._wrapped is not None, "call begin() first"
+        options = self._options
         self._seed(number, inputs)
         targets = labels
-        if way.mixing is not None:
-            inputs, targets = way.mixing(inputs, labels)
+        if options.mixing is not None:
+            inputs, targets = options.mixing(inputs, labels)
         self._optimizer.zero_grad(set_to_none=True)
-        weight = way.processes.total(way.objective.weight(targets))
+        weight = options.processes.total(options.objective.weight(targets))
         sums = torch.zeros(3, dtype=torch.float64, device=labels.device)
-        count = self._parts(len(labels))
-        parts = list(zip(inputs.tensor_split(count), targets.tensor_split(count), labels.tensor_split(count), strict=True))
-        for part, (some, wanted, classes) in enumerate(parts):
-            with self._alone(part + 1 < len(parts)):
+        count = self._micro_batches(len(labels))
+        micro_batches = zip(inputs.tensor_split(count), targets.tensor_split(count), labels.tensor_split(count), strict=True)
+        for index, (micro_inputs, micro_targets, micro_labels) in enumerate(micro_batches):
+            with self._sync_gradients(index + 1 == count):
                 with self._precision.forward():
-                    logits = self._runs(some)
-                    loss = way.objective.total(logits, wanted) / weight
-                self._precision.backward(loss * way.processes.world)  # the processes' gradients are averaged
-            sums[0] += functional.cross_entropy(logits.detach().float(), wanted, reduction="sum")
-            sums[1] += (logits.argmax(1) == classes).sum()
-            sums[2] += len(classes)
+                    logits = self._wrapped(micro_inputs)
+                    loss = options.objective.total(logits, micro_targets) / weight
+                self._precision.backward(loss * options.processes.world)  # DDP averages gradients over processes
+            sums[0] += functional.cross_entropy(logits.detach().float(), micro_targets, reduction="sum")
+            sums[1] += (logits.argmax(1) == micro_labels).sum()
+            sums[2] += len(micro_labels)
         self._precision.step(self._optimizer)
-        loss_sum, right, images = way.processes.total(sums).tolist()
-        return Stepped(loss_sum, right, int(images))
+        loss_sum, right, images = options.processes.total(sums).tolist()
+        return StepResult(loss_sum, right, int(images))
 
     def _seed(self, number: int, inputs: Tensor) -> None:
-        """Both generators that the step may draw from; `torch.manual_seed` takes a hundred times as long."""
-        seed = seed_of(self._way.seed, number, self._way.processes.rank)
+        """Seed the generators that a step may draw from; `torch.manual_seed` takes a hundred times as long."""
+        seed = seed_of(self._options.seed, number, self._options.processes.rank)
         torch.default_generator.manual_seed(seed)
         if inputs.is_cuda:
             torch.cuda.manual_seed(seed)
 
-    def _alone(self, more: bool) -> AbstractContextManager[None]:
-        """Gradients go over to the other processes with the last part."""
-        return self._runs.no_sync() if more and isinstance(self._runs, DistributedDataParallel) else nullcontext()
+    def _sync_gradients(self, sync: bool) -> AbstractContextManager[None]:
+        """Return a context that exchanges gradients between processes only if `sync`, for the last micro-batch."""
+        return nullcontext() if sync or not isinstance(self._wrapped, DistributedDataParallel) else self._wrapped.no_sync()
 
     def _divide(self, images: int, reason: str) -> None:
+        """Double the number of micro-batches after an out-of-memory error."""
         self._optimizer.zero_grad(set_to_none=True)
-        parts = self._parts(images)
-        if parts >= images or self._way.processes.world > 1:
-            raise SettingsError(f"the memory does not suffice ({reason}): try a smaller --batch-size, --image-size or network")
-        self._fewest = min(2 * parts, images)
-        kept = "and batch norms see one at a time" if has_batch_norms(self._model) else "which changes nothing else"
-        self._say(f"out of memory: each batch is now run in {self._fewest} parts, {kept}")
+        count = self._micro_batches(images)
+        if count >= images or self._options.processes.world > 1:
+            raise SettingsError(f"out of memory ({reason}): use a smaller --batch-size, --image-size or network")
+        self._least_micro_batches = min(2 * count, images)
+        effect = "batch norms see one at a time" if has_batch_norms(self._model) else "results do not change"
+        self._log(f"out of memory: each batch now runs in {self._least_micro_batches} micro-batches; {effect}")
 
-    def _parts(self, images: int) -> int:
-        """How many parts a batch is run in, of which this process has `images`; the same in all processes."""
-        size = self._way.part_size
+    def _micro_batches(self, images: int) -> int:
+        """Return the number of micro-batches of a batch of which this process has `images`; it is the same in all processes."""
+        size = self._options.micro_batch
         if size is None:
-            return min(self._fewest, images)
-        whole = int(self._way.processes.total(torch.tensor(images)))
-        return min(max(batch_count(whole, size), self._fewest), images)
+            return min(self._least_micro_batches, images)
+        total = int(self._options.processes.total(torch.tensor(images)))
+        return min(max(batch_count(total, size), self._least_micro_batches), images)
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

@@ -1,4 +1,4 @@
-"""Batch norms whose statistics are those of the whole batch, although each process sees a part of it. On GPUs these are PyTorch's."""
+"""Batch norms that share their statistics across processes; on GPUs, PyTorch's own."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import cast
 import timm.layers
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.nn import functional as together
+from torch.distributed.nn import functional as differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def sync_norms(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model with its batch norms synchronised while they train; weights and names are the same."""
+    """Return the model with batch norms that synchronise during training; weights and their names stay the same."""
     if device.type == "cuda":
         return cast("nn.Module", timm.layers.convert_sync_batchnorm(model))  # type: ignore[attr-defined, no-untyped-call]
     for module in model.modules():
@@ -22,33 +22,34 @@ def sync_norms(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 class _Synced(_BatchNorm):
-    """PyTorch's own takes GPUs only."""
+    """Synchronised batch norm for CPUs; PyTorch's supports GPUs only."""
 
     def forward(self, input: Tensor) -> Tensor:  # PyTorch's name
-        """`[N, c, ...]`, of each process its part, to the same."""
+        """Normalise this process's images `[N, c, ...]` with the statistics of all processes."""
         if not self.training or self.running_mean is None or self.running_var is None:
             return super().forward(input)
-        others = [axis for axis in range(input.ndim) if axis != 1]
+        axes = [axis for axis in range(input.ndim) if axis != 1]
         shape = [1, -1] + [1] * (input.ndim - 2)
         count = torch.tensor(float(input.numel() // input.shape[1]))
         distributed.all_reduce(count)
-        mean = together.all_reduce(input.sum(others)) / count  # type: ignore[no-untyped-call]
+        mean = differentiable.all_reduce(input.sum(axes)) / count  # type: ignore[no-untyped-call]
         centred = input - mean.view(shape)
-        variance = together.all_reduce(centred.square().sum(others)) / count  # type: ignore[no-untyped-call]
+        variance = differentiable.all_reduce(centred.square().sum(axes)) / count  # type: ignore[no-untyped-call]
         self._track(mean.detach(), variance.detach() * count / (count - 1))
         normed: Tensor = centred * torch.rsqrt(variance + self.eps).view(shape)
         if self.affine:
             normed = normed * self.weight.view(shape) + self.bias.view(shape)
-        for after in ("drop", "act"):  # timm's, which are norms and activations in one
+        for after in ("drop", "act"):  # timm fuses norm and activation into one module
             layer = getattr(self, after, None)
             normed = normed if layer is None else layer(normed)
         return normed
 
     def _track(self, mean: Tensor, variance: Tensor) -> None:
+        """Update the running statistics."""
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
-        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean, share)
-        self.running_var.lerp_(variance, share)
+        momentum = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, momentum)
+        self.running_var.lerp_(variance, momentum)

@@ -1,4 +1,4 @@
-"""Layers that join the training one after the other, from the head down."""
+"""Gradual unfreezing: layers start to train one after the other, from the head down."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ from torch.optim import Optimizer
 
 
 class GradualUnfreezing:
-    """Howard and Ruder 2018, arXiv:1801.06146, section 3.3: the upper layers learn before the lower ones move.
+    """Schedule that trains the upper layers first (Howard and Ruder 2018, arXiv:1801.06146, section 3.3).
 
-    Layers are what the optimizer gives rates of their own; all have joined after half of the epochs.
+    A layer is a set of parameters with a learning rate of its own. All layers train after half of the epochs.
     """
 
     def __init__(self, optimizer: Optimizer, epochs: int) -> None:
-        """`optimizer`: see `tlcli.training.engine.optimizer.layered_optimizer`, its groups' rates as they begin."""
+        """Read the layers from the initial rates of `optimizer`, see `tlcli.training.engine.optimizer.layered_optimizer`."""
         rates = sorted({group["lr"] for group in optimizer.param_groups}, reverse=True)
         self._layers = [[p for group in optimizer.param_groups if group["lr"] == rate for p in group["params"]] for rate in rates]
-        self._joined_after = max(1, epochs // 2)
+        self._all_after = max(1, epochs // 2)
 
     def layers(self, epoch: int) -> int:
-        """How many learn in an epoch, from 0."""
-        return min(len(self._layers), math.ceil(len(self._layers) * (epoch + 1) / self._joined_after))
+        """Return the number of layers that train in an epoch, from 0."""
+        return min(len(self._layers), math.ceil(len(self._layers) * (epoch + 1) / self._all_after))
 
     def begin(self, epoch: int) -> None:
-        """Let the epoch's layers learn, and no others."""
+        """Unfreeze the layers of an epoch and freeze the others."""
         for number, parameters in enumerate(self._layers):
             for parameter in parameters:
                 parameter.requires_grad_(number < self.layers(epoch))
 
     def finish(self) -> None:
-        """Every layer learns again."""
+        """Unfreeze every layer."""
         for parameter in (parameter for layer in self._layers for parameter in layer):
             parameter.requires_grad_(True)
 
 
 def frozen_norms(model: nn.Module) -> list[nn.Module]:
-    """Batch norms whose weights do not learn: their statistics must not move either."""
+    """Return batch norms with frozen weights: their running statistics must not move either."""
     return [
         module
         for module in model.modules()

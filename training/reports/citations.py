@@ -1,4 +1,4 @@
-"""Where the architectures that people fine-tune were published."""
+"""Papers of the architectures that people fine-tune."""
 
 from __future__ import annotations
 
@@ -46,5 +46,5 @@ TIMM = "Wightman 2019, PyTorch Image Models, doi:10.5281/zenodo.4414861"
 
 
 def paper_of(backbone: str) -> str | None:
-    """Authors, year, title and identifier of the paper that a backbone is from, by its name; None where we do not know it."""
+    """Return authors, year, title and identifier of the paper that introduced a backbone, by its name; None if unknown."""
     return next((paper for pattern, paper in _PAPERS if re.match(pattern, backbone)), None)

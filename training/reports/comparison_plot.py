@@ -1,4 +1,4 @@
-"""The curves of several runs in one image."""
+"""Plot of the learning curves of several runs."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from tlcli.training.reports.matplotlib_style import new_figure, plain, save_figu
 from tlcli.training.runs.summary import Epoch
 
 _COLOURS = ("#1f5fbf", "#d1495b", "#2a9d6f", "#e08a1e", "#7a4fb5", "#12a5b8", "#b0307f", "#7d8c1f", "#8c5a2b", "#4a5a78")
-"""One a run; where there are more runs, once more with another line."""
+"""Colours of the runs; further runs repeat them with another line style."""
 _LINES = ("-", "--", ":")
 
 
 def draw_compared(runs: Mapping[str, Sequence[Epoch]], path: Path) -> None:
-    """Validation loss and top-1 of several runs over each other, as a PNG.
+    """Draw the validation loss and top-1 of several runs, as a PNG.
 
     Args:
-        runs: the epochs of each, by its name.
+        runs: epochs of each run, by its name.
         path: of the PNG.
     """
     figure = new_figure(10.8, 4.2)
     loss, top1 = figure.subplots(1, 2)
     for axes, title in ((loss, "validation cross-entropy"), (top1, "validation top-1, %")):
         for number, (name, epochs) in enumerate(runs.items()):
-            values = [one.val_loss if axes is loss else 100 * one.val_top1 for one in epochs]
+            values = [epoch.val_loss if axes is loss else 100 * epoch.val_top1 for epoch in epochs]
             axes.plot(
-                [one.epoch for one in epochs],
+                [epoch.epoch for epoch in epochs],
                 values,
                 color=_COLOURS[number % len(_COLOURS)],
                 linestyle=_LINES[number // len(_COLOURS) % len(_LINES)],

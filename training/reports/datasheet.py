@@ -1,4 +1,4 @@
-"""What there is to know of the images that a run was trained on, and what a reader of its figures must be warned of."""
+"""Data sheet of a run: what its images are, and warnings that a reader of its metrics needs."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from tlcli.training.data.listing import one_line
 from tlcli.training.settings.run_file_names import DATA_SHEET
 
 FEW_TO_TRAIN, FEW_TO_JUDGE = 10, 5
-"""Fewer images of a class in the training part, or in another, are worth a warning."""
+"""Least images of a class in the training part, and in another part, without a warning."""
 
-LOPSIDED = 10
-"""So many times the images of the smallest class in the largest are worth one too."""
+IMBALANCED = 10
+"""Ratio of the largest class to the smallest from which on the imbalance is a warning."""
 
 _MOST_MEASURED = 5000
 _MOST_LISTED = 100
 _MOST_SKIPPED = 1000
 
-_CALLED = {"train": "training", "val": "validation", "test": "test"}
+_PART_NAMES = {"train": "training", "val": "validation", "test": "test"}
 
 
 class Spread(BaseModel):
-    """Of images' widths or heights, in pixels."""
+    """Distribution of the widths or heights of images, in pixels."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -45,7 +45,7 @@ class Spread(BaseModel):
 
 
 class Sizes(BaseModel):
-    """How large images are, upright. measured: how many were looked at, evenly spread over all."""
+    """Sizes of images, upright. measured: number of images measured, evenly spaced over all of them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -55,7 +55,7 @@ class Sizes(BaseModel):
 
 
 class Copy(BaseModel):
-    """One of several images of the same content."""
+    """One of several images with the same content."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -65,7 +65,7 @@ class Copy(BaseModel):
 
 
 class Overlap(BaseModel):
-    """images: how many of the part `of` are in the part `also_in` too."""
+    """Images in two parts. images: number of images of the part `of` that the part `also_in` holds too."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -75,7 +75,7 @@ class Overlap(BaseModel):
 
 
 class Unread(BaseModel):
-    """An image that could not be read, and why."""
+    """An image that could not be read, and the reason."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -84,7 +84,7 @@ class Unread(BaseModel):
 
 
 class NotRead(BaseModel):
-    """A file that is no image, or a folder that is no class, and why."""
+    """A file that is not an image, or a folder that is not a class, and the reason."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -94,17 +94,18 @@ class NotRead(BaseModel):
 
 
 class DataSheet(BaseModel):
-    """`data_sheet.json`.
+    """Content of `data_sheet.json`.
 
-    images: how many by part and class, in the order of the labels.
-    sizes: None if no image could be measured.
-    imbalance: the largest class's training images over the smallest's.
-    duplicates: images whose content occurs more than once, byte by byte: a tuple for each content, at most a hundred of them, those with
-        different labels first, then those in several parts. duplicate_contents: how many there are in all.
-    contradictions: how many of them have different labels. overlaps: those of parts.
-    skipped: files that are no images and folders that are no classes, the folders first, at most a thousand of `skipped_count`.
-    near_uniform: images of one colour everywhere, at most a hundred of `near_uniform_count`.
-    layout: which folder is which part. warnings: a line each.
+    images: number of images by part and class, in the order of the labels.
+    sizes: sizes of the images; None if none could be measured.
+    imbalance: training images of the largest class over those of the smallest.
+    duplicates: images with identical bytes, a tuple for each content, at most a hundred: those with different labels first, then those
+        in several parts. duplicate_contents: number of such contents in all.
+    contradictions: number of contents with different labels. overlaps: images that two parts share.
+    left_out: images that could not be read.
+    skipped: files that are not images and folders that are not classes, folders first, at most a thousand of `skipped_count`.
+    near_uniform: images of a single colour, or nearly, at most a hundred of `near_uniform_count`.
+    layout: mapping of folders to parts. warnings: warnings, a line each.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -132,9 +133,9 @@ class _Place(NamedTuple):
     number: int
 
 
-def data_sheet(dataset: Dataset) -> DataSheet:
-    """Describe a data set. Images are not decoded: sizes are read from the headers of at most 5,000."""
-    counts = {name: _by_class(part, dataset.classes) for name, part in dataset.parts.items()}
+def describe_dataset(dataset: Dataset) -> DataSheet:
+    """Make the data sheet of a data set, without decoding images: sizes are read from the headers of at most 5,000."""
+    counts = {name: _count_by_class(part, dataset.classes) for name, part in dataset.parts.items()}
     of_train = list(counts["train"].values())
     groups = _duplicates(dataset.parts)
     copies = [tuple(_copy(dataset, place) for place in group) for group in groups]
@@ -153,8 +154,8 @@ def data_sheet(dataset: Dataset) -> DataSheet:
         overlaps=overlaps,
         left_out=tuple(Unread(name=printable(left.name), reason=left.reason) for left in dataset.left_out),
         skipped=tuple(
-            NotRead(name=printable(one.name), reason=one.reason, is_folder=one.is_folder)
-            for one in sorted(dataset.skipped, key=lambda one: not one.is_folder)[:_MOST_SKIPPED]
+            NotRead(name=printable(path.name), reason=path.reason, is_folder=path.is_folder)
+            for path in sorted(dataset.skipped, key=lambda path: not path.is_folder)[:_MOST_SKIPPED]
         ),
         skipped_count=len(dataset.skipped),
         near_uniform=tuple(map(printable, dataset.near_uniform[:_MOST_LISTED])),
@@ -162,34 +163,34 @@ def data_sheet(dataset: Dataset) -> DataSheet:
         layout=dataset.layout,
         warnings=(
             *dataset.notes,
-            *_of_uniform(dataset.near_uniform),
-            *_of_overlaps(overlaps, counts),
-            *_of_contradictions(contradictions, copies),
-            *_of_few(counts),
-            *_of_imbalance(counts["train"]),
+            *_warn_of_uniform(dataset.near_uniform),
+            *_warn_of_overlaps(overlaps, counts),
+            *_warn_of_contradictions(contradictions, copies),
+            *_warn_of_small_classes(counts),
+            *_warn_of_imbalance(counts["train"]),
         ),
     )
 
 
 def write_data_sheet(path: Path, sheet: DataSheet) -> None:
-    """As JSON, whole or not at all.
+    """Write a data sheet as JSON, atomically.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     with whole_file(path) as temporary:
         temporary.write_text(sheet.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
 def read_data_sheet(run: Path) -> DataSheet | None:
-    """The data sheet in a run's folder; None where there is none that this version can read."""
+    """Read the data sheet in a run's folder; None if there is none, or if this version cannot read it."""
     try:
         return DataSheet.model_validate_json((run / DATA_SHEET).read_bytes())
     except (OSError, ValidationError):
         return None
 
 
-def _by_class(part: Part, classes: Sequence[str]) -> dict[str, int]:
+def _count_by_class(part: Part, classes: Sequence[str]) -> dict[str, int]:
     labels = part.labels.tolist()
     counts = [0] * len(classes)
     for label in labels:
@@ -198,14 +199,14 @@ def _by_class(part: Part, classes: Sequence[str]) -> dict[str, int]:
 
 
 def _sizes(dataset: Dataset) -> Sizes | None:
-    every = [(part.source, name) for part in dataset.parts.values() for name in part.names]
-    chosen = every[:: -(-len(every) // _MOST_MEASURED) or 1]
-    with ThreadPoolExecutor(max_workers=2 * usable_cores()) as pool:  # a folder may lie on a network
-        found = [size for size in pool.map(lambda one: image_size(*one), chosen) if size is not None]
-    if not found:
+    images = [(part.source, name) for part in dataset.parts.values() for name in part.names]
+    sample = images[:: -(-len(images) // _MOST_MEASURED) or 1]
+    with ThreadPoolExecutor(max_workers=2 * usable_cores()) as pool:  # the folder may be on a network
+        sizes = [size for size in pool.map(lambda image: image_size(*image), sample) if size is not None]
+    if not sizes:
         return None
-    width, height = ([size[side] for size in found] for side in (0, 1))
-    return Sizes(measured=len(found), width=_spread(width), height=_spread(height))
+    width, height = ([size[side] for size in sizes] for side in (0, 1))
+    return Sizes(measured=len(sizes), width=_spread(width), height=_spread(height))
 
 
 def _spread(values: Sequence[int]) -> Spread:
@@ -213,7 +214,7 @@ def _spread(values: Sequence[int]) -> Spread:
 
 
 def _duplicates(parts: Mapping[str, Part]) -> list[list[_Place]]:
-    """The places of each content that occurs more than once, in the order of the parts."""
+    """Return the places of each content that occurs more than once, in the order of the parts."""
     places: dict[str, list[_Place]] = defaultdict(list)
     for name, part in parts.items():
         for index, fingerprint in enumerate(part.fingerprints):
@@ -227,65 +228,65 @@ def _copy(dataset: Dataset, place: _Place) -> Copy:
 
 
 def _overlaps(groups: Sequence[Sequence[_Place]], parts: Sequence[str]) -> tuple[Overlap, ...]:
-    """Of each part, the images that an earlier part has too."""
-    found = []
+    """Return the number of images that each part shares with each earlier part."""
+    overlaps = []
     for earlier, later in combinations(parts, 2):
-        images = sum(place.part == later for group in groups if any(one.part == earlier for one in group) for place in group)
+        images = sum(place.part == later for group in groups if any(other.part == earlier for other in group) for place in group)
         if images:
-            found.append(Overlap(of=later, also_in=earlier, images=images))
-    return tuple(found)
+            overlaps.append(Overlap(of=later, also_in=earlier, images=images))
+    return tuple(overlaps)
 
 
-def _of_overlaps(overlaps: Sequence[Overlap], counts: Mapping[str, Mapping[str, int]]) -> list[str]:
+def _warn_of_overlaps(overlaps: Sequence[Overlap], counts: Mapping[str, Mapping[str, int]]) -> list[str]:
     return [
-        f"{one.images:,} of the {sum(counts[one.of].values()):,} images of the {_CALLED[one.of]} part"
-        f" {'is' if one.images == 1 else 'are'} in the {_CALLED[one.also_in]} part too"
+        f"{overlap.images:,} of the {sum(counts[overlap.of].values()):,} images of the {_PART_NAMES[overlap.of]} part"
+        f" {'is' if overlap.images == 1 else 'are'} in the {_PART_NAMES[overlap.also_in]} part too"
         + (
-            f": figures of the {_CALLED[one.of]} part are better than they should be"
-            if one.also_in == "train"
-            else ", which chose the epoch"
+            f": the metrics of the {_PART_NAMES[overlap.of]} part are too optimistic"
+            if overlap.also_in == "train"
+            else ", which selected the epoch"
         )
-        for one in overlaps
+        for overlap in overlaps
     ]
 
 
-def _of_contradictions(count: int, copies: Sequence[Sequence[Copy]]) -> list[str]:
+def _warn_of_contradictions(count: int, copies: Sequence[Sequence[Copy]]) -> list[str]:
     if not count:
         return []
     first, second = _differing(copies[0])
-    many = "1 image has two labels" if count == 1 else f"{count:,} images have two labels or more"
-    return [f"{many}, such as {first.name} ({first.label}) and {second.name} ({second.label}): one of them must be wrong"]
+    images = "1 image has two labels" if count == 1 else f"{count:,} images have two labels or more"
+    return [f"{images}, such as {first.name} ({first.label}) and {second.name} ({second.label}): one of them must be wrong"]
 
 
 def _differing(group: Sequence[Copy]) -> tuple[Copy, Copy]:
     return group[0], next(copy for copy in group if copy.label != group[0].label)
 
 
-def _of_uniform(names: Sequence[str]) -> list[str]:
+def _warn_of_uniform(names: Sequence[str]) -> list[str]:
     if not names:
         return []
-    many = "1 image is" if len(names) == 1 else f"{len(names):,} images are"
-    return [f"{many} of one colour everywhere, or nearly, such as {printable(names[0])}: look at them, they teach nothing"]
+    images = "1 image is" if len(names) == 1 else f"{len(names):,} images are"
+    return [f"{images} of one colour everywhere, or nearly, such as {printable(names[0])}: look at them, they teach nothing"]
 
 
-def _of_few(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
-    found = []
+def _warn_of_small_classes(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
+    warnings = []
     for part, by_class in counts.items():
         limit = FEW_TO_TRAIN if part == "train" else FEW_TO_JUDGE
         few = {name: count for name, count in by_class.items() if count < limit}
         if few:
-            says = "too few to learn from" if part == "train" else "too few to judge by"
-            named = one_line(f"{name} ({count})" for name, count in few.items())
-            found.append(f"fewer than {limit} {_CALLED[part]} images of {named}: {says}")
-    return found
+            effect = "too few to learn from" if part == "train" else "too few to judge by"
+            classes = one_line(f"{name} ({count})" for name, count in few.items())
+            warnings.append(f"fewer than {limit} {_PART_NAMES[part]} images of {classes}: {effect}")
+    return warnings
 
 
-def _of_imbalance(of_train: Mapping[str, int]) -> list[str]:
+def _warn_of_imbalance(of_train: Mapping[str, int]) -> list[str]:
     ordered = sorted(of_train, key=lambda name: of_train[name])
     smallest, largest = ordered[0], ordered[-1]
-    if of_train[largest] < LOPSIDED * of_train[smallest]:
+    if of_train[largest] < IMBALANCED * of_train[smallest]:
         return []
     return [
         f"the training part has {of_train[largest]:,} images of {largest} and {of_train[smallest]:,} of {smallest}:"
-        " judge by the macro F1, which counts every class alike"
+        " judge by the macro F1, which weighs every class equally"
     ]

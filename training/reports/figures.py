@@ -1,4 +1,4 @@
-"""A run's images: learning curves, the confusion matrix, and the surest mistakes with their maps."""
+"""Figures of a run: learning curves, confusion matrix, reliability plot, and the most confident mistakes with their maps."""
 
 from __future__ import annotations
 
@@ -14,28 +14,50 @@ from torch import Tensor
 
 from tlcli.contract.images.heatmap import overlay
 from tlcli.contract.images.preprocessing import Preprocessing
-from tlcli.training.data.dataset import Part
+from tlcli.training.data.dataset import Dataset, Part
+from tlcli.training.engine.stage import Best
 from tlcli.training.metrics.scores import EpochRow, Scores
 from tlcli.training.models.network import Network
 from tlcli.training.reports.gradcam import feature_gradients, gradcam
 from tlcli.training.reports.matplotlib_style import new_figure, plain, save_figure
+from tlcli.training.settings.run_file_names import CONFUSION, CURVES, MISTAKES, RELIABILITY
 
 Map = tuple[npt.NDArray[np.float32], Preprocessing]
-"""Its values, `[h, w]`, and what says which part of the image they cover."""
+"""Values of a map, `[h, w]`, and the preprocessing, which tells the region of the image that they cover."""
 
 Explain = Callable[[Image.Image, int], Map]
-"""The map of an image for a class."""
+"""Compute the map of an image for a class."""
 
 _TRAIN, _VAL, _BEST = "#8a8f98", "#1f5fbf", "#d1495b"
 _MOST_CLASSES_WITH_COUNTS = 120
 _MOST_CLASSES_WITH_ZEROS = 25
 _SHEET_COLUMNS, _SHEET_ROWS = 3, 4
 _TILE = 256
-"""Pixels of the shorter side of an image on the contact sheet; the longer has at most twice as many."""
+"""Pixels of the shorter side of an image on the contact sheet; the longer side has at most twice as many."""
+
+
+def draw_figures(folder: Path, network: Network, dataset: Dataset, best: Best, scores: Scores, logits: Tensor) -> None:
+    """Draw all figures of a run into its folder.
+
+    Args:
+        folder: of the run.
+        network: best network, in eval mode.
+        dataset: data set with a validation part.
+        best: epochs of the run.
+        scores: metrics of the validation part.
+        logits: of the validation part, `[n, C]`.
+
+    Raises:
+        OSError: a figure cannot be written.
+    """
+    draw_curves(best.rows, best.kept.epoch, folder / CURVES)
+    draw_confusion(scores, "validation", folder / CONFUSION)
+    draw_reliability(scores, "validation", folder / RELIABILITY)
+    draw_mistakes(gradcam_of(network), dataset.val, logits, dataset.classes, folder / MISTAKES)
 
 
 def draw_curves(rows: Sequence[EpochRow], best_epoch: int, path: Path) -> None:
-    """Loss and top-1 over the epochs, training and validation, as a PNG; the best epoch and the change of stage are marked."""
+    """Draw training and validation loss and top-1 over the epochs, as a PNG; the best epoch and the change of stage are marked."""
     figure = new_figure(9.6, 3.8)
     loss, top1 = figure.subplots(1, 2)
     epochs = [row.epoch for row in rows]
@@ -62,11 +84,11 @@ def draw_curves(rows: Sequence[EpochRow], best_epoch: int, path: Path) -> None:
 
 
 def draw_confusion(scores: Scores, part: str, path: Path) -> None:
-    """The confusion matrix as a PNG: counts, coloured by their share of the true class; of many classes those that occur.
+    """Draw the confusion matrix as a PNG: counts, coloured by their share of the true class; of many classes, those that occur.
 
     Args:
-        scores: of the part.
-        part: its name, for the title.
+        scores: metrics of the part.
+        part: name of the part, for the title.
         path: of the PNG.
     """
     counts = np.array(scores.confusion)
@@ -79,7 +101,7 @@ def draw_confusion(scores: Scores, part: str, path: Path) -> None:
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     labels = [plain(scores.classes[index].label) for index in shown]
-    font = min(10.0, max(4.0, 0.5 * 72 * side / classes))  # half a cell high
+    font = min(10.0, max(4.0, 0.5 * 72 * side / classes))  # half the height of a cell
     axes.set_xticks(range(classes), labels, rotation=0 if classes <= 4 else 90, fontsize=font)
     axes.set_yticks(range(classes), labels, fontsize=font)
     if classes <= _MOST_CLASSES_WITH_COUNTS:
@@ -97,34 +119,34 @@ def draw_confusion(scores: Scores, part: str, path: Path) -> None:
 
 
 def draw_reliability(scores: Scores, part: str, path: Path) -> None:
-    """The share of right answers over their scores as a PNG, bin by bin, with how many answers each bin holds.
+    """Draw a reliability plot as a PNG: accuracy over the score, and the number of predictions, in each bin of scores.
 
     DeGroot and Fienberg 1983, by way of Guo et al. 2017, arXiv:1706.04599, figure 1.
 
     Args:
-        scores: of the part.
-        part: its name, for the title.
+        scores: metrics of the part.
+        part: name of the part, for the title.
         path: of the PNG.
     """
     figure = new_figure(4.6, 5.0)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    filled = [one for one in scores.calibration.bins if one.count]
-    middle = [100 * (one.low + one.high) / 2 for one in filled]
+    filled = [bin_ for bin_ in scores.calibration.bins if bin_.count]
+    middle = [100 * (bin_.low + bin_.high) / 2 for bin_ in filled]
     width = 100 / len(scores.calibration.bins)
-    confidence = [100 * (one.confidence or 0.0) for one in filled]
-    accuracy = [100 * (one.accuracy or 0.0) for one in filled]
+    confidence = [100 * (bin_.confidence or 0.0) for bin_ in filled]
+    accuracy = [100 * (bin_.accuracy or 0.0) for bin_ in filled]
     upper.plot([0, 100], [0, 100], color="0.6", linestyle=":", linewidth=1)
-    upper.bar(middle, accuracy, width=0.9 * width, color=_VAL, alpha=0.75, label="right answers")
+    upper.bar(middle, accuracy, width=0.9 * width, color=_VAL, alpha=0.75, label="accuracy")
     upper.plot(confidence, confidence, "_", color=_BEST, markersize=14, markeredgewidth=2, label="mean score")
     upper.set_ylim(0, 102)
-    upper.set_ylabel("right answers, %")
+    upper.set_ylabel("accuracy, %")
     upper.set_title(f"{plain(part)}\nexpected calibration error {100 * scores.calibration.ece:.1f} %", fontsize=11)
     upper.legend(frameon=False, fontsize=8, loc="upper left")
-    lower.bar(middle, [one.count for one in filled], width=0.9 * width, color=_TRAIN)
+    lower.bar(middle, [bin_.count for bin_ in filled], width=0.9 * width, color=_TRAIN)
     lower.set_yscale("log")
     lower.yaxis.set_major_formatter("{x:,.0f}")
     lower.yaxis.set_minor_formatter("")
-    lower.set_ylabel("answers")
+    lower.set_ylabel("predictions")
     lower.set_xlabel("score of the predicted class, %")
     lower.set_xlim(0, 100)
     for axes in (upper, lower):
@@ -143,17 +165,18 @@ def draw_mistakes(
     kind: str = "validation",
     method: str = "Grad-CAM",
 ) -> None:
-    """A contact sheet as a PNG: the wrong answers that the network was surest of, each beside its map of the predicted class.
+    """Draw a contact sheet of the most confident mistakes as a PNG, each next to its map for the predicted class.
 
-    Where there is room left, the right answers it was least sure of follow.
+    The least confident correct predictions fill the remaining tiles.
 
     Args:
-        explain: makes the maps; None for a model without: the images alone are shown.
-        part: the images.
-        kind, method: what the title calls the images, and the maps.
+        explain: computes the maps; None for a model without maps draws the images alone.
+        part: images.
         logits: of the part, `[n, C]`.
         classes: C names.
         path: of the PNG.
+        kind: kind of images, for the title.
+        method: name of the map method, for the title.
     """
     scores, predicted = logits.softmax(1).max(1)
     labels = torch.from_numpy(part.labels)
@@ -161,21 +184,21 @@ def draw_mistakes(
     wrong = predicted != labels
     mistakes, images = int(wrong.sum()), f"{len(part):,}{kind and ' '}{kind} images"
     if mistakes >= len(chosen):
-        title = f"The surest of {mistakes:,} mistakes on {images}"
+        title = f"The most confident of {mistakes:,} mistakes on {images}"
     else:
-        title = f"{f'{mistakes} wrong (red)' if mistakes else 'None wrong'} of {images}; the right answers least sure of (black)"
+        title = f"{f'{mistakes} wrong (red)' if mistakes else 'None wrong'} of {images}; the least confident correct ones (black)"
     rows = -(-len(chosen) // _SHEET_COLUMNS)
     figure = new_figure(4.2 * _SHEET_COLUMNS, 2.45 * rows + 0.7)
-    maps = f"\neach image beside the {method} map of the predicted class" if explain is not None else ""
+    maps = f"\neach image next to its {method} map for the predicted class" if explain is not None else ""
     figure.suptitle(f"{title}{maps}", fontsize=11)
     grid = figure.subplots(rows, _SHEET_COLUMNS, squeeze=False).ravel()
     for axes in grid:
         axes.axis("off")
     for axes, index in zip(grid, chosen.tolist(), strict=False):
         predicted_class = int(predicted[index])
-        axes.imshow(np.asarray(_beside_its_map(explain, part.load(index), predicted_class)))
-        says = f"{plain(classes[predicted_class])} {100 * float(scores[index]):.1f} %"
-        axes.set_title(f"{says}, is {plain(classes[int(labels[index])])}", fontsize=9, color=_BEST if wrong[index] else "black")
+        axes.imshow(np.asarray(_with_map(explain, part.load(index), predicted_class)))
+        prediction = f"{plain(classes[predicted_class])} {100 * float(scores[index]):.1f} %"
+        axes.set_title(f"{prediction}, is {plain(classes[int(labels[index])])}", fontsize=9, color=_BEST if wrong[index] else "black")
         axes.text(
             0.5, -0.02, plain(_ending(part.names[index])), transform=axes.transAxes, fontsize=6.5, color="0.45", ha="center", va="top"
         )
@@ -183,12 +206,14 @@ def draw_mistakes(
 
 
 def most_telling(logits: Tensor, labels: Tensor, most: int) -> Tensor:
-    """What `draw_mistakes` shows: the wrong answers, the surest first, then the right ones, the least sure first.
+    """Select the images that `draw_mistakes` shows.
+
+    Wrong predictions come first, the most confident first; then correct ones, the least confident first.
 
     Args:
         logits: `[n, C]`.
         labels: int64 `[n]`.
-        most: how many there is room for.
+        most: largest number of images.
 
     Returns:
         Indices, int64, at most `most`.
@@ -198,18 +223,18 @@ def most_telling(logits: Tensor, labels: Tensor, most: int) -> Tensor:
     return torch.where(wrong, -scores, 1 + scores).argsort(stable=True)[:most]
 
 
-def explained_by(network: Network) -> Explain:
-    """Grad-CAM of a network in eval mode."""
+def gradcam_of(network: Network) -> Explain:
+    """Return a function that computes Grad-CAM of a network in eval mode."""
 
-    def explain(photo: Image.Image, class_index: int) -> Map:
-        image = torch.from_numpy(network.config.preprocessing.apply(photo))
-        _, activations, gradients = feature_gradients(network, image[None], torch.tensor([[class_index]]))
+    def explain(image: Image.Image, class_index: int) -> Map:
+        pixels = torch.from_numpy(network.config.preprocessing.apply(image))
+        _, activations, gradients = feature_gradients(network, pixels[None], torch.tensor([[class_index]]))
         return gradcam(activations, gradients)[0, 0].float().cpu().numpy(), network.config.preprocessing
 
     return explain
 
 
-def _beside_its_map(explain: Explain | None, image: Image.Image, class_index: int) -> Image.Image:
+def _with_map(explain: Explain | None, image: Image.Image, class_index: int) -> Image.Image:
     scale = min(_TILE / min(image.size), 2 * _TILE / max(image.size))
     shown = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.BICUBIC)
     if explain is None:

@@ -1,4 +1,4 @@
-"""The gradient of class scores with respect to the features, by autograd: PyTorch's own answer."""
+"""Gradients of class scores with respect to the features, by PyTorch's autograd, and Grad-CAM made of them."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from tlcli.training.models.network import Network
 
 
 def feature_gradients(network: Network, images: Tensor, classes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits, activations A, and the derivative of each asked class's logit y with respect to them.
+    """Compute logits, activations A, and the derivative of each class's logit y with respect to A.
 
-    What Grad-CAM and its kin are made of (Selvaraju et al. 2017, arXiv:1610.02391, section 3: the score before
+    Grad-CAM and related methods are made of these (Selvaraju et al. 2017, arXiv:1610.02391, section 3: the score before
     the softmax). Images do not influence each other in eval mode, so one backward pass serves a whole batch.
 
     Args:
-        network: in eval mode; of any floating-point type. Its parameters and their gradients are left as they are.
+        network: in eval mode, of any floating-point type; its parameters and their gradients do not change.
         images: uint8 `[N, H, W, 3]`, on any device.
-        classes: int64 `[N, K]`, indices of classes; K may be 0.
+        classes: class indices, int64 `[N, K]`; K may be 0.
 
     Returns:
         logits `[N, C]`, activations `[N, c, h, w]` and gradients `[N, K, c, h, w]`, detached, on the network's device.
@@ -34,7 +34,7 @@ def feature_gradients(network: Network, images: Tensor, classes: Tensor) -> tupl
 
 
 def gradcam(activations: Tensor, gradients: Tensor) -> Tensor:
-    """`relu(sum_k mean(dy/dA_k) A_k)` (Selvaraju et al. 2017, eqs. 1 and 2).
+    """Compute Grad-CAM, `relu(sum_k mean(dy/dA_k) A_k)` (Selvaraju et al. 2017, eqs. 1 and 2).
 
     Args:
         activations: A, `[N, c, h, w]`.

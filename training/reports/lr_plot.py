@@ -1,4 +1,4 @@
-"""The plot of a search for a learning rate."""
+"""Plot of a learning rate range test."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from tlcli.training.reports.matplotlib_style import new_figure, save_figure
 
 
 def draw_rates(curve: RateCurve, path: Path) -> None:
-    """The loss over the rate, each step's and smoothed, as a PNG, with the rate that is suggested.
+    """Draw the loss over the learning rate, raw and smoothed, and the suggested rate, as a PNG.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     figure = new_figure(6.4, 3.8)
     axes = figure.subplots()
@@ -20,7 +20,7 @@ def draw_rates(curve: RateCurve, path: Path) -> None:
     axes.plot(curve.rates, curve.smoothed, color="#1f5fbf", label="smoothed")
     axes.axvline(curve.suggestion, color="#d1495b", linestyle=":", label=f"falls fastest: {curve.suggestion:.1e}")
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter("{x:g}")  # powers in small type would need fonts of their own
+    axes.xaxis.set_major_formatter("{x:g}")  # superscripts need fonts that may be missing
     axes.xaxis.set_minor_formatter("")
     least, most = min(curve.smoothed), curve.smoothed[0]
     axes.set_ylim(least - 0.2 * (most - least), most + 0.8 * (most - least))

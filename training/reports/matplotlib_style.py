@@ -1,4 +1,4 @@
-"""Figures on their way to a PNG."""
+"""Matplotlib figures in one style, saved atomically."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _DPI = 110
-_PNG = {"compress_level": 1}  # of 9; a sheet of photographs comes out a tenth larger, in a fifth of the time
+_PNG = {"compress_level": 1}  # of 9: a sheet of photographs is a tenth larger and takes a fifth of the time
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """Without pyplot, which keeps every figure and asks for a display. Sizes in inches."""
+    """Return a figure, its size in inches; made without pyplot, which keeps every figure and needs a display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -27,16 +27,16 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Whole or not at all, in the format that the path's suffix names.
+    """Save a figure atomically, in the format of the path's suffix.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     with whole_file(path) as temporary, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # labels in scripts that the font does not have
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # labels in scripts that the font lacks
         figure.savefig(temporary, pil_kwargs=_PNG if path.suffix == ".png" else None)
 
 
 def plain(text: str) -> str:
-    """Without matplotlib's formulas, and on one line."""
+    """Return text on one line that matplotlib does not read as a formula."""
     return printable(text).replace("$", r"\$")

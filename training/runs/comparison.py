@@ -1,4 +1,4 @@
-"""Several runs side by side: in what they differ, how they did, and whether two of them differ by more than chance."""
+"""Comparison of runs: differing settings, metrics, and McNemar's test for two of them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from tlcli.training.metrics.significance import McNemar, mcnemar
 from tlcli.training.runs.summary import Figures, Record
 
 _WHERE = ("output", "name", "data_dir", "workers")
-"""Settings that change where a run is and how long it takes, not what it finds."""
+"""Settings that change the location and the duration of a run, but not its results."""
 
 _MOST_LISTED = 8
-"""Of a setting that is a list."""
+"""Most items shown of a setting that is a list."""
 
 _HIGHER_IS_BETTER = ("top1", "macro_f1")
 
@@ -24,10 +24,10 @@ Row = dict[str, Any]
 class Comparison:
     """Runs side by side.
 
-    rows: one a run: its name under `run`, then what differs, then its figures. A list is told as text.
-    differing: the settings that are not the same in all of them, then the versions of packages.
-    others: runs that were not judged on the images of the first one: their figures cannot be compared with its.
-    test: of two runs on the same validation images; None for other numbers, or where a run keeps no predictions.
+    rows: a row per run: its name under `run`, the settings that differ, then its metrics. Lists are shown as text.
+    differing: settings that differ between the runs, then package versions that do.
+    others: runs evaluated on other images than the first run; their metrics cannot be compared with those of the first.
+    test: McNemar's test of two runs on the same validation images; None for more runs, or if a run has no predictions.
     """
 
     rows: tuple[Row, ...]
@@ -37,15 +37,15 @@ class Comparison:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Of `rows`, those in which any run has a value."""
+        """Columns of `rows` in which at least one run has a value."""
         names = dict.fromkeys(name for row in self.rows for name in row)
         return tuple(name for name in names if any(row.get(name) is not None for row in self.rows))
 
     def ordered_by(self, column: str) -> tuple[Row, ...]:
-        """The rows, best first where `column` is a figure, ascending where it is a setting; those without a value last.
+        """Return the rows sorted by a column: metrics best first, settings ascending, rows without a value last.
 
         Raises:
-            KeyError: no such column.
+            KeyError: there is no such column.
         """
         if column not in self.columns:
             raise KeyError(column)
@@ -56,18 +56,18 @@ class Comparison:
 
 
 def compare(records: Sequence[Record]) -> Comparison:
-    """Put runs side by side.
+    """Compare runs.
 
     Args:
-        records: two or more.
+        records: two runs or more.
     """
     names = _names(records)
     settings = [{**_settings(record), **_versions(record)} for record in records]
-    every = dict.fromkeys(name for one in settings for name in one)
-    differing = tuple(name for name in every if len({repr(one.get(name)) for one in settings}) > 1)
+    keys = dict.fromkeys(key for row in settings for key in row)
+    differing = tuple(key for key in keys if len({repr(row.get(key)) for row in settings}) > 1)
     rows = tuple(
-        {"run": name, **{key: _told(one.get(key)) for key in differing}, **_figures(record)}
-        for name, record, one in zip(names, records, settings, strict=True)
+        {"run": name, **{key: _shown(row.get(key)) for key in differing}, **_figures(record)}
+        for name, record, row in zip(names, records, settings, strict=True)
     )
     others = tuple(name for name, record in zip(names, records, strict=True) if not same_images(records[0], record))
     test = mcnemar(*_right(records[0], records[1])) if len(records) == 2 and not others and _paired(*records) else None
@@ -75,10 +75,10 @@ def compare(records: Sequence[Record]) -> Comparison:
 
 
 def same_images(first: Record, second: Record) -> bool:
-    """Whether both were judged on the same validation images.
+    """Return True if both runs were evaluated on the same validation images.
 
-    They were if their data sets are the same in content, and if it is one data set whose validation part names the same images with the
-    same classes: its training part may have changed in between.
+    This holds if their data sets have the same content, or if they share a data set whose validation part lists the same images and
+    classes; its training part may have changed in between.
     """
     if first.config.dataset_fingerprint == second.config.dataset_fingerprint:
         return True
@@ -87,21 +87,22 @@ def same_images(first: Record, second: Record) -> bool:
 
 
 def _paired(first: Record, second: Record) -> bool:
-    """Whether their predictions can be laid side by side, image by image."""
+    """Return True if the predictions of both runs can be compared image by image."""
     return bool(first.predictions) and _labels(first) == _labels(second)
 
 
 def _labels(record: Record) -> dict[str, str]:
-    return {one.name: one.label for one in record.predictions}
+    return {prediction.name: prediction.label for prediction in record.predictions}
 
 
 def _right(first: Record, second: Record) -> tuple[list[bool], list[bool]]:
-    of_second = {one.name: one.predicted == one.label for one in second.predictions}
-    return [one.predicted == one.label for one in first.predictions], [of_second[one.name] for one in first.predictions]
+    """Return which predictions of each run are correct, in the order of the first run's images."""
+    second_right = {row.name: row.predicted == row.label for row in second.predictions}
+    return [row.predicted == row.label for row in first.predictions], [second_right[row.name] for row in first.predictions]
 
 
 def _names(records: Sequence[Record]) -> list[str]:
-    """The folders' names; where two are alike, their paths."""
+    """Return the names of the folders, or their paths if two names are equal."""
     short = [record.path.resolve().name for record in records]
     return short if len(set(short)) == len(short) else [str(record.path) for record in records]
 
@@ -120,22 +121,22 @@ def _versions(record: Record) -> Row:
 
 
 def _figures(record: Record) -> Row:
-    of_parts = [(f"{part}_{name}", value) for part, figures in record.parts.items() for name, value in _of_part(figures)]
-    return {**dict(of_parts), "best_epoch": record.results.best_epoch, "seconds": round(record.seconds, 1)}
+    metrics = {f"{part}_{name}": value for part, figures in record.parts.items() for name, value in _metrics(figures)}
+    return {**metrics, "best_epoch": record.results.best_epoch, "seconds": round(record.seconds, 1)}
 
 
-def _of_part(figures: Figures) -> Iterable[tuple[str, float | None]]:
+def _metrics(figures: Figures) -> Iterable[tuple[str, float | None]]:
     return ("top1", figures.top1), ("macro_f1", figures.macro_f1), ("loss", figures.loss), ("ece", figures.ece)
 
 
-def _told(value: Any) -> Any:
+def _shown(value: Any) -> Any:
     if isinstance(value, dict):
-        return ", ".join(f"{key}={one}" for key, one in value.items()) or None
+        return ", ".join(f"{key}={item}" for key, item in value.items()) or None
     if isinstance(value, list | tuple):
         return ",".join(map(str, value[:_MOST_LISTED])) + (f" and {len(value) - _MOST_LISTED} more" if len(value) > _MOST_LISTED else "")
     return value
 
 
 def _sortable(value: Any) -> tuple[bool, Any]:
-    """Numbers before text."""
+    """Return a sort key that puts numbers before text."""
     return (False, value) if isinstance(value, bool | int | float) else (True, str(value))

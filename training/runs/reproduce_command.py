@@ -1,4 +1,4 @@
-"""The commands that repeat a run, and resume it."""
+"""Commands that repeat a run or resume it."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from tlcli.training.settings.config import FinetuneConfig
 from tlcli.training.settings.recipes import RECIPES, Recipe
 
 _ALWAYS = ("backbone", "dataset")
-"""Told even where they are the defaults: they are what a reader looks for."""
+"""Settings shown even if they are defaults: a reader looks for them first."""
 
 _NEVER = ("output",)
-"""The folder is in use: nothing is overwritten."""
+"""Settings left out: the output folder exists, and nothing is overwritten."""
 
 _DECIDING = ("mode", "weights")
-"""What a recipe's other settings depend on."""
+"""Settings that the other settings of a recipe depend on."""
 
 
 def finetune_command(asked: Mapping[str, Any]) -> str:
-    """`tlcli finetune` with a flag for every setting that is neither the default nor the recipe's, quoted for a shell.
+    """Return `tlcli finetune` with a flag for every setting that is neither the default nor the recipe's, quoted for a shell.
 
     Args:
-        asked: a `FinetuneConfig` as JSON holds it.
+        asked: a `FinetuneConfig` as JSON.
     """
     return shlex.join(finetune_words(asked))
 
 
 def resume_command(run: Path, flags: Sequence[str] = ()) -> str:
-    """`tlcli finetune --resume RUN`, quoted for a shell, in backticks; with `torchrun` before it where that has started this process.
+    """Return `tlcli finetune --resume RUN` in backticks, quoted for a shell, with `torchrun` in front if it started this process.
 
     Args:
-        run: its folder.
-        flags: that follow.
+        run: folder of the run.
+        flags: further words of the command.
     """
     command = shlex.join(["finetune", "--resume", str(run), *flags])
     world, here = os.environ.get("WORLD_SIZE", "1"), os.environ.get("LOCAL_WORLD_SIZE", "1")
@@ -47,17 +47,16 @@ def resume_command(run: Path, flags: Sequence[str] = ()) -> str:
 
 
 def finetune_words(asked: Mapping[str, Any]) -> list[str]:
-    """The words of `finetune_command`, not quoted."""
-    recipe: Recipe = next((one for one in RECIPES if one == asked.get("recipe")), "default")
+    """Return the words of `finetune_command`, not quoted."""
+    recipe: Recipe = next((name for name in RECIPES if name == asked.get("recipe")), "default")
     deciding = {name: asked[name] for name in _DECIDING if name in asked}
-    plain, of_recipe, unasked = (
-        one.model_dump(mode="json") for one in (FinetuneConfig(), FinetuneConfig.of(recipe), FinetuneConfig.of(recipe, **deciding))
-    )
-    unasked |= {"recipe": plain["recipe"], **{name: of_recipe[name] for name in _DECIDING}}
+    configs = FinetuneConfig(), FinetuneConfig.of(recipe), FinetuneConfig.of(recipe, **deciding)
+    plain, from_recipe, defaults = (config.model_dump(mode="json") for config in configs)
+    defaults |= {"recipe": plain["recipe"], **{name: from_recipe[name] for name in _DECIDING}}
     words = ["tlcli", "finetune"]
     for field, value in asked.items():
-        given = value is not None and value != unasked.get(field)
-        if field not in _NEVER and (given or field in _ALWAYS):
+        differs = value is not None and value != defaults.get(field)
+        if field not in _NEVER and (differs or field in _ALWAYS):
             words += _words(field.replace("_", "-"), value)
     return words
 
@@ -67,7 +66,7 @@ def _words(name: str, value: Any) -> list[str]:
         case bool():
             return [f"--{name}" if value else f"--no-{name}"]
         case dict():
-            return [word for key, one in value.items() for word in (f"--{name}", f"{key}={one}")]
+            return [word for key, item in value.items() for word in (f"--{name}", f"{key}={item}")]
         case list() | tuple():
             return [f"--{name}", ",".join(map(str, value))]
         case _:

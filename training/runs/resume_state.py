@@ -1,4 +1,4 @@
-"""A run that can be gone on with: where it was after its last epoch, in one file of tensors that is whole or not there."""
+"""State of an interrupted run after its last complete epoch, in one file of tensors that is written atomically."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from torch import Tensor
 
 from tlcli.contract.errors import ResourceError, WeightsError
 from tlcli.contract.files.atomic_file import whole_file
-from tlcli.training.engine.stage import Best, Position
+from tlcli.training.engine.checkpoint import Checkpoint
+from tlcli.training.engine.stage import Best
 from tlcli.training.metrics.scores import EpochRow
 from tlcli.training.runs.reproduce_command import resume_command
 
@@ -23,26 +24,29 @@ FILE = "resume.safetensors"
 
 @dataclass(frozen=True, eq=False)
 class Unfinished:
-    """What `keep` wrote. rows: of every epoch. best: the best one's. position: of the stage of all layers."""
+    """An interrupted run.
+
+    rows: metrics of every epoch. best: metrics of the best epoch. checkpoint: state of the stage that trains all layers.
+    """
 
     rows: tuple[EpochRow, ...]
     best: EpochRow
-    position: Position
+    checkpoint: Checkpoint
 
 
-def keep(folder: Path, position: Position, best: Best) -> None:
-    """Write where a run is.
+def save(folder: Path, checkpoint: Checkpoint, best: Best) -> None:
+    """Write the state of a run.
 
     Raises:
-        ResourceError: it cannot be written; what was written before is still there.
+        ResourceError: the file cannot be written; the previous state is kept.
     """
     tensors: dict[str, Tensor] = {}
     slots: dict[str, dict[str, Any]] = {}
-    for name, tensor in position.model.items():
+    for name, tensor in checkpoint.model.items():
         tensors[f"model/{name}"] = tensor
-    for name, tensor in (position.average or {}).items():
+    for name, tensor in (checkpoint.average or {}).items():
         tensors[f"average/{name}"] = tensor
-    for index, state in position.optimizer["state"].items():
+    for index, state in checkpoint.optimizer["state"].items():
         for name, value in state.items():
             if isinstance(value, Tensor):
                 tensors[f"optimizer/{index}/{name}"] = value
@@ -50,15 +54,15 @@ def keep(folder: Path, position: Position, best: Best) -> None:
                 slots.setdefault(str(index), {})[name] = value
     document = {
         "format_version": 1,
-        "epochs": position.epochs,
+        "epochs": checkpoint.epochs,
         "rows": [list(row) for row in best.rows],
         "best": list(best.kept),
-        "groups": position.optimizer["param_groups"],
+        "groups": checkpoint.optimizer["param_groups"],
         "slots": slots,
-        "average": position.average is not None,
-        "scale": position.scale,
+        "average": checkpoint.average is not None,
+        "scale": checkpoint.scale,
     }
-    # Copied: tensors that share memory (they do not in a state dict, but views may) would be refused.
+    # Copied, because safetensors refuses tensors that share memory, as views may.
     plain = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     try:
         with whole_file(folder / FILE) as temporary:
@@ -66,12 +70,15 @@ def keep(folder: Path, position: Position, best: Best) -> None:
     except (OSError, SafetensorError) as error:
         raise ResourceError(
             f"{folder / FILE}: epoch {best.rows[-1].epoch} cannot be saved: {getattr(error, 'strerror', None) or error}: make room, then"
-            f" {resume_command(folder)} resumes after the last one that could"
+            f" {resume_command(folder)} resumes after the last saved epoch"
         ) from error
 
 
 def load(folder: Path, device: torch.device) -> Unfinished | None:
-    """What `keep` wrote last; None if it never did.
+    """Read the state that `save` wrote last.
+
+    Returns:
+        None if there is none.
 
     Raises:
         WeightsError: the file is damaged.
@@ -82,32 +89,32 @@ def load(folder: Path, device: torch.device) -> Unfinished | None:
     try:
         with safetensors.safe_open(path, framework="pt", device=str(device)) as opened:
             document = json.loads(opened.metadata()["tlcli"])
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # it is no dict
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # not a dict
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise WeightsError(f"{path}: is damaged ({error}): remove it, and the run begins anew with --resume") from error
+        raise WeightsError(f"{path}: damaged ({error}): remove it, and --resume starts from the first epoch") from error
     states: dict[int, dict[str, Any]] = {int(index): dict(slots) for index, slots in document["slots"].items()}
-    parts: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}}
+    groups: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}}
     for full_name, tensor in tensors.items():
-        part, _, name = full_name.partition("/")
-        if part == "optimizer":
+        group, _, name = full_name.partition("/")
+        if group == "optimizer":
             index, _, slot = name.partition("/")
-            # A step's number is kept on the CPU, as the optimizer has it.
+            # The optimizer keeps the number of a step on the CPU.
             states.setdefault(int(index), {})[slot] = tensor.cpu() if slot == "step" else tensor
         else:
-            parts[part][name] = tensor
+            groups[group][name] = tensor
     return Unfinished(
         rows=tuple(EpochRow(*row) for row in document["rows"]),
         best=EpochRow(*document["best"]),
-        position=Position(
+        checkpoint=Checkpoint(
             epochs=document["epochs"],
-            model=parts["model"],
+            model=groups["model"],
             optimizer={"state": states, "param_groups": document["groups"]},
-            average=parts["average"] if document["average"] else None,
+            average=groups["average"] if document["average"] else None,
             scale=document["scale"],
         ),
     )
 
 
-def forget(folder: Path) -> None:
-    """The run is finished: there is nothing to go on with."""
+def remove(folder: Path) -> None:
+    """Remove the state of a run that is finished."""
     (folder / FILE).unlink(missing_ok=True)

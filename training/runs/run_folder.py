@@ -1,4 +1,4 @@
-"""A run folder being written. Each file is written whole or not at all, and nothing in it is a pickle."""
+"""Writer and readers of a run folder. Every file is written atomically, and none is a pickle."""
 
 from __future__ import annotations
 
@@ -39,10 +39,12 @@ _SHORT_MODE = {"feature-extraction": "features", "full": "full"}
 
 
 class RunConfig(BaseModel):
-    """`config.json`.
+    """Content of `config.json`.
 
-    asked: the settings as given, paths absolute. network, plan, classes, device: what they were resolved to.
-    weights_fingerprint: of the backbone before training, see `tlcli.training.models.weights`. dataset_fingerprint: see `Dataset`.
+    created: time the run started, ISO 8601. asked: settings as given, with absolute paths.
+    network, plan, classes, device: settings as resolved.
+    weights_fingerprint: fingerprint of the backbone before training, see `tlcli.training.models.weights`.
+    dataset_fingerprint: see `Dataset`. versions: package versions.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -60,29 +62,29 @@ class RunConfig(BaseModel):
 
 
 class RunFolder:
-    """A run folder being written, each file whole or not at all."""
+    """Writer of a run folder; every file is written atomically."""
 
     def __init__(self, path: Path) -> None:
-        """`path`: an existing folder, empty or of a run that is to go on."""
+        """Write into `path`, an existing folder that is empty or holds an interrupted run."""
         self.path = path
 
     @contextmanager
-    def claimed(self, say: Callable[[str], None] = lambda _: None) -> Iterator[None]:
-        """Keep other processes from claiming the folder within the block; first remove what a killed process left unfinished in it.
+    def claimed(self, log: Callable[[str], None] = lambda _: None) -> Iterator[None]:
+        """Lock the folder within the block, and first remove temporary files that a killed process left in it.
 
-        The claim ends with this process, whatever processes it has started.
+        The lock ends with this process, even if processes that it started live on.
 
         Args:
-            say: told if the file system has no locks: then nothing keeps other processes out.
+            log: called with a warning if the file system has no locks; then nothing keeps other processes out.
 
         Raises:
-            SettingsError: another process has claimed it, or it cannot be opened.
+            SettingsError: another process holds the lock, or the folder cannot be opened.
         """
         with ExitStack() as opened:
             try:
                 claimed = self._lock(opened)
             except LocksUnsupportedError as error:
-                say(f"warning: {self.path}: cannot be locked ({error.strerror}): let no other process resume this run meanwhile")
+                log(f"warning: {self.path}: cannot be locked ({error.strerror}): do not resume this run from another process meanwhile")
                 claimed = True
             except OSError as error:
                 raise SettingsError(f"{self.path}: cannot be opened: {error.strerror}: check its permissions") from error
@@ -92,7 +94,7 @@ class RunFolder:
             yield
 
     def _lock(self, opened: ExitStack) -> bool:
-        """Lock the folder itself, which leaves no file behind; NFS locks nothing but files that are open for writing."""
+        """Lock the folder itself, which leaves no file behind, or a file in it: NFS locks only files that are open for writing."""
         try:
             return try_lock(self._open_in(opened, self.path, os.O_RDONLY))
         except LocksUnsupportedError:
@@ -106,27 +108,27 @@ class RunFolder:
         return descriptor
 
     def write_config(self, config: RunConfig) -> None:
-        """What was asked and resolved, before training begins."""
+        """Write `config.json`, before training starts."""
         self._write_text(CONFIG, config.model_dump_json(indent=2))
 
     def write_checkpoint(self, state: dict[str, Tensor]) -> None:
-        """`state`: of the best network so far."""
+        """Write the weights of the best network so far."""
         with whole_file(self.path / CHECKPOINT) as temporary:
             safetensors.torch.save_file({name: tensor.cpu().contiguous() for name, tensor in state.items()}, temporary)
 
     def read_checkpoint(self, device: torch.device) -> dict[str, Tensor]:
-        """What `write_checkpoint` wrote.
+        """Read the weights that `write_checkpoint` wrote.
 
         Raises:
-            WeightsError: it is damaged, or gone.
+            WeightsError: the file is damaged or missing.
         """
         try:
             return safetensors.torch.load_file(self.path / CHECKPOINT, device=str(device))
         except (SafetensorError, OSError) as error:
-            raise WeightsError(f"{self.path / CHECKPOINT}: cannot be read ({error}): fine-tune anew") from error
+            raise WeightsError(f"{self.path / CHECKPOINT}: cannot be read ({error}): start a new run") from error
 
     def write_metrics(self, rows: Sequence[EpochRow]) -> None:
-        """A row an epoch so far. How long each took stands in a file of its own: all else is the same when the run is repeated."""
+        """Write a row per epoch. Durations go into a file of their own, so that `metrics.csv` is identical when the run is repeated."""
         self._write_rows(METRICS, EpochRow._fields[:-1], [row[:-1] for row in rows])
         self._write_rows(TIMINGS, ("epoch", "seconds"), [(row.epoch, row.seconds) for row in rows])
 
@@ -137,7 +139,7 @@ class RunFolder:
             writer.writerows(rows)
 
     def write_results(self, results: Results) -> None:
-        """The final figures: with them the run is finished."""
+        """Write the final results, which marks the run as finished."""
         self._write_text(RESULTS, results.model_dump_json(indent=2))
 
     def _write_text(self, name: str, text: str) -> None:
@@ -146,31 +148,34 @@ class RunFolder:
 
 
 def read_config(path: Path) -> RunConfig:
-    """What a run was asked for, and resolved it to.
+    """Read the config of a run.
 
     Raises:
-        NotFoundError: no run's folder.
-        SettingsError: a file that this version cannot read.
+        NotFoundError: the folder is not a run.
+        SettingsError: this version cannot read the file.
     """
     if problem := not_a_run(path):
         raise NotFoundError(problem)
     if not (path / CONFIG).is_file():
-        raise NotFoundError(f"{path}: no run ({CONFIG} is missing): give a run's folder, such as one under {RUNS}/")
+        raise NotFoundError(f"{path}: not a run ({CONFIG} is missing): give a run's folder, such as one under {RUNS}/")
     return _read(path / CONFIG, RunConfig)
 
 
 def with_pretrained(config: RunConfig) -> RunConfig:
-    """Fill in `network.pretrained` in the config of a run from before it was recorded."""
+    """Return the config with `network.pretrained` filled in, which earlier versions did not record."""
     if config.network.pretrained is not None:
         return config
     return config.model_copy(update={"network": config.network.model_copy(update={"pretrained": config.asked.weights != "none"})})
 
 
 def read_results(path: Path) -> Results | None:
-    """A run's figures; None if it is not finished.
+    """Read the results of a run.
+
+    Returns:
+        None if the run is not finished.
 
     Raises:
-        SettingsError: a file that this version cannot read.
+        SettingsError: this version cannot read the file.
     """
     return _read(path / RESULTS, Results) if (path / RESULTS).is_file() else None
 
@@ -184,14 +189,14 @@ def _read(path: Path, model: type[Model]) -> Model:
             if isinstance(error, ValidationError)
             else error
         )
-        raise SettingsError(f"{path}: cannot be read by this version of tlcli: {problem}: fine-tune anew") from error
+        raise SettingsError(f"{path}: cannot be read by this version of tlcli: {problem}: start a new run") from error
 
 
 def absolute(config: FinetuneConfig) -> FinetuneConfig:
-    """Return the settings with every path absolute, so that they mean the same from any working directory.
+    """Return the settings with absolute paths, so that they mean the same in any working directory.
 
     Raises:
-        SettingsError: a path that is not UTF-8, which a run's settings cannot keep.
+        SettingsError: a path is not UTF-8, which JSON cannot hold.
     """
     weights = config.weights
     if weights not in ("pretrained", "none"):
@@ -206,24 +211,28 @@ def absolute(config: FinetuneConfig) -> FinetuneConfig:
     for name, path in paths.items():
         if not str(path).isascii() and str(path).encode("utf-8", "replace").decode() != str(path):
             raise SettingsError(
-                f"--{name.replace('_', '-')} {printable(str(path))}: a path that is not UTF-8, which a run's settings cannot keep:"
-                " rename the folder, or give a link to it"
+                f"--{name.replace('_', '-')} {printable(str(path))}: the path is not UTF-8, and cannot be saved in the run's settings:"
+                " rename the folder, or use a link to it"
             )
     return config.model_copy(update=paths)
 
 
 def require_output(config: FinetuneConfig) -> None:
-    """Raises: SettingsError: `--output` names a folder with something in it, or no folder."""
+    """Check that `--output` is free.
+
+    Raises:
+        SettingsError: it is a file, or a folder that is not empty.
+    """
     output = config.output
     if output is not None and output.exists() and (not output.is_dir() or any(not path.name.startswith(".") for path in output.iterdir())):
-        raise SettingsError(f"--output {output}: is not empty: nothing is overwritten; name a fresh folder, or leave --output out")
+        raise SettingsError(f"--output {output}: is not empty: nothing is overwritten; name a new folder, or leave --output out")
 
 
 def make_folder(config: FinetuneConfig) -> RunFolder:
-    """The folder that was asked for, or the next free one under `runs/`: `<backbone>-<data set>-<mode>-<number>`.
+    """Make the folder `config.output`, or the next free `runs/<backbone>-<data set>-<mode>-<number>`.
 
     Raises:
-        SettingsError: see `require_output`; or it cannot be made.
+        SettingsError: see `require_output`; or the folder cannot be made.
     """
     require_output(config)
     stem = f"{config.backbone}-{Path(config.dataset).name or 'images'}-{_SHORT_MODE[config.mode]}"
@@ -236,17 +245,17 @@ def make_folder(config: FinetuneConfig) -> RunFolder:
         except FileExistsError:
             continue
         except OSError as error:
-            raise SettingsError(f"{candidate}: the run's folder cannot be made: {error.strerror}: name another with --output") from error
+            raise SettingsError(f"{candidate}: the folder cannot be made: {error.strerror}: name another with --output") from error
     raise SettingsError(f"--output {config.output}: is a file: name a folder")
 
 
 def now() -> str:
-    """The time, ISO 8601, UTC, to the second."""
+    """Return the current time in UTC, ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def versions() -> dict[str, str]:
-    """Of what the weights depend on."""
+    """Return the versions of Python and of the packages that the weights depend on."""
     packages = ("tlcli", "torch", "torchvision", "timm", "numpy", "pillow")
     return {package: _version(package) for package in packages} | {"python": platform.python_version()}
 
@@ -254,5 +263,5 @@ def versions() -> dict[str, str]:
 def _version(package: str) -> str:
     try:
         return metadata.version(package)
-    except metadata.PackageNotFoundError:  # of ourselves, run from a folder of sources
+    except metadata.PackageNotFoundError:  # tlcli itself, run from its sources
         return "not installed"

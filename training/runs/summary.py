@@ -1,7 +1,7 @@
-"""A finished run as its folder tells it, without its network: quick to read, and whatever version of tlcli wrote it.
+"""Summary of a finished run, read without its network and without PyTorch, from any version of tlcli.
 
-What another version keeps beside this is passed over; what it does not keep is None, or empty. `load_run` reads all of a run, and
-refuses what it does not know.
+Fields that only another version writes are ignored; fields that it lacks are None or empty. `load_run` reads the whole run, and refuses
+files that it does not know.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PARTS = ("val", "test")
 
 
 class ClassFigures(BaseModel):
-    """One class of a part, see `tlcli.training.metrics.scores.ClassScores`."""
+    """Metrics of one class of a part, see `tlcli.training.metrics.scores.ClassScores`."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -40,7 +40,7 @@ class ClassFigures(BaseModel):
 
 
 class Figures(BaseModel):
-    """How a network did on a part, see `tlcli.training.metrics.scores.Scores`. loss: None where it was no number, too."""
+    """Metrics of a part, see `tlcli.training.metrics.scores.Scores`. loss: None also if it was NaN."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -55,17 +55,17 @@ class Figures(BaseModel):
 
     @property
     def right(self) -> int:
-        """How many answers are right."""
+        """Number of correct predictions."""
         return round(self.top1 * self.count)
 
     @property
     def ece(self) -> float | None:
-        """The expected calibration error, in [0, 1]."""
+        """Expected calibration error, in [0, 1]."""
         return None if self.calibration is None else self.calibration.ece
 
 
 class Epoch(BaseModel):
-    """A line of `metrics.csv`, see `tlcli.training.metrics.scores.EpochRow`."""
+    """Row of `metrics.csv`, see `tlcli.training.metrics.scores.EpochRow`."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -78,7 +78,7 @@ class Epoch(BaseModel):
 
 
 class Prediction(BaseModel):
-    """A line of `predictions.csv`: a validation image, its class, the predicted class, and that one's score."""
+    """Row of `predictions.csv`: a validation image, its class, the predicted class, and the score of the predicted class."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -89,7 +89,7 @@ class Prediction(BaseModel):
 
 
 class KeptConfig(BaseModel):
-    """`config.json`, see `tlcli.training.runs.run_folder.RunConfig`."""
+    """Content of `config.json`, see `tlcli.training.runs.run_folder.RunConfig`."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -105,7 +105,7 @@ class KeptConfig(BaseModel):
 
 
 class KeptResults(BaseModel):
-    """`results.json`, see `tlcli.training.metrics.scores.Results`."""
+    """Content of `results.json`, see `tlcli.training.metrics.scores.Results`."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -121,7 +121,7 @@ class KeptResults(BaseModel):
 
 @dataclass(frozen=True)
 class Record:
-    """A finished run. epochs, predictions: empty where the folder has no such file."""
+    """A finished run. epochs, predictions: empty if the folder lacks the file."""
 
     path: Path
     config: KeptConfig
@@ -131,23 +131,23 @@ class Record:
 
     @property
     def parts(self) -> dict[str, Figures]:
-        """The figures of each part that there is: `val`, `test`."""
+        """Metrics of each part, under `val` and, if there is a test part, `test`."""
         return {name: part for name in _PARTS if (part := getattr(self.results, name)) is not None}
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that was asked for; what was left open, with what it came to, in the stage of all layers if there was one."""
+        """Settings by name; those that were left open have their resolved value, of the stage that trains all layers if there was one."""
         return {name: self._resolved(name) if value is None else value for name, value in self.config.asked.items()}
 
     @property
     def best_stage(self) -> str | None:
-        """The stage that the kept epoch belongs to: `head` or `full`; None where no file tells."""
-        of_epochs = {one.epoch: one.stage for one in self.epochs}
-        return self.results.best_stage or of_epochs.get(self.results.best_epoch)
+        """Stage of the kept epoch, `head` or `full`; None if no file records it."""
+        stages = {epoch.epoch: epoch.stage for epoch in self.epochs}
+        return self.results.best_stage or stages.get(self.results.best_epoch)
 
     @property
     def seconds(self) -> float:
-        """What the run took in all."""
+        """Duration of the whole run."""
         return sum(self.results.seconds.values())
 
     def _resolved(self, name: str) -> Any:
@@ -170,20 +170,33 @@ def _sum(plan: Mapping[str, Any], *names: str) -> int | None:
     return sum(values) if values else None
 
 
-def read_record(path: str | Path) -> Record:
-    """Read a run folder.
+def require_finished(path: Path, *names: str) -> None:
+    """Check that a folder is a finished run.
+
+    Args:
+        path: of the folder.
+        names: files that it must hold.
 
     Raises:
-        NotFoundError: no such folder, or it is no finished run.
-        SettingsError: a file in it that is not what tlcli writes.
+        NotFoundError: the folder does not exist, is not a run, or lacks one of the files.
     """
-    path = Path(path)
     if problem := not_a_run(path):
         raise NotFoundError(problem)
-    missing = [name for name in (CONFIG, RESULTS) if not (path / name).is_file()]
+    missing = [name for name in names if not (path / name).is_file()]
     if missing:
         way_out = "run `tlcli finetune` again" if CONFIG in missing else f"{resume_command(path)} resumes it"
         raise NotFoundError(f"{path}: no finished run ({', '.join(missing)} missing): {way_out}")
+
+
+def read_record(path: str | Path) -> Record:
+    """Read the summary of a run folder.
+
+    Raises:
+        NotFoundError: the folder does not exist, or is not a finished run.
+        SettingsError: a file in it was not written by tlcli.
+    """
+    path = Path(path)
+    require_finished(path, CONFIG, RESULTS)
     return Record(
         path=path,
         config=read_json(path / CONFIG, KeptConfig),
@@ -194,11 +207,11 @@ def read_record(path: str | Path) -> Record:
 
 
 def read_json(path: Path, model: type[Kept]) -> Kept:
-    """A JSON file of a run folder as a `model`.
+    """Read a JSON file of a run folder as a `model`.
 
     Raises:
-        SettingsError: it is not what tlcli writes.
-        OSError: it cannot be read.
+        SettingsError: the file was not written by tlcli.
+        OSError: the file cannot be read.
     """
     try:
         return model.model_validate_json(path.read_bytes())
@@ -223,5 +236,6 @@ def _plain(value: Any) -> Any:
 def _unreadable(path: Path, error: Exception) -> SettingsError:
     problem = str(error)
     if isinstance(error, ValidationError):
-        problem = "; ".join(": ".join(filter(None, (".".join(map(str, one["loc"])), one["msg"]))) for one in error.errors()[:3])
-    return SettingsError(f"{path}: cannot be read: {problem}: it is damaged, or none of tlcli's; fine-tune anew")
+        details = error.errors()[:3]
+        problem = "; ".join(": ".join(filter(None, (".".join(map(str, detail["loc"])), detail["msg"]))) for detail in details)
+    return SettingsError(f"{path}: cannot be read: {problem}: damaged, or not written by tlcli: start a new run")

@@ -1,4 +1,4 @@
-"""A training as TensorBoard shows it. The package is optional: `pip install 'tlcli[tensorboard]'`."""
+"""TensorBoard log of a run. The package is optional: `pip install 'tlcli[tensorboard]'`."""
 
 from __future__ import annotations
 
@@ -10,26 +10,31 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from tlcli.contract.errors import SettingsError
+from tlcli.training.engine.callbacks import Callback
 from tlcli.training.metrics.scores import EpochRow
 from tlcli.training.settings.run_file_names import TENSORBOARD
 
 
-class TensorboardLog:
-    """A `callbacks.Watcher` that writes to `<run>/tensorboard`; what it was told of an epoch is there when `epoch` returns.
+class TensorboardLog(Callback):
+    """Callback that writes to `<run>/tensorboard`; the metrics of an epoch are on disk when `on_epoch_end` returns.
 
-    `loss` and `top1` are charts with a curve each for `train` and `val`, over the epochs, as are `lr` and `seconds`; `loss_of_step` is the
-    loss of each step of the stage of all layers. A log that cannot be written any more does not stop the training.
+    The charts `loss` and `top1` have a curve each for `train` and `val` over the epochs; `lr` and `seconds` have one curve. `loss_of_step`
+    is the loss of each step of the stage that trains all layers. If the log cannot be written any more, training continues without it.
     """
 
-    def __init__(self, run: Path, say: Callable[[str], None] = lambda _: None) -> None:
-        """`run`: its folder. `say`: told if the log cannot be written.
+    def __init__(self, run: Path, log: Callable[[str], None] = lambda _: None) -> None:
+        """Open the log.
+
+        Args:
+            run: folder of the run.
+            log: called with a warning if the log cannot be written.
 
         Raises:
             SettingsError: TensorBoard is not installed.
         """
         create = _summary_writer()
         self._folder = run / TENSORBOARD
-        self._say = say
+        self._log = log
         self._writes = True
         self._writers: dict[str, _Writer] = {}
         threading.excepthook = _quiet_about_writers(threading.excepthook)
@@ -37,8 +42,8 @@ class TensorboardLog:
             for part in ("train", "val"):
                 self._writers[part] = cast("_Writer", create(str(self._folder / part)))
 
-    def epoch(self, row: EpochRow, is_best: bool) -> None:
-        """See `tlcli.training.engine.callbacks.Watcher`."""
+    def on_epoch_end(self, row: EpochRow, is_best: bool) -> None:
+        """Write the metrics of an epoch, and flush them to disk."""
         with self._unless_it_fails():
             for name, value in (("loss", row.train_loss), ("top1", row.train_top1), ("lr", row.lr), ("seconds", row.seconds)):
                 self._add("train", name, value, row.epoch)
@@ -47,20 +52,20 @@ class TensorboardLog:
             for writer in self._writers.values() if self._writes else ():
                 writer.flush()
 
-    def step(self, number: int, loss: float) -> None:
-        """See `tlcli.training.engine.callbacks.Watcher`."""
+    def on_step_end(self, number: int, loss: float) -> None:
+        """Write the loss of a step."""
         with self._unless_it_fails():
             self._add("train", "loss_of_step", loss, number)
 
     def close(self) -> None:
-        """Nothing more will come."""
+        """Close the log."""
         for writer in self._writers.values():
             with self._unless_it_fails():
                 writer.close()
 
-    def _add(self, part: str, name: str, value: float, at: int) -> None:
+    def _add(self, part: str, name: str, value: float, step: int) -> None:
         if self._writes:
-            self._writers[part].add_scalar(name, value, at)
+            self._writers[part].add_scalar(name, value, step)
 
     @contextmanager
     def _unless_it_fails(self) -> Iterator[None]:
@@ -68,27 +73,34 @@ class TensorboardLog:
             yield
         except OSError as error:
             if self._writes:
-                self._say(f"warning: {self._folder}: {error.strerror or error}: TensorBoard's log ends here, the training goes on")
+                self._log(f"warning: {self._folder}: {error.strerror or error}: the TensorBoard log ends here, training continues")
             self._writes = False
 
 
-def _quiet_about_writers(otherwise: Callable[[Any], Any]) -> Callable[[Any], None]:
-    """TensorBoard's thread keeps its error for the next call, and prints its traceback as well."""
+def _quiet_about_writers(previous: Callable[[Any], Any]) -> Callable[[Any], None]:
+    """Return an excepthook that hides errors of TensorBoard's writer threads.
 
-    def hook(ended: Any) -> None:
-        if type(ended.thread).__name__ != "_AsyncWriterThread" or not isinstance(ended.exc_value, OSError):
-            otherwise(ended)
+    A writer raises its error again in the next call, so the traceback that its thread prints adds nothing.
+    """
+
+    def hook(failure: Any) -> None:
+        if type(failure.thread).__name__ != "_AsyncWriterThread" or not isinstance(failure.exc_value, OSError):
+            previous(failure)
 
     return hook
 
 
 def require_tensorboard() -> None:
-    """Raises: SettingsError: TensorBoard is not installed. To be asked before anything that lasts."""
+    """Check that TensorBoard is installed, before anything that takes time.
+
+    Raises:
+        SettingsError: it is not installed.
+    """
     _summary_writer()
 
 
 class _Writer(Protocol):
-    """What is used of `torch.utils.tensorboard.SummaryWriter`."""
+    """The methods of `torch.utils.tensorboard.SummaryWriter` that are used here."""
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None: ...
 

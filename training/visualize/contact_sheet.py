@@ -1,4 +1,4 @@
-"""Sheets: tiles in a grid under a title, all of one look."""
+"""Contact sheets: tiles in a grid under a title, in one style."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from tlcli.contract.images.heatmap import ByteArray, FloatArray, encode
 Box = tuple[int, int, int, int]
 
 WIDEST = 2400
-"""Pixels that no sheet is wider than."""
+"""Largest width of a sheet, in pixels."""
 
 _MARGIN = 44
 RULE = (222, 222, 222)
-"""Around tiles and between their parts, so that white ones have an edge."""
+"""Colour around tiles and between their kernels, so that white ones have an edge."""
 
 _GROUND, _INK, _SOFT = (252, 252, 251), (28, 30, 34), (112, 116, 122)
 _TITLE, _DETAIL, _CAPTION = 34, 19, 14
-"""Sizes of letters in pixels."""
+"""Font sizes in pixels."""
 
 _LEGEND = (180, 14)
 _USUAL_COLUMNS = 8
@@ -33,7 +33,7 @@ _USUAL_COLUMNS = 8
 
 @dataclass(frozen=True)
 class Tile:
-    """One image of a sheet. pixels: RGB `[h, w, 3]`, as they are drawn. captions: lines under it."""
+    """One image of a sheet. pixels: RGB `[h, w, 3]`, drawn unscaled. captions: lines below the image."""
 
     pixels: ByteArray
     captions: tuple[str, ...] = ()
@@ -41,7 +41,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Legend:
-    """A strip of colours, `[n, 3]`, between the words for its ends."""
+    """A strip of colours between two labels. colors: RGB `[n, 3]`. low, high: labels of its ends."""
 
     colors: ByteArray
     low: str
@@ -49,37 +49,37 @@ class Legend:
 
 
 @dataclass(frozen=True)
-class Sheet:
-    """A drawn sheet. boxes: where each tile's pixels are: left, top, right, bottom."""
+class ContactSheet:
+    """A drawn sheet. boxes: position of each tile's pixels, as left, top, right, bottom."""
 
     image: Image.Image
     boxes: tuple[Box, ...]
 
     def save(self, path: Path) -> None:
-        """Write it as a PNG, whole or not at all."""
+        """Write the sheet as a PNG, atomically."""
         with whole_file(path) as temporary:
             temporary.write_bytes(encode(self.image))
 
 
 def columns_for(count: int) -> int:
-    """How many columns suit so many tiles: eight, more if a square has more, fewer where that leaves no row half empty."""
+    """Return the number of columns for `count` tiles: eight, more if a square has more, fewer if that fills the last row better."""
     rows = math.ceil(count / max(_USUAL_COLUMNS, math.ceil(math.sqrt(count))))
     return math.ceil(count / max(rows, 1))
 
 
 def room(columns: int) -> int:
-    """How wide a tile may be, in pixels, with so many columns."""
+    """Return the largest width of a tile, in pixels, with this number of columns."""
     return max(1, (WIDEST - 2 * _MARGIN - (columns - 1) * _gap(columns)) // columns)
 
 
 def enlarged(pixels: ByteArray, side: int) -> ByteArray:
-    """RGB `[h, w, 3]`, each pixel a square of as many pixels as `side` has room for, one at least."""
+    """Enlarge RGB `[h, w, 3]` by the largest whole factor that keeps its longer side within `side`; by 1 at least."""
     zoom = max(1, side // max(pixels.shape[:2]))
     return pixels.repeat(zoom, 0).repeat(zoom, 1)
 
 
 def reduced(values: FloatArray, most: int) -> FloatArray:
-    """A map `[h, w]` with no side over `most`: means of areas, where it is larger."""
+    """Reduce a map `[h, w]` by area means so that no side is longer than `most`; return a smaller map unchanged."""
     height, width = values.shape
     scale = most / max(height, width)
     if scale >= 1:
@@ -88,14 +88,15 @@ def reduced(values: FloatArray, most: int) -> FloatArray:
     return np.asarray(Image.fromarray(np.ascontiguousarray(values, np.float32)).resize(size, Image.Resampling.BOX))
 
 
-def lay_out(title: str, detail: str, tiles: Sequence[Tile], columns: int, legend: Legend | None = None) -> Sheet:
-    """Draw tiles row by row under a title, a line of details, and a legend at the right of that line.
+def lay_out(title: str, detail: str, tiles: Sequence[Tile], columns: int, legend: Legend | None = None) -> ContactSheet:
+    """Draw tiles row by row below a title, a line of details, and a legend at the right of that line.
 
     Args:
-        title, detail: of one line each; letters that the font lacks become question marks.
-        tiles: at least one; cells are as large as the largest.
-        columns: at most as many tiles in a row.
-        legend: of the colours, if they have one.
+        title: one line; letters that the font lacks become question marks.
+        detail: one line, as the title.
+        tiles: at least one; every cell has the size of the largest tile.
+        columns: most tiles in a row.
+        legend: legend of the colours; None for none.
     """
     columns = min(columns, len(tiles))
     gap, line = _gap(columns), round(_CAPTION * 1.3)
@@ -131,11 +132,11 @@ def lay_out(title: str, detail: str, tiles: Sequence[Tile], columns: int, legend
             text = _shortened(caption, _CAPTION, cell_width)
             shade = _INK if number == 0 and lines > 1 else _SOFT
             pen.text((left, upper + high + 4 + (number + 1) * line - 4), text, fill=shade, font=_font(_CAPTION), anchor="ls")
-    return Sheet(image, tuple(boxes))
+    return ContactSheet(image, tuple(boxes))
 
 
 def _lines_that_fit(tiles: Sequence[Tile], width: int) -> int:
-    """How many lines of captions to draw; none if numbers would run into each other."""
+    """Return the number of caption lines to draw; 0 if single-line captions would run into each other."""
     lines = max(len(tile.captions) for tile in tiles)
     if lines == 1 and max(_width(tile.captions[0], _CAPTION) for tile in tiles if tile.captions) > width:
         return 0
@@ -161,7 +162,7 @@ def _gap(columns: int) -> int:
 
 
 def _shortened(text: str, size: int, width: int) -> str:
-    """The end of it, if it is too long: names differ there."""
+    """Shorten a text that is too long to its end, where names differ."""
     text = _plain(text)
     if _width(text, size) <= width:
         return text
@@ -176,12 +177,12 @@ def _width(text: str, size: int) -> int:
 
 
 def _plain(text: str) -> str:
-    """In the letters that Pillow's own font has."""
+    """Replace letters that Pillow's built-in font lacks by question marks."""
     return "".join(letter if " " <= letter <= "~" or letter in "·…" else "?" for letter in text)
 
 
 @cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
     font = ImageFont.load_default(size)
-    assert isinstance(font, ImageFont.FreeTypeFont)  # what a size asks for
+    assert isinstance(font, ImageFont.FreeTypeFont)  # returned whenever a size is given
     return font

@@ -1,4 +1,4 @@
-"""What the layers saw, as sheets: a layer's maps, a convolution's kernels, and all layers at a glance."""
+"""Contact sheets of a layer's maps, of a convolution's kernels, and of all layers at a glance."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from PIL import Image
 from tlcli.contract.images.heatmap import ByteArray, FloatArray
 from tlcli.training.models.spatial_layers import Layer
 from tlcli.training.visualize.colormap import RAMP, about_zero, color_map, is_flat
-from tlcli.training.visualize.contact_sheet import RULE, Legend, Sheet, Tile, columns_for, enlarged, lay_out, reduced, room
+from tlcli.training.visualize.contact_sheet import RULE, ContactSheet, Legend, Tile, columns_for, enlarged, lay_out, reduced, room
 
 _MAP_SIDE, _KERNEL_SIDE, _ROW_KERNEL_SIDE = 224, 112, 60
-"""Pixels that maps and kernels are enlarged to, at most; smaller kernels where several stand in a row."""
+"""Largest side of enlarged maps, of kernels, and of kernels in a row of several, in pixels."""
 
 _INPUTS_SHOWN = 8
 _SPACE = 5
@@ -26,46 +26,48 @@ _GREYS = np.repeat(np.arange(1, 256, dtype=np.uint8)[:, None], 3, axis=1)
 
 @dataclass(frozen=True)
 class LayerSheet:
-    """A sheet of a layer. shown: the channels on it. flat: how many of all its channels have no range."""
+    """A sheet of a layer. shown: channels on it. flat: number of flat channels among all of the layer's."""
 
-    sheet: Sheet
+    sheet: ContactSheet
     shown: tuple[int, ...]
     flat: int
 
 
 def maps_sheet(layer: Layer, maps: FloatArray, most: int, columns: int | None = None) -> LayerSheet:
-    """A layer's maps `[c, h, w]`, each scaled to its own range.
+    """Draw a layer's maps, each scaled to its own range.
 
     Args:
-        layer: whose they are, for the title.
-        maps: the layer's output.
-        most: if there are more channels, so many of them are shown: those of the highest mean, in the order of their numbers.
-        columns: in a row; None: what suits their number.
+        layer: layer of the maps, for the title.
+        maps: output of the layer, `[c, h, w]`.
+        most: most channels shown: those with the highest mean, in the order of their numbers.
+        columns: tiles in a row; None chooses by their number.
     """
     shown = strongest(maps.mean((1, 2), dtype=np.float64), most)
-    flat = sum(is_flat(one) for one in maps)
+    flat = sum(is_flat(channel) for channel in maps)
     columns = columns or columns_for(len(shown))
     tiles = [Tile(_map_tile(maps[channel], room(columns)), (str(channel),)) for channel in shown]
     count = f"all {len(maps)} channels" if len(shown) == len(maps) else f"the {len(shown)} most active of {len(maps)} channels"
-    detail = _detail(layer.kind, " x ".join(map(str, layer.shape)), count, _flat(flat, any(is_flat(maps[channel]) for channel in shown)))
+    detail = _detail(
+        layer.kind, " x ".join(map(str, layer.shape)), count, _describe_flat(flat, any(is_flat(maps[channel]) for channel in shown))
+    )
     legend = Legend(RAMP, "each channel's lowest", "highest")
     return LayerSheet(lay_out(layer.label, detail, tiles, columns, legend), shown, flat)
 
 
 def filters_sheet(layer: Layer, weight: FloatArray, most: int, columns: int | None = None) -> LayerSheet:
-    """A convolution's kernels `[filters, inputs, h, w]`, each filter scaled by the largest of its weights that are shown.
+    """Draw a convolution's kernels, each filter scaled by the largest of its weights that are shown.
 
-    Zero is the middle grey. Kernels of three inputs are RGB. Of others the first inputs stand side by side, in grey.
+    Zero is the middle grey. Kernels with three inputs are RGB; of others, the first inputs appear side by side, in grey.
 
     Args:
-        layer: whose they are, for the title.
-        weight: of the convolution.
-        most: if there are more filters, so many are shown: those of the largest norm, in the order of their numbers.
-        columns: filters in a row; None: what suits their number.
+        layer: layer of the kernels, for the title.
+        weight: weight of the convolution, `[filters, inputs, h, w]`.
+        most: most filters shown: those with the largest norm, in the order of their numbers.
+        columns: filters in a row; None chooses by their number.
     """
     filters, inputs = weight.shape[:2]
     shown = strongest(np.square(weight, dtype=np.float64).sum((1, 2, 3)), most)
-    flat = sum(not (np.isfinite(one).all() and np.any(one)) for one in weight)
+    flat = sum(not (np.isfinite(kernel).all() and np.any(kernel)) for kernel in weight)
     several = inputs not in (1, 3)
     columns = columns or (min(4, len(shown)) if several else columns_for(len(shown)))
     in_row = max(1, min(inputs, _INPUTS_SHOWN, room(columns) // (weight.shape[3] + _SPACE))) if several else 1
@@ -73,7 +75,7 @@ def filters_sheet(layer: Layer, weight: FloatArray, most: int, columns: int | No
     tiles = []
     for number in shown:
         colors = about_zero(weight[number] if inputs == 3 else weight[number, :in_row])
-        kernels = [colors.transpose(1, 2, 0)] if inputs == 3 else [np.repeat(one[..., None], 3, axis=2) for one in colors]
+        kernels = [colors.transpose(1, 2, 0)] if inputs == 3 else [np.repeat(grey[..., None], 3, axis=2) for grey in colors]
         tiles.append(Tile(_in_a_row([enlarged(kernel, side) for kernel in kernels]), (str(number),)))
     count = f"all {filters} filters" if len(shown) == filters else f"the {len(shown)} of the largest norm of {filters} filters"
     of_inputs = "RGB" if inputs == 3 else f"the first {in_row} of {inputs} inputs side by side" if several else ""
@@ -85,14 +87,15 @@ def filters_sheet(layer: Layer, weight: FloatArray, most: int, columns: int | No
 
 def overview_sheet(
     title: str, detail: str, image: npt.NDArray[np.uint8], means: Sequence[tuple[Layer, FloatArray]], columns: int | None = None
-) -> Sheet:
-    """The image beside each layer's mean over its channels, all of one size.
+) -> ContactSheet:
+    """Draw the image next to each layer's mean over its channels, all of one size.
 
     Args:
-        title, detail: of the sheet.
-        image: uint8 `[H, W, 3]`, as the network saw it.
-        means: for each layer its mean map `[h, w]`, in the order of execution.
-        columns: in a row; None: what suits their number.
+        title: title of the sheet.
+        detail: line below the title.
+        image: input of the network, uint8 `[H, W, 3]`.
+        means: mean map `[h, w]` of each layer, in the order of execution.
+        columns: tiles in a row; None chooses by their number.
     """
     columns = columns or columns_for(len(means) + 1)
     height, width = image.shape[:2]
@@ -107,13 +110,13 @@ def overview_sheet(
 
 
 def mean_map(maps: FloatArray) -> FloatArray:
-    """The mean `[h, w]` over the channels of `[c, h, w]`; zeros where only rounding is left of it, as after a layer norm."""
+    """Return the mean `[h, w]` over the channels of `[c, h, w]`; zeros if only rounding errors remain, as after a layer norm."""
     mean: FloatArray = maps.mean(0, dtype=np.float64).astype(np.float32)
     return np.zeros_like(mean) if is_flat(mean, float(np.abs(maps).max())) else mean
 
 
 def strongest(strengths: npt.NDArray[np.float64], most: int) -> tuple[int, ...]:
-    """The indices of the largest, at most so many, in ascending order; what is not a number comes last."""
+    """Return the indices of the `most` largest values, in ascending order; NaN counts as smallest."""
     order = np.argsort(-np.nan_to_num(strengths, nan=-np.inf), kind="stable")
     return tuple(sorted(order[:most].tolist()))
 
@@ -122,17 +125,17 @@ def _map_tile(values: FloatArray, most: int) -> ByteArray:
     return enlarged(color_map(reduced(values, most)), min(_MAP_SIDE, most))
 
 
-def _flat(count: int, seen: bool) -> str:
-    return "" if count == 0 else f"{count} flat (grey)" if seen else f"{count} others flat"
+def _describe_flat(count: int, shown: bool) -> str:
+    return "" if count == 0 else f"{count} flat (grey)" if shown else f"{count} others flat"
 
 
 def _in_a_row(kernels: Sequence[ByteArray]) -> ByteArray:
     if len(kernels) == 1:
         return kernels[0]
     space = np.full((kernels[0].shape[0], _SPACE, 3), RULE, np.uint8)
-    parts = [part for kernel in kernels for part in (kernel, space)]
-    return np.concatenate(parts[:-1], axis=1)
+    row = [pixels for kernel in kernels for pixels in (kernel, space)]
+    return np.concatenate(row[:-1], axis=1)
 
 
-def _detail(*parts: str) -> str:
-    return "   ·   ".join(part for part in parts if part)
+def _detail(*facts: str) -> str:
+    return "   ·   ".join(fact for fact in facts if fact)

@@ -1,4 +1,4 @@
-"""Which layers to show: those that a person asked for, or those that tell what the network does."""
+"""Selection of layers to show: those named by the user, or those that summarise the network."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ _NEAR = 5
 
 
 def default_layers(backbone: nn.Module, layers: Sequence[Layer]) -> list[Layer]:
-    """The stem, every pooling layer, and the last layer of each size of map.
+    """Select the stem, every pooling layer, and the last layer of each size of map.
 
-    The stem is the first convolution with its norm and activation. The last layer of a size is looked for among the
-    parts of the network, see `_parts`: not inside the block that goes on to the next size. Maps of one
-    pixel are left out.
+    The stem is the first convolution with its norm and activation. The last layer of a size is chosen from the network's
+    sections, see `_sections`, not from inside the block that leads to the next size. Maps of one pixel are left out.
     """
     if not layers:
         return []
-    parts = _parts(backbone, layers)
-    best_names = {layer.number: layer for layer in (*layers, *reversed(parts))}  # a part, else the outermost
-    last_of_size = {(layer.height, layer.width): layer.number for layer in parts}
+    sections = _sections(backbone, layers)
+    best_names = {layer.number: layer for layer in (*layers, *reversed(sections))}  # a section, else the outermost module
+    last_of_size = {(layer.height, layer.width): layer.number for layer in sections}
     pools = {layer.number: layer for layer in layers if layer.pools}
     numbers = {_stem(layers), *last_of_size.values(), *pools}
     chosen = [pools.get(number, best_names[number]) for number in sorted(numbers)]
@@ -33,38 +32,39 @@ def default_layers(backbone: nn.Module, layers: Sequence[Layer]) -> list[Layer]:
 
 
 def asked_layers(backbone: nn.Module, layers: Sequence[Layer], names: Sequence[str]) -> list[Layer]:
-    """The layers that are named: by label, or by module, which means all its calls; `all`: each output once.
+    """Select layers by label, by module (all its calls), or with `all` (each output once).
 
     Raises:
-        SettingsError: no such layer; the message lists what is near.
+        SettingsError: there is no such layer; the message lists similar names.
     """
     chosen: dict[str, Layer] = {}
     for name in names:
-        found = distinct(layers) if name == ALL else [layer for layer in layers if name in (layer.label, layer.module)]
-        if not found:
+        named = distinct(layers) if name == ALL else [layer for layer in layers if name in (layer.label, layer.module)]
+        if not named:
             raise SettingsError(_unknown(backbone, layers, name))
-        chosen.update({layer.label: layer for layer in found})
+        chosen.update({layer.label: layer for layer in named})
     return [layer for layer in layers if layer.label in chosen]
 
 
 def distinct(layers: Sequence[Layer]) -> list[Layer]:
-    """Each output once, under the name of the layer that computed it."""
+    """Return each output once, under the name of the layer that computed it."""
     first = {layer.number: layer for layer in reversed(layers)}
     return [first[number] for number in sorted(first)]
 
 
 def convolutions(backbone: nn.Module, layers: Sequence[Layer], asked: Sequence[str], every: bool) -> list[Layer]:
-    """The convolutions whose filters to show, in the order of execution, each once however often it runs.
+    """Select the convolutions whose filters to show, in the order of execution, each once however often it runs.
 
     Args:
-        backbone: of the layers.
-        layers: all of them.
-        asked: names as in `asked_layers`; if there are any, only their convolutions count.
-        every: all of these; without names, all with kernels of more than one pixel. Else the network's first alone, if it is asked for.
+        backbone: network of the layers.
+        layers: all layers of the backbone.
+        asked: names as in `asked_layers`, to which the selection is limited; empty for no limit.
+        every: True selects all convolutions, but without names only those with kernels larger than one pixel. False selects only the
+            network's first convolution.
     """
-    found = {layer.module: layer for layer in reversed(layers) if layer.convolves}
-    ordered = sorted(found.values(), key=lambda layer: layer.number)
-    modules = {layer.module for layer in asked_layers(backbone, layers, asked)} if asked else set(found)
+    by_module = {layer.module: layer for layer in reversed(layers) if layer.convolves}
+    ordered = sorted(by_module.values(), key=lambda layer: layer.number)
+    modules = {layer.module for layer in asked_layers(backbone, layers, asked)} if asked else set(by_module)
     first = ordered[:1]
     if not every:
         return [layer for layer in first if layer.module in modules]
@@ -75,14 +75,14 @@ def convolutions(backbone: nn.Module, layers: Sequence[Layer], asked: Sequence[s
 
 
 def kernel_shape(backbone: nn.Module, layer: Layer) -> tuple[int, ...]:
-    """Of a convolution's weight: filters, input channels of a group, height, width."""
+    """Return the shape of a convolution's weight: filters, input channels of a group, height, width."""
     weight = backbone.get_submodule(layer.module).weight
     assert isinstance(weight, nn.Parameter)
     return tuple(weight.shape)
 
 
 def _stem(layers: Sequence[Layer]) -> int:
-    """The number of the last output beside the first convolution, or around it, before another convolution or pooling layer."""
+    """Return the number of the last output next to or around the first convolution, before another convolution or pooling layer."""
     first = next((layer for layer in layers if layer.convolves), layers[0])
     home = f"{_parent(first.module)}."
     number = first.number
@@ -98,28 +98,28 @@ def _parent(module: str) -> str:
     return module.rpartition(".")[0]
 
 
-def _parts(backbone: nn.Module, layers: Sequence[Layer]) -> list[Layer]:
-    """The layers as a person would list them, in the order of execution.
+def _sections(backbone: nn.Module, layers: Sequence[Layer]) -> list[Layer]:
+    """Return the layers that a person would list, in the order of execution.
 
-    The backbone's own children; instead of a plain sequence that goes through several sizes (VGG's `features`, the
-    stages of a ConvNeXt), and of what has no map as its output, its children.
+    These are the backbone's children. A plain sequence that goes through several sizes (VGG's `features`, the stages of a
+    ConvNeXt), or a module whose output is not a map, is replaced by its own children.
     """
     by_module: dict[str, list[Layer]] = {}
     for layer in layers:
         by_module.setdefault(layer.module, []).append(layer)
-    found: list[Layer] = []
+    sections: list[Layer] = []
 
     def descend(path: str, module: nn.Module) -> None:
         for name, child in module.named_children():
-            here = f"{path}{name}"
-            sizes = {layer.shape[1:] for below, _ in child.named_children() for layer in by_module.get(f"{here}.{below}", ())}
-            if here not in by_module or (type(child) is nn.Sequential and len(sizes) > 1):
-                descend(f"{here}.", child)
+            full_name = f"{path}{name}"
+            sizes = {layer.shape[1:] for below, _ in child.named_children() for layer in by_module.get(f"{full_name}.{below}", ())}
+            if full_name not in by_module or (type(child) is nn.Sequential and len(sizes) > 1):
+                descend(f"{full_name}.", child)
             else:
-                found.extend(by_module[here])
+                sections.extend(by_module[full_name])
 
     descend("", backbone)
-    return sorted(found, key=layers.index)
+    return sorted(sections, key=layers.index)
 
 
 def _unknown(backbone: nn.Module, layers: Sequence[Layer], name: str) -> str:

@@ -1,4 +1,4 @@
-"""A network's filters, and its maps of an image, written as sheets into a folder."""
+"""Contact sheets of a network's filters, and of its maps for an image, written into a folder."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ OVERVIEW = "overview.png"
 
 
 def without_classifier(config: FinetuneConfig) -> Network:
-    """A backbone as it was published, in eval mode: whether its weights hold a classifier does not matter.
+    """Return a pretrained backbone in eval mode, whether or not its weights include a classifier.
 
     Args:
-        config: its backbone, weights, model arguments and preprocessing count.
+        config: its backbone, weights, model arguments and preprocessing are used.
 
     Raises:
         WeightsError, HubError, NotFoundError: see `tlcli.training.models.weights.load_backbone`.
@@ -40,7 +40,7 @@ def without_classifier(config: FinetuneConfig) -> Network:
         backbone=config.backbone,
         model_kwargs=config.model_kwargs,
         head="linear",
-        num_classes=2,  # a head that is never asked
+        num_classes=2,  # the head is never run
         preprocessing=resolve_preprocessing(config, backbone),
         pretrained=config.weights != "none",
     )
@@ -48,20 +48,20 @@ def without_classifier(config: FinetuneConfig) -> Network:
 
 
 @dataclass(frozen=True)
-class Look:
-    """How sheets are drawn. max_channels: on a sheet. columns: in a row; None: what suits."""
+class SheetOptions:
+    """Layout of sheets. max_channels: most channels on a sheet. columns: tiles in a row; None chooses by their number."""
 
     max_channels: int = 64
     columns: int | None = None
 
 
 @dataclass(frozen=True)
-class Written:
-    """A sheet that was written.
+class WrittenSheet:
+    """A sheet on disk.
 
-    layer: None for the overview.
-    shape: of the layer's output, of the convolution's weight, or of the image.
-    shown, flat: channels, see `LayerSheet`.
+    path: path of the PNG. what: kind of sheet. layer: layer of the sheet; None for the overview.
+    shape: shape of the layer's output, of the convolution's weight, or of the image.
+    shown, flat: see `LayerSheet`.
     """
 
     path: Path
@@ -72,54 +72,62 @@ class Written:
     flat: int = 0
 
 
-def write_filters(network: Network, convolutions: Sequence[Layer], folder: Path, look: Look, last_number: int) -> Iterator[Written]:
-    """A sheet of kernels a convolution: `<number>-<layer>.filters.png`.
+def write_filters(
+    network: Network, convolutions: Sequence[Layer], folder: Path, options: SheetOptions, last_number: int
+) -> Iterator[WrittenSheet]:
+    """Write a sheet of kernels per convolution, `<number>-<layer>.filters.png`, and yield each.
 
     Args:
-        network: whose layers they are.
+        network: network of the layers.
         convolutions: see `tlcli.training.visualize.select_layers.convolutions`.
-        folder: made if it is not there.
-        look: of the sheets.
-        last_number: of the network's layers: it decides how many digits a name has.
+        folder: made if it does not exist.
+        options: layout of the sheets.
+        last_number: number of the network's last layer, which sets the digits in file names.
     """
     for layer in convolutions:
         parameter = cast("nn.Conv2d", network.backbone.get_submodule(layer.module)).weight
         weight = parameter.detach().to("cpu", torch.float32).numpy()
-        drawn = filters_sheet(layer, weight, look.max_channels, look.columns)
+        drawn = filters_sheet(layer, weight, options.max_channels, options.columns)
         path = folder / file_name(layer, last_number, "filters")
         drawn.sheet.save(path)
-        yield Written(path, "filters", layer, weight.shape, drawn.shown, drawn.flat)
+        yield WrittenSheet(path, "filters", layer, weight.shape, drawn.shown, drawn.flat)
 
 
 def write_maps(
-    network: Network, image: npt.NDArray[np.uint8], title: str, layers: Sequence[Layer], folder: Path, look: Look, last_number: int
-) -> Iterator[Written]:
-    """A sheet of maps a layer, `<number>-<layer>.maps.png`, and the overview of them all.
+    network: Network,
+    image: npt.NDArray[np.uint8],
+    title: str,
+    layers: Sequence[Layer],
+    folder: Path,
+    options: SheetOptions,
+    last_number: int,
+) -> Iterator[WrittenSheet]:
+    """Write a sheet of maps per layer, `<number>-<layer>.maps.png`, and an overview of all layers, and yield each.
 
     Args:
         network: in eval mode.
-        image: uint8 `[H, W, 3]`, as `Preprocessing.apply` gives it.
-        title: of the overview.
+        image: uint8 `[H, W, 3]`, as `Preprocessing.apply` returns it.
+        title: title of the overview.
         layers: in the order of execution.
-        folder, look, last_number: see `write_filters`.
+        folder, options, last_number: see `write_filters`.
     """
-    found = record(network, image, layers)
+    recorded = record(network, image, layers)
     means = []
     for layer in layers:
-        maps = found.pop(layer.label)
+        maps = recorded.pop(layer.label)
         means.append((layer, mean_map(maps)))
-        drawn = maps_sheet(layer, maps, look.max_channels, look.columns)
+        drawn = maps_sheet(layer, maps, options.max_channels, options.columns)
         path = folder / file_name(layer, last_number, "maps")
         drawn.sheet.save(path)
-        yield Written(path, "maps", layer, maps.shape, drawn.shown, drawn.flat)
+        yield WrittenSheet(path, "maps", layer, maps.shape, drawn.shown, drawn.flat)
     height, width = image.shape[:2]
     detail = f"{network.config.backbone}   ·   the mean over each layer's channels"
-    overview_sheet(title, detail, image, means, look.columns).save(folder / OVERVIEW)
-    yield Written(folder / OVERVIEW, "overview", None, (3, height, width))
+    overview_sheet(title, detail, image, means, options.columns).save(folder / OVERVIEW)
+    yield WrittenSheet(folder / OVERVIEW, "overview", None, (3, height, width))
 
 
 def file_name(layer: Layer, last_number: int, what: str) -> str:
-    """Of a sheet: in a listing, names stand in the order of execution, and every file system takes them."""
+    """Return the file name of a sheet; names sort in the order of execution and are valid on every file system."""
     digits = max(2, len(str(last_number)))
     safe = re.sub(r"[^A-Za-z0-9._-]+", "-", layer.label)[-120:]
     return f"{layer.number:0{digits}}-{safe}.{what}.png"

@@ -51,7 +51,7 @@ def told() -> list[str]:
 
 @pytest.fixture(scope="module")
 def run(messy: Path, told: list[str]) -> RunResult:
-    return finetune(config(messy, messy.parent / "run", epochs=1), say=told.append)
+    return finetune(config(messy, messy.parent / "run", epochs=1), log=told.append)
 
 
 def test_each_image_is_read_once_and_the_rest_is_named(run: RunResult, told: list[str]) -> None:
@@ -120,6 +120,6 @@ def test_a_path_that_a_run_cannot_keep_is_refused_before_anything_is_written(tmp
     odd = tmp_path / LATIN
     odd.mkdir()
     asked = config(tmp_path).model_copy(update={name: odd if name in ("output", "data_dir") else str(odd)})
-    with pytest.raises(SettingsError, match=rf"^--{name.replace('_', '-')} .*/caf.xe9: a path that is not UTF-8, .* or give a link to it$"):
+    with pytest.raises(SettingsError, match=rf"^--{name.replace('_', '-')} .*/caf.xe9: the path is not UTF-8, .* or use a link to it$"):
         finetune(asked)
     assert list(odd.iterdir()) == []

@@ -19,7 +19,7 @@ from tlcli.training import find_lr, finetune
 from tlcli.training.data.dataloader import batch_count, image_batches
 from tlcli.training.engine.lr_finder import RateCurve, try_rates
 from tlcli.training.engine.stage import Stage
-from tlcli.training.engine.step import Steps, Way
+from tlcli.training.engine.step import StepOptions, Stepper
 from tlcli.training.runtime.progress import ProgressFactory
 
 RESNEST = "resnest14d"
@@ -80,9 +80,9 @@ class Seen(nn.Module):
 )
 def test_a_step_runs_parts_of_the_batch_size(images: int, part_size: int, expected: list[int]) -> None:
     model = Seen()
-    steps = Steps(model, torch.optim.SGD(model.parameters(), lr=0.1), Way(part_size=part_size))
-    steps.begin()
-    assert steps.take(0, torch.randn(images, 4), torch.zeros(images, dtype=torch.int64)).count == images
+    stepper = Stepper(model, torch.optim.SGD(model.parameters(), lr=0.1), StepOptions(micro_batch=part_size))
+    stepper.begin()
+    assert stepper.step(0, torch.randn(images, 4), torch.zeros(images, dtype=torch.int64)).count == images
     assert model.sizes == expected
 
 
@@ -140,7 +140,7 @@ def test_one_image_at_a_time_is_trained_on_where_norms_have_more_values(nine: Pa
 
 def test_a_norm_that_meets_one_image_anyway_is_told_in_one_line() -> None:
     model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4), nn.Linear(4, 3))
-    steps = Steps(model, torch.optim.SGD(model.parameters(), lr=0.1), Way())
-    steps.begin()
+    stepper = Stepper(model, torch.optim.SGD(model.parameters(), lr=0.1), StepOptions())
+    stepper.begin()
     with pytest.raises(SettingsError, match=r"single value a channel to train on \(its input is \[1, 4\]\): use a larger --batch-size"):
-        steps.take(0, torch.randn(1, 4), torch.zeros(1, dtype=torch.int64))
+        stepper.step(0, torch.randn(1, 4), torch.zeros(1, dtype=torch.int64))

@@ -10,8 +10,8 @@ import safetensors.torch
 import torch
 
 from tests.helpers.training.tiny_training import config, digest, put_colours
-from tlcli.training import fine_tuning, finetune, load_run
-from tlcli.training.models.network import Network
+from tlcli.training import finetune, load_run
+from tlcli.training.engine.all_layers import AllLayers
 from tlcli.training.models.weights import load_backbone
 from tlcli.training.settings.config import FinetuneConfig
 
@@ -68,11 +68,11 @@ def test_the_head_stage_of_mode_full_leaves_the_backbone_as_it_was_loaded(
     settings = config(colours, tmp_path / "run", mode="full", weights=str(weights), epochs=6, head_epochs=4, lr=0.1)
     seen: list[dict[str, str]] = []
 
-    def second_stage(network: Network, *_: object, **__: object) -> None:
-        seen.append(digest(network.backbone))
+    def second_stage(stage: AllLayers, *_: object) -> None:
+        seen.append(digest(stage.network.backbone))
         raise SecondStageError
 
-    monkeypatch.setattr(fine_tuning, "train_all", second_stage)
+    monkeypatch.setattr(AllLayers, "train", second_stage)
     with pytest.raises(SecondStageError):
         finetune(settings)
     assert without_classifier(seen[0]) == loaded(settings)

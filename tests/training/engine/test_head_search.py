@@ -18,7 +18,7 @@ from tests.helpers.training.tiny_training import BACKBONE, config, digest
 from tlcli.contract.errors import SettingsError
 from tlcli.contract.images.preprocessing import Preprocessing
 from tlcli.training.engine.head import classify_embeddings, train_head
-from tlcli.training.engine.head_search import STRENGTHS, Features, Searched, Tried, search_head, search_size, with_head, write_search
+from tlcli.training.engine.head_search import STRENGTHS, Features, HeadSearch, Trial, search_head, search_size, with_head, write_search
 from tlcli.training.metrics.scores import loss_and_top1
 from tlcli.training.models.network import Network, NetworkConfig, build
 from tlcli.training.settings.plan import Plan, resolve_plan
@@ -55,7 +55,7 @@ def features(network: Network) -> Features:
 LABELS, VAL_LABELS = problem(0, 1)[1], problem(1, 1)[1]
 
 
-def search(network: Network, heads: tuple[str, ...] = ("linear",), **settings: Any) -> Searched:
+def search(network: Network, heads: tuple[str, ...] = ("linear",), **settings: Any) -> HeadSearch:
     return search_head(network, heads, features, LABELS, VAL_LABELS, plan(**settings), seed=3)
 
 
@@ -68,21 +68,21 @@ def figures(network: Network) -> tuple[float, float]:
 @pytest.mark.parametrize("head", ["linear", "mlp:8"])
 def test_each_setting_is_what_training_alone_gives(head: str) -> None:
     found = search(network_with(head), (head,))
-    trained = [one for one in found.tried if one.method == "adamw"]
+    trained = [one for one in found.trials if one.method == "adamw"]
     assert len(trained) > 5
     for one in trained:
         alone = network_with(head)
         setting = plan(lr=one.lr, weight_decay=one.weight_decay)
-        row = train_head(alone, [features(alone).views[0]], LABELS, features(alone).val, VAL_LABELS, setting, 3, lambda *_: None).kept
+        row = train_head(alone, [features(alone).views[0]], LABELS, features(alone).val, VAL_LABELS, setting, 3).kept
         assert (one.epoch, one.val_top1, one.val_loss) == (row.epoch, row.val_top1, row.val_loss)
 
 
 def test_what_is_best_in_validation_is_kept() -> None:
     for head in ("linear", "mlp:8"):
         found = search(network_with(head), (head,))
-        best = max(one.val_top1 for one in found.tried)
+        best = max(one.val_top1 for one in found.trials)
         noise = np.sqrt(best * (1 - best) / len(VAL_LABELS))
-        near = [one for one in found.tried if one.val_top1 >= best - noise]
+        near = [one for one in found.trials if one.val_top1 >= best - noise]
         assert found.chosen.val_loss == min(one.val_loss for one in near)
         top1, loss = figures(found.network)
         assert top1 == found.chosen.val_top1
@@ -95,7 +95,7 @@ def test_logistic_regression_is_scikit_learns() -> None:
     network = network_with("linear")
     (train,), val = features(network)
     scaler = StandardScaler().fit(train.astype(np.float64))
-    fitted = {one.l2: one for one in search(network).tried if one.method == "lbfgs"}
+    fitted = {one.l2: one for one in search(network).trials if one.method == "lbfgs"}
     assert tuple(fitted) == tuple(sorted(STRENGTHS, reverse=True))
     for l2, one in fitted.items():
         reference = LogisticRegression(C=1 / (len(LABELS) * l2), tol=1e-10, max_iter=10_000).fit(scaler.transform(train), LABELS)
@@ -128,8 +128,8 @@ def test_several_heads_compete_and_no_backbone_changes() -> None:
     network = network_with("linear")
     before = {name: value for name, value in digest(network.backbone).items() if not name.startswith("fc.")}
     found = search(network, ("linear", "mlp:8", "mlp:4"))
-    assert {one.head for one in found.tried} == {"linear", "mlp:8", "mlp:4"}
-    assert len(found.tried) == search_size(("linear", "mlp:8", "mlp:4"), plan())
+    assert {one.head for one in found.trials} == {"linear", "mlp:8", "mlp:4"}
+    assert len(found.trials) == search_size(("linear", "mlp:8", "mlp:4"), plan())
     assert found.network.config.head == found.chosen.head
     assert figures(found.network)[0] == found.chosen.val_top1
     for one in (network, found.network):
@@ -138,7 +138,7 @@ def test_several_heads_compete_and_no_backbone_changes() -> None:
 
 def test_the_same_search_finds_the_same_to_the_bit() -> None:
     first, second = (search(network_with("linear"), ("linear", "mlp:8")) for _ in range(2))
-    assert first.tried == second.tried
+    assert first.trials == second.trials
     assert digest(first.network) == digest(second.network)
 
 
@@ -147,15 +147,15 @@ def test_the_plans_own_settings_are_kept_where_all_are_equal() -> None:
     network = network_with("linear")
     blank = Features([np.zeros((90, width(network)), np.float32)], np.zeros((90, width(network)), np.float32))
     found = search_head(network, ["linear"], lambda _: blank, LABELS, LABELS, plan(weight_decay=0.2), seed=0)
-    assert found.tried[0].weight_decay == 0.2
-    assert found.tried[0].lr == 3e-3
+    assert found.trials[0].weight_decay == 0.2
+    assert found.trials[0].lr == 3e-3
 
 
 def test_settings_that_come_to_nothing_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tlcli.training.engine.head_search.LR_FACTORS", (1.0, 1e-38))
     found = search(network_with("mlp:8"), ("mlp:8",), lr=1e36)
-    assert {one.lr for one in found.tried} == {1e36 * 1e-38}
-    assert all(np.isfinite(one.val_loss) for one in found.tried)
+    assert {one.lr for one in found.trials} == {1e36 * 1e-38}
+    assert all(np.isfinite(one.val_loss) for one in found.trials)
 
 
 @pytest.mark.parametrize("head", ["linear", "mlp:8"])
@@ -163,7 +163,7 @@ def test_a_search_that_comes_to_nothing_says_so(head: str) -> None:
     def nonsense(network: Network) -> Features:
         return Features([np.full((90, width(network)), np.nan, np.float32)], features(network).val)
 
-    with pytest.raises(SettingsError, match="the loss of every head that was tried was no number: try a smaller --lr"):
+    with pytest.raises(SettingsError, match="the loss of every head became NaN or infinite: use a smaller --lr"):
         search_head(network_with(head), [head], nonsense, LABELS, VAL_LABELS, plan(), seed=0)
 
 
@@ -185,12 +185,14 @@ def test_another_head_sits_on_the_same_features(backbone: str) -> None:
 
 @pytest.mark.parametrize(("backbone", "has", "wanted"), [("vgg11", "linear", "original"), ("convnext_atto", "mlp:8", "linear")])
 def test_what_is_lost_is_not_made_up(backbone: str, has: str, wanted: str) -> None:
-    with pytest.raises(SettingsError, match=f"{backbone} with the head '{has}' cannot be given the head '{wanted}': begin with that one"):
+    with pytest.raises(
+        SettingsError, match=f"{backbone} with --head {has} lacks layers that the head '{wanted}' needs: start with --head {wanted}"
+    ):
         with_head(network_with(has, backbone), wanted, seed=0)
 
 
 def test_the_table_is_written_whole(tmp_path: Path) -> None:
-    tried = (Tried("linear", "adamw", 3e-4, 0.05, None, 7, 0.95, 0.125), Tried("linear", "lbfgs", None, None, 0.1, 1, 0.96, 0.25))
+    tried = (Trial("linear", "adamw", 3e-4, 0.05, None, 7, 0.95, 0.125), Trial("linear", "lbfgs", None, None, 0.1, 1, 0.96, 0.25))
     write_search(tmp_path / "head_search.csv", tried)
     with (tmp_path / "head_search.csv").open(newline="") as file:
         first, second = csv.DictReader(file)

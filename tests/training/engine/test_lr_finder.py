@@ -26,7 +26,7 @@ def test_the_rate_at_which_the_loss_falls_fastest_is_suggested() -> None:
 
 
 def test_a_loss_that_only_rises_has_no_rate() -> None:
-    with pytest.raises(SettingsError, match="the loss falls at no rate that was tried"):
+    with pytest.raises(SettingsError, match="the loss falls at none of the learning rates tried"):
         steepest([1e-3, 1e-2, 1e-1], [1.0, 2.0, 3.0])
 
 
@@ -60,7 +60,7 @@ def test_it_ends_where_the_loss_is_lost_and_puts_the_network_back() -> None:
 
 def test_it_is_drawn_for_a_network_and_images(tmp_path: Path) -> None:
     data, said = put_colours(tmp_path / "data"), list[str]()
-    curve = find_lr(config(data, mode="full"), tmp_path / "lr.png", say=said.append)
+    curve = find_lr(config(data, mode="full"), tmp_path / "lr.png", log=said.append)
     assert Image.open(tmp_path / "lr.png").size[0] > 500
     assert 1e-4 < curve.suggestion < 0.1
     assert f"--lr {curve.suggestion:.1e}" in said[-1]
@@ -68,5 +68,5 @@ def test_it_is_drawn_for_a_network_and_images(tmp_path: Path) -> None:
 
 
 def test_for_a_head_alone_there_is_another_way(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="--find-lr goes with --mode full: for a head on features, --head-search tries rates"):
+    with pytest.raises(SettingsError, match="--find-lr needs --mode full: for a head on cached features, use --head-search"):
         find_lr(config(tmp_path), tmp_path / "lr.png")

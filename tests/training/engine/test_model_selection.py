@@ -80,5 +80,5 @@ def test_the_report_says_which_stage_was_kept(tmp_path: Path, stage: Literal["he
     write_report(run)
     page = (run / "report.html").read_text()
     assert describe_kept(3, stage, "full").split(":")[0] in page
-    assert ("weights are those it began with" in page) == (stage == "head")
+    assert ("weights are unchanged" in page) == (stage == "head")
     assert ("all layers trained, an epoch of the head alone kept" in page) == (stage == "head")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -13,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tlcli.contract.errors import SettingsError
-from tlcli.training.engine.ema import Average
+from tlcli.training.engine.ema import EMA
 from tlcli.training.engine.loss import Objective, balanced_weights
 from tlcli.training.engine.mixup import mixing
 from tlcli.training.engine.optimizer import make_optimizer
-from tlcli.training.engine.step import Steps, Way
+from tlcli.training.engine.step import StepOptions, Stepper, StepResult
 from tlcli.training.engine.unfreezing import GradualUnfreezing, frozen_norms
 
 CLASSES = 3
@@ -33,17 +31,17 @@ def batch(images: int = 10) -> tuple[Tensor, Tensor]:
     return torch.randn(images, 3, 2, 2, generator=generator, dtype=torch.float64), torch.arange(images) % CLASSES
 
 
-def stepped(way: Way, model: nn.Module, **settings: Any) -> Any:
-    steps = Steps(model, torch.optim.SGD(model.parameters(), lr=0.1), way, **settings)
-    steps.begin()
-    return steps.take(0, *batch())
+def stepped(options: StepOptions, model: nn.Module) -> StepResult:
+    stepper = Stepper(model, torch.optim.SGD(model.parameters(), lr=0.1), options)
+    stepper.begin()
+    return stepper.step(0, *batch())
 
 
-@pytest.mark.parametrize("part_size", [None, 10, 5, 4, 2, 1])
-def test_parts_of_a_batch_add_up_to_it(part_size: int | None) -> None:
+@pytest.mark.parametrize("micro_batch", [None, 10, 5, 4, 2, 1])
+def test_parts_of_a_batch_add_up_to_it(micro_batch: int | None) -> None:
     model, plain = network(), network()
     objective = Objective(0.1, torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64))
-    done = stepped(Way(objective=objective, part_size=part_size), model)
+    done = stepped(StepOptions(objective=objective, micro_batch=micro_batch), model)
     inputs, labels = batch()
     functional.cross_entropy(plain(inputs), labels, weight=objective.class_weights, label_smoothing=0.1).backward()
     for parameter, expected in zip(model.parameters(), plain.parameters(), strict=True):
@@ -64,12 +62,12 @@ def test_balanced_weights_are_those_of_scikit_learn() -> None:
 def test_an_average_is_timms() -> None:
     """With its warm-up, which has a formula of its own, left behind: at the same decay."""
     model = network()
-    theirs, ours = ModelEmaV3(model, decay=0.5), Average(model, 0.5)
+    theirs, ours = ModelEmaV3(model, decay=0.5), EMA(model, 0.5)
     for step in range(20, 24):  # (1 + n) / (10 + n) is above 0.5
         for parameter in model.parameters():
             parameter.data.add_(torch.randn(parameter.shape, dtype=torch.float64))
         theirs.update(model, step=step)
-        ours.update(step)
+        ours.update(model, step)
     for name, tensor in theirs.module.state_dict().items():
         torch.testing.assert_close(ours.state[name], tensor)
 
@@ -77,11 +75,11 @@ def test_an_average_is_timms() -> None:
 def test_an_average_forgets_the_beginning_first() -> None:
     model = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(model.weight)
-    average = Average(model, 0.999)
+    average = EMA(model, 0.999)
     nn.init.ones_(model.weight)
-    average.update(0)
+    average.update(model, 0)
     assert float(average.state["weight"]) == pytest.approx(0.9)
-    with average.in_place():
+    with average.applied_to(model):
         assert model.weight.item() == pytest.approx(0.9)
     assert model.weight.item() == 1.0
 
@@ -91,10 +89,10 @@ def test_an_average_gone_on_with_leaves_what_it_began_with() -> None:
     model = network()
     kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     before = {name: tensor.clone() for name, tensor in kept.items()}
-    average = Average(model, 0.5, kept)
+    average = EMA(model, 0.5, kept)
     for parameter in model.parameters():
         parameter.data.add_(1)
-    average.update(100)
+    average.update(model, 100)
     assert all(torch.equal(kept[name], before[name]) for name in before)
     assert not torch.equal(average.state["1.weight"], before["1.weight"])
 
@@ -118,39 +116,39 @@ class Narrow(nn.Module):
 def test_out_of_memory_a_batch_is_halved_until_it_fits_and_the_step_is_the_same() -> None:
     said: list[str] = []
     model, plain = Narrow(3), network()
-    steps = Steps(model, torch.optim.SGD(model.parameters(), lr=0.1), Way(), said.append)
-    steps.begin()
-    steps.take(0, *batch())
-    stepped(Way(), plain)
+    stepper = Stepper(model, torch.optim.SGD(model.parameters(), lr=0.1), StepOptions(), said.append)
+    stepper.begin()
+    stepper.step(0, *batch())
+    stepped(StepOptions(), plain)
     for parameter, expected in zip(model.inner.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(parameter, expected)
     assert model.seen == [3, 3, 2, 2]
-    steps.take(1, *batch())
+    stepper.step(1, *batch())
     assert model.seen == [3, 3, 2, 2] * 2  # and stays so
     assert [line.partition(":")[0] for line in said] == ["out of memory"] * 2
-    assert "in 4 parts" in said[-1]
+    assert "in 4 micro-batches" in said[-1]
 
 
 def test_a_image_that_does_not_fit_at_all_is_said_with_a_way_out() -> None:
-    with pytest.raises(SettingsError, match=r"memory does not suffice \(CUDA out of memory.*try a smaller --batch-size, --image-size"):
-        stepped(Way(), Narrow(0))
+    with pytest.raises(SettingsError, match=r"out of memory \(CUDA out of memory.*use a smaller --batch-size, --image-size"):
+        stepped(StepOptions(), Narrow(0))
 
 
 def test_another_error_is_not_taken_for_a_lack_of_memory() -> None:
     model = network()
-    steps = Steps(model, torch.optim.SGD(model.parameters(), lr=0.1), Way())
-    steps.begin()
+    stepper = Stepper(model, torch.optim.SGD(model.parameters(), lr=0.1), StepOptions())
+    stepper.begin()
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
-        steps.take(0, torch.zeros(2, 5, dtype=torch.float64), torch.zeros(2, dtype=torch.int64))
+        stepper.step(0, torch.zeros(2, 5, dtype=torch.float64), torch.zeros(2, dtype=torch.int64))
 
 
 def test_what_is_drawn_in_a_step_depends_on_its_number_alone() -> None:
     def gradient(number: int, draws_before: int) -> Tensor:
         model = nn.Sequential(network(), nn.Dropout(0.5))
         torch.rand(draws_before)
-        steps = Steps(model, torch.optim.SGD(model.parameters(), lr=0.1), Way(seed=3))
-        steps.begin()
-        steps.take(number, *batch())
+        stepper = Stepper(model, torch.optim.SGD(model.parameters(), lr=0.1), StepOptions(seed=3))
+        stepper.begin()
+        stepper.step(number, *batch())
         first = next(model.parameters()).grad
         assert first is not None
         return first

@@ -47,7 +47,7 @@ def test_what_is_not_gets_a_line_with_what_is_near(written: str, near: str) -> N
 def test_a_run_says_what_was_taken_and_warns_of_random_features(tmp_path: Path) -> None:
     put_colours(tmp_path / "colours", train=2, val=1, test=1)
     said: list[str] = []
-    result = finetune(config(tmp_path / "colours", tmp_path / "run", backbone="Test-ResNet", epochs=1), say=said.append)
+    result = finetune(config(tmp_path / "colours", tmp_path / "run", backbone="Test-ResNet", epochs=1), log=said.append)
     assert "--backbone Test-ResNet: taken as test_resnet" in said
     assert any(line.startswith("warning: --weights none") and "--mode full" in line for line in said)
     assert load_run(result.path).network_config.backbone == "test_resnet"

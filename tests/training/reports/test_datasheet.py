@@ -17,7 +17,7 @@ from tlcli.training.data.dataset import Dataset, LeftOut, Part
 from tlcli.training.data.folder_source import FolderSource
 from tlcli.training.data.image_size import image_size
 from tlcli.training.data.load import load_dataset
-from tlcli.training.reports.datasheet import DataSheet, data_sheet, read_data_sheet, write_data_sheet
+from tlcli.training.reports.datasheet import DataSheet, describe_dataset, read_data_sheet, write_data_sheet
 
 CLASSES = ("cat", "dog")
 
@@ -46,7 +46,7 @@ def plain(prefix: str, of_first: int, of_second: int) -> Part:
 
 
 def test_images_that_are_all_different_need_no_warning() -> None:
-    sheet = data_sheet(dataset(plain("a", 12, 18), plain("b", 5, 6), plain("c", 7, 8)))
+    sheet = describe_dataset(dataset(plain("a", 12, 18), plain("b", 5, 6), plain("c", 7, 8)))
     assert sheet.images == {"train": {"cat": 12, "dog": 18}, "val": {"cat": 5, "dog": 6}, "test": {"cat": 7, "dog": 8}}
     assert sheet.imbalance == 1.5
     assert (sheet.duplicates, sheet.duplicate_contents, sheet.contradictions, sheet.overlaps) == ((), 0, 0, ())
@@ -58,7 +58,7 @@ def test_copies_are_found_wherever_they_are() -> None:
     train = part([0] * 10 + [1] * 10, [f"1x1/t{n}" for n in range(20)], [*range(18), 3, 17])
     val = part([0] * 5 + [1] * 5, [f"1x1/v{n}" for n in range(10)], [4, 4, 100, 101, 102, 103, 104, 105, 106, 12])
     test = part([0] * 5 + [1] * 5, [f"1x1/s{n}" for n in range(10)], [100, *range(200, 209)])
-    sheet = data_sheet(dataset(train, val, test))
+    sheet = describe_dataset(dataset(train, val, test))
     assert sheet.duplicate_contents == 5
     assert sheet.contradictions == 1
     found = [{(copy.part, copy.name, copy.label) for copy in group} for group in sheet.duplicates]
@@ -68,33 +68,32 @@ def test_copies_are_found_wherever_they_are() -> None:
     assert found[4] == {("train", "1x1/t17", "dog"), ("train", "1x1/t19", "dog")}, "copies within a part come last"
     assert [(one.of, one.also_in, one.images) for one in sheet.overlaps] == [("val", "train", 3), ("test", "val", 1)]
     assert sheet.warnings == (
-        "3 of the 10 images of the validation part are in the training part too: figures of the validation part are better than they"
-        " should be",
-        "1 of the 10 images of the test part is in the validation part too, which chose the epoch",
+        "3 of the 10 images of the validation part are in the training part too: the metrics of the validation part are too optimistic",
+        "1 of the 10 images of the test part is in the validation part too, which selected the epoch",
         "1 image has two labels, such as 1x1/t3 (cat) and 1x1/t18 (dog): one of them must be wrong",
     )
 
 
 def test_many_copies_are_counted_and_a_hundred_listed() -> None:
     train = part([0, 1] * 150, [f"1x1/{n}" for n in range(300)], [n // 2 for n in range(300)])
-    sheet = data_sheet(dataset(train, plain("v", 5, 5)))
+    sheet = describe_dataset(dataset(train, plain("v", 5, 5)))
     assert (sheet.duplicate_contents, sheet.contradictions, len(sheet.duplicates)) == (150, 150, 100)
     assert sheet.warnings[0].startswith("150 images have two labels or more, such as 1x1/0 (cat) and 1x1/1 (dog)")
 
 
 def test_few_images_and_lopsided_classes_are_told() -> None:
-    sheet = data_sheet(dataset(plain("a", 9, 90), plain("b", 4, 5)))
+    sheet = describe_dataset(dataset(plain("a", 9, 90), plain("b", 4, 5)))
     assert sheet.imbalance == 10
     assert sheet.warnings == (
         "fewer than 10 training images of cat (9): too few to learn from",
         "fewer than 5 validation images of cat (4): too few to judge by",
-        "the training part has 90 images of dog and 9 of cat: judge by the macro F1, which counts every class alike",
+        "the training part has 90 images of dog and 9 of cat: judge by the macro F1, which weighs every class equally",
     )
 
 
 def test_sizes_are_those_of_the_images() -> None:
     names = ["30x20/a", "50x10/b", "40x40/c", "gone"]
-    sheet = data_sheet(dataset(part([0, 1, 0, 1], names, names), part([0, 1], ["7x900/a", "8x8/b"], ["x", "y"])))
+    sheet = describe_dataset(dataset(part([0, 1, 0, 1], names, names), part([0, 1], ["7x900/a", "8x8/b"], ["x", "y"])))
     assert sheet.sizes is not None
     assert sheet.sizes.measured == 5
     assert sheet.sizes.width.model_dump() == {"smallest": 7, "median": 30, "largest": 50}
@@ -103,7 +102,7 @@ def test_sizes_are_those_of_the_images() -> None:
 
 def test_of_very_many_images_some_are_measured() -> None:
     names = [f"{10 + n % 7}x5/{n}" for n in range(12_000)]
-    sheet = data_sheet(dataset(part([0, 1] * 6000, names, names), plain("v", 5, 5)))
+    sheet = describe_dataset(dataset(part([0, 1] * 6000, names, names), plain("v", 5, 5)))
     assert sheet.sizes is not None
     assert 3000 < sheet.sizes.measured <= 5000
     assert (sheet.sizes.width.smallest, sheet.sizes.width.largest) == (10, 30)
@@ -117,7 +116,7 @@ def test_no_image_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(Image.Image, "load", refuse)
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", refuse)
-    sheet = data_sheet(loaded)
+    sheet = describe_dataset(loaded)
     assert sheet.sizes is not None
     assert (sheet.sizes.measured, sheet.sizes.width.median, sheet.sizes.height.median) == (60, 46, 40)
     assert sheet.warnings == ()
@@ -151,7 +150,7 @@ def test_a_image_that_has_gone_has_no_size(tmp_path: Path) -> None:
 
 
 def test_it_is_read_back_as_it_was_written(tmp_path: Path) -> None:
-    sheet = data_sheet(dataset(plain("a", 9, 90), plain("b", 4, 5), classes=("猫", 'a"<b>|')))
+    sheet = describe_dataset(dataset(plain("a", 9, 90), plain("b", 4, 5), classes=("猫", 'a"<b>|')))
     write_data_sheet(tmp_path / "data_sheet.json", sheet)
     assert read_data_sheet(tmp_path) == sheet
     assert "猫 (9)" in sheet.warnings[0]
@@ -164,7 +163,7 @@ def test_a_sheet_that_is_missing_or_of_another_version_is_none(tmp_path: Path) -
 
 
 def test_it_cannot_be_changed() -> None:
-    sheet = data_sheet(dataset(plain("a", 10, 10), plain("b", 5, 5)))
+    sheet = describe_dataset(dataset(plain("a", 10, 10), plain("b", 5, 5)))
     assert isinstance(sheet, DataSheet)
     with pytest.raises(ValueError, match="frozen"):
         sheet.imbalance = 2.0  # type: ignore[misc]

@@ -96,14 +96,14 @@ def test_mistakes_are_shown_with_their_maps(wrong: int, part: Part, network: Net
     labels = torch.from_numpy(part.labels)
     shown = (labels + (torch.arange(len(labels)) < wrong)) % 3
     logits = torch.nn.functional.one_hot(shown, 3).float()
-    figures.draw_mistakes(figures.explained_by(network), part, logits, ("blue", "green", "red"), tmp_path / "mistakes.png")
+    figures.draw_mistakes(figures.gradcam_of(network), part, logits, ("blue", "green", "red"), tmp_path / "mistakes.png")
     drawn = make_image(tmp_path / "mistakes.png")
     assert drawn.shape[0] > 200 * 4
     assert (drawn.max(2) - drawn.min(2) > 60).mean() > 0.15  # images and heat maps, not white paper
 
 
 def test_a_image_and_its_map_stand_side_by_side(part: Part, network: Network) -> None:
-    pair = figures._beside_its_map(figures.explained_by(network), part.load(0), 1)
+    pair = figures._with_map(figures.gradcam_of(network), part.load(0), 1)
     left, right = pair.crop((0, 0, pair.width // 2 - 3, pair.height)), pair.crop((pair.width // 2 + 3, 0, pair.width, pair.height))
     assert left.size == right.size
     expected = part.load(0).resize(left.size, Image.Resampling.BICUBIC)

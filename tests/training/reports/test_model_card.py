@@ -19,7 +19,7 @@ from tlcli.contract.images.preprocessing import Preprocessing
 from tlcli.contract.model.description import Agreement, Description, Layer, MapAgreement, MapOutput, Parity, Provenance
 from tlcli.training import Run, finetune, load_run
 from tlcli.training.reports.citations import paper_of
-from tlcli.training.reports.datasheet import data_sheet, write_data_sheet
+from tlcli.training.reports.datasheet import describe_dataset, write_data_sheet
 from tlcli.training.reports.model_card import model_card, write_model_card
 
 NAMES = {"blue": "a|b *c* [x](y) --- ~~z~~", "green": "`g` <b>_r_<b> $e$ #1 &amp;", "red": "rot: \\ 'q' \"猫\""}
@@ -35,7 +35,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     (data / "val" / NAMES["red"] / "0.png").write_bytes((data / "train" / NAMES["red"] / "1.png").read_bytes())
     result = finetune(config(data, home / "run", epochs=2))
     loaded = load_run(result.path)
-    write_data_sheet(result.path / "data_sheet.json", data_sheet(loaded.dataset()))
+    write_data_sheet(result.path / "data_sheet.json", describe_dataset(loaded.dataset()))
     return loaded
 
 
@@ -255,4 +255,4 @@ def test_a_kept_epoch_of_the_head_alone_is_not_called_training_of_all_layers(run
         finally:
             (run.path / "results.json").write_text(results)
         assert said in card
-        assert ("so the backbone's weights are those it began with" in card) == (stage == "head")
+        assert ("so the backbone's weights are unchanged" in card) == (stage == "head")

@@ -101,7 +101,7 @@ def test_images_that_changed_are_noticed(result: RunResult, home: Path) -> None:
     run = load_run(result.path)
     assert len(run.dataset().train) == 36
     put_image_of(home / "colours" / "val" / "red" / "new.png", "red", 99)
-    with pytest.raises(DatasetError, match=r"colours: its images are not those that .*run was trained on \(see its split.json\)"):
+    with pytest.raises(DatasetError, match=r"colours: the images changed since .*run was trained \(see its split.json\)"):
         run.dataset()
     (home / "colours" / "val" / "red" / "new.png").unlink()
 

@@ -14,7 +14,7 @@ import torch
 
 from tests.helpers.training.tiny_training import config, put_colours, put_image_of
 from tlcli.contract.errors import DatasetError, NotFoundError, SettingsError, WeightsError
-from tlcli.training import RunResult, finetune, load_run, resume
+from tlcli.training import Callback, RunResult, finetune, load_run, resume
 from tlcli.training.metrics.scores import EpochRow
 from tlcli.training.models.weights import load_backbone
 from tlcli.training.runs.run_folder import RunFolder
@@ -25,19 +25,29 @@ class CutError(Exception):
     """Power is off."""
 
 
-class CutAt:
+class CutAt(Callback):
     """Cuts a run short in a step, or when an epoch is over."""
 
     def __init__(self, step: int | None = None, epoch: int | None = None) -> None:
         self._step, self._epoch = step, epoch
 
-    def step(self, number: int, loss: float) -> None:
+    def on_step_end(self, number: int, loss: float) -> None:
         if number == self._step:
             raise CutError
 
-    def epoch(self, row: EpochRow, is_best: bool) -> None:
+    def on_epoch_end(self, row: EpochRow, is_best: bool) -> None:
         if row.epoch == self._epoch:
             raise CutError
+
+
+class Begun(Callback):
+    """The folders of the runs that have started."""
+
+    def __init__(self) -> None:
+        self.folders: list[Path] = []
+
+    def on_run_start(self, folder: Path) -> None:
+        self.folders.append(folder)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +64,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory, colours: Path) -> str:
 
 def cut_short(asked: FinetuneConfig, at: CutAt) -> Path:
     with pytest.raises(CutError):
-        finetune(asked, watchers=[at])
+        finetune(asked, callbacks=[at])
     assert asked.output is not None
     assert not (asked.output / "results.json").exists()
     return asked.output
@@ -86,7 +96,7 @@ def test_cut_short_anywhere_it_ends_the_same_to_the_bit(colours: Path, tmp_path:
         path = cut_short(asked.model_copy(update={"output": tmp_path / name}), cuts[0])
         for again in cuts[1:]:
             with pytest.raises(CutError):
-                resume(path, watchers=[again])
+                resume(path, callbacks=[again])
         gone_on = resume(path)
         assert left_by(path) == left_by(whole.path), name
         assert gone_on.results.model_dump(exclude={"seconds"}) == whole.results.model_dump(exclude={"seconds"})
@@ -130,14 +140,14 @@ def test_a_finished_run_is_left_as_it_is(colours: Path, tmp_path: Path) -> None:
     said: list[str] = []
     whole = finetune(config(colours, tmp_path / "run", epochs=1))
     before = left_by(whole.path)
-    again = resume(whole.path, say=said.append)
+    again = resume(whole.path, log=said.append)
     assert (again.results, again.trained, whole.trained) == (whole.results, False, True)
     assert said == [f"{whole.path}: this run is finished: there is nothing to resume"]
     assert left_by(whole.path) == before
 
 
 def test_where_there_is_no_run_it_says_so(tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match=r"no run \(config.json is missing\): give a run's folder"):
+    with pytest.raises(NotFoundError, match=r"not a run \(config.json is missing\): give a run's folder"):
         resume(tmp_path)
 
 
@@ -145,7 +155,7 @@ def test_other_images_are_refused(tmp_path: Path) -> None:
     data = put_colours(tmp_path / "data", train=6)
     path = cut_short(config(data, tmp_path / "run", mode="full", epochs=2), CutAt(epoch=1))
     put_image_of(data / "train" / "red" / "new.png", "red", 77)
-    with pytest.raises(SettingsError, match="run: its images are not what they were when it began: put that back, or fine-tune anew"):
+    with pytest.raises(SettingsError, match="run: the images changed since this run started: restore them, or start a new run"):
         resume(path)
 
 
@@ -154,7 +164,7 @@ def test_classes_in_another_order_are_refused(cut: Path) -> None:
     document = json.loads((cut / "config.json").read_text())
     document["classes"] = document["classes"][::-1]
     (cut / "config.json").write_text(json.dumps(document))
-    with pytest.raises(SettingsError, match="its classes are not, or not in the order, what they were"):
+    with pytest.raises(SettingsError, match="the classes or their order changed since this run started"):
         resume(cut)
 
 
@@ -164,7 +174,7 @@ def test_other_weights_to_start_from_are_refused(colours: Path, tmp_path: Path) 
     safetensors.torch.save_file(state, path)
     run = cut_short(config(colours, tmp_path / "run", mode="full", weights=str(path), epochs=2, head_epochs=0), CutAt(epoch=1))
     safetensors.torch.save_file({name: tensor + (tensor.is_floating_point() * 1) for name, tensor in state.items()}, path)
-    with pytest.raises(SettingsError, match="the weights it starts from are not what they were"):
+    with pytest.raises(SettingsError, match="the initial weights changed since this run started"):
         resume(run)
 
 
@@ -181,13 +191,13 @@ def test_other_versions_are_named(cut: Path) -> None:
     document["versions"]["timm"] = "0.0.1"
     (cut / "config.json").write_text(json.dumps(document))
     said: list[str] = []
-    resume(cut, say=said.append)
-    assert any("not to the bit what it would have been: timm 0.0.1 then," in line for line in said)
+    resume(cut, log=said.append)
+    assert any("so results may not be bit-identical: timm 0.0.1 -> " in line for line in said)
 
 
 def test_a_damaged_position_is_named(cut: Path) -> None:
     (cut / "resume.safetensors").write_bytes(b"nonsense" * 100)
-    with pytest.raises(WeightsError, match=r"resume.safetensors: is damaged .*: remove it, and the run begins anew with --resume"):
+    with pytest.raises(WeightsError, match=r"resume.safetensors: damaged .*: remove it, and --resume starts from the first epoch"):
         resume(cut)
     (cut / "resume.safetensors").unlink()
     assert resume(cut).results.best_epoch
@@ -197,18 +207,16 @@ FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
 from tests.helpers.training.tiny_training import config
-from tlcli.training import finetune
+from tlcli.training import Callback, finetune
 from tlcli.contract.errors import SettingsError
 
-class Fill:
-    def step(self, number, loss):
-        pass
-    def epoch(self, row, is_best):
+class Fill(Callback):
+    def on_epoch_end(self, row, is_best):
         if row.epoch == 2:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
 try:
-    finetune(config(Path(sys.argv[1]), Path(sys.argv[2]), mode="full", epochs=4), watchers=[Fill()])
+    finetune(config(Path(sys.argv[1]), Path(sys.argv[2]), mode="full", epochs=4), callbacks=[Fill()])
 except SettingsError as error:
     print(error)
 """
@@ -221,7 +229,7 @@ def test_a_full_disk_loses_nothing_already_saved(colours: Path, tmp_path: Path) 
     told = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3]).stdout
     assert "epoch 3 cannot be saved" in told
     assert f"{tmp_path / 'cut' / 'resume.safetensors'}: epoch 3 cannot be saved: File too large: make room, then" in told
-    assert f"`tlcli finetune --resume {tmp_path / 'cut'}` resumes after the last one that could" in told
+    assert f"`tlcli finetune --resume {tmp_path / 'cut'}` resumes after the last saved epoch" in told
     assert [path.name for path in (tmp_path / "cut").iterdir() if path.name.startswith(".")] == []
     resume(tmp_path / "cut")
     assert left_by(tmp_path / "cut") == left_by(whole.path)
@@ -239,29 +247,29 @@ def test_a_run_whose_data_set_moved_goes_on_and_is_exported_from_the_new_place(t
     asked = config(data, tmp_path / "run", mode="full", epochs=2)
     path = cut_short(asked, CutAt(epoch=1))
     data.rename(tmp_path / "elsewhere")
-    with pytest.raises(DatasetError, match=r"run: its data set .*data is not there any more: say with --dataset where it is now$"):
+    with pytest.raises(DatasetError, match=r"run: its data set .*data does not exist any more: name its new location with --dataset$"):
         resume(path)
     other = put_colours(tmp_path / "other")
     next(other.rglob("*.png")).unlink()
-    with pytest.raises(SettingsError, match="its images are not what they were when it began"):
+    with pytest.raises(SettingsError, match="the images changed since this run started"):
         resume(path, dataset=str(other))
     assert json.loads((path / "config.json").read_text())["asked"]["dataset"] == str(data)
     resume(path, dataset=str(tmp_path / "elsewhere"))
     assert json.loads((path / "config.json").read_text())["asked"]["dataset"] == str(tmp_path / "elsewhere")
     (tmp_path / "elsewhere").rename(tmp_path / "third")
-    with pytest.raises(DatasetError, match="say with --dataset where it is now"):
+    with pytest.raises(DatasetError, match="name its new location with --dataset"):
         load_run(path).dataset()
-    with pytest.raises(DatasetError, match="its images are not those that"):
+    with pytest.raises(DatasetError, match="the images changed since"):
         load_run(path).on(str(other)).dataset()
     assert len(load_run(path).on(str(tmp_path / "third")).dataset().train) > 0
 
 
 def test_a_run_that_another_process_trains_is_refused_before_its_images_are_read(cut: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tlcli.training.fine_tuning.load_dataset", lambda *_: pytest.fail("the data set was read"))
-    begun: list[Path] = []
+    monkeypatch.setattr("tlcli.training.finetune_run.load_dataset", lambda *_: pytest.fail("the data set was read"))
+    begun = Begun()
     with RunFolder(cut).claimed(), pytest.raises(SettingsError, match="cut: another process is training here: wait for it, or stop it"):
-        resume(cut, on_begin=begun.append)
-    assert begun == []
+        resume(cut, callbacks=[begun])
+    assert begun.folders == []
 
 
 def test_a_run_that_another_process_has_just_finished_is_left_alone(cut: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,7 +277,8 @@ def test_a_run_that_another_process_has_just_finished_is_left_alone(cut: Path, m
     results = resume(cut).results
     before = left_by(cut)
     looks = [None, results]
-    monkeypatch.setattr("tlcli.training.fine_tuning.read_results", lambda path: looks.pop(0))
+    for module in ("fine_tuning", "finetune_run"):
+        monkeypatch.setattr(f"tlcli.training.{module}.read_results", lambda path: looks.pop(0))
     again = resume(cut)
     assert (again.results, again.trained, looks) == (results, False, [])
     assert left_by(cut) == before
@@ -282,7 +291,7 @@ def test_a_folder_that_another_process_has_just_filled_is_left_alone(
     before = left_by(run)
     monkeypatch.setattr("tlcli.training.runs.run_folder.require_output", lambda config: None)
     monkeypatch.setattr("tlcli.training.fine_tuning.require_output", lambda config: None)
-    with pytest.raises(SettingsError, match="run: another process has trained here meanwhile: name a fresh folder with --output"):
+    with pytest.raises(SettingsError, match="run: another process trained here in the meantime: name a new folder with --output"):
         finetune(config(colours, run, epochs=1))
     assert left_by(run) == before
 

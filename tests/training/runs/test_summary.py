@@ -54,5 +54,5 @@ def test_what_another_version_keeps_beside_is_passed_over(tmp_path: Path) -> Non
 def test_a_table_that_is_damaged_is_named(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     (run / "metrics.csv").write_bytes(b"stage,epoch\nhead,\xff\n")
-    with pytest.raises(SettingsError, match=r"metrics.csv: cannot be read: .*: it is damaged, or none of tlcli's; fine-tune anew"):
+    with pytest.raises(SettingsError, match=r"metrics.csv: cannot be read: .*: damaged, or not written by tlcli: start a new run"):
         read_record(run)

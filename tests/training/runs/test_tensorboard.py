@@ -27,10 +27,10 @@ def read(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 def test_its_reader_finds_what_was_told(tmp_path: Path) -> None:
     log = TensorboardLog(tmp_path)
-    log.epoch(ROWS[0], True)
-    log.step(1, 0.375)
-    log.step(2, 0.3125)
-    log.epoch(ROWS[1], False)
+    log.on_epoch_end(ROWS[0], True)
+    log.on_step_end(1, 0.375)
+    log.on_step_end(2, 0.3125)
+    log.on_epoch_end(ROWS[1], False)
     log.close()
     assert read(tmp_path / "tensorboard" / "train") == {
         "loss": [(1, 1.5), (2, 0.75)],
@@ -44,7 +44,7 @@ def test_its_reader_finds_what_was_told(tmp_path: Path) -> None:
 
 def test_an_epoch_is_there_before_the_training_ends(tmp_path: Path) -> None:
     log = TensorboardLog(tmp_path)
-    log.epoch(ROWS[0], True)
+    log.on_epoch_end(ROWS[0], True)
     assert read(tmp_path / "tensorboard" / "val")["loss"] == [(1, 1.25)]
     log.close()
 
@@ -52,7 +52,7 @@ def test_an_epoch_is_there_before_the_training_ends(tmp_path: Path) -> None:
 def test_what_a_resumed_run_writes_is_added(tmp_path: Path) -> None:
     for row in ROWS:
         log = TensorboardLog(tmp_path)
-        log.epoch(row, True)
+        log.on_epoch_end(row, True)
         log.close()
     assert read(tmp_path / "tensorboard" / "val")["top1"] == [(1, 0.625), (2, 0.875)]
 
@@ -76,8 +76,8 @@ log = TensorboardLog(Path(sys.argv[1]), said.append)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
 for number in range(30):
-    log.step(number, 1.0)
-    log.epoch(ROWS[0], True)
+    log.on_step_end(number, 1.0)
+    log.on_epoch_end(ROWS[0], True)
 log.close()
 print(*said, sep=chr(10))
 """
@@ -87,5 +87,5 @@ def test_a_full_disk_ends_the_log_with_a_warning_and_not_the_training(tmp_path: 
     """Files cannot grow beyond 100 bytes."""
     command = [sys.executable, "-c", FULL_DISK, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[3], timeout=120, check=True)
-    assert done.stdout == f"warning: {tmp_path / 'tensorboard'}: File too large: TensorBoard's log ends here, the training goes on\n"
+    assert done.stdout == f"warning: {tmp_path / 'tensorboard'}: File too large: the TensorBoard log ends here, training continues\n"
     assert "Traceback" not in done.stderr, done.stderr

@@ -14,42 +14,36 @@ import pytest
 import torch
 
 from tests.helpers.training.tiny_training import config, put_colours
-from tlcli.training import finetune, load_run
-from tlcli.training.metrics.scores import EpochRow
+from tlcli.training import Callback, finetune, load_run
 
 TRAIN = """
 import json, os, sys
 from pathlib import Path
 import torch
 from tests.helpers.training.tiny_training import config
-from tlcli.training import finetune
+from tlcli.training import Callback, finetune
 
-class Note:
+class Note(Callback):
     def __init__(self):
         self.losses = []
-    def step(self, number, loss):
+    def on_step_end(self, number, loss):
         self.losses.append(loss)
-    def epoch(self, row, is_best):
-        pass
 
 data, output, settings, precision = sys.argv[1:]
 torch.set_default_dtype(getattr(torch, precision))
 note = Note()
 said = []
-finetune(config(Path(data), Path(output), **json.loads(settings)), watchers=[note], say=said.append)
+finetune(config(Path(data), Path(output), **json.loads(settings)), callbacks=[note], log=said.append)
 Path(output + f".{os.environ['RANK']}.json").write_text(json.dumps({"losses": note.losses, "said": said}))
 """
 
 
-class Note:
+class Note(Callback):
     def __init__(self) -> None:
         self.losses: list[float] = []
 
-    def step(self, number: int, loss: float) -> None:
+    def on_step_end(self, number: int, loss: float) -> None:
         self.losses.append(loss)
-
-    def epoch(self, row: EpochRow, is_best: bool) -> None:
-        pass
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +96,7 @@ def test_their_losses_are_those_of_one_process(colours: Path, tmp_path: Path, se
     """
     settings = {"mode": "full", "epochs": 8, "batch_size": 7, **settings}
     note = Note()
-    alone = finetune(config(colours, tmp_path / "one", **settings), watchers=[note])
+    alone = finetune(config(colours, tmp_path / "one", **settings), callbacks=[note])
     first, second = of_two(colours, tmp_path / "two", precision, **settings)
     assert len(note.losses) >= 50
     assert note.losses[0] - np.mean(note.losses[-7:]) > 0.05  # it learns

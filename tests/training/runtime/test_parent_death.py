@@ -168,7 +168,7 @@ def test_a_file_system_without_locks_is_warned_of_and_trained_on(tmp_path: Path,
     with RunFolder(tmp_path).claimed(said.append):
         pass
     assert len(said) == 1
-    assert "cannot be locked (Operation not supported): let no other process resume this run meanwhile" in said[0]
+    assert "cannot be locked (Operation not supported): do not resume this run from another process meanwhile" in said[0]
     with whole_folder(tmp_path / "data") as temporary:
         (temporary / "file").write_text("")
     assert (tmp_path / "data" / "file").exists()

@@ -17,7 +17,7 @@ from torch._dynamo.utils import counters
 from tests.helpers.training.tiny_training import check_it_is_read_back, config, put_colours
 from tlcli.contract.errors import SettingsError
 from tlcli.training import finetune, load_run
-from tlcli.training.engine.step import Steps, Way
+from tlcli.training.engine.step import StepOptions, Stepper
 
 
 @pytest.mark.slow
@@ -58,11 +58,11 @@ def test_a_network_that_cannot_be_compiled_is_named_as_the_reason(monkeypatch: p
         raise BackendCompilerFailed(lambda: None, ValueError("no such thing\nand more"), None)
 
     model = nn.Linear(2, 2)
-    steps = Steps(model, torch.optim.SGD(model.parameters(), lr=0.1), Way(compiled=True))
+    steps = Stepper(model, torch.optim.SGD(model.parameters(), lr=0.1), StepOptions(compiled=True))
     steps.begin()
     monkeypatch.setattr(steps, "_runs", fail)
     with pytest.raises(SettingsError, match=r"^--compile: this network cannot be compiled \(.*no such thing.*\): leave --compile out$"):
-        steps.take(0, torch.ones(1, 2), torch.zeros(1, dtype=torch.int64))
+        steps.step(0, torch.ones(1, 2), torch.zeros(1, dtype=torch.int64))
 
 
 def test_strides_that_compiled_code_does_not_expect_are_the_reason_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,8 +72,8 @@ def test_strides_that_compiled_code_does_not_expect_are_the_reason_too(monkeypat
         raise AssertionError("expected size 96==96, stride 9==1 at dim=1\nError in op: convolution_backward")
 
     model = nn.Linear(2, 2)
-    steps = Steps(model, torch.optim.SGD(model.parameters(), lr=0.1), Way(compiled=True))
+    steps = Stepper(model, torch.optim.SGD(model.parameters(), lr=0.1), StepOptions(compiled=True))
     steps.begin()
     monkeypatch.setattr(steps, "_runs", fail)
     with pytest.raises(SettingsError, match=r"^--compile: this network cannot be compiled \(expected size.*dim=1\): leave --compile out$"):
-        steps.take(0, torch.ones(1, 2), torch.zeros(1, dtype=torch.int64))
+        steps.step(0, torch.ones(1, 2), torch.zeros(1, dtype=torch.int64))

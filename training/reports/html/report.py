@@ -1,31 +1,40 @@
-"""`report.html`: a run on one page, in one file that asks for nothing outside of itself."""
+"""`report.html`: a run on one page, in one file that loads nothing from outside.
+
+The page is rendered from the Jinja2 templates in `templates/`, which escape everything that they insert; `content` prepares what they show.
+"""
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tlcli.contract.files.atomic_file import whole_file
-from tlcli.training.reports.datasheet import DataSheet, read_data_sheet
-from tlcli.training.reports.html import sections_results, sections_setup
-from tlcli.training.reports.html.markup import Child, Markup, element
-from tlcli.training.reports.html.style import STYLE
-from tlcli.training.reports.html.tables import CALLED, bullets, duration, interval, number, percent
+from tlcli.training.reports.datasheet import read_data_sheet
+from tlcli.training.reports.html import formats
+from tlcli.training.reports.html.content import report_content
 from tlcli.training.runs.summary import Record, read_record
 from tlcli.training.settings.run_file_names import REPORT
 
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+SECTIONS = ("Figures", "Training", "Classes", "Confusion", "Calibration", "Mistakes", "Data", "Settings", "Reproduce")
+"""Titles of the sections; each has a template of its name."""
+
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-"""Content Security Policy: a browser that holds to it loads nothing, whatever stands in the page."""
+"""Content Security Policy: browsers that enforce it load nothing, whatever the page contains."""
 
 
 def write_report(run: str | Path) -> Path:
-    """Write `report.html` into a run's folder, of the files in it. Those that it lacks are named in their place.
+    """Write `report.html` into the folder of a run, from the files in it; missing files are named on the page.
 
     Returns:
-        Its path.
+        Path of the report.
 
     Raises:
         NotFoundError, SettingsError: see `tlcli.training.runs.summary.read_record`.
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     record = read_record(run)
     path = record.path / REPORT
@@ -35,80 +44,23 @@ def write_report(run: str | Path) -> Path:
 
 
 def render(record: Record) -> str:
-    """The page."""
-    sheet = read_data_sheet(record.path)
-    asked = record.config.asked
-    title = f"{asked.get('backbone', 'A network')} on {Path(str(asked.get('dataset', 'images'))).name}"
-    sections = {
-        "figures": ("Figures", sections_results.figures(record)),
-        "training": ("Training", sections_results.training(record)),
-        "classes": ("Classes", sections_results.classes(record)),
-        "confusion": ("Confusion", sections_results.confusion(record)),
-        "calibration": ("Calibration", sections_results.calibration(record)),
-        "mistakes": ("Mistakes", sections_results.mistakes(record)),
-        "data": ("Data", sections_setup.data(record, sheet)),
-        "settings": ("Settings", sections_setup.settings(record)),
-        "repeat": ("Repeat it", sections_setup.repeat(record)),
-    }
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("title", title),
-        element("style", Markup(STYLE)),
+    """Return the page as HTML."""
+    content = report_content(record, read_data_sheet(record.path))
+    return _environment().get_template("report.html.j2").render(content, sections=SECTIONS, policy=_POLICY)
+
+
+@cache
+def _environment() -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # only whoever writes a report needs it
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
-    body = element(
-        "body",
-        element(
-            "header",
-            element("h1", title),
-            element("div", _subtitle(record), class_="soft"),
-            element("nav", [element("a", name, href=f"#{key}") for key, (name, _) in sections.items()]),
-        ),
-        element(
-            "main",
-            _warnings(record, sheet),
-            _tiles(record),
-            [element("section", element("h2", name), content, id=key) for key, (name, content) in sections.items()],
-        ),
-        element("footer", f"Made by tlcli of the files in the run's folder, {record.path.resolve().name}."),
-    )
-    return f"<!DOCTYPE html>\n{element('html', head, body, lang='en')}\n"
-
-
-def _subtitle(record: Record) -> str:
-    asked, when = record.config.asked, record.config.created.replace("T", " ").replace("+00:00", " UTC")
-    mode = {"feature-extraction": "head trained on frozen features", "full": "all layers trained"}.get(str(asked.get("mode")), "")
-    if asked.get("mode") == "full" and record.best_stage == "head":
-        mode = "all layers trained, an epoch of the head alone kept"
-    return " · ".join(part for part in (mode, f"head {asked.get('head', '?')}", f"{len(record.config.classes)} classes", when) if part)
-
-
-def _warnings(record: Record, sheet: DataSheet | None) -> Child:
-    found = [*([f"training ended early: {record.results.stopped}"] if record.results.stopped else []), *(sheet.warnings if sheet else ())]
-    if not found:
-        return None
-    return element("div", element("b", "To be known before the figures are read"), bullets(found), class_="warning", role="note")
-
-
-def _tiles(record: Record) -> Markup:
-    name, part = list(record.parts.items())[-1]  # the test part, where there is one
-    of_part = CALLED[name]
-    images, last = record.results.images, max((one.epoch for one in record.epochs), default=None)
-    stage = {"head": "head alone", "full": "all layers"}.get(record.best_stage or "", "")
-    return element(
-        "div",
-        _tile(f"{of_part} top-1", percent(part.top1), f"95 % interval {interval(part)}"),
-        _tile(f"{of_part} macro F1", number(part.macro_f1), "the mean over the classes"),
-        _tile(f"{of_part} loss", number(part.loss), "cross-entropy, nats"),
-        _tile(f"{of_part} ECE", percent(part.ece), "expected calibration error"),
-        _tile("Images", f"{sum(images.values()):,}", ", ".join(f"{count:,} {key}" for key, count in images.items())),
-        _tile("Best epoch", str(record.results.best_epoch), ", ".join(filter(None, ("" if last is None else f"of {last}", stage)))),
-        _tile("Time", duration(record.seconds), f"on {record.config.device}" if record.config.device else ""),
-        class_="tiles",
-    )
-
-
-def _tile(name: str, value: str, note: str) -> Markup:
-    return element("div", element("span", name, class_="name"), element("b", value), element("span", note), class_="tile")
+    filters = (formats.plain, formats.percent, formats.number, formats.duration, formats.interval)
+    environment.filters.update({function.__name__: function for function in filters})
+    return environment

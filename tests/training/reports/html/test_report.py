@@ -20,7 +20,6 @@ from tlcli.contract.errors import NotFoundError, SettingsError
 from tlcli.training.metrics.scores import EpochRow
 from tlcli.training.reports.datasheet import Copy, DataSheet, Overlap, Sizes, Spread, Unread, write_data_sheet
 from tlcli.training.reports.html.charts import line_chart
-from tlcli.training.reports.html.markup import Markup, element
 from tlcli.training.reports.html.report import write_report
 from tlcli.training.runs.summary import Epoch, read_record
 
@@ -151,11 +150,11 @@ def test_its_figures_are_those_of_the_predictions(tmp_path: Path) -> None:
     wrong = confusion - np.diag(np.diag(confusion))
     true, said = np.unravel_index(wrong.argmax(), wrong.shape)
     share = f"{100 * wrong[true, said] / confusion[true].sum():.1f} %"
-    assert found.table("is", "was taken for", "images", "of its class")[0] == [labels[true], labels[said], str(wrong.max()), share]
+    assert found.table("class", "predicted", "images", "share of class")[0] == [labels[true], labels[said], str(wrong.max()), share]
 
     surest = max((one for one in record.predictions if one.label != one.predicted), key=lambda one: one.score)
     expected = [surest.name, surest.label, surest.predicted, f"{100 * surest.score:.1f} %"]
-    assert found.table("image", "is", "was taken for", "score")[0] == expected
+    assert found.table("image", "class", "predicted", "score")[0] == expected
 
 
 def test_the_headline_is_the_test_parts_where_there_is_one(tmp_path: Path) -> None:
@@ -201,7 +200,7 @@ def test_what_the_folder_lacks_is_said(name: str, tmp_path: Path) -> None:
     (run / name).unlink(missing_ok=True)
     if name != "data_sheet.json":
         (run / "data_sheet.json").write_text("{}")  # of another version
-    says = f"{name} is not in the run's folder: it is of an earlier version, or the file was taken away."
+    says = f"{name} is not in the run's folder: an earlier version wrote the run, or the file was removed."
     assert says in page(run).text
     if name == "data_sheet.json":
         assert page(run).table("class", "training")[-1] == ["all", "21"], "what the split says"
@@ -217,7 +216,7 @@ def test_a_run_of_an_earlier_version_is_shown_as_far_as_it_goes(tmp_path: Path) 
             del of_class["f1"]
     (run / "results.json").write_text(json.dumps(results))
     found = page(run)
-    assert "Not in results.json: the run is of an earlier version." in found.text
+    assert "Not in results.json: an earlier version wrote the run." in found.text
     assert "The confusion matrix is not in results.json." in found.text
     assert [row[4] for row in found.table("class", *2 * ["images", "precision", "recall", "F1"])] == ["–"] * 3
 
@@ -313,7 +312,9 @@ def test_a_diverged_run_has_a_report(tmp_path: Path) -> None:
     assert page(run).table("part", "images", "right", "top-1", "95 % interval", "top-5", "macro F1", "loss", "ECE")[0][7] == "–"
 
 
-def test_what_is_no_markup_is_escaped() -> None:
-    made = element("td", "<b>", Markup("<i></i>"), ["&", 3, None], class_='"x"', data_y=1.5, hidden=True, id=None)
-    assert made == '<td class="&quot;x&quot;" data-y="1.5" hidden>&lt;b&gt;<i></i>&amp;3</td>'
-    assert element("br") == "<br>"
+@pytest.mark.parametrize("nasty", NASTY)
+def test_a_charts_text_is_escaped(nasty: str) -> None:
+    chart = line_chart(nasty, epochs(2.0, 1.0), [2.0, 1.0], [2.0, 1.0], best_epoch=2, unit=nasty)
+    assert {element.tag for element in ElementTree.fromstring(chart).iter()} == {"svg", "text", "line", "polyline", "circle", "title"}
+    assert nasty in Page(str(chart)).text
+    assert ElementTree.fromstring(chart).get("aria-label") == nasty

@@ -1,0 +1,396 @@
+"""One fine-tuning run, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tlcli.contract.errors import SettingsError
+from tlcli.contract.process.malloc import keep_freed_memory
+from tlcli.training.data.dataset import Dataset, Part
+from tlcli.training.data.load import load_dataset, save_split
+from tlcli.training.engine.all_layers import AllLayers, classify_images, smallest_micro_batch
+from tlcli.training.engine.callbacks import Callback, CallbackList
+from tlcli.training.engine.ema import snapshot
+from tlcli.training.engine.head import classify_embeddings, train_head
+from tlcli.training.engine.head_search import Features, heads_to_try, search_head, search_size, write_search
+from tlcli.training.engine.model_selection import describe_kept
+from tlcli.training.engine.stage import Best
+from tlcli.training.engine.step import Log, no_log
+from tlcli.training.features.cache import FeatureCache, View
+from tlcli.training.metrics.scores import EpochRow, Results, Scores, score
+from tlcli.training.models.batch_norms import require_more_than_one_image
+from tlcli.training.models.fingerprint import output_of
+from tlcli.training.models.network import Network, NetworkConfig
+from tlcli.training.models.pretrained_preprocessing import resolve_preprocessing
+from tlcli.training.models.weights import load_backbone
+from tlcli.training.reports.datasheet import describe_dataset, write_data_sheet
+from tlcli.training.reports.figures import draw_figures
+from tlcli.training.reports.html.report import write_report
+from tlcli.training.run_messages import EpochLog, setup_messages
+from tlcli.training.runs import resume_state
+from tlcli.training.runs.predictions import predictions, write_predictions
+from tlcli.training.runs.recorder import RunRecorder
+from tlcli.training.runs.resume_check import changed_versions, require_unchanged
+from tlcli.training.runs.resume_state import Unfinished
+from tlcli.training.runs.run_folder import RunConfig, RunFolder, make_folder, now, read_results, versions
+from tlcli.training.runs.tensorboard import TensorboardLog
+from tlcli.training.runtime.device import keep_to_usable_cores
+from tlcli.training.runtime.distributed import Processes, is_first
+from tlcli.training.runtime.progress import Advance, ProgressFactory, silent
+from tlcli.training.runtime.timer import Clock
+from tlcli.training.settings.config import FinetuneConfig
+from tlcli.training.settings.plan import Plan
+from tlcli.training.settings.run_file_names import CONFIG, DATA_SHEET, PREDICTIONS, REPORT, SEARCH, SPLIT
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run.
+
+    path: the run's folder, which `tlcli.training.runs.load_run.load_run` reads.
+    trained: False if the run was finished before.
+    """
+
+    path: Path
+    results: Results
+    trained: bool = True
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Final metrics by name, see `Results.metrics`."""
+        return self.results.metrics
+
+
+class SavedRun(NamedTuple):
+    """An unfinished run on disk: its folder and the config in it."""
+
+    path: Path
+    config: RunConfig
+
+
+class FinetuneRun:
+    """A fine-tuning run.
+
+    `run` walks through it: set up the network and the data, open the folder, train the head, train all layers, evaluate, save and report.
+
+    network: network being trained, once `setup` has run.
+    dataset: images, once `setup` has run.
+    resolved: config as it is saved in the folder, once `setup` has run.
+    folder: folder of the run, once it is claimed.
+    """
+
+    network: Network
+    dataset: Dataset
+    resolved: RunConfig
+    folder: RunFolder
+
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        plan: Plan,
+        device: torch.device,
+        dist: Processes,
+        progress: ProgressFactory,
+        log: Log,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        """Prepare a run; in all processes but the first, it stays silent.
+
+        Args:
+            config: settings of the run.
+            plan: the settings, resolved.
+            device: device to train on.
+            dist: processes that train together.
+            progress, log, callbacks: see `tlcli.training.fine_tuning.finetune`.
+        """
+        self._config = config
+        self._plan = plan
+        self._device = torch.device(device.type, dist.local) if device.type == "cuda" else device
+        self._dist = dist
+        self._progress: ProgressFactory = progress if dist.first else silent
+        self._log: Log = log if dist.first else no_log
+        self._callbacks: tuple[Callback, ...] = tuple(callbacks) if dist.first else ()
+        self._timer = Clock()
+
+    def run(self, saved: SavedRun | None = None) -> RunResult:
+        """Train, and write the run's folder.
+
+        Args:
+            saved: interrupted run to resume; None starts a new one.
+
+        Raises:
+            Exception: see `tlcli.training.fine_tuning.finetune` and `resume`.
+        """
+        with ExitStack() as resources:
+            if saved is None:
+                self.setup()
+                self._create_folder(resources)
+            else:
+                self._claim(saved.path, resources)
+                results = self._dist.said_by_first(read_results(saved.path) if self._dist.first else None)
+                if results is not None:  # another process finished the run before this one claimed it
+                    return complete_report(saved.path, results, self._log)
+                CallbackList(self._callbacks).on_run_start(saved.path)
+                self.setup(is_new=False)
+                self._check_unchanged(saved)
+            if self._dist.first:
+                self._describe_data()
+                if self._config.tensorboard:
+                    self._callbacks += (resources.enter_context(closing(TensorboardLog(self.folder.path, self._log))),)
+            best = self._train(resumes=saved is not None)
+            return self._finish(best)
+
+    # ---- setup
+
+    def setup(self, *, is_new: bool = True) -> None:
+        """Load the backbone and the data set, and build the network; sets `network`, `dataset` and `resolved`.
+
+        Args:
+            is_new: see `tlcli.training.data.load.load_dataset`.
+        """
+        config, plan = self._config, self._plan
+        if self._device.type == "cpu":
+            keep_freed_memory()
+            keep_to_usable_cores()
+        with self._dist.first_goes_first():
+            backbone, weights_fingerprint = load_backbone(config, self._progress)
+        preprocessing = resolve_preprocessing(config, backbone)
+        with self._timer("data"), self._dist.first_goes_first():
+            self.dataset = load_dataset(config, self._progress, is_new=is_new)
+        torch.manual_seed(config.seed)
+        network_config = NetworkConfig(
+            backbone=config.backbone,
+            model_kwargs=config.model_kwargs,
+            head=config.head,
+            num_classes=len(self.dataset.classes),
+            preprocessing=preprocessing,
+            pretrained=config.weights != "none",
+        )
+        self.network = Network(network_config, backbone).to(self._device)
+        if plan.full_epochs and smallest_micro_batch(len(self.dataset.train), plan) == 1:
+            require_more_than_one_image(self.network, plan.from_scratch)
+        for line in setup_messages(config, network_config, self.dataset):
+            self._log(line)
+        self.resolved = RunConfig(
+            created=now(),
+            asked=config,
+            network=network_config,
+            plan=plan,
+            classes=self.dataset.classes,
+            device=str(self._device),
+            weights_fingerprint=weights_fingerprint,
+            dataset_fingerprint=self.dataset.fingerprint,
+            versions=versions(),
+        )
+
+    def _create_folder(self, resources: ExitStack) -> None:
+        """Make and claim the folder of a new run, and write its config."""
+        path = self._dist.said_by_first(make_folder(self._config).path if self._dist.first else Path())
+        self._claim(path, resources)
+        if self._dist.said_by_first((path / CONFIG).exists()):
+            raise SettingsError(f"{path}: another process trained here in the meantime: name a new folder with --output")
+        if self._dist.first:
+            self.folder.write_config(self.resolved)
+        CallbackList(self._callbacks).on_run_start(path)
+
+    def _claim(self, path: Path, resources: ExitStack) -> None:
+        self.folder = RunFolder(path)
+        if self._dist.first:
+            resources.enter_context(self.folder.claimed(self._log))
+
+    def _check_unchanged(self, saved: SavedRun) -> None:
+        require_unchanged(saved.path, saved.config, self.resolved)
+        changed = changed_versions(saved.config, self.resolved)
+        if changed:
+            self._log(f"package versions changed since this run started, so results may not be bit-identical: {'; '.join(changed)}")
+        if self._dist.first and saved.config.asked != self.resolved.asked:  # the data set has moved
+            self.folder.write_config(saved.config.model_copy(update={"asked": self.resolved.asked}))
+
+    def _describe_data(self) -> None:
+        """Write the split and the data sheet, unless the interrupted process did, and log the data sheet's warnings."""
+        path = self.folder.path
+        if not (path / SPLIT).exists():
+            save_split(self.dataset, path / SPLIT)
+        if (path / DATA_SHEET).exists():
+            return
+        sheet = describe_dataset(self.dataset)
+        write_data_sheet(path / DATA_SHEET, sheet)
+        for warning in sheet.warnings:
+            self._log(f"warning: {warning}")
+
+    # ---- training
+
+    def _train(self, *, resumes: bool) -> Best:
+        """Train the head, then all layers, as the plan says; return the best epoch."""
+        plan = self._plan
+        unfinished = resume_state.load(self.folder.path, self._device) if resumes and plan.full_epochs else None
+        self._cache = FeatureCache(self.network.eval(), self.resolved.weights_fingerprint, plan.workers, self._progress, self._log)
+        best = None
+        if plan.head_search:
+            best = self._search_head()
+        elif plan.head_epochs and unfinished is None:
+            best = self._train_head()
+        if plan.full_epochs and (best is None or best.stopped is None):
+            best = self._train_all_layers(best, unfinished)
+        assert best is not None, "a plan has a stage of at least one epoch"
+        for reason in (best.stopped, best.ended):
+            if reason is not None:
+                self._log(f"{reason}; the weights of epoch {best.kept.epoch} are kept")
+        return best
+
+    def _features(self, cache: FeatureCache) -> Features:
+        """Compute the features of both parts, or read them from the cache."""
+        train, seed = self.dataset.train, self._config.seed
+        with self._timer("features"), self._dist.first_goes_first():
+            views = [View(self._plan.augmentation, number, seed) for number in range(self._plan.views)]
+            embeddings = [cache.embeddings(train, f"Features of the train part, view {view.number + 1}", view) for view in views]
+            if not views:
+                embeddings = [cache.embeddings(train, "Features of the train part")]
+            return Features(embeddings, cache.embeddings(self.dataset.val, "Features of the val part"))
+
+    def _train_head(self) -> Best:
+        plan, dataset = self._plan, self.dataset
+        views, val = self._features(self._cache)
+        with self._timer("head"), self._progress("Training the head", plan.head_epochs) as advance:
+            callback = _HeadCallback(self._callbacks, advance)
+            best = train_head(self.network, views, dataset.train.labels, val, dataset.val.labels, plan, self._config.seed, callback)
+        row, seconds = best.kept, self._timer.seconds
+        self._log(
+            f"head: best of {len(best.rows)} epochs is {row.epoch}, validation top-1 {row.val_top1:.2%}, loss {row.val_loss:.4f}"
+            f" (features {seconds['features']:.1f} s, training {seconds['head']:.1f} s)"
+        )
+        return best
+
+    def _search_head(self) -> Best:
+        """Search for a head, write the table, and continue with the network that has the best one."""
+        heads, labels, val_labels = heads_to_try(self._config.head), self.dataset.train.labels, self.dataset.val.labels
+        computed = {self._config.head: self._features(self._cache)}
+
+        def features(network: Network) -> Features:
+            head = network.config.head
+            if head not in computed:
+                computed[head] = self._features(replace(self._cache, network=network))
+            return computed[head]
+
+        with self._timer("head"), self._progress("Trying heads", search_size(heads, self._plan)) as advance:
+            search = search_head(
+                self.network, heads, features, labels, val_labels, self._plan, self._config.seed, on_trial=lambda _: advance(1)
+            )
+        table = self.folder.path / SEARCH
+        if self._dist.first:
+            write_search(table, search.trials)
+        self._log(f"head: best of {len(search.trials)} settings is {search.chosen} (all of them in {table})")
+        if search.network is not self.network:
+            self.network, self._cache = search.network, replace(self._cache, network=search.network)
+            if self._dist.first:
+                self.folder.write_config(self.resolved.model_copy(update={"network": search.network.config}))
+        return search.best
+
+    def _train_all_layers(self, head: Best | None, unfinished: Unfinished | None) -> Best:
+        """Train all layers, from the start or from where a run was interrupted; `head` holds the epochs of the head's stage."""
+        best = Best(snapshot(self.network), len(self.dataset.val))
+        checkpoint = None
+        if head is not None:
+            best.row, best.rows = head.row, head.rows
+        if unfinished is not None:
+            checkpoint = unfinished.checkpoint
+            best.row, best.rows = unfinished.best, list(unfinished.rows)
+            if unfinished.best.epoch == len(unfinished.rows):  # the run may have been interrupted before its weights were written
+                best.state = checkpoint.average or checkpoint.model
+            else:
+                best.state = self.folder.read_checkpoint(self._device)
+            self._log(f"resuming after epoch {len(best.rows)}; the best so far is epoch {unfinished.best.epoch}")
+        callbacks: list[Callback] = [*self._callbacks, EpochLog(self._log)]
+        if self._dist.first:
+            callbacks.insert(0, RunRecorder(self.folder, best))
+            if best.row is not None:
+                self.folder.write_checkpoint(best.state)
+        first_epoch = len(best.rows) + 1 - (0 if checkpoint is None else checkpoint.epochs)
+        stage = AllLayers(self.network, self.dataset, self._plan, self._config.seed, self._dist, self._progress, self._log, first_epoch)
+        with self._timer("full"):
+            stage.train(best, CallbackList(callbacks), checkpoint)
+        return best
+
+    # ---- results
+
+    def _finish(self, best: Best) -> RunResult:
+        """Evaluate the best network, and write and log the results."""
+        if self._dist.first:
+            self.folder.write_checkpoint(self.network.state_dict())
+            self.folder.write_metrics(best.rows)
+        with self._timer("evaluation"):
+            parts = {name: part for name, part in self.dataset.parts.items() if name != "train"}
+            logits = {name: self._evaluate(part, f"Evaluating on the {name} part") for name, part in parts.items()}
+        scores = {name: score(logits[name], torch.from_numpy(part.labels), self.dataset.classes) for name, part in parts.items()}
+        if self._dist.first:
+            with self._timer("report"):
+                draw_figures(self.folder.path, self.network, self.dataset, best, scores["val"], logits["val"])
+            write_predictions(self.folder.path / PREDICTIONS, predictions(self.dataset.val, logits["val"], self.dataset.classes))
+        results = self._results(best, scores)
+        if self._dist.first:
+            self.folder.write_results(results)
+            resume_state.remove(self.folder.path)
+            write_report(self.folder.path)
+        self._log_results(results, scores)
+        return RunResult(self.folder.path, results)
+
+    def _evaluate(self, part: Part, description: str) -> Tensor:
+        """Return the logits `[n, C]` of a part, from cached features if only the head was trained."""
+        if self._plan.full_epochs == 0:
+            with self._dist.first_goes_first():
+                embeddings = self._cache.embeddings(part, description)
+            return classify_embeddings(self.network, embeddings)
+        with self._progress(description, len(range(self._dist.rank, len(part), self._dist.world))) as advance:
+            return classify_images(self.network, part, self._plan, advance, self._dist)
+
+    def _results(self, best: Best, scores: dict[str, Scores]) -> Results:
+        return Results(
+            best_epoch=best.kept.epoch,
+            best_stage=best.kept.stage,
+            stopped=best.stopped or best.ended,
+            val=scores["val"],
+            test=scores.get("test"),
+            seconds=self._timer.seconds,
+            images={name: len(part) for name, part in self.dataset.parts.items()},
+            left_out=len(self.dataset.left_out),
+            network_output=output_of(self.network),
+        )
+
+    def _log_results(self, results: Results, scores: dict[str, Scores]) -> None:
+        self._log(f"kept: the network of {describe_kept(results.best_epoch, results.best_stage, self._config.mode)}")
+        for name, part_scores in scores.items():
+            self._log(f"{name}: {part_scores.top1:.2%} of {part_scores.count:,} images right, loss {part_scores.loss:.4f}")
+        self._log(f"run written to {self.folder.path}; its report is {self.folder.path / REPORT}")
+
+
+class _HeadCallback(CallbackList):
+    """Callbacks of a run during the stage of the head: steps are too short to report, and each epoch advances a progress bar."""
+
+    def __init__(self, callbacks: Sequence[Callback], advance: Advance) -> None:
+        super().__init__(callbacks)
+        self._advance = advance
+
+    def on_step_end(self, number: int, loss: float) -> None:
+        pass
+
+    def on_checkpoint(self, checkpoint: object) -> None:
+        pass
+
+    def on_epoch_end(self, row: EpochRow, is_best: bool) -> None:
+        super().on_epoch_end(row, is_best)
+        self._advance(1)
+
+
+def complete_report(path: Path, results: Results, log: Log) -> RunResult:
+    """Return a run that was finished before, with its report if that is missing."""
+    if is_first() and not (path / REPORT).exists():
+        write_report(path)
+    log(f"{path}: this run is finished: there is nothing to resume")
+    return RunResult(path, results, trained=False)

@@ -1,0 +1,281 @@
+"""Content of a report: the figures, tables and charts that its templates show."""
+
+from __future__ import annotations
+
+import io
+import json
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from tlcli.training.engine.model_selection import RULE, describe_kept
+from tlcli.training.reports.datasheet import DataSheet
+from tlcli.training.reports.html.charts import data_uri, line_chart, matrix_image, reliability_chart
+from tlcli.training.reports.html.formats import duration, interval, number, percent, plain
+from tlcli.training.runs.reproduce_command import finetune_words
+from tlcli.training.runs.summary import Figures, Record
+from tlcli.training.settings import run_file_names
+from tlcli.training.settings.config import FinetuneConfig
+from tlcli.training.settings.run_file_names import MISTAKES, SPLIT
+
+PART_NAMES = {"train": "Training", "val": "Validation", "test": "Test"}
+
+MOST_LISTED = 20
+"""Most rows of a list of images."""
+
+MANY_CLASSES = 12
+"""Number of classes above which their table scrolls in a frame of its own."""
+
+_MOST_MISTAKEN = 6
+"""Most rows of the table of confused classes."""
+
+_MOST_IN_TABLE = 20
+"""Number of classes above which a confusion matrix is an image with one pixel per cell."""
+
+
+def report_content(record: Record, sheet: DataSheet | None) -> dict[str, Any]:
+    """Return the variables of the templates.
+
+    Args:
+        record: the run.
+        sheet: data sheet of the run; None without one.
+    """
+    asked, results = record.config.asked, record.results
+    parts = {PART_NAMES[name]: part for name, part in record.parts.items()}
+    return {
+        "record": record,
+        "sheet": sheet,
+        "parts": parts,
+        "files": run_file_names,
+        "folder": record.path.resolve().name,
+        "title": f"{asked.get('backbone', 'A network')} on {Path(str(asked.get('dataset', 'images'))).name}",
+        "subtitle": _subtitle(record),
+        "warnings": [
+            *([f"training ended early: {results.stopped}"] if results.stopped else ()),
+            *(sheet.warnings if sheet is not None else ()),
+        ],
+        "headline": list(parts.items())[-1],  # the test part, if there is one
+        "image_counts": ", ".join(f"{count:,} {name}" for name, count in results.images.items()),
+        "epoch_note": _epoch_note(record),
+        "figures": [_figures_row(name, part) for name, part in parts.items()],
+        "kept": describe_kept(results.best_epoch, record.best_stage, asked.get("mode")),
+        "rule": RULE,
+        "curves": _curves(record),
+        "many_classes": MANY_CLASSES,
+        "most_listed": MOST_LISTED,
+        "confusions": {name: _confusion(part) for name, part in parts.items()},
+        "reliability": [
+            reliability_chart(f"{name}: expected calibration error {percent(part.ece)}", part.calibration)
+            for name, part in parts.items()
+            if part.calibration is not None
+        ],
+        "contact_sheet": _contact_sheet(record.path / MISTAKES),
+        **_mistakes(record),
+        **_data(record, sheet),
+        **_settings(record),
+        "command": [shlex.quote(word) for word in finetune_words(asked)],
+    }
+
+
+def _subtitle(record: Record) -> str:
+    asked, created = record.config.asked, record.config.created.replace("T", " ").replace("+00:00", " UTC")
+    mode = {"feature-extraction": "head trained on frozen features", "full": "all layers trained"}.get(str(asked.get("mode")), "")
+    if asked.get("mode") == "full" and record.best_stage == "head":
+        mode = "all layers trained, an epoch of the head alone kept"
+    facts = (mode, f"head {asked.get('head', '?')}", f"{len(record.config.classes)} classes", created)
+    return " · ".join(fact for fact in facts if fact)
+
+
+def _epoch_note(record: Record) -> str:
+    last = max((epoch.epoch for epoch in record.epochs), default=None)
+    stage = {"head": "head alone", "full": "all layers"}.get(record.best_stage or "", "")
+    return ", ".join(filter(None, ("" if last is None else f"of {last}", stage)))
+
+
+def _figures_row(name: str, part: Figures) -> list[str]:
+    return [
+        name,
+        f"{part.count:,}",
+        f"{part.right:,}",
+        percent(part.top1),
+        interval(part),
+        percent(part.top5),
+        number(part.macro_f1),
+        number(part.loss),
+        percent(part.ece),
+    ]
+
+
+def _curves(record: Record) -> list[str]:
+    """Return the charts of loss and top-1 over the epochs; none if the folder lacks the metrics."""
+    epochs, best = record.epochs, record.results.best_epoch
+    if not epochs:
+        return []
+    return [
+        line_chart("Cross-entropy", epochs, [row.train_loss for row in epochs], [row.val_loss for row in epochs], best),
+        line_chart("Top-1", epochs, [100 * row.train_top1 for row in epochs], [100 * row.val_top1 for row in epochs], best, " %"),
+    ]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a confusion matrix. kind: its CSS class. style: its colour."""
+
+    text: str
+    kind: str
+    style: str
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A confusion matrix: rows of cells, or for many classes an image, as a data URI."""
+
+    labels: list[str]
+    rows: list[list[Cell]]
+    image: str | None = None
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Confusion of a part.
+
+    counts: matrix of counts. shares: matrix of per cent of the true class. mistakes: rows of the most frequent mistakes.
+    """
+
+    counts: Matrix
+    shares: Matrix
+    mistakes: list[list[str]]
+
+
+def _confusion(part: Figures) -> Confusion | None:
+    """Return the confusion of a part; None if the run does not record it."""
+    counts = np.array(part.confusion, dtype=np.int64)
+    labels = [scores.label for scores in part.classes]
+    if counts.shape != (len(labels), len(labels)):
+        return None
+    wrong = counts - np.diag(np.diag(counts))
+    order = np.argsort(-wrong, axis=None, kind="stable")[:_MOST_MISTAKEN]
+    pairs = [divmod(int(index), len(labels)) for index in order if wrong.flat[index]]
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    mistakes = [
+        [labels[true], labels[predicted], f"{counts[true, predicted]:,}", f"{100 * shares[true, predicted]:.1f} %"]
+        for true, predicted in pairs
+    ]
+    return Confusion(
+        counts=_matrix(labels, counts / max(1, int(counts.max(initial=0))), counts.astype(str).tolist()),
+        shares=_matrix(labels, shares, [[f"{100 * share:.1f}" if share else "0" for share in row] for row in shares]),
+        mistakes=mistakes,
+    )
+
+
+def _matrix(labels: list[str], strengths: npt.NDArray[np.float64], texts: list[list[str]]) -> Matrix:
+    """Return a matrix whose cells are coloured by their strengths, `[C, C]` in [0, 1]."""
+    if len(labels) > _MOST_IN_TABLE:
+        return Matrix(labels, [], matrix_image(strengths))
+    rows = [
+        [_cell(text, strength) for text, strength in zip(row, row_strengths, strict=True)]
+        for row, row_strengths in zip(texts, strengths.tolist(), strict=True)
+    ]
+    return Matrix(labels, rows)
+
+
+def _cell(text: str, strength: float) -> Cell:
+    if strength == 0:
+        return Cell(text, "none", "")
+    return Cell(text, "full" if strength > 0.55 else "", f"background: rgb(var(--heat) / {max(0.06, strength):.3g})")
+
+
+def _contact_sheet(path: Path) -> str | None:
+    """Return the contact sheet as a JPEG data URI, since a PNG would be most of the page; None if there is no file."""
+    if not path.is_file():
+        return None
+    file = io.BytesIO()
+    with Image.open(path) as opened:
+        opened.convert("RGB").save(file, "JPEG", quality=88)
+    return data_uri(file.getvalue(), "image/jpeg")
+
+
+def _mistakes(record: Record) -> dict[str, Any]:
+    wrong = sorted((row for row in record.predictions if row.label != row.predicted), key=lambda row: -row.score)
+    rows = [[row.name, row.label, row.predicted, f"{100 * row.score:.1f} %"] for row in wrong[:MOST_LISTED]]
+    return {"mistakes": rows, "mistake_count": len(wrong)}
+
+
+def _data(record: Record, sheet: DataSheet | None) -> dict[str, Any]:
+    """Return the tables of the images; without a data sheet, only the counts that the split records."""
+    counts = sheet.images if sheet is not None else _counts_of_split(record)
+    classes = list(next(iter(counts.values()))) if counts else []
+    rows = [[name, *(f"{by_class.get(name, 0):,}" for by_class in counts.values())] for name in classes]
+    if rows:
+        rows.append(["all", *(f"{sum(by_class.values()):,}" for by_class in counts.values())])
+    return {
+        "column_names": [PART_NAMES.get(part, part).lower() for part in counts],
+        "class_counts": rows,
+        "size_rows": [] if sheet is None or sheet.sizes is None else _size_rows(sheet),
+        "facts": [] if sheet is None else _facts(sheet),
+        "unreadable": [] if sheet is None else [[image.name, image.reason] for image in sheet.left_out[:MOST_LISTED]],
+        "skipped": []
+        if sheet is None
+        else [[path.name, "folder" if path.is_folder else "file", path.reason] for path in sheet.skipped[:MOST_LISTED]],
+    }
+
+
+def _size_rows(sheet: DataSheet) -> list[list[str]]:
+    assert sheet.sizes is not None
+    return [
+        [name, f"{spread.smallest:,}", f"{spread.median:,.0f}", f"{spread.largest:,}"]
+        for name, spread in (("width", sheet.sizes.width), ("height", sheet.sizes.height))
+    ]
+
+
+def _facts(sheet: DataSheet) -> list[tuple[str, str]]:
+    return [
+        ("data set", sheet.dataset),
+        ("largest class over smallest", f"{sheet.imbalance:.3g} (training part)"),
+        ("contents that occur more than once", f"{sheet.duplicate_contents:,}"),
+        ("of them with different labels", f"{sheet.contradictions:,}"),
+        *(
+            (f"{PART_NAMES[overlap.of].lower()} images also in {PART_NAMES[overlap.also_in].lower()}", f"{overlap.images:,}")
+            for overlap in sheet.overlaps
+        ),
+        ("left out, unreadable", f"{len(sheet.left_out):,}"),
+        ("left out, not an image or class", f"{sheet.skipped_count:,}"),
+        ("of a single colour", f"{sheet.near_uniform_count:,}"),
+        *((("folders", sheet.layout),) if sheet.layout else ()),
+        ("fingerprint", sheet.fingerprint),
+    ]
+
+
+def _counts_of_split(record: Record) -> dict[str, dict[str, int]]:
+    """Return the number of images by part and class; empty if the split cannot be read."""
+    try:
+        split = json.loads((record.path / SPLIT).read_bytes())
+        return {part: {name: len(names) for name, names in by_class.items()} for part, by_class in split["parts"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _settings(record: Record) -> dict[str, Any]:
+    """Return the settings as given, those that were left open as resolved, and the durations."""
+    config, resolved = record.config, record.settings
+    defaults = FinetuneConfig().model_dump(mode="json")
+    preprocessing = config.network.get("preprocessing") or {}
+    return {
+        "settings": [
+            {
+                "name": name,
+                "value": resolved[name],
+                "changed": value not in (None, defaults.get(name)),
+                "resolved": value is None,
+            }
+            for name, value in config.asked.items()
+            if resolved[name] is not None
+        ],
+        "resolved": [(name, plain(value)) for name, value in {**config.plan, **preprocessing, "device": config.device}.items()],
+        "durations": [(name, duration(value)) for name, value in record.results.seconds.items()],
+    }

@@ -1,0 +1,45 @@
+"""Check that a run resumes with what it started with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tlcli.contract.errors import SettingsError
+from tlcli.training.runs.run_folder import RunConfig, with_pretrained
+
+
+def require_unchanged(path: Path, saved: RunConfig, current: RunConfig) -> None:
+    """Check that images, classes, weights and settings are those that a run started with.
+
+    The head is not compared if the run searches for one, and never the number of workers: a run may resume on a machine with more cores.
+
+    Args:
+        path: folder of the run.
+        saved: config in the folder.
+        current: config as it resolves today.
+
+    Raises:
+        SettingsError: something changed.
+    """
+    network = with_pretrained(saved).network
+    if current.plan.head_search:
+        network = network.model_copy(update={"head": current.network.head})
+    plan = saved.plan.model_copy(update={"workers": current.plan.workers})
+    for name, before, now in (
+        ("the images", saved.dataset_fingerprint, current.dataset_fingerprint),
+        ("the classes or their order", saved.classes, current.classes),
+        ("the initial weights", saved.weights_fingerprint, current.weights_fingerprint),
+        ("the network or its preprocessing", network, current.network),
+        ("the settings", plan, current.plan),
+    ):
+        if before != now:
+            raise SettingsError(f"{path}: {name} changed since this run started: restore them, or start a new run")
+
+
+def changed_versions(saved: RunConfig, current: RunConfig) -> list[str]:
+    """Return the packages whose version differs, as `timm 1.0.20 -> 1.0.31`."""
+    return [
+        f"{package} {version} -> {current.versions[package]}"
+        for package, version in saved.versions.items()
+        if current.versions[package] != version
+    ]
