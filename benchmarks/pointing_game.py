@@ -136,7 +136,7 @@ def train(folder: Path, pooling: str, epochs: int, seed: int) -> Run:
         seed=seed,
         output=folder / "run",
     )
-    return load_run(finetune(config, say=lambda line: print(line, file=sys.stderr)).path)
+    return load_run(finetune(config, log=lambda line: print(line, file=sys.stderr)).path)
 
 
 def export_untrained(run: Run, models: Path, seed: int) -> Model:

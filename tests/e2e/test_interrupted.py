@@ -109,7 +109,7 @@ def test_sigterm_while_all_layers_train_says_how_to_resume(home: Path) -> None:
 
 def test_ctrl_c_before_a_run_is_begun_says_that_there_is_none(home: Path) -> None:
     asked = [*ALWAYS, "--dataset", "data", "--output", "runs/none"]
-    script = "import sys, tlcli.training.data.load as d, tlcli.training.fine_tuning as f, os, signal\n"
+    script = "import sys, tlcli.training.data.load as d, tlcli.training.finetune_run as f, os, signal\n"
     script += "f.load_dataset = lambda *_, **__: os.kill(os.getpid(), signal.SIGINT)\n"
     script += f"sys.argv = ['tlcli', 'finetune', *{asked!r}]\nimport tlcli.__main__ as m\nm.main()\n"
     done = subprocess.run(

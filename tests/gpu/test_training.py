@@ -54,10 +54,10 @@ def test_a_batch_that_does_not_fit_is_divided(colours: Path, tmp_path: Path) -> 
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(0.7 * taken)
     try:
-        divided = finetune(config(colours, tmp_path / "divided", **settings), say=said.append)
+        divided = finetune(config(colours, tmp_path / "divided", **settings), log=said.append)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    assert any("out of memory: each batch is now run in 2 parts" in line for line in said), said
+    assert any("out of memory: each batch now runs in 2 micro-batches" in line for line in said), said
     assert divided.metrics["val_loss"] == pytest.approx(whole.metrics["val_loss"], rel=0.05)
 
 

@@ -119,7 +119,7 @@ def work(job: dict[str, Any]) -> dict[str, float]:
     folder = Path(job["folder"])
     # Seen alike by all: the first one writes it when each of the others has come to wait for it, and so has looked.
     begun = (folder / CONFIG).is_file()
-    return (resume(folder, say=_say) if begun else finetune(FinetuneConfig.model_validate(job["config"]), say=_say)).metrics
+    return (resume(folder, log=_say) if begun else finetune(FinetuneConfig.model_validate(job["config"]), log=_say)).metrics
 
 
 def _say(line: str) -> None:

@@ -65,7 +65,7 @@ def command(output: Path, seed: int, quiet: bool) -> None:
         output=run_folder,
         name="shapes",
     )
-    result = finetune(config, progress=console.progress, say=console.say)
+    result = finetune(config, progress=console.progress, log=console.say)
 
     console.say("2. export to one ONNX file with the maps in its graph")
     models = output / "models"

@@ -15,6 +15,7 @@ from tlcli.cli.console import Console, show
 from tlcli.cli.finetune_flags import data_options, image_options, training_options, what_options
 from tlcli.cli.interruption import told_how_to_go_on
 from tlcli.cli.parsing import Command
+from tlcli.training.engine.callbacks import Callback
 
 if TYPE_CHECKING:
     from tlcli.training import RunResult
@@ -106,14 +107,15 @@ def command(
     if plot is not None:
         if begun is not None:
             raise click.UsageError("--find-lr and --resume: rates are tried before a run is begun")
-        find_lr(config, plot, progress=console.progress, say=console.say)
+        find_lr(config, plot, progress=console.progress, log=console.say)
         return
     folders: list[Path] = []  # at most one: the run's, once it can be resumed
+    callbacks = [_FolderCallback(folders)]
     with told_how_to_go_on(lambda error: _way_on(error, folders, begun, _export_flags(context))):
         if begun is not None:
-            result = resume(begun, progress=console.progress, say=console.say, on_begin=folders.append, workers=flags["workers"], **places)
+            result = resume(begun, console.progress, console.say, callbacks, workers=flags["workers"], **places)
         else:
-            result = finetune(config, progress=console.progress, say=console.say, on_begin=folders.append)
+            result = finetune(config, console.progress, console.say, callbacks)
     if not result.trained:
         console.say(
             f"to export it: `{shlex.join(['tlcli', 'export', str(begun)])}`; to train longer, begin a new run with"
@@ -161,6 +163,17 @@ def _export_flags(context: click.Context) -> list[str]:
         if parameter.name in _OF_EXPORT and context.get_parameter_source(parameter.name) is click.core.ParameterSource.COMMANDLINE:
             words += [parameter.opts[-1]] if value is True else [parameter.opts[-1], str(value)]
     return words
+
+
+class _FolderCallback(Callback):
+    """Callback that adds the run's folder to a list as soon as the run can be resumed."""
+
+    def __init__(self, folders: list[Path]) -> None:
+        self._folders = folders
+
+    def on_run_start(self, folder: Path) -> None:
+        """Add the folder."""
+        self._folders.append(folder)
 
 
 def _way_on(error: BaseException, folders: list[Path], begun: Path | None, flags: list[str]) -> str | None:

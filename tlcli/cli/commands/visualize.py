@@ -15,7 +15,7 @@ from tlcli.cli.parsing import Command
 if TYPE_CHECKING:
     from tlcli.training.models.network import Network
     from tlcli.training.models.spatial_layers import Layer
-    from tlcli.training.visualize.write_sheets import Written
+    from tlcli.training.visualize.write_sheets import WrittenSheet
 
 
 @click.command("visualize", cls=Command)
@@ -67,7 +67,7 @@ def command(
     from tlcli.contract.images import decoding
     from tlcli.training.models.spatial_layers import spatial_layers
     from tlcli.training.visualize.select_layers import asked_layers, convolutions, default_layers
-    from tlcli.training.visualize.write_sheets import Look, write_filters, write_maps
+    from tlcli.training.visualize.write_sheets import SheetOptions, write_filters, write_maps
 
     image = None if path is None else decoding.read(path)
     network = _network(run, source)
@@ -83,13 +83,13 @@ def command(
     if image is None and not kernels:
         raise click.UsageError("none of these layers is a convolution with filters to draw: give an IMAGE to see maps")
     folder = fresh_folder(folder)
-    look, last = Look(max_channels, columns), max(layer.number for layer in layers)
-    sheets, count = write_filters(network, kernels, folder, look, last), len(kernels)
+    sheet_options, last = SheetOptions(max_channels, columns), max(layer.number for layer in layers)
+    sheets, count = write_filters(network, kernels, folder, sheet_options, last), len(kernels)
     if image is not None and path is not None:
         pixels = network.config.preprocessing.apply(image)
-        sheets = chain(sheets, write_maps(network, pixels, printable(path.name), chosen, folder, look, last))
+        sheets = chain(sheets, write_maps(network, pixels, printable(path.name), chosen, folder, sheet_options, last))
         count += len(chosen) + 1
-    written: list[Written] = []
+    written: list[WrittenSheet] = []
     with Console(quiet).progress("Drawing", count) as advance:
         for sheet in sheets:
             written.append(sheet)
@@ -132,7 +132,7 @@ def _show_layers(layers: list[Layer], default: list[Layer], as_json: bool) -> No
     show(rows, ["number", "layer", "type", "shape", "default"], as_json)
 
 
-def _show_written(sheets: list[Written], as_json: bool) -> None:
+def _show_written(sheets: list[WrittenSheet], as_json: bool) -> None:
     rows: list[dict[str, Any]] = [
         {
             "file": str(sheet.path),
