@@ -122,7 +122,7 @@ def test_its_tables_show_the_classes_as_they_are(run: Run, card: str) -> None:
 def test_it_has_what_a_reader_looks_for(run: Run, card: str) -> None:
     titles = re.findall(r"^## (.*)$", card, re.MULTILINE)
     assert titles == [
-        "Intended use and limits", "Training data", "Training procedure", "Evaluation", "Calibration", "How to use it",
+        "Intended use and limits", "Training data", "Training procedure", "Evaluation", "Calibration", "Usage",
         "Class activation maps", "Citation",
     ]  # fmt: skip
     assert "\n# pets\n" in card
@@ -167,7 +167,7 @@ def test_a_card_is_made_anew_until_somebody_makes_it_their_own(run: Run, tmp_pat
 
 def test_a_temperature_is_told(run: Run) -> None:
     card = model_card(run, describe(run).model_copy(update={"temperature": 1.75}))
-    assert "The exported file divides its logits by a temperature of 1.75: its answers are the same" in card
+    assert "The exported file divides its logits by a temperature of 1.75: its predictions are the same" in card
 
 
 def test_a_model_without_maps_says_so(run: Run) -> None:
@@ -192,7 +192,7 @@ def test_a_run_without_test_part_or_data_sheet_has_a_card(run: Run, tmp_path: Pa
         (tmp_path / name).write_bytes((run.path / name).read_bytes())
     card = model_card(bare, describe(run))
     assert [one.dataset_split for one in ModelCard(card).data.eval_results] == ["validation"] * 4
-    assert "The epoch was chosen on these same images" in card
+    assert "The epoch was selected on these same images" in card
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_a_backbones_paper_is_found_by_its_name(backbone: str, paper: str | None
 
 
 def test_it_tells_what_smaller_numbers_cost(run: Run, card: str) -> None:
-    assert "## Numbers" not in card
+    assert "## Reduced precision" not in card
     described = describe(run)
     agreement = Agreement(
         images=1234,
@@ -234,7 +234,7 @@ def test_it_tells_what_smaller_numbers_cost(run: Run, card: str) -> None:
     )
     provenance = described.provenance.model_copy(update={"agreement": agreement})
     text = model_card(run, described.model_copy(update={"precision": "int8", "provenance": provenance}))
-    told = text.split("## Numbers")[1].split("##")[0].replace("\\", "")
+    told = text.split("## Reduced precision")[1].split("##")[0].replace("\\", "")
     assert "convolutions compute in int8" in told
     assert "Ranges come from 256 images of my_pets, training part." in told
     assert "On 1,234 images (my_pets, validation part) 98.25 % are right, in float32 98.50 %; the first class is the same" in told
