@@ -53,9 +53,9 @@ from tlcli.training.runs.run_folder import (
 )
 from tlcli.training.runs.tensorboard import TensorboardLog, require_tensorboard
 from tlcli.training.runtime.device import keep_to_usable_cores, torch_device
-from tlcli.training.runtime.distributed import Processes, is_first, processes
+from tlcli.training.runtime.distributed import DistributedContext, is_rank_zero, join_processes
 from tlcli.training.runtime.progress import ProgressFactory, silent
-from tlcli.training.runtime.timer import Clock
+from tlcli.training.runtime.timer import Timer
 from tlcli.training.runtime.torch_compile import require_compiler
 from tlcli.training.settings.config import FinetuneConfig
 from tlcli.training.settings.plan import Plan, resolve_plan
@@ -122,7 +122,7 @@ def finetune(
     device = torch_device(config.device)
     if plan.compile:
         require_compiler(device)
-    with processes(device) as together:
+    with join_processes(device) as together:
         require_output(config)
         return _Work(config, plan, device, together, progress, say, watchers, on_begin).do(None)
 
@@ -164,13 +164,13 @@ def resume(
         plan = plan.model_copy(update={"workers": workers})
     if plan.compile:
         require_compiler(device)
-    with processes(device) as together:
+    with join_processes(device) as together:
         return _Work(asked, plan, device, together, progress, say, watchers, on_begin).do((path, saved))
 
 
 def _finished_before(path: Path, results: Results, say: Say) -> RunResult:
     """Complete the report, if that is what was cut short."""
-    if is_first() and not (path / REPORT).exists():
+    if is_rank_zero() and not (path / REPORT).exists():
         write_report(path)
     say(f"{path}: this run is finished: there is nothing to resume")
     return RunResult(path, results, trained=False)
@@ -192,7 +192,7 @@ def find_lr(config: FinetuneConfig, path: Path, progress: ProgressFactory = sile
     plan = resolve_plan(config)
     if not plan.full_epochs:
         raise SettingsError("--find-lr goes with --mode full: for a head on features, --head-search tries rates")
-    network, dataset, _ = _Work(config, plan, torch_device(config.device), Processes(), progress, say).prepare()
+    network, dataset, _ = _Work(config, plan, torch_device(config.device), DistributedContext(), progress, say).prepare()
     curve = try_rates(stage_of_all_layers(network, dataset, plan, config.seed, Listeners(say=say)), progress)
     draw_rates(curve, path)
     say(f"the loss falls fastest at --lr {curve.suggestion:.1e}; plot in {path}")
@@ -207,7 +207,7 @@ class _Work:
         config: FinetuneConfig,
         plan: Plan,
         device: torch.device,
-        together: Processes,
+        together: DistributedContext,
         progress: ProgressFactory,
         say: Say,
         watchers: Sequence[Watcher] = (),
@@ -217,11 +217,11 @@ class _Work:
         self._plan = plan
         self._device = torch.device(device.type, together.local) if device.type == "cuda" else device
         self._together = together
-        self._progress: ProgressFactory = progress if together.first else silent
-        self._say: Say = say if together.first else lambda _: None
-        self._watchers = watchers if together.first else ()
-        self._on_begin = on_begin if together.first else lambda _: None
-        self._clock = Clock()
+        self._progress: ProgressFactory = progress if together.is_rank_zero else silent
+        self._say: Say = say if together.is_rank_zero else lambda _: None
+        self._watchers = watchers if together.is_rank_zero else ()
+        self._on_begin = on_begin if together.is_rank_zero else lambda _: None
+        self._clock = Timer()
 
     def do(self, before: tuple[Path, RunConfig] | None) -> RunResult:
         """`before`: the folder of a run to go on with, and what it holds as its config."""
@@ -229,29 +229,29 @@ class _Work:
             if before is None:
                 network, dataset, resolved = self.prepare()
                 folder = self._claimed(self._folder(), claim)
-                if self._together.said_by_first((folder.path / CONFIG).exists()):
+                if self._together.broadcast((folder.path / CONFIG).exists()):
                     raise SettingsError(f"{folder.path}: another process has trained here meanwhile: name a fresh folder with --output")
-                if self._together.first:
+                if self._together.is_rank_zero:
                     folder.write_config(resolved)
             else:
                 folder = self._claimed(before[0], claim)
-                results = self._together.said_by_first(read_results(folder.path) if self._together.first else None)
+                results = self._together.broadcast(read_results(folder.path) if self._together.is_rank_zero else None)
                 if results is not None:  # another process did it, while this one was about to begin
                     return _finished_before(folder.path, results, self._say)
                 self._on_begin(folder.path)
                 network, dataset, resolved = self.prepare(is_new=False)
                 self._check_it_is_the_same(*before, resolved)
-                if self._together.first and before[1].asked != resolved.asked:  # its data set has moved
+                if self._together.is_rank_zero and before[1].asked != resolved.asked:  # its data set has moved
                     folder.write_config(before[1].model_copy(update={"asked": resolved.asked}))
             self._on_begin(folder.path)
-            if self._together.first:
+            if self._together.is_rank_zero:
                 self._describe_data(dataset, folder)
             with self._logged(folder):
                 return self._train(network, dataset, resolved, folder, goes_on=before is not None)
 
     def _claimed(self, path: Path, claim: ExitStack) -> RunFolder:
         folder = RunFolder(path)
-        if self._together.first:
+        if self._together.is_rank_zero:
             claim.enter_context(folder.claimed(self._say))
         return folder
 
@@ -276,7 +276,7 @@ class _Work:
             network, best = self._head_search(cache, dataset, folder)
             if network is not cache.network:
                 cache = replace(cache, network=network)
-                if self._together.first:
+                if self._together.is_rank_zero:
                     folder.write_config(resolved.model_copy(update={"network": network.config}))
         elif plan.head_epochs and unfinished is None:
             best = self._head_stage(cache, dataset)
@@ -291,7 +291,7 @@ class _Work:
     @contextmanager
     def _logged(self, folder: RunFolder) -> Iterator[None]:
         """TensorBoard is among those who watch, if it was asked for."""
-        if not self._config.tensorboard or not self._together.first:
+        if not self._config.tensorboard or not self._together.is_rank_zero:
             yield
             return
         with closing(TensorboardLog(folder.path, self._say)) as log:
@@ -304,10 +304,10 @@ class _Work:
         if self._device.type == "cpu":
             keep_freed_memory()
             keep_to_usable_cores()
-        with self._together.first_goes_first():
+        with self._together.rank_zero_first():
             backbone, weights_fingerprint = load_backbone(config, self._progress)
         preprocessing = resolve_preprocessing(config, backbone)
-        with clock("data"), self._together.first_goes_first():
+        with clock("data"), self._together.rank_zero_first():
             dataset = load_dataset(config, self._progress, is_new=is_new)
         torch.manual_seed(config.seed)
         network = Network(
@@ -338,7 +338,7 @@ class _Work:
         return network, dataset, resolved
 
     def _folder(self) -> Path:
-        return self._together.said_by_first(make_folder(self._config).path if self._together.first else Path())
+        return self._together.broadcast(make_folder(self._config).path if self._together.is_rank_zero else Path())
 
     def _check_it_is_the_same(self, path: Path, saved: RunConfig, resolved: RunConfig) -> None:
         if self._plan.head_search:  # it may have found another head
@@ -360,7 +360,7 @@ class _Work:
             self._say(f"not the versions that it began with, so not to the bit what it would have been: {'; '.join(changed)}")
 
     def _features(self, cache: FeatureCache, dataset: Dataset) -> Features:
-        with self._clock("features"), self._together.first_goes_first():
+        with self._clock("features"), self._together.rank_zero_first():
             wanted = [View(self._plan.augmentation, number, self._config.seed) for number in range(self._plan.views)]
             views = [cache.embeddings(dataset.train, f"Features of the train part, view {view.number + 1}", view) for view in wanted]
             if not views:
@@ -399,7 +399,7 @@ class _Work:
             searched = search_head(
                 cache.network, heads, of, dataset.train.labels, dataset.val.labels, self._plan, self._config.seed, lambda _: advance(1)
             )
-        if self._together.first:
+        if self._together.is_rank_zero:
             write_search(folder.path / SEARCH, searched.tried)
         self._say(f"head: best of {len(searched.tried)} settings is {searched.chosen} (all of them in {folder.path / SEARCH})")
         return searched.network, searched.best
@@ -407,7 +407,7 @@ class _Work:
     def _full_stage(
         self, network: Network, dataset: Dataset, before: Best | None, folder: RunFolder, unfinished: resume_state.Unfinished | None
     ) -> Best:
-        first = self._together.first
+        first = self._together.is_rank_zero
         best = Best(snapshot(network), len(dataset.val))
         if before is not None:
             best.row, best.rows = before.row, before.rows
@@ -448,7 +448,7 @@ class _Work:
         return best
 
     def _finish(self, network: Network, cache: FeatureCache, dataset: Dataset, best: Best, folder: RunFolder) -> RunResult:
-        plan, clock, first = self._plan, self._clock, self._together.first
+        plan, clock, first = self._plan, self._clock, self._together.is_rank_zero
         if first:
             folder.write_checkpoint(network.state_dict())
             folder.write_metrics(best.rows)
@@ -494,9 +494,9 @@ class _Work:
         return evaluate
 
 
-def _from_features(cache: FeatureCache, together: Processes) -> Callable[[Part, str], Tensor]:
+def _from_features(cache: FeatureCache, together: DistributedContext) -> Callable[[Part, str], Tensor]:
     def evaluate(part: Part, description: str) -> Tensor:
-        with together.first_goes_first():
+        with together.rank_zero_first():
             embeddings = cache.embeddings(part, description)
         return classify_embeddings(cache.network, embeddings)
 

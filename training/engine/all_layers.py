@@ -22,7 +22,7 @@ from tlcli.training.engine.unfreezing import GradualUnfreezing
 from tlcli.training.metrics.scores import EpochRow, loss_and_top1
 from tlcli.training.models.batch_norms import folded_norms
 from tlcli.training.models.network import Network
-from tlcli.training.runtime.distributed import Processes
+from tlcli.training.runtime.distributed import DistributedContext
 from tlcli.training.runtime.progress import ProgressFactory, silent
 from tlcli.training.settings.plan import Plan
 
@@ -49,7 +49,7 @@ def train_all(
     seed: int,
     best: Best,
     listeners: Listeners,
-    processes: Processes = Processes(),  # noqa: B008  # immutable
+    processes: DistributedContext = DistributedContext(),  # noqa: B008  # immutable
     begin: Position | None = None,
 ) -> None:
     """Train every layer of `network`.
@@ -79,7 +79,7 @@ def stage_of_all_layers(
     plan: Plan,
     seed: int,
     listeners: Listeners,
-    processes: Processes = Processes(),  # noqa: B008  # immutable
+    processes: DistributedContext = DistributedContext(),  # noqa: B008  # immutable
     first: int = 1,
 ) -> Stage:
     """What `train_all` runs.
@@ -166,7 +166,7 @@ def classify_images(
     part: Part,
     plan: Plan,
     advance: Callable[[int], None] = lambda _: None,
-    processes: Processes = Processes(),  # noqa: B008  # immutable
+    processes: DistributedContext = DistributedContext(),  # noqa: B008  # immutable
 ) -> Tensor:
     """Logits `[n, C]` of a part's images, on the CPU, by a network in eval mode. `advance` is told of images.
 
@@ -180,7 +180,7 @@ def classify_images(
     for images, _ in loaded if len(share) else ():
         logits.append(network(network.normalise(images.to(device))).float().cpu())
         advance(len(images))
-    return processes.gathered(torch.cat(logits), len(part))
+    return processes.all_gather(torch.cat(logits), len(part))
 
 
 def smallest_part(images: int, plan: Plan) -> int:

@@ -19,7 +19,7 @@ from tlcli.training.engine.amp import Precision
 from tlcli.training.engine.loss import Objective
 from tlcli.training.engine.mixup import Mixing
 from tlcli.training.models.batch_norms import has_batch_norms, refuse_lone_image
-from tlcli.training.runtime.distributed import Processes
+from tlcli.training.runtime.distributed import DistributedContext
 from tlcli.training.runtime.seeds import seed_of
 from tlcli.training.runtime.torch_compile import refuse_uncompiled
 
@@ -43,7 +43,7 @@ class Way:
     average: float | None = None
     precision: Precision | None = None
     compiled: bool = False
-    processes: Processes = Processes()  # noqa: RUF009  # immutable
+    processes: DistributedContext = DistributedContext()  # noqa: RUF009  # immutable
     seed: int = 0
 
 
@@ -116,7 +116,7 @@ class Steps:
         if way.mixing is not None:
             inputs, targets = way.mixing(inputs, labels)
         self._optimizer.zero_grad(set_to_none=True)
-        weight = way.processes.total(way.objective.weight(targets))
+        weight = way.processes.all_reduce(way.objective.weight(targets))
         sums = torch.zeros(3, dtype=torch.float64, device=labels.device)
         count = self._parts(len(labels))
         parts = list(zip(inputs.tensor_split(count), targets.tensor_split(count), labels.tensor_split(count), strict=True))
@@ -130,7 +130,7 @@ class Steps:
             sums[1] += (logits.argmax(1) == classes).sum()
             sums[2] += len(classes)
         self._precision.step(self._optimizer)
-        loss_sum, right, images = way.processes.total(sums).tolist()
+        loss_sum, right, images = way.processes.all_reduce(sums).tolist()
         return Stepped(loss_sum, right, int(images))
 
     def _seed(self, number: int, inputs: Tensor) -> None:
@@ -158,7 +158,7 @@ class Steps:
         size = self._way.part_size
         if size is None:
             return min(self._fewest, images)
-        whole = int(self._way.processes.total(torch.tensor(images)))
+        whole = int(self._way.processes.all_reduce(torch.tensor(images)))
         return min(max(batch_count(whole, size), self._fewest), images)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Clock:
+class Timer:
     """Seconds spent in each phase of a run: `with timer("data"): ...`."""
 
     def __init__(self) -> None:

@@ -75,7 +75,7 @@ AGENT = """
 import os, subprocess, sys, time
 child = "import time, torch; from tlcli.training.runtime import distributed as runtime\\n"
 child += "runtime.distributed.init_process_group = lambda *_: (print(runtime.os.getpid(), flush=True), time.sleep(60))\\n"
-child += "with runtime.processes(torch.device('cpu')): pass"
+child += "with runtime.join_processes(torch.device('cpu')): pass"
 variables = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
 subprocess.run([sys.executable, "-c", child], env={**os.environ, **variables})
 """
