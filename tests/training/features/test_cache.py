@@ -18,7 +18,7 @@ from torch import nn
 from tests.helpers.training.feature_work import BATCH, SIZE, cache
 from tests.helpers.training.tiny_training import config, digest, put_colours
 from tlcli.contract.errors import ImageError, SettingsError, WeightsError
-from tlcli.training.data.dataset import Checked, Part
+from tlcli.training.data.dataset import CheckResult, Part
 from tlcli.training.data.load import load_dataset
 from tlcli.training.data.transforms import ImageDataset
 from tlcli.training.engine.head import classify_embeddings
@@ -36,7 +36,7 @@ class Gone:
     def load(self, name: str) -> Image.Image:
         raise ImageError(f"{name}: was read again")
 
-    def check(self, names: Sequence[str], advance: Advance) -> dict[str, Checked]:
+    def check(self, names: Sequence[str], advance: Advance) -> dict[str, CheckResult]:
         raise NotImplementedError
 
 

@@ -112,10 +112,10 @@ def test_ctrl_c_reaches_workers_too_and_they_print_nothing(tmp_path: Path) -> No
     [
         (
             "SIGKILL",
-            r"process \d+, which reads images, was killed \(Killed\), probably out of memory: use fewer --workers",
+            r"worker process \d+ was killed \(Killed\), probably out of memory: use fewer --workers",
         ),
         ("SIGBUS", r"shared memory is full \(/dev/shm\), .* use fewer --workers or 0"),
-        ("MemoryError", "out of memory in a process that reads images: use fewer --workers"),
+        ("MemoryError", "out of memory in a worker process: use fewer --workers"),
     ],
 )
 def test_a_worker_that_dies_is_reported_in_one_line(behaviour: str, message: str) -> None:
