@@ -17,7 +17,7 @@ from tlcli.training.runs.load_run import moved, require_dataset
 from tlcli.training.runs.run_folder import absolute, read_config, read_results, require_output
 from tlcli.training.runs.tensorboard import require_tensorboard
 from tlcli.training.runtime.device import torch_device
-from tlcli.training.runtime.distributed import Processes, processes
+from tlcli.training.runtime.distributed import DistributedContext, join_processes
 from tlcli.training.runtime.progress import ProgressFactory, silent
 from tlcli.training.runtime.torch_compile import require_compiler
 from tlcli.training.settings.config import FinetuneConfig
@@ -57,7 +57,7 @@ def finetune(
     device = torch_device(config.device)
     if plan.compile:
         require_compiler(device)
-    with processes(device) as dist:
+    with join_processes(device) as dist:
         require_output(config)
         return FinetuneRun(config, plan, device, dist, progress, log, callbacks).run()
 
@@ -101,7 +101,7 @@ def resume(
         plan = plan.model_copy(update={"workers": workers})
     if plan.compile:
         require_compiler(device)
-    with processes(device) as dist:
+    with join_processes(device) as dist:
         return FinetuneRun(config, plan, device, dist, progress, log, callbacks).run(SavedRun(path, saved))
 
 
@@ -121,7 +121,7 @@ def find_lr(config: FinetuneConfig, path: Path, progress: ProgressFactory = sile
     plan = resolve_plan(config)
     if not plan.full_epochs:
         raise SettingsError("--find-lr needs --mode full: for a head on cached features, use --head-search")
-    run = FinetuneRun(config, plan, torch_device(config.device), Processes(), progress, log)
+    run = FinetuneRun(config, plan, torch_device(config.device), DistributedContext(), progress, log)
     run.setup()
     curve = try_rates(AllLayers(run.network, run.dataset, plan, config.seed, log=log).stage(), progress)
     draw_rates(curve, path)

@@ -42,9 +42,9 @@ from tlcli.training.runs.resume_state import Unfinished
 from tlcli.training.runs.run_folder import RunConfig, RunFolder, make_folder, now, read_results, versions
 from tlcli.training.runs.tensorboard import TensorboardLog
 from tlcli.training.runtime.device import keep_to_usable_cores
-from tlcli.training.runtime.distributed import Processes, is_first
+from tlcli.training.runtime.distributed import DistributedContext, is_rank_zero
 from tlcli.training.runtime.progress import Advance, ProgressFactory, silent
-from tlcli.training.runtime.timer import Clock
+from tlcli.training.runtime.timer import Timer
 from tlcli.training.settings.config import FinetuneConfig
 from tlcli.training.settings.plan import Plan
 from tlcli.training.settings.run_file_names import CONFIG, DATA_SHEET, PREDICTIONS, REPORT, SEARCH, SPLIT
@@ -96,7 +96,7 @@ class FinetuneRun:
         config: FinetuneConfig,
         plan: Plan,
         device: torch.device,
-        dist: Processes,
+        dist: DistributedContext,
         progress: ProgressFactory,
         log: Log,
         callbacks: Sequence[Callback] = (),
@@ -114,10 +114,10 @@ class FinetuneRun:
         self._plan = plan
         self._device = torch.device(device.type, dist.local) if device.type == "cuda" else device
         self._dist = dist
-        self._progress: ProgressFactory = progress if dist.first else silent
-        self._log: Log = log if dist.first else no_log
-        self._callbacks: tuple[Callback, ...] = tuple(callbacks) if dist.first else ()
-        self._timer = Clock()
+        self._progress: ProgressFactory = progress if dist.is_rank_zero else silent
+        self._log: Log = log if dist.is_rank_zero else no_log
+        self._callbacks: tuple[Callback, ...] = tuple(callbacks) if dist.is_rank_zero else ()
+        self._timer = Timer()
 
     def run(self, saved: SavedRun | None = None) -> RunResult:
         """Train, and write the run's folder.
@@ -134,13 +134,13 @@ class FinetuneRun:
                 self._create_folder(resources)
             else:
                 self._claim(saved.path, resources)
-                results = self._dist.said_by_first(read_results(saved.path) if self._dist.first else None)
+                results = self._dist.broadcast(read_results(saved.path) if self._dist.is_rank_zero else None)
                 if results is not None:  # another process finished the run before this one claimed it
                     return complete_report(saved.path, results, self._log)
                 CallbackList(self._callbacks).on_run_start(saved.path)
                 self.setup(is_new=False)
                 self._check_unchanged(saved)
-            if self._dist.first:
+            if self._dist.is_rank_zero:
                 self._describe_data()
                 if self._config.tensorboard:
                     self._callbacks += (resources.enter_context(closing(TensorboardLog(self.folder.path, self._log))),)
@@ -159,10 +159,10 @@ class FinetuneRun:
         if self._device.type == "cpu":
             keep_freed_memory()
             keep_to_usable_cores()
-        with self._dist.first_goes_first():
+        with self._dist.rank_zero_first():
             backbone, weights_fingerprint = load_backbone(config, self._progress)
         preprocessing = resolve_preprocessing(config, backbone)
-        with self._timer("data"), self._dist.first_goes_first():
+        with self._timer("data"), self._dist.rank_zero_first():
             self.dataset = load_dataset(config, self._progress, is_new=is_new)
         torch.manual_seed(config.seed)
         network_config = NetworkConfig(
@@ -192,17 +192,17 @@ class FinetuneRun:
 
     def _create_folder(self, resources: ExitStack) -> None:
         """Make and claim the folder of a new run, and write its config."""
-        path = self._dist.said_by_first(make_folder(self._config).path if self._dist.first else Path())
+        path = self._dist.broadcast(make_folder(self._config).path if self._dist.is_rank_zero else Path())
         self._claim(path, resources)
-        if self._dist.said_by_first((path / CONFIG).exists()):
+        if self._dist.broadcast((path / CONFIG).exists()):
             raise SettingsError(f"{path}: another process trained here in the meantime: name a new folder with --output")
-        if self._dist.first:
+        if self._dist.is_rank_zero:
             self.folder.write_config(self.resolved)
         CallbackList(self._callbacks).on_run_start(path)
 
     def _claim(self, path: Path, resources: ExitStack) -> None:
         self.folder = RunFolder(path)
-        if self._dist.first:
+        if self._dist.is_rank_zero:
             resources.enter_context(self.folder.claimed(self._log))
 
     def _check_unchanged(self, saved: SavedRun) -> None:
@@ -210,7 +210,7 @@ class FinetuneRun:
         changed = changed_versions(saved.config, self.resolved)
         if changed:
             self._log(f"package versions changed since this run started, so results may not be bit-identical: {'; '.join(changed)}")
-        if self._dist.first and saved.config.asked != self.resolved.asked:  # the data set has moved
+        if self._dist.is_rank_zero and saved.config.asked != self.resolved.asked:  # the data set has moved
             self.folder.write_config(saved.config.model_copy(update={"asked": self.resolved.asked}))
 
     def _describe_data(self) -> None:
@@ -248,7 +248,7 @@ class FinetuneRun:
     def _features(self, cache: FeatureCache) -> Features:
         """Compute the features of both parts, or read them from the cache."""
         train, seed = self.dataset.train, self._config.seed
-        with self._timer("features"), self._dist.first_goes_first():
+        with self._timer("features"), self._dist.rank_zero_first():
             views = [View(self._plan.augmentation, number, seed) for number in range(self._plan.views)]
             embeddings = [cache.embeddings(train, f"Features of the train part, view {view.number + 1}", view) for view in views]
             if not views:
@@ -284,12 +284,12 @@ class FinetuneRun:
                 self.network, heads, features, labels, val_labels, self._plan, self._config.seed, on_trial=lambda _: advance(1)
             )
         table = self.folder.path / SEARCH
-        if self._dist.first:
+        if self._dist.is_rank_zero:
             write_search(table, search.trials)
         self._log(f"head: best of {len(search.trials)} settings is {search.chosen} (all of them in {table})")
         if search.network is not self.network:
             self.network, self._cache = search.network, replace(self._cache, network=search.network)
-            if self._dist.first:
+            if self._dist.is_rank_zero:
                 self.folder.write_config(self.resolved.model_copy(update={"network": search.network.config}))
         return search.best
 
@@ -308,7 +308,7 @@ class FinetuneRun:
                 best.state = self.folder.read_checkpoint(self._device)
             self._log(f"resuming after epoch {len(best.rows)}; the best so far is epoch {unfinished.best.epoch}")
         callbacks: list[Callback] = [*self._callbacks, EpochLog(self._log)]
-        if self._dist.first:
+        if self._dist.is_rank_zero:
             callbacks.insert(0, RunRecorder(self.folder, best))
             if best.row is not None:
                 self.folder.write_checkpoint(best.state)
@@ -322,19 +322,19 @@ class FinetuneRun:
 
     def _finish(self, best: Best) -> RunResult:
         """Evaluate the best network, and write and log the results."""
-        if self._dist.first:
+        if self._dist.is_rank_zero:
             self.folder.write_checkpoint(self.network.state_dict())
             self.folder.write_metrics(best.rows)
         with self._timer("evaluation"):
             parts = {name: part for name, part in self.dataset.parts.items() if name != "train"}
             logits = {name: self._evaluate(part, f"Evaluating on the {name} part") for name, part in parts.items()}
         scores = {name: score(logits[name], torch.from_numpy(part.labels), self.dataset.classes) for name, part in parts.items()}
-        if self._dist.first:
+        if self._dist.is_rank_zero:
             with self._timer("report"):
                 draw_figures(self.folder.path, self.network, self.dataset, best, scores["val"], logits["val"])
             write_predictions(self.folder.path / PREDICTIONS, predictions(self.dataset.val, logits["val"], self.dataset.classes))
         results = self._results(best, scores)
-        if self._dist.first:
+        if self._dist.is_rank_zero:
             self.folder.write_results(results)
             resume_state.remove(self.folder.path)
             write_report(self.folder.path)
@@ -344,7 +344,7 @@ class FinetuneRun:
     def _evaluate(self, part: Part, description: str) -> Tensor:
         """Return the logits `[n, C]` of a part, from cached features if only the head was trained."""
         if self._plan.full_epochs == 0:
-            with self._dist.first_goes_first():
+            with self._dist.rank_zero_first():
                 embeddings = self._cache.embeddings(part, description)
             return classify_embeddings(self.network, embeddings)
         with self._progress(description, len(range(self._dist.rank, len(part), self._dist.world))) as advance:
@@ -390,7 +390,7 @@ class _HeadCallback(CallbackList):
 
 def complete_report(path: Path, results: Results, log: Log) -> RunResult:
     """Return a run that was finished before, with its report if that is missing."""
-    if is_first() and not (path / REPORT).exists():
+    if is_rank_zero() and not (path / REPORT).exists():
         write_report(path)
     log(f"{path}: this run is finished: there is nothing to resume")
     return RunResult(path, results, trained=False)

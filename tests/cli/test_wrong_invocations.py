@@ -97,7 +97,7 @@ WRONG = [
     ("finetune data --data-dir d", "--data-dir: is where known data sets are kept, and data is a folder of its own"),
     ("finetune data --warm-up 0.1", "--warm-up goes with --mode full"),
     ("finetune data --layer-decay 0.5", "--layer-decay goes with --mode full"),
-    ("finetune data --amp on", "--amp goes with --mode full"),
+    ("finetune data --amp on", "--amp needs --mode full"),
     ("finetune data --mode full --weights none --layer-decay 0.5", "--layer-decay with --weights none"),
     ("finetune data --mode full --find-lr p.png --epochs 3", "--epochs with --find-lr"),
     ("finetune data --mode full --find-lr p.png --no-export", "--no-export with --find-lr"),

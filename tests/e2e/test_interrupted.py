@@ -74,7 +74,7 @@ def test_ctrl_c_while_features_are_computed_keeps_them_and_says_how_to_resume(ho
     assert list(features.glob("*.partial")), "what was computed is kept"
     code, _, said = run(home, *[word for word in command if word != "--quiet"])
     assert code == 0, said
-    assert re.search(r"Features of the train part: those of \d+ images are there, from a run that was cut short", said)
+    assert re.search(r"Features of the train part: continuing an interrupted computation, \d+ images done", said)
     # Resumed once more, a finished run is left alone.
     code, out, said = run(home, "finetune", "--resume", "runs/two words")
     assert code == 0

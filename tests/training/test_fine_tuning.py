@@ -63,10 +63,13 @@ def test_the_rooms_door_names_what_it_offers() -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"head_epochs": 2}, "--head-epochs goes with --mode full"),
-        ({"mode": "full", "augment": 2}, "--augment goes with --mode feature-extraction"),
+        ({"head_epochs": 2}, "--head-epochs needs --mode full"),
+        ({"mode": "full", "augment": 2}, "--augment needs --mode feature-extraction"),
         ({"mode": "full", "head_epochs": 2}, "--head-epochs 2 with --weights none"),
-        ({"mode": "full", "weights": "w", "epochs": 3, "head_epochs": 3}, "--head-epochs 3 of --epochs 3: none are left for all layers"),
+        (
+            {"mode": "full", "weights": "w", "epochs": 3, "head_epochs": 3},
+            "--head-epochs 3 of --epochs 3: no epochs are left to train all layers",
+        ),
     ],
 )
 def test_contradictions_are_refused(settings: dict[str, Any], said: str) -> None:
@@ -124,7 +127,7 @@ def test_no_more_threads_than_usable_cores(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 def test_a_device_that_is_not_there_is_an_error() -> None:
-    with pytest.raises(DeviceError, match="--device cuda: PyTorch finds no CUDA device here; use --device cpu"):
+    with pytest.raises(DeviceError, match="--device cuda: PyTorch finds no CUDA device; use --device cpu"):
         torch_device("cuda")
     assert torch_device("auto") == torch.device("cpu")
 

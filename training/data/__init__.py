@@ -1,1 +1,1 @@
-"""From a data set's name or folder to checked, split, batched images."""
+"""Data sets: from a name or a folder to checked images, split into parts and loaded in batches."""

@@ -1,4 +1,4 @@
-"""From a listing to a data set: choose, check every image that is used, split, and say what is wrong before any training."""
+"""Conversion of a listing to a data set: sample images, check each of them, split them, and report problems before training."""
 
 from __future__ import annotations
 
@@ -9,41 +9,41 @@ from collections.abc import Sequence
 import numpy as np
 
 from tlcli.contract.errors import DatasetError
-from tlcli.training.data.dataset import Checked, Dataset, LeftOut, Part
+from tlcli.training.data.dataset import CheckResult, Dataset, LeftOut, Part
 from tlcli.training.data.listing import Images, Listing, choose_classes, one_line
-from tlcli.training.data.split import Draw, held_out, read_all, shuffled
+from tlcli.training.data.split import ClassSample, read_all, shuffled, validation_count
 from tlcli.training.runtime.progress import ProgressFactory
 from tlcli.training.settings.config import FinetuneConfig
 
 
 def assemble(listing: Listing, config: FinetuneConfig, progress: ProgressFactory) -> Dataset:
-    """Choose images, read each once, and put them into parts.
+    """Sample images, read each of them once, and assign them to parts.
 
-    Only what is used is read: with `config.limit`, that many readable images a class in each part.
+    Only images that are used are read: with `config.limit`, that many readable images per class in each part.
 
     Raises:
-        DatasetError: see `choose_classes`; or too few images of a class can be read.
+        DatasetError: too few images of a class can be read; see also `choose_classes`.
     """
     classes = choose_classes(listing, config.classes, config.num_classes)
-    checked: dict[str, Checked] = {}
+    checked: dict[str, CheckResult] = {}
 
     def reader(names: list[str]) -> set[str]:
         with progress("Checking images", len(names)) as advance:
-            found = listing.source.check(names, advance)
-        checked.update(found)
-        return {name for name, result in found.items() if result.reason is None}
+            results = listing.source.check(names, advance)
+        checked.update(results)
+        return {name for name, result in results.items() if result.reason is None}
 
-    draws = {
-        part: {name: _draw(images[name], part, name, part == "train" and listing.val is None, config) for name in classes}
+    samples = {
+        part: {name: _sample(images[name], part, name, part == "train" and listing.val is None, config) for name in classes}
         for part, images in listing.parts.items()
     }
-    read_all([draw for of_part in draws.values() for draw in of_part.values()], reader)
+    read_all([sample for by_class in samples.values() for sample in by_class.values()], reader)
     left_out = tuple(LeftOut(name, result.reason) for name, result in checked.items() if result.reason is not None)
-    _check_readable(listing, draws, left_out)
+    _check_readable(listing, samples, left_out)
 
-    chosen: dict[str, Images] = {part: {name: draw.readable for name, draw in of_part.items()} for part, of_part in draws.items()}
+    chosen: dict[str, Images] = {part: {name: sample.readable for name, sample in by_class.items()} for part, by_class in samples.items()}
     if listing.val is None:
-        chosen["train"], chosen["val"] = _split(draws["train"], config)
+        chosen["train"], chosen["val"] = _split(samples["train"], config)
     parts = {part: _part(listing, part, names, classes, checked) for part, names in chosen.items()}
     return Dataset(
         spec=config.dataset,
@@ -60,54 +60,54 @@ def assemble(listing: Listing, config: FinetuneConfig, progress: ProgressFactory
     )
 
 
-def _draw(names: Sequence[str], part: str, class_name: str, is_split: bool, config: FinetuneConfig) -> Draw:
-    wanted = config.limit
-    if wanted is not None and is_split:
-        wanted += held_out(len(names), config.val_fraction, config.limit)
-    return Draw(shuffled(names, config.seed, f"{part}/{class_name}"), wanted)
+def _sample(names: Sequence[str], part: str, class_name: str, is_split: bool, config: FinetuneConfig) -> ClassSample:
+    limit = config.limit
+    if limit is not None and is_split:
+        limit += validation_count(len(names), config.val_fraction, config.limit)
+    return ClassSample(shuffled(names, config.seed, f"{part}/{class_name}"), limit)
 
 
-def _check_readable(listing: Listing, draws: dict[str, dict[str, Draw]], left_out: tuple[LeftOut, ...]) -> None:
-    every = [draw for of_part in draws.values() for draw in of_part.values()]
-    if not any(draw.readable for draw in every):
-        tried, first = sum(draw.tried for draw in every), left_out[0]
+def _check_readable(listing: Listing, samples: dict[str, dict[str, ClassSample]], left_out: tuple[LeftOut, ...]) -> None:
+    every = [sample for by_class in samples.values() for sample in by_class.values()]
+    if not any(sample.readable for sample in every):
+        tried, first = sum(sample.tried for sample in every), left_out[0]
         raise DatasetError(f"{listing.where}: none of its {tried:,} images can be read; {first.name}: {first.reason}")
-    for part, of_part in draws.items():
-        unreadable = [name for name, draw in of_part.items() if not draw.readable]
+    for part, by_class in samples.items():
+        unreadable = [name for name, sample in by_class.items() if not sample.readable]
         if unreadable:
             raise DatasetError(
-                f"{listing.where}: no image of the class {one_line(unreadable)} in its {part} part can be read: replace them"
+                f"{listing.where}: no image of the class {one_line(unreadable)} in the {part} part can be read: replace the images"
             )
     if listing.val is None:
-        single = [name for name, draw in draws["train"].items() if len(draw.readable) < 2]
+        single = [name for name, sample in samples["train"].items() if len(sample.readable) < 2]
         if single:
             raise DatasetError(
-                f"{listing.where}: of the class {one_line(single)} only one image can be read, at least two are needed, one to train and"
-                " one to validate on: add images, or a val folder"
+                f"{listing.where}: only one image of the class {one_line(single)} can be read, but at least two are needed, one for"
+                " training and one for validation: add images, or a val folder"
             )
 
 
-def _split(draws: dict[str, Draw], config: FinetuneConfig) -> tuple[Images, Images]:
-    """Training and validation images, stratified: the draws are shuffled already, so the first of each validate."""
+def _split(samples: dict[str, ClassSample], config: FinetuneConfig) -> tuple[Images, Images]:
+    """Split the images by class into training and validation images; samples are shuffled already, so the first ones validate."""
     train: dict[str, list[str]] = {}
     val: dict[str, list[str]] = {}
-    for name, draw in draws.items():
-        usable = len(draw.names) - draw.unreadable
-        count = min(held_out(usable, config.val_fraction, config.limit), len(draw.readable) - 1)
-        val[name] = draw.readable[:count]
-        train[name] = draw.readable[count:][: config.limit]
+    for name, sample in samples.items():
+        usable = len(sample.names) - sample.unreadable
+        count = min(validation_count(usable, config.val_fraction, config.limit), len(sample.readable) - 1)
+        val[name] = sample.readable[:count]
+        train[name] = sample.readable[count:][: config.limit]
     return train, val
 
 
-def _part(listing: Listing, part: str, chosen: Images, classes: Sequence[str], checked: dict[str, Checked]) -> Part:
-    """Class by class, and within a class in the listing's order, so that the order says nothing about the draw."""
+def _part(listing: Listing, part: str, chosen: Images, classes: Sequence[str], checked: dict[str, CheckResult]) -> Part:
+    """Build a part, class by class and in the listing's order within a class, so that the order does not depend on the sampling."""
     listed = listing.parts["train" if part == "val" and listing.val is None else part]
     names: list[str] = []
     labels: list[int] = []
     for label, class_name in enumerate(classes):
-        wanted = set(chosen[class_name])
-        names += [name for name in listed[class_name] if name in wanted]
-        labels += [label] * len(wanted)
+        selected = set(chosen[class_name])
+        names += [name for name in listed[class_name] if name in selected]
+        labels += [label] * len(selected)
     return Part(
         labels=np.array(labels, dtype=np.int64),
         names=tuple(names),
@@ -117,6 +117,6 @@ def _part(listing: Listing, part: str, chosen: Images, classes: Sequence[str], c
 
 
 def _fingerprint(classes: Sequence[str], parts: dict[str, Part]) -> str:
-    """Of contents and labels, not of names: images that were only renamed or moved are the same data set."""
+    """Hash the contents and labels of all images; names do not count, so renamed or moved images are the same data set."""
     content = {name: sorted(zip(part.labels.tolist(), part.fingerprints, strict=True)) for name, part in parts.items()}
     return hashlib.sha256(json.dumps([list(classes), content], sort_keys=True).encode()).hexdigest()

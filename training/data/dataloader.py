@@ -1,4 +1,4 @@
-"""Images of a part in batches, read by several processes."""
+"""Batches of a part's images, read by worker processes."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tlcli.training.data.transforms import ImageDataset
 from tlcli.training.settings.augmentation import Augmentation
 
 _FEWEST_FOR_WORKERS = 128
-"""Starting processes costs more than reading fewer images than this."""
+"""Smallest number of images for which worker processes are started; for fewer, starting them costs more than reading."""
 
 
 def batch_count(images: int, batch_size: int) -> int:
-    """Return the number of batches of about equal size that `images` make, of at most `batch_size` each.
+    """Return the number of batches of about equal size for `images` images, with at most `batch_size` images each.
 
-    None has a single image, of which some batch norms can make nothing, unless `batch_size` is 1: an odd number in batches of 2
-    makes one of 3.
+    Unless `batch_size` is 1, no batch has a single image, which some batch norms cannot be trained on: an odd number of images in
+    batches of 2 gives one batch of 3.
     """
     fewest = -(-images // batch_size)
     return fewest if batch_size == 1 else max(1, min(fewest, images // 2))
@@ -43,25 +43,25 @@ def image_batches(
     share: tuple[int, int] = (0, 1),
     part_size: int | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images uint8 `[N, H, W, 3]` and labels int64 `[N]`, each image once.
+    """Iterate over batches of images, uint8 `[N, H, W, 3]`, and labels, int64 `[N]`; each image occurs once.
 
-    Batches differ by at most one image in size, rather than that the last is a small rest, which would be a poor
-    sample for a batch norm. What comes depends on `seed` and `view` alone, not on `workers`.
+    Batch sizes differ by at most one image; a small last batch would be a poor sample for a batch norm. The batches depend on `seed`
+    and `view`, not on `workers`.
 
     Args:
         part: the images.
-        preprocessing: the evaluation's; and the size of what is augmented.
-        batch_size: at most, see `batch_count`.
-        workers: processes; few images are read in this one.
-        augmentation: in place of the evaluation transform.
-        seed, view: of the augmentation's draws and of the order; epochs are views.
-        shuffled: in random order; otherwise in the part's.
-        share: (r, n): of each part of a batch the r-th image and every n-th from there.
-        part_size: each batch is run in parts of at most this size, see `batch_count`; None for one part.
+        preprocessing: transform of the evaluation; with an augmentation, the image size.
+        batch_size: maximum number of images in a batch, see `batch_count`.
+        workers: number of worker processes; a small number of images is read in this process.
+        augmentation: random augmentation that replaces the evaluation transform.
+        seed, view: seeds of the augmentation and of the order; each epoch is a view.
+        shuffled: True for a random order, False for the part's.
+        share: rank r and number n of processes: this process takes the r-th image of each micro-batch, and every n-th after it.
+        part_size: maximum size of the micro-batches into which each batch is divided, see `batch_count`; None for a single one.
 
     Raises:
-        ImageError: an image that cannot be read any more.
-        ResourceError: a worker was killed, or there is no memory for it.
+        ImageError: an image can no longer be read.
+        ResourceError: a worker was killed, or memory ran out.
     """
     dataset = ImageDataset(part, preprocessing, augmentation, seed, view)
     order = np.random.default_rng([seed, view]).permutation(len(part)) if shuffled else np.arange(len(part))
@@ -69,8 +69,8 @@ def image_batches(
     whole = np.array_split(order, batch_count(len(part), batch_size))
     batches = []
     for indices in whole:
-        parts = batch_count(len(indices), part_size or len(indices))
-        batches.append([index for some in np.array_split(indices, parts) for index in some[rank::world].tolist()])
+        count = batch_count(len(indices), part_size or len(indices))
+        batches.append([index for micro_batch in np.array_split(indices, count) for index in micro_batch[rank::world].tolist()])
     few = len(part) < _FEWEST_FOR_WORKERS
     loader = DataLoader(dataset, batch_sampler=batches, num_workers=0 if few else workers, worker_init_fn=begin_worker)
     started: list[BaseProcess] = []
@@ -80,7 +80,7 @@ def image_batches(
         for images, labels, _ in loaded:
             yield images, labels
     except ImageError as error:
-        # A worker's error arrives with its whole traceback as its text; the message is the last line.
+        # The text of a worker's error is its whole traceback; the message is the last line.
         raise ImageError(str(error).strip().splitlines()[-1].removeprefix("tlcli.contract.errors.ImageError: ")) from error
     except (RuntimeError, OSError, EOFError, MemoryError) as error:
         problem = problem_of_workers(error, started)

@@ -1,4 +1,4 @@
-"""The processes that read images for PyTorch's `DataLoader`: how they start, end, and what is said when one fails."""
+"""Worker processes of PyTorch's `DataLoader`: start, end, and error messages."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from tlcli.training.runtime.parent_death import end_with_parent
 _INTERRUPTS = {signal.SIGINT, signal.SIGTERM}
 
 _ENDING_S = 2.0
-"""How long a worker may take to end after its last message was cut short."""
+"""Time limit for a worker to end after its last message was truncated."""
 
 
 @contextmanager
 def starting_workers(started: list[BaseProcess]) -> Iterator[None]:
-    """Add the workers that start in the block to `started`, and hold signals back meanwhile.
+    """Add the workers that start within the block to `started`, with signals blocked meanwhile.
 
-    A worker that is interrupted before `begin_worker` would print a traceback. And PyTorch's handler of SIGCHLD, which raises an error
-    at any line of this process when a worker ends, is taken away: the loader notices within seconds by itself, where it can be handled.
+    A worker that is interrupted before `begin_worker` would print a traceback. PyTorch's handler of SIGCHLD, which raises an error at
+    an arbitrary line of this process when a worker ends, is removed: the loader itself notices within seconds, where the error can be
+    handled.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTS)
     children = set(multiprocessing.active_children())
@@ -41,45 +42,45 @@ def starting_workers(started: list[BaseProcess]) -> Iterator[None]:
 
 
 def begin_worker(_: int) -> None:
-    """Leave Ctrl-C to the training process, which ends its workers, and end with it; die of a bus error without a second message."""
+    """Initialize a worker: ignore Ctrl-C, which the training process handles, end with that process, and die silently of bus errors."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGBUS, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _INTERRUPTS)
-    sys.excepthook = _tell_unless_hung_up
+    sys.excepthook = _print_unless_disconnected
     end_with_parent()
 
 
-def _tell_unless_hung_up(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """The thread that hands tensors over reports an interrupted training process with a traceback."""
+def _print_unless_disconnected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print a traceback, except for the errors of the thread that transfers tensors when the training process is interrupted."""
     if not isinstance(error, ConnectionError | EOFError):
         sys.__excepthook__(kind, error, trace)
 
 
 def problem_of_workers(error: BaseException, started: Sequence[BaseProcess]) -> str | None:
-    """Say what is wrong with the workers, and the way out, in one line.
+    """Return a one-line description of a problem with the workers, and its remedy.
 
     Args:
-        error: what reading from them raised.
-        started: the workers, none if this process reads alone.
+        error: the error raised while reading from the workers.
+        started: the workers; empty if this process reads the images itself.
 
     Returns:
-        None if the error is not about them.
+        None if the error has another cause.
     """
     text, number = str(error), getattr(error, "errno", None)
     ended = _first_to_fail(started, wait=isinstance(error, EOFError | ConnectionError | FileNotFoundError))
-    how = None if ended is None or ended.exitcode is None else ended.exitcode
-    if how == -signal.SIGBUS or "shared memory" in text or "torch_shm_manager" in text or "(shm)" in text:
+    exit_code = None if ended is None or ended.exitcode is None else ended.exitcode
+    if exit_code == -signal.SIGBUS or "shared memory" in text or "torch_shm_manager" in text or "(shm)" in text:
         return (
-            "shared memory is full (/dev/shm), through which processes that read images pass them on: use fewer --workers or 0, a smaller"
-            " --batch-size, or make it larger (docker run --shm-size=2g)"
+            "shared memory is full (/dev/shm), which worker processes need to transfer images: use fewer --workers or 0, a smaller"
+            " --batch-size, or more shared memory (docker run --shm-size=2g)"
         )
-    if ended is not None and how is not None:
-        by = f"was killed ({signal.strsignal(-how)})" if how < 0 else f"ended with exit code {how}"
-        return f"process {ended.pid}, which reads images, {by}, probably out of memory: use fewer --workers or 0, or a smaller --batch-size"
+    if ended is not None and exit_code is not None:
+        how = f"was killed ({signal.strsignal(-exit_code)})" if exit_code < 0 else f"ended with exit code {exit_code}"
+        return f"worker process {ended.pid} {how}, probably out of memory: use fewer --workers or 0, or a smaller --batch-size"
     if number == errno.ENOMEM or "Caught MemoryError in DataLoader worker" in text or "Cannot allocate memory" in text:
-        return "out of memory in a process that reads images: use fewer --workers or 0, or a smaller --batch-size"
+        return "out of memory in a worker process: use fewer --workers or 0, or a smaller --batch-size"
     if number in (errno.EMFILE, errno.ENFILE, errno.EAGAIN) or "Too many open files" in text:
-        return f"processes that read images cannot be started ({first_line(error)}): use fewer --workers or 0, or raise `ulimit -n`"
+        return f"worker processes cannot be started ({first_line(error)}): use fewer --workers or 0, or raise `ulimit -n`"
     return None
 
 

@@ -1,4 +1,4 @@
-"""What a data set is once it is loaded: labelled images in a training, a validation and perhaps a test part."""
+"""Loaded data set: labelled images in a training part, a validation part and an optional test part."""
 
 from __future__ import annotations
 
@@ -18,17 +18,21 @@ _UNIFORM = 2.0
 
 @dataclass(frozen=True)
 class LeftOut:
-    """An image that could not be read. name: as in `Part.names`. reason: one line."""
+    """Image that could not be read.
+
+    name: name of the image, as in `Part.names`. reason: one line.
+    """
 
     name: str
     reason: str
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckResult:
     """Result of reading an image once.
 
-    fingerprint: SHA-256 in hex, of its content. reason: why it cannot be used, or None. near_uniform: see `is_near_uniform`.
+    fingerprint: SHA-256 of the content, in hex. reason: the reason why the image cannot be used, or None.
+    near_uniform: True if the image has a single colour, see `is_near_uniform`.
     """
 
     fingerprint: str
@@ -37,7 +41,7 @@ class Checked:
 
 
 def is_near_uniform(image: Image.Image) -> bool:
-    """Check an RGB image for one colour everywhere: the standard deviation of each channel is below 2 of 255."""
+    """Return True if an RGB image has nearly one colour: the standard deviation of each channel is below 2 of 255."""
     counts = np.array(image.histogram(), dtype=np.float64).reshape(3, 256) / (image.width * image.height)
     levels = np.arange(256)
     variance = counts @ levels**2 - (counts @ levels) ** 2
@@ -45,25 +49,29 @@ def is_near_uniform(image: Image.Image) -> bool:
 
 
 class Source(Protocol):
-    """Where images come from. Picklable, since the workers of a `DataLoader` load from it."""
+    """Source of images. Picklable, since the workers of a `DataLoader` load from it."""
 
     def load(self, name: str) -> Image.Image:
-        """The image of that name, upright RGB. Raises: ImageError: it cannot be read."""
+        """Load an image, as upright RGB.
+
+        Raises:
+            ImageError: the image cannot be read.
+        """
         ...
 
-    def check(self, names: Sequence[str], advance: Advance) -> dict[str, Checked]:
-        """Read each image once; `advance(n)` is called as they are done, `len(names)` in all."""
+    def check(self, names: Sequence[str], advance: Advance) -> dict[str, CheckResult]:
+        """Read each image once, and report progress with `advance`, up to `len(names)`."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """One part of a data set: n labelled images, loaded when they are asked for.
+    """Part of a data set: n labelled images, loaded on demand.
 
-    labels: int64 `[n]`, indices into `Dataset.classes`.
-    names: one an image: its path below the data set's folder, or `cifar10/train/123`.
-    fingerprints: one an image: SHA-256 in hex of its encoded content, or of its pixels where there is no file.
-    source: what `load` asks.
+    labels: indices into `Dataset.classes`, int64 `[n]`.
+    names: name of each image: its path below the data set's folder, or a name like `cifar10/train/123`.
+    fingerprints: SHA-256 of each image in hex, over its encoded content, or over its pixels if it is not a file.
+    source: source that `load` reads from.
     """
 
     labels: npt.NDArray[np.int64]
@@ -75,18 +83,18 @@ class Part:
         return len(self.names)
 
     def load(self, index: int) -> Image.Image:
-        """The image at `index`, upright RGB.
+        """Load the image at `index`, as upright RGB.
 
         Raises:
-            ImageError: it cannot be read (any more); the message names it.
+            ImageError: the image can no longer be read; the message names it.
         """
         return self.source.load(self.names[index])
 
     def take(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> Part:
-        """The images at `indices`, in that order, as a part of their own.
+        """Return a part with the images at `indices`, in that order.
 
         Raises:
-            IndexError: an index that this part does not have.
+            IndexError: an index is out of range.
         """
         chosen = np.asarray(indices, dtype=np.int64)
         return Part(
@@ -99,16 +107,17 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set, ready to train on: every image in it has been read once.
+    """Data set ready for training: every image in it has been read once.
 
-    spec: what the user asked for.
-    classes: the name of each label.
-    test: None where the data set has no test part.
-    left_out: broken images that were met.
-    skipped: files that are no images and folders that are no classes, see `Listing`.
-    near_uniform: names of images of one colour everywhere.
-    notes: how the folders were taken, see `Listing`. layout: which folder is which part, in one line.
-    fingerprint: SHA-256 in hex over all images' contents, their labels, the classes and the split.
+    spec: value of `--dataset`.
+    classes: name of each label.
+    train, val, test: parts of the data set; `test` is None without a test part.
+    left_out: images that could not be read.
+    fingerprint: SHA-256 in hex over the contents of all images, their labels, the classes and the split.
+    skipped: files that are not images, and folders that are not classes, see `Listing`.
+    near_uniform: names of images with nearly one colour.
+    notes: remarks on how the folders were interpreted, see `Listing`.
+    layout: folder of each part, in one line.
     """
 
     spec: str
@@ -125,6 +134,6 @@ class Dataset:
 
     @property
     def parts(self) -> dict[str, Part]:
-        """The parts there are, by name: `train`, `val`, `test`."""
+        """Existing parts by name: `train`, `val`, `test`."""
         named = {"train": self.train, "val": self.val, "test": self.test}
         return {name: part for name, part in named.items() if part is not None}

@@ -1,7 +1,7 @@
-"""Drawing one image of the project's own data set: a shape on a textured ground, and its true box.
+"""Generator of images for the synthetic `shapes` data set: a shape on a textured background, with its bounding box.
 
-Nothing but the outline tells the class: colour, texture, place, size and rotation are drawn from the same ranges for
-every shape. Lines, strokes and specks that belong to no class lie about.
+Only the outline distinguishes the classes: colour, texture, position, size and rotation are sampled from the same ranges for
+every shape. Lines, strokes and specks that belong to no class serve as distractors.
 """
 
 from __future__ import annotations
@@ -14,26 +14,29 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 SHAPES = ("circle", "cross", "ring", "square", "star", "triangle")
-"""The classes, in the order of their labels."""
+"""Names of the classes, in the order of their labels."""
 
 Box = tuple[int, int, int, int]
-"""Left, top, right, bottom in pixels; right and bottom are the first column and row outside."""
+"""Left, top, right and bottom in pixels; right and bottom are exclusive."""
 
 DEFAULT_SIZE = 64
 
 DRAWING_VERSION = 1
-"""Raised when the same seed gives other images than before, so that kept folders are drawn anew."""
+"""Version of the drawings, incremented when a seed gives other images than before, so that stored folders are drawn again."""
 
 _OVERSAMPLING = 4
 _LEAST_CONTRAST = 120.0
-"""Between a shape and what lies behind it: the distance of their mean colours, in 0..255 RGB."""
+"""Smallest distance between the mean colours of a shape and its background, in RGB from 0 to 255."""
 
 Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """One image. image: RGB. label: an index into `SHAPES`. box: tight around every pixel that the shape touches."""
+    """Drawn image with its label.
+
+    image: RGB image. label: index into `SHAPES`. box: tight bounding box of all pixels that the shape touches.
+    """
 
     image: Image.Image
     label: int
@@ -41,11 +44,11 @@ class Drawing:
 
 
 def draw(index: int, seed: int, size: int = DEFAULT_SIZE) -> Drawing:
-    """Image number `index` of the endless sequence that `seed` names; its class is `index` modulo the number of shapes.
+    """Draw image number `index` of the infinite sequence for `seed`; its class is `index` modulo the number of shapes.
 
     Args:
-        index: from 0.
-        seed: from 0.
+        index: index of the image, from 0.
+        seed: seed of the sequence, from 0.
         size: width and height in pixels.
     """
     rng = np.random.default_rng([DRAWING_VERSION, seed, index])
@@ -63,7 +66,7 @@ def draw(index: int, seed: int, size: int = DEFAULT_SIZE) -> Drawing:
 
 
 def _background(rng: np.random.Generator, size: int) -> Floats:
-    """Float RGB `[size, size, 3]` in 0..255: two or more colours mixed by a smooth pattern."""
+    """Return a background, float RGB `[size, size, 3]` in 0..255: two or more colours mixed by a smooth pattern."""
     pattern = (_cloud, _gradient, _stripes)[rng.integers(3)](rng, size)[..., None]
     first, second = _muted(rng), _muted(rng)
     canvas = first + (second - first) * pattern * rng.uniform(0.2, 0.6)
@@ -72,7 +75,7 @@ def _background(rng: np.random.Generator, size: int) -> Floats:
 
 
 def _cloud(rng: np.random.Generator, size: int) -> Floats:
-    """Smooth noise in about 0..1: a few random values, enlarged."""
+    """Return smooth noise in about 0..1: a coarse random grid, interpolated."""
     cells = int(rng.integers(2, 9))
     coarse = Image.fromarray(rng.random((cells, cells), dtype=np.float32), mode="F")
     return np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC))
@@ -89,14 +92,14 @@ def _stripes(rng: np.random.Generator, size: int) -> Floats:
 
 
 def _along(rng: np.random.Generator, size: int) -> npt.NDArray[np.float64]:
-    """The distance of each pixel along a random direction, in sides of the image."""
+    """Return the distance of each pixel along a random direction, relative to the image's side."""
     angle = rng.uniform(0, 2 * np.pi)
     down, across = np.mgrid[:size, :size] / size
     return np.asarray(across * math.cos(angle) + down * math.sin(angle), dtype=np.float64)
 
 
 def _shading(rng: np.random.Generator, size: int) -> Floats:
-    """Light and dark over a surface, `[size, size, 1]`, about -20 to 20."""
+    """Return a random shading of a surface, `[size, size, 1]`, from about -20 to 20."""
     return (40 * (_cloud(rng, size) - 0.5))[..., None]
 
 
@@ -121,19 +124,19 @@ def _paint(canvas: Floats, mask: Floats, colour: Floats, shading: Floats | float
 
 
 def _shape(rng: np.random.Generator, name: str, size: int) -> Floats:
-    """How much of each pixel the shape covers, `[size, size]` in 0..1."""
+    """Return the coverage of each pixel by the shape, `[size, size]` in 0..1."""
     radius = rng.uniform(0.25, 0.40)
-    middle = rng.uniform(radius + 0.02, 0.98 - radius, 2)
+    centre = rng.uniform(radius + 0.02, 0.98 - radius, 2)
     angle = rng.uniform(0, 2 * np.pi)
-    image, pen = _sheet(size)
+    image, pen = _canvas(size)
     if name in ("circle", "ring"):
-        _disc(pen, middle, radius, size, fill=255)
+        _disc(pen, centre, radius, size, fill=255)
         if name == "ring":
-            _disc(pen, middle, radius * rng.uniform(0.5, 0.65), size, fill=0)
+            _disc(pen, centre, radius * rng.uniform(0.5, 0.65), size, fill=0)
     else:
         points = _OUTLINES[name](rng) @ np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
-        pen.polygon(_pixels(middle + radius * points, size), fill=255)
-    return _reduced(image)
+        pen.polygon(_pixels(centre + radius * points, size), fill=255)
+    return _downsampled(image)
 
 
 def _triangle(rng: np.random.Generator) -> npt.NDArray[np.float64]:
@@ -154,19 +157,19 @@ def _star(rng: np.random.Generator) -> npt.NDArray[np.float64]:
 
 def _cross(rng: np.random.Generator) -> npt.NDArray[np.float64]:
     arm = rng.uniform(0.22, 0.36)
-    tip = math.sqrt(1 - arm**2)  # so that the corners lie on the circle that the others touch
+    tip = math.sqrt(1 - arm**2)  # puts the corners on the unit circle, like those of the other shapes
     quarter = np.array([[tip, -arm], [tip, arm], [arm, arm]])
     turns = [np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]]) for turn in np.arange(4) * np.pi / 2]
     return np.concatenate([quarter @ turn for turn in turns])
 
 
 _OUTLINES = {"triangle": _triangle, "square": _square, "star": _star, "cross": _cross}
-"""Corners `[n, 2]` within the unit circle."""
+"""Functions that return the corners of an outline, `[n, 2]` within the unit circle."""
 
 
 def _distractor(rng: np.random.Generator, size: int) -> Floats:
-    """A line, a bent stroke or a group of specks: smaller than any shape, or thinner. As `_shape`."""
-    image, pen = _sheet(size)
+    """Return the coverage of a line, a bent stroke or a group of specks, smaller or thinner than any shape."""
+    image, pen = _canvas(size)
     start = rng.random(2)
     kind = rng.integers(3)
     width = round(size * _OVERSAMPLING * rng.uniform(0.012, 0.035))
@@ -176,25 +179,25 @@ def _distractor(rng: np.random.Generator, size: int) -> Floats:
         steps = np.cumsum(rng.uniform(-0.13, 0.13, (4, 2)), axis=0)
         pen.line(_pixels(np.concatenate([start[None], start + steps]), size), fill=255, width=width, joint="curve")
     else:
-        for place in start + rng.uniform(-0.12, 0.12, (rng.integers(2, 6), 2)):
-            _disc(pen, place, rng.uniform(0.01, 0.03), size, fill=255)
-    return _reduced(image)
+        for centre in start + rng.uniform(-0.12, 0.12, (rng.integers(2, 6), 2)):
+            _disc(pen, centre, rng.uniform(0.01, 0.03), size, fill=255)
+    return _downsampled(image)
 
 
-def _sheet(size: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+def _canvas(size: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
     image = Image.new("L", (size * _OVERSAMPLING, size * _OVERSAMPLING))
     return image, ImageDraw.Draw(image)
 
 
-def _reduced(image: Image.Image) -> Floats:
-    covered: Floats = np.asarray(image.reduce(_OVERSAMPLING), dtype=np.float32) / np.float32(255)
-    return covered
+def _downsampled(image: Image.Image) -> Floats:
+    coverage: Floats = np.asarray(image.reduce(_OVERSAMPLING), dtype=np.float32) / np.float32(255)
+    return coverage
 
 
 def _pixels(points: npt.NDArray[np.float64], size: int) -> list[tuple[float, float]]:
-    """From sides of the image to pixels of the oversampled sheet."""
+    """Convert points relative to the image's side to pixels of the oversampled canvas."""
     return [(float(x), float(y)) for x, y in points * size * _OVERSAMPLING]
 
 
-def _disc(pen: ImageDraw.ImageDraw, middle: npt.NDArray[np.float64], radius: float, size: int, fill: int) -> None:
-    pen.ellipse(_pixels(np.stack([middle - radius, middle + radius]), size), fill=fill)
+def _disc(pen: ImageDraw.ImageDraw, centre: npt.NDArray[np.float64], radius: float, size: int, fill: int) -> None:
+    pen.ellipse(_pixels(np.stack([centre - radius, centre + radius]), size), fill=fill)

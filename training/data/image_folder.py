@@ -1,7 +1,7 @@
-"""Folders of images as people have them: `<class>/<image>`, divided into parts or not, wrapped or not; and `<class>.<number>.jpg`.
+"""Recognition of image folders: `<class>/<image>`, with or without parts or wrapping folders, and `<class>.<number>.jpg`.
 
-Names alone do not tell. `train` with folders of classes in it is a part; `train` with images in it, or beside other classes, is a class.
-Whatever is left out is named: see `Listing.skipped`.
+Names alone are ambiguous: `train` with class folders in it is a part; `train` with images in it, or next to other classes, is a class.
+Everything that is left out is listed in `Listing.skipped`.
 """
 
 from __future__ import annotations
@@ -22,16 +22,19 @@ from tlcli.training.data.shapes import BOXES_FILE
 from tlcli.training.data.split_names import part_name
 
 _FLAT = re.compile(r"(.+)\.[0-9]+\.[^.]+", re.DOTALL)
-"""Kaggle's way: `cat.0.jpg`, the class before the number."""
+"""Kaggle's flat layout: `cat.0.jpg`, with the class before the number."""
 
 _PARTS = ("train", "val", "test")
 
-_BESIDE = "lies beside the folders of classes"
+_BESIDE = "is next to the class folders"
 
 
 @dataclass(frozen=True)
 class _Classes:
-    """The classes of a part. place: the folder that holds them. folders: class to its folders. flat: class to images, where it has none."""
+    """Classes of a part.
+
+    place: folder that holds the classes. folders: folders of each class. flat: images of each class in the flat layout.
+    """
 
     place: str
     folders: Mapping[str, Sequence[str]]
@@ -43,16 +46,16 @@ class _Classes:
 
 
 def list_folder(folder: Path, where: str | None = None) -> Listing:
-    """Return the images of a folder, by part and class. No image with a known suffix is opened.
+    """List the images of a folder, by part and class. Images with a known suffix are not opened.
 
-    Classes are folders, sorted by name; images may lie deeper. `train` is empty where there is only a test or a validation folder.
+    Classes are folders, sorted by name; images may be in subfolders. `train` is empty if there is only a test or validation folder.
 
     Args:
         folder: an existing folder.
-        where: what messages call it; the folder itself by default.
+        where: name of the data set in messages; the folder's path by default.
 
     Raises:
-        DatasetError: no known layout, or a folder that cannot be listed.
+        DatasetError: the layout is not recognized, or a folder cannot be listed.
     """
     where = where or printable(str(folder))
     try:
@@ -65,29 +68,29 @@ def list_folder(folder: Path, where: str | None = None) -> Listing:
         raise DatasetError(str(error)) from error
     outer = tuple(scanner.skipped.values())
     return dataclasses.replace(
-        inner, skipped=(*outer, *(dataclasses.replace(one, name=join(top, one.name)) for one in inner.skipped)), top=printable(top)
+        inner, skipped=(*outer, *(dataclasses.replace(entry, name=join(top, entry.name)) for entry in inner.skipped)), top=printable(top)
     )
 
 
 def _list(scanner: Scanner, where: str) -> Listing:
     parts = _part_folders(scanner, "", where)
-    found: dict[str, _Classes | None] = dict.fromkeys(_PARTS)
+    by_part: dict[str, _Classes | None] = dict.fromkeys(_PARTS)
     if parts:
-        scanner.note("", images="lies beside the folders of parts")
+        scanner.note("", images="is next to the folders of the parts")
         for name in scanner.look("").folders:
             if name not in parts.values():
                 scanner.skip(name, "not a training, validation or test folder", is_folder=True)
         for part, name in parts.items():
-            found[part] = _find_classes(scanner, name, part, where)
-        _leave_unlabelled(scanner, found)
+            by_part[part] = _find_classes(scanner, name, part, where)
+        _skip_unlabelled(scanner, by_part)
     else:
-        found["train"] = _find_classes(scanner, "", "train", where)
+        by_part["train"] = _find_classes(scanner, "", "train", where)
     images = scanner.gather(
-        *([folder for folders in of_part.folders.values() for folder in folders] for of_part in found.values() if of_part is not None)
+        *([folder for folders in classes.folders.values() for folder in folders] for classes in by_part.values() if classes is not None)
     )
-    listed = {part: None if of_part is None else _images(of_part, images) for part, of_part in found.items()}
-    notes = [] if parts else _class_like_a_part(scanner, found["train"])
-    first = next(of_part for of_part in found.values() if of_part is not None)
+    listed = {part: None if classes is None else _images(classes, images) for part, classes in by_part.items()}
+    notes = [] if parts else _class_like_a_part(scanner, by_part["train"])
+    first = next(classes for classes in by_part.values() if classes is not None)
     return Listing(
         where,
         tuple(first.names),
@@ -95,49 +98,50 @@ def _list(scanner: Scanner, where: str) -> Listing:
         listed["val"],
         listed["test"],
         FolderSource(scanner.root),
-        skipped=tuple(one for one in scanner.skipped.values() if one.name != BOXES_FILE),
+        skipped=tuple(entry for entry in scanner.skipped.values() if entry.name != BOXES_FILE),
         notes=tuple(notes),
-        folders={part: printable(of_part.place) for part, of_part in found.items() if of_part is not None and parts},
+        folders={part: printable(classes.place) for part, classes in by_part.items() if classes is not None and parts},
     )
 
 
 def _class_like_a_part(scanner: Scanner, classes: _Classes | None) -> list[str]:
-    """Return a line for each class that could be a part: by its name, and by the folders in it."""
+    """Return a remark for each class that could also be a part, by its name and by the folders in it."""
     return [
-        f"{printable(folder)} is taken for a class, since others lie beside it: give {printable(folder)} itself if it holds the classes"
+        f"{printable(folder)} is treated as a class, since there are other classes next to it: use {printable(folder)} as the data set"
+        " if it holds the classes"
         for name, folders in (classes.folders.items() if classes else ())
         for folder in folders
         if part_name(name) is not None and len(_with_images(scanner, folder)) > 1
     ]
 
 
-def _images(classes: _Classes, gathered: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+def _images(classes: _Classes, by_folder: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     if not classes.folders:
         return {name: list(classes.flat[name]) for name in classes.names}
-    return {name: sorted(image for folder in classes.folders[name] for image in gathered[folder]) for name in classes.names}
+    return {name: sorted(image for folder in classes.folders[name] for image in by_folder[folder]) for name in classes.names}
 
 
 def _unwrapped(scanner: Scanner, top: str, where: str) -> str:
-    """Return the folder that holds the data set: through single folders, and past what lies beside one that is divided."""
+    """Return the folder that holds the data set: descend into single folders, and into the only one that is divided into parts."""
     while not _part_folders(scanner, top, where):
         divided = [name for name in _with_images(scanner, top) if _is_divided(scanner, join(top, name), where)]
         if len(divided) > 1:
             raise DatasetError(
-                f"{where}: several data sets in it, {', '.join(map(printable, divided))}, each with a train folder: give one of them"
+                f"{where}: holds several data sets, {', '.join(map(printable, divided))}, each with a train folder: use one of them"
             )
         chosen = divided[0] if divided else _only(scanner, top)
         if chosen is None:
             return top
-        scanner.note(top, images="lies beside the data set's folder")
+        scanner.note(top, images="is next to the data set's folder")
         for name in scanner.look(top).folders:
             if name != chosen:
-                scanner.skip(join(top, name), f"lies beside {printable(chosen)}, which holds the data set", is_folder=True)
+                scanner.skip(join(top, name), f"is next to {printable(chosen)}, which holds the data set", is_folder=True)
         top = join(top, chosen)
     return top
 
 
 def _only(scanner: Scanner, top: str) -> str | None:
-    """Return the one folder in `top` that holds images, if they are those of several classes; else None."""
+    """Return the only folder in `top` that holds images, if it has several classes; None otherwise."""
     inner = _with_images(scanner, top)
     if len(inner) != 1 or _are_flat(scanner.look(top).images):
         return None
@@ -151,46 +155,46 @@ def _is_divided(scanner: Scanner, folder: str, where: str) -> bool:
 
 
 def _part_folders(scanner: Scanner, top: str, where: str) -> dict[str, str]:
-    """Return part to the path of its folder; empty if `top` is not divided into parts."""
+    """Return the path of each part's folder; empty if `top` is not divided into parts."""
     groups: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for name in scanner.look(top).folders:
-        says = part_name(name)
-        if says is not None:
-            groups[says.rest][says.word].append(name)
-    for rest, words in sorted(groups.items()):  # "" comes first: names that say nothing but the part
-        found = _assign(words)
-        holding = [part for part, names in found.items() if any(_holds_classes(scanner, join(top, name)) for name in names)]
-        if not holding or (rest and not ("train" in holding and len(found) > 1)):
+        parsed = part_name(name)
+        if parsed is not None:
+            groups[parsed.rest][parsed.word].append(name)
+    for rest, words in sorted(groups.items()):  # names without other words come first
+        by_part = _assign(words)
+        holding = [part for part, names in by_part.items() if any(_holds_classes(scanner, join(top, name)) for name in names)]
+        if not holding or (rest and not ("train" in holding and len(by_part) > 1)):
             continue
-        if len(found) == 1 and _has_other_classes(scanner, top, next(iter(found.values()))):
+        if len(by_part) == 1 and _has_other_classes(scanner, top, next(iter(by_part.values()))):
             continue
-        for part, names in found.items():
+        for part, names in by_part.items():
             if len(names) > 1:
                 first, second = map(printable, names[:2])
-                raise DatasetError(f"{where}: both {first} and {second} would be its {part} part: keep one")
-        return {part: join(top, found[part][0]) for part in _PARTS if part in found}
+                raise DatasetError(f"{where}: both {first} and {second} could be the {part} part: keep one")
+        return {part: join(top, by_part[part][0]) for part in _PARTS if part in by_part}
     return {}
 
 
 def _assign(words: Mapping[str, list[str]]) -> dict[str, list[str]]:
-    """Return part to folders. A folder `eval` is the validation part, or the test part where there is another for validation."""
-    found = {part: list(words[part]) for part in _PARTS if part in words}
+    """Return the folders of each part. `eval` is the validation part, or the test part if there is another validation part."""
+    by_part = {part: list(words[part]) for part in _PARTS if part in words}
     if "eval" in words:
-        free = next((part for part in ("val", "test") if part not in found), None)
+        free = next((part for part in ("val", "test") if part not in by_part), None)
         if free is not None:
-            found[free] = list(words["eval"])
-    return found
+            by_part[free] = list(words["eval"])
+    return by_part
 
 
 def _has_other_classes(scanner: Scanner, top: str, part: Sequence[str]) -> bool:
-    """Check for folders beside the only one that is named like a part which make it one class among others.
+    """Return True if the only folder named like a part has other class folders next to it, which make it a class.
 
-    A folder of the same classes is another part, and images without classes beside it may be unlabelled: those are no classes.
+    A folder with the same classes is another part, and a folder of images without classes may be unlabelled: neither is a class.
     """
     own = {label(name) for folder in part for name in _with_images(scanner, _inside(scanner, join(top, folder)))}
     for name in _with_images(scanner, top):
-        says = part_name(name)
-        if name in part or (says is not None and says.word in ("unlabelled", "eval")):
+        parsed = part_name(name)
+        if name in part or (parsed is not None and parsed.word in ("unlabelled", "eval")):
             continue
         if not own & {label(child) for child in _with_images(scanner, join(top, name))}:
             return True
@@ -210,10 +214,10 @@ def _inside(scanner: Scanner, folder: str) -> str:
 
 
 def _find_classes(scanner: Scanner, folder: str, part: str, where: str) -> _Classes | None:
-    """Return the classes in a part's folder; None if it holds none and may.
+    """Return the classes in a part's folder; None for a test or validation folder without classes.
 
     Raises:
-        DatasetError: no classes, where they are needed.
+        DatasetError: the folder has no classes and needs them.
     """
     place = _inside(scanner, folder)
     entries = scanner.look(place)
@@ -221,44 +225,44 @@ def _find_classes(scanner: Scanner, folder: str, part: str, where: str) -> _Clas
     for name in _class_folders(scanner, place):
         folders[label(name)].append(name)
     if folders and (any(scanner.holds_images(join(place, name)) for names in folders.values() for name in names) or not entries.images):
-        for called, names in folders.items():
+        for class_name, names in folders.items():
             if len({same_name(name) for name in names}) > 1:
-                raise DatasetError(f"{where}: two folders would both be the class {called}: rename one")
+                raise DatasetError(f"{where}: two folders would both be the class {class_name}: rename one")
         scanner.note(place, images=_BESIDE)
-        return _Classes(place, {called: [join(place, name) for name in names] for called, names in folders.items()}, {})
+        return _Classes(place, {class_name: [join(place, name) for name in names] for class_name, names in folders.items()}, {})
     if _are_flat(entries.images):
         scanner.note(place)
         flat: dict[str, list[str]] = defaultdict(list)
         for name in entries.images:
             matched = _FLAT.fullmatch(name)
-            assert matched is not None  # `_are_flat` has said so
+            assert matched is not None  # checked by `_are_flat`
             flat[label(matched[1])].append(join(place, name))
         return _Classes(place, {}, flat)
     if part == "test" or (part == "val" and not entries.images and not _holds_unread(scanner, place)):
-        what = f"{len(entries.images):,} images without folders of classes: unlabelled" if entries.images else "holds no images"
-        scanner.skip(folder, what, is_folder=True)
+        reason = f"{len(entries.images):,} images without class folders: unlabelled" if entries.images else "holds no images"
+        scanner.skip(folder, reason, is_folder=True)
         return None
-    which = f"in {printable(folder)}: " if folder else ""
-    what = f"{len(entries.images):,} images, but no folders of classes" if entries.images else "neither images nor folders of classes"
+    location = f"in {printable(folder)}: " if folder else ""
+    content = f"{len(entries.images):,} images, but no class folders" if entries.images else "neither images nor class folders"
     first = next(iter(entries.skipped), None)
     hint = f" (left out: {printable(first.name)}: {first.reason})" if first is not None and not entries.images else ""
-    raise DatasetError(f"{where}: {which}{what}{hint}: {LAYOUT}")
+    raise DatasetError(f"{where}: {location}{content}{hint}: {LAYOUT}")
 
 
 def _class_folders(scanner: Scanner, place: str) -> list[str]:
-    """Return the names of the folders in `place` that are classes, and note why the others are not."""
+    """Return the names of the folders in `place` that are classes, and record why the others are not."""
     names = scanner.look(place).folders
     with_images = set(_with_images(scanner, place))
     classes = []
     for name in names:
         folder = join(place, name)
         if name not in with_images:
-            left = scanner.below(folder)
-            if left and not any(one.unread_image for one in left):
-                scanner.skip(folder, f"holds no images (but {printable(left[0].name.rpartition('/')[2])})", is_folder=True)
+            skipped = scanner.below(folder)
+            if skipped and not any(entry.unread_image for entry in skipped):
+                scanner.skip(folder, f"holds no images (but {printable(skipped[0].name.rpartition('/')[2])})", is_folder=True)
                 continue
         elif _is_copy(scanner, folder, with_images - {name}):
-            scanner.skip(folder, "holds folders of the same names as those beside it: a copy, or masks", is_folder=True)
+            scanner.skip(folder, "holds folders with the same names as those next to it: a copy, or masks", is_folder=True)
             continue
         classes.append(name)
     return classes
@@ -269,20 +273,21 @@ def _is_copy(scanner: Scanner, folder: str, siblings: set[str]) -> bool:
     return not scanner.look(folder).images and len(inner & siblings) >= 2 and 2 * len(inner & siblings) >= len(inner)
 
 
-def _leave_unlabelled(scanner: Scanner, found: dict[str, _Classes | None]) -> None:
-    """Leave out a test folder with one folder in it that is no class of the others: `test/unknown/1.jpg`."""
-    train, test = found["train"], found["test"]
+def _skip_unlabelled(scanner: Scanner, by_part: dict[str, _Classes | None]) -> None:
+    """Skip a test folder whose only folder is not a class of the training part, such as `test/unknown/1.jpg`."""
+    train, test = by_part["train"], by_part["test"]
     if train is not None and test is not None and len(test.names) == 1 and test.names[0] not in train.names:
-        scanner.skip(test.place, f"its one folder {test.names[0]} is no class of {printable(train.place)}: unlabelled", is_folder=True)
-        found["test"] = None
+        reason = f"its only folder {test.names[0]} is not a class of {printable(train.place)}: unlabelled"
+        scanner.skip(test.place, reason, is_folder=True)
+        by_part["test"] = None
 
 
 def _holds_unread(scanner: Scanner, folder: str) -> bool:
-    return any(one.unread_image for one in scanner.below(folder))
+    return any(entry.unread_image for entry in scanner.below(folder))
 
 
 def _with_images(scanner: Scanner, folder: str) -> list[str]:
-    """Return the names of the folders in `folder` that hold images, however deep."""
+    """Return the names of the folders in `folder` that hold images at any depth."""
     return [name for name in scanner.look(folder).folders if scanner.holds_images(join(folder, name))]
 
 

@@ -1,4 +1,4 @@
-"""How large images are, without decoding them."""
+"""Image sizes, read from headers without decoding."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from tlcli.training.data.array_source import ArraySource
 from tlcli.training.data.dataset import Source
 from tlcli.training.data.folder_source import FolderSource
 
-_LYING = (5, 6, 7, 8)
-"""EXIF orientations that exchange width and height."""
+_SWAPPED = (5, 6, 7, 8)
+"""EXIF orientations that swap width and height."""
 
 _PNG_EXIF = {"exif", "Raw profile type exif"}
 
 
 def image_size(source: Source, name: str) -> tuple[int, int] | None:
-    """Width and height of an upright image, as its header says; None if it cannot be read any more.
+    """Return width and height of an image after rotation to upright, from its header; None if it can no longer be read.
 
     Args:
-        source: where it comes from.
-        name: as in `Part.names`.
+        source: source of the image.
+        name: name of the image, as in `Part.names`.
     """
     try:
         match source:
@@ -32,11 +32,11 @@ def image_size(source: Source, name: str) -> tuple[int, int] | None:
                 return _of_file(root / name)
             case ArraySource():
                 part, index = name.rsplit("/", 2)[1:]
-                kept = source.parts[part].image(int(index))
-                return _of_file(io.BytesIO(kept)) if isinstance(kept, bytes) else _upright(kept)
+                content = source.parts[part].image(int(index))
+                return _of_file(io.BytesIO(content)) if isinstance(content, bytes) else _upright(content)
             case _:
                 return source.load(name).size
-    except Exception:  # noqa: BLE001 - Pillow's and each library's own; a size that is not known hurts nobody
+    except Exception:  # noqa: BLE001 - Pillow and each data set library raise their own; an unknown size does no harm
         return None
 
 
@@ -48,11 +48,11 @@ def _of_file(file: Path | io.BytesIO) -> tuple[int, int]:
 def _upright(image: Image.Image) -> tuple[int, int]:
     width, height = image.size
     if image.format == "TIFF":
-        return width, height  # Pillow has turned them already
+        return width, height  # already rotated by Pillow
     if image.format == "PNG" and not _PNG_EXIF & image.info.keys():
-        return width, height  # it would decode all of the image in search of EXIF data at its end
+        return width, height  # Pillow would decode the whole image to look for EXIF data at its end
     try:
-        lies = image.getexif().get(ExifTags.Base.Orientation) in _LYING
+        is_swapped = image.getexif().get(ExifTags.Base.Orientation) in _SWAPPED
     except (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, ZeroDivisionError, struct.error):
-        lies = False  # as `tlcli.contract.images.decoding` takes EXIF data that cannot be read
-    return (height, width) if lies else (width, height)
+        is_swapped = False  # `tlcli.contract.images.decoding` ignores unreadable EXIF data too
+    return (height, width) if is_swapped else (width, height)

@@ -1,7 +1,7 @@
-"""Data sets to train on: from what a user types to labelled images in parts.
+"""Loading of data sets, from the value of `--dataset` to labelled images in parts.
 
-spec --- a known name, a folder, a spec of timm's ---> Listing    tlcli.training.data.registry, .folders, .timm_sets
-Listing --- classes, limit, every image read once, split ---> Dataset    tlcli.training.data.assemble
+spec --- a known name, a folder, a timm spec ---> Listing                     registry, image_folder, timm_datasets
+Listing --- choose classes, sample, check each image, split ---> Dataset      assemble
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ __all__ = ["Dataset", "KnownDataset", "LeftOut", "Part", "known_datasets", "list
 
 
 def load_dataset(config: FinetuneConfig, progress: ProgressFactory | None = None, *, is_new: bool = False) -> Dataset:
-    """Find, fetch if need be, check and split the data set that `config` names.
+    """Find, check and split the data set of `config`, after downloading it if it is missing.
 
     Args:
-        config: `dataset`, `data_dir`, `classes`, `num_classes`, `limit`, `val_fraction` and `seed` are read.
-        progress: told of what lasts; silent by default.
-        is_new: refuse settings without effect. Runs of earlier versions may have them.
+        config: settings; `dataset`, `data_dir`, `classes`, `num_classes`, `limit`, `val_fraction` and `seed` are used.
+        progress: progress of downloads and checks; silent by default.
+        is_new: True to reject settings without effect. Runs of earlier versions may have such settings.
 
     Raises:
-        DatasetError: no such data set, or one that cannot be trained on.
-        HubError: it is not here and cannot be downloaded.
-        SettingsError: a new run's `val_fraction` was changed, and the data set has a validation part.
+        DatasetError: there is no such data set, or it cannot be trained on.
+        HubError: the data set is missing and cannot be downloaded.
+        SettingsError: `val_fraction` is set for a new run, but the data set has a validation part.
     """
     progress = progress or silent
     listing = list_dataset(config, progress)
@@ -44,7 +44,7 @@ def load_dataset(config: FinetuneConfig, progress: ProgressFactory | None = None
 
 
 def save_split(dataset: Dataset, path: str | Path) -> None:
-    """Write which images are in which part, and which were left out and why, as JSON; whole or not at all.
+    """Write the images of each part, and the images left out with the reasons, to a JSON file, atomically.
 
     Raises:
         OSError: the file cannot be written.
@@ -56,7 +56,7 @@ def save_split(dataset: Dataset, path: str | Path) -> None:
         "classes": list(dataset.classes),
         "parts": {
             part: {
-                name: [part_names for part_names, of in zip(images.names, images.labels.tolist(), strict=True) if of == label]
+                name: [image for image, image_label in zip(images.names, images.labels.tolist(), strict=True) if image_label == label]
                 for label, name in enumerate(dataset.classes)
             }
             for part, images in dataset.parts.items()
@@ -68,15 +68,15 @@ def save_split(dataset: Dataset, path: str | Path) -> None:
 
 
 def list_dataset(config: FinetuneConfig, progress: ProgressFactory) -> Listing:
-    """Find, and fetch if need be, the data set that `config` names: its images by part and class.
+    """List the images of a data set by part and class, after downloading it if it is missing.
 
     Args:
-        config: `dataset`, `data_dir` and `seed` are read.
-        progress: told of downloads.
+        config: settings; `dataset`, `data_dir` and `seed` are used.
+        progress: progress of downloads.
 
     Raises:
-        DatasetError: no such data set.
-        HubError: it is not here and cannot be downloaded.
+        DatasetError: there is no such data set.
+        HubError: the data set is missing and cannot be downloaded.
     """
     spec = config.dataset
     known = KNOWN.get(spec.lower())
@@ -86,10 +86,10 @@ def list_dataset(config: FinetuneConfig, progress: ProgressFactory) -> Listing:
     if folder.is_dir():
         return list_folder(folder)
     if folder.is_file():
-        raise DatasetError(f"{spec}: a file; a folder of images was expected: unpack it")
+        raise DatasetError(f"{spec} is a file: expected a folder of images; unpack it first if it is an archive")
     if is_timm_spec(spec):
         return list_timm(config, progress)
     prefixes = ", ".join(f"{prefix}/..." for prefix in PREFIXES)
     raise DatasetError(
-        f"unknown data set {spec!r}: expected one of {', '.join(KNOWN)}, an existing folder of images, or a spec of timm's ({prefixes})"
+        f"unknown data set {spec!r}: expected one of {', '.join(KNOWN)}, an existing folder of images, or a timm spec ({prefixes})"
     )

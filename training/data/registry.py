@@ -1,4 +1,4 @@
-"""Data sets known by name: where each is looked for, and where it is had from."""
+"""Registry of the data sets known by name: their folders, and how each of them is downloaded or created."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ CATS_VS_DOGS_URL = "https://download.microsoft.com/download/3/E/1/3E1C3F21-ECDB-
 
 @dataclass(frozen=True)
 class KnownDataset:
-    """A row of `tlcli datasets`. classes, images: how many, as published. path: where it is kept. present: it is there."""
+    """Row of `tlcli datasets`.
+
+    classes, images: published numbers of classes and images. path: folder of the data set. present: True if the folder has content.
+    """
 
     name: str
     classes: int
@@ -33,11 +36,11 @@ class KnownDataset:
 
 @dataclass(frozen=True)
 class Known:
-    """A data set known by name, and how it is had.
+    """Data set known by name.
 
-    source: where it is from, for people.
-    place: its folder in the data directory, for a seed.
-    open: lists it from its folder, which is fetched first if need be.
+    source: origin of the data set, for display.
+    open: function that lists the data set's folder, after downloading it if it is missing.
+    place: function from the data directory and the seed to the data set's folder; by default, the folder has the data set's name.
     """
 
     name: str
@@ -48,32 +51,32 @@ class Known:
     place: Callable[[Path, int], Path] | None = None
 
     def folder(self, data_dir: Path, seed: int) -> Path:
-        """Where the data set is kept."""
+        """Return the folder of the data set."""
         return self.place(data_dir, seed) if self.place is not None else data_dir / self.name
 
-    def ways_out(self, folder: Path) -> str:
-        """What to do where it cannot be downloaded."""
+    def download_advice(self, folder: Path) -> str:
+        """Return advice for the user if the data set cannot be downloaded to `folder`."""
         return (
-            f"It was to go to {folder}: put the unpacked data set there (train/<class>/<image>), say with --data-dir where a folder"
-            f" {self.name} is, or give another --dataset: a folder of images, or shapes, which needs no download"
+            f"Put the unpacked data set in {folder} (train/<class>/<image>), use --data-dir to name the folder that contains"
+            f" {self.name}, or use another --dataset: a folder of images, or shapes, which needs no download"
         )
 
     def load(self, data_dir: Path, seed: int, progress: ProgressFactory) -> Listing:
-        """The images, found or fetched.
+        """List the images, after downloading them if they are missing.
 
         Raises:
-            HubError: not there, and cannot be downloaded.
-            DatasetError: what is there is no data set.
+            HubError: the data set is missing and cannot be downloaded.
+            DatasetError: the folder does not hold a data set.
         """
         return self.open(self, self.folder(data_dir, seed), seed, progress)
 
 
 def cats_vs_dogs(known: Known, folder: Path, seed: int, progress: ProgressFactory, url: str = CATS_VS_DOGS_URL) -> Listing:
-    """Microsoft's archive, or any layout of the same images that lies in `folder`."""
-    if not _holds_something(folder):
+    """List Cats vs. Dogs in any layout in `folder`, after downloading Microsoft's archive if the folder is empty."""
+    if not _has_content(folder):
         with whole_folder(folder) as temporary:
             archive = temporary / url.rsplit("/", 1)[-1]
-            download([url], archive, known.ways_out(folder), progress)
+            download([url], archive, known.download_advice(folder), progress)
             unpack_zip(archive, temporary, progress)
             archive.unlink()
     return list_folder(folder, where=known.name)
@@ -88,23 +91,28 @@ def torchvision_set(
     keeps: str,
     labels: tuple[str, ...] | None = None,
 ) -> Listing:
-    """One of torchvision's data sets, or the same images in a folder's layout.
+    """List one of torchvision's data sets, or the same images as a folder of images.
 
-    dataset: answers torchvision's class; called only if it is needed, since torchvision takes seconds to import.
-    keeps: the folder below `folder` in which that class keeps its files.
-    labels: the classes' names, where torchvision's are not what people type.
+    Args:
+        known: entry of the data set.
+        folder: folder of the data set.
+        seed: not used.
+        progress: progress bar of the download.
+        dataset: function that returns torchvision's class; called only when needed, since importing torchvision takes seconds.
+        keeps: subfolder of `folder` in which that class stores its files.
+        labels: names of the classes, if torchvision's are not those that people type.
     """
-    there = (folder / keeps).is_dir()
-    if not there and _holds_something(folder):
+    is_present = (folder / keeps).is_dir()
+    if not is_present and _has_content(folder):
         return list_folder(folder, where=known.name)
-    if not there:
-        fetch(dataset(), folder, known.ways_out(folder), progress)
+    if not is_present:
+        fetch(dataset(), folder, known.download_advice(folder), progress)
     return list_torchvision(dataset(), folder, known.name, labels)
 
 
 def drawn_shapes(known: Known, folder: Path, seed: int, progress: ProgressFactory) -> Listing:
-    """The project's own drawings, one data set a seed, drawn when they are first asked for."""
-    if not _holds_something(folder):
+    """List the synthetic `shapes` data set, drawn on first use; each seed has its own data set."""
+    if not _has_content(folder):
         with whole_folder(folder) as temporary:
             write_shapes(temporary, DEFAULT_COUNTS, seed, progress=progress)
     return list_folder(folder, where=known.name)
@@ -139,14 +147,19 @@ KNOWN: dict[str, Known] = {
 
 
 def known_datasets(data_dir: Path | None = None, seed: int = 0) -> list[KnownDataset]:
-    """Every data set that has a name, for `tlcli datasets`. data_dir: `default_data_dir()` by default."""
+    """Return a row for every data set known by name, for `tlcli datasets`.
+
+    Args:
+        data_dir: folder of the data sets; `default_data_dir()` by default.
+        seed: seed of the data sets that depend on one.
+    """
     data_dir = data_dir or default_data_dir()
     rows = []
     for known in KNOWN.values():
         folder = known.folder(data_dir, seed)
-        rows.append(KnownDataset(known.name, known.classes, known.images, known.source, folder, _holds_something(folder)))
+        rows.append(KnownDataset(known.name, known.classes, known.images, known.source, folder, _has_content(folder)))
     return rows
 
 
-def _holds_something(folder: Path) -> bool:
+def _has_content(folder: Path) -> bool:
     return folder.is_dir() and any(not child.name.startswith(".") for child in folder.iterdir())

@@ -1,4 +1,4 @@
-"""A data set drawn by the project itself, so that a demo and tests need no download: a folder of images, with true boxes."""
+"""Synthetic data set of shapes, for demos and tests without a download: a folder of images, with bounding boxes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = [
 
 BOXES_FILE = "boxes.json"
 DEFAULT_COUNTS: Mapping[str, int] = {"train": 400, "val": 60, "test": 100}
-"""Images a class in each part."""
+"""Number of images per class in each part."""
 
 
 def write_shapes(
@@ -39,11 +39,11 @@ def write_shapes(
     """Draw a data set: `<folder>/<part>/<class>/<number>.png`, and the boxes in `boxes.json`.
 
     Args:
-        folder: made if it is not there.
-        counts: part to images a class.
-        seed: names the sequence of drawings; parts take from it one after the other, so no image is in two.
+        folder: output folder, created if missing.
+        counts: number of images per class in each part.
+        seed: seed of the sequence of drawings; parts take consecutive drawings, so that no image is in two parts.
         size: width and height in pixels.
-        progress: told of images.
+        progress: progress bar, one step per image.
 
     Raises:
         OSError: the folder cannot be written to.
@@ -65,20 +65,20 @@ def write_shapes(
 
 
 def load_boxes(folder: Path) -> dict[str, Box]:
-    """The true boxes of a folder that `write_shapes` made, by image name relative to it.
+    """Load the bounding boxes of a folder written by `write_shapes`, by the images' paths in the folder.
 
     Raises:
-        DatasetError: there is no such file, or it is not one of ours.
+        DatasetError: the file of boxes is missing, or was not written by `write_shapes`.
     """
     path = folder / BOXES_FILE
     try:
-        kept = json.loads(path.read_text())
-        return {name: (int(left), int(top), int(right), int(bottom)) for name, (left, top, right, bottom) in kept.items()}
+        boxes = json.loads(path.read_text())
+        return {name: (int(left), int(top), int(right), int(bottom)) for name, (left, top, right, bottom) in boxes.items()}
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise DatasetError(f"{path}: no boxes of drawn shapes ({error}): draw them with --dataset shapes") from error
+        raise DatasetError(f"{path}: not a file of bounding boxes ({error}): create it with --dataset shapes") from error
 
 
 def shapes_folder(data_dir: Path, seed: int, counts: Mapping[str, int] = DEFAULT_COUNTS, size: int = DEFAULT_SIZE) -> Path:
-    """Where the drawn data set is kept: a folder for each seed, counts and size."""
+    """Return the folder of the data set for a seed, counts and a size."""
     key = hashlib.sha256(json.dumps([DRAWING_VERSION, seed, dict(counts), size]).encode()).hexdigest()[:12]
     return data_dir / f"shapes-{key}"

@@ -1,4 +1,4 @@
-"""Which images are used, and which of them for validation: decided by the seed, a class at a time."""
+"""Sampling and validation split of images, for each class separately and reproducible by the seed."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ from dataclasses import dataclass
 import numpy as np
 
 Reader = Callable[[list[str]], set[str]]
-"""Tries images by name and answers those that can be read."""
+"""Function that tries to read images by name, and returns the names of those that can be read."""
 
 
 @dataclass
-class Draw:
-    """Images of one class that are drawn in the order `names` until `wanted` readable ones are found (None: all)."""
+class ClassSample:
+    """Sample of the images of one class: the first `limit` readable ones in the order of `names`, or all without a limit.
+
+    names: names of all images of the class, shuffled. limit: number of images to sample. tried: number of images read so far.
+    readable: names of the sampled images.
+    """
 
     names: Sequence[str]
-    wanted: int | None
+    limit: int | None
     tried: int = 0
 
     def __post_init__(self) -> None:
@@ -25,45 +29,48 @@ class Draw:
 
     @property
     def unreadable(self) -> int:
-        """How many of the images tried could not be read."""
+        """Number of tried images that could not be read."""
         return self.tried - len(self.readable)
 
     def next_batch(self) -> list[str]:
-        """The images to try next; none when there are enough or no more."""
-        lacking = len(self.names) if self.wanted is None else self.wanted - len(self.readable)
-        return list(self.names[self.tried : self.tried + lacking])
+        """Return the images to try next; an empty list when the sample is complete or no images are left."""
+        missing = len(self.names) if self.limit is None else self.limit - len(self.readable)
+        return list(self.names[self.tried : self.tried + missing])
 
-    def note(self, batch: Sequence[str], readable: set[str]) -> None:
-        """`batch` has been tried; of it, `readable` can be used."""
+    def update(self, batch: Sequence[str], readable: set[str]) -> None:
+        """Record that the images of `batch` were tried, and that those in `readable` can be used."""
         self.tried += len(batch)
         self.readable.extend(name for name in batch if name in readable)
 
 
 def shuffled(names: Sequence[str], seed: int, key: str) -> list[str]:
-    """`names` in an order that depends on `seed` and `key` alone, whatever else is shuffled.
+    """Return `names` in a random order that depends only on `seed` and `key`.
 
-    `key` tells classes apart, so that adding one leaves the choice of the others as it was.
+    Each class has its own `key`, so that adding a class does not change the sample of the others.
     """
     words = np.frombuffer(hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()[:16], dtype="<u4")
     order = np.random.default_rng([seed, *words.tolist()]).permutation(len(names))
     return [names[index] for index in order]
 
 
-def read_all(draws: Iterable[Draw], reader: Reader) -> None:
-    """Try images until every draw has what it wants or no image is left: broken ones are replaced by the next.
+def read_all(samples: Iterable[ClassSample], reader: Reader) -> None:
+    """Read images until every sample is complete or out of images; unreadable images are replaced by the next ones.
 
-    Each round asks `reader` once for all draws together.
+    Each round calls `reader` once for all samples.
     """
-    pending = list(draws)
+    pending = list(samples)
     while True:
-        batches = [(draw, batch) for draw in pending if (batch := draw.next_batch())]
+        batches = [(sample, batch) for sample in pending if (batch := sample.next_batch())]
         if not batches:
             return
         readable = reader([name for _, batch in batches for name in batch])
-        for draw, batch in batches:
-            draw.note(batch, readable)
+        for sample, batch in batches:
+            sample.update(batch, readable)
 
 
-def held_out(count: int, fraction: float, limit: int | None) -> int:
-    """How many of a class's `count` images validate: `fraction` of them rounded, at least 1, at most `limit`, leaving 1 to train on."""
+def validation_count(count: int, fraction: float, limit: int | None) -> int:
+    """Return the number of validation images of a class with `count` images.
+
+    It is `fraction` of them, rounded, but at least 1, at most `limit`, and leaves at least 1 image for training.
+    """
     return max(1, min(round(count * fraction), count - 1, limit or count))

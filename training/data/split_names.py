@@ -1,4 +1,4 @@
-"""Names of folders that hold a part of a data set, in the many ways in which people write them."""
+"""Recognition of folder names that stand for a part of a data set, such as `train`, `ValSet` or `seg_test`."""
 
 from __future__ import annotations
 
@@ -21,14 +21,17 @@ _JOINED = re.compile(rf"({'|'.join(sorted(_WORDS, key=len, reverse=True))})(?:{'
 
 
 class PartName(NamedTuple):
-    """Reading of a folder's name. word: the part. rest: the remainder, `""` for names like `train`, `seg_train`, `TestImages2017`."""
+    """Interpretation of a folder's name.
+
+    word: the part. rest: the remaining words of the name, empty for names like `train`, `seg_train`, `TestImages2017`.
+    """
 
     word: Word
     rest: str
 
 
 def part_name(folder: str) -> PartName | None:
-    """Return the part that a folder's name stands for; None for any other name."""
+    """Return the part that a folder's name stands for, or None if it does not name a part."""
     tokens = [token for token in re.split(r"[^a-z]+", folder.lower()) if token]
     words = [matched[1] for token in tokens if (matched := _JOINED.fullmatch(token))]
     if len(words) != 1:

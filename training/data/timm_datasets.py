@@ -1,4 +1,4 @@
-"""Data set specs in timm's way: `torch/<name>`, `hfds/<name>`, `wds/<name>`, `tfds/<name>`, through `timm.data.create_dataset`."""
+"""timm's data set specs: `torch/<name>`, `hfds/<name>`, `wds/<name>` and `tfds/<name>`, opened by `timm.data.create_dataset`."""
 
 from __future__ import annotations
 
@@ -30,36 +30,36 @@ from tlcli.training.settings.config import FinetuneConfig
 PREFIXES = ("torch", "hfds", "wds", "tfds")
 
 Create = Callable[..., Any]
-"""`timm.data.create_dataset`."""
+"""Type of `timm.data.create_dataset`."""
 
 _SPLITS = {"train": ("train", "training"), "val": ("validation", "valid", "val"), "test": ("test",)}
-"""What the publishers of data sets call each part."""
+"""Common names of each part."""
 
 _TORCHVISION = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "mnist": "MNIST", "kmnist": "KMNIST", "fashion_mnist": "FashionMNIST"}
-"""timm's names of the data sets that are fetched if they are not there."""
+"""timm's names of the data sets that are downloaded if they are missing, with torchvision's classes."""
 
 
 def is_timm_spec(spec: str) -> bool:
-    """Whether `spec` begins with one of timm's prefixes."""
+    """Return True if `spec` starts with one of timm's prefixes."""
     prefix, slash, name = spec.partition("/")
     return bool(slash and name) and prefix.lower() in PREFIXES
 
 
 def list_timm(config: FinetuneConfig, progress: ProgressFactory, create: Create | None = None) -> Listing:
-    """The images of a timm spec.
+    """List the images of a timm spec.
 
-    `torch/` looks for its files in `config.data_dir`, and `wds/` for its shards; `hfds/` keeps to Hugging Face's own
-    cache; `tfds/` takes what TensorFlow Datasets has prepared. What can only be streamed (`wds/`, `tfds/`) is copied to
-    a folder of `config.data_dir` first, as PNG, since training asks for images by number.
+    `torch/` expects its files in `config.data_dir`, and `wds/` its shards; `hfds/` uses Hugging Face's own cache; `tfds/` uses data
+    prepared by TensorFlow Datasets. Streams (`wds/`, `tfds/`) are first copied to a folder in `config.data_dir`, as PNG, since
+    training needs random access.
 
     Args:
-        config: `dataset` and `data_dir` are read.
-        progress: told of images and megabytes.
-        create: in place of `timm.data.create_dataset`.
+        config: settings; `dataset` and `data_dir` are used.
+        progress: progress of copies and downloads.
+        create: replacement for `timm.data.create_dataset`.
 
     Raises:
-        DatasetError: no such data set, a package that it needs is missing, or no training part.
-        HubError: it is not there, and its hub cannot be reached.
+        DatasetError: there is no such data set, it has no training part, or a required package is not installed.
+        HubError: the data set is missing, and its hub cannot be reached.
     """
     create = create or _create_dataset
     prefix = config.dataset.partition("/")[0].lower()
@@ -71,7 +71,7 @@ def list_timm(config: FinetuneConfig, progress: ProgressFactory, create: Create 
 
 
 def _create_dataset(*positional: Any, **options: Any) -> Any:
-    """timm's, imported when it is called: that takes seconds."""
+    """Call timm's function, imported only now since that takes seconds."""
     return importlib.import_module("timm.data").create_dataset(*positional, **options)
 
 
@@ -82,22 +82,22 @@ def _torch(config: FinetuneConfig, progress: ProgressFactory, create: Create) ->
     if name in _TORCHVISION:
         dataset = torchvision_datasets.named_class(_TORCHVISION[name])
         if not (config.data_dir / torchvision_datasets.own_folder(dataset)).is_dir():
-            way_out = f"It was to go to {config.data_dir}: put torchvision's files there, or say with --data-dir where they are"
-            torchvision_datasets.fetch(dataset, config.data_dir, way_out, progress)
-    # What torchvision has beside the training images is a test part, whatever timm calls it.
+            advice = f"Put torchvision's files in {config.data_dir}, or use --data-dir to name the folder that contains them"
+            torchvision_datasets.fetch(dataset, config.data_dir, advice, progress)
+    # torchvision's other images are a test part, although timm calls them validation.
     opened = {part: _opened(create, config, split, root=config.data_dir) for part, split in (("train", "train"), ("test", "validation"))}
     parts: dict[str, tuple[Indexed, npt.NDArray[np.int64]]] = {}
     for part, dataset in opened.items():
         labels = getattr(dataset, "targets", None)
-        if labels is None:  # some of torchvision's keep none, so each image is opened for its label
+        if labels is None:  # some of torchvision's data sets have no list of labels, so each image is opened for its label
             labels = [dataset[index][1] for index in range(len(dataset))]
         parts[part] = PairsOfTorchvision(dataset), np.asarray(labels, dtype=np.int64)
     return list_arrays(config.dataset, _class_names(opened["train"], parts["train"][1]), parts)
 
 
 @dataclass(frozen=True)
-class _Read:
-    """The images of one of timm's readers, undecoded: timm's own data set would put the next image in a broken one's place."""
+class _EncodedImages:
+    """Encoded images of one of timm's readers; timm's own data set would replace a broken image by the next one."""
 
     reader: Any
 
@@ -105,7 +105,7 @@ class _Read:
         return len(self.reader)
 
     def image(self, index: int) -> Image.Image | bytes:
-        """See `tlcli.training.data.array_source.Indexed`."""
+        """Return an encoded image; see `tlcli.training.data.array_source.Indexed.image`."""
         with self.reader[index][0] as stream:
             encoded: bytes = stream.read()
             return encoded
@@ -117,31 +117,34 @@ def _hugging_face(config: FinetuneConfig, progress: ProgressFactory, create: Cre
     unreachable = None if local else _unreachable_hub()
     with _quiet_hub(offline=local or unreachable is not None) as cache, progress(f"Opening {config.dataset}", 1) as advance:
         try:
-            opened = {part: found for part in _SPLITS if (found := _part(create, config, part)) is not None}
+            opened = {part: dataset for part in _SPLITS if (dataset := _part(create, config, part)) is not None}
         except HubError as error:
             raise HubError(
                 f"{config.dataset}: not in Hugging Face's cache ({cache}), and {unreachable or first_line(error)}:"
-                " put it there where there is a network, or give a folder of images as --dataset"
+                " download it on a machine with internet access, or use a folder of images as --dataset"
             ) from error
         advance(1)
     parts: dict[str, tuple[Indexed, npt.NDArray[np.int64]]] = {}
     for part, dataset in opened.items():
         reader = dataset.reader
         labels = np.asarray([-1 if label is None else label for label in reader.dataset[reader.label_key]], dtype=np.int64)
-        if part == "train" or labels.min(initial=0) >= 0:  # the answers of a competition's test part are kept back, as -1
-            parts[part] = _Read(reader), labels
+        if part == "train" or labels.min(initial=0) >= 0:  # the labels of a competition's test part are withheld, as -1
+            parts[part] = _EncodedImages(reader), labels
     return list_arrays(config.dataset, _class_names(opened["train"].reader, parts["train"][1]), parts)
 
 
 def _unreachable_hub() -> str | None:
-    """Why Hugging Face cannot be asked, or None. Its own client tries for half a minute before it says so."""
+    """Return the reason why Hugging Face's hub cannot be reached, or None.
+
+    Hugging Face's own client retries for half a minute before it fails.
+    """
     import huggingface_hub.constants
 
     address = huggingface_hub.constants.ENDPOINT
     try:
         connect(address, CONNECT_SECONDS).close()
     except urllib.error.HTTPError:
-        return None  # it answers
+        return None  # an HTTP error is a response
     except (OSError, http.client.HTTPException) as error:
         return f"{address}: {explain(error)}"
     return None
@@ -149,14 +152,15 @@ def _unreachable_hub() -> str | None:
 
 @contextlib.contextmanager
 def _quiet_hub(offline: bool) -> Iterator[Path]:
-    """Without Hugging Face's own progress bars, and without the network if it has been found missing or is not needed.
+    """Disable Hugging Face's progress bars and, with `offline`, its network access within the block; yield its cache folder.
 
-    Yields the folder of its cache. Raises: DatasetError: the package is not installed.
+    Raises:
+        DatasetError: the package `datasets` is not installed.
     """
     try:
         datasets: Any = importlib.import_module("datasets")
     except ImportError as error:
-        raise DatasetError("hfds/ needs the package datasets: pip install datasets, or give a folder of images") from error
+        raise DatasetError("hfds/ needs the package datasets: pip install datasets, or use a folder of images") from error
     bars: tuple[Any, ...] = (datasets, importlib.import_module("huggingface_hub.utils"))
     shown = [library for library in bars if not library.are_progress_bars_disabled()]
     networked: tuple[Any, ...] = (datasets.config, importlib.import_module("huggingface_hub.constants"))
@@ -178,7 +182,7 @@ def _streamed(config: FinetuneConfig, progress: ProgressFactory, create: Create)
     folder = config.data_dir / re.sub(r"[^A-Za-z0-9._-]+", "-", config.dataset)
     root = {"root": config.data_dir} if config.dataset.lower().startswith("wds/") else {}
     if not folder.is_dir():
-        opened = {part: found for part in _SPLITS if (found := _part(create, config, part, **root)) is not None}
+        opened = {part: dataset for part in _SPLITS if (dataset := _part(create, config, part, **root)) is not None}
         with whole_folder(folder) as temporary:
             for part, stream in opened.items():
                 _copy(stream, temporary / part, config, progress)
@@ -186,16 +190,20 @@ def _streamed(config: FinetuneConfig, progress: ProgressFactory, create: Create)
 
 
 def _copy(stream: Any, folder: Path, config: FinetuneConfig, progress: ProgressFactory) -> None:
-    """Write a stream of images and labels as `<class>/<number>.png`. Raises: DatasetError: what its library raises."""
+    """Write a stream of images and labels as `<class>/<number>.png`.
+
+    Raises:
+        DatasetError: the underlying library raised an error.
+    """
     names = {label: name for name, label in (stream.reader.class_to_idx or {}).items()}
     with progress(f"Copying {config.dataset} ({folder.name})", len(stream)) as advance:
         try:
             for number, (image, label) in enumerate(stream):
-                place = folder / _file_name(str(names.get(int(label), f"{int(label):04d}")))
-                place.mkdir(parents=True, exist_ok=True)
-                image.save(place / f"{number:07d}.png", compress_level=3)
+                class_folder = folder / _file_name(str(names.get(int(label), f"{int(label):04d}")))
+                class_folder.mkdir(parents=True, exist_ok=True)
+                image.save(class_folder / f"{number:07d}.png", compress_level=3)
                 advance(1)
-        except Exception as error:  # each library behind timm has its own
+        except Exception as error:  # each library behind timm has its own exceptions
             raise DatasetError(f"{config.dataset} ({folder.name}): {type(error).__name__}: {first_line(error)}") from error
 
 
@@ -204,22 +212,32 @@ def _file_name(class_name: str) -> str:
 
 
 def _opened(create: Create, config: FinetuneConfig, split: str, **options: Any) -> Any:
-    """One part, its library's errors translated. Raises: DatasetError, HubError."""
+    """Open a split, and translate the errors of its library.
+
+    Raises:
+        DatasetError: the split cannot be opened, or a required package is not installed.
+        HubError: the hub cannot be reached.
+    """
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # timm prints what it misses, beside raising it
+        with contextlib.redirect_stdout(io.StringIO()):  # timm prints its error messages in addition to raising them
             return create(config.dataset, split=split, is_training=False, download=False, **options)
     except ConnectionError as error:
         raise HubError(
-            f"{config.dataset}: {first_line(error)}: give a folder of images as --dataset, or try again with a network"
+            f"{config.dataset}: {first_line(error)}: use a folder of images as --dataset, or try again with a network"
         ) from error
     except ImportError as error:
         raise DatasetError(f"{config.dataset}: needs a package that is not installed: {first_line(error)}") from error
-    except Exception as error:  # each library behind timm has its own
+    except Exception as error:  # each library behind timm has its own exceptions
         raise DatasetError(f"{config.dataset} (split {split}): {type(error).__name__}: {first_line(error)}") from error
 
 
 def _part(create: Create, config: FinetuneConfig, part: str, **options: Any) -> Any | None:
-    """A part under any of its usual names, or None. Raises: DatasetError: no training part; HubError."""
+    """Open a part under any of its common names; return None if there is none.
+
+    Raises:
+        DatasetError: the training part cannot be opened.
+        HubError: the hub cannot be reached.
+    """
     problems = []
     for split in _SPLITS[part]:
         try:
@@ -234,7 +252,7 @@ def _part(create: Create, config: FinetuneConfig, part: str, **options: Any) -> 
 
 
 def _class_names(labelled: Any, labels: npt.NDArray[np.int64]) -> list[str]:
-    """The names that the library has for its labels, or their numbers."""
+    """Return the library's names of the labels, or the labels as text if it has none."""
     by_name = getattr(labelled, "class_to_idx", None)
     if by_name:
         return [str(name) for name, _ in sorted(by_name.items(), key=lambda entry: int(entry[1]))]

@@ -1,4 +1,4 @@
-"""Data sets that torchvision knows: fetched by our own downloader, unpacked, checked and read by torchvision."""
+"""torchvision's data sets: downloaded by this project's downloader; unpacked, verified and read by torchvision."""
 
 from __future__ import annotations
 
@@ -19,54 +19,60 @@ from tlcli.training.data.listing import Listing
 from tlcli.training.runtime.progress import ProgressFactory
 
 DatasetClass = Callable[..., Any]
-"""A class of `torchvision.datasets` in the manner of CIFAR10 or MNIST."""
+"""Class of `torchvision.datasets` with the interface of CIFAR10 or MNIST."""
 
 
 def named_class(name: str) -> DatasetClass:
-    """`torchvision.datasets.<name>`; imported only now, since torchvision takes seconds."""
+    """Return `torchvision.datasets.<name>`, imported only now since torchvision takes seconds."""
     import torchvision.datasets
 
-    found: DatasetClass = getattr(torchvision.datasets, name)
-    return found
+    dataset: DatasetClass = getattr(torchvision.datasets, name)
+    return dataset
 
 
-def fetch(dataset: DatasetClass, root: Path, ways_out: str, progress: ProgressFactory) -> None:
-    """Download to `root`, where torchvision's class looks for it; whole or not at all.
+def fetch(dataset: DatasetClass, root: Path, advice: str, progress: ProgressFactory) -> None:
+    """Download a data set atomically to `root`, where torchvision's class expects it.
 
-    torchvision's own download has no time limit, falls back to unencrypted addresses, and draws a progress bar that
-    nobody can turn off. So the archives are fetched here, from its addresses and by its checksums, and it only unpacks.
+    torchvision's own download has no time limit, falls back to unencrypted addresses, and shows a progress bar that cannot be
+    disabled. The archives are therefore downloaded here, from torchvision's addresses and with its checksums; torchvision unpacks them.
+
+    Args:
+        dataset: torchvision's class.
+        root: root folder passed to torchvision's class.
+        advice: advice for the user, appended to the error message.
+        progress: progress bar of the download.
 
     Raises:
-        HubError: see `tlcli.training.data.download.download`.
+        HubError: the download failed, see `tlcli.training.data.download.download`.
     """
     root.mkdir(parents=True, exist_ok=True)
     with temporary_folder(root, ".download.") as staging:
-        for urls, place, md5 in _archives(dataset):
-            download(urls, staging / place, ways_out, progress, md5)
+        for urls, path, md5 in _archives(dataset):
+            download(urls, staging / path, advice, progress, md5)
         try:
             dataset(staging, train=True, download=True)
         except RuntimeError as error:
-            raise HubError(f"{root}: torchvision does not take what was downloaded: {first_line(error)}") from error
-        for _, place, _ in _archives(dataset):
-            (staging / place).unlink()
+            raise HubError(f"{root}: torchvision cannot read the downloaded files: {first_line(error)}") from error
+        for _, path, _ in _archives(dataset):
+            (staging / path).unlink()
         own = own_folder(dataset)
         shutil.rmtree(root / own, ignore_errors=True)
         os.rename(staging / own, root / own)
 
 
 def list_torchvision(dataset: DatasetClass, root: Path, where: str, classes: Sequence[str] | None = None) -> Listing:
-    """The training and test parts that lie below `root`.
+    """List the training and test parts of a downloaded data set.
 
-    CIFAR's files are pickles: torchvision compares each with the publisher's checksum before it is opened.
+    CIFAR's files are pickles; torchvision verifies each by the publisher's checksum before opening it.
 
     Args:
         dataset: torchvision's class.
-        root: what it calls its root.
-        where: the data set, as messages and names call it.
-        classes: their names, if not torchvision's.
+        root: root folder passed to torchvision's class.
+        where: name of the data set, in messages and in names of images.
+        classes: names of the classes, if not torchvision's.
 
     Raises:
-        DatasetError: not there, or damaged.
+        DatasetError: the data set is missing or damaged.
     """
     parts: dict[str, tuple[Indexed, npt.NDArray[np.int64]]] = {}
     for part in ("train", "test"):
@@ -74,7 +80,7 @@ def list_torchvision(dataset: DatasetClass, root: Path, where: str, classes: Seq
             opened = dataset(root, train=part == "train")
         except (RuntimeError, OSError, ValueError, AssertionError, EOFError) as error:
             raise DatasetError(
-                f"{where}: {root / own_folder(dataset)} is not whole ({first_line(error)}): remove it, and it will be downloaded again"
+                f"{where}: {root / own_folder(dataset)} is incomplete or damaged ({first_line(error)}): remove it to download it again"
             ) from error
         parts[part] = PairsOfTorchvision(opened), np.asarray(opened.targets, dtype=np.int64)
         classes = classes or tuple(str(name) for name in opened.classes)
@@ -82,7 +88,7 @@ def list_torchvision(dataset: DatasetClass, root: Path, where: str, classes: Seq
 
 
 def _archives(dataset: DatasetClass) -> Iterator[tuple[list[str], Path, str]]:
-    """Addresses, place below the root, and MD5 of each archive."""
+    """Yield the addresses, the path below the root, and the MD5 of each archive."""
     described: Any = dataset
     if hasattr(described, "url"):
         yield [described.url], Path(described.filename), described.tgz_md5
@@ -92,6 +98,6 @@ def _archives(dataset: DatasetClass) -> Iterator[tuple[list[str], Path, str]]:
 
 
 def own_folder(dataset: DatasetClass) -> str:
-    """The folder below its root in which torchvision's class keeps its files."""
+    """Return the subfolder of the root in which torchvision's class stores its files."""
     described: Any = dataset
     return str(getattr(described, "base_folder", described.__name__))

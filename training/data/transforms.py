@@ -1,4 +1,4 @@
-"""What a network sees while it is trained: augmented images, or the very input that serving makes."""
+"""Images as network inputs: augmented for training, or preprocessed exactly as in serving."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ from tlcli.training.settings.augmentation import Augmentation
 
 @dataclass(frozen=True)
 class ImageDataset(Dataset[tuple[Tensor, int, int]]):
-    """The images of a part as network inputs, for a `DataLoader`: `(uint8 [H, W, 3] in RGB, label, index in the part)`.
+    """Images of a part as network inputs, for a `DataLoader`: `(uint8 [H, W, 3] in RGB, label, index in the part)`.
 
-    What the augmentation does to an image depends on `seed`, `view` and the image's index alone: not on how many
-    workers there are, nor on the order of loading. Another epoch is another `view`.
+    The augmentation of an image depends only on `seed`, `view` and the image's index, not on the number of workers or the order of
+    loading. Each epoch is another `view`.
 
     part: the images.
-    preprocessing: the evaluation's; without an augmentation, exactly this is applied, as in serving.
-    augmentation: takes its place, at the same size and with the same interpolation.
+    preprocessing: transform of evaluation and serving, applied exactly if there is no augmentation.
+    augmentation: random augmentation that replaces it, with the same size and interpolation.
+    seed, view: seeds of the random augmentation.
     """
 
     part: Part
@@ -39,7 +40,11 @@ class ImageDataset(Dataset[tuple[Tensor, int, int]]):
         return len(self.part)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
-        """Raises: ImageError: the image cannot be read any more."""
+        """Load and transform the image at `index`.
+
+        Raises:
+            ImageError: the image can no longer be read.
+        """
         image = self.part.load(index)
         if self.augmentation is None:
             values = torch.from_numpy(self.preprocessing.apply(image))
@@ -49,7 +54,7 @@ class ImageDataset(Dataset[tuple[Tensor, int, int]]):
 
     def _augment(self, image: Image.Image, augmentation: Augmentation, index: int) -> Tensor:
         before = torch.get_rng_state()
-        torch.default_generator.manual_seed(seed_of(self.seed, self.view, index))  # the CPU's alone: a GPU's goes on as it was
+        torch.default_generator.manual_seed(seed_of(self.seed, self.view, index))  # seeds the CPU generator only, not a GPU's
         try:
             changed = np.array(self._on_images(augmentation)(image), dtype=np.uint8)
             return self._on_values(augmentation, torch.from_numpy(changed))
@@ -68,9 +73,16 @@ class ImageDataset(Dataset[tuple[Tensor, int, int]]):
             steps.append(v2.RandomHorizontalFlip())
         if augmentation.shear or augmentation.zoom:
             shear, zoom = augmentation.shear, augmentation.zoom
-            how = v2.InterpolationMode.BILINEAR
             mean = [round(255 * value) for value in self.preprocessing.mean]
-            steps.append(v2.RandomAffine(0, scale=(1 - zoom, 1 + zoom), shear=(-shear, shear, -shear, shear), interpolation=how, fill=mean))
+            steps.append(
+                v2.RandomAffine(
+                    0,
+                    scale=(1 - zoom, 1 + zoom),
+                    shear=(-shear, shear, -shear, shear),
+                    interpolation=v2.InterpolationMode.BILINEAR,
+                    fill=mean,
+                )
+            )
         if augmentation.rand_augment is not None:
             mean = [round(255 * value) for value in self.preprocessing.mean]
             steps.append(v2.RandAugment(magnitude=augmentation.rand_augment, num_magnitude_bins=31, fill=mean))
@@ -79,7 +91,7 @@ class ImageDataset(Dataset[tuple[Tensor, int, int]]):
         return v2.Compose(steps)
 
     def _on_values(self, augmentation: Augmentation, values: Tensor) -> Tensor:
-        """uint8 `[H, W, 3]`, likewise returned."""
+        """Apply random erasing to uint8 `[H, W, 3]`."""
         if not augmentation.erasing:
             return values
         mean = [float(round(255 * value)) for value in self.preprocessing.mean]

@@ -24,7 +24,7 @@ from tlcli.training.engine.unfreezing import GradualUnfreezing
 from tlcli.training.metrics.scores import loss_and_top1
 from tlcli.training.models.batch_norms import folded_norms
 from tlcli.training.models.network import Network
-from tlcli.training.runtime.distributed import Processes
+from tlcli.training.runtime.distributed import DistributedContext
 from tlcli.training.runtime.progress import ProgressFactory, silent
 from tlcli.training.settings.plan import Plan
 
@@ -37,7 +37,7 @@ class AllLayers:
     dataset: data set with a training and a validation part.
     plan: resolved settings.
     seed: seed of the order of the images, of their augmentation and of random layers.
-    processes: processes that share each batch.
+    dist: processes that share each batch.
     progress: progress bars, one an epoch. log: function that writes a line for the user.
     first_epoch: number of the stage's first epoch in the run.
     """
@@ -46,7 +46,7 @@ class AllLayers:
     dataset: Dataset
     plan: Plan
     seed: int
-    processes: Processes = field(default_factory=Processes)
+    dist: DistributedContext = field(default_factory=DistributedContext)
     progress: ProgressFactory = silent
     log: Log = no_log
     first_epoch: int = 1
@@ -73,11 +73,11 @@ class AllLayers:
         """
         network, plan, classes = self.network, self.plan, len(self.dataset.classes)
         network.to(memory_format=torch.channels_last)  # as the images are: convolutions then need no conversion
-        if self.processes.world > 1:
+        if self.dist.world > 1:
             sync_norms(network, network.device)
         smallest = smallest_micro_batch(len(self.dataset.train), plan)
-        if smallest < self.processes.world:
-            raise SettingsError(f"{self.processes.world} processes share batches of {smallest} images: use a larger --batch-size")
+        if smallest < self.dist.world:
+            raise SettingsError(f"{self.dist.world} processes share batches of {smallest} images: use a larger --batch-size")
         optimizer = layered_optimizer(network, plan.full_lr, plan.weight_decay, plan.layer_decay, plan.optimizer)
         return Stage(
             name="full",
@@ -97,7 +97,7 @@ class AllLayers:
                 ema=plan.ema,
                 precision=Precision(network.device, plan.amp),
                 compiled=plan.compile,
-                processes=self.processes,
+                dist=self.dist,
                 seed=self.seed,
             ),
             patience=plan.patience,
@@ -117,7 +117,7 @@ class AllLayers:
             seed=self.seed,
             view=epoch,
             shuffled=True,
-            share=(self.processes.rank, self.processes.world),
+            share=(self.dist.rank, self.dist.world),
             part_size=plan.batch_size,
         )
         last_epoch = self.first_epoch + plan.full_epochs - 1
@@ -130,7 +130,7 @@ class AllLayers:
 
     def evaluate(self) -> tuple[float, float]:
         """Return the validation loss and top-1."""
-        logits = classify_images(self.network, self.dataset.val, self.plan, processes=self.processes)
+        logits = classify_images(self.network, self.dataset.val, self.plan, dist=self.dist)
         return loss_and_top1(logits, torch.from_numpy(self.dataset.val.labels))
 
     @property
@@ -144,7 +144,7 @@ def classify_images(
     part: Part,
     plan: Plan,
     advance: Callable[[int], None] = lambda _: None,
-    processes: Processes = Processes(),  # noqa: B008  # immutable
+    dist: DistributedContext = DistributedContext(),  # noqa: B008  # immutable
 ) -> Tensor:
     """Return the logits `[n, C]` of a part's images, on the CPU.
 
@@ -153,18 +153,18 @@ def classify_images(
         part: n images.
         plan: its batch size and workers are used.
         advance: called with the number of images of each batch.
-        processes: processes that share the images; each returns the logits of all of them.
+        dist: processes that share the images; each returns the logits of all of them.
 
     Raises:
         ImageError: an image cannot be read any more.
     """
-    share = part.take(range(processes.rank, len(part), processes.world)) if processes.world > 1 else part
+    share = part.take(range(dist.rank, len(part), dist.world)) if dist.world > 1 else part
     logits = [torch.empty(0, network.config.num_classes)]
     loaded = image_batches(share, network.config.preprocessing, batch_size=plan.batch_size, workers=plan.workers)
     for images, _ in loaded if len(share) else ():
         logits.append(network(network.normalise(images.to(network.device))).float().cpu())
         advance(len(images))
-    return processes.gathered(torch.cat(logits), len(part))
+    return dist.all_gather(torch.cat(logits), len(part))
 
 
 def smallest_micro_batch(images: int, plan: Plan) -> int:

@@ -19,7 +19,7 @@ from tlcli.training.engine.amp import Precision
 from tlcli.training.engine.loss import Objective
 from tlcli.training.engine.mixup import Mixing
 from tlcli.training.models.batch_norms import has_batch_norms, refuse_lone_image
-from tlcli.training.runtime.distributed import Processes
+from tlcli.training.runtime.distributed import DistributedContext
 from tlcli.training.runtime.seeds import seed_of
 from tlcli.training.runtime.torch_compile import refuse_uncompiled
 
@@ -40,7 +40,7 @@ class StepOptions:
         None for no limit.
     ema: decay of the weights' moving average; None for none.
     precision: precision of the forward pass; None for float32. compiled: True to run `torch.compile`.
-    processes: processes that share each batch.
+    dist: processes that share each batch.
     seed: seed of random layers such as dropout.
     """
 
@@ -50,7 +50,7 @@ class StepOptions:
     ema: float | None = None
     precision: Precision | None = None
     compiled: bool = False
-    processes: Processes = Processes()  # noqa: RUF009  # immutable
+    dist: DistributedContext = DistributedContext()  # noqa: RUF009  # immutable
     seed: int = 0
 
 
@@ -93,9 +93,9 @@ class Stepper:
         Call it before the first step, and again whenever other parameters are frozen.
         """
         wrapped = self._model
-        if self._options.processes.world > 1:
+        if self._options.dist.world > 1:
             on_gpu = next(wrapped.parameters()).is_cuda
-            wrapped = DistributedDataParallel(wrapped, device_ids=[self._options.processes.local] if on_gpu else None)
+            wrapped = DistributedDataParallel(wrapped, device_ids=[self._options.dist.local] if on_gpu else None)
         self._wrapped = cast("nn.Module", torch.compile(wrapped)) if self._options.compiled else wrapped
 
     def step(self, number: int, inputs: Tensor, labels: Tensor) -> StepResult:
@@ -136,7 +136,7 @@ class Stepper:
         if options.mixing is not None:
             inputs, targets = options.mixing(inputs, labels)
         self._optimizer.zero_grad(set_to_none=True)
-        weight = options.processes.total(options.objective.weight(targets))
+        weight = options.dist.all_reduce(options.objective.weight(targets))
         sums = torch.zeros(3, dtype=torch.float64, device=labels.device)
         count = self._micro_batches(len(labels))
         micro_batches = zip(inputs.tensor_split(count), targets.tensor_split(count), labels.tensor_split(count), strict=True)
@@ -145,17 +145,17 @@ class Stepper:
                 with self._precision.forward():
                     logits = self._wrapped(micro_inputs)
                     loss = options.objective.total(logits, micro_targets) / weight
-                self._precision.backward(loss * options.processes.world)  # DDP averages gradients over processes
+                self._precision.backward(loss * options.dist.world)  # DDP averages gradients over processes
             sums[0] += functional.cross_entropy(logits.detach().float(), micro_targets, reduction="sum")
             sums[1] += (logits.argmax(1) == micro_labels).sum()
             sums[2] += len(micro_labels)
         self._precision.step(self._optimizer)
-        loss_sum, right, images = options.processes.total(sums).tolist()
+        loss_sum, right, images = options.dist.all_reduce(sums).tolist()
         return StepResult(loss_sum, right, int(images))
 
     def _seed(self, number: int, inputs: Tensor) -> None:
         """Seed the generators that a step may draw from; `torch.manual_seed` takes a hundred times as long."""
-        seed = seed_of(self._options.seed, number, self._options.processes.rank)
+        seed = seed_of(self._options.seed, number, self._options.dist.rank)
         torch.default_generator.manual_seed(seed)
         if inputs.is_cuda:
             torch.cuda.manual_seed(seed)
@@ -168,7 +168,7 @@ class Stepper:
         """Double the number of micro-batches after an out-of-memory error."""
         self._optimizer.zero_grad(set_to_none=True)
         count = self._micro_batches(images)
-        if count >= images or self._options.processes.world > 1:
+        if count >= images or self._options.dist.world > 1:
             raise SettingsError(f"out of memory ({reason}): use a smaller --batch-size, --image-size or network")
         self._least_micro_batches = min(2 * count, images)
         effect = "batch norms see one at a time" if has_batch_norms(self._model) else "results do not change"
@@ -179,7 +179,7 @@ class Stepper:
         size = self._options.micro_batch
         if size is None:
             return min(self._least_micro_batches, images)
-        total = int(self._options.processes.total(torch.tensor(images)))
+        total = int(self._options.dist.all_reduce(torch.tensor(images)))
         return min(max(batch_count(total, size), self._least_micro_batches), images)
 
 

@@ -1,4 +1,4 @@
-"""The feature cache: what the frozen side of a network makes of images, computed once and kept on disk."""
+"""Cache of frozen features: the embeddings of a frozen backbone, computed once and kept on disk."""
 
 from __future__ import annotations
 
@@ -17,20 +17,23 @@ from tlcli.contract.errors import ResourceError, WeightsError
 from tlcli.contract.process.malloc import keep_freed_memory
 from tlcli.training.data.dataloader import image_batches
 from tlcli.training.data.dataset import Part
-from tlcli.training.features.extractor import frozen_side
-from tlcli.training.features.row_file import Embeddings, UnfinishedRows, growing_rows, most_bytes, open_rows, prune
+from tlcli.training.features.extractor import build_extractor
+from tlcli.training.features.row_file import Embeddings, UnfinishedRows, growing_rows, max_cache_bytes, open_rows, prune
 from tlcli.training.models.network import Network
 from tlcli.training.runtime.progress import ProgressFactory
 from tlcli.training.settings.augmentation import Augmentation
 from tlcli.training.settings.config import cache_dir
 
 _BATCH = 32
-"""Fixed, so that the features do not depend, in their last bits, on the batch size of the training."""
+"""Fixed, so that the last bits of the features do not depend on the batch size of the training."""
 
 
 @dataclass(frozen=True)
 class View:
-    """One augmented look at every image. number: from 0. seed: of the draws."""
+    """Augmented view of every image of a part.
+
+    number: index of the view, from 0. seed: seed of the random augmentation.
+    """
 
     augmentation: Augmentation
     number: int
@@ -39,14 +42,14 @@ class View:
 
 @dataclass(frozen=True)
 class FeatureCache:
-    """Embeddings of a network's frozen side, by what they were made of.
+    """Cache of the embeddings of a network's frozen layers, keyed by all they depend on.
 
-    A computation that was killed is gone on with. Where all features take more than `feature_store.most_bytes`, those that
-    were not used for longest are taken away.
+    A computation that was killed is resumed. When all files together exceed `row_file.max_cache_bytes`, the least recently used are
+    evicted.
 
-    weights_fingerprint: of the backbone's weights, see `tlcli.training.models.weights`.
-    workers: processes that read images.
-    say: told, a line at a time, what is out of the ordinary.
+    weights_fingerprint: fingerprint of the backbone's weights, see `tlcli.training.models.weights`.
+    workers: number of processes that read images.
+    say: callback for messages, one line at a time.
     """
 
     network: Network
@@ -57,44 +60,49 @@ class FeatureCache:
     _in_use: set[Path] = field(default_factory=set, init=False, repr=False)
 
     def embeddings(self, part: Part, description: str, view: View | None = None) -> Embeddings:
-        """`embed(features(.))` of each image, float32 `[n, d]`, mapped into memory from its file.
+        """Return `embed(features(.))` of each image, float32 `[n, d]`, memory-mapped from its file.
 
-        If there is no file yet, the network runs once over the images, in eval mode, batch norm included, without
-        gradients: nothing of it changes.
+        If there is no file yet, the network runs once over the images, in eval mode and without gradients. Its weights and its batch
+        norm statistics do not change.
 
         Args:
             part: n images.
-            description: for the progress bar.
-            view: augmented as it says; None for the evaluation transform.
+            description: label of the progress bar.
+            view: augmentation of the images; None for the evaluation transform.
 
         Raises:
-            ImageError: an image that cannot be read any more.
-            WeightsError: features that are no numbers.
-            SettingsError: the cache cannot be written (then a ResourceError), or its size is set to what is no number.
+            ImageError: an image can no longer be read.
+            WeightsError: the features are not finite.
+            ResourceError: the cache cannot be written.
+            SettingsError: `TLCLI_CACHE_GB` is not a valid number.
         """
-        most = most_bytes()
+        limit = max_cache_bytes()
         path = self._path(part, view)
         self._in_use.add(path)
-        kept = open_rows(path, len(part))
-        if kept is not None:
-            return kept
+        cached = open_rows(path, len(part))
+        if cached is not None:
+            return cached
         try:
-            with growing_rows(path, len(part), lambda: self.say(f"{description}: another process computes them; waiting")) as rows:
+            with growing_rows(path, len(part), lambda: self.say(f"{description}: waiting for another process to compute them")) as rows:
                 if rows is not None:
                     self._compute(part, view, rows, description)
-            prune(path.parent, most, self._in_use)
+            prune(path.parent, limit, self._in_use)
         except OSError as error:
             raise ResourceError(
-                f"{path.parent}: the features cannot be kept: {error.strerror or error}: make room, or set TLCLI_CACHE to another folder"
+                f"{path.parent}: cannot store the features: {error.strerror or error}: free disk space, or set TLCLI_CACHE to another"
+                " folder"
             ) from error
         computed = open_rows(path, len(part))
         assert computed is not None
         return computed
 
     def _path(self, part: Part, view: View | None) -> Path:
-        """Named by all that the embeddings depend on; the number of classes and the head's own layers are not among it."""
+        """Return the file for a part and a view, named by a hash of all that the embeddings depend on.
+
+        They do not depend on the number of classes or on the layers of the head.
+        """
         config = self.network.config
-        what = {
+        dependencies = {
             "weights": self.weights_fingerprint,
             "network": config.model_dump(mode="json", exclude={"num_classes", "head"}),
             "embedding": config.head.split(":")[0],
@@ -104,15 +112,15 @@ class FeatureCache:
             "versions": {package: metadata.version(package) for package in ("torch", "timm", "pillow", "torchvision")},
             "onnxruntime": onnxruntime.__version__,
         }
-        key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+        key = hashlib.sha256(json.dumps(dependencies, sort_keys=True).encode()).hexdigest()
         return cache_dir() / "features" / f"{key}.npy"
 
     def _compute(self, part: Part, view: View | None, rows: UnfinishedRows, description: str) -> None:
-        """Add the rows that are missing; of a batch of which some are, all."""
+        """Append the missing rows, recomputing a partly stored batch as a whole."""
         keep_freed_memory()
         network, before, done = self.network, rows.present, 0
         if before:
-            self.say(f"{description}: those of {before:,} images are there, from a run that was cut short")
+            self.say(f"{description}: continuing an interrupted computation, {before:,} images done")
         batches = image_batches(
             part,
             network.config.preprocessing,
@@ -123,16 +131,16 @@ class FeatureCache:
             view=view.number if view else 0,
         )
         with _evaluating(network), self.progress(description, len(part)) as advance:
-            run = frozen_side(network, len(part))
+            extract = build_extractor(network, len(part))
             for images, _ in batches:
-                if done + len(images) > before:  # what is there already is read once more, which takes little beside running it
+                if done + len(images) > before:  # images with stored rows are read again, which costs little next to inference
                     if done <= before:
-                        rows.cut(done)
-                    embeddings = run(images)
+                        rows.truncate(done)
+                    embeddings = extract(images)
                     if not np.isfinite(embeddings).all():
                         raise WeightsError(
-                            f"{network.config.backbone}: its features of the images are no finite numbers:"
-                            " the weights are broken, or --mean and --std are not what they were trained with"
+                            f"{network.config.backbone}: the features are not finite: the weights are damaged, or --mean and --std are"
+                            " not those of the weights' training"
                         )
                     rows.append(embeddings)
                 done += len(images)

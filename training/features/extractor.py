@@ -1,4 +1,4 @@
-"""The frozen side of a network, run by what is fastest here: ONNX Runtime on a CPU where it can, PyTorch elsewhere."""
+"""Feature extraction by the faster engine: ONNX Runtime on a CPU if it supports the network, PyTorch otherwise."""
 
 from __future__ import annotations
 
@@ -14,34 +14,35 @@ from torch import Tensor, nn
 from tlcli.contract.process.cores import usable_cores
 from tlcli.training.models.network import Network
 
-Run = Callable[[Tensor], npt.NDArray[np.float32]]
-"""Images, uint8 `[n, H, W, 3]`, to `embed(features(.))`, float32 `[n, d]`."""
+Extractor = Callable[[Tensor], npt.NDArray[np.float32]]
+"""Function from images, uint8 `[n, H, W, 3]`, to `embed(features(.))`, float32 `[n, d]`."""
 
-WORTH = 256
-"""From so many images on: to write the graph takes as long as some twenty of them in ResNet-50."""
+MIN_IMAGES_FOR_ONNX = 256
+"""Number of images from which ONNX Runtime pays: writing the graph of ResNet-50 takes as long as running it on some twenty images."""
 
 TOLERANCE = 1e-4
-"""How far ONNX Runtime's answers may be from PyTorch's, of the largest value; usual are some 1e-6."""
+"""Largest accepted difference between ONNX Runtime and PyTorch, relative to the largest value; usual differences are about 1e-6."""
 
-_TRIED = 4
+_COMPARED = 4
+"""Number of noise images on which the two engines are compared."""
 
 
-def frozen_side(network: Network, images: int) -> Run:
-    """The way to compute the features of so many images; the same each time it is asked about them.
+def build_extractor(network: Network, images: int) -> Extractor:
+    """Return the function that computes the features of a part; the choice of the engine is reproducible.
 
     Args:
-        network: in eval mode.
-        images: of the whole part, also where those of some are there already: the last bits depend on what computes them.
+        network: a network in eval mode.
+        images: number of images in the whole part, even if some features are already stored: their last bits depend on the engine.
     """
-    module = _FrozenSide(network).eval()
-    if network.device.type == "cpu" and images >= WORTH:
-        run = _in_onnx_runtime(module)
-        if run is not None and _agree(run, _in_pytorch(module), network):
-            return run
+    module = _FrozenLayers(network).eval()
+    if network.device.type == "cpu" and images >= MIN_IMAGES_FOR_ONNX:
+        extract = _in_onnx_runtime(module)
+        if extract is not None and _agree(extract, _in_pytorch(module), network):
+            return extract
     return _in_pytorch(module)
 
 
-class _FrozenSide(nn.Module):
+class _FrozenLayers(nn.Module):
     def __init__(self, network: Network) -> None:
         super().__init__()
         self.network = network
@@ -51,34 +52,40 @@ class _FrozenSide(nn.Module):
         return network.embed(network.features(network.normalise(images)))
 
 
-def _in_pytorch(module: _FrozenSide) -> Run:
+def _in_pytorch(module: _FrozenLayers) -> Extractor:
     device = module.network.device
 
-    def run(images: Tensor) -> npt.NDArray[np.float32]:
+    def extract(images: Tensor) -> npt.NDArray[np.float32]:
         with torch.inference_mode():
             embeddings: npt.NDArray[np.float32] = module(images.to(device)).float().cpu().numpy()
         return embeddings
 
-    return run
+    return extract
 
 
-def _in_onnx_runtime(module: _FrozenSide) -> Run | None:
-    """None where it has no ONNX form, or none that the runtime takes: PyTorch runs it then, which is slower and no less right."""
+def _in_onnx_runtime(module: _FrozenLayers) -> Extractor | None:
+    """Return an extractor that runs in ONNX Runtime, or None if the network cannot be exported or loaded.
+
+    PyTorch then computes the same features, more slowly.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = min(torch.get_num_threads(), usable_cores())
-    options.add_session_config_entry("session.force_spinning_stop", "1")  # those who read images want the cores too
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # the processes that read images need the cores too
     try:
         session = onnxruntime.InferenceSession(_graph(module), options, providers=["CPUExecutionProvider"])
-    except Exception:  # noqa: BLE001  # of PyTorch or ONNX Runtime, whose exceptions share no base class
+    except Exception:  # noqa: BLE001  # the exceptions of PyTorch and ONNX Runtime share no base class
         return None
     return lambda images: session.run(None, {"images": images.numpy()})[0]
 
 
-def _graph(module: _FrozenSide) -> bytes:
-    """Traced by the older exporter: one second for ResNet-50, where the newer takes five; sizes are fixed and nothing is explained here."""
+def _graph(module: _FrozenLayers) -> bytes:
+    """Export the layers with PyTorch's older, tracing exporter.
+
+    It takes one second for ResNet-50, the newer one five; it suffices here, since sizes are fixed and no maps are needed.
+    """
     size = module.network.config.preprocessing
     example = torch.zeros(2, size.height, size.width, 3, dtype=torch.uint8)
     written = io.BytesIO()
@@ -87,7 +94,7 @@ def _graph(module: _FrozenSide) -> bytes:
         torch.onnx.export(
             module,
             (example,),
-            written,  # type: ignore[arg-type]  # this exporter takes a file too
+            written,  # type: ignore[arg-type]  # this exporter accepts a file object too
             dynamo=False,
             input_names=["images"],
             output_names=["embedding"],
@@ -96,9 +103,12 @@ def _graph(module: _FrozenSide) -> bytes:
     return written.getvalue()
 
 
-def _agree(run: Run, reference: Run, network: Network) -> bool:
-    """On noise, not on the images: which engine is taken must not depend on where a computation was cut short."""
-    size, draw = network.config.preprocessing, torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (_TRIED, size.height, size.width, 3), dtype=torch.uint8, generator=draw)
+def _agree(extract: Extractor, reference: Extractor, network: Network) -> bool:
+    """Return True if the two engines agree on images of noise.
+
+    Noise is used in place of the part's images because the choice must not depend on where a computation was interrupted.
+    """
+    size, generator = network.config.preprocessing, torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (_COMPARED, size.height, size.width, 3), dtype=torch.uint8, generator=generator)
     expected = reference(images)
-    return bool(np.abs(run(images) - expected).max() <= TOLERANCE * np.abs(expected).max())
+    return bool(np.abs(extract(images) - expected).max() <= TOLERANCE * np.abs(expected).max())

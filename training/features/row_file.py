@@ -1,4 +1,4 @@
-"""Rows of features on disk: appended batch by batch, gone on with after a kill, taken away when they are too many."""
+"""Files of feature rows: appended batch by batch, resumable after a kill, evicted when the cache is too large."""
 
 from __future__ import annotations
 
@@ -20,50 +20,57 @@ from tlcli.contract.files.file_lock import LocksUnsupportedError, try_lock, unsh
 Embeddings = npt.NDArray[np.float32]
 
 UNFINISHED = ".partial"
-"""Of a file whose last rows are still missing."""
+"""Suffix of a file whose last rows are still missing."""
 
 _SIZE_VARIABLE = "TLCLI_CACHE_GB"
-_USUAL_SIZE_GB = 10.0
-_GIVEN_UP_S = 86400
-"""Without locks: an unfinished file that has not grown for so long was left by a process that ended."""
+_DEFAULT_SIZE_GB = 10.0
+_ABANDONED_AFTER_S = 86400
+"""Age after which an unfinished file counts as abandoned by its process, on file systems without locks."""
 
 _HEADER = np.lib.format
 
 
-def most_bytes() -> int:
-    """How much all kept features may take: `$TLCLI_CACHE_GB` gigabytes, else 10.
+def max_cache_bytes() -> int:
+    """Return the size limit of the feature cache: `$TLCLI_CACHE_GB` gigabytes, or 10 if that is unset.
 
     Raises:
-        SettingsError: the variable is no such number.
+        SettingsError: the variable is not a number of gigabytes.
     """
-    given = os.environ.get(_SIZE_VARIABLE)
+    value = os.environ.get(_SIZE_VARIABLE)
     try:
-        gigabytes = float(given) if given else _USUAL_SIZE_GB
+        gigabytes = float(value) if value else _DEFAULT_SIZE_GB
     except ValueError:
         gigabytes = math.nan
     if not 0 <= gigabytes < math.inf:
-        raise SettingsError(f"{_SIZE_VARIABLE}={given}: expected a number of gigabytes, 0 or more")
+        raise SettingsError(f"{_SIZE_VARIABLE}={value}: expected a number of gigabytes, 0 or more")
     return int(gigabytes * 1e9)
 
 
 def open_rows(path: Path, rows: int) -> Embeddings | None:
-    """The kept features, float32 `[rows, d]`, mapped into memory, and noted as used; None if there are none, or the file is damaged."""
+    """Map stored features into memory, float32 `[rows, d]`, and mark the file as used.
+
+    Returns:
+        None if the file is missing or damaged.
+    """
     try:
-        kept: Embeddings = np.load(path, mmap_mode="r", allow_pickle=False)
+        stored: Embeddings = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return None
-    if kept.ndim != 2 or len(kept) != rows or kept.dtype != np.float32:
+    if stored.ndim != 2 or len(stored) != rows or stored.dtype != np.float32:
         return None
-    with suppress(OSError):  # where another user's files may be read only
+    with suppress(OSError):  # another user's files may be read-only
         os.utime(path)
-    return kept
+    return stored
 
 
 class UnfinishedRows:
-    """A NumPy file of `[rows, d]` that ends early. present: the whole rows in it."""
+    """NumPy file of `[rows, d]` that is still being written.
+
+    present: number of complete rows in it.
+    """
 
     def __init__(self, file: BinaryIO, rows: int) -> None:
-        """Look what is there already; what is no beginning of such a file is thrown away."""
+        """Read the header of `file`; content that is not the beginning of such an array counts as no rows."""
         self._file = file
         self._rows = rows
         self._start = self._row_bytes = self.present = 0
@@ -79,8 +86,8 @@ class UnfinishedRows:
             self._start, self._row_bytes = file.tell(), 4 * shape[1]
             self.present = (size - self._start) // self._row_bytes
 
-    def cut(self, rows: int) -> None:
-        """Let `rows` of those present stay, 0 to begin anew."""
+    def truncate(self, rows: int) -> None:
+        """Keep the first `rows` rows; 0 starts over."""
         self.present = rows
         self._file.seek(self._start + rows * self._row_bytes if rows else 0)
         self._file.truncate()
@@ -88,7 +95,7 @@ class UnfinishedRows:
             self._start = 0
 
     def append(self, batch: Embeddings) -> None:
-        """Write `[N, d]` at the end, where the next process finds it."""
+        """Append `[N, d]` and flush it, so that another process can resume after it."""
         if not self._start:
             shape = (self._rows, batch.shape[1])
             _HEADER.write_array_header_1_0(self._file, {"descr": "<f4", "fortran_order": False, "shape": shape})
@@ -100,19 +107,19 @@ class UnfinishedRows:
 
 @contextmanager
 def growing_rows(path: Path, rows: int, on_wait: Callable[[], None] = lambda: None) -> Iterator[UnfinishedRows | None]:
-    """Write `path` row by row, in a file beside it that becomes `path` when the block ends.
+    """Write `path` row by row, in a temporary file next to it that is renamed to `path` when the block ends.
 
-    What a block has written before its process was killed, interrupted, or ran out of room, the next block finds. After an error of
-    an image or of the network nothing is left: it would be wrong the next time too. One process at a time: another waits, and gets
-    None if the file is whole then. Where the file system has no locks, each process writes a file of its own, and all of it.
+    Rows written before the process was killed, interrupted, or ran out of disk space are kept for the next call. After an
+    `ImageError` or a `WeightsError` nothing is kept, since the same error would occur again. Processes take turns: a second one
+    waits, and gets None if the file is complete by then. On a file system without locks, each process writes its own complete file.
 
     Args:
-        path: of the whole file.
-        rows: how many it is to have.
-        on_wait: called before waiting for another process.
+        path: the complete file.
+        rows: its number of rows.
+        on_wait: callback before waiting for another process.
 
     Raises:
-        OSError: the folder cannot be made or written to.
+        OSError: the folder cannot be created or written to.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with _locked(path.with_suffix(UNFINISHED), on_wait) as (file, unfinished):
@@ -132,9 +139,9 @@ def growing_rows(path: Path, rows: int, on_wait: Callable[[], None] = lambda: No
 
 @contextmanager
 def _locked(path: Path, on_wait: Callable[[], None]) -> Iterator[tuple[BinaryIO, Path]]:
-    """Open a file, made if it is not there, for this process alone, until the process ends, however it does.
+    """Open a file, created if missing, with an exclusive lock that ends with this process, even if it is killed.
 
-    Where the file system has no locks, another file is opened, beside `path`, which no other process knows.
+    On a file system without locks, open a file of unique name next to `path`, which no other process uses.
     """
     while True:
         with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file, unshared(file.fileno()):
@@ -144,7 +151,7 @@ def _locked(path: Path, on_wait: Callable[[], None]) -> Iterator[tuple[BinaryIO,
                     wait_for_lock(file.fileno())
             except LocksUnsupportedError:
                 break
-            if _is_at(file, path):  # else the process that had it has finished, or removed it
+            if _is_at(file, path):  # otherwise the previous holder has renamed or removed the file
                 yield file, path
                 return
     path.unlink(missing_ok=True)
@@ -161,23 +168,23 @@ def _is_at(file: BinaryIO, path: Path) -> bool:
 
 
 def prune(folder: Path, most: int, in_use: Collection[Path]) -> None:
-    """Take away the files of `folder` that were least recently used, until the rest have `most` bytes or fewer.
+    """Remove the least recently used files of `folder` until the rest have at most `most` bytes.
 
-    Those in `in_use` stay, and what another process is writing.
+    Files in `in_use`, and files that another process is writing, are kept.
     """
-    found = []
+    files = []
     for path in folder.iterdir():
-        with suppress(OSError):  # another process takes away as well
-            found.append((path.stat().st_mtime_ns, path.stat().st_size, path))
-    total = sum(size for _, size, _ in found)
-    for _, size, path in sorted(found):
+        with suppress(OSError):  # another process may be pruning too
+            files.append((path.stat().st_mtime_ns, path.stat().st_size, path))
+    total = sum(size for _, size, _ in files)
+    for _, size, path in sorted(files):
         if total <= most:
             return
-        if path not in in_use and _take_away(path):
+        if path not in in_use and _remove(path):
             total -= size
 
 
-def _take_away(path: Path) -> bool:
+def _remove(path: Path) -> bool:
     try:
         if path.suffix != UNFINISHED:
             path.unlink(missing_ok=True)
@@ -185,7 +192,7 @@ def _take_away(path: Path) -> bool:
         with path.open("r+b") as file:
             if _is_being_written(file):
                 return False
-            path.unlink(missing_ok=True)  # while nobody else can begin to write it
+            path.unlink(missing_ok=True)  # while the lock keeps other processes from writing it
     except OSError:
         return False
     return True
@@ -195,4 +202,4 @@ def _is_being_written(unfinished: BinaryIO) -> bool:
     try:
         return not try_lock(unfinished.fileno())
     except LocksUnsupportedError:
-        return time.time() - os.fstat(unfinished.fileno()).st_mtime < _GIVEN_UP_S
+        return time.time() - os.fstat(unfinished.fileno()).st_mtime < _ABANDONED_AFTER_S

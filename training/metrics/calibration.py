@@ -1,4 +1,4 @@
-"""Whether a network's scores can be taken at their word: of all answers given with 80 %, are 80 % right?"""
+"""Calibration of a network's scores: of all predictions made with 80 % confidence, are 80 % correct?"""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 BINS = 15
-"""As in Guo et al. 2017."""
+"""Number of bins of Guo et al. 2017."""
 
 
 class Bin(BaseModel):
-    """The answers whose score lies in (low, high]. confidence: their mean score. accuracy: the share of right ones. None without any."""
+    """Predictions with a score in (low, high].
+
+    confidence: mean score; None for an empty bin. accuracy: share of correct predictions; None for an empty bin.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -23,7 +26,10 @@ class Bin(BaseModel):
 
 
 class Calibration(BaseModel):
-    """ece: the expected calibration error, in [0, 1]: how far accuracy and confidence lie apart, weighted by the answers in each bin."""
+    """Calibration of a set of predictions.
+
+    ece: expected calibration error, in [0, 1]: the mean difference of accuracy and confidence, weighted by the predictions in each bin.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -32,18 +38,18 @@ class Calibration(BaseModel):
 
 
 def calibration(confidences: npt.NDArray[np.floating], right: npt.NDArray[np.bool_], bins: int = BINS) -> Calibration:
-    """Guo et al. 2017, arXiv:1706.04599, eq. 3.
+    """Compute the expected calibration error (Guo et al. 2017, arXiv:1706.04599, eq. 3).
 
     Args:
-        confidences: the first class's score of each answer, `[n]`, in [0, 1].
-        right: whether it is right, `[n]`.
-        bins: of equal width.
+        confidences: score of the predicted class for each image, `[n]`, in [0, 1].
+        right: True for each correct prediction, `[n]`.
+        bins: number of bins, of equal width.
     """
     values = confidences.astype(np.float64)
-    place = np.clip(np.ceil(values * bins).astype(np.int64) - 1, 0, bins - 1)
-    counts = np.bincount(place, minlength=bins)
-    confidence = np.bincount(place, weights=values, minlength=bins) / np.maximum(counts, 1)
-    accuracy = np.bincount(place, weights=right, minlength=bins) / np.maximum(counts, 1)
+    indices = np.clip(np.ceil(values * bins).astype(np.int64) - 1, 0, bins - 1)
+    counts = np.bincount(indices, minlength=bins)
+    confidence = np.bincount(indices, weights=values, minlength=bins) / np.maximum(counts, 1)
+    accuracy = np.bincount(indices, weights=right, minlength=bins) / np.maximum(counts, 1)
     return Calibration(
         ece=float((counts * np.abs(accuracy - confidence)).sum() / max(1, counts.sum())),
         bins=tuple(

@@ -1,4 +1,4 @@
-"""What a run found out: a row an epoch, and the final figures of its best network."""
+"""Results of a run: one row per epoch, and the final scores of the best network."""
 
 from __future__ import annotations
 
@@ -19,11 +19,14 @@ _TOP = 5
 
 
 class EpochRow(NamedTuple):
-    """One line of `metrics.csv`.
+    """One row of `metrics.csv`.
 
-    stage: `head` trains the head on frozen features, `full` all layers. epoch: from 1, over both stages.
-    lr: the head's highest in the epoch. Losses: mean cross-entropy in nats, without label smoothing.
-    train_loss, train_top1: over the epoch's batches as they were trained on. seconds: of the epoch, validation included.
+    stage: `head` for training the head on frozen features, `full` for training all layers.
+    epoch: number of the epoch, from 1, counted over both stages.
+    lr: highest learning rate of the head in the epoch.
+    train_loss, train_top1: mean over the epoch's batches, augmented as in training.
+    train_loss, val_loss: mean cross-entropy in nats, without label smoothing.
+    seconds: duration of the epoch, validation included.
     """
 
     stage: Stage
@@ -37,9 +40,12 @@ class EpochRow(NamedTuple):
 
 
 class ClassScores(BaseModel):
-    """One class of a part.
+    """Scores of one class in a part.
 
-    count: images of it. precision, recall, f1: in [0, 1]; precision is None if it was never predicted, recall if it has no images.
+    count: number of images of the class.
+    precision: in [0, 1]; None if the class was never predicted.
+    recall: in [0, 1]; None if the class has no images.
+    f1: in [0, 1]; None if the class was never predicted and has no images.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,10 +58,11 @@ class ClassScores(BaseModel):
 
 
 class Scores(BaseModel):
-    """How a network did on a part.
+    """Scores of a network on a part.
 
-    top1: share of right answers, in [0, 1]. top5: of those with the right class among the first five, where there are more classes.
-    loss: mean cross-entropy, nats. macro_f1: the mean F1 of the classes that have images.
+    top1: share of correct predictions, in [0, 1].
+    top5: share of images with the true class among the five highest scores; None with five classes or fewer.
+    loss: mean cross-entropy, in nats. macro_f1: mean F1 of the classes that have images.
     confusion: counts, `confusion[true][predicted]`, in the order of the classes.
     """
 
@@ -72,13 +79,13 @@ class Scores(BaseModel):
 
 
 class Results(BaseModel):
-    """`results.json`.
+    """Contents of `results.json`.
 
-    best_epoch, best_stage: the epoch whose network was kept (`model_selection`), and the stage it belongs to: after one of `head`
-        the backbone's weights are those it began with. best_stage is None in files of earlier versions.
-    stopped: why training ended before its last epoch, or None.
-    seconds: what each stage took. images: how many each part has. left_out: images that could not be read.
-    network_output: the network's logits for a fixed input, see `fingerprint`; None in runs from before it was recorded.
+    best_epoch, best_stage: epoch whose network was kept (`model_selection`), and its stage. If that is `head`, the backbone's
+        weights are unchanged. best_stage is None in files of earlier versions.
+    stopped: reason for stopping before the last epoch, or None.
+    seconds: duration of each phase. images: number of images in each part. left_out: number of images that could not be read.
+    network_output: logits of the network for a fixed input, see `fingerprint`; None in runs of earlier versions.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -95,40 +102,40 @@ class Results(BaseModel):
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The final figures, by name: `val_top1`, `val_loss`, and the same of the test part if there is one."""
+        """Return the final metrics by name: `val_top1`, `val_loss`, and the same for the test part if there is one."""
         parts = {"val": self.val, "test": self.test}
-        return {f"{name}_{figure}": getattr(part, figure) for name, part in parts.items() if part for figure in ("top1", "loss")}
+        return {f"{name}_{metric}": getattr(part, metric) for name, part in parts.items() if part for metric in ("top1", "loss")}
 
 
-def _share(part: np.integer, whole: np.integer) -> float | None:
-    return float(part / whole) if whole else None
+def _ratio(count: np.integer, total: np.integer) -> float | None:
+    return float(count / total) if total else None
 
 
 def loss_and_top1(logits: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Mean cross-entropy in nats and the share of right answers, of logits `[n, C]` and labels `[n]`."""
+    """Return the mean cross-entropy in nats and the top-1 accuracy of logits `[n, C]` for labels `[n]`."""
     return float(functional.cross_entropy(logits, labels)), float((logits.argmax(1) == labels).float().mean())
 
 
 def score(logits: Tensor, labels: Tensor, classes: tuple[str, ...]) -> Scores:
-    """All figures of a part.
+    """Compute all scores of a part.
 
     Args:
         logits: `[n, C]`.
         labels: int64 `[n]`.
-        classes: C names.
+        classes: names of the C classes.
     """
     loss, top1 = loss_and_top1(logits, labels)
     count = len(classes)
     confusion = torch.bincount(labels * count + logits.argmax(1), minlength=count**2).reshape(count, count).cpu().numpy()
     right, actual, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)
     confidence, first = logits.softmax(1).max(1)
-    of_class = tuple(
+    class_scores = tuple(
         ClassScores(
             label=label,
             count=int(actual[index]),
-            precision=_share(right[index], predicted[index]),
-            recall=_share(right[index], actual[index]),
-            f1=_share(2 * right[index], actual[index] + predicted[index]),
+            precision=_ratio(right[index], predicted[index]),
+            recall=_ratio(right[index], actual[index]),
+            f1=_ratio(2 * right[index], actual[index] + predicted[index]),
         )
         for index, label in enumerate(classes)
     )
@@ -137,8 +144,8 @@ def score(logits: Tensor, labels: Tensor, classes: tuple[str, ...]) -> Scores:
         top1=top1,
         top5=float((logits.topk(_TOP, 1).indices == labels[:, None]).any(1).float().mean()) if count > _TOP else None,
         loss=loss,
-        macro_f1=float(np.mean([one.f1 for one in of_class if one.count])),
+        macro_f1=float(np.mean([scores.f1 for scores in class_scores if scores.count])),
         calibration=calibration(confidence.cpu().numpy(), (first == labels).cpu().numpy()),
-        classes=of_class,
+        classes=class_scores,
         confusion=tuple(tuple(int(value) for value in row) for row in confusion),
     )

@@ -1,4 +1,4 @@
-"""Names of backbones as people write them, to timm's."""
+"""Backbone names: timm's name for common spellings, and suggestions for misspelled ones."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ _OTHER_NAMES = {
     "wideresnet1012": "wide_resnet101_2",
     "xception": "legacy_xception",
 }
-"""Without separators and in lower case: what torchvision and Keras call networks that timm calls something else."""
+"""Names of torchvision and Keras, in lower case and without separators, for networks that timm names differently."""
 
 
 def resolve_backbone_name(name: str) -> str:
     """Return timm's name of a backbone.
 
-    `ResNet18`, `resnet-50` and `EfficientNet_B0` differ from timm's names in case and separators alone; torchvision's and older names of
-    timm's own are translated. A name that could mean several networks, or none, is returned as it is.
+    Differences in case and separators are ignored (`ResNet18`, `resnet-50`, `EfficientNet_B0`); torchvision's names and timm's
+    deprecated names are translated. A name that matches several networks, or none, is returned unchanged.
 
     Args:
-        name: with a tag of weights behind a dot, or without.
+        name: name of a backbone, optionally followed by a dot and the tag of its weights.
     """
     if timm.is_model(name):
         return str(_registry._deprecated_models.get(name) or name)
@@ -47,31 +47,31 @@ def resolve_backbone_name(name: str) -> str:
         return stripped
     written, dot, tag = stripped.partition(".")
     key = _key(written)
-    known = [one for one in timm.list_models() if _key(one) == key]
+    known = [model for model in timm.list_models() if _key(model) == key]
     if not known and key in _OTHER_NAMES:
         known = [_OTHER_NAMES[key]]
     return f"{known[0]}{dot}{tag}" if len(known) == 1 else name
 
 
 def with_timms_name(config: FinetuneConfig, say: Callable[[str], None] = lambda _: None) -> FinetuneConfig:
-    """The settings with timm's name of the backbone; says so where that differs from what was written."""
+    """Return the settings with timm's name of the backbone; report the name if it changes."""
     name = resolve_backbone_name(config.backbone)
     if name == config.backbone:
         return config
-    say(f"--backbone {config.backbone}: taken as {name}")
+    say(f"--backbone {config.backbone}: using {name}")
     return config.model_copy(update={"backbone": name})
 
 
 def close_backbone_names(name: str) -> list[str]:
-    """Return timm's names that are written much like this one, the closest first."""
+    """Return timm's names most similar to `name`, the closest first."""
     key = _key(name.partition(".")[0])
     by_key: dict[str, str] = {}
-    for one in timm.list_models():
-        by_key.setdefault(_key(one), one)
+    for model in timm.list_models():
+        by_key.setdefault(_key(model), model)
     close = difflib.get_close_matches(key, by_key, n=_SUGGESTIONS, cutoff=0.75)
-    key = key if close or any(one.startswith(key) for one in by_key) else key.rstrip("0123456789")
-    starting = sorted((one for one in by_key if key and one.startswith(key)), key=lambda one: (len(one), one))
-    return [by_key[one] for one in dict.fromkeys([*starting[:_SUGGESTIONS], *close])][:_SUGGESTIONS]
+    key = key if close or any(other.startswith(key) for other in by_key) else key.rstrip("0123456789")
+    starting = sorted((other for other in by_key if key and other.startswith(key)), key=lambda other: (len(other), other))
+    return [by_key[match] for match in dict.fromkeys([*starting[:_SUGGESTIONS], *close])][:_SUGGESTIONS]
 
 
 def _key(name: str) -> str:

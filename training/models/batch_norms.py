@@ -1,4 +1,4 @@
-"""Batch norms, and the inputs that they cannot be trained on."""
+"""Batch norms: folded ones, and inputs too small to train on."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tlcli.training.models.network import Network
 
 
 def has_batch_norms(model: nn.Module) -> bool:
-    """True if a layer normalises by the statistics of a batch."""
+    """Return True if the model has a batch norm."""
     return any(isinstance(module, _BatchNorm) for module in model.modules())
 
 
 def folded_norms(network: nn.Module) -> list[nn.Module]:
-    """Batch norms that do nothing in eval mode: their mean 0 and variance 1 were folded into the layers before them.
+    """Return the batch norms that were folded into the layers before them: with mean 0 and variance 1 they do nothing in eval mode.
 
-    To train on a batch's own statistics would make the network another one, and what it learned would be lost.
+    Training such a norm on batch statistics would change the network and destroy what it has learned.
     """
     return [module for module in network.modules() if isinstance(module, _BatchNorm) and _is_folded(module)]
 
@@ -31,27 +31,27 @@ def _is_folded(norm: _BatchNorm) -> bool:
 
 
 def require_more_than_one_image(network: Network, from_scratch: bool) -> None:
-    """Check that the network's batch norms can be trained on one image at a time.
+    """Check that the network's batch norms can be trained on a single image at a time.
 
-    A norm of pooled features, such as that of a ResNeSt's attention, has one value a channel of one image: no variance.
+    A batch norm of pooled features, such as in ResNeSt's attention, gets one value per channel from a single image: no variance.
 
     Args:
-        network: in eval mode or not; it is not changed.
-        from_scratch: batch norms that were folded into other layers are trained too.
+        network: a network in any mode; it is not changed.
+        from_scratch: True if batch norms that were folded into other layers are trained too.
 
     Raises:
-        SettingsError: one of them cannot.
+        SettingsError: a batch norm gets a single value per channel.
     """
-    left_alone = set() if from_scratch else set(folded_norms(network))
-    lone: list[str] = []
+    frozen = set() if from_scratch else set(folded_norms(network))
+    single: list[str] = []
 
     def note(name: str) -> None:
-        lone.append(name)
+        single.append(name)
 
     hooks = [
-        module.register_forward_pre_hook(lambda module, inputs, name=name: note(name) if _is_lone(inputs[0]) else None)
+        module.register_forward_pre_hook(lambda module, inputs, name=name: note(name) if _is_single_value(inputs[0]) else None)
         for name, module in network.named_modules()
-        if isinstance(module, _BatchNorm) and module not in left_alone
+        if isinstance(module, _BatchNorm) and module not in frozen
     ]
     size, training = network.config.preprocessing, network.training
     device = next(network.parameters()).device
@@ -62,23 +62,27 @@ def require_more_than_one_image(network: Network, from_scratch: bool) -> None:
         network.train(training)
         for hook in hooks:
             hook.remove()
-    if lone:
+    if single:
         raise SettingsError(
-            f"--batch-size 1: batch norm {lone[0].removeprefix('backbone.')} of {network.config.backbone} has a single value a channel of"
-            " one image, and needs more to train on: use --batch-size 2 or more"
+            f"--batch-size 1: batch norm {single[0].removeprefix('backbone.')} of {network.config.backbone} has a single value per channel"
+            " and cannot be trained on one image: use --batch-size 2 or more"
         )
 
 
-def _is_lone(values: Tensor) -> bool:
+def _is_single_value(values: Tensor) -> bool:
     return values.numel() == values.shape[1]
 
 
 def refuse_lone_image(error: ValueError) -> None:
-    """Raises: SettingsError: it is PyTorch's error of a norm that has a single value a channel."""
+    """Translate PyTorch's error for a norm with a single value per channel; do nothing for any other error.
+
+    Raises:
+        SettingsError: a norm has a single value per channel.
+    """
     shape = re.search(r"Expected more than 1 (?:value per channel|spatial element) when training, got input size (.*)", str(error))
     if shape:
         size = re.sub(r"torch.Size\((.*)\)", r"\1", shape[1])
         raise SettingsError(
-            f"a norm of the network has a single value a channel to train on (its input is {size}): use a larger --batch-size"
+            f"a norm of the network has a single value per channel to train on (input size {size}): use a larger --batch-size"
             " or --image-size"
         ) from error

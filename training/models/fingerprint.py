@@ -1,4 +1,4 @@
-"""A run's network, recognised by its logits for a fixed input: a network that is read back is the one that was trained."""
+"""Fingerprint of a network: its logits for a fixed input, compared when a run is loaded."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from tlcli.contract.errors import WeightsError
 from tlcli.training.models.network import Network
 
 TOLERANCE = 1e-3
-"""Relative to the largest logit. Other processors and versions of PyTorch round otherwise, by 1e-5 or less; another epsilon in the batch
-norms of `fbnetc_100` changes its logits by 2e-2."""
+"""Tolerance, relative to the largest logit. Rounding differs between processors and versions of PyTorch by 1e-5 or less; a different
+epsilon in the batch norms of `fbnetc_100` changes its logits by 2e-2."""
 _LOGITS = 16
 
 
 def output_of(network: Network) -> tuple[float, ...]:
-    """Return the first 16 logits for a fixed image of noise, computed in eval mode on the CPU; the network is not changed."""
-    still = copy.deepcopy(network).cpu().float().eval()
-    size = still.config.preprocessing
+    """Return the first 16 logits for a fixed noise image, computed by a copy of the network in eval mode on the CPU."""
+    frozen = copy.deepcopy(network).cpu().float().eval()
+    size = frozen.config.preprocessing
     image = np.random.default_rng(0).integers(0, 256, (1, size.height, size.width, 3), dtype=np.uint8)
-    return tuple(still.predict(image)[0, :_LOGITS].tolist())
+    return tuple(frozen.predict(image)[0, :_LOGITS].tolist())
 
 
 def require_output_of(network: Network, recorded: Sequence[float], path: Path) -> None:
-    """Compare a network that was read back with what it returned when its training ended.
+    """Check that a loaded network returns the logits recorded at the end of its training.
 
     Args:
-        network: with the run's weights.
-        recorded: from `output_of`.
+        network: the network, with the run's weights.
+        recorded: logits returned by `output_of` at the end of the training.
         path: the run's folder, for the message.
 
     Raises:
-        WeightsError: the logits differ.
+        WeightsError: the logits differ by more than `TOLERANCE`.
     """
     logits, expected = torch.tensor(output_of(network)), torch.tensor(recorded)
     largest = float(expected.abs().max())
@@ -44,7 +44,7 @@ def require_output_of(network: Network, recorded: Sequence[float], path: Path) -
         return
     if not difference <= TOLERANCE:
         raise WeightsError(
-            f"{path}: the network that was read back is not the one that was trained: its logits for a fixed input differ by"
-            f" {difference:.2g} of the largest, at most {TOLERANCE:g} is allowed:"
-            " use the version of timm in its config.json, or fine-tune again"
+            f"{path}: the loaded network differs from the trained one: its logits for a fixed input differ by"
+            f" {difference:.2g} of the largest, more than the allowed {TOLERANCE:g}:"
+            " install the version of timm named in its config.json, or fine-tune again"
         )

@@ -1,4 +1,4 @@
-"""Official weights: found in the hubs' own caches, or fetched into them, or one clear line why not."""
+"""Official weights: found in the caches of the Hugging Face Hub and torch.hub, or downloaded into them."""
 
 from __future__ import annotations
 
@@ -22,70 +22,70 @@ from tlcli.contract.errors import HubError, TlcliError, WeightsError, first_line
 from tlcli.training.runtime.progress import ProgressFactory
 
 DEADLINE_S = 10.0
-"""How long a hub may take to answer at all. Name resolution and retries can hang far longer than any socket's own timeout."""
+"""Time limit for a hub's first response. Name resolution and retries can take far longer than any socket timeout."""
 
 _FILES = ("model.safetensors", "pytorch_model.bin")
-"""What timm looks for in a model's repository, in this order."""
+"""Files that timm looks for in a model's repository, in this order."""
 
-_OR_NONE = "and give it with --weights FILE, or train from nothing with --weights none"
+_ALTERNATIVES = "and use it with --weights FILE, or train from random weights with --weights none"
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
 def official_weights(name: str, progress: ProgressFactory) -> Path:
-    """The file of a backbone's official weights. No network is touched if it is in the cache.
+    """Return the file of a backbone's official weights, downloaded if it is not in the cache.
 
     Args:
-        name: a timm model's name, with a tag of its weights or without.
-        progress: told of the download.
+        name: name of a timm model, with or without a tag of its weights.
+        progress: progress bar of the download.
 
     Raises:
-        WeightsError: there are no official weights for it.
-        HubError: they are not in the cache, and the hub cannot be reached, does not answer within
-            `DEADLINE_S` seconds, or does not have them.
+        WeightsError: the backbone has no official weights.
+        HubError: the file is not in the cache, and the hub is unreachable, does not respond within `DEADLINE_S` seconds, or does
+            not have the file.
     """
     entry = timm.get_pretrained_cfg(name)
     if entry is None or not (entry.hf_hub_id or entry.url):
         architecture = name.split(".")[0]
         others = timm.list_models(f"{architecture}.*", pretrained=True)
-        instead = f"; with another tag there are: {', '.join(others)}" if others else ""
+        available = f"; available with another tag: {', '.join(others)}" if others else ""
         raise WeightsError(
-            f"{name} has no official weights{instead}: give a file with --weights FILE, or train from nothing with --weights none"
+            f"{name} has no official weights{available}: use --weights FILE, or train from random weights with --weights none"
         )
     return _from_hub(entry, progress) if entry.hf_hub_id else _from_address(entry, progress)
 
 
 def _from_hub(entry: PretrainedCfg, progress: ProgressFactory) -> Path:
     repository, _, revision = str(entry.hf_hub_id).partition("@")
-    where: dict[str, Any] = {"repo_id": repository, "revision": revision or None}
+    location: dict[str, Any] = {"repo_id": repository, "revision": revision or None}
     for filename in _FILES:
-        cached = huggingface_hub.try_to_load_from_cache(filename=filename, **where)
+        cached = huggingface_hub.try_to_load_from_cache(filename=filename, **location)
         if isinstance(cached, str):
             return Path(cached)
     for filename in _FILES:
-        address = huggingface_hub.hf_hub_url(filename=filename, **where)
-        wanted = (
-            f"{filename} of {repository}, which is not in the cache {huggingface_hub.constants.HF_HUB_CACHE} (HF_HUB_CACHE sets another):"
-            f" fetch {address} where there is a connection, {_OR_NONE}"
+        address = huggingface_hub.hf_hub_url(filename=filename, **location)
+        missing = (
+            f"{filename} of {repository} is not in the cache {huggingface_hub.constants.HF_HUB_CACHE} (set by HF_HUB_CACHE):"
+            f" download {address} on a machine with internet access, {_ALTERNATIVES}"
         )
-        with suppress(EntryNotFoundError), _translated(wanted):
-            _answered(partial(huggingface_hub.get_hf_file_metadata, address, timeout=DEADLINE_S), wanted)
-            return Path(huggingface_hub.hf_hub_download(filename=filename, tqdm_class=_bar(progress, filename), **where))
-    raise HubError(f"the hub has neither {' nor '.join(_FILES)} in {repository}: find the file elsewhere, {_OR_NONE}")
+        with suppress(EntryNotFoundError), _hub_errors(missing):
+            _with_deadline(partial(huggingface_hub.get_hf_file_metadata, address, timeout=DEADLINE_S), missing)
+            return Path(huggingface_hub.hf_hub_download(filename=filename, tqdm_class=_bar(progress, filename), **location))
+    raise HubError(f"the hub has neither {' nor '.join(_FILES)} in {repository}: find the file elsewhere, {_ALTERNATIVES}")
 
 
 def _from_address(entry: PretrainedCfg, progress: ProgressFactory) -> Path:
-    """Weights that are on a web page only, in torch.hub's cache, where timm looks for them too."""
+    """Return weights published at a plain web address, downloaded to torch.hub's cache, where timm looks for them too."""
     url: Any = entry.url
     address, filename = (url, Path(urlparse(url).path).name) if isinstance(url, str) else url
     cached = Path(torch.hub.get_dir()) / "checkpoints" / filename
     if not cached.is_file():
-        wanted = (
-            f"{filename}, which is not in the cache {cached.parent} (TORCH_HOME sets another): fetch {address} where there is a connection,"
-            f" {_OR_NONE}"
+        missing = (
+            f"{filename} is not in the cache {cached.parent} (set by TORCH_HOME): download {address} on a machine with internet access,"
+            f" {_ALTERNATIVES}"
         )
-        with _translated(wanted), progress(f"Downloading {filename}", 1) as advance:
-            _answered(lambda: urlopen(Request(address, method="HEAD"), timeout=DEADLINE_S).close(), wanted)
+        with _hub_errors(missing), progress(f"Downloading {filename}", 1) as advance:
+            _with_deadline(lambda: urlopen(Request(address, method="HEAD"), timeout=DEADLINE_S).close(), missing)
             cached.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(address, str(cached), progress=False)
             advance(1)
@@ -93,56 +93,55 @@ def _from_address(entry: PretrainedCfg, progress: ProgressFactory) -> Path:
 
 
 @contextmanager
-def _translated(wanted: str) -> Iterator[None]:
+def _hub_errors(missing: str) -> Iterator[None]:
     try:
         yield
     except (TlcliError, EntryNotFoundError):
         raise
-    except Exception as error:  # whatever library the hub's client asks through: it has changed between versions
-        reason = first_line(error)
-        raise HubError(f"the hub cannot be reached ({reason}) for {wanted}") from error
+    except Exception as error:  # the HTTP library behind the hub's client has changed between versions, and so have its exceptions
+        raise HubError(f"the hub cannot be reached ({first_line(error)}); {missing}") from error
 
 
-def _answered(ask: Callable[[], Answer], wanted: str) -> Answer:
-    """`ask()`, given up after `DEADLINE_S` seconds.
+def _with_deadline(request: Callable[[], Result], missing: str) -> Result:
+    """Call `request` and return its result, with a time limit of `DEADLINE_S` seconds.
 
-    In a thread of its own, since neither name resolution nor the hub's client can be interrupted; it ends with the process.
+    It runs in a daemon thread, since neither name resolution nor the hub's client can be interrupted; the thread ends with the process.
     """
-    outcome: list[Answer] = []
-    problem: list[BaseException] = []
+    results: list[Result] = []
+    errors: list[BaseException] = []
 
     def run() -> None:
         try:
-            outcome.append(ask())
-        except Exception as error:  # noqa: BLE001 - handed over to the caller's thread
-            problem.append(error)
+            results.append(request())
+        except Exception as error:  # noqa: BLE001 - raised again in the caller's thread
+            errors.append(error)
 
-    thread = threading.Thread(target=run, daemon=True, name="ask-hub")
+    thread = threading.Thread(target=run, daemon=True, name="hub-request")
     thread.start()
     thread.join(DEADLINE_S)
-    if problem:
-        raise problem[0]
-    if not outcome:
-        raise HubError(f"the hub did not answer within {DEADLINE_S:g} s for {wanted}")
-    return outcome[0]
+    if errors:
+        raise errors[0]
+    if not results:
+        raise HubError(f"the hub did not respond within {DEADLINE_S:g} s; {missing}")
+    return results[0]
 
 
 def _bar(progress: ProgressFactory, filename: str) -> type[tqdm]:
-    """The hub's own progress, which is a subclass of tqdm, handed on to ours."""
+    """Return a subclass of tqdm, as the hub's client requires, that forwards to `progress`."""
 
     class Bar(tqdm):  # type: ignore[misc]
         def __init__(self, *positional: Any, total: float | None = None, initial: float = 0, **options: Any) -> None:
             super().__init__(*positional, total=total, initial=initial, **{**options, "disable": True})
-            self._told = ExitStack()
-            self._advance = self._told.enter_context(progress(f"Downloading {filename}", int((total or 0) - initial)))
+            self._stack = ExitStack()
+            self._advance = self._stack.enter_context(progress(f"Downloading {filename}", int((total or 0) - initial)))
 
         def update(self, n: float | None = 1) -> None:
             self._advance(int(n or 0))
             super().update(n)
 
         def close(self) -> None:
-            if hasattr(self, "_told"):
-                self._told.close()
+            if hasattr(self, "_stack"):
+                self._stack.close()
             super().close()
 
     return Bar

@@ -1,4 +1,4 @@
-"""Which of timm's models are backbones here: those with a spatial feature map, which a class activation map needs."""
+"""List of usable backbones: timm's models with a spatial feature map, which class activation maps need."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import timm
 
 import tlcli.training.models.zoo  # noqa: F401 - registers them
 
-# timm's modules whose models answer tokens, not a map `[N, c, h, w]`.
+# timm's modules whose models return tokens, not a feature map `[N, c, h, w]`.
 # fmt: off
 _WITHOUT_MAP = frozenset(
     {
@@ -21,14 +21,14 @@ _WITHOUT_MAP = frozenset(
 )
 # fmt: on
 _OF_TOKENS = re.compile(r"levit_(?!conv_)")
-"""Models that answer tokens in a module whose other models answer a map."""
+"""Models that return tokens, in a module whose other models return a feature map."""
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A model of timm's registry.
+    """Model of timm's registry.
 
-    family: timm's module. pretrained: the tags of its official weights; the first is what the bare name means.
+    family: name of timm's module. pretrained: tags of the official weights; the first is the default.
     """
 
     name: str
@@ -37,18 +37,22 @@ class Backbone:
 
 
 def list_backbones(pattern: str = "*") -> list[Backbone]:
-    """Those whose name matches: a part of the name, or a pattern with `*`. In natural order."""
+    """Return the backbones whose name matches, in natural order.
+
+    Args:
+        pattern: a substring of the name, or a pattern with `*`.
+    """
     if "*" not in pattern:
         pattern = f"*{pattern}*"
     tags: dict[str, list[str]] = {}
     for full in timm.list_models(pretrained=True):
         name, _, tag = full.partition(".")
         tags.setdefault(name, []).append(tag)
-    found = []
+    backbones = []
     for name in timm.list_models(pattern):
         family = timm.models.model_entrypoint(name).__module__.rsplit(".", 1)[-1]
         if family not in _WITHOUT_MAP and not _OF_TOKENS.match(name):
             default = getattr(timm.get_pretrained_cfg(name), "tag", None)
             ordered = sorted(tags.get(name, []), key=lambda tag: (tag != default, tag))
-            found.append(Backbone(name, family, tuple(ordered)))
-    return found
+            backbones.append(Backbone(name, family, tuple(ordered)))
+    return backbones

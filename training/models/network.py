@@ -1,4 +1,4 @@
-"""A timm backbone with a head of ours, cut where the maps need it: features, embedding, classifier; or as timm runs it."""
+"""Image classifiers: a timm backbone split into features, embedding and classifier, or a whole timm model."""
 
 from __future__ import annotations
 
@@ -19,22 +19,24 @@ from tlcli.training.models.backbone_names import close_backbone_names
 from tlcli.training.models.pretrained_head import OwnHead, find_own_head, renew_classifier
 from tlcli.training.settings.config import Scalar
 
-_HEAD_PARTS = ("pre_logits", "conv_head", "norm_head", "head")
-"""What timm calls the layers that some networks have between the features and the classifier; ours name theirs in `head_parts`."""
+_HEAD_LAYERS = ("pre_logits", "conv_head", "norm_head", "head")
+"""timm's names for layers between the features and the classifier; this project's own backbones list theirs in `head_layers`."""
 
-_OURS = frozenset({"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "num_classes", "in_chans", "features_only"})
-"""Arguments of `timm.create_model` that other settings decide."""
+_RESERVED = frozenset(
+    {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "num_classes", "in_chans", "features_only"}
+)
+"""Arguments of `timm.create_model` that are set by other settings."""
 
 
 class CutError(SettingsError):
-    """A network that cannot be cut into features and a head: it can be neither fine-tuned nor explained, but run as it is."""
+    """Network that cannot be split into features and a head: it can be run, but neither fine-tuned nor explained."""
 
 
 class NetworkConfig(BaseModel):
-    """All that is needed to build the network again, weights aside.
+    """Everything needed to build a network, except its weights.
 
-    pretrained: timm's argument of that name. Some of timm's networks have other constants with it (`fbnetc_100`: the epsilon of its
-        batch norms). None in runs that were written before this was recorded.
+    pretrained: timm's argument of that name. Some of timm's networks use other constants with it, such as the epsilon of the batch
+        norms in `fbnetc_100`. None in runs of earlier versions.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -48,9 +50,9 @@ class NetworkConfig(BaseModel):
 
 
 class ImageNetwork(nn.Module):
-    """A timm model with its normalisation: uint8 images to logits.
+    """timm model with its normalization: uint8 images to logits.
 
-    config: what was built. backbone: the timm model.
+    config: configuration of the network. backbone: the timm model.
     """
 
     def __init__(self, config: NetworkConfig, backbone: nn.Module) -> None:
@@ -63,82 +65,83 @@ class ImageNetwork(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """Device of the network."""
         return cast("Tensor", self.mean).device
 
     def normalise(self, images: Tensor) -> Tensor:
-        """uint8 `[N, H, W, 3]` in RGB to float `[N, 3, H, W]`: `(x / 255 - mean) / std`."""
+        """Normalize RGB images, uint8 `[N, H, W, 3]`, to float `[N, 3, H, W]`: `(x / 255 - mean) / std`."""
         mean, std = cast("Tensor", self.mean), cast("Tensor", self.std)
         return (images.permute(0, 3, 1, 2).to(mean.dtype) - mean) / std
 
     @torch.inference_mode()
     def predict(self, images: npt.NDArray[np.uint8]) -> Tensor:
-        """uint8 `[N, H, W, 3]` to logits `[N, C]`, in the mode and on the device the network is in."""
+        """Compute logits `[N, C]` of images, uint8 `[N, H, W, 3]`, on the network's device and in its current mode."""
         device = cast("Tensor", self.mean).device
         return self(self.normalise(torch.from_numpy(images).to(device)))  # type: ignore[no-any-return]
 
     def divide_logits(self, temperature: float) -> None:
-        """Change the network so that it returns its logits over `temperature`."""
+        """Change the network so that it returns its logits divided by `temperature`."""
         raise NotImplementedError
 
 
 class WholeNetwork(ImageNetwork):
-    """A timm model as timm runs it, not cut: logits without maps, of any architecture and head."""
+    """timm model of any architecture, run as a whole: logits without maps."""
 
     def __init__(self, config: NetworkConfig, backbone: nn.Module) -> None:
-        """Run the model once.
+        """Wrap a model and check it on a blank image.
 
         Args:
-            config: of the model; its head is `original`.
+            config: configuration of the model; its head is `original`.
             backbone: a timm model with its own classifier.
 
         Raises:
-            SettingsError: it does not take images of the input's size, or does not return logits `[N, C]`.
+            SettingsError: the model does not accept images of the configured size.
+            CutError: the model does not return logits `[N, C]`.
         """
         super().__init__(config, backbone)
         self.temperature = 1.0
         logits = try_at_size(backbone, config, backbone)
         if not isinstance(logits, Tensor) or tuple(logits.shape) != (1, config.num_classes):
             raise CutError(
-                f"{config.backbone} does not return logits [N, {config.num_classes}] but {_described(logits)}: it is no classifier;"
+                f"{config.backbone} is not a classifier: expected logits [N, {config.num_classes}], but it returns {_described(logits)};"
                 " choose another backbone"
             )
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """`[N, 3, H, W]`, normalised, to logits `[N, C]`."""
+        """Compute logits `[N, C]` of normalized inputs `[N, 3, H, W]`."""
         logits = cast("Tensor", self.backbone(inputs))
         return logits if self.temperature == 1 else logits / self.temperature
 
     def divide_logits(self, temperature: float) -> None:
-        """See `ImageNetwork`."""
+        """Divide all future logits by `temperature`."""
         self.temperature *= temperature
 
 
 class Network(ImageNetwork):
-    """`classify(embed(features(x)))`.
+    """Backbone with a head, split into three steps: `classify(embed(features(x)))`.
 
-    features: float `[N, 3, H, W]`, normalised, to `[N, c, h, w]`: the backbone, and what the maps explain.
-    embed: to `[N, d]`: pooling, flattening, or the hidden layers of the network's own head; has no
-        parameters of ours, and is frozen with the backbone in feature extraction.
-    classify: to logits `[N, C]`: the head, always trained.
+    features: the backbone, from normalized float `[N, 3, H, W]` to `[N, c, h, w]`; its output is what the maps explain.
+    embed: pooling, flattening, or the hidden layers of the network's own head, to `[N, d]`; it adds no parameters, and is frozen
+        with the backbone in feature extraction.
+    classify: the head, to logits `[N, C]`; always trained.
     """
 
     def __init__(self, config: NetworkConfig, backbone: nn.Module, keep_classifier: bool = False) -> None:
-        """Give a backbone its head.
+        """Add a head to a backbone.
 
         Args:
-            config: what to build.
-            backbone: a timm model of `config.backbone`, of any number of classes; its classifier is replaced.
-            keep_classifier: with the head `original`, keep the backbone's own last layer and its weights.
+            config: configuration of the network.
+            backbone: a timm model of `config.backbone`, with any number of classes; its classifier is replaced.
+            keep_classifier: keep the backbone's own last layer and its weights; needs the head `original`.
 
         Raises:
-            SettingsError: the backbone cannot take the input's size.
-            CutError: it has no spatial features, or no classifier that `original` could mean.
+            SettingsError: the backbone does not accept the input size.
+            CutError: the backbone has no spatial features, or no classifier that can serve as head `original`.
         """
         super().__init__(config, backbone)
         channels, height, width = _feature_shape(backbone, config)
-        unused = unused_head_parts(backbone, config.head)
-        self.head: nn.Module | None = None  # the backbone's own, where it has one that serves
+        unused = unused_head_layers(backbone, config.head)
+        self.head: nn.Module | None = None  # None if the backbone's own head is used
         self._own_head = _own_head(backbone, config, keep_classifier)
         if self._own_head is None:
             renew_classifier(backbone, 0)
@@ -156,46 +159,46 @@ class Network(ImageNetwork):
 
     @property
     def has_own_head(self) -> bool:
-        """True where the head is the backbone's own, so that timm's forward pass is this network's."""
+        """True if the head is the backbone's own, so that timm's forward pass equals this network's."""
         return self._own_head is not None
 
     @property
     def classifier(self) -> nn.Module:
-        """The trained head: a layer or two of ours, or the last layer of the backbone's own head."""
+        """Trained head: the new linear or MLP head, or the last layer of the backbone's own head."""
         return self.head if self._own_head is None else self.backbone.get_submodule(self._own_head.classifier)  # type: ignore[return-value]
 
     @property
     def last_layer(self) -> nn.Linear | nn.Conv2d:
-        """The layer that makes the logits: linear, or a convolution of kernel 1x1."""
+        """Layer that computes the logits: linear, or a 1x1 convolution."""
         classifier = self.classifier
         return cast("nn.Linear | nn.Conv2d", classifier[-1] if isinstance(classifier, nn.Sequential) else classifier)
 
     def penultimate(self, features: Tensor) -> Tensor:
-        """`[N, c, h, w]` to `[N, d]`, what `last_layer` takes: `classify(embed(features))` without it."""
+        """Compute the input of `last_layer`, `[N, d]`, from features `[N, c, h, w]`."""
         embedding, classifier = self.embed(features), self.classifier
         return cast("Tensor", classifier[:-1](embedding)) if isinstance(classifier, nn.Sequential) else embedding
 
     def features(self, inputs: Tensor) -> Tensor:
-        """`[N, 3, H, W]`, normalised, to `[N, c, h, w]`."""
+        """Compute features `[N, c, h, w]` of normalized inputs `[N, 3, H, W]`."""
         return cast("Tensor", self.backbone.forward_features(inputs))  # type: ignore[operator]
 
     def embed(self, features: Tensor) -> Tensor:
-        """`[N, c, h, w]` to `[N, d]`."""
+        """Compute the embedding `[N, d]` of features `[N, c, h, w]`."""
         if self._own_head is not None:
             return self._own_head.embed(self.backbone, features)
         return features.mean((-2, -1)) if self.config.head == "linear" else features.flatten(1)
 
     def classify(self, embedding: Tensor) -> Tensor:
-        """`[N, d]` to logits `[N, C]`."""
+        """Compute logits `[N, C]` of an embedding `[N, d]`."""
         return apply_classifier(self.classifier, embedding)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """`[N, 3, H, W]`, normalised, to logits `[N, C]`."""
+        """Compute logits `[N, C]` of normalized inputs `[N, 3, H, W]`."""
         return self.classify(self.embed(self.features(inputs)))
 
     @torch.no_grad()
     def divide_logits(self, temperature: float) -> None:
-        """See `ImageNetwork`: the last layer's weights are divided, so that it costs nothing."""
+        """Divide the last layer's weights by `temperature`, which costs nothing at inference."""
         last = self.last_layer
         last.weight.div_(temperature)
         if last.bias is not None:
@@ -203,17 +206,17 @@ class Network(ImageNetwork):
 
 
 def apply_classifier(classifier: nn.Module, embedding: Tensor) -> Tensor:
-    """`[N, d]` to logits `[N, C]` by a `Network.classifier`, which may be a convolution of kernel 1x1, as in DPN and DLA."""
+    """Compute logits `[N, C]` of an embedding `[N, d]` with a `Network.classifier`, a 1x1 convolution in DPN and DLA."""
     if isinstance(classifier, nn.Conv2d):
         return classifier(embedding[..., None, None]).flatten(1)  # type: ignore[no-any-return]
     return cast("Tensor", classifier(embedding))
 
 
 def build(config: NetworkConfig) -> Network:
-    """The network with random weights, in eval mode.
+    """Build a network with random weights, in eval mode.
 
     Raises:
-        SettingsError: timm has no such model, it does not take the arguments, or see `Network`.
+        SettingsError: timm has no such model, or the model does not accept the arguments; see also `Network`.
     """
     backbone = create_backbone(config.backbone, config.model_kwargs)
     if config.pretrained:
@@ -222,7 +225,7 @@ def build(config: NetworkConfig) -> Network:
 
 
 def _as_if_pretrained(config: NetworkConfig, backbone: nn.Module) -> nn.Module:
-    """Return the network that timm builds with `pretrained=True`, with the weights of `backbone`, which was built without."""
+    """Return the network that timm builds with `pretrained=True`, with the weights of `backbone`, which was built without it."""
     overlay = {
         "state_dict": backbone.state_dict(), "num_classes": getattr(backbone, "num_classes", 0), "custom_load": False, "first_conv": None
     }  # fmt: skip
@@ -232,50 +235,54 @@ def _as_if_pretrained(config: NetworkConfig, backbone: nn.Module) -> nn.Module:
 
 
 def create_backbone(name: str, model_kwargs: dict[str, Scalar], **more: Any) -> nn.Module:
-    """`timm.create_model`, its errors translated.
+    """Call `timm.create_model` and translate its errors.
 
     Args:
-        name: as timm knows it, with or without a tag of official weights.
-        model_kwargs: a user's.
-        more: ours.
+        name: timm's name of the model, with or without a tag of official weights.
+        model_kwargs: the user's arguments of the model.
+        more: further arguments of `timm.create_model`.
 
     Raises:
-        SettingsError: see `build`.
+        SettingsError: timm has no such model, or the model does not accept the arguments.
     """
     require_backbone(name)
-    if taken := sorted(_OURS & model_kwargs.keys()):
+    if reserved := sorted(_RESERVED & model_kwargs.keys()):
         raise SettingsError(
-            f"--model-kwargs {', '.join(taken)}: not a model argument to set here: weights, classes and input are decided elsewhere"
+            f"--model-kwargs {', '.join(reserved)}: cannot be set here; weights, classes and input have settings of their own"
         )
     try:
         backbone: nn.Module = timm.create_model(name, **more, **cast("dict[str, Any]", model_kwargs))
-    except TypeError as error:  # timm passes what it does not know to the model's constructor
+    except TypeError as error:  # timm passes unknown arguments to the model's constructor
         if not model_kwargs:
             raise
-        raise SettingsError(f"{name} does not take these model arguments ({', '.join(model_kwargs)}): {error}") from error
+        raise SettingsError(f"{name} does not accept these model arguments ({', '.join(model_kwargs)}): {error}") from error
     return backbone
 
 
 def require_backbone(name: str) -> None:
-    """Raises: SettingsError: timm has no such model, or no weights of such a tag; the message lists what is near."""
+    """Check that timm has a model of this name.
+
+    Raises:
+        SettingsError: timm has no such model, or no weights with that tag; the message lists similar names.
+    """
     if not timm.is_model(name):
         close = close_backbone_names(name)
-        hint = f"; near it: {', '.join(close)}" if close else ""
-        raise SettingsError(f"unknown backbone {name!r}: `tlcli backbones` lists those there are{hint}")
+        hint = f"; similar names: {', '.join(close)}" if close else ""
+        raise SettingsError(f"unknown backbone {name!r}: run `tlcli backbones` for a list{hint}")
     try:
         timm.get_pretrained_cfg(name)
     except RuntimeError as error:
         architecture = name.split(".")[0]
         tags = ", ".join(timm.list_models(f"{architecture}.*", pretrained=True)) or "none"
-        raise SettingsError(f"unknown backbone {name!r}: {architecture} has no weights of that tag; it has: {tags}") from error
+        raise SettingsError(f"unknown backbone {name!r}: {architecture} has no weights with that tag; available: {tags}") from error
 
 
-def unused_head_parts(backbone: nn.Module, head: str) -> list[str]:
-    """The layers of the network's own head (VGG's fc6 and fc7) that `head` leaves out, as names of its children."""
+def unused_head_layers(backbone: nn.Module, head: str) -> list[str]:
+    """Return the names of the backbone's children that belong to its own head (VGG's fc6 and fc7) and are not part of `head`."""
     if _wants_own_head(backbone, head):
         return []
-    parts = getattr(backbone, "head_parts", _HEAD_PARTS)
-    present = [name for name, _ in backbone.named_children() if name in parts]
+    layers = getattr(backbone, "head_layers", _HEAD_LAYERS)
+    present = [name for name, _ in backbone.named_children() if name in layers]
     used: set[str] = set()
     handles = [getattr(backbone, name).register_forward_hook(lambda *_, name=name: used.add(name)) for name in present]
     try:
@@ -287,14 +294,17 @@ def unused_head_parts(backbone: nn.Module, head: str) -> list[str]:
 
 
 def _wants_own_head(backbone: nn.Module, head: str) -> bool:
-    """`linear` is the network's own head too, where that has no hidden layers: what its classifier takes is as wide as the features."""
+    """Return True for `original`, and for `linear` if the network's own head has no hidden layers.
+
+    It has none if its classifier's input is as wide as the features.
+    """
     return head == "original" or (
         head == "linear" and getattr(backbone, "head_hidden_size", backbone.num_features) == backbone.num_features
     )
 
 
 def _own_head(backbone: nn.Module, config: NetworkConfig, keep_classifier: bool) -> OwnHead | None:
-    """The network's own head, where it serves; its classifier is then one for `num_classes`."""
+    """Return the network's own head, with a classifier for `num_classes`, or None if a new head is needed."""
     if not _wants_own_head(backbone, config.head):
         return None
     if not keep_classifier:
@@ -304,7 +314,7 @@ def _own_head(backbone: nn.Module, config: NetworkConfig, keep_classifier: bool)
     if head is None and config.head == "original":
         raise CutError(
             f"{config.backbone}: its own head {reason}, so it can be neither trained nor explained: fine-tune with --head linear, or export"
-            f" it as it was published, without maps: `tlcli export --backbone {config.backbone} --methods none`"
+            f" the published model without maps: `tlcli export --backbone {config.backbone} --methods none`"
         )
     return head
 
@@ -313,8 +323,8 @@ def _feature_shape(backbone: nn.Module, config: NetworkConfig) -> tuple[int, int
     features: Any = try_at_size(backbone, config, backbone.forward_features)  # type: ignore[arg-type]
     if not isinstance(features, Tensor) or features.ndim != 4 or str(getattr(backbone, "output_fmt", "NCHW")).endswith("NHWC"):
         raise CutError(
-            f"{config.backbone} has no spatial features (its features are {_described(features)}, [N, c, h, w] was expected):"
-            " choose a convolutional backbone (`tlcli backbones` lists them), or export it as it was published, without maps:"
+            f"{config.backbone} has no spatial features (expected [N, c, h, w], but its features are {_described(features)}):"
+            " choose a convolutional backbone (`tlcli backbones` lists them), or export the published model without maps:"
             f" `tlcli export --backbone {config.backbone} --methods none`"
         )
     _, channels, height, width = features.shape
@@ -322,16 +332,16 @@ def _feature_shape(backbone: nn.Module, config: NetworkConfig) -> tuple[int, int
 
 
 def try_at_size(backbone: nn.Module, config: NetworkConfig, function: Callable[[Tensor], Any], inputs: Tensor | None = None) -> Any:
-    """Return what `function` of the backbone returns for inputs of the configured size, in eval mode.
+    """Call a function of the backbone on inputs of the configured size, in eval mode, and return its result.
 
     Args:
-        backbone: its mode is left as it was.
-        config: of the network.
-        function: a method of the backbone, or the backbone.
-        inputs: `[N, 3, H, W]`; None for a blank one.
+        backbone: a timm model; its mode is restored afterwards.
+        config: configuration of the network.
+        function: the backbone, or one of its methods.
+        inputs: `[N, 3, H, W]`; None for a blank image.
 
     Raises:
-        SettingsError: it does not take the size.
+        SettingsError: the backbone does not accept the size.
     """
     size = config.preprocessing
     try:
@@ -340,7 +350,7 @@ def try_at_size(backbone: nn.Module, config: NetworkConfig, function: Callable[[
         made_for = "x".join(map(str, cast("dict[str, Any]", backbone.pretrained_cfg)["input_size"][1:]))
         reason = first_line(error)
         raise SettingsError(
-            f"{config.backbone} cannot take images of {size.height}x{size.width} pixels ({reason}): it was made for {made_for};"
+            f"{config.backbone} does not accept images of {size.height}x{size.width} pixels ({reason}): it was made for {made_for};"
             " choose another --image-size"
         ) from error
 

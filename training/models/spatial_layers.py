@@ -1,4 +1,4 @@
-"""What the layers of a network answer: which of them have maps, in the order in which they run, and the maps of one image."""
+"""Layers with spatial feature maps: found by running the network, in the order of execution, with their maps for one image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tlcli.contract.images.heatmap import FloatArray
 from tlcli.training.models.network import Network
 
 _WIDER = 64
-"""Pixels added to the input to see which dimension is the width: at least one column of every map."""
+"""Pixels added to the input's width to find which dimension grows: at least one column of every map."""
 
 _POOLS = (
     nn.MaxPool2d,
@@ -28,23 +28,23 @@ _POOLS = (
     nn.LPPool2d,
 )
 _BY_DEFINITION = (nn.Conv2d, *_POOLS)
-"""Their output is `[N, c, h, w]`, whatever else a network does."""
+"""Modules whose output is always `[N, c, h, w]`."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer with maps: a module whose output is a map a channel, at one of its calls.
+    """One call of a module whose output holds a spatial map per channel.
 
-    number: its place in the order of execution, from 1. Layers that hand on the same output (a stage, its last block,
-        the activation at the end of that) share the number.
-    label: the module's name in the backbone; `:2` is added at its second call, and so on.
-    module: the name alone.
-    kind: the module's type.
-    channels, height, width: of the output.
-    channels_last: the output is `[N, h, w, c]`.
-    pools: a pooling layer from which fewer positions come out than go in.
-    convolves: a convolution.
-    is_features: the output is what the backbone answers as its features, as it was when the layer ended.
+    number: position in the order of execution, from 1. Layers that return the same tensor (a stage, its last block, the
+        activation at the end of that block) share a number.
+    label: name of the module in the backbone, with `:2` appended for its second call, and so on.
+    module: name of the module in the backbone.
+    kind: type of the module.
+    channels, height, width: size of the output.
+    channels_last: True if the output is `[N, h, w, c]`.
+    pools: True for a pooling layer that reduces the number of positions.
+    convolves: True for a convolution.
+    is_features: True if the backbone returns this output, unmodified, as its features.
     """
 
     number: int
@@ -61,48 +61,51 @@ class Layer:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Channels, height, width."""
+        """Return channels, height and width."""
         return self.channels, self.height, self.width
 
 
 @dataclass(frozen=True)
 class _Call:
-    """A call of a module that answered a tensor of four dimensions. number: as in `Layer`, gaps left."""
+    """Call of a module that returned a four-dimensional tensor.
+
+    number: as in `Layer`, but with gaps. inputs, outputs: shapes of the first argument and of the output.
+    """
 
     number: int
     label: str
     name: str
     module: nn.Module
-    came: tuple[int, ...]
-    went: tuple[int, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
 
 
 def spatial_layers(network: Network) -> list[Layer]:
-    """The layers of the backbone with maps, in the order in which they end: a stage after its blocks.
+    """Find the backbone's layers with spatial maps, in the order in which they finish: a stage after its blocks.
 
-    A map is an output that grows to the side when the input does, in one dimension and in proportion: neither
-    what is left of an image after global pooling nor the weights of an attention. Where the network is built for
-    one size, only layers of the sizes that its last convolutions and pools gave count.
+    An output is a spatial map if it grows in width with the input, in one dimension and in proportion. This excludes the result of
+    global pooling and attention weights. In a network built for a fixed input size, an output counts if it has the size of the most
+    recent convolutions and pooling layers.
 
     Args:
-        network: in eval mode.
+        network: a network in eval mode.
     """
     height, width = network.config.preprocessing.height, network.config.preprocessing.width
     calls, last = _calls(network, height, width)
     try:
-        wider = {call.label: call.went for call in _calls(network, height, width + _WIDER)[0]}
-    except (RuntimeError, AssertionError, ValueError, IndexError):  # what networks built for one size raise
+        wider = {call.label: call.outputs for call in _calls(network, height, width + _WIDER)[0]}
+    except (RuntimeError, AssertionError, ValueError, IndexError):  # raised by networks built for a fixed size
         wider = {}
     layers: list[Layer] = []
-    recent: list[tuple[int, ...]] = []  # the sizes that convolutions and pools gave, the last two
+    recent: list[tuple[int, ...]] = []  # the last two output sizes of convolutions and pooling layers
     numbers: dict[int, int] = {}
     for call in calls:
-        if isinstance(call.module, _BY_DEFINITION) and call.went[2:] not in ((1, 1), *recent):
-            recent = [*recent[-1:], call.went[2:]]
-        axis = _grown_axis(call.went, wider.get(call.label, ()), height, width) if wider else _axis_of_known_size(call.went, recent)
+        if isinstance(call.module, _BY_DEFINITION) and call.outputs[2:] not in ((1, 1), *recent):
+            recent = [*recent[-1:], call.outputs[2:]]
+        axis = _grown_axis(call.outputs, wider.get(call.label, ()), height, width) if wider else _axis_of_known_size(call.outputs, recent)
         if axis is None:
             continue
-        _, *shape = call.went
+        _, *shape = call.outputs
         channels = shape.pop(axis - 1)
         layers.append(
             Layer(
@@ -114,7 +117,7 @@ def spatial_layers(network: Network) -> list[Layer]:
                 height=shape[0],
                 width=shape[1],
                 channels_last=axis == 3,
-                pools=_is_pool(call.module) and len(call.came) == 4 and shape[0] * shape[1] < call.came[2] * call.came[3],
+                pools=_is_pool(call.module) and len(call.inputs) == 4 and shape[0] * shape[1] < call.inputs[2] * call.inputs[3],
                 convolves=isinstance(call.module, nn.Conv2d),
                 is_features=call.number == last,
             )
@@ -123,63 +126,67 @@ def spatial_layers(network: Network) -> list[Layer]:
 
 
 def record(network: Network, image: npt.NDArray[np.uint8], layers: Collection[Layer]) -> dict[str, FloatArray]:
-    """The maps of one image.
+    """Record the maps of one image.
 
     Args:
-        network: in eval mode.
-        image: uint8 `[H, W, 3]`, as `Preprocessing.apply` gives it.
-        layers: of `spatial_layers(network)`.
+        network: a network in eval mode.
+        image: uint8 `[H, W, 3]`, as returned by `Preprocessing.apply`.
+        layers: layers returned by `spatial_layers(network)`.
 
     Returns:
-        For each layer's label its output, float32 `[c, h, w]`, as it was when the layer ended: what a later layer
-        does to it in place does not show.
+        The output of each layer by its label, float32 `[c, h, w]`, copied when the layer finished: later in-place operations do not
+        change it.
     """
-    wanted = {layer.label: layer for layer in layers}
-    found: dict[str, FloatArray] = {}
+    by_label = {layer.label: layer for layer in layers}
+    maps: dict[str, FloatArray] = {}
 
-    def keep(label: str, _name: str, _module: nn.Module, _came: object, went: object) -> None:
-        if label in wanted and isinstance(went, Tensor):
-            values = went[0].permute(2, 0, 1) if wanted[label].channels_last else went[0]
-            found[label] = values.to("cpu", torch.float32, copy=True).contiguous().numpy()
+    def keep(label: str, _name: str, _module: nn.Module, _input: object, output: object) -> None:
+        if label in by_label and isinstance(output, Tensor):
+            values = output[0].permute(2, 0, 1) if by_label[label].channels_last else output[0]
+            maps[label] = values.to("cpu", torch.float32, copy=True).contiguous().numpy()
 
-    with _watched(network.backbone, keep), torch.no_grad():
+    with _on_each_call(network.backbone, keep), torch.no_grad():
         network.features(network.normalise(torch.from_numpy(image)[None].to(network.device)))
-    return found
+    return maps
 
 
 def _calls(network: Network, height: int, width: int) -> tuple[list[_Call], int]:
-    """What runs on a blank image, and the number of who made the features: 0 where no module answers them."""
+    """Run the network on a blank image; return its calls, and the number of the call that made the features.
+
+    The number is 0 if no module returns the features.
+    """
     calls: list[_Call] = []
-    seen: dict[int, tuple[weakref.ref[Tensor], int, int]] = {}  # by id: the tensor, its version, the number of who made it
+    seen: dict[int, tuple[weakref.ref[Tensor], int, int]] = {}  # by id: the tensor, its version, the number of the call that made it
 
     def maker(tensor: Tensor) -> int:
         known, version, number = seen.get(id(tensor), (lambda: None, 0, 0))
-        return number if known() is tensor and version == tensor._version else 0  # else another tensor, or changed in place since
+        return number if known() is tensor and version == tensor._version else 0  # 0 for a new tensor, or one changed in place since
 
-    def note(label: str, name: str, module: nn.Module, came: object, went: object) -> None:
-        if not isinstance(went, Tensor) or went.ndim != 4:
+    def note(label: str, name: str, module: nn.Module, first_input: object, output: object) -> None:
+        if not isinstance(output, Tensor) or output.ndim != 4:
             return
-        number = maker(went)
+        number = maker(output)
         if not number:
             number = len(calls) + 1
-            seen[id(went)] = (weakref.ref(went), went._version, number)
-        calls.append(_Call(number, label, name, module, tuple(came.shape) if isinstance(came, Tensor) else (), tuple(went.shape)))
+            seen[id(output)] = (weakref.ref(output), output._version, number)
+        input_shape = tuple(first_input.shape) if isinstance(first_input, Tensor) else ()
+        calls.append(_Call(number, label, name, module, input_shape, tuple(output.shape)))
 
-    with _watched(network.backbone, note), torch.no_grad():
+    with _on_each_call(network.backbone, note), torch.no_grad():
         features = network.features(torch.zeros(1, 3, height, width, device=network.device))
     return calls, maker(features)
 
 
 @contextmanager
-def _watched(backbone: nn.Module, tell: Callable[[str, str, nn.Module, object, object], None]) -> Iterator[None]:
-    """Tell of each call of each module when it ends: label, name, module, first argument, answer."""
+def _on_each_call(backbone: nn.Module, callback: Callable[[str, str, nn.Module, object, object], None]) -> Iterator[None]:
+    """Call `callback(label, name, module, first argument, output)` after each call of each module."""
     counts: Counter[str] = Counter()
 
     def hook(name: str) -> Callable[[nn.Module, tuple[object, ...], object], None]:
-        def on_end(module: nn.Module, came: tuple[object, ...], went: object) -> None:
+        def on_end(module: nn.Module, args: tuple[object, ...], output: object) -> None:
             counts[name] += 1
             label = name if counts[name] == 1 else f"{name}:{counts[name]}"
-            tell(label, name, module, came[0] if came else None, went)
+            callback(label, name, module, args[0] if args else None, output)
 
         return on_end
 
@@ -192,7 +199,7 @@ def _watched(backbone: nn.Module, tell: Callable[[str, str, nn.Module, object, o
 
 
 def _grown_axis(shape: tuple[int, ...], wider: tuple[int, ...], height: int, width: int) -> int | None:
-    """Where the channels are, given the shape for a wider input too: 1, 3, or None if it is no map."""
+    """Return the axis of the channels, 1 or 3, by comparison with the shape for a wider input; None if the output is not a map."""
     if len(wider) != 4 or shape[0] != 1:
         return None
     grown = [axis for axis in range(4) if wider[axis] != shape[axis]]
@@ -204,7 +211,7 @@ def _grown_axis(shape: tuple[int, ...], wider: tuple[int, ...], height: int, wid
 
 
 def _axis_of_known_size(shape: tuple[int, ...], sizes: Collection[tuple[int, ...]]) -> int | None:
-    """Likewise, given the sizes of maps that are certain."""
+    """Return the axis of the channels, 1 or 3, by comparison with known map sizes; None if the output is not a map."""
     if shape[0] != 1:
         return None
     first, last = shape[2:] in sizes, shape[1:3] in sizes
@@ -212,5 +219,5 @@ def _axis_of_known_size(shape: tuple[int, ...], sizes: Collection[tuple[int, ...
 
 
 def _is_pool(module: nn.Module) -> bool:
-    """Ours to tell by its type, or a layer of timm's by its name."""
+    """Return True for PyTorch's pooling layers, recognized by type, and for timm's, recognized by name."""
     return isinstance(module, _POOLS) or ("pool" in type(module).__name__.lower() and next(module.parameters(), None) is None)

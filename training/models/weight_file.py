@@ -1,4 +1,4 @@
-"""Weight files as they are found in the wild, to a plain mapping of tensors. No code in them is run."""
+"""Reader of weight files from various training frameworks, as a mapping of tensors. No code in the files is executed."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ _NESTED = (
     "state_dict_ema", "model_ema", "ema_state_dict", "params_ema", "state_dict", "model_state_dict", "model_state", "model",
     "student", "net", "network", "module", "params", "weights", "backbone",
 )  # fmt: skip
-"""Where training scripts put the weights in their checkpoints, averaged ones first."""
+"""Keys under which training scripts store the weights in their checkpoints, averaged weights first."""
 
 _WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.")
-"""What data parallelism, `torch.compile`, training frameworks and this project's own runs put before each name."""
+"""Prefixes that data parallelism, `torch.compile`, training frameworks and this project's own runs put before each name."""
 
 _SOMETIMES = ("net.", "network.", "encoder.", "student.", "base_model.", "_model.")
-"""Other wrappers, which are also what some networks call a part of their own: `stripped` takes them off."""
+"""Other prefixes of wrappers, which are also submodule names in some networks; only `stripped` removes them."""
 
 _COUNTERS = ("n_averaged",)
-"""Tensors that `torch.optim.swa_utils` keeps beside the weights."""
+"""Tensors that `torch.optim.swa_utils` stores next to the weights."""
 
 _NUMPY: dict[str, Any] = {"scalar": np.float64().__reduce__()[0], "_reconstruct": np.zeros(0).__reduce__()[0]}
-"""Constructors of NumPy's scalars and arrays; its package `_core` was called `core` before NumPy 2."""
+"""Constructors of NumPy's scalars and arrays, whose package `_core` was called `core` before NumPy 2."""
 
 _HARMLESS: list[Any] = [
     argparse.Namespace,
@@ -46,35 +46,35 @@ _HARMLESS: list[Any] = [
     *(kind for name, kind in vars(np.dtypes).items() if name.endswith("DType") and name != "ObjectDType"),
     *((function, f"numpy.{core}.multiarray.{name}") for name, function in _NUMPY.items() for core in ("_core", "core")),
 ]
-"""Classes beyond PyTorch's own list that may be in a checkpoint: training scripts keep their arguments and best score in it."""
+"""Safe classes that a checkpoint may contain beyond PyTorch's own list: training scripts store their arguments and best score."""
 
 _OF_LOSSES = re.compile(r"(?:\w*criterion|\w*loss(?:_fn|_func|_function)?|\w*metrics?|\w*_acc(?:uracy)?)\.")
-"""Key prefixes that no network for images has."""
+"""Prefixes of losses and metrics, which no image network uses for its layers."""
 
 _REFUSED = re.compile(r"GLOBAL ([\w.]+)")
 
 _LOAD_ERRORS = (
     pickle.UnpicklingError, struct.error, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError, OSError
 )  # fmt: skip
-"""What `torch.load` raises for files that are cut short, made by hand, or hold more than tensors."""
+"""Exceptions that `torch.load` raises for files that are truncated, hand-made, or hold more than tensors."""
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The weights in a file: safetensors, or what `torch.save` wrote, in either of its formats.
+    """Read the weights in a safetensors file, or in a file written by `torch.save` in either of its formats.
 
     Returns:
-        Names, without wrappers' prefixes, to tensors on the CPU.
+        Tensors on the CPU by name, without the prefixes of wrappers.
 
     Raises:
-        NotFoundError: no such file.
-        WeightsError: the file is damaged, of another kind, needs code to be run, or holds no tensors.
+        NotFoundError: there is no such file.
+        WeightsError: the file is damaged, has another format, requires code to be executed, or holds no tensors.
     """
     if (path / CHECKPOINT).is_file():
-        raise NotFoundError(f"{path}: a run: its weights are in {path / CHECKPOINT}")
+        raise NotFoundError(f"{path} is a run folder: use --weights {path / CHECKPOINT}")
     if path.is_dir():
-        raise NotFoundError(f"{path}: a folder: --weights takes a checkpoint file, `pretrained` or `none`")
+        raise NotFoundError(f"{path} is a folder: --weights expects a checkpoint file, `pretrained` or `none`")
     if not path.is_file():
-        raise NotFoundError(f"{path}: no such file: --weights takes a checkpoint file, `pretrained` or `none`")
+        raise NotFoundError(f"{path}: no such file: --weights expects a checkpoint file, `pretrained` or `none`")
     with path.open("rb") as opened:
         start = opened.read(9)
     if start[:2] == b"PK" or start[:1] == b"\x80":
@@ -83,11 +83,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         content = _load_safetensors(path)
     else:
         raise WeightsError(
-            f"{path}: neither a safetensors file nor one written by torch.save (it begins {start!r}): give another --weights"
+            f"{path}: neither a safetensors file nor one written by torch.save (it starts with {start!r}): use another --weights file"
         )
     tensors = {name: tensor for name, tensor in _unwrapped(_tensors_in(content)).items() if name not in _COUNTERS}
     if not tensors:
-        raise WeightsError(f"{path}: holds no tensors under names ({_summary(content)}): a state_dict was expected")
+        raise WeightsError(f"{path}: holds no named tensors ({_summary(content)}): expected a state_dict")
     return tensors
 
 
@@ -95,23 +95,23 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load_file(path)
     except (SafetensorError, ValueError) as error:
-        raise WeightsError(f"{path}: damaged, or no safetensors file: {error}") from error
+        raise WeightsError(f"{path}: damaged, or not a safetensors file: {error}") from error
 
 
 def _load_pickled(path: Path) -> object:
     zipped = zipfile.is_zipfile(path)
     try:
         with torch.serialization.safe_globals(_HARMLESS), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what is odd about the file is judged here
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)  # only the newer format can be mapped
+            warnings.simplefilter("ignore")  # unusual files are reported here instead
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)  # only the newer format can be memory-mapped
     except _LOAD_ERRORS as error:
         if refused := _REFUSED.search(str(error)):
             raise WeightsError(
-                f"{path}: loading it would run code of {refused[1]}, which is refused: save the tensors alone,"
-                " torch.save(model.state_dict(), ...), or as safetensors"
+                f"{path}: loading it would execute {refused[1]}, which is not allowed: save only the tensors, with"
+                " torch.save(model.state_dict(), ...) or as safetensors"
             ) from error
         raise WeightsError(
-            f"{path}: cannot be read: it is damaged, or not what torch.save(model.state_dict(), ...) writes: give another --weights"
+            f"{path}: cannot be read: it is damaged, or was not written by torch.save(model.state_dict(), ...): use another --weights file"
         ) from error
 
 
@@ -119,38 +119,38 @@ def _tensors_in(content: object) -> dict[str, Tensor]:
     if not isinstance(content, Mapping):
         return {}
     for key in _NESTED:
-        if isinstance(content.get(key), Mapping) and (inside := _tensors_in(content[key])):
-            return inside
+        if isinstance(content.get(key), Mapping) and (nested := _tensors_in(content[key])):
+            return nested
     return {name: value.detach() for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
 
 
 def _unwrapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Names without the prefixes that most of them share; what stands beside a `backbone.` is another network's part."""
+    """Remove the wrapper prefixes that most names share; tensors outside of `backbone.` belong to another network and are dropped."""
     for prefix in _WRAPPERS:
-        having = [name for name in tensors if name.startswith(prefix)]
-        if 2 * len(having) > len(tensors):
-            beside = {} if prefix == "backbone." else {name: value for name, value in tensors.items() if not name.startswith(prefix)}
-            return _unwrapped(beside | {name.removeprefix(prefix): tensors[name] for name in having})
+        prefixed = [name for name in tensors if name.startswith(prefix)]
+        if 2 * len(prefixed) > len(tensors):
+            others = {} if prefix == "backbone." else {name: value for name, value in tensors.items() if not name.startswith(prefix)}
+            return _unwrapped(others | {name.removeprefix(prefix): tensors[name] for name in prefixed})
     return tensors
 
 
 def stripped(tensors: dict[str, Tensor]) -> dict[str, Tensor] | None:
-    """Take off one more wrapper, and what stands beside it (a loss, metrics).
+    """Remove one more wrapper prefix, and drop the tensors without it, such as losses and metrics.
 
-    For a file that does not fit as it is: a strict load decides whether the result is meant.
+    Used for a file that does not fit as it is; a strict load decides whether the result is right.
 
     Returns:
-        None where no wrapper's prefix is shared by most names.
+        The remaining tensors, or None if most names share no wrapper prefix.
     """
     for prefix in (*_WRAPPERS, *_SOMETIMES):
-        having = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        if 2 * len(having) > len(tensors):
-            return _unwrapped(having)
+        prefixed = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        if 2 * len(prefixed) > len(tensors):
+            return _unwrapped(prefixed)
     return None
 
 
 def without_losses(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Leave out the tensors of losses and metrics, which training frameworks save with the network's."""
+    """Drop the tensors of losses and metrics, which training frameworks save with those of the network."""
     return {name: tensor for name, tensor in tensors.items() if not _OF_LOSSES.match(name)}
 
 

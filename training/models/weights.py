@@ -1,4 +1,4 @@
-"""A timm backbone with the weights that were asked for: official ones, a file's, or random ones."""
+"""Loading of a timm backbone with its weights: official, from a file, or random."""
 
 from __future__ import annotations
 
@@ -15,40 +15,40 @@ from torch import Tensor, nn
 
 from tlcli.contract.errors import WeightsError
 from tlcli.training.models.hub import official_weights
-from tlcli.training.models.network import create_backbone, require_backbone, unused_head_parts
+from tlcli.training.models.network import create_backbone, require_backbone, unused_head_layers
 from tlcli.training.models.torchvision_keys import epsilon_of, is_torchvisions, needs_epsilon, to_timm
 from tlcli.training.models.weight_file import read_tensors, stripped, without_losses
 from tlcli.training.runtime.progress import ProgressFactory, silent
 from tlcli.training.settings.config import FinetuneConfig
 
 _OTHER_CLASSIFIERS = ("classifier.6", "head.fc", "fc", "classifier", "head")
-"""Where the last layer is in layouts that timm converts (torchvision's VGG) or in other versions of a network."""
+"""Names of the last layer in layouts that timm converts (torchvision's VGG), and in other versions of a network."""
 
-_WAYS_OUT = "name the backbone that the file was made for (with --model-kwargs, if it needs any), or take --weights pretrained"
+_REMEDY = "use the backbone that the file was made for (with its --model-kwargs, if any), or --weights pretrained"
 _SHOWN = 3
 
 
 def load_backbone(config: FinetuneConfig, progress: ProgressFactory = silent) -> tuple[nn.Module, str]:
     """Build `config.backbone` with `config.weights`.
 
-    A file is loaded strictly: every tensor of the network is in it, and nothing else, save a classifier of any
-    number of classes or none, and the hidden layers of the network's own head where `config.head` leaves them out.
-    Layouts that timm knows are converted (its own, torchvision's, and others architecture by architecture), and so are torchvision's
-    MobileNets and EfficientNets. What does not fit as it is, is tried without the prefixes of training frameworks, losses and metrics.
+    A file is loaded strictly: it must hold every tensor of the network and no others. Two exceptions: it may have a classifier of any
+    number of classes or none, and may lack the hidden layers of the network's own head if `config.head` does not use them.
+    Layouts known to timm are converted (its own, torchvision's, and others for each architecture), and so are torchvision's MobileNets
+    and EfficientNets. A file that does not fit is tried again without the prefixes of training frameworks, losses and metrics.
 
     Args:
-        config: its `backbone`, `model_kwargs`, `weights`, `head`, and for random weights `seed` count.
-        progress: told of a download.
+        config: settings; `backbone`, `model_kwargs`, `weights` and `head` are used, and `seed` for random weights.
+        progress: progress bar of a download.
 
     Returns:
-        The timm model, with the classifier of the weights if they hold one, and the weights' fingerprint:
+        The timm model, with the classifier of the weights if they have one, and the weights' fingerprint:
         SHA-256 in hex over the tensors' names, types, shapes and bytes.
 
     Raises:
-        SettingsError: see `tlcli.training.models.network.create_backbone`.
-        HubError: official weights that cannot be had, see `tlcli.training.models.hub`.
-        NotFoundError: no such file.
-        WeightsError: a file that cannot be read or does not fit, or a backbone without official weights.
+        SettingsError: the backbone cannot be built, see `tlcli.training.models.network.create_backbone`.
+        HubError: the official weights cannot be downloaded, see `tlcli.training.models.hub`.
+        NotFoundError: there is no such file.
+        WeightsError: the file cannot be read or does not fit, or the backbone has no official weights.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -64,7 +64,7 @@ def load_backbone(config: FinetuneConfig, progress: ProgressFactory = silent) ->
 
 
 def fingerprint(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 in hex over names, types, shapes and bytes, in the order of the names."""
+    """Return the SHA-256 in hex over the tensors' names, types, shapes and bytes, in the order of the names."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
@@ -73,37 +73,37 @@ def fingerprint(tensors: dict[str, Tensor]) -> str:
 
 
 def _with_file(config: FinetuneConfig, path: Path) -> tuple[nn.Module, str]:
-    readings = _readings(read_tensors(path), config, path)
-    for tensors in readings[:-1]:
+    candidates = _candidates(read_tensors(path), config, path)
+    for tensors in candidates[:-1]:
         with suppress(WeightsError):
             return _with_tensors(config, path, tensors)
     try:
-        return _with_tensors(config, path, readings[-1])
+        return _with_tensors(config, path, candidates[-1])
     except WeightsError:
-        if len(readings) == 1:
+        if len(candidates) == 1:
             raise
-    return _with_tensors(config, path, readings[0])  # whose message is about the file as it is
+    return _with_tensors(config, path, candidates[0])  # fails again, with a message about the unmodified file
 
 
-def _readings(tensors: dict[str, Tensor], config: FinetuneConfig, path: Path) -> list[dict[str, Tensor]]:
-    """What the file may mean, the likeliest first: as it is, and with less and less of what was wrapped around the network."""
-    found = [tensors]
+def _candidates(tensors: dict[str, Tensor], config: FinetuneConfig, path: Path) -> list[dict[str, Tensor]]:
+    """Return the possible interpretations of a file, the likeliest first: unmodified, then with more and more wrappers removed."""
+    candidates = [tensors]
     if len(rest := without_losses(tensors)) < len(tensors):
-        found.append(rest)
-    while (inner := stripped(found[-1])) is not None:
-        found.append(inner)
-    return [_renamed(reading, config, path) for reading in found]
+        candidates.append(rest)
+    while (inner := stripped(candidates[-1])) is not None:
+        candidates.append(inner)
+    return [_renamed(candidate, config, path) for candidate in candidates]
 
 
 def _renamed(tensors: dict[str, Tensor], config: FinetuneConfig, path: Path) -> dict[str, Tensor]:
-    """The tensors under the names that timm loads: torchvision's names translated, a head of dropout and one linear layer unwrapped."""
+    """Rename the tensors for timm: translate torchvision's names, and unwrap a classifier of dropout and one linear layer."""
     if any(name.startswith("features.0.0.") for name in tensors):
         backbone = create_backbone(config.backbone, config.model_kwargs, num_classes=_classes_of_torchvision(tensors))
         if is_torchvisions(tensors, backbone) and (renamed := to_timm(tensors, backbone)) is not None:
             if needs_epsilon(backbone, config.backbone):
                 epsilon = f"{epsilon_of(backbone, config.backbone):g}"
                 raise WeightsError(
-                    f"{path} is torchvision's {config.backbone}, whose batch norms have the epsilon {epsilon}, and timm's another:"
+                    f"{path} is torchvision's {config.backbone}, whose batch norms have epsilon {epsilon}, unlike timm's:"
                     f" add --model-kwargs bn_eps={epsilon}"
                 )
             return renamed
@@ -116,10 +116,10 @@ def _classes_of_torchvision(tensors: dict[str, Tensor]) -> int:
 
 
 def _unwrapped_classifier(tensors: dict[str, Tensor], backbone: str) -> dict[str, Tensor]:
-    """`fc.1.weight` to `fc.weight`: dropout and a linear layer in the place of the classifier, as training scripts put them there."""
+    """Rename `fc.1.weight` to `fc.weight`: training scripts replace the classifier by dropout and a linear layer."""
     for classifier in _classifiers(backbone):
-        inside = [name for name in tensors if name.startswith(f"{classifier}.")]
-        layers = {name.rpartition(".")[0] for name in inside}
+        names = [name for name in tensors if name.startswith(f"{classifier}.")]
+        layers = {name.rpartition(".")[0] for name in names}
         if len(layers) == 1 and re.fullmatch(rf"{re.escape(classifier)}\.\d+", layer := layers.pop()):
             return {re.sub(rf"^{re.escape(layer)}\.", f"{classifier}.", name): tensor for name, tensor in tensors.items()}
     return tensors
@@ -134,29 +134,29 @@ def _with_tensors(config: FinetuneConfig, path: Path, tensors: dict[str, Tensor]
         misfit = _Misfit.parse(error)
         spare = _spare_head(config, classes, misfit)
         if spare is None:
-            raise WeightsError(f"{path} does not fit {config.backbone}: {misfit.describe()}: {_WAYS_OUT}") from error
+            raise WeightsError(f"{path} does not fit {config.backbone}: {misfit.describe()}: {_REMEDY}") from error
         backbone = _load(config, {**tensors, **spare}, classes)
         return backbone, fingerprint({name: tensor for name, tensor in backbone.state_dict().items() if name not in spare})
     except (KeyError, ValueError, AttributeError, IndexError, AssertionError) as error:
-        # What timm's conversions raise when they look for tensors that are not there.
-        raise WeightsError(f"{path} does not fit {config.backbone}: {type(error).__name__}: {error}: {_WAYS_OUT}") from error
+        # Raised by timm's conversions for tensors that are missing.
+        raise WeightsError(f"{path} does not fit {config.backbone}: {type(error).__name__}: {error}: {_REMEDY}") from error
 
 
 def _load(config: FinetuneConfig, tensors: dict[str, Tensor], classes: int) -> nn.Module:
-    """Through timm, whose conversion of layouts belongs to each architecture.
+    """Load tensors with timm, which converts the layouts of each architecture.
 
-    The network gets as many classes as the file has: with another number timm would load what fits and say nothing
-    of tensors that are missing.
+    The network gets the number of classes of the file: with another number timm would load the tensors that fit and ignore missing
+    ones.
     """
-    # Without `first_conv` timm leaves it to strict loading to judge the first layer's number of channels.
+    # Without `first_conv`, timm leaves the check of the first layer's channels to strict loading.
     overlay = {"state_dict": tensors, "num_classes": classes, "custom_load": False, "first_conv": None}
     backbone = create_backbone(config.backbone, config.model_kwargs, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=classes)
-    cast("dict[str, Any]", backbone.pretrained_cfg).pop("state_dict")  # timm keeps a copy of it all
+    cast("dict[str, Any]", backbone.pretrained_cfg).pop("state_dict")  # timm keeps a copy of the weights
     return backbone
 
 
 def _classes_in(tensors: dict[str, Tensor], name: str) -> int:
-    """The number of classes of the file's classifier; 0 if it has none."""
+    """Return the number of classes of the file's classifier; 0 if it has none."""
     for candidate in (*_classifiers(name), *_OTHER_CLASSIFIERS):
         weight = tensors.get(f"{candidate}.weight")
         if weight is not None and weight.ndim in (2, 4):
@@ -165,18 +165,18 @@ def _classes_in(tensors: dict[str, Tensor], name: str) -> int:
 
 
 def _classifiers(name: str) -> list[str]:
-    """What timm calls the network's last layer, or layers."""
+    """Return timm's names of the network's last layer or layers."""
     entry = timm.get_pretrained_cfg(name.split(".")[0]) if timm.is_model(name) else None
-    own = entry.classifier if entry is not None else None
-    return [own] if isinstance(own, str) else list(own or ())
+    classifier = entry.classifier if entry is not None else None
+    return [classifier] if isinstance(classifier, str) else list(classifier or ())
 
 
 def _spare_head(config: FinetuneConfig, classes: int, misfit: _Misfit) -> dict[str, Tensor] | None:
-    """Tensors for the head's hidden layers that a file may lack because `config.head` leaves them out, or None."""
+    """Return random tensors for missing hidden layers of the head that `config.head` does not use; None if others are missing."""
     if misfit.unexpected or misfit.reshaped or not misfit.missing:
         return None
     backbone = create_backbone(config.backbone, config.model_kwargs, num_classes=classes)
-    unused = tuple(f"{part}." for part in unused_head_parts(backbone, config.head))
+    unused = tuple(f"{layer}." for layer in unused_head_layers(backbone, config.head))
     if not all(name.startswith(unused) for name in misfit.missing):
         return None
     state = backbone.state_dict()
@@ -185,9 +185,9 @@ def _spare_head(config: FinetuneConfig, classes: int, misfit: _Misfit) -> dict[s
 
 @dataclass(frozen=True)
 class _Misfit:
-    """What `Module.load_state_dict(strict=True)` complained of.
+    """Mismatches reported by `Module.load_state_dict(strict=True)`.
 
-    missing, unexpected: tensors' names. reshaped: name, found and expected shape. other: the complaint, if it is none of these.
+    missing, unexpected: names of tensors. reshaped: name, actual and expected shape. other: first line of any other message.
     """
 
     missing: tuple[str, ...]
@@ -197,28 +197,32 @@ class _Misfit:
 
     @classmethod
     def parse(cls, error: RuntimeError) -> _Misfit:
-        """PyTorch says it in a sentence only, the same one since its first release."""
+        """Parse PyTorch's error message, whose wording is unchanged since its first release; it has no structured form."""
         text = str(error)
 
         def names(kind: str) -> tuple[str, ...]:
-            found = re.search(rf"{kind} key\(s\) in state_dict: (.*?)\. *(?:\n|$)", text)
-            return tuple(re.findall(r'"([^"]+)"', found[1])) if found else ()
+            match = re.search(rf"{kind} key\(s\) in state_dict: (.*?)\. *(?:\n|$)", text)
+            return tuple(re.findall(r'"([^"]+)"', match[1])) if match else ()
 
         shape = r"torch\.Size\((\[[\d, ]*\])\)"
         reshaped = re.findall(rf"size mismatch for (\S+): copying a param with shape {shape} from checkpoint, .*? is {shape}", text)
         return cls(names("Missing"), names("Unexpected"), tuple(reshaped), (text.strip().splitlines() or [""])[0])
 
     def describe(self) -> str:
-        """One line: each kind with its number and a few examples."""
+        """Return one line with the count and a few examples of each kind of mismatch."""
         kinds = [
-            (self.reshaped, "of another shape", [f"{name}: expected {expected}, found {found}" for name, found, expected in self.reshaped]),
+            (
+                self.reshaped,
+                "with another shape",
+                [f"{name}: expected {expected}, got {actual}" for name, actual, expected in self.reshaped],
+            ),
             (self.missing, "missing", list(self.missing)),
             (self.unexpected, "unexpected", list(self.unexpected)),
         ]
-        parts = [f"{len(which)} tensors {kind} ({_few(examples)})" for which, kind, examples in kinds if which]
-        return "; ".join(parts) or self.other
+        mismatches = [f"{len(tensors)} tensors {kind} ({_abridged(examples)})" for tensors, kind, examples in kinds if tensors]
+        return "; ".join(mismatches) or self.other
 
 
-def _few(examples: list[str]) -> str:
+def _abridged(examples: list[str]) -> str:
     rest = len(examples) - _SHOWN
     return "; ".join(examples[:_SHOWN]) + (f"; and {rest} more" if rest > 0 else "")

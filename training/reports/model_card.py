@@ -227,7 +227,7 @@ def _public_settings(run: Run) -> dict[str, Any]:
     return {"dataset": dataset, "weights": Path(run.config.weights).name, "data_dir": None}
 
 
-def _settings(record: Record, public: Mapping[str, Any]) -> Table:
+def _settings(record: Record, public: dict[str, Any]) -> Table:
     defaults = FinetuneConfig().model_dump(mode="json")
     changed = {name for name, value in record.config.asked.items() if value is not None and value != defaults.get(name)}
     rows = [

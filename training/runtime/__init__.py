@@ -1,1 +1,1 @@
-"""The process it runs in: device, torchrun, torch.compile, allocator, seeds, progress. No training logic."""
+"""Runtime environment of a training: device, torchrun, torch.compile, seeds, progress, timer. No training logic."""

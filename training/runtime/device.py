@@ -1,4 +1,4 @@
-"""The device that PyTorch trains on."""
+"""Device and thread count that PyTorch trains with."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from tlcli.contract.process.cores import usable_cores
 
 
 def torch_device(name: str) -> torch.device:
-    """`auto`, `cpu` or `cuda` to a device.
+    """Return the device for `auto`, `cpu` or `cuda`; `auto` prefers CUDA.
 
     Raises:
-        DeviceError: `cuda` was asked for and there is none.
+        DeviceError: `cuda` was requested and PyTorch finds no CUDA device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():
-        raise DeviceError("--device cuda: PyTorch finds no CUDA device here; use --device cpu, or auto to take what there is")
+        raise DeviceError("--device cuda: PyTorch finds no CUDA device; use --device cpu, or auto for the best available device")
     return torch.device(name)
 
 
 def keep_to_usable_cores() -> None:
-    """No more threads of PyTorch's than cores that this process may use: PyTorch does not see a container's limit."""
+    """Limit PyTorch's threads to the cores that this process may use; PyTorch does not see a container's CPU limit."""
     torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))

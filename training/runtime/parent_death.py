@@ -1,4 +1,4 @@
-"""Processes that end when their parent does, however that ends: a killed training leaves none behind."""
+"""Child processes that end with their parent, even if it is killed: no orphans remain after a training."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _PR_SET_PDEATHSIG = 1
 
 
 def end_with_parent() -> None:
-    """End this process, a child of `multiprocessing` or another, as soon as its parent is gone.
+    """Arrange for this process, started by `multiprocessing` or otherwise, to end as soon as its parent does.
 
-    Where the kernel offers that (Linux) it kills this process; elsewhere, and for a child of a fork server, a thread waits
-    for the end of the process that asked for this one.
+    On Linux the kernel kills this process (PR_SET_PDEATHSIG). On other systems, and for children of a fork server, a thread waits for
+    the end of the process that requested this one.
     """
     creator = multiprocessing.parent_process()
     if sys.platform == "linux" and (creator is None or creator.pid == os.getppid()):
         parent = os.getppid()
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:  # it ended before the kernel was asked
+        if os.getppid() != parent:  # the parent ended before the call
             os._exit(1)
     elif creator is not None:
         threading.Thread(target=_wait_and_end, name="end with parent", daemon=True).start()
@@ -34,7 +34,7 @@ def _wait_and_end() -> None:
     creator = multiprocessing.parent_process()
     assert creator is not None
     try:
-        # Its sentinel is a pipe, which stays open as long as any process that it has forked has the other end.
+        # The sentinel is a pipe that stays open as long as any process forked by the creator holds the other end; a pidfd does not.
         ended = os.pidfd_open(creator.pid) if sys.platform == "linux" and creator.pid else creator.sentinel
         multiprocessing.connection.wait([ended])
     except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""How long work tells what it is doing, without knowing whether a terminal listens."""
+"""Progress reporting of long tasks, independent of the terminal."""
 
 from __future__ import annotations
 
@@ -7,18 +7,23 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 Advance = Callable[[int], None]
-"""`advance(n)`: another n of the total are done. May be called from any thread."""
+"""Callback `advance(n)`: another n units of the total are done. May be called from any thread."""
 
 
 class ProgressFactory(Protocol):
-    """Makes one progress bar: `with progress("Reading images", total) as advance: advance(1)`."""
+    """Factory of progress bars: `with progress("Reading images", total) as advance: advance(1)`."""
 
     def __call__(self, description: str, total: int) -> AbstractContextManager[Advance]:
-        """`description`: a few words, beginning with a capital. `total`: the sum of all that `advance` will be given."""
+        """Open a progress bar.
+
+        Args:
+            description: a few words, capitalized.
+            total: the sum of all counts that will be passed to `advance`.
+        """
         ...
 
 
 @contextmanager
 def silent(description: str, total: int) -> Iterator[Advance]:
-    """The default: says nothing."""
+    """Report nothing. The default progress."""
     yield lambda count: None

@@ -1,4 +1,4 @@
-"""Seeds made of numbers: what is drawn depends on what it is for, not on what was drawn before."""
+"""Seeds derived from numbers: a random value depends on its purpose, not on the values generated before it."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import numpy as np
 
 
 def seed_of(*numbers: int) -> int:
-    """One seed of 64 bits from several numbers, as unlike as possible for numbers that are near each other."""
+    """Return a 64-bit seed derived from several numbers; similar numbers give unrelated seeds."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])

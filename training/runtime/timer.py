@@ -1,4 +1,4 @@
-"""What each part of a run took."""
+"""Timer for the phases of a run."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Clock:
-    """Seconds that each part of the work took: `with clock("data"): ...`."""
+class Timer:
+    """Seconds spent in each phase of a run: `with timer("data"): ...`."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Add the seconds of a `with` block to those of `name`."""
+        """Add the duration of a `with` block to `seconds[name]`."""
         began = time.perf_counter()
         try:
             yield

@@ -1,4 +1,4 @@
-"""Whether PyTorch can compile here, and what is said where it cannot."""
+"""Checks and error messages for `torch.compile`."""
 
 from __future__ import annotations
 
@@ -8,34 +8,37 @@ from tlcli.contract.errors import SettingsError, first_line
 
 
 def require_compiler(device: torch.device) -> None:
-    """Compile a line, before anything is read or trained.
+    """Check that `torch.compile` works, by compiling a trivial function before any data is read.
 
     Raises:
-        SettingsError: `torch.compile` does not work on this device: most often there is no C++ compiler.
+        SettingsError: `torch.compile` does not work on this device, most often for lack of a C++ compiler.
     """
-    compiled = torch.compile(_next)
+    compiled = torch.compile(_increment)
     try:
         compiled(torch.zeros(8, device=device))
     except RuntimeError as error:
-        way_out = "install a C++ compiler, such as Debian's g++, or leave --compile out"
-        raise SettingsError(f"--compile: PyTorch cannot compile here ({_reason(error)}): {way_out}") from error
+        remedy = "install a C++ compiler, such as Debian's g++, or leave --compile out"
+        raise SettingsError(f"--compile: PyTorch cannot compile on this machine ({_reason(error)}): {remedy}") from error
 
 
 def refuse_uncompiled(error: RuntimeError | AssertionError) -> None:
-    """Raises: SettingsError: a step failed with this error because its network could not be compiled.
+    """Translate an error of a compiled training step.
 
-    Compiled code asserts the strides of each result. On a GPU, cuDNN may return others where features have shrunk to 1 x 1.
+    Compiled code asserts the strides of each result. On a GPU, cuDNN may return other strides when features have shrunk to 1 x 1.
+
+    Raises:
+        SettingsError: the step failed because the network could not be compiled.
     """
-    from torch._dynamo.exc import TorchDynamoException  # takes a second, and whoever compiles has it already
+    from torch._dynamo.exc import TorchDynamoException  # the import takes a second; compiling has already paid for it
 
     if isinstance(error, TorchDynamoException) or (isinstance(error, AssertionError) and str(error).startswith("expected size")):
         raise SettingsError(f"--compile: this network cannot be compiled ({_reason(error)}): leave --compile out") from error
 
 
 def _reason(error: RuntimeError | AssertionError) -> str:
-    """Without what PyTorch says around it."""
+    """Return the first line of the underlying error, without PyTorch's wrapper."""
     return first_line(getattr(error, "inner_exception", error))
 
 
-def _next(values: torch.Tensor) -> torch.Tensor:
+def _increment(values: torch.Tensor) -> torch.Tensor:
     return values + 1

@@ -1,1 +1,1 @@
-"""What the user asked for, the recipe behind it, and the resolved plan."""
+"""Settings of a training run: the user's config, recipes, and the resolved plan."""

@@ -1,4 +1,4 @@
-"""Random changes of training images: the fields, and the values that suit a data set."""
+"""Random augmentation of training images: its settings, and the defaults for each data set."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from pydantic import BaseModel, ConfigDict, Field
 from tlcli.training.settings.config import FinetuneConfig
 
 _DIGITS = ("mnist", "torch/mnist", "torch/kmnist", "torch/qmnist")
-"""Data sets of written signs: mirrored or cut in half they are other signs, or none."""
+"""Data sets of handwritten characters, which mirroring or tight cropping turns into other characters, or into none."""
 
 
 class Augmentation(BaseModel):
-    """Random changes that leave an image's class as it is.
+    """Random image transforms that preserve the class.
 
-    scale: the share of the image's area that is cut out, smallest and largest; None for the evaluation's own resize and crop.
-    ratio: the aspect ratio of the cutting, likewise.
-    hflip: whether half of the images are mirrored left to right.
-    brightness, contrast, saturation: each is multiplied by a factor from 1 minus this to 1 plus this.
-    shear: at most so many degrees along each side. zoom: larger or smaller by at most this share.
-    rand_augment: the magnitude of two random changes, of 30; None for none (Cubuk et al. 2020, arXiv:1909.13719).
-    erasing: of so many of the images a part is painted over with the mean colour (Zhong et al. 2020, arXiv:1708.04896).
+    scale: smallest and largest area of the random crop, as a share of the image; None for the resize and crop of evaluation.
+    ratio: smallest and largest aspect ratio of the random crop.
+    hflip: True mirrors half of the images left to right.
+    brightness, contrast, saturation: range of a random factor, from 1 minus this value to 1 plus this value.
+    shear: largest shear along each axis, in degrees. zoom: largest change of scale, as a share of the image's size.
+    rand_augment: magnitude, out of 30, of two random operations; None for none (Cubuk et al. 2020, arXiv:1909.13719).
+    erasing: share of the images in which a random rectangle is filled with the mean colour (Zhong et al. 2020, arXiv:1708.04896).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -37,26 +37,30 @@ class Augmentation(BaseModel):
 
 
 def augmentation_of(config: FinetuneConfig) -> Augmentation:
-    """What suits the data set, and what the settings say instead."""
-    chosen: dict[str, object] = {
+    """Return the data set's default augmentation with the overrides of `config` applied."""
+    overrides: dict[str, object] = {
         "shear": config.shear,
         "zoom": config.zoom,
         "rand_augment": config.rand_augment,
         "erasing": config.random_erasing,
     }
     if config.crop_scale is not None:
-        chosen["scale"] = None if config.crop_scale == 1 else (config.crop_scale, 1.0)
+        overrides["scale"] = None if config.crop_scale == 1 else (config.crop_scale, 1.0)
     if config.hflip is not None:
-        chosen["hflip"] = config.hflip
+        overrides["hflip"] = config.hflip
     if config.jitter is not None:
-        chosen |= dict.fromkeys(("brightness", "contrast", "saturation"), config.jitter)
-    return augmentation_for(config.dataset).model_copy(update=chosen)
+        overrides |= dict.fromkeys(("brightness", "contrast", "saturation"), config.jitter)
+    return default_augmentation(config.dataset).model_copy(update=overrides)
 
 
-def augmentation_for(spec: str) -> Augmentation:
-    """The augmentation that suits a data set, by what the user asked for: signs are neither mirrored nor cut much."""
+def default_augmentation(spec: str) -> Augmentation:
+    """Return the default augmentation of a data set: handwritten characters are not mirrored, and cropped only slightly.
+
+    Args:
+        spec: the value of `--dataset`.
+    """
     if spec.lower() in _DIGITS:
         return Augmentation(scale=(0.75, 1.0), ratio=(0.9, 1.1), hflip=False, saturation=0)
-    if spec.lower() == "shapes":  # a shape may lie at the very edge
+    if spec.lower() == "shapes":  # a tight crop could remove a shape that touches the edge
         return Augmentation(scale=(0.8, 1.0), ratio=(0.9, 1.1))
     return Augmentation()

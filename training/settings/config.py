@@ -1,4 +1,4 @@
-"""What a run was asked for: one frozen object, saved in the run so that the run can be made again from it."""
+"""Settings of a training run: one frozen object, saved in the run folder so that the run can be reproduced from it."""
 
 from __future__ import annotations
 
@@ -21,43 +21,44 @@ HEAD_PATTERN = re.compile(r"linear|original|mlp:[1-9][0-9]*")
 
 
 def default_data_dir() -> Path:
-    """Where data sets known by name are kept: `$TLCLI_DATA`, else `data` in `cache_dir()`."""
+    """Return the folder of the data sets known by name: `$TLCLI_DATA`, or `data` in `cache_dir()` if that is unset."""
     return Path(os.environ.get("TLCLI_DATA") or cache_dir() / "data")
 
 
 def cache_dir() -> Path:
-    """Where what can be computed or fetched again is kept: `$TLCLI_CACHE`, else `~/.cache/tlcli`."""
+    """Return the folder for files that can be computed or downloaded again: `$TLCLI_CACHE`, or `~/.cache/tlcli` if that is unset."""
     return Path(os.environ.get("TLCLI_CACHE") or Path.home() / ".cache" / "tlcli")
 
 
 _LEAST_STD = 1e-3
-"""Least standard deviation of the input. The smallest in use is 1/255, for networks trained on values of 0 to 255."""
+"""Smallest accepted standard deviation of the input. The smallest in use is 1/255, for networks trained on values from 0 to 255."""
 
 
 class FinetuneConfig(BaseModel):
-    """Everything `tlcli finetune` takes. `None` means: resolved from the backbone, the mode or the data set.
+    """Settings of `tlcli finetune`. `None` stands for a value resolved from the backbone, the mode or the data set.
 
-    backbone: a timm model's name. weights: `pretrained`, `none`, or a checkpoint file.
-    model_kwargs: more arguments of `timm.create_model`, such as `pad_type="same"`.
+    backbone: name of a timm model. weights: `pretrained`, `none`, or a checkpoint file.
+    model_kwargs: further arguments of `timm.create_model`, such as `pad_type="same"`.
     head: `linear`, `mlp:<hidden units>` or `original`.
-    dataset: a known name, a folder, or a timm data set spec. data_dir: where known names are kept.
-    classes: a subset, in this order of labels. limit: images a class in each part.
-    val_fraction: share of the training images held out where the data set has no validation part.
-    image_size, crop_pct, crop_mode, interpolation, mean, std: override the backbone's own preprocessing.
-    epochs: in all. head_epochs: of them, how many train the head alone (mode `full`).
-    batch_size: images in a batch, over all processes. accumulate: batches whose gradients make one step.
-    lr: the head's peak learning rate. layer_decay: in mode `full`, each layer's rate over that of the one above it.
-    warm_up: the share of the steps in which the rates rise.
+    dataset: a known name, a folder, or a timm data set spec. data_dir: folder of the data sets known by name.
+    classes: subset of the classes; its order is the order of the labels. limit: maximum number of images per class in each part.
+    val_fraction: share of the training images held out for validation if the data set has no validation part.
+    image_size, crop_pct, crop_mode, interpolation, mean, std: overrides of the backbone's preprocessing.
+    epochs: total number of epochs. head_epochs: number of those that train the head alone (mode `full`).
+    batch_size: images in a batch, over all processes. accumulate: batches whose gradients are summed for one optimizer step.
+    lr: peak learning rate of the head. layer_decay: ratio of each layer's learning rate to that of the layer above (mode `full`).
+    warm_up: share of the steps in which the learning rates rise.
     class_weights: `balanced` weighs each class by the inverse of its share of the training images.
-    patience: epochs without a better one after which training ends.
-    augment: augmented views computed of each training image (mode `feature-extraction`), 0 for none.
-    crop_scale: the smallest share of an image's area that is cut out; 1 cuts nothing. hflip: mirror half of the images.
-    jitter: of brightness, contrast and saturation. shear: degrees. zoom: a share. rand_augment: magnitude, of 30.
-    random_erasing: of so many of the images a part.
-    mixup, cutmix: the alpha of each (mode `full`); with both, each batch draws one.
-    ema: decay of an exponential moving average of the weights, which then is what is validated and kept (mode `full`).
-    gradual_unfreezing: layers join from the head down over the first half of the epochs (mode `full`).
-    amp: bfloat16 or float16 where that is safe; `auto`: on a GPU. compile: `torch.compile`.
+    patience: epochs without improvement after which training stops.
+    augment: number of augmented views computed of each training image (mode `feature-extraction`); 0 for none.
+    crop_scale: smallest area of the random crop, as a share of the image; 1 disables cropping. hflip: mirror half of the images.
+    jitter: strength of the brightness, contrast and saturation jitter. shear: largest shear, in degrees.
+    zoom: largest change of scale, as a share of the image's size. rand_augment: magnitude, out of 30.
+    random_erasing: share of the images in which a random rectangle is erased.
+    mixup, cutmix: alpha of each (mode `full`); with both set, one is picked at random for each batch.
+    ema: decay of an exponential moving average of the weights, which is then validated and kept (mode `full`).
+    gradual_unfreezing: unfreeze layers from the head down over the first half of the epochs (mode `full`).
+    amp: mixed precision, bfloat16 or float16, where it is safe; `auto` enables it on a GPU. compile: use `torch.compile`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -122,14 +123,14 @@ class FinetuneConfig(BaseModel):
     output: Path | None = None
 
     @classmethod
-    def of(cls, recipe: Recipe = "default", **given: Any) -> FinetuneConfig:
-        """A recipe's settings, and what was given instead.
+    def of(cls, recipe: Recipe = "default", **overrides: Any) -> FinetuneConfig:
+        """Return the settings of a recipe with `overrides` applied.
 
         Raises:
-            pydantic.ValidationError: a value that a setting cannot have.
+            pydantic.ValidationError: a setting has an invalid value.
         """
-        from_recipe = recipe_settings(recipe, given.get("mode"), given.get("weights")) if recipe in RECIPES else {}
-        return cls(recipe=recipe, **{**from_recipe, **given})
+        from_recipe = recipe_settings(recipe, overrides.get("mode"), overrides.get("weights")) if recipe in RECIPES else {}
+        return cls(recipe=recipe, **{**from_recipe, **overrides})
 
     @field_validator("mean", "std")
     @classmethod
@@ -137,10 +138,12 @@ class FinetuneConfig(BaseModel):
         if values is None:
             return None
         shown = ",".join(f"{value:g}" for value in values)
-        if info.field_name == "mean" and not all(0 <= value <= 1 for value in values):  # NaN is refused too
-            raise ValueError(f"{shown}: the input is in [0, 1], and so is its mean: divide values of 0 to 255 by 255")
+        if info.field_name == "mean" and not all(0 <= value <= 1 for value in values):  # NaN fails this comparison too
+            raise ValueError(f"{shown}: expected values from 0 to 1, the range of the input: divide values from 0 to 255 by 255")
         if info.field_name == "std" and not all(_LEAST_STD <= value <= 1 for value in values):
-            raise ValueError(f"{shown}: the input is in [0, 1]: expected values from {_LEAST_STD:g} to 1; divide those of 0 to 255 by 255")
+            raise ValueError(
+                f"{shown}: expected values from {_LEAST_STD:g} to 1 for an input in [0, 1]: divide values from 0 to 255 by 255"
+            )
         return values
 
     @field_validator("head")

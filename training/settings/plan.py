@@ -1,4 +1,4 @@
-"""What a config leaves open, decided: how long and how fast each stage trains."""
+"""Resolved training plan: the length and the hyperparameters of each stage."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ SCRATCH_EPOCHS = 30
 LR: dict[OptimizerName, float] = {"adamw": 3e-4, "adam": 3e-4, "rmsprop": 1e-4, "sgd": 1e-2}
 SCRATCH_LR: dict[OptimizerName, float] = {"adamw": 2e-3, "adam": 1e-3, "rmsprop": 1e-3, "sgd": 5e-2}
 WEIGHT_DECAY: dict[OptimizerName, float] = {"adamw": 0.05, "adam": 0.0, "rmsprop": 0.0, "sgd": 5e-4}
-"""AdamW's is no part of the gradient, and so another quantity than the others'."""
+"""AdamW's weight decay is not part of the gradient, so its value is not comparable with the others."""
 
 LABEL_SMOOTHING = 0.1
-"""Of the stage that trains all layers (Szegedy et al. 2016, arXiv:1512.00567, section 7)."""
+"""Label smoothing of the stage that trains all layers (Szegedy et al. 2016, arXiv:1512.00567, section 7)."""
 
 WARM_UP = 0.1
-"""Share of that stage's steps in which the rates rise."""
+"""Share of that stage's steps in which the learning rates rise."""
 
 _MOST_WORKERS = 8
 
 _OF_FULL = {"mixup": 0.0, "cutmix": 0.0, "ema": None, "gradual_unfreezing": False, "accumulate": 1, "amp": "auto", "compile": False}
-"""Settings that say nothing about a head on features that are computed once, with what they are when nobody asks for them."""
+"""Settings without effect on a head trained on precomputed features, with their defaults."""
 
 _OF_VIEWS = {"crop_scale": None, "hflip": None, "jitter": None, "shear": 0.0, "zoom": 0.0, "rand_augment": None, "random_erasing": 0.0}
 
@@ -78,17 +78,17 @@ class Plan(BaseModel):
 
 
 def resolve_plan(config: FinetuneConfig) -> Plan:
-    """Fill in what was not given.
+    """Resolve the settings that `config` leaves open.
 
     Raises:
-        SettingsError: settings that contradict each other.
+        SettingsError: two settings contradict each other.
     """
     scratch = config.weights == "none"
     head_epochs, full_epochs = _epochs(config, scratch)
     if config.mode == "feature-extraction":
-        _refuse_what_says_nothing(config)
+        _reject_settings_without_effect(config)
     elif config.head_search:
-        raise SettingsError("--head-search goes with --mode feature-extraction: heads are compared on features that stay; leave it out")
+        raise SettingsError("--head-search needs --mode feature-extraction: it compares heads on frozen features; leave it out")
     lr = LR[config.optimizer] if config.lr is None else config.lr
     smoothing = config.label_smoothing
     return Plan(
@@ -105,7 +105,7 @@ def resolve_plan(config: FinetuneConfig) -> Plan:
         schedule=config.schedule,
         warm_up=WARM_UP if config.warm_up is None else config.warm_up,
         weight_decay=WEIGHT_DECAY[config.optimizer] if config.weight_decay is None else config.weight_decay,
-        layer_decay=1.0 if scratch else config.layer_decay,  # there is nothing to preserve in random layers
+        layer_decay=1.0 if scratch else config.layer_decay,  # random layers have learned nothing that a low rate would preserve
         class_weights=config.class_weights,
         patience=config.patience,
         batch_size=config.batch_size,
@@ -121,17 +121,15 @@ def resolve_plan(config: FinetuneConfig) -> Plan:
     )
 
 
-def _refuse_what_says_nothing(config: FinetuneConfig) -> None:
-    for name, unasked in _OF_FULL.items():
-        if getattr(config, name) != unasked:
-            raise SettingsError(f"{_flag(name)} goes with --mode full: in feature extraction the head learns from features; leave it out")
+def _reject_settings_without_effect(config: FinetuneConfig) -> None:
+    for name, default in _OF_FULL.items():
+        if getattr(config, name) != default:
+            raise SettingsError(f"{_flag(name)} needs --mode full: feature extraction trains the head on frozen features; leave it out")
     if config.augment:
         return
-    for name, unasked in _OF_VIEWS.items():
-        if getattr(config, name) != unasked:
-            raise SettingsError(
-                f"{_flag(name)} changes images, and feature extraction looks at each as it is: give --augment VIEWS too, or --mode full"
-            )
+    for name, default in _OF_VIEWS.items():
+        if getattr(config, name) != default:
+            raise SettingsError(f"{_flag(name)} has no effect without augmented images: add --augment VIEWS, or use --mode full")
 
 
 def _flag(name: str) -> str:
@@ -139,34 +137,32 @@ def _flag(name: str) -> str:
 
 
 def _epochs(config: FinetuneConfig, scratch: bool) -> tuple[int, int]:
-    """Of the head alone, and of all layers."""
+    """Return the number of epochs that train the head alone, and of those that train all layers."""
     if config.mode == "feature-extraction":
         if config.head_epochs is not None:
             raise SettingsError(
-                "--head-epochs goes with --mode full: in feature extraction every epoch trains the head alone; give --epochs instead"
+                "--head-epochs needs --mode full: in feature extraction every epoch trains the head alone; use --epochs instead"
             )
         return config.epochs or FEATURE_EXTRACTION_EPOCHS, 0
     if config.augment:
-        raise SettingsError(
-            "--augment goes with --mode feature-extraction: --mode full augments every image anew in each epoch; leave it out"
-        )
+        raise SettingsError("--augment needs --mode feature-extraction: --mode full augments every image again in each epoch; leave it out")
     if scratch:
         if config.gradual_unfreezing:
-            raise SettingsError("--gradual-unfreezing with --weights none: it protects layers that have learned something; leave it out")
+            raise SettingsError("--gradual-unfreezing with --weights none: there are no pretrained layers to protect; leave it out")
         if config.head_epochs:
             raise SettingsError(
-                f"--head-epochs {config.head_epochs} with --weights none: a head on random features is no start; leave it out"
+                f"--head-epochs {config.head_epochs} with --weights none: a head cannot be trained on random features; leave it out"
             )
         return 0, config.epochs or SCRATCH_EPOCHS
-    # The head comes close to its best first, else its random gradients distort the layers below it (Kumar et al. 2022,
-    # arXiv:2202.10054). On features that are computed once its epochs cost next to nothing.
+    # Train the head alone until it is close to its best: the gradients of a random head distort the layers below it (Kumar et al.
+    # 2022, arXiv:2202.10054). Epochs on precomputed features cost almost nothing.
     head_epochs = config.head_epochs
     if head_epochs is None:
         head_epochs = HEAD_FIRST_EPOCHS if config.epochs is None else min(max(1, config.epochs // 3), config.epochs - 1)
     epochs = config.epochs or head_epochs + FULL_EPOCHS
     if head_epochs >= epochs:
         raise SettingsError(
-            f"--head-epochs {head_epochs} of --epochs {epochs}: none are left for all layers, which --mode full trains;"
-            " give more --epochs, or --mode feature-extraction"
+            f"--head-epochs {head_epochs} of --epochs {epochs}: no epochs are left to train all layers;"
+            " use more --epochs, or --mode feature-extraction"
         )
     return head_epochs, epochs - head_epochs

@@ -1,4 +1,4 @@
-"""Recipes: settings that belong together, by name. Any flag overrides what a recipe says."""
+"""Recipes: named groups of settings. A flag overrides the recipe's value."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NOTEBOOK = {
     "layer_decay": 1.0,
     "label_smoothing": 0.0,
 }
-"""As Keras's notebooks for cats and dogs do it: 150 x 150 pixels, a hidden layer of 256, and rates that stay as they are."""
+"""Settings of Keras's notebooks for cats and dogs: 150 x 150 pixels, a hidden layer of 256 units, and a constant learning rate."""
 
 _NOTEBOOK_FEATURES = {"optimizer": "adam", "lr": 1e-3}
 _NOTEBOOK_FULL = {"optimizer": "rmsprop", "lr": 1e-5, "epochs": 20, "head_epochs": 10, "crop_scale": 1.0, "jitter": 0.0}
@@ -38,15 +38,16 @@ _SCRATCH = {
     "cutmix": 0.5,
     "ema": 0.999,
 }
-"""Random weights see more of everything: epochs, and ways to look at an image (Wightman et al. 2021, arXiv:2110.00476)."""
+"""Training from random weights needs more epochs and stronger augmentation (Wightman et al. 2021, arXiv:2110.00476)."""
 
 
 def recipe_settings(recipe: Recipe, mode: str | None, weights: str | None) -> dict[str, Any]:
-    """What a recipe says, as fields of `FinetuneConfig`.
+    """Return the settings of a recipe, as fields of `FinetuneConfig`.
 
     Args:
-        recipe: its name.
-        mode, weights: what the user asked for, None where nothing: `notebook` trains a head with Adam and all layers with RMSprop.
+        recipe: name of the recipe.
+        mode, weights: the user's choice, or None. The recipe `notebook` depends on them: it trains a head with Adam and all layers
+            with RMSprop.
     """
     if recipe == "scratch":
         return dict(_SCRATCH)
@@ -54,7 +55,7 @@ def recipe_settings(recipe: Recipe, mode: str | None, weights: str | None) -> di
         if mode != "full":
             return {**_NOTEBOOK, **_NOTEBOOK_FEATURES}
         own = {**_NOTEBOOK, **_NOTEBOOK_FULL, **_NOTEBOOK_VIEWS}
-        if weights == "none":  # there is no stage of the head alone, and random layers learn nothing at a rate made to preserve them
+        if weights == "none":  # no head stage, and random layers learn nothing at a rate meant to preserve pretrained ones
             own |= {"lr": 1e-3, "epochs": 10}
             del own["head_epochs"]
         return own

@@ -1,4 +1,4 @@
-"""What the files of a run folder are called."""
+"""Names of the files in a run folder."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ TIMINGS, SPLIT, PREDICTIONS, DATA_SHEET = "timings.csv", "split.json", "predicti
 CURVES, CONFUSION, RELIABILITY, MISTAKES = "curves.png", "confusion_matrix.png", "reliability.png", "mistakes.png"
 REPORT, SEARCH = "report.html", "head_search.csv"
 TENSORBOARD = "tensorboard"
-"""A folder: TensorBoard names its files itself."""
+"""A folder; TensorBoard chooses the file names in it."""
 LOCK = ".lock"
-"""Only on a file system that cannot lock a folder. It stays: who removed it could remove the one that another process has just locked."""
+"""Lock file, used only where the file system cannot lock a folder. It is never removed: another process may have just locked it."""

@@ -1,8 +1,8 @@
-"""A feature cache over a tiny network; as a program, one that is killed at its work.
+"""Feature cache of a tiny network, and a program that kills itself while filling it.
 
     python -m tests.helpers.training.feature_work FOLDER IMAGES
 
-computes the features of the training images of FOLDER, and kills itself when IMAGES of them are done.
+computes the features of the training images of FOLDER, and kills itself after IMAGES of them.
 """
 
 from __future__ import annotations

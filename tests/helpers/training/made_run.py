@@ -1,4 +1,4 @@
-"""Run folders without a training: what a run leaves, of answers that are drawn."""
+"""Run folders without a training, filled with random predictions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def make_run(
     stopped: str | None = None,
     **asked: Any,
 ) -> Path:
-    """A finished run. sure: how far its answers lean to the truth; the images and their classes are the same for every `seed`."""
+    """Write a finished run, with predictions biased to the truth by `sure`; the images and their classes do not depend on `seed`."""
     folder.mkdir(parents=True)
     truth = torch.randint(0, len(labels), (count,), generator=torch.Generator().manual_seed(5))
     scores, logits = drawn_scores(labels, truth, sure, seed)
@@ -72,14 +72,14 @@ def make_run(
 
 
 def drawn_scores(labels: Sequence[str], truth: torch.Tensor, sure: float, seed: int) -> tuple[Scores, torch.Tensor]:
-    """The scores of drawn answers, and their logits `[n, C]`."""
+    """Return the scores of random predictions, and their logits `[n, C]`."""
     logits = torch.randn(len(truth), len(labels), generator=torch.Generator().manual_seed(seed))
     logits[range(len(truth)), truth] += sure
     return score(logits, truth, tuple(labels)), logits
 
 
 def default_epochs() -> list[EpochRow]:
-    """Four of the head, the third the best."""
+    """Return four epochs of the head, the third of which is the best."""
     return [
         EpochRow("head", number, 0.1, 1.2 / number, 0.5 + 0.1 * number, 1.1 if number != 3 else 0.5, 0.6 if number != 3 else 0.9, 1.0)
         for number in range(1, 5)

@@ -1,8 +1,8 @@
-"""A training process for tests of how it ends: it has claimed a run, reads images with workers, and has started other processes.
+"""Training process for tests of its end: it claims a run, reads images with workers, and starts other processes.
 
     python -m tests.helpers.training.reading_work RUN fork|spawn|forkserver WORKER_BEHAVIOUR
 
-prints the process ids of its workers and of the others as JSON, and reads on until it is ended.
+prints the process ids of its workers and of the other processes as JSON, and reads images until it is killed.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from PIL import Image
 
 from tlcli.contract.images.preprocessing import Preprocessing
 from tlcli.training.data.dataloader import image_batches
-from tlcli.training.data.dataset import Checked, Part
+from tlcli.training.data.dataset import CheckResult, Part
 from tlcli.training.runtime.progress import Advance
 
 FIRST = 16
-"""Images that are read before a worker behaves as it is told to."""
+"""Number of images read before a worker shows its behaviour."""
 
 
 class Drawn:
-    """Grey images. behaviour: what a worker does at a later image: `slow`, a signal's name, or an error's."""
+    """Source of grey images. behaviour: action of a worker at a later image: `slow`, or the name of a signal or an error."""
 
     def __init__(self, behaviour: str) -> None:
         self.behaviour = behaviour
@@ -47,7 +47,7 @@ class Drawn:
                     raise MemoryError
         return Image.new("RGB", (8, 8), (int(name) % 256,) * 3)
 
-    def check(self, names: Sequence[str], advance: Advance) -> dict[str, Checked]:
+    def check(self, names: Sequence[str], advance: Advance) -> dict[str, CheckResult]:
         raise NotImplementedError
 
 

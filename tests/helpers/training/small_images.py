@@ -10,7 +10,7 @@ from PIL import Image
 
 
 def put_image(path: Path, content: str | None = None, size: tuple[int, int] = (8, 6)) -> None:
-    """An image that `content`, by default the path's last three parts, decides: other content, other image."""
+    """Write a small image determined by `content`, by default the last three components of the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     seed = zlib.crc32((content or "/".join(path.parts[-3:])).encode())
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
@@ -18,7 +18,7 @@ def put_image(path: Path, content: str | None = None, size: tuple[int, int] = (8
 
 
 def put_classes(folder: Path, **counts: int) -> Path:
-    """`<folder>/<class>/<number>.png`, so many of each class."""
+    """Write `<folder>/<class>/<number>.png`, with the given number of images of each class."""
     for name, count in counts.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         for number in range(count):

@@ -19,7 +19,7 @@ COLOURS = {"blue": (60, 80, 190), "green": (70, 180, 80), "red": (190, 70, 60)}
 
 
 def put_colours(folder: Path, train: int = 12, val: int = 4, test: int = 4, size: int = 40) -> Path:
-    """`<folder>/<part>/<colour>/<number>.png`: noise about a colour, so that the classes can be told apart."""
+    """Write `<folder>/<part>/<colour>/<number>.png`: noise around a colour, so that the classes can be distinguished."""
     for part, count in (("train", train), ("val", val), ("test", test)):
         for name in COLOURS:
             for number in range(count):
@@ -28,26 +28,26 @@ def put_colours(folder: Path, train: int = 12, val: int = 4, test: int = 4, size
 
 
 def put_image_of(path: Path, colour: str, number: int, size: int = 40) -> None:
-    """One image of that class."""
-    draw = np.random.default_rng([list(COLOURS).index(colour), number])
-    pixels = np.clip(draw.normal(COLOURS[colour], 40, (size, size + 6, 3)), 0, 255).astype(np.uint8)
+    """Write one image of a class."""
+    rng = np.random.default_rng([list(COLOURS).index(colour), number])
+    pixels = np.clip(rng.normal(COLOURS[colour], 40, (size, size + 6, 3)), 0, 255).astype(np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)
 
 
 def config(dataset: Path, output: Path | None = None, **settings: Any) -> FinetuneConfig:
-    """A few epochs of a tiny network with random weights at 32x32 pixels."""
-    given = {"backbone": BACKBONE, "weights": "none", "image_size": 32, "epochs": 3, "batch_size": 8, "workers": 0, "device": "cpu"}
-    return FinetuneConfig(dataset=str(dataset), output=output, **{**given, **settings})
+    """Return settings for a few epochs of a tiny network with random weights at 32x32 pixels."""
+    defaults = {"backbone": BACKBONE, "weights": "none", "image_size": 32, "epochs": 3, "batch_size": 8, "workers": 0, "device": "cpu"}
+    return FinetuneConfig(dataset=str(dataset), output=output, **{**defaults, **settings})
 
 
 def digest(module: nn.Module) -> dict[str, str]:
-    """SHA-256 of each parameter and buffer, batch norms' statistics included."""
+    """Return the SHA-256 of each parameter and buffer, batch norm statistics included."""
     return {name: hashlib.sha256(tensor.detach().numpy().tobytes()).hexdigest() for name, tensor in module.state_dict().items()}
 
 
 def check_it_is_read_back(result: RunResult) -> None:
-    """The network of a finished run, read from its folder, answers as the run says."""
+    """Check that the network of a finished run, loaded from its folder, has the accuracy recorded in the run."""
     run = load_run(result.path)
     val = run.dataset().val
     images = np.stack([run.network.config.preprocessing.apply(val.load(index)) for index in range(len(val))])

@@ -1,4 +1,4 @@
-"""A web server on this machine, in place of those that hold the real data sets."""
+"""Local web server that stands in for those of the real data sets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 class Server:
-    """address: of the server, with a `/` at its end. asked: the paths that were asked for."""
+    """Running server. address: its address, ending with `/`. asked: the requested paths."""
 
     def __init__(self, address: str, asked: list[str]) -> None:
         self.address = address
@@ -20,7 +20,7 @@ class Server:
 
 @contextmanager
 def serving(folder: Path) -> Iterator[Server]:
-    """The files of `folder` over HTTP on 127.0.0.1."""
+    """Serve the files of `folder` over HTTP on 127.0.0.1."""
     asked: list[str] = []
 
     class Handler(http.server.SimpleHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""Which layouts of folders are understood, and what is said of the others. Nothing is opened: the files are empty."""
+"""Recognized layouts of image folders, and error messages for others. The files are empty, since none is opened."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def put(folder: Path, *places: str) -> Path:
     return folder
 
 
-def test_classes_only(tmp_path: Path) -> None:
+def test_folders_are_classes(tmp_path: Path) -> None:
     listing = list_folder(put(tmp_path, "dog/1.jpg", "cat/2.PNG", "cat/1.jpeg"))
     assert listing.classes == ("cat", "dog")
     assert listing.train == {"cat": ["cat/1.jpeg", "cat/2.PNG"], "dog": ["dog/1.jpg"]}
@@ -31,7 +31,7 @@ def test_classes_only(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("train", "val", "test"), [("train", "val", "test"), ("Training", "VALID", "Testing"), ("TRAIN", "Validation", "TEST")]
 )
-def test_part_folders_in_any_case(tmp_path: Path, train: str, val: str, test: str) -> None:
+def test_part_folders_are_recognized_in_any_case(tmp_path: Path, train: str, val: str, test: str) -> None:
     put(tmp_path, *(f"{part}/{name}/1.jpg" for part in (train, val, test) for name in ("a", "b")), "readme.txt", "logo.png")
     listing = list_folder(tmp_path)
     assert listing.classes == ("a", "b")
@@ -40,18 +40,18 @@ def test_part_folders_in_any_case(tmp_path: Path, train: str, val: str, test: st
     }
 
 
-def test_train_and_test_only(tmp_path: Path) -> None:
+def test_train_and_test_folders_without_val(tmp_path: Path) -> None:
     listing = list_folder(put(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "test/a/1.jpg", "test/b/1.jpg"))
     assert listing.val is None
     assert listing.test == {"a": ["test/a/1.jpg"], "b": ["test/b/1.jpg"]}
 
 
-def test_a_class_of_trains_is_a_class(tmp_path: Path) -> None:
+def test_a_class_named_train_is_a_class(tmp_path: Path) -> None:
     listing = list_folder(put(tmp_path, "bus/1.jpg", "train/0001.jpg", "train/photo.jpg"))
     assert listing.classes == ("bus", "train")
 
 
-def test_images_lie_deeper_and_hidden_ones_do_not_count(tmp_path: Path) -> None:
+def test_images_in_subfolders_count_and_hidden_ones_do_not(tmp_path: Path) -> None:
     put(tmp_path, "a/x/1.jpg", "a/2.jpg", "a/._2.jpg", "a/.ipynb_checkpoints/2.jpg", "b/1.jpg", "a/Thumbs.db", "__MACOSX/a/1.jpg")
     listing = list_folder(put(tmp_path, ".cache/1.jpg"))
     assert listing.train == {"a": ["a/2.jpg", "a/x/1.jpg"], "b": ["b/1.jpg"]}
@@ -83,15 +83,15 @@ def test_microsofts_archive(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("places", "message"),
     [
-        (["1.jpg", "2.jpg"], "2 images, but no folders of classes: expected <class>/<image>, or train/<class>/<image>"),
-        (["notes.txt"], "neither images nor folders of classes (left out: notes.txt: empty): expected"),
-        (["train/a/1.jpg", "train/b/1.jpg", "val/1.png", "val/x.png"], "in val: 2 images, but no folders of classes"),
-        (["one/train/a/1.jpg", "one/test/a/1.jpg", "two/train/a/1.jpg", "two/val/a/1.jpg"], "several data sets in it, one, two, each with"),
-        (["train/a/1.jpg", "Training/a/1.jpg"], "both Training and train would be its train part: keep one"),
-        (["train/a/1.jpg", "val/a/1.jpg", "valid/a/1.jpg"], "both val and valid would be its val part: keep one"),
+        (["1.jpg", "2.jpg"], "2 images, but no class folders: expected <class>/<image>, or train/<class>/<image>"),
+        (["notes.txt"], "neither images nor class folders (left out: notes.txt: empty): expected"),
+        (["train/a/1.jpg", "train/b/1.jpg", "val/1.png", "val/x.png"], "in val: 2 images, but no class folders"),
+        (["one/train/a/1.jpg", "one/test/a/1.jpg", "two/train/a/1.jpg", "two/val/a/1.jpg"], "holds several data sets, one, two, each with"),
+        (["train/a/1.jpg", "Training/a/1.jpg"], "both Training and train could be the train part: keep one"),
+        (["train/a/1.jpg", "val/a/1.jpg", "valid/a/1.jpg"], "both val and valid could be the val part: keep one"),
     ],
 )
-def test_other_layouts_are_refused(tmp_path: Path, places: list[str], message: str) -> None:
+def test_other_layouts_are_rejected(tmp_path: Path, places: list[str], message: str) -> None:
     with pytest.raises(DatasetError) as refusal:
         list_folder(put(tmp_path, *places))
     assert str(refusal.value).startswith(f"{tmp_path}: ")
@@ -100,11 +100,11 @@ def test_other_layouts_are_refused(tmp_path: Path, places: list[str], message: s
 
 
 def reasons(listing: Listing) -> dict[str, str]:
-    return {one.name: one.reason for one in listing.skipped}
+    return {entry.name: entry.reason for entry in listing.skipped}
 
 
 def of_both(*folders: str) -> list[str]:
-    """An image of each of two classes in each folder."""
+    """Return paths of an image of each of two classes in each folder."""
     return [f"{folder}/{name}/1.jpg" for folder in folders for name in ("cat", "dog")]
 
 
@@ -129,14 +129,16 @@ def of_both(*folders: str) -> list[str]:
     ],
 )
 @pytest.mark.parametrize("wrapper", ["", "archive/", "one/two/"])
-def test_parts_as_people_name_and_wrap_them(tmp_path: Path, train: str, val: str | None, test: str | None, wrapper: str) -> None:
-    given = {"train": train, "val": val, "test": test}
-    listing = list_folder(put(tmp_path, *of_both(*(wrapper + folder for folder in given.values() if folder)), "readme.md"))
+def test_common_names_of_parts_and_wrapping_folders_are_recognized(
+    tmp_path: Path, train: str, val: str | None, test: str | None, wrapper: str
+) -> None:
+    by_part = {"train": train, "val": val, "test": test}
+    listing = list_folder(put(tmp_path, *of_both(*(wrapper + folder for folder in by_part.values() if folder)), "readme.md"))
     assert listing.classes == ("cat", "dog")
     assert listing.parts == {
-        part: {name: [f"{folder}/{name}/1.jpg"] for name in ("cat", "dog")} for part, folder in given.items() if folder is not None
+        part: {name: [f"{folder}/{name}/1.jpg"] for name in ("cat", "dog")} for part, folder in by_part.items() if folder is not None
     }
-    assert listing.folders == {part: folder for part, folder in given.items() if folder is not None}
+    assert listing.folders == {part: folder for part, folder in by_part.items() if folder is not None}
     assert (tmp_path / wrapper).samefile(listing.source.root)  # type: ignore[attr-defined]
 
 
@@ -163,7 +165,7 @@ def test_kaggles_chest_x_rays(tmp_path: Path) -> None:
 def test_kaggles_flowers_with_their_copy(tmp_path: Path) -> None:
     listing = list_folder(put(tmp_path, *of_both("flowers", "flowers/flowers"), "flowers/LICENSE.txt"))
     assert listing.train == {"cat": ["cat/1.jpg"], "dog": ["dog/1.jpg"]}
-    assert reasons(listing)["flowers/flowers"] == "holds folders of the same names as those beside it: a copy, or masks"
+    assert reasons(listing)["flowers/flowers"] == "holds folders with the same names as those next to it: a copy, or masks"
 
 
 def test_kaggles_dogs_and_cats_in_doubled_folders(tmp_path: Path) -> None:
@@ -179,13 +181,14 @@ def test_imagenette_and_hymenoptera(tmp_path: Path) -> None:
     assert list(reasons(listing)) == ["imagenette2-160/noisy_imagenette.csv"]
 
 
-def test_a_class_called_train_hides_no_class_beside_it(tmp_path: Path) -> None:
+def test_a_class_named_train_hides_no_class_next_to_it(tmp_path: Path) -> None:
     listing = list_folder(put(tmp_path, "train/steam/1.jpg", "train/diesel/2.jpg", "car/1.jpg", "bus/1.jpg"))
     assert listing.train == {"bus": ["bus/1.jpg"], "car": ["car/1.jpg"], "train": ["train/diesel/2.jpg", "train/steam/1.jpg"]}
-    assert listing.notes == ("train is taken for a class, since others lie beside it: give train itself if it holds the classes",)
+    note = "train is treated as a class, since there are other classes next to it: use train as the data set if it holds the classes"
+    assert listing.notes == (note,)
 
 
-def test_folders_beside_train_are_named_and_are_no_classes(tmp_path: Path) -> None:
+def test_folders_next_to_train_are_listed_and_are_not_classes(tmp_path: Path) -> None:
     listing = list_folder(put(tmp_path, *of_both("train", "extra"), "unlabelled/1.jpg", "docs/readme.txt"))
     assert listing.classes == ("cat", "dog")
     assert set(reasons(listing)) == {"extra", "unlabelled", "docs"}
@@ -201,7 +204,7 @@ def test_folders_beside_train_are_named_and_are_no_classes(tmp_path: Path) -> No
         ["test/x.txt"],
     ],
 )
-def test_an_unlabelled_test_folder_is_left_out_and_named(tmp_path: Path, places: list[str]) -> None:
+def test_an_unlabelled_test_folder_is_skipped_and_listed(tmp_path: Path, places: list[str]) -> None:
     listing = list_folder(put(tmp_path, *of_both("train"), *places))
     assert list(listing.parts) == ["train"]
     assert "test" in reasons(listing)
@@ -209,13 +212,13 @@ def test_an_unlabelled_test_folder_is_left_out_and_named(tmp_path: Path, places:
 
 @pytest.mark.parametrize("name", ["@eaDir", "$RECYCLE.BIN", "lost+found", "__MACOSX", ".ipynb_checkpoints", ".Trash-1000"])
 @pytest.mark.parametrize("below", ["", "train/"])
-def test_folders_of_the_system_are_no_classes_and_named(tmp_path: Path, name: str, below: str) -> None:
+def test_system_folders_are_skipped_and_listed(tmp_path: Path, name: str, below: str) -> None:
     listing = list_folder(put(tmp_path, *of_both(below.rstrip("/") or "."), f"{below}{name}/1.jpg", f"{below}cat/{name}/2.jpg"))
     assert listing.train == {"cat": [f"{below}cat/1.jpg"], "dog": [f"{below}dog/1.jpg"]}
     assert set(reasons(listing)) == {f"{below}{name}", f"{below}cat/{name}"}
 
 
-def test_folders_without_images_are_no_classes_unless_their_images_are_not_read(tmp_path: Path) -> None:
+def test_folders_without_images_are_not_classes_unless_their_images_are_unreadable(tmp_path: Path) -> None:
     put(tmp_path, *of_both("."), "annotations/1.xml", "heic/1.svg", "empty/.gitkeep", "cat/notes.txt")
     listing = list_folder(tmp_path)
     assert listing.classes == ("cat", "dog", "empty", "heic")
@@ -224,22 +227,22 @@ def test_folders_without_images_are_no_classes_unless_their_images_are_not_read(
         "cat/notes.txt": "empty",
         "heic/1.svg": "an image of a format that is not read (.svg): convert it to PNG or JPEG",
     }
-    with pytest.raises(DatasetError, match=r"no image of the class heic in its train part \(left out: heic/1.svg: an image of a format"):
+    with pytest.raises(DatasetError, match=r"no image of the class heic in the train part \(left out: heic/1.svg: an image of a format"):
         choose_classes(listing, ("cat", "heic"), None)
 
 
-def test_masks_beside_the_classes_are_no_class(tmp_path: Path) -> None:
+def test_masks_next_to_the_classes_are_not_a_class(tmp_path: Path) -> None:
     assert list_folder(put(tmp_path, *of_both(".", "masks"))).classes == ("cat", "dog")
 
 
-def test_only_a_test_folder_is_enough_to_evaluate_and_not_to_train(tmp_path: Path) -> None:
+def test_a_test_folder_alone_can_be_evaluated_but_not_trained_on(tmp_path: Path) -> None:
     listing = list_folder(put(tmp_path, *of_both("test")))
     assert listing.parts == {"test": {"cat": ["test/cat/1.jpg"], "dog": ["test/dog/1.jpg"]}}
     with pytest.raises(DatasetError, match=f"^{tmp_path}: no train folder, only test: expected"):
         choose_classes(listing, None, None)
 
 
-def test_a_link_to_a_folder_above_multiplies_nothing(tmp_path: Path) -> None:
+def test_links_to_parent_and_sibling_folders_are_skipped(tmp_path: Path) -> None:
     put(tmp_path, *of_both("."))
     (tmp_path / "cat" / "up").symlink_to("..")
     (tmp_path / "dog" / "beside").symlink_to("../cat")
@@ -248,7 +251,7 @@ def test_a_link_to_a_folder_above_multiplies_nothing(tmp_path: Path) -> None:
     assert set(reasons(listing)) == {"cat/up", "dog/beside"}
 
 
-def test_names_are_compared_in_nfc(tmp_path: Path) -> None:
+def test_class_names_are_compared_in_nfc(tmp_path: Path) -> None:
     nfc, nfd = "caf\u00e9", "cafe\u0301"
     listing = list_folder(put(tmp_path, f"train/{nfd}/1.jpg", "train/b/1.jpg", f"val/{nfc}/1.jpg", "val/b/1.jpg"))
     assert listing.classes == ("b", nfc)
@@ -269,7 +272,7 @@ def test_class_names_that_are_not_utf_8_become_text(tmp_path: Path) -> None:
         list_folder(tmp_path)
 
 
-def test_a_folder_that_cannot_be_listed_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_listed_is_reported_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path, *of_both("."))
     listed = os.scandir
 
@@ -284,5 +287,5 @@ def test_a_folder_that_cannot_be_listed_is_one_line(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("name", ["bullet", "test tube", "train and test", "contrast", "2017", "", "images"])
-def test_other_names_are_no_parts(name: str) -> None:
+def test_other_names_are_not_parts(name: str) -> None:
     assert part_name(name) is None or part_name(name).rest  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""A run on a folder as people have them: odd names, links, pipes, files that are no images. Nothing hangs, vanishes or goes unnamed."""
+"""A run on a messy folder with odd names, links, pipes and files that are not images: nothing hangs or is left out silently."""
 
 from __future__ import annotations
 
@@ -45,32 +45,32 @@ def messy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def told() -> list[str]:
+def messages() -> list[str]:
     return []
 
 
 @pytest.fixture(scope="module")
-def run(messy: Path, told: list[str]) -> RunResult:
-    return finetune(config(messy, messy.parent / "run", epochs=1), log=told.append)
+def run(messy: Path, messages: list[str]) -> RunResult:
+    return finetune(config(messy, messy.parent / "run", epochs=1), log=messages.append)
 
 
-def test_each_image_is_read_once_and_the_rest_is_named(run: RunResult, told: list[str]) -> None:
+def test_every_file_that_is_left_out_is_reported(run: RunResult, messages: list[str]) -> None:
     assert run.results.images == {"train": 17, "val": 4}
     assert run.results.left_out == 2
-    said = "\n".join(told)
+    said = "\n".join(messages)
     for line in (
         "left out: folder @eaDir: a folder of the system, not of images",
         "left out: folder =1+1/up: leads to a folder that holds it",
         "left out: =1+1/pipe.png: a FIFO (named pipe)",
         "left out: =1+1/notes.txt: no image, by its name and its content",
     ):
-        assert line in told, said
+        assert line in messages, said
     assert "left out: 2 images that could not be read, such as" in said
-    assert "warning: 1 image is of one colour everywhere, or nearly, such as =1+1/flat.png: look at them, they teach nothing" in told
+    assert "warning: 1 image is of one colour everywhere, or nearly, such as =1+1/flat.png: look at them, they teach nothing" in messages
     said.encode()
 
 
-def test_the_data_sheet_and_the_report_name_what_is_left_out(run: RunResult) -> None:
+def test_the_data_sheet_and_the_report_list_what_is_left_out(run: RunResult) -> None:
     sheet = read_data_sheet(run.path)
     assert sheet is not None
     assert [(one.name, one.is_folder) for one in sheet.skipped] == [
@@ -87,7 +87,7 @@ def test_the_data_sheet_and_the_report_name_what_is_left_out(run: RunResult) -> 
     assert "of 4 files that are no images and folders that are no classes" in page
 
 
-def test_names_are_text_in_every_file_and_no_spreadsheet_runs_them(run: RunResult) -> None:
+def test_names_are_valid_text_in_every_file_and_no_spreadsheet_formula(run: RunResult) -> None:
     classes = ("=1+1", r"caf\xe9", r"two\nlines $x$")
     assert tuple(json.loads((run.path / "config.json").read_text(encoding="utf-8"))["classes"]) == classes
     with (run.path / "predictions.csv").open(newline="", encoding="utf-8") as file:
@@ -100,23 +100,23 @@ def test_names_are_text_in_every_file_and_no_spreadsheet_runs_them(run: RunResul
     assert load_run(run.path).dataset().classes == classes
 
 
-def test_near_uniform_is_one_colour_and_not_a_smooth_image() -> None:
-    noise = np.random.default_rng(0)
+def test_near_uniform_images_have_one_colour() -> None:
+    rng = np.random.default_rng(0)
     assert is_near_uniform(Image.new("RGB", (50, 40), (200, 3, 90)))
-    assert is_near_uniform(Image.fromarray((128 + noise.integers(-2, 3, (50, 40, 3))).astype(np.uint8)))
-    assert not is_near_uniform(Image.fromarray((128 + noise.integers(-9, 10, (50, 40, 3))).astype(np.uint8)))
+    assert is_near_uniform(Image.fromarray((128 + rng.integers(-2, 3, (50, 40, 3))).astype(np.uint8)))
+    assert not is_near_uniform(Image.fromarray((128 + rng.integers(-9, 10, (50, 40, 3))).astype(np.uint8)))
     half = Image.new("RGB", (50, 40))
     half.paste((255, 255, 255), (0, 0, 25, 40))
     assert not is_near_uniform(half)
 
 
-def test_a_remembered_check_knows_of_one_colour(messy: Path) -> None:
+def test_a_cached_check_records_near_uniform_images(messy: Path) -> None:
     first, again = (load_dataset(config(messy)).near_uniform for _ in range(2))
     assert first == again == ("=1+1/flat.png",)
 
 
 @pytest.mark.parametrize("name", ["dataset", "output", "data_dir", "weights"])
-def test_a_path_that_a_run_cannot_keep_is_refused_before_anything_is_written(tmp_path: Path, name: str) -> None:
+def test_a_path_that_is_not_utf_8_is_rejected_before_anything_is_written(tmp_path: Path, name: str) -> None:
     odd = tmp_path / LATIN
     odd.mkdir()
     asked = config(tmp_path).model_copy(update={name: odd if name in ("output", "data_dir") else str(odd)})

@@ -1,4 +1,4 @@
-"""Data sets with a name: found where they lie, or fetched from a server on this machine and kept whole."""
+"""Data sets known by name: found in the data directory, or downloaded from a local server."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def web(tmp_path: Path) -> Iterator[Server]:
 
 @pytest.fixture
 def site(tmp_path: Path, web: Server) -> Path:
-    """The folder that `web` serves."""
+    """Return the folder that `web` serves."""
     return tmp_path / "web"
 
 
@@ -63,12 +63,12 @@ def cats_from(url: str) -> Known:
     return dataclasses.replace(KNOWN["cats-vs-dogs"], open=functools.partial(cats_vs_dogs, url=url))
 
 
-def test_cats_vs_dogs_comes_from_microsofts_archive(site: Path, web: Server, tmp_path: Path) -> None:
+def test_cats_vs_dogs_is_downloaded_from_microsofts_archive(site: Path, web: Server, tmp_path: Path) -> None:
     with zipfile.ZipFile(site / "pets.zip", "w") as archive:
         for number in range(6):
             archive.writestr(f"PetImages/Cat/{number}.jpg", image_bytes(number))
             archive.writestr(f"PetImages/Dog/{number}.jpg", image_bytes(100 + number))
-        archive.writestr("PetImages/Cat/666.jpg", b"")  # as in the real one
+        archive.writestr("PetImages/Cat/666.jpg", b"")  # as in the real archive
         archive.writestr("PetImages/Dog/Thumbs.db", b"no image")
         archive.writestr("readme[1].txt", b"")
     known = cats_from(web.address + "pets.zip")
@@ -79,11 +79,11 @@ def test_cats_vs_dogs_comes_from_microsofts_archive(site: Path, web: Server, tmp
     assert sorted(child.name for child in (tmp_path / "data").iterdir()) == ["cats-vs-dogs"]
     assert sorted(child.name for child in (tmp_path / "data" / "cats-vs-dogs").iterdir()) == ["PetImages", "readme[1].txt"]
     assert load(known, tmp_path / "data").fingerprint == dataset.fingerprint
-    assert web.asked == ["/pets.zip"], "the second time it was there"
+    assert web.asked == ["/pets.zip"], "the second time, the folder exists"
 
 
 @pytest.mark.parametrize("content", [None, b"<html>an error page</html>"])
-def test_a_failed_download_leaves_nothing_and_names_the_ways_out(site: Path, web: Server, tmp_path: Path, content: bytes | None) -> None:
+def test_a_failed_download_leaves_nothing_and_gives_advice(site: Path, web: Server, tmp_path: Path, content: bytes | None) -> None:
     if content is not None:
         (site / "pets.zip").write_bytes(content)
     with pytest.raises(HubError) as refusal:
@@ -92,13 +92,13 @@ def test_a_failed_download_leaves_nothing_and_names_the_ways_out(site: Path, web
     if content is None:
         folder = tmp_path / "data" / "cats-vs-dogs"
         assert str(refusal.value) == (
-            f"pets.zip could not be downloaded: {web.address}pets.zip: HTTP 404 File not found. It was to go to {folder}: put the unpacked"
-            " data set there (train/<class>/<image>), say with --data-dir where a folder cats-vs-dogs is, or give another --dataset:"
+            f"pets.zip could not be downloaded: {web.address}pets.zip: HTTP 404 File not found. Put the unpacked data set in {folder}"
+            " (train/<class>/<image>), use --data-dir to name the folder that contains cats-vs-dogs, or use another --dataset:"
             " a folder of images, or shapes, which needs no download"
         )
 
 
-def test_kaggles_layout_is_found_by_name(tmp_path: Path) -> None:
+def test_kaggles_layout_is_recognized(tmp_path: Path) -> None:
     for number in range(5):
         put_image(tmp_path / "cats-vs-dogs" / "train" / f"cat.{number}.jpg")
         put_image(tmp_path / "cats-vs-dogs" / "train" / f"dog.{number}.jpg")
@@ -115,13 +115,13 @@ DIGIT_LABELS = (np.arange(40) % 4).astype(np.uint8)
 
 
 def idx(values: np.ndarray) -> bytes:
-    """http://yann.lecun.com/exdb/mnist: magic number, sizes, values."""
+    """Encode an array in the format of http://yann.lecun.com/exdb/mnist: magic number, sizes, values."""
     return struct.pack(">HBB", 0, 8, values.ndim) + struct.pack(f">{values.ndim}I", *values.shape) + values.tobytes()
 
 
 @pytest.fixture
 def small_mnist(site: Path, web: Server) -> Callable[[], Any]:
-    """torchvision's MNIST with other addresses and checksums."""
+    """Return a small data set with torchvision's MNIST interface, from the test server."""
     resources = []
     for prefix, chosen in (("train", slice(0, 28)), ("t10k", slice(28, 40))):
         for kind, values in (("images-idx3", DIGITS), ("labels-idx1", DIGIT_LABELS)):
@@ -138,7 +138,7 @@ def mnist_from(dataset: Callable[[], Any]) -> Known:
     return dataclasses.replace(KNOWN["mnist"], open=opened)
 
 
-def test_mnist_comes_through_torchvision(
+def test_mnist_is_read_by_torchvision(
     small_mnist: Callable[[], Any], web: Server, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     known = mnist_from(small_mnist)
@@ -160,13 +160,13 @@ def test_mnist_comes_through_torchvision(
     asked = len(web.asked)
     assert load(known, tmp_path / "data", val_fraction=0.25).fingerprint == dataset.fingerprint
     assert len(web.asked) == asked
-    assert capfd.readouterr() == ("", ""), "no progress bar but ours"
+    assert capfd.readouterr() == ("", ""), "no library shows a progress bar"
 
 
 def test_images_of_arrays_survive_pickling(small_mnist: Callable[[], Any], tmp_path: Path) -> None:
     small_mnist()
     train = load(dataclasses.replace(KNOWN["mnist"], open=mnist_from(small_mnist).open), tmp_path).train
-    # The class made in this test has no name to pickle by; the real one has.
+    # The class created in this test cannot be pickled by name; the real one can.
     train.source.parts["train"].dataset.__class__ = torchvision.datasets.MNIST  # type: ignore[attr-defined]
     train.source.parts["test"].dataset.__class__ = torchvision.datasets.MNIST  # type: ignore[attr-defined]
     assert pickle.loads(pickle.dumps(train)).load(3).tobytes() == train.load(3).tobytes()
@@ -174,19 +174,19 @@ def test_images_of_arrays_survive_pickling(small_mnist: Callable[[], Any], tmp_p
 
 def test_a_failed_download_of_arrays_leaves_nothing(small_mnist: Callable[[], Any], site: Path, tmp_path: Path) -> None:
     (site / "t10k-labels-idx1-ubyte.gz").write_bytes(b"other content")
-    with pytest.raises(HubError, match=r"t10k-labels-idx1-ubyte\.gz could not be downloaded: .*404.*; .*another file than expected came"):
+    with pytest.raises(HubError, match=r"t10k-labels-idx1-ubyte\.gz could not be downloaded: .*404.*; .*wrong content"):
         load(mnist_from(small_mnist), tmp_path / "data")
     assert list((tmp_path / "data" / "mnist").iterdir()) == []
 
 
-def test_damaged_arrays_are_named(small_mnist: Callable[[], Any], tmp_path: Path) -> None:
+def test_damaged_arrays_are_reported(small_mnist: Callable[[], Any], tmp_path: Path) -> None:
     load(mnist_from(small_mnist), tmp_path)
     (tmp_path / "mnist" / "MNIST" / "raw" / "train-images-idx3-ubyte").write_bytes(b"short")
-    with pytest.raises(DatasetError, match=r"mnist: .*/MNIST is not whole \(.*\): remove it, and it will be downloaded again"):
+    with pytest.raises(DatasetError, match=r"mnist: .*/MNIST is incomplete or damaged \(.*\): remove it to download it again"):
         load(mnist_from(small_mnist), tmp_path)
 
 
-def test_cifar_comes_through_torchvision(site: Path, web: Server, tmp_path: Path) -> None:
+def test_cifar_is_read_by_torchvision(site: Path, web: Server, tmp_path: Path) -> None:
     values = np.random.default_rng(1).integers(0, 256, (60, 3, 32, 32), dtype=np.uint8)
     members = {
         "batches.meta": {"label_names": ["plane", "car"]},
@@ -220,14 +220,14 @@ def test_cifar_comes_through_torchvision(site: Path, web: Server, tmp_path: Path
             np.testing.assert_array_equal(np.asarray(part.load(index)), values[10 + number].transpose(1, 2, 0))
             assert part.labels[index] == number % 2
     assert [path.name for path in (tmp_path / "data" / "cifar10").iterdir()] == ["cifar-10-batches-py"]
-    # A pickle that is not the publisher's is not opened.
+    # A pickle with another checksum than the publisher's is not opened.
     (tmp_path / "data" / "cifar10" / "cifar-10-batches-py" / "test_batch").write_bytes(pickle.dumps("other"))
-    with pytest.raises(DatasetError, match="is not whole"):
+    with pytest.raises(DatasetError, match="is incomplete or damaged"):
         load(known, tmp_path / "data")
 
 
-def test_the_table_fits_torchvision() -> None:
-    """Where each class keeps its files, and how many classes it has; torchvision is the judge."""
+def test_the_registry_agrees_with_torchvision() -> None:
+    """Compares the folder and the number of classes of each data set with torchvision's."""
     for known in KNOWN.values():
         if getattr(known.open, "func", None) is torchvision_set:
             options = known.open.keywords  # type: ignore[attr-defined]
@@ -236,7 +236,7 @@ def test_the_table_fits_torchvision() -> None:
             assert options["labels"] is None or len(options["labels"]) == known.classes == len(dataset.classes)
 
 
-def test_a_folder_of_images_serves_for_a_name_without_torchvision(tmp_path: Path) -> None:
+def test_a_known_name_can_be_a_folder_of_images_without_torchvision(tmp_path: Path) -> None:
     put_classes(tmp_path / "mnist" / "train", **{"3": 4, "7": 4})
     code = f"""if True:
         import sys
@@ -265,7 +265,7 @@ def test_shapes_are_drawn_once_for_each_seed(tmp_path: Path, monkeypatch: pytest
     assert KNOWN["shapes"].folder(tmp_path, seed=1) != KNOWN["shapes"].folder(tmp_path, seed=0) == folder
 
 
-def test_known_datasets_say_what_is_there(tmp_path: Path) -> None:
+def test_known_datasets_report_which_are_present(tmp_path: Path) -> None:
     put_classes(tmp_path / "cifar10" / "train", cat=1, dog=1)
     (tmp_path / "mnist").mkdir()
     rows = {row.name: row for row in known_datasets(tmp_path)}

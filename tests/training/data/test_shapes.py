@@ -1,4 +1,4 @@
-"""The drawn data set: the same for a seed to the byte, with boxes that are true."""
+"""Synthetic shapes: reproducible to the byte for a seed, with correct bounding boxes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_seed_gives_the_same_bytes_and_another_seed_others(tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_images(tmp_path: Path) -> None:
     for name, seed in (("first", 7), ("again", 7), ("other", 8)):
         write_shapes(tmp_path / name, COUNTS, seed)
     assert files(tmp_path / "first") == files(tmp_path / "again")
@@ -27,7 +27,7 @@ def test_a_seed_gives_the_same_bytes_and_another_seed_others(tmp_path: Path) -> 
     assert all(first[name] != other[name] for name in first)
 
 
-def test_layout_and_boxes(tmp_path: Path) -> None:
+def test_every_image_has_a_folder_and_a_box(tmp_path: Path) -> None:
     write_shapes(tmp_path, COUNTS, seed=1, size=48)
     images = files(tmp_path)
     assert json.loads(images.pop(BOXES_FILE)).keys() == images.keys() == load_boxes(tmp_path).keys()
@@ -35,21 +35,21 @@ def test_layout_and_boxes(tmp_path: Path) -> None:
         assert {child.name for child in (tmp_path / part).iterdir()} == set(SHAPES)
         for shape in SHAPES:
             assert len(list((tmp_path / part / shape).iterdir())) == count
-    assert len(set(images.values())) == len(images), "no image twice, so none in two parts"
+    assert len(set(images.values())) == len(images), "no image occurs twice"
     boxes = load_boxes(tmp_path)
     number = 2
     drawing = draw(number * len(SHAPES) + SHAPES.index("star"), seed=1, size=48)
     assert boxes[f"train/star/{number:05d}.png"] == drawing.box
 
 
-def test_a_drawing_does_not_depend_on_those_before_it() -> None:
+def test_a_drawing_does_not_depend_on_earlier_ones() -> None:
     assert draw(11, seed=3).image.tobytes() == draw(11, seed=3).image.tobytes()
     assert draw(11, seed=3).image.tobytes() != draw(12, seed=3).image.tobytes()
 
 
 @pytest.mark.parametrize("size", [32, 64, 224])
 def test_the_box_is_tight(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawn once with the shape and once without: the pixels that differ reach every edge of the box and none beyond."""
+    """Draws each image with and without the shape: the pixels that differ reach every edge of the box, and none is outside."""
     import tlcli.training.data.draw_shape as drawing
 
     paint = drawing._paint
@@ -65,12 +65,12 @@ def test_the_box_is_tight(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
         outside[top:bottom, left:right] = False
         assert not outside.any()
         inside = differs[top:bottom, left:right]
-        # A pixel that the shape barely touches may look the same: one of the outermost two columns or rows shows it.
+        # A pixel that the shape barely touches may be unchanged, so the outermost two rows or columns are checked.
         for edge in (inside[:2], inside[-2:], inside[:, :2], inside[:, -2:]):
             assert edge.any()
 
 
-def test_the_shape_lies_within_and_is_large_enough_to_see() -> None:
+def test_the_shape_is_inside_of_the_image_and_large_enough() -> None:
     for index in range(20 * len(SHAPES)):
         left, top, right, bottom = draw(index, seed=2).box
         assert 0 <= left < right <= 64
@@ -80,7 +80,7 @@ def test_the_shape_lies_within_and_is_large_enough_to_see() -> None:
 
 
 def outline_filling(index: int) -> float:
-    """The share of its box that a shape covers, measured on the image: pixels nearer to the shape's colour than to the ground's."""
+    """Return the share of its box that a shape covers: the pixels nearer to the shape's colour than to the background's."""
     drawing = draw(index, seed=9, size=128)
     pixels = np.asarray(drawing.image).astype(float)
     left, top, right, bottom = drawing.box
@@ -90,8 +90,8 @@ def outline_filling(index: int) -> float:
     return float((np.linalg.norm(inside - colour, axis=1) < np.linalg.norm(inside - ground, axis=1)).mean())
 
 
-def test_the_classes_are_the_shapes_they_are_called() -> None:
-    """By the share of the box that each covers: a circle pi/4; an upright to turned square 1 to 1/2; a star the least."""
+def test_the_labels_match_the_shapes() -> None:
+    """Compares the share of its box that each covers: a circle pi/4, a square from 1 (upright) to 1/2 (rotated), a star the least."""
     filled = {name: np.median([outline_filling(len(SHAPES) * turn + label) for turn in range(25)]) for label, name in enumerate(SHAPES)}
     assert filled["circle"] == pytest.approx(np.pi / 4, abs=0.04)
     assert 0.5 < filled["square"] < 1.0
@@ -100,8 +100,8 @@ def test_the_classes_are_the_shapes_they_are_called() -> None:
     assert filled["triangle"] < 0.6
 
 
-def test_colour_does_not_give_the_class_away() -> None:
-    """A nearest-mean classifier on what colour there is in the box stays near chance, 1 in 6."""
+def test_colour_does_not_reveal_the_class() -> None:
+    """A nearest-mean classifier on the colours in the box has an accuracy near chance, 1 in 6."""
     count = 60 * len(SHAPES)
     drawings = [draw(index, seed=4) for index in range(count)]
     colours = np.stack([np.asarray(drawing.image.crop(drawing.box)).reshape(-1, 3).mean(0) for drawing in drawings])
@@ -112,7 +112,7 @@ def test_colour_does_not_give_the_class_away() -> None:
     assert (nearest == labels[half:]).mean() < 0.35
 
 
-def test_the_folder_is_named_by_all_that_decides_the_images(tmp_path: Path) -> None:
+def test_the_folders_name_depends_on_everything_that_determines_the_images(tmp_path: Path) -> None:
     folders = {
         shapes_folder(tmp_path, 0),
         shapes_folder(tmp_path, 1),
@@ -124,8 +124,8 @@ def test_the_folder_is_named_by_all_that_decides_the_images(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"a": 1}', '{"a": [1, 2]}'])
-def test_boxes_that_are_not_ours_are_refused(tmp_path: Path, content: str | None) -> None:
+def test_invalid_files_of_boxes_are_rejected(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / BOXES_FILE).write_text(content)
-    with pytest.raises(DatasetError, match=r"boxes\.json: no boxes of drawn shapes \(.*\): draw them with --dataset shapes"):
+    with pytest.raises(DatasetError, match=r"boxes\.json: not a file of bounding boxes \(.*\): create it with --dataset shapes"):
         load_boxes(tmp_path)

@@ -28,21 +28,21 @@ def load(spec: str, data_dir: Path, create: Any = None, **options: object) -> Da
 
 
 @pytest.mark.parametrize("spec", ["torch/cifar10", "hfds/user/name", "WDS/x", "tfds/mnist"])
-def test_specs(spec: str) -> None:
+def test_timm_specs_are_recognized(spec: str) -> None:
     assert is_timm_spec(spec)
 
 
 @pytest.mark.parametrize("spec", ["torch", "torch/", "hf/user/name", "folder/torch", "cifar10"])
-def test_what_is_no_spec(spec: str) -> None:
+def test_other_names_are_not_timm_specs(spec: str) -> None:
     assert not is_timm_spec(spec)
 
 
-def test_torch_is_read_through_timm(tmp_path: Path) -> None:
-    """With torchvision's FakeData-like stand-in for what timm would open."""
+def test_torch_specs_are_opened_by_timm(tmp_path: Path) -> None:
+    """Uses a fake data set in place of the one that timm would open."""
     pixels = np.random.default_rng(0).integers(0, 256, (30, 9, 9), dtype=np.uint8)
 
     class Letters:
-        class_to_idx = {"b": 1, "a": 0}  # noqa: RUF012 - as torchvision's have it
+        class_to_idx = {"b": 1, "a": 0}  # noqa: RUF012 - as in torchvision
 
         def __init__(self, numbers: list[int]) -> None:
             self.numbers = numbers
@@ -68,12 +68,12 @@ def test_torch_is_read_through_timm(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.asarray(dataset.test.load(0))[..., 2], pixels[20])
 
 
-def test_torch_folder_is_a_folder(tmp_path: Path) -> None:
+def test_torch_image_folder_is_a_folder_of_images(tmp_path: Path) -> None:
     put_classes(tmp_path, ant=4, bee=4)
     assert load("torch/image_folder", tmp_path).classes == ("ant", "bee")
 
 
-def test_torch_says_what_it_misses(tmp_path: Path) -> None:
+def test_missing_files_of_torch_specs_are_named(tmp_path: Path) -> None:
     with pytest.raises(
         DatasetError, match=r"torch/places365 \(split train\): RuntimeError: The file .*categories_places365.txt does not exist"
     ):
@@ -98,15 +98,15 @@ def test_hugging_face_is_read_undecoded(tmp_path: Path, capfd: pytest.CaptureFix
     assert dataset.test is not None
     assert len(dataset.train) + len(dataset.val) == 19
     assert len(dataset.test) == 4
-    assert [left.name for left in dataset.left_out] == [f"hfds/{folder}/train/13"], "no other image is put in its place"
+    assert [left.name for left in dataset.left_out] == [f"hfds/{folder}/train/13"], "a broken image is not replaced by another"
     contents = {hashlib.sha256(path.read_bytes()).hexdigest() for path in (folder / "train").rglob("*.png")}
     contents.remove(hashlib.sha256(broken).hexdigest())
     assert set(dataset.train.fingerprints) | set(dataset.val.fingerprints) == contents
-    assert capfd.readouterr() == ("", ""), "no progress bar but ours"
+    assert capfd.readouterr() == ("", ""), "no library shows a progress bar"
 
 
 @pytest.mark.usefixtures("own_hub_cache")
-def test_hugging_face_that_cannot_be_reached_is_said_within_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hugging_face_hub_is_reported_within_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
@@ -116,13 +116,13 @@ def test_hugging_face_that_cannot_be_reached_is_said_within_seconds(tmp_path: Pa
     assert time.monotonic() - started < 10
     assert str(refusal.value) == (
         f"hfds/nobody/nothing: not in Hugging Face's cache ({tmp_path}/hub), and http://127.0.0.1:9: cannot be reached"
-        " ([Errno 111] Connection refused): put it there where there is a network, or give a folder of images as --dataset"
+        " ([Errno 111] Connection refused): download it on a machine with internet access, or use a folder of images as --dataset"
     )
-    assert not huggingface_hub.constants.HF_HUB_OFFLINE, "only while it was asked"
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE, "offline mode ends with the request"
 
 
 class Stream:
-    """As timm's for `wds/` and `tfds/`: images and labels one after the other, once."""
+    """Fake of timm's streams for `wds/` and `tfds/`: an iterable of images and labels."""
 
     def __init__(self, labels: list[int], names: dict[str, int]) -> None:
         self.labels = labels
@@ -137,7 +137,7 @@ class Stream:
 
 
 @pytest.mark.parametrize("names", [{}, {"T-shirt/top": 0, "../evil": 1}])
-def test_streams_are_copied_to_a_folder_once(tmp_path: Path, names: dict[str, int]) -> None:
+def test_streams_are_copied_to_a_folder_only_once(tmp_path: Path, names: dict[str, int]) -> None:
     asked: list[str] = []
 
     def create(name: str, *, split: str, **_: object) -> Stream:
@@ -172,7 +172,7 @@ def test_a_stream_that_breaks_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_missing_package_is_named_and_nothing_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_package_is_named_without_printing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def create(name: str, **_: object) -> object:
         print("Please install it")
         raise ModuleNotFoundError("No module named 'tensorflow'")
@@ -183,6 +183,6 @@ def test_a_missing_package_is_named_and_nothing_printed(tmp_path: Path, capsys: 
     assert capsys.readouterr().out == ""
 
 
-def test_load_dataset_takes_specs(tmp_path: Path) -> None:
+def test_load_dataset_accepts_timm_specs(tmp_path: Path) -> None:
     put_classes(tmp_path, ant=4, bee=4)
     assert load_dataset(FinetuneConfig(dataset="torch/folder", data_dir=tmp_path)).classes == ("ant", "bee")

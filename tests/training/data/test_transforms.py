@@ -1,4 +1,4 @@
-"""What a network sees while training: serving's own input, or an augmentation that depends on numbers alone."""
+"""Network inputs in training: the same as in serving, or an augmentation that depends only on seeds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.helpers.training.small_images import put_image
 from tlcli.contract.images.preprocessing import Preprocessing
 from tlcli.training.data.load import Part, load_dataset
 from tlcli.training.data.transforms import ImageDataset
-from tlcli.training.settings.augmentation import Augmentation, augmentation_for
+from tlcli.training.settings.augmentation import Augmentation, default_augmentation
 from tlcli.training.settings.config import FinetuneConfig
 
 INPUT = Preprocessing(height=32, width=24, interpolation="bicubic")
@@ -29,7 +29,7 @@ def part(tmp_path: Path) -> Part:
     return load_dataset(FinetuneConfig(dataset=str(tmp_path))).train
 
 
-def test_evaluation_is_what_serving_sees(part: Part) -> None:
+def test_evaluation_uses_the_preprocessing_of_serving(part: Part) -> None:
     images = ImageDataset(part, INPUT)
     assert len(images) == len(part) == 12
     for index in range(len(part)):
@@ -40,18 +40,18 @@ def test_evaluation_is_what_serving_sees(part: Part) -> None:
 
 
 @pytest.mark.parametrize("augmentation", [None, Augmentation()])
-def test_workers_make_no_difference(part: Part, augmentation: Augmentation | None) -> None:
+def test_inputs_do_not_depend_on_the_number_of_workers(part: Part, augmentation: Augmentation | None) -> None:
     images = ImageDataset(part, INPUT, augmentation, seed=3, view=2)
     alone = list(DataLoader(images, batch_size=5))
-    together = list(DataLoader(images, batch_size=5, num_workers=2))
-    for one, other in zip(alone, together, strict=True):
+    parallel = list(DataLoader(images, batch_size=5, num_workers=2))
+    for one, other in zip(alone, parallel, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
     values, labels, indices = alone[0]
     assert values.shape == (5, 32, 24, 3)
     assert labels.dtype == indices.dtype == torch.int64
 
 
-def test_seed_view_and_index_decide_the_augmentation(part: Part) -> None:
+def test_the_augmentation_depends_on_seed_view_and_index(part: Part) -> None:
     def seen(seed: int, view: int, index: int = 0) -> bytes:
         return ImageDataset(part, INPUT, Augmentation(), seed, view)[index][0].numpy().tobytes()
 
@@ -63,13 +63,13 @@ def test_seed_view_and_index_decide_the_augmentation(part: Part) -> None:
     assert seen(1, 1) == before
 
 
-def test_images_are_augmented_unlike_each_other(part: Part) -> None:
-    """The same image at two places of a part is cut out differently."""
+def test_each_image_is_augmented_differently(part: Part) -> None:
+    """The same image at two indices of a part is cropped differently."""
     twice = ImageDataset(part.take([0, 0]), INPUT, Augmentation(), seed=1)
     assert not torch.equal(twice[0][0], twice[1][0])
 
 
-def test_the_global_generator_goes_on_as_if_nothing_had_been(part: Part) -> None:
+def test_augmentation_leaves_the_global_generator_unchanged(part: Part) -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -77,8 +77,8 @@ def test_the_global_generator_goes_on_as_if_nothing_had_been(part: Part) -> None
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_without_random_changes_it_is_a_resize(tmp_path: Path) -> None:
-    """Each flag switches its change off, and the interpolation is the evaluation's."""
+def test_without_random_transforms_the_augmentation_is_a_resize(tmp_path: Path) -> None:
+    """Each setting disables its transform, and the interpolation is that of the evaluation."""
     for name in ("ant", "bee"):
         for number in range(2):
             put_image(tmp_path / name / f"{number}.png", size=(40, 40))
@@ -97,7 +97,7 @@ def views(part: Part, augmentation: Augmentation, count: int = 60) -> list[np.nd
 
 @pytest.fixture
 def ramp(tmp_path: Path) -> Part:
-    """Red grows to the right by one each column, from 50 to 149; green and blue are 128."""
+    """Return images whose red rises by one per column, from 50 to 149; green and blue are 128."""
     values = np.full((100, 100, 3), 128, dtype=np.uint8)
     values[..., 0] = np.arange(50, 150)
     for name in ("ant", "bee"):
@@ -107,13 +107,13 @@ def ramp(tmp_path: Path) -> Part:
     return load_dataset(FinetuneConfig(dataset=str(tmp_path))).train
 
 
-def test_half_of_the_views_are_mirrored_unless_they_must_not(ramp: Part) -> None:
+def test_half_of_the_views_are_mirrored_with_hflip_and_none_without(ramp: Part) -> None:
     mirrored = [seen[0, 0, 0] > seen[0, -1, 0] for seen in views(ramp, NOTHING.model_copy(update={"hflip": True}))]
     assert 0.3 < np.mean(mirrored) < 0.7
     assert not any(seen[0, 0, 0] > seen[0, -1, 0] for seen in views(ramp, NOTHING))
 
 
-def test_scale_is_the_share_of_the_area(ramp: Part) -> None:
+def test_scale_is_the_share_of_the_images_area(ramp: Part) -> None:
     widths = [
         (seen[20, -1, 0] - seen[20, 0, 0]) / 39 * 40 / 100 for seen in views(ramp, NOTHING.model_copy(update={"scale": (0.25, 0.64)}))
     ]
@@ -129,12 +129,12 @@ def test_brightness_stays_in_its_range(ramp: Part) -> None:
     assert factors.std() > 0.05
 
 
-def test_signs_are_not_mirrored() -> None:
-    assert not augmentation_for("mnist").hflip
-    assert not augmentation_for("torch/KMNIST").hflip
-    mnist, cifar = augmentation_for("mnist").scale, augmentation_for("cifar10").scale
+def test_handwritten_characters_are_not_mirrored() -> None:
+    assert not default_augmentation("mnist").hflip
+    assert not default_augmentation("torch/KMNIST").hflip
+    mnist, cifar = default_augmentation("mnist").scale, default_augmentation("cifar10").scale
     assert mnist is not None
     assert cifar is not None
     assert mnist[0] > cifar[0]
     for spec in ("cats-vs-dogs", "fashion-mnist", "path/to/folder"):
-        assert augmentation_for(spec) == Augmentation()
+        assert default_augmentation(spec) == Augmentation()

@@ -126,7 +126,7 @@ def test_the_rate_finder_trains_on_any_number_of_images(nine: Path, tmp_path: Pa
 
 
 def test_one_image_at_a_time_is_refused_before_anything_is_written(nine: Path, tmp_path: Path) -> None:
-    said = r"^--batch-size 1: batch norm \S+ of resnest14d has a single value a channel of one image.*: use --batch-size 2 or more$"
+    said = r"^--batch-size 1: batch norm \S+ of resnest14d has a single value per channel .*: use --batch-size 2 or more$"
     with pytest.raises(SettingsError, match=said):
         finetune(asked(nine, tmp_path / "run", batch_size=1, accumulate=4))
     assert not (tmp_path / "run").exists()
@@ -142,5 +142,5 @@ def test_a_norm_that_meets_one_image_anyway_is_told_in_one_line() -> None:
     model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4), nn.Linear(4, 3))
     stepper = Stepper(model, torch.optim.SGD(model.parameters(), lr=0.1), StepOptions())
     stepper.begin()
-    with pytest.raises(SettingsError, match=r"single value a channel to train on \(its input is \[1, 4\]\): use a larger --batch-size"):
+    with pytest.raises(SettingsError, match=r"single value per channel to train on \(input size \[1, 4\]\): use a larger --batch-size"):
         stepper.step(0, torch.randn(1, 4), torch.zeros(1, dtype=torch.int64))

@@ -1,4 +1,4 @@
-"""The feature cache: the same numbers as without it, computed once, by a network that does not change."""
+"""Feature cache: the same features as without it, computed once, by an unchanged network."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import nn
 from tests.helpers.training.feature_work import BATCH, SIZE, cache
 from tests.helpers.training.tiny_training import config, digest, put_colours
 from tlcli.contract.errors import ImageError, SettingsError, WeightsError
-from tlcli.training.data.dataset import Checked, Part
+from tlcli.training.data.dataset import CheckResult, Part
 from tlcli.training.data.load import load_dataset
 from tlcli.training.data.transforms import ImageDataset
 from tlcli.training.engine.head import classify_embeddings
@@ -31,12 +31,12 @@ VIEW = View(Augmentation(), number=0, seed=0)
 
 
 class Gone:
-    """A source whose images nobody may ask for."""
+    """Source whose images must not be read."""
 
     def load(self, name: str) -> Image.Image:
         raise ImageError(f"{name}: was read again")
 
-    def check(self, names: Sequence[str], advance: Advance) -> dict[str, Checked]:
+    def check(self, names: Sequence[str], advance: Advance) -> dict[str, CheckResult]:
         raise NotImplementedError
 
 
@@ -62,7 +62,7 @@ def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("head", ["linear", "mlp:8", "original"])
 @pytest.mark.parametrize("view", [None, VIEW], ids=["plain", "augmented"])
-def test_kept_features_are_those_computed_directly(part: Part, head: str, view: View | None) -> None:
+def test_cached_features_equal_those_computed_directly(part: Part, head: str, view: View | None) -> None:
     features = cache(head)
     kept = features.embeddings(part, "features", view)
     batch = ImageDataset(part, SIZE, view.augmentation if view else None)
@@ -74,9 +74,9 @@ def test_kept_features_are_those_computed_directly(part: Part, head: str, view: 
         torch.testing.assert_close(classify_embeddings(network, kept), network(network.normalise(images)), rtol=1e-5, atol=1e-6)
 
 
-def test_the_second_time_no_image_is_read(part: Part) -> None:
+def test_a_second_call_reads_no_image(part: Part) -> None:
     first = cache().embeddings(part, "features")
-    again = cache(classes=9).embeddings(gone(part), "features")  # the number of classes is the head's business
+    again = cache(classes=9).embeddings(gone(part), "features")  # features do not depend on the number of classes
     np.testing.assert_array_equal(first, again)
     assert isinstance(again, np.memmap)
     with pytest.raises(ImageError, match="was read again"):
@@ -88,20 +88,20 @@ def test_the_second_time_no_image_is_read(part: Part) -> None:
     [View(Augmentation(), 1, 0), View(Augmentation(), 0, 1), View(Augmentation(hflip=False), 0, 0), None],
     ids=["number", "seed", "augmentation", "none"],
 )
-def test_other_views_have_features_of_their_own(part: Part, view: View | None) -> None:
+def test_each_view_has_its_own_features(part: Part, view: View | None) -> None:
     one = cache().embeddings(part, "features", VIEW)
     np.testing.assert_array_equal(one, cache().embeddings(gone(part), "features", VIEW))
     other = cache().embeddings(part, "features", view)
     assert not np.allclose(one, other, rtol=1e-3)
 
 
-def test_the_order_of_the_images_counts(part: Part) -> None:
+def test_features_follow_the_order_of_the_images(part: Part) -> None:
     forward = np.array(cache().embeddings(part, "features"))
     backward = cache().embeddings(part.take(np.arange(len(part))[::-1]), "features")
     np.testing.assert_allclose(forward[::-1], backward, rtol=1e-5, atol=1e-6)
 
 
-def test_workers_make_no_difference(part: Part, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_do_not_depend_on_the_number_of_workers(part: Part, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tlcli.training.data.dataloader._FEWEST_FOR_WORKERS", 1)
     alone = np.array(cache(weights="a").embeddings(part, "features", VIEW))
     np.testing.assert_array_equal(alone, cache(weights="b", workers=2).embeddings(part, "features", VIEW))
@@ -109,8 +109,8 @@ def test_workers_make_no_difference(part: Part, monkeypatch: pytest.MonkeyPatch)
         cache(weights="c", workers=2).embeddings(gone(part), "features")
 
 
-def test_frozen_means_frozen(part: Part) -> None:
-    """Every tensor, batch norms' statistics included; and the network is left in the mode it was in."""
+def test_extraction_changes_no_tensor_of_the_network(part: Part) -> None:
+    """Batch norm statistics and the training mode are unchanged, too."""
     features = cache()
     features.network.train()
     before = digest(features.network)
@@ -135,34 +135,34 @@ class HalfGone(Gone):
         return self.part.load(index) if index < len(self.part) - 2 else super().load(name)
 
 
-def test_a_damaged_file_is_made_anew(part: Part, cache_folder: Path) -> None:
+def test_a_damaged_file_is_computed_again(part: Part, cache_folder: Path) -> None:
     first = np.array(cache().embeddings(part, "features"))
     (file,) = cache_folder.iterdir()
     file.write_bytes(file.read_bytes()[:-100])
     np.testing.assert_array_equal(cache().embeddings(part, "features"), first)
 
 
-def test_features_that_are_no_numbers_are_not_trained_on(part: Part, cache_folder: Path) -> None:
+def test_features_that_are_not_finite_are_rejected(part: Part, cache_folder: Path) -> None:
     features = cache()
     nn.init.constant_(next(features.network.backbone.parameters()), float("nan"))
-    with pytest.raises(WeightsError, match="no finite numbers: the weights are broken, or --mean and --std"):
+    with pytest.raises(WeightsError, match="the features are not finite: the weights are damaged, or --mean and --std"):
         features.embeddings(part, "features")
     assert list(cache_folder.iterdir()) == []
 
 
-def test_a_cache_that_cannot_be_written_is_named(part: Part, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written_is_reported(part: Part, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("TLCLI_CACHE", str(tmp_path / "file"))
-    with pytest.raises(SettingsError, match=r"the features cannot be kept: .*set TLCLI_CACHE to another folder"):
+    with pytest.raises(SettingsError, match=r"cannot store the features: .*set TLCLI_CACHE to another folder"):
         cache().embeddings(part, "features")
 
 
-# ---- going on
+# ---- interrupted computations
 
 
 @pytest.fixture(scope="module")
 def killed(colours: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a process leaves that was killed when 20 of the 36 images were done, in batches of 8."""
+    """Return the file left by a process that was killed after 20 of the 36 images, in batches of 8."""
     folder = tmp_path_factory.mktemp("killed")
     command = [sys.executable, "-m", "tests.helpers.training.feature_work", str(colours), "20"]
     process = subprocess.run(command, cwd=REPOSITORY, env={**os.environ, "TLCLI_CACHE": str(folder)}, timeout=120, check=False)
@@ -172,7 +172,7 @@ def killed(colours: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("damage", ["none", "torn batch", "torn header"])
-def test_a_killed_computation_goes_on_where_it_was(
+def test_a_killed_computation_is_resumed(
     part: Part, killed: Path, cache_folder: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
     monkeypatch.setattr("tlcli.training.features.cache._BATCH", BATCH)
@@ -187,7 +187,7 @@ def test_a_killed_computation_goes_on_where_it_was(
     kept = features.embeddings(part, "features")
     assert kept.tobytes() == expected.tobytes()
     assert sum(runs) == (36 if damage == "torn header" else 36 - 22)  # batches of 8, 7, 7, 7 and 7
-    assert len(said) == (damage != "torn header")
+    assert said == (["features: continuing an interrupted computation, 22 images done"] if damage != "torn header" else [])
     assert not list(cache_folder.glob("*.partial"))
 
 

@@ -1,4 +1,4 @@
-"""The frozen side of a network, by whichever engine: the same features."""
+"""Feature extraction gives the same features with both engines."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tlcli.contract.images.preprocessing import Preprocessing
-from tlcli.training.features import extractor as frozen
+from tlcli.training.features import extractor
 from tlcli.training.models.network import Network, NetworkConfig, build
 
 IMAGES = torch.randint(0, 256, (5, 32, 40, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
@@ -21,7 +21,7 @@ def network(backbone: str = "test_resnet", head: str = "linear") -> Network:
 
 
 class Sessions:
-    """Counts those that are made."""
+    """Counter of the ONNX Runtime sessions opened."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.made = 0
@@ -42,7 +42,7 @@ def sessions(monkeypatch: pytest.MonkeyPatch) -> Sessions:
 @pytest.mark.parametrize(("backbone", "head"), [("test_resnet", "linear"), ("test_efficientnet", "mlp:4"), ("cifar_resnet20", "original")])
 def test_onnx_runtime_computes_what_pytorch_does(sessions: Sessions, backbone: str, head: str) -> None:
     net = network(backbone, head)
-    run = frozen.frozen_side(net, frozen.WORTH)
+    run = extractor.build_extractor(net, extractor.MIN_IMAGES_FOR_ONNX)
     assert sessions.made == 1
     with torch.inference_mode():
         expected = net.embed(net.features(net.normalise(IMAGES))).numpy()
@@ -50,18 +50,18 @@ def test_onnx_runtime_computes_what_pytorch_does(sessions: Sessions, backbone: s
         np.testing.assert_allclose(run(IMAGES[:count]), expected[:count], atol=1e-5 * np.abs(expected).max())
 
 
-def test_few_images_are_not_worth_a_graph(sessions: Sessions) -> None:
+def test_pytorch_runs_a_small_number_of_images(sessions: Sessions) -> None:
     net = network()
-    run = frozen.frozen_side(net, frozen.WORTH - 1)
+    run = extractor.build_extractor(net, extractor.MIN_IMAGES_FOR_ONNX - 1)
     assert sessions.made == 0
     with torch.inference_mode():
         assert (run(IMAGES) == net.embed(net.features(net.normalise(IMAGES))).numpy()).all()
 
 
-def test_an_answer_that_differs_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tracer sees one way through a network only, and an operator may be translated wrongly."""
+def test_pytorch_is_used_if_onnx_runtime_disagrees(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tracer records a single path through a network, and an operator may be translated wrongly."""
     net = network()
-    right = frozen._graph
+    right = extractor._graph
 
     def wrong(module: torch.nn.Module) -> bytes:
         with torch.no_grad():
@@ -71,13 +71,13 @@ def test_an_answer_that_differs_is_not_taken(monkeypatch: pytest.MonkeyPatch) ->
             weight.sub_(0.01)
         return graph
 
-    monkeypatch.setattr(frozen, "_graph", wrong)
-    run = frozen.frozen_side(net, frozen.WORTH)
+    monkeypatch.setattr(extractor, "_graph", wrong)
+    run = extractor.build_extractor(net, extractor.MIN_IMAGES_FOR_ONNX)
     with torch.inference_mode():
         assert (run(IMAGES) == net.embed(net.features(net.normalise(IMAGES))).numpy()).all()
 
 
-def test_what_has_no_graph_runs_in_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pytorch_is_used_if_the_network_cannot_be_exported(monkeypatch: pytest.MonkeyPatch) -> None:
     net = network()
     plain = net.embed
 
@@ -85,16 +85,16 @@ def test_what_has_no_graph_runs_in_pytorch(monkeypatch: pytest.MonkeyPatch) -> N
         return plain(features) + torch.special.i0e(features).mean((-2, -1)) * 0  # an operator that ONNX does not have
 
     monkeypatch.setattr(net, "embed", embed)
-    run = frozen.frozen_side(net, frozen.WORTH)
+    run = extractor.build_extractor(net, extractor.MIN_IMAGES_FOR_ONNX)
     with torch.inference_mode():
         assert (run(IMAGES) == net.embed(net.features(net.normalise(IMAGES))).numpy()).all()
 
 
-def test_the_network_is_left_as_it_was() -> None:
+def test_the_network_is_unchanged() -> None:
     net = network()
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    wanted = [parameter.requires_grad for parameter in net.parameters()]
-    frozen.frozen_side(net, frozen.WORTH)(IMAGES)
+    trainable = [parameter.requires_grad for parameter in net.parameters()]
+    extractor.build_extractor(net, extractor.MIN_IMAGES_FOR_ONNX)(IMAGES)
     assert all((tensor == before[name]).all() for name, tensor in net.state_dict().items())
-    assert [parameter.requires_grad for parameter in net.parameters()] == wanted
+    assert [parameter.requires_grad for parameter in net.parameters()] == trainable
     assert not net.training

@@ -1,4 +1,4 @@
-"""Rows on disk: whole or gone on with, one writer at a time, the least recently used taken away first."""
+"""Row files: complete or resumed, one writer at a time, the least recently used evicted first."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import pytest
 from numpy.typing import NDArray
 
 from tlcli.contract.errors import ImageError, SettingsError
-from tlcli.training.features.row_file import growing_rows, most_bytes, open_rows, prune
+from tlcli.training.features.row_file import growing_rows, max_cache_bytes, open_rows, prune
 
 ROWS = np.arange(12, dtype=np.float32).reshape(6, 2)
 
 
-def test_what_is_appended_is_what_numpy_reads(tmp_path: Path) -> None:
+def test_numpy_reads_the_appended_rows(tmp_path: Path) -> None:
     path = tmp_path / "new folder" / "key.npy"
     with growing_rows(path, 6) as rows:
         assert rows is not None
@@ -40,19 +40,19 @@ def write_and_raise(path: Path, batch: NDArray[np.float32], error: BaseException
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError()], ids=["interrupt", "no room"])
-def test_what_was_written_before_an_interruption_is_there_the_next_time(tmp_path: Path, error: BaseException) -> None:
+def test_rows_written_before_an_interruption_are_kept(tmp_path: Path, error: BaseException) -> None:
     path = tmp_path / "key.npy"
     with pytest.raises(type(error)):
         write_and_raise(path, ROWS[:4], error)
     with growing_rows(path, 6) as rows:
         assert rows is not None
         assert rows.present == 4
-        rows.cut(2)
+        rows.truncate(2)
         rows.append(ROWS[2:])
     np.testing.assert_array_equal(np.load(path), ROWS)
 
 
-def test_an_error_of_ours_leaves_nothing(tmp_path: Path) -> None:
+def test_an_image_error_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(ImageError):
         write_and_raise(tmp_path / "key.npy", ROWS[:4], ImageError("cannot be read"))
     assert list(tmp_path.iterdir()) == []
@@ -61,24 +61,24 @@ def test_an_error_of_ours_leaves_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "beginning", [b"", b"nonsense", b"\x93NUMPY\x01", np.lib.format.magic(2, 0)], ids=["empty", "nonsense", "cut", "2.0"]
 )
-def test_what_is_no_beginning_is_written_anew(tmp_path: Path, beginning: bytes) -> None:
+def test_an_invalid_unfinished_file_is_overwritten(tmp_path: Path, beginning: bytes) -> None:
     (tmp_path / "key.partial").write_bytes(beginning)
     with growing_rows(tmp_path / "key.npy", 6) as rows:
         assert rows is not None
         assert rows.present == 0
-        rows.cut(0)
+        rows.truncate(0)
         rows.append(ROWS)
     np.testing.assert_array_equal(np.load(tmp_path / "key.npy"), ROWS)
 
 
-def test_of_two_that_want_the_same_one_computes_and_the_other_waits(tmp_path: Path) -> None:
+def test_a_second_writer_waits_for_the_first(tmp_path: Path) -> None:
     path = tmp_path / "key.npy"
     waits = threading.Event()
-    got: list[object] = []
+    received: list[object] = []
 
     def second() -> None:
         with growing_rows(path, 6, waits.set) as rows:
-            got.append(rows)
+            received.append(rows)
 
     thread = threading.Thread(target=second)
     with growing_rows(path, 6) as rows:
@@ -87,14 +87,14 @@ def test_of_two_that_want_the_same_one_computes_and_the_other_waits(tmp_path: Pa
         thread.start()
         assert waits.wait(30)
         rows.append(ROWS[3:])
-        assert got == []
+        assert received == []
     thread.join(30)
-    assert got == [None]  # there is nothing left to do
+    assert received == [None]  # the file is complete
     np.testing.assert_array_equal(np.load(path), ROWS)
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_who_waits_takes_over_from_one_that_failed(tmp_path: Path) -> None:
+def test_a_waiting_writer_takes_over_from_one_that_failed(tmp_path: Path) -> None:
     path = tmp_path / "key.npy"
     waits = threading.Event()
 
@@ -122,7 +122,7 @@ def put(path: Path, used: int, size: int = 1000) -> Path:
     return path
 
 
-def test_the_least_recently_used_goes_first(tmp_path: Path) -> None:
+def test_the_least_recently_used_file_is_evicted_first(tmp_path: Path) -> None:
     for name, used in (("old", 1), ("older", 0), ("new", 3), ("middle", 2)):
         put(tmp_path / f"{name}.npy", used)
     prune(tmp_path, 4000, [])
@@ -133,7 +133,7 @@ def test_the_least_recently_used_goes_first(tmp_path: Path) -> None:
     assert {path.stem for path in tmp_path.iterdir()} == {"middle"}
 
 
-def test_reading_is_using(tmp_path: Path) -> None:
+def test_reading_a_file_counts_as_use(tmp_path: Path) -> None:
     for name in ("a", "b"):
         np.save(tmp_path / f"{name}.npy", ROWS)
         os.utime(tmp_path / f"{name}.npy", (0, 0))
@@ -142,8 +142,8 @@ def test_reading_is_using(tmp_path: Path) -> None:
     assert [path.stem for path in tmp_path.iterdir()] == ["a"]
 
 
-def test_what_was_given_up_is_pruned_and_what_is_being_written_is_not(tmp_path: Path) -> None:
-    put(tmp_path / "given up.partial", used=0)
+def test_abandoned_files_are_pruned_and_files_being_written_are_not(tmp_path: Path) -> None:
+    put(tmp_path / "abandoned.partial", used=0)
     with growing_rows(tmp_path / "written.npy", 6) as rows:
         assert rows is not None
         rows.append(ROWS[:3])
@@ -154,17 +154,17 @@ def test_what_was_given_up_is_pruned_and_what_is_being_written_is_not(tmp_path: 
     np.testing.assert_array_equal(np.load(tmp_path / "written.npy"), ROWS)
 
 
-@pytest.mark.parametrize(("given", "bytes_"), [(None, 10**10), ("", 10**10), ("0", 0), ("0.5", 5 * 10**8), ("20", 2 * 10**10)])
-def test_the_limit_is_in_gigabytes(monkeypatch: pytest.MonkeyPatch, given: str | None, bytes_: int) -> None:
-    if given is None:
+@pytest.mark.parametrize(("value", "bytes_"), [(None, 10**10), ("", 10**10), ("0", 0), ("0.5", 5 * 10**8), ("20", 2 * 10**10)])
+def test_the_limit_is_in_gigabytes(monkeypatch: pytest.MonkeyPatch, value: str | None, bytes_: int) -> None:
+    if value is None:
         monkeypatch.delenv("TLCLI_CACHE_GB", raising=False)
     else:
-        monkeypatch.setenv("TLCLI_CACHE_GB", given)
-    assert most_bytes() == bytes_
+        monkeypatch.setenv("TLCLI_CACHE_GB", value)
+    assert max_cache_bytes() == bytes_
 
 
-@pytest.mark.parametrize("given", ["much", "-1", "nan", "inf", "10 GB"])
-def test_a_limit_that_is_no_number_is_told(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
-    monkeypatch.setenv("TLCLI_CACHE_GB", given)
-    with pytest.raises(SettingsError, match=f"^TLCLI_CACHE_GB={given}: expected a number of gigabytes, 0 or more$"):
-        most_bytes()
+@pytest.mark.parametrize("value", ["much", "-1", "nan", "inf", "10 GB"])
+def test_an_invalid_limit_is_reported(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("TLCLI_CACHE_GB", value)
+    with pytest.raises(SettingsError, match=f"^TLCLI_CACHE_GB={value}: expected a number of gigabytes, 0 or more$"):
+        max_cache_bytes()

@@ -1,4 +1,4 @@
-"""Names of backbones as people write them."""
+"""Spellings of backbone names."""
 
 from __future__ import annotations
 
@@ -26,40 +26,40 @@ from tlcli.training.models.network import create_backbone
         ("resnet50", "resnet50"), ("vgg", "vgg"), ("resnt50", "resnt50"), ("", ""),
     ],
 )  # fmt: skip
-def test_what_is_unambiguous_is_taken(written: str, meant: str) -> None:
+def test_an_unambiguous_spelling_is_resolved(written: str, meant: str) -> None:
     assert resolve_backbone_name(written) == meant
 
 
-def test_timms_own_names_are_left_alone() -> None:
+def test_timms_own_names_are_unchanged() -> None:
     changed = {name for name in timm.list_models() if resolve_backbone_name(name) != name}
     assert not changed
 
 
 @pytest.mark.parametrize(
-    ("written", "near"), [("vgg", "vgg11, vgg13, vgg16"), ("resnt50", "resnet50"), ("eficientnet_b0", "efficientnet_b0")]
+    ("written", "similar"), [("vgg", "vgg11, vgg13, vgg16"), ("resnt50", "resnet50"), ("eficientnet_b0", "efficientnet_b0")]
 )
-def test_what_is_not_gets_a_line_with_what_is_near(written: str, near: str) -> None:
-    with pytest.raises(SettingsError, match=rf"unknown backbone '{written}': .*near it: {near}") as refused:
+def test_an_unknown_name_is_reported_with_similar_names(written: str, similar: str) -> None:
+    with pytest.raises(SettingsError, match=rf"unknown backbone '{written}': .*similar names: {similar}") as error:
         create_backbone(written, {})
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(error.value)
 
 
-def test_a_run_says_what_was_taken_and_warns_of_random_features(tmp_path: Path) -> None:
+def test_a_run_reports_the_resolved_name_and_warns_of_random_features(tmp_path: Path) -> None:
     put_colours(tmp_path / "colours", train=2, val=1, test=1)
     said: list[str] = []
     result = finetune(config(tmp_path / "colours", tmp_path / "run", backbone="Test-ResNet", epochs=1), log=said.append)
-    assert "--backbone Test-ResNet: taken as test_resnet" in said
+    assert "--backbone Test-ResNet: using test_resnet" in said
     assert any(line.startswith("warning: --weights none") and "--mode full" in line for line in said)
     assert load_run(result.path).network_config.backbone == "test_resnet"
 
 
-def test_the_list_of_backbones_is_what_was_measured_of_every_timm_module() -> None:
-    """Against the table in docs/networks.md: a module is listed if a model of it has spatial features."""
+def test_the_list_of_backbones_matches_the_table_of_every_timm_module() -> None:
+    """Compares with the table in docs/networks.md: a module is listed if one of its models has spatial features."""
     table = (Path(__file__).parents[3] / "docs" / "networks.md").read_text(encoding="utf-8").partition("## Every timm module")[2]
     rows = [[cell.strip() for cell in line.split("|")] for line in table.splitlines() if line.startswith("| ")][1:]
     spatial = {row[1] for row in rows if not row[4].startswith("has no spatial features")}
     assert {row[1] for row in rows} == timm_modules()
-    listed = {one.family for one in list_backbones()} & timm_modules()
+    listed = {backbone.family for backbone in list_backbones()} & timm_modules()
     assert listed == spatial
     assert not any("failed" in cell or "**" in cell for row in rows for cell in row)
 
@@ -69,5 +69,5 @@ def family(name: str) -> str:
 
 
 def timm_modules() -> set[str]:
-    """timm's own, without those that this project registers."""
+    """Return timm's own modules, without those of this project."""
     return {family(name) for name in timm.list_models() if timm.models.model_entrypoint(name).__module__.startswith("timm.")}

@@ -1,4 +1,4 @@
-"""Cutting a backbone into features, embedding and classifier, and the gradient at the cut."""
+"""Split of a backbone into features, embedding and classifier, and the gradient of the features."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def network(backbone: str, head: str, size: int = 32, classes: int = 3) -> Netwo
 
 @pytest.mark.parametrize("head", ["linear", "mlp:16", "original"])
 @pytest.mark.parametrize("backbone", ["test_resnet", "resnet10t", "mobilenetv2_035", "mobilenetv3_small_050", "dla46_c", "test_convnext"])
-def test_the_cut_pieces_make_the_whole(backbone: str, head: str) -> None:
+def test_the_three_steps_equal_the_forward_pass(backbone: str, head: str) -> None:
     built = network(backbone, head)
     inputs = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     features = built.features(inputs)
@@ -33,13 +33,13 @@ def test_the_cut_pieces_make_the_whole(backbone: str, head: str) -> None:
     assert built(inputs).shape == (2, 3)
     if head == "original":  # timm's own forward pass is the reference
         torch.testing.assert_close(built(inputs), built.backbone(inputs))
-    if head == "linear":  # the mean over places, whatever layers the network's own head has
+    if head == "linear":  # the spatial mean, whatever layers the network's own head has
         assert embedding.shape[1] == features.shape[1]
 
 
 @pytest.mark.parametrize("backbone", ["swiftformer_xs", "efficientformerv2_s0", "repvit_m0_9"])
-def test_a_head_of_ours_takes_the_place_of_two_classifiers(backbone: str) -> None:
-    """What the refusal of their own head advises."""
+def test_a_linear_head_replaces_two_classifiers(backbone: str) -> None:
+    """Follows the advice in the error message about their own head."""
     with pytest.raises(
         SettingsError,
         match=rf"{backbone}: its own head (has 2 classifiers|does not end with one linear layer), .*fine-tune with --head linear",
@@ -51,7 +51,7 @@ def test_a_head_of_ours_takes_the_place_of_two_classifiers(backbone: str) -> Non
     torch.testing.assert_close(built(inputs), features.mean((-2, -1)) @ built.last_layer.weight.T + built.last_layer.bias)
 
 
-def test_heads_of_ours_leave_vggs_hidden_layers_out() -> None:
+def test_a_linear_head_drops_vggs_hidden_layers() -> None:
     kept, dropped = network("vgg11", "original"), network("vgg11", "linear")
     parameters = [sum(parameter.numel() for parameter in each.parameters()) for each in (kept, dropped)]
     assert parameters[0] - parameters[1] > 100e6  # fc6 and fc7
@@ -68,41 +68,41 @@ def test_normalisation_is_that_of_the_preprocessing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("backbone", "size", "said"),
+    ("backbone", "size", "message"),
     [
-        ("vgg11", 8, "vgg11 cannot take images of 8x8 pixels .*made for 224x224; choose another --image-size"),
-        ("maxvit_nano_rw_256", 64, "cannot take images of 64x64 pixels"),
+        ("vgg11", 8, "vgg11 does not accept images of 8x8 pixels .*made for 224x224; choose another --image-size"),
+        ("maxvit_nano_rw_256", 64, "does not accept images of 64x64 pixels"),
         ("test_vit", 160, "no spatial features .*choose a convolutional backbone"),
         ("swin_tiny_patch4_window7_224", 224, "no spatial features"),
-        ("resnet999", 32, "unknown backbone 'resnet999': `tlcli backbones` lists those there are; near it: .*resnet"),
-        ("resnet18.nope", 32, "resnet18 has no weights of that tag; it has: .*resnet18.a1_in1k"),
+        ("resnet999", 32, "unknown backbone 'resnet999': run `tlcli backbones` for a list; similar names: .*resnet"),
+        ("resnet18.nope", 32, "resnet18 has no weights with that tag; available: .*resnet18.a1_in1k"),
     ],
 )
-def test_a_backbone_that_cannot_serve_says_why(backbone: str, size: int, said: str) -> None:
-    with pytest.raises(SettingsError, match=said) as caught:
+def test_an_unusable_backbone_is_reported_with_the_reason(backbone: str, size: int, message: str) -> None:
+    with pytest.raises(SettingsError, match=message) as error:
         network(backbone, "linear", size)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)
 
 
-def test_model_arguments_that_are_wrong_are_named() -> None:
-    with pytest.raises(SettingsError, match=r"test_resnet does not take these model arguments \(nonsense\)"):
+def test_invalid_model_arguments_are_named() -> None:
+    with pytest.raises(SettingsError, match=r"test_resnet does not accept these model arguments \(nonsense\)"):
         create_backbone("test_resnet", {"nonsense": 1})
-    with pytest.raises(SettingsError, match="--model-kwargs checkpoint_path: not a model argument to set here"):
+    with pytest.raises(SettingsError, match="--model-kwargs checkpoint_path: cannot be set here"):
         create_backbone("test_resnet", {"checkpoint_path": "x"})
 
 
-def test_preprocessing_is_the_backbones_own_unless_asked_otherwise() -> None:
+def test_settings_override_the_backbones_preprocessing() -> None:
     backbone = timm.create_model("test_resnet")
     own = resolve_preprocessing(FinetuneConfig(backbone="test_resnet"), backbone)
     assert own == Preprocessing(height=160, width=160, crop_pct=0.95, interpolation="bilinear", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-    asked = FinetuneConfig(backbone="test_resnet", image_size=96, interpolation="bicubic", std=(1.0, 1.0, 1.0))
-    changed = resolve_preprocessing(asked, backbone)
+    config = FinetuneConfig(backbone="test_resnet", image_size=96, interpolation="bicubic", std=(1.0, 1.0, 1.0))
+    changed = resolve_preprocessing(config, backbone)
     assert changed == own.model_copy(update={"height": 96, "width": 96, "interpolation": "bicubic", "std": (1.0, 1.0, 1.0)})
 
 
-def test_a_backbone_of_fixed_size_names_the_argument_that_changes_it() -> None:
+def test_the_error_for_a_fixed_image_size_names_the_argument_that_changes_it() -> None:
     backbone = timm.create_model("maxvit_nano_rw_256")
-    with pytest.raises(SettingsError, match=r"--image-size 224: .*256x256 pixels and takes no other; .*--model-kwargs img_size=224"):
+    with pytest.raises(SettingsError, match=r"--image-size 224: .*256x256 pixels and accepts no other size; .*--model-kwargs img_size=224"):
         resolve_preprocessing(FinetuneConfig(backbone="maxvit_nano_rw_256", image_size=224), backbone)
     config = FinetuneConfig(backbone="maxvit_nano_rw_256", image_size=224, model_kwargs={"img_size": 224})
     assert resolve_preprocessing(config, backbone).height == 224
@@ -110,7 +110,7 @@ def test_a_backbone_of_fixed_size_names_the_argument_that_changes_it() -> None:
 
 @pytest.mark.parametrize("head", ["linear", "mlp:8", "original"])
 def test_feature_gradients_are_the_jacobian_of_the_head(head: str) -> None:
-    """Against a Jacobian formed by forward-mode differentiation, in float64."""
+    """Compares with a Jacobian-vector product by forward-mode differentiation, in float64."""
     built = network("mobilenetv3_small_050" if head == "original" else "test_resnet", head).double().requires_grad_(False)
     images = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     classes = torch.tensor([[2, 0], [1, 1]])
@@ -125,8 +125,8 @@ def test_feature_gradients_are_the_jacobian_of_the_head(head: str) -> None:
 
 
 def test_gradcam_is_the_papers_formula() -> None:
-    draw = np.random.default_rng(0)
-    activations, gradients = draw.normal(size=(2, 5, 3, 4)), draw.normal(size=(2, 2, 5, 3, 4))
+    rng = np.random.default_rng(0)
+    activations, gradients = rng.normal(size=(2, 5, 3, 4)), rng.normal(size=(2, 2, 5, 3, 4))
     maps = gradcam(torch.from_numpy(activations), torch.from_numpy(gradients)).numpy()
     for n in range(2):
         for k in range(2):

@@ -1,4 +1,4 @@
-"""Layers in the order in which they run, with the maps that they answered and nothing that is no map; which of them are shown."""
+"""Layers with spatial maps: their order, their maps, and the selection of layers to show."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ SIZE = 16
 
 
 class Odd(nn.Module):
-    """A backbone with all that makes maps hard to find."""
+    """Backbone with everything that makes maps hard to find."""
 
     num_features = 6
     pretrained_cfg = {"input_size": (3, SIZE, SIZE)}  # noqa: RUF012
 
     def __init__(self, one_size: bool = False) -> None:
         super().__init__()
-        self.fc = nn.Linear(6, 2)  # defined first, and not run among the features
+        self.fc = nn.Linear(6, 2)  # defined first, but not part of the features
         self.last = nn.Conv2d(5, 6, 3, padding=1)
         self.conv = nn.Conv2d(3, 4, 3, padding=1)
         self.relu = nn.ReLU(inplace=True)
@@ -73,20 +73,20 @@ def image(size: int = SIZE) -> np.ndarray:  # type: ignore[type-arg]
 
 
 @pytest.mark.parametrize("one_size", [False, True])
-def test_layers_come_in_the_order_in_which_they_run_and_only_those_with_maps(one_size: bool) -> None:
-    found = spatial_layers(network(Odd(one_size)))
-    assert [(layer.label, layer.shape) for layer in found] == [
+def test_layers_with_maps_are_found_in_the_order_of_execution(one_size: bool) -> None:
+    layers = spatial_layers(network(Odd(one_size)))
+    assert [(layer.label, layer.shape) for layer in layers] == [
         ("conv", (4, 16, 16)), ("relu", (4, 16, 16)), ("same", (4, 16, 16)), ("second", (4, 16, 16)), ("relu:2", (4, 16, 16)),
         ("pool", (4, 8, 8)), ("dense", (5, 8, 8)), ("last", (6, 8, 8)),
     ]  # fmt: skip
-    assert [layer.number for layer in found] == [1, 2, 2, 3, 4, 5, 6, 7], "what hands on the same output shares a number"
-    assert [layer.label for layer in found if layer.channels_last] == ["dense"]
-    assert [layer.label for layer in found if layer.pools] == ["pool"]
-    assert [layer.label for layer in distinct(found)] == ["conv", "relu", "second", "relu:2", "pool", "dense", "last"]
+    assert [layer.number for layer in layers] == [1, 2, 2, 3, 4, 5, 6, 7], "layers with the same output share a number"
+    assert [layer.label for layer in layers if layer.channels_last] == ["dense"]
+    assert [layer.label for layer in layers if layer.pools] == ["pool"]
+    assert [layer.label for layer in distinct(layers)] == ["conv", "relu", "second", "relu:2", "pool", "dense", "last"]
 
 
-def test_maps_are_what_each_layer_answered_at_its_end() -> None:
-    """Computed again one by one; the ReLU works in place, so a copy taken later would show it under the convolution's name."""
+def test_maps_are_the_outputs_of_each_layer_when_it_finished() -> None:
+    """Compares with separately computed outputs. The ReLU works in place and would change a later copy of the convolution's output."""
     net, photo = network(Odd()), image()
     recorded = record(net, photo, spatial_layers(net))
     odd: Any = net.backbone
@@ -103,7 +103,7 @@ def test_maps_are_what_each_layer_answered_at_its_end() -> None:
     assert (recorded["same"] == recorded["relu"]).all()
 
 
-def test_looking_leaves_the_network_as_it_was() -> None:
+def test_recording_leaves_the_network_unchanged() -> None:
     net = network(Odd())
     inputs = net.normalise(torch.from_numpy(image())[None])
     before = net.features(inputs)
@@ -127,12 +127,12 @@ def test_looking_leaves_the_network_as_it_was() -> None:
         ),
     ],
 )  # fmt: skip
-def test_by_default_the_stem_the_pools_and_the_last_layer_of_each_size(backbone: str, expected: list[str]) -> None:
+def test_the_default_layers_are_the_stem_the_pools_and_the_last_of_each_size(backbone: str, expected: list[str]) -> None:
     net = network(backbone, 64)
     assert [layer.label for layer in default_layers(net.backbone, spatial_layers(net))] == expected
 
 
-def test_maps_of_one_pixel_are_not_shown_unasked() -> None:
+def test_maps_of_one_pixel_are_shown_only_on_request() -> None:
     net = network("resnet18", 32)
     layers = spatial_layers(net)
     assert {layer.shape for layer in layers} >= {(512, 1, 1)}
@@ -140,8 +140,8 @@ def test_maps_of_one_pixel_are_not_shown_unasked() -> None:
     assert asked_layers(net.backbone, layers, ["layer4"])[0].shape == (512, 1, 1)
 
 
-def test_layers_in_channels_last_blocks_are_turned_the_right_way() -> None:
-    """Against the block's own arithmetic: the depthwise convolution's maps, normalised over the channels."""
+def test_channels_last_maps_are_transposed() -> None:
+    """Compares with the block's arithmetic: the maps of the depthwise convolution, normalized over the channels."""
     net = network(timm.create_model("convnext_atto", conv_mlp=False), 64)
     layers = spatial_layers(net)
     norm = next(layer for layer in layers if layer.label == "stages.1.blocks.0.norm")
@@ -154,14 +154,14 @@ def test_layers_in_channels_last_blocks_are_turned_the_right_way() -> None:
     np.testing.assert_allclose(recorded[norm.label], expected.transpose(2, 0, 1), atol=1e-4)
 
 
-def test_layers_are_asked_for_by_label_module_or_all() -> None:
+def test_layers_are_selected_by_label_module_or_all() -> None:
     net = network(Odd())
     layers = spatial_layers(net)
 
     def labels(*names: str) -> list[str]:
         return [layer.label for layer in asked_layers(net.backbone, layers, names)]
 
-    assert labels("pool", "conv") == ["conv", "pool"], "in the order of execution, not of asking"
+    assert labels("pool", "conv") == ["conv", "pool"], "in the order of execution, not of the arguments"
     assert labels("relu:2") == ["relu:2"]
     assert labels("relu") == ["relu", "relu:2"], "a module means all its calls"
     assert labels("all") == ["conv", "relu", "second", "relu:2", "pool", "dense", "last"]
@@ -177,14 +177,14 @@ def test_layers_are_asked_for_by_label_module_or_all() -> None:
         ("gate", r"--layer gate: its output is no map"),
     ],
 )
-def test_an_unknown_layer_gets_one_line_with_the_way_out(name: str, message: str) -> None:
+def test_an_unknown_layer_is_reported_in_one_line(name: str, message: str) -> None:
     net = network(Odd())
     with pytest.raises(SettingsError, match=message) as error:
         asked_layers(net.backbone, spatial_layers(net), ["conv", name])
     assert "\n" not in str(error.value)
 
 
-def test_which_filters() -> None:
+def test_selection_of_filters() -> None:
     net = network("resnet18", 32)
     layers = spatial_layers(net)
 
@@ -195,7 +195,7 @@ def test_which_filters() -> None:
     every = labels(every=True)
     assert every[:2] == ["conv1", "layer1.0.conv1"]
     assert len(every) == 17
-    assert "layer2.0.downsample.0" not in every, "kernels of one pixel are drawn only when asked for"
+    assert "layer2.0.downsample.0" not in every, "1x1 kernels are drawn only on request"
     assert labels("layer2.0.downsample.0", "layer1", every=True) == ["layer2.0.downsample.0"]
     assert labels("layer1", "conv1", every=False) == ["conv1"]
     assert labels("layer1", every=False) == []

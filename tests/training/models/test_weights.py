@@ -1,4 +1,4 @@
-"""Weights as they are found: layouts, wrappers, misfits, files that would run code, and a hub that cannot be reached."""
+"""Weight files: layouts, wrappers, mismatches, files that would execute code, and an unreachable hub."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def loaded(backbone: str, weights: Path | str, **settings: Any) -> nn.Module:
 
 
 def randomised(module: nn.Module) -> nn.Module:
-    """Batch norms' statistics and all else random, so that nothing is right by being left at its default."""
+    """Randomize all tensors, including batch norm statistics, so that no default value can pass by accident."""
     generator = torch.Generator().manual_seed(0)
     for name, tensor in module.state_dict().items():
         if name.endswith("running_var"):
@@ -63,34 +63,34 @@ def vgg() -> nn.Module:
     return randomised(torchvision.models.vgg16(num_classes=5))
 
 
-def assert_same_answers(source: nn.Module, found: nn.Module, inputs: Tensor) -> None:
+def assert_same_logits(source: nn.Module, other: nn.Module, inputs: Tensor) -> None:
     with torch.no_grad():
-        torch.testing.assert_close(found(inputs), source(inputs), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(other(inputs), source(inputs), rtol=1e-4, atol=1e-5)
 
 
-def test_torchvisions_resnet_answers_the_same(tmp_path: Path, inputs: Tensor) -> None:
+def test_torchvisions_resnet_gives_the_same_logits(tmp_path: Path, inputs: Tensor) -> None:
     resnet = randomised(torchvision.models.resnet18())
     torch.save(resnet.state_dict(), tmp_path / "resnet18.pth")
-    assert_same_answers(resnet, loaded("resnet18", tmp_path / "resnet18.pth"), inputs)
+    assert_same_logits(resnet, loaded("resnet18", tmp_path / "resnet18.pth"), inputs)
 
 
-def test_timms_resnet_answers_the_same(tmp_path: Path, inputs: Tensor) -> None:
+def test_timms_resnet_gives_the_same_logits(tmp_path: Path, inputs: Tensor) -> None:
     resnet = randomised(timm.create_model("resnet18", num_classes=11))
     safetensors.torch.save_file(resnet.state_dict(), tmp_path / "resnet18.safetensors")
-    assert_same_answers(resnet, loaded("resnet18", tmp_path / "resnet18.safetensors"), inputs)
+    assert_same_logits(resnet, loaded("resnet18", tmp_path / "resnet18.safetensors"), inputs)
 
 
-def test_torchvisions_vgg_answers_the_same_and_gives_timms_layout(vgg: nn.Module, tmp_path: Path, inputs: Tensor) -> None:
+def test_torchvisions_vgg_gives_the_same_logits_and_timms_layout(vgg: nn.Module, tmp_path: Path, inputs: Tensor) -> None:
     torch.save(vgg.state_dict(), tmp_path / "vgg16.pth")
     found = loaded("vgg16", tmp_path / "vgg16.pth", head="original")
-    assert_same_answers(vgg, found, inputs)
+    assert_same_logits(vgg, found, inputs)
     (tmp_path / "vgg16.pth").unlink()
-    torch.save(found.state_dict(), tmp_path / "timm.pth")  # and back, in timm's own layout
-    assert_same_answers(vgg, loaded("vgg16", tmp_path / "timm.pth", head="original"), inputs)
+    torch.save(found.state_dict(), tmp_path / "timm.pth")  # the same weights in timm's layout
+    assert_same_logits(vgg, loaded("vgg16", tmp_path / "timm.pth", head="original"), inputs)
     (tmp_path / "timm.pth").unlink()
 
 
-def test_vgg_without_its_hidden_layers_fits_the_heads_that_leave_them_out(vgg: nn.Module, tmp_path: Path, inputs: Tensor) -> None:
+def test_vgg_without_its_hidden_layers_fits_heads_that_do_not_use_them(vgg: nn.Module, tmp_path: Path, inputs: Tensor) -> None:
     features = {name: tensor for name, tensor in vgg.state_dict().items() if name.startswith("features.")}
     path = tmp_path / "features.pth"
     torch.save(features, path)
@@ -98,7 +98,7 @@ def test_vgg_without_its_hidden_layers_fits_the_heads_that_leave_them_out(vgg: n
     backbone, print_of_seed_0 = load_backbone(config)
     with torch.no_grad():
         torch.testing.assert_close(backbone.forward_features(inputs), vgg.features(inputs))  # type: ignore[operator]
-    # What the file does not have is drawn, and no part of its fingerprint.
+    # Tensors missing in the file are random, and not part of the fingerprint.
     assert print_of_seed_0 == fingerprint({name: tensor for name, tensor in backbone.state_dict().items() if name in features})
     with pytest.raises(WeightsError, match=r"does not fit vgg16: 4 tensors missing \(pre_logits.fc1.weight"):
         loaded("vgg16", path, head="original")
@@ -152,7 +152,7 @@ WRAPPED: dict[str, Callable[[State], Any]] = {
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 @pytest.mark.parametrize("wrapping", WRAPPED)
-def test_checkpoints_as_they_are_found(wrapping: str, legacy: bool, source: nn.Module, inputs: Tensor, tmp_path: Path) -> None:
+def test_wrapped_checkpoints_are_read(wrapping: str, legacy: bool, source: nn.Module, inputs: Tensor, tmp_path: Path) -> None:
     torch.save(WRAPPED[wrapping](source.state_dict()), tmp_path / "found.pth", _use_new_zipfile_serialization=not legacy)
     found = loaded("test_resnet", tmp_path / "found.pth")
     expected = timm.create_model("test_resnet", num_classes=7).eval()
@@ -160,7 +160,7 @@ def test_checkpoints_as_they_are_found(wrapping: str, legacy: bool, source: nn.M
     if wrapping == "half precision":
         expected.load_state_dict(source.half().state_dict())
         source.float()
-    assert_same_answers(expected, found, inputs)
+    assert_same_logits(expected, found, inputs)
 
 
 @pytest.mark.parametrize(
@@ -168,21 +168,21 @@ def test_checkpoints_as_they_are_found(wrapping: str, legacy: bool, source: nn.M
     [("mobilenet_v2", "mobilenetv2_100", None), ("efficientnet_b0", "efficientnet_b0", None),
      ("mobilenet_v3_small", "mobilenetv3_small_100", 0.001), ("mobilenet_v3_large", "mobilenetv3_large_100", 0.001)],
 )  # fmt: skip
-def test_torchvisions_mobilenets_and_efficientnets_answer_the_same(
+def test_torchvisions_mobilenets_and_efficientnets_give_the_same_logits(
     torchvisions: str, timms: str, epsilon: float | None, tmp_path: Path, inputs: Tensor
 ) -> None:
     torch.manual_seed(0)
     network = randomised(torchvision.models.get_model(torchvisions, num_classes=7))
     torch.save(network.state_dict(), tmp_path / "tv.pth")
     kwargs = {} if epsilon is None else {"bn_eps": epsilon}
-    assert_same_answers(network, loaded(timms, tmp_path / "tv.pth", model_kwargs=kwargs), inputs)
+    assert_same_logits(network, loaded(timms, tmp_path / "tv.pth", model_kwargs=kwargs), inputs)
     if epsilon is not None:
-        with pytest.raises(WeightsError, match=rf"whose batch norms have the epsilon 0.001,.*add --model-kwargs bn_eps={epsilon}"):
+        with pytest.raises(WeightsError, match=rf"whose batch norms have epsilon 0.001,.*add --model-kwargs bn_eps={epsilon}"):
             loaded(timms, tmp_path / "tv.pth")
 
 
-def test_a_part_of_a_network_that_is_called_like_a_wrapper_is_kept(tmp_path: Path) -> None:
-    """VOLO's blocks are in `network.`: more than half of its tensors."""
+def test_a_submodule_named_like_a_wrapper_is_kept(tmp_path: Path) -> None:
+    """VOLO's blocks, more than half of its tensors, are in `network.`."""
     torch.manual_seed(0)
     volo = timm.create_model("volo_d1_224", num_classes=3)
     assert sum(name.startswith("network.") for name in volo.state_dict()) > len(volo.state_dict()) / 2
@@ -199,7 +199,7 @@ def test_a_backbone_without_classifier_fits(source: nn.Module, tmp_path: Path, i
         torch.testing.assert_close(found.forward_features(inputs), source.forward_features(inputs))  # type: ignore[operator]
 
 
-def test_a_fingerprint_is_of_the_weights_not_of_the_file(source: nn.Module, tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_the_weights_not_on_the_file(source: nn.Module, tmp_path: Path) -> None:
     state = source.state_dict()
     torch.save({"model": {f"module.{name}": value for name, value in state.items()}}, tmp_path / "a.pth")
     safetensors.torch.save_file(state, tmp_path / "b.safetensors")
@@ -213,7 +213,7 @@ def test_a_fingerprint_is_of_the_weights_not_of_the_file(source: nn.Module, tmp_
     assert prints[0] == prints[1] != prints[2]
 
 
-def test_random_weights_are_those_of_the_seed_and_leave_the_callers_draws_alone() -> None:
+def test_random_weights_depend_on_the_seed_and_leave_the_global_generator_alone() -> None:
     def drawn(seed: int) -> str:
         return load_backbone(FinetuneConfig(backbone="test_resnet", weights="none", seed=seed))[1]
 
@@ -230,7 +230,7 @@ def without(*names: str) -> Callable[[State], State]:
 
 MISFITS: dict[str, tuple[Callable[[State], State], str]] = {
     "missing": (without("bn1.weight"), r"1 tensors missing \(bn1.weight\)"),
-    # timm itself says nothing of missing tensors once the number of classes differs
+    # timm itself ignores missing tensors once the number of classes differs
     "missing, without classifier": (
         without("fc.weight", "fc.bias", "bn1.weight", "bn1.bias"),
         r"2 tensors missing \(bn1.weight; bn1.bias\)",
@@ -238,9 +238,9 @@ MISFITS: dict[str, tuple[Callable[[State], State], str]] = {
     "unexpected": (lambda state: {**state, "extra.weight": torch.zeros(2)}, r"1 tensors unexpected \(extra.weight\)"),
     "another shape": (
         lambda state: {**state, "bn1.bias": torch.zeros(3), "conv1.0.weight": torch.zeros(4, 1, 3, 3)},
-        r"2 tensors of another shape \(conv1.0.weight: expected \[16, 3, 3, 3\], found \[4, 1, 3, 3\]; bn1.bias: expected \[32\], found",
+        r"2 tensors with another shape \(conv1.0.weight: expected \[16, 3, 3, 3\], got \[4, 1, 3, 3\]; bn1.bias: expected \[32\], got",
     ),
-    "all of it": (
+    "all tensors": (
         lambda state: {f"blocks.{n}.weight": torch.zeros(2) for n in range(9)},
         r"9 tensors unexpected \(blocks.0.weight; .*and 6 more\)",
     ),
@@ -248,22 +248,24 @@ MISFITS: dict[str, tuple[Callable[[State], State], str]] = {
 
 
 @pytest.mark.parametrize("kind", MISFITS)
-def test_a_file_that_does_not_fit_says_which_tensors(kind: str, source: nn.Module, tmp_path: Path) -> None:
-    change, said = MISFITS[kind]
+def test_the_error_for_a_mismatched_file_lists_its_tensors(kind: str, source: nn.Module, tmp_path: Path) -> None:
+    change, message = MISFITS[kind]
     torch.save(change(source.state_dict()), tmp_path / "found.pth")
-    with pytest.raises(WeightsError, match=rf"found.pth does not fit test_resnet: .*{said}.*: name the backbone") as caught:
+    with pytest.raises(
+        WeightsError, match=rf"found.pth does not fit test_resnet: .*{message}.*: use the backbone that the file was made for"
+    ) as caught:
         loaded("test_resnet", tmp_path / "found.pth")
     assert "\n" not in str(caught.value)
 
 
-def test_a_real_checkpoint_of_another_network_says_so(shared_data: Path) -> None:
+def test_a_real_checkpoint_of_another_network_is_rejected(shared_data: Path) -> None:
     with pytest.raises(WeightsError) as caught:
         loaded("resnet18", shared_data / "weights" / "cifar10_resnet20-12fca82f.th")
-    said = str(caught.value)
-    assert "conv1.weight: expected [64, 3, 7, 7], found [16, 3, 3, 3]" in said
-    assert "tensors missing (layer2.0.downsample.0.weight" in said
-    assert "tensors unexpected (linear.weight" in said
-    assert len(said) < 700
+    message = str(caught.value)
+    assert "conv1.weight: expected [64, 3, 7, 7], got [16, 3, 3, 3]" in message
+    assert "tensors missing (layer2.0.downsample.0.weight" in message
+    assert "tensors unexpected (linear.weight" in message
+    assert len(message) < 700
 
 
 def test_the_shared_mobilenet_fits(shared_data: Path) -> None:
@@ -280,19 +282,21 @@ class Malicious:
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
-def test_code_in_a_checkpoint_is_refused_and_not_run(legacy: bool, source: nn.Module, tmp_path: Path) -> None:
+def test_code_in_a_checkpoint_is_rejected_and_not_executed(legacy: bool, source: nn.Module, tmp_path: Path) -> None:
     sentinel = tmp_path / "it ran"
     content = {"state_dict": source.state_dict(), "trap": Malicious(sentinel)}
     torch.save(content, tmp_path / "trap.pth", _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(WeightsError, match=r"trap.pth: loading it would run code of \w+.mkdir, which is refused: save") as caught:
+    with pytest.raises(
+        WeightsError, match=r"trap.pth: loading it would execute \w+.mkdir, which is not allowed: save only the tensors"
+    ) as caught:
         loaded("test_resnet", tmp_path / "trap.pth")
     assert not sentinel.exists()
     assert "\n" not in str(caught.value)
 
 
-def test_a_whole_pickled_network_is_refused_by_name(source: nn.Module, tmp_path: Path) -> None:
+def test_a_pickled_network_is_rejected_by_name(source: nn.Module, tmp_path: Path) -> None:
     torch.save(source, tmp_path / "whole.pth")
-    with pytest.raises(WeightsError, match=r"would run code of timm.models.resnet.ResNet"):
+    with pytest.raises(WeightsError, match=r"would execute timm.models.resnet.ResNet"):
         loaded("test_resnet", tmp_path / "whole.pth")
 
 
@@ -308,39 +312,39 @@ DAMAGED: dict[str, tuple[Callable[[Path, State], object], str]] = {
     "cut short, legacy": (lambda path, state: cut_short(path, state, legacy=True), "cannot be read: it is damaged"),
     "safetensors cut short": (
         lambda path, state: path.write_bytes(safetensors.torch.save(state)[:5000]),
-        "damaged, or no safetensors file",
+        "damaged, or not a safetensors file",
     ),
-    "no tensors": (lambda path, state: torch.save({"epoch": 3}, path), r"holds no tensors under names \(a mapping of epoch\)"),
-    "a list": (lambda path, state: torch.save([torch.ones(2)], path), r"holds no tensors under names \(a list\)"),
+    "no tensors": (lambda path, state: torch.save({"epoch": 3}, path), r"holds no named tensors \(a mapping of epoch\)"),
+    "a list": (lambda path, state: torch.save([torch.ones(2)], path), r"holds no named tensors \(a list\)"),
 }
 
 
 @pytest.mark.parametrize("kind", DAMAGED)
-def test_a_damaged_file_gets_one_line(kind: str, source: nn.Module, tmp_path: Path) -> None:
-    damage, said = DAMAGED[kind]
+def test_a_damaged_file_is_reported_in_one_line(kind: str, source: nn.Module, tmp_path: Path) -> None:
+    damage, message = DAMAGED[kind]
     damage(tmp_path / "found.pth", source.state_dict())
-    with pytest.raises(WeightsError, match=said) as caught:
+    with pytest.raises(WeightsError, match=message) as caught:
         read_tensors(tmp_path / "found.pth")
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_is_not_there() -> None:
-    with pytest.raises(NotFoundError, match=r"nowhere.pth: no such file: --weights takes a checkpoint file, `pretrained` or `none`"):
+def test_a_missing_file_is_reported() -> None:
+    with pytest.raises(NotFoundError, match=r"nowhere.pth: no such file: --weights expects a checkpoint file, `pretrained` or `none`"):
         loaded("test_resnet", "nowhere.pth")
 
 
-def test_a_folder_is_no_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match="a folder: --weights takes a checkpoint file"):
+def test_a_folder_is_not_a_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="is a folder: --weights expects a checkpoint file"):
         loaded("test_resnet", str(tmp_path))
     (tmp_path / "checkpoint.safetensors").touch()
-    with pytest.raises(NotFoundError, match=r"a run: its weights are in .*/checkpoint\.safetensors$"):
+    with pytest.raises(NotFoundError, match=r"is a run folder: use --weights .*/checkpoint\.safetensors$"):
         loaded("test_resnet", str(tmp_path))
 
 
 def test_a_backbone_without_official_weights() -> None:
-    with pytest.raises(WeightsError, match="botnet50ts_256 has no official weights: give a file with --weights FILE"):
+    with pytest.raises(WeightsError, match="botnet50ts_256 has no official weights: use --weights FILE"):
         loaded("botnet50ts_256", "pretrained")
-    with pytest.raises(SettingsError, match=r"resnet18 has no weights of that tag; it has: resnet18.a1_in1k"):
+    with pytest.raises(SettingsError, match=r"resnet18 has no weights with that tag; available: resnet18.a1_in1k"):
         loaded("resnet18.nope", "pretrained")
 
 
@@ -350,7 +354,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @pytest.fixture
 def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache of the hub's."""
+    """Return an empty cache folder of the hub."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     return tmp_path / "hub"
 
@@ -361,28 +365,28 @@ def point_hub_to(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
 
 
-def assert_says_the_ways_out(error: HubError) -> None:
-    said = str(error)
-    assert f"model.safetensors of {REPOSITORY}" in said
-    assert f"not in the cache {huggingface_hub.constants.HF_HUB_CACHE}" in said
-    assert "fetch http://127.0.0.1:" in said
-    assert "--weights FILE" in said
-    assert "--weights none" in said
-    assert "\n" not in said
+def assert_names_the_alternatives(error: HubError) -> None:
+    message = str(error)
+    assert f"model.safetensors of {REPOSITORY}" in message
+    assert f"not in the cache {huggingface_hub.constants.HF_HUB_CACHE}" in message
+    assert "download http://127.0.0.1:" in message
+    assert "--weights FILE" in message
+    assert "--weights none" in message
+    assert "\n" not in message
 
 
-def test_a_hub_that_refuses_is_said_at_once(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_reported_at_once(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         point_hub_to(closed.getsockname()[1], monkeypatch)
         with pytest.raises(HubError, match="the hub cannot be reached") as caught:
             loaded("test_resnet", "pretrained")
-    assert_says_the_ways_out(caught.value)
+    assert_names_the_alternatives(caught.value)
 
 
 @pytest.mark.slow
-def test_a_hub_that_never_answers_is_given_up_within_15_seconds(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as silent:  # takes connections and says nothing
+def test_a_hub_that_never_responds_times_out_within_15_seconds(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as silent:  # accepts connections and never responds
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         point_hub_to(silent.getsockname()[1], monkeypatch)
@@ -390,15 +394,15 @@ def test_a_hub_that_never_answers_is_given_up_within_15_seconds(hub_cache: Path,
         with pytest.raises(HubError) as caught:
             loaded("test_resnet", "pretrained")
         assert time.monotonic() - began < 15
-    assert_says_the_ways_out(caught.value)
+    assert_names_the_alternatives(caught.value)
 
 
 class FakeHub(BaseHTTPRequestHandler):
-    """Answers as the hub does, for the files in `content`."""
+    """Handler that responds as the hub does, with the files in `content`."""
 
     content: ClassVar[dict[str, bytes]] = {}
 
-    def _answer(self, body: bool) -> None:
+    def _respond(self, body: bool) -> None:
         content = self.content.get(self.path.rsplit("/", 1)[-1])
         self.send_response(404 if content is None else 200)
         if content is None:
@@ -411,10 +415,10 @@ class FakeHub(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def do_HEAD(self) -> None:
-        self._answer(body=False)
+        self._respond(body=False)
 
     def do_GET(self) -> None:
-        self._answer(body=True)
+        self._respond(body=True)
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -438,27 +442,27 @@ def official(classes: int = 1000) -> nn.Module:
     return randomised(timm.create_model("test_resnet", num_classes=classes))
 
 
-def test_official_weights_are_fetched_once_into_the_hubs_cache(hub_cache: Path, monkeypatch: pytest.MonkeyPatch, inputs: Tensor) -> None:
-    published, told = official(), []
+def test_official_weights_are_downloaded_once_to_the_hubs_cache(hub_cache: Path, monkeypatch: pytest.MonkeyPatch, inputs: Tensor) -> None:
+    published, reported = official(), []
 
     @contextmanager
     def progress(description: str, total: int) -> Iterator[Advance]:
-        told.append((description, total))
-        yield lambda count: told.append(("advance", count))
+        reported.append((description, total))
+        yield lambda count: reported.append(("advance", count))
 
     content = safetensors.torch.save(published.state_dict())
     with fake_hub(monkeypatch, model__safetensors=content):
         config = FinetuneConfig(backbone="test_resnet", weights="pretrained")
-        assert_same_answers(published, load_backbone(config, progress)[0].eval(), inputs)
-    assert told[0] == ("Downloading model.safetensors", len(content))
-    assert sum(count for description, count in told if description == "advance") == len(content)
-    assert_same_answers(published, loaded("test_resnet", "pretrained"), inputs)  # the hub is gone: from the cache
+        assert_same_logits(published, load_backbone(config, progress)[0].eval(), inputs)
+    assert reported[0] == ("Downloading model.safetensors", len(content))
+    assert sum(count for description, count in reported if description == "advance") == len(content)
+    assert_same_logits(published, loaded("test_resnet", "pretrained"), inputs)  # the hub is gone: read from the cache
 
 
-def test_the_older_name_of_the_file_will_do(hub_cache: Path, monkeypatch: pytest.MonkeyPatch, inputs: Tensor, tmp_path: Path) -> None:
+def test_the_older_file_name_is_accepted(hub_cache: Path, monkeypatch: pytest.MonkeyPatch, inputs: Tensor, tmp_path: Path) -> None:
     with fake_hub(monkeypatch), pytest.raises(HubError, match=rf"neither model.safetensors nor pytorch_model.bin in {REPOSITORY}"):
         loaded("test_resnet", "pretrained")
     published = official()
     torch.save(published.state_dict(), tmp_path / "published.bin")
     with fake_hub(monkeypatch, pytorch_model__bin=(tmp_path / "published.bin").read_bytes()):
-        assert_same_answers(published, loaded("test_resnet", "pretrained"), inputs)
+        assert_same_logits(published, loaded("test_resnet", "pretrained"), inputs)

@@ -206,7 +206,7 @@ def test_a_run_that_is_read_back_as_another_network_is_refused(with_another_epsi
     kept = json.loads((other / "config.json").read_text())
     kept["network"]["pretrained"] = False
     (other / "config.json").write_text(json.dumps(kept))
-    with pytest.raises(WeightsError, match=r"other: the network that was read back is not the one that was trained: its logits") as refused:
+    with pytest.raises(WeightsError, match=r"other: the loaded network differs from the trained one: its logits") as refused:
         load_run(other)
     assert "\n" not in str(refused.value)
 

@@ -1,4 +1,4 @@
-"""Two processes train what one would."""
+"""Distributed training: two processes train the same network as one."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def of_two(data: Path, output: Path, precision: str = "float32", **settings: Any) -> list[dict[str, Any]]:
-    """What each of two processes noted."""
+    """Train in two processes; return what each of them recorded."""
     script = output.with_suffix(".py")
     script.write_text(TRAIN)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
@@ -88,20 +88,20 @@ def precision(request: pytest.FixtureRequest) -> Iterator[str]:
     indirect=["precision"],
     ids=["sgd", "adamw", "weights, accumulated, averaged"],
 )
-def test_their_losses_are_those_of_one_process(colours: Path, tmp_path: Path, settings: dict[str, Any], precision: str) -> None:
-    """With batch norms, whose statistics must be those of the whole batch, and batches that do not halve.
+def test_two_processes_have_the_losses_of_one(colours: Path, tmp_path: Path, settings: dict[str, Any], precision: str) -> None:
+    """Includes batch norms, whose statistics must be those of the whole batch, and batches of odd size.
 
-    Batch norms over seven images, and AdamW, make another network of a difference in float32's last bit, within some twenty
-    steps; so they are compared in float64.
+    With batch norms over seven images, and with AdamW, a difference in the last bit of float32 grows to another network within some
+    twenty steps; these cases are compared in float64.
     """
     settings = {"mode": "full", "epochs": 8, "batch_size": 7, **settings}
     note = Note()
     alone = finetune(config(colours, tmp_path / "one", **settings), callbacks=[note])
     first, second = of_two(colours, tmp_path / "two", precision, **settings)
     assert len(note.losses) >= 50
-    assert note.losses[0] - np.mean(note.losses[-7:]) > 0.05  # it learns
+    assert note.losses[0] - np.mean(note.losses[-7:]) > 0.05  # the network learns
     assert np.abs(np.array(first["losses"][:50]) - note.losses[:50]).max() < 1e-5
-    assert second["losses"] == []  # one of them speaks
+    assert second["losses"] == []  # only the first process reports
     assert second["said"] == []
     together = load_run(tmp_path / "two")
     for name, tensor in load_run(alone.path).network.state_dict().items():
@@ -111,7 +111,7 @@ def test_their_losses_are_those_of_one_process(colours: Path, tmp_path: Path, se
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """As each of the two processes has."""
+    """Use one thread, as each of the two processes does."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

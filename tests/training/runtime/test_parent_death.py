@@ -1,4 +1,4 @@
-"""A training that is killed leaves nothing behind that is in the way of the next: no lock, no process."""
+"""Killed trainings leave no lock and no process behind."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Work(NamedTuple):
 
 @contextmanager
 def working(run: Path, method: str = "fork") -> Iterator[Work]:
-    """A training that reads; its other processes are ended when the block is."""
+    """Start a training that reads images; end its other processes when the block ends."""
     command = [sys.executable, "-m", "tests.helpers.training.reading_work", str(run), method, "slow"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY) as process:
         assert process.stdout is not None
@@ -48,7 +48,7 @@ def working(run: Path, method: str = "fork") -> Iterator[Work]:
 
 
 def is_alive(process: int) -> bool:
-    """A process that has ended and is waited for by nobody here is not."""
+    """Return True unless the process has ended; a zombie has ended."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
@@ -56,7 +56,7 @@ def is_alive(process: int) -> bool:
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-def test_the_lock_of_a_killed_training_is_free_at_once_and_its_workers_end(tmp_path: Path, method: str) -> None:
+def test_a_killed_training_frees_its_lock_at_once_and_its_workers_end(tmp_path: Path, method: str) -> None:
     with working(tmp_path, method) as work:
         assert len(work.workers) == 2
         with pytest.raises(SettingsError, match="another process is training here"), RunFolder(tmp_path).claimed():
@@ -64,7 +64,7 @@ def test_the_lock_of_a_killed_training_is_free_at_once_and_its_workers_end(tmp_p
         work.process.kill()
         work.process.wait()
         with RunFolder(tmp_path).claimed():
-            assert all(map(is_alive, work.others)), "they, too, had been started while the run was claimed"
+            assert all(map(is_alive, work.others)), "other processes, started while the run was claimed, do not hold the lock"
             ends = time.monotonic() + 3
             while any(map(is_alive, work.workers)) and time.monotonic() < ends:
                 time.sleep(0.01)
@@ -73,9 +73,9 @@ def test_the_lock_of_a_killed_training_is_free_at_once_and_its_workers_end(tmp_p
 
 AGENT = """
 import os, subprocess, sys, time
-child = "import time, torch; from training import processes\\n"
-child += "processes.distributed.init_process_group = lambda *_: (print(processes.os.getpid(), flush=True), time.sleep(60))\\n"
-child += "with processes.processes(torch.device('cpu')): pass"
+child = "import time, torch; from tlcli.training.runtime import distributed as runtime\\n"
+child += "runtime.distributed.init_process_group = lambda *_: (print(runtime.os.getpid(), flush=True), time.sleep(60))\\n"
+child += "with runtime.join_processes(torch.device('cpu')): pass"
 variables = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
 subprocess.run([sys.executable, "-c", child], env={**os.environ, **variables})
 """
@@ -100,29 +100,29 @@ def test_ctrl_c_reaches_workers_too_and_they_print_nothing(tmp_path: Path) -> No
         for process in (*work.workers, work.process.pid):
             os.kill(process, signal.SIGINT)
         work.process.wait(timeout=20)
-        for other in work.others:  # they have its standard error, too
+        for other in work.others:  # they hold its standard error open, too
             os.kill(other, signal.SIGKILL)
-        _, told = work.process.communicate(timeout=20)
-    assert told.count("Traceback") == 1, told  # of the training itself, which here nobody turns into a line
-    assert "DataLoader worker" not in told
+        _, stderr = work.process.communicate(timeout=20)
+    assert stderr.count("Traceback") == 1, stderr  # from the training itself, which runs without the command line's error handling
+    assert "DataLoader worker" not in stderr
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "said"),
+    ("behaviour", "message"),
     [
         (
             "SIGKILL",
-            r"process \d+, which reads images, was killed \(Killed\), probably out of memory: use fewer --workers",
+            r"worker process \d+ was killed \(Killed\), probably out of memory: use fewer --workers",
         ),
         ("SIGBUS", r"shared memory is full \(/dev/shm\), .* use fewer --workers or 0"),
-        ("MemoryError", "out of memory in a process that reads images: use fewer --workers"),
+        ("MemoryError", "out of memory in a worker process: use fewer --workers"),
     ],
 )
-def test_a_worker_that_ends_is_told_in_one_line(behaviour: str, said: str) -> None:
-    with pytest.raises(ResourceError, match=said) as told:
+def test_a_worker_that_dies_is_reported_in_one_line(behaviour: str, message: str) -> None:
+    with pytest.raises(ResourceError, match=message) as error:
         read(behaviour)
-    assert "\n" not in str(told.value)
-    assert not isinstance(told.value, ImageError)
+    assert "\n" not in str(error.value)
+    assert not isinstance(error.value, ImageError)
 
 
 FULL_SHARED_MEMORY = """
@@ -140,7 +140,7 @@ except ResourceError as error:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small file system")
-def test_shared_memory_that_is_full_is_told_in_one_line() -> None:
+def test_full_shared_memory_is_reported_in_one_line() -> None:
     done = subprocess.run(
         ["unshare", "--mount", "sh", "-c", FULL_SHARED_MEMORY, sys.executable],
         capture_output=True,
@@ -159,7 +159,7 @@ def test_shared_memory_that_is_full_is_told_in_one_line() -> None:
 # ---- file systems without locks
 
 
-def test_a_file_system_without_locks_is_warned_of_and_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_on_a_file_system_without_locks_works_with_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def unsupported(descriptor: int, operation: int) -> None:
         raise OSError(95, "Operation not supported")
 
@@ -174,8 +174,8 @@ def test_a_file_system_without_locks_is_warned_of_and_trained_on(tmp_path: Path,
     assert (tmp_path / "data" / "file").exists()
 
 
-def test_where_a_folder_cannot_be_locked_a_file_in_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on NFS, which locks nothing but files that are open for writing."""
+def test_if_the_folder_cannot_be_locked_a_file_in_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS, for example, locks only files that are open for writing."""
     import fcntl
 
     plain = fcntl.flock
@@ -198,7 +198,7 @@ def test_where_a_folder_cannot_be_locked_a_file_in_it_is(tmp_path: Path, monkeyp
     assert said == []
 
 
-def test_without_locks_two_that_compute_the_same_features_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_locks_two_processes_can_compute_the_same_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import numpy as np
 
     def unsupported(descriptor: int) -> bool:
@@ -217,7 +217,7 @@ def test_without_locks_two_that_compute_the_same_features_do_not_meet(tmp_path: 
     assert [left.name for left in tmp_path.iterdir()] == ["features.npy"]
 
 
-# ---- what kills leave
+# ---- leftovers of killed processes
 
 LEAVE = """
 import sys, time
@@ -230,8 +230,8 @@ with temporary_folder(Path(sys.argv[1]), ".export-") as folder:
 """
 
 
-def test_a_temporary_folder_is_removed_once_its_process_was_killed_and_not_before(tmp_path: Path) -> None:
-    (tmp_path / ".export-notes").mkdir()  # somebody's own: no such name is made
+def test_a_temporary_folder_is_removed_only_after_its_process_was_killed(tmp_path: Path) -> None:
+    (tmp_path / ".export-notes").mkdir()  # a user's folder: the project never creates such a name
     with subprocess.Popen([sys.executable, "-c", LEAVE, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY) as process:
         assert process.stdout is not None
         theirs = Path(process.stdout.readline().strip())

@@ -1,4 +1,4 @@
-"""Training with `--compile`, and what is said where nothing can be compiled."""
+"""Training with `--compile`, and error messages where compilation fails."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from tlcli.training.engine.step import StepOptions, Stepper
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++, with which PyTorch compiles on a CPU")
-def test_a_compiled_network_learns_what_it_learns_otherwise(tmp_path: Path) -> None:
+@pytest.mark.skipif(shutil.which("g++") is None, reason="PyTorch needs g++ to compile on a CPU")
+def test_a_compiled_network_learns_the_same_weights(tmp_path: Path) -> None:
     colours = put_colours(tmp_path / "colours")
     settings = {"backbone": "lenet5", "mode": "full", "epochs": 4, "lr": 1e-2}
     plain = finetune(config(colours, tmp_path / "plain", **settings))
     counters.clear()
     compiled = finetune(config(colours, tmp_path / "compiled", compile=True, **settings))
-    assert counters["stats"]["unique_graphs"] > 1, "the network, and the line that tells whether anything can be compiled"
+    assert counters["stats"]["unique_graphs"] > 1, "the network, and the function that tests the compiler"
     assert plain.metrics["val_top1"] > 0.5
     check_it_is_read_back(compiled)
     states = [load_run(run.path).network.state_dict() for run in (plain, compiled)]
@@ -37,21 +37,21 @@ def test_a_compiled_network_learns_what_it_learns_otherwise(tmp_path: Path) -> N
         np.testing.assert_allclose(states[1][name].numpy(), tensor.numpy(), atol=1e-3, err_msg=name)
 
 
-def test_without_a_compiler_it_is_said_before_anything_is_made(tmp_path: Path) -> None:
+def test_a_missing_compiler_is_reported_before_any_file_is_written(tmp_path: Path) -> None:
     colours = put_colours(tmp_path / "colours", train=2, val=1, test=1)
-    asked = ["--backbone", "lenet5", "--weights", "none", "--mode", "full", "--image-size", "32", "--compile", "--output", "run"]
+    flags = ["--backbone", "lenet5", "--weights", "none", "--mode", "full", "--image-size", "32", "--compile", "--output", "run"]
     environment = {**os.environ, "CXX": "/nowhere/g++", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
-    command = [sys.executable, "-m", "tlcli", "finetune", *asked, "--device", "cpu", "--dataset", str(colours)]
+    command = [sys.executable, "-m", "tlcli", "finetune", *flags, "--device", "cpu", "--dataset", str(colours)]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == SettingsError.exit_code
     line = done.stderr.strip().splitlines()[-1]
-    assert line.startswith("Error: --compile: PyTorch cannot compile here (")
+    assert line.startswith("Error: --compile: PyTorch cannot compile on this machine (")
     assert line.endswith("): install a C++ compiler, such as Debian's g++, or leave --compile out")
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
 
 
-def test_a_network_that_cannot_be_compiled_is_named_as_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_that_cannot_be_compiled_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._dynamo.exc import BackendCompilerFailed
 
     def fail(*_: object) -> None:
@@ -65,8 +65,8 @@ def test_a_network_that_cannot_be_compiled_is_named_as_the_reason(monkeypatch: p
         steps.step(0, torch.ones(1, 2), torch.zeros(1, dtype=torch.int64))
 
 
-def test_strides_that_compiled_code_does_not_expect_are_the_reason_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As cuDNN returns them on a GPU for features of 1 x 1."""
+def test_unexpected_strides_in_compiled_code_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Includes the strides that cuDNN returns on a GPU for features of 1 x 1."""
 
     def fail(*_: object) -> None:
         raise AssertionError("expected size 96==96, stride 9==1 at dim=1\nError in op: convolution_backward")

@@ -1,4 +1,4 @@
-"""Recipes, and what the settings come to."""
+"""Recipes, settings files, and the resolved plan."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from tlcli.training.settings.recipes import RECIPES
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize("given", [{}, {"mode": "full"}, {"mode": "full", "weights": "none"}])
-def test_every_recipe_is_a_plan(recipe: Any, given: dict[str, Any]) -> None:
-    plan = resolve_plan(FinetuneConfig.of(recipe, **given))
+@pytest.mark.parametrize("overrides", [{}, {"mode": "full"}, {"mode": "full", "weights": "none"}])
+def test_every_recipe_resolves_to_a_plan(recipe: Any, overrides: dict[str, Any]) -> None:
+    plan = resolve_plan(FinetuneConfig.of(recipe, **overrides))
     assert plan.head_epochs + plan.full_epochs >= 10
 
 
@@ -41,46 +41,46 @@ def test_the_notebook_trains_a_head_with_adam_and_all_layers_with_rmsprop() -> N
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
-        ({"mixup": 0.2}, "--mixup goes with --mode full"),
-        ({"ema": 0.99}, "--ema goes with --mode full"),
-        ({"accumulate": 2}, "--accumulate goes with --mode full"),
-        ({"gradual_unfreezing": True}, "--gradual-unfreezing goes with --mode full"),
-        ({"shear": 5.0}, "--shear changes images, and feature extraction looks at each as it is: give --augment VIEWS too"),
-        ({"random_erasing": 0.5}, "--random-erasing changes images"),
+        ({"mixup": 0.2}, "--mixup needs --mode full"),
+        ({"ema": 0.99}, "--ema needs --mode full"),
+        ({"accumulate": 2}, "--accumulate needs --mode full"),
+        ({"gradual_unfreezing": True}, "--gradual-unfreezing needs --mode full"),
+        ({"shear": 5.0}, "--shear has no effect without augmented images: add --augment VIEWS, or use --mode full"),
+        ({"random_erasing": 0.5}, "--random-erasing has no effect without augmented images"),
         ({"mode": "full", "weights": "none", "gradual_unfreezing": True}, "--gradual-unfreezing with --weights none"),
-        ({"mode": "full", "head_search": True}, "--head-search goes with --mode feature-extraction"),
+        ({"mode": "full", "head_search": True}, "--head-search needs --mode feature-extraction"),
     ],
 )
-def test_contradictions_are_refused(settings: dict[str, Any], said: str) -> None:
-    with pytest.raises(SettingsError, match=said):
+def test_contradictory_settings_are_rejected(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
         resolve_plan(config(Path("x"), **settings))
 
 
-def test_views_of_feature_extraction_may_be_changed_images() -> None:
+def test_feature_extraction_augments_its_views() -> None:
     plan = resolve_plan(config(Path("x"), augment=2, shear=5.0, jitter=0.0))
     assert (plan.views, plan.augmentation.shear, plan.augmentation.saturation) == (2, 5.0, 0.0)
 
 
 @pytest.mark.parametrize(
-    "given",
+    "settings",
     [
         {},
         {"recipe": "notebook", "mode": "full", "dataset": 'a "folder"\\with ünusual', "model_kwargs": {"pad_type": "same", "depth": 3}},
         {"recipe": "scratch", "classes": ("a", "b"), "mean": (0.5, 0.5, 0.5), "device": "cpu"},
     ],
 )
-def test_settings_printed_are_settings_read(given: dict[str, Any], tmp_path: Path) -> None:
-    asked = finetune_config(**given)
+def test_printed_settings_are_read_back_unchanged(settings: dict[str, Any], tmp_path: Path) -> None:
+    written = finetune_config(**settings)
     file = tmp_path / "settings.toml"
-    file.write_text(to_toml(asked), encoding="utf-8")
-    assert finetune_config(file) == asked
+    file.write_text(to_toml(written), encoding="utf-8")
+    assert finetune_config(file) == written
     assert finetune_config(file, epochs=77).epochs == 77
-    assert f"# head_epochs = {resolve_plan(asked).head_epochs}" in file.read_text(encoding="utf-8")
+    assert f"# head_epochs = {resolve_plan(written).head_epochs}" in file.read_text(encoding="utf-8")
 
 
-def test_mistakes_in_a_file_are_named(tmp_path: Path) -> None:
+def test_errors_in_a_settings_file_are_named(tmp_path: Path) -> None:
     file = tmp_path / "settings.toml"
     file.write_text("epoch = 3")
     with pytest.raises(SettingsError, match=r"settings.toml: epoch: is no setting"):
@@ -102,6 +102,6 @@ def test_mistakes_in_a_file_are_named(tmp_path: Path) -> None:
         finetune_config(lr=-1.0)
 
 
-def test_an_unknown_recipe_is_refused() -> None:
+def test_an_unknown_recipe_is_rejected() -> None:
     with pytest.raises(ValidationError, match="recipe"):
         FinetuneConfig.of("magic")  # type: ignore[arg-type]

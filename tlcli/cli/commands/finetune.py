@@ -178,10 +178,10 @@ class _FolderCallback(Callback):
 
 def _way_on(error: BaseException, folders: list[Path], begun: Path | None, flags: list[str]) -> str | None:
     from tlcli.training.runs.reproduce_command import resume_command
-    from tlcli.training.runtime.distributed import is_first
+    from tlcli.training.runtime.distributed import is_rank_zero
 
     run = folders[0] if folders else begun
-    if not is_first():
+    if not is_rank_zero():
         return None
     if run is not None:
         return f"{resume_command(run, flags)} resumes it"
@@ -198,9 +198,9 @@ def _hand_over(
 ) -> None:
     """Export the run, and say what comes next."""
     from tlcli.training.runs.load_run import load_run
-    from tlcli.training.runtime.distributed import is_first
+    from tlcli.training.runtime.distributed import is_rank_zero
 
-    if not is_first():
+    if not is_rank_zero():
         return
     model: Path | None = None
     if not no_export:

@@ -1,4 +1,4 @@
-"""All networks that this project adds to timm's; they are in timm's registry when this is imported."""
+"""Backbones that this project adds to timm's registry; importing this package registers them."""
 
 import tlcli.training.models.zoo.cifar_resnet
 import tlcli.training.models.zoo.textbook

@@ -1,7 +1,7 @@
-"""The ResNets for CIFAR-10, put into timm's registry when this is imported.
+"""ResNets for CIFAR-10, registered with timm on import.
 
-He et al. 2016, "Deep Residual Learning for Image Recognition", arXiv:1512.03385, section 4.2. Modules are named as in the
-checkpoints that are most in use, so that these load as they are.
+He et al. 2016, "Deep Residual Learning for Image Recognition", arXiv:1512.03385, section 4.2. Modules have the names of the most
+widely used checkpoints, so that these load unchanged.
 """
 
 from __future__ import annotations
@@ -13,37 +13,47 @@ from timm.models import PretrainedCfg, generate_default_cfgs
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tlcli.training.models.zoo.base import PartedBackbone
+from tlcli.training.models.zoo.base import ZooBackbone
 from tlcli.training.models.zoo.register import register
 
 DEPTHS = (20, 32, 44, 56)
-"""6n + 2 layers with weights; 110 is the fifth of the paper."""
+"""Numbers of layers with weights, 6n + 2; the paper's fifth, 110, is left out."""
 
 _WIDTHS = (16, 32, 64)
 
 
 class OptionA(nn.Module):
-    """The shortcut without parameters: every `stride`-th pixel of each row and column, and channels of zeros for those that are missing.
+    """Shortcut without parameters: every `stride`-th pixel of each row and column, padded with channels of zeros.
 
-    The paper does not say on which side they go; here, as in the checkpoints, half of them on either.
+    The paper does not specify where the zeros go; here, as in the checkpoints, one half is put on each side.
     """
 
     def __init__(self, missing: int, stride: int) -> None:
-        """`missing`: output channels less input channels, even."""
+        """Create the shortcut.
+
+        Args:
+            missing: number of output channels minus input channels; even.
+            stride: step between pixels.
+        """
         super().__init__()
         self.missing, self.stride = missing, stride
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """`[N, c, h, w]` to `[N, c + missing, h / stride, w / stride]`, rounded up."""
+        """Map `[N, c, h, w]` to `[N, c + missing, h / stride, w / stride]`, rounded up."""
         half = self.missing // 2
         return functional.pad(inputs[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, half, half))
 
 
 class BasicBlock(nn.Module):
-    """`relu(F(x) + shortcut(x))`, F two 3x3 convolutions, each with batch norm."""
+    """Residual block `relu(F(x) + shortcut(x))`, where F is two 3x3 convolutions, each with batch norm."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        """`inputs`, `outputs`: channels."""
+        """Create the block.
+
+        Args:
+            inputs, outputs: number of channels.
+            stride: stride of the first convolution.
+        """
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(outputs)
@@ -55,20 +65,26 @@ class BasicBlock(nn.Module):
         self.act2 = nn.ReLU()
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """`[N, inputs, h, w]` to `[N, outputs, h / stride, w / stride]`."""
+        """Map `[N, inputs, h, w]` to `[N, outputs, h / stride, w / stride]`."""
         residual = self.bn2(self.conv2(self.act1(self.bn1(self.conv1(inputs)))))
         return cast("Tensor", self.act2(residual + self.shortcut(inputs)))
 
 
-class CifarResNet(PartedBackbone):
-    """A 3x3 convolution, three stages of n blocks at 32x32, 16x16 and 8x8 pixels, the mean over places, a linear layer."""
+class CifarResNet(ZooBackbone):
+    """ResNet of a 3x3 convolution, three stages of n blocks at 32x32, 16x16 and 8x8 pixels, global average pooling and a linear layer."""
 
     body = ("conv1", "bn1", "act1", "layer1", "layer2", "layer3")
     classifier_name = "linear"
     pool_size = (8, 8)
 
     def __init__(self, depth: int, num_classes: int = 10, in_chans: int = 3) -> None:
-        """`depth`: 6n + 2. `num_classes`: 0 for no classifier."""
+        """Create the network with random weights.
+
+        Args:
+            depth: number of layers with weights, 6n + 2.
+            num_classes: number of classes; 0 for no classifier.
+            in_chans: number of input channels.
+        """
         super().__init__()
         self.conv1 = nn.Conv2d(in_chans, _WIDTHS[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(_WIDTHS[0])
@@ -76,8 +92,8 @@ class CifarResNet(PartedBackbone):
         channels = _WIDTHS[0]
         for number, width in enumerate(_WIDTHS, start=1):
             blocks = []
-            for place in range((depth - 2) // 6):
-                blocks.append(BasicBlock(channels, width, stride=2 if number > 1 and place == 0 else 1))
+            for index in range((depth - 2) // 6):
+                blocks.append(BasicBlock(channels, width, stride=2 if number > 1 and index == 0 else 1))
                 channels = width
             self.add_module(f"layer{number}", nn.Sequential(*blocks))
         for module in self.modules():
@@ -87,13 +103,13 @@ class CifarResNet(PartedBackbone):
         self.reset_classifier(num_classes)
 
     def new_classifier(self, num_classes: int) -> nn.Module:
-        """A linear layer, its weights drawn as the convolutions' are."""
+        """Return a linear layer, initialized like the convolutions."""
         layer = nn.Linear(self.head_hidden_size, num_classes)
         nn.init.kaiming_normal_(layer.weight)
         return layer
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """See `PartedBackbone`."""
+        """Return patterns of parameter names; see `ZooBackbone.group_matcher`."""
         return {"stem": r"^(?:conv1|bn1)\.", "blocks": r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)"}
 
 
@@ -105,10 +121,10 @@ _CFG = PretrainedCfg(
     first_conv="conv1",
     classifier=CifarResNet.classifier_name,
 )
-"""Mean and deviation are timm's default, ImageNet's: the checkpoints were trained with these."""
+"""Mean and standard deviation are timm's defaults, those of ImageNet, with which the checkpoints were trained."""
 
 default_cfgs = generate_default_cfgs({f"cifar_resnet{depth}": _CFG for depth in DEPTHS})
-"""Under the name by which timm looks for it. There are no official weights."""
+"""Default configurations, under the variable name that timm expects. There are no official weights."""
 
 for _depth in DEPTHS:
     register(__name__, f"cifar_resnet{_depth}", partial(CifarResNet, _depth))

@@ -1,4 +1,4 @@
-"""How a network of this project comes into timm's registry."""
+"""Registration of a network with timm."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import nn
 
 
 def register(module: str, name: str, build: Callable[..., nn.Module], **options: Any) -> None:
-    """Let `timm.create_model(name)` make what `build` makes.
+    """Register a network, so that `timm.create_model(name)` builds it with `build`.
 
     Args:
-        module: `__name__` of the one whose `default_cfgs` has the network's entry; timm lists the network under it.
-        name: for timm.
-        build: takes `num_classes` and the other arguments of `timm.create_model`.
-        options: of timm's `build_model_with_cfg`.
+        module: `__name__` of the module whose `default_cfgs` has the network's entry; timm lists the network under it.
+        name: name of the network in timm.
+        build: constructor that accepts `num_classes` and the other arguments of `timm.create_model`.
+        options: further arguments of timm's `build_model_with_cfg`.
     """
 
     def create(pretrained: bool = False, **settings: Any) -> nn.Module:

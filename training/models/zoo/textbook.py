@@ -1,4 +1,4 @@
-"""CNNs of courses and textbooks, to be trained from random weights, put into timm's registry when this is imported."""
+"""CNNs of courses and textbooks, to be trained from random weights; registered with timm on import."""
 
 from __future__ import annotations
 
@@ -8,24 +8,30 @@ from typing import Any
 from timm.models import PretrainedCfg, generate_default_cfgs
 from torch import nn
 
-from tlcli.training.models.zoo.base import HiddenLayers, PartedBackbone
+from tlcli.training.models.zoo.base import HiddenLayers, ZooBackbone
 from tlcli.training.models.zoo.register import register
 
 
-class SimpleCNN(PartedBackbone):
-    """The small CNN that notebooks train on MNIST, Fashion-MNIST and CIFAR-10: three blocks, each of half the size of the one before.
+class SimpleCNN(ZooBackbone):
+    """Small CNN as trained in notebooks on MNIST, Fashion-MNIST and CIFAR-10: three blocks, each halving the image size.
 
-    A block is a 3x3 convolution, 2x2 max pooling and another 3x3 convolution, each convolution followed in the end by batch norm and
-    ReLU, then dropout. Pooled so early (as in Jordan 2024, arXiv:2404.00498) an image of 28x28 pixels takes 13 million
-    multiplications, less than half of what two convolutions before the pooling take. The head is a linear layer on the mean over
-    places; the notebooks' flattening and hidden layer is the head `mlp:128`.
+    A block is a 3x3 convolution, 2x2 max pooling, batch norm and ReLU, then another 3x3 convolution, batch norm and ReLU, and dropout.
+    With pooling this early (as in Jordan 2024, arXiv:2404.00498), an image of 28x28 pixels takes 13 million multiplications, less than
+    half of those with both convolutions before the pooling. The head is a linear layer on the spatial mean; the notebooks' flattening
+    and hidden layer is the head `mlp:128`.
     """
 
     classifier_name = "classifier"
     pool_size = (4, 4)
 
     def __init__(self, num_classes: int = 10, in_chans: int = 3, drop_rate: float = 0.1) -> None:
-        """`num_classes`: 0 for no classifier. `drop_rate`: of each block."""
+        """Create the network with random weights.
+
+        Args:
+            num_classes: number of classes; 0 for no classifier.
+            in_chans: number of input channels.
+            drop_rate: dropout probability at the end of each block.
+        """
         super().__init__()
         widths = (in_chans, 32, 64, 128)
         self.features = nn.Sequential()
@@ -45,17 +51,22 @@ class SimpleCNN(PartedBackbone):
 
 
 class LeNet5(HiddenLayers):
-    """LeCun et al. 1998, "Gradient-Based Learning Applied to Document Recognition", section II.B; layers have its names.
+    """LeNet-5 of LeCun et al. 1998, "Gradient-Based Learning Applied to Document Recognition", section II.B, with its layer names.
 
-    As is usual today, with ReLU for the scaled tanh, max pooling for the trained subsampling of S2 and S4, each map of C3
-    on all maps of S2, and a linear output. C5, which covers the whole map, is a linear layer.
+    As is usual today, ReLU replaces the scaled tanh, max pooling the trained subsampling of S2 and S4, and a linear layer the output;
+    each map of C3 is connected to all maps of S2. C5, which covers the whole map, is a linear layer.
     """
 
     classifier_name = "classifier.output"
     pool_size = (5, 5)
 
     def __init__(self, num_classes: int = 10, in_chans: int = 3) -> None:
-        """`num_classes`: 0 for no classifier."""
+        """Create the network with random weights.
+
+        Args:
+            num_classes: number of classes; 0 for no classifier.
+            in_chans: number of input channels.
+        """
         super().__init__()
         self.features = nn.Sequential()
         self.features.add_module("c1", nn.Conv2d(in_chans, 6, 5))
@@ -75,21 +86,28 @@ class LeNet5(HiddenLayers):
         self.reset_classifier(num_classes)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """See `PartedBackbone`. Each hidden layer is one of its own."""
+        """Return patterns of parameter names, one group for each hidden layer; see `ZooBackbone.group_matcher`."""
         return {"stem": r"^features\.c1\.", "blocks": r"^features\.c(\d)\.", "hidden": r"^classifier\.[cf](\d)\."}
 
 
 class ZFNet(HiddenLayers):
-    """Zeiler and Fergus 2013, "Visualizing and Understanding Convolutional Networks", arXiv:1311.2901, figure 3.
+    """ZFNet of Zeiler and Fergus 2013, "Visualizing and Understanding Convolutional Networks", arXiv:1311.2901, figure 3.
 
-    AlexNet in one piece with smaller steps in the first two layers. Without contrast normalisation, as AlexNet here.
+    An AlexNet on a single device, with smaller strides in the first two layers. As in this project's AlexNet, there is no contrast
+    normalization.
     """
 
     classifier_name = "classifier.fc8"
     pool_size = (6, 6)
 
     def __init__(self, num_classes: int = 1000, in_chans: int = 3, drop_rate: float = 0.5) -> None:
-        """`num_classes`: 0 for no classifier. `drop_rate`: before fc7 and fc8."""
+        """Create the network with random weights.
+
+        Args:
+            num_classes: number of classes; 0 for no classifier.
+            in_chans: number of input channels.
+            drop_rate: dropout probability before fc7 and fc8.
+        """
         super().__init__()
         self.features = nn.Sequential()
         self.features.add_module("conv1", nn.Conv2d(in_chans, 96, 7, stride=2, padding=1))
@@ -113,11 +131,11 @@ class ZFNet(HiddenLayers):
         self.reset_classifier(num_classes)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """See `PartedBackbone`. Each hidden layer is one of its own."""
+        """Return patterns of parameter names, one group for each hidden layer; see `ZooBackbone.group_matcher`."""
         return {"stem": r"^features\.conv1\.", "blocks": r"^features\.conv(\d)\.", "hidden": r"^classifier\.fc([67])\."}
 
 
-BACKBONES: dict[str, type[PartedBackbone]] = {"simple_cnn": SimpleCNN, "lenet5": LeNet5, "zfnet": ZFNet}
+BACKBONES: dict[str, type[ZooBackbone]] = {"simple_cnn": SimpleCNN, "lenet5": LeNet5, "zfnet": ZFNet}
 
 _SMALL: dict[str, Any] = {"input_size": (3, 32, 32), "crop_pct": 1.0, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "num_classes": 10}
 _INPUTS: dict[str, dict[str, Any]] = {"simple_cnn": _SMALL, "lenet5": _SMALL, "zfnet": {}}
@@ -129,7 +147,7 @@ default_cfgs = generate_default_cfgs(
         for name, family in BACKBONES.items()
     }
 )
-"""Under the name by which timm looks for it. There are no official weights."""
+"""Default configurations, under the variable name that timm expects. There are no official weights."""
 
 for _name, _family in BACKBONES.items():
     register(__name__, _name, _family)

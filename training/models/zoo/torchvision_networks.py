@@ -1,6 +1,6 @@
-"""CNNs that torchvision has and timm lacks, put into timm's registry under torchvision's names when this is imported.
+"""CNNs that torchvision has and timm lacks, registered with timm under torchvision's names on import.
 
-MNASNet is among them: timm has three of its four widths, and official weights of one.
+MNASNet is among them: timm has three of its four widths, and official weights for one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tlcli.training.models.zoo.register import register
 from tlcli.training.models.zoo.torchvision_adapters import AlexNet, GoogLeNet, MNASNet, ShuffleNetV2, SqueezeNet, TorchvisionBackbone
 
 TAG = "tv_in1k"
-"""What timm calls torchvision's ImageNet weights."""
+"""timm's tag for torchvision's ImageNet weights."""
 
 BACKBONES: dict[str, type[TorchvisionBackbone]] = {
     "alexnet": AlexNet,
@@ -26,7 +26,7 @@ BACKBONES: dict[str, type[TorchvisionBackbone]] = {
 
 
 def _pretrained_cfg(name: str) -> PretrainedCfg:
-    """Where torchvision's default weights lie and how images become their input, as torchvision's own enum has it."""
+    """Return the address and the preprocessing of torchvision's default weights, from torchvision's own enum."""
     weights = torchvision.models.get_model_weights(name).DEFAULT
     transform = weights.transforms()
     (crop,), (resized,) = transform.crop_size, transform.resize_size
@@ -45,7 +45,7 @@ def _pretrained_cfg(name: str) -> PretrainedCfg:
 
 
 default_cfgs = generate_default_cfgs({f"{name}.{TAG}": _pretrained_cfg(name) for name in BACKBONES})
-"""Under the name by which `register_model` looks for it in an entry point's module."""
+"""Default configurations, under the variable name that `register_model` expects in an entry point's module."""
 
 
 for _name, _family in BACKBONES.items():

@@ -1,4 +1,4 @@
-"""The CIFAR ResNets: sizes as the paper has them, checkpoints as they are found, and what these answer."""
+"""CIFAR ResNets: layer sizes of the paper, published checkpoints, and their accuracy."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ from tlcli.training.settings.plan import resolve_plan
 
 CHECKPOINTS = {"cifar_resnet20": "cifar10_resnet20-12fca82f.th", "cifar_resnet56": "cifar10_resnet56-4bfd9763.th"}
 MILLIONS = {20: 0.27, 32: 0.46, 44: 0.66, 56: 0.85}
-"""Parameters, arXiv:1512.03385, table 6."""
+"""Millions of parameters, arXiv:1512.03385, table 6."""
 
 
 @pytest.fixture
 def checkpoint(shared_data: Path) -> Callable[[str], FinetuneConfig]:
-    """A network with the weights of its checkpoint, as a user would ask for it."""
+    """Return a function from a network's name to the settings for its checkpoint."""
     return lambda name: FinetuneConfig(
         backbone=name, weights=str(shared_data / "weights" / CHECKPOINTS[name]), head="original", device="cpu"
     )
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
-def test_sizes_are_the_papers(depth: int) -> None:
+def test_layer_sizes_are_the_papers(depth: int) -> None:
     model: Any = timm.create_model(f"cifar_resnet{depth}").eval()
     parameters = sum(parameter.numel() for parameter in model.parameters())
     assert round(parameters / 1e6, 2) == MILLIONS[depth]
     weighted = [module for module in model.modules() if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear))]
-    assert len(weighted) == depth  # so no shortcut has weights
+    assert len(weighted) == depth  # no shortcut has weights
     sizes: dict[str, list[int]] = {}
     for name in ("conv1", "layer1", "layer2", "layer3", "linear"):
         model.get_submodule(name).register_forward_hook(lambda _, __, output, name=name: sizes.update({name: list(output.shape[1:])}))
@@ -52,7 +52,7 @@ def test_sizes_are_the_papers(depth: int) -> None:
     assert sizes == {"conv1": [16, 32, 32], "layer1": [16, 32, 32], "layer2": [32, 16, 16], "layer3": [64, 8, 8], "linear": [10]}
 
 
-def test_option_a_takes_every_second_pixel_and_adds_channels_of_zeros() -> None:
+def test_option_a_keeps_every_second_pixel_and_adds_channels_of_zeros() -> None:
     inputs = torch.arange(2 * 4 * 5 * 6.0).reshape(2, 4, 5, 6) + 1
     outputs = OptionA(4, 2)(inputs)
     assert outputs.shape == (2, 8, 3, 3)
@@ -63,7 +63,7 @@ def test_option_a_takes_every_second_pixel_and_adds_channels_of_zeros() -> None:
 
 
 def by_hand(state: dict[str, Tensor], x: Tensor, blocks: int) -> Tensor:
-    """The network as the paper tells it, from the tensors of the file alone."""
+    """Compute the network as described in the paper, from the tensors of the file."""
 
     def normalised(x: Tensor, name: str) -> Tensor:
         mean, variance, weight, bias = (state[f"{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias"))
@@ -85,7 +85,7 @@ def by_hand(state: dict[str, Tensor], x: Tensor, blocks: int) -> Tensor:
 
 @torch.no_grad()
 @pytest.mark.parametrize(("name", "blocks"), [("cifar_resnet20", 3), ("cifar_resnet56", 9)])
-def test_a_checkpoint_loads_as_it_is_and_answers_as_written_by_hand(
+def test_a_checkpoint_loads_unchanged_and_gives_the_logits_computed_by_hand(
     name: str, blocks: int, checkpoint: Callable[[str], FinetuneConfig]
 ) -> None:
     config = checkpoint(name)
@@ -99,10 +99,10 @@ def test_a_checkpoint_loads_as_it_is_and_answers_as_written_by_hand(
     torch.testing.assert_close(found(inputs), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_checkpoint_of_another_depth_says_so(checkpoint: Callable[[str], FinetuneConfig]) -> None:
+def test_a_checkpoint_of_another_depth_is_rejected(checkpoint: Callable[[str], FinetuneConfig]) -> None:
     config = checkpoint("cifar_resnet20").model_copy(update={"backbone": "cifar_resnet32"})
     with pytest.raises(
-        WeightsError, match=r"does not fit cifar_resnet32: 60 tensors missing \(layer1.3.conv1.weight; .*: name the backbone"
+        WeightsError, match=r"does not fit cifar_resnet32: 60 tensors missing \(layer1.3.conv1.weight; .*: use the backbone"
     ):
         load_backbone(config)
 
@@ -114,8 +114,10 @@ def test_preprocessing_is_the_checkpoints(checkpoint: Callable[[str], FinetuneCo
     assert (preprocessing.mean, preprocessing.std) == (IMAGENET_MEAN, IMAGENET_STD)
 
 
-def test_untouched_it_knows_four_of_five_jpegs(checkpoint: Callable[[str], FinetuneConfig], unpacked: Callable[[str], Path]) -> None:
-    """91.7 % on the images themselves; these were saved as JPEG."""
+def test_a_checkpoint_classifies_four_of_five_jpegs_correctly(
+    checkpoint: Callable[[str], FinetuneConfig], unpacked: Callable[[str], Path]
+) -> None:
+    """The accuracy is 91.7 % on the original images, and lower on these, which were saved as JPEG."""
     config = checkpoint("cifar_resnet20").model_copy(update={"dataset": str(unpacked("cifar10")), "limit": 200, "workers": 0})
     test = load_dataset(config).test
     assert test is not None
@@ -126,8 +128,8 @@ def test_untouched_it_knows_four_of_five_jpegs(checkpoint: Callable[[str], Finet
 
 
 @pytest.mark.slow
-def test_its_own_classifier_is_exported_with_maps_of_any_layer(checkpoint: Callable[[str], FinetuneConfig], tmp_path: Path) -> None:
-    """The export checks itself: logits and maps of the file against PyTorch's. `layer1` is explained through both shortcuts."""
+def test_the_original_head_is_exported_with_maps_of_any_layer(checkpoint: Callable[[str], FinetuneConfig], tmp_path: Path) -> None:
+    """The export compares logits and maps of the file with PyTorch's. `layer1` is explained through both shortcuts."""
     exported = export_backbone(
         checkpoint("cifar_resnet20"), name="model", repository=tmp_path, layers=["layer1", "layer3"], methods=["gradcam"], check_images=2
     )

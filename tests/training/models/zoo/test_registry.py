@@ -1,4 +1,4 @@
-"""What holds for each network that this project writes itself: in timm's registry, with every head, exported with its maps."""
+"""Common tests of this project's own networks: timm's registry, every head, export with maps."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from tlcli.training.models.weights import fingerprint, load_backbone
 from tlcli.training.settings.config import FinetuneConfig
 
 FAMILIES = {
-    "simple_cnn": "textbook_networks",
-    "lenet5": "textbook_networks",
-    "zfnet": "textbook_networks",
+    "simple_cnn": "textbook",
+    "lenet5": "textbook",
+    "zfnet": "textbook",
     **{f"cifar_resnet{depth}": "cifar_resnet" for depth in (20, 32, 44, 56)},
 }
 WITH_HIDDEN_LAYERS = ("lenet5", "zfnet")
 SIZES = {"zfnet": 64}
-"""Of the input; the others get 32x32."""
+"""Input sizes; 32x32 for the other networks."""
 LAYERS = {"simple_cnn": 4, "lenet5": 3, "zfnet": 6, "cifar_resnet20": 11, "cifar_resnet32": 17, "cifar_resnet44": 23, "cifar_resnet56": 29}
-"""With rates of their own under a linear head: the stem, convolutions or residual blocks, the head."""
+"""Numbers of layers with their own learning rate under a linear head: the stem, convolutions or residual blocks, the head."""
 
 
 def network(name: str, head: str) -> Network:
@@ -40,17 +40,19 @@ def network(name: str, head: str) -> Network:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_they_are_listed_and_have_no_official_weights(name: str) -> None:
-    assert [one for one in list_backbones(name) if one.name == name] == [Backbone(name, FAMILIES[name], ())]
-    with pytest.raises(WeightsError, match=rf"^{name} has no official weights: give a file .* or train from nothing with --weights none$"):
+def test_networks_are_listed_without_official_weights(name: str) -> None:
+    assert [backbone for backbone in list_backbones(name) if backbone.name == name] == [Backbone(name, FAMILIES[name], ())]
+    with pytest.raises(
+        WeightsError, match=rf"^{name} has no official weights: use --weights FILE, or train from random weights with --weights none$"
+    ):
         load_backbone(FinetuneConfig(backbone=name, weights="pretrained"))
-    with pytest.raises(SettingsError, match=rf"{name} does not take these model arguments \(nonsense\)"):
+    with pytest.raises(SettingsError, match=rf"{name} does not accept these model arguments \(nonsense\)"):
         create_backbone(name, {"nonsense": 1})
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", FAMILIES)
-def test_timms_interface(name: str) -> None:
+def test_networks_have_timms_interface(name: str) -> None:
     model: Any = timm.create_model(name, in_chans=1, num_classes=4).eval()
     _, height, width = model.default_cfg["input_size"]
     inputs = torch.randn(2, 1, height, width, generator=torch.Generator().manual_seed(0))
@@ -70,7 +72,7 @@ def test_timms_interface(name: str) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("head", ["linear", "mlp:8", "original"])
 @pytest.mark.parametrize("name", ["simple_cnn", "lenet5", "zfnet", "cifar_resnet20"])
-def test_the_cut_pieces_make_the_whole(name: str, head: str) -> None:
+def test_the_three_steps_equal_the_forward_pass(name: str, head: str) -> None:
     built = network(name, head)
     size = SIZES.get(name, 32)
     inputs = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
@@ -88,7 +90,7 @@ def test_the_cut_pieces_make_the_whole(name: str, head: str) -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_rates_rise_layer_by_layer_from_the_stem(name: str) -> None:
-    """Each of these networks is written from the stem to the classifier, so its parameters' order is the layers'."""
+    """Each of these networks defines its layers from the stem to the classifier, so its parameters are in that order."""
     for head, more in (("linear", 0), ("original", 2 if name in WITH_HIDDEN_LAYERS else 0)):
         built = network(name, head)
         rate_of = {
@@ -101,7 +103,7 @@ def test_rates_rise_layer_by_layer_from_the_stem(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["simple_cnn", "lenet5", "cifar_resnet20"])
-def test_its_own_weights_load_with_a_classifier_or_without(name: str, tmp_path: Path) -> None:
+def test_weights_load_with_or_without_a_classifier(name: str, tmp_path: Path) -> None:
     source = timm.create_model(name, num_classes=7)
     torch.save({"state_dict": {f"module.{key}": value for key, value in source.state_dict().items()}}, tmp_path / "found.pth")
     config = FinetuneConfig(backbone=name, weights=str(tmp_path / "found.pth"))
@@ -117,7 +119,7 @@ def test_its_own_weights_load_with_a_classifier_or_without(name: str, tmp_path: 
 
 
 @pytest.mark.parametrize(("name", "head"), [("simple_cnn", "linear"), ("lenet5", "original"), ("cifar_resnet20", "mlp:8")])
-def test_a_run_is_read_back(name: str, head: str, tmp_path: Path) -> None:
+def test_a_run_is_loaded_again(name: str, head: str, tmp_path: Path) -> None:
     dataset = tiny_training.put_colours(tmp_path / "images", train=4, val=2, test=2)
     result = finetune(tiny_training.config(dataset, tmp_path / "run", backbone=name, head=head, mode="full", epochs=1))
     tiny_training.check_it_is_read_back(result)
@@ -125,11 +127,11 @@ def test_a_run_is_read_back(name: str, head: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["simple_cnn", "lenet5", "zfnet"])
-def test_its_own_classifier_is_exported(name: str, tmp_path: Path) -> None:
-    """The export checks itself: logits and maps of the file against PyTorch's."""
+def test_the_original_head_is_exported(name: str, tmp_path: Path) -> None:
+    """The export compares logits and maps of the file with PyTorch's."""
     config = FinetuneConfig(backbone=name, weights="none")
     exported = export_backbone(config, name="model", repository=tmp_path, check_images=2)
     exported.path.unlink()
     assert exported.parity.top1_agreement == 1
     assert "gradcam" in exported.parity.maps
-    assert ("cam" in exported.parity.maps) == (name not in WITH_HIDDEN_LAYERS)  # their hidden layers stand between
+    assert ("cam" in exported.parity.maps) == (name not in WITH_HIDDEN_LAYERS)  # CAM needs a head without hidden layers

@@ -1,4 +1,4 @@
-"""SimpleCNN, LeNet-5 and ZFNet: the sizes that their papers give, layer by layer."""
+"""SimpleCNN, LeNet-5 and ZFNet: layer sizes of their papers."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch import nn
 import tlcli.training.models.zoo  # noqa: F401 - registers them
 
 LENET5 = {"c1": 6 * (1 * 25 + 1), "c3": 16 * (6 * 25 + 1), "c5": 120 * (16 * 25 + 1), "f6": 84 * (120 + 1), "output": 10 * (84 + 1)}
-"""Parameters; the paper has the same save for C3, which there is connected in part."""
+"""Numbers of parameters; as in the paper, except for C3, which is only partly connected there."""
 
 SIMPLE = ((3, 32), (32, 64), (64, 128))
-"""A block each: the channels that it takes and makes, in two convolutions with a batch norm each."""
+"""Input and output channels of each block, which has two convolutions with a batch norm each."""
 
 ZFNET = {
     "conv1": (96, 7 * 7 * 3),
@@ -27,7 +27,7 @@ ZFNET = {
     "fc7": (4096, 4096),
     "fc8": (1000, 4096),
 }
-"""Outputs, and the weights that each has besides its bias."""
+"""Number of outputs, and of weights per output without the bias."""
 
 
 def parameters(module: nn.Module) -> int:
@@ -36,7 +36,7 @@ def parameters(module: nn.Module) -> int:
 
 @torch.no_grad()
 def output_sizes(model: nn.Module, *shape: int) -> dict[str, list[int]]:
-    """Of every layer that is no container, by its last name, in the order of execution."""
+    """Return the output size of every leaf layer by its path, in the order of execution."""
     sizes: dict[str, list[int]] = {}
     for path, module in model.named_modules():
         if not list(module.children()):
@@ -94,14 +94,14 @@ def test_simple_cnn_halves_images_of_any_size_three_times(size: int) -> None:
     assert [sizes[f"features.{number}.pool"] for number in range(3)] == [[c, size // n, size // n] for c, n in ((32, 2), (64, 4), (128, 8))]
 
 
-def test_simple_cnn_takes_thirteen_million_multiplications_for_a_digit() -> None:
+def test_simple_cnn_needs_thirteen_million_multiplications_for_a_digit() -> None:
     model = timm.create_model("simple_cnn")
     sizes = output_sizes(model, 3, 28, 28)
-    places = {name: sizes[name][1] * sizes[name][2] for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
-    assert round(sum(parameters(model.get_submodule(name)) * count for name, count in places.items()), -6) == 13_000_000
+    positions = {name: sizes[name][1] * sizes[name][2] for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
+    assert round(sum(parameters(model.get_submodule(name)) * count for name, count in positions.items()), -6) == 13_000_000
 
 
-def test_simple_cnn_drops_in_training_only() -> None:
+def test_simple_cnn_uses_dropout_only_in_training() -> None:
     torch.manual_seed(0)
     model = timm.create_model("simple_cnn", drop_rate=0.5)
     inputs = torch.randn(2, 3, 32, 32)

@@ -1,4 +1,4 @@
-"""torchvision's networks as backbones: the same answers, the same files, the same preprocessing as torchvision's own."""
+"""torchvision's networks as backbones: the same logits, weight files and preprocessing as in torchvision."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from tlcli.training.settings.config import FinetuneConfig
 
 SIZE = 96
 SMALL = ("alexnet", "googlenet", "mnasnet0_5", "shufflenet_v2_x0_5", "squeezenet1_1")
-"""One of each kind."""
+"""One network of each kind."""
 REFUSED = ("squeezenet1_1", "original")
 
 
 def torchvisions(name: str) -> nn.Module:
-    """torchvision's network as it serves its official weights, with random ones of which none is left at its default.
+    """Build torchvision's network as for its official weights, with random weights, none of them at its default.
 
-    Convolutions keep the input's scale, so that the logits depend on it (GoogLeNet's own random weights hardly let them).
+    Convolutions preserve the scale of the input, so that the logits depend on it; GoogLeNet's own initialization hardly does.
     """
     torch.manual_seed(0)
     official = {"transform_input": True, "aux_logits": True, "init_weights": True} if name == "googlenet" else {}
@@ -70,7 +70,7 @@ def network(name: str, head: str, size: int = SIZE) -> Network:
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", BACKBONES)
-def test_a_file_of_torchvisions_gives_torchvisions_logits_to_the_bit(name: str, inputs: Tensor, tmp_path: Path) -> None:
+def test_a_torchvision_file_gives_torchvisions_logits_to_the_bit(name: str, inputs: Tensor, tmp_path: Path) -> None:
     source = torchvisions(name)
     path = tmp_path / "official.pth"
     torch.save(source.state_dict(), path)
@@ -81,13 +81,13 @@ def test_a_file_of_torchvisions_gives_torchvisions_logits_to_the_bit(name: str, 
     assert (expected[0] - expected[1]).std() > 0.01 * expected.std() > 0
     assert torch.equal(found(inputs), expected)
     assert torch.equal(found.forward_head(found.forward_features(inputs)), expected)  # type: ignore[operator]
-    # Names and values are the file's own, save the auxiliary classifiers.
+    # Names and values are the file's, except for the auxiliary classifiers.
     kept = {key: value for key, value in source.state_dict().items() if not key.startswith("aux")}
     assert fingerprint(found.state_dict()) == fingerprint(kept)
 
 
 @torch.no_grad()
-def test_features_are_the_last_map_and_pre_logits_what_the_classifier_takes(inputs: Tensor) -> None:
+def test_features_are_the_last_map_and_pre_logits_the_classifiers_input(inputs: Tensor) -> None:
     for name in BACKBONES:
         backbone: Any = create_backbone(name, {}).eval()
         features = backbone.forward_features(torch.zeros(1, *backbone.default_cfg["input_size"]))
@@ -108,7 +108,7 @@ def test_features_are_the_last_map_and_pre_logits_what_the_classifier_takes(inpu
 @pytest.mark.parametrize(
     ("name", "head"), [(name, head) for name in SMALL for head in ("linear", "mlp:8", "original") if (name, head) != REFUSED]
 )
-def test_the_cut_pieces_make_the_whole(name: str, head: str, inputs: Tensor) -> None:
+def test_the_three_steps_equal_the_forward_pass(name: str, head: str, inputs: Tensor) -> None:
     built = network(name, head)
     features = built.features(inputs)
     embedding = built.embed(features)
@@ -121,15 +121,15 @@ def test_the_cut_pieces_make_the_whole(name: str, head: str, inputs: Tensor) -> 
         torch.testing.assert_close(embedding, features.mean((2, 3)))
 
 
-def test_alexnets_hidden_layers_are_kept_by_its_own_head_only() -> None:
+def test_only_alexnets_own_head_keeps_its_hidden_layers() -> None:
     kept, dropped = network("alexnet", "original"), network("alexnet", "linear")
     assert {name.split(".")[2] for name in kept.state_dict() if "classifier" in name} == {"1", "4", "6"}
     assert not [name for name in dropped.state_dict() if "classifier" in name]
     assert dropped.classifier.weight.shape == (3, 256)  # type: ignore[union-attr]
 
 
-def test_squeezenets_own_head_is_refused() -> None:
-    """Its classifier is followed by a ReLU and the pooling, so that no layer on an embedding is the same function."""
+def test_squeezenets_own_head_is_rejected() -> None:
+    """Its classifier is followed by a ReLU and the pooling; no linear layer on an embedding is equivalent."""
     with pytest.raises(
         SettingsError, match=r"squeezenet1_1: its own head does not end with one linear layer.*: fine-tune with --head linear"
     ) as caught:
@@ -137,7 +137,7 @@ def test_squeezenets_own_head_is_refused() -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_alexnet_without_its_hidden_layers_fits_the_heads_that_leave_them_out(inputs: Tensor, tmp_path: Path) -> None:
+def test_alexnet_without_its_hidden_layers_fits_heads_that_do_not_use_them(inputs: Tensor, tmp_path: Path) -> None:
     source = torchvisions("alexnet")
     torch.save({name: tensor for name, tensor in source.state_dict().items() if name.startswith("features.")}, tmp_path / "found.pth")
     found: Any = loaded("alexnet", tmp_path / "found.pth", head="linear")
@@ -148,8 +148,8 @@ def test_alexnet_without_its_hidden_layers_fits_the_heads_that_leave_them_out(in
         loaded("alexnet", tmp_path / "found.pth", head="original")
 
 
-def test_a_googlenet_that_was_trained_on_plain_inputs(inputs: Tensor, tmp_path: Path) -> None:
-    """Without auxiliary classifiers, and from before batch norms counted their batches, as the official file is."""
+def test_googlenet_trained_without_input_transform(inputs: Tensor, tmp_path: Path) -> None:
+    """The file has no auxiliary classifiers and no batch counters of batch norms, like the official one."""
     source: Any = torchvisions("googlenet")
     source.transform_input = False
     state = {key: value for key, value in source.state_dict().items() if not key.startswith("aux") and "num_batches" not in key}
@@ -160,9 +160,9 @@ def test_a_googlenet_that_was_trained_on_plain_inputs(inputs: Tensor, tmp_path: 
         assert not torch.allclose(loaded("googlenet", tmp_path / "found.pth")(inputs), source(inputs))
 
 
-def test_a_file_that_does_not_fit_says_which_tensors(tmp_path: Path) -> None:
+def test_the_error_for_a_mismatched_file_lists_its_tensors(tmp_path: Path) -> None:
     torch.save(torchvisions("squeezenet1_0").state_dict(), tmp_path / "found.pth")
-    with pytest.raises(WeightsError, match=r"found.pth does not fit squeezenet1_1: .*features.0.weight: expected \[64, 3, 3, 3\], found"):
+    with pytest.raises(WeightsError, match=r"found.pth does not fit squeezenet1_1: .*features.0.weight: expected \[64, 3, 3, 3\], got"):
         loaded("squeezenet1_1", tmp_path / "found.pth")
 
 
@@ -175,29 +175,29 @@ def test_preprocessing_is_torchvisions(name: str) -> None:
     assert (preprocessing.mean, preprocessing.std) == (tuple(transform.mean), tuple(transform.std))
     assert [preprocessing.height, preprocessing.width] == 2 * transform.crop_size
     assert preprocessing.interpolation == transform.interpolation.value
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for width, height in ((411, 300), (97, 260), (232, 256)):
-        image = Image.fromarray(draw.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        image = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
         pixels = torch.from_numpy(preprocessing.apply(image)).permute(2, 0, 1)[None] / 255
         mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
         torch.testing.assert_close((pixels - mean) / std, transform(image)[None], rtol=1e-5, atol=1e-5)
 
 
-def test_they_are_listed_with_their_weights() -> None:
-    assert list_backbones("alexnet") == [Backbone("alexnet", "torchvision_backbones", ("tv_in1k",))]
-    assert BACKBONES.keys() == {one.name for one in list_backbones() if one.family == "torchvision_backbones"}
+def test_networks_are_listed_with_their_weights() -> None:
+    assert list_backbones("alexnet") == [Backbone("alexnet", "torchvision_networks", ("tv_in1k",))]
+    assert BACKBONES.keys() == {backbone.name for backbone in list_backbones() if backbone.family == "torchvision_networks"}
     for name in BACKBONES:
         entry = timm.get_pretrained_cfg(f"{name}.tv_in1k")
         assert entry.url == torchvision.models.get_model_weights(name).DEFAULT.url
         assert timm.get_pretrained_cfg(name) == entry
-    with pytest.raises(SettingsError, match=r"alexnet has no weights of that tag; it has: alexnet.tv_in1k"):
+    with pytest.raises(SettingsError, match=r"alexnet has no weights with that tag; available: alexnet.tv_in1k"):
         create_backbone("alexnet.nope", {})
-    with pytest.raises(SettingsError, match=r"googlenet does not take these model arguments \(nonsense\)"):
+    with pytest.raises(SettingsError, match=r"googlenet does not accept these model arguments \(nonsense\)"):
         create_backbone("googlenet", {"nonsense": 1})
 
 
 def published_at(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Callable[[str], None]:
-    """Official weights lie at another address, and torch.hub's cache elsewhere."""
+    """Return a function that redirects official weights to an address; use `cache` as torch.hub's cache."""
     monkeypatch.setenv("TORCH_HOME", str(cache))
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
     official = timm.get_pretrained_cfg
@@ -210,7 +210,7 @@ def published_at(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Callable[[str]
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["googlenet", "shufflenet_v2_x0_5.tv_in1k"])
-def test_official_weights_are_fetched_once_into_torch_hubs_cache(
+def test_official_weights_are_downloaded_once_to_torch_hubs_cache(
     name: str, monkeypatch: pytest.MonkeyPatch, inputs: Tensor, tmp_path: Path
 ) -> None:
     source = torchvisions(name.split(".")[0])
@@ -222,17 +222,17 @@ def test_official_weights_are_fetched_once_into_torch_hubs_cache(
         assert torch.equal(loaded(name, "pretrained")(inputs), source(inputs))
         assert server.asked == ["/official-0123.pth"]
     assert (tmp_path / "cache" / "hub" / "checkpoints" / "official-0123.pth").is_file()
-    assert torch.equal(loaded(name, "pretrained")(inputs), source(inputs))  # the server is gone: from the cache
+    assert torch.equal(loaded(name, "pretrained")(inputs), source(inputs))  # the server is gone: read from the cache
 
 
-def test_an_address_that_cannot_be_reached_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_unreachable_address_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     point_to = published_at(monkeypatch, tmp_path / "cache")
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{closed.getsockname()[1]}/official.pth"
         point_to(address)
         with pytest.raises(
-            HubError, match=rf"the hub cannot be reached \(.*\) for official.pth, .*fetch {address} .*--weights FILE"
+            HubError, match=rf"the hub cannot be reached \(.*\); official.pth is not in .*download {address} .*--weights FILE"
         ) as caught:
             loaded("squeezenet1_1", "pretrained")
     assert "\n" not in str(caught.value)
@@ -240,7 +240,7 @@ def test_an_address_that_cannot_be_reached_is_said(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("name", SMALL)
 def test_rates_rise_layer_by_layer_from_the_stem(name: str) -> None:
-    """Each of these networks is written from the stem to the classifier, so its parameters' order is the layers'."""
+    """Each of these networks defines its layers from the stem to the classifier, so its parameters are in that order."""
     built = network(name, "linear")
     optimizer = layered_optimizer(built, 1.0, 0.0, 0.8)
     rate_of = {id(parameter): group["lr"] for group in optimizer.param_groups for parameter in group["params"]}
@@ -259,7 +259,7 @@ def test_rates_rise_layer_by_layer_from_the_stem(name: str) -> None:
         ("squeezenet1_1", {"head": "linear"}),
     ],
 )
-def test_a_run_is_read_back(name: str, settings: dict[str, Any], tmp_path: Path) -> None:
+def test_a_run_is_loaded_again(name: str, settings: dict[str, Any], tmp_path: Path) -> None:
     dataset = tiny_training.put_colours(tmp_path / "images", train=4, val=2, test=2)
     size = 64
     result = finetune(tiny_training.config(dataset, tmp_path / "run", backbone=name, image_size=size, **settings))
@@ -268,8 +268,8 @@ def test_a_run_is_read_back(name: str, settings: dict[str, Any], tmp_path: Path)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["alexnet", "googlenet", "shufflenet_v2_x0_5"])
-def test_its_own_classifier_is_exported(name: str, tmp_path: Path) -> None:
-    """The export checks itself: logits and maps of the file against PyTorch's."""
+def test_the_original_head_is_exported(name: str, tmp_path: Path) -> None:
+    """The export compares logits and maps of the file with PyTorch's."""
     from tlcli.exports import export_backbone
 
     path = tmp_path / "official.pth"
@@ -279,7 +279,7 @@ def test_its_own_classifier_is_exported(name: str, tmp_path: Path) -> None:
     path.unlink()
     exported.path.unlink()
     assert exported.parity.top1_agreement == 1
-    assert ("cam" in exported.parity.maps) == (name != "alexnet")  # its hidden layers stand between
+    assert ("cam" in exported.parity.maps) == (name != "alexnet")  # CAM needs a head without hidden layers
 
 
 def test_a_run_is_exported(tmp_path: Path) -> None:
