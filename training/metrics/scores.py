@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
-import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
-from torch.nn import functional
 
 from tlcli.contract.files.earlier_names import IMAGES_FIELD
 from tlcli.training.metrics.calibration import Calibration, calibration
+
+if TYPE_CHECKING:  # reading results needs no PyTorch
+    from torch import Tensor
 
 Stage = Literal["head", "full"]
 
@@ -113,6 +113,8 @@ def _ratio(count: np.integer, total: np.integer) -> float | None:
 
 def loss_and_top1(logits: Tensor, labels: Tensor) -> tuple[float, float]:
     """Return the mean cross-entropy in nats and the top-1 accuracy of logits `[n, C]` for labels `[n]`."""
+    from torch.nn import functional
+
     return float(functional.cross_entropy(logits, labels)), float((logits.argmax(1) == labels).float().mean())
 
 
@@ -124,6 +126,8 @@ def score(logits: Tensor, labels: Tensor, classes: tuple[str, ...]) -> Scores:
         labels: int64 `[n]`.
         classes: names of the C classes.
     """
+    import torch
+
     loss, top1 = loss_and_top1(logits, labels)
     count = len(classes)
     confusion = torch.bincount(labels * count + logits.argmax(1), minlength=count**2).reshape(count, count).cpu().numpy()

@@ -25,7 +25,7 @@ from tlcli.training.reports.citations import TIMM, paper_of
 from tlcli.training.reports.datasheet import DataSheet, read_data_sheet
 from tlcli.training.runs.load_run import Run
 from tlcli.training.runs.reproduce_command import finetune_command
-from tlcli.training.runs.summary import Record, read_record
+from tlcli.training.runs.summary import RunSummary, read_summary
 from tlcli.training.settings.config import FinetuneConfig
 
 if TYPE_CHECKING:
@@ -69,9 +69,9 @@ def model_card(run: Run, description: Description) -> str:
         description: of the exported file.
 
     Raises:
-        NotFoundError, SettingsError: see `tlcli.training.runs.summary.read_record`.
+        NotFoundError, SettingsError: see `tlcli.training.runs.summary.read_summary`.
     """
-    content = _content(run, description, read_record(run.path), read_data_sheet(run.path))
+    content = _content(run, description, read_summary(run.path), read_data_sheet(run.path))
     return _environment().get_template("model_card.md.j2").render(content)
 
 
@@ -113,7 +113,7 @@ class PartScores:
     class_table: Table
 
 
-def _content(run: Run, description: Description, record: Record, sheet: DataSheet | None) -> dict[str, Any]:
+def _content(run: Run, description: Description, record: RunSummary, sheet: DataSheet | None) -> dict[str, Any]:
     """Return the variables of the template."""
     parts, agreement = _parts(run), description.provenance.agreement
     public = _public_settings(run)
@@ -227,7 +227,7 @@ def _public_settings(run: Run) -> dict[str, Any]:
     return {"dataset": dataset, "weights": Path(run.config.weights).name, "data_dir": None}
 
 
-def _settings(record: Record, public: dict[str, Any]) -> Table:
+def _settings(record: RunSummary, public: dict[str, Any]) -> Table:
     defaults = FinetuneConfig().model_dump(mode="json")
     changed = {name for name, value in record.config.asked.items() if value is not None and value != defaults.get(name)}
     rows = [

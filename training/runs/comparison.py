@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tlcli.training.metrics.significance import McNemar, mcnemar
-from tlcli.training.runs.summary import Figures, Record
+from tlcli.training.runs.summary import AnyScores, RunSummary
 
 _WHERE = ("output", "name", "data_dir", "workers")
 """Settings that change the location and the duration of a run, but not its results."""
@@ -55,7 +55,7 @@ class Comparison:
         return (*in_order, *(row for row in self.rows if row.get(column) is None))
 
 
-def compare(records: Sequence[Record]) -> Comparison:
+def compare(records: Sequence[RunSummary]) -> Comparison:
     """Compare runs.
 
     Args:
@@ -74,7 +74,7 @@ def compare(records: Sequence[Record]) -> Comparison:
     return Comparison(rows, differing, others, test)
 
 
-def same_images(first: Record, second: Record) -> bool:
+def same_images(first: RunSummary, second: RunSummary) -> bool:
     """Return True if both runs were evaluated on the same validation images.
 
     This holds if their data sets have the same content, or if they share a data set whose validation part lists the same images and
@@ -86,28 +86,28 @@ def same_images(first: Record, second: Record) -> bool:
     return same_place and bool(first.predictions) and _labels(first) == _labels(second)
 
 
-def _paired(first: Record, second: Record) -> bool:
+def _paired(first: RunSummary, second: RunSummary) -> bool:
     """Return True if the predictions of both runs can be compared image by image."""
     return bool(first.predictions) and _labels(first) == _labels(second)
 
 
-def _labels(record: Record) -> dict[str, str]:
+def _labels(record: RunSummary) -> dict[str, str]:
     return {prediction.name: prediction.label for prediction in record.predictions}
 
 
-def _right(first: Record, second: Record) -> tuple[list[bool], list[bool]]:
+def _right(first: RunSummary, second: RunSummary) -> tuple[list[bool], list[bool]]:
     """Return which predictions of each run are correct, in the order of the first run's images."""
     second_right = {row.name: row.predicted == row.label for row in second.predictions}
     return [row.predicted == row.label for row in first.predictions], [second_right[row.name] for row in first.predictions]
 
 
-def _names(records: Sequence[Record]) -> list[str]:
+def _names(records: Sequence[RunSummary]) -> list[str]:
     """Return the names of the folders, or their paths if two names are equal."""
     short = [record.path.resolve().name for record in records]
     return short if len(set(short)) == len(short) else [str(record.path) for record in records]
 
 
-def _settings(record: Record) -> Row:
+def _settings(record: RunSummary) -> Row:
     resolved = {name: value for name, value in record.settings.items() if name not in _WHERE}
     return {
         **resolved,
@@ -116,17 +116,17 @@ def _settings(record: Record) -> Row:
     }
 
 
-def _versions(record: Record) -> Row:
+def _versions(record: RunSummary) -> Row:
     return {f"{name} version": version for name, version in record.config.versions.items()}
 
 
-def _figures(record: Record) -> Row:
-    metrics = {f"{part}_{name}": value for part, figures in record.parts.items() for name, value in _metrics(figures)}
+def _figures(record: RunSummary) -> Row:
+    metrics = {f"{part}_{name}": value for part, scores in record.parts.items() for name, value in _metrics(scores)}
     return {**metrics, "best_epoch": record.results.best_epoch, "seconds": round(record.seconds, 1)}
 
 
-def _metrics(figures: Figures) -> Iterable[tuple[str, float | None]]:
-    return ("top1", figures.top1), ("macro_f1", figures.macro_f1), ("loss", figures.loss), ("ece", figures.ece)
+def _metrics(scores: AnyScores) -> Iterable[tuple[str, float | None]]:
+    return ("top1", scores.top1), ("macro_f1", scores.macro_f1), ("loss", scores.loss), ("ece", scores.ece)
 
 
 def _shown(value: Any) -> Any:

@@ -19,38 +19,35 @@ from tlcli.contract.files.display_name import from_csv_cell
 from tlcli.contract.files.earlier_names import IMAGES_FIELD
 from tlcli.contract.model.repository_layout import not_a_run
 from tlcli.training.metrics.calibration import Calibration
+from tlcli.training.metrics.scores import ClassScores, Results, Scores
 from tlcli.training.runs.reproduce_command import resume_command
 from tlcli.training.settings.run_file_names import CONFIG, METRICS, PREDICTIONS, RESULTS
 
-Kept = TypeVar("Kept", bound=BaseModel)
+Model = TypeVar("Model", bound=BaseModel)
 
 _PARTS = ("val", "test")
 
 
-class ClassFigures(BaseModel):
-    """Metrics of one class of a part, see `tlcli.training.metrics.scores.ClassScores`."""
+class AnyClassScores(ClassScores):
+    """Metrics of one class, from any version."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
-    label: str
-    count: int
     precision: float | None = None
     recall: float | None = None
     f1: float | None = None
 
 
-class Figures(BaseModel):
-    """Metrics of a part, see `tlcli.training.metrics.scores.Scores`. loss: None also if it was NaN."""
+class AnyScores(Scores):
+    """Metrics of a part, from any version. loss: None also if it was NaN."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
-    count: int
-    top1: float
     top5: float | None = None
-    loss: float | None = None
-    macro_f1: float | None = None
-    calibration: Calibration | None = None
-    classes: tuple[ClassFigures, ...] = ()
+    loss: float | None = None  # type: ignore[assignment]  # widened on purpose: another version may lack it
+    macro_f1: float | None = None  # type: ignore[assignment]
+    calibration: Calibration | None = None  # type: ignore[assignment]
+    classes: tuple[AnyClassScores, ...] = ()
     confusion: tuple[tuple[int, ...], ...] = ()
 
     @property
@@ -62,6 +59,36 @@ class Figures(BaseModel):
     def ece(self) -> float | None:
         """Expected calibration error, in [0, 1]."""
         return None if self.calibration is None else self.calibration.ece
+
+
+class AnyResults(Results):
+    """Content of `results.json`, from any version."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    best_stage: str | None = None  # type: ignore[assignment]  # another version may have other stages
+    stopped: str | None = None
+    val: AnyScores
+    test: AnyScores | None = None
+    seconds: dict[str, float] = Field(default_factory=dict)
+    images: dict[str, int] = Field(default_factory=dict, validation_alias=IMAGES_FIELD)
+    left_out: int = 0
+
+
+class AnyConfig(BaseModel):
+    """Content of `config.json`, from any version, see `tlcli.training.runs.run_folder.RunConfig`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    created: str = ""
+    asked: dict[str, Any]
+    network: dict[str, Any] = {}
+    plan: dict[str, Any] = {}
+    classes: tuple[str, ...] = ()
+    device: str = ""
+    weights_fingerprint: str = ""
+    dataset_fingerprint: str = ""
+    versions: dict[str, str] = {}
 
 
 class Epoch(BaseModel):
@@ -88,49 +115,18 @@ class Prediction(BaseModel):
     score: float
 
 
-class KeptConfig(BaseModel):
-    """Content of `config.json`, see `tlcli.training.runs.run_folder.RunConfig`."""
-
-    model_config = ConfigDict(frozen=True)
-
-    created: str = ""
-    asked: dict[str, Any]
-    network: dict[str, Any] = {}
-    plan: dict[str, Any] = {}
-    classes: tuple[str, ...] = ()
-    device: str = ""
-    weights_fingerprint: str = ""
-    dataset_fingerprint: str = ""
-    versions: dict[str, str] = {}
-
-
-class KeptResults(BaseModel):
-    """Content of `results.json`, see `tlcli.training.metrics.scores.Results`."""
-
-    model_config = ConfigDict(frozen=True)
-
-    best_epoch: int
-    best_stage: str | None = None
-    stopped: str | None = None
-    val: Figures
-    test: Figures | None = None
-    seconds: dict[str, float] = {}
-    images: dict[str, int] = Field(default_factory=dict, validation_alias=IMAGES_FIELD)
-    left_out: int = 0
-
-
 @dataclass(frozen=True)
-class Record:
-    """A finished run. epochs, predictions: empty if the folder lacks the file."""
+class RunSummary:
+    """Summary of a finished run. epochs, predictions: empty if the folder lacks the file."""
 
     path: Path
-    config: KeptConfig
-    results: KeptResults
+    config: AnyConfig
+    results: AnyResults
     epochs: tuple[Epoch, ...]
     predictions: tuple[Prediction, ...]
 
     @property
-    def parts(self) -> dict[str, Figures]:
+    def parts(self) -> dict[str, AnyScores]:
         """Metrics of each part, under `val` and, if there is a test part, `test`."""
         return {name: part for name in _PARTS if (part := getattr(self.results, name)) is not None}
 
@@ -188,7 +184,7 @@ def require_finished(path: Path, *names: str) -> None:
         raise NotFoundError(f"{path}: no finished run ({', '.join(missing)} missing): {way_out}")
 
 
-def read_record(path: str | Path) -> Record:
+def read_summary(path: str | Path) -> RunSummary:
     """Read the summary of a run folder.
 
     Raises:
@@ -197,16 +193,16 @@ def read_record(path: str | Path) -> Record:
     """
     path = Path(path)
     require_finished(path, CONFIG, RESULTS)
-    return Record(
+    return RunSummary(
         path=path,
-        config=read_json(path / CONFIG, KeptConfig),
-        results=read_json(path / RESULTS, KeptResults),
+        config=read_json(path / CONFIG, AnyConfig),
+        results=read_json(path / RESULTS, AnyResults),
         epochs=_read_csv(path / METRICS, Epoch),
         predictions=_read_csv(path / PREDICTIONS, Prediction),
     )
 
 
-def read_json(path: Path, model: type[Kept]) -> Kept:
+def read_json(path: Path, model: type[Model]) -> Model:
     """Read a JSON file of a run folder as a `model`.
 
     Raises:
@@ -219,7 +215,7 @@ def read_json(path: Path, model: type[Kept]) -> Kept:
         raise _unreadable(path, error) from error
 
 
-def _read_csv(path: Path, model: type[Kept]) -> tuple[Kept, ...]:
+def _read_csv(path: Path, model: type[Model]) -> tuple[Model, ...]:
     if not path.is_file():
         return ()
     try:

@@ -12,14 +12,14 @@ from tests.helpers.training.tiny_training import config, put_colours
 from tlcli.contract.errors import SettingsError
 from tlcli.training import finetune
 from tlcli.training.reports.html.report import write_report
-from tlcli.training.runs.summary import read_record
+from tlcli.training.runs.summary import read_summary
 
 
 @pytest.mark.parametrize(("mode", "epochs"), [("feature-extraction", 3), ("full", 3)])
 def test_it_says_what_the_run_says(mode: str, epochs: int, tmp_path: Path) -> None:
     data = put_colours(tmp_path / "colours", train=8)
     result = finetune(config(data, tmp_path / "run", mode=mode, epochs=epochs, seed=3))
-    record = read_record(result.path)
+    record = read_summary(result.path)
     for name, part in record.parts.items():
         scores = getattr(result.results, name)
         for figure in ("count", "top1", "top5", "loss", "macro_f1", "confusion", "calibration"):
@@ -44,15 +44,15 @@ def test_it_says_what_the_run_says(mode: str, epochs: int, tmp_path: Path) -> No
 
 def test_what_another_version_keeps_beside_is_passed_over(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
-    before = read_record(run)
+    before = read_summary(run)
     for name in ("config.json", "results.json"):
         kept = json.loads((run / name).read_text())
         (run / name).write_text(json.dumps({**kept, "format_version": 9, "weather": {"sky": "grey"}}))
-    assert read_record(run) == before
+    assert read_summary(run) == before
 
 
 def test_a_table_that_is_damaged_is_named(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     (run / "metrics.csv").write_bytes(b"stage,epoch\nhead,\xff\n")
     with pytest.raises(SettingsError, match=r"metrics.csv: cannot be read: .*: damaged, or not written by tlcli: start a new run"):
-        read_record(run)
+        read_summary(run)

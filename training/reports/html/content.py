@@ -18,7 +18,7 @@ from tlcli.training.reports.datasheet import DataSheet
 from tlcli.training.reports.html.charts import data_uri, line_chart, matrix_image, reliability_chart
 from tlcli.training.reports.html.formats import duration, interval, number, percent, plain
 from tlcli.training.runs.reproduce_command import finetune_words
-from tlcli.training.runs.summary import Figures, Record
+from tlcli.training.runs.summary import AnyScores, RunSummary
 from tlcli.training.settings import run_file_names
 from tlcli.training.settings.config import FinetuneConfig
 from tlcli.training.settings.run_file_names import MISTAKES, SPLIT
@@ -38,7 +38,7 @@ _MOST_IN_TABLE = 20
 """Number of classes above which a confusion matrix is an image with one pixel per cell."""
 
 
-def report_content(record: Record, sheet: DataSheet | None) -> dict[str, Any]:
+def report_content(record: RunSummary, sheet: DataSheet | None) -> dict[str, Any]:
     """Return the variables of the templates.
 
     Args:
@@ -82,7 +82,7 @@ def report_content(record: Record, sheet: DataSheet | None) -> dict[str, Any]:
     }
 
 
-def _subtitle(record: Record) -> str:
+def _subtitle(record: RunSummary) -> str:
     asked, created = record.config.asked, record.config.created.replace("T", " ").replace("+00:00", " UTC")
     mode = {"feature-extraction": "head trained on frozen features", "full": "all layers trained"}.get(str(asked.get("mode")), "")
     if asked.get("mode") == "full" and record.best_stage == "head":
@@ -91,13 +91,13 @@ def _subtitle(record: Record) -> str:
     return " · ".join(fact for fact in facts if fact)
 
 
-def _epoch_note(record: Record) -> str:
+def _epoch_note(record: RunSummary) -> str:
     last = max((epoch.epoch for epoch in record.epochs), default=None)
     stage = {"head": "head alone", "full": "all layers"}.get(record.best_stage or "", "")
     return ", ".join(filter(None, ("" if last is None else f"of {last}", stage)))
 
 
-def _figures_row(name: str, part: Figures) -> list[str]:
+def _figures_row(name: str, part: AnyScores) -> list[str]:
     return [
         name,
         f"{part.count:,}",
@@ -111,7 +111,7 @@ def _figures_row(name: str, part: Figures) -> list[str]:
     ]
 
 
-def _curves(record: Record) -> list[str]:
+def _curves(record: RunSummary) -> list[str]:
     """Return the charts of loss and top-1 over the epochs; none if the folder lacks the metrics."""
     epochs, best = record.epochs, record.results.best_epoch
     if not epochs:
@@ -152,7 +152,7 @@ class Confusion:
     mistakes: list[list[str]]
 
 
-def _confusion(part: Figures) -> Confusion | None:
+def _confusion(part: AnyScores) -> Confusion | None:
     """Return the confusion of a part; None if the run does not record it."""
     counts = np.array(part.confusion, dtype=np.int64)
     labels = [scores.label for scores in part.classes]
@@ -200,13 +200,13 @@ def _contact_sheet(path: Path) -> str | None:
     return data_uri(file.getvalue(), "image/jpeg")
 
 
-def _mistakes(record: Record) -> dict[str, Any]:
+def _mistakes(record: RunSummary) -> dict[str, Any]:
     wrong = sorted((row for row in record.predictions if row.label != row.predicted), key=lambda row: -row.score)
     rows = [[row.name, row.label, row.predicted, f"{100 * row.score:.1f} %"] for row in wrong[:MOST_LISTED]]
     return {"mistakes": rows, "mistake_count": len(wrong)}
 
 
-def _data(record: Record, sheet: DataSheet | None) -> dict[str, Any]:
+def _data(record: RunSummary, sheet: DataSheet | None) -> dict[str, Any]:
     """Return the tables of the images; without a data sheet, only the counts that the split records."""
     counts = sheet.images if sheet is not None else _counts_of_split(record)
     classes = list(next(iter(counts.values()))) if counts else []
@@ -251,7 +251,7 @@ def _facts(sheet: DataSheet) -> list[tuple[str, str]]:
     ]
 
 
-def _counts_of_split(record: Record) -> dict[str, dict[str, int]]:
+def _counts_of_split(record: RunSummary) -> dict[str, dict[str, int]]:
     """Return the number of images by part and class; empty if the split cannot be read."""
     try:
         split = json.loads((record.path / SPLIT).read_bytes())
@@ -260,7 +260,7 @@ def _counts_of_split(record: Record) -> dict[str, dict[str, int]]:
         return {}
 
 
-def _settings(record: Record) -> dict[str, Any]:
+def _settings(record: RunSummary) -> dict[str, Any]:
     """Return the settings as given, those that were left open as resolved, and the durations."""
     config, resolved = record.config, record.settings
     defaults = FinetuneConfig().model_dump(mode="json")

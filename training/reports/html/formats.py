@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tlcli.training.metrics.significance import wilson_interval
-from tlcli.training.runs.summary import Figures
+from tlcli.training.runs.summary import AnyScores
 
 
 def plain(value: Any) -> str:
@@ -44,7 +44,7 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def interval(part: Figures) -> str:
+def interval(part: AnyScores) -> str:
     """Format the 95 % Wilson interval of a part's top-1."""
     low, high = wilson_interval(part.right, part.count) if part.count else (0.0, 1.0)
     return f"{100 * low:.1f} to {100 * high:.1f} %"

@@ -13,7 +13,7 @@ from tlcli.contract.files.atomic_file import whole_file
 from tlcli.training.reports.datasheet import read_data_sheet
 from tlcli.training.reports.html import formats
 from tlcli.training.reports.html.content import report_content
-from tlcli.training.runs.summary import Record, read_record
+from tlcli.training.runs.summary import RunSummary, read_summary
 from tlcli.training.settings.run_file_names import REPORT
 
 if TYPE_CHECKING:
@@ -33,17 +33,17 @@ def write_report(run: str | Path) -> Path:
         Path of the report.
 
     Raises:
-        NotFoundError, SettingsError: see `tlcli.training.runs.summary.read_record`.
+        NotFoundError, SettingsError: see `tlcli.training.runs.summary.read_summary`.
         OSError: the file cannot be written.
     """
-    record = read_record(run)
+    record = read_summary(run)
     path = record.path / REPORT
     with whole_file(path) as temporary:
         temporary.write_text(render(record), encoding="utf-8")
     return path
 
 
-def render(record: Record) -> str:
+def render(record: RunSummary) -> str:
     """Return the page as HTML."""
     content = report_content(record, read_data_sheet(record.path))
     return _environment().get_template("report.html.j2").render(content, sections=SECTIONS, policy=_POLICY)

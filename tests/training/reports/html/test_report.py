@@ -21,7 +21,7 @@ from tlcli.training.metrics.scores import EpochRow
 from tlcli.training.reports.datasheet import Copy, DataSheet, Overlap, Sizes, Spread, Unread, write_data_sheet
 from tlcli.training.reports.html.charts import line_chart
 from tlcli.training.reports.html.report import write_report
-from tlcli.training.runs.summary import Epoch, read_record
+from tlcli.training.runs.summary import Epoch, read_summary
 
 NASTY = ("<script>alert(1)</script>", '"><img src=http://x.test/a onerror=b>', "a&amp;b 'c'", "猫 {{x}} ${y}")
 VOID = ("meta", "img", "br")
@@ -128,7 +128,7 @@ def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
 def test_its_figures_are_those_of_the_predictions(tmp_path: Path) -> None:
     """Against scikit-learn, of the predictions that the folder holds."""
     run = make_run(tmp_path / "run", sure=1.5, count=90)
-    record, found = read_record(run), page(run)
+    record, found = read_summary(run), page(run)
     labels = record.config.classes
     truth, guess = [one.label for one in record.predictions], [one.predicted for one in record.predictions]
     right = sum(a == b for a, b in zip(truth, guess, strict=True))
@@ -248,7 +248,7 @@ def test_many_classes_are_a_image_with_a_pixel_a_cell(tmp_path: Path) -> None:
     image = next(attributes["src"] for tag, attributes in found.elements if attributes.get("class") == "pixels")
     with Image.open(io.BytesIO(base64.b64decode(str(image).removeprefix("data:image/png;base64,")))) as opened:
         pixels = np.asarray(opened.convert("RGB"))
-    counts = np.array(read_record(run).results.val.confusion)
+    counts = np.array(read_summary(run).results.val.confusion)
     assert pixels.shape == (30, 30, 3)
     np.testing.assert_array_equal((pixels == 255).all(2), counts == 0)
     darkest = np.unravel_index(pixels[..., 0].argmin(), counts.shape)
