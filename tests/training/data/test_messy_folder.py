@@ -17,7 +17,7 @@ from tlcli.training import RunResult, finetune, load_run
 from tlcli.training.data.dataset import is_near_uniform
 from tlcli.training.data.load import load_dataset
 from tlcli.training.reports.datasheet import read_data_sheet
-from tlcli.training.runs.summary import read_record
+from tlcli.training.runs.summary import read_summary
 
 LATIN = os.fsdecode(b"caf\xe9")
 """A class whose name is not UTF-8."""
@@ -94,7 +94,7 @@ def test_names_are_valid_text_in_every_file_and_no_spreadsheet_formula(run: RunR
         rows = list(csv.DictReader(file))
     assert {row["label"] for row in rows} == {"'=1+1", *classes[1:]}
     assert not any(cell.startswith(("=", "+", "-", "@")) for row in rows for cell in row.values())
-    assert {one.label for one in read_record(run.path).predictions} == set(classes)
+    assert {one.label for one in read_summary(run.path).predictions} == set(classes)
     split = json.loads((run.path / "split.json").read_text())
     assert sum(len(names) for part in split["parts"].values() for names in part.values()) == 21
     assert load_run(run.path).dataset().classes == classes

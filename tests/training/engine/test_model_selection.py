@@ -13,7 +13,7 @@ from tests.helpers.training.made_run import make_run
 from tlcli.training.engine.model_selection import describe_kept, select, standard_error
 from tlcli.training.metrics.scores import EpochRow
 from tlcli.training.reports.html.report import write_report
-from tlcli.training.runs.summary import read_record
+from tlcli.training.runs.summary import read_summary
 
 
 class Row(NamedTuple):
@@ -74,7 +74,7 @@ def test_the_report_says_which_stage_was_kept(tmp_path: Path, stage: Literal["he
     other: Literal["head", "full"] = "full" if stage == "head" else "head"
     epochs = [EpochRow(stage if number == 3 else other, number, 0.1, 1.0, 0.5, 0.5, 0.9, 1.0) for number in range(1, 5)]
     run = make_run(tmp_path / "run", epochs=epochs, mode="full")
-    assert read_record(run).best_stage == stage, "as the rows say, where results.json is of an earlier version"
+    assert read_summary(run).best_stage == stage, "as the rows say, where results.json is of an earlier version"
     results = json.loads((run / "results.json").read_text())
     (run / "results.json").write_text(json.dumps({**results, "best_stage": stage}))
     write_report(run)

@@ -13,7 +13,7 @@ from tlcli.cli.parsing import Command
 
 if TYPE_CHECKING:
     from tlcli.training.runs.comparison import Comparison
-    from tlcli.training.runs.summary import Record
+    from tlcli.training.runs.summary import RunSummary
 
 
 @click.command("compare", cls=Command)
@@ -36,13 +36,13 @@ def command(runs: tuple[Path, ...], column: str | None, output: Path | None, as_
     tlcli compare runs/* --sort val_top1 --output curves.png
     """
     from tlcli.training.runs.comparison import compare
-    from tlcli.training.runs.summary import read_record
+    from tlcli.training.runs.summary import read_summary
 
     if len(runs) < 2:
         raise click.UsageError("give two runs or more: their folders, such as runs/A runs/B")
     if output is not None and output.suffix.lower() != ".png":
         raise click.BadParameter(f"{output}: a PNG is drawn: name a file that ends with .png", param_hint="--output")
-    records = [read_record(run) for run in runs]
+    records = [read_summary(run) for run in runs]
     compared = compare(records)
     rows = _ordered(compared, column)
     if output is not None:
@@ -72,7 +72,7 @@ def _legible(row: dict[str, Any], settings: tuple[str, ...]) -> dict[str, Any]:
     return {**told, "seconds": round(row["seconds"])}
 
 
-def _draw(compared: Comparison, records: list[Record], output: Path) -> None:
+def _draw(compared: Comparison, records: list[RunSummary], output: Path) -> None:
     from tlcli.contract.errors import NotFoundError
     from tlcli.training.reports.comparison_plot import draw_compared
 
@@ -93,7 +93,7 @@ def _document(compared: Comparison, rows: tuple[dict[str, Any], ...]) -> dict[st
     }
 
 
-def _remarks(compared: Comparison, records: list[Record]) -> list[str]:
+def _remarks(compared: Comparison, records: list[RunSummary]) -> list[str]:
     names = [row["run"] for row in compared.rows]
     if compared.others:
         them = ", ".join(compared.others)
