@@ -1,4 +1,4 @@
-"""Fine-tuning: what is planned, what is trained, what stays frozen, and that it is the same each time."""
+"""Fine-tuning: the plan, which layers train, which stay frozen, and reproducibility."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory, colours: Path) -> Path:
-    """A checkpoint of the tiny network: anything but random weights, as far as the settings know."""
+    """Checkpoint of the tiny network, which the settings treat as pretrained weights."""
     path = tmp_path_factory.mktemp("weights") / "weights.safetensors"
     state = load_backbone(config(colours))[0].state_dict()
     for name, tensor in state.items():  # of batch norms that have seen images
@@ -51,17 +51,17 @@ def checkpoint(result: RunResult) -> dict[str, torch.Tensor]:
     return safetensors.torch.load_file(result.path / "checkpoint.safetensors")
 
 
-def test_the_rooms_door_names_what_it_offers() -> None:
+def test_the_package_exports_every_name_in_all() -> None:
     assert [name for name in training.__all__ if getattr(training, name).__name__ != name] == []
     with pytest.raises(AttributeError, match=r"module 'tlcli\.training' has no attribute 'nonsense'"):
         training.nonsense  # noqa: B018
 
 
-# ---- what is planned
+# ---- the plan
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"head_epochs": 2}, "--head-epochs needs --mode full"),
         ({"mode": "full", "augment": 2}, "--augment needs --mode feature-extraction"),
@@ -72,8 +72,8 @@ def test_the_rooms_door_names_what_it_offers() -> None:
         ),
     ],
 )
-def test_contradictions_are_refused(settings: dict[str, Any], said: str) -> None:
-    with pytest.raises(SettingsError, match=said):
+def test_contradicting_settings_are_rejected(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
         resolve_plan(config(Path("x"), **settings))
 
 
@@ -89,17 +89,17 @@ def test_contradictions_are_refused(settings: dict[str, Any], said: str) -> None
         ({"mode": "full", "epochs": 9}, (0, 9)),
     ],
 )
-def test_epochs_are_shared_between_the_stages(settings: dict[str, Any], epochs: tuple[int, int]) -> None:
+def test_epochs_are_divided_between_the_stages(settings: dict[str, Any], epochs: tuple[int, int]) -> None:
     plan = resolve_plan(config(Path("x"), **settings))
     assert (plan.head_epochs, plan.full_epochs) == epochs
 
 
-def test_random_layers_all_learn_at_one_rate() -> None:
+def test_random_layers_all_train_at_one_rate() -> None:
     plan = resolve_plan(config(Path("x"), mode="full"))
     assert (plan.layer_decay, plan.full_lr) == (1.0, SCRATCH_LR["adamw"])
 
 
-def test_what_cannot_be_is_said_before_a_image_is_read(tmp_path: Path, weights: Path) -> None:
+def test_impossible_settings_are_rejected_before_an_image_is_read(tmp_path: Path, weights: Path) -> None:
     nowhere = tmp_path / "no data set"
     with pytest.raises(NotFoundError, match="no such file: --weights"):
         finetune(config(nowhere, weights="nowhere.pth"))
@@ -120,13 +120,13 @@ def test_no_more_threads_than_usable_cores(monkeypatch: pytest.MonkeyPatch) -> N
         assert torch.get_num_threads() == 3
         monkeypatch.setattr("tlcli.training.runtime.device.usable_cores", lambda: 64)
         keep_to_usable_cores()
-        assert torch.get_num_threads() == 3, "a user's OMP_NUM_THREADS stands"
+        assert torch.get_num_threads() == 3, "a user's OMP_NUM_THREADS is kept"
     finally:
         torch.set_num_threads(before)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
-def test_a_device_that_is_not_there_is_an_error() -> None:
+def test_a_missing_device_is_an_error() -> None:
     with pytest.raises(DeviceError, match="--device cuda: PyTorch finds no CUDA device; use --device cpu"):
         torch_device("cuda")
     assert torch_device("auto") == torch.device("cpu")
@@ -137,7 +137,7 @@ def test_a_device_that_is_not_there_is_an_error() -> None:
 
 def linear_problem(seed: int, n: int = 60, d: int = 5) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     draw = np.random.default_rng(seed)
-    features = draw.normal(size=(n, d)) * [1, 100, 0.01, 1, 0] + [0, 5000, 3, -2, 7]  # of very different scales; one is constant
+    features = draw.normal(size=(n, d)) * [1, 100, 0.01, 1, 0] + [0, 5000, 3, -2, 7]  # very different scales; one is constant
     labels = (((features[:, 1] - 5000) / 100 + (features[:, 2] - 3) / 0.01) > 0).astype(np.int64)
     return features.astype(np.float32), labels
 
@@ -195,14 +195,14 @@ def test_each_epoch_sees_the_next_view() -> None:
     assert "".join(asked) == "abcab"
 
 
-# ---- rates
+# ---- learning rates
 
 
 @pytest.mark.parametrize(
     ("backbone", "head"), [("resnet10t", "linear"), ("resnet10t", "mlp:8"), ("vgg11_bn", "linear"), ("test_resnet", "original")]
 )
 def test_layer_wise_rates_reach_the_optimizer(backbone: str, head: str) -> None:
-    """Adam's first step moves a weight by its rate, whatever its gradient: so the movement shows the rate."""
+    """Adam's first step moves a weight by its rate, whatever its gradient, so the movement shows the rate."""
     torch.manual_seed(0)
     network = build(NetworkConfig(backbone=backbone, head=head, num_classes=3, preprocessing=Preprocessing(height=64, width=64))).double()
     optimizer = layered_optimizer(network, lr=1e-3, weight_decay=0.0, layer_decay=0.5)
@@ -217,10 +217,10 @@ def test_layer_wise_rates_reach_the_optimizer(backbone: str, head: str) -> None:
     np.testing.assert_allclose([moved[name] for name in head_names], 1e-3, rtol=1e-4)
     assert below == sorted(below)  # the deeper, the slower
     assert len(set(below)) >= 5
-    assert below[0] >= 1e-5 * 0.999  # but none stands still
+    assert below[0] >= 1e-5 * 0.999  # but every layer trains
     if network.head is not None:
         assert below[-1] == pytest.approx(0.5e-3)
-    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(before)  # none forgotten
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(before)  # none is missing
 
 
 def test_rates_warm_up_and_fall_along_a_cosine() -> None:
@@ -230,7 +230,7 @@ def test_rates_warm_up_and_fall_along_a_cosine() -> None:
     assert [rate_factor("constant", step, 100, warm_up=0.02) for step in (0, 1, 2, 50, 99)] == pytest.approx([1 / 3, 2 / 3, 1, 1, 1])
 
 
-# ---- which epoch is best
+# ---- the best epoch
 
 
 def row(epoch: int, val_top1: float, val_loss: float) -> EpochRow:
@@ -238,7 +238,7 @@ def row(epoch: int, val_top1: float, val_loss: float) -> EpochRow:
 
 
 def test_the_weights_of_the_best_epoch_are_kept() -> None:
-    """Of 100 images: the second epoch is better by far, the third within noise and of a lower loss, the fifth worse by far."""
+    """On 100 images, the second epoch is far better, the third within noise with a lower loss, the fifth far worse."""
     module, best = nn.Linear(1, 1), Best({}, 100)
     for epoch, (top1, loss) in enumerate([(0.7, 0.5), (0.9, 0.7), (0.89, 0.6), (0.9, 0.6), (0.8, 0.1)], start=1):
         nn.init.constant_(module.weight, epoch)
@@ -248,7 +248,7 @@ def test_the_weights_of_the_best_epoch_are_kept() -> None:
     assert [noted.epoch for noted in best.rows] == [1, 2, 3, 4, 5]
 
 
-def test_figures_of_a_part() -> None:
+def test_scores_of_a_part() -> None:
     labels = torch.tensor([0, 0, 0, 1, 1, 2])
     predicted = torch.tensor([0, 0, 1, 1, 1, 0])
     figures = score(torch.nn.functional.one_hot(predicted, 4).float() * 9, labels, ("a", "b", "c", "d"))
@@ -261,7 +261,7 @@ def test_figures_of_a_part() -> None:
     assert [each.precision for each in figures.classes] == [pytest.approx(2 / 3), pytest.approx(2 / 3), None, None]
 
 
-def test_figures_are_those_of_scikit_learn() -> None:
+def test_scores_match_scikit_learn() -> None:
     torch.manual_seed(0)
     logits, labels = torch.randn(400, 8), torch.randint(0, 8, (400,))
     figures = score(logits, labels, tuple("abcdefgh"))
@@ -276,7 +276,7 @@ def test_figures_are_those_of_scikit_learn() -> None:
     assert figures.loss == pytest.approx(metrics.log_loss(truth, logits.softmax(1).numpy()), rel=1e-5)
 
 
-# ---- all of it
+# ---- whole runs
 
 
 @pytest.mark.parametrize("head", ["linear", "mlp:16"])
@@ -292,10 +292,10 @@ def test_feature_extraction_trains_the_head_and_nothing_else(colours: Path, weig
 
 
 def test_full_trains_the_head_first_and_then_all_layers(colours: Path, weights: Path, tmp_path: Path) -> None:
-    said: list[str] = []
+    logged: list[str] = []
     settings = config(colours, tmp_path / "run", mode="full", weights=str(weights), epochs=6, head_epochs=2, lr=2e-3)
     before = load_backbone(settings)[0].state_dict()
-    result = finetune(settings, log=said.append)
+    result = finetune(settings, log=logged.append)
     lines = (result.path / "metrics.csv").read_text().splitlines()
     assert [line.split(",")[:2] for line in lines[1:]] == [["head", "1"], ["head", "2"], *(["full", str(epoch)] for epoch in range(3, 7))]
     after = {name.removeprefix("backbone."): value for name, value in checkpoint(result).items()}
@@ -306,13 +306,13 @@ def test_full_trains_the_head_first_and_then_all_layers(colours: Path, weights: 
         len([name for name in before if not name.startswith("fc.")]) if stage == "full" else 0
     )  # statistics of norms too
     words = {"full": "of the stage that trains all layers", "head": "of the stage that trains the head alone"}[stage]
-    assert any(line.startswith(f"kept: the network of epoch {epoch} {words}") for line in said)
+    assert any(line.startswith(f"kept: the network of epoch {epoch} {words}") for line in logged)
     assert result.metrics["val_top1"] > 0.9
-    assert any(line.startswith("head: best of 2 epochs") for line in said)
+    assert any(line.startswith("head: best of 2 epochs") for line in logged)
 
 
-def test_batch_norms_folded_into_the_weights_are_left_alone(colours: Path, tmp_path: Path) -> None:
-    """Their statistics are 0 and 1: training on a batch's own would make the network another one."""
+def test_batch_norms_folded_into_the_weights_stay_frozen(colours: Path, tmp_path: Path) -> None:
+    """Their statistics are 0 and 1: training with batch statistics would change the network."""
     state = load_backbone(config(colours))[0].state_dict()
     for name, tensor in state.items():
         if name.endswith("running_var"):
@@ -326,11 +326,11 @@ def test_batch_norms_folded_into_the_weights_are_left_alone(colours: Path, tmp_p
     assert not torch.equal(after["bn1.bias"], state["bn1.bias"])  # what there is to learn is learned
 
 
-def test_training_from_nothing_learns_and_says_so(colours: Path, tmp_path: Path) -> None:
-    said: list[str] = []
-    result = finetune(config(colours, tmp_path / "run", mode="full", epochs=8, lr=4e-3), log=said.append)
+def test_training_from_scratch_learns_and_is_logged(colours: Path, tmp_path: Path) -> None:
+    logged: list[str] = []
+    result = finetune(config(colours, tmp_path / "run", mode="full", epochs=8, lr=4e-3), log=logged.append)
     assert result.metrics["test_top1"] > 0.9
-    assert "random weights: nothing is pretrained (--weights none)" in said[0]
+    assert "random weights: nothing is pretrained (--weights none)" in logged[0]
     assert json.loads((result.path / "results.json").read_text())["stopped"] is None
 
 
@@ -349,24 +349,24 @@ def test_identical_runs_are_bitwise_identical(
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
-def test_a_loss_that_is_no_number_from_the_start_stops_the_run(colours: Path, tmp_path: Path) -> None:
+def test_a_nan_loss_in_the_first_epoch_stops_the_run(colours: Path, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="the loss became NaN or infinite in epoch 1: use an --lr below 1e"):
         finetune(config(colours, tmp_path / "run", mode="full", lr=1e30))
 
 
-def test_a_loss_that_is_no_number_later_keeps_the_last_good_weights(colours: Path, weights: Path, tmp_path: Path) -> None:
-    """The head's stage is good; then a rate that no network survives."""
-    said: list[str] = []
+def test_a_nan_loss_in_a_later_epoch_keeps_the_last_good_weights(colours: Path, weights: Path, tmp_path: Path) -> None:
+    """The head's stage succeeds; then the rate is far too high for all layers."""
+    logged: list[str] = []
     settings = config(colours, tmp_path / "a", mode="full", weights=str(weights), epochs=3, head_epochs=2, lr=1e18, weight_decay=0)
-    result = finetune(settings, log=said.append)
+    result = finetune(settings, log=logged.append)
     assert result.results.stopped is not None
     assert "the loss became NaN or infinite in epoch 3" in result.results.stopped
-    assert any("the weights of epoch" in line for line in said)
+    assert any("the weights of epoch" in line for line in logged)
     network = load_run(result.path).network
     assert all(bool(tensor.isfinite().all()) for tensor in network.state_dict().values())
 
 
-def test_small_images_are_enlarged_and_a_test_part_is_not_needed(tmp_path: Path) -> None:
+def test_small_images_are_enlarged_and_the_test_part_is_optional(tmp_path: Path) -> None:
     for part in ("train", "val"):
         put_classes(tmp_path / "data" / part, cats=4, dogs=4)  # 8x6 pixels each
     result = finetune(config(tmp_path / "data", tmp_path / "run", epochs=1))
@@ -376,22 +376,22 @@ def test_small_images_are_enlarged_and_a_test_part_is_not_needed(tmp_path: Path)
 
 
 @pytest.mark.parametrize("head", ["linear", "mlp:8"])
-def test_a_search_of_heads_keeps_the_best_and_tells_of_all(colours: Path, weights: Path, tmp_path: Path, head: str) -> None:
-    said: list[str] = []
+def test_a_head_search_keeps_the_best_and_lists_all(colours: Path, weights: Path, tmp_path: Path, head: str) -> None:
+    logged: list[str] = []
     settings = config(colours, tmp_path / "run", weights=str(weights), head=head, epochs=4, lr=0.01, head_search=True)
-    result = finetune(settings, log=said.append)
+    result = finetune(settings, log=logged.append)
     rows = list(csv.DictReader((result.path / "head_search.csv").open()))
     best = max((float(row["val_top1"]), -float(row["val_loss"])) for row in rows)
     assert best == pytest.approx((result.metrics["val_top1"], -result.metrics["val_loss"]), abs=1e-5)
     assert {row["head"] for row in rows} == ({"linear"} if head == "linear" else {"mlp:8", "mlp:256", "mlp:512"})
-    assert any(line.startswith(f"head: best of {len(rows)} settings is ") for line in said)
+    assert any(line.startswith(f"head: best of {len(rows)} settings is ") for line in logged)
     check_it_is_read_back(result)
     plain = finetune(settings.model_copy(update={"output": tmp_path / "plain", "head_search": False}))
     assert result.metrics["val_top1"] >= plain.metrics["val_top1"]
 
 
-def test_a_search_that_is_cut_short_is_made_again(colours: Path, weights: Path, tmp_path: Path) -> None:
-    """Also where it had found another head than the one asked for, and the run's config says so."""
+def test_an_interrupted_head_search_is_repeated(colours: Path, weights: Path, tmp_path: Path) -> None:
+    """This holds even if the search chose another head than the configured one and wrote it into the run's config."""
     settings = config(colours, tmp_path / "run", weights=str(weights), head="mlp:8", epochs=4, lr=0.01, head_search=True)
     result = finetune(settings)
     before = (result.path / "checkpoint.safetensors").read_bytes()

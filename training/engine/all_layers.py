@@ -38,7 +38,7 @@ class AllLayers:
     plan: resolved settings.
     seed: seed of the order of the images, of their augmentation and of random layers.
     dist: processes that share each batch.
-    progress: progress bars, one an epoch. log: function that writes a line for the user.
+    progress: factory of progress bars, one per epoch. log: function that writes a line for the user.
     first_epoch: number of the stage's first epoch in the run.
     """
 

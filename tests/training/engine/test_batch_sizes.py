@@ -1,4 +1,4 @@
-"""How images are shared out to batches and parts of batches; and what batch norms can be trained on."""
+"""Division of images into batches and micro-batches, and batch norms in small batches."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tlcli.training.engine.step import StepOptions, Stepper
 from tlcli.training.runtime.progress import ProgressFactory
 
 RESNEST = "resnest14d"
-"""Its attention has a batch norm of pooled features: one value a channel of each image."""
+"""Network whose attention has a batch norm on pooled features: one value per channel and image."""
 
 
 def sizes(images: int, batch_size: int, part_size: int | None = None, share: tuple[int, int] = (0, 1)) -> list[int]:
@@ -53,7 +53,7 @@ def test_batches_are_about_equal_and_none_has_one_image(images: int, batch_size:
     assert batch_count(images, batch_size) == len(expected)
 
 
-def test_no_two_sizes_leave_one_image_alone() -> None:
+def test_no_combination_of_sizes_leaves_a_batch_of_one_image() -> None:
     for batch_size in range(2, 12):
         for images in range(2, 80):
             count = batch_count(images, batch_size)
@@ -62,7 +62,7 @@ def test_no_two_sizes_leave_one_image_alone() -> None:
 
 
 class Seen(nn.Module):
-    """Notes the size of each forward pass."""
+    """Network that records the size of each forward pass."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class Seen(nn.Module):
     ("images", "part_size", "expected"),
     [(12, 8, [6, 6]), (17, 8, [6, 6, 5]), (9, 2, [3, 2, 2, 2]), (3, 2, [3]), (8, 8, [8]), (3, 1, [1, 1, 1])],
 )
-def test_a_step_runs_parts_of_the_batch_size(images: int, part_size: int, expected: list[int]) -> None:
+def test_a_step_runs_micro_batches_of_the_batch_size(images: int, part_size: int, expected: list[int]) -> None:
     model = Seen()
     stepper = Stepper(model, torch.optim.SGD(model.parameters(), lr=0.1), StepOptions(micro_batch=part_size))
     stepper.begin()
@@ -86,8 +86,8 @@ def test_a_step_runs_parts_of_the_batch_size(images: int, part_size: int, expect
     assert model.sizes == expected
 
 
-def test_each_process_has_its_share_of_each_part() -> None:
-    """17 images in parts of 6, 6 and 5, two processes: what each has is cut where the parts are."""
+def test_each_process_has_its_share_of_each_micro_batch() -> None:
+    """17 images run in micro-batches of 6, 6 and 5 on two processes; each process divides its share at the same points."""
     first, second = (sizes(17, 17, part_size=8, share=(rank, 2)) for rank in (0, 1))
     assert (first, second) == ([9], [8])
     assert [len(part) for part in np.array_split(np.arange(9), 3)] == [3, 3, 3]
@@ -107,11 +107,11 @@ def asked(data: Path, output: Path | None = None, **settings: Any) -> Any:
 
 
 @pytest.mark.parametrize("settings", [{"batch_size": 2}, {"batch_size": 2, "accumulate": 4}, {"batch_size": 8, "accumulate": 8}])
-def test_norms_of_one_value_train_on_any_number_of_images(nine: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+def test_norms_with_one_value_per_image_train_on_any_number_of_images(nine: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
     assert finetune(asked(nine, tmp_path / "run", **settings)).results.best_epoch == 1
 
 
-def test_the_rate_finder_trains_on_any_number_of_images(nine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_lr_finder_trains_on_any_number_of_images(nine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
 
     def few_steps(stage: Stage, progress: ProgressFactory) -> RateCurve:
@@ -125,20 +125,20 @@ def test_the_rate_finder_trains_on_any_number_of_images(nine: Path, tmp_path: Pa
     assert seen == [3, 2, 2, 2]
 
 
-def test_one_image_at_a_time_is_refused_before_anything_is_written(nine: Path, tmp_path: Path) -> None:
-    said = r"^--batch-size 1: batch norm \S+ of resnest14d has a single value per channel .*: use --batch-size 2 or more$"
-    with pytest.raises(SettingsError, match=said):
+def test_a_batch_size_of_one_is_rejected_before_anything_is_written(nine: Path, tmp_path: Path) -> None:
+    message = r"^--batch-size 1: batch norm \S+ of resnest14d has a single value per channel .*: use --batch-size 2 or more$"
+    with pytest.raises(SettingsError, match=message):
         finetune(asked(nine, tmp_path / "run", batch_size=1, accumulate=4))
     assert not (tmp_path / "run").exists()
-    with pytest.raises(SettingsError, match=said):
+    with pytest.raises(SettingsError, match=message):
         find_lr(asked(nine, batch_size=1), tmp_path / "rates.png")
 
 
-def test_one_image_at_a_time_is_trained_on_where_norms_have_more_values(nine: Path, tmp_path: Path) -> None:
+def test_a_batch_size_of_one_works_if_norms_have_more_values_per_image(nine: Path, tmp_path: Path) -> None:
     finetune(config(nine, tmp_path / "run", mode="full", epochs=1, batch_size=1, image_size=64))
 
 
-def test_a_norm_that_meets_one_image_anyway_is_told_in_one_line() -> None:
+def test_a_norm_that_receives_one_image_is_reported_in_one_line() -> None:
     model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4), nn.Linear(4, 3))
     stepper = Stepper(model, torch.optim.SGD(model.parameters(), lr=0.1), StepOptions())
     stepper.begin()

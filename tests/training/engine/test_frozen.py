@@ -1,4 +1,4 @@
-"""Frozen means frozen: what was loaded is there to the bit, batch norms' statistics included."""
+"""Frozen layers stay bit-identical to the loaded weights, batch norm statistics included."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tlcli.training.settings.config import FinetuneConfig
 
 
 class SecondStageError(Exception):
-    """The stage of all layers was about to begin."""
+    """The stage that trains all layers is about to begin."""
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory, colours: Path) -> Path:
-    """A checkpoint whose batch norms have statistics of their own, which a single batch in training mode would move."""
+    """Checkpoint with batch norm statistics that a single batch in training mode would change."""
     draw = torch.Generator().manual_seed(0)
     state = load_backbone(config(colours))[0].state_dict()
     for name, tensor in state.items():

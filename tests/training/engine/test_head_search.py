@@ -1,4 +1,4 @@
-"""The search for a head: each setting is what training alone gives, and what validation likes best is kept."""
+"""Head search: each trial equals training with its settings, and the best in validation is kept."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def width(network: Network) -> int:
 
 
 def problem(seed: int, d: int, n: int = 90) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    """Classes that overlap."""
+    """Overlapping classes."""
     draw = np.random.default_rng(seed)
     labels = draw.integers(0, 3, n)
     centres = 0.4 * np.random.default_rng(99).normal(size=(3, d))
@@ -66,7 +66,7 @@ def figures(network: Network) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("head", ["linear", "mlp:8"])
-def test_each_setting_is_what_training_alone_gives(head: str) -> None:
+def test_each_trial_equals_training_with_its_settings(head: str) -> None:
     found = search(network_with(head), (head,))
     trained = [one for one in found.trials if one.method == "adamw"]
     assert len(trained) > 5
@@ -77,7 +77,7 @@ def test_each_setting_is_what_training_alone_gives(head: str) -> None:
         assert (one.epoch, one.val_top1, one.val_loss) == (row.epoch, row.val_top1, row.val_loss)
 
 
-def test_what_is_best_in_validation_is_kept() -> None:
+def test_the_best_head_in_validation_is_kept() -> None:
     for head in ("linear", "mlp:8"):
         found = search(network_with(head), (head,))
         best = max(one.val_top1 for one in found.trials)
@@ -91,7 +91,7 @@ def test_what_is_best_in_validation_is_kept() -> None:
         assert not found.network.training
 
 
-def test_logistic_regression_is_scikit_learns() -> None:
+def test_logistic_regression_matches_scikit_learn() -> None:
     network = network_with("linear")
     (train,), val = features(network)
     scaler = StandardScaler().fit(train.astype(np.float64))
@@ -105,7 +105,7 @@ def test_logistic_regression_is_scikit_learns() -> None:
         assert one.val_loss == pytest.approx(loss, rel=1e-3)
 
 
-def test_a_fitted_head_that_wins_is_in_the_network() -> None:
+def test_the_network_has_the_head_that_wins() -> None:
     network = network_with("linear")
     found = search(network, epochs=1, lr=1e-8)  # which trains nothing
     assert found.chosen.method == "lbfgs"
@@ -136,14 +136,14 @@ def test_several_heads_compete_and_no_backbone_changes() -> None:
         assert {name: value for name, value in digest(one.backbone).items() if not name.startswith("fc.")} == before
 
 
-def test_the_same_search_finds_the_same_to_the_bit() -> None:
+def test_identical_searches_are_bitwise_identical() -> None:
     first, second = (search(network_with("linear"), ("linear", "mlp:8")) for _ in range(2))
     assert first.trials == second.trials
     assert digest(first.network) == digest(second.network)
 
 
-def test_the_plans_own_settings_are_kept_where_all_are_equal() -> None:
-    """Random draws hold nothing back: another number of draws before would give another network."""
+def test_ties_keep_the_plans_own_settings() -> None:
+    """A different number of random draws before it would give a different network."""
     network = network_with("linear")
     blank = Features([np.zeros((90, width(network)), np.float32)], np.zeros((90, width(network)), np.float32))
     found = search_head(network, ["linear"], lambda _: blank, LABELS, LABELS, plan(weight_decay=0.2), seed=0)
@@ -151,7 +151,7 @@ def test_the_plans_own_settings_are_kept_where_all_are_equal() -> None:
     assert found.trials[0].lr == 3e-3
 
 
-def test_settings_that_come_to_nothing_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_diverging_settings_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tlcli.training.engine.head_search.LR_FACTORS", (1.0, 1e-38))
     found = search(network_with("mlp:8"), ("mlp:8",), lr=1e36)
     assert {one.lr for one in found.trials} == {1e36 * 1e-38}
@@ -159,7 +159,7 @@ def test_settings_that_come_to_nothing_are_passed_over(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("head", ["linear", "mlp:8"])
-def test_a_search_that_comes_to_nothing_says_so(head: str) -> None:
+def test_a_search_in_which_everything_diverges_is_an_error(head: str) -> None:
     def nonsense(network: Network) -> Features:
         return Features([np.full((90, width(network)), np.nan, np.float32)], features(network).val)
 
@@ -168,7 +168,7 @@ def test_a_search_that_comes_to_nothing_says_so(head: str) -> None:
 
 
 @pytest.mark.parametrize("backbone", [BACKBONE, "vgg11", "convnext_atto"])
-def test_another_head_sits_on_the_same_features(backbone: str) -> None:
+def test_another_head_uses_the_same_features(backbone: str) -> None:
     network = network_with("linear", backbone)
     other = with_head(network, "mlp:8", seed=0)
     images = torch.rand(2, 3, 64, 64)
@@ -184,14 +184,14 @@ def test_another_head_sits_on_the_same_features(backbone: str) -> None:
 
 
 @pytest.mark.parametrize(("backbone", "has", "wanted"), [("vgg11", "linear", "original"), ("convnext_atto", "mlp:8", "linear")])
-def test_what_is_lost_is_not_made_up(backbone: str, has: str, wanted: str) -> None:
+def test_missing_layers_are_not_replaced_by_random_ones(backbone: str, has: str, wanted: str) -> None:
     with pytest.raises(
         SettingsError, match=f"{backbone} with --head {has} lacks layers that the head '{wanted}' needs: start with --head {wanted}"
     ):
         with_head(network_with(has, backbone), wanted, seed=0)
 
 
-def test_the_table_is_written_whole(tmp_path: Path) -> None:
+def test_the_table_has_every_trial(tmp_path: Path) -> None:
     tried = (Trial("linear", "adamw", 3e-4, 0.05, None, 7, 0.95, 0.125), Trial("linear", "lbfgs", None, None, 0.1, 1, 0.96, 0.25))
     write_search(tmp_path / "head_search.csv", tried)
     with (tmp_path / "head_search.csv").open(newline="") as file:

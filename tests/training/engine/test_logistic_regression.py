@@ -1,4 +1,4 @@
-"""Logistic regression: scikit-learn's answer, at every strength, whatever came before."""
+"""Logistic regression matches scikit-learn at every strength, whatever fit it starts from."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def problem(seed: int = 0, n: int = 150, d: int = 12, classes: int = 4) -> tuple
 
 @pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize("weighting", [None, "balanced"])
-def test_it_is_what_scikit_learn_fits(with_bias: bool, weighting: str | None) -> None:
+def test_fits_match_scikit_learn(with_bias: bool, weighting: str | None) -> None:
     features, labels = problem()
     weights = balanced_weights(labels, 4).double() if weighting else None
     fits = list(
@@ -41,7 +41,7 @@ def test_it_is_what_scikit_learn_fits(with_bias: bool, weighting: str | None) ->
         np.testing.assert_allclose(found, expected - expected.mean(1, keepdims=True), atol=1e-3 * np.abs(expected).max())
 
 
-def test_the_way_there_makes_no_difference() -> None:
+def test_the_start_makes_no_difference() -> None:
     features, labels = map(torch.from_numpy, problem(1))
     *_, along = fit_logistic(features, labels, 4, STRENGTHS, Objective())
     (straight,) = fit_logistic(features, labels, 4, STRENGTHS[-1:], Objective())

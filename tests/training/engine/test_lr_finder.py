@@ -1,4 +1,4 @@
-"""The search for a learning rate."""
+"""Learning rate finder."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from tlcli.training.runtime.progress import silent
 
 
 def test_the_rate_at_which_the_loss_falls_fastest_is_suggested() -> None:
-    """A loss that falls as a logistic curve over the logarithm, steepest at 1e-3, and rises from 1e-1."""
+    """The loss falls as a logistic curve over the logarithm of the rate, steepest at 1e-3, and rises from 1e-1."""
     rates = np.logspace(-7, 1, 81)
     losses = 2 / (1 + (rates / 1e-3) ** 0.9) + (rates / 0.3) ** 2
     assert steepest(rates.tolist(), losses.tolist()) == pytest.approx(1e-3, rel=0.3)
 
 
-def test_a_loss_that_only_rises_has_no_rate() -> None:
+def test_a_loss_that_only_rises_is_an_error() -> None:
     with pytest.raises(SettingsError, match="the loss falls at none of the learning rates tried"):
         steepest([1e-3, 1e-2, 1e-1], [1.0, 2.0, 3.0])
 
 
-def test_it_ends_where_the_loss_is_lost_and_puts_the_network_back() -> None:
+def test_the_test_ends_when_the_loss_diverges_and_restores_the_network() -> None:
     torch.manual_seed(0)
     model = nn.Linear(4, 3)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -58,15 +58,15 @@ def test_it_ends_where_the_loss_is_lost_and_puts_the_network_back() -> None:
     assert all(same(tensor, name) for name, tensor in model.state_dict().items())
 
 
-def test_it_is_drawn_for_a_network_and_images(tmp_path: Path) -> None:
-    data, said = put_colours(tmp_path / "data"), list[str]()
-    curve = find_lr(config(data, mode="full"), tmp_path / "lr.png", log=said.append)
+def test_find_lr_draws_a_plot_and_starts_no_run(tmp_path: Path) -> None:
+    data, logged = put_colours(tmp_path / "data"), list[str]()
+    curve = find_lr(config(data, mode="full"), tmp_path / "lr.png", log=logged.append)
     assert Image.open(tmp_path / "lr.png").size[0] > 500
     assert 1e-4 < curve.suggestion < 0.1
-    assert f"--lr {curve.suggestion:.1e}" in said[-1]
+    assert f"--lr {curve.suggestion:.1e}" in logged[-1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "lr.png"]  # no run is begun
 
 
-def test_for_a_head_alone_there_is_another_way(tmp_path: Path) -> None:
+def test_find_lr_refers_to_the_head_search_in_feature_extraction(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="--find-lr needs --mode full: for a head on cached features, use --head-search"):
         find_lr(config(tmp_path), tmp_path / "lr.png")

@@ -1,4 +1,4 @@
-"""Which network is kept, and what a run says of it."""
+"""Model selection, and how a report describes it."""
 
 from __future__ import annotations
 
@@ -26,42 +26,42 @@ def kept(count: int, *figures: tuple[float, float]) -> int:
 
 
 def test_a_lead_of_one_image_does_not_outweigh_the_loss() -> None:
-    """The head alone: 111 of 120 at a loss of 0.58; all layers: 110 of 120 at 0.24."""
+    """The head alone has 111 of 120 right at a loss of 0.58, all layers 110 of 120 at 0.24."""
     assert kept(120, (111 / 120, 0.58), (110 / 120, 0.24)) == 1
     assert kept(120, (110 / 120, 0.24), (111 / 120, 0.58)) == 0
 
 
-def test_a_lead_beyond_the_noise_does() -> None:
-    """One standard error of 92.5 % of 120 is 2.4 points, of 12,000 0.24 points."""
+def test_a_lead_beyond_noise_outweighs_the_loss() -> None:
+    """One standard error of 92.5 % is 2.4 points for 120 images, and 0.24 points for 12,000."""
     assert kept(120, (111 / 120, 0.58), (105 / 120, 0.24)) == 0
     assert kept(12_000, (0.925, 0.58), (0.917, 0.24)) == 0
 
 
-def test_of_equal_accuracy_the_lower_loss_and_of_equal_loss_the_first() -> None:
+def test_ties_go_to_the_lower_loss_then_to_the_earlier_epoch() -> None:
     assert kept(100, (0.9, 0.5), (0.9, 0.4), (0.9, 0.4), (0.9, 0.45)) == 1
 
 
 @pytest.mark.parametrize("top1", [0.0, 1.0])
-def test_one_image_is_noise_even_where_all_are_right(top1: float) -> None:
+def test_one_image_is_noise_even_at_0_or_100_per_cent(top1: float) -> None:
     assert 0.9 / 50 < standard_error(top1, 50) < 1.1 / 50
 
 
-def test_the_standard_error_is_the_binomial_distributions() -> None:
+def test_the_standard_error_is_that_of_the_binomial_distribution() -> None:
     assert standard_error(0.8, 10_000) == pytest.approx(math.sqrt(0.8 * 0.2 / 10_000), rel=1e-3)
 
 
-def test_accuracy_does_not_drift_away_in_steps_within_noise() -> None:
-    """Each is within noise of the one before, and of a lower loss; the last is far below the first."""
+def test_accuracy_does_not_drift_down_in_steps_within_noise() -> None:
+    """Each epoch is within noise of the one before, with a lower loss; the last is far below the first."""
     steps = [(0.90 - 0.02 * number, 0.5 - 0.01 * number) for number in range(10)]
     assert kept(100, *steps) == 1
 
 
-def test_what_falls_behind_a_later_accuracy_is_replaced() -> None:
+def test_an_epoch_far_below_a_later_accuracy_is_replaced() -> None:
     assert kept(100, (0.60, 0.2), (0.90, 0.3)) == 1
 
 
-def test_the_selection_is_the_same_after_any_cut() -> None:
-    """What was kept before the cut and the rows so far decide all that follows."""
+def test_the_selection_is_the_same_after_any_interruption() -> None:
+    """The epoch kept before the interruption and the rows so far decide everything that follows."""
     rows = [Row(0.5 + 0.4 * math.sin(number), 1 + math.cos(3 * number)) for number in range(1, 30)]
     for cut in range(1, 29):
         before = select(rows[:cut], 50)
@@ -70,7 +70,7 @@ def test_the_selection_is_the_same_after_any_cut() -> None:
 
 
 @pytest.mark.parametrize("stage", ["head", "full"])
-def test_the_report_says_which_stage_was_kept(tmp_path: Path, stage: Literal["head", "full"]) -> None:
+def test_the_report_names_the_stage_that_was_kept(tmp_path: Path, stage: Literal["head", "full"]) -> None:
     other: Literal["head", "full"] = "full" if stage == "head" else "head"
     epochs = [EpochRow(stage if number == 3 else other, number, 0.1, 1.0, 0.5, 0.5, 0.9, 1.0) for number in range(1, 5)]
     run = make_run(tmp_path / "run", epochs=epochs, mode="full")

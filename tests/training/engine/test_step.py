@@ -1,4 +1,4 @@
-"""A step of the optimizer: in parts, weighted, averaged, against plain PyTorch and against other people's."""
+"""An optimizer step: micro-batches, class weights and averaging, compared with plain PyTorch, scikit-learn and timm."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def stepped(options: StepOptions, model: nn.Module) -> StepResult:
 
 
 @pytest.mark.parametrize("micro_batch", [None, 10, 5, 4, 2, 1])
-def test_parts_of_a_batch_add_up_to_it(micro_batch: int | None) -> None:
+def test_micro_batches_add_up_to_their_batch(micro_batch: int | None) -> None:
     model, plain = network(), network()
     objective = Objective(0.1, torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64))
     done = stepped(StepOptions(objective=objective, micro_batch=micro_batch), model)
@@ -53,14 +53,14 @@ def test_parts_of_a_batch_add_up_to_it(micro_batch: int | None) -> None:
     assert done.right == int((logits.argmax(1) == labels).sum())
 
 
-def test_balanced_weights_are_those_of_scikit_learn() -> None:
+def test_balanced_weights_match_scikit_learn() -> None:
     labels = np.array([0] * 7 + [1] * 2 + [2])
     expected = compute_class_weight("balanced", classes=np.arange(3), y=labels)
     np.testing.assert_allclose(balanced_weights(labels, 3).numpy(), expected, rtol=1e-6)
 
 
-def test_an_average_is_timms() -> None:
-    """With its warm-up, which has a formula of its own, left behind: at the same decay."""
+def test_the_moving_average_matches_timm() -> None:
+    """At the same decay, after the warm-up, which has another formula in timm."""
     model = network()
     theirs, ours = ModelEmaV3(model, decay=0.5), EMA(model, 0.5)
     for step in range(20, 24):  # (1 + n) / (10 + n) is above 0.5
@@ -72,7 +72,7 @@ def test_an_average_is_timms() -> None:
         torch.testing.assert_close(ours.state[name], tensor)
 
 
-def test_an_average_forgets_the_beginning_first() -> None:
+def test_the_moving_average_forgets_the_initial_weights_quickly() -> None:
     model = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(model.weight)
     average = EMA(model, 0.999)
@@ -84,8 +84,8 @@ def test_an_average_forgets_the_beginning_first() -> None:
     assert model.weight.item() == 1.0
 
 
-def test_an_average_gone_on_with_leaves_what_it_began_with() -> None:
-    """The same tensors may be the best network so far."""
+def test_a_resumed_average_does_not_change_the_state_it_resumes_from() -> None:
+    """The same tensors may also be the best network so far."""
     model = network()
     kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     before = {name: tensor.clone() for name, tensor in kept.items()}
@@ -98,7 +98,7 @@ def test_an_average_gone_on_with_leaves_what_it_began_with() -> None:
 
 
 class Narrow(nn.Module):
-    """Has memory for so many images at a time."""
+    """Network with memory for a limited number of images at a time."""
 
     def __init__(self, most: int) -> None:
         super().__init__()
@@ -113,10 +113,10 @@ class Narrow(nn.Module):
         return self.inner(inputs)  # type: ignore[no-any-return]
 
 
-def test_out_of_memory_a_batch_is_halved_until_it_fits_and_the_step_is_the_same() -> None:
-    said: list[str] = []
+def test_out_of_memory_halves_the_micro_batch_until_it_fits_without_changing_the_step() -> None:
+    logged: list[str] = []
     model, plain = Narrow(3), network()
-    stepper = Stepper(model, torch.optim.SGD(model.parameters(), lr=0.1), StepOptions(), said.append)
+    stepper = Stepper(model, torch.optim.SGD(model.parameters(), lr=0.1), StepOptions(), logged.append)
     stepper.begin()
     stepper.step(0, *batch())
     stepped(StepOptions(), plain)
@@ -125,16 +125,16 @@ def test_out_of_memory_a_batch_is_halved_until_it_fits_and_the_step_is_the_same(
     assert model.seen == [3, 3, 2, 2]
     stepper.step(1, *batch())
     assert model.seen == [3, 3, 2, 2] * 2  # and stays so
-    assert [line.partition(":")[0] for line in said] == ["out of memory"] * 2
-    assert "in 4 micro-batches" in said[-1]
+    assert [line.partition(":")[0] for line in logged] == ["out of memory"] * 2
+    assert "in 4 micro-batches" in logged[-1]
 
 
-def test_a_image_that_does_not_fit_at_all_is_said_with_a_way_out() -> None:
+def test_an_image_that_does_not_fit_is_reported_with_a_remedy() -> None:
     with pytest.raises(SettingsError, match=r"out of memory \(CUDA out of memory.*use a smaller --batch-size, --image-size"):
         stepped(StepOptions(), Narrow(0))
 
 
-def test_another_error_is_not_taken_for_a_lack_of_memory() -> None:
+def test_other_errors_are_not_mistaken_for_out_of_memory() -> None:
     model = network()
     stepper = Stepper(model, torch.optim.SGD(model.parameters(), lr=0.1), StepOptions())
     stepper.begin()
@@ -142,7 +142,7 @@ def test_another_error_is_not_taken_for_a_lack_of_memory() -> None:
         stepper.step(0, torch.zeros(2, 5, dtype=torch.float64), torch.zeros(2, dtype=torch.int64))
 
 
-def test_what_is_drawn_in_a_step_depends_on_its_number_alone() -> None:
+def test_random_numbers_of_a_step_depend_on_its_number_alone() -> None:
     def gradient(number: int, draws_before: int) -> Tensor:
         model = nn.Sequential(network(), nn.Dropout(0.5))
         torch.rand(draws_before)
@@ -159,7 +159,7 @@ def test_what_is_drawn_in_a_step_depends_on_its_number_alone() -> None:
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.4, 0.0), (0.0, 1.0), (0.4, 1.0)])
 def test_mixed_labels_are_the_shares_of_the_images(mixup: float, cutmix: float) -> None:
-    """Images of one value each: the share of each in a mixed one can be read from its mean."""
+    """Each image has a single value, so the mean of a mixed image shows the share of each."""
     mix = mixing(mixup, cutmix, CLASSES)
     assert mix is not None
     values = torch.tensor([0.0, 1.0, 100.0])
@@ -172,14 +172,14 @@ def test_mixed_labels_are_the_shares_of_the_images(mixup: float, cutmix: float) 
     assert mixing(0.0, 0.0, CLASSES) is None
 
 
-def test_optimizers_are_those_that_were_asked_for() -> None:
+def test_optimizers_match_their_names() -> None:
     parameter = nn.Parameter(torch.ones(2, 2))
     groups = [{"params": [parameter], "lr": 0.1, "weight_decay": 0.0}]
     kinds = {name: type(make_optimizer(name, groups, 0.1)) for name in ("adamw", "adam", "rmsprop", "sgd")}  # type: ignore[arg-type]
     assert kinds == {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "rmsprop": torch.optim.RMSprop, "sgd": torch.optim.SGD}
 
 
-def test_layers_join_from_the_head_down_and_norms_of_those_that_wait_stand_still() -> None:
+def test_layers_unfreeze_from_the_head_down_and_frozen_norms_keep_their_statistics() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 4), nn.Linear(4, 2))
     rates = {0: 0.1, 1: 0.1, 2: 0.2, 3: 0.3}
     groups = [{"params": list(model[index].parameters()), "lr": rate} for index, rate in rates.items()]

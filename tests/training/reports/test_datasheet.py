@@ -1,4 +1,4 @@
-"""The data sheet: counts, sizes and copies are those of the images; what a reader must know is said in a line."""
+"""The data sheet: counts, sizes and duplicates of the images, and a warning per problem."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CLASSES = ("cat", "dog")
 
 
 class Sizes:
-    """A source whose images are as large as their names say: `30x20/1`."""
+    """Source whose images have the size in their names: `30x20/1`."""
 
     def load(self, name: str) -> Image.Image:
         width, height = name.split("/")[0].split("x")
@@ -45,7 +45,7 @@ def plain(prefix: str, of_first: int, of_second: int) -> Part:
     return part(labels, names, names)
 
 
-def test_images_that_are_all_different_need_no_warning() -> None:
+def test_distinct_images_cause_no_warning() -> None:
     sheet = describe_dataset(dataset(plain("a", 12, 18), plain("b", 5, 6), plain("c", 7, 8)))
     assert sheet.images == {"train": {"cat": 12, "dog": 18}, "val": {"cat": 5, "dog": 6}, "test": {"cat": 7, "dog": 8}}
     assert sheet.imbalance == 1.5
@@ -54,7 +54,7 @@ def test_images_that_are_all_different_need_no_warning() -> None:
     assert sheet.warnings == ()
 
 
-def test_copies_are_found_wherever_they_are() -> None:
+def test_duplicates_are_found_in_and_across_parts() -> None:
     train = part([0] * 10 + [1] * 10, [f"1x1/t{n}" for n in range(20)], [*range(18), 3, 17])
     val = part([0] * 5 + [1] * 5, [f"1x1/v{n}" for n in range(10)], [4, 4, 100, 101, 102, 103, 104, 105, 106, 12])
     test = part([0] * 5 + [1] * 5, [f"1x1/s{n}" for n in range(10)], [100, *range(200, 209)])
@@ -74,14 +74,14 @@ def test_copies_are_found_wherever_they_are() -> None:
     )
 
 
-def test_many_copies_are_counted_and_a_hundred_listed() -> None:
+def test_all_duplicates_are_counted_and_a_hundred_listed() -> None:
     train = part([0, 1] * 150, [f"1x1/{n}" for n in range(300)], [n // 2 for n in range(300)])
     sheet = describe_dataset(dataset(train, plain("v", 5, 5)))
     assert (sheet.duplicate_contents, sheet.contradictions, len(sheet.duplicates)) == (150, 150, 100)
     assert sheet.warnings[0].startswith("150 images have two labels or more, such as 1x1/0 (cat) and 1x1/1 (dog)")
 
 
-def test_few_images_and_lopsided_classes_are_told() -> None:
+def test_small_and_imbalanced_classes_cause_warnings() -> None:
     sheet = describe_dataset(dataset(plain("a", 9, 90), plain("b", 4, 5)))
     assert sheet.imbalance == 10
     assert sheet.warnings == (
@@ -91,7 +91,7 @@ def test_few_images_and_lopsided_classes_are_told() -> None:
     )
 
 
-def test_sizes_are_those_of_the_images() -> None:
+def test_sizes_match_the_images() -> None:
     names = ["30x20/a", "50x10/b", "40x40/c", "gone"]
     sheet = describe_dataset(dataset(part([0, 1, 0, 1], names, names), part([0, 1], ["7x900/a", "8x8/b"], ["x", "y"])))
     assert sheet.sizes is not None
@@ -100,7 +100,7 @@ def test_sizes_are_those_of_the_images() -> None:
     assert sheet.sizes.height.model_dump() == {"smallest": 8, "median": 20, "largest": 900}
 
 
-def test_of_very_many_images_some_are_measured() -> None:
+def test_a_sample_of_very_many_images_is_measured() -> None:
     names = [f"{10 + n % 7}x5/{n}" for n in range(12_000)]
     sheet = describe_dataset(dataset(part([0, 1] * 6000, names, names), plain("v", 5, 5)))
     assert sheet.sizes is not None
@@ -143,33 +143,33 @@ def test_a_size_is_that_of_the_upright_image(orientation: int, kind: str, tmp_pa
     assert image_size(ArraySource({"train": Encoded()}), "hfds/x/train/0") == expected
 
 
-def test_a_image_that_has_gone_has_no_size(tmp_path: Path) -> None:
+def test_a_missing_image_has_no_size(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no image")
     assert image_size(FolderSource(tmp_path), "a.jpg") is None
     assert image_size(FolderSource(tmp_path), "text.png") is None
 
 
-def test_it_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+def test_a_data_sheet_is_read_back_unchanged(tmp_path: Path) -> None:
     sheet = describe_dataset(dataset(plain("a", 9, 90), plain("b", 4, 5), classes=("猫", 'a"<b>|')))
     write_data_sheet(tmp_path / "data_sheet.json", sheet)
     assert read_data_sheet(tmp_path) == sheet
     assert "猫 (9)" in sheet.warnings[0]
 
 
-def test_a_sheet_that_is_missing_or_of_another_version_is_none(tmp_path: Path) -> None:
+def test_a_data_sheet_that_is_missing_or_of_another_version_is_none(tmp_path: Path) -> None:
     assert read_data_sheet(tmp_path) is None
     (tmp_path / "data_sheet.json").write_text('{"dataset": "x"}')
     assert read_data_sheet(tmp_path) is None
 
 
-def test_it_cannot_be_changed() -> None:
+def test_a_data_sheet_is_frozen() -> None:
     sheet = describe_dataset(dataset(plain("a", 10, 10), plain("b", 5, 5)))
     assert isinstance(sheet, DataSheet)
     with pytest.raises(ValueError, match="frozen"):
         sheet.imbalance = 2.0  # type: ignore[misc]
 
 
-def test_a_image_in_memory_has_a_size() -> None:
+def test_an_image_in_memory_has_a_size() -> None:
     class Kept:
         def __len__(self) -> int:
             return 1

@@ -1,4 +1,4 @@
-"""A run's images: that they show what they should, at every size, in every script."""
+"""Figures of a run, at every size and in every script."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_curves_are_drawn_for_any_number_of_epochs(stages: list[tuple[str, int]]
     assert len(np.unique(make_image(tmp_path / "curves.png").reshape(-1, 3), axis=0)) > 50
 
 
-def test_the_best_epoch_is_marked_where_it_is(tmp_path: Path) -> None:
+def test_the_best_epoch_is_marked(tmp_path: Path) -> None:
     def red_columns(best: int) -> float:
         figures.draw_curves(rows(("head", 9)), best, tmp_path / "curves.png")
         drawn = make_image(tmp_path / "curves.png")
@@ -65,14 +65,14 @@ def test_a_confusion_matrix_is_readable_at_any_size(classes: int, tmp_path: Path
     assert dark.sum() > 15 * 15 * min(classes, 20)
 
 
-def test_labels_are_drawn_as_they_are(tmp_path: Path) -> None:
+def test_labels_are_drawn_literally(tmp_path: Path) -> None:
     odd = ("a $x^2$ b$", "猫", "under_score \\frac", "ok")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         figures.draw_confusion(scores(4, odd), "validation", tmp_path / "confusion.png")
 
 
-def test_the_surest_mistakes_come_first_then_the_least_sure_answers() -> None:
+def test_the_most_confident_mistakes_come_first_then_the_least_confident_right_predictions() -> None:
     labels = torch.tensor([0, 1, 0, 1, 0])
     logits = torch.tensor([[9.0, 0.0], [2.0, 0.0], [0.0, 5.0], [0.0, 1.0], [0.0, 0.1]])  # right, wrong, wrong, right, wrong
     assert figures.most_telling(logits, labels, most=9).tolist() == [2, 1, 4, 3, 0]
@@ -102,7 +102,7 @@ def test_mistakes_are_shown_with_their_maps(wrong: int, part: Part, network: Net
     assert (drawn.max(2) - drawn.min(2) > 60).mean() > 0.15  # images and heat maps, not white paper
 
 
-def test_a_image_and_its_map_stand_side_by_side(part: Part, network: Network) -> None:
+def test_an_image_and_its_map_are_side_by_side(part: Part, network: Network) -> None:
     pair = figures._with_map(figures.gradcam_of(network), part.load(0), 1)
     left, right = pair.crop((0, 0, pair.width // 2 - 3, pair.height)), pair.crop((pair.width // 2 + 3, 0, pair.width, pair.height))
     assert left.size == right.size

@@ -1,4 +1,4 @@
-"""The model card: its header is what the hub reads, its tables what Markdown shows, its commands what the command line takes."""
+"""The model card: the hub reads its header, Markdown shows its tables, and the command line accepts its commands."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def card(run: Run) -> str:
 
 
 def tables(text: str) -> list[list[list[str]]]:
-    """The tables that Markdown shows: rows of cells, as text."""
+    """Return the tables that Markdown shows, as rows of cells."""
     found: list[list[list[str]]] = []
     for token in MarkdownIt("commonmark").enable("table").parse(text.split("---\n", 2)[2]):
         if token.type == "table_open":
@@ -95,14 +95,14 @@ def test_the_hub_reads_its_header(run: Run, card: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["on", "a: b", "# c", "1.5", "- x", 'q"q', "tab\tnew\nline\x7f\u2028\ufeff", "猫 🐈"])
-def test_any_name_of_a_data_set_is_a_name_in_yaml(name: str, run: Run) -> None:
+def test_any_name_of_a_data_set_is_valid_yaml(name: str, run: Run) -> None:
     odd = dataclasses.replace(run, config=run.config.model_copy(update={"dataset": name}))
     header = model_card(odd, describe(run)).split("---\n")[1]
     (model,) = yaml.safe_load(header)["model-index"]
     assert {result["dataset"]["name"] for result in model["results"]} == {name}
 
 
-def test_its_tables_show_the_classes_as_they_are(run: Run, card: str) -> None:
+def test_tables_show_the_classes_literally(run: Run, card: str) -> None:
     assert set(run.classes) == set(NAMES.values())
     assert run.results.test is not None
     expected = [
@@ -119,7 +119,7 @@ def test_its_tables_show_the_classes_as_they_are(run: Run, card: str) -> None:
     assert "mixup" not in settings, "nobody asked for it"
 
 
-def test_it_has_what_a_reader_looks_for(run: Run, card: str) -> None:
+def test_the_card_has_every_section(run: Run, card: str) -> None:
     titles = re.findall(r"^## (.*)$", card, re.MULTILINE)
     assert titles == [
         "Intended use and limits", "Training data", "Training procedure", "Evaluation", "Calibration", "Usage",
@@ -133,16 +133,16 @@ def test_it_has_what_a_reader_looks_for(run: Run, card: str) -> None:
     assert f"{parameters / 1e6:.1f} million parameters" in card
 
 
-def test_where_things_lie_on_this_machine_is_not_told(run: Run, card: str) -> None:
+def test_the_card_does_not_reveal_local_paths(run: Run, card: str) -> None:
     assert str(run.path.parent) not in card
     assert str(Path.home()) not in card
     elsewhere = run.config.model_copy(update={"weights": "/home/me/private/w.safetensors"})
-    told = model_card(dataclasses.replace(run, config=elsewhere), describe(run))
-    assert "w.safetensors" in told
-    assert "private" not in told
+    text = model_card(dataclasses.replace(run, config=elsewhere), describe(run))
+    assert "w.safetensors" in text
+    assert "private" not in text
 
 
-def test_its_commands_are_taken_by_the_command_line(card: str) -> None:
+def test_the_command_line_accepts_the_cards_commands(card: str) -> None:
     lines = [line for block in re.findall("```sh\n(.*?)```", card, re.DOTALL) for line in block.splitlines()]
     assert [shlex.split(line)[1] for line in lines] == ["finetune", "predict", "serve", "classify"]
     for line in lines:
@@ -154,7 +154,7 @@ def test_its_commands_are_taken_by_the_command_line(card: str) -> None:
             assert context.params
 
 
-def test_a_card_is_made_anew_until_somebody_makes_it_their_own(run: Run, tmp_path: Path) -> None:
+def test_a_card_is_overwritten_until_a_user_edits_it(run: Run, tmp_path: Path) -> None:
     path = write_model_card(tmp_path / "pets", run, describe(run))
     assert path == tmp_path / "pets" / "README.md"
     assert write_model_card(tmp_path / "pets", run, describe(run, maps=False)) == path
@@ -165,7 +165,7 @@ def test_a_card_is_made_anew_until_somebody_makes_it_their_own(run: Run, tmp_pat
     assert path.read_text(encoding="utf-8") == own
 
 
-def test_a_temperature_is_told(run: Run) -> None:
+def test_a_temperature_is_described(run: Run) -> None:
     card = model_card(run, describe(run).model_copy(update={"temperature": 1.75}))
     assert "The exported file divides its logits by a temperature of 1.75: its predictions are the same" in card
 
@@ -177,7 +177,7 @@ def test_a_model_without_maps_says_so(run: Run) -> None:
     assert "method=" not in card
 
 
-def test_the_published_weights_are_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pretrained_weights_are_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     began = dataclasses.replace(run, config=run.config.model_copy(update={"weights": "pretrained"}))
     published = {"hf_hub_id": "timm/", "architecture": "resnet18", "tag": "a1_in1k"}
     monkeypatch.setattr(run.network.backbone, "pretrained_cfg", published)
@@ -218,7 +218,7 @@ def test_a_backbones_paper_is_found_by_its_name(backbone: str, paper: str | None
     assert found is None if paper is None else found is not None and found.endswith(f"arXiv:{paper}")
 
 
-def test_it_tells_what_smaller_numbers_cost(run: Run, card: str) -> None:
+def test_the_cost_of_reduced_precision_is_described(run: Run, card: str) -> None:
     assert "## Reduced precision" not in card
     described = describe(run)
     agreement = Agreement(
@@ -234,17 +234,17 @@ def test_it_tells_what_smaller_numbers_cost(run: Run, card: str) -> None:
     )
     provenance = described.provenance.model_copy(update={"agreement": agreement})
     text = model_card(run, described.model_copy(update={"precision": "int8", "provenance": provenance}))
-    told = text.split("## Reduced precision")[1].split("##")[0].replace("\\", "")
-    assert "convolutions compute in int8" in told
-    assert "Ranges come from 256 images of my_pets, training part." in told
-    assert "On 1,234 images (my_pets, validation part) 98.25 % are right, in float32 98.50 %; the first class is the same" in told
-    assert "for 99.25 %" in told
+    section = text.split("## Reduced precision")[1].split("##")[0].replace("\\", "")
+    assert "convolutions compute in int8" in section
+    assert "Ranges come from 256 images of my_pets, training part." in section
+    assert "On 1,234 images (my_pets, validation part) 98.25 % are right, in float32 98.50 %; the first class is the same" in section
+    assert "for 99.25 %" in section
     assert table(text, "map", "mean", "median") == [["gradcam", "0.9768", "–"]]
 
 
 def test_a_kept_epoch_of_the_head_alone_is_not_called_training_of_all_layers(run: Run) -> None:
     full = dataclasses.replace(run, config=run.config.model_copy(update={"mode": "full"}))
-    for stage, said in (
+    for stage, sentence in (
         ("full", "All of its layers were trained"),
         ("head", "Training all of its layers did no better than its head alone"),
     ):
@@ -254,5 +254,5 @@ def test_a_kept_epoch_of_the_head_alone_is_not_called_training_of_all_layers(run
             card = model_card(full, describe(run))
         finally:
             (run.path / "results.json").write_text(results)
-        assert said in card
+        assert sentence in card
         assert ("so the backbone's weights are unchanged" in card) == (stage == "head")

@@ -1,4 +1,4 @@
-"""The run folder: what is in it, that it can be read back, and what is said when it cannot."""
+"""Run folders: their files, reading them back, and the errors if that fails."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def result(home: Path) -> RunResult:
     return finetune(config(home / "colours", home / "run", epochs=2, seed=3))
 
 
-def test_it_holds_all_that_a_run_leaves(result: RunResult) -> None:
+def test_the_folder_holds_every_file_of_a_run(result: RunResult) -> None:
     assert sorted(path.name for path in result.path.iterdir()) == [
         "checkpoint.safetensors", "config.json", "confusion_matrix.png", "curves.png", "data_sheet.json", "metrics.csv", "mistakes.png",
         "predictions.csv", "reliability.png", "report.html", "results.json", "split.json", "timings.csv",
@@ -51,8 +51,8 @@ def test_it_holds_all_that_a_run_leaves(result: RunResult) -> None:
     assert [list(row) for row in csv.DictReader((result.path / "timings.csv").open())] == [["epoch", "seconds"]] * 2
 
 
-def test_its_network_gives_the_same_answers(result: RunResult) -> None:
-    """Against what training wrote down: the predictions, and the figures made of them."""
+def test_the_loaded_network_gives_the_same_predictions(result: RunResult) -> None:
+    """Compared with the predictions and scores that training wrote."""
     run = load_run(result.path)
     part = run.dataset().val
     assert not run.network.training
@@ -68,7 +68,7 @@ def test_its_network_gives_the_same_answers(result: RunResult) -> None:
     assert run.metrics == result.metrics
 
 
-def test_results_say_how_it_went(result: RunResult) -> None:
+def test_results_hold_the_outcome_of_training(result: RunResult) -> None:
     results = Results.model_validate_json((result.path / "results.json").read_text())
     assert results == result.results
     assert results.images == {"train": 36, "val": 12, "test": 12}
@@ -78,7 +78,7 @@ def test_results_say_how_it_went(result: RunResult) -> None:
     assert results.seconds.keys() == {"data", "features", "head", "evaluation", "report"}
 
 
-def test_it_means_the_same_from_any_folder(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_means_the_same_in_any_working_directory(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(home)
     asked = absolute(config(Path("colours"), Path("out"), weights="w.pth", data_dir=Path("data")))
     assert asked.dataset == str(home / "colours")
@@ -90,14 +90,14 @@ def test_it_means_the_same_from_any_folder(home: Path, monkeypatch: pytest.Monke
     assert (known.dataset, known.weights) == ("cifar10", "pretrained")
 
 
-def test_folders_are_named_after_what_is_in_them(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_are_named_after_backbone_data_set_and_mode(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     asked = config(home / "colours", backbone="resnet18.a1_in1k", mode="full")
     assert [make_folder(asked).path for _ in range(2)] == [Path(f"runs/resnet18.a1_in1k-colours-full-{number}") for number in (1, 2)]
     assert make_folder(config(Path("hfds/a b/c"))).path == Path("runs/test_resnet-c-features-1")
 
 
-def test_images_that_changed_are_noticed(result: RunResult, home: Path) -> None:
+def test_changed_images_are_detected(result: RunResult, home: Path) -> None:
     run = load_run(result.path)
     assert len(run.dataset().train) == 36
     put_image_of(home / "colours" / "val" / "red" / "new.png", "red", 99)
@@ -111,18 +111,18 @@ def copy(result: RunResult, tmp_path: Path) -> Path:
     return Path(shutil.copytree(result.path, tmp_path / "copy"))
 
 
-def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match=r"nowhere: no such folder: give a run's folder"):
         load_run(tmp_path / "nowhere")
 
 
-def test_a_run_that_did_not_finish_names_what_is_missing(copy: Path) -> None:
+def test_an_unfinished_run_names_the_missing_files(copy: Path) -> None:
     (copy / "results.json").unlink()
     with pytest.raises(NotFoundError, match=r"copy: no finished run \(results.json missing\): `tlcli finetune --resume .*copy` resumes it"):
         load_run(copy)
 
 
-def test_settings_that_cannot_be_read_are_named(copy: Path) -> None:
+def test_unreadable_settings_are_named(copy: Path) -> None:
     kept = json.loads((copy / "config.json").read_text())
     kept["plan"]["head_epochs"] = "many"
     (copy / "config.json").write_text(json.dumps(kept))
@@ -130,7 +130,7 @@ def test_settings_that_cannot_be_read_are_named(copy: Path) -> None:
         load_run(copy)
 
 
-def test_a_checkpoint_of_another_network_is_refused(copy: Path) -> None:
+def test_the_checkpoint_of_another_network_is_rejected(copy: Path) -> None:
     state = safetensors.torch.load_file(copy / "checkpoint.safetensors")
     state["backbone.fc.weight"] = torch.zeros(5, 96)
     safetensors.torch.save_file(state, copy / "checkpoint.safetensors")
@@ -141,21 +141,21 @@ def test_a_checkpoint_of_another_network_is_refused(copy: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_damaged_checkpoint_is_refused(copy: Path) -> None:
+def test_a_damaged_checkpoint_is_rejected(copy: Path) -> None:
     content = (copy / "checkpoint.safetensors").read_bytes()
     (copy / "checkpoint.safetensors").write_bytes(content[: len(content) // 2])
     with pytest.raises(WeightsError, match=r"checkpoint.safetensors: does not fit the network in config.json, or is damaged"):
         load_run(copy)
 
 
-def test_a_run_can_be_trained_on_further(result: RunResult, home: Path, tmp_path: Path) -> None:
-    """A run's checkpoint is a checkpoint file like any other."""
+def test_a_checkpoint_can_be_trained_further(result: RunResult, home: Path, tmp_path: Path) -> None:
+    """The checkpoint of a run is an ordinary weights file."""
     weights = result.path / "checkpoint.safetensors"
     further = finetune(config(home / "colours", tmp_path / "further", weights=str(weights), mode="full", epochs=3))
     assert further.results.val.count == 12
 
 
-def test_run_from_a_folder_of_sources_it_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tlcli_has_no_version_if_run_from_its_sources(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = metadata.version
 
     def version(package: str) -> str:
@@ -170,7 +170,7 @@ def test_run_from_a_folder_of_sources_it_has_no_version(monkeypatch: pytest.Monk
 
 @pytest.fixture(scope="module")
 def with_another_epsilon(home: Path, tmp_path_factory: pytest.TempPathFactory) -> RunResult:
-    """A run of `fbnetc_100`, whose batch norms have another epsilon where timm builds it with pretrained weights."""
+    """Run of `fbnetc_100`, whose batch norms have a different epsilon if timm builds it with pretrained weights."""
     torch.manual_seed(0)
     published = timm.create_model("fbnetc_100", bn_eps=1e-3)
     for module in published.modules():
@@ -186,7 +186,7 @@ def epsilons(run_network: torch.nn.Module) -> set[float]:
     return {module.eps for module in run_network.modules() if isinstance(module, torch.nn.BatchNorm2d)}
 
 
-def test_a_run_is_read_back_with_the_constants_it_was_built_with(with_another_epsilon: RunResult, tmp_path: Path) -> None:
+def test_a_run_is_read_back_with_the_constants_of_pretrained_networks(with_another_epsilon: RunResult, tmp_path: Path) -> None:
     run = load_run(with_another_epsilon.path)
     assert run.network_config.pretrained
     assert epsilons(run.network) == {1e-3}
@@ -201,7 +201,7 @@ def test_a_run_is_read_back_with_the_constants_it_was_built_with(with_another_ep
     assert epsilons(load_run(older).network) == {1e-3}
 
 
-def test_a_run_that_is_read_back_as_another_network_is_refused(with_another_epsilon: RunResult, tmp_path: Path) -> None:
+def test_a_network_that_computes_something_else_is_rejected(with_another_epsilon: RunResult, tmp_path: Path) -> None:
     other = Path(shutil.copytree(with_another_epsilon.path, tmp_path / "other"))
     kept = json.loads((other / "config.json").read_text())
     kept["network"]["pretrained"] = False
@@ -211,7 +211,7 @@ def test_a_run_that_is_read_back_as_another_network_is_refused(with_another_epsi
     assert "\n" not in str(refused.value)
 
 
-def test_random_weights_are_read_back_as_timm_builds_without_pretrained_ones(result: RunResult) -> None:
+def test_random_weights_are_read_back_with_the_constants_of_random_networks(result: RunResult) -> None:
     run = load_run(result.path)
     assert run.network_config.pretrained is False
     assert run.results.network_output is not None

@@ -1,4 +1,4 @@
-"""The command that repeats a run: the command line reads it as the settings that the run was made with."""
+"""The command that repeats a run: the command line parses it into the settings of that run."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tlcli.training.settings.config import FinetuneConfig
 
 
 class _ReadError(Exception):
-    """Ends the command once its settings are read."""
+    """The command has parsed its settings."""
 
 
 def read(command: str) -> FinetuneConfig:
-    """What `tlcli finetune` makes of a command line, before it trains."""
+    """Return the settings that `tlcli finetune` parses from a command line."""
     words = shlex.split(command)
     assert words[:2] == ["tlcli", "finetune"]
     found: list[FinetuneConfig] = []
@@ -62,21 +62,21 @@ def read(command: str) -> FinetuneConfig:
     ],
     ids=range(9),
 )
-def test_it_is_read_as_the_same_settings(config: FinetuneConfig) -> None:
+def test_the_command_is_parsed_into_the_same_settings(config: FinetuneConfig) -> None:
     assert read(finetune_command(config.model_dump(mode="json"))) == config
 
 
-def test_only_what_was_chosen_is_told() -> None:
+def test_only_chosen_settings_are_shown() -> None:
     assert finetune_command(FinetuneConfig().model_dump(mode="json")) == "tlcli finetune --backbone vgg16 --dataset cats-vs-dogs"
-    told = finetune_command(FinetuneConfig.of("scratch", seed=3, backbone="lenet5").model_dump(mode="json"))
-    assert told == "tlcli finetune --recipe scratch --backbone lenet5 --dataset cats-vs-dogs --seed 3"
+    command = finetune_command(FinetuneConfig.of("scratch", seed=3, backbone="lenet5").model_dump(mode="json"))
+    assert command == "tlcli finetune --recipe scratch --backbone lenet5 --dataset cats-vs-dogs --seed 3"
 
 
-def test_the_folder_of_the_run_is_not_told() -> None:
-    """It is in use: the command would be refused."""
+def test_the_folder_of_the_run_is_left_out() -> None:
+    """The folder exists, so the command would be rejected."""
     assert "--output" not in finetune_command(FinetuneConfig(output=Path("/runs/a")).model_dump(mode="json"))
 
 
-def test_settings_of_another_version_are_told_as_they_are() -> None:
+def test_settings_of_another_version_are_shown_unchanged() -> None:
     asked = {"backbone": "vgg16", "dataset": "mnist", "recipe": "fancy", "sharpness": 0.5, "wide": True}
     assert finetune_command(asked) == "tlcli finetune --backbone vgg16 --dataset mnist --recipe fancy --sharpness 0.5 --wide"

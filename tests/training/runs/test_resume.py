@@ -1,4 +1,4 @@
-"""A run that was cut short is gone on with, and ends as if it had not been."""
+"""An interrupted run resumes, and ends as if it had not been interrupted."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from tlcli.training.settings.config import FinetuneConfig
 
 
 class CutError(Exception):
-    """Power is off."""
+    """The run is interrupted."""
 
 
 class CutAt(Callback):
-    """Cuts a run short in a step, or when an epoch is over."""
+    """Callback that interrupts a run after a step or an epoch."""
 
     def __init__(self, step: int | None = None, epoch: int | None = None) -> None:
         self._step, self._epoch = step, epoch
@@ -41,7 +41,7 @@ class CutAt(Callback):
 
 
 class Begun(Callback):
-    """The folders of the runs that have started."""
+    """Callback that records the folders of the runs that start."""
 
     def __init__(self) -> None:
         self.folders: list[Path] = []
@@ -71,7 +71,7 @@ def cut_short(asked: FinetuneConfig, at: CutAt) -> Path:
 
 
 def left_by(path: Path) -> dict[str, bytes]:
-    """All that must be the same, byte for byte."""
+    """Return the files that must be identical, byte for byte."""
     return {name: (path / name).read_bytes() for name in ("checkpoint.safetensors", "metrics.csv", "predictions.csv", "split.json")}
 
 
@@ -85,8 +85,8 @@ EVERYTHING: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("settings", EVERYTHING, ids=["default", "sgd", "rmsprop", "ema", "mixed"])
-def test_cut_short_anywhere_it_ends_the_same_to_the_bit(colours: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
-    """Five steps an epoch, or three, and four epochs; cut in the first step, in the middle of an epoch, after one, and twice."""
+def test_a_run_interrupted_anywhere_ends_bitwise_identical(colours: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+    """Four epochs of five or three steps, interrupted in the first step, within an epoch, after an epoch, and twice."""
     asked = config(colours, tmp_path / "whole", mode="full", epochs=4, **settings)
     whole = finetune(asked)
     ways = {"twice": [CutAt(step=5), CutAt(epoch=3)]}
@@ -104,7 +104,7 @@ def test_cut_short_anywhere_it_ends_the_same_to_the_bit(colours: Path, tmp_path:
 
 
 @pytest.mark.parametrize("settings", [{}, {"gradual_unfreezing": True, "patience": 2}])
-def test_with_a_stage_of_the_head_alone_before_it(colours: Path, weights: str, tmp_path: Path, settings: dict[str, Any]) -> None:
+def test_a_run_with_a_head_stage_resumes_bitwise_identical(colours: Path, weights: str, tmp_path: Path, settings: dict[str, Any]) -> None:
     asked = config(colours, tmp_path / "whole", mode="full", weights=weights, epochs=8, head_epochs=2, lr=2e-3, **settings)
     whole = finetune(asked)
     for name, at in {"head": CutAt(epoch=1), "first": CutAt(step=2), "later": CutAt(epoch=4)}.items():
@@ -113,7 +113,7 @@ def test_with_a_stage_of_the_head_alone_before_it(colours: Path, weights: str, t
         assert left_by(path) == left_by(whole.path), name
 
 
-def test_feature_extraction_begins_anew_and_ends_the_same(colours: Path, weights: str, tmp_path: Path) -> None:
+def test_feature_extraction_restarts_and_ends_bitwise_identical(colours: Path, weights: str, tmp_path: Path) -> None:
     asked = config(colours, tmp_path / "whole", weights=weights, epochs=6, head="mlp:8")
     whole = finetune(asked)
     path = cut_short(asked.model_copy(update={"output": tmp_path / "cut"}), CutAt(epoch=4))
@@ -126,8 +126,8 @@ def cut(colours: Path, tmp_path: Path) -> Path:
     return cut_short(config(colours, tmp_path / "cut", mode="full", epochs=3), CutAt(epoch=2))
 
 
-def test_a_run_that_is_cut_short_before_the_best_was_written_still_has_it(colours: Path, tmp_path: Path) -> None:
-    """The position is written first; the best network of that epoch is in it."""
+def test_a_run_interrupted_before_the_best_weights_were_written_still_has_them(colours: Path, tmp_path: Path) -> None:
+    """The state to resume from is written first, and contains the best network of that epoch."""
     asked = config(colours, tmp_path / "whole", mode="full", epochs=3)
     whole = finetune(asked)
     path = cut_short(asked.model_copy(update={"output": tmp_path / "cut"}), CutAt(epoch=whole.results.best_epoch))
@@ -136,22 +136,22 @@ def test_a_run_that_is_cut_short_before_the_best_was_written_still_has_it(colour
     assert left_by(path) == left_by(whole.path)
 
 
-def test_a_finished_run_is_left_as_it_is(colours: Path, tmp_path: Path) -> None:
-    said: list[str] = []
+def test_a_finished_run_is_not_changed(colours: Path, tmp_path: Path) -> None:
+    logged: list[str] = []
     whole = finetune(config(colours, tmp_path / "run", epochs=1))
     before = left_by(whole.path)
-    again = resume(whole.path, log=said.append)
+    again = resume(whole.path, log=logged.append)
     assert (again.results, again.trained, whole.trained) == (whole.results, False, True)
-    assert said == [f"{whole.path}: this run is finished: there is nothing to resume"]
+    assert logged == [f"{whole.path}: this run is finished: there is nothing to resume"]
     assert left_by(whole.path) == before
 
 
-def test_where_there_is_no_run_it_says_so(tmp_path: Path) -> None:
+def test_a_folder_without_a_run_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match=r"not a run \(config.json is missing\): give a run's folder"):
         resume(tmp_path)
 
 
-def test_other_images_are_refused(tmp_path: Path) -> None:
+def test_changed_images_are_rejected(tmp_path: Path) -> None:
     data = put_colours(tmp_path / "data", train=6)
     path = cut_short(config(data, tmp_path / "run", mode="full", epochs=2), CutAt(epoch=1))
     put_image_of(data / "train" / "red" / "new.png", "red", 77)
@@ -159,8 +159,8 @@ def test_other_images_are_refused(tmp_path: Path) -> None:
         resume(path)
 
 
-def test_classes_in_another_order_are_refused(cut: Path) -> None:
-    """As if the folder's order had changed: the weights' outputs would mean other classes."""
+def test_classes_in_another_order_are_rejected(cut: Path) -> None:
+    """The network's outputs would mean other classes."""
     document = json.loads((cut / "config.json").read_text())
     document["classes"] = document["classes"][::-1]
     (cut / "config.json").write_text(json.dumps(document))
@@ -168,7 +168,7 @@ def test_classes_in_another_order_are_refused(cut: Path) -> None:
         resume(cut)
 
 
-def test_other_weights_to_start_from_are_refused(colours: Path, tmp_path: Path) -> None:
+def test_changed_initial_weights_are_rejected(colours: Path, tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     state = load_backbone(config(colours))[0].state_dict()
     safetensors.torch.save_file(state, path)
@@ -178,24 +178,24 @@ def test_other_weights_to_start_from_are_refused(colours: Path, tmp_path: Path) 
         resume(run)
 
 
-def test_on_a_machine_of_other_cores_it_goes_on(cut: Path) -> None:
-    """How many processes read images is no setting of the result."""
+def test_a_run_resumes_on_a_machine_with_other_cores(cut: Path) -> None:
+    """The number of processes that read images does not affect the result."""
     document = json.loads((cut / "config.json").read_text())
     document["plan"]["workers"] += 5
     (cut / "config.json").write_text(json.dumps(document))
     assert resume(cut).results.best_epoch
 
 
-def test_other_versions_are_named(cut: Path) -> None:
+def test_changed_versions_are_logged(cut: Path) -> None:
     document = json.loads((cut / "config.json").read_text())
     document["versions"]["timm"] = "0.0.1"
     (cut / "config.json").write_text(json.dumps(document))
-    said: list[str] = []
-    resume(cut, log=said.append)
-    assert any("so results may not be bit-identical: timm 0.0.1 -> " in line for line in said)
+    logged: list[str] = []
+    resume(cut, log=logged.append)
+    assert any("so results may not be bit-identical: timm 0.0.1 -> " in line for line in logged)
 
 
-def test_a_damaged_position_is_named(cut: Path) -> None:
+def test_a_damaged_state_is_named(cut: Path) -> None:
     (cut / "resume.safetensors").write_bytes(b"nonsense" * 100)
     with pytest.raises(WeightsError, match=r"resume.safetensors: damaged .*: remove it, and --resume starts from the first epoch"):
         resume(cut)
@@ -222,27 +222,27 @@ except SettingsError as error:
 """
 
 
-def test_a_full_disk_loses_nothing_already_saved(colours: Path, tmp_path: Path) -> None:
-    """Files cannot grow beyond 1,000 bytes any more once the second epoch is saved."""
+def test_a_full_disk_loses_no_saved_epoch(colours: Path, tmp_path: Path) -> None:
+    """After the second epoch, files are limited to 1,000 bytes."""
     whole = finetune(config(colours, tmp_path / "whole", mode="full", epochs=4))
     command = [sys.executable, "-c", FULL_DISK, str(colours), str(tmp_path / "cut")]
-    told = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3]).stdout
-    assert "epoch 3 cannot be saved" in told
-    assert f"{tmp_path / 'cut' / 'resume.safetensors'}: epoch 3 cannot be saved: File too large: make room, then" in told
-    assert f"`tlcli finetune --resume {tmp_path / 'cut'}` resumes after the last saved epoch" in told
+    output = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3]).stdout
+    assert "epoch 3 cannot be saved" in output
+    assert f"{tmp_path / 'cut' / 'resume.safetensors'}: epoch 3 cannot be saved: File too large: make room, then" in output
+    assert f"`tlcli finetune --resume {tmp_path / 'cut'}` resumes after the last saved epoch" in output
     assert [path.name for path in (tmp_path / "cut").iterdir() if path.name.startswith(".")] == []
     resume(tmp_path / "cut")
     assert left_by(tmp_path / "cut") == left_by(whole.path)
 
 
-def test_a_run_gone_on_with_is_a_run(cut: Path) -> None:
+def test_a_resumed_run_can_be_loaded(cut: Path) -> None:
     result: RunResult = resume(cut)
     network = load_run(result.path).network
     assert all(bool(tensor.isfinite().all()) for tensor in network.state_dict().values() if tensor.is_floating_point())
     assert torch.tensor(result.results.val.confusion).sum() == 12
 
 
-def test_a_run_whose_data_set_moved_goes_on_and_is_exported_from_the_new_place(tmp_path: Path) -> None:
+def test_a_run_whose_data_set_moved_resumes_from_the_new_location(tmp_path: Path) -> None:
     data = put_colours(tmp_path / "data")
     asked = config(data, tmp_path / "run", mode="full", epochs=2)
     path = cut_short(asked, CutAt(epoch=1))
@@ -264,7 +264,7 @@ def test_a_run_whose_data_set_moved_goes_on_and_is_exported_from_the_new_place(t
     assert len(load_run(path).on(str(tmp_path / "third")).dataset().train) > 0
 
 
-def test_a_run_that_another_process_trains_is_refused_before_its_images_are_read(cut: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_another_process_trains_is_rejected_before_images_are_read(cut: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tlcli.training.finetune_run.load_dataset", lambda *_: pytest.fail("the data set was read"))
     begun = Begun()
     with RunFolder(cut).claimed(), pytest.raises(SettingsError, match="cut: another process is training here: wait for it, or stop it"):
@@ -272,8 +272,8 @@ def test_a_run_that_another_process_trains_is_refused_before_its_images_are_read
     assert begun.folders == []
 
 
-def test_a_run_that_another_process_has_just_finished_is_left_alone(cut: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is still unfinished at the first look, and finished once it can be claimed."""
+def test_a_run_that_another_process_has_just_finished_is_not_changed(cut: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run is unfinished at the first check, and finished once it can be locked."""
     results = resume(cut).results
     before = left_by(cut)
     looks = [None, results]
@@ -284,7 +284,7 @@ def test_a_run_that_another_process_has_just_finished_is_left_alone(cut: Path, m
     assert left_by(cut) == before
 
 
-def test_a_folder_that_another_process_has_just_filled_is_left_alone(
+def test_a_folder_that_another_process_has_just_filled_is_not_changed(
     colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = finetune(config(colours, tmp_path / "run", epochs=1)).path
@@ -296,7 +296,7 @@ def test_a_folder_that_another_process_has_just_filled_is_left_alone(
     assert left_by(run) == before
 
 
-def test_what_a_kill_kept_from_being_written_first_is_written_by_resume(cut: Path) -> None:
+def test_files_missing_after_a_kill_are_written_by_resume(cut: Path) -> None:
     written = {name: (cut / name).read_bytes() for name in ("split.json", "data_sheet.json")}
     for name in written:
         (cut / name).unlink()

@@ -1,4 +1,4 @@
-"""A run read without its network: it says what the run itself says, with and without a stage of all layers."""
+"""Summary of a run, read without its network."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tlcli.training.runs.summary import read_summary
 
 
 @pytest.mark.parametrize(("mode", "epochs"), [("feature-extraction", 3), ("full", 3)])
-def test_it_says_what_the_run_says(mode: str, epochs: int, tmp_path: Path) -> None:
+def test_the_summary_has_the_figures_of_the_run(mode: str, epochs: int, tmp_path: Path) -> None:
     data = put_colours(tmp_path / "colours", train=8)
     result = finetune(config(data, tmp_path / "run", mode=mode, epochs=epochs, seed=3))
     record = read_summary(result.path)
@@ -42,7 +42,7 @@ def test_it_says_what_the_run_says(mode: str, epochs: int, tmp_path: Path) -> No
     assert write_report(result.path).stat().st_size > 50_000
 
 
-def test_what_another_version_keeps_beside_is_passed_over(tmp_path: Path) -> None:
+def test_unknown_fields_of_another_version_are_ignored(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     before = read_summary(run)
     for name in ("config.json", "results.json"):
@@ -51,7 +51,7 @@ def test_what_another_version_keeps_beside_is_passed_over(tmp_path: Path) -> Non
     assert read_summary(run) == before
 
 
-def test_a_table_that_is_damaged_is_named(tmp_path: Path) -> None:
+def test_a_damaged_table_is_named(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     (run / "metrics.csv").write_bytes(b"stage,epoch\nhead,\xff\n")
     with pytest.raises(SettingsError, match=r"metrics.csv: cannot be read: .*: damaged, or not written by tlcli: start a new run"):

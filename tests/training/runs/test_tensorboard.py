@@ -1,4 +1,4 @@
-"""TensorBoard's logs: what its own reader finds in them is what the log was told; without the package, one clear line."""
+"""TensorBoard log, read back with TensorBoard's own reader; without the package, an error with the remedy."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def read(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {name: [(one.step, one.value) for one in events.Scalars(name)] for name in events.Tags()["scalars"]}
 
 
-def test_its_reader_finds_what_was_told(tmp_path: Path) -> None:
+def test_the_log_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     log = TensorboardLog(tmp_path)
     log.on_epoch_end(ROWS[0], True)
     log.on_step_end(1, 0.375)
@@ -42,14 +42,14 @@ def test_its_reader_finds_what_was_told(tmp_path: Path) -> None:
     assert read(tmp_path / "tensorboard" / "val") == {"loss": [(1, 1.25), (2, 0.5)], "top1": [(1, 0.625), (2, 0.875)]}
 
 
-def test_an_epoch_is_there_before_the_training_ends(tmp_path: Path) -> None:
+def test_an_epoch_is_on_disk_before_training_ends(tmp_path: Path) -> None:
     log = TensorboardLog(tmp_path)
     log.on_epoch_end(ROWS[0], True)
     assert read(tmp_path / "tensorboard" / "val")["loss"] == [(1, 1.25)]
     log.close()
 
 
-def test_what_a_resumed_run_writes_is_added(tmp_path: Path) -> None:
+def test_a_resumed_run_appends_to_its_log(tmp_path: Path) -> None:
     for row in ROWS:
         log = TensorboardLog(tmp_path)
         log.on_epoch_end(row, True)
@@ -57,7 +57,7 @@ def test_what_a_resumed_run_writes_is_added(tmp_path: Path) -> None:
     assert read(tmp_path / "tensorboard" / "val")["top1"] == [(1, 0.625), (2, 0.875)]
 
 
-def test_without_the_package_the_way_out_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package_the_error_names_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     for ask in (require_tensorboard, lambda: TensorboardLog(tmp_path)):
@@ -71,19 +71,19 @@ import resource, signal, sys
 from pathlib import Path
 from tests.training.runs.test_tensorboard import ROWS
 from tlcli.training.runs.tensorboard import TensorboardLog
-said = []
-log = TensorboardLog(Path(sys.argv[1]), said.append)
+logged = []
+log = TensorboardLog(Path(sys.argv[1]), logged.append)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
 for number in range(30):
     log.on_step_end(number, 1.0)
     log.on_epoch_end(ROWS[0], True)
 log.close()
-print(*said, sep=chr(10))
+print(*logged, sep=chr(10))
 """
 
 
-def test_a_full_disk_ends_the_log_with_a_warning_and_not_the_training(tmp_path: Path) -> None:
+def test_a_full_disk_ends_the_log_with_a_warning_but_not_the_run(tmp_path: Path) -> None:
     """Files cannot grow beyond 100 bytes."""
     command = [sys.executable, "-c", FULL_DISK, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[3], timeout=120, check=True)

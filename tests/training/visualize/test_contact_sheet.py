@@ -1,4 +1,4 @@
-"""What a sheet shows is what was computed: each pixel's colour, which channels, and where."""
+"""Contact sheets show the computed values: the colour of each pixel, the channels, and their positions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LAYER = Layer(7, "stage.conv", "stage.conv", "Conv2d", 4, 7, 7, channels_last=Fa
 
 @pytest.fixture(autouse=True)
 def _warnings_are_errors() -> Iterator[None]:
-    """Of a division by nothing, above all."""
+    """Above all, of divisions by zero."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         yield
@@ -39,12 +39,12 @@ def cut(image: Image.Image, box: Box) -> npt.NDArray[np.uint8]:
 
 
 def whole(zoom: int, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Each pixel as a square."""
+    """Enlarge each pixel to a square."""
     return np.kron(pixels, np.ones((zoom, zoom, 1), np.uint8))
 
 
 @pytest.mark.parametrize(("height", "width", "zoom"), [(7, 7, 32), (56, 56, 4), (10, 20, 11), (150, 150, 1)])
-def test_a_tile_holds_the_values_through_the_colours(height: int, width: int, zoom: int, tmp_path: Path) -> None:
+def test_a_tile_shows_the_values_in_the_colours_of_the_ramp(height: int, width: int, zoom: int, tmp_path: Path) -> None:
     values = maps(5, height, width)
     drawn = maps_sheet(LAYER, values, most=64)
     drawn.sheet.save(tmp_path / "sheet.png")
@@ -58,7 +58,7 @@ def test_a_tile_holds_the_values_through_the_colours(height: int, width: int, zo
 
 
 def test_equal_steps_look_equal() -> None:
-    """Against OKLab computed back from the bytes (Ottosson 2020): the lightness rises evenly from dark to light."""
+    """OKLab computed back from the bytes (Ottosson 2020): the lightness rises evenly from dark to light."""
     encoded = RAMP / 255
     linear = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
     to_cones = [
@@ -74,7 +74,7 @@ def test_equal_steps_look_equal() -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, 3.5, -1e30, np.nan, np.inf])
-def test_a_channel_without_a_range_is_flat_and_counted(value: float) -> None:
+def test_a_constant_channel_is_flat_and_counted(value: float) -> None:
     values = maps(6, 5, 5)
     values[2] = value
     drawn = maps_sheet(LAYER, values, most=64)
@@ -83,14 +83,14 @@ def test_a_channel_without_a_range_is_flat_and_counted(value: float) -> None:
     assert len(np.unique(cut(drawn.sheet.image, drawn.sheet.boxes[3]).reshape(-1, 3), axis=0)) > 5
 
 
-def test_one_broken_pixel_makes_a_channel_flat_not_garbage() -> None:
+def test_a_pixel_that_is_not_finite_makes_a_channel_flat() -> None:
     values = maps(1, 4, 4)[0]
     values[1, 1] = np.nan
     assert (color_map(values) == FLAT).all()
 
 
-def test_what_differs_by_rounding_alone_is_flat() -> None:
-    """A layer norm's mean over the channels, for one, is noise about zero."""
+def test_a_map_constant_up_to_rounding_is_flat() -> None:
+    """The mean over the channels after a layer norm, for example, is noise around zero."""
     values = maps(32, 6, 6)
     normed = (values - values.mean(0)) / values.std(0)
     assert np.ptp(normed.mean(0)) > 0
@@ -100,7 +100,7 @@ def test_what_differs_by_rounding_alone_is_flat() -> None:
     assert len(np.unique(color_map(1e-20 * values[0]).reshape(-1, 3), axis=0)) > 20, "small is not flat"
 
 
-def test_of_many_channels_the_most_active_are_shown() -> None:
+def test_the_most_active_of_many_channels_are_shown() -> None:
     values = maps(50, 3, 3)
     values += np.array([5.0 if channel in (3, 11, 40) else 0.0 for channel in range(50)], np.float32)[:, None, None]
     values[7] = np.nan
@@ -112,7 +112,7 @@ def test_of_many_channels_the_most_active_are_shown() -> None:
 
 
 def test_each_tile_has_its_number() -> None:
-    """The same map on every tile, other channels: the sheets differ under the tiles, and there alone."""
+    """With the same map on every tile, sheets of other channels differ only below the tiles."""
     one = maps(1, 6, 6).repeat(30, 0)
 
     def active(*channels: int) -> LayerSheet:
@@ -128,7 +128,7 @@ def test_each_tile_has_its_number() -> None:
     assert ((changed[:, 1] >= left) & (changed[:, 1] < right)).all()
 
 
-def test_kernels_of_three_inputs_are_in_their_colours() -> None:
+def test_kernels_with_three_inputs_are_rgb() -> None:
     weight = np.zeros((3, 3, 2, 2), np.float32)
     weight[0, 0, 0, 0] = 2.0  # red
     weight[0, 2, 1, 1] = -1.0  # less blue
@@ -144,7 +144,7 @@ def test_kernels_of_three_inputs_are_in_their_colours() -> None:
     assert drawn.flat == 1
 
 
-def test_kernels_of_other_inputs_are_grey_the_first_inputs_side_by_side() -> None:
+def test_kernels_with_other_inputs_are_grey_and_side_by_side() -> None:
     weight = np.random.default_rng(0).normal(size=(4, 20, 3, 3)).astype(np.float32)
     drawn = filters_sheet(LAYER, weight, most=2)
     norms = [float((one**2).sum()) for one in weight]
@@ -158,7 +158,7 @@ def test_kernels_of_other_inputs_are_grey_the_first_inputs_side_by_side() -> Non
             np.testing.assert_array_equal(kernel, whole(20, np.stack([expected] * 3, -1)))
 
 
-def test_a_kernel_of_one_input_is_one_tile() -> None:
+def test_a_kernel_with_one_input_is_one_tile() -> None:
     weight = np.linspace(-1, 1, 25, dtype=np.float32).reshape(1, 1, 5, 5)
     drawn = filters_sheet(LAYER, weight, most=64)
     seen = cut(drawn.sheet.image, drawn.sheet.boxes[0])[::22, ::22, 0]
@@ -169,7 +169,7 @@ def test_a_kernel_of_one_input_is_one_tile() -> None:
 @pytest.mark.parametrize(
     ("channels", "size", "columns"), [(1, 300, None), (9, 5, 1), (64, 600, None), (700, 3, None), (70, 9, 64), (64, 64, 64)]
 )
-def test_no_sheet_is_too_wide_and_no_tile_lies_on_another(channels: int, size: int, columns: int | None) -> None:
+def test_no_sheet_is_too_wide_and_no_tiles_overlap(channels: int, size: int, columns: int | None) -> None:
     drawn = maps_sheet(replace(LAYER, label="a" * 300), maps(channels, size, size), most=4096, columns=columns)
     assert drawn.sheet.image.width <= WIDEST
     taken = np.zeros(drawn.sheet.image.size[::-1], bool)
@@ -197,12 +197,12 @@ def test_the_overview_has_the_image_and_the_means() -> None:
     np.testing.assert_array_equal(cut(drawn.image, drawn.boxes[2]), whole(4, color_map(means[1][1])))
 
 
-def test_letters_that_the_font_lacks_do_no_harm() -> None:
+def test_letters_that_the_font_lacks_are_replaced() -> None:
     tile = Tile(np.zeros((40, 40, 3), np.uint8), ("猫\n", "é"))
     assert lay_out("猫の写真\t" * 200, "a\nb", [tile], 1).image.width <= WIDEST
 
 
-def test_names_stand_in_the_order_of_execution_and_are_safe() -> None:
+def test_file_names_sort_in_the_order_of_execution_and_are_safe() -> None:
     layers = [replace(LAYER, number=number, label=label) for number, label in ((2, "z"), (10, "stage.conv:2"), (99, "a/b\\c d" * 60))]
     for last, digits in ((9, 2), (99, 2), (100, 3), (1500, 4)):
         names = [file_name(layer, last, "maps") for layer in layers]

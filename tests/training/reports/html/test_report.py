@@ -1,4 +1,4 @@
-"""`report.html`: it shows what the run's files say, asks for nothing outside of itself, and takes no name for markup."""
+"""`report.html` shows what the run's files hold, loads nothing from outside, and escapes every name."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ VOID = ("meta", "img", "br")
 
 
 class Page(HTMLParser):
-    """A page taken apart: its elements in order, its text, and its tables as rows of cells."""
+    """A parsed page: its elements in order, its text, and its tables as rows of cells."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class Page(HTMLParser):
             self.tables[-1][-1][-1] += data
 
     def table(self, *heads: str) -> list[list[str]]:
-        """The rows of the first table under a row of these heads."""
+        """Return the rows of the first table with these column heads."""
         for table in self.tables:
             for number, row in enumerate(table):
                 if row == list(heads):
@@ -92,7 +92,7 @@ def sheet(labels: tuple[str, ...]) -> DataSheet:
     )
 
 
-def test_it_asks_for_nothing_outside_of_itself(tmp_path: Path) -> None:
+def test_the_page_loads_nothing_from_outside(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", NASTY)
     write_data_sheet(run / "data_sheet.json", sheet(NASTY))
     text = write_report(run).read_text(encoding="utf-8")
@@ -116,7 +116,7 @@ def test_it_asks_for_nothing_outside_of_itself(tmp_path: Path) -> None:
         assert f'id="{str(link)[1:]}"' in text
 
 
-def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
+def test_names_are_escaped(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", NASTY, dataset="/data/<i>pets", stopped="<u>nan</u>")
     write_data_sheet(run / "data_sheet.json", sheet(NASTY))
     found = page(run)
@@ -125,8 +125,8 @@ def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
     assert [row[0] for row in found.table("class", *2 * ["images", "precision", "recall", "F1"])] == list(NASTY)
 
 
-def test_its_figures_are_those_of_the_predictions(tmp_path: Path) -> None:
-    """Against scikit-learn, of the predictions that the folder holds."""
+def test_metrics_match_the_predictions(tmp_path: Path) -> None:
+    """Compared with scikit-learn, computed from the predictions in the folder."""
     run = make_run(tmp_path / "run", sure=1.5, count=90)
     record, found = read_summary(run), page(run)
     labels = record.config.classes
@@ -148,16 +148,16 @@ def test_its_figures_are_those_of_the_predictions(tmp_path: Path) -> None:
     np.testing.assert_allclose([[float(cell) for cell in row[1:]] for row in normalised[1:]], shares, atol=0.05)
 
     wrong = confusion - np.diag(np.diag(confusion))
-    true, said = np.unravel_index(wrong.argmax(), wrong.shape)
-    share = f"{100 * wrong[true, said] / confusion[true].sum():.1f} %"
-    assert found.table("class", "predicted", "images", "share of class")[0] == [labels[true], labels[said], str(wrong.max()), share]
+    true, predicted = np.unravel_index(wrong.argmax(), wrong.shape)
+    share = f"{100 * wrong[true, predicted] / confusion[true].sum():.1f} %"
+    assert found.table("class", "predicted", "images", "share of class")[0] == [labels[true], labels[predicted], str(wrong.max()), share]
 
     surest = max((one for one in record.predictions if one.label != one.predicted), key=lambda one: one.score)
     expected = [surest.name, surest.label, surest.predicted, f"{100 * surest.score:.1f} %"]
     assert found.table("image", "class", "predicted", "score")[0] == expected
 
 
-def test_the_headline_is_the_test_parts_where_there_is_one(tmp_path: Path) -> None:
+def test_the_headline_shows_the_test_part_if_there_is_one(tmp_path: Path) -> None:
     assert "Test top-1" in page(make_run(tmp_path / "with")).text
     without = page(make_run(tmp_path / "without", test=False)).text
     assert "Validation top-1" in without
@@ -195,7 +195,7 @@ def test_settings_versions_and_the_command_are_shown(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["data_sheet.json", "metrics.csv", "mistakes.png", "predictions.csv", "split.json"])
-def test_what_the_folder_lacks_is_said(name: str, tmp_path: Path) -> None:
+def test_missing_files_are_named(name: str, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     (run / name).unlink(missing_ok=True)
     if name != "data_sheet.json":
@@ -206,7 +206,7 @@ def test_what_the_folder_lacks_is_said(name: str, tmp_path: Path) -> None:
         assert page(run).table("class", "training")[-1] == ["all", "21"], "what the split says"
 
 
-def test_a_run_of_an_earlier_version_is_shown_as_far_as_it_goes(tmp_path: Path) -> None:
+def test_a_run_of_an_earlier_version_is_shown_without_what_it_lacks(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     results = json.loads((run / "results.json").read_text())
     for part in (results["val"], results["test"]):
@@ -221,14 +221,14 @@ def test_a_run_of_an_earlier_version_is_shown_as_far_as_it_goes(tmp_path: Path) 
     assert [row[4] for row in found.table("class", *2 * ["images", "precision", "recall", "F1"])] == ["–"] * 3
 
 
-def test_it_is_the_same_when_it_is_made_again(tmp_path: Path) -> None:
+def test_writing_the_page_again_changes_nothing(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     first = write_report(run).read_bytes()
     assert write_report(run).read_bytes() == first
     assert sorted(path.name for path in run.iterdir() if path.name.startswith(".")) == []
 
 
-def test_what_is_no_finished_run_is_refused(tmp_path: Path) -> None:
+def test_an_unfinished_run_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match=r"nowhere: no such folder: give a run's folder"):
         write_report(tmp_path / "nowhere")
     run = make_run(tmp_path / "run")
@@ -241,7 +241,7 @@ def test_what_is_no_finished_run_is_refused(tmp_path: Path) -> None:
     assert not (run / "report.html").exists()
 
 
-def test_many_classes_are_a_image_with_a_pixel_a_cell(tmp_path: Path) -> None:
+def test_the_confusion_of_many_classes_is_an_image_with_one_pixel_per_cell(tmp_path: Path) -> None:
     labels = tuple(f"class {number}" for number in range(30))
     run = make_run(tmp_path / "run", labels, count=600, sure=4)
     found = page(run)
@@ -256,7 +256,7 @@ def test_many_classes_are_a_image_with_a_pixel_a_cell(tmp_path: Path) -> None:
     np.testing.assert_array_equal(pixels[darkest], [31, 95, 191])
 
 
-def test_the_contact_sheet_is_in_it(tmp_path: Path) -> None:
+def test_the_contact_sheet_is_embedded(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     drawn = Image.new("RGB", (640, 300), (200, 40, 90))
     drawn.save(run / "mistakes.png")
@@ -279,7 +279,7 @@ def points(chart: str, kind: str) -> list[tuple[float, float]]:
     return [(float(x), float(y)) for x, y in (pair.split(",") for pair in line.get("points", "").split())]
 
 
-def test_curves_lie_where_their_values_are() -> None:
+def test_curves_are_drawn_at_their_values() -> None:
     rows = epochs(4.0, 3.0, 1.0, 2.0)
     chart = line_chart("loss", rows, [1.0] * 4, [4.0, 3.0, 1.0, 2.0], best_epoch=3)
     across, down = np.array(points(chart, "val")).T
@@ -303,7 +303,7 @@ def test_any_values_are_drawn(values: list[float]) -> None:
 
 
 def test_a_diverged_run_has_a_report(tmp_path: Path) -> None:
-    """JSON has no number for what is none: the loss is null."""
+    """JSON has no NaN: the loss is null."""
     rows = [*default_epochs()[:3], EpochRow("full", 4, 0.1, float("nan"), 0.1, float("nan"), 0.1, 1.0)]
     run = make_run(tmp_path / "run", epochs=rows)
     results = json.loads((run / "results.json").read_text())
@@ -313,7 +313,7 @@ def test_a_diverged_run_has_a_report(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("nasty", NASTY)
-def test_a_charts_text_is_escaped(nasty: str) -> None:
+def test_the_text_of_a_chart_is_escaped(nasty: str) -> None:
     chart = line_chart(nasty, epochs(2.0, 1.0), [2.0, 1.0], [2.0, 1.0], best_epoch=2, unit=nasty)
     assert {element.tag for element in ElementTree.fromstring(chart).iter()} == {"svg", "text", "line", "polyline", "circle", "title"}
     assert nasty in Page(str(chart)).text
