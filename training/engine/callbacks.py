@@ -30,7 +30,7 @@ class Callback:
         """
 
     def on_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Run after each epoch, before `on_epoch_end`; the next epoch changes the tensors of `checkpoint` in place."""
+        """Run after each epoch that trains all layers, before `on_epoch_end`; the next epoch changes the tensors in place."""
 
     def on_epoch_end(self, row: EpochRow, is_best: bool) -> None:
         """Run after each epoch; `is_best` is True if its network is the best so far."""

@@ -34,7 +34,7 @@ class Objective:
         return functional.cross_entropy(logits, targets, weight=self.class_weights, label_smoothing=self.label_smoothing, reduction="sum")
 
     def weight(self, targets: Tensor) -> Tensor:
-        """Return the sum of the images' weights, by which to divide `total` for a mean."""
+        """Return the sum of the images' weights; `total` divided by it is the mean."""
         if self.class_weights is None:
             return torch.tensor(float(len(targets)), device=targets.device)
         return (self.class_weights[targets] if targets.ndim == 1 else targets @ self.class_weights).sum()

@@ -77,7 +77,7 @@ class Best:
 
     @property
     def kept(self) -> EpochRow:
-        """`row`, once `run_stage` has returned."""
+        """Metrics of the best epoch, once `run_stage` has returned."""
         assert self.row is not None
         return self.row
 

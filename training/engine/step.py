@@ -56,7 +56,7 @@ class StepOptions:
 
 @dataclass(frozen=True)
 class StepResult:
-    """Figures of one step, over all processes.
+    """Metrics of one step, over all processes.
 
     loss: sum over `count` images, nats, without label smoothing and class weights. right: number of correct predictions.
     """

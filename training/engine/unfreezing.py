@@ -1,4 +1,4 @@
-"""Gradual unfreezing: layers start to train one after the other, from the head down."""
+"""Gradual unfreezing of layers, from the head down."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class GradualUnfreezing:
 
 
 def frozen_norms(model: nn.Module) -> list[nn.Module]:
-    """Return batch norms with frozen weights: their running statistics must not move either."""
+    """Return batch norms with frozen weights, whose running statistics must not change either."""
     return [
         module
         for module in model.modules()

@@ -1,1 +1,1 @@
-"""What people read after a run: figures, model card, data sheet."""
+"""Reports of a run: figures, model card, data sheet."""

@@ -1,1 +1,1 @@
-"""A run folder: written, read back, resumed, compared."""
+"""Run folders: writing, reading, resuming and comparing them."""

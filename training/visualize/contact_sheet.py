@@ -72,13 +72,13 @@ def room(columns: int) -> int:
     return max(1, (WIDEST - 2 * _MARGIN - (columns - 1) * _gap(columns)) // columns)
 
 
-def enlarged(pixels: ByteArray, side: int) -> ByteArray:
+def enlarge(pixels: ByteArray, side: int) -> ByteArray:
     """Enlarge RGB `[h, w, 3]` by the largest whole factor that keeps its longer side within `side`; by 1 at least."""
     zoom = max(1, side // max(pixels.shape[:2]))
     return pixels.repeat(zoom, 0).repeat(zoom, 1)
 
 
-def reduced(values: FloatArray, most: int) -> FloatArray:
+def reduce(values: FloatArray, most: int) -> FloatArray:
     """Reduce a map `[h, w]` by area means so that no side is longer than `most`; return a smaller map unchanged."""
     height, width = values.shape
     scale = most / max(height, width)
@@ -114,9 +114,9 @@ def lay_out(title: str, detail: str, tiles: Sequence[Tile], columns: int, legend
 
     image = Image.new("RGB", (inner + 2 * _MARGIN, height), _GROUND)
     pen = ImageDraw.Draw(image)
-    pen.text((_MARGIN, _MARGIN), _shortened(title, _TITLE, inner), fill=_INK, font=_font(_TITLE), anchor="lt")
+    pen.text((_MARGIN, _MARGIN), _shorten(title, _TITLE, inner), fill=_INK, font=_font(_TITLE), anchor="lt")
     baseline = _MARGIN + round(_TITLE * 1.35) + _DETAIL
-    pen.text((_MARGIN, baseline), _shortened(detail, _DETAIL, inner - legend_width), fill=_SOFT, font=_font(_DETAIL), anchor="ls")
+    pen.text((_MARGIN, baseline), _shorten(detail, _DETAIL, inner - legend_width), fill=_SOFT, font=_font(_DETAIL), anchor="ls")
     if legend:
         _draw_legend(image, pen, legend, _MARGIN + inner, baseline)
 
@@ -129,7 +129,7 @@ def lay_out(title: str, detail: str, tiles: Sequence[Tile], columns: int, legend
         image.paste(Image.fromarray(tile.pixels), (left, upper))
         boxes.append((left, upper, left + wide, upper + high))
         for number, caption in enumerate(tile.captions[:lines]):
-            text = _shortened(caption, _CAPTION, cell_width)
+            text = _shorten(caption, _CAPTION, cell_width)
             shade = _INK if number == 0 and lines > 1 else _SOFT
             pen.text((left, upper + high + 4 + (number + 1) * line - 4), text, fill=shade, font=_font(_CAPTION), anchor="ls")
     return ContactSheet(image, tuple(boxes))
@@ -161,7 +161,7 @@ def _gap(columns: int) -> int:
     return max(4, min(14, 200 // columns))
 
 
-def _shortened(text: str, size: int, width: int) -> str:
+def _shorten(text: str, size: int, width: int) -> str:
     """Shorten a text that is too long to its end, where names differ."""
     text = _plain(text)
     if _width(text, size) <= width:

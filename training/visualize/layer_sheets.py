@@ -12,7 +12,7 @@ from PIL import Image
 from tlcli.contract.images.heatmap import ByteArray, FloatArray
 from tlcli.training.models.spatial_layers import Layer
 from tlcli.training.visualize.colormap import RAMP, about_zero, color_map, is_flat
-from tlcli.training.visualize.contact_sheet import RULE, ContactSheet, Legend, Tile, columns_for, enlarged, lay_out, reduced, room
+from tlcli.training.visualize.contact_sheet import RULE, ContactSheet, Legend, Tile, columns_for, enlarge, lay_out, reduce, room
 
 _MAP_SIDE, _KERNEL_SIDE, _ROW_KERNEL_SIDE = 224, 112, 60
 """Largest side of enlarged maps, of kernels, and of kernels in a row of several, in pixels."""
@@ -76,7 +76,7 @@ def filters_sheet(layer: Layer, weight: FloatArray, most: int, columns: int | No
     for number in shown:
         colors = about_zero(weight[number] if inputs == 3 else weight[number, :in_row])
         kernels = [colors.transpose(1, 2, 0)] if inputs == 3 else [np.repeat(grey[..., None], 3, axis=2) for grey in colors]
-        tiles.append(Tile(_in_a_row([enlarged(kernel, side) for kernel in kernels]), (str(number),)))
+        tiles.append(Tile(_in_a_row([enlarge(kernel, side) for kernel in kernels]), (str(number),)))
     count = f"all {filters} filters" if len(shown) == filters else f"the {len(shown)} of the largest norm of {filters} filters"
     of_inputs = "RGB" if inputs == 3 else f"the first {in_row} of {inputs} inputs side by side" if several else ""
     shape = " x ".join(map(str, weight.shape))
@@ -103,7 +103,7 @@ def overview_sheet(
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     tiles = [Tile(np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)), ("the image", f"3 x {height} x {width}"))]
     for layer, mean in means:
-        values = reduced(mean, max(size))
+        values = reduce(mean, max(size))
         colored = Image.fromarray(color_map(values)).resize(size, Image.Resampling.NEAREST)
         tiles.append(Tile(np.asarray(colored), (layer.label, " x ".join(map(str, layer.shape)))))
     return lay_out(title, detail, tiles, columns, Legend(RAMP, "each map's lowest", "highest"))
@@ -122,7 +122,7 @@ def strongest(strengths: npt.NDArray[np.float64], most: int) -> tuple[int, ...]:
 
 
 def _map_tile(values: FloatArray, most: int) -> ByteArray:
-    return enlarged(color_map(reduced(values, most)), min(_MAP_SIDE, most))
+    return enlarge(color_map(reduce(values, most)), min(_MAP_SIDE, most))
 
 
 def _describe_flat(count: int, shown: bool) -> str:

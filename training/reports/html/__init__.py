@@ -1,1 +1,1 @@
-"""`report.html`: all of a run on one page that needs no network."""
+"""`report.html`: everything about a run on one page that needs no network."""
