@@ -120,7 +120,7 @@ def finetune(
     if config.tensorboard:
         require_tensorboard()
     device = torch_device(config.device)
-    if plan.compile:
+    if plan.config.compile:
         require_compiler(device)
     with join_processes(device) as together:
         require_output(config)
@@ -162,7 +162,7 @@ def resume(
     device, plan = torch_device(saved.asked.device), resolve_plan(saved.asked)
     if workers is not None:
         plan = plan.model_copy(update={"workers": workers})
-    if plan.compile:
+    if plan.config.compile:
         require_compiler(device)
     with join_processes(device) as together:
         return _Work(asked, plan, device, together, progress, say, watchers, on_begin).do((path, saved))
@@ -272,7 +272,7 @@ class _Work:
 
         best = None
         cache = FeatureCache(network.eval(), resolved.weights_fingerprint, plan.workers, self._progress, self._say)
-        if plan.head_search:
+        if plan.config.head_search:
             network, best = self._head_search(cache, dataset, folder)
             if network is not cache.network:
                 cache = replace(cache, network=network)
@@ -341,15 +341,15 @@ class _Work:
         return self._together.broadcast(make_folder(self._config).path if self._together.is_rank_zero else Path())
 
     def _check_it_is_the_same(self, path: Path, saved: RunConfig, resolved: RunConfig) -> None:
-        if self._plan.head_search:  # it may have found another head
+        if self._plan.config.head_search:  # it may have found another head
             saved = saved.model_copy(update={"network": saved.network.model_copy(update={"head": resolved.network.head})})
-        plan = saved.plan.model_copy(update={"workers": resolved.plan.workers})  # it may go on where there are more cores, or fewer
+        plan, today_plan = (run.plan.model_dump(exclude={"workers"}) for run in (saved, resolved))  # the number of cores may change
         for what, then, today in (
             ("its images are not", saved.dataset_fingerprint, resolved.dataset_fingerprint),
             ("its classes are not, or not in the order,", saved.classes, resolved.classes),
             ("the weights it starts from are not", saved.weights_fingerprint, resolved.weights_fingerprint),
             ("its network and its input are not", with_pretrained(saved).network, resolved.network),
-            ("its settings do not come to", plan, resolved.plan),
+            ("its settings do not come to", plan, today_plan),
         ):
             if then != today:
                 raise SettingsError(f"{path}: {what} what they were when it began: put that back, or fine-tune anew")
@@ -361,7 +361,7 @@ class _Work:
 
     def _features(self, cache: FeatureCache, dataset: Dataset) -> Features:
         with self._clock("features"), self._together.rank_zero_first():
-            wanted = [View(self._plan.augmentation, number, self._config.seed) for number in range(self._plan.views)]
+            wanted = [View(self._plan.augmentation, number, self._config.seed) for number in range(self._plan.config.augment)]
             views = [cache.embeddings(dataset.train, f"Features of the train part, view {view.number + 1}", view) for view in wanted]
             if not views:
                 views = [cache.embeddings(dataset.train, "Features of the train part")]

@@ -96,7 +96,7 @@ def stage_of_all_layers(
     network.to(memory_format=torch.channels_last)  # as the images come: convolutions need not turn either
     if processes.world > 1:
         sync_norms(network, device)
-    batch, step_size = len(dataset.train), plan.batch_size * plan.accumulate
+    batch, step_size = len(dataset.train), plan.config.batch_size * plan.config.accumulate
     steps = batch_count(batch, step_size)
     smallest = smallest_part(batch, plan)
     if smallest < processes.world:
@@ -117,7 +117,7 @@ def stage_of_all_layers(
                     view=epoch,
                     shuffled=True,
                     share=(processes.rank, processes.world),
-                    part_size=plan.batch_size,
+                    part_size=plan.config.batch_size,
                 ),
                 start=1,
             ):
@@ -131,7 +131,7 @@ def stage_of_all_layers(
         return loss_and_top1(logits, torch.from_numpy(dataset.val.labels))
 
     classes = len(dataset.classes)
-    optimizer = layered_optimizer(network, plan.full_lr, plan.weight_decay, plan.layer_decay, plan.optimizer)
+    optimizer = layered_optimizer(network, plan.full_lr, plan.weight_decay, plan.layer_decay, plan.config.optimizer)
     return Stage(
         name="full",
         model=network,
@@ -141,20 +141,20 @@ def stage_of_all_layers(
         evaluate=evaluate,
         epochs=plan.full_epochs,
         warm_up=plan.warm_up,
-        schedule=plan.schedule,
+        schedule=plan.config.schedule,
         kept_in_eval=[] if plan.from_scratch else folded_norms(network),
         way=Way(
             objective=objective_of(plan.full_label_smoothing, plan, dataset.train.labels, classes, device),
-            mixing=mixing(plan.mixup, plan.cutmix, classes),
-            part_size=plan.batch_size,
-            average=plan.ema,
-            precision=Precision(device, plan.amp),
-            compiled=plan.compile,
+            mixing=mixing(plan.config.mixup, plan.config.cutmix, classes),
+            part_size=plan.config.batch_size,
+            average=plan.config.ema,
+            precision=Precision(device, plan.config.amp),
+            compiled=plan.config.compile,
             processes=processes,
             seed=seed,
         ),
-        patience=plan.patience,
-        unfreezing=GradualUnfreezing(optimizer, plan.full_epochs) if plan.gradual_unfreezing else None,
+        patience=plan.config.patience,
+        unfreezing=GradualUnfreezing(optimizer, plan.full_epochs) if plan.config.gradual_unfreezing else None,
         on_step=listeners.step,
         say=listeners.say,
     )
@@ -176,7 +176,7 @@ def classify_images(
     device = next(network.parameters()).device
     share = part.take(range(processes.rank, len(part), processes.world)) if processes.world > 1 else part
     logits = [torch.empty(0, network.config.num_classes)]
-    loaded = image_batches(share, network.config.preprocessing, batch_size=plan.batch_size, workers=plan.workers)
+    loaded = image_batches(share, network.config.preprocessing, batch_size=plan.config.batch_size, workers=plan.workers)
     for images, _ in loaded if len(share) else ():
         logits.append(network(network.normalise(images.to(device))).float().cpu())
         advance(len(images))
@@ -185,6 +185,6 @@ def classify_images(
 
 def smallest_part(images: int, plan: Plan) -> int:
     """Return the smallest number of `images` training images that the network sees at a time, over all processes."""
-    steps = batch_count(images, plan.batch_size * plan.accumulate)
+    steps = batch_count(images, plan.config.batch_size * plan.config.accumulate)
     sizes = {images // steps, -(-images // steps)}
-    return min(size // batch_count(size, plan.batch_size) for size in sizes)
+    return min(size // batch_count(size, plan.config.batch_size) for size in sizes)

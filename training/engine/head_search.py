@@ -195,7 +195,7 @@ def _fits(network: Network, features: Features, labels: Labels, val_labels: Labe
         except SettingsError:  # the rate is too high for the first epoch
             continue
         row = best.kept
-        tried = Tried(network.config.head, plan.optimizer, lr, weight_decay, None, row.epoch, row.val_top1, row.val_loss)
+        tried = Tried(network.config.head, plan.config.optimizer, lr, weight_decay, None, row.epoch, row.val_top1, row.val_loss)
         yield _Fit(tried, best, snapshot(network.classifier))
     if isinstance(network.classifier, (nn.Linear, nn.Conv2d)):
         yield from _logistic_fits(network, features, labels, val_labels, plan)
