@@ -117,7 +117,7 @@ def stage_of_all_layers(
                     view=epoch,
                     shuffled=True,
                     share=(processes.rank, processes.world),
-                    part_size=plan.config.batch_size,
+                    micro_batch_size=plan.config.batch_size,
                 ),
                 start=1,
             ):

@@ -27,12 +27,20 @@ LABEL_SMOOTHING = 0.1
 WARM_UP = 0.1
 """Share of that stage's steps in which the learning rates rise."""
 
-_MOST_WORKERS = 8
+_MAX_DEFAULT_WORKERS = 8
 
-_OF_FULL = {"mixup": 0.0, "cutmix": 0.0, "ema": None, "gradual_unfreezing": False, "accumulate": 1, "amp": "auto", "compile": False}
+_NEEDS_FULL = {"mixup": 0.0, "cutmix": 0.0, "ema": None, "gradual_unfreezing": False, "accumulate": 1, "amp": "auto", "compile": False}
 """Settings without effect on a head trained on precomputed features, with their defaults."""
 
-_OF_VIEWS = {"crop_scale": None, "hflip": None, "jitter": None, "shear": 0.0, "zoom": 0.0, "rand_augment": None, "random_erasing": 0.0}
+_NEEDS_AUGMENTED_IMAGES = {
+    "crop_scale": None,
+    "hflip": None,
+    "jitter": None,
+    "shear": 0.0,
+    "zoom": 0.0,
+    "rand_augment": None,
+    "random_erasing": 0.0,
+}
 
 _REPEATED = frozenset(
     {
@@ -106,17 +114,17 @@ def resolve_plan(config: FinetuneConfig) -> Plan:
         weight_decay=WEIGHT_DECAY[config.optimizer] if config.weight_decay is None else config.weight_decay,
         layer_decay=1.0 if scratch else config.layer_decay,  # random layers have learned nothing that a low rate would preserve
         augmentation=augmentation_of(config),
-        workers=min(usable_cores(), _MOST_WORKERS) if config.workers is None else config.workers,
+        workers=min(usable_cores(), _MAX_DEFAULT_WORKERS) if config.workers is None else config.workers,
     )
 
 
 def _reject_settings_without_effect(config: FinetuneConfig) -> None:
-    for name, default in _OF_FULL.items():
+    for name, default in _NEEDS_FULL.items():
         if getattr(config, name) != default:
             raise SettingsError(f"{_flag(name)} needs --mode full: feature extraction trains the head on frozen features; leave it out")
     if config.augment:
         return
-    for name, default in _OF_VIEWS.items():
+    for name, default in _NEEDS_AUGMENTED_IMAGES.items():
         if getattr(config, name) != default:
             raise SettingsError(f"{_flag(name)} has no effect without augmented images: add --augment VIEWS, or use --mode full")
 

@@ -28,7 +28,7 @@ RESNEST = "resnest14d"
 
 def sizes(images: int, batch_size: int, part_size: int | None = None, share: tuple[int, int] = (0, 1)) -> list[int]:
     loaded = image_batches(
-        drawn("fine", images), Preprocessing(height=8, width=8), batch_size=batch_size, workers=0, part_size=part_size, share=share
+        drawn("fine", images), Preprocessing(height=8, width=8), batch_size=batch_size, workers=0, micro_batch_size=part_size, share=share
     )
     return [len(labels) for _, labels in loaded]
 
