@@ -55,7 +55,7 @@ def finetune(
     if config.tensorboard:
         require_tensorboard()
     device = torch_device(config.device)
-    if plan.compile:
+    if plan.config.compile:
         require_compiler(device)
     with join_processes(device) as dist:
         require_output(config)
@@ -99,7 +99,7 @@ def resume(
     device, plan = torch_device(saved.asked.device), resolve_plan(saved.asked)
     if workers is not None:
         plan = plan.model_copy(update={"workers": workers})
-    if plan.compile:
+    if plan.config.compile:
         require_compiler(device)
     with join_processes(device) as dist:
         return FinetuneRun(config, plan, device, dist, progress, log, callbacks).run(SavedRun(path, saved))

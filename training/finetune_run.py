@@ -233,7 +233,7 @@ class FinetuneRun:
         unfinished = resume_state.load(self.folder.path, self._device) if resumes and plan.full_epochs else None
         self._cache = FeatureCache(self.network.eval(), self.resolved.weights_fingerprint, plan.workers, self._progress, self._log)
         best = None
-        if plan.head_search:
+        if plan.config.head_search:
             best = self._search_head()
         elif plan.head_epochs and unfinished is None:
             best = self._train_head()
@@ -249,7 +249,7 @@ class FinetuneRun:
         """Compute the features of both parts, or read them from the cache."""
         train, seed = self.dataset.train, self._config.seed
         with self._timer("features"), self._dist.rank_zero_first():
-            views = [View(self._plan.augmentation, number, seed) for number in range(self._plan.views)]
+            views = [View(self._plan.augmentation, number, seed) for number in range(self._plan.config.augment)]
             embeddings = [cache.embeddings(train, f"Features of the train part, view {view.number + 1}", view) for view in views]
             if not views:
                 embeddings = [cache.embeddings(train, "Features of the train part")]

@@ -33,7 +33,7 @@ class Indexed(Protocol):
 
 
 @dataclass(frozen=True)
-class PairsOfTorchvision:
+class TorchvisionImages:
     """Images of a torchvision data set, where `dataset[index]` is a Pillow image and a label."""
 
     dataset: Any

@@ -11,12 +11,12 @@ from torch.utils.data import DataLoader
 
 from tlcli.contract.errors import ImageError, ResourceError
 from tlcli.contract.images.preprocessing import Preprocessing
-from tlcli.training.data.dataloader_workers import begin_worker, problem_of_workers, starting_workers
+from tlcli.training.data.dataloader_workers import begin_worker, describe_worker_error, starting_workers
 from tlcli.training.data.dataset import Part
 from tlcli.training.data.transforms import ImageDataset
 from tlcli.training.settings.augmentation import Augmentation
 
-_FEWEST_FOR_WORKERS = 128
+_MIN_IMAGES_FOR_WORKERS = 128
 """Smallest number of images for which worker processes are started; for fewer, starting them costs more than reading."""
 
 
@@ -41,7 +41,7 @@ def image_batches(
     view: int = 0,
     shuffled: bool = False,
     share: tuple[int, int] = (0, 1),
-    part_size: int | None = None,
+    micro_batch_size: int | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Iterate over batches of images, uint8 `[N, H, W, 3]`, and labels, int64 `[N]`; each image occurs once.
 
@@ -57,7 +57,7 @@ def image_batches(
         seed, view: seeds of the augmentation and of the order; each epoch is a view.
         shuffled: True for a random order, False for the part's.
         share: rank r and number n of processes: this process takes the r-th image of each micro-batch, and every n-th after it.
-        part_size: maximum size of the micro-batches into which each batch is divided, see `batch_count`; None for a single one.
+        micro_batch_size: maximum size of the micro-batches into which each batch is divided, see `batch_count`; None for a single one.
 
     Raises:
         ImageError: an image can no longer be read.
@@ -69,9 +69,9 @@ def image_batches(
     whole = np.array_split(order, batch_count(len(part), batch_size))
     batches = []
     for indices in whole:
-        count = batch_count(len(indices), part_size or len(indices))
+        count = batch_count(len(indices), micro_batch_size or len(indices))
         batches.append([index for micro_batch in np.array_split(indices, count) for index in micro_batch[rank::world].tolist()])
-    few = len(part) < _FEWEST_FOR_WORKERS
+    few = len(part) < _MIN_IMAGES_FOR_WORKERS
     loader = DataLoader(dataset, batch_sampler=batches, num_workers=0 if few else workers, worker_init_fn=begin_worker)
     started: list[BaseProcess] = []
     try:
@@ -83,7 +83,7 @@ def image_batches(
         # The text of a worker's error is its whole traceback; the message is the last line.
         raise ImageError(str(error).strip().splitlines()[-1].removeprefix("tlcli.contract.errors.ImageError: ")) from error
     except (RuntimeError, OSError, EOFError, MemoryError) as error:
-        problem = problem_of_workers(error, started)
+        problem = describe_worker_error(error, started)
         if problem is None:
             raise
         raise ResourceError(problem) from error

@@ -56,8 +56,8 @@ def _print_unless_disconnected(kind: type[BaseException], error: BaseException, 
         sys.__excepthook__(kind, error, trace)
 
 
-def problem_of_workers(error: BaseException, started: Sequence[BaseProcess]) -> str | None:
-    """Return a one-line description of a problem with the workers, and its remedy.
+def describe_worker_error(error: BaseException, started: Sequence[BaseProcess]) -> str | None:
+    """Return a one-line description of a worker's failure, with its remedy.
 
     Args:
         error: the error raised while reading from the workers.

@@ -25,7 +25,7 @@ DRAWING_VERSION = 1
 """Version of the drawings, incremented when a seed gives other images than before, so that stored folders are drawn again."""
 
 _OVERSAMPLING = 4
-_LEAST_CONTRAST = 120.0
+_MIN_CONTRAST = 120.0
 """Smallest distance between the mean colours of a shape and its background, in RGB from 0 to 255."""
 
 Floats = npt.NDArray[np.float32]
@@ -115,7 +115,7 @@ def _muted(rng: np.random.Generator) -> Floats:
 def _contrasting(rng: np.random.Generator, behind: Floats) -> Floats:
     while True:
         colour = _colour(rng)
-        if np.linalg.norm(colour - behind) >= _LEAST_CONTRAST:
+        if np.linalg.norm(colour - behind) >= _MIN_CONTRAST:
             return colour
 
 

@@ -26,7 +26,7 @@ _FLAT = re.compile(r"(.+)\.[0-9]+\.[^.]+", re.DOTALL)
 
 _PARTS = ("train", "val", "test")
 
-_BESIDE = "is next to the class folders"
+_NEXT_TO_CLASSES = "is next to the class folders"
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ def _holds_classes(scanner: Scanner, folder: str) -> bool:
 def _inside(scanner: Scanner, folder: str) -> str:
     """Return the folder that holds a part's classes: `train/train` for `train/train/<class>`."""
     while (only := _only(scanner, folder)) is not None:
-        scanner.note(folder, images=_BESIDE)
+        scanner.note(folder, images=_NEXT_TO_CLASSES)
         folder = join(folder, only)
     return folder
 
@@ -228,7 +228,7 @@ def _find_classes(scanner: Scanner, folder: str, part: str, where: str) -> _Clas
         for class_name, names in folders.items():
             if len({same_name(name) for name in names}) > 1:
                 raise DatasetError(f"{where}: two folders would both be the class {class_name}: rename one")
-        scanner.note(place, images=_BESIDE)
+        scanner.note(place, images=_NEXT_TO_CLASSES)
         return _Classes(place, {class_name: [join(place, name) for name in names] for class_name, names in folders.items()}, {})
     if _are_flat(entries.images):
         scanner.note(place)

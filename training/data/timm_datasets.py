@@ -20,7 +20,7 @@ from PIL import Image
 from tlcli.contract.errors import DatasetError, HubError, first_line
 from tlcli.contract.files.atomic_folder import whole_folder
 from tlcli.training.data import torchvision_datasets
-from tlcli.training.data.array_source import Indexed, PairsOfTorchvision, list_arrays
+from tlcli.training.data.array_source import Indexed, TorchvisionImages, list_arrays
 from tlcli.training.data.download import CONNECT_SECONDS, connect, explain
 from tlcli.training.data.image_folder import list_folder
 from tlcli.training.data.listing import Listing
@@ -91,7 +91,7 @@ def _torch(config: FinetuneConfig, progress: ProgressFactory, create: Create) ->
         labels = getattr(dataset, "targets", None)
         if labels is None:  # some of torchvision's data sets have no list of labels, so each image is opened for its label
             labels = [dataset[index][1] for index in range(len(dataset))]
-        parts[part] = PairsOfTorchvision(dataset), np.asarray(labels, dtype=np.int64)
+        parts[part] = TorchvisionImages(dataset), np.asarray(labels, dtype=np.int64)
     return list_arrays(config.dataset, _class_names(opened["train"], parts["train"][1]), parts)
 
 

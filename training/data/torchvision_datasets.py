@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from tlcli.contract.errors import DatasetError, HubError, first_line
 from tlcli.contract.files.atomic_folder import temporary_folder
-from tlcli.training.data.array_source import Indexed, PairsOfTorchvision, list_arrays
+from tlcli.training.data.array_source import Indexed, TorchvisionImages, list_arrays
 from tlcli.training.data.download import download
 from tlcli.training.data.listing import Listing
 from tlcli.training.runtime.progress import ProgressFactory
@@ -82,7 +82,7 @@ def list_torchvision(dataset: DatasetClass, root: Path, where: str, classes: Seq
             raise DatasetError(
                 f"{where}: {root / own_folder(dataset)} is incomplete or damaged ({first_line(error)}): remove it to download it again"
             ) from error
-        parts[part] = PairsOfTorchvision(opened), np.asarray(opened.targets, dtype=np.int64)
+        parts[part] = TorchvisionImages(opened), np.asarray(opened.targets, dtype=np.int64)
         classes = classes or tuple(str(name) for name in opened.classes)
     return list_arrays(where, classes or (), parts)
 

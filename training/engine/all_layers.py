@@ -78,7 +78,7 @@ class AllLayers:
         smallest = smallest_micro_batch(len(self.dataset.train), plan)
         if smallest < self.dist.world:
             raise SettingsError(f"{self.dist.world} processes share batches of {smallest} images: use a larger --batch-size")
-        optimizer = layered_optimizer(network, plan.full_lr, plan.weight_decay, plan.layer_decay, plan.optimizer)
+        optimizer = layered_optimizer(network, plan.full_lr, plan.weight_decay, plan.layer_decay, plan.config.optimizer)
         return Stage(
             name="full",
             model=network,
@@ -88,20 +88,20 @@ class AllLayers:
             evaluate=self.evaluate,
             epochs=plan.full_epochs,
             warm_up=plan.warm_up,
-            schedule=plan.schedule,
+            schedule=plan.config.schedule,
             kept_in_eval=[] if plan.from_scratch else folded_norms(network),
             options=StepOptions(
                 objective=objective_of(plan.full_label_smoothing, plan, self.dataset.train.labels, classes, network.device),
-                mixing=mixing(plan.mixup, plan.cutmix, classes),
-                micro_batch=plan.batch_size,
-                ema=plan.ema,
-                precision=Precision(network.device, plan.amp),
-                compiled=plan.compile,
+                mixing=mixing(plan.config.mixup, plan.config.cutmix, classes),
+                micro_batch_size=plan.config.batch_size,
+                ema=plan.config.ema,
+                precision=Precision(network.device, plan.config.amp),
+                compiled=plan.config.compile,
                 dist=self.dist,
                 seed=self.seed,
             ),
-            patience=plan.patience,
-            unfreezing=GradualUnfreezing(optimizer, plan.full_epochs) if plan.gradual_unfreezing else None,
+            patience=plan.config.patience,
+            unfreezing=GradualUnfreezing(optimizer, plan.full_epochs) if plan.config.gradual_unfreezing else None,
             log=self.log,
         )
 
@@ -111,14 +111,14 @@ class AllLayers:
         loaded = image_batches(
             self.dataset.train,
             network.config.preprocessing,
-            batch_size=plan.batch_size * plan.accumulate,
+            batch_size=plan.config.batch_size * plan.config.accumulate,
             workers=plan.workers,
             augmentation=plan.augmentation,
             seed=self.seed,
             view=epoch,
             shuffled=True,
             share=(self.dist.rank, self.dist.world),
-            part_size=plan.batch_size,
+            micro_batch_size=plan.config.batch_size,
         )
         last_epoch = self.first_epoch + plan.full_epochs - 1
         with self.progress(f"Epoch {self.first_epoch + epoch} of {last_epoch}", images_in_all) as advance:
@@ -135,7 +135,7 @@ class AllLayers:
 
     @property
     def _steps(self) -> int:
-        return batch_count(len(self.dataset.train), self.plan.batch_size * self.plan.accumulate)
+        return batch_count(len(self.dataset.train), self.plan.config.batch_size * self.plan.config.accumulate)
 
 
 @torch.inference_mode()
@@ -160,7 +160,7 @@ def classify_images(
     """
     share = part.take(range(dist.rank, len(part), dist.world)) if dist.world > 1 else part
     logits = [torch.empty(0, network.config.num_classes)]
-    loaded = image_batches(share, network.config.preprocessing, batch_size=plan.batch_size, workers=plan.workers)
+    loaded = image_batches(share, network.config.preprocessing, batch_size=plan.config.batch_size, workers=plan.workers)
     for images, _ in loaded if len(share) else ():
         logits.append(network(network.normalise(images.to(network.device))).float().cpu())
         advance(len(images))
@@ -174,6 +174,6 @@ def smallest_micro_batch(images: int, plan: Plan) -> int:
         images: number of training images.
         plan: its batch size and accumulation are used.
     """
-    steps = batch_count(images, plan.batch_size * plan.accumulate)
+    steps = batch_count(images, plan.config.batch_size * plan.config.accumulate)
     sizes = {images // steps, -(-images // steps)}
-    return min(size // batch_count(size, plan.batch_size) for size in sizes)
+    return min(size // batch_count(size, plan.config.batch_size) for size in sizes)

@@ -103,7 +103,7 @@ def train_head(
     mean, spread = moments(views)
     head = StandardisedHead(network.classifier, mean, spread).to(device)
     targets, val_targets = torch.from_numpy(labels), torch.from_numpy(val_labels).to(device)
-    steps = batch_count(len(labels), plan.batch_size)
+    steps = batch_count(len(labels), plan.config.batch_size)
 
     def batches(epoch: int) -> Batches:
         view = views[epoch % len(views)]
@@ -125,15 +125,15 @@ def train_head(
     stage = Stage(
         name="head",
         model=head,
-        optimizer=make_optimizer(plan.optimizer, decayed_groups(head, plan.head_lr, plan.weight_decay), plan.head_lr),
+        optimizer=make_optimizer(plan.config.optimizer, decayed_groups(head, plan.head_lr, plan.weight_decay), plan.head_lr),
         batches=batches,
         steps=steps,
         evaluate=evaluate,
         epochs=plan.head_epochs,
         warm_up=0.0,
-        schedule=plan.schedule,
+        schedule=plan.config.schedule,
         options=StepOptions(objective=objective, seed=seed),
-        patience=plan.patience,
+        patience=plan.config.patience,
     )
     run_stage(stage, best, callback)
     head.fold()

@@ -201,7 +201,7 @@ def _fits(network: Network, features: Features, labels: Labels, val_labels: Labe
         except SettingsError:  # the loss diverged in the first epoch: the rate is too high
             continue
         row = best.kept
-        trial = Trial(network.config.head, plan.optimizer, lr, weight_decay, None, row.epoch, row.val_top1, row.val_loss)
+        trial = Trial(network.config.head, plan.config.optimizer, lr, weight_decay, None, row.epoch, row.val_top1, row.val_loss)
         yield _Fit(trial, best, snapshot(network.classifier))
     if isinstance(network.classifier, (nn.Linear, nn.Conv2d)):
         yield from _logistic_fits(network, features, labels, val_labels, plan)

@@ -48,5 +48,5 @@ def balanced_weights(labels: npt.NDArray[np.int64], classes: int) -> Tensor:
 
 def objective_of(label_smoothing: float, plan: Plan, labels: npt.NDArray[np.int64], classes: int, device: torch.device) -> Objective:
     """Return the objective of a plan, for training images with these labels."""
-    weights = balanced_weights(labels, classes).to(device) if plan.class_weights == "balanced" else None
+    weights = balanced_weights(labels, classes).to(device) if plan.config.class_weights == "balanced" else None
     return Objective(label_smoothing, weights)

@@ -36,8 +36,8 @@ class StepOptions:
     """Options of every step of a stage.
 
     objective: loss to minimise. mixing: mixup or CutMix of each batch; None for neither.
-    micro_batch: most images, over all processes, in one forward pass; larger batches run in micro-batches whose gradients are accumulated.
-        None for no limit.
+    micro_batch_size: most images, over all processes, in one forward pass; a larger batch runs in micro-batches, whose gradients are
+        accumulated. None for no limit.
     ema: decay of the weights' moving average; None for none.
     precision: precision of the forward pass; None for float32. compiled: True to run `torch.compile`.
     dist: processes that share each batch.
@@ -46,7 +46,7 @@ class StepOptions:
 
     objective: Objective = Objective()  # noqa: RUF009  # immutable
     mixing: Mixing | None = None
-    micro_batch: int | None = None
+    micro_batch_size: int | None = None
     ema: float | None = None
     precision: Precision | None = None
     compiled: bool = False
@@ -176,7 +176,7 @@ class Stepper:
 
     def _micro_batches(self, images: int) -> int:
         """Return the number of micro-batches of a batch of which this process has `images`; it is the same in all processes."""
-        size = self._options.micro_batch
+        size = self._options.micro_batch_size
         if size is None:
             return min(self._least_micro_batches, images)
         total = int(self._options.dist.all_reduce(torch.tensor(images)))

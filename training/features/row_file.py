@@ -167,8 +167,8 @@ def _is_at(file: BinaryIO, path: Path) -> bool:
         return False
 
 
-def prune(folder: Path, most: int, in_use: Collection[Path]) -> None:
-    """Remove the least recently used files of `folder` until the rest have at most `most` bytes.
+def prune(folder: Path, limit: int, in_use: Collection[Path]) -> None:
+    """Remove the least recently used files of `folder` until the rest have at most `limit` bytes.
 
     Files in `in_use`, and files that another process is writing, are kept.
     """
@@ -178,7 +178,7 @@ def prune(folder: Path, most: int, in_use: Collection[Path]) -> None:
             files.append((path.stat().st_mtime_ns, path.stat().st_size, path))
     total = sum(size for _, size, _ in files)
     for _, size, path in sorted(files):
-        if total <= most:
+        if total <= limit:
             return
         if path not in in_use and _remove(path):
             total -= size

@@ -20,7 +20,7 @@ _WITHOUT_MAP = frozenset(
     }
 )
 # fmt: on
-_OF_TOKENS = re.compile(r"levit_(?!conv_)")
+_RETURNS_TOKENS = re.compile(r"levit_(?!conv_)")
 """Models that return tokens, in a module whose other models return a feature map."""
 
 
@@ -51,7 +51,7 @@ def list_backbones(pattern: str = "*") -> list[Backbone]:
     backbones = []
     for name in timm.list_models(pattern):
         family = timm.models.model_entrypoint(name).__module__.rsplit(".", 1)[-1]
-        if family not in _WITHOUT_MAP and not _OF_TOKENS.match(name):
+        if family not in _WITHOUT_MAP and not _RETURNS_TOKENS.match(name):
             default = getattr(timm.get_pretrained_cfg(name), "tag", None)
             ordered = sorted(tags.get(name, []), key=lambda tag: (tag != default, tag))
             backbones.append(Backbone(name, family, tuple(ordered)))

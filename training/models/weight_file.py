@@ -30,7 +30,7 @@ _NESTED = (
 _WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.")
 """Prefixes that data parallelism, `torch.compile`, training frameworks and this project's own runs put before each name."""
 
-_SOMETIMES = ("net.", "network.", "encoder.", "student.", "base_model.", "_model.")
+_AMBIGUOUS_WRAPPERS = ("net.", "network.", "encoder.", "student.", "base_model.", "_model.")
 """Other prefixes of wrappers, which are also submodule names in some networks; only `stripped` removes them."""
 
 _COUNTERS = ("n_averaged",)
@@ -48,7 +48,7 @@ _HARMLESS: list[Any] = [
 ]
 """Safe classes that a checkpoint may contain beyond PyTorch's own list: training scripts store their arguments and best score."""
 
-_OF_LOSSES = re.compile(r"(?:\w*criterion|\w*loss(?:_fn|_func|_function)?|\w*metrics?|\w*_acc(?:uracy)?)\.")
+_LOSS_PREFIX = re.compile(r"(?:\w*criterion|\w*loss(?:_fn|_func|_function)?|\w*metrics?|\w*_acc(?:uracy)?)\.")
 """Prefixes of losses and metrics, which no image network uses for its layers."""
 
 _REFUSED = re.compile(r"GLOBAL ([\w.]+)")
@@ -142,7 +142,7 @@ def stripped(tensors: dict[str, Tensor]) -> dict[str, Tensor] | None:
     Returns:
         The remaining tensors, or None if most names share no wrapper prefix.
     """
-    for prefix in (*_WRAPPERS, *_SOMETIMES):
+    for prefix in (*_WRAPPERS, *_AMBIGUOUS_WRAPPERS):
         prefixed = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
         if 2 * len(prefixed) > len(tensors):
             return _unwrapped(prefixed)
@@ -151,7 +151,7 @@ def stripped(tensors: dict[str, Tensor]) -> dict[str, Tensor] | None:
 
 def without_losses(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Drop the tensors of losses and metrics, which training frameworks save with those of the network."""
-    return {name: tensor for name, tensor in tensors.items() if not _OF_LOSSES.match(name)}
+    return {name: tensor for name, tensor in tensors.items() if not _LOSS_PREFIX.match(name)}
 
 
 def _summary(content: Any) -> str:

@@ -22,15 +22,15 @@ def require_unchanged(path: Path, saved: RunConfig, current: RunConfig) -> None:
         SettingsError: something changed.
     """
     network = with_pretrained(saved).network
-    if current.plan.head_search:
+    if current.plan.config.head_search:
         network = network.model_copy(update={"head": current.network.head})
-    plan = saved.plan.model_copy(update={"workers": current.plan.workers})
+    plan_before, plan_now = (config.plan.model_dump(exclude={"workers"}) for config in (saved, current))
     for name, before, now in (
         ("the images", saved.dataset_fingerprint, current.dataset_fingerprint),
         ("the classes or their order", saved.classes, current.classes),
         ("the initial weights", saved.weights_fingerprint, current.weights_fingerprint),
         ("the network or its preprocessing", network, current.network),
-        ("the settings", plan, current.plan),
+        ("the settings", plan_before, plan_now),
     ):
         if before != now:
             raise SettingsError(f"{path}: {name} changed since this run started: restore them, or start a new run")

@@ -12,11 +12,11 @@ from datetime import UTC, datetime
 from importlib import metadata
 from itertools import count
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -59,6 +59,14 @@ class RunConfig(BaseModel):
     weights_fingerprint: str
     dataset_fingerprint: str
     versions: dict[str, str]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plan_with_its_settings(cls, data: Any) -> Any:
+        """Give the plan its settings, which are not repeated in the file."""
+        if isinstance(data, dict) and isinstance(data.get("plan"), dict):
+            return {**data, "plan": {**data["plan"], "config": data.get("asked")}}
+        return data
 
 
 class RunFolder:

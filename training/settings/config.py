@@ -30,7 +30,7 @@ def cache_dir() -> Path:
     return Path(os.environ.get("TLCLI_CACHE") or Path.home() / ".cache" / "tlcli")
 
 
-_LEAST_STD = 1e-3
+_MIN_STD = 1e-3
 """Smallest accepted standard deviation of the input. The smallest in use is 1/255, for networks trained on values from 0 to 255."""
 
 
@@ -140,10 +140,8 @@ class FinetuneConfig(BaseModel):
         shown = ",".join(f"{value:g}" for value in values)
         if info.field_name == "mean" and not all(0 <= value <= 1 for value in values):  # NaN fails this comparison too
             raise ValueError(f"{shown}: expected values from 0 to 1, the range of the input: divide values from 0 to 255 by 255")
-        if info.field_name == "std" and not all(_LEAST_STD <= value <= 1 for value in values):
-            raise ValueError(
-                f"{shown}: expected values from {_LEAST_STD:g} to 1 for an input in [0, 1]: divide values from 0 to 255 by 255"
-            )
+        if info.field_name == "std" and not all(_MIN_STD <= value <= 1 for value in values):
+            raise ValueError(f"{shown}: expected values from {_MIN_STD:g} to 1 for an input in [0, 1]: divide values from 0 to 255 by 255")
         return values
 
     @field_validator("head")

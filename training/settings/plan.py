@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tlcli.contract.errors import SettingsError
 from tlcli.contract.process.cores import usable_cores
 from tlcli.training.settings.augmentation import Augmentation, augmentation_of
-from tlcli.training.settings.config import FinetuneConfig, OptimizerName, Schedule
+from tlcli.training.settings.config import FinetuneConfig, OptimizerName
 
 FEATURE_EXTRACTION_EPOCHS = 40
 HEAD_FIRST_EPOCHS = 20
@@ -27,54 +27,64 @@ LABEL_SMOOTHING = 0.1
 WARM_UP = 0.1
 """Share of that stage's steps in which the learning rates rise."""
 
-_MOST_WORKERS = 8
+_MAX_DEFAULT_WORKERS = 8
 
-_OF_FULL = {"mixup": 0.0, "cutmix": 0.0, "ema": None, "gradual_unfreezing": False, "accumulate": 1, "amp": "auto", "compile": False}
+_NEEDS_FULL = {"mixup": 0.0, "cutmix": 0.0, "ema": None, "gradual_unfreezing": False, "accumulate": 1, "amp": "auto", "compile": False}
 """Settings without effect on a head trained on precomputed features, with their defaults."""
 
-_OF_VIEWS = {"crop_scale": None, "hflip": None, "jitter": None, "shear": 0.0, "zoom": 0.0, "rand_augment": None, "random_erasing": 0.0}
+_NEEDS_AUGMENTED_IMAGES = {
+    "crop_scale": None,
+    "hflip": None,
+    "jitter": None,
+    "shear": 0.0,
+    "zoom": 0.0,
+    "rand_augment": None,
+    "random_erasing": 0.0,
+}
+
+_REPEATED = frozenset(
+    {
+        "head_search", "views", "optimizer", "schedule", "class_weights", "patience", "batch_size", "accumulate", "mixup", "cutmix",
+        "ema", "gradual_unfreezing", "amp", "compile",
+    }
+)  # fmt: skip
+"""Settings of the config that plans of earlier versions repeat."""
 
 
 class Plan(BaseModel):
-    """One stage or two; a stage of 0 epochs does not take place.
+    """Training plan: the settings, and the values resolved from them. A stage with 0 epochs is skipped.
 
-    from_scratch: all layers begin with random weights.
-    head_*: the head alone, on features that are computed once. full_*: all layers.
-    lr: the head's peak. layer_decay: each layer's rate over that of the one above it.
-    warm_up: of the stage of all layers. batch_size: over all processes. accumulate: batches in a step.
-    augmentation: of every image in each epoch (stage of all layers), or of each view that features are computed of.
-    views: how many of those; 0 for the images as they are.
-    workers: processes that read images.
+    config: settings of the run, left out when the plan is serialized.
+    from_scratch: True if all layers start with random weights.
+    head_epochs, head_lr, head_label_smoothing: hyperparameters of the stage that trains the head alone, on precomputed features.
+    full_epochs, full_lr, full_label_smoothing: hyperparameters of the stage that trains all layers. Each `lr` is the head's peak rate.
+    warm_up: share of the second stage's steps in which the learning rates rise.
+    weight_decay: weight decay of both stages.
+    layer_decay: ratio of each layer's learning rate to that of the layer above.
+    augmentation: augmentation of every image in each epoch (stage of all layers), or of each view whose features are computed.
+    workers: number of processes that read images.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    config: FinetuneConfig = Field(exclude=True, repr=False)
     from_scratch: bool
     head_epochs: int
     head_lr: float
     head_label_smoothing: float
-    head_search: bool
-    views: int
     full_epochs: int
     full_lr: float
     full_label_smoothing: float
-    optimizer: OptimizerName
-    schedule: Schedule
     warm_up: float
     weight_decay: float
     layer_decay: float
-    class_weights: Literal["none", "balanced"]
-    patience: int | None
-    batch_size: int
-    accumulate: int
     augmentation: Augmentation
-    mixup: float
-    cutmix: float
-    ema: float | None
-    gradual_unfreezing: bool
-    amp: Literal["auto", "on", "off"]
-    compile: bool
     workers: int
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_repeated_settings(cls, data: Any) -> Any:
+        return {name: value for name, value in data.items() if name not in _REPEATED} if isinstance(data, dict) else data
 
 
 def resolve_plan(config: FinetuneConfig) -> Plan:
@@ -92,42 +102,29 @@ def resolve_plan(config: FinetuneConfig) -> Plan:
     lr = LR[config.optimizer] if config.lr is None else config.lr
     smoothing = config.label_smoothing
     return Plan(
+        config=config,
         from_scratch=scratch,
         head_epochs=head_epochs,
         head_lr=lr,
         head_label_smoothing=0.0 if smoothing is None or full_epochs else smoothing,
-        head_search=config.head_search,
-        views=config.augment,
         full_epochs=full_epochs,
         full_lr=SCRATCH_LR[config.optimizer] if scratch and config.lr is None else lr,
         full_label_smoothing=LABEL_SMOOTHING if smoothing is None else smoothing,
-        optimizer=config.optimizer,
-        schedule=config.schedule,
         warm_up=WARM_UP if config.warm_up is None else config.warm_up,
         weight_decay=WEIGHT_DECAY[config.optimizer] if config.weight_decay is None else config.weight_decay,
         layer_decay=1.0 if scratch else config.layer_decay,  # random layers have learned nothing that a low rate would preserve
-        class_weights=config.class_weights,
-        patience=config.patience,
-        batch_size=config.batch_size,
-        accumulate=config.accumulate,
         augmentation=augmentation_of(config),
-        mixup=config.mixup,
-        cutmix=config.cutmix,
-        ema=config.ema,
-        gradual_unfreezing=config.gradual_unfreezing,
-        amp=config.amp,
-        compile=config.compile,
-        workers=min(usable_cores(), _MOST_WORKERS) if config.workers is None else config.workers,
+        workers=min(usable_cores(), _MAX_DEFAULT_WORKERS) if config.workers is None else config.workers,
     )
 
 
 def _reject_settings_without_effect(config: FinetuneConfig) -> None:
-    for name, default in _OF_FULL.items():
+    for name, default in _NEEDS_FULL.items():
         if getattr(config, name) != default:
             raise SettingsError(f"{_flag(name)} needs --mode full: feature extraction trains the head on frozen features; leave it out")
     if config.augment:
         return
-    for name, default in _OF_VIEWS.items():
+    for name, default in _NEEDS_AUGMENTED_IMAGES.items():
         if getattr(config, name) != default:
             raise SettingsError(f"{_flag(name)} has no effect without augmented images: add --augment VIEWS, or use --mode full")
 

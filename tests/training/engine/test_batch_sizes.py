@@ -26,9 +26,14 @@ RESNEST = "resnest14d"
 """Network whose attention has a batch norm on pooled features: one value per channel and image."""
 
 
-def sizes(images: int, batch_size: int, part_size: int | None = None, share: tuple[int, int] = (0, 1)) -> list[int]:
+def sizes(images: int, batch_size: int, micro_batch_size: int | None = None, share: tuple[int, int] = (0, 1)) -> list[int]:
     loaded = image_batches(
-        drawn("fine", images), Preprocessing(height=8, width=8), batch_size=batch_size, workers=0, part_size=part_size, share=share
+        drawn("fine", images),
+        Preprocessing(height=8, width=8),
+        batch_size=batch_size,
+        workers=0,
+        micro_batch_size=micro_batch_size,
+        share=share,
     )
     return [len(labels) for _, labels in loaded]
 
@@ -75,12 +80,12 @@ class Seen(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("images", "part_size", "expected"),
+    ("images", "micro_batch_size", "expected"),
     [(12, 8, [6, 6]), (17, 8, [6, 6, 5]), (9, 2, [3, 2, 2, 2]), (3, 2, [3]), (8, 8, [8]), (3, 1, [1, 1, 1])],
 )
-def test_a_step_runs_micro_batches_of_the_batch_size(images: int, part_size: int, expected: list[int]) -> None:
+def test_a_step_runs_micro_batches_of_the_batch_size(images: int, micro_batch_size: int, expected: list[int]) -> None:
     model = Seen()
-    stepper = Stepper(model, torch.optim.SGD(model.parameters(), lr=0.1), StepOptions(micro_batch=part_size))
+    stepper = Stepper(model, torch.optim.SGD(model.parameters(), lr=0.1), StepOptions(micro_batch_size=micro_batch_size))
     stepper.begin()
     assert stepper.step(0, torch.randn(images, 4), torch.zeros(images, dtype=torch.int64)).count == images
     assert model.sizes == expected
@@ -88,7 +93,7 @@ def test_a_step_runs_micro_batches_of_the_batch_size(images: int, part_size: int
 
 def test_each_process_has_its_share_of_each_micro_batch() -> None:
     """17 images run in micro-batches of 6, 6 and 5 on two processes; each process divides its share at the same points."""
-    first, second = (sizes(17, 17, part_size=8, share=(rank, 2)) for rank in (0, 1))
+    first, second = (sizes(17, 17, micro_batch_size=8, share=(rank, 2)) for rank in (0, 1))
     assert (first, second) == ([9], [8])
     assert [len(part) for part in np.array_split(np.arange(9), 3)] == [3, 3, 3]
     assert [len(part) for part in np.array_split(np.arange(8), 3)] == [3, 3, 2]

@@ -37,11 +37,11 @@ def stepped(options: StepOptions, model: nn.Module) -> StepResult:
     return stepper.step(0, *batch())
 
 
-@pytest.mark.parametrize("micro_batch", [None, 10, 5, 4, 2, 1])
-def test_micro_batches_add_up_to_their_batch(micro_batch: int | None) -> None:
+@pytest.mark.parametrize("micro_batch_size", [None, 10, 5, 4, 2, 1])
+def test_micro_batches_add_up_to_their_batch(micro_batch_size: int | None) -> None:
     model, plain = network(), network()
     objective = Objective(0.1, torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64))
-    done = stepped(StepOptions(objective=objective, micro_batch=micro_batch), model)
+    done = stepped(StepOptions(objective=objective, micro_batch_size=micro_batch_size), model)
     inputs, labels = batch()
     functional.cross_entropy(plain(inputs), labels, weight=objective.class_weights, label_smoothing=0.1).backward()
     for parameter, expected in zip(model.parameters(), plain.parameters(), strict=True):

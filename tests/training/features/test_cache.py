@@ -102,7 +102,7 @@ def test_features_follow_the_order_of_the_images(part: Part) -> None:
 
 
 def test_features_do_not_depend_on_the_number_of_workers(part: Part, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tlcli.training.data.dataloader._FEWEST_FOR_WORKERS", 1)
+    monkeypatch.setattr("tlcli.training.data.dataloader._MIN_IMAGES_FOR_WORKERS", 1)
     alone = np.array(cache(weights="a").embeddings(part, "features", VIEW))
     np.testing.assert_array_equal(alone, cache(weights="b", workers=2).embeddings(part, "features", VIEW))
     with pytest.raises(ImageError, match=r"^train/blue/0.png: was read again$"):  # not the worker's traceback

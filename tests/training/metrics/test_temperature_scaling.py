@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tlcli.training.metrics.calibration import calibration
-from tlcli.training.metrics.temperature_scaling import LEAST, MOST, fit_temperature
+from tlcli.training.metrics.temperature_scaling import MAX_TEMPERATURE, MIN_TEMPERATURE, fit_temperature
 
 
 def calibrated(n: int, classes: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -56,5 +56,5 @@ def calibration_error(logits: Tensor, labels: Tensor) -> float:
 @pytest.mark.parametrize("scale", [1.0, 1e3])
 def test_without_a_minimum_the_temperature_is_a_bound(scale: float) -> None:
     right = scale * torch.eye(4)
-    assert fit_temperature(right, torch.arange(4)) == LEAST
-    assert fit_temperature(right, torch.tensor([1, 2, 3, 0])) == MOST
+    assert fit_temperature(right, torch.arange(4)) == MIN_TEMPERATURE
+    assert fit_temperature(right, torch.tensor([1, 2, 3, 0])) == MAX_TEMPERATURE

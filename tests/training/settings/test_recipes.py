@@ -32,9 +32,10 @@ def test_a_flag_overrides_a_recipe() -> None:
 
 def test_the_notebook_trains_a_head_with_adam_and_all_layers_with_rmsprop() -> None:
     head = resolve_plan(FinetuneConfig.of("notebook"))
-    assert (head.optimizer, head.head_lr, head.head_epochs, head.full_epochs, head.schedule) == ("adam", 1e-3, 10, 0, "constant")
+    assert (head.config.optimizer, head.config.schedule) == ("adam", "constant")
+    assert (head.head_lr, head.head_epochs, head.full_epochs) == (1e-3, 10, 0)
     full = resolve_plan(FinetuneConfig.of("notebook", mode="full"))
-    assert (full.optimizer, full.full_lr, full.head_epochs, full.full_epochs) == ("rmsprop", 1e-5, 10, 10)
+    assert (full.config.optimizer, full.full_lr, full.head_epochs, full.full_epochs) == ("rmsprop", 1e-5, 10, 10)
     assert (full.warm_up, full.full_label_smoothing, full.weight_decay, full.layer_decay) == (0, 0, 0, 1)
     views = full.augmentation
     assert (views.scale, views.shear, views.zoom, views.hflip, views.brightness) == (None, 0.2, 0.2, True, 0)
@@ -60,7 +61,7 @@ def test_contradictory_settings_are_rejected(settings: dict[str, Any], message: 
 
 def test_feature_extraction_augments_its_views() -> None:
     plan = resolve_plan(config(Path("x"), augment=2, shear=5.0, jitter=0.0))
-    assert (plan.views, plan.augmentation.shear, plan.augmentation.saturation) == (2, 5.0, 0.0)
+    assert (plan.config.augment, plan.augmentation.shear, plan.augmentation.saturation) == (2, 5.0, 0.0)
 
 
 @pytest.mark.parametrize(
