@@ -224,7 +224,7 @@ def test_where_every_replica_is_busy_our_client_waits() -> None:
 
 def test_a_refusal_of_the_application_is_told_as_it_is() -> None:
     """Its status comes on an answer without a word, as Ray carries it."""
-    refusal = rpc_status.to_status(to_status(ImageError("4 bytes came that are no image")))
+    refusal = rpc_status.to_status(to_status(ImageError("4 bytes are not an image")))
 
     def replica(path: str, request: Any, context: Any) -> bytes:
         context.set_code(refusal.code)
@@ -234,7 +234,7 @@ def test_a_refusal_of_the_application_is_told_as_it_is() -> None:
 
     async def main() -> None:
         async with proxy(replica) as port, AsyncClient(port=port) as client:
-            with pytest.raises(ImageError, match=r"^4 bytes came that are no image$"):
+            with pytest.raises(ImageError, match=r"^4 bytes are not an image$"):
                 await client.classify(b"nope")
 
     asyncio.run(main())

@@ -171,7 +171,7 @@ def test_our_client_needs_to_know_nothing(ray: RayCluster) -> None:
         answers = list(client.classify_stream([IMAGES[0], b"nope", IMAGES[1]], method="gradcam"))
         alone = [client.classify(image, method="gradcam").predictions[0].score for image in IMAGES]
         assert [answers[0].result().predictions[0].score, answers[2].result().predictions[0].score] == alone
-        with pytest.raises(ImageError, match=r"^4 bytes came that are no image"):
+        with pytest.raises(ImageError, match=r"^4 bytes are not an image"):
             answers[1].result()
     with Client(port=ray.port, metadata=[("application", "tlcli"), ("x-request-id", "mine")]) as client:
         assert client.classify(IMAGES[0]).model == "toy"

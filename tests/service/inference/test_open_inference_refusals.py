@@ -103,7 +103,7 @@ BAD = {
     "no length at all": (request(("encoded", "BYTES", [1], b"")), "its shape has 1 elements; its 0 raw bytes"),
     "no image among good ones": (
         request(("encoded", "BYTES", [3], element(GOOD) + element(b"text") + element(GOOD))),
-        "input 'encoded', element 1: 4 bytes came that are no image",
+        "input 'encoded', element 1: 4 bytes are not an image",
     ),
     "an empty image": (request(("encoded", "BYTES", [1], element(b""))), "element 0: the image is empty"),
     "an image that claims to be huge": (

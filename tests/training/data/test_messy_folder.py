@@ -62,7 +62,7 @@ def test_each_image_is_read_once_and_the_rest_is_named(run: RunResult, told: lis
         "left out: folder @eaDir: a folder of the system, not of images",
         "left out: folder =1+1/up: leads to a folder that holds it",
         "left out: =1+1/pipe.png: a FIFO (named pipe)",
-        "left out: =1+1/notes.txt: no image, by its name and its content",
+        "left out: =1+1/notes.txt: not an image, by its name and its content",
     ):
         assert line in told, said
     assert "left out: 2 images that could not be read, such as" in said
