@@ -51,7 +51,7 @@ BAD_REQUESTS = {
     "channels of a method without": (
         pb.ClassifyRequest(model="toy", encoded=GOOD, map=pb.MapRequest(method="gradcam", max_channels=5)),
         INVALID,
-        "max_channels 5: only scorecam and faster_scorecam take it; asked for: gradcam",
+        "max_channels 5: only scorecam and faster_scorecam take it; requested: gradcam",
     ),
     "negative channels": (
         pb.ClassifyRequest(model="toy", encoded=GOOD, map=pb.MapRequest(method="scorecam", max_channels=-1)),

@@ -128,7 +128,7 @@ BAD = {
     "negative channels": (request(IMAGES, ("max_channels", "INT64", [1], ints(-1)), outputs=("scorecam",)), "max_channels -1: expected"),
     "channels of a map without": (
         request(IMAGES, ("max_channels", "INT64", [1], ints(5)), outputs=("gradcam",)),
-        "only scorecam and faster_scorecam take it; asked for: gradcam",
+        "only scorecam and faster_scorecam take it; requested: gradcam",
     ),
     "more images than may wait": (
         request(("images", "UINT8", [65, *SHAPE[1:]], 65 * PIXELS)),

@@ -94,7 +94,7 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def jpeg_keeps_coefficients(data: bytes) -> bool:
-    """Return True if a decoder must keep all coefficients of a JPEG in memory, which any JPEG needs that is not a single scan."""
+    """Return True if a decoder must keep all coefficients of a JPEG in memory: for any but a single scan of all components."""
     try:
         frame = next(((marker, data[begin + 5]) for marker, begin, _ in jpeg_segments(data) if marker in _FRAMES), (0, 0))
         scan = next(data[begin] for marker, begin, _ in jpeg_segments(data) if marker == _SCAN)
