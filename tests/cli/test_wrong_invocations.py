@@ -124,7 +124,7 @@ WRONG = [
     ("predict models/toy empty", "empty: no image in this folder"),
     ("predict models/toy nosuch.png", "nosuch.png: no such file or folder"),
     ("predict models/toy pipe.png", "left out: pipe.png: a FIFO (named pipe), an image file was expected"),
-    ("predict models/toy notes.txt", "left out: notes.txt: 4 bytes came that are no image"),
+    ("predict models/toy notes.txt", "left out: notes.txt: 4 bytes are not an image"),
     ("predict models/toy image.png --cam gradcamm", "model 'toy' has no map method 'gradcamm'; it has: cam, gradcam"),
     ("predict models/toy image.png --cam gradcam --cam-class purple", "--cam-class 'purple': no such class; expected a label (red, green"),
     ("evaluate runs/one data", "runs/one: a run, not an exported model"),

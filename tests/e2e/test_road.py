@@ -145,7 +145,7 @@ def test_images_that_cannot_be_read_are_named_and_the_others_answered(
         assert answer.returncode == 1
         assert [Path(row["path"]).name for row in json.loads(answer.stdout)] == ["a.jpg", "d.jpg"]
         assert "b.jpg: the image cannot be decoded" in answer.stderr
-        assert "c.png: 4 bytes came that are no image" in answer.stderr
+        assert "c.png: 4 bytes are not an image" in answer.stderr
         assert "Traceback" not in answer.stderr
 
 

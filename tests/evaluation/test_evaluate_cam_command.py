@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests.helpers.evaluation import corner_model
 from tlcli.evaluation.cam_report import draw
-from tlcli.evaluation.measure_maps import Judged, Measurement, Settings
+from tlcli.evaluation.measure_maps import ImageResult, Measurement, Settings
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -58,7 +58,7 @@ def test_one_image_has_no_standard_error(model: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["--metrics", "pointing"], 1, "--metrics pointing needs to know where the objects are, and there is neither a boxes.json nor"),
+        (["--metrics", "pointing"], 1, "--metrics pointing needs boxes or masks of the objects, and there is neither a boxes.json nor"),
         (["--metrics", "auc"], 1, "unknown metric 'auc': expected one or more of deletion, insertion, road,"),
         (["--methods", "smoothgrad"], 1, "model 'quarter' has no map method 'smoothgrad'; it has: gradcam, layercam, ablationcam"),
         (["--methods", ","], 2, "--methods: no name came"),
@@ -86,7 +86,7 @@ def test_what_is_not_there(model: Path, tmp_path: Path) -> None:
 def test_a_figure_of_any_size(methods: int, metrics: tuple[str, ...], tmp_path: Path) -> None:
     settings = Settings(tuple(f"gradcam@layer{number}" for number in range(methods)), metrics)
     values = {name: {column.name: 0.5 for column in settings.columns} for name in settings.names}
-    found = Measurement(settings, [Judged("a/1.png", "a", 0, 0.5, values)])
+    found = Measurement(settings, [ImageResult("a/1.png", "a", 0, 0.5, values)])
     found.curves = {kind: {name: np.linspace(1, 0, 5) for name in settings.names} for kind in ("deletion", "insertion") if kind in metrics}
     draw(found, "a $title$", tmp_path / "plot.png")
     with Image.open(tmp_path / "plot.png") as opened:

@@ -43,7 +43,7 @@ def data(tmp_path: Path) -> Path:
 def test_the_figures_are_those_of_the_files_answers(model: Path, data: Path, tmp_path: Path) -> None:
     answer = run(model, data, "--out", tmp_path / "out", "--json")
     assert answer.returncode == 0, answer.stderr
-    assert "left out: dark/99.png: 6 bytes came that are no image" in answer.stderr
+    assert "left out: dark/99.png: 6 bytes are not an image" in answer.stderr
     paths = sorted(data.glob("*/[0-8]*.png"))
     bright = np.array([corner_model.probability(corner_model.PREPROCESSING.apply(decoding.read(path))) for path in paths])
     truth = np.array([corner_model.LABELS.index(path.parent.name) for path in paths])

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import numpy as np
 import pytest
 
-from tlcli.evaluation.faithfulness import area, blurred, deletion, drop, explained, increase, insertion
-from tlcli.evaluation.perturbation import at_input_size, counts, ranking
+from tlcli.evaluation.faithfulness import apply_map, area, blur, deletion, drop, increase, insertion
+from tlcli.evaluation.perturbation import at_input_size, pixel_counts, ranking
 
 WHITE = np.full((8, 8, 3), 255, np.uint8)
 BLACK = np.zeros_like(WHITE)
@@ -56,15 +56,15 @@ def test_equal_values_go_as_they_are_read() -> None:
 
 
 def test_steps_are_equal_shares_whatever_the_number_of_pixels() -> None:
-    assert counts(10, 4) == [0, 2, 5, 8, 10]
-    assert counts(64, 1) == [0, 64]
-    assert counts(4, 8) == [0, 0, 1, 2, 2, 2, 3, 4, 4]
+    assert pixel_counts(10, 4) == [0, 2, 5, 8, 10]
+    assert pixel_counts(64, 1) == [0, 64]
+    assert pixel_counts(4, 8) == [0, 0, 1, 2, 2, 2, 3, 4, 4]
 
 
 def test_drop_and_increase() -> None:
     """The quarter alone keeps all of the score, its opposite none, half a map 128 grey levels of 255."""
     (whole,) = score([WHITE])
-    after = score([explained(WHITE, values, NO_COLOUR) for values in (QUARTER, OPPOSITE, QUARTER / 2)])
+    after = score([apply_map(WHITE, values, NO_COLOUR) for values in (QUARTER, OPPOSITE, QUARTER / 2)])
     np.testing.assert_allclose([drop(whole, one) for one in after], [0, 1, 127 / 255])
     assert drop(0.5, 0.6) == 0
     assert drop(0.5, 0.4) == pytest.approx(0.2)
@@ -75,7 +75,7 @@ def test_drop_and_increase() -> None:
 def test_where_the_map_is_zero_the_mean_colour_is_left() -> None:
     """In the normalised input that colour is 0."""
     colour = np.array([124, 116, 104], np.uint8)
-    shown = explained(WHITE, QUARTER, colour)
+    shown = apply_map(WHITE, QUARTER, colour)
     assert (shown[:4, :4] == 255).all()
     assert (shown[QUARTER == 0] == colour).all()
 
@@ -84,7 +84,7 @@ def test_the_blur_has_the_stated_width() -> None:
     """A white half beside a black one: from 16 to 84 % are two standard deviations, here of 5 % of 240 pixels."""
     halves = np.zeros((240, 240, 3), np.uint8)
     halves[:, 120:] = 255
-    edge = blurred(halves)[120, :, 0] / 255
+    edge = blur(halves)[120, :, 0] / 255
     assert np.interp(0.8413, edge, np.arange(240)) - np.interp(0.1587, edge, np.arange(240)) == pytest.approx(24, abs=1.5)
 
 

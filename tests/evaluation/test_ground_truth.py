@@ -11,32 +11,32 @@ from PIL import Image
 
 from tlcli.contract.errors import DatasetError, ImageError
 from tlcli.contract.images.preprocessing import Preprocessing
-from tlcli.evaluation.ground_truth import Truth, seen_boxes, seen_mask
+from tlcli.evaluation.ground_truth import Truth, boxes_region, mask_region
 
 CENTRED = Preprocessing(height=32, width=32, crop_pct=1.0)
 
 
 def test_a_box_through_the_crop() -> None:
     """100 x 50 pixels, shrunk to 64 x 32, of which the middle 32 columns are seen: 25 to 75 of the image."""
-    seen = seen_boxes(((25, 0, 50, 50),), (100, 50), CENTRED)
+    seen = boxes_region(((25, 0, 50, 50),), (100, 50), CENTRED)
     assert seen[:, :16].all()
     assert not seen[:, 16:].any()
-    seen = seen_boxes(((40, 10, 60, 20),), (100, 50), CENTRED)  # columns 9.6 to 22.4, rows 6.4 to 12.8
+    seen = boxes_region(((40, 10, 60, 20),), (100, 50), CENTRED)  # columns 9.6 to 22.4, rows 6.4 to 12.8
     assert seen[6:13, 9:23].all()
     assert seen.sum() == 7 * 14
 
 
 def test_a_box_outside_of_the_crop_is_nowhere() -> None:
-    assert not seen_boxes(((0, 0, 25, 50),), (100, 50), CENTRED).any()
-    assert not seen_boxes(((75, 0, 100, 50),), (100, 50), CENTRED).any()
-    touching = seen_boxes(((0, 0, 26, 50),), (100, 50), CENTRED)
+    assert not boxes_region(((0, 0, 25, 50),), (100, 50), CENTRED).any()
+    assert not boxes_region(((75, 0, 100, 50),), (100, 50), CENTRED).any()
+    touching = boxes_region(((0, 0, 26, 50),), (100, 50), CENTRED)
     assert touching[:, 0].all()
     assert not touching[:, 1:].any()
 
 
 def test_several_boxes_are_one_region() -> None:
-    both = seen_boxes(((30, 0, 40, 10), (60, 40, 70, 50)), (100, 50), CENTRED)
-    one, other = (seen_boxes((box,), (100, 50), CENTRED) for box in ((30, 0, 40, 10), (60, 40, 70, 50)))
+    both = boxes_region(((30, 0, 40, 10), (60, 40, 70, 50)), (100, 50), CENTRED)
+    one, other = (boxes_region((box,), (100, 50), CENTRED) for box in ((30, 0, 40, 10), (60, 40, 70, 50)))
     np.testing.assert_array_equal(both, one | other)
 
 
@@ -54,8 +54,8 @@ def test_regions_lie_where_the_preprocessing_puts_what_is_painted(mode: str, siz
         mask = np.zeros((height, width), bool)
         mask[box[1] : box[3], box[0] : box[2]] = True
         painted = preprocessing.apply(Image.fromarray(np.repeat(mask[..., None] * np.uint8(255), 3, -1)))[..., 0] > 0
-        np.testing.assert_array_equal(seen_mask(mask, preprocessing), painted)
-        region = seen_boxes((box,), size, preprocessing)
+        np.testing.assert_array_equal(mask_region(mask, preprocessing), painted)
+        region = boxes_region((box,), size, preprocessing)
         assert not (painted & ~region).any()
         grown = np.pad(painted, 1)
         for axis in (0, 1):
@@ -79,11 +79,11 @@ def test_boxes_are_read_singly_and_in_lists(tmp_path: Path) -> None:
     ("boxes", "said"),
     [
         ([1], "expected"),
-        ({"a.png": [1, 2, 3]}, "a.png: [1, 2, 3] is no box"),
+        ({"a.png": [1, 2, 3]}, "a.png: [1, 2, 3] is not a box"),
         ({"a.png": [3, 2, 1, 4]}, "left < right and top < bottom"),
-        ({"a.png": [[1, 2, 3, 4], "x"]}, '"x" is no box'),
-        ({"a.png": [1, 2, 3, True]}, "is no box"),
-        ({"a.png": []}, "a.png: [] is no box"),
+        ({"a.png": [[1, 2, 3, 4], "x"]}, '"x" is not a box'),
+        ({"a.png": [1, 2, 3, True]}, "is not a box"),
+        ({"a.png": []}, "a.png: [] is not a box"),
     ],
 )
 def test_what_is_no_box_is_told(boxes: object, said: str, tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_masks(tmp_path: Path) -> None:
         assert region[:, :16].all(), name
         assert not region[:, 16:].any(), name
     assert truth.region("a/other.jpg", (100, 50), CENTRED) is None
-    with pytest.raises(ImageError, match="a mask of 100x50 pixels, its image has 99x50"):
+    with pytest.raises(ImageError, match="the mask has 100x50 pixels, its image 99x50"):
         truth.region("a/grey.jpg", (99, 50), CENTRED)
 
 

@@ -15,7 +15,7 @@ from tlcli.contract.model.onnx_model import Model
 from tlcli.evaluation.cam_dataset import open_images
 from tlcli.evaluation.cam_metrics import COLUMNS, METRICS
 from tlcli.evaluation.faithfulness import area
-from tlcli.evaluation.measure_maps import Measurement, Settings, choose_methods, choose_metrics, measure, probes_a_map
+from tlcli.evaluation.measure_maps import Measurement, Settings, choose_methods, choose_metrics, measure, probes_per_map
 
 GOOD, BAD = "gradcam", "layercam"
 
@@ -127,7 +127,7 @@ def test_the_model_is_asked_as_often_as_is_said(model: Model, data: Path, monkey
     for metrics in (METRICS, ("road",), ("increase", "energy")):
         settings, asked = Settings((GOOD, BAD), metrics=metrics, steps=3, batch_size=6), 0
         measure(model, open_images(str(data), 2, seed=0), settings)
-        assert asked - 2 == 2 * 4 * probes_a_map(settings)  # two images, asked once each for their maps
+        assert asked - 2 == 2 * 4 * probes_per_map(settings)  # two images, asked once each for their maps
 
 
 def test_boxes_that_the_crop_leaves_out_are_counted(model: Model, tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_boxes_that_the_crop_leaves_out_are_counted(model: Model, tmp_path: Path
     assert growth is not None
     assert (energy.count, growth.count) == (2, 4)
     (tmp_path / "boxes.json").write_text(json.dumps({"elsewhere/a/0.png": [0, 0, 1, 1]}))
-    with pytest.raises(DatasetError, match="no box lies in what the network sees of the 4 images"):
+    with pytest.raises(DatasetError, match="none of the 4 images has a box that the network sees"):
         measure(model, open_images(str(tmp_path), 9, seed=0), Settings((GOOD,), metrics=("pointing",)))
 
 
@@ -167,7 +167,7 @@ def test_a_method_stands_for_its_maps_of_every_layer(tmp_path: Path) -> None:
     opened.description = opened.description.model_copy(update={"maps": (*maps, fused)})
     assert choose_methods(opened, ["gradcam"]) == ("gradcam",)
     opened.description = opened.description.model_copy(update={"maps": ()})
-    with pytest.raises(RequestError, match="has no maps to judge"):
+    with pytest.raises(RequestError, match="has no maps to measure"):
         choose_methods(opened, None)
 
 
@@ -177,7 +177,7 @@ def test_metrics_are_chosen_by_what_the_data_allows(data: Path, tmp_path: Path) 
     assert choose_metrics(images, None) == METRICS
     assert choose_metrics(bare, None) == METRICS[:-2]
     assert choose_metrics(images, ["energy", "road"]) == ("road", "energy")
-    with pytest.raises(DatasetError, match="--metrics pointing needs to know where the objects are"):
+    with pytest.raises(DatasetError, match="--metrics pointing needs boxes or masks of the objects"):
         choose_metrics(bare, ["pointing"])
     with pytest.raises(RequestError, match="unknown metric 'auc'"):
         choose_metrics(images, ["auc"])

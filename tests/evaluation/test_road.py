@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tlcli.evaluation.perturbation import ranking
-from tlcli.evaluation.road import NOISE, SHARES, imputed, noise_for, road, solved
+from tlcli.evaluation.road import NOISE, SHARES, impute, noise_for, road, solve_missing
 
 
 def test_a_corner_is_filled_in_from_its_three_neighbours() -> None:
@@ -17,14 +17,14 @@ def test_a_corner_is_filled_in_from_its_three_neighbours() -> None:
     image[0, 1], image[1, 0], image[1, 1] = (10, 0, 50), (20, 0, 50), (30, 100, 50)
     missing = np.zeros((3, 4), bool)
     missing[0, 0] = True
-    np.testing.assert_allclose(solved(image, missing), [[18, 20, 50]])
+    np.testing.assert_allclose(solve_missing(image, missing), [[18, 20, 50]])
 
 
 def test_two_missing_neighbours_are_solved_together() -> None:
     """Of a row of four, the two in the middle: x = (0 + y) / 2, y = (x + 90) / 2, so 30 and 60."""
     image = np.array([[[0] * 3, [7] * 3, [7] * 3, [90] * 3]], np.uint8)
     missing = np.array([[False, True, True, False]])
-    np.testing.assert_allclose(solved(image, missing), [[30] * 3, [60] * 3])
+    np.testing.assert_allclose(solve_missing(image, missing), [[30] * 3, [60] * 3])
 
 
 def test_a_slope_is_continued_through_any_hole() -> None:
@@ -35,25 +35,25 @@ def test_a_slope_is_continued_through_any_hole() -> None:
     missing[1:-1, 1:-1] = np.random.default_rng(0).random((18, 22)) < 0.8
     nothing = np.zeros(image.shape)
     painted = np.where(missing[..., None], 255, image).astype(np.uint8)
-    np.testing.assert_array_equal(imputed(painted, missing, nothing), image)
+    np.testing.assert_array_equal(impute(painted, missing, nothing), image)
 
 
 def test_known_pixels_stay_and_noise_is_added_to_the_others() -> None:
     image = np.full((40, 40, 3), 128, np.uint8)
     missing = np.zeros((40, 40), bool)
     missing[:20] = True
-    filled = imputed(image, missing, noise_for(image.shape, seed=3, number=1))
+    filled = impute(image, missing, noise_for(image.shape, seed=3, number=1))
     assert (filled[20:] == 128).all()
     assert np.std(filled[:20].astype(float)) == pytest.approx(NOISE, rel=0.1)
-    np.testing.assert_array_equal(filled, imputed(image, missing, noise_for(image.shape, seed=3, number=1)))
-    assert (filled != imputed(image, missing, noise_for(image.shape, seed=3, number=2))).any()
+    np.testing.assert_array_equal(filled, impute(image, missing, noise_for(image.shape, seed=3, number=1)))
+    assert (filled != impute(image, missing, noise_for(image.shape, seed=3, number=2))).any()
 
 
 def test_nothing_missing_and_everything_missing() -> None:
     image = np.random.default_rng(0).integers(0, 256, (5, 6, 3)).astype(np.uint8)
-    np.testing.assert_array_equal(imputed(image, np.zeros((5, 6), bool), np.ones(image.shape)), image)
+    np.testing.assert_array_equal(impute(image, np.zeros((5, 6), bool), np.ones(image.shape)), image)
     with pytest.raises(ValueError, match="every pixel is missing"):
-        solved(image, np.ones((5, 6), bool))
+        solve_missing(image, np.ones((5, 6), bool))
 
 
 def score(images: Iterable[np.ndarray]) -> np.ndarray:  # type: ignore[type-arg]
@@ -90,7 +90,7 @@ def test_the_same_as_pytorch_grad_cam_fills_in(share: float, torch) -> None:  # 
     theirs = NoisyLinearImputer(noise=0.0)(
         torch.from_numpy(image.transpose(2, 0, 1).astype(np.float32)), torch.from_numpy(np.float32(~missing))
     )
-    np.testing.assert_allclose(solved(image, missing), theirs.numpy().transpose(1, 2, 0)[missing], atol=1e-3)
+    np.testing.assert_allclose(solve_missing(image, missing), theirs.numpy().transpose(1, 2, 0)[missing], atol=1e-3)
 
 
 def test_the_same_metric_as_pytorch_grad_cam(torch, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]

@@ -1,4 +1,4 @@
-"""What a Serve config may say to a replica."""
+"""Settings of a replica in a Serve config."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.helpers.deploy.ray_cluster import CONFIG, DEPLOYMENT
 from tests.service.settings.test_sources import OTHERS
 from tlcli.contract.errors import SettingsError
 from tlcli.contract.process.cores import usable_cores
-from tlcli.ray.app_settings import ELSEWHERE, fit_to, read_args
+from tlcli.ray.app_settings import NOT_SUPPORTED, fit_to, read_args
 from tlcli.service import ServerSettings
 from tlcli.service.settings.server_settings import SETTINGS
 
@@ -24,14 +24,14 @@ from tlcli.service.settings.server_settings import SETTINGS
         ({"max_batch_size": 0}, r"^args: max_batch_size = 0: expected 1 to 1,000,000$"),
         ({"max_batch_size": "4"}, r"^args: max_batch_size = '4': expected a whole number$"),
         ({"limits": {"max_bytes": -1}}, r"^args: limits\.max_bytes = -1: expected 1 to "),
-        ({"port": 8001}, r"^args: port: Ray's proxies listen: see grpc_options in the Serve config$"),
-        ({"http_port": 8000}, r"^args: http_port: HTTP is not answered here"),
-        ({"tls": {"key": "key.pem"}}, r"^args: tls\.key: Ray's proxies answer without TLS: let what stands in front of them encrypt$"),
+        ({"port": 8001}, r"^args: port: Ray's proxies listen for requests: see grpc_options in the Serve config$"),
+        ({"http_port": 8000}, r"^args: http_port: the Ray application has no HTTP endpoint"),
+        ({"tls": {"key": "key.pem"}}, r"^args: tls\.key: Ray's proxies do not support TLS: terminate TLS in front of them$"),
         ({"grace_s": 3.0}, r"^args: grace_s: Ray stops replicas: see graceful_shutdown_timeout_s in the Serve config$"),
         ({"models": "models"}, r"^args: models models: expected an absolute path, the same on every node$"),
         ({}, r"^args: models models: expected an absolute path"),
         ({"models": "/srv/models", "tokens_file": "tokens"}, r"^args: tokens_file tokens: expected an absolute path"),
-        ({"models": "/m", "model_control": "explicit"}, r"^args: model_control explicit: a load would reach one replica of several"),
+        ({"models": "/m", "model_control": "explicit"}, r"^args: model_control explicit: a load request would reach only one replica"),
     ],
 )
 def test_what_will_not_do_is_one_line(args: dict[str, Any], problem: str) -> None:
@@ -41,12 +41,12 @@ def test_what_will_not_do_is_one_line(args: dict[str, Any], problem: str) -> Non
 
 
 def test_every_other_setting_is_taken() -> None:
-    """None is passed over: it is a replica's, or refused."""
+    """No setting is ignored: a replica takes it, or rejects it."""
     others = {**OTHERS, "models": Path("/srv/models"), "tokens_file": Path("/run/tokens"), "model_control": "poll"}
     for setting in SETTINGS:
         given = others[setting.name]
         args = {"models": "/srv/models", setting.name: str(given) if isinstance(given, Path) else given}
-        if setting.name in ELSEWHERE:
+        if setting.name in NOT_SUPPORTED:
             with pytest.raises(SettingsError, match=rf"^args: {setting.name}: "):
                 read_args(args)
         else:

@@ -1,4 +1,4 @@
-"""Calls that no gRPC server took are answered as one would answer them."""
+"""Calls dispatched without a gRPC server behave as with one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from tests.helpers.service.sample_images import RED, encode, scene
 from tlcli.ray.dispatch import Dispatch, Handlers
-from tlcli.ray.ray_context import Aborted, Taken
+from tlcli.ray.ray_context import CallAborted, RayContext
 from tlcli.service import ServerSettings
 from tlcli.service.inference.components import Parts
 from tlcli.service.pb.tlcli.v1 import classifier_pb2 as pb
@@ -26,7 +26,7 @@ CLASSIFY, STREAM = "/tlcli.v1.Classifier/Classify", "/tlcli.v1.Classifier/Classi
 
 
 class RaysContext:
-    """What Ray's context keeps."""
+    """Fake of Ray's context."""
 
     def __init__(self, *metadata: tuple[str, str]) -> None:
         self.metadata = metadata
@@ -49,7 +49,7 @@ class RaysContext:
 
 
 class Asked:
-    """A dispatch over the parts of a server."""
+    """Dispatch over the components of a server."""
 
     def __init__(self, models: Path, tokens_file: Path | None = None) -> None:
         async def nothing() -> None:
@@ -71,8 +71,8 @@ class Asked:
         await self.parts.close()
 
     async def classify(self, context: RaysContext, path: str = CLASSIFY) -> pb.ClassifyResponse:
-        taken = Taken(context)  # type: ignore[arg-type]
-        return pb.ClassifyResponse.FromString(await self.dispatch.answer(path, IMAGE, taken, taken.invocation_metadata()))
+        call = RayContext(context)  # type: ignore[arg-type]
+        return pb.ClassifyResponse.FromString(await self.dispatch.answer(path, IMAGE, call, call.invocation_metadata()))
 
 
 def test_tokens_are_asked_for_and_calls_are_observed(one_model: Path, tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_tokens_are_asked_for_and_calls_are_observed(one_model: Path, tmp_path: 
             assert answer.predictions
             assert (asked.seen[-1].code, asked.seen[-1].model, asked.seen[-1].request_id) == ("OK", "toy", "id-1")
             context = RaysContext(("x-request-id", "id-2"))
-            with pytest.raises(Aborted):
+            with pytest.raises(CallAborted):
                 await asked.classify(context)
             assert context.code() is grpc.StatusCode.UNAUTHENTICATED
             assert "no token came" in context.set["details"]
@@ -101,7 +101,7 @@ def test_what_goes_behind_an_answer(one_model: Path) -> None:
             await asked.classify(context)
             assert context.set == {"code": 0, "trailing": {"x-request-id": "id-1"}}
             unknown = RaysContext()
-            with pytest.raises(Aborted):
+            with pytest.raises(CallAborted):
                 await asked.classify(unknown, path="/tlcli.v1.Classifier/Nothing")
             assert unknown.code() is grpc.StatusCode.UNIMPLEMENTED
 
@@ -120,7 +120,7 @@ def test_a_stream_is_written_to_its_context(one_model: Path) -> None:
 
     async def main() -> None:
         async with Asked(one_model) as asked:
-            await asked.dispatch.answer_stream(STREAM, requests(), Taken(RaysContext(), write), ())  # type: ignore[arg-type]
+            await asked.dispatch.answer_stream(STREAM, requests(), RayContext(RaysContext(), write), ())  # type: ignore[arg-type]
             assert {one.code for one in asked.seen} == {"OK", "INVALID_ARGUMENT"}
 
     asyncio.run(main())

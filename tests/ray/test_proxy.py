@@ -1,4 +1,4 @@
-"""What clients are told by Ray's proxies, with Ray's own gRPC server, and somebody else in the place of replicas."""
+"""Status codes that clients get from Ray's proxies, with Ray's own gRPC server and fake replicas."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from grpc_status import rpc_status
 
 from tests.helpers.deploy.ray_cluster import ROOT
 from tlcli.contract.errors import ImageError, OverloadedError, ServerError
-from tlcli.ray.call_outcome import TOLD
+from tlcli.ray.call_outcome import FROM_APPLICATION
 from tlcli.ray.proxy import add_to_proxy
 from tlcli.service import AsyncClient
 from tlcli.service.pb.inference import open_inference_pb2
@@ -48,11 +48,11 @@ POLICY = json.dumps(
 )
 
 Replica = Callable[[str, Any, Any], bytes]
-"""Of a call's path, its request, and its context, its answer."""
+"""Fake replica: returns the response to a call's path, request and context."""
 
 
 def says(code: grpc.StatusCode, message: str = "", then: bytes = b"", times: int = 10**6) -> Replica:
-    """Fails so often, as Ray's proxy tells a failure; then it answers."""
+    """Return a replica that fails `times` times, as Ray's proxy reports a failure, and then returns `then`."""
     from ray.serve._private.grpc_util import set_grpc_code_and_details
     from ray.serve._private.proxy_request_response import ResponseStatus
 
@@ -96,7 +96,7 @@ async def proxy(replica: Replica, add: Callable[[Any, Any], None] = add_to_proxy
 
 
 async def failure(replica: Replica, policy: str = "{}") -> grpc.aio.AioRpcError:
-    """What `ListModels` ends with."""
+    """Return the error of a call of `ListModels`."""
     async with proxy(replica) as port, channel(port, policy) as opened:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await ClassifierStub(opened).ListModels(pb.ListModelsRequest())
@@ -151,7 +151,7 @@ def test_a_replica_that_is_gone_is_asked_for_again_by_any_standard_policy() -> N
     asyncio.run(main())
     error = asyncio.run(failure(says(grpc.StatusCode.INTERNAL, GONE)))
     assert error.code() is grpc.StatusCode.UNAVAILABLE
-    assert error.details() == "the replica that had the request is gone: ask again, of another"
+    assert error.details() == "the replica with this request died: retry, another replica will serve it"
     assert int(trailing(error)[RETRY_AFTER_MS]) > 0
 
 
@@ -172,7 +172,7 @@ def test_all_that_ray_says_of_what_died_is_known() -> None:
 
 
 def test_ray_alone_would_not_be_asked_again() -> None:
-    """Why `tlcli.ray.proxy` is there: where this fails, Ray has mended it."""
+    """Reason for `tlcli.ray.proxy`: if this test fails, Ray has fixed the problem."""
     from tlcli.service.pb.tlcli.v1.classifier_pb2_grpc import add_ClassifierServicer_to_server
 
     async def main() -> None:
@@ -196,7 +196,7 @@ def test_ray_alone_would_not_be_asked_again() -> None:
     ],
 )
 def test_what_else_ray_says(code: grpc.StatusCode, message: str, told: grpc.StatusCode) -> None:
-    """What would fail again is not asked for again; the reason stays."""
+    """Errors that would happen again are not retried, and keep their message."""
     error = asyncio.run(failure(says(code, message)))
     assert error.code() is told
     assert message.splitlines()[-1] in (error.details() or "")
@@ -218,23 +218,23 @@ def test_where_every_replica_is_busy_our_client_waits() -> None:
             return (await client.classify(b"image")).model
 
     assert asyncio.run(main(busy=1, retries=1)) == "toy"
-    with pytest.raises(OverloadedError, match="every replica has as much as it may take"):
+    with pytest.raises(OverloadedError, match="every replica is at its limit of requests: retry in 250 ms"):
         asyncio.run(main(busy=1, retries=0))
 
 
 def test_a_refusal_of_the_application_is_told_as_it_is() -> None:
-    """Its status comes on an answer without a word, as Ray carries it."""
-    refusal = rpc_status.to_status(to_status(ImageError("4 bytes came that are no image")))
+    """The status arrives with an empty response, which is how Ray carries it."""
+    refusal = rpc_status.to_status(to_status(ImageError("4 bytes are not an image")))
 
     def replica(path: str, request: Any, context: Any) -> bytes:
         context.set_code(refusal.code)
         context.set_details(refusal.details)
-        context.set_trailing_metadata([("request_id", "r1"), *refusal.trailing_metadata, TOLD])
+        context.set_trailing_metadata([("request_id", "r1"), *refusal.trailing_metadata, FROM_APPLICATION])
         return b""
 
     async def main() -> None:
         async with proxy(replica) as port, AsyncClient(port=port) as client:
-            with pytest.raises(ImageError, match=r"^4 bytes came that are no image$"):
+            with pytest.raises(ImageError, match=r"^4 bytes are not an image$"):
                 await client.classify(b"nope")
 
     asyncio.run(main())
@@ -288,11 +288,11 @@ def test_a_proxy_needs_no_model() -> None:
 
 
 def test_a_status_without_ours_is_a_server_that_fails() -> None:
-    """Our client says so, and not that a request was at fault."""
+    """Our client reports a server error, not a bad request."""
 
     async def main() -> None:
         async with proxy(says(grpc.StatusCode.INTERNAL, GONE)) as port, AsyncClient(port=port, retries=0) as client:
-            with pytest.raises(ServerError, match="the replica that had the request is gone: ask again, of another"):
+            with pytest.raises(ServerError, match="the replica with this request died: retry, another replica will serve it"):
                 await client.classify(b"image")
 
     asyncio.run(main())

@@ -1,6 +1,6 @@
-"""The application on a Ray cluster of two nodes, as deploy/ray/serve.yaml has it: what it answers, and what is lost when a node dies.
+"""The application on a Ray cluster of two nodes, configured as in deploy/ray/serve.yaml: its answers, and what is lost when a node dies.
 
-One cluster for all, in the order in which they stand: the last ones destroy it bit by bit.
+All tests share one cluster and run in this order: the last ones destroy it step by step.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SLOW = encode(Image.new("RGB", (3000, 3000), RED), "WEBP", lossless=True)
 """Takes a tenth of a second to decode."""
 
 PAUSE_S = 0.02
-"""Between two requests, so that a replica that is started has some of the cores."""
+"""Pause between two requests, so that a starting replica gets some of the CPU time."""
 
 AUTOSCALING = {
     "min_replicas": 1,
@@ -59,26 +59,26 @@ def cluster() -> Iterator[RayCluster]:
 
 @pytest.fixture(scope="module")
 def usual(cluster: RayCluster, one_model: Path) -> Config:
-    """One replica, that may become two, one a node, but not yet."""
+    """Return a config with one replica, which may later scale to two, one per node."""
     return cluster.configured(one_model, autoscaling_config={**AUTOSCALING, "upscale_delay_s": 600})
 
 
 @pytest.fixture(scope="module")
 def ray(cluster: RayCluster, usual: Config) -> RayCluster:
-    """With the application."""
+    """Return the cluster with the application deployed."""
     cluster.deploy(usual)
     return cluster
 
 
 @pytest.fixture(scope="module")
 def direct(one_model: Path) -> Iterator[int]:
-    """The port of `tlcli serve`, in the same settings."""
+    """Run `tlcli serve` with the same settings and return its port."""
     with in_background(ServerSettings(models=one_model, port=0, threads=1)) as port:
         yield port
 
 
 def both(ray: RayCluster, direct: int, path: str, request: bytes) -> tuple[Any, Any]:
-    """The answer's bytes, or the error's code, text and details, by Ray and directly."""
+    """Return the response's bytes, or the error's code, text and details, from Ray and from `tlcli serve`."""
     found = []
     for port in (ray.port, direct):
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -171,7 +171,7 @@ def test_our_client_needs_to_know_nothing(ray: RayCluster) -> None:
         answers = list(client.classify_stream([IMAGES[0], b"nope", IMAGES[1]], method="gradcam"))
         alone = [client.classify(image, method="gradcam").predictions[0].score for image in IMAGES]
         assert [answers[0].result().predictions[0].score, answers[2].result().predictions[0].score] == alone
-        with pytest.raises(ImageError, match=r"^4 bytes came that are no image"):
+        with pytest.raises(ImageError, match=r"^4 bytes are not an image"):
             answers[1].result()
     with Client(port=ray.port, metadata=[("application", "tlcli"), ("x-request-id", "mine")]) as client:
         assert client.classify(IMAGES[0]).model == "toy"
@@ -205,7 +205,7 @@ def test_nor_does_tritons(ray: RayCluster, direct: int) -> None:
 
 @pytest.fixture
 def one_at_a_time(ray: RayCluster, usual: Config) -> Iterator[None]:
-    """The replica takes one request, and another may wait."""
+    """Limit the replica to one request at a time, with one more queued."""
     busy = copy.deepcopy(usual)
     busy["applications"][0]["deployments"][0] |= {"max_ongoing_requests": 1, "max_queued_requests": 1}
     ray.deploy(busy)
@@ -251,7 +251,7 @@ def test_a_stream_that_its_client_leaves_lets_go_of_the_replica(ray: RayCluster)
 
 @pytest.mark.slow
 def test_no_request_is_lost_when_replicas_and_nodes_die(ray: RayCluster, usual: Config) -> None:
-    """Under a load for which a second replica is started, its node is killed with all that runs there, and then the only replica left."""
+    """Under a load that starts a second replica, kill its node with all processes, and then the only remaining replica."""
     lost: list[Exception] = []
     told: list[grpc.RpcError] = []
     answered: Counter[str] = Counter()
@@ -268,7 +268,7 @@ def test_no_request_is_lost_when_replicas_and_nodes_die(ray: RayCluster, usual: 
                 time.sleep(PAUSE_S)
 
     async def ask_side_by_side() -> None:
-        """Two requests on the same connection, over and over."""
+        """Send two requests at a time on the same connection, repeatedly."""
         async with AsyncClient(port=ray.port) as client:
             while not over.is_set():
                 asked = (client.classify(image, timeout_s=30) for image in IMAGES)
@@ -278,7 +278,7 @@ def test_no_request_is_lost_when_replicas_and_nodes_die(ray: RayCluster, usual: 
                 await asyncio.sleep(PAUSE_S)
 
     def ask_as_anybody(image: bytes) -> None:
-        """With gRPC's standard policy."""
+        """Send requests with gRPC's standard retry policy."""
         options = [("grpc.service_config", RETRIES), ("grpc.use_local_subchannel_pool", 1), ("grpc.per_rpc_retry_buffer_size", 2**24)]
         with grpc.insecure_channel(f"127.0.0.1:{ray.port}", options=options) as channel:
             stub = ClassifierStub(channel)
@@ -291,7 +291,7 @@ def test_no_request_is_lost_when_replicas_and_nodes_die(ray: RayCluster, usual: 
                 time.sleep(PAUSE_S)
 
     def ask_once() -> None:
-        """Without any policy, to see what the others are told."""
+        """Send requests without retries, to see the errors that the others retry."""
         options = [("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1)]
         with grpc.insecure_channel(f"127.0.0.1:{ray.port}", options=options) as channel:
             stub = ClassifierStub(channel)
@@ -302,7 +302,7 @@ def test_no_request_is_lost_when_replicas_and_nodes_die(ray: RayCluster, usual: 
                     told.append(error)
 
     def go_on() -> None:
-        """Each of them is answered again, and together often."""
+        """Wait until each client is served again, with at least 50 responses in all."""
         before = answered.copy()
 
         def went_on() -> bool:
@@ -332,11 +332,11 @@ def test_no_request_is_lost_when_replicas_and_nodes_die(ray: RayCluster, usual: 
             over.set()
     assert not lost, lost[0]
     assert {error.code() for error in told} == {grpc.StatusCode.UNAVAILABLE}
-    assert any(error.details() == "the replica that had the request is gone: ask again, of another" for error in told)
+    assert any(error.details() == "the replica with this request died: retry, another replica will serve it" for error in told)
 
 
 def running() -> int:
-    """Replicas that take requests."""
+    """Return the number of running replicas."""
     return int(status().deployments[DEPLOYMENT].replica_states.get("RUNNING", 0))
 
 

@@ -1,4 +1,4 @@
-"""Training on Ray is training with `torchrun`, also where a process is killed on the way."""
+"""Training on Ray gives the same result as `torchrun`, even if a process is killed on the way."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.helpers.deploy.ray_cluster import RayCluster, command, processes_of, 
 from tests.helpers.training.tiny_training import config, put_colours
 from tests.training.runtime.test_distributed import SGD, of_two
 from tlcli.contract.errors import DatasetError, NotFoundError, SettingsError
-from tlcli.ray.train_on_cluster import Workers, go_on, main, train
+from tlcli.ray.train_on_cluster import Workers, main, resume_on_cluster, train
 from tlcli.training.runs import resume_state
 
 SETTINGS: dict[str, Any] = {**SGD, "backbone": "lenet5", "mode": "full", "epochs": 25, "lr": 1e-2, "batch_size": 7}
@@ -30,7 +30,7 @@ def workers(cluster: RayCluster) -> list[int]:
 
 @pytest.mark.slow
 def test_two_processes_end_as_with_torchrun_though_one_was_killed_twice(tmp_path: Path) -> None:
-    """The first time nobody starts them again, so that the run has to be gone on with."""
+    """The first time the workers are not restarted, so the run is resumed by hand."""
     colours = put_colours(tmp_path / "colours", train=16, val=5)
     of_two(colours, tmp_path / "by torchrun", **SETTINGS)
     output = tmp_path / "by ray"
@@ -49,7 +49,7 @@ def test_two_processes_end_as_with_torchrun_though_one_was_killed_twice(tmp_path
             run.result(120)
         assert not (output / ".ray").exists()
         before = kept.stat().st_mtime_ns
-        run = pool.submit(go_on, output, Workers(2, max_failures=1))
+        run = pool.submit(resume_on_cluster, output, Workers(2, max_failures=1))
         kill_one(run, before)
         figures = run.result(120)
     assert figures["test_top1"] > 0.5
@@ -98,4 +98,4 @@ def test_what_is_wrong_is_said_before_a_cluster_is_asked(tmp_path: Path) -> None
 def test_a_run_is_begun_or_gone_on_with(arguments: list[str]) -> None:
     done = CliRunner().invoke(main, arguments)
     assert done.exit_code == 2
-    assert "give SETTINGS and --output RUN to begin a run, or --resume RUN alone to go on with one" in done.output
+    assert "give SETTINGS and --output RUN to start a run, or --resume RUN alone to resume one" in done.output

@@ -21,7 +21,7 @@ INVALID, MISSING = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
 PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
 
 BAD_IMAGES = {
-    "empty": (b"", "0 bytes came"),
+    "empty": (b"", "the image is empty (0 bytes)"),
     "text": (b"Dear server, please classify this. Yours, a client", "no image"),
     "truncated JPEG": (GOOD[: len(GOOD) // 2], "cannot be decoded"),
     "a PNG that claims to be huge": (png_that_claims(100_000, 100_000), "more than 50,000,000 pixels"),
@@ -51,7 +51,7 @@ BAD_REQUESTS = {
     "channels of a method without": (
         pb.ClassifyRequest(model="toy", encoded=GOOD, map=pb.MapRequest(method="gradcam", max_channels=5)),
         INVALID,
-        "max_channels 5: only scorecam and faster_scorecam take it; asked for: gradcam",
+        "max_channels 5: only scorecam and faster_scorecam take it; requested: gradcam",
     ),
     "negative channels": (
         pb.ClassifyRequest(model="toy", encoded=GOOD, map=pb.MapRequest(method="scorecam", max_channels=-1)),

@@ -1,1 +1,1 @@
-"""The ground floor, without PyTorch: a model's description, how an image becomes an input, map methods, errors."""
+"""Base layer without PyTorch: model descriptions, image decoding and preprocessing, map methods, errors."""

@@ -1,4 +1,4 @@
-"""Everything that can go wrong for a user's reason, as one small tree.
+"""Exceptions for every problem that a user can act on, as one small tree.
 
     TlcliError
     ├── SettingsError
@@ -19,51 +19,51 @@
     └── TimeLimitError
 
 Each message is one line: where, what was expected, what came, and the way out. The command line prints
-it after ``Error:`` and leaves with `exit_code`; the server turns it into a gRPC status
-(`tlcli.service.protocol.error_status`). Anything outside this tree is a defect of ours.
+it after ``Error:`` and exits with `exit_code`; the server turns it into a gRPC status
+(`tlcli.service.protocol.error_status`). Any other exception is a bug in tlcli.
 """
 
 from __future__ import annotations
 
 
 class TlcliError(Exception):
-    """The root: a problem that the user can act on."""
+    """Base class of all problems that the user can act on."""
 
     exit_code = 1
 
 
 class SettingsError(TlcliError):
-    """A flag or a setting that is wrong or contradicts another."""
+    """A flag or setting that is invalid or contradicts another."""
 
     exit_code = 2
 
 
 class ResourceError(SettingsError):
-    """Memory, processes or disk space that ran out; with more of it, the same command goes through."""
+    """Exhausted memory, processes or disk space; with more of it, the same command succeeds."""
 
 
 class ImageError(TlcliError):
-    """Bytes that are not an image we can read, or one over a limit."""
+    """Bytes that cannot be decoded as an image, or an image over a limit."""
 
 
 class RequestError(TlcliError):
-    """A request that does not fit the model: class, method, tensor shape."""
+    """A request that does not match the model: its classes, map methods or tensor shapes."""
 
 
 class NotFoundError(TlcliError):
-    """A model, a version, a run or a file that is not there."""
+    """A missing model, version, run or file."""
 
 
 class DatasetError(TlcliError):
-    """Images that cannot be trained on."""
+    """A data set that cannot be used for training or evaluation."""
 
 
 class WeightsError(TlcliError):
-    """A checkpoint that does not fit."""
+    """A checkpoint that does not match the network."""
 
 
 class HubError(TlcliError):
-    """A download that cannot be had."""
+    """A failed download."""
 
 
 class ModelFileError(TlcliError):
@@ -71,25 +71,25 @@ class ModelFileError(TlcliError):
 
 
 class DeviceError(TlcliError):
-    """A device that was asked for and is not there."""
+    """A requested device that is not available."""
 
 
 class ExportError(TlcliError):
-    """A network whose graph cannot be written."""
+    """A network that cannot be exported as a graph."""
 
 
 class ParityError(TlcliError):
-    """An export whose answers differ from PyTorch's."""
+    """An exported graph whose outputs differ from PyTorch's."""
 
 
 class ServerError(TlcliError):
-    """What a client hears when the server cannot be asked."""
+    """A server that is unreachable or not serving, as seen by a client."""
 
 
 class OverloadedError(TlcliError):
-    """A server that has as much to do as it may take on.
+    """A server at its limit of queued work.
 
-    retry_s: after so many seconds it is worth asking again.
+    retry_s: seconds to wait before retrying.
     """
 
     def __init__(self, message: str, retry_s: float = 0.0) -> None:
@@ -98,13 +98,13 @@ class OverloadedError(TlcliError):
 
 
 class MemoryLimitError(OverloadedError):
-    """A request for which the server has no memory at the moment."""
+    """A request that exceeds the server's free memory at the moment."""
 
 
 class TimeLimitError(TlcliError):
-    """An image that took a server longer than it gives one."""
+    """An image that took longer to process than the server allows."""
 
 
 def first_line(error: BaseException) -> str:
-    """What somebody else's exception says, as a part of one of our one-line messages."""
+    """Return the first line of another library's exception, to be quoted in a one-line message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].strip()

@@ -1,1 +1,1 @@
-"""How good the maps of an exported model are: measured on ONNX Runtime, on what is served."""
+"""Evaluation of exported models and their maps, measured with ONNX Runtime on the file that is served."""

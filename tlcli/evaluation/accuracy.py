@@ -1,4 +1,4 @@
-"""An exported model on labelled images: every image of a part, and what the model says of it."""
+"""Accuracy of an exported model: finding the labelled images of a split, and classifying them."""
 
 from __future__ import annotations
 
@@ -30,13 +30,14 @@ PartName = Literal["train", "val", "test", "all"]
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """Images that a model is to be judged on.
+class LabelledImages:
+    """Labelled images to evaluate a model on.
 
-    where: the data set, as messages call it. part: which images of it.
-    images: those that can be read; their labels are the model's classes.
-    left_out: the broken ones.
-    skipped: files that are no images and folders that are no classes.
+    where: the data set, as messages call it.
+    part: the split that the images are from.
+    images: the readable images, labelled with the model's classes.
+    left_out: the broken images.
+    skipped: files that are not images and folders that are not classes.
     """
 
     where: str
@@ -48,27 +49,27 @@ class Labelled:
 
 def find_labelled(
     spec: str, description: Description, part: PartName | None = None, data_dir: Path | None = None, progress: ProgressFactory = silent
-) -> Labelled:
-    """Find and check the images of a data set whose classes a model knows.
+) -> LabelledImages:
+    """Find and check the images of a data set, and label them with a model's classes.
 
     Args:
         spec: a known name, a folder, or a timm spec, as `tlcli.training.load_dataset` takes them.
-        description: the model's.
-        part: None for the test part, or all where there is none.
-        data_dir: where known data sets are kept.
-        progress: told of downloads and of the check.
+        description: description of the model.
+        part: the split; None for the test part, or all images if there is none.
+        data_dir: folder of known data sets.
+        progress: progress display for downloads and for the check.
 
     Raises:
-        DatasetError: no such data set or part, a class that the model does not have, or no image that can be read.
-        HubError: it is not here and cannot be downloaded.
+        DatasetError: no such data set or part, a class that the model does not have, or no readable image.
+        HubError: the data set is not in `data_dir` and cannot be downloaded.
     """
     listing = without_masks(list_dataset(FinetuneConfig(dataset=spec, data_dir=data_dir or default_data_dir()), progress))
     chosen: PartName = part or ("all" if listing.test is None else "test")
-    by_class = _images_of(listing, chosen)
+    by_class = _names_by_class(listing, chosen)
     ids = label_ids([name for name, names in by_class.items() if names], description.labels, listing.where)
-    names = [(name, ids[class_name]) for class_name, of_class in by_class.items() for name in of_class]
+    names = [(name, ids[class_name]) for class_name, class_images in by_class.items() for name in class_images]
     if not names:
-        raise DatasetError(f"{listing.where}: no images in its {chosen} part: add some, a folder a class")
+        raise DatasetError(f"{listing.where}: no images in its {chosen} part: add some, in one folder per class")
     with progress("Checking images", len(names)) as advance:
         checked = listing.source.check([name for name, _ in names], advance)
     readable = [(name, label) for name, label in names if checked[name].reason is None]
@@ -81,14 +82,14 @@ def find_labelled(
         fingerprints=tuple(checked[name].fingerprint for name, _ in readable),
         source=listing.source,
     )
-    return Labelled(listing.where, chosen, images, left_out, listing.skipped)
+    return LabelledImages(listing.where, chosen, images, left_out, listing.skipped)
 
 
 def classify(model: Model, batch: Part, batch_size: int, progress: ProgressFactory = silent) -> Tensor:
-    """Logits `[n, C]`, float32, of what the model's file answers on ONNX Runtime.
+    """Classify images with ONNX Runtime and return the logits, float32 `[n, C]`.
 
     Raises:
-        ImageError: an image that cannot be read any more.
+        ImageError: an image that has become unreadable.
     """
     logits = []
     with progress("Classifying", len(batch)) as advance:
@@ -99,18 +100,18 @@ def classify(model: Model, batch: Part, batch_size: int, progress: ProgressFacto
 
 
 def explained_by(model: Model, method: str) -> Explain:
-    """One of a model's own maps."""
+    """Return a function that explains an image with one of the model's maps."""
 
-    def of_image(image: Image.Image, class_index: int) -> Map:
+    def explain_image(image: Image.Image, class_index: int) -> Map:
         preprocessing = model.description.preprocessing
         answer = explain(model, preprocessing.apply(image)[None], (class_index,), (method,))
         return answer.maps[method][0, 0], preprocessing
 
-    return of_image
+    return explain_image
 
 
-def _images_of(listing: Listing, part: PartName) -> dict[str, list[str]]:
+def _names_by_class(listing: Listing, part: PartName) -> dict[str, list[str]]:
     if part != "all" and part not in listing.parts:
         raise DatasetError(f"{listing.where}: it has no {part} part; it has: {', '.join(listing.parts)}: choose one, or all, with --part")
     parts = list(listing.parts.values()) if part == "all" else [listing.parts[part]]
-    return {name: [image for one in parts for image in one.get(name, ())] for name in all_classes(listing, parts)}
+    return {name: [image for images in parts for image in images.get(name, ())] for name in all_classes(listing, parts)}

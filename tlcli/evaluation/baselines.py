@@ -1,4 +1,4 @@
-"""Maps that know nothing of the image, for what the others are to be compared with."""
+"""Baseline maps that do not depend on the image, for comparison with those of the methods."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from tlcli.evaluation.perturbation import Values
 
 RANDOM, CENTRE = "random", "centre"
 BASELINES = (RANDOM, CENTRE)
-"""Their names, beside those of the methods."""
+"""Names of the baseline maps."""
 
 _SPREAD = 0.25
-"""The centre map's standard deviation, in sides of the input."""
+"""Standard deviation of the centre map, relative to the input's size."""
 
 
 def random_map(height: int, width: int, seed: int, number: int) -> Values:
-    """Image `number`'s: uniform noise in [0, 1], of a map's own size, so that it is as smooth as one when enlarged."""
+    """Return uniform noise in [0, 1] for image `number`, at a map's own size, so that it is as smooth as a map when enlarged."""
     return np.random.default_rng([seed, number, 1]).random((height, width), dtype=np.float32)
 
 
 def centre_map(height: int, width: int) -> Values:
-    """A Gaussian in the middle: photographers put things there, so a map must do better. At the input's size."""
+    """Return a Gaussian in the middle, at the input's size. Photographers centre their subjects, so a useful map must do better."""
     down = (np.arange(height) + 0.5) / height - 0.5
     across = (np.arange(width) + 0.5) / width - 0.5
     distance = np.square(down)[:, None] + np.square(across)

@@ -1,4 +1,4 @@
-"""The images that maps are judged on: of which classes, and where in them the objects are."""
+"""Images for the evaluation of maps, with their classes and the objects' positions."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from tlcli.training.settings.config import FinetuneConfig, default_data_dir
 
 @dataclass(frozen=True)
 class Sample:
-    """An image as the network sees it.
+    """A preprocessed image.
 
     name: its path below the data set's folder.
-    number: its place in the order of `Images`, broken ones not counted.
-    class_name: what the data set calls its class.
+    number: its index in `Images`, broken images not counted.
+    class_name: name of its class in the data set.
     image: the input, `[H, W, 3]`.
-    region: where the object is in it, `[H, W]`, perhaps nowhere; None if that is not known.
+    region: the object's position in the input, `[H, W]`; all False if it is cropped away, None if unknown.
     """
 
     name: str
@@ -44,41 +44,42 @@ class Sample:
 
 @dataclass
 class Images:
-    """Images to judge maps on, read one at a time.
+    """Images for the evaluation of maps, read one at a time.
 
     where: the data set, as messages call it.
-    part: `test`, or `all` where there is no test part.
-    classes: the data set's.
-    wanted: how many of `names` are to be read: broken ones are replaced by those that follow.
-    names, of: every image in the order in which it is read, and its class.
-    left_out: the broken ones that have been met.
-    skipped: files that are no images and folders that are no classes.
+    part: `test`, or `all` if there is no test part.
+    classes: classes of the data set.
+    limit: number of images to read; broken ones are replaced by those that follow.
+    names, class_names: every image in reading order, and its class.
+    truth: boxes and masks; None without any.
+    left_out: broken images found so far.
+    skipped: files that are not images and folders that are not classes.
     """
 
     where: str
     part: str
     classes: tuple[str, ...]
-    wanted: int
+    limit: int
     names: tuple[str, ...]
-    of: tuple[str, ...]
+    class_names: tuple[str, ...]
     source: Source
     truth: Truth | None
     left_out: list[LeftOut] = field(default_factory=list)
     skipped: tuple[Skipped, ...] = ()
 
     def __len__(self) -> int:
-        return min(self.wanted, len(self.names))
+        return min(self.limit, len(self.names))
 
     def read(self, preprocessing: Preprocessing) -> Iterator[Sample]:
-        """The images through a model's preprocessing, at most `wanted`.
+        """Yield up to `limit` images, preprocessed for a model.
 
         Raises:
-            DatasetError: none of them can be read.
+            DatasetError: none of the images can be read.
         """
         self.left_out.clear()
         number = 0
-        for name, class_name in zip(self.names, self.of, strict=True):
-            if number == self.wanted:
+        for name, class_name in zip(self.names, self.class_names, strict=True):
+            if number == self.limit:
                 return
             try:
                 image = self.source.load(name)
@@ -93,34 +94,34 @@ class Images:
 
 
 def open_images(spec: str, limit: int, seed: int, data_dir: Path | None = None, progress: ProgressFactory = silent) -> Images:
-    """Find the images: the test part if there is one, else all.
+    """Find the images of a data set: the test part if there is one, otherwise all images.
 
     Args:
         spec: a known name, a folder, or a timm spec, as `tlcli.training.load_dataset` takes them.
-        limit: how many images, spread evenly over the classes.
-        seed: which ones; and of the data set, where it is drawn.
-        data_dir: where known data sets are kept.
-        progress: told of downloads.
+        limit: number of images, spread evenly over the classes.
+        seed: seed of the choice of images, and of a data set that is generated.
+        data_dir: folder of known data sets.
+        progress: progress display for downloads.
 
     Raises:
         DatasetError: no such data set, or one without images.
-        HubError: it is not here and cannot be downloaded.
+        HubError: the data set is not in `data_dir` and cannot be downloaded.
     """
     config = FinetuneConfig(dataset=spec, seed=seed, data_dir=data_dir or default_data_dir())
     listing = without_masks(list_dataset(config, progress))
     parts = [listing.test] if listing.test is not None else [part for part in (listing.train, listing.val) if part is not None]
     classes = all_classes(listing, parts)
     by_class = {name: [image for part in parts for image in part.get(name, ())] for name in classes}
-    drawn = _spread(by_class, seed)
-    if not drawn:
-        raise DatasetError(f"{listing.where}: no images in it: add some, a folder a class")
+    ordered = _interleaved(by_class, seed)
+    if not ordered:
+        raise DatasetError(f"{listing.where}: no images in it: add some, in one folder per class")
     return Images(
         where=listing.where,
         part="all" if listing.test is None else "test",
         classes=classes,
-        wanted=limit,
-        names=tuple(name for name, _ in drawn),
-        of=tuple(class_name for _, class_name in drawn),
+        limit=limit,
+        names=tuple(name for name, _ in ordered),
+        class_names=tuple(class_name for _, class_name in ordered),
         source=listing.source,
         truth=Truth.find(listing.source.root) if isinstance(listing.source, FolderSource) else None,
         skipped=listing.skipped,
@@ -128,43 +129,47 @@ def open_images(spec: str, limit: int, seed: int, data_dir: Path | None = None, 
 
 
 def all_classes(listing: Listing, parts: Iterable[Mapping[str, Sequence[str]]]) -> tuple[str, ...]:
-    """Return the data set's classes, and those that only some of `parts` have: a test folder may know more than its train folder."""
+    """Return the data set's classes, and classes that occur only in `parts`: a test folder may have more than the train folder."""
     more = dict.fromkeys(name for part in parts for name in part if name not in listing.classes)
     masks = MASKS_FOLDER if MASKS_FOLDER in more and isinstance(listing.source, FolderSource) else None
     return (*listing.classes, *(name for name in sorted(more) if name != masks))
 
 
-def label_ids(classes: Sequence[str], labels: Sequence[str], where: str, otherwise: str = "") -> dict[str, int]:
-    """The model's class for each class of the data set, by name (NFC); if not to the letter, then in any case of letters.
+def label_ids(classes: Sequence[str], labels: Sequence[str], where: str, alternative: str = "") -> dict[str, int]:
+    """Return the model's class id for each class of the data set, matched by name (NFC): first exactly, then ignoring case.
 
-    otherwise: what else the user could do.
+    Args:
+        classes: classes of the data set.
+        labels: labels of the model.
+        where: the data set, as messages call it.
+        alternative: another way out for the user, at the end of a message.
 
     Raises:
-        DatasetError: a class that the model does not have, or of a label that several of its classes share.
+        DatasetError: a class that the model does not have, or whose label several of the model's classes share.
     """
     exact = LabelIndex(labels)
     folded = {same_name(label).casefold(): index for index, label in reversed(list(enumerate(labels)))}
-    found: dict[str, int | None] = {}
+    matches: dict[str, int | None] = {}
     for name in classes:
         ids = exact.find(name)
         if len(ids) > 1:
             raise DatasetError(
                 f"{where}: class {name!r}: {len(ids)} classes of the model have this label (ids {', '.join(map(str, ids))}), so its images"
-                f" belong to neither: leave the folder out{otherwise}"
+                f" belong to neither: leave the folder out{alternative}"
             )
-        found[name] = ids[0] if ids else folded.get(same_name(name).casefold())
-    unknown = [name for name, index in found.items() if index is None]
+        matches[name] = ids[0] if ids else folded.get(same_name(name).casefold())
+    unknown = [name for name, index in matches.items() if index is None]
     if unknown:
         raise DatasetError(
-            f"{where}: the model has no class {one_line(unknown)}; it has: {one_line(labels)}: rename the folders{otherwise}"
+            f"{where}: the model has no class {one_line(unknown)}; it has: {one_line(labels)}: rename the folders{alternative}"
         )
-    return {name: index for name, index in found.items() if index is not None}
+    return {name: index for name, index in matches.items() if index is not None}
 
 
-def _spread(by_class: dict[str, list[str]], seed: int) -> list[tuple[str, str]]:
-    """All images with their classes: a random one of each class, then another of each, until none is left.
+def _interleaved(by_class: dict[str, list[str]], seed: int) -> list[tuple[str, str]]:
+    """Return all images with their classes: a random one of each class, then another of each, until none is left.
 
-    So any number of them, from the first on, is spread over the classes as evenly as can be.
+    Any number of images from the start of this list is spread over the classes as evenly as possible.
     """
     rounds = zip_longest(
         *(
@@ -176,7 +181,7 @@ def _spread(by_class: dict[str, list[str]], seed: int) -> list[tuple[str, str]]:
 
 
 def without_masks(listing: Listing) -> Listing:
-    """Masks that lie beside the folders of classes are no class."""
+    """Remove the folder of masks from the classes of a listing, if it is next to the class folders."""
     if not isinstance(listing.source, FolderSource) or MASKS_FOLDER not in listing.classes:
         return listing
     masks = listing.source.root / MASKS_FOLDER

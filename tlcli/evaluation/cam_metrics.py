@@ -1,4 +1,4 @@
-"""What can be measured of a map, by name."""
+"""Metrics of maps, by name, and the columns of the result table."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ DELETION, INSERTION, ROAD, DROP, INCREASE, POINTING, ENERGY = METRICS = (
     "pointing",
     "energy",
 )
-"""What `--metrics` takes."""
+"""Metrics that `--metrics` takes."""
 
 NEED_TRUTH = (POINTING, ENERGY)
-"""Those that need boxes or masks."""
+"""Metrics that need boxes or masks."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """A figure of the table: a share, or half the difference of two.
+    """A column of the result table: a share, or half the difference of two shares.
 
-    metric: the one of `METRICS` that it belongs to.
-    title: for people.
-    higher_is_better: else lower is.
-    shown: drawn and printed; the others are in the files only.
-    limits: what it lies between.
+    name: name in files.
+    metric: the metric in `METRICS` that it belongs to.
+    title: heading for people.
+    higher_is_better: False if lower is better.
+    shown: True if it is drawn and printed; other columns are only in the files.
+    limits: smallest and largest possible value.
     """
 
     name: str
@@ -52,5 +53,5 @@ COLUMNS = (
 
 
 def columns_of(metrics: tuple[str, ...]) -> tuple[Column, ...]:
-    """The columns that these metrics fill, in the table's order."""
+    """Return the columns of some metrics, in the table's order."""
     return tuple(column for column in COLUMNS if column.metric in metrics)

@@ -1,4 +1,4 @@
-"""What `tlcli evaluate-cam` leaves behind: tables as CSV, everything as JSON, and one figure."""
+"""Report of `tlcli evaluate-cam`: tables as CSV, all results as JSON, and a figure."""
 
 from __future__ import annotations
 
@@ -28,32 +28,32 @@ TABLE, IMAGES, SUMMARY, PLOT = "table.csv", "images.csv", "summary.json", "plot.
 _DPI = 130
 _INK, _FAINT = "#2b2f36", "#8a8f98"
 _COLOURS = ("#1f5fbf", "#d1495b", "#2a9d6f", "#e08a1e", "#7a4fb5", "#12a5b8", "#b0307f", "#7d8c1f", "#8c5a2b", "#4a5a78")
-"""One a method; where there are more methods, once more with another line."""
+"""Colours of the methods. If there are more methods, the colours repeat with another line style."""
 _LINES = ("-", (0, (5, 2)), (0, (3, 1.5, 1, 1.5)))
 _BASELINE_LINES = {RANDOM: (0, (1, 1.5)), CENTRE: (0, (4, 2))}
 _NARROWEST = 0.04
-"""Of what a panel shows, so that figures that are all alike do not look as if they were not."""
-_SURE = 1.96
-"""Standard errors on either side of a mean that make its 95 % interval."""
+"""Minimum width of a panel's axis, so that nearly equal values do not look different."""
+_INTERVAL_ERRORS = 1.96
+"""Standard errors on either side of a mean in its 95 % interval."""
 
 
-def table_rows(found: Measurement) -> list[dict[str, Any]]:
-    """A row a method: its mean figures by column, each with its standard error as `<column>_se`; None where there is none."""
+def table_rows(measurement: Measurement) -> list[dict[str, Any]]:
+    """Return a row per method: its mean of each column and the standard error as `<column>_se`; None for a missing value."""
     rows = []
-    for name in found.settings.names:
-        row: dict[str, Any] = {"method": name, "baseline": name in BASELINES, "images": len(found.images)}
-        for column in found.settings.columns:
-            figure = found.figure(name, column.name)
+    for name in measurement.settings.names:
+        row: dict[str, Any] = {"method": name, "baseline": name in BASELINES, "images": len(measurement.images)}
+        for column in measurement.settings.columns:
+            figure = measurement.figure(name, column.name)
             row[column.name] = None if figure is None else figure.mean
             row[f"{column.name}_se"] = None if figure is None or math.isnan(figure.error) else figure.error
         rows.append(row)
     return rows
 
 
-def image_rows(found: Measurement, labels: Sequence[str]) -> Iterable[dict[str, Any]]:
-    """A row for each image and method."""
-    for image in found.images:
-        for name in found.settings.names:
+def image_rows(measurement: Measurement, labels: Sequence[str]) -> Iterable[dict[str, Any]]:
+    """Yield a row per image and method."""
+    for image in measurement.images:
+        for name in measurement.settings.names:
             row: dict[str, Any] = {
                 "path": image.name,
                 "class": image.class_name,
@@ -61,33 +61,33 @@ def image_rows(found: Measurement, labels: Sequence[str]) -> Iterable[dict[str, 
                 "probability": image.probability,
                 "method": name,
             }
-            yield row | {column.name: image.values[name].get(column.name) for column in found.settings.columns}
+            yield row | {column.name: image.values[name].get(column.name) for column in measurement.settings.columns}
 
 
-def write_report(folder: Path, found: Measurement, labels: Sequence[str], about: dict[str, Any], title: str) -> list[Path]:
-    """Write `table.csv`, `images.csv`, `summary.json` and `plot.png`, each whole or not at all.
+def write_report(folder: Path, measurement: Measurement, labels: Sequence[str], about: dict[str, Any], title: str) -> list[Path]:
+    """Write `table.csv`, `images.csv`, `summary.json` and `plot.png`, each atomically.
 
     Args:
-        folder: made if it is not there.
-        found: by `measure`.
-        labels: the model's.
-        about: what else `summary.json` should say: model, data, settings.
-        title: of the figure.
+        folder: created if it is missing.
+        measurement: result of `measure`.
+        labels: labels of the model.
+        about: further entries of `summary.json`: model, data, settings.
+        title: title of the figure.
 
     Returns:
-        Their paths.
+        The paths of the four files.
 
     Raises:
-        OSError: they cannot be written.
+        OSError: a file cannot be written.
     """
-    rows = table_rows(found)
+    rows = table_rows(measurement)
     _write_csv(folder / TABLE, rows)
-    _write_csv(folder / IMAGES, image_rows(found, labels))
-    curves = {kind: {name: curve.tolist() for name, curve in of.items()} for kind, of in found.curves.items()}
+    _write_csv(folder / IMAGES, image_rows(measurement, labels))
+    curves = {kind: {name: curve.tolist() for name, curve in by_name.items()} for kind, by_name in measurement.curves.items()}
     document = {"format_version": 1, **about, "table": rows, "curves": curves}
     with whole_file(folder / SUMMARY) as temporary:
         temporary.write_text(json.dumps(document, indent=1, ensure_ascii=False), encoding="utf-8")
-    draw(found, title, folder / PLOT)
+    draw(measurement, title, folder / PLOT)
     return [folder / name for name in (TABLE, IMAGES, SUMMARY, PLOT)]
 
 
@@ -107,40 +107,40 @@ def _cell(value: object) -> object:
     return csv_cell(value) if isinstance(value, str) else value
 
 
-def draw(found: Measurement, title: str, path: Path) -> None:
-    """The figure, as a PNG: a panel a column with a point a method, and the baselines below and as lines; under it, the curves."""
+def draw(measurement: Measurement, title: str, path: Path) -> None:
+    """Draw the figure as a PNG: a panel per column with a point per method and the baselines as lines, above the mean curves."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    methods = found.settings.methods
-    columns = [column for column in found.settings.columns if column.shown]
-    curves = [kind for kind in (DELETION, INSERTION) if kind in found.curves]
+    methods = measurement.settings.methods
+    columns = [column for column in measurement.settings.columns if column.shown]
+    curves = [kind for kind in (DELETION, INSERTION) if kind in measurement.curves]
     upper, lower = 1.0 + 0.29 * (len(methods) + len(BASELINES)), 3.5 if curves else 0.0
     width = max(2.0 + 1.75 * len(columns), 8.0 if curves else 5.0)
     figure = Figure(figsize=(width, 0.75 + upper + lower), dpi=_DPI, layout=ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06))
     FigureCanvasAgg(figure)
-    figure.suptitle(_plain(title), fontsize=12, color=_INK, x=0.012, ha="left")
-    parts: Any = figure.subfigures(2, 1, height_ratios=[upper, lower]) if curves else [figure.subfigures(1, 1)]
-    _draw_panels(parts[0], found, columns)
+    figure.suptitle(_escaped(title), fontsize=12, color=_INK, x=0.012, ha="left")
+    subfigures: Any = figure.subfigures(2, 1, height_ratios=[upper, lower]) if curves else [figure.subfigures(1, 1)]
+    _draw_panels(subfigures[0], measurement, columns)
     if curves:
-        _draw_curves(parts[1], found, curves)
+        _draw_curves(subfigures[1], measurement, curves)
     with whole_file(path) as temporary, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # labels in scripts that the font does not have
         figure.savefig(temporary)
 
 
-def _draw_panels(part: SubFigure | Figure, found: Measurement, columns: Sequence[Column]) -> None:
-    methods, names = found.settings.methods, found.settings.names
-    places = [place + (0.35 if name in BASELINES else 0.0) for place, name in enumerate(names)]
-    panels = part.subplots(1, len(columns), squeeze=False, sharey=True)[0]
+def _draw_panels(subfigure: SubFigure | Figure, measurement: Measurement, columns: Sequence[Column]) -> None:
+    methods, names = measurement.settings.methods, measurement.settings.names
+    heights = [index + (0.35 if name in BASELINES else 0.0) for index, name in enumerate(names)]
+    panels = subfigure.subplots(1, len(columns), squeeze=False, sharey=True)[0]
     for axes, column in zip(panels, columns, strict=True):
-        figures = {name: figure for name in names if (figure := found.figure(name, column.name)) is not None}
+        figures = {name: figure for name in names if (figure := measurement.figure(name, column.name)) is not None}
         means = [figure.mean for name, figure in figures.items() if name in methods]
         best = (max if column.higher_is_better else min)(means, default=math.nan)
-        for place, name in zip(places, names, strict=True):
+        for height, name in zip(heights, names, strict=True):
             if name in figures:
-                _draw_point(axes, place, name, column, figures[name], methods, is_best=name in methods and figures[name].mean == best)
+                _draw_point(axes, height, name, column, figures[name], methods, is_best=name in methods and figures[name].mean == best)
         for name in BASELINES:
             if name in figures:
                 axes.axvline(figures[name].mean, color=_INK, linestyle=_BASELINE_LINES[name], linewidth=1.0, zorder=0)
@@ -158,22 +158,22 @@ def _draw_panels(part: SubFigure | Figure, found: Measurement, columns: Sequence
         axes.set_axisbelow(True)
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.spines["bottom"].set_color("0.8")
-    panels[0].set_yticks(places, [_title(name) for name in names], fontsize=9)
+    panels[0].set_yticks(heights, [_title(name) for name in names], fontsize=9)
     for name, label in zip(names, panels[0].get_yticklabels(), strict=True):
         label.set_color(_style(methods, name)[0])
-    panels[0].set_ylim(places[-1] + 0.6, -0.6)
-    part.supxlabel("means with their 95 % intervals; the lines are those of the maps that know nothing", fontsize=7.5, color=_FAINT)
+    panels[0].set_ylim(heights[-1] + 0.6, -0.6)
+    subfigure.supxlabel("means with 95 % intervals; vertical lines: baseline maps", fontsize=7.5, color=_FAINT)
 
 
-def _draw_point(axes: Axes, place: float, name: str, column: Column, figure: Mean, methods: Sequence[str], is_best: bool) -> None:
-    """One method in one panel, and its mean beside the panel."""
+def _draw_point(axes: Axes, height: float, name: str, column: Column, figure: Mean, methods: Sequence[str], is_best: bool) -> None:
+    """Draw one method in one panel, and its mean next to the panel."""
     colour, _ = _style(methods, name)
-    reach = 0.0 if math.isnan(figure.error) else _SURE * figure.error
+    reach = 0.0 if math.isnan(figure.error) else _INTERVAL_ERRORS * figure.error
     low, high = (min(reach, abs(limit - figure.mean)) for limit in column.limits)
     filled = "white" if name in BASELINES else colour
     axes.errorbar(
         [figure.mean],
-        [place],
+        [height],
         xerr=[[low], [high]],
         fmt="o",
         markersize=6.5 if is_best else 5,
@@ -183,7 +183,7 @@ def _draw_point(axes: Axes, place: float, name: str, column: Column, figure: Mea
     )
     axes.text(
         1.03,
-        place,
+        height,
         f"{figure.mean:.3f}",
         transform=axes.get_yaxis_transform(),
         fontsize=7.5,
@@ -193,51 +193,51 @@ def _draw_point(axes: Axes, place: float, name: str, column: Column, figure: Mea
     )
 
 
-def _draw_curves(part: SubFigure | Figure, found: Measurement, kinds: Sequence[str]) -> None:
-    methods = found.settings.methods
-    panels = part.subplots(1, len(kinds), squeeze=False, sharey=True)[0]
-    says = {
-        DELETION: ("Deletion", "the most important pixels painted over, %"),
-        INSERTION: ("Insertion", "the most important pixels put into the blurred image, %"),
+def _draw_curves(subfigure: SubFigure | Figure, measurement: Measurement, kinds: Sequence[str]) -> None:
+    methods = measurement.settings.methods
+    panels = subfigure.subplots(1, len(kinds), squeeze=False, sharey=True)[0]
+    titles = {
+        DELETION: ("Deletion", "most important pixels painted over, %"),
+        INSERTION: ("Insertion", "most important pixels inserted into the blurred image, %"),
     }
     for axes, kind in zip(panels, kinds, strict=True):
-        for name in found.settings.names:
+        for name in measurement.settings.names:
             colour, line = _style(methods, name)
-            curve = found.curves[kind][name]
-            across = np.linspace(0, 100, len(curve))
-            thick = 1.2 if name in BASELINES else 1.5
+            curve = measurement.curves[kind][name]
+            percent = np.linspace(0, 100, len(curve))
+            width = 1.2 if name in BASELINES else 1.5
             axes.plot(
-                across, curve, color=colour, linestyle=line, linewidth=thick, label=_title(name), zorder=1 if name in BASELINES else 2
+                percent, curve, color=colour, linestyle=line, linewidth=width, label=_title(name), zorder=1 if name in BASELINES else 2
             )
-        title, below = says[kind]
+        title, x_label = titles[kind]
         axes.set_title(title, fontsize=9.5, color=_INK)
-        axes.set_xlabel(below, fontsize=8, color=_INK)
+        axes.set_xlabel(x_label, fontsize=8, color=_INK)
         axes.set_xlim(0, 100)
         axes.tick_params(labelsize=7.5, colors=_FAINT)
         axes.grid(color="0.92", linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color("0.8")
-    panels[0].set_ylabel("probability of the class, mean", fontsize=8, color=_INK)
+    panels[0].set_ylabel("mean probability of the class", fontsize=8, color=_INK)
     panels[0].set_ylim(bottom=0)
     handles, names = panels[0].get_legend_handles_labels()
-    part.legend(handles, names, loc="outside right center", frameon=False, fontsize=8, handlelength=2.6, labelspacing=0.35)
+    subfigure.legend(handles, names, loc="outside right center", frameon=False, fontsize=8, handlelength=2.6, labelspacing=0.35)
 
 
 def _style(methods: Sequence[str], name: str) -> tuple[str, Any]:
-    """Colour and line."""
+    """Return the colour and the line style of a method or a baseline."""
     if name in BASELINES:
         return _INK, _BASELINE_LINES[name]
-    place = methods.index(name)
-    return _COLOURS[place % len(_COLOURS)], _LINES[place // len(_COLOURS) % len(_LINES)]
+    index = methods.index(name)
+    return _COLOURS[index % len(_COLOURS)], _LINES[index // len(_COLOURS) % len(_LINES)]
 
 
 def _title(name: str) -> str:
-    """`gradcam@layer3` as `Grad-CAM, layer3`."""
+    """Return the title of a map: `gradcam@layer3` becomes `Grad-CAM, layer3`."""
     method, _, layer = name.partition("@")
     title = METHODS[method].title if method in METHODS else f"{name} map"
-    return _plain(f"{title}, {layer}" if layer else title)
+    return _escaped(f"{title}, {layer}" if layer else title)
 
 
-def _plain(text: str) -> str:
-    """Without matplotlib's formulas."""
+def _escaped(text: str) -> str:
+    """Escape `$`, which matplotlib would take as the start of a formula."""
     return text.replace("$", r"\$")

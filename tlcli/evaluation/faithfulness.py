@@ -1,56 +1,63 @@
-"""Does the class depend on what the map points at? Pixels are taken away or given back, and the model is asked again."""
+"""Faithfulness metrics: remove or restore the pixels that a map marks, and measure how the class's probability changes."""
 
 from __future__ import annotations
 
 import numpy as np
 from PIL import Image, ImageFilter
 
-from tlcli.evaluation.perturbation import Bytes, Floats, Indices, Score, Values, counts, replaced, rounded
+from tlcli.evaluation.perturbation import Bytes, Floats, Indices, Score, Values, pixel_counts, replace_pixels, round_to_bytes
 
 BLUR = 0.05
-"""The standard deviation of insertion's blur, in sides of the input: 11 pixels of 224."""
+"""Standard deviation of insertion's blur, relative to the input's shorter side: 11 pixels of 224."""
 
 
 def deletion(image: Bytes, order: Indices, score: Score, steps: int, colour: Bytes) -> Floats:
-    """The class's probability while the most important pixels are painted over (Petsiuk et al. 2018, RISE, arXiv:1806.07421).
+    """Compute the deletion curve: the class's probability as the most important pixels are painted over.
+
+    Petsiuk et al. 2018, RISE, arXiv:1806.07421.
 
     Args:
         image: the input, `[H, W, 3]`.
         order: its pixels, the most important first, `[H * W]`.
-        score: asks the model.
-        steps: equal shares of the pixels.
-        colour: what is painted, `[3]`.
+        score: function that runs the model.
+        steps: number of equal shares of the pixels.
+        colour: the colour to paint with, `[3]`.
 
     Returns:
-        `[steps + 1]`: with nothing, then a share more each time, at last everything painted over.
+        `[steps + 1]`: the unchanged image, one more share painted over at each step, and finally all of it.
     """
-    return score(replaced(image, order[:count], colour) for count in counts(len(order), steps))
+    return score(replace_pixels(image, order[:count], colour) for count in pixel_counts(len(order), steps))
 
 
 def insertion(image: Bytes, order: Indices, score: Score, steps: int, blurred_image: Bytes) -> Floats:
-    """The class's probability while the most important pixels are put into the blurred image (RISE, as `deletion`).
+    """Compute the insertion curve: the class's probability as the most important pixels are inserted into the blurred image.
+
+    From the same paper as `deletion`.
 
     Returns:
-        `[steps + 1]`: the blurred image, then a share more of the real one each time, at last all of it.
+        `[steps + 1]`: the blurred image, one more share of the original at each step, and finally all of it.
     """
-    return score(replaced(blurred_image, order[:count], image) for count in counts(len(order), steps))
+    return score(replace_pixels(blurred_image, order[:count], image) for count in pixel_counts(len(order), steps))
 
 
-def blurred(image: Bytes) -> Bytes:
-    """What insertion begins with: Pillow's Gaussian blur, its standard deviation `BLUR` of the shorter side."""
+def blur(image: Bytes) -> Bytes:
+    """Blur an image for the start of insertion, with Pillow's Gaussian blur of standard deviation `BLUR` times the shorter side."""
     radius = BLUR * min(image.shape[:2])
     return np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(radius)))
 
 
 def area(curve: Floats) -> float:
-    """Under a curve over equal steps from 0 to 1, by the trapezoid rule: small is good for deletion, large for insertion."""
+    """Return the area under a curve over equal steps from 0 to 1, by the trapezoid rule.
+
+    Small values are good for deletion, large values for insertion.
+    """
     return float((curve[:-1] + curve[1:]).mean() / 2)
 
 
-def explained(image: Bytes, unit: Values, colour: Bytes) -> Bytes:
-    """The image times its map (Chattopadhay et al. 2018, Grad-CAM++, arXiv:1710.11063, section 5.1).
+def apply_map(image: Bytes, unit: Values, colour: Bytes) -> Bytes:
+    """Multiply an image by its map (Chattopadhay et al. 2018, Grad-CAM++, arXiv:1710.11063, section 5.1).
 
-    The product is that of the normalised input, in which 0 is the mean colour: where the map is 0, that colour is left.
+    The product is taken of the normalised input, in which 0 is the mean colour, so pixels where the map is 0 get that colour.
 
     Args:
         image: the input, `[H, W, 3]`.
@@ -58,18 +65,20 @@ def explained(image: Bytes, unit: Values, colour: Bytes) -> Bytes:
         colour: the mean of the preprocessing, `[3]`.
     """
     mean = colour.astype(np.float64)
-    return rounded(mean + unit[..., None] * (image - mean))
+    return round_to_bytes(mean + unit[..., None] * (image - mean))
 
 
 def drop(before: float, after: float) -> float:
-    """The share of the confidence that is lost where only what the map shows is left: max(0, before - after) / before.
+    """Return the relative loss of confidence on the image times its map: max(0, before - after) / before.
 
-    Its mean over images is Grad-CAM++'s "average drop", there in per cent; small is good. A class without any
-    probability has none to lose: 0.
+    The mean over images is Grad-CAM++'s "average drop", there in per cent; small is good. For a probability of 0 the drop is 0.
     """
     return max(0.0, before - after) / before if before > 0 else 0.0
 
 
 def increase(before: float, after: float) -> float:
-    """1 if the confidence grows where only what the map shows is left, else 0; the mean is Grad-CAM++'s "increase in confidence"."""
+    """Return 1 if the confidence is larger on the image times its map, else 0.
+
+    The mean over images is Grad-CAM++'s "increase in confidence".
+    """
     return float(after > before)

@@ -1,4 +1,4 @@
-"""Where the objects are: boxes and masks that lie with a data set, seen as the network sees the image."""
+"""Positions of objects: boxes and masks of a data set, transformed to the network's input."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from tlcli.training.data.shapes import BOXES_FILE
 MASKS_FOLDER = "masks"
 
 _SLACK = 1e-6
-"""Pixels: places that are equal but for rounding are equal. An edge on a pixel's edge does not touch the pixel beyond it."""
+"""Tolerance in pixels for rounding. A box that ends on a pixel's edge does not touch the next pixel."""
 
 
 @dataclass(frozen=True)
 class Truth:
-    """The boxes and masks of a data set's folder.
+    """Boxes and masks of a data set's folder.
 
-    root: the folder. Its `boxes.json` says of images, by their path below it, `[left, top, right, bottom]` or a list of such;
-        `masks/<path below it>.png` (the image's suffix replaced) is not zero where the object is. A mask goes before a box.
-        Both are in pixels of the image as people see it, turned by its EXIF orientation.
-    boxes: by image.
+    root: the folder. Its `boxes.json` maps the path of an image below it to `[left, top, right, bottom]` or a list of such boxes.
+        `masks/<path below it>.png` (the image's suffix replaced) is nonzero on the object. A mask takes precedence over a box.
+        Both are in pixels of the upright image, after its EXIF orientation was applied.
+    boxes: boxes by image.
     """
 
     root: Path
@@ -37,10 +37,10 @@ class Truth:
 
     @classmethod
     def find(cls, root: Path) -> Truth | None:
-        """What lies in a folder; None if it has neither boxes nor masks.
+        """Read the boxes of a folder and look for masks; return None if it has neither.
 
         Raises:
-            DatasetError: a `boxes.json` that is not as above.
+            DatasetError: a `boxes.json` of another format.
         """
         path = root / BOXES_FILE
         if path.is_file():
@@ -48,27 +48,34 @@ class Truth:
         return cls(root, {}) if (root / MASKS_FOLDER).is_dir() else None
 
     def region(self, name: str, size: tuple[int, int], preprocessing: Preprocessing) -> Flags | None:
-        """Where the object of image `name` is in the network's input, `[height, width]`.
-
-        Nowhere, if the crop leaves all of it out. None if nothing is known of this image.
+        """Return the object's position in the network's input, as a mask `[height, width]`.
 
         Args:
-            name: below the root.
-            size: the image's width and height.
-            preprocessing: the model's.
+            name: path of the image below the root.
+            size: width and height of the image.
+            preprocessing: the model's preprocessing.
+
+        Returns:
+            All False if the object is cropped away; None if the image has no box and no mask.
 
         Raises:
-            ImageError: a mask that cannot be read, or of another size than its image.
+            ImageError: a mask that cannot be read, or has another size than its image.
         """
         mask = self.root / MASKS_FOLDER / PurePosixPath(name).with_suffix(".png")
         if mask.is_file():
-            return seen_mask(_read_mask(mask, size), preprocessing)
+            return mask_region(_read_mask(mask, size), preprocessing)
         boxes = self.boxes.get(name)
-        return None if boxes is None else seen_boxes(boxes, size, preprocessing)
+        return None if boxes is None else boxes_region(boxes, size, preprocessing)
 
 
-def seen_boxes(boxes: tuple[Box, ...], size: tuple[int, int], preprocessing: Preprocessing) -> Flags:
-    """Boxes of an image of `size` (width, height) in its network's input: every pixel that one of them touches, `[height, width]`."""
+def boxes_region(boxes: tuple[Box, ...], size: tuple[int, int], preprocessing: Preprocessing) -> Flags:
+    """Return the pixels of the network's input that the boxes of an image touch, `[height, width]`.
+
+    Args:
+        boxes: in pixels of the image.
+        size: width and height of the image.
+        preprocessing: the model's preprocessing.
+    """
     left, top, right, bottom = preprocessing.visible_box(*size)
     across, down = preprocessing.width / (right - left), preprocessing.height / (bottom - top)
     region = np.zeros((preprocessing.height, preprocessing.width), dtype=np.bool_)
@@ -83,17 +90,17 @@ def _touched(low: float, high: float, length: int) -> slice:
     return slice(min(max(math.floor(low + _SLACK), 0), length), min(max(math.ceil(high - _SLACK), 0), length))
 
 
-def _under(low: float, high: float, length: int) -> Indices:
-    """The image's pixel under the middle of each of the input's; a middle on the edge of two belongs to the second."""
+def _source_pixels(low: float, high: float, length: int) -> Indices:
+    """Return the image's pixel at the centre of each input pixel; a centre on the edge of two pixels belongs to the second."""
     return np.floor(low + (np.arange(length) + 0.5) * (high - low) / length + _SLACK).astype(np.int64)
 
 
-def seen_mask(mask: Flags, preprocessing: Preprocessing) -> Flags:
-    """An image's mask, `[h, w]`, in its network's input, `[height, width]`: what lies under the middle of each pixel."""
+def mask_region(mask: Flags, preprocessing: Preprocessing) -> Flags:
+    """Transform an image's mask `[h, w]` to the network's input `[height, width]`, sampled at the centre of each pixel."""
     height, width = mask.shape
     left, top, right, bottom = preprocessing.visible_box(width, height)
-    columns = _under(left, right, preprocessing.width)
-    rows = _under(top, bottom, preprocessing.height)
+    columns = _source_pixels(left, right, preprocessing.width)
+    rows = _source_pixels(top, bottom, preprocessing.height)
     inside = ((rows >= 0) & (rows < height))[:, None] & ((columns >= 0) & (columns < width))
     return np.asarray(mask[rows.clip(0, height - 1)[:, None], columns.clip(0, width - 1)] & inside)
 
@@ -101,18 +108,18 @@ def seen_mask(mask: Flags, preprocessing: Preprocessing) -> Flags:
 def _read_boxes(path: Path) -> dict[str, tuple[Box, ...]]:
     expected = 'expected {"<path of an image>": [left, top, right, bottom], or a list of such, ...}'
     try:
-        kept = json.loads(path.read_text(encoding="utf-8-sig"))
+        document = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise DatasetError(f"{path}: cannot be read: {first_line(error)}: {expected}") from error
-    if not isinstance(kept, dict):
-        raise DatasetError(f"{path}: {expected}, {type(kept).__name__} came")
+    if not isinstance(document, dict):
+        raise DatasetError(f"{path}: holds {type(document).__name__}: {expected}")
     boxes: dict[str, tuple[Box, ...]] = {}
-    for name, value in kept.items():
-        several = value if isinstance(value, list) and value and isinstance(value[0], list) else [value]
-        for box in several:
+    for name, value in document.items():
+        image_boxes = value if isinstance(value, list) and value and isinstance(value[0], list) else [value]
+        for box in image_boxes:
             if not _is_box(box):
-                raise DatasetError(f"{path}: {name}: {json.dumps(box)} is no box: {expected}, left < right and top < bottom")
-        boxes[name] = tuple((float(box[0]), float(box[1]), float(box[2]), float(box[3])) for box in several)
+                raise DatasetError(f"{path}: {name}: {json.dumps(box)} is not a box: {expected}, left < right and top < bottom")
+        boxes[name] = tuple((float(box[0]), float(box[1]), float(box[2]), float(box[3])) for box in image_boxes)
     return boxes
 
 
@@ -127,11 +134,11 @@ def _read_mask(path: Path, size: tuple[int, int]) -> Flags:
     try:
         with Image.open(path, formats=("PNG",)) as opened:
             if opened.size != size:
-                raise ImageError(f"{path}: a mask of {opened.size[0]}x{opened.size[1]} pixels, its image has {size[0]}x{size[1]}")
+                raise ImageError(f"{path}: the mask has {opened.size[0]}x{opened.size[1]} pixels, its image {size[0]}x{size[1]}")
             values = np.asarray(opened)
             bands = opened.getbands()
     except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise ImageError(f"{path}: a mask that cannot be read: {first_line(error)}") from error
+        raise ImageError(f"{path}: the mask cannot be read: {first_line(error)}") from error
     if values.ndim == 2:
         return np.asarray(values != 0)
     return np.asarray((values[..., [band != "A" for band in bands]] != 0).any(-1))

@@ -1,4 +1,4 @@
-"""Does the map lie on the object? Both measures take the map at the input's size and where in the input the object is."""
+"""Localisation metrics: overlap of a map with the object. Both take the map and the object's region at the input's size."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ import numpy as np
 from tlcli.evaluation.perturbation import Flags, Values
 
 MARGIN = 15 / 224
-"""How far beside the object a point still counts, in sides of the input: 15 pixels of 224, as in the paper's protocol."""
+"""Distance from the object at which a point still counts, relative to the input's shorter side: 15 pixels of 224, as in the paper."""
 
 
 def points_at(values: Values, region: Flags, margin: float = MARGIN) -> bool:
-    """The pointing game (Zhang et al. 2016, excitation backprop, arXiv:1608.00507): the map's largest point lies on the object.
+    """Play the pointing game: return True if the map's maximum is on the object.
 
-    Of several equally large points the one nearest to their middle counts. A constant map points at nothing.
+    Zhang et al. 2016, excitation backprop, arXiv:1608.00507. Of several equal maxima the one nearest to their centre counts. A constant
+    map is a miss.
 
     Args:
-        values: `[H, W]`.
-        region: where the object is, `[H, W]`, somewhere at least.
-        margin: how far beside it a point is still a hit, in sides of the input, the shorter one.
+        values: the map, `[H, W]`.
+        region: the object, `[H, W]`, with at least one pixel.
+        margin: distance from the object at which a point is still a hit, relative to the input's shorter side.
     """
     largest = values.max()
     if not largest > values.min():
@@ -30,12 +31,16 @@ def points_at(values: Values, region: Flags, margin: float = MARGIN) -> bool:
 
 
 def energy_inside(values: Values, region: Flags) -> float:
-    """The energy-based pointing game (Wang et al. 2020, Score-CAM, arXiv:1910.01279, section 4.3): the share of the map on the object.
+    """Return the share of the map's energy on the object, the score of the energy-based pointing game.
+
+    Wang et al. 2020, Score-CAM, arXiv:1910.01279, section 4.3.
 
     Args:
-        values: `[H, W]`, scaled to [0, 1] as in the paper; else negative values count as nothing. A map without a positive value
-            has no share: 0.
-        region: where the object is, `[H, W]`.
+        values: the map, `[H, W]`, scaled to [0, 1] as in the paper. Negative values count as 0.
+        region: the object, `[H, W]`.
+
+    Returns:
+        The share; 0 for a map without positive values.
     """
     positive = np.maximum(values, 0).astype(np.float64)
     total = float(positive.sum())

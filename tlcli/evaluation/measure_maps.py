@@ -1,4 +1,4 @@
-"""Every metric of every method on every image, one image at a time."""
+"""Measurement of maps: every metric of every method, image by image."""
 
 from __future__ import annotations
 
@@ -30,27 +30,27 @@ from tlcli.evaluation.cam_metrics import (
     Column,
     columns_of,
 )
-from tlcli.evaluation.faithfulness import area, blurred, deletion, drop, explained, increase, insertion
+from tlcli.evaluation.faithfulness import apply_map, area, blur, deletion, drop, increase, insertion
 from tlcli.evaluation.localisation import energy_inside, points_at
 from tlcli.evaluation.perturbation import Bytes, Floats, Score, Values, at_input_size, class_score, ranking
 from tlcli.evaluation.road import SHARES, noise_for, road
 from tlcli.training.runtime.progress import ProgressFactory, silent
 
 LEFT_OUT_BY_DEFAULT = ("scorecam", "ablationcam")
-"""Methods that run the network, or its head, once a channel: minutes where the others take seconds."""
+"""Methods that run the network or its head once per channel, which takes minutes instead of seconds."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured, and how.
+    """Settings of a measurement.
 
-    methods: maps of the model, by name.
-    metrics: of `tlcli.evaluation.cam_metrics.METRICS`.
-    steps: equal shares of the pixels, for deletion and insertion.
-    seed: of the random map and of ROAD's noise.
-    class_ids: the class to explain for each class of the data set; None: the model's first for each image.
-    softmax: maps of the class's probability instead of its logit.
-    batch_size: inputs that the model is given at a time.
+    methods: names of the model's maps.
+    metrics: names from `tlcli.evaluation.cam_metrics.METRICS`.
+    steps: number of equal shares of the pixels, for deletion and insertion.
+    seed: seed of the random map and of ROAD's noise.
+    class_ids: the class to explain for each class of the data set; None explains the model's top-1 class of each image.
+    softmax: explain the class's probability instead of its logit.
+    batch_size: number of inputs that the model runs at a time.
     """
 
     methods: tuple[str, ...]
@@ -63,18 +63,25 @@ class Settings:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The methods, then the baselines."""
+        """Names of the methods, followed by the baselines."""
         return (*self.methods, *BASELINES)
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        """The figures there will be."""
+        """Columns of the result table."""
         return columns_of(self.metrics)
 
 
 @dataclass(frozen=True)
-class Judged:
-    """One image. class_id: the class explained. probability: what the model gave it. values: method, then column, to figure."""
+class ImageResult:
+    """Result of one image.
+
+    name: its path below the data set's folder.
+    class_name: name of its class in the data set.
+    class_id: the explained class.
+    probability: the model's probability of that class.
+    values: method to column to value.
+    """
 
     name: str
     class_name: str
@@ -85,7 +92,12 @@ class Judged:
 
 @dataclass(frozen=True)
 class Mean:
-    """The mean over `count` images. error: its standard error, nan of a single image."""
+    """Mean over images.
+
+    mean: the mean.
+    error: its standard error; nan for a single image.
+    count: number of images.
+    """
 
     mean: float
     error: float
@@ -94,22 +106,23 @@ class Mean:
 
 @dataclass
 class Measurement:
-    """Everything that was found.
+    """Results of a measurement.
 
-    images: those judged.
+    settings: its settings.
+    images: the results of the images.
     curves: `deletion` and `insertion`, then method, to the class's mean probability after 0, 1, ... of the steps.
-    without_region: images of which it is not known where the object is.
-    outside: images whose object lies wholly outside of what the network sees; neither are in the metrics that need a box.
+    without_region: number of images without a box or mask.
+    outside: number of images whose object is cropped away. Neither kind counts in the metrics that need a box.
     """
 
     settings: Settings
-    images: list[Judged] = field(default_factory=list)
+    images: list[ImageResult] = field(default_factory=list)
     curves: dict[str, dict[str, Floats]] = field(default_factory=dict)
     without_region: int = 0
     outside: int = 0
 
     def figure(self, method: str, column: str) -> Mean | None:
-        """One cell of the table; None if no image has a figure."""
+        """Return a cell of the table; None if no image has a value."""
         values = [image.values[method][column] for image in self.images if column in image.values[method]]
         if not values:
             return None
@@ -117,114 +130,119 @@ class Measurement:
         return Mean(float(np.mean(values)), error, len(values))
 
 
-def choose_methods(model: Model, wanted: Sequence[str] | None) -> tuple[str, ...]:
-    """The maps to judge.
+def choose_methods(model: Model, names: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the names of the maps to measure.
 
     Args:
-        model: whose.
-        wanted: maps by name; a method that is no map's name stands for its maps of every layer; `all` for every map there is;
+        model: the model.
+        names: names of maps; a method that is not a map's name stands for its maps of every layer; `all` for every map;
             None for every map but the slow ones, `LEFT_OUT_BY_DEFAULT`.
 
     Raises:
-        RequestError: a map that the model does not have, or none at all.
+        RequestError: a map that the model does not have, or a model without maps.
     """
     maps, where = model.description.maps, f"model {model.description.name!r}"
     if not maps:
-        raise RequestError(f"{where} has no maps to judge: export it again with `tlcli export`")
-    if wanted is None:
+        raise RequestError(f"{where} has no maps to measure: export it again with `tlcli export`")
+    if names is None:
         quick = tuple(output.name for output in maps if output.method not in LEFT_OUT_BY_DEFAULT)
         if not quick:
-            raise RequestError(f"{where} has slow maps only ({', '.join(model.description.methods)}): ask for them with --methods all")
+            raise RequestError(f"{where} has only slow maps ({', '.join(model.description.methods)}): request them with --methods all")
         return quick
     chosen: list[str] = []
-    for name in wanted:
-        of_method = [] if name in model.description.methods else [output.name for output in maps if name in (output.method, "all")]
-        chosen += of_method or [require_method(name, model.description.methods, where)]
+    for name in names:
+        expanded = [] if name in model.description.methods else [output.name for output in maps if name in (output.method, "all")]
+        chosen += expanded or [require_method(name, model.description.methods, where)]
     return tuple(dict.fromkeys(chosen))
 
 
-def choose_metrics(images: Images, wanted: Sequence[str] | None) -> tuple[str, ...]:
-    """The metrics to compute: those wanted, or all that the data allows.
+def choose_metrics(images: Images, names: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the metrics to compute, in the order of `METRICS`.
+
+    Args:
+        images: the images.
+        names: names of metrics; None for all that the data set allows.
 
     Raises:
-        RequestError: an unknown one.
-        DatasetError: one that needs boxes, where there are none.
+        RequestError: an unknown metric.
+        DatasetError: a metric that needs boxes, for a data set without any.
     """
-    if wanted is None:
+    if names is None:
         return tuple(name for name in METRICS if images.truth is not None or name not in NEED_TRUTH)
-    for name in wanted:
+    for name in names:
         if name not in METRICS:
             raise RequestError(f"--metrics: unknown metric {name!r}: expected one or more of {', '.join(METRICS)}")
         if name in NEED_TRUTH and images.truth is None:
             raise DatasetError(
-                f"{images.where}: --metrics {name} needs to know where the objects are, and there is neither a boxes.json nor a"
+                f"{images.where}: --metrics {name} needs boxes or masks of the objects, and there is neither a boxes.json nor a"
                 " masks folder: add one, or leave the metric out"
             )
-    return tuple(name for name in METRICS if name in wanted)
+    return tuple(name for name in METRICS if name in names)
 
 
 def measure(model: Model, images: Images, settings: Settings, progress: ProgressFactory = silent) -> Measurement:
-    """Judge the maps.
+    """Measure maps on images.
 
-    They are judged at the input's size (bilinear). What the model is asked about are images of 8 bits, as a served model takes
-    them: changed ones are rounded to the nearest grey level.
+    Maps are enlarged to the input's size (bilinear). The model runs on 8-bit images, as a served model does: changed images are rounded
+    to the nearest grey level.
 
     Args:
-        model: asked for the maps and, through `Model.run`, about the changed images.
-        images: read as they are needed.
-        settings: what to measure.
-        progress: told of images.
+        model: the model; it computes the maps and, through `Model.run`, scores the changed images.
+        images: the images, read as they are needed.
+        settings: settings of the measurement.
+        progress: progress display over the images.
 
     Raises:
-        DatasetError: no image can be read; or only metrics that need boxes were asked for, and no image has one in sight.
+        DatasetError: no image can be read; or all requested metrics need boxes, and no image has a visible one.
         RequestError: a method that the model does not have.
     """
-    found = Measurement(settings)
+    measurement = Measurement(settings)
     sums: dict[str, dict[str, Floats]] = {}
-    with progress("Judging maps", len(images)) as advance:
+    with progress("Measuring maps", len(images)) as advance:
         for sample in images.read(model.description.preprocessing):
-            found.without_region += sample.region is None
-            found.outside += sample.region is not None and not sample.region.any()
-            found.images.append(_judge(model, sample, settings, sums))
+            measurement.without_region += sample.region is None
+            measurement.outside += sample.region is not None and not sample.region.any()
+            measurement.images.append(_measure_image(model, sample, settings, sums))
             advance(1)
-    if not any(image.values[name] for image in found.images for name in settings.names):
+    number = len(measurement.images)
+    if not any(image.values[name] for image in measurement.images for name in settings.names):
         raise DatasetError(
-            f"{images.where}: no box lies in what the network sees of the {len(found.images)} images"
-            f" ({found.without_region} without a box, {found.outside} outside): the paths in boxes.json are those below its folder"
+            f"{images.where}: none of the {number} images has a box that the network sees ({measurement.without_region} without a box,"
+            f" {measurement.outside} cropped away): the paths in boxes.json must be relative to its folder"
         )
-    number = len(found.images)
-    found.curves = {kind: {name: total / number for name, total in of.items()} for kind, of in sums.items()}
-    return found
+    measurement.curves = {kind: {name: total / number for name, total in totals.items()} for kind, totals in sums.items()}
+    return measurement
 
 
-def _judge(model: Model, sample: Sample, settings: Settings, sums: dict[str, dict[str, Floats]]) -> Judged:
+def _measure_image(model: Model, sample: Sample, settings: Settings, sums: dict[str, dict[str, Floats]]) -> ImageResult:
+    """Measure all maps of an image, and add their curves to `sums`."""
     preprocessing = model.description.preprocessing
     target = FIRST_RANKED if settings.class_ids is None else settings.class_ids[sample.class_name]
     answer = explain(model, sample.image[None], (target,), settings.methods, softmax=settings.softmax, batch_size=settings.batch_size)
-    assert answer.classes is not None  # maps were asked for
+    assert answer.classes is not None  # maps were requested
     class_id = int(answer.classes[0, 0])
     probability = float(answer.scores[0, class_id])
     score = class_score(model, class_id, settings.batch_size)
     probe = _Probe(sample, probability, score, settings, preprocessing)
     values: dict[str, dict[str, float]] = {}
-    for name, low in _maps({name: answer.maps[name][0, 0] for name in settings.methods}, sample, settings, preprocessing).items():
-        values[name], curves = probe.judge(low)
+    for name, enlarged in _enlarged({name: answer.maps[name][0, 0] for name in settings.methods}, sample, settings, preprocessing).items():
+        values[name], curves = probe.measure(enlarged)
         for kind, curve in curves.items():
             totals = sums.setdefault(kind, {})
             totals[name] = totals[name] + curve if name in totals else curve
-    return Judged(sample.name, sample.class_name, class_id, probability, values)
+    return ImageResult(sample.name, sample.class_name, class_id, probability, values)
 
 
-def _maps(of_model: dict[str, Values], sample: Sample, settings: Settings, preprocessing: Preprocessing) -> dict[str, Values]:
-    """The methods' maps and the baselines', at the input's size; the random map's own size is the first method's."""
-    height, width = of_model[settings.methods[0]].shape
-    low = {**of_model, RANDOM: random_map(height, width, settings.seed, sample.number)}
+def _enlarged(model_maps: dict[str, Values], sample: Sample, settings: Settings, preprocessing: Preprocessing) -> dict[str, Values]:
+    """Return the methods' and the baselines' maps at the input's size. The random map is enlarged from the first method's size."""
+    height, width = model_maps[settings.methods[0]].shape
+    low = {**model_maps, RANDOM: random_map(height, width, settings.seed, sample.number)}
     maps = {name: at_input_size(values, preprocessing.width, preprocessing.height) for name, values in low.items()}
     return {**maps, CENTRE: centre_map(preprocessing.height, preprocessing.width)}
 
 
 class _Probe:
-    """One image, ready to have maps judged on it: what all its maps share is made once."""
+    """Measurement of maps on one image. Arrays that all its maps share are computed once."""
 
     def __init__(self, sample: Sample, probability: float, score: Score, settings: Settings, preprocessing: Preprocessing) -> None:
         self._sample = sample
@@ -233,41 +251,41 @@ class _Probe:
         self._metrics = settings.metrics
         self._steps = settings.steps
         self._colour: Bytes = np.array([round(255 * value) for value in preprocessing.mean], dtype=np.uint8)
-        self._blurred = blurred(sample.image) if INSERTION in settings.metrics else sample.image
+        self._blurred = blur(sample.image) if INSERTION in settings.metrics else sample.image
         self._noise: npt.NDArray[np.float64] = noise_for(sample.image.shape, settings.seed, sample.number)
 
-    def judge(self, values: Values) -> tuple[dict[str, float], dict[str, Floats]]:
-        """A map at the input's size, not scaled: its figures by column, and its curves by metric."""
-        image, score, wanted = self._sample.image, self._score, self._metrics
+    def measure(self, values: Values) -> tuple[dict[str, float], dict[str, Floats]]:
+        """Measure a map at the input's size, not scaled; return its values by column, and its curves by metric."""
+        image, score, metrics = self._sample.image, self._score, self._metrics
         unit = to_unit(values)
         order = ranking(values)
         figures: dict[str, float] = {}
         curves: dict[str, Floats] = {}
-        if DELETION in wanted:
+        if DELETION in metrics:
             curves[DELETION] = deletion(image, order, score, self._steps, self._colour)
-        if INSERTION in wanted:
+        if INSERTION in metrics:
             curves[INSERTION] = insertion(image, order, score, self._steps, self._blurred)
         figures.update({kind: area(curve) for kind, curve in curves.items()})
-        if ROAD in wanted:
-            found = road(image, order, score, self._noise)
-            figures |= {"road": found.combined, "road_morf": float(found.morf.mean()), "road_lerf": float(found.lerf.mean())}
-        if DROP in wanted or INCREASE in wanted:
-            after = float(score([explained(image, unit, self._colour)])[0])
-            if DROP in wanted:
+        if ROAD in metrics:
+            result = road(image, order, score, self._noise)
+            figures |= {"road": result.combined, "road_morf": float(result.morf.mean()), "road_lerf": float(result.lerf.mean())}
+        if DROP in metrics or INCREASE in metrics:
+            after = float(score([apply_map(image, unit, self._colour)])[0])
+            if DROP in metrics:
                 figures[DROP] = drop(self._probability, after)
-            if INCREASE in wanted:
+            if INCREASE in metrics:
                 figures[INCREASE] = increase(self._probability, after)
         region = self._sample.region
         if region is not None and region.any():
-            if POINTING in wanted:
+            if POINTING in metrics:
                 figures[POINTING] = float(points_at(values, region))
-            if ENERGY in wanted:
+            if ENERGY in metrics:
                 figures[ENERGY] = energy_inside(unit, region)
         return figures, curves
 
 
-def probes_a_map(settings: Settings) -> int:
-    """How many changed images the model is asked about for one map of one image."""
+def probes_per_map(settings: Settings) -> int:
+    """Return the number of changed images that the model runs for one map of one image."""
     curve = settings.steps + 1
     costs = {DELETION: curve, INSERTION: curve, ROAD: 2 * len(SHARES)}
     return sum(costs.get(name, 0) for name in settings.metrics) + (DROP in settings.metrics or INCREASE in settings.metrics)

@@ -1,4 +1,4 @@
-"""Asking a model about changed images: what the measures of faithfulness share."""
+"""Perturbed images and the model's scores for them, shared by the faithfulness metrics."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ Indices = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
 Score = Callable[[Iterable[Bytes]], Floats]
-"""Inputs uint8 `[H, W, 3]`, as many as come, to the probability of one class for each, `[n]`."""
+"""Function that runs any number of inputs, uint8 `[H, W, 3]`, and returns the probability of one class for each, `[n]`."""
 
 
 def class_score(model: Model, class_id: int, batch_size: int) -> Score:
-    """The model's probability of `class_id`; at most `batch_size` inputs are held at a time."""
+    """Return a function that computes the model's probability of `class_id`, with at most `batch_size` inputs in memory at a time."""
 
     def score(images: Iterable[Bytes]) -> Floats:
-        waiting = iter(images)
-        parts = []
-        while batch := list(islice(waiting, batch_size)):
-            parts.append(model.run(np.stack(batch)).scores[:, class_id])
-        return np.concatenate(parts, dtype=np.float64)
+        remaining = iter(images)
+        scores = []
+        while batch := list(islice(remaining, batch_size)):
+            scores.append(model.run(np.stack(batch)).scores[:, class_id])
+        return np.concatenate(scores, dtype=np.float64)
 
     return score
 
 
 def at_input_size(values: Values, width: int, height: int) -> Values:
-    """A raw map `[h, w]`, bilinear, at the input's size: constant if it is, and 0 if a value of it is not finite."""
+    """Enlarge a raw map `[h, w]` to the input's size (bilinear). A constant map stays constant; one that is not finite becomes 0."""
     if not np.isfinite(values).all():
         return np.zeros((height, width), dtype=np.float32)
     if values.min() == values.max():
@@ -44,22 +44,22 @@ def at_input_size(values: Values, width: int, height: int) -> Values:
 
 
 def ranking(values: Values) -> Indices:
-    """The positions of a map `[H, W]`, row by row from 0, from the largest value to the smallest; equal ones as they are read."""
+    """Return the flat indices of a map `[H, W]` by descending value; equal values stay in reading order."""
     return np.argsort(-values.ravel(), kind="stable")
 
 
-def replaced(image: Bytes, positions: Indices, by: Bytes) -> Bytes:
-    """A copy of `image` with the pixels at `positions` taken from `by`, which has its shape, or is one colour `[3]`."""
+def replace_pixels(image: Bytes, positions: Indices, source: Bytes) -> Bytes:
+    """Return a copy of `image` with the pixels at `positions` from `source`: an image of the same shape, or one colour `[3]`."""
     changed = image.reshape(-1, 3).copy()
-    changed[positions] = by if by.ndim == 1 else by.reshape(-1, 3)[positions]
+    changed[positions] = source if source.ndim == 1 else source.reshape(-1, 3)[positions]
     return changed.reshape(image.shape)
 
 
-def counts(pixels: int, steps: int) -> list[int]:
-    """How many of `pixels` the first 0, 1, ..., `steps` of `steps` equal shares are."""
+def pixel_counts(pixels: int, steps: int) -> list[int]:
+    """Return the number of pixels in the first 0, 1, ..., `steps` of `steps` equal shares."""
     return [round(pixels * step / steps) for step in range(steps + 1)]
 
 
-def rounded(image: npt.NDArray[np.floating]) -> Bytes:
-    """To the nearest of 8 bits, which is what a served model takes."""
+def round_to_bytes(image: npt.NDArray[np.floating]) -> Bytes:
+    """Round an image to 8 bits, the input type of a served model."""
     return np.asarray(np.clip(np.rint(image), 0, 255), dtype=np.uint8)

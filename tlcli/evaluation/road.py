@@ -1,6 +1,6 @@
-"""ROAD, remove and debias (Rong et al. 2022, arXiv:2202.00449): removed pixels are filled in from what surrounds them.
+"""ROAD, remove and debias (Rong et al. 2022, arXiv:2202.00449): removed pixels are imputed from their surroundings.
 
-Painted over in one colour, removed pixels leave an outline that tells of the class by itself; filled in, they tell little.
+If removed pixels are painted over in one colour, their outline alone reveals the class. Imputed pixels reveal little.
 """
 
 from __future__ import annotations
@@ -12,83 +12,87 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tlcli.contract.process.cores import usable_cores
-from tlcli.evaluation.perturbation import Bytes, Flags, Floats, Indices, Score, rounded
+from tlcli.evaluation.perturbation import Bytes, Flags, Floats, Indices, Score, round_to_bytes
 
 if TYPE_CHECKING:
     from scipy.sparse import csc_matrix
 
 SHARES = (0.2, 0.4, 0.6, 0.8)
-"""Of the pixels, that are removed."""
+"""Shares of the pixels that are removed."""
 
 NOISE = 0.01 * 255
-"""The standard deviation of what is added to a filled-in pixel, in grey levels."""
+"""Standard deviation of the noise on imputed pixels, in grey levels."""
 
 _NEIGHBOURS = tuple(
     ((down, across), 1 / 6 if down == 0 or across == 0 else 1 / 12) for down in (-1, 0, 1) for across in (-1, 0, 1) if down or across
 )
-"""Where a pixel's neighbours are, and what each weighs."""
+"""Offsets of a pixel's neighbours, and their weights."""
 
 
 @dataclass(frozen=True)
 class Road:
-    """The class's probability, a share of `SHARES` each: the most relevant pixels removed first (`morf`), the least relevant (`lerf`)."""
+    """Class probabilities after pixels were removed, one for each share in `SHARES`.
+
+    morf: with the most relevant pixels removed first.
+    lerf: with the least relevant pixels removed first.
+    """
 
     morf: Floats
     lerf: Floats
 
     @property
     def combined(self) -> float:
-        """(LeRF - MoRF) / 2, the mean over the shares: large is good, 0 is what a map that knows nothing gets."""
+        """Mean of (LeRF - MoRF) / 2 over the shares: large is good, 0 is expected of a map without information."""
         return float((self.lerf - self.morf).mean() / 2)
 
 
 def road(image: Bytes, order: Indices, score: Score, noise: Floats) -> Road:
-    """ROAD of one map.
+    """Compute ROAD for one map.
 
     Args:
         image: the input, `[H, W, 3]`.
         order: its pixels, the most important first, `[H * W]`.
-        score: asks the model.
-        noise: from `noise_for`.
+        score: function that runs the model.
+        noise: noise from `noise_for`.
     """
 
     def without(positions: Indices) -> Bytes:
         missing = np.zeros(len(order), dtype=np.bool_)
         missing[positions] = True
-        return imputed(image, missing.reshape(image.shape[:2]), noise)
+        return impute(image, missing.reshape(image.shape[:2]), noise)
 
     removed = [sequence[: round(share * len(order))] for sequence in (order, order[::-1]) for share in SHARES]
-    with ThreadPoolExecutor(max_workers=min(len(removed), usable_cores())) as pool:  # SuperLU leaves the GIL
+    with ThreadPoolExecutor(max_workers=min(len(removed), usable_cores())) as pool:  # SuperLU releases the GIL
         scores = score(pool.map(without, removed))
     return Road(scores[: len(SHARES)], scores[len(SHARES) :])
 
 
 def noise_for(shape: tuple[int, ...], seed: int, number: int) -> Floats:
-    """What `imputed` adds to image `number`: the same for every map of it, so that maps differ by nothing else."""
+    """Return the noise that `impute` adds to image `number`: the same for every map, so that only the maps differ."""
     return np.random.default_rng([seed, number]).normal(0.0, NOISE, shape)
 
 
-def imputed(image: Bytes, missing: Flags, noise: Floats) -> Bytes:
-    """The image with its missing pixels filled in, noise upon them, rounded to 8 bits.
+def impute(image: Bytes, missing: Flags, noise: Floats) -> Bytes:
+    """Fill in the missing pixels of an image, add noise to them, and round to 8 bits.
 
     Args:
         image: `[H, W, 3]`.
-        missing: `[H, W]`; not all of them.
-        noise: grey levels, `[H, W, 3]`; read where pixels are missing.
+        missing: `[H, W]`; at least one pixel is not missing.
+        noise: grey levels, `[H, W, 3]`; used where pixels are missing.
     """
     filled = image.astype(np.float64)
     if missing.any():
-        filled[missing] = solved(image, missing) + noise[missing]
-    return rounded(filled)
+        filled[missing] = solve_missing(image, missing) + noise[missing]
+    return round_to_bytes(filled)
 
 
-def solved(image: Bytes, missing: Flags) -> Floats:
-    """Values for the missing pixels such that each is the weighted mean of its neighbours, missing or not.
+def solve_missing(image: Bytes, missing: Flags) -> Floats:
+    """Solve for the missing pixels so that each is the weighted mean of its neighbours, missing or not.
 
-    Neighbours beside one another weigh 1/6, diagonal ones 1/12; at the image's edge those that there are share the weight.
+    Direct neighbours weigh 1/6, diagonal ones 1/12; at the image's edge the existing neighbours share the weight.
 
     Returns:
-        `[n, channels]`, the missing pixels in the order in which they are read.
+        `[n, channels]`, the missing pixels in reading order.
 
     Raises:
         ValueError: every pixel is missing.
@@ -96,14 +100,14 @@ def solved(image: Bytes, missing: Flags) -> Floats:
     from scipy.sparse.linalg import splu
 
     if missing.all():
-        raise ValueError("every pixel is missing: nothing is left to fill in from")
+        raise ValueError("every pixel is missing: at least one known pixel is needed")
     system, known = _equations(image, missing)
     solution: Floats = splu(system, permc_spec="MMD_AT_PLUS_A", options={"SymmetricMode": True}).solve(known)
     return solution
 
 
 def _equations(image: Bytes, missing: Flags) -> tuple[csc_matrix, Floats]:
-    """The matrix `[n, n]`, symmetric, and the right side `[n, channels]`: what the known neighbours give to each missing pixel."""
+    """Return the symmetric matrix `[n, n]`, and the right-hand side `[n, channels]`: the known neighbours' share of each missing pixel."""
     from scipy.sparse import csc_matrix
 
     outside, is_known = -2, -1
@@ -117,11 +121,11 @@ def _equations(image: Bytes, missing: Flags) -> tuple[csc_matrix, Floats]:
     weights, right = np.zeros(number), np.zeros((number, image.shape[2]))
     entries: list[tuple[Indices, Indices, Floats]] = []
     for (down, across), weight in _NEIGHBOURS:
-        there = unknowns[rows + down, columns + across]
-        weights += weight * (there != outside)
-        right += weight * (there == is_known)[:, None] * values[rows + down, columns + across]
-        both = there >= 0
-        entries.append((here[both], there[both], np.full(int(both.sum()), -weight)))
+        neighbour = unknowns[rows + down, columns + across]
+        weights += weight * (neighbour != outside)
+        right += weight * (neighbour == is_known)[:, None] * values[rows + down, columns + across]
+        both = neighbour >= 0
+        entries.append((here[both], neighbour[both], np.full(int(both.sum()), -weight)))
     entries.append((here, here, weights))
     row, column, entry = (np.concatenate(parts) for parts in zip(*entries, strict=True))
     return csc_matrix((entry, (row, column)), shape=(number, number)), right

@@ -1,1 +1,1 @@
-"""Serving and training beyond one machine, on Ray: see docs/ray.md."""
+"""Serving and training on a Ray cluster; see docs/ray.md."""

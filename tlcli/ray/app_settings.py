@@ -1,4 +1,4 @@
-"""The `args` of the application: settings of `tlcli serve`, but for those that are Ray's to say."""
+"""Settings of the Ray application: the settings of `tlcli serve`, except those that Ray itself controls."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from tlcli.service.repository.model_control import EXPLICIT
 from tlcli.service.settings.server_settings import ServerSettings
 from tlcli.service.settings.sources import configure_from
 
-_LISTENS = "Ray's proxies listen: see grpc_options in the Serve config"
-_HTTP = "HTTP is not answered here: `tlcli serve --http-port` does"
-_TLS = "Ray's proxies answer without TLS: let what stands in front of them encrypt"
-_METRICS = "Ray has metrics of its own: see docs/ray.md"
+_LISTENS = "Ray's proxies listen for requests: see grpc_options in the Serve config"
+_HTTP = "the Ray application has no HTTP endpoint: use `tlcli serve --http-port`"
+_TLS = "Ray's proxies do not support TLS: terminate TLS in front of them"
+_METRICS = "Ray exports its own metrics: see docs/ray.md"
 _STOPS = "Ray stops replicas: see graceful_shutdown_timeout_s in the Serve config"
-ELSEWHERE = {
+NOT_SUPPORTED = {
     "host": _LISTENS,
     "port": _LISTENS,
     "reuse_port": _LISTENS,
@@ -31,18 +31,18 @@ ELSEWHERE = {
     "pre_stop_s": _STOPS,
     "grace_s": _STOPS,
 }
-"""Settings of `tlcli serve` that are no replica's, with who has them."""
+"""Settings of `tlcli serve` that a replica does not take, with the alternative."""
 
 
 def read_args(args: Mapping[str, Any]) -> ServerSettings:
-    """The settings of a replica.
+    """Read the settings of a replica from the application's `args`.
 
     Raises:
-        SettingsError: an unknown key, a value that will not do, a setting that is Ray's, or a path that would be another on each node.
+        SettingsError: an unknown key, an invalid value, a setting that Ray controls, or a relative path, which would differ between nodes.
     """
-    settings = configure_from(args, "args", ELSEWHERE).settings
+    settings = configure_from(args, "args", NOT_SUPPORTED).settings
     if settings.model_control == EXPLICIT:
-        raise SettingsError("args: model_control explicit: a load would reach one replica of several: expected fixed or poll")
+        raise SettingsError("args: model_control explicit: a load request would reach only one replica: expected fixed or poll")
     for name, path in (("models", settings.models), ("tokens_file", settings.tokens_file)):
         if path is not None and not path.is_absolute():
             raise SettingsError(f"args: {name} {path}: expected an absolute path, the same on every node")
@@ -50,11 +50,11 @@ def read_args(args: Mapping[str, Any]) -> ServerSettings:
 
 
 def fit_to(settings: ServerSettings, cpus: float) -> ServerSettings:
-    """With as many threads as Ray has given the replica cores (`num_cpus`), where nothing is said of threads.
+    """Limit the number of threads to the cores that Ray assigned to the replica (`num_cpus`), unless the settings name a number.
 
     Args:
-        settings: of the replica.
-        cpus: of the replica; 0 where it was given none, and may use what there is.
+        settings: settings of the replica.
+        cpus: cores assigned to the replica; 0 if it may use all cores.
     """
     cores = max(1, int(cpus))
     if not cpus or cores >= usable_cores():

@@ -1,4 +1,4 @@
-"""The application that Ray Serve runs: replicas, each with what a server holds, asked through Ray's gRPC proxies."""
+"""Ray Serve application: replicas, each with a server's components, that serve requests from Ray's gRPC proxies."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tlcli.contract.model.onnx_model import resolve_device
 from tlcli.contract.process.malloc import return_freed_memory
 from tlcli.ray.app_settings import fit_to, read_args
 from tlcli.ray.dispatch import Dispatch, Handlers
-from tlcli.ray.ray_context import Aborted, Taken
+from tlcli.ray.ray_context import CallAborted, RayContext
 from tlcli.service.inference.components import Parts
 from tlcli.service.protocol.rpc_methods import SERVICES, path_of
 from tlcli.service.rpc.grpc_server import handlers, interceptors
@@ -32,21 +32,21 @@ logger = logging.getLogger(__name__)
 
 
 class Serialized:
-    """A message that was written already: Ray asks for no more of an answer."""
+    """Serialized response. Ray only calls `SerializeToString` of a response."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
 
     def SerializeToString(self) -> bytes:  # noqa: N802  # protobuf's name
-        """As it travels."""
+        """Return the bytes of the message."""
         return self._data
 
 
 class Replica:
-    """One process of several that answer alike.
+    """Replica of the application, one of several identical processes.
 
-    It has a method for each call of both protocols, by the call's name, and `Check` of `grpc.health.v1`. Batches are formed in here, as
-    in `tlcli serve`, and nowhere else.
+    It has a method for each call of both protocols, under the call's name, and `Check` of `grpc.health.v1`. Batches are formed inside
+    the replica, as in `tlcli serve`, and nowhere else.
     """
 
     async def __init__(self, settings: ServerSettings) -> None:  # type: ignore[misc]  # Ray awaits it
@@ -63,17 +63,17 @@ class Replica:
         self._parts = Parts.of(settings, on_change=self._announce, is_serving=lambda: self._serving)
         logger.info("device: %s (asked for: %s)", resolve_device(settings.device), settings.device)
         self._parts.repository.discover()
-        offered = Handlers()
-        offered.add_generic_rpc_handlers(handlers(self._parts))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, offered)
-        self._dispatch = Dispatch(offered, interceptors(self._parts, renewed_tokens(settings.tokens_file)))
+        registry = Handlers()
+        registry.add_generic_rpc_handlers(handlers(self._parts))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, registry)
+        self._dispatch = Dispatch(registry, interceptors(self._parts, renewed_tokens(settings.tokens_file)))
         await self._parts.repository.load()
         self._serving = True
         await self._announce()
         self._following = asyncio.create_task(self._parts.control.follow())
 
     async def __del__(self) -> None:
-        """Ray awaits it when the requests in flight are answered."""
+        """Close the models. Ray awaits this when all in-flight requests are finished."""
         self._following.cancel()
         await self._parts.close()
 
@@ -81,9 +81,12 @@ class Replica:
         await self._health.announce(self._serving, self._parts.repository.serving())
 
     async def _answer(self, path: str, request: bytes, context: RayServegRPCContext) -> Serialized:
-        """An answer; one without a word where the call was refused: the status is on Ray's context, which only an answer carries back."""
-        call = Taken(context)
-        with suppress(Aborted):
+        """Handle a unary call.
+
+        A rejected call returns an empty response: its status is set on Ray's context, which is only sent back with a response.
+        """
+        call = RayContext(context)
+        with suppress(CallAborted):
             await self._require_size(request, call)
             return Serialized(await self._dispatch.answer(path, request, call, call.invocation_metadata()))
         return Serialized(b"")
@@ -91,22 +94,22 @@ class Replica:
     async def _answer_stream(
         self, path: str, requests: gRPCInputStream[bytes], context: RayServegRPCContext
     ) -> AsyncGenerator[Serialized, None]:
-        """As `_answer`; a stream that is refused ends with an answer without a word."""
+        """Handle a streaming call. A rejected stream ends with an empty response, see `_answer`."""
         answers: asyncio.Queue[Serialized | Exception | None] = asyncio.Queue(1)
 
         async def write(message: Message) -> None:
             await answers.put(Serialized(message.SerializeToString()))
 
         async def work() -> None:
-            call = Taken(context, write)
-            end: Exception | None = None
+            call = RayContext(context, write)
+            failure: Exception | None = None
             try:
                 await self._dispatch.answer_stream(path, requests, call, call.invocation_metadata())
-            except Aborted:
+            except CallAborted:
                 await answers.put(Serialized(b""))
-            except Exception as error:  # noqa: BLE001  # raised where the answers are read
-                end = error
-            await answers.put(end)
+            except Exception as error:  # noqa: BLE001  # raised again by the reader of the queue
+                failure = error
+            await answers.put(failure)
 
         task = asyncio.create_task(work())
         try:
@@ -117,7 +120,7 @@ class Replica:
         finally:
             task.cancel()
 
-    async def _require_size(self, request: bytes, call: Taken) -> None:
+    async def _require_size(self, request: bytes, call: RayContext) -> None:
         limit = self._parts.max_message_bytes
         if len(request) > limit:
             await call.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"Received message larger than max ({len(request)} vs. {limit})")
@@ -138,21 +141,21 @@ def _stream(path: str) -> Callable[..., AsyncGenerator[Serialized, None]]:
     return call
 
 
-def _offer(kind: type[Replica]) -> None:
-    """Ray finds a call's method by its name."""
+def _add_methods(replica: type[Replica]) -> None:
+    """Add a method for each call: Ray finds the method of a call by its name."""
     for method in (method for service in SERVICES for method in service.methods):
-        setattr(kind, method.name, (_stream if method.client_streaming else _unary)(path_of(method)))
-    setattr(kind, "Check", _unary(f"/{health.SERVICE_NAME}/Check"))  # noqa: B010  # as the others
+        setattr(replica, method.name, (_stream if method.client_streaming else _unary)(path_of(method)))
+    setattr(replica, "Check", _unary(f"/{health.SERVICE_NAME}/Check"))  # noqa: B010  # like the calls above
 
 
-_offer(Replica)
+_add_methods(Replica)
 
 
 def build(args: dict[str, Any]) -> serve.Application:
-    """The application, of a Serve config's `args`: settings of `tlcli serve`.
+    """Build the application from a Serve config's `args`, which are settings of `tlcli serve`.
 
-    A replica is given twice what a run of its model takes, so that a batch gathers while another runs; the rest waits with the proxies,
-    for whichever replica is free first, or new.
+    A replica gets up to twice the requests of a batch, so that one batch forms while another runs. Further requests wait in the proxies,
+    until any replica is free or a new one has started.
 
     Raises:
         SettingsError: see `tlcli.ray.app_settings.read_args`.

@@ -1,4 +1,4 @@
-"""What the end of a call means that Ray's proxy tells of: a refusal of the application's, or a failure of Ray's."""
+"""Translation of the status that Ray's proxy reports for a call: a rejection by the application, or a failure in Ray."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from tlcli.service.rpc.error_handling import RETRY_AFTER_MS
 
 logger = logging.getLogger("ray.serve")
 
-TOLD = ("tlcli-told", "")
-"""Comes with every refusal of the application's, as far as the proxy, and with no failure of Ray's."""
+FROM_APPLICATION = ("tlcli-told", "")
+"""Metadata that marks a rejection by the application on its way to the proxy. Failures in Ray lack it."""
 
-_GONE = ("The actor ", "The worker ", "Failed to retrieve object ")
-"""How Ray begins to tell of a process that died, or its node, or of an answer that was there. What else is INTERNAL would happen again."""
+_LOST = ("The actor ", "The worker ", "Failed to retrieve object ")
+"""Start of Ray's messages about a process or node that died, or a lost result. Other INTERNAL errors would happen again on a retry."""
 
-_BUSY_S = 0.25
-"""When to ask again where every replica has as much as it may: Ray knows no better."""
+_BUSY_RETRY_S = 0.25
+"""Retry delay when every replica is at its limit; Ray gives no better estimate."""
 
-_GONE_S = 0.2
-"""When to ask again where a replica is gone: Ray has taken it out by then."""
+_LOST_RETRY_S = 0.2
+"""Retry delay when a replica died; Ray has removed it by then."""
 
 
 @dataclass(frozen=True)
 class Status:
-    """As `context.abort` takes it: metadata in a tuple."""
+    """Arguments of `context.abort`, with the metadata as a tuple."""
 
     code: grpc.StatusCode
     details: str
@@ -38,28 +38,29 @@ class Status:
 
 
 def status_of(code: grpc.StatusCode, details: str, metadata: Metadata) -> Status:
-    """The status of a call that has failed, for a client.
+    """Return the status that a client gets for a failed call.
 
     Args:
-        code, details, metadata: what Ray's proxy has set; metadata go behind the status as they are.
+        code, details, metadata: status that Ray's proxy has set; the metadata are passed on unchanged.
     """
-    if TOLD in metadata:
-        return Status(code, details, tuple(pair for pair in metadata if pair != TOLD))
-    meaning, wait_s = _meaning(code, details)
-    if meaning is None:
+    if FROM_APPLICATION in metadata:
+        return Status(code, details, tuple(pair for pair in metadata if pair != FROM_APPLICATION))
+    error, retry_s = _error_of(code, details)
+    if error is None:
         return Status(code, details, metadata)
-    logger.warning("a call ended with %s, told as %s: %s", code.name, type(meaning).__name__, details)
-    told = rpc_status.to_status(error_status.to_status(meaning))
-    advice = (RETRY_AFTER_MS, str(round(1000 * wait_s)))
-    return Status(told.code, told.details, (*metadata, *told.trailing_metadata, advice))
+    logger.warning("a call failed in Ray with %s, reported as %s: %s", code.name, type(error).__name__, details)
+    status = rpc_status.to_status(error_status.to_status(error))
+    retry_after = (RETRY_AFTER_MS, str(round(1000 * retry_s)))
+    return Status(status.code, status.details, (*metadata, *status.trailing_metadata, retry_after))
 
 
-def _meaning(code: grpc.StatusCode, details: str) -> tuple[TlcliError | None, float]:
-    """The error that stands for a failure of Ray's, and when to ask again; no error where the code says it well."""
-    if code is grpc.StatusCode.INTERNAL and details.startswith(_GONE):
-        return ServerError("the replica that had the request is gone: ask again, of another"), _GONE_S
+def _error_of(code: grpc.StatusCode, details: str) -> tuple[TlcliError | None, float]:
+    """Return our error for a failure in Ray, and the retry delay in seconds; no error if Ray's code is right as it is."""
+    if code is grpc.StatusCode.INTERNAL and details.startswith(_LOST):
+        return ServerError("the replica with this request died: retry, another replica will serve it"), _LOST_RETRY_S
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-        return OverloadedError("every replica has as much as it may take: ask again in a moment", _BUSY_S), _BUSY_S
+        message = f"every replica is at its limit of requests: retry in {1000 * _BUSY_RETRY_S:.0f} ms"
+        return OverloadedError(message, _BUSY_RETRY_S), _BUSY_RETRY_S
     if code is grpc.StatusCode.UNAVAILABLE:
-        return ServerError(f"no replica answers: {details}"), _GONE_S
+        return ServerError(f"no replica is available: {details}"), _LOST_RETRY_S
     return None, 0.0

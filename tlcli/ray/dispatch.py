@@ -1,4 +1,4 @@
-"""Calls answered as gRPC's server answers them, by the same handlers behind the same interceptors, without a server."""
+"""Dispatch of gRPC calls to the same handlers and interceptors as in gRPC's server, without such a server."""
 
 from __future__ import annotations
 
@@ -15,65 +15,69 @@ _Find = Callable[[grpc.HandlerCallDetails], Awaitable["grpc.RpcMethodHandler[Any
 
 
 @dataclass(frozen=True)
-class Details(grpc.HandlerCallDetails):
-    """method: its path. invocation_metadata: what came beside the request."""
+class CallDetails(grpc.HandlerCallDetails):
+    """Details of a call, for interceptors.
+
+    method: path of the call.
+    invocation_metadata: metadata of the request.
+    """
 
     method: str
-    invocation_metadata: Metadata  # type: ignore[assignment]  # the stubs want a tuple
+    invocation_metadata: Metadata  # type: ignore[assignment]  # the stubs require a tuple
 
 
 class Handlers:
-    """Takes what a `grpc.aio.Server` is given before it starts."""
+    """Registry of handlers, with the methods of a `grpc.aio.Server` that add handlers before it starts."""
 
     def __init__(self) -> None:
         self._handlers: list[grpc.GenericRpcHandler[Any, Any]] = []
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler[Any, Any]]) -> None:
-        """As the server has it."""
+        """Add handlers, like the server's method."""
         self._handlers += handlers
 
     def add_registered_method_handlers(self, service: str, handlers: object) -> None:
-        """The same handlers, which generated code gives the server in a second way."""
+        """Ignore the call: generated code registers the same handlers a second time with it."""
 
     async def find(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """The handler of a call; None where nobody has one."""
-        found = (one.service(details) for one in self._handlers)
-        return next((handler for handler in found if handler is not None), None)
+        """Return the handler of a call; None if there is none."""
+        candidates = (generic.service(details) for generic in self._handlers)
+        return next((handler for handler in candidates if handler is not None), None)
 
 
 class Dispatch:
-    """Answers calls."""
+    """Dispatcher of calls to handlers behind interceptors."""
 
     def __init__(self, handlers: Handlers, interceptors: Sequence[grpc.aio.ServerInterceptor]) -> None:  # type: ignore[type-arg]
-        """interceptors: the first is the outermost."""
+        """Wrap the handlers with interceptors, the first being the outermost."""
         self._find: _Find = handlers.find
-        for one in reversed(interceptors):
-            self._find = partial(one.intercept_service, self._find)
+        for interceptor in reversed(interceptors):
+            self._find = partial(interceptor.intercept_service, self._find)
 
     async def answer(self, path: str, data: bytes, context: Context, metadata: Metadata) -> bytes:
-        """One message to a call with one answer, both as they travel.
+        """Handle a unary call; the request and the response are serialized messages.
 
         Raises:
-            Exception: what `context.abort` raises.
+            Exception: the exception of `context.abort`.
         """
         handler = await self._handler(path, metadata, context)
         request = data if handler.request_deserializer is None else handler.request_deserializer(data)
-        # A refusal is a stream, whatever call it stands for: it ends the call before it reads anything.
-        answer = await (handler.unary_unary or handler.stream_stream)(request, context)
-        written: bytes = answer if handler.response_serializer is None else handler.response_serializer(answer)
-        return written
+        # An interceptor's rejection is a streaming handler for any kind of call: it aborts before it reads a request.
+        response = await (handler.unary_unary or handler.stream_stream)(request, context)
+        serialized: bytes = response if handler.response_serializer is None else handler.response_serializer(response)
+        return serialized
 
     async def answer_stream(self, path: str, requests: AsyncIterator[bytes], context: Context, metadata: Metadata) -> None:
-        """A call that streams both ways: answers are written to the context, as messages.
+        """Handle a bidirectional stream; responses are written to the context, as messages.
 
         Raises:
-            Exception: what `context.abort` raises.
+            Exception: the exception of `context.abort`.
         """
         handler = await self._handler(path, metadata, context)
         await handler.stream_stream(requests, context)
 
     async def _handler(self, path: str, metadata: Metadata, context: Context) -> Any:
-        handler = await self._find(Details(path, metadata))
+        handler = await self._find(CallDetails(path, metadata))
         if handler is None:
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{path}: no such call here")
         return handler

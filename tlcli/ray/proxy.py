@@ -1,12 +1,11 @@
-"""What Ray's gRPC proxies offer: they pass the calls of both protocols on to a replica, and tell what happened in the protocols' own codes.
+"""Handlers for Ray's gRPC proxies: forward the calls of both protocols to a replica, and translate failures to the protocols' status codes.
 
-Named in a Serve config's `grpc_servicer_functions`, and run in each proxy. Messages pass through as bytes: nothing here knows a model, and
-the Open Inference Protocol's messages need not be in protobuf's own pool.
+A Serve config names `add_to_proxy` in its `grpc_servicer_functions`, and each proxy runs it. Messages are forwarded as bytes: this module
+loads no model, and the Open Inference Protocol's messages need not be in protobuf's default pool.
 
-Ray has no word for a replica that dies under a request: its proxy says INTERNAL, which nobody asks again for, and says it behind an empty
-answer, after which gRPC's clients do not ask again whatever the code is. So what a proxy does with a call stands behind something that
-looks at its end: a failure of Ray's becomes UNAVAILABLE or RESOURCE_EXHAUSTED, with a status as `error_status` writes them, and any
-failure is told before anything else.
+Ray has no status of its own for a replica that dies during a request. Its proxy reports INTERNAL, which clients do not retry, and sends it
+after an empty response, after which gRPC clients never retry. So each forwarded call is wrapped: a failure in Ray becomes UNAVAILABLE or
+RESOURCE_EXHAUSTED, with a status as `error_status` writes it, and any failure is sent before a response.
 """
 
 from __future__ import annotations
@@ -25,31 +24,31 @@ from tlcli.service.rpc.reflection import enable_reflection
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
 
 _CHECK = "Check"
-"""Of health alone: a `Watch` would hold on to a replica that Ray wants to stop."""
+"""The only health call that is offered: a `Watch` would keep a replica alive that Ray wants to stop."""
 
 
 def add_to_proxy(servicer: object, server: Any) -> None:
-    """Offer both protocols, health checks and reflection.
+    """Add both protocols, health checks and reflection to a proxy.
 
     Args:
-        servicer: Ray's, which is nobody.
-        server: Ray's: it puts its own behaviour in the place of each handler's in `_method_handlers`.
+        servicer: Ray's placeholder, not used.
+        server: Ray's server. It replaces the behaviour of each handler in `_method_handlers` by its own.
     """
     for service in SERVICES:
-        server.add_generic_rpc_handlers((Passed(service, [method.name for method in service.methods]),))
-    server.add_generic_rpc_handlers((Passed(HEALTH, [_CHECK]),))
-    enable_reflection(_Here(server))
+        server.add_generic_rpc_handlers((ForwardedCalls(service, [method.name for method in service.methods]),))
+    server.add_generic_rpc_handlers((ForwardedCalls(HEALTH, [_CHECK]),))
+    enable_reflection(_LocalServer(server))
 
 
-class Passed(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the stubs alone
-    """Calls of a service that are passed on."""
+class ForwardedCalls(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic only in the stubs
+    """Calls of a service that are forwarded to a replica."""
 
     def __init__(self, service: ServiceDescriptor, names: Sequence[str]) -> None:
         methods = [method for method in service.methods if method.name in names]
-        self._method_handlers = {path_of(method): _nobody(method.client_streaming) for method in methods}
+        self._method_handlers = {path_of(method): _placeholder(method.client_streaming) for method in methods}
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """Ray's handler, behind what looks at its end."""
+        """Return Ray's handler, wrapped to translate the status at its end."""
         handler: Any = self._method_handlers.get(handler_call_details.method)
         if handler is None:
             return None
@@ -58,22 +57,22 @@ class Passed(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in th
         return grpc.unary_unary_rpc_method_handler(_unary(handler.unary_unary))
 
 
-class _Here:
-    """Ray's server for handlers that answer in the proxy itself: it finds nothing in them to put its own in place of."""
+class _LocalServer:
+    """Adapter of Ray's server for handlers that run in the proxy itself: it hides their methods, so that Ray does not replace them."""
 
     def __init__(self, server: Any) -> None:
         self._server = server
 
     def add_generic_rpc_handlers(self, handlers: Sequence[Any]) -> None:
-        """As a server has it."""
-        for one in handlers:
-            self._server.add_generic_rpc_handlers((_Answered(one.service),))
+        """Add handlers, like a server's method."""
+        for handler in handlers:
+            self._server.add_generic_rpc_handlers((_LocalCalls(handler.service),))
 
     def add_registered_method_handlers(self, service: str, handlers: object) -> None:
-        """The same handlers, which generated code gives a server in a second way."""
+        """Ignore the call: generated code registers the same handlers a second time with it."""
 
 
-class _Answered(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in the stubs alone
+class _LocalCalls(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic only in the stubs
     def __init__(self, find: Callable[[grpc.HandlerCallDetails], Any]) -> None:
         self._method_handlers: dict[str, object] = {}
         self._find = find
@@ -82,38 +81,38 @@ class _Answered(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in
         return self._find(handler_call_details)
 
 
-def _nobody(streams: bool) -> grpc.RpcMethodHandler[Any, Any]:
-    """A handler without a behaviour, which Ray gives it. Without serializers bytes go in and out."""
+def _placeholder(streams: bool) -> grpc.RpcMethodHandler[Any, Any]:
+    """Return a handler whose behaviour Ray replaces. It has no serializers, so messages stay bytes."""
     return grpc.stream_stream_rpc_method_handler(_missing) if streams else grpc.unary_unary_rpc_method_handler(_missing)
 
 
 async def _missing(request: object, context: Any) -> None:
-    await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Ray Serve has not taken this call: another version of it is needed")
+    await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Ray Serve did not replace this handler: use a supported version of Ray")
 
 
-def _unary(pass_on: Callable[[bytes, Any], Awaitable[bytes]]) -> Callable[[bytes, Any], Awaitable[bytes]]:
+def _unary(forward: Callable[[bytes, Any], Awaitable[bytes]]) -> Callable[[bytes, Any], Awaitable[bytes]]:
     async def call(request: bytes, context: Any) -> bytes:
         attempt = Attempt(context)
-        answer = await pass_on(request, attempt)
+        response = await forward(request, attempt)
         await attempt.end()
-        return answer
+        return response
 
     return call
 
 
-def _stream(pass_on: Callable[[Any, Any], AsyncIterator[bytes]]) -> Callable[[Any, Any], AsyncIterator[bytes]]:
+def _stream(forward: Callable[[Any, Any], AsyncIterator[bytes]]) -> Callable[[Any, Any], AsyncIterator[bytes]]:
     async def call(requests: Any, context: Any) -> AsyncIterator[bytes]:
         attempt = Attempt(context)
-        async for answer in pass_on(requests, attempt):
-            if not attempt.failed:  # a refusal comes with an answer without a word
-                yield answer
+        async for response in forward(requests, attempt):
+            if not attempt.failed:  # the response of a rejected call is empty
+                yield response
         await attempt.end()
 
     return call
 
 
 class Attempt:
-    """gRPC's context as Ray's proxy sees it: what it says of the call's end is kept here, where it can be looked at."""
+    """Wrapper of gRPC's context for Ray's proxy that holds back the status until the call has ended."""
 
     def __init__(self, context: Any) -> None:
         self._context = context
@@ -125,36 +124,36 @@ class Attempt:
         return getattr(self._context, name)
 
     def code(self) -> Any:
-        """What was set; 0 before."""
+        """Return the status code; 0 if none was set."""
         return self._code
 
     def details(self) -> str:
-        """What was set."""
+        """Return the status message."""
         return self._details
 
     def trailing_metadata(self) -> tuple[tuple[str, Any], ...]:
-        """What was set."""
+        """Return the trailing metadata."""
         return self._trailing_metadata
 
     def set_code(self, code: Any) -> None:
-        """See gRPC's."""
+        """Set the status code."""
         self._code = code
 
     def set_details(self, details: str) -> None:
-        """See gRPC's."""
+        """Set the status message."""
         self._details = details
 
     def set_trailing_metadata(self, trailing_metadata: Any) -> None:
-        """See gRPC's."""
+        """Set the trailing metadata."""
         self._trailing_metadata = tuple(tuple(pair) for pair in trailing_metadata)
 
     @property
     def failed(self) -> bool:
-        """Whether the call has ended, and not well."""
+        """True if the call has an error status."""
         return self._code not in (0, None, grpc.StatusCode.OK)
 
     async def end(self) -> None:
-        """Tell the client how it ended, if it ended well; otherwise end it here."""
+        """Pass the trailing metadata on to the client; abort a failed call with the translated status."""
         if not self.failed:
             self._context.set_trailing_metadata(self._trailing_metadata)
             return

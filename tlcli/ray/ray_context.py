@@ -1,4 +1,4 @@
-"""A call that Ray's proxy took: what the edges ask of gRPC's context, put on Ray's, which carries it back to the proxy."""
+"""Adapter from the context that our handlers expect to Ray's context, which carries the status back to the proxy."""
 
 from __future__ import annotations
 
@@ -8,53 +8,58 @@ from typing import Any, NoReturn
 import grpc
 from ray.serve.grpc_util import RayServegRPCContext
 
-from tlcli.ray.call_outcome import TOLD
+from tlcli.ray.call_outcome import FROM_APPLICATION
 from tlcli.service.protocol.rpc_methods import Metadata
 
 
-class Aborted(Exception):  # noqa: N818  # as gRPC's own, which is no error of anybody's
-    """The call has ended with the status that its context holds."""
+class CallAborted(Exception):  # noqa: N818  # like gRPC's own AbortError, control flow and not an error
+    """End of a call by `abort`; its context holds the status."""
 
 
-class Taken:
-    """A `tlcli.service.protocol.rpc_methods.Context`."""
+class RayContext:
+    """Implementation of `tlcli.service.protocol.rpc_methods.Context` on Ray's context."""
 
     def __init__(self, context: RayServegRPCContext, write: Callable[[Any], Awaitable[None]] | None = None) -> None:
-        """write: sends one message of a stream; None where the call has one answer."""
+        """Wrap Ray's context.
+
+        Args:
+            context: Ray's context.
+            write: function that sends one message of a stream; None for a unary call.
+        """
         self._context = context
         self._write = write
         self._trailing_metadata: Metadata = ()
 
     def invocation_metadata(self) -> Metadata:
-        """What came beside the request."""
+        """Return the metadata of the request."""
         return [*self._context.invocation_metadata()]
 
     async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = ()) -> NoReturn:
-        """End the call with this status.
+        """End the call with a status.
 
         Raises:
-            Aborted: always.
+            CallAborted: always.
         """
         self._context.set_code(code)
         self._context.set_details(details)
-        self.set_trailing_metadata((*(trailing_metadata or self._trailing_metadata), TOLD))
-        raise Aborted
+        self.set_trailing_metadata((*(trailing_metadata or self._trailing_metadata), FROM_APPLICATION))
+        raise CallAborted
 
     async def write(self, message: Any) -> None:
         """Send one message of a stream."""
-        assert self._write is not None, "a call with one answer returns it"
+        assert self._write is not None, "a unary call returns its response"
         await self._write(message)
 
     def set_trailing_metadata(self, trailing_metadata: Metadata) -> None:
-        """What goes behind the answer; Ray adds its id of the request."""
+        """Set the trailing metadata; Ray adds its request id."""
         self._trailing_metadata = trailing_metadata
         self._context.set_trailing_metadata([(key, value) for key, value in trailing_metadata])
 
     def code(self) -> grpc.StatusCode:
-        """The status set so far; a number while there is none."""
+        """Return the status code set so far; a number if there is none."""
         code: grpc.StatusCode = self._context.code()
         return code
 
     def time_remaining(self) -> float | None:
-        """Ray does not tell."""
+        """Return None: Ray does not pass deadlines on."""
         return None

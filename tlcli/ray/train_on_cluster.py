@@ -1,4 +1,4 @@
-"""Fine-tuning in several processes on a Ray cluster: what `torchrun -m tlcli finetune` does on one machine.
+"""Fine-tuning in several processes on a Ray cluster, as `torchrun -m tlcli finetune` does on one machine.
 
 tlcli finetune --backbone resnet18 --dataset PATH/TO/FOLDER --print-config > settings.toml
 python -m tlcli.ray.train_on_cluster settings.toml --output runs/NAME --workers 2
@@ -27,18 +27,18 @@ from tlcli.training.runs.run_folder import absolute, read_config, require_output
 from tlcli.training.settings.config import FinetuneConfig, cache_dir
 from tlcli.training.settings.run_file_names import CONFIG
 
-_RAYS = ".ray"
-"""In the run's folder while it lasts: what Ray Train notes of it. All nodes must see it, as they must see the run."""
+_RAY_FOLDER = ".ray"
+"""Folder in the run's folder in which Ray Train keeps its state during training. All nodes must see it, like the run itself."""
 
 
 @dataclass(frozen=True)
 class Workers:
-    """The processes of a training.
+    """Worker processes of a training.
 
-    count: how many.
-    gpu: each has a GPU.
-    cpus: cores of each, for as many threads of PyTorch's.
-    max_failures: how often all may be started again where one, or its node, fails; -1: without end.
+    count: number of processes.
+    gpu: True for a GPU per process.
+    cpus: cores per process, and so its number of PyTorch threads.
+    max_failures: number of times that all may be restarted when one of them or its node fails; -1 for no limit.
     """
 
     count: int
@@ -48,40 +48,42 @@ class Workers:
 
 
 def train(config: FinetuneConfig, workers: Workers) -> dict[str, float]:
-    """Fine-tune as `config` says, in several processes, wherever Ray has room for them.
+    """Fine-tune with several worker processes, on any nodes with free resources.
 
-    The run is that of `torchrun` with as many processes and the same settings. Where they are started again, they go on after the last
-    whole epoch.
+    The result is that of `torchrun` with the same number of processes and the same settings. Restarted workers resume after the last
+    complete epoch.
 
     Args:
-        config: names `output`, the run's folder, on storage that all nodes share; so are its images, its weights, and `$TLCLI_CACHE`.
-        workers: the processes.
+        config: settings of the run. `output`, the run's folder, is required, and must be on storage that all nodes share. So must the
+            images, the weights, and `$TLCLI_CACHE`.
+        workers: the worker processes.
 
     Returns:
-        The final figures, by name, see `tlcli.training.metrics.scores.Results.metrics`.
+        The final metrics by name, see `tlcli.training.metrics.scores.Results.metrics`.
 
     Raises:
-        TlcliError: what `tlcli.training.finetune` raises.
-        ray.train.TrainingFailedError: a process failed otherwise, once more than it may.
+        TlcliError: an error of `tlcli.training.finetune`.
+        ray.train.TrainingFailedError: workers failed for another reason more than `max_failures` times.
     """
     config = absolute(config)
-    assert config.output is not None, "processes that are started again find the run by its folder"
+    assert config.output is not None, "restarted workers find the run by its folder"
     require_output(config)
     return _in_processes(config, config.output, workers)
 
 
-def go_on(folder: Path, workers: Workers) -> dict[str, float]:
-    """Go on with a run that was cut short, after its last whole epoch, wherever it was begun.
+def resume_on_cluster(folder: Path, workers: Workers) -> dict[str, float]:
+    """Resume an interrupted run after its last complete epoch, whether it was started on a cluster or not.
 
     Args:
-        folder: the run's.
-        workers: the processes; where they are as many as before, the run ends as if it had not been cut short, on CPUs to the bit.
+        folder: the run's folder.
+        workers: the worker processes. With the same number as before, the result is that of an uninterrupted run; on CPUs it is bitwise
+            identical.
 
     Returns:
-        See `train`.
+        The final metrics by name, as `train` does.
 
     Raises:
-        TlcliError: what `tlcli.training.resume` raises.
+        TlcliError: an error of `tlcli.training.resume`.
         ray.train.TrainingFailedError: see `train`.
     """
     folder = folder.absolute()
@@ -90,12 +92,12 @@ def go_on(folder: Path, workers: Workers) -> dict[str, float]:
 
 def _in_processes(config: FinetuneConfig, folder: Path, workers: Workers) -> dict[str, float]:
     resources = {"CPU": workers.cpus, "GPU": 1} if workers.gpu else {"CPU": workers.cpus}
-    shutil.rmtree(folder / _RAYS, ignore_errors=True)  # of a program that was killed
+    shutil.rmtree(folder / _RAY_FOLDER, ignore_errors=True)  # left by a killed process
     trainer = TorchTrainer(
-        work,
+        train_worker,
         train_loop_config={"config": config.model_dump(mode="json"), "folder": str(folder), "cache": str(cache_dir().absolute())},
         scaling_config=ScalingConfig(num_workers=workers.count, use_gpu=workers.gpu, resources_per_worker=resources),
-        run_config=RunConfig(name=_RAYS, storage_path=str(folder), failure_config=FailureConfig(max_failures=workers.max_failures)),
+        run_config=RunConfig(name=_RAY_FOLDER, storage_path=str(folder), failure_config=FailureConfig(max_failures=workers.max_failures)),
     )
     try:
         figures: dict[str, float] = trainer.fit().return_value
@@ -105,41 +107,41 @@ def _in_processes(config: FinetuneConfig, folder: Path, workers: Workers) -> dic
             raise ours[0] from error
         raise
     finally:
-        shutil.rmtree(folder / _RAYS, ignore_errors=True)
-        with suppress(OSError):  # there is something in it: a run, whole or to go on with
+        shutil.rmtree(folder / _RAY_FOLDER, ignore_errors=True)
+        with suppress(OSError):  # not empty: it holds a run, complete or to be resumed
             folder.rmdir()
     return figures
 
 
-def work(job: dict[str, Any]) -> dict[str, float]:
-    """What each process does, when Ray has joined it to the others."""
+def train_worker(job: dict[str, Any]) -> dict[str, float]:
+    """Train or resume in one worker process. Ray calls this in each of them when they are connected."""
     os.environ["TLCLI_CACHE"] = job["cache"]
     from tlcli.training import finetune, resume
 
     folder = Path(job["folder"])
-    # Seen alike by all: the first one writes it when each of the others has come to wait for it, and so has looked.
-    begun = (folder / CONFIG).is_file()
-    return (resume(folder, log=_say) if begun else finetune(FinetuneConfig.model_validate(job["config"]), log=_say)).metrics
+    # All workers see the same: the first one only writes the file when all others wait for it, after they have checked.
+    started = (folder / CONFIG).is_file()
+    return (resume(folder, log=_say) if started else finetune(FinetuneConfig.model_validate(job["config"]), log=_say)).metrics
 
 
 def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")  # Ray Train has put its own in the place of `print`, which says everything twice
+    sys.stdout.write(line + "\n")  # not `print`: Ray Train replaces it with a version that prints everything twice
     sys.stdout.flush()
 
 
 @click.command()
 @click.argument("settings", type=click.Path(path_type=Path), required=False)
-@click.option("--output", type=click.Path(path_type=Path, file_okay=False), help="The run's folder, which all nodes see.")
-@click.option("--resume", "begun", type=click.Path(path_type=Path), metavar="RUN", help="Go on with a run that was cut short.")
-@click.option("--workers", type=click.IntRange(min=1), default=2, show_default=True, help="Processes that train together.")
-@click.option("--gpu", is_flag=True, help="Each has a GPU.")
-@click.option("--cpus", type=click.IntRange(min=1), default=1, show_default=True, help="Cores of each.")
-@click.option("--max-failures", type=click.IntRange(min=-1), default=3, show_default=True, help="How often they may be started again.")
-@click.option("--address", help="Of the cluster.  [default: $RAY_ADDRESS, one that runs here, or one started for this]")
+@click.option("--output", type=click.Path(path_type=Path, file_okay=False), help="Folder of the run, on storage that all nodes share.")
+@click.option("--resume", "resumed", type=click.Path(path_type=Path), metavar="RUN", help="Resume an interrupted run.")
+@click.option("--workers", type=click.IntRange(min=1), default=2, show_default=True, help="Number of worker processes.")
+@click.option("--gpu", is_flag=True, help="Use one GPU per worker.")
+@click.option("--cpus", type=click.IntRange(min=1), default=1, show_default=True, help="Cores per worker.")
+@click.option("--max-failures", type=click.IntRange(min=-1), default=3, show_default=True, help="Maximum number of restarts; -1: no limit.")
+@click.option("--address", help="Address of the cluster.  [default: $RAY_ADDRESS, a cluster on this machine, or a new one]")
 def main(
     settings: Path | None,
     output: Path | None,
-    begun: Path | None,
+    resumed: Path | None,
     workers: int,
     gpu: bool,
     cpus: int,
@@ -148,22 +150,22 @@ def main(
 ) -> None:
     """Fine-tune on a Ray cluster.
 
-    SETTINGS is a TOML file, as `tlcli finetune --print-config` prints it.
+    SETTINGS is a TOML file, as printed by `tlcli finetune --print-config`.
     """
     processes = Workers(workers, gpu, cpus, max_failures)
     try:
-        if begun is not None and settings is None and output is None:
-            read_config(begun)
-            folder, work_on = begun, partial(go_on, begun, processes)
-        elif begun is None and settings is not None and output is not None:
+        if resumed is not None and settings is None and output is None:
+            read_config(resumed)
+            folder, training = resumed, partial(resume_on_cluster, resumed, processes)
+        elif resumed is None and settings is not None and output is not None:
             config = finetune_config(settings, output=output)
             require_output(config)
-            folder, work_on = output, partial(train, config, processes)
+            folder, training = output, partial(train, config, processes)
         else:
-            raise click.UsageError("give SETTINGS and --output RUN to begin a run, or --resume RUN alone to go on with one")
+            raise click.UsageError("give SETTINGS and --output RUN to start a run, or --resume RUN alone to resume one")
         ray.init(address=address, log_to_driver=True)
         try:
-            figures = work_on()
+            figures = training()
         finally:
             ray.shutdown()
     except TlcliError as error:

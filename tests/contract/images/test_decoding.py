@@ -174,13 +174,13 @@ def test_first_frame_of_an_animation(image_format: str) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "the image is empty: 0 bytes came"),
-        (b"hello, this is text", "19 bytes came that are no image (they begin b'hello, t'): expected one of JPEG, PNG, WEBP"),
-        (b"\xff\xd8\xff\xe0", "no image|cannot be decoded"),
-        (b"\x89PNG\r\n\x1a\n", "no image|cannot be decoded"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "are no image"),
-        (b"%PDF-1.7\n", "are no image"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "are no image"),
+        (b"", "the image is empty (0 bytes): expected an encoded image"),
+        (b"hello, this is text", "19 bytes are not an image (they start with b'hello, t'): expected one of JPEG, PNG, WEBP"),
+        (b"\xff\xd8\xff\xe0", "not an image|cannot be decoded"),
+        (b"\x89PNG\r\n\x1a\n", "not an image|cannot be decoded"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "are not an image"),
+        (b"%PDF-1.7\n", "are not an image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "are not an image"),
         (png_claiming(100_000, 100_000), "the image claims"),
         (png_claiming(10_000, 5_001), "the image claims 10,000 x 5,001 pixels, at most 50,000,000 are decoded: send a smaller one"),
         (png_claiming(50, 50), "cannot be decoded"),
@@ -297,7 +297,7 @@ def test_limits_are_the_callers() -> None:
 
 def test_read_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "text.jpg").write_text("no image")
-    with pytest.raises(ImageError, match=r"text\.jpg: 8 bytes came that are no image"):
+    with pytest.raises(ImageError, match=r"text\.jpg: 8 bytes are not an image"):
         read(tmp_path / "text.jpg")
     with pytest.raises(NotFoundError, match=r"absent\.jpg: No such file"):
         read(tmp_path / "absent.jpg")

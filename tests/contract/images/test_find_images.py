@@ -44,8 +44,8 @@ def test_images_are_known_by_their_content_where_the_suffix_says_nothing(tmp_pat
     skipped: list[Skipped] = []
     assert names(tmp_path, find([tmp_path], skipped)) == ["image", "image.dat", "image.jpg"]
     assert sorted((Path(one.name).name, one.reason) for one in skipped) == [
-        ("bm", "no image, by its name and its content"),
-        ("notes", "no image, by its name and its content"),
+        ("bm", "not an image, by its name and its content"),
+        ("notes", "not an image, by its name and its content"),
     ]
     assert tlcli.contract.images.decoding.read(tmp_path / "image.dat").size == (8, 9)
 
@@ -64,7 +64,7 @@ def test_what_cannot_be_decoded_is_named(tmp_path: Path) -> None:
     assert describe(skipped) == [
         f"left out: {tmp_path}/.hidden.png: hidden",
         f"left out: {tmp_path}/b.svg: an image of a format that is not read (.svg): convert it to PNG or JPEG",
-        f"left out: {tmp_path}/c.txt: no image, by its name and its content",
+        f"left out: {tmp_path}/c.txt: not an image, by its name and its content",
     ]
 
 
@@ -91,7 +91,7 @@ def test_a_link_to_a_folder_above_is_not_followed(tmp_path: Path) -> None:
     assert names(tmp_path, find([tmp_path / "data"], skipped)) == ["data/a/1.jpg", "data/b/1.jpg"]
     assert {Path(one.name).name: one.reason for one in skipped} == {
         "up": "leads to a folder that holds it",
-        "self": "leads to a folder that is read already",
+        "self": "leads to a folder that was already read",
         "further": "leads to a folder that holds it",
     }
 
@@ -106,7 +106,7 @@ def test_a_link_to_another_folder_is_followed_once_and_takes_nothing_from_it(tmp
     scanner = Scanner(tmp_path / "data")
     assert scanner.gather(["a", "b"]) == {"a": ["a/out/deep/2.jpg"], "b": ["b/1.jpg"]}
     assert {name: one.reason for name, one in scanner.skipped.items()} == dict.fromkeys(
-        ["a/beside", "b/out", "a/out/deep/round"], "leads to a folder that is read already"
+        ["a/beside", "b/out", "a/out/deep/round"], "leads to a folder that was already read"
     )
 
 
@@ -159,7 +159,7 @@ def test_a_folder_that_cannot_be_listed_is_one_line(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(os, "scandir", scandir)
     with pytest.raises(NotFoundError) as refusal:
         find([tmp_path])
-    assert str(refusal.value) == f"{tmp_path}/b: cannot be listed: Permission denied: make it readable, or take it out"
+    assert str(refusal.value) == f"{tmp_path}/b: cannot be listed: Permission denied: make it readable, or remove it"
 
 
 def test_large_files_are_refused_unread(tmp_path: Path) -> None:

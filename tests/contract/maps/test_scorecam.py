@@ -78,5 +78,5 @@ def test_max_channels_belongs_to_score_cam() -> None:
         check_max_channels(None, ("gradcam",))
         with pytest.raises(RequestError, match="max_channels 0: expected 1 or more"):
             check_max_channels(0, names)
-    with pytest.raises(RequestError, match=r"^max_channels 4: only scorecam and faster_scorecam take it; asked for: gradcam, cam$"):
+    with pytest.raises(RequestError, match=r"^max_channels 4: only scorecam and faster_scorecam take it; requested: gradcam, cam$"):
         check_max_channels(4, ("gradcam", "cam"))

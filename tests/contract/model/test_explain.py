@@ -218,8 +218,8 @@ def test_images_of_another_size_where_the_model_takes_them() -> None:
             "model 'small' has no map method 'lime'; it has: gradcam, eigencam, eigengradcam, scorecam, faster_scorecam",
         ),
         ({"methods": ["scorecam", "scorecam@far"]}, "has no map method 'scorecam@far'"),
-        ({"methods": ["gradcam"], "max_channels": 5}, "max_channels 5: only scorecam and faster_scorecam take it; asked for: gradcam"),
-        ({"max_channels": 5}, "asked for: no map"),
+        ({"methods": ["gradcam"], "max_channels": 5}, "max_channels 5: only scorecam and faster_scorecam take it; requested: gradcam"),
+        ({"max_channels": 5}, "requested: no map"),
         ({"methods": ["scorecam"], "max_channels": -1}, "max_channels -1: expected 1 or more"),
     ],
 )

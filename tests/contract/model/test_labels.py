@@ -76,17 +76,17 @@ REFUSED = {
     "only newlines": (b"\n\n", "no labels in it"),
     "an empty JSON list": (b"[]", "no labels in it"),
     "broken JSON": (b'["cat", "dog"', "cannot be read as JSON"),
-    "numbers": (b"[1, 2]", "class 0: 1 is no text"),
-    "a list in a list": (b'[["cat"], ["dog"]]', r"class 0: \['cat'\] is no text"),
+    "numbers": (b"[1, 2]", "class 0: 1 is not a string"),
+    "a list in a list": (b'[["cat"], ["dog"]]', r"class 0: \['cat'\] is not a string"),
     "half a surrogate pair": (b'["\\ud800"]', "half of a surrogate pair"),
     "an empty label in JSON": (b'["cat", " "]', "class 1: '' is empty"),
     "an id that is missing": (b'{"0": "cat", "2": "dog"}', "no label for class 1 of 2"),
     "ids from 1": (b'{"1": "cat", "2": "dog"}', "no label for class 0 of 2"),
-    "an id that is there twice": (b'{"0": "cat", "0": "dog"}', "the key '0' is there twice"),
+    "a repeated id": (b'{"0": "cat", "0": "dog"}', "the key '0' is repeated"),
     "two labels of one id": (b'{"cat": 0, "dog": 0}', "no label for class 1 of 2"),
     "a map without ids": (b'{"cat": "kitty"}', "'cat': 'kitty': neither key nor value is a class id"),
     "brackets without an end": (b'["' + b"[" * 100_000, "cannot be read as JSON"),
-    "brackets, as JSON": (b"[" * 100_000 + b"]" * 100_000, "cannot be read as JSON|is no text"),
+    "brackets, as JSON": (b"[" * 100_000 + b"]" * 100_000, "cannot be read as JSON|is not a string"),
     "a number of 5,000 digits": (b'{"cat": ' + b"1" * 5000 + b"}", "cannot be read as JSON"),
     "too much": (b"a" * (MAX_LABEL_FILE_BYTES + 1), "more than 4,194,304 bytes"),
 }
@@ -115,10 +115,10 @@ def test_what_is_no_file_is_refused_in_one_line(tmp_path: Path, monkeypatch: pyt
             read_labels(tmp_path / name)
     writer = os.open(tmp_path / "pipe", os.O_RDWR)
     try:
-        with pytest.raises(SettingsError, match=r"nobody wrote for 0\.1 s"):
+        with pytest.raises(SettingsError, match=r"no data in the pipe for 0\.1 s"):
             read_labels(tmp_path / "pipe")
         os.write(writer, b"cat\ndog\n")
-        with pytest.raises(SettingsError, match="nobody wrote"):
+        with pytest.raises(SettingsError, match="no data in the pipe"):
             read_labels(tmp_path / "pipe")  # the writer has not left
     finally:
         os.close(writer)

@@ -25,7 +25,7 @@ def test_names(name: str) -> None:
 @pytest.mark.parametrize("name", ["", ".", "..", "../etc", "a/b", "-flag", ".hidden", "_a", "a b", "a\n", "ä", "a" * 129, "a\0"])
 def test_what_is_no_name(name: str) -> None:
     assert not is_model_name(name)
-    with pytest.raises(SettingsError, match="is no model name: letters, digits"):
+    with pytest.raises(SettingsError, match="is not a model name: expected letters, digits"):
         require_model_name(name)
 
 

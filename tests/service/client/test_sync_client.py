@@ -94,7 +94,7 @@ def test_questions_that_make_no_sense(client: Client, tmp_path: Path) -> None:
 def test_an_error_about_a_file_names_it(client: Client, tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("no image")
-    with pytest.raises(ImageError, match=rf"^{path}: 8 bytes came that are no image"):
+    with pytest.raises(ImageError, match=rf"^{path}: 8 bytes are not an image"):
         client.classify(path, model="toy")
 
 

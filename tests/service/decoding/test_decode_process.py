@@ -91,5 +91,5 @@ def test_memory_is_asked_for_before_pixels_are_decoded(reader: ImageReader) -> N
 
 
 def test_a_broken_image_is_refused_as_anywhere(reader: ImageReader) -> None:
-    with pytest.raises(ImageError, match="8 bytes came that are no image"):
+    with pytest.raises(ImageError, match="8 bytes are not an image"):
         read(reader, b"no image")

@@ -103,7 +103,7 @@ BAD = {
     "no length at all": (request(("encoded", "BYTES", [1], b"")), "its shape has 1 elements; its 0 raw bytes"),
     "no image among good ones": (
         request(("encoded", "BYTES", [3], element(GOOD) + element(b"text") + element(GOOD))),
-        "input 'encoded', element 1: 4 bytes came that are no image",
+        "input 'encoded', element 1: 4 bytes are not an image",
     ),
     "an empty image": (request(("encoded", "BYTES", [1], element(b""))), "element 0: the image is empty"),
     "an image that claims to be huge": (
@@ -128,7 +128,7 @@ BAD = {
     "negative channels": (request(IMAGES, ("max_channels", "INT64", [1], ints(-1)), outputs=("scorecam",)), "max_channels -1: expected"),
     "channels of a map without": (
         request(IMAGES, ("max_channels", "INT64", [1], ints(5)), outputs=("gradcam",)),
-        "only scorecam and faster_scorecam take it; asked for: gradcam",
+        "only scorecam and faster_scorecam take it; requested: gradcam",
     ),
     "more images than may wait": (
         request(("images", "UINT8", [65, *SHAPE[1:]], 65 * PIXELS)),

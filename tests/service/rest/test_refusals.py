@@ -92,7 +92,7 @@ BAD_BODIES: dict[str, tuple[Any, str]] = {
     ),
     "no image": (
         {"inputs": [{"name": "encoded", "datatype": "BYTES", "shape": [1], "data": ["AAAA"], "parameters": AS_BASE64}]},
-        "input 'encoded', element 0: 3 bytes came that are no image",
+        "input 'encoded', element 0: 3 bytes are not an image",
     ),
     "shared memory": (changed(parameters={"shared_memory_region": "a"}), "'shared_memory_region' is not offered here"),
     "classification": (

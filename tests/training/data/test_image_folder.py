@@ -282,7 +282,7 @@ def test_a_folder_that_cannot_be_listed_is_reported_in_one_line(tmp_path: Path, 
         return listed(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
-    with pytest.raises(DatasetError, match=f"^{tmp_path}/dog: cannot be listed: Permission denied: make it readable, or take it out$"):
+    with pytest.raises(DatasetError, match=f"^{tmp_path}/dog: cannot be listed: Permission denied: make it readable, or remove it$"):
         list_folder(tmp_path)
 
 

@@ -148,7 +148,7 @@ def spoil(folder: Path) -> dict[str, str]:
     return {
         "truncated.png": "the image cannot be decoded",
         "empty.jpg": "the image is empty",
-        "text.jpg": "12 bytes came that are no image",
+        "text.jpg": "12 bytes are not an image",
         "float.tif": "floating-point values",
     }
 

@@ -62,7 +62,7 @@ def test_every_file_that_is_left_out_is_reported(run: RunResult, messages: list[
         "left out: folder @eaDir: a folder of the system, not of images",
         "left out: folder =1+1/up: leads to a folder that holds it",
         "left out: =1+1/pipe.png: a FIFO (named pipe)",
-        "left out: =1+1/notes.txt: no image, by its name and its content",
+        "left out: =1+1/notes.txt: not an image, by its name and its content",
     ):
         assert line in messages, said
     assert "left out: 2 images that could not be read, such as" in said

@@ -105,7 +105,7 @@ def command(
     from tlcli.evaluation.cam_dataset import label_ids, open_images
     from tlcli.evaluation.cam_metrics import DELETION, INSERTION
     from tlcli.evaluation.cam_report import PLOT, table_rows, write_report
-    from tlcli.evaluation.measure_maps import Settings, choose_methods, choose_metrics, measure, probes_a_map
+    from tlcli.evaluation.measure_maps import Settings, choose_methods, choose_metrics, measure, probes_per_map
 
     if data_dir is not None:
         check_data_dir(data)
@@ -129,7 +129,7 @@ def command(
     )
     if options.is_given_by_flag("steps") and not {DELETION, INSERTION} & set(settings.metrics):
         raise click.UsageError(f"--steps is for {DELETION} and {INSERTION}: name one of them with --metrics, or leave it out")
-    asked = len(images) * len(settings.names) * probes_a_map(settings)
+    asked = len(images) * len(settings.names) * probes_per_map(settings)
     console.say(
         f"{len(chosen)} maps of {description.name} and {len(BASELINES)} that know nothing,"
         f" on {len(images):,} images of {images.where} ({images.part}): the model is asked {asked:,} times"

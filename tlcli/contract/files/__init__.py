@@ -1,1 +1,1 @@
-"""Files and names on disk: written whole or not at all, read in any encoding, shown on one line."""
+"""Atomic writes of files and folders, file locks, text files in any encoding, and printable file names."""

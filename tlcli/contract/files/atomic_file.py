@@ -1,4 +1,4 @@
-"""Files are written whole or not at all."""
+"""Atomic file writes: readers see the old file or the new one, never a part."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _READ_BYTES = 16 * 1024 * 1024
 
 
 def read_bounded(path: str | Path, max_bytes: int) -> bytes:
-    """Read a file, or a pipe that somebody writes to (a shell's `<(...)`), up to one byte more than `max_bytes`.
+    """Read a file or a pipe (such as a shell's `<(...)`), up to one byte more than `max_bytes`.
 
     Raises:
-        OSError: no such file, one that may not be read, or anything else that is no file; a pipe whose writer is silent for 10 seconds.
+        OSError: no such file, no permission to read it, or neither a file nor a pipe; a pipe whose writer is silent for 10 seconds.
     """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)  # without O_NONBLOCK, opening a pipe waits for its writer
@@ -36,12 +36,12 @@ def read_bounded(path: str | Path, max_bytes: int) -> bytes:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
             raise OSError(errno.EINVAL, "neither a file nor a pipe", str(path))
-        parts: list[bytes] = []
-        left = max_bytes + 1
-        while left > 0 and (part := _read_some(handle, min(left, _READ_BYTES), str(path))):
-            parts.append(part)
-            left -= len(part)
-        return b"".join(parts)
+        chunks: list[bytes] = []
+        remaining = max_bytes + 1
+        while remaining > 0 and (chunk := _read_some(handle, min(remaining, _READ_BYTES), str(path))):
+            chunks.append(chunk)
+            remaining -= len(chunk)
+        return b"".join(chunks)
     finally:
         os.close(handle)
 
@@ -52,11 +52,11 @@ def _read_some(handle: int, size: int, path: str) -> bytes:
         with suppress(BlockingIOError):
             return os.read(handle, size)
         if not select.select([handle], [], [], max(0.0, deadline - time.monotonic()))[0]:
-            raise TimeoutError(errno.ETIMEDOUT, f"a pipe to which nobody wrote for {_PIPE_WAIT_S:g} s", path)
+            raise TimeoutError(errno.ETIMEDOUT, f"no data in the pipe for {_PIPE_WAIT_S:g} s", path)
 
 
 def sweep(folder: Path) -> None:
-    """Remove what a `whole_file` that was killed, and safetensors within it, has left in a folder that nobody else writes to."""
+    """Remove temporary files that a killed `whole_file`, or safetensors inside it, left in a folder without other writers."""
     for pattern in (".*.*", ".tmp*"):
         for path in folder.glob(pattern):
             with suppress(OSError):
@@ -64,21 +64,21 @@ def sweep(folder: Path) -> None:
 
 
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO)
-"""Errors of a file that cannot be written, as opposed to one that cannot be read, or a connection."""
+"""Error numbers of failed writes, as opposed to failed reads or connections."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
-"""Those that are told from another library's text."""
+"""Error numbers that are also recognised by their text in another library's message."""
 
-_OF_RUST = re.compile(r"\(os error (\d+)\)|Os \{ code: (\d+)")
-"""Form in which libraries written in Rust, such as safetensors, report an error of the system."""
+_RUST_OS_ERROR = re.compile(r"\(os error (\d+)\)|Os \{ code: (\d+)")
+"""Format in which libraries written in Rust, such as safetensors, report an error of the system."""
 
 
 @contextmanager
 def named_errors(path: Path) -> Iterator[None]:
-    """Name `path` in an error of the system that names no file, or a temporary one, such as a full disk's.
+    """Add `path` to system errors that name no file or only a temporary one, such as a full disk.
 
     Raises:
-        OSError: the system's, with `path` as its `filename`, whichever library met it.
+        OSError: the system's error with `path` as its `filename`, whichever library reported it.
     """
     try:
         yield
@@ -90,7 +90,7 @@ def named_errors(path: Path) -> Iterator[None]:
 
 
 def _system_error(error: Exception, path: Path) -> int | None:
-    """The system's number of an error that should name `path`; None if there is none, or if the error names another file."""
+    """Return the system's number of an error that should name `path`; None if it has no number or names another file."""
     if isinstance(error, OSError):
         named = error.filename
         if isinstance(named, str | os.PathLike) and not _is_temporary(Path(named), path):
@@ -99,31 +99,31 @@ def _system_error(error: Exception, path: Path) -> int | None:
     if isinstance(error, TlcliError):
         return None
     text = str(error)
-    found = _OF_RUST.search(text)
-    if found and int(found[1] or found[2]) in _UNWRITABLE:
-        return int(found[1] or found[2])
+    match = _RUST_OS_ERROR.search(text)
+    if match and int(match[1] or match[2]) in _UNWRITABLE:
+        return int(match[1] or match[2])
     return next((number for number in _FULL if os.strerror(number) in text), None)
 
 
 def is_unwritable(error: BaseException) -> bool:
-    """True if the system refused to write a file that the error names: a full disk, a quota, permissions."""
+    """Check for an error of the system that names a file it cannot write: a full disk, a quota, permissions."""
     return isinstance(error, OSError) and error.errno in _UNWRITABLE and error.filename is not None
 
 
 def _is_temporary(named: Path, path: Path) -> bool:
-    """True if `named` is what `whole_file` or a library has made beside `path`."""
+    """Check for a temporary file that `whole_file` or a library created next to `path`."""
     return named.name.startswith(".") and named.parent == path.parent
 
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it to `path` when the block ends without an error.
+    """Yield a temporary path next to `path`; rename it to `path` when the block ends without an error.
 
     The rename is atomic (POSIX rename(2)), so a reader sees the old file or the new one, never a part.
     The temporary name keeps the suffix of `path`, for writers that choose a format by it.
 
     Raises:
-        OSError: the folder cannot be made or written to (a full disk included); `path` is then untouched, and named.
+        OSError: the folder cannot be created or written to (a full disk included). The error names `path`, which is untouched.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -146,22 +146,22 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
 
 def fresh_folder(path: str | Path) -> Path:
-    """Make and return an empty folder: `path`, or where that holds something already `path-2`, `path-3`, ...: nothing is overwritten.
+    """Create and return an empty folder: `path`, or `path-2`, `path-3`, ... if that is not empty. Never overwrites anything.
 
     Raises:
         SettingsError: `path` is a file.
-        OSError: it cannot be made.
+        OSError: the folder cannot be created.
     """
-    wanted = Path(path)
+    first = Path(path)
     for number in count(1):
-        folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
+        folder = first if number == 1 else first.with_name(f"{first.name}-{number}")
         try:
             folder.mkdir(parents=True)
             return folder
         except FileExistsError as error:
             if not folder.is_dir():
                 if number == 1:
-                    raise SettingsError(f"{wanted}: is a file, a folder was expected: name another") from error
+                    raise SettingsError(f"{first}: is a file, a folder was expected: name another") from error
             elif number == 1 and not any(folder.iterdir()):
                 return folder
-    raise AssertionError("there is always another number")
+    raise AssertionError("count() never ends")

@@ -19,23 +19,23 @@ def printable(text: str) -> str:
 
 
 def label(folder: str) -> str:
-    """Return the class that a folder's name stands for: NFC (macOS may hand over NFD), and `printable`."""
+    """Return the class name of a folder: in NFC (macOS may hand over NFD), and `printable`."""
     return printable(unicodedata.normalize("NFC", folder))
 
 
 def same_name(text: str) -> str:
-    """Return the form in which names are compared: NFC."""
+    """Normalise a name to NFC for comparison."""
     return unicodedata.normalize("NFC", text)
 
 
 def csv_cell(text: str) -> str:
-    """Return `text` for a CSV file: `printable`, and after an apostrophe where a spreadsheet would take it for a formula."""
+    """Return `text` for a CSV file: `printable`, with an apostrophe in front if a spreadsheet would run it as a formula."""
     shown = printable(text)
     return f"'{shown}" if shown.startswith(_FORMULA) else shown
 
 
 def from_csv_cell(cell: str) -> str:
-    """Return what `csv_cell` was given, as `printable` text."""
+    """Undo the apostrophe of `csv_cell`; the text stays `printable`."""
     return cell[1:] if cell.startswith("'") and cell[1:].startswith(_FORMULA) else cell
 
 

@@ -1,4 +1,4 @@
-"""Names that fields had in files of earlier versions, which are still read."""
+"""Former names of fields, still accepted in files of earlier versions."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""File locks that belong to this process alone, and end with it.
+"""File locks held by this process alone, released when it ends.
 
-A `flock` belongs to an open file, which a forked process shares: a data loader's worker that outlives its killed parent
-would keep it. Here each forked process gives up its share at once; a process that runs another program never has one
-(`O_CLOEXEC`).
+A `flock` belongs to an open file, which forked processes share: a data loader's worker that outlives its killed parent
+would keep the lock. Here each forked process gives up its share at once, and a process that runs another program never
+has one (`O_CLOEXEC`).
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 _held: set[int] = set()
-"""Descriptors of this process that hold a lock."""
+"""Locked descriptors of this process."""
 
 
 class LocksUnsupportedError(OSError):
-    """The file system has no locks, as some network file systems do not."""
+    """A file system without locks, such as some network file systems."""
 
 
 def try_lock(descriptor: int) -> bool:
@@ -43,7 +43,7 @@ def wait_for_lock(descriptor: int) -> None:
 
 @contextmanager
 def unshared(descriptor: int) -> Iterator[None]:
-    """Keep a descriptor from the processes that are forked within the block: in them it is `/dev/null`."""
+    """Hide a descriptor from processes that are forked within the block: there it refers to `/dev/null`."""
     _held.add(descriptor)
     try:
         yield
@@ -62,16 +62,19 @@ def _lock(descriptor: int, operation: int) -> bool:
 
 
 def _give_up_in_child() -> None:
-    """Replace rather than close: a Python file object may still own the number, and would close whatever gets it next."""
+    """Replace the descriptors by `/dev/null`.
+
+    Closing them is not safe: a Python file object may still own the number, and would close whatever file gets it next.
+    """
     if not _held:
         return
     with suppress(OSError):
-        nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         for descriptor in _held:
-            os.dup2(nothing, descriptor, inheritable=False)
-        os.close(nothing)
+            os.dup2(null, descriptor, inheritable=False)
+        os.close(null)
         _held.clear()
-    for descriptor in _held:  # no descriptor was left for `/dev/null`
+    for descriptor in _held:  # the process has no free descriptor for `/dev/null`
         with suppress(OSError):
             os.close(descriptor)
     _held.clear()

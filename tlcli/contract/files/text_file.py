@@ -1,4 +1,4 @@
-"""Text files that people write: decoded by their byte order mark, UTF-8 without one."""
+"""Text files written by people: decoded by their byte order mark, as UTF-8 without one."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _MARKS = (  # UTF-32 before UTF-16: its little-endian mark begins with UTF-16's
 
 
 def read_text(path: Path, max_bytes: int) -> str:
-    """Read a text file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark, which is removed.
+    """Read a text file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark. The mark is removed.
 
     Raises:
-        SettingsError: a file that cannot be read (see `atomic_file.read_bounded`), one of more than `max_bytes`, one in another
-            encoding, or one with NUL characters.
+        SettingsError: the file cannot be read (see `atomic_file.read_bounded`), has more than `max_bytes`, is in another
+            encoding, or has NUL characters.
     """
     try:
         data = read_bounded(path, max_bytes)
@@ -37,17 +37,17 @@ def decode_text(data: bytes, where: str) -> str:
     """Decode the bytes of a text file; see `read_text`.
 
     Raises:
-        SettingsError: see there; the message begins with `where`.
+        SettingsError: another encoding, or NUL characters; the message begins with `where`.
     """
     mark, encoding = next(((mark, encoding) for mark, encoding in _MARKS if data.startswith(mark)), (b"", "utf-8"))
     try:
         text = data[len(mark) :].decode(encoding)
     except UnicodeDecodeError as error:
         name = encoding.upper().removesuffix("-LE").removesuffix("-BE")
-        at = len(mark) + error.start
-        line = data[:at].count(b"\n") + 1
-        way_out = f"save it as UTF-8 (for example: iconv -f LATIN1 -t UTF-8 {where})" if encoding == "utf-8" else "save it as UTF-8"
-        raise SettingsError(f"{where}: line {line}: byte {at} (0x{data[at]:02x}) is not {name}: {way_out}") from error
+        position = len(mark) + error.start
+        line = data[:position].count(b"\n") + 1
+        advice = f"save it as UTF-8 (for example: iconv -f LATIN1 -t UTF-8 {where})" if encoding == "utf-8" else "save it as UTF-8"
+        raise SettingsError(f"{where}: line {line}: byte {position} (0x{data[position]:02x}) is not {name}: {advice}") from error
     if "\0" in text:
         line = text[: text.index("\0")].count("\n") + 1
         raise SettingsError(f"{where}: line {line}: a NUL character: expected text in UTF-8, or in UTF-16 with a byte order mark")

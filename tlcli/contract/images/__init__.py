@@ -1,1 +1,1 @@
-"""From the bytes of an image file to a network's input."""
+"""Image files: searching folders, decoding, preprocessing to a network's input, drawing maps."""

@@ -1,4 +1,4 @@
-"""Size of the coded images in an AVIF file: its header may claim less, and a decoder works on what is coded."""
+"""Sizes of the coded images in an AVIF file. A header may claim less, but a decoder processes the coded images."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from collections.abc import Iterator
 
 _SEQUENCE_HEADER = 1
 _MAX_ITEMS = 65_536
-"""As many as a grid has tiles, and more than any file needs."""
+"""Most items that are read: the number of tiles in the largest grid, and more than any file needs."""
 
 
 def coded_pixels(data: bytes) -> list[int]:
-    """Return the pixels of each coded image: of the image, its alpha, a thumbnail, each tile of a grid.
+    """Return the number of pixels of each coded image: the image, its alpha channel, a thumbnail, each tile of a grid.
 
-    Empty for what is no AVIF, or is written in a way that is not understood here.
+    Returns:
+        An empty list if the data are not AVIF, or use a structure that this parser does not support.
     """
     try:
         return [_sequence_pixels(data, begin, end) for begin, end in _extents(data)]
@@ -22,7 +23,7 @@ def coded_pixels(data: bytes) -> list[int]:
 
 
 def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Types, and where the contents begin and end (ISO/IEC 14496-12, 4.2)."""
+    """Yield the type of each box and the start and end of its contents (ISO/IEC 14496-12, 4.2)."""
     while start + 8 <= end:
         size, kind = struct.unpack_from(">I4s", data, start)
         begin = start + 8
@@ -37,11 +38,11 @@ def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]
 
 
 def _child(data: bytes, kind: bytes, start: int, end: int) -> tuple[int, int]:
-    return next(((begin, stop) for found, begin, stop in _boxes(data, start, end) if found == kind), (0, 0))
+    return next(((begin, stop) for box_kind, begin, stop in _boxes(data, start, end) if box_kind == kind), (0, 0))
 
 
 def _extents(data: bytes) -> Iterator[tuple[int, int]]:
-    """Return the start and end of each item in the file, by its first extent (ISO/IEC 14496-12, 8.11.3)."""
+    """Yield the start and end of each item in the file, taken from its first extent (ISO/IEC 14496-12, 8.11.3)."""
     meta, meta_end = _child(data, b"meta", 0, len(data))
     start, end = _child(data, b"iloc", meta + 4, meta_end)
     idat, _ = _child(data, b"idat", meta + 4, meta_end)
@@ -49,21 +50,21 @@ def _extents(data: bytes) -> Iterator[tuple[int, int]]:
         return
     version = data[start]
     offset_size, length_size, base_size, index_size = data[start + 4] >> 4, data[start + 4] & 15, data[start + 5] >> 4, data[start + 5] & 15
-    place = start + 6
-    items, place = _number(data, place, 2 if version < 2 else 4)
+    position = start + 6
+    items, position = _number(data, position, 2 if version < 2 else 4)
     for _ in range(min(items, _MAX_ITEMS)):
-        place += 2 if version < 2 else 4
+        position += 2 if version < 2 else 4
         method = 0
         if version:
-            method, place = _number(data, place, 2)
-        base, place = _number(data, place + 2, base_size)
-        extents, place = _number(data, place, 2)
-        for number in range(extents):
-            place += index_size if version else 0
-            offset, place = _number(data, place, offset_size)
-            length, place = _number(data, place, length_size)
+            method, position = _number(data, position, 2)
+        base, position = _number(data, position + 2, base_size)
+        extents, position = _number(data, position, 2)
+        for extent in range(extents):
+            position += index_size if version else 0
+            offset, position = _number(data, position, offset_size)
+            length, position = _number(data, position, length_size)
             begin = (idat if method & 15 == 1 else 0) + base + offset
-            if number == 0 and place <= end:
+            if extent == 0 and position <= end:
                 yield begin, min(begin + length, len(data)) if length else len(data)
 
 
@@ -74,12 +75,15 @@ def _number(data: bytes, start: int, size: int) -> tuple[int, int]:
 
 
 def _sequence_pixels(data: bytes, start: int, end: int) -> int:
-    """The largest frame that an item's sequence header announces (AV1 bitstream specification, 5.3 and 5.5); 0 for an item without one."""
+    """Return the pixels of the largest frame that an item's sequence header allows; 0 for an item without such a header.
+
+    See the AV1 bitstream specification, 5.3 and 5.5.
+    """
     while start < end:
         head = data[start]
         start += 2 if head & 4 else 1
         if head & 0x80 or not head & 2:
-            return 0  # no AV1, or a unit without its size, which is the last
+            return 0  # not AV1, or a unit without a size, which is the last unit
         size = shift = 0
         while True:
             byte = data[start]

@@ -1,8 +1,8 @@
-"""A process that decodes images which may cost more than their size tells: the server kills it where it must, as no thread can be.
+"""Worker process for images that may cost more to decode than their size suggests. The server can kill it, unlike a thread.
 
-It reads jobs from standard input and writes answers to standard output; `decode_process` is the other side. A message is its
-length in four bytes and JSON; the bytes of images follow the message that gives their number. Each job has its share of processor time
-and of memory, which the kernel enforces: Pillow's decoders are C, which a Python program cannot interrupt.
+The worker reads jobs from standard input and writes answers to standard output; `decode_process` is the server's side. A message
+is its length in four bytes, then JSON. Image bytes follow the message that gives their number. The kernel enforces each job's limits
+of processor time and memory: Pillow's decoders are written in C, which a Python program cannot interrupt.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from tlcli.contract.images.preprocessing import Preprocessing
 
 try:
     import resource
-except ImportError:  # Windows has no such limits
+except ImportError:  # Windows does not have this module
     resource = None  # type: ignore[assignment]
 
 IDLE_S = 10.0
-"""Without a job for so long, the process ends."""
+"""Seconds without a job after which the process exits."""
 
 _OPENING_BYTES = 256 << 20
 _LENGTH = struct.Struct("<I")
 
 
 class RefusedError(Exception):
-    """The server does not admit the memory that an image takes."""
+    """A job for whose memory the server has no room."""
 
 
 def send(stream: BinaryIO, message: dict[str, Any], *payloads: bytes) -> None:
-    """Write a message, and what it announces."""
+    """Write a message and the payloads that it announces."""
     text = json.dumps(message).encode()
     stream.write(_LENGTH.pack(len(text)) + text)
     for payload in payloads:
@@ -46,7 +46,7 @@ def send(stream: BinaryIO, message: dict[str, Any], *payloads: bytes) -> None:
 
 
 def receive(stream: BinaryIO) -> dict[str, Any] | None:
-    """Read a message; None at the stream's end."""
+    """Read a message; return None at the end of the stream."""
     head = stream.read(_LENGTH.size)
     if len(head) < _LENGTH.size:
         return None
@@ -55,59 +55,68 @@ def receive(stream: BinaryIO) -> dict[str, Any] | None:
 
 
 def main() -> None:
-    """Do one job after another until the server is gone or has none."""
+    """Process jobs until the server closes the stream or sends none for `IDLE_S` seconds."""
     jobs, answers = sys.stdin.buffer, sys.stdout.buffer
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server handles Ctrl-C
     _decode_in_one_thread()
-    while _comes(IDLE_S) and (job := receive(jobs)) is not None:
+    while _wait_for_job(IDLE_S) and (job := receive(jobs)) is not None:
         data = jobs.read(job["bytes"])
         seconds: float = job["seconds"]
         _limit_memory(_OPENING_BYTES + 4 * len(data))
         _limit_time(seconds)
 
         def admit(memory_bytes: int, data: bytes = data, seconds: float = seconds) -> None:
-            left_s = _limit_time(0)
+            remaining_s = _limit_time(0)
             send(answers, {"memory_bytes": memory_bytes})
             answer = receive(jobs)
             if answer is None or not answer["admitted"]:
                 raise RefusedError
             _limit_memory(_OPENING_BYTES + 4 * len(data) + 2 * memory_bytes)
-            _limit_time(left_s or seconds)
+            _limit_time(remaining_s or seconds)
 
         try:
-            seen = from_encoded(
+            decoded = from_encoded(
                 data, Preprocessing.model_validate(job["preprocessing"]), ImageLimits(**job["limits"]), job["keep_image"], admit
             )
         except RefusedError:
-            seen, problem = None, ""
+            decoded, problem = None, ""
         except ImageError as error:
-            seen, problem = None, str(error)
+            decoded, problem = None, str(error)
         except MemoryError:
-            seen, problem = None, "decoding the image takes more memory than its size explains: send it as another file"
+            decoded, problem = None, "decoding the image takes more memory than its size explains: save it in another format"
         finally:
             _limit_time(0)
             _limit_memory(None)
-        if seen is None:
+        if decoded is None:
             send(answers, {"problem": problem})
         else:
-            _send_input(answers, seen)
-        del data, seen
+            _send_input(answers, decoded)
+        del data, decoded
 
 
-def _send_input(answers: BinaryIO, seen: NetworkInput) -> None:
-    kept = [] if seen.image is None else [seen.image.tobytes()]
-    _, height, width, _ = seen.images.shape
-    about = {"height": height, "width": width, "box": seen.box, "scale": seen.scale, "image": seen.image and seen.image.size}
-    send(answers, about, seen.images.tobytes(), *kept)
+def _send_input(answers: BinaryIO, decoded: NetworkInput) -> None:
+    original = [] if decoded.image is None else [decoded.image.tobytes()]
+    _, height, width, _ = decoded.images.shape
+    header = {
+        "height": height,
+        "width": width,
+        "box": decoded.box,
+        "scale": decoded.scale,
+        "image": decoded.image and decoded.image.size,
+    }
+    send(answers, header, decoded.images.tobytes(), *original)
 
 
-def _comes(seconds: float) -> bool:
-    """Wait for a job. Only called while nothing is left in the stream's buffer: the server sends one job at a time."""
+def _wait_for_job(seconds: float) -> bool:
+    """Wait for a job; return False after `seconds` without one.
+
+    Must only be called while the stream's buffer is empty, which holds because the server sends one job at a time.
+    """
     return sys.platform == "win32" or bool(select.select([sys.stdin.buffer], [], [], seconds)[0])
 
 
 def _decode_in_one_thread() -> None:
-    """Threads' stacks would count as memory."""
+    """Turn off the AVIF decoder's threads, whose stacks would count towards the memory limit."""
     with suppress(ImportError):
         from PIL import AvifImagePlugin
 
@@ -115,14 +124,14 @@ def _decode_in_one_thread() -> None:
 
 
 def _limit_time(seconds: float) -> float:
-    """Let the kernel end this process after so much processor time, 0 for never; return what was left of the time before."""
+    """Let the kernel kill this process after `seconds` of processor time, 0 for never. Return what remained of the previous limit."""
     if sys.platform == "win32":
         return 0.0
     return signal.setitimer(signal.ITIMER_PROF, seconds)[0]
 
 
 def _limit_memory(more_bytes: int | None) -> None:
-    """Let allocations fail that would take more than this beyond what the process has now; None: no limit."""
+    """Make allocations fail that exceed the current memory use by more than `more_bytes`; None removes the limit."""
     if resource is None or sys.platform != "linux":
         return
     soft = resource.RLIM_INFINITY

@@ -1,4 +1,4 @@
-"""Encoded bytes to an RGB image, in one place for training, export, `predict` and the server."""
+"""Decoding of image files to RGB, shared by training, export, `predict` and the server."""
 
 from __future__ import annotations
 
@@ -25,30 +25,30 @@ from tlcli.contract.images.structure import jpeg_keeps_coefficients
 __all__ = ["DEFAULT_LIMITS", "FORMATS", "SUFFIXES", "ImageLimits", "decode", "find", "read", "to_rgb"]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "JPEG2000", *(("HEIF",) if find_images.HEIF_READ else ()))
-"""Pillow's decoders that are tried; the rest of Pillow's long list never sees a byte. MPO, what some cameras
-write, is opened by JPEG's and has no entry of its own: naming it here would fail every format after it."""
+"""Decoders of Pillow that are tried; the others of its long list never read untrusted bytes. MPO, which some cameras
+write, is opened by the JPEG decoder and has no entry here: with one, every format after it would fail."""
 
 find = find_images.find
-"""The image files among files and folders, see `tlcli.contract.images.find_images`."""
+"""Search files and folders for images, see `tlcli.contract.images.find_images`."""
 
 _NEAR_BLACK_16 = 4096
-"""Values of 16 bits that all lie below this are 12 bits or fewer, unscaled: as they are they would be decoded near black."""
+"""Upper bound of unscaled 12-bit values. A 16-bit image whose values are all smaller would be decoded near black."""
 
 _NEAR_CLEAR = 4
-"""Alpha values of 8 bits that all lie below this leave nothing to see."""
+"""Alpha value of 8 bits; an image whose alpha values are all smaller is invisible."""
 
 _EXIF_ORIENTATION = 0x0112
 
-# Pillow warns of what is judged here: size, odd metadata. Set once: `catch_warnings` is not safe among threads.
+# This module checks what Pillow warns about: size, odd metadata. Set once, since `catch_warnings` is not thread-safe.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", module=r"PIL\..*")
 
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """What an image may cost before it is refused.
+    """Limits above which an image is rejected.
 
-    max_bytes: of the encoded image.
+    max_bytes: size of the encoded image.
     max_pixels: width times height, read from the header before anything is decoded.
     """
 
@@ -59,30 +59,30 @@ class ImageLimits:
 DEFAULT_LIMITS = ImageLimits()
 
 OnOpened = Callable[[Image.Image], None]
-"""Called with an image whose size and mode are known, before its pixels are decoded; what it raises ends the decoding."""
+"""Callback that gets an image whose size and mode are known, before its pixels are decoded. An exception from it stops the decoding."""
 
 
 def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS, on_opened: OnOpened = lambda image: None) -> Image.Image:
-    """Decode one image as a person would see it.
+    """Decode an image to RGB, as an image viewer would show it.
 
-    The first frame of an animation; turned by its EXIF orientation; transparency laid on white;
-    16-bit greys scaled to 8 bits; every colour model converted to RGB.
+    Takes the first frame of an animation, applies the EXIF orientation, composes transparency on white, scales
+    16-bit greys to 8 bits, and converts every colour model to RGB.
 
     Args:
-        data: an encoded JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, PPM or JPEG 2000 image, or HEIC where `pillow-heif` is installed.
-        limits: refused above these.
+        data: an encoded JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, PPM or JPEG 2000 image, or HEIC if `pillow-heif` is installed.
+        limits: larger images are rejected.
         on_opened: see `OnOpened`.
 
     Returns:
         A loaded Pillow image of mode "RGB", at least 1x1.
 
     Raises:
-        ImageError: empty, not an image, truncated, over a limit, of a mode without colours, transparent everywhere, or of values
-            whose range is not known.
-        Exception: what `on_opened` raises.
+        ImageError: the image is empty, not an image, truncated, over a limit, of a mode without colours, transparent everywhere, or
+            has values of unknown range.
+        Exception: an exception from `on_opened`.
     """
     if not data:
-        raise ImageError("the image is empty: 0 bytes came, an encoded image (JPEG, PNG, ...) was expected")
+        raise ImageError("the image is empty (0 bytes): expected an encoded image (JPEG, PNG, ...)")
     if len(data) > limits.max_bytes:
         raise ImageError(f"the image has {len(data):,} bytes, at most {limits.max_bytes:,} are read: send a smaller one")
     try:
@@ -94,7 +94,7 @@ def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS, on_opened: OnOpene
         if heif.is_heif(data[:64]):
             raise ImageError(heif.missing("the image is a HEIC image")) from error
         raise ImageError(
-            f"{len(data):,} bytes came that are no image (they begin {data[:8]!r}): expected one of {', '.join(FORMATS)}"
+            f"{len(data):,} bytes are not an image (they start with {data[:8]!r}): expected one of {', '.join(FORMATS)}"
         ) from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"the image claims more than {limits.max_pixels:,} pixels: send a smaller one") from error
@@ -110,12 +110,12 @@ def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS, on_opened: OnOpene
         RuntimeError,
         struct.error,
     ) as error:
-        # What Pillow's decoders raise on broken data, by its own documentation and fuzzing.
+        # Exceptions that Pillow's decoders raise on broken data, by its documentation and by fuzzing.
         raise ImageError(f"the image cannot be decoded: {first_line(error)}") from error
 
 
 def _load(data: bytes, limits: ImageLimits, on_opened: OnOpened) -> Image.Image:
-    """Decode the pixels, of a JPEG without its end too if all of them are there."""
+    """Open an image and decode its pixels. A JPEG that only lacks its end marker is accepted."""
     image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
     _check_size(image.size, limits)
     if image.format == "AVIF":
@@ -130,7 +130,7 @@ def _load(data: bytes, limits: ImageLimits, on_opened: OnOpened) -> Image.Image:
         image = whole
     if deep:
         _require_full_range(image)
-    _check_size(image.size, limits)  # a decoder may find other sizes than the header's
+    _check_size(image.size, limits)  # the decoded size may differ from the header's
     return image
 
 
@@ -141,45 +141,47 @@ def _check_size(size: tuple[int, int], limits: ImageLimits) -> None:
 
 
 def _check_coded(data: bytes, image: Image.Image, limits: ImageLimits) -> None:
-    """A decoder of AVIF works on the coded images, whatever size the header claims, and scales the outcome."""
+    """Check the coded images of an AVIF: its decoder processes them at their full size, and then scales to the header's size."""
     coded = coded_pixels(data)
     if max(coded, default=0) > _CODED_SHARE * image.width * image.height + _CODED_PADDING or sum(coded) > _CODED_SHARE * limits.max_pixels:
         raise ImageError(
             f"the image claims {image.width:,} x {image.height:,} pixels and holds coded images of {sum(coded):,} pixels, at most"
-            f" {limits.max_pixels:,} are decoded: save it anew"
+            f" {limits.max_pixels:,} are decoded: save it again"
         )
 
 
 _CODED_SHARE, _CODED_PADDING = 4, 128 * 128
-"""Coded images are padded to whole blocks, and an alpha channel, a thumbnail or a gain map come on top."""
+"""Tolerance for coded images, which are padded to whole blocks and include an alpha channel, a thumbnail or a gain map."""
 
 _MODE_BYTES = {"1": 1, "L": 1, "P": 1, "LA": 4, "PA": 4, "RGB": 4, "RGBA": 4, "CMYK": 4, "YCbCr": 4, "LAB": 4, "F": 4, "I": 4}
-"""Pillow's own, a pixel; what is not named here is a mode of 16 bits."""
+"""Bytes per pixel of Pillow's modes; a mode that is not listed has 16 bits."""
 
 _COEFFICIENT_BYTES = 8
 _DECODER_BYTES = {"WEBP": 16, "AVIF": 16, "HEIF": 16, "JPEG2000": 16, "TIFF": 8, "GIF": 4}
-"""Bytes a pixel that decoders hold besides the image: canvases, planes, strips."""
+"""Bytes per pixel that decoders hold besides the image: canvases, planes, strips."""
 
 
 def decoding_bytes(image: Image.Image, data: bytes) -> int:
-    """Return the memory that `load` and `to_rgb` take at most, estimated from an opened image and the bytes that it was opened from."""
+    """Return an upper bound of the memory that `load` and `to_rgb` need, estimated from an opened image and its encoded bytes."""
     own, decoder = _MODE_BYTES.get(image.mode, 2), _DECODER_BYTES.get(image.format or "", 0)
     if data.startswith(b"\xff\xd8") and jpeg_keeps_coefficients(data):
         decoder = _COEFFICIENT_BYTES
     if image.has_transparency_data:
         converted = 16  # RGBA, white, both composed, RGB
     elif image.mode.startswith("I"):
-        converted = 24  # in 64-bit integers on the way
+        converted = 24  # 64-bit integers as an intermediate step
     else:
         converted = 0 if image.mode == "RGB" else 4
     return image.width * image.height * (own + max(decoder, converted))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """A loaded Pillow image as `decode` gives it: upright, without transparency, RGB. For images that came without a file.
+    """Convert a loaded Pillow image to the form that `decode` returns: upright, without transparency, RGB.
+
+    Meant for images that were not read from a file.
 
     Raises:
-        ImageError: of a mode without colours.
+        ImageError: the image has a mode without colours.
     """
     return _to_rgb(_upright(image))
 
@@ -203,7 +205,7 @@ def read_encoded(path: str | Path, max_bytes: int) -> bytes:
 
     Raises:
         NotFoundError: no such file.
-        ImageError: one that may not be read, a pipe that nobody writes to, a device, or more than `max_bytes`.
+        ImageError: no permission to read it, a pipe without a writer, a device, or more than `max_bytes`.
     """
     shown = printable(str(path))
     try:
@@ -223,7 +225,7 @@ def read_encoded(path: str | Path, max_bytes: int) -> bytes:
 
 
 def _is_readable(mode: int) -> bool:
-    """True for files and pipes; also for folders, which the system refuses in its own words."""
+    """Check for a file or a pipe; also true for folders, so that reading them raises the system's own error."""
     return stat.S_ISREG(mode) or stat.S_ISFIFO(mode) or stat.S_ISDIR(mode)
 
 
@@ -236,14 +238,14 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""By EXIF orientation. `ImageOps.exif_transpose` does the same, and writes all EXIF data anew, which costs time without a bound."""
+"""Transpose operation for each EXIF orientation. `ImageOps.exif_transpose` also rewrites all EXIF data, which takes unbounded time."""
 
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
         turn = _TURNS.get(image.getexif().get(_EXIF_ORIENTATION, 1))
     except (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, ZeroDivisionError, struct.error):
-        return image  # unreadable EXIF data says nothing about the image itself
+        return image  # the image itself may be fine when its EXIF data are unreadable
     if turn is None:
         return image
     turned = image.transpose(turn)
@@ -267,7 +269,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _from_integers(image: Image.Image) -> Image.Image:
-    """Greys of 16 bits (Pillow's modes I;16*, and I, which holds them in 32) to RGB: `convert` alone would clip at 255."""
+    """Convert 16-bit greys to RGB (Pillow's modes I;16*, and I, which stores them in 32 bits). `convert` alone would clip at 255."""
     values = np.asarray(image).astype(np.int64)
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 0xFFFF:
@@ -281,14 +283,18 @@ def _from_integers(image: Image.Image) -> Image.Image:
 
 
 def _stores_16_bits(image: Image.Image) -> bool:
-    """Check an opened image that is not loaded for channels of 16 bits that Pillow reduces to their upper 8."""
+    """Check an opened image that is not yet loaded for 16-bit channels, which Pillow reduces to their upper 8 bits."""
     return (
         image.format in ("PNG", "TIFF") and image.mode in ("RGB", "RGBA", "RGBX", "LA", "CMYK") and ";16" in str(getattr(image, "tile", ""))
     )
 
 
 def _require_full_range(image: Image.Image) -> None:
-    """Raises: ImageError: colours of 16 bits that are 12 bits or fewer, unscaled, as `_from_integers` refuses greys."""
+    """Reject 16-bit colours that hold unscaled values of 12 bits or fewer, as `_from_integers` rejects such greys.
+
+    Raises:
+        ImageError: the values are all that small.
+    """
     colours = [band for band, name in zip(image.split(), image.getbands(), strict=True) if name not in ("A", "X")]
     high = max(int(np.asarray(band).max()) for band in colours)
     if 0 < high < _NEAR_BLACK_16 >> 8:
@@ -299,7 +305,11 @@ def _require_full_range(image: Image.Image) -> None:
 
 
 def _require_visible(image: Image.Image) -> None:
-    """Raises: ImageError: an RGBA image that is transparent everywhere."""
+    """Reject an RGBA image that is transparent everywhere.
+
+    Raises:
+        ImageError: no pixel of it is visible.
+    """
     highest = int(np.asarray(image.getchannel("A")).max())
     if highest < _NEAR_CLEAR:
         raise ImageError(

@@ -1,8 +1,8 @@
-"""Folders of images, read by one rule: which files are images, which folders are passed over, and which links are followed.
+"""Search for images in folders: which files are images, which folders are skipped, and which links are followed.
 
-A file is an image by its suffix; with any other suffix, or none, by its first bytes. Hidden files and folders, and those that an operating
-system or a network drive keeps, are passed over. A link to a folder is followed once, and never to a folder that is read already or that
-holds the one being read. Nothing but regular files is opened: a FIFO would wait for a writer.
+A file is recognised as an image by its suffix, or with any other suffix, or none, by its first bytes. Hidden files and folders, and those
+that an operating system or a network drive keeps, are skipped. A link to a folder is followed once, and never to a folder that was
+already read or that contains the current one. Only regular files are opened: a FIFO would wait for a writer.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tlcli.contract.errors import NotFoundError
@@ -19,7 +19,7 @@ from tlcli.contract.files.display_name import printable
 from tlcli.contract.images import heif
 
 HEIF_READ = heif.register()
-"""True where HEIC images can be decoded."""
+"""True if HEIC images can be decoded."""
 
 _HEIF_SUFFIXES = frozenset({".heic", ".heif", ".heics", ".heifs", ".hif"})
 
@@ -28,20 +28,20 @@ SUFFIXES = frozenset(
     | {".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".mpo"}
     | (_HEIF_SUFFIXES if HEIF_READ else set())
 )
-"""Suffixes of images that `tlcli.contract.images.decoding` decodes."""
+"""Suffixes of image formats that `tlcli.contract.images.decoding` decodes."""
 
 UNREAD_SUFFIXES = frozenset(
     {".svg", ".psd", ".psb", ".tga", ".ico", ".icns", ".dds", ".pcx", ".sgi", ".qoi", ".jxl", ".jxr", ".eps", ".exr", ".hdr", ".xcf"}
     | {".dng", ".cr2", ".cr3", ".crw", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".dcm", ".dicom", ".nii", ".fits", ".wmf", ".emf"}
     | (set() if HEIF_READ else _HEIF_SUFFIXES)
 )
-"""Suffixes of images that nothing here decodes."""
+"""Suffixes of image formats that are not supported."""
 
 SYSTEM_FOLDERS = frozenset(
     {"__macosx", "@eadir", "$recycle.bin", "recycler", "lost+found", "system volume information", "#recycle", "#snapshot", "@recycle"}
     | {"@recently-snapshot", "@tmp", "@sharebin", "__pycache__"}
 )
-"""Folders that an operating system, a network drive or Python keeps; in lower case."""
+"""Names, in lower case, of folders that an operating system, a network drive or Python keeps."""
 
 _SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", ".ds_store", "icon\r", "@syno_dir"})
 
@@ -55,14 +55,17 @@ _MAGIC = re.compile(
     rb"|BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0|P[1-6]\s+(?:#[^\n]*\n\s*)*\d+\s|\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51",
     re.DOTALL,
 )
-"""First bytes of the formats of `SUFFIXES`. Decoding decides about loose matches."""
+"""First bytes of the formats of `SUFFIXES`. Some match loosely; decoding then decides."""
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A file or folder that was not read. name: below the folder that was searched. reason: one line. is_folder: it is a folder.
+    """A file or folder that was not read.
 
-    unread_image: an image of a format that nothing here decodes.
+    name: its path below the searched folder.
+    reason: one line.
+    is_folder: True for a folder.
+    unread_image: True for an image of an unsupported format.
     """
 
     name: str
@@ -73,7 +76,12 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Entries:
-    """One folder. folders, images: their names, sorted; links to folders among the folders. skipped: the rest."""
+    """Contents of one folder.
+
+    folders, images: their names, sorted; `folders` includes links to folders.
+    links: the names of the links among the folders.
+    skipped: everything else.
+    """
 
     folders: tuple[str, ...]
     links: frozenset[str]
@@ -82,7 +90,7 @@ class Entries:
 
 
 class Scanner:
-    """Reader of the folders below `root`. Names are paths below it, with `/`; `""` is the root itself."""
+    """Reader of the folders below `root`. All names are paths below it, with `/`; `""` is the root itself."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -91,40 +99,45 @@ class Scanner:
         self._above: frozenset[_Identity] | None = None
 
     def look(self, folder: str) -> Entries:
-        """Return what a folder holds, by name; it is read once.
+        """Return the contents of a folder, read once and then cached.
 
         Raises:
-            NotFoundError: it cannot be listed.
+            NotFoundError: the folder cannot be listed.
         """
         if folder not in self._entries:
             self._entries[folder] = self._list(folder)
         return self._entries[folder]
 
     def skip(self, name: str, reason: str, is_folder: bool = False) -> None:
-        """Note that a file or folder is left out."""
+        """Record a file or folder as skipped."""
         self.skipped.setdefault(name, Skipped(name, reason, is_folder))
 
     def note(self, folder: str, images: str | None = None) -> None:
-        """Note what a folder that is read holds beside what is read. images: why its images are left out, if they are."""
+        """Record what is skipped in a folder.
+
+        Args:
+            folder: a folder that is read.
+            images: the reason why its images are skipped as well, if they are.
+        """
         entries = self.look(folder)
-        self.skipped.update({one.name: one for one in entries.skipped})
+        self.skipped.update({entry.name: entry for entry in entries.skipped})
         if images is not None:
             for name in entries.images:
                 self.skip(join(folder, name), images)
 
     def gather(self, *groups: Sequence[str]) -> dict[str, list[str]]:
-        """Return the images below each folder of each group, sorted by name, and note what is left out.
+        """Return the images below each folder of each group, sorted by name, and record what is skipped.
 
-        Within a group a folder is read once, and folders themselves before the links in them: a link never takes the images of the folder
-        that it leads to. A link in one group does not lead into another.
+        Within a group each folder is read once, and all folders before the links in them, so a link never takes images away from the
+        folder that it points to. A link in one group is not followed into another group.
 
         Args:
             groups: folders that share no image: the classes of one part.
 
         Raises:
-            NotFoundError: a folder that cannot be listed.
+            NotFoundError: a folder cannot be listed.
         """
-        found: dict[str, list[str]] = {folder: [] for group in groups for folder in group}
+        images: dict[str, list[str]] = {folder: [] for group in groups for folder in group}
         read: list[set[_Identity]] = [set() for _ in groups]
         links: list[tuple[int, str, str]] = []
         for number, group in enumerate(groups):
@@ -132,34 +145,34 @@ class Scanner:
                 if self._is_link(folder):
                     links.append((number, folder, folder))
                 else:
-                    links += [(number, folder, link) for link in self._walk(folder, found[folder], read[number], set())]
+                    links += [(number, folder, link) for link in self._walk(folder, images[folder], read[number], set())]
         others = [set[_Identity]().union(*read[:number], *read[number + 1 :]) for number in range(len(groups))]
-        for number, owner, link in links:  # grows while it is walked
+        for number, owner, link in links:  # the list grows during the loop
             elsewhere = set[_Identity]() if link == owner else others[number]
-            links += [(number, owner, further) for further in self._walk(link, found[owner], read[number], elsewhere)]
-        return {folder: sorted(names) for folder, names in found.items()}
+            links += [(number, owner, nested) for nested in self._walk(link, images[owner], read[number], elsewhere)]
+        return {folder: sorted(names) for folder, names in images.items()}
 
-    def _walk(self, top: str, found: list[str], read: set[_Identity], elsewhere: set[_Identity]) -> list[str]:
-        """Add the images below `top` to `found` and its folders to `read`. Return the links to folders that were met."""
+    def _walk(self, top: str, images: list[str], read: set[_Identity], elsewhere: set[_Identity]) -> list[str]:
+        """Add the images below `top` to `images` and its folders to `read`. Return the links to folders below it."""
         links: list[str] = []
         waiting = [top]
         while waiting:
             folder = waiting.pop()
             identity = _identity(self.root / folder)
             if identity is not None and (identity in read or identity in elsewhere):
-                self.skip(folder, "leads to a folder that is read already", is_folder=True)
+                self.skip(folder, "leads to a folder that was already read", is_folder=True)
                 continue
             if identity is not None:
                 read.add(identity)
             entries = self.look(folder)
             self.note(folder)
-            found += [join(folder, name) for name in entries.images]
+            images += [join(folder, name) for name in entries.images]
             for name in entries.folders:
                 (links if name in entries.links else waiting).append(join(folder, name))
         return links
 
     def holds_images(self, folder: str) -> bool:
-        """Check for an image in a folder or below it, without following links further down."""
+        """Check for an image in a folder or below it. Links are only followed in the folder itself."""
         waiting = [folder]
         while waiting:
             place = waiting.pop()
@@ -170,7 +183,7 @@ class Scanner:
         return False
 
     def below(self, folder: str) -> list[Skipped]:
-        """Return what is not read in a folder and below it, links aside."""
+        """Return everything that is skipped in a folder and below it, without following links."""
         skipped: list[Skipped] = []
         waiting = [folder]
         while waiting:
@@ -191,7 +204,7 @@ class Scanner:
                 entries = sorted(opened, key=lambda entry: entry.name)
         except OSError as error:
             raise NotFoundError(
-                f"{printable(str(place))}: cannot be listed: {error.strerror or error}: make it readable, or take it out"
+                f"{printable(str(place))}: cannot be listed: {error.strerror or error}: make it readable, or remove it"
             ) from error
         folders: list[str] = []
         links: set[str] = set()
@@ -223,46 +236,46 @@ class Scanner:
             return None
         if self._above is None:
             root = self.root.resolve()
-            self._above = frozenset(identity for one in (root, *root.parents) if (identity := _identity(one)) is not None)
+            self._above = frozenset(identity for parent in (root, *root.parents) if (identity := _identity(parent)) is not None)
         return "leads to a folder that holds it" if _identity(Path(entry.path)) in self._above else None
 
 
 def find(paths: Iterable[str | Path], skipped: list[Skipped] | None = None) -> list[Path]:
-    """Return the image files that `paths` name: files as they are, folders searched, sorted within each.
+    """Return the image files in `paths`: files as they are, folders searched, sorted within each folder.
 
     Args:
         paths: files and folders.
-        skipped: takes what is left out of the folders, its name with the folder's.
+        skipped: a list to which everything skipped in the folders is added, with the folder in its name.
 
     Raises:
-        NotFoundError: a path that does not exist or is neither file nor folder, a folder that cannot be listed, or one without an image.
+        NotFoundError: a path that does not exist, a folder that cannot be listed, or one without an image.
     """
-    found: list[Path] = []
+    images: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
             scanner = Scanner(path)
             inside = sorted(path / name for name in scanner.gather([""])[""])
-            left = [Skipped(str(path / one.name), one.reason, one.is_folder, one.unread_image) for one in scanner.skipped.values()]
+            left_out = [replace(entry, name=str(path / entry.name)) for entry in scanner.skipped.values()]
             if not inside:
-                first = f"; left out: {printable(left[0].name)}: {left[0].reason}" if left else ""
-                raise NotFoundError(f"{printable(str(path))}: no image in this folder{first}")
-            found.extend(inside)
+                example = f"; left out: {printable(left_out[0].name)}: {left_out[0].reason}" if left_out else ""
+                raise NotFoundError(f"{printable(str(path))}: no image in this folder{example}")
+            images.extend(inside)
             if skipped is not None:
-                skipped.extend(left)
+                skipped.extend(left_out)
         elif path.exists() or path.is_symlink():
-            found.append(path)
+            images.append(path)
         else:
             raise NotFoundError(f"{printable(str(path))}: no such file or folder")
-    return found
+    return images
 
 
 def describe(skipped: Sequence[Skipped], shown: int = 3) -> list[str]:
-    """Return a line for each folder that is left out, and one for all files that are left out for the same reason."""
-    lines = [f"left out: folder {printable(one.name)}: {one.reason}" for one in skipped if one.is_folder]
+    """Return a line for each skipped folder, and one for all files that were skipped for the same reason."""
+    lines = [f"left out: folder {printable(entry.name)}: {entry.reason}" for entry in skipped if entry.is_folder]
     by_reason: dict[str, list[str]] = {}
-    for one in skipped:
-        if not one.is_folder:
-            by_reason.setdefault(one.reason, []).append(printable(one.name))
+    for entry in skipped:
+        if not entry.is_folder:
+            by_reason.setdefault(entry.reason, []).append(printable(entry.name))
     for reason, names in by_reason.items():
         more = f" and {len(names) - shown:,} more" if len(names) > shown else ""
         count = "" if len(names) == 1 else f"{len(names):,} files: "
@@ -271,12 +284,12 @@ def describe(skipped: Sequence[Skipped], shown: int = 3) -> list[str]:
 
 
 def is_image(head: bytes) -> bool:
-    """Check the first bytes of a file, 64 where it has as many, for a format that is decoded."""
+    """Check the first bytes of a file, up to 64, for a supported format."""
     return _MAGIC.match(head) is not None or (HEIF_READ and heif.is_heif(head))
 
 
 def join(folder: str, name: str) -> str:
-    """Return the path of a name in a folder, `""` being the root."""
+    """Return the path of a name in a folder; `""` is the root."""
     return f"{folder}/{name}" if folder else name
 
 
@@ -289,7 +302,7 @@ def _identity(path: Path) -> _Identity | None:
 
 
 def _kind(entry: os.DirEntry[str]) -> tuple[int, str | None]:
-    """Return the mode of what an entry leads to, and why it is neither file nor folder, if it is neither."""
+    """Return the mode of an entry with links resolved, and the reason to skip it if it is neither a file nor a folder."""
     try:
         mode = entry.stat().st_mode
     except OSError as error:
@@ -300,7 +313,7 @@ def _kind(entry: os.DirEntry[str]) -> tuple[int, str | None]:
 
 
 def kind_of(mode: int) -> str:
-    """Name what is no regular file, by its mode."""
+    """Return the English name of a file type other than a regular file, from its mode."""
     if stat.S_ISFIFO(mode):
         return "a FIFO (named pipe)"
     if stat.S_ISSOCK(mode):
@@ -315,13 +328,13 @@ def _why_not_folder(name: str) -> str | None:
 
 
 def _is_quiet(name: str) -> bool:
-    """True for what systems put into every folder: nobody misses it, so nobody is told."""
+    """Check for files that systems put into every folder, which are skipped without a message."""
     hidden_image = name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES | UNREAD_SUFFIXES
     return name.startswith("._") or name.lower() in _SYSTEM_FILES or (name.startswith(".") and not hidden_image)
 
 
 def _why_not_image(entry: os.DirEntry[str]) -> tuple[str, bool] | None:
-    """Return why a file is no image, and whether it is one of a format that is not decoded; None for an image."""
+    """Return the reason why a file is not an image and True if it is one of an unsupported format; None for an image."""
     suffix = os.path.splitext(entry.name)[1].lower()
     if entry.name.startswith("."):
         return "hidden", False
@@ -338,4 +351,4 @@ def _why_not_image(entry: os.DirEntry[str]) -> tuple[str, bool] | None:
         return heif.missing(), True
     if suffix in UNREAD_SUFFIXES:
         return f"an image of a format that is not read ({suffix}): convert it to PNG or JPEG", True
-    return "empty" if not head else "no image, by its name and its content", False
+    return "empty" if not head else "not an image, by its name and its content", False

@@ -1,4 +1,4 @@
-"""Maps as images: scaled to [0, 1], enlarged, coloured, laid over the photograph."""
+"""Drawing of maps: scaled to [0, 1], enlarged, coloured, and blended with the image."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ FloatArray = npt.NDArray[np.float32]
 ByteArray = npt.NDArray[np.uint8]
 
 MAX_SIDE = 1024
-"""Longer side of an overlay in pixels: larger images are scaled down to it."""
+"""Maximum length in pixels of an overlay's longer side; larger images are scaled down."""
 
 _BAND_VALUES = 1 << 16
-"""Values that are coloured at a time: what is worked on takes 100 times their bytes."""
+"""Number of values coloured at a time; the temporary arrays take 100 times their bytes."""
 
 
 def to_unit(values: FloatArray) -> FloatArray:
-    """Maps `[..., h, w]`, each scaled to [0, 1] by its own minimum and maximum. One that is constant is answered as zeros, one that is not
-    finite too."""
+    """Scale each map of `[..., h, w]` to [0, 1] by its own minimum and maximum. Maps that are constant or not finite become zeros."""
     low = values.min((-2, -1), keepdims=True).astype(np.float64)
     extent = values.max((-2, -1), keepdims=True) - low
     usable = np.isfinite(extent) & (extent > 0)
@@ -32,12 +31,12 @@ def to_unit(values: FloatArray) -> FloatArray:
 
 
 def enlarge(values: FloatArray, width: int, height: int) -> FloatArray:
-    """A map `[h, w]` to `[height, width]` by bilinear interpolation between pixel centres (`align_corners=False`)."""
+    """Resize a map `[h, w]` to `[height, width]` by bilinear interpolation between pixel centres (`align_corners=False`)."""
     return np.asarray(Image.fromarray(values, mode="F").resize((width, height), Image.Resampling.BILINEAR))
 
 
 def colorize(unit: FloatArray) -> ByteArray:
-    """Values in [0, 1], `[h, w]`, to RGB `[h, w, 3]`: blue, cyan, yellow, red ("jet", as the CAM papers draw them)."""
+    """Map values in [0, 1], `[h, w]`, to RGB `[h, w, 3]` with the "jet" colour map that the CAM papers use: blue, cyan, yellow, red."""
     colors = np.empty((*unit.shape, 3), np.uint8)
     rows = max(1, _BAND_VALUES // max(1, unit.shape[-1]))
     for start in range(0, len(unit), rows):
@@ -47,12 +46,16 @@ def colorize(unit: FloatArray) -> ByteArray:
 
 
 def heat_map(values: FloatArray, width: int, height: int) -> Image.Image:
-    """A raw map `[h, w]` as an RGB image of `width` x `height` pixels."""
+    """Draw a raw map `[h, w]` as an RGB image of `width` x `height` pixels."""
     return Image.fromarray(colorize(enlarge(to_unit(values), width, height)))
 
 
 def shrink(image: Image.Image, max_side: int = MAX_SIDE) -> tuple[Image.Image, float]:
-    """Scale an image down to `max_side` pixels on its longer side, as `overlay` does; return it and the factor, 1.0 for a small one."""
+    """Scale an image down to `max_side` pixels on its longer side, as `overlay` does.
+
+    Returns:
+        The image and its scale; a smaller image unchanged, with 1.0.
+    """
     scale = min(1.0, max_side / max(image.size))
     if scale < 1.0:
         image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.BILINEAR)
@@ -60,13 +63,13 @@ def shrink(image: Image.Image, max_side: int = MAX_SIDE) -> tuple[Image.Image, f
 
 
 def overlay(image: Image.Image, values: FloatArray, box: Box, strength: float = 0.5, max_side: int = MAX_SIDE) -> Image.Image:
-    """The raw map `[h, w]` laid over the part of the image that the network saw.
+    """Blend a raw map `[h, w]` with the part of the image that the network saw.
 
     Args:
-        image: RGB, upright, as `tlcli.contract.images.decoding.decode` gives it.
+        image: RGB, upright, as `tlcli.contract.images.decoding.decode` returns it.
         values: the raw map.
-        box: what the network saw, from `Preprocessing.visible_box(*image.size)`; outside it the image is dimmed.
-        strength: share of the colours in the mixture, 0 to 1.
+        box: the visible part, from `Preprocessing.visible_box(*image.size)`; outside it the image is dimmed.
+        strength: weight of the map's colours in the blend, 0 to 1.
         max_side: larger images are scaled down to this many pixels on their longer side.
 
     Returns:
@@ -83,7 +86,7 @@ def overlay(image: Image.Image, values: FloatArray, box: Box, strength: float = 
 
 
 def encode(image: Image.Image, image_format: Literal["PNG", "JPEG"] = "PNG") -> bytes:
-    """The image as an encoded file."""
+    """Encode an image as PNG or JPEG."""
     buffer = io.BytesIO()
     image.save(buffer, image_format, quality=90) if image_format == "JPEG" else image.save(buffer, image_format, compress_level=3)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""An image as the network sees it."""
+"""Conversion of encoded images to a network's input."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from tlcli.contract.images.heatmap import shrink
 from tlcli.contract.images.preprocessing import Box, Preprocessing
 
 Admit = Callable[[int], None]
-"""Called with the bytes of memory that decoding and resizing are about to take, before they do; what it raises ends the work."""
+"""Callback that gets the memory in bytes that decoding and resizing will need, before they start. An exception from it stops the work."""
 
 
 @dataclass(frozen=True, eq=False)
 class NetworkInput:
-    """Input of the network, and its source.
+    """Input of the network, and the image that it was made from.
 
     images: uint8 `[1, height, width, 3]`, RGB.
-    box: the part of the image that it covers: left, top, right, bottom in the image's pixels.
-    image: RGB, upright; kept only where a map is to be laid on it, and no larger than `tlcli.contract.images.heatmap.overlay` draws it.
-    scale: the image's pixels for each pixel that was decoded, 1.0 or less.
+    box: the part of the image that the input covers: left, top, right, bottom in the image's pixels.
+    image: RGB, upright; only kept for drawing overlays, and no larger than `tlcli.contract.images.heatmap.overlay` draws it.
+    scale: the size of `image` relative to the decoded image, 1.0 or less.
     """
 
     images: npt.NDArray[np.uint8]
@@ -35,17 +35,17 @@ class NetworkInput:
 
 
 def from_encoded(data: bytes, preprocessing: Preprocessing, limits: ImageLimits, keep_image: bool, admit: Admit) -> NetworkInput:
-    """Decode an image and make the input of it, as validation and `predict` do.
+    """Decode and preprocess an image, exactly as validation and `predict` do.
 
     Args:
         data, limits: see `tlcli.contract.images.decoding.decode`.
-        preprocessing: of the model.
-        keep_image: see `NetworkInput`.
+        preprocessing: the model's preprocessing.
+        keep_image: keep the image for overlays, see `NetworkInput`.
         admit: see `Admit`.
 
     Raises:
         ImageError: see `tlcli.contract.images.decoding.decode`.
-        Exception: what `admit` raises.
+        Exception: an exception from `admit`.
     """
 
     def on_opened(image: Image.Image) -> None:

@@ -1,4 +1,4 @@
-"""How an image becomes a network's input: resize, crop, and the normalisation that the graph does itself."""
+"""Preprocessing of images: resize and crop, and the constants of the normalisation, which is part of the graph."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _MAX_RESIZED_PIXELS = 50_000_000
 
 
 class Preprocessing(BaseModel):
-    """The evaluation transform, the same arithmetic on the same library as timm's `create_transform(is_training=False)`.
+    """Evaluation transform, with the same arithmetic and library as timm's `create_transform(is_training=False)`.
 
-    height, width: of the input, pixels.
+    height, width: size of the input in pixels.
     crop_pct: the share of the resized image's shorter side that the crop keeps, in (0, 1].
-    crop_mode: `center` resizes the shorter side and cuts the middle out; `squash` ignores the aspect ratio;
+    crop_mode: `center` resizes the shorter side and crops the middle; `squash` ignores the aspect ratio;
         `border` fits the whole image in and pads with the mean colour.
     interpolation: Pillow's resampling filter, antialiased.
-    mean, std: of the input in [0, 1], a channel each; applied inside the graph: `(x / 255 - mean) / std`.
+    mean, std: per channel, of an input in [0, 1]; applied inside the graph: `(x / 255 - mean) / std`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -45,7 +45,7 @@ class Preprocessing(BaseModel):
         """Resize and crop an RGB image to the input: uint8 `[height, width, 3]`, C-contiguous, writable."""
         size, (left, top) = self._placement(*image.size)
         if size[0] * size[1] > _MAX_RESIZED_PIXELS and self.crop_mode == "center":
-            # A sliver of an image, hundreds of times longer than wide: resize no more of it than is seen.
+            # The image is hundreds of times longer than wide: resize only its visible part.
             box = self.visible_box(*image.size)
             image = image.resize((self.width, self.height), Image.Resampling[self.interpolation.upper()], box=box)
             return np.array(image, dtype=np.uint8)
@@ -58,23 +58,24 @@ class Preprocessing(BaseModel):
         return np.array(image, dtype=np.uint8)
 
     def resizing_bytes(self, width: int, height: int) -> int:
-        """Return the memory that `apply` takes for a `width` x `height` image: the resized image, and one resized along one side only."""
+        """Return the bytes that `apply` needs for a `width` x `height` image: the resized image, and one resized along one axis."""
         (across, down), _ = self._placement(width, height)
         if across * down > _MAX_RESIZED_PIXELS and self.crop_mode == "center":
             across, down = self.width, self.height
         return 4 * (across * down + across * height + self.width * self.height)
 
     def visible_box(self, width: int, height: int) -> Box:
-        """The part of a `width` x `height` image that the input covers: left, top, right, bottom in its pixels.
+        """Return the part of a `width` x `height` image that the input covers, which is also the part that a map covers.
 
-        With `border` the box reaches beyond the image. A map belongs to exactly this box.
+        Returns:
+            Left, top, right, bottom in the image's pixels. With `border` the box extends beyond the image.
         """
         (resized_width, resized_height), (left, top) = self._placement(width, height)
         across, down = width / resized_width, height / resized_height
         return left * across, top * down, (left + self.width) * across, (top + self.height) * down
 
     def _placement(self, width: int, height: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """The size an image is resized to, and where in it the input's top left corner lies (negative: padding)."""
+        """Return the size that an image is resized to, and the input's top left corner in it (negative: padding)."""
         scaled = (math.floor(self.width / self.crop_pct), math.floor(self.height / self.crop_pct))
         if self.crop_mode == "squash":
             size = scaled
@@ -83,7 +84,7 @@ class Preprocessing(BaseModel):
             short = min(width, height)
             size = (max(1, int(scaled[0] * width / short)), max(1, int(scaled[0] * height / short)))
         else:
-            # timm's ResizeKeepRatio: by the longer ratio, so as to cover (center), or the shorter, so as to fit in (border).
+            # timm's ResizeKeepRatio: scale to cover the input (center) or to fit into it (border).
             ratios = (width / scaled[0], height / scaled[1])
             ratio = min(ratios) if self.crop_mode == "center" else max(ratios)
             size = (max(1, round(width / ratio)), max(1, round(height / ratio)))

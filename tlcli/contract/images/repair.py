@@ -1,4 +1,4 @@
-"""Whole images that Pillow refuses for something else: large metadata of a PNG, the missing end of a JPEG."""
+"""Repair of intact images that Pillow rejects for other reasons: large metadata of a PNG, a JPEG's missing end marker."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from tlcli.contract.images.structure import PNG, png_chunks
 
 _COMPRESSED = (b"zTXt", b"iTXt", b"iCCP")
 _SAFE_BYTES = 1000
-"""Compressed, this much cannot become the 1 MiB at which Pillow refuses the whole image."""
+"""Compressed size that cannot expand to 1 MiB, at which Pillow rejects the whole image."""
 
 _MAX_EXPANDED_BYTES = 1 << 20
 _MAX_XMP_CHUNKS = 8
-"""Expanded to be measured, at 2 ms each. A PNG should have one (XMP specification, part 3)."""
+"""Maximum number of XMP chunks that are expanded to measure them, at 2 ms each. A PNG should have one (XMP specification, part 3)."""
 
 _XMP = b"XML:com.adobe.xmp\x00"
 
@@ -25,13 +25,13 @@ _FILLERS = (b"\x5a" * 64, b"\xc3" * 64)
 
 
 def without_metadata(data: bytes) -> bytes:
-    """Drop colour profiles and texts from a PNG that may be too large for Pillow to read; return anything else as it came.
+    """Remove colour profiles and texts from a PNG that may be too large for Pillow; return other data unchanged.
 
-    None of them has a say in the pixels. XMP stays, which may hold the orientation, unless it is that large itself.
+    None of them affects the pixels. XMP, which may hold the orientation, stays unless it is itself too large.
     """
     if not data.startswith(PNG):
         return data
-    kept, begin, measured = [], 0, 0
+    pieces, begin, measured = [], 0, 0
     try:
         for kind, start, end in png_chunks(data):
             if kind not in _COMPRESSED or end - start - 12 <= _SAFE_BYTES:
@@ -40,17 +40,18 @@ def without_metadata(data: bytes) -> bytes:
                 measured += 1
                 if _is_small_xmp(data[start + 8 : end - 4]):
                     continue
-            kept.append(data[begin:start])
+            pieces.append(data[begin:start])
             begin = end
     except struct.error:
         return data
-    return b"".join([*kept, data[begin:]]) if begin else data
+    return b"".join([*pieces, data[begin:]]) if begin else data
 
 
 def with_end(data: bytes) -> Image.Image | None:
-    """Decode a JPEG that lacks its end (EOI), if nothing else is missing; otherwise return None.
+    """Decode a JPEG whose only fault is a missing end marker (EOI); return None for any other fault.
 
-    Where coded data are missing, the decoder goes on with what follows: the image then depends on what is put there.
+    If coded data are missing, the decoder continues into the bytes that follow. So the data are decoded with different fillers at the
+    end: the image is complete if its pixels do not depend on the filler.
     """
     if not data.startswith(b"\xff\xd8") or data.endswith(_END):
         return None
@@ -81,18 +82,18 @@ def _is_small_xmp(chunk: bytes) -> bool:
 
 
 def _has_all_scans(data: bytes) -> bool:
-    """Return True if every coefficient of every component comes in some scan at full precision, as far as scan headers tell."""
+    """Return True if, by the scan headers, some scan refines each coefficient of each component to full precision."""
     start = data.rfind(b"\xff\xc2", 0, data.find(b"\xff\xda"))
     if start < 0:
-        return True  # not progressive: a missing scan is missing data
+        return True  # not progressive: a missing scan shows as missing data
     components = data[start + 9]
-    missing = {(component, place) for component in data[start + 10 : start + 10 + 3 * components : 3] for place in range(64)}
+    missing = {(component, index) for component in data[start + 10 : start + 10 + 3 * components : 3] for index in range(64)}
     start = data.find(b"\xff\xda", start)
     while start >= 0:
         count = data[start + 4]
         first, last, precision = data[start + 5 + 2 * count : start + 8 + 2 * count]
         if not precision & 15:
             members = data[start + 5 : start + 5 + 2 * count : 2]
-            missing -= {(component, place) for component in members for place in range(first, last + 1)}
+            missing -= {(component, index) for component in members for index in range(first, last + 1)}
         start = data.find(b"\xff\xda", start + 2)
     return not missing

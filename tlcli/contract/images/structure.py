@@ -1,8 +1,8 @@
-"""The structure of an encoded image, read without a decoder: can decoding it be slow or take much memory for its size?
+"""Static checks of encoded images for structures that are slow to decode or need much memory for their size.
 
 A few bytes can keep a decoder busy for minutes: a hundred thousand empty scans of a progressive JPEG, millions of empty PNG chunks, a
-comment of a GIF that grows by 255 bytes at a time. `is_plain` recognises the images of which all costs are bounded by their pixels and
-bytes. It reads the headers alone, in microseconds; it never refuses an image, it only says that it cannot vouch for one.
+comment of a GIF that grows by 255 bytes at a time. `is_plain` recognises images whose decoding cost is bounded by their pixels and
+bytes. It only reads headers, in microseconds. It never rejects an image: False means that it cannot give a bound.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import struct
 from collections.abc import Iterator
 
 PLAIN_S = 0.5
-"""Images that are estimated to decode faster than this are plain, if nothing else is odd about them."""
+"""Estimated decoding time in seconds below which an image can be plain."""
 
 _MAX_SEGMENTS = 1024
-"""Segments of a JPEG before its first scan; an ICC profile alone may take 255. Pillow spends 2 microseconds on each."""
+"""Maximum number of JPEG segments before the first scan; an ICC profile alone may take 255. Pillow spends 2 microseconds on each."""
 
 _MAX_CHUNKS = 20_000
-"""Chunks of a PNG: 32 MiB in pieces of 8 KiB are 4,096. Pillow spends 6 microseconds on each."""
+"""Maximum number of PNG chunks: 32 MiB in pieces of 8 KiB are 4,096. Pillow spends 6 microseconds on each."""
 
 _MAX_EXTENSION_BYTES = 1 << 16
-"""Bytes of a GIF's extensions before its first frame."""
+"""Maximum size of a GIF's extensions before its first frame."""
 
 _MAX_EXIF_BYTES = 1 << 16
 _MAX_EXIF_ENTRIES = 512
@@ -28,7 +28,7 @@ _MAX_EXIF_ENTRIES = 512
 _PIXEL_S = {"JPEG": 16e-9, "PNG": 20e-9, "WEBP": 50e-9, "GIF": 20e-9, "BMP": 5e-9}
 _BYTE_S = 30e-9
 _BLOCK_S = 10e-9
-"""Measured on one core of a server CPU with Pillow 13 and libjpeg-turbo 3.2; `_BLOCK_S`: for each 8 x 8 block of each scan of a JPEG."""
+"""Seconds per pixel, byte, and 8 x 8 block of each JPEG scan. Measured on one server CPU core with Pillow 13 and libjpeg-turbo 3.2."""
 
 PNG = b"\x89PNG\r\n\x1a\n"
 _EXIF = b"Exif\x00\x00"
@@ -40,10 +40,10 @@ _TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 
 
 
 def is_plain(data: bytes) -> bool:
-    """Return True if the time and memory of decoding are known to be in proportion to the image's pixels and bytes, and below `PLAIN_S`.
+    """Return True if decoding time and memory are known to be proportional to pixels and bytes, and the time is below `PLAIN_S`.
 
-    False says nothing about the image but that its structure is not one of those that are understood here: every TIFF and AVIF,
-    and many damaged files. Decode it where it can be stopped.
+    False does not mean that the image is bad, only that this module does not support its structure: every TIFF and AVIF, and many
+    damaged files. Decode such an image in a process that can be killed.
     """
     for magic, judge in _JUDGES:
         if data.startswith(magic):
@@ -55,7 +55,7 @@ def is_plain(data: bytes) -> bool:
 
 
 def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Yield the chunks of a PNG: the type, and where the chunk begins and ends. Stops at IEND or where the file is cut short."""
+    """Yield the type, start and end of each chunk of a PNG, up to IEND or the point where the file is truncated."""
     start, size = len(PNG), len(data)
     while start + 12 <= size:
         length, kind = struct.unpack_from(">I4s", data, start)
@@ -71,11 +71,11 @@ def _quick(kind: str, width: int, height: int, size: int, visits: int = 0) -> bo
 
 
 def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yield the segments of a JPEG up to its first scan's: the marker, and where the body begins and ends.
+    """Yield the segments of a JPEG up to its first scan: the marker, and the start and end of the body.
 
     Raises:
         ValueError: bytes between segments, or too many segments.
-        struct.error, IndexError: the file is cut short.
+        struct.error, IndexError: the file is truncated.
     """
     start = 2
     for _ in range(_MAX_SEGMENTS):
@@ -94,7 +94,7 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def jpeg_keeps_coefficients(data: bytes) -> bool:
-    """Return True if a decoder must keep all coefficients of a JPEG in memory: unless it holds a single scan of all components."""
+    """Return True if a decoder must keep all coefficients of a JPEG in memory: for any but a single scan of all components."""
     try:
         frame = next(((marker, data[begin + 5]) for marker, begin, _ in jpeg_segments(data) if marker in _FRAMES), (0, 0))
         scan = next(data[begin] for marker, begin, _ in jpeg_segments(data) if marker == _SCAN)
@@ -104,7 +104,7 @@ def jpeg_keeps_coefficients(data: bytes) -> bool:
 
 
 def _plain_jpeg(data: bytes) -> bool:
-    """Walk the segments up to the first scan. A scan costs time for each of its blocks even if it is empty."""
+    """Check the segments up to the first scan. A scan costs time for each of its blocks even if it is empty."""
     frame, exif_segments = b"", 0
     for marker, begin, end in jpeg_segments(data):
         if marker in _FRAMES:
@@ -124,7 +124,7 @@ def _quick_scans(data: bytes, frame: bytes, scan_components: int) -> bool:
     marker, _, height, width, components = struct.unpack_from(">BBHHB", frame)
     visits = 0
     if marker == 0xC2 or scan_components < components:
-        scans = data.count(b"\xff\xda")  # never fewer than there are: coded data hold no such pair, metadata may
+        scans = data.count(b"\xff\xda")  # an upper bound: coded data never contain this pair, but metadata may
         visits = scans * components * ((width + 7) // 8) * ((height + 7) // 8)
     return height > 0 and _quick("JPEG", width, height, len(data), visits)
 
@@ -159,7 +159,7 @@ def _plain_webp(data: bytes) -> bool:
 
 
 def _riff_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Fourcc and, for EXIF, the body."""
+    """Yield each chunk's FourCC, and the body of EXIF chunks."""
     start = 12
     while start + 8 <= len(data):
         fourcc, length = struct.unpack_from("<4sI", data, start)
@@ -168,7 +168,7 @@ def _riff_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _plain_gif(data: bytes) -> bool:
-    """Walk the extensions before the first frame, which Pillow reads in Python."""
+    """Check the extensions before the first frame, which Pillow reads in Python."""
     width, height, flags = struct.unpack_from("<HHB", data, 6)
     start = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
     limit = start + _MAX_EXTENSION_BYTES
@@ -186,7 +186,7 @@ def _plain_gif(data: bytes) -> bool:
 
 
 def _plain_bmp(data: bytes) -> bool:
-    """Uncompressed ones: Pillow unpacks run lengths in Python."""
+    """Accept uncompressed BMP files only: Pillow decodes run lengths in Python."""
     (header,) = struct.unpack_from("<I", data, 14)
     if header == 12:
         width, height = struct.unpack_from("<HH", data, 18)
@@ -196,7 +196,7 @@ def _plain_bmp(data: bytes) -> bool:
 
 
 def _plain_exif(data: bytes) -> bool:
-    """Entries may overlap: a thousand of them, each the whole block, would be read into as many copies."""
+    """Check the total size of the EXIF entries. They may overlap: a thousand entries that each span the block are a thousand copies."""
     if not data:
         return True
     order = {b"II": "<", b"MM": ">"}.get(data[:2])
@@ -204,16 +204,16 @@ def _plain_exif(data: bytes) -> bool:
         return False
     (start,) = struct.unpack_from(order + "I", data, 4)
     if start + 2 > len(data):
-        return True  # there are none, which Pillow says too
+        return True  # no entries, as Pillow reads it too
     (entries,) = struct.unpack_from(order + "H", data, start)
     if entries > _MAX_EXIF_ENTRIES:
         return False
     claimed = 0
     for number in range(entries):
-        place = start + 2 + 12 * number
-        if place + 12 > len(data):
+        position = start + 2 + 12 * number
+        if position + 12 > len(data):
             break
-        kind, count = struct.unpack_from(order + "HI", data, place + 2)
+        kind, count = struct.unpack_from(order + "HI", data, position + 2)
         claimed += count * _TIFF_SIZES.get(kind, 8)
     return claimed <= 2 * _MAX_EXIF_BYTES
 

@@ -1,1 +1,1 @@
-"""Class activation maps in NumPy: method names, Eigen-CAM, Score-CAM, several layers as one."""
+"""Class activation maps in NumPy: method names, Eigen-CAM, Score-CAM, fusion of several layers."""

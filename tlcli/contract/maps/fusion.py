@@ -1,4 +1,4 @@
-"""Maps of several layers as one."""
+"""Fusion of the maps of several layers into one."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from tlcli.contract.images.heatmap import enlarge, to_unit
 
 
 def fuse(maps: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
-    """The layers' maps, each scaled to [0, 1] and enlarged to the largest of them; of their values the largest at every position.
+    """Fuse maps of several layers: scale each to [0, 1], enlarge it to the largest, and take the maximum at every position.
 
     Args:
-        maps: a layer each, float32 `[N, K, h, w]`.
+        maps: one array per layer, float32 `[N, K, h, w]`.
 
     Returns:
-        float32 `[N, K, H, W]`, in [0, 1]. A map that is constant counts as zeros.
+        float32 `[N, K, H, W]`, in [0, 1]. A constant map counts as zeros.
     """
-    height = max(one.shape[2] for one in maps)
-    width = max(one.shape[3] for one in maps)
-    enlarged = [[[enlarge(one, width, height) for one in of_classes] for of_classes in to_unit(of_layer)] for of_layer in maps]
+    height = max(layer_maps.shape[2] for layer_maps in maps)
+    width = max(layer_maps.shape[3] for layer_maps in maps)
+    enlarged = [[[enlarge(values, width, height) for values in class_maps] for class_maps in to_unit(layer_maps)] for layer_maps in maps]
     return np.max(np.asarray(enlarged, dtype=np.float32), axis=0)  # type: ignore[no-any-return]

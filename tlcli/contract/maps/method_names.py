@@ -1,4 +1,4 @@
-"""The map methods: one name each in the command line, the wire, the description and the graph's outputs."""
+"""Map methods, each with one name for the command line, the wire, the description and the graph's outputs."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from tlcli.contract.errors import RequestError
 class Method:
     """A class activation map method.
 
-    name: what users type, and the graph's output.
-    title: how papers write it.
-    source: where its formula is defined.
-    in_graph: the graph computes it; the others are computed beside it, by running the graph (see `tlcli.contract.model.explain`).
-    of_class: the map depends on the class that it explains; the others show the same for every class.
+    name: the name that users type, also the name of the graph's output.
+    title: the spelling in papers.
+    source: the reference that defines its formula.
+    in_graph: True if the graph computes it; other methods run the graph several times (see `tlcli.contract.model.explain`).
+    of_class: True if the map depends on the explained class; other methods return the same map for every class.
     """
 
     name: str
@@ -49,10 +49,18 @@ IN_GRAPH = tuple(method.name for method in METHODS.values() if method.in_graph)
 
 
 def require_method(name: str, offered: Sequence[str], where: str) -> str:
-    """`name`, if it is among `offered`, the maps of the model that `where` names.
+    """Check that a model has a map.
+
+    Args:
+        name: the requested map.
+        offered: the maps of the model.
+        where: the model, as messages call it.
+
+    Returns:
+        `name`.
 
     Raises:
-        RequestError: it is not; the message lists those that are.
+        RequestError: the model does not have this map; the message lists its maps.
     """
     if name in offered:
         return name
@@ -61,10 +69,13 @@ def require_method(name: str, offered: Sequence[str], where: str) -> str:
 
 
 def require_methods(names: Sequence[str], offered: Sequence[str], where: str) -> tuple[str, ...]:
-    """The maps of `names`, each once; `all` stands for every map that is offered.
+    """Check that a model has all the maps in `names`, where `all` stands for every map of the model.
+
+    Returns:
+        The names without duplicates.
 
     Raises:
-        RequestError: see `require_method`; or `all` where there is none.
+        RequestError: see `require_method`; also `all` for a model without maps.
     """
     chosen: list[str] = []
     for name in names:
@@ -73,5 +84,5 @@ def require_methods(names: Sequence[str], offered: Sequence[str], where: str) ->
 
 
 def map_name(method: str, layer: str | None) -> str:
-    """What a map is called: its method, and with the layer where a model explains several: `gradcam@layer3`."""
+    """Return the name of a map: the method, followed by the layer if a model explains several (`gradcam@layer3`)."""
     return method if layer is None else f"{method}@{layer}"

@@ -1,1 +1,1 @@
-"""An exported model: its ONNX file, its description, and how it is run."""
+"""Exported models: the ONNX file, its description, and how to run it."""

@@ -1,4 +1,4 @@
-"""A model's description: all that serving needs beside the graph, kept inside the ONNX file as JSON."""
+"""Description of a model: everything that serving needs besides the graph, stored in the ONNX file as JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tlcli.contract.images.preprocessing import Preprocessing
 from tlcli.contract.maps.method_names import IN_GRAPH
 
 METADATA_KEY = "tlcli.description"
-"""Where the JSON stands in the ONNX file's `metadata_props`."""
+"""Key of the JSON in the ONNX file's `metadata_props`."""
 
 IMAGES, TARGETS, WANTED, SOFTMAX = "images", "targets", "wanted", "softmax"
 SCORES, LOGITS, CLASSES, FEATURES, GRADIENTS = "scores", "logits", "classes", "features", "gradients"
@@ -20,16 +20,16 @@ SCORES, LOGITS, CLASSES, FEATURES, GRADIENTS = "scores", "logits", "classes", "f
 Precision = Literal["fp32", "fp16", "int8"]
 
 FUSED = "+"
-"""Stands between the layers' names in the `layer` of a map that is fused of several."""
+"""Separator of the layer names in `MapOutput.layer` of a map that is fused from several layers."""
 
 
 class Layer(BaseModel):
     """A layer that maps explain.
 
-    name: the module's, in the backbone.
-    features: the graph's output that holds its activations, `[N, channels, height, width]`.
-    gradients: the output that holds their derivatives, `[N, K, channels, height, width]`.
-    height, width: at the input size of the description's `preprocessing`.
+    name: name of the module in the backbone.
+    features: the graph's output with its activations, `[N, channels, height, width]`.
+    gradients: the graph's output with the derivatives for them, `[N, K, channels, height, width]`.
+    height, width: size at the input size of the description's `preprocessing`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,13 +43,13 @@ class Layer(BaseModel):
 
 
 class MapOutput(BaseModel):
-    """A map that can be asked for.
+    """A map that the model offers.
 
-    name: what it is asked by: the method's name, and `method@layer` where there are several layers. It is the graph's output
-        too, if the graph computes it.
+    name: name in requests: the method, or `method@layer` if there are several layers. Also the name of the graph's output, if the
+        graph computes the map.
     method: see `tlcli.contract.maps.method_names`.
-    layer: the module whose activations it explains; several, with `+` between them, for a map that is fused of theirs.
-    height, width: of the map, which is the layer's own size.
+    layer: the module whose activations it explains; several, separated by `+`, for a fused map.
+    height, width: size of the map, which is the layer's own size.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -62,19 +62,19 @@ class MapOutput(BaseModel):
 
     @property
     def in_graph(self) -> bool:
-        """Whether the graph computes it; else `tlcli.contract.model.explain` does."""
+        """True if the graph computes the map; otherwise `tlcli.contract.model.explain` does."""
         return self.method in IN_GRAPH
 
 
 class Parity(BaseModel):
-    """How far the graph's answers lay from PyTorch's when it was exported.
+    """Difference between the graph's outputs and PyTorch's, measured at export.
 
-    images: how many real images were compared, from the set that `source` names.
-    logits: the largest difference; absolute up to logits of 100, above that as a share of the largest logit, times 100.
-    maps: a name each, the largest difference relative to the map's largest value; among the nearest three
-        quarters of the maps, unless one linear layer on the spatial mean is all that follows the layer; FEM's, which
-        has a threshold of its own, always among the nearest three quarters.
-    top1_agreement: the share of images with the same first class, in [0, 1].
+    images: number of real images compared, from the data set `source`.
+    logits: largest difference; absolute up to logits of 100, above that relative to the largest logit, times 100.
+    maps: largest difference by name, relative to the map's largest value. It is taken over the closest three quarters of the maps,
+        or over all of them if only a linear layer on the spatial mean follows the layer. FEM has its own threshold, so its maps are
+        always reduced to the closest three quarters.
+    top1_agreement: share of images with the same top-1 class, in [0, 1].
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -87,13 +87,13 @@ class Parity(BaseModel):
 
 
 class MapAgreement(BaseModel):
-    """How alike a map of a file in smaller numbers and that of the float file are, for the same images and classes.
+    """Similarity of a map in a reduced-precision file and in the float file, for the same images and classes.
 
-    images: those whose maps were compared.
-    rank_correlation, rank_correlation_median: Spearman's coefficient over a map's positions: its mean and its median over the images. A
-        map that is constant in one of the files counts as 0, one that is in both not at all; None if none is left.
-    pointing_before, pointing: the share of images with a box or a mask whose map's largest point lies on the object, in the float file
-        and in this one; None where there are none.
+    images: number of images whose maps were compared.
+    rank_correlation, rank_correlation_median: mean and median over the images of Spearman's coefficient over a map's positions. A map
+        that is constant in one of the files counts as 0; one that is constant in both is left out. None if no image remains.
+    pointing_before, pointing: share of the images with a box or a mask whose map has its maximum on the object, in the float file
+        and in this one; None without such images.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -106,15 +106,15 @@ class MapAgreement(BaseModel):
 
 
 class Agreement(BaseModel):
-    """How a file in smaller numbers answers, beside the float file that it was made of.
+    """Comparison of a reduced-precision file with the float file that it was converted from.
 
-    images: how many were compared, from the set that `source` names.
-    top1_before, top1: the share that is answered right by the float file and by this one; None where the classes are not known.
-    agreement: the share with the same first class in both.
-    finite: the share whose logits are numbers in this file.
-    time: what scores take in this file, as a share of what they take in the float file: the median over batches, on the CPU that wrote it.
-    maps: of the graph, by name.
-    calibration: how many images the ranges of int8 come from, and which; None for fp16, which needs none.
+    images: number of images compared, from the data set `source`.
+    top1_before, top1: accuracy of the float file and of this one; None if the classes are unknown.
+    agreement: share of images with the same top-1 class in both files.
+    finite: share of images whose logits are finite in this file.
+    time: time for scores, relative to the float file: the median over batches, on the CPU that converted the file.
+    maps: the maps of the graph, by name.
+    calibration: number and source of the images that the int8 ranges come from; None for fp16, which needs none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -131,13 +131,15 @@ class Agreement(BaseModel):
 
 
 class Provenance(BaseModel):
-    """Where a model comes from: enough to make it again.
+    """Origin of a model, complete enough to reproduce it.
 
-    versions: package name to version, as exported.
-    run: the run folder's name; dataset: its spec; dataset_fingerprint: SHA-256 over the images' contents.
-    metrics: final figures of the run (`val_top1`, ...), shares in [0, 1].
-    parity: of the float graph, with PyTorch.
-    agreement: of a file in smaller numbers, with the float graph.
+    versions: package name to version at export.
+    run: name of the run folder.
+    dataset: spec of the data set.
+    dataset_fingerprint: SHA-256 over the contents of the images.
+    metrics: final metrics of the run (`val_top1`, ...), shares in [0, 1].
+    parity: comparison of the float graph with PyTorch.
+    agreement: comparison of a reduced-precision file with the float graph.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -156,14 +158,14 @@ class Provenance(BaseModel):
 
 
 class Description(BaseModel):
-    """Versioned: a reader refuses a `format_version` it does not know.
+    """Description of a model, as stored in its ONNX file. Readers reject an unknown `format_version`.
 
-    layers: those that maps explain, in the order in which the network computes them; none in a model without maps.
-    switches: the graph's outputs that are computed only if `wanted` says so, in its order.
-    dynamic_size: the graph takes images of any height and width; those of `preprocessing` are what it was trained with.
-    precision: what the forward pass computes in: float32, float16 from the normalised image to the last layer's input, or int8 in its
-        convolutions. What the graph takes and answers is the same for all, and maps are made in float32.
-    temperature: what the trained network's logits were divided by, so that the scores mean more; the graph's logits are those after it.
+    layers: the layers that maps explain, in the order in which the network computes them; empty for a model without maps.
+    switches: the graph's outputs that are only computed if the input `wanted` requests them, in the order of that input.
+    dynamic_size: True if the graph takes images of any height and width; `preprocessing` holds the size used in training.
+    precision: precision of the forward pass: float32, float16 from the normalised image to the last layer's input, or int8 in its
+        convolutions. The graph's inputs and outputs are the same for all, and maps are computed in float32.
+    temperature: divisor of the trained network's logits that calibrates the scores; the graph returns logits that are already divided.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -182,7 +184,7 @@ class Description(BaseModel):
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """The maps' names, in the order of `maps`."""
+        """Names of all maps, in the order of `maps`."""
         return tuple(output.name for output in self.maps)
 
     @property
@@ -191,15 +193,23 @@ class Description(BaseModel):
         return tuple(output.name for output in self.maps if output.in_graph)
 
     def map_output(self, name: str) -> MapOutput:
-        """The map of that name. Raises: KeyError: there is none."""
+        """Return the map with that name.
+
+        Raises:
+            KeyError: the model has no such map.
+        """
         return {output.name: output for output in self.maps}[name]
 
     def layer(self, name: str) -> Layer:
-        """The layer of that name. Raises: KeyError: there is none."""
+        """Return the layer with that name.
+
+        Raises:
+            KeyError: the model explains no such layer.
+        """
         return {layer.name: layer for layer in self.layers}[name]
 
     def to_json(self) -> str:
-        """What `from_metadata` reads."""
+        """Serialise the description to the JSON that `from_metadata` reads."""
         return self.model_dump_json()
 
     @classmethod
@@ -207,7 +217,7 @@ class Description(BaseModel):
         """Read the description from an ONNX file's metadata.
 
         Raises:
-            ModelFileError: there is none, or it is not one this version can read; the message begins with `where`.
+            ModelFileError: the description is missing, or this version cannot read it; the message begins with `where`.
         """
         text = metadata.get(METADATA_KEY)
         if text is None:

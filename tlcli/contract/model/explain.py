@@ -1,4 +1,4 @@
-"""All maps of a model from one place: those that its graph computes, and those that are computed by running the graph."""
+"""Computation of all maps of a model: those in its graph, and those that need several runs of the graph."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Maps = npt.NDArray[np.float32]
 Targets = npt.NDArray[np.int64] | Sequence[int]
 
 BATCH_SIZE = 16
-"""Masked images at a time."""
+"""Default number of masked images per run."""
 
 
 def explain(
@@ -33,30 +33,30 @@ def explain(
     batch_size: int = BATCH_SIZE,
     advance: Callable[[int], None] | None = None,
 ) -> Answer:
-    """Scores, and maps of whatever method.
+    """Compute scores, and maps of any method.
 
     Args:
-        model: to ask.
+        model: the opened model.
         images, targets: see `Model.run`.
         methods: maps of the model's description, by name.
         softmax: explain the class's softmax probability instead of its logit.
-        max_channels: how many channels Score-CAM and Faster-Score-CAM look through; None for all, and for ten.
-        batch_size: how many masked images they run at a time.
-        advance: is told after every such run how many channels were settled since the last, `channels_to_score` for each image
-            in all. What it raises ends the work.
+        max_channels: number of channels that Score-CAM and Faster-Score-CAM score; None for all and for ten.
+        batch_size: number of masked images that they run at a time.
+        advance: callback after every such run, with the number of channels scored since the previous call. They add up to
+            `channels_to_score` per image. An exception from it stops the computation.
 
     Raises:
-        RequestError: a shape, a class or a map that the model does not have, or `max_channels` where no map takes it.
+        RequestError: a shape, a class or a map that the model does not have, or `max_channels` without a map that takes it.
     """
     steps = explain_in_steps(model, images, targets, methods, softmax=softmax, max_channels=max_channels, batch_size=batch_size)
     while True:
         try:
-            settled = next(steps)
+            scored = next(steps)
         except StopIteration as end:
             answer: Answer = end.value
             return answer
         if advance is not None:
-            advance(settled)
+            advance(scored)
 
 
 def explain_in_steps(
@@ -69,16 +69,17 @@ def explain_in_steps(
     max_channels: int | None = None,
     batch_size: int | Callable[[], int] = BATCH_SIZE,
 ) -> Generator[int, None, Answer]:
-    """`explain`, run by run: between two of them its user may do other work, or leave off.
+    """Compute what `explain` does as a generator that yields between runs of the graph, so that the caller can do other work or stop.
 
     Args:
-        model, images, targets, methods, softmax, max_channels, batch_size: see `explain`; a function is asked before each run.
+        model, images, targets, methods, softmax, max_channels: see `explain`.
+        batch_size: see `explain`; a function is called before each run.
 
     Yields:
-        Wherever another run of the graph follows, or has followed: how many channels were settled since the last time.
+        Before or after a run of the graph, the number of channels scored since the previous yield.
 
     Returns:
-        What `explain` returns.
+        The same `Answer` as `explain`.
 
     Raises:
         RequestError: see `explain`; at the first step.
@@ -93,34 +94,34 @@ def explain_in_steps(
     sources = dict.fromkeys(source for needed in outside.values() for source in needed)
 
     def score(batch: npt.NDArray[np.uint8]) -> Maps:
-        seen = model.run(batch)
-        return seen.scores if softmax else seen.logits
+        masked = model.run(batch)
+        return masked.scores if softmax else masked.logits
 
     answer = model.run(images, targets, inside, _evidence(sources), softmax)
     if answer.classes is None or not outside:
         return answer
-    found: dict[tuple[str, Layer], Maps] = {}
+    layer_maps: dict[tuple[str, Layer], Maps] = {}
     for method, layer in sources:
         features = answer.evidence[layer.features]
         if method == "eigencam":
-            found[method, layer] = eigen_cam(features, answer.classes.shape[1])
+            layer_maps[method, layer] = eigen_cam(features, answer.classes.shape[1])
         elif method == "eigengradcam":
-            found[method, layer] = eigen_grad_cam(features, answer.evidence[layer.gradients])
+            layer_maps[method, layer] = eigen_grad_cam(features, answer.evidence[layer.gradients])
         else:
             yield 0
             channels = max_channels or DEFAULT_CHANNELS[method]
             mean = description.preprocessing.mean
-            found[method, layer] = yield from score_cam(score, images, features, answer.classes, mean, channels, batch_size)
-    maps = {name: _joined([found[source] for source in needed]) for name, needed in outside.items()}
+            layer_maps[method, layer] = yield from score_cam(score, images, features, answer.classes, mean, channels, batch_size)
+    maps = {name: _fused([layer_maps[source] for source in needed]) for name, needed in outside.items()}
     return replace(answer, maps={name: maps[name] if name in maps else answer.maps[name] for name in names}, evidence={})
 
 
 def channels_to_score(description: Description, methods: Sequence[str], max_channels: int | None = None) -> int:
-    """How many channels of each image the Score-CAMs among the maps look through: what `explain` advances by; 0 without any.
+    """Return the number of channels that `explain` scores per image for the Score-CAMs among the maps; 0 without any.
 
     Args:
-        description: the model's.
-        methods: maps of it, by name.
+        description: description of the model.
+        methods: maps of the model, by name.
         max_channels: see `explain`.
     """
     sources = {source for name in methods if is_score_cam(name) for source in _sources(description, name)}
@@ -128,7 +129,7 @@ def channels_to_score(description: Description, methods: Sequence[str], max_chan
 
 
 def _sources(description: Description, name: str) -> tuple[tuple[str, Layer], ...]:
-    """The method and the layers of a map that the graph does not compute: several for one that is fused."""
+    """Return the method and layer of a map that the graph does not compute, one pair per layer of a fused map."""
     output = description.map_output(name)
     return tuple((output.method, description.layer(layer)) for layer in output.layer.split(FUSED))
 
@@ -139,5 +140,5 @@ def _evidence(sources: dict[tuple[str, Layer], None]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(outputs))
 
 
-def _joined(maps: Sequence[Maps]) -> Maps:
+def _fused(maps: Sequence[Maps]) -> Maps:
     return maps[0] if len(maps) == 1 else fuse(maps)

@@ -1,6 +1,6 @@
-"""Weights that an ONNX file keeps in files beside it: which they are, and what is in them, without the onnx package.
+"""External weight files of an ONNX file, found and read without the onnx package.
 
-A runtime maps such files, and a process ends (SIGBUS) that reads a mapped file which was truncated. So they are read into memory.
+A runtime would map such files, and a process that reads a mapped file after it was truncated dies of SIGBUS. So they are read into memory.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ _LOCATION = "location"
 
 
 def external_files(path: Path) -> dict[str, Path]:
-    """The files beside an ONNX file that hold weights of it, by the names that it gives them, sorted.
+    """Return the external weight files of an ONNX file by the names it uses for them, sorted.
 
-    Those that lie outside of its folder are left out, which the runtime refuses to read, and so is everything if the file is no ONNX file.
+    Files outside of its folder are left out, because the runtime refuses to read them. The result is empty for a file that is not ONNX.
     """
     try:
         with path.open("rb") as file:
@@ -46,19 +46,19 @@ def external_files(path: Path) -> dict[str, Path]:
 
 
 def read_external_files(path: Path) -> dict[str, bytes]:
-    """What is in them, by name; one that is not there is left out.
+    """Read the external weight files of an ONNX file, by name; a missing file is left out.
 
     Raises:
-        ModelFileError: one cannot be read.
+        ModelFileError: a file cannot be read.
     """
-    found = {}
+    contents = {}
     for name, file in external_files(path).items():
         if file.is_file():
             try:
-                found[name] = file.read_bytes()
+                contents[name] = file.read_bytes()
             except OSError as error:
                 raise ModelFileError(f"{file}: {error.strerror or error}: expected weights of {path}") from error
-    return found
+    return contents
 
 
 def _is_below(file: Path, folder: Path) -> bool:
@@ -69,16 +69,16 @@ def _is_below(file: Path, folder: Path) -> bool:
 
 
 def _locations(file: BinaryIO, kind: str, end: int, depth: int) -> Iterator[str]:
-    """The locations in a message that begins here, read to its end; large fields are passed over."""
+    """Yield the locations in the message at the current position of the file, up to `end`; large fields are skipped."""
     if depth > _DEEPEST:
-        raise ValueError("messages in messages, too deep")
+        raise ValueError("messages nested too deeply")
     while file.tell() < end:
         tag = read_varint(file) or 0
         inner, wire_type = _FIELDS[kind].get(tag >> 3), tag & 7
         if wire_type == _LENGTH_DELIMITED:
             stop = (read_varint(file) or 0) + file.tell()
             if stop > end:
-                raise EOFError("it ends in the middle of a field")
+                raise EOFError("the file ends in the middle of a field")
             if inner == "entry":
                 yield from _location(file.read(min(stop - file.tell(), _LONGEST)))
             elif inner is not None:
@@ -93,7 +93,7 @@ def _locations(file: BinaryIO, kind: str, end: int, depth: int) -> Iterator[str]
 
 
 def _location(entry: bytes) -> Iterator[str]:
-    """The value of an entry whose key says that it is a location."""
+    """Yield the value of an entry if its key is `location`."""
     key, value = read_entry(entry)
     if key == _LOCATION:
         yield value

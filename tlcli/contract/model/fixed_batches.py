@@ -1,4 +1,4 @@
-"""Runs of a graph in batches of a few fixed sizes."""
+"""Execution of a graph in batches of a few fixed sizes."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from tlcli.contract.model.description import IMAGES
 
 
 class Session(Protocol):
-    """ONNX Runtime's session, as far as a run needs it."""
+    """The part of ONNX Runtime's session that a run needs."""
 
     def run(self, output_names: Sequence[str], input_feed: dict[str, Any], run_options: Any = None) -> Sequence[npt.NDArray[Any]]:
         """Compute the named outputs."""
 
 
 class FixedBatches:
-    """Sessions of one graph, each of which only sees batches of one size.
+    """Sessions of one graph, each of which runs batches of one size.
 
     ONNX Runtime plans a convolution again whenever its input's shape differs from the previous run's (cuDNN 9, since ONNX Runtime 1.20):
     0.2 to 1 s for a network. A session whose batches always have the same size plans once. Smaller batches are padded to the next size,
-    larger ones run in pieces of the largest.
+    larger batches are split into pieces of the largest size.
     """
 
     def __init__(self, sessions: Mapping[int, Session]) -> None:
@@ -31,12 +31,12 @@ class FixedBatches:
         self._sessions = dict(sorted(sessions.items()))
 
     def run(self, output_names: Sequence[str], input_feed: dict[str, Any], run_options: Any = None) -> list[npt.NDArray[Any]]:
-        """Pad the batch, run it, and cut the outputs back to the images that came.
+        """Pad the batch, run it, and remove the padding from the outputs.
 
         Args:
             output_names: outputs to compute; their first axis is the batch.
-            input_feed: inputs by name. `images` gives the batch size n; inputs of n rows are padded, inputs of one row hold for all.
-            run_options: ONNX Runtime's, passed on.
+            input_feed: inputs by name. `images` gives the batch size n. Inputs of n rows are padded; inputs of one row apply to all images.
+            run_options: ONNX Runtime's run options.
         """
         count, largest = len(input_feed[IMAGES]), max(self._sessions)
         pieces = [
@@ -55,7 +55,7 @@ class FixedBatches:
 
 
 def _rows(feed: dict[str, Any], count: int, start: int, stop: int) -> dict[str, Any]:
-    """Return the inputs of some of the images; an input of one row among several images holds for all."""
+    """Return the inputs of some of the images; an input with one row applies to all images."""
     return {name: values[start:stop] if len(values) == count else values for name, values in feed.items()}
 
 

@@ -1,7 +1,7 @@
-"""Whether this processor adds up int8 products without saturating.
+"""Detection of processors on which sums of int8 products saturate.
 
-ONNX Runtime multiplies uint8 activations with int8 weights. On x86 without VNNI it uses an instruction whose sums of two products stop at
-16 bits, so that answers come out wrong without a word; there it must be told to take a slower way (`session.x64quantprecision`).
+ONNX Runtime multiplies uint8 activations with int8 weights. On x86 without VNNI it uses an instruction whose sums of two products saturate
+at 16 bits, so that outputs are silently wrong. There it must be set to a slower kernel (`session.x64quantprecision`).
 """
 
 from __future__ import annotations
@@ -17,12 +17,17 @@ _VNNI = re.compile(r"^flags\s*:.*\b(avx512_vnni|avx_vnni)\b", re.MULTILINE)
 
 @functools.cache
 def int8_sums_saturate() -> bool:
-    """On x86 without VNNI; and where that cannot be found out."""
+    """Return True on x86 without VNNI, and if VNNI support cannot be determined."""
     return may_saturate(platform.machine(), Path("/proc/cpuinfo"))
 
 
 def may_saturate(machine: str, cpuinfo: Path) -> bool:
-    """The same of a processor by its kind (`platform.machine`) and Linux's list of what it can do."""
+    """Return True if sums of int8 products may saturate on a processor.
+
+    Args:
+        machine: its architecture, from `platform.machine`.
+        cpuinfo: Linux's list of its features, such as `/proc/cpuinfo`.
+    """
     if machine not in _X86:
         return False
     try:

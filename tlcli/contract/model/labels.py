@@ -1,4 +1,4 @@
-"""Class labels: files of them as people have them, and classes by their name."""
+"""Class labels: reading label files of common formats, and finding classes by label."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from tlcli.contract.errors import SettingsError, first_line
 from tlcli.contract.files.text_file import read_text
 
 MAX_LABEL_FILE_BYTES = 4 * 1024 * 1024
-"""ImageNet-21k's 21,841 labels with their synonyms take 0.8 MB."""
+"""Maximum size of a label file. ImageNet-21k's 21,841 labels with their synonyms take 0.8 MB."""
 
-_EXPECTED = 'expected a label a line, a JSON list ["cat", "dog"] or a JSON map {"0": "cat", "1": "dog"}'
+_EXPECTED = 'expected one label per line, a JSON list ["cat", "dog"] or a JSON map {"0": "cat", "1": "dog"}'
 _NUMBERED = re.compile(r"(\d+)(?:\s*[:,;]\s*|\s+)(.+)")
 _SYNSET = re.compile(r"n\d{8}\s*[,:;\s]\s*(.+)")
 _WORDNET_ID = re.compile(r"n\d{8}")
@@ -25,14 +25,14 @@ _WORDNET_ID = re.compile(r"n\d{8}")
 def read_labels(path: Path) -> list[str]:
     """Read the labels of a classifier, in the order of its classes.
 
-    The file has a label a line, each of which may begin with its class id (`0 cat`, as Teachable Machine writes them) or its
+    The file has one label per line, each of which may start with its class id (`0 cat`, as Teachable Machine writes them) or its
     WordNet id. Or it is JSON or a Python literal: a list, a map from id to label (its values may be `[WordNet id, label]`, as in
     Keras' ImageNet index), a map from label to id (Keras' `class_indices`), or an object with `id2label` (a Hugging Face
     `config.json`). Spaces around a label and empty lines at the end are removed.
 
     Raises:
-        SettingsError: a file that is no text (see `text_file.read_text`) or of another structure, an empty line between
-            labels, an id that is missing or repeated, a label that is empty or has control characters.
+        SettingsError: the file is not text (see `text_file.read_text`) or has another structure, an empty line between
+            labels, a missing or repeated id, or a label that is empty or has control characters.
     """
     text = read_text(path, MAX_LABEL_FILE_BYTES)
     document = _parse_document(text, path)
@@ -46,18 +46,18 @@ def read_labels(path: Path) -> list[str]:
 
 
 class LabelIndex:
-    """Finds classes by their label; where none has it to the letter, composed and decomposed letters (Unicode's NFC and NFD) are equal."""
+    """Index of classes by label. Without an exact match, composed and decomposed letters (Unicode's NFC and NFD) count as equal."""
 
     def __init__(self, labels: Sequence[str]) -> None:
         self._exact = _ids(labels)
         self._composed = _ids([_composed(label) for label in labels])
 
     def find(self, name: str) -> list[int]:
-        """The ids of the classes with this label, none or several included."""
+        """Return the ids of the classes with this label; there may be none or several."""
         return self._exact.get(name) or self._composed.get(_composed(name), [])
 
     def repeated(self) -> dict[str, list[int]]:
-        """The ids of each label that several classes share."""
+        """Return the labels that several classes share, with the ids of those classes."""
         return {label: ids for label, ids in self._exact.items() if len(ids) > 1}
 
 
@@ -88,12 +88,12 @@ def _from_lines(text: str, path: Path) -> list[str]:
         lines.pop()
     for number, line in enumerate(lines, 1):
         if not line:
-            raise SettingsError(f"{path}: line {number} is empty, and lines with labels follow: expected a label a line")
+            raise SettingsError(f"{path}: line {number} is empty, and lines with labels follow: expected one label per line")
     return _without_ids(lines)
 
 
 def _without_ids(lines: list[str]) -> list[str]:
-    """Remove ids that begin every line: 0, 1, ... in any order, which give the order of the labels, or WordNet's."""
+    """Remove ids at the start of every line: WordNet ids, or class ids 0, 1, ... in any order, which then order the labels."""
     synsets = [match for line in lines if (match := _SYNSET.fullmatch(line))]
     if lines and len(synsets) == len(lines):
         return [match[1] for match in synsets]
@@ -107,7 +107,7 @@ def _without_ids(lines: list[str]) -> list[str]:
 
 
 def _parse_document(text: str, path: Path) -> Any:
-    """The list or map that the text is; None for lines."""
+    """Parse text that is a list or a map; return None for plain lines."""
     stripped = text.strip()
     if (
         path.suffix.lower() != ".json"
@@ -124,17 +124,17 @@ def _parse_document(text: str, path: Path) -> Any:
             if path.suffix.lower() != ".json" and stripped[0] == "[" and stripped.partition("\n")[0].rstrip().endswith("]"):
                 return None  # lines, the first of which is a label such as [UNK]
             raise SettingsError(f"{path}: cannot be read as JSON: {error}: {_EXPECTED}") from error
-    except (ValueError, RecursionError) as error:  # a key that is there twice, a number of thousands of digits
+    except (ValueError, RecursionError) as error:  # a repeated key, or a number with thousands of digits
         raise SettingsError(f"{path}: cannot be read as JSON: {first_line(error)}: {_EXPECTED}") from error
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    unique: dict[str, Any] = {}
     for key, value in pairs:
-        if key in found:
-            raise ValueError(f"the key {_short(key)} is there twice")
-        found[key] = value
-    return found
+        if key in unique:
+            raise ValueError(f"the key {_short(key)} is repeated")
+        unique[key] = value
+    return unique
 
 
 def _from_document(document: Any, path: Path) -> list[str]:
@@ -147,20 +147,20 @@ def _from_document(document: Any, path: Path) -> list[str]:
         if isinstance(value, list | tuple) and len(value) == 2 and isinstance(value[0], str) and _WORDNET_ID.fullmatch(value[0]):
             value = value[1]
         if not isinstance(value, str):
-            raise SettingsError(f"{path}: class {number}: {_short(value)} is no text: {_EXPECTED}")
+            raise SettingsError(f"{path}: class {number}: {_short(value)} is not a string: {_EXPECTED}")
         labels.append(value.strip())
     return labels
 
 
-def _from_map(found: Any, path: Path) -> list[Any]:
-    """The values in the order of the ids, whichever of key and value is the id."""
-    if not isinstance(found, dict):
-        raise SettingsError(f"{path}: id2label: {_short(found)}: {_EXPECTED}")
-    if found and all(type(value) is int for value in found.values()):
-        pairs = [(value, key) for key, value in found.items()]
+def _from_map(mapping: Any, path: Path) -> list[Any]:
+    """Return the labels of a map in the order of their ids. Either the keys or the values are the ids."""
+    if not isinstance(mapping, dict):
+        raise SettingsError(f"{path}: id2label: {_short(mapping)}: {_EXPECTED}")
+    if mapping and all(type(value) is int for value in mapping.values()):
+        pairs = [(value, key) for key, value in mapping.items()]
     else:
         pairs = []
-        for key, value in found.items():
+        for key, value in mapping.items():
             if not re.fullmatch(r"\d{1,9}", str(key)):
                 raise SettingsError(f"{path}: {_short(key)}: {_short(value)}: neither key nor value is a class id: {_EXPECTED}")
             pairs.append((int(key), value))

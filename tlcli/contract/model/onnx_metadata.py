@@ -1,4 +1,4 @@
-"""An ONNX file's metadata, read without loading its weights and without the onnx package."""
+"""Reader of an ONNX file's metadata that does not load the weights and does not need the onnx package."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _MAX_ENTRY_BYTES = 16 * 1024 * 1024
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The `metadata_props` of an ONNX file: walks over the top-level fields and seeks past the graph.
+    """Return the `metadata_props` of an ONNX file. Only top-level fields are read; the graph is skipped with a seek.
 
     Raises:
-        ModelFileError: missing, or not a protobuf message.
+        ModelFileError: the file is missing, or not a protobuf message.
     """
     metadata: dict[str, str] = {}
     try:
@@ -28,14 +28,14 @@ def read_metadata(path: Path) -> dict[str, str]:
             while (tag := read_varint(file, may_end=True)) is not None:
                 field, wire_type = tag >> 3, tag & 7
                 if field == 0:
-                    raise ValueError("a field without a number")
+                    raise ValueError("it has a field without a number")
                 if wire_type == _LENGTH_DELIMITED:
                     length = read_varint(file) or 0
                     if file.tell() + length > size:
                         raise EOFError("it ends in the middle of a field")
                     if field == _METADATA_PROPS:
                         if length > _MAX_ENTRY_BYTES:
-                            raise ValueError("an entry that is too long")
+                            raise ValueError(f"it has a metadata entry of {length:,} bytes")
                         key, value = read_entry(file.read(length))
                         metadata[key] = value
                     else:
@@ -45,7 +45,7 @@ def read_metadata(path: Path) -> dict[str, str]:
                 elif wire_type in (_FIXED64, _FIXED32):
                     file.seek(8 if wire_type == _FIXED64 else 4, 1)
                 else:
-                    raise ValueError(f"wire type {wire_type}")
+                    raise ValueError(f"it has a field of unknown wire type {wire_type}")
     except OSError as error:
         raise ModelFileError(f"{path}: {error.strerror}") from error
     except (ValueError, EOFError) as error:
@@ -54,23 +54,28 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def read_entry(data: bytes) -> tuple[str, str]:
-    """A StringStringEntryProto's key and value.
+    """Parse a StringStringEntryProto and return its key and value.
 
     Raises:
-        ValueError, EOFError: it is none.
+        ValueError, EOFError: the data are not such an entry.
     """
-    file, found = BytesIO(data), {_KEY: "", _VALUE: ""}
+    file, fields = BytesIO(data), {_KEY: "", _VALUE: ""}
     while (tag := read_varint(file, may_end=True)) is not None:
         length = read_varint(file)
-        found[tag >> 3] = file.read(length).decode("utf-8")
-    return found[_KEY], found[_VALUE]
+        fields[tag >> 3] = file.read(length).decode("utf-8")
+    return fields[_KEY], fields[_VALUE]
 
 
 def read_varint(file: BinaryIO, may_end: bool = False) -> int | None:
-    """The number that begins here; None at the end of the file, where it may end.
+    """Read a varint from the current position of the file.
+
+    Args:
+        file: the file.
+        may_end: return None at the end of the file instead of raising `EOFError`.
 
     Raises:
-        ValueError, EOFError: it is none.
+        ValueError: a number of more than 64 bits.
+        EOFError: the file ends.
     """
     value = 0
     for shift in range(0, 64, 7):
@@ -82,4 +87,4 @@ def read_varint(file: BinaryIO, may_end: bool = False) -> int | None:
         value |= (byte[0] & 0x7F) << shift
         if byte[0] < 0x80:
             return value
-    raise ValueError("a number of more than 64 bits")
+    raise ValueError("it has a number of more than 64 bits")

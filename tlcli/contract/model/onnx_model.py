@@ -1,4 +1,4 @@
-"""An exported model, opened: one way to run it for the export's check, `predict` and the server."""
+"""Runner of exported models, shared by the export's check, `predict` and the server."""
 
 from __future__ import annotations
 
@@ -26,18 +26,17 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 FIRST_RANKED = -1
-"""A negative target -r means the r-th ranked class of each image."""
+"""Target for the top-ranked class of each image; -r is the r-th ranked class."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the graph returned for N images and K explained classes.
+    """Outputs of the graph for N images and K explained classes.
 
     scores, logits: float32 `[N, C]`; scores are the softmax of logits.
-    classes: int64 `[N, K]`, the classes explained, or None if no map was asked for.
+    classes: int64 `[N, K]`, the explained classes; None if no map was requested.
     maps: name to float32 `[N, K, h, w]`, not normalised.
-    evidence: the layers' `features`, float32 `[N, c, h, w]`, and `gradients`, `[N, K, c, h, w]`, by the outputs' names,
-        those that were asked for.
+    evidence: the requested `features`, float32 `[N, c, h, w]`, and `gradients`, `[N, K, c, h, w]`, of layers, by the outputs' names.
     """
 
     scores: npt.NDArray[np.float32]
@@ -47,7 +46,7 @@ class Answer:
     evidence: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
     def rows(self, start: int, stop: int, maps: bool) -> Answer:
-        """The answer for some of the images, with their maps or without; evidence is left out."""
+        """Return the answer for some of the images, with or without their maps, and without evidence."""
         return Answer(
             scores=self.scores[start:stop],
             logits=self.logits[start:stop],
@@ -57,10 +56,10 @@ class Answer:
 
 
 def resolve_device(device: str) -> str:
-    """`auto`, `cpu` or `cuda` to the device that ONNX Runtime will use: `cpu` or `cuda`.
+    """Resolve `auto`, `cpu` or `cuda` to the device that ONNX Runtime will use: `cpu` or `cuda`.
 
     Raises:
-        DeviceError: `cuda` was asked for and cannot be used; or an unknown name.
+        DeviceError: `cuda` was requested and cannot be used, or the name is unknown.
     """
     if device not in ("auto", "cpu", "cuda"):
         raise DeviceError(f"unknown device {device!r}: expected auto, cpu or cuda")
@@ -70,7 +69,7 @@ def resolve_device(device: str) -> str:
     if problem is None:
         return "cuda"
     if device == "cuda":
-        raise DeviceError(f"--device cuda: {problem}; use --device cpu, or auto to take what there is")
+        raise DeviceError(f"--device cuda: {problem}; use --device cpu, or auto to fall back to the CPU")
     return "cpu"
 
 
@@ -87,12 +86,20 @@ def _cuda_problem() -> str | None:
 
 
 class Model:
-    """An ONNX file with its description, ready to run. Safe to call from several threads."""
+    """ONNX file with its description, ready to run. Safe to call from several threads."""
 
     def __init__(
         self, session: onnxruntime.InferenceSession, description: Description, device: str, path: Path, runs: Session | None = None
     ) -> None:
-        """runs: what computes outputs, where that is not the session itself."""
+        """Wrap an open session; see `open`.
+
+        Args:
+            session: ONNX Runtime's session.
+            description: description of the model.
+            device: `cpu` or `cuda`.
+            path: the ONNX file.
+            runs: object that computes outputs in place of the session, such as `FixedBatches`.
+        """
         self.session = session
         self._runs: Session = session if runs is None else runs
         self.description = description
@@ -109,13 +116,13 @@ class Model:
         Args:
             path: the ONNX file.
             device: `auto`, `cpu` or `cuda`.
-            threads: ONNX Runtime's intra-op threads; 0 takes every core this process may use.
-            cuda: how it runs on a GPU.
+            threads: ONNX Runtime's intra-op threads; 0 for every core that this process may use.
+            cuda: options of the GPU's execution provider.
             batch_sizes: pad each batch to the next of these sizes, with a session for each; see `FixedBatches`.
 
         Raises:
-            ModelFileError: missing, broken, or not one of ours.
-            DeviceError: see `resolve_device`; also when CUDA is there but its session cannot be made.
+            ModelFileError: the file is missing, broken, or was not exported by tlcli.
+            DeviceError: see `resolve_device`; also if CUDA is installed but its session cannot be created.
         """
         import onnxruntime
 
@@ -124,9 +131,9 @@ class Model:
         if not path.is_file():
             raise ModelFileError(f"{path}: no such file")
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # what is an error is raised too; and it warns at each load that `targets` has a default
+        options.log_severity_level = 4  # errors are raised anyway, and each load would warn that `targets` has a default
         options.intra_op_num_threads = threads or usable_cores()
-        # Threads wait for each other busily, which is sooner, but not from one run to the next: others may want the cores then.
+        # Threads spin while they wait for each other, which is faster, but not between runs, when others may need the cores.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         if int8_sums_saturate():
             options.add_session_config_entry("session.x64quantprecision", "1")
@@ -142,10 +149,10 @@ class Model:
             problem = "ONNX Runtime could not start CUDA (driver or CUDA libraries missing, such as those of `pip install 'tlcli[gpu]'`)"
             if device == "cuda":
                 raise DeviceError(f"--device cuda: {problem}: see its log above")
-            _logger.warning("there is a GPU, and %s runs on the CPU: %s; --device cpu if that is as it should be", path, problem)
+            _logger.warning("%s runs on the CPU although there is a GPU: %s; use --device cpu if this is intended", path, problem)
             chosen = "cpu"
         if chosen == "cuda" and cuda.channels_last:
-            # cuDNN writes a line for each fused operator that has no such form, and takes it apart as if nothing were.
+            # cuDNN logs a line for each fused operator without a channels-last kernel, which it then splits without harm.
             onnxruntime.set_default_logger_severity(4)
         description = Description.from_metadata(session.get_modelmeta().custom_metadata_map, str(path))
         runs = FixedBatches(dict(zip(batch_sizes, (session, *others), strict=True))) if batch_sizes else None
@@ -164,11 +171,15 @@ class Model:
 
     @property
     def num_classes(self) -> int:
-        """C."""
+        """Number of classes, C."""
         return len(self.description.labels)
 
     def check_targets(self, targets: Sequence[int]) -> None:
-        """Raises: RequestError: a class id or a rank that this model does not have."""
+        """Check class ids and ranks.
+
+        Raises:
+            RequestError: this model does not have such a class.
+        """
         for target in targets:
             if not -self.num_classes <= target < self.num_classes:
                 raise RequestError(
@@ -185,16 +196,16 @@ class Model:
         softmax: bool = False,
         shrink: bool = False,
     ) -> Answer:
-        """Run the graph; what is not asked for is not computed.
+        """Run the graph. Outputs that you do not request are not computed.
 
         Args:
-            images: uint8 `[N, H, W, 3]`, RGB, from `Preprocessing.apply`; of another size where the model takes any.
-            targets: classes to explain: K of them for all images, or `[N or 1, K]`; -r is the r-th ranked.
-            methods: the maps to compute, by name, of those that the graph holds.
-            evidence: outputs of the description's layers to return, by name.
+            images: uint8 `[N, H, W, 3]`, RGB, from `Preprocessing.apply`; of any size if the model takes any.
+            targets: classes to explain: K classes for all images, or `[N or 1, K]`; -r is the r-th ranked class.
+            methods: names of the maps to compute, which the graph must contain.
+            evidence: names of layer outputs to return: features and gradients.
             softmax: explain the class's softmax probability instead of its logit.
-            shrink: give the memory that runs keep for the next one back to the system; always done after images of another size than
-                the model's.
+            shrink: return the memory that ONNX Runtime keeps for the next run to the system. Always done for images of another size
+                than the model's.
 
         Raises:
             RequestError: a shape, a class or a map that the model does not have.
@@ -208,9 +219,7 @@ class Model:
         if methods or evidence:
             chosen = np.atleast_2d(np.asarray(targets, dtype=np.int64))
             if chosen.ndim != 2 or chosen.shape[0] not in (1, len(images)):
-                raise RequestError(
-                    f"targets of shape {list(chosen.shape)} came with {len(images)} images: expected [{len(images)} or 1, K]"
-                )
+                raise RequestError(f"targets of shape {list(chosen.shape)} for {len(images)} images: expected [{len(images)} or 1, K]")
             self.check_targets(chosen.ravel().tolist())
             feed[TARGETS] = chosen
             if softmax:
@@ -240,7 +249,7 @@ class Model:
         fits = images.ndim == 4 and images.shape[3] == 3 and images.dtype == np.uint8 and images.size > 0
         if not fits or (images.shape[1:3] != (size.height, size.width) and not self.description.dynamic_size):
             expected = "H, W" if self.description.dynamic_size else f"{size.height}, {size.width}"
-            raise RequestError(f"model {self.description.name!r} takes uint8 [N, {expected}, 3]; {images.dtype} {list(images.shape)} came")
+            raise RequestError(f"model {self.description.name!r} takes uint8 [N, {expected}, 3], not {images.dtype} {list(images.shape)}")
 
     def _check_names(self, methods: Sequence[str], evidence: Sequence[str]) -> None:
         if unknown := set(methods) - set(self.description.graph_maps):

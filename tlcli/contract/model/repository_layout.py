@@ -1,4 +1,4 @@
-"""The model repository on disk: `<models>/<name>/<version>/model.onnx`, as Triton and KServe read it."""
+"""Layout of a model repository on disk: `<models>/<name>/<version>/model.onnx`, as Triton and KServe read it."""
 
 from __future__ import annotations
 
@@ -16,45 +16,49 @@ _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 
 
 def is_model_name(name: str) -> bool:
-    """Letters, digits, `.`, `_`, `-`; not beginning with a sign, so it can be neither a path nor a flag."""
+    """Check a model's name: letters, digits, `.`, `_`, `-`, starting with a letter or digit, so that it cannot be a path or a flag."""
     return _NAME.fullmatch(name) is not None
 
 
 def is_version(text: str) -> bool:
-    """A whole number from 1 on, without leading zeros."""
+    """Check a version: a whole number from 1, without leading zeros."""
     return _VERSION.fullmatch(text) is not None
 
 
 def require_model_name(name: str) -> str:
-    """Raises: SettingsError: not a model's name."""
+    """Return `name` if it is a valid model name.
+
+    Raises:
+        SettingsError: the name is not valid.
+    """
     if not is_model_name(name):
-        raise SettingsError(f"{name!r} is no model name: letters, digits, '.', '_' and '-' were expected, beginning with a letter or digit")
+        raise SettingsError(f"{name!r} is not a model name: expected letters, digits, '.', '_' and '-', starting with a letter or digit")
     return name
 
 
 def model_names(repository: Path) -> list[str]:
-    """The models in a repository that have a version, sorted.
+    """Return the names of all models in a repository that have a version, sorted.
 
     Raises:
-        NotFoundError: there is no such folder.
+        NotFoundError: no such folder.
     """
     if not repository.is_dir():
-        raise NotFoundError(f"{repository}: no such folder: give the model repository with --models, or make one with `tlcli finetune`")
+        raise NotFoundError(f"{repository}: no such folder: give the model repository with --models, or create one with `tlcli finetune`")
     return sorted(child.name for child in repository.iterdir() if is_model_name(child.name) and versions(child))
 
 
 def versions(model: Path) -> list[int]:
-    """The versions of a model's folder that hold a `model.onnx`, ascending. Empty if there is no folder."""
+    """Return the versions in a model's folder that contain a `model.onnx`, ascending; empty if there is no such folder."""
     if not model.is_dir():
         return []
     return sorted(int(child.name) for child in model.iterdir() if is_version(child.name) and (child / MODEL_FILE).is_file())
 
 
 def find_model_file(path: Path) -> Path:
-    """The ONNX file that a user means by a file, a version's folder, or a model's folder (its latest version).
+    """Return the ONNX file for a path to a file, a version's folder, or a model's folder (its latest version).
 
     Raises:
-        NotFoundError: none of these; the message says what the path is instead, and what to type.
+        NotFoundError: the path is none of these; the message says what it is instead, and what to type.
     """
     if path.is_file():
         if path.suffix.lower() in _CHECKPOINTS:
@@ -64,36 +68,35 @@ def find_model_file(path: Path) -> Path:
         return path
     if (path / MODEL_FILE).is_file():
         return path / MODEL_FILE
-    found = versions(path)
-    if found:
-        return path / str(found[-1]) / MODEL_FILE
+    if available := versions(path):
+        return path / str(available[-1]) / MODEL_FILE
     if is_run(path):
         raise NotFoundError(f"{path}: a run, not an exported model: `tlcli export {path}` exports it to models/")
     if path.is_dir() and (names := model_names(path)):
-        some = ", ".join(str(path / name) for name in names[:3]) + (", ..." if len(names) > 3 else "")
-        raise NotFoundError(f"{path}: a model repository: give one of its models: {some}")
+        examples = ", ".join(str(path / name) for name in names[:3]) + (", ..." if len(names) > 3 else "")
+        raise NotFoundError(f"{path}: a model repository: give one of its models: {examples}")
     if not path.exists() and is_model_name(str(path)) and versions(Path("models") / path):
         raise NotFoundError(f"{path}: no such file or folder: did you mean {Path('models') / path}?")
-    raise NotFoundError(f"{path}: no model here: a {MODEL_FILE}, or a folder <name>/ or <name>/<version>/ with one, was expected")
+    raise NotFoundError(f"{path}: no model here: expected a {MODEL_FILE}, or a folder <name>/ or <name>/<version>/ that contains one")
 
 
 def is_run(path: Path) -> bool:
-    """True for the folder of a training run, finished or not."""
+    """Check for the folder of a training run, finished or not."""
     return (path / "config.json").is_file() and any((path / name).is_file() for name in _RUN_FILES)
 
 
 def not_a_run(path: Path) -> str | None:
-    """Describe a path that is no run's folder, and what to type instead; None if it may be a run."""
+    """Explain why a path is not a run's folder, and what to type instead; return None if it may be a run."""
     expected = "give a run's folder, such as one under runs/"
     if not path.exists():
-        near = Path("runs") / path
-        hint = f"did you mean {near}?" if is_run(near) else expected
+        suggestion = Path("runs") / path
+        hint = f"did you mean {suggestion}?" if is_run(suggestion) else expected
         return f"{path}: no such folder: {hint}"
     if is_run(path) or (path / "config.json").is_file():
         return None
     if path.is_file():
         if path.suffix.lower() in _CHECKPOINTS:
-            return f"{path}: a checkpoint, not a run: with --backbone NAME --weights {path} it is taken as weights"
+            return f"{path}: a checkpoint, not a run: use it with --backbone NAME --weights {path}"
         return f"{path}: a file, not a run: {expected}"
     if versions(path) or (path / MODEL_FILE).is_file():
         return f"{path}: an exported model, not a run: {expected}; predict, evaluate and serve take models"
@@ -105,13 +108,13 @@ def not_a_run(path: Path) -> str | None:
 
 
 def not_a_repository(path: Path) -> str | None:
-    """Describe a path that is no model repository, and what to type instead; None if it may be one, empty ones included."""
+    """Explain why a path is not a model repository, and what to type instead; return None if it may be one, even an empty one."""
     if path.is_file():
         if path.name == MODEL_FILE and is_version(path.parent.name):
             return f"{path}: one file of a model repository: give the repository: {_above(path, 3)}"
         return f"{path}: a file, not a model repository: put it at models/NAME/1/{MODEL_FILE} and give models"
     if not path.is_dir():
-        return f"{path}: no such folder: give the model repository, which `tlcli finetune` and `tlcli export` make"
+        return f"{path}: no such folder: give a model repository; `tlcli finetune` and `tlcli export` create one"
     if (path / MODEL_FILE).is_file() and is_version(path.name):
         return f"{path}: a version of one model: give the repository: {_above(path, 2)}"
     if (path / MODEL_FILE).is_file():
@@ -126,6 +129,6 @@ def not_a_repository(path: Path) -> str | None:
 
 
 def _above(path: Path, levels: int) -> Path:
-    """Return the folder that many levels above, absolute where the path names fewer."""
+    """Return the ancestor `levels` above, as an absolute path if the relative one has fewer parts."""
     parents = path.parents if len(path.parts) > levels else path.absolute().parents
     return parents[min(levels, len(parents)) - 1]

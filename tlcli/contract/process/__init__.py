@@ -1,1 +1,1 @@
-"""The process it runs in: cores, and the output of libraries."""
+"""Settings of the current process: usable cores, malloc policies, silenced libraries."""

@@ -1,4 +1,4 @@
-"""How many cores this process may use."""
+"""Number of cores that this process may use."""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ from pathlib import Path
 
 
 def usable_cores() -> int:
-    """The cores that this process may run on, at least 1: `taskset`'s share, or a container's limit, where the system tells.
+    """Return the number of cores that this process may use, at least 1, with CPU affinity and container limits taken into account.
 
-    A container that may use two cores' time (`docker run --cpus 2`, Kubernetes' limits) sees all cores of its machine, and is held up
-    for most of each tenth of a second if it has a thread for each.
+    A container limited to two cores' time (`docker run --cpus 2`, Kubernetes limits) sees all cores of its machine. With a thread for
+    each of them it would be throttled for most of each tenth of a second.
     """
     if hasattr(os, "sched_getaffinity"):
         return max(1, min(len(os.sched_getaffinity(0)), math.ceil(_quota_cores())))
-    return os.cpu_count() or 1  # macOS and Windows have no affinity to ask for
+    return os.cpu_count() or 1  # macOS and Windows do not report affinity
 
 
 def _quota_cores(mounted: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
-    """The time that control groups allow, in cores' (the kernel's `cgroup-v2` and `sched-bwc` documents); 2**31 if they allow all."""
+    """Return the CPU time that control groups allow, in cores; 2**31 without a limit.
+
+    See the kernel's `cgroup-v2` and `sched-bwc` documents.
+    """
     return min(_quotas(mounted, own), default=2.0**31)
 
 
@@ -34,7 +37,7 @@ def _quotas(mounted: Path, own: Path) -> Iterator[float]:
 
 
 def _groups(mounted: Path, own: Path) -> Iterator[Path]:
-    """Where limits may stand: this process's group, and those that it lies in."""
+    """Yield the control group of this process and its ancestors, each of which may set a limit."""
     for line in _words(own, ""):
         controllers, _, path = line.partition(":")[2].partition(":")
         if not controllers or "cpu" in controllers.split(","):
@@ -42,8 +45,8 @@ def _groups(mounted: Path, own: Path) -> Iterator[Path]:
             yield from (group, *group.parents[: len(group.relative_to(mounted).parts)])
 
 
-def _words(file: Path, otherwise: str) -> list[str]:
+def _words(file: Path, default: str) -> list[str]:
     try:
         return file.read_text().split()
     except OSError:
-        return otherwise.split()
+        return default.split()

@@ -1,4 +1,4 @@
-"""Two policies for freed memory, set by mallopt(3). glibc alone; elsewhere nothing is done."""
+"""Policies for freed memory, set with mallopt(3). They apply to glibc; on other C libraries nothing is done."""
 
 from __future__ import annotations
 
@@ -9,30 +9,31 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
 """Parameters of mallopt(3)."""
 
 _LARGE_BYTES = 1 << 20
-"""Pieces from this size on are the system's own. Left to itself, glibc raises the limit with each large piece that is freed, and
-the memory of large images stays: 20,000 damaged images and messages left 10 to 150 MB behind; with this, 13 MB, once."""
+"""Blocks of at least this size are mapped separately, so that freeing them returns them to the system. By default glibc raises the
+threshold with each large block that is freed, and keeps the memory of large images: after 20,000 damaged images and messages,
+10 to 150 MB remained allocated; with a fixed threshold, 13 MB, once."""
 
 _MOST = 2**31 - 1
 
 
 def return_freed_memory() -> None:
-    """Return large pieces of memory to the system when they are freed: for a server, whose memory stays level."""
+    """Return large blocks to the system as soon as they are freed, so that a server's memory stays level."""
     if (libc := _libc()) is not None:
         libc.mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
         libc.mallopt(_M_TRIM_THRESHOLD, 2 * _LARGE_BYTES)
 
 
 def trim_freed_memory() -> None:
-    """Return to the system what is free between pieces in use: after a model is unloaded."""
+    """Return free memory between used blocks to the system, for example after a model was unloaded."""
     if (libc := _libc()) is not None:
         libc.malloc_trim(0)
 
 
 def keep_freed_memory() -> None:
-    """Keep freed memory for the next batch: for a process that runs a network in PyTorch on a CPU.
+    """Keep freed memory for the next batch, in a process that runs a PyTorch network on a CPU.
 
-    Each layer's output is allocated anew. Left to itself, glibc fetches what has many megabytes from the kernel each time, page by
-    page, each page zeroed, and returns it when it is freed: for ResNet-50 in batches of 32 that takes as long as the network.
+    PyTorch allocates each layer's output anew. By default glibc gets blocks of many megabytes from the kernel each time, page by
+    page, each page zeroed, and returns them when they are freed: for ResNet-50 in batches of 32 that takes as long as the network.
     """
     if (libc := _libc()) is not None:
         libc.mallopt(_M_MMAP_MAX, 0)

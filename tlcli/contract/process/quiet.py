@@ -1,4 +1,4 @@
-"""Libraries that print their steps and log what they try, made to keep it to themselves; a failure still arrives as an exception."""
+"""Context manager that silences libraries; their failures still arrive as exceptions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet(*loggers: str) -> Iterator[None]:
-    """Within it nothing is printed or warned of, and the loggers of those names, the root's if there is none, let errors alone through."""
+    """Suppress printed output and warnings within the block, and log messages below ERROR.
+
+    Args:
+        loggers: names of the loggers to silence; without any, the root logger.
+    """
     levels = {logger: logger.level for logger in (map(logging.getLogger, loggers) if loggers else [logging.getLogger()])}
     for logger in levels:
         logger.setLevel(logging.ERROR)
