@@ -22,7 +22,7 @@ from tlcli.exports.rewrite.conditional_outputs import Switch, gate
 from tlcli.exports.rewrite.openvino_weights import part_square_weights
 from tlcli.exports.rewrite.shared_weights import share_weights
 from tlcli.exports.rewrite.symbolic_sizes import take_sizes_from
-from tlcli.exports.rewrite.target_choice import CHOSEN, close_choice, rank_as_far_as_asked
+from tlcli.exports.rewrite.target_choice import COTANGENTS, close_choice, rank_as_far_as_asked
 from tlcli.exports.trace.explainer import Explainer
 from tlcli.exports.trace.map_methods import NEEDS_ABLATION
 
@@ -76,7 +76,7 @@ def flat_graph(explainer: Explainer) -> onnx.ModelProto:
         node.ClearField("doc_string")
     model.graph.ClearField("metadata_props")
     if explainer.layers:
-        take_sizes_from(model.graph, CHOSEN, {0: (IMAGES, 0), 1: (TARGETS, 1)})
+        take_sizes_from(model.graph, COTANGENTS, {0: (IMAGES, 0), 1: (TARGETS, 1)})
         for number in range(len(explainer.layers)):
             take_sizes_from(model.graph, ablated_input(number), {0: (IMAGES, 0), 2: (TARGETS, 1)})
     return model
@@ -92,7 +92,7 @@ def close_graph(explainer: Explainer, model: onnx.ModelProto) -> None:
         part_square_weights(model.graph)
         share_weights(model.graph)
         rank_as_far_as_asked(model.graph, explainer.network.config.num_classes)
-        gate(model.graph, _switches(explainer), {CLASSES: (0, 0)}, [CHOSEN])
+        gate(model.graph, _switches(explainer), {CLASSES: (0, 0)}, [COTANGENTS])
         defaults[SOFTMAX] = np.array([[False]])
     _name_dimensions(model.graph, explainer)
     model.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in defaults.items())
@@ -112,11 +112,11 @@ def _write_flat(explainer: Explainer, path: Path) -> None:
         looped = explainer.layers if explainer.looped else ()
         inputs |= {
             SOFTMAX: (torch.zeros(2, 1, dtype=torch.bool), {0: dynamic}),
-            CHOSEN: (torch.zeros(3, 2, explainer.network.last_layer.weight.shape[1]), {0: auto, 1: auto}),
+            COTANGENTS: (torch.zeros(3, 2, explainer.network.last_layer.weight.shape[1]), {0: auto, 1: auto}),
             "due": ([torch.arange(CHANNELS_A_STEP) for _ in looped], [None for _ in looped]),
             "ablated": ([torch.zeros(3, layer.channels, 2) for layer in looped], [{0: auto, 2: auto} for _ in looped]),
         }
-        names += [SOFTMAX, CHOSEN, *map(due_input, range(len(looped))), *map(ablated_input, range(len(looped)))]
+        names += [SOFTMAX, COTANGENTS, *map(due_input, range(len(looped))), *map(ablated_input, range(len(looped)))]
     try:
         with quiet("torch.onnx"):
             program = torch.onnx.export(

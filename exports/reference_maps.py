@@ -12,7 +12,7 @@ from tlcli.contract.maps.method_names import map_name
 from tlcli.contract.model.description import FUSED, MapOutput
 from tlcli.exports.rounding_error import Expected, expect
 from tlcli.exports.trace.fuse_layers import fuse
-from tlcli.exports.trace.map_methods import NEEDS_ABLATION, NEEDS_CLASS_WEIGHTS, Evidence
+from tlcli.exports.trace.map_methods import NEEDS_ABLATION, NEEDS_CLASS_WEIGHTS, CamInputs
 from tlcli.exports.trace.target_layers import FEATURES_CALL, tapped
 from tlcli.training.models.network import ImageNetwork, Network
 
@@ -52,7 +52,7 @@ class Autograd:
                 found[output.name] = _fused([found[map_name(output.method, layer)] for layer in self._layers])
                 continue
             layer = output.layer
-            evidence = Evidence(
+            evidence = CamInputs(
                 activations=activations[layer],
                 gradients=gradients[layer],
                 mean_gradients=gradients[layer].mean((-2, -1)),

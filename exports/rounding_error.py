@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tlcli.exports.trace.map_methods import FORMULAS, Evidence, gradient_shares
+from tlcli.exports.trace.map_methods import FORMULAS, CamInputs, gradient_shares
 
 _AT_THE_THRESHOLD = 1e-5
 """Relative to the channel's largest activation: what two implementations of a network may differ by, in float32."""
@@ -30,41 +30,41 @@ class Expected:
     terms: Tensor
 
 
-def expect(method: str, evidence: Evidence) -> Expected:
+def expect(method: str, evidence: CamInputs) -> Expected:
     """Compute a method's maps, and what rounding leaves open of them."""
     values = FORMULAS[method](evidence)
     lowest, highest = _fem_bounds(evidence) if method == "fem" else (values, values)
     return Expected(values, lowest, highest, _TERMS[method](evidence).amax((-2, -1)))
 
 
-def _weighted(weights: Tensor, evidence: Evidence) -> Tensor:
+def _weighted(weights: Tensor, evidence: CamInputs) -> Tensor:
     """`sum_k |w_k A_k|`, for weights `[N, K, c]`."""
     return torch.einsum("nkc,nchw->nkhw", weights.abs(), evidence.activations.abs())
 
 
-def _everywhere(evidence: Evidence) -> Tensor:
+def _everywhere(evidence: CamInputs) -> Tensor:
     """`sum_k |g_k A_k|`, position by position."""
     return (evidence.gradients.abs() * evidence.activations.abs()[:, None]).sum(2)
 
 
-def _of_means(evidence: Evidence) -> Tensor:
+def _of_means(evidence: CamInputs) -> Tensor:
     return _weighted(evidence.gradients.abs().mean((-2, -1)), evidence)
 
 
-def _of_plus_plus(evidence: Evidence) -> Tensor:
+def _of_plus_plus(evidence: CamInputs) -> Tensor:
     """Its weights are sums of shares of the positive gradients."""
     positions = evidence.activations.shape[-2] * evidence.activations.shape[-1]
     return _weighted(gradient_shares(evidence).abs().mean((-2, -1)) * positions, evidence)
 
 
-def _of_xgradcam(evidence: Evidence) -> Tensor:
+def _of_xgradcam(evidence: CamInputs) -> Tensor:
     """Its weights are quotients of sums: `sum(|g_k A_k|) / |sum(A_k)|`."""
     totals = evidence.activations.sum((-2, -1)).abs()[:, None]
     products = (evidence.gradients.abs() * evidence.activations.abs()[:, None]).sum((-2, -1))
     return _weighted(torch.where(totals == 0, 0.0, products / torch.where(totals == 0, 1.0, totals)), evidence)
 
 
-def _of_ablation(evidence: Evidence) -> Tensor:
+def _of_ablation(evidence: CamInputs) -> Tensor:
     """With its own weights, `|y - y without channel k| / |y|`: the check has a tolerance of its own for what the difference loses."""
     assert evidence.ablated is not None
     scores = evidence.scores[..., None].abs()
@@ -74,12 +74,12 @@ def _of_ablation(evidence: Evidence) -> Tensor:
     )
 
 
-def _of_cam(evidence: Evidence) -> Tensor:
+def _of_cam(evidence: CamInputs) -> Tensor:
     assert evidence.class_weights is not None
     return _weighted(evidence.class_weights, evidence)
 
 
-_TERMS: dict[str, Callable[[Evidence], Tensor]] = {
+_TERMS: dict[str, Callable[[CamInputs], Tensor]] = {
     "cam": _of_cam,
     "gradcam": _of_means,
     "gradcam_plus_plus": _of_plus_plus,
@@ -92,7 +92,7 @@ _TERMS: dict[str, Callable[[Evidence], Tensor]] = {
 }
 
 
-def _fem_bounds(evidence: Evidence) -> tuple[Tensor, Tensor]:
+def _fem_bounds(evidence: CamInputs) -> tuple[Tensor, Tensor]:
     """FEM's maps where positions within rounding of the threshold do not count, or do, whichever makes the map smaller, or larger."""
     activations = evidence.activations
     centred = activations - activations.mean((-2, -1), keepdim=True)

@@ -10,44 +10,44 @@ from onnx import GraphProto, TensorProto, helper
 from tlcli.contract.model.description import CLASSES, LOGITS, SCORES, SOFTMAX, TARGETS
 from tlcli.exports.rewrite.graph_edit import add_constant, copied, drop, nodes_behind, rename, replace_nodes
 
-CHOSEN = "cotangents"
+COTANGENTS = "cotangents"
 """Name of the extra input: float32 `[N, K, d]`, dy/dz for the embedding z."""
 
-OF_LOGITS, OF_PROBABILITIES = f"{CHOSEN}/of_logits", f"{CHOSEN}/of_probabilities"
+LOGIT_COTANGENTS, PROBABILITY_COTANGENTS = f"{COTANGENTS}/of_logits", f"{COTANGENTS}/of_probabilities"
 """Names of the two outputs that it is one of."""
 
 _MANY_CLASSES = 100
 
 
 def close_choice(graph: GraphProto) -> None:
-    """Put an `If` on `softmax` in the place of `CHOSEN`; `graph` is flat, and rewritten in place."""
+    """Put an `If` on `softmax` in the place of `COTANGENTS`; `graph` is flat, and rewritten in place."""
     nodes = list(graph.node)
-    before = nodes_behind(nodes, [OF_LOGITS, SCORES, LOGITS, CLASSES])
-    inside = [copied(nodes[number]) for number in sorted(nodes_behind(nodes, [OF_PROBABILITIES]) - before)]
-    names = {name: f"{CHOSEN}/{name}" for node in inside for name in node.output}
+    before = nodes_behind(nodes, [LOGIT_COTANGENTS, SCORES, LOGITS, CLASSES])
+    inside = [copied(nodes[number]) for number in sorted(nodes_behind(nodes, [PROBABILITY_COTANGENTS]) - before)]
+    names = {name: f"{COTANGENTS}/{name}" for node in inside for name in node.output}
     for node in inside:  # what others take of it is computed there too: sizes and rows
-        rename(node, names, f"{CHOSEN}/")
+        rename(node, names, f"{COTANGENTS}/")
     choice = helper.make_node(
         "If",
-        [f"{CHOSEN}/any"],
-        [CHOSEN],
-        name=CHOSEN,
+        [f"{COTANGENTS}/any"],
+        [COTANGENTS],
+        name=COTANGENTS,
         then_branch=helper.make_graph(
-            inside, f"{CHOSEN}/then", [], [helper.make_tensor_value_info(names[OF_PROBABILITIES], TensorProto.FLOAT, [None] * 3)]
+            inside, f"{COTANGENTS}/then", [], [helper.make_tensor_value_info(names[PROBABILITY_COTANGENTS], TensorProto.FLOAT, [None] * 3)]
         ),
         else_branch=helper.make_graph(
-            [helper.make_node("Identity", [OF_LOGITS], [f"{CHOSEN}/same"], name=f"{CHOSEN}/same")],
-            f"{CHOSEN}/else",
+            [helper.make_node("Identity", [LOGIT_COTANGENTS], [f"{COTANGENTS}/same"], name=f"{COTANGENTS}/same")],
+            f"{COTANGENTS}/else",
             [],
-            [helper.make_tensor_value_info(f"{CHOSEN}/same", TensorProto.FLOAT, [None] * 3)],
+            [helper.make_tensor_value_info(f"{COTANGENTS}/same", TensorProto.FLOAT, [None] * 3)],
         ),
     )
-    asked = helper.make_node("ReduceMax", [SOFTMAX], [f"{CHOSEN}/any"], name=f"{CHOSEN}/any", keepdims=0)
-    others = nodes_behind(nodes, [output.name for output in graph.output if output.name != OF_PROBABILITIES]) - before
+    asked = helper.make_node("ReduceMax", [SOFTMAX], [f"{COTANGENTS}/any"], name=f"{COTANGENTS}/any", keepdims=0)
+    others = nodes_behind(nodes, [output.name for output in graph.output if output.name != PROBABILITY_COTANGENTS]) - before
     first, last = ([nodes[number] for number in sorted(numbers)] for numbers in (before, others))
     replace_nodes(graph, [*first, asked, choice, *last])
-    drop(graph.input, {CHOSEN})
-    drop(graph.output, {OF_LOGITS, OF_PROBABILITIES})
+    drop(graph.input, {COTANGENTS})
+    drop(graph.output, {LOGIT_COTANGENTS, PROBABILITY_COTANGENTS})
 
 
 def rank_as_far_as_asked(graph: GraphProto, classes: int) -> None:
