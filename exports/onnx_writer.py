@@ -18,7 +18,8 @@ from tlcli.contract.model.description import CLASSES, IMAGES, LOGITS, METADATA_K
 from tlcli.contract.model.onnx_model import FIRST_RANKED
 from tlcli.contract.process.quiet import quiet
 from tlcli.exports.rewrite.ablation_loop import CHANNELS_A_STEP, ablated_input, close_loop, due_input
-from tlcli.exports.rewrite.conditional_outputs import Switch, gate
+from tlcli.exports.rewrite.conditional_outputs import make_conditional
+from tlcli.exports.rewrite.conditional_plan import Switch
 from tlcli.exports.rewrite.openvino_weights import part_square_weights
 from tlcli.exports.rewrite.shared_weights import share_weights
 from tlcli.exports.rewrite.symbolic_sizes import take_sizes_from
@@ -92,7 +93,7 @@ def close_graph(explainer: Explainer, model: onnx.ModelProto) -> None:
         part_square_weights(model.graph)
         share_weights(model.graph)
         rank_as_far_as_asked(model.graph, explainer.network.config.num_classes)
-        gate(model.graph, _switches(explainer), {CLASSES: (0, 0)}, [COTANGENTS])
+        make_conditional(model.graph, _switches(explainer), {CLASSES: (0, 0)}, [COTANGENTS])
         defaults[SOFTMAX] = np.array([[False]])
     _name_dimensions(model.graph, explainer)
     model.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in defaults.items())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
@@ -67,7 +67,7 @@ class JointTrace:
                 z, *activations = self._transform(self.shift)(inputs, *shifts)
                 return z, tuple(activations)
 
-            z, pull_back, activations = torch.func.vjp(shifted, *zeros, has_aux=True)
+            z, pull_back, activations = cast("tuple[Any, Any, Any]", torch.func.vjp(shifted, *zeros, has_aux=True))
             return z, *activations, *pull_back(cotangent)
 
     def probe(self, inputs: Tensor) -> tuple[Tensor, ...]:
