@@ -17,13 +17,13 @@ from tlcli.contract.files.atomic_file import named_errors
 from tlcli.contract.model.description import CLASSES, IMAGES, LOGITS, METADATA_KEY, SCORES, SOFTMAX, TARGETS, WANTED, Description
 from tlcli.contract.model.onnx_model import FIRST_RANKED
 from tlcli.contract.process.quiet import quiet
-from tlcli.exports.rewrite.ablation_loop import CHANNELS_A_STEP, ablated_input, close_loop, due_input
+from tlcli.exports.rewrite.ablation_loop import CHANNELS_PER_STEP, ablated_input, close_loop, due_input
 from tlcli.exports.rewrite.conditional_outputs import make_conditional
 from tlcli.exports.rewrite.conditional_plan import Switch
-from tlcli.exports.rewrite.openvino_weights import part_square_weights
+from tlcli.exports.rewrite.openvino_weights import separate_square_weights
 from tlcli.exports.rewrite.shared_weights import share_weights
 from tlcli.exports.rewrite.symbolic_sizes import take_sizes_from
-from tlcli.exports.rewrite.target_choice import COTANGENTS, close_choice, rank_as_far_as_asked
+from tlcli.exports.rewrite.target_choice import COTANGENTS, close_choice, limit_ranking
 from tlcli.exports.trace.explainer import Explainer
 from tlcli.exports.trace.map_methods import NEEDS_ABLATION
 
@@ -90,9 +90,9 @@ def close_graph(explainer: Explainer, model: onnx.ModelProto) -> None:
         close_choice(model.graph)
         for number, layer in enumerate(explainer.layers if explainer.looped else ()):
             close_loop(model.graph, number, layer.features, layer.channels, CLASSES)
-        part_square_weights(model.graph)
+        separate_square_weights(model.graph)
         share_weights(model.graph)
-        rank_as_far_as_asked(model.graph, explainer.network.config.num_classes)
+        limit_ranking(model.graph, explainer.network.config.num_classes)
         make_conditional(model.graph, _switches(explainer), {CLASSES: (0, 0)}, [COTANGENTS])
         defaults[SOFTMAX] = np.array([[False]])
     _name_dimensions(model.graph, explainer)
@@ -114,7 +114,7 @@ def _write_flat(explainer: Explainer, path: Path) -> None:
         inputs |= {
             SOFTMAX: (torch.zeros(2, 1, dtype=torch.bool), {0: dynamic}),
             COTANGENTS: (torch.zeros(3, 2, explainer.network.last_layer.weight.shape[1]), {0: auto, 1: auto}),
-            "due": ([torch.arange(CHANNELS_A_STEP) for _ in looped], [None for _ in looped]),
+            "due": ([torch.arange(CHANNELS_PER_STEP) for _ in looped], [None for _ in looped]),
             "ablated": ([torch.zeros(3, layer.channels, 2) for layer in looped], [{0: auto, 2: auto} for _ in looped]),
         }
         names += [SOFTMAX, COTANGENTS, *map(due_input, range(len(looped))), *map(ablated_input, range(len(looped)))]
