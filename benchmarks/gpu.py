@@ -50,7 +50,7 @@ from tlcli.contract.model.description import Provenance
 from tlcli.contract.model.onnx_model import Model
 from tlcli.exports.exporter import describe_explainer
 from tlcli.exports.onnx_writer import describe, flat_graph, write_graph
-from tlcli.exports.precision.fp16 import halve
+from tlcli.exports.precision.fp16 import convert_to_fp16
 from tlcli.exports.trace.explainer import Explainer
 from tlcli.training.models.network import Network, NetworkConfig, build
 from tlcli.training.reports.gradcam import gradcam
@@ -288,7 +288,7 @@ def write(network: Network, folder: Path) -> dict[str, Path]:
     for kind, path in paths.items():
         path.parent.mkdir()
         if kind == "float16":
-            halve(flat)
+            convert_to_fp16(flat)
         write_graph(explainer, path, flat)
         backbone = network.config.backbone
         provenance = Provenance(created="2026-01-01T00:00:00+00:00", versions={}, backbone=backbone, head="linear", weights="none")

@@ -23,7 +23,7 @@ from tlcli.contract.errors import TlcliError, first_line
 from tlcli.contract.images.preprocessing import Preprocessing
 from tlcli.contract.model.onnx_model import Model
 from tlcli.exports import export_backbone, published_network
-from tlcli.exports.export_sources import published_as_it_is
+from tlcli.exports.published_backbone import published_as_it_is
 from tlcli.training.data.shapes import draw
 from tlcli.training.settings.config import FinetuneConfig
 

@@ -1,10 +1,19 @@
-"""From a checkpoint to one self-describing ONNX model, maps in its graph."""
+"""Export of a checkpoint to one self-describing ONNX model, with class activation maps in its graph."""
 
-from tlcli import training  # noqa: F401  # first: it settles how PyTorch's threads wait, which is read when PyTorch is imported
-from tlcli.exports.export_sources import DEFAULT_CHECK_IMAGES, export_backbone, export_run, published_network
-from tlcli.exports.exporter import Exported, export
-from tlcli.exports.precision.convert import SmallerNumbers
-from tlcli.exports.trace.target_layers import list_layers
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from tlcli import training  # noqa: F401  # first: it sets how PyTorch's threads wait, which is read when PyTorch is imported
+
+if TYPE_CHECKING:
+    from tlcli.exports.backbone_export import export_backbone
+    from tlcli.exports.exporter import DEFAULT_CHECK_IMAGES, Exported, export
+    from tlcli.exports.precision.convert import SmallerNumbers
+    from tlcli.exports.published_backbone import published_network
+    from tlcli.exports.run_export import export_run
+    from tlcli.exports.trace.target_layers import list_layers
 
 __all__ = [
     "DEFAULT_CHECK_IMAGES",
@@ -16,3 +25,21 @@ __all__ = [
     "list_layers",
     "published_network",
 ]
+
+_MODULES = {
+    "DEFAULT_CHECK_IMAGES": "tlcli.exports.exporter",
+    "Exported": "tlcli.exports.exporter",
+    "SmallerNumbers": "tlcli.exports.precision.convert",
+    "export": "tlcli.exports.exporter",
+    "export_backbone": "tlcli.exports.backbone_export",
+    "export_run": "tlcli.exports.run_export",
+    "list_layers": "tlcli.exports.trace.target_layers",
+    "published_network": "tlcli.exports.published_backbone",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name on first use: exporting a backbone needs nothing that reads data sets or trains."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name]), name)

@@ -1,4 +1,4 @@
-"""From a network to a version in the model repository: build, describe, check, and only then put in place."""
+"""Export of a network as a version in the model repository: build, describe, check, and only then put in place."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tlcli.evaluation.agreement import compare
 from tlcli.exports import parity
 from tlcli.exports.fold_temperature import require_temperature
 from tlcli.exports.onnx_writer import check_graph, describe, flat_graph, write_graph
-from tlcli.exports.precision.convert import Trial
+from tlcli.exports.precision.convert import PrecisionTrial
 from tlcli.exports.timm_reference import require_as_timm
 from tlcli.exports.trace.explainer import Explainer
 from tlcli.exports.triton_config import BATCHING_FILE, CONFIG_FILE, batching_pbtxt, config_pbtxt
@@ -33,12 +33,14 @@ from tlcli.training.models.network import ImageNetwork
 
 Say = Callable[[str], None]
 
+DEFAULT_CHECK_IMAGES = 16
+
 _IMAGES_AT_ANOTHER_SIZE = 2
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A model in its repository: `<repository>/<name>/<version>/model.onnx`."""
+    """Exported model in its repository, `<repository>/<name>/<version>/model.onnx`."""
 
     path: Path
     name: str
@@ -60,35 +62,36 @@ def export(
     layers: Sequence[str] | None = None,
     dynamic_size: bool = False,
     temperature: float = 1.0,
-    trial: Trial | None = None,
+    trial: PrecisionTrial | None = None,
     say: Say = lambda _: None,
 ) -> Exported:
-    """Export `network` as the next version of model `name`; nothing is left behind unless it passes its check.
+    """Export `network` as the next version of model `name`. A file that fails its check is removed.
 
     Args:
         network: with its weights; it is not changed.
+        name: the model's name.
         labels: the classes' names, C of them.
-        repository: the folder of models; made if it is not there.
-        images: inputs to check with, uint8 `[H, W, 3]` each, at least one.
+        repository: folder of models; created if it does not exist.
+        images: inputs to check on, uint8 `[H, W, 3]` each, at least one.
         source: what those images are, for the record.
-        provenance: where the network comes from; the parity figures are added here.
-        methods: map methods, by name; None takes every one that the head allows; none makes a model without maps.
+        provenance: origin of the network; the parity figures are added to it.
+        methods: map methods by name; None takes all that the head allows; an empty sequence makes a model without maps.
         layers: modules of the backbone to explain, by name; None takes the last one with a spatial extent.
-        dynamic_size: the file takes images of any height and width, if the network does.
-        temperature: the file's logits are the network's over this, see `tlcli.exports.fold_temperature`.
-        trial: smaller numbers than float32, and what the file is compared with the float file on.
-        say: is told each step.
+        dynamic_size: let the file take images of any height and width, if the network does.
+        temperature: divisor of the network's logits, see `tlcli.exports.fold_temperature`.
+        trial: reduced precision, and the images to compare the file with the float file on.
+        say: called with a line for each step.
 
     Raises:
-        SettingsError: not a model's name, or not a temperature.
-        ExportError: a layer or a method that the network does not have, no ONNX form, or the file is invalid.
-        ParityError: the network's logits differ from those of timm's own model, the file's answers from PyTorch's by more than the
-            tolerance, or a file in smaller numbers loses too much.
+        SettingsError: the name or the temperature is invalid.
+        ExportError: the network does not have a layer, does not allow a method or has no ONNX form, or the file is invalid.
+        ParityError: the network's logits differ from those of timm's own model, the file's outputs differ from PyTorch's by more than
+            the tolerance, or a file in reduced precision loses too much.
     """
     require_model_name(name)
     require_temperature(temperature)
     if len(labels) != network.config.num_classes:
-        raise ExportError(f"{len(labels)} labels came for a network of {network.config.num_classes} classes")
+        raise ExportError(f"{len(labels)} labels for a network of {network.config.num_classes} classes: give one for each class")
     network = copy.deepcopy(network).cpu().float().eval().requires_grad_(False)
     require_as_timm(network)
     _with_plain_attention(network)
@@ -114,7 +117,7 @@ def export(
                 _require_other_sizes(network, model, images, source)
             provenance = provenance.model_copy(update={"parity": measured})
             if trial is not None and flat is not None:
-                provenance = provenance.model_copy(update={"agreement": _make_smaller(explainer, flat, model, trial, say)})
+                provenance = provenance.model_copy(update={"agreement": _reduce_precision(explainer, flat, model, trial, say)})
                 description = description.model_copy(update={"precision": trial.numbers.precision})
             description = description.model_copy(update={"provenance": provenance})
             describe(path, description)
@@ -131,34 +134,42 @@ def export(
 
 
 def _with_plain_attention(network: ImageNetwork) -> None:
-    """Let timm's attention compute with products and a softmax: PyTorch's single operator has no ONNX form in more than four dimensions."""
+    """Let timm's attention compute with products and a softmax: PyTorch's fused operator has no ONNX form in more than four dimensions."""
     for module in network.modules():
         if getattr(module, "fused_attn", False):
             module.fused_attn = False  # type: ignore[assignment]
 
 
-def _make_smaller(explainer: Explainer, flat: ModelProto, model: Model, trial: Trial, say: Say) -> Agreement:
-    """Put a file in smaller numbers in the float file's place.
+def _reduce_precision(explainer: Explainer, flat: ModelProto, model: Model, trial: PrecisionTrial, say: Say) -> Agreement:
+    """Replace the float file by one in reduced precision.
+
+    Returns:
+        Their agreement on the trial's images.
 
     Raises:
-        ParityError: see `Trial.require`.
+        ParityError: see `PrecisionTrial.require`.
     """
-    how = f", calibrated on {trial.calibration_source}" if trial.calibration_source else ""
-    say(f"writing it in {trial.numbers.precision}{how}")
+    calibrated = f", calibrated on {trial.calibration_source}" if trial.calibration_source else ""
+    say(f"writing it in {trial.numbers.precision}{calibrated}")
     trial.rewrite(flat)
     path = model.path.with_name(f"{trial.numbers.precision}.onnx")
     write_graph(explainer, path, flat)
     describe(path, model.description)
     check_graph(path)
     say(f"comparing with fp32 on {trial.compared.count:,} images ({trial.compared.source})")
-    found = compare(model, Model.open(path, device="cpu"), trial.compared)
-    trial.require(found)
+    agreement = compare(model, Model.open(path, device="cpu"), trial.compared)
+    trial.require(agreement)
     os.replace(path, model.path)
-    return found.model_copy(update={"calibration": trial.calibration_source})
+    return agreement.model_copy(update={"calibration": trial.calibration_source})
 
 
 def _require_other_sizes(network: ImageNetwork, model: Model, images: Sequence[npt.NDArray[np.uint8]], source: str) -> None:
-    """Raises: ExportError, ParityError: the network, or what was written of it, takes images of one size only."""
+    """Check the file on images of another size.
+
+    Raises:
+        ExportError: the network or the file takes images of one size only.
+        ParityError: see `tlcli.exports.parity.require`.
+    """
     try:
         measured = parity.measure(network, model, _at_another_size(images), f"{source}, at another size")
     except Exception as error:  # of PyTorch or ONNX Runtime, whose exceptions share no base class
@@ -170,7 +181,7 @@ def _require_other_sizes(network: ImageNetwork, model: Model, images: Sequence[n
 
 
 def _at_another_size(images: Sequence[npt.NDArray[np.uint8]]) -> list[npt.NDArray[np.uint8]]:
-    """A few of the images, larger, and no longer square."""
+    """Return the first few images, enlarged by different factors in height and width."""
     return [
         np.asarray(Image.fromarray(image).resize((image.shape[1] + 64, image.shape[0] + 32), Image.Resampling.BILINEAR))
         for image in images[:_IMAGES_AT_ANOTHER_SIZE]
@@ -178,7 +189,7 @@ def _at_another_size(images: Sequence[npt.NDArray[np.uint8]]) -> list[npt.NDArra
 
 
 def _put_in_place(partial: Path, folder: Path) -> int:
-    """Rename to the next free version: atomic, so that a server polling the folder never sees half a model."""
+    """Rename to the next free version, and return it. A rename is atomic: a server that polls the folder never sees half a model."""
     version = (versions(folder) or [0])[-1] + 1
     while True:
         try:
@@ -200,7 +211,7 @@ def _explained(explainer: Explainer) -> str:
 def describe_explainer(
     explainer: Explainer, name: str, labels: Sequence[str], provenance: Provenance, temperature: float = 1.0
 ) -> Description:
-    """The description of the graph that `write_graph` makes of it."""
+    """Return the description of the graph that `write_graph` makes of the explainer."""
     return Description(
         name=name,
         labels=tuple(labels),

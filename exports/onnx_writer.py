@@ -1,4 +1,4 @@
-"""The explainer written as ONNX: named dimensions, a default for the classes, the description inside."""
+"""ONNX file of an explainer: named dimensions, a default for the classes, the description inside."""
 
 from __future__ import annotations
 
@@ -17,32 +17,33 @@ from tlcli.contract.files.atomic_file import named_errors
 from tlcli.contract.model.description import CLASSES, IMAGES, LOGITS, METADATA_KEY, SCORES, SOFTMAX, TARGETS, WANTED, Description
 from tlcli.contract.model.onnx_model import FIRST_RANKED
 from tlcli.contract.process.quiet import quiet
-from tlcli.exports.rewrite.ablation_loop import CHANNELS_A_STEP, ablated_input, close_loop, due_input
-from tlcli.exports.rewrite.conditional_outputs import Switch, gate
-from tlcli.exports.rewrite.openvino_weights import part_square_weights
+from tlcli.exports.rewrite.ablation_loop import CHANNELS_PER_STEP, ablated_input, close_loop, due_input
+from tlcli.exports.rewrite.conditional_outputs import make_conditional
+from tlcli.exports.rewrite.conditional_plan import Switch
+from tlcli.exports.rewrite.openvino_weights import separate_square_weights
 from tlcli.exports.rewrite.shared_weights import share_weights
 from tlcli.exports.rewrite.symbolic_sizes import take_sizes_from
-from tlcli.exports.rewrite.target_choice import CHOSEN, close_choice, rank_as_far_as_asked
+from tlcli.exports.rewrite.target_choice import COTANGENTS, close_choice, limit_ranking
 from tlcli.exports.trace.explainer import Explainer
 from tlcli.exports.trace.map_methods import NEEDS_ABLATION
 
 OPSET = 20
 IR_VERSION = 10
-"""Of the newest runtimes everything reads it; onnx by itself writes one that released ONNX Runtimes refuse."""
+"""IR version that current runtimes read; onnx writes by default a newer one, which released versions of ONNX Runtime reject."""
 
 _MAX_PROTOBUF_BYTES = 2**31 - 1
 
-_COMMON = "gradcam"
-"""The method that is asked for most."""
+_COMMON_METHOD = "gradcam"
+"""Method that is requested most often."""
 
 
 def write_graph(explainer: Explainer, path: Path, flat: onnx.ModelProto | None = None) -> None:
-    """Write the graph, still without a description.
+    """Write the graph, without its description.
 
     Args:
         explainer: the network with its maps.
-        path: of the file.
-        flat: what `flat_graph` makes of it, if it is there already; it is not changed.
+        path: the file to write.
+        flat: result of `flat_graph` for this explainer, if it exists already; it is not changed.
 
     Raises:
         ExportError: see `flat_graph`.
@@ -57,42 +58,44 @@ def write_graph(explainer: Explainer, path: Path, flat: onnx.ModelProto | None =
 
 
 def flat_graph(explainer: Explainer) -> onnx.ModelProto:
-    """What PyTorch's exporter makes of it: a graph without branches, which still has extra inputs and outputs.
+    """Export by PyTorch's exporter: a graph without branches, which still has extra inputs and outputs.
 
     Raises:
-        ExportError: PyTorch's exporter has no ONNX form for something in the network, or the file would pass 2 GiB.
+        ExportError: PyTorch's exporter has no ONNX form for an operator of the network, or the file would exceed 2 GiB.
     """
     parameters = sum(parameter.numel() * parameter.element_size() for parameter in explainer.network.parameters())
     if parameters >= _MAX_PROTOBUF_BYTES:
-        raise ExportError(f"the network has {parameters:,} bytes of weights; one ONNX file holds at most {_MAX_PROTOBUF_BYTES:,}")
+        raise ExportError(
+            f"the network has {parameters:,} bytes of weights; one ONNX file holds at most {_MAX_PROTOBUF_BYTES:,}: use a smaller backbone"
+        )
     with tempfile.TemporaryDirectory() as folder, named_errors(Path(folder)):
         path = Path(folder) / "flat.onnx"
         _write_flat(explainer, path)
         model = onnx.load(str(path))
-    for number, node in enumerate(model.graph.node):
-        node.name = node.name or f"node_{number}"
-        # Where in which file of this machine each node comes from: nobody's business, and a megabyte of a session's memory.
+    for index, node in enumerate(model.graph.node):
+        node.name = node.name or f"node_{index}"
+        # Names of source files on this machine for each node: private, and a megabyte of a session's memory.
         node.ClearField("metadata_props")
         node.ClearField("doc_string")
     model.graph.ClearField("metadata_props")
     if explainer.layers:
-        take_sizes_from(model.graph, CHOSEN, {0: (IMAGES, 0), 1: (TARGETS, 1)})
+        take_sizes_from(model.graph, COTANGENTS, {0: (IMAGES, 0), 1: (TARGETS, 1)})
         for number in range(len(explainer.layers)):
             take_sizes_from(model.graph, ablated_input(number), {0: (IMAGES, 0), 2: (TARGETS, 1)})
     return model
 
 
 def close_graph(explainer: Explainer, model: onnx.ModelProto) -> None:
-    """Close up what is still open in a flat graph; rewritten in place."""
+    """Replace the extra inputs and outputs of a flat graph by branches and loops, in place."""
     defaults = {TARGETS: np.array([[FIRST_RANKED]], dtype=np.int64)}
     if explainer.layers:
         close_choice(model.graph)
         for number, layer in enumerate(explainer.layers if explainer.looped else ()):
             close_loop(model.graph, number, layer.features, layer.channels, CLASSES)
-        part_square_weights(model.graph)
+        separate_square_weights(model.graph)
         share_weights(model.graph)
-        rank_as_far_as_asked(model.graph, explainer.network.config.num_classes)
-        gate(model.graph, _switches(explainer), {CLASSES: (0, 0)}, [CHOSEN])
+        limit_ranking(model.graph, explainer.network.config.num_classes)
+        make_conditional(model.graph, _switches(explainer), {CLASSES: (0, 0)}, [COTANGENTS])
         defaults[SOFTMAX] = np.array([[False]])
     _name_dimensions(model.graph, explainer)
     model.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in defaults.items())
@@ -103,7 +106,7 @@ def _write_flat(explainer: Explainer, path: Path) -> None:
     size = explainer.network.config.preprocessing
     dynamic, auto = torch.export.Dim.DYNAMIC, torch.export.Dim.AUTO
     sizes = {0: auto, 1: dynamic, 2: dynamic} if explainer.dynamic_size else {0: auto}
-    inputs: dict[str, tuple[Any, Any]] = {  # an example, and which of its dimensions are open
+    inputs: dict[str, tuple[Any, Any]] = {  # for each an example, and its open dimensions
         IMAGES: (torch.zeros(3, size.height, size.width, 3, dtype=torch.uint8), sizes),
         TARGETS: (torch.tensor([[FIRST_RANKED, 0], [0, FIRST_RANKED]]), {0: dynamic, 1: auto}),
     }
@@ -112,11 +115,11 @@ def _write_flat(explainer: Explainer, path: Path) -> None:
         looped = explainer.layers if explainer.looped else ()
         inputs |= {
             SOFTMAX: (torch.zeros(2, 1, dtype=torch.bool), {0: dynamic}),
-            CHOSEN: (torch.zeros(3, 2, explainer.network.last_layer.weight.shape[1]), {0: auto, 1: auto}),
-            "due": ([torch.arange(CHANNELS_A_STEP) for _ in looped], [None for _ in looped]),
+            COTANGENTS: (torch.zeros(3, 2, explainer.network.last_layer.weight.shape[1]), {0: auto, 1: auto}),
+            "due": ([torch.arange(CHANNELS_PER_STEP) for _ in looped], [None for _ in looped]),
             "ablated": ([torch.zeros(3, layer.channels, 2) for layer in looped], [{0: auto, 2: auto} for _ in looped]),
         }
-        names += [SOFTMAX, CHOSEN, *map(due_input, range(len(looped))), *map(ablated_input, range(len(looped)))]
+        names += [SOFTMAX, COTANGENTS, *map(due_input, range(len(looped))), *map(ablated_input, range(len(looped)))]
     try:
         with quiet("torch.onnx"):
             program = torch.onnx.export(
@@ -132,21 +135,23 @@ def _write_flat(explainer: Explainer, path: Path) -> None:
     except torch.onnx.errors.OnnxExporterError as error:
         reason = _cause(error)
         if explainer.dynamic_size:
-            reason += "; it may need images of one size: leave out --dynamic-size"
+            reason += "; the network may need images of one size: leave out --dynamic-size"
         raise ExportError(f"{explainer.network.config.backbone} has no ONNX form: {reason}") from error
     if program is None:
-        raise ExportError("PyTorch's exporter returned nothing")
+        raise ExportError(f"PyTorch's exporter returned no graph for {explainer.network.config.backbone}: use another backbone")
     program.model.ir_version = IR_VERSION
     program.save(str(path))
 
 
 def _switches(explainer: Explainer) -> list[Switch]:
-    """The graph's outputs that need not be computed. Maps that cost little are, for clients that do not know of `wanted`."""
-    maps = {one.name: one for one in explainer.maps}
+    """Return the outputs that are computed on request. Cheap maps are computed by default, for clients that do not send `wanted`."""
+    maps = {output.name: output for output in explainer.maps}
     shapes: dict[str, tuple[int, ...]] = {layer.features: (0, layer.channels, layer.height, layer.width) for layer in explainer.layers}
     shapes |= {layer.gradients: (0, 0, layer.channels, layer.height, layer.width) for layer in explainer.layers}
     return [
-        Switch(name, (0, 0, maps[name].height, maps[name].width), maps[name].method not in NEEDS_ABLATION, maps[name].method == _COMMON)
+        Switch(
+            name, (0, 0, maps[name].height, maps[name].width), maps[name].method not in NEEDS_ABLATION, maps[name].method == _COMMON_METHOD
+        )
         if name in maps
         else Switch(name, shapes[name], default=len(shapes[name]) == 4)
         for name in explainer.switches
@@ -161,15 +166,19 @@ def describe(path: Path, description: Description) -> None:
 
 
 def check_graph(path: Path) -> None:
-    """Raises: ExportError: `onnx.checker` finds the file invalid (types and shapes included)."""
+    """Check a file with `onnx.checker`, types and shapes included.
+
+    Raises:
+        ExportError: the file is invalid.
+    """
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"onnx.checker refuses the graph ({first_line(error)}): choose another backbone") from error
+        raise ExportError(f"onnx.checker rejects the graph ({first_line(error)}): use another backbone") from error
 
 
 def _name_dimensions(graph: onnx.GraphProto, explainer: Explainer) -> None:
-    """N images, K classes; `targets`, `wanted` and `softmax` have M, L and S rows, of which each is N or 1."""
+    """Name the dimensions: N images, K classes; `targets`, `wanted` and `softmax` have M, L and S rows, each N or 1."""
     size = explainer.network.config.preprocessing
     labels = explainer.network.config.num_classes
 
@@ -184,7 +193,7 @@ def _name_dimensions(graph: onnx.GraphProto, explainer: Explainer) -> None:
         SCORES: ["N", labels],
         LOGITS: ["N", labels],
         CLASSES: ["N", "K"],
-        **{one.name: ["N", "K", *extent(one.height, one.width, one.layer)] for one in explainer.maps},
+        **{output.name: ["N", "K", *extent(output.height, output.width, output.layer)] for output in explainer.maps},
     }
     for layer in explainer.layers:
         names[layer.features] = ["N", layer.channels, *extent(layer.height, layer.width, layer.name)]
@@ -197,7 +206,7 @@ def _name_dimensions(graph: onnx.GraphProto, explainer: Explainer) -> None:
                 dimension.dim_value = name
             else:
                 dimension.dim_param = name
-    del graph.value_info[:]  # they speak of dimensions by the tracer's names
+    del graph.value_info[:]  # its dimensions have the tracer's names
 
 
 def _cause(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""The export's check of itself: the file, run as the server runs it, against PyTorch on real images."""
+"""Parity check of an export: the file, run as the server runs it, against PyTorch on real images."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ from tlcli.exports.trace.target_layers import resolve_layers
 from tlcli.training.models.network import ImageNetwork, Network
 
 LOGITS_TOLERANCE = 1e-3
-"""Absolute, for logits up to `LARGE_LOGIT`; relative to it for larger ones, where float32 itself has no more digits."""
+"""Largest difference of logits: absolute up to `LARGE_LOGIT`, relative to the largest above it, where float32 has no more digits."""
 LARGE_LOGIT = 100.0
 MAPS_TOLERANCE = 1e-4
-"""Relative to the map's largest value."""
+"""Largest difference of maps, relative to the map's largest value."""
 SHARE_OF_TERMS = 0.1
-"""A map whose terms cancel to less than this share of their size is measured against that share: a tenth of the terms' size leaves 1e-5 of
-it, which is what float32 sums of gradients and activations are exact to."""
+"""A map whose terms cancel to less than this share of their size is measured against that share: 1e-4 of a tenth of the terms' size is 1e-5
+of it, the precision of float32 sums of gradients and activations."""
 MAPS_TOLERANCES = {"xgradcam": 1e-3, "ablationcam": 1e-3, "gradcam_plus_plus": 1e-2}
-"""Of methods that divide by what may be small, or subtract what is nearly equal: float32 has no more digits of them."""
+"""Tolerances of methods that divide by small numbers, or subtract nearly equal ones: float32 has no more digits of these maps."""
 MAPS_THAT_COUNT = 0.75
-"""The derivatives of ReLU and of max pooling jump. An image that lies on such an edge, to the last digit of float32, has another map in
-any two implementations; a graph that is wrong is wrong on most images. Where one linear layer follows nothing jumps, and all count."""
+"""Share of the maps, the nearest ones, that must agree. The derivatives of ReLU and of max pooling jump: an image on such an edge, to the
+last digit of float32, has different maps in any two implementations. A wrong graph is wrong on most images. Where only one linear layer
+follows the explained layer nothing jumps, and all maps count."""
 _BATCH = 8
 _RANKS = (-1, -2)
 
@@ -42,7 +43,7 @@ def measure(network: ImageNetwork, model: Model, images: Sequence[npt.NDArray[np
         network: in eval mode, on the CPU.
         model: the exported file.
         images: inputs, uint8 `[H, W, 3]` each.
-        source: what the images are, for the record.
+        source: origin of the images, for the record.
     """
     logits_difference, agreed = 0.0, 0
     outputs = [output for output in model.description.maps if output.in_graph]
@@ -53,11 +54,11 @@ def measure(network: ImageNetwork, model: Model, images: Sequence[npt.NDArray[np
     layers = [layer.name for layer in model.description.layers]
     autograd = Autograd(network, layers)
 
-    def compare(batch: npt.NDArray[np.uint8], answer: Answer, wanted: Sequence[MapOutput]) -> None:
+    def compare(batch: npt.NDArray[np.uint8], answer: Answer, compared: Sequence[MapOutput]) -> None:
         assert answer.classes is not None
-        for name, values in autograd.maps(torch.from_numpy(batch), torch.from_numpy(answer.classes), wanted).items():
-            found = answer.maps[name].astype(np.float64)
-            outside = np.maximum(values.lowest.numpy() - found, found - values.highest.numpy()).clip(min=0)
+        for name, values in autograd.maps(torch.from_numpy(batch), torch.from_numpy(answer.classes), compared).items():
+            answered = answer.maps[name].astype(np.float64)
+            outside = np.maximum(values.lowest.numpy() - answered, answered - values.highest.numpy()).clip(min=0)
             differences[name].append(outside.max((-2, -1)).ravel())
             largest[name].append(np.maximum(np.abs(values.values.numpy()).max((-2, -1)), SHARE_OF_TERMS * values.terms.numpy()).ravel())
 
@@ -91,31 +92,37 @@ def measure(network: ImageNetwork, model: Model, images: Sequence[npt.NDArray[np
 
 
 def require(parity: Parity) -> None:
-    """Raises: ParityError: a difference over its tolerance; the message names the worst."""
+    """Check measured differences.
+
+    Raises:
+        ParityError: a difference exceeds its tolerance.
+    """
     problems = []
     if not parity.logits <= LOGITS_TOLERANCE:
-        problems.append(f"logits differ by {parity.logits:.2g}, at most {LOGITS_TOLERANCE:g} is allowed")
+        problems.append(f"logits differ by {parity.logits:.2g}, more than {LOGITS_TOLERANCE:g}")
     if parity.top1_agreement < 1:
-        problems.append(f"the first class agrees on {parity.top1_agreement:.1%} of the images only")
+        problems.append(f"the first class agrees on only {parity.top1_agreement:.1%} of the images")
     for name, difference in parity.maps.items():
         allowed = MAPS_TOLERANCES.get(name.partition("@")[0], MAPS_TOLERANCE)
         if not difference <= allowed:
-            problems.append(f"{name} differs by {difference:.2g} of its largest value, at most {allowed:g} is allowed")
+            problems.append(f"{name} differs by {difference:.2g} of its largest value, more than {allowed:g}")
     if problems:
-        raise ParityError(f"the exported graph does not answer as PyTorch does on {parity.images} images: {'; '.join(problems)}")
+        raise ParityError(
+            f"the exported graph differs from PyTorch on {parity.images} images: {'; '.join(problems)}: use another backbone or layer"
+        )
 
 
 def _agreeing(expected: npt.NDArray[np.float64], answered: npt.NDArray[np.float32]) -> int:
-    """Rows whose first class is the same, or tied with it in PyTorch's own logits to a hundredth of the tolerance."""
+    """Count the rows whose first class is the same, or tied with it in PyTorch's logits to within a hundredth of the tolerance."""
     rows = np.arange(len(expected))
     behind = expected.max(1) - expected[rows, answered.argmax(1)]
     return int((behind <= LOGITS_TOLERANCE / 100 * np.maximum(1, np.abs(expected).max(1) / LARGE_LOGIT)).sum())
 
 
 def _relative(differences: npt.NDArray[np.float64], largest: npt.NDArray[np.float64], share: float) -> float:
-    """How far the maps are apart, each relative to its own largest value: the largest of the nearest `share` of them.
+    """Return the largest relative difference among the nearest `share` of the maps, each relative to its own largest value.
 
-    A map without evidence (all but zero) is measured against a thousandth of the largest of all, since rounding alone would fill it.
+    A map of almost zeros, which hold rounding errors only, is measured against a thousandth of the largest value of all maps.
     """
     floor = max(largest.max(initial=0.0) * 1e-3, np.finfo(np.float32).tiny)
     relative = np.sort(differences / np.maximum(largest, floor))

@@ -1,4 +1,4 @@
-"""PyTorch's own answer: a network's maps by autograd, which an exported graph is checked against."""
+"""Reference maps of a network by PyTorch's autograd, which an exported graph is checked against."""
 
 from __future__ import annotations
 
@@ -12,47 +12,47 @@ from tlcli.contract.maps.method_names import map_name
 from tlcli.contract.model.description import FUSED, MapOutput
 from tlcli.exports.rounding_error import Expected, expect
 from tlcli.exports.trace.fuse_layers import fuse
-from tlcli.exports.trace.map_methods import NEEDS_ABLATION, NEEDS_CLASS_WEIGHTS, Evidence
-from tlcli.exports.trace.target_layers import FEATURES_CALL, tapped
+from tlcli.exports.trace.map_methods import NEEDS_ABLATION, NEEDS_CLASS_WEIGHTS, CamInputs
+from tlcli.exports.trace.target_layers import FEATURES_CALL, Tap, tapped
 from tlcli.training.models.network import ImageNetwork, Network
 
 _ROWS = 64
-"""So many changed copies of a layer's output are run at a time."""
+"""Number of changed copies of a layer's output that are run at a time."""
 _ZERO = 1e-3
-"""Relative to the size of its terms: a map below it may be rounding alone."""
+"""Size of a map, relative to that of its terms, below which it may consist of rounding errors."""
 
 
 class Autograd:
-    """A network, in eval mode and on the CPU, with layers that are watched."""
+    """Network, in eval mode and on the CPU, with the layers whose gradients are recorded."""
 
     def __init__(self, network: ImageNetwork, layers: Sequence[str]) -> None:
-        """`network`: a `Network` if there are layers."""
+        """Store the network, which must be a `Network` if there are layers."""
         self._network = cast("Network", network)
         self._layers = tuple(layers)
 
     def logits(self, images: Tensor) -> Tensor:
-        """uint8 `[N, H, W, 3]` to `[N, C]`."""
+        """Return the logits `[N, C]` of images, uint8 `[N, H, W, 3]`."""
         with torch.no_grad():
             logits: Tensor = self._network(self._network.normalise(images))
         return logits
 
     def maps(self, images: Tensor, classes: Tensor, outputs: Sequence[MapOutput]) -> dict[str, Expected]:
-        """The maps of those that the graph computes, by name, with what rounding leaves open of them.
+        """Compute maps by output name, with the bounds that rounding leaves open.
 
         Args:
             images: uint8 `[N, H, W, 3]`.
             classes: int64 `[N, K]`.
-            outputs: those that are wanted.
+            outputs: maps in the graph; a fused map comes after those that it is fused of.
         """
-        logits, activations, gradients = self._observe(images, classes)
+        logits, activations, gradients = self._forward_and_backward(images, classes)
         scores = logits.gather(1, classes)
-        found: dict[str, Expected] = {}
+        maps: dict[str, Expected] = {}
         for output in outputs:
             if FUSED in output.layer:
-                found[output.name] = _fused([found[map_name(output.method, layer)] for layer in self._layers])
+                maps[output.name] = _fused([maps[map_name(output.method, layer)] for layer in self._layers])
                 continue
             layer = output.layer
-            evidence = Evidence(
+            inputs = CamInputs(
                 activations=activations[layer],
                 gradients=gradients[layer],
                 mean_gradients=gradients[layer].mean((-2, -1)),
@@ -60,37 +60,39 @@ class Autograd:
                 scores=scores,
                 ablated=self._ablated(images, classes, layer, activations[layer]) if output.method in NEEDS_ABLATION else None,
             )
-            found[output.name] = expect(output.method, evidence)
-        return found
+            maps[output.name] = expect(output.method, inputs)
+        return maps
 
-    def _observe(self, images: Tensor, classes: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        watched: dict[str, Tensor] = {}
-        seen: dict[str, Tensor] = {}
+    def _forward_and_backward(self, images: Tensor, classes: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """Return the logits, and each layer's activations `[N, c, h, w]` and gradients of the classes' logits `[N, K, c, h, w]`."""
+        outputs: dict[str, Tensor] = {}
+        activations: dict[str, Tensor] = {}
 
-        def watch(name: str, output: Tensor) -> Tensor:
-            watched[name] = output if output.requires_grad else output.detach().requires_grad_()
-            seen[name] = watched[name].detach().clone()
-            return watched[name] * 1  # what follows may work in place
+        def record(name: str, output: Tensor) -> Tensor:
+            outputs[name] = output if output.requires_grad else output.detach().requires_grad_()
+            activations[name] = outputs[name].detach().clone()
+            return outputs[name] * 1  # later layers may work in place
 
         with torch.enable_grad():
-            logits = self._run(self._network.normalise(images), watch)
+            logits = self._run(self._network.normalise(images), record)
             scores = logits.gather(1, classes).sum(0)
-            leaves = [watched[name] for name in self._layers]
-            rows = [torch.autograd.grad(score, leaves, retain_graph=True) for score in scores]
-        gradients = {name: torch.stack([row[number] for row in rows], 1) for number, name in enumerate(self._layers)}
-        return logits.detach(), seen, gradients
+            layers = [outputs[name] for name in self._layers]
+            by_class = [torch.autograd.grad(score, layers, retain_graph=True) for score in scores]
+        by_layer = zip(self._layers, *by_class, strict=True)
+        gradients = {name: torch.stack(rows, 1) for name, *rows in by_layer}
+        return logits.detach(), activations, gradients
 
-    def _run(self, inputs: Tensor, tap: object) -> Tensor:
-        with tapped(self._network, self._layers, tap):  # type: ignore[arg-type]
+    def _run(self, inputs: Tensor, tap: Tap) -> Tensor:
+        with tapped(self._network, self._layers, tap):
             features = self._network.features(inputs)
             if FEATURES_CALL in self._layers:
-                features = tap(FEATURES_CALL, features)  # type: ignore[operator]
+                features = tap(FEATURES_CALL, features)
             return self._network.classify(self._network.embed(features))
 
     def _ablated(self, images: Tensor, classes: Tensor, layer: str, activations: Tensor) -> Tensor:
-        """The classes' logits without each channel of a layer: the network is run again for each, `[N, K, c]`."""
+        """Return the classes' logits without each channel of a layer, `[N, K, c]`: the network is run once for each channel."""
         channels = activations.shape[1]
-        found = []
+        by_image = []
         with torch.no_grad():
             inputs = self._network.normalise(images)
             for image in range(len(images)):
@@ -99,22 +101,26 @@ class Autograd:
                     due = torch.arange(start, min(start + _ROWS, channels))
                     changed = activations[image].repeat(len(due), 1, 1, 1)
                     changed[torch.arange(len(due)), due] = 0
-                    rows.append(self._with(inputs[image], layer, changed)[:, classes[image]])
-                found.append(torch.cat(rows).t())
-        return torch.stack(found)
+                    rows.append(self._logits_of_copies(inputs[image], layer, changed)[:, classes[image]])
+                by_image.append(torch.cat(rows).t())
+        return torch.stack(by_image)
 
-    def _with(self, inputs: Tensor, layer: str, changed: Tensor) -> Tensor:
+    def _logits_of_copies(self, inputs: Tensor, layer: str, changed: Tensor) -> Tensor:
+        """Return the logits `[R, C]` of one input for R changed copies of a layer's output."""
         if layer == FEATURES_CALL:
             return self._network.classify(self._network.embed(changed))
-        once = self._replaced(inputs[None], layer, changed.clone())
-        if once is not None and len(once) == len(changed):
-            return once
-        everywhere = self._replaced(inputs.expand(len(changed), -1, -1, -1), layer, changed)
-        assert everywhere is not None
-        return everywhere
+        of_one_input = self._replaced(inputs[None], layer, changed.clone())
+        if of_one_input is not None and len(of_one_input) == len(changed):
+            return of_one_input
+        of_repeated_input = self._replaced(inputs.expand(len(changed), -1, -1, -1), layer, changed)
+        assert of_repeated_input is not None
+        return of_repeated_input
 
     def _replaced(self, inputs: Tensor, layer: str, changed: Tensor) -> Tensor | None:
-        """None where a single input is given, and what is beside the layer cannot meet the many copies behind it."""
+        """Return the logits with a layer's output replaced.
+
+        None if a single input cannot be combined with the many copies, as where a skip connection goes around the layer.
+        """
         with tapped(self._network, [layer], lambda _, __: changed):
             try:
                 return self._network(inputs)  # type: ignore[no-any-return]
@@ -125,12 +131,22 @@ class Autograd:
 
 
 def _fused(maps: Sequence[Expected]) -> Expected:
-    """Fuse maps, each scaled to its own range. A map that is zero except for rounding could be anything then, and decides nothing."""
-    values = fuse([one.values for one in maps])
-    largest = [one.values.amax((-2, -1)) for one in maps]  # 0 where the sum is negative everywhere: that is decided
-    is_zero = torch.stack([(most > 0) & (most <= _ZERO * one.terms) for most, one in zip(largest, maps, strict=True)]).any(0)[
-        ..., None, None
-    ]
-    undecided = is_zero | torch.stack([(one.highest - one.lowest).amax((-2, -1)) > 0 for one in maps]).any(0)[..., None, None]
+    """Fuse maps, each scaled from its own range.
+
+    Scaling turns a map that is zero up to rounding into any map at all: where one of the maps is such, every value in [0, 1] is accepted.
+    """
+    values = fuse([expected.values for expected in maps])
+    undecided = torch.stack([_is_zero(expected) | _has_threshold(expected) for expected in maps]).any(0)[..., None, None]
     lowest, highest = torch.where(undecided, 0.0, values), torch.where(undecided, 1.0, values)
     return Expected(values, lowest, highest, torch.ones_like(values[..., 0, 0]))
+
+
+def _is_zero(expected: Expected) -> Tensor:
+    """Return True for maps that are zero up to rounding, `[N, K]`; not for those that are exactly 0, since their sums are negative."""
+    largest = expected.values.amax((-2, -1))
+    return (largest > 0) & (largest <= _ZERO * expected.terms)
+
+
+def _has_threshold(expected: Expected) -> Tensor:
+    """Return True for maps with positions at a threshold, `[N, K]`."""
+    return (expected.highest - expected.lowest).amax((-2, -1)) > 0

@@ -8,20 +8,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tlcli.exports.trace.map_methods import FORMULAS, Evidence, gradient_shares
+from tlcli.exports.trace.map_methods import FORMULAS, CamInputs, gradient_shares
 
 _AT_THE_THRESHOLD = 1e-5
-"""Relative to the channel's largest activation: what two implementations of a network may differ by, in float32."""
+"""Difference between two float32 implementations of a network, relative to the channel's largest activation."""
 
 
 @dataclass(frozen=True)
 class Expected:
-    """A method's maps with what rounding leaves open of them.
+    """Maps of a method, with the bounds that rounding leaves open.
 
     values: `[N, K, h, w]`.
-    lowest, highest: the same, with positions at a threshold decided one way or the other; equal to `values` for methods without one.
+    lowest, highest: bounds of the values, from positions at a threshold; equal to `values` for methods without a threshold.
     terms: `[N, K]`, the largest sum of the terms' absolute values at a position. Where the terms cancel, as HiRes-CAM's do before a norm
-        that is invariant to scale, the map is small beside it, and is nothing but rounding where it is zero.
+        that is invariant to scale, the map is small compared with it; a map that is zero up to rounding holds rounding errors only.
     """
 
     values: Tensor
@@ -30,56 +30,60 @@ class Expected:
     terms: Tensor
 
 
-def expect(method: str, evidence: Evidence) -> Expected:
-    """Compute a method's maps, and what rounding leaves open of them."""
-    values = FORMULAS[method](evidence)
-    lowest, highest = _fem_bounds(evidence) if method == "fem" else (values, values)
-    return Expected(values, lowest, highest, _TERMS[method](evidence).amax((-2, -1)))
+def expect(method: str, inputs: CamInputs) -> Expected:
+    """Compute a method's maps, with the bounds that rounding leaves open."""
+    values = FORMULAS[method](inputs)
+    lowest, highest = _fem_bounds(inputs) if method == "fem" else (values, values)
+    return Expected(values, lowest, highest, _TERMS[method](inputs).amax((-2, -1)))
 
 
-def _weighted(weights: Tensor, evidence: Evidence) -> Tensor:
-    """`sum_k |w_k A_k|`, for weights `[N, K, c]`."""
-    return torch.einsum("nkc,nchw->nkhw", weights.abs(), evidence.activations.abs())
+def _weighted(weights: Tensor, inputs: CamInputs) -> Tensor:
+    """Compute `sum_k |w_k A_k|` for weights `[N, K, c]`."""
+    return torch.einsum("nkc,nchw->nkhw", weights.abs(), inputs.activations.abs())
 
 
-def _everywhere(evidence: Evidence) -> Tensor:
-    """`sum_k |g_k A_k|`, position by position."""
-    return (evidence.gradients.abs() * evidence.activations.abs()[:, None]).sum(2)
+def _everywhere(inputs: CamInputs) -> Tensor:
+    """Compute `sum_k |g_k A_k|`, position by position."""
+    return (inputs.gradients.abs() * inputs.activations.abs()[:, None]).sum(2)
 
 
-def _of_means(evidence: Evidence) -> Tensor:
-    return _weighted(evidence.gradients.abs().mean((-2, -1)), evidence)
+def _of_means(inputs: CamInputs) -> Tensor:
+    """Compute the terms of Grad-CAM: `sum_k mean(|g_k|) |A_k|`."""
+    return _weighted(inputs.gradients.abs().mean((-2, -1)), inputs)
 
 
-def _of_plus_plus(evidence: Evidence) -> Tensor:
-    """Its weights are sums of shares of the positive gradients."""
-    positions = evidence.activations.shape[-2] * evidence.activations.shape[-1]
-    return _weighted(gradient_shares(evidence).abs().mean((-2, -1)) * positions, evidence)
+def _of_plus_plus(inputs: CamInputs) -> Tensor:
+    """Compute the terms of Grad-CAM++, whose weights are sums of shares of the positive gradients."""
+    positions = inputs.activations.shape[-2] * inputs.activations.shape[-1]
+    return _weighted(gradient_shares(inputs).abs().mean((-2, -1)) * positions, inputs)
 
 
-def _of_xgradcam(evidence: Evidence) -> Tensor:
-    """Its weights are quotients of sums: `sum(|g_k A_k|) / |sum(A_k)|`."""
-    totals = evidence.activations.sum((-2, -1)).abs()[:, None]
-    products = (evidence.gradients.abs() * evidence.activations.abs()[:, None]).sum((-2, -1))
-    return _weighted(torch.where(totals == 0, 0.0, products / torch.where(totals == 0, 1.0, totals)), evidence)
+def _of_xgradcam(inputs: CamInputs) -> Tensor:
+    """Compute the terms of XGrad-CAM, whose weights are quotients of sums: `sum(|g_k A_k|) / |sum(A_k)|`."""
+    totals = inputs.activations.sum((-2, -1)).abs()[:, None]
+    products = (inputs.gradients.abs() * inputs.activations.abs()[:, None]).sum((-2, -1))
+    return _weighted(torch.where(totals == 0, 0.0, products / torch.where(totals == 0, 1.0, totals)), inputs)
 
 
-def _of_ablation(evidence: Evidence) -> Tensor:
-    """With its own weights, `|y - y without channel k| / |y|`: the check has a tolerance of its own for what the difference loses."""
-    assert evidence.ablated is not None
-    scores = evidence.scores[..., None].abs()
+def _of_ablation(inputs: CamInputs) -> Tensor:
+    """Compute the terms of Ablation-CAM with its own weights, `|y - y without channel k| / |y|`.
+
+    The check has a tolerance of its own for the digits that the difference loses.
+    """
+    assert inputs.ablated is not None
+    scores = inputs.scores[..., None].abs()
     return _weighted(
-        torch.where(scores == 0, 0.0, (evidence.scores[..., None] - evidence.ablated).abs() / torch.where(scores == 0, 1.0, scores)),
-        evidence,
+        torch.where(scores == 0, 0.0, (inputs.scores[..., None] - inputs.ablated).abs() / torch.where(scores == 0, 1.0, scores)),
+        inputs,
     )
 
 
-def _of_cam(evidence: Evidence) -> Tensor:
-    assert evidence.class_weights is not None
-    return _weighted(evidence.class_weights, evidence)
+def _of_cam(inputs: CamInputs) -> Tensor:
+    assert inputs.class_weights is not None
+    return _weighted(inputs.class_weights, inputs)
 
 
-_TERMS: dict[str, Callable[[Evidence], Tensor]] = {
+_TERMS: dict[str, Callable[[CamInputs], Tensor]] = {
     "cam": _of_cam,
     "gradcam": _of_means,
     "gradcam_plus_plus": _of_plus_plus,
@@ -87,18 +91,18 @@ _TERMS: dict[str, Callable[[Evidence], Tensor]] = {
     "hirescam": _everywhere,
     "gradcam_elementwise": _everywhere,
     "layercam": _everywhere,
-    "fem": lambda evidence: _fem_bounds(evidence)[1],
+    "fem": lambda inputs: _fem_bounds(inputs)[1],
     "ablationcam": _of_ablation,
 }
 
 
-def _fem_bounds(evidence: Evidence) -> tuple[Tensor, Tensor]:
-    """FEM's maps where positions within rounding of the threshold do not count, or do, whichever makes the map smaller, or larger."""
-    activations = evidence.activations
+def _fem_bounds(inputs: CamInputs) -> tuple[Tensor, Tensor]:
+    """Return FEM's lowest and highest maps: positions within rounding of the threshold count in one of them, but not in the other."""
+    activations = inputs.activations
     centred = activations - activations.mean((-2, -1), keepdim=True)
     beyond = centred - 2 * centred.square().mean((-2, -1), keepdim=True).sqrt()
     slack = _AT_THE_THRESHOLD * activations.abs().amax((-2, -1), keepdim=True)
     fewest, most = ((beyond > margin).to(activations.dtype).mean((-2, -1))[..., None, None] * activations for margin in (slack, -slack))
-    shape = (-1, evidence.scores.shape[1], -1, -1)
+    shape = (-1, inputs.scores.shape[1], -1, -1)
     lowest, highest = torch.minimum(fewest, most).sum(1, keepdim=True), torch.maximum(fewest, most).sum(1, keepdim=True)
     return torch.relu(lowest).expand(shape), torch.relu(highest).expand(shape)

@@ -1,4 +1,4 @@
-"""timm's own model as the reference for a network that is about to be exported, before maps come into it."""
+"""timm's own model as the reference for a network that is about to be exported, before maps are added to it."""
 
 from __future__ import annotations
 
@@ -11,47 +11,50 @@ from torch import Tensor, nn
 
 from tlcli.contract.errors import ParityError
 from tlcli.contract.images.preprocessing import Preprocessing
-from tlcli.training.data.shapes import draw
 from tlcli.training.models.network import ImageNetwork, Network, NetworkConfig, WholeNetwork, try_at_size
 
 TOLERANCE = 1e-5
-"""Relative to the largest logit. Both sides run the same operators in the same order."""
+"""Largest difference, relative to the largest logit. Both sides run the same operators in the same order."""
 
 
 @dataclass(frozen=True)
 class TimmReference:
-    """The logits of timm's model for two fixed inputs, `[2, 3, H, W]`: a drawn image, and noise."""
+    """Logits of timm's model for two fixed inputs, `[2, 3, H, W]`: a smooth image, and noise."""
 
     inputs: Tensor
     logits: Any
 
     @classmethod
     def of(cls, backbone: nn.Module, config: NetworkConfig) -> TimmReference:
-        """Run timm's model, in eval mode; its own mode is left as it was.
+        """Run timm's model in eval mode; its own mode is left as it was.
 
         Raises:
-            SettingsError: it does not take images of the input's size.
+            SettingsError: the model does not take images of the input's size.
         """
         inputs = _inputs(config.preprocessing)
         return cls(inputs, try_at_size(backbone, config, backbone, inputs))
 
     def require(self, network: ImageNetwork) -> None:
-        """Raises: ParityError: the network's logits are not those of timm's model."""
+        """Compare a network with the reference.
+
+        Raises:
+            ParityError: the network's logits differ from those of timm's model.
+        """
         with torch.no_grad():
             logits: Tensor = network(self.inputs)
         if not isinstance(self.logits, Tensor) or logits.shape != self.logits.shape:
-            raise ParityError(_refusal(network, "are of another shape"))
+            raise ParityError(_refusal(network, "have another shape"))
         largest = float(self.logits.abs().max())
         difference = float((logits - self.logits).abs().max()) / largest if largest else float(logits.abs().max())
         if not difference <= TOLERANCE:
-            raise ParityError(_refusal(network, f"differ by {difference:.2g} of the largest, at most {TOLERANCE:g} is allowed"))
+            raise ParityError(_refusal(network, f"differ by {difference:.2g} of the largest, more than {TOLERANCE:g}"))
 
 
 def require_as_timm(network: ImageNetwork) -> None:
-    """Compare a network, in eval mode on the CPU, with the timm model in it, where that has the same classifier.
+    """Compare a network, in eval mode on the CPU, with the timm model in it, if that has the same classifier.
 
     Raises:
-        ParityError: the network's logits are not those of timm's model.
+        ParityError: the network's logits differ from those of timm's model.
     """
     if isinstance(network, WholeNetwork) or cast("Network", network).has_own_head:
         TimmReference.of(network.backbone, network.config).require(network)
@@ -59,14 +62,16 @@ def require_as_timm(network: ImageNetwork) -> None:
 
 def _refusal(network: ImageNetwork, what: str) -> str:
     return (
-        f"the network made of {network.config.backbone} does not answer as timm's own model of the same weights: its logits {what}:"
-        " nothing is exported; choose another backbone, or --methods none"
+        f"the network built of {network.config.backbone} differs from timm's own model of the same weights (its logits {what}):"
+        " use another backbone, or --methods none"
     )
 
 
 def _inputs(preprocessing: Preprocessing) -> Tensor:
     height, width = preprocessing.height, preprocessing.width
-    drawn = preprocessing.apply(draw(0, 0, size=max(height, width)).image)
+    rows, columns = np.linspace(0, 1, height)[:, None], np.linspace(0, 1, width)[None]
+    waves = np.stack([np.sin(7 * rows + 2 * columns), np.sin(5 * columns - 3 * rows), np.sin(20 * rows * columns)], -1)
+    smooth = np.rint(255 * (waves + 1) / 2).astype(np.uint8)
     noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     mean, std = (np.array(values, dtype=np.float32) for values in (preprocessing.mean, preprocessing.std))
-    return torch.from_numpy((np.stack([drawn, noise]).astype(np.float32) / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()
+    return torch.from_numpy((np.stack([smooth, noise]).astype(np.float32) / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()

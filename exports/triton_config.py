@@ -1,14 +1,14 @@
-"""The model's configurations for Triton, so that it serves the same file (model_config.proto of triton-inference-server).
+"""Configurations of the model for Triton, which serves the same file (model_config.proto of triton-inference-server).
 
-Triton's ONNX Runtime backend takes an input that has a default in the graph as an optional one, and refuses a model that has such inputs
-and batches requests (`max_batch_size` above 0): requests that are merged would share one tensor, of which each may have another. So there
-are two:
+To Triton's ONNX Runtime backend an input with a default in the graph is optional. It rejects models that have such inputs and batch
+requests (`max_batch_size` above 0): merged requests would share one tensor, although each may send its own. So there are two
+configurations:
 
-- `config.pbtxt` names all of the graph. A request's own images are a batch; requests are not merged.
-- `configs/batching.pbtxt` (`tritonserver --model-config-name=batching`) names `images`, and what comes where the other inputs are left
-  out, but for the gradients. Triton merges requests along the first dimension.
+- `config.pbtxt` names all inputs and outputs of the graph. The images of one request are a batch; requests are not merged.
+- `configs/batching.pbtxt` (`tritonserver --model-config-name=batching`) names `images`, and the outputs that are computed by default,
+  except for gradients. Triton merges requests along the first dimension.
 
-Both carry the description as a parameter, which the backend leaves alone and clients may ask for: labels, preprocessing, and the order of
+Both hold the description as a parameter, which the backend ignores and clients can read: labels, preprocessing, and the order of
 `wanted`.
 """
 
@@ -22,11 +22,11 @@ from tlcli.exports.trace.map_methods import NEEDS_ABLATION
 CONFIG_FILE = "config.pbtxt"
 BATCHING_FILE = "configs/batching.pbtxt"
 MAX_BATCH_SIZE = 64
-"""Of the images that Triton merges into one run."""
+"""Largest number of images that Triton merges into one run."""
 
 
 def config_pbtxt(description: Description) -> str:
-    """All inputs and outputs, as protobuf text. Shapes are the graph's, the number of images included."""
+    """Return the configuration with all inputs and outputs, as protobuf text. Shapes include the number of images."""
     inputs = [_images(description), _tensor(TARGETS, "TYPE_INT64", (-1, -1), optional=True)]
     if description.layers:
         inputs.append(_tensor(SOFTMAX, "TYPE_BOOL", (-1, 1), optional=True))
@@ -35,20 +35,28 @@ def config_pbtxt(description: Description) -> str:
 
 
 def batching_pbtxt(description: Description) -> str:
-    """`images`, and the outputs that are computed by default, without gradients. Triton adds the dimension of images, left out here."""
-    seldom = {one.name for one in description.maps if one.method in NEEDS_ABLATION} | {layer.gradients for layer in description.layers}
-    outputs = [_tensor(name, kind, shape) for name, kind, shape in _outputs(description) if name not in seldom]
+    """Return the configuration for merged requests: `images`, and the default outputs without gradients.
+
+    Shapes leave out the number of images, which Triton adds.
+    """
+    expensive = {output.name for output in description.maps if output.method in NEEDS_ABLATION}
+    excluded = expensive | {layer.gradients for layer in description.layers}
+    outputs = [_tensor(name, kind, shape) for name, kind, shape in _outputs(description) if name not in excluded]
     return _config(description, MAX_BATCH_SIZE, [_images(description, batch=())], outputs) + "dynamic_batching { }\n"
 
 
 def _outputs(description: Description) -> list[tuple[str, str, tuple[int, ...]]]:
-    """Name, type, and shape for an image, of every output."""
+    """Return the name, the type and the shape for one image of every output."""
     labels = len(description.labels)
     outputs: list[tuple[str, str, tuple[int, ...]]] = [
         (SCORES, "TYPE_FP32", (labels,)),
         (LOGITS, "TYPE_FP32", (labels,)),
         (CLASSES, "TYPE_INT64", (-1,)),
-        *((one.name, "TYPE_FP32", (-1, *_extent(description, one.height, one.width))) for one in description.maps if one.in_graph),
+        *(
+            (output.name, "TYPE_FP32", (-1, *_extent(description, output.height, output.width)))
+            for output in description.maps
+            if output.in_graph
+        ),
     ]
     for layer in description.layers:
         shape = (layer.channels, *_extent(description, layer.height, layer.width))
@@ -74,7 +82,7 @@ def _config(description: Description, max_batch_size: int, inputs: list[str], ou
 
 
 def _escaped(text: str) -> str:
-    """As protobuf text has it between quotation marks, in ASCII."""
+    """Escape a text for a quoted string of protobuf text, in ASCII."""
     return text_encoding.CEscape(text.encode(), as_utf8=False)
 
 

@@ -1,4 +1,4 @@
-"""The images that a file in smaller numbers takes its ranges from, and those it is compared with the float file on."""
+"""Images given by path to calibrate a file in reduced precision on, and to compare it with the float file on."""
 
 from __future__ import annotations
 
@@ -7,62 +7,29 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-from tlcli.contract.errors import DatasetError, ImageError
 from tlcli.contract.images import decoding
 from tlcli.contract.images.evenly_spaced import evenly_spaced
 from tlcli.contract.images.preprocessing import Preprocessing
 from tlcli.evaluation.agreement import Images, Shown
-from tlcli.evaluation.ground_truth import Truth
-from tlcli.exports.precision.convert import SmallerNumbers, Trial
-from tlcli.training.data.dataset import Dataset, Part
-from tlcli.training.data.folder_source import FolderSource
+from tlcli.exports.precision.convert import PrecisionTrial, SmallerNumbers
 
 MOST_COMPARED = 1000
-"""Images without labels."""
+"""Largest number of images without labels to compare on."""
 _FEWEST_LEFT = 16
-"""Where fewer are left over by the calibration, all are compared."""
-
-
-def trial_on_dataset(numbers: SmallerNumbers, dataset: Dataset, name: str, preprocessing: Preprocessing) -> Trial:
-    """Calibrated on images of the training part, compared on the validation part.
-
-    Args:
-        numbers: what is asked for.
-        dataset: a run's.
-        name: what the record calls it.
-        preprocessing: the network's.
-
-    Raises:
-        DatasetError: an image to calibrate on cannot be read any more.
-    """
-    val = dataset.val
-    truth = Truth.find(val.source.root) if isinstance(val.source, FolderSource) else None
-
-    def show(number: int) -> Shown:
-        image = _read(val, number)
-        region = None if truth is None else truth.region(val.names[number], image.size, preprocessing)
-        return Shown(preprocessing.apply(image), int(val.labels[number]), region)
-
-    compared = Images(len(val), f"{name}, validation part", show)
-    if numbers.precision == "fp16":
-        return Trial(numbers, compared)
-    chosen = _drawn(len(dataset.train), numbers)
-    calibration = [preprocessing.apply(_read(dataset.train, number)) for number in chosen]
-    return Trial(numbers, compared, calibration, f"{len(chosen):,} images of {name}, training part")
+"""If the calibration leaves fewer images over, the files are compared on all of them."""
 
 
 def trial_on_images(
-    numbers: SmallerNumbers, paths: Sequence[Path], calibration_paths: Sequence[Path], otherwise: Images, preprocessing: Preprocessing
-) -> Trial:
-    """With images whose classes nobody knows.
+    numbers: SmallerNumbers, paths: Sequence[Path], calibration_paths: Sequence[Path], check_inputs: Images, preprocessing: Preprocessing
+) -> PrecisionTrial:
+    """Return a trial on images whose classes are unknown.
 
     Args:
-        numbers: what is asked for.
-        paths: files and folders to compare on; none: what the calibration leaves over.
-        calibration_paths: files and folders to calibrate on; none for fp16.
-        otherwise: what to compare on where there are neither.
+        numbers: the requested precision.
+        paths: files and folders of images to compare on; if there are none, those that the calibration leaves over.
+        calibration_paths: files and folders of images to calibrate on; none for fp16.
+        check_inputs: inputs to compare on where there are neither.
         preprocessing: the network's.
 
     Raises:
@@ -72,26 +39,20 @@ def trial_on_images(
     def input_of(path: Path) -> npt.NDArray[np.uint8]:
         return preprocessing.apply(decoding.read(path))
 
-    there = decoding.find(calibration_paths)
-    chosen = set(_drawn(len(there), numbers))
-    left = [path for number, path in enumerate(there) if number not in chosen]
-    found = decoding.find(paths) or (left if len(left) >= _FEWEST_LEFT else there)
-    found = [found[number] for number in evenly_spaced(len(found), MOST_COMPARED)]
+    candidates = decoding.find(calibration_paths)
+    chosen = set(calibration_indices(len(candidates), numbers))
+    left = [path for index, path in enumerate(candidates) if index not in chosen]
+    files = decoding.find(paths) or (left if len(left) >= _FEWEST_LEFT else candidates)
+    files = [files[index] for index in evenly_spaced(len(files), MOST_COMPARED)]
     source = ", ".join(path.name for path in paths or calibration_paths)
-    compared = Images(len(found), source, lambda number: Shown(input_of(found[number]))) if found else otherwise
+    compared = Images(len(files), source, lambda index: Shown(input_of(files[index]))) if files else check_inputs
     if numbers.precision == "fp16":
-        return Trial(numbers, compared)
-    calibration = [input_of(there[number]) for number in sorted(chosen)]
-    return Trial(numbers, compared, calibration, f"{len(chosen):,} images of {', '.join(path.name for path in calibration_paths)}")
+        return PrecisionTrial(numbers, compared)
+    calibration = [input_of(candidates[index]) for index in sorted(chosen)]
+    calibration_source = f"{len(chosen):,} images of {', '.join(path.name for path in calibration_paths)}"
+    return PrecisionTrial(numbers, compared, calibration, calibration_source)
 
 
-def _drawn(available: int, numbers: SmallerNumbers) -> list[int]:
-    """The indices of images to calibrate on: the same each time."""
+def calibration_indices(available: int, numbers: SmallerNumbers) -> list[int]:
+    """Draw the indices of the images to calibrate on; the same seed draws the same ones."""
     return [int(index) for index in np.random.default_rng(numbers.seed).permutation(available)[: numbers.calibration_images]]
-
-
-def _read(part: Part, number: int) -> Image.Image:
-    try:
-        return part.load(number)
-    except (ImageError, OSError) as error:
-        raise DatasetError(f"{part.names[number]}: cannot be read any more, but smaller numbers are tried on it: {error}") from error

@@ -1,6 +1,6 @@
-"""Batch norms folded into the convolutions before them, so that the weights that are made smaller are those that are multiplied with.
+"""Batch norms folded into the convolutions before them, so that precision is reduced on the weights that are multiplied with.
 
-A runtime does it when it loads a file, unless something stands between the two, as it does once what comes in between is quantised.
+A runtime folds them when it loads a file, but not across the operators that quantisation inserts between the two.
 """
 
 from __future__ import annotations
@@ -14,34 +14,38 @@ from onnx import GraphProto, NodeProto, numpy_helper
 from tlcli.exports.rewrite.graph_edit import add_constant, copied, replace_nodes
 
 _EPSILON = 1e-5
-"""ONNX's own, where a node says nothing."""
+"""ONNX's default, for nodes without this attribute."""
 
 
 @dataclass(frozen=True)
 class Folded:
-    """Of a convolution's new weight: the one it was made of, and the number that each of its output channels was multiplied with."""
+    """Origin of a convolution's folded weight.
+
+    weight: name of the original weight.
+    factors: factor of each output channel.
+    """
 
     weight: str
     factors: npt.NDArray[np.float32]
 
 
 def fold_batch_norms(graph: GraphProto) -> dict[str, Folded]:
-    """Fold each batch norm that alone takes the output of a convolution; `graph` is flat, and rewritten in place.
+    """Fold each batch norm that is the only user of a convolution's output; `graph` is flat, and rewritten in place.
 
     Returns:
-        The new weights, by their names.
+        The origin of each folded weight, by the folded weight's name.
     """
     weights = {weight.name: numpy_helper.to_array(weight) for weight in graph.initializer}
-    answered = {output.name for output in graph.output}
+    outputs = {output.name for output in graph.output}
     users: dict[str, list[NodeProto]] = {}
     for node in graph.node:
         for value in node.input:
             users.setdefault(value, []).append(node)
-    found: dict[str, Folded] = {}
-    gone: set[str] = set()
+    folded: dict[str, Folded] = {}
+    removed: set[str] = set()
     for convolution in graph.node:
         (output,) = convolution.output if convolution.op_type == "Conv" else (None,)
-        norm = users[output][0] if output is not None and output not in answered and len(users.get(output, ())) == 1 else None
+        norm = users[output][0] if output is not None and output not in outputs and len(users.get(output, ())) == 1 else None
         if norm is None or norm.op_type != "BatchNormalization" or not {*convolution.input[1:], *norm.input[1:]} <= weights.keys():
             continue
         scale, shift, mean, variance = (weights[name] for name in norm.input[1:])
@@ -50,16 +54,16 @@ def fold_batch_norms(graph: GraphProto) -> dict[str, Folded]:
         weight = weights[convolution.input[1]]
         bias = weights[convolution.input[2]] if len(convolution.input) > 2 else np.zeros_like(mean)
         name = f"{convolution.output[0]}/weight"
-        found[name] = Folded(convolution.input[1], factors)
+        folded[name] = Folded(convolution.input[1], factors)
         add_constant(graph, name, weight * factors.reshape(-1, *[1] * (weight.ndim - 1)))
         folded_bias = add_constant(graph, f"{convolution.output[0]}/bias", (bias - mean) * factors + shift)
         del convolution.input[1:]
         convolution.input.extend([name, folded_bias])
         convolution.output[0] = norm.output[0]
-        gone.add(norm.name)
-    replace_nodes(graph, [node for node in graph.node if node.name not in gone])
+        removed.add(norm.name)
+    replace_nodes(graph, [node for node in graph.node if node.name not in removed])
     taken = {value for node in graph.node for value in node.input}
     kept = [copied(weight) for weight in graph.initializer if weight.name in taken]
     del graph.initializer[:]
     graph.initializer.extend(kept)
-    return found
+    return folded

@@ -1,11 +1,11 @@
-"""The forward pass in float16, for GPUs: from the normalised images to the last layer's input.
+"""Conversion of the forward pass to float16, for GPUs: from the normalised images to the last layer's input.
 
-What needs more range or more digits than float16 has stays in float32: the normalisation, the mean over the positions, the last layer, the
-softmax, and all that maps are made of. So there is a cast at the beginning, one at the end, and one for each value that maps take
-on the way; those cost only who asks for maps.
+Operators that need more range or more digits than float16 has stay in float32: the normalisation, the mean over the positions, the last
+layer, the softmax, and everything that maps are computed from. So there is a cast at the beginning, one at the end, and one for each value
+in between that maps take; only requests for maps pay for the last.
 
-The conversion is ONNX Runtime's (`onnxruntime.transformers.float16`), which speaks of subgraphs but does not see what they capture. It is
-given the forward pass alone.
+The conversion is ONNX Runtime's (`onnxruntime.transformers.float16`), which handles subgraphs, but not the values that they capture. It
+gets the forward pass alone.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _NORMALISING = ("Transpose", "Cast", "Sub", "Div", "Mul", "Add")
 _POOLING = ("ReduceMean", "GlobalAveragePool", "Reshape", "Flatten", "Squeeze", "Identity")
 _LAYERS = ("Gemm", "MatMul", "Conv")
 _SMALL = 1024
-"""Constants of fewer values are kept twice, where both number types are needed."""
+"""Constants of fewer values are kept in both types if both are needed."""
 
 
-def halve(flat: ModelProto) -> None:
-    """Let the forward pass of a flat graph compute in float16; rewritten in place."""
+def convert_to_fp16(flat: ModelProto) -> None:
+    """Convert the forward pass of a flat graph to float16, in place."""
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     start, end = _normalised(flat.graph), _pooled(flat.graph)
@@ -40,7 +40,7 @@ def halve(flat: ModelProto) -> None:
 
 
 def _normalised(graph: GraphProto) -> str:
-    """The float value that the network itself begins with."""
+    """Return the name of the normalised images, the first value of the network itself."""
     weights = {weight.name for weight in graph.initializer}
     value = IMAGES
     while True:
@@ -51,7 +51,7 @@ def _normalised(graph: GraphProto) -> str:
 
 
 def _pooled(graph: GraphProto) -> str:
-    """What is pooled, or flattened, to the input of the last layer; where nothing is, that input."""
+    """Return the name of the value that is pooled or flattened to the last layer's input; without pooling, of that input."""
     weights = {weight.name for weight in graph.initializer}
     maker = producers(graph.node)
     value, layers = LOGITS, 0
@@ -65,27 +65,27 @@ def _pooled(graph: GraphProto) -> str:
 
 
 def _weights_for_maps(graph: GraphProto, folded: dict[str, Folded], needed: set[str]) -> list[NodeProto]:
-    """Nodes that make float32 of those weights that maps take too; small ones are kept as they were."""
+    """Return nodes that compute in float32 the weights that maps take too; small weights are kept in float32 instead."""
     nodes: list[NodeProto] = []
     halves = [weight for weight in graph.initializer if weight.data_type == TensorProto.FLOAT16]
     for weight in halves:
-        of = folded.get(weight.name)
-        name = of.weight if of else weight.name
+        origin = folded.get(weight.name)
+        name = origin.weight if origin else weight.name
         if name not in needed:
             continue
         half = weight.name
-        if of is None:
+        if origin is None:
             half = f"{name}/half"
             for node in graph.node:
                 take_instead(node, name, half)
             weight.name = half
         if math.prod(weight.dims) < _SMALL:
             continue
-        wide = name if of is None else f"{half}/wide"
+        wide = name if origin is None else f"{half}/wide"
         nodes.append(helper.make_node("Cast", [half], [wide], name=f"{name}/wide", to=TensorProto.FLOAT))
-        if of is not None:
+        if origin is not None:
             shape = (-1, *[1] * (len(weight.dims) - 1))
-            factors = 1 / np.where(of.factors == 0, 1, of.factors).reshape(shape)
+            factors = 1 / np.where(origin.factors == 0, 1, origin.factors).reshape(shape)
             back = add_constant(graph, f"{half}/back", factors.astype(np.float32))
             nodes.append(helper.make_node("Mul", [wide, back], [name], name=f"{name}/unfolded"))
     return nodes

@@ -1,11 +1,11 @@
-"""The forward pass's convolutions in int8, for CPUs: ONNX Runtime's static quantisation, in its QDQ format.
+"""Quantisation of the forward pass's convolutions to int8, for CPUs: ONNX Runtime's static quantisation, in its QDQ format.
 
-Weights have a scale for each output channel, activations one for each tensor, from their extremes over calibration images. What works
-on pooled values (squeeze-and-excitation, heads) stays in float: it takes no time, and few numbers cannot average errors out. So does all
-that maps are made of. What maps take of the forward pass they take dequantised; a weight that the backward pass takes too is kept once,
-in int8.
+Weights have a scale for each output channel, activations one for each tensor, from their extremes over calibration images. Operators on
+pooled values (squeeze-and-excitation, heads) stay in float: they take no time, and few values cannot average errors out. So does everything
+that maps are computed from. Maps take values of the forward pass dequantised; a weight that the backward pass takes too is kept once, in
+int8.
 
-The quantiser works on the nodes of a plain graph, and knows nothing of what branches capture. It is given the forward pass alone.
+The quantiser works on the nodes of a plain graph, and does not see the values that branches capture. It gets the forward pass alone.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from tlcli.exports.precision.forward_subgraph import needed_outside, put_back, t
 from tlcli.exports.rewrite.graph_edit import add_constant, replace_nodes
 
 _QUANTISED = "_quantized"
-"""What the quantiser puts behind a weight's name."""
+"""Suffix that the quantiser adds to a weight's name."""
 _ROUNDED_AWAY = ("Relu", "Clip", "MaxPool")
-"""Operators that compute in int8 if what they take is: a convolution's rounding does the first two by itself."""
+"""Operators that compute in int8 if their input is int8: a convolution's rounding does the first two by itself."""
 _GATES = ("Sigmoid", "Mul")
-"""What stands between convolutions as SiLU and as squeeze-and-excitation: in float it would cost more than int8 gains."""
+"""Operators between convolutions, in SiLU and squeeze-and-excitation: in float they would cost more than int8 gains."""
 
 
 def quantise(flat: ModelProto, images: Sequence[npt.NDArray[np.uint8]]) -> None:
-    """Let the convolutions of a flat graph's forward pass compute in int8; rewritten in place.
+    """Quantise the convolutions of a flat graph's forward pass to int8, in place.
 
     Args:
         flat: see `tlcli.exports.onnx_writer.flat_graph`.
-        images: to calibrate on, uint8 `[H, W, 3]` each.
+        images: inputs to calibrate on, uint8 `[H, W, 3]` each.
     """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
@@ -53,10 +53,10 @@ def quantise(flat: ModelProto, images: Sequence[npt.NDArray[np.uint8]]) -> None:
         quantize_static(
             before,
             after,
-            _Images(images, {value.name for value in part.graph.input}),
+            _CalibrationReader(images, {value.name for value in part.graph.input}),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=["Conv", *_ROUNDED_AWAY, *_GATES],
-            nodes_to_quantize=_chosen(part.graph),
+            nodes_to_quantize=_nodes_to_quantise(part.graph),
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
@@ -67,23 +67,23 @@ def quantise(flat: ModelProto, images: Sequence[npt.NDArray[np.uint8]]) -> None:
 
 
 def _normalise_in_one(graph: GraphProto) -> None:
-    """Make a batch norm of the subtraction and the division of the normalisation.
+    """Replace the subtraction and the division of the normalisation by a batch norm.
 
-    Convolutions in int8 want their channels last. To spare a `Transpose`, ONNX Runtime moves the one behind the images past what it can
-    be moved past. A subtraction of three numbers from the three of each position takes several times as long as one from three planes; a
-    batch norm is not moved past.
+    Convolutions in int8 need their channels last. To save a `Transpose`, ONNX Runtime moves the one behind the images past other operators.
+    It takes several times as long to subtract three numbers from the three of each position as from three planes. ONNX Runtime does not
+    move a `Transpose` past a batch norm.
     """
     nodes = list(graph.node)
-    made_by = {value: node for node in nodes for value in node.output}
+    producer = {value: node for node in nodes for value in node.output}
     weights = {weight.name: numpy_helper.to_array(weight) for weight in graph.initializer}
 
-    def taken_from(node: NodeProto, kind: str) -> NodeProto | None:
-        maker = made_by.get(node.input[0])
-        return maker if maker is not None and maker.op_type == kind else None
+    def source_of(node: NodeProto, kind: str) -> NodeProto | None:
+        source = producer.get(node.input[0])
+        return source if source is not None and source.op_type == kind else None
 
     for divide in (node for node in nodes if node.op_type == "Div"):
-        subtract = taken_from(divide, "Sub")
-        if subtract is None or taken_from(subtract, "Cast") is None or not {divide.input[1], subtract.input[1]} <= weights.keys():
+        subtract = source_of(divide, "Sub")
+        if subtract is None or source_of(subtract, "Cast") is None or not {divide.input[1], subtract.input[1]} <= weights.keys():
             continue
         mean, std = (weights[node.input[1]].reshape(-1).astype(np.float64) for node in (subtract, divide))
         values = {"scale": np.ones_like(mean), "shift": np.zeros_like(mean), "mean": mean, "variance": std**2}
@@ -95,8 +95,8 @@ def _normalise_in_one(graph: GraphProto) -> None:
         return
 
 
-class _Images:
-    """What the calibrator asks for its inputs, one image at a time (onnxruntime.quantization.CalibrationDataReader)."""
+class _CalibrationReader:
+    """Reader of calibration inputs, one image at a time (onnxruntime.quantization.CalibrationDataReader)."""
 
     def __init__(self, images: Sequence[npt.NDArray[np.uint8]], inputs: set[str]) -> None:
         others = {TARGETS: np.array([[0]])}
@@ -106,13 +106,13 @@ class _Images:
         return next(self._feeds, None)
 
 
-def _chosen(graph: GraphProto) -> list[str]:
-    """Names of the nodes to quantise: convolutions that answer more than one position, and what stands between them."""
-    answers = {value.name: value.type.tensor_type.shape.dim for value in (*graph.value_info, *graph.output)}
+def _nodes_to_quantise(graph: GraphProto) -> list[str]:
+    """Return the names of the convolutions with more than one output position, and of the operators between them."""
+    sizes = {value.name: value.type.tensor_type.shape.dim for value in (*graph.value_info, *graph.output)}
     weights = {weight.name for weight in graph.initializer}
 
     def has_extent(value: str) -> bool:
-        return len(answers[value]) == 4 and any(size.dim_value != 1 for size in answers[value][2:])
+        return len(sizes[value]) == 4 and any(size.dim_value != 1 for size in sizes[value][2:])
 
     return [
         node.name
@@ -124,7 +124,7 @@ def _chosen(graph: GraphProto) -> list[str]:
 
 
 def _weights_for_maps(graph: GraphProto, folded: Mapping[str, Folded], needed: set[str]) -> list[NodeProto]:
-    """Nodes that make float of the quantised weights for those who take them in float."""
+    """Return nodes that dequantise the weights which the rest of the graph takes in float."""
     weights = {weight.name: weight for weight in graph.initializer}
     nodes: dict[str, NodeProto] = {}
     for node in list(graph.node):
@@ -132,10 +132,10 @@ def _weights_for_maps(graph: GraphProto, folded: Mapping[str, Folded], needed: s
             continue
         quantised, scale, zero = node.input
         name = quantised.removesuffix(_QUANTISED)
-        of = folded.get(name)
-        if of is not None:
-            name = of.weight
-            unfolded = numpy_helper.to_array(weights[scale]) / np.where(of.factors == 0, 1, of.factors)
+        origin = folded.get(name)
+        if origin is not None:
+            name = origin.weight
+            unfolded = numpy_helper.to_array(weights[scale]) / np.where(origin.factors == 0, 1, origin.factors)
             scale = add_constant(graph, f"{scale}/unfolded", unfolded.astype(np.float32))
         if name in needed:
             nodes[name] = helper.make_node("DequantizeLinear", [quantised, scale, zero], [name], name=f"{name}/float", axis=0)

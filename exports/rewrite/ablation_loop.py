@@ -1,7 +1,7 @@
-"""Scores without each channel of a layer, a few channels at a time: one step in PyTorch's terms, the loop as ONNX's `Loop`.
+"""Loop of Ablation-CAM: scores without each channel of a layer, a few channels per step, as an ONNX `Loop`.
 
-PyTorch's exporter writes the step as part of the graph, as a function of an extra input, the numbers of the (image,
-channel) pairs that are due. Here the nodes that depend on it become a loop's body. Weights stay outside, and are shared.
+PyTorch's exporter writes one step as part of the graph, a function of an extra input: the indices of the (image, channel) pairs that are
+due. Here the nodes that depend on it become the body of a loop. Weights stay outside of it, and are shared.
 """
 
 from __future__ import annotations
@@ -12,34 +12,34 @@ from onnx import GraphProto, TensorProto, helper
 
 from tlcli.exports.rewrite.graph_edit import add_constant, drop, nodes_after, nodes_behind, replace_nodes
 
-CHANNELS_A_STEP = 32
-"""So many copies of a layer are in memory at once."""
+CHANNELS_PER_STEP = 32
+"""Channels per step, which is also the number of copies of a layer in memory at once."""
 
 
 def due_input(layer: int) -> str:
-    """Name of the extra input: int64 `[CHANNELS_A_STEP]`, pairs as `image * c + channel`."""
+    """Return the name of the extra input: int64 `[CHANNELS_PER_STEP]`, pairs as `image * c + channel`."""
     return f"ablation/{layer}/due"
 
 
 def step_output(layer: int) -> str:
-    """Name of the step's output: float32 `[CHANNELS_A_STEP, K]`, the scores without those channels."""
+    """Return the name of the step's output: float32 `[CHANNELS_PER_STEP, K]`, the scores without those channels."""
     return f"ablation/{layer}/step"
 
 
 def ablated_input(layer: int) -> str:
-    """Name of the input that stands for all steps' results: float32 `[N, c, K]`."""
+    """Return the name of the input that the loop's result replaces: float32 `[N, c, K]`, the scores of all steps."""
     return f"ablation/{layer}/ablated"
 
 
 def close_loop(graph: GraphProto, layer: int, features: str, channels: int, classes: str) -> None:
-    """Make the step a loop over all channels of all images, and its result what `ablated_input` stood for.
+    """Make the step a loop over all channels of all images, and let its result replace `ablated_input`.
 
     Args:
         graph: flat; rewritten in place.
-        layer: its number.
-        features: the output with the layer's activations, `[N, c, h, w]`.
-        channels: c.
-        classes: the output with the explained classes, `[N, K]`.
+        layer: index of the layer.
+        features: name of the output with the layer's activations, `[N, c, h, w]`.
+        channels: number of channels, c.
+        classes: name of the output with the explained classes, `[N, K]`.
     """
     due, step, ablated = due_input(layer), step_output(layer), ablated_input(layer)
     nodes = list(graph.node)
@@ -50,7 +50,7 @@ def close_loop(graph: GraphProto, layer: int, features: str, channels: int, clas
     def constant(name: str, value: int | Sequence[int]) -> str:
         return add_constant(graph, f"{place}/{name}", value)
 
-    one, zero, size = constant("one", 1), constant("zero", 0), constant("size", CHANNELS_A_STEP)
+    one, zero, size = constant("one", 1), constant("zero", 0), constant("size", CHANNELS_PER_STEP)
     first, c = constant("first", [0]), constant("channels", [channels])
     before = [
         helper.make_node("Shape", [features], [f"{place}/images"], start=0, end=1),
@@ -65,7 +65,7 @@ def close_loop(graph: GraphProto, layer: int, features: str, channels: int, clas
     inside = [
         helper.make_node("Mul", [f"{place}/number", size], [f"{place}/start"]),
         helper.make_node("Add", [f"{place}/range", f"{place}/start"], [f"{place}/beyond"]),
-        helper.make_node("Min", [f"{place}/beyond", f"{place}/last"], [due]),  # the last step may come around to the last pair again
+        helper.make_node("Min", [f"{place}/beyond", f"{place}/last"], [due]),  # the last step repeats the last pair to be full
         helper.make_node("Identity", [f"{place}/going"], [f"{place}/goes_on"]),
         *(nodes[number] for number in sorted(body)),
     ]
@@ -92,7 +92,7 @@ def close_loop(graph: GraphProto, layer: int, features: str, channels: int, clas
             ],
             [
                 helper.make_tensor_value_info(f"{place}/goes_on", TensorProto.BOOL, []),
-                helper.make_tensor_value_info(step, TensorProto.FLOAT, [CHANNELS_A_STEP, None]),
+                helper.make_tensor_value_info(step, TensorProto.FLOAT, [CHANNELS_PER_STEP, None]),
             ],
         ),
     )

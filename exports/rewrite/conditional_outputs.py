@@ -1,27 +1,33 @@
-"""Outputs that are not asked for are not computed: they stand in the branches of ONNX `If` operators.
+"""Conditional outputs: ONNX `If` operators, so that outputs which a request leaves out are not computed.
 
-A runtime computes a whole graph, whichever outputs a request fetches (ONNX Runtime's `only_execute_path_to_fetches` does
-nothing in its released builds). So the graph itself takes an input, `wanted`: a truth value for each of these outputs.
+A runtime computes a whole graph, whichever outputs a request fetches (ONNX Runtime's `only_execute_path_to_fetches` has no effect in its
+released builds). So the graph itself has an input, `wanted`: a truth value for each of these outputs.
 
-One `If` stands around all of them, so that a request for scores alone meets a single condition; in it each output has an `If` of
-its own, those that are seldom asked for behind one more.
+One `If` encloses all of them, so that a request for scores alone meets a single condition:
+
+    always: scores, logits
+    If any switch is wanted
+        shared: classes, the gradient
+        If gradcam or an output computed from it is wanted      (one such `If` for each common switch and those that it takes)
+        If any other switch is wanted
+            If layercam is wanted                               (one such `If` for each of the others)
+            ...
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-from tlcli.contract.model.description import IMAGES, WANTED
+from tlcli.contract.model.description import WANTED
+from tlcli.exports.rewrite.conditional_plan import ConditionalPlan, Switch, plan_conditions
 from tlcli.exports.rewrite.graph_edit import (
     add_constant,
     copied,
     defined_by,
-    nodes_after,
     nodes_behind,
     producers,
     rename,
@@ -29,182 +35,157 @@ from tlcli.exports.rewrite.graph_edit import (
     taken_by,
 )
 
-
-@dataclass(frozen=True)
-class Switch:
-    """An output that need not be computed.
-
-    empty: the shape of the empty tensor that stands for it when it is not.
-    default: whether it is computed when `wanted` is left out.
-    common: asked for often.
-    """
-
-    name: str
-    empty: tuple[int, ...]
-    default: bool
-    common: bool = False
+_ALL, _UNCOMMON = "asked", "seldom"
+"""Names of the branches around all switches, and around those that are requested seldom."""
 
 
-def gate(graph: GraphProto, switches: Sequence[Switch], together: Mapping[str, tuple[int, ...]], shared: Sequence[str] = ()) -> None:
-    """Rewrite `graph` in place.
+def make_conditional(
+    graph: GraphProto, switches: Sequence[Switch], together: Mapping[str, tuple[int, ...]], shared: Sequence[str] = ()
+) -> None:
+    """Let the graph compute each of some outputs only if its input `wanted` says so; `graph` is rewritten in place.
 
     Args:
-        graph: flat, save for loops; each switch is one of its outputs. One may be computed from another, as maps are from gradients:
-            it then makes the other wanted.
+        graph: flat, except for loops; each switch is one of its outputs. One may be computed from another, as maps are from gradients:
+            a request for it is then one for the other too.
         switches: in the order of `wanted`.
-        together: int64 outputs that are computed if any switch is wanted, and the shapes of what stands for them if none is.
+        together: int64 outputs that are computed if any switch is wanted, with the shapes of the empty tensors returned otherwise.
         shared: values that several switches take, computed likewise.
     """
-    _Gate(graph, switches, together, shared).rewrite()
+    nodes = list(graph.node)
+    names = [switch.name for switch in switches]
+    required = [output.name for output in graph.output if output.name not in {*names, *together}]
+    _copy_switches_behind(nodes, names, [*required, *together, *shared])
+    plan = plan_conditions(nodes, switches, required, [*together, *shared])
+    ConditionalOutputs(graph, nodes, switches, together, plan).write()
 
 
-class _Gate:
-    def __init__(
-        self, graph: GraphProto, switches: Sequence[Switch], together: Mapping[str, tuple[int, ...]], shared: Sequence[str]
-    ) -> None:
-        self.graph = graph
-        self.switches = {switch.name: switch for switch in switches}
-        self.number = {switch.name: number for number, switch in enumerate(switches)}
-        self.together = together
-        self.empties: dict[tuple[int, tuple[int, ...]], str] = {}
-        self.nodes = list(graph.node)
-        kept = [output.name for output in graph.output if output.name not in {*self.switches, *together}]
-        for name in self._made_anyway([*kept, *together, *shared]):
-            for node in self.nodes:
+def _copy_switches_behind(nodes: list[NodeProto], switches: Sequence[str], outputs: Sequence[str]) -> None:
+    """Make copies of the switches that other outputs are computed from: a branch can return only values computed in it."""
+    producer, needed = producers(nodes), nodes_behind(nodes, outputs)
+    for name in switches:
+        if producer[name] in needed:
+            for node in nodes:
                 rename(node, {name: f"{name}/made"})
-            self.nodes.append(helper.make_node("Identity", [f"{name}/made"], [name], name=name))
-        self.always = self._behind(kept)
-        self.body = self._behind([*together, *shared]) - self.always
-        # Sizes and the like cost less than to be computed in each branch that takes them.
-        often = self._behind([name for name, switch in self.switches.items() if switch.common])
-        producer = producers(self.nodes)
-        # Not so weights in int8: they become float where they are multiplied with, and only there.
-        for number in sorted(often - self.always - nodes_after(self.nodes, IMAGES, without=["Shape"])):
-            if self.nodes[number].op_type != "DequantizeLinear" and all(
-                producer[name] in self.always | self.body for name in taken_by(self.nodes[number]) if name in producer
-            ):
-                self.body.add(number)
-        self.own = {name: self._behind([name], stop=self.switches.keys() - {name}) - self.always - self.body for name in self.switches}
-        self.takes = {
-            name: [other for other in self.switches if any(other in taken_by(self.nodes[number]) for number in numbers)]
-            for name, numbers in self.own.items()
-        }
+            nodes.append(helper.make_node("Identity", [f"{name}/made"], [name], name=name))
 
-    def _behind(self, outputs: Iterable[str], stop: Collection[str] = ()) -> set[int]:
-        return nodes_behind(self.nodes, outputs, stop)
 
-    def _made_anyway(self, outputs: Sequence[str]) -> list[str]:
-        """The switches that are computed for other outputs: what a branch answers must be made in it."""
-        needed, producer = self._behind(outputs), producers(self.nodes)
-        return [name for name in self.switches if producer[name] in needed]
+class ConditionalOutputs:
+    """Writer of the graph that a plan describes."""
 
-    def rewrite(self) -> None:
-        common = self._in_order(name for name, switch in self.switches.items() if switch.common)
-        rare = [name for name in self._in_order(self.switches) if name not in common]
-        body = _Body("asked", {})
-        body.take(self.nodes[number] for number in sorted(self.body))
-        body.add("ReduceMax", [WANTED, self._constant("rows", [0])], f"{WANTED}/any_row", keepdims=0)
-        conditions = [_condition(name) for name in self.switches]
-        body.add_node(helper.make_node("Split", [f"{WANTED}/any_row"], conditions, axis=0, num_outputs=len(conditions)))
-        for name in common:
-            self._add_leaf(body, name)
-        if rare:
-            inner = _Body("seldom", body.visible)
-            for name in rare:
-                self._add_leaf(inner, name)
-            empties = {name: self.switches[name].empty for name in rare}
-            self._add_if(body, "seldom", self._any(body, "seldom", rare), inner, empties)
+    def __init__(
+        self,
+        graph: GraphProto,
+        nodes: Sequence[NodeProto],
+        switches: Sequence[Switch],
+        together: Mapping[str, tuple[int, ...]],
+        plan: ConditionalPlan,
+    ) -> None:
+        """Store the plan; for the other arguments see `make_conditional`.
 
-        graph = self.graph
-        top = _Body("", {})
-        top.take(self.nodes[number] for number in sorted(self.always))
+        Args:
+            nodes: those that the plan's indices refer to.
+            plan: from `plan_conditions`.
+        """
+        self._graph = graph
+        self._nodes = nodes
+        self._switches = {switch.name: switch for switch in switches}
+        self._index = {switch.name: index for index, switch in enumerate(switches)}
+        self._together = together
+        self._plan = plan
+        self._empty_tensors: dict[tuple[int, tuple[int, ...]], str] = {}
+
+    def write(self) -> None:
+        """Replace the graph's nodes by the planned scopes, and add the input `wanted` with its default."""
+        shapes = {**self._together, **{name: switch.empty for name, switch in self._switches.items()}}
+        branch = self._branch_for_all()
+        top = _Scope("", {})
+        top.copy_in(self._at(self._plan.always))
         top.add("ReduceMax", [WANTED], f"{WANTED}/any", keepdims=0)
-        empties = {**self.together, **{name: switch.empty for name, switch in self.switches.items()}}
-        self._add_if(top, "asked", f"{WANTED}/any", body, empties)
-        replace_nodes(graph, _answer_copies((output.name for output in graph.output), top.nodes))
-        graph.input.append(helper.make_tensor_value_info(WANTED, TensorProto.BOOL, [None, len(self.switches)]))
-        defaults = np.array([[switch.default for switch in self.switches.values()]])
-        graph.initializer.append(numpy_helper.from_array(defaults, WANTED))
+        self._add_if(top, _ALL, f"{WANTED}/any", branch, shapes)
+        replace_nodes(self._graph, _return_copies((output.name for output in self._graph.output), top.nodes))
+        self._graph.input.append(helper.make_tensor_value_info(WANTED, TensorProto.BOOL, [None, len(self._switches)]))
+        defaults = np.array([[switch.default for switch in self._switches.values()]])
+        self._graph.initializer.append(numpy_helper.from_array(defaults, WANTED))
 
-    def _add_leaf(self, body: _Body, name: str) -> None:
-        inner = _Body(name, body.visible)
-        inner.take(self.nodes[number] for number in sorted(self.own[name]))
-        self._add_if(body, name, self._any(body, name, [name, *self._users(name)]), inner, {name: self.switches[name].empty})
+    def _branch_for_all(self) -> _Scope:
+        """Return the branch around all switches: the shared nodes, the conditions, and an `If` for each switch."""
+        common = self._plan.in_order(name for name, switch in self._switches.items() if switch.common)
+        uncommon = [name for name in self._plan.in_order(self._switches) if name not in common]
+        branch = _Scope(_ALL, {})
+        branch.copy_in(self._at(self._plan.shared))
+        branch.add("ReduceMax", [WANTED, self._constant("rows", [0])], f"{WANTED}/any_row", keepdims=0)
+        conditions = [_condition(name) for name in self._switches]
+        branch.add_node(helper.make_node("Split", [f"{WANTED}/any_row"], conditions, axis=0, num_outputs=len(conditions)))
+        for name in common:
+            self._add_switch(branch, name)
+        if uncommon:
+            inner = _Scope(_UNCOMMON, branch.visible)
+            for name in uncommon:
+                self._add_switch(inner, name)
+            shapes = {name: self._switches[name].empty for name in uncommon}
+            self._add_if(branch, _UNCOMMON, self._any_of(branch, _UNCOMMON, uncommon), inner, shapes)
+        return branch
 
-    def _any(self, body: _Body, name: str, names: Sequence[str]) -> str:
-        """The value that says whether any of `names` is wanted."""
+    def _add_switch(self, scope: _Scope, name: str) -> None:
+        """Add the `If` that computes one switch: on request of it, or of a switch that takes it."""
+        branch = _Scope(name, scope.visible)
+        branch.copy_in(self._at(self._plan.own[name]))
+        condition = self._any_of(scope, name, [name, *self._plan.users(name)])
+        self._add_if(scope, name, condition, branch, {name: self._switches[name].empty})
+
+    def _any_of(self, scope: _Scope, place: str, names: Sequence[str]) -> str:
+        """Add nodes that compute whether any of these switches is wanted, and return the value's name."""
         if len(names) == 1:
             return _condition(names[0])
-        numbers = self._constant(f"numbers/{name}", [self.number[one] for one in names])
-        body.add("Gather", [f"{WANTED}/any_row", numbers], f"{WANTED}/{name}/each", axis=0)
-        body.add("ReduceMax", [f"{WANTED}/{name}/each"], f"{WANTED}/{name}/any", keepdims=0)
-        return f"{WANTED}/{name}/any"
+        indices = self._constant(f"numbers/{place}", [self._index[name] for name in names])
+        scope.add("Gather", [f"{WANTED}/any_row", indices], f"{WANTED}/{place}/each", axis=0)
+        scope.add("ReduceMax", [f"{WANTED}/{place}/each"], f"{WANTED}/{place}/any", keepdims=0)
+        return f"{WANTED}/{place}/any"
 
-    def _add_if(self, body: _Body, name: str, condition: str, inner: _Body, empties: Mapping[str, tuple[int, ...]]) -> None:
-        """`empties.keys() = inner if condition else empty tensors`."""
-        types = {value: TensorProto.INT64 if value in self.together else TensorProto.FLOAT for value in empties}
-        absent = []
-        for value, shape in empties.items():
-            none = f"{name}/none/{value}"
-            absent.append(helper.make_node("Identity", [self._empty(types[value], shape)], [none], name=none))
-        nodes = _answer_copies([inner.visible[value] for value in empties], inner.nodes)
-        body.add_node(
+    def _add_if(self, scope: _Scope, place: str, condition: str, branch: _Scope, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Add an `If` that returns the values named in `shapes`: from `branch` if the condition holds, else empty tensors."""
+        types = {value: TensorProto.INT64 if value in self._together else TensorProto.FLOAT for value in shapes}
+        computed = {value: branch.visible[value] for value in shapes}
+        empty = {value: f"{place}/none/{value}" for value in shapes}
+
+        def returned(names: Mapping[str, str]) -> list[ValueInfoProto]:
+            return [helper.make_tensor_value_info(names[value], types[value], [None] * len(shape)) for value, shape in shapes.items()]
+
+        nodes_for_empty = [
+            helper.make_node("Identity", [self._empty_tensor(types[value], shape)], [empty[value]], name=empty[value])
+            for value, shape in shapes.items()
+        ]
+        scope.add_node(
             helper.make_node(
                 "If",
                 [condition],
-                list(empties),
-                name=f"if/{name}",
-                then_branch=helper.make_graph(
-                    nodes, f"{name}/then", [], [_value(inner.visible[v], types[v], len(s)) for v, s in empties.items()]
-                ),
-                else_branch=helper.make_graph(
-                    absent, f"{name}/else", [], [_value(f"{name}/none/{v}", types[v], len(s)) for v, s in empties.items()]
-                ),
+                list(shapes),
+                name=f"if/{place}",
+                then_branch=helper.make_graph(_return_copies(computed.values(), branch.nodes), f"{place}/then", [], returned(computed)),
+                else_branch=helper.make_graph(nodes_for_empty, f"{place}/else", [], returned(empty)),
             )
         )
 
+    def _at(self, indices: Iterable[int]) -> list[NodeProto]:
+        """Return the nodes at these indices, in the graph's order."""
+        return [self._nodes[index] for index in sorted(indices)]
+
     def _constant(self, name: str, value: int | Sequence[int]) -> str:
-        return add_constant(self.graph, f"{WANTED}/{name}", value)
+        return add_constant(self._graph, f"{WANTED}/{name}", value)
 
-    def _empty(self, kind: int, shape: tuple[int, ...]) -> str:
-        """Kept once: as a constant of each branch it would take memory in each."""
-        if (kind, shape) not in self.empties:
-            name = f"{WANTED}/empty/{len(self.empties)}"
+    def _empty_tensor(self, kind: int, shape: tuple[int, ...]) -> str:
+        """Return the name of an empty tensor, kept once: as a constant of each branch it would take memory in each."""
+        if (kind, shape) not in self._empty_tensors:
+            name = f"{WANTED}/empty/{len(self._empty_tensors)}"
             values = np.zeros(shape, dtype=helper.tensor_dtype_to_np_dtype(kind))
-            self.empties[kind, shape] = add_constant(self.graph, name, values)
-        return self.empties[kind, shape]
-
-    def _in_order(self, names: Iterable[str]) -> list[str]:
-        """These and what they take, each after what it takes."""
-        ordered: list[str] = []
-
-        def add(name: str) -> None:
-            for other in self.takes[name]:
-                add(other)
-            if name not in ordered:
-                ordered.append(name)
-
-        for name in names:
-            add(name)
-        return ordered
-
-    def _users(self, name: str) -> list[str]:
-        """Those that take it, or take one that does."""
-        found: list[str] = []
-        waiting = [name]
-        while waiting:
-            current = waiting.pop()
-            for other, taken in self.takes.items():
-                if current in taken and other not in found:
-                    found.append(other)
-                    waiting.append(other)
-        return found
+            self._empty_tensors[kind, shape] = add_constant(self._graph, name, values)
+        return self._empty_tensors[kind, shape]
 
 
-class _Body:
-    """Nodes of one scope. Values that are defined in it get names of their own: no name may stand in two scopes.
+class _Scope:
+    """Nodes of one scope. Values defined in a branch get a prefix, since no name may occur in two scopes.
 
-    visible: what each value of the flat graph is called here.
+    visible: the names that values of the flat graph have in this scope.
     """
 
     def __init__(self, name: str, outside: Mapping[str, str]) -> None:
@@ -212,7 +193,7 @@ class _Body:
         self.visible = dict(outside)
         self._prefix = f"{name}/" if name else ""
 
-    def take(self, nodes: Iterable[NodeProto]) -> None:
+    def copy_in(self, nodes: Iterable[NodeProto]) -> None:
         for node in nodes:
             self.add_node(copied(node))
 
@@ -226,20 +207,16 @@ class _Body:
         self.nodes.append(node)
 
 
-def _answer_copies(outputs: Iterable[str], nodes: Sequence[NodeProto]) -> list[NodeProto]:
-    """Let a graph or a branch answer copies of those outputs that branches in it take: OpenVINO counts them among the branches' own."""
-    made = {name for node in nodes for name in node.output}
-    taken = {value for node in nodes if node.op_type == "If" for value in taken_by(node)}
-    names = {name: f"{name}/value" for name in outputs if name in taken & made}
+def _return_copies(outputs: Iterable[str], nodes: Sequence[NodeProto]) -> list[NodeProto]:
+    """Let a graph return copies of outputs that branches in it capture: OpenVINO counts these among the branches' own."""
+    computed = {name for node in nodes for name in node.output}
+    captured = {value for node in nodes if node.op_type == "If" for value in taken_by(node)}
+    names = {name: f"{name}/value" for name in outputs if name in captured & computed}
     for node in nodes:
         rename(node, names)
     return [*nodes, *(helper.make_node("Identity", [value], [name], name=value) for name, value in names.items())]
 
 
 def _condition(name: str) -> str:
-    """The value that says whether a switch is wanted: one element."""
+    """Return the name of the value that says whether a switch is wanted: one element."""
     return f"{WANTED}/{name}"
-
-
-def _value(name: str, kind: int, rank: int) -> ValueInfoProto:
-    return helper.make_tensor_value_info(name, kind, [None] * rank)

@@ -1,4 +1,4 @@
-"""What every rewriting of an ONNX graph is made of."""
+"""Operations on ONNX graphs that all rewriting passes share."""
 
 from __future__ import annotations
 
@@ -13,70 +13,74 @@ T = TypeVar("T", NodeProto, TensorProto)
 
 
 def copied(part: T) -> T:
-    """A node or a weight of its own: a graph that is emptied takes its own with it."""
+    """Return a copy of a node or a weight: clearing a graph destroys the messages in it."""
     copy = type(part)()
     copy.CopyFrom(part)
     return copy
 
 
 def replace_nodes(graph: GraphProto, nodes: Iterable[NodeProto]) -> None:
-    """Let these be the graph's nodes; its present ones may be among them."""
+    """Replace the graph's nodes; the new ones may include old ones."""
     kept = [copied(node) for node in nodes]
     del graph.node[:]
     graph.node.extend(kept)
 
 
 def drop(values: MutableSequence[ValueInfoProto], names: Collection[str]) -> None:
-    """Take inputs or outputs away."""
+    """Remove the inputs or outputs with these names."""
     kept = [value for value in values if value.name not in names]
     del values[:]
     values.extend(kept)
 
 
 def add_constant(graph: GraphProto, name: str, value: int | Sequence[int] | npt.NDArray[Any]) -> str:
-    """An initializer, int64 unless an array is given; answers its name."""
+    """Add an initializer, int64 unless `value` is an array, and return its name."""
     array = value if isinstance(value, np.ndarray) else np.array(value, dtype=np.int64)
     graph.initializer.append(numpy_helper.from_array(array, name))
     return name
 
 
 def producers(nodes: Sequence[NodeProto]) -> dict[str, int]:
-    """The number of the node that makes each value."""
-    return {name: number for number, node in enumerate(nodes) for name in node.output}
+    """Return the index of the node that computes each value."""
+    return {name: index for index, node in enumerate(nodes) for name in node.output}
 
 
 def nodes_behind(nodes: Sequence[NodeProto], outputs: Iterable[str], stop: Collection[str] = ()) -> set[int]:
-    """The numbers of the nodes that `outputs` are computed from, without those behind the values `stop`."""
+    """Return the indices of the nodes that `outputs` are computed from, without those that the values in `stop` are computed from."""
     producer = producers(nodes)
-    found: set[int] = set()
+    indices: set[int] = set()
     waiting = list(outputs)
     while waiting:
-        number = producer.get(waiting.pop())
-        if number is not None and number not in found:
-            found.add(number)
-            waiting.extend(taken_by(nodes[number]).difference(stop))
-    return found
+        index = producer.get(waiting.pop())
+        if index is not None and index not in indices:
+            indices.add(index)
+            waiting.extend(taken_by(nodes[index]).difference(stop))
+    return indices
 
 
 def nodes_after(nodes: Sequence[NodeProto], value: str, without: Collection[str] = ()) -> set[int]:
-    """The numbers of the nodes that depend on a value, not by way of the operators `without`; `nodes` are in topological order."""
-    reached, found = {value}, set()
-    for number, node in enumerate(nodes):
+    """Return the indices of the nodes that depend on a value other than through the operators `without`.
+
+    Args:
+        nodes: in topological order.
+    """
+    reached, indices = {value}, set()
+    for index, node in enumerate(nodes):
         if node.op_type not in without and not reached.isdisjoint(taken_by(node)):
-            found.add(number)
+            indices.add(index)
             reached.update(node.output)
-    return found
+    return indices
 
 
 def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
-    """Of an `If` or a `Loop`."""
+    """Yield the subgraphs of an `If` or a `Loop`."""
     for attribute in node.attribute:
         if attribute.HasField("g"):
             yield attribute.g
 
 
 def with_inner(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
-    """The nodes, and those in their subgraphs."""
+    """Yield the nodes and those in their subgraphs."""
     for node in nodes:
         yield node
         for graph in subgraphs(node):
@@ -84,27 +88,27 @@ def with_inner(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
 
 
 def taken_by(node: NodeProto) -> set[str]:
-    """What a node takes, its subgraphs' captured values among it."""
-    found = set(node.input)
+    """Return the names of the values that a node takes, including those that its subgraphs capture."""
+    names = set(node.input)
     for graph in subgraphs(node):
         for inside in graph.node:
-            found |= taken_by(inside)
-        found |= {value.name for value in graph.output}  # a branch may answer what stands outside
-    return found - {""}
+            names |= taken_by(inside)
+        names |= {value.name for value in graph.output}  # a branch may return a value from outside
+    return names - {""}
 
 
 def defined_by(node: NodeProto) -> set[str]:
-    """The values that a node defines, in its subgraphs too."""
-    found = {name for name in node.output if name}
+    """Return the names of the values that a node defines, including those in its subgraphs."""
+    names = {name for name in node.output if name}
     for graph in subgraphs(node):
-        found |= {value.name for value in graph.input}
+        names |= {value.name for value in graph.input}
         for inside in graph.node:
-            found |= defined_by(inside)
-    return found
+            names |= defined_by(inside)
+    return names
 
 
 def rename(node: NodeProto, names: Mapping[str, str], prefix: str = "") -> None:
-    """Give the values that a node and its subgraphs speak of other names, and the nodes themselves a prefix."""
+    """Rename the values that a node and its subgraphs refer to, and prefix the names of the nodes."""
     node.name = f"{prefix}{node.name}"
     for field in (node.input, node.output):
         renamed = [names.get(name, name) for name in field]
@@ -118,7 +122,7 @@ def rename(node: NodeProto, names: Mapping[str, str], prefix: str = "") -> None:
 
 
 def take_instead(node: NodeProto, old: str, new: str) -> None:
-    """Let a node itself, not its subgraphs, take another value."""
-    for place, value in enumerate(node.input):
+    """Replace an input of a node; its subgraphs are left as they are."""
+    for position, value in enumerate(node.input):
         if value == old:
-            node.input[place] = new
+            node.input[position] = new

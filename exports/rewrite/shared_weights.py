@@ -1,10 +1,10 @@
-"""Weights that the forward and the backward pass both take: kept once.
+"""Large matrices that the forward and the backward pass both multiply with: kept in memory once.
 
-ONNX Runtime packs a constant that stands on the right of a product into an order of its own, for each product anew, and keeps the
-original too if anything else needs it: VGG's fc6 would be in memory three times. Products with a matrix that is not known to be a
-constant read it where it lies, as fast. So a large matrix with several users passes through a `Reshape` to its own shape, which
-ONNX Runtime cannot see through: it copies nothing. The shape comes from an input that has a default. To OpenVINO such an input is a
-constant, so it sees a constant matrix, as its products must.
+ONNX Runtime packs a constant on the right of a product into a layout of its own, again for each product, and keeps the original too if
+another node needs it: VGG's fc6 would be in memory three times. A product with a matrix that is not known to be constant reads it in
+place, as fast. So a large matrix with several users passes through a `Reshape` to its own shape, which copies nothing and which ONNX
+Runtime cannot fold: the shape comes from an input that has a default. To OpenVINO such an input is a constant, so it sees a constant
+matrix, as its products require.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from tlcli.exports.rewrite.graph_edit import add_constant, replace_nodes, take_i
 _PLACE = "shared_weights"
 
 LEAST_BYTES = 4 * 2**20
-"""A smaller weight may be packed twice."""
+"""Size from which a matrix is shared; a smaller one may be packed twice."""
 
 
 def share_weights(graph: GraphProto) -> None:
-    """Let all users of a matrix that several multiply with, or look rows up in, take it where it lies; rewritten in place."""
+    """Let products and look-ups that share a large matrix read it in place; `graph` is rewritten in place."""
     matrices = {weight.name: weight for weight in graph.initializer if len(weight.dims) == 2 and 4 * math.prod(weight.dims) >= LEAST_BYTES}
     users = Counter(name for node in with_inner(graph.node) for name in set(node.input) if name in matrices)
     shared = [name for name, count in users.items() if count > 1]
@@ -36,10 +36,10 @@ def share_weights(graph: GraphProto) -> None:
         helper.make_node("Mul", [rows, add_constant(graph, f"{_PLACE}/none", [0])], [nothing], name=nothing),
     ]
     for name in shared:
-        shape, where = f"{name}/shape", f"{name}/where_it_lies"
+        shape, shared_name = f"{name}/shape", f"{name}/where_it_lies"
         size = add_constant(graph, f"{name}/size", matrices[name].dims)
         for node in with_inner(graph.node):
-            take_instead(node, name, where)
+            take_instead(node, name, shared_name)
         first.append(helper.make_node("Add", [size, nothing], [shape], name=shape))
-        first.append(helper.make_node("Reshape", [name, shape], [where], name=where))
+        first.append(helper.make_node("Reshape", [name, shape], [shared_name], name=shared_name))
     replace_nodes(graph, [*first, *graph.node])

@@ -1,6 +1,6 @@
-"""What is explained, a logit or a probability, as an ONNX `If`: the competition of the classes costs only those who ask for it.
+"""Choice between explaining a logit and a probability, as an ONNX `If`: only requests for probabilities pay for the softmax's gradient.
 
-PyTorch's exporter writes both, and takes the choice as an extra input. Here the choice becomes the `If`'s output.
+PyTorch's exporter writes both cotangents as outputs, and takes the chosen one as an extra input. Here it becomes the `If`'s output.
 """
 
 from __future__ import annotations
@@ -10,59 +10,59 @@ from onnx import GraphProto, TensorProto, helper
 from tlcli.contract.model.description import CLASSES, LOGITS, SCORES, SOFTMAX, TARGETS
 from tlcli.exports.rewrite.graph_edit import add_constant, copied, drop, nodes_behind, rename, replace_nodes
 
-CHOSEN = "cotangents"
+COTANGENTS = "cotangents"
 """Name of the extra input: float32 `[N, K, d]`, dy/dz for the embedding z."""
 
-OF_LOGITS, OF_PROBABILITIES = f"{CHOSEN}/of_logits", f"{CHOSEN}/of_probabilities"
-"""Names of the two outputs that it is one of."""
+LOGIT_COTANGENTS, PROBABILITY_COTANGENTS = f"{COTANGENTS}/of_logits", f"{COTANGENTS}/of_probabilities"
+"""Names of the two outputs that it is chosen from."""
 
 _MANY_CLASSES = 100
 
 
 def close_choice(graph: GraphProto) -> None:
-    """Put an `If` on `softmax` in the place of `CHOSEN`; `graph` is flat, and rewritten in place."""
+    """Replace the input `COTANGENTS` by an `If` on `softmax`; `graph` is flat, and rewritten in place."""
     nodes = list(graph.node)
-    before = nodes_behind(nodes, [OF_LOGITS, SCORES, LOGITS, CLASSES])
-    inside = [copied(nodes[number]) for number in sorted(nodes_behind(nodes, [OF_PROBABILITIES]) - before)]
-    names = {name: f"{CHOSEN}/{name}" for node in inside for name in node.output}
-    for node in inside:  # what others take of it is computed there too: sizes and rows
-        rename(node, names, f"{CHOSEN}/")
+    before = nodes_behind(nodes, [LOGIT_COTANGENTS, SCORES, LOGITS, CLASSES])
+    inside = [copied(nodes[number]) for number in sorted(nodes_behind(nodes, [PROBABILITY_COTANGENTS]) - before)]
+    names = {name: f"{COTANGENTS}/{name}" for node in inside for name in node.output}
+    for node in inside:  # nodes outside take some of these values, sizes and rows: they keep nodes of their own
+        rename(node, names, f"{COTANGENTS}/")
     choice = helper.make_node(
         "If",
-        [f"{CHOSEN}/any"],
-        [CHOSEN],
-        name=CHOSEN,
+        [f"{COTANGENTS}/any"],
+        [COTANGENTS],
+        name=COTANGENTS,
         then_branch=helper.make_graph(
-            inside, f"{CHOSEN}/then", [], [helper.make_tensor_value_info(names[OF_PROBABILITIES], TensorProto.FLOAT, [None] * 3)]
+            inside, f"{COTANGENTS}/then", [], [helper.make_tensor_value_info(names[PROBABILITY_COTANGENTS], TensorProto.FLOAT, [None] * 3)]
         ),
         else_branch=helper.make_graph(
-            [helper.make_node("Identity", [OF_LOGITS], [f"{CHOSEN}/same"], name=f"{CHOSEN}/same")],
-            f"{CHOSEN}/else",
+            [helper.make_node("Identity", [LOGIT_COTANGENTS], [f"{COTANGENTS}/same"], name=f"{COTANGENTS}/same")],
+            f"{COTANGENTS}/else",
             [],
-            [helper.make_tensor_value_info(f"{CHOSEN}/same", TensorProto.FLOAT, [None] * 3)],
+            [helper.make_tensor_value_info(f"{COTANGENTS}/same", TensorProto.FLOAT, [None] * 3)],
         ),
     )
-    asked = helper.make_node("ReduceMax", [SOFTMAX], [f"{CHOSEN}/any"], name=f"{CHOSEN}/any", keepdims=0)
-    others = nodes_behind(nodes, [output.name for output in graph.output if output.name != OF_PROBABILITIES]) - before
+    condition = helper.make_node("ReduceMax", [SOFTMAX], [f"{COTANGENTS}/any"], name=f"{COTANGENTS}/any", keepdims=0)
+    others = nodes_behind(nodes, [output.name for output in graph.output if output.name != PROBABILITY_COTANGENTS]) - before
     first, last = ([nodes[number] for number in sorted(numbers)] for numbers in (before, others))
-    replace_nodes(graph, [*first, asked, choice, *last])
-    drop(graph.input, {CHOSEN})
-    drop(graph.output, {OF_LOGITS, OF_PROBABILITIES})
+    replace_nodes(graph, [*first, condition, choice, *last])
+    drop(graph.input, {COTANGENTS})
+    drop(graph.output, {LOGIT_COTANGENTS, PROBABILITY_COTANGENTS})
 
 
-def rank_as_far_as_asked(graph: GraphProto, classes: int) -> None:
-    """Let the ranking of the classes end with the last rank that `targets` asks for, where a whole one would cost."""
+def limit_ranking(graph: GraphProto, classes: int) -> None:
+    """Rank the classes only down to the lowest rank in `targets`, for networks of so many classes that a whole ranking takes time."""
     if classes < _MANY_CLASSES:
         return
     (ranking,) = (number for number, node in enumerate(graph.node) if node.op_type == "TopK" and node.input[1])
     place = "ranks"
-    one, all_of_them = add_constant(graph, f"{place}/one", [1]), add_constant(graph, f"{place}/all", [classes])
+    one, total = add_constant(graph, f"{place}/one", [1]), add_constant(graph, f"{place}/all", [classes])
 
     steps = [
         helper.make_node("ReduceMin", [TARGETS], [f"{place}/lowest"], keepdims=0, name=f"{place}/lowest"),
         helper.make_node("Neg", [f"{place}/lowest"], [f"{place}/asked"], name=f"{place}/asked"),
         helper.make_node("Max", [f"{place}/asked", one], [f"{place}/some"], name=f"{place}/some"),
-        helper.make_node("Min", [f"{place}/some", all_of_them], [f"{place}/count"], name=f"{place}/count"),
+        helper.make_node("Min", [f"{place}/some", total], [f"{place}/count"], name=f"{place}/count"),
     ]
     graph.node[ranking].input[1] = f"{place}/count"
     replace_nodes(graph, [*steps, *graph.node])

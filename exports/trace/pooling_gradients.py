@@ -1,4 +1,4 @@
-"""Derivatives of pooling, padding's kin and enlarging, with operators that ONNX has.
+"""Derivatives of pooling and upsampling, with operators that ONNX has.
 
 Each follows from the definition of its forward operator; tests compare each with autograd.
 """
@@ -24,26 +24,26 @@ def max_pool2d_backward(
     ceil_mode: bool,
     _indices: Tensor,
 ) -> Tensor:
-    """Each window's gradient goes to its first maximum.
+    """Add each window's gradient to the position of its first maximum.
 
-    The places are found anew, so that the forward pass, which must stay cheap, need not answer them.
+    The positions are computed again, so that the forward pass, which must stay cheap, need not return them.
     """
-    _, places = aten.max_pool2d_with_indices(inputs, kernel, stride, padding, dilation, ceil_mode)
-    return _scatter(gradient, places, inputs)
+    _, positions = aten.max_pool2d_with_indices(inputs, kernel, stride, padding, dilation, ceil_mode)
+    return _scatter(gradient, positions, inputs)
 
 
 def adaptive_max_pool2d_backward(gradient: Tensor, inputs: Tensor, _indices: Tensor) -> Tensor:
-    """Of pooling to one value a channel: its place is the first maximum."""
+    """Add the gradient of pooling to one value per channel to the position of the first maximum."""
     if tuple(gradient.shape[-2:]) != (1, 1):
         raise NotImplementedError("adaptive max pooling to more than 1x1 has no exported gradient")
-    places = inputs.flatten(-2).argmax(-1, keepdim=True)[..., None]
-    return _scatter(gradient, places, inputs)
+    positions = inputs.flatten(-2).argmax(-1, keepdim=True)[..., None]
+    return _scatter(gradient, positions, inputs)
 
 
-def _scatter(gradient: Tensor, places: Tensor, inputs: Tensor) -> Tensor:
-    """`[N, c, i, j]` added up at `places`, numbers into the flattened `inputs` `[N, c, h, w]`."""
+def _scatter(gradient: Tensor, positions: Tensor, inputs: Tensor) -> Tensor:
+    """Sum a gradient `[N, c, i, j]` at `positions`, indices into the flattened sizes of `inputs` `[N, c, h, w]`."""
     blank = torch.zeros_like(inputs).flatten(-2)
-    return blank.scatter_add(-1, places.flatten(-2), gradient.flatten(-2)).view(inputs.shape)
+    return blank.scatter_add(-1, positions.flatten(-2), gradient.flatten(-2)).view(inputs.shape)
 
 
 def avg_pool2d_backward(
@@ -56,13 +56,13 @@ def avg_pool2d_backward(
     count_include_pad: bool,
     divisor_override: int | None,
 ) -> Tensor:
-    """Each window's share goes to all its positions: a transposed convolution with ones, channel by channel."""
+    """Add each window's share to all its positions: a transposed convolution with ones, channel by channel."""
     if divisor_override is not None:
-        raise NotImplementedError("average pooling with a divisor of its own is not exported")
+        raise NotImplementedError("average pooling with a divisor of its own has no exported gradient")
     kernel, padding = _pair(kernel), _pair(padding)
     stride = _pair(stride) if stride else kernel
     sizes = inputs.shape[-2:]
-    # How far the windows reach over the padded image: less than its end where positions are left over, more with `ceil_mode`.
+    # Distance from the padded image's end to that of the last window: negative where positions are left over, positive with `ceil_mode`.
     over = [(gradient.shape[2 + d] - 1) * stride[d] + kernel[d] - sizes[d] - 2 * padding[d] for d in (0, 1)]
     window = gradient.new_ones(1, 1, *kernel)
     inside = gradient.new_ones(1, 1, *sizes)
@@ -71,20 +71,25 @@ def avg_pool2d_backward(
     counts = aten.convolution(reached, window, None, stride, [0, 0], [1, 1], False, [0, 0], 1)
     shares = (gradient / counts).flatten(0, 1)[:, None]
     spread = aten.convolution(shares, window, None, stride, [0, 0], [1, 1], True, [0, 0], 1)
-    cut = [-padding[1], -padding[1] - over[1], -padding[0], -padding[0] - over[0]]  # of what stands over the image, or missing to it
+    cut = [
+        -padding[1],
+        -padding[1] - over[1],
+        -padding[0],
+        -padding[0] - over[0],
+    ]  # crops the part beyond the image, or pads the missing one
     result: Tensor = aten.constant_pad_nd(spread, cut, 0.0).reshape(inputs.shape)
     return result
 
 
 def adaptive_avg_pool2d_backward(gradient: Tensor, inputs: Tensor) -> Tensor:
-    """Adaptive pooling averages rows, then columns: `R x C^T` with constant matrices. Its derivative is `R^T g C`."""
+    """Return `R^T g C`: adaptive pooling averages rows, then columns, as `R x C^T` with constant matrices."""
     return _separable(gradient, inputs.shape, _averaging)
 
 
 def upsample_nearest2d_backward(
     gradient: Tensor, _size: Sequence[int], inputs: Sequence[int], scale_h: float | None = None, scale_w: float | None = None
 ) -> Tensor:
-    """Each position takes what its copies got."""
+    """Sum the gradients of each position's copies."""
     return _separable(gradient, inputs, _copying)
 
 
@@ -96,19 +101,19 @@ def upsample_bilinear2d_backward(
     scale_h: float | None = None,
     scale_w: float | None = None,
 ) -> Tensor:
-    """Interpolation is `R x C^T` with constant matrices. Its derivative is `R^T g C`."""
+    """Return `R^T g C`: interpolation is `R x C^T` with constant matrices."""
     return _separable(gradient, inputs, _interpolating_to_corners if align_corners else _interpolating)
 
 
 def _separable(gradient: Tensor, shape: Sequence[int], matrix: Callable[[int, int], list[list[float]]]) -> Tensor:
-    """`R^T g C` for the matrices `[to, from]` of the rows and of the columns."""
+    """Return `R^T g C` for the matrices `[to, from]` of the rows and of the columns."""
     rows = torch.tensor(matrix(int(shape[-2]), int(gradient.shape[-2])), dtype=gradient.dtype)
     columns = torch.tensor(matrix(int(shape[-1]), int(gradient.shape[-1])), dtype=gradient.dtype)
     return ((gradient @ columns).transpose(-1, -2) @ rows).transpose(-1, -2)
 
 
 def _averaging(size: int, pooled: int) -> list[list[float]]:
-    """Row i averages the positions floor(i size / pooled) to ceil((i + 1) size / pooled)."""
+    """Return a matrix whose row i averages the positions floor(i size / pooled) to ceil((i + 1) size / pooled)."""
     matrix = [[0.0] * size for _ in range(pooled)]
     for i in range(pooled):
         first, last = i * size // pooled, -(-(i + 1) * size // pooled)
@@ -117,7 +122,7 @@ def _averaging(size: int, pooled: int) -> list[list[float]]:
 
 
 def _copying(size: int, enlarged: int) -> list[list[float]]:
-    """Row i takes the position floor(i size / enlarged)."""
+    """Return a matrix whose row i takes the position floor(i size / enlarged)."""
     matrix = [[0.0] * size for _ in range(enlarged)]
     for i in range(enlarged):
         matrix[i][i * size // enlarged] = 1.0
@@ -125,21 +130,22 @@ def _copying(size: int, enlarged: int) -> list[list[float]]:
 
 
 def _interpolating(size: int, enlarged: int) -> list[list[float]]:
-    """Row i stands at (i + 1/2) size / enlarged - 1/2, between pixel centres."""
+    """Return a matrix whose row i interpolates at (i + 1/2) size / enlarged - 1/2, between pixel centres."""
     return _between(size, [max(0.0, (i + 0.5) * size / enlarged - 0.5) for i in range(enlarged)])
 
 
 def _interpolating_to_corners(size: int, enlarged: int) -> list[list[float]]:
-    """Row i stands at i (size - 1) / (enlarged - 1)."""
+    """Return a matrix whose row i interpolates at i (size - 1) / (enlarged - 1)."""
     return _between(size, [i * (size - 1) / max(1, enlarged - 1) for i in range(enlarged)])
 
 
-def _between(size: int, places: Sequence[float]) -> list[list[float]]:
-    matrix = [[0.0] * size for _ in places]
-    for row, place in zip(matrix, places, strict=True):
-        low = min(int(place), size - 1)
-        row[low] += 1 - (place - low)
-        row[min(low + 1, size - 1)] += place - low
+def _between(size: int, positions: Sequence[float]) -> list[list[float]]:
+    """Return a matrix whose rows interpolate linearly at the given positions."""
+    matrix = [[0.0] * size for _ in positions]
+    for row, position in zip(matrix, positions, strict=True):
+        low = min(int(position), size - 1)
+        row[low] += 1 - (position - low)
+        row[min(low + 1, size - 1)] += position - low
     return matrix
 
 

@@ -1,4 +1,4 @@
-"""The layers that maps can explain: modules of the backbone whose output is a map `[N, c, h, w]` of some extent."""
+"""Target layers, which maps can explain: modules of the backbone whose output `[N, c, h, w]` has a spatial extent."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from tlcli.training.models.network import Network
 from tlcli.training.models.spatial_layers import spatial_layers
 
 FEATURES_CALL = "forward_features"
-"""Names the backbone's features where no module of it returns them."""
+"""Name of the backbone's features where none of its modules returns them."""
 
 Tap = Callable[[str, Tensor], Tensor]
-"""Is given a layer's name and its output, and answers what the network goes on with."""
+"""Hook on a layer: takes its name and its output, and returns the tensor that the network continues with."""
 
 
 @dataclass(frozen=True)
-class Spatial:
-    """A layer as it is at the network's input size.
+class TargetLayer:
+    """Layer that maps can explain, at the network's input size.
 
-    kind: its class.
-    number: its place in the order of execution; layers that hand on the same output share it.
-    is_features: what it returns is what the backbone answers as its features.
+    kind: name of the module's class.
+    number: position in the order of execution; layers that return the same output share it.
+    is_features: True if its output is the backbone's features.
     """
 
     name: str
@@ -41,63 +41,65 @@ class Spatial:
     is_features: bool
 
 
-def list_layers(network: Network) -> list[Spatial]:
-    """Those that can be explained, in the order in which the network computes them; the backbone's features are last."""
+def list_layers(network: Network) -> list[TargetLayer]:
+    """Return the layers that maps can explain, in the order of execution; the backbone's features are last."""
     layers = spatial_layers(network)
     calls = Counter(layer.module for layer in layers)
-    found = [
-        Spatial(layer.module, layer.kind, *layer.shape, layer.number, layer.is_features)
+    targets = [
+        TargetLayer(layer.module, layer.kind, *layer.shape, layer.number, layer.is_features)
         for layer in layers
         if calls[layer.module] == 1 and not layer.channels_last and layer.height > 1 and layer.width > 1
     ]
-    if not any(layer.is_features for layer in found):
+    if not any(layer.is_features for layer in targets):
         size = network.config.preprocessing
         with torch.no_grad():
             channels, height, width = network.features(torch.zeros(1, 3, size.height, size.width)).shape[1:]
         if height > 1 and width > 1:
-            found.append(Spatial(FEATURES_CALL, type(network.backbone).__name__, channels, height, width, len(layers) + 1, True))
-    return sorted(found, key=lambda layer: layer.is_features)
+            targets.append(TargetLayer(FEATURES_CALL, type(network.backbone).__name__, channels, height, width, len(layers) + 1, True))
+    return sorted(targets, key=lambda layer: layer.is_features)
 
 
-def resolve_layers(network: Network, names: Sequence[str] | None) -> list[Spatial]:
-    """The layers of those names, in the order in which the network computes them; None takes the last one.
+def resolve_layers(network: Network, names: Sequence[str] | None) -> list[TargetLayer]:
+    """Return the layers with these names, in the order of execution; None takes the last one.
 
     Raises:
-        ExportError: a layer that is not there or has no map, with those that could be meant; or none has one.
+        ExportError: a layer does not exist or has no spatial extent, with similar names; a name occurs twice; or no layer has an extent.
     """
-    found = list_layers(network)
+    targets = list_layers(network)
     where = network.config.backbone
-    if not found:
+    if not targets:
         size = network.config.preprocessing
         raise ExportError(
             f"{where} has no layer with a spatial extent at an input of {size.height}x{size.width}, so there is nothing to map:"
-            " choose a larger --image-size, or --methods none"
+            " use a larger --image-size, or --methods none"
         )
     if names is None:
-        # Of `layer4`, `layer4.2` and `layer4.2.act3`, which return the same tensor, the outermost; of several the last.
-        same = [layer for layer in found if layer.number == found[-1].number]
+        # `layer4`, `layer4.2` and `layer4.2.act3` return the same tensor: take the outermost, the last of them if there are several.
+        same = [layer for layer in targets if layer.number == targets[-1].number]
         return [min(reversed(same), key=lambda layer: layer.name.count("."))]
-    known = {layer.name: layer for layer in found}
+    known = {layer.name: layer for layer in targets}
     for name in names:
         if name not in known:
-            there = dict(network.backbone.named_modules())
-            reason = "gives no map `[N, c, h, w]` of some extent, once an image" if name in there else "is not there"
+            modules = dict(network.backbone.named_modules())
+            reason = "has no output `[N, c, h, w]` with a spatial extent, once per image" if name in modules else "does not exist"
             near = difflib.get_close_matches(name, known, n=4, cutoff=0.4)
-            hint = f"; near it: {', '.join(near)}" if near else ""
-            raise ExportError(f"--cam-layer {name}: {where}'s layer {reason}: `--list-cam-layers` lists the {len(known)} there are{hint}")
+            hint = f"; similar names: {', '.join(near)}" if near else ""
+            raise ExportError(
+                f"--cam-layer {name}: in {where} this layer {reason}: choose from the {len(known)} of --list-cam-layers{hint}"
+            )
     if len({*names}) != len(names):
-        raise ExportError(f"--cam-layer names a layer twice: {', '.join(names)}")
+        raise ExportError(f"--cam-layer names a layer twice ({', '.join(names)}): give each once")
     return [layer for layer in known.values() if layer.name in names]
 
 
 @contextlib.contextmanager
 def tapped(network: Network, names: Sequence[str], tap: Tap) -> Iterator[None]:
-    """While open, `tap` stands behind the modules of those names."""
+    """Pass the outputs of these modules through `tap` within the block."""
 
-    def behind(name: str, _module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+    def hook(name: str, _module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
         return tap(name, output)
 
-    handles = [network.backbone.get_submodule(name).register_forward_hook(partial(behind, name)) for name in names if name != FEATURES_CALL]
+    handles = [network.backbone.get_submodule(name).register_forward_hook(partial(hook, name)) for name in names if name != FEATURES_CALL]
     try:
         yield
     finally:

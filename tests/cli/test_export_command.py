@@ -84,7 +84,7 @@ def test_a_model_without_maps_refuses_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--cam-layer", "nonsense"), "--cam-layer nonsense: test_resnet's layer is not there: `--list-cam-layers` lists the"),
+        (("--cam-layer", "nonsense"), "--cam-layer nonsense: in test_resnet this layer does not exist: choose from the"),
         (("--cam-layer", "layer2", "--cam-layer", "layer2"), "--cam-layer names a layer twice: layer2, layer2"),
         (("--methods", "gradcam,lime"), "unknown map method 'lime': expected some of cam, gradcam"),
         (("--methods", "cam", "--cam-layer", "layer2"), "cam needs a head that is one linear layer on the layer's spatial mean"),
@@ -104,7 +104,7 @@ def test_a_refusal_is_one_line_and_an_exit_code(tmp_path: Path) -> None:
     assert answer.returncode == 1
     assert answer.stdout == ""
     (line,) = answer.stderr.strip().splitlines()
-    assert "--cam-layer nonsense: test_resnet's layer is not there" in line
+    assert "--cam-layer nonsense: in test_resnet this layer does not exist" in line
 
 
 def put_images(folder: Path, count: int = 24) -> Path:
@@ -162,9 +162,9 @@ def test_commands_take_a_file_in_smaller_numbers(small: tuple[Path, Result], tmp
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--precision", "int8"), "--precision int8 takes its ranges from images such as the model will see: give a few hundred with"),
-        (("--precision", "fp16", "--calibration", "x"), "--calibration: nothing but --precision int8 is calibrated: add it, or leave"),
-        (("--calibration", "x"), "--calibration: nothing but --precision int8 is calibrated: add it, or leave the images out"),
+        (("--precision", "int8"), "--precision int8 needs images such as the model will see, to calibrate on: give a few hundred with"),
+        (("--precision", "fp16", "--calibration", "x"), "--calibration is for --precision int8 only: add that, or leave"),
+        (("--calibration", "x"), "--calibration is for --precision int8 only: add that, or leave the images out"),
         (("--precision", "int8", "--calibration", "no/such"), "no/such: no such file or folder"),
         (("--calibration-images", 9), "--calibration-images: nothing but --precision int8 is calibrated: add it, or leave the number"),
         (("--max-accuracy-drop", 3), "--max-accuracy-drop: is what smaller numbers may lose: add --precision fp16 or int8"),

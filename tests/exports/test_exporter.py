@@ -243,7 +243,7 @@ def test_versions_count_up_and_an_old_one_stays(tmp_path: Path) -> None:
 
 def test_an_export_that_disagrees_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parity_module, "LOGITS_TOLERANCE", -1.0)  # nothing can agree to that
-    with pytest.raises(ParityError, match=r"does not answer as PyTorch does on 4 images: logits differ by"):
+    with pytest.raises(ParityError, match=r"differs from PyTorch on 4 images: logits differ by"):
         put(make("test_resnet"), tmp_path, methods=["fem"])
     assert list(tmp_path.iterdir()) == []
 
@@ -279,11 +279,11 @@ def test_methods_that_the_head_does_not_allow_are_refused(tmp_path: Path) -> Non
         assert "\n" not in message
     with pytest.raises(ExportError, match="cam needs a head"):
         Explainer(make("test_resnet").requires_grad_(False), ["cam"], ["layer3"])
-    with pytest.raises(ExportError, match=f"unknown map method 'lime': expected some of {', '.join(METHODS)}"):
+    with pytest.raises(ExportError, match=f"unknown map method 'lime': choose from {', '.join(METHODS)}"):
         put(make("test_resnet"), tmp_path, methods=["gradcam", "lime"])
     with pytest.raises(SettingsError, match=r"'\.\./m' is not a model name"):
         put(make("test_resnet"), tmp_path, name="../m")
-    with pytest.raises(ExportError, match="2 labels came for a network of 5 classes"):
+    with pytest.raises(ExportError, match="2 labels for a network of 5 classes: give one for each class"):
         export(make("test_resnet"), name="m", labels=["a", "b"], repository=tmp_path, images=list(IMAGES), source="", provenance=PROVENANCE)
     assert list(tmp_path.iterdir()) == []
 

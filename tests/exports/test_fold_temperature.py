@@ -19,7 +19,7 @@ from tlcli.contract.errors import SettingsError
 from tlcli.contract.model.description import Description
 from tlcli.contract.model.onnx_model import Model
 from tlcli.exports import Exported, export
-from tlcli.exports.fold_temperature import logits_of
+from tlcli.exports.run_temperature import logits_of
 from tlcli.training import Run, finetune, load_run
 from tlcli.training.metrics.temperature_scaling import fit_temperature
 from tlcli.training.models.network import Network
@@ -133,7 +133,7 @@ def test_it_is_fitted_on_the_runs_validation_part(sure: Run, tmp_path: Path) -> 
     np.testing.assert_allclose(model.run(images).scores, (logits / found).softmax(1), atol=1e-5)
 
     (line,) = (line for line in answer.stderr.splitlines() if line.startswith("temperature"))
-    assert line.startswith(f"temperature {found:.4g}, fitted on 18 validation images: their expected calibration error is ")
+    assert line.startswith(f"temperature {found:.4g}, fitted on 18 validation images: expected calibration error on them ")
     after, before = (float(word.strip("%")) for word in line.split() if word.endswith("%"))
     assert after < before
 
@@ -141,7 +141,7 @@ def test_it_is_fitted_on_the_runs_validation_part(sure: Run, tmp_path: Path) -> 
 def test_a_number_is_taken_as_it_is(sure: Run, tmp_path: Path) -> None:
     answer = tlcli("export", sure.path, "--temperature", "2", "--models", tmp_path, "--methods", "none", "--check-images", 1)
     assert answer.exit_code == 0, answer.output
-    assert "temperature 2, as given: their" in answer.stderr
+    assert "temperature 2, as given: expected calibration error on them" in answer.stderr
     (path,) = tmp_path.rglob("model.onnx")
     assert Model.open(path, "cpu").description.temperature == 2
 

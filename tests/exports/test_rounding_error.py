@@ -11,13 +11,13 @@ from tlcli.contract.errors import ParityError
 from tlcli.contract.model.description import Parity
 from tlcli.exports import parity
 from tlcli.exports.rounding_error import expect
-from tlcli.exports.trace.map_methods import FORMULAS, Evidence
+from tlcli.exports.trace.map_methods import FORMULAS, CamInputs
 
 
-def evidence(activations: torch.Tensor, gradients: torch.Tensor) -> Evidence:
+def evidence(activations: torch.Tensor, gradients: torch.Tensor) -> CamInputs:
     """Of N images and K classes, with scores and weights that no method divides by zero."""
     n, k, c = gradients.shape[:3]
-    return Evidence(
+    return CamInputs(
         activations=activations,
         gradients=gradients,
         mean_gradients=gradients.mean((-2, -1)),
@@ -28,13 +28,13 @@ def evidence(activations: torch.Tensor, gradients: torch.Tensor) -> Evidence:
 
 
 @pytest.fixture
-def drawn() -> Evidence:
+def drawn() -> CamInputs:
     generator = torch.Generator().manual_seed(0)
     return evidence(torch.randn(2, 6, 5, 7, generator=generator), torch.randn(2, 3, 6, 5, 7, generator=generator))
 
 
 @pytest.mark.parametrize("method", sorted(FORMULAS))
-def test_no_map_is_larger_than_its_terms(method: str, drawn: Evidence) -> None:
+def test_no_map_is_larger_than_its_terms(method: str, drawn: CamInputs) -> None:
     """The triangle inequality; and what has no threshold has no slack."""
     found = expect(method, drawn)
     torch.testing.assert_close(found.values, FORMULAS[method](drawn))

@@ -15,7 +15,7 @@ from torch import nn
 from tlcli.contract.errors import ParityError, SettingsError
 from tlcli.contract.model.onnx_model import Model
 from tlcli.exports import export_backbone, published_network
-from tlcli.exports.export_sources import published_as_it_is
+from tlcli.exports.published_backbone import published_as_it_is
 from tlcli.exports.timm_reference import require_as_timm
 from tlcli.training.models.network import CutError, Network, NetworkConfig, WholeNetwork
 from tlcli.training.models.weights import load_backbone
@@ -123,7 +123,9 @@ def test_a_network_that_does_not_answer_as_timm_does_is_refused(tmp_path: Path) 
     require_as_timm(network)
     assert network._own_head is not None
     network._own_head = type(network._own_head)(network._own_head.classifier)
-    with pytest.raises(ParityError, match=r"shvit_s1 does not answer as timm's own model .*logits differ by .* of the largest") as refused:
+    with pytest.raises(
+        ParityError, match=r"the network built of shvit_s1 differs from timm's own model .*logits differ by .* of the largest"
+    ) as refused:
         require_as_timm(network)
     assert "\n" not in str(refused.value)
 

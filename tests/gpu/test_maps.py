@@ -14,7 +14,7 @@ from tlcli.contract.model.explain import explain
 from tlcli.contract.model.onnx_model import Model
 from tlcli.exports.exporter import describe_explainer
 from tlcli.exports.onnx_writer import describe, flat_graph, write_graph
-from tlcli.exports.precision.fp16 import halve
+from tlcli.exports.precision.fp16 import convert_to_fp16
 from tlcli.exports.trace.explainer import Explainer
 
 TOLERANCE = 1e-3
@@ -54,7 +54,7 @@ def test_half_the_digits(tmp_path: Path, exports: Exports) -> None:
     network = make("resnet18").requires_grad_(False)
     explainer, path = Explainer(network), tmp_path / "model.onnx"
     flat = flat_graph(explainer)
-    halve(flat)
+    convert_to_fp16(flat)
     write_graph(explainer, path, flat)
     describe(path, describe_explainer(explainer, "model", [f"class_{number}" for number in range(5)], PROVENANCE))
     reference = exports("resnet18").model

@@ -18,7 +18,7 @@ from tlcli.contract.model.description import Agreement, Description, MapAgreemen
 from tlcli.contract.model.onnx_model import Model
 from tlcli.evaluation.agreement import Images, Shown
 from tlcli.exports import Exported, SmallerNumbers, export
-from tlcli.exports.precision.convert import Trial
+from tlcli.exports.precision.convert import PrecisionTrial
 from tlcli.exports.triton_config import config_pbtxt
 from tlcli.training.models.network import Network
 
@@ -26,13 +26,13 @@ IMAGES = blobs(12)
 FOUND = Agreement(images=400, source="pets, validation part", top1_before=0.985, top1=0.98, agreement=0.99, finite=1.0, time=0.4, maps={})
 
 
-def trial(precision: Any = "int8", labels: list[int] | None = None, calibration: Any = IMAGES, **more: Any) -> Trial:
+def trial(precision: Any = "int8", labels: list[int] | None = None, calibration: Any = IMAGES, **more: Any) -> PrecisionTrial:
     compared = Images(len(IMAGES), "blobs", lambda number: Shown(IMAGES[number], None if labels is None else labels[number]))
     source = "12 blobs" if precision == "int8" else None
-    return Trial(SmallerNumbers(precision, **more), compared, list(calibration) if source else (), source)
+    return PrecisionTrial(SmallerNumbers(precision, **more), compared, list(calibration) if source else (), source)
 
 
-def put(network: Network, repository: Path, trial: Trial, **more: Any) -> Exported:
+def put(network: Network, repository: Path, trial: PrecisionTrial, **more: Any) -> Exported:
     return export(
         network, name="model", labels=LABELS, repository=repository, images=list(IMAGES[:2]), source="blobs", provenance=PROVENANCE,
         methods=("gradcam", "fem", "eigencam"), trial=trial, **more,
@@ -78,7 +78,7 @@ def test_one_that_loses_too_much_is_refused_and_nothing_is_left(tmp_path: Path) 
     message = str(refused.value)
     assert re.fullmatch(
         r"--precision int8: the file is right on \d+\.\d\d% of 12 images \(blobs\), in fp32 on 100\.00%, \d+\.\d\d points less; at most"
-        r" 0\.5 are allowed: try more --calibration-images, or fp16 for a GPU, or allow more with --max-accuracy-drop",
+        r" 0\.5 are allowed: use more --calibration-images, or fp16 for a GPU, or allow more with --max-accuracy-drop",
         message,
     ), message
     assert list(tmp_path.iterdir()) == []
@@ -104,7 +104,7 @@ def test_one_that_loses_too_much_is_refused_and_nothing_is_left(tmp_path: Path) 
         (
             {"finite": 0.75},
             100.0,
-            r"25\.0% of 400 images \(pets, validation part\) have no logits, since values pass what the type holds",
+            r"no finite logits for 25\.0% of 400 images \(pets, validation part\), values exceed the type's range: use more",
         ),
     ],
 )
@@ -139,7 +139,7 @@ def maps(**correlations: float | None) -> dict[str, MapAgreement]:
         (
             {"gradcam": 0.98, "hirescam": 0.34},
             None,
-            r"at least 0\.9 is required: try more --calibration-images, .* --min-map-correlation",
+            r"at least 0\.9 is required: use more --calibration-images, .* --min-map-correlation",
         ),
         ({"cam": 0.5, "gradcam": 0.4, "fem": 0.99}, None, r"the map gradcam .* 0\.400 .*\(1 more of 3 maps are below the bound\)"),
         ({"gradcam": 0.98, "hirescam": 0.34}, 0.3, None),

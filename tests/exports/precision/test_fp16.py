@@ -13,7 +13,7 @@ from onnx import TensorProto
 from tests.helpers.exports.small_networks import LABELS, Case, Exports, blobs
 from tlcli.contract.images import decoding
 from tlcli.evaluation.agreement import Images, Shown, compare
-from tlcli.exports.precision.fp16 import halve
+from tlcli.exports.precision.fp16 import convert_to_fp16
 from tlcli.exports.rewrite.graph_edit import producers
 
 BATCH = blobs(4)
@@ -31,7 +31,7 @@ def case(request: pytest.FixtureRequest, exported: Exports) -> Case:
 
 
 def test_there_are_casts_at_the_ends_and_none_in_between(case: Case) -> None:
-    graph, before = (onnx.load(str(path)).graph for path in (case.rewritten(halve, "half").path, case.model.path))
+    graph, before = (onnx.load(str(path)).graph for path in (case.rewritten(convert_to_fp16, "half").path, case.model.path))
     casts, casts_before = (sum(node.op_type == "Cast" for node in one.node) for one in (graph, before))
     assert casts == casts_before + 2, "for scores alone, in a deep network as in a shallow one"
     made_by = {value: graph.node[number].op_type for value, number in producers(graph.node).items()}
@@ -46,7 +46,7 @@ def test_there_are_casts_at_the_ends_and_none_in_between(case: Case) -> None:
 
 
 def test_weights_are_kept_once_and_answers_are_near_those_of_float32(case: Case) -> None:
-    half = case.rewritten(halve, "half")
+    half = case.rewritten(convert_to_fp16, "half")
     several = len(half.description.layers) > 1
     names = [name for name in half.description.graph_maps if "ablation" not in name]
     expected, found = (model.run(BATCH, range(len(LABELS)), names) for model in (case.model, half))
@@ -75,7 +75,7 @@ def test_real_networks_on_real_images(
     backbone: str, weights: str, dataset: str, shared_data: Path, unpacked: Callable[[str], Path], trained: Callable[..., Case]
 ) -> None:
     case = trained(backbone, weights)
-    half = case.rewritten(halve, "half")
+    half = case.rewritten(convert_to_fp16, "half")
     found = sorted((unpacked(dataset) / "test").rglob("*.jpg"))
     found = found[:: len(found) // 40]
     preprocessing = half.description.preprocessing

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tests.helpers.exports.reference import Reference, relative_difference
 from tests.helpers.exports.small_networks import Exports, blobs
-from tlcli.exports.rewrite.ablation_loop import CHANNELS_A_STEP, ablated_input, close_loop, due_input, step_output
+from tlcli.exports.rewrite.ablation_loop import CHANNELS_PER_STEP, ablated_input, close_loop, due_input, step_output
 
 CLASSES = 6
 
@@ -60,14 +60,14 @@ def graph(channels: int) -> onnx.GraphProto:
         [
             helper.make_tensor_value_info("A", TensorProto.FLOAT, ["N", channels, "h", "w"]),
             helper.make_tensor_value_info("targets", TensorProto.INT64, ["N", "K"]),
-            helper.make_tensor_value_info(due_input(layer), TensorProto.INT64, [CHANNELS_A_STEP]),
+            helper.make_tensor_value_info(due_input(layer), TensorProto.INT64, [CHANNELS_PER_STEP]),
             helper.make_tensor_value_info(ablated_input(layer), TensorProto.FLOAT, ["N", channels, "K"]),
         ],
         [
             helper.make_tensor_value_info("features", TensorProto.FLOAT, ["N", channels, "h", "w"]),
             helper.make_tensor_value_info("classes", TensorProto.INT64, ["N", "K"]),
             helper.make_tensor_value_info("doubled", TensorProto.FLOAT, ["N", channels, "K"]),
-            helper.make_tensor_value_info(step_output(layer), TensorProto.FLOAT, [CHANNELS_A_STEP, "K"]),
+            helper.make_tensor_value_info(step_output(layer), TensorProto.FLOAT, [CHANNELS_PER_STEP, "K"]),
         ],
         [numpy_helper.from_array(value, name) for name, value in initializers.items()],
     )
@@ -103,7 +103,7 @@ def test_a_file_whose_channels_do_not_fill_the_last_step(exported: Exports) -> N
     case = exported("test_resnet", "mlp:16", "layer2")
     (layer,) = case.model.description.layers
     images, targets = blobs(3), np.array([[0, 1, -1], [4, 4, 2], [3, -5, 0]])
-    assert (layer.channels * len(images)) % CHANNELS_A_STEP
+    assert (layer.channels * len(images)) % CHANNELS_PER_STEP
     answer = case.model.run(images, targets, ["ablationcam"])
     assert answer.classes is not None
     expected = Reference(case.network, "layer2").maps("ablationcam", images, answer.classes)

@@ -12,7 +12,7 @@ from onnx import GraphProto, TensorProto, helper, numpy_helper
 
 from tests.helpers.exports.small_networks import make, write
 from tlcli.exports.rewrite.graph_edit import with_inner
-from tlcli.exports.rewrite.openvino_weights import part_square_weights
+from tlcli.exports.rewrite.openvino_weights import separate_square_weights
 from tlcli.exports.rewrite.shared_weights import LEAST_BYTES
 
 LARGE = round((LEAST_BYTES / 4) ** 0.5)
@@ -53,7 +53,7 @@ def gradient_in_a_branch(size: int) -> GraphProto:
 def test_the_products_are_the_same(size: int, count: int) -> None:
     graph = gradient_in_a_branch(size)
     weight = numpy_helper.to_array(graph.initializer[0]).astype(np.float64)
-    part_square_weights(graph)
+    separate_square_weights(graph)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     onnx.checker.check_model(model, full_check=True)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])

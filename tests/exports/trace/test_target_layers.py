@@ -103,7 +103,7 @@ def test_layers_of_channels_last_blocks_are_left_out() -> None:
     assert shapes["stages.0.blocks.0.norm"][3] == 96, "it is channels last"
     assert {"stages.0", "stages.0.blocks.0", "stages.0.blocks.0.conv_dw"} <= {*names}
     assert not {"stages.0.blocks.0.norm", "stages.0.blocks.0.mlp", "stages.0.blocks.0.mlp.fc1", "stages.2.blocks.1.mlp.act"} & {*names}
-    with pytest.raises(ExportError, match=r"--cam-layer stages\.0\.blocks\.0\.mlp: convnext_tiny's layer gives no map"):
+    with pytest.raises(ExportError, match=r"--cam-layer stages\.0\.blocks\.0\.mlp: in convnext_tiny this layer has no output"):
         resolve_layers(network, ["stages.0.blocks.0.mlp"])
 
 
@@ -113,7 +113,7 @@ def test_modules_that_run_more_than_once_are_left_out() -> None:
     assert "layer3.0.act1" in names
     network.backbone.layer4[0].act1 = network.backbone.layer3[0].act1  # type: ignore[index,union-attr]
     assert "layer3.0.act1" not in {layer.name for layer in list_layers(network)}
-    with pytest.raises(ExportError, match=r"layer3\.0\.act1: test_resnet's layer gives no map .*, once an image"):
+    with pytest.raises(ExportError, match=r"layer3\.0\.act1: in test_resnet this layer has no output .*, once per image"):
         resolve_layers(network, ["layer3.0.act1"])
 
 
@@ -127,12 +127,18 @@ def test_named_layers_come_in_the_order_of_execution() -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["layer5"], r"--cam-layer layer5: test_resnet's layer is not there: `--list-cam-layers` lists the \d+ there are; near it: layer"),
-        (["global_pool"], r"--cam-layer global_pool: test_resnet's layer gives no map `\[N, c, h, w\]` of some extent, once an image"),
-        (["fc"], r"--cam-layer fc: test_resnet's layer gives no map"),
-        (["zzzzzzzz"], r"--cam-layer zzzzzzzz: test_resnet's layer is not there: `--list-cam-layers` lists the \d+ there are$"),
-        (["layer2", "layer4", "layer2"], r"--cam-layer names a layer twice: layer2, layer4, layer2"),
-        ([""], r"--cam-layer : test_resnet's layer"),
+        (
+            ["layer5"],
+            r"--cam-layer layer5: in test_resnet this layer does not exist: choose from the \d+ of --list-cam-layers; similar names: layer",
+        ),
+        (
+            ["global_pool"],
+            r"--cam-layer global_pool: in test_resnet this layer has no output `\[N, c, h, w\]` with a spatial extent, once per image",
+        ),
+        (["fc"], r"--cam-layer fc: in test_resnet this layer has no output"),
+        (["zzzzzzzz"], r"--cam-layer zzzzzzzz: in test_resnet this layer does not exist: choose from the \d+ of --list-cam-layers$"),
+        (["layer2", "layer4", "layer2"], r"--cam-layer names a layer twice \(layer2, layer4, layer2\): give each once"),
+        ([""], r"--cam-layer : in test_resnet this layer"),
     ],
 )
 def test_what_cannot_be_explained_is_told_in_a_line(names: list[str], message: str) -> None:

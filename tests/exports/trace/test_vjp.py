@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from tlcli.exports.trace.joint_trace import TailFunction
 from tlcli.exports.trace.target_layers import Tap
-from tlcli.exports.trace.vjp import Rest, Tail
+from tlcli.exports.trace.vjp import TracedTail
 
 CHANNELS, WIDTH = 8, 5
 
@@ -133,12 +134,14 @@ NAMES = [
 ]  # fmt: skip
 
 
-def trace(rest: Rest, example: Tensor, layers: Sequence[str]) -> Tail:
+def trace(function: TailFunction, example: Tensor, layers: Sequence[str]) -> TracedTail:
     with sdpa_kernel(SDPBackend.MATH):  # as the explainer does
-        return Tail(rest, example, layers)
+        return TracedTail(function, example, layers)
 
 
-def by_autograd(rest: Rest, inputs: Tensor, layers: Sequence[str], cotangents: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+def by_autograd(
+    function: TailFunction, inputs: Tensor, layers: Sequence[str], cotangents: Tensor
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """z, activations, gradients `[N, K, c, h, w]` a layer; zeros where autograd finds no way."""
     leaves: dict[str, Tensor] = {}
     seen: dict[str, Tensor] = {}
@@ -148,7 +151,7 @@ def by_autograd(rest: Rest, inputs: Tensor, layers: Sequence[str], cotangents: T
         leaves[name] = output + torch.zeros_like(output).requires_grad_()
         return leaves[name] * 1  # what follows may work in place
 
-    z = rest(inputs.clone(), watch) + 0 * sum(leaf.sum() for leaf in leaves.values())  # a way there must be
+    z = function(inputs.clone(), watch) + 0 * sum(leaf.sum() for leaf in leaves.values())  # a way there must be
     gradients = []
     for name in layers:
         rows = [
@@ -159,16 +162,16 @@ def by_autograd(rest: Rest, inputs: Tensor, layers: Sequence[str], cotangents: T
     return z.detach(), [seen[name] for name in layers], gradients
 
 
-def check(rest: Rest, inputs: Callable[[int], Tensor], layers: Sequence[str]) -> Tail:
+def check(function: TailFunction, inputs: Callable[[int], Tensor], layers: Sequence[str]) -> TracedTail:
     """The tail's answers for several numbers of images and classes, none of which it was traced with, against autograd's."""
-    tail = trace(rest, inputs(1)[0], layers)
+    tail = trace(function, inputs(1)[0], layers)
     for images, explained in ((1, 1), (2, 3), (6, 2)):
         batch = inputs(images)
-        cotangents = torch.randn(images, explained, rest(batch.clone(), lambda _, output: output).shape[1])
-        expected_z, expected_activations, expected_gradients = by_autograd(rest, batch, layers, cotangents)
+        cotangents = torch.randn(images, explained, function(batch.clone(), lambda _, output: output).shape[1])
+        expected_z, expected_activations, expected_gradients = by_autograd(function, batch, layers, cotangents)
         before = batch.clone()
-        z, activations, remembered = tail(batch)
-        gradients, means = tail.pull_back(cotangents, remembered)
+        z, activations, residuals = tail(batch)
+        gradients, means = tail.pull_back(cotangents, residuals)
         torch.testing.assert_close(z, expected_z, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(list(activations), expected_activations, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(list(gradients), expected_gradients, rtol=1e-4, atol=1e-5)
@@ -181,14 +184,14 @@ def check(rest: Rest, inputs: Callable[[int], Tensor], layers: Sequence[str]) ->
         for number, name in enumerate(layers):
             changed = activations[number][of] * torch.rand(3, activations[number].shape[1], 1, 1).round()
             torch.testing.assert_close(
-                tail.again(number, changed, of, remembered), replaced(rest, batch[of], name, changed), rtol=1e-4, atol=1e-5
+                tail.from_activations(number, changed, of, residuals), replaced(function, batch[of], name, changed), rtol=1e-4, atol=1e-5
             )
     return tail
 
 
-def replaced(rest: Rest, inputs: Tensor, layer: str, changed: Tensor) -> Tensor:
+def replaced(function: TailFunction, inputs: Tensor, layer: str, changed: Tensor) -> Tensor:
     """z where a layer's output gives way to another."""
-    return rest(inputs.clone(), lambda name, output: changed.clone() if name == layer else output)
+    return function(inputs.clone(), lambda name, output: changed.clone() if name == layer else output)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -239,19 +242,19 @@ def stages() -> Stages:
 def test_several_layers_at_once(stages: Stages, layers: tuple[str, ...]) -> None:
     torch.manual_seed(1)
 
-    def rest(inputs: Tensor, tap: Tap) -> Tensor:
+    def function(inputs: Tensor, tap: Tap) -> Tensor:
         return stages(inputs, lambda name, output: tap(name, output) if name in layers else output)
 
-    tail = check(rest, lambda images: torch.randn(images, 3, 9, 8), layers)
+    tail = check(function, lambda images: torch.randn(images, 3, 9, 8), layers)
     assert tail.layers == layers
 
 
 def test_a_layer_that_does_not_reach_the_output_has_zeros_for_gradients(stages: Stages) -> None:
     tail = trace(lambda inputs, tap: stages(inputs, lambda name, output: tap(name, output) if name == "aside" else output),
                  torch.randn(3, 9, 8), ["aside"])  # fmt: skip
-    z, (aside,), remembered = tail(torch.randn(2, 3, 9, 8))
+    z, (aside,), residuals = tail(torch.randn(2, 3, 9, 8))
     assert aside.abs().max() > 0
-    (gradients,), _ = tail.pull_back(torch.ones(2, 4, WIDTH), remembered)
+    (gradients,), _ = tail.pull_back(torch.ones(2, 4, WIDTH), residuals)
     assert gradients.shape == (2, 4, *aside.shape[1:])
     assert not gradients.any()
     assert z.shape == (2, WIDTH)
@@ -262,10 +265,10 @@ def test_activations_are_what_the_layer_returned_not_what_was_made_of_it(stages:
     tail = trace(lambda inputs, tap: stages(inputs, lambda name, output: tap(name, output) if name == "one" else output),
                  torch.randn(3, 9, 8), ["one"])  # fmt: skip
     inputs = torch.randn(2, 3, 9, 8)
-    _, (one,), remembered = tail(inputs)
+    _, (one,), residuals = tail(inputs)
     torch.testing.assert_close(one, stages.one(inputs))
     assert one.min() < 0
-    (gradients,), _ = tail.pull_back(torch.ones(2, 1, WIDTH), remembered)
+    (gradients,), _ = tail.pull_back(torch.ones(2, 1, WIDTH), residuals)
     assert not gradients[:, 0][one < 0].any()
 
 
@@ -274,17 +277,17 @@ def test_again_depends_on_its_own_image_only(stages: Stages) -> None:
     tail = trace(lambda inputs, tap: stages(inputs, lambda name, output: tap(name, output) if name == "two" else output),
                  torch.randn(3, 9, 8), ["two"])  # fmt: skip
     inputs = torch.randn(3, 3, 9, 8)
-    z, (two,), remembered = tail(inputs)
+    z, (two,), residuals = tail(inputs)
     for order in ([0, 1, 2], [2, 0], [1, 1, 1, 1, 0]):
-        torch.testing.assert_close(tail.again(0, two[order], torch.tensor(order), remembered), z[order], rtol=1e-4, atol=1e-5)
-    assert (tail.again(0, two[[0]], torch.tensor([1]), remembered) - z[0]).abs().max() > 1e-3
+        torch.testing.assert_close(tail.from_activations(0, two[order], torch.tensor(order), residuals), z[order], rtol=1e-4, atol=1e-5)
+    assert (tail.from_activations(0, two[[0]], torch.tensor([1]), residuals) - z[0]).abs().max() > 1e-3
 
 
 def test_activations_in_another_memory_order_are_traced_alike() -> None:
     module = module_named("channels-last norm", 3, 3)
     example = torch.randn(1, CHANNELS, 3, 3).to(memory_format=torch.channels_last)[0]
     tail = trace(lambda a, tap: module(tap("layer", a)), example, ["layer"])
-    for graph in (tail.forward_graph, tail.backward_graph, *tail.again_graphs):
+    for graph in (tail.forward_graph, tail.backward_graph, *tail.from_activations_graphs):
         assert not [node for node in graph.graph.nodes if "strided" in str(node.target)]
     activations = torch.randn(2, CHANNELS, 3, 3).to(memory_format=torch.channels_last)
     torch.testing.assert_close(tail(activations)[0], module(activations))
@@ -312,7 +315,7 @@ def test_images_that_depend_on_one_another_are_refused() -> None:
 def test_writing_into_parts_of_a_tensor() -> None:
     """By arithmetic, with and without an assignment that ends it, with another tensor's values and with a number."""
 
-    def rest(inputs: Tensor, tap: Tap) -> Tensor:
+    def function(inputs: Tensor, tap: Tap) -> Tensor:
         output = tap("layer", inputs)
         output[:, ::2] *= 3
         part = output[:, 1:, 1:]
@@ -321,7 +324,7 @@ def test_writing_into_parts_of_a_tensor() -> None:
         output[:, :, -1] = 0.5
         return torch.tanh(output).mean((-2, -1))
 
-    check(rest, lambda images: torch.randn(images, CHANNELS, 5, 4), ["layer"])
+    check(function, lambda images: torch.randn(images, CHANNELS, 5, 4), ["layer"])
 
 
 def test_means_are_those_of_the_gradients() -> None:
@@ -329,6 +332,6 @@ def test_means_are_those_of_the_gradients() -> None:
     for name in ("hidden units", "convolutions", "pooled linear"):
         module = module_named(name, 5, 4)
         tail = trace(lambda a, tap, module=module: module(tap("layer", a)), torch.randn(CHANNELS, 5, 4), ["layer"])
-        _, _, remembered = tail(torch.randn(3, CHANNELS, 5, 4))
-        gradients, means = tail.pull_back(torch.randn(3, 2, WIDTH), remembered)
+        _, _, residuals = tail(torch.randn(3, CHANNELS, 5, 4))
+        gradients, means = tail.pull_back(torch.randn(3, 2, WIDTH), residuals)
         torch.testing.assert_close(means[0], gradients[0].mean((-2, -1)), rtol=1e-4, atol=1e-6)

@@ -15,7 +15,7 @@ from torch.nn import functional
 from tlcli.contract.errors import WeightsError
 from tlcli.contract.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from tlcli.exports import export_backbone
-from tlcli.exports.export_sources import published_network
+from tlcli.exports.published_backbone import published_network
 from tlcli.training.data.load import load_dataset
 from tlcli.training.engine.all_layers import classify_images
 from tlcli.training.models.pretrained_preprocessing import resolve_preprocessing

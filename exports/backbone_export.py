@@ -1,0 +1,116 @@
+"""Export of a backbone with the classifier it was published with.
+
+Neither training nor its reading of data is imported, unless images to check on have to be drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from tlcli.contract.errors import SettingsError
+from tlcli.contract.images import decoding
+from tlcli.contract.images.evenly_spaced import evenly_spaced
+from tlcli.contract.images.preprocessing import Preprocessing
+from tlcli.evaluation.agreement import Images, Shown
+from tlcli.exports.exporter import DEFAULT_CHECK_IMAGES, Exported, Say, export
+from tlcli.exports.precision.calibration_data import trial_on_images
+from tlcli.exports.precision.convert import SmallerNumbers
+from tlcli.exports.provenance import new_provenance
+from tlcli.exports.published_backbone import imagenet_labels, published_as_it_is, published_network
+from tlcli.training.models.backbone_names import with_timms_name
+from tlcli.training.settings.config import FinetuneConfig
+
+
+def export_backbone(
+    config: FinetuneConfig,
+    *,
+    name: str,
+    repository: Path,
+    labels: Sequence[str] | None = None,
+    image_paths: Sequence[Path] = (),
+    methods: Sequence[str] | None = None,
+    layers: Sequence[str] | None = None,
+    dynamic_size: bool = False,
+    temperature: float = 1.0,
+    numbers: SmallerNumbers | None = None,
+    calibration_paths: Sequence[Path] = (),
+    check_images: int = DEFAULT_CHECK_IMAGES,
+    say: Say = lambda _: None,
+) -> Exported:
+    """Export a backbone with the classifier it was published with, without a run.
+
+    Args:
+        config: its backbone, weights, model arguments and preprocessing are used.
+        name: the model's name.
+        repository: folder of models.
+        labels: the classes' names; None takes ImageNet's if there are 1000 classes, else `class_0`, `class_1`, ...
+        image_paths: files and folders of images to check on; an empty sequence checks on images that the project draws.
+        methods, layers, dynamic_size, temperature: see `tlcli.exports.exporter.export`.
+        numbers: reduced precision; the file is compared with the float file on `image_paths`, or, if there are none, on those images of
+            `calibration_paths` that are not calibrated on.
+        calibration_paths: files and folders of images to calibrate int8 on.
+        check_images: number of images to check on.
+        say: called with a line for each step.
+
+    Raises:
+        WeightsError, HubError: see `tlcli.training.models.weights.load_backbone`.
+        SettingsError: the weights hold no classifier, the backbone cannot have the requested maps, or int8 is requested without images to
+            calibrate on.
+        Others: see `tlcli.exports.exporter.export`.
+    """
+    _require_calibration(numbers, calibration_paths)
+    config = with_timms_name(config, say)
+    network = published_network(config) if methods is None or methods else published_as_it_is(config)
+    preprocessing, classes = network.config.preprocessing, network.config.num_classes
+    if labels is None:
+        labels = imagenet_labels() if classes == 1000 else [f"class_{index}" for index in range(classes)]
+    if len(labels) != classes:
+        raise SettingsError(
+            f"--labels: {len(labels)} labels, but the classifier of {config.backbone} has {classes} classes: give a label for each"
+        )
+    if image_paths:
+        files = decoding.find(image_paths)
+        images = [preprocessing.apply(decoding.read(files[index])) for index in evenly_spaced(len(files), check_images)]
+        source = ", ".join(map(str, image_paths))
+    else:
+        images, source = _drawn_images(preprocessing, check_images, config.seed), "drawn shapes"
+    trial = None
+    if numbers is not None:
+        check_inputs = Images(len(images), source, lambda index: Shown(images[index]))
+        trial = trial_on_images(numbers, image_paths, calibration_paths, check_inputs, preprocessing)
+    return export(
+        network,
+        name=name,
+        labels=labels,
+        repository=repository,
+        images=images,
+        source=source,
+        provenance=new_provenance(network.config, config.weights),
+        methods=methods,
+        layers=layers,
+        dynamic_size=dynamic_size,
+        temperature=temperature,
+        trial=trial,
+        say=say,
+    )
+
+
+def _require_calibration(numbers: SmallerNumbers | None, paths: Sequence[Path]) -> None:
+    calibrated = numbers is not None and numbers.precision == "int8"
+    if calibrated and not paths:
+        raise SettingsError(
+            "--precision int8 needs images such as the model will see, to calibrate on: give a few hundred with --calibration FOLDER"
+        )
+    if paths and not calibrated:
+        raise SettingsError("--calibration is for --precision int8 only: add that, or leave the images out")
+
+
+def _drawn_images(preprocessing: Preprocessing, count: int, seed: int) -> list[npt.NDArray[np.uint8]]:
+    from tlcli.training.data.draw_shape import draw
+
+    size = max(preprocessing.height, preprocessing.width)
+    return [preprocessing.apply(draw(index, seed, size=size).image) for index in range(count)]

@@ -1,0 +1,78 @@
+"""Backbones with the classifier they were published with, compared with timm's own model of the same weights."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from tlcli.contract.errors import SettingsError
+from tlcli.exports.timm_reference import TimmReference
+from tlcli.training.models.backbone_names import with_timms_name
+from tlcli.training.models.network import CutError, ImageNetwork, Network, NetworkConfig, WholeNetwork
+from tlcli.training.models.pretrained_preprocessing import resolve_preprocessing
+from tlcli.training.models.weights import load_backbone
+from tlcli.training.settings.config import FinetuneConfig
+
+
+def published_network(config: FinetuneConfig) -> Network:
+    """Build a backbone with the classifier it was published with, in eval mode, and compare it with timm's own model.
+
+    Args:
+        config: its backbone, weights, model arguments and preprocessing are used.
+
+    Raises:
+        WeightsError, HubError: see `tlcli.training.models.weights.load_backbone`.
+        SettingsError: the weights hold no classifier.
+        CutError: the network cannot be cut into features and a head.
+        ParityError: the network's logits differ from those of timm's model.
+    """
+    backbone, described = _load_published(config)
+    reference = TimmReference.of(backbone, described)
+    network = Network(described, backbone, keep_classifier=True).eval()
+    reference.require(network)
+    return network
+
+
+def published_as_it_is(config: FinetuneConfig) -> ImageNetwork:
+    """Build the network for an export without maps: one that cannot be cut into features and a head is run as timm runs it.
+
+    Args:
+        config: as in `published_network`.
+
+    Raises:
+        WeightsError, HubError, SettingsError, ParityError: as in `published_network`.
+    """
+    backbone, described = _load_published(config)
+    reference = TimmReference.of(backbone, described)
+    try:
+        network: ImageNetwork = Network(described, backbone, keep_classifier=True)
+    except CutError:
+        network = WholeNetwork(described, backbone)
+    reference.require(network.eval())
+    return network
+
+
+def _load_published(config: FinetuneConfig) -> tuple[nn.Module, NetworkConfig]:
+    config = with_timms_name(config)
+    backbone, _ = load_backbone(config.model_copy(update={"head": "original"}))
+    classes = int(getattr(backbone, "num_classes", 0))
+    if classes < 2:
+        raise SettingsError(
+            f"{config.weights}: the weights hold no classifier, so there are no scores to serve: fine-tune first (tlcli finetune)"
+        )
+    described = NetworkConfig(
+        backbone=config.backbone,
+        model_kwargs=config.model_kwargs,
+        head="original",
+        num_classes=classes,
+        preprocessing=resolve_preprocessing(config, backbone),
+        pretrained=config.weights != "none",
+    )
+    return backbone, described
+
+
+def imagenet_labels() -> list[str]:
+    """Return the 1,000 classes of ILSVRC 2012 in their order, the first name of each synset."""
+    from timm.data.imagenet_info import ImageNetInfo
+
+    info = ImageNetInfo()
+    return [info.index_to_description(index).split(",")[0] for index in range(1000)]

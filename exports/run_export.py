@@ -1,0 +1,98 @@
+"""Export of a finished run's best network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from tlcli.contract.errors import DatasetError, ImageError
+from tlcli.contract.images.evenly_spaced import evenly_spaced
+from tlcli.exports.exporter import DEFAULT_CHECK_IMAGES, Exported, Say, export
+from tlcli.exports.fold_temperature import Temperature, require_temperature
+from tlcli.exports.precision.convert import SmallerNumbers
+from tlcli.exports.precision.dataset_calibration import trial_on_dataset
+from tlcli.exports.provenance import new_provenance
+from tlcli.exports.run_temperature import settle_temperature
+from tlcli.training.data.dataset import Dataset
+from tlcli.training.reports.model_card import write_model_card
+from tlcli.training.runs.load_run import Run
+from tlcli.training.runtime.progress import ProgressFactory, silent
+
+
+def export_run(
+    run: Run,
+    *,
+    name: str,
+    repository: Path,
+    methods: Sequence[str] | None = None,
+    layers: Sequence[str] | None = None,
+    dynamic_size: bool = False,
+    temperature: Temperature = 1.0,
+    numbers: SmallerNumbers | None = None,
+    check_images: int = DEFAULT_CHECK_IMAGES,
+    progress: ProgressFactory = silent,
+    say: Say = lambda _: None,
+) -> Exported:
+    """Export a finished run's best network, checked on images of its validation part.
+
+    Args:
+        run: see `tlcli.training.runs.load_run.load_run`.
+        name: the model's name.
+        repository: folder of models.
+        methods, layers, dynamic_size: see `tlcli.exports.exporter.export`.
+        temperature: divisor of the logits; `fit` finds it on the validation part.
+        numbers: reduced precision; calibrated on images of the training part, and compared with the float file on the validation part.
+        check_images: number of images to check the file on.
+        progress: makes the progress bars of long steps.
+        say: called with a line for each step, and with the effect of a temperature on the scores.
+
+    Raises:
+        DatasetError: the run's images cannot be read any more.
+        Others: see `tlcli.exports.exporter.export`.
+    """
+    require_temperature(temperature)
+    dataset = run.dataset()
+    spec = Path(dataset.spec).name if Path(dataset.spec).is_absolute() else dataset.spec  # the path on this machine is private
+    images = _check_inputs(run, dataset, check_images)
+    if temperature != 1:
+        temperature = settle_temperature(temperature, run, dataset.val, progress, say)
+    exported = export(
+        run.network,
+        name=name,
+        labels=run.classes,
+        repository=repository,
+        images=images,
+        source=f"{spec}, validation part",
+        provenance=new_provenance(
+            run.network.config,
+            run.config.weights,
+            run=run.path.name,
+            dataset=spec,
+            dataset_fingerprint=dataset.fingerprint,
+            metrics=run.metrics,
+        ),
+        methods=methods,
+        layers=layers,
+        dynamic_size=dynamic_size,
+        temperature=temperature,
+        trial=None if numbers is None else trial_on_dataset(numbers, dataset, spec, run.network.config.preprocessing),
+        say=say,
+    )
+    write_model_card(exported.path.parents[1], run, exported.description)
+    return exported
+
+
+def _check_inputs(run: Run, dataset: Dataset, count: int) -> list[npt.NDArray[np.uint8]]:
+    """Return inputs made of validation images at evenly spaced indices."""
+    images = []
+    for index in evenly_spaced(len(dataset.val), count):
+        try:
+            images.append(run.network.config.preprocessing.apply(dataset.val.load(index)))
+        except (ImageError, OSError) as error:
+            raise DatasetError(
+                f"{dataset.val.names[index]}: cannot be read any more, and the export is checked on it: put it back ({error})"
+            ) from error
+    return images

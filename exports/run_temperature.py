@@ -1,0 +1,49 @@
+"""Temperature of a run: fitted or given, and its effect on the scores of the validation part."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tlcli.exports.exporter import Say
+from tlcli.exports.fold_temperature import Temperature
+from tlcli.training.data.dataset import Part
+from tlcli.training.engine.all_layers import classify_images
+from tlcli.training.engine.head import classify_embeddings
+from tlcli.training.features.cache import FeatureCache
+from tlcli.training.metrics.calibration import calibration
+from tlcli.training.metrics.temperature_scaling import fit_temperature
+from tlcli.training.runs.load_run import Run
+from tlcli.training.runs.run_folder import read_config
+from tlcli.training.runtime.progress import ProgressFactory
+
+
+def settle_temperature(temperature: Temperature, run: Run, val: Part, progress: ProgressFactory, say: Say) -> float:
+    """Return the temperature as a number, fitted if need be, and report its effect on the scores of the validation part."""
+    logits, labels = logits_of(run, val, progress), torch.from_numpy(val.labels)
+    origin = "as given"
+    if temperature == "fit":
+        temperature, origin = fit_temperature(logits, labels), f"fitted on {len(val):,} validation images"
+    before, after = expected_error(logits, labels), expected_error(logits / temperature, labels)
+    say(f"temperature {temperature:.4g}, {origin}: expected calibration error on them {after:.2%}, {before:.2%} without it")
+    return temperature
+
+
+def expected_error(logits: Tensor, labels: Tensor) -> float:
+    """Return the expected calibration error of `softmax(logits)`, in [0, 1]. logits: `[n, C]`. labels: `[n]`."""
+    confidence, first = logits.softmax(1).max(1)
+    return calibration(confidence.numpy(), (first == labels).numpy()).ece
+
+
+def logits_of(run: Run, part: Part, progress: ProgressFactory) -> Tensor:
+    """Compute the logits of a run's network for a part, `[n, C]`, from the cached features if only the head was trained.
+
+    Raises:
+        ImageError: an image cannot be read any more.
+    """
+    config = read_config(run.path)
+    if run.config.mode == "feature-extraction":
+        cache = FeatureCache(run.network, config.weights_fingerprint, config.plan.workers, progress)
+        return classify_embeddings(run.network, cache.embeddings(part, "Features of the val part"))
+    with progress("Evaluating on the val part", len(part)) as advance:
+        return classify_images(run.network, part, config.plan, advance)

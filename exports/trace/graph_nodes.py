@@ -1,0 +1,58 @@
+"""Predicates and sizes of the nodes of an FX graph.
+
+A traced node's `meta["val"]` is a fake tensor or a symbolic size: its shape is known, its values are not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+
+def is_call(node: Any, target: Any) -> bool:
+    """Return True for a node that calls the operator `target`."""
+    return isinstance(node, fx.Node) and node.target is target
+
+
+def is_weight(node: Any) -> bool:
+    """Return True for a node that reads a parameter or a constant of the module."""
+    return isinstance(node, fx.Node) and node.op == "get_attr"
+
+
+def shape_of(node: fx.Node) -> list[Any]:
+    """Return the shape of a node's value: numbers, and symbols for open sizes."""
+    return [*node.meta["val"].shape]
+
+
+def is_size(node: fx.Node, size: Any) -> bool:
+    """Return True for a node whose value is the symbolic size `size` itself."""
+    value = node.meta.get("val")
+    return isinstance(value, torch.SymInt) and value.node.expr == size
+
+
+def grows_with(node: fx.Node, size: Any) -> bool:
+    """Return True for a node whose value, or any dimension of it, depends on the symbolic size `size`."""
+    value = node.meta.get("val")
+    sizes = value.shape if isinstance(value, Tensor) else [value]
+    return any(_contains(dimension, size) for dimension in sizes)
+
+
+def rows_per_image(node: fx.Node, batch: Any) -> int:
+    """Return the number of rows that a value has for each image; 0 for a value that does not grow with the batch.
+
+    Raises:
+        NotImplementedError: the value grows with the batch in another way.
+    """
+    if not grows_with(node, batch):
+        return 0
+    first, *others = node.meta["val"].shape
+    rows = first.node.expr / batch if isinstance(first, torch.SymInt) else None
+    if rows is None or not rows.is_integer or not rows.is_number or any(_contains(dimension, batch) for dimension in others):
+        raise NotImplementedError(f"{node.name} of shape {list(node.meta['val'].shape)} has no rows of its own for each image")
+    return int(rows)
+
+
+def _contains(value: Any, size: Any) -> bool:
+    return isinstance(value, torch.SymInt) and size in value.node.expr.free_symbols

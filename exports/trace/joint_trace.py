@@ -1,0 +1,138 @@
+"""Trace of a network's tail together with its gradient: one graph of plain operators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from tlcli.exports.trace.decompositions import DECOMPOSITIONS
+from tlcli.exports.trace.simplify_graph import StridedWriteError, simplify
+from tlcli.exports.trace.target_layers import Tap
+
+_BATCH_SIZES = (37, 41, 43, 47, 53, 59, 61)
+"""Batch sizes to trace with. The first that equals no other size is used: the tracer gives equal sizes one symbol."""
+
+TailFunction = Callable[[Tensor, Tap], Tensor]
+"""Traced part of a network: takes its input, `[N, ...]`, and a tap for the layers' outputs; returns the embedding z, `[N, d]`."""
+
+Transform = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def trace_joint(function: TailFunction, example: Tensor, layers: Sequence[str], dynamic_size: bool) -> fx.GraphModule:
+    """Trace `(input, cotangent of z) -> (z, *activations, *gradients)`; for the arguments see `tlcli.exports.trace.vjp.TracedTail`."""
+    with torch.no_grad():
+        width = function(example[None], lambda _, output: output).shape[1]
+    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+    examples = _symbolic_examples(mode, example, width, dynamic_size)
+    try:
+        # Functionalized after differentiation where that works: it leaves fewer changes of memory order.
+        return _trace(torch.func.functionalize(JointTrace(function, layers), remove="mutations_and_views"), examples)
+    except StridedWriteError:
+        return _trace(JointTrace(function, layers, torch.func.functionalize), examples)
+
+
+class JointTrace:
+    """Forward pass and gradient of a tail as one function, for a tracer to record.
+
+    The gradient with respect to a layer's activations is that with respect to zeros which are added to the layer's output.
+    """
+
+    def __init__(self, function: TailFunction, layers: Sequence[str], transform: Transform = lambda function: function) -> None:
+        """Store the function.
+
+        Args:
+            function: see `TailFunction`.
+            layers: names that `function` passes to its tap, each once.
+            transform: applied to the function before it is differentiated.
+        """
+        self._function = function
+        self._layers = layers
+        self._transform = transform
+
+    def __call__(self, inputs: Tensor, cotangent: Tensor) -> tuple[Any, ...]:
+        """Return z, the layers' activations, and the vector-Jacobian product of each layer."""
+        with _TraceableFunctions():
+            with torch.no_grad():
+                zeros = self._transform(self.probe)(inputs)
+
+            def shifted(*shifts: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+                z, *activations = self._transform(self.shift)(inputs, *shifts)
+                return z, tuple(activations)
+
+            z, pull_back, activations = cast("tuple[Any, Any, Any]", torch.func.vjp(shifted, *zeros, has_aux=True))
+            return z, *activations, *pull_back(cotangent)
+
+    def probe(self, inputs: Tensor) -> tuple[Tensor, ...]:
+        """Return zeros in the shape of each layer's output."""
+        zeros: dict[str, Tensor] = {}
+
+        def tap(name: str, output: Tensor) -> Tensor:
+            zeros[name] = torch.zeros_like(output)
+            return output.clone()  # later layers may work in place
+
+        self._function(inputs.clone(), tap)
+        return tuple(zeros[name] for name in self._layers)
+
+    def shift(self, inputs: Tensor, *shifts: Tensor) -> tuple[Tensor, ...]:
+        """Return z and the layers' activations after adding a shift to each layer's output."""
+        activations: dict[str, Tensor] = {}
+
+        def tap(name: str, output: Tensor) -> Tensor:
+            output = output + shifts[self._layers.index(name)]
+            activations[name] = output.clone()  # later layers may work in place
+            return output
+
+        z = self._function(inputs.clone(), tap)
+        return z, *(activations[name] for name in self._layers)
+
+
+def _trace(joint: Callable[[Tensor, Tensor], tuple[Any, ...]], examples: tuple[Tensor, Tensor]) -> fx.GraphModule:
+    traced = make_fx(joint, decomposition_table=DECOMPOSITIONS, tracing_mode="symbolic")(*examples)
+    simplify(traced)
+    return traced
+
+
+class _TraceableFunctions(TorchFunctionMode):
+    """Replacement of functions by equivalents that can be traced and differentiated."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is functional.linear and args[0].ndim > 2:  # PyTorch's own implementation fixes the traced sizes
+            return _linear(*args, **(kwargs or {}))
+        if function is Tensor.__setitem__:  # a copy into a slice loses its derivative when it is functionalized
+            inputs, index, value = args
+            value = value.clone() if isinstance(value, Tensor) else value  # it may be the slice itself
+            inputs[index].zero_().add_(value)
+            return None
+        return function(*args, **(kwargs or {}))
+
+
+def _linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Apply a linear layer to an input of more than two dimensions."""
+    product = inputs.reshape(-1, inputs.shape[-1]) @ weight.t()
+    product = product.reshape(*inputs.shape[:-1], weight.shape[0])
+    return product if bias is None else product + bias
+
+
+def _symbolic_examples(mode: FakeTensorMode, example: Tensor, width: int, dynamic_size: bool) -> tuple[Tensor, Tensor]:
+    """Return fake inputs and cotangents `[N, width]` for the tracer: N is a symbol, all other sizes are numbers.
+
+    With `dynamic_size`, the last two sizes of the inputs are symbols too.
+    """
+    batch, fixed, last = DimDynamic.DUCK, DimDynamic.STATIC, DimDynamic.DYNAMIC if dynamic_size else DimDynamic.STATIC
+    last_two = [last] * min(2, example.ndim - 1)
+    rows = next(size for size in _BATCH_SIZES if size not in (*example.shape, width))
+    # Copied into row-major order: in channels-last order the tracer would write strides into the graph.
+    inputs = example.expand(rows, *[-1] * example.ndim).contiguous()
+    sizes = [batch, *[fixed] * (example.ndim - len(last_two)), *last_two]
+    return (
+        mode.from_tensor(inputs, symbolic_context=StatelessSymbolicContext(dynamic_sizes=sizes)),
+        mode.from_tensor(torch.ones(rows, width), symbolic_context=StatelessSymbolicContext(dynamic_sizes=[batch, fixed])),
+    )

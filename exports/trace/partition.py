@@ -1,0 +1,197 @@
+"""Partition of a joint graph into graphs that run at different times: forward, backward, and from a layer's activations."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from tlcli.exports.trace.graph_nodes import grows_with, is_size, rows_per_image
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Graphs that a joint graph was cut into.
+
+    forward: input to z, the layers' activations and the residuals: values of the forward pass that the other graphs take.
+    backward: a cotangent and its saved inputs to the gradients and those means that the joint graph returns.
+    from_activations: for each layer, the layer's activations and their saved inputs to z.
+    saved_inputs: for each graph of `from_activations` and last for `backward`, the indices of the residuals that it takes.
+    rows: rows per image of each residual; 0 where it does not grow with the batch.
+    """
+
+    forward: fx.GraphModule
+    backward: fx.GraphModule
+    from_activations: tuple[fx.GraphModule, ...]
+    saved_inputs: tuple[tuple[int, ...], ...]
+    rows: tuple[int, ...]
+
+
+def partition(traced: fx.GraphModule, layers: int) -> Partition:
+    """Cut a joint graph.
+
+    For a network that applies a convolution, whose output A is the layer's, a ReLU and the mean over n positions, the joint graph is
+
+        x ── conv ── A ─┬─ relu ── mean ── z
+                        └─ A > 0 ── mask ──────────┐
+        c ── expand to size(A) ── divide by n ── multiply ── dy/dA
+
+    and is cut into
+
+        forward            x    ->  z, A, mask      conv, relu, mean, A > 0
+        backward           c, mask  ->  dy/dA       expand, divide, multiply
+        from_activations   A    ->  z               relu, mean
+
+    The mask depends on A, but not on the cotangent c: it is computed once per image, and is a residual. The number of rows in size(A) is
+    no residual: the backward graph has a row for each image and class, so it reads that number from c.
+
+    Args:
+        traced: `(input, cotangent) -> (z, *activations, *gradients, *means)`, see `tlcli.exports.trace.joint_trace.JointTrace`.
+        layers: number of layers.
+
+    Raises:
+        NotImplementedError: an operator fixes the number of images, or a residual mixes images.
+    """
+    joint = _Joint.of(traced, layers)
+    backward_nodes = _depending_on_cotangent(joint)
+    recomputed = _recomputed_in_each_graph(joint, backward_nodes)
+    regions = [
+        *(_from_layer(joint, activations, backward_nodes, recomputed) for activations in joint.activations),
+        _Region(joint.cotangent, backward_nodes, _saved_inputs(joint, joint.cotangent, backward_nodes, recomputed), joint.gradients),
+    ]
+    residuals = list(dict.fromkeys(itertools.chain.from_iterable(region.saved for region in regions)))
+    *from_activations, backward = (_extract(joint, region, recomputed) for region in regions)
+    return Partition(
+        forward=_extract_forward(joint, backward_nodes, residuals),
+        backward=backward,
+        from_activations=tuple(from_activations),
+        saved_inputs=tuple(tuple(residuals.index(node) for node in region.saved) for region in regions),
+        rows=tuple(rows_per_image(node, joint.batch) for node in residuals),
+    )
+
+
+@dataclass(frozen=True)
+class _Joint:
+    """Inputs and outputs of a joint graph.
+
+    gradients: those of the layers, then the means.
+    batch: symbol of the number of images.
+    """
+
+    traced: fx.GraphModule
+    inputs: fx.Node
+    cotangent: fx.Node
+    z: fx.Node
+    activations: tuple[fx.Node, ...]
+    gradients: tuple[fx.Node, ...]
+    batch: Any
+
+    @classmethod
+    def of(cls, traced: fx.GraphModule, layers: int) -> _Joint:
+        inputs, cotangent = (node for node in traced.graph.nodes if node.op == "placeholder")
+        (output,) = (node for node in traced.graph.nodes if node.op == "output")
+        z, *others = output.args[0]
+        batch = inputs.meta["val"].shape[0]
+        if not isinstance(batch, torch.SymInt) or batch.node.expr.is_number:
+            raise NotImplementedError("an operator fixes the number of images")
+        return cls(traced, inputs, cotangent, z, tuple(others[:layers]), tuple(others[layers:]), batch.node.expr)
+
+
+@dataclass(frozen=True)
+class _Region:
+    """Part of the joint graph that becomes a graph other than the forward one.
+
+    start: its first input.
+    nodes: computed in it.
+    saved: its other inputs, values of the forward graph.
+    outputs: what it returns.
+    """
+
+    start: fx.Node
+    nodes: set[fx.Node]
+    saved: list[fx.Node]
+    outputs: Sequence[fx.Node]
+
+
+def _depending_on_cotangent(joint: _Joint) -> set[fx.Node]:
+    """Return the nodes of the backward pass, with gradients that are zero whatever the cotangent is."""
+    return (_downstream(joint.traced.graph, joint.cotangent) - {joint.cotangent}) | set(joint.gradients)
+
+
+def _recomputed_in_each_graph(joint: _Joint, backward_nodes: set[fx.Node]) -> set[fx.Node]:
+    """Return sizes that grow with the batch, and constants of such sizes: each graph derives them from its own first input."""
+    from_inputs = _downstream(joint.traced.graph, joint.inputs, through_sizes=False)
+    computed = from_inputs | backward_nodes | {joint.cotangent}
+    return {node for node in joint.traced.graph.nodes if grows_with(node, joint.batch) and node not in computed}
+
+
+def _from_layer(joint: _Joint, activations: fx.Node, backward_nodes: set[fx.Node], recomputed: set[fx.Node]) -> _Region:
+    """Return the region between a layer's activations and z. Where the layer does not reach z, z itself is a saved input."""
+    nodes = _downstream(joint.traced.graph, activations) - {activations} - backward_nodes
+    saved = _saved_inputs(joint, activations, nodes, recomputed)
+    if joint.z not in nodes and joint.z not in saved:
+        saved.append(joint.z)
+    return _Region(activations, nodes, saved, [joint.z])
+
+
+def _saved_inputs(joint: _Joint, start: fx.Node, nodes: set[fx.Node], recomputed: set[fx.Node]) -> list[fx.Node]:
+    """Return the values that a region takes from outside, other than its first input and the module's weights, in the graph's order."""
+    computed = nodes | recomputed
+    saved: dict[fx.Node, None] = {}
+    for node in joint.traced.graph.nodes:
+        if node in computed and not is_size(node, joint.batch):
+            outside = (value for value in node.all_input_nodes if value is not start and value not in computed and value.op != "get_attr")
+            saved |= dict.fromkeys(outside)
+    return list(saved)
+
+
+def _extract_forward(joint: _Joint, backward_nodes: set[fx.Node], residuals: Sequence[fx.Node]) -> fx.GraphModule:
+    skipped = backward_nodes | {joint.cotangent}
+    graph = fx.Graph()
+    copies = _copy((node for node in joint.traced.graph.nodes if node not in skipped and node.op != "output"), graph, {})
+    graph.output(tuple(copies[node] for node in (joint.z, *joint.activations, *residuals)))
+    return _module(joint, graph)
+
+
+def _extract(joint: _Joint, region: _Region, recomputed: set[fx.Node]) -> fx.GraphModule:
+    """Copy a region into a graph of its own, whose number of rows is that of its first input."""
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for number, node in enumerate((region.start, *region.saved)):
+        copies[node] = graph.placeholder(f"input_{number}")
+        copies[node].meta = dict(node.meta)
+    rows = graph.call_function(aten.sym_size.int, (copies[region.start], 0))
+    nodes = joint.traced.graph.nodes
+    copies |= {node: rows for node in nodes if is_size(node, joint.batch)}
+    computed = region.nodes | recomputed
+    copies = _copy((node for node in nodes if node not in copies and (node in computed or node.op == "get_attr")), graph, copies)
+    graph.output(tuple(copies[node] for node in region.outputs))
+    return _module(joint, graph)
+
+
+def _module(joint: _Joint, graph: fx.Graph) -> fx.GraphModule:
+    graph.eliminate_dead_code()
+    return fx.GraphModule(joint.traced, graph)
+
+
+def _downstream(graph: fx.Graph, start: fx.Node, through_sizes: bool = True) -> set[fx.Node]:
+    """Return `start` and the nodes computed from it; without `through_sizes`, none that depend on its sizes alone."""
+    reached = {start}
+    for node in graph.nodes:
+        if not reached.isdisjoint(node.all_input_nodes) and (through_sizes or not isinstance(node.meta.get("val"), torch.SymInt)):
+            reached.add(node)
+    return {node for node in reached if node.op != "output"}
+
+
+def _copy(nodes: Iterable[fx.Node], graph: fx.Graph, copies: dict[fx.Node, fx.Node]) -> dict[fx.Node, fx.Node]:
+    """Copy nodes into `graph`, and return `copies` with the new ones added; `copies` itself is left as it is."""
+    copies = dict(copies)
+    for node in nodes:
+        copies[node] = graph.node_copy(node, lambda value: copies[value])
+    return copies

@@ -1,0 +1,168 @@
+"""Rewrites of a traced graph: copies and added zeros are removed, and products with weights take one form.
+
+Nothing is written in place any more, so copies of views become views again. A product with a weight looks alike in the forward and the
+backward pass afterwards, so that the two are recognised as sharing a weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import fx, nn
+
+from tlcli.exports.trace.decompositions import covers
+from tlcli.exports.trace.graph_nodes import is_call, is_weight, shape_of
+
+aten = torch.ops.aten
+
+_VIEWS = (aten.view_copy.default, aten.view.default, aten._unsafe_view.default)
+_COPIES = (aten.clone.default, aten.lift_fresh.default, aten.detach.default, aten.detach_.default)
+
+
+class StridedWriteError(NotImplementedError):
+    """Write into a slice whose gradient is traced as strides, which ONNX does not have: better no graph than a wrong one."""
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """One rewriting step.
+
+    matches: True for the nodes that it rewrites.
+    apply: rewrites such a node of the traced module.
+    """
+
+    matches: Callable[[fx.Node], bool]
+    apply: Callable[[fx.GraphModule, fx.Node], None]
+
+
+def simplify(traced: fx.GraphModule) -> None:
+    """Apply all `REWRITES` to each node in turn, in place.
+
+    Raises:
+        StridedWriteError: the graph has an operator on strides.
+    """
+    calls = [node for node in traced.graph.nodes if node.op == "call_function"]
+    if any("as_strided" in str(node.target) for node in calls):
+        raise StridedWriteError("the network writes into a slice of a tensor")
+    for node in calls:
+        for rewrite in REWRITES:
+            if rewrite.matches(node):
+                rewrite.apply(traced, node)
+    traced.graph.eliminate_dead_code()
+
+
+def _is_view(node: fx.Node) -> bool:
+    return node.target in _VIEWS
+
+
+def _to_reshape(_traced: fx.GraphModule, node: fx.Node) -> None:
+    """Turn a view into a reshape, which takes any memory order."""
+    node.target = aten.reshape.default
+
+
+def _is_copy_of_view(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._opname.endswith("_copy")
+
+
+def _to_view(_traced: fx.GraphModule, node: fx.Node) -> None:
+    """Turn `slice_copy` into `slice`, and so on. `_to_copy` stays: it converts, and there is no operator `_to`."""
+    target = cast("torch._ops.OpOverload", node.target)
+    view = getattr(aten, target._opname.removesuffix("_copy"), None)
+    node.target = getattr(view, target._overloadname, target)
+
+
+def _is_identity(node: fx.Node) -> bool:
+    """Match copies, and the addition of zeros of the same shape."""
+    return node.target in _COPIES or (
+        node.target is aten.add.Tensor
+        and is_call(node.args[1], aten.zeros_like.default)
+        and shape_of(cast("fx.Node", node.args[1])) == shape_of(cast("fx.Node", node.args[0]))
+    )
+
+
+def _to_input(_traced: fx.GraphModule, node: fx.Node) -> None:
+    node.replace_all_uses_with(cast("fx.Node", node.args[0]))
+
+
+def _is_double_transpose(node: fx.Node) -> bool:
+    return node.target is aten.t.default and is_call(node.args[0], aten.t.default)
+
+
+def _to_input_of_input(_traced: fx.GraphModule, node: fx.Node) -> None:
+    node.replace_all_uses_with(cast("Any", node.args[0]).args[0])
+
+
+def _is_linear(node: fx.Node) -> bool:
+    """Match `bias + x @ weight.t()`."""
+    return node.target is aten.addmm.default and is_call(node.args[2], aten.t.default) and not node.kwargs
+
+
+def _to_linear(traced: fx.GraphModule, node: fx.Node) -> None:
+    bias, inputs, transposed = cast("tuple[Any, ...]", node.args)
+    with traced.graph.inserting_before(node):
+        _replace(node, aten.linear.default, (inputs, transposed.args[0], bias))
+
+
+def _is_covering_convolution(node: fx.Node) -> bool:
+    """Match a convolution whose kernel covers the whole input, as in VGG's fc6."""
+    if node.target is not aten.convolution.default:
+        return False
+    inputs, weight, _, _, padding, dilation, transposed, _, groups = cast("tuple[Any, ...]", node.args)
+    return not transposed and is_weight(weight) and covers(shape_of(inputs), shape_of(weight), padding, dilation, groups)
+
+
+def _to_product_with_rows(traced: fx.GraphModule, node: fx.Node) -> None:
+    """Turn a covering convolution into a linear layer on the flattened input."""
+    inputs, weight, bias = cast("tuple[Any, ...]", node.args)[:3]
+    with traced.graph.inserting_before(node):
+        flat = traced.graph.call_function(aten.flatten.using_ints, (inputs, 1))
+        rows = traced.graph.call_function(aten.linear.default, (flat, _flat_weight(traced, weight), bias))
+        flat.meta["val"] = inputs.meta["val"].flatten(1)
+        rows.meta["val"] = node.meta["val"].flatten(1)
+        _replace(node, aten.reshape.default, (rows, [-1, node.meta["val"].shape[1], 1, 1]))
+
+
+def _is_flattened_weight(node: fx.Node) -> bool:
+    """Match the reshape of a weight to a matrix with a row for each output."""
+    if node.target not in (aten.view.default, aten.reshape.default) or not is_weight(node.args[0]):
+        return False
+    weight, shape = cast("tuple[Any, ...]", node.args)
+    return len(shape) == 2 and list(shape) == list(weight.meta["val"].flatten(1).shape)
+
+
+def _to_flat_weight(traced: fx.GraphModule, node: fx.Node) -> None:
+    with traced.graph.inserting_before(node):
+        node.replace_all_uses_with(_flat_weight(traced, cast("fx.Node", node.args[0])))
+
+
+REWRITES = (
+    Rewrite(_is_view, _to_reshape),
+    Rewrite(_is_copy_of_view, _to_view),
+    Rewrite(_is_identity, _to_input),
+    Rewrite(_is_double_transpose, _to_input_of_input),
+    Rewrite(_is_linear, _to_linear),
+    Rewrite(_is_covering_convolution, _to_product_with_rows),
+    Rewrite(_is_flattened_weight, _to_flat_weight),
+)
+"""In the order in which they are tried on a node. The first two change its operator, which the later ones look at."""
+
+
+def _flat_weight(traced: fx.GraphModule, weight: fx.Node) -> fx.Node:
+    """Insert the weight as a matrix with a row for each output, an attribute of its own in the same memory."""
+    name = f"{weight.target}_flat"
+    if not hasattr(traced, name):
+        value = getattr(traced, str(weight.target)).detach().flatten(1)
+        traced.register_parameter(name, nn.Parameter(value, requires_grad=False))
+    node = traced.graph.get_attr(name)
+    node.meta["val"] = weight.meta["val"].flatten(1)
+    return node
+
+
+def _replace(node: fx.Node, target: Any, arguments: tuple[Any, ...]) -> None:
+    """Insert a call in front of the graph's insertion point, and let all users of `node` take its result."""
+    replacement = node.graph.call_function(target, arguments)
+    replacement.meta = dict(node.meta)
+    node.replace_all_uses_with(replacement)
