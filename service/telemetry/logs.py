@@ -6,12 +6,12 @@ import json
 import logging
 import sys
 from datetime import UTC, datetime
+from typing import Literal
 
 from tlcli.service.telemetry.log_writer import LogWriter
 from tlcli.service.telemetry.request_record import STAGES, Observed, under_way
 
-TEXT, JSON = "text", "json"
-FORMATS = (TEXT, JSON)
+LogFormat = Literal["text", "json"]
 
 _FIELDS = "fields"
 """The attribute of a log record that holds what is an object's members in JSON."""
@@ -19,14 +19,14 @@ _FIELDS = "fields"
 logger = logging.getLogger(__name__)
 
 
-def set_up(log_format: str) -> None:
+def set_up(log_format: LogFormat) -> None:
     """Lines from INFO on go to standard error, where the program has not set up logging.
 
     Args:
-        log_format: one of `FORMATS`.
+        log_format: `text` or `json`.
     """
     handler = _writer()
-    handler.setFormatter(JsonFormatter() if log_format == JSON else logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(JsonFormatter() if log_format == "json" else logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 

@@ -10,7 +10,6 @@ from PIL import Image
 from tests.helpers.service.sample_images import RED, encode, png_that_claims, scene
 from tests.helpers.service.toy_model import LABELS, SIZE
 from tlcli.contract.errors import ImageError, ModelFileError, NotFoundError, RequestError, ServerError, TlcliError
-from tlcli.contract.images.decoding import ImageLimits
 from tlcli.service import Client, ServerSettings, in_background
 from tlcli.service.pb.tlcli.v1 import classifier_pb2 as pb
 from tlcli.service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
@@ -212,9 +211,9 @@ def test_a_broken_file_among_the_models_is_listed_with_its_reason(client: Client
 
 
 def test_a_image_of_the_largest_size_is_admitted_and_a_larger_one_refused(one_model: object) -> None:
-    limits = ImageLimits(max_bytes=5_000_000)
-    with in_background(ServerSettings(models=one_model, port=0, limits=limits)) as port, Client(port=port) as client:  # type: ignore[arg-type]
-        largest = GOOD + bytes(limits.max_bytes - len(GOOD))  # what follows a JPEG's end is not read
+    max_bytes = 5_000_000
+    with in_background(ServerSettings(models=one_model, port=0, limits_max_bytes=max_bytes)) as port, Client(port=port) as client:  # type: ignore[arg-type]
+        largest = GOOD + bytes(max_bytes - len(GOOD))  # what follows a JPEG's end is not read
         assert client.classify(largest).predictions == client.classify(GOOD).predictions
         with pytest.raises(ImageError, match=r"5,000,001 bytes, at most 5,000,000"):
             client.classify(largest + b"\0")

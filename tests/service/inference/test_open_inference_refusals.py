@@ -19,7 +19,6 @@ from tritonclient.utils import InferenceServerException
 from tests.helpers.service.sample_images import RED, encode, png_that_claims, scene
 from tests.helpers.service.toy_model import SIZE, ToyModel
 from tests.service.conftest import FIRST
-from tlcli.contract.images.decoding import ImageLimits
 from tlcli.contract.model.onnx_model import Answer, Model
 from tlcli.service import ServerSettings, in_background
 
@@ -343,11 +342,10 @@ def test_images_of_one_request_share_runs_with_each_other_and_with_others(one_mo
 
 
 def test_a_message_may_be_larger_than_a_image_where_the_settings_say_so(one_model: Path) -> None:
-    small = ImageLimits(max_bytes=100_000)
     many = request(("images", "UINT8", [32, *SHAPE[1:]], 32 * PIXELS))
     heavy = request(("encoded", "BYTES", [2], element(GOOD) + element(GOOD + bytes(100_000))))
     for max_message_bytes, expected in ((0, grpc.StatusCode.RESOURCE_EXHAUSTED), (1_000_000, grpc.StatusCode.OK)):
-        settings = ServerSettings(models=one_model, port=0, limits=small, max_message_bytes=max_message_bytes)
+        settings = ServerSettings(models=one_model, port=0, limits_max_bytes=100_000, max_message_bytes=max_message_bytes)
         with in_background(settings) as port, grpc.insecure_channel(f"127.0.0.1:{port}") as own:
             ask = asking(own)
             called = ask.future(many)
@@ -361,7 +359,7 @@ def test_a_message_may_be_larger_than_a_image_where_the_settings_say_so(one_mode
 
 def test_pixels_of_a_model_of_any_size_are_limited_too(tmp_path: Path) -> None:
     ToyModel.make(seed=5, dynamic=True).save(tmp_path / "any/1/model.onnx", "any")
-    settings = ServerSettings(models=tmp_path, port=0, limits=ImageLimits(max_pixels=SIZE * SIZE))
+    settings = ServerSettings(models=tmp_path, port=0, limits_max_pixels=SIZE * SIZE)
     with in_background(settings) as port, grpc.insecure_channel(f"127.0.0.1:{port}") as own:
         ask = asking(own)
         with pytest.raises(grpc.RpcError, match="64 x 72 pixels came: at most 4,096"):

@@ -20,7 +20,6 @@ from tests.helpers.service.sample_images import RED, encode, scene
 from tests.helpers.service.toy_model import SIZE
 from tests.service.rest.test_requests import AS_BASE64, IMAGES, INFER, given
 from tlcli.contract.errors import MemoryLimitError, OverloadedError
-from tlcli.contract.images.decoding import ImageLimits
 from tlcli.service import ServerSettings
 from tlcli.service.protocol.error_status import CODES, to_status
 from tlcli.service.rest.error_responses import STATUSES, refusal
@@ -247,8 +246,9 @@ def test_an_encoding_that_is_not_read(http: Asking) -> None:
 @pytest.fixture(scope="module")
 def small(one_model: Path) -> Iterator[int]:
     """Of a server that takes images of 100 kB, and requests of 300."""
-    limits = ImageLimits(max_bytes=100_000)
-    with http_in_background(ServerSettings(models=one_model, port=0, http_port=0, limits=limits, max_message_bytes=300_000)) as port:
+    with http_in_background(
+        ServerSettings(models=one_model, port=0, http_port=0, limits_max_bytes=100_000, max_message_bytes=300_000)
+    ) as port:
         yield port
 
 

@@ -20,7 +20,6 @@ from tests.helpers.service.sample_images import RED, encode, scene
 from tests.helpers.service.scraping import families, scrape, server_with_metrics, total, value
 from tests.helpers.service.toy_model import SIZE
 from tlcli.contract.errors import MemoryLimitError, OverloadedError, SettingsError, TlcliError
-from tlcli.contract.images.decoding import ImageLimits
 from tlcli.service import Client, ServerSettings, in_background
 from tlcli.service.pb.inference import open_inference_pb2
 from tlcli.service.pb.tlcli.v1 import classifier_pb2 as pb
@@ -157,8 +156,7 @@ def test_names_that_clients_make_up_are_no_labels(one_model: Path, tmp_path: Pat
 
 
 def test_what_is_too_long_is_not_counted_as_refused_because_others_wait(one_model: Path, caplog: pytest.LogCaptureFixture) -> None:
-    limits = ImageLimits(max_bytes=1000)
-    with server_with_metrics(one_model, caplog, http_port=0, limits=limits) as (_, metrics_port):
+    with server_with_metrics(one_model, caplog, http_port=0, limits_max_bytes=1000) as (_, metrics_port):
         address = next(found for record in caplog.records if (found := ADDRESS.match(record.getMessage())))
         with Asking(int(address[1])) as http:
             assert http.post("/v1/classify", bytes(2000)).status == 413
