@@ -122,5 +122,5 @@ def test_a_server_on_a_gpu_tells_and_one_on_a_cpu_does_not_ask(
 
 
 def test_a_server_does_not_load_the_library_where_it_needs_none() -> None:
-    code = "import sys, service, tlcli.service.server; tlcli.service.ServerSettings(metrics_port=0); print('pynvml' in sys.modules)"
+    code = "import sys, tlcli.service.server; tlcli.service.ServerSettings(metrics_port=0); print('pynvml' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"

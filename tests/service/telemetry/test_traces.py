@@ -179,7 +179,7 @@ def test_an_address_that_is_none_is_refused_and_one_of_the_environments_is_left(
 
 def test_a_server_that_does_not_trace_imports_none_of_it() -> None:
     program = (
-        "import sys, service\n"
+        "import sys, tlcli.service\n"
         "from tlcli.service.server import Server\n"
         "import asyncio\n"
         "async def main(): Server(tlcli.service.ServerSettings())\n"
