@@ -11,10 +11,10 @@ from tlcli.contract.model.onnx_model import resolve_device
 from tlcli.contract.process.malloc import trim_freed_memory
 from tlcli.service.inference.components import Parts
 from tlcli.service.rpc.grpc_server import Grpc
-from tlcli.service.security.tokens import Token, renewed_tokens
+from tlcli.service.security.tokens import Token, reloading_tokens
 from tlcli.service.settings.server_settings import ServerSettings
 from tlcli.service.system.addresses import join_address
-from tlcli.service.system.reloading_file import Renewed
+from tlcli.service.system.reloading_file import ReloadingFile
 from tlcli.service.telemetry.gpu_memory import open_gpus
 from tlcli.service.types.answer import ModelStatus
 
@@ -112,7 +112,7 @@ class Server:
         device = resolve_device(self._settings.device)
         self._parts.repository.discover()
         logger.info("device: %s (asked for: %s)", device, self._settings.device)
-        tokens = renewed_tokens(self._settings.tokens_file)
+        tokens = reloading_tokens(self._settings.tokens_file)
         self._serve_metrics(device)
         try:
             self._http = self._listen_for_http(tokens)
@@ -130,7 +130,7 @@ class Server:
         logger.info("listening on %s", join_address(self._settings.host, listening.port))
         return listening.port
 
-    def _listen_for_http(self, tokens: Renewed[tuple[Token, ...]] | None) -> Http | None:
+    def _listen_for_http(self, tokens: ReloadingFile[tuple[Token, ...]] | None) -> Http | None:
         port = self._settings.http_port
         if port is None:
             return None

@@ -79,7 +79,7 @@ BAD_REQUESTS = {
     "an endless name": (
         pb.ClassifyRequest(model="é\n" * 100_000, encoded=GOOD),
         INVALID,
-        "'model' has 300,000 bytes: at most 65,536 are read of a text",
+        "'model' has 300,000 bytes: the limit for text is 65,536",
     ),
 }
 
@@ -169,7 +169,7 @@ def test_a_fault_of_the_server_is_told_plainly_and_logged_in_full(stub: Classifi
     white = pb.ClassifyRequest(model="faulty", encoded=encode(Image.new("RGB", (64, 64), "white")))
     code, details = refusal(stub, white)
     assert code is grpc.StatusCode.INTERNAL
-    assert details == "the server failed on this request by a fault of its own: see its log"
+    assert details == "internal server error: see the server's log"
     assert "Gather" in caplog.text
     assert stub.Classify(pb.ClassifyRequest(model="faulty", encoded=GOOD)).predictions
 

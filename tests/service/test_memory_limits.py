@@ -138,7 +138,7 @@ def test_refused_messages_and_abandoned_uploads_leave_nothing(one_model: Path) -
             before = resident_mb(server)
             infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
             for _ in range(8):
-                with pytest.raises(grpc.RpcError, match="fields came"):
+                with pytest.raises(grpc.RpcError, match=r"more than [0-9,]+ fields"):
                     infer(b"\x2a\x00" * 5 * MB)
                 with Asking(http_port) as http:
                     assert http.post(CLASSIFY, b"no image" * MB).status == 400

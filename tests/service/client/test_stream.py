@@ -100,7 +100,7 @@ def test_what_the_callers_own_iterable_raises_comes_out(client: Client) -> None:
 
 
 def test_a_wrong_question_is_refused_before_anything_is_sent(client: Client) -> None:
-    with pytest.raises(RequestError, match="no method"):
+    with pytest.raises(RequestError, match="need a map method"):
         next(client.classify_stream(IMAGES, classes=(1,)))
 
 

@@ -40,7 +40,7 @@ def test_requests(query: Query) -> None:
     ],
 )
 def test_numbers_that_no_field_holds(query: Query) -> None:
-    with pytest.raises(RequestError, match="cannot be written"):
+    with pytest.raises(RequestError, match="cannot be encoded"):
         codec.write_request(query)
 
 

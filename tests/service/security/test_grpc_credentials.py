@@ -102,7 +102,7 @@ def test_no_server_at_all(ca: Path) -> None:
 
 
 def test_the_port_of_http_is_named_as_such(http_port: int) -> None:
-    assert said(http_port) == f"127.0.0.1:{http_port} speaks HTTP; this client speaks gRPC: give the port of gRPC (--port, by default 8001)"
+    assert said(http_port) == f"127.0.0.1:{http_port} speaks HTTP, but this client speaks gRPC: use the gRPC port (--port, 8001 by default)"
 
 
 @pytest.mark.parametrize(
@@ -170,14 +170,14 @@ def test_a_half_written_renewal_leaves_the_old_certificate_and_one_line(
     caplog.set_level(logging.INFO)
     for content, reason in (
         (second.certificate_pem, "not the key of the certificate in"),  # its key is not there yet
-        (second.certificate_pem[:200], "no certificate in it|cannot be read"),
-        (b"", "no certificate in it"),
+        (second.certificate_pem[:200], "no certificate found|not valid PEM"),
+        (b"", "no certificate found"),
     ):
         (tmp_path / "server.pem").write_bytes(content)
         caplog.clear()
         assert [shown(port, ca) for _ in range(3)] == ["first"] * 3
         (line,) = [record.getMessage() for record in caplog.records if "TLS" in record.getMessage()]
-        assert line.startswith("the TLS certificate changed and cannot be used, the old one stays: tls_")
+        assert line.startswith("the TLS certificate changed but cannot be used, keeping the old one: tls_")
         assert any(part in line for part in reason.split("|")), line
     (tmp_path / "server.pem").unlink()
     assert shown(port, ca) == "first"
@@ -219,12 +219,12 @@ def test_an_authority_of_clients_that_is_replaced(mutual: int, tmp_path: Path, c
         ({"server.pem": None}, r"^tls_certificate .*server\.pem: No such file or directory$"),
         ({"server.key": None}, r"^tls_key .*server\.key: No such file or directory$"),
         ({"server.key": STRANGER.key_pem}, r"^tls_key .*server\.key: not the key of the certificate in .*server\.pem$"),
-        ({"server.pem": b"nothing"}, r"^tls_certificate .*server\.pem: no certificate in it: expected PEM"),
-        ({"server.pem": SERVER.certificate_pem[:100]}, r"^tls_certificate .*server\.pem: cannot be read as PEM"),
-        ({"server.key": b"nothing"}, r"^tls_key .*server\.key: cannot be read as PEM"),
-        ({"server.key": SERVER.encrypted(BestAvailableEncryption(b"word"))}, r"^tls_key .*: has a password: expected a key without"),
-        ({"ca.pem": b"nothing"}, r"^tls_client_ca .*ca\.pem: no certificate in it"),
-        ({"ca.pem": b""}, r"^tls_client_ca .*ca\.pem: no certificate in it"),
+        ({"server.pem": b"nothing"}, r"^tls_certificate .*server\.pem: no certificate found: expected PEM"),
+        ({"server.pem": SERVER.certificate_pem[:100]}, r"^tls_certificate .*server\.pem: not valid PEM"),
+        ({"server.key": b"nothing"}, r"^tls_key .*server\.key: not valid PEM"),
+        ({"server.key": SERVER.encrypted(BestAvailableEncryption(b"word"))}, r"^tls_key .*: protected by a password: use a key without"),
+        ({"ca.pem": b"nothing"}, r"^tls_client_ca .*ca\.pem: no certificate found"),
+        ({"ca.pem": b""}, r"^tls_client_ca .*ca\.pem: no certificate found"),
         ({"ca.pem": None}, r"^tls_client_ca .*ca\.pem: No such file or directory$"),
     ],
 )
@@ -248,7 +248,7 @@ def test_a_clients_files_are_looked_at_before_it_connects(tmp_path: Path, ca: Pa
         Client(tls_ca=ca, tls_certificate=ca)
     with pytest.raises(SettingsError, match=r"^tls_certificate is not given"):
         Client(tls_key=ca)
-    with pytest.raises(SettingsError, match=r"^tls_key .*ca\.pem: cannot be read as PEM"):
+    with pytest.raises(SettingsError, match=r"^tls_key .*ca\.pem: not valid PEM"):
         Client(tls_certificate=ca, tls_key=ca)
 
 
