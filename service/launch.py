@@ -16,7 +16,7 @@ from tlcli.contract.process.malloc import return_freed_memory
 from tlcli.service.server import Server
 from tlcli.service.settings.server_settings import ServerSettings
 from tlcli.service.system.file_limit import raise_limit
-from tlcli.service.telemetry.logs import set_up
+from tlcli.service.telemetry.logs import configure_logging
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def serve(settings: ServerSettings, on_listening: Callable[[int], None] | None =
         NotFoundError: no such folder, or no model in it.
         ModelFileError: none of the models can be served.
     """
-    set_up(settings.log_format)
+    configure_logging(settings.log_format)
     raise_limit()
 
     async def main() -> None:

@@ -34,7 +34,7 @@ class Http:
         self._tls = None if certificate is None or key is None else server_context(certificate, key, settings.tls_client_ca)
         attending = Attending()
         described = OpenApi(_endpoints(parts), has_tokens=tokens is not None)
-        observe = partial(parts.observer.observe, protocol="http")
+        observe = partial(parts.observer.start_request, protocol="http")
         self._app = Application(
             described.endpoints,
             Guard(tokens, AllowedHosts(settings.allowed_hosts, settings.host)),

@@ -19,7 +19,7 @@ from tlcli.service.pb.tlcli.v1 import classifier_pb2 as pb
 from tlcli.service.protocol.rpc_methods import Metadata
 from tlcli.service.rpc.grpc_server import handlers, interceptors
 from tlcli.service.security.tokens import reloading_tokens
-from tlcli.service.telemetry.request_record import Observed
+from tlcli.service.telemetry.request_record import RequestRecord
 
 IMAGE = pb.ClassifyRequest(encoded=encode(scene(RED, (30, 20, 90, 70)))).SerializeToString()
 CLASSIFY, STREAM = "/tlcli.v1.Classifier/Classify", "/tlcli.v1.Classifier/ClassifyStream"
@@ -56,8 +56,8 @@ class Asked:
             pass
 
         self.parts = Parts.of(ServerSettings(models=models, tokens_file=tokens_file), on_change=nothing, is_serving=lambda: True)
-        self.seen: list[Observed] = []
-        self.parts.observer._tell = (*self.parts.observer._tell, self.seen.append)
+        self.seen: list[RequestRecord] = []
+        self.parts.observer._on_end = (*self.parts.observer._on_end, self.seen.append)
         offered = Handlers()
         offered.add_generic_rpc_handlers(handlers(self.parts))
         self.dispatch = Dispatch(offered, interceptors(self.parts, reloading_tokens(tokens_file)))

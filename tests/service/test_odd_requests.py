@@ -23,7 +23,7 @@ from tlcli.service.pb.inference import open_inference_pb2 as pb
 from tlcli.service.pb.tlcli.v1 import classifier_pb2
 from tlcli.service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
 from tlcli.service.settings.server_settings import SETTINGS, bound, kind_of
-from tlcli.service.telemetry.request_record import Observed
+from tlcli.service.telemetry.request_record import RequestRecord
 
 IMAGE = encode(scene(RED, (30, 20, 90, 70)), "JPEG")
 CLASSIFY, INFER = "/v1/classify?model=toy", "/v2/models/toy/infer"
@@ -42,10 +42,10 @@ def http(http_port: int) -> Iterator[Asking]:
     [
         (
             '{"inputs":[{"name":"images","datatype":"UINT8","shape":[%s,64,64,3],"data":[]}]}',
-            "its shape holds a number of more than 64 bits",
+            "the shape holds a number of more than 64 bits",
         ),
-        ('{"inputs":[{"name":"targets","datatype":"INT64","shape":[%s,%s],"data":[]}]}', "its shape holds a number of more than 64 bits"),
-        ('{"inputs":[{"name":"targets","datatype":"INT64","shape":[-%s,-%s],"data":[]}]}', "its shape holds a number of more than 64 bits"),
+        ('{"inputs":[{"name":"targets","datatype":"INT64","shape":[%s,%s],"data":[]}]}', "the shape holds a number of more than 64 bits"),
+        ('{"inputs":[{"name":"targets","datatype":"INT64","shape":[-%s,-%s],"data":[]}]}', "the shape holds a number of more than 64 bits"),
         (
             '{"inputs":[{"name":"images","datatype":"UINT8","shape":[1,64,64,3],"parameters":{"binary_data_size":%s}}]}',
             "64 bits do not hold it",
@@ -95,7 +95,7 @@ def test_a_query_parameter_is_a_whole_number_of_ascii_digits(http: Asking, value
     ],
 )
 def test_an_id_over_grpc_that_is_no_metadata_is_answered_all_the_same(port: int, sent: bytes, back: bytes | None) -> None:
-    request = Observed("method", [("x-request-id", sent)])
+    request = RequestRecord("method", [("x-request-id", sent)])
     assert request.echo.isascii()
     assert request.echo.isprintable()
     assert back is None or request.echo.encode() == back

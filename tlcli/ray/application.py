@@ -26,7 +26,7 @@ from tlcli.service.rpc.grpc_server import handlers, interceptors
 from tlcli.service.rpc.health_servicer import Health
 from tlcli.service.security.tokens import reloading_tokens
 from tlcli.service.settings.server_settings import ServerSettings
-from tlcli.service.telemetry.logs import set_up
+from tlcli.service.telemetry.logs import configure_logging
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class Replica:
         Raises:
             TlcliError: see `tlcli.service.server.Server`.
         """
-        set_up(settings.log_format)
+        configure_logging(settings.log_format)
         return_freed_memory()
         settings = fit_to(settings, ray.get_runtime_context().get_assigned_resources().get("CPU", 0))
         self._serving = False

@@ -221,7 +221,7 @@ def test_a_model_that_fails_tells_nothing_of_itself(http: Asking, caplog: pytest
         500,
         "internal server error: see the server's log",
     )
-    assert "failed by a fault of the server" in caplog.text
+    assert "failed with an internal error" in caplog.text
 
 
 def test_pages_of_other_sites_change_nothing(http: Asking) -> None:

@@ -57,7 +57,7 @@ def test_a_gpu_that_does_not_tell_is_left_out(caplog: pytest.LogCaptureFixture) 
         found = scrape(port)
     assert total(found, USED) == value(found, USED, gpu="1", uuid="GPU-00000001") == GIB
     assert total(found, TOTAL, gpu="0") == 0
-    assert "GPU 0 does not tell its memory: Insufficient Permissions" in caplog.text
+    assert "GPU 0 does not report its memory: Insufficient Permissions" in caplog.text
 
 
 def test_no_driver_no_metric_one_line(caplog: pytest.LogCaptureFixture) -> None:

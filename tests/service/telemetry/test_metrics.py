@@ -25,7 +25,7 @@ from tlcli.service.pb.inference import open_inference_pb2
 from tlcli.service.pb.tlcli.v1 import classifier_pb2 as pb
 from tlcli.service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
 from tlcli.service.telemetry.metrics import NO_METRICS, Metrics
-from tlcli.service.telemetry.request_record import Observed
+from tlcli.service.telemetry.request_record import RequestRecord
 
 IMAGE = encode(scene(RED, (30, 20, 90, 70)), "JPEG")
 CLASSIFY, STREAM = "tlcli.v1.Classifier/Classify", "tlcli.v1.Classifier/ClassifyStream"
@@ -252,9 +252,9 @@ def test_off_it_keeps_and_serves_nothing(one_model: Path, caplog: pytest.LogCapt
     caplog.set_level("INFO", "tlcli.service")
     with in_background(ServerSettings(models=one_model, port=0)):
         assert "metrics" not in caplog.text
-    with Observed("method") as request:
+    with RequestRecord("method") as request:
         pass
-    NO_METRICS.take(request)
+    NO_METRICS.count_request(request)
     NO_METRICS.loaded("toy", 1.0)
     NO_METRICS.failed_to_load("toy")
     NO_METRICS.batches("toy")(3)
