@@ -50,9 +50,7 @@ class Metrics:
 
         self._registry = CollectorRegistry()
         here = {"namespace": "tlcli", "registry": self._registry}
-        self._requests = Counter(
-            "requests", "Requests that have ended, by gRPC status code.", ("protocol", "method", "model", "version", "code"), **here
-        )  # type: ignore[arg-type]
+        self._requests = Counter("requests", "Requests that have ended.", ("protocol", "method", "model", "version", "code"), **here)  # type: ignore[arg-type]
         self._durations = Histogram(
             "request_duration_seconds",
             "Duration of successful requests, by stage; total is the whole request.",

@@ -79,7 +79,7 @@ def test_while_clients_ask(controlled: tuple[Path, int]) -> None:
                     if version == "steady":
                         answer = client.classify(IMAGE, model="steady", top_k=7)
                     else:
-                        answer = client.classify(IMAGE, model="toy", version=version, top_k=7, method="gradcam")
+                        answer = client.classify(IMAGE, model="toy", version=version, top_k=7, cam="gradcam")
                 except NotFoundError as error:
                     refused[refusal(version, str(error))] += 1
                     continue

@@ -77,22 +77,22 @@ def test_clients_that_know_the_authority_are_answered(port: int, ca: Path) -> No
 def test_a_client_that_trusts_another_authority(port: int, tmp_path: Path) -> None:
     path = tmp_path / "stranger.pem"
     path.write_bytes(STRANGER.certificate_pem)
-    expected = "the server's certificate is refused: unable to get local issuer certificate: name the authority that made it with tls_ca"
+    expected = "the server's certificate is rejected: unable to get local issuer certificate: set the authority that signed it with tls_ca"
     assert said(port, tls_ca=path).startswith(expected)
     assert said(port, tls=True).startswith(expected)
 
 
 def test_a_client_without_tls(port: int) -> None:
-    assert said(port).startswith("the server answers with TLS: name its authority with tls_ca (--tls-ca)")
+    assert said(port).startswith("the server uses TLS: set its authority with tls_ca (--tls-ca)")
     with Client(port=port) as client:
         assert not client.is_ready()
-        with pytest.raises(ServerError, match="the server answers with TLS"):
+        with pytest.raises(ServerError, match="the server uses TLS"):
             client.wait_until_ready(timeout_s=0.2)
 
 
 def test_a_server_without_tls(one_model: Path, ca: Path) -> None:
     with in_background(ServerSettings(models=one_model, port=0)) as port:
-        assert said(port, tls_ca=ca).startswith("the server answers without TLS: ask it without (no tls_ca)")
+        assert said(port, tls_ca=ca).startswith("the server does not use TLS: connect without tls_ca")
 
 
 def test_no_server_at_all(ca: Path) -> None:
@@ -108,12 +108,12 @@ def test_the_port_of_http_is_named_as_such(http_port: int) -> None:
 @pytest.mark.parametrize(
     ("made", "expected"),
     [
-        (make("expired", AUTHORITY, days=-1), "the server's certificate is refused: certificate has expired: renew it at the server"),
+        (make("expired", AUTHORITY, days=-1), "the server's certificate is rejected: certificate has expired: renew it on the server"),
         (
             make("elsewhere", AUTHORITY, host="server.example"),
-            "the server's certificate is refused: IP address mismatch, certificate is not valid for '127.0.0.1': ask for a host",
+            "the server's certificate is rejected: IP address mismatch, certificate is not valid for '127.0.0.1': connect to a host",
         ),
-        (make("its own"), "the server's certificate is refused: self-signed certificate: name the authority"),
+        (make("its own"), "the server's certificate is rejected: self-signed certificate: set the authority"),
     ],
 )
 def test_a_server_whose_certificate_is_not_good(made: Made, expected: str, one_model: Path, tmp_path: Path, ca: Path) -> None:
@@ -131,10 +131,10 @@ def test_clients_show_their_certificates(mutual: int, tmp_path: Path, ca: Path) 
     files = make("client", AUTHORITY).save(tmp_path, "client")
     with Client(port=mutual, tls_ca=ca, **files) as client:
         assert client.classify(IMAGE).predictions
-    assert said(mutual, tls_ca=ca).startswith("the server asks for a client's certificate: give one with tls_certificate and tls_key")
+    assert said(mutual, tls_ca=ca).startswith("the server requires a client certificate: set tls_certificate and tls_key")
     for made in (make("stranger's", STRANGER), make("expired", AUTHORITY, days=-1)):
         assert said(mutual, tls_ca=ca, **made.save(tmp_path, "other")).startswith(
-            "the server refuses the client's certificate: expected one that has not expired, of an authority in its tls_client_ca"
+            "the server rejects the client's certificate: expected one that has not expired, from an authority in its tls_client_ca"
         )
     with Client(port=mutual, tls_ca=ca) as client:
         assert not client.is_ready()
@@ -210,7 +210,7 @@ def test_an_authority_of_clients_that_is_replaced(mutual: int, tmp_path: Path, c
     ca.write_bytes(STRANGER.certificate_pem)
     with Client(port=mutual, tls_ca=root, **after) as client:
         assert client.classify(IMAGE).predictions
-    assert said(mutual, tls_ca=root, **before).startswith("the server refuses the client's certificate")
+    assert said(mutual, tls_ca=root, **before).startswith("the server rejects the client's certificate")
 
 
 @pytest.mark.parametrize(
@@ -244,9 +244,9 @@ def test_files_that_cannot_be_used_are_refused_at_the_start(
 def test_a_clients_files_are_looked_at_before_it_connects(tmp_path: Path, ca: Path) -> None:
     with pytest.raises(SettingsError, match=r"^tls_ca .*nosuch\.pem: No such file"):
         Client(tls_ca=tmp_path / "nosuch.pem")
-    with pytest.raises(SettingsError, match=r"^tls_key is not given: a certificate and its key go together"):
+    with pytest.raises(SettingsError, match=r"^tls_key is not set: a certificate and its key go together"):
         Client(tls_ca=ca, tls_certificate=ca)
-    with pytest.raises(SettingsError, match=r"^tls_certificate is not given"):
+    with pytest.raises(SettingsError, match=r"^tls_certificate is not set"):
         Client(tls_key=ca)
     with pytest.raises(SettingsError, match=r"^tls_key .*ca\.pem: not valid PEM"):
         Client(tls_certificate=ca, tls_key=ca)

@@ -223,7 +223,7 @@ def test_a_client_keeps_its_token_to_itself() -> None:
     for text in ("", "two words", "line\n", "zwölf"):
         with pytest.raises(SettingsError, match=r"^invalid token: expected letters, digits and -._~\+/=$"):
             Client(token=text)
-    with pytest.raises(SettingsError, match=r"^a token for 192\.0\.2\.1:8001 would travel unencrypted: use TLS"):
+    with pytest.raises(SettingsError, match=r"^the token for 192\.0\.2\.1:8001 would travel unencrypted: use TLS"):
         Client("192.0.2.1", token=TOKEN)
 
 

@@ -65,7 +65,7 @@ def busy_server(models: Path, caplog: pytest.LogCaptureFixture, patch: pytest.Mo
         assert all(one.result(10).predictions for one in asked)
 
         def ask() -> None:
-            client.classify(IMAGE, method="gradcam", map_format="overlay")
+            client.classify(IMAGE, cam="gradcam", map_format="overlay")
             with pytest.raises(TlcliError):
                 client.classify(IMAGE, model="nosuch")
 

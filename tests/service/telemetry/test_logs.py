@@ -43,7 +43,7 @@ def test_json_is_an_object_a_line_from_the_first_to_the_last(many_models: Path) 
         port = int(re.findall(r"listening on 127\.0\.0\.1:(\d+)", "".join(server.log))[0])
         with Client(port=port, retries=0) as client:
             client.wait_until_ready()
-            client.classify(IMAGE, model="toy", request_id="a\nb", method="gradcam", map_format="heat_map")
+            client.classify(IMAGE, model="toy", request_id="a\nb", cam="gradcam", map_format="heat_map")
             with pytest.raises(Exception, match="internal server error"):
                 client.classify(WHITE, model="faulty", request_id="its-fault")
         server.process.terminate()

@@ -49,7 +49,7 @@ def test_requests_are_counted_by_how_they_ended(many_models: Path, caplog: pytes
     with server_with_metrics(many_models, caplog) as (port, metrics_port), Client(port=port) as client:
         for _ in range(3):
             client.classify(IMAGE, model="toy")
-        client.classify(IMAGE, model="toy", version="1", method="gradcam", map_format="overlay")
+        client.classify(IMAGE, model="toy", version="1", cam="gradcam", map_format="overlay")
         assert len(list(client.classify_stream([IMAGE, b"no image", IMAGE], model="toy"))) == 3
         infer(port, np.zeros((5, SIZE, SIZE, 3), np.uint8))
         for model, version in [("nosuch", ""), ("other", ""), ("toy", "77"), ("broken", "")]:
