@@ -78,7 +78,7 @@ def test_questions_that_make_no_sense(client: Client, tmp_path: Path) -> None:
         client.classify(tmp_path / "nosuch.jpg")
     with pytest.raises(RequestError, match=r"not float64 \[64, 64, 3\]"):
         client.classify(np.zeros((64, 64, 3)))  # type: ignore[arg-type]
-    with pytest.raises(RequestError, match="array \\[height, width, 3\\], not int"):
+    with pytest.raises(RequestError, match=r"array \[height, width, 3\], not int"):
         client.classify(5)  # type: ignore[arg-type]
     with pytest.raises(RequestError, match="need a map method"):
         client.classify(IMAGE, classes=(1,))
