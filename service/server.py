@@ -47,7 +47,8 @@ class Server:
     """
 
     def __init__(self, settings: ServerSettings) -> None:
-        """
+        """Build the components of the server, without opening a port.
+
         Raises:
             SettingsError: traces cannot be sent to `otel_endpoint`.
         """

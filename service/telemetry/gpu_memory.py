@@ -43,7 +43,8 @@ class Gpus:
     """GPUs visible to this process; in a container, the GPUs assigned to it."""
 
     def __init__(self, nvml: Nvml) -> None:
-        """
+        """Open NVML and look the GPUs up.
+
         Raises:
             nvml.NVMLError: there is no driver, or it does not answer.
         """

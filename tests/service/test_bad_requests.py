@@ -1,4 +1,4 @@
-"""What cannot be answered gets the right status and one line, and the next request is answered."""
+"""Tests of invalid requests: the right status and one line for each, after which the next request succeeds."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ BAD_REQUESTS = {
 
 
 def refusal(stub: ClassifierStub, request: pb.ClassifyRequest) -> tuple[grpc.StatusCode, str]:
-    """The code and the line of a request that must fail; and the next one must not."""
+    """Return the code and message of a request that must fail, and check that the next one succeeds."""
     with pytest.raises(grpc.RpcError) as caught:
         stub.Classify(request)
     details = caught.value.details() or ""

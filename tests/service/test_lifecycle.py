@@ -1,4 +1,4 @@
-"""From start to stop: what health says when, which requests are answered, how the process ends."""
+"""Tests of a server's lifecycle: health, requests during startup and shutdown, exit of the process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Odd requests that other programs send: numbers of thousands of digits, ids that are no ASCII, gzip of several members, Triton's own."""
+"""Tests of unusual requests from other programs: numbers of thousands of digits, non-ASCII ids, multi-member gzip, Triton's raw form."""
 
 from __future__ import annotations
 
@@ -205,7 +205,7 @@ FIRST_LABEL = b"grey"
 
 
 def grpc_by_hand(port: int, extra: list[tuple[bytes, bytes]]) -> bytes:
-    """What a server sends for a `Classify` with headers that gRPC's own client refuses to send: HTTP/2 frames as they are."""
+    """Return the HTTP/2 frames of a server for a `Classify` with headers that gRPC's own client refuses to send."""
     message = classifier_pb2.ClassifyRequest(model="toy", encoded=IMAGE, top_k=7).SerializeToString()
     headers = [
         (b":method", b"POST"),
@@ -246,7 +246,7 @@ def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
 
 
 def _ended(whole: bytes) -> bool:
-    """True where the frame that ends the stream is there."""
+    """Return True if the frame that ends the stream has arrived."""
     start = 0
     while start + 9 <= len(whole):
         size = int.from_bytes(whole[start : start + 3], "big")

@@ -1,4 +1,4 @@
-"""The client for event loops answers as the other does."""
+"""Tests of the asynchronous client: it returns the same answers as the synchronous one."""
 
 from __future__ import annotations
 

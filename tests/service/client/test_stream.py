@@ -1,4 +1,4 @@
-"""Many images on one call."""
+"""Tests of streams: many images in one call."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the client says when nobody answers, and what it knows of a server."""
+"""Tests of the synchronous client: errors without a server, invalid arguments, model information."""
 
 from __future__ import annotations
 

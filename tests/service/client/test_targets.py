@@ -1,4 +1,4 @@
-"""Where a client's server is: as people write addresses, or one line about what is wrong; and arrays of any size."""
+"""Tests of server addresses, valid and invalid, and of arrays of any size as images."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_an_array_is_answered_as_the_image_that_it_is(models: Path) -> None:
-    """Also one of another shape with as many pixels as the model's input."""
+    """Classify arrays of several sizes, including another shape with as many pixels as the model's input."""
     random = np.random.default_rng(0)
     model = Model.open(models / "toy/1/model.onnx", "cpu")
     arrays = [random.integers(0, 256, (*size, 3), dtype=np.uint8) for size in ((SIZE, SIZE), (90, 120), (SIZE // 2, 2 * SIZE), (1, 1))]

@@ -1,4 +1,4 @@
-"""What is written is what is read."""
+"""Tests of the codec: reading a written message returns the original."""
 
 from __future__ import annotations
 

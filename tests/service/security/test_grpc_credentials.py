@@ -1,4 +1,4 @@
-"""TLS: who is let in, what the others are told, and certificates that change while the server serves."""
+"""Tests of TLS: accepted and rejected clients, error messages, and certificates that change at run time."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def port(one_model: Path, tmp_path: Path) -> Iterator[int]:
 
 @pytest.fixture
 def mutual(one_model: Path, tmp_path: Path, ca: Path) -> Iterator[int]:
-    """The port of a server that asks clients for a certificate."""
+    """Yield the port of a server that requires client certificates."""
     with in_background(ServerSettings(models=one_model, port=0, tls_client_ca=ca, **SERVER.save(tmp_path, "server"))) as port:
         yield port
 
 
 def said(port: int, **client: Any) -> str:
-    """What a client is told that is not let in."""
+    """Return the error message of a client that is rejected."""
     with Client(port=port, **client) as asking, pytest.raises(ServerError) as caught:
         asking.classify(IMAGE)
     assert "\n" not in str(caught.value)
@@ -59,7 +59,7 @@ def said(port: int, **client: Any) -> str:
 
 
 def shown(port: int, ca: Path) -> str:
-    """Whose certificate the server shows now."""
+    """Return the subject of the certificate that the server presents."""
     context = ssl.create_default_context(cafile=ca)
     context.set_alpn_protocols(["h2"])
     with socket.create_connection(("127.0.0.1", port)) as plain, context.wrap_socket(plain, server_hostname="127.0.0.1") as secured:
@@ -156,7 +156,7 @@ def test_a_renewed_certificate_is_shown_to_new_clients_and_old_connections_go_on
 
 
 def iter_slowly(folder: Path) -> Iterator[bytes]:
-    """Two images, the second when a file says so."""
+    """Yield two images, the second once a file exists."""
     yield IMAGE
     while not (folder / "renewed").exists():
         time.sleep(0.01)

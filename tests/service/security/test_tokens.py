@@ -1,4 +1,4 @@
-"""Tokens: who is let in, what the others are told, and lists that change while the server serves."""
+"""Tests of tokens: accepted and rejected requests, error messages, and token files that change at run time."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ WRONG = "unknown token: it may have been replaced"
 
 
 def write(path: Path, text: str) -> Path:
-    """By a rename, as files that others read are replaced."""
+    """Write a file by a rename, so that readers never see half of it."""
     path.with_suffix(".new").write_text(text)
     return path.with_suffix(".new").rename(path)
 
@@ -187,7 +187,7 @@ def test_a_list_that_changes_counts_from_the_next_call_on(port: int, tokens: Pat
 
 
 def iter_slowly(folder: Path) -> Iterator[bytes]:
-    """Two images, the second when a file says so."""
+    """Yield two images, the second once a file exists."""
     yield IMAGE
     while not (folder / "replaced").exists():
         time.sleep(0.01)

@@ -1,3 +1,5 @@
+"""Tests of the server settings: ranges, combinations that are rejected, and addresses."""
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The settings from a file, the environment and flags: all of them in each way, and each mistake named."""
+"""Tests of settings from a file, the environment and flags: every setting from every source, and the message for every mistake."""
 
 from __future__ import annotations
 

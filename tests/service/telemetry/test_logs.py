@@ -1,4 +1,4 @@
-"""What the log says of requests, in lines and in JSON, and the id that a request is followed by."""
+"""Tests of the log: lines and JSON objects for requests, and request ids."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Prometheus is told: every request counted once, where it belongs, and no label that clients could multiply."""
+"""Tests of the metrics: every request is counted once under the right labels, and clients cannot add label values."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_requests_are_counted_by_how_they_ended(many_models: Path, caplog: pytes
 def test_refusals_over_http_are_counted_by_their_grpc_codes(
     one_model: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A status of 503 stands for two codes: a lack of memory is RESOURCE_EXHAUSTED on both protocols."""
+    """Check the codes behind status 503, which stands for two: a lack of memory is RESOURCE_EXHAUSTED on both protocols."""
 
     async def no_memory(*arguments: object) -> None:
         raise MemoryLimitError("no memory for this request", 2.0)

@@ -1,4 +1,4 @@
-"""Requests as OpenTelemetry's spans: their times, their place in a client's trace, and the way to a collector."""
+"""Tests of OpenTelemetry traces: times of the spans, the parent in a client's trace, and the export to a collector."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TRACEPARENT = (("traceparent", f"00-{TRACE}-{PARENT}-01"),)
 
 
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):
-    """Takes what comes."""
+    """Collector that stores the spans it receives."""
 
     def __init__(self) -> None:
         self.spans: list[trace_pb2.Span] = []
