@@ -24,7 +24,7 @@ from tlcli.service.execution.turns import Turns
 from tlcli.service.execution.warm_up import warm_up
 from tlcli.service.system.thread_pool import Timed, Workers
 from tlcli.service.telemetry.metrics import NO_METRICS, Metrics
-from tlcli.service.telemetry.request_record import note_timed, timed
+from tlcli.service.telemetry.request_record import current_request, timed
 
 MASKED_IMAGES = {"cpu": 4, "cuda": 16}
 """Masked images that a Score-CAM runs in a turn, by device, while there are no other requests. On a CPU, an image among four costs about a
@@ -143,8 +143,9 @@ class Runner:
                     return seen, await timed("infer", self._in_steps(seen.value.images, wanted, asked_ns + seen.took_ns, on_turn))
             with self._turns.short():
                 seen, ran = await self._batcher.see_and_submit(see, workers, wanted, on_turn)
-            note_timed("decode", asked_ns, seen)
-            note_timed("infer", asked_ns + seen.waited_ns + seen.took_ns, ran)
+            request = current_request()
+            request.note_span("decode", asked_ns, seen.waited_ns, seen.took_ns)
+            request.note_span("infer", asked_ns + seen.waited_ns + seen.took_ns, ran.waited_ns, ran.took_ns)
             return seen, ran
 
     @contextmanager

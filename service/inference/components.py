@@ -24,8 +24,8 @@ from tlcli.service.system.file_limit import fitting_connections
 from tlcli.service.system.thread_pool import Workers
 from tlcli.service.telemetry.logs import log_request
 from tlcli.service.telemetry.metrics import Metrics
-from tlcli.service.telemetry.request_interceptor import Observer
-from tlcli.service.telemetry.request_record import Tell
+from tlcli.service.telemetry.request_interceptor import RequestInterceptor
+from tlcli.service.telemetry.request_record import OnEnd
 from tlcli.service.telemetry.tracing import Traces, open_traces
 
 _ENVELOPE_BYTES = 64 * 1024
@@ -55,7 +55,7 @@ class Parts:
     watchers: Workers
     reader: ImageReader
     budget: MemoryBudget
-    observer: Observer
+    observer: RequestInterceptor
     metrics: Metrics
     traces: Traces | None
     is_serving: Callable[[], bool]
@@ -94,7 +94,7 @@ class Parts:
         image_inputs = ImageInputs(reader, workers, watchers, budget)
         answering = (repository, image_inputs, workers, budget)
         traces = open_traces(settings.otel_endpoint)
-        observer = Observer(_told_of_requests(settings, metrics, traces))
+        observer = RequestInterceptor(_told_of_requests(settings, metrics, traces))
         metrics.watch(lambda: observer.in_flight, repository.queues)
         return cls(
             settings=settings,
@@ -125,11 +125,11 @@ class Parts:
             await asyncio.to_thread(self.traces.close)
 
 
-def _told_of_requests(settings: ServerSettings, metrics: Metrics, traces: Traces | None) -> list[Tell]:
+def _told_of_requests(settings: ServerSettings, metrics: Metrics, traces: Traces | None) -> list[OnEnd]:
     """Traces come first: the log names the trace."""
-    told: list[Tell] = [] if traces is None else [traces.take]
+    told: list[OnEnd] = [] if traces is None else [traces.trace_request]
     if metrics.on:
-        told.append(metrics.take)
+        told.append(metrics.count_request)
     if settings.log_requests:
         told.append(log_request)
     return told

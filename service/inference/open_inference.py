@@ -27,7 +27,7 @@ from tlcli.service.inference.map_request import fit
 from tlcli.service.inference.time_limit import time_limit
 from tlcli.service.repository.model_repository import Repository, Served
 from tlcli.service.system.thread_pool import Workers
-from tlcli.service.telemetry.request_record import note_request
+from tlcli.service.telemetry.request_record import current_request
 from tlcli.service.types.answer import ModelState
 from tlcli.service.types.tensor import ANY_SIZE, BOOL, BYTES, FP32, INT64, UINT8, InputTensor, OutputTensor, TensorSpec
 
@@ -175,10 +175,10 @@ class OpenInference:
             ImageError: see `tlcli.contract.images.decoding.decode`.
             TimeLimitError: they took too long.
         """
-        note_request(query.request_id, images=0)
+        current_request().note_request(query.request_id, images=0)
         served = self._repository.find(query.model, query.version)
         images = self._check(query, served)
-        note_request(query.request_id, images)
+        current_request().note_request(query.request_id, images)
         asked = query.outputs or (SCORES, LOGITS)
         places = served.queue(asked).enter_all(images)
         try:

@@ -17,7 +17,7 @@ from tlcli.service.execution.runner import Runner, takes_steps
 from tlcli.service.repository.version_policy import LABELS_FILE, VersionPolicy, read_labels
 from tlcli.service.repository.version_state import FileState, FolderState, VersionState, names_there, versions_there
 from tlcli.service.telemetry.metrics import NO_METRICS, Metrics, Queue
-from tlcli.service.telemetry.request_record import note_model
+from tlcli.service.telemetry.request_record import current_request
 from tlcli.service.types.answer import ModelState, ModelStatus
 
 logger = logging.getLogger(__name__)
@@ -348,7 +348,7 @@ class Repository:
             raise NotFoundError(f"model {name!r} version {wanted.version} is not loaded: {wanted.reason}")
         if wanted.served is None:
             raise ModelFileError(f"model {name!r} version {wanted.version} is broken and not served: {wanted.reason}")
-        note_model(name, wanted.version)
+        current_request().note_model(name, wanted.version)
         return wanted.served
 
     def statuses(self) -> tuple[ModelStatus, ...]:

@@ -17,9 +17,9 @@ from tlcli.service.rest.disconnect import Attending
 from tlcli.service.rest.endpoint import Endpoint
 from tlcli.service.rest.error_responses import code_of, refusal
 from tlcli.service.rest.token_middleware import OPEN, Guard
-from tlcli.service.telemetry.request_record import REQUEST_ID, Observed
+from tlcli.service.telemetry.request_record import REQUEST_ID, RequestRecord
 
-Observe = Callable[[str, Sequence[tuple[str, str]]], AbstractContextManager[Observed]]
+Observe = Callable[[str, Sequence[tuple[str, str]]], AbstractContextManager[RequestRecord]]
 """From a method's name and the headers that came: a request of `tlcli.service.telemetry.request_record`, until the end of the block."""
 
 
@@ -55,7 +55,7 @@ class Application:
 
     def _answering(self, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
         name = f"{endpoint.method} {endpoint.paths[0]}"
-        observe: Observe = (lambda name, headers: Observed(name)) if endpoint.paths[0] in OPEN else self._observe
+        observe: Observe = (lambda name, headers: RequestRecord(name)) if endpoint.paths[0] in OPEN else self._observe
 
         async def answer(request: Request) -> Response:
             with observe(name, request.headers.items()) as observed:
@@ -76,7 +76,7 @@ class Application:
 
         return answer
 
-    async def _answer(self, endpoint: Endpoint, request: Request, observed: Observed) -> Response:
+    async def _answer(self, endpoint: Endpoint, request: Request, observed: RequestRecord) -> Response:
         self._guard.check(request)
         with self._budget.bodies.lease() as lease:
             body = await self._attending.read(read_body(request, endpoint.max_bytes, lease)) if endpoint.takes else b""

@@ -17,13 +17,13 @@ from tlcli.service.rest.openapi import OpenApi
 from tlcli.service.rest.token_middleware import Guard
 from tlcli.service.security.tokens import Token
 from tlcli.service.system.addresses import join_address
-from tlcli.service.system.reloading_file import Renewed
+from tlcli.service.system.reloading_file import ReloadingFile
 
 
 class Http:
     """Listens from the start, answers from `start` to `stop`. address: what to put before a path."""
 
-    def __init__(self, parts: Parts, port: int, tokens: Renewed[tuple[Token, ...]] | None) -> None:
+    def __init__(self, parts: Parts, port: int, tokens: ReloadingFile[tuple[Token, ...]] | None) -> None:
         """tokens: that requests must carry one of; None: they need none.
 
         Raises:
@@ -34,7 +34,7 @@ class Http:
         self._tls = None if certificate is None or key is None else server_context(certificate, key, settings.tls_client_ca)
         attending = Attending()
         described = OpenApi(_endpoints(parts), has_tokens=tokens is not None)
-        observe = partial(parts.observer.observe, protocol="http")
+        observe = partial(parts.observer.start_request, protocol="http")
         self._app = Application(
             described.endpoints,
             Guard(tokens, AllowedHosts(settings.allowed_hosts, settings.host)),

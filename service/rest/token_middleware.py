@@ -7,7 +7,7 @@ from starlette.requests import Request
 
 from tlcli.service.rest.allowed_hosts import AllowedHosts
 from tlcli.service.security.tokens import Token, refusal
-from tlcli.service.system.reloading_file import Renewed
+from tlcli.service.system.reloading_file import ReloadingFile
 
 OPEN = frozenset({"/v2/health/live", "/v2/health/ready"})
 """Load balancers and container managers ask for health, and have no token."""
@@ -20,7 +20,7 @@ _OTHER_SITES = ("cross-site", "same-site")
 class Guard:
     """Looks at a request before anything of its body is read."""
 
-    def __init__(self, tokens: Renewed[tuple[Token, ...]] | None, hosts: AllowedHosts) -> None:
+    def __init__(self, tokens: ReloadingFile[tuple[Token, ...]] | None, hosts: AllowedHosts) -> None:
         """tokens: that requests must carry one of; None: they need none. hosts: names of this server."""
         self._tokens = tokens
         self._hosts = hosts

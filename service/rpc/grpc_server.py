@@ -23,7 +23,7 @@ from tlcli.service.security.grpc_credentials import server_credentials
 from tlcli.service.security.tokens import Token
 from tlcli.service.settings.server_settings import ServerSettings
 from tlcli.service.system.addresses import join_address
-from tlcli.service.system.reloading_file import Renewed
+from tlcli.service.system.reloading_file import ReloadingFile
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ _PATIENCE = (
 class Grpc:
     """Listens from the start, answers from `start` to `stop`. port: that it has; health: what it says."""
 
-    def __init__(self, parts: Parts, tokens: Renewed[tuple[Token, ...]] | None) -> None:
+    def __init__(self, parts: Parts, tokens: ReloadingFile[tuple[Token, ...]] | None) -> None:
         """tokens: that requests must carry one of; None: they need none.
 
         Raises:
@@ -99,7 +99,7 @@ def handlers(parts: Parts) -> tuple[grpc.GenericRpcHandler[Any, Any], ...]:
 
 
 def interceptors(
-    parts: Parts, tokens: Renewed[tuple[Token, ...]] | None, leaving: LeavingGuard | None = None
+    parts: Parts, tokens: ReloadingFile[tuple[Token, ...]] | None, leaving: LeavingGuard | None = None
 ) -> list[grpc.aio.ServerInterceptor]:  # type: ignore[type-arg]  # generic in the stubs alone
     """What stands in front of the calls: who observes them comes first, so that what the others refuse is seen too."""
     guards = [SmallMessages(), leaving, None if tokens is None else TokenGuard(tokens)]

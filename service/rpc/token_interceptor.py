@@ -9,7 +9,7 @@ import grpc.aio
 from grpc_health.v1 import health
 
 from tlcli.service.security.tokens import Token, refusal
-from tlcli.service.system.reloading_file import Renewed
+from tlcli.service.system.reloading_file import ReloadingFile
 
 OPEN = frozenset({f"/{health.SERVICE_NAME}/Check", f"/{health.SERVICE_NAME}/Watch"})
 """Load balancers and container managers ask for health, and have no token. `List` would tell them every model's name."""
@@ -18,7 +18,7 @@ OPEN = frozenset({f"/{health.SERVICE_NAME}/Check", f"/{health.SERVICE_NAME}/Watc
 class TokenGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs alone
     """Ends calls without a token, or with another one, with UNAUTHENTICATED, before anything of them is read."""
 
-    def __init__(self, tokens: Renewed[tuple[Token, ...]]) -> None:
+    def __init__(self, tokens: ReloadingFile[tuple[Token, ...]]) -> None:
         self._tokens = tokens
 
     async def intercept_service(
