@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tlcli.contract.model.onnx_model import resolve_device
 from tlcli.contract.process.malloc import trim_freed_memory
-from tlcli.service.inference.components import Parts
+from tlcli.service.inference.components import Components
 from tlcli.service.rpc.grpc_server import Grpc
 from tlcli.service.security.tokens import Token, renewed_tokens
 from tlcli.service.settings.server_settings import ServerSettings
@@ -51,7 +51,7 @@ class Server:
             SettingsError: traces cannot be sent where they should go.
         """
         self._settings = settings
-        self._parts = Parts.of(settings, on_change=self._announce, is_serving=self._is_ready)
+        self._parts = Components.of(settings, on_change=self._announce, is_serving=self._is_ready)
         self._serving = False
         self._grpc: Grpc | None = None
         self._http: Http | None = None
@@ -202,7 +202,7 @@ class Server:
         await self._grpc.health.enter_graceful_shutdown()
         hurry = asyncio.create_task(self._hurry.wait())
         await asyncio.wait({hurry}, timeout=max(self._settings.pre_stop_s, _SETTLE_S))
-        self._grpc.leave(_LEAVING_S)
+        self._grpc.drain(_LEAVING_S)
         await asyncio.wait({hurry}, timeout=_LEAVING_S)
         self._grpc.health.end_watches()
         finishing = asyncio.create_task(self._finish(self._settings.grace_s))

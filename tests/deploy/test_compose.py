@@ -14,7 +14,7 @@ import yaml
 
 from tlcli import __version__
 from tlcli.contract.errors import SettingsError
-from tlcli.service.rest.allowed_hosts import AllowedHosts
+from tlcli.service.rest.access_control import AllowedHosts
 from tlcli.service.settings.server_settings import ServerSettings
 from tlcli.service.settings.sources import configure
 

@@ -116,7 +116,7 @@ def test_scores_that_are_no_numbers_are_null_in_json(tmp_path: Path) -> None:
     bias[2] = np.nan
     replace(FIRST, bias=bias).save(tmp_path / "toy/1/model.onnx", "toy")
     with http_in_background(ServerSettings(models=tmp_path, port=0, http_port=0)) as port, Asking(port) as http:
-        for query in ("", "&map=gradcam", "&map=scorecam"):
+        for query in ("", "&cam=gradcam", "&cam=scorecam"):
             predictions = http.post(f"{CLASSIFY}&top_k=7{query}", IMAGE).json["predictions"]
             assert any(one["logit"] is None for one in predictions)
             assert all(one["score"] is None for one in predictions)

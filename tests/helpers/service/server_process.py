@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 PROGRAM = """
-import sys, pathlib, service
+import pathlib, sys
+import tlcli.service
 from tlcli.contract.errors import TlcliError
 try:
     tlcli.service.serve(tlcli.service.ServerSettings(models=pathlib.Path(sys.argv[1]), **eval(sys.argv[2])))

@@ -15,12 +15,12 @@ import pytest
 from tlcli.contract.errors import ImageError, ServerError
 from tlcli.contract.images.network_input import NetworkInput
 from tlcli.contract.model.onnx_model import Answer
-from tlcli.service.execution.batching import Batcher, Batching, Sharing, Wanted
+from tlcli.service.execution.batching import Batcher, Batching, MapRequest, MixedBatchPolicy
 from tlcli.service.system.thread_pool import Workers
 
 CLASSES = 10
-GRADCAM = Wanted((-1,), ("gradcam",))
-FREE = Sharing(frozenset({"gradcam"}), run_s=1.0, map_s=0.0)
+GRADCAM = MapRequest((-1,), ("gradcam",))
+FREE = MixedBatchPolicy(frozenset({"gradcam"}), run_s=1.0, map_s=0.0)
 
 
 def make_image(number: int, size: int = 4) -> npt.NDArray[np.uint8]:
@@ -75,7 +75,7 @@ Make = Callable[..., Batcher]
 
 @pytest.fixture
 def make(thread: Workers, model: Recorder) -> Make:
-    def made(max_size: int = 4, delay_s: float = 0.0, sharing: Sharing = FREE, any_thread: bool = False) -> Batcher:
+    def made(max_size: int = 4, delay_s: float = 0.0, sharing: MixedBatchPolicy = FREE, any_thread: bool = False) -> Batcher:
         return Batcher(thread, model, Batching(max_size, delay_s), sharing, any_thread=any_thread)
 
     return made
@@ -93,19 +93,19 @@ def seeing(number: int) -> Callable[[], NetworkInput]:
 
 
 async def see(batcher: Batcher, decoders: Workers, number: int) -> float:
-    seen, ran = await batcher.see_and_submit(seeing(number), decoders, Wanted())
+    seen, ran = await batcher.decode_and_submit(seeing(number), decoders, MapRequest())
     assert seen.value.images[0, 0, 0, 0] == number
     return float(ran.value.scores[0, 0])
 
 
 async def held_up(batcher: Batcher, model: Recorder) -> asyncio.Task[object]:
     """A first run is under way and will not end before `model.go`."""
-    first = asyncio.ensure_future(batcher.submit(make_image(0), Wanted()))
+    first = asyncio.ensure_future(batcher.submit(make_image(0), MapRequest()))
     await asyncio.to_thread(model.begun.wait, 10)
     return first
 
 
-def start(batcher: Batcher, number: int, wanted: Wanted = Wanted(), size: int = 4) -> asyncio.Task[float]:  # noqa: B008
+def start(batcher: Batcher, number: int, wanted: MapRequest = MapRequest(), size: int = 4) -> asyncio.Task[float]:  # noqa: B008
     async def ask() -> float:
         answer = (await batcher.submit(make_image(number, size), wanted)).value
         assert answer.scores.shape == (1, CLASSES)
@@ -118,7 +118,7 @@ def start(batcher: Batcher, number: int, wanted: Wanted = Wanted(), size: int = 
     return asyncio.ensure_future(ask())
 
 
-async def asked(batcher: Batcher, model: Recorder, *wanted: Wanted) -> list[float]:
+async def asked(batcher: Batcher, model: Recorder, *wanted: MapRequest) -> list[float]:
     """Images 1, 2, ... come while image 0 is run: their answers, in their order."""
     first = await held_up(batcher, model)
     tasks = [start(batcher, number, one) for number, one in enumerate(wanted, 1)]
@@ -130,7 +130,7 @@ async def asked(batcher: Batcher, model: Recorder, *wanted: Wanted) -> list[floa
 
 def test_what_comes_while_a_run_is_under_way_shares_the_next(make: Make, model: Recorder) -> None:
     async def main() -> list[float]:
-        return await asked(make(max_size=4), model, *[Wanted()] * 9)
+        return await asked(make(max_size=4), model, *[MapRequest()] * 9)
 
     assert asyncio.run(main()) == [1, 2, 3, 4, 5, 6, 7, 8, 9]
     assert [numbers for numbers, _, _ in model.runs] == [[0], [1, 2, 3, 4], [5, 6, 7, 8], [9]]
@@ -145,8 +145,15 @@ def test_an_idle_model_begins_at_once(make: Make, model: Recorder) -> None:
 
 
 def test_maps_that_differ_in_kind_are_not_run_together_and_nobody_is_overtaken_for_ever(make: Make, model: Recorder) -> None:
-    two = Wanted((3, -1), ("gradcam",))
-    kinds = [two, GRADCAM, Wanted((-1,), ("layercam",)), Wanted((5, 6), ("gradcam",)), Wanted((-1,), ("gradcam",), softmax=True), GRADCAM]
+    two = MapRequest((3, -1), ("gradcam",))
+    kinds = [
+        two,
+        GRADCAM,
+        MapRequest((-1,), ("layercam",)),
+        MapRequest((5, 6), ("gradcam",)),
+        MapRequest((-1,), ("gradcam",), softmax=True),
+        GRADCAM,
+    ]
 
     async def main() -> list[float]:
         return await asked(make(), model, *kinds)
@@ -174,17 +181,17 @@ def test_images_of_another_size_are_not_run_together(make: Make, model: Recorder
     ("sharing", "expected"),
     [
         (FREE, [[0], [1, 2, 3, 4]]),
-        (Sharing(), [[0], [1, 3], [2, 4]]),
-        (Sharing(frozenset({"gradcam"}), run_s=0.010, map_s=0.006), [[0], [1, 3], [2, 4]]),  # two maps cost more than a run
-        (Sharing(frozenset({"gradcam"}), run_s=0.010, map_s=0.004), [[0], [1, 2, 3, 4]]),
-        (Sharing(frozenset({"cam"}), run_s=1.0, map_s=0.0), [[0], [1, 3], [2, 4]]),
+        (MixedBatchPolicy(), [[0], [1, 3], [2, 4]]),
+        (MixedBatchPolicy(frozenset({"gradcam"}), run_s=0.010, map_s=0.006), [[0], [1, 3], [2, 4]]),  # two maps cost more than a run
+        (MixedBatchPolicy(frozenset({"gradcam"}), run_s=0.010, map_s=0.004), [[0], [1, 2, 3, 4]]),
+        (MixedBatchPolicy(frozenset({"cam"}), run_s=1.0, map_s=0.0), [[0], [1, 3], [2, 4]]),
     ],
 )
 def test_scores_ride_along_with_maps_where_that_is_cheaper(
-    make: Make, model: Recorder, sharing: Sharing, expected: list[list[int]]
+    make: Make, model: Recorder, sharing: MixedBatchPolicy, expected: list[list[int]]
 ) -> None:
     async def main() -> list[float]:
-        return await asked(make(sharing=sharing), model, Wanted(), GRADCAM, Wanted(), GRADCAM)
+        return await asked(make(sharing=sharing), model, MapRequest(), GRADCAM, MapRequest(), GRADCAM)
 
     assert asyncio.run(main()) == [1, 2, 3, 4]
     assert [numbers for numbers, _, _ in model.runs] == expected
@@ -290,9 +297,9 @@ def test_a_turn_is_told_when_the_run_begins(make: Make, model: Recorder) -> None
     async def main() -> list[str]:
         told: list[str] = []
         batcher = make(max_size=1)
-        first = asyncio.ensure_future(batcher.submit(make_image(1), Wanted(), lambda: told.append("first")))
+        first = asyncio.ensure_future(batcher.submit(make_image(1), MapRequest(), lambda: told.append("first")))
         await asyncio.to_thread(model.begun.wait, 10)
-        second = asyncio.ensure_future(batcher.submit(make_image(2), Wanted(), lambda: told.append("second")))
+        second = asyncio.ensure_future(batcher.submit(make_image(2), MapRequest(), lambda: told.append("second")))
         await asyncio.sleep(0.05)
         before = list(told)
         model.go.set()
@@ -349,7 +356,7 @@ def test_what_runs_alone_and_what_is_decoded_never_run_at_the_same_time(
             time.sleep(0.1)
             return len(model.runs)
 
-        step = asyncio.ensure_future(thread.do(batcher.alone, job))
+        step = asyncio.ensure_future(thread.do(batcher.run_exclusively, job))
         await asyncio.to_thread(alone.wait, 10)
         answer = await see(batcher, decoders, 5)
         assert (await step).value == 0
@@ -367,7 +374,7 @@ def test_what_cannot_be_decoded_fails_by_itself(make: Make, model: Recorder, dec
 
     async def main() -> list[object]:
         batcher = make(any_thread=True)
-        asked = [see(batcher, decoders, 1), batcher.see_and_submit(broken, decoders, Wanted()), see(batcher, decoders, 2)]
+        asked = [see(batcher, decoders, 1), batcher.decode_and_submit(broken, decoders, MapRequest()), see(batcher, decoders, 2)]
         return await asyncio.gather(*asked, return_exceptions=True)
 
     first, failed, last = asyncio.run(main())
@@ -387,7 +394,7 @@ def test_cancelled_while_it_waits_for_a_decoder_it_is_neither_decoded_nor_run(ma
         batcher = make(any_thread=True)
         first = asyncio.ensure_future(see(batcher, decoder, 0))
         await asyncio.to_thread(model.begun.wait, 10)
-        gone = asyncio.ensure_future(batcher.see_and_submit(note, decoder, Wanted()))
+        gone = asyncio.ensure_future(batcher.decode_and_submit(note, decoder, MapRequest()))
         await asyncio.sleep(0)
         gone.cancel()
         await asyncio.wait([gone])

@@ -60,12 +60,12 @@ def with_parameter(made: pb.ModelInferRequest, of_output: bool, name: str) -> pb
 
 
 BAD = {
-    "no input": (request(), "one of the inputs 'images' (UINT8 [-1, 64, 64, 3]) and 'encoded' (BYTES [-1]) was expected, neither came"),
-    "both": (request(IMAGES, ("encoded", "BYTES", [1], element(GOOD))), "both came"),
+    "no input": (request(), "expected one of the inputs 'images' (UINT8 [-1, 64, 64, 3]) and 'encoded' (BYTES [-1]), got neither"),
+    "both": (request(IMAGES, ("encoded", "BYTES", [1], element(GOOD))), ", got both"),
     "unknown input": (request(("images", "UINT8", SHAPE, PIXELS)), "no input 'images'; it has: images, encoded, targets, softmax"),
     "unknown output": (request(IMAGES, outputs=("lime",)), "no output 'lime'; it has: scores, logits, classes, cam, gradcam"),
-    "the same input twice": (request(IMAGES, IMAGES), "input 'images' came twice"),
-    "the same output twice": (request(IMAGES, outputs=("cam", "cam")), "twice among cam, cam"),
+    "the same input twice": (request(IMAGES, IMAGES), "input 'images' occurs twice"),
+    "the same output twice": (request(IMAGES, outputs=("cam", "cam")), "twice in cam, cam"),
     "another datatype": (request(("images", "FP32", SHAPE, 4 * PIXELS)), "UINT8 [-1, 64, 64, 3] was expected, FP32 [1, 64, 64, 3] came"),
     "no datatype": (request(("images", "", SHAPE, PIXELS)), "UINT8 [-1, 64, 64, 3] was expected,"),
     "another size": (request(("images", "UINT8", [1, 32, 32, 3], bytes(3072))), "expected, UINT8 [1, 32, 32, 3] came"),
@@ -79,16 +79,16 @@ BAD = {
     "a product that wraps to nothing": (request(("encoded", "BYTES", [HUGE], {"bytes_contents": []})), f"has {HUGE:,} values"),
     "too few bytes": (request(("images", "UINT8", SHAPE, PIXELS[1:])), "[1, 64, 64, 3] is 12,288 bytes, its raw contents are 12,287"),
     "too many bytes": (request(("images", "UINT8", SHAPE, PIXELS + b"x")), "its raw contents are 12,289"),
-    "too few raw contents": (request(IMAGES, ("targets", "INT64", [1], None)), "1 raw_input_contents came with 2 inputs"),
-    "too many raw contents": (request(IMAGES, extra_raw=(b"",)), "2 raw_input_contents came with 1 inputs"),
+    "too few raw contents": (request(IMAGES, ("targets", "INT64", [1], None)), "1 raw_input_contents for 2 inputs"),
+    "too many raw contents": (request(IMAGES, extra_raw=(b"",)), "2 raw_input_contents for 1 inputs"),
     "raw and typed": (
         request(("images", "UINT8", SHAPE, {"uint_contents": [1]}), extra_raw=(PIXELS,)),
-        "input 'images' has `contents` beside raw_input_contents",
+        "input 'images' has both `contents` and raw_input_contents",
     ),
     "neither raw nor typed": (request(("images", "UINT8", SHAPE, None)), "has 12,288 values, its contents hold 0"),
     "typed in another field": (
         request(("images", "UINT8", SHAPE, {"int_contents": [0] * len(PIXELS)})),
-        "go into uint_contents; int_contents",
+        "expected values of UINT8 in uint_contents, got int_contents",
     ),
     "typed beyond the datatype": (
         request(("images", "UINT8", SHAPE, {"uint_contents": [256] * len(PIXELS)})),
@@ -115,14 +115,17 @@ BAD = {
     "an unknown rank": (request(IMAGES, ("targets", "INT64", [1, 1], ints(-8)), outputs=("classes",)), "no class -8"),
     "classes for other images": (
         request(IMAGES, ("targets", "INT64", [2, 1], ints(0, 0))),
-        "input 'targets' of shape [2, 1] came with 1 images: [1 or 1, K] was expected",
+        "input 'targets' has shape [2, 1] in a request with 1 images: expected [1 or 1, K]",
     ),
     "no classes": (request(IMAGES, ("targets", "INT64", [1, 0], b"")), "its shape is [1, 0]"),
     "classes of three dimensions": (request(IMAGES, ("targets", "INT64", [1, 1, 1], ints(0))), "INT64 [-1, -1] or INT64 [-1] was expected"),
-    "too many classes": (request(IMAGES, ("targets", "INT64", [101], ints(*[0] * 101)), outputs=("cam",)), "101 classes came, at most 100"),
+    "too many classes": (
+        request(IMAGES, ("targets", "INT64", [101], ints(*[0] * 101)), outputs=("cam",)),
+        "input 'targets' has 101 classes: at most 100",
+    ),
     "too many maps": (
         request(IMAGES, ("targets", "INT64", [51], ints(*[0] * 51)), outputs=("cam", "gradcam")),
-        "51 classes are to be explained in 2 maps each; of an image, at most 100 a request",
+        "51 classes with 2 maps each were requested: at most 100 maps per image",
     ),
     "two values for one": (request(IMAGES, ("softmax", "BOOL", [2], b"\0\1")), "BOOL [1] or BOOL [1, 1] was expected, BOOL [2] came"),
     "negative channels": (request(IMAGES, ("max_channels", "INT64", [1], ints(-1)), outputs=("scorecam",)), "max_channels -1: expected"),
@@ -132,15 +135,15 @@ BAD = {
     ),
     "more images than may wait": (
         request(("images", "UINT8", [65, *SHAPE[1:]], 65 * PIXELS)),
-        "65 images came in one request, and at most 64 may wait for model 'toy': send several requests",
+        "65 images in one request: at most 64 may wait for model 'toy', so send several",
     ),
     "a class count": (
         with_parameter(request(IMAGES, outputs=("scores",)), True, "classification"),
-        "output 'scores': its parameter 'class",
+        "output 'scores': parameter 'class",
     ),
     "shared memory": (
         with_parameter(request(IMAGES), False, "shared_memory_region"),
-        "input 'images': its parameter 'shared_memory_region'",
+        "input 'images': parameter 'shared_memory_region'",
     ),
 }
 
@@ -222,7 +225,7 @@ def test_bytes_that_are_no_message(channel: grpc.Channel, call: str) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         channel.unary_unary(f"/inference.GRPCInferenceService/{call}")(b"\xff\xff\xff")
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert f"3 bytes came that are no inference.{call}Request message" in (caught.value.details() or "")
+    assert f"the request's 3 bytes are no inference.{call}Request message" in (caught.value.details() or "")
 
 
 def test_an_index_of_another_repository_is_refused(channel: grpc.Channel) -> None:

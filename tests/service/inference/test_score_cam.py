@@ -21,8 +21,7 @@ from tlcli.contract.errors import OverloadedError, RequestError, ServerError
 from tlcli.contract.model.explain import explain
 from tlcli.contract.model.onnx_model import Answer, Model
 from tlcli.service import Client, Server, ServerSettings, in_background
-from tlcli.service.execution.runner import AMONG_OTHERS, MASKED_IMAGES
-from tlcli.service.execution.turns import Turns
+from tlcli.service.execution.runner import MASKED_IMAGES, MASKED_IMAGES_UNDER_LOAD, Turns
 from tlcli.service.pb.tlcli.v1 import classifier_pb2 as pb
 from tlcli.service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
 
@@ -111,7 +110,7 @@ def test_others_have_their_turn_between_two_batches(wide_port: int, slow: SlowRu
         waited_ns = [other.classify(IMAGE).timings.queue_time_ns for _ in range(3)]
         assert not long.done()
         answer = long.result(60)
-    assert slow.largest == AMONG_OTHERS["cpu"]
+    assert slow.largest == MASKED_IMAGES_UNDER_LOAD["cpu"]
     whole_ns = CHANNELS / TURN * RUN_S * 1e9
     assert answer.timings.infer_time_ns > whole_ns
     assert max(waited_ns) < answer.timings.infer_time_ns / 4
@@ -243,7 +242,7 @@ def test_more_score_cams_in_a_request_than_may_wait_are_refused_as_such(wide: Pa
 
 
 def test_steps_are_large_only_where_nobody_else_asks(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tlcli.service.execution.turns._COMPANY_S", 0.3)
+    monkeypatch.setattr("tlcli.service.execution.runner._UNDER_LOAD_S", 0.3)
     sizes: list[int] = []
     plain = Model.run
 
@@ -253,7 +252,7 @@ def test_steps_are_large_only_where_nobody_else_asks(wide: Path, monkeypatch: py
 
     with in_background(ServerSettings(models=wide, port=0)) as port, Client(port=port) as client:
         monkeypatch.setattr(Model, "run", run)
-        for pause_s, largest in ((0.0, AMONG_OTHERS["cpu"]), (0.4, MASKED_IMAGES["cpu"])):
+        for pause_s, largest in ((0.0, MASKED_IMAGES_UNDER_LOAD["cpu"]), (0.4, MASKED_IMAGES["cpu"])):
             client.classify(IMAGE)
             time.sleep(pause_s)
             sizes.clear()

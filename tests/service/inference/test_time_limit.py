@@ -19,7 +19,7 @@ from tests.service.inference.test_score_cam import slow as slow
 from tests.service.inference.test_score_cam import wide as wide
 from tlcli.contract.errors import TimeLimitError
 from tlcli.service import Client, ServerSettings, in_background
-from tlcli.service.inference.time_limit import time_limit
+from tlcli.service.inference.request_checks import time_limit
 from tlcli.service.pb.inference import open_inference_pb2
 from tlcli.service.pb.tlcli.v1 import classifier_pb2 as pb
 from tlcli.service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
@@ -106,10 +106,10 @@ def test_tensors_have_as_long_for_each_image(port: int) -> None:
 def test_over_http(wide: Path, slow: SlowRuns) -> None:
     settings = ServerSettings(models=wide, port=0, http_port=0, max_image_s=LIMIT_S)
     with http_in_background(settings) as port, Asking(port) as http:
-        status, told = http.post("/v1/classify?map=scorecam", IMAGE).refusal
+        status, told = http.post("/v1/classify?cam=scorecam", IMAGE).refusal
         assert status == 504
         assert told.startswith(REFUSAL)
-        assert http.post("/v1/classify?map=gradcam", IMAGE).json["predictions"]
+        assert http.post("/v1/classify?cam=gradcam", IMAGE).json["predictions"]
 
 
 def test_a_body_that_does_not_come(one_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

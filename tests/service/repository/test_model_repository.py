@@ -15,9 +15,9 @@ import pytest
 
 from tests.helpers.service.toy_model import SIZE, ToyModel
 from tlcli.contract.errors import ModelFileError, NotFoundError, SettingsError
-from tlcli.service.execution.batching import Batching, Wanted
+from tlcli.service.execution.batching import Batching, MapRequest
 from tlcli.service.execution.runner import Runner
-from tlcli.service.repository.model_repository import Repository, Served
+from tlcli.service.repository.model_repository import Repository, ServedVersion
 from tlcli.service.repository.version_policy import VersionPolicy
 from tlcli.service.types.answer import ModelState
 
@@ -34,8 +34,8 @@ def logits(seed: int) -> np.ndarray:
     return ToyModel.make(seed=seed).answer(IMAGE[0]).logits
 
 
-async def ask(served: Served) -> np.ndarray:
-    return (await served.runner.submit(IMAGE, Wanted())).value.logits[0]
+async def ask(served: ServedVersion) -> np.ndarray:
+    return (await served.runner.submit(IMAGE, MapRequest())).value.logits[0]
 
 
 async def loaded(folder: Path, policy: str = "all") -> Repository:
@@ -135,12 +135,12 @@ def test_a_new_version_takes_over_and_an_old_one_goes(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-async def gone(served: Served) -> None:
+async def gone(served: ServedVersion) -> None:
     """Its thread is closed."""
     for _ in range(100):
         await asyncio.sleep(0.02)
         try:
-            await asyncio.wait_for(served.runner.submit(IMAGE, Wanted()), 5)
+            await asyncio.wait_for(served.runner.submit(IMAGE, MapRequest()), 5)
         except Exception:  # noqa: BLE001
             return
     pytest.fail("it still answers")
@@ -227,11 +227,11 @@ def test_a_image_that_is_still_being_decoded_counts_as_under_way(tmp_path: Path)
     async def main() -> None:
         repository = await loaded(tmp_path)
         served = repository.find("toy", "1")
-        place = served.admission.enter()
+        slot = served.admission.acquire()
         await repository.unload_model("toy")
         await asyncio.sleep(0.2)
         np.testing.assert_allclose(await ask(served), logits(1), atol=1e-5)
-        place.leave()
+        slot.release()
         await gone(served)
         repository.close()
 
@@ -336,7 +336,7 @@ def test_a_repository_that_cannot_be_read_changes_nothing(
         for _ in range(4):
             await repository.refresh()
         assert repository.find("toy", "").version == 1
-        assert sum("cannot be followed now" in one.getMessage() for one in caplog.records) == 1
+        assert sum("model repository cannot be read" in record.getMessage() for record in caplog.records) == 1
         monkeypatch.undo()
         if how != "error":
             shutil.rmtree(tmp_path / "models", ignore_errors=True)
@@ -373,7 +373,9 @@ def test_a_models_folder_that_cannot_be_read_changes_nothing_of_it_and_the_other
             await repository.refresh()
         assert repository.find("toy", "").version == 1
         assert repository.find("other", "").version == 2
-        assert caplog.text.count("toy: cannot be read, what was there serves on: Permission denied") == 1, "once, not at every look"
+        assert caplog.text.count("toy: folder cannot be read, its versions stay served: Permission denied") == 1, (
+            "logged once, not at every call"
+        )
         with pytest.raises(ModelFileError, match=r"toy: Permission denied"):
             await repository.load_model("toy")
         assert repository.find("toy", "").version == 1

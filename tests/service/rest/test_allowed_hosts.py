@@ -11,7 +11,7 @@ from tests.helpers.service.http_requests import Asking, http_in_background
 from tests.helpers.service.sample_images import RED, encode, scene
 from tests.helpers.service.toy_model import ToyModel
 from tlcli.service import ServerSettings
-from tlcli.service.rest.allowed_hosts import AllowedHosts
+from tlcli.service.rest.access_control import AllowedHosts
 
 IMAGE = encode(scene(RED, (30, 20, 90, 70)), "JPEG")
 LOAD, UNLOAD = "/v2/repository/models/toy/load", "/v2/repository/models/toy/unload"

@@ -1,4 +1,4 @@
-"""What is written about HTTP is true: the OpenAPI document, its page, and the commands of docs/serving.md."""
+"""Documentation of HTTP against the server: the OpenAPI document, its page, and docs/serving.md with its commands."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ from tlcli.service.decoding import memory_budget
 from tlcli.service.protocol import parse_cost
 from tlcli.service.rest import accept_loop, disconnect, http_connection, json_fields
 from tlcli.service.rest.endpoint import Endpoint
-from tlcli.service.rest.error_responses import STATUSES, refusal
-from tlcli.service.rest.openapi import SCHEMAS, OpenApi
+from tlcli.service.rest.openapi import OpenApi
+from tlcli.service.rest.responses import STATUSES, error_response
+from tlcli.service.rest.schemas import SCHEMAS
 from tlcli.service.rpc import grpc_server
 from tlcli.service.settings.server_settings import SETTINGS
 from tlcli.service.telemetry import log_writer
@@ -87,7 +88,7 @@ def test_every_schema_is_used(document: Any) -> None:
 def test_answers_have_the_fields_of_their_schemas(port: int, document: Any) -> None:
     with Asking(port) as asking:
         answers = {
-            "Classification": asking.post("/v1/classify?map=gradcam", IMAGE),
+            "Classification": asking.post("/v1/classify?cam=gradcam", IMAGE),
             "InferResponse": asking.post(f"/v2/models/{NAME}/infer", {"id": "mine", "inputs": [given("images", IMAGES)]}),
             "ModelMetadata": asking.get(f"/v2/models/{NAME}"),
             "ServerMetadata": asking.get("/v2"),
@@ -172,7 +173,11 @@ def test_the_table_of_refusals_has_every_status() -> None:
         (code, int(status)) for codes, statuses in rows for code in re.findall("[A-Z_]{8,}", codes) for status in _statuses(statuses)
     }
     known = {(code.name, status) for code, status in STATUSES.items()}
-    known |= {("RESOURCE_EXHAUSTED", refusal(MemoryLimitError("full")).status_code), ("RESOURCE_EXHAUSTED", 413), ("UNIMPLEMENTED", 404)}
+    known |= {
+        ("RESOURCE_EXHAUSTED", error_response(MemoryLimitError("full")).status_code),
+        ("RESOURCE_EXHAUSTED", 413),
+        ("UNIMPLEMENTED", 404),
+    }
     assert written == known | {("UNIMPLEMENTED", 405)}
     alone = {int(status) for codes, statuses in rows if not codes for status in _statuses(statuses)}
     assert alone == {403, 408, 415}
@@ -189,7 +194,7 @@ def test_bounds_are_those_of_the_code() -> None:
     assert f"| {parse_cost.MAX_FIELDS:,}; {parse_cost.MAX_NUMBERS:,}; {parse_cost.MAX_TEXT_BYTES:,} |" in section
     assert f"| {json_fields._MAX_VALUES:,}; {json_fields._MAX_CONTAINERS:,}; {json_fields._MAX_WIDE_BYTES:,} |" in section
     assert f"| {accept_loop._HANDSHAKE_S:g} s; {http_connection._HEAD_S:g} s and {disconnect._READ_S:g} s |" in section
-    patience = dict(grpc_server._PATIENCE)
+    patience = dict(grpc_server._TIMEOUTS)
     ping_s = (patience["grpc.keepalive_time_ms"] + patience["grpc.keepalive_timeout_ms"]) / 1000
     assert f"| {ping_s:g} s; {patience['grpc.max_connection_idle_ms'] / 1000:g} s |" in section
     assert f"| {log_writer._LINES:,} |" in section

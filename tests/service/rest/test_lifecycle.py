@@ -276,7 +276,7 @@ def test_clients_that_leave_are_not_worked_for(one_model: Path) -> None:
 
 def test_a_client_that_leaves_ends_a_score_cam(tmp_path: Path) -> None:
     ToyModel.make(seed=1, channels=2000).save(tmp_path / "wide/1/model.onnx", "wide")
-    path = f"{CLASSIFY}?map=scorecam&max_channels=2000"
+    path = f"{CLASSIFY}?cam=scorecam&max_channels=2000"
     with http_in_background(ServerSettings(models=tmp_path, port=0, http_port=0)) as port, Asking(port) as asking:
         begun = time.monotonic()
         assert asking.post(path, IMAGE).status == 200

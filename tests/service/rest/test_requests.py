@@ -253,7 +253,7 @@ def test_a_image_is_classified(http: Asking) -> None:
 
 
 def test_a_images_maps_as_numbers(http: Asking) -> None:
-    found = http.post("/v1/classify?model=toy&version=1&map=gradcam&classes=6,-1&softmax=true&top_k=1", ENCODED[0]).json
+    found = http.post("/v1/classify?model=toy&version=1&cam=gradcam&classes=6,-1&softmax=true&top_k=1", ENCODED[0]).json
     expected = FIRST.answer(network_input(ENCODED[0]), softmax=True)
     assert {one["class_id"] for one in found["predictions"]} == {6, int(expected.logits.argmax())}
     for one in found["predictions"]:
@@ -265,7 +265,7 @@ def test_a_images_maps_as_numbers(http: Asking) -> None:
 
 
 def test_a_images_map_drawn(http: Asking) -> None:
-    asked = "/v1/classify?model=toy&version=1&map=cam"
+    asked = "/v1/classify?model=toy&version=1&cam=cam"
     (drawn,) = [one["map"] for one in http.post(f"{asked}&format=overlay", ENCODED[0]).json["predictions"] if "map" in one]
     assert "values" not in drawn
     answer = http.post(asked, ENCODED[0], Accept="image/png")

@@ -68,7 +68,7 @@ def test_a_call_without_a_message_is_refused(one_model: Path) -> None:
 def test_the_memory_of_the_models_counts_as_the_servers_own(one_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A health check that comes before the models are loaded must not make their memory that of unfinished messages."""
     growth = iter([100, 900])
-    monkeypatch.setattr("tlcli.service.rpc.unread_messages._process_bytes", lambda: next(growth))
+    monkeypatch.setattr("tlcli.service.rpc.message_bounds._process_bytes", lambda: next(growth))
 
     async def main() -> tuple[int | None, int | None]:
         server = Server(ServerSettings(models=one_model, port=0, grace_s=0))
