@@ -64,7 +64,7 @@ def parse_classes(text: str, labels: tuple[str, ...]) -> tuple[int, ...]:
         RequestError: there is no such class, or several classes have the label.
     """
     index = _label_index(labels)
-    return tuple(_parse_class(part.strip(), labels, index) for part in ([text] if index.find(text) else text.split(",")))
+    return tuple(_parse_class(name, labels, index) for name in ([text] if index.find(text) else text.split(",")))
 
 
 def _parse_class(text: str, labels: Sequence[str], index: LabelIndex) -> int:

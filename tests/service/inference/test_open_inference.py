@@ -31,7 +31,7 @@ from tests.helpers import HELPERS
 from tests.helpers.service.sample_images import BLUE, GREEN, RED, encode, scene
 from tests.helpers.service.toy_model import GRID, LABELS, METHODS, SIZE, ToyAnswer, ToyModel
 from tests.service.conftest import FIRST, SECOND
-from tests.service.rest.test_classify_routes import TOLERANCE, network_input
+from tests.service.inference.test_classifier import TOLERANCE, network_input
 from tlcli.contract.model.explain import explain
 from tlcli.contract.model.onnx_model import Model
 from tlcli.service import Client, Server, ServerSettings, in_background

@@ -62,7 +62,7 @@ def with_parameter(made: pb.ModelInferRequest, of_output: bool, name: str) -> pb
 BAD = {
     "no input": (request(), "expected one of the inputs 'images' (UINT8 [-1, 64, 64, 3]) and 'encoded' (BYTES [-1]), got neither"),
     "both": (request(IMAGES, ("encoded", "BYTES", [1], element(GOOD))), ", got both"),
-    "unknown input": (request(("images", "UINT8", SHAPE, PIXELS)), "no input 'images'; it has: images, encoded, targets, softmax"),
+    "unknown input": (request(("photos", "UINT8", SHAPE, PIXELS)), "no input 'photos'; it has: images, encoded, targets, softmax"),
     "unknown output": (request(IMAGES, outputs=("lime",)), "no output 'lime'; it has: scores, logits, classes, cam, gradcam"),
     "the same input twice": (request(IMAGES, IMAGES), "input 'images' occurs twice"),
     "the same output twice": (request(IMAGES, outputs=("cam", "cam")), "twice in cam, cam"),
@@ -301,7 +301,7 @@ def test_a_request_for_more_places_than_are_free_is_refused_at_once_and_a_cancel
         running = ask.future(several(1))
         assert held.started.wait(20)
         three = waiting(ask, several(3))
-        with pytest.raises(grpc.RpcError, match="3 images wait for it, of 4 that may, and this request has 2: ask again in") as refused:
+        with pytest.raises(grpc.RpcError, match=r"full \(3 of 4 images waiting, this request has 2\): retry in") as refused:
             ask(several(2))
         assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert float(dict(refused.value.trailing_metadata())["grpc-retry-pushback-ms"]) > 0
@@ -367,7 +367,7 @@ def test_pixels_of_a_model_of_any_size_are_limited_too(tmp_path: Path) -> None:
     settings = ServerSettings(models=tmp_path, port=0, limits=ImageLimits(max_pixels=SIZE * SIZE))
     with in_background(settings) as port, grpc.insecure_channel(f"127.0.0.1:{port}") as own:
         ask = asking(own)
-        with pytest.raises(grpc.RpcError, match="64 x 72 pixels came: at most 4,096"):
+        with pytest.raises(grpc.RpcError, match="64 x 72 pixels are too large: at most 4,096 pixels"):
             ask(request(("images", "UINT8", [1, SIZE, SIZE + 8, 3], bytes(SIZE * (SIZE + 8) * 3)), model_name="any"))
         logits = np.frombuffer(ask(request(IMAGES, model_name="any", outputs=("logits",))).raw_output_contents[0], "<f4")
     expected = ToyModel.make(seed=5, dynamic=True).answer(np.zeros((SIZE, SIZE, 3), np.uint8)).logits
@@ -381,5 +381,6 @@ def test_loading_and_unloading_are_not_offered_unasked(port: int, call: str) -> 
         with pytest.raises(InferenceServerException) as caught:
             getattr(client, call)("toy")
         assert caught.value.status() == "StatusCode.FAILED_PRECONDITION"
-        assert "it was started with model_control fixed, not explicit" in caught.value.message()
+        action = call.removesuffix("_model")
+        assert f"clients cannot {action} models with model_control fixed: start the server with explicit" in caught.value.message()
         assert client.is_model_ready("toy")

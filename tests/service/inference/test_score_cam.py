@@ -16,7 +16,7 @@ import pytest
 
 from tests.helpers.service.sample_images import RED, encode, scene
 from tests.helpers.service.toy_model import METHODS, ToyModel
-from tests.service.rest.test_classify_routes import network_input, the_map
+from tests.service.inference.test_classifier import network_input, the_map
 from tlcli.contract.errors import OverloadedError, RequestError, ServerError
 from tlcli.contract.model.explain import explain
 from tlcli.contract.model.onnx_model import Answer, Model
@@ -187,7 +187,7 @@ def test_a_flood_is_bounded_the_oldest_finishes_first_and_images_do_not_wait(wid
                 asked.append(pool.submit(ask, number))
                 assert number or slow.started.wait(30)
                 time.sleep(0.1)
-            with pytest.raises(OverloadedError, match=r"model 'wide' is busy: 3 Score-CAMs wait for it, as many as may: ask again in"):
+            with pytest.raises(OverloadedError, match=r"queue of model 'wide' full \(3 Score-CAMs waiting\): retry in"):
                 ask(9)
             took_s = []
             while not asked[1].done():
@@ -232,7 +232,7 @@ def test_more_score_cams_in_a_request_than_may_wait_are_refused_as_such(wide: Pa
         await server.load()
         inference: OpenInference = server._parts.open_inference
         images = InputTensor("images", UINT8, (3, 64, 64, 3), bytes(3 * 64 * 64 * 3), ())
-        with pytest.raises(RequestError, match="3 Score-CAMs came in one request, and at most 2 may wait for model 'wide'"):
+        with pytest.raises(RequestError, match="3 Score-CAMs in one request: at most 2 may wait for model 'wide'"):
             await inference.infer(InferQuery("wide", "", "", {"images": images}, ("scorecam",)))
         answer = await inference.infer(InferQuery("wide", "", "", {"images": images}, ("gradcam",)))
         assert answer.outputs[0].shape[0] == 3

@@ -27,7 +27,7 @@ from tlcli.service.rest import disconnect, http_connection
 
 IMAGE = encode(scene(RED, (30, 20, 90, 70)), "JPEG")
 LIMIT_S = 8 * RUN_S  # a Score-CAM takes 20 runs, an image's scores one
-REFUSAL = "an image took more than the 0.24 s that this server gives it: ask for less"
+REFUSAL = "the image took more than the server's limit of 0.24 s"
 
 
 def test_what_is_done_in_time_is_done() -> None:
@@ -36,7 +36,7 @@ def test_what_is_done_in_time_is_done() -> None:
             await asyncio.sleep(0)
         async with time_limit(0):
             await asyncio.sleep(0.01)
-        with pytest.raises(TimeLimitError, match=r"more than the 0\.01 s"):
+        with pytest.raises(TimeLimitError, match=r"more than the server's limit of 0\.01 s"):
             async with time_limit(0.01):
                 await asyncio.sleep(5)
         with pytest.raises(TimeoutError, match="another's"):  # which is not ours
@@ -119,7 +119,7 @@ def test_a_body_that_does_not_come(one_model: Path, monkeypatch: pytest.MonkeyPa
             slow_client.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nabc")
             answer = b"".join(iter(lambda: slow_client.recv(4096), b""))
         assert answer.startswith(b"HTTP/1.1 408")
-        assert b"the body did not come within 0.1 s" in answer
+        assert b"the body did not arrive within 0.1 s" in answer
         with Asking(port) as http:
             assert http.post("/v1/classify", IMAGE).json["predictions"]
 

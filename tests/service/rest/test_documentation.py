@@ -18,6 +18,7 @@ from PIL import Image
 
 from tests.helpers.service.http_requests import Asking, http_in_background
 from tests.helpers.service.sample_images import RED, encode, scene
+from tests.helpers.service.toy_model import LABELS
 from tests.service.conftest import FIRST
 from tests.service.rest.test_requests import IMAGES, given
 from tlcli.contract.errors import MemoryLimitError
@@ -235,7 +236,11 @@ def test_the_commands_of_the_documentation(port: int, tmp_path: Path) -> None:
     (tmp_path / "cat.jpg").write_bytes(IMAGE)
     answers = []
     for command in (one for block in blocks for one in re.split(r"\n(?=\w)", block.strip())):
-        here = command.replace("localhost:8000", f"127.0.0.1:{port}").replace("curl ", "curl -sS --fail-with-body ")
+        here = (
+            command.replace("localhost:8000", f"127.0.0.1:{port}")
+            .replace("tulip", LABELS[0])
+            .replace("curl ", "curl -sS --fail-with-body ")
+        )
         done = subprocess.run(["bash", "-c", f"set -eo pipefail; {here}"], cwd=tmp_path, capture_output=True, check=False)
         assert done.returncode == 0, (command, done.stdout, done.stderr)
         answers.append(done.stdout.decode())

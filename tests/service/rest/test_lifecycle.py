@@ -79,7 +79,7 @@ def test_the_settings_are_held() -> None:
 def test_a_port_in_use_is_one_line(one_model: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        expected = f"cannot listen on 127.0.0.1:{port} for HTTP: Address already in use: choose another with --host and --http-port"
+        expected = f"cannot listen on 127.0.0.1:{port} for HTTP: Address already in use: choose another address with --host"
         with pytest.raises(SettingsError, match=expected), in_background(ServerSettings(models=one_model, port=0, http_port=port)):
             pass
 
@@ -220,7 +220,7 @@ def test_nothing_is_answered_before_the_models_are_loaded(one_model: Path) -> No
         live, ready, model, refused = await asyncio.to_thread(ask)
         assert (live.status, ready.status, model.status) == (200, 400, 400)
         assert ready.json == {"ready": False}
-        assert refused.refusal == (503, "the server is still loading its models: ask again in a moment")
+        assert refused.refusal == (503, "the server is still loading its models: retry in a moment")
         assert refused.headers["Retry-After"] == "1"
         await server.load()
         assert [one.status for one in await asyncio.to_thread(ask)] == [200] * 4
@@ -331,7 +331,7 @@ def test_what_outlasts_the_grace_period_is_refused(one_model: Path) -> None:
             refused = [one for one in answers if one.status != 200]
             assert refused
             for one in refused:
-                assert one.refusal == (503, "the server stopped before this request was answered: ask again, of the one that takes over")
+                assert one.refusal == (503, "the server shut down before it answered: retry, to reach the server that takes over")
             assert b" 503 " in slow.recv(1000)
         assert server.wait() == 0
     assert "Traceback" not in "".join(server.log)

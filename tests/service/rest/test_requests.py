@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from tests.helpers.service.http_requests import Asking, http_in_background
 from tests.helpers.service.sample_images import BLUE, GREEN, RED, encode, scene
 from tests.helpers.service.toy_model import GRID, LABELS, METHODS, SIZE, ToyAnswer, ToyModel
 from tests.service.conftest import FIRST, SECOND
-from tests.service.rest.test_classify_routes import TOLERANCE, network_input
+from tests.service.inference.test_classifier import TOLERANCE, network_input
 from tlcli.contract.model.explain import explain
 from tlcli.contract.model.onnx_model import Model
 from tlcli.service import ServerSettings
@@ -257,11 +258,18 @@ def test_a_images_maps_as_numbers(http: Asking) -> None:
     expected = FIRST.answer(network_input(ENCODED[0]), softmax=True)
     assert {one["class_id"] for one in found["predictions"]} == {6, int(expected.logits.argmax())}
     for one in found["predictions"]:
-        assert (one["map"]["method"], one["map"]["height"], one["map"]["width"]) == ("gradcam", GRID, GRID)
+        assert (one["map"]["cam"], one["map"]["height"], one["map"]["width"]) == ("gradcam", GRID, GRID)
         same(one["map"]["values"], expected.gradcam[one["class_id"]])
         left, top, right, bottom = one["map"]["box"]
         assert 0 <= left < right <= 256
         assert 0 <= top < bottom <= 192
+
+
+@pytest.mark.parametrize(("classes", "expected"), [("grey", {6}), ("grey,-1", {6, -1}), ("red,5,blue", {0, 5, 2})])
+def test_classes_are_labels_ids_or_ranks(http: Asking, classes: str, expected: set[int]) -> None:
+    ranked = int(FIRST.answer(network_input(ENCODED[0])).logits.argmax())
+    found = http.post(f"/v1/classify?model=toy&version=1&cam=cam&classes={quote(classes)}", ENCODED[0]).json
+    assert {one["class_id"] for one in found["predictions"] if "map" in one} == {ranked if number == -1 else number for number in expected}
 
 
 def test_a_images_map_drawn(http: Asking) -> None:

@@ -167,7 +167,7 @@ def test_more_connections_than_may_be_are_refused_with_a_line(port: int) -> None
             assert answer.startswith(b"HTTP/1.1 503 ")
             assert b"Retry-After: 1" in answer
             assert json.loads(answer.partition(b"\r\n\r\n")[2]) == {
-                "error": "as many connections are open as this server takes (max_connections): retry in 1 s"
+                "error": "connection limit of this server reached (max_connections): retry in 1 s"
             }
     finally:
         for one in held:
@@ -214,7 +214,7 @@ def test_no_file_descriptors_left_is_a_line_and_not_a_flood(
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, before)
         messages = [one.getMessage() for one in caplog.records]
-        assert [one for one in messages if "no connection can be taken: Too many open files" in one] == messages[:1]
+        assert [one for one in messages if "cannot accept connections: Too many open files" in one] == messages[:1]
         assert len(messages) == 1
         for one in waiting:
             one.sendall(LIVE)

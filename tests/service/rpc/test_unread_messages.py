@@ -49,7 +49,7 @@ def test_unfinished_messages_take_the_budget_at_most(one_model: Path, path: str)
         while resident_mib(server) > before + 50 and time.monotonic() < end:
             time.sleep(0.2)
         assert resident_mib(server) <= before + 50
-        assert any("calls whose messages have not arrived are ended" in line for line in server.log)
+        assert any("calls whose messages have not arrived in full" in line for line in server.log)
         assert not [line for line in server.log if "Traceback" in line or "Error" in line]
 
 
@@ -62,7 +62,7 @@ def test_a_call_without_a_message_is_refused(one_model: Path) -> None:
         with pytest.raises(grpc.RpcError) as refused:
             call(iter(()), timeout=10)
         assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-        assert refused.value.details() == "the call ended before its message"
+        assert refused.value.details() == "the call ended before its message was complete: send one message"
 
 
 def test_the_memory_of_the_models_counts_as_the_servers_own(one_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
