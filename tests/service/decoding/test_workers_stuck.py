@@ -77,7 +77,7 @@ def test_a_server_that_cannot_decode_is_not_ready_until_it_can(one_model: Path, 
             thread.join(30)
 
 
-def test_a_stuck_thread_does_not_hold_up_the_end(one_model: Path) -> None:
+def test_a_stuck_thread_does_not_delay_the_shutdown(one_model: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", FROZEN, str(one_model)], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     lines: list[str] = []

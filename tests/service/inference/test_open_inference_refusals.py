@@ -1,4 +1,4 @@
-"""What cannot be answered over the Open Inference Protocol gets the right status and one line, and the next request is answered."""
+"""Error statuses of the Open Inference Protocol: the right code and one line, after which the server answers the next request."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def asking(channel: grpc.Channel) -> grpc.UnaryUnaryMultiCallable:
 
 
 def refusal(ask: Ask, made: pb.ModelInferRequest) -> tuple[grpc.StatusCode, str]:
-    """The code and the line of a request that must fail; and the next one must not."""
+    """Send a request that must fail and one that must not, and return the code and the line of the first."""
     with pytest.raises(grpc.RpcError) as caught:
         ask(made)
     details = caught.value.details() or ""
@@ -197,14 +197,14 @@ def test_bad_requests(channel: grpc.Channel, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ELSEWHERE)
-def test_what_is_wrong_with_the_model(channel: grpc.Channel, name: str) -> None:
+def test_errors_of_models(channel: grpc.Channel, name: str) -> None:
     made, expected_code, expected = ELSEWHERE[name]
     code, details = refusal(asking(channel), made)
     assert code is expected_code
     assert expected in details
 
 
-def test_tritons_client_hears_the_status_and_the_line(port: int) -> None:
+def test_tritons_client_gets_the_status_and_the_line(port: int) -> None:
     tensor = triton.InferInput("images", SHAPE, "UINT8")
     tensor.set_data_from_numpy(np.zeros(SHAPE, np.uint8))
     with triton.InferenceServerClient(f"127.0.0.1:{port}") as client:
@@ -240,7 +240,7 @@ def test_an_index_of_another_repository_is_refused(channel: grpc.Channel) -> Non
     assert {one.state for one in ask(pb.RepositoryIndexRequest(ready=True)).models} == {"READY"}
 
 
-def test_a_request_that_fails_gives_its_places_back(one_model: Path) -> None:
+def test_a_request_that_fails_returns_its_slots(one_model: Path) -> None:
     bad = request(("encoded", "BYTES", [3], element(GOOD) + element(b"text") + element(GOOD)))
     white = request(("encoded", "BYTES", [3], 3 * element(encode(Image.new("RGB", (64, 64), "white")))))
     with (
@@ -255,9 +255,11 @@ def test_a_request_that_fails_gives_its_places_back(one_model: Path) -> None:
 
 
 class HeldRuns:
-    """Runs of a model wait until they are let go.
+    """Hold on the runs of all models.
 
-    started: set when the first begins; sizes: how many images each had.
+    started: set when the first run starts.
+    let_go: set to let them finish.
+    sizes: number of images of each run.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,7 +277,7 @@ class HeldRuns:
 
 
 def waiting(ask: grpc.UnaryUnaryMultiCallable, made: pb.ModelInferRequest) -> grpc.Future:
-    """The call, once it was let in."""
+    """Return a call that was admitted, and repeat it until then."""
     for _ in range(100):
         call = ask.future(made)
         try:
@@ -283,15 +285,15 @@ def waiting(ask: grpc.UnaryUnaryMultiCallable, made: pb.ModelInferRequest) -> gr
         except grpc.FutureTimeoutError:
             return call
         except grpc.RpcError:
-            continue  # those before it are not gone yet
-    raise AssertionError("never let in")
+            continue  # earlier requests still hold their slots
+    raise AssertionError("never admitted")
 
 
 def several(images: int) -> pb.ModelInferRequest:
     return request(("images", "UINT8", [images, *SHAPE[1:]], images * PIXELS))
 
 
-def test_a_request_for_more_places_than_are_free_is_refused_at_once_and_a_cancelled_one_leaves_them(
+def test_a_request_for_more_slots_than_are_free_is_refused_and_a_cancelled_one_returns_its_slots(
     one_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = ServerSettings(models=one_model, port=0, max_queue_size=4, max_batch_size=1)
@@ -313,7 +315,7 @@ def test_a_request_for_more_places_than_are_free_is_refused_at_once_and_a_cancel
         assert held.sizes == [1] * 5  # those of the cancelled request were not run
 
 
-def test_where_one_image_fails_the_others_of_its_request_are_not_run(one_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_one_image_fails_the_others_of_its_request_are_not_run(one_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with (
         in_background(ServerSettings(models=one_model, port=0, max_batch_size=1)) as port,
         grpc.insecure_channel(f"127.0.0.1:{port}") as own,
@@ -345,7 +347,7 @@ def test_images_of_one_request_share_runs_with_each_other_and_with_others(one_mo
         assert held.sizes == [1, 8, 8]
 
 
-def test_a_message_may_be_larger_than_a_image_where_the_settings_say_so(one_model: Path) -> None:
+def test_a_message_may_be_larger_than_an_image_with_max_message_bytes(one_model: Path) -> None:
     small = ImageLimits(max_bytes=100_000)
     many = request(("images", "UINT8", [32, *SHAPE[1:]], 32 * PIXELS))
     heavy = request(("encoded", "BYTES", [2], element(GOOD) + element(GOOD + bytes(100_000))))
@@ -362,7 +364,7 @@ def test_a_message_may_be_larger_than_a_image_where_the_settings_say_so(one_mode
                 assert "at most 100,000" in details
 
 
-def test_pixels_of_a_model_of_any_size_are_limited_too(tmp_path: Path) -> None:
+def test_pixels_for_a_dynamic_model_are_limited_too(tmp_path: Path) -> None:
     ToyModel.make(seed=5, dynamic=True).save(tmp_path / "any/1/model.onnx", "any")
     settings = ServerSettings(models=tmp_path, port=0, limits=ImageLimits(max_pixels=SIZE * SIZE))
     with in_background(settings) as port, grpc.insecure_channel(f"127.0.0.1:{port}") as own:
@@ -376,7 +378,7 @@ def test_pixels_of_a_model_of_any_size_are_limited_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("call", ["load_model", "unload_model"])
-def test_loading_and_unloading_are_not_offered_unasked(port: int, call: str) -> None:
+def test_loading_and_unloading_are_refused_by_default(port: int, call: str) -> None:
     with triton.InferenceServerClient(f"127.0.0.1:{port}") as client:
         with pytest.raises(InferenceServerException) as caught:
             getattr(client, call)("toy")

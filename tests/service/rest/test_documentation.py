@@ -38,7 +38,7 @@ from tlcli.service.telemetry import log_writer
 IMAGE = encode(scene(RED, (30, 20, 90, 70)), "JPEG")
 DOCUMENT = Path(__file__).parents[3] / "docs/serving.md"
 NAME = "flowers"
-"""The model of docs/serving.md."""
+"""Name of the model in docs/serving.md."""
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def document(port: int) -> Any:
         return asking.get("/openapi.json").json
 
 
-def test_the_document_is_valid_and_lists_what_is_answered(document: Any) -> None:
+def test_the_document_is_valid_and_lists_every_endpoint(document: Any) -> None:
     validate(document)
     listed = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
     model = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")
@@ -103,7 +103,7 @@ def test_answers_have_the_fields_of_their_schemas(port: int, document: Any) -> N
 
 
 def check(value: Any, schema: Any, document: Any) -> None:
-    """Of a value, no field beside those described, and none missing that is required."""
+    """Check that a value has no field that its schema lacks, and every required one."""
     if "$ref" in schema:
         schema = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
     if schema.get("type") == "array":
@@ -121,7 +121,7 @@ def check(value: Any, schema: Any, document: Any) -> None:
 
 
 class Page(html.parser.HTMLParser):
-    """What a page fetches, links to, and says."""
+    """Tags, links, ids and text of a page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -144,7 +144,7 @@ class Page(html.parser.HTMLParser):
         self.text += data
 
 
-def test_the_page_tells_all_and_fetches_nothing(port: int, document: Any) -> None:
+def test_the_page_lists_everything_and_loads_nothing(port: int, document: Any) -> None:
     with Asking(port) as asking:
         answer = asking.get("/docs")
     assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
@@ -159,7 +159,7 @@ def test_the_page_tells_all_and_fetches_nothing(port: int, document: Any) -> Non
             assert operation["summary"] in page.text
 
 
-def test_what_is_described_is_shown_and_not_run() -> None:
+def test_descriptions_are_escaped() -> None:
     async def nothing(*args: object) -> Any: ...
 
     odd = Endpoint("odd", "GET", ("/odd",), nothing, "<script>alert(1)</script>")
@@ -203,7 +203,7 @@ def test_bounds_are_those_of_the_code() -> None:
     assert (memory_budget._SMALL_SHARE, memory_budget._KEPT_SHARE, memory_budget._BODIES_SHARE) == (64, 4, 2)
 
 
-def test_what_decoding_reserves_for_a_pixel() -> None:
+def test_documented_memory_of_decoding_per_pixel() -> None:
     section = " ".join(DOCUMENT.read_text(encoding="utf-8").split())
     image = Image.new("RGB", (64, 48))
     files = {"baseline": _encoded(image, "JPEG"), "progressive": _encoded(image, "JPEG", progressive=True)}

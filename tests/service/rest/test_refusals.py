@@ -114,7 +114,7 @@ def test_a_bad_tensor_is_named(http: Asking, name: str) -> None:
     assert expected in told
 
 
-def test_json_of_endless_values_is_not_read(http: Asking) -> None:
+def test_json_with_too_many_values_is_not_parsed(http: Asking) -> None:
     status, told = http.post(INFER, b'{"inputs":[' + b"[],[]," * 600_000 + b"[]]}").refusal
     assert (status, told) == (400, "the request has more than 1,000,000 values in JSON: send tensors as binary data")
 
@@ -128,13 +128,13 @@ def test_json_of_endless_values_is_not_read(http: Asking) -> None:
         ("999", "the header announces 999 bytes of JSON, but the body has 2 bytes"),
     ],
 )
-def test_a_length_that_is_none(http: Asking, header: str, expected: str) -> None:
+def test_an_invalid_header_length(http: Asking, header: str, expected: str) -> None:
     status, told = http.post(INFER, b"{}", Inference_Header_Content_Length=header).refusal
     assert status == 400
     assert expected in told
 
 
-def test_bytes_that_belong_to_no_input(http: Asking) -> None:
+def test_bytes_after_the_last_input(http: Asking) -> None:
     head = json.dumps({"inputs": [IMAGE]}).encode()
     status, told = http.post(INFER, head + b"abc", Inference_Header_Content_Length=str(len(head))).refusal
     assert (status, told[:34]) == (400, "3 bytes are left after the inputs:")
@@ -168,7 +168,7 @@ def test_a_bad_query_is_named(http: Asking, query: str) -> None:
     assert BAD_QUERIES[query] in told
 
 
-def test_what_cannot_be_drawn(http: Asking) -> None:
+def test_requests_for_a_png_without_one_map(http: Asking) -> None:
     for query, expected in (("", "names no map"), ("&cam=cam&format=raw", "has format=raw"), ("&cam=cam&classes=1,2", "has 2 classes")):
         status, told = http.post(CLASSIFY + query, GOOD, Accept="image/png").refusal
         assert status == 400
@@ -184,7 +184,7 @@ def test_bytes_that_are_no_image(http: Asking, body: bytes, expected: str) -> No
     assert expected in told
 
 
-def test_a_form_is_told_apart(http: Asking) -> None:
+def test_a_form_is_refused(http: Asking) -> None:
     status, told = http.post(CLASSIFY, b"--x\r\n", Content_Type="multipart/form-data; boundary=x").refusal
     assert (status, told) == (400, "the body is a form: send the image's bytes alone, as `curl --data-binary @image.jpg` does")
 
@@ -204,19 +204,19 @@ def test_a_form_is_told_apart(http: Asking) -> None:
         ("/v2", 405, "method POST is not allowed here: use GET or HEAD"),
     ],
 )
-def test_what_is_not_there(http: Asking, path: str, status: int, expected: str) -> None:
+def test_unknown_models_and_paths(http: Asking, path: str, status: int, expected: str) -> None:
     found, told = http.post(path, {"inputs": [IMAGE]} if "infer" in path else b"").refusal
     assert found == status
     assert expected in told
 
 
-def test_what_is_not_there_is_not_ready_nor_described(http: Asking) -> None:
+def test_unknown_models_are_neither_ready_nor_described(http: Asking) -> None:
     assert (http.get("/v2/models/nosuch/ready").status, http.get("/v2/models/toy/versions/7/ready").status) == (400, 400)
     assert http.get("/v2/models/nosuch").refusal[0] == 404
     assert http.get(INFER).refusal == (405, "method GET is not allowed here: use POST")
 
 
-def test_a_model_that_fails_tells_nothing_of_itself(http: Asking, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failing_model_reveals_nothing(http: Asking, caplog: pytest.LogCaptureFixture) -> None:
     white = given("images", np.full((1, SIZE, SIZE, 3), 255, np.uint8))
     assert http.post("/v2/models/faulty/infer", {"inputs": [white]}).refusal == (
         500,
@@ -225,7 +225,7 @@ def test_a_model_that_fails_tells_nothing_of_itself(http: Asking, caplog: pytest
     assert "failed by a fault of the server" in caplog.text
 
 
-def test_pages_of_other_sites_change_nothing(http: Asking) -> None:
+def test_pages_of_other_sites_may_not_post(http: Asking) -> None:
     for site in ("cross-site", "same-site"):
         status, told = http.post(CLASSIFY, GOOD, Sec_Fetch_Site=site).refusal
         assert status == 403
@@ -233,7 +233,7 @@ def test_pages_of_other_sites_change_nothing(http: Asking) -> None:
     assert http.post(CLASSIFY, GOOD, Sec_Fetch_Site="same-origin").status == 200
 
 
-def test_an_encoding_that_is_not_read(http: Asking) -> None:
+def test_unsupported_content_encodings(http: Asking) -> None:
     assert http.post(CLASSIFY, GOOD, Content_Encoding="br").refusal == (
         415,
         "unsupported content encoding 'br': use gzip or deflate, or none",
@@ -261,10 +261,10 @@ def test_a_body_over_the_limit_is_refused_and_not_kept(small: int) -> None:
         assert http.ask("POST", "/v1/classify", iter([endless[:70_000]] * 20)).refusal == unannounced
         assert http.post("/v1/classify", gzip.compress(endless), Content_Encoding="gzip").refusal == unannounced
         assert http.post("/v2/models/toy/infer", endless).refusal[1].startswith("the body has 8,000,000 bytes: at most 300,000")
-        assert http.post("/v1/classify", GOOD + bytes(100_000 - len(GOOD))).json["predictions"]  # just as much as may be
+        assert http.post("/v1/classify", GOOD + bytes(100_000 - len(GOOD))).json["predictions"]  # exactly at the limit
 
 
-def test_a_full_queue_is_told_with_the_time_after_which_to_ask_again(one_model: Path) -> None:
+def test_a_full_queue_refuses_with_a_retry_delay(one_model: Path) -> None:
     settings = ServerSettings(models=one_model, port=0, http_port=0, max_queue_size=1, max_score_cams=1, max_batch_size=1)
     seen = []
     with http_in_background(settings) as port:
@@ -286,7 +286,7 @@ def test_a_full_queue_is_told_with_the_time_after_which_to_ask_again(one_model: 
         assert int(one.headers["Retry-After"]) >= 1
 
 
-def test_the_time_after_which_to_ask_again_is_in_whole_seconds() -> None:
+def test_the_retry_delay_is_in_whole_seconds() -> None:
     response = error_response(OverloadedError("busy", 2.3))
     assert (response.status_code, response.headers["Retry-After"]) == (429, "3")
 
@@ -299,7 +299,7 @@ def test_every_error_has_a_status() -> None:
 
 
 @pytest.mark.parametrize("sent", [b"\x16\x03\x01\x02\x00 hello\r\n\r\n", b"GET /v2 HTTP/1.1\r\n\r\n"], ids=["no HTTP", "no Host"])
-def test_bytes_that_are_no_http_are_refused_with_a_line_too(http_port: int, sent: bytes) -> None:
+def test_invalid_http_is_refused_with_a_line_too(http_port: int, sent: bytes) -> None:
     with socket.create_connection(("127.0.0.1", http_port), timeout=10) as plain:
         plain.sendall(sent)
         head, _, body = b"".join(iter(lambda: plain.recv(4096), b"")).partition(b"\r\n\r\n")
@@ -311,7 +311,7 @@ def test_bytes_that_are_no_http_are_refused_with_a_line_too(http_port: int, sent
         assert http.get("/v2/health/live").json == {"live": True}
 
 
-def test_a_million_numbers_hold_up_nobody_for_long(http_port: int) -> None:
+def test_a_million_numbers_do_not_block_others_for_long(http_port: int) -> None:
     """JSON is parsed in one step, which the limit of values bounds."""
     waited = []
     over = threading.Event()
@@ -330,7 +330,7 @@ def test_a_million_numbers_hold_up_nobody_for_long(http_port: int) -> None:
         status, told = http.post(INFER, {"inputs": [given("images", np.zeros((images, SIZE, SIZE, 3), np.uint8))]}).refusal
     over.set()
     watching.join()
-    assert (status, told[:2]) == (400, "81")  # more images than places
+    assert (status, told[:2]) == (400, "81")  # more images than slots
     assert max(waited) < 3
 
 
@@ -357,7 +357,7 @@ def test_a_million_numbers_hold_up_nobody_for_long(http_port: int) -> None:
         ),
     ],
 )
-def test_json_that_is_dear_to_read_is_refused(http: Asking, body: bytes, expected: str) -> None:
+def test_json_that_is_costly_to_parse_is_refused(http: Asking, body: bytes, expected: str) -> None:
     status, told = http.post(INFER, body).refusal
     assert status == 400
     assert expected in told
