@@ -40,7 +40,7 @@ class DecodeProcesses:
     """
 
     def __init__(self, limits: ImageLimits, max_decode_s: float) -> None:
-        """max_decode_s: processor time in seconds that an image may take."""
+        """Create an empty pool. max_decode_s: processor time in seconds that an image may take."""
         self._limits = limits
         self._max_decode_s = max_decode_s
         self._lock = threading.Lock()

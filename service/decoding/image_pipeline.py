@@ -24,11 +24,11 @@ Decode = Callable[[bytes, Preprocessing, bool, Admit], NetworkInput]
 
 
 class NotPlainError(Exception):
-    """Image whose cost of decoding its structure does not bound; see `tlcli.contract.images.structure.is_plain`."""
+    """Error for an image whose structure does not bound the cost of decoding; see `tlcli.contract.images.structure.is_plain`."""
 
 
 class ImagePipeline:
-    """Decodes images and submits them to runners.
+    """Pipeline that decodes images and submits them to runners.
 
     A plain image is decoded in one of `workers`. Any other image is decoded in a process, and one of `watchers` waits for it, so that
     these images never keep plain ones waiting. Decoding starts when the budget has the memory for it.

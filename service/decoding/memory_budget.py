@@ -41,7 +41,13 @@ class MemoryBudget:
     """
 
     def __init__(self, total_bytes: int, wait_s: float = WAIT_S, whole: MemoryBudget | None = None) -> None:
-        """wait_s: seconds that `take` waits. whole: the budget that this one is a share of."""
+        """Create a budget of which nothing is used.
+
+        Args:
+            total_bytes: size of the budget.
+            wait_s: seconds that `take` waits for memory.
+            whole: the budget of which this one is a share; None for a budget of its own.
+        """
         self.total_bytes = total_bytes
         self._wait_s = wait_s
         self._whole = whole
@@ -181,7 +187,7 @@ class Lease:
         return self._bytes
 
     def check(self, size: int) -> None:
-        """See `MemoryBudget.check`."""
+        """Check a size against the whole budget; see `MemoryBudget.check`."""
         self._budget.check(size)
 
     async def grow_to(self, size: int) -> None:

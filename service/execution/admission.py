@@ -83,7 +83,7 @@ class Admission:
 
     @property
     def idle(self) -> bool:
-        """True if no image holds a slot or waits for one."""
+        """Return True if no image holds a slot or waits for one."""
         return not self.used and not self._waiting
 
     def release(self) -> None:

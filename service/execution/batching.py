@@ -113,7 +113,11 @@ class MixedBatchPolicy:
 
 @dataclass(eq=False)
 class _Item:
-    """Images of one request in the queue. future: receives the result. free_slot: called in the event loop when the run starts."""
+    """Images of one request in the queue.
+
+    free_slot: called in the event loop when the run starts.
+    future: receives the result.
+    """
 
     images: Images
     request: MapRequest

@@ -46,7 +46,7 @@ _UNDER_LOAD_S = 60.0
 
 
 class Runner:
-    """A model, the queue in front of it, and its thread.
+    """Model, with the queue in front of it and its thread.
 
     One run at a time, because ONNX Runtime spreads a run over its own threads already. On a GPU every run is in the model's thread, because
     CUDA keeps its handles per calling thread: load, warm-up and requests must share it. The GIL is free while the graph runs.
@@ -173,7 +173,7 @@ class Runner:
 
     @property
     def idle(self) -> bool:
-        """True if no request is in flight."""
+        """Return True if no request is in flight."""
         return not self._in_flight
 
     async def _run_in_steps(
@@ -260,12 +260,12 @@ class Turns:
 
     @property
     def alone(self) -> bool:
-        """True if no request that takes one run is in flight; may be read from any thread."""
+        """Return True if no request that takes one run is in flight; may be read from any thread."""
         return not self._others
 
     @property
     def under_load(self) -> bool:
-        """True if requests that take one run are in flight, or arrived within the last minute."""
+        """Return True if requests that take one run are in flight, or arrived within the last minute."""
         return self._others > 0 or time.monotonic() - self._last_other < _UNDER_LOAD_S
 
 

@@ -31,7 +31,7 @@ _CANVAS_BYTES, _PNG_BYTES = 24, 3
 
 
 class Classifier:
-    """Answers queries from the models of a repository.
+    """Image classifier that answers queries from the models of a repository.
 
     Every step that takes time is awaited, so a cancelled query goes no further than its current step.
     """

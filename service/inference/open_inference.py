@@ -116,7 +116,7 @@ def check_parameters(where: str, parameters: Container[str]) -> None:
 
 
 class OpenInference:
-    """Answers the protocol's requests from the models of a repository."""
+    """Handler of the protocol's requests, which answers from the models of a repository."""
 
     def __init__(
         self,
@@ -128,7 +128,7 @@ class OpenInference:
         max_maps: int,
         max_image_s: float,
     ) -> None:
-        """Create the handler of the protocol's requests.
+        """Create the handler.
 
         Args:
             repository: the models.

@@ -18,7 +18,7 @@ _DEPENDENTS = "unload_dependents"
 
 
 class ModelControl:
-    """Loads and unloads on request (mode `explicit`), or follows the folder (mode `poll`).
+    """Loads and unloads of models: on request in mode `explicit`, from changes of the folder in mode `poll`, none in mode `fixed`.
 
     `on_change` is awaited after each change.
     """

@@ -30,7 +30,7 @@ Open = Callable[[Path], Awaitable[Runner]]
 
 @dataclass(frozen=True)
 class ServedVersion:
-    """A version of a model that answers requests."""
+    """Version of a model that answers requests."""
 
     name: str
     version: int
@@ -44,13 +44,13 @@ class ServedVersion:
 
     @property
     def idle(self) -> bool:
-        """True if no request is in flight."""
+        """Return True if no request is in flight."""
         return self.admission.idle and self.score_cams.idle and self.runner.idle
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A version of a model in the folder, served or not. files: their identity when the version was loaded, or failed to load."""
+    """Version of a model in the folder, served or not. files: identity of its files when it was loaded or failed to load."""
 
     name: str
     version: int
@@ -92,7 +92,10 @@ class Diff:
 
     @property
     def calls_for_update(self) -> bool:
-        """True if polling should apply it. A version that failed is not loaded again until its files change, and keeps old ones serving."""
+        """Return True if polling should apply the difference.
+
+        A version that failed to load is not loaded again until its files change; until then no version is retired.
+        """
         return bool(self.changed or (self.retire and not self.load))
 
 

@@ -56,7 +56,7 @@ class Connections:
 
 
 class Acceptor:
-    """Accepts the connections of one listening socket until `close`, with the methods of `asyncio.Server` that uvicorn calls.
+    """Accept loop of one listening socket, until `close`, with the methods of `asyncio.Server` that uvicorn calls.
 
     asyncio's own server logs a traceback for each of 2,048 attempts, twice a second, when no file descriptors are left.
     """
@@ -68,7 +68,7 @@ class Acceptor:
         tls: ssl.SSLContext | None,
         connections: Connections,
     ) -> None:
-        """Start to accept connections.
+        """Start accepting connections.
 
         Args:
             listening: the socket.
@@ -84,7 +84,7 @@ class Acceptor:
         self._accepting = asyncio.create_task(self._accept())
 
     def close(self) -> None:
-        """Stop to accept connections."""
+        """Stop accepting connections."""
         self._accepting.cancel()
 
     async def wait_closed(self) -> None:

@@ -27,10 +27,10 @@ _OTHER_SITES = ("cross-site", "same-site")
 
 
 class AccessControl:
-    """Checks requests before anything of their bodies is read."""
+    """Check of requests, before anything of their bodies is read."""
 
     def __init__(self, tokens: Renewed[tuple[Token, ...]] | None, hosts: AllowedHosts) -> None:
-        """tokens: tokens of which requests must carry one; None if they need none. hosts: names of this server."""
+        """Create the check. tokens: tokens of which requests must carry one; None if they need none. hosts: names of this server."""
         self._tokens = tokens
         self._hosts = hosts
 

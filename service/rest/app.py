@@ -24,7 +24,7 @@ Observe = Callable[[str, Sequence[tuple[str, str]]], AbstractContextManager[Obse
 
 
 class Application:
-    """Answers requests to the endpoints' paths. asgi: the application for uvicorn."""
+    """Application that answers requests to the endpoints' paths. asgi: the application for uvicorn."""
 
     def __init__(
         self,

@@ -49,7 +49,7 @@ class Http:
         self.address = f"{'http' if self._tls is None else 'https'}://{join_address(settings.host, self._server.port)}"
 
     async def start(self) -> None:
-        """Start to answer requests."""
+        """Start answering requests."""
         await self._server.start(self._app.asgi, self._tls)
 
     async def stop(self, grace_s: float) -> None:

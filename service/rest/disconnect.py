@@ -18,7 +18,7 @@ _READ_S = 120.0
 
 
 class CancelOnDisconnect:
-    """Awaits work, and cancels it when its client disconnects or `cancel_all` is called."""
+    """Cancellation of awaited work when its client disconnects, or when `cancel_all` is called."""
 
     def __init__(self) -> None:
         self._shutdown = asyncio.Event()

@@ -47,7 +47,7 @@ class HttpServer:
         self.port: int = self._sockets[0].getsockname()[1]
 
     async def start(self, app: Starlette, tls: ssl.SSLContext | None) -> None:
-        """Start to answer requests. tls: TLS context; None for plain HTTP."""
+        """Start answering requests. tls: TLS context; None for plain HTTP."""
         config = uvicorn.Config(
             app,
             http=type("CountedConnection", (HttpConnection,), {"open_connections": self._connections}),

@@ -26,7 +26,7 @@ _METHOD_ERRORS = {"POST": (403,)}
 
 
 class OpenApi:
-    """Document at `/openapi.json`, and the page at `/docs`; both describe these two endpoints too.
+    """Document at `/openapi.json` and page at `/docs`, which describe these two endpoints too.
 
     endpoints: all endpoints.
     document: the document.

@@ -24,7 +24,7 @@ _MARGIN_S = 0.05
 
 
 class DrainInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs alone
-    """Passes every call until `drain` is called, and only health checks afterwards."""
+    """Interceptor that passes every call until `drain` is called, and only health checks afterwards."""
 
     def __init__(self) -> None:
         self._closes_at: float | None = None

@@ -74,7 +74,7 @@ class Grpc:
         self.port = _listen(self._server, settings, _credentials(settings))
 
     async def start(self) -> None:
-        """Start to answer requests."""
+        """Start answering requests."""
         await self._server.start()
 
     def loaded(self) -> None:

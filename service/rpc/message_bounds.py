@@ -31,7 +31,7 @@ _REMEDY = "send smaller messages, fewer at a time, or raise the server's max_mem
 
 
 class SmallMessageInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs alone
-    """Reads messages of more than 64 KiB to foreign services, health and reflection, as empty ones.
+    """Interceptor that reads messages of more than 64 KiB to foreign services, health and reflection, as empty ones.
 
     gRPC itself would parse them in the event loop. Such a message must hold unknown fields, which mean nothing to these services.
     """
@@ -51,7 +51,7 @@ class SmallMessageInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-
 
 
 class UnreadMessageInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs alone
-    """Ends the calls whose messages have been arriving longest, while the process uses too much memory.
+    """Interceptor that ends the calls whose messages have been arriving longest, while the process uses too much memory.
 
     gRPC buffers a message until it is complete and does not report its length, so a client that sends all of it but the last byte costs
     memory that no request accounts for. Every call, even a unary one, is therefore handled as a stream, whose reads can be counted.
@@ -59,7 +59,7 @@ class UnreadMessageInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type
     """
 
     def __init__(self, limit_bytes: int) -> None:
-        """limit_bytes: growth of the process that is allowed since `begin`, or since the first call."""
+        """Create the interceptor. limit_bytes: growth of the process that is allowed since `begin`, or since the first call."""
         self._limit_bytes = limit_bytes
         self._first_bytes: int | None = None
         self._reading: dict[Any, None] = {}  # contexts, longest-running first

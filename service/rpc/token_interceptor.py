@@ -16,7 +16,7 @@ OPEN = frozenset({f"/{health.SERVICE_NAME}/Check", f"/{health.SERVICE_NAME}/Watc
 
 
 class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs alone
-    """Rejects calls without a valid token with UNAUTHENTICATED, before it reads any message."""
+    """Interceptor that rejects calls without a valid token with UNAUTHENTICATED, before any message is read."""
 
     def __init__(self, tokens: Renewed[tuple[Token, ...]]) -> None:
         self._tokens = tokens

@@ -103,4 +103,4 @@ def test_on_other_addresses_any_host_is_allowed_and_no_page_may_control_models(m
 def test_a_star_allows_any_name() -> None:
     hosts = AllowedHosts("*", "127.0.0.1")
     assert hosts.includes("evil.example")
-    assert not hosts.may_change("http://evil.example", "evil.example")
+    assert not hosts.may_control("http://evil.example", "evil.example")
