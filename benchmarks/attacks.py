@@ -122,7 +122,7 @@ def _odd_images(target: Target) -> Iterator[bytes]:
 def overlays(target: Target) -> Outcome:
     """Overlays of 49-megapixel images, many at a time."""
     image = hostile_images.encoded(Image.new("L", (7000, 7000), 90), "PNG")
-    path = target.classify + "&map=gradcam&format=overlay"
+    path = target.classify + "&cam=gradcam&format=overlay"
     yield from _together([lambda: _post(target, path, image)] * target.some(60))
 
 
@@ -139,7 +139,7 @@ def dynamic_sizes(target: Target) -> Outcome:
 def score_cams(target: Target) -> Outcome:
     """A flood of Score-CAMs; the clients leave after some seconds."""
     image = hostile_images.encoded(hostile_images.photo(), "PNG")
-    path = target.classify + "&map=scorecam"
+    path = target.classify + "&cam=scorecam"
     yield from _together([lambda: _post(target, path, image, timeout_s=10)] * target.some(200))
 
 
@@ -213,15 +213,15 @@ def odd_queries(target: Target) -> Outcome:
         "top_k=99999999999999999999",
         "top_k=" + "9" * 5000,
         "top_k=1e3",
-        "map=gradcam&classes=" + ",".join(["0"] * 10_000),
-        "map=gradcam&classes=" + "9" * 4301,
-        "map=gradcam&max_channels=2147483648999",
-        "map=scorecam&max_channels=-1",
-        "map=nothing",
+        "cam=gradcam&classes=" + ",".join(["0"] * 10_000),
+        "cam=gradcam&classes=" + "9" * 4301,
+        "cam=gradcam&max_channels=2147483648999",
+        "cam=scorecam&max_channels=-1",
+        "cam=nothing",
         "version=%00",
         "version=..%2F..%2Fetc",
         "request_id=" + "%0a" * 50,
-        "map=gradcam&format=jpeg",
+        "cam=gradcam&format=jpeg",
     ):
         yield _post(target, f"{target.classify}&{query}", image)
     with _channel(target) as channel:

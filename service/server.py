@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tlcli.contract.model.onnx_model import resolve_device
 from tlcli.contract.process.malloc import trim_freed_memory
-from tlcli.service.inference.components import Parts
+from tlcli.service.inference.components import Components
 from tlcli.service.rpc.grpc_server import Grpc
 from tlcli.service.security.tokens import Token, reloading_tokens
 from tlcli.service.settings.server_settings import ServerSettings
@@ -53,7 +53,7 @@ class Server:
             SettingsError: traces cannot be sent to `otel_endpoint`.
         """
         self._settings = settings
-        self._parts = Parts.of(settings, on_change=self._announce, is_serving=self._is_ready)
+        self._parts = Components.of(settings, on_change=self._announce, is_serving=self._is_ready)
         self._serving = False
         self._grpc: Grpc | None = None
         self._http: Http | None = None
@@ -202,17 +202,17 @@ class Server:
             if task is not None:
                 task.cancel()
         await self._grpc.health.enter_graceful_shutdown()
-        hurried = asyncio.create_task(self._hurry.wait())
-        await asyncio.wait({hurried}, timeout=max(self._settings.pre_stop_s, _SETTLE_S))
-        self._grpc.leave(_DRAIN_S)
-        await asyncio.wait({hurried}, timeout=_DRAIN_S)
+        hurry = asyncio.create_task(self._hurry.wait())
+        await asyncio.wait({hurry}, timeout=max(self._settings.pre_stop_s, _SETTLE_S))
+        self._grpc.drain(_DRAIN_S)
+        await asyncio.wait({hurry}, timeout=_DRAIN_S)
         self._grpc.health.end_watches()
         draining = asyncio.create_task(self._drain(self._settings.grace_s))
-        await asyncio.wait({draining, hurried}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({draining, hurry}, return_when=asyncio.FIRST_COMPLETED)
         if not draining.done():
             await self._drain(0)
         await draining
-        hurried.cancel()
+        hurry.cancel()
         await self._parts.close()
         logger.info("stopped")
 

@@ -1,1 +1,1 @@
-"""Images in requests: decoded within a memory budget, in threads or in processes."""
+"""Images of requests, decoded within a memory budget in threads or in processes."""

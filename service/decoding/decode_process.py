@@ -1,4 +1,4 @@
-"""Images whose structure tells little of what they cost are decoded in processes of their own, which can be killed."""
+"""Processes that decode the images whose structure does not bound their cost: a process can be killed."""
 
 from __future__ import annotations
 
@@ -20,56 +20,39 @@ from PIL import Image
 from tlcli.contract.errors import ImageError
 from tlcli.contract.images.decode_worker import receive, send
 from tlcli.contract.images.decoding import ImageLimits
-from tlcli.contract.images.network_input import Admit, NetworkInput, from_encoded
+from tlcli.contract.images.network_input import Admit, NetworkInput
 from tlcli.contract.images.preprocessing import Preprocessing
-from tlcli.contract.images.structure import is_plain
 
 _PROGRAM = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from tlcli.contract.images.decode_worker import main; main()"
 
 _PATIENCE = 5
-"""Multiple of the limit, in wall-clock time, after which a process is killed as well."""
+"""Multiple of the limit of processor time after which, in wall-clock time, a process is killed as well."""
 
 _START_S = 20.0
-"""For a process to start, on a busy machine."""
+"""Seconds that a process may take to start, on a busy machine."""
 
 
-class NotPlainError(Exception):
-    """An image that cannot be vouched for; see `tlcli.contract.images.structure.is_plain`."""
+class DecodeProcesses:
+    """Pool of processes that decode images.
 
-
-class ImageReader:
-    """Makes network inputs of encoded images: in the caller's thread if that is quick for certain, in a process if not.
-
-    A process decodes one image at a time, so there are as many as threads that read such images. One without work ends after
+    A process decodes one image at a time, so there are as many as threads that call `decode`. An idle process ends after
     `tlcli.contract.images.decode_worker.IDLE_S`.
     """
 
     def __init__(self, limits: ImageLimits, max_decode_s: float) -> None:
-        """max_decode_s: the processor time that an image may take."""
+        """Create an empty pool. max_decode_s: processor time in seconds that an image may take."""
         self._limits = limits
         self._max_decode_s = max_decode_s
         self._lock = threading.Lock()
         self._idle: list[_Process] = []
         self._closed = False
 
-    def read_plain(self, data: bytes, preprocessing: Preprocessing, keep_image: bool, admit: Admit) -> NetworkInput:
-        """See `tlcli.contract.images.network_input.from_encoded`.
-
-        Raises:
-            NotPlainError: `read_apart` must do it.
-            ImageError: see `tlcli.contract.images.decoding.decode`.
-            Exception: what `admit` raises.
-        """
-        if 0 < len(data) <= self._limits.max_bytes and not is_plain(data):
-            raise NotPlainError
-        return from_encoded(data, preprocessing, self._limits, keep_image, admit)
-
-    def read_apart(self, data: bytes, preprocessing: Preprocessing, keep_image: bool, admit: Admit) -> NetworkInput:
-        """Read an image in a process of its own.
+    def decode(self, data: bytes, preprocessing: Preprocessing, keep_image: bool, admit: Admit) -> NetworkInput:
+        """Decode an image in a process; see `tlcli.contract.images.network_input.from_encoded`.
 
         Raises:
             ImageError: see `tlcli.contract.images.decoding.decode`; or decoding took too long or too much memory.
-            Exception: what `admit` raises.
+            Exception: any error of `admit`.
         """
         job = {
             "bytes": len(data),
@@ -85,19 +68,19 @@ class ImageReader:
                 raise outcome
             return outcome
         finally:
-            del outcome  # an error's traceback holds this frame: it would be a cycle, and keep the image
+            del outcome  # an error's traceback holds this frame: the cycle would keep the image in memory
 
     def close(self) -> None:
         """End the processes."""
         with self._lock:
             self._closed = True
-            ending, self._idle = self._idle, []
-        for process in ending:
+            idle, self._idle = self._idle, []
+        for process in idle:
             process.kill()
 
     @contextmanager
     def _process(self) -> Iterator[_Process]:
-        """A process that is alive; kept for the next image unless this one ended it."""
+        """Yield a live process, and keep it for the next image unless this one ended it."""
         process = None
         while process is None:
             with self._lock:
@@ -120,6 +103,8 @@ class ImageReader:
 
 
 class _Process:
+    """Process that runs `tlcli.contract.images.decode_worker`, and the pipes to it."""
+
     def __init__(self) -> None:
         environment = {**os.environ, "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
@@ -132,7 +117,7 @@ class _Process:
         return self._process.poll() is None
 
     def kill(self) -> None:
-        """End it now."""
+        """Kill the process."""
         self._process.kill()
         for stream in (self._process.stdin, self._process.stdout):
             with suppress(OSError, ValueError):
@@ -141,54 +126,54 @@ class _Process:
         self._process.wait()
 
     def do(self, job: dict[str, object], data: bytes, admit: Admit, seconds: float) -> NetworkInput | Exception:
-        """The input, or why there is none though the process can go on.
+        """Return the decoded image, or the error after which the process can be used again.
 
         Raises:
-            ImageError: the process ended, or was ended.
+            ImageError: the process ended, or was killed.
         """
         jobs, answers = cast("BinaryIO", self._process.stdin), cast("BinaryIO", self._process.stdout)
-        late = threading.Timer(_PATIENCE * seconds + (_START_S if self._fresh else 0), self._process.kill)
-        late.daemon = True
-        late.start()
+        deadline = threading.Timer(_PATIENCE * seconds + (_START_S if self._fresh else 0), self._process.kill)
+        deadline.daemon = True
+        deadline.start()
         try:
             send(jobs, job, data)
-            answer, unadmitted = receive(answers), None
+            answer, refusal = receive(answers), None
             if answer is not None and "memory_bytes" in answer:
-                unadmitted = _raised(admit, answer["memory_bytes"])
-                send(jobs, {"admitted": unadmitted is None})
+                refusal = _refusal(admit, answer["memory_bytes"])
+                send(jobs, {"admitted": refusal is None})
                 answer = receive(answers)
             if answer is None:
                 raise self._ended(seconds)
             self._fresh = False
-            if unadmitted is not None:
-                return unadmitted
+            if refusal is not None:
+                return refusal
             return ImageError(answer["problem"]) if "problem" in answer else _read_input(answers, answer)
         except (BrokenPipeError, struct.error) as error:
             raise self._ended(seconds) from error
         finally:
-            late.cancel()
+            deadline.cancel()
 
     def _ended(self, seconds: float) -> ImageError:
         self.kill()
         if self._process.returncode == -getattr(signal, "SIGPROF", 0) or self._process.returncode == -signal.SIGKILL:
-            return ImageError(f"the image takes more than {seconds:g} s to decode: save it anew, smaller or as a baseline JPEG or PNG")
-        return ImageError("the image cannot be decoded: its decoder gave up")
+            return ImageError(f"the image takes more than {seconds:g} s to decode: save it smaller, or as a baseline JPEG or PNG")
+        return ImageError("the image cannot be decoded: its decoder crashed or ran out of memory")
 
 
-def _raised(admit: Admit, memory_bytes: int) -> Exception | None:
+def _refusal(admit: Admit, memory_bytes: int) -> Exception | None:
     try:
         admit(memory_bytes)
-    except Exception as error:  # noqa: BLE001  # whatever it is, the process shall know before it is raised
+    except Exception as error:  # noqa: BLE001  # the process must learn of any error before it is raised
         return error
     return None
 
 
-def _read_input(answers: BinaryIO, about: dict[str, Any]) -> NetworkInput:
-    height, width = about["height"], about["width"]
+def _read_input(answers: BinaryIO, header: dict[str, Any]) -> NetworkInput:
+    height, width = header["height"], header["width"]
     images = np.frombuffer(bytearray(answers.read(3 * height * width)), np.uint8).reshape(1, height, width, 3)
     image = None
-    if about["image"] is not None:
-        across, down = about["image"]
-        image = Image.frombytes("RGB", (across, down), answers.read(3 * across * down))
-    left, top, right, bottom = about["box"]
-    return NetworkInput(images, (left, top, right, bottom), image, about["scale"])
+    if header["image"] is not None:
+        columns, rows = header["image"]
+        image = Image.frombytes("RGB", (columns, rows), answers.read(3 * columns * rows))
+    left, top, right, bottom = header["box"]
+    return NetworkInput(images, (left, top, right, bottom), image, header["scale"])

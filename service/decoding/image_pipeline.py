@@ -1,57 +1,101 @@
-"""From an encoded image to a place in the model's queue: where it is decoded, and with which memory."""
+"""Pipeline from a request's image to the model's queue: where the image is decoded, and with which memory."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
 
-from tlcli.contract.errors import ImageError
-from tlcli.contract.images.network_input import Admit, NetworkInput
+import numpy as np
+from PIL import Image
+
+from tlcli.contract.errors import ImageError, RequestError
+from tlcli.contract.images.decoding import ImageLimits
+from tlcli.contract.images.network_input import Admit, NetworkInput, from_encoded
 from tlcli.contract.images.preprocessing import Preprocessing
+from tlcli.contract.images.structure import is_plain
 from tlcli.contract.model.onnx_model import Answer
-from tlcli.service.decoding.decode_process import ImageReader, NotPlainError
+from tlcli.service.decoding.decode_process import DecodeProcesses
 from tlcli.service.decoding.memory_budget import MemoryBudget, MemoryNeeded
-from tlcli.service.execution.batching import Wanted
+from tlcli.service.execution.batching import MapRequest
 from tlcli.service.execution.runner import Runner
 from tlcli.service.system.thread_pool import Timed, Workers
 
-Read = Callable[[bytes, Preprocessing, bool, Admit], NetworkInput]
+Decode = Callable[[bytes, Preprocessing, bool, Admit], NetworkInput]
 
 
-class ImageInputs:
-    """Decodes images for runners.
+class NotPlainError(Exception):
+    """Error for an image whose structure does not bound the cost of decoding; see `tlcli.contract.images.structure.is_plain`."""
 
-    A plain image is decoded in one of `workers`. Any other goes to a process, and one of `watchers` waits for it: these images never
-    keep plain ones waiting. Either begins when the budget has the memory for it.
+
+class ImagePipeline:
+    """Pipeline that decodes images and submits them to runners.
+
+    A plain image is decoded in one of `workers`. Any other image is decoded in a process, and one of `watchers` waits for it, so that
+    these images never keep plain ones waiting. Decoding starts when the budget has the memory for it.
     """
 
-    def __init__(self, reader: ImageReader, workers: Workers, watchers: Workers, budget: MemoryBudget) -> None:
-        self._reader = reader
+    def __init__(self, limits: ImageLimits, processes: DecodeProcesses, workers: Workers, watchers: Workers, budget: MemoryBudget) -> None:
+        self._limits = limits
+        self._processes = processes
         self._workers = workers
         self._watchers = watchers
         self._budget = budget
 
-    async def see_and_submit(
-        self, runner: Runner, data: bytes, wanted: Wanted, keep_image: bool, on_turn: Callable[[], None]
+    async def decode_and_submit(
+        self, runner: Runner, data: bytes, request: MapRequest, keep_image: bool, free_slot: Callable[[], None]
     ) -> tuple[Timed[NetworkInput], Timed[Answer]]:
-        """Decode an image and run the model; see `Runner.see_and_submit`.
+        """Decode an image and run the model; see `Runner.decode_and_submit`.
 
         Raises:
             ImageError: see `tlcli.contract.images.decoding.decode`.
-            RequestError, MemoryLimitError: it takes too much memory, at all or at the moment.
+            RequestError: the image takes more memory than the whole budget.
+            MemoryLimitError: not enough memory is free.
         """
         preprocessing = runner.model.description.preprocessing
-        read: Read = self._reader.read_plain
+        decode: Decode = partial(decode_plain, limits=self._limits)
         workers = self._workers
         with self._budget.lease() as lease:
             while True:
-                see = partial(lease.work, partial(read, data, preprocessing, keep_image, lease.require))
+                job = partial(lease.work, partial(decode, data, preprocessing, keep_image, lease.require))
                 try:
-                    return await runner.see_and_submit(see, workers, wanted, on_turn)
+                    return await runner.decode_and_submit(job, workers, request, free_slot)
                 except NotPlainError:
-                    read, workers = self._reader.read_apart, self._watchers
+                    decode, workers = self._processes.decode, self._watchers
                 except MemoryNeeded as needed:
                     await lease.grow_to(needed.bytes)
                 except ImageError as error:
                     # The queue's future holds the error, and the error's traceback the future: a cycle, which would keep the image.
                     raise error.with_traceback(None) from error.__cause__
+
+
+def decode_plain(data: bytes, preprocessing: Preprocessing, keep_image: bool, admit: Admit, limits: ImageLimits) -> NetworkInput:
+    """Decode a plain image in the calling thread; see `tlcli.contract.images.network_input.from_encoded`.
+
+    Raises:
+        NotPlainError: the image must be decoded in a process.
+        ImageError: see `tlcli.contract.images.decoding.decode`.
+        Exception: any error of `admit`.
+    """
+    if 0 < len(data) <= limits.max_bytes and not is_plain(data):
+        raise NotPlainError
+    return from_encoded(data, preprocessing, limits, keep_image, admit)
+
+
+def from_pixels(data: bytes, preprocessing: Preprocessing, keep_image: bool) -> NetworkInput:
+    """Wrap pixels that the caller has prepared, without copying them.
+
+    Args:
+        data: RGB, one byte per channel, row by row, of the model's input size.
+        preprocessing: gives the input size.
+        keep_image: whether the result keeps the image, to draw on it.
+
+    Raises:
+        RequestError: the data have another length.
+    """
+    height, width = preprocessing.height, preprocessing.width
+    if len(data) != height * width * 3:
+        raise RequestError(
+            f"pixels: expected {height * width * 3:,} bytes, RGB of {width} x {height} pixels (width x height), got {len(data):,}"
+        )
+    image = np.frombuffer(data, dtype=np.uint8).reshape(height, width, 3)
+    return NetworkInput(image[None], (0.0, 0.0, float(width), float(height)), Image.fromarray(image) if keep_image else None)

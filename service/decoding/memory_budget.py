@@ -1,4 +1,4 @@
-"""The memory that requests may take together: bodies, decoded images, drawings and runs of odd sizes are admitted from one budget."""
+"""Budget of the memory that all requests take together: for bodies, decoded images, drawings, and runs on other image sizes."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ WAIT_S = 2.0
 
 _SMALL_SHARE = 64
 _KEPT_SHARE = 4
-"""A request that takes more than a 64th of the budget is large; large ones leave a quarter of it to the others."""
+"""Divisors of the budget. A request of more than a 64th of it is large, and large requests leave a quarter of it to the others."""
 
 _BODIES_SHARE = 2
 _UNLIMITED_BYTES = 1 << 60
 
 
-class MemoryNeeded(Exception):  # noqa: N818  # no failure: it is caught, and the work begun again
-    """Work that cannot go on now: `bytes` must be admitted first, by one who can wait."""
+class MemoryNeeded(Exception):  # noqa: N818  # no failure: it is caught, and the work starts again
+    """Signal of a thread that it needs `bytes` of memory, for which the event loop waits."""
 
     def __init__(self, needed_bytes: int) -> None:
         super().__init__(needed_bytes)
@@ -35,13 +35,19 @@ class MemoryNeeded(Exception):  # noqa: N818  # no failure: it is caught, and th
 
 
 class MemoryBudget:
-    """Counts what requests take. Waiting belongs to the event loop; taking and giving back may be done from any thread.
+    """Count of the memory in use, with a limit. Waiting happens in the event loop; `try_take` and `give` may be called from any thread.
 
-    bodies: the share of it for what comes in. Requests that hold a body wait for the memory to work on it, so bodies must never take all.
+    bodies: the share for request bodies. Requests that hold a body wait for memory to work on it, so bodies must never take all of it.
     """
 
     def __init__(self, total_bytes: int, wait_s: float = WAIT_S, whole: MemoryBudget | None = None) -> None:
-        """whole: that this one is a share of."""
+        """Create a budget of which nothing is used.
+
+        Args:
+            total_bytes: size of the budget.
+            wait_s: seconds that `take` waits for memory.
+            whole: the budget of which this one is a share; None for a budget of its own.
+        """
         self.total_bytes = total_bytes
         self._wait_s = wait_s
         self._whole = whole
@@ -52,21 +58,21 @@ class MemoryBudget:
 
     @property
     def used_bytes(self) -> int:
-        """Bytes in use."""
+        """Return the number of bytes in use."""
         return self._used
 
     def take_peak(self) -> int:
-        """Return the most that was taken at a time since the last call."""
+        """Return the largest number of bytes in use at a time since the last call."""
         with self._lock:
             peak, self._peak = self._peak, self._used
             return peak
 
     def lease(self) -> Lease:
-        """A request's share, empty at first."""
+        """Return a new, empty lease for one request."""
         return Lease(self)
 
     def try_take(self, size: int) -> bool:
-        """Take memory if it is free and nobody waits for it."""
+        """Take memory if it is free and no request waits for it."""
         with self._lock:
             if (self._waiting and not self._is_small(size)) or not self._fits(size):
                 return False
@@ -74,19 +80,23 @@ class MemoryBudget:
             return True
 
     def check(self, size: int) -> None:
-        """Raises: RequestError: more than the whole budget."""
+        """Check that a size does not exceed the whole budget.
+
+        Raises:
+            RequestError: it does.
+        """
         if size > self.total_bytes:
             raise RequestError(
-                f"the request takes about {_mib(size)} of memory, this server gives at most {_mib(self.total_bytes)}:"
-                " send a smaller image or less at a time, or start the server with more (max_memory_bytes)"
+                f"the request takes about {_mib(size)} of memory, and the server's budget is {_mib(self.total_bytes)}:"
+                " send a smaller image or fewer at a time, or raise the server's max_memory_bytes"
             )
 
     async def take(self, size: int) -> None:
-        """Take memory, after those who already wait.
+        """Take memory, after the requests that already wait.
 
         Raises:
-            RequestError: more than the whole budget.
-            MemoryLimitError: it did not become free in time.
+            RequestError: the size exceeds the whole budget.
+            MemoryLimitError: the memory did not become free in time.
         """
         self.check(size)
         if self.try_take(size):
@@ -103,7 +113,7 @@ class MemoryBudget:
                 if waiter in self._waiting:
                     self._waiting.remove(waiter)
                 elif isinstance(error, TimeoutError):
-                    return  # admitted in the same moment
+                    return  # admitted at the same moment
                 else:
                     self._add(-size)
             self._admit_waiting()
@@ -116,13 +126,13 @@ class MemoryBudget:
             raise
 
     def give(self, size: int) -> None:
-        """Give memory back."""
+        """Return memory."""
         with self._lock:
             self._add(-size)
         self._admit_waiting()
 
     def _admit_waiting(self) -> None:
-        """Admit who waits: first those who hold a body already."""
+        """Admit waiting requests: first those that already hold a body."""
         for budget in (self._whole or self, self.bodies):
             budget._admit_own()
 
@@ -154,9 +164,9 @@ class MemoryBudget:
 
 
 class Lease:
-    """Share of one request in the budget; as a context manager, returned at the end.
+    """Share of one request in the budget; as a context manager, it is returned at the end.
 
-    A thread that works with the memory holds on to it: while it does `work`, `close` takes effect when the thread is done.
+    A thread that works with the memory keeps it: if `close` is called during `work`, the memory is returned when the thread is done.
     """
 
     def __init__(self, budget: MemoryBudget) -> None:
@@ -173,15 +183,15 @@ class Lease:
 
     @property
     def bytes(self) -> int:
-        """Bytes that it holds."""
+        """Return the number of bytes held."""
         return self._bytes
 
     def check(self, size: int) -> None:
-        """See `MemoryBudget.check`."""
+        """Check a size against the whole budget; see `MemoryBudget.check`."""
         self._budget.check(size)
 
     async def grow_to(self, size: int) -> None:
-        """Have at least so much, waiting for it if need be.
+        """Grow to at least `size` bytes; wait for them if necessary.
 
         Raises:
             RequestError, MemoryLimitError: see `MemoryBudget.take`.
@@ -191,10 +201,10 @@ class Lease:
             self._bytes += more
 
     def require(self, size: int) -> None:
-        """Have at least so much, from a thread, which cannot wait.
+        """Grow to at least `size` bytes, from a thread, which cannot wait.
 
         Raises:
-            MemoryNeeded: it is not free.
+            MemoryNeeded: the memory is not free.
         """
         if (more := size - self._bytes) > 0:
             if not self._budget.try_take(more):
@@ -202,13 +212,13 @@ class Lease:
             self._bytes += more
 
     def shrink_to(self, size: int) -> None:
-        """Give back all but so much."""
+        """Return all but `size` bytes."""
         if (less := self._bytes - size) > 0:
             self._bytes = size
             self._budget.give(less)
 
     def work(self, job: Callable[[], T]) -> T:
-        """Do a job in a thread with the memory, and give it back then."""
+        """Call a job in a thread that uses the memory, and return the memory afterwards."""
         with self._lock:
             self._threads += 1
         try:
@@ -219,7 +229,7 @@ class Lease:
             self.shrink_to(0)
 
     def close(self) -> None:
-        """Give everything back, now or when the thread that works with it is done."""
+        """Return all memory, now or when the thread that works with it is done."""
         with self._lock:
             busy = self._threads > 0
         if not busy:
@@ -227,13 +237,13 @@ class Lease:
 
 
 def default_budget(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return half of the memory that this process may use: its container's, or the machine's where no container limits it."""
+    """Return half of the memory that this process may use: of its container's limit, or of the machine's memory without one."""
     limits = [*_cgroup_limits(proc / "self/cgroup", cgroups), _machine_bytes(proc / "meminfo")]
     return min(limit for limit in limits if limit) // 2
 
 
 def _cgroup_limits(membership: Path, cgroups: Path) -> list[int]:
-    """Every limit on the way from this process's control group to the root, of version 2 or 1."""
+    """Return every limit from this process's control group up to the root, of version 2 or 1."""
     limits = []
     try:
         lines = membership.read_text().splitlines()
@@ -248,14 +258,14 @@ def _cgroup_limits(membership: Path, cgroups: Path) -> list[int]:
         else:
             continue
         folder = root / path.strip("/")
-        for place in [folder, *folder.parents]:  # in a container, the path may be the host's: then the root's own file tells
+        for group in [folder, *folder.parents]:  # in a container, the path may be the host's: then the root's own file has the limit
             try:
-                text = (place / name).read_text().strip()
+                text = (group / name).read_text().strip()
             except OSError:
                 continue
             if text.isdecimal() and int(text) < _UNLIMITED_BYTES:
                 limits.append(int(text))
-            if place == root:
+            if group == root:
                 break
     return limits
 
@@ -264,7 +274,7 @@ def _machine_bytes(meminfo: Path) -> int:
     try:
         return int(meminfo.read_text().split("MemTotal:")[1].split()[0]) * 1024
     except (OSError, IndexError, ValueError):
-        return 8 << 30  # another system than Linux
+        return 8 << 30  # not Linux
 
 
 def _settle(admitted: asyncio.Future[None]) -> None:

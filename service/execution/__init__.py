@@ -1,1 +1,1 @@
-"""One model: queue, admission, batching, the thread that runs it, warm-up."""
+"""One model in execution: its queue, admission, batching, the thread that runs it, and warm-up."""

@@ -1,4 +1,4 @@
-"""Bound on the images that wait for a model: others are refused before they cost anything, with a retry delay."""
+"""Admission to a model's queue: when it is full, requests are refused early, with a retry delay."""
 
 from __future__ import annotations
 
@@ -9,106 +9,111 @@ from collections.abc import Callable
 
 from tlcli.contract.errors import OverloadedError, RequestError
 
-_LEAST_RETRY_S = 0.01
+_MIN_RETRY_S = 0.01
 
 
 class Admission:
-    """The places in front of one model. An image has one from its arrival until the model begins with it; a Score-CAM until it is done.
+    """Bounded number of slots in front of one model.
 
-    Used from the event loop's thread only.
+    An image holds a slot from its arrival until the model starts on it; a Score-CAM holds one until it is done. Used from the event
+    loop's thread only.
     """
 
-    def __init__(self, name: str, places: int, image_s: Callable[[], float], what: str = "images") -> None:
-        """name: the model's. image_s: what an image took of late, for the advice when to ask again. what: has the places."""
+    def __init__(self, name: str, slots: int, image_s: Callable[[], float], what: str = "images") -> None:
+        """Create the slots.
+
+        Args:
+            name: the model's name, for messages.
+            slots: how many there are.
+            image_s: returns the recent time per image in seconds, from which the retry delay is estimated.
+            what: plural of what holds a slot, for messages.
+        """
         self._name = name
         self._what = what
-        self._places = places
+        self._slots = slots
         self._image_s = image_s
-        self.taken = 0
-        self._patient: deque[asyncio.Future[None]] = deque()
+        self.used = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
 
-    def enter(self) -> Place:
-        """Take a place.
-
-        Raises:
-            OverloadedError: all are taken.
-        """
-        if self.taken >= self._places:
-            raise self._overloaded("as many as may")
-        self.taken += 1
-        return Place(self)
-
-    def enter_all(self, images: int) -> list[Place]:
-        """Take a place for each image of one request, or none.
+    def acquire(self) -> Slot:
+        """Take a slot.
 
         Raises:
-            OverloadedError: too few are free.
-            RequestError: too few would be, if nobody else waited.
+            OverloadedError: all slots are in use.
         """
-        if images > self._places:
+        if self.used >= self._slots:
+            raise self._overloaded(f"{self.used} {self._what} waiting")
+        self.used += 1
+        return Slot(self)
+
+    def acquire_all(self, images: int) -> list[Slot]:
+        """Take a slot for each image of one request, or none.
+
+        Raises:
+            OverloadedError: too few slots are free.
+            RequestError: the request has more images than there are slots.
+        """
+        if images > self._slots:
             raise RequestError(
-                f"{images:,} {self._what} came in one request, and at most {self._places} may wait for model {self._name!r}:"
-                " send several requests"
+                f"{images:,} {self._what} in one request: at most {self._slots} may wait for model {self._name!r}, so send several"
             )
-        if self.taken + images > self._places:
-            raise self._overloaded(f"of {self._places} that may, and this request has {images}")
-        self.taken += images
-        return [Place(self) for _ in range(images)]
+        if self.used + images > self._slots:
+            raise self._overloaded(f"{self.used} of {self._slots} {self._what} waiting, this request has {images}")
+        self.used += images
+        return [Slot(self) for _ in range(images)]
 
-    async def enter_in_turn(self) -> Place:
-        """Take a place as soon as there is one: for streams, which are read no faster than they are answered."""
-        while self.taken >= self._places or self._patient:
+    async def acquire_in_turn(self) -> Slot:
+        """Wait for a slot, first in, first out. Streams use this: they are read no faster than they are answered."""
+        while self.used >= self._slots or self._waiting:
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._patient.append(turn)
+            self._waiting.append(turn)
             try:
                 await turn
             except asyncio.CancelledError:
-                if not turn.cancelled():  # called, and gone
-                    self._call_next()
+                if not turn.cancelled():  # the turn came, but its owner has left
+                    self._wake_next()
                 raise
             finally:
-                if turn in self._patient:
-                    self._patient.remove(turn)
-            if self.taken < self._places:
+                if turn in self._waiting:
+                    self._waiting.remove(turn)
+            if self.used < self._slots:
                 break
-        self.taken += 1
-        return Place(self)
+        self.used += 1
+        return Slot(self)
 
     @property
     def idle(self) -> bool:
-        """Whether no image waits, in a place or for one."""
-        return not self.taken and not self._patient
+        """Return True if no image holds a slot or waits for one."""
+        return not self.used and not self._waiting
 
-    def leave(self) -> None:
-        """Give a place back; see `Place.leave`."""
-        self.taken -= 1
-        self._call_next()
+    def release(self) -> None:
+        """Return a slot; see `Slot.release`."""
+        self.used -= 1
+        self._wake_next()
 
-    def _overloaded(self, how_full: str) -> OverloadedError:
-        retry_s = max(_LEAST_RETRY_S, self.taken * self._image_s())
-        return OverloadedError(
-            f"model {self._name!r} is busy: {self.taken} {self._what} wait for it, {how_full}: ask again in {_readable(retry_s)}", retry_s
-        )
+    def _overloaded(self, load: str) -> OverloadedError:
+        retry_s = max(_MIN_RETRY_S, self.used * self._image_s())
+        return OverloadedError(f"queue of model {self._name!r} full ({load}): retry in {_readable(retry_s)}", retry_s)
 
-    def _call_next(self) -> None:
-        while self._patient:
-            turn = self._patient.popleft()
+    def _wake_next(self) -> None:
+        while self._waiting:
+            turn = self._waiting.popleft()
             if not turn.done():
                 turn.set_result(None)
                 return
 
 
-class Place:
-    """One image's place."""
+class Slot:
+    """Slot of one image."""
 
     def __init__(self, admission: Admission) -> None:
         self._admission: Admission | None = admission
 
-    def leave(self) -> None:
-        """Give it back, if that has not happened."""
+    def release(self) -> None:
+        """Return the slot; further calls do nothing."""
         admission, self._admission = self._admission, None
         if admission is not None:
-            admission.leave()
+            admission.release()
 
 
 def _readable(seconds: float) -> str:

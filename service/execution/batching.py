@@ -1,7 +1,31 @@
-"""Requests that wait for one model, gathered into batches.
+"""Queue in front of one model, from which batches are formed.
 
-While one batch runs the next one gathers, so a busy server batches by itself and an idle one answers at once. `Batching.delay_s` holds
-a batch back for company even so, which pays where a batch costs hardly more than a single image: on a GPU.
+While one batch runs, the next one gathers. So a busy server batches without any delay, and an idle one runs an image at once.
+`Batching.delay_s` holds a batch back for more images even so, which pays where a batch costs hardly more than a single image: on a GPU.
+
+States of a `Batcher`, which `_lock` guards:
+
+    IDLE ──── enqueue ────▶ GATHERING ──── a batch is full, or `delay_s` is over ────▶ RUNNING ◀─┐
+     ▲                          ▲                                                         │      │
+     │                          └──────────────── images wait, no batch is due ───────────┤      │
+     └─────────────────────────────────────────── the queue is empty ─────────────────────┤      │
+                                                                                          └──────┘
+                                                                                      a batch is due
+
+- IDLE: the queue is empty. GATHERING: images wait, and a timer of the event loop limits how long; with `delay_s` 0 it lasts no time.
+- RUNNING: one thread forms a batch and runs it; images that arrive meanwhile join the queue.
+- `close` empties the queue and refuses what arrives later; the batch that runs is answered.
+
+Three kinds of thread call the methods:
+
+| step | method | thread |
+|---|---|---|
+| enqueue an image | `_enqueue` | event loop (`submit`), decoder (`decode_and_submit`) |
+| GATHERING to RUNNING | `_enter_running` | the thread that enqueued; event loop, when the timer fires (`_check_gathering`) |
+| RUNNING | `_run_in_model_thread`, `_run_in_this_thread` | model; decoder, if any thread may run the model and it is free |
+| RUNNING to its successor | `_leave_running` | the thread that ran the batch |
+
+`_model` is held while the model runs, in whichever thread. Results reach the event loop through `_call_in_loop` only.
 """
 
 from __future__ import annotations
@@ -29,17 +53,17 @@ T = TypeVar("T")
 Images = npt.NDArray[np.uint8]
 Targets = npt.NDArray[np.int64]
 Run = Callable[[Images, Targets, tuple[str, ...], bool], Answer]
-"""Images `[N, H, W, 3]`, classes `[N, K]`, maps by name, softmax or logits; see `tlcli.contract.model.onnx_model.Model.run`."""
+"""Images `[N, H, W, 3]`, classes `[N, K]`, map names, softmax or logits; see `tlcli.contract.model.onnx_model.Model.run`."""
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What a request wants of a run.
+class MapRequest:
+    """Maps that a request wants of a run; the default wants scores only.
 
     targets: classes to explain, by id or rank; at least one.
-    methods: the maps, by name; none: scores alone.
-    softmax: explain probabilities, not logits.
-    max_channels: of a Score-CAM.
+    methods: names of the maps; empty for scores only.
+    softmax: explain probabilities instead of logits.
+    max_channels: number of channels of a Score-CAM; None for the method's default.
     """
 
     targets: tuple[int, ...] = (FIRST_RANKED,)
@@ -49,7 +73,7 @@ class Wanted:
 
     @property
     def kind(self) -> _Kind | None:
-        """What images of one run must have in common; None for those without maps."""
+        """Return what images of one run must have in common; None without maps."""
         return (self.methods, self.softmax, len(self.targets)) if self.methods else None
 
 
@@ -58,19 +82,23 @@ _Kind = tuple[tuple[str, ...], bool, int]
 
 @dataclass(frozen=True)
 class Batching:
-    """max_size: images in one run. delay_s: how long the first of them waits for others while the model is idle."""
+    """Size and delay of batches.
+
+    max_size: images in one run.
+    delay_s: seconds that the first image waits for others while the model is idle.
+    """
 
     max_size: int = 8
     delay_s: float = 0.0
 
 
 @dataclass(frozen=True)
-class Sharing:
-    """When images that want no map run along with some that do: where their maps cost less than a run of their own.
+class MixedBatchPolicy:
+    """Costs that decide when images without maps join a batch with maps: when their maps cost less than a run of their own.
 
-    methods: the maps that this was measured for; others are not shared.
-    run_s: what a run costs, whatever is in it.
-    map_s: what an image's map costs.
+    methods: maps whose cost was measured; others are not mixed.
+    run_s: fixed cost of a run in seconds.
+    map_s: cost of one image's map in seconds.
     """
 
     methods: frozenset[str] = frozenset()
@@ -78,25 +106,32 @@ class Sharing:
     map_s: float = 0.0
 
     def pays(self, kind: _Kind, images: int) -> bool:
-        """Whether so many images without maps should ride along with those of `kind`."""
+        """Return True if it is cheaper to run `images` images without maps together with those of `kind`."""
         methods, _, classes = kind
         return self.methods.issuperset(methods) and images * len(methods) * classes * self.map_s < self.run_s
 
 
 @dataclass(eq=False)
 class _Item:
+    """Images of one request in the queue.
+
+    free_slot: called in the event loop when the run starts.
+    future: receives the result.
+    """
+
     images: Images
-    wanted: Wanted
-    on_turn: Callable[[], None]
-    answered: asyncio.Future[Timed[Answer]]
-    asked_ns: int = field(default_factory=time.monotonic_ns)
+    request: MapRequest
+    free_slot: Callable[[], None]
+    future: asyncio.Future[Timed[Answer]]
+    queued_ns: int = field(default_factory=time.monotonic_ns)
 
 
 class Batcher:
-    """The queue before one model, first in, first out, but for those that may share a run with an earlier one.
+    """First-in-first-out queue of one model; later images may only overtake to fill a batch that is due anyway.
 
-    `submit` and `see_and_submit` belong to the event loop's thread. Batches are formed and run in the model's, and where any
-    thread may run it, also in the one that has just decoded an image, if the model is free: no thread then waits for another.
+    `submit` and `decode_and_submit` are called in the event loop's thread. Batches are formed and run in the model's thread. If any
+    thread may run the model, a thread that has just decoded an image and finds the model free runs it too, so that no thread waits
+    for another.
     """
 
     def __init__(
@@ -104,256 +139,267 @@ class Batcher:
         thread: Workers,
         run: Run,
         batching: Batching,
-        sharing: Sharing,
+        mixing: MixedBatchPolicy,
         *,
         any_thread: bool = False,
         on_batch: Callable[[int], None] = lambda images: None,
     ) -> None:
-        """any_thread: may call `run`, one at a time. on_batch: called there with the number of images in each run that was no failure."""
+        """Create an empty queue.
+
+        Args:
+            thread: the model's own thread.
+            run: runs the model.
+            batching: size and delay of batches.
+            mixing: decides which requests share a batch.
+            any_thread: whether threads other than the model's may call `run`, one at a time.
+            on_batch: called in the running thread after each successful run, with its number of images.
+        """
         self._thread = thread
         self._run = run
         self._any_thread = any_thread
         self._on_batch = on_batch
         self._batching = batching
-        self._sharing = sharing
+        self._mixing = mixing
         self._model = threading.Lock()  # held while the model runs, in whichever thread
         self._lock = threading.Lock()  # guards the three below
-        self._waiting: deque[_Item] = deque()
+        self._queue: deque[_Item] = deque()
         self._running = False
         self._closed = False
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self.image_s = 0.0
-        """What an image took of late, for those who estimate how long a queue is."""
+        """Recent time per image in seconds, for estimates of the waiting time."""
 
-    async def submit(self, images: Images, wanted: Wanted, on_turn: Callable[[], None] = lambda: None) -> Timed[Answer]:
-        """Run images, with others. Cancelled before its turn, it is not run.
+    async def submit(self, images: Images, request: MapRequest, free_slot: Callable[[], None] = lambda: None) -> Timed[Answer]:
+        """Run images, in a batch with others. If it is cancelled before the run starts, they are not run.
 
         Args:
-            images: `[n, H, W, 3]`, n at most the batch's size, fit for the model.
-            wanted: fit for the model.
-            on_turn: called in the event loop when the run begins.
+            images: `[n, H, W, 3]`, n at most the batch size, of a size that the model accepts.
+            request: maps that the model offers.
+            free_slot: called in the event loop when the run starts.
 
         Raises:
-            ServerError: closed meanwhile.
-            Exception: what the run raises for these images alone.
+            ServerError: the queue was closed.
+            Exception: any error of the run for these images.
         """
-        answered: asyncio.Future[Timed[Answer]] = self._loop.create_future()
-        if self._join(_Item(images, wanted, on_turn, answered)):
-            self._begin()
-        return await answered
+        future: asyncio.Future[Timed[Answer]] = self._loop.create_future()
+        if self._enqueue(_Item(images, request, free_slot, future)):
+            self._start_model_thread()
+        return await future
 
-    async def see_and_submit(
-        self, see: Callable[[], NetworkInput], workers: Workers, wanted: Wanted, on_turn: Callable[[], None] = lambda: None
+    async def decode_and_submit(
+        self, decode: Callable[[], NetworkInput], workers: Workers, request: MapRequest, free_slot: Callable[[], None] = lambda: None
     ) -> tuple[Timed[NetworkInput], Timed[Answer]]:
-        """Decode an image in one of `workers`, which puts it in the queue itself, and run it, with others.
+        """Decode an image in one of `workers`, which enqueues it itself, and run it in a batch with others.
 
-        Cancelled before its turn in either, it is not decoded, or not run.
+        If it is cancelled before a step starts, that step does not happen.
 
         Args:
-            see: its input is fit for the model.
-            workers: that decode.
-            wanted, on_turn: see `submit`.
+            decode: returns an input of a size that the model accepts.
+            workers: threads that decode.
+            request, free_slot: see `submit`.
 
         Raises:
-            ServerError: closed meanwhile.
-            Exception: what `see` raises, or the run for this image alone.
+            ServerError: the queue was closed.
+            Exception: any error of `decode`, or of the run for this image.
         """
-        asked_ns = time.monotonic_ns()
-        answered: asyncio.Future[Timed[Answer]] = self._loop.create_future()
-        seen: list[Timed[NetworkInput]] = []
+        submitted_ns = time.monotonic_ns()
+        future: asyncio.Future[Timed[Answer]] = self._loop.create_future()
+        decoded: list[Timed[NetworkInput]] = []
 
-        def see_and_join() -> None:
-            if answered.done():
+        def decode_and_enqueue() -> None:
+            if future.done():
                 return
             begun_ns = time.monotonic_ns()
             try:
-                value = see()
-                seen.append(Timed(value, begun_ns - asked_ns, time.monotonic_ns() - begun_ns))
-                begins = self._join(_Item(value.images, wanted, on_turn, answered))
-            except Exception as error:  # noqa: BLE001  # whatever it is, it is this image's
-                self._tell(partial(_settle, answered, error))
+                value = decode()
+                decoded.append(Timed(value, begun_ns - submitted_ns, time.monotonic_ns() - begun_ns))
+                runs = self._enqueue(_Item(value.images, request, free_slot, future))
+            except Exception as error:  # noqa: BLE001  # every error of these steps belongs to this image
+                self._call_in_loop(partial(_resolve, future, error))
                 return
-            if begins:
-                self._begin_here()
+            if runs:
+                self._run_in_this_thread()
 
-        workers.start(see_and_join)
-        ran = await answered
-        return seen[0], ran
+        workers.start(decode_and_enqueue)
+        answer = await future
+        return decoded[0], answer
 
     def close(self) -> None:
-        """Refuse what waits; what runs is answered."""
+        """Refuse the images in the queue; the batch that runs is answered."""
         with self._lock:
             self._closed = True
-            left = [*self._waiting]
-            self._waiting.clear()
-        for item in left:
-            self._tell(partial(_settle, item.answered, _closed()))
+            refused = [*self._queue]
+            self._queue.clear()
+        for item in refused:
+            self._call_in_loop(partial(_resolve, item.future, _closed()))
 
     def wait(self) -> None:
-        """Until what runs is done, in whichever thread."""
+        """Block until the current run is done, in whichever thread."""
         with self._model:
             pass
 
-    def alone(self, job: Callable[[], T]) -> T:
-        """Do in the model's thread what runs the model without the queue, while nobody else does."""
+    def run_exclusively(self, job: Callable[[], T]) -> T:
+        """Call a job that runs the model without the queue, in the model's thread, while no batch runs."""
         with self._model:
             return job()
 
-    def _join(self, item: _Item) -> bool:
-        """Take a place at the end of the queue, from any thread; whether the caller must begin a run.
+    def _enqueue(self, item: _Item) -> bool:
+        """Append to the queue, from any thread. Return True if the state is now RUNNING, and the caller must start the run.
 
         Raises:
-            ServerError: closed.
+            ServerError: the queue was closed.
         """
         with self._lock:
             if self._closed:
                 raise _closed()
-            self._waiting.append(item)
-            begins, idle = self._claim(), not self._running
-        if idle:
-            self._tell(self._wake)  # it waits for company: the event loop has the clock
-        return begins
+            self._queue.append(item)
+            runs, gathering = self._enter_running(), not self._running
+        if gathering:
+            self._call_in_loop(self._check_gathering)  # the event loop has the timer
+        return runs
 
-    def _claim(self) -> bool:
-        """Whether a run is due, which the caller then must begin. Under the lock."""
-        if self._running or not self._waiting or self._due_s() > 0:
+    def _enter_running(self) -> bool:
+        """Go from GATHERING to RUNNING if a batch is due. If True, the caller must start the run. Needs the lock."""
+        if self._running or not self._queue or self._due_s() > 0:
             return False
         self._running = True
         return True
 
-    def _wake(self) -> None:
-        """Begin a run, now or when the first that waits has waited long enough; in the event loop."""
+    def _check_gathering(self) -> None:
+        """Start a run if a batch is due, else set the timer for it. Called in the event loop."""
         with self._lock:
-            begins = self._claim()
-            due_s = self._due_s() if self._waiting and not self._running else 0.0
-        if begins:
-            self._begin()
+            runs = self._enter_running()
+            due_s = self._due_s() if self._queue and not self._running else 0.0
+        if runs:
+            self._start_model_thread()
         elif due_s > 0 and (self._timer is None or self._timer.when() <= self._loop.time()):
-            self._timer = self._loop.call_later(due_s, self._wake)
-
-    def _begin(self) -> None:
-        with suppress(RuntimeError):  # the thread is gone: closed, and those that waited know
-            self._thread.start(self._turn)
+            self._timer = self._loop.call_later(due_s, self._check_gathering)
 
     def _due_s(self) -> float:
-        """In so many seconds a run should begin: at once, if a batch is full. Under the lock."""
-        if not self._batching.delay_s or sum(len(item.images) for item in self._waiting) >= self._batching.max_size:
+        """Return the seconds until a batch is due; 0 if it is full. Needs the lock."""
+        if not self._batching.delay_s or sum(len(item.images) for item in self._queue) >= self._batching.max_size:
             return 0.0
-        return self._batching.delay_s - (time.monotonic_ns() - self._waiting[0].asked_ns) / 1e9
+        return self._batching.delay_s - (time.monotonic_ns() - self._queue[0].queued_ns) / 1e9
 
-    def _begin_here(self) -> None:
-        """Begin a run in the caller's thread, or in the model's where it must be that one or does something else."""
+    def _start_model_thread(self) -> None:
+        """Schedule the run in the model's thread."""
+        with suppress(RuntimeError):  # the thread was closed, and with it the queue: its requests have their errors
+            self._thread.start(self._run_in_model_thread)
+
+    def _run_in_model_thread(self) -> None:
+        with self._model:
+            self._run_batch()
+        self._leave_running()
+
+    def _run_in_this_thread(self) -> None:
+        """Run in the calling thread, or schedule the run if only the model's thread may or the model is busy."""
         if not self._any_thread or not self._model.acquire(blocking=False):
-            self._begin()
+            self._start_model_thread()
             return
         try:
             self._run_batch()
         finally:
             self._model.release()
-        self._go_on()
+        self._leave_running()
 
-    def _turn(self) -> None:
-        with self._model:
-            self._run_batch()
-        self._go_on()
-
-    def _run_batch(self) -> None:
-        """Form a batch, run it, hand out the answers."""
-        with self._lock:
-            batch = self._form()
-        if batch:
-            self._tell(lambda: _announce(batch))
-            answers = self._answer(batch)
-            self._tell(lambda: _hand_out(answers))
-
-    def _go_on(self) -> None:
-        """See to the next run."""
+    def _leave_running(self) -> None:
+        """Go from RUNNING to the next state: RUNNING, GATHERING or IDLE."""
         with self._lock:
             self._running = False
-            again, waits = self._claim(), bool(self._waiting)
-        if again:
-            self._begin()  # behind what else waits for that thread; who decodes goes on decoding
-        elif waits:
-            self._tell(self._wake)
+            runs, gathering = self._enter_running(), bool(self._queue)
+        if runs:
+            self._start_model_thread()  # behind that thread's other jobs; a decoder goes back to decoding
+        elif gathering:
+            self._call_in_loop(self._check_gathering)
 
-    def _tell(self, what: Callable[[], object]) -> None:
-        with suppress(RuntimeError):  # the event loop is closed: nobody waits for an answer
-            self._loop.call_soon_threadsafe(what)
+    def _run_batch(self) -> None:
+        """Form a batch, run it, and hand out the results."""
+        with self._lock:
+            batch = self._take_batch()
+        if batch:
+            self._call_in_loop(lambda: _free_slots(batch))
+            results = self._results(batch)
+            self._call_in_loop(lambda: _hand_out(results))
 
-    def _form(self) -> list[_Item]:
-        """Take what runs next out of the queue; those that nobody waits for any more are dropped. Under the lock."""
-        waiting = [item for item in self._waiting if not item.answered.done()]
-        batch = self._fitting(waiting)
+    def _call_in_loop(self, callback: Callable[[], object]) -> None:
+        with suppress(RuntimeError):  # the event loop is closed: nobody waits for a result
+            self._loop.call_soon_threadsafe(callback)
+
+    def _take_batch(self) -> list[_Item]:
+        """Remove the next batch from the queue, and drop cancelled items. Needs the lock."""
+        waiting = [item for item in self._queue if not item.future.done()]
+        batch = self._next_batch(waiting)
         chosen = set(map(id, batch))
-        self._waiting = deque(item for item in waiting if id(item) not in chosen)
+        self._queue = deque(item for item in waiting if id(item) not in chosen)
         return batch
 
-    def _fitting(self, waiting: Sequence[_Item]) -> list[_Item]:
+    def _next_batch(self, waiting: Sequence[_Item]) -> list[_Item]:
         if not waiting:
             return []
         first, *others = waiting
-        kind = next((item.wanted.kind for item in waiting if item.wanted.kind is not None), None)
-        if kind is not None and first.wanted.kind in (kind, None):
-            mixed = self._filled(first, others, {kind, None})
-            plain = sum(len(item.images) for item in mixed if item.wanted.kind is None)
-            if self._sharing.pays(kind, plain):
+        kind = next((item.request.kind for item in waiting if item.request.kind is not None), None)
+        if kind is not None and first.request.kind in (kind, None):
+            mixed = self._fill(first, others, {kind, None})
+            plain = sum(len(item.images) for item in mixed if item.request.kind is None)
+            if self._mixing.pays(kind, plain):
                 return mixed
-        return self._filled(first, others, {first.wanted.kind})
+        return self._fill(first, others, {first.request.kind})
 
-    def _filled(self, first: _Item, others: Sequence[_Item], kinds: set[_Kind | None]) -> list[_Item]:
+    def _fill(self, first: _Item, others: Sequence[_Item], kinds: set[_Kind | None]) -> list[_Item]:
         batch, size = [first], len(first.images)
         for item in others:
-            fits = item.wanted.kind in kinds and item.images.shape[1:] == first.images.shape[1:]
+            fits = item.request.kind in kinds and item.images.shape[1:] == first.images.shape[1:]
             if fits and size + len(item.images) <= self._batching.max_size:
                 batch.append(item)
                 size += len(item.images)
         return batch
 
-    def _answer(self, batch: Sequence[_Item]) -> list[tuple[_Item, Timed[Answer] | Exception]]:
+    def _results(self, batch: Sequence[_Item]) -> list[tuple[_Item, Timed[Answer] | Exception]]:
+        """Run a batch; one that fails is run again image by image, so that the error stays with its image."""
         begun = time.monotonic_ns()
         images = batch[0].images if len(batch) == 1 else np.concatenate([item.images for item in batch])
-        kind = next((item.wanted.kind for item in batch if item.wanted.kind is not None), None)
+        kind = next((item.request.kind for item in batch if item.request.kind is not None), None)
         methods, softmax, classes = kind or ((), False, 1)
-        rows = [[*item.wanted.targets] if item.wanted.kind else [FIRST_RANKED] * classes for item in batch for _ in item.images]
+        rows = [[*item.request.targets] if item.request.kind else [FIRST_RANKED] * classes for item in batch for _ in item.images]
         try:
             answer = self._run(images, np.array(rows, dtype=np.int64), methods, softmax)
-        except Exception as error:  # noqa: BLE001  # whatever it is, it belongs to the request that it comes of
+        except Exception as error:  # noqa: BLE001  # every error belongs to the request that caused it
             if len(batch) == 1:
                 return [(batch[0], error)]
-            return [one for item in batch for one in self._answer([item])]
+            return [result for item in batch for result in self._results([item])]
         took_ns = time.monotonic_ns() - begun
         self._on_batch(len(images))
         latest = took_ns / 1e9 / len(images)
         self.image_s += (latest - self.image_s) / 8 if self.image_s else latest
-        answers: list[tuple[_Item, Timed[Answer] | Exception]] = []
+        results: list[tuple[_Item, Timed[Answer] | Exception]] = []
         start = 0
         for item in batch:
             stop = start + len(item.images)
-            own = answer.rows(start, stop, maps=item.wanted.kind is not None)
-            answers.append((item, Timed(own, begun - item.asked_ns, took_ns)))
+            own = answer.rows(start, stop, maps=item.request.kind is not None)
+            results.append((item, Timed(own, begun - item.queued_ns, took_ns)))
             start = stop
-        return answers
+        return results
 
 
-def _announce(batch: Sequence[_Item]) -> None:
+def _free_slots(batch: Sequence[_Item]) -> None:
     for item in batch:
-        item.on_turn()
+        item.free_slot()
 
 
-def _hand_out(answers: Sequence[tuple[_Item, Timed[Answer] | Exception]]) -> None:
-    for item, answer in answers:
-        _settle(item.answered, answer)
+def _hand_out(results: Sequence[tuple[_Item, Timed[Answer] | Exception]]) -> None:
+    for item, result in results:
+        _resolve(item.future, result)
 
 
-def _settle(answered: asyncio.Future[Timed[Answer]], answer: Timed[Answer] | Exception) -> None:
-    if answered.done():  # its client has left: a future is set once, and the others of the batch still wait for theirs
+def _resolve(future: asyncio.Future[Timed[Answer]], result: Timed[Answer] | Exception) -> None:
+    if future.done():  # its client has left; the others of the batch still get their results
         return
-    if isinstance(answer, Exception):
-        answered.set_exception(answer)
+    if isinstance(result, Exception):
+        future.set_exception(result)
     else:
-        answered.set_result(answer)
+        future.set_result(result)
 
 
 def _closed() -> ServerError:
-    return ServerError("the model is being unloaded: ask again, for the version that is served now")
+    return ServerError("the model is being unloaded: retry, to reach the version that is served now")

@@ -1,4 +1,4 @@
-"""Memory of a run on an image of an odd size, measured when a model that accepts any size is opened."""
+"""Memory of a run on an image of another size than the model's, measured when a model that accepts any size is loaded."""
 
 from __future__ import annotations
 
@@ -8,38 +8,41 @@ from pathlib import Path
 import numpy as np
 
 from tlcli.contract.model.onnx_model import Model
-from tlcli.service.execution.session_tuning import blank
+from tlcli.service.execution.session_tuning import blank_images
 
-_USUAL_PIXEL_BYTES = 400.0
-"""Fallback where it cannot be measured; a ResNet-50 takes 390."""
+_DEFAULT_PIXEL_BYTES = 400.0
+"""Used where the memory cannot be measured; a ResNet-50 takes 390."""
 
 _MARGIN = 1.25
-_LEAST_PIXEL_BYTES = 16.0
+_MIN_PIXEL_BYTES = 16.0
 _SIDES = 2
-"""Measured at this multiple of the model's own sides: enough to be seen."""
+"""Multiple of the model's own sides at which it is measured: large enough to show."""
 
 
 def pixel_bytes(model: Model, proc: Path = Path("/proc/self")) -> float:
-    """Return the memory that a run with a map takes for each pixel of an image of another size than the model's; 0 if it takes none.
+    """Measure the memory that a run with a map takes per pixel of an image of another size than the model's.
+
+    Returns:
+        Bytes; 0 for a model that accepts one size only, and on a GPU.
 
     Raises:
-        Exception: what ONNX Runtime raises where the graph does not run.
+        Exception: any error of ONNX Runtime while it runs the graph.
     """
     if not model.description.dynamic_size or model.device != "cpu":
         return 0.0
     own = model.description.preprocessing
     large = np.zeros((1, _SIDES * own.height, _SIDES * own.width, 3), np.uint8)
     methods = [name for name in model.description.graph_maps if not name.startswith("ablationcam")][:1]
-    model.run(blank(model, 1), shrink=True)
+    model.run(blank_images(model, 1), shrink=True)
     before = _status_bytes(proc, "VmRSS")
     try:
-        (proc / "clear_refs").write_text("5")  # the highest mark begins anew
+        (proc / "clear_refs").write_text("5")  # resets the high-water mark, VmHWM
     except OSError:
-        return _USUAL_PIXEL_BYTES
+        return _DEFAULT_PIXEL_BYTES
     model.run(large, methods=methods)
     if not before:
-        return _USUAL_PIXEL_BYTES
-    return max(_LEAST_PIXEL_BYTES, _MARGIN * (_status_bytes(proc, "VmHWM") - before) / (large.shape[1] * large.shape[2]))
+        return _DEFAULT_PIXEL_BYTES
+    return max(_MIN_PIXEL_BYTES, _MARGIN * (_status_bytes(proc, "VmHWM") - before) / (large.shape[1] * large.shape[2]))
 
 
 def _status_bytes(proc: Path, name: str) -> int:

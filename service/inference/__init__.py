@@ -1,1 +1,1 @@
-"""From a request to its answer, for both protocols: no protobuf, no gRPC."""
+"""From a request to its answer, for both protocols; without protobuf and gRPC."""

@@ -1,4 +1,4 @@
-"""From a query to its answer: find the model, see the image, run, rank, draw. No protobuf, no gRPC."""
+"""From a query to its answer: find the model, decode the image, run, rank, render. Without protobuf and gRPC."""
 
 from __future__ import annotations
 
@@ -9,18 +9,15 @@ import numpy as np
 import numpy.typing as npt
 
 from tlcli.contract.errors import RequestError
-from tlcli.contract.images.heatmap import MAX_SIDE
+from tlcli.contract.images import heatmap
 from tlcli.contract.images.network_input import NetworkInput
-from tlcli.contract.images.preprocessing import Preprocessing
+from tlcli.contract.images.preprocessing import Box, Preprocessing
 from tlcli.contract.model.onnx_model import FIRST_RANKED, Answer, Model
-from tlcli.service.decoding.image_pipeline import ImageInputs
+from tlcli.service.decoding.image_pipeline import ImagePipeline, from_pixels
 from tlcli.service.decoding.memory_budget import MemoryBudget
-from tlcli.service.decoding.request_image import from_pixels
-from tlcli.service.execution.batching import Wanted
+from tlcli.service.execution.batching import MapRequest
 from tlcli.service.execution.runner import Runner
-from tlcli.service.inference.map_request import fit
-from tlcli.service.inference.render_map import draw
-from tlcli.service.inference.time_limit import time_limit
+from tlcli.service.inference.request_checks import check_map_request, parse_classes, time_limit
 from tlcli.service.repository.model_repository import Repository
 from tlcli.service.system.thread_pool import Timed, Workers
 from tlcli.service.telemetry.request_record import current_request, timed
@@ -30,77 +27,98 @@ from tlcli.service.types.query import MapQuery, Query
 DEFAULT_TOP_K = 5
 
 _CANVAS_BYTES, _PNG_BYTES = 24, 3
-"""A pixel: of the images and numbers that a map is drawn of, and at most of a PNG."""
+"""Bytes per pixel: of the images and arrays from which a map is rendered, and at most of a PNG."""
 
 
 class Classifier:
-    """Answers queries from a repository's models.
+    """Image classifier that answers queries from the models of a repository.
 
-    Every step that takes time is awaited, so a query that is cancelled goes no further than the step it is in.
+    Every step that takes time is awaited, so a cancelled query goes no further than its current step.
     """
 
     def __init__(
         self,
         repository: Repository,
-        image_inputs: ImageInputs,
+        image_pipeline: ImagePipeline,
         image_workers: Workers,
         budget: MemoryBudget,
         max_maps: int,
         max_image_s: float,
     ) -> None:
-        """image_workers: draw. max_maps: of a request. max_image_s: see `tlcli.service.inference.time_limit`."""
+        """Create a classifier.
+
+        Args:
+            repository: the models.
+            image_pipeline: decodes images and submits them to the models.
+            image_workers: threads that render maps.
+            budget: memory of all requests.
+            max_maps: number of maps that a request may have.
+            max_image_s: time limit of a request in seconds; see `tlcli.service.inference.request_checks.time_limit`.
+        """
         self._repository = repository
-        self._image_inputs = image_inputs
+        self._image_pipeline = image_pipeline
         self._image_workers = image_workers
         self._budget = budget
         self._max_maps = max_maps
         self._max_image_s = max_image_s
 
+    def parse_classes(self, text: str, model: str, version: str) -> tuple[int, ...]:
+        """Parse a list of labels, ids and ranks of a model; see `tlcli.service.inference.request_checks.parse_classes`.
+
+        Raises:
+            RequestError: there is no such class, or several classes have the label.
+            NotFoundError, ModelFileError, ServerError: see `Repository.find`.
+        """
+        return parse_classes(text, self._repository.find(model, version).runner.model.description.labels)
+
     async def classify(self, query: Query, patient: bool = False) -> Classification:
         """Answer one query.
 
         Args:
-            query: what is asked.
-            patient: wait for a place in the model's queue, where there is none, instead of being refused.
+            query: the image, and the scores and maps to compute.
+            patient: wait for a slot in the model's queue when it is full, instead of being refused.
 
         Raises:
-            OverloadedError: as many wait for the model as may.
-            MemoryLimitError: no memory for it at the moment.
+            OverloadedError: the model's queue is full.
+            MemoryLimitError: not enough memory is free.
             NotFoundError, ModelFileError, ServerError: see `Repository.find`.
-            RequestError: a class, a method, a number or a length that does not fit the model.
+            RequestError: a class, a method, a number or a length that the model does not accept.
             ImageError: see `tlcli.contract.images.decoding.decode`.
             TimeLimitError: it took too long.
         """
         current_request().note_request(query.request_id, images=1)
         served = self._repository.find(query.model, query.version)
         model = served.runner.model
+        preprocessing = model.description.preprocessing
         top_k = _top_k(query.top_k, model.num_classes)
-        wanted = Wanted() if query.map is None else self._wanted(query.map, served.name, model)
-        queue = served.queue(wanted.methods)
-        place = await queue.enter_in_turn() if patient else queue.enter()
+        request = MapRequest() if query.map is None else self._check(query.map, served.name, model)
+        queue = served.queue(request.methods)
+        slot = await queue.acquire_in_turn() if patient else queue.acquire()
         async with time_limit(self._max_image_s):
             try:
-                seen, ran = await self._see_and_run(query, served.runner, wanted, place.leave)
+                decoded, answer = await self._decode_and_run(query, served.runner, request, slot.release)
             finally:
-                place.leave()
-            with self._budget.lease() as drawing:
-                await drawing.grow_to(_drawing_bytes(query.map, model.description.preprocessing))
-                drawn = await self._draw(query.map, ran.value, seen.value, model.description.preprocessing)
+                slot.release()
+            with self._budget.lease() as lease:
+                await lease.grow_to(_render_bytes(query.map, preprocessing))
+                maps = await self._render_maps(query.map, answer.value, decoded.value, preprocessing)
         return Classification(
             request_id=query.request_id,
             model=served.name,
             version=str(served.version),
-            predictions=_predictions(ran.value, {class_id: one.value for class_id, one in drawn.items()}, top_k, model.description.labels),
+            predictions=_predictions(
+                answer.value, {class_id: rendered.value for class_id, rendered in maps.items()}, top_k, model.description.labels
+            ),
             timings=Timings(
-                decode_time_ns=seen.took_ns,
-                queue_time_ns=seen.waited_ns + ran.waited_ns + sum(one.waited_ns for one in drawn.values()),
-                infer_time_ns=ran.took_ns,
-                render_time_ns=sum(one.took_ns for one in drawn.values()),
+                decode_time_ns=decoded.took_ns,
+                queue_time_ns=decoded.waited_ns + answer.waited_ns + sum(rendered.waited_ns for rendered in maps.values()),
+                infer_time_ns=answer.took_ns,
+                render_time_ns=sum(rendered.took_ns for rendered in maps.values()),
             ),
         )
 
-    def _wanted(self, query: MapQuery, name: str, model: Model) -> Wanted:
-        return fit(
+    def _check(self, query: MapQuery, name: str, model: Model) -> MapRequest:
+        return check_map_request(
             model,
             name,
             targets=tuple(dict.fromkeys(query.classes)) or (FIRST_RANKED,),
@@ -110,51 +128,75 @@ class Classifier:
             max_maps=self._max_maps,
         )
 
-    async def _see_and_run(
-        self, query: Query, runner: Runner, wanted: Wanted, on_turn: Callable[[], None]
+    async def _decode_and_run(
+        self, query: Query, runner: Runner, request: MapRequest, free_slot: Callable[[], None]
     ) -> tuple[Timed[NetworkInput], Timed[Answer]]:
         preprocessing = runner.model.description.preprocessing
         keep_image = query.map is not None and query.map.map_format == "overlay"
         if query.encoded is not None:
-            return await self._image_inputs.see_and_submit(runner, query.encoded, wanted, keep_image, on_turn)
+            return await self._image_pipeline.decode_and_submit(runner, query.encoded, request, keep_image, free_slot)
         if query.pixels is not None:
-            seen = Timed(from_pixels(query.pixels, preprocessing, keep_image), waited_ns=0, took_ns=0)
-            return seen, await runner.submit(seen.value.images, wanted, on_turn)
+            decoded = Timed(from_pixels(query.pixels, preprocessing, keep_image), waited_ns=0, took_ns=0)
+            return decoded, await runner.submit(decoded.value.images, request, free_slot)
         raise RequestError("the request holds no image: set `encoded` to an image's bytes, or `pixels` to an input of the model's size")
 
-    async def _draw(
-        self, query: MapQuery | None, answer: Answer, seen: NetworkInput, preprocessing: Preprocessing
+    async def _render_maps(
+        self, query: MapQuery | None, answer: Answer, decoded: NetworkInput, preprocessing: Preprocessing
     ) -> dict[int, Timed[ClassMap]]:
         if query is None or answer.classes is None:
             return {}
-        # A class asked for by its id and by its rank is drawn once.
-        values: Mapping[int, npt.NDArray[Any]] = dict(zip(answer.classes[0].tolist(), answer.maps[query.method][0], strict=True))
+        # A class that is requested both by its id and by its rank is rendered once.
+        maps: Mapping[int, npt.NDArray[Any]] = dict(zip(answer.classes[0].tolist(), answer.maps[query.method][0], strict=True))
         if query.map_format == "raw":
-            return {class_id: Timed(draw(one, query, seen, preprocessing), waited_ns=0, took_ns=0) for class_id, one in values.items()}
+            return {class_id: Timed(render_map(values, query, decoded, preprocessing), 0, 0) for class_id, values in maps.items()}
         # One after another: a request for many maps takes its turn between the images of others.
         return {
-            class_id: await timed("render", self._image_workers.do(draw, one, query, seen, preprocessing))
-            for class_id, one in values.items()
+            class_id: await timed("render", self._image_workers.do(render_map, values, query, decoded, preprocessing))
+            for class_id, values in maps.items()
         }
 
 
-def _drawing_bytes(query: MapQuery | None, preprocessing: Preprocessing) -> int:
-    """Return the memory that drawing takes, one map at a time, and the drawn maps until they are sent; almost none for raw maps."""
+def render_map(values: npt.NDArray[np.float32], query: MapQuery, decoded: NetworkInput, preprocessing: Preprocessing) -> ClassMap:
+    """Render one class's map in the requested format: raw values, a heat map, or an overlay.
+
+    Args:
+        values: float32 `[h, w]`, not normalised.
+        query: gives the format; an overlay needs `decoded.image`.
+        decoded: the network's input.
+        preprocessing: gives the size of a heat map, the network's input size.
+    """
+    png = None
+    if query.map_format == "heat_map":
+        png = heatmap.encode(heatmap.heat_map(values, preprocessing.width, preprocessing.height))
+    elif query.map_format == "overlay":
+        assert decoded.image is not None, "kept for overlays"
+        png = heatmap.encode(heatmap.overlay(decoded.image, values, _scaled(decoded.box, decoded.scale)))
+    height, width = values.shape
+    return ClassMap(query.method, height, width, values if png is None else None, png, decoded.box)
+
+
+def _scaled(box: Box, scale: float) -> Box:
+    left, top, right, bottom = box
+    return left * scale, top * scale, right * scale, bottom * scale
+
+
+def _render_bytes(query: MapQuery | None, preprocessing: Preprocessing) -> int:
+    """Return the memory to render one map at a time, and to hold the PNGs until they are sent; 0 for raw maps, which take almost none."""
     if query is None or query.map_format == "raw":
         return 0
-    pixels = MAX_SIDE**2 if query.map_format == "overlay" else preprocessing.width * preprocessing.height
+    pixels = heatmap.MAX_SIDE**2 if query.map_format == "overlay" else preprocessing.width * preprocessing.height
     return pixels * (_CANVAS_BYTES + _PNG_BYTES * max(1, len(query.classes)))
 
 
-def _top_k(asked: int, classes: int) -> int:
-    if asked < 0:
-        raise RequestError(f"top_k {asked}: expected 1 or more, or 0 for {DEFAULT_TOP_K}")
-    return min(asked or DEFAULT_TOP_K, classes)
+def _top_k(top_k: int, classes: int) -> int:
+    if top_k < 0:
+        raise RequestError(f"top_k {top_k}: expected 1 or more, or 0 for {DEFAULT_TOP_K}")
+    return min(top_k or DEFAULT_TOP_K, classes)
 
 
 def _predictions(answer: Answer, maps: Mapping[int, ClassMap], top_k: int, labels: tuple[str, ...]) -> tuple[Prediction, ...]:
     scores, logits = answer.scores[0], answer.logits[0]
-    # By logits, as the graph ranks: far-off classes share a score of 0. Equals stand in the order of their ids, as in ONNX's TopK.
+    # By logits, as the graph ranks: unlikely classes share a score of 0. Ties are in the order of ids, as in ONNX's TopK.
     order = np.argsort(-logits, kind="stable")
     rank_of = np.empty_like(order)
     rank_of[order] = np.arange(1, len(order) + 1)

@@ -1,4 +1,4 @@
-"""What a server consists of, put together from its settings: both protocols answer from the same parts."""
+"""Components of a server, created from its settings; both protocols answer from the same ones."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from functools import partial
 
 from tlcli.contract.model.cuda_options import Cuda
 from tlcli.contract.process.cores import usable_cores
-from tlcli.service.decoding.decode_process import ImageReader
-from tlcli.service.decoding.image_pipeline import ImageInputs
+from tlcli.service.decoding.decode_process import DecodeProcesses
+from tlcli.service.decoding.image_pipeline import ImagePipeline
 from tlcli.service.decoding.memory_budget import MemoryBudget, default_budget
 from tlcli.service.execution.batching import Batching
 from tlcli.service.execution.runner import Runner
@@ -29,21 +29,22 @@ from tlcli.service.telemetry.request_record import OnEnd
 from tlcli.service.telemetry.tracing import Traces, open_traces
 
 _ENVELOPE_BYTES = 64 * 1024
-"""What a request holds beside its image: names, ids, class numbers."""
+"""Bytes that a request may hold beside its image: names, ids, class numbers."""
 
 
 @dataclass(frozen=True)
-class Parts:
-    """
-    settings: what the server was told.
-    workers: decode and draw, and read and write large bodies.
-    watchers: wait for processes that decode.
-    reader: has those processes.
-    budget: the memory of all requests.
-    observer: sees every request; tells metrics, traces and the log.
-    is_serving: whether the server as a whole takes requests.
-    max_message_bytes: of a request that infers.
-    max_connections: at a time, of each protocol.
+class Components:
+    """Components of a server.
+
+    settings: the server's settings.
+    workers: threads that decode, render, and read and write large bodies.
+    watchers: threads that wait for decoding processes.
+    processes: the decoding processes.
+    budget: memory of all requests.
+    observer: records every request, for metrics, traces and the log.
+    is_serving: returns True while the server as a whole takes requests.
+    max_message_bytes: limit of an inference request.
+    max_connections: number of open connections of each protocol.
     """
 
     settings: ServerSettings
@@ -53,7 +54,7 @@ class Parts:
     open_inference: OpenInference
     workers: Workers
     watchers: Workers
-    reader: ImageReader
+    processes: DecodeProcesses
     budget: MemoryBudget
     observer: RequestInterceptor
     metrics: Metrics
@@ -63,16 +64,16 @@ class Parts:
     max_connections: int
 
     @classmethod
-    def of(cls, settings: ServerSettings, on_change: Callable[[], Awaitable[None]], is_serving: Callable[[], bool]) -> Parts:
-        """Nothing is read or listened to yet.
+    def of(cls, settings: ServerSettings, on_change: Callable[[], Awaitable[None]], is_serving: Callable[[], bool]) -> Components:
+        """Create the components; no file is read and no port opened yet.
 
         Args:
-            settings: what the server was told.
-            on_change: awaited after what is served has changed.
+            settings: the server's settings.
+            on_change: awaited after the served models have changed.
             is_serving: see the class.
 
         Raises:
-            SettingsError: traces cannot be sent where they should go.
+            SettingsError: traces cannot be sent to the configured endpoint.
         """
         metrics = Metrics(on=settings.metrics_port is not None)
         batching = Batching(settings.max_batch_size, settings.max_queue_delay_ms / 1000)
@@ -90,21 +91,20 @@ class Parts:
         workers = Workers(threads, name="images")
         watchers = Workers(max(1, threads // 2), name="decoding processes")
         budget = MemoryBudget(settings.max_memory_bytes or default_budget())
-        reader = ImageReader(settings.limits, settings.max_decode_s)
-        image_inputs = ImageInputs(reader, workers, watchers, budget)
-        answering = (repository, image_inputs, workers, budget)
+        processes = DecodeProcesses(settings.limits, settings.max_decode_s)
+        pipeline = ImagePipeline(settings.limits, processes, workers, watchers, budget)
         traces = open_traces(settings.otel_endpoint)
-        observer = RequestInterceptor(_told_of_requests(settings, metrics, traces))
+        observer = RequestInterceptor(_request_hooks(settings, metrics, traces))
         metrics.watch(lambda: observer.in_flight, repository.queues)
         return cls(
             settings=settings,
             repository=repository,
             control=ModelControl(repository, settings.model_control, settings.poll_s, on_change),
-            classifier=Classifier(*answering, settings.max_maps, settings.max_image_s),
-            open_inference=OpenInference(*answering, settings.limits, settings.max_maps, settings.max_image_s),
+            classifier=Classifier(repository, pipeline, workers, budget, settings.max_maps, settings.max_image_s),
+            open_inference=OpenInference(repository, pipeline, workers, budget, settings.limits, settings.max_maps, settings.max_image_s),
             workers=workers,
             watchers=watchers,
-            reader=reader,
+            processes=processes,
             budget=budget,
             observer=observer,
             metrics=metrics,
@@ -115,8 +115,8 @@ class Parts:
         )
 
     async def close(self) -> None:
-        """Wait for what runs, and give up threads, processes, models, and what metrics and traces hold."""
-        self.reader.close()
+        """Wait for current jobs, and close threads, processes, models, metrics and traces."""
+        self.processes.close()
         self.watchers.close()
         self.workers.close()
         self.repository.close()
@@ -125,11 +125,11 @@ class Parts:
             await asyncio.to_thread(self.traces.close)
 
 
-def _told_of_requests(settings: ServerSettings, metrics: Metrics, traces: Traces | None) -> list[OnEnd]:
-    """Traces come first: the log names the trace."""
-    told: list[OnEnd] = [] if traces is None else [traces.trace_request]
+def _request_hooks(settings: ServerSettings, metrics: Metrics, traces: Traces | None) -> list[OnEnd]:
+    """Return the functions to call after each request. Traces come first: the log names the trace."""
+    hooks: list[OnEnd] = [] if traces is None else [traces.trace_request]
     if metrics.on:
-        told.append(metrics.count_request)
+        hooks.append(metrics.count_request)
     if settings.log_requests:
-        told.append(log_request)
-    return told
+        hooks.append(log_request)
+    return hooks

@@ -1,7 +1,7 @@
-"""The Open Inference Protocol's questions, answered from a repository: tensors in, tensors out. No protobuf, no gRPC.
+"""Open Inference Protocol, answered from a repository: tensors in, tensors out. Without protobuf and gRPC.
 
-Each image of a request goes to the model's queue by itself, so that it shares runs with those of other requests, and takes a place there
-like one that came alone.
+Each image of a request goes to the model's queue by itself: it shares runs with images of other requests, and takes a slot like an image
+that is sent alone.
 """
 
 from __future__ import annotations
@@ -19,20 +19,19 @@ from tlcli.contract.images.decoding import ImageLimits
 from tlcli.contract.maps.scorecam import is_score_cam
 from tlcli.contract.model.description import CLASSES, IMAGES, LOGITS, SCORES, SOFTMAX, TARGETS, Description
 from tlcli.contract.model.onnx_model import FIRST_RANKED, Answer
-from tlcli.service.decoding.image_pipeline import ImageInputs
+from tlcli.service.decoding.image_pipeline import ImagePipeline
 from tlcli.service.decoding.memory_budget import MemoryBudget
-from tlcli.service.execution.admission import Place
-from tlcli.service.execution.batching import Wanted
-from tlcli.service.inference.map_request import fit
-from tlcli.service.inference.time_limit import time_limit
-from tlcli.service.repository.model_repository import Repository, Served
+from tlcli.service.execution.admission import Slot
+from tlcli.service.execution.batching import MapRequest
+from tlcli.service.inference.request_checks import check_map_request, time_limit
+from tlcli.service.repository.model_repository import Repository, ServedVersion
 from tlcli.service.system.thread_pool import Workers
 from tlcli.service.telemetry.request_record import current_request
 from tlcli.service.types.answer import ModelState
 from tlcli.service.types.tensor import ANY_SIZE, BOOL, BYTES, FP32, INT64, UINT8, InputTensor, OutputTensor, TensorSpec
 
 ENCODED, MAX_CHANNELS = "encoded", "max_channels"
-"""Inputs that the graph does not have: images to decode, and how many channels a Score-CAM looks through."""
+"""Inputs beyond those of the graph: encoded images, and the number of channels of a Score-CAM."""
 
 PLATFORM = "onnxruntime_onnx"
 
@@ -42,23 +41,23 @@ STATES = {
     ModelState.FAILED: "UNAVAILABLE",
     ModelState.UNLOADED: "UNAVAILABLE",
 }
-"""As Triton names them in the repository's index."""
+"""Names of the states in Triton's repository index."""
 
-_NOT_OFFERED = ("shared_memory_region", "classification")
-"""Parameters of tensors that would change what an answer means; others may be ignored."""
+_UNSUPPORTED = ("shared_memory_region", "classification")
+"""Parameters of tensors that would change the meaning of an answer; others may be ignored."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class InferQuery:
-    """Images and what is asked of them.
+    """One inference request.
 
-    model: its name; empty where the server holds one only.
-    version: empty for the latest.
-    request_id: comes back in the answer.
-    inputs: by name.
-    outputs: their names; none: scores and logits.
+    model: name of the model; empty if the server holds one only.
+    version: number or label; empty for the latest.
+    request_id: id that the answer repeats.
+    inputs: tensors by name.
+    outputs: names of the outputs; empty for scores and logits.
     """
 
     model: str
@@ -69,24 +68,24 @@ class InferQuery:
 
     @classmethod
     def of(cls, model: str, version: str, request_id: str, inputs: Sequence[InputTensor], outputs: Sequence[str]) -> InferQuery:
-        """Of tensors as they came.
+        """Create a query from tensors in the order of the request.
 
         Raises:
-            RequestError: one comes twice.
+            RequestError: an input or output occurs twice.
         """
         by_name: dict[str, InputTensor] = {}
         for tensor in inputs:
             if tensor.name in by_name:
-                raise RequestError(f"input {tensor.name!r} came twice")
+                raise RequestError(f"input {tensor.name!r} occurs twice: send it once")
             by_name[tensor.name] = tensor
         if len(set(outputs)) < len(outputs):
-            raise RequestError(f"an output is asked for twice among {', '.join(outputs)}")
+            raise RequestError(f"an output is requested twice in {', '.join(outputs)}: name each once")
         return cls(model, version, request_id, by_name, tuple(outputs))
 
 
 @dataclass(frozen=True)
 class InferAnswer:
-    """What was asked for, in the order of the question; model and version are those that answered."""
+    """Requested outputs, in the order of the request, with the model and version that computed them."""
 
     model: str
     version: str
@@ -96,7 +95,7 @@ class InferAnswer:
 
 @dataclass(frozen=True)
 class ModelTensors:
-    """What a model takes and gives. versions: those that answer."""
+    """Inputs and outputs of a model. versions: versions that are ready."""
 
     model: str
     versions: tuple[str, ...]
@@ -106,33 +105,42 @@ class ModelTensors:
 
 
 def check_parameters(where: str, parameters: Container[str]) -> None:
-    """Of an input or an output.
+    """Check the names of the parameters of an input or an output.
 
     Raises:
-        RequestError: one of them is not offered.
+        RequestError: one of them is not supported.
     """
-    for name in _NOT_OFFERED:
+    for name in _UNSUPPORTED:
         if name in parameters:
-            raise RequestError(f"{where}: its parameter {name!r} is not offered here: leave it out, and send and take plain values")
+            raise RequestError(f"{where}: parameter {name!r} is not supported: remove it, and exchange plain values")
 
 
 class OpenInference:
-    """Answers the protocol's questions from a repository's models."""
+    """Handler of the protocol's requests, which answers from the models of a repository."""
 
     def __init__(
         self,
         repository: Repository,
-        image_inputs: ImageInputs,
+        image_pipeline: ImagePipeline,
         image_workers: Workers,
         budget: MemoryBudget,
         limits: ImageLimits,
         max_maps: int,
         max_image_s: float,
     ) -> None:
-        """image_workers: read tensors that came value by value.
-        max_maps: classes to explain in a request. max_image_s: see `tlcli.service.inference.time_limit`; of all images of a request."""
+        """Create the handler.
+
+        Args:
+            repository: the models.
+            image_pipeline: decodes images and submits them to the models.
+            image_workers: threads that read tensors sent value by value.
+            budget: memory of all requests.
+            limits: size of images.
+            max_maps: number of classes to explain, and of maps per image, in a request.
+            max_image_s: time limit per image in seconds; a request with n images has n times as long.
+        """
         self._repository = repository
-        self._image_inputs = image_inputs
+        self._image_pipeline = image_pipeline
         self._budget = budget
         self._image_workers = image_workers
         self._limits = limits
@@ -140,7 +148,7 @@ class OpenInference:
         self._max_image_s = max_image_s
 
     def is_ready(self, model: str, version: str) -> bool:
-        """Whether a model, or a version of it, answers; one that nobody knows does not."""
+        """Return True if a model, or a version of it, is ready; False for an unknown one."""
         try:
             self._repository.find(model, version)
         except TlcliError:
@@ -148,7 +156,7 @@ class OpenInference:
         return True
 
     def describe(self, model: str, version: str) -> ModelTensors:
-        """What a model takes and gives.
+        """Return a model's inputs and outputs.
 
         Raises:
             NotFoundError, ModelFileError, ServerError: see `Repository.find`.
@@ -158,46 +166,47 @@ class OpenInference:
         statuses = self._repository.statuses()
         return ModelTensors(
             model=served.name,
-            versions=tuple(one.version for one in statuses if one.name == served.name and one.state is ModelState.READY),
+            versions=tuple(status.version for status in statuses if status.name == served.name and status.state is ModelState.READY),
             labels=description.labels,
             inputs=tuple(_inputs(description).values()),
             outputs=tuple(_outputs(description).values()),
         )
 
     async def infer(self, query: InferQuery) -> InferAnswer:
-        """Answer one query, cancelled as a whole where one of its images fails.
+        """Answer one query; if one of its images fails, the query fails as a whole.
 
         Raises:
             NotFoundError, ModelFileError, ServerError: see `Repository.find`.
-            RequestError: a tensor that the model does not take or give, or a class, a map or a number that does not fit it.
-            OverloadedError: there are not as many places in the model's queue as images came.
-            MemoryLimitError: no memory for it at the moment.
+            RequestError: the model does not accept a tensor, a class, a map or a number.
+            OverloadedError: the model's queue has fewer free slots than the request has images.
+            MemoryLimitError: not enough memory is free.
             ImageError: see `tlcli.contract.images.decoding.decode`.
-            TimeLimitError: they took too long.
+            TimeLimitError: it took too long.
         """
         current_request().note_request(query.request_id, images=0)
         served = self._repository.find(query.model, query.version)
         images = self._check(query, served)
         current_request().note_request(query.request_id, images)
-        asked = query.outputs or (SCORES, LOGITS)
-        places = served.queue(asked).enter_all(images)
+        outputs = query.outputs or (SCORES, LOGITS)
+        slots = served.queue(outputs).acquire_all(images)
         try:
-            wanted = self._wanted(query, served, asked, images)
+            requests = self._map_requests(query, served, outputs, images)
             async with time_limit(self._max_image_s * images):
-                answers = await _all_or_none(await self._rows(query, served, wanted, places))
+                answers = await _all_or_none(await self._jobs(query, served, requests, slots))
         finally:
-            for place in places:
-                place.leave()
-        values = {name: np.concatenate([_output(name, answer, one) for answer, one in zip(answers, wanted, strict=True)]) for name in asked}
+            for slot in slots:
+                slot.release()
+        rows = list(zip(answers, requests, strict=True))
+        values = {name: np.concatenate([_output(name, answer, request) for answer, request in rows]) for name in outputs}
         return InferAnswer(
             model=served.name,
             version=str(served.version),
             request_id=query.request_id,
-            outputs=tuple(OutputTensor.of(name, values[name]) for name in asked),
+            outputs=tuple(OutputTensor.of(name, values[name]) for name in outputs),
         )
 
-    def _check(self, query: InferQuery, served: Served) -> int:
-        """Hold names, datatypes, shapes and lengths against the model; how many images came. No value is read."""
+    def _check(self, query: InferQuery, served: ServedVersion) -> int:
+        """Check names, datatypes, shapes and lengths against the model, without reading a value, and return the number of images."""
         description = served.runner.model.description
         inputs, outputs = _inputs(description), _outputs(description)
         for name in query.inputs:
@@ -207,32 +216,34 @@ class OpenInference:
             if name not in outputs:
                 raise RequestError(f"model {served.name!r} has no output {name!r}; it has: {', '.join(outputs)}")
         if len(query.inputs.keys() & {IMAGES, ENCODED}) != 1:
-            came = "both" if IMAGES in query.inputs else "neither"
-            raise RequestError(
-                f"one of the inputs {IMAGES!r} ({inputs[IMAGES]}) and {ENCODED!r} ({inputs[ENCODED]}) was expected, {came} came"
-            )
+            sent = "both" if IMAGES in query.inputs else "neither"
+            raise RequestError(f"expected one of the inputs {IMAGES!r} ({inputs[IMAGES]}) and {ENCODED!r} ({inputs[ENCODED]}), got {sent}")
         for name, tensor in query.inputs.items():
-            tensor.check(inputs[name], *_also_taken(inputs[name]))
+            tensor.check(inputs[name], *_other_shapes(inputs[name]))
         images, *size = query.inputs[IMAGES if IMAGES in query.inputs else ENCODED].shape
         if IMAGES in query.inputs and size[0] * size[1] > self._limits.max_pixels:
-            raise ImageError(f"images of {size[0]:,} x {size[1]:,} pixels came: at most {self._limits.max_pixels:,} are taken")
+            raise ImageError(
+                f"images of {size[0]:,} x {size[1]:,} pixels are too large: at most {self._limits.max_pixels:,} pixels are accepted"
+            )
         targets = query.inputs.get(TARGETS)
         if targets is not None and len(targets.shape) == 2 and targets.shape[0] not in (1, images):
             raise RequestError(
-                f"input {TARGETS!r} of shape {list(targets.shape)} came with {images} images: [{images} or 1, K] was expected"
+                f"input {TARGETS!r} has shape {list(targets.shape)} in a request with {images} images: expected [{images} or 1, K]"
             )
         if targets is not None and targets.shape[-1] > self._max_maps:
-            raise RequestError(f"input {TARGETS!r}: {targets.shape[-1]:,} classes came, at most {self._max_maps} a request: send several")
+            raise RequestError(
+                f"input {TARGETS!r} has {targets.shape[-1]:,} classes: at most {self._max_maps} are allowed (max_maps), so send several"
+            )
         return images
 
-    def _wanted(self, query: InferQuery, served: Served, outputs: Sequence[str], images: int) -> list[Wanted]:
-        """What is wanted of each image."""
+    def _map_requests(self, query: InferQuery, served: ServedVersion, outputs: Sequence[str], images: int) -> list[MapRequest]:
+        """Return the map request of each image."""
         model = served.runner.model
         softmax, channels = (_single(query.inputs.get(name)) for name in (SOFTMAX, MAX_CHANNELS))
         targets = query.inputs.get(TARGETS)
         rows: list[list[int]] = [[FIRST_RANKED]] if targets is None else np.atleast_2d(targets.numbers()).tolist()
-        fitted = [
-            fit(
+        requests = [
+            check_map_request(
                 model,
                 served.name,
                 targets=row,
@@ -243,38 +254,40 @@ class OpenInference:
             )
             for row in rows
         ]
-        return fitted * images if len(fitted) == 1 else fitted
+        return requests * images if len(requests) == 1 else requests
 
-    async def _rows(
-        self, query: InferQuery, served: Served, wanted: Sequence[Wanted], places: Sequence[Place]
+    async def _jobs(
+        self, query: InferQuery, served: ServedVersion, requests: Sequence[MapRequest], slots: Sequence[Slot]
     ) -> list[Coroutine[None, None, Answer]]:
-        """What is to be done for each image."""
+        """Return a coroutine for each image."""
         if IMAGES in query.inputs:
             images = (await self._pixels(query.inputs[IMAGES])).astype(np.uint8, copy=False)
-            rows = [images[row : row + 1] for row in range(len(wanted))]
-            return [self._run(served, row, one, place.leave) for row, one, place in zip(rows, wanted, places, strict=True)]
-        batch = enumerate(query.inputs[ENCODED].elements())
-        return [self._see_and_run(served, *image, one, place) for image, one, place in zip(batch, wanted, places, strict=True)]
+            rows = [images[row : row + 1] for row in range(len(requests))]
+            return [self._run(served, row, request, slot.release) for row, request, slot in zip(rows, requests, slots, strict=True)]
+        encoded = enumerate(query.inputs[ENCODED].elements())
+        return [self._decode_and_run(served, *image, request, slot) for image, request, slot in zip(encoded, requests, slots, strict=True)]
 
     async def _pixels(self, tensor: InputTensor) -> npt.NDArray[np.integer[Any]]:
-        # Millions of values one by one would hold up the event loop; raw ones are not even copied.
+        # Reading millions of separate values would block the event loop; raw tensors are not even copied.
         return tensor.numbers() if tensor.raw is not None else (await self._image_workers.do(tensor.numbers)).value
 
-    async def _run(self, served: Served, images: npt.NDArray[np.uint8], wanted: Wanted, on_turn: Callable[[], None]) -> Answer:
-        with self._budget.lease() as run:
-            await run.grow_to(served.runner.run_bytes(images.shape[1], images.shape[2]))
-            return (await served.runner.submit(images, wanted, on_turn)).value
+    async def _run(
+        self, served: ServedVersion, images: npt.NDArray[np.uint8], request: MapRequest, free_slot: Callable[[], None]
+    ) -> Answer:
+        with self._budget.lease() as lease:
+            await lease.grow_to(served.runner.run_bytes(images.shape[1], images.shape[2]))
+            return (await served.runner.submit(images, request, free_slot)).value
 
-    async def _see_and_run(self, served: Served, row: int, data: bytes, wanted: Wanted, place: Place) -> Answer:
+    async def _decode_and_run(self, served: ServedVersion, row: int, data: bytes, request: MapRequest, slot: Slot) -> Answer:
         try:
-            _, ran = await self._image_inputs.see_and_submit(served.runner, data, wanted, False, place.leave)
+            _, answer = await self._image_pipeline.decode_and_submit(served.runner, data, request, False, slot.release)
         except ImageError as error:
             raise ImageError(f"input {ENCODED!r}, element {row}: {error}") from error
-        return ran.value
+        return answer.value
 
 
 async def _all_or_none(jobs: Sequence[Coroutine[None, None, T]]) -> list[T]:
-    """Do all at once; where one fails, the others are cancelled, and its error is raised."""
+    """Run all jobs concurrently. If one fails, the others are cancelled and its error is raised."""
     tasks = [asyncio.ensure_future(job) for job in jobs]
     try:
         return await asyncio.gather(*tasks)
@@ -298,8 +311,8 @@ def _inputs(description: Description) -> dict[str, TensorSpec]:
     return {spec.name: spec for spec in specs}
 
 
-def _also_taken(spec: TensorSpec) -> tuple[TensorSpec, ...]:
-    """Other shapes of the same: a column of images, K classes for all images, and a single value as a matrix, as the graph has it."""
+def _other_shapes(spec: TensorSpec) -> tuple[TensorSpec, ...]:
+    """Return alternative shapes: a column of images, K classes for all images, and a single value as a matrix, as in the graph."""
     shapes = {ENCODED: (ANY_SIZE, 1), TARGETS: (ANY_SIZE,), SOFTMAX: (1, 1), MAX_CHANNELS: (1, 1)}
     return (TensorSpec(spec.name, spec.datatype, shapes[spec.name]),) if spec.name in shapes else ()
 
@@ -311,25 +324,25 @@ def _outputs(description: Description) -> dict[str, TensorSpec]:
         TensorSpec(LOGITS, FP32, (ANY_SIZE, classes)),
         TensorSpec(CLASSES, INT64, (ANY_SIZE, ANY_SIZE)),
     ]
-    for one in description.maps:
-        sides = (ANY_SIZE, ANY_SIZE) if description.dynamic_size else (one.height, one.width)
-        specs.append(TensorSpec(one.name, FP32, (ANY_SIZE, ANY_SIZE, *sides)))
+    for entry in description.maps:
+        sides = (ANY_SIZE, ANY_SIZE) if description.dynamic_size else (entry.height, entry.width)
+        specs.append(TensorSpec(entry.name, FP32, (ANY_SIZE, ANY_SIZE, *sides)))
     return {spec.name: spec for spec in specs}
 
 
 def _single(tensor: InputTensor | None) -> int:
-    """The value of a tensor that has one; 0 where none came."""
+    """Return the value of a tensor with one element; 0 without the tensor."""
     return 0 if tensor is None else int(tensor.numbers().flat[0])
 
 
-def _output(name: str, answer: Answer, wanted: Wanted) -> npt.NDArray[np.float32] | npt.NDArray[np.int64]:
-    """One image's part of an output."""
+def _output(name: str, answer: Answer, request: MapRequest) -> npt.NDArray[np.float32] | npt.NDArray[np.int64]:
+    """Return one image's row of an output."""
     if name == CLASSES:
-        return _ranked(answer, wanted.targets) if answer.classes is None else answer.classes
+        return _ranked(answer, request.targets) if answer.classes is None else answer.classes
     return {SCORES: answer.scores, LOGITS: answer.logits, **answer.maps}[name]
 
 
 def _ranked(answer: Answer, targets: Sequence[int]) -> npt.NDArray[np.int64]:
-    """The classes, `[1, K]`, where no map was asked for and the graph did not tell them: -r is the r-th ranked."""
+    """Resolve ranks to class ids, `[1, K]`, for a run without maps, whose graph does not return them: -r is the r-th ranked."""
     order = np.argsort(-answer.logits[0], kind="stable")
     return np.array([[order[-target - 1] if target < 0 else target for target in targets]], dtype=np.int64)

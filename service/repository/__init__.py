@@ -1,1 +1,1 @@
-"""All models: which versions are loaded, and who may change that."""
+"""All models of a server: loaded versions, the policy that chooses them, and the control over both."""

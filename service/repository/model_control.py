@@ -1,4 +1,4 @@
-"""Who may change what a running server holds: nobody, its clients by name, or the folder as it changes."""
+"""Control of the models that a running server serves: fixed, explicit loads and unloads, or polling of the folder."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ logger = logging.getLogger(__name__)
 FIXED, EXPLICIT, POLL = "fixed", "explicit", "poll"
 MODES = (FIXED, EXPLICIT, POLL)
 
-
 _DEPENDENTS = "unload_dependents"
 
 
 class ModelControl:
-    """Loads and unloads on demand, or follows the folder, as `mode` says; `on_change` is awaited after each change."""
+    """Loads and unloads of models: on request in mode `explicit`, from changes of the folder in mode `poll`, none in mode `fixed`.
+
+    `on_change` is awaited after each change.
+    """
 
     def __init__(self, repository: Repository, mode: str, poll_s: float, on_change: Callable[[], Awaitable[None]]) -> None:
         self._repository = repository
@@ -28,18 +30,18 @@ class ModelControl:
         self._on_change = on_change
 
     async def load(self, name: str, parameters: Iterable[str] = ()) -> None:
-        """Take what is in a model's folder now; see `Repository.load_model`.
+        """Load the current content of a model's folder; see `Repository.load_model`.
 
         Args:
-            name: the model's.
-            parameters: their names; Triton's `config` and `file:` would have another model loaded than the folder's.
+            name: name of the model.
+            parameters: names of the request's parameters; Triton's `config` and `file:` would load another model than the folder's.
 
         Raises:
-            RequestError: a parameter.
-            SettingsError: this server does not let its clients.
+            RequestError: a parameter was sent.
+            SettingsError: the mode is not `explicit`.
             NotFoundError, ModelFileError, DeviceError: see `Repository.load_model`.
         """
-        self._require_explicit("loads")
+        self._require_explicit("load")
         _require_none(parameters)
         try:
             await self._repository.load_model(name)
@@ -47,18 +49,18 @@ class ModelControl:
             await self._on_change()
 
     async def unload(self, name: str, parameters: Iterable[str] = ()) -> None:
-        """Serve no version of a model any longer; see `Repository.unload_model`.
+        """Stop serving all versions of a model; see `Repository.unload_model`.
 
         Args:
-            name: the model's.
-            parameters: their names; `unload_dependents` is taken, since no model depends on another.
+            name: name of the model.
+            parameters: names of the request's parameters; `unload_dependents` is accepted, since no model depends on another.
 
         Raises:
-            RequestError: another parameter.
-            SettingsError: this server does not let its clients.
-            NotFoundError: no such model.
+            RequestError: another parameter was sent.
+            SettingsError: the mode is not `explicit`.
+            NotFoundError: there is no such model.
         """
-        self._require_explicit("unloads")
+        self._require_explicit("unload")
         _require_none(name for name in parameters if name != _DEPENDENTS)
         try:
             await self._repository.unload_model(name)
@@ -66,22 +68,20 @@ class ModelControl:
             await self._on_change()
 
     async def follow(self) -> None:
-        """In mode `poll`: take what changes in the folder, until cancelled. In the others: return."""
+        """Load changes of the folder until cancelled, in mode `poll`; return at once in the other modes."""
         while self._mode == POLL:
             await asyncio.sleep(self._poll_s)
             try:
                 await self._repository.refresh()
             except (TlcliError, OSError) as error:
-                logger.error("the model repository cannot be followed now: %s", error)
+                logger.error("model repository not polled: %s: next attempt in %g s", error, self._poll_s)
             await self._on_change()
 
-    def _require_explicit(self, what: str) -> None:
+    def _require_explicit(self, action: str) -> None:
         if self._mode != EXPLICIT:
-            raise SettingsError(
-                f"this server {what} no model for its clients: it was started with model_control {self._mode}, not {EXPLICIT}"
-            )
+            raise SettingsError(f"clients cannot {action} models with model_control {self._mode}: start the server with {EXPLICIT}")
 
 
 def _require_none(parameters: Iterable[str]) -> None:
     for name in parameters:
-        raise RequestError(f"parameter {name!r:.60} is not offered: a model is loaded as it is in its folder; put the files there")
+        raise RequestError(f"parameter {name!r:.60} is not supported: models are loaded from their folders only, so put the files there")

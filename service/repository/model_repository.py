@@ -1,11 +1,11 @@
-"""The models that a server holds: what is in the folder, what of it could be loaded, and which answers a request."""
+"""Repository of models: the versions in the folder, those that could be loaded, and the one that answers a request."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,22 +15,22 @@ from tlcli.contract.process.malloc import trim_freed_memory
 from tlcli.service.execution.admission import Admission
 from tlcli.service.execution.runner import Runner, takes_steps
 from tlcli.service.repository.version_policy import LABELS_FILE, VersionPolicy, read_labels
-from tlcli.service.repository.version_state import FileState, FolderState, VersionState, names_there, versions_there
+from tlcli.service.repository.version_state import FileState, FolderState, VersionState, list_models, list_versions
 from tlcli.service.telemetry.metrics import NO_METRICS, Metrics, Queue
 from tlcli.service.telemetry.request_record import current_request
 from tlcli.service.types.answer import ModelState, ModelStatus
 
 logger = logging.getLogger(__name__)
 
-_LOOK_S = 0.02
-"""How often a version that is to go looks whether requests are left."""
+_IDLE_CHECK_S = 0.02
+"""Seconds between checks whether a retired version still has requests in flight."""
 
 Open = Callable[[Path], Awaitable[Runner]]
 
 
 @dataclass(frozen=True)
-class Served:
-    """A version of a model that answers requests."""
+class ServedVersion:
+    """Version of a model that answers requests."""
 
     name: str
     version: int
@@ -39,33 +39,71 @@ class Served:
     score_cams: Admission
 
     def queue(self, maps: Iterable[str]) -> Admission:
-        """The places for a request that asks for these maps: Score-CAMs have their own, so that they keep nobody else's."""
+        """Return the slots for a request with these maps: Score-CAMs have slots of their own, so that they block no other request."""
         return self.score_cams if takes_steps(maps) else self.admission
 
     @property
     def idle(self) -> bool:
-        """Whether no request is on its way to an answer."""
+        """Return True if no request is in flight."""
         return self.admission.idle and self.score_cams.idle and self.runner.idle
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A version of a model that is in the folder, served or not. files: as they were when it was loaded, or failed to."""
+    """Version of a model in the folder, served or not. files: identity of its files when it was loaded or failed to load."""
 
     name: str
     version: int
     state: ModelState = ModelState.LOADING
     reason: str = ""
-    served: Served | None = None
+    served: ServedVersion | None = None
     files: VersionState | None = None
 
 
-class Repository:
-    """The versions of the models below a folder that a policy chooses: a request may name any of them, by number or by label.
+@dataclass(frozen=True)
+class Diff:
+    """Difference between the versions of a model that a server holds and those to serve from its folder.
 
-    A file that is broken is listed with the reason, and the others serve on. Where the latest version of a
-    model is broken, the latest that loaded answers for it. A version that is replaced or unloaded answers
-    the requests that it has, and goes.
+    load: versions to load: new ones, ones whose files changed, and ones that are not served although their files did not change.
+    changed: those of `load` that are new or whose files changed.
+    keep: entries that are served and unchanged.
+    retire: entries that are no longer to be served.
+    """
+
+    load: tuple[int, ...]
+    changed: tuple[int, ...]
+    keep: Mapping[int, Entry]
+    retire: Mapping[int, Entry]
+
+    @classmethod
+    def between(cls, held: Mapping[int, Entry], folder: Mapping[int, VersionState]) -> Diff:
+        """Compare the entries held with the versions to serve and their files."""
+        keep = {
+            version: held[version]
+            for version, files in folder.items()
+            if version in held and held[version].served is not None and held[version].files == files
+        }
+        return cls(
+            load=tuple(version for version in folder if version not in keep),
+            changed=tuple(version for version, files in folder.items() if version not in held or held[version].files != files),
+            keep=keep,
+            retire={version: entry for version, entry in held.items() if version not in folder},
+        )
+
+    @property
+    def calls_for_update(self) -> bool:
+        """Return True if polling should apply the difference.
+
+        A version that failed to load is not loaded again until its files change; until then no version is retired.
+        """
+        return bool(self.changed or (self.retire and not self.load))
+
+
+class Repository:
+    """Versions of the models below a folder, chosen by a policy. A request may name any of them, by number or by label.
+
+    A broken file is listed with the reason, and the other versions serve on. If the latest version of a model is broken, the latest one
+    that loaded answers for it. A replaced or unloaded version finishes its in-flight requests, then closes.
 
     Used from the event loop's thread only.
     """
@@ -80,12 +118,15 @@ class Repository:
         *,
         max_score_cams: int = 16,
     ) -> None:
-        """
+        """Create an empty repository; see `discover` and `load`.
+
         Args:
+            folder: the models, as `<name>/<version>/model.onnx`.
             open_runner: loads and warms up a file.
-            max_queue: images that may wait for one version of a model.
-            metrics: count loads.
-            max_score_cams: Score-CAMs of one version of a model that may be in progress or wait.
+            policy: chooses the versions to serve.
+            max_queue: number of images that may wait for one version of a model.
+            metrics: counts loads.
+            max_score_cams: number of Score-CAMs that may wait or be in progress for one version of a model.
         """
         self._max_score_cams = max_score_cams
         self._folder = folder
@@ -96,35 +137,35 @@ class Repository:
         self._entries: dict[str, dict[int, Entry]] = {}
         self._labels: dict[str, Mapping[str, int]] = {}
         self._labels_file: dict[str, FileState | None] = {}
-        self._seen: dict[str, FolderState | None] = {}
+        self._last_states: dict[str, FolderState | None] = {}
         self._unreadable = ""
         self._unreadable_models: dict[str, str] = {}
         self._changing = asyncio.Lock()
-        self._going: set[asyncio.Task[None]] = set()
+        self._retiring: set[asyncio.Task[None]] = set()
         self._loaded = False
 
     def discover(self) -> None:
-        """List what is in the folder, without opening it.
+        """List the models in the folder, without opening them.
 
         Raises:
-            NotFoundError: no such folder, or no model in it.
+            NotFoundError: there is no such folder, or no model in it.
         """
         for name in self._names():
-            if (failure := self._take_labels(name)) is not None:
-                logger.error("%s: its versions have no labels: %s", name, failure)
-            if chosen := self._chosen(name, versions_there(self._folder / name)):
+            if (failure := self._read_labels(name)) is not None:
+                logger.error("%s: versions have no labels: %s", name, failure)
+            if chosen := self._chosen(name, list_versions(self._folder / name)):
                 self._entries[name] = {version: Entry(name, version) for version in chosen}
         if not self._entries:
             raise NotFoundError(
-                f"{self._folder}: no model here: <name>/<version>/{MODEL_FILE} was expected; `tlcli finetune` and `tlcli export` make one"
+                f"{self._folder}: no model here: expected <name>/<version>/{MODEL_FILE}, as `tlcli finetune` and `tlcli export` write it"
             )
 
     async def load(self) -> None:
-        """Load and warm up what `discover` found, one after another.
+        """Load and warm up the discovered versions, one after another.
 
         Raises:
-            ModelFileError: none of it can be served; the message names each reason.
-            DeviceError: the device that was asked for cannot be used.
+            ModelFileError: no version can be served; the message names each reason.
+            DeviceError: the requested device cannot be used.
         """
         async with self._changing:
             for entry in self._all():
@@ -134,85 +175,85 @@ class Repository:
         if not ready:
             reasons = "; ".join(f"{entry.name} version {entry.version}: {entry.reason}" for entry in failed)
             raise ModelFileError(f"{self._folder}: none of its models can be served: {reasons}")
-        for name, found in self._entries.items():
-            standing_in = self._latest_served(name)
-            if standing_in is not None and standing_in.version != max(found):
-                logger.warning("%s: version %d is broken, version %d answers in its place", name, max(found), standing_in.version)
+        for name, entries in self._entries.items():
+            latest = self._latest_served(name)
+            if latest is not None and latest.version != max(entries):
+                logger.warning("%s: version %d is broken, version %d answers instead", name, max(entries), latest.version)
         self._loaded = True
 
     async def load_model(self, name: str) -> None:
-        """Take what is in a model's folder now: new versions and changed files are loaded, and then take over; what the policy
-        no longer chooses goes.
+        """Load the current content of a model's folder.
 
-        A version that fails to load leaves those that serve in place.
+        New versions and changed files are loaded and then take over together; versions that the policy no longer chooses are retired. If a
+        version fails to load, those that serve stay.
 
         Raises:
-            NotFoundError: no such model in the folder.
+            NotFoundError: there is no such model in the folder.
             ModelFileError: a version cannot be served; the others are.
-            DeviceError: the device that was asked for cannot be used.
+            DeviceError: the requested device cannot be used.
         """
         async with self._changing:
             try:
-                failures = await self._update(name)
+                failures = await self._update(name, self._require(name))
             except OSError as error:
                 raise ModelFileError(f"{self._folder / name}: {error.strerror or error}") from error
         if failures:
             raise ModelFileError("; ".join(failures))
 
     async def unload_model(self, name: str) -> None:
-        """Serve no version of a model any longer. Requests that are under way are answered.
+        """Stop serving all versions of a model. Requests in flight are answered.
 
         Raises:
-            NotFoundError: no such model.
+            NotFoundError: there is no such model.
         """
         async with self._changing:
-            found = self._entries.get(name)
-            if found is None:
+            entries = self._entries.get(name)
+            if entries is None:
                 raise self._unknown(name)
-            for version, entry in found.items():
-                found[version] = Entry(name, version, ModelState.UNLOADED, "it was unloaded")
-                self._let_go(entry)
+            for version, entry in entries.items():
+                entries[version] = Entry(name, version, ModelState.UNLOADED, "it was unloaded")
+                self._retire(entry)
 
     async def refresh(self) -> None:
-        """Look at the folder, and take what has changed and is whole: what has not changed since the last look.
+        """Compare the folder with the entries, and load changes that are complete: those that two calls in a row see alike.
 
-        What is gone is served until a second look finds it gone too. A repository without any model, such as an unmounted one, and one that
-        cannot be read change nothing, and so does a model's folder that cannot be read.
+        Deleted versions are served until a second call finds them missing too. Nothing changes if the repository cannot be read or holds no
+        model, as when it is not mounted, nor for a model whose folder cannot be read.
         """
         async with self._changing:
             try:
-                there = await asyncio.to_thread(self._look)
+                states = await asyncio.to_thread(self._folder_states)
             except OSError as error:
-                self._cannot_read(f"{self._folder}: {error.strerror or error}")
+                self._log_unreadable(f"{self._folder}: {error.strerror or error}")
                 return
-            if not any(there.values()):
-                self._cannot_read(f"{self._folder}: no model in it any longer")
+            if not any(states.values()):
+                self._log_unreadable(f"{self._folder}: no model in it any longer")
                 return
             self._unreadable = ""
-            before, self._seen = self._seen, there
-            for name, state in there.items():
-                if name in before and before[name] == state and self._differs(name, state):
-                    for failure in await self._update(name, _numbers(state)):
+            last, self._last_states = self._last_states, states
+            for name, state in states.items():
+                if name in last and last[name] == state and self._is_outdated(name, state):
+                    for failure in await self._update(name, state):
                         logger.error("%s: %s", name, failure)
 
-    def _look(self) -> dict[str, FolderState | None]:
-        """Each model that is there or held; None for one that is gone, the last state for one that cannot be read.
+    def _folder_states(self) -> dict[str, FolderState | None]:
+        """Return the state of each model that exists or is held: None for a deleted one, the last state for an unreadable one.
 
         Raises:
             OSError: the repository cannot be read.
         """
-        names = {*names_there(self._folder), *self._entries}
+        names = {*list_models(self._folder), *self._entries}
         states: dict[str, FolderState | None] = {}
         for name in sorted(names):
             try:
                 state = self._state(name)
             except OSError as error:
-                why = str(error.strerror or error)
-                if why != self._unreadable_models.get(name):  # not at every look
-                    logger.warning("%s: cannot be read, what was there serves on: %s", name, why)
-                self._unreadable_models[name] = why
-                if name in self._seen:
-                    states[name] = self._seen[name]
+                reason = str(error.strerror or error)
+                if reason != self._unreadable_models.get(name):  # logged once, not at every call
+                    logger.warning("%s: folder cannot be read, its versions stay served: %s", name, reason)
+                self._unreadable_models[name] = reason
+                if name in self._last_states:
+                    states[name] = self._last_states[name]
                 continue
             self._unreadable_models.pop(name, None)
             if state.versions or name in self._entries:
@@ -221,59 +262,54 @@ class Repository:
 
     def _state(self, name: str) -> FolderState:
         model = self._folder / name
-        found = ((version, VersionState.of(self._path(name, version))) for version in versions_there(model))
-        return FolderState(tuple((version, files) for version, files in found if files is not None), FileState.of(model / LABELS_FILE))
+        versions = ((version, VersionState.of(self._path(name, version))) for version in list_versions(model))
+        return FolderState(tuple((version, files) for version, files in versions if files is not None), FileState.of(model / LABELS_FILE))
 
-    def _cannot_read(self, why: str) -> None:
-        if why != self._unreadable:  # not at every look
-            logger.error("the model repository cannot be followed now, what was there serves on: %s", why)
-        self._unreadable = why
+    def _log_unreadable(self, reason: str) -> None:
+        if reason != self._unreadable:  # logged once, not at every call
+            logger.error("model repository cannot be read, its models stay served: %s", reason)
+        self._unreadable = reason
 
-    def _differs(self, name: str, state: FolderState | None) -> bool:
-        """Whether what is held of a model is not what is in its folder."""
-        held, there = self._entries.get(name, {}), {} if state is None else dict(state.versions)
-        chosen = self._chosen(name, _numbers(state))
-        if any(version not in held or held[version].files != there[version] for version in chosen):
-            return True
+    def _diff(self, name: str, state: FolderState | None) -> Diff:
+        """Compare a model's entries with its folder, where None stands for a deleted one."""
+        versions = {} if state is None else dict(state.versions)
+        return Diff.between(self._entries.get(name, {}), {version: versions[version] for version in self._chosen(name, versions)})
+
+    def _is_outdated(self, name: str, state: FolderState | None) -> bool:
+        """Return True if polling should update a model: its versions or its labels changed."""
         if state is not None and state.labels != self._labels_file.get(name):
             return True
-        standing_in = any(held[version].served is None for version in chosen)
-        return bool(held.keys() - set(chosen)) and not standing_in
+        return self._diff(name, state).calls_for_update
 
-    async def _update(self, name: str, there: Sequence[int] | None = None) -> list[str]:
-        """Load new and changed versions, let all take over together, and return what failed.
+    async def _update(self, name: str, state: FolderState | None) -> list[str]:
+        """Load new and changed versions of a model, let all take over together, retire others, and return what failed.
+
+        Where a load or the file of labels fails, the versions that serve stay.
 
         Args:
-            name: the model's.
-            there: its versions; None: those that are there now.
-
-        Raises:
-            NotFoundError, ModelFileError: none is there, or the folder cannot be read.
+            name: name of the model.
+            state: its folder; None for a deleted one.
         """
-        there = self._require(name) if there is None else there
-        failures = [failure for failure in [self._take_labels(name)] if failure is not None]
-        chosen = self._chosen(name, there)
+        failures = [failure for failure in [self._read_labels(name)] if failure is not None]
+        diff, held = self._diff(name, state), self._entries.get(name, {})
+        loaded = {version: await self._load(name, version) for version in diff.load}
+        failures += [f"{name} version {version}: {entry.reason}" for version, entry in loaded.items() if entry.served is None]
+        replaced = {version: _unless_failed(entry, held.get(version)) for version, entry in loaded.items()}
+        staying = {version: entry for version, entry in diff.retire.items() if failures and entry.served is not None}
+        self._replace(name, {**diff.keep, **staying, **replaced})
+        return failures
+
+    def _replace(self, name: str, entries: Mapping[int, Entry]) -> None:
+        """Let entries take the place of those held of a model, and retire the versions that are not among them."""
         held = self._entries.get(name, {})
-        fresh: dict[int, Entry] = {}
-        for version in chosen:
-            old = held.get(version)
-            if old is not None and old.served is not None and old.files == VersionState.of(self._path(name, version)):
-                continue
-            new = await self._load(name, version)
-            if new.served is None:
-                failures.append(f"{name} version {version}: {new.reason}")
-                if old is not None and old.served is not None:
-                    new = replace(old, reason=f"a changed file could not be loaded, the former one answers: {new.reason}", files=new.files)
-            fresh[version] = new
-        kept = {version: entry for version, entry in held.items() if version in chosen or (failures and entry.served is not None)}
-        self._entries[name] = dict(sorted({**kept, **fresh}.items()))
-        if not self._entries[name]:
-            del self._entries[name]
-        staying = {id(entry.served) for entry in self._entries.get(name, {}).values()}
+        if entries:
+            self._entries[name] = dict(sorted(entries.items()))
+        else:
+            self._entries.pop(name, None)
+        staying = {id(entry.served) for entry in entries.values()}
         for entry in held.values():
             if id(entry.served) not in staying:
-                self._let_go(entry)
-        return failures
+                self._retire(entry)
 
     async def _load(self, name: str, version: int) -> Entry:
         path = self._path(name, version)
@@ -282,15 +318,15 @@ class Repository:
         try:
             runner = await self._open(path)
         except DeviceError:
-            raise  # what the user asked for, not this file, is at fault
+            raise  # the setting is at fault, not this file
         except TlcliError as error:
             logger.error("%s version %d: not served: %s", name, version, error)
             self._metrics.failed_to_load(name)
             return replace(entry, state=ModelState.FAILED, reason=str(error))
-        except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
-            logger.exception("%s version %d: not served: it loads and does not run", name, version)
+        except Exception as error:  # ONNX Runtime's exceptions have no common base class
+            logger.exception("%s version %d: not served: it loads but does not run", name, version)
             self._metrics.failed_to_load(name)
-            return replace(entry, state=ModelState.FAILED, reason=f"{path}: it loads and does not run: {first_line(error)}")
+            return replace(entry, state=ModelState.FAILED, reason=f"{path}: it loads but does not run: {first_line(error)}")
         took_s = time.monotonic() - begun
         self._metrics.loaded(name, took_s)
         description = runner.model.description
@@ -305,117 +341,115 @@ class Repository:
             ", ".join(description.methods) or "none",
             took_s,
         )
-        places = Admission(name, self._max_queue, runner.image_s)
+        admission = Admission(name, self._max_queue, runner.image_s)
         score_cams = Admission(name, self._max_score_cams, runner.score_cam_s, "Score-CAMs")
-        served = Served(name, version, runner, places, score_cams)
+        served = ServedVersion(name, version, runner, admission, score_cams)
         return replace(entry, state=ModelState.READY, served=served)
 
-    def _let_go(self, entry: Entry) -> None:
-        """Close a version that no new request can find, after those that it has."""
+    def _retire(self, entry: Entry) -> None:
+        """Close a version, which new requests no longer find, after its in-flight requests."""
         if entry.served is not None:
-            task = asyncio.ensure_future(_finish([entry.served]))
-            self._going.add(task)
-            task.add_done_callback(self._going.discard)
+            task = asyncio.ensure_future(_close_when_idle([entry.served]))
+            self._retiring.add(task)
+            task.add_done_callback(self._retiring.discard)
 
-    def find(self, name: str, version: str) -> Served:
-        """The version that answers.
+    def find(self, name: str, version: str) -> ServedVersion:
+        """Return the version that answers a request.
 
         Args:
-            name: the model's; may be empty where one model only is served.
-            version: its number or a label of it; empty for the latest that is served.
+            name: name of the model; may be empty if only one model is served.
+            version: number or label; empty for the latest version that is served.
 
         Raises:
-            NotFoundError: no such model or version, or one that was unloaded; the message names those there are.
-            ModelFileError: it is there and broken.
-            ServerError: not everything is loaded yet.
+            NotFoundError: there is no such model or version, or it was unloaded; the message names those that exist.
+            ModelFileError: the version exists and is broken.
+            ServerError: the models are still loading.
         """
         if not self._loaded:
-            raise ServerError("the server is still loading its models: ask again in a moment")
+            raise ServerError("the server is still loading its models: retry in a moment")
         if not name:
             name = self._only_name()
-        found = self._entries.get(name)
-        if found is None:
+        entries = self._entries.get(name)
+        if entries is None:
             raise self._unknown(name)
         labels = self._labels.get(name, {})
         if version:
             number = str(labels.get(version, version))
-            wanted = next((entry for entry in found.values() if str(entry.version) == number), None)
-            if wanted is None:
-                raise NotFoundError(f"model {name!r} has no version {version!r}; it has: {', '.join(map(str, [*found, *labels]))}")
+            match = next((entry for entry in entries.values() if str(entry.version) == number), None)
+            if match is None:
+                raise NotFoundError(f"model {name!r} has no version {version!r}; it has: {', '.join(map(str, [*entries, *labels]))}")
         else:
-            wanted = self._latest_served(name) or found[max(found)]
-        if wanted.served is None and wanted.state is ModelState.UNLOADED:
-            raise NotFoundError(f"model {name!r} version {wanted.version} is not loaded: {wanted.reason}")
-        if wanted.served is None:
-            raise ModelFileError(f"model {name!r} version {wanted.version} is broken and not served: {wanted.reason}")
-        current_request().note_model(name, wanted.version)
-        return wanted.served
+            match = self._latest_served(name) or entries[max(entries)]
+        if match.served is None and match.state is ModelState.UNLOADED:
+            raise NotFoundError(f"model {name!r} version {match.version} is not loaded: {match.reason}")
+        if match.served is None:
+            raise ModelFileError(f"model {name!r} version {match.version} is broken and not served: {match.reason}")
+        current_request().note_model(name, match.version)
+        return match.served
 
     def statuses(self) -> tuple[ModelStatus, ...]:
-        """Every version of every model, sorted by name and number."""
+        """Return the status of every version of every model, sorted by name and number."""
         return tuple(ModelStatus(entry.name, str(entry.version), entry.state, entry.reason) for entry in self._all())
 
     def serving(self) -> dict[str, bool]:
-        """Each model's name, and whether a version of it answers."""
+        """Return for each model by name whether a version of it is served."""
         return {name: self._latest_served(name) is not None for name in self._entries}
 
     def queues(self) -> list[Queue]:
-        """How many images wait for each version that is served; may be asked from any thread."""
+        """Return the length of the queue of each served version; may be called from any thread."""
         return [
-            Queue(one.name, str(one.version), one.served.admission.taken, one.served.score_cams.taken)
-            for one in self._all()
-            if one.served is not None
+            Queue(entry.name, str(entry.version), entry.served.admission.used, entry.served.score_cams.used)
+            for entry in self._all()
+            if entry.served is not None
         ]
 
     def close(self) -> None:
-        """Stop the models' threads, after the runs under way."""
-        for task in self._going:
+        """Stop the models' threads, after their current runs."""
+        for task in self._retiring:
             task.cancel()
         for entry in self._all():
             if entry.served is not None:
                 entry.served.runner.close()
 
     def _names(self) -> list[str]:
-        """Models that are there; one that cannot be read is left out, with a line in the log.
+        """Return the names of the models in the folder. An unreadable one is left out, with a line in the log.
 
         Raises:
             NotFoundError: the repository cannot be read.
         """
         try:
-            names = names_there(self._folder)
+            names = list_models(self._folder)
         except (FileNotFoundError, NotADirectoryError):
-            return model_names(self._folder)  # which says what to do
+            return model_names(self._folder)  # raises the message that says what to do
         except OSError as error:
-            raise NotFoundError(f"{self._folder}: {error.strerror or error}: expected a model repository that can be read") from error
-        found = []
+            raise NotFoundError(f"{self._folder}: {error.strerror or error}: expected a readable model repository") from error
+        models = []
         for name in names:
             try:
-                if versions_there(self._folder / name):
-                    found.append(name)
+                if list_versions(self._folder / name):
+                    models.append(name)
             except OSError as error:
                 logger.error("%s: not served: %s: %s", name, self._folder / name, error.strerror or error)
-        return found
+        return models
 
-    def _require(self, name: str) -> list[int]:
-        """The versions in a model's folder.
+    def _require(self, name: str) -> FolderState:
+        """Return the state of a model's folder.
 
         Raises:
-            NotFoundError, ModelFileError: no such model, or its folder cannot be read.
+            NotFoundError: there is no such model.
+            OSError: its folder cannot be read.
         """
-        try:
-            there = versions_there(self._folder / name) if is_model_name(name) else []
-        except OSError as error:
-            raise ModelFileError(f"{self._folder / name}: {error.strerror or error}") from error
-        if not there:
+        state = self._state(name) if is_model_name(name) else None
+        if state is None or not state.versions:
             raise self._unknown(name)
-        return there
+        return state
 
-    def _chosen(self, name: str, there: Iterable[int]) -> list[int]:
-        """Those of a model's versions that are to be served."""
-        return self._policy.choose(there, self._labels.get(name, {}).values())
+    def _chosen(self, name: str, versions: Iterable[int]) -> list[int]:
+        """Return the versions of a model that the policy serves, ascending."""
+        return self._policy.choose(versions, self._labels.get(name, {}).values())
 
-    def _take_labels(self, name: str) -> str | None:
-        """Read a model's labels; what is wrong with them, if anything is: then the former ones stay."""
+    def _read_labels(self, name: str) -> str | None:
+        """Read a model's labels. Return the reason if that fails; the former labels then stay."""
         path = self._folder / name
         self._labels_file[name] = FileState.of(path / LABELS_FILE)
         try:
@@ -431,33 +465,40 @@ class Repository:
         return NotFoundError(f"no model {name!r} on this server; it has: {', '.join(sorted(self._entries))}")
 
     def _all(self) -> list[Entry]:
-        return [entry for _, found in sorted(self._entries.items()) for entry in found.values()]
+        return [entry for _, entries in sorted(self._entries.items()) for entry in entries.values()]
 
     def _latest_served(self, name: str) -> Entry | None:
         return next((entry for _, entry in sorted(self._entries[name].items(), reverse=True) if entry.served is not None), None)
 
     def _only_name(self) -> str:
-        names = [name for name, answers in self.serving().items() if answers]
+        names = [name for name, served in self.serving().items() if served]
         if not names:
-            raise NotFoundError("the request names no model, and this server has none that answers: load one, or see its log")
+            raise NotFoundError("the request names no model, and this server serves none: load one, or see its log")
         if len(names) != 1:
             raise NotFoundError(f"the request names no model, and this server has several: {', '.join(names)}: name one of them")
         return names[0]
 
 
-def _numbers(state: FolderState | None) -> list[int]:
-    return [] if state is None else [version for version, _ in state.versions]
+def _unless_failed(loaded: Entry, former: Entry | None) -> Entry:
+    """Return the entry that was loaded; if it failed and a former one serves, that one with the reason and the new files."""
+    if loaded.served is not None or former is None or former.served is None:
+        return loaded
+    return replace(former, reason=f"a changed file could not be loaded, the former one answers: {loaded.reason}", files=loaded.files)
 
 
-async def _finish(going: list[Served]) -> None:
-    """Wait until a version is idle, and close it; its memory is given back in a thread, for it may take a while."""
-    name, version = going[0].name, going[0].version
-    while not going[0].idle:
-        await asyncio.sleep(_LOOK_S)
-    await asyncio.to_thread(_close, going)
-    logger.info("%s version %d: unloaded", name, version)
+async def _close_when_idle(versions: list[ServedVersion]) -> None:
+    """Wait until a version is idle, and close it in a thread, because freeing its memory may take a while.
+
+    Args:
+        versions: holds the version, so that the last reference to it can be dropped in that thread.
+    """
+    name, number = versions[0].name, versions[0].version
+    while not versions[0].idle:
+        await asyncio.sleep(_IDLE_CHECK_S)
+    await asyncio.to_thread(_close, versions)
+    logger.info("%s version %d: unloaded", name, number)
 
 
-def _close(going: list[Served]) -> None:
-    going.pop().runner.close()
+def _close(versions: list[ServedVersion]) -> None:
+    versions.pop().runner.close()
     trim_freed_memory()

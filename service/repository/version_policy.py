@@ -1,4 +1,4 @@
-"""Which versions of a model are served, and what people call them."""
+"""Policy that chooses the versions of a model to serve, and the labels of versions."""
 
 from __future__ import annotations
 
@@ -12,24 +12,28 @@ from tlcli.contract.errors import ModelFileError, SettingsError, first_line
 from tlcli.contract.model.repository_layout import is_version
 
 LABELS_FILE = "labels.toml"
-"""In a model's folder: `stable = 3`, a line a label."""
+"""Name of the file in a model's folder that holds the labels, one per line: `stable = 3`."""
 
 _LABEL = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True)
 class VersionPolicy:
-    """latest: so many of the highest numbers, or None for all of them. specific: these, where they are there."""
+    """Choice of versions.
+
+    latest: number of highest versions to serve; None for all.
+    specific: versions to serve, if they exist; None if `latest` decides.
+    """
 
     latest: int | None = None
     specific: frozenset[int] | None = None
 
     @classmethod
     def parse(cls, text: str) -> VersionPolicy:
-        """`all`, `latest`, `latest:2`, or numbers with commas between them.
+        """Parse `all`, `latest`, `latest:2`, or numbers separated by commas.
 
         Raises:
-            SettingsError: none of these.
+            SettingsError: the text is none of these.
         """
         word, _, count = text.partition(":")
         if text == "all":
@@ -39,30 +43,30 @@ class VersionPolicy:
         numbers = [part.strip() for part in text.split(",")]
         if all(is_version(number) for number in numbers):
             return cls(specific=frozenset(map(int, numbers)))
-        raise SettingsError(f"versions {text!r}: expected `all`, `latest`, `latest:N`, or numbers with commas between them, such as 1,3")
+        raise SettingsError(f"versions {text!r}: expected `all`, `latest`, `latest:N`, or numbers separated by commas, such as 1,3")
 
     def choose(self, versions: Iterable[int], labelled: Iterable[int] = ()) -> list[int]:
-        """Of the versions that are there, those to serve, ascending: what a label names is among them."""
-        there = sorted(versions)
+        """Return the versions to serve among those that exist, ascending; labelled ones are always served."""
+        existing = sorted(versions)
         chosen = set(labelled)
-        chosen.update(self.specific if self.specific is not None else there if self.latest is None else there[-self.latest :])
-        return [version for version in there if version in chosen]
+        chosen.update(self.specific if self.specific is not None else existing if self.latest is None else existing[-self.latest :])
+        return [version for version in existing if version in chosen]
 
 
 def read_labels(model: Path) -> Mapping[str, int]:
-    """The labels in a model's folder; none without the file.
+    """Read the labels in a model's folder; without the file there are none.
 
     Raises:
-        ModelFileError: it cannot be read, or holds anything but labels and versions.
+        ModelFileError: the file cannot be read, or holds anything but labels and versions.
     """
     path = model / LABELS_FILE
     try:
-        found = tomllib.loads(path.read_text())
+        labels = tomllib.loads(path.read_text())
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ModelFileError(f"{path}: cannot be read: {first_line(error)}") from error
-    for label, version in found.items():
+    for label, version in labels.items():
         if not _LABEL.fullmatch(label) or type(version) is not int or not is_version(str(version)):
-            raise ModelFileError(f"{path}: {label} = {version!r}: expected a name and a version's number, such as stable = 3")
-    return found
+            raise ModelFileError(f"{path}: {label} = {version!r}: expected a name and a version number, such as stable = 3")
+    return labels

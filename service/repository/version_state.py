@@ -1,4 +1,4 @@
-"""Identity of the files of a model's version: the graph, and external weights."""
+"""Identity of the files of a model version: the graph, and external weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tlcli.contract.model.repository_layout import MODEL_FILE, is_model_name, is
 
 @dataclass(frozen=True)
 class FileState:
-    """Identity of a file, to notice that it was replaced."""
+    """Identity of a file, to detect that it was replaced."""
 
     size: int
     modified_ns: int
@@ -23,35 +23,35 @@ class FileState:
 
     @classmethod
     def of(cls, path: Path) -> FileState | None:
-        """None where there is no file.
+        """Return the identity of a file; None if there is no file.
 
         Raises:
-            OSError: it cannot be found out.
+            OSError: the path cannot be read.
         """
         try:
-            found = path.stat()
+            stats = path.stat()
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             if error.errno == errno.ELOOP:
                 return None
             raise
-        return cls(found.st_size, found.st_mtime_ns, found.st_ino)
+        return cls(stats.st_size, stats.st_mtime_ns, stats.st_ino)
 
 
 @dataclass(frozen=True)
 class VersionState:
-    """The graph's file, and by name those that hold weights of it; None where one is not there."""
+    """Identity of the graph's file, and of the files with its weights, by name; None for a missing one."""
 
     graph: FileState
     weights: tuple[tuple[str, FileState | None], ...] = ()
 
     @classmethod
     def of(cls, path: Path) -> VersionState | None:
-        """None where there is no graph.
+        """Return the identity of a version's files; None if there is no graph.
 
         Raises:
-            OSError: it cannot be found out.
+            OSError: a path cannot be read.
         """
         graph = FileState.of(path)
         if graph is None:
@@ -61,37 +61,37 @@ class VersionState:
 
 @functools.lru_cache(maxsize=1024)
 def _weights_of(path: Path, graph: FileState) -> tuple[str, ...]:
-    """Names of the files of weights; read anew where the graph is another."""
+    """Return the names of the files with weights. `graph` is the cache key: a changed graph is read again."""
     return tuple(external_files(path))
 
 
 @dataclass(frozen=True)
 class FolderState:
-    """A model's folder at one look: its versions, with their files, and its labels' file."""
+    """Identity of a model's folder at one time: its versions with their files, and its file of labels."""
 
     versions: tuple[tuple[int, VersionState], ...]
     labels: FileState | None
 
 
-def names_there(repository: Path) -> list[str]:
-    """Names that a model may have, of what is in a repository, sorted.
+def list_models(repository: Path) -> list[str]:
+    """List the entries of a repository that are valid names of models, sorted.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the repository cannot be read.
     """
-    with os.scandir(repository) as found:
-        return sorted(one.name for one in found if is_model_name(one.name))
+    with os.scandir(repository) as entries:
+        return sorted(entry.name for entry in entries if is_model_name(entry.name))
 
 
-def versions_there(model: Path) -> list[int]:
-    """The versions in a model's folder that hold a graph, ascending; none where it is no folder.
+def list_versions(model: Path) -> list[int]:
+    """List the versions in a model's folder that hold a graph, ascending; empty if the path is no folder.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the folder cannot be read.
     """
     try:
-        with os.scandir(model) as found:
-            numbers = sorted(int(one.name) for one in found if is_version(one.name))
+        with os.scandir(model) as entries:
+            numbers = sorted(int(entry.name) for entry in entries if is_version(entry.name))
     except (FileNotFoundError, NotADirectoryError):
         return []
     return [number for number in numbers if _is_file(model / str(number) / MODEL_FILE)]

@@ -1,4 +1,4 @@
-"""The server over HTTP: the Open Inference Protocol's REST half, and one request of our own for `curl`. Tensors and images in, JSON out.
+"""Server over HTTP: the REST half of the Open Inference Protocol, and a request for `curl` that takes an image and returns JSON.
 
-What is answered is what gRPC's edges answer: both ask `tlcli.service.inference.open_inference` and `tlcli.service.inference.classifier`.
+Answers are those of the gRPC servicers: both call `tlcli.service.inference.open_inference` and `tlcli.service.inference.classifier`.
 """

@@ -1,4 +1,4 @@
-"""Accept loop: a bounded number of connections, and one log line where the system has no file descriptors left."""
+"""Accept loop with a bounded number of connections, which logs one line when no file descriptors are left."""
 
 from __future__ import annotations
 
@@ -14,51 +14,51 @@ from collections.abc import Callable
 logger = logging.getLogger(__name__)
 
 _HANDSHAKE_S = 10.0
-"""For a client's part of TLS."""
+"""Seconds for a TLS handshake."""
 
-_FULL = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _PAUSE_S = 0.5
-"""Before the next try, where the system gives no connection."""
+"""Seconds until the next attempt when the system is out of resources."""
 
-_SAY_AGAIN_S = 60.0
+_WARNING_S = 60.0
 _REFUSED = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: %d\r\nRetry-After: 1\r\n"
     b"Connection: close\r\n\r\n%s"
 )
-_TOO_MANY = b'{"error":"as many connections are open as this server takes (max_connections): retry in 1 s"}'
+_TOO_MANY = b'{"error":"connection limit of this server reached (max_connections): retry in 1 s"}'
 
 
 class Connections:
-    """Count of open connections, and its bound."""
+    """Count of open connections, with a limit."""
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._said_at = -_SAY_AGAIN_S
+        self._warned_at = -_WARNING_S
         self.open = 0
 
     def take(self) -> bool:
-        """Count one more; False at the limit."""
+        """Count one more connection, or return False at the limit."""
         if self.open >= self._most:
-            self.say("connection limit reached: %d are open, new ones are refused (max_connections)", self._most)
+            self.warn("connection limit reached: %d are open, new ones are refused: raise max_connections", self._most)
             return False
         self.open += 1
         return True
 
     def lose(self) -> None:
-        """Count one less."""
+        """Count one connection less."""
         self.open -= 1
 
-    def say(self, message: str, *values: object) -> None:
+    def warn(self, message: str, *values: object) -> None:
         """Log a warning, at most one a minute."""
-        if time.monotonic() - self._said_at >= _SAY_AGAIN_S:
-            self._said_at = time.monotonic()
+        if time.monotonic() - self._warned_at >= _WARNING_S:
+            self._warned_at = time.monotonic()
             logger.warning(message, *values)
 
 
 class Acceptor:
-    """Accepts the connections of one listening socket from its making until `close`. What uvicorn asks of `asyncio.Server` is here.
+    """Accept loop of one listening socket, until `close`, with the methods of `asyncio.Server` that uvicorn calls.
 
-    asyncio's own server logs a traceback for each of 2,048 tries, twice a second, where there are no file descriptors left.
+    asyncio's own server logs a traceback for each of 2,048 attempts, twice a second, when no file descriptors are left.
     """
 
     def __init__(
@@ -68,7 +68,14 @@ class Acceptor:
         tls: ssl.SSLContext | None,
         connections: Connections,
     ) -> None:
-        """protocol: made for each connection; it calls `connections.lose` when that is lost."""
+        """Start accepting connections.
+
+        Args:
+            listening: the socket.
+            protocol: creates the protocol of a connection, which calls `connections.lose` at its end.
+            tls: TLS context; None for plain connections.
+            connections: count of open connections.
+        """
         self._listening = listening
         self._protocol = protocol
         self._tls = tls
@@ -77,11 +84,11 @@ class Acceptor:
         self._accepting = asyncio.create_task(self._accept())
 
     def close(self) -> None:
-        """Accept no more."""
+        """Stop accepting connections."""
         self._accepting.cancel()
 
     async def wait_closed(self) -> None:
-        """Wait for connections whose TLS has not been agreed on."""
+        """Wait for the loop to end, and cancel TLS handshakes in progress."""
         with contextlib.suppress(asyncio.CancelledError):
             await self._accepting
         for task in tuple(self._opening):
@@ -91,37 +98,37 @@ class Acceptor:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                one, _ = await loop.sock_accept(self._listening)
+                accepted, _ = await loop.sock_accept(self._listening)
             except OSError as error:
-                if error.errno in _FULL:
-                    self._connections.say("no connection can be taken: %s: raise the limit (ulimit -n)", error.strerror)
+                if error.errno in _OUT_OF_RESOURCES:
+                    self._connections.warn("cannot accept connections: %s: raise the limit of open files (ulimit -n)", error.strerror)
                     await asyncio.sleep(_PAUSE_S)
                 continue
             if self._connections.take():
-                opening = asyncio.create_task(self._open(one))
+                opening = asyncio.create_task(self._open(accepted))
                 self._opening.add(opening)
                 opening.add_done_callback(self._opening.discard)
             else:
-                _refuse(one, encrypted=self._tls is not None)
+                _refuse(accepted, encrypted=self._tls is not None)
 
-    async def _open(self, one: socket.socket) -> None:
+    async def _open(self, accepted: socket.socket) -> None:
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
-                self._protocol, one, ssl=self._tls, ssl_handshake_timeout=None if self._tls is None else _HANDSHAKE_S
+                self._protocol, accepted, ssl=self._tls, ssl_handshake_timeout=None if self._tls is None else _HANDSHAKE_S
             )
-        except (OSError, TimeoutError):  # ssl.SSLError is an OSError: not one of our clients
+        except (OSError, TimeoutError):  # ssl.SSLError is an OSError
             self._connections.lose()
-            one.close()
+            accepted.close()
         except asyncio.CancelledError:
             self._connections.lose()
-            one.close()
+            accepted.close()
             raise
 
 
-def _refuse(one: socket.socket, encrypted: bool) -> None:
-    with contextlib.suppress(OSError), one:
+def _refuse(accepted: socket.socket, encrypted: bool) -> None:
+    with contextlib.suppress(OSError), accepted:
         if not encrypted:
-            one.setblocking(False)
-            one.send(_REFUSED % (len(_TOO_MANY), _TOO_MANY))
-            one.shutdown(socket.SHUT_WR)
-            one.recv(65536)  # what is left unread would turn the end into a reset
+            accepted.setblocking(False)
+            accepted.send(_REFUSED % (len(_TOO_MANY), _TOO_MANY))
+            accepted.shutdown(socket.SHUT_WR)
+            accepted.recv(65536)  # unread data would turn the end of the connection into a reset

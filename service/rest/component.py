@@ -1,66 +1,73 @@
-"""HTTP as a part of a server: what it answers from, put together."""
+"""HTTP component of a server: endpoints, access control and connections, created from the server's components."""
 
 from __future__ import annotations
 
 from functools import partial
 
-from tlcli.service.inference.components import Parts
-from tlcli.service.rest.allowed_hosts import AllowedHosts
+from tlcli.service.inference.components import Components
+from tlcli.service.rest.access_control import AccessControl, AllowedHosts
 from tlcli.service.rest.app import Application
 from tlcli.service.rest.classify_routes import ClassifyEndpoint
-from tlcli.service.rest.disconnect import Attending
+from tlcli.service.rest.disconnect import CancelOnDisconnect
 from tlcli.service.rest.endpoint import Endpoint
 from tlcli.service.rest.http_server import HttpServer
 from tlcli.service.rest.http_tls import server_context
 from tlcli.service.rest.open_inference_routes import OpenInferenceEndpoints
 from tlcli.service.rest.openapi import OpenApi
-from tlcli.service.rest.token_middleware import Guard
 from tlcli.service.security.tokens import Token
 from tlcli.service.system.addresses import join_address
 from tlcli.service.system.reloading_file import ReloadingFile
 
 
 class Http:
-    """Listens from the start, answers from `start` to `stop`. address: what to put before a path."""
+    """HTTP server, which listens once created, and answers from `start` to `stop`. address: base of its URLs."""
 
-    def __init__(self, parts: Parts, port: int, tokens: ReloadingFile[tuple[Token, ...]] | None) -> None:
-        """tokens: that requests must carry one of; None: they need none.
+    def __init__(self, components: Components, port: int, tokens: ReloadingFile[tuple[Token, ...]] | None) -> None:
+        """Listen on the configured address.
+
+        Args:
+            components: answer the requests.
+            port: the port; 0 for a free one.
+            tokens: tokens of which requests must carry one; None if they need none.
 
         Raises:
-            SettingsError: the address cannot be listened at, or the certificates cannot be used.
+            SettingsError: the server cannot listen on the address, or the certificates cannot be used.
         """
-        settings = parts.settings
+        settings = components.settings
         certificate, key = settings.tls_certificate, settings.tls_key
         self._tls = None if certificate is None or key is None else server_context(certificate, key, settings.tls_client_ca)
-        attending = Attending()
-        described = OpenApi(_endpoints(parts), has_tokens=tokens is not None)
-        observe = partial(parts.observer.start_request, protocol="http")
+        cancelling = CancelOnDisconnect()
         self._app = Application(
-            described.endpoints,
-            Guard(tokens, AllowedHosts(settings.allowed_hosts, settings.host)),
-            attending,
-            parts.is_serving,
-            observe,
-            parts.budget,
+            OpenApi(_endpoints(components), has_tokens=tokens is not None).endpoints,
+            AccessControl(tokens, AllowedHosts(settings.allowed_hosts, settings.host)),
+            cancelling,
+            components.is_serving,
+            partial(components.observer.start_request, protocol="http"),
+            components.budget,
         )
-        self._server = HttpServer(settings.host, port, settings.reuse_port, attending, parts.max_connections)
+        self._server = HttpServer(settings.host, port, settings.reuse_port, cancelling, components.max_connections)
         self.address = f"{'http' if self._tls is None else 'https'}://{join_address(settings.host, self._server.port)}"
 
     async def start(self) -> None:
-        """Take requests."""
+        """Start answering requests."""
         await self._server.start(self._app.asgi, self._tls)
 
     async def stop(self, grace_s: float) -> None:
-        """See `HttpServer.stop`."""
+        """Stop the server; see `HttpServer.stop`."""
         await self._server.stop(grace_s)
 
     def close(self) -> None:
-        """Give up the address, where it has not started."""
+        """Close the sockets of a server that was not started."""
         self._server.close()
 
 
-def _endpoints(parts: Parts) -> list[Endpoint]:
+def _endpoints(components: Components) -> list[Endpoint]:
     open_inference = OpenInferenceEndpoints(
-        parts.open_inference, parts.repository, parts.control, parts.workers, parts.is_serving, parts.max_message_bytes
+        components.open_inference,
+        components.repository,
+        components.control,
+        components.workers,
+        components.is_serving,
+        components.max_message_bytes,
     )
-    return [ClassifyEndpoint(parts.classifier, parts.settings.limits).endpoint(), *open_inference.endpoints()]
+    return [ClassifyEndpoint(components.classifier, components.settings.limits).endpoint(), *open_inference.endpoints()]

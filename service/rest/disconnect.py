@@ -1,4 +1,4 @@
-"""Work for clients that may leave, on a server that may stop: either ends it."""
+"""Cancellation of work whose client disconnects, and of all work at shutdown."""
 
 from __future__ import annotations
 
@@ -14,43 +14,43 @@ from tlcli.contract.errors import ServerError
 T = TypeVar("T")
 
 _READ_S = 120.0
-"""For the body of a request to come."""
+"""Seconds for the body of a request to arrive."""
 
 
-class Attending:
-    """Awaits work until it is done, its client has left, or `end`: then it is cancelled."""
+class CancelOnDisconnect:
+    """Cancellation of awaited work when its client disconnects, or when `cancel_all` is called."""
 
     def __init__(self) -> None:
-        self._over = asyncio.Event()
+        self._shutdown = asyncio.Event()
 
-    def end(self) -> None:
-        """Cancel all work, now and later: the time that it was given is over."""
-        self._over.set()
+    def cancel_all(self) -> None:
+        """Cancel all work, now and later: the grace period is over."""
+        self._shutdown.set()
 
     async def read(self, work: Coroutine[Any, Any, T]) -> T:
-        """What `work` returns, which reads the request itself, and so sees its client leave.
+        """Await work that reads the request, and so notices a disconnect itself. Return its result.
 
         Raises:
-            ServerError: the server stops.
-            HTTPException: 408: it took too long.
-            Exception: what `work` raises.
+            ServerError: the server shuts down.
+            HTTPException: 408: reading took too long.
+            Exception: any error of `work`.
         """
         try:
             async with asyncio.timeout(_READ_S):
-                return await self._first(work, self._until_over())
+                return await self._first(work, self._until_shutdown())
         except TimeoutError as error:
-            late = f"the body did not come within {_READ_S:g} s: send less at a time"
-            raise HTTPException(408, late, {"Connection": "close"}) from error
+            message = f"the body did not arrive within {_READ_S:g} s: send less at a time"
+            raise HTTPException(408, message, {"Connection": "close"}) from error
 
     async def answer(self, request: Request, work: Coroutine[Any, Any, T]) -> T:
-        """What `work` returns, for a request that was read to its end.
+        """Await work for a request that was read to its end. Return its result.
 
         Raises:
-            ClientDisconnect: the client left.
-            ServerError: the server stops.
-            Exception: what `work` raises.
+            ClientDisconnect: the client disconnected.
+            ServerError: the server shuts down.
+            Exception: any error of `work`.
         """
-        return await self._first(work, self._until_over(), _until_gone(request))
+        return await self._first(work, self._until_shutdown(), _until_disconnect(request))
 
     async def _first(self, work: Coroutine[Any, Any, T], *ends: Coroutine[Any, Any, Exception]) -> T:
         working = asyncio.ensure_future(work)
@@ -58,27 +58,27 @@ class Attending:
         try:
             await asyncio.wait([working, *ending], return_when=asyncio.FIRST_COMPLETED)
             if not working.done():
-                working.add_done_callback(_heard)
+                working.add_done_callback(_retrieve_error)
                 raise next(end for end in ending if end.done()).result()
             return working.result()
         finally:
             for task in (working, *ending):
                 task.cancel()
-            # An error's traceback holds this frame: with the task that holds the error it would be a cycle, and keep the request's body.
+            # An error's traceback holds this frame, and the task holds the error: the cycle would keep the request's body in memory.
             del working, ending, task
 
-    async def _until_over(self) -> Exception:
-        await self._over.wait()
-        return ServerError("the server stopped before this request was answered: ask again, of the one that takes over")
+    async def _until_shutdown(self) -> Exception:
+        await self._shutdown.wait()
+        return ServerError("the server shut down before it answered: retry, to reach the server that takes over")
 
 
-async def _until_gone(request: Request) -> Exception:
+async def _until_disconnect(request: Request) -> Exception:
     while (await request.receive())["type"] != "http.disconnect":
         pass
     return ClientDisconnect()
 
 
-def _heard(cancelled: asyncio.Future[Any]) -> None:
-    """Take an error that work raises while it is cancelled: nobody is left to hear it, and asyncio would complain."""
+def _retrieve_error(cancelled: asyncio.Future[Any]) -> None:
+    """Retrieve an error that work raises while it is cancelled, since asyncio logs errors that nobody retrieves."""
     if not cancelled.cancelled():
         cancelled.exception()

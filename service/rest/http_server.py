@@ -1,4 +1,4 @@
-"""HTTP on a port of its own, in the event loop of the gRPC server: uvicorn, without its signals, its log and its command line."""
+"""HTTP server on a port of its own, in the event loop of the gRPC server: uvicorn without its signals, log and command line."""
 
 from __future__ import annotations
 
@@ -14,38 +14,43 @@ from starlette.applications import Starlette
 
 from tlcli.contract.errors import SettingsError
 from tlcli.service.rest.accept_loop import Acceptor, Connections
-from tlcli.service.rest.disconnect import Attending
+from tlcli.service.rest.disconnect import CancelOnDisconnect
 from tlcli.service.rest.http_connection import HttpConnection
 from tlcli.service.system.addresses import join_address
 
-_WAITING = 2048
-"""Connections that the system holds until they are taken; as uvicorn has it."""
+_BACKLOG = 2048
+"""Connections that the system holds until they are accepted; uvicorn's default."""
 
-_ANSWERED_S = 1.0
-"""For the answers of requests that were cancelled, until their connections are cut."""
+_CANCELLED_S = 1.0
+"""Seconds for the answers to cancelled requests, until their connections are aborted."""
 
 
 class HttpServer:
-    """Holds its address from the start, takes requests from `start` on. port: that it has."""
+    """HTTP server, which listens once created, and answers from `start` on. port: its port."""
 
-    def __init__(self, host: str, port: int, reuse_port: bool, attending: Attending, max_connections: int) -> None:
-        """attending: awaits the requests' work. max_connections: at a time.
+    def __init__(self, host: str, port: int, reuse_port: bool, cancelling: CancelOnDisconnect, max_connections: int) -> None:
+        """Listen on an address.
+
+        Args:
+            host, port, reuse_port: see `tlcli.service.settings.server_settings`.
+            cancelling: cancels the work of requests.
+            max_connections: number of open connections.
 
         Raises:
-            SettingsError: the address cannot be listened at.
+            SettingsError: the server cannot listen on the address.
         """
         self._sockets = _bind(host, port, reuse_port)
-        self._attending = attending
+        self._cancelling = cancelling
         self._connections = Connections(max_connections)
         self._uvicorn: _Uvicorn | None = None
         self._running: asyncio.Task[None] | None = None
         self.port: int = self._sockets[0].getsockname()[1]
 
     async def start(self, app: Starlette, tls: ssl.SSLContext | None) -> None:
-        """Take requests. tls: None to take them unencrypted."""
+        """Start answering requests. tls: TLS context; None for plain HTTP."""
         config = uvicorn.Config(
             app,
-            http=type("Held", (HttpConnection,), {"held": self._connections}),
+            http=type("CountedConnection", (HttpConnection,), {"open_connections": self._connections}),
             ws="none",
             lifespan="off",
             log_config=None,
@@ -64,28 +69,31 @@ class HttpServer:
             self._running.result()
 
     async def stop(self, grace_s: float) -> None:
-        """Take no more connections, and finish what is in flight; after `grace_s`, refuse what is left. May be asked again, to hurry."""
+        """Accept no more connections, finish the requests in flight, and after `grace_s` cancel the rest.
+
+        A second call may shorten the wait.
+        """
         if self._uvicorn is None or self._running is None:
             self.close()
             return
         self._uvicorn.should_exit = True
         await asyncio.wait({self._running}, timeout=grace_s)
         if not self._running.done():
-            self._attending.end()
-            await asyncio.wait({self._running}, timeout=_ANSWERED_S)
-        if not self._running.done():  # clients that do not take their answers
+            self._cancelling.cancel_all()
+            await asyncio.wait({self._running}, timeout=_CANCELLED_S)
+        if not self._running.done():  # clients that do not read their answers
             for connection in list(self._uvicorn.server_state.connections):
                 connection.transport.abort()
         await self._running
 
     def close(self) -> None:
-        """Give up the address, where it has not started."""
-        for one in self._sockets:
-            one.close()
+        """Close the sockets of a server that was not started."""
+        for listening in self._sockets:
+            listening.close()
 
 
 class _Uvicorn(uvicorn.Server):
-    """listening: set when it takes requests."""
+    """uvicorn's server, with our accept loop and without signal handlers. listening: set when it accepts connections."""
 
     def __init__(self, config: uvicorn.Config, connections: Connections) -> None:
         super().__init__(config)
@@ -94,58 +102,58 @@ class _Uvicorn(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """The program's signals stay the program's: see `tlcli.service.launch`."""
+        """Leave the signals to `tlcli.service.launch`."""
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Take connections by `Acceptor` instead of asyncio's own server."""
+        """Accept connections with `Acceptor` instead of asyncio's own server."""
 
         def protocol() -> asyncio.Protocol:
             return self.config.http_protocol_class(config=self.config, server_state=self.server_state, app_state={})  # type: ignore[call-arg]
 
-        self.servers = [Acceptor(one, protocol, self.config.ssl, self._connections) for one in sockets or ()]  # type: ignore[misc]
+        self.servers = [Acceptor(listening, protocol, self.config.ssl, self._connections) for listening in sockets or ()]  # type: ignore[misc]
         self.started = True
         self.listening.set()
 
 
 def _bind(host: str, port: int, reuse_port: bool) -> list[socket.socket]:
-    """A socket for each address that the host's name has, all of one port."""
+    """Return a listening socket for each address of the host's name, all with one port."""
     bound: list[socket.socket] = []
     refused: OSError | UnicodeError | None = None
     try:
-        for family, *_, place in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE):
+        for family, *_, sockaddr in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE):
             try:
-                bound.append(_bound(family, (place[0], port if not bound else bound[0].getsockname()[1], *place[2:]), reuse_port))
+                bound.append(_listen(family, (sockaddr[0], port if not bound else bound[0].getsockname()[1], *sockaddr[2:]), reuse_port))
             except OSError as error:
-                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):  # of IPv6, on a machine without
+                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):  # IPv6 on a machine without it
                     raise
                 refused = error
     except (OSError, UnicodeError) as error:
         refused = error
-        for one in bound:
-            one.close()
+        for listening in bound:
+            listening.close()
         bound = []
     if not bound:
         reason = getattr(refused, "strerror", None) or refused
         raise SettingsError(
-            f"cannot listen on {join_address(host, port)} for HTTP: {reason}: choose another with --host and --http-port"
-            " (--http-port 0 takes a free one)"
+            f"cannot listen on {join_address(host, port)} for HTTP: {reason}: choose another address with --host and --http-port"
+            " (--http-port 0 takes a free port)"
         ) from refused
     return bound
 
 
-def _bound(family: int, place: Sequence[object], reuse_port: bool) -> socket.socket:
-    one = socket.socket(family, socket.SOCK_STREAM)
+def _listen(family: int, sockaddr: Sequence[object], reuse_port: bool) -> socket.socket:
+    listening = socket.socket(family, socket.SOCK_STREAM)
     try:
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if reuse_port:
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
-            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(place[0] != "::"))  # `::` is every address, as gRPC has it
-        one.bind(tuple(place))
-        one.listen(_WAITING)  # now: two that do not share an address may both be bound to it as long as neither listens
-        one.setblocking(False)
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(sockaddr[0] != "::"))  # `::` is every address, as in gRPC
+        listening.bind(tuple(sockaddr))
+        listening.listen(_BACKLOG)  # at once: two sockets without a shared port may both be bound to it as long as neither listens
+        listening.setblocking(False)
     except OSError:
-        one.close()
+        listening.close()
         raise
-    return one
+    return listening

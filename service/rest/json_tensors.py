@@ -1,4 +1,4 @@
-"""Tensors in JSON, or behind it: the protocol's `data`, and its binary tensor data extension.
+"""Tensors in JSON (the protocol's `data`) or after it (its binary tensor data extension).
 
 https://github.com/kserve/open-inference-protocol/blob/main/specification/protocol/inference_rest.md
 https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md
@@ -18,22 +18,20 @@ from pydantic_core import to_json
 
 from tlcli.contract.errors import RequestError
 from tlcli.service.inference.open_inference import ENCODED, InferAnswer, InferQuery, check_parameters
-from tlcli.service.rest.json_fields import field, objects, optional, read_object, shown
+from tlcli.service.rest.json_fields import objects, optional, read_object, required, shown
+from tlcli.service.rest.schemas import BASE64
 from tlcli.service.types.tensor import BOOL, BYTES, INT64, UINT8, InputTensor, OutputTensor, check_shape
 
 _KINDS: dict[str, type] = {BOOL: bool, UINT8: int, INT64: int, BYTES: str}
-_SAID: dict[type, str] = {bool: "true or false", int: "whole numbers", str: "texts"}
-
-BASE64 = "base64"
-"""What the parameter `content_type` of a BYTES input says of its texts, as MLServer has it: JSON holds no bytes."""
+_NAMES: dict[type, str] = {bool: "true or false", int: "integers", str: "strings"}
 
 
 @dataclass(frozen=True)
 class InferCall:
-    """A question, and how its answer is to be written.
+    """Inference request, with the encoding of its answer.
 
-    binary: the outputs that come as bytes behind the JSON, where it is said of them.
-    binary_by_default: whether the others do.
+    binary: whether an output is returned as bytes after the JSON, for outputs that specify it.
+    binary_by_default: whether the other outputs are.
     """
 
     query: InferQuery
@@ -42,129 +40,129 @@ class InferCall:
 
 
 @dataclass(frozen=True)
-class Written:
-    """An answer. json_bytes: how much of `body` is JSON, where tensors follow it; None where it is all of it."""
+class EncodedAnswer:
+    """Encoded answer. json_bytes: length of the JSON in `body` if tensors follow it; None if `body` is JSON only."""
 
     body: bytes
     json_bytes: int | None
 
 
 def read_infer(body: bytes, json_bytes: int | None, model: str, version: str) -> InferCall:
-    """A question from a request's body.
+    """Read an inference request from its body.
 
     Args:
-        body: JSON, and the binary tensors behind it.
-        json_bytes: how much of it is JSON; None: all of it; 0: the body is one encoded image, Triton's raw binary request.
+        body: JSON, and binary tensors after it.
+        json_bytes: length of the JSON; None if the body is JSON only; 0 if it is one encoded image (Triton's raw binary request).
         model, version: from the request's path.
 
     Raises:
-        RequestError: it is no such request, or asks for what is not offered.
+        RequestError: the body is no such request, or a part of the protocol is not supported.
     """
     if json_bytes is not None and json_bytes > len(body):
-        raise RequestError(f"{json_bytes:,} bytes of JSON were announced, the request's body has {len(body):,}")
+        raise RequestError(f"the header announces {json_bytes:,} bytes of JSON, but the body has {len(body):,} bytes")
     if json_bytes == 0:
         return _read_raw(body, model, version)
     document = read_object(body if json_bytes is None else body[:json_bytes])
     start = len(body) if json_bytes is None else json_bytes
     inputs = []
-    for number, given in enumerate(objects("the request", document, "inputs")):
-        tensor, start = _read_input(f"inputs[{number}]", given, body, start)
+    for number, entry in enumerate(objects("the request", document, "inputs")):
+        tensor, start = _read_input(f"inputs[{number}]", entry, body, start)
         inputs.append(tensor)
     if start != len(body):
-        raise RequestError(f"{len(body) - start:,} bytes are left behind the inputs: their binary_data_size sum up to less than came")
+        raise RequestError(
+            f"{len(body) - start:,} bytes are left after the inputs: their binary_data_size must add up to all bytes after the JSON"
+        )
     outputs, binary = [], {}
-    for number, given in enumerate(objects("the request", document, "outputs")):
-        name = field(f"outputs[{number}]", given, "name", str)
-        parameters: dict[str, Any] = optional(f"output {name!r}", given, "parameters", {})
+    for number, entry in enumerate(objects("the request", document, "outputs")):
+        name = required(f"outputs[{number}]", entry, "name", str)
+        parameters: dict[str, Any] = optional(f"output {name!r}", entry, "parameters", {})
         check_parameters(f"output {name!r}", parameters)
         outputs.append(name)
         if parameters.get("binary_data") is not None:
-            binary[name] = field(f"output {name!r}", parameters, "binary_data", bool)
-    about: dict[str, Any] = optional("the request", document, "parameters", {})
+            binary[name] = required(f"output {name!r}", parameters, "binary_data", bool)
+    defaults: dict[str, Any] = optional("the request", document, "parameters", {})
     query = InferQuery.of(model, version, optional("the request", document, "id", ""), inputs, outputs)
-    return InferCall(query, binary, optional("the request", about, "binary_data_output", False))
+    return InferCall(query, binary, optional("the request", defaults, "binary_data_output", False))
 
 
 def _read_raw(body: bytes, model: str, version: str) -> InferCall:
-    """One encoded image without any JSON; what is answered is binary too."""
+    """Read one encoded image without JSON, whose answer is binary too."""
     if not body:
-        raise RequestError("the request's body is empty: an encoded image was expected behind 0 bytes of JSON")
+        raise RequestError("the request's body is empty: expected an encoded image after 0 bytes of JSON")
     return InferCall(InferQuery.of(model, version, "", [InputTensor(ENCODED, BYTES, (1,), None, (body,))], ()), {}, True)
 
 
-def write_infer(answer: InferAnswer, call: InferCall) -> Written:
-    """An answer as a body. Numbers that are none (NaN, infinity) are null in JSON, and themselves in binary data."""
-    described, behind = [], []
-    for one in answer.outputs:
-        about: dict[str, Any] = {"name": one.name, "datatype": one.datatype, "shape": one.shape}
-        if call.binary.get(one.name, call.binary_by_default):
-            behind.append(one.raw)
-            about["parameters"] = {"binary_data_size": len(one.raw)}
+def write_infer(answer: InferAnswer, call: InferCall) -> EncodedAnswer:
+    """Encode an answer. NaN and infinity are null in JSON, and unchanged in binary data."""
+    entries, binary = [], []
+    for output in answer.outputs:
+        entry: dict[str, Any] = {"name": output.name, "datatype": output.datatype, "shape": output.shape}
+        if call.binary.get(output.name, call.binary_by_default):
+            binary.append(output.raw)
+            entry["parameters"] = {"binary_data_size": len(output.raw)}
         else:
-            about["data"] = _values(one)
-        described.append(about)
-    document: dict[str, Any] = {"model_name": answer.model, "model_version": answer.version, "outputs": described}
+            entry["data"] = _values(output)
+        entries.append(entry)
+    document: dict[str, Any] = {"model_name": answer.model, "model_version": answer.version, "outputs": entries}
     if answer.request_id:
         document["id"] = answer.request_id
     head = to_json(document, inf_nan_mode="null")
-    return Written(b"".join([head, *behind]), len(head) if behind else None)
+    return EncodedAnswer(b"".join([head, *binary]), len(head) if binary else None)
 
 
-def _read_input(where: str, given: Mapping[str, Any], body: bytes, start: int) -> tuple[InputTensor, int]:
-    """A tensor, and where in the body the next one begins."""
-    name = field(where, given, "name", str)
+def _read_input(where: str, entry: Mapping[str, Any], body: bytes, start: int) -> tuple[InputTensor, int]:
+    """Return a tensor, and the offset in the body at which the next one starts."""
+    name = required(where, entry, "name", str)
     where = f"input {name!r}"
-    datatype, shape = field(where, given, "datatype", str), field(where, given, "shape", list)
+    datatype, shape = required(where, entry, "datatype", str), required(where, entry, "shape", list)
     if {*map(type, shape)} - {int}:
-        raise RequestError(f"{where}: its shape is {shape!r:.60}: whole numbers were expected")
+        raise RequestError(f"{where}: its shape is {shape!r:.60}: expected integers")
     check_shape(where, shape)
-    parameters: dict[str, Any] = optional(where, given, "parameters", {})
+    parameters: dict[str, Any] = optional(where, entry, "parameters", {})
     check_parameters(where, parameters)
     if parameters.get("binary_data_size") is None:
-        data = field(where, given, "data", list)
+        data = required(where, entry, "data", list)
         return InputTensor(name, datatype, tuple(shape), None, _typed(where, datatype, shape, data, parameters)), start
-    size = field(where, parameters, "binary_data_size", int)
-    if given.get("data") is not None:
-        raise RequestError(f"{where}: has data beside binary_data_size: send one or the other")
+    size = required(where, parameters, "binary_data_size", int)
+    if entry.get("data") is not None:
+        raise RequestError(f"{where} has both data and binary_data_size: send one of them")
     if not 0 <= size <= len(body) - start:
-        raise RequestError(f"{where}: its binary_data_size is {size:,}, and {len(body) - start:,} bytes are left behind the JSON")
+        raise RequestError(f"{where}: its binary_data_size is {size:,}, but {len(body) - start:,} bytes are left after the JSON")
     return InputTensor(name, datatype, tuple(shape), body[start : start + size]), start + size
 
 
 def _typed(where: str, datatype: str, shape: list[int], data: list[Any], parameters: Mapping[str, Any]) -> list[Any]:
-    """The values one by one, of the kind that the datatype has; none for a datatype that no input has, which is refused by that."""
+    """Return the values as a flat list of the datatype's type; empty for a datatype that no input has, which is refused later."""
     kind = _KINDS.get(datatype)
     if kind is None:
         return []
     values = _flat(where, shape, data)
     if others := {*map(type, values)} - {kind}:
         other = next(value for value in values if type(value) in others)
-        raise RequestError(f"{where}: values of {datatype} are {_SAID[kind]}, {shown(other)} came")
+        raise RequestError(f"{where}: expected {_NAMES[kind]} for {datatype}, got {shown(other)}")
     if kind is int and values and not -(2**63) <= min(values) <= max(values) < 2**63:
-        raise RequestError(f"{where}: {shown(min(values))} to {shown(max(values))} came, which 64 bits do not hold")
+        raise RequestError(f"{where}: expected 64-bit integers, got {shown(min(values))} to {shown(max(values))}")
     return [_decoded(where, value, parameters) for value in values] if kind is str else values
 
 
 def _flat(where: str, shape: list[int], data: list[Any]) -> list[Any]:
-    """Row by row, whether they came nested or already so."""
+    """Flatten data row by row; flat data stay as they are."""
     for size in shape[1:]:
         if not data or type(data[0]) is not list:
             break
         if {*map(type, data)} != {list} or {*map(len, data)} != {size}:
-            raise RequestError(f"{where}: its data are nested otherwise than its shape {shape}")
+            raise RequestError(f"{where}: the nesting of its data differs from its shape {shape}")
         data = list(chain.from_iterable(data))
     return data
 
 
 def _decoded(where: str, text: str, parameters: Mapping[str, Any]) -> bytes:
     if parameters.get("content_type") != BASE64:
-        raise RequestError(
-            f'{where}: bytes in JSON were expected in base64, with "parameters": {{"content_type": "{BASE64}"}}; or send binary data'
-        )
+        raise RequestError(f'{where}: expected bytes in base64, with "parameters": {{"content_type": "{BASE64}"}}, or binary data')
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise RequestError(f"{where}: not base64: {error}") from error
+        raise RequestError(f"{where}: invalid base64: {error}") from error
 
 
 def _values(tensor: OutputTensor) -> list[Any]:

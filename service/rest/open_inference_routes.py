@@ -1,4 +1,4 @@
-"""The REST half of the Open Inference Protocol, with Triton's extensions for repositories and binary data. The logic is elsewhere.
+"""Routes of the Open Inference Protocol, with Triton's extensions for repositories and binary data.
 
 https://github.com/kserve/open-inference-protocol/blob/main/specification/protocol/inference_rest.md
 """
@@ -16,28 +16,42 @@ from tlcli.contract.errors import RequestError
 from tlcli.service.inference.open_inference import PLATFORM, STATES, OpenInference
 from tlcli.service.repository.model_control import ModelControl
 from tlcli.service.repository.model_repository import Repository
-from tlcli.service.rest.endpoint import Endpoint, of_json, schema
-from tlcli.service.rest.error_responses import JSON
+from tlcli.service.rest.endpoint import Endpoint
 from tlcli.service.rest.json_fields import optional, read_object
-from tlcli.service.rest.json_tensors import Written, read_infer, write_infer
+from tlcli.service.rest.json_tensors import EncodedAnswer, read_infer, write_infer
+from tlcli.service.rest.responses import JSON, json_response
+from tlcli.service.rest.schemas import (
+    ControlRequest,
+    IndexEntry,
+    InferRequest,
+    InferResponse,
+    Live,
+    ModelMetadata,
+    ModelProperties,
+    Ready,
+    RepositoryIndex,
+    RepositoryIndexRequest,
+    ServerMetadata,
+    TensorMetadata,
+)
 from tlcli.service.system.thread_pool import Workers
 from tlcli.service.types.answer import ModelState
 from tlcli.service.types.tensor import TensorSpec
 
 JSON_BYTES = "Inference-Header-Content-Length"
-"""The header that says how much of a body is JSON, where tensors follow it."""
+"""Header with the length of the JSON in a body, if tensors follow it."""
 
-_EXTENSIONS = ("model_repository", "binary_tensor_data")
+_EXTENSIONS = ["model_repository", "binary_tensor_data"]
 _BINARY = "application/octet-stream"
 _SMALL_BODY = 64 * 1024
-"""Read and written in the event loop; larger ones in a thread."""
+"""Limit in bytes of bodies that are read and written in the event loop; larger ones are in a thread."""
 
 _MAX_CONTROL_BYTES = 64 * 1024
-_OF_MODELS = (400, 404, 409)
+_MODEL_ERRORS = (400, 404, 409)
 
 
 class OpenInferenceEndpoints:
-    """The protocol's requests; see the OpenAPI document for what each does."""
+    """Endpoints of the protocol, which the OpenAPI document describes."""
 
     def __init__(
         self,
@@ -48,11 +62,15 @@ class OpenInferenceEndpoints:
         is_serving: Callable[[], bool],
         max_bytes: int,
     ) -> None:
-        """
+        """Create the endpoints.
+
         Args:
-            workers: that read and write large bodies.
-            is_serving: whether the server as a whole takes requests, as health tells it.
-            max_bytes: of a request that infers.
+            open_inference: answers inference requests.
+            repository: the models.
+            control: loads and unloads models.
+            workers: threads that read and write large bodies.
+            is_serving: returns True while the server as a whole takes requests, as health reports it.
+            max_bytes: limit of an inference request.
         """
         self._open_inference = open_inference
         self._repository = repository
@@ -62,23 +80,20 @@ class OpenInferenceEndpoints:
         self._max_bytes = max_bytes
 
     def endpoints(self) -> list[Endpoint]:
-        """As they are routed and described."""
+        """Return the routes and their descriptions."""
         model = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")
         ready = [f"{path}/ready" for path in model]
         repository, named = "/v2/repository", "/v2/repository/models/{name}"
-        infer = {JSON: schema("InferRequest"), _BINARY: {}}
-        told = {JSON: schema("Ready")}
-        control = {JSON: {"type": "object"}}
         return [
-            Endpoint("server_metadata", "GET", ("/v2",), self.server_metadata, "What this server is", {JSON: schema("ServerMetadata")}),
-            Endpoint("server_live", "GET", ("/v2/health/live",), self.server_live, "Whether it runs", {JSON: schema("Live")}),
+            Endpoint("server_metadata", "GET", ("/v2",), self.server_metadata, "Describe the server", {JSON: ServerMetadata}),
+            Endpoint("server_live", "GET", ("/v2/health/live",), self.server_live, "Report liveness of the server", {JSON: Live}),
             Endpoint(
                 "server_ready",
                 "GET",
                 ("/v2/health/ready",),
                 self.server_ready,
-                "Whether it takes requests: 400 if not",
-                told,
+                "Report readiness of the server: 400 if it is not ready",
+                {JSON: Ready},
                 refusals=(400,),
             ),
             Endpoint(
@@ -86,30 +101,38 @@ class OpenInferenceEndpoints:
                 "GET",
                 model,
                 self.model_metadata,
-                "What a model takes and gives",
-                {JSON: schema("ModelMetadata")},
-                refusals=_OF_MODELS,
+                "Describe a model's inputs and outputs",
+                {JSON: ModelMetadata},
+                refusals=_MODEL_ERRORS,
             ),
-            Endpoint("model_ready", "GET", ready, self.model_ready, "Whether a model answers: 400 if not", told, refusals=(400,)),
+            Endpoint(
+                "model_ready",
+                "GET",
+                ready,
+                self.model_ready,
+                "Report readiness of a model: 400 if it is not ready",
+                {JSON: Ready},
+                refusals=(400,),
+            ),
             Endpoint(
                 "model_infer",
                 "POST",
                 [f"{path}/infer" for path in model],
                 self.model_infer,
-                f"Images in, scores and maps out; tensors in JSON, or as bytes behind it, whose length {JSON_BYTES} tells",
-                {JSON: schema("InferResponse"), _BINARY: {}},
-                takes=infer,
+                f"Compute scores and maps of images; tensors are in JSON, or bytes after it, whose length is in {JSON_BYTES}",
+                {JSON: InferResponse, _BINARY: None},
+                takes={JSON: InferRequest, _BINARY: None},
                 max_bytes=self._max_bytes,
-                refusals=(*_OF_MODELS, 413, 415, 429, 504),
+                refusals=(*_MODEL_ERRORS, 413, 415, 429, 504),
             ),
             Endpoint(
                 "repository_index",
                 "POST",
                 (f"{repository}/index",),
                 self.repository_index,
-                "Every model and version",
-                {JSON: schema("RepositoryIndex")},
-                takes={JSON: schema("RepositoryIndexRequest")},
+                "List every model and version",
+                {JSON: RepositoryIndex},
+                takes={JSON: RepositoryIndexRequest},
                 max_bytes=_MAX_CONTROL_BYTES,
                 refusals=(400, 413, 415),
             ),
@@ -118,83 +141,85 @@ class OpenInferenceEndpoints:
                 "POST",
                 (f"{named}/load",),
                 self.repository_model_load,
-                "Take what is in a model's folder now",
-                takes=control,
+                "Load the current content of a model's folder",
+                takes={JSON: ControlRequest},
                 max_bytes=_MAX_CONTROL_BYTES,
-                refusals=(*_OF_MODELS, 413, 415),
+                refusals=(*_MODEL_ERRORS, 413, 415),
             ),
             Endpoint(
                 "repository_model_unload",
                 "POST",
                 (f"{named}/unload",),
                 self.repository_model_unload,
-                "Serve a model no longer",
-                takes=control,
+                "Stop serving a model",
+                takes={JSON: ControlRequest},
                 max_bytes=_MAX_CONTROL_BYTES,
-                refusals=(*_OF_MODELS, 413, 415),
+                refusals=(*_MODEL_ERRORS, 413, 415),
             ),
         ]
 
     async def server_metadata(self, request: Request, body: bytes) -> Response:
-        """What this server is."""
-        return of_json({"name": "tlcli", "version": metadata.version("tlcli"), "extensions": _EXTENSIONS})
+        """Describe the server."""
+        return json_response(ServerMetadata(name="tlcli", version=metadata.version("tlcli"), extensions=_EXTENSIONS))
 
     async def server_live(self, request: Request, body: bytes) -> Response:
-        """That it answers says it."""
-        return of_json({"live": True})
+        """Answer that the server is live."""
+        return json_response(Live(live=True))
 
     async def server_ready(self, request: Request, body: bytes) -> Response:
-        """Whether requests are taken."""
+        """Report whether the server takes requests."""
         return _ready(self._is_serving())
 
     async def model_ready(self, request: Request, body: bytes) -> Response:
-        """Whether a model answers."""
+        """Report whether a model is ready."""
         return _ready(self._open_inference.is_ready(*_model(request)))
 
     async def model_metadata(self, request: Request, body: bytes) -> Response:
-        """What a model takes and gives."""
-        found = self._open_inference.describe(*_model(request))
-        return of_json(
-            {
-                "name": found.model,
-                "versions": found.versions,
-                "platform": PLATFORM,
-                "inputs": _write_specs(found.inputs),
-                "outputs": _write_specs(found.outputs),
-                "properties": {"labels": found.labels},
-            }
+        """Describe a model's inputs and outputs."""
+        tensors = self._open_inference.describe(*_model(request))
+        return json_response(
+            ModelMetadata(
+                name=tensors.model,
+                versions=list(tensors.versions),
+                platform=PLATFORM,
+                inputs=_write_specs(tensors.inputs),
+                outputs=_write_specs(tensors.outputs),
+                properties=ModelProperties(labels=list(tensors.labels)),
+            )
         )
 
     async def model_infer(self, request: Request, body: bytes) -> Response:
-        """Images in, scores and maps out."""
+        """Compute scores and maps of images."""
         length, (model, version) = _json_bytes(request), _model(request)
         if len(body) <= _SMALL_BODY:
             call = read_infer(body, length, model, version)
         else:
             call = (await self._workers.do(read_infer, body, length, model, version)).value
         answer = await self._open_inference.infer(call.query)
-        if sum(len(one.raw) for one in answer.outputs) <= _SMALL_BODY:
-            return _written(write_infer(answer, call))
-        return _written((await self._workers.do(write_infer, answer, call)).value)
+        if sum(len(output.raw) for output in answer.outputs) <= _SMALL_BODY:
+            return _response(write_infer(answer, call))
+        return _response((await self._workers.do(write_infer, answer, call)).value)
 
     async def repository_index(self, request: Request, body: bytes) -> Response:
-        """Every model and version."""
+        """List every model and version."""
         only_ready = optional("the request", read_object(body or b"{}"), "ready", False)
-        return of_json(
-            [
-                {"name": one.name, "version": one.version, "state": STATES[one.state], "reason": one.reason}
-                for one in self._repository.statuses()
-                if one.state is ModelState.READY or not only_ready
-            ]
+        return json_response(
+            RepositoryIndex(
+                [
+                    IndexEntry(name=status.name, version=status.version, state=STATES[status.state], reason=status.reason)
+                    for status in self._repository.statuses()
+                    if status.state is ModelState.READY or not only_ready
+                ]
+            )
         )
 
     async def repository_model_load(self, request: Request, body: bytes) -> Response:
-        """Take what is in a model's folder now."""
+        """Load the current content of a model's folder."""
         await self._control.load(request.path_params["name"], _parameters(body))
         return Response()
 
     async def repository_model_unload(self, request: Request, body: bytes) -> Response:
-        """Serve a model no longer."""
+        """Stop serving a model."""
         await self._control.unload(request.path_params["name"], _parameters(body))
         return Response()
 
@@ -210,25 +235,29 @@ def _model(request: Request) -> tuple[str, str]:
 
 
 def _ready(ready: bool) -> Response:
-    """The protocol has false as a status of 400 to 499; Triton and KServe's clients look at nothing else."""
-    return of_json({"ready": ready}, 200 if ready else 400)
+    """Create the response. A status of 400 to 499 means false in the protocol; clients of Triton and KServe check only the status."""
+    return json_response(Ready(ready=ready), 200 if ready else 400)
 
 
 def _json_bytes(request: Request) -> int | None:
-    """Raises: RequestError: the header is no number."""
+    """Return the length of the JSON from the request's header, if it has one.
+
+    Raises:
+        RequestError: the header is no number.
+    """
     text = request.headers.get(JSON_BYTES)
     if text is None:
         return None
     if not (text.isascii() and text.isdecimal() and len(text) < 20):
-        raise RequestError(f"{JSON_BYTES} is {text!r:.60}: the number of bytes of JSON was expected")
+        raise RequestError(f"{JSON_BYTES} is {text!r:.60}: expected the number of bytes of JSON")
     return int(text)
 
 
-def _written(written: Written) -> Response:
-    if written.json_bytes is None:
-        return Response(written.body, media_type=JSON)
-    return Response(written.body, media_type=_BINARY, headers={JSON_BYTES: str(written.json_bytes)})
+def _response(answer: EncodedAnswer) -> Response:
+    if answer.json_bytes is None:
+        return Response(answer.body, media_type=JSON)
+    return Response(answer.body, media_type=_BINARY, headers={JSON_BYTES: str(answer.json_bytes)})
 
 
-def _write_specs(specs: Iterable[TensorSpec]) -> list[dict[str, Any]]:
-    return [{"name": one.name, "datatype": one.datatype, "shape": one.shape} for one in specs]
+def _write_specs(specs: Iterable[TensorSpec]) -> list[TensorMetadata]:
+    return [TensorMetadata(name=spec.name, datatype=spec.datatype, shape=list(spec.shape)) for spec in specs]

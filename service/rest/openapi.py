@@ -1,4 +1,4 @@
-"""The OpenAPI document of the endpoints, and a page of it that fetches nothing and runs no script."""
+"""OpenAPI document of the endpoints, and an HTML page of it that loads nothing and runs no script."""
 
 from __future__ import annotations
 
@@ -13,155 +13,50 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from tlcli.service.rest.endpoint import Endpoint, of_json, schema
-from tlcli.service.rest.error_responses import JSON
-from tlcli.service.rest.json_tensors import BASE64
-from tlcli.service.rest.token_middleware import OPEN
+from tlcli.service.rest.access_control import OPEN_PATHS
+from tlcli.service.rest.endpoint import Content, Endpoint
+from tlcli.service.rest.responses import JSON, json_response
+from tlcli.service.rest.schemas import SCHEMAS, Error
 
 Document = dict[str, Any]
 
-_TEXT: Document = {"type": "string"}
-_WHOLE: Document = {"type": "integer"}
-_TRUTH: Document = {"type": "boolean"}
-_NUMBER: Document = {"type": "number"}
-
-
-def _object(required: Sequence[str] = (), **properties: Document) -> Document:
-    return {"type": "object", "properties": properties} | ({"required": [*required]} if required else {})
-
-
-def _list(of: Document, **more: Any) -> Document:
-    return {"type": "array", "items": of} | more
-
-
-_PARAMETERS: Document = {"type": "object"}
-_DATA = "The values, row by row, nested or not."
-SCHEMAS: dict[str, Document] = {
-    "Error": _object(["error"], error=_TEXT),
-    "Live": _object(["live"], live=_TRUTH),
-    "Ready": _object(["ready"], ready=_TRUTH),
-    "ServerMetadata": _object(["name", "version", "extensions"], name=_TEXT, version=_TEXT, extensions=_list(_TEXT)),
-    "TensorMetadata": _object(
-        ["name", "datatype", "shape"], name=_TEXT, datatype=_TEXT, shape=_list(_WHOLE, description="-1 stands for any size.")
-    ),
-    "ModelMetadata": _object(
-        ["name", "versions", "platform", "inputs", "outputs"],
-        name=_TEXT,
-        versions=_list(_TEXT),
-        platform=_TEXT,
-        inputs=_list(schema("TensorMetadata")),
-        outputs=_list(schema("TensorMetadata")),
-        properties=_object(labels=_list(_TEXT)),
-    ),
-    "InferRequest": _object(
-        ["inputs"],
-        id=_TEXT | {"description": "Comes back in the answer."},
-        parameters=_object(binary_data_output=_TRUTH | {"description": "Whether outputs come as bytes behind the JSON."}),
-        inputs=_list(
-            _object(
-                ["name", "datatype", "shape"],
-                name=_TEXT,
-                datatype={"type": "string", "enum": ["UINT8", "INT64", "BOOL", "BYTES"]},
-                shape=_list(_WHOLE),
-                data=_list({}, description=_DATA + " Bytes as base64, which the parameter content_type says."),
-                parameters=_object(
-                    binary_data_size=_WHOLE | {"description": "How many bytes behind the JSON hold the values, instead of data."},
-                    content_type={"type": "string", "enum": [BASE64]},
-                ),
-            )
-        ),
-        outputs=_list(
-            _object(["name"], name=_TEXT, parameters=_object(binary_data=_TRUTH)),
-            description="Scores, logits, classes, and maps by their names; left out, scores and logits.",
-        ),
-    ),
-    "InferResponse": _object(
-        ["model_name", "model_version", "outputs"],
-        model_name=_TEXT,
-        model_version=_TEXT,
-        id=_TEXT,
-        outputs=_list(
-            _object(
-                ["name", "datatype", "shape"],
-                name=_TEXT,
-                datatype=_TEXT,
-                shape=_list(_WHOLE),
-                data=_list({"type": ["number", "null"]}, description="The values, row by row; null for what is no number."),
-                parameters=_object(binary_data_size=_WHOLE),
-            )
-        ),
-    ),
-    "RepositoryIndexRequest": _object(ready=_TRUTH | {"description": "List those alone that answer."}),
-    "RepositoryIndex": _list(
-        _object(
-            ["name", "version", "state", "reason"],
-            name=_TEXT,
-            version=_TEXT,
-            state={"type": "string", "enum": ["READY", "LOADING", "UNAVAILABLE"]},
-            reason=_TEXT,
-        )
-    ),
-    "Classification": _object(
-        ["request_id", "model", "version", "predictions", "timings"],
-        request_id=_TEXT,
-        model=_TEXT,
-        version=_TEXT,
-        predictions=_list(schema("Prediction"), description="The best classes, best first, then explained ones that are not among them."),
-        timings=_object(decode_time_ns=_WHOLE, queue_time_ns=_WHOLE, infer_time_ns=_WHOLE, render_time_ns=_WHOLE),
-    ),
-    "Prediction": _object(
-        ["class_id", "label", "score", "rank", "logit"],
-        class_id=_WHOLE,
-        label=_TEXT,
-        score=_NUMBER | {"description": "The softmax probability."},
-        rank=_WHOLE | {"description": "1 is the best."},
-        logit=_NUMBER,
-        map=schema("Map"),
-    ),
-    "Map": _object(
-        ["method", "height", "width", "box"],
-        method=_TEXT,
-        height=_WHOLE,
-        width=_WHOLE,
-        box=_list(_NUMBER, description="The part of the image that the map covers: left, top, right, bottom, in its pixels."),
-        values=_list(_list(_NUMBER), description="Row by row, where format is raw."),
-        png=_TEXT | {"contentEncoding": "base64", "description": "The drawn map, in base64, where format is another."},
-    ),
-}
-"""What comes and goes as JSON, by the names that endpoints use."""
-
 _PARAMETER = re.compile(r"{(\w+)}")
-_ALWAYS = (500, 503)
-_OF_METHODS = {"POST": (403,)}
+_COMMON_ERRORS = (500, 503)
+_METHOD_ERRORS = {"POST": (403,)}
 
 
 class OpenApi:
-    """The document, as `/openapi.json`, and the page, as `/docs`; of these two endpoints too. html: the page."""
+    """Document at `/openapi.json` and page at `/docs`, which describe these two endpoints too.
+
+    endpoints: all endpoints.
+    document: the document.
+    html: the page.
+    """
 
     def __init__(self, endpoints: Sequence[Endpoint], has_tokens: bool) -> None:
-        """has_tokens: whether requests must carry one."""
+        """Create the document. has_tokens: whether requests must carry a token."""
         own = [
-            Endpoint("openapi", "GET", ("/openapi.json",), self.json, "This document", {JSON: {"type": "object"}}),
-            Endpoint("docs", "GET", ("/docs",), self.page, "This document as a page", {"text/html": {}}),
+            Endpoint("openapi", "GET", ("/openapi.json",), self.json, "Return this document", {JSON: None}),
+            Endpoint("docs", "GET", ("/docs",), self.page, "Return this document as a page", {"text/html": None}),
         ]
         self.endpoints = (*endpoints, *own)
         self.document = _document(self.endpoints, has_tokens)
         self.html = _page(self.document)
 
     async def json(self, request: Request, body: bytes) -> Response:
-        """The document."""
-        return of_json(self.document)
+        """Return the document."""
+        return json_response(self.document)
 
     async def page(self, request: Request, body: bytes) -> Response:
-        """The page."""
+        """Return the page."""
         return HTMLResponse(self.html, headers={"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"})
 
 
 def _document(endpoints: Iterable[Endpoint], has_tokens: bool) -> Document:
     paths: dict[str, Document] = {}
-    for one in endpoints:
-        for path in one.paths:
-            paths.setdefault(path, {})[one.method.lower()] = _operation(one, path, has_tokens)
+    for endpoint in endpoints:
+        for path in endpoint.paths:
+            paths.setdefault(path, {})[endpoint.method.lower()] = _operation(endpoint, path, has_tokens)
     document: Document = {
         "openapi": "3.1.0",
         "info": {
@@ -178,69 +73,73 @@ def _document(endpoints: Iterable[Endpoint], has_tokens: bool) -> Document:
     return document
 
 
-def _operation(one: Endpoint, path: str, has_tokens: bool) -> Document:
+def _operation(endpoint: Endpoint, path: str, has_tokens: bool) -> Document:
     version = "_version" if "{version}" in path else ""
-    in_path = [{"name": name, "in": "path", "required": True, "schema": _TEXT} for name in _PARAMETER.findall(path)]
-    in_query = [{"name": name, "in": "query", "schema": about} for name, about in one.query.items()]
-    responses: dict[str, Document] = {"200": {"description": HTTPStatus(200).phrase, "content": _content(one.answers)}}
-    guarded = (401,) if has_tokens and path not in OPEN else ()
-    late = (408,) if one.takes else ()
-    for status in sorted({*one.refusals, *guarded, *late, *_OF_METHODS.get(one.method, ()), *_ALWAYS}):
-        responses[str(status)] = {"description": HTTPStatus(status).phrase, "content": _content({JSON: schema("Error")})}
-    operation: Document = {"operationId": one.name + version, "summary": one.summary, "responses": responses}
+    in_path = [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in _PARAMETER.findall(path)]
+    in_query = [{"name": name, "in": "query", "schema": schema} for name, schema in endpoint.query.items()]
+    responses: dict[str, Document] = {"200": {"description": HTTPStatus(200).phrase, "content": _content(endpoint.answers)}}
+    token_errors = (401,) if has_tokens and path not in OPEN_PATHS else ()
+    body_errors = (408,) if endpoint.takes else ()
+    for status in sorted({*endpoint.refusals, *token_errors, *body_errors, *_METHOD_ERRORS.get(endpoint.method, ()), *_COMMON_ERRORS}):
+        responses[str(status)] = {"description": HTTPStatus(status).phrase, "content": _content({JSON: Error})}
+    operation: Document = {"operationId": endpoint.name + version, "summary": endpoint.summary, "responses": responses}
     if in_path or in_query:
         operation["parameters"] = [*in_path, *in_query]
-    if one.takes:
-        operation["requestBody"] = {"content": _content(one.takes)}
-    if path in OPEN:
+    if endpoint.takes:
+        operation["requestBody"] = {"content": _content(endpoint.takes)}
+    if path in OPEN_PATHS:
         operation["security"] = []
     return operation
 
 
-def _content(types: Mapping[str, Any]) -> Document:
-    return {kind: {"schema": about} if about else {} for kind, about in types.items()}
+def _content(content: Content) -> Document:
+    return {
+        media_type: {} if model is None else {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}
+        for media_type, model in content.items()
+    }
 
 
 def _page(document: Document) -> str:
-    """Server-side, so that it needs no script, and a browser that holds no token for the document."""
+    """Render the page here, so that it needs no script, and no token to load the document."""
     title = html.escape(f"{document['info']['title']} {document['info']['version']}")
-    parts = [f"<h1>{title}</h1><p>{html.escape(document['info']['description'])} <a href='openapi.json'>openapi.json</a></p>"]
+    blocks = [f"<h1>{title}</h1><p>{html.escape(document['info']['description'])} <a href='openapi.json'>openapi.json</a></p>"]
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
-            parts.append(_section(f"{method.upper()} {path}", operation))
-    parts.append("<h2>Schemas</h2>")
-    for name, about in document["components"]["schemas"].items():
-        parts.append(f"<details id='{name}'><summary><code>{name}</code></summary>{_json(about)}</details>")
-    return _FRAME.replace("TITLE", title).replace("BODY", "\n".join(parts))
+            blocks.append(_section(f"{method.upper()} {path}", operation))
+    blocks.append("<h2>Schemas</h2>")
+    for name, schema in document["components"]["schemas"].items():
+        blocks.append(f"<details id='{name}'><summary><code>{name}</code></summary>{_json(schema)}</details>")
+    return _FRAME.replace("TITLE", title).replace("BODY", "\n".join(blocks))
 
 
 def _section(heading: str, operation: Document) -> str:
     rows = [
-        f"<tr><td><code>{one['name']}</code></td><td>{one['in']}</td><td>{html.escape(one['schema'].get('description', ''))}</td></tr>"
-        for one in operation.get("parameters", [])
+        f"<tr><td><code>{parameter['name']}</code></td><td>{parameter['in']}</td>"
+        f"<td>{html.escape(parameter['schema'].get('description', ''))}</td></tr>"
+        for parameter in operation.get("parameters", [])
     ]
     table = f"<table>{''.join(rows)}</table>" if rows else ""
-    takes = operation.get("requestBody", {}).get("content", {})
-    gives = operation["responses"]["200"]["content"]
-    refusals = ", ".join(status for status in operation["responses"] if status != "200")
+    accepts = operation.get("requestBody", {}).get("content", {})
+    returns = operation["responses"]["200"]["content"]
+    errors = ", ".join(status for status in operation["responses"] if status != "200")
     return (
         f"<section><h3><code>{html.escape(heading)}</code></h3><p>{html.escape(operation['summary'])}.</p>{table}"
-        f"<p>{_kinds('Takes', takes)}{_kinds('Answers', gives)}Refuses with {refusals}.</p></section>"
+        f"<p>{_media_types('Accepts', accepts)}{_media_types('Returns', returns)}Errors: {errors}.</p></section>"
     )
 
 
-def _kinds(what: str, content: Mapping[str, Document]) -> str:
-    kinds = [f"<code>{html.escape(kind)}</code>{_link(about)}" for kind, about in content.items()]
-    return f"{what} {' or '.join(kinds)}. " if kinds else ""
+def _media_types(verb: str, content: Mapping[str, Document]) -> str:
+    media_types = [f"<code>{html.escape(media_type)}</code>{_link(entry)}" for media_type, entry in content.items()]
+    return f"{verb} {' or '.join(media_types)}. " if media_types else ""
 
 
-def _link(about: Document) -> str:
-    name = about.get("schema", {}).get("$ref", "").rpartition("/")[2]
+def _link(entry: Document) -> str:
+    name = entry.get("schema", {}).get("$ref", "").rpartition("/")[2]
     return f" (<a href='#{name}'>{name}</a>)" if name else ""
 
 
-def _json(about: Document) -> str:
-    return f"<pre>{html.escape(json.dumps(about, indent=2))}</pre>"
+def _json(schema: Document) -> str:
+    return f"<pre>{html.escape(json.dumps(schema, indent=2))}</pre>"
 
 
 _FRAME = """<!DOCTYPE html>

@@ -1,1 +1,1 @@
-"""The gRPC edge: servicers, interceptors, health, reflection."""
+"""Server over gRPC: servicers, interceptors, health, reflection."""

@@ -1,4 +1,4 @@
-"""The gRPC edge of the server: messages in, messages out, errors as statuses. The logic is `tlcli.service.inference.classifier`'s."""
+"""Servicer of `tlcli.v1.Classifier`: converts messages and errors; `tlcli.service.inference.classifier` does the work."""
 
 from __future__ import annotations
 
@@ -14,25 +14,33 @@ from tlcli.service.pb.tlcli.v1 import classifier_pb2 as pb
 from tlcli.service.protocol import codec
 from tlcli.service.protocol.rpc_methods import CLASSIFIER, Context, handler
 from tlcli.service.repository.model_repository import Repository
-from tlcli.service.rpc.error_handling import message_bytes, parse, refusals
-from tlcli.service.rpc.idle_streams import taken, until_idle
+from tlcli.service.rpc.error_handling import abort_on_error, message_bytes, parse
+from tlcli.service.rpc.idle_streams import until_idle, write_or_time_out
 from tlcli.service.system.ordered_stream import in_order
 from tlcli.service.telemetry.failed_request import record_error
 from tlcli.service.telemetry.request_interceptor import next_stream_request
 from tlcli.service.types.answer import MapMethod, ModelInfo
 
 
-class ClassifierEdge:
-    """`tlcli.v1.Classifier`; see the .proto for what each call does.
+class ClassifierServicer:
+    """Service `tlcli.v1.Classifier`; the .proto describes its methods.
 
-    Its methods take bytes and parse them here, because gRPC answers bytes that do not parse with UNKNOWN, the name
-    of a Python class and a traceback in the log, as if the server were at fault.
+    The methods take bytes and parse them, because gRPC answers bytes that do not parse with UNKNOWN, the name of a Python class, and a
+    traceback in the log, as if the server were at fault.
     """
 
     def __init__(
         self, classifier: Classifier, repository: Repository, stream_in_flight: int, stream_idle_s: float, budget: MemoryBudget
     ) -> None:
-        """stream_in_flight: images of one stream worked on at a time. stream_idle_s: how long nothing may move on it; 0: any time."""
+        """Create the servicer.
+
+        Args:
+            classifier: answers the requests.
+            repository: the models.
+            stream_in_flight: number of images of one stream in progress at a time.
+            stream_idle_s: seconds after which a stream without movement ends; 0 for no limit.
+            budget: memory of all requests.
+        """
         self._classifier = classifier
         self._repository = repository
         self._stream_in_flight = stream_in_flight
@@ -40,7 +48,7 @@ class ClassifierEdge:
         self._budget = budget
 
     def handler(self) -> grpc.GenericRpcHandler[Any, Any]:
-        """The service's calls, for a server that has not started."""
+        """Return the handler of the service, to add to a server before it starts."""
         return handler(
             CLASSIFIER,
             {
@@ -52,17 +60,17 @@ class ClassifierEdge:
         )
 
     async def classify(self, request: bytes, context: Context) -> pb.ClassifyResponse:
-        """One image."""
-        async with refusals(context):
+        """Classify one image."""
+        async with abort_on_error(context):
             with self._budget.bodies.lease() as lease:
                 await lease.grow_to(message_bytes(request))
                 return await self._classify(parse(pb.ClassifyRequest, request))
 
     async def classify_stream(self, requests: AsyncIterator[bytes], context: Context) -> None:
-        """Many images on one call.
+        """Classify the images of a stream.
 
-        Writes to the context instead of yielding, which gRPC takes as well: so the work of a stream whose client
-        has left is cancelled here and now, and not when a generator is collected.
+        It writes to the context instead of yielding, which gRPC supports as well: the work of a stream whose client has left is then
+        cancelled at once, and not when a generator is collected.
         """
         working = 0
 
@@ -74,22 +82,22 @@ class ClassifierEdge:
             finally:
                 working -= 1
 
-        coming = until_idle(aiter(requests), self._stream_idle_s, lambda: working > 0)
-        async with refusals(context), aclosing(in_order(coming, work, self._stream_in_flight)) as answers:
+        incoming = until_idle(aiter(requests), self._stream_idle_s, lambda: working > 0)
+        async with abort_on_error(context), aclosing(in_order(incoming, work, self._stream_in_flight)) as answers:
             async for answer in answers:
-                await taken(context.write(answer), self._stream_idle_s)
+                await write_or_time_out(context.write(answer), self._stream_idle_s)
 
     async def list_models(self, request: bytes, context: Context) -> pb.ListModelsResponse:
-        """Every model and version."""
-        async with refusals(context):
+        """List every model and version."""
+        async with abort_on_error(context):
             parse(pb.ListModelsRequest, request)
             return pb.ListModelsResponse(models=[codec.write_status(status) for status in self._repository.statuses()])
 
     async def get_model(self, request: bytes, context: Context) -> pb.GetModelResponse:
-        """All that is known of one model."""
-        async with refusals(context):
-            wanted = parse(pb.GetModelRequest, request)
-            served = self._repository.find(wanted.model, wanted.version)
+        """Describe one model."""
+        async with abort_on_error(context):
+            message = parse(pb.GetModelRequest, request)
+            served = self._repository.find(message.model, message.version)
             description = served.runner.model.description
             return codec.write_info(
                 ModelInfo(
@@ -99,7 +107,7 @@ class ClassifierEdge:
                     labels=description.labels,
                     input_height=description.preprocessing.height,
                     input_width=description.preprocessing.width,
-                    methods=tuple(MapMethod(one.name, one.layer, one.height, one.width) for one in description.maps),
+                    methods=tuple(MapMethod(entry.name, entry.layer, entry.height, entry.width) for entry in description.maps),
                     description_json=description.to_json(),
                 )
             )
@@ -122,5 +130,5 @@ class ClassifierEdge:
                 request = parse(pb.ClassifyRequest, data)
                 request_id = request.request_id
                 return pb.ClassifyStreamResponse(request_id=request_id, response=await self._classify(request, patient=True))
-        except Exception as error:  # noqa: BLE001  # whatever it is, it is this image's, and the stream goes on
+        except Exception as error:  # noqa: BLE001  # every error belongs to this image, and the stream goes on
             return pb.ClassifyStreamResponse(request_id=request_id, error=record_error(error))

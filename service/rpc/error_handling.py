@@ -1,4 +1,4 @@
-"""What both gRPC edges do with bytes that are no message, and with errors: statuses, as `error_status` writes them."""
+"""Parsing of messages, and conversion of errors to gRPC statuses, for both servicers."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from tlcli.service.telemetry.failed_request import record_error
 from tlcli.service.telemetry.request_interceptor import echoed_metadata
 
 RETRY_AFTER_MS = "grpc-retry-pushback-ms"
-"""Clients with a retry policy of gRPC's wait so long (gRFC A6)."""
+"""Metadata key of the retry delay, which clients with a gRPC retry policy heed (gRFC A6)."""
 
 M = TypeVar("M", bound=Message)
 
 
 @asynccontextmanager
-async def refusals(context: Context) -> AsyncIterator[None]:
-    """End the call with the status of what is raised inside."""
+async def abort_on_error(context: Context) -> AsyncIterator[None]:
+    """End the call with the status of an error that is raised inside."""
     try:
         yield
     except grpc.aio.AbortError:
         raise  # the call has its status already
-    except Exception as error:  # noqa: BLE001  # turned into a status, and logged if it is a fault of ours
+    except Exception as error:  # noqa: BLE001  # every error becomes a status, and is logged if the server is at fault
         status = rpc_status.to_status(record_error(error))
         metadata = status.trailing_metadata
         if isinstance(error, OverloadedError):
@@ -38,20 +38,20 @@ async def refusals(context: Context) -> AsyncIterator[None]:
 
 
 def parse(kind: type[M], data: bytes) -> M:
-    """A message from its bytes.
+    """Parse a message.
 
     Raises:
-        RequestError: the bytes are none, or hold too much; see `tlcli.service.protocol.parse_cost`.
+        RequestError: the bytes are no such message, or too costly to parse; see `tlcli.service.protocol.parse_cost`.
     """
-    check_cost(data, kind.DESCRIPTOR)  # type: ignore[arg-type]  # two names of one class in the stubs
+    check_cost(data, kind.DESCRIPTOR)  # type: ignore[arg-type]  # the stubs have two names for one class
     try:
         return kind.FromString(data)
     except DecodeError as error:
         raise RequestError(
-            f"{len(data):,} bytes came that are no {kind.DESCRIPTOR.full_name} message: use the .proto of this server"
+            f"the request's {len(data):,} bytes are no {kind.DESCRIPTOR.full_name} message: use the .proto of this server"
         ) from error
 
 
 def message_bytes(data: bytes) -> int:
-    """Return the memory that a message takes: as gRPC received it, its bytes, and what is parsed of them."""
+    """Return the memory that a message takes: gRPC's buffer, the bytes, and the parsed message."""
     return 3 * len(data)

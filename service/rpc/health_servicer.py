@@ -1,4 +1,4 @@
-"""`grpc.health.v1`: is the server up, and each model of it."""
+"""Servicer of `grpc.health.v1`: health of the server and of each model."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from grpc_health.v1.health import OVERALL_HEALTH, aio  # type: ignore[attr-defin
 from tlcli.service.protocol.rpc_methods import SERVICES
 
 
-class Health(aio.HealthServicer):  # type: ignore[misc]
-    """The health service, by name: the whole server (`""`), its two services, and each model."""
+class HealthServicer(aio.HealthServicer):  # type: ignore[misc]
+    """Health by name: of the whole server (`""`), its two services, and each model."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -21,20 +21,20 @@ class Health(aio.HealthServicer):  # type: ignore[misc]
         self._models: set[str] = set()
 
     async def announce(self, serving: bool, models: Mapping[str, bool]) -> None:
-        """Whether the server takes requests, and which of its models do; one that was named before and is not now does not."""
+        """Set the health of the server and of its models. A model of an earlier call that is missing now is not serving."""
         status = health_pb2.HealthCheckResponse.ServingStatus
-        gone = dict.fromkeys(self._models - models.keys(), False)
+        removed = dict.fromkeys(self._models - models.keys(), False)
         self._models.update(models)
-        whole = (OVERALL_HEALTH, *(service.full_name for service in SERVICES))
-        for name, state in {**gone, **models, **dict.fromkeys(whole, serving)}.items():
+        server = (OVERALL_HEALTH, *(service.full_name for service in SERVICES))
+        for name, state in {**removed, **models, **dict.fromkeys(server, serving)}.items():
             await self.set(name, status.SERVING if state else status.NOT_SERVING)
 
     def end_watches(self) -> None:
-        """End the calls that watch, after they have told what is so: they would last as long as their clients."""
+        """End the `Watch` calls, after they have sent the current state: they would last as long as their clients."""
         self._ending.set()
 
     async def Watch(self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[object, object]) -> None:  # noqa: N802
-        """Tell the state of a service and each change of it, until the client leaves or the server stops."""
+        """Send the state of a service and each change of it, until the client leaves or the server stops."""
         watching = asyncio.ensure_future(super().Watch(request, context))
         ending = asyncio.ensure_future(self._ending.wait())
         try:

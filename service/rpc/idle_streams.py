@@ -1,4 +1,4 @@
-"""Streams on which nothing moves: their client neither sends nor takes anything."""
+"""Time limits of streams whose client neither sends nor reads anything."""
 
 from __future__ import annotations
 
@@ -12,22 +12,24 @@ T = TypeVar("T")
 
 
 async def until_idle(items: AsyncIterator[T], idle_s: float, is_busy: Callable[[], bool]) -> AsyncGenerator[T, None]:
-    """Yield the items of a stream as they come.
+    """Yield the items of a stream as they arrive.
 
     Args:
-        items: what the client sends.
-        idle_s: how long none may come; 0 for any time.
-        is_busy: where the server works on earlier ones, the client waits for it, and may.
+        items: items that the client sends.
+        idle_s: time limit for the next item in seconds; 0 for none.
+        is_busy: returns True while the server works on earlier items; a client may wait for these.
 
     Raises:
-        TimeLimitError: none came in that time.
+        TimeLimitError: no item arrived in time.
     """
     while True:
         reading = asyncio.ensure_future(_next(items))
         try:
             while not (await asyncio.wait({reading}, timeout=idle_s or None))[0]:
                 if not is_busy():
-                    raise TimeLimitError(f"nothing came on this stream for {idle_s:g} s: open one when there are images to send")
+                    raise TimeLimitError(
+                        f"the stream received nothing for {idle_s:g} s (stream_idle_s): open a stream when there are images to send"
+                    )
             item = await reading
         except StopAsyncIteration:
             return
@@ -36,17 +38,23 @@ async def until_idle(items: AsyncIterator[T], idle_s: float, is_busy: Callable[[
         yield item
 
 
-async def taken(writing: Awaitable[None], idle_s: float) -> None:
+async def write_or_time_out(writing: Awaitable[None], idle_s: float) -> None:
     """Wait until the client has room for an answer.
 
+    Args:
+        writing: the write of the answer.
+        idle_s: time limit in seconds; 0 for none.
+
     Raises:
-        TimeLimitError: it had none for `idle_s`; 0 for any time.
+        TimeLimitError: the client had no room in time.
     """
     try:
         async with asyncio.timeout(idle_s or None):
             await writing
     except TimeoutError as error:
-        raise TimeLimitError(f"no answer was taken from this stream for {idle_s:g} s: read answers as they come") from error
+        raise TimeLimitError(
+            f"the client read no answer of the stream for {idle_s:g} s (stream_idle_s): read answers as they arrive"
+        ) from error
 
 
 async def _next(items: AsyncIterator[T]) -> T:

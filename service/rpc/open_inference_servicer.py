@@ -1,4 +1,4 @@
-"""The gRPC edge of the Open Inference Protocol: messages in, messages out, errors as statuses. The logic is `open_inference`'s."""
+"""Servicer of the Open Inference Protocol: converts messages and errors; `tlcli.service.inference.open_inference` does the work."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from tlcli.service.pb.inference import open_inference_pb2 as pb
 from tlcli.service.protocol.rpc_methods import OPEN_INFERENCE, Context, handler
 from tlcli.service.repository.model_control import ModelControl
 from tlcli.service.repository.model_repository import Repository
-from tlcli.service.rpc.error_handling import message_bytes, parse, refusals
+from tlcli.service.rpc.error_handling import abort_on_error, message_bytes, parse
 from tlcli.service.types.answer import ModelState
 from tlcli.service.types.tensor import BOOL, BYTES, INT64, UINT8, InputTensor, TensorSpec, check_shape
 
 _EXTENSIONS = ("model_repository",)
 
 
-class OpenInferenceEdge:
-    """`inference.GRPCInferenceService`; see the .proto for what each call does.
+class OpenInferenceServicer:
+    """Service `inference.GRPCInferenceService`; the .proto describes its methods.
 
-    Its methods take bytes, as those of `tlcli.service.rpc.classifier_servicer.ClassifierEdge` do.
+    The methods take bytes, as those of `tlcli.service.rpc.classifier_servicer.ClassifierServicer` do.
     """
 
     def __init__(
@@ -37,7 +37,15 @@ class OpenInferenceEdge:
         is_serving: Callable[[], bool],
         budget: MemoryBudget,
     ) -> None:
-        """is_serving: whether the server as a whole takes requests, as health tells it."""
+        """Create the servicer.
+
+        Args:
+            open_inference: answers inference requests.
+            repository: the models.
+            control: loads and unloads models.
+            is_serving: returns True while the server as a whole takes requests, as health reports it.
+            budget: memory of all requests.
+        """
         self._open_inference = open_inference
         self._repository = repository
         self._control = control
@@ -45,7 +53,7 @@ class OpenInferenceEdge:
         self._budget = budget
 
     def handler(self) -> grpc.GenericRpcHandler[Any, Any]:
-        """The service's calls, for a server that has not started."""
+        """Return the handler of the service, to add to a server before it starts."""
         return handler(
             OPEN_INFERENCE,
             {
@@ -62,127 +70,131 @@ class OpenInferenceEdge:
         )
 
     async def server_live(self, request: bytes, context: Context) -> pb.ServerLiveResponse:
-        """That it answers says it."""
-        async with refusals(context):
+        """Answer that the server is live."""
+        async with abort_on_error(context):
             parse(pb.ServerLiveRequest, request)
             return pb.ServerLiveResponse(live=True)
 
     async def server_ready(self, request: bytes, context: Context) -> pb.ServerReadyResponse:
-        """Whether requests are taken."""
-        async with refusals(context):
+        """Report whether the server takes requests."""
+        async with abort_on_error(context):
             parse(pb.ServerReadyRequest, request)
             return pb.ServerReadyResponse(ready=self._is_serving())
 
     async def model_ready(self, request: bytes, context: Context) -> pb.ModelReadyResponse:
-        """Whether a model answers."""
-        async with refusals(context):
-            asked = parse(pb.ModelReadyRequest, request)
-            return pb.ModelReadyResponse(ready=self._open_inference.is_ready(asked.name, asked.version))
+        """Report whether a model is ready."""
+        async with abort_on_error(context):
+            message = parse(pb.ModelReadyRequest, request)
+            return pb.ModelReadyResponse(ready=self._open_inference.is_ready(message.name, message.version))
 
     async def server_metadata(self, request: bytes, context: Context) -> pb.ServerMetadataResponse:
-        """What this server is."""
-        async with refusals(context):
+        """Describe the server."""
+        async with abort_on_error(context):
             parse(pb.ServerMetadataRequest, request)
             return pb.ServerMetadataResponse(name="tlcli", version=metadata.version("tlcli"), extensions=_EXTENSIONS)
 
     async def model_metadata(self, request: bytes, context: Context) -> pb.ModelMetadataResponse:
-        """What a model takes and gives."""
-        async with refusals(context):
-            asked = parse(pb.ModelMetadataRequest, request)
-            found = self._open_inference.describe(asked.name, asked.version)
+        """Describe a model's inputs and outputs."""
+        async with abort_on_error(context):
+            message = parse(pb.ModelMetadataRequest, request)
+            tensors = self._open_inference.describe(message.name, message.version)
             return pb.ModelMetadataResponse(
-                name=found.model,
-                versions=found.versions,
+                name=tensors.model,
+                versions=tensors.versions,
                 platform=PLATFORM,
-                inputs=_write_specs(found.inputs),
-                outputs=_write_specs(found.outputs),
-                properties={"labels": json.dumps(found.labels)},
+                inputs=_write_specs(tensors.inputs),
+                outputs=_write_specs(tensors.outputs),
+                properties={"labels": json.dumps(tensors.labels)},
             )
 
     async def model_infer(self, request: bytes, context: Context) -> pb.ModelInferResponse:
-        """Images in, scores and maps out."""
-        async with refusals(context):
+        """Compute scores and maps of images."""
+        async with abort_on_error(context):
             with self._budget.bodies.lease() as lease:
                 await lease.grow_to(message_bytes(request))
                 return _write_answer(await self._open_inference.infer(_read_query(parse(pb.ModelInferRequest, request))))
 
     async def repository_index(self, request: bytes, context: Context) -> pb.RepositoryIndexResponse:
-        """Every model and version."""
-        async with refusals(context):
-            asked = parse(pb.RepositoryIndexRequest, request)
-            if asked.repository_name:
-                raise RequestError(f"repository_name {asked.repository_name!r}: this server has one repository: leave the field empty")
+        """List every model and version."""
+        async with abort_on_error(context):
+            message = parse(pb.RepositoryIndexRequest, request)
+            if message.repository_name:
+                raise RequestError(f"repository_name {message.repository_name!r}: this server has one repository: leave the field empty")
             index = pb.RepositoryIndexResponse.ModelIndex
             return pb.RepositoryIndexResponse(
                 models=[
-                    index(name=one.name, version=one.version, state=STATES[one.state], reason=one.reason)
-                    for one in self._repository.statuses()
-                    if one.state is ModelState.READY or not asked.ready
+                    index(name=status.name, version=status.version, state=STATES[status.state], reason=status.reason)
+                    for status in self._repository.statuses()
+                    if status.state is ModelState.READY or not message.ready
                 ]
             )
 
     async def repository_model_load(self, request: bytes, context: Context) -> pb.RepositoryModelLoadResponse:
-        """Take what is in a model's folder now."""
-        async with refusals(context):
-            asked = parse(pb.RepositoryModelLoadRequest, request)
-            await self._control.load(_named(asked), asked.parameters)
+        """Load the current content of a model's folder."""
+        async with abort_on_error(context):
+            message = parse(pb.RepositoryModelLoadRequest, request)
+            await self._control.load(_model_name(message), message.parameters)
             return pb.RepositoryModelLoadResponse()
 
     async def repository_model_unload(self, request: bytes, context: Context) -> pb.RepositoryModelUnloadResponse:
-        """Serve a model no longer."""
-        async with refusals(context):
-            asked = parse(pb.RepositoryModelUnloadRequest, request)
-            await self._control.unload(_named(asked), asked.parameters)
+        """Stop serving a model."""
+        async with abort_on_error(context):
+            message = parse(pb.RepositoryModelUnloadRequest, request)
+            await self._control.unload(_model_name(message), message.parameters)
             return pb.RepositoryModelUnloadResponse()
 
 
-def _named(request: pb.RepositoryModelLoadRequest | pb.RepositoryModelUnloadRequest) -> str:
-    """The model's name, which KServe's clients number as Triton's number the repository's."""
-    return request.model_name or request.repository_name
+def _model_name(message: pb.RepositoryModelLoadRequest | pb.RepositoryModelUnloadRequest) -> str:
+    """Return the model's name, which KServe's clients send in the field whose number Triton's .proto gives to `repository_name`."""
+    return message.model_name or message.repository_name
 
 
 _CONTENTS = {BOOL: "bool_contents", UINT8: "uint_contents", INT64: "int64_contents", BYTES: "bytes_contents"}
-"""The field that holds a datatype's values one by one, for those that models take."""
+"""Field that holds the separate values of a tensor, by datatype, for the datatypes of inputs."""
 
 
 def _read_query(message: pb.ModelInferRequest) -> InferQuery:
-    """Raises: RequestError: values that cannot be told apart, and what of the protocol is not offered."""
+    """Convert a message.
+
+    Raises:
+        RequestError: values are ambiguous, or a part of the protocol is not supported.
+    """
     raw = message.raw_input_contents
     if raw and len(raw) != len(message.inputs):
         raise RequestError(
-            f"{len(raw)} raw_input_contents came with {len(message.inputs)} inputs: one for each was expected, or `contents` in each"
+            f"{len(raw)} raw_input_contents for {len(message.inputs)} inputs: expected one for each input, or `contents` in each"
         )
     inputs = []
     for number, tensor in enumerate(message.inputs):
         check_parameters(f"input {tensor.name!r}", tensor.parameters)
         inputs.append(_read_input(tensor, raw[number] if raw else None))
-    for asked in message.outputs:
-        check_parameters(f"output {asked.name!r}", asked.parameters)
-    return InferQuery.of(message.model_name, message.model_version, message.id, inputs, [asked.name for asked in message.outputs])
+    for output in message.outputs:
+        check_parameters(f"output {output.name!r}", output.parameters)
+    return InferQuery.of(message.model_name, message.model_version, message.id, inputs, [output.name for output in message.outputs])
 
 
 def _read_input(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None) -> InputTensor:
     check_shape(f"input {tensor.name!r}", tensor.shape)
     filled = {field.name: values for field, values in tensor.contents.ListFields()}
     if raw is not None and filled:
-        raise RequestError(f"input {tensor.name!r} has `contents` beside raw_input_contents: send one or the other")
+        raise RequestError(f"input {tensor.name!r} has both `contents` and raw_input_contents: send one of them")
     field = _CONTENTS.get(tensor.datatype)
     if field is not None and not filled.keys() <= {field}:
-        raise RequestError(f"input {tensor.name!r}: values of {tensor.datatype} go into {field}; {', '.join(filled)} came")
+        raise RequestError(f"input {tensor.name!r}: expected values of {tensor.datatype} in {field}, got {', '.join(filled)}")
     return InputTensor(tensor.name, tensor.datatype, tuple(tensor.shape), raw, () if field is None else filled.get(field, ()))
 
 
 def _write_answer(answer: InferAnswer) -> pb.ModelInferResponse:
-    """Raw, always: what clients of Triton's read."""
+    """Convert an answer; tensors are always raw, as Triton's clients read them."""
     tensor = pb.ModelInferResponse.InferOutputTensor
     return pb.ModelInferResponse(
         model_name=answer.model,
         model_version=answer.version,
         id=answer.request_id,
-        outputs=[tensor(name=one.name, datatype=one.datatype, shape=one.shape) for one in answer.outputs],
-        raw_output_contents=[one.raw for one in answer.outputs],
+        outputs=[tensor(name=output.name, datatype=output.datatype, shape=output.shape) for output in answer.outputs],
+        raw_output_contents=[output.raw for output in answer.outputs],
     )
 
 
 def _write_specs(specs: Sequence[TensorSpec]) -> list[pb.ModelMetadataResponse.TensorMetadata]:
-    return [pb.ModelMetadataResponse.TensorMetadata(name=one.name, datatype=one.datatype, shape=one.shape) for one in specs]
+    return [pb.ModelMetadataResponse.TensorMetadata(name=spec.name, datatype=spec.datatype, shape=spec.shape) for spec in specs]

@@ -1,4 +1,4 @@
-"""Server reflection: clients that ask are told which calls there are, and what they take."""
+"""Server reflection: clients can list the methods and the messages of the server."""
 
 from __future__ import annotations
 
@@ -17,40 +17,56 @@ T = TypeVar("T")
 
 
 def enable_reflection(server: Any) -> None:
-    """On a `grpc.aio.Server` that has not started, or what takes handlers as it does."""
+    """Add reflection to a `grpc.aio.Server` that has not started, or to an object that accepts handlers as it does."""
     names = (*(service.full_name for service in SERVICES), health.SERVICE_NAME, reflection.SERVICE_NAME)
     pools = _DescriptorPools(OPEN_INFERENCE.file.pool, descriptor_pool.Default())
-    reflection.enable_server_reflection(names, server, pools)  # type: ignore[arg-type]  # it asks no more of a pool than this has
+    reflection.enable_server_reflection(names, server, pools)  # type: ignore[arg-type]  # it calls no other method of a pool
 
 
 class _DescriptorPools:
-    """What gRPC's reflection asks of a `DescriptorPool`, under the names it has there; the first pool that knows an answer gives it."""
+    """Several pools with the methods of a `DescriptorPool` that gRPC's reflection calls; the first pool that has an entry returns it."""
 
     def __init__(self, *pools: DescriptorPool) -> None:
         self._pools = pools
 
     def FindFileByName(self, name: str) -> FileDescriptor:  # noqa: N802
-        """Raises: KeyError: no pool has it."""
+        """Return a file by its name.
+
+        Raises:
+            KeyError: no pool has it.
+        """
         return self._first(lambda pool: pool.FindFileByName(name))
 
     def FindFileContainingSymbol(self, symbol: str) -> FileDescriptor:  # noqa: N802
-        """Raises: KeyError: no pool has it."""
+        """Return the file that defines a symbol.
+
+        Raises:
+            KeyError: no pool has it.
+        """
         return self._first(lambda pool: pool.FindFileContainingSymbol(symbol))
 
     def FindMessageTypeByName(self, name: str) -> Descriptor:  # noqa: N802
-        """Raises: KeyError: no pool has it."""
+        """Return a message by its name.
+
+        Raises:
+            KeyError: no pool has it.
+        """
         return self._first(lambda pool: pool.FindMessageTypeByName(name))
 
     def FindExtensionByNumber(self, message: Descriptor, number: int) -> FieldDescriptor:  # noqa: N802
-        """Raises: KeyError: the message's pool has none."""
-        return self._of(message).FindExtensionByNumber(message, number)
+        """Return an extension of a message by its number.
+
+        Raises:
+            KeyError: the message's pool has none.
+        """
+        return self._pool_of(message).FindExtensionByNumber(message, number)
 
     def FindAllExtensions(self, message: Descriptor) -> Sequence[FieldDescriptor]:  # noqa: N802
-        """Those of the message's pool."""
-        return self._of(message).FindAllExtensions(message)
+        """Return the extensions of a message in its pool."""
+        return self._pool_of(message).FindAllExtensions(message)
 
-    def _of(self, message: Descriptor) -> DescriptorPool:
-        """The pool that a message lives in: others take it for an error."""
+    def _pool_of(self, message: Descriptor) -> DescriptorPool:
+        """Return the pool of a message; other pools treat the message as an error."""
         return message.file.pool
 
     def _first(self, find: Callable[[DescriptorPool], T]) -> T:

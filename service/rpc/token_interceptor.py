@@ -1,4 +1,4 @@
-"""Who may ask: every call but health checks must carry a token, where the server has tokens."""
+"""Interceptor that requires a token of every call but health checks."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from tlcli.service.security.tokens import Token, refusal
 from tlcli.service.system.reloading_file import ReloadingFile
 
 OPEN = frozenset({f"/{health.SERVICE_NAME}/Check", f"/{health.SERVICE_NAME}/Watch"})
-"""Load balancers and container managers ask for health, and have no token. `List` would tell them every model's name."""
+"""Methods that need no token: load balancers and container managers check health without one. `List` would reveal the names of models."""
 
 
-class TokenGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs alone
-    """Ends calls without a token, or with another one, with UNAUTHENTICATED, before anything of them is read."""
+class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs alone
+    """Interceptor that rejects calls without a valid token with UNAUTHENTICATED, before any message is read."""
 
     def __init__(self, tokens: ReloadingFile[tuple[Token, ...]]) -> None:
         self._tokens = tokens
@@ -26,15 +26,15 @@ class TokenGuard(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # gener
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any]:
-        """Let a call through, or put a refusal in its handler's place."""
+        """Return the call's handler, or one that rejects the call."""
         if handler_call_details.method in OPEN:
             return await continuation(handler_call_details)
-        given = [value for key, value in handler_call_details.invocation_metadata or () if key == "authorization"]
-        reason = refusal([value if isinstance(value, bytes) else value.encode() for value in given], self._tokens.get())
+        values = [value for key, value in handler_call_details.invocation_metadata or () if key == "authorization"]
+        reason = refusal([value if isinstance(value, bytes) else value.encode() for value in values], self._tokens.get())
         if not reason:
             return await continuation(handler_call_details)
 
-        async def refuse(requests: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        async def reject(requests: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, reason)
 
-        return grpc.stream_stream_rpc_method_handler(refuse)  # of calls of every kind: it reads no request and writes no answer
+        return grpc.stream_stream_rpc_method_handler(reject)  # for calls of every kind: it reads no request and writes no answer

@@ -14,7 +14,7 @@ import yaml
 
 from tlcli import __version__
 from tlcli.contract.errors import SettingsError
-from tlcli.service.rest.allowed_hosts import AllowedHosts
+from tlcli.service.rest.access_control import AllowedHosts
 from tlcli.service.settings.server_settings import ServerSettings
 from tlcli.service.settings.sources import configure
 
@@ -140,12 +140,12 @@ def test_names_that_http_requests_may_ask_for(name: str) -> None:
         return AllowedHosts(names, told.host)
 
     for host in ("localhost:8000", "127.0.0.1:8000", "192.0.2.7:8000", "server:8000"):
-        assert hosts().takes(host)
-        assert hosts(TLCLI_NAME="models.example").takes(host)
-    assert not hosts().takes("evil.example:8000")
-    assert not hosts(TLCLI_NAME="models.example").takes("evil.example:8000")
-    assert hosts(TLCLI_NAME="models.example").takes("models.example:8000")
-    assert hosts(TLCLI_ALLOWED_HOSTS="server,other.example").takes("other.example:8000")
+        assert hosts().includes(host)
+        assert hosts(TLCLI_NAME="models.example").includes(host)
+    assert not hosts().includes("evil.example:8000")
+    assert not hosts(TLCLI_NAME="models.example").includes("evil.example:8000")
+    assert hosts(TLCLI_NAME="models.example").includes("models.example:8000")
+    assert hosts(TLCLI_ALLOWED_HOSTS="server,other.example").includes("other.example:8000")
 
 
 @pytest.mark.parametrize("name", SERVERS)

@@ -14,7 +14,7 @@ from tests.helpers.service.sample_images import RED, encode, scene
 from tlcli.ray.dispatch import Dispatch, Handlers
 from tlcli.ray.ray_context import CallAborted, RayContext
 from tlcli.service import ServerSettings
-from tlcli.service.inference.components import Parts
+from tlcli.service.inference.components import Components
 from tlcli.service.pb.tlcli.v1 import classifier_pb2 as pb
 from tlcli.service.protocol.rpc_methods import Metadata
 from tlcli.service.rpc.grpc_server import handlers, interceptors
@@ -55,9 +55,9 @@ class Asked:
         async def nothing() -> None:
             pass
 
-        self.parts = Parts.of(ServerSettings(models=models, tokens_file=tokens_file), on_change=nothing, is_serving=lambda: True)
+        self.parts = Components.of(ServerSettings(models=models, tokens_file=tokens_file), on_change=nothing, is_serving=lambda: True)
         self.seen: list[RequestRecord] = []
-        self.parts.observer._on_end = (*self.parts.observer._on_end, self.seen.append)
+        self.parts.observer._tell = (*self.parts.observer._tell, self.seen.append)
         offered = Handlers()
         offered.add_generic_rpc_handlers(handlers(self.parts))
         self.dispatch = Dispatch(offered, interceptors(self.parts, reloading_tokens(tokens_file)))

@@ -19,7 +19,7 @@ FIRST, SECOND = ToyModel.make(seed=1), ToyModel.make(seed=2)
 
 @pytest.fixture(scope="session")
 def one_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository with one model in it."""
+    """Create a repository with one model."""
     folder = tmp_path_factory.mktemp("one")
     FIRST.save(folder / "toy/1/model.onnx", "toy")
     return folder
@@ -27,7 +27,7 @@ def one_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def many_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository as it may be found: good models, broken ones, and things that are none."""
+    """Create a repository with valid models, broken ones, and other entries."""
     folder = tmp_path_factory.mktemp("many")
     FIRST.save(folder / "toy/1/model.onnx", "toy")
     SECOND.save(folder / "toy/2/model.onnx", "toy")
@@ -44,7 +44,7 @@ def many_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def port(many_models: Path) -> Iterator[int]:
-    """Of a server of `many_models`."""
+    """Run a server of `many_models`, and yield its port."""
     with in_background(ServerSettings(models=many_models, port=0)) as port:
         yield port
 
@@ -57,7 +57,7 @@ def client(port: int) -> Iterator[Client]:
 
 @pytest.fixture(scope="session")
 def stub(port: int) -> Iterator[ClassifierStub]:
-    """What a client of other people's has: the messages and the status codes as they are."""
+    """Yield a stub as other clients have it, with plain messages and status codes."""
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         yield ClassifierStub(channel)
 
@@ -70,7 +70,7 @@ def http_port(many_models: Path) -> Iterator[int]:
 
 @pytest.fixture
 def held_up(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
-    """Runs of models wait for this."""
+    """Yield an event for which the runs of models wait."""
     go, plain = threading.Event(), Model.run
     go.set()
 

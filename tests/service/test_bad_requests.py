@@ -109,7 +109,7 @@ def test_bytes_that_are_no_message(port: int, call: str) -> None:
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel, pytest.raises(grpc.RpcError) as caught:
         channel.unary_unary(f"/tlcli.v1.Classifier/{call}")(b"\xff\xff\xff")
     assert caught.value.code() is INVALID
-    assert f"3 bytes came that are no tlcli.v1.{call}Request message" in (caught.value.details() or "")
+    assert f"the request's 3 bytes are no tlcli.v1.{call}Request message" in (caught.value.details() or "")
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,7 @@ def test_the_log_tells_the_start_line_by_line(many_models: Path) -> None:
         f"INFO listening on 127.0.0.1:{server.port}",
         f"INFO toy version 2: ready on cpu with one thread, 7 labels, input 64 x 64, maps: {', '.join(METHODS)}, loaded and warmed up in",
         "ERROR broken version 1: not served: ",
-        "WARNING damaged: version 10 is broken, version 9 answers in its place",
+        "WARNING damaged: version 10 is broken, version 9 answers instead",
         "INFO serving 3 of 4 models",
         "INFO stopping: in-flight requests have 30 s to finish",
         "INFO stopped",
@@ -174,7 +174,7 @@ def test_the_log_tells_the_start_line_by_line(many_models: Path) -> None:
 def test_a_port_in_use_is_one_line(one_model: Path, port: int) -> None:
     with server_process(one_model, port=port) as server:
         assert server.wait() == 2
-    assert server.log[-1].startswith(f"Error: cannot listen on 127.0.0.1:{port}: Address already in use: choose another with")
+    assert server.log[-1].startswith(f"Error: cannot listen on 127.0.0.1:{port}: Address already in use: choose another address with")
 
 
 @pytest.mark.parametrize(

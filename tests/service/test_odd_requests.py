@@ -48,13 +48,13 @@ def http(http_port: int) -> Iterator[Asking]:
         ('{"inputs":[{"name":"targets","datatype":"INT64","shape":[-%s,-%s],"data":[]}]}', "the shape holds a number of more than 64 bits"),
         (
             '{"inputs":[{"name":"images","datatype":"UINT8","shape":[1,64,64,3],"parameters":{"binary_data_size":%s}}]}',
-            "64 bits do not hold it",
+            "expected a 64-bit integer",
         ),
-        ('{"inputs":[{"name":"targets","datatype":"INT64","shape":[1,1],"data":[%s]}]}', "64 bits do not hold"),
-        ('{"inputs":[{"name":"targets","datatype":"INT64","shape":[1,1],"data":[-%s]}]}', "64 bits do not hold"),
-        ('{"inputs":%s}', "a list was expected"),
-        ('{"inputs":[%s]}', "an object was expected"),
-        ('{"id":%s}', "a text was expected"),
+        ('{"inputs":[{"name":"targets","datatype":"INT64","shape":[1,1],"data":[%s]}]}', "expected 64-bit integers"),
+        ('{"inputs":[{"name":"targets","datatype":"INT64","shape":[1,1],"data":[-%s]}]}', "expected 64-bit integers"),
+        ('{"inputs":%s}', "expected a list"),
+        ('{"inputs":[%s]}', "expected an object"),
+        ('{"id":%s}', "expected a string"),
     ],
 )
 def test_numbers_of_thousands_of_digits_are_refused_in_a_line(http: Asking, template: str, expected: str) -> None:
@@ -75,12 +75,12 @@ def test_a_shape_at_the_edge_of_64_bits_is_refused_in_a_line(http: Asking) -> No
 def test_a_query_parameter_is_a_whole_number_of_ascii_digits(http: Asking, value: str) -> None:
     from urllib.parse import quote
 
-    for name in ("top_k", "map=scorecam&max_channels", "map=gradcam&classes"):
+    for name in ("top_k", "cam=scorecam&max_channels", "cam=gradcam&classes"):
         if name.endswith("classes") and not value:
             continue
         status, line = http.post(f"{CLASSIFY}&{name}={quote(value)}", IMAGE).refusal
         assert status == 400
-        assert "a whole number was expected" in line
+        assert ("does not exist: expected a label" if name.endswith("classes") else "expected an integer") in line
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_scores_that_are_no_numbers_are_null_in_json(tmp_path: Path) -> None:
     bias[2] = np.nan
     replace(FIRST, bias=bias).save(tmp_path / "toy/1/model.onnx", "toy")
     with http_in_background(ServerSettings(models=tmp_path, port=0, http_port=0)) as port, Asking(port) as http:
-        for query in ("", "&map=gradcam", "&map=scorecam"):
+        for query in ("", "&cam=gradcam", "&cam=scorecam"):
             predictions = http.post(f"{CLASSIFY}&top_k=7{query}", IMAGE).json["predictions"]
             assert any(one["logit"] is None for one in predictions)
             assert all(one["score"] is None for one in predictions)
@@ -135,7 +135,7 @@ def test_gzip_of_several_members_is_unpacked(http: Asking, encoding: str, member
 
 def test_gzip_of_endless_empty_members_is_refused(http: Asking) -> None:
     status, line = http.post(CLASSIFY, gzip.compress(b"") * 5000, Content_Encoding="gzip").refusal
-    assert (status, line) == (400, "the body is no whole gzip data: something follows its end")
+    assert (status, line) == (400, "the body has data after the end of its gzip data: send nothing after it")
 
 
 def test_tritons_raw_binary_request_is_an_encoded_image(http: Asking) -> None:
@@ -160,7 +160,7 @@ def test_what_tritons_loads_can_carry_is_refused_and_not_passed_over(tmp_path: P
     with http_in_background(settings) as port, Asking(port) as http:
         for parameters in ({"config": '{"max_batch_size": 99}'}, {"file:1/model.onnx": "QUJD"}, {"other": 1}):
             (name,) = parameters
-            expected = f"parameter {name!r} is not offered: a model is loaded as it is in its folder; put the files there"
+            expected = f"parameter {name!r} is not supported: models are loaded from their folders only, so put the files there"
             assert http.post(load, {"parameters": parameters}).refusal == (400, expected)
             assert http.post(unload, {"parameters": parameters}).refusal == (400, expected)
         assert http.post(load, {"parameters": {}}).status == http.post(load, {}).status == http.post(load, b"").status == 200

@@ -20,10 +20,10 @@ from tlcli.contract.process.malloc import return_freed_memory
 from tlcli.ray.app_settings import fit_to, read_args
 from tlcli.ray.dispatch import Dispatch, Handlers
 from tlcli.ray.ray_context import CallAborted, RayContext
-from tlcli.service.inference.components import Parts
+from tlcli.service.inference.components import Components
 from tlcli.service.protocol.rpc_methods import SERVICES, path_of
 from tlcli.service.rpc.grpc_server import handlers, interceptors
-from tlcli.service.rpc.health_servicer import Health
+from tlcli.service.rpc.health_servicer import HealthServicer
 from tlcli.service.security.tokens import reloading_tokens
 from tlcli.service.settings.server_settings import ServerSettings
 from tlcli.service.telemetry.logs import configure_logging
@@ -59,8 +59,8 @@ class Replica:
         return_freed_memory()
         settings = fit_to(settings, ray.get_runtime_context().get_assigned_resources().get("CPU", 0))
         self._serving = False
-        self._health = Health()
-        self._parts = Parts.of(settings, on_change=self._announce, is_serving=lambda: self._serving)
+        self._health = HealthServicer()
+        self._parts = Components.of(settings, on_change=self._announce, is_serving=lambda: self._serving)
         logger.info("device: %s (asked for: %s)", resolve_device(settings.device), settings.device)
         self._parts.repository.discover()
         registry = Handlers()

@@ -1,4 +1,4 @@
-"""NVML of a machine that has GPUs: what `tlcli.service.telemetry.gpu_memory` takes of the module `pynvml`."""
+"""Fake of the module `pynvml`, with the functions that `tlcli.service.telemetry.gpu_memory` calls."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ GIB = 1024**3
 
 
 class FakeNvml:
-    """gpus: by index, used and total bytes, or None for one that does not tell. opened: inits less shutdowns."""
+    """NVML of a machine with GPUs.
+
+    gpus: used and total bytes by index; None for a GPU without permission.
+    opened: calls of init minus calls of shutdown.
+    """
 
     class NVMLError(Exception):
-        """As in pynvml."""
+        """Error of NVML."""
 
     def __init__(self, *gpus: tuple[int, int] | None, driver: bool = True) -> None:
         self.gpus = list(gpus)

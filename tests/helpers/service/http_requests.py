@@ -1,4 +1,4 @@
-"""Requests over HTTP as any program may send them, and a server in this process that takes them."""
+"""HTTP client on the standard library, and a server in this process."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Answered:
 
     @property
     def refusal(self) -> tuple[int, str]:
-        """The status, and the line; a refusal holds nothing else."""
+        """Return the status and the line of an error response, which holds nothing else."""
         assert self.headers["Content-Type"] == "application/json"
         (told,) = self.json.items()
         assert told[0] == "error"
@@ -39,7 +39,7 @@ class Answered:
 
 
 class Asking:
-    """One connection, kept from request to request."""
+    """Client with one persistent connection."""
 
     def __init__(self, port: int, tls: ssl.SSLContext | None = None) -> None:
         host = "127.0.0.1"
@@ -57,7 +57,7 @@ class Asking:
         return self.ask("GET", path, None, **headers)
 
     def post(self, path: str, body: Any = b"", **headers: str) -> Answered:
-        """body: bytes, or what is sent as JSON."""
+        """Send a POST request. body: bytes, or a value to send as JSON."""
         return self.ask("POST", path, body if isinstance(body, bytes) else json.dumps(body).encode(), **headers)
 
     def ask(self, method: str, path: str, body: Any, **headers: str) -> Answered:
@@ -81,7 +81,7 @@ class _Ports(logging.Handler):
 
 @contextmanager
 def http_in_background(settings: ServerSettings) -> Iterator[int]:
-    """The port for HTTP, which the log tells, of a server whose settings say 0."""
+    """Run a server with `http_port` 0, and yield its HTTP port, which is read from the log."""
     assert settings.http_port == 0
     logger, ports = logging.getLogger("tlcli.service.server"), _Ports()
     level = logger.level

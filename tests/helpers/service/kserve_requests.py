@@ -1,6 +1,6 @@
-"""Asks a server with KServe's own client, and writes down what it heard; `test_open_inference` runs it, in KServe's environment.
+"""Program that sends requests with KServe's client and records the answers; `test_open_inference` runs it in KServe's environment.
 
-Arguments: the server's port, and a folder with `images.npy` and `image`, where `found.json` is to go.
+Arguments: the server's port, and a folder with `images.npy` and `image`, to which `found.json` is written.
 """
 
 from __future__ import annotations

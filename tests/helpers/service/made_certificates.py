@@ -1,4 +1,4 @@
-"""Authorities and certificates, made for a test."""
+"""Authorities and certificates for tests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PEM = serialization.Encoding.PEM
 
 @dataclass(frozen=True)
 class Made:
-    """A certificate and its key. An authority, if it was made as one."""
+    """A certificate and its key; an authority if it was made with `is_authority`."""
 
     certificate: x509.Certificate
     key: ec.EllipticCurvePrivateKey
@@ -33,7 +33,7 @@ class Made:
         return self.key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, encryption)
 
     def save(self, folder: Path, name: str) -> dict[str, Path]:
-        """As settings of a server or a client."""
+        """Write the files, and return them as settings of a server or a client."""
         certificate, key = folder / f"{name}.pem", folder / f"{name}.key"
         certificate.write_bytes(self.certificate_pem)
         key.write_bytes(self.key_pem)
@@ -41,7 +41,7 @@ class Made:
 
 
 def make(name: str, authority: Made | None = None, host: str = "127.0.0.1", days: int = 1, is_authority: bool = False) -> Made:
-    """days: until it expires, or since it has, if negative."""
+    """Make a certificate, signed by `authority` or itself. days: days until it expires; negative if it has expired."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
     end = datetime.now(UTC) + timedelta(days=days)

@@ -1,4 +1,4 @@
-"""Images for the tests, good and bad."""
+"""Valid and invalid images for tests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Box = tuple[int, int, int, int]
 
 
 def scene(color: tuple[int, int, int], box: Box, size: tuple[int, int] = (256, 192), seed: int = 0) -> Image.Image:
-    """A grey, noisy image with one coloured rectangle."""
+    """Create a grey, noisy image with one coloured rectangle."""
     noise = np.random.default_rng(seed).integers(90, 130, (size[1], size[0], 1), dtype=np.uint8)
     image = Image.fromarray(np.repeat(noise, 3, axis=2))
     image.paste(color, box)
@@ -30,7 +30,7 @@ def encode(image: Image.Image, image_format: str = "PNG", **options: Any) -> byt
 
 
 def png_that_claims(width: int, height: int) -> bytes:
-    """A whole, valid PNG file but for its size: a few bytes of pixels follow."""
+    """Create a valid PNG file except for its size: only a few bytes of pixels follow."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -40,7 +40,7 @@ def png_that_claims(width: int, height: int) -> bytes:
 
 
 def as_stored(seen: Image.Image, orientation: int) -> bytes:
-    """A JPEG whose pixels are stored turned, with the EXIF orientation that makes people see `seen`."""
+    """Encode a JPEG whose pixels are stored rotated, with the EXIF orientation that displays them as `seen`."""
     undo = {
         1: None,
         2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -59,5 +59,5 @@ def as_stored(seen: Image.Image, orientation: int) -> bytes:
 
 @functools.cache
 def slow_image() -> bytes:
-    """A few hundred bytes that take a good part of a second to decode: many pixels, all alike."""
+    """Create an image of a few hundred bytes that takes a good part of a second to decode: many pixels of one colour."""
     return encode(Image.new("RGB", (5000, 5000), RED), "WEBP", lossless=True)

@@ -1,4 +1,4 @@
-"""A server with metrics, and what it tells of itself."""
+"""Server with metrics, and functions that scrape them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 @contextmanager
 def server_with_metrics(models: Path, caplog: pytest.LogCaptureFixture, **settings: Any) -> Iterator[tuple[int, int]]:
-    """The port, and that of its metrics, which the log tells."""
+    """Run a server, and yield its port and the port of its metrics, which is read from the log."""
     caplog.set_level(logging.INFO, "tlcli.service")
     caplog.clear()
     with in_background(ServerSettings(models=models, port=0, metrics_port=0, **settings)) as port:
@@ -31,7 +31,7 @@ def server_with_metrics(models: Path, caplog: pytest.LogCaptureFixture, **settin
 
 
 def families(port: int) -> list[Metric]:
-    """Ours, parsed."""
+    """Scrape and parse the metrics whose names begin with `tlcli_`."""
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with direct.open(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
         text = answer.read().decode()
@@ -39,7 +39,7 @@ def families(port: int) -> list[Metric]:
 
 
 def scrape(port: int) -> Samples:
-    """By name and labels."""
+    """Scrape the values by name and labels."""
     return {(sample.name, tuple(sorted(sample.labels.items()))): sample.value for one in families(port) for sample in one.samples}
 
 
@@ -48,5 +48,5 @@ def value(samples: Samples, name: str, **labels: str) -> float:
 
 
 def total(samples: Samples, name: str, **labels: str) -> float:
-    """The sum over what has these labels, whatever others it has."""
+    """Return the sum of the values with these labels, among others."""
     return sum(number for (one, own), number in samples.items() if one == name and labels.items() <= dict(own).items())

@@ -1,4 +1,4 @@
-"""A server as a process of its own, as `tlcli serve` runs it."""
+"""Server in a process of its own, as `tlcli serve` runs it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 PROGRAM = """
-import sys, pathlib, tlcli.service
+import pathlib, sys
+import tlcli.service
 from tlcli.contract.errors import TlcliError
 try:
     tlcli.service.serve(tlcli.service.ServerSettings(models=pathlib.Path(sys.argv[1]), **eval(sys.argv[2])))
@@ -23,7 +24,7 @@ except TlcliError as error:
 
 
 class ServerProcess:
-    """log: what it has written to standard error so far."""
+    """Server in a process. log: lines of standard error so far."""
 
     def __init__(self, models: Path, **settings: Any) -> None:
         command = [sys.executable, "-c", PROGRAM, str(models), repr({"port": 0, **settings})]
@@ -43,14 +44,14 @@ class ServerProcess:
 
     @property
     def port(self) -> int:
-        """Waits for the line of the log that tells it."""
+        """Wait for the line of the log with the port, and return the port."""
         assert self._listening.wait(60), self.log
         found = re.search(r"listening on 127\.0\.0\.1:(\d+)$", "".join(self.log), re.MULTILINE)
         assert found, self.log
         return int(found[1])
 
     def wait(self, timeout_s: float = 60) -> int:
-        """The exit code, once it has ended and its log is read to the end."""
+        """Wait for the end of the process and of its log, and return the exit code."""
         code = self.process.wait(timeout_s)
         self._reader.join(timeout_s)
         return code

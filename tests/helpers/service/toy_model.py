@@ -1,7 +1,7 @@
-"""A small real model in the contract's shape, written node by node, and the same arithmetic in numpy.
+"""Small real model in the format of an export, written node by node, and the same arithmetic in NumPy.
 
-It sees colours: features are mixtures of an 8 x 8 grid of mean RGB, by default that grid itself; the classifier is linear on their mean
-over the grid.
+It classifies colours: features are mixtures of an 8 x 8 grid of mean RGB, by default the grid itself; the classifier is linear on their
+mean over the grid.
 """
 
 from __future__ import annotations
@@ -38,8 +38,13 @@ class ToyAnswer:
 
 @dataclass(frozen=True)
 class ToyModel:
-    """mix: `[c, 3]`; weight: `[C, c]`; bias: `[C]`. `faulty` fails while it runs, on any image whose first pixel is white.
-    `dynamic` takes images of any size that 8 divides.
+    """Parameters of a toy model.
+
+    weight: `[C, c]`.
+    bias: `[C]`.
+    mix: `[c, 3]`.
+    faulty: whether a run fails on images whose first pixel is white.
+    dynamic: whether it accepts images of any size that is divisible by 8.
     """
 
     weight: Floats
@@ -58,7 +63,7 @@ class ToyModel:
         return cls((weight @ np.linalg.pinv(mix)).astype(np.float32), bias, mix, faulty, dynamic)
 
     def answer(self, image: npt.NDArray[np.uint8], softmax: bool = False) -> ToyAnswer:
-        """What the graph computes for one input `[H, W, 3]`; maps for every class, `[C, h, w]`."""
+        """Compute what the graph does for one input `[H, W, 3]`; maps are for every class, `[C, h, w]`."""
         unit = (image.astype(np.float32) / 255 - np.float32(PREPROCESSING.mean)) / np.float32(PREPROCESSING.std)
         features = unit.reshape(GRID, CELL, GRID, CELL, 3).mean(axis=(1, 3))
         features = np.einsum("kc,hwc->khw", self.mix, features)
@@ -204,7 +209,7 @@ class ToyModel:
 
 
 def _if(name: str, empty: tuple[int, ...]) -> dict[str, onnx.GraphProto]:
-    """Both branches of a switch: the value of that name, or nothing."""
+    """Return both branches of a switch: the value of that name, or an empty tensor."""
 
     def branch(*nodes: onnx.NodeProto) -> onnx.GraphProto:
         return helper.make_graph(list(nodes), name, [], [helper.make_empty_tensor_value_info(f"{name}_out")])

@@ -1,4 +1,4 @@
-"""A gRPC call over plain HTTP/2 whose message lacks its last byte, which gRPC's own clients do not send."""
+"""gRPC call over plain HTTP/2 whose message lacks its last byte; gRPC's own clients cannot send it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ FRAME_BYTES = 16_384
 
 
 def frame(kind: int, flags: int, stream: int, body: bytes) -> bytes:
-    """RFC 9113, 4.1."""
+    """Encode an HTTP/2 frame (RFC 9113, 4.1)."""
     return struct.pack(">I", len(body))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + body
 
 
 def header_block(path: str) -> bytes:
-    """RFC 7541, 6.2.2: literal fields without indexing."""
+    """Encode headers as literal fields without indexing (RFC 7541, 6.2.2)."""
     fields = {
         ":method": "POST",
         ":scheme": "http",
@@ -32,13 +32,14 @@ def header_block(path: str) -> bytes:
 
 
 class UnfinishedCall:
-    """Sends as much as the server's windows allow.
+    """Call that sends as much as the server's windows allow.
 
-    left: bytes of the message still to send. ended: the server has ended the call or the connection.
+    left: bytes of the message still to send.
+    ended: whether the server has ended the call or the connection.
     """
 
     def __init__(self, port: int, size: int, path: str = "/tlcli.v1.Classifier/Classify") -> None:
-        """size: bytes of the message that is announced."""
+        """Open the call. size: announced bytes of the message."""
         self._socket = socket.create_connection(("127.0.0.1", port), timeout=10)
         self._socket.sendall(
             b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS, 0, 0, b"") + frame(HEADERS, END_HEADERS, 1, header_block(path))
@@ -51,7 +52,7 @@ class UnfinishedCall:
         self.ended = False
 
     def move(self) -> int:
-        """Read what the server sent, and send what fits; return how many bytes were sent."""
+        """Read from the server, send as much as its windows allow, and return the number of bytes sent."""
         self._read()
         sent = 0
         while self.left > 0 and not self.ended and (room := min(*self._windows.values(), FRAME_BYTES)) > len(self._prefix):
@@ -106,7 +107,7 @@ class UnfinishedCall:
 
 
 def send_unfinished(calls: Sequence[UnfinishedCall], timeout_s: float) -> None:
-    """Send all of the calls' messages but their last bytes, side by side, until each is sent or ended."""
+    """Send all messages except their last bytes concurrently, until each is sent or ended."""
     end = time.monotonic() + timeout_s
     while time.monotonic() < end and any(call.left and not call.ended for call in calls):
         if not sum(call.move() for call in calls):

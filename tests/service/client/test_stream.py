@@ -17,7 +17,7 @@ from tlcli.contract.errors import ImageError, NotFoundError, RequestError, Serve
 from tlcli.service import Client, ServerSettings, in_background
 from tlcli.service.pb.tlcli.v1 import classifier_pb2 as pb
 from tlcli.service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
-from tlcli.service.rpc.idle_streams import taken, until_idle
+from tlcli.service.rpc.idle_streams import until_idle, write_or_time_out
 
 IMAGES = [encode(scene(color, (40, 20, 200, 160), seed=number)) for number, color in enumerate([RED, GREEN, BLUE] * 5)]
 
@@ -123,7 +123,7 @@ def test_a_stream_that_nothing_comes_on_ends_and_one_that_waits_for_the_server_d
         with pytest.raises(grpc.RpcError) as refused:
             next(silent)
         assert refused.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        assert "nothing came on this stream for 0.4 s" in refused.value.details()
+        assert "the stream received nothing for 0.4 s (stream_idle_s): open a stream when" in refused.value.details()
         assert 0.3 < time.monotonic() - begun < 5
         held_up.clear()
         answers = stub.ClassifyStream(iter(waiting.get, None), timeout=60)
@@ -142,11 +142,11 @@ def test_a_stream_whose_answers_nobody_takes_ends() -> None:
         pass
 
     async def main() -> None:
-        await taken(at_once(), 0.1)
-        with pytest.raises(TimeLimitError, match=r"no answer was taken from this stream for 0\.1 s"):
-            await taken(never(), 0.1)
+        await write_or_time_out(at_once(), 0.1)
+        with pytest.raises(TimeLimitError, match=r"the client read no answer of the stream for 0\.1 s"):
+            await write_or_time_out(never(), 0.1)
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(taken(never(), 0), 0.2)
+            await asyncio.wait_for(write_or_time_out(never(), 0), 0.2)
 
     asyncio.run(main())
 

@@ -1,4 +1,4 @@
-"""The budget that requests take their memory from: who gets some, who waits, who is refused; and what a container's limit is."""
+"""Memory budget of requests: which are admitted, which wait, which are refused; and the limit of a container."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tlcli.service.decoding.memory_budget import MemoryBudget, MemoryNeeded, def
 TOTAL = 6400
 
 
-def test_who_does_not_fit_waits_for_who_gives_back() -> None:
+def test_requests_wait_in_order_for_memory() -> None:
     async def main() -> list[str]:
         budget, order = MemoryBudget(TOTAL), []
 
@@ -31,7 +31,7 @@ def test_who_does_not_fit_waits_for_who_gives_back() -> None:
     assert asyncio.run(main()) == ["first", "second", "third"]
 
 
-def test_who_waits_too_long_is_refused_with_a_delay() -> None:
+def test_a_request_that_waits_too_long_is_refused_with_a_retry_delay() -> None:
     async def main() -> None:
         budget = MemoryBudget(TOTAL, wait_s=0.05)
         await budget.take(4000)
@@ -43,12 +43,12 @@ def test_who_waits_too_long_is_refused_with_a_delay() -> None:
     asyncio.run(main())
 
 
-def test_a_request_larger_than_the_budget_need_not_ask_again() -> None:
+def test_a_request_larger_than_the_budget_is_refused_for_good() -> None:
     with pytest.raises(RequestError, match="max_memory_bytes"):
         asyncio.run(MemoryBudget(TOTAL).take(TOTAL + 1))
 
 
-def test_large_requests_leave_some_to_small_ones() -> None:
+def test_large_requests_leave_memory_to_small_ones() -> None:
     budget = MemoryBudget(TOTAL)
     assert budget.try_take(4000)
     assert not budget.try_take(1000)
@@ -56,7 +56,7 @@ def test_large_requests_leave_some_to_small_ones() -> None:
     assert not budget.try_take(100)
 
 
-def test_one_that_waits_and_leaves_takes_nothing() -> None:
+def test_a_cancelled_request_takes_no_memory() -> None:
     async def main() -> int:
         budget = MemoryBudget(TOTAL)
         await budget.take(4000)
@@ -90,7 +90,7 @@ def test_a_thread_keeps_its_memory_until_it_is_done() -> None:
     assert budget.used_bytes == 0
 
 
-def test_bodies_leave_half_for_the_work_on_them() -> None:
+def test_bodies_leave_half_of_the_memory_for_work() -> None:
     async def main() -> None:
         budget = MemoryBudget(TOTAL, wait_s=0.05)
         await budget.bodies.take(1600)
@@ -107,7 +107,7 @@ def test_bodies_leave_half_for_the_work_on_them() -> None:
     asyncio.run(main())
 
 
-def test_a_thread_does_not_wait() -> None:
+def test_a_thread_does_not_wait_for_memory() -> None:
     budget = MemoryBudget(TOTAL)
     assert budget.try_take(4000)
     with pytest.raises(MemoryNeeded):
@@ -124,7 +124,7 @@ def test_a_thread_does_not_wait() -> None:
         pytest.param("0::/", {}, 8192 * 1024 // 2, id="no files"),
     ],
 )
-def test_half_of_the_container_is_taken(tmp_path: Path, membership: str, files: dict[str, str], expected: int) -> None:
+def test_the_default_is_half_of_the_containers_limit(tmp_path: Path, membership: str, files: dict[str, str], expected: int) -> None:
     proc, cgroups = tmp_path / "proc", tmp_path / "cgroup"
     (proc / "self").mkdir(parents=True)
     (proc / "self/cgroup").write_text(f"{membership}\n")

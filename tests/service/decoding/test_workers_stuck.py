@@ -1,4 +1,4 @@
-"""A server whose decoding threads are all stuck is not ready, and is again when they are not; none of them holds up the end."""
+"""Readiness of a server whose decoding threads are all stuck, and its shutdown in spite of them."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.helpers.contract.hostile_images import encoded, photo
 from tests.helpers.service.http_requests import Asking
 from tlcli.service import ServerSettings, in_background
-from tlcli.service.decoding import decode_process
+from tlcli.service.decoding import image_pipeline
 
 FROZEN = """
 import pathlib, sys, time
-import service
-from tlcli.service import decoding_process
-decode_process.from_encoded = lambda *args: time.sleep(3600)
+import tlcli.service
+from tlcli.service.decoding import image_pipeline
+image_pipeline.from_encoded = lambda *args: time.sleep(3600)
 tlcli.service.serve(tlcli.service.ServerSettings(models=pathlib.Path(sys.argv[1]), port=0, http_port=0, grace_s=0.5, image_threads=1))
 """
 GRACE_S, CLOSING_S = 0.5, 2.0
@@ -52,13 +52,13 @@ def ask_and_forget(http_port: int) -> threading.Thread:
 
 
 def test_a_server_that_cannot_decode_is_not_ready_until_it_can(one_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    go, decode = threading.Event(), decode_process.from_encoded
+    go, decode = threading.Event(), image_pipeline.from_encoded
 
     def wait(*args: object) -> object:
         assert go.wait(60)
         return decode(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(decode_process, "from_encoded", wait)
+    monkeypatch.setattr(image_pipeline, "from_encoded", wait)
     with socket.create_server(("127.0.0.1", 0)) as free:
         http_port = free.getsockname()[1]
     settings = ServerSettings(models=one_model, port=0, http_port=http_port, image_threads=2, max_decode_s=0.1)
@@ -77,7 +77,7 @@ def test_a_server_that_cannot_decode_is_not_ready_until_it_can(one_model: Path, 
             thread.join(30)
 
 
-def test_a_stuck_thread_does_not_hold_up_the_end(one_model: Path) -> None:
+def test_a_stuck_thread_does_not_delay_the_shutdown(one_model: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", FROZEN, str(one_model)], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     lines: list[str] = []

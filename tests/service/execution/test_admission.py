@@ -1,4 +1,4 @@
-"""The places in front of a model: who is refused, who waits, and that none is lost."""
+"""Slots of a model's queue: requests that are refused, requests that wait, and no slot that is lost."""
 
 from __future__ import annotations
 
@@ -22,53 +22,53 @@ from tlcli.service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
 PNG = encode(scene((200, 30, 30), (40, 40, 120, 120)))
 
 
-def test_as_many_as_there_are_places_and_no_more() -> None:
+def test_a_full_queue_refuses_with_a_retry_delay() -> None:
     admission = Admission("toy", 2, lambda: 0.25)
-    first, _ = admission.enter(), admission.enter()
-    with pytest.raises(OverloadedError, match="is busy: 2 images wait for it, as many as may: ask again in 500 ms") as refused:
-        admission.enter()
+    first, _ = admission.acquire(), admission.acquire()
+    with pytest.raises(OverloadedError, match=r"^queue of model 'toy' full \(2 images waiting\): retry in 500 ms$") as refused:
+        admission.acquire()
     assert refused.value.retry_s == 0.5
-    first.leave()
-    first.leave()  # a place is given back once
-    admission.enter()
+    first.release()
+    first.release()  # a slot is returned once
+    admission.acquire()
     with pytest.raises(OverloadedError):
-        admission.enter()
+        admission.acquire()
 
 
-def test_the_patient_come_in_in_their_order_and_before_later_ones() -> None:
+def test_streams_wait_in_their_order() -> None:
     async def main() -> list[str]:
         admission = Admission("toy", 1, lambda: 0.0)
-        place = admission.enter()
+        slot = admission.acquire()
         entered: list[str] = []
 
         async def wait(name: str) -> None:
-            own = await admission.enter_in_turn()
+            own = await admission.acquire_in_turn()
             entered.append(name)
             await asyncio.sleep(0.01)
-            own.leave()
+            own.release()
 
         tasks = [asyncio.ensure_future(wait(name)) for name in ("a", "b", "c", "d")]
         await asyncio.sleep(0)
         tasks[1].cancel()
         await asyncio.sleep(0)
-        place.leave()
+        slot.release()
         await asyncio.wait_for(asyncio.gather(tasks[0], tasks[2], tasks[3]), 5)
-        assert admission.taken == 0
+        assert admission.used == 0
         return entered
 
     assert asyncio.run(main()) == ["a", "c", "d"]
 
 
-def test_a_turn_whose_owner_has_left_goes_to_the_next() -> None:
+def test_the_turn_of_a_cancelled_stream_goes_to_the_next() -> None:
     async def main() -> None:
         admission = Admission("toy", 1, lambda: 0.0)
-        place = admission.enter()
-        gone, next_one = (asyncio.ensure_future(admission.enter_in_turn()) for _ in range(2))
+        slot = admission.acquire()
+        gone, next_one = (asyncio.ensure_future(admission.acquire_in_turn()) for _ in range(2))
         await asyncio.sleep(0)
-        place.leave()  # calls the first
-        gone.cancel()  # who leaves before hearing of it
+        slot.release()  # wakes the first
+        gone.cancel()  # which is cancelled before it runs
         await asyncio.wait_for(next_one, 5)
-        assert admission.taken == 1
+        assert admission.used == 1
 
     asyncio.run(main())
 
@@ -100,14 +100,14 @@ def test_over_the_wire(one_model: Path, held_up: threading.Event) -> None:
             assert any(detail.Unpack(advice) for detail in status.details)
             assert abs(int(pushback) - advice.retry_delay.ToMilliseconds()) <= 1
 
-            stream = client.classify_stream([PNG] * 20)  # waits for its turns instead
+            stream = client.classify_stream([PNG] * 20)  # a stream waits for slots instead
             held_up.set()
             assert all(asked.result(timeout=10).predictions for asked in admitted)
             assert len([answer.result() for answer in stream]) == 20
             assert client.classify(PNG).predictions
 
 
-def test_our_clients_ask_again_when_they_are_told_to(one_model: Path, held_up: threading.Event) -> None:
+def test_our_clients_retry_after_the_delay(one_model: Path, held_up: threading.Event) -> None:
     async def at_once(port: int) -> list[str]:
         async with AsyncClient(port=port) as client:
             answers = await asyncio.gather(*(client.classify(PNG, request_id=str(number)) for number in range(2)))

@@ -1,4 +1,4 @@
-"""Batches: who shares a run with whom, in which order, and that every answer is its own."""
+"""Batches: which requests share a run, in which order, and that every request gets its own answer."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import pytest
 from tlcli.contract.errors import ImageError, ServerError
 from tlcli.contract.images.network_input import NetworkInput
 from tlcli.contract.model.onnx_model import Answer
-from tlcli.service.execution.batching import Batcher, Batching, Sharing, Wanted
+from tlcli.service.execution.batching import Batcher, Batching, MapRequest, MixedBatchPolicy
 from tlcli.service.system.thread_pool import Workers
 
 CLASSES = 10
-GRADCAM = Wanted((-1,), ("gradcam",))
-FREE = Sharing(frozenset({"gradcam"}), run_s=1.0, map_s=0.0)
+GRADCAM = MapRequest((-1,), ("gradcam",))
+FREE = MixedBatchPolicy(frozenset({"gradcam"}), run_s=1.0, map_s=0.0)
 
 
 def make_image(number: int, size: int = 4) -> npt.NDArray[np.uint8]:
@@ -29,7 +29,7 @@ def make_image(number: int, size: int = 4) -> npt.NDArray[np.uint8]:
 
 @dataclass
 class Recorder:
-    """A model that answers an image's number, and can be held up.
+    """Model that returns an image's number, and waits for `go`.
 
     runs: images' numbers, targets and maps of each run. threads: that they were run in.
     """
@@ -75,7 +75,7 @@ Make = Callable[..., Batcher]
 
 @pytest.fixture
 def make(thread: Workers, model: Recorder) -> Make:
-    def made(max_size: int = 4, delay_s: float = 0.0, sharing: Sharing = FREE, any_thread: bool = False) -> Batcher:
+    def made(max_size: int = 4, delay_s: float = 0.0, sharing: MixedBatchPolicy = FREE, any_thread: bool = False) -> Batcher:
         return Batcher(thread, model, Batching(max_size, delay_s), sharing, any_thread=any_thread)
 
     return made
@@ -93,19 +93,19 @@ def seeing(number: int) -> Callable[[], NetworkInput]:
 
 
 async def see(batcher: Batcher, decoders: Workers, number: int) -> float:
-    seen, ran = await batcher.see_and_submit(seeing(number), decoders, Wanted())
+    seen, ran = await batcher.decode_and_submit(seeing(number), decoders, MapRequest())
     assert seen.value.images[0, 0, 0, 0] == number
     return float(ran.value.scores[0, 0])
 
 
 async def held_up(batcher: Batcher, model: Recorder) -> asyncio.Task[object]:
-    """A first run is under way and will not end before `model.go`."""
-    first = asyncio.ensure_future(batcher.submit(make_image(0), Wanted()))
+    """Start a run that does not end before `model.go` is set."""
+    first = asyncio.ensure_future(batcher.submit(make_image(0), MapRequest()))
     await asyncio.to_thread(model.begun.wait, 10)
     return first
 
 
-def start(batcher: Batcher, number: int, wanted: Wanted = Wanted(), size: int = 4) -> asyncio.Task[float]:  # noqa: B008
+def start(batcher: Batcher, number: int, wanted: MapRequest = MapRequest(), size: int = 4) -> asyncio.Task[float]:  # noqa: B008
     async def ask() -> float:
         answer = (await batcher.submit(make_image(number, size), wanted)).value
         assert answer.scores.shape == (1, CLASSES)
@@ -118,8 +118,8 @@ def start(batcher: Batcher, number: int, wanted: Wanted = Wanted(), size: int = 
     return asyncio.ensure_future(ask())
 
 
-async def asked(batcher: Batcher, model: Recorder, *wanted: Wanted) -> list[float]:
-    """Images 1, 2, ... come while image 0 is run: their answers, in their order."""
+async def asked(batcher: Batcher, model: Recorder, *wanted: MapRequest) -> list[float]:
+    """Submit images 1, 2, ... while image 0 runs, and return their answers in their order."""
     first = await held_up(batcher, model)
     tasks = [start(batcher, number, one) for number, one in enumerate(wanted, 1)]
     await asyncio.sleep(0)
@@ -128,15 +128,15 @@ async def asked(batcher: Batcher, model: Recorder, *wanted: Wanted) -> list[floa
     return await asyncio.gather(*tasks)
 
 
-def test_what_comes_while_a_run_is_under_way_shares_the_next(make: Make, model: Recorder) -> None:
+def test_images_that_arrive_during_a_run_share_the_next(make: Make, model: Recorder) -> None:
     async def main() -> list[float]:
-        return await asked(make(max_size=4), model, *[Wanted()] * 9)
+        return await asked(make(max_size=4), model, *[MapRequest()] * 9)
 
     assert asyncio.run(main()) == [1, 2, 3, 4, 5, 6, 7, 8, 9]
     assert [numbers for numbers, _, _ in model.runs] == [[0], [1, 2, 3, 4], [5, 6, 7, 8], [9]]
 
 
-def test_an_idle_model_begins_at_once(make: Make, model: Recorder) -> None:
+def test_an_idle_model_starts_at_once(make: Make, model: Recorder) -> None:
     async def main() -> float:
         model.go.set()
         return await asyncio.wait_for(start(make(delay_s=0.0), 7), 5)
@@ -144,9 +144,16 @@ def test_an_idle_model_begins_at_once(make: Make, model: Recorder) -> None:
     assert asyncio.run(main()) == 7
 
 
-def test_maps_that_differ_in_kind_are_not_run_together_and_nobody_is_overtaken_for_ever(make: Make, model: Recorder) -> None:
-    two = Wanted((3, -1), ("gradcam",))
-    kinds = [two, GRADCAM, Wanted((-1,), ("layercam",)), Wanted((5, 6), ("gradcam",)), Wanted((-1,), ("gradcam",), softmax=True), GRADCAM]
+def test_different_kinds_of_maps_do_not_share_a_run_and_none_starves(make: Make, model: Recorder) -> None:
+    two = MapRequest((3, -1), ("gradcam",))
+    kinds = [
+        two,
+        GRADCAM,
+        MapRequest((-1,), ("layercam",)),
+        MapRequest((5, 6), ("gradcam",)),
+        MapRequest((-1,), ("gradcam",), softmax=True),
+        GRADCAM,
+    ]
 
     async def main() -> list[float]:
         return await asked(make(), model, *kinds)
@@ -156,7 +163,7 @@ def test_maps_that_differ_in_kind_are_not_run_together_and_nobody_is_overtaken_f
     assert model.runs[1][1] == [[3, -1], [5, 6]], "each image keeps its own classes"
 
 
-def test_images_of_another_size_are_not_run_together(make: Make, model: Recorder) -> None:
+def test_images_of_different_sizes_do_not_share_a_run(make: Make, model: Recorder) -> None:
     async def main() -> list[float]:
         batcher = make()
         first = await held_up(batcher, model)
@@ -174,23 +181,23 @@ def test_images_of_another_size_are_not_run_together(make: Make, model: Recorder
     ("sharing", "expected"),
     [
         (FREE, [[0], [1, 2, 3, 4]]),
-        (Sharing(), [[0], [1, 3], [2, 4]]),
-        (Sharing(frozenset({"gradcam"}), run_s=0.010, map_s=0.006), [[0], [1, 3], [2, 4]]),  # two maps cost more than a run
-        (Sharing(frozenset({"gradcam"}), run_s=0.010, map_s=0.004), [[0], [1, 2, 3, 4]]),
-        (Sharing(frozenset({"cam"}), run_s=1.0, map_s=0.0), [[0], [1, 3], [2, 4]]),
+        (MixedBatchPolicy(), [[0], [1, 3], [2, 4]]),
+        (MixedBatchPolicy(frozenset({"gradcam"}), run_s=0.010, map_s=0.006), [[0], [1, 3], [2, 4]]),  # two maps cost more than a run
+        (MixedBatchPolicy(frozenset({"gradcam"}), run_s=0.010, map_s=0.004), [[0], [1, 2, 3, 4]]),
+        (MixedBatchPolicy(frozenset({"cam"}), run_s=1.0, map_s=0.0), [[0], [1, 3], [2, 4]]),
     ],
 )
-def test_scores_ride_along_with_maps_where_that_is_cheaper(
-    make: Make, model: Recorder, sharing: Sharing, expected: list[list[int]]
+def test_scores_share_a_run_with_maps_where_that_is_cheaper(
+    make: Make, model: Recorder, sharing: MixedBatchPolicy, expected: list[list[int]]
 ) -> None:
     async def main() -> list[float]:
-        return await asked(make(sharing=sharing), model, Wanted(), GRADCAM, Wanted(), GRADCAM)
+        return await asked(make(sharing=sharing), model, MapRequest(), GRADCAM, MapRequest(), GRADCAM)
 
     assert asyncio.run(main()) == [1, 2, 3, 4]
     assert [numbers for numbers, _, _ in model.runs] == expected
 
 
-def test_who_has_left_is_not_run_and_takes_nothing_from_the_others(make: Make, model: Recorder) -> None:
+def test_a_cancelled_image_is_not_run_and_the_others_are(make: Make, model: Recorder) -> None:
     async def main() -> list[float]:
         batcher = make()
         first = await held_up(batcher, model)
@@ -206,7 +213,7 @@ def test_who_has_left_is_not_run_and_takes_nothing_from_the_others(make: Make, m
     assert [numbers for numbers, _, _ in model.runs] == [[0], [1, 3]]
 
 
-def test_who_leaves_while_the_batch_runs_takes_nothing_from_the_others(make: Make, model: Recorder) -> None:
+def test_an_image_cancelled_during_the_run_leaves_the_others_answered(make: Make, model: Recorder) -> None:
     async def main() -> list[float]:
         batcher = make()
         first = await held_up(batcher, model)
@@ -222,7 +229,7 @@ def test_who_leaves_while_the_batch_runs_takes_nothing_from_the_others(make: Mak
     assert asyncio.run(main()) == [2, 3]
 
 
-def test_a_image_that_cannot_be_run_fails_alone(make: Make, model: Recorder) -> None:
+def test_an_image_that_cannot_be_run_fails_alone(make: Make, model: Recorder) -> None:
     async def main() -> tuple[list[float], BaseException | None]:
         batcher = make()
         first = await held_up(batcher, model)
@@ -239,7 +246,7 @@ def test_a_image_that_cannot_be_run_fails_alone(make: Make, model: Recorder) -> 
     assert isinstance(error, ValueError)
 
 
-def test_a_batch_is_held_back_for_company_and_goes_when_it_is_full(make: Make, model: Recorder) -> None:
+def test_a_delayed_batch_runs_when_it_is_full(make: Make, model: Recorder) -> None:
     async def main() -> list[float]:
         model.go.set()
         batcher = make(max_size=2, delay_s=60)
@@ -252,7 +259,7 @@ def test_a_batch_is_held_back_for_company_and_goes_when_it_is_full(make: Make, m
     assert [numbers for numbers, _, _ in model.runs] == [[1, 2]]
 
 
-def test_a_batch_that_does_not_fill_goes_when_its_time_is_over(make: Make, model: Recorder) -> None:
+def test_a_delayed_batch_runs_when_its_delay_is_over(make: Make, model: Recorder) -> None:
     async def main() -> tuple[float, float]:
         model.go.set()
         batcher = make(max_size=8, delay_s=0.1)
@@ -268,7 +275,7 @@ def test_a_batch_that_does_not_fill_goes_when_its_time_is_over(make: Make, model
     assert 0.09 < second_s < 1.0
 
 
-def test_closed_it_refuses_what_waits_and_answers_what_runs(make: Make, model: Recorder) -> None:
+def test_a_closed_queue_refuses_waiting_images_and_answers_running_ones(make: Make, model: Recorder) -> None:
     async def main() -> None:
         batcher = make()
         first = await held_up(batcher, model)
@@ -286,13 +293,13 @@ def test_closed_it_refuses_what_waits_and_answers_what_runs(make: Make, model: R
     assert [numbers for numbers, _, _ in model.runs] == [[0]]
 
 
-def test_a_turn_is_told_when_the_run_begins(make: Make, model: Recorder) -> None:
+def test_the_slot_is_freed_when_the_run_starts(make: Make, model: Recorder) -> None:
     async def main() -> list[str]:
         told: list[str] = []
         batcher = make(max_size=1)
-        first = asyncio.ensure_future(batcher.submit(make_image(1), Wanted(), lambda: told.append("first")))
+        first = asyncio.ensure_future(batcher.submit(make_image(1), MapRequest(), lambda: told.append("first")))
         await asyncio.to_thread(model.begun.wait, 10)
-        second = asyncio.ensure_future(batcher.submit(make_image(2), Wanted(), lambda: told.append("second")))
+        second = asyncio.ensure_future(batcher.submit(make_image(2), MapRequest(), lambda: told.append("second")))
         await asyncio.sleep(0.05)
         before = list(told)
         model.go.set()
@@ -304,7 +311,7 @@ def test_a_turn_is_told_when_the_run_begins(make: Make, model: Recorder) -> None
 
 
 @pytest.mark.parametrize(("any_thread", "runs_in"), [(True, "decoder"), (False, "model")])
-def test_a_image_that_finds_the_model_free_is_run_where_it_was_decoded(
+def test_an_image_that_finds_the_model_free_runs_in_its_decoding_thread(
     make: Make, model: Recorder, decoders: Workers, any_thread: bool, runs_in: str
 ) -> None:
     model.go.set()
@@ -316,7 +323,7 @@ def test_a_image_that_finds_the_model_free_is_run_where_it_was_decoded(
     assert model.threads == [runs_in]
 
 
-def test_while_one_decoder_runs_the_model_the_other_decodes_and_the_next_batch_is_run_by_the_models_thread(
+def test_one_decoder_runs_the_model_another_decodes_and_the_models_thread_runs_the_next_batch(
     make: Make, model: Recorder, decoders: Workers
 ) -> None:
     async def main() -> list[float]:
@@ -335,9 +342,7 @@ def test_while_one_decoder_runs_the_model_the_other_decodes_and_the_next_batch_i
     assert model.threads == ["decoder", "model"]
 
 
-def test_what_runs_alone_and_what_is_decoded_never_run_at_the_same_time(
-    make: Make, model: Recorder, decoders: Workers, thread: Workers
-) -> None:
+def test_exclusive_jobs_and_batches_never_run_at_the_same_time(make: Make, model: Recorder, decoders: Workers, thread: Workers) -> None:
     alone = threading.Event()
 
     async def main() -> float:
@@ -349,7 +354,7 @@ def test_what_runs_alone_and_what_is_decoded_never_run_at_the_same_time(
             time.sleep(0.1)
             return len(model.runs)
 
-        step = asyncio.ensure_future(thread.do(batcher.alone, job))
+        step = asyncio.ensure_future(thread.do(batcher.run_exclusively, job))
         await asyncio.to_thread(alone.wait, 10)
         answer = await see(batcher, decoders, 5)
         assert (await step).value == 0
@@ -359,7 +364,7 @@ def test_what_runs_alone_and_what_is_decoded_never_run_at_the_same_time(
     assert model.threads == ["model"]
 
 
-def test_what_cannot_be_decoded_fails_by_itself(make: Make, model: Recorder, decoders: Workers) -> None:
+def test_an_image_that_cannot_be_decoded_fails_alone(make: Make, model: Recorder, decoders: Workers) -> None:
     model.go.set()
 
     def broken() -> NetworkInput:
@@ -367,7 +372,7 @@ def test_what_cannot_be_decoded_fails_by_itself(make: Make, model: Recorder, dec
 
     async def main() -> list[object]:
         batcher = make(any_thread=True)
-        asked = [see(batcher, decoders, 1), batcher.see_and_submit(broken, decoders, Wanted()), see(batcher, decoders, 2)]
+        asked = [see(batcher, decoders, 1), batcher.decode_and_submit(broken, decoders, MapRequest()), see(batcher, decoders, 2)]
         return await asyncio.gather(*asked, return_exceptions=True)
 
     first, failed, last = asyncio.run(main())
@@ -375,7 +380,7 @@ def test_what_cannot_be_decoded_fails_by_itself(make: Make, model: Recorder, dec
     assert isinstance(failed, ImageError)
 
 
-def test_cancelled_while_it_waits_for_a_decoder_it_is_neither_decoded_nor_run(make: Make, model: Recorder) -> None:
+def test_an_image_cancelled_before_decoding_is_neither_decoded_nor_run(make: Make, model: Recorder) -> None:
     decoder = Workers(1, "decoder")
     decoded = threading.Event()
 
@@ -387,7 +392,7 @@ def test_cancelled_while_it_waits_for_a_decoder_it_is_neither_decoded_nor_run(ma
         batcher = make(any_thread=True)
         first = asyncio.ensure_future(see(batcher, decoder, 0))
         await asyncio.to_thread(model.begun.wait, 10)
-        gone = asyncio.ensure_future(batcher.see_and_submit(note, decoder, Wanted()))
+        gone = asyncio.ensure_future(batcher.decode_and_submit(note, decoder, MapRequest()))
         await asyncio.sleep(0)
         gone.cancel()
         await asyncio.wait([gone])
@@ -401,7 +406,7 @@ def test_cancelled_while_it_waits_for_a_decoder_it_is_neither_decoded_nor_run(ma
     assert [numbers for numbers, _, _ in model.runs] == [[0]]
 
 
-def test_waiting_for_what_runs_sees_a_decoders_run_too(make: Make, model: Recorder, decoders: Workers) -> None:
+def test_wait_includes_a_run_in_a_decoding_thread(make: Make, model: Recorder, decoders: Workers) -> None:
     async def main() -> None:
         batcher = make(any_thread=True)
         first = asyncio.ensure_future(see(batcher, decoders, 0))
@@ -419,7 +424,7 @@ def test_waiting_for_what_runs_sees_a_decoders_run_too(make: Make, model: Record
 
 
 @pytest.mark.parametrize("any_thread", [True, False])
-def test_a_decoded_image_waits_for_company_as_others_do(make: Make, model: Recorder, decoders: Workers, any_thread: bool) -> None:
+def test_the_delay_holds_for_decoded_images_too(make: Make, model: Recorder, decoders: Workers, any_thread: bool) -> None:
     model.go.set()
 
     async def main() -> list[float]:

@@ -1,7 +1,7 @@
-"""The Open Inference Protocol, asked by other people's clients: the numbers are the model's, and nobody's messages are in another's way.
+"""Open Inference Protocol with the clients of Triton and KServe: the answers are the model's, and the packages' messages do not clash.
 
-Triton's client is imported into this process, where it registers messages of the same names as ours. KServe's wants other
-versions of its dependencies than we do, and cannot be imported beside Triton's either: it asks from an environment of its own.
+Triton's client is imported into this process, where it registers messages of the same names as ours. KServe's client needs other versions
+of its dependencies, and cannot be imported together with Triton's: it runs in an environment of its own.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tests.helpers import HELPERS
 from tests.helpers.service.sample_images import BLUE, GREEN, RED, encode, scene
 from tests.helpers.service.toy_model import GRID, LABELS, METHODS, SIZE, ToyAnswer, ToyModel
 from tests.service.conftest import FIRST, SECOND
-from tests.service.rest.test_classify_routes import TOLERANCE, network_input
+from tests.service.inference.test_classifier import TOLERANCE, network_input
 from tlcli.contract.model.explain import explain
 from tlcli.contract.model.onnx_model import Model
 from tlcli.service import Client, Server, ServerSettings, in_background
@@ -53,7 +53,7 @@ def triton_client(port: int) -> Iterator[triton.InferenceServerClient]:
 
 
 def given(**tensors: np.ndarray) -> list[triton.InferInput]:
-    """Inputs, their datatypes taken from the arrays."""
+    """Create inputs with the datatypes of the arrays."""
     inputs = []
     for name, values in tensors.items():
         tensor = triton.InferInput(name, values.shape, triton_datatype(values))
@@ -75,13 +75,13 @@ def twins(images: np.ndarray, model: ToyModel = FIRST, softmax: bool = False) ->
 
 
 def resolved(answers: list[ToyAnswer], targets: list[list[int]]) -> list[list[int]]:
-    """Class ids, ranks turned into them."""
+    """Return the class ids of ids and ranks."""
     orders = [np.argsort(-answer.logits, kind="stable") for answer in answers]
     return [[int(order[-one - 1]) if one < 0 else one for one in row] for order, row in zip(orders, targets, strict=True)]
 
 
 def maps(answers: list[ToyAnswer], classes: list[list[int]], method: str) -> np.ndarray:
-    """`[N, K, h, w]`."""
+    """Return the maps of the classes, `[N, K, h, w]`."""
     return np.stack([getattr(answer, method)[row] for answer, row in zip(answers, classes, strict=True)])
 
 
@@ -90,7 +90,7 @@ def same(found: Any, expected: object) -> None:
 
 
 @pytest.mark.parametrize(("version", "answered_by", "model"), [("1", "1", FIRST), ("2", "2", SECOND), ("", "2", SECOND)])
-def test_scores_and_logits_come_where_nothing_is_named(
+def test_scores_and_logits_are_the_default_outputs(
     triton_client: triton.InferenceServerClient, version: str, answered_by: str, model: ToyModel
 ) -> None:
     result = triton_client.infer("toy", given(images=IMAGES), model_version=version, request_id="mine")
@@ -104,7 +104,7 @@ def test_scores_and_logits_come_where_nothing_is_named(
     same(result.as_numpy("logits"), [one.logits for one in twins(IMAGES, model)])
 
 
-def test_a_row_of_a_batch_is_what_the_image_alone_gets(triton_client: triton.InferenceServerClient) -> None:
+def test_a_row_of_a_batch_equals_the_answer_to_the_image_alone(triton_client: triton.InferenceServerClient) -> None:
     asked = {"model_name": "toy", "model_version": "1", "outputs": wanted("logits", "gradcam", "eigengradcam")}
     together = triton_client.infer(inputs=given(images=IMAGES), **asked)
     for row, image in enumerate(IMAGES):
@@ -114,7 +114,7 @@ def test_a_row_of_a_batch_is_what_the_image_alone_gets(triton_client: triton.Inf
 
 
 @pytest.mark.parametrize("shape", [(3,), (3, 1)])
-def test_encoded_images_are_seen_as_classify_sees_them(
+def test_encoded_images_have_the_same_answers_as_with_classify(
     triton_client: triton.InferenceServerClient, client: Client, shape: tuple[int, ...]
 ) -> None:
     images = np.array(ENCODED, dtype=object).reshape(shape)
@@ -125,7 +125,7 @@ def test_encoded_images_are_seen_as_classify_sees_them(
         same(result.as_numpy("scores")[row], [found[class_id] for class_id in range(len(LABELS))])
 
 
-def test_maps_come_by_the_outputs_names_in_the_order_of_the_question(triton_client: triton.InferenceServerClient) -> None:
+def test_maps_are_returned_by_name_in_the_order_of_the_request(triton_client: triton.InferenceServerClient) -> None:
     result = triton_client.infer("toy", given(images=IMAGES), model_version="1", outputs=wanted("gradcam", "classes", "cam"))
     assert [one.name for one in result.get_response().outputs] == ["gradcam", "classes", "cam"]
     answers = twins(IMAGES)
@@ -150,7 +150,7 @@ def test_classes_by_id_and_rank_for_all_images_or_each(
     same(result.as_numpy("gradcam"), maps(answers, expected, "gradcam"))
 
 
-def test_classes_without_a_map_are_ranked_all_the_same(triton_client: triton.InferenceServerClient) -> None:
+def test_classes_without_a_map_are_ranked_too(triton_client: triton.InferenceServerClient) -> None:
     asked = given(images=IMAGES, targets=np.array([[-1, 4, -7]]))
     result = triton_client.infer("toy", asked, model_version="1", outputs=wanted("classes"))
     assert result.as_numpy("classes").tolist() == resolved(twins(IMAGES), [[-1, 4, -7]] * 3)
@@ -165,7 +165,7 @@ def test_every_map_of_the_description_is_that_of_explain(triton_client: triton.I
         same(result.as_numpy(method), expected.maps[method])
 
 
-def test_more_images_than_one_run_takes_come_back_in_their_order(triton_client: triton.InferenceServerClient) -> None:
+def test_more_images_than_one_run_holds_keep_their_order(triton_client: triton.InferenceServerClient) -> None:
     many = np.random.default_rng(8).integers(0, 256, (3 * ServerSettings().max_batch_size + 1, SIZE, SIZE, 3), dtype=np.uint8)
     targets = np.arange(len(many))[:, None] % len(LABELS)
     result = triton_client.infer("toy", given(images=many, targets=targets), model_version="1", outputs=wanted("logits", "cam"))
@@ -175,7 +175,7 @@ def test_more_images_than_one_run_takes_come_back_in_their_order(triton_client: 
 
 
 def typed_request(**contents: tuple[str, list[int], str, list[Any]]) -> service_pb2.ModelInferRequest:
-    """Of inputs whose values come one by one: their datatype, shape, field and values."""
+    """Create a request with separate values: for each input its datatype, shape, field and values."""
     request = service_pb2.ModelInferRequest(model_name="toy", model_version="1", id="typed")
     for name, (datatype, shape, field, values) in contents.items():
         request.inputs.add(name=name, datatype=datatype, shape=shape, contents={field: values})
@@ -184,7 +184,7 @@ def typed_request(**contents: tuple[str, list[int], str, list[Any]]) -> service_
 
 @pytest.fixture(scope="module")
 def infer(port: int) -> Iterator[grpc.UnaryUnaryMultiCallable]:
-    """`ModelInfer`, with Triton's messages as they are."""
+    """Yield the call `ModelInfer` with Triton's messages."""
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         yield channel.unary_unary(
             "/inference.GRPCInferenceService/ModelInfer",
@@ -210,13 +210,13 @@ def test_typed_contents_are_read_and_answered_raw(infer: grpc.UnaryUnaryMultiCal
     same(np.frombuffer(gradcam, "<f4").reshape(3, 2, GRID, GRID), maps(answers, resolved(answers, [[2, -1]] * 3), "gradcam"))
 
 
-def test_encoded_images_may_come_typed(infer: grpc.UnaryUnaryMultiCallable) -> None:
+def test_encoded_images_may_be_typed_contents(infer: grpc.UnaryUnaryMultiCallable) -> None:
     response = infer(typed_request(encoded=("BYTES", [3], "bytes_contents", ENCODED)))
     scores = np.frombuffer(response.raw_output_contents[0], "<f4").reshape(3, -1)
     same(scores, [FIRST.answer(network_input(one)).scores for one in ENCODED])
 
 
-def test_the_metadata_say_what_to_send_and_what_comes(triton_client: triton.InferenceServerClient, port: int) -> None:
+def test_metadata_describe_inputs_and_outputs(triton_client: triton.InferenceServerClient, port: int) -> None:
     found = triton_client.get_model_metadata("toy", as_json=True)
     assert (found["name"], found["platform"], found["versions"]) == ("toy", "onnxruntime_onnx", ["1", "2"])
     assert [(one["name"], one["datatype"], [int(size) for size in one["shape"]]) for one in found["inputs"]] == [
@@ -241,7 +241,7 @@ def test_the_metadata_say_what_to_send_and_what_comes(triton_client: triton.Infe
     assert json.loads(answer.properties["labels"]) == [*LABELS]
 
 
-def test_a_model_of_any_size_takes_any_size(tmp_path: Path) -> None:
+def test_a_dynamic_model_accepts_any_size(tmp_path: Path) -> None:
     ToyModel.make(seed=5, dynamic=True).save(tmp_path / "any/1/model.onnx", "any")
     images = np.random.default_rng(1).integers(0, 256, (2, 2 * SIZE, 3 * SIZE, 3), dtype=np.uint8)
     with (
@@ -258,7 +258,7 @@ def test_a_model_of_any_size_takes_any_size(tmp_path: Path) -> None:
     assert result.as_numpy("cam").shape == (2, 1, 2 * GRID, 3 * GRID)
 
 
-def test_readiness_is_told_without_errors(triton_client: triton.InferenceServerClient) -> None:
+def test_readiness_is_reported_without_errors(triton_client: triton.InferenceServerClient) -> None:
     assert triton_client.is_server_live()
     assert triton_client.is_server_ready()
     states = {
@@ -270,7 +270,7 @@ def test_readiness_is_told_without_errors(triton_client: triton.InferenceServerC
     assert (found.name, found.version, [*found.extensions]) == ("tlcli", metadata.version("tlcli"), ["model_repository"])
 
 
-def test_nothing_is_ready_before_it_is_loaded_nor_when_the_server_stops(one_model: Path) -> None:
+def test_nothing_is_ready_before_loading_and_during_shutdown(one_model: Path) -> None:
     async def states(client: triton_aio.InferenceServerClient) -> tuple[bool, bool, bool, str]:
         (one,) = (await client.get_model_repository_index()).models
         return await client.is_server_live(), await client.is_server_ready(), await client.is_model_ready("toy"), one.state
@@ -307,7 +307,7 @@ def test_the_index_lists_what_is_in_the_repository(triton_client: triton.Inferen
     assert all(("ONNX Runtime cannot load it" in reason) == (state == "UNAVAILABLE") for state, reason in found.values())
 
 
-def test_the_asynchronous_client_is_answered_many_times_at_once(port: int) -> None:
+def test_the_asynchronous_client_sends_concurrent_requests(port: int) -> None:
     async def ask() -> list[Any]:
         async with triton_aio.InferenceServerClient(f"127.0.0.1:{port}") as client:
             assert await client.is_model_ready("toy")
@@ -321,7 +321,7 @@ def test_the_asynchronous_client_is_answered_many_times_at_once(port: int) -> No
         same(result.as_numpy("logits")[0], FIRST.answer(IMAGES[row]).logits)
 
 
-def test_ours_and_tritons_client_ask_one_server_from_one_process(triton_client: triton.InferenceServerClient, client: Client) -> None:
+def test_our_client_and_tritons_work_in_one_process(triton_client: triton.InferenceServerClient, client: Client) -> None:
     ours = client.classify(IMAGES[0], model="toy", version="1", top_k=1).predictions[0]
     theirs = triton_client.infer("toy", given(images=IMAGES[:1]), model_version="1").as_numpy("scores")[0]
     assert ours.class_id == int(theirs.argmax())
@@ -362,7 +362,7 @@ def test_our_messages_are_not_in_protobufs_own_pool() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "apart\n"
 
 
-def test_reflection_lists_both_services_and_tells_their_messages(port: int) -> None:
+def test_reflection_lists_both_services_and_their_messages(port: int) -> None:
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         database = ProtoReflectionDescriptorDatabase(channel)
         assert {"inference.GRPCInferenceService", "tlcli.v1.Classifier", "grpc.health.v1.Health"} <= {*database.get_services()}
@@ -378,7 +378,7 @@ def test_reflection_lists_both_services_and_tells_their_messages(port: int) -> N
             pool.FindMessageTypeByName("inference.NoSuchMessage")
 
 
-def test_the_health_protocol_still_answers(port: int) -> None:
+def test_the_health_protocol_is_served_too(port: int) -> None:
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         check = health_pb2_grpc.HealthStub(channel).Check
         assert check(health_pb2.HealthCheckRequest()).status == health_pb2.HealthCheckResponse.SERVING
@@ -390,7 +390,7 @@ def test_every_state_of_a_model_has_a_name_in_the_index() -> None:
 
 
 @needs_kserve
-def test_kserves_client_is_answered(port: int, tmp_path: Path) -> None:
+def test_kserves_client(port: int, tmp_path: Path) -> None:
     np.save(tmp_path / "images.npy", IMAGES)
     (tmp_path / "image").write_bytes(ENCODED[0])
     script = HELPERS / "service/kserve_requests.py"

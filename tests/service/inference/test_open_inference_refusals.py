@@ -1,4 +1,4 @@
-"""What cannot be answered over the Open Inference Protocol gets the right status and one line, and the next request is answered."""
+"""Error statuses of the Open Inference Protocol: the right code and one line, after which the server answers the next request."""
 
 from __future__ import annotations
 
@@ -59,38 +59,35 @@ def with_parameter(made: pb.ModelInferRequest, of_output: bool, name: str) -> pb
 
 
 BAD = {
-    "no input": (request(), "one of the inputs 'images' (UINT8 [-1, 64, 64, 3]) and 'encoded' (BYTES [-1]) was expected, neither came"),
-    "both": (request(IMAGES, ("encoded", "BYTES", [1], element(GOOD))), "both came"),
-    "unknown input": (request(("images", "UINT8", SHAPE, PIXELS)), "no input 'images'; it has: images, encoded, targets, softmax"),
+    "no input": (request(), "expected one of the inputs 'images' (UINT8 [-1, 64, 64, 3]) and 'encoded' (BYTES [-1]), got neither"),
+    "both": (request(IMAGES, ("encoded", "BYTES", [1], element(GOOD))), ", got both"),
+    "unknown input": (request(("photos", "UINT8", SHAPE, PIXELS)), "no input 'photos'; it has: images, encoded, targets, softmax"),
     "unknown output": (request(IMAGES, outputs=("lime",)), "no output 'lime'; it has: scores, logits, classes, cam, gradcam"),
-    "the same input twice": (request(IMAGES, IMAGES), "input 'images' came twice"),
-    "the same output twice": (request(IMAGES, outputs=("cam", "cam")), "twice among cam, cam"),
-    "another datatype": (request(("images", "FP32", SHAPE, 4 * PIXELS)), "expected UINT8 [-1, 64, 64, 3], not FP32 [1, 64, 64, 3]"),
-    "no datatype": (request(("images", "", SHAPE, PIXELS)), "expected UINT8 [-1, 64, 64, 3], not"),
-    "another size": (request(("images", "UINT8", [1, 32, 32, 3], bytes(3072))), "[-1, 64, 64, 3], not UINT8 [1, 32, 32, 3]"),
-    "another rank": (request(("images", "UINT8", SHAPE[1:], PIXELS)), "[-1, 64, 64, 3], not UINT8 [64, 64, 3]"),
-    "no shape": (request(("images", "UINT8", [], PIXELS)), "[-1, 64, 64, 3], not UINT8 []"),
-    "ten thousand sizes": (request(("images", "UINT8", [1] * 10_000, PIXELS)), "the shape has 10,000 dimensions"),
-    "no images": (request(("images", "UINT8", [0, *SHAPE[1:]], b"")), "shape [0, 64, 64, 3]: expected sizes of 1 or more"),
-    "a negative size": (request(("images", "UINT8", [-1, *SHAPE[1:]], PIXELS)), "shape [-1, 64, 64, 3]"),
-    "negative sizes whose product fits": (request(("images", "UINT8", [-1, -64, 64, 3], PIXELS)), "shape [-1, -64, 64, 3]"),
-    "sizes whose product passes 64 bits": (request(("images", "UINT8", [HUGE, *SHAPE[1:]], PIXELS)), f"UINT8 [{HUGE}, 64, 64, 3] needs"),
-    "a product that wraps to nothing": (request(("encoded", "BYTES", [HUGE], {"bytes_contents": []})), f"needs {HUGE:,} values"),
-    "too few bytes": (
-        request(("images", "UINT8", SHAPE, PIXELS[1:])),
-        "[1, 64, 64, 3] needs 12,288 bytes, but the raw contents hold 12,287",
-    ),
-    "too many bytes": (request(("images", "UINT8", SHAPE, PIXELS + b"x")), "the raw contents hold 12,289"),
-    "too few raw contents": (request(IMAGES, ("targets", "INT64", [1], None)), "1 raw_input_contents came with 2 inputs"),
-    "too many raw contents": (request(IMAGES, extra_raw=(b"",)), "2 raw_input_contents came with 1 inputs"),
+    "the same input twice": (request(IMAGES, IMAGES), "input 'images' occurs twice"),
+    "the same output twice": (request(IMAGES, outputs=("cam", "cam")), "twice in cam, cam"),
+    "another datatype": (request(("images", "FP32", SHAPE, 4 * PIXELS)), "UINT8 [-1, 64, 64, 3] was expected, FP32 [1, 64, 64, 3] came"),
+    "no datatype": (request(("images", "", SHAPE, PIXELS)), "UINT8 [-1, 64, 64, 3] was expected,"),
+    "another size": (request(("images", "UINT8", [1, 32, 32, 3], bytes(3072))), "expected, UINT8 [1, 32, 32, 3] came"),
+    "another rank": (request(("images", "UINT8", SHAPE[1:], PIXELS)), "expected, UINT8 [64, 64, 3] came"),
+    "no shape": (request(("images", "UINT8", [], PIXELS)), "expected, UINT8 [] came"),
+    "ten thousand sizes": (request(("images", "UINT8", [1] * 10_000, PIXELS)), "its shape has 10,000 dimensions"),
+    "no images": (request(("images", "UINT8", [0, *SHAPE[1:]], b"")), "its shape is [0, 64, 64, 3]: name sizes that came"),
+    "a negative size": (request(("images", "UINT8", [-1, *SHAPE[1:]], PIXELS)), "its shape is [-1, 64, 64, 3]"),
+    "negative sizes whose product fits": (request(("images", "UINT8", [-1, -64, 64, 3], PIXELS)), "its shape is [-1, -64, 64, 3]"),
+    "sizes whose product passes 64 bits": (request(("images", "UINT8", [HUGE, *SHAPE[1:]], PIXELS)), f"UINT8 [{HUGE}, 64, 64, 3] is"),
+    "a product that wraps to nothing": (request(("encoded", "BYTES", [HUGE], {"bytes_contents": []})), f"has {HUGE:,} values"),
+    "too few bytes": (request(("images", "UINT8", SHAPE, PIXELS[1:])), "[1, 64, 64, 3] is 12,288 bytes, its raw contents are 12,287"),
+    "too many bytes": (request(("images", "UINT8", SHAPE, PIXELS + b"x")), "its raw contents are 12,289"),
+    "too few raw contents": (request(IMAGES, ("targets", "INT64", [1], None)), "1 raw_input_contents for 2 inputs"),
+    "too many raw contents": (request(IMAGES, extra_raw=(b"",)), "2 raw_input_contents for 1 inputs"),
     "raw and typed": (
         request(("images", "UINT8", SHAPE, {"uint_contents": [1]}), extra_raw=(PIXELS,)),
-        "input 'images' has `contents` beside raw_input_contents",
+        "input 'images' has both `contents` and raw_input_contents",
     ),
     "neither raw nor typed": (request(("images", "UINT8", SHAPE, None)), "needs 12,288 values, but the contents hold 0"),
     "typed in another field": (
         request(("images", "UINT8", SHAPE, {"int_contents": [0] * len(PIXELS)})),
-        "go into uint_contents; int_contents",
+        "expected values of UINT8 in uint_contents, got int_contents",
     ),
     "typed beyond the datatype": (
         request(("images", "UINT8", SHAPE, {"uint_contents": [256] * len(PIXELS)})),
@@ -117,14 +114,17 @@ BAD = {
     "an unknown rank": (request(IMAGES, ("targets", "INT64", [1, 1], ints(-8)), outputs=("classes",)), "no class -8"),
     "classes for other images": (
         request(IMAGES, ("targets", "INT64", [2, 1], ints(0, 0))),
-        "input 'targets' of shape [2, 1] came with 1 images: [1 or 1, K] was expected",
+        "input 'targets' has shape [2, 1] in a request with 1 images: expected [1 or 1, K]",
     ),
-    "no classes": (request(IMAGES, ("targets", "INT64", [1, 0], b"")), "shape [1, 0]"),
-    "classes of three dimensions": (request(IMAGES, ("targets", "INT64", [1, 1, 1], ints(0))), "expected INT64 [-1, -1] or INT64 [-1]"),
-    "too many classes": (request(IMAGES, ("targets", "INT64", [101], ints(*[0] * 101)), outputs=("cam",)), "101 classes came, at most 100"),
+    "no classes": (request(IMAGES, ("targets", "INT64", [1, 0], b"")), "its shape is [1, 0]"),
+    "classes of three dimensions": (request(IMAGES, ("targets", "INT64", [1, 1, 1], ints(0))), "INT64 [-1, -1] or INT64 [-1] was expected"),
+    "too many classes": (
+        request(IMAGES, ("targets", "INT64", [101], ints(*[0] * 101)), outputs=("cam",)),
+        "input 'targets' has 101 classes: at most 100",
+    ),
     "too many maps": (
         request(IMAGES, ("targets", "INT64", [51], ints(*[0] * 51)), outputs=("cam", "gradcam")),
-        "51 classes are to be explained in 2 maps each; of an image, at most 100 a request",
+        "51 classes with 2 maps each were requested: at most 100 maps per image",
     ),
     "two values for one": (request(IMAGES, ("softmax", "BOOL", [2], b"\0\1")), "expected BOOL [1] or BOOL [1, 1], not BOOL [2]"),
     "negative channels": (request(IMAGES, ("max_channels", "INT64", [1], ints(-1)), outputs=("scorecam",)), "max_channels -1: expected"),
@@ -134,15 +134,15 @@ BAD = {
     ),
     "more images than may wait": (
         request(("images", "UINT8", [65, *SHAPE[1:]], 65 * PIXELS)),
-        "65 images came in one request, and at most 64 may wait for model 'toy': send several requests",
+        "65 images in one request: at most 64 may wait for model 'toy', so send several",
     ),
     "a class count": (
         with_parameter(request(IMAGES, outputs=("scores",)), True, "classification"),
-        "output 'scores': its parameter 'class",
+        "output 'scores': parameter 'class",
     ),
     "shared memory": (
         with_parameter(request(IMAGES), False, "shared_memory_region"),
-        "input 'images': its parameter 'shared_memory_region'",
+        "input 'images': parameter 'shared_memory_region'",
     ),
 }
 
@@ -176,7 +176,7 @@ def asking(channel: grpc.Channel) -> grpc.UnaryUnaryMultiCallable:
 
 
 def refusal(ask: Ask, made: pb.ModelInferRequest) -> tuple[grpc.StatusCode, str]:
-    """The code and the line of a request that must fail; and the next one must not."""
+    """Send a request that must fail and one that must not, and return the code and the line of the first."""
     with pytest.raises(grpc.RpcError) as caught:
         ask(made)
     details = caught.value.details() or ""
@@ -196,14 +196,14 @@ def test_bad_requests(channel: grpc.Channel, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ELSEWHERE)
-def test_what_is_wrong_with_the_model(channel: grpc.Channel, name: str) -> None:
+def test_errors_of_models(channel: grpc.Channel, name: str) -> None:
     made, expected_code, expected = ELSEWHERE[name]
     code, details = refusal(asking(channel), made)
     assert code is expected_code
     assert expected in details
 
 
-def test_tritons_client_hears_the_status_and_the_line(port: int) -> None:
+def test_tritons_client_gets_the_status_and_the_line(port: int) -> None:
     tensor = triton.InferInput("images", SHAPE, "UINT8")
     tensor.set_data_from_numpy(np.zeros(SHAPE, np.uint8))
     with triton.InferenceServerClient(f"127.0.0.1:{port}") as client:
@@ -224,7 +224,7 @@ def test_bytes_that_are_no_message(channel: grpc.Channel, call: str) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         channel.unary_unary(f"/inference.GRPCInferenceService/{call}")(b"\xff\xff\xff")
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert f"3 bytes came that are no inference.{call}Request message" in (caught.value.details() or "")
+    assert f"the request's 3 bytes are no inference.{call}Request message" in (caught.value.details() or "")
 
 
 def test_an_index_of_another_repository_is_refused(channel: grpc.Channel) -> None:
@@ -239,7 +239,7 @@ def test_an_index_of_another_repository_is_refused(channel: grpc.Channel) -> Non
     assert {one.state for one in ask(pb.RepositoryIndexRequest(ready=True)).models} == {"READY"}
 
 
-def test_a_request_that_fails_gives_its_places_back(one_model: Path) -> None:
+def test_a_request_that_fails_returns_its_slots(one_model: Path) -> None:
     bad = request(("encoded", "BYTES", [3], element(GOOD) + element(b"text") + element(GOOD)))
     white = request(("encoded", "BYTES", [3], 3 * element(encode(Image.new("RGB", (64, 64), "white")))))
     with (
@@ -254,9 +254,11 @@ def test_a_request_that_fails_gives_its_places_back(one_model: Path) -> None:
 
 
 class HeldRuns:
-    """Runs of a model wait until they are let go.
+    """Hold on the runs of all models.
 
-    started: set when the first begins; sizes: how many images each had.
+    started: set when the first run starts.
+    let_go: set to let them finish.
+    sizes: number of images of each run.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,7 +276,7 @@ class HeldRuns:
 
 
 def waiting(ask: grpc.UnaryUnaryMultiCallable, made: pb.ModelInferRequest) -> grpc.Future:
-    """The call, once it was let in."""
+    """Return a call that was admitted, and repeat it until then."""
     for _ in range(100):
         call = ask.future(made)
         try:
@@ -282,15 +284,15 @@ def waiting(ask: grpc.UnaryUnaryMultiCallable, made: pb.ModelInferRequest) -> gr
         except grpc.FutureTimeoutError:
             return call
         except grpc.RpcError:
-            continue  # those before it are not gone yet
-    raise AssertionError("never let in")
+            continue  # earlier requests still hold their slots
+    raise AssertionError("never admitted")
 
 
 def several(images: int) -> pb.ModelInferRequest:
     return request(("images", "UINT8", [images, *SHAPE[1:]], images * PIXELS))
 
 
-def test_a_request_for_more_places_than_are_free_is_refused_at_once_and_a_cancelled_one_leaves_them(
+def test_a_request_for_more_slots_than_are_free_is_refused_and_a_cancelled_one_returns_its_slots(
     one_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = ServerSettings(models=one_model, port=0, max_queue_size=4, max_batch_size=1)
@@ -300,7 +302,7 @@ def test_a_request_for_more_places_than_are_free_is_refused_at_once_and_a_cancel
         running = ask.future(several(1))
         assert held.started.wait(20)
         three = waiting(ask, several(3))
-        with pytest.raises(grpc.RpcError, match="3 images wait for it, of 4 that may, and this request has 2: ask again in") as refused:
+        with pytest.raises(grpc.RpcError, match=r"full \(3 of 4 images waiting, this request has 2\): retry in") as refused:
             ask(several(2))
         assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert float(dict(refused.value.trailing_metadata())["grpc-retry-pushback-ms"]) > 0
@@ -312,7 +314,7 @@ def test_a_request_for_more_places_than_are_free_is_refused_at_once_and_a_cancel
         assert held.sizes == [1] * 5  # those of the cancelled request were not run
 
 
-def test_where_one_image_fails_the_others_of_its_request_are_not_run(one_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_one_image_fails_the_others_of_its_request_are_not_run(one_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with (
         in_background(ServerSettings(models=one_model, port=0, max_batch_size=1)) as port,
         grpc.insecure_channel(f"127.0.0.1:{port}") as own,
@@ -344,7 +346,7 @@ def test_images_of_one_request_share_runs_with_each_other_and_with_others(one_mo
         assert held.sizes == [1, 8, 8]
 
 
-def test_a_message_may_be_larger_than_a_image_where_the_settings_say_so(one_model: Path) -> None:
+def test_a_message_may_be_larger_than_an_image_with_max_message_bytes(one_model: Path) -> None:
     many = request(("images", "UINT8", [32, *SHAPE[1:]], 32 * PIXELS))
     heavy = request(("encoded", "BYTES", [2], element(GOOD) + element(GOOD + bytes(100_000))))
     for max_message_bytes, expected in ((0, grpc.StatusCode.RESOURCE_EXHAUSTED), (1_000_000, grpc.StatusCode.OK)):
@@ -360,12 +362,12 @@ def test_a_message_may_be_larger_than_a_image_where_the_settings_say_so(one_mode
                 assert "at most 100,000" in details
 
 
-def test_pixels_of_a_model_of_any_size_are_limited_too(tmp_path: Path) -> None:
+def test_pixels_for_a_dynamic_model_are_limited_too(tmp_path: Path) -> None:
     ToyModel.make(seed=5, dynamic=True).save(tmp_path / "any/1/model.onnx", "any")
     settings = ServerSettings(models=tmp_path, port=0, limits_max_pixels=SIZE * SIZE)
     with in_background(settings) as port, grpc.insecure_channel(f"127.0.0.1:{port}") as own:
         ask = asking(own)
-        with pytest.raises(grpc.RpcError, match="64 x 72 pixels came: at most 4,096"):
+        with pytest.raises(grpc.RpcError, match="64 x 72 pixels are too large: at most 4,096 pixels"):
             ask(request(("images", "UINT8", [1, SIZE, SIZE + 8, 3], bytes(SIZE * (SIZE + 8) * 3)), model_name="any"))
         logits = np.frombuffer(ask(request(IMAGES, model_name="any", outputs=("logits",))).raw_output_contents[0], "<f4")
     expected = ToyModel.make(seed=5, dynamic=True).answer(np.zeros((SIZE, SIZE, 3), np.uint8)).logits
@@ -374,10 +376,11 @@ def test_pixels_of_a_model_of_any_size_are_limited_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("call", ["load_model", "unload_model"])
-def test_loading_and_unloading_are_not_offered_unasked(port: int, call: str) -> None:
+def test_loading_and_unloading_are_refused_by_default(port: int, call: str) -> None:
     with triton.InferenceServerClient(f"127.0.0.1:{port}") as client:
         with pytest.raises(InferenceServerException) as caught:
             getattr(client, call)("toy")
         assert caught.value.status() == "StatusCode.FAILED_PRECONDITION"
-        assert "it was started with model_control fixed, not explicit" in caught.value.message()
+        action = call.removesuffix("_model")
+        assert f"clients cannot {action} models with model_control fixed: start the server with explicit" in caught.value.message()
         assert client.is_model_ready("toy")

@@ -1,4 +1,4 @@
-"""Maps that take many runs of the model: the same numbers as without a server, a turn for others in between, and an end when asked."""
+"""Score-CAM, which takes many runs: the same values as without a server, turns for other requests, and cancellation."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ import pytest
 
 from tests.helpers.service.sample_images import RED, encode, scene
 from tests.helpers.service.toy_model import METHODS, ToyModel
-from tests.service.rest.test_classify_routes import network_input, the_map
+from tests.service.inference.test_classifier import network_input, the_map
 from tlcli.contract.errors import OverloadedError, RequestError, ServerError
 from tlcli.contract.model.explain import explain
 from tlcli.contract.model.onnx_model import Answer, Model
 from tlcli.service import Client, Server, ServerSettings, in_background
-from tlcli.service.execution.runner import AMONG_OTHERS, MASKED_IMAGES
-from tlcli.service.execution.turns import Turns
+from tlcli.service.execution.runner import MASKED_IMAGES, MASKED_IMAGES_UNDER_LOAD, Turns
 from tlcli.service.pb.tlcli.v1 import classifier_pb2 as pb
 from tlcli.service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
 
@@ -34,7 +33,7 @@ RUN_S = 0.03
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository with a model of many channels."""
+    """Create a repository with a model of many channels."""
     folder = tmp_path_factory.mktemp("wide")
     ToyModel.make(seed=4, channels=CHANNELS).save(folder / "wide/1/model.onnx", "wide")
     return folder
@@ -47,9 +46,10 @@ def wide_port(wide: Path) -> Iterator[int]:
 
 
 class SlowRuns:
-    """Every run of a model takes a while.
+    """Delay of every run of a model.
 
-    begun: how many there were; started: set at the first of a Score-CAM.
+    begun: number of runs.
+    started: set at the first run of a Score-CAM.
     """
 
     def __init__(self) -> None:
@@ -80,7 +80,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> SlowRuns:
 
 @pytest.mark.parametrize("softmax", [False, True])
 @pytest.mark.parametrize("method", METHODS)
-def test_the_server_answers_what_is_computed_without_one(wide: Path, wide_port: int, method: str, softmax: bool) -> None:
+def test_the_servers_maps_equal_those_computed_without_it(wide: Path, wide_port: int, method: str, softmax: bool) -> None:
     max_channels = 40 if method == "faster_scorecam" else None
     model = Model.open(wide / "wide/1/model.onnx", "cpu")
     expected = explain(model, network_input(IMAGE)[None], (0, -2, 5), (method,), softmax=softmax, max_channels=max_channels)
@@ -104,14 +104,14 @@ def test_softmax_changes_the_maps_that_explain_a_score(wide_port: int) -> None:
             assert (of_logit == of_probability).all() == (method in ("cam", "eigencam")), method
 
 
-def test_others_have_their_turn_between_two_batches(wide_port: int, slow: SlowRuns) -> None:
+def test_other_requests_run_between_two_steps(wide_port: int, slow: SlowRuns) -> None:
     with ThreadPoolExecutor(1) as pool, Client(port=wide_port) as client, Client(port=wide_port) as other:
         long = pool.submit(client.classify, IMAGE, cam="scorecam")
         assert slow.started.wait(30)
         waited_ns = [other.classify(IMAGE).timings.queue_time_ns for _ in range(3)]
         assert not long.done()
         answer = long.result(60)
-    assert slow.largest == AMONG_OTHERS["cpu"]
+    assert slow.largest == MASKED_IMAGES_UNDER_LOAD["cpu"]
     whole_ns = CHANNELS / TURN * RUN_S * 1e9
     assert answer.timings.infer_time_ns > whole_ns
     assert max(waited_ns) < answer.timings.infer_time_ns / 4
@@ -119,7 +119,7 @@ def test_others_have_their_turn_between_two_batches(wide_port: int, slow: SlowRu
     assert answer.timings.queue_time_ns > 2 * RUN_S * 1e9
 
 
-def test_a_stream_with_a_score_cam_in_it_goes_on(wide_port: int) -> None:
+def test_a_stream_goes_on_after_a_score_cam(wide_port: int) -> None:
     requests = [
         pb.ClassifyRequest(encoded=IMAGE, request_id=method, map=pb.MapRequest(method=method))
         for method in ("scorecam", "gradcam", "lime", "faster_scorecam")
@@ -129,7 +129,7 @@ def test_a_stream_with_a_score_cam_in_it_goes_on(wide_port: int) -> None:
     assert [answer.WhichOneof("result") for answer in answers] == ["response", "response", "error", "response"]
 
 
-def test_a_client_that_leaves_stops_it(wide_port: int, slow: SlowRuns) -> None:
+def test_a_disconnect_stops_a_score_cam(wide_port: int, slow: SlowRuns) -> None:
     with grpc.insecure_channel(f"127.0.0.1:{wide_port}") as channel, Client(port=wide_port) as other:
         call = ClassifierStub(channel).Classify.future(pb.ClassifyRequest(encoded=IMAGE, map=pb.MapRequest(method="scorecam")))
         assert slow.started.wait(30)
@@ -141,7 +141,7 @@ def test_a_client_that_leaves_stops_it(wide_port: int, slow: SlowRuns) -> None:
     assert slow.begun < CHANNELS / TURN / 2
 
 
-def test_time_that_is_over_stops_it(wide_port: int, slow: SlowRuns) -> None:
+def test_a_deadline_stops_a_score_cam(wide_port: int, slow: SlowRuns) -> None:
     with Client(port=wide_port) as client:
         with pytest.raises(ServerError, match="did not answer in time"):
             client.classify(IMAGE, cam="scorecam", timeout_s=5 * RUN_S)
@@ -152,7 +152,7 @@ def test_time_that_is_over_stops_it(wide_port: int, slow: SlowRuns) -> None:
         assert client.classify(IMAGE).predictions
 
 
-def test_a_server_that_is_stopped_does_not_work_it_off(wide: Path, slow: SlowRuns, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_shutdown_does_not_finish_a_score_cam(wide: Path, slow: SlowRuns, caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         server = Server(ServerSettings(models=wide, port=0, grace_s=0))
         port = await server.start()
@@ -188,7 +188,7 @@ def test_a_flood_is_bounded_the_oldest_finishes_first_and_images_do_not_wait(wid
                 asked.append(pool.submit(ask, number))
                 assert number or slow.started.wait(30)
                 time.sleep(0.1)
-            with pytest.raises(OverloadedError, match=r"model 'wide' is busy: 3 Score-CAMs wait for it, as many as may: ask again in"):
+            with pytest.raises(OverloadedError, match=r"queue of model 'wide' full \(3 Score-CAMs waiting\): retry in"):
                 ask(9)
             took_s = []
             while not asked[1].done():
@@ -223,7 +223,7 @@ def test_a_score_cam_finishes_on_a_server_that_others_keep_busy(wide_port: int, 
     assert took_s < 21 * 8 * RUN_S  # a quarter of the model's time; twice that on a busy machine
 
 
-def test_more_score_cams_in_a_request_than_may_wait_are_refused_as_such(wide: Path) -> None:
+def test_a_request_with_more_score_cams_than_slots_is_refused(wide: Path) -> None:
     from tlcli.service.inference.open_inference import InferQuery, OpenInference
     from tlcli.service.types.tensor import UINT8, InputTensor
 
@@ -233,7 +233,7 @@ def test_more_score_cams_in_a_request_than_may_wait_are_refused_as_such(wide: Pa
         await server.load()
         inference: OpenInference = server._parts.open_inference
         images = InputTensor("images", UINT8, (3, 64, 64, 3), bytes(3 * 64 * 64 * 3), ())
-        with pytest.raises(RequestError, match="3 Score-CAMs came in one request, and at most 2 may wait for model 'wide'"):
+        with pytest.raises(RequestError, match="3 Score-CAMs in one request: at most 2 may wait for model 'wide'"):
             await inference.infer(InferQuery("wide", "", "", {"images": images}, ("scorecam",)))
         answer = await inference.infer(InferQuery("wide", "", "", {"images": images}, ("gradcam",)))
         assert answer.outputs[0].shape[0] == 3
@@ -242,8 +242,8 @@ def test_more_score_cams_in_a_request_than_may_wait_are_refused_as_such(wide: Pa
     asyncio.run(main())
 
 
-def test_steps_are_large_only_where_nobody_else_asks(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tlcli.service.execution.turns._COMPANY_S", 0.3)
+def test_steps_are_large_only_without_other_requests(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tlcli.service.execution.runner._UNDER_LOAD_S", 0.3)
     sizes: list[int] = []
     plain = Model.run
 
@@ -253,7 +253,7 @@ def test_steps_are_large_only_where_nobody_else_asks(wide: Path, monkeypatch: py
 
     with in_background(ServerSettings(models=wide, port=0)) as port, Client(port=port) as client:
         monkeypatch.setattr(Model, "run", run)
-        for pause_s, largest in ((0.0, AMONG_OTHERS["cpu"]), (0.4, MASKED_IMAGES["cpu"])):
+        for pause_s, largest in ((0.0, MASKED_IMAGES_UNDER_LOAD["cpu"]), (0.4, MASKED_IMAGES["cpu"])):
             client.classify(IMAGE)
             time.sleep(pause_s)
             sizes.clear()

@@ -1,4 +1,4 @@
-"""What a running server takes from its folder: versions, labels, changes, and what becomes of requests under way."""
+"""Repository of a running server: versions, labels, changes in the folder, and requests in flight."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import pytest
 
 from tests.helpers.service.toy_model import SIZE, ToyModel
 from tlcli.contract.errors import ModelFileError, NotFoundError, SettingsError
-from tlcli.service.execution.batching import Batching, Wanted
+from tlcli.service.execution.batching import Batching, MapRequest
 from tlcli.service.execution.runner import Runner
-from tlcli.service.repository.model_repository import Repository, Served
+from tlcli.service.repository.model_repository import Repository, ServedVersion
 from tlcli.service.repository.version_policy import VersionPolicy
 from tlcli.service.types.answer import ModelState
 
@@ -26,7 +26,7 @@ open_runner = partial(Runner.open, device="cpu", threads=1, batching=Batching(2)
 
 
 def save(folder: Path, version: int, seed: int | None = None, name: str = "toy") -> None:
-    """Version n is the model of seed n."""
+    """Save a version; the seed is the version's number by default."""
     ToyModel.make(seed=seed or version).save(folder / name / str(version) / "model.onnx", name)
 
 
@@ -34,8 +34,8 @@ def logits(seed: int) -> np.ndarray:
     return ToyModel.make(seed=seed).answer(IMAGE[0]).logits
 
 
-async def ask(served: Served) -> np.ndarray:
-    return (await served.runner.submit(IMAGE, Wanted())).value.logits[0]
+async def ask(served: ServedVersion) -> np.ndarray:
+    return (await served.runner.submit(IMAGE, MapRequest())).value.logits[0]
 
 
 async def loaded(folder: Path, policy: str = "all") -> Repository:
@@ -50,7 +50,7 @@ def states(repository: Repository) -> dict[str, str]:
 
 
 async def settled(repository: Repository) -> None:
-    """Twice: what changed at the first look is taken at the second."""
+    """Refresh twice: a change is loaded when two calls in a row see it."""
     await repository.refresh()
     await repository.refresh()
 
@@ -73,12 +73,12 @@ def test_a_policy_chooses_versions(policy: str, labelled: tuple[int, ...], expec
 
 
 @pytest.mark.parametrize("text", ["", "newest", "latest:", "latest:0", "latest:two", "1,,2", "1;2", "-1", "01", "all:2"])
-def test_what_is_no_policy_is_refused(text: str) -> None:
+def test_an_invalid_policy_is_refused(text: str) -> None:
     with pytest.raises(SettingsError, match="latest:N"):
         VersionPolicy.parse(text)
 
 
-def test_versions_answer_by_number_by_label_and_the_latest_by_default(tmp_path: Path) -> None:
+def test_versions_answer_by_number_or_label_and_the_latest_by_default(tmp_path: Path) -> None:
     for version in (1, 2, 3):
         save(tmp_path, version)
     (tmp_path / "toy/labels.toml").write_text("stable = 1\n")
@@ -98,7 +98,7 @@ def test_versions_answer_by_number_by_label_and_the_latest_by_default(tmp_path: 
 
 
 @pytest.mark.parametrize("content", ["stable = 'three'", "stable = 0", "stable = true", "3 = 3", "stable", "a.b = 1", "\xff"])
-def test_labels_that_cannot_be_read_are_refused_and_the_versions_serve_on(tmp_path: Path, content: str) -> None:
+def test_unreadable_labels_are_refused_and_the_versions_stay_served(tmp_path: Path, content: str) -> None:
     save(tmp_path, 1)
     (tmp_path / "toy/labels.toml").write_text("stable = 1\n")
 
@@ -116,7 +116,7 @@ def test_labels_that_cannot_be_read_are_refused_and_the_versions_serve_on(tmp_pa
     asyncio.run(main())
 
 
-def test_a_new_version_takes_over_and_an_old_one_goes(tmp_path: Path) -> None:
+def test_a_new_version_takes_over_and_the_old_one_closes(tmp_path: Path) -> None:
     save(tmp_path, 1)
 
     async def main() -> None:
@@ -135,18 +135,18 @@ def test_a_new_version_takes_over_and_an_old_one_goes(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-async def gone(served: Served) -> None:
-    """Its thread is closed."""
+async def gone(served: ServedVersion) -> None:
+    """Wait until the version's thread is closed."""
     for _ in range(100):
         await asyncio.sleep(0.02)
         try:
-            await asyncio.wait_for(served.runner.submit(IMAGE, Wanted()), 5)
+            await asyncio.wait_for(served.runner.submit(IMAGE, MapRequest()), 5)
         except Exception:  # noqa: BLE001
             return
     pytest.fail("it still answers")
 
 
-def test_a_load_that_fails_leaves_the_old_version_serving_and_says_why(tmp_path: Path) -> None:
+def test_a_failed_load_keeps_the_old_version_and_reports_the_reason(tmp_path: Path) -> None:
     save(tmp_path, 1)
 
     async def main() -> None:
@@ -221,41 +221,41 @@ def test_requests_finish_on_the_version_they_started_on(tmp_path: Path, held_up:
     asyncio.run(main())
 
 
-def test_a_image_that_is_still_being_decoded_counts_as_under_way(tmp_path: Path) -> None:
+def test_an_image_that_is_being_decoded_counts_as_in_flight(tmp_path: Path) -> None:
     save(tmp_path, 1)
 
     async def main() -> None:
         repository = await loaded(tmp_path)
         served = repository.find("toy", "1")
-        place = served.admission.enter()
+        slot = served.admission.acquire()
         await repository.unload_model("toy")
         await asyncio.sleep(0.2)
         np.testing.assert_allclose(await ask(served), logits(1), atol=1e-5)
-        place.leave()
+        slot.release()
         await gone(served)
         repository.close()
 
     asyncio.run(main())
 
 
-def test_a_folder_that_is_followed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_changes_of_a_polled_folder_are_loaded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     save(tmp_path, 1)
 
     async def main() -> None:
         repository = await loaded(tmp_path, "latest")
         await settled(repository)
         first = repository.find("toy", "")
-        assert repository.find("toy", "") is first, "what has not changed is not loaded anew"
+        assert repository.find("toy", "") is first, "an unchanged version is not loaded again"
 
         ToyModel.make(seed=2).save(tmp_path / "elsewhere.onnx", "toy")
         whole = (tmp_path / "elsewhere.onnx").read_bytes()
         target = tmp_path / "toy/2/model.onnx"
         target.parent.mkdir()
-        for length in (0, 100, len(whole) // 2, len(whole)):  # it is being copied
+        for length in (0, 100, len(whole) // 2, len(whole)):  # a copy in progress
             target.write_bytes(whole[:length])
             os.utime(target, ns=(length + 1, length + 1))
             await repository.refresh()
-            assert states(repository) == {"toy/1": "ready"}, "not before it has come to rest"
+            assert states(repository) == {"toy/1": "ready"}, "not before two polls see the same"
         await repository.refresh()
         assert states(repository) == {"toy/2": "ready"}
         np.testing.assert_allclose(await ask(repository.find("toy", "")), logits(2), atol=1e-5)
@@ -288,7 +288,7 @@ def test_a_folder_that_is_followed(tmp_path: Path, caplog: pytest.LogCaptureFixt
     asyncio.run(main())
 
 
-def test_what_is_gone_is_served_until_a_second_look_finds_it_gone(tmp_path: Path) -> None:
+def test_deleted_versions_are_served_until_a_second_poll_finds_them_missing(tmp_path: Path) -> None:
     async def main() -> None:
         for name in ("toy", "other"):
             save(tmp_path, 1, name=name)
@@ -318,7 +318,7 @@ def test_what_is_gone_is_served_until_a_second_look_finds_it_gone(tmp_path: Path
 
 
 @pytest.mark.parametrize("how", ["empty", "gone", "error", "lost+found"])
-def test_a_repository_that_cannot_be_read_changes_nothing(
+def test_an_unreadable_repository_changes_nothing(
     tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:
@@ -336,7 +336,7 @@ def test_a_repository_that_cannot_be_read_changes_nothing(
         for _ in range(4):
             await repository.refresh()
         assert repository.find("toy", "").version == 1
-        assert sum("cannot be followed now" in one.getMessage() for one in caplog.records) == 1
+        assert sum("model repository cannot be read" in record.getMessage() for record in caplog.records) == 1
         monkeypatch.undo()
         if how != "error":
             shutil.rmtree(tmp_path / "models", ignore_errors=True)
@@ -352,7 +352,7 @@ def test_a_repository_that_cannot_be_read_changes_nothing(
     asyncio.run(main())
 
 
-def test_a_models_folder_that_cannot_be_read_changes_nothing_of_it_and_the_others_are_followed(
+def test_an_unreadable_model_folder_keeps_its_versions_and_the_others_are_polled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:
@@ -373,7 +373,9 @@ def test_a_models_folder_that_cannot_be_read_changes_nothing_of_it_and_the_other
             await repository.refresh()
         assert repository.find("toy", "").version == 1
         assert repository.find("other", "").version == 2
-        assert caplog.text.count("toy: cannot be read, what was there serves on: Permission denied") == 1, "once, not at every look"
+        assert caplog.text.count("toy: folder cannot be read, its versions stay served: Permission denied") == 1, (
+            "logged once, not at every call"
+        )
         with pytest.raises(ModelFileError, match=r"toy: Permission denied"):
             await repository.load_model("toy")
         assert repository.find("toy", "").version == 1

@@ -1,4 +1,4 @@
-"""Nothing outside of the model repository is read: not by a name in a request, not by what a model says of its weights."""
+"""Paths outside of the repository, which neither names in requests nor locations of weights may reach."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ IMAGE = encode(scene(RED, (30, 20, 90, 70)), "JPEG")
 
 
 def save_with_weights_at(folder: Path, name: str, location: str, constant: bool = False) -> None:
-    """The toy model, with the weights of its last layer in another file, as an initializer or as a node's value."""
+    """Save the toy model with the weights of its last layer in another file, as an initializer or as a node's value."""
     path = folder / name / "1/model.onnx"
     FIRST.save(path, name)
     model = onnx.load(path)
@@ -43,7 +43,7 @@ def save_with_weights_at(folder: Path, name: str, location: str, constant: bool 
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """A repository beside a file of weights that are none of its business."""
+    """Create a repository next to a file of weights that does not belong to it."""
     folder = tmp_path / "models"
     FIRST.save(folder / "toy/1/model.onnx", "toy")
     (tmp_path / "secret.bin").write_bytes(FIRST.weight.tobytes())
@@ -101,7 +101,7 @@ def test_a_name_in_a_request_is_no_path(name: str, client: Client, many_models: 
     assert not client.is_ready(name)
 
 
-def test_what_counts_as_a_model_in_the_folder(repository: Path, tmp_path: Path) -> None:
+def test_which_entries_of_the_folder_are_models(repository: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     FIRST.save(elsewhere / "1/model.onnx", "elsewhere")
     for name in (".hidden", "..data", "two words", "lost+found"):
@@ -118,7 +118,7 @@ def test_what_counts_as_a_model_in_the_folder(repository: Path, tmp_path: Path) 
 
 @pytest.fixture
 def with_weights(tmp_path: Path) -> Path:
-    """A repository with one model, whose weights lie in a file beside it."""
+    """Create a repository with one model, whose weights are in a file next to it."""
     save_with_weights_at(tmp_path, "toy", "weights.bin")
     (tmp_path / "toy/1/weights.bin").write_bytes(FIRST.weight.tobytes())
     return tmp_path
@@ -130,7 +130,7 @@ def first_logit(client: Client) -> float:
 
 @pytest.mark.parametrize("constant", [False, True])
 @pytest.mark.parametrize("location", ["weights.bin", "folder/weights.bin"])
-def test_weights_that_are_cut_off_while_they_are_served_change_nothing(tmp_path: Path, location: str, constant: bool) -> None:
+def test_truncating_weights_of_a_served_model_changes_nothing(tmp_path: Path, location: str, constant: bool) -> None:
     save_with_weights_at(tmp_path, "toy", location, constant)
     weights = tmp_path / "toy/1" / location
     weights.parent.mkdir(exist_ok=True)
@@ -145,7 +145,7 @@ def test_weights_that_are_cut_off_while_they_are_served_change_nothing(tmp_path:
 
 
 @pytest.mark.parametrize("mode", ["explicit", "poll"])
-def test_weights_that_change_are_taken_though_the_graph_is_the_same(with_weights: Path, mode: str) -> None:
+def test_changed_weights_are_loaded_even_if_the_graph_is_the_same(with_weights: Path, mode: str) -> None:
     settings = ServerSettings(models=with_weights, port=0, model_control=mode, poll_s=0.05)
     with in_background(settings) as port, Client(port=port) as client, grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         before = first_logit(client)
@@ -161,7 +161,7 @@ def test_weights_that_change_are_taken_though_the_graph_is_the_same(with_weights
             time.sleep(0.05)
 
 
-def test_weights_that_are_still_copied_are_waited_for(with_weights: Path) -> None:
+def test_polling_waits_for_weights_that_are_being_copied(with_weights: Path) -> None:
     async def main() -> None:
         repository = await loaded(with_weights)
         weights = with_weights / "toy/1/weights.bin"
@@ -178,7 +178,7 @@ def test_weights_that_are_still_copied_are_waited_for(with_weights: Path) -> Non
     asyncio.run(main())
 
 
-def test_files_of_weights_are_found_wherever_a_tensor_may_be(tmp_path: Path) -> None:
+def test_files_of_weights_are_found_wherever_tensors_occur(tmp_path: Path) -> None:
     def tensor(location: str) -> onnx.TensorProto:
         one = onnx.TensorProto(name=location, data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
         one.external_data.add(key="offset", value="0")

@@ -1,4 +1,4 @@
-"""What is written about HTTP is true: the OpenAPI document, its page, and the commands of docs/serving.md."""
+"""Documentation of HTTP against the server: the OpenAPI document, its page, and docs/serving.md with its commands."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from PIL import Image
 
 from tests.helpers.service.http_requests import Asking, http_in_background
 from tests.helpers.service.sample_images import RED, encode, scene
+from tests.helpers.service.toy_model import LABELS
 from tests.service.conftest import FIRST
 from tests.service.rest.test_requests import IMAGES, given
 from tlcli.contract.errors import MemoryLimitError
@@ -27,8 +28,9 @@ from tlcli.service.decoding import memory_budget
 from tlcli.service.protocol import parse_cost
 from tlcli.service.rest import accept_loop, disconnect, http_connection, json_fields
 from tlcli.service.rest.endpoint import Endpoint
-from tlcli.service.rest.error_responses import STATUSES, refusal
-from tlcli.service.rest.openapi import SCHEMAS, OpenApi
+from tlcli.service.rest.openapi import OpenApi
+from tlcli.service.rest.responses import STATUSES, error_response
+from tlcli.service.rest.schemas import SCHEMAS
 from tlcli.service.rpc import grpc_server
 from tlcli.service.settings.server_settings import SETTINGS
 from tlcli.service.telemetry import log_writer
@@ -36,7 +38,7 @@ from tlcli.service.telemetry import log_writer
 IMAGE = encode(scene(RED, (30, 20, 90, 70)), "JPEG")
 DOCUMENT = Path(__file__).parents[3] / "docs/serving.md"
 NAME = "flowers"
-"""The model of docs/serving.md."""
+"""Name of the model in docs/serving.md."""
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +55,7 @@ def document(port: int) -> Any:
         return asking.get("/openapi.json").json
 
 
-def test_the_document_is_valid_and_lists_what_is_answered(document: Any) -> None:
+def test_the_document_is_valid_and_lists_every_endpoint(document: Any) -> None:
     validate(document)
     listed = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
     model = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")
@@ -87,7 +89,7 @@ def test_every_schema_is_used(document: Any) -> None:
 def test_answers_have_the_fields_of_their_schemas(port: int, document: Any) -> None:
     with Asking(port) as asking:
         answers = {
-            "Classification": asking.post("/v1/classify?map=gradcam", IMAGE),
+            "Classification": asking.post("/v1/classify?cam=gradcam", IMAGE),
             "InferResponse": asking.post(f"/v2/models/{NAME}/infer", {"id": "mine", "inputs": [given("images", IMAGES)]}),
             "ModelMetadata": asking.get(f"/v2/models/{NAME}"),
             "ServerMetadata": asking.get("/v2"),
@@ -101,7 +103,7 @@ def test_answers_have_the_fields_of_their_schemas(port: int, document: Any) -> N
 
 
 def check(value: Any, schema: Any, document: Any) -> None:
-    """Of a value, no field beside those described, and none missing that is required."""
+    """Check that a value has no field that its schema lacks, and every required one."""
     if "$ref" in schema:
         schema = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
     if schema.get("type") == "array":
@@ -119,7 +121,7 @@ def check(value: Any, schema: Any, document: Any) -> None:
 
 
 class Page(html.parser.HTMLParser):
-    """What a page fetches, links to, and says."""
+    """Tags, links, ids and text of a page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -142,7 +144,7 @@ class Page(html.parser.HTMLParser):
         self.text += data
 
 
-def test_the_page_tells_all_and_fetches_nothing(port: int, document: Any) -> None:
+def test_the_page_lists_everything_and_loads_nothing(port: int, document: Any) -> None:
     with Asking(port) as asking:
         answer = asking.get("/docs")
     assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
@@ -157,7 +159,7 @@ def test_the_page_tells_all_and_fetches_nothing(port: int, document: Any) -> Non
             assert operation["summary"] in page.text
 
 
-def test_what_is_described_is_shown_and_not_run() -> None:
+def test_descriptions_are_escaped() -> None:
     async def nothing(*args: object) -> Any: ...
 
     odd = Endpoint("odd", "GET", ("/odd",), nothing, "<script>alert(1)</script>")
@@ -172,7 +174,11 @@ def test_the_table_of_refusals_has_every_status() -> None:
         (code, int(status)) for codes, statuses in rows for code in re.findall("[A-Z_]{8,}", codes) for status in _statuses(statuses)
     }
     known = {(code.name, status) for code, status in STATUSES.items()}
-    known |= {("RESOURCE_EXHAUSTED", refusal(MemoryLimitError("full")).status_code), ("RESOURCE_EXHAUSTED", 413), ("UNIMPLEMENTED", 404)}
+    known |= {
+        ("RESOURCE_EXHAUSTED", error_response(MemoryLimitError("full")).status_code),
+        ("RESOURCE_EXHAUSTED", 413),
+        ("UNIMPLEMENTED", 404),
+    }
     assert written == known | {("UNIMPLEMENTED", 405)}
     alone = {int(status) for codes, statuses in rows if not codes for status in _statuses(statuses)}
     assert alone == {403, 408, 415}
@@ -189,7 +195,7 @@ def test_bounds_are_those_of_the_code() -> None:
     assert f"| {parse_cost.MAX_FIELDS:,}; {parse_cost.MAX_NUMBERS:,}; {parse_cost.MAX_TEXT_BYTES:,} |" in section
     assert f"| {json_fields._MAX_VALUES:,}; {json_fields._MAX_CONTAINERS:,}; {json_fields._MAX_WIDE_BYTES:,} |" in section
     assert f"| {accept_loop._HANDSHAKE_S:g} s; {http_connection._HEAD_S:g} s and {disconnect._READ_S:g} s |" in section
-    patience = dict(grpc_server._PATIENCE)
+    patience = dict(grpc_server._TIMEOUTS)
     ping_s = (patience["grpc.keepalive_time_ms"] + patience["grpc.keepalive_timeout_ms"]) / 1000
     assert f"| {ping_s:g} s; {patience['grpc.max_connection_idle_ms'] / 1000:g} s |" in section
     assert f"| {log_writer._LINES:,} |" in section
@@ -197,7 +203,7 @@ def test_bounds_are_those_of_the_code() -> None:
     assert (memory_budget._SMALL_SHARE, memory_budget._KEPT_SHARE, memory_budget._BODIES_SHARE) == (64, 4, 2)
 
 
-def test_what_decoding_reserves_for_a_pixel() -> None:
+def test_documented_memory_of_decoding_per_pixel() -> None:
     section = " ".join(DOCUMENT.read_text(encoding="utf-8").split())
     image = Image.new("RGB", (64, 48))
     files = {"baseline": _encoded(image, "JPEG"), "progressive": _encoded(image, "JPEG", progressive=True)}
@@ -230,7 +236,11 @@ def test_the_commands_of_the_documentation(port: int, tmp_path: Path) -> None:
     (tmp_path / "cat.jpg").write_bytes(IMAGE)
     answers = []
     for command in (one for block in blocks for one in re.split(r"\n(?=\w)", block.strip())):
-        here = command.replace("localhost:8000", f"127.0.0.1:{port}").replace("curl ", "curl -sS --fail-with-body ")
+        here = (
+            command.replace("localhost:8000", f"127.0.0.1:{port}")
+            .replace("tulip", LABELS[0])
+            .replace("curl ", "curl -sS --fail-with-body ")
+        )
         done = subprocess.run(["bash", "-c", f"set -eo pipefail; {here}"], cwd=tmp_path, capture_output=True, check=False)
         assert done.returncode == 0, (command, done.stdout, done.stderr)
         answers.append(done.stdout.decode())

@@ -1,4 +1,4 @@
-"""HTTP beside gRPC from start to stop: loopback, TLS, tokens, clients that leave, and requests in flight at a signal."""
+"""HTTP together with gRPC from start to shutdown: loopback, TLS, tokens, disconnects, and requests in flight at a signal."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ANNA, BELA = "a" * 40, "b" * 40
 
 
 def http_port(server: ServerProcess) -> int:
-    """Waits until the models are loaded."""
+    """Wait until the models are loaded, and return the HTTP port."""
     with Client(port=server.port) as client:
         client.wait_until_ready()
     found = ADDRESS.search("".join(server.log))
@@ -51,7 +51,7 @@ def trusting(*authorities: Made, own: dict[str, Path] | None = None) -> ssl.SSLC
 
 
 def shown(port: int) -> str:
-    """Whose certificate the server shows now."""
+    """Return the name in the certificate that the server presents."""
     with (
         socket.create_connection(("127.0.0.1", port)) as plain,
         trusting(AUTHORITY).wrap_socket(plain, server_hostname="127.0.0.1") as secured,
@@ -61,14 +61,14 @@ def shown(port: int) -> str:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """By a rename, and with another time."""
+    """Replace a file by a rename, with another modification time."""
     beside = path.with_suffix(".new")
     beside.write_bytes(content)
     os.rename(beside, path)
 
 
-def test_the_settings_are_held() -> None:
-    with pytest.raises(SettingsError, match=r"^http_port 8001: already used for gRPC \(port\): choose another, or 0 for a free port$"):
+def test_settings_of_the_port_are_checked() -> None:
+    with pytest.raises(SettingsError, match=r"^http_port 8001: gRPC has it \(port\): choose another, or 0 for a free one$"):
         ServerSettings(http_port=8001)
     with pytest.raises(SettingsError, match="http_port 70000: expected 1 to 65535, or 0 for a free port"):
         ServerSettings(http_port=70000)
@@ -79,12 +79,12 @@ def test_the_settings_are_held() -> None:
 def test_a_port_in_use_is_one_line(one_model: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        expected = f"cannot listen on 127.0.0.1:{port} for HTTP: Address already in use: choose another with --host and --http-port"
+        expected = f"cannot listen on 127.0.0.1:{port} for HTTP: Address already in use: choose another address with --host"
         with pytest.raises(SettingsError, match=expected), in_background(ServerSettings(models=one_model, port=0, http_port=port)):
             pass
 
 
-def test_the_address_is_given_up_where_grpcs_is_in_use(one_model: Path) -> None:
+def test_the_port_is_closed_if_grpcs_is_in_use(one_model: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -112,7 +112,7 @@ def test_both_protocols_answer_alike(one_model: Path) -> None:
     assert "Started server process" not in log
 
 
-def test_one_name_of_both_loopback_addresses(one_model: Path) -> None:
+def test_a_name_with_both_loopback_addresses(one_model: Path) -> None:
     with http_in_background(ServerSettings(models=one_model, host="localhost", port=0, http_port=0)) as port:
         for family, *_, place in socket.getaddrinfo("localhost", port, type=socket.SOCK_STREAM):
             if family == socket.AF_INET:
@@ -139,7 +139,7 @@ def test_tls_with_the_same_files(one_model: Path, files: dict[str, Path]) -> Non
         assert shown(port) == "first"
 
 
-def test_a_certificate_that_is_renewed_is_shown_at_once_and_a_broken_one_never(one_model: Path, files: dict[str, Path]) -> None:
+def test_a_replaced_certificate_is_used_at_once_and_a_broken_one_never(one_model: Path, files: dict[str, Path]) -> None:
     second = make("second", AUTHORITY)
     with http_in_background(ServerSettings(models=one_model, port=0, http_port=0, **files)) as port:
         with Asking(port, trusting(AUTHORITY)) as asking:
@@ -207,7 +207,7 @@ def test_tokens(one_model: Path, tmp_path: Path) -> None:
         assert document["paths"]["/v2/health/live"]["get"]["security"] == []
 
 
-def test_nothing_is_answered_before_the_models_are_loaded(one_model: Path) -> None:
+def test_requests_are_refused_until_the_models_are_loaded(one_model: Path) -> None:
     async def main() -> None:
         server = Server(ServerSettings(models=one_model, port=0, http_port=port, pre_stop_s=1))
         await server.start()
@@ -220,7 +220,7 @@ def test_nothing_is_answered_before_the_models_are_loaded(one_model: Path) -> No
         live, ready, model, refused = await asyncio.to_thread(ask)
         assert (live.status, ready.status, model.status) == (200, 400, 400)
         assert ready.json == {"ready": False}
-        assert refused.refusal == (503, "the server is still loading its models: ask again in a moment")
+        assert refused.refusal == (503, "the server is still loading its models: retry in a moment")
         assert refused.headers["Retry-After"] == "1"
         await server.load()
         assert [one.status for one in await asyncio.to_thread(ask)] == [200] * 4
@@ -257,14 +257,14 @@ def test_requests_are_observed_and_health_is_not(one_model: Path, tmp_path: Path
 
 @contextmanager
 def sent(port: int, path: str, body: bytes) -> Iterator[socket.socket]:
-    """A request on its way, whose answer nobody has read."""
+    """Send a request without reading the answer."""
     with socket.create_connection(("127.0.0.1", port)) as plain:
         head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
         plain.sendall(head.encode() + body)
         yield plain
 
 
-def test_clients_that_leave_are_not_worked_for(one_model: Path) -> None:
+def test_a_disconnect_cancels_the_work(one_model: Path) -> None:
     with http_in_background(ServerSettings(models=one_model, port=0, http_port=0, image_threads=1)) as port, Asking(port) as asking:
         one_ns = asking.post(CLASSIFY, slow_image()).json["timings"]["decode_time_ns"]
         for _ in range(40):
@@ -274,9 +274,9 @@ def test_clients_that_leave_are_not_worked_for(one_model: Path) -> None:
         assert timings["queue_time_ns"] < 5 * one_ns  # 40 of them would keep the thread busy for 40 times as long
 
 
-def test_a_client_that_leaves_ends_a_score_cam(tmp_path: Path) -> None:
+def test_a_disconnect_cancels_a_score_cam(tmp_path: Path) -> None:
     ToyModel.make(seed=1, channels=2000).save(tmp_path / "wide/1/model.onnx", "wide")
-    path = f"{CLASSIFY}?map=scorecam&max_channels=2000"
+    path = f"{CLASSIFY}?cam=scorecam&max_channels=2000"
     with http_in_background(ServerSettings(models=tmp_path, port=0, http_port=0)) as port, Asking(port) as asking:
         begun = time.monotonic()
         assert asking.post(path, IMAGE).status == 200
@@ -289,7 +289,7 @@ def test_a_client_that_leaves_ends_a_score_cam(tmp_path: Path) -> None:
         assert time.monotonic() - begun < 3 * whole_s  # five more would share its turns
 
 
-def test_sigterm_answers_what_is_in_flight_and_leaves_with_0(one_model: Path) -> None:
+def test_sigterm_answers_requests_in_flight_and_exits_with_0(one_model: Path) -> None:
     with server_process(one_model, http_port=0) as server:
         port = http_port(server)
 
@@ -313,7 +313,7 @@ def test_sigterm_answers_what_is_in_flight_and_leaves_with_0(one_model: Path) ->
     assert "Traceback" not in "".join(server.log)
 
 
-def test_what_outlasts_the_grace_period_is_refused(one_model: Path) -> None:
+def test_requests_that_outlast_the_grace_period_are_refused(one_model: Path) -> None:
     with server_process(one_model, http_port=0, grace_s=0.3, image_threads=1) as server:
         port = http_port(server)
         with ThreadPoolExecutor(8) as threads, socket.create_connection(("127.0.0.1", port)) as slow:
@@ -331,13 +331,13 @@ def test_what_outlasts_the_grace_period_is_refused(one_model: Path) -> None:
             refused = [one for one in answers if one.status != 200]
             assert refused
             for one in refused:
-                assert one.refusal == (503, "the server stopped before this request was answered: ask again, of the one that takes over")
+                assert one.refusal == (503, "the server shut down before it answered: retry, to reach the server that takes over")
             assert b" 503 " in slow.recv(1000)
         assert server.wait() == 0
     assert "Traceback" not in "".join(server.log)
 
 
-def test_a_client_that_takes_no_answer_holds_the_stop_up_no_longer(one_model: Path) -> None:
+def test_a_client_that_does_not_read_does_not_delay_the_shutdown(one_model: Path) -> None:
     with server_process(one_model, http_port=0, grace_s=0.3) as server:
         port = http_port(server)
         many = b'{"inputs":[{"name":"images","datatype":"UINT8","shape":[40,64,64,3],"parameters":{"binary_data_size":%d}}]'

@@ -1,4 +1,4 @@
-"""The protocol's REST half and our own request, answered over HTTP: the numbers are the model's."""
+"""Requests over HTTP, of the Open Inference Protocol and our own: the answers are the model's."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from tests.helpers.service.http_requests import Asking, http_in_background
 from tests.helpers.service.sample_images import BLUE, GREEN, RED, encode, scene
 from tests.helpers.service.toy_model import GRID, LABELS, METHODS, SIZE, ToyAnswer, ToyModel
 from tests.service.conftest import FIRST, SECOND
-from tests.service.rest.test_classify_routes import TOLERANCE, network_input
+from tests.service.inference.test_classifier import TOLERANCE, network_input
 from tlcli.contract.model.explain import explain
 from tlcli.contract.model.onnx_model import Model
 from tlcli.service import ServerSettings
@@ -45,7 +46,7 @@ def triton_client(http_port: int) -> Iterator[triton.InferenceServerClient]:
 
 
 def given(name: str, values: np.ndarray, flat: bool = False, **parameters: object) -> dict[str, Any]:
-    """An input in JSON."""
+    """Create an input in JSON."""
     datatype = {"uint8": "UINT8", "int64": "INT64", "bool": "BOOL", "object": "BYTES"}[values.dtype.name]
     data = values.ravel().tolist() if flat else values.tolist()
     return {"name": name, "datatype": datatype, "shape": [*values.shape], "data": data, "parameters": parameters}
@@ -56,7 +57,7 @@ def encoded(images: list[bytes]) -> dict[str, Any]:
 
 
 def tensors(answer: Any) -> dict[str, np.ndarray]:
-    """Of an answer in JSON."""
+    """Return the outputs of an answer in JSON."""
     kinds = {"FP32": np.float32, "INT64": np.int64}
     return {one["name"]: np.array(one["data"], kinds[one["datatype"]]).reshape(one["shape"]) for one in answer["outputs"]}
 
@@ -78,7 +79,7 @@ def same(found: Any, expected: object) -> None:
     ("path", "version", "model"),
     [(INFER, "1", FIRST), ("/v2/models/toy/versions/2/infer", "2", SECOND), ("/v2/models/toy/infer", "2", SECOND)],
 )
-def test_numbers_in_json_come_back_as_the_models_numbers(http: Asking, path: str, version: str, model: ToyModel, flat: bool) -> None:
+def test_answers_to_json_are_the_models(http: Asking, path: str, version: str, model: ToyModel, flat: bool) -> None:
     answer = http.post(path, {"id": "mine", "inputs": [given("images", IMAGES, flat)]})
     assert answer.status == 200
     assert answer.headers["Content-Type"] == "application/json"
@@ -165,7 +166,7 @@ def test_tritons_client(triton_client: triton.InferenceServerClient, binary_in: 
     same(result.as_numpy("gradcam"), [one.gradcam[row] for one, row in zip(answers, classes, strict=True)])
 
 
-def test_tritons_client_sends_images_and_asks_for_every_map(triton_client: triton.InferenceServerClient, many_models: Path) -> None:
+def test_tritons_client_sends_images_and_requests_every_map(triton_client: triton.InferenceServerClient, many_models: Path) -> None:
     result = triton_client.infer("toy", triton_inputs(True, encoded=np.array(ENCODED, dtype=object)), model_version="1")
     same(result.as_numpy("scores"), [FIRST.answer(network_input(one)).scores for one in ENCODED])
     targets = np.array([[0, -1], [2, -2], [5, 1]])
@@ -180,7 +181,7 @@ def test_tritons_client_sends_images_and_asks_for_every_map(triton_client: trito
         same(result.as_numpy(method), expected.maps[method])
 
 
-def test_tritons_client_asks_what_there_is(triton_client: triton.InferenceServerClient) -> None:
+def test_tritons_client_lists_models(triton_client: triton.InferenceServerClient) -> None:
     assert triton_client.is_server_live()
     assert triton_client.is_server_ready()
     asked = [("toy", ""), ("toy", "1"), ("toy", "7"), ("damaged", ""), ("damaged", "10"), ("broken", ""), ("nosuch", "")]
@@ -203,7 +204,7 @@ def test_tritons_client_asks_what_there_is(triton_client: triton.InferenceServer
     assert all(("ONNX Runtime cannot load it" in one["reason"]) == (one["state"] == "UNAVAILABLE") for one in index)
 
 
-def test_the_metadata_say_what_to_send_and_what_comes(http: Asking) -> None:
+def test_metadata_describe_inputs_and_outputs(http: Asking) -> None:
     found = http.get("/v2/models/toy").json
     assert (found["name"], found["platform"], found["versions"]) == ("toy", "onnxruntime_onnx", ["1", "2"])
     assert [(one["name"], one["datatype"], one["shape"]) for one in found["inputs"]] == [
@@ -218,13 +219,13 @@ def test_the_metadata_say_what_to_send_and_what_comes(http: Asking) -> None:
     assert http.get("/v2/models/toy/versions/2").json == found
 
 
-def test_the_index_lists_those_alone_that_are_ready(http: Asking) -> None:
+def test_the_index_lists_only_ready_models_on_request(http: Asking) -> None:
     found = http.post("/v2/repository/index", {"ready": True}).json
     assert [(one["name"], one["version"]) for one in found] == [("damaged", "9"), ("faulty", "1"), ("toy", "1"), ("toy", "2")]
     assert len(http.post("/v2/repository/index").json) == 6
 
 
-def test_models_are_loaded_and_unloaded_where_clients_may(tmp_path: Path) -> None:
+def test_models_are_loaded_and_unloaded_with_explicit_control(tmp_path: Path) -> None:
     FIRST.save(tmp_path / "toy/1/model.onnx", "toy")
     settings = ServerSettings(models=tmp_path, port=0, http_port=0, model_control="explicit")
     with http_in_background(settings) as port, triton.InferenceServerClient(f"127.0.0.1:{port}") as client:
@@ -238,7 +239,7 @@ def test_models_are_loaded_and_unloaded_where_clients_may(tmp_path: Path) -> Non
             client.load_model("nosuch")
 
 
-def test_a_image_is_classified(http: Asking) -> None:
+def test_an_image_is_classified(http: Asking) -> None:
     found = http.post("/v1/classify?model=toy&version=1&top_k=3&request_id=mine", ENCODED[0]).json
     expected = FIRST.answer(network_input(ENCODED[0]))
     order = np.argsort(-expected.logits)[:3]
@@ -252,20 +253,27 @@ def test_a_image_is_classified(http: Asking) -> None:
     assert found["timings"]["decode_time_ns"] > 0
 
 
-def test_a_images_maps_as_numbers(http: Asking) -> None:
-    found = http.post("/v1/classify?model=toy&version=1&map=gradcam&classes=6,-1&softmax=true&top_k=1", ENCODED[0]).json
+def test_maps_as_values(http: Asking) -> None:
+    found = http.post("/v1/classify?model=toy&version=1&cam=gradcam&classes=6,-1&softmax=true&top_k=1", ENCODED[0]).json
     expected = FIRST.answer(network_input(ENCODED[0]), softmax=True)
     assert {one["class_id"] for one in found["predictions"]} == {6, int(expected.logits.argmax())}
     for one in found["predictions"]:
-        assert (one["map"]["method"], one["map"]["height"], one["map"]["width"]) == ("gradcam", GRID, GRID)
+        assert (one["map"]["cam"], one["map"]["height"], one["map"]["width"]) == ("gradcam", GRID, GRID)
         same(one["map"]["values"], expected.gradcam[one["class_id"]])
         left, top, right, bottom = one["map"]["box"]
         assert 0 <= left < right <= 256
         assert 0 <= top < bottom <= 192
 
 
-def test_a_images_map_drawn(http: Asking) -> None:
-    asked = "/v1/classify?model=toy&version=1&map=cam"
+@pytest.mark.parametrize(("classes", "expected"), [("grey", {6}), ("grey,-1", {6, -1}), ("red,5,blue", {0, 5, 2})])
+def test_classes_are_labels_ids_or_ranks(http: Asking, classes: str, expected: set[int]) -> None:
+    ranked = int(FIRST.answer(network_input(ENCODED[0])).logits.argmax())
+    found = http.post(f"/v1/classify?model=toy&version=1&cam=cam&classes={quote(classes)}", ENCODED[0]).json
+    assert {one["class_id"] for one in found["predictions"] if "map" in one} == {ranked if number == -1 else number for number in expected}
+
+
+def test_maps_as_pngs(http: Asking) -> None:
+    asked = "/v1/classify?model=toy&version=1&cam=cam"
     (drawn,) = [one["map"] for one in http.post(f"{asked}&format=overlay", ENCODED[0]).json["predictions"] if "map" in one]
     assert "values" not in drawn
     answer = http.post(asked, ENCODED[0], Accept="image/png")
@@ -277,7 +285,7 @@ def test_a_images_map_drawn(http: Asking) -> None:
     assert http.post(asked, ENCODED[0], Accept="image/png, application/json").json["predictions"]
 
 
-def test_numbers_that_are_none_are_null_in_json_and_themselves_as_bytes(tmp_path: Path) -> None:
+def test_nan_is_null_in_json_and_unchanged_in_binary_data(tmp_path: Path) -> None:
     whole = ToyModel.make(seed=1)
     bias = whole.bias.copy()
     bias[3] = np.nan
@@ -290,6 +298,6 @@ def test_numbers_that_are_none_are_null_in_json_and_themselves_as_bytes(tmp_path
         assert np.isnan(logits[0]).nonzero()[0].tolist() == [3]
 
 
-def test_a_requests_id_comes_back_in_its_header(http: Asking) -> None:
+def test_the_request_id_header_is_returned(http: Asking) -> None:
     assert http.get("/v2", X_Request_ID="mine").headers["X-Request-ID"] == "mine"
     assert http.post("/v1/classify", b"", X_Request_ID="mine").headers["X-Request-ID"] == "mine"

@@ -1,4 +1,4 @@
-"""Connections that are slow, many, half closed or deaf: each has an end, and the others are answered."""
+"""Connections that are slow, too many, half closed or not read: each ends, and the others are answered."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def read_answer(one: socket.socket) -> bytes:
 
 
 def closed_after_s(one: socket.socket, drip: bytes = b"") -> float:
-    """Seconds until the server hangs up, while a byte goes every fifth of a second."""
+    """Return the seconds until the server closes the connection, to which `drip` is sent every fifth of a second."""
     begun = time.monotonic()
     one.settimeout(0.2)
     while time.monotonic() - begun < 8:
@@ -71,9 +71,7 @@ def closed_after_s(one: socket.socket, drip: bytes = b"") -> float:
 
 @pytest.mark.parametrize("drip", [b"", b"a"])
 @pytest.mark.parametrize("before", [0, 1, 2])
-def test_a_request_that_does_not_come_ends_its_connection_whether_it_is_the_first_or_a_later_one(
-    port: int, before: int, drip: bytes
-) -> None:
+def test_a_connection_without_a_request_ends_before_the_first_and_later_ones(port: int, before: int, drip: bytes) -> None:
     with connect(port) as one:
         for _ in range(before):
             one.sendall(LIVE)
@@ -92,7 +90,7 @@ def test_a_request_that_does_not_come_ends_its_connection_whether_it_is_the_firs
         b"POST /nope HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nabc",
     ],
 )
-def test_the_body_of_a_request_that_is_answered_has_a_limit_of_time(port: int, head: bytes, drip: bytes) -> None:
+def test_the_rest_of_a_body_after_the_answer_has_a_time_limit(port: int, head: bytes, drip: bytes) -> None:
     with connect(port, head) as one:
         assert read_answer(one).startswith(b"HTTP/1.1 ")
         assert closed_after_s(one, drip) < 2.5
@@ -105,7 +103,7 @@ def test_a_body_that_ends_in_time_keeps_the_connection(port: int) -> None:
         assert read_answer(one).endswith(b'{"live":true}')
 
 
-def test_a_client_that_takes_no_answers_is_left(port: int) -> None:
+def test_the_connection_of_a_client_that_does_not_read_ends(port: int) -> None:
     with connect(port) as one:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         one.settimeout(1)
@@ -131,7 +129,7 @@ def test_a_client_that_closes_only_its_own_side_is_answered(port: int, size: int
     assert whole.count(b"HTTP/1.1 200 OK") == whole.count(b'"predictions":[{"class_id":') == size
 
 
-def test_one_that_waits_long_is_answered_too_and_one_that_has_left_is_not_worked_for(
+def test_a_half_closed_client_is_answered_after_a_long_wait_and_the_work_of_one_that_left_is_cancelled(
     one_model: Path, held_up: threading.Event, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -156,7 +154,7 @@ def test_one_that_waits_long_is_answered_too_and_one_that_has_left_is_not_worked
         waits.close()
 
 
-def test_more_connections_than_may_be_are_refused_with_a_line(port: int) -> None:
+def test_connections_over_the_limit_are_refused_with_a_line(port: int) -> None:
     held = []
     try:
         for _ in range(12):
@@ -167,7 +165,7 @@ def test_more_connections_than_may_be_are_refused_with_a_line(port: int) -> None
             assert answer.startswith(b"HTTP/1.1 503 ")
             assert b"Retry-After: 1" in answer
             assert json.loads(answer.partition(b"\r\n\r\n")[2]) == {
-                "error": "as many connections are open as this server takes (max_connections): retry in 1 s"
+                "error": "connection limit of this server reached (max_connections): retry in 1 s"
             }
     finally:
         for one in held:
@@ -177,7 +175,7 @@ def test_more_connections_than_may_be_are_refused_with_a_line(port: int) -> None
         assert asking.post("/v1/classify", IMAGE).status == 200
 
 
-def test_connections_without_a_tls_handshake_are_counted_and_end(one_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connections_without_a_tls_handshake_count_and_end(one_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.helpers.service.made_certificates import make
 
     monkeypatch.setattr("tlcli.service.rest.accept_loop._HANDSHAKE_S", 0.5)
@@ -195,7 +193,7 @@ def test_connections_without_a_tls_handshake_are_counted_and_end(one_model: Path
         again.close()
 
 
-def test_no_file_descriptors_left_is_a_line_and_not_a_flood(
+def test_running_out_of_file_descriptors_logs_one_line(
     one_model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     import resource
@@ -214,7 +212,7 @@ def test_no_file_descriptors_left_is_a_line_and_not_a_flood(
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, before)
         messages = [one.getMessage() for one in caplog.records]
-        assert [one for one in messages if "no connection can be taken: Too many open files" in one] == messages[:1]
+        assert [one for one in messages if "cannot accept connections: Too many open files" in one] == messages[:1]
         assert len(messages) == 1
         for one in waiting:
             one.sendall(LIVE)
@@ -223,7 +221,7 @@ def test_no_file_descriptors_left_is_a_line_and_not_a_flood(
         spare.close()
 
 
-def test_connections_fit_into_the_files_that_may_be_open(caplog: pytest.LogCaptureFixture) -> None:
+def test_max_connections_fits_the_limit_of_open_files(caplog: pytest.LogCaptureFixture) -> None:
     import os
     import resource
 
@@ -238,7 +236,7 @@ def test_connections_fit_into_the_files_that_may_be_open(caplog: pytest.LogCaptu
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-def test_half_an_upload_is_left_at_its_end(tmp_path: Path) -> None:
+def test_an_unfinished_upload_ends_with_its_connection(tmp_path: Path) -> None:
     ToyModel.make(seed=1).save(tmp_path / "toy/1/model.onnx", "toy")
     settings = ServerSettings(models=tmp_path, port=0, http_port=0)
     with http_in_background(settings) as port, connect(port, POST % (b"", 1000), b"half") as one:

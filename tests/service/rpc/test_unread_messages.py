@@ -1,4 +1,4 @@
-"""Messages that gRPC holds because they have not arrived in full: bounded together, and given back."""
+"""Memory of gRPC messages that have not arrived in full: bounded, and returned."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def resident_mib(server: ServerProcess) -> int:
 
 
 @pytest.mark.parametrize("path", ["/tlcli.v1.Classifier/Classify", "/tlcli.v1.Classifier/ClassifyStream", "/grpc.health.v1.Health/Watch"])
-def test_unfinished_messages_take_the_budget_at_most(one_model: Path, path: str) -> None:
-    """Thirty of 16 MB are 480 MB; the budget is 160."""
+def test_unfinished_messages_stay_within_the_budget(one_model: Path, path: str) -> None:
+    """Thirty messages of 16 MB take 480 MB; the budget is 160 MB."""
     with server_process(one_model, max_memory_bytes=BUDGET_BYTES) as server, Client(port=server.port) as client:
         client.wait_until_ready(120)
         image = np.zeros((32, 48, 3), dtype=np.uint8)
@@ -40,7 +40,7 @@ def test_unfinished_messages_take_the_budget_at_most(one_model: Path, path: str)
             send_unfinished(calls, timeout_s=0.1)
             peak = max(peak, resident_mib(server))
         ended = sum(call.ended for call in calls)
-        assert 10 <= ended < 30, "the longest are ended, the others wait on"
+        assert 10 <= ended < 30, "the longest are ended, the others go on"
         assert peak < before + (BUDGET_BYTES >> 20) + 100
         assert client.classify(image).predictions, "others are served"
         for call in calls:
@@ -49,7 +49,7 @@ def test_unfinished_messages_take_the_budget_at_most(one_model: Path, path: str)
         while resident_mib(server) > before + 50 and time.monotonic() < end:
             time.sleep(0.2)
         assert resident_mib(server) <= before + 50
-        assert any("calls whose messages have not arrived are ended" in line for line in server.log)
+        assert any("calls whose messages have not arrived in full" in line for line in server.log)
         assert not [line for line in server.log if "Traceback" in line or "Error" in line]
 
 
@@ -62,13 +62,13 @@ def test_a_call_without_a_message_is_refused(one_model: Path) -> None:
         with pytest.raises(grpc.RpcError) as refused:
             call(iter(()), timeout=10)
         assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-        assert refused.value.details() == "the call ended before its message"
+        assert refused.value.details() == "the call ended before its message was complete: send one message"
 
 
-def test_the_memory_of_the_models_counts_as_the_servers_own(one_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A health check that comes before the models are loaded must not make their memory that of unfinished messages."""
+def test_the_memory_of_models_does_not_count_as_messages(one_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a health check before the models are loaded, their memory must not count as that of messages."""
     growth = iter([100, 900])
-    monkeypatch.setattr("tlcli.service.rpc.unread_messages._process_bytes", lambda: next(growth))
+    monkeypatch.setattr("tlcli.service.rpc.message_bounds._process_bytes", lambda: next(growth))
 
     async def main() -> tuple[int | None, int | None]:
         server = Server(ServerSettings(models=one_model, port=0, grace_s=0))

@@ -98,8 +98,8 @@ def test_refusals_over_http_are_counted_by_their_grpc_codes(
         with Asking(int(found[1])) as http:
             assert http.post("/v1/classify", IMAGE, Content_Encoding="br").status == 415
             assert http.get("/v2", Host="evil.example").status == 403
-            monkeypatch.setattr("tlcli.service.inference.classifier.Classifier._draw", no_memory)
-            assert http.post("/v1/classify?map=gradcam&format=overlay", IMAGE).status == 503
+            monkeypatch.setattr("tlcli.service.inference.classifier.Classifier._render_maps", no_memory)
+            assert http.post("/v1/classify?cam=gradcam&format=overlay", IMAGE).status == 503
         scraped = scrape(metrics_port)
     codes = {
         (dict(labels)["method"], dict(labels)["code"]): number

@@ -1,4 +1,4 @@
-"""Bound on the memory of gRPC messages that have not arrived in full."""
+"""Interceptors that bound gRPC messages: the memory of those that have not arrived in full, and the size of those of other services."""
 
 from __future__ import annotations
 
@@ -13,37 +13,61 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from tlcli.contract.process.malloc import trim_freed_memory
+from tlcli.service.protocol.rpc_methods import SERVICES, path_of
 
 logger = logging.getLogger(__name__)
 
-_UNCHECKED = 8
-"""Calls that may be read at a time without a look at the memory."""
+_OWN_METHODS = {path_of(method) for service in SERVICES for method in service.methods}
+_MAX_FOREIGN_BYTES = 64 * 1024
 
-_LOOK_S = 0.05
+_UNCHECKED = 8
+"""Number of calls that may be read at a time without a check of the memory."""
+
+_CHECK_S = 0.05
 _TRIM_S = 0.5
 _PAGE_BYTES = 4096
 _STATM = Path("/proc/self/statm")
-_WAY_OUT = "send smaller messages, fewer at a time, or start the server with more memory (max_memory_bytes)"
+_REMEDY = "send smaller messages, fewer at a time, or raise the server's max_memory_bytes"
 
 
-class UnreadMessages(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs alone
-    """Ends the calls whose message has been arriving longest, while the process holds more memory than it may.
+class SmallMessageInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs alone
+    """Interceptor that reads messages of more than 64 KiB to foreign services, health and reflection, as empty ones.
 
-    gRPC buffers a message until it is complete and tells nobody its length, so a client that sends all of it but the last byte costs
-    memory that no request accounts for. Every call, a unary one too, is therefore offered as a stream, whose reads can be counted.
-    Where the memory of the process is not known (not on Linux) nothing is ended.
+    gRPC itself would parse them in the event loop. Such a message must hold unknown fields, which mean nothing to these services.
+    """
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        """Return the call's handler, with a bounded deserializer for foreign methods."""
+        handler: Any = await continuation(handler_call_details)
+        if handler is None or handler_call_details.method in _OWN_METHODS or handler.request_deserializer is None:
+            return handler  # type: ignore[no-any-return]
+        deserialize = handler.request_deserializer
+        bounded = handler._replace(request_deserializer=lambda data: deserialize(data if len(data) <= _MAX_FOREIGN_BYTES else b""))
+        return bounded  # type: ignore[no-any-return]  # noqa: RET504
+
+
+class UnreadMessageInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs alone
+    """Interceptor that ends the calls whose messages have been arriving longest, while the process uses too much memory.
+
+    gRPC buffers a message until it is complete and does not report its length, so a client that sends all of it but the last byte costs
+    memory that no request accounts for. Every call, even a unary one, is therefore handled as a stream, whose reads can be counted.
+    If the memory of the process is not known (other systems than Linux), no call is ended.
     """
 
     def __init__(self, limit_bytes: int) -> None:
-        """limit_bytes: by how much the process may grow from `begin`, or the first call, on."""
+        """Create the interceptor. limit_bytes: growth of the process that is allowed since `begin`, or since the first call."""
         self._limit_bytes = limit_bytes
         self._first_bytes: int | None = None
-        self._reading: dict[Any, None] = {}  # contexts, the longest first
+        self._reading: dict[Any, None] = {}  # contexts, longest-running first
         self._watch: asyncio.Task[None] | None = None
         self._trim: asyncio.Task[None] | None = None
 
     def begin(self) -> None:
-        """Measure growth from now on: models were loaded or unloaded, which is no growth by messages."""
+        """Measure growth from now on; called after models are loaded or unloaded, whose memory is not that of messages."""
         self._first_bytes = _process_bytes()
 
     async def intercept_service(
@@ -51,7 +75,7 @@ class UnreadMessages(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # g
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any]:
-        """Put a handler that counts its reads in the place of any."""
+        """Return a handler of the call that counts its reads."""
         handler: Any = await continuation(handler_call_details)
         if handler is None:
             return handler  # type: ignore[return-value]
@@ -65,7 +89,7 @@ class UnreadMessages(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # g
 
     def _unary(self, behaviour: Any) -> Any:
         async def read(_: object, context: Any) -> Any:
-            return await behaviour(await self._only_message(context), context)  # no frame of ours keeps the message
+            return await behaviour(await self._only_message(context), context)  # no variable keeps the message
 
         return read
 
@@ -87,9 +111,9 @@ class UnreadMessages(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # g
         except StopAsyncIteration:
             pass
         try:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the call ended before its message")
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the call ended before its message was complete: send one message")
         except grpc.aio.InternalError:
-            raise asyncio.CancelledError from None  # the client has left, so there is nobody to tell
+            raise asyncio.CancelledError from None  # the client has left: nobody receives the status
 
     async def _counted(self, context: Any) -> AsyncIterator[Any]:
         try:
@@ -99,21 +123,23 @@ class UnreadMessages(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # g
             return
 
     async def _next(self, context: Any) -> Any:
-        """Read a message; while it arrives, the call is one of those that may be ended.
+        """Read a message; while it arrives, the call may be ended.
 
         Raises:
-            StopAsyncIteration: there is none.
+            StopAsyncIteration: there are no more messages.
             AbortError: the call was ended, or the bytes are no message.
         """
         self._reading[context] = None
         if len(self._reading) > _UNCHECKED and (self._watch is None or self._watch.done()):
-            self._watch = asyncio.create_task(self._look())
+            self._watch = asyncio.create_task(self._check_memory())
         try:
             message = await context.read()  # gRPC's iterator would keep the message for as long as its call
         except BaseException as error:
             self._trim_soon()
-            if isinstance(error, DecodeError):  # of calls that are not ours; gRPC would answer UNKNOWN, and log a traceback
-                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "bytes came that are no message of this call")
+            if isinstance(error, DecodeError):  # in foreign services; gRPC would answer UNKNOWN, and log a traceback
+                await context.abort(
+                    grpc.StatusCode.INVALID_ARGUMENT, "the bytes are no message of this method: use the .proto of this server"
+                )
             raise
         finally:
             self._reading.pop(context, None)
@@ -122,28 +148,28 @@ class UnreadMessages(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # g
             raise StopAsyncIteration
         return message
 
-    async def _look(self) -> None:
-        """Look at the memory while many calls are being read."""
+    async def _check_memory(self) -> None:
+        """Check the memory of the process while many calls are being read."""
         while len(self._reading) > _UNCHECKED:
             used, first = _process_bytes(), self._first_bytes
             if used is not None and first is not None and used - first > self._limit_bytes:
                 await self._end_longest()
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(_CHECK_S)
 
     async def _end_longest(self) -> None:
         longest = list(self._reading)[: len(self._reading) // 2]
-        logger.warning("memory is short: %d calls whose messages have not arrived are ended", len(longest))
+        logger.warning("out of memory for messages: ending %d calls whose messages have not arrived in full", len(longest))
         for context in longest:
             try:
-                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"no memory is left for the rest of the message: {_WAY_OUT}")
+                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"out of memory for the rest of the message: {_REMEDY}")
             except grpc.aio.AbortError:
-                continue  # raised here, and once more by the read that it ends
+                continue  # raised here, and again by the read that it ends
             except (grpc.aio.InternalError, grpc.aio.UsageError):
-                continue  # the call has ended meanwhile
+                continue  # the call has already ended
         await asyncio.to_thread(trim_freed_memory)
 
     def _trim_soon(self) -> None:
-        """Trim the heap: gRPC holds messages in small pieces, which the C library keeps when they are freed."""
+        """Schedule a trim of the heap: gRPC holds messages in small pieces, which the C library keeps when they are freed."""
         if self._trim is None or self._trim.done():
             self._trim = asyncio.create_task(_trim_later())
 
@@ -154,7 +180,7 @@ async def _trim_later() -> None:
 
 
 async def _write_all(answers: Any, context: Any) -> None:
-    """Write what a behaviour yields; one that writes by itself is awaited."""
+    """Write the answers that a behaviour yields, or await one that writes them itself."""
     if inspect.isasyncgen(answers):
         async for answer in answers:
             await context.write(answer)
@@ -163,7 +189,7 @@ async def _write_all(answers: Any, context: Any) -> None:
 
 
 def _process_bytes() -> int | None:
-    """Return the process's resident memory; None where it cannot be read."""
+    """Return the resident memory of the process; None if it cannot be read."""
     try:
         return int(_STATM.read_text().split()[1]) * _PAGE_BYTES
     except (OSError, ValueError, IndexError):

@@ -1,4 +1,4 @@
-"""Errors over HTTP: the statuses of `error_status`' gRPC codes, and a line of JSON. Nothing else of an error leaves the server."""
+"""JSON responses, and the responses to errors: the HTTP status of the error's gRPC code, and one line. Nothing else is revealed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 
 import grpc
+from pydantic import BaseModel
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -25,7 +26,7 @@ STATUSES: dict[grpc.StatusCode, int] = {
     grpc.StatusCode.UNAVAILABLE: 503,
     grpc.StatusCode.DEADLINE_EXCEEDED: 504,
 }
-"""As `google.rpc.Code` maps them, but for FAILED_PRECONDITION: a model that is broken is no fault of the request's, and no 400."""
+"""HTTP statuses as `google.rpc.Code` maps them, except for FAILED_PRECONDITION: a broken model is no fault of the request, hence no 400."""
 
 _BY_NUMBER = {code.value[0]: status for code, status in STATUSES.items()}
 _CODES = {status: code.name for code, status in STATUSES.items()} | {
@@ -34,27 +35,32 @@ _CODES = {status: code.name for code, status in STATUSES.items()} | {
     415: grpc.StatusCode.INVALID_ARGUMENT.name,
     413: grpc.StatusCode.RESOURCE_EXHAUSTED.name,
 }
-_LATER_S = 1.0
-"""After which a server that is not ready is worth asking again."""
+_RETRY_S = 1.0
+"""Retry delay of a server that is not ready, in seconds."""
 
 
-def refusal(error: Exception) -> Response:
-    """The answer to a request that met an error. A fault of ours is logged, and tells nothing of itself."""
+def json_response(value: BaseModel | Mapping[str, object], status: int = 200) -> Response:
+    """Create a JSON response. Empty fields of a model are omitted; NaN and infinity become null."""
+    return Response(to_json(value, inf_nan_mode="null", exclude_none=True), status, media_type=JSON)
+
+
+def error_response(error: Exception) -> Response:
+    """Create the response to a request that failed. A fault of the server is logged, and its details stay there."""
     if isinstance(error, HTTPException):
-        return line(error.status_code, error.detail, error.headers)
+        return error_line(error.status_code, error.detail, error.headers)
     status = record_error(error)
     number = 503 if isinstance(error, MemoryLimitError) else _BY_NUMBER[status.code]
     if number == 429 or number == 503:
-        retry_s = error.retry_s if isinstance(error, OverloadedError) else _LATER_S
-        return line(number, status.message, {"Retry-After": str(max(1, math.ceil(retry_s)))})  # whole seconds: RFC 9110, 10.2.3
-    return line(number, status.message)
+        retry_s = error.retry_s if isinstance(error, OverloadedError) else _RETRY_S
+        return error_line(number, status.message, {"Retry-After": str(max(1, math.ceil(retry_s)))})  # whole seconds: RFC 9110, 10.2.3
+    return error_line(number, status.message)
 
 
-def line(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
-    """`{"error": message}`."""
+def error_line(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
+    """Create the response `{"error": message}`."""
     return Response(to_json({"error": message}), status, headers, JSON)
 
 
 def code_of(status: int) -> str:
-    """A status by the name that gRPC has for it: metrics count both alike."""
+    """Return the name of the gRPC code for an HTTP status, so that metrics count both protocols alike."""
     return "OK" if status < 400 else _CODES.get(status, "UNKNOWN")

@@ -1,4 +1,4 @@
-"""The numbers that come over the wire are the model's, and the maps lie where they say."""
+"""Answers over gRPC: scores and maps are the model's, and maps cover the part of the image that their box names."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def network_input(image: bytes) -> np.ndarray:
 
 
 def all_scores(answer: Classification) -> np.ndarray:
-    """`[C]`, from an answer that holds every class."""
+    """Return the scores `[C]` of an answer with every class."""
     return np.array([one.score for one in sorted(answer.predictions, key=lambda one: one.class_id)], np.float32)
 
 
@@ -41,7 +41,7 @@ def the_map(answer: Classification, class_id: int) -> ClassMap:
     return found
 
 
-def test_scores_are_those_of_the_arithmetic_and_of_the_graph(client: Client, many_models: Path) -> None:
+def test_scores_equal_those_of_numpy_and_of_the_graph(client: Client, many_models: Path) -> None:
     answer = client.classify(IMAGE, model="toy", version="1", top_k=len(LABELS))
     twin = FIRST.answer(network_input(IMAGE))
     np.testing.assert_allclose(all_scores(answer), twin.scores, atol=TOLERANCE)
@@ -53,7 +53,7 @@ def test_scores_are_those_of_the_arithmetic_and_of_the_graph(client: Client, man
 
 
 @pytest.mark.parametrize(("version", "answered_by"), [("1", "1"), ("2", "2"), ("", "2")])
-def test_the_version_that_is_named_answers_and_the_latest_where_none_is(client: Client, version: str, answered_by: str) -> None:
+def test_the_named_version_answers_or_the_latest(client: Client, version: str, answered_by: str) -> None:
     answer = client.classify(IMAGE, model="toy", version=version, top_k=len(LABELS))
     assert (answer.model, answer.version) == ("toy", answered_by)
     expected = {"1": FIRST, "2": SECOND}[answered_by].answer(network_input(IMAGE))
@@ -61,12 +61,12 @@ def test_the_version_that_is_named_answers_and_the_latest_where_none_is(client: 
 
 
 @pytest.mark.parametrize(("top_k", "count"), [(0, 5), (1, 1), (3, 3), (1000, len(LABELS))])
-def test_top_k_is_five_by_itself_and_at_most_all_classes(client: Client, top_k: int, count: int) -> None:
+def test_top_k_defaults_to_five_and_is_at_most_all_classes(client: Client, top_k: int, count: int) -> None:
     assert len(client.classify(IMAGE, model="toy", top_k=top_k).predictions) == count
 
 
 @pytest.mark.parametrize("method", ["cam", "gradcam"])
-def test_raw_maps_are_those_of_the_arithmetic_for_ids_and_ranks(client: Client, method: str) -> None:
+def test_raw_maps_equal_those_of_numpy_for_ids_and_ranks(client: Client, method: str) -> None:
     twin = FIRST.answer(network_input(IMAGE))
     expected = getattr(twin, method)
     by_rank = np.argsort(-twin.logits)
@@ -91,7 +91,7 @@ def test_without_classes_the_first_ranked_is_explained(client: Client) -> None:
 
 
 @pytest.mark.parametrize("box", [RED_BOX, (170, 120, 220, 180)])
-def test_the_hot_spot_lies_on_what_was_asked_for(client: Client, box: Box) -> None:
+def test_the_hot_spot_is_on_the_object(client: Client, box: Box) -> None:
     image = encode(scene(RED, box), "PNG")
     answer = client.classify(image, model="toy", version="1", cam="gradcam", classes=(0,))
     raw = the_map(answer, 0)
@@ -109,7 +109,7 @@ def test_the_hot_spot_lies_on_what_was_asked_for(client: Client, box: Box) -> No
     assert box[1] <= top + rows.mean() * (bottom - top) / SIZE <= box[3]
 
 
-def test_drawn_maps_are_pngs_of_the_promised_sizes_and_the_same_as_drawn_here(client: Client) -> None:
+def test_rendered_maps_are_pngs_of_the_documented_sizes_and_equal_local_ones(client: Client) -> None:
     image = scene(RED, (300, 200, 700, 600), size=(1500, 900))
     data = encode(image, "PNG")
     box = PREPROCESSING.visible_box(*image.size)
@@ -132,7 +132,7 @@ def test_drawn_maps_are_pngs_of_the_promised_sizes_and_the_same_as_drawn_here(cl
         np.testing.assert_array_equal(np.asarray(overlay_image), np.asarray(heatmap.overlay(image, values[class_id], box)))
 
 
-def test_pixels_are_taken_as_they_are(client: Client) -> None:
+def test_pixels_are_used_without_preprocessing(client: Client) -> None:
     pixels = np.random.default_rng(5).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
     answer = client.classify(pixels, model="toy", version="1", top_k=len(LABELS), cam="cam", classes=(2,))
     twin = FIRST.answer(pixels)
@@ -147,7 +147,7 @@ def test_pixels_are_taken_as_they_are(client: Client) -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_photographs_turned_by_exif_are_seen_as_people_see_them(client: Client, orientation: int) -> None:
+def test_exif_orientation_is_applied(client: Client, orientation: int) -> None:
     stored = as_stored(scene(RED, RED_BOX), orientation)
     answer = client.classify(stored, model="toy", version="1", cam="gradcam", classes=(0,))
     found = the_map(answer, 0)
@@ -172,8 +172,8 @@ def test_a_pillow_image_is_turned_upright_before_it_is_sent(client: Client) -> N
     assert client.classify(Image.open(io.BytesIO(stored)), model="toy").predictions == from_bytes.predictions
 
 
-def test_the_answer_says_where_the_time_went_and_carries_the_request_id(client: Client) -> None:
-    answer = client.classify(IMAGE, model="toy", cam="cam", map_format="overlay", request_id="mine")
+def test_the_answer_holds_timings_and_the_request_id(client: Client) -> None:
+    answer = client.classify(IMAGE, model="toy", method="cam", map_format="overlay", request_id="mine")
     assert answer.request_id == "mine"
     assert answer.timings.decode_time_ns > 0
     assert answer.timings.queue_time_ns > 0

@@ -1,0 +1,236 @@
+"""Models of the JSON that the server receives and sends, from which the schemas of the OpenAPI document come.
+
+Requests are read field by field (`tlcli.service.rest.json_fields`), so that each error is one line. Tensors are written without a model
+(`tlcli.service.rest.json_tensors`), which is faster.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, Field, RootModel
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, models_json_schema
+from pydantic_core import core_schema
+
+BASE64 = "base64"
+"""Value of the parameter `content_type` of a BYTES input, as in MLServer: JSON cannot hold bytes."""
+
+
+class Error(BaseModel):
+    """Error response."""
+
+    error: str
+
+
+class Live(BaseModel):
+    """Liveness of the server."""
+
+    live: bool
+
+
+class Ready(BaseModel):
+    """Readiness of the server or of a model."""
+
+    ready: bool
+
+
+class ServerMetadata(BaseModel):
+    """Name, version and protocol extensions of the server."""
+
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class TensorMetadata(BaseModel):
+    """Name, datatype and shape of an input or output."""
+
+    name: str
+    datatype: str
+    shape: list[int] = Field(description="-1 stands for any size.")
+
+
+class ModelProperties(BaseModel):
+    """Labels of a model, in the order of its classes."""
+
+    labels: list[str]
+
+
+class ModelMetadata(BaseModel):
+    """Inputs and outputs of a model."""
+
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[TensorMetadata]
+    outputs: list[TensorMetadata]
+    properties: ModelProperties
+
+
+class InputParameters(BaseModel):
+    """Encoding of an input tensor."""
+
+    binary_data_size: int | None = Field(None, description="Number of bytes after the JSON that hold the values, instead of data.")
+    content_type: Literal["base64"] | None = None
+
+
+class Input(BaseModel):
+    """Input tensor."""
+
+    name: str
+    datatype: Literal["UINT8", "INT64", "BOOL", "BYTES"]
+    shape: list[int]
+    data: list[Any] | None = Field(None, description="Values row by row, nested or not. Bytes in base64, with the parameter content_type.")
+    parameters: InputParameters | None = None
+
+
+class RequestedOutputParameters(BaseModel):
+    """Encoding of an output tensor."""
+
+    binary_data: bool | None = None
+
+
+class RequestedOutput(BaseModel):
+    """Output to compute."""
+
+    name: str
+    parameters: RequestedOutputParameters | None = None
+
+
+class InferParameters(BaseModel):
+    """Default encoding of the outputs."""
+
+    binary_data_output: bool | None = Field(None, description="Whether outputs are returned as bytes after the JSON.")
+
+
+class InferRequest(BaseModel):
+    """Images, and the outputs to compute."""
+
+    id: str | None = Field(None, description="Repeated in the response.")
+    parameters: InferParameters | None = None
+    inputs: list[Input]
+    outputs: list[RequestedOutput] | None = Field(None, description="Scores, logits, classes, maps by name. Default: scores and logits.")
+
+
+class OutputParameters(BaseModel):
+    """Encoding of an output tensor."""
+
+    binary_data_size: int | None = None
+
+
+class Output(BaseModel):
+    """Output tensor."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+    data: list[Any] | None = Field(
+        None, description="Values row by row; null for NaN and infinity.", json_schema_extra={"items": {"type": ["number", "null"]}}
+    )
+    parameters: OutputParameters | None = None
+
+
+class InferResponse(BaseModel):
+    """Computed outputs."""
+
+    model_name: str
+    model_version: str
+    id: str | None = None
+    outputs: list[Output]
+
+
+class RepositoryIndexRequest(BaseModel):
+    """Filter of the index."""
+
+    ready: bool | None = Field(None, description="List only versions that are ready.")
+
+
+class ControlRequest(BaseModel):
+    """Parameters of a load or unload; only `unload_dependents` is accepted."""
+
+    parameters: dict[str, Any] | None = None
+
+
+class IndexEntry(BaseModel):
+    """State of one version of a model."""
+
+    name: str
+    version: str
+    state: str = Field(json_schema_extra={"enum": ["READY", "LOADING", "UNAVAILABLE"]})
+    reason: str
+
+
+class RepositoryIndex(RootModel[list[IndexEntry]]):
+    """State of every version of every model."""
+
+
+class Map(BaseModel):
+    """Class activation map of one class."""
+
+    cam: str = Field(validation_alias="method", description="Name of the map, such as gradcam.")
+    height: int
+    width: int
+    box: list[float] = Field(description="Part of the image that the map covers: left, top, right, bottom, in pixels.")
+    values: Annotated[list[list[float]] | None, BeforeValidator(lambda values: None if values is None else values.tolist())] = Field(
+        None, description="Values row by row, with format raw."
+    )
+    png: Annotated[str | None, BeforeValidator(lambda png: None if png is None else base64.b64encode(png).decode())] = Field(
+        None, description="PNG in base64, with format heat_map or overlay.", json_schema_extra={"contentEncoding": "base64"}
+    )
+
+
+class Prediction(BaseModel):
+    """Scores of one class."""
+
+    class_id: int
+    label: str
+    score: float = Field(description="Softmax probability.")
+    rank: int = Field(description="1 for the best class.")
+    logit: float
+    map: Map | None = None
+
+
+class Timings(BaseModel):
+    """Time spent on the server; waiting for a thread counts as queueing."""
+
+    decode_time_ns: int
+    queue_time_ns: int
+    infer_time_ns: int
+    render_time_ns: int
+
+
+class Classification(BaseModel):
+    """Classes of one image, and their maps."""
+
+    request_id: str
+    model: str
+    version: str
+    predictions: list[Prediction] = Field(description="Best classes, best first, then explained classes that are not among them.")
+    timings: Timings
+
+
+class _Generator(GenerateJsonSchema):
+    """Schemas without titles of fields, in which an optional field is one that may be missing."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        """Omit the title."""
+        return False
+
+    def nullable_schema(self, schema: core_schema.NullableSchema) -> JsonSchemaValue:
+        """Describe the value without null."""
+        return self.generate_inner(schema["schema"])
+
+    def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
+        """Describe the value without its default."""
+        return self.generate_inner(schema["schema"])
+
+
+_RECEIVED = (InferRequest, RepositoryIndexRequest, ControlRequest)
+_SENT = (Error, Live, Ready, ServerMetadata, ModelMetadata, InferResponse, RepositoryIndex, Classification)
+SCHEMAS: dict[str, Any] = models_json_schema(
+    [*((model, "validation") for model in _RECEIVED), *((model, "serialization") for model in _SENT)],
+    ref_template="#/components/schemas/{model}",
+    schema_generator=_Generator,
+)[1]["$defs"]
+"""Schemas by the names of the models."""
