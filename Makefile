@@ -71,19 +71,17 @@ triton: $(TRITON)/.ready
 demo: $(DEMO)/.ready
 	$(DEMO)/bin/tlcli demo
 
-# Tests that start servers, watch the clock or train with every core: one after the other. The others: two at a time, a core each.
-ALONE := tests/service tests/deploy tests/ray tests/e2e/test_help.py tests/e2e/test_road.py tests/e2e/test_readme.py
-
 # The tests nearest to the code: no server process, no training to the end.
 NEAR := tests/test_layering.py tests/test_proto.py tests/contract tests/evaluation tests/exports/rewrite tests/exports/trace tests/service/execution \
 	tests/service/protocol tests/service/settings tests/service/security tests/training/metrics tests/training/settings tests/training/runs tests/cli
 
 check: venv lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" $(NEAR)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not alone" $(NEAR)
 
+# Two tests at a time, a core each; then, one after the other, those that watch the clock or take every core.
 test: venv kserve lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ALONE:%=--ignore=%) tests
-	$(BIN)/python -m pytest $(ALONE)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not alone" tests
+	$(BIN)/python -m pytest -m alone tests
 
 lint: venv
 	$(BIN)/ruff check .
