@@ -1,4 +1,4 @@
-"""Photographs and their class activation maps, as the README and the gallery show them.
+"""Photographs and their class activation maps, for the README and the gallery.
 
     python benchmarks/photographs.py MODEL [--output docs/images]
 
@@ -7,9 +7,14 @@ MODEL is an ImageNet classifier that `tlcli export` wrote, for example
     tlcli export --backbone tf_efficientnet_lite0 --weights FILE --name imagenet
 
 The photographs come with scikit-image (`pip install scikit-image`): Chelsea the cat by Stéfan van der Walt and the cup of coffee by Rachel
-Michetti are CC0; NASA's portrait of Eileen Collins and SpaceX's launch of DSCOVR are in the public domain. Writes `cat-and-cup.jpg`, the
-cat and the cup beside their Grad-CAM maps; `photographs.jpg`, all four with their maps; `methods.jpg`, the cat under eight map methods; `classes.jpg`, the
-cup explained for its first three classes. Prints the first three classes of each photograph.
+Michetti are CC0; NASA's portrait of Eileen Collins and SpaceX's launch of DSCOVR are in the public domain. Writes
+
+    cat-and-cup.jpg   the cat and the cup beside their Grad-CAM maps
+    photographs.jpg   all four with their maps
+    methods.jpg       the cat under eight map methods
+    classes.jpg       the cup explained for its first three classes
+
+and prints the first three classes of each photograph.
 """
 
 from __future__ import annotations
