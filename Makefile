@@ -1,32 +1,56 @@
-# What people and continuous integration both call. Everything happens in .venv.
-PYTHON ?= python3.11
+# What people and continuous integration both call. Everything happens in .venv, except the demo, which needs less.
+ifndef PYTHON
+# The first Python from 3.11 to 3.14 that runs: a name on the path may be a shim of pyenv for a version that is not active.
+PYTHON := $(shell for python in python3.11 python3.12 python3.13 python3.14 python3 python $(HOME)/.pyenv/versions/3.1[1234].*/bin/python; do \
+	"$$python" -c 'import sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' > /dev/null 2>&1 && echo "$$python" && break; done)
+endif
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# The demo's environment: .venv where it is there already, else one without the developers' tools.
+DEMO := $(if $(wildcard $(READY)),$(VENV),.venv-demo)
 # KServe's client asks the server in a test, with versions of its dependencies that are not ours; its models hold the manifests of deploy/.
 KSERVE := $(VENV)/kserve
 # Triton's server, for `make triton`; its Python backend needs a NumPy before 2.
 TRITON := $(VENV)/triton
 
-.PHONY: help venv kserve triton demo test lint proto bench container-check clean
+.PHONY: help python venv kserve triton demo check test lint docs proto bench container-check clean
 
 help:
 	@echo "make demo    set up, then train, export, serve and ask a small model: nothing is downloaded but packages"
-	@echo "make test    set up, then run every test"
+	@echo "make check   lint, check types, run the tests nearest to the code: at most three minutes"
+	@echo "make test    set up, lint, check types, run every test: at most twenty minutes on two cores"
 	@echo "make lint    ruff and mypy (strict)"
+	@echo "make python  print the Python that the environments are made with"
+	@echo "make docs    build the documentation site into site/"
 	@echo "make proto   regenerate service/pb from proto/"
 	@echo "make triton  have Triton's own server serve exported files"
 	@echo "make bench   run those scripts in benchmarks/ that need no data"
-	@echo "make container-check   build the images with Debian's podman, run them, and look whether they hold what docs/containers.md says (root)"
+	@echo "make container-check   build the images with Debian's podman, run them, and check their contents against docs/containers.md (root)"
+	@echo "make clean   remove the environments and caches"
+
+python:
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 to 3.14 found on the path or below ~/.pyenv/versions: install one, or name it with make PYTHON=/path/to/python" >&2; exit 1; }
+	@$(if $(filter python,$(MAKECMDGOALS)),echo "$(PYTHON)",:)
 
 venv: $(READY)
 
 # tritonclient forbids the protobuf that our gRPC needs, and works with it: hence without its dependencies.
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt | python
+	@test -x $(BIN)/python || echo "installing the developers' environment in $(VENV): about 8 GB, 3 to 10 minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[train,otel,dev]"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps tritonclient
 	touch $(READY)
+
+# What training needs, with the ONNX Runtime that knows no GPU.
+.venv-demo/.ready: pyproject.toml constraints.txt deploy/requirements.py | python
+	@echo "installing the demo's environment in .venv-demo: about 5.5 GB, most of it PyTorch with CUDA, 2 to 5 minutes"
+	$(PYTHON) -m venv .venv-demo
+	.venv-demo/bin/python deploy/requirements.py --cpu train > .venv-demo/requirements.txt
+	.venv-demo/bin/python -m pip install --quiet --constraint constraints.txt --requirement .venv-demo/requirements.txt
+	.venv-demo/bin/python -m pip install --quiet --no-deps --editable .
+	touch $@
 
 kserve: $(KSERVE)/.ready
 
@@ -44,23 +68,33 @@ $(TRITON)/.ready: | venv
 triton: $(TRITON)/.ready
 	$(BIN)/python -m tests.helpers.deploy.real_triton
 
-demo: venv
-	$(BIN)/tlcli demo
+demo: $(DEMO)/.ready
+	$(DEMO)/bin/tlcli demo
 
-# Tests that start servers, watch the clock or train with every core: one after the other. The others: two at a time, a core each.
-ALONE := tests/service tests/deploy tests/ray tests/e2e/test_help.py tests/e2e/test_road.py tests/e2e/test_readme.py
+# The tests nearest to the code: no server process, no training to the end.
+NEAR := tests/test_layering.py tests/test_proto.py tests/contract tests/evaluation tests/exports/rewrite tests/exports/trace tests/service/execution \
+	tests/service/protocol tests/service/settings tests/service/security tests/training/metrics tests/training/settings tests/training/runs tests/cli
 
+check: venv lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not alone" $(NEAR)
+
+# Two tests at a time, a core each; then, one after the other, those that watch the clock or take every core.
 test: venv kserve lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ALONE:%=--ignore=%) tests
-	$(BIN)/python -m pytest $(ALONE)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not alone" tests
+	$(BIN)/python -m pytest -m alone tests
 
 lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-PROTO_OUT ?= .
+# The variable silences a notice about a later MkDocs, which is not installed.
+docs: venv
+	$(BIN)/python docs/generate_reference.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html"
 
+PROTO_OUT ?= .
 proto: venv
 	$(BIN)/python -m grpc_tools.protoc -Itlcli/service/pb=proto \
 		-I$$($(BIN)/python -c 'import google.rpc, pathlib; print(pathlib.Path(list(google.rpc.__path__)[0]).parents[1])') \
@@ -81,4 +115,4 @@ container-check: venv
 	$(BIN)/python deploy/check_container.py $(CHECK)
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info
+	rm -rf $(VENV) .venv-demo site docs/reference .mypy_cache .ruff_cache .pytest_cache *.egg-info

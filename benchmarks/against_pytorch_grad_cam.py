@@ -1,13 +1,13 @@
-"""Maps from the exported file on ONNX Runtime against pytorch-grad-cam on PyTorch: the same network, image, layer and class. CPU.
+"""Comparison of maps from the exported file on ONNX Runtime with pytorch-grad-cam on PyTorch: same network, image, layer and class. CPU.
 
     python benchmarks/against_pytorch_grad_cam.py [--pairs 10] [--channels 64] [--batch 16] [NETWORK ...]
 
-    Grad-CAM      one image, the first class; pytorch-grad-cam with all that its users do by default: forward, backward, resizing
+    Grad-CAM      one image, the best class; pytorch-grad-cam with everything that its users do by default: forward, backward, resizing
     Score-CAM     the --channels channels of the layer that vary most, in batches of --batch, for both
     Faster-Score-CAM   in forward passes of the same session, batch 1, at its ten channels
 
-Both sides end with a map of the input's size. Each pair runs one after the other; medians of the pairs' ratios. Random weights. PyTorch
-runs as its users run it: default threads, eval mode, parameters as they come.
+Both sides end with a map of the input's size. The two of a pair run one after the other; the figures are medians of the pairs' ratios. The
+weights are random. PyTorch runs as its users run it: default threads, eval mode, parameters that require gradients.
 """
 
 from __future__ import annotations
@@ -60,13 +60,13 @@ def main() -> None:
 
 
 def ours(model: Model, image: np.ndarray, method: str, **more: int) -> np.ndarray:
-    """The first class's map, scaled to [0, 1] and enlarged to the input."""
+    """Return the map of the best class, scaled to [0, 1] and enlarged to the input."""
     values = explain(model, image[None], methods=[method], **more).maps[method][0, 0]
     return enlarge(to_unit(values), SIZE, SIZE)
 
 
 def compare(first: Callable[[], object], second: Callable[[], object], pairs: int) -> tuple[float, float]:
-    """Median seconds of the first, and the median of second over first."""
+    """Return the median seconds of the first function, and the median ratio of the second to the first."""
     first(), second()
     times = []
     for _ in range(pairs):
@@ -79,7 +79,7 @@ def compare(first: Callable[[], object], second: Callable[[], object], pairs: in
 
 
 def write(network: Network) -> tuple[Model, str]:
-    """The exported model, and the layer that it explains."""
+    """Export the network; return the opened model and the layer that it explains."""
     explainer = Explainer(network)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.onnx")

@@ -1,4 +1,4 @@
-"""Requests that a server must survive: each attack is one function, run again and again by `benchmarks/hostile.py`."""
+"""Attacks that a server must survive: each is one function, which `benchmarks/hostile.py` runs again and again."""
 
 from __future__ import annotations
 
@@ -37,11 +37,12 @@ WAIT_S = 60.0
 
 @dataclass(frozen=True)
 class Target:
-    """A server, and how large the attacks on it are.
+    """Server under attack, and the size of the attacks.
 
-    model: has a fixed input size. dynamic: takes images of any size.
+    model: name of a model with a fixed input size.
+    dynamic: name of a model that takes images of any size.
     scale: 1 for the full attacks, less for short tests.
-    cases: encoded images from elsewhere that are sent too.
+    cases: additional encoded images to send.
     """
 
     grpc_port: int
@@ -53,11 +54,11 @@ class Target:
 
     @property
     def classify(self) -> str:
-        """Path and query of an HTTP request for scores."""
+        """Return the path and query of an HTTP request for scores."""
         return f"/v1/classify?model={self.model}"
 
     def some(self, count: int) -> int:
-        """`count` at full scale, at least one."""
+        """Return `count` scaled down, at least one."""
         return max(1, round(self.scale * count))
 
 
@@ -69,13 +70,13 @@ Outcome = Iterator[str]
 
 
 def scan_bombs(target: Target) -> Outcome:
-    """Progressive JPEGs with a hundred thousand empty scans, over both protocols."""
+    """Send progressive JPEGs with a hundred thousand empty scans, over both protocols."""
     bomb = hostile_images.scan_bomb(7000, target.some(100_000))
     yield from _together([lambda: _post(target, target.classify, bomb), lambda: _classify(target, bomb)] * 2)
 
 
 def odd_images(target: Target) -> Outcome:
-    """Images that cost more than their size tells, or claim what they do not hold."""
+    """Send images that cost more than their size suggests, or that claim contents they do not have."""
     for image in _odd_images(target):
         yield _post(target, target.classify, image)
         yield _classify(target, image)
@@ -120,14 +121,14 @@ def _odd_images(target: Target) -> Iterator[bytes]:
 
 
 def overlays(target: Target) -> Outcome:
-    """Overlays of 49-megapixel images, many at a time."""
+    """Request overlays of 49-megapixel images, many at a time."""
     image = hostile_images.encoded(Image.new("L", (7000, 7000), 90), "PNG")
     path = target.classify + "&cam=gradcam&format=overlay"
     yield from _together([lambda: _post(target, path, image)] * target.some(60))
 
 
 def dynamic_sizes(target: Target) -> Outcome:
-    """Large inputs for a model that takes any size."""
+    """Send large inputs to a model that takes any size."""
     side = 3300 if target.scale >= 1 else 800
     described = {"name": "images", "datatype": "UINT8", "shape": [1, side, side, 3], "parameters": {"binary_data_size": side * side * 3}}
     head = json.dumps({"inputs": [described]}).encode()
@@ -137,7 +138,7 @@ def dynamic_sizes(target: Target) -> Outcome:
 
 
 def score_cams(target: Target) -> Outcome:
-    """A flood of Score-CAMs; the clients leave after some seconds."""
+    """Request a flood of Score-CAMs; the clients disconnect after some seconds."""
     image = hostile_images.encoded(hostile_images.photo(), "PNG")
     path = target.classify + "&cam=scorecam"
     yield from _together([lambda: _post(target, path, image, timeout_s=10)] * target.some(200))
@@ -147,7 +148,7 @@ def score_cams(target: Target) -> Outcome:
 
 
 def field_bombs(target: Target) -> Outcome:
-    """Messages of 32 MiB that are many small fields."""
+    """Send messages of 32 MiB that consist of many small fields."""
     for path, message in _field_bombs(target.some(32 << 20) - 200):
         yield _raw_call(target, path, message)
 
@@ -170,7 +171,7 @@ def _field_bombs(size: int) -> Iterator[tuple[str, bytes]]:
 
 
 def json_bombs(target: Target) -> Outcome:
-    """JSON that is deep, long, or full of large numbers."""
+    """Send JSON that is deeply nested, long, or full of large numbers."""
     path = f"/v2/models/{target.model}/infer"
     size = target.some(30_000_000)
     digits = "9" * 4200
@@ -195,7 +196,7 @@ def json_bombs(target: Target) -> Outcome:
 
 
 def compressed_bombs(target: Target) -> Outcome:
-    """Bodies that grow a thousandfold."""
+    """Send bodies that decompress to a thousand times their size."""
     zeros = gzip.compress(bytes(target.some(200_000_000)))
     for body in (zeros, zeros * 20, gzip.compress(b"") * 100_000, zeros[:-100]):
         for encoding in ("gzip", "x-gzip"):
@@ -206,7 +207,7 @@ def compressed_bombs(target: Target) -> Outcome:
 
 
 def odd_queries(target: Target) -> Outcome:
-    """Parameters out of range, of another type, or far too long."""
+    """Send parameters that are out of range, of another type, or far too long."""
     image = hostile_images.encoded(hostile_images.photo(), "PNG")
     for query in (
         "top_k=-1",
@@ -235,17 +236,17 @@ def odd_queries(target: Target) -> Outcome:
 
 
 def abandoned_uploads(target: Target) -> Outcome:
-    """Uploads of 31 MB that are broken off before their last byte."""
+    """Start uploads of 31 MB and disconnect before the last byte."""
     yield from _uploads(target, target.some(20), hold_s=0.5)
 
 
 def unfinished_uploads(target: Target) -> Outcome:
-    """Uploads of 31 MB that stand still before their last byte."""
+    """Start uploads of 31 MB and pause before the last byte."""
     yield from _uploads(target, target.some(40), hold_s=10)
 
 
 def unfinished_messages(target: Target) -> Outcome:
-    """gRPC messages of 31 MB that stand still before their last byte."""
+    """Start gRPC messages of 31 MB and pause before the last byte."""
     calls = [UnfinishedCall(target.grpc_port, 31_000_000) for _ in range(target.some(60))]
     send_unfinished(calls, 15)
     time.sleep(5)
@@ -280,7 +281,7 @@ def _uploads(target: Target, count: int, hold_s: float) -> Outcome:
 
 
 def slow_requests(target: Target) -> Outcome:
-    """Half a request, as the first or the second of a connection, and a byte now and then."""
+    """Send half a request, as the first or the second of a connection, then single bytes at long intervals."""
     whole = b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
     starts = (
         b"",
@@ -304,7 +305,7 @@ def slow_requests(target: Target) -> Outcome:
 
 
 def connection_flood(target: Target) -> Outcome:
-    """Connections to both ports that say nothing, or something else."""
+    """Open connections to both ports that send nothing, or something that is no request."""
     hellos = (
         b"",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
@@ -322,7 +323,7 @@ def connection_flood(target: Target) -> Outcome:
 
 
 def unread_streams(target: Target) -> Outcome:
-    """Streams whose answers nobody reads."""
+    """Open streams and never read their answers."""
     request = pb.ClassifyRequest(encoded=hostile_images.encoded(hostile_images.photo(), "PNG"), model=target.model, top_k=1000)
     request.map.method = "gradcam"
     message = request.SerializeToString()
@@ -336,7 +337,7 @@ def unread_streams(target: Target) -> Outcome:
 
 
 def foreign_pages(target: Target) -> Outcome:
-    """Requests from a page of another site, and by a rebound DNS name: nothing may be unloaded."""
+    """Send requests as a page of another site does, and by a rebound DNS name: nothing may be unloaded."""
     path = f"/v2/repository/models/{target.model}/unload"
     for headers in ({"Origin": "http://evil.example"}, {"Host": "evil.example"}, {"Sec-Fetch-Site": "cross-site", "Origin": "null"}):
         status = _post(target, path, b"{}", headers)
@@ -367,7 +368,7 @@ ATTACKS: dict[str, Callable[[Target], Outcome]] = {
 
 
 def run_attacks(target: Target, names: Sequence[str], seconds: float, seed: int, write: Callable[[str], None]) -> None:
-    """Run the named attacks in a random order, again and again, each at least once, and write a line for each with its outcomes."""
+    """Run the named attacks in random order until the time is over, each at least once; write a line with the outcomes of each."""
     order = random.Random(seed)
     end = time.monotonic() + seconds
     rounds = 0
@@ -388,7 +389,7 @@ def run_attacks(target: Target, names: Sequence[str], seconds: float, seed: int,
 
 
 def _field(number: int, body: bytes) -> bytes:
-    """A length-delimited protobuf field."""
+    """Return a length-delimited protobuf field."""
     return _varint(number << 3 | 2) + _varint(len(body)) + body
 
 
@@ -455,7 +456,7 @@ def _classify(target: Target, image: bytes) -> str:
 
 
 def _together(calls: Sequence[Callable[[], str]]) -> Outcome:
-    """Call all at once, in threads."""
+    """Call all functions at once, in threads."""
     outcomes: list[str] = []
     threads = [threading.Thread(target=lambda call=call: outcomes.append(call())) for call in calls]  # type: ignore[misc]
     for thread in threads:

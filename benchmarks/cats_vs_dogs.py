@@ -1,11 +1,11 @@
-"""Top-1 on photographs of cats and dogs: MobileNetV2, frozen and fine-tuned, at `tlcli finetune`'s defaults.
+"""Top-1 accuracy on photographs of cats and dogs: MobileNetV2, frozen and fine-tuned, at `tlcli finetune`'s defaults.
 
     python benchmarks/cats_vs_dogs.py FOLDER WEIGHTS [--mode feature-extraction,full] [--lr RATE] [--epochs N] [--head-epochs N]
 
 FOLDER holds `train` and `test`, each with `cat` and `dog`. WEIGHTS is a MobileNetV2 checkpoint for timm's `mobilenetv2_100` with
-`pad_type="same"` and inputs scaled to [-1, 1]. Prints the test part's top-1 for five seeds (each chooses its own validation part) and
-their median, by default of frozen features alone; with `full` among the modes, of the same splits with all layers trained, for which
-the flags are. Then the seconds of a run whose features are computed and of the same run once more, which finds them in the cache.
+`pad_type="same"` and inputs scaled to [-1, 1]. Prints the top-1 on the test split for five seeds, each of which chooses its own validation
+split, and their median. The default is frozen features alone; with `full` among the modes, all layers are trained on the same splits, and
+the flags apply to that. Then prints the seconds of a run that computes its features, and of a run that finds them in the cache.
 """
 
 from __future__ import annotations

@@ -1,18 +1,18 @@
-"""What features that are computed once save: `tlcli finetune` with a frozen base, over other ways to train the same head. CPU.
+"""Time that cached features save: `tlcli finetune` with a frozen base, against other ways to train the same head. CPU.
 
     python benchmarks/feature_extraction.py FOLDER [--limit 2000] [--share 1.0] [--fastai PYTHON] [NETWORK ...]
 
-    bare         one pass of the frozen base over all images and nothing else, reading them included: the same worker processes read
-                 ahead, and the base is run by what is fastest on the first 64 images, PyTorch (which keeps its freed memory, as tlcli's
-                 does) or ONNX Runtime, in batches of 8 or 32; a session is opened before the clock starts
-    tlcli        features and ten epochs of the head from an empty cache, as the run's `results.json` has it; over bare, bar 1.15
-    again        the whole command once more with another learning rate, process start and data set's check included; bar 10 s
-    every epoch  the frozen base in PyTorch, likewise with its freed memory kept, run anew in each epoch; bar 6 times tlcli's time
-    fastai       `vision_learner`, frozen (with --fastai: PYTHON is one of an environment that has fastai and torchvision); likewise
+    bare         one pass of the frozen base over all images, reading included: the same worker processes read ahead, and the base runs
+                 in whatever is fastest on the first 64 images, PyTorch (which keeps its freed memory, as in tlcli) or ONNX Runtime, in
+                 batches of 8 or 32; a session is opened before the clock starts
+    tlcli        features and ten epochs of the head from an empty cache, as in the run's `results.json`; relative to bare, target 1.15
+    again        the whole command once more with another learning rate, process start and data set check included; target 10 s
+    every epoch  the frozen base in PyTorch, also with its freed memory kept, run anew in each epoch; target 6 times tlcli's time
+    fastai       `vision_learner`, frozen (with --fastai: the PYTHON of an environment with fastai and torchvision); same target
 
-FOLDER holds a folder a class of photographs, of which --limit are taken, a fifth of them for validation. The last two are timed over two
+FOLDER holds a folder of photographs per class, of which --limit are used, a fifth of them for validation. The last two are timed over two
 epochs of --share of those images, and scaled to ten epochs of all. Networks are timm's vgg16 and resnet50 with random weights at
-224 x 224, head linear; fastai's are torchvision's of the same names.
+224 x 224 and a linear head; fastai's are torchvision's of the same names.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def row(name: str, everything: Path, some: Path, fastai: str | None, folder: Pat
 
 
 def choose(folder: Path, limit: int, target: Path) -> None:
-    """Links to so many images, the same number of each class."""
+    """Link a number of images into a folder, the same number of each class."""
     classes = sorted(one for one in folder.iterdir() if one.is_dir())
     for one in classes:
         (target / one.name).mkdir(parents=True)
@@ -120,7 +120,7 @@ def built(name: str) -> Network:
 
 
 def parts_of(folder: Path) -> list[Part]:
-    """Training and validation."""
+    """Return the training and the validation split."""
     dataset = load_dataset(FinetuneConfig(dataset=str(folder), weights="none"))
     return [dataset.train, dataset.val]
 
@@ -130,7 +130,7 @@ def read(part: Part, network: Network, batch: int) -> Iterator[tuple[torch.Tenso
 
 
 def bare_pass(name: str, folder: Path) -> tuple[float, str]:
-    """Seconds, and what ran it."""
+    """Return the seconds of one pass, and the engine that ran it."""
     network, parts = built(name), parts_of(folder)
     probe = torch.cat([images for images, _ in islice(read(parts[0], network, BATCH), PROBED // BATCH)])
     runs = {"PyTorch": in_pytorch(network), "ONNX Runtime": in_onnx_runtime(network)}
@@ -180,7 +180,7 @@ def seconds(run: Run, images: torch.Tensor, batch: int) -> float:
 
 
 def finetune(name: str, folder: Path, output: Path, lr: str) -> tuple[float, float]:
-    """Seconds of the features and the head, and of the whole command."""
+    """Return the seconds of features and head, and those of the whole command."""
     command = [sys.executable, "-m", "tlcli", "finetune", "--backbone", name, "--weights", "none", "--dataset", str(folder), "--lr", lr]
     command += ["--epochs", str(EPOCHS), "--image-size", "224", "--device", "cpu", "--no-export", "--quiet", "--output", str(output)]
     began = time.perf_counter()
@@ -191,7 +191,7 @@ def finetune(name: str, folder: Path, output: Path, lr: str) -> tuple[float, flo
 
 
 def every_epoch(name: str, folder: Path) -> float:
-    """Seconds of the timed epochs, validation included."""
+    """Return the seconds of the timed epochs, validation included."""
     network = built(name)
     train, val = parts_of(folder)
     network.requires_grad_(False)

@@ -1,19 +1,19 @@
-"""What an exported file does on an NVIDIA GPU, beside the same network in PyTorch. Installs nothing.
+"""Throughput of exported files on an NVIDIA GPU, beside the same network in PyTorch. Installs nothing.
 
     python benchmarks/gpu.py [--batch 1,8,32] [--clients 1,32,128] [--seconds 0.5] [--skip compiled,server] [--out FILE] [NETWORK ...]
 
-Per network (random weights, 224 x 224, 1,000 classes), images a second from host memory to answers in host memory:
+Per network (random weights, 224 x 224, 1,000 classes), images/s from host memory to answers in host memory:
 
-    file        `Model.run`, in float32 (whole; and in TF32, as PyTorch's convolutions are) and in float16, in the faster of two layouts
-    scores, Grad-CAM, all      nothing else; Grad-CAM of the first class; every map in the graph but Ablation-CAM
+    file        `Model.run`, in float32 (exact; and in TF32, as PyTorch's convolutions are) and in float16, in the faster of two layouts
+    scores, Grad-CAM, all      scores alone; with Grad-CAM of the best class; with every map in the graph but Ablation-CAM
     PyTorch     eager, in float32 (TF32 convolutions, its default) and float16, the better of two memory formats; compiled for the
                 largest batch; Grad-CAM by autograd
-    of the peak the file's floating-point operations a second over those of the largest of several matrix products in the same type
+    of the peak the file's floating-point operations per second relative to the largest of several matrix products in the same type
 
-Then how far a GPU's answers are from a CPU's, what the first run of a new batch size takes, and a server of that file under closed loops
-of clients that send JPEGs, over the bare session's images a second in full batches.
+Then prints how far a GPU's answers are from a CPU's, how long the first run of a new batch size takes, and the throughput of a server of
+that file with closed-loop clients that send JPEGs, relative to the bare session's images/s in full batches.
 
-Where there is no GPU, `--device cpu` runs the same code, so that it can be tested; its figures mean nothing.
+Without a GPU, `--device cpu` runs the same code, so that it can be tested; its figures mean nothing.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def main() -> None:
 
 
 class Tell:
-    """Lines to standard output, and to a file, each at once."""
+    """Writer of lines to standard output and to a file, each at once."""
 
     def __init__(self, out: Path | None) -> None:
         self._out = out
@@ -109,7 +109,7 @@ class Bench:
         self.tell("matrix products, TFLOP/s: " + ", ".join(f"{kind} {peak / 1e12:.0f}" for kind, peak in self.peaks.items()))
 
     def peak(self, kind: str) -> float:
-        """Floating-point operations a second."""
+        """Return the floating-point operations per second of the fastest matrix product."""
         best = 0.0
         for side in (4096, 8192) if self.device == "cuda" else (512,):
             number = torch.float16 if kind == "float16" else torch.float32
@@ -123,7 +123,7 @@ class Bench:
         return best
 
     def median_s(self, run: Callable[..., object], *arguments: Any, **more: Any) -> float:
-        """Of a run with these arguments, the device done."""
+        """Return the median seconds of a call with these arguments, until the device is done."""
 
         def once() -> float:
             began = time.perf_counter()
@@ -223,7 +223,7 @@ class Bench:
             self.tell(f"| {kind} | {' | '.join(cells)} |")
 
     def new_sizes(self, path: Path) -> None:
-        """How long others wait when a batch of another size comes."""
+        """Print how long other requests wait when a batch of another size arrives."""
         model = Model.open(path, self.device)
         model.run(make_images(1), methods=("gradcam",))
         model.run(make_images(32), methods=("gradcam",))
@@ -262,7 +262,7 @@ class Bench:
 
 
 def alternating_ms(model: Model) -> float:
-    """Mean time of a run, scores alone, while the batch size changes from run to run as it does in a server."""
+    """Return the mean time of a run, scores alone, while the batch size changes from run to run as it does in a server."""
     sizes = (1, 32, 5, 32)
     batches = [make_images(size) for size in sizes]
     for batch in batches:
@@ -281,7 +281,7 @@ def built(name: str) -> Network:
 
 
 def write(network: Network, folder: Path) -> dict[str, Path]:
-    """The files by their precision."""
+    """Export the network; return the files by their precision."""
     explainer = Explainer(network)
     paths = {kind: folder / kind / "model.onnx" for kind in ("float32", "float16")}
     flat = flat_graph(explainer)
@@ -297,19 +297,19 @@ def write(network: Network, folder: Path) -> dict[str, Path]:
 
 
 def operations(network: Network) -> float:
-    """Of one image: a multiplication and an addition count as two."""
+    """Return the floating-point operations of one image; a multiplication and an addition count as two."""
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         network(network.normalise(torch.from_numpy(make_images(1))))
     return float(counter.get_total_flops())
 
 
 def make_images(count: int) -> np.ndarray:
-    """Noise."""
+    """Return images of noise."""
     return np.random.default_rng(count).integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
 
 
 def jpegs(folder: Path, count: int = 64) -> list[Path]:
-    """Soft images of a photograph's usual size for a classifier's users, 500 x 375."""
+    """Return JPEGs of smooth images of a common size for classifiers, 500 x 375."""
     folder.mkdir(exist_ok=True)
     draw = np.random.default_rng(0)
     for number in range(count):
@@ -328,7 +328,7 @@ def eager(network: Network, images: np.ndarray, runs: torch.nn.Module | None = N
 
 
 def explained(network: Network, images: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores and Grad-CAM of the first class."""
+    """Return scores and Grad-CAM of the best class."""
     batch = torch.from_numpy(images).to(network.mean.device)
     with torch.no_grad():
         features = network.features(network.normalise(batch))
@@ -345,7 +345,7 @@ def far(one: np.ndarray, other: np.ndarray) -> float:
 
 @contextlib.contextmanager
 def served(models: Path, device: str) -> Iterator[int]:
-    """As people start it."""
+    """Run `tlcli serve` in a process and yield its port."""
     command = [sys.executable, "-m", "tlcli", "serve", str(models), "--port", "0", "--device", device, "--max-batch-size", "32"]
     process = subprocess.Popen([*command, "--max-queue-size", "512"], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None

@@ -1,17 +1,17 @@
-"""A server under attack: hostile requests among valid ones, in 2 GiB of memory. CPU.
+"""Figures of a server under attack: hostile requests among valid ones, in 2 GiB of memory. CPU.
 
     python benchmarks/hostile.py [--seconds 600] [--memory-mib 2048] [--scale 1] [--cases FOLDER] [--json FILE] [ATTACK ...]
 
-    wrong answers    valid requests whose scores or map differ from the image's answer when the file is run on it alone
-    valid requests   how many were answered, refused for the time being (RESOURCE_EXHAUSTED, UNAVAILABLE; 429, 503), and failed otherwise
-    p99              of those that were answered, in a quiet run and under attack
-    health           longest wait for gRPC's and HTTP's health, asked every 50 ms
-    memory           anonymous, of the server and its children: before, at most, 10 s after the attacks; processes the kernel killed
-    SIGTERM          sent among scan bombs and Score-CAMs: exit code, seconds until the end; `--grace-s` is 10
+    wrong answers    valid requests whose scores or map differ from those of the file when it is run on the image alone
+    valid requests   answered, rejected for the time being (RESOURCE_EXHAUSTED, UNAVAILABLE; 429, 503), and failed otherwise
+    p99              latency of those that were answered, in a quiet run and under attack
+    health           longest wait for a health check over gRPC and HTTP, one every 50 ms
+    memory           anonymous, of the server and its children: before, at most, 10 s after the attacks; processes killed by the kernel
+    SIGTERM          sent during scan bombs and Score-CAMs: exit code, seconds until the end; `--grace-s` is 10
 
 The attacks are in `benchmarks/attacks.py`. They, the health checks and the valid clients are processes of their own on the same cores.
-The memory limit is a control group's, where this user may make one; else the server's own budget is set to half of it.
-`--cases` is a folder of encoded images to send as well. `--scale` makes each attack smaller, for tests.
+The memory limit is that of a control group, if this user may make one; else the server's own budget is set to half of it.
+`--cases` is a folder of additional encoded images to send. `--scale` makes each attack smaller, for tests.
 """
 
 from __future__ import annotations
@@ -124,7 +124,12 @@ def measure(models: Path, attacks: list[str], seconds: float, memory_mib: int, s
 
 @dataclass
 class Limit:
-    """prefix: of the server's command. flags: of `tlcli serve`. group: the control group's folder, where there is one."""
+    """Memory limit of the server.
+
+    prefix: of the server's command.
+    flags: of `tlcli serve`.
+    group: folder of the control group, if there is one.
+    """
 
     how: str
     group: Path | None = None
@@ -134,7 +139,7 @@ class Limit:
 
 @contextlib.contextmanager
 def limited(memory_mib: int) -> Iterator[Limit]:
-    """A control group of this much memory, version 2 or 1."""
+    """Make a control group with a memory limit, version 2 or 1, and yield the limit."""
     size = memory_mib << 20
     for parent, file in ((Path("/sys/fs/cgroup"), "memory.max"), (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes")):
         group = parent / f"tlcli-hostile-{os.getpid()}"
@@ -164,7 +169,11 @@ def limited(memory_mib: int) -> Iterator[Limit]:
 
 @dataclass
 class Victim:
-    """log: the lines of standard error so far. ready_at_end: the models that were ready when it was told to stop."""
+    """Server under attack.
+
+    log: lines of standard error so far.
+    ready_at_end: models that were ready at the SIGTERM.
+    """
 
     process: subprocess.Popen[str]
     grpc_port: int
@@ -196,7 +205,7 @@ def server(models: Path, limit: Limit) -> Iterator[Victim]:
 
 
 def stop_among_attacks(victim: Victim, target: Target) -> tuple[int | str, float]:
-    """Send SIGTERM while decoding and Score-CAM are under way; return the exit code, and how long the end took."""
+    """Send SIGTERM during decoding and Score-CAM; return the exit code and the seconds until the end."""
     with Client(port=victim.grpc_port) as client:
         victim.ready_at_end = sorted(name for name in (FIXED, DYNAMIC) if client.is_ready(name, timeout_s=10))
     with attacking(target, ["scan_bombs", "score_cams"], 1.0):
@@ -210,7 +219,7 @@ def stop_among_attacks(victim: Victim, target: Target) -> tuple[int | str, float
 
 
 def memory_mib_of(pid: int, group: Path | None) -> int:
-    """Anonymous memory of a control group, MiB; without one, of a process and its children, where a page that two share counts twice."""
+    """Return the anonymous memory of a control group in MiB; without one, of a process and its children, counting shared pages twice."""
     if group is not None:
         figures = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
         return int(figures.get("anon", figures.get("total_rss", 0))) >> 20
@@ -223,7 +232,7 @@ def memory_mib_of(pid: int, group: Path | None) -> int:
 
 
 def kernel_kills(group: Path | None) -> int | None:
-    """Return the number of processes of the group that the kernel killed for lack of memory."""
+    """Return the number of processes in the group that the kernel killed for lack of memory."""
     for file in ("memory.events", "memory.oom_control"):
         if group is not None and (group / file).exists():
             figures = dict(line.split() for line in (group / file).read_text().splitlines())
@@ -244,14 +253,17 @@ def descendants(pid: int) -> Iterator[int]:
 
 
 class Attackers:
-    """ended: set once the attacks are over."""
+    """Processes that attack.
+
+    ended: set when the attacks are over.
+    """
 
     def __init__(self) -> None:
         self.ended = threading.Event()
         self._lines: list[str] = []
 
     def summary(self) -> dict[str, Any]:
-        """Per attack: how often it ran, its longest run in seconds, and its outcomes."""
+        """Return, per attack, the number of runs, the longest run in seconds, and the outcomes."""
         attacks: dict[str, Any] = {}
         for line in map(json.loads, self._lines):
             summary = attacks.setdefault(line["attack"], {"runs": 0, "longest_s": 0.0, "outcomes": {}})
@@ -269,7 +281,7 @@ class Attackers:
 
 @contextlib.contextmanager
 def attacking(target: Target, names: list[str], seconds: float) -> Iterator[Attackers]:
-    """Two processes that attack, in different orders."""
+    """Start two processes that attack, in different orders."""
     spawn = multiprocessing.get_context("spawn")
     lines: Any = spawn.Queue()
     processes = [spawn.Process(target=_attack, args=(target, names, seconds, seed, lines), daemon=True) for seed in range(2)]
@@ -306,7 +318,7 @@ class Watch:
 
 @contextlib.contextmanager
 def watched(target: Target, victim: Victim, group: Path | None) -> Iterator[Watch]:
-    """Ask for health, and look at the memory, from a process of its own."""
+    """Check health and record the memory, from a process of its own."""
     spawn = multiprocessing.get_context("spawn")
     stop = spawn.Event()
     found: Any = spawn.Queue()
@@ -362,7 +374,7 @@ def _http_is_live(port: int) -> bool:
 
 
 class Expected:
-    """Images, and what the file answers for each of them alone."""
+    """Images, and the answers of the file for each of them alone."""
 
     def __init__(self, models: Path) -> None:
         (path,) = (models / FIXED).rglob("model.onnx")
@@ -390,7 +402,7 @@ class Expected:
 
 
 def valid_images() -> list[bytes]:
-    """Encoded images of many kinds, a few of them odd and right."""
+    """Return encoded images of many kinds, some of them unusual but valid."""
     images = []
     for number in range(8):
         image = Image.new("RGB", (240 + 40 * number, 200), (30 * number, 90, 200 - 20 * number))
@@ -425,7 +437,7 @@ class Load:
         return 1000 * float(np.percentile(self._seconds, 99)) if self._seconds else float("nan")
 
     def answered(self, seconds: float, wrong: str | None) -> None:
-        """Count an answer; `wrong` says what is wrong with it."""
+        """Count an answer; `wrong` describes its error, if any."""
         self.outcomes["answered"] += 1
         self._seconds.append(seconds)
         if wrong:
@@ -433,7 +445,7 @@ class Load:
 
 
 def valid_load(target: Target, expected: Expected, seconds: float, until: threading.Event | None = None) -> Load:
-    """Three closed-loop gRPC clients and one of HTTP, for so long, or until the event."""
+    """Run three closed-loop gRPC clients and one HTTP client, for some seconds or until an event."""
     load = Load()
     end = time.monotonic() + seconds
 

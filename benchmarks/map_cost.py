@@ -1,15 +1,15 @@
-"""What maps cost: time, file and memory of an exported model, over a bare export of the same network. ONNX Runtime, CPU.
+"""Cost of maps: time, file size and memory of an exported model, relative to a bare export of the same network. ONNX Runtime, CPU.
 
     python benchmarks/map_cost.py [--pairs 30] [--batch 1] [--size 224] [--classes 1000] [--memory] [NETWORK:HEAD ...]
 
-    scores       scores alone from the file with maps, over the bare export's
-    Grad-CAM     scores and the first class's Grad-CAM map over scores alone, from the file with maps
-    all          scores and every map in the graph but Ablation-CAM's, over scores alone
-    file         of the file with maps over the bare one
-    memory       benchmarks/session_memory.py of one over the other's (with --memory)
+    scores       scores alone from the file with maps, relative to the bare export
+    Grad-CAM     scores and Grad-CAM of the best class, relative to scores alone, from the file with maps
+    all          scores and every map in the graph but Ablation-CAM, relative to scores alone
+    file         size of the file with maps, relative to the bare one
+    memory       benchmarks/session_memory.py of the one relative to the other (with --memory)
 
-The four runs of a round come one after the other in a random order; medians of the rounds' ratios. A session that is made second is
-faster on some machines, whatever it holds, so half of the rounds are done with each order of making. The networks have random weights;
+The four runs of a round follow one another in a random order; the figures are medians of the rounds' ratios. On some machines the session
+that is created second is faster, whatever it holds, so half of the rounds use each order of creation. The networks have random weights;
 HEAD is linear, mlp:256 or original.
 """
 
@@ -95,7 +95,7 @@ def main() -> None:
 
 
 def write(backbone: str, head: str, classes: int, size: int, folder: Path) -> list[str]:
-    """`bare.onnx` and `maps.onnx`; the switches of the latter."""
+    """Write `bare.onnx` and `maps.onnx`; return the switches of the latter."""
     torch.manual_seed(0)
     preprocessing = Preprocessing(height=size, width=size)
     config = NetworkConfig(backbone=backbone, head=head or "linear", num_classes=classes, preprocessing=preprocessing)
@@ -119,7 +119,7 @@ def write(backbone: str, head: str, classes: int, size: int, folder: Path) -> li
 
 
 def measure(folder: Path, switches: list[str], batch: int, size: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each run, by its name."""
+    """Return the seconds of each run by its name."""
     images = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
     times: dict[str, list[float]] = {name: [] for name in ("bare", "scores", "gradcam", "all")}
     for order in (("bare", "maps"), ("maps", "bare")):
@@ -147,7 +147,7 @@ def measure(folder: Path, switches: list[str], batch: int, size: int, rounds: in
 
 
 def memory_of(path: Path, size: int) -> int:
-    """Bytes."""
+    """Return the bytes of memory that a session of the file holds."""
     command = [sys.executable, str(Path(__file__).with_name("session_memory.py")), str(path), "--size", str(size)]
     return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 

@@ -1,16 +1,16 @@
-"""How far the maps in the graph are from a float64 reference, network by network: writes the table in docs/networks.md.
+"""Distance of the maps in the graph from a float64 reference, network by network: writes the table in docs/networks.md.
 
     python benchmarks/networks.py [--out docs/networks.md] [--images FOLDER] [NETWORK[:SIZE] ...]
     python benchmarks/networks.py --modules [--no-files] [MODULE ...]
 
-Each network is built with random weights (and batch norms as after training) and exported twice: with the maps of its last layer, and of
-the one nearest the middle, in the order of execution, whose output is rectified: Grad-CAM++ has a pole where sum(A) g = -2, XGrad-CAM
-where sum(A) = 0, which only an output that is not can meet. Every method in the graph is compared, for every class, with a reference
-written from the papers in float64 with autograd (tests/helpers/exports/reference.py): the largest difference over the largest value of the
-image's maps. Of three images the middle figure is shown: the derivatives of ReLU and of max pooling jump, and an image that lies on
-such an edge to the last digit of float32 has another map in any two implementations. Ablation-CAM is compared on one image. Images
-are drawn shapes, or those of FOLDER. A network that cannot be exported has its reason in the table. Rows come as they are done; a row
-that is there already is kept unless the network is named.
+Each network is built with random weights (and batch norms as after training) and exported twice: with the maps of its last layer, and with
+those of the layer nearest the middle, in the order of execution, whose output is rectified. The output must be rectified because Grad-CAM++
+has a pole at sum(A) g = -2 and XGrad-CAM at sum(A) = 0, which only a layer with negative outputs can reach. Every method in the graph is
+compared, for every class, with a reference written from the papers in float64 with autograd (tests/helpers/exports/reference.py): the
+largest difference relative to the largest value of the image's maps. The table has the median of three images: derivatives of ReLU and max
+pooling jump, and an image on such an edge, to the last digit of float32, has another map in any two implementations. Ablation-CAM is
+compared on one image. Images are drawn shapes, or those of FOLDER. If a network cannot be exported, the table has the reason. Rows are
+written as they are done, and existing rows are kept unless their network is named.
 
 With --modules the second table is written instead: one model of every timm module against timm's own (`benchmarks/timm_modules.py`).
 """
@@ -99,7 +99,7 @@ def main() -> None:
 
 
 def compare_modules(modules: list[str], out: Path, files: bool) -> None:
-    """Fill in the table of timm's modules; rows that are there are kept unless their module is named or their file is still to be run."""
+    """Fill in the table of timm modules; existing rows are kept unless their module is named or their file is still to be run."""
     rows = timm_modules.read(out.read_text(encoding="utf-8")) if out.exists() else {}
     for named in timm_modules.MODELS:
         module = named.partition("=")[0]
@@ -112,7 +112,7 @@ def compare_modules(modules: list[str], out: Path, files: bool) -> None:
 
 
 def measure(name: str, size: int, folder: Path | None) -> list[str]:
-    """One row a layer of a network, or one with the reason why there is none."""
+    """Return a row per layer of a network, or one row with the reason why there is none."""
     family = timm.models.model_entrypoint(name).__module__.rsplit(".", 1)[-1]
     preprocessing = Preprocessing(height=size, width=size)
     torch.manual_seed(0)
@@ -140,7 +140,7 @@ def measure(name: str, size: int, folder: Path | None) -> list[str]:
 
 
 def compare(network: Network, layer: str, images: np.ndarray) -> dict[str, float]:
-    """The relative difference of the logits and of each method's maps: the largest of an image, the middle one of the images."""
+    """Return the relative difference of the logits and of each method's maps: the largest of an image, the median of the images."""
     with tempfile.TemporaryDirectory() as folder:
         explainer = Explainer(network, None, [layer])
         path = Path(folder) / "model.onnx"
@@ -164,7 +164,7 @@ def compare(network: Network, layer: str, images: np.ndarray) -> dict[str, float
 
 
 def _middle(network: Network, images: np.ndarray) -> str:
-    """The layer nearest the middle whose output is rectified, by ReLU if one is; if none is, the one in the middle."""
+    """Return the layer nearest the middle whose output is rectified, preferably by ReLU; without any, the layer in the middle."""
     outermost: dict[int, str] = {}
     for layer in list_layers(network):
         if layer.channels >= FEWEST_CHANNELS and layer.name.count(".") <= outermost.get(layer.number, layer.name).count("."):
@@ -187,10 +187,10 @@ def _middle(network: Network, images: np.ndarray) -> str:
 
 
 def trained_looking(network: Network) -> Network:
-    """Batch norms as after training: statistics of images, random scales and shifts; likewise the scales of residual branches.
+    """Set batch norms as after training: statistics of images, random scales and shifts; also the scales of residual branches.
 
-    With the initial ones some branches are switched off, and what a network answers hardly depends on the image. With larger scales
-    and no shifts a network is chaotic, as none is that was trained: each layer multiplies the rounding of the one before.
+    With the initial values some branches are switched off, and the output hardly depends on the image. With larger scales and no shifts a
+    network is chaotic, unlike any trained one: each layer multiplies the rounding of the one before.
     """
     size = network.config.preprocessing.height
     shapes = np.stack([np.asarray(draw(index, 1, size=size).image) for index in range(16)])
@@ -240,7 +240,7 @@ there (CAM, where the head is not one linear layer on the layer's spatial mean).
 
 
 def _write(path: Path, rows: dict[str, list[str]], modules: str | None = None) -> None:
-    """`modules`: the second table; None keeps the one that is there."""
+    """Write the page. `modules` is the second table; None keeps the existing one."""
     if modules is None:
         kept = timm_modules.read(path.read_text(encoding="utf-8")) if path.exists() else {}
         modules = timm_modules.section(kept) if kept else ""

@@ -1,12 +1,12 @@
-"""The tasks of a course's notebooks, trained here: writes docs/notebooks.md, theirs beside ours, with the commands.
+"""Tasks of a course's notebooks, trained by tlcli: writes docs/notebooks.md, with the notebooks' figures, ours, and the commands.
 
     python benchmarks/notebooks.py DATA WEIGHTS [--only NAME] [--again NAME] [--out docs/notebooks.md]
 
 DATA holds the data sets in folders of their names (`mnist`, `fashion-mnist`, `cifar10`, `cats-vs-dogs`), as `--data-dir` takes them.
-WEIGHTS holds `mobilenetv2_100.imagenet.safetensors` and `cifar10_resnet20-12fca82f.th`. A row is one `tlcli finetune`, run as it stands
-in the table, in a folder and with a cache of its own; its figure is the top-1 on the test part. What is done is kept in a JSON file
-beside the table and is not trained again, unless its command has changed or --again names it. Rows that take hours on two cores are in
-the table with their command, and are run only if --only names them.
+WEIGHTS holds `mobilenetv2_100.imagenet.safetensors` and `cifar10_resnet20-12fca82f.th`. A row is one `tlcli finetune`, run as written in
+the table, in a folder and with a cache of its own; its figure is the top-1 on the test split. Results are kept in a JSON file beside the
+table, and rows are not trained again unless their command has changed or --again names them. Rows that take hours on two cores are in the
+table with their command, and run only if --only names them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,12 @@ _SMALL = "--batch-size 128 --val-fraction 0.1 --jitter 0 --amp on"
 
 @dataclass(frozen=True)
 class Row:
-    """A task. theirs: the notebooks' figure. flags: of `tlcli finetune`. hours: it takes hours on two cores."""
+    """Task of a notebook.
+
+    theirs: the notebook's figure.
+    flags: of `tlcli finetune`.
+    hours: True if it takes hours on two cores.
+    """
 
     name: str
     task: str
@@ -53,11 +58,11 @@ class Row:
 
     @property
     def command(self) -> str:
-        """As one types it."""
+        """Return the command as it is typed."""
         return f"tlcli finetune {self.flags} --data-dir {DATA} --seed 0 --no-export --json"
 
     def arguments(self, data: Path, weights: Path) -> list[str]:
-        """Of `tlcli`, with the folders in their places."""
+        """Return the arguments of `tlcli`, with the folders in their places."""
         places = {DATA: data, WEIGHTS: weights}
         found = []
         for word in shlex.split(self.command)[1:]:
@@ -202,13 +207,13 @@ def read(beside: Path) -> Kept:
 
 
 def done(row: Row, kept: Kept) -> dict[str, Any] | None:
-    """What the row's command, as it is today, has reached."""
+    """Return the results of the row's current command; None if it has not been run."""
     found = kept.get(row.name)
     return found if found is not None and found["command"] == row.command else None
 
 
 def page(rows: Sequence[Row], kept: Kept) -> str:
-    """docs/notebooks.md."""
+    """Return the text of docs/notebooks.md."""
     lines = []
     for row in rows:
         found = done(row, kept)

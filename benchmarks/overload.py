@@ -1,14 +1,14 @@
-"""A server that is asked for twice what it can do: what it still answers, how soon, and what it refuses. CPU.
+"""Figures of a server at twice its capacity: what it still answers, how soon, and what it rejects. CPU.
 
     python benchmarks/overload.py FOLDER [--seconds 60] [--queue 16] [NETWORK ...]
 
-    capacity     answers a second of 16 closed-loop clients
-    p99 at 80 %  of an open loop (requests that come by chance) at 0.8 of that
-    p99 at 200 % of what is answered of an open loop at twice the capacity; the ratio to the former
-    refused      the share, how long a refusal takes (median, p99), and the codes
-    memory       the server's anonymous memory after the overload less before it
+    capacity     answers per second of 16 closed-loop clients
+    p99 at 80 %  of an open loop (Poisson arrivals) at 0.8 of the capacity
+    p99 at 200 % of answered requests of an open loop at twice the capacity; its ratio to the former
+    refused      share of rejected requests, time to a rejection (median, p99), and the codes
+    memory       anonymous memory of the server after the overload minus that before it
 
-FOLDER holds JPEG photographs. Random weights. The clients are a process of their own on the same cores.
+FOLDER holds JPEG photographs. The weights are random. The clients are a process of their own on the same cores.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""How far exported models are from PyTorch on real images: every head on VGG16, ResNet-18 and MobileNetV2.
+"""Distance of exported models from PyTorch on real images: every head on VGG16, ResNet-18 and MobileNetV2.
 
     python benchmarks/parity.py FOLDER [--images 200] [--size 224] [--backbones NAME ...] [--heads HEAD ...]
 
-FOLDER holds photographs (searched for images). For each network, with random weights: the largest difference of the logits from
-PyTorch's (float32), the share of equal first classes, the largest difference of each map from a float64 autograd reference written
-from the papers (tests/helpers/exports/reference.py) relative to the map's largest value, and the largest difference between answers to a
+FOLDER is searched for photographs. Prints for each network, with random weights: the largest difference of the logits from PyTorch's
+(float32), the share of images with the same first class, the largest difference of each map from a float64 autograd reference written from
+the papers (tests/helpers/exports/reference.py) relative to the map's largest value, and the largest difference between the answers to a
 batch and to its images one by one.
 """
 

@@ -1,21 +1,21 @@
-"""Do the maps look at the right thing? The pointing game on the drawn shapes, whose boxes are known.
+"""Pointing game on the drawn shapes, whose boxes are known.
 
     python benchmarks/pointing_game.py
 
-Trains a small ResNet on the shapes from random weights (nothing is downloaded), exports it, and asks the ONNX file for maps of the test
-part's images: two to three minutes on two idle cores. Prints a row for every method but Score-CAM (`--all` for it too), for maps that
+Trains a small ResNet on the shapes from random weights (nothing is downloaded), exports it, and computes maps of the test split's images
+with the ONNX file: two to three minutes on two idle cores. Prints a row for every method but Score-CAM (`--all` includes it), for maps that
 know nothing of the image, and for the same network untrained. The class explained is always the image's own.
 
-pointing        the pointing game (Zhang et al. 2016, arXiv:1608.00507): share of the images whose map has its largest point on the
-                shape's box, or within 15/224 of the input's side beside it. A shape covers two fifths of its image, and the middle
-                lies within the margin of every one: the centre hits them all. So:
-pointing, hard  the same on collages of two by two images of four different classes, each asked for in turn: its own box must be hit.
-                All are hard in that paper's sense, the box below a quarter of the image and other classes in sight. The margin stays
-                as many pixels as in one image. No collage was trained on; the file takes any size (`--dynamic-size`).
-energy          the share of the map, scaled to [0, 1], that lies in the box (Wang et al. 2020, arXiv:1910.01279); then of the collages.
+pointing        the pointing game (Zhang et al. 2016, arXiv:1608.00507): share of the images whose map has its maximum on the shape's
+                box, or within 15/224 of the input's side of it. A shape covers two fifths of its image, and the centre is within the margin
+                of every box, so the centre hits them all. Hence:
+pointing, hard  the same on collages of two by two images of four different classes, each explained in turn: its own box must be hit.
+                All are hard in that paper's sense, the box below a quarter of the image and other classes in sight. The margin is as
+                many pixels as in one image. No collage was trained on; the file takes any size (`--dynamic-size`).
+energy          share of the map, scaled to [0, 1], in the box (Wang et al. 2020, arXiv:1910.01279); then of the collages.
 
-The network takes the largest value of each feature instead of the usual mean; `--pooling avg` shows what that is for (docs/log.md).
-`--part val` judges on the validation part, by which the settings were chosen.
+The network pools by the maximum of each feature instead of the mean; `--pooling avg` shows the difference (docs/log.md). `--part val`
+evaluates on the validation split, on which the settings were chosen.
 """
 
 from __future__ import annotations
@@ -57,7 +57,12 @@ IMAGE_SIZE, EPOCHS = 64, 14
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """image: the network's input, `[H, W, 3]`. targets: the classes to explain; regions: where each of them is, `[H, W]`."""
+    """Image with the classes to explain.
+
+    image: the network's input, `[H, W, 3]`.
+    targets: classes to explain.
+    regions: region of each class, `[H, W]`.
+    """
 
     image: Bytes
     targets: tuple[int, ...]
@@ -66,7 +71,7 @@ class LabelledImage:
 
 @dataclass
 class Found:
-    """By method, a figure for each image and class: whether its map's largest point hit, and the share of it in the box."""
+    """Hits and energies by method, a figure per image and class: whether the map's maximum hit, and the share of the map in the box."""
 
     hits: dict[str, list[bool]] = field(default_factory=dict)
     energies: dict[str, list[float]] = field(default_factory=dict)
@@ -140,7 +145,7 @@ def train(folder: Path, pooling: str, epochs: int, seed: int) -> Run:
 
 
 def export_untrained(run: Run, models: Path, seed: int) -> Model:
-    """The run's network with the weights it might have begun with."""
+    """Export the run's network with initial weights."""
     torch.manual_seed(seed)
     config = run.network.config
     exported = export(
@@ -158,7 +163,7 @@ def export_untrained(run: Run, models: Path, seed: int) -> Model:
 
 
 def read(run: Run, name: str) -> list[LabelledImage]:
-    """The images of a part, of each class in turn."""
+    """Return the images of a split, alternating between the classes."""
     part, preprocessing = run.dataset().parts[name], run.network.config.preprocessing
     truth = Truth.find(shapes_folder(run.config.data_dir, run.config.seed))
     assert truth is not None
@@ -172,7 +177,7 @@ def read(run: Run, name: str) -> list[LabelledImage]:
 
 
 def in_turn(labels: Sequence[int]) -> list[int]:
-    """The first of each class, the second of each, and so on."""
+    """Return the first of each class, then the second of each, and so on."""
     before = dict.fromkeys(labels, 0)
     keys = []
     for index, label in enumerate(labels):
@@ -182,7 +187,7 @@ def in_turn(labels: Sequence[int]) -> list[int]:
 
 
 def arranged(images: Sequence[LabelledImage]) -> Iterator[LabelledImage]:
-    """Each four that follow one another, of as many classes, in one; fewer that are left over are not used."""
+    """Arrange each four consecutive images of different classes as one; a rest of fewer than four is dropped."""
     count = SIDE * SIDE
     for start in range(0, len(images) - count + 1, count):
         of_one = images[start : start + count]
@@ -199,7 +204,7 @@ def grid(parts: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def judge(model: Model, images: Sequence[LabelledImage], methods: Sequence[str], margin: float) -> Found:
-    """The methods' maps and those that know nothing, of every class of every image."""
+    """Judge the maps of the methods and of the baselines, for every class of every image."""
     found = Found()
     for start in range(0, len(images), BATCH):
         batch = images[start : start + BATCH]

@@ -1,20 +1,20 @@
-"""Files in smaller numbers against the float file of the same network: time, size, answers and maps.
+"""Files in reduced precision against the float32 file of the same network: time, size, answers and maps.
 
     python benchmarks/precision.py speed [--pairs 30] [--batch 1] [--size 224] [NETWORK:HEAD ...]
     python benchmarks/precision.py answers PETS WEIGHTS CIFAR CIFAR_WEIGHTS [--images 10000]
 
 `speed` takes networks with random weights and 1,000 classes, in int8 (`benchmarks/gpu.py` has fp16 on a GPU):
 
-    scores       throughput of scores alone, over the float file's
-    Grad-CAM     throughput of scores with the first class's Grad-CAM map, over the float file's
-    file         of the smaller file over the float one
+    scores       throughput of scores alone, relative to the float32 file
+    Grad-CAM     throughput of scores with Grad-CAM of the best class, relative to the float32 file
+    file         size of the smaller file, relative to the float32 file
 
-The four of a round come one after the other in a random order; medians of the rounds' ratios. Each is done twice, and the second run
-counts: the first after the other file's is slower in int8, which a server of one file never sees. A session that is made second may be
-faster, whatever it holds, so half of the rounds are done with each order of making.
+The four runs of a round follow one another in a random order; the figures are medians of the rounds' ratios. Each run is done twice, and
+the second counts: in int8 the first run after the other file's is slower, which a server of one file never sees. The session that is
+created second may be faster, whatever it holds, so half of the rounds use each order of creation.
 
-`answers` exports as `tlcli export --precision` does, fp16 and int8, and compares with the float file on images of the test part, spread
-evenly: accuracy, the share with the same first class, and the rank correlation of each map in the graph. PETS holds `train` and `test`,
+`answers` exports as `tlcli export --precision` does, fp16 and int8, and compares with the float32 file on evenly spaced images of the test
+split: accuracy, the share with the same first class, and the rank correlation of each map in the graph. PETS holds `train` and `test`,
 each with `cat` and `dog`; WEIGHTS is a MobileNetV2 checkpoint for timm's `mobilenetv2_100` with `pad_type="same"` and inputs scaled to
 [-1, 1], on which a head is trained at `tlcli finetune`'s defaults. CIFAR holds CIFAR-10 as images; CIFAR_WEIGHTS are a CIFAR ResNet-20's.
 """
@@ -96,7 +96,7 @@ def compare_speed(arguments: argparse.Namespace) -> None:
 
 
 def write(backbone: str, head: str, size: int, folder: Path) -> None:
-    """`fp32.onnx` and `int8.onnx`."""
+    """Write `fp32.onnx` and `int8.onnx`."""
     torch.manual_seed(0)
     preprocessing = Preprocessing(height=size, width=size)
     config = NetworkConfig(backbone=backbone, head=head, num_classes=1000, preprocessing=preprocessing)
@@ -111,7 +111,7 @@ def write(backbone: str, head: str, size: int, folder: Path) -> None:
 
 
 def measure(folder: Path, batch: int, size: int, rounds: int) -> dict[tuple[str, str], list[float]]:
-    """Seconds of each run, by the file and what is asked for."""
+    """Return the seconds of each run, by file and request."""
     images = np.stack([np.asarray(draw(number, 0, size=size).image) for number in range(batch)])
     times: dict[tuple[str, str], list[float]] = {(kind, what): [] for kind in KINDS for what in ("scores", "gradcam")}
     for order in (KINDS, KINDS[::-1]):
@@ -152,7 +152,7 @@ def compare_answers(arguments: argparse.Namespace) -> None:
 
 
 def pets(arguments: argparse.Namespace, numbers: SmallerNumbers | None, models: Path) -> tuple[Model, Images]:
-    """An exported run, and its test part."""
+    """Return an exported run, and its test split."""
     output = models / "run"
     if not output.exists():
         config = FinetuneConfig(
@@ -171,7 +171,7 @@ def pets(arguments: argparse.Namespace, numbers: SmallerNumbers | None, models: 
 
 
 def cifar(arguments: argparse.Namespace, numbers: SmallerNumbers | None, models: Path) -> tuple[Model, Images]:
-    """A published classifier, calibrated on training images, and the test part."""
+    """Return a published classifier, calibrated on training images, and the test split."""
     config = FinetuneConfig(backbone="cifar_resnet20", weights=arguments.cifar_weights, dataset=arguments.cifar)
     calibration = [Path(arguments.cifar) / "train"] if numbers is not None and numbers.precision == "int8" else []
     exported = export_backbone(config, name="cifar", repository=models / "models", numbers=numbers, calibration_paths=calibration)

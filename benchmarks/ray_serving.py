@@ -1,16 +1,16 @@
-"""The application on Ray against one `tlcli serve`, on the same cores. CPU.
+"""Throughput of the application on Ray against one `tlcli serve`, on the same cores. CPU.
 
     python benchmarks/ray_serving.py FOLDER [NETWORK ...] [--seconds 8] [--rounds 5] [--grpc]
 
-    direct         `tlcli serve`, answers a second of 16 closed-loop clients in another process
-    two replicas   of one core each behind a proxy of Ray's, over direct
-    one replica    of two cores behind the same proxy, over direct
-    one client     median latency: direct, and what Ray's way adds to it (one replica of as many threads)
+    direct         `tlcli serve`, answers per second of 16 closed-loop clients in another process
+    two replicas   of one core each behind one of Ray's proxies, relative to direct
+    one replica    of two cores behind the same proxy, relative to direct
+    one client     median latency: direct, and what Ray adds to it (one replica with as many threads)
 
-With --grpc, Ray's proxies ask replicas over gRPC instead of as actors. FOLDER holds JPEG photographs. All stand beside each other, and
-each round asks one after the other; medians of the rounds' ratios and differences. Random weights. Two replicas on one machine have the
-cores that one server has: what they can gain is what one server leaves unused, less what the proxy takes. On two machines they would have
-twice the cores.
+With --grpc, Ray's proxies call replicas over gRPC instead of as actors. FOLDER holds JPEG photographs. All run at the same time, and
+each round puts a load on one after the other; the figures are medians of the rounds' ratios and differences. The weights are random. Two
+replicas on one machine have the cores that one server has: they can gain at most what one server leaves unused, minus what the proxy takes.
+On two machines they would have twice the cores.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def row(network: str, models: Path, files: list[Path], seconds: float, rounds: i
 
 @contextmanager
 def on_ray(models: Path) -> Iterator[int]:
-    """A node of Ray's with both applications; the port of its gRPC proxy."""
+    """Start a node of Ray with both applications and yield the port of its gRPC proxy."""
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(CONFIG.parents[2])}
     import ray
     from ray import serve

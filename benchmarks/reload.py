@@ -1,10 +1,10 @@
-"""Loads, unloads and swaps of versions while clients ask: the event loop's longest stall, latency, and what fails. CPU.
+"""Effect of loads, unloads and swaps of versions on clients: the event loop's longest stall, latency, and failures. CPU.
 
     python benchmarks/reload.py FOLDER [--changes 50] [--clients 8] [--network resnet50]
 
 Prints p50 and p99 of `--clients` closed-loop clients without changes and with them, the longest time in which the server's event loop
-did nothing else, the codes of all requests, and the server's anonymous memory after each tenth change. Two copies of a network with
-random weights take turns as the latest version; every fifth change is an unload. FOLDER holds JPEG photographs.
+was blocked, the codes of all requests, and the server's anonymous memory after each tenth change. Two copies of a network with
+random weights alternate as the latest version; every fifth change is an unload. FOLDER holds JPEG photographs.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def change(port: int, first: Path, changes: int, process: subprocess.Popen[str], over: threading.Event) -> float:
-    """Seconds that they took."""
+    """Make the changes; return their seconds."""
     import grpc
 
     name, begun = first.parents[1].name, time.monotonic()
@@ -89,14 +89,14 @@ def change(port: int, first: Path, changes: int, process: subprocess.Popen[str],
 
 
 def reset(process: subprocess.Popen[str]) -> float:
-    """The longest stall since the last time, in seconds."""
+    """Return the longest stall since the last call, in seconds."""
     process.send_signal(signal.SIGUSR1)
     assert process.stdout is not None
     return float(process.stdout.readline())
 
 
 def serve_here(models: Path) -> None:
-    """A server that watches its own event loop."""
+    """Run a server that watches its own event loop."""
     from tlcli.contract.process.malloc import return_freed_memory
     from tlcli.service import Server, ServerSettings
 

@@ -1,18 +1,18 @@
-"""A server's throughput and latency against a bare loop over the same steps in one process, and beside other servers. CPU.
+"""Throughput and latency of the server against a bare loop over the same steps in one process, and against other servers. CPU.
 
     python benchmarks/serving.py FOLDER [--seconds 8] [--rounds 3] [--peers PYTHON] [NETWORK ...]
 
-    bare         decode, resize and `session.run` in a loop, at the batch size that is fastest of 1, 2, 4, 8 and 16
+    bare         decode, resize and `session.run` in a loop, at the fastest batch size of 1, 2, 4, 8 and 16
     scores       tlcli's server, 16 closed-loop clients in another process
     maps         the same with raw Grad-CAM maps
-    one client   what a single client's median latency adds to the bare loop's for one image
+    one client   the median latency of a single client, minus the bare loop's for one image
 
-With --peers, LitServe and MLServer serve the same ONNX file with the same steps, each at the best of some settings (batches of 1, 8 and
-16 images, one or two workers), over HTTP and gRPC. PYTHON is one of an environment that has them, onnxruntime, pillow and pydantic,
+With --peers, LitServe and MLServer serve the same ONNX file with the same steps, each with the best of several settings (batches of 1, 8
+and 16 images, one or two workers), over HTTP and gRPC. PYTHON is that of an environment with both, onnxruntime, pillow and pydantic,
 and uvloop below 0.22, with which MLServer's workers start.
 
-FOLDER holds JPEG photographs. Every round runs all of them one after the other; medians of the rounds' ratios to the bare loop of the
-same round. Random weights.
+FOLDER holds JPEG photographs. Every round runs all of them one after the other; the figures are medians of the rounds' ratios to the bare
+loop of the same round. The weights are random.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def row(network: str, models: Path, files: list[Path], seconds: float, rounds: i
 
 
 def best_peers(python: str, model: Path, data: list[bytes], seconds: float) -> list[peers_running.Peer]:
-    """Of each name the settings with the highest throughput."""
+    """Return, for each name, the settings with the highest throughput."""
     found: dict[str, tuple[float, peers_running.Peer]] = {}
     for peer in peers_running.CANDIDATES:
         with peers_running.running(peer, python, model) as port:
@@ -103,14 +103,14 @@ def best_peers(python: str, model: Path, data: list[bytes], seconds: float) -> l
 
 
 class BareLoop:
-    """Decode, resize, run; nothing else."""
+    """Loop that decodes, resizes and runs, and nothing else."""
 
     def __init__(self, model: Path, files: list[Path]) -> None:
         self._model = Model.open(model, device="cpu")
         self._data = [file.read_bytes() for file in files]
 
     def throughput(self, batch: int, seconds: float) -> float:
-        """Images a second."""
+        """Return images/s."""
         done, begun = 0, time.perf_counter()
         while time.perf_counter() - begun < seconds:
             self._model.run(np.stack([self._input(done + number) for number in range(batch)]))
@@ -118,7 +118,7 @@ class BareLoop:
         return done / (time.perf_counter() - begun)
 
     def median_ms(self, seconds: float) -> float:
-        """Of one image."""
+        """Return the median latency of one image in milliseconds."""
         times: list[float] = []
         begun = time.perf_counter()
         while time.perf_counter() - begun < seconds:
@@ -133,7 +133,7 @@ class BareLoop:
 
 @dataclass(frozen=True)
 class Running:
-    """A server."""
+    """Server that is running."""
 
     process: subprocess.Popen[str]
     port: int
@@ -141,7 +141,7 @@ class Running:
 
 @contextmanager
 def server(models: Path, *flags: str) -> Iterator[Running]:
-    """As people start it; the block begins when it serves."""
+    """Run `tlcli serve` in a process; the block begins when it serves."""
     command = [sys.executable, "-m", "tlcli", "serve", str(models), "--port", "0", "--device", "cpu", *flags]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
@@ -185,7 +185,7 @@ def ask(
 
 
 def ask_here() -> None:
-    """That process."""
+    """Put the load on the server from this process."""
     import grpc.aio
 
     from tlcli.service.client.load_test import Load, Target, measure

@@ -2,7 +2,7 @@
 
     python benchmarks/session_memory.py MODEL.onnx [--size 224]
 
-A process of its own, with nothing in it but ONNX Runtime: what a larger one has freed would be counted or not, as it falls out.
+Runs in a process of its own with nothing but ONNX Runtime in it: memory that a larger process has freed may or may not be counted.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def open_session(path: Path) -> onnxruntime.InferenceSession:
-    """As the server does."""
+    """Open a session with the server's options."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = usable_cores()
@@ -48,7 +48,7 @@ def open_session(path: Path) -> onnxruntime.InferenceSession:
 
 
 def anonymous_bytes() -> int:
-    """What this process holds now; what it has freed goes back first."""
+    """Return the anonymous memory of this process, after freed memory has been returned to the system."""
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("Anonymous:"))

@@ -1,8 +1,8 @@
-"""The networks that are built here against timm's own, for one model of every timm module.
+"""Comparison of the networks built here with timm's own, for one model of every timm module.
 
 `measure` builds a model with random weights (and norms as after training), saves them to a file, lets timm load the file, and compares
-timm's logits with those of the network that is built from the same file for an export, before maps come into it. With `files` it compares
-the exported file too, run by ONNX Runtime: with Grad-CAM where the network can have maps, else without.
+timm's logits with those of the network that is built from the same file for an export, before maps are added. With `files` it compares
+the exported file too, run by ONNX Runtime: with Grad-CAM if the network can have maps, else without.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ xcit=xcit_nano_12_p16_224
 
 
 def timm_modules() -> list[str]:
-    """timm's own modules, by name."""
+    """Return the modules of timm, by name."""
     found = (timm.models.model_entrypoint(name) for name in timm.list_models())
     return sorted({entry.__module__.rsplit(".", 1)[-1] for entry in found if entry.__module__.startswith("timm.")})
 
@@ -137,7 +137,7 @@ def _images(size: int) -> np.ndarray:
 
 
 def _timms_own(name: str, model_kwargs: dict[str, Any], path: Path) -> nn.Module:
-    """timm's model, which timm loads from the file itself."""
+    """Return the model of timm, which loads the file itself."""
     overlay: dict[str, Any] = {"file": str(path), "custom_load": False}
     if "num_classes" in model_kwargs:
         overlay["num_classes"] = model_kwargs["num_classes"]
@@ -145,7 +145,7 @@ def _timms_own(name: str, model_kwargs: dict[str, Any], path: Path) -> nn.Module
 
 
 def _save(name: str, model_kwargs: dict[str, Any], path: Path) -> tuple[int, dict[str, Any]]:
-    """Save random weights; returns the input's size, and the arguments beside the user's."""
+    """Save random weights; return the input's size, and the arguments in addition to the user's."""
     model = timm.create_model(name, **model_kwargs)
     extra: dict[str, Any] = {}
     if not model.num_classes:
@@ -170,7 +170,7 @@ def _size(model: nn.Module) -> int:
 
 
 def _look_trained(model: nn.Module) -> None:
-    """Norms as after training: random scales, shifts and statistics; likewise the scales of residual branches."""
+    """Set norms as after training: random scales, shifts and statistics; also the scales of residual branches."""
     for key, parameter in model.named_parameters():
         if not key.endswith("bias") and float(parameter.detach().abs().max()) < _SWITCHED_OFF:
             nn.init.uniform_(parameter, *_SCALES)
@@ -216,7 +216,7 @@ def section(rows: dict[str, str]) -> str:
 
 
 def read(text: str) -> dict[str, str]:
-    """The rows of a page, by entry of `MODELS`."""
+    """Return the rows of a page, by entry of `MODELS`."""
     rows = [line.replace("**", "") for line in text.partition("## Every timm module")[2].splitlines() if line.startswith("| ")]
     named = {}
     for row in rows[1:]:

@@ -1,8 +1,8 @@
-"""How long one waits: for `tlcli --help`, for the export of a ResNet-50 with every map, and for a server with it to say SERVING.
+"""Waiting times: `tlcli --help`, the export of a ResNet-50 with every map, and a server with it until it reports SERVING.
 
     python benchmarks/waiting.py [--runs 5]
 
-Prints the median and the range of each, in seconds, as a whole process seen from outside. The model has random weights.
+Prints the median and the range of each, in seconds, of a whole process seen from outside. The model has random weights.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every test may count on: a cache of its own, and the shared data where there is any."""
+"""Fixtures and marks of all tests: a cache of their own, the shared data, and which tests run alone."""
 
 from __future__ import annotations
 
@@ -13,11 +13,51 @@ from tlcli.contract.files.atomic_folder import whole_folder
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 UNPACKED = Path.home() / ".cache" / "tlcli-tests"
+ALONE = (
+    "deploy/test_compose.py",
+    "deploy/test_docs.py",
+    "deploy/test_other_servers.py",
+    "deploy/test_training.py",
+    "e2e/test_help.py",
+    "e2e/test_readme.py",
+    "e2e/test_road.py",
+    "ray/",
+    "service/client/test_load_test.py",
+    "service/client/test_spread.py",
+    "service/decoding/test_decode_process.py",
+    "service/decoding/test_workers_stuck.py",
+    "service/execution/",
+    "service/inference/test_score_cam.py",
+    "service/inference/test_time_limit.py",
+    "service/repository/",
+    "service/rest/test_lifecycle.py",
+    "service/rest/test_refusals.py",
+    "service/rest/test_slow_connections.py",
+    "service/rpc/",
+    "service/telemetry/test_gpu_memory.py",
+    "service/telemetry/test_logs.py",
+    "service/test_cancelled.py",
+    "service/test_handover.py",
+    "service/test_lifecycle.py",
+    "service/test_memory_limits.py",
+    "service/test_mixed_load.py",
+    "service/test_reload.py",
+)
+"""Tests that watch the clock or the memory of the process, or train with every core: `make test` runs them one after the other, with the mark
+`alone`. All others share the machine, two at a time."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that run alone."""
+    folder = REPOSITORY / "tests"
+    for item in items:
+        if item.path.is_relative_to(folder) and item.path.relative_to(folder).as_posix().startswith(ALONE):
+            item.add_marker("alone")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No test reads or writes the user's cache, nor the folder where the user keeps data sets."""
+    """Keep tests away from the user's cache, and from the folder where the user keeps data sets."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TLCLI_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.delenv("TLCLI_DATA", raising=False)
@@ -26,7 +66,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real images and weights: `$TLCLI_SHARED_DATA`, else `../shared/data` beside the repository."""
+    """Return the folder of real images and weights: `$TLCLI_SHARED_DATA`, else `../shared/data` beside the repository."""
     folder = Path(os.environ.get("TLCLI_SHARED_DATA") or REPOSITORY.parent / "shared" / "data")
     if not folder.is_dir():
         problem = f"no shared data at {folder}: set TLCLI_SHARED_DATA"
@@ -38,7 +78,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def unpacked(shared_data: Path) -> Callable[[str], Path]:
-    """`unpacked("cifar10")`: the folder of that shared archive, `{train,test}/<class>/<file>`; unpacked once and kept."""
+    """Return a function from the name of a shared archive to its folder, `{train,test}/<class>/<file>`; unpacked once and kept."""
 
     def folder_of(name: str) -> Path:
         (archive,) = shared_data.glob(f"{name}.tar*")

@@ -1,4 +1,4 @@
-"""A closed-loop client for HTTP servers that costs as little as it can: requests made before, one connection a client."""
+"""Closed-loop client for HTTP servers with as little overhead as possible: requests are built beforehand, one connection per client."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 
 def multipart(path: str, name: str, data: bytes) -> bytes:
-    """A whole request that uploads one file."""
+    """Return a complete request that uploads one file."""
     border = b"a-border-that-no-image-holds"
     head = f'Content-Disposition: form-data; name="{name}"; filename="image.jpg"\r\nContent-Type: image/jpeg\r\n\r\n'.encode()
     body = b"--" + border + b"\r\n" + head + data + b"\r\n--" + border + b"--\r\n"
@@ -16,13 +16,13 @@ def multipart(path: str, name: str, data: bytes) -> bytes:
 
 
 def post(path: str, body: bytes, content_type: str) -> bytes:
-    """A whole request."""
+    """Return a complete request with a body."""
     lines = (f"POST {path} HTTP/1.1", "Host: localhost", f"Content-Type: {content_type}", f"Content-Length: {len(body)}", "", "")
     return "\r\n".join(lines).encode() + body
 
 
 def asking(port: int, requests: Sequence[bytes]) -> Callable[[int], Awaitable[str]]:
-    """For `tlcli.service.client.load_test.measure`: connections are taken from a pool, as clients come."""
+    """Return a function for `tlcli.service.client.load_test.measure` that takes connections from a pool."""
     free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
     numbers = itertools.count()
 

@@ -1,9 +1,9 @@
-"""Seconds of an epoch of fastai's frozen `vision_learner`; run by an interpreter that has fastai.
+"""Seconds per epoch of fastai's frozen `vision_learner`; run by an interpreter that has fastai.
 
     python benchmarks/peers/fastai_frozen.py FOLDER NETWORK EPOCHS WORKERS
 
-FOLDER holds a folder a class. The settings are those of benchmarks/feature_extraction.py: 224 x 224, batches of 32, no augmentation, random
-weights, the body frozen as fastai does it (its batch norms learn all the same, which is fastai's default). Prints the seconds.
+FOLDER holds a folder per class. The settings are those of benchmarks/feature_extraction.py: 224 x 224, batches of 32, no augmentation,
+random weights, the body frozen as fastai does it (its batch norms still learn, which is fastai's default). Prints the seconds.
 """
 
 from __future__ import annotations

@@ -18,34 +18,34 @@ from tlcli.contract.process.cores import usable_cores
 
 
 class Scores(litserve.LitAPI):
-    """Decode, resize, run; an image in, the best five classes out."""
+    """LitServe API that decodes, resizes and runs an image, and returns the best five classes."""
 
     def __init__(self, model: Path, workers: int, **batching: Any) -> None:
         super().__init__(**batching)
         self._path, self._workers = model, workers
 
     def setup(self, device: str) -> None:
-        """Each worker has a session of its own, and its share of the cores."""
+        """Open a session for this worker, with its share of the cores."""
         self._model = Model.open(self._path, "cpu", threads=max(1, usable_cores() // self._workers))
 
     def decode_request(self, request: UploadFile) -> np.ndarray:
-        """An image to the network's input."""
+        """Turn an uploaded image into the input of the network."""
         return self._model.description.preprocessing.apply(decoding.decode(request.file.read()))
 
     def batch(self, inputs: list[np.ndarray]) -> np.ndarray:
-        """Inputs to one."""
+        """Stack inputs into a batch."""
         return np.stack(inputs)
 
     def unbatch(self, output: np.ndarray) -> list[np.ndarray]:
-        """Scores to those of each image."""
+        """Split scores by image."""
         return list(output)
 
     def predict(self, x: np.ndarray) -> np.ndarray:
-        """The graph."""
+        """Run the graph."""
         return self._model.run(x).scores if x.ndim == 4 else self._model.run(x[None]).scores[0]
 
     def encode_response(self, output: np.ndarray) -> dict[str, list[float]]:
-        """As tlcli answers by default."""
+        """Return the best classes, as tlcli's server does by default."""
         best = np.argsort(-output)[:5]
         return {"classes": best.tolist(), "scores": output[best].tolist()}
 

@@ -1,4 +1,4 @@
-"""MLServer's runtime for an exported model, with the same steps as tlcli's server."""
+"""MLServer runtime for an exported model, with the same steps as tlcli's server."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tlcli.contract.model.onnx_model import Model
 
 
 class Scores(MLModel):
-    """Decode, resize, run; images in, scores out."""
+    """MLServer runtime that decodes, resizes and runs images, and returns scores."""
 
     async def load(self) -> bool:
         """Open the file that `model-settings.json` names."""
@@ -26,7 +26,7 @@ class Scores(MLModel):
         return True
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
-        """The images of one request, or of a batch that MLServer has put together."""
+        """Answer the images of one request, or of a batch assembled by MLServer."""
         encoded = [bytes(one, "latin-1") if isinstance(one, str) else bytes(one) for one in payload.inputs[0].data.root]
         images = np.stack([self._model.description.preprocessing.apply(decoding.decode(one)) for one in encoded])
         scores = self._model.run(images).scores

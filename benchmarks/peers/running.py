@@ -1,4 +1,4 @@
-"""LitServe and MLServer, started and asked: see `benchmarks/serving.py`."""
+"""LitServe and MLServer as processes with a load on them: see `benchmarks/serving.py`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ INFER = "/inference.GRPCInferenceService/ModelInfer"
 
 @dataclass(frozen=True)
 class Peer:
-    """A server of somebody else's, with settings: images in a batch, and worker processes."""
+    """Another server with its settings: images per batch, and worker processes."""
 
     name: str
     batch: int
@@ -43,7 +43,7 @@ CANDIDATES = (
 
 @contextmanager
 def running(peer: Peer, python: str, model: Path) -> Iterator[int]:
-    """Its port; the block begins when it answers."""
+    """Start the server and yield its port when it answers."""
     ports = _free_ports(3)
     with tempfile.TemporaryDirectory() as folder:
         if peer.name == "LitServe":
@@ -66,7 +66,7 @@ def running(peer: Peer, python: str, model: Path) -> Iterator[int]:
 
 
 def throughput(peer: Peer, port: int, images: Sequence[bytes], seconds: float, clients: int) -> float:
-    """Answers a second of closed-loop clients in this process."""
+    """Return the answers per second of closed-loop clients in this process."""
 
     async def run() -> float:
         if peer.name == "LitServe":

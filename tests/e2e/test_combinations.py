@@ -1,4 +1,4 @@
-"""VGG16 and ResNet-18 in both modes, on photographs and on CIFAR-10's small images, from random weights and from checkpoint files."""
+"""Tests of VGG16 and ResNet-18 in both modes, on photographs and on CIFAR-10's small images, from random weights and from checkpoints."""
 
 from __future__ import annotations
 
@@ -14,13 +14,26 @@ import torchvision
 from tlcli.exports import export_run
 from tlcli.training import FinetuneConfig, finetune, load_run
 
-DATASETS = ["cats-vs-dogs", "cifar10"]
-MODES = ["feature-extraction", "full"]
+COMBINATIONS = [
+    ("resnet18", "none", "feature-extraction", "cats-vs-dogs"),
+    ("resnet18", "none", "full", "cifar10"),
+    ("resnet18", "torchvision", "feature-extraction", "cifar10"),
+    ("resnet18", "torchvision", "full", "cats-vs-dogs"),
+    ("resnet18", "timm", "feature-extraction", "cats-vs-dogs"),
+    ("resnet18", "timm", "full", "cifar10"),
+    ("vgg16", "none", "feature-extraction", "cifar10"),
+    ("vgg16", "none", "full", "cats-vs-dogs"),
+    ("vgg16", "torchvision", "feature-extraction", "cats-vs-dogs"),
+    ("vgg16", "torchvision", "full", "cifar10"),
+    ("vgg16", "timm", "feature-extraction", "cifar10"),
+    ("vgg16", "timm", "full", "cats-vs-dogs"),
+]
+"""Backbone, weights, mode and data set: every backbone with its weights meets both modes and both data sets, every mode both data sets."""
 
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
-    """`checkpoints("vgg16", "torchvision")`: random weights in the official layout, as the makers save them."""
+    """Return a function from a backbone and a layout to a checkpoint of random weights, as its makers save them."""
     folder = tmp_path_factory.mktemp("checkpoints")
 
     def path_of(backbone: str, layout: str) -> Path:
@@ -34,19 +47,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str]
     return path_of
 
 
-@pytest.mark.parametrize("dataset", DATASETS)
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(
-    ("backbone", "weights"),
-    [
-        ("resnet18", "none"),
-        ("resnet18", "torchvision"),
-        ("resnet18", "timm"),
-        ("vgg16", "none"),
-        ("vgg16", "torchvision"),
-        ("vgg16", "timm"),
-    ],
-)
+@pytest.mark.parametrize(("backbone", "weights", "mode", "dataset"), COMBINATIONS)
 def test_it_trains_and_exports(
     backbone: str,
     weights: str,

@@ -1,7 +1,8 @@
-"""Every command in the README is run, in order, as it stands there.
+"""Tests that run the README and the guides for training, maps and the exported file: every block, in order, as it is written.
 
-What stands in for the networks that a test cannot reach: a hub cache with randomly initialised weights in the official layout,
-and a small data set under the default one's name. The commands do not know the difference.
+Two stand-ins replace what a test cannot download: a hub cache with randomly initialised weights in the official layout, and a small data
+set under the default one's name. The commands do not know the difference. Lines that install are held against pyproject.toml in
+`tests/docs`, and run in `tests/packaging`.
 """
 
 from __future__ import annotations
@@ -21,27 +22,47 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-BLOCKS = [(match[1], match[2]) for match in BLOCK.finditer((ROOT / "README.md").read_text(encoding="utf-8"))]
+PAGES = (
+    "README.md",
+    *(f"docs/{name}.md" for name in ("tutorial", "training", "maps", "exported-file", "evaluating", "gallery", "troubleshooting")),
+)
+"""In an order in which each finds what it takes for granted: `exported-file` reads what `maps` exports."""
+SETUP = ("make ", "pip ")
+
+
+def blocks(page: str) -> list[tuple[str, str]]:
+    return [(match[1], match[2]) for match in BLOCK.finditer((ROOT / page).read_text(encoding="utf-8"))]
+
+
+BLOCKS = [
+    pytest.param(language, block, id=f"{Path(page).stem} {number}")
+    for page in PAGES
+    for number, (language, block) in enumerate(blocks(page), 1)
+    if not block.startswith(SETUP)
+]
 
 
 @pytest.fixture(scope="module")
 def home(shared_data: Path, unpacked: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory as a reader of the README would have it."""
+    """Return a working directory as a reader has it: a data set, photographs, images, a file of weights."""
     home = tmp_path_factory.mktemp("readme")
     photographs = unpacked("cats-vs-dogs")
     for part, count in (("train", 8), ("test", 4)):
         for label in ("cat", "dog"):
-            for folder in (home / "data" / "cats-vs-dogs" / part / label, home / "PATH" / "TO" / "FOLDER" / part / label):
-                folder.mkdir(parents=True)
+            folders = (home / "data" / "cats-vs-dogs" / part / label, home / "PATH" / "TO" / "FOLDER" / part / label)
+            for folder in (*folders, home / "photos" / label):
+                folder.mkdir(parents=True, exist_ok=True)
                 for image in sorted((photographs / part / label).iterdir())[:count]:
                     shutil.copy(image, folder)
     (home / "folder").mkdir()
     for number, image in enumerate(sorted((photographs / "test" / "dog").iterdir())[:3]):
         shutil.copy(image, home / "image.jpg" if number == 0 else home / "folder" / image.name)
+    shutil.copy(min((photographs / "test" / "cat").iterdir()), home / "cat.jpg")
     for name in ("vgg16", "resnet18"):
         fill_hub_cache(home / "hub", name)
     os.symlink(shared_data / "weights" / "mobilenetv2_100.imagenet.safetensors", home / "FILE")
-    if (ROOT / "demo").is_dir():  # the first of the two commands has been run
+    os.symlink(shared_data / "weights" / "tf_efficientnet_lite0.imagenet.safetensors", home / "CLASSIFIER")
+    if (ROOT / "demo").is_dir():  # `make demo` has run
         shutil.copytree(ROOT / "demo", home / "demo")
     return home
 
@@ -80,17 +101,21 @@ def environment(home: Path) -> dict[str, str]:
 def servers() -> Iterator[list[subprocess.Popen[bytes]]]:
     started: list[subprocess.Popen[bytes]] = []
     yield started
-    for server in started:
-        server.send_signal(signal.SIGTERM)
-        assert server.wait(timeout=60) == 0
+    stop(started)
 
 
-def test_it_opens_with_the_two_commands() -> None:
-    assert BLOCKS[0] == ("sh", "make demo\nmake test\n")
+def test_its_first_screen_has_an_image_an_installation_commands_and_python() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    first = text.partition("\n## Why")[0]
+    assert first.index("![") < first.index("## Install") < first.index("## On the command line") < first.index("## In Python")
+    languages = [language for language, _ in blocks("README.md")]
+    assert languages[:3] == ["sh", "sh", "python"]
+    assert [len(block.strip().splitlines()) for _, block in blocks("README.md")[:2]] == [1, 3]
 
 
-def test_the_two_commands_run() -> None:
+def test_the_two_commands_of_make_run() -> None:
     """In the project itself; `make test` up to the tests, of which this is one."""
+    assert ("sh", "make demo\nmake test\n") in blocks("README.md")
     subprocess.run(["make", "venv"], cwd=ROOT, check=True, timeout=1200)
     began = time.time()
     subprocess.run(["make", "demo"], cwd=ROOT, check=True, timeout=600)
@@ -103,18 +128,34 @@ def test_the_two_commands_run() -> None:
     subprocess.run(["make", "test"], cwd=ROOT, check=True, timeout=600, env=collect_only)
 
 
-@pytest.mark.parametrize("number", range(1, len(BLOCKS)))
-def test_commands_and_code_run(number: int, home: Path, environment: dict[str, str], servers: list[subprocess.Popen[bytes]]) -> None:
-    language, block = BLOCKS[number]
+@pytest.mark.parametrize(("language", "block"), BLOCKS)
+def test_commands_and_code_run(
+    language: str, block: str, home: Path, environment: dict[str, str], servers: list[subprocess.Popen[bytes]]
+) -> None:
     if language == "python":
         subprocess.run([sys.executable, "-c", block], cwd=home, env=environment, check=True, timeout=120)
         return
     for line in block.splitlines():
+        if "tf_efficientnet_lite0" in line:
+            line = line.replace("FILE", "CLASSIFIER")
         if line.startswith("tlcli serve"):
-            servers.append(subprocess.Popen(line.split(), cwd=home, env=environment))
-            wait_for_server()
+            start(servers, line.split(), home, environment)
         else:
             subprocess.run(line, shell=True, cwd=home, env=environment, check=True, timeout=600)
+
+
+def start(servers: list[subprocess.Popen[bytes]], command: list[str], home: Path, environment: dict[str, str]) -> None:
+    """Start a server in place of an earlier one, and wait until it is ready."""
+    stop(servers)
+    servers.append(subprocess.Popen(command, cwd=home, env=environment))
+    wait_for_server()
+
+
+def stop(servers: list[subprocess.Popen[bytes]]) -> None:
+    while servers:
+        server = servers.pop()
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(timeout=60) == 0
 
 
 def wait_for_server() -> None:
