@@ -60,7 +60,7 @@ def require_as_timm(network: ImageNetwork) -> None:
 def _refusal(network: ImageNetwork, what: str) -> str:
     return (
         f"the network made of {network.config.backbone} does not answer as timm's own model of the same weights: its logits {what}:"
-        " nothing is exported; choose another backbone, or --methods none"
+        " nothing is exported; choose another backbone, or --cam none"
     )
 
 

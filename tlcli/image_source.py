@@ -17,7 +17,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from tlcli import __version__
-from tlcli.contract.errors import ImageError, NotFoundError, RequestError
+from tlcli.contract.errors import ImageError, NotFoundError, RequestError, first_line
 from tlcli.contract.files.display_name import printable
 from tlcli.contract.images import decoding, heatmap
 from tlcli.contract.images.decoding import DEFAULT_LIMITS, ImageLimits
@@ -119,12 +119,12 @@ def download(url: str, max_bytes: int, timeout_s: float = URL_TIMEOUT_S) -> byte
         ImageError: any other failure, an image that is too large, or one that takes too long.
     """
     shown, deadline = printable(url), time.monotonic() + timeout_s
-    request = urllib.request.Request(url, headers={"User-Agent": f"tlcli/{__version__}", "Accept": "image/*,*/*;q=0.5"})
     try:
+        request = urllib.request.Request(url, headers={"User-Agent": f"tlcli/{__version__}", "Accept": "image/*,*/*;q=0.5"})
         with _opener().open(request, timeout=timeout_s) as response:
             return _read_body(response, response.headers, shown, max_bytes, deadline, timeout_s)
     except urllib.error.HTTPError as error:
-        problem = f"{shown}: the server answers {error.code} {error.reason}"
+        problem = f"{shown}: the server answers {error.code} {first_line(Exception(error.reason))}"
         raise (NotFoundError if error.code in _GONE else ImageError)(problem) from error
     except TimeoutError as error:
         raise _too_slow(shown, timeout_s) from error

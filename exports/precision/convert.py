@@ -105,5 +105,5 @@ class Trial:
         raise ParityError(
             f"--precision {self.numbers.precision}: the map {name} has a mean rank correlation of {correlation:.3f} with its map in fp32,"
             f" on {measured[name].images:,} images ({found.source}){others}; at least {least:g} is required:"
-            f" {_WAYS_OUT[self.numbers.precision]}, or allow less with --min-map-correlation, or leave the map out with --methods"
+            f" {_WAYS_OUT[self.numbers.precision]}, or allow less with --min-map-correlation, or leave the map out with --cam"
         )

@@ -46,7 +46,7 @@ class Explainer(nn.Module):
         self.dynamic_size = dynamic_size
         with_maps = methods is None or len(methods) > 0
         if with_maps and not self._is_cut:
-            raise ExportError(f"{network.config.backbone} is not cut into features and a head, so it has no maps: add --methods none")
+            raise ExportError(f"{network.config.backbone} is not cut into features and a head, so it has no maps: add --cam none")
         chosen = resolve_layers(self.network, layers) if with_maps else []
         several = len(chosen) > 1
         self.layers = tuple(
@@ -111,7 +111,7 @@ class Explainer(nn.Module):
             where = " and ".join(names)
             raise ExportError(
                 f"the gradient of {self.network.config.backbone} behind {where} cannot be traced ({first_line(error)}):"
-                " --list-cam-layers lists the layers there are, and --methods none exports it without maps"
+                " --list-cam-layers lists the layers there are, and --cam none exports it without maps"
             ) from error
 
     def _head(self, features: Tensor, tap: Tap) -> Tensor:

@@ -71,7 +71,7 @@ def resolve_layers(network: Network, names: Sequence[str] | None) -> list[Spatia
         size = network.config.preprocessing
         raise ExportError(
             f"{where} has no layer with a spatial extent at an input of {size.height}x{size.width}, so there is nothing to map:"
-            " choose a larger --image-size, or --methods none"
+            " choose a larger --image-size, or --cam none"
         )
     if names is None:
         # Of `layer4`, `layer4.2` and `layer4.2.act3`, which return the same tensor, the outermost; of several the last.

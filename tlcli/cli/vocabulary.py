@@ -121,7 +121,7 @@ COMMAND_ADVICE: dict[tuple[str, str], str] = {
     ("evaluate-cam", "--dataset"): "give the data as the second argument: tlcli evaluate-cam models/NAME DATA",
     ("evaluate", "--data"): "give the data as the second argument: tlcli evaluate models/NAME DATA",
     ("evaluate-cam", "--data"): "give the data as the second argument: tlcli evaluate-cam models/NAME DATA",
-    ("evaluate-cam", "--explain"): "say --cam-class true for the image's own class, or --cam-class -1 for the best one",
+    ("evaluate-cam", "--explain"): "say --cam-class own for the image's own class, or --cam-class -1 for the best one",
     ("serve", "--model"): "give the model repository, or one model's folder, as the argument: tlcli serve models/",
     ("serve", "--dataset"): "a server needs no data",
 }

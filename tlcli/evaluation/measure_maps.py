@@ -134,7 +134,7 @@ def choose_methods(model: Model, wanted: Sequence[str] | None) -> tuple[str, ...
     if wanted is None:
         quick = tuple(output.name for output in maps if output.method not in LEFT_OUT_BY_DEFAULT)
         if not quick:
-            raise RequestError(f"{where} has slow maps only ({', '.join(model.description.methods)}): ask for them with --methods all")
+            raise RequestError(f"{where} has slow maps only ({', '.join(model.description.methods)}): ask for them with --cam all")
         return quick
     chosen: list[str] = []
     for name in wanted:

@@ -304,7 +304,7 @@ def _own_head(backbone: nn.Module, config: NetworkConfig, keep_classifier: bool)
     if head is None and config.head == "original":
         raise CutError(
             f"{config.backbone}: its own head {reason}, so it can be neither trained nor explained: fine-tune with --head linear, or export"
-            f" it as it was published, without maps: `tlcli export --backbone {config.backbone} --methods none`"
+            f" it as it was published, without maps: `tlcli export --backbone {config.backbone} --cam none`"
         )
     return head
 
@@ -315,7 +315,7 @@ def _feature_shape(backbone: nn.Module, config: NetworkConfig) -> tuple[int, int
         raise CutError(
             f"{config.backbone} has no spatial features (its features are {_described(features)}, [N, c, h, w] was expected):"
             " choose a convolutional backbone (`tlcli backbones` lists them), or export it as it was published, without maps:"
-            f" `tlcli export --backbone {config.backbone} --methods none`"
+            f" `tlcli export --backbone {config.backbone} --cam none`"
         )
     _, channels, height, width = features.shape
     return channels, height, width
