@@ -189,8 +189,8 @@ HEAD = """## Every timm module
 One model of each of timm's {modules} modules (the smallest, and one with two heads where a module has such), with random weights, that timm
 and tlcli load from the same file: the largest difference of the logits, relative to the largest logit, on {images} images. `network` is
 what `tlcli export --backbone` builds, before maps come into it; `file` is the exported file in ONNX Runtime, with Grad-CAM where the
-network can have maps, else written with `--methods none` (a dash: not run). `maps` says why a network cannot have any: it is then refused
-in one line, unless `--methods none` is given. Written by `benchmarks/networks.py --modules`. Arguments in brackets make a large model
+network can have maps, else written with `--cam none` (a dash: not run). `maps` says why a network cannot have any: it is then refused
+in one line, unless `--cam none` is given. Written by `benchmarks/networks.py --modules`. Arguments in brackets make a large model
 smaller. Bold: more than {tolerance:g}, or a failure.
 
 {summary}

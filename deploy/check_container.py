@@ -210,7 +210,7 @@ def check_answer(answer: Classification, model: Path) -> None:
     import numpy as np
 
     with tempfile.TemporaryDirectory() as folder:
-        arrays, cam = Path(folder, "answers.npz"), ["--cam", "gradcam", "--overlays", folder]
+        arrays, cam = Path(folder, "answers.npz"), ["--cam", "gradcam", "--output", folder]
         tlcli("predict", str(model.parent), str(IMAGE), *cam, "--npz", str(arrays), "--device", "cpu", "--quiet")
         with np.load(arrays) as expected:
             scores, maps = expected["scores"][0], expected["maps"][0, 0]

@@ -1,4 +1,4 @@
-"""Classes by label, id or rank; overlays that do not write over each other; flags that hold values."""
+"""Answers as printed: overlays that do not write over each other; flags that hold values."""
 
 from __future__ import annotations
 
@@ -10,29 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from tlcli.cli import options
-from tlcli.cli.answer_output import ImageAnswer, OverlayFolder, Ranked, class_targets, columns
-from tlcli.cli.console import show
-from tlcli.contract.errors import RequestError
-
-LABELS = ("cat", "dog", "7")
-
-
-def test_a_class_is_named_by_label_id_or_rank() -> None:
-    assert class_targets(["dog", "0", "-2"], LABELS) == (1, 0, -2)
-    assert class_targets([], LABELS) == (-1,)
-    assert class_targets(["7"], LABELS) == (2,), "a label goes before an id"
-
-
-@pytest.mark.parametrize("wanted", ["cow", "3", "-4", "1.5", ""])
-def test_another_class_is_refused_by_name(wanted: str) -> None:
-    with pytest.raises(RequestError, match=r"no such class; expected a label \(cat, dog, 7\), an id from 0 to 2, or -r"):
-        class_targets([wanted], LABELS)
-
-
-def test_a_class_is_named_in_either_unicode_form_and_never_by_a_label_of_two() -> None:
-    assert class_targets(["cafe\u0301"], ("tea", "caf\u00e9")) == (1,)
-    with pytest.raises(RequestError, match=r"'crane': 2 classes have this label: give one of the ids 0, 2"):
-        class_targets(["crane"], ("crane", "tea", "crane"))
+from tlcli.cli.answer_output import ImageAnswer, OverlayFolder, Ranked, columns
+from tlcli.cli.console import Console, show
 
 
 def test_overlays_of_images_of_the_same_name_are_all_kept(tmp_path: Path) -> None:
@@ -62,11 +41,6 @@ def test_what_is_printed_is_text(capsys: pytest.CaptureFixture[str]) -> None:
     assert r"se\xf1al\n.png" in capsys.readouterr().out.splitlines()
 
 
-def test_labels_are_compared_in_nfc() -> None:
-    assert class_targets(["caf\u00e9"], ("b", "cafe\u0301")) == (1,)
-    assert class_targets(["cafe\u0301"], ("b", "caf\u00e9")) == (1,)
-
-
 def test_the_table_has_the_columns_that_the_answers_fill(capsys: pytest.CaptureFixture[str]) -> None:
     answers = [
         ImageAnswer("a.jpg", (Ranked("cat", 0, 0.75), Ranked("dog", 1, 0.25)), ("o.png",)),
@@ -79,6 +53,49 @@ def test_the_table_has_the_columns_that_the_answers_fill(capsys: pytest.CaptureF
         "a.jpg             2  dog           1  0.2500",
         "long name.jpg        dog           1  1.0000",
     ]
+
+
+WIDE = [{"name": "a", "maps": "cam, gradcam, hirescam, layercam", "top1": 0.5}, {"name": "long-name", "maps": "cam", "top1": None}]
+
+
+def test_the_widest_column_is_wrapped_to_the_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    show(WIDE, ["name", "maps", "top1"], as_json=False)
+    assert capsys.readouterr().out.splitlines() == [
+        "name       maps                     top1",
+        "a          cam, gradcam,          0.5000",
+        "           hirescam, layercam",
+        "long-name  cam",
+    ]
+
+
+def test_a_table_that_cannot_fit_becomes_a_block_per_row(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "24")
+    show(WIDE, ["name", "maps", "top1"], as_json=False)
+    assert capsys.readouterr().out.splitlines() == [
+        "name  a",
+        "maps  cam, gradcam,",
+        "      hirescam, layercam",
+        "top1  0.5000",
+        "",
+        "name  long-name",
+        "maps  cam",
+    ]
+
+
+def test_a_pipe_gets_one_line_per_row(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    show([{"name": "n" * 300, "maps": "m" * 300}], ["name", "maps"], as_json=False)
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_quiet_hides_progress_and_shows_warnings(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console(quiet=True)
+    for message in ("exported", "warning: class dog has 2 images", "left out: a.txt: not an image"):
+        console.say(message)
+    with console.progress("Reading", 3) as advance:
+        advance(3)
+    assert capsys.readouterr().err.splitlines() == ["warning: class dog has 2 images", "left out: a.txt: not an image"]
 
 
 @click.command()

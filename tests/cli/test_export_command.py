@@ -30,7 +30,7 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Model:
     """Two layers, named in the wrong order; any size."""
     models = tmp_path_factory.mktemp("several")
     answer = tlcli(
-        "export", *BACKBONE, "--cam-layer", "layer4", "--cam-layer", "layer2", "--dynamic-size", "--methods", "gradcam,fem,eigencam",
+        "export", *BACKBONE, "--cam-layer", "layer4", "--cam-layer", "layer2", "--dynamic-size", "--cam", "gradcam,fem,eigencam",
         "--models", models,
     )  # fmt: skip
     assert answer.exit_code == 0, answer.output
@@ -68,7 +68,7 @@ def test_any_size_is_taken_where_it_was_asked_for(several: Model) -> None:
 
 
 def test_a_model_without_maps_refuses_them(tmp_path: Path) -> None:
-    answer = tlcli("export", *BACKBONE, "--methods", "none", "--models", tmp_path)
+    answer = tlcli("export", *BACKBONE, "--cam", "none", "--models", tmp_path)
     assert answer.exit_code == 0, answer.output
     model = Model.open(tmp_path / "test_resnet/1/model.onnx", "cpu")
     assert model.description.maps == ()
@@ -76,7 +76,7 @@ def test_a_model_without_maps_refuses_them(tmp_path: Path) -> None:
     Image.new("RGB", (80, 80), (200, 30, 30)).save(tmp_path / "images/red.png")
     plain = tlcli("predict", tmp_path / "test_resnet", tmp_path / "images")
     assert plain.exit_code == 0, plain.output
-    refused = tlcli("predict", tmp_path / "test_resnet", tmp_path / "images", "--cam", "gradcam", "--overlays", tmp_path / "o")
+    refused = tlcli("predict", tmp_path / "test_resnet", tmp_path / "images", "--cam", "gradcam", "--output", tmp_path / "o")
     assert isinstance(refused.exception, RequestError), refused.output
     assert "has no map method 'gradcam'; it has: none: it was exported without maps" in str(refused.exception)
 
@@ -86,8 +86,8 @@ def test_a_model_without_maps_refuses_them(tmp_path: Path) -> None:
     [
         (("--cam-layer", "nonsense"), "--cam-layer nonsense: in test_resnet this layer does not exist: choose from the"),
         (("--cam-layer", "layer2", "--cam-layer", "layer2"), "--cam-layer names a layer twice: layer2, layer2"),
-        (("--methods", "gradcam,lime"), "unknown map method 'lime': expected some of cam, gradcam"),
-        (("--methods", "cam", "--cam-layer", "layer2"), "cam needs a head that is one linear layer on the layer's spatial mean"),
+        (("--cam", "gradcam,lime"), "unknown map method 'lime': expected some of cam, gradcam"),
+        (("--cam", "cam", "--cam-layer", "layer2"), "cam needs a head that is one linear layer on the layer's spatial mean"),
     ],
 )
 def test_what_cannot_be_explained_is_refused(flags: tuple[str, ...], message: str, tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     images = put_images(home / "images")
     answer = tlcli(
         "export", *BACKBONE, "--precision", "int8", "--calibration", images, "--calibration-images", 6, "--max-accuracy-drop", 100,
-        "--methods", "gradcam,fem,scorecam", "--models", home / "models",
+        "--cam", "gradcam,fem,scorecam", "--models", home / "models",
     )  # fmt: skip
     assert answer.exit_code == 0, answer.output
     return home, answer
@@ -135,7 +135,7 @@ def test_a_published_classifier_is_calibrated_on_images_that_are_given(small: tu
     assert found is not None
     assert (found.images, found.source, found.calibration, found.top1) == (18, "images", "6 images of images", None)
     lines = answer.stderr.splitlines()
-    (head,) = (line for line in lines if line.startswith("int8 and fp32 on 18 images (images): the same first class for"))
+    (head,) = (line for line in lines if line.startswith("int8 against fp32 on 18 images (images): the same predicted class for"))
     assert f"{found.agreement:.2%}" in head
     rows = [line.split() for line in lines[lines.index(head) + 1 :]]
     assert rows[0] == ["map", "images", "rank_correlation", "median"]
@@ -149,7 +149,7 @@ def test_commands_take_a_file_in_smaller_numbers(small: tuple[Path, Result], tmp
     assert row["precision"] == "int8"
     assert "precision" in tlcli("models", "--models", home / "models").stdout
     answer = tlcli(
-        "predict", home / "models/test_resnet", home / "images/0.png", "--cam", "gradcam", "--overlays", tmp_path, "--json",
+        "predict", home / "models/test_resnet", home / "images/0.png", "--cam", "gradcam", "--output", tmp_path, "--json",
     )  # fmt: skip
     assert answer.exit_code == 0, answer.output
     (predicted,) = json.loads(answer.stdout)
@@ -188,7 +188,7 @@ def of_three(tmp_path_factory: pytest.TempPathFactory) -> tuple[object, ...]:
     save_file(timm.create_model("test_resnet", num_classes=3).state_dict(), path)
     flags: list[object] = list(BACKBONE)
     flags[flags.index("none")] = path
-    return (*flags, "--methods", "none")
+    return (*flags, "--cam", "none")
 
 
 @pytest.mark.parametrize("data", [b"\xef\xbb\xbfa\r\nb\r\nc\r\n", b'{"0": "a", "1": "b", "2": "c"}'])

@@ -56,7 +56,7 @@ def inputs(images: Path, preprocessing: Preprocessing = PREPROCESSING) -> np.nda
 @pytest.mark.parametrize("method", ["scorecam", "faster_scorecam"])
 def test_predict_keeps_the_maps_and_tells_of_progress(models: Path, images: Path, method: str, flags: tuple[object, ...]) -> None:
     (images / "c.png").write_bytes(b"no image")
-    answer = tlcli("predict", models / "fixed", images, "--cam", method, *flags, "--npz", images / "o.npz", "--overlays", images / "o")
+    answer = tlcli("predict", models / "fixed", images, "--cam", method, *flags, "--npz", images / "o.npz", "--output", images / "o")
     assert answer.exit_code == 1, answer.output
     assert "left out" in answer.stderr
     channels = 5 if "--max-channels" in flags else {"scorecam": CHANNELS, "faster_scorecam": 10}[method]
@@ -73,7 +73,7 @@ def test_predict_keeps_the_maps_and_tells_of_progress(models: Path, images: Path
 
 
 def test_other_maps_count_images(models: Path, images: Path) -> None:
-    answer = tlcli("predict", models / "fixed", images, "--cam", "eigengradcam", "--softmax", "--overlays", images / "o")
+    answer = tlcli("predict", models / "fixed", images, "--cam", "eigengradcam", "--softmax", "--output", images / "o")
     assert answer.exit_code == 0, answer.output
     assert "Classifying: 2 of 2 in" in answer.stderr
 
@@ -81,8 +81,8 @@ def test_other_maps_count_images(models: Path, images: Path) -> None:
 def test_classify_asks_for_the_same(models: Path, images: Path) -> None:
     flags = ("--cam", "scorecam", "--softmax", "--max-channels", 4, "--cam-class", "red", "--json")
     with in_background(ServerSettings(models=models, port=0)) as port:
-        remote = tlcli("classify", images / "a.png", "--model", "fixed", "--port", port, *flags, "--overlays", images / "remote")
-    local = tlcli("predict", models / "fixed", images / "a.png", *flags, "--overlays", images / "local")
+        remote = tlcli("classify", images / "a.png", "--model", "fixed", "--port", port, *flags, "--output", images / "remote")
+    local = tlcli("predict", models / "fixed", images / "a.png", *flags, "--output", images / "local")
     assert remote.exit_code == local.exit_code == 0, remote.output + local.output
     (there,), (here,) = (json.loads(answer.stdout)[0]["overlays"] for answer in (remote, local))
     assert Path(there).read_bytes() == Path(here).read_bytes()
@@ -92,13 +92,13 @@ def test_classify_asks_for_the_same(models: Path, images: Path) -> None:
 def test_flags_without_a_map_that_takes_them_are_refused(models: Path, images: Path, command: str) -> None:
     first = (command, models / "fixed", images) if command == "predict" else (command, images)
     for flags, message in [
-        (("--softmax",), "--softmax says what a map explains: name a map with --cam"),
-        (("--cam-class", "red"), "--cam-class says which class a map explains: name a map with --cam"),
-        (("--overlays", "o"), "--overlays is the folder for overlays of maps: name a map with --cam"),
+        (("--softmax",), "--softmax sets what a map explains: add a map with --cam"),
+        (("--cam-class", "red"), "--cam-class sets the class that a map explains: add a map with --cam"),
+        (("--output", "o"), "--output is the folder for overlays of maps: add a map with --cam"),
         (("--cam", "fem", "--softmax"), "--softmax: fem is the same for every class"),
         (("--cam", "eigencam,fem", "--cam-class", "red"), "--cam-class: eigencam, fem is the same for every class"),
-        (("--max-channels", 3), "name one of them with --cam"),
-        (("--cam", "gradcam", "--max-channels", 3), "--max-channels is for scorecam and faster_scorecam"),
+        (("--max-channels", 3), "add one of them with --cam"),
+        (("--cam", "gradcam", "--max-channels", 3), "--max-channels applies to scorecam and faster_scorecam"),
     ]:
         answer = tlcli(*first, *flags)
         assert isinstance(answer.exception, SettingsError), answer.output
@@ -117,7 +117,7 @@ def test_another_size_for_a_model_that_takes_any(models: Path, images: Path) -> 
         "gradcam",
         "--npz",
         images / "o.npz",
-        "--overlays",
+        "--output",
         images / "o",
     )
     assert answer.exit_code == 0, answer.output
@@ -138,7 +138,7 @@ def test_another_size_for_a_model_that_does_not(models: Path, images: Path) -> N
 
 @pytest.mark.parametrize("flags", [("--cam", "gradcam", "--cam", "cam"), ("--cam", "gradcam, cam"), ("--cam", "gradcam,gradcam,cam")])
 def test_several_maps_are_all_drawn_and_kept(models: Path, images: Path, flags: tuple[str, ...]) -> None:
-    where = ("--npz", images / "o.npz", "--overlays", images / "o", "--cam-class", "red", "--json")
+    where = ("--npz", images / "o.npz", "--output", images / "o", "--cam-class", "red", "--json")
     answer = tlcli("predict", models / "fixed", images / "a.png", *flags, *where)
     assert answer.exit_code == 0, answer.output
     names = [f"a.{method}.red.png" for method in ("gradcam", "cam")]
@@ -155,9 +155,9 @@ def test_all_draws_every_map_of_the_model_in_process_and_over_the_wire(models: P
     methods = Model.open(models / "fixed/1/model.onnx", "cpu").description.methods
     assert len(methods) > 3
     flags = ("--cam", "all", "--max-channels", 3, "--json")
-    local = tlcli("predict", models / "fixed", images / "a.png", *flags, "--overlays", images / "local")
+    local = tlcli("predict", models / "fixed", images / "a.png", *flags, "--output", images / "local")
     with in_background(ServerSettings(models=models, port=0)) as port:
-        remote = tlcli("classify", images / "a.png", "--model", "fixed", "--port", port, *flags, "--overlays", images / "remote")
+        remote = tlcli("classify", images / "a.png", "--model", "fixed", "--port", port, *flags, "--output", images / "remote")
     assert remote.exit_code == local.exit_code == 0, remote.output + local.output
     drawn = {folder: {path.name: path.read_bytes() for path in (images / folder).iterdir()} for folder in ("local", "remote")}
     assert drawn["local"] == drawn["remote"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import statistics
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import click
 import pytest
 
 from tlcli.__main__ import COMMANDS
@@ -36,6 +38,37 @@ def test_every_command_explains_itself(name: str) -> None:
     assert COMMANDS[name] in " ".join(answer.stdout.split())
 
 
+@pytest.mark.parametrize("name", ["finetune", "export"])
+def test_options_stand_under_headings(name: str) -> None:
+    command = importlib.import_module(f"tlcli.cli.commands.{name}").command
+    parameters = [str(parameter.name) for parameter in command.params if isinstance(parameter, click.Option)]
+    grouped = [parameter for names in command.groups.values() for parameter in names]
+    assert sorted(grouped) == sorted(parameters)
+    lines = run(name, "--help", COLUMNS="80").stdout.splitlines()
+    headings = [line.rstrip(":") for line in lines if line.endswith(":") and not line.startswith(" ")]
+    assert headings == [*command.groups, "Options"]
+    if name == "finetune":
+        assert headings[:5] == ["Data", "Network", "Training", "Augmentation", "Output"]
+
+
+def test_one_thing_has_one_flag() -> None:
+    """`--cam` for maps, `--cam-class` for classes, `--output` for results."""
+    for name in COMMANDS:
+        command = importlib.import_module(f"tlcli.cli.commands.{name.replace('-', '_')}").command
+        flags = {flag for parameter in command.params for flag in parameter.opts}
+        assert flags.isdisjoint({"--method", "--methods", "--out", "--overlays", "--plot", "--explain", "--output-dir"}), name
+        assert name not in ("predict", "classify", "evaluate-cam", "bench", "export") or "--cam" in flags
+        assert name not in ("predict", "classify", "evaluate-cam") or "--cam-class" in flags
+        writes = ("finetune", "export", "predict", "classify", "visualize", "compare", "evaluate", "evaluate-cam", "bench", "demo")
+        assert name not in writes or "--output" in flags, name
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_fits_eighty_columns(name: str) -> None:
+    lines = run(name, "--help", COLUMNS="80").stdout.splitlines()
+    assert max(map(len, lines)) <= 80, max(lines, key=len)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -43,8 +76,8 @@ def test_every_command_explains_itself(name: str) -> None:
         (["finetune", "--head", "mlp"], 2, "--head: unknown head 'mlp': expected linear, original or mlp:<hidden units>"),
         (["finetune", "--mean", "1,2"], 2, "expected one number, or three with commas"),
         (["finetune", "--dataset", "no-such-set", "--backbone", "resnet18", "--weights", "none"], 1, "no-such-set"),
-        (["export"], 2, "give a run's folder, or --backbone NAME"),
-        (["export", "runs/x", "--mean", "0.5"], 2, "--mean: a run knows these itself"),
+        (["export"], 2, "nothing to export: give a run's folder, or --backbone NAME"),
+        (["export", "runs/x", "--mean", "0.5"], 2, "--mean: a run already determines these"),
         (["export", "no-such-run"], 1, "no-such-run"),
         (["compare", "no-such-run", "no-such-run"], 1, "no-such-run: no such folder: give a run's folder"),
         (["predict", "no-such-model", "x.jpg"], 1, "no-such-model: no model here"),

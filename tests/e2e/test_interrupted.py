@@ -69,7 +69,7 @@ def test_ctrl_c_while_features_are_computed_keeps_them_and_says_how_to_resume(ho
         os.killpg(process.pid, signal.SIGINT)
         _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    command = told_command(said, "stopped")
+    command = told_command(said, "stopped by Ctrl-C")
     assert command == ["finetune", "--resume", str(home / "runs" / "two words"), "--models", "my models", "--no-export", "--quiet"]
     assert list(features.glob("*.partial")), "what was computed is kept"
     code, _, said = run(home, *[word for word in command if word != "--quiet"])
@@ -79,7 +79,7 @@ def test_ctrl_c_while_features_are_computed_keeps_them_and_says_how_to_resume(ho
     code, out, said = run(home, "finetune", "--resume", "runs/two words")
     assert code == 0
     assert "this run is finished: there is nothing to resume" in said
-    assert "to export it: `tlcli export 'runs/two words'`; to train longer, begin a new run with `--weights" in said
+    assert "to export it: `tlcli export 'runs/two words'`; to train longer, start a new run with `--weights" in said
     assert "val_top1" in out
     assert not (home / "models").exists()
 
@@ -104,7 +104,7 @@ def test_sigterm_while_all_layers_train_says_how_to_resume(home: Path) -> None:
         process.terminate()
         _, said = process.communicate(timeout=60)
     assert process.returncode == 143
-    assert told_command(said, "stopped") == ["finetune", "--resume", str(home / "runs" / "full"), "--no-export"]
+    assert told_command(said, "stopped by SIGTERM") == ["finetune", "--resume", str(home / "runs" / "full"), "--no-export"]
 
 
 def test_ctrl_c_before_a_run_is_begun_says_that_there_is_none(home: Path) -> None:
@@ -116,7 +116,7 @@ def test_ctrl_c_before_a_run_is_begun_says_that_there_is_none(home: Path) -> Non
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=home, env=environment(home), timeout=120, check=False
     )
     assert done.returncode == 130
-    assert done.stderr.strip().splitlines()[-1] == "Error: stopped; no run was begun: the same command begins it anew"
+    assert done.stderr.strip().splitlines()[-1] == "Error: stopped by Ctrl-C; no run was started: run the same command again"
     assert not (home / "runs" / "none").exists()
 
 
@@ -135,7 +135,7 @@ tlcli export small/run --models few/models -q
 tlcli export small/run --models models --name m -q
 head -c 102400 /dev/zero > few/fill
 tlcli predict models/m data/val/red/0.png --csv few/answers.csv
-tlcli predict models/m data/val/red/0.png --cam gradcam --overlays few/overlays
+tlcli predict models/m data/val/red/0.png --cam gradcam --output few/overlays
 tlcli predict models/m data/val/red/0.png > /dev/full
 ls -A few few/models >&2
 """

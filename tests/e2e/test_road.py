@@ -103,7 +103,7 @@ def test_over_grpc_the_scores_are_those_of_predict(
 
 def test_predict_writes_what_it_is_asked_for(pets: dict[str, Any], photographs: list[Path], home: Path) -> None:
     tlcli(
-        "predict", "models/pets/1", *photographs, "--cam", "gradcam", "--cam-class", "dog", "--cam-class", "-1", "--overlays", "out",
+        "predict", "models/pets/1", *photographs, "--cam", "gradcam", "--cam-class", "dog", "--cam-class", "-1", "--output", "out",
         "--csv", "answers.csv", "--npz", "raw.npz",
         cwd=home,
     )  # fmt: skip
@@ -150,7 +150,7 @@ def test_images_that_cannot_be_read_are_named_and_the_others_answered(
 
 
 def test_a_run_is_exported_again_as_the_next_version(pets: dict[str, Any], home: Path) -> None:
-    answer = tlcli("export", "runs/pets", "--models", "again", "--name", "pets", "--methods", "gradcam", cwd=home)
+    answer = tlcli("export", "runs/pets", "--models", "again", "--name", "pets", "--cam", "gradcam", cwd=home)
     assert answer.stdout.strip() == "again/pets/1/model.onnx"
     assert tlcli("export", "runs/pets", "--models", "again", "--name", "pets", cwd=home).stdout.strip() == "again/pets/2/model.onnx"
 

@@ -99,9 +99,9 @@ def test_the_server_answers_what_the_file_does(home: Path, port: int) -> None:
 
 
 def test_it_is_evaluated_as_any_other(home: Path) -> None:
-    answer = tlcli("evaluate", home / "models/tiny/2", home / "images", "--out", home / "evaluate", "--json")
+    answer = tlcli("evaluate", home / "models/tiny/2", home / "images", "--output", home / "evaluate", "--json")
     assert answer.exit_code == 0, answer.output
-    asked = ("--methods", "gradcam,eigencam", "--limit", 3, "--out", home / "cam", "--json")
+    asked = ("--cam", "gradcam,eigencam", "--limit", 3, "--output", home / "cam", "--json")
     maps = tlcli("evaluate-cam", home / "models/tiny/2", home / "images", *asked)
     assert maps.exit_code == 0, maps.output
     rows = json.loads(maps.stdout)

@@ -25,7 +25,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 def test_tables_a_summary_and_a_figure(model: Path, tmp_path: Path) -> None:
     data = corner_model.put_images(tmp_path / "data", count=3)
     (data / "dark" / "0.png").write_bytes(b"broken")
-    answer = run(model, data, "--explain", "label", "--steps", 4, "--out", tmp_path / "out", "--json")
+    answer = run(model, data, "--cam-class", "own", "--steps", 4, "--output", tmp_path / "out", "--json")
     assert answer.returncode == 0, answer.stderr
     assert f"left out: {data / 'dark' / '0.png'}: " in answer.stderr
     printed = json.loads(answer.stdout)
@@ -49,7 +49,7 @@ def test_tables_a_summary_and_a_figure(model: Path, tmp_path: Path) -> None:
 
 def test_one_image_has_no_standard_error(model: Path, tmp_path: Path) -> None:
     data = corner_model.put_images(tmp_path / "data", count=1)
-    answer = run(model, data, "--limit", 1, "--metrics", "energy", "--out", tmp_path / "out", "--json", "-q")
+    answer = run(model, data, "--limit", 1, "--metrics", "energy", "--output", tmp_path / "out", "--json", "-q")
     assert answer.returncode == 0
     assert not answer.stderr
     assert json.loads(answer.stdout)[0]["energy_se"] is None
@@ -60,16 +60,16 @@ def test_one_image_has_no_standard_error(model: Path, tmp_path: Path) -> None:
     [
         (["--metrics", "pointing"], 1, "--metrics pointing needs boxes or masks of the objects, and there is neither a boxes.json nor"),
         (["--metrics", "auc"], 1, "unknown metric 'auc': expected one or more of deletion, insertion, road,"),
-        (["--methods", "smoothgrad"], 1, "model 'quarter' has no map method 'smoothgrad'; it has: gradcam, layercam, ablationcam"),
-        (["--methods", ","], 2, "--methods: no name came"),
-        (["--explain", "label"], 1, "the model has no class light; it has: dark, bright: rename the folders"),
+        (["--cam", "smoothgrad"], 1, "model 'quarter' has no map method 'smoothgrad'; it has: gradcam, layercam, ablationcam"),
+        (["--cam", ","], 2, "an empty name"),
+        (["--cam-class", "own"], 1, "the model has no class light; it has: dark, bright: rename the folders"),
         (["--limit", "0"], 2, "--limit"),
     ],
 )
 def test_mistakes_get_one_line(arguments: list[str], code: int, said: str, model: Path, tmp_path: Path) -> None:
     data = corner_model.put_images(tmp_path / "data", count=1, boxes=False)
     (data / "bright").rename(data / "light")
-    answer = run(model, data, "--out", tmp_path / "out", *arguments)
+    answer = run(model, data, "--output", tmp_path / "out", *arguments)
     assert answer.returncode == code
     assert said in " ".join(answer.stderr.split())
     assert "Traceback" not in answer.stderr
@@ -97,7 +97,7 @@ def test_a_figure_of_any_size(methods: int, metrics: tuple[str, ...], tmp_path: 
 
 def test_an_earlier_report_is_kept(model: Path, tmp_path: Path) -> None:
     data = corner_model.put_images(tmp_path / "data", count=1)
-    arguments = (model, data, "--limit", 2, "--methods", "gradcam", "--metrics", "energy", "--out", tmp_path / "out")
+    arguments = (model, data, "--limit", 2, "--cam", "gradcam", "--metrics", "energy", "--output", tmp_path / "out")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "table.csv").write_text("mine")
     answer = run(*arguments)

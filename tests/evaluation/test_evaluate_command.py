@@ -41,7 +41,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_the_figures_are_those_of_the_files_answers(model: Path, data: Path, tmp_path: Path) -> None:
-    answer = run(model, data, "--out", tmp_path / "out", "--json")
+    answer = run(model, data, "--output", tmp_path / "out", "--json")
     assert answer.returncode == 0, answer.stderr
     assert "left out: dark/99.png: 6 bytes are not an image" in answer.stderr
     paths = sorted(data.glob("*/[0-8]*.png"))
@@ -78,11 +78,11 @@ def test_a_part_of_its_own(model: Path, data: Path, tmp_path: Path) -> None:
         parts.mkdir(exist_ok=True)
         (parts / part).symlink_to(data)
     of_test, of_all = (
-        json.loads(run(model, parts, "--out", tmp_path / "o", "--json", "-q", *flags).stdout) for flags in ((), ("--part", "all"))
+        json.loads(run(model, parts, "--output", tmp_path / "o", "--json", "-q", *flags).stdout) for flags in ((), ("--part", "all"))
     )
     assert [row["count"] for row in of_test] == [COUNT, COUNT]
     assert [row["count"] for row in of_all] == [2 * COUNT, 2 * COUNT]
-    refused = run(model, parts, "--part", "val", "--out", tmp_path / "o")
+    refused = run(model, parts, "--part", "val", "--output", tmp_path / "o")
     assert refused.returncode == 1
     assert "it has no val part; it has: train, test: choose one, or all, with --part" in refused.stderr
 
@@ -94,7 +94,7 @@ def test_mistakes_get_one_line(model: Path, data: Path, tmp_path: Path) -> None:
         ((model, tmp_path / "nowhere"), "unknown data set"),
         ((tmp_path / "nowhere", data), "nowhere: no model here"),
     ):
-        answer = run(*arguments, "--out", tmp_path / "out")
+        answer = run(*arguments, "--output", tmp_path / "out")
         assert answer.returncode == 1
         assert expected in answer.stderr
         assert "Traceback" not in answer.stderr
@@ -109,7 +109,7 @@ def counts(answer: subprocess.CompletedProcess[str]) -> dict[str, int]:
 def test_a_folder_of_nothing_but_a_test_part(model: Path, data: Path, tmp_path: Path) -> None:
     (tmp_path / "only").mkdir()
     data.rename(tmp_path / "only" / "test")
-    answer = run(model, tmp_path / "only", "--out", tmp_path / "out", "--json", "-q")
+    answer = run(model, tmp_path / "only", "--output", tmp_path / "out", "--json", "-q")
     assert counts(answer) == {"dark": COUNT, "bright": COUNT}
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["part"] == "test"
 
@@ -119,16 +119,16 @@ def test_a_class_that_the_train_part_lacks_is_not_dropped(model: Path, data: Pat
     (parts / "train").mkdir(parents=True)
     (parts / "train" / "dark").symlink_to(data / "dark")
     (parts / "test").symlink_to(data)
-    assert counts(run(model, parts, "--out", tmp_path / "out", "--json", "-q")) == {"dark": COUNT, "bright": COUNT}
+    assert counts(run(model, parts, "--output", tmp_path / "out", "--json", "-q")) == {"dark": COUNT, "bright": COUNT}
     (data / "third").mkdir()
     Image.new("RGB", (corner_model.SIZE, corner_model.SIZE)).save(data / "third" / "0.png")
-    refused = run(model, parts, "--out", tmp_path / "out", "--json", "-q")
+    refused = run(model, parts, "--output", tmp_path / "out", "--json", "-q")
     assert (refused.returncode, "the model has no class third; it has: dark, bright" in refused.stderr) == (1, True)
 
 
 def test_a_model_without_maps_is_evaluated_too_and_nothing_is_overwritten(data: Path, tmp_path: Path) -> None:
     corner_model.save(tmp_path / "plain" / "1" / "model.onnx", maps={})
-    first, second = (run(tmp_path / "plain", data, "--out", tmp_path / "out") for _ in range(2))
+    first, second = (run(tmp_path / "plain", data, "--output", tmp_path / "out") for _ in range(2))
     assert first.returncode == second.returncode == 0, first.stderr + second.stderr
     assert f"written: {tmp_path / 'out-2'}." in second.stderr
     for name in ("out", "out-2"):

@@ -124,7 +124,7 @@ def test_it_is_fitted_on_the_runs_validation_part(sure: Run, tmp_path: Path) -> 
     logits = logits_of(sure, val, silent)
     torch.testing.assert_close(logits, sure.network.predict(images), rtol=1e-4, atol=1e-3)
 
-    answer = tlcli("export", sure.path, "--temperature", "fit", "--models", tmp_path, "--methods", "gradcam", "--check-images", 4)
+    answer = tlcli("export", sure.path, "--temperature", "fit", "--models", tmp_path, "--cam", "gradcam", "--check-images", 4)
     assert answer.exit_code == 0, answer.output
     (model,) = (Model.open(path, "cpu") for path in tmp_path.rglob("model.onnx"))
     found = model.description.temperature
@@ -139,7 +139,7 @@ def test_it_is_fitted_on_the_runs_validation_part(sure: Run, tmp_path: Path) -> 
 
 
 def test_a_number_is_taken_as_it_is(sure: Run, tmp_path: Path) -> None:
-    answer = tlcli("export", sure.path, "--temperature", "2", "--models", tmp_path, "--methods", "none", "--check-images", 1)
+    answer = tlcli("export", sure.path, "--temperature", "2", "--models", tmp_path, "--cam", "none", "--check-images", 1)
     assert answer.exit_code == 0, answer.output
     assert "temperature 2, as given: expected calibration error on them" in answer.stderr
     (path,) = tmp_path.rglob("model.onnx")

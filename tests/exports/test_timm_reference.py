@@ -85,7 +85,7 @@ def test_fine_tuning_starts_with_the_batch_norm_of_the_published_head(name: str,
 def test_networks_that_cannot_be_cut_run_as_timm_runs_them(name: str, tmp_path: Path) -> None:
     """Tokens, several scales, and two heads, whose logits are averaged."""
     reference = save(name, tmp_path / "w.safetensors")
-    with pytest.raises(CutError, match=rf"{name}.* --methods none") as refused:
+    with pytest.raises(CutError, match=rf"{name}.* --cam none") as refused:
         published_network(config(name, tmp_path / "w.safetensors"))
     assert "\n" not in str(refused.value)
     network = published_as_it_is(config(name, tmp_path / "w.safetensors"))

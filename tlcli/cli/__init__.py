@@ -1,1 +1,1 @@
-"""The command line: options, parsing, output, and one file for each command."""
+"""Command line: options, parsing, output, and one file for each command."""

@@ -1,9 +1,12 @@
-"""What people see: progress on standard error, results on standard output, as a table or as JSON."""
+"""Terminal output: progress on standard error, results on standard output, as a table or as JSON."""
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,22 +16,27 @@ import click
 
 from tlcli.contract.files.display_name import printable
 
+_NARROWEST = 10
+"""Characters below which a column is not wrapped; a table that is still too wide becomes one block per row."""
+_WARNINGS = ("warning:", "left out:")
+"""Beginnings of messages that `--quiet` does not hide."""
+
 
 class Console:
-    """Tells of progress, unless asked to be quiet: bars on a terminal, plain lines elsewhere."""
+    """Messages and progress on standard error: bars on a terminal, plain lines elsewhere, warnings alone if quiet."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
         self._terminal = sys.stderr.isatty()
 
     def say(self, message: str) -> None:
-        """A line about what is going on."""
-        if not self.quiet:
+        """Print a message. If quiet, only warnings are printed."""
+        if not self.quiet or message.startswith(_WARNINGS):
             click.echo(printable_lines(message), err=True)
 
     @contextmanager
     def progress(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
-        """A bar of `total` steps; the block calls what it gets with the number of steps done since the last call."""
+        """Show a bar of `total` steps; the block calls the yielded function with the number of steps completed since the last call."""
         if self.quiet or total == 0:
             yield lambda _: None
         elif self._terminal:
@@ -43,15 +51,15 @@ class Console:
             yield from self._lines(description, total)
 
     def _lines(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
-        """A line at the end, and on the way no more often than every ten seconds."""
+        """Print a line at the end, and at most one every ten seconds before."""
         done, began = 0, time.monotonic()
-        spoken = began
+        printed = began
 
         def advance(steps: int) -> None:
-            nonlocal done, spoken
+            nonlocal done, printed
             done += steps
-            if time.monotonic() - spoken >= 10:
-                spoken = time.monotonic()
+            if time.monotonic() - printed >= 10:
+                printed = time.monotonic()
                 self.say(f"{description}: {done} of {total}")
 
         yield advance
@@ -59,12 +67,19 @@ class Console:
 
 
 def show(rows: Sequence[dict[str, Any]], columns: Sequence[str], as_json: bool) -> None:
-    """Print rows: a table of `columns`, or everything as JSON, an array of objects."""
+    """Print rows: a table of `columns` that fits the terminal, or everything as JSON, an array of objects."""
     if as_json:
         click.echo(json.dumps(_text(rows), indent=2, ensure_ascii=False))
         return
-    for line in table(rows, columns):
-        click.echo(printable(line))
+    for line in table(rows, columns, terminal_width()):
+        click.echo(line)
+
+
+def terminal_width() -> int | None:
+    """Return the width of the terminal in characters: `COLUMNS` if set; None if standard output is no terminal."""
+    if os.environ.get("COLUMNS", "").isdigit() or sys.stdout.isatty():
+        return shutil.get_terminal_size().columns
+    return None
 
 
 def _text(value: Any) -> Any:
@@ -72,8 +87,8 @@ def _text(value: Any) -> Any:
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, Mapping):
-        return {key: _text(one) for key, one in value.items()}
-    return [_text(one) for one in value] if isinstance(value, Sequence) else value
+        return {key: _text(item) for key, item in value.items()}
+    return [_text(item) for item in value] if isinstance(value, Sequence) else value
 
 
 def printable_lines(text: str) -> str:
@@ -81,16 +96,66 @@ def printable_lines(text: str) -> str:
     return "\n".join(map(printable, text.split("\n")))
 
 
-def table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> list[str]:
-    """The lines of a table of `columns`, its head first."""
-    cells = [[_cell(row.get(column)) for column in columns] for row in rows]
-    widths = [max(len(column), *(len(row[i]) for row in cells)) if cells else len(column) for i, column in enumerate(columns)]
+def table(rows: Sequence[dict[str, Any]], columns: Sequence[str], width: int | None = None) -> list[str]:
+    """Return the lines of a table of `columns`, the head first.
+
+    The cells of the widest columns are wrapped until the table fits `width`. If it cannot fit, each row becomes a block with a line per
+    column.
+
+    Args:
+        rows: values by column.
+        columns: those to show.
+        width: in characters; None for no bound.
+    """
+    cells = [[printable(_cell(row.get(column))) for column in columns] for row in rows]
+    natural = [max([len(column), *(len(row[i]) for row in cells)]) for i, column in enumerate(columns)]
+    widths = _fit(natural, [max(len(column), _NARROWEST) for column in columns], width)
+    if widths is None:
+        return _blocks(cells, columns, width)
     numeric = [bool(rows) and all(isinstance(row.get(column), int | float | None) for row in rows) for column in columns]
     lines = []
-    for line in (list(columns), *cells):
-        padded = (text.rjust(width) if right else text.ljust(width) for text, width, right in zip(line, widths, numeric, strict=True))
-        lines.append("  ".join(padded).rstrip())
+    for row in (list(columns), *cells):
+        wrapped = [_wrap(text, room) for text, room in zip(row, widths, strict=True)]
+        for number in range(max(map(len, wrapped))):
+            parts = [part[number] if number < len(part) else "" for part in wrapped]
+            padded = (text.rjust(room) if right else text.ljust(room) for text, room, right in zip(parts, widths, numeric, strict=True))
+            lines.append("  ".join(padded).rstrip())
     return lines
+
+
+def _fit(natural: Sequence[int], least: Sequence[int], width: int | None) -> list[int] | None:
+    """Return widths whose table fits, the widest columns narrowed first; None if there are none."""
+    widths = list(natural)
+    excess = 0 if width is None else sum(widths) + 2 * (len(widths) - 1) - width
+    while excess > 0:
+        shrinkable = [i for i, (now, bound) in enumerate(zip(widths, least, strict=True)) if now > bound]
+        if not shrinkable:
+            return None
+        widest = max(shrinkable, key=lambda i: widths[i])
+        widths[widest] -= 1
+        excess -= 1
+    return widths
+
+
+def _wrap(text: str, width: int) -> list[str]:
+    return [text] if len(text) <= width else textwrap.wrap(text, width, break_on_hyphens=False) or [""]
+
+
+def _blocks(cells: Sequence[Sequence[str]], columns: Sequence[str], width: int | None) -> list[str]:
+    margin = max(map(len, columns)) + 2
+    lines: list[str] = []
+    for number, row in enumerate(cells):
+        lines += [""] if number else []
+        for column, text in zip(columns, row, strict=True):
+            if text:
+                first, *rest = _wrap(text, max(_NARROWEST, (width or 80) - margin))
+                lines += [f"{column.ljust(margin)}{first}", *(" " * margin + part for part in rest)]
+    return lines
+
+
+def shorten(names: Sequence[str], shown: int = 3) -> str:
+    """Return the first names, and the number of the others."""
+    return ", ".join(names[:shown]) + (f", {len(names) - shown} more" if len(names) > shown else "")
 
 
 def _cell(value: object) -> str:

@@ -1,4 +1,4 @@
-"""Flags and a TOML file to a `FinetuneConfig`: what was not given keeps the recipe's or the config's own default."""
+"""Flags and a TOML file as a `FinetuneConfig`; everything else keeps the default of the recipe or of the config."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tlcli.contract.errors import NotFoundError, SettingsError
 from tlcli.contract.files.text_file import read_text
+from tlcli.setting_errors import first_problem
 
 if TYPE_CHECKING:
     from tlcli.training.settings.config import FinetuneConfig
@@ -18,11 +19,11 @@ _MAX_CONFIG_BYTES = 1024 * 1024
 
 
 def finetune_config(file: Path | None = None, **flags: Any) -> FinetuneConfig:
-    """The settings in a file, and instead of them the flags that are not None.
+    """Return the settings in a file, overridden by the flags that are not None.
 
     Raises:
         NotFoundError: no such file.
-        SettingsError: a setting that is unknown, or has a value that it cannot have; the message names it.
+        SettingsError: an unknown setting, or a value that it cannot have; the message names the setting.
     """
     from pydantic import ValidationError
 
@@ -33,11 +34,9 @@ def finetune_config(file: Path | None = None, **flags: Any) -> FinetuneConfig:
     try:
         return FinetuneConfig.of(**{**written, **given})
     except ValidationError as error:
-        first = error.errors()[0]
-        key = str(first["loc"][0]) if first["loc"] else ""
+        key, problem = first_problem(error, FinetuneConfig.model_fields)
         where = f"{file}: {key}" if file is not None and key in written and key not in given else "--" + key.replace("_", "-")
-        message = "is no setting" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
-        raise SettingsError(f"{where if key else 'the settings'}: {message}") from error
+        raise SettingsError(f"{where if key else 'the settings'}: {problem}") from error
 
 
 _UNUSED_IN_FEATURE_EXTRACTION = ("warm_up", "layer_decay")
@@ -61,28 +60,34 @@ def check_used(config: FinetuneConfig, flags: Collection[str], finds_lr: bool) -
 
     Args:
         config: the settings.
-        flags: parameters of the command that were given by a flag; what a file or a recipe says is not looked at.
+        flags: parameters of the command that were given as flags; settings of a file or a recipe are not checked.
         finds_lr: `--find-lr` was given.
 
     Raises:
-        SettingsError: one of them is ignored.
+        SettingsError: a flag would be ignored.
     """
     if finds_lr:
         for name in _UNUSED_BY_FIND_LR:
             if name in flags:
-                raise SettingsError(f"{_flag(name)} with --find-lr, which tries rates for a hundred steps and leaves no run: leave it out")
+                raise SettingsError(
+                    f"{_flag(name)} with --find-lr, which tries learning rates for a hundred steps and writes no run: leave it out"
+                )
     if config.mode == "feature-extraction":
         for name in _UNUSED_IN_FEATURE_EXTRACTION:
             if name in flags:
-                raise SettingsError(f"{_flag(name)} goes with --mode full: in feature extraction only the head is trained; leave it out")
+                raise SettingsError(f"{_flag(name)} applies to --mode full: feature extraction trains the head only; leave it out")
     if config.weights == "none" and "layer_decay" in flags and config.layer_decay != 1:
-        raise SettingsError("--layer-decay with --weights none: it protects layers that have learned something; leave it out")
+        raise SettingsError("--layer-decay with --weights none: it protects pretrained layers; leave it out")
     if "data_dir" in flags:
         check_data_dir(config.dataset)
 
 
 def check_dataset(config: FinetuneConfig) -> None:
-    """Raises: DatasetError: the data set is no folder, no known name and no timm spec; said before weights are fetched."""
+    """Check that the data set exists, before weights are downloaded.
+
+    Raises:
+        DatasetError: no folder, no known name, and no timm spec.
+    """
     from tlcli.training.data.load import list_dataset
     from tlcli.training.data.registry import KNOWN
     from tlcli.training.data.timm_datasets import is_timm_spec
@@ -93,11 +98,15 @@ def check_dataset(config: FinetuneConfig) -> None:
 
 
 def check_data_dir(dataset: str) -> None:
-    """Raises: SettingsError: `--data-dir`, the folder of known data sets, was given with a data set that is a folder itself."""
+    """Check that `--data-dir` applies: it is the folder of the known data sets.
+
+    Raises:
+        SettingsError: the data set is a folder itself.
+    """
     from tlcli.training.data.registry import KNOWN
 
     if dataset.lower() not in KNOWN and Path(dataset).expanduser().is_dir():
-        raise SettingsError(f"--data-dir: is where known data sets are kept, and {dataset} is a folder of its own: leave it out")
+        raise SettingsError(f"--data-dir: the folder of the known data sets, but {dataset} is a folder of images: leave it out")
 
 
 def _flag(name: str) -> str:
@@ -105,34 +114,34 @@ def _flag(name: str) -> str:
 
 
 def check_same_settings(run: Path, given: Mapping[str, Any], file: Path | None) -> None:
-    """Check that no flag says something else than the run to resume was begun with.
+    """Check that no flag contradicts the settings of the run to resume.
 
-    `--dataset` and `--data-dir` may name another folder: the images may have moved, and `tlcli.training.resume` compares what is in it.
+    `--dataset` and `--data-dir` may name another folder: the images may have moved, and `tlcli.training.resume` compares them.
 
     Raises:
-        SettingsError: a flag says something else.
-        NotFoundError: there is no such run.
+        SettingsError: a flag contradicts the run's settings.
+        NotFoundError: no such run.
     """
     from tlcli.training.runs.run_folder import absolute, read_config
 
     saved = read_config(run).asked
     if file is not None:
-        raise SettingsError(f"--config with --resume: {run} goes on with the settings that it was begun with: leave it out")
+        raise SettingsError(f"--config with --resume: {run} keeps its own settings: leave it out")
     if "output" in given:
-        raise SettingsError(f"--output with --resume: {run} is the run's folder: leave it out")
-    asked = absolute(finetune_config(**given))
+        raise SettingsError(f"--output with --resume: {run} is the run folder: leave it out")
+    requested = absolute(finetune_config(**given))
     for name in given:
-        if name == "workers":  # the run is the same, however many read its images
+        if name == "workers":  # it does not change the result
             continue
-        then, now = getattr(saved, name), getattr(asked, name)
-        moved = name in ("dataset", "data_dir") and Path(now).is_dir() and Path(then).is_absolute()
-        if then != now and not moved:
-            shown = "nothing" if then is None else then
-            raise SettingsError(f"--{name.replace('_', '-')} {now}: {run} was begun with {shown}: leave it out to go on, or fine-tune anew")
+        before, now = getattr(saved, name), getattr(requested, name)
+        has_moved = name in ("dataset", "data_dir") and Path(now).is_dir() and Path(before).is_absolute()
+        if before != now and not has_moved:
+            shown = "the default" if before is None else before
+            raise SettingsError(f"{_flag(name)} {now}: {run} was started with {shown}: leave it out to resume, or start a new run")
 
 
 def to_toml(config: FinetuneConfig) -> str:
-    """The settings as `finetune_config` reads them from a file, and as comments what they leave open and come to.
+    """Return the settings as `finetune_config` reads them from a file; comments hold unset ones and the resolved values.
 
     Raises:
         SettingsError: settings that contradict each other.
@@ -143,19 +152,19 @@ def to_toml(config: FinetuneConfig) -> str:
     lines, tables = [], []
     for name, value in config.model_dump(mode="json").items():
         if isinstance(value, dict):
-            tables += [f"\n[{name}]", *(f"{json.dumps(key)} = {json.dumps(one)}" for key, one in value.items())] if value else []
+            tables += [f"\n[{name}]", *(f"{json.dumps(key)} = {json.dumps(item)}" for key, item in value.items())] if value else []
         elif value is None:
             lines.append(f"# {name}: not set")
         else:
             lines.append(f"{name} = {json.dumps(value, ensure_ascii=False)}")
     resolved = [f"# {name} = {json.dumps(value)}" for name, value in plan.items()]
-    return "\n".join([*lines, *tables, "", "# what training does with them:", *resolved]) + "\n"
+    return "\n".join([*lines, *tables, "", "# resolved values:", *resolved]) + "\n"
 
 
 def _read(file: Path) -> dict[str, Any]:
     if not file.exists():
-        raise NotFoundError(f"{file}: no such file: expected settings in TOML; `tlcli finetune --print-config` prints some")
+        raise NotFoundError(f"{file}: no such file: expected settings in TOML; `tlcli finetune --print-config` prints an example")
     try:
         return tomllib.loads(read_text(file, _MAX_CONFIG_BYTES))
     except (ValueError, RecursionError) as error:  # a TOMLDecodeError, or a number of thousands of digits
-        raise SettingsError(f"{file}: no TOML: {error}") from error
+        raise SettingsError(f"{file}: not valid TOML: {error}") from error

@@ -5,70 +5,76 @@ from __future__ import annotations
 import ast
 import functools
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from tlcli.cli.console import Console
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8001
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
-quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="Show no progress; warnings are always shown.")
 models_option = click.option(
-    "--models", type=click.Path(path_type=Path, file_okay=False), default=Path("models"), show_default=True, help="The model repository."
+    "--models", type=click.Path(path_type=Path, file_okay=False), default=Path("models"), show_default=True, help="Model repository."
 )
 device_option = click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Where to compute."
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Device to compute on."
 )
-host_option = click.option("--host", default=DEFAULT_HOST, show_default=True, help="The server's address, with or without a port.")
-seed_option = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of everything that is drawn.")
+host_option = click.option("--host", default=DEFAULT_HOST, show_default=True, help="Address of the server, with or without a port.")
+seed_option = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of every random choice.")
+data_dir_option = click.option(
+    "--data-dir", type=click.Path(path_type=Path, file_okay=False), help="Folder of the known data sets.  [default: the cache]"
+)
+
+
+def folder_option(default: str, text: str) -> Callable[[F], F]:
+    """Return `--output`, a folder for results."""
+    return click.option(
+        "-o", "--output", type=click.Path(path_type=Path, file_okay=False), default=Path(default), show_default=True, help=text
+    )
 
 
 def answer_options(function: F) -> F:
-    """What `predict` and `classify` take alike."""
+    """Add the options of `predict` and `classify`."""
     for option in reversed(
         [
             click.option(
                 "--cam",
-                "methods",
+                "cams",
                 metavar="METHOD",
                 multiple=True,
-                callback=_parse_names,
-                help="Write an overlay of this map for every image, for example gradcam. May be repeated or have commas; `all`: every map.",
+                callback=parse_names,
+                help="Write an overlay of this map for every image, such as gradcam; several with commas, or `all`.",
             ),
             click.option(
-                "--cam-class", "wanted", multiple=True, metavar="CLASS", help="Explain this class: label, id, or -r.  [default: the best]"
+                "--cam-class",
+                "classes",
+                multiple=True,
+                metavar="CLASS",
+                help="Explain this class: a label, an id, or -r for rank r. May be repeated.  [default: -1, the best]",
             ),
-            click.option("--softmax", is_flag=True, help="Explain the class's probability instead of its score before the softmax."),
+            click.option("--softmax", is_flag=True, help="Explain the softmax probability of the class instead of its logit."),
             click.option(
                 "--max-channels",
                 type=click.IntRange(min=1),
-                help="Channels that scorecam and faster_scorecam look through.  [default: all, and 10]",
+                help="Channels that Score-CAM and Faster-Score-CAM score.  [default: all, and 10]",
             ),
-            click.option(
-                "--overlays",
-                type=click.Path(path_type=Path, file_okay=False),
-                default=Path("overlays"),
-                show_default=True,
-                help="Folder for the overlays; where it holds something, the next free NAME-2, NAME-3.",
-            ),
+            folder_option("overlays", "Folder for the overlays; if it holds files, the next free NAME-2, NAME-3."),
             click.option(
                 "--csv",
                 "csv_path",
                 type=click.Path(path_type=Path, dir_okay=False),
-                help="Write path,label,class_id,score, a row an image; with --top-k above 1 a row a class, with its rank.",
+                help="Write path,label,class_id,score, a row per image; with --top-k above 1, a row per class with its rank.",
             ),
-            click.option(
-                "--top-k",
-                type=click.IntRange(min=1),
-                default=1,
-                show_default=True,
-                help="How many of the best classes to answer.",
-            ),
+            click.option("--top-k", type=click.IntRange(min=1), default=1, show_default=True, help="Number of best classes to show."),
         ]
     ):
         function = option(function)
@@ -76,12 +82,12 @@ def answer_options(function: F) -> F:
 
 
 def server_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Where a server is, and how to be let in: the command gets `host`, `port`, and `how`, the `ConnectionOptions` of the clients."""
+    """Add the options of a connection: the command gets `host`, `port`, and `how`, the `ConnectionOptions` of the clients."""
     file = click.Path(path_type=Path, dir_okay=False)
 
     @functools.wraps(function)
     def collected(*, token_file: Path | None, tls: bool, **others: Any) -> None:
-        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it would say of a failed handshake, the error says; read at its import
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # our error says what its log would say; read when gRPC is imported
         from tlcli.service.client.connection import ConnectionOptions
         from tlcli.service.security.tokens import read_token
 
@@ -95,55 +101,56 @@ def server_options(function: Callable[..., None]) -> Callable[..., None]:
         [
             host_option,
             port_option(),
-            click.option("--tls", is_flag=True, help="Use TLS, and trust the authorities that all know."),
-            click.option("--tls-ca", type=file, help="Use TLS, and trust the authorities in this PEM file."),
-            click.option("--tls-certificate", type=file, help="Show this certificate, PEM, where the server asks for one."),
-            click.option("--tls-key", type=file, help="Its private key, PEM."),
-            click.option("--token-file", type=file, help="Send the token in this file."),
+            click.option("--tls", is_flag=True, help="Use TLS, and trust the public certificate authorities."),
+            click.option("--tls-ca", type=file, help="Use TLS, and trust the certificate authorities in this PEM file."),
+            click.option("--tls-certificate", type=file, help="Client certificate for a server that requires one, PEM."),
+            click.option("--tls-key", type=file, help="Private key of the client certificate, PEM."),
+            click.option("--token-file", type=file, help="File with the token to send."),
         ]
     ):
         command = option(command)
     return command
 
 
-def check_map_flags(methods: Sequence[str], wanted: Sequence[str], softmax: bool, max_channels: int | None) -> None:
-    """Refuse flags that say how a map is made where no map takes them.
+def check_map_flags(cams: Sequence[str], classes: Sequence[str], softmax: bool, max_channels: int | None) -> None:
+    """Refuse flags of maps that would have no effect.
 
     Args:
-        methods, wanted, softmax, max_channels: as `answer_options` gives them.
+        cams, classes, softmax, max_channels: as `answer_options` passes them.
 
     Raises:
-        SettingsError: one of those, or `--overlays`, would be ignored.
+        SettingsError: one of them, or `--output`, would be ignored.
     """
     from tlcli.contract.errors import SettingsError
     from tlcli.contract.maps.method_names import METHODS
     from tlcli.contract.maps.scorecam import DEFAULT_CHANNELS, is_score_cam
 
-    if not methods:
-        for flag, is_given, what in (
-            ("--softmax", softmax, "says what a map explains"),
-            ("--cam-class", bool(wanted), "says which class a map explains"),
-            ("--overlays", is_given_by_flag("overlays"), "is the folder for overlays of maps"),
+    if not cams:
+        for flag, is_given, purpose in (
+            ("--softmax", softmax, "sets what a map explains"),
+            ("--cam-class", bool(classes), "sets the class that a map explains"),
+            ("--output", is_given_by_flag("output"), "is the folder for overlays of maps"),
         ):
             if is_given:
-                raise SettingsError(f"{flag} {what}: name a map with --cam")
-    bare = [METHODS[name] for name in (method.partition("@")[0] for method in methods) if name in METHODS]
-    if methods and len(bare) == len(methods) and not any(method.of_class for method in bare):
-        flags = [flag for flag, is_given in (("--softmax", softmax), ("--cam-class", bool(wanted))) if is_given]
+                raise SettingsError(f"{flag} {purpose}: add a map with --cam")
+    bare = [METHODS[name] for name in (cam.partition("@")[0] for cam in cams) if name in METHODS]
+    if cams and len(bare) == len(cams) and not any(method.of_class for method in bare):
+        flags = [flag for flag, is_given in (("--softmax", softmax), ("--cam-class", bool(classes))) if is_given]
         if flags:
-            raise SettingsError(f"{' and '.join(flags)}: {', '.join(methods)} is the same for every class: leave the flag out")
-    if max_channels is not None and not any(is_score_cam(method) or method == "all" for method in methods):
-        raise SettingsError(f"--max-channels is for {' and '.join(DEFAULT_CHANNELS)}: name one of them with --cam")
+            raise SettingsError(f"{' and '.join(flags)}: {', '.join(cams)} is the same for every class: leave the flag out")
+    if max_channels is not None and not any(is_score_cam(cam) or cam == "all" for cam in cams):
+        raise SettingsError(f"--max-channels applies to {' and '.join(DEFAULT_CHANNELS)}: add one of them with --cam")
 
 
 def require_model(model: Path, others: Sequence[str | Path]) -> Path:
-    """The ONNX file of the first argument, see `tlcli.contract.model.repository_layout.find_model_file`.
+    """Return the ONNX file of the first argument, see `tlcli.contract.model.repository_layout.find_model_file`.
 
     Args:
-        model: the first argument. others: those after it, among which there may be a model that was meant to be first.
+        model: the first argument.
+        others: the arguments after it; a model among them was probably meant to be first.
 
     Raises:
-        NotFoundError: it is no model.
+        NotFoundError: the first argument is no model.
     """
     from tlcli.contract.errors import NotFoundError
     from tlcli.contract.model.repository_layout import find_model_file
@@ -154,19 +161,42 @@ def require_model(model: Path, others: Sequence[str | Path]) -> Path:
         for other in map(Path, others):
             if other.exists() and _is_model(other):
                 raise NotFoundError(f"{model}: not a model, but {other} is one: give the model first") from error
+        if not model.exists() and is_backbone(str(model)):
+            raise NotFoundError(
+                f"{model}: a backbone, not an exported model: `tlcli export --backbone {model}` exports it to models/{model}"
+            ) from error
         raise
 
 
 def check_images(paths: Sequence[str | Path]) -> None:
-    """Raises: SettingsError: a model or a run where images are expected."""
+    """Check that the paths are not models or runs.
+
+    Raises:
+        SettingsError: a model or a run among them.
+    """
     from tlcli.contract.errors import SettingsError
     from tlcli.contract.model.repository_layout import is_run
 
     for path in map(Path, paths):
         if is_run(path):
-            raise SettingsError(f"{path}: a run, where images are expected")
+            raise SettingsError(f"{path}: a run: expected images")
         if _is_model(path):
-            raise SettingsError(f"{path}: a model, where images are expected")
+            raise SettingsError(f"{path}: a model: expected images")
+
+
+def find_images(paths: Sequence[Path], console: Console) -> list[Path]:
+    """Return the image files among `paths`, and report the files of folders that are left out.
+
+    Raises:
+        NotFoundError: see `tlcli.contract.images.find_images.find`.
+    """
+    from tlcli.contract.images.find_images import Skipped, describe, find
+
+    skipped: list[Skipped] = []
+    found = find(paths, skipped)
+    for line in describe(skipped):
+        console.say(line)
+    return found
 
 
 def _is_model(path: Path) -> bool:
@@ -175,16 +205,27 @@ def _is_model(path: Path) -> bool:
     return bool(versions(path)) or (path / MODEL_FILE).is_file() or (path.is_file() and path.suffix.lower() == ".onnx")
 
 
+def is_backbone(name: str) -> bool:
+    """Return True for the name of a backbone; False also where timm is not installed. For messages: it imports timm."""
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*(\.[A-Za-z0-9_]+)?", name):
+        return False
+    try:
+        from tlcli.training.models.list_backbones import list_backbones
+    except ModuleNotFoundError:
+        return False
+    return any(backbone.name == name for backbone in list_backbones(name))
+
+
 def is_given_by_flag(name: str) -> bool:
-    """True if a parameter of the current command was not left at its default."""
+    """Return True if a parameter of the current command was not left at its default."""
     return click.get_current_context().get_parameter_source(name) not in (None, click.core.ParameterSource.DEFAULT)
 
 
 def require_backbone_flags(names: Iterable[str]) -> None:
-    """For commands that take a run or `--backbone`, where a run came.
+    """Refuse options of `--backbone` where the command was given a run.
 
     Args:
-        names: parameters of the current command that go with `--backbone` only.
+        names: parameters of the current command that apply to `--backbone` only.
 
     Raises:
         UsageError: some of them were given.
@@ -193,24 +234,24 @@ def require_backbone_flags(names: Iterable[str]) -> None:
     flags = {str(parameter.name): parameter.opts[0] for parameter in context.command.params}
     given = [name for name in names if is_given_by_flag(name)]
     if given:
-        raise click.UsageError(f"{', '.join(flags[name] for name in given)}: a run knows these itself; they go with --backbone")
+        raise click.UsageError(f"{', '.join(flags[name] for name in given)}: a run already determines these; they apply to --backbone")
 
 
 def port_option() -> Callable[[F], F]:
-    """`--port`."""
-    return click.option("--port", type=click.IntRange(1, 65535), default=DEFAULT_PORT, show_default=True, help="The server's port.")
+    """Return `--port`."""
+    return click.option("--port", type=click.IntRange(1, 65535), default=DEFAULT_PORT, show_default=True, help="Port of the server.")
 
 
 def network_options(function: F) -> F:
-    """Which backbone, with what weights, seeing images how."""
+    """Add the options of the backbone, its weights and its preprocessing."""
     for option in reversed(
         [
-            click.option("--backbone", default=None, help="A timm model's name; `tlcli backbones` lists them."),
+            click.option("--backbone", default=None, help="Name of a timm model; `tlcli backbones` lists them."),
             click.option(
                 "--weights",
                 default="pretrained",
                 show_default=True,
-                help="`pretrained`, `none`, or a checkpoint (safetensors or PyTorch).",
+                help="`pretrained`, `none`, or a checkpoint file (safetensors or PyTorch).",
             ),
             click.option(
                 "--model-kwargs",
@@ -218,31 +259,45 @@ def network_options(function: F) -> F:
                 multiple=True,
                 metavar="KEY=VALUE",
                 callback=_parse_pairs,
-                help="More arguments of timm.create_model, such as pad_type=same. May be repeated.",
+                help="Extra argument of timm.create_model, such as pad_type=same. May be repeated.",
             ),
             click.option("--image-size", type=click.IntRange(8, 4096), help="Height and width of the input.  [default: the backbone's]"),
-            click.option("--crop-pct", type=float, help="Share of the image's shorter side that is kept.  [default: the backbone's]"),
             click.option(
-                "--crop-mode", type=click.Choice(["center", "squash", "border"]), help="How an image is made to fit.  [default: center]"
+                "--crop-pct",
+                type=float,
+                help="Share of the image's shorter side that the crop keeps, such as 0.875.  [default: the backbone's]",
+            ),
+            click.option(
+                "--crop-mode",
+                type=click.Choice(["center", "squash", "border"]),
+                help="Cut out the center, squash to a square, or pad with a border.  [default: center]",
             ),
             click.option(
                 "--interpolation",
                 type=click.Choice(["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]),
-                help="How it is resized.  [default: the backbone's]",
+                help="Filter for resizing.  [default: the backbone's]",
             ),
-            click.option("--mean", metavar="R,G,B", callback=_parse_triple, help="Of the input in [0, 1]; one number serves all."),
-            click.option("--std", metavar="R,G,B", callback=_parse_triple, help="Likewise."),
+            click.option(
+                "--mean", metavar="R,G,B", callback=_parse_triple, help="Mean of the input in [0, 1]; one number for all channels."
+            ),
+            click.option(
+                "--std", metavar="R,G,B", callback=_parse_triple, help="Standard deviation of the input in [0, 1]; one number for all."
+            ),
         ]
     ):
         function = option(function)
     return function
 
 
-def _parse_names(ctx: click.Context, option: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
-    """Names, repeated or with commas between them, each once."""
+def parse_names(ctx: click.Context, option: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    """Split names at commas, and return each once.
+
+    Raises:
+        BadParameter: an empty name.
+    """
     names = [name.strip() for value in values for name in value.split(",")]
     if not all(names):
-        raise click.BadParameter(f"{', '.join(map(repr, values))}: an empty name: expected names with commas between them")
+        raise click.BadParameter(f"{', '.join(map(repr, values))}: an empty name: expected names separated by commas")
     return tuple(dict.fromkeys(names))
 
 
@@ -251,7 +306,7 @@ def _parse_pairs(ctx: click.Context, option: click.Parameter, values: tuple[str,
     for value in values:
         key, sign, text = value.partition("=")
         if not sign or not key.isidentifier():
-            raise click.BadParameter(f"{value!r}: expected KEY=VALUE, for example pad_type=same")
+            raise click.BadParameter(f"{value!r}: expected KEY=VALUE, such as pad_type=same")
         try:
             parsed = ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
         except (ValueError, SyntaxError):
@@ -272,5 +327,5 @@ def _parse_triple(ctx: click.Context, option: click.Parameter, value: str | None
     if len(numbers) == 1:
         numbers *= 3
     if len(numbers) != 3:
-        raise click.BadParameter(f"{value!r}: expected one number, or three with commas, for example 0.5 or 0.485,0.456,0.406")
+        raise click.BadParameter(f"{value!r}: expected one number, or three with commas, such as 0.5 or 0.485,0.456,0.406")
     return numbers[0], numbers[1], numbers[2]

@@ -1,26 +1,36 @@
-"""Argument parsing of every command: spellings from other tools, and options that would be ignored."""
+"""Argument parsing of every command: spellings from other tools, options that would be ignored, options under headings."""
 
 from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import click
 
-from tlcli.cli.vocabulary import ADVICE, ALIASES, AS_ARGUMENT, COMMAND_ADVICE, COMMAND_ALIASES, SUGGESTED
+from tlcli.cli.vocabulary import ADVICE, ALIASES, AS_ARGUMENT, COMMAND_ADVICE, COMMAND_ALIASES, COMMAND_FLAGS, SUGGESTED
 
-_WITH_COMMAS = frozenset({"classes", "methods", "metrics", "clients", "rates"})
+_WITH_COMMAS = frozenset({"classes", "metrics", "clients", "rates"})
 
 
 class Command(click.Command):
-    """A command that accepts common spellings of its options, and refuses an option that takes one value and comes twice.
+    """Command that accepts common spellings of its options, and refuses a single-valued option that is given twice.
 
-    click keeps the last of several values without a word.
+    click keeps the last of several values without a message.
     """
 
+    def __init__(self, *arguments: Any, groups: Mapping[str, Sequence[str]] | None = None, **keywords: Any) -> None:
+        """groups: names of parameters under each heading of the help text; all others stand under `Options`."""
+        super().__init__(*arguments, **keywords)
+        self.groups = groups or {}
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Raises: UsageError: an unknown option, with the nearest one, or one that is repeated."""
+        """Parse the arguments.
+
+        Raises:
+            UsageError: an unknown option, with the nearest one, or one that is repeated.
+        """
         args = _our_spelling(self, args)
         try:
             _, _, order = self.make_parser(ctx).parse_args(args=list(args))
@@ -32,9 +42,22 @@ class Command(click.Command):
                 raise click.UsageError(f"{'/'.join(_names(parameter))} is given {count} times: it takes one value{separated}", ctx)
         return super().parse_args(ctx, args)
 
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options under their headings."""
+        heading = {name: title for title, names in self.groups.items() for name in names}
+        sections: dict[str, list[tuple[str, str]]] = {title: [] for title in (*self.groups, "Options")}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                sections[heading.get(parameter.name or "", "Options")].append(record)
+        for title, records in sections.items():
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+
 
 def unknown_command(name: str, known: Iterable[str]) -> str:
-    """The message about a command that does not exist."""
+    """Return the message about a command that does not exist."""
     known = list(known)
     if name in COMMAND_ALIASES:
         return f"no such command {name!r}: type `tlcli {COMMAND_ALIASES[name]}`"
@@ -61,7 +84,7 @@ def _options(command: click.Command) -> dict[str, click.Option]:
 
 
 def _our_spelling(command: click.Command, args: list[str]) -> list[str]:
-    """The arguments with underscores and aliases in the names of options replaced."""
+    """Return the arguments with our names of options in place of underscores and aliases."""
     known = _options(command)
     spelled: list[str] = []
     rest = iter(args)
@@ -72,27 +95,27 @@ def _our_spelling(command: click.Command, args: list[str]) -> list[str]:
         if not name.startswith("-") or len(name) < 2:
             spelled.append(argument)
             continue
-        if not name.startswith("--") and len(name) > 2 and (meant := _ours("-" + name, known)):
+        if not name.startswith("--") and len(name) > 2 and (meant := _ours(command, "-" + name, known)):
             raise click.UsageError(f"no such option {name}: did you mean {meant}?")
         if (command.name, name) in AS_ARGUMENT:
             spelled += [value] if equals else []
             continue
-        ours = _ours(name, known) or name
+        ours = _ours(command, name, known) or name
         spelled.append(ours + equals + value)
         if not equals and ours in known and not known[ours].is_flag:
             spelled += [following for following in (next(rest, None),) if following is not None]
     return spelled
 
 
-def _ours(name: str, known: dict[str, click.Option]) -> str | None:
+def _ours(command: click.Command, name: str, known: Mapping[str, click.Option]) -> str | None:
     if name in known:
         return name
     dashed = name.lower().replace("_", "-")
     if dashed in known:
         return dashed
-    if dashed in SUGGESTED:
+    if dashed in SUGGESTED or (str(command.name), dashed) in COMMAND_ADVICE:
         return None
-    return next((ours for ours in ALIASES.get(dashed, ()) if ours in known), None)
+    return COMMAND_FLAGS.get((str(command.name), dashed)) or next((ours for ours in ALIASES.get(dashed, ()) if ours in known), None)
 
 
 def _unknown_option(command: click.Command, error: click.NoSuchOption, ctx: click.Context) -> click.UsageError:

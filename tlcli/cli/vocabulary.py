@@ -1,4 +1,4 @@
-"""Names that people type out of habit from other tools, and what they are called here."""
+"""Names of options and commands from other tools and from earlier versions, and their names here."""
 
 from __future__ import annotations
 
@@ -38,15 +38,14 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "--random-seed": ("--seed",),
     "--grad-accum": ("--accumulate",),
     "--gradient-accumulation-steps": ("--accumulate",),
-    "--output-dir": ("--output", "--out", "--models"),
-    "--out-dir": ("--output", "--out", "--models"),
+    "--output-dir": ("--output",),
+    "--out-dir": ("--output",),
     "--out": ("--output",),
-    "--output": ("--out",),
-    "--save-dir": ("--output", "--out"),
+    "--save-dir": ("--output",),
     "--model-repository": ("--models",),
     "--repository": ("--models",),
-    "--method": ("--cam", "--methods"),
-    "--cam-method": ("--cam", "--methods"),
+    "--method": ("--cam",),
+    "--cam-method": ("--cam",),
     "--explain": ("--cam",),
     "--target": ("--cam-class",),
     "--class": ("--cam-class",),
@@ -66,10 +65,10 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "--url": ("--host",),
     "--silent": ("--quiet",),
 }
-"""Flags of other tools: the first of ours that a command has is meant, with the same values."""
+"""Flags of other tools, with ours: the first that a command has is used, with the same value."""
 
 SUGGESTED = frozenset({"--checkpoint", "--ckpt", "--quantize", "--size", "--explain", "--early-stopping", "--subset"})
-"""Aliases whose values may differ from ours: suggested, not accepted."""
+"""Aliases whose values may differ from ours: they are suggested, not accepted."""
 
 ADVICE: dict[str, str] = {
     "--pretrained": "pretrained weights are the default: leave it out, or say --weights pretrained, none or FILE",
@@ -101,22 +100,19 @@ ADVICE: dict[str, str] = {
     "--input": "list the image files and folders, without a flag",
     "--heatmap": "say --cam gradcam, or another map",
     "--gradcam": "say --cam gradcam",
+    "--methods": "say --cam gradcam,layercam",
+    "--overlays": "say --output FOLDER",
+    "--plot": "say --output FILE.png",
     "--grpc-port": "--port is the gRPC port",
     "--rest-port": "say --http-port",
 }
-"""Flags of other tools that have no counterpart, with the way out."""
+"""Advice for flags without a counterpart, and for those of earlier versions."""
 
 _FIRST = "give the model as the first argument: tlcli"
 
 COMMAND_ADVICE: dict[tuple[str, str], str] = {
-    ("export", "--output"): "the file becomes MODELS/NAME/VERSION/model.onnx: say --models FOLDER and --name NAME",
-    ("export", "--out"): "the file becomes MODELS/NAME/VERSION/model.onnx: say --models FOLDER and --name NAME",
     ("export", "--run"): "give the run's folder as the first argument: tlcli export runs/NAME",
     ("visualize", "--run"): "give the run's folder as the first argument: tlcli visualize runs/NAME",
-    ("predict", "--output"): "say --overlays FOLDER, --csv FILE or --npz FILE",
-    ("predict", "--out"): "say --overlays FOLDER, --csv FILE or --npz FILE",
-    ("classify", "--output"): "say --overlays FOLDER or --csv FILE",
-    ("classify", "--out"): "say --overlays FOLDER or --csv FILE",
     ("predict", "--batch-size"): "images are run a few at a time: leave it out",
     ("predict", "--model"): f"{_FIRST} predict models/NAME IMAGE",
     ("evaluate", "--model"): f"{_FIRST} evaluate models/NAME DATA",
@@ -125,14 +121,21 @@ COMMAND_ADVICE: dict[tuple[str, str], str] = {
     ("evaluate-cam", "--dataset"): "give the data as the second argument: tlcli evaluate-cam models/NAME DATA",
     ("evaluate", "--data"): "give the data as the second argument: tlcli evaluate models/NAME DATA",
     ("evaluate-cam", "--data"): "give the data as the second argument: tlcli evaluate-cam models/NAME DATA",
-    ("evaluate-cam", "--cam"): "say --methods gradcam,layercam",
+    ("evaluate-cam", "--explain"): "say --cam-class own for the image's own class, or --cam-class -1 for the best one",
     ("serve", "--model"): "give the model repository, or one model's folder, as the argument: tlcli serve models/",
     ("serve", "--dataset"): "a server needs no data",
 }
 """Advice for one command."""
 
+COMMAND_FLAGS: dict[tuple[str, str], str] = {
+    ("export", "--models"): "--output",
+    ("export", "--model-repository"): "--output",
+    ("export", "--repository"): "--output",
+}
+"""Flags of other commands and tools that mean one of ours in this command."""
+
 AS_ARGUMENT: frozenset[tuple[str, str]] = frozenset({("serve", "--models"), ("serve", "--model-repository"), ("serve", "--model-store")})
-"""Options of other commands and tools whose value is the command's only argument here."""
+"""Options of other commands and tools whose value is the only argument of this command."""
 
 COMMAND_ALIASES: dict[str, str] = {
     "train": "finetune",

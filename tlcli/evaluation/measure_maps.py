@@ -147,7 +147,7 @@ def choose_methods(model: Model, names: Sequence[str] | None) -> tuple[str, ...]
     if names is None:
         quick = tuple(output.name for output in maps if output.method not in LEFT_OUT_BY_DEFAULT)
         if not quick:
-            raise RequestError(f"{where} has only slow maps ({', '.join(model.description.methods)}): request them with --methods all")
+            raise RequestError(f"{where} has only slow maps ({', '.join(model.description.methods)}): request them with --cam all")
         return quick
     chosen: list[str] = []
     for name in names:

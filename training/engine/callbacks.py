@@ -61,3 +61,14 @@ class CallbackList(Callback):
         """Call every callback's `on_epoch_end`."""
         for callback in self._callbacks:
             callback.on_epoch_end(row, is_best)
+
+
+class RunFolderCallback(Callback):
+    """Callback that adds the run's folder to a list as soon as the run can be resumed."""
+
+    def __init__(self, folders: list[Path]) -> None:
+        self._folders = folders
+
+    def on_run_start(self, folder: Path) -> None:
+        """Add the folder."""
+        self._folders.append(folder)

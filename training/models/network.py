@@ -314,7 +314,7 @@ def _own_head(backbone: nn.Module, config: NetworkConfig, keep_classifier: bool)
     if head is None and config.head == "original":
         raise CutError(
             f"{config.backbone}: its own head {reason}, so it can be neither trained nor explained: fine-tune with --head linear, or export"
-            f" the published model without maps: `tlcli export --backbone {config.backbone} --methods none`"
+            f" the published model without maps: `tlcli export --backbone {config.backbone} --cam none`"
         )
     return head
 
@@ -325,7 +325,7 @@ def _feature_shape(backbone: nn.Module, config: NetworkConfig) -> tuple[int, int
         raise CutError(
             f"{config.backbone} has no spatial features (expected [N, c, h, w], but its features are {_described(features)}):"
             " choose a convolutional backbone (`tlcli backbones` lists them), or export the published model without maps:"
-            f" `tlcli export --backbone {config.backbone} --methods none`"
+            f" `tlcli export --backbone {config.backbone} --cam none`"
         )
     _, channels, height, width = features.shape
     return channels, height, width

@@ -52,18 +52,18 @@ def test_closed_loops(images: Path, port: int, tmp_path: Path) -> None:
         "--cam",
         "gradcam",
         "--json",
-        "--plot",
+        "--output",
         plot,
     )
     assert answer.exit_code == 0, answer.output
     one, four = json.loads(answer.stdout)
-    assert (one["load"], four["load"]) == ("1 client", "4 clients")
+    assert (one["clients"], four["clients"]) == (1, 4)
     for row in (one, four):
-        assert row["answered/s"] > 10
-        assert 0 < row["p50 ms"] <= row["p99 ms"] <= row["p99.9 ms"]
+        assert row["answered_per_s"] > 10
+        assert 0 < row["p50_ms"] <= row["p99_ms"] <= row["p99_9_ms"]
         assert row["refused"] == 0
-        assert row["codes"].startswith("OK ")
-    assert one["p50 ms"] == pytest.approx(1000 / one["answered/s"], rel=0.5), "a single client asks one after the other"
+        assert row["codes"].keys() == {"OK"}
+    assert one["p50_ms"] == pytest.approx(1000 / one["answered_per_s"], rel=0.5), "a single client asks one after the other"
     with Image.open(plot) as drawn:
         assert drawn.format == "PNG"
 
@@ -72,15 +72,15 @@ def test_open_loops_as_a_table(images: Path, port: int) -> None:
     answer = tlcli("bench", images, "--port", port, "--rate", "20,40", "--seconds", 0.5)
     assert answer.exit_code == 0, answer.output
     assert "20 requests/s" in answer.stdout
-    assert "p99.9 ms" in answer.stdout.splitlines()[0]
+    assert "p99_9_ms" in answer.stdout.splitlines()[0]
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--clients", "1,x"), "expected positive numbers with commas"),
-        (("--clients", "0"), "expected positive numbers with commas"),
-        (("--rate", "nan"), "expected positive numbers with commas"),
+        (("--clients", "1,x"), "expected positive numbers separated by commas"),
+        (("--clients", "0"), "expected positive numbers separated by commas"),
+        (("--rate", "nan"), "expected positive numbers separated by commas"),
         (("--clients", "1", "--rate", "2"), "not both"),
         (("--model", "nobody"), "no model 'nobody'"),
         (("--cam", "nothing"), "nothing"),
@@ -96,7 +96,7 @@ def test_a_line_a_image(images: Path, port: int, tmp_path: Path) -> None:
     for name in ("0.png", "1.png"):
         (tmp_path / name).write_bytes((images / name).read_bytes())
     (tmp_path / "broken.png").write_bytes(b"no image")
-    answer = tlcli("classify", tmp_path, "--port", port, "--jsonl", "--top-k", 2, "--cam", "gradcam", "--overlays", tmp_path / "maps")
+    answer = tlcli("classify", tmp_path, "--port", port, "--jsonl", "--top-k", 2, "--cam", "gradcam", "--output", tmp_path / "maps")
     assert answer.exit_code == 1, answer.output
     first, second, broken = map(json.loads, answer.stdout.splitlines())
     with Client(port=port) as client:

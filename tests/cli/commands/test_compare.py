@@ -76,16 +76,16 @@ def test_the_difference_of_two_is_tested(two: tuple[Path, Path]) -> None:
         "p": pytest.approx(p),
     }
     assert run(*two).stdout.splitlines()[-1] == (
-        f"McNemar's exact test on the same 60 validation images: {only_first} that only weak has right, {only_second} that only strong"
-        f" has right, p = {p:.3g}: more than chance would explain"
+        f"McNemar's exact test on the same 60 validation images: {only_first} correct in weak only,"
+        f" {only_second} in strong only, p = {p:.3g}: significant at 0.05"
     )
 
 
 def test_a_difference_that_may_be_chance_is_called_so(tmp_path: Path) -> None:
     first, second = (make_run(tmp_path / name, sure=3.0, seed=seed) for name, seed in (("a", 1), ("b", 2)))
-    assert run(first, second).stdout.splitlines()[-1].endswith(": no more than chance would explain")
+    assert run(first, second).stdout.splitlines()[-1].endswith(": not significant at 0.05")
     again = make_run(tmp_path / "c", sure=3.0, seed=1)
-    assert run(first, again).stdout.splitlines()[-1].endswith("p = 1: they are right on the same ones")
+    assert run(first, again).stdout.splitlines()[-1].endswith("p = 1: both are correct on the same images")
 
 
 def test_images_are_paired_by_name(two: tuple[Path, Path]) -> None:
@@ -146,7 +146,7 @@ def test_runs_on_other_images_are_not_compared(tmp_path: Path) -> None:
         make_run(tmp_path / "c", dataset="/data/others", fingerprint="00" * 32),
     ]
     answer = run(*runs)
-    says = "not comparable: c: judged on other validation images than a (the data sets' fingerprints differ)"
+    says = "not comparable: c: validated on other images than a (the fingerprints of the data sets differ)"
     assert answer.stdout.splitlines()[-1] == says
     assert document(*runs)["not_comparable_with_the_first"] == ["c"]
     assert document(runs[0], runs[2])["mcnemar"] is None
@@ -201,7 +201,7 @@ def test_curves_are_drawn_over_each_other(tmp_path: Path) -> None:
         assert (np.abs(pixels - np.array(colour)) < 8).all(2).sum() > 300
     (runs[1] / "metrics.csv").unlink()
     refused = run(*runs, "--output", tmp_path / "other.png")
-    assert "b: no metrics.csv in it, so there is no curve to draw" in refused.stderr
+    assert "b: no metrics.csv, so there is no curve to draw" in refused.stderr
     assert not (tmp_path / "other.png").exists()
 
 
@@ -221,7 +221,7 @@ def test_mistakes_get_one_line(two: tuple[Path, Path], tmp_path: Path) -> None:
         ((two[0], damaged), 2, "predictions.csv: cannot be read: score: Input should be a valid number"),
         ((two[0], broken), 2, "config.json: cannot be read: Invalid JSON"),
         ((*two, "--sort", "accuracy"), 2, "no column 'accuracy': expected one of run, batch_size, lr, val_top1,"),
-        ((*two, "--output", tmp_path / "curves.svg"), 2, "curves.svg: a PNG is drawn: name a file that ends with .png"),
+        ((*two, "--output", tmp_path / "curves.svg"), 2, "curves.svg: expected a file name that ends with .png"),
     ):
         answer = run(*arguments)
         assert said in " ".join(answer.stderr.split()), answer.stderr

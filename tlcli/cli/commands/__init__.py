@@ -1,1 +1,1 @@
-"""One file a command; each holds a `command` and imports what it needs when it runs."""
+"""Commands, one file each: `command`, which imports what it needs when it runs."""

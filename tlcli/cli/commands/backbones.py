@@ -1,11 +1,11 @@
-"""`tlcli backbones`: the CNNs in timm's registry."""
+"""`tlcli backbones`: list the backbones."""
 
 from __future__ import annotations
 
 import click
 
 from tlcli.cli import options
-from tlcli.cli.console import show
+from tlcli.cli.console import shorten, show
 from tlcli.cli.parsing import Command
 
 
@@ -13,23 +13,22 @@ from tlcli.cli.parsing import Command
 @click.argument("pattern", default="*")
 @options.json_option
 def command(pattern: str, as_json: bool) -> None:
-    """List the backbones there are.
+    """List the available backbones.
 
-    PATTERN is a part of the name, or a pattern with *, such as 'resnet*'.
+    PATTERN is part of a name, or a pattern with *, such as 'resnet*'.
     """
     from tlcli.contract.errors import NotFoundError
     from tlcli.training.models.list_backbones import list_backbones
 
-    found = list_backbones(pattern)
-    if not found:
+    backbones = list_backbones(pattern)
+    if not backbones:
         raise NotFoundError(f"no backbone matches {pattern!r}: `tlcli backbones` lists all of them")
-    rows = [{"name": one.name, "family": one.family, "pretrained": list(one.pretrained)} for one in found]
-    if as_json:
-        show(rows, [], as_json=True)
-    else:
-        short = [row | {"pretrained": _shorten(one.pretrained)} for row, one in zip(rows, found, strict=True)]
-        show(short, ["name", "family", "pretrained"], as_json=False)
-
-
-def _shorten(tags: tuple[str, ...]) -> str:
-    return ", ".join(tags[:3]) + (f", {len(tags) - 3} more" if len(tags) > 3 else "")
+    rows = [
+        {
+            "name": backbone.name,
+            "family": backbone.family,
+            "pretrained": list(backbone.pretrained) if as_json else shorten(backbone.pretrained),
+        }
+        for backbone in backbones
+    ]
+    show(rows, ["name", "family", "pretrained"], as_json)

@@ -1,4 +1,4 @@
-"""`tlcli bench`: put a load on a running server, and see what it makes of it."""
+"""`tlcli bench`: load-test a running server."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from tlcli.service.client.connection import Connection, ConnectionOptions
     from tlcli.service.client.load_test import Load, Measured
 
-_COLUMNS = ["load", "answered/s", "p50 ms", "p90 ms", "p95 ms", "p99 ms", "p99.9 ms", "refused", "codes"]
+_COLUMNS = ["load", "answered_per_s", "p50_ms", "p90_ms", "p95_ms", "p99_ms", "p99_9_ms", "refused", "codes"]
 
 
 class _Numbers(click.ParamType[Any]):
-    """`1,2,4`: positive numbers."""
+    """List of positive numbers, such as 1,2,4."""
 
     name = "N,N,..."
 
@@ -28,7 +28,11 @@ class _Numbers(click.ParamType[Any]):
         self._kind = kind
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
-        """Raises: BadParameter: not such a list."""
+        """Return the numbers.
+
+        Raises:
+            BadParameter: no list of positive numbers.
+        """
         if not isinstance(value, str):
             return tuple(value)
         try:
@@ -36,21 +40,25 @@ class _Numbers(click.ParamType[Any]):
         except ValueError:
             numbers = ()
         if not numbers or not all(0 < number < float("inf") for number in numbers):
-            self.fail(f"{value!r}: expected positive numbers with commas between them, such as 1,2,4", param, ctx)
+            self.fail(f"{value!r}: expected positive numbers separated by commas, such as 1,2,4", param, ctx)
         return numbers
 
 
 @click.command("bench", cls=Command)
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--model", default="", help="The model's name; needed where the server holds several.")
-@click.option("--version", default="", help="Its version.  [default: the latest]")
-@click.option("--cam", "method", metavar="METHOD", help="Ask for this map's values too, for example gradcam.")
-@click.option("--clients", type=_Numbers(int), help="Closed loops: each client asks when it has its answer.  [default: 1,2,4,8,16]")
-@click.option("--rate", "rates", type=_Numbers(float), help="Open loops instead: so many requests a second, come what may.")
-@click.option("--seconds", type=click.FloatRange(min=0.1), default=10.0, show_default=True, help="How long each step lasts.")
-@click.option("--warm-up", type=click.FloatRange(min=0), default=1.0, show_default=True, help="Seconds before that, not counted.")
-@click.option("--timeout", "timeout_s", type=click.FloatRange(min=0.001), default=30.0, show_default=True, help="Of a request, in seconds.")
-@click.option("--plot", type=click.Path(path_type=Path, dir_okay=False), help="Draw latency over throughput into this file.")
+@click.option("--model", default="", help="Name of the model; required if the server holds several.")
+@click.option("--version", default="", help="Version of the model.  [default: the latest]")
+@click.option("--cam", metavar="METHOD", help="Request the values of this map, too, such as gradcam.")
+@click.option("--clients", type=_Numbers(int), help="Closed loop: numbers of concurrent clients to try.  [default: 1,2,4,8,16]")
+@click.option("--rate", "rates", type=_Numbers(float), help="Open loop instead: requests per second to try, Poisson arrivals.")
+@click.option("--seconds", type=click.FloatRange(min=0.1), default=10.0, show_default=True, help="Duration of each step.")
+@click.option(
+    "--warm-up", type=click.FloatRange(min=0), default=1.0, show_default=True, help="Seconds before each step that are not measured."
+)
+@click.option(
+    "--timeout", "timeout_s", type=click.FloatRange(min=0.001), default=30.0, show_default=True, help="Seconds to wait for an answer."
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Draw latency over throughput to this image file.")
 @options.server_options
 @options.json_option
 @options.quiet_option
@@ -58,27 +66,28 @@ def command(
     images: tuple[Path, ...],
     model: str,
     version: str,
-    method: str | None,
+    cam: str | None,
     clients: tuple[int, ...] | None,
     rates: tuple[float, ...] | None,
     seconds: float,
     warm_up: float,
     timeout_s: float,
-    plot: Path | None,
+    output: Path | None,
     host: str,
     port: int | None,
     how: ConnectionOptions,
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Put a load on a running server: throughput, latencies, refusals.
+    """Load-test a running server: throughput, latency, rejected requests.
 
-    IMAGES are files and folders; they are sent in turn, as they are. Run it on another machine than the server's,
-    or count what it takes itself.
+    IMAGES are files and folders; they are sent in turn, unchanged. Run it on another machine than the server's: on the same one it
+    takes part of the cores.
+
+    \b
+    tlcli bench FOLDER --clients 1,8,32 --cam gradcam
     """
     from tlcli.contract.errors import SettingsError
-    from tlcli.contract.images import decoding as reading
-    from tlcli.contract.images.find_images import Skipped, describe
     from tlcli.service import Client
     from tlcli.service.client.connection import Connection
     from tlcli.service.client.load_test import Load
@@ -87,26 +96,25 @@ def command(
     from tlcli.service.types.query import MapQuery, Query
 
     if clients and rates:
-        raise SettingsError("--clients and --rate: closed loops or open ones, not both")
+        raise SettingsError("--clients and --rate: a closed loop or an open one, not both")
     loads = [Load(rate=rate) for rate in rates] if rates else [Load(clients=int(count)) for count in clients or (1, 2, 4, 8, 16)]
     console = Console(quiet)
-    query = Query(model=model, version=version, map=MapQuery(method) if method else None)
+    query = Query(model=model, version=version, map=MapQuery(cam) if cam else None)
     options.check_images(images)
-    skipped: list[Skipped] = []
-    found = reading.find(images, skipped)
-    for line in describe(skipped):
-        console.say(line)
-    messages = [write_request(with_image(query, path)).SerializeToString() for path in found]
-    how["retries"] = 0  # or what is refused would not be seen
+    paths = options.find_images(images, console)
+    messages = [write_request(with_image(query, path)).SerializeToString() for path in paths]
+    how["retries"] = 0  # rejected requests are to be counted
     with Client(host, port, **how) as client:
-        client.classify(found[0], model=model, version=version, cam=method)  # says what is wrong, if anything is
+        client.classify(paths[0], model=model, version=version, cam=cam)  # raises what is wrong with the request
     measured = []
     for load in loads:
         console.say(f"{_name(load)} for {seconds:g} s")
         measured.append(asyncio.run(_measure(Connection(host, port, **how), messages, load, seconds, warm_up, timeout_s)))
-    show([_row(one) for one in measured], _COLUMNS, as_json)
-    if plot is not None:
-        _draw(plot, measured)
+    rows = [_row(step) for step in measured]
+    legible = [_legible(row, step.load) for row, step in zip(rows, measured, strict=True)]
+    show(rows if as_json else legible, _COLUMNS, as_json)
+    if output is not None:
+        _draw(output, measured)
 
 
 async def _measure(connection: Connection, messages: list[bytes], load: Load, seconds: float, warm_up: float, timeout_s: float) -> Measured:
@@ -120,14 +128,24 @@ def _name(load: Load) -> str:
     return f"{load.clients} client{'s' if load.clients > 1 else ''}" if load.clients else f"{load.rate:g} requests/s"
 
 
-def _row(one: Measured) -> dict[str, Any]:
+def _row(step: Measured) -> dict[str, Any]:
+    """Return the figures of one step: numbers, and the answers by gRPC code."""
     from tlcli.service.client.load_test import PERCENTILES
 
-    row: dict[str, Any] = {"load": _name(one.load), "answered/s": round(one.throughput, 2)}
-    row.update({f"p{percent:g} ms": round(one.percentile_ms(percent), 2) if one.answered else None for percent in PERCENTILES})
-    row["refused"] = len(one.refused_s)
-    row["codes"] = ", ".join(f"{code} {count}" for code, count in sorted(one.codes.items()))
-    return row
+    row: dict[str, Any] = {
+        "clients": step.load.clients or None,
+        "rate": step.load.rate or None,
+        "answered_per_s": round(step.throughput, 2),
+    }
+    row |= {
+        f"p{percent:g}_ms".replace(".", "_"): round(step.percentile_ms(percent), 2) if step.answered else None for percent in PERCENTILES
+    }
+    return {**row, "refused": len(step.refused_s), "codes": dict(sorted(step.codes.items()))}
+
+
+def _legible(row: dict[str, Any], load: Load) -> dict[str, Any]:
+    """Return a row for the table: the load and the codes in one cell each."""
+    return {**row, "load": _name(load), "codes": ", ".join(f"{code} {count}" for code, count in row["codes"].items())}
 
 
 def _draw(path: Path, measured: list[Measured]) -> None:
@@ -139,12 +157,14 @@ def _draw(path: Path, measured: list[Measured]) -> None:
     from tlcli.contract.files.atomic_file import whole_file
 
     figure, axes = pyplot.subplots(figsize=(7, 4.5))
-    answered = [one for one in measured if one.answered]
+    answered = [step for step in measured if step.answered]
+    throughput = [step.throughput for step in answered]
     for percent in (50.0, 95.0, 99.0):
-        axes.plot([one.throughput for one in answered], [one.percentile_ms(percent) for one in answered], marker="o", label=f"p{percent:g}")
-    for one in answered:
-        axes.annotate(_name(one.load), (one.throughput, one.percentile_ms(50)), textcoords="offset points", xytext=(6, -12), fontsize=8)
-    axes.set(xlabel="answers a second", ylabel="latency, ms", ylim=(0, None), xlim=(0, None))
+        axes.plot(throughput, [step.percentile_ms(percent) for step in answered], marker="o", label=f"p{percent:g}")
+    for step in answered:
+        place = (step.throughput, step.percentile_ms(50))
+        axes.annotate(_name(step.load), place, textcoords="offset points", xytext=(6, -12), fontsize=8)
+    axes.set(xlabel="answers per second", ylabel="latency, ms", ylim=(0, None), xlim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend()
     figure.tight_layout()

@@ -1,4 +1,4 @@
-"""`tlcli classify`: the same answer as `predict`, over gRPC."""
+"""`tlcli classify`: classify images on a running server over gRPC."""
 
 from __future__ import annotations
 
@@ -10,32 +10,36 @@ from typing import TYPE_CHECKING
 import click
 
 from tlcli.cli import options
-from tlcli.cli.answer_output import ImageAnswer, OverlayFolder, Ranked, class_targets, columns, write_csv
+from tlcli.cli.answer_output import ImageAnswer, OverlayFolder, Ranked, columns, write_csv
 from tlcli.cli.console import Console, show
 from tlcli.cli.parsing import Command
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from tlcli.contract.errors import TlcliError
+    from tlcli.service import Classification, Client
     from tlcli.service.client.connection import ConnectionOptions
 
 
 @click.command("classify", cls=Command)
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--model", default="", help="The model's name; needed where the server holds several.")
-@click.option("--version", default="", help="Its version.  [default: the latest]")
+@click.option("--model", default="", help="Name of the model; required if the server holds several.")
+@click.option("--version", default="", help="Version of the model.  [default: the latest]")
 @options.answer_options
 @options.server_options
 @options.json_option
-@click.option("--jsonl", "as_lines", is_flag=True, help="Print each answer as it comes: a JSON object a line.")
+@click.option("--jsonl", "as_lines", is_flag=True, help="Print a JSON object per line, each as soon as it is answered.")
 @options.quiet_option
 def command(
     images: tuple[Path, ...],
     model: str,
     version: str,
-    methods: tuple[str, ...],
-    wanted: tuple[str, ...],
+    cams: tuple[str, ...],
+    classes: tuple[str, ...],
     softmax: bool,
     max_channels: int | None,
-    overlays: Path,
+    output: Path,
     csv_path: Path | None,
     top_k: int,
     host: str,
@@ -45,75 +49,106 @@ def command(
     as_lines: bool,
     quiet: bool,
 ) -> None:
-    """Ask a running server about images.
+    """Classify images on a running server.
 
-    IMAGES are files and folders; several are asked about at a time. An image that the server refuses is named,
-    the others are answered, and the exit code is 1.
+    IMAGES are files and folders; several are in flight at a time. An image that the server rejects is reported and skipped; the exit
+    code is then 1.
+
+    \b
+    tlcli classify image.jpg --cam gradcam
+    tlcli classify FOLDER --model NAME --jsonl
     """
-    from tlcli.contract.errors import ImageError, RequestError, SettingsError
+    from tlcli.contract.errors import SettingsError, TlcliError
     from tlcli.contract.files.display_name import printable
-    from tlcli.contract.images import decoding as reading
-    from tlcli.contract.images.find_images import Skipped, describe
-    from tlcli.contract.maps.method_names import require_methods
-    from tlcli.contract.maps.scorecam import is_score_cam
     from tlcli.service import Client
 
-    options.check_map_flags(methods, wanted, softmax, max_channels)
+    options.check_map_flags(cams, classes, softmax, max_channels)
     if as_json and as_lines:
-        raise SettingsError("--json and --jsonl: one array at the end or a line an image, not both")
+        raise SettingsError("--json and --jsonl: one array at the end, or a line per image, not both")
     console = Console(quiet)
     options.check_images(images)
-    skipped: list[Skipped] = []
-    found = reading.find(images, skipped)
-    for line in describe(skipped):
-        console.say(line)
-    folder = OverlayFolder(overlays)
+    paths = options.find_images(images, console)
+    folder = OverlayFolder(output)
     answers: list[ImageAnswer] = []
-    failed = 0
     with Client(host, port, **how) as client:
-        info = client.get_model(model, version) if wanted or "all" in methods else None
-        targets = class_targets(wanted, info.labels) if info is not None and wanted else ()
-        if info is not None and "all" in methods:
-            methods = require_methods(methods, [one.method for one in info.methods], f"model {info.model!r}")
-        streams = [
-            client.classify_stream(
-                found,
-                model=model,
-                version=version,
-                top_k=top_k,
-                cam=method,
-                classes=targets,
-                map_format="overlay",
-                softmax=softmax,
-                max_channels=(max_channels or 0) if method is not None and is_score_cam(method) else 0,
-            )
-            for method in methods or (None,)
-        ]
-        with console.progress("Classifying", len(found)) as advance:
-            for path, *streamed in zip(found, *streams, strict=True):
-                try:
-                    answer, *others = (one.result() for one in streamed)
-                except (ImageError, RequestError) as error:
-                    failed += 1
-                    click.echo(printable(f"left out: {error}"), err=True)
-                    if as_lines:
-                        click.echo(json.dumps({"path": printable(str(path)), "error": printable(str(error))}, ensure_ascii=False))
+        methods, targets = _maps(client, model, version, cams, classes)
+        outcomes = _classify(client, paths, model, version, top_k, methods, targets, softmax, max_channels)
+        with console.progress("Classifying", len(paths)) as advance:
+            for path, outcome in outcomes:
+                if isinstance(outcome, TlcliError):
+                    click.echo(printable(f"left out: {outcome}"), err=True)
+                    line = {"path": printable(str(path)), "error": printable(str(outcome))}
                 else:
-                    written = [
-                        folder.write(path, one.map.method, one.label, one.map.png)
-                        for drawn in (answer, *others)
-                        for one in drawn.predictions
-                        if one.map is not None and one.map.png is not None
-                    ]
-                    ranked = tuple(Ranked(one.label, one.class_id, one.score) for one in answer.predictions if one.rank <= top_k)
-                    answers.append(ImageAnswer(str(path), ranked, tuple(written)))
-                    if as_lines:
-                        click.echo(json.dumps(answers[-1].line(), ensure_ascii=False))
+                    answers.append(_image_answer(path, outcome, top_k, folder))
+                    line = answers[-1].line()
+                if as_lines:
+                    click.echo(json.dumps(line, ensure_ascii=False))
                 advance(1)
     if csv_path is not None and answers:
         write_csv(csv_path, answers)
     if not as_lines:
         show([row for answer in answers for row in answer.rows()], columns(answers), as_json)
-    if failed:
-        click.echo(f"{failed} of {len(found)} images were refused", err=True)
+    if failed := len(paths) - len(answers):
+        click.echo(f"{failed} of {len(paths)} images were rejected", err=True)
         sys.exit(1)
+
+
+def _maps(client: Client, model: str, version: str, cams: tuple[str, ...], classes: Sequence[str]) -> tuple[tuple[str, ...], Sequence[int]]:
+    """Return the maps to request and the classes to explain; the model is asked where a label or `all` needs it."""
+    if not classes and "all" not in cams:
+        return cams, ()
+    from tlcli.class_choice import class_targets
+    from tlcli.contract.maps.method_names import require_methods
+
+    info = client.get_model(model, version)
+    methods = require_methods(cams, [output.method for output in info.methods], f"model {info.model!r}") if "all" in cams else cams
+    return methods, class_targets(classes, info.labels, "--cam-class") if classes else ()
+
+
+def _classify(
+    client: Client,
+    paths: Sequence[Path],
+    model: str,
+    version: str,
+    top_k: int,
+    methods: Sequence[str],
+    targets: Sequence[int],
+    softmax: bool,
+    max_channels: int | None,
+) -> Iterator[tuple[Path, list[Classification] | TlcliError]]:
+    """Yield each image with its answers, one per map, or with the error that it met. Each map is a stream of its own."""
+    from tlcli.contract.errors import ImageError, RequestError
+    from tlcli.contract.maps.scorecam import is_score_cam
+
+    streams = [
+        client.classify_stream(
+            paths,
+            model=model,
+            version=version,
+            top_k=top_k,
+            cam=method,
+            classes=targets,
+            map_format="overlay",
+            softmax=softmax,
+            max_channels=(max_channels or 0) if method is not None and is_score_cam(method) else 0,
+        )
+        for method in methods or (None,)
+    ]
+    for path, *streamed in zip(paths, *streams, strict=True):
+        try:
+            yield path, [answer.result() for answer in streamed]
+        except (ImageError, RequestError) as error:
+            yield path, error
+
+
+def _image_answer(path: Path, classified: Sequence[Classification], top_k: int, folder: OverlayFolder) -> ImageAnswer:
+    """Write the overlays of an image, and return its best classes."""
+    overlays = tuple(
+        folder.write(path, prediction.map.method, prediction.label, prediction.map.png)
+        for classification in classified
+        for prediction in classification.predictions
+        if prediction.map is not None and prediction.map.png is not None
+    )
+    best = classified[0].predictions
+    ranked = tuple(Ranked(prediction.label, prediction.class_id, prediction.score) for prediction in best if prediction.rank <= top_k)
+    return ImageAnswer(str(path), ranked, overlays)

@@ -1,4 +1,4 @@
-"""`tlcli compare`: several runs side by side."""
+"""`tlcli compare`: compare runs side by side."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tlcli.cli import options
 from tlcli.cli.console import show
 from tlcli.cli.parsing import Command
 
@@ -18,18 +19,18 @@ if TYPE_CHECKING:
 
 @click.command("compare", cls=Command)
 @click.argument("runs", nargs=-1, required=True, metavar="RUN RUN ...", type=click.Path(path_type=Path))
-@click.option("--sort", "column", metavar="FIELD", help="Order the runs by this column, the best first.  [default: as they are given]")
+@click.option("--sort", "column", metavar="FIELD", help="Sort the runs by this column, the best first.  [default: in the order given]")
 @click.option(
-    "--output", type=click.Path(path_type=Path, dir_okay=False), help="Draw the validation curves of all runs over each other, as a PNG."
+    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Draw the validation curves of all runs to this PNG file."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the table, and what is said of it, as JSON.")
+@options.json_option
 def command(runs: tuple[Path, ...], column: str | None, output: Path | None, as_json: bool) -> None:
-    """Show several runs side by side: in what they differ, and how they did.
+    """Compare runs side by side: their settings, figures and significance.
 
-    RUN is a run's folder, such as runs/NAME. Only settings that are not the same in all of them are shown, each that was left open
-    with what it came to. Runs that were judged on other validation images are named: their figures cannot be compared.
+    RUN is a run's folder, such as runs/NAME. Only settings that differ between the runs are shown; unset ones with the value they
+    resolved to. Runs that were validated on other images are reported: their figures cannot be compared.
 
-    Two runs on the same validation images get McNemar's exact test as well: whether one is better by more than chance.
+    Two runs on the same validation images are also compared by McNemar's exact test.
 
     \b
     tlcli compare runs/a runs/b
@@ -39,9 +40,9 @@ def command(runs: tuple[Path, ...], column: str | None, output: Path | None, as_
     from tlcli.training.runs.summary import read_summary
 
     if len(runs) < 2:
-        raise click.UsageError("give two runs or more: their folders, such as runs/A runs/B")
+        raise click.UsageError("give two or more runs: their folders, such as runs/A runs/B")
     if output is not None and output.suffix.lower() != ".png":
-        raise click.BadParameter(f"{output}: a PNG is drawn: name a file that ends with .png", param_hint="--output")
+        raise click.BadParameter(f"{output}: expected a file name that ends with .png", param_hint="--output")
     records = [read_summary(run) for run in runs]
     compared = compare(records)
     rows = _ordered(compared, column)
@@ -67,9 +68,9 @@ def _ordered(compared: Comparison, column: str | None) -> tuple[dict[str, Any], 
 
 
 def _legible(row: dict[str, Any], settings: tuple[str, ...]) -> dict[str, Any]:
-    """A row for people: a rate of 1e-05 as it is, and whole seconds."""
-    told = {name: f"{value:g}" if name in settings and isinstance(value, float) else value for name, value in row.items()}
-    return {**told, "seconds": round(row["seconds"])}
+    """Return a row for the table: floats such as 1e-05 in short form, whole seconds."""
+    legible = {name: f"{value:g}" if name in settings and isinstance(value, float) else value for name, value in row.items()}
+    return {**legible, "seconds": round(row["seconds"])}
 
 
 def _draw(compared: Comparison, records: list[RunSummary], output: Path) -> None:
@@ -78,7 +79,7 @@ def _draw(compared: Comparison, records: list[RunSummary], output: Path) -> None
 
     without = [str(record.path) for record in records if not record.epochs]
     if without:
-        raise NotFoundError(f"{without[0]}: no metrics.csv in it, so there is no curve to draw: leave out --output, or this run")
+        raise NotFoundError(f"{without[0]}: no metrics.csv, so there is no curve to draw: leave out --output, or this run")
     names = [row["run"] for row in compared.rows]
     draw_compared(dict(zip(names, (record.epochs for record in records), strict=True)), output)
 
@@ -97,20 +98,20 @@ def _remarks(compared: Comparison, records: list[RunSummary]) -> list[str]:
     names = [row["run"] for row in compared.rows]
     if compared.others:
         them = ", ".join(compared.others)
-        return [f"\nnot comparable: {them}: judged on other validation images than {names[0]} (the data sets' fingerprints differ)"]
+        return [f"\nnot comparable: {them}: validated on other images than {names[0]} (the fingerprints of the data sets differ)"]
     if len(records) > 2:
-        return ["\nthe same validation images in all of them; give two of them for a test of their difference"]
+        return ["\nall runs were validated on the same images; compare two of them for a significance test"]
     if compared.test is None:
-        return ["\nno test of their difference: the predictions.csv of both, on images of the same names, are needed for one"]
+        return ["\nno significance test: it needs the predictions.csv of both runs, for images of the same names"]
     test = compared.test
-    says = (
-        "more than chance would explain"
+    verdict = (
+        "significant at 0.05"
         if test.p < 0.05
-        else "no more than chance would explain"
+        else "not significant at 0.05"
         if test.only_first + test.only_second
-        else "they are right on the same ones"
+        else "both are correct on the same images"
     )
     return [
-        f"\nMcNemar's exact test on the same {len(records[0].predictions):,} validation images: {test.only_first} that only {names[0]}"
-        f" has right, {test.only_second} that only {names[1]} has right, p = {test.p:.3g}: {says}"
+        f"\nMcNemar's exact test on the same {len(records[0].predictions):,} validation images: {test.only_first} correct in"
+        f" {names[0]} only, {test.only_second} in {names[1]} only, p = {test.p:.3g}: {verdict}"
     ]

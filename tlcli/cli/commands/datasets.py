@@ -1,4 +1,4 @@
-"""`tlcli datasets`: those known by name."""
+"""`tlcli datasets`: list the known data sets."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from tlcli.cli.parsing import Command
 @click.command("datasets", cls=Command)
 @options.json_option
 def command(as_json: bool) -> None:
-    """List the data sets known by name.
+    """List the known data sets.
 
-    Any folder in the ImageFolder layout, and any data set spec that timm takes, works as well.
+    `tlcli finetune` also takes any folder in the ImageFolder layout, and any data set spec of timm.
     """
     from dataclasses import asdict
 

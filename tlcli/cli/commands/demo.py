@@ -1,4 +1,4 @@
-"""`tlcli demo`: the whole road on images that the project draws itself."""
+"""`tlcli demo`: the whole workflow on images that the project draws."""
 
 from __future__ import annotations
 
@@ -22,23 +22,21 @@ if TYPE_CHECKING:
     from tlcli.service import Prediction
 
 BACKBONE = "test_resnet"
-"""Timm's smallest ResNet, half a million weights: it learns the shapes in a minute."""
+"""The smallest ResNet of timm, half a million weights: it learns the shapes in a minute."""
 EPOCHS = 9
 SHEET = 9
-"""Images on the sheet of answers."""
+"""Number of images on the sheet of answers."""
 
 
 @click.command("demo", cls=Command)
-@click.option(
-    "--output", type=click.Path(path_type=Path, file_okay=False), default=Path("demo"), show_default=True, help="Folder for all of it."
-)
+@options.folder_option("demo", "Folder for the run, the model and the answers.")
 @options.seed_option
 @options.quiet_option
 def command(output: Path, seed: int, quiet: bool) -> None:
-    """All of it in one go, with nothing downloaded.
+    """Train, export, serve and classify on drawn images; nothing is downloaded.
 
-    Draws images of shapes, trains a small ResNet on them from nothing, exports it with its maps, checks the
-    file, serves it, asks it over gRPC, and lays the map over the image.
+    Draws images of shapes, trains a small ResNet on them from random weights, exports it with its maps, checks the file, serves it,
+    classifies an image over gRPC, and draws the map over the image.
     """
     from tlcli.cli.commands.export import report
     from tlcli.cli.finetune_settings import finetune_config
@@ -49,7 +47,7 @@ def command(output: Path, seed: int, quiet: bool) -> None:
     console = Console(quiet)
     began = time.monotonic()
     run_folder = _fresh(output / "runs" / "shapes")
-    console.say(f"1. a small ResNet ({BACKBONE}) learns drawn shapes from random weights, {EPOCHS} epochs: nothing is downloaded")
+    console.say(f"1. train a small ResNet ({BACKBONE}) on drawn shapes from random weights, {EPOCHS} epochs: nothing is downloaded")
     config = finetune_config(
         backbone=BACKBONE,
         # Maps of 8x8 instead of 2x2 for images of 64x64. Pooling by the maximum puts them on the shape: docs/log.md, "The pointing game".
@@ -69,25 +67,25 @@ def command(output: Path, seed: int, quiet: bool) -> None:
     )
     result = finetune(config, progress=console.progress, log=console.say)
 
-    console.say("2. export to one ONNX file with the maps in its graph")
+    console.say("2. export it to one ONNX file with maps in its graph")
     models = output / "models"
     run = load_run(result.path)
     exported = export_run(run, name="shapes", repository=models, say=console.say)
     report(exported, console)
 
-    console.say("3. serve it, and ask over gRPC")
+    console.say("3. serve it, and classify images over gRPC")
     test = run.dataset().test
-    assert test is not None, "the drawn data set has a test part"
-    answers = _ask(models, [test.load(index) for index in range(0, len(test), len(test) // SHEET)][:SHEET], output, console)
+    assert test is not None, "the drawn data set has a test split"
+    answers = _classify(models, [test.load(index) for index in range(0, len(test), len(test) // SHEET)][:SHEET], output, console)
 
-    console.say(f"\ndone in {time.monotonic() - began:.0f} s. Look at:")
+    console.say(f"\ndone in {time.monotonic() - began:.0f} s; see:")
     for path in (*answers, *(run_folder / name for name in ("curves.png", "confusion_matrix.png", "mistakes.png"))):
         click.echo(path)
-    console.say("\nnext, on your own images (a folder a class):\n  tlcli finetune --backbone resnet50 --dataset FOLDER")
+    console.say("\nnext, on your own images (one folder per class):\n  tlcli finetune --backbone resnet50 --dataset FOLDER")
 
 
-def _ask(models: Path, images: list[Image], output: Path, console: Console) -> list[Path]:
-    """Start a server of our own, ask it, stop it; the paths of what was drawn of its answers."""
+def _classify(models: Path, images: list[Image], output: Path, console: Console) -> list[Path]:
+    """Start a server, classify the images, stop it; return the paths of the drawn answers."""
     from tlcli.cli.answer_output import OverlayFolder
     from tlcli.contract.errors import ServerError
     from tlcli.service import Client
@@ -100,14 +98,14 @@ def _ask(models: Path, images: list[Image], output: Path, console: Console) -> l
         with Client("127.0.0.1", _port(server)) as client:
             client.wait_until_ready(timeout_s=60)
             answer = client.classify(image, model="shapes", top_k=3, cam="gradcam", map_format="overlay")
-            others = [one.result() for one in client.classify_stream(images, model="shapes", cam="gradcam")]
+            others = [streamed.result() for streamed in client.classify_stream(images, model="shapes", cam="gradcam")]
     finally:
         server.send_signal(signal.SIGTERM)
         _, rest = server.communicate(timeout=60)
     if server.returncode != 0:
-        raise ServerError(f"the demo's server ended with {server.returncode}: {rest}")
-    for one in answer.predictions:
-        console.say(f"   {one.label}: {one.score:.4f}")
+        raise ServerError(f"the demo's server exited with {server.returncode}: {rest}")
+    for prediction in answer.predictions:
+        console.say(f"   {prediction.label}: {prediction.score:.4f}")
     timings = answer.timings
     console.say(f"   decoding {timings.decode_time_ns / 1e6:.1f} ms, inference with its map {timings.infer_time_ns / 1e6:.1f} ms")
     best = answer.predictions[0]
@@ -115,12 +113,12 @@ def _ask(models: Path, images: list[Image], output: Path, console: Console) -> l
     assert best.map.png is not None
     overlay = OverlayFolder(output / "overlays").write(image, best.map.method, best.label, best.map.png)
     sheet = output / "answers.png"
-    _draw_sheet(images, [one.predictions[0] for one in others], sheet)
+    _draw_sheet(images, [classified.predictions[0] for classified in others], sheet)
     return [image, Path(overlay), sheet]
 
 
 def _draw_sheet(images: list[Image], best: list[Prediction], path: Path) -> None:
-    """Each image above the map of its first class, enlarged, with that class and its score."""
+    """Draw each image above the map of its best class, enlarged, with that class and its score."""
     from PIL import Image, ImageDraw, ImageFont
 
     from tlcli.contract.files.atomic_file import whole_file
@@ -129,29 +127,30 @@ def _draw_sheet(images: list[Image], best: list[Prediction], path: Path) -> None
     side, gap, line = 128, 6, 20
     sheet = Image.new("RGB", (len(images) * (side + gap) + gap, 2 * (side + gap) + gap + line), "white")
     write, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
-    for number, (image, one) in enumerate(zip(images, best, strict=True)):
-        assert one.map is not None
-        assert one.map.values is not None
+    for number, (image, prediction) in enumerate(zip(images, best, strict=True)):
+        assert prediction.map is not None
+        assert prediction.map.values is not None
         large = image.resize((side, side), Image.Resampling.LANCZOS)
         left = gap + number * (side + gap)
         sheet.paste(large, (left, gap))
-        sheet.paste(overlay(large, one.map.values, (0, 0, side, side)), (left, 2 * gap + side))
-        write.text((left + side / 2, 2 * (gap + side) + line / 2 + 2), f"{one.label} {one.score:.0%}", fill="black", font=font, anchor="mm")
+        sheet.paste(overlay(large, prediction.map.values, (0, 0, side, side)), (left, 2 * gap + side))
+        text, place = f"{prediction.label} {prediction.score:.0%}", (left + side / 2, 2 * (gap + side) + line / 2 + 2)
+        write.text(place, text, fill="black", font=font, anchor="mm")
     with whole_file(path) as temporary:
         sheet.save(temporary)
 
 
 def _port(server: subprocess.Popen[str]) -> int:
-    """The port that the server chose, from its log."""
+    """Return the port that the server chose, from its log."""
     from tlcli.contract.errors import ServerError
 
     assert server.stderr is not None
-    heard = []
+    lines = []
     for line in server.stderr:
-        heard.append(line)
-        if found := re.search(r"listening on \S+:(\d+)", line):
-            return int(found[1])
-    raise ServerError(f"the demo's server did not start: {''.join(heard).strip()}")
+        lines.append(line)
+        if match := re.search(r"listening on \S+:(\d+)", line):
+            return int(match[1])
+    raise ServerError(f"the demo's server did not start: {''.join(lines).strip()}")
 
 
 def _fresh(path: Path) -> Path:

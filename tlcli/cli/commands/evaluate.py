@@ -1,4 +1,4 @@
-"""`tlcli evaluate`: how good the answers of an exported model are."""
+"""`tlcli evaluate`: measure the accuracy of an exported model on labelled images."""
 
 from __future__ import annotations
 
@@ -25,31 +25,24 @@ SUMMARY = "summary.json"
 @click.option(
     "--part",
     type=click.Choice(["train", "val", "test", "all"]),
-    help="Which images of the data set.  [default: test, or all where there is no such part]",
+    help="Split of the data set.  [default: test, or all if there is no test split]",
 )
-@click.option("--data-dir", type=click.Path(path_type=Path, file_okay=False), help="Where known data sets are kept.  [default: the cache]")
-@click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Images that the model is given at a time.")
+@options.data_dir_option
+@click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Images per run of the model.")
 @options.device_option
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("evaluate"),
-    show_default=True,
-    help="Folder for the results; where it holds something, the next free NAME-2, NAME-3.",
-)
+@options.folder_option("evaluate", "Folder for the results; if it holds files, the next free NAME-2, NAME-3.")
 @options.json_option
 @options.quiet_option
 def command(
-    model: Path, data: str, part: str | None, data_dir: Path | None, batch_size: int, device: str, out: Path, as_json: bool, quiet: bool
+    model: Path, data: str, part: str | None, data_dir: Path | None, batch_size: int, device: str, output: Path, as_json: bool, quiet: bool
 ) -> None:
-    """Measure how good a model's answers are, on labelled images.
+    """Measure the accuracy of an exported model on labelled images.
 
-    MODEL is a folder of the repository, such as models/NAME, or an ONNX file. DATA is a folder of images, a folder a class,
-    or a known data set; its classes are found in the model by their names. What is measured is what is served: the file, on
-    ONNX Runtime.
+    MODEL is a model's folder, such as models/NAME, or an ONNX file. DATA is a folder with one folder of images per class, or a known
+    data set; its classes are matched to the model's by name. The file is measured as it is served: on ONNX Runtime.
 
-    Prints precision, recall and F1 of each class, and writes them with the confusion matrix, the calibration, every
-    prediction, and the surest mistakes beside their maps (without maps, where the file has none).
+    Prints precision, recall and F1 of each class. Writes them to a folder, with the confusion matrix, the calibration, every
+    prediction, and the most confident mistakes beside their maps, if the model has maps.
 
     \b
     tlcli evaluate models/NAME PATH/TO/FOLDER
@@ -74,40 +67,40 @@ def command(
     options.check_images([data])
     opened = Model.open(file, device)
     description = opened.description
-    found = find_labelled(data, description, cast("PartName | None", part), data_dir, console.progress)
-    for line in describe(found.skipped):
+    labelled = find_labelled(data, description, cast("PartName | None", part), data_dir, console.progress)
+    for line in describe(labelled.skipped):
         console.say(line)
-    for left in found.left_out:
+    for left in labelled.left_out:
         click.echo(printable(f"left out: {left.name}: {left.reason}"), err=True)
-    logits = classify(opened, found.images, batch_size, console.progress)
-    scores = score(logits, torch.from_numpy(found.images.labels), description.labels)
+    logits = classify(opened, labelled.images, batch_size, console.progress)
+    scores = score(logits, torch.from_numpy(labelled.images.labels), description.labels)
 
-    out = fresh_folder(out)
-    kind = "" if found.part == "all" else f"{found.part} "
-    title = f"{description.name} on {kind or 'all '}images of {Path(found.where).name}"
-    figures.draw_confusion(scores, title, out / CONFUSION)
-    figures.draw_reliability(scores, title, out / RELIABILITY)
+    output = fresh_folder(output)
+    kind = "" if labelled.part == "all" else f"{labelled.part} "
+    title = f"{description.name} on {kind or 'all '}images of {Path(labelled.where).name}"
+    figures.draw_confusion(scores, title, output / CONFUSION)
+    figures.draw_reliability(scores, title, output / RELIABILITY)
     explain, title_of_maps = None, ""
     if description.methods:
         method = next((name for name in description.methods if name.partition("@")[0] == "gradcam"), description.methods[0])
         explain, title_of_maps = explained_by(opened, method), METHODS[method.partition("@")[0]].title
-    figures.draw_mistakes(explain, found.images, logits, description.labels, out / MISTAKES, kind.strip(), title_of_maps)
-    write_predictions(out / PREDICTIONS, predictions(found.images, logits, description.labels))
+    figures.draw_mistakes(explain, labelled.images, logits, description.labels, output / MISTAKES, kind.strip(), title_of_maps)
+    write_predictions(output / PREDICTIONS, predictions(labelled.images, logits, description.labels))
     about = {
         "model": str(opened.path),
         "name": description.name,
         "data": data,
-        "part": found.part,
-        "left_out": [{"name": printable(left.name), "reason": left.reason} for left in found.left_out],
-        "skipped": [{"name": printable(one.name), "reason": one.reason} for one in found.skipped],
+        "part": labelled.part,
+        "left_out": [{"name": printable(left.name), "reason": left.reason} for left in labelled.left_out],
+        "skipped": [{"name": printable(file.name), "reason": file.reason} for file in labelled.skipped],
     }
-    _write_summary(out / SUMMARY, about | {"scores": scores.model_dump(mode="json")})
-    rows = [{"class": one.label, **one.model_dump(exclude={"label"})} for one in scores.classes if one.count]
+    _write_summary(output / SUMMARY, about | {"scores": scores.model_dump(mode="json")})
+    rows = [{"class": row.label, **row.model_dump(exclude={"label"})} for row in scores.classes if row.count]
     show(rows, ["class", "count", "precision", "recall", "f1"], as_json)
-    top5 = "" if scores.top5 is None else f", {scores.top5:.2%} among the first five"
+    top5 = "" if scores.top5 is None else f", top-5 {scores.top5:.2%}"
     console.say(
-        f"\n{scores.top1:.2%} of {scores.count:,} images right{top5}; macro F1 {scores.macro_f1:.4f}, loss {scores.loss:.4f},"
-        f" expected calibration error {scores.calibration.ece:.2%}\nwritten: {out}. Look at {out / CONFUSION} and {out / MISTAKES}"
+        f"\ntop-1 {scores.top1:.2%} of {scores.count:,} images{top5}; macro F1 {scores.macro_f1:.4f}, loss {scores.loss:.4f},"
+        f" expected calibration error {scores.calibration.ece:.2%}\nwritten: {output}; see {output / CONFUSION} and {output / MISTAKES}"
     )
 
 

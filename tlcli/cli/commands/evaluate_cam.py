@@ -1,7 +1,8 @@
-"""`tlcli evaluate-cam`: how good the maps of an exported model are."""
+"""`tlcli evaluate-cam`: measure the maps of an exported model."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -11,13 +12,15 @@ from tlcli.cli.console import Console, show
 from tlcli.cli.finetune_settings import check_data_dir
 from tlcli.cli.parsing import Command
 
+OWN_CLASS = "own"
+
 
 def _names(_: click.Context, option: click.Parameter, value: str | None) -> tuple[str, ...] | None:
     if value is None:
         return None
     names = tuple(name for name in (part.strip() for part in value.split(",")) if name)
     if not names:
-        raise click.BadParameter(f"--{option.name}: no name came, one or more with commas were expected")
+        raise click.BadParameter(f"{value!r}: no name: expected one or more, separated by commas")
     return names
 
 
@@ -25,84 +28,84 @@ def _names(_: click.Context, option: click.Parameter, value: str | None) -> tupl
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("data")
 @click.option(
-    "--methods",
-    callback=_names,
-    metavar="A,B",
-    help="Maps to judge, or `all`.  [default: all but scorecam and ablationcam, which take minutes]",
+    "--cam",
+    "cams",
+    metavar="METHOD",
+    multiple=True,
+    callback=options.parse_names,
+    help="Maps to measure, several with commas, or `all`.  [default: all but scorecam and ablationcam, which take minutes]",
 )
-@click.option("--metrics", callback=_names, metavar="A,B", help="What to measure.  [default: all that the data allows]")
-@click.option("--limit", type=click.IntRange(min=1), default=200, show_default=True, help="Images, spread evenly over the classes.")
+@click.option("--metrics", callback=_names, metavar="A,B", help="Metrics to compute.  [default: all that the data allows]")
+@click.option("--limit", type=click.IntRange(min=1), default=200, show_default=True, help="Number of images, spread over the classes.")
 @click.option(
-    "--explain",
-    type=click.Choice(["predicted", "label"]),
-    default="predicted",
+    "--cam-class",
+    "class_name",
+    metavar="CLASS",
+    default="-1",
     show_default=True,
-    help="The class whose map is judged: the model's first, or the image's own (its folder's name).",
+    help=f"Explain this class: a label, an id, -r for rank r, or `{OWN_CLASS}` for each image's own class (its folder's name).",
 )
 @click.option(
-    "--steps", type=click.IntRange(min=1), default=20, show_default=True, help="Equal shares of the pixels, for deletion and insertion."
+    "--steps",
+    type=click.IntRange(min=1),
+    default=20,
+    show_default=True,
+    help="Steps of deletion and insertion: equal shares of the pixels.",
 )
-@click.option(
-    "--softmax", type=click.Choice(["off", "on"]), default="off", show_default=True, help="Explain the class's probability, not its logit."
-)
-@click.option("--data-dir", type=click.Path(path_type=Path, file_okay=False), help="Where known data sets are kept.  [default: the cache]")
-@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Images that the model is given at a time.")
+@click.option("--softmax", is_flag=True, help="Explain the softmax probability of the class instead of its logit.")
+@options.data_dir_option
+@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Images per run of the model.")
 @options.seed_option
 @options.device_option
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("evaluate-cam"),
-    show_default=True,
-    help="Folder for the results.",
-)
+@options.folder_option("evaluate-cam", "Folder for the results; if it holds files, the next free NAME-2, NAME-3.")
 @options.json_option
 @options.quiet_option
 def command(
     model: Path,
     data: str,
-    methods: tuple[str, ...] | None,
+    cams: tuple[str, ...],
     metrics: tuple[str, ...] | None,
     limit: int,
-    explain: str,
+    class_name: str,
     steps: int,
-    softmax: str,
+    softmax: bool,
     data_dir: Path | None,
     batch_size: int,
     seed: int,
     device: str,
-    out: Path,
+    output: Path,
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Measure how good a model's maps are, each method beside the others.
+    """Measure the maps of an exported model, method by method.
 
-    MODEL is a folder of the repository, such as models/NAME, or an ONNX file. DATA is a folder of images, a folder a class,
-    or a known data set; its test part is used if it has one. What is measured is what is served: the file, on ONNX Runtime.
+    MODEL is a model's folder, such as models/NAME, or an ONNX file. DATA is a folder with one folder of images per class, or a known
+    data set; its test split is used if it has one. The file is measured as it is served: on ONNX Runtime.
 
     \b
-    deletion, insertion   the class's probability as the pixels that matter go, or come (RISE); area under the curve
-    road                  the same with filled-in pixels, least relevant first less most relevant first (ROAD)
-    average_drop          confidence lost where only what the map shows is left (Grad-CAM++)
-    increase              share of the images where it grows instead (Grad-CAM++)
-    pointing              the largest point lies on the object (excitation backprop)
+    deletion, insertion   area under the curve of the class's probability while the
+                          most important pixels are removed or inserted (RISE)
+    road                  the same with imputed pixels: least minus most relevant first (ROAD)
+    average_drop          confidence lost when only the mapped region is kept (Grad-CAM++)
+    increase              share of images whose confidence rises instead (Grad-CAM++)
+    pointing              share of maps whose maximum is on the object (excitation backprop)
     energy                share of the map on the object (Score-CAM)
 
-    The last two need boxes.json or a folder masks in DATA, and mean most with --explain label. All are shares, from 0 to 1,
-    but road, from -0.5 to 0.5. Beside the methods stand two maps that know nothing: random, and a spot in the centre.
-    Changed images are rounded to 8 bits, which is what a served model takes. The model is asked about some fifty of them
-    for each map of each image: begin with a small --limit.
+    The last two need boxes.json or a folder masks in DATA, and mean most with --cam-class own. All values are shares, from 0 to 1; road
+    ranges from -0.5 to 0.5. Two baselines are measured beside the methods: a random map and a centered blob. Changed images are
+    rounded to 8 bits, which is what a served model accepts. Each map of each image takes about fifty runs of the model: begin with a
+    small --limit.
 
     \b
     tlcli evaluate-cam models/shapes shapes
-    tlcli evaluate-cam models/NAME PATH/TO/FOLDER --methods gradcam,layercam --limit 50
+    tlcli evaluate-cam models/NAME PATH/TO/FOLDER --cam gradcam,layercam --limit 50
     """
     from tlcli.contract.files.atomic_file import fresh_folder
     from tlcli.contract.files.display_name import printable
     from tlcli.contract.images.find_images import describe
     from tlcli.contract.model.onnx_model import Model
     from tlcli.evaluation.baselines import BASELINES
-    from tlcli.evaluation.cam_dataset import label_ids, open_images
+    from tlcli.evaluation.cam_dataset import open_images
     from tlcli.evaluation.cam_metrics import DELETION, INSERTION
     from tlcli.evaluation.cam_report import PLOT, table_rows, write_report
     from tlcli.evaluation.measure_maps import Settings, choose_methods, choose_metrics, measure, probes_per_map
@@ -114,56 +117,71 @@ def command(
     options.check_images([data])
     opened = Model.open(file, device)
     description = opened.description
-    chosen = choose_methods(opened, methods)
+    chosen = choose_methods(opened, cams or None)
     images = open_images(data, limit, seed, data_dir, console.progress)
     settings = Settings(
         methods=chosen,
         metrics=choose_metrics(images, metrics),
         steps=steps,
         seed=seed,
-        class_ids=label_ids(images.classes, description.labels, images.where, ", or use --explain predicted")
-        if explain == "label"
-        else None,
-        softmax=softmax == "on",
+        class_ids=_class_ids(class_name, images.classes, description.labels, images.where),
+        softmax=softmax,
         batch_size=batch_size,
     )
     if options.is_given_by_flag("steps") and not {DELETION, INSERTION} & set(settings.metrics):
-        raise click.UsageError(f"--steps is for {DELETION} and {INSERTION}: name one of them with --metrics, or leave it out")
-    asked = len(images) * len(settings.names) * probes_per_map(settings)
+        raise click.UsageError(f"--steps applies to {DELETION} and {INSERTION}: add one of them with --metrics, or leave it out")
+    runs = len(images) * len(settings.names) * probes_per_map(settings)
     console.say(
-        f"{len(chosen)} maps of {description.name} and {len(BASELINES)} that know nothing,"
-        f" on {len(images):,} images of {images.where} ({images.part}): the model is asked {asked:,} times"
+        f"{len(chosen)} maps of {description.name} and {len(BASELINES)} baselines"
+        f" on {len(images):,} images of {images.where} ({images.part}): {runs:,} images to classify"
     )
-    found = measure(opened, images, settings, console.progress)
+    measured = measure(opened, images, settings, console.progress)
     for line in describe(images.skipped):
         console.say(line)
     for left in images.left_out:
         click.echo(printable(f"left out: {left.reason}"), err=True)
-    if images.truth is not None and (found.without_region or found.outside):
+    if images.truth is not None and (measured.without_region or measured.outside):
         console.say(
-            f"of {len(found.images)} images, {found.without_region} without a box and {found.outside} with theirs outside of what the"
-            " network sees: left out of pointing and energy"
+            f"left out of pointing and energy: {measured.without_region} images without a box and {measured.outside} with the box outside"
+            f" the network's input, of {len(measured.images)}"
         )
-    judged = f"{len(found.images):,} images of {Path(images.where).name} ({images.part})"
+    subject = f"{len(measured.images):,} images of {Path(images.where).name} ({images.part})"
     about = {
         "model": str(opened.path),
         "name": description.name,
         "data": data,
         "part": images.part,
-        "images": len(found.images),
+        "images": len(measured.images),
         "left_out": [{"name": printable(left.name), "reason": left.reason} for left in images.left_out],
-        "skipped": [{"name": printable(one.name), "reason": one.reason} for one in images.skipped],
-        "without_box": found.without_region,
-        "box_outside": found.outside,
-        "probability": sum(image.probability for image in found.images) / len(found.images),
-        "explain": explain,
+        "skipped": [{"name": printable(file.name), "reason": file.reason} for file in images.skipped],
+        "without_box": measured.without_region,
+        "box_outside": measured.outside,
+        "probability": sum(image.probability for image in measured.images) / len(measured.images),
+        "cam_class": class_name,
         "softmax": settings.softmax,
         "steps": steps,
         "seed": seed,
     }
-    title = f"Maps of {description.name} for the {'predicted' if explain == 'predicted' else 'true'} class, on {judged}"
-    out = fresh_folder(out)
-    written = write_report(out, found, description.labels, about, title)
-    rows = table_rows(found)
+    explained = {"-1": "the predicted class", OWN_CLASS: "the true class"}.get(class_name, f"class {class_name}")
+    title = f"Maps of {description.name} for {explained}, on {subject}"
+    output = fresh_folder(output)
+    written = write_report(output, measured, description.labels, about, title)
+    rows = table_rows(measured)
     show(rows, ["method", *(column.name for column in settings.columns if column.shown)], as_json)
-    console.say(f"\nwritten: {', '.join(str(path) for path in written)}. Look at {out / PLOT}")
+    console.say(f"\nwritten: {', '.join(str(path) for path in written)}; see {output / PLOT}")
+
+
+def _class_ids(class_name: str, classes: Sequence[str], labels: Sequence[str], where: str) -> dict[str, int] | None:
+    """Return the target to explain for each class of the data set; None for the best class of each image.
+
+    Raises:
+        DatasetError: a class of the data set that the model does not have, with `own`.
+        RequestError: a class that the model does not have.
+    """
+    from tlcli.class_choice import FIRST_RANKED, class_targets
+    from tlcli.evaluation.cam_dataset import label_ids
+
+    if class_name == OWN_CLASS and OWN_CLASS not in labels:
+        return label_ids(classes, labels, where, f", or use --cam-class {FIRST_RANKED}")
+    (target,) = class_targets([class_name], labels, "--cam-class")
+    return None if target == FIRST_RANKED else dict.fromkeys(classes, target)

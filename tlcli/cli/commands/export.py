@@ -1,4 +1,4 @@
-"""`tlcli export`: a run, or a backbone as it is, to one ONNX file."""
+"""`tlcli export`: write a run, or a published backbone, to one ONNX file."""
 
 from __future__ import annotations
 
@@ -18,6 +18,27 @@ if TYPE_CHECKING:
     from tlcli.exports.fold_temperature import Temperature
     from tlcli.training.models.network import Network
 
+GROUPS = {
+    "Output": ("output", "name", "quiet"),
+    "Maps": ("cams", "layers", "list_them"),
+    "Model": ("dynamic_size", "temperature"),
+    "Precision": ("precision", "calibration_paths", "calibration_images", "max_accuracy_drop", "min_map_correlation", "seed"),
+    "Checks": ("check_images", "image_paths", "dataset", "data_dir"),
+    "Backbone, instead of a run": (
+        "backbone",
+        "weights",
+        "model_kwargs",
+        "image_size",
+        "crop_pct",
+        "crop_mode",
+        "interpolation",
+        "mean",
+        "std",
+        "label_file",
+    ),
+}
+"""Parameters under each heading of the help text."""
+
 
 def _parse_temperature(ctx: click.Context, option: click.Parameter, value: str) -> Temperature:
     try:
@@ -26,73 +47,83 @@ def _parse_temperature(ctx: click.Context, option: click.Parameter, value: str) 
         raise click.BadParameter(f"{value!r}: expected a number above 0, or fit") from None
 
 
-@click.command("export", cls=Command)
+@click.command("export", cls=Command, groups=GROUPS)
 @click.argument("run", required=False, type=click.Path(path_type=Path))
-@options.models_option
-@click.option("--name", help="The model's name.  [default: the run's, or the backbone's]")
-@click.option("--methods", help="Map methods for the graph, with commas, or `none`.  [default: all that the head allows]")
+@options.folder_option("models", "Model repository; the file becomes OUTPUT/NAME/VERSION/model.onnx.")
+@click.option("--name", help="Name of the model.  [default: the run's, or the backbone's]")
+@click.option(
+    "--cam",
+    "cams",
+    metavar="METHOD",
+    multiple=True,
+    help="Map methods for the graph, several with commas, or `none`.  [default: all that the network allows]",
+)
 @click.option(
     "--cam-layer",
     "layers",
     multiple=True,
     metavar="LAYER",
-    help="Explain this layer, by its module's name. May be repeated: the maps are then fused too.  [default: the last one with an extent]",
+    help="Explain this layer, by module name. May be repeated: the maps are fused, too.  [default: the last spatial layer]",
 )
-@click.option("--list-cam-layers", "list_them", is_flag=True, help="List the layers that maps can explain, and export nothing.")
-@click.option("--dynamic-size", is_flag=True, help="Let the file take images of any height and width.")
+@click.option("--list-cam-layers", "list_them", is_flag=True, help="List the layers that maps can explain, and exit.")
+@click.option("--dynamic-size", is_flag=True, help="Accept images of any height and width.")
 @click.option(
     "--temperature",
     default="1",
     show_default=True,
     metavar="NUMBER|fit",
     callback=_parse_temperature,
-    help="Divide the logits by it, so that scores mean more; `fit` finds the one that suits the run's validation part.",
+    help="Divide the logits by this temperature to calibrate the scores; `fit` finds it on the run's validation split.",
 )
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "fp16", "int8"]),
     default="fp32",
     show_default=True,
-    help="Smaller numbers: fp16 for GPUs; int8 for CPUs, calibrated on the run's training images.",
+    help="fp16 for GPUs; int8 for CPUs, calibrated on the run's training images.",
 )
 @click.option(
     "--calibration",
     "calibration_paths",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="With --backbone: images to calibrate int8 on, files or folders. May be repeated.",
+    help="Images to calibrate int8 on, files or folders, with --backbone. May be repeated.",
 )
-@click.option("--calibration-images", type=click.IntRange(min=1), help="How many images to calibrate int8 on.  [default: 256]")
+@click.option("--calibration-images", type=click.IntRange(min=1), help="Number of images to calibrate int8 on.  [default: 256]")
 @click.option(
     "--max-accuracy-drop",
     type=click.FloatRange(min=0),
     metavar="POINTS",
-    help="Percentage points that smaller numbers may lose.  [default: 0.5; where classes are not known, 10 may change]",
+    help="Percentage points of accuracy that fp16 or int8 may lose.  [default: 0.5; without labels, 10 % of the predictions may change]",
 )
 @click.option(
     "--min-map-correlation",
     type=click.FloatRange(-1, 1),
     metavar="CORRELATION",
-    help="The least mean rank correlation of each map in smaller numbers with its map in fp32.  [default: 0.9]",
+    help="Minimum mean rank correlation of each map in fp16 or int8 with the map in fp32.  [default: 0.9]",
 )
-@click.option("--check-images", type=click.IntRange(min=1), default=16, show_default=True, help="How many images to check the file on.")
+@click.option("--check-images", type=click.IntRange(min=1), default=16, show_default=True, help="Number of images to check the file on.")
 @click.option(
     "--labels",
     "label_file",
     type=click.Path(path_type=Path),
-    help="With --backbone: a file of labels, one a line or JSON, in the order of the classes.",
+    help="File with the labels in the order of the classes, one per line or JSON, with --backbone.",
 )
-@click.option("--dataset", metavar="FOLDER", help="Where the run's images are now, if they have moved: they must be the same.")
-@click.option("--data-dir", type=click.Path(path_type=Path, file_okay=False), help="Likewise, of a data set known by name.")
-@click.option("--images", "image_paths", multiple=True, type=click.Path(path_type=Path), help="With --backbone: images to check on.")
+@click.option("--dataset", metavar="FOLDER", help="Where the run's images are now, if they have moved; they must be the same.")
+@click.option(
+    "--data-dir", type=click.Path(path_type=Path, file_okay=False), help="Where the run's known data set is now, if it has moved."
+)
+@click.option(
+    "--images", "image_paths", multiple=True, type=click.Path(path_type=Path), help="Images to check the file on, with --backbone."
+)
 @options.network_options
 @options.seed_option
 @options.quiet_option
 def command(
     run: Path | None,
-    models: Path,
+    output: Path,
     name: str | None,
-    methods: str | None,
+    cams: tuple[str, ...],
     layers: tuple[str, ...],
     list_them: bool,
     dynamic_size: bool,
@@ -112,35 +143,33 @@ def command(
     quiet: bool,
     **network: Any,
 ) -> None:
-    """Write a run, or a backbone as it is, to one ONNX file with maps in its graph.
+    """Write a run, or a published backbone, to one ONNX file with maps in its graph.
 
-    RUN is a run's folder, such as runs/NAME. Instead of it, --backbone exports a network with the classifier it
-    was published with: an ImageNet classifier with maps. The file is checked against PyTorch on images, and
-    put in place only if it agrees. Maps that are computed beside the graph (Eigen-CAM, Score-CAM and their kin) need nothing of it.
-    Smaller numbers (--precision) are tried on the run's validation part, and refused if they lose accuracy (--max-accuracy-drop) or change
-    the maps (--min-map-correlation) too much.
+    RUN is a run's folder, such as runs/NAME. --backbone instead exports a network with the classifier it was published with: an ImageNet
+    classifier with maps. The file is compared with PyTorch on images, and written only if it agrees. Maps that are computed outside the
+    graph (Eigen-CAM, Score-CAM and their variants) are always available.
+
+    fp16 and int8 are validated on the run's validation split, and rejected if accuracy (--max-accuracy-drop) or the maps
+    (--min-map-correlation) change too much.
+
+    \b
+    tlcli export runs/NAME
+    tlcli export --backbone resnet50 --cam gradcam,layercam
     """
-    if (run is None) == (backbone is None):
-        raise click.UsageError("give a run's folder, or --backbone NAME to export a network as it was published: one of the two")
-    if precision == "fp32" and max_accuracy_drop is not None:
-        raise click.UsageError("--max-accuracy-drop: is what smaller numbers may lose: add --precision fp16 or int8")
-    if precision != "int8" and calibration_images is not None:
-        raise click.UsageError("--calibration-images: nothing but --precision int8 is calibrated: add it, or leave the number out")
-    if precision == "fp32" and min_map_correlation is not None:
-        raise click.UsageError("--min-map-correlation: is for maps in smaller numbers: add --precision fp16 or int8")
-    chosen = _methods(methods)
-    if chosen == () and min_map_correlation is not None:
-        raise click.UsageError("--min-map-correlation with --methods none: there are no maps: leave one of them out")
-    if chosen == () and layers:
-        raise click.UsageError("--cam-layer with --methods none: says what maps explain, and there are none: leave one of them out")
-    if run is not None and precision != "int8" and options.is_given_by_flag("seed"):
-        raise click.UsageError("--seed: nothing but the images that --precision int8 is calibrated on is drawn: leave it out")
+    if run is None and backbone is None:
+        raise click.UsageError("nothing to export: give a run's folder, or --backbone NAME for a published network")
+    if run is not None and backbone is not None:
+        raise click.UsageError(f"{run} and --backbone {backbone}: give one of them")
+    chosen = _methods(cams)
+    _check_flags(run, precision, calibration_images, max_accuracy_drop, min_map_correlation, chosen, layers)
     if list_them:
         _refuse_with_list()
     console = Console(quiet)
     numbers = _numbers(precision, calibration_images, seed, max_accuracy_drop, min_map_correlation)
     if run is not None:
         options.require_backbone_flags((*network, "label_file", "image_paths", "calibration_paths"))
+        if not run.exists() and options.is_backbone(str(run)):
+            raise click.UsageError(f"{run}: a backbone, not a run: use --backbone {run}")
         from tlcli.exports import export_run
         from tlcli.training.runs.load_run import load_run
 
@@ -151,7 +180,7 @@ def command(
         exported = export_run(
             loaded,
             name=name or loaded.config.name or model_name(run.resolve().name),
-            repository=models,
+            repository=output,
             methods=chosen,
             layers=layers or None,
             dynamic_size=dynamic_size,
@@ -163,9 +192,9 @@ def command(
         )
     else:
         if dataset is not None or data_dir is not None:
-            raise click.UsageError("--dataset, --data-dir: a run's; with --backbone give --images or --calibration")
+            raise click.UsageError("--dataset, --data-dir: apply to a run; use --images or --calibration with --backbone")
         if temperature == "fit":
-            raise click.UsageError("--temperature fit: is found on a run's validation part; with --backbone give a number")
+            raise click.UsageError("--temperature fit: needs the validation split of a run; use a number with --backbone")
         labels = None if label_file is None else _read_labels(label_file)
         from tlcli.cli.finetune_settings import finetune_config
         from tlcli.exports import export_backbone
@@ -179,7 +208,7 @@ def command(
         exported = export_backbone(
             config,
             name=name or model_name(str(backbone)),
-            repository=models,
+            repository=output,
             labels=labels,
             image_paths=image_paths,
             methods=chosen,
@@ -195,33 +224,66 @@ def command(
     click.echo(exported.path)
 
 
-def _methods(text: str | None) -> tuple[str, ...] | None:
-    """The names in `--methods`; None for all that the head allows, empty for none."""
-    if text is None:
+def _check_flags(
+    run: Path | None,
+    precision: Precision,
+    calibration_images: int | None,
+    max_accuracy_drop: float | None,
+    min_map_correlation: float | None,
+    methods: tuple[str, ...] | None,
+    layers: tuple[str, ...],
+) -> None:
+    """Refuse flags that would have no effect.
+
+    Raises:
+        UsageError: such a flag.
+    """
+    if precision == "fp32" and max_accuracy_drop is not None:
+        raise click.UsageError("--max-accuracy-drop: applies to reduced precision: add --precision fp16 or int8")
+    if precision != "int8" and calibration_images is not None:
+        raise click.UsageError("--calibration-images: only int8 is calibrated: add --precision int8, or leave it out")
+    if precision == "fp32" and min_map_correlation is not None:
+        raise click.UsageError("--min-map-correlation: applies to reduced precision: add --precision fp16 or int8")
+    if methods == () and min_map_correlation is not None:
+        raise click.UsageError("--min-map-correlation with --cam none: there are no maps: leave one of them out")
+    if methods == () and layers:
+        raise click.UsageError("--cam-layer with --cam none: there are no maps: leave one of them out")
+    if run is not None and precision != "int8" and options.is_given_by_flag("seed"):
+        raise click.UsageError("--seed: only selects the calibration images of --precision int8: leave it out")
+
+
+def _methods(cams: tuple[str, ...]) -> tuple[str, ...] | None:
+    """Return the map methods in `--cam`; None for all that the network allows, empty for none."""
+    if not cams:
         return None
+    text = ",".join(cams)
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
     if not all(names) or ("none" in names and len(names) > 1):
-        raise click.UsageError(f"--methods {text!r}: expected map methods with commas between them, such as gradcam,layercam; or none")
+        raise click.UsageError(f"--cam {text!r}: expected map methods separated by commas, such as gradcam,layercam; or none")
     if names in (("none",), ("all",)):
         return () if names == ("none",) else None
     return names
 
 
 def _refuse_with_list() -> None:
-    """Refuse flags that say how a file is written, where none is."""
-    for name in ("methods", "layers", "name", "temperature", "precision", "label_file", "image_paths"):
+    """Refuse flags of the file with `--list-cam-layers`.
+
+    Raises:
+        UsageError: such a flag.
+    """
+    for name in ("cams", "layers", "name", "temperature", "precision", "label_file", "image_paths"):
         if options.is_given_by_flag(name):
             flag = next(parameter.opts[0] for parameter in click.get_current_context().command.params if parameter.name == name)
-            raise click.UsageError(f"{flag} with --list-cam-layers, which lists the layers and exports nothing: leave one of them out")
+            raise click.UsageError(f"{flag} with --list-cam-layers, which exports nothing: leave one of them out")
 
 
 def _read_labels(path: Path) -> list[str]:
-    """The labels; those that several classes share are named on standard error."""
+    """Return the labels; report those that several classes share."""
     from tlcli.contract.model.labels import LabelIndex, read_labels
 
     labels = read_labels(path)
     for label, ids in LabelIndex(labels).repeated().items():
-        click.echo(f"{path}: {label!r} is the label of the classes {', '.join(map(str, ids))}: only their ids tell them apart", err=True)
+        click.echo(f"warning: {path}: classes {', '.join(map(str, ids))} share the label {label!r}: use their ids", err=True)
     return labels
 
 
@@ -250,16 +312,16 @@ def _list_layers(network: Network) -> None:
 
 
 def report(exported: Exported, console: Console) -> None:
-    """Say how far the file is from PyTorch, and in smaller numbers from itself in float32."""
+    """Report the differences of the file from PyTorch, and of reduced precision from fp32."""
     parity = exported.parity
-    apart = ""
+    maps = ""
     if parity.maps:
         worst = max(parity.maps, key=lambda name: parity.maps[name])
-        apart = f", maps {parity.maps[worst]:.1e} of their largest value ({worst})"
+        maps = f", maps {parity.maps[worst]:.1e} of their largest value ({worst})"
     console.say(
         f"exported {exported.name} version {exported.version} with {', '.join(exported.description.methods) or 'no maps'}:"
-        f" on {parity.images} images the first class agrees on {parity.top1_agreement:.0%};"
-        f" largest differences: logits {parity.logits:.1e}{apart}"
+        f" the predicted class agrees with PyTorch on {parity.top1_agreement:.0%} of {parity.images} images;"
+        f" largest differences: logits {parity.logits:.1e}{maps}"
     )
     agreement = exported.description.provenance.agreement
     if agreement is not None:
@@ -267,17 +329,22 @@ def report(exported: Exported, console: Console) -> None:
 
 
 def _report_agreement(agreement: Agreement, precision: Precision, console: Console) -> None:
-    right = "" if agreement.top1 is None else f"right on {agreement.top1:.2%}, in fp32 on {agreement.top1_before:.2%}; "
-    quicker = f"; scores take {agreement.time:.2f} of the time on this CPU" if precision == "int8" else ""
+    accuracy = "" if agreement.top1 is None else f"top-1 {agreement.top1:.2%}, in fp32 {agreement.top1_before:.2%}; "
+    speed = f"; scores take {agreement.time:.2f} of the fp32 time on this CPU" if precision == "int8" else ""
     console.say(
-        f"{precision} and fp32 on {agreement.images:,} images ({agreement.source}): {right}"
-        f"the same first class for {agreement.agreement:.2%}{quicker}; maps:"
+        f"{precision} against fp32 on {agreement.images:,} images ({agreement.source}): {accuracy}"
+        f"the same predicted class for {agreement.agreement:.2%}{speed}; maps:"
     )
     rows: list[dict[str, Any]] = []
-    for name, found in agreement.maps.items():
-        row = {"map": name, "images": found.images, "rank_correlation": found.rank_correlation, "median": found.rank_correlation_median}
-        if found.pointing is not None:
-            row |= {"pointing_fp32": found.pointing_before, f"pointing_{precision}": found.pointing}
+    for name, compared in agreement.maps.items():
+        row = {
+            "map": name,
+            "images": compared.images,
+            "rank_correlation": compared.rank_correlation,
+            "median": compared.rank_correlation_median,
+        }
+        if compared.pointing is not None:
+            row |= {"pointing_fp32": compared.pointing_before, f"pointing_{precision}": compared.pointing}
         rows.append(row)
     columns = list(dict.fromkeys(column for row in rows for column in row))
     for line in table(rows, columns):
@@ -285,5 +352,5 @@ def _report_agreement(agreement: Agreement, precision: Precision, console: Conso
 
 
 def model_name(text: str) -> str:
-    """A model's name made of a folder's or a backbone's."""
+    """Return a valid model name made from a folder's or a backbone's."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "model"

@@ -1,4 +1,4 @@
-"""`tlcli finetune`: images and a pretrained backbone to a run, and the run to a model."""
+"""`tlcli finetune`: fine-tune a pretrained backbone on images, and export the run."""
 
 from __future__ import annotations
 
@@ -12,40 +12,44 @@ import click
 from tlcli.cli import options
 from tlcli.cli.commands.export import model_name, report
 from tlcli.cli.console import Console, show
-from tlcli.cli.finetune_flags import data_options, image_options, training_options, what_options
-from tlcli.cli.interruption import told_how_to_go_on
+from tlcli.cli.finetune_flags import GROUPS, augmentation_options, data_options, model_options, training_options
+from tlcli.cli.interruption import note_how_to_resume
 from tlcli.cli.parsing import Command
-from tlcli.training.engine.callbacks import Callback
+from tlcli.training.engine.callbacks import RunFolderCallback
 
 if TYPE_CHECKING:
-    from tlcli.training import RunResult
+    from tlcli.training import FinetuneConfig, RunResult
 
 _OF_EXPORT = ("models", "name", "no_export", "as_json", "quiet")
 
 
-@click.command("finetune", cls=Command)
+@click.command("finetune", cls=Command, groups=GROUPS)
 @click.argument("folder", required=False, metavar="[FOLDER]")
 @click.option(
-    "--recipe", type=click.Choice(["default", "notebook", "scratch"]), help="Settings that belong together; any flag overrides them."
+    "--recipe", type=click.Choice(["default", "notebook", "scratch"]), help="Set of defaults for a purpose; any flag overrides it."
 )
 @options.network_options
-@what_options
+@model_options
 @data_options
 @training_options
-@image_options
+@augmentation_options
 @options.device_option
 @options.seed_option
 @click.option("--config", "file", type=click.Path(path_type=Path), help="Read settings from this TOML file; flags override them.")
-@click.option("--print-config", is_flag=True, help="Print the settings as --config reads them, and what they come to, and leave.")
-@click.option("--find-lr", "plot", type=click.Path(path_type=Path), metavar="PNG", help="Try rates, plot the loss over them, and leave.")
 @click.option(
-    "--resume", "begun", type=click.Path(path_type=Path), metavar="RUN", help="Resume an interrupted run; a finished one is left alone."
+    "--print-config", is_flag=True, help="Print the settings in the format of --config, with the values that they resolve to, and exit."
 )
-@click.option("--output", type=click.Path(path_type=Path, file_okay=False), help="The run's folder.  [default: a fresh one under runs/]")
-@click.option("--tensorboard", is_flag=True, default=None, help="Write TensorBoard's logs into the run's folder too.")
-@click.option("--name", help="The model's name.  [default: the run's folder]")
+@click.option(
+    "--find-lr", "plot", type=click.Path(path_type=Path), metavar="PNG", help="Try learning rates, plot the loss over them, and exit."
+)
+@click.option(
+    "--resume", "begun", type=click.Path(path_type=Path), metavar="RUN", help="Resume an interrupted run; a finished one is not changed."
+)
+@click.option("--output", type=click.Path(path_type=Path, file_okay=False), help="Run folder.  [default: a new one under runs/]")
+@click.option("--tensorboard", is_flag=True, default=None, help="Write TensorBoard logs to the run folder, too.")
+@click.option("--name", help="Name of the exported model.  [default: the run folder's]")
 @options.models_option
-@click.option("--no-export", is_flag=True, help="Leave the export out.")
+@click.option("--no-export", is_flag=True, help="Do not export the run.")
 @options.json_option
 @options.quiet_option
 @click.pass_context
@@ -66,7 +70,7 @@ def command(
 ) -> None:
     """Fine-tune a pretrained CNN on images, and export it.
 
-    FOLDER has a folder of images for each class, with or without train, val and test above them; it is the same as --dataset.
+    FOLDER holds one folder of images per class, with or without train, val and test above them; the same as --dataset.
 
     \b
     tlcli finetune --backbone vgg16
@@ -75,60 +79,99 @@ def command(
     tlcli finetune --resume runs/NAME
     tlcli finetune --resume runs/NAME --dataset WHERE/IT/IS/NOW
     """
-    from tlcli.cli.finetune_settings import check_dataset, check_same_settings, check_used, finetune_config, to_toml
-    from tlcli.contract.model.repository_layout import require_model_name
-
-    if name is not None:
-        require_model_name(name)
-    if folder is not None:
-        flags["dataset"] = _dataset(folder, flags["dataset"])
-    given = {key: value for key, value in flags.items() if value is not None and (options.is_given_by_flag(key) or key == "dataset")}
-    if begun is not None:
-        check_same_settings(begun, given, file)
-    else:
-        config = finetune_config(file, name=name, **given)
-        flagged = [*given, *(key for key in ("name", "models", "no_export") if options.is_given_by_flag(key))]
-        check_used(config, flagged, finds_lr=plot is not None)
-    if print_config:
-        if plot is not None:
-            raise click.UsageError("--print-config and --find-lr: one prints the settings and leaves, the other trains: give one of them")
-        if begun is not None:
-            raise click.UsageError(f"--print-config and --resume: a run's settings are in {begun / 'config.json'}")
-        click.echo(to_toml(config), nl=False)
-        return
-    if begun is None:
-        check_dataset(config)
-    console = Console(quiet)
-    places: dict[str, Any] = {key: given[key] for key in ("dataset", "data_dir") if key in given} if begun is not None else {}
-
-    from tlcli.training import find_lr, finetune, resume
-    from tlcli.training.settings.run_file_names import CHECKPOINT
-
-    if plot is not None:
-        if begun is not None:
-            raise click.UsageError("--find-lr and --resume: rates are tried before a run is begun")
-        find_lr(config, plot, progress=console.progress, log=console.say)
-        return
     folders: list[Path] = []  # at most one: the run's, once it can be resumed
-    callbacks = [_FolderCallback(folders)]
-    with told_how_to_go_on(lambda error: _way_on(error, folders, begun, _export_flags(context))):
-        if begun is not None:
-            result = resume(begun, console.progress, console.say, callbacks, workers=flags["workers"], **places)
-        else:
-            result = finetune(config, console.progress, console.say, callbacks)
+    with note_how_to_resume(lambda error: _how_to_resume(error, folders, begun, _export_flags(context))):
+        from tlcli.contract.model.repository_layout import require_model_name
+
+        if name is not None:
+            require_model_name(name)
+        if folder is not None:
+            flags["dataset"] = _dataset(folder, flags["dataset"])
+        given = {key: value for key, value in flags.items() if value is not None and (options.is_given_by_flag(key) or key == "dataset")}
+        config = _checked_config(given, file, begun, name, finds_lr=plot is not None, print_config=print_config)
+        if print_config:
+            _print_config(config, plot, begun)
+            return
+        console = Console(quiet)
+        if plot is not None:
+            _find_lr(config, plot, begun, console)
+            return
+        result, places = _train(config, given, begun, flags["workers"], console, folders)
     if not result.trained:
         console.say(
-            f"to export it: `{shlex.join(['tlcli', 'export', str(begun)])}`; to train longer, begin a new run with"
-            f" `--weights {shlex.quote(str(result.path / CHECKPOINT))}`"
+            f"to export it: `{shlex.join(['tlcli', 'export', str(begun)])}`; to train longer, start a new run with"
+            f" `--weights {shlex.quote(str(_checkpoint(result)))}`"
         )
         _show(result, None, as_json)
         return
-    with told_how_to_go_on(lambda _: f"the run is finished: {_export_command(result, models, name)} exports it"):
+    with note_how_to_resume(lambda _: f"the run is finished: {_export_command(result, models, name)} exports it"):
         _hand_over(result, console, models, name, no_export, as_json, places)
 
 
+def _checked_config(
+    given: dict[str, Any], file: Path | None, begun: Path | None, name: str | None, *, finds_lr: bool, print_config: bool
+) -> FinetuneConfig | None:
+    """Return the settings of a new run, checked; None where a run is resumed.
+
+    Raises:
+        TlcliError: settings that contradict each other, the run to resume, or the flags that would have no effect.
+    """
+    from tlcli.cli.finetune_settings import check_dataset, check_same_settings, check_used, finetune_config
+
+    if begun is not None:
+        check_same_settings(begun, given, file)
+        return None
+    config = finetune_config(file, name=name, **given)
+    check_used(config, [*given, *(key for key in ("name", "models", "no_export") if options.is_given_by_flag(key))], finds_lr)
+    if not print_config:
+        check_dataset(config)
+    return config
+
+
+def _print_config(config: FinetuneConfig | None, plot: Path | None, begun: Path | None) -> None:
+    from tlcli.cli.finetune_settings import to_toml
+
+    if plot is not None:
+        raise click.UsageError("--print-config and --find-lr: one prints the settings, the other trains: give one of them")
+    if config is None:
+        raise click.UsageError(f"--print-config and --resume: the run's settings are in {begun}/config.json")
+    click.echo(to_toml(config), nl=False)
+
+
+def _find_lr(config: FinetuneConfig | None, plot: Path, begun: Path | None, console: Console) -> None:
+    from tlcli.training import find_lr
+
+    if config is None:
+        raise click.UsageError(f"--find-lr and --resume: learning rates are tried for a new run: leave out --resume {begun}")
+    find_lr(config, plot, progress=console.progress, log=console.say)
+
+
+def _train(
+    config: FinetuneConfig | None, given: dict[str, Any], begun: Path | None, workers: int | None, console: Console, folders: list[Path]
+) -> tuple[RunResult, dict[str, Any]]:
+    """Train or resume; return the result, and where a resumed run's data set is now."""
+    from tlcli.training import finetune, resume
+
+    if config is not None:
+        return finetune(config, progress=console.progress, log=console.say, callbacks=[RunFolderCallback(folders)]), {}
+    assert begun is not None, "there are settings, or a run to resume"
+    places: dict[str, Any] = {key: given[key] for key in ("dataset", "data_dir") if key in given}
+    result = resume(begun, progress=console.progress, log=console.say, callbacks=[RunFolderCallback(folders)], workers=workers, **places)
+    return result, places
+
+
+def _checkpoint(result: RunResult) -> Path:
+    from tlcli.training.settings.run_file_names import CHECKPOINT
+
+    return result.path / CHECKPOINT
+
+
 def _dataset(folder: str, flag: str | None) -> str:
-    """The data set that the argument names; a backbone or a run is no data set."""
+    """Return the data set that the argument names.
+
+    Raises:
+        UsageError: a backbone or a run, or `--dataset` as well.
+    """
     if flag is not None:
         raise click.UsageError(f"{folder} and --dataset {flag}: both name the data set: give one of them")
     from tlcli.contract.model.repository_layout import is_run
@@ -140,23 +183,13 @@ def _dataset(folder: str, flag: str | None) -> str:
     if is_run(path):
         raise click.UsageError(f"{folder}: a run, not images: --resume {folder} resumes it, `tlcli export {folder}` exports it")
     options.check_images([folder])
-    if not path.exists():
-        from tlcli.contract.errors import TlcliError
-
-        if folder.lower() not in KNOWN and "/" not in folder:
-            from tlcli.training.models.list_backbones import list_backbones
-
-            try:
-                is_backbone = any(backbone.name == folder for backbone in list_backbones(folder))
-            except TlcliError:
-                is_backbone = False
-            if is_backbone:
-                raise click.UsageError(f"{folder}: a backbone, not a folder of images: say --backbone {folder}, and the folder after it")
+    if not path.exists() and folder.lower() not in KNOWN and options.is_backbone(folder):
+        raise click.UsageError(f"{folder}: a backbone, not a folder of images: use --backbone {folder}, and the folder after it")
     return folder
 
 
 def _export_flags(context: click.Context) -> list[str]:
-    """Those of this call that say what to do with the finished run; a run's config does not hold them."""
+    """Return the flags of this call that apply to the finished run; a run's config does not hold them."""
     words: list[str] = []
     for parameter in context.command.params:
         value = context.params.get(parameter.name or "")
@@ -165,38 +198,26 @@ def _export_flags(context: click.Context) -> list[str]:
     return words
 
 
-class _FolderCallback(Callback):
-    """Callback that adds the run's folder to a list as soon as the run can be resumed."""
-
-    def __init__(self, folders: list[Path]) -> None:
-        self._folders = folders
-
-    def on_run_start(self, folder: Path) -> None:
-        """Add the folder."""
-        self._folders.append(folder)
-
-
-def _way_on(error: BaseException, folders: list[Path], begun: Path | None, flags: list[str]) -> str | None:
+def _how_to_resume(error: BaseException, folders: list[Path], begun: Path | None, flags: list[str]) -> str | None:
+    run = folders[0] if folders else begun
+    if run is None:  # PyTorch may not be imported yet, and importing it takes seconds
+        is_asked = isinstance(error, KeyboardInterrupt) and os.environ.get("RANK", "0") == "0"
+        return "no run was started: run the same command again" if is_asked else None
     from tlcli.training.runs.reproduce_command import resume_command
     from tlcli.training.runtime.distributed import is_rank_zero
 
-    run = folders[0] if folders else begun
-    if not is_rank_zero():
-        return None
-    if run is not None:
-        return f"{resume_command(run, flags)} resumes it"
-    return "no run was begun: the same command begins it anew" if isinstance(error, KeyboardInterrupt) else None
+    return f"{resume_command(run, flags)} resumes it" if is_rank_zero() else None
 
 
 def _export_command(result: RunResult, models: Path, name: str | None) -> str:
-    words = ["tlcli", "export", str(result.path), "--models", str(models), *(["--name", name] if name else [])]
+    words = ["tlcli", "export", str(result.path), "--output", str(models), *(["--name", name] if name else [])]
     return f"`{shlex.join(words)}`"
 
 
 def _hand_over(
     result: RunResult, console: Console, models: Path, name: str | None, no_export: bool, as_json: bool, places: dict[str, Any]
 ) -> None:
-    """Export the run, and say what comes next."""
+    """Export the run, and print the next commands."""
     from tlcli.training.runs.load_run import load_run
     from tlcli.training.runtime.distributed import is_rank_zero
 
@@ -216,7 +237,7 @@ def _hand_over(
         console.say(f"  tlcli serve {models}")
         console.say(f"  tlcli classify IMAGE.jpg --model {exported.name} --cam gradcam")
     else:
-        console.say(f"\nnext:\n  tlcli export {result.path} --models {models}")
+        console.say(f"\nnext:\n  tlcli export {result.path} --output {models}")
     _show(result, model, as_json)
 
 

@@ -1,4 +1,4 @@
-"""`tlcli health`: for containers, which ask often: it imports as little as it can."""
+"""`tlcli health`: health check of a server. Containers run it often, so it imports as little as it can."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     from tlcli.service.client.connection import ConnectionOptions
 
 PREFIX = "TLCLI_HEALTH_"
-"""Of the environment variables."""
+"""Prefix of the environment variables."""
 
 
 @click.command(
     "health",
     cls=Command,
     context_settings={"auto_envvar_prefix": PREFIX.rstrip("_")},
-    epilog=f"Each flag may be an environment variable too ({PREFIX}PORT), so that an image's health check need not be rewritten.",
+    epilog=f"Every flag can be set by an environment variable, such as {PREFIX}PORT, without changing an image's health check.",
 )
-@click.option("--model", default="", help="Ask for this model, not for the server as a whole.")
+@click.option("--model", default="", help="Check this model instead of the whole server.")
 @click.option(
     "--timeout",
     "timeout_s",
@@ -31,7 +31,7 @@ PREFIX = "TLCLI_HEALTH_"
     type=click.FloatRange(min=0, min_open=True),
     default=3.0,
     show_default=True,
-    help="Seconds for the answer.",
+    help="Seconds to wait for the answer.",
 )
 @options.server_options
 def command(
@@ -41,16 +41,16 @@ def command(
     port: int | None,
     how: ConnectionOptions,
 ) -> None:
-    """Ask a running server whether it serves, for containers.
+    """Check whether a running server is ready, for containers.
 
-    By grpc.health.v1, as load balancers ask. Prints a line; the exit code is 0 if the server says SERVING, and 1 otherwise.
+    Uses grpc.health.v1, as load balancers do. Prints one line; the exit code is 0 if the server reports SERVING, and 1 otherwise.
     """
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
     from tlcli.service.client.connection import Connection
 
-    how["retries"] = 0  # who asks for health asks again
+    how["retries"] = 0  # health checks are repeated anyway
     connection = Connection(host, port, **how)
     name = f"{connection.address}{f', model {model!r}' if model else ''}"
     with connection.channel() as channel:
@@ -70,11 +70,11 @@ def command(
 def _problem(code: object, details: str | None, timeout_s: float) -> str:
     import grpc
 
-    told = " ".join((details or "").split())
+    text = " ".join((details or "").split())
     if code is grpc.StatusCode.NOT_FOUND:
-        return "the server knows no model of this name: `tlcli models` lists those in a folder"
+        return "no such model on the server: `tlcli models` lists those of a repository"
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return f"no answer within {timeout_s:g} s (--timeout)"
     if code is grpc.StatusCode.UNAVAILABLE:
-        return f"no server answers: say where it is with --host and --port, and --tls or --tls-ca if it has TLS ({told})"
-    return told or getattr(code, "name", str(code))
+        return f"no server answers: check --host and --port, and --tls or --tls-ca if it uses TLS ({text})"
+    return text or getattr(code, "name", str(code))

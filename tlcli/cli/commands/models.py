@@ -1,4 +1,4 @@
-"""`tlcli models`: what a model repository holds."""
+"""`tlcli models`: list the models of a repository."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from tlcli.cli import options
-from tlcli.cli.console import show
+from tlcli.cli.console import shorten, show
 from tlcli.cli.parsing import Command
 
 if TYPE_CHECKING:
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 @options.models_option
 @options.json_option
 def command(folder: Path | None, models: Path, as_json: bool) -> None:
-    """List the exported models in a folder.
+    """List the exported models of a repository.
 
-    FOLDER is the model repository, the same as --models.
+    FOLDER is the model repository, the same as --models. JSON holds every map and the size in bytes.
     """
     if folder is not None:
         if options.is_given_by_flag("models"):
@@ -39,7 +39,7 @@ def command(folder: Path | None, models: Path, as_json: bool) -> None:
     for name in model_names(models):
         for version in versions(models / name):
             path = models / name / str(version) / MODEL_FILE
-            row: dict[str, Any] = {"name": name, "version": version, "size": f"{path.stat().st_size / 1e6:.1f} MB"}
+            row: dict[str, Any] = {"name": name, "version": version, "size_bytes": path.stat().st_size}
             try:
                 description = Description.from_metadata(read_metadata(path), str(path))
             except ModelFileError as error:
@@ -51,19 +51,30 @@ def command(folder: Path | None, models: Path, as_json: bool) -> None:
                     "backbone": provenance.backbone,
                     "head": provenance.head,
                     "classes": len(description.labels),
-                    "input": f"{description.preprocessing.height}x{description.preprocessing.width}",
+                    "height": description.preprocessing.height,
+                    "width": description.preprocessing.width,
                     "maps": list(description.methods),
                     "precision": description.precision,
                     "top1": top1,
                     "top1_part": top1_part,
                 }
             rows.append(row)
-    columns = ["name", "version", "backbone", "head", "classes", "input", "maps", "precision", "top1", "top1_part", "size"]
-    show(rows, [*columns, "problem"] if any("problem" in row for row in rows) else columns, as_json)
+    columns = ["name", "version", "backbone", "head", "classes", "input", "maps", "precision", "top1", "top1_part", "size_mb"]
+    if any("problem" in row for row in rows):
+        columns.append("problem")
+    show(rows if as_json else [_legible(row) for row in rows], columns, as_json)
+
+
+def _legible(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row for the table: the first maps, the input in one cell, the size in MB."""
+    legible = {**row, "size_mb": round(row["size_bytes"] / 1e6, 1)}
+    if "maps" in row:
+        legible |= {"maps": shorten(row["maps"]), "input": f"{row['height']}x{row['width']}"}
+    return legible
 
 
 def _top1(provenance: Provenance) -> tuple[float | None, str | None]:
-    """The accuracy of this file, and the split it was measured on: a file in smaller numbers was only measured on the validation split."""
+    """Return the top-1 accuracy of this file, and the split it was measured on; fp16 and int8 are measured on the validation split only."""
     if provenance.agreement is not None:
         return provenance.agreement.top1, None if provenance.agreement.top1 is None else "val"
     for part in ("test", "val"):

@@ -1,4 +1,4 @@
-"""`tlcli visualize`: a network's filters, and its maps of an image layer by layer, as PNG sheets."""
+"""`tlcli visualize`: draw filters and activations as PNG sheets."""
 
 from __future__ import annotations
 
@@ -20,25 +20,21 @@ if TYPE_CHECKING:
 
 @click.command("visualize", cls=Command)
 @click.argument("paths", nargs=-1, metavar="[SOURCE] [IMAGE]", type=click.Path(path_type=Path))
-@click.option("--layer", "names", multiple=True, metavar="NAME", help="Exactly this layer; may be repeated. `all`: every layer with maps.")
-@click.option("--list-layers", is_flag=True, help="Print the layers that have maps, and draw nothing.")
+@click.option(
+    "--layer", "names", multiple=True, metavar="NAME", help="Draw this layer; may be repeated. `all`: every layer with activation maps."
+)
+@click.option("--list-layers", is_flag=True, help="List the layers that have activation maps, and exit.")
 @click.option(
     "--filters",
     "every_filter",
     is_flag=True,
-    help="The filters of every convolution (of one pixel: only with --layer), not of the first alone.",
+    help="Draw the filters of every convolution, not of the first alone; 1x1 convolutions only with --layer.",
 )
+@options.folder_option("sheets", "Folder for the sheets; if it holds files, the next free NAME-2, NAME-3.")
 @click.option(
-    "-o",
-    "--out",
-    "folder",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("sheets"),
-    show_default=True,
-    help="The folder; where it holds something, the next free NAME-2, NAME-3.",
+    "--max-channels", type=click.IntRange(1, 4096), default=64, show_default=True, help="Channels on a sheet: the most active ones."
 )
-@click.option("--max-channels", type=click.IntRange(1, 4096), default=64, show_default=True, help="On a sheet: the most active.")
-@click.option("--columns", type=click.IntRange(1, 64), help="Of a sheet.  [default: what suits]")
+@click.option("--columns", type=click.IntRange(1, 64), help="Columns of a sheet.  [default: chosen by the number of channels]")
 @options.network_options
 @options.seed_option
 @options.json_option
@@ -48,18 +44,22 @@ def command(
     names: tuple[str, ...],
     list_layers: bool,
     every_filter: bool,
-    folder: Path,
+    output: Path,
     max_channels: int,
     columns: int | None,
     as_json: bool,
     quiet: bool,
     **source: Any,
 ) -> None:
-    """Draw a network's filters, and what its layers make of an image.
+    """Draw the filters of a network, and the activations of its layers for an image.
 
-    SOURCE is a run's folder, such as runs/NAME. Instead of it, --backbone takes a network as it was published.
-    With an IMAGE, each layer's maps become a sheet, by default those of the stem, the pooling layers and the last layer
-    of each size, and overview.png shows them all at a glance. Without one only filters are drawn.
+    SOURCE is a run's folder, such as runs/NAME; --backbone instead takes a published network. With an IMAGE, the activation maps of
+    each layer become a sheet, by default those of the stem, the pooling layers and the last layer of each size; overview.png shows all
+    of them. Without an image, only filters are drawn.
+
+    \b
+    tlcli visualize runs/NAME image.jpg
+    tlcli visualize --backbone resnet18 --list-layers
     """
     run, path = _sources(paths, source["backbone"])
     from tlcli.contract.files.atomic_file import fresh_folder
@@ -75,14 +75,14 @@ def command(
     if list_layers:
         for flag, is_given in (("--layer", bool(names)), ("--filters", every_filter), (f"{path}", path is not None)):
             if is_given:
-                raise click.UsageError(f"{flag} with --list-layers, which lists the layers and draws nothing: leave one of them out")
+                raise click.UsageError(f"{flag} with --list-layers, which draws nothing: leave one of them out")
         _show_layers(layers, default_layers(network.backbone, layers), as_json)
         return
     chosen = asked_layers(network.backbone, layers, names) if names else default_layers(network.backbone, layers)
     kernels = convolutions(network.backbone, layers, names, every_filter or (image is None and bool(names)))
     if image is None and not kernels:
-        raise click.UsageError("none of these layers is a convolution with filters to draw: give an IMAGE to see maps")
-    folder = fresh_folder(folder)
+        raise click.UsageError("none of these layers is a convolution with filters to draw: give an IMAGE to draw activations")
+    folder = fresh_folder(output)
     sheet_options, last = SheetOptions(max_channels, columns), max(layer.number for layer in layers)
     sheets, count = write_filters(network, kernels, folder, sheet_options, last), len(kernels)
     if image is not None and path is not None:
@@ -98,9 +98,9 @@ def command(
 
 
 def _sources(paths: tuple[Path, ...], backbone: str | None) -> tuple[Path | None, Path | None]:
-    """The run and the image among what was given."""
+    """Return the run and the image among the arguments."""
     if len(paths) > (2 if backbone is None else 1) or (not paths and backbone is None):
-        raise click.UsageError("give a run's folder, or --backbone NAME for a network as it was published: one of the two; then an image")
+        raise click.UsageError("give a run's folder, or --backbone NAME for a published network, and then at most one image")
     run = paths[0] if backbone is None else None
     rest = paths if backbone is not None else paths[1:]
     return run, rest[0] if rest else None

@@ -1,0 +1,172 @@
+"""Prediction without a server: read, decode, resize, run, one answer per image, for `tlcli predict` and `tlcli.load`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from tlcli.contract.errors import ImageError, NotFoundError, RequestError
+from tlcli.contract.images.preprocessing import Box, Preprocessing
+from tlcli.contract.model.description import Description
+from tlcli.contract.model.explain import BATCH_SIZE, channels_to_score, explain
+from tlcli.contract.model.onnx_model import FIRST_RANKED, Model
+from tlcli.image_source import ImageSource
+
+_BATCH = 8
+"""Images per run, at the size that the model was trained with; fewer for larger ones."""
+
+Floats = npt.NDArray[np.float32]
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class MapOptions:
+    """Maps to compute.
+
+    methods: names of the model's maps; empty for scores alone.
+    targets: classes to explain, by id; -r is the class of rank r.
+    softmax: explain the softmax probability of the class instead of its logit.
+    max_channels: channels that Score-CAM and Faster-Score-CAM score; None for all of them, and for ten.
+    """
+
+    methods: tuple[str, ...] = ()
+    targets: tuple[int, ...] = (FIRST_RANKED,)
+    softmax: bool = False
+    max_channels: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """Scores and maps of one image.
+
+    image: RGB, upright, as decoded.
+    box: region of the image that the network saw: left, top, right, bottom in its pixels.
+    scores, logits: float32 `[C]`.
+    classes: int64 `[K]`, ids of the explained classes; empty without maps.
+    maps: float32 `[K, h, w]` by method, not normalised.
+    """
+
+    source: ImageSource
+    image: Image.Image
+    box: Box
+    scores: Floats
+    logits: Floats
+    classes: npt.NDArray[np.int64]
+    maps: dict[str, Floats] = field(default_factory=dict)
+
+    def without_image(self) -> Prediction:
+        """Return the numbers alone: a photograph takes more memory than its scores and maps."""
+        return replace(self, image=Image.new("RGB", (1, 1)))
+
+    def ranking(self) -> list[int]:
+        """Return the class ids, best first; equal logits in the order of their ids."""
+        return [int(class_id) for class_id in np.argsort(-self.logits, kind="stable")]
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """An image that could not be read or decoded."""
+
+    source: ImageSource
+    error: ImageError | NotFoundError
+
+
+class Predictor:
+    """A model with the maps to compute and the input size to use.
+
+    channels: channels per image that the requested Score-CAMs score; 0 without any.
+    steps: progress steps per image.
+    """
+
+    def __init__(self, model: Model, options: MapOptions = MapOptions(), image_size: int | None = None, where: str = "image_size") -> None:
+        """Check the input size.
+
+        Args:
+            model: an opened model.
+            options: maps to compute.
+            image_size: height and width of the input, for a model that takes any size; None for the model's own.
+            where: name of the flag or argument that holds the size, for messages.
+
+        Raises:
+            RequestError: the model takes images of another size only.
+        """
+        self._model = model
+        self._options = options
+        own = model.description.preprocessing
+        self.preprocessing = input_of_size(model.description, image_size, where)
+        share = min(1.0, own.height * own.width / (self.preprocessing.height * self.preprocessing.width))
+        self._batch, self._masked_batch = (max(1, int(size * share)) for size in (_BATCH, BATCH_SIZE))
+        self.channels = channels_to_score(model.description, options.methods, options.max_channels)
+        self.steps = max(1, self.channels)
+
+    def predict(self, sources: Sequence[ImageSource], advance: Advance = lambda steps: None) -> Iterator[Prediction | Unreadable]:
+        """Predict image by image; images are read as the iterator advances.
+
+        Args:
+            sources: images to predict.
+            advance: called with the number of progress steps completed since the last call, `steps` per image in total.
+
+        Yields:
+            A prediction for each image, or the reason why it could not be read, in the order of `sources`.
+
+        Raises:
+            RequestError: a class or a map that the model does not have, or `max_channels` where no map takes it.
+        """
+        for start in range(0, len(sources), self._batch):
+            outcomes: list[tuple[ImageSource, Image.Image] | Unreadable] = []
+            for source in sources[start : start + self._batch]:
+                try:
+                    outcomes.append((source, source.read()))
+                except (ImageError, NotFoundError) as error:
+                    outcomes.append(Unreadable(source, error))
+                    advance(self.steps)
+            predictions = self._run([outcome for outcome in outcomes if not isinstance(outcome, Unreadable)], advance)
+            for outcome in outcomes:
+                yield outcome if isinstance(outcome, Unreadable) else next(predictions)
+
+    def _run(self, batch: list[tuple[ImageSource, Image.Image]], advance: Advance) -> Iterator[Prediction]:
+        if not batch:
+            return
+        options = self._options
+        answer = explain(
+            self._model,
+            np.stack([self.preprocessing.apply(image) for _, image in batch]),
+            options.targets,
+            options.methods,
+            softmax=options.softmax,
+            max_channels=options.max_channels,
+            batch_size=self._masked_batch,
+            advance=advance if self.channels else None,
+        )
+        if not self.channels:
+            advance(len(batch))
+        for row, (source, image) in enumerate(batch):
+            yield Prediction(
+                source=source,
+                image=image,
+                box=self.preprocessing.visible_box(*image.size),
+                scores=answer.scores[row],
+                logits=answer.logits[row],
+                classes=np.empty(0, np.int64) if answer.classes is None else answer.classes[row],
+                maps={method: values[row] for method, values in answer.maps.items()},
+            )
+
+
+def input_of_size(description: Description, image_size: int | None, where: str) -> Preprocessing:
+    """Return the model's preprocessing for a square input of `image_size` pixels; None for the model's own size.
+
+    Raises:
+        RequestError: the model takes images of another size only.
+    """
+    own = description.preprocessing
+    if image_size is None or (own.height, own.width) == (image_size, image_size):
+        return own
+    if not description.dynamic_size:
+        raise RequestError(
+            f"{where} {image_size}: model {description.name!r} takes images of {own.width} x {own.height} only (width x height)"
+        )
+    return own.model_copy(update={"height": image_size, "width": image_size})
