@@ -1,4 +1,4 @@
-"""`make container-check` names everything that is not installed at once, with the command that installs it."""
+"""`make container-check` names all missing programs at once, with the command that installs them."""
 
 from __future__ import annotations
 
