@@ -1,4 +1,4 @@
-"""Build the Dockerfile's images, run them as in production, and check that they do what docs/containers.md says.
+"""Check of the Dockerfile's images: build them, run them as in production, and test that they do what docs/containers.md says.
 
     python deploy/check_container.py [--cpu] [--train] [--base IMAGE] [--storage FOLDER]
 
