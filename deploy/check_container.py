@@ -1,11 +1,11 @@
-"""Builds the Dockerfile's images, runs them as they are meant to be run, and looks whether they do what docs/containers.md says.
+"""Check of the Dockerfile's images: build them, run them as in production, and test that they do what docs/containers.md says.
 
     python deploy/check_container.py [--cpu] [--train] [--base IMAGE] [--storage FOLDER]
 
-`make container-check` runs it. It needs root, the Debian packages in `container_tools`, and minutes: it is no part of `make test`.
-Unless a base is named, one is made here: a Debian by debootstrap, with its Python, in the place of the official Python image.
-Containers are real ones: process 1, a root file system that cannot be written to, no capabilities, a network of their own. pip's
-configuration on this machine goes into the build as a secret.
+`make container-check` runs it. It needs root, the Debian packages in `container_tools`, and minutes, so it is not part of `make test`.
+Without --base it builds a base image with debootstrap: a Debian with its own Python, in place of the official Python image.
+The containers are as in production: process 1, a read-only root file system, no capabilities, their own network. This machine's pip
+configuration is passed to the build as a secret.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 DEBIAN = "bookworm"
 IMAGE = ROOT / "docs/demo.png"
 GRACE_S = 30
-HELD_IN = (
+RESTRICTIONS = (
     "--read-only",
     "--read-only-tmpfs=false",
     "--cap-drop=all",
@@ -44,7 +44,7 @@ HELD_IN = (
     "--memory=2g",
     "--pids-limit=512",
 )
-"""As docker-compose.yml runs it; here without any place that can be written to."""
+"""Options of docker-compose.yml; here without any writable folder."""
 
 TRAINING = (
     "finetune --backbone test_resnet --weights none --mode full --epochs 1 --image-size 64"
@@ -53,9 +53,12 @@ TRAINING = (
 
 PACKAGES = """
 import importlib.metadata, sysconfig
-print(*(f"{one.name}=={one.version}" for one in importlib.metadata.distributions(path=[sysconfig.get_path("purelib")])))
+print(*(f"{package.name}=={package.version}" for package in importlib.metadata.distributions(path=[sysconfig.get_path("purelib")])))
 """
-FOUND = "import importlib.util; print([name for name in ('torch', 'torchvision', 'timm', 'onnx', 'pip') if importlib.util.find_spec(name)])"
+IMPORTABLE = """
+import importlib.util
+print([name for name in ('torch', 'torchvision', 'timm', 'onnx', 'pip') if importlib.util.find_spec(name)])
+"""
 CUDA_LINKS = """
 import ctypes, pathlib, onnxruntime
 onnxruntime.preload_dlls()
@@ -67,23 +70,23 @@ except OSError as error:
 """
 
 
-def check(holds: object, claim: str, seen: object = "") -> None:
-    """Print the claim if it holds.
+def check(holds: object, claim: str, actual: object = "") -> None:
+    """Print a claim that holds.
 
     Raises:
-        CheckError: it does not.
+        CheckError: the claim does not hold; the message shows the actual value.
     """
     if not holds:
-        raise CheckError(f"not so: {claim}: {seen}")
+        raise CheckError(f"check failed: {claim}: {actual}")
     print(f"  ok: {claim}", flush=True)
 
 
-def stand_in(podman: Podman) -> str:
-    """A Debian with its own Python, in the place of the official Python image; its name."""
+def build_base(podman: Podman) -> str:
+    """Build a Debian image with its own Python, in place of the official Python image, and return its name."""
     name = f"localhost/python-on-debian:{DEBIAN}"
     if podman.has(name):
         return name
-    print(f"base: Debian {DEBIAN} with its Python, by debootstrap; it stands in for the official Python image", flush=True)
+    print(f"base: Debian {DEBIAN} with its Python, built with debootstrap in place of the official Python image", flush=True)
     root, archive = podman.folder / "debian", podman.folder / "debian.tar"
     packages = "--include=python3,python3-venv,ca-certificates"
     subprocess.run(["debootstrap", "--variant=minbase", packages, DEBIAN, str(root)], check=True, stdout=subprocess.DEVNULL)
@@ -97,37 +100,37 @@ def stand_in(podman: Podman) -> str:
 
 
 def pip_secrets(folder: Path) -> list[str]:
-    """pip's configuration on this machine as arguments of a build. What names a folder of this machine is left out."""
+    """Return this machine's pip configuration as arguments of a build. Entries that name a local folder are left out."""
     listed = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True).stdout
-    found = dict(re.findall(r"^(?:global|install|:env:)\.([\w-]+)='(.*)'$", listed, re.MULTILINE))
+    options = dict(re.findall(r"^(?:global|install|:env:)\.([\w-]+)='(.*)'$", listed, re.MULTILINE))
     lines, secrets = ["[global]"], []
-    for key in {"index-url", "extra-index-url", "trusted-host", "proxy", "timeout", "default-timeout"} & found.keys():
-        words = [word for word in found[key].split() if not word.startswith(("file:", "/"))]
+    for key in {"index-url", "extra-index-url", "trusted-host", "proxy", "timeout", "default-timeout"} & options.keys():
+        words = [word for word in options[key].split() if not word.startswith(("file:", "/"))]
         lines += [f"{key} = {' '.join(words)}"] if words else []
-    if "cert" in found:
+    if "cert" in options:
         lines.append("cert = /run/secrets/pip-ca")
-        secrets.append(f"--secret=id=pip-ca,src={found['cert']}")
+        secrets.append(f"--secret=id=pip-ca,src={options['cert']}")
     file = folder / "pip.conf"
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return [*secrets, f"--secret=id=pip.conf,src={file}"]
 
 
 def build(podman: Podman, base: str, target: str, tag: str, **arguments: str) -> str:
-    """The image's name."""
+    """Build a target of the Dockerfile and return the image's name."""
     name = f"localhost/tlcli-{target}:{tag}"
-    given = [f"--build-arg={key}={value}" for key, value in {"PYTHON_IMAGE": base, **arguments}.items()]
-    # Health checks are no part of OCI's format. The steps of a build need a root of their own, and no more of a container.
-    how = ["--format=docker", "--isolation=chroot", "--layers", f"--target={target}", f"--tag={name}"]
+    build_arguments = [f"--build-arg={key}={value}" for key, value in {"PYTHON_IMAGE": base, **arguments}.items()]
+    # The OCI format has no health checks. The build steps need their own root folder, but no other isolation.
+    options = ["--format=docker", "--isolation=chroot", "--layers", f"--target={target}", f"--tag={name}"]
     began = time.monotonic()
-    podman("build", *how, *given, *pip_secrets(podman.folder), str(ROOT))
+    podman("build", *options, *build_arguments, *pip_secrets(podman.folder), str(ROOT))
     print(f"{name}: built in {time.monotonic() - began:.0f} s", flush=True)
     return name
 
 
-def tell_size(podman: Podman, image: str, base: str) -> None:
-    """Print the image's size, uncompressed, and what takes most of it."""
-    whole, below = (float(podman.about("image", one)["Size"]) / 1e6 for one in (image, base))
-    print(f"{image}: {whole:.0f} MB, of which the base has {below:.0f}; in MB:", flush=True)
+def print_size(podman: Podman, image: str, base: str) -> None:
+    """Print the uncompressed size of an image, and its largest folders."""
+    total, base_size = (float(podman.about("image", name)["Size"]) / 1e6 for name in (image, base))
+    print(f"{image}: {total:.0f} MB, of which {base_size:.0f} MB are the base; largest folders in MB:", flush=True)
     folders = "/opt /opt/venv/lib/python3*/site-packages /opt/nvidia/*/lib"
     program = f"for folder in {folders}; do du --all --block-size=1000000 --max-depth=1 $folder 2>/dev/null; done | sort -rn"
     sizes = podman("run", "--rm", "--no-healthcheck", "--entrypoint=sh", image, "-c", program)
@@ -135,26 +138,26 @@ def tell_size(podman: Podman, image: str, base: str) -> None:
 
 
 def check_contents(podman: Podman, image: str, absent: list[str]) -> None:
-    """What was installed is what is pinned; nothing is there that should not be."""
+    """Check that all packages have their pinned versions, and that the image contains nothing it should not."""
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pinned = {_normal(name): version for name, _, version in (line.partition("==") for line in lines)}
     packages = podman.inside(image, PACKAGES).split()
-    strangers = [one for one in packages if pinned.get(_normal(one.split("==")[0])) != one.split("==")[1]]
-    check(packages and not strangers, f"its {len(packages)} packages are those that constraints.txt pins", strangers)
-    found = podman.inside(image, f"import sys; sys.path = [one for one in sys.path if 'dist-packages' not in one]; {FOUND}")
-    check(not any(repr(name) in found for name in absent), f"it holds no {', '.join(absent)}", found)
-    check(podman.inside(image, "import os; print(os.getuid(), os.getgid())") == "10001 10001", "it runs as 10001, not as root")
+    deviating = [package for package in packages if pinned.get(_normal(package.split("==")[0])) != package.split("==")[1]]
+    check(packages and not deviating, f"its {len(packages)} packages have the versions in constraints.txt", deviating)
+    importable = podman.inside(image, f"import sys; sys.path = [path for path in sys.path if 'dist-packages' not in path]\n{IMPORTABLE}")
+    check(not any(repr(name) in importable for name in absent), f"it does not contain {', '.join(absent)}", importable)
+    check(podman.inside(image, "import os; print(os.getuid(), os.getgid())") == "10001 10001", "it runs as user 10001, not as root")
     secrets = podman("run", "--rm", "--no-healthcheck", "--entrypoint=find", image, "/run", "/build", "-name", "pip*", may_fail=True)
-    check("/pip" not in secrets, "pip's configuration stayed outside", secrets)
+    check("/pip" not in secrets, "it does not contain pip's configuration", secrets)
 
 
 def _normal(name: str) -> str:
-    """As indexes compare names."""
+    """Normalise a package name as package indexes do."""
     return re.sub("[-_.]+", "-", name).lower()
 
 
 def make_model(folder: Path) -> Path:
-    """A repository with a small network in it, exported with its maps."""
+    """Export a small network with its maps, and return the model repository."""
     models = folder / "models"
     weights = ["--backbone", "test_resnet", "--weights", "none", "--name", "small"]
     tlcli("export", *weights, "--check-images", "2", "--models", str(models), "--quiet")
@@ -162,51 +165,52 @@ def make_model(folder: Path) -> Path:
 
 
 def tlcli(*arguments: str) -> None:
-    """A command on this machine, outside of any container."""
+    """Run a tlcli command on this machine, outside of any container."""
     subprocess.run([sys.executable, "-m", "tlcli", *arguments], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
 
 def check_serving(podman: Podman, image: str, models: Path) -> None:
-    """Start it, ask it, look at it from inside, stop it."""
+    """Start a server in a container, send requests, inspect the process, and stop it."""
     from tlcli.service import Client
 
-    refused = podman("run", "--no-healthcheck", *HELD_IN, f"--volume={models}:/models:ro", image, may_fail=True)
-    check("host 0.0.0.0: requests would travel unencrypted" in refused, "without TLS, and not told that it needs none, it refuses", refused)
+    output = podman("run", "--no-healthcheck", *RESTRICTIONS, f"--volume={models}:/models:ro", image, may_fail=True)
+    check("host 0.0.0.0: requests would travel unencrypted" in output, "it refuses to start without TLS and without `insecure`", output)
 
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    told = ("--env=TLCLI_SERVE_INSECURE=true", f"--env=TLCLI_SERVE_GRACE_S={GRACE_S}", "--env=TLCLI_SERVE_METRICS_PORT=8002")
-    container = podman.start(image, options=(*HELD_IN, *told, f"--publish=127.0.0.1:{port}:8001", f"--volume={models}:/models:ro"))
+    settings = ("--env=TLCLI_SERVE_INSECURE=true", f"--env=TLCLI_SERVE_GRACE_S={GRACE_S}", "--env=TLCLI_SERVE_METRICS_PORT=8002")
+    mounts = (f"--publish=127.0.0.1:{port}:8001", f"--volume={models}:/models:ro")
+    container = podman.start(image, options=(*RESTRICTIONS, *settings, *mounts))
     health = podman.about("image", image)["Healthcheck"]["Test"][1:]
     began = time.monotonic()
-    while "SERVING" not in (said := podman("exec", container, *health, may_fail=True)) or "NOT_SERVING" in said:
+    while "SERVING" not in (state := podman("exec", container, *health, may_fail=True)) or "NOT_SERVING" in state:
         if time.monotonic() - began > 60:
-            raise CheckError(f"not healthy within 60 s: {said}\n{podman('logs', container)}")
-    check(True, f"its health check ({' '.join(health)}) says: {said}")
+            raise CheckError(f"not healthy within 60 s: {state}\n{podman('logs', container)}")
+    check(True, f"its health check ({' '.join(health)}) reports: {state}")
 
     with Client("127.0.0.1", port) as client:
         check_answer(client.classify(IMAGE, cam="gradcam"), next(models.glob("*/*/model.onnx")).parent)
-    look_inside(podman, container)
+    check_process(podman, container)
 
     with Client("127.0.0.1", port, retries=0) as client:
         began = time.monotonic()
         client.classify(IMAGE, cam="scorecam")
-        number = min(40, max(4, round(3 / (time.monotonic() - began))))  # for some three seconds
+        number = min(40, max(4, round(3 / (time.monotonic() - began))))  # work for about three seconds
         pool = ThreadPoolExecutor(number)
-        asked = [pool.submit(client.classify, IMAGE, cam="scorecam", timeout_s=60.0) for _ in range(number)]
+        requests = [pool.submit(client.classify, IMAGE, cam="scorecam", timeout_s=60.0) for _ in range(number)]
         time.sleep(0.5)
-        left = sum(not one.done() for one in asked)
-        check(left, f"{left} requests are under way at the stop")
+        in_flight = sum(not request.done() for request in requests)
+        check(in_flight, f"{in_flight} requests are in flight at the stop")
         began = time.monotonic()
         podman("stop", f"--time={GRACE_S + 5}", container)
         took_s = time.monotonic() - began
-        check(all(one.result(1).predictions[0].map for one in asked), "SIGTERM: what was under way was answered")
+        check(all(request.result(1).predictions[0].map for request in requests), "after SIGTERM all in-flight requests were answered")
     code = podman.about("container", container)["State"]["ExitCode"]
-    check(code == 0 and took_s < GRACE_S, f"it ended with 0 after {took_s:.1f} s", (code, took_s, podman("logs", container)))
+    check(code == 0 and took_s < GRACE_S, f"it exited with 0 after {took_s:.1f} s", (code, took_s, podman("logs", container)))
 
 
 def check_answer(answer: Classification, model: Path) -> None:
-    """Scores and map are those that the file gives here."""
+    """Check that scores and map equal those of the file on this machine."""
     import numpy as np
 
     with tempfile.TemporaryDirectory() as folder:
@@ -218,83 +222,85 @@ def check_answer(answer: Classification, model: Path) -> None:
     assert best.map is not None
     assert best.map.values is not None
     check(best.class_id == int(scores.argmax()), f"an image over gRPC: class {best.class_id}, score {best.score:.6f}")
-    apart = float(abs(best.score - scores.max())), float(np.abs(best.map.values - maps).max() / np.abs(maps).max())
-    check(max(apart) < 1e-5 and maps.any(), f"score and Grad-CAM map as outside of it, within {max(apart):.0e}", apart)
+    differences = float(abs(best.score - scores.max())), float(np.abs(best.map.values - maps).max() / np.abs(maps).max())
+    claim = f"score and Grad-CAM map equal those outside of the container within {max(differences):.0e}"
+    check(max(differences) < 1e-5 and maps.any(), claim, differences)
 
 
-def look_inside(podman: Podman, container: str) -> None:
-    """What holds the process in."""
+def check_process(podman: Podman, container: str) -> None:
+    """Check the restrictions of the server's process."""
     status = dict(line.split(":\t", 1) for line in podman("exec", container, "cat", "/proc/1/status").splitlines() if ":\t" in line)
     command = podman("exec", container, "cat", "/proc/1/cmdline").split("\0")
     check(command[-2:] == ["serve", ""], f"process 1 is {' '.join(command).strip()}")
-    check(status["Uid"].split() == ["10001"] * 4 and status["Gid"].split() == ["10001"] * 4, "process 1 is 10001's", status["Uid"])
-    rights = status["CapPrm"], status["CapEff"], status["CapBnd"], status["NoNewPrivs"]
-    check(rights == ("0" * 16, "0" * 16, "0" * 16, "1"), "process 1 has no capability and can gain none", rights)
+    check(status["Uid"].split() == ["10001"] * 4 and status["Gid"].split() == ["10001"] * 4, "process 1 runs as 10001", status["Uid"])
+    privileges = status["CapPrm"], status["CapEff"], status["CapBnd"], status["NoNewPrivs"]
+    check(privileges == ("0" * 16, "0" * 16, "0" * 16, "1"), "process 1 has no capabilities and cannot gain any", privileges)
     for path in ("/", "/tmp", "/models", "/opt/tlcli"):
-        wrote = podman("exec", container, "touch", f"{path}/written", may_fail=True)
-        if "Read-only file system" not in wrote:
-            raise CheckError(f"{path} can be written to: {wrote}")
-    check(True, "nothing in it can be written to, /tmp and the models included")
+        output = podman("exec", container, "touch", f"{path}/written", may_fail=True)
+        if "Read-only file system" not in output:
+            raise CheckError(f"{path} is writable: {output}")
+    check(True, "all its folders are read-only, including /tmp and the models")
 
 
 def check_cuda(podman: Podman, image: str) -> None:
-    """All of CUDA is there but the driver, which the machine brings."""
-    said = podman.inside(image, CUDA_LINKS)
-    check(re.search("^loaded|missing libcuda.so.1: ", said, re.MULTILINE), "ONNX Runtime's CUDA finds all libraries but the driver's", said)
+    """Check that all CUDA libraries are in the image except the driver's, which comes from the machine."""
+    output = podman.inside(image, CUDA_LINKS)
+    claim = "ONNX Runtime's CUDA finds all libraries but the driver's"
+    check(re.search("^loaded|missing libcuda.so.1: ", output, re.MULTILINE), claim, output)
     check(
         podman.inside(image, "from tlcli.contract.model.onnx_model import resolve_device; print(resolve_device('auto'))") == "cpu",
-        "without a GPU it takes the CPU",
+        "without a GPU it uses the CPU",
     )
 
 
 def check_training(podman: Podman, image: str, folder: Path) -> Path:
-    """Train and export in a container; the models that it wrote."""
+    """Train and export in a container; return the model repository that it wrote."""
     for name in ("runs", "models", "data"):
         (folder / name).mkdir(parents=True)
         (folder / name).chmod(0o777)
     mounts = [f"--volume={folder / name}:/srv/{name}" for name in ("runs", "models", "data")]
-    places = ("--tmpfs=/tmp", "--tmpfs=/cache", "--shm-size=1g", "--memory=6g")
+    memory = ("--tmpfs=/tmp", "--tmpfs=/cache", "--shm-size=1g", "--memory=6g")
     began = time.monotonic()
-    podman("run", "--rm", "--no-healthcheck", "--network=none", *HELD_IN, *places, *mounts, image, *shlex.split(TRAINING))
+    podman("run", "--rm", "--no-healthcheck", "--network=none", *RESTRICTIONS, *memory, *mounts, image, *shlex.split(TRAINING))
     check((folder / "runs/shapes/report.html").is_file(), f"it trained and exported in {time.monotonic() - began:.0f} s, without a network")
     return folder / "models"
 
 
 def main() -> None:
-    """The walk."""
+    """Build and check all images."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--cpu", action="store_true", help="the image without CUDA alone: for quick turns")
-    parser.add_argument("--train", action="store_true", help="the image with PyTorch too: several GB more")
-    parser.add_argument("--base", help="the image to build on; by default a Debian that is made here")
-    parser.add_argument("--storage", type=Path, help="keep images and layers in this folder, for the next time")
-    given = parser.parse_args()
-    needed = [program for program in DEBIAN_PACKAGES if program != "debootstrap" or not given.base]
-    if found := problem(missing(needed), is_root=os.geteuid() == 0):
-        sys.exit(f"Error: {found}")
+    parser.add_argument("--cpu", action="store_true", help="only check the image without CUDA, which is quick")
+    parser.add_argument("--train", action="store_true", help="also check the image with PyTorch, which takes several GB more")
+    parser.add_argument("--base", help="base image; by default a Debian built with debootstrap")
+    parser.add_argument("--storage", type=Path, help="folder that keeps images and layers for the next time")
+    options = parser.parse_args()
+    needed = [program for program in DEBIAN_PACKAGES if program != "debootstrap" or not options.base]
+    if obstacle := problem(missing(needed), is_root=os.geteuid() == 0):
+        sys.exit(f"Error: {obstacle}")
     work = Path(tempfile.mkdtemp(prefix="tlcli-containers-"))
-    podman = Podman((given.storage or work / "storage").resolve())
+    podman = Podman((options.storage or work / "storage").resolve())
     try:
-        base = given.base or stand_in(podman)
+        base = options.base or build_base(podman)
         models = make_model(work)
-        for tag, arguments in (("cpu", {"CUDA": "0"}), ("gpu", {}))[: 1 if given.cpu else 2]:
+        for tag, arguments in (("cpu", {"CUDA": "0"}), ("gpu", {}))[: 1 if options.cpu else 2]:
             image = build(podman, base, "serve", tag, **arguments)
-            tell_size(podman, image, base)
+            print_size(podman, image, base)
             check_contents(podman, image, ["torch", "torchvision", "timm", "onnx", "pip"])
             if tag == "gpu":
                 check_cuda(podman, image)
             check_serving(podman, image, models)
-        if given.train:
+        if options.train:
             image = build(podman, base, "train", "gpu")
-            tell_size(podman, image, base)
+            print_size(podman, image, base)
             check_contents(podman, image, ["pip"])
             check_cuda(podman, image)
             check_serving(podman, f"localhost/tlcli-serve:{tag}", check_training(podman, image, work / "trained"))
     except CheckError as error:
         sys.exit(f"Error: {error}")
     finally:
-        podman.close(keep=given.storage is not None)
+        podman.close(keep=options.storage is not None)
         shutil.rmtree(work, ignore_errors=True)
-    print("containers: all as it should be")
+    print("containers: all checks passed")
 
 
 if __name__ == "__main__":

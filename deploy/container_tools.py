@@ -1,4 +1,4 @@
-"""Programs that `deploy/check_container.py` needs, with the Debian packages that have them."""
+"""Programs that `deploy/check_container.py` needs, and the Debian packages that provide them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ DEBIAN_PACKAGES: Mapping[str, str] = {
     "conmon": "conmon",
     "runc": "runc",
     "netavark": "netavark",
-    "iptables": "iptables",  # netavark calls it to publish ports, and names itself where it is missing
+    "iptables": "iptables",  # netavark calls it to publish ports; if it is missing, the error only names netavark
     "debootstrap": "debootstrap",
 }
-"""Program to package. Without recommended packages, podman brings neither netavark nor iptables."""
+"""Program to package. Without recommended packages, podman installs neither netavark nor iptables."""
 
 _FOLDERS = (
     "/usr/local/sbin",
@@ -25,16 +25,16 @@ _FOLDERS = (
     "/usr/local/lib/podman",
     "/usr/lib/podman",
 )
-"""Folders of programs besides $PATH; podman's own helpers are not on it."""
+"""Folders that are searched besides $PATH, which lacks podman's helper programs."""
 
 
 def missing(programs: Sequence[str], path: str | None = None, folders: Sequence[str] = _FOLDERS) -> list[str]:
-    """The programs that are not installed.
+    """Return the programs that are not installed.
 
     Args:
-        programs: of `DEBIAN_PACKAGES`.
-        path: folders with colons between them; None for $PATH.
-        folders: searched after `path`.
+        programs: programs in `DEBIAN_PACKAGES`.
+        path: folders, separated by colons; None for $PATH.
+        folders: folders that are searched after `path`.
     """
     search = os.pathsep.join([os.environ.get("PATH", "") if path is None else path, *folders])
     return [program for program in programs if shutil.which(program, path=search) is None]
@@ -44,10 +44,10 @@ def problem(programs: Sequence[str], is_root: bool) -> str | None:
     """Return what to do before the check can run, in one line; None if nothing is missing.
 
     Args:
-        programs: not installed, see `missing`.
-        is_root: the process runs as root.
+        programs: the missing programs, see `missing`.
+        is_root: True if the process runs as root.
     """
     if programs:
         packages = " ".join(dict.fromkeys(DEBIAN_PACKAGES[program] for program in programs))
         return f"not installed: {', '.join(programs)}: apt-get install --no-install-recommends {packages}"
-    return None if is_root else "root is needed to run containers as they are run in production: sudo make container-check"
+    return None if is_root else "running containers as in production needs root: sudo make container-check"

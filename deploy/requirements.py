@@ -1,9 +1,9 @@
-"""What pip is to install before the project itself, so that an image's packages change only when they do: for the Dockerfile.
+"""List of the project's requirements for the Dockerfile, which installs them in a layer of their own, before the project.
 
     python deploy/requirements.py [--cpu] EXTRA...
 
-Prints the requirements of pyproject.toml, those of the extras included, a line each. With --cpu, the ONNX Runtime that knows no GPU
-stands in for the one that does.
+Prints the requirements in pyproject.toml, including those of the extras, one per line. With --cpu, ONNX Runtime without GPU support
+replaces the one with it.
 """
 
 from __future__ import annotations
@@ -14,15 +14,22 @@ from pathlib import Path
 
 
 def requirements(pyproject: Path, extras: list[str], cpu: bool) -> list[str]:
-    """
+    """Return the requirements of a project and some of its extras.
+
+    Args:
+        pyproject: path of its pyproject.toml.
+        extras: names of the extras.
+        cpu: replace onnxruntime-gpu by onnxruntime.
+
     Raises:
         KeyError: an extra that the project does not have.
     """
     project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
-    asked = [*project["dependencies"], *(one for extra in extras for one in project["optional-dependencies"][extra])]
-    return [one.replace("onnxruntime-gpu", "onnxruntime") for one in asked] if cpu else asked
+    packages = [*project["dependencies"], *(package for extra in extras for package in project["optional-dependencies"][extra])]
+    return [package.replace("onnxruntime-gpu", "onnxruntime") for package in packages] if cpu else packages
 
 
 if __name__ == "__main__":
     arguments = sys.argv[1:]
-    print(*requirements(Path("pyproject.toml"), [one for one in arguments if one != "--cpu"], "--cpu" in arguments), sep="\n")
+    extras = [argument for argument in arguments if argument != "--cpu"]
+    print(*requirements(Path("pyproject.toml"), extras, cpu="--cpu" in arguments), sep="\n")

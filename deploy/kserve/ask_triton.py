@@ -1,6 +1,6 @@
-"""Ask a model on Triton for classes and a map: python ask_triton.py HOST:PORT MODEL IMAGE
+"""Client for a model on Triton that prints classes and maps: python ask_triton.py HOST:PORT MODEL IMAGE
 
-Needs tritonclient, numpy and Pillow, and nothing of tlcli.
+Needs tritonclient, numpy and Pillow, but not tlcli.
 """
 
 import json
@@ -19,7 +19,7 @@ with triton.InferenceServerClient(address) as client:
     pixels = np.array(Image.open(image).convert("RGB").resize((size["width"], size["height"])), dtype=np.uint8)
     tensors = {
         "images": (pixels[None], "UINT8"),  # [N, H, W, 3]
-        "targets": (np.array([[-1, -2]], dtype=np.int64), "INT64"),  # the two classes that are ranked first
+        "targets": (np.array([[-1, -2]], dtype=np.int64), "INT64"),  # the two top-ranked classes
         "wanted": (np.array([[name == "gradcam" for name in switches]]), "BOOL"),  # nothing else is computed
     }
     inputs = []

@@ -1,4 +1,4 @@
-"""Other people's exceptions as a part of one line of ours."""
+"""Exceptions of other libraries, quoted in one-line messages."""
 
 from __future__ import annotations
 

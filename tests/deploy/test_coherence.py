@@ -1,4 +1,4 @@
-"""The manifests fit the server that they run, and one another."""
+"""The manifests are consistent with the server that they run, and with each other."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = DEPLOY.parent
 ALL = everything()
 SERVERS = servers()
 CLOSING_S = 5
-"""Beyond what may be in flight: connections are closed, and the process ends."""
+"""Seconds beyond the time for in-flight requests, to close connections and end the process."""
 
 
 def settings(pod: Manifest) -> ServerSettings:
@@ -76,7 +76,7 @@ PODS = {name: pod for name, one in ALL.items() if (pod := pod_spec(one)) is not 
 
 @pytest.mark.parametrize("name", PODS)
 def test_every_pod_is_as_the_image_is_made_for(name: str) -> None:
-    """Nobody's rights, nothing written but where a volume is, none of the cluster's variables."""
+    """Pods run without privileges, write only to volumes, and get none of the cluster's variables."""
     pod = PODS[name]
     assert pod["enableServiceLinks"] is False
     assert pod["automountServiceAccountToken"] is False
@@ -140,7 +140,7 @@ def test_the_autoscaler_asks_for_what_the_server_tells(tmp_path: Path, caplog: p
 
 
 def test_what_is_put_together_by_hand_is_whole(tmp_path: Path) -> None:
-    """Both, with GPUs and scaled: as docs/deploying.md has it."""
+    """Combine GPUs and autoscaling as docs/deploying.md shows it."""
     (tmp_path / "deploy").symlink_to(DEPLOY)
     (tmp_path / "kustomization.yaml").write_text(
         "resources: [deploy/kubernetes/gpu]\ncomponents: [deploy/kubernetes/autoscaling]\nnamespace: models\n"

@@ -1,4 +1,4 @@
-"""docker-compose.yml holds what it promises: by the Compose specification's own schema, a linter's eyes, and the server's own settings."""
+"""docker-compose.yml is valid by the Compose specification's schema, a security linter, and the server's settings."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def services(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def image_environment() -> dict[str, str]:
-    """What the image of the server sets of its settings."""
+    """Return the server settings that the image sets."""
     return dict(re.findall(r"(TLCLI_SERVE_\w+)=(\S+)", DOCKERFILE))
 
 
 def settings(service: str, *, tls: bool = False) -> ServerSettings:
-    """What the server in that container is told."""
+    """Return the settings of the server in a container."""
     environment = image_environment() | services(COMPOSE)[service]["environment"]
     if tls:
         environment |= services(TLS)[service]["environment"]
@@ -43,7 +43,7 @@ def settings(service: str, *, tls: bool = False) -> ServerSettings:
 
 
 def seconds(duration: str) -> float:
-    """Of a duration as Compose writes it, such as 1m30s."""
+    """Convert a duration in Compose's format, such as 1m30s, to seconds."""
     parts = re.findall(r"(\d+)([hms])", duration)
     assert "".join(number + unit for number, unit in parts) == duration
     return sum(int(number) * {"h": 3600, "m": 60, "s": 1}[unit] for number, unit in parts)
@@ -131,7 +131,7 @@ def test_beyond_this_machine_it_has_tls_and_tokens(name: str) -> None:
 
 @pytest.mark.parametrize("name", SERVERS)
 def test_names_that_http_requests_may_ask_for(name: str) -> None:
-    """The server listens on every address of its container, where any name is taken unless it is told which."""
+    """The server listens on every address of its container, and accepts any host name unless names are set."""
 
     def hosts(**variables: str) -> AllowedHosts:
         told = settings(name, tls="TLCLI_NAME" in variables)

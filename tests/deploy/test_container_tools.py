@@ -1,4 +1,4 @@
-"""`make container-check` names everything that is not installed at once, with the command that installs it."""
+"""`make container-check` names all missing programs at once, with the command that installs them."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def test_what_is_missing_is_named_at_once(lacking: tuple[str, ...], tmp_path: Pa
 
 
 def test_root_is_asked_for_when_all_is_installed() -> None:
-    said = problem([], is_root=False)
-    assert said is not None
-    assert said.startswith("root is needed")
+    message = problem([], is_root=False)
+    assert message is not None
+    assert message.startswith("running containers as in production needs root")
 
 
 def test_the_docs_name_every_package() -> None:

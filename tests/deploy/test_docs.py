@@ -1,4 +1,4 @@
-"""docs/deploying.md: what can be run is run, as it stands there; what it names is there."""
+"""docs/deploying.md: commands are run as they are written where possible, and everything it names exists."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_its_parts_are_found() -> None:
 
 @pytest.mark.parametrize("line", [line for line in LINES if line.startswith("kubectl")])
 def test_kubectl_is_given_what_is_there(line: str) -> None:
-    """All but the cluster: files are read, folders rendered, objects named that the manifests make."""
+    """Check a command without a cluster: its files can be read, its folders rendered, and its objects are in the manifests."""
     words = shlex.split(line)
     made = {f"{one['kind']}/{one['metadata']['name']}".lower() for one in everything().values()} | {
         "deployment/tlcli-predictor"

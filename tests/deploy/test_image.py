@@ -1,4 +1,4 @@
-"""The Dockerfile builds what pyproject.toml says, of what constraints.txt pins. That it builds and serves: `make container-check`."""
+"""The Dockerfile installs what pyproject.toml requires and constraints.txt pins. `make container-check` builds and runs it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PINNED = {
 
 
 def folders() -> list[str]:
-    """The package, and the folders that links in it lead to."""
+    """Return the package's folder, and the folders that its links point to."""
     (package,) = PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]
     root = ROOT / package.removesuffix("*")
     return sorted([root.name, *(link.resolve().name for link in root.iterdir() if link.is_symlink())])

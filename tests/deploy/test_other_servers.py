@@ -1,4 +1,4 @@
-"""Servers of other people's take the folder as it is."""
+"""Other servers load the model repository as it is."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Exports:
 
 @pytest.fixture(scope="module")
 def repository(exported: Exports, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two versions of the model `pets`, as `tlcli export` leaves them."""
+    """Write two versions of the model `pets`, as `tlcli export` does."""
     folder = tmp_path_factory.mktemp("repository")
     model = exported("test_resnet", "linear").model
     description = model.description.model_copy(update={"name": "pets"})
@@ -44,7 +44,7 @@ def repository(exported: Exports, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def test_triton_is_asked_for_what_the_graph_has(repository: Path, exported: Exports, tmp_path: Path) -> None:
-    """The script in deploy/kserve, run as a user would; its answer is the graph's own."""
+    """Run the script in deploy/kserve as a user would; its output equals the graph's."""
     model = exported("test_resnet", "linear").model
     size = model.description.preprocessing
     pixels = blobs(1, size.height, size.width)
@@ -67,7 +67,7 @@ def test_triton_is_asked_for_what_the_graph_has(repository: Path, exported: Expo
 
 
 def test_triton_of_kserve_reads_the_folder_and_the_file() -> None:
-    """The folder is the volume that our own server reads; the version is one whose ONNX Runtime is new enough."""
+    """Triton mounts the same volume as our server, and its version has a recent enough ONNX Runtime."""
     spec = everything()["kserve/triton.yaml InferenceService"]["spec"]["predictor"]["model"]
     assert spec["storageUri"] == "pvc://" + everything()["kubernetes/base PersistentVolumeClaim"]["metadata"]["name"]
     assert (spec["protocolVersion"], [one["name"] for one in spec["ports"]]) == ("grpc-v2", ["h2c"])
@@ -76,7 +76,7 @@ def test_triton_of_kserve_reads_the_folder_and_the_file() -> None:
 
 
 def test_openvino_model_server_is_told_where_a_model_is(repository: Path) -> None:
-    """By its rules: a folder of versions, each a whole number from 1 on with one model in it; it leaves other names alone."""
+    """OpenVINO Model Server expects a folder of versions, whole numbers from 1 with one model in each; it ignores other names."""
     openvino: Any = pytest.importorskip("openvino")
     listed = json.loads((DEPLOY / "openvino/config.json").read_text(encoding="utf-8"))
     assert listed.keys() == {"model_config_list"}

@@ -1,4 +1,4 @@
-"""Every manifest is what its schema allows, and a misspelt key is seen wherever it stands. Without a cluster and without a network."""
+"""Every manifest is valid by its schema, and any misspelt key is found. Needs neither a cluster nor a network."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.helpers import HELPERS
 from tests.helpers.deploy.manifests import DEPLOY, KUBECTL, Manifest, everything, keys, misspelt, pod_spec, read
 
 OLDEST, NEWEST = "1.30", "1.37"
-"""Versions of Kubernetes whose schemas are held."""
+"""Versions of Kubernetes whose schemas are checked."""
 
 CUSTOM = ("InferenceService", "ScaledObject")
 KSERVE = Path(sys.prefix) / "kserve/bin/python"
@@ -72,7 +72,7 @@ def test_they_refuse_any_misspelt_key() -> None:
 
 
 def test_what_a_predictor_says_of_its_pod_is_a_pods() -> None:
-    """KServe's models leave the values of a pod's fields to Kubernetes."""
+    """KServe's models do not check the values of a pod's fields, which Kubernetes does."""
     pod = pod_spec(ALL["kserve/tlcli.yaml InferenceService"])
     assert pod is not None
     spec = {key: value for key, value in pod.items() if key not in ("minReplicas", "maxReplicas", "scaleMetric", "scaleTarget")}
@@ -80,7 +80,7 @@ def test_what_a_predictor_says_of_its_pod_is_a_pods() -> None:
 
 
 def test_the_triggers_are_keda_s() -> None:
-    """Their parameters are no part of KEDA's schema."""
+    """KEDA's schema does not cover the parameters of triggers."""
     spec = ALL["kubernetes/autoscaling ScaledObject"]["spec"]
     assert {one["type"]: set(one["metadata"]) for one in spec["triggers"]} == {
         "prometheus": {"serverAddress", "query", "threshold"},
@@ -99,7 +99,7 @@ def quantities(manifest: Any, below: bool = False) -> list[Any]:
 
 @pytest.mark.parametrize("name", ALL)
 def test_quantities_are_quantities(name: str) -> None:
-    """To the schema they are any text."""
+    """The schema allows any text for them."""
     assert all(isinstance(one, str) and QUANTITY.fullmatch(one) for one in quantities(ALL[name])), quantities(ALL[name])
 
 

@@ -1,4 +1,4 @@
-"""Training on several machines: the commands of docs/deploying.md and deploy/training do what they say."""
+"""Training on several machines: the commands in docs/deploying.md and deploy/training work."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ
 
 
 def told(script: str, tmp_path: Path, index: int) -> list[str]:
-    """What torchrun is told on a machine, with the volume in `tmp_path`."""
+    """Return torchrun's arguments on a machine, with the volume in `tmp_path`."""
     stub = tmp_path / "bin" / "torchrun"
     stub.parent.mkdir(exist_ok=True)
     stub.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
@@ -79,7 +79,7 @@ def test_its_settings_are_tlcli_s(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_machines_train_one_network(tmp_path: Path) -> None:
-    """The command of the page, once for each machine, both of them this one; on drawn images, with a small network."""
+    """Run the page's command once per machine, both on this machine, with generated images and a small network."""
     (line,) = [line for line in LINES if line.startswith("torchrun")]
     put_colours(tmp_path / "data" / "flowers", train=8, val=3)
     with socket.create_server(("127.0.0.1", 0)) as free:

@@ -1,4 +1,4 @@
-"""Two files side by side: rank correlation against SciPy's, and files whose answers and maps are known."""
+"""Comparison of two files: rank correlation equals SciPy's, and files with known outputs and maps give known figures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tlcli.evaluation.agreement import COSTLY_IMAGES, MAP_IMAGES, Images, Shown,
 
 
 def shown(brightness: int, label: int | None = None, region: tuple[slice, slice] | None = None) -> Shown:
-    """An image of one grey; the toy calls it bright from 128 on."""
+    """Return an image of one grey, which the toy model classifies as bright from 128."""
     where = None
     if region is not None:
         where = np.zeros((corner_model.SIZE, corner_model.SIZE), dtype=bool)

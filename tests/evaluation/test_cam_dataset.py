@@ -1,4 +1,4 @@
-"""Which images are taken, of which classes, and what is said of those that cannot be."""
+"""Images and classes that are chosen for an evaluation, and messages about broken ones."""
 
 from __future__ import annotations
 

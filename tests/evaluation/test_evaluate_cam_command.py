@@ -1,4 +1,4 @@
-"""`tlcli evaluate-cam`: what it leaves behind, and one line for each mistake."""
+"""`tlcli evaluate-cam`: its report, and one line for each mistake."""
 
 from __future__ import annotations
 

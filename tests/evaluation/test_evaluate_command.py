@@ -1,4 +1,4 @@
-"""`tlcli evaluate`: the figures are those of the file's own answers, and mistakes get one line."""
+"""`tlcli evaluate`: the figures follow from the file's own outputs, and mistakes get one line."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Images of every brightness; which class they lie in is often wrong."""
+    """Write images of every brightness, many of them in the wrong class."""
     chance = np.random.default_rng(4)
     for label in corner_model.LABELS:
         folder = tmp_path / "data" / label
@@ -143,7 +143,7 @@ def test_labels_are_compared_in_nfc() -> None:
 
 
 def test_predict_follows_the_rule_of_training(model: Path, tmp_path: Path) -> None:
-    """Hidden files and folders, system folders, links to a folder above, pipes, files that are no images, and wrong suffixes."""
+    """Cover hidden files and folders, system folders, links to a folder above, pipes, other files, and wrong suffixes."""
     folder = tmp_path / "data"
     (folder / "x" / "y").mkdir(parents=True)
     Image.new("RGB", (40, 40), (250, 250, 250)).save(folder / "x" / "y" / "p0.png")

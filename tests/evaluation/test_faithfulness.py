@@ -1,4 +1,4 @@
-"""Deletion, insertion, drop and increase, computed on paper for a score that is the mean of one quarter of the image."""
+"""Deletion, insertion, drop and increase, computed by hand for a score that is the mean of one quarter of the image."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def score(images: Iterable[np.ndarray]) -> np.ndarray:  # type: ignore[type-arg]
 
 
 def test_deletion_of_a_white_image() -> None:
-    """64 pixels, 16 in the quarter. In four steps the first of them takes all that the score sees."""
+    """Of 64 pixels, 16 are in the quarter. With four steps, the first one deletes everything that the score depends on."""
     curve = deletion(WHITE, ranking(QUARTER), score, 4, NO_COLOUR)
     np.testing.assert_allclose(curve, [1, 0, 0, 0, 0])
     assert area(curve) == pytest.approx(1 / 8)
@@ -47,7 +47,7 @@ def test_insertion_is_the_way_back() -> None:
 
 
 def test_equal_values_go_as_they_are_read() -> None:
-    """The quarter's opposite first, then the zeros from the top: the first two rows hold half of the quarter that counts."""
+    """The opposite quarter comes first, then the zeros from the top: the first two rows hold half of the quarter that counts."""
     order = ranking(OPPOSITE)
     assert order[:4].tolist() == [36, 37, 38, 39]
     assert order[16:24].tolist() == list(range(8))
@@ -62,7 +62,7 @@ def test_steps_are_equal_shares_whatever_the_number_of_pixels() -> None:
 
 
 def test_drop_and_increase() -> None:
-    """The quarter alone keeps all of the score, its opposite none, half a map 128 grey levels of 255."""
+    """The map of the quarter keeps all of the score, the opposite none, and half a map 128 grey levels of 255."""
     (whole,) = score([WHITE])
     after = score([apply_map(WHITE, values, NO_COLOUR) for values in (QUARTER, OPPOSITE, QUARTER / 2)])
     np.testing.assert_allclose([drop(whole, one) for one in after], [0, 1, 127 / 255])
@@ -73,7 +73,7 @@ def test_drop_and_increase() -> None:
 
 
 def test_where_the_map_is_zero_the_mean_colour_is_left() -> None:
-    """In the normalised input that colour is 0."""
+    """The mean colour is 0 in the normalised input."""
     colour = np.array([124, 116, 104], np.uint8)
     shown = apply_map(WHITE, QUARTER, colour)
     assert (shown[:4, :4] == 255).all()
@@ -81,7 +81,7 @@ def test_where_the_map_is_zero_the_mean_colour_is_left() -> None:
 
 
 def test_the_blur_has_the_stated_width() -> None:
-    """A white half beside a black one: from 16 to 84 % are two standard deviations, here of 5 % of 240 pixels."""
+    """At an edge of black and white, 16 to 84 % are two standard deviations apart, here of 5 % of 240 pixels."""
     halves = np.zeros((240, 240, 3), np.uint8)
     halves[:, 120:] = 255
     edge = blur(halves)[120, :, 0] / 255

@@ -1,4 +1,4 @@
-"""Boxes and masks through the crop: beside what the preprocessing itself makes of a painted image."""
+"""Boxes and masks are transformed exactly as the preprocessing transforms a painted image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CENTRED = Preprocessing(height=32, width=32, crop_pct=1.0)
 
 
 def test_a_box_through_the_crop() -> None:
-    """100 x 50 pixels, shrunk to 64 x 32, of which the middle 32 columns are seen: 25 to 75 of the image."""
+    """An image of 100 x 50 pixels is resized to 64 x 32, of which the middle 32 columns are visible: 25 to 75 of the image."""
     seen = boxes_region(((25, 0, 50, 50),), (100, 50), CENTRED)
     assert seen[:, :16].all()
     assert not seen[:, 16:].any()
@@ -41,7 +41,7 @@ def test_several_boxes_are_one_region() -> None:
 
 
 @pytest.mark.parametrize("mode", ["center", "squash", "border"])
-@pytest.mark.parametrize("size", [(100, 50), (37, 90), (66, 66), (500, 333)])  # sizes of which no pixel lies under two
+@pytest.mark.parametrize("size", [(100, 50), (37, 90), (66, 66), (500, 333)])  # sizes at which no image pixel maps to two input pixels
 def test_regions_lie_where_the_preprocessing_puts_what_is_painted(mode: str, size: tuple[int, int]) -> None:
     preprocessing = Preprocessing.model_validate(
         {"height": 40, "width": 48, "crop_pct": 0.8, "crop_mode": mode, "interpolation": "nearest", "mean": (0.0, 0.0, 0.0)}
@@ -95,7 +95,7 @@ def test_what_is_no_box_is_told(boxes: object, said: str, tmp_path: Path) -> Non
 
 
 def test_masks(tmp_path: Path) -> None:
-    """Grey, 16-bit, palette and coloured ones; anything but zero is the object, transparency is no colour."""
+    """Masks may be grey, 16-bit, palette or coloured. Any nonzero value is the object; transparency is ignored."""
     mask = np.zeros((50, 100), np.uint8)
     mask[:, 25:50] = 1
     images = {

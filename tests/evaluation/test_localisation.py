@@ -1,4 +1,4 @@
-"""The pointing game and the energy inside the box, on paper."""
+"""The pointing game and the energy inside the box, computed by hand."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_a_point_counts_up_to_fifteen_pixels_of_224_beside_the_object(side: int,
 
 
 def test_of_equal_points_the_one_in_their_middle_counts() -> None:
-    """A plateau, as enlarging leaves it in a corner of the map: the same corner of the image, whichever it is."""
+    """Enlarging leaves a plateau in a corner of the map; the result must not depend on the corner."""
     side = 224
     for rows, columns in ((slice(0, 61), slice(0, 61)), (slice(-61, None), slice(-61, None))):
         values = np.zeros((side, side), np.float32)

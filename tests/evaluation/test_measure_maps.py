@@ -1,4 +1,4 @@
-"""A model that looks at one quarter: the map of that quarter is best by every metric, and the figures are those on paper."""
+"""For a model that only uses one quarter, the map of that quarter is best by every metric, with values computed by hand."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def found(model: Model, data: Path) -> Measurement:
-    """Of `bright`, whichever class the image has."""
+    """Measure the maps of `bright` for every image."""
     settings = Settings((GOOD, BAD), steps=8, class_ids={"dark": 1, "bright": 1}, batch_size=5)
     return measure(model, open_images(str(data), 100, seed=0), settings)
 
@@ -75,12 +75,12 @@ def test_figures_are_those_on_paper(found: Measurement, data: Path) -> None:
         assert one.values[BAD]["average_drop"] == pytest.approx(1 - nothing / one.probability, abs=0.02)
         assert one.values[GOOD]["pointing"] == 1
         assert one.values[BAD]["pointing"] == 0
-        # Along each axis 12 pixels of 1, then 15/16, 13/16, ..., 1/16, of which the first four lie inside: 15 of 16 in all.
+        # Along each axis 12 pixels of 1, then 15/16, 13/16, ..., 1/16, of which the first four are inside: 15 of 16 in total.
         assert one.values[GOOD]["energy"] == pytest.approx((15 / 16) ** 2, abs=1e-6)
 
 
 def test_curves_begin_and_end_alike(found: Measurement) -> None:
-    """With nothing deleted and with everything; the map only says what comes between."""
+    """With nothing or everything deleted, the map makes no difference."""
     probabilities = np.mean([image.probability for image in found.images])
     for method in found.settings.names:
         deletion, insertion = found.curves["deletion"][method], found.curves["insertion"][method]
@@ -127,7 +127,7 @@ def test_the_model_is_asked_as_often_as_is_said(model: Model, data: Path, monkey
     for metrics in (METRICS, ("road",), ("increase", "energy")):
         settings, asked = Settings((GOOD, BAD), metrics=metrics, steps=3, batch_size=6), 0
         measure(model, open_images(str(data), 2, seed=0), settings)
-        assert asked - 2 == 2 * 4 * probes_per_map(settings)  # two images, asked once each for their maps
+        assert asked - 2 == 2 * 4 * probes_per_map(settings)  # one run per image computes the maps of the two images
 
 
 def test_boxes_that_the_crop_leaves_out_are_counted(model: Model, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""ROAD: what is filled in, on paper and beside pytorch-grad-cam, which took it from the authors' own code."""
+"""ROAD: imputed pixels equal those computed by hand, and those of pytorch-grad-cam, which uses the authors' code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tlcli.evaluation.road import NOISE, SHARES, impute, noise_for, road, solve_
 
 
 def test_a_corner_is_filled_in_from_its_three_neighbours() -> None:
-    """Those beside it weigh 1/6, the diagonal one 1/12, together 5/12: (2 a + 2 b + c) / 5."""
+    """Direct neighbours weigh 1/6, the diagonal one 1/12, together 5/12: (2 a + 2 b + c) / 5."""
     image = np.zeros((3, 4, 3), np.uint8)
     image[0, 1], image[1, 0], image[1, 1] = (10, 0, 50), (20, 0, 50), (30, 100, 50)
     missing = np.zeros((3, 4), bool)
@@ -21,14 +21,14 @@ def test_a_corner_is_filled_in_from_its_three_neighbours() -> None:
 
 
 def test_two_missing_neighbours_are_solved_together() -> None:
-    """Of a row of four, the two in the middle: x = (0 + y) / 2, y = (x + 90) / 2, so 30 and 60."""
+    """The middle two of a row of four are x = (0 + y) / 2 and y = (x + 90) / 2, so 30 and 60."""
     image = np.array([[[0] * 3, [7] * 3, [7] * 3, [90] * 3]], np.uint8)
     missing = np.array([[False, True, True, False]])
     np.testing.assert_allclose(solve_missing(image, missing), [[30] * 3, [60] * 3])
 
 
 def test_a_slope_is_continued_through_any_hole() -> None:
-    """Each value of a slope is the mean of its neighbours, so that is the solution wherever the hole does not touch the edge."""
+    """Each value of a slope is the mean of its neighbours, so the slope is the solution for any hole that does not touch the edge."""
     down, across = np.mgrid[:20, :24]
     image = np.stack([3 * down, 5 * across, 2 * down + 4 * across], -1).astype(np.uint8)
     missing = np.zeros((20, 24), bool)
@@ -57,7 +57,7 @@ def test_nothing_missing_and_everything_missing() -> None:
 
 
 def score(images: Iterable[np.ndarray]) -> np.ndarray:  # type: ignore[type-arg]
-    """Bright specks in the upper half."""
+    """Score bright specks in the upper half."""
     return np.array([(image[:10] > 200).mean() for image in images])
 
 
@@ -94,7 +94,7 @@ def test_the_same_as_pytorch_grad_cam_fills_in(share: float, torch) -> None:  # 
 
 
 def test_the_same_metric_as_pytorch_grad_cam(torch, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
-    """Their noise is set to nothing. Their percentiles, of what is kept, are put half a pixel's rank beside ours, so both cut alike."""
+    """Set their noise to 0, and shift their percentiles by half a pixel's rank, so that both remove the same pixels."""
     from pytorch_grad_cam.metrics import road as peer
 
     monkeypatch.setattr(peer.NoisyLinearImputer.__init__, "__defaults__", (0.0, peer.neighbors_weights))

@@ -21,11 +21,11 @@ PRECONDITION = grpc.StatusCode.FAILED_PRECONDITION
 
 BAD_IMAGES = {
     "empty": (b"", "the image is empty (0 bytes)"),
-    "text": (b"Dear server, please classify this. Yours, a client", "no image"),
+    "text": (b"Dear server, please classify this. Yours, a client", "not an image"),
     "truncated JPEG": (GOOD[: len(GOOD) // 2], "cannot be decoded"),
     "a PNG that claims to be huge": (png_that_claims(100_000, 100_000), "more than 50,000,000 pixels"),
     "half a header": (GOOD[:10], "cannot be decoded"),
-    "a PDF": (b"%PDF-1.7\n" + bytes(500), "no image"),
+    "a PDF": (b"%PDF-1.7\n" + bytes(500), "not an image"),
 }
 
 BAD_REQUESTS = {

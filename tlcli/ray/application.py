@@ -61,7 +61,7 @@ class Replica:
         self._serving = False
         self._health = HealthServicer()
         self._parts = Components.of(settings, on_change=self._announce, is_serving=lambda: self._serving)
-        logger.info("device: %s (asked for: %s)", resolve_device(settings.device), settings.device)
+        logger.info("device: %s (requested: %s)", resolve_device(settings.device), settings.device)
         self._parts.repository.discover()
         registry = Handlers()
         registry.add_generic_rpc_handlers(handlers(self._parts))

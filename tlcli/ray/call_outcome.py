@@ -15,7 +15,7 @@ from tlcli.service.rpc.error_handling import RETRY_AFTER_MS
 
 logger = logging.getLogger("ray.serve")
 
-FROM_APPLICATION = ("tlcli-told", "")
+FROM_APPLICATION = ("tlcli-from-application", "")
 """Metadata that marks a rejection by the application on its way to the proxy. Failures in Ray lack it."""
 
 _LOST = ("The actor ", "The worker ", "Failed to retrieve object ")

@@ -1,4 +1,4 @@
-"""A file is the old one or the new one, never a part."""
+"""Readers see the old file or the new one, never a part."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_permissions_are_those_of_an_ordinary_new_file(tmp_path: Path) -> None:
-    """Not 0600, which a temporary file gets: a server under another user must be able to read a model."""
+    """The mode is not 0600, as of a temporary file: a server that runs as another user must be able to read a model."""
     with whole_file(tmp_path / "a") as temporary:
         temporary.write_text("")
     before = os.umask(0)
@@ -49,7 +49,7 @@ def test_permissions_are_those_of_an_ordinary_new_file(tmp_path: Path) -> None:
 
 
 def test_the_temporary_file_may_be_replaced_by_its_writer(tmp_path: Path) -> None:
-    """Some libraries write to a name of their own and rename it."""
+    """Some libraries write to a file of their own and rename it."""
     with whole_file(tmp_path / "a") as temporary:
         (tmp_path / "other").write_text("replaced")
         (tmp_path / "other").rename(temporary)
@@ -78,7 +78,7 @@ CANNOT = ["ENOSPC", "EDQUOT", "EROFS", "EACCES", "EFBIG", "EIO"]
 
 @pytest.mark.parametrize("name", CANNOT)
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path, name: str) -> None:
-    """The system's error of a `write` names no file."""
+    """The system's error of a failed `write` does not name the file."""
     number = getattr(errno, name)
     target = tmp_path / "metrics.csv"
     with pytest.raises(OSError) as told, whole_file(target):

@@ -1,4 +1,4 @@
-"""A folder is there whole, or not at all."""
+"""A folder appears complete, or not at all."""
 
 from __future__ import annotations
 

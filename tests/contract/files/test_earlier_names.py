@@ -1,4 +1,4 @@
-"""Files of earlier versions are read."""
+"""Files of earlier versions can be read."""
 
 from __future__ import annotations
 

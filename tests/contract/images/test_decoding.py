@@ -1,4 +1,4 @@
-"""Every kind of odd image, as a person would see it, or refused in one line."""
+"""Unusual images are decoded as an image viewer would show them, or rejected in one line."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def encoded(image: Image.Image, image_format: str = "PNG", **options: object) ->
 
 
 def photograph(width: int = 40, height: int = 30) -> Image.Image:
-    """Smooth, so that lossy formats stay near it, and unlike itself in every turn and reflection."""
+    """Return a smooth image, so that lossy formats stay close, which differs from itself in every rotation and reflection."""
     down, across = np.mgrid[:height, :width]
     red, green = 255 * across / (width - 1), 255 * down / (height - 1)
     return Image.fromarray(np.stack([red, green, 0.3 * red + 0.2 * green], -1).astype(np.uint8))
@@ -62,7 +62,7 @@ def test_lossy_formats_come_near(image_format: str) -> None:
 
 @pytest.mark.parametrize("image_format", ["PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "MPO"])
 def test_first_image_of_a_process_may_be_of_any_format(image_format: str, tmp_path: Path) -> None:
-    """Pillow loads its decoders as they are asked for, so what works later may fail at first."""
+    """Pillow loads its decoders lazily, so a format may fail at first and work later."""
     path = tmp_path / "first"
     path.write_bytes(encoded(photograph(), image_format))
     code = f"from tlcli.contract.images.decoding import read; print(read({str(path)!r}).size)"
@@ -138,7 +138,7 @@ def test_cmyk_jpeg_shows_its_colours() -> None:
         (3, lambda upright: upright.rotate(180)),
         (4, lambda upright: upright.transpose(Image.Transpose.FLIP_TOP_BOTTOM)),
         (5, lambda upright: upright.transpose(Image.Transpose.TRANSPOSE)),
-        (6, lambda upright: upright.rotate(90, expand=True)),  # stored turned left, to be turned right
+        (6, lambda upright: upright.rotate(90, expand=True)),  # stored rotated left, so it is rotated right
         (7, lambda upright: upright.transpose(Image.Transpose.TRANSVERSE)),
         (8, lambda upright: upright.rotate(-90, expand=True)),
     ],
@@ -225,7 +225,7 @@ def test_32_bit_integers_are_refused() -> None:
 
 
 def sixteen_bits(values: np.ndarray, bits: int = 16) -> bytes:
-    """A PNG of 16 bits a channel: Pillow writes greys only."""
+    """Encode a PNG with 16 bits per channel; Pillow only writes such greys."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))

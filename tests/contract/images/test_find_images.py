@@ -1,4 +1,4 @@
-"""Which files and folders are read as images: one rule for training, `predict` and all that takes folders."""
+"""Rules for finding images in folders, shared by training, `predict` and every other command that takes folders."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def test_a_folder_that_cannot_be_listed_is_one_line(tmp_path: Path, monkeypatch:
 
 def test_large_files_are_refused_unread(tmp_path: Path) -> None:
     with (tmp_path / "large.png").open("wb") as file:
-        file.truncate(1 << 40)  # sparse: it takes no room
+        file.truncate(1 << 40)  # sparse: it takes no disk space
     with pytest.raises(ImageError, match=r"large\.png: the image has 1,099,511,627,776 bytes, at most 33,554,432 are read"):
         tlcli.contract.images.decoding.read(tmp_path / "large.png")
 

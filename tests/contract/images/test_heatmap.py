@@ -1,4 +1,4 @@
-"""Maps as images: values, colours, and where an overlay lies."""
+"""Drawing of maps: values, colours, and the position of an overlay."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def test_a_map_that_is_not_finite_is_zeros(odd: float) -> None:
 
 
 def test_to_unit_takes_the_whole_range_of_floats() -> None:
-    """The difference of the two is more than a float32 holds."""
+    """The difference of the two values overflows float32."""
     np.testing.assert_allclose(to_unit(np.array([[-3e38, 0, 3e38]], dtype=np.float32)), [[0, 0.5, 1]])
 
 
 def test_enlarge_is_bilinear_between_pixel_centres() -> None:
-    """Against the definition: centres at (i + 0.5) / n, clamped at the edge."""
+    """Compare with the definition: centres at (i + 0.5) / n, clamped at the edge."""
     values = np.random.default_rng(0).random((5, 7), dtype=np.float32)
     height, width = 23, 40
 
@@ -88,7 +88,7 @@ def test_overlay_strength_is_the_share_of_the_colours(strength: float) -> None:
 
 
 def test_overlay_of_a_box_beyond_the_image_shows_the_middle_of_the_map() -> None:
-    """`border` preprocessing: the image is the middle half of the input, so the map's ends are outside."""
+    """With `border` preprocessing the image is the middle half of the input, so the ends of the map are outside."""
     values = np.linspace(0, 1, 9, dtype=np.float32)[:, None].repeat(9, 1)
     seen = overlay(WHITE, values, (0, -50, 200, 150), strength=1.0)
     assert seen.size == (200, 100)

@@ -1,4 +1,4 @@
-"""`Preprocessing.apply` against timm's own evaluation transform, bit for bit, and the geometry of what the network sees."""
+"""`Preprocessing.apply` equals timm's evaluation transform bit for bit; geometry of the visible part of an image."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def by_timm(image: Image.Image, how: Preprocessing) -> np.ndarray:
 def test_is_bit_identical_to_timm(crop_mode: CropMode, interpolation: Interpolation, crop_pct: float) -> None:
     for (height, width), photo in itertools.product(SIZES, IMAGES):
         if max(photo) / min(photo) > 30 and height * width > 40_000:
-            continue  # slow, and the ratio is met at the smaller sizes
+            continue  # slow, and the smaller sizes cover this ratio
         how = Preprocessing(height=height, width=width, crop_pct=crop_pct, crop_mode=crop_mode, interpolation=interpolation)
         image = noise(*photo)
         ours = how.apply(image)
@@ -60,7 +60,7 @@ def test_result_is_writable_contiguous_and_leaves_the_image_alone() -> None:
 
 
 def test_a_sliver_costs_no_more_memory_than_it_shows() -> None:
-    """An image 30,000 times longer than high would be resized to 30,000 x 256 x 256 pixels."""
+    """An image that is 30,000 times longer than high would be resized to 30,000 x 256 x 256 pixels."""
     how = Preprocessing(height=224, width=224)
     values = how.apply(Image.new("RGB", (30_000, 1), (10, 200, 30)))
     assert values.shape == (224, 224, 3)
@@ -89,7 +89,7 @@ def test_visible_box(crop_mode: CropMode, crop_pct: float, size: tuple[int, int]
 @pytest.mark.parametrize("crop_mode", CROPS)
 @pytest.mark.parametrize("photo", [(500, 375), (333, 500), (120, 700)])
 def test_visible_box_is_what_apply_shows(crop_mode: CropMode, photo: tuple[int, int]) -> None:
-    """An image whose colours are its coordinates: each input pixel must show the place that the box says it covers."""
+    """The image's colours are its coordinates, so each input pixel must show the position that follows from the box."""
     width, height = photo
     across, down = np.meshgrid((np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height)
     image = Image.fromarray((255 * np.stack([across, down, np.ones_like(across)], -1)).round().astype(np.uint8))
@@ -98,7 +98,7 @@ def test_visible_box_is_what_apply_shows(crop_mode: CropMode, photo: tuple[int, 
     left, top, right, bottom = how.visible_box(width, height)
     middle = (np.arange(96) + 0.5) / 96
     inside = seen[..., 2] > 0.999  # border pads with black
-    for axis in (0, 1):  # at the image's edge the filter has one side only
+    for axis in (0, 1):  # at the image's edge the filter is one-sided
         inside &= np.roll(inside, 1, axis) & np.roll(inside, -1, axis)
     inside[:, [0, -1]] = inside[[0, -1]] = False
     expected_across = np.broadcast_to((left + (right - left) * middle) / width, (96, 96))

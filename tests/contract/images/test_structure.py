@@ -1,4 +1,4 @@
-"""Images of which all costs are in proportion to their size, and those that only look so."""
+"""Images whose decoding costs are proportional to their size, and images that only look like that."""
 
 from __future__ import annotations
 

@@ -9,11 +9,11 @@ import torch
 from tlcli.contract.maps.eigencam import eigen_cam, eigen_grad_cam
 
 SHAPES = [(3, 5, 4), (20, 5, 4), (64, 3, 3), (1, 6, 5)]
-"""Fewer channels than positions, as many, more, and one."""
+"""Shapes with fewer channels than positions, equally many, more, and one."""
 
 
 def decomposed(values: np.ndarray) -> np.ndarray:
-    """`[c, h, w]` to `[h, w]`: centred columns times the first right singular vector, turned to agree with their sum."""
+    """Project `[c, h, w]` to `[h, w]`: centred columns times the first right singular vector, with the sign of their sum."""
     matrix = torch.from_numpy(values.astype(np.float64)).flatten(1).T
     matrix = matrix - matrix.mean(0)
     projected = matrix @ torch.linalg.svd(matrix, full_matrices=False).Vh[0]

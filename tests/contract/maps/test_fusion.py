@@ -1,4 +1,4 @@
-"""Fused maps: each scaled to [0, 1], enlarged to the largest, the maximum taken."""
+"""Fusion of maps: each is scaled to [0, 1] and enlarged to the largest, and the maximum is taken."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Masked images against PyTorch's own arithmetic, and what is worth a pass."""
+"""Masked images equal PyTorch's arithmetic; constant channels share one pass."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MEAN = (0.5, 0.4, 0.3)
 
 
 def masked(image: np.ndarray, activation: np.ndarray) -> np.ndarray:
-    """Not yet rounded, float64."""
+    """Compute the masked image in float64, not rounded."""
     mask = functional.interpolate(
         torch.from_numpy(activation.astype(np.float64))[None, None], image.shape[:2], mode="bilinear", align_corners=False
     )[0, 0].numpy()
@@ -33,7 +33,7 @@ def test_a_masked_image_is_the_normalised_one_times_the_mask(size: tuple[int, in
     for image, activation, one in zip(images, activations, found, strict=True):
         expected = masked(image, activation)
         assert np.abs(one - expected).max() < 0.5 + 1e-3
-    # The brightest and the darkest are reached: the mask fills [0, 1].
+    # The mask spans all of [0, 1], so where it is 1 the image is unchanged.
     assert (np.abs(found.astype(int) - images) == 0).any()
 
 

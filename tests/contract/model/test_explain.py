@@ -1,4 +1,4 @@
-"""Every map from one place, against the formulas written again on top of PyTorch, one channel at a time."""
+"""Maps of `explain` equal the formulas, implemented again in PyTorch one channel at a time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tlcli.contract.model.explain import channels_to_score, explain, explain_in_
 
 
 def lively(network: SmallNetwork, images: np.ndarray, layer: str) -> np.ndarray:
-    """Which channels vary from position to position: bool `[N, c]`."""
+    """Return the channels that vary over the positions, bool `[N, c]`."""
     with torch.no_grad():
         activations = network.forward(images)[0][layer].flatten(2)
     return (activations.amax(2) > activations.amin(2)).numpy()
@@ -27,7 +27,7 @@ TARGETS = (0, 4, -1, -CLASSES)
 
 
 def naive_score_cam(network: SmallNetwork, image: np.ndarray, layer: str, class_id: int, softmax: bool, channels: list[int]) -> np.ndarray:
-    """Wang et al., algorithm 1: a pass for each channel."""
+    """Compute Score-CAM by algorithm 1 of Wang et al., with a pass for each channel."""
     middle = 255 * torch.tensor(PREPROCESSING.mean, dtype=torch.float64)
     with torch.no_grad():
         activations = network.forward(image[None])[0][layer][0].double()[channels]
@@ -144,8 +144,8 @@ def test_several_layers_are_fused_and_each_is_computed_once() -> None:
     names = network.description.methods
     answer = explain(network, images, TARGETS, names)  # type: ignore[arg-type]
     assert tuple(answer.maps) == names
-    looked_through = [int(lively(network, images, layer).sum()) + 1 for layer in ("near", "far")]  # the layers' scorecam
-    looked_through += [2 * 10, 2 * 10]  # and faster_scorecam, which chooses none that is constant
+    looked_through = [int(lively(network, images, layer).sum()) + 1 for layer in ("near", "far")]  # scorecam of each layer
+    looked_through += [2 * 10, 2 * 10]  # faster_scorecam, which chooses no constant channel
     assert sum(map(len, network.batches[1:])) == sum(looked_through)
     for method in OUTSIDE:
         near, far = answer.maps[f"{method}@near"], answer.maps[f"{method}@far"]

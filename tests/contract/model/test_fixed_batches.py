@@ -1,4 +1,4 @@
-"""Batches of a few fixed sizes answer as batches of any size."""
+"""Batches of a few fixed sizes return the same as batches of any size."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIZES = (1, 4)
 
 
 class Recorder:
-    """Doubles the images, and records the shapes that it gets."""
+    """Fake session that doubles the images and records their shapes."""
 
     def __init__(self) -> None:
         self.shapes: list[dict[str, tuple[int, ...]]] = []
@@ -56,7 +56,7 @@ def test_a_larger_batch_runs_in_pieces() -> None:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Model]:
-    """The same file, opened with any batch size and with fixed ones."""
+    """Open the same file for any batch size, and for fixed batch sizes."""
     path = Exports(tmp_path_factory.mktemp("exports"))("test_resnet", "mlp:16").model.path
     return Model.open(path, "cpu"), Model.open(path, "cpu", batch_sizes=SIZES)
 

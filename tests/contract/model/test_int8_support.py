@@ -1,4 +1,4 @@
-"""Processors that need the slower way for int8, by what they are and what they say of themselves."""
+"""Processors that need the slower int8 kernel, by architecture and CPU flags."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Label files as people have them: the labels that come of each, or one line that says what is wrong with it."""
+"""Label files of common formats: their labels, or one line that says what is wrong."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_what_is_no_file_is_refused_in_one_line(tmp_path: Path, monkeypatch: pyt
             read_labels(tmp_path / "pipe")
         os.write(writer, b"cat\ndog\n")
         with pytest.raises(SettingsError, match="no data in the pipe"):
-            read_labels(tmp_path / "pipe")  # the writer has not left
+            read_labels(tmp_path / "pipe")  # the writer has not closed the pipe
     finally:
         os.close(writer)
 

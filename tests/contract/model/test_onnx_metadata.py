@@ -1,4 +1,4 @@
-"""Metadata read by hand equals what the onnx package reads."""
+"""Our metadata reader returns the same as the onnx package."""
 
 from __future__ import annotations
 

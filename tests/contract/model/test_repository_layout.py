@@ -1,4 +1,4 @@
-"""The model repository: names, versions, and the file that a user means."""
+"""The model repository: names, versions, and the file for a path from the user."""
 
 from __future__ import annotations
 

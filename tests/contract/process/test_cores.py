@@ -1,4 +1,4 @@
-"""A container's limit counts, wherever it stands, in both versions of control groups."""
+"""A container's CPU limit is found in both versions of control groups, in the group itself or above."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_version_2(tmp_path: Path) -> None:
 
 
 def test_version_1(tmp_path: Path) -> None:
-    cpu = tmp_path / "cgroup/cpu/docker/one"  # as a link to cpu,cpuacct
+    cpu = tmp_path / "cgroup/cpu/docker/one"  # on a machine a link to cpu,cpuacct
     own = "12:memory:/docker/one\n5:cpu,cpuacct:/docker/one\n1:name=systemd:/docker/one\n0::/system.slice\n"
     write(cpu, cfs_quota_us="-1", cfs_period_us="100000")
     assert quota(tmp_path, own) == ALL

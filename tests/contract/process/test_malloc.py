@@ -1,4 +1,4 @@
-"""Freed memory: handed out again without the kernel's help."""
+"""Freed memory is reused without page faults."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if {keep}:
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(10):
-        torch.ones(2**26)  # 256 MB, or 128 pages of the largest size
+        torch.ones(2**26)  # 256 MB, or 128 huge pages
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 faults()

@@ -1,4 +1,4 @@
-"""Images that cost more than their size tells, in the smallest form that shows it."""
+"""Small images that are costly to decode for their size."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 
 def photo(width: int = 96, height: int = 64) -> Image.Image:
-    """An image with something in each of its parts."""
+    """Return an image with detail everywhere."""
     values = np.random.default_rng(7).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     return Image.fromarray(values).resize((width, height), Image.Resampling.BICUBIC)
 
@@ -24,7 +24,7 @@ def encoded(image: Image.Image, image_format: str, **options: Any) -> bytes:
 
 
 def scan_bomb(side: int, scans: int) -> bytes:
-    """A progressive JPEG of greys with so many empty scans."""
+    """Return a grey progressive JPEG with many empty scans."""
 
     def segment(marker: int, body: bytes) -> bytes:
         return bytes([0xFF, marker]) + struct.pack(">H", len(body) + 2) + body
@@ -36,13 +36,13 @@ def scan_bomb(side: int, scans: int) -> bytes:
 
 
 def jpeg_with_segments(segments: int) -> bytes:
-    """A JPEG with so many empty comments."""
+    """Return a JPEG with many empty comments."""
     jpeg = encoded(photo(), "JPEG")
     return jpeg[:2] + b"\xff\xfe\x00\x02" * segments + jpeg[2:]
 
 
 def jpeg_with_exif(entries: int) -> bytes:
-    """A JPEG whose EXIF entries all claim the same 60,000 bytes."""
+    """Return a JPEG whose EXIF entries all refer to the same 60,000 bytes."""
     ifd = struct.pack("<H", entries) + b"".join(struct.pack("<HHII", 1000 + number, 7, 60_000, 8) for number in range(entries))
     exif = b"Exif\x00\x00II*\x00" + struct.pack("<I", 8) + ifd
     exif += bytes(65_000 - len(exif))
@@ -55,20 +55,20 @@ def png_chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def png_with(chunks: bytes, image: Image.Image | None = None) -> bytes:
-    """A PNG with more chunks behind its header."""
+    """Return a PNG with more chunks after its header."""
     png = encoded(image or photo(), "PNG")
     return png[:33] + chunks + png[33:]
 
 
 def gif_with_comment(size: int) -> bytes:
-    """A GIF whose comment comes in pieces of 255 bytes."""
+    """Return a GIF whose comment is split into blocks of 255 bytes."""
     gif = encoded(photo().convert("P"), "GIF")
     frame = gif.index(b",\x00\x00\x00\x00")
     return gif[:frame] + b"!\xfe" + (b"\xff" + b"a" * 255) * (size // 255) + b"\x00" + gif[frame:]
 
 
 def lying_avif(claimed: int, coded: int) -> bytes:
-    """An AVIF whose header claims a smaller square than its coded data hold."""
+    """Return an AVIF whose header claims a smaller square than is coded."""
     avif = bytearray(encoded(Image.new("RGB", (coded, coded), "orange"), "AVIF", speed=10))
     place = avif.index(b"ispe") + 8
     avif[place : place + 8] = struct.pack(">II", claimed, claimed)

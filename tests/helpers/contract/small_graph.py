@@ -1,4 +1,4 @@
-"""A model as `tlcli.contract.model.explain` sees one, in PyTorch: two layers, autograd for the gradients, every run remembered."""
+"""Fake model for `tlcli.contract.model.explain` in PyTorch: two layers, gradients by autograd, and a record of every run."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ PREPROCESSING = Preprocessing(height=40, width=32, mean=(0.5, 0.4, 0.3), std=(0.
 CHANNELS = {"near": 12, "far": 30}
 SIZES = {"near": (10, 8), "far": (5, 4)}
 SILENT, STEADY = 3, 5
-"""Channels of both layers that are the same at every position: nil, and 0.7."""
+"""Constant channels of both layers, with the values 0 and 0.7."""
 CLASSES = 6
 OUTSIDE = ("eigencam", "eigengradcam", "scorecam", "faster_scorecam")
 
 
 class SmallNetwork:
-    """Stands in for `tlcli.contract.model.onnx_model.Model`.
+    """Fake of `tlcli.contract.model.onnx_model.Model`.
 
     batches: the images of every run so far.
     """
@@ -51,7 +51,7 @@ class SmallNetwork:
         self.batches: list[np.ndarray] = []
 
     def forward(self, images: np.ndarray) -> tuple[dict[str, Tensor], Tensor]:
-        """Activations by layer, and logits; the graph of autograd begins at the pixels."""
+        """Return activations by layer, and logits; autograd starts at the pixels."""
         mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in (PREPROCESSING.mean, PREPROCESSING.std))
         seen = ((torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - mean) / std).requires_grad_()
         near = functional.conv2d(seen, self.kernels["near"], self.biases["near"], stride=4).relu()
@@ -66,7 +66,7 @@ class SmallNetwork:
         evidence: Sequence[str] = (),
         softmax: bool = False,
     ) -> Answer:
-        """What `Model.run` does."""
+        """Return the same as `Model.run`."""
         self.batches.append(images)
         activations, logits = self.forward(images)
         scores = logits.softmax(1)
@@ -117,7 +117,7 @@ class SmallNetwork:
 
 
 def make_images(count: int, seed: int = 0, height: int = PREPROCESSING.height, width: int = PREPROCESSING.width) -> np.ndarray:
-    """Smooth, so that channels differ: uint8 `[count, height, width, 3]`."""
+    """Return smooth images, for which channels differ: uint8 `[count, height, width, 3]`."""
     coarse = np.random.default_rng(seed).uniform(0, 255, (count, 3, 6, 5)).astype(np.float32)
     smooth = functional.interpolate(torch.from_numpy(coarse), (height, width), mode="bicubic").clamp(0, 255)
     return np.ascontiguousarray(smooth.permute(0, 2, 3, 1).numpy().astype(np.uint8))

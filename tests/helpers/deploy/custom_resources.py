@@ -1,4 +1,4 @@
-"""Hold custom resources against the models that are made of their definitions; run by the interpreter of `make kserve`.
+"""Check custom resources against models generated from their definitions; run by the interpreter of `make kserve`.
 
 Reads a list of manifests as JSON, and prints a list of as many texts: what is wrong with each, or nothing.
 """
@@ -16,7 +16,7 @@ import kserve.models
 import kubernetes.client
 import pydantic
 
-cloudcoil.pydantic.BaseModel.model_config["extra"] = "forbid"  # before the models are made, which inherit it
+cloudcoil.pydantic.BaseModel.model_config["extra"] = "forbid"  # before the models are created, which inherit it
 
 from cloudcoil.models.keda.v1alpha1 import ScaledObject  # noqa: E402
 
@@ -34,7 +34,7 @@ def problem(manifest: dict[str, Any]) -> str:
 
 
 def against(value: Any, kind: str, where: str) -> str:
-    """By the types that the clients' generated classes declare (`openapi_types`); empty if all is well."""
+    """Return the first mismatch with the types that the client's generated classes declare (`openapi_types`), or an empty text."""
     if found := re.fullmatch(r"[lL]ist\[(.*)\]", kind):
         if not isinstance(value, list):
             return f"{where}: not a list"

@@ -1,4 +1,4 @@
-"""The manifests in deploy/, as a cluster would get them."""
+"""Manifests in deploy/, rendered as for a cluster."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Manifest = dict[str, Any]
 Place = tuple[str | int, ...]
 
 FREE = {"labels", "annotations", "matchLabels", "requests", "limits", "selector", "metadata"}
-"""Below these, keys are names that anyone may choose; of `metadata` and `selector` only some are."""
+"""Fields whose keys are free names; in `metadata` and `selector` only some keys are."""
 
 
 class Strict(yaml.SafeLoader):
-    """Refuses a key that stands twice in a mapping, as kubectl does."""
+    """Loader that rejects repeated keys in a mapping, as kubectl does."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         mapping = super().construct_mapping(node, deep)
@@ -37,7 +37,7 @@ def read(text: str) -> list[Manifest]:
 
 
 def rendered(folder: Path) -> list[Manifest]:
-    """What `kubectl apply -k` would send."""
+    """Return the objects that `kubectl apply -k` would send."""
     done = subprocess.run([KUBECTL, "kustomize", folder], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return read(done.stdout)
@@ -45,8 +45,8 @@ def rendered(folder: Path) -> list[Manifest]:
 
 @functools.cache
 def everything() -> dict[str, Manifest]:
-    """Each manifest there is, by the file or the folder that it comes from and its kind."""
-    others = {DEPLOY / "compose", DEPLOY / "ray"}  # Compose's and Ray's own files
+    """Return all manifests, by their file or folder and their kind."""
+    others = {DEPLOY / "compose", DEPLOY / "ray"}  # files of Compose and Ray
     files = [path for path in sorted(DEPLOY.rglob("*.yaml")) if path.parent.parent.name != "kubernetes" and path.parent not in others]
     found = {f"{path.relative_to(DEPLOY)} {one['kind']}": one for path in files for one in read(path.read_text(encoding="utf-8"))}
     for folder in ("base", "gpu"):
@@ -56,7 +56,7 @@ def everything() -> dict[str, Manifest]:
 
 
 def keys(manifest: Any, place: Place = ()) -> Iterator[Place]:
-    """The place of every key whose name the schema says."""
+    """Return the path of every key whose name the schema defines."""
     if isinstance(manifest, list):
         for number, one in enumerate(manifest):
             yield from keys(one, (*place, number))
@@ -76,7 +76,7 @@ def _is_free(place: Place) -> bool:
 
 
 def misspelt(manifest: Manifest, place: Place) -> Manifest:
-    """A copy with one key misspelt."""
+    """Return a copy with one key misspelt."""
     changed = copy.deepcopy(manifest)
     at: Any = changed
     for step in place[:-1]:
@@ -87,7 +87,7 @@ def misspelt(manifest: Manifest, place: Place) -> Manifest:
 
 
 def pod_spec(manifest: Manifest) -> Manifest | None:
-    """Of whatever runs pods with containers that it names."""
+    """Return the pod specification of an object that runs pods with named containers."""
     spec: Manifest = manifest.get("spec", {})
     if manifest["kind"] == "Pod":
         return spec
@@ -98,7 +98,7 @@ def pod_spec(manifest: Manifest) -> Manifest | None:
 
 
 def servers() -> dict[str, Manifest]:
-    """The pods that run our server, by where they come from."""
+    """Return the pods that run our server, by their manifest."""
     return {
         name: pod
         for name, one in everything().items()

@@ -1,4 +1,4 @@
-"""A Ray cluster on this machine, for a test: nodes that are small, quiet and gone afterwards, and the application on them."""
+"""Ray cluster on this machine for a test, with small nodes that are removed afterwards, and the application on them."""
 
 from __future__ import annotations
 
@@ -23,14 +23,18 @@ APPLICATION, DEPLOYMENT = "tlcli", "Replica"
 STORE_BYTES = 100 * 1024 * 1024
 
 _MARK = "TLCLI_TEST_CLUSTER"
-"""A variable that all processes of a cluster inherit."""
+"""Environment variable that all processes of a cluster inherit."""
 
 Config = dict[str, Any]
 
 
 @dataclass
 class RayCluster:
-    """cluster: Ray's. second: the node that is not the head; None where there is one node."""
+    """Running cluster.
+
+    cluster: Ray's cluster.
+    second: the node that is not the head; None if there is only one.
+    """
 
     cluster: Any
     second: Any = None
@@ -39,11 +43,11 @@ class RayCluster:
 
     @property
     def nodes(self) -> list[Any]:
-        """The head first."""
+        """Nodes of the cluster, the head first."""
         return [self.cluster.head_node, *([] if self.second is None else [self.second])]
 
     def deploy(self, config: Config, until: str = "RUNNING") -> None:
-        """As `serve run` does, and wait until the application's status is that."""
+        """Deploy the application like `serve run`, and wait until it has the expected status."""
         from ray.serve import scripts
 
         file = Path(self.cluster.head_node.get_session_dir_path()) / "serve.yaml"
@@ -53,7 +57,10 @@ class RayCluster:
         wait_until(lambda: status().status.value == until, why=lambda: str(status()))
 
     def configured(self, models: Path, **deployment: Any) -> Config:
-        """deploy/ray/serve.yaml with that repository, on free ports, a replica a core; `deployment` replaces what it says of it."""
+        """Return the config in deploy/ray/serve.yaml with a repository, free ports, and one core per replica.
+
+        `deployment` overrides fields of the deployment.
+        """
         config: Config = yaml.safe_load(CONFIG.read_text())
         config["http_options"]["port"] = self.http_port
         config["grpc_options"]["port"] = self.port
@@ -64,7 +71,7 @@ class RayCluster:
         return config
 
     def replicas(self) -> dict[int, int]:
-        """The node, by its place among `nodes`, by the process."""
+        """Return the index in `nodes` of each replica's node, by the replica's process id."""
         found = {}
         for number, node in enumerate(self.nodes):
             for pid in processes_of(node):
@@ -73,7 +80,7 @@ class RayCluster:
         return found
 
     def kill_second(self) -> None:
-        """All of its processes, at once and without a word."""
+        """Kill all processes of the second node at once, without a shutdown."""
         for pid in [raylet(self.second), *processes_of(self.second)]:
             os.kill(pid, signal.SIGKILL)
         self.cluster.remove_node(self.second, allow_graceful=False)
@@ -82,7 +89,7 @@ class RayCluster:
 
 @contextmanager
 def ray_cluster(nodes: int, cpus: int = 1) -> Iterator[RayCluster]:
-    """Nodes with so many cores each, as Ray counts. Whatever happens, no process of theirs is left."""
+    """Run a cluster whose nodes have `cpus` cores each, as Ray counts. No process is left, whatever happens."""
     import ray
     from ray.cluster_utils import Cluster
 
@@ -105,24 +112,28 @@ def ray_cluster(nodes: int, cpus: int = 1) -> Iterator[RayCluster]:
 
 
 def marked(mark: str) -> list[int]:
-    """Processes that were started with a variable in their environment."""
+    """Return the processes that have a variable in their environment."""
     found = []
     for process in Path("/proc").iterdir():
-        with suppress(OSError):  # it has ended, or is somebody else's
+        with suppress(OSError):  # it has ended, or belongs to another user
             if process.name.isdigit() and mark.encode() in (process / "environ").read_bytes().split(b"\0"):
                 found.append(int(process.name))
     return found
 
 
 def status() -> Any:
-    """Of the application."""
+    """Return the status of the application."""
     from ray import serve
 
     return serve.status().applications[APPLICATION]
 
 
 def wait_until(true: Callable[[], bool], timeout_s: float = 60, why: Callable[[], str] = lambda: "") -> None:
-    """Raises: AssertionError: it was not, in that time."""
+    """Wait until a condition holds.
+
+    Raises:
+        AssertionError: it did not hold in time.
+    """
     end = time.monotonic() + timeout_s
     while not true():
         assert time.monotonic() < end, why()
@@ -130,13 +141,13 @@ def wait_until(true: Callable[[], bool], timeout_s: float = 60, why: Callable[[]
 
 
 def raylet(node: Any) -> int:
-    """The process that starts a node's others."""
+    """Return the process that starts the other processes of a node."""
     pid: int = node.all_processes["raylet"][0].process.pid
     return pid
 
 
 def processes_of(node: Any) -> list[int]:
-    """Those that the node's raylet has started."""
+    """Return the processes that a node's raylet has started."""
     parent = raylet(node)
     return [int(one.name) for one in Path("/proc").iterdir() if one.name.isdigit() and parent_of(one) == parent]
 

@@ -1,4 +1,4 @@
-"""Triton's own server, as a package brings it, serves exported files with the configurations beside them (`make triton`).
+"""Triton's own server, from a package, serves exported files with the configurations next to them (`make triton`).
 
 It reads, checks and schedules by its own code, and answers over its own gRPC endpoint. What no package has is its ONNX Runtime backend:
 `triton_backend.py` stands in its place. What that one asks of a configuration at load is in tests/helpers/exports/triton_rules.py.
@@ -44,7 +44,7 @@ MODELS: dict[str, tuple[tuple[str, str], dict[str, Any]]] = {
 
 
 def export(repository: Path) -> None:
-    """Each model with its configurations; the backend's own rules are asked on the way."""
+    """Write each model with its configurations, and check them with the backend's own rules."""
     from tritonclient.grpc import model_config_pb2
 
     for name, (network, options) in MODELS.items():
@@ -58,7 +58,7 @@ def export(repository: Path) -> None:
 
 @contextmanager
 def server(folder: Path, *flags: str) -> Iterator[Path]:
-    """Ready; its log."""
+    """Start the server, wait until it is ready, and yield the path of its log."""
     backends, log = folder / "backends", folder / "log"
     if not backends.exists():
         shutil.copytree(SERVER / "backends", backends)
@@ -122,7 +122,7 @@ def sessions(folder: Path) -> dict[str, onnxruntime.InferenceSession]:
 
 
 def check_everything(folder: Path) -> None:
-    """config.pbtxt: every output, with and without each optional input."""
+    """Check config.pbtxt: every output, with and without each optional input."""
     images = blobs(3)
     with server(folder), triton.InferenceServerClient(ADDRESS) as client:
         for name, session in sessions(folder).items():
@@ -149,7 +149,7 @@ def check_everything(folder: Path) -> None:
 
 
 def check_batching(folder: Path) -> None:
-    """configs/batching.pbtxt: requests of many clients, merged."""
+    """Check configs/batching.pbtxt: requests of many clients are merged."""
     images = blobs(40)
     with server(folder, f"--model-config-name={Path(BATCHING_FILE).stem}") as log, triton.InferenceServerClient(ADDRESS) as client:
         for name, session in sessions(folder).items():

@@ -1,4 +1,4 @@
-"""In the place of Triton's ONNX Runtime backend, which no package has: run by its Python backend, it treats requests as that one does."""
+"""Substitute for Triton's ONNX Runtime backend, which no package provides: a Python backend that handles requests in the same way."""
 
 import json
 
@@ -8,7 +8,7 @@ import triton_python_backend_utils as triton
 
 
 class TritonPythonModel:
-    """A version of a model."""
+    """Version of a model."""
 
     def initialize(self, given: dict[str, str]) -> None:
         config = json.loads(given["model_config"])
@@ -23,7 +23,7 @@ class TritonPythonModel:
         return [response for group in groups for response in self.answer(group)]
 
     def answer(self, requests: list) -> list:
-        """The requests' inputs one behind the other, the outputs cut along their first dimension."""
+        """Run the requests as one batch: concatenate the inputs, and split the outputs along their first dimension."""
         print(f"a run of {len(requests)} requests", flush=True)
         names = [one.name() for one in requests[0].inputs()]
         given = [{name: triton.get_input_tensor_by_name(request, name).as_numpy() for name in names} for request in requests]

@@ -1,4 +1,4 @@
-"""What stands in for Triton, which no package brings: its protocol, and what it asks of a request by the model's configuration."""
+"""Fake Triton server: its protocol, and its checks of a request by the model's configuration."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from tritonclient.utils import np_to_triton_dtype, triton_to_np_dtype
 
 
 class StandIn(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    """A model repository whose models batch no requests. asked: the inputs' and outputs' names of each request."""
+    """Server of a model repository without batching.
+
+    asked: names of the inputs and outputs of each request.
+    """
 
     def __init__(self, repository: Path) -> None:
         self._repository = repository
@@ -60,7 +63,7 @@ class StandIn(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[mi
 
 @contextmanager
 def stand_in(repository: Path) -> Iterator[tuple[str, StandIn]]:
-    """Its address, and itself."""
+    """Run the fake server; yield its address, and the server."""
     server, answering = grpc.server(ThreadPoolExecutor(2)), StandIn(repository)
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(answering, server)
     port = server.add_insecure_port("127.0.0.1:0")

@@ -1,4 +1,4 @@
-"""A model that looks at the upper left quarter of its input and nothing else: what a good map of it is, is known.
+"""Model that only uses the upper left quarter of its input, so that a good map of it is known.
 
 `bright` has the probability sigmoid(8 (m - 0.5)), m the mean of that quarter in [0, 1]; `dark` the rest. Its maps do not depend on the
 image: `gradcam` is the quarter, `layercam` the opposite one, `ablationcam` nothing at all.
@@ -27,7 +27,7 @@ MAPS = {"gradcam": QUARTER, "layercam": QUARTER[::-1, ::-1], "ablationcam": np.z
 
 
 def probability(image: np.ndarray) -> float:  # type: ignore[type-arg]
-    """What the graph computes for `bright`."""
+    """Return the graph's probability of `bright`."""
     mean = float(image[: SIZE // 2, : SIZE // 2].mean()) / 255
     return float(1 / (1 + np.exp(-8 * (mean - 0.5))))
 
@@ -107,7 +107,7 @@ def save(path: Path, name: str = "quarter", maps: dict[str, np.ndarray] = MAPS) 
 
 
 def put_images(folder: Path, count: int = 4, boxes: bool = True) -> Path:
-    """A folder `<class>/<number>.png`: a bright square in the upper left quarter of a dark ground, and for `dark` none; boxes of both."""
+    """Write images as `<class>/<number>.png`, with boxes: a bright square in the upper left quarter, and for `dark` none."""
     kept = {}
     for label in LABELS:
         (folder / label).mkdir(parents=True)
