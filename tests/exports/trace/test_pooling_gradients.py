@@ -1,4 +1,4 @@
-"""Derivatives of pooling and enlarging are autograd's, in PyTorch and written as ONNX."""
+"""Derivatives of pooling and upsampling equal autograd's, in PyTorch and written as ONNX."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ POOLS: dict[str, nn.Module] = {
 
 
 def tail_module(pool: nn.Module, height: int, width: int) -> nn.Module:
-    """What follows a layer of 4 channels: the pool, then something that gives each position a gradient of its own."""
+    """Return the tail behind a layer of 4 channels: the pool, then operators that give each position another gradient."""
     torch.manual_seed(0)
     channels, *size = pool(torch.zeros(1, 4, height, width)).shape[1:]
     return nn.Sequential(pool, nn.Flatten(), nn.Linear(channels * size[0] * size[1], 5), nn.Tanh()).requires_grad_(False)
