@@ -29,7 +29,8 @@ NEEDS = {"evidence": set[str](), "map": {"evidence"}, "other": {"evidence", "map
 def network() -> list[NodeProto]:
     """Return a small network.
 
-    score = relu(images); kinds = argmax(score); evidence = 3 score; map = evidence + score; other = [map, evidence]; summary = sum(score^2).
+    score = relu(images); kinds = argmax(score); evidence = 3 score; map = evidence + score; other = [map, evidence];
+    summary = sum(score^2).
     """
     return [
         helper.make_node("Relu", [IMAGES], ["score"], name="a"),
