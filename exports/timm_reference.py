@@ -63,7 +63,7 @@ def require_as_timm(network: ImageNetwork) -> None:
 def _refusal(network: ImageNetwork, what: str) -> str:
     return (
         f"the network built of {network.config.backbone} differs from timm's own model of the same weights (its logits {what}):"
-        " use another backbone, or --methods none"
+        " use another backbone, or --cam none"
     )
 
 

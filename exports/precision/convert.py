@@ -112,5 +112,5 @@ class PrecisionTrial:
         raise ParityError(
             f"--precision {self.numbers.precision}: the map {name} has a mean rank correlation of {correlation:.3f} with its map in fp32,"
             f" on {measured[name].images:,} images ({agreement.source}){others}; at least {least:g} is required:"
-            f" {_REMEDIES[self.numbers.precision]}, or allow less with --min-map-correlation, or leave the map out with --methods"
+            f" {_REMEDIES[self.numbers.precision]}, or allow less with --min-map-correlation, or leave the map out with --cam"
         )

@@ -52,7 +52,7 @@ class Explainer(nn.Module):
         with_maps = methods is None or len(methods) > 0
         if with_maps and not self._is_cut:
             raise ExportError(
-                f"{network.config.backbone} cannot be cut into features and a head, so it has no maps: export it with --methods none"
+                f"{network.config.backbone} cannot be cut into features and a head, so it has no maps: export it with --cam none"
             )
         targets = resolve_layers(self.network, layers) if with_maps else []
         several = len(targets) > 1
@@ -118,7 +118,7 @@ class Explainer(nn.Module):
             where = " and ".join(names)
             raise ExportError(
                 f"the gradient of {self.network.config.backbone} behind {where} cannot be traced ({first_line(error)}):"
-                " choose another layer (--list-cam-layers lists them), or export it without maps (--methods none)"
+                " choose another layer (--list-cam-layers lists them), or export it without maps (--cam none)"
             ) from error
 
     def _from_features(self, features: Tensor, tap: Tap) -> Tensor:

@@ -71,7 +71,7 @@ def resolve_layers(network: Network, names: Sequence[str] | None) -> list[Target
         size = network.config.preprocessing
         raise ExportError(
             f"{where} has no layer with a spatial extent at an input of {size.height}x{size.width}, so there is nothing to map:"
-            " use a larger --image-size, or --methods none"
+            " use a larger --image-size, or --cam none"
         )
     if names is None:
         # `layer4`, `layer4.2` and `layer4.2.act3` return the same tensor: take the outermost, the last of them if there are several.

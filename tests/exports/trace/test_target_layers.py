@@ -151,7 +151,7 @@ def test_a_network_without_any_extent(monkeypatch: pytest.MonkeyPatch) -> None:
     network = make("test_resnet", size=(32, 32))
     monkeypatch.setattr(network, "backbone", Flat())
     assert list_layers(network) == []
-    with pytest.raises(ExportError, match=r"test_resnet has no layer with a spatial extent at an input of 32x32, .*--methods none"):
+    with pytest.raises(ExportError, match=r"test_resnet has no layer with a spatial extent at an input of 32x32, .*--cam none"):
         resolve_layers(network, None)
 
 
