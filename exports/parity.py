@@ -41,7 +41,7 @@ def measure(network: ImageNetwork, model: Model, images: Sequence[npt.NDArray[np
 
     Args:
         network: in eval mode, on the CPU.
-        model: the exported file.
+        model: the exported file, opened.
         images: inputs, uint8 `[H, W, 3]` each.
         source: origin of the images, for the record.
     """

@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 
 from onnx import GraphProto, ModelProto, NodeProto, helper
 
-from tlcli.exports.rewrite.graph_edit import copied, nodes_behind, producers, rename, replace_nodes, taken_by
+from tlcli.exports.rewrite.graph_edit import copied, producers, rename, replace_nodes, taken_by, upstream_nodes
 
 _CASTS_TO_FLOAT = ("DequantizeLinear", "Cast")
 
@@ -101,5 +101,5 @@ def needed_outside(graph: GraphProto, ends: Sequence[str], starts: Collection[st
 def _split(graph: GraphProto, ends: Sequence[str], starts: Collection[str]) -> tuple[list[NodeProto], list[NodeProto]]:
     """Return the nodes that compute `ends` from `starts`, and the rest, each in the graph's order."""
     nodes = list(graph.node)
-    inside = nodes_behind(nodes, ends, stop=starts)
+    inside = upstream_nodes(nodes, ends, stop=starts)
     return [nodes[index] for index in sorted(inside)], [node for index, node in enumerate(nodes) if index not in inside]

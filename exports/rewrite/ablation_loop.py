@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from onnx import GraphProto, TensorProto, helper
 
-from tlcli.exports.rewrite.graph_edit import add_constant, drop, nodes_after, nodes_behind, replace_nodes
+from tlcli.exports.rewrite.graph_edit import add_constant, downstream_nodes, drop, replace_nodes, upstream_nodes
 
 CHANNELS_PER_STEP = 32
 """Channels per step, which is also the number of copies of a layer in memory at once."""
@@ -43,8 +43,8 @@ def close_loop(graph: GraphProto, layer: int, features: str, channels: int, clas
     """
     due, step, ablated = due_input(layer), step_output(layer), ablated_input(layer)
     nodes = list(graph.node)
-    body = nodes_after(nodes, due) & nodes_behind(nodes, [step])
-    users = nodes_after(nodes, ablated)
+    body = downstream_nodes(nodes, due) & upstream_nodes(nodes, [step])
+    users = downstream_nodes(nodes, ablated)
     place = f"ablation/{layer}"
 
     def constant(name: str, value: int | Sequence[int]) -> str:

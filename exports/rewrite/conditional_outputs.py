@@ -28,11 +28,11 @@ from tlcli.exports.rewrite.graph_edit import (
     add_constant,
     copied,
     defined_by,
-    nodes_behind,
     producers,
     rename,
     replace_nodes,
     taken_by,
+    upstream_nodes,
 )
 
 _ALL, _UNCOMMON = "asked", "seldom"
@@ -54,14 +54,14 @@ def make_conditional(
     nodes = list(graph.node)
     names = [switch.name for switch in switches]
     required = [output.name for output in graph.output if output.name not in {*names, *together}]
-    _copy_switches_behind(nodes, names, [*required, *together, *shared])
+    _copy_needed_switches(nodes, names, [*required, *together, *shared])
     plan = plan_conditions(nodes, switches, required, [*together, *shared])
     ConditionalOutputs(graph, nodes, switches, together, plan).write()
 
 
-def _copy_switches_behind(nodes: list[NodeProto], switches: Sequence[str], outputs: Sequence[str]) -> None:
+def _copy_needed_switches(nodes: list[NodeProto], switches: Sequence[str], outputs: Sequence[str]) -> None:
     """Make copies of the switches that other outputs are computed from: a branch can return only values computed in it."""
-    producer, needed = producers(nodes), nodes_behind(nodes, outputs)
+    producer, needed = producers(nodes), upstream_nodes(nodes, outputs)
     for name in switches:
         if producer[name] in needed:
             for node in nodes:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from onnx import NodeProto
 
 from tlcli.contract.model.description import IMAGES
-from tlcli.exports.rewrite.graph_edit import nodes_after, nodes_behind, producers, taken_by
+from tlcli.exports.rewrite.graph_edit import downstream_nodes, producers, taken_by, upstream_nodes
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class ConditionalPlan:
     takes: Mapping[str, tuple[str, ...]]
 
     def in_order(self, names: Iterable[str]) -> list[str]:
-        """Return these switches and those that they take, each behind those that it takes."""
+        """Return these switches and those that they take, each after those that it takes."""
         ordered: list[str] = []
 
         def add(name: str) -> None:
@@ -83,10 +83,10 @@ def plan_conditions(
         together: values to compute if any switch is requested.
     """
     names = [switch.name for switch in switches]
-    always = nodes_behind(nodes, required)
-    shared = nodes_behind(nodes, together) - always
+    always = upstream_nodes(nodes, required)
+    shared = upstream_nodes(nodes, together) - always
     shared |= _cheap_nodes(nodes, [switch.name for switch in switches if switch.common], always, shared)
-    own = {name: nodes_behind(nodes, [name], stop={*names} - {name}) - always - shared for name in names}
+    own = {name: upstream_nodes(nodes, [name], stop={*names} - {name}) - always - shared for name in names}
     taken = {name: set[str]().union(*(taken_by(nodes[index]) for index in own[name])) for name in names}
     return ConditionalPlan(
         always=frozenset(always),
@@ -97,7 +97,7 @@ def plan_conditions(
 
 
 def _cheap_nodes(nodes: Sequence[NodeProto], common: Sequence[str], always: Collection[int], shared: Collection[int]) -> set[int]:
-    """Return nodes behind the common switches that depend on the images by their sizes only.
+    """Return upstream nodes of the common switches that depend on the images by their sizes only.
 
     It costs less to compute these once than in each branch that takes them. Weights in int8 are an exception: they are made float where
     they are multiplied with, and only there.
@@ -105,7 +105,7 @@ def _cheap_nodes(nodes: Sequence[NodeProto], common: Sequence[str], always: Coll
     producer = producers(nodes)
     outside = {*always, *shared}
     cheap: set[int] = set()
-    for index in sorted(nodes_behind(nodes, common) - {*always} - nodes_after(nodes, IMAGES, without=["Shape"])):
+    for index in sorted(upstream_nodes(nodes, common) - {*always} - downstream_nodes(nodes, IMAGES, without=["Shape"])):
         inputs = {producer[value] for value in taken_by(nodes[index]) if value in producer}
         if nodes[index].op_type != "DequantizeLinear" and inputs <= outside | cheap:
             cheap.add(index)

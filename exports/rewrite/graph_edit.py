@@ -45,8 +45,8 @@ def producers(nodes: Sequence[NodeProto]) -> dict[str, int]:
     return {name: index for index, node in enumerate(nodes) for name in node.output}
 
 
-def nodes_behind(nodes: Sequence[NodeProto], outputs: Iterable[str], stop: Collection[str] = ()) -> set[int]:
-    """Return the indices of the nodes that `outputs` are computed from, without those that the values in `stop` are computed from."""
+def upstream_nodes(nodes: Sequence[NodeProto], outputs: Iterable[str], stop: Collection[str] = ()) -> set[int]:
+    """Return the indices of the nodes that `outputs` are computed from; the walk ends at the values in `stop`."""
     producer = producers(nodes)
     indices: set[int] = set()
     waiting = list(outputs)
@@ -58,7 +58,7 @@ def nodes_behind(nodes: Sequence[NodeProto], outputs: Iterable[str], stop: Colle
     return indices
 
 
-def nodes_after(nodes: Sequence[NodeProto], value: str, without: Collection[str] = ()) -> set[int]:
+def downstream_nodes(nodes: Sequence[NodeProto], value: str, without: Collection[str] = ()) -> set[int]:
     """Return the indices of the nodes that depend on a value other than through the operators `without`.
 
     Args:

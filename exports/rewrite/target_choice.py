@@ -8,7 +8,7 @@ from __future__ import annotations
 from onnx import GraphProto, TensorProto, helper
 
 from tlcli.contract.model.description import CLASSES, LOGITS, SCORES, SOFTMAX, TARGETS
-from tlcli.exports.rewrite.graph_edit import add_constant, copied, drop, nodes_behind, rename, replace_nodes
+from tlcli.exports.rewrite.graph_edit import add_constant, copied, drop, rename, replace_nodes, upstream_nodes
 
 COTANGENTS = "cotangents"
 """Name of the extra input: float32 `[N, K, d]`, dy/dz for the embedding z."""
@@ -22,8 +22,8 @@ _MANY_CLASSES = 100
 def close_choice(graph: GraphProto) -> None:
     """Replace the input `COTANGENTS` by an `If` on `softmax`; `graph` is flat, and rewritten in place."""
     nodes = list(graph.node)
-    before = nodes_behind(nodes, [LOGIT_COTANGENTS, SCORES, LOGITS, CLASSES])
-    inside = [copied(nodes[number]) for number in sorted(nodes_behind(nodes, [PROBABILITY_COTANGENTS]) - before)]
+    before = upstream_nodes(nodes, [LOGIT_COTANGENTS, SCORES, LOGITS, CLASSES])
+    inside = [copied(nodes[number]) for number in sorted(upstream_nodes(nodes, [PROBABILITY_COTANGENTS]) - before)]
     names = {name: f"{COTANGENTS}/{name}" for node in inside for name in node.output}
     for node in inside:  # nodes outside take some of these values, sizes and rows: they keep nodes of their own
         rename(node, names, f"{COTANGENTS}/")
@@ -43,7 +43,7 @@ def close_choice(graph: GraphProto) -> None:
         ),
     )
     condition = helper.make_node("ReduceMax", [SOFTMAX], [f"{COTANGENTS}/any"], name=f"{COTANGENTS}/any", keepdims=0)
-    others = nodes_behind(nodes, [output.name for output in graph.output if output.name != PROBABILITY_COTANGENTS]) - before
+    others = upstream_nodes(nodes, [output.name for output in graph.output if output.name != PROBABILITY_COTANGENTS]) - before
     first, last = ([nodes[number] for number in sorted(numbers)] for numbers in (before, others))
     replace_nodes(graph, [*first, condition, choice, *last])
     drop(graph.input, {COTANGENTS})

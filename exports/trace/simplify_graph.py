@@ -23,7 +23,7 @@ _COPIES = (aten.clone.default, aten.lift_fresh.default, aten.detach.default, ate
 
 
 class StridedWriteError(NotImplementedError):
-    """Write into a slice whose gradient is traced as strides, which ONNX does not have: better no graph than a wrong one."""
+    """Error for a network that writes into a slice: its gradient is traced as strides, which ONNX does not have."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ REWRITES = (
     Rewrite(_is_covering_convolution, _to_product_with_rows),
     Rewrite(_is_flattened_weight, _to_flat_weight),
 )
-"""In the order in which they are tried on a node. The first two change its operator, which the later ones look at."""
+"""Rewrites in the order in which they are tried on a node. The first two change its operator, which the later ones match."""
 
 
 def _flat_weight(traced: fx.GraphModule, weight: fx.Node) -> fx.Node:
@@ -162,7 +162,7 @@ def _flat_weight(traced: fx.GraphModule, weight: fx.Node) -> fx.Node:
 
 
 def _replace(node: fx.Node, target: Any, arguments: tuple[Any, ...]) -> None:
-    """Insert a call in front of the graph's insertion point, and let all users of `node` take its result."""
+    """Insert a call at the graph's insertion point, and let all users of `node` take its result."""
     replacement = node.graph.call_function(target, arguments)
     replacement.meta = dict(node.meta)
     node.replace_all_uses_with(replacement)

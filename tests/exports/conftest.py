@@ -1,4 +1,4 @@
-"""Exported files that several tests look at."""
+"""Fixtures: exported files that several test modules share."""
 
 from __future__ import annotations
 
@@ -18,13 +18,16 @@ from tlcli.training.settings.config import FinetuneConfig
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exports:
-    """Files by network, layers and methods, each exported when it is first asked for."""
+    """Return files by network, layers and methods, each exported on first use."""
     return Exports(tmp_path_factory.mktemp("exported"))
 
 
 @pytest.fixture(scope="session")
 def trained(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Case]:
-    """`trained("cifar_resnet20", FILE, *layers)`: a network with weights of the shared data, and its file; MobileNetV2's head is drawn."""
+    """Return `trained("cifar_resnet20", FILE, *layers)`: a network with weights of the shared data, and its file.
+
+    MobileNetV2's head has random weights.
+    """
     made: dict[tuple[str, ...], Case] = {}
 
     def case_of(backbone: str, weights: str, *layers: str) -> Case:

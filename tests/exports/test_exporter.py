@@ -1,4 +1,4 @@
-"""The exported file: its inputs and outputs, what it computes when, its check against PyTorch, and what is refused."""
+"""The exported file: its inputs and outputs, conditional computation, its check against PyTorch, and rejected exports."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def put(network: Network, repository: Path, images: npt.NDArray[np.uint8] = IMAG
 
 @pytest.fixture(scope="module")
 def pets(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """ResNet-18 with a linear head."""
+    """Export ResNet-18 with a linear head."""
     return put(make("resnet18"), tmp_path_factory.mktemp("repository"), name="pets")
 
 
@@ -116,7 +116,7 @@ def test_outputs_of_several_layers(exported: Exports) -> None:
 
 
 def test_everything_but_the_images_may_be_left_out(pets: Exported) -> None:
-    """Ablation-CAM and the gradients are then not computed: an empty tensor stands for each."""
+    """Ablation-CAM and the gradients are then not computed, and returned as empty tensors."""
     session = onnxruntime.InferenceSession(str(pets.path), providers=["CPUExecutionProvider"])
     assert [value.name for value in session.get_inputs()] == ["images"]
     assert {value.name for value in session.get_overridable_initializers()} == {"targets", "softmax", "wanted"}
@@ -158,7 +158,7 @@ def test_features_and_gradients_on_request(exported: Exports) -> None:
 
 
 def operators(model: Model, wanted: Sequence[str], folder: Path) -> Counter[str]:
-    """How often each operator ran, by the runtime's own profile."""
+    """Count the runs of each operator in the runtime's own profile."""
     options = onnxruntime.SessionOptions()
     options.enable_profiling = True
     options.profile_file_prefix = str(folder / "profile")

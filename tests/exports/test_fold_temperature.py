@@ -1,4 +1,4 @@
-"""A temperature in the file: scores of softmax(logits / T), the same ranks, the same maps but for their scale; and where it is found."""
+"""A temperature in the file: scores are softmax(logits / T), ranks stay, maps stay up to their scale; and its fit on a run."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_what_is_no_temperature_is_refused(temperature: float, tmp_path: Path) -
 
 @pytest.fixture(scope="module", params=["feature-extraction", "full"])
 def sure(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run that is surer than it should be: a third of its validation images are of another class, and its logits are large."""
+    """Return an overconfident run: a third of its validation images are of another class, and its logits are large."""
     folder = tmp_path_factory.mktemp("sure")
     dataset = tiny_training.put_colours(folder / "images", val=6)
     colours = list(tiny_training.COLOURS)

@@ -1,4 +1,4 @@
-"""The same file in OpenVINO: by default it answers scores and maps of the first class, and they are ONNX Runtime's."""
+"""The same file in OpenVINO: by default it returns scores and maps of the first class, equal to those of ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -49,5 +49,5 @@ def test_the_same_scores_and_maps(name: str, exported: Exports) -> None:
 
 
 def _is_empty(values: np.ndarray) -> bool:
-    """OpenVINO answers an empty tensor from a branch as a number without dimensions."""
+    """Return True for an empty tensor, which OpenVINO returns from a branch as a number without dimensions."""
     return values.size == 0 or values.ndim == 0

@@ -1,4 +1,4 @@
-"""Maps from the exported file are those that pytorch-grad-cam makes of the network in PyTorch."""
+"""Maps of the exported file equal those that pytorch-grad-cam computes of the network in PyTorch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SAME = ("gradcam", "xgradcam", "hirescam", "gradcam_elementwise", "layercam", "f
 
 
 def agree(case: Case, layer: str, method: str, class_ids: np.ndarray, softmax: bool = False) -> None:
-    """Theirs are in float32, from [0, 1]; what differs is more than rounding only where a ReLU's input is all but zero."""
+    """Compare maps. Theirs are float32 in [0, 1]; they differ by more than rounding only where a ReLU's input is almost zero."""
     assert [one.name for one in case.model.description.layers] == [layer]
     ours = explain(case.model, IMAGES[: len(class_ids)], class_ids, [method], softmax=softmax).maps[method]
     theirs = pytorch_grad_cam_maps(method, case.network, layer, IMAGES[: len(class_ids)], class_ids, softmax)
@@ -37,7 +37,7 @@ def test_a_layer_in_the_middle(method: str, softmax: bool, exported: Exports) ->
 
 @pytest.mark.parametrize("method", [method for method in SAME if method != "fem"])
 def test_the_last_layer(method: str, exported: Exports) -> None:
-    """Of its six positions hardly any is two sigma above the mean, as FEM would need."""
+    """FEM is left out: it needs positions two sigma above the mean, which six positions hardly have."""
     agree(exported("resnet18", "mlp:256"), "layer4", method, CLASS_IDS)
 
 

@@ -1,4 +1,4 @@
-"""The reference itself: against numbers worked out on paper, and against what must hold of each formula."""
+"""The reference itself: against numbers computed by hand, and against properties of each formula."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def test_what_follows_in_place_does_not_change_what_is_seen(inplace: bool) -> No
 
 @functools.cache
 def made(head: str) -> Network:
-    """`make`, once, for tests that leave it as it is."""
+    """Return a network of `make`, built once, for tests that do not change it."""
     return make(head=head)
 
 
@@ -359,7 +359,7 @@ def test_relative_difference_of_nothing() -> None:
 
 @pytest.mark.parametrize("layer", ["conv1.0", "layer2", "layer4"])
 def test_eigen_maps_rise_with_what_they_are_of(layer: str, images: npt.NDArray[np.uint8]) -> None:
-    """Which pytorch-grad-cam's need not: the sign. And they are projections on the unit vector of the largest variance."""
+    """The sign of pytorch-grad-cam's maps is arbitrary. The maps are projections on the unit vector of the largest variance."""
     reference = Reference(make("test_resnet", "mlp:16"), layer)
     _, activations, gradients = reference.observe(images, CLASS_IDS)
     products = {"eigencam": activations[:, None].expand_as(gradients), "eigengradcam": activations[:, None] * gradients}

@@ -1,4 +1,4 @@
-"""The reference agrees with pytorch-grad-cam, where the formula is the same."""
+"""The reference agrees with pytorch-grad-cam wherever the formula is the same."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CLASS_IDS = np.array([[0, 3], [4, 1]])
 
 @functools.cache
 def made(head: str) -> Network:
-    """`make`, once, for tests that leave it as it is."""
+    """Return a network of `make`, built once, for tests that do not change it."""
     return make(head=head)
 
 
@@ -30,7 +30,7 @@ def images() -> npt.NDArray[np.uint8]:
 def agree(
     method: str, network: Network, layer: str, images: npt.NDArray[np.uint8], class_ids: npt.NDArray[np.int64], softmax: bool
 ) -> None:
-    """Its maps are in float32, from [0, 1]; what differs is more than rounding only where a ReLU's input is all but zero."""
+    """Compare maps. Its maps are float32 in [0, 1]; they differ by more than rounding only where a ReLU's input is almost zero."""
     theirs = pytorch_grad_cam_maps(method, network, layer, images, class_ids, softmax)
     ours = Reference(network, layer).maps(method, images, class_ids, softmax)
     assert theirs.shape == (*class_ids.shape, 64, 96)
@@ -68,7 +68,7 @@ def test_grad_cam_plus_plus_agrees_where_its_epsilon_is_small(layer: str, head: 
 
 @pytest.mark.parametrize("layer", ["layer2", "layer4"])
 def test_score_cam_agrees(layer: str, images: npt.NDArray[np.uint8]) -> None:
-    """Where it upsamples as we do (it aligns the corners). Large logits keep the weights from being all the same."""
+    """It upsamples with corners aligned, and is made to upsample as we do. Large logits keep the weights from being equal."""
     network = make("test_resnet", spread=8)
     images, class_ids = images[:1], CLASS_IDS[:1]
     agree("scorecam", network, layer, images, class_ids, softmax=False)

@@ -1,4 +1,4 @@
-"""Networks and images at the limits: nothing is NaN, what is defined as zero is zero, and sizes may be left open."""
+"""Networks and images at the limits: no map is NaN, maps defined as zero are zero, and sizes may be left open."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ SAMPLED = ("scorecam", "faster_scorecam")
 
 @pytest.fixture(scope="module")
 def on_paper(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """Two channels of two by two: sizes that are equal to others everywhere."""
+    """Export a network of two channels of two by two: all sizes are equal."""
     return write(toy(WEIGHT, BIAS), tmp_path_factory.mktemp("toy") / "model.onnx", layers=["layer"])
 
 
 @pytest.mark.parametrize("method", BY_HAND)
 def test_maps_worked_out_on_paper(method: str, on_paper: Model) -> None:
-    """Among them a class whose score, weights and gradients are zero."""
+    """One of the classes has a score, weights and gradients of zero."""
     image = make_image(A0.astype(int).tolist(), A1.astype(int).tolist())
     maps = on_paper.run(np.concatenate([image, image, image]), CLASSES, [method]).maps[method]
     for row in maps:
@@ -58,7 +58,7 @@ def test_images_without_anything_in_them(image: np.ndarray, softmax: bool, on_pa
 
 
 def layer_silenced(network: torch.nn.Module, layer: str, bias: float) -> None:
-    """Let a batch norm answer the same number everywhere."""
+    """Let a batch norm return the same number everywhere."""
     norm = network.backbone.get_submodule(layer)  # type: ignore[union-attr,operator]
     with torch.no_grad():
         norm.weight.zero_()
@@ -67,7 +67,7 @@ def layer_silenced(network: torch.nn.Module, layer: str, bias: float) -> None:
 
 @pytest.fixture(scope="module", params=[0.0, 0.3], ids=["zeros", "constants"])
 def constant(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    """A network whose layer is the same at every position of every image; what is behind it is alive."""
+    """Return a network whose layer has the same output at every position of every image, with live layers behind it."""
     network = make("test_resnet", "mlp:16")
     layer_silenced(network, "layer2.0.bn1", request.param)
     return write_case(network, tmp_path_factory.mktemp("constant") / "model.onnx", layers=["layer2.0.bn1"])
@@ -89,7 +89,7 @@ def test_constant_activations(constant: Case, softmax: bool) -> None:
 
 @pytest.mark.parametrize("layer", ["layer4", "layer2"])
 def test_a_class_of_probability_0_or_1(layer: str, exported: Exports) -> None:
-    """The derivative of a saturated probability is zero, so is the change when a channel is taken away from it, unless that undoes it."""
+    """The derivative of a saturated probability is zero, and so is the effect of removing a channel, unless that ends the saturation."""
     case = exported("test_resnet", "mlp:16", layer, spread=1e4)
     images = blobs(2)
     targets = np.array([[-1, -2, -5], [-1, -2, -5]])
@@ -113,7 +113,7 @@ def test_a_class_of_probability_0_or_1(layer: str, exported: Exports) -> None:
 
 @pytest.fixture(scope="module")
 def half_dead(tmp_path_factory: pytest.TempPathFactory) -> Case:
-    """Every second channel of the layer is zero."""
+    """Return a network in which every second channel of the layer is zero."""
     network = make("test_resnet", "mlp:16")
     norm = network.backbone.layer3[0].bn1  # type: ignore[index,union-attr]
     with torch.no_grad():
@@ -141,7 +141,7 @@ def test_dead_channels(half_dead: Case, softmax: bool) -> None:
 def test_another_size_answers_what_pytorch_answers_at_that_size(
     backbone: str, head: str, layers: tuple[str, ...], exported: Exports
 ) -> None:
-    """Traced at 64 x 96; odd sizes leave positions over where strides do not fit."""
+    """Traced at 64 x 96; with odd sizes, strides leave positions over."""
     case = exported(backbone, head, *layers, dynamic_size=True)
     assert case.model.description.dynamic_size
     methods = [one for one in case.model.description.maps if one.in_graph and (one.method != "ablationcam" or backbone == "test_resnet")]

@@ -1,4 +1,4 @@
-"""What the export's check leaves to rounding: terms that cancel, and positions at a threshold; and that it leaves no more."""
+"""Allowances of the parity check for rounding, at terms that cancel and positions at a threshold, and their limits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tlcli.exports.trace.map_methods import FORMULAS, CamInputs
 
 
 def evidence(activations: torch.Tensor, gradients: torch.Tensor) -> CamInputs:
-    """Of N images and K classes, with scores and weights that no method divides by zero."""
+    """Return inputs of N images and K classes, with scores and weights that let no method divide by zero."""
     n, k, c = gradients.shape[:3]
     return CamInputs(
         activations=activations,
@@ -35,7 +35,7 @@ def drawn() -> CamInputs:
 
 @pytest.mark.parametrize("method", sorted(FORMULAS))
 def test_no_map_is_larger_than_its_terms(method: str, drawn: CamInputs) -> None:
-    """The triangle inequality; and what has no threshold has no slack."""
+    """By the triangle inequality. Methods without a threshold have no slack."""
     found = expect(method, drawn)
     torch.testing.assert_close(found.values, FORMULAS[method](drawn))
     assert (found.values.amax((-2, -1)) <= found.terms * (1 + 1e-5)).all()
@@ -88,7 +88,7 @@ def test_maps_of_another_network_are_refused(method: str, exported: Exports) -> 
 
 
 def test_hirescam_of_a_wrong_graph_is_refused(exported: Exports) -> None:
-    """The map that is zero is held against the size of its terms, not let through: Grad-CAM's in its place is found out."""
+    """A zero map is compared relative to the size of its terms: Grad-CAM's map instead of it is detected."""
     case = exported("test_convnext", "original", "stages.0", methods=("gradcam", "hirescam", "fem"), size=(96, 96))
     images = list(blobs(4, 96, 96))
 

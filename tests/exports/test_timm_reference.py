@@ -1,4 +1,4 @@
-"""Networks as they were published, against timm's own model that timm loads from the same file."""
+"""Published networks, against timm's own model that timm loads from the same file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HEADS_WITH_BATCH_NORM = ("shvit_s1", "efficientvit_m0")
 
 
 def save(name: str, path: Path) -> nn.Module:
-    """Random weights in a file, no batch norm at its defaults; returns timm's own model, which timm loads from the file."""
+    """Save random weights, no batch norm at its defaults, and return timm's own model, which timm loads from the file."""
     torch.manual_seed(0)
     model = timm.create_model(name)
     for module in model.modules():
@@ -117,7 +117,7 @@ def test_fine_tuning_of_what_has_no_spatial_features_is_refused_in_a_line(name: 
 
 
 def test_a_network_that_does_not_answer_as_timm_does_is_refused(tmp_path: Path) -> None:
-    """A head that is cut wrongly: the last layer is given the pooled features without the batch norm."""
+    """A head that is cut wrongly: the last layer gets the pooled features without the batch norm."""
     save("shvit_s1", tmp_path / "w.safetensors")
     network = published_network(config("shvit_s1", tmp_path / "w.safetensors"))
     require_as_timm(network)
@@ -131,7 +131,7 @@ def test_a_network_that_does_not_answer_as_timm_does_is_refused(tmp_path: Path) 
 
 
 def test_attention_in_five_dimensions_has_an_onnx_form(tmp_path: Path) -> None:
-    """Hiera's, which PyTorch's exporter refuses as a single operator."""
+    """Hiera's attention, which PyTorch's exporter rejects as a single operator."""
     reference = save("hiera_tiny_224", tmp_path / "w.safetensors")
     settings = config("hiera_tiny_224", tmp_path / "w.safetensors")
     exported = export_backbone(settings, name="hiera", repository=tmp_path, methods=(), check_images=1)

@@ -25,11 +25,15 @@ CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "none in the graph": (("test_resnet", "linear"), {"methods": ("eigencam", "scorecam")}),
 }
 OLDEST_ONNX_RUNTIME = {"ir_version": 10, "opset": 21}
-"""What ONNX Runtime 1.20 reads, which is in the Triton that deploy/kserve names."""
+"""Highest IR version of ONNX Runtime 1.20, which is in the Triton that deploy/kserve names."""
 
 
 def read(text: str) -> Any:
-    """Raises: google.protobuf.text_format.ParseError: not a `ModelConfig`."""
+    """Parse a configuration.
+
+    Raises:
+        google.protobuf.text_format.ParseError: the text is no `ModelConfig`.
+    """
     return text_format.Parse(text, model_config_pb2.ModelConfig())
 
 
@@ -82,7 +86,7 @@ def test_merged_requests_get_what_each_gets_alone(case: Case) -> None:
 
 
 def test_targets_merge_if_each_image_has_its_row_and_not_otherwise(exported: Exports) -> None:
-    """Why `targets` is no input of the batching configuration, beside Triton's refusal: a row may stand for all images of a request."""
+    """`targets` is no input of the batching configuration since one row may serve all images of a request, besides Triton's refusal."""
     model = exported("test_resnet", "linear").model
     images = blobs(3)
     rows = [np.array([[2], [0]]), np.array([[-1]])]  # of a request of two images, and of one of one
@@ -98,7 +102,7 @@ def test_targets_merge_if_each_image_has_its_row_and_not_otherwise(exported: Exp
 
 
 def test_the_configuration_of_before_is_refused(exported: Exports) -> None:
-    """Optional inputs and batching together: Triton loads no such model."""
+    """Triton loads no model with both optional inputs and batching."""
     model = exported("test_resnet", "linear").model
     text = config_pbtxt(model.description).replace("max_batch_size: 0", "max_batch_size: 64").replace("dims: [ -1, ", "dims: [ ")
     assert "not supported for models that support batching" in refusal(read(text), Graph.read(str(model.path)))

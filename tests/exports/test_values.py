@@ -1,4 +1,4 @@
-"""The exported file's logits and maps are those of the float64 reference, for every head, at the last layer and before it."""
+"""Logits and maps of the exported file equal those of the float64 reference, for every head, at the last layer and before it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tlcli.exports.trace.explainer import is_pooled_linear
 from tlcli.exports.trace.target_layers import resolve_layers
 
 TARGETS = np.array([[0, -1], [3, -2], [-5, 4]])
-"""Different ones for each image, by number and by rank."""
+"""Targets that differ between images, by class id and by rank."""
 
 SMALL_HEAD = {"mlp_ratio": 1 / 32}
 """The first of VGG's own hidden layers, of 4096 units on 7 x 7 positions, would take most of the time."""
@@ -37,11 +37,11 @@ TOLERANCE = {False: 1e-4, True: 5e-4}
 """Of logits and of probabilities, whose gradients are differences of the logits'."""
 
 ABLATION_TOLERANCE = 1e-3
-"""It subtracts scores that are all but equal: not all of float32's digits are left."""
+"""Tolerance of Ablation-CAM, which subtracts nearly equal scores and so loses digits of float32."""
 
 
 def compare(case: Case, layer: str, images: npt.NDArray[np.uint8], softmax: bool) -> None:
-    """Every map that the graph computes, and the gradients that it answers."""
+    """Compare all maps that the graph computes, and the gradients that it returns."""
     (described,) = case.model.description.layers
     assert described.name == layer
     reference, maps = Reference(case.network, layer), case.model.description.graph_maps

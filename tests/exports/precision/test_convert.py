@@ -1,4 +1,4 @@
-"""A file in smaller numbers is put in place with what was found of it, or refused with both figures, and then nothing is left."""
+"""A file in reduced precision is put in place with its agreement, or rejected with both figures, and then nothing is left."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def put(network: Network, repository: Path, trial: PrecisionTrial, **more: Any) 
 
 
 def tensors(config: str) -> str:
-    """What Triton is told, without the description."""
+    """Return Triton's configuration without the description."""
     return config.partition("parameters {")[0]
 
 
@@ -157,7 +157,7 @@ def test_maps_that_change_too_much_are_refused(correlations: dict[str, float | N
 
 
 def test_a_file_whose_maps_change_too_much_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
-    """Calibrated on black images, and answers are not looked at: the maps alone are reason enough."""
+    """Calibrated on black images, with any accuracy allowed: the maps alone lead to the rejection."""
     network, black = make("test_resnet", spread=3.0), np.zeros_like(IMAGES)
     with pytest.raises(ParityError, match=r"the map \w+ has a mean rank correlation of"):
         put(network, tmp_path, trial("int8", None, black, max_accuracy_drop=100))

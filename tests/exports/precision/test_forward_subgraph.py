@@ -1,4 +1,4 @@
-"""The forward pass is taken out of a flat graph and put back: nothing is lost on the way, and batch norms can be folded in between."""
+"""The forward pass is extracted from a flat graph and put back: the outputs stay the same, and batch norms can be folded in between."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BATCH = blobs(2)
 
 @pytest.fixture
 def case(exported: Exports) -> Case:
-    """Maps of several layers: the forward pass hands masks and weights to what follows."""
+    """Return a file with maps of several layers, which take masks and weights of the forward pass."""
     return exported("test_resnet", "mlp:16", "conv1.2", "layer2", "layer4")
 
 
@@ -73,7 +73,7 @@ def test_batch_norms_go_into_the_convolutions_before_them(case: Case) -> None:
 
 
 def test_a_batch_norm_that_stands_before_its_convolution_stays() -> None:
-    """As in DenseNet and in networks that activate first."""
+    """As in DenseNet and in pre-activation networks."""
     from onnx import TensorProto, helper
 
     scale = np.array([2.0, -3.0], np.float32)

@@ -1,4 +1,4 @@
-"""The forward pass in float16: the same answers but for rounding, and casts at its ends alone."""
+"""The forward pass in float16: outputs are the same up to rounding, and casts are at its ends only."""
 
 from __future__ import annotations
 

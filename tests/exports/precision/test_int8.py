@@ -1,4 +1,4 @@
-"""Convolutions in int8: all of them run so, weights are there once, and maps are still those of the float file."""
+"""Convolutions in int8: all of them run in int8, weights are stored once, and maps are still those of the float file."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ImageList = list[npt.NDArray[np.uint8]]
 
 @pytest.fixture(scope="module")
 def cifar(unpacked: Callable[[str], Path]) -> dict[str, tuple[ImageList, list[int]]]:
-    """Images and labels of CIFAR-10: 100 to calibrate on, 200 to compare on."""
+    """Return images and labels of CIFAR-10: 100 to calibrate on, 200 to compare on."""
     found = {}
     for part, count in (("train", 10), ("test", 20)):
         classes = sorted((unpacked("cifar10") / part).iterdir())
@@ -44,7 +44,7 @@ def quantised(case: Case, images: ImageList, name: str = "int8") -> Model:
 
 
 def runs(model: Model, wanted: tuple[str, ...], images: npt.NDArray[np.uint8], folder: Path) -> Counter[str]:
-    """How often each operator ran, by the runtime's own profile, optimised as it is when it is served."""
+    """Count the runs of each operator in the runtime's own profile, with the optimisations used in serving."""
     options = onnxruntime.SessionOptions()
     options.enable_profiling, options.log_severity_level = True, 4
     options.profile_file_prefix = str(folder / "profile")
@@ -85,7 +85,7 @@ def test_a_trained_network_answers_and_explains_as_before(
 
 
 def test_what_the_backward_pass_takes_is_the_weight_to_half_a_step(exported: Exports) -> None:
-    """Although the forward pass has its batch norms folded into it."""
+    """Although batch norms are folded into the weights of the forward pass."""
     case = exported("test_resnet", "mlp:16", "conv1.2", "layer2", "layer4")
     small = quantised(case, list(BATCH))
     original = {weight.name: numpy_helper.to_array(weight) for weight in case.flat().graph.initializer}
@@ -127,7 +127,7 @@ def test_images_are_normalised_as_before(exported: Exports) -> None:
 
 
 def test_what_works_on_pooled_values_stays_in_float(exported: Exports) -> None:
-    """Squeeze-and-excitation."""
+    """Squeeze-and-excitation works on pooled values."""
     case = exported("regnety_002")
     graph = onnx.load(str(quantised(case, list(BATCH)).path)).graph
     made_by = {value: node for node in graph.node for value in node.output}

@@ -1,4 +1,4 @@
-"""The loop that takes a channel away at a time, against a plain one, and in an exported file."""
+"""The loop that removes one channel at a time, against a loop in NumPy, and in an exported file."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def network(channels: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 def scores(activations: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    """Not linear in the channels: `[R, c, h, w]` to `[R, CLASSES]`."""
+    """Compute scores that are not linear in the channels: `[R, c, h, w]` to `[R, CLASSES]`."""
     return np.tanh(activations.mean((2, 3)) + bias) @ weight
 
 
 def graph(channels: int) -> onnx.GraphProto:
-    """Of activations A and classes: a step that scores the due pairs without their channel, and the results put together, doubled."""
+    """Return a graph of activations A and classes: a step that scores the due pairs without their channel, and all results, doubled."""
     weight, bias = network(channels)
     layer = 3
     initializers = {
@@ -99,7 +99,7 @@ def test_the_loop_is_a_plain_one(channels: int) -> None:
 
 
 def test_a_file_whose_channels_do_not_fill_the_last_step(exported: Exports) -> None:
-    """48 channels times three images are no multiple of what the loop takes at once."""
+    """48 channels times three images are no multiple of the channels per step."""
     case = exported("test_resnet", "mlp:16", "layer2")
     (layer,) = case.model.description.layers
     images, targets = blobs(3), np.array([[0, 1, -1], [4, 4, 2], [3, -5, 0]])

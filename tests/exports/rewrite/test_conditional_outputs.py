@@ -27,7 +27,11 @@ NEEDS = {"evidence": set[str](), "map": {"evidence"}, "other": {"evidence", "map
 
 
 def network() -> list[NodeProto]:
-    """score = relu(images); kinds = argmax; evidence = 3 score; map = evidence + score; other = [map, evidence]; summary = sum(score^2)."""
+    """Return a small network.
+
+    score = relu(images); kinds = argmax(score); evidence = 3 score; map = evidence + score; other = [map, evidence];
+    summary = sum(score^2).
+    """
     return [
         helper.make_node("Relu", [IMAGES], ["score"], name="a"),
         helper.make_node("ArgMax", ["score"], ["kinds"], name="b", axis=1, keepdims=1),
@@ -145,7 +149,7 @@ def test_the_plan_knows_which_switches_take_which(plan: ConditionalPlan) -> None
 
 
 def sizes_of_images(last: str) -> list[NodeProto]:
-    """map = images * f(shape of images), by an operator `last`."""
+    """Return nodes that compute map = images * f(shape of images) with the operator `last`."""
     return [
         helper.make_node("Identity", [IMAGES], ["score"], name="score"),
         helper.make_node("Shape", [IMAGES], ["shape"], name="shape"),

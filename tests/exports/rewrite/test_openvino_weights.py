@@ -1,4 +1,4 @@
-"""Square weights reach the backward pass as values of their own, and the products are the same."""
+"""The backward pass takes square weights as values of their own, and the products stay the same."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LARGE = round((LEAST_BYTES / 4) ** 0.5)
 
 
 def gradient_in_a_branch(size: int) -> GraphProto:
-    """`y = x W^T` always, `g = y W` if asked for."""
+    """Return a graph of `y = x W^T`, and of `g = y W` in a branch."""
     weight = np.random.default_rng(0).normal(size=(size, size)).astype(np.float32) / size**0.5
     then = helper.make_graph(
         [helper.make_node("MatMul", ["y", "W"], ["inner"], name="mm")],

@@ -1,4 +1,4 @@
-"""Derivatives of pooling and enlarging are autograd's, in PyTorch and written as ONNX."""
+"""Derivatives of pooling and upsampling equal autograd's, in PyTorch and written as ONNX."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tlcli.exports.trace.vjp import Tail
+from tlcli.exports.trace.vjp import TracedTail
 
 POOLS: dict[str, nn.Module] = {
     "max, overlapping": nn.MaxPool2d(3, 2, 1),
@@ -36,8 +36,8 @@ POOLS: dict[str, nn.Module] = {
 }
 
 
-def rest(pool: nn.Module, height: int, width: int) -> nn.Module:
-    """What follows a layer of 4 channels: the pool, then something that gives each position a gradient of its own."""
+def tail_module(pool: nn.Module, height: int, width: int) -> nn.Module:
+    """Return the tail behind a layer of 4 channels: the pool, then operators that give each position another gradient."""
     torch.manual_seed(0)
     channels, *size = pool(torch.zeros(1, 4, height, width)).shape[1:]
     return nn.Sequential(pool, nn.Flatten(), nn.Linear(channels * size[0] * size[1], 5), nn.Tanh()).requires_grad_(False)
@@ -46,8 +46,8 @@ def rest(pool: nn.Module, height: int, width: int) -> nn.Module:
 @pytest.mark.parametrize("name", POOLS)
 @pytest.mark.parametrize(("height", "width"), [(7, 6), (5, 5)])
 def test_the_gradient_is_autograds(name: str, height: int, width: int, tmp_path: Path) -> None:
-    module = rest(POOLS[name], height, width)
-    tail = Tail(lambda a, tap: module(tap("layer", a)), torch.randn(4, height, width), ["layer"])
+    module = tail_module(POOLS[name], height, width)
+    tail = TracedTail(lambda a, tap: module(tap("layer", a)), torch.randn(4, height, width), ["layer"])
     activations = torch.randn(2, 4, height, width).round(decimals=1)  # equal maxima are common
     activations[0, 0] = 0.0
     cotangents = torch.randn(2, 3, 5)
@@ -62,8 +62,8 @@ def test_the_gradient_is_autograds(name: str, height: int, width: int, tmp_path:
             self.tail = tail
 
         def forward(self, activations: Tensor, cotangents: Tensor) -> tuple[Tensor, Tensor]:
-            z, _, remembered = self.tail(activations)
-            return z, self.tail.pull_back(cotangents, remembered)[0][0]
+            z, _, residuals = self.tail(activations)
+            return z, self.tail.pull_back(cotangents, residuals)[0][0]
 
     z, pulled = Both()(activations, cotangents)
     torch.testing.assert_close(z, expected.detach())
@@ -85,9 +85,9 @@ def test_the_gradient_is_autograds(name: str, height: int, width: int, tmp_path:
 
 
 def test_a_maximum_that_is_there_twice_gets_the_gradient_once() -> None:
-    tail = Tail(lambda a, tap: functional.max_pool2d(tap("layer", a), 2).flatten(1), torch.randn(1, 4, 6), ["layer"])
-    z, _, remembered = tail(torch.ones(1, 1, 4, 6))
-    (gradient,), _ = tail.pull_back(torch.ones_like(z)[:, None], remembered)
+    tail = TracedTail(lambda a, tap: functional.max_pool2d(tap("layer", a), 2).flatten(1), torch.randn(1, 4, 6), ["layer"])
+    z, _, residuals = tail(torch.ones(1, 1, 4, 6))
+    (gradient,), _ = tail.pull_back(torch.ones_like(z)[:, None], residuals)
     expected = torch.zeros(4, 6)
     expected[::2, ::2] = 1.0
     torch.testing.assert_close(gradient[0, 0, 0], expected)

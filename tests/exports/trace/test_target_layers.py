@@ -1,4 +1,4 @@
-"""Which layers can be explained, which one is when none is named, and what is said of the others."""
+"""Target layers: those that can be explained, the default one, and the messages about others."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tlcli.training.models.network import Network
 
 
 def executed(network: Network) -> list[tuple[str, tuple[int, ...]]]:
-    """Modules of the backbone, with the shape of what they return, as they end; a module that runs twice is there twice."""
+    """Return the backbone's modules with their output shapes in the order in which they finish; one that runs twice is listed twice."""
     size, calls = network.config.preprocessing, list[tuple[str, tuple[int, ...]]]()
 
     def note(name: str) -> object:
@@ -96,7 +96,7 @@ def test_where_the_features_are_a_single_position_the_last_layer_with_an_extent(
 
 
 def test_layers_of_channels_last_blocks_are_left_out() -> None:
-    """Inside ConvNeXt's blocks there is `[N, h, w, c]`, which looks like a map of h channels."""
+    """ConvNeXt's blocks compute on `[N, h, w, c]`, which looks like a map of h channels."""
     network = make("convnext_tiny")
     names = [layer.name for layer in list_layers(network)]
     shapes = dict(executed(network))
@@ -156,7 +156,7 @@ def test_a_network_without_any_extent(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Flat(nn.Module):
-    """From images to one position at once."""
+    """Backbone whose only layer pools the images to one position."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What follows a layer, and its gradient, traced: the values are those of the module itself and of autograd."""
+"""Traced tails: outputs equal those of the module itself, and gradients those of autograd."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class ChannelsLastNorm(nn.Module):
 
 
 class InPlace(nn.Module):
-    """Changes its input where it stands, as many networks do."""
+    """Operations in place on the input, as in many networks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class InPlace(nn.Module):
 
 
 class WritesIntoSlices(nn.Module):
-    """Writes into parts of its input, by index and by view."""
+    """Writes into slices of the input, by index and by view."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class WritesIntoSlices(nn.Module):
 
 
 class Attention(nn.Module):
-    """Positions attend to one another, by the operator that networks call; two heads."""
+    """Attention between positions by PyTorch's fused operator, with two heads."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class Attention(nn.Module):
 
 
 class Residual(nn.Module):
-    """The layer's output goes around what follows it, too."""
+    """Skip connection around the layers behind the explained one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -142,7 +142,7 @@ def trace(function: TailFunction, example: Tensor, layers: Sequence[str]) -> Tra
 def by_autograd(
     function: TailFunction, inputs: Tensor, layers: Sequence[str], cotangents: Tensor
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """z, activations, gradients `[N, K, c, h, w]` a layer; zeros where autograd finds no way."""
+    """Return z, activations and gradients `[N, K, c, h, w]` for each layer; zeros for a layer that does not reach z."""
     leaves: dict[str, Tensor] = {}
     seen: dict[str, Tensor] = {}
 
@@ -151,7 +151,7 @@ def by_autograd(
         leaves[name] = output + torch.zeros_like(output).requires_grad_()
         return leaves[name] * 1  # what follows may work in place
 
-    z = function(inputs.clone(), watch) + 0 * sum(leaf.sum() for leaf in leaves.values())  # a way there must be
+    z = function(inputs.clone(), watch) + 0 * sum(leaf.sum() for leaf in leaves.values())  # every layer must reach z
     gradients = []
     for name in layers:
         rows = [
@@ -163,7 +163,7 @@ def by_autograd(
 
 
 def check(function: TailFunction, inputs: Callable[[int], Tensor], layers: Sequence[str]) -> TracedTail:
-    """The tail's answers for several numbers of images and classes, none of which it was traced with, against autograd's."""
+    """Compare a traced tail with autograd for several numbers of images and classes, none of which it was traced with."""
     tail = trace(function, inputs(1)[0], layers)
     for images, explained in ((1, 1), (2, 3), (6, 2)):
         batch = inputs(images)
@@ -190,7 +190,7 @@ def check(function: TailFunction, inputs: Callable[[int], Tensor], layers: Seque
 
 
 def replaced(function: TailFunction, inputs: Tensor, layer: str, changed: Tensor) -> Tensor:
-    """z where a layer's output gives way to another."""
+    """Return z with a layer's output replaced."""
     return function(inputs.clone(), lambda name, output: changed.clone() if name == layer else output)
 
 
@@ -203,8 +203,8 @@ def test_what_follows_and_its_gradient(name: str, height: int, width: int) -> No
 
 
 @pytest.mark.parametrize("rows", [4, 5, 6, 7])
-def test_sizes_that_are_equal_by_chance_are_not_taken_for_one(rows: int) -> None:
-    """Channels, height, width or z's width may be what the batch was in tracing."""
+def test_equal_sizes_are_not_taken_for_one_symbol(rows: int) -> None:
+    """Channels, height, width or z's width may equal the batch size of the trace."""
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(rows, rows, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(rows**3, rows)).requires_grad_(False)
     check(lambda a, tap: module(tap("layer", a)), lambda images: torch.randn(images, rows, rows, rows), ["layer"])
@@ -212,7 +212,7 @@ def test_sizes_that_are_equal_by_chance_are_not_taken_for_one(rows: int) -> None
 
 
 class Stages(nn.Module):
-    """Three layers, one with a skip around it, each followed by an operation in place; a branch that leads nowhere."""
+    """Three layers, one with a skip connection, each followed by an operation in place, and a branch that does not reach the output."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -260,8 +260,8 @@ def test_a_layer_that_does_not_reach_the_output_has_zeros_for_gradients(stages: 
     assert z.shape == (2, WIDTH)
 
 
-def test_activations_are_what_the_layer_returned_not_what_was_made_of_it(stages: Stages) -> None:
-    """The operation in place behind the layer would leave nothing below zero."""
+def test_activations_are_the_layers_output_before_operations_in_place(stages: Stages) -> None:
+    """The operation in place behind the layer removes all values below zero."""
     tail = trace(lambda inputs, tap: stages(inputs, lambda name, output: tap(name, output) if name == "one" else output),
                  torch.randn(3, 9, 8), ["one"])  # fmt: skip
     inputs = torch.randn(2, 3, 9, 8)
@@ -272,8 +272,8 @@ def test_activations_are_what_the_layer_returned_not_what_was_made_of_it(stages:
     assert not gradients[:, 0][one < 0].any()
 
 
-def test_again_depends_on_its_own_image_only(stages: Stages) -> None:
-    """Skip connections around the layer bring the image's own values, not its neighbour's."""
+def test_from_activations_depends_on_its_own_image_only(stages: Stages) -> None:
+    """Skip connections around the layer carry the image's own values, not another image's."""
     tail = trace(lambda inputs, tap: stages(inputs, lambda name, output: tap(name, output) if name == "two" else output),
                  torch.randn(3, 9, 8), ["two"])  # fmt: skip
     inputs = torch.randn(3, 3, 9, 8)
@@ -293,7 +293,7 @@ def test_activations_in_another_memory_order_are_traced_alike() -> None:
     torch.testing.assert_close(tail(activations)[0], module(activations))
 
 
-def test_what_cannot_be_differentiated_is_told() -> None:
+def test_operators_without_exported_gradient_are_named() -> None:
     with pytest.raises(NotImplementedError, match="adaptive max pooling to more than 1x1"):
         trace(lambda a, tap: functional.adaptive_max_pool2d(tap("layer", a), 2).flatten(1), torch.randn(2, 6, 6), ["layer"])
     with pytest.raises(NotImplementedError, match="divisor of its own"):
@@ -307,13 +307,13 @@ def test_writing_into_a_part_of_the_layers_output(before: Callable[[Tensor], Ten
 
 
 def test_images_that_depend_on_one_another_are_refused() -> None:
-    """What another graph needs of the batch as a whole has no rows of an image's own."""
+    """A residual of the batch as a whole has no rows for each image."""
     with pytest.raises((NotImplementedError, RuntimeError)):
         trace(lambda a, tap: (tap("layer", a).flatten(1) @ a.flatten(1).t()).tanh().sum(1, keepdim=True), torch.randn(2, 3, 3), ["layer"])
 
 
 def test_writing_into_parts_of_a_tensor() -> None:
-    """By arithmetic, with and without an assignment that ends it, with another tensor's values and with a number."""
+    """By in-place arithmetic with and without a final assignment, with another tensor's values and with a number."""
 
     def function(inputs: Tensor, tap: Tap) -> Tensor:
         output = tap("layer", inputs)
@@ -328,7 +328,7 @@ def test_writing_into_parts_of_a_tensor() -> None:
 
 
 def test_means_are_those_of_the_gradients() -> None:
-    """Also where they are products with the matrix's own means."""
+    """Also where they are computed as products with the matrix's means."""
     for name in ("hidden units", "convolutions", "pooled linear"):
         module = module_named(name, 5, 4)
         tail = trace(lambda a, tap, module=module: module(tap("layer", a)), torch.randn(CHANNELS, 5, 4), ["layer"])

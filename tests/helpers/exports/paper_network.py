@@ -1,4 +1,4 @@
-"""A network so small that its maps are worked out on paper."""
+"""Network so small that its maps can be computed by hand."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tlcli.training.models.network import Network, NetworkConfig
 
 
 class Toy(nn.Module):
-    """`layer` turns an image into its red, less one, and its green; `behind` follows; the head is linear on the spatial mean."""
+    """Network whose `layer` returns an image's red minus one, and its green; then come `behind`, the spatial mean and a linear head."""
 
     pretrained_cfg: dict[str, Any] = {"input_size": (3, 2, 2)}  # noqa: RUF012
     num_features = 2
@@ -56,7 +56,7 @@ def toy(weight: list[list[float]], bias: list[float], *, behind: nn.Module | Non
 
 
 def make_image(first: list[list[int]], second: list[list[int]]) -> npt.NDArray[np.uint8]:
-    """The image for which the toy's `layer` gives these two channels."""
+    """Return the image for which the toy's `layer` returns these two channels."""
     return np.stack([np.array(first) + 1, np.array(second), np.zeros_like(second)], -1)[None].astype(np.uint8)
 
 

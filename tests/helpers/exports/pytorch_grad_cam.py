@@ -1,4 +1,4 @@
-"""Maps of pytorch-grad-cam (the package `grad-cam`), and its post-processing of ours."""
+"""Maps of pytorch-grad-cam (the package `grad-cam`), and its post-processing applied to ours."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PEERS: dict[str, type[BaseCAM]] = {
 
 
 def like_pytorch_grad_cam(values: npt.NDArray[np.floating], height: int, width: int) -> npt.NDArray[np.float32]:
-    """Raw maps `[..., h, w]` as pytorch-grad-cam returns them: `[..., height, width]` in [0, 1].
+    """Post-process raw maps `[..., h, w]` as pytorch-grad-cam does: `[..., height, width]` in [0, 1].
 
     Rectified, scaled by `(x - min) / (1e-7 + max)`, resized bilinearly, scaled again.
     """
@@ -51,9 +51,9 @@ def pytorch_grad_cam_maps(
     class_ids: npt.NDArray[np.int64],
     softmax: bool = False,
 ) -> npt.NDArray[np.float32]:
-    """Its maps `[N, K, H, W]`, in float32.
+    """Compute maps with pytorch-grad-cam, `[N, K, H, W]` in float32.
 
-    Where it differs from the formulas here:
+    Differences from the formulas here:
         Grad-CAM++ adds 1e-6 to its denominator: gradients have to be well above 1e-3.
         Ablation-CAM: a layer whose least value is exactly zero, and classes of positive score, else it has other weights.
         Score-CAM upsamples with corners aligned: it is made to upsample as everyone else does.

@@ -1,4 +1,4 @@
-"""Maps written from the papers, in float64, with autograd: what the graph is compared with.
+"""Reference maps written from the papers, in float64, with autograd, to compare the graph with.
 
 Nothing here comes from `exports`. The network is taken as it is in PyTorch; a layer is observed by a hook on the module that
 the model's description names. Each formula is a function of one image's activations A `[c, h, w]` and, for one class, their
@@ -62,7 +62,7 @@ def gradcam(activations: Tensor, gradients: Tensor) -> Tensor:
 def gradcam_plus_plus(activations: Tensor, gradients: Tensor) -> Tensor:
     """Chattopadhay et al. 2018: alpha = g^2 / (2 g^2 + sum_ab A_k,ab g^3) (eq. 19); w_k = sum_ij alpha relu(g).
 
-    The paper's score is Y = exp(y), which leaves alpha as it stands and multiplies all w_k by exp(y): left out.
+    The paper's score is Y = exp(y), which leaves alpha unchanged and multiplies all w_k by exp(y): left out.
     """
     numerator = gradients**2
     denominator = 2 * gradients**2 + activations.sum((-2, -1), keepdim=True) * gradients**3
@@ -168,13 +168,13 @@ def largest_variance(activations: Tensor, number: int) -> list[int]:
 
 
 def scaled(values: Tensor) -> Tensor:
-    """`[..., h, w]` to [0, 1], each by its own minimum and maximum; zeros where it is constant."""
+    """Scale maps `[..., h, w]` to [0, 1], each from its own range; constant maps become zeros."""
     low, high = values.amin((-2, -1), keepdim=True), values.amax((-2, -1), keepdim=True)
     return torch.where(high > low, (values - low) / torch.where(high > low, high - low, 1), 0)
 
 
 def fuse(maps: Sequence[Maps]) -> Maps:
-    """One map of several layers' maps `[N, K, h, w]`: each scaled to [0, 1], resized to the largest h x w, then the maximum.
+    """Fuse several layers' maps `[N, K, h, w]` into one: each scaled to [0, 1], resized to the largest h x w, then the maximum.
 
     Jiang et al. 2021 (LayerCAM) take the maximum too; they scale by tanh(2 M / max M), and the shallow layers only.
     """
@@ -207,13 +207,13 @@ _OF_GRADIENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 @dataclass
 class _Observation:
-    """What one run of the network showed, and what was computed from it since.
+    """Record of one run of the network, with results computed from it later.
 
-    images, class_ids: what it is of.
+    images, class_ids: inputs of the run.
     inputs: normalised, `[N, 3, H, W]`.
     logits: `[N, C]`, with the graph back to `activations`.
     activations: `[N, c, h, w]`, a leaf.
-    is_features: whether the head takes the layer's very output, so that only the head is needed from there on.
+    is_features: True if the head takes the layer's output itself, so that only the head needs to be run behind it.
     gradients: by `softmax`, `[N, K, c, h, w]`.
     ablated: by image, logits `[c, C]` without each channel.
     masked: by image and channel, logits `[C]` of the masked image.
@@ -233,7 +233,7 @@ class _Observation:
 class Reference:
     """Logits and maps of a network in float64, at one layer.
 
-    The last images and classes are remembered: all methods of them share one forward pass, and one backward pass a class.
+    The last images and classes are cached: all methods share one forward pass, and one backward pass per class.
     """
 
     def __init__(self, network: Network, layer: str) -> None:
@@ -249,7 +249,7 @@ class Reference:
         self._last: _Observation | None = None
 
     def observe(self, images: Images, class_ids: ClassIds, softmax: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits `[N, C]`, activations A `[N, c, h, w]` and dy/dA `[N, K, c, h, w]` for class ids `[N, K]`.
+        """Return logits `[N, C]`, activations A `[N, c, h, w]` and dy/dA `[N, K, c, h, w]` for class ids `[N, K]`.
 
         y is the class's logit, or with `softmax` its probability.
         """
@@ -257,7 +257,7 @@ class Reference:
         return seen.logits.detach(), seen.activations.detach(), self._gradients(seen, softmax)
 
     def maps(self, method: str, images: Images, class_ids: ClassIds, softmax: bool = False, max_channels: int = MAX_CHANNELS) -> Maps:
-        """`[N, K, h, w]`, before any resizing or scaling.
+        """Compute maps `[N, K, h, w]`, before any resizing or scaling.
 
         Args:
             method: one of `METHODS`.
@@ -280,11 +280,11 @@ class Reference:
         return torch.stack(rows).detach().numpy()
 
     def gradcam(self, images: Images, class_ids: ClassIds) -> Maps:
-        """See `maps`."""
+        """Compute Grad-CAM; see `maps`."""
         return self.maps("gradcam", images, class_ids)
 
     def cam(self, images: Images, class_ids: ClassIds, weight: Tensor | None = None) -> Maps:
-        """`maps("cam")`, or with `weight` `[C, c]` in place of the classifier's."""
+        """Compute CAM, with `weight` `[C, c]` instead of the classifier's if it is given."""
         if weight is None:
             return self.maps("cam", images, class_ids)
         seen = self._look(images, class_ids)
@@ -333,7 +333,7 @@ class Reference:
         return self._last
 
     def _run(self, inputs: Tensor, replace: Callable[[Tensor], Tensor]) -> tuple[Tensor, bool]:
-        """Logits of inputs `[N, 3, H, W]` where the layer's output gives way to another, and whether that is what the head takes."""
+        """Return the logits of inputs `[N, 3, H, W]` with the layer's output replaced, and True if the head takes that output itself."""
         replaced: list[Tensor] = []
 
         def at_layer(_module: object, _inputs: object, output: Tensor) -> Tensor:
@@ -373,7 +373,7 @@ class Reference:
 
     @torch.no_grad()
     def _ablated(self, seen: _Observation, image: int) -> Tensor:
-        """Logits `[c, C]` of one image, without each channel in turn."""
+        """Return the logits `[c, C]` of one image without each channel in turn."""
         if image not in seen.ablated:
             activations, rows = seen.activations[image].detach(), []
             for channels in torch.arange(len(activations)).split(_CHUNK):
@@ -389,7 +389,7 @@ class Reference:
 
     @torch.no_grad()
     def _masked(self, seen: _Observation, image: int, channels: list[int]) -> Tensor:
-        """Logits `[len(channels), C]` of one image under each channel's mask."""
+        """Return the logits `[len(channels), C]` of one image under each channel's mask."""
         missing = [channel for channel in channels if (image, channel) not in seen.masked]
         for start in range(0, len(missing), _CHUNK):
             chunk = missing[start : start + _CHUNK]
@@ -401,7 +401,7 @@ class Reference:
 
     @torch.no_grad()
     def _pooled_linear(self, seen: _Observation) -> Tensor:
-        """The classifier's weight `[C, c]`, where it is on the layer's spatial mean."""
+        """Return the classifier's weight `[C, c]` if it takes the layer's spatial mean."""
         if seen.is_features:
             activations = seen.activations.detach()
             embedding, weight = self.network.embed(activations.clone()), getattr(self.network.classifier, "weight", None)
@@ -419,7 +419,7 @@ def fused(
     softmax: bool = False,
     max_channels: int = MAX_CHANNELS,
 ) -> Maps:
-    """`fuse` of the same method at several layers."""
+    """Fuse the maps of one method at several layers."""
     return fuse([reference.maps(method, images, class_ids, softmax, max_channels) for reference in references])
 
 
@@ -428,9 +428,9 @@ def _target(logits: Tensor, softmax: bool) -> Tensor:
 
 
 def relative_difference(values: npt.NDArray[np.float32], reference: npt.NDArray[np.float64]) -> float:
-    """The largest difference over the reference's largest value, map by map; the worst of them.
+    """Return the largest difference relative to the reference map's largest value, over all maps.
 
-    A rectified map may be all but zero; it is measured against a thousandth of the largest of all.
+    A rectified map may be almost zero; it is measured against a thousandth of the largest of all.
     Where all of them are zero, so must the values be: 0, else infinity.
     """
     difference = np.abs(values - reference).max((-2, -1))

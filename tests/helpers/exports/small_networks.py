@@ -1,4 +1,4 @@
-"""Networks, images and files for the tests of the export."""
+"""Networks, images and files for the tests of exports."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def make(
     size: tuple[int, int] = (64, 96),
     **model_kwargs: float,
 ) -> Network:
-    """A random network in which nothing is degenerate: batch norms of any scale, a last layer that tells classes apart.
+    """Build a random network without degenerate layers: batch norms of any scale, a last layer that tells classes apart.
 
     Args:
         backbone, head, model_kwargs: see `NetworkConfig`.
-        spread: the logits' standard deviation grows with it.
-        seed: of everything.
+        spread: factor of the logits' standard deviation.
+        seed: of all random weights.
         size: height and width of its images.
     """
     torch.manual_seed(seed)
@@ -62,7 +62,7 @@ def make(
 
 
 def blobs(count: int = 3, height: int = 64, width: int = 96) -> npt.NDArray[np.uint8]:
-    """Images of soft blobs with some noise: uint8 `[count, height, width, 3]`."""
+    """Draw images of soft blobs with some noise: uint8 `[count, height, width, 3]`."""
     generator = np.random.default_rng(0)
     soft = [cv2.resize(generator.uniform(0, 255, (4, 6, 3)), (width, height), interpolation=cv2.INTER_CUBIC) for _ in range(count)]
     return np.clip(np.stack(soft) + generator.normal(0, 10, (count, height, width, 3)), 0, 255).astype(np.uint8)
@@ -70,9 +70,9 @@ def blobs(count: int = 3, height: int = 64, width: int = 96) -> npt.NDArray[np.u
 
 @dataclass(frozen=True)
 class Case:
-    """A network and the file that was made of it.
+    """Network and the file that was exported from it.
 
-    explainer: what stood in between. Its flat graph lies beside the file.
+    explainer: the module that was exported. Its flat graph is in the file's folder.
     """
 
     network: Network
@@ -80,11 +80,11 @@ class Case:
     explainer: Explainer
 
     def flat(self) -> onnx.ModelProto:
-        """The graph before its branches were closed up."""
+        """Load the graph without its branches."""
         return onnx.load(str(self.model.path.with_name(FLAT)))
 
     def rewritten(self, rewrite: Callable[[onnx.ModelProto], None], name: str) -> Model:
-        """The file that is made of the flat graph once `rewrite` has changed it."""
+        """Write a file of the flat graph after `rewrite` has changed it."""
         flat = self.flat()
         rewrite(flat)
         return _finish(self.explainer, flat, self.model.path.with_name(f"{name}.onnx"))
@@ -98,7 +98,7 @@ def write(
     layers: Sequence[str] | None = None,
     dynamic_size: bool = False,
 ) -> Model:
-    """What `tlcli.exports.exporter` writes, without its check against PyTorch."""
+    """Write the file that `tlcli.exports.exporter` writes, without its check against PyTorch."""
     return write_case(network, path, methods=methods, layers=layers, dynamic_size=dynamic_size).model
 
 
@@ -110,7 +110,7 @@ def write_case(
     layers: Sequence[str] | None = None,
     dynamic_size: bool = False,
 ) -> Case:
-    """The same, with what it was made of."""
+    """Write the same file, and return it with its network and explainer."""
     explainer = Explainer(network.requires_grad_(False), methods, layers, dynamic_size)
     path.parent.mkdir(parents=True, exist_ok=True)
     flat = flat_graph(explainer)
@@ -127,7 +127,7 @@ def _finish(explainer: Explainer, flat: onnx.ModelProto, path: Path) -> Model:
 
 
 class Exports:
-    """Files of networks from `make`, each made once: an export takes seconds."""
+    """Cache of exported files of networks from `make`: an export takes seconds."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -144,7 +144,7 @@ class Exports:
         size: tuple[int, int] = (64, 96),
         **model_kwargs: float,
     ) -> Case:
-        """See `make` and `write`."""
+        """Return a file, exported on first use; for the arguments see `make` and `write`."""
         key = (backbone, head, layers, methods, dynamic_size, spread, size, *model_kwargs.items())
         if key not in self._made:
             network = make(backbone, head, spread=spread, size=size, **model_kwargs)

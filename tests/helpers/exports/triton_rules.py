@@ -1,4 +1,4 @@
-"""What Triton's ONNX Runtime backend asks of a configuration before it serves a model, after its own checks at load.
+"""Rules of Triton's ONNX Runtime backend for the configuration of a model, which it checks when it loads the model.
 
 Written from its source of 2026 (`ModelInstanceState::ValidateInputs`, `ValidateOutputs`, `CompareDimsSupported`), for tests.
 """
@@ -22,7 +22,7 @@ TRITON_TYPES = {
 
 @dataclass(frozen=True)
 class Tensor:
-    """Of the graph. dims: -1 where the size is open."""
+    """Input or output of the graph. dims: -1 where the size is open."""
 
     type: str
     dims: tuple[int, ...]
@@ -30,7 +30,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Graph:
-    """What the ONNX file itself says. required: inputs without a default; optional: those with one."""
+    """Inputs and outputs of the ONNX file. required: inputs without a default; optional: inputs with one."""
 
     required: Mapping[str, Tensor]
     optional: Mapping[str, Tensor]
@@ -55,7 +55,7 @@ def _tensor(value: onnx.ValueInfoProto) -> Tensor:
 
 
 def refusal(config: Any, graph: Graph) -> str:
-    """Why Triton would not load the model with this `ModelConfig`; empty where it would."""
+    """Return the reason for which Triton would not load the model with this `ModelConfig`; empty if it would."""
     needed = sum(not one.optional for one in config.input)
     if needed != len(graph.required):
         return f"configuration expects {needed} inputs, model provides {len(graph.required)}"
