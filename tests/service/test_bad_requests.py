@@ -178,9 +178,9 @@ def test_a_fault_of_the_server_is_told_plainly_and_logged_in_full(stub: Classifi
     ("error", "arguments"),
     [
         (ImageError, {"image": b"text"}),
-        (RequestError, {"image": GOOD, "method": "lime"}),
+        (RequestError, {"image": GOOD, "cam": "lime"}),
         (RequestError, {"image": GOOD, "top_k": -1}),
-        (RequestError, {"image": GOOD, "classes": [99], "method": "gradcam"}),
+        (RequestError, {"image": GOOD, "classes": [99], "cam": "gradcam"}),
         (NotFoundError, {"image": GOOD, "version": "7"}),
         (NotFoundError, {"image": GOOD, "model": "nosuch"}),
         (ModelFileError, {"image": GOOD, "model": "broken"}),
