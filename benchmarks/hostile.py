@@ -448,7 +448,7 @@ def valid_load(target: Target, expected: Expected, seconds: float, until: thread
                 image, method = number % len(expected.images), METHODS[number % len(METHODS)]
                 began = time.monotonic()
                 try:
-                    answer = client.classify(expected.images[image], model=FIXED, method=method, timeout_s=60)
+                    answer = client.classify(expected.images[image], model=FIXED, cam=method, timeout_s=60)
                 except (OverloadedError, ServerError) as error:
                     load.outcomes["refused" if isinstance(error, OverloadedError) else str(error)[:100]] += 1
                     time.sleep(0.05)

@@ -185,15 +185,15 @@ def check_serving(podman: Podman, image: str, models: Path) -> None:
     check(True, f"its health check ({' '.join(health)}) says: {said}")
 
     with Client("127.0.0.1", port) as client:
-        check_answer(client.classify(IMAGE, method="gradcam"), next(models.glob("*/*/model.onnx")).parent)
+        check_answer(client.classify(IMAGE, cam="gradcam"), next(models.glob("*/*/model.onnx")).parent)
     look_inside(podman, container)
 
     with Client("127.0.0.1", port, retries=0) as client:
         began = time.monotonic()
-        client.classify(IMAGE, method="scorecam")
+        client.classify(IMAGE, cam="scorecam")
         number = min(40, max(4, round(3 / (time.monotonic() - began))))  # for some three seconds
         pool = ThreadPoolExecutor(number)
-        asked = [pool.submit(client.classify, IMAGE, method="scorecam", timeout_s=60.0) for _ in range(number)]
+        asked = [pool.submit(client.classify, IMAGE, cam="scorecam", timeout_s=60.0) for _ in range(number)]
         time.sleep(0.5)
         left = sum(not one.done() for one in asked)
         check(left, f"{left} requests are under way at the stop")

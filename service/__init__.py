@@ -1,6 +1,6 @@
-"""A model repository served over gRPC, and the clients that ask. No PyTorch.
+"""gRPC and HTTP server of a model repository, and its Python clients. No PyTorch.
 
-A name is imported when it is first asked for: `tlcli health` needs a connection, and neither NumPy nor the server.
+Names are imported at their first use, so that `tlcli health`, which needs only a connection, imports neither NumPy nor the server.
 """
 
 from importlib import import_module
@@ -46,7 +46,7 @@ __all__ = [
     "serve",
 ]
 
-_ELSEWHERE = {
+_MODULES = {
     "AsyncClient": "client.async_client",
     "Client": "client.sync_client",
     "MapFormat": "types.query",
@@ -56,11 +56,11 @@ _ELSEWHERE = {
     "in_background": "launch",
     "serve": "launch",
 }
-"""The modules of what is not in `types.answer`."""
+"""Modules of the names that are not in `types.answer`."""
 
-if not TYPE_CHECKING:  # a type checker would take any name for one that there is
+if not TYPE_CHECKING:  # hidden from type checkers, which would accept any name
 
     def __getattr__(name: str) -> object:
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(import_module(f"{__name__}.{_ELSEWHERE.get(name, 'types.answer')}"), name)
+        return getattr(import_module(f"{__name__}.{_MODULES.get(name, 'types.answer')}"), name)

@@ -1,4 +1,4 @@
-"""Two ways to run a server: as a process of its own, or in a thread beside other work."""
+"""Server in a process of its own, or in a thread of another program."""
 
 from __future__ import annotations
 
@@ -16,43 +16,43 @@ from tlcli.contract.process.malloc import return_freed_memory
 from tlcli.service.server import Server
 from tlcli.service.settings.server_settings import ServerSettings
 from tlcli.service.system.file_limit import raise_limit
-from tlcli.service.telemetry.logs import set_up
+from tlcli.service.telemetry.logs import configure_logging
 
 logger = logging.getLogger(__name__)
 
 _CLOSING_S = 1.5
-"""To close after the grace period."""
+"""Time limit for closing after the grace period."""
 
 
 def serve(settings: ServerSettings, on_listening: Callable[[int], None] | None = None) -> None:
-    """Serve until SIGTERM, SIGINT or SIGHUP; to be called in the main thread.
+    """Serve until SIGTERM, SIGINT or SIGHUP. Must be called in the main thread.
 
-    A signal lets requests in flight finish within `settings.grace_s`; a second one does not wait for them.
-    Where the program has not set up logging, lines from INFO on go to standard error.
+    After a signal, in-flight requests have `settings.grace_s` to finish; a second signal does not wait for them.
+    Unless the program has configured logging, lines from INFO on go to standard error.
 
     Args:
-        settings: what to serve, and where.
-        on_listening: called with the port when it is open; the models are being loaded then.
+        settings: settings of the server.
+        on_listening: called with the port once it is open; the models load afterwards.
 
     Raises:
-        SettingsError: the address cannot be listened at, or certificates or tokens cannot be used.
-        DeviceError: the device was asked for and is not there.
-        NotFoundError: no such folder, or no model in it.
-        ModelFileError: none of the models can be served.
+        SettingsError: the address, the certificates or the tokens cannot be used.
+        DeviceError: the device is not available.
+        NotFoundError: the model repository does not exist or holds no model.
+        ModelFileError: no model can be served.
     """
-    set_up(settings.log_format)
+    configure_logging(settings.log_format)
     raise_limit()
 
     async def main() -> None:
         server = Server(settings)
-        end = _LastResort(settings)
+        watchdog = _ShutdownWatchdog(settings)
 
         def stop() -> None:
-            end.soon()
+            watchdog.start()
             server.request_stop()
 
         for number in _signals():
-            with suppress(NotImplementedError):  # Windows' event loop: there, Ctrl-C cancels `run`, which stops as well
+            with suppress(NotImplementedError):  # Windows' event loop: Ctrl-C cancels `run`, which stops too
                 asyncio.get_running_loop().add_signal_handler(number, stop)
         await server.run(on_listening)
 
@@ -61,25 +61,25 @@ def serve(settings: ServerSettings, on_listening: Callable[[int], None] | None =
         asyncio.run(main())
     finally:
         for handler in logging.getLogger().handlers:
-            handler.flush()  # before what the program writes by itself
+            handler.flush()  # before further output of the program
 
 
 def _signals() -> list[int]:
-    """Those that end the server with grace. SIGHUP, which a terminal that closes sends, is left alone where it is ignored (nohup)."""
+    """Return the signals that start a graceful shutdown. SIGHUP, sent by a closing terminal, is excluded if it is ignored (nohup)."""
     hangup: int | None = getattr(signal, "SIGHUP", None)
     if hangup is None or signal.getsignal(hangup) is signal.SIG_IGN:
         return [signal.SIGTERM, signal.SIGINT]
     return [signal.SIGTERM, signal.SIGINT, hangup]
 
 
-class _LastResort:
-    """Ends the process when its time to stop is over, whatever its threads are doing: Python would wait for them."""
+class _ShutdownWatchdog:
+    """Timer that ends the process if the shutdown takes too long, since Python would wait for its threads."""
 
     def __init__(self, settings: ServerSettings) -> None:
         self._limits_s = [settings.pre_stop_s + settings.grace_s + _CLOSING_S, _CLOSING_S]
 
-    def soon(self) -> None:
-        """Begin to count; asked a second time, without the time that requests have."""
+    def start(self) -> None:
+        """Start the timer. The second call starts one without the time for requests."""
         limit_s = self._limits_s.pop(0) if len(self._limits_s) > 1 else self._limits_s[0]
         timer = threading.Timer(limit_s, _end)
         timer.daemon = True
@@ -87,7 +87,7 @@ class _LastResort:
 
 
 def _end() -> None:
-    logger.warning("threads are still at work: ending without them")
+    logger.warning("threads are still running: exiting without waiting for them")
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -96,7 +96,7 @@ def _end() -> None:
 
 @contextmanager
 def in_background(settings: ServerSettings) -> Iterator[int]:
-    """A server in a thread of this process, for notebooks and tests: serving within the block, stopped after it.
+    """Run a server in a thread of this process while the block runs, for notebooks and tests.
 
     Yields:
         The port.

@@ -1,4 +1,4 @@
-"""A server from its start to its end: listen, load, serve, finish."""
+"""Lifecycle of a server: listen, load the models, serve, drain, close."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from tlcli.contract.model.onnx_model import resolve_device
 from tlcli.contract.process.malloc import trim_freed_memory
 from tlcli.service.inference.components import Components
 from tlcli.service.rpc.grpc_server import Grpc
-from tlcli.service.security.tokens import Token, renewed_tokens
+from tlcli.service.security.tokens import Token, reloading_tokens
 from tlcli.service.settings.server_settings import ServerSettings
 from tlcli.service.system.addresses import join_address
-from tlcli.service.system.reloading_file import Renewed
+from tlcli.service.system.reloading_file import ReloadingFile
 from tlcli.service.telemetry.gpu_memory import open_gpus
 from tlcli.service.types.answer import ModelStatus
 
@@ -24,31 +24,33 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _SETTLE_S = 0.2
-"""Requests sent before the stop lie in socket buffers still, where gRPC would cancel them: time to take them in.
-Without it, a signal right behind 64 requests lost four fifths of them; with 0.1 s, none."""
+"""Time to accept the requests that were sent before the shutdown and are still in socket buffers, where gRPC would cancel them.
 
-_LEAVING_S = 0.2
-"""New requests are sent away for so long before the server hangs up; see `tlcli.service.rpc.drain_interceptor`."""
+Without it, a signal directly after 64 requests lost four fifths of them; with 0.1 s, none.
+"""
 
+_DRAIN_S = 0.2
+"""Time before closing in which new requests are rejected with a retry delay; see `tlcli.service.rpc.drain_interceptor`."""
 
 _WATCH_S = 0.5
 _STUCK = 2
-"""Multiple of the decoding limit after which a thread counts as stuck."""
+"""Multiple of `max_decode_s` after which a thread counts as stuck."""
 
 _LARGE_BYTES = 16 << 20
-"""After requests that took so much, what lies freed between pieces in use is handed back."""
+"""Peak of request memory after which freed memory is returned to the system, even between pieces in use."""
 
 
 class Server:
-    """One server, for one event loop: `run`, or `start`, `load` and `stop` step by step.
+    """Server for one event loop: `run`, or `start`, `load` and `stop` as single steps.
 
-    The port is open while the models load, so that health can answer NOT_SERVING and requests UNAVAILABLE.
+    The port is open while the models load, so that health answers NOT_SERVING and requests get UNAVAILABLE.
     """
 
     def __init__(self, settings: ServerSettings) -> None:
-        """
+        """Build the components of the server, without opening a port.
+
         Raises:
-            SettingsError: traces cannot be sent where they should go.
+            SettingsError: traces cannot be sent to `otel_endpoint`.
         """
         self._settings = settings
         self._parts = Components.of(settings, on_change=self._announce, is_serving=self._is_ready)
@@ -56,7 +58,7 @@ class Server:
         self._grpc: Grpc | None = None
         self._http: Http | None = None
         self._decodes = True
-        self._held: tuple[ModelStatus, ...] = ()
+        self._announced: tuple[ModelStatus, ...] = ()
         self._watching: asyncio.Task[None] | None = None
         self._following: asyncio.Task[None] | None = None
         self._stop_requested = asyncio.Event()
@@ -66,8 +68,8 @@ class Server:
         """Serve until `request_stop`.
 
         Args:
-            on_listening: called with the port when it is open.
-            on_serving: called with the port when the models are loaded and health says SERVING.
+            on_listening: called with the port once it is open.
+            on_serving: called with the port once the models are loaded and health reports SERVING.
 
         Raises:
             TlcliError: see `start` and `load`.
@@ -90,54 +92,54 @@ class Server:
             await self.stop()
 
     def request_stop(self) -> None:
-        """Let `run` end, after the requests in flight; asked a second time, without waiting for them.
+        """Stop `run` after the in-flight requests; the second call does not wait for them.
 
-        To be called in the event loop's thread.
+        Must be called in the event loop's thread.
         """
         if self._stop_requested.is_set():
             self._hurry.set()
         self._stop_requested.set()
 
     async def start(self) -> int:
-        """Look at device, folder and port, and listen. Health says NOT_SERVING.
+        """Check the device and the model repository, and listen. Health reports NOT_SERVING.
 
         Returns:
             The port.
 
         Raises:
-            DeviceError: the device was asked for and is not there.
-            NotFoundError: no such folder, or no model in it.
-            SettingsError: the address cannot be listened at, or certificates or tokens cannot be used.
+            DeviceError: the device is not available.
+            NotFoundError: the model repository does not exist or holds no model.
+            SettingsError: the address, the certificates or the tokens cannot be used.
         """
         device = resolve_device(self._settings.device)
         self._parts.repository.discover()
-        logger.info("device: %s (asked for: %s)", device, self._settings.device)
-        tokens = renewed_tokens(self._settings.tokens_file)
+        logger.info("device: %s (setting: %s)", device, self._settings.device)
+        tokens = reloading_tokens(self._settings.tokens_file)
         self._serve_metrics(device)
         try:
             self._http = self._listen_for_http(tokens)
-            listening = Grpc(self._parts, tokens)
+            server = Grpc(self._parts, tokens)
         except BaseException:
             if self._http is not None:
                 self._http.close()
             self._parts.metrics.close()
             raise
-        await listening.health.announce(False, self._parts.repository.serving())
-        await listening.start()
+        await server.health.announce(False, self._parts.repository.serving())
+        await server.start()
         if self._http is not None:
             await self._http.start()
-        self._grpc = listening
-        logger.info("listening on %s", join_address(self._settings.host, listening.port))
-        return listening.port
+        self._grpc = server
+        logger.info("listening on %s", join_address(self._settings.host, server.port))
+        return server.port
 
-    def _listen_for_http(self, tokens: Renewed[tuple[Token, ...]] | None) -> Http | None:
+    def _listen_for_http(self, tokens: ReloadingFile[tuple[Token, ...]] | None) -> Http | None:
         port = self._settings.http_port
         if port is None:
             return None
-        from tlcli.service.rest.component import Http  # here: its libraries take a tenth of a second to import
+        from tlcli.service.rest.component import Http  # imported here, since its libraries take a tenth of a second
 
         http = Http(self._parts, port, tokens)
-        logger.info("HTTP at %s, described at /docs", http.address)
+        logger.info("HTTP at %s, with documentation at /docs", http.address)
         return http
 
     def _serve_metrics(self, device: str) -> None:
@@ -149,11 +151,11 @@ class Server:
                 self._parts.metrics.watch_gpus(open_gpus())
 
     async def load(self) -> None:
-        """Load and warm up the models; then health says SERVING.
+        """Load and warm up the models; then health reports SERVING.
 
         Raises:
-            ModelFileError: none of the models can be served.
-            DeviceError: the device was asked for and cannot be used.
+            ModelFileError: no model can be served.
+            DeviceError: the device cannot be used.
         """
         await self._parts.repository.load()
         self._serving = True
@@ -168,13 +170,13 @@ class Server:
 
     async def _announce(self) -> None:
         if self._serving and self._grpc is not None:
-            if (held := self._parts.repository.statuses()) != self._held:
-                self._held = held
+            if (statuses := self._parts.repository.statuses()) != self._announced:
+                self._announced = statuses
                 self._grpc.loaded()
             await self._grpc.health.announce(self._decodes, self._parts.repository.serving())
 
     async def _watch(self) -> None:
-        """Say NOT_SERVING while no image can be decoded; hand memory back after large requests."""
+        """Report NOT_SERVING while all decoding threads are stuck, and return memory to the system after large requests."""
         stuck_s = _STUCK * self._settings.max_decode_s
         while True:
             await asyncio.sleep(_WATCH_S)
@@ -183,7 +185,7 @@ class Server:
                 self._decodes = decodes
                 logger.log(
                     logging.INFO if decodes else logging.ERROR,
-                    "images can be decoded again" if decodes else "not ready: every thread that decodes has been at one image for %g s",
+                    "images can be decoded again" if decodes else "not ready: every decoding thread has been busy with one image for %g s",
                     *(() if decodes else (stuck_s,)),
                 )
                 await self._announce()
@@ -191,31 +193,31 @@ class Server:
                 await asyncio.to_thread(trim_freed_memory)
 
     async def stop(self) -> None:
-        """Say NOT_SERVING, wait as long as load balancers need to see it, finish what is in flight, and close."""
+        """Report NOT_SERVING, wait for load balancers to notice, finish the in-flight requests, and close."""
         if self._grpc is None:
             return
-        logger.info("stopping: requests in flight have %g s to finish", self._settings.grace_s)
+        logger.info("stopping: in-flight requests have %g s to finish", self._settings.grace_s)
         self._serving = False
         for task in (self._following, self._watching):
             if task is not None:
                 task.cancel()
         await self._grpc.health.enter_graceful_shutdown()
-        hurry = asyncio.create_task(self._hurry.wait())
-        await asyncio.wait({hurry}, timeout=max(self._settings.pre_stop_s, _SETTLE_S))
-        self._grpc.drain(_LEAVING_S)
-        await asyncio.wait({hurry}, timeout=_LEAVING_S)
+        hurried = asyncio.create_task(self._hurry.wait())
+        await asyncio.wait({hurried}, timeout=max(self._settings.pre_stop_s, _SETTLE_S))
+        self._grpc.drain(_DRAIN_S)
+        await asyncio.wait({hurried}, timeout=_DRAIN_S)
         self._grpc.health.end_watches()
-        finishing = asyncio.create_task(self._finish(self._settings.grace_s))
-        await asyncio.wait({finishing, hurry}, return_when=asyncio.FIRST_COMPLETED)
-        if not finishing.done():
-            await self._finish(0)
-        await finishing
-        hurry.cancel()
+        draining = asyncio.create_task(self._drain(self._settings.grace_s))
+        await asyncio.wait({draining, hurried}, return_when=asyncio.FIRST_COMPLETED)
+        if not draining.done():
+            await self._drain(0)
+        await draining
+        hurried.cancel()
         await self._parts.close()
         logger.info("stopped")
 
-    async def _finish(self, grace_s: float) -> None:
-        """Take no more requests, and wait for those in flight; what is left of them after that is cancelled."""
+    async def _drain(self, grace_s: float) -> None:
+        """Reject new requests and wait for those in flight; cancel the rest after `grace_s`."""
         assert self._grpc is not None
         stopping = [self._grpc.stop(grace_s)]
         if self._http is not None:

@@ -1,29 +1,28 @@
-"""The Python client for programs with an event loop; the same questions and answers as `tlcli.service.client.sync_client.Client`."""
+"""Asynchronous Python client, with the same requests and answers as `tlcli.service.client.sync_client.Client`."""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
-import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Sequence
-from contextlib import suppress
-from functools import partial
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Self, Unpack
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tlcli.contract.errors import OverloadedError, ServerError, TlcliError
-from tlcli.service.client.connection import Connection, How
-from tlcli.service.client.request_stream import ImageInput, is_pixels, name_image, with_image
+from tlcli.service.client.classify_options import ClassifyOptions, build_query, names_labels
+from tlcli.service.client.connection import Connection, ConnectionOptions
+from tlcli.service.client.request_stream import ImageInput, is_pixels, naming, with_image
 from tlcli.service.pb.tlcli.v1 import classifier_pb2 as pb
 from tlcli.service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
 from tlcli.service.protocol import codec
 from tlcli.service.system.ordered_stream import in_order
 from tlcli.service.types.answer import Classification, ModelInfo, ModelStatus, StreamAnswer
-from tlcli.service.types.query import MapFormat, Query, map_query
+from tlcli.service.types.query import Query
 
 if TYPE_CHECKING:
     from tlcli.service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierAsyncStub
@@ -31,38 +30,24 @@ if TYPE_CHECKING:
 _POLL_S = 0.05
 
 
-class Asking(TypedDict, total=False):
-    """What is asked of an image; see `tlcli.service.client.sync_client.Client.classify`."""
-
-    model: str
-    version: str
-    top_k: int
-    method: str | None
-    classes: Sequence[int]
-    map_format: MapFormat
-    softmax: bool
-    max_channels: int
-
-
 class AsyncClient:
-    """A connection to one server, made at the first call, for one event loop.
+    """Client of one server, for one event loop; it connects at the first call.
 
     Example:
         async with AsyncClient(port=8001) as client:
             answers = await asyncio.gather(*(client.classify(path) for path in paths))
     """
 
-    def __init__(self, host: str = "127.0.0.1", port: int | None = None, **how: Unpack[How]) -> None:
-        """To be made where the event loop runs.
+    def __init__(self, host: str = "127.0.0.1", port: int | None = None, **connection: Unpack[ConnectionOptions]) -> None:
+        """Read the options; must be called while the event loop runs.
 
         Args:
-            host, port: where the server listens, see `tlcli.service.client.sync_client.Client`.
-            how: `tls`, `tls_ca`, `tls_certificate`, `tls_key`, `token`, `retries` and `metadata`; see `connection.Connection`.
+            host, port, connection: see `tlcli.service.client.sync_client.Client`.
 
         Raises:
-            SettingsError: see there.
+            SettingsError: the address or an option is invalid, see `tlcli.service.client.connection.Connection`.
         """
-        self._connection = Connection(host, port, **how)
+        self._connection = Connection(host, port, **connection)
         self._metadata = self._connection.metadata
         self._channel = self._connection.aio_channel()
         self._classifier: ClassifierAsyncStub = ClassifierStub(self._channel)
@@ -75,7 +60,7 @@ class AsyncClient:
         return self._connection.address
 
     async def close(self) -> None:
-        """Close the connection; calls under way are cancelled."""
+        """Close the connection, which cancels the calls in flight."""
         await self._channel.close(None)
 
     async def __aenter__(self) -> Self:
@@ -85,25 +70,17 @@ class AsyncClient:
         await self.close()
 
     async def classify(
-        self, image: ImageInput, *, request_id: str = "", timeout_s: float | None = 30.0, **asking: Unpack[Asking]
+        self, image: ImageInput, *, request_id: str = "", timeout_s: float | None = 30.0, **options: Unpack[ClassifyOptions]
     ) -> Classification:
-        """Ask about one image. Cancelled, the server leaves off.
+        """Classify one image. Cancelling the call cancels the request on the server.
 
         Args:
-            image, request_id, timeout_s, asking: see `tlcli.service.client.sync_client.Client.classify`. A path is read in a thread.
+            image, request_id, timeout_s, options: see `tlcli.service.client.sync_client.Client.classify`. A path is read in a thread.
 
         Raises:
-            TlcliError: see there.
+            TlcliError: see `tlcli.service.client.sync_client.Client.classify`.
         """
-        size = await self._input_size(asking.get("model", ""), asking.get("version", "")) if is_pixels(image) else (0, 0)
-        request = await asyncio.to_thread(_request, image, request_id, asking, size)
-        try:
-            return codec.read_response(await self._patiently(request, timeout_s))
-        except TlcliError as error:
-            named = name_image(error, image)
-            if named is error:
-                raise
-            raise named from error
+        return await self._classify(image, await self._query(options), request_id, timeout_s)
 
     async def classify_all(
         self,
@@ -111,28 +88,29 @@ class AsyncClient:
         *,
         in_flight: int = 8,
         timeout_s: float | None = 30.0,
-        **asking: Unpack[Asking],
+        **options: Unpack[ClassifyOptions],
     ) -> AsyncGenerator[StreamAnswer, None]:
-        """Ask about many images, several at a time.
+        """Classify many images, several at a time.
 
         Args:
-            images: taken as they are needed.
-            in_flight: how many are asked about at a time.
-            timeout_s: for each.
-            asking: see `tlcli.service.client.sync_client.Client.classify`.
+            images: read as they are needed.
+            in_flight: largest number of requests in flight.
+            timeout_s: time limit for each image.
+            options: see `tlcli.service.client.sync_client.Client.classify`.
 
         Yields:
-            An answer for each image, in their order; `request_id` counts them from 0. An image that fails is answered with its error.
+            An answer for each image, in order; `request_id` counts them from 0. The answer for an image that fails holds its error.
 
         Raises:
             ServerError: no server answers.
-            Exception: what `images` itself raises.
+            Exception: any exception raised by `images`.
         """
+        query = await self._query(options)
 
         async def ask(numbered: tuple[int, ImageInput]) -> StreamAnswer:
             request_id = str(numbered[0])
             try:
-                return StreamAnswer(request_id, await self.classify(numbered[1], request_id=request_id, timeout_s=timeout_s, **asking))
+                return StreamAnswer(request_id, await self._classify(numbered[1], query, request_id, timeout_s))
             except ServerError:
                 raise
             except TlcliError as error:
@@ -141,31 +119,48 @@ class AsyncClient:
         async for answer in in_order(_numbered(images), ask, in_flight):
             yield answer
 
+    async def _query(self, options: ClassifyOptions) -> Query:
+        labels: tuple[str, ...] = ()
+        if names_labels(options):
+            labels = (await self.get_model(options.get("model", ""), options.get("version", ""))).labels
+        return build_query(options, lambda: labels)
+
+    async def _classify(self, image: ImageInput, query: Query, request_id: str, timeout_s: float | None) -> Classification:
+        size = await self._input_size(query.model, query.version) if is_pixels(image) else (0, 0)
+        request = await asyncio.to_thread(_request, replace(query, request_id=request_id), image, size)
+        backoff = self._connection.backoff(timeout_s)
+        with naming(image):
+            while True:
+                try:
+                    async with self._translated():
+                        return codec.read_response(
+                            await self._classifier.Classify(request, timeout=backoff.left_s(), metadata=self._metadata)
+                        )
+                except OverloadedError as error:
+                    pause_s = backoff.pause_s(error)
+                await asyncio.sleep(pause_s)
+
     async def list_models(self, timeout_s: float = 30.0) -> tuple[ModelStatus, ...]:
-        """Every version of every model on the server, the broken ones with the reason.
+        """Return the status of every version of every model on the server; broken versions have a reason.
 
         Raises:
             ServerError: no server answers, or not in time.
         """
-        try:
+        async with self._translated():
             answer = await self._classifier.ListModels(pb.ListModelsRequest(), timeout=timeout_s, metadata=self._metadata)
-        except grpc.RpcError as error:
-            raise self._connection.error(error) from error
         return tuple(codec.read_status(status) for status in answer.models)
 
     async def get_model(self, model: str = "", version: str = "", timeout_s: float = 30.0) -> ModelInfo:
-        """All that is known of one model.
+        """Return the properties of one model.
 
         Raises:
-            NotFoundError: no such model or version.
-            ModelFileError: it is there and broken.
+            NotFoundError: the model or version does not exist.
+            ModelFileError: the model exists but is broken.
             ServerError: no server answers, or not in time.
         """
         request = pb.GetModelRequest(model=model, version=version)
-        try:
+        async with self._translated():
             return codec.read_info(await self._classifier.GetModel(request, timeout=timeout_s, metadata=self._metadata))
-        except grpc.RpcError as error:
-            raise self._connection.error(error) from error
 
     async def _input_size(self, model: str, version: str) -> tuple[int, int]:
         size = self._input_sizes.get((model, version))
@@ -175,17 +170,17 @@ class AsyncClient:
         return size
 
     async def is_ready(self, model: str = "", timeout_s: float = 5.0) -> bool:
-        """Does the server, or this model of it, say SERVING? A server that cannot be reached is not ready."""
+        """Return True if the server, or this model of it, reports SERVING. A server that cannot be reached is not ready."""
         with suppress(grpc.RpcError):
             answer = await self._health.Check(health_pb2.HealthCheckRequest(service=model), timeout=timeout_s, metadata=self._metadata)
             return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
         return False
 
     async def wait_until_ready(self, timeout_s: float = 60.0, model: str = "") -> None:
-        """Return when the server, or this model of it, says SERVING.
+        """Wait until the server, or this model of it, reports SERVING.
 
         Raises:
-            ServerError: it did not within `timeout_s`.
+            ServerError: it was not ready within `timeout_s`.
         """
         deadline = time.monotonic() + timeout_s
         while not await self.is_ready(model, timeout_s=max(_POLL_S, deadline - time.monotonic())):
@@ -193,31 +188,15 @@ class AsyncClient:
                 raise ServerError(await asyncio.to_thread(self._connection.why_not_ready, timeout_s, model))
             await asyncio.sleep(_POLL_S)
 
-    async def _patiently(self, request: pb.ClassifyRequest, timeout_s: float | None) -> pb.ClassifyResponse:
-        end = math.inf if timeout_s is None else time.monotonic() + timeout_s
-        for attempt in itertools.count(1):
-            left_s = end - time.monotonic()
-            try:
-                return await self._classifier.Classify(request, timeout=None if timeout_s is None else left_s, metadata=self._metadata)
-            except grpc.RpcError as refused:
-                error = await asyncio.to_thread(self._connection.error, refused)  # it may try a handshake to learn the reason
-                pause_s = self._connection.pause_s(error, attempt, left_s) if isinstance(error, OverloadedError) else None
-                if pause_s is None:
-                    raise error from refused
-            await asyncio.sleep(pause_s)
-        raise AssertionError("unreachable")
+    @asynccontextmanager
+    async def _translated(self) -> AsyncIterator[None]:
+        try:
+            yield
+        except grpc.RpcError as error:  # in a thread, since a handshake may be needed to find the reason
+            raise await asyncio.to_thread(self._connection.error, error) from error
 
 
-def _request(image: ImageInput, request_id: str, asking: Asking, input_size: tuple[int, int]) -> pb.ClassifyRequest:
-    about_map = partial(map_query, asking.get("method"), asking.get("classes", ()), asking.get("map_format", "raw"))
-    wanted = about_map(asking.get("softmax", False), asking.get("max_channels", 0))
-    query = Query(
-        model=asking.get("model", ""),
-        version=asking.get("version", ""),
-        top_k=asking.get("top_k", 0),
-        map=wanted,
-        request_id=request_id,
-    )
+def _request(query: Query, image: ImageInput, input_size: tuple[int, int]) -> pb.ClassifyRequest:
     return codec.write_request(with_image(query, image, lambda: input_size))
 
 

@@ -1,4 +1,4 @@
-"""A load on a running server, and what it makes of it: closed loops, open loops, latencies, errors by code."""
+"""Load test of a running server with closed or open loops: throughput, latencies, and errors by code."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ _CONNECTIONS = 4
 _CLASSIFY = "/tlcli.v1.Classifier/Classify"
 
 Ask = Callable[[int], Awaitable[str]]
-"""Send the request of a number, and tell the status code's name."""
+"""Sends the request with a number and returns the name of its status code."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """clients: that ask one request after another (a closed loop), or
-    rate: requests a second that come by chance, whether others are answered or not (an open loop, a Poisson process).
+    """Load on a server: either `clients` or `rate`.
+
+    clients: number of clients that each send one request after another (closed loop).
+    rate: requests per second, Poisson arrivals (open loop).
     """
 
     clients: int = 0
@@ -34,13 +36,14 @@ class Load:
 
 @dataclass
 class Measured:
-    """What happened to the requests that were sent within the measured time.
+    """Results of the requests sent during the measurement.
 
-    seconds: of that time.
-    completed: answers that came within it, also to what was sent before: as many are under way at its beginning as at its end.
-    latencies_s: of those that were answered.
-    codes: how many ended with each status code.
-    refused_s: how long those took that were not answered.
+    seconds: length of the measurement.
+    completed: answers received during the measurement, including those to earlier requests, since about as many requests are in flight
+        at its start as at its end.
+    latencies_s: latencies of the answered requests.
+    codes: number of requests by status code.
+    refused_s: latencies of the rejected requests.
     """
 
     load: Load
@@ -52,23 +55,23 @@ class Measured:
 
     @property
     def answered(self) -> int:
-        """How many."""
+        """Number of answered requests."""
         return len(self.latencies_s)
 
     @property
     def throughput(self) -> float:
-        """Answers a second."""
+        """Answers per second."""
         return self.completed / self.seconds if self.seconds else 0.0
 
     def percentile_ms(self, percent: float) -> float:
-        """Of the latencies; NaN without any."""
+        """Return a percentile of the latencies in milliseconds; NaN without any."""
         return float(np.percentile(self.latencies_s, percent)) * 1000 if self.latencies_s else float("nan")
 
 
 class Target:
-    """A server's `Classify`, to be asked with messages that were made before: the caller should cost as little as it can.
+    """`Classify` method of a server, called with messages that are already encoded, to keep the cost of the caller low.
 
-    Use in one event loop, as `async with`.
+    An asynchronous context manager, for one event loop.
     """
 
     def __init__(
@@ -78,7 +81,14 @@ class Target:
         timeout_s: float | None = 30.0,
         metadata: Sequence[tuple[str, str]] = (),
     ) -> None:
-        """channel: makes a connection. messages: serialized `ClassifyRequest`s, sent in turn, with `metadata`."""
+        """Prepare the calls.
+
+        Args:
+            channel: opens a connection.
+            messages: serialized `ClassifyRequest`s, sent in turn.
+            timeout_s: time limit for each call.
+            metadata: metadata sent with each call.
+        """
         self._channel = channel
         self._messages = messages
         self._timeout_s = timeout_s
@@ -105,21 +115,21 @@ class Target:
 
 
 async def measure(ask: Ask, load: Load, duration_s: float, warm_up_s: float = 1.0, seed: int = 0) -> Measured:
-    """Put a load on a server, and look at what is sent after the warm-up; waits for the last answer.
+    """Put a load on a server, and measure the requests sent after the warm-up. Return after the last answer.
 
     Args:
-        ask: see `Target`; or anything else that takes a number and tells a status code's name.
-        load: either kind.
-        duration_s: of sending.
-        warm_up_s: of sending before that, not counted.
-        seed: of the open loop's arrivals.
+        ask: see `Target`; any function from a request number to the name of a status code.
+        load: closed or open loop.
+        duration_s: length of the measurement.
+        warm_up_s: time of sending before the measurement.
+        seed: seed of the open loop's arrivals.
     """
     measured = Measured(load, duration_s)
     numbers = itertools.count()
     begin = time.perf_counter() + warm_up_s
     end = begin + duration_s
 
-    async def one() -> None:
+    async def send() -> None:
         sent = time.perf_counter()
         code = await ask(next(numbers))
         done = time.perf_counter()
@@ -131,22 +141,22 @@ async def measure(ask: Ask, load: Load, duration_s: float, warm_up_s: float = 1.
 
     async def client() -> None:
         while time.perf_counter() < end:
-            await one()
+            await send()
 
     if load.clients:
         await asyncio.gather(*(client() for _ in range(load.clients)))
     else:
-        await _poisson(one, load.rate, end, random.Random(seed))
+        await _poisson(send, load.rate, end, random.Random(seed))
     return measured
 
 
-async def _poisson(one: Callable[[], Awaitable[None]], rate: float, end: float, chance: random.Random) -> None:
-    under_way: set[asyncio.Future[None]] = set()
+async def _poisson(send: Callable[[], Awaitable[None]], rate: float, end: float, arrivals: random.Random) -> None:
+    in_flight: set[asyncio.Future[None]] = set()
     due = time.perf_counter()
     while due < end:
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
-        task = asyncio.ensure_future(one())
-        under_way.add(task)
-        task.add_done_callback(under_way.discard)
-        due += chance.expovariate(rate)
-    await asyncio.gather(*under_way)
+        task = asyncio.ensure_future(send())
+        in_flight.add(task)
+        task.add_done_callback(in_flight.discard)
+        due += arrivals.expovariate(rate)
+    await asyncio.gather(*in_flight)

@@ -1,9 +1,10 @@
-"""Images, as a caller has them, into queries."""
+"""Conversion of a caller's images to queries, and the requests of a stream."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,31 +19,33 @@ from tlcli.service.protocol import codec
 from tlcli.service.types.query import Query
 
 _MAX_BYTES = 512 * 1024 * 1024
-"""Bound on a file; a server has its own (`limits_max_bytes`)."""
+"""Limit on a file; a server has its own limit (`limits_max_bytes`)."""
 
 ImageInput = bytes | str | Path | Image.Image | npt.NDArray[np.uint8]
-"""An encoded image, its path, a Pillow image, or a uint8 array `[height, width, 3]`, RGB. An array of the model's own input size is the
-input itself; an array of any other size is resized and cropped as every image is."""
+"""An encoded image, its path, a Pillow image, or a uint8 array `[height, width, 3]`, RGB.
+
+An array of the model's input size is used as the input directly; an array of another size is resized and cropped like any image.
+"""
 
 InputSize = Callable[[], tuple[int, int]]
-"""Ask for the height and width of the model's input."""
+"""Returns the height and width of the model's input."""
 
 
 def with_image(query: Query, image: ImageInput, input_size: InputSize | None = None) -> Query:
-    """The query, with its image.
+    """Return the query with its image.
 
-    A Pillow image is sent as PNG, turned upright by its EXIF data, which loses nothing that the server would keep. So is an array that is
-    not of the model's input size.
+    A Pillow image is sent as PNG, turned upright by its EXIF data; this loses nothing that the server would keep. An array of another
+    size than the model's input is sent as PNG too.
 
     Args:
-        query: what to ask.
-        image: to ask about.
-        input_size: called for an array alone; None: an array is always the input itself.
+        query: query without an image.
+        image: image to send.
+        input_size: called only for an array; None uses every array as the input directly.
 
     Raises:
-        NotFoundError: no file at the path.
-        ImageError: a file that may not be read, a Pillow image that cannot be read, or of a mode without colours.
-        RequestError: an array of another type or shape, or no image at all.
+        NotFoundError: there is no file at the path.
+        ImageError: the file or the Pillow image cannot be read, or has a mode without colours.
+        RequestError: the array has another type or shape, or the argument is not an image.
     """
     if isinstance(image, bytes):
         return replace(query, encoded=image)
@@ -51,31 +54,43 @@ def with_image(query: Query, image: ImageInput, input_size: InputSize | None = N
     if isinstance(image, Image.Image):
         try:
             return replace(query, encoded=heatmap.encode(decoding.to_rgb(image)))
-        except OSError as error:  # Pillow reads a file it has opened only now
+        except OSError as error:  # Pillow reads the file only now
             raise ImageError(f"the Pillow image cannot be read: {error}") from error
     if isinstance(image, np.ndarray) and is_pixels(image):
         if input_size is None or image.shape[:2] == input_size():
             return replace(query, pixels=image.tobytes())
         return replace(query, encoded=heatmap.encode(Image.fromarray(np.ascontiguousarray(image))))
-    came = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
-    raise RequestError(f"an image is bytes, a path, a Pillow image or a uint8 array [height, width, 3]; {came} came")
+    received = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
+    raise RequestError(f"expected an image as bytes, a path, a Pillow image or a uint8 array [height, width, 3], not {received}")
 
 
 def is_pixels(image: ImageInput) -> bool:
-    """True for a uint8 array `[height, width, 3]` with at least one pixel."""
+    """Return True for a uint8 array `[height, width, 3]` with at least one pixel."""
     return isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size > 0
 
 
 def name_image(error: TlcliError, image: ImageInput) -> TlcliError:
-    """The error, saying which file it is about, where the image is one and the error about images."""
+    """Return the error, with the path of the image in its message if it is an ImageError and the image has a path."""
     if isinstance(image, str | Path) and type(error) is ImageError:
         return ImageError(f"{image}: {error}")
     return error
 
 
+@contextmanager
+def naming(image: ImageInput) -> Iterator[None]:
+    """Add the path of the image to an ImageError raised within the block; see `name_image`."""
+    try:
+        yield
+    except TlcliError as error:
+        named = name_image(error, image)
+        if named is error:
+            raise
+        raise named from error
+
+
 @dataclass(frozen=True)
 class Sent:
-    """One image of a stream: asked about, or not sent for an error."""
+    """Image of a stream: sent, or not sent because of an error."""
 
     image: ImageInput
     request_id: str
@@ -83,11 +98,11 @@ class Sent:
 
 
 class OutgoingStream:
-    """The requests of a stream, drawn by gRPC in a thread of its own, and the order in which they went.
+    """Requests of a stream, consumed by gRPC in a thread of its own, with the order in which they were sent.
 
-    An image that cannot be sent keeps its place: `unsent` tells it to the reader of the answers.
+    An image that cannot be sent keeps its place in the order; `unsent` reports it to the reader of the answers.
 
-    failure: what the caller's own iterable raised, if it did.
+    failure: exception raised by the caller's iterable, or None.
     """
 
     def __init__(self, images: Iterable[ImageInput], query: Query, input_size: InputSize | None = None) -> None:
@@ -113,10 +128,10 @@ class OutgoingStream:
             raise
 
     def unsent(self) -> Iterator[tuple[str, TlcliError]]:
-        """The request ids and errors of the images that come next and were not sent."""
+        """Yield the request ids and errors of the images that are next in order and were not sent."""
         while self._sent and (error := self._sent[0].error) is not None:
             yield self._sent.popleft().request_id, error
 
     def answered(self) -> Sent:
-        """The image whose answer has come: answers come in the order of the requests."""
+        """Return the image of the answer just received. Answers arrive in the order of the requests."""
         return self._sent.popleft()

@@ -1,11 +1,9 @@
-"""The Python client: an image in, scores and maps out."""
+"""Python client: sends images and returns scores and maps."""
 
 from __future__ import annotations
 
-import itertools
-import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from types import TracebackType
@@ -15,38 +13,40 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tlcli.contract.errors import OverloadedError, ServerError, TlcliError
-from tlcli.service.client.connection import Connection, How
-from tlcli.service.client.request_stream import ImageInput, OutgoingStream, name_image, with_image
+from tlcli.service.client.classify_options import ClassifyOptions, build_query
+from tlcli.service.client.connection import Connection, ConnectionOptions
+from tlcli.service.client.request_stream import ImageInput, OutgoingStream, name_image, naming, with_image
 from tlcli.service.pb.tlcli.v1 import classifier_pb2 as pb
 from tlcli.service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
 from tlcli.service.protocol import codec, error_status
 from tlcli.service.types.answer import Classification, ModelInfo, ModelStatus, StreamAnswer
-from tlcli.service.types.query import MapFormat, Query, map_query
+from tlcli.service.types.query import Query
 
 _POLL_S = 0.05
 
 
 class Client:
-    """A connection to one server, made at the first call. Safe to use from several threads.
+    """Client of one server; it connects at the first call. Safe to use from several threads.
 
     Example:
         with Client(port=8001) as client:
-            best = client.classify("image.jpg", method="gradcam").predictions[0]
+            best = client.classify("image.jpg", cam="gradcam").predictions[0]
             print(best.label, best.score, best.map.values)
     """
 
-    def __init__(self, host: str = "127.0.0.1", port: int | None = None, **how: Unpack[How]) -> None:
-        """Connects at the first call.
+    def __init__(self, host: str = "127.0.0.1", port: int | None = None, **connection: Unpack[ConnectionOptions]) -> None:
+        """Read the options; connect at the first call.
 
         Args:
-            host: where the server listens: a name or an address, also as `host:port`, `grpc://host:port`, or `grpcs://host:port` for TLS.
-            port: used where `host` names none.
-            how: `tls`, `tls_ca`, `tls_certificate`, `tls_key`, `token`, `retries` and `metadata`; see `connection.Connection`.
+            host: name or address of the server, also as `host:port`, `grpc://host:port`, or `grpcs://host:port` for TLS.
+            port: port of the server, unless `host` names it.
+            connection: `tls`, `tls_ca`, `tls_certificate`, `tls_key`, `token`, `retries` and `metadata`; see
+                `tlcli.service.client.connection.Connection`.
 
         Raises:
-            SettingsError: see there.
+            SettingsError: the address or an option is invalid, see `Connection`.
         """
-        self._connection = Connection(host, port, **how)
+        self._connection = Connection(host, port, **connection)
         self._metadata = self._connection.metadata
         self._channel = self._connection.channel()
         self._classifier = ClassifierStub(self._channel)
@@ -59,7 +59,7 @@ class Client:
         return self._connection.address
 
     def close(self) -> None:
-        """Close the connection; calls under way are cancelled."""
+        """Close the connection, which cancels the calls in flight."""
         self._channel.close()
 
     def __enter__(self) -> Self:
@@ -69,105 +69,55 @@ class Client:
         self.close()
 
     def classify(
-        self,
-        image: ImageInput,
-        *,
-        model: str = "",
-        version: str = "",
-        top_k: int = 0,
-        method: str | None = None,
-        classes: Sequence[int] = (),
-        map_format: MapFormat = "raw",
-        softmax: bool = False,
-        max_channels: int = 0,
-        request_id: str = "",
-        timeout_s: float | None = 30.0,
+        self, image: ImageInput, *, request_id: str = "", timeout_s: float | None = 30.0, **options: Unpack[ClassifyOptions]
     ) -> Classification:
-        """Ask about one image.
+        """Classify one image.
 
         Args:
-            image: an encoded image, its path, a Pillow image, or an array, uint8 `[height, width, 3]`, RGB. An array of the
-                model's own input size (see `get_model`) is the input itself; of any other size it is resized and cropped as images are.
-            model: its name; may be empty where the server holds one only.
-            version: empty for the latest.
-            top_k: how many of the best classes; 0 for five, or fewer where the model has fewer.
-            method: the map to compute, for example `gradcam`; None for none.
-            classes: to explain, by id; -r means the r-th ranked. Empty: the first ranked.
-            map_format: `raw` numbers, a `heat_map` of the input's size, or an `overlay` on the image.
-            softmax: explain the class's softmax probability instead of its logit.
-            max_channels: how many channels `scorecam` and `faster_scorecam` look through; 0 for all, and for ten.
-            request_id: comes back in the answer.
-            timeout_s: how long to wait; None as long as it takes, which with `scorecam` may be minutes.
+            image: an encoded image, its path, a Pillow image, or a uint8 array `[height, width, 3]`, RGB. An array of the model's
+                input size (see `get_model`) is used as the input directly; another one is resized and cropped like any image.
+            request_id: id that is returned in the answer.
+            timeout_s: time limit; None for no limit, since `scorecam` may take minutes.
+            options: `model`, `version`, `top_k`, `cam`, `classes`, `map_format`, `softmax` and `max_channels`; see
+                `tlcli.service.client.classify_options.ClassifyOptions`.
 
         Raises:
-            ImageError: not an image that can be read, or one over a limit.
-            RequestError: a class, a method, a number or a shape that does not fit the model.
-            NotFoundError: no such file, model or version.
-            ModelFileError: the model is there and broken.
+            ImageError: the image cannot be read or exceeds a limit.
+            RequestError: a class, map method, number or shape does not fit the model.
+            NotFoundError: the file, model or version does not exist.
+            ModelFileError: the model exists but is broken.
             ServerError: no server answers, or not in time.
-            OverloadedError: it is too busy, and was when it was asked again.
+            OverloadedError: the server is too busy, also after the retries.
         """
-        wanted = map_query(method, classes, map_format, softmax, max_channels)
-        asked = with_image(
-            Query(model=model, version=version, top_k=top_k, map=wanted, request_id=request_id),
-            image,
-            partial(self._input_size, model, version),
-        )
-        request = codec.write_request(asked)
-        try:
-            return codec.read_response(self._patiently(request, timeout_s))
-        except TlcliError as error:
-            named = name_image(error, image)
-            if named is error:
-                raise
-            raise named from error
-
-    def _patiently(self, request: pb.ClassifyRequest, timeout_s: float | None) -> pb.ClassifyResponse:
-        end = math.inf if timeout_s is None else time.monotonic() + timeout_s
-        for attempt in itertools.count(1):
-            left_s = end - time.monotonic()
-            try:
-                with self._translated():
-                    return self._classifier.Classify(request, timeout=None if timeout_s is None else left_s, metadata=self._metadata)
-            except OverloadedError as error:
-                pause_s = self._connection.pause_s(error, attempt, left_s)
-                if pause_s is None:
-                    raise
+        request = codec.write_request(with_image(self._query(options, request_id), image, self._input_size_of(options)))
+        backoff = self._connection.backoff(timeout_s)
+        with naming(image):
+            while True:
+                try:
+                    with self._translated():
+                        return codec.read_response(self._classifier.Classify(request, timeout=backoff.left_s(), metadata=self._metadata))
+                except OverloadedError as error:
+                    pause_s = backoff.pause_s(error)
                 time.sleep(pause_s)
-        raise AssertionError("unreachable")
 
     def classify_stream(
-        self,
-        images: Iterable[ImageInput],
-        *,
-        model: str = "",
-        version: str = "",
-        top_k: int = 0,
-        method: str | None = None,
-        classes: Sequence[int] = (),
-        map_format: MapFormat = "raw",
-        softmax: bool = False,
-        max_channels: int = 0,
-        timeout_s: float | None = None,
+        self, images: Iterable[ImageInput], *, timeout_s: float | None = None, **options: Unpack[ClassifyOptions]
     ) -> Iterator[StreamAnswer]:
-        """Ask about many images on one call, several of them at a time.
+        """Classify many images in one call, several of them at a time.
 
         Args:
-            images: read in a thread of gRPC's as the server takes them, not all at once.
-            timeout_s: for all of them; None waits as long as it takes.
-            model, version, top_k, method, classes, map_format, softmax, max_channels: see `classify`.
+            images: read in a thread of gRPC as the server accepts them, not all at once.
+            timeout_s: time limit for all images; None for no limit.
+            options: see `classify`.
 
         Yields:
-            An answer for each image, in their order. An image that fails is answered with its error.
+            An answer for each image, in order. The answer for an image that fails holds its error.
 
         Raises:
-            ServerError: no server answers, or not in time; the stream is over then.
-            Exception: what `images` itself raises.
+            ServerError: no server answers, or not in time; the stream ends.
+            Exception: any exception raised by `images`.
         """
-        wanted = map_query(method, classes, map_format, softmax, max_channels)
-        outgoing = OutgoingStream(
-            images, Query(model=model, version=version, top_k=top_k, map=wanted), partial(self._input_size, model, version)
-        )
+        outgoing = OutgoingStream(images, self._query(options), self._input_size_of(options))
         call = self._classifier.ClassifyStream(iter(outgoing), timeout=timeout_s, metadata=self._metadata)
         try:
             with self._translated():
@@ -182,8 +132,15 @@ class Client:
         finally:
             call.cancel()  # type: ignore[no-untyped-call]  # the stubs leave it out
 
+    def _query(self, options: ClassifyOptions, request_id: str = "") -> Query:
+        model, version = options.get("model", ""), options.get("version", "")
+        return build_query(options, lambda: self.get_model(model, version).labels, request_id)
+
+    def _input_size_of(self, options: ClassifyOptions) -> Callable[[], tuple[int, int]]:
+        return partial(self._input_size, options.get("model", ""), options.get("version", ""))
+
     def list_models(self, timeout_s: float = 30.0) -> tuple[ModelStatus, ...]:
-        """Every version of every model on the server, the broken ones with the reason.
+        """Return the status of every version of every model on the server; broken versions have a reason.
 
         Raises:
             ServerError: no server answers, or not in time.
@@ -193,11 +150,11 @@ class Client:
         return tuple(codec.read_status(status) for status in answer.models)
 
     def get_model(self, model: str = "", version: str = "", timeout_s: float = 30.0) -> ModelInfo:
-        """All that is known of one model.
+        """Return the properties of one model.
 
         Raises:
-            NotFoundError: no such model or version.
-            ModelFileError: it is there and broken.
+            NotFoundError: the model or version does not exist.
+            ModelFileError: the model exists but is broken.
             ServerError: no server answers, or not in time.
         """
         request = pb.GetModelRequest(model=model, version=version)
@@ -212,7 +169,7 @@ class Client:
         return size
 
     def is_ready(self, model: str = "", timeout_s: float = 5.0) -> bool:
-        """Does the server, or this model of it, say SERVING? A server that cannot be reached is not ready."""
+        """Return True if the server, or this model of it, reports SERVING. A server that cannot be reached is not ready."""
         try:
             answer = self._health.Check(health_pb2.HealthCheckRequest(service=model), timeout=timeout_s, metadata=self._metadata)
         except grpc.RpcError:
@@ -220,10 +177,10 @@ class Client:
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
     def wait_until_ready(self, timeout_s: float = 60.0, model: str = "") -> None:
-        """Return when the server, or this model of it, says SERVING.
+        """Wait until the server, or this model of it, reports SERVING.
 
         Raises:
-            ServerError: it did not within `timeout_s`.
+            ServerError: it was not ready within `timeout_s`.
         """
         deadline = time.monotonic() + timeout_s
         while not self.is_ready(model, timeout_s=max(_POLL_S, deadline - time.monotonic())):

@@ -24,7 +24,7 @@ from tlcli.service.execution.session_tuning import Opened, open_fastest
 from tlcli.service.execution.warm_up import warm_up
 from tlcli.service.system.thread_pool import Timed, Workers
 from tlcli.service.telemetry.metrics import NO_METRICS, Metrics
-from tlcli.service.telemetry.request_record import note_timed, timed
+from tlcli.service.telemetry.request_record import current_request, timed
 
 MASKED_IMAGES = {"cpu": 4, "cuda": 16}
 """Masked images in a step of a Score-CAM, by device, while there are no other requests. On a CPU, an image among four costs about a
@@ -159,8 +159,9 @@ class Runner:
                     return decoded, await timed("infer", steps)
             with self._turns.short():
                 decoded, answer = await self._batcher.decode_and_submit(decode, workers, request, free_slot)
-            note_timed("decode", submitted_ns, decoded)
-            note_timed("infer", submitted_ns + decoded.waited_ns + decoded.took_ns, answer)
+            record = current_request()
+            record.note_span("decode", submitted_ns, decoded.waited_ns, decoded.took_ns)
+            record.note_span("infer", submitted_ns + decoded.waited_ns + decoded.took_ns, answer.waited_ns, answer.took_ns)
             return decoded, answer
 
     @contextmanager

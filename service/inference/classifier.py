@@ -20,7 +20,7 @@ from tlcli.service.execution.runner import Runner
 from tlcli.service.inference.request_checks import check_map_request, parse_classes, time_limit
 from tlcli.service.repository.model_repository import Repository
 from tlcli.service.system.thread_pool import Timed, Workers
-from tlcli.service.telemetry.request_record import note_request, timed
+from tlcli.service.telemetry.request_record import current_request, timed
 from tlcli.service.types.answer import Classification, ClassMap, Prediction, Timings
 from tlcli.service.types.query import MapQuery, Query
 
@@ -86,7 +86,7 @@ class Classifier:
             ImageError: see `tlcli.contract.images.decoding.decode`.
             TimeLimitError: it took too long.
         """
-        note_request(query.request_id, images=1)
+        current_request().note_request(query.request_id, images=1)
         served = self._repository.find(query.model, query.version)
         model = served.runner.model
         preprocessing = model.description.preprocessing

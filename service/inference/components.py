@@ -24,8 +24,8 @@ from tlcli.service.system.file_limit import fitting_connections
 from tlcli.service.system.thread_pool import Workers
 from tlcli.service.telemetry.logs import log_request
 from tlcli.service.telemetry.metrics import Metrics
-from tlcli.service.telemetry.request_interceptor import Observer
-from tlcli.service.telemetry.request_record import Tell
+from tlcli.service.telemetry.request_interceptor import RequestInterceptor
+from tlcli.service.telemetry.request_record import OnEnd
 from tlcli.service.telemetry.tracing import Traces, open_traces
 
 _ENVELOPE_BYTES = 64 * 1024
@@ -56,7 +56,7 @@ class Components:
     watchers: Workers
     processes: DecodeProcesses
     budget: MemoryBudget
-    observer: Observer
+    observer: RequestInterceptor
     metrics: Metrics
     traces: Traces | None
     is_serving: Callable[[], bool]
@@ -94,7 +94,7 @@ class Components:
         processes = DecodeProcesses(settings.limits, settings.max_decode_s)
         pipeline = ImagePipeline(settings.limits, processes, workers, watchers, budget)
         traces = open_traces(settings.otel_endpoint)
-        observer = Observer(_request_hooks(settings, metrics, traces))
+        observer = RequestInterceptor(_request_hooks(settings, metrics, traces))
         metrics.watch(lambda: observer.in_flight, repository.queues)
         return cls(
             settings=settings,
@@ -125,11 +125,11 @@ class Components:
             await asyncio.to_thread(self.traces.close)
 
 
-def _request_hooks(settings: ServerSettings, metrics: Metrics, traces: Traces | None) -> list[Tell]:
+def _request_hooks(settings: ServerSettings, metrics: Metrics, traces: Traces | None) -> list[OnEnd]:
     """Return the functions to call after each request. Traces come first: the log names the trace."""
-    hooks: list[Tell] = [] if traces is None else [traces.take]
+    hooks: list[OnEnd] = [] if traces is None else [traces.trace_request]
     if metrics.on:
-        hooks.append(metrics.take)
+        hooks.append(metrics.count_request)
     if settings.log_requests:
         hooks.append(log_request)
     return hooks

@@ -26,7 +26,7 @@ from tlcli.service.execution.batching import MapRequest
 from tlcli.service.inference.request_checks import check_map_request, time_limit
 from tlcli.service.repository.model_repository import Repository, ServedVersion
 from tlcli.service.system.thread_pool import Workers
-from tlcli.service.telemetry.request_record import note_request
+from tlcli.service.telemetry.request_record import current_request
 from tlcli.service.types.answer import ModelState
 from tlcli.service.types.tensor import ANY_SIZE, BOOL, BYTES, FP32, INT64, UINT8, InputTensor, OutputTensor, TensorSpec
 
@@ -183,10 +183,10 @@ class OpenInference:
             ImageError: see `tlcli.contract.images.decoding.decode`.
             TimeLimitError: it took too long.
         """
-        note_request(query.request_id, images=0)
+        current_request().note_request(query.request_id, images=0)
         served = self._repository.find(query.model, query.version)
         images = self._check(query, served)
-        note_request(query.request_id, images)
+        current_request().note_request(query.request_id, images)
         outputs = query.outputs or (SCORES, LOGITS)
         slots = served.queue(outputs).acquire_all(images)
         try:

@@ -1,1 +1,1 @@
-"""The wire: methods, message conversion, errors as statuses. Shared by server and clients."""
+"""Wire protocol shared by server and clients: methods, message conversion, error statuses, and the cost of parsing."""

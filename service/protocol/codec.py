@@ -1,4 +1,4 @@
-"""Protobuf messages to our own types and back, both directions side by side: for the server's edge and for the client."""
+"""Conversion between protobuf messages and our own types, in both directions, for the server and the clients."""
 
 from __future__ import annotations
 
@@ -28,18 +28,22 @@ _STATES: dict[ModelState, pb.ModelState] = {
 _STATE_NAMES = {number: state for state, number in _STATES.items()}
 
 _MAX_CLASSES = 100_000
-"""More than any server answers; without it, a message of one-byte numbers would become a list of a gigabyte."""
+"""More classes than any model has. Without the limit, a message of one-byte numbers would become a list of a gigabyte."""
 
 _FLOATS = np.dtype("<f4")
 
 
 def write_request(query: Query) -> pb.ClassifyRequest:
-    """Raises: RequestError: a value that its field cannot hold, such as a class id above 64 bits."""
+    """Convert a query to a message.
+
+    Raises:
+        RequestError: a value does not fit in its field, such as a class id above 64 bits.
+    """
     image: dict[str, Any] = {"pixels": query.pixels} if query.encoded is None else {"encoded": query.encoded}
     try:
-        wanted = None
+        map_request = None
         if query.map is not None:
-            wanted = pb.MapRequest(
+            map_request = pb.MapRequest(
                 method=query.map.method,
                 classes=query.map.classes,
                 format=_FORMATS[query.map.map_format],
@@ -47,21 +51,25 @@ def write_request(query: Query) -> pb.ClassifyRequest:
                 max_channels=query.map.max_channels,
             )
         return pb.ClassifyRequest(
-            model=query.model, version=query.version, top_k=query.top_k, map=wanted, request_id=query.request_id, **image
+            model=query.model, version=query.version, top_k=query.top_k, map=map_request, request_id=query.request_id, **image
         )
     except (TypeError, ValueError) as error:
-        raise RequestError(f"the request cannot be written: {error}") from error
+        raise RequestError(f"the request cannot be encoded: {error}") from error
 
 
 def read_request(message: pb.ClassifyRequest) -> Query:
-    """Raises: RequestError: a map format that this version does not know, or an endless list of classes."""
-    wanted = None
+    """Convert a message to a query.
+
+    Raises:
+        RequestError: the map format is unknown to this version, or the list of classes is too long.
+    """
+    map_query = None
     if message.HasField("map"):
         if message.map.format not in _FORMAT_NAMES:
-            raise RequestError(f"map.format {int(message.map.format)} is unknown: expected one of {', '.join(pb.MapFormat.keys())}")
+            raise RequestError(f"unknown map.format {int(message.map.format)}: expected one of {', '.join(pb.MapFormat.keys())}")
         if len(message.map.classes) > _MAX_CLASSES:
-            raise RequestError(f"map.classes holds {len(message.map.classes):,} numbers: at most {_MAX_CLASSES:,} are read")
-        wanted = MapQuery(
+            raise RequestError(f"map.classes holds {len(message.map.classes):,} numbers: the limit is {_MAX_CLASSES:,}")
+        map_query = MapQuery(
             method=message.map.method,
             classes=tuple(message.map.classes),
             map_format=_FORMAT_NAMES[message.map.format],
@@ -75,19 +83,19 @@ def read_request(message: pb.ClassifyRequest) -> Query:
         model=message.model,
         version=message.version,
         top_k=message.top_k,
-        map=wanted,
+        map=map_query,
         request_id=message.request_id,
     )
 
 
 def write_response(answer: Classification) -> pb.ClassifyResponse:
-    """An answer as a message."""
+    """Convert an answer to a message."""
     timings = answer.timings
     return pb.ClassifyResponse(
         request_id=answer.request_id,
         model=answer.model,
         version=answer.version,
-        predictions=[_write_prediction(one) for one in answer.predictions],
+        predictions=[_write_prediction(prediction) for prediction in answer.predictions],
         timings=pb.Timings(
             decode_time_ns=timings.decode_time_ns,
             queue_time_ns=timings.queue_time_ns,
@@ -98,29 +106,29 @@ def write_response(answer: Classification) -> pb.ClassifyResponse:
 
 
 def read_response(message: pb.ClassifyResponse) -> Classification:
-    """An answer from its message."""
+    """Convert a message to an answer."""
     timings = message.timings
     return Classification(
         request_id=message.request_id,
         model=message.model,
         version=message.version,
-        predictions=tuple(_read_prediction(one) for one in message.predictions),
+        predictions=tuple(_read_prediction(prediction) for prediction in message.predictions),
         timings=Timings(timings.decode_time_ns, timings.queue_time_ns, timings.infer_time_ns, timings.render_time_ns),
     )
 
 
 def write_status(status: ModelStatus) -> pb.ModelStatus:
-    """A line of `ListModels`."""
+    """Convert the status of one model version, as listed by `ListModels`, to a message."""
     return pb.ModelStatus(name=status.name, version=status.version, state=_STATES[status.state], reason=status.reason)
 
 
 def read_status(message: pb.ModelStatus) -> ModelStatus:
-    """A line of `ListModels`; a state that this version does not know counts as failed, since nobody may rely on it."""
+    """Convert a message of `ListModels` to a status. A state unknown to this version counts as failed, since no one can rely on it."""
     return ModelStatus(message.name, message.version, _STATE_NAMES.get(message.state, ModelState.FAILED), message.reason)
 
 
 def write_info(info: ModelInfo) -> pb.GetModelResponse:
-    """What `GetModel` answers."""
+    """Convert the properties of a model to the answer of `GetModel`."""
     return pb.GetModelResponse(
         model=info.model,
         version=info.version,
@@ -128,13 +136,13 @@ def write_info(info: ModelInfo) -> pb.GetModelResponse:
         labels=info.labels,
         input_height=info.input_height,
         input_width=info.input_width,
-        methods=[pb.MapMethod(method=one.method, layer=one.layer, height=one.height, width=one.width) for one in info.methods],
+        methods=[pb.MapMethod(method=entry.method, layer=entry.layer, height=entry.height, width=entry.width) for entry in info.methods],
         description_json=info.description_json,
     )
 
 
 def read_info(message: pb.GetModelResponse) -> ModelInfo:
-    """What `GetModel` answered."""
+    """Convert the answer of `GetModel` to the properties of a model."""
     return ModelInfo(
         model=message.model,
         version=message.version,
@@ -142,30 +150,32 @@ def read_info(message: pb.GetModelResponse) -> ModelInfo:
         labels=tuple(message.labels),
         input_height=message.input_height,
         input_width=message.input_width,
-        methods=tuple(MapMethod(one.method, one.layer, one.height, one.width) for one in message.methods),
+        methods=tuple(MapMethod(entry.method, entry.layer, entry.height, entry.width) for entry in message.methods),
         description_json=message.description_json,
     )
 
 
-def _write_prediction(one: Prediction) -> pb.Prediction:
+def _write_prediction(prediction: Prediction) -> pb.Prediction:
     return pb.Prediction(
-        class_id=one.class_id,
-        label=one.label,
-        score=one.score,
-        rank=one.rank,
-        logit=one.logit,
-        map=None if one.map is None else _write_map(one.map),
+        class_id=prediction.class_id,
+        label=prediction.label,
+        score=prediction.score,
+        rank=prediction.rank,
+        logit=prediction.logit,
+        map=None if prediction.map is None else _write_map(prediction.map),
     )
 
 
 def _read_prediction(message: pb.Prediction) -> Prediction:
-    drawn = _read_map(message.map) if message.HasField("map") else None
-    return Prediction(message.class_id, message.label, message.score, message.rank, message.logit, drawn)
+    class_map = _read_map(message.map) if message.HasField("map") else None
+    return Prediction(message.class_id, message.label, message.score, message.rank, message.logit, class_map)
 
 
-def _write_map(one: ClassMap) -> pb.ClassMap:
-    values = b"" if one.values is None else one.values.astype(_FLOATS, copy=False).tobytes()
-    return pb.ClassMap(method=one.method, height=one.height, width=one.width, values=values, png=one.png or b"", box=one.box)
+def _write_map(class_map: ClassMap) -> pb.ClassMap:
+    values = b"" if class_map.values is None else class_map.values.astype(_FLOATS, copy=False).tobytes()
+    return pb.ClassMap(
+        method=class_map.method, height=class_map.height, width=class_map.width, values=values, png=class_map.png or b"", box=class_map.box
+    )
 
 
 def _read_map(message: pb.ClassMap) -> ClassMap:

@@ -1,8 +1,8 @@
-"""Our errors on the wire and back: the one place that knows both sides.
+"""Conversion between our errors and gRPC statuses, in both directions.
 
-A refusal travels as a `google.rpc.Status` (AIP-193): the gRPC code of the table below, the error's own line, and an
-`ErrorInfo` that names its class, so that our client raises the error that was raised on the server, and can tell a
-server that refuses from one that cannot be reached.
+An error is sent as a `google.rpc.Status` (AIP-193): the gRPC code from the table below, the error's message, and an
+`ErrorInfo` that names its class. The client therefore raises the same error that was raised on the server, and can
+distinguish a server that rejects a request from a server that cannot be reached.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tlcli.contract import errors
 from tlcli.contract.errors import TlcliError
 
 DOMAIN = "tlcli"
-"""Of our `ErrorInfo`s."""
+"""Domain of our `ErrorInfo`s."""
 
 CODES: dict[type[TlcliError], grpc.StatusCode] = {
     errors.TlcliError: grpc.StatusCode.INTERNAL,
@@ -40,20 +40,18 @@ CODES: dict[type[TlcliError], grpc.StatusCode] = {
     errors.MemoryLimitError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.TimeLimitError: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
-"""Every error of the tree, also those that a server should never meet."""
+"""gRPC code of every error of the tree, including those that a server should never raise."""
 
 _MAX_MESSAGE_BYTES = 1500
-"""A status travels twice in trailing metadata, percent-encoded and in base64, of which clients read 8 KiB."""
+"""Limit on a message. Trailing metadata hold a status twice, percent-encoded and in base64, and clients read 8 KiB of them."""
 
 
 def to_status(error: Exception) -> status_pb2.Status:
-    """An error as a client may see it. One that is not of our tree tells nothing of itself: log it."""
+    """Convert an error to a status. Errors outside our tree reveal nothing to the client, so the caller must log them."""
     kind = next((kind for kind in type(error).__mro__ if kind in CODES), None)
     if kind is None:
-        return status_pb2.Status(
-            code=_number(grpc.StatusCode.INTERNAL), message="the server failed on this request by a fault of its own: see its log"
-        )
-    status = status_pb2.Status(code=_number(CODES[kind]), message=_cut(str(error)))
+        return status_pb2.Status(code=_number(grpc.StatusCode.INTERNAL), message="internal server error: see the server's log")
+    status = status_pb2.Status(code=_number(CODES[kind]), message=_truncate(str(error)))
     status.details.add().Pack(error_details_pb2.ErrorInfo(reason=_reason(kind), domain=DOMAIN))
     if isinstance(error, errors.OverloadedError):
         advice = error_details_pb2.RetryInfo()
@@ -63,20 +61,20 @@ def to_status(error: Exception) -> status_pb2.Status:
 
 
 def from_status(status: status_pb2.Status) -> TlcliError:
-    """The error that a status of a stream's answer stands for."""
+    """Convert the status in an answer of a stream to an error."""
     return _named_in(status) or _BY_NUMBER.get(status.code, errors.ServerError)(status.message)
 
 
 def from_rpc_error(error: grpc.RpcError, address: str, why_unreachable: Callable[[], str] = lambda: "") -> TlcliError:
-    """What a failed call means to the caller of a server at `address`.
+    """Convert the error of a failed call to an error for the caller.
 
     Args:
-        error: the call's.
-        address: of the server.
-        why_unreachable: asked where no server answers, since gRPC does not say; empty where it is not known.
+        error: error of the call.
+        address: address of the server.
+        why_unreachable: returns the reason why no server answers, which gRPC does not report; empty if unknown.
     """
-    with suppress(ValueError):  # a status that contradicts its call was tampered with on the way: go by the call
-        status = rpc_status.from_call(error)  # type: ignore[arg-type]  # a failed call is both, which the stubs cannot say
+    with suppress(ValueError):  # the status contradicts its call, so something on the way changed it: use the call
+        status = rpc_status.from_call(error)  # type: ignore[arg-type]  # a failed call is also an RpcError, which the stubs do not know
         ours = None if status is None else _named_in(status)
         if ours is not None:
             return ours
@@ -85,30 +83,30 @@ def from_rpc_error(error: grpc.RpcError, address: str, why_unreachable: Callable
         if reason := why_unreachable():
             return errors.ServerError(f"{address}: {reason}")
         if "http1.x server" in details:  # gRPC's own words
-            return errors.ServerError(f"{address} speaks HTTP; this client speaks gRPC: give the port of gRPC (--port, by default 8001)")
+            return errors.ServerError(f"{address} speaks HTTP, but this client speaks gRPC: use the gRPC port (--port, 8001 by default)")
         return errors.ServerError(
-            f"no server answers at {address}: start one with `tlcli serve`, or say where it is with --host and --port ({details})"
+            f"no server answers at {address}: start one with `tlcli serve`, or set its address with --host and --port ({details})"
         )
     if code is grpc.StatusCode.UNAUTHENTICATED:
         return errors.ServerError(f"{address}: {details} (token, or --token-file)")
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return errors.ServerError(f"{address} did not answer in time: it is busy, or the time that was given is short")
+        return errors.ServerError(f"{address} did not answer in time: it is busy, or the timeout is too short")
     if code is grpc.StatusCode.UNIMPLEMENTED:
-        return errors.ServerError(f"what answers at {address} is no tlcli server ({details})")
+        return errors.ServerError(f"the server at {address} is not a tlcli server ({details})")
     return _BY_NUMBER.get(_number(code), errors.ServerError)(f"{address}: {details or code.name}")
 
 
 def _named_in(status: status_pb2.Status) -> TlcliError | None:
-    """The error that our server put into a status, or None if it put none there."""
+    """Return the error that our server put into a status, or None."""
     info, advice = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
-    found = None
+    named = None
     for detail in status.details:
         if detail.Unpack(info) and info.domain == DOMAIN and info.reason in _BY_REASON:
-            found = _BY_REASON[info.reason](status.message)
+            named = _BY_REASON[info.reason](status.message)
         detail.Unpack(advice)
-    if isinstance(found, errors.OverloadedError):
-        found.retry_s = advice.retry_delay.ToNanoseconds() / 1e9
-    return found
+    if isinstance(named, errors.OverloadedError):
+        named.retry_s = advice.retry_delay.ToNanoseconds() / 1e9
+    return named
 
 
 def _number(code: grpc.StatusCode) -> int:
@@ -117,13 +115,13 @@ def _number(code: grpc.StatusCode) -> int:
 
 
 def _reason(kind: type[TlcliError]) -> str:
-    """`ImageError` to `IMAGE_ERROR`, as AIP-193 writes reasons."""
+    """Convert `ImageError` to `IMAGE_ERROR`, the form that AIP-193 requires."""
     return re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).upper()
 
 
 _BY_REASON = {_reason(kind): kind for kind in CODES}
 
-# For a status without our ErrorInfo: gRPC's own, or another server's. What is not here is a ServerError.
+# Errors for statuses without our ErrorInfo, from gRPC itself or from another server. Other codes become a ServerError.
 _BY_NUMBER: dict[int, type[TlcliError]] = {
     _number(grpc.StatusCode.INVALID_ARGUMENT): errors.RequestError,
     _number(grpc.StatusCode.RESOURCE_EXHAUSTED): errors.RequestError,  # a message over the limit
@@ -132,7 +130,7 @@ _BY_NUMBER: dict[int, type[TlcliError]] = {
 }
 
 
-def _cut(message: str) -> str:
+def _truncate(message: str) -> str:
     encoded = _one_line(message).encode(errors="replace")
     return encoded.decode() if len(encoded) <= _MAX_MESSAGE_BYTES else encoded[:_MAX_MESSAGE_BYTES].decode(errors="ignore") + " ..."
 

@@ -1,4 +1,4 @@
-"""Cost of parsing a protobuf message, read from its bytes: an empty field is two bytes, and an object once it is parsed."""
+"""Cost of parsing a protobuf message, estimated from its bytes: an empty field is two bytes, but an object once it is parsed."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from tlcli.contract.errors import RequestError
 
 MAX_FIELDS = 20_000
-"""Fields of a message and of those in it. A request with 64 images and a hundred outputs has less than a thousand."""
+"""Limit on the fields of a message and its nested messages. A request with 64 images and a hundred outputs has less than a thousand."""
 
 MAX_NUMBERS = 4_000_000
-"""Numbers that come one by one, packed: images as `uint_contents`, 26 of 224 x 224 pixels."""
+"""Limit on packed numbers, such as images in `uint_contents`: 26 images of 224 x 224 pixels."""
 
 MAX_TEXT_BYTES = 64 * 1024
-"""Bound on a name or an id."""
+"""Limit on the length of a name or an id."""
 
 _VARINT, _FIXED64, _LENGTH, _START, _END, _FIXED32 = range(6)
 _MESSAGE, _TEXT, _BYTES, _NUMBERS = range(4)
-_PART_BYTES = 1 << 20
+_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -32,16 +32,16 @@ class _Field:
 
 
 def check_cost(data: bytes, descriptor: Descriptor) -> None:
-    """Count what a message holds, as far as parsing would make objects of it; the bytes of images are passed over.
+    """Count the objects that parsing a message would create, skipping the bytes of images.
 
-    What is no such message ends the count early, for the parser to refuse.
+    Invalid data ends the count early; the parser rejects it afterwards.
 
     Args:
-        data: the message.
-        descriptor: its type.
+        data: the encoded message.
+        descriptor: type of the message.
 
     Raises:
-        RequestError: too many fields or numbers, or a text that is too long.
+        RequestError: the message has too many fields or numbers, or a text that is too long.
     """
     fields = numbers = 0
     open_messages: list[tuple[int, int, Mapping[int, _Field]]] = [(0, len(data), _fields(descriptor))]
@@ -50,7 +50,7 @@ def check_cost(data: bytes, descriptor: Descriptor) -> None:
         while start < end:
             fields += 1
             if fields > MAX_FIELDS:
-                raise RequestError(f"more than {MAX_FIELDS:,} fields came in a message of {len(data):,} bytes: send several requests")
+                raise RequestError(f"more than {MAX_FIELDS:,} fields in a message of {len(data):,} bytes: split it into several requests")
             tag, start = _varint(data, start, end)
             kind = tag & 7
             if kind == _VARINT:
@@ -69,31 +69,33 @@ def check_cost(data: bytes, descriptor: Descriptor) -> None:
                     assert field.message is not None
                     open_messages.append((start, stop, _fields(field.message)))
                 elif field.kind == _TEXT and length > MAX_TEXT_BYTES:
-                    raise RequestError(f"{field.name!r} has {length:,} bytes: at most {MAX_TEXT_BYTES:,} are read of a text")
+                    raise RequestError(f"{field.name!r} has {length:,} bytes: the limit for text is {MAX_TEXT_BYTES:,}")
                 elif field.kind == _NUMBERS:
                     numbers += _numbers(data, start, stop)
                     if numbers > MAX_NUMBERS:
-                        raise RequestError(
-                            f"{field.name!r} holds more than {MAX_NUMBERS:,} numbers one by one: send tensors as raw_input_contents"
-                        )
+                        raise RequestError(f"{field.name!r} holds more than {MAX_NUMBERS:,} numbers: send tensors as raw_input_contents")
                 start += length
             elif kind not in (_START, _END):
                 return
 
 
 def _numbers(data: bytes, start: int, stop: int) -> int:
-    """Return a lower bound on the number of varints: each ends with a byte below 128. Numbers of fixed size are at most their bytes."""
+    """Estimate how many numbers are packed in a range of bytes.
+
+    A short range counts as one number per byte, the upper bound. In a longer one each byte below 128 ends a varint; numbers of fixed
+    size are at most as many as their bytes.
+    """
     if stop - start <= MAX_NUMBERS // 8:
         return stop - start
-    import numpy as np  # which a proxy on Ray does without
+    import numpy as np  # imported here, since proxies on Ray do not need it
 
     packed = np.frombuffer(data, np.uint8, stop - start, start)
-    parts = range(0, len(packed), _PART_BYTES)
-    return sum(int(np.count_nonzero(packed[part : part + _PART_BYTES] < 0x80)) for part in parts)
+    chunks = range(0, len(packed), _CHUNK_BYTES)
+    return sum(int(np.count_nonzero(packed[chunk : chunk + _CHUNK_BYTES] < 0x80)) for chunk in chunks)
 
 
 def _varint(data: bytes, start: int, end: int) -> tuple[int, int]:
-    """A number, and where it ends; what runs over the end of the message ends there."""
+    """Read a varint; return its value and the position after it, which is at most `end`."""
     value = shift = 0
     while start < end and shift < 70:
         byte = data[start]

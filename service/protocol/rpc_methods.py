@@ -1,6 +1,6 @@
-"""The calls of our gRPC services, as the .proto files declare them, and what an edge needs of one.
+"""Methods of our gRPC services, read from the .proto files, and the handlers built from them.
 
-A server's handlers are made of this, and so are those of a proxy that passes calls on: it needs no edge and no model for it.
+A server builds its handlers here, and so does a proxy that forwards calls, which needs neither servicers nor models.
 """
 
 from __future__ import annotations
@@ -21,11 +21,14 @@ SERVICES = (CLASSIFIER, OPEN_INFERENCE)
 
 Metadata = Sequence[tuple[str, str | bytes]]
 Behaviour = Callable[..., Any]
-"""Answers a call: from bytes, or an iterator of them, and a `Context`, to a message; a stream's writes its messages to the context."""
+"""Function that answers a call. Takes bytes, or an iterator of bytes, and a `Context`; returns a message.
+
+For a stream it writes its messages to the context instead.
+"""
 
 
 class Context(Protocol):
-    """What answering a call takes of its context: gRPC's own, or that of something else that took the call."""
+    """Context of a call: gRPC's own, or that of another program that received the call."""
 
     async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Any = ()) -> NoReturn:
         """End the call with this status."""
@@ -36,35 +39,35 @@ class Context(Protocol):
         ...
 
     def set_trailing_metadata(self, trailing_metadata: Any) -> None:
-        """What goes behind the answer."""
+        """Set the metadata that follow the answer."""
         ...
 
     def code(self) -> grpc.StatusCode:
-        """The status set so far; a number while there is none."""
+        """Return the status set so far; a number if none is set."""
         ...
 
     def time_remaining(self) -> float | None:
-        """Seconds to the call's deadline; None where it has none, or it is not known."""
+        """Return the seconds until the call's deadline; None without a known deadline."""
         ...
 
 
 def path_of(method: MethodDescriptor) -> str:
-    """As gRPC sends it: `/package.Service/Method`."""
+    """Return the path of a method in gRPC: `/package.Service/Method`."""
     return f"/{method.containing_service.full_name}/{method.name}"
 
 
 def handler(service: ServiceDescriptor, behaviours: Mapping[str, Behaviour]) -> grpc.GenericRpcHandler[Any, Any]:
-    """What a server offers a service with.
+    """Build the handler of a service.
 
     Args:
-        service: its calls take and give one message, or stream both ways.
-        behaviours: of each call, by its name.
+        service: service whose methods are unary in both directions or streaming in both directions.
+        behaviours: functions that answer the methods, by method name.
 
     Raises:
-        KeyError: a call of the service is missing.
+        KeyError: a method of the service is missing.
     """
     return grpc.method_handlers_generic_handler(
-        service.full_name, {one.name: _handler(one, behaviours[one.name]) for one in service.methods}
+        service.full_name, {method.name: _handler(method, behaviours[method.name]) for method in service.methods}
     )
 
 

@@ -17,7 +17,7 @@ from tlcli.service.execution.runner import Runner, takes_steps
 from tlcli.service.repository.version_policy import LABELS_FILE, VersionPolicy, read_labels
 from tlcli.service.repository.version_state import FileState, FolderState, VersionState, list_models, list_versions
 from tlcli.service.telemetry.metrics import NO_METRICS, Metrics, Queue
-from tlcli.service.telemetry.request_record import note_model
+from tlcli.service.telemetry.request_record import current_request
 from tlcli.service.types.answer import ModelState, ModelStatus
 
 logger = logging.getLogger(__name__)
@@ -384,7 +384,7 @@ class Repository:
             raise NotFoundError(f"model {name!r} version {match.version} is not loaded: {match.reason}")
         if match.served is None:
             raise ModelFileError(f"model {name!r} version {match.version} is broken and not served: {match.reason}")
-        note_model(name, match.version)
+        current_request().note_model(name, match.version)
         return match.served
 
     def statuses(self) -> tuple[ModelStatus, ...]:

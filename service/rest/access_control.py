@@ -14,7 +14,7 @@ from starlette.requests import Request
 
 from tlcli.service.security.tokens import Token, refusal
 from tlcli.service.system.addresses import is_loopback
-from tlcli.service.system.reloading_file import Renewed
+from tlcli.service.system.reloading_file import ReloadingFile
 
 OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready"})
 """Paths that need no token: load balancers and container managers check health without one."""
@@ -29,7 +29,7 @@ _OTHER_SITES = ("cross-site", "same-site")
 class AccessControl:
     """Check of requests, before anything of their bodies is read."""
 
-    def __init__(self, tokens: Renewed[tuple[Token, ...]] | None, hosts: AllowedHosts) -> None:
+    def __init__(self, tokens: ReloadingFile[tuple[Token, ...]] | None, hosts: AllowedHosts) -> None:
         """Create the check. tokens: tokens of which requests must carry one; None if they need none. hosts: names of this server."""
         self._tokens = tokens
         self._hosts = hosts

@@ -17,9 +17,9 @@ from tlcli.service.rest.body import read_body
 from tlcli.service.rest.disconnect import CancelOnDisconnect
 from tlcli.service.rest.endpoint import Endpoint
 from tlcli.service.rest.responses import code_of, error_response
-from tlcli.service.telemetry.request_record import REQUEST_ID, Observed
+from tlcli.service.telemetry.request_record import REQUEST_ID, RequestRecord
 
-Observe = Callable[[str, Sequence[tuple[str, str]]], AbstractContextManager[Observed]]
+Observe = Callable[[str, Sequence[tuple[str, str]]], AbstractContextManager[RequestRecord]]
 """Takes a method's name and the request's headers, and returns a context manager that records the request."""
 
 
@@ -60,7 +60,7 @@ class Application:
 
     def _handler(self, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
         name = f"{endpoint.method} {endpoint.paths[0]}"
-        observe: Observe = (lambda name, headers: Observed(name)) if endpoint.paths[0] in OPEN_PATHS else self._observe
+        observe: Observe = (lambda name, headers: RequestRecord(name)) if endpoint.paths[0] in OPEN_PATHS else self._observe
 
         async def handle(request: Request) -> Response:
             with observe(name, request.headers.items()) as observed:
@@ -81,7 +81,7 @@ class Application:
 
         return handle
 
-    async def _answer(self, endpoint: Endpoint, request: Request, observed: Observed) -> Response:
+    async def _answer(self, endpoint: Endpoint, request: Request, observed: RequestRecord) -> Response:
         self._access.check(request)
         with self._budget.bodies.lease() as lease:
             body = await self._cancelling.read(read_body(request, endpoint.max_bytes, lease)) if endpoint.takes else b""

@@ -16,7 +16,7 @@ from tlcli.service.inference.classifier import DEFAULT_TOP_K, Classifier
 from tlcli.service.rest.endpoint import Endpoint
 from tlcli.service.rest.responses import JSON, json_response
 from tlcli.service.rest.schemas import Classification
-from tlcli.service.telemetry.request_record import note_request
+from tlcli.service.telemetry.request_record import current_request
 from tlcli.service.types.query import MapFormat, MapQuery, Query, require_map_format
 
 PNG = "image/png"
@@ -86,7 +86,7 @@ class ClassifyEndpoint:
             if len(parameters.getlist(name)) > 1:
                 raise RequestError(f"query parameter {name!r} occurs twice: send it once")
         request_id = parameters.get("request_id", "")
-        note_request(request_id, images=1)
+        current_request().note_request(request_id, images=1)
         return Query(
             encoded=body,
             model=parameters.get("model", ""),

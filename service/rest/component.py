@@ -16,13 +16,13 @@ from tlcli.service.rest.open_inference_routes import OpenInferenceEndpoints
 from tlcli.service.rest.openapi import OpenApi
 from tlcli.service.security.tokens import Token
 from tlcli.service.system.addresses import join_address
-from tlcli.service.system.reloading_file import Renewed
+from tlcli.service.system.reloading_file import ReloadingFile
 
 
 class Http:
     """HTTP server, which listens once created, and answers from `start` to `stop`. address: base of its URLs."""
 
-    def __init__(self, components: Components, port: int, tokens: Renewed[tuple[Token, ...]] | None) -> None:
+    def __init__(self, components: Components, port: int, tokens: ReloadingFile[tuple[Token, ...]] | None) -> None:
         """Listen on the configured address.
 
         Args:
@@ -42,7 +42,7 @@ class Http:
             AccessControl(tokens, AllowedHosts(settings.allowed_hosts, settings.host)),
             cancelling,
             components.is_serving,
-            partial(components.observer.observe, protocol="http"),
+            partial(components.observer.start_request, protocol="http"),
             components.budget,
         )
         self._server = HttpServer(settings.host, port, settings.reuse_port, cancelling, components.max_connections)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tlcli.contract.errors import SettingsError
 from tlcli.service.security.certificates import as_text, read_authorities, read_identity
-from tlcli.service.system.reloading_file import Renewed
+from tlcli.service.system.reloading_file import ReloadingFile
 
 
 def server_context(certificate: Path, key: Path, client_ca: Path | None) -> ssl.SSLContext:
@@ -37,7 +37,7 @@ def server_context(certificate: Path, key: Path, client_ca: Path | None) -> ssl.
             context.num_tickets = 0  # a resumed session would not present its certificate again
         return context
 
-    renewed = Renewed("the TLS certificate of HTTP", [certificate, key, *([] if client_ca is None else [client_ca])], read)
+    renewed = ReloadingFile("the TLS certificate of HTTP", [certificate, key, *([] if client_ca is None else [client_ca])], read)
 
     def renew(connection: ssl.SSLObject | ssl.SSLSocket, name: str | None, context: ssl.SSLContext) -> None:
         connection.context = renewed.get()

@@ -18,7 +18,7 @@ from tlcli.service.rpc.error_handling import abort_on_error, message_bytes, pars
 from tlcli.service.rpc.idle_streams import until_idle, write_or_time_out
 from tlcli.service.system.ordered_stream import in_order
 from tlcli.service.telemetry.failed_request import record_error
-from tlcli.service.telemetry.request_interceptor import one_of_stream
+from tlcli.service.telemetry.request_interceptor import next_stream_request
 from tlcli.service.types.answer import MapMethod, ModelInfo
 
 
@@ -116,7 +116,7 @@ class ClassifierServicer:
         return codec.write_response(await self._classifier.classify(codec.read_request(request), patient))
 
     async def _classify_in_stream(self, data: bytes) -> pb.ClassifyStreamResponse:
-        with one_of_stream() as observed:
+        with next_stream_request() as observed:
             observed.received_bytes = len(data)
             answer = await self._answer_in_stream(data)
             observed.sent_bytes = answer.ByteSize()

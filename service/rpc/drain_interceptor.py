@@ -18,7 +18,7 @@ from grpc_status import rpc_status
 from tlcli.contract.errors import ServerError
 from tlcli.service.protocol import error_status
 from tlcli.service.rpc.error_handling import RETRY_AFTER_MS
-from tlcli.service.telemetry.request_interceptor import sent_back
+from tlcli.service.telemetry.request_interceptor import echoed_metadata
 
 _MARGIN_S = 0.05
 
@@ -47,7 +47,7 @@ class DrainInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  #
         )
 
         async def reject(requests: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-            metadata = (*status.trailing_metadata, (RETRY_AFTER_MS, str(round(1000 * retry_s))), *sent_back())
+            metadata = (*status.trailing_metadata, (RETRY_AFTER_MS, str(round(1000 * retry_s))), *echoed_metadata())
             await context.abort(status.code, status.details, metadata)
 
         return grpc.stream_stream_rpc_method_handler(reject)  # for calls of every kind: it reads no request and writes no answer

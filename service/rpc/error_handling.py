@@ -14,7 +14,7 @@ from tlcli.contract.errors import OverloadedError, RequestError
 from tlcli.service.protocol.parse_cost import check_cost
 from tlcli.service.protocol.rpc_methods import Context
 from tlcli.service.telemetry.failed_request import record_error
-from tlcli.service.telemetry.request_interceptor import sent_back
+from tlcli.service.telemetry.request_interceptor import echoed_metadata
 
 RETRY_AFTER_MS = "grpc-retry-pushback-ms"
 """Metadata key of the retry delay, which clients with a gRPC retry policy heed (gRFC A6)."""
@@ -34,7 +34,7 @@ async def abort_on_error(context: Context) -> AsyncIterator[None]:
         metadata = status.trailing_metadata
         if isinstance(error, OverloadedError):
             metadata = (*metadata, (RETRY_AFTER_MS, str(round(1000 * error.retry_s))))
-        await context.abort(status.code, status.details, (*metadata, *sent_back()))
+        await context.abort(status.code, status.details, (*metadata, *echoed_metadata()))
 
 
 def parse(kind: type[M], data: bytes) -> M:

@@ -22,7 +22,7 @@ from tlcli.service.security.grpc_credentials import server_credentials
 from tlcli.service.security.tokens import Token
 from tlcli.service.settings.server_settings import ServerSettings
 from tlcli.service.system.addresses import join_address
-from tlcli.service.system.reloading_file import Renewed
+from tlcli.service.system.reloading_file import ReloadingFile
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class Grpc:
     health: its health servicer.
     """
 
-    def __init__(self, components: Components, tokens: Renewed[tuple[Token, ...]] | None) -> None:
+    def __init__(self, components: Components, tokens: ReloadingFile[tuple[Token, ...]] | None) -> None:
         """Listen on the configured address.
 
         Args:
@@ -104,7 +104,7 @@ def handlers(components: Components) -> tuple[grpc.GenericRpcHandler[Any, Any], 
 
 
 def interceptors(
-    components: Components, tokens: Renewed[tuple[Token, ...]] | None, drain: DrainInterceptor | None = None
+    components: Components, tokens: ReloadingFile[tuple[Token, ...]] | None, drain: DrainInterceptor | None = None
 ) -> list[grpc.aio.ServerInterceptor]:  # type: ignore[type-arg]  # generic in the stubs alone
     """Return the interceptors, outermost first. The observer comes first, so that it records calls that the others reject."""
     others = [SmallMessageInterceptor(), drain, None if tokens is None else TokenInterceptor(tokens)]

@@ -9,7 +9,7 @@ import grpc.aio
 from grpc_health.v1 import health
 
 from tlcli.service.security.tokens import Token, refusal
-from tlcli.service.system.reloading_file import Renewed
+from tlcli.service.system.reloading_file import ReloadingFile
 
 OPEN = frozenset({f"/{health.SERVICE_NAME}/Check", f"/{health.SERVICE_NAME}/Watch"})
 """Methods that need no token: load balancers and container managers check health without one. `List` would reveal the names of models."""
@@ -18,7 +18,7 @@ OPEN = frozenset({f"/{health.SERVICE_NAME}/Check", f"/{health.SERVICE_NAME}/Watc
 class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs alone
     """Interceptor that rejects calls without a valid token with UNAUTHENTICATED, before any message is read."""
 
-    def __init__(self, tokens: Renewed[tuple[Token, ...]]) -> None:
+    def __init__(self, tokens: ReloadingFile[tuple[Token, ...]]) -> None:
         self._tokens = tokens
 
     async def intercept_service(

@@ -1,1 +1,1 @@
-"""TLS certificates and tokens."""
+"""TLS certificates, gRPC credentials and access tokens."""

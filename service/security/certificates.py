@@ -1,4 +1,4 @@
-"""Certificates and keys in PEM files, looked at before gRPC gets them: it says little of what is wrong with them."""
+"""Certificates and keys in PEM files, checked before gRPC uses them, since its errors do not say what is wrong."""
 
 from __future__ import annotations
 
@@ -11,55 +11,61 @@ from tlcli.contract.errors import SettingsError
 
 @dataclass(frozen=True, repr=False)
 class Identity:
-    """A certificate, with those between it and its authority, and its private key, both PEM. No `repr`: no log shows the key."""
+    """Certificate with its intermediate certificates, and its private key, both PEM. Without `repr`, so that no log shows the key."""
 
     certificate: bytes
     key: bytes
 
 
 def read_identity(certificate: Path, key: Path) -> Identity:
-    """Read both, as they are at one moment.
+    """Read a certificate and its key, and check that neither changed meanwhile.
 
     Raises:
-        SettingsError: they cannot be read, are not PEM, do not belong together, or the key has a password.
+        SettingsError: the files cannot be read, are not PEM, do not belong together, or the key has a password.
     """
-    read = Identity(_read(certificate, "tls_certificate"), _read(key, "tls_key"))
+    identity = Identity(_read(certificate, "tls_certificate"), _read(key, "tls_key"))
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")  # an empty one, or it would ask for it
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")  # without it, OpenSSL would prompt for one
     except OSError as error:  # ssl.SSLError is one
         if getattr(error, "reason", None) == "KEY_VALUES_MISMATCH":
             raise SettingsError(f"tls_key {key}: not the key of the certificate in {certificate}") from error
-        if b"-----BEGIN CERTIFICATE-----" not in read.certificate:
-            raise SettingsError(f"tls_certificate {certificate}: no certificate in it: expected PEM, which begins -----BEGIN") from error
-        if b"ENCRYPTED" in read.key:
-            raise SettingsError(f"tls_key {key}: has a password: expected a key without (openssl pkey -in {key} -out plain.key)") from error
-        which, path = ("tls_key", key) if b"PRIVATE KEY-----" not in read.key else ("tls_certificate", certificate)
-        raise SettingsError(f"{which} {path}: cannot be read as PEM: expected a certificate and its private key, whole") from error
-    if (_read(certificate, "tls_certificate"), _read(key, "tls_key")) != (read.certificate, read.key):
-        raise SettingsError(f"tls_certificate {certificate}: written while it was read")
-    return read
+        if b"-----BEGIN CERTIFICATE-----" not in identity.certificate:
+            raise SettingsError(
+                f"tls_certificate {certificate}: no certificate found: expected PEM, which begins with -----BEGIN"
+            ) from error
+        if b"ENCRYPTED" in identity.key:
+            raise SettingsError(
+                f"tls_key {key}: protected by a password: use a key without one (openssl pkey -in {key} -out plain.key)"
+            ) from error
+        which, path = ("tls_key", key) if b"PRIVATE KEY-----" not in identity.key else ("tls_certificate", certificate)
+        raise SettingsError(f"{which} {path}: not valid PEM: expected a complete certificate and its private key") from error
+    if (_read(certificate, "tls_certificate"), _read(key, "tls_key")) != (identity.certificate, identity.key):
+        raise SettingsError(f"tls_certificate {certificate}: changed while it was read")
+    return identity
 
 
 def read_authorities(path: Path, setting: str) -> bytes:
-    """Certificates of authorities.
+    """Read the certificates of authorities.
 
     Args:
         path: a PEM file.
-        setting: that named it.
+        setting: name of the setting, for error messages.
 
     Raises:
-        SettingsError: it cannot be read, or holds no certificate.
+        SettingsError: the file cannot be read or holds no certificate.
     """
     data = _read(path, setting)
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=as_text(data))
-    except (ssl.SSLError, ValueError) as error:  # a ValueError where the file is empty
-        raise SettingsError(f"{setting} {path}: no certificate in it: expected PEM, which begins -----BEGIN CERTIFICATE-----") from error
+    except (ssl.SSLError, ValueError) as error:  # ValueError: the file is empty
+        raise SettingsError(
+            f"{setting} {path}: no certificate found: expected PEM, which begins with -----BEGIN CERTIFICATE-----"
+        ) from error
     return data
 
 
 def as_text(pem: bytes) -> str:
-    """For Python's `ssl`, which takes no letters beyond ASCII, such as in comments."""
+    """Decode PEM for Python's `ssl`, dropping characters outside ASCII, such as those in comments."""
     return pem.decode("ascii", errors="ignore")
 
 

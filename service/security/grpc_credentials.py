@@ -1,4 +1,4 @@
-"""TLS on the server's port; its files may be renewed while it serves."""
+"""TLS credentials of the gRPC server, reloaded when their files change."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from pathlib import Path
 import grpc
 
 from tlcli.service.security.certificates import read_authorities, read_identity
-from tlcli.service.system.reloading_file import Renewed
+from tlcli.service.system.reloading_file import ReloadingFile
 
 
 def server_credentials(certificate: Path, key: Path, client_ca: Path | None) -> grpc.ServerCredentials:
-    """For a port.
+    """Build the credentials for a port.
 
-    The files are looked at whenever a client connects. Connections that stand go on with the certificate they began with.
+    The files are checked for changes whenever a client connects. Open connections keep the certificate that they started with.
 
     Args:
         certificate, key: PEM files.
-        client_ca: PEM; clients must show a certificate of one of these authorities. None: they need none.
+        client_ca: PEM file of authorities; clients must present a certificate signed by one of them. None: clients need none.
 
     Raises:
         SettingsError: the files cannot be used; see `tlcli.service.security.certificates`.
@@ -28,14 +28,14 @@ def server_credentials(certificate: Path, key: Path, client_ca: Path | None) -> 
         authorities = None if client_ca is None else read_authorities(client_ca, "tls_client_ca")
         return grpc.ssl_server_certificate_configuration([(identity.key, identity.certificate)], authorities)
 
-    renewed = Renewed("the TLS certificate", [certificate, key, *([] if client_ca is None else [client_ca])], read)
-    in_use = renewed.get()
+    configuration = ReloadingFile("the TLS certificate", [certificate, key, *([] if client_ca is None else [client_ca])], read)
+    in_use = configuration.get()
 
-    def renew() -> grpc.ServerCertificateConfiguration | None:
-        """What is new, once: gRPC takes the object away."""
+    def fetch() -> grpc.ServerCertificateConfiguration | None:
+        """Return the configuration once after each change, since gRPC takes ownership of the object; else None."""
         nonlocal in_use
-        before, in_use = in_use, renewed.get()
+        before, in_use = in_use, configuration.get()
         return None if in_use is before else in_use
 
-    # None says that nothing has changed, which the stubs leave out.
-    return grpc.dynamic_ssl_server_credentials(in_use, renew, client_ca is not None)  # type: ignore[arg-type]
+    # None means no change; the stubs do not know it.
+    return grpc.dynamic_ssl_server_credentials(in_use, fetch, client_ca is not None)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The tokens that requests may carry: `token` or `name: token`, one a line."""
+"""Access tokens and the files that hold them: `token` or `name: token`, one per line."""
 
 from __future__ import annotations
 
@@ -11,93 +11,97 @@ from pathlib import Path
 
 from tlcli.contract.errors import SettingsError
 from tlcli.contract.files.text_file import read_text
-from tlcli.service.system.reloading_file import Renewed
+from tlcli.service.system.reloading_file import ReloadingFile
 
 logger = logging.getLogger(__name__)
 
 _MAX_FILE_BYTES = 16 * 1024 * 1024
 
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
-"""As RFC 6750 (section 2.1) has it."""
+"""Syntax of a bearer token in RFC 6750, section 2.1."""
 
 _SCHEME = b"bearer "
-_LETTERS = "letters, digits and -._~+/="
+_CHARACTERS = "letters, digits and -._~+/="
 
 
 @dataclass(frozen=True, repr=False)
 class Token:
-    """name: whose it is, for people; may be empty. Has no `repr`, so that no log shows it."""
+    """Access token and the name of its owner, which may be empty. Without `repr`, so that no log shows it."""
 
     name: str
     value: str
 
 
 def read_tokens(path: Path) -> tuple[Token, ...]:
-    """The tokens of a file; lines that begin with `#`, and empty ones, are left out.
+    """Read the tokens of a file, skipping empty lines and lines that begin with `#`.
 
     Raises:
-        SettingsError: it cannot be read, a line is no token, or there is none.
+        SettingsError: the file cannot be read, a line is not a token, or there is no token.
     """
     try:
         lines = read_text(path, _MAX_FILE_BYTES).splitlines()
     except SettingsError as error:
         raise SettingsError(f"tokens_file {error}") from error
-    found: list[Token] = []
+    tokens: list[Token] = []
     for number, line in enumerate(map(str.strip, lines), 1):
         if not line or line.startswith("#"):
             continue
         name, _, token = line.rpartition(":")
         if not _TOKEN.fullmatch(token.strip()):
-            raise SettingsError(f"tokens_file {path}: line {number}: expected TOKEN or NAME: TOKEN, the token of {_LETTERS}")
-        found.append(Token(name.strip(), token.strip()))
-    if not found:
-        raise SettingsError(f"tokens_file {path}: no token in it: expected one a line (openssl rand -hex 32 makes one)")
-    return tuple(found)
+            raise SettingsError(f"tokens_file {path}: line {number}: expected TOKEN or NAME: TOKEN, with a token of {_CHARACTERS}")
+        tokens.append(Token(name.strip(), token.strip()))
+    if not tokens:
+        raise SettingsError(f"tokens_file {path}: no token found: expected one per line (openssl rand -hex 32 makes one)")
+    return tuple(tokens)
 
 
-def renewed_tokens(path: Path | None) -> Renewed[tuple[Token, ...]] | None:
-    """The tokens of a file as it is at each time; None where there is no file.
+def reloading_tokens(path: Path | None) -> ReloadingFile[tuple[Token, ...]] | None:
+    """Read the tokens of a file and reload them when it changes; return None without a file.
 
     Raises:
         SettingsError: see `read_tokens`.
     """
     if path is None:
         return None
-    tokens = Renewed("the list of tokens", [path], lambda: read_tokens(path))
-    logger.info("requests must carry a token of %s: %s", path, ", ".join(token.name or "one without a name" for token in tokens.get()))
+    tokens = ReloadingFile("the list of tokens", [path], lambda: read_tokens(path))
+    logger.info("requests must carry a token of %s: %s", path, ", ".join(token.name or "unnamed" for token in tokens.get()))
     return tokens
 
 
 def read_token(path: Path) -> str:
-    """The only token of a file.
+    """Read a file that holds exactly one token.
 
     Raises:
-        SettingsError: see `read_tokens`; or there are several.
+        SettingsError: see `read_tokens`; or the file holds several tokens.
     """
     tokens = read_tokens(path)
     if len(tokens) != 1:
-        raise SettingsError(f"{path}: {len(tokens)} tokens in it: expected the one to send")
+        raise SettingsError(f"{path}: holds {len(tokens)} tokens: expected only the one to send")
     return tokens[0].value
 
 
 def require_token(text: str) -> str:
-    """Raises: SettingsError: not a token; it is not shown."""
+    """Return `text` if it is a token.
+
+    Raises:
+        SettingsError: `text` is not a token; the message does not show it.
+    """
     if not _TOKEN.fullmatch(text):
-        raise SettingsError(f"the token that was given is none: expected {_LETTERS}")
+        raise SettingsError(f"invalid token: expected {_CHARACTERS}")
     return text
 
 
-def is_one_of(given: bytes, tokens: Sequence[Token]) -> bool:
-    """Compared with all of them, in a time that tells nothing of how much of one fits."""
-    return sum(hmac.compare_digest(given, token.value.encode()) for token in tokens) > 0
+def is_known(value: bytes, tokens: Sequence[Token]) -> bool:
+    """Compare a value with all tokens, in a time that does not reveal how much of one matches."""
+    return sum(hmac.compare_digest(value, token.value.encode()) for token in tokens) > 0
 
 
-def refusal(given: Sequence[bytes], tokens: Sequence[Token]) -> str:
-    """Why a request is not let in; empty where it is. given: the values of its `authorization`."""
-    if not given:
-        return "no token came, and this server asks for one: send 'authorization: Bearer TOKEN' with the call"
-    if len(given) > 1 or given[0][: len(_SCHEME)].lower() != _SCHEME:
-        return "the call's authorization is no token: expected 'authorization: Bearer TOKEN', once"
-    if not is_one_of(given[0][len(_SCHEME) :].strip(), tokens):
-        return "the token that came is none of this server's: it may have been replaced"
+def refusal(authorization: Sequence[bytes], tokens: Sequence[Token]) -> str:
+    """Return the reason to reject a request with these values of `authorization`; empty if the request may pass."""
+    if not authorization:
+        return "no token: this server requires one: send 'authorization: Bearer TOKEN' with the call"
+    if len(authorization) > 1 or authorization[0][: len(_SCHEME)].lower() != _SCHEME:
+        return "invalid authorization: expected 'authorization: Bearer TOKEN', once"
+    if not is_known(authorization[0][len(_SCHEME) :].strip(), tokens):
+        return "unknown token: it may have been replaced"
     return ""

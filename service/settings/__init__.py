@@ -1,1 +1,1 @@
-"""Server settings: fields, and where their values come from."""
+"""Settings of a server, and their sources: a file, the environment and flags."""

@@ -1,261 +1,289 @@
-"""What a server is told before it starts."""
+"""Settings of a server: names, types, ranges and defaults."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ModelWrapValidatorHandler, Strict, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from tlcli.contract.errors import SettingsError
 from tlcli.contract.images.decoding import ImageLimits
-from tlcli.service.repository.model_control import MODES
 from tlcli.service.repository.version_policy import VersionPolicy
-from tlcli.service.settings.field import declared, told, told_of_each
 from tlcli.service.system.addresses import is_loopback
-from tlcli.service.telemetry.logs import FORMATS
+from tlcli.service.telemetry.logs import LogFormat
 
-_LONGEST_S = 1_000_000
+_MAX_S = 1_000_000
 """Eleven days. gRPC counts milliseconds in 31 bits, and no clock counts to infinity."""
 
-_MOST_THREADS = 1024
-_MOST = 1_000_000
-
 _MAX_MESSAGE_BYTES = 1024**3
-_MOST_BYTES = 1024**5
 """gRPC counts a message's bytes in 31 bits."""
 
+_MAX_MEMORY_BYTES = 1024**5
 
-@dataclass(frozen=True)
-class ServerSettings:
-    """Frozen: one object describes a server from its start to its end. What each setting is for stands beside it.
 
-    `tlcli.service.settings.sources` reads them from a file, the environment and flags: a field here is a key, a variable and a flag.
+def _not_empty(value: object) -> object:
+    if value == "":
+        raise ValueError("empty")
+    return value
+
+
+_PORT: Any = Field(ge=0, le=65535, json_schema_extra={"expected": "1 to 65535, or 0 for a free port"})
+_Port = Annotated[int, _PORT]
+_OptionalPort = Annotated[int | None, _PORT]
+_Path = Annotated[Path, Strict(False), BeforeValidator(_not_empty)]
+_OptionalPath = Annotated[Path | None, Strict(False), BeforeValidator(_not_empty)]
+_Count = Annotated[int, Field(ge=1, le=1_000_000)]
+_Threads = Annotated[int, Field(ge=0, le=1024)]
+_Connections = Annotated[int, Field(ge=1, le=65536)]
+
+
+class ServerSettings(BaseModel):
+    """Settings of a server, frozen: one object describes a server from start to shutdown.
+
+    `tlcli.service.settings.sources` reads each field from the settings file, an environment variable or a flag of `tlcli serve`.
+    The descriptions make the help of `tlcli serve` and the table in `docs/serving.md`.
 
     Raises:
-        SettingsError: a value outside its range, or one that contradicts another.
+        SettingsError: a value is outside its range or contradicts another.
     """
 
-    models: Path = field(default=Path("models"), metadata=told("The model repository, `<models>/<name>/<version>/model.onnx`."))
-    host: str = field(default="127.0.0.1", metadata=told("The address to listen on; by default only this machine reaches it."))
-    port: int = field(
-        default=8001,
-        metadata=told("0 takes a free one, which the log tells.", low=0, high=65535, expected="1 to 65535, or 0 for a free one"),
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+    models: _Path = Field(default=Path("models"), description="Model repository: `<models>/<name>/<version>/model.onnx`.")
+    host: str = Field(
+        default="127.0.0.1", min_length=1, description="Address to listen on. The default accepts connections from this machine only."
     )
-    http_port: int | None = field(
+    port: _Port = Field(default=8001, description="Port for gRPC. 0 picks a free port and logs it.")
+    http_port: _OptionalPort = Field(default=None, description="Port for HTTP. Not set: gRPC only. 0 picks a free port and logs it.")
+    allowed_hosts: str | None = Field(
         default=None,
-        metadata=told(
-            "Answer over HTTP too, here; not set: over gRPC alone. 0 takes a free one, which the log tells.",
-            low=0,
-            high=65535,
-            expected="1 to 65535, or 0 for a free one",
-        ),
+        min_length=1,
+        description="Host names accepted in HTTP requests, separated by commas, such as models.example; * accepts any. IP addresses and"
+        " localhost are always accepted. Not set: only those on a loopback address, any name on other addresses.",
     )
-    allowed_hosts: str | None = field(
-        default=None,
-        metadata=told(
-            "Names of this server that HTTP requests may ask for, such as models.example, with commas between them; * for any. IP"
-            " addresses and localhost are always taken. Not set: those alone on a loopback address, any name on another."
-        ),
-    )
-    reuse_port: bool = field(
+    reuse_port: bool = Field(
         default=False,
-        metadata=told("Share the port with another server that was told so too: the new one listens before the old one stops."),
+        description="Share the port with another server that has this setting too, so that a new server listens before the old one stops.",
     )
-    insecure: bool = field(default=False, metadata=told("Listen beyond this machine without TLS: for where something in front encrypts."))
-    tls_certificate: Path | None = field(
-        default=None, metadata=told("The server's certificate and those between it and its authority, PEM. Read anew when it changes.")
+    insecure: bool = Field(
+        default=False, description="Listen beyond this machine without TLS, for servers behind a proxy that encrypts the traffic."
     )
-    tls_key: Path | None = field(default=None, metadata=told("The certificate's private key, PEM, without a password."))
-    tls_client_ca: Path | None = field(
-        default=None, metadata=told("Certificates of authorities, PEM: a client must show a certificate of one of them.")
+    tls_certificate: _OptionalPath = Field(
+        default=None, description="Certificate of the server with its intermediate certificates, PEM. Reloaded when the file changes."
     )
-    tokens_file: Path | None = field(
-        default=None, metadata=told("Tokens, one a line: a request must carry one of them. Read anew when it changes.")
+    tls_key: _OptionalPath = Field(default=None, description="Private key of the certificate, PEM, without a password.")
+    tls_client_ca: _OptionalPath = Field(
+        default=None, description="Certificates of authorities, PEM. Clients must present a certificate signed by one of them."
     )
-    versions: str = field(
+    tokens_file: _OptionalPath = Field(
+        default=None, description="File of access tokens, one per line. Each request must carry one. Reloaded when the file changes."
+    )
+    versions: str = Field(
         default="all",
-        metadata=told("Which versions of each model are served: all, latest, latest:N, or numbers such as 1,3; and those with a label."),
+        min_length=1,
+        description="Versions of each model to serve: all, latest, latest:N, or numbers such as 1,3. Labelled versions are always served.",
     )
-    model_control: str = field(
+    model_control: Literal["fixed", "explicit", "poll"] = Field(
         default="fixed",
-        metadata=told("Who changes what is served: nobody, clients by the protocol's loads and unloads, or the folder.", choices=MODES),
+        description="Changes to the served models. fixed: none; explicit: clients load and unload models; poll: the server follows the"
+        " model repository.",
     )
-    poll_s: float = field(
-        default=5.0, metadata=told("How often the folder is looked at with model_control poll.", low=0.01, high=_LONGEST_S)
+    poll_s: float = Field(
+        default=5.0, ge=0.01, le=_MAX_S, description="Interval in seconds between checks of the model repository with model_control poll."
     )
-    device: str = field(default="auto", metadata=told("Where to compute.", choices=("auto", "cpu", "cuda")))
-    tf32: bool = field(
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Device that runs the models. auto: the GPU if ONNX Runtime can use it, else the CPU."
+    )
+    tf32: bool = Field(
         default=False,
-        metadata=told(
-            "On a GPU, multiply float32 numbers in TF32, as PyTorch's convolutions do: two to four times as fast, and maps are no longer"
-            " a CPU's."
-        ),
+        description="Multiply float32 numbers in TF32 on a GPU, as PyTorch's convolutions do. Two to four times as fast, but maps differ"
+        " from those of a CPU.",
     )
-    threads: int = field(
+    threads: _Threads = Field(
         default=0,
-        metadata=told(
-            "Of ONNX Runtime, for each model; 0 takes every core this process may use, or one for a model whose run takes a millisecond.",
-            low=0,
-            high=_MOST_THREADS,
-        ),
+        description="ONNX Runtime threads per model. 0: one per core this process may use, or one for a model that runs in about a"
+        " millisecond.",
     )
-    image_threads: int = field(
-        default=0, metadata=told("That decode, resize and draw; 0 takes every core this process may use.", low=0, high=_MOST_THREADS)
+    image_threads: _Threads = Field(
+        default=0, description="Threads that decode, resize and draw images. 0: one per core this process may use."
     )
-    limits: ImageLimits = field(
-        default_factory=ImageLimits,
-        metadata=told_of_each(
-            max_bytes=told("Of an encoded image; a request may be this large too.", low=1, high=_MAX_MESSAGE_BYTES),
-            max_pixels=told("Width times height of an image, read before it is decoded.", low=1),
-        ),
+    limits_max_bytes: int = Field(
+        default=ImageLimits.max_bytes,
+        ge=1,
+        le=_MAX_MESSAGE_BYTES,
+        description="Largest encoded image in bytes. A request may be this large too.",
     )
-    max_image_s: float = field(
+    limits_max_pixels: int = Field(
+        default=ImageLimits.max_pixels, ge=1, description="Largest image in pixels, width times height, read before decoding."
+    )
+    max_image_s: float = Field(
         default=300.0,
-        metadata=told(
-            "How long an image may take, from its place in the queue to its answer; then it is refused. 0: as long as it takes.",
-            low=0,
-            high=_LONGEST_S,
-        ),
+        ge=0,
+        le=_MAX_S,
+        description="Time limit for one image in seconds, from entering the queue to the answer. 0: no limit.",
     )
-    max_decode_s: float = field(
+    max_decode_s: float = Field(
         default=2.0,
-        metadata=told(
-            "Seconds of processor time that decoding an image may take; then it is refused. Files whose structure does not bound the time"
-            " are decoded in a process of their own.",
-            low=0.01,
-            high=_LONGEST_S,
-        ),
+        ge=0.01,
+        le=_MAX_S,
+        description="Processor time limit for decoding one image, in seconds. Files whose structure does not bound the time are decoded in"
+        " a separate process.",
     )
-    max_memory_bytes: int = field(
+    max_memory_bytes: int = Field(
         default=0,
-        metadata=told(
-            "Memory of all requests together: bodies, decoded images, drawings, runs of a size other than the model's own. A request waits"
-            " up to 2 s for it, then is refused. 0 takes half of the container's limit, or of the machine's memory without one.",
-            low=0,
-            high=_MOST_BYTES,
-        ),
+        ge=0,
+        le=_MAX_MEMORY_BYTES,
+        description="Memory budget of all requests in bytes: bodies, decoded images, drawings, and runs at a size other than the model's"
+        " own. A request waits up to 2 s for memory, then is rejected. 0: half of the container's limit, or of the machine's memory"
+        " without a limit.",
     )
-    max_message_bytes: int = field(
+    max_message_bytes: int = Field(
         default=0,
-        metadata=told(
-            "Of a request, where several images come in one; each is held to its own limits. 0 takes what the largest image needs.",
-            low=0,
-            high=_MAX_MESSAGE_BYTES,
-        ),
+        ge=0,
+        le=_MAX_MESSAGE_BYTES,
+        description="Largest request in bytes, for requests with several images; each image has limits of its own. 0: what the largest"
+        " image needs.",
     )
-    max_batch_size: int = field(default=8, metadata=told("Images in one run of a model, at most.", low=1, high=_MOST))
-    max_queue_delay_ms: float = field(
+    max_batch_size: _Count = Field(default=8, description="Largest number of images in one run of a model.")
+    max_queue_delay_ms: float = Field(
         default=0.0,
-        metadata=told(
-            "How long an image waits for others to share its run while the model is idle. 0: not at all; what comes while a run is under"
-            " way shares the next one even so.",
-            low=0,
-            high=_MOST,
-        ),
+        ge=0,
+        le=1_000_000,
+        description="Milliseconds that an idle model waits for more images before it runs a batch. Images that arrive during a run share"
+        " the next batch in any case. 0: no wait.",
     )
-    max_queue_size: int = field(
-        default=64,
-        metadata=told("Images that may wait for one model; others are refused, with the time after which to ask again.", low=1, high=_MOST),
+    max_queue_size: _Count = Field(
+        default=64, description="Largest number of images waiting for one model. More are rejected with a retry delay."
     )
-    max_score_cams: int = field(
+    max_score_cams: _Count = Field(
         default=16,
-        metadata=told(
-            "Score-CAMs of one model that may be in progress or wait; others are refused. The oldest goes first, in steps between images.",
-            low=1,
-            high=_MOST,
-        ),
+        description="Largest number of Score-CAMs of one model, waiting or in progress. More are rejected. The oldest runs first, in steps"
+        " between images.",
     )
-    max_maps: int = field(
+    max_maps: _Count = Field(
         default=100,
-        metadata=told("Classes that one request may have explained: each costs a map, and a PNG if it is drawn.", low=1, high=_MOST),
+        description="Largest number of classes that one request may explain. Each costs a map, and a PNG if the map is drawn.",
     )
-    stream_in_flight: int = field(default=8, metadata=told("Images of one stream that are worked on at a time.", low=1, high=_MOST))
-    stream_idle_s: float = field(
+    stream_in_flight: _Count = Field(default=8, description="Images of one stream that are processed at the same time.")
+    stream_idle_s: float = Field(
         default=300.0,
-        metadata=told(
-            "How long nothing may come on a stream, or be taken from it; then it ends. What the server works on counts as moving."
-            " 0: any time.",
-            low=0,
-            high=_LONGEST_S,
-        ),
+        ge=0,
+        le=_MAX_S,
+        description="Seconds without a message, sent or received, after which a stream is closed. Images in progress keep it open."
+        " 0: no limit.",
     )
-    max_connection_age_s: float = field(
+    max_connection_age_s: float = Field(
         default=0.0,
-        metadata=told(
-            "How long a client keeps a gRPC connection before it is asked to connect anew, so that it finds servers that were added; with a"
-            " retry policy it loses no request. 0: as long as it likes.",
-            low=0,
-            high=_LONGEST_S,
-        ),
+        ge=0,
+        le=_MAX_S,
+        description="Age in seconds at which a gRPC client is asked to reconnect, so that it finds servers added since. A client with a"
+        " retry policy loses no request. 0: no limit.",
     )
-    max_connections: int = field(
+    max_connections: _Connections = Field(
         default=1024,
-        metadata=told(
-            "Connections that each protocol has open at a time, or fewer where the system allows fewer open files; others are refused.",
-            low=1,
-            high=65536,
-        ),
+        description="Largest number of open connections per protocol, or fewer if the system allows fewer open files. More are rejected.",
     )
-    max_streams: int = field(
-        default=256,
-        metadata=told("Calls that one gRPC connection has under way at a time; its client holds others back.", low=1, high=65536),
+    max_streams: _Connections = Field(
+        default=256, description="Largest number of concurrent calls per gRPC connection. Clients delay further calls."
     )
-    pre_stop_s: float = field(
+    pre_stop_s: float = Field(
         default=0.0,
-        metadata=told(
-            "How long requests are still taken after health says NOT_SERVING, so that load balancers see it and send theirs elsewhere."
-            " 0 where nothing stands in front.",
-            low=0,
-            high=_LONGEST_S,
-        ),
+        ge=0,
+        le=_MAX_S,
+        description="Seconds during which requests are still accepted after health turns NOT_SERVING, so that load balancers stop sending"
+        " them. 0: for servers without a load balancer.",
     )
-    grace_s: float = field(
-        default=30.0,
-        metadata=told("How long requests in flight may take to finish at a stop; then they are cancelled.", low=0, high=_LONGEST_S),
+    grace_s: float = Field(
+        default=30.0, ge=0, le=_MAX_S, description="Seconds that in-flight requests may take at shutdown before they are cancelled."
     )
-    metrics_port: int | None = field(
+    metrics_port: _OptionalPort = Field(
+        default=None, description="Port for Prometheus metrics over HTTP. Not set: no metrics. 0 picks a free port and logs it."
+    )
+    metrics_host: str = Field(default="127.0.0.1", min_length=1, description="Address to listen on for metrics, which travel unencrypted.")
+    otel_endpoint: str | None = Field(
         default=None,
-        metadata=told(
-            "Answer Prometheus over HTTP here; not set: no metrics. 0 takes a free one, which the log tells.",
-            low=0,
-            high=65535,
-            expected="1 to 65535, or 0 for a free one",
-        ),
+        min_length=1,
+        description="OpenTelemetry collector for traces, http://HOST:PORT. Not set: the value of OTEL_EXPORTER_OTLP_ENDPOINT.",
     )
-    metrics_host: str = field(default="127.0.0.1", metadata=told("The address for metrics; they travel unencrypted."))
-    otel_endpoint: str | None = field(
-        default=None,
-        metadata=told("Send traces to this OpenTelemetry collector, http://HOST:PORT; not set: what OTEL_EXPORTER_OTLP_ENDPOINT says."),
-    )
-    log_format: str = field(default="text", metadata=told("Lines for people, or a JSON object a line.", choices=FORMATS))
-    log_requests: bool = field(default=False, metadata=told("A line in the log for each request."))
+    log_format: LogFormat = Field(default="text", description="Log format: lines of text, or one JSON object per line.")
+    log_requests: bool = Field(default=False, description="Log one line per request.")
 
-    def __post_init__(self) -> None:
-        for one in SETTINGS:
-            if problem := one.problem(one.of(self)):
-                raise SettingsError(f"{one.name} {one.of(self)}: {problem}")
+    @property
+    def limits(self) -> ImageLimits:
+        """Limits on each image of a request."""
+        return ImageLimits(self.limits_max_bytes, self.limits_max_pixels)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _raise_settings_errors(cls, values: Any, handler: ModelWrapValidatorHandler[ServerSettings]) -> ServerSettings:
+        try:
+            settings = handler(values)
+        except ValidationError as error:
+            name, value = error.errors()[0]["loc"][0], error.errors()[0]["input"]
+            field = cls.model_fields.get(str(name))
+            raise SettingsError(f"{name} {value}: {'no such setting' if field is None else problem(field, error)}") from error
+        settings._check_combinations()
+        return settings
+
+    def _check_combinations(self) -> None:
         if self.http_port == self.port != 0:
-            raise SettingsError(f"http_port {self.http_port}: gRPC has it (port): choose another, or 0 for a free one")
+            raise SettingsError(f"http_port {self.http_port}: already used for gRPC (port): choose another, or 0 for a free port")
         VersionPolicy.parse(self.versions)
-        self._check_security()
-
-    def _check_security(self) -> None:
         if (self.tls_certificate is None) != (self.tls_key is None):
             missing = "tls_key" if self.tls_key is None else "tls_certificate"
             raise SettingsError(f"{missing} is not set: a certificate and its key go together")
         if self.tls_client_ca is not None and self.tls_certificate is None:
-            raise SettingsError("tls_client_ca is set without tls_certificate: clients show a certificate to a server that has one")
+            raise SettingsError("tls_client_ca is set without tls_certificate: client certificates need a server with TLS")
         if self.tls_certificate is None and not self.insecure and not is_loopback(self.host):
             what = "requests" if self.tokens_file is None else "requests and their tokens"
             raise SettingsError(
                 f"host {self.host}: {what} would travel unencrypted beyond this machine: set tls_certificate and tls_key,"
-                " or insecure where something in front encrypts"
+                " or insecure behind a proxy that encrypts"
             )
         if self.metrics_port is not None and not self.insecure and not is_loopback(self.metrics_host):
             raise SettingsError(
                 f"metrics_host {self.metrics_host}: metrics would travel unencrypted beyond this machine:"
-                " set insecure where something in front encrypts, or nobody listens"
+                " set insecure behind a proxy that encrypts, or on a network that you trust"
             )
 
 
-SETTINGS = declared(ServerSettings)
-"""Every setting, in the order above."""
+SETTINGS = ServerSettings.model_fields
+"""Fields of all settings by name, in the order above."""
+
+_KINDS: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path"}
+
+_RANGE_ERRORS = ("greater_than_equal", "less_than_equal", "finite_number", "int_parsing_size", "literal_error")
+"""pydantic's error types for values of the right type that are not allowed."""
+
+
+def kind_of(field: FieldInfo) -> type:
+    """Return the type of a setting's values: bool, int, float, str or Path."""
+    first = (*get_args(field.annotation), field.annotation)[0]
+    return first if isinstance(first, type) else str  # a text is one of the choices of a Literal
+
+
+def choices_of(field: FieldInfo) -> tuple[str, ...]:
+    """Return the values that a setting may have; empty where any value of its type is allowed."""
+    return tuple(option for option in get_args(field.annotation) if isinstance(option, str))
+
+
+def problem(field: FieldInfo, error: ValidationError) -> str:
+    """Describe what a setting expects instead of the value that pydantic rejected."""
+    is_range = error.errors()[0]["type"] in _RANGE_ERRORS
+    return f"expected {(is_range and _range(field)) or _KINDS[kind_of(field)]}"
+
+
+def _range(field: FieldInfo) -> str:
+    if isinstance(field.json_schema_extra, dict):
+        return str(field.json_schema_extra["expected"])
+    if choices := choices_of(field):
+        return f"{', '.join(choices[:-1])} or {choices[-1]}"
+    low, high = bound(field, "ge"), bound(field, "le")
+    return f"{low:,g} or more" if high is None else f"{low:g} to {high:,.0f}"
+
+
+def bound(field: FieldInfo, name: Literal["ge", "le"]) -> float | None:
+    """Return the least (`ge`) or greatest (`le`) value of a setting; None without one."""
+    return next((getattr(constraint, name) for constraint in field.metadata if hasattr(constraint, name)), None)

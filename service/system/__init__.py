@@ -1,1 +1,1 @@
-"""Infrastructure that knows nothing of models: threads, streams, addresses, files that reload."""
+"""Infrastructure that does not know about models: thread pool, ordered streams, addresses, reloading files."""

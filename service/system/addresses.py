@@ -1,4 +1,4 @@
-"""Addresses as gRPC reads them, and which of them only this machine reaches."""
+"""Addresses in gRPC's notation, and a check for loopback addresses."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ def parse_target(target: str, port: int | None) -> tuple[str, int, bool]:
 
     Args:
         target: `host`, `host:port`, `[IPv6]:port`, each with or without `grpc://` or `grpcs://` (TLS).
-        port: given apart from it; None for the one in `target`, or 8001.
+        port: port set separately; None for the port in `target`, or 8001.
 
     Raises:
-        SettingsError: none of these, two ports that differ, or an address of HTTP.
+        SettingsError: the address has another form, names a different port than `port`, or is an HTTP address.
     """
     expected = "expected a name or an address, such as 127.0.0.1, host:8001 or grpc://host:8001"
     scheme, separator, rest = target.strip().rpartition("://")
     if scheme.lower() in ("http", "https"):
-        raise SettingsError(f"host {target!r}: an address of HTTP; this client speaks gRPC, on a port of its own: {expected}")
+        raise SettingsError(f"host {target!r}: this is an HTTP address, but the client speaks gRPC on another port: {expected}")
     if separator and scheme.lower() not in _SCHEMES:
         raise SettingsError(f"host {target!r}: unknown scheme {scheme!r}: {expected}")
     rest = rest.rstrip("/")
@@ -37,20 +37,20 @@ def parse_target(target: str, port: int | None) -> tuple[str, int, bool]:
     text = match["p6"] if match["v6"] else match["p"]
     if text is not None:
         if not re.fullmatch(r"[0-9]{1,5}", text) or not 1 <= int(text) <= 65535:
-            raise SettingsError(f"host {target!r}: {text!r} is no port: expected 1 to 65535, such as {host}:{DEFAULT_PORT}")
+            raise SettingsError(f"host {target!r}: {text!r} is not a port: expected 1 to 65535, such as {host}:{DEFAULT_PORT}")
         if port is not None and port != int(text):
-            raise SettingsError(f"host {target!r} and port {port}: two different ports: give one of them")
+            raise SettingsError(f"host {target!r} and port {port}: two different ports: set only one")
         port = int(text)
     return host, DEFAULT_PORT if port is None else port, _SCHEMES.get(scheme.lower(), False)
 
 
 def join_address(host: str, port: int) -> str:
-    """`host:port` as gRPC reads it, with an IPv6 address in brackets."""
+    """Return `host:port` in gRPC's notation, with an IPv6 address in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def is_loopback(host: str) -> bool:
-    """Is it an address that only this machine reaches? A name other than `localhost` may mean any."""
+    """Return True for an address that only this machine can reach. Names other than `localhost` count as reachable by others."""
     if host == "localhost":
         return True
     try:

@@ -1,4 +1,4 @@
-"""Work on several items of a stream at once, answer them in their order."""
+"""Concurrent processing of a stream that keeps the order of its items."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ R = TypeVar("R")
 async def in_order(items: AsyncIterable[T], work: Callable[[T], Awaitable[R]], limit: int) -> AsyncGenerator[R, None]:
     """Yield `await work(item)` for each item, in the order of the items.
 
-    An item is read only while fewer than `limit` are worked on or wait to be taken, so a sender that is faster
-    than the work, or a receiver that is slower, stops the reading and not the memory. A result is yielded as
-    soon as its turn comes: a sender may wait for it before it sends the next item.
+    An item is read only while fewer than `limit` items are in progress or wait to be consumed. A fast sender or a slow receiver
+    therefore stops the reading instead of filling the memory. Each result is yielded as soon as it is next in order, since a sender
+    may wait for it before it sends the next item.
 
-    Closed or cancelled early, it cancels what is under way.
+    Closing or cancelling the generator cancels the items in progress.
 
     Raises:
-        Exception: what `items` or `work` raises.
+        Exception: any exception raised by `items` or `work`.
     """
     room = asyncio.Semaphore(limit)
     pending: asyncio.Queue[asyncio.Future[R] | None] = asyncio.Queue()
-    under_way: set[asyncio.Future[R]] = set()
+    in_progress: set[asyncio.Future[R]] = set()
 
     async def read() -> None:
         try:
             await room.acquire()
             async for item in items:
                 task = asyncio.ensure_future(work(item))
-                under_way.add(task)
-                task.add_done_callback(under_way.discard)
+                in_progress.add(task)
+                task.add_done_callback(in_progress.discard)
                 pending.put_nowait(task)
                 await room.acquire()
         finally:
@@ -46,5 +46,5 @@ async def in_order(items: AsyncIterable[T], work: Callable[[T], Awaitable[R]], l
         await reader
     finally:
         reader.cancel()
-        for task in tuple(under_way):
+        for task in tuple(in_progress):
             task.cancel()

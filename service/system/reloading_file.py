@@ -1,4 +1,4 @@
-"""Files that are renewed while the server runs: certificates and tokens."""
+"""Files that are reloaded when they change: certificates and tokens."""
 
 from __future__ import annotations
 
@@ -15,17 +15,22 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class Renewed(Generic[T]):
-    """What is made of some files, made anew when one of them has changed. Safe to use from several threads.
+class ReloadingFile(Generic[T]):
+    """Value read from one or more files, read again when one of them has changed. Safe to use from several threads.
 
-    Files that cannot be used when they have changed, such as half-written ones, leave it as it was, and a line in the log says so.
+    If the changed files cannot be used, for example because they are half written, the old value stays and the log says so.
     """
 
     def __init__(self, what: str, paths: Sequence[Path], read: Callable[[], T]) -> None:
-        """what: for the log.
+        """Read the files for the first time.
+
+        Args:
+            what: name of the value in the log.
+            paths: files to watch.
+            read: reads the value; raises SettingsError if the files cannot be used.
 
         Raises:
-            SettingsError: what `read` raises, and raises of files that cannot be used.
+            SettingsError: see `read`.
         """
         self._what = what
         self._paths = paths
@@ -35,15 +40,15 @@ class Renewed(Generic[T]):
         self._value = read()
 
     def get(self) -> T:
-        """As the files are now, or were when they could be used last."""
+        """Return the value of the files as they are now, or as they were when they could last be used."""
         with self._lock:
-            stamps = self._look()  # before they are read: what changes meanwhile is read again
+            stamps = self._look()  # before reading: a change in the meantime is read again
             if stamps != self._stamps:
                 self._stamps = stamps
                 try:
                     self._value = self._read()
                 except SettingsError as error:
-                    logger.error("%s changed and cannot be used, the old one stays: %s", self._what, error)
+                    logger.error("%s changed but cannot be used, keeping the old one: %s", self._what, error)
                 else:
                     logger.info("%s changed: the new one is in use", self._what)
             return self._value
@@ -54,7 +59,7 @@ class Renewed(Generic[T]):
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_ino, found.st_size
+    return status.st_mtime_ns, status.st_ino, status.st_size

@@ -1,4 +1,4 @@
-"""Threads for what would hold up the event loop, each job with the time it waited and the time it took."""
+"""Thread pool for work that would block the event loop. Each job is timed: waiting and running."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Timed(Generic[T]):
-    """What a job returned, how long it waited for a thread, and how long it ran, in nanoseconds."""
+    """Result of a job, with the time it waited for a thread and the time it ran, in nanoseconds."""
 
     value: T
     waited_ns: int
@@ -24,49 +24,49 @@ class Timed(Generic[T]):
 
 
 class Workers:
-    """A fixed number of threads with one queue, first in, first out."""
+    """Pool of a fixed number of threads with one queue, first in, first out."""
 
     def __init__(self, threads: int, name: str) -> None:
         self._executor = ThreadPoolExecutor(max_workers=threads, thread_name_prefix=name)
         self._threads = threads
-        self._begun: dict[int, float] = {}
+        self._started: dict[int, float] = {}
 
     def stuck(self, seconds: float) -> bool:
-        """Return True if every thread has been at one job for longer than this."""
-        now, begun = time.monotonic(), list(self._begun.values())
-        return len(begun) == self._threads and all(now - since > seconds for since in begun)
+        """Return True if every thread has been running one job for longer than `seconds`."""
+        now, started = time.monotonic(), list(self._started.values())
+        return len(started) == self._threads and all(now - since > seconds for since in started)
 
     def _busy(self, job: Callable[[], T]) -> T:
         thread = threading.get_ident()
-        self._begun[thread] = time.monotonic()
+        self._started[thread] = time.monotonic()
         try:
             return job()
         finally:
-            del self._begun[thread]
+            del self._started[thread]
 
     async def do(self, job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Timed[T]:
-        """Run `job` in a thread. Cancelled while it waits, it never runs; once running it runs to its end, unheard.
+        """Run `job` in a thread. If cancelled, a waiting job never runs, and a running job finishes without its result being used.
 
         Raises:
-            Exception: what `job` raises.
+            Exception: any exception raised by `job`.
         """
-        asked = time.monotonic_ns()
+        submitted_ns = time.monotonic_ns()
 
         def timed() -> Timed[T]:
-            begun = time.monotonic_ns()
+            started_ns = time.monotonic_ns()
             value = job(*args, **kwargs)
-            return Timed(value, begun - asked, time.monotonic_ns() - begun)
+            return Timed(value, started_ns - submitted_ns, time.monotonic_ns() - started_ns)
 
         return await asyncio.get_running_loop().run_in_executor(self._executor, self._busy, timed)
 
     def start(self, job: Callable[[], None]) -> None:
-        """Let a thread run `job`, which sees to its errors itself; nobody waits for it. From any thread.
+        """Run `job` in a thread without waiting for it; the job handles its own errors. Callable from any thread.
 
         Raises:
-            RuntimeError: closed.
+            RuntimeError: the pool is closed.
         """
         self._executor.submit(self._busy, job)
 
     def close(self, wait: bool = True) -> None:
-        """Drop what waits for a thread, and wait for what runs, unless told not to."""
+        """Cancel waiting jobs; with `wait`, return only when the running jobs have finished."""
         self._executor.shutdown(wait=wait, cancel_futures=True)

@@ -1,1 +1,1 @@
-"""What is recorded of a request, and the metrics, traces and logs made of it."""
+"""Records of requests, and the metrics, traces and logs made from them."""

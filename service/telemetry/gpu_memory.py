@@ -1,4 +1,4 @@
-"""How full the GPUs are, as NVIDIA's management library (NVML) tells, which comes with the driver."""
+"""Memory use of the GPUs, read from NVIDIA's management library (NVML), which is part of the driver."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 class Nvml(Protocol):
-    """What is taken of the module `pynvml` (the package nvidia-ml-py); its functions have the names of NVML's own."""
+    """Functions used from the module `pynvml` (package nvidia-ml-py), named as in NVML."""
 
     NVMLError: type[Exception]
 
@@ -26,7 +26,12 @@ class Nvml(Protocol):
 
 @dataclass(frozen=True)
 class GpuMemory:
-    """gpu: NVML's number of it; uuid: what it is called wherever it is; used_bytes: by all processes, what the driver keeps included."""
+    """Memory of one GPU.
+
+    gpu: NVML's index of the GPU.
+    uuid: identifier that is the same on every machine.
+    used_bytes: memory used by all processes and reserved by the driver.
+    """
 
     gpu: str
     uuid: str
@@ -35,12 +40,13 @@ class GpuMemory:
 
 
 class Gpus:
-    """Those that the driver shows to this process: in a container, those that it was given."""
+    """GPUs visible to this process; in a container, the GPUs assigned to it."""
 
     def __init__(self, nvml: Nvml) -> None:
-        """
+        """Open NVML and look the GPUs up.
+
         Raises:
-            nvml.NVMLError: no driver, or none that tells.
+            nvml.NVMLError: there is no driver, or it does not answer.
         """
         self._nvml = nvml
         nvml.nvmlInit()
@@ -52,26 +58,26 @@ class Gpus:
             raise
 
     def memory(self) -> Iterator[GpuMemory]:
-        """Of each GPU; one that does not tell, such as one that is divided (MIG), is left out. From any thread."""
+        """Yield the memory of each GPU, skipping those that do not report it, such as GPUs divided by MIG. Callable from any thread."""
         for gpu, uuid, handle in self._known:
             try:
-                found = self._nvml.nvmlDeviceGetMemoryInfo(handle)
+                memory = self._nvml.nvmlDeviceGetMemoryInfo(handle)
             except self._nvml.NVMLError as error:
-                logger.debug("GPU %s does not tell its memory: %s", gpu, error)
+                logger.debug("GPU %s does not report its memory: %s", gpu, error)
                 continue
-            yield GpuMemory(gpu, uuid, int(found.used), int(found.total))
+            yield GpuMemory(gpu, uuid, int(memory.used), int(memory.total))
 
     def close(self) -> None:
-        """Ask no more."""
+        """Shut NVML down."""
         with suppress(self._nvml.NVMLError):
             self._nvml.nvmlShutdown()
 
 
 def open_gpus(nvml: Nvml | None = None) -> Gpus | None:
-    """The GPUs, or None where they cannot be asked, which the log tells at DEBUG.
+    """Open the GPUs; return None, with a DEBUG line in the log, if NVML cannot be used.
 
     Args:
-        nvml: whom to ask; by default nvidia-ml-py, if it is installed.
+        nvml: the library; by default nvidia-ml-py, if it is installed.
     """
     if nvml is None:
         try:

@@ -1,4 +1,4 @@
-"""Log whose reader may stall: a bounded number of lines waits in memory, and a thread writes them."""
+"""Log handler that never blocks: a bounded number of lines waits in memory, and a thread writes them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import time
 
 _LINES = 4096
 _FLUSH_S = 1.0
-"""At the end, for lines that still wait."""
+"""Time limit for writing the waiting lines."""
 
 
 class LogWriter(logging.Handler):
-    """Writes each line to a file descriptor from a thread. Where nobody reads there, lines are dropped and counted, and nobody waits."""
+    """Handler that writes lines to a file descriptor from a thread. If the reader stalls, lines are dropped and counted."""
 
     def __init__(self, descriptor: int, lines: int = _LINES) -> None:
         super().__init__()
@@ -24,19 +24,19 @@ class LogWriter(logging.Handler):
         threading.Thread(target=self._write, name="log", daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Put a line behind those that wait, or drop it."""
+        """Queue a line, or drop it if the queue is full."""
         try:
             if self._dropped and self._lines.qsize() < self._lines.maxsize // 2:
-                self._lines.put_nowait(self._line(self._record_of(self._dropped)))
+                self._lines.put_nowait(self._line(self._drop_record(self._dropped)))
                 self._dropped = 0
             self._lines.put_nowait(self._line(record))
         except queue.Full:
             self._dropped += 1
-        except Exception:  # noqa: BLE001  # as logging has it: a record that cannot be formatted
+        except Exception:  # noqa: BLE001  # the record cannot be formatted: do as other handlers of logging
             self.handleError(record)
 
     def flush(self) -> None:
-        """Wait until what waits is written, a second at most."""
+        """Wait until the queued lines are written, for at most a second."""
         until = time.monotonic() + _FLUSH_S
         while self._lines.unfinished_tasks and time.monotonic() < until:
             time.sleep(0.005)
@@ -44,8 +44,8 @@ class LogWriter(logging.Handler):
     def _line(self, record: logging.LogRecord) -> bytes:
         return (self.format(record) + "\n").encode(errors="backslashreplace")
 
-    def _record_of(self, dropped: int) -> logging.LogRecord:
-        message = "%d lines of the log were dropped: nothing read them"
+    def _drop_record(self, dropped: int) -> logging.LogRecord:
+        message = "%d log lines were dropped: the reader was too slow"
         return logging.LogRecord(__name__, logging.WARNING, __file__, 0, message, (dropped,), None)
 
     def _write(self) -> None:
@@ -54,9 +54,9 @@ class LogWriter(logging.Handler):
             try:
                 while line:
                     line = line[os.write(self._descriptor, line) :]
-            except BlockingIOError:  # somebody made it non-blocking: what does not fit now is lost
+            except BlockingIOError:  # another process made it non-blocking: the rest of the line is lost
                 time.sleep(0.01)
-            except OSError:  # whoever read it has gone
+            except OSError:  # the reader has gone
                 pass
             finally:
                 self._lines.task_done()

@@ -1,4 +1,4 @@
-"""What a server writes to its log: lines for people or JSON objects for machines, and a line for each request where it is asked for."""
+"""Log of a server: text or JSON lines, and optionally one line per request."""
 
 from __future__ import annotations
 
@@ -6,43 +6,43 @@ import json
 import logging
 import sys
 from datetime import UTC, datetime
+from typing import Literal
 
 from tlcli.service.telemetry.log_writer import LogWriter
-from tlcli.service.telemetry.request_record import STAGES, Observed, under_way
+from tlcli.service.telemetry.request_record import NO_REQUEST, STAGES, RequestRecord, current_request
 
-TEXT, JSON = "text", "json"
-FORMATS = (TEXT, JSON)
+LogFormat = Literal["text", "json"]
 
 _FIELDS = "fields"
-"""The attribute of a log record that holds what is an object's members in JSON."""
+"""Attribute of a log record that holds additional members of the JSON object."""
 
 logger = logging.getLogger(__name__)
 
 
-def set_up(log_format: str) -> None:
-    """Lines from INFO on go to standard error, where the program has not set up logging.
+def configure_logging(log_format: LogFormat) -> None:
+    """Write lines from INFO on to standard error, unless the program has configured logging.
 
     Args:
-        log_format: one of `FORMATS`.
+        log_format: format of the lines.
     """
     handler = _writer()
-    handler.setFormatter(JsonFormatter() if log_format == JSON else logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(JsonFormatter() if log_format == "json" else logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
 def _writer() -> logging.Handler:
     try:
         return LogWriter(sys.stderr.fileno())
-    except (AttributeError, OSError, ValueError):  # replaced by something that is no file
+    except (AttributeError, OSError, ValueError):  # standard error is not a file
         return logging.StreamHandler()
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time (RFC 3339), level, logger, message, and what belongs to a request or an exception."""
+    """Formatter that writes one JSON object per line: time (RFC 3339), level, logger, message, and fields of a request or an exception."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
-        told: dict[str, object] = {
+        """Return the line."""
+        members: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "level": record.levelname,
             "logger": record.name,
@@ -50,16 +50,16 @@ class JsonFormatter(logging.Formatter):
         }
         fields: dict[str, object] | None = getattr(record, _FIELDS, None)
         if fields is not None:
-            told |= fields
-        elif (request := under_way()) is not None:
-            told["request_id"] = request.request_id
+            members |= fields
+        elif (request := current_request()) is not NO_REQUEST:
+            members["request_id"] = request.request_id
         if record.exc_info:
-            told["exception"] = self.formatException(record.exc_info)
-        return json.dumps(told, ensure_ascii=False, default=str)
+            members["exception"] = self.formatException(record.exc_info)
+        return json.dumps(members, ensure_ascii=False, default=str)
 
 
-def log_request(request: Observed) -> None:
-    """A line about a request that is over."""
+def log_request(request: RequestRecord) -> None:
+    """Log one line for a request that has ended."""
     took_ms = {stage: took_ns / 1e6 for stage, took_ns in request.took_ns().items()}
     fields = {
         "request_id": request.request_id,
@@ -77,7 +77,7 @@ def log_request(request: Observed) -> None:
     answered_by = f"{request.model} version {request.version}" if request.model else "no model"
     stages = ", ".join(f"{stage} {took_ms[stage]:.1f}" for stage in STAGES if stage in took_ms)
     logger.info(
-        "request %s: %s %s: %s by %s in %.1f ms%s, %d bytes came, %d went",
+        "request %s: %s %s: %s by %s in %.1f ms%s, %d bytes received, %d sent",
         request.request_id,
         request.protocol,
         request.method,

@@ -1,4 +1,4 @@
-"""What Prometheus may know of a server: counts, sizes and durations. Its library is imported only where a server keeps them."""
+"""Prometheus metrics of a server: counts, sizes and durations. The library is imported only if metrics are on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tlcli.contract.errors import SettingsError
 from tlcli.service.system.addresses import join_address
-from tlcli.service.telemetry.request_record import OK, Observed
+from tlcli.service.telemetry.request_record import OK, RequestRecord
 
 if TYPE_CHECKING:
     from prometheus_client import Counter, Histogram
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tlcli.service.telemetry.metrics_endpoint import MetricsEndpoint
 
 UNKNOWN = "unknown"
-"""The model of a request that failed before one was found for it: clients' own names would be values without end."""
+"""Model label of requests that failed before their model was found. Names invented by clients would be unbounded label values."""
 
 DURATIONS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -35,9 +35,9 @@ class Queue:
 
 
 class Metrics:
-    """The metrics of one server, in a registry of their own, so that a process may have several servers. Off, it does nothing.
+    """Metrics of one server, in a registry of their own, so that a process may have several servers. If off, all methods do nothing.
 
-    What is asked of it for each request happens in the event loop's thread; a scrape happens in another one.
+    Requests are counted in the event loop's thread; scrapes run in another thread.
     """
 
     def __init__(self, on: bool = False) -> None:
@@ -50,26 +50,26 @@ class Metrics:
 
         self._registry = CollectorRegistry()
         here = {"namespace": "tlcli", "registry": self._registry}
-        self._requests = Counter("requests", "Requests answered.", ("protocol", "method", "model", "version", "code"), **here)  # type: ignore[arg-type]
+        self._requests = Counter("requests", "Requests that have ended.", ("protocol", "method", "model", "version", "code"), **here)  # type: ignore[arg-type]
         self._durations = Histogram(
             "request_duration_seconds",
-            "Time of requests that ended well, by stage; total is all of it.",
+            "Duration of successful requests, by stage; total is the whole request.",
             ("model", "stage"),
             buckets=DURATIONS_S,
             **here,  # type: ignore[arg-type]
         )
-        self._images = Counter("images", "Images of requests that ended well.", ("model",), **here)  # type: ignore[arg-type]
-        self._refused = Counter("refused", "Requests refused because too many waited.", ("model",), **here)  # type: ignore[arg-type]
-        self._batches = Histogram("batch_size", "Images in a run of a model.", ("model",), buckets=BATCH_SIZES, **here)  # type: ignore[arg-type]
-        self._loads = Counter("model_loads", "Loads of a version of a model.", ("model", "outcome"), **here)  # type: ignore[arg-type]
-        self._load_durations = Summary("model_load_seconds", "Time of loads that ended well, warm-up included.", ("model",), **here)  # type: ignore[arg-type]
+        self._images = Counter("images", "Images of successful requests.", ("model",), **here)  # type: ignore[arg-type]
+        self._refused = Counter("refused", "Requests rejected because too many were waiting or memory was short.", ("model",), **here)  # type: ignore[arg-type]
+        self._batches = Histogram("batch_size", "Images in one run of a model.", ("model",), buckets=BATCH_SIZES, **here)  # type: ignore[arg-type]
+        self._loads = Counter("model_loads", "Loads of model versions, by outcome.", ("model", "outcome"), **here)  # type: ignore[arg-type]
+        self._load_durations = Summary("model_load_seconds", "Duration of successful loads, including warm-up.", ("model",), **here)  # type: ignore[arg-type]
         ProcessCollector(registry=self._registry)
-        # What is labelled once is kept: to look a child up takes a lock and as long as to count with it.
+        # Labelled children are cached: looking one up takes a lock, and as much time as counting with it.
         self._counters: dict[tuple[str, ...], Counter] = {}
         self._of_model: dict[str, tuple[Counter, dict[str, Histogram]]] = {}
 
-    def take(self, request: Observed) -> None:
-        """Count a request that is over."""
+    def count_request(self, request: RequestRecord) -> None:
+        """Count a request that has ended."""
         if not self.on:
             return
         model = request.model or ("" if request.code == OK else UNKNOWN)
@@ -78,7 +78,7 @@ class Metrics:
         if counter is None:
             counter = self._counters[key] = self._requests.labels(*key)
         counter.inc()
-        if request.code == "RESOURCE_EXHAUSTED" and request.model:  # one that is too long is refused before a model is found
+        if request.code == "RESOURCE_EXHAUSTED" and request.model:  # a message that is too long is rejected before a model is found
             self._refused.labels(model).inc()
         if request.code != OK or not request.images:
             return
@@ -92,48 +92,48 @@ class Metrics:
             durations[stage].observe(took_ns / 1e9)
 
     def batches(self, model: str) -> Callable[[int], None]:
-        """What to call with the size of each batch of a model, from any thread."""
+        """Return the callback for the size of each batch of a model. It may be called from any thread."""
         return self._batches.labels(model).observe if self.on else _ignore
 
     def loaded(self, model: str, seconds: float) -> None:
-        """A version was loaded and warmed up in so many seconds."""
+        """Count a version that was loaded and warmed up in `seconds`."""
         if self.on:
             self._loads.labels(model, "loaded").inc()
             self._load_durations.labels(model).observe(seconds)
 
     def failed_to_load(self, model: str) -> None:
-        """A version could not be loaded."""
+        """Count a version that failed to load."""
         if self.on:
             self._loads.labels(model, "failed").inc()
 
     def watch(self, in_flight: Callable[[], int], queues: Callable[[], Iterable[Queue]]) -> None:
-        """Ask at each scrape, from its thread.
+        """Add the gauges whose values are read at each scrape, in its thread.
 
         Args:
-            in_flight: how many requests are under way.
-            queues: of all versions that are served.
+            in_flight: returns the number of requests in progress.
+            queues: returns the queues of all served versions.
         """
         if self.on:
             self._registry.register(_collector(in_flight, queues))
 
     def watch_gpus(self, gpus: Gpus | None) -> None:
-        """Tell their memory from now on, until `close`, which closes them too; none where there are none to ask."""
+        """Add the gauges of GPU memory, if there are GPUs. `close` closes the GPUs too."""
         if self.on and gpus is not None:
             self._gpus = gpus
             self._registry.register(_gpu_collector(gpus))
 
     def serve(self, host: str, port: int, reuse_port: bool = False) -> int:
-        """Answer scrapes over HTTP, in threads of their own.
+        """Answer scrapes over HTTP, in separate threads.
 
         Args:
-            host, port: where; port 0 takes a free one.
-            reuse_port: share the port with another server that does so too.
+            host, port: address to listen on; port 0 picks a free port.
+            reuse_port: share the port with another server that sets this too.
 
         Returns:
             The port.
 
         Raises:
-            SettingsError: it cannot be listened there.
+            SettingsError: the address cannot be used.
         """
         from tlcli.service.telemetry.metrics_endpoint import MetricsEndpoint
 
@@ -142,12 +142,12 @@ class Metrics:
         except (OSError, UnicodeError) as error:
             raise SettingsError(
                 f"cannot listen on {join_address(host, port)} for metrics: {getattr(error, 'strerror', None) or error}:"
-                " choose another with --metrics-host and --metrics-port (--metrics-port 0 takes a free one)"
+                " choose another with --metrics-host and --metrics-port (--metrics-port 0 picks a free port)"
             ) from error
         return self._endpoint.port
 
     def close(self) -> None:
-        """Answer no more scrapes; may take half a second."""
+        """Stop answering scrapes, which may take half a second, and close the GPUs."""
         if self._endpoint is not None:
             self._endpoint.close()
             self._endpoint = None
@@ -157,53 +157,55 @@ class Metrics:
 
 
 NO_METRICS = Metrics()
-"""For who keeps none."""
+"""Metrics that are off."""
 
 
 def _ignore(size: int) -> None:
-    """Where nobody counts."""
+    """Do nothing."""
 
 
 def _collector(in_flight: Callable[[], int], queues: Callable[[], Iterable[Queue]]) -> Collector:
     from prometheus_client.core import GaugeMetricFamily
     from prometheus_client.registry import Collector
 
-    class Now(Collector):
-        """What is so at the moment of a scrape: it costs requests nothing."""
+    class CurrentState(Collector):
+        """Collector of gauges read at the moment of a scrape, so that they cost requests nothing."""
 
         def collect(self) -> Iterable[GaugeMetricFamily]:
-            """The gauges."""
-            yield GaugeMetricFamily("tlcli_requests_in_flight", "Requests under way.", value=in_flight())
-            now = tuple(queues())
-            waiting = GaugeMetricFamily("tlcli_queue_length", "Images that came and whose run has not begun.", labels=("model", "version"))
-            for one in now:
-                waiting.add_metric((one.model, one.version), one.length)
+            """Yield the gauges."""
+            yield GaugeMetricFamily("tlcli_requests_in_flight", "Requests in progress.", value=in_flight())
+            served = tuple(queues())
+            waiting = GaugeMetricFamily("tlcli_queue_length", "Images waiting for a run.", labels=("model", "version"))
+            for queue in served:
+                waiting.add_metric((queue.model, queue.version), queue.length)
             yield waiting
-            score_cams = GaugeMetricFamily("tlcli_score_cams", "Score-CAMs that wait or are in progress.", labels=("model", "version"))
-            for one in now:
-                score_cams.add_metric((one.model, one.version), one.score_cams)
+            score_cams = GaugeMetricFamily("tlcli_score_cams", "Score-CAMs waiting or in progress.", labels=("model", "version"))
+            for queue in served:
+                score_cams.add_metric((queue.model, queue.version), queue.score_cams)
             yield score_cams
-            yield GaugeMetricFamily("tlcli_models_ready", "Models of which a version is served.", value=len({one.model for one in now}))
+            yield GaugeMetricFamily(
+                "tlcli_models_ready", "Models with at least one served version.", value=len({queue.model for queue in served})
+            )
 
-    return Now()
+    return CurrentState()
 
 
 def _gpu_collector(gpus: Gpus) -> Collector:
     from prometheus_client.core import GaugeMetricFamily
     from prometheus_client.registry import Collector
 
-    class Memory(Collector):
-        """Asked for at each scrape, in its thread."""
+    class GpuMemoryCollector(Collector):
+        """Collector of GPU memory, read at each scrape in its thread."""
 
         def collect(self) -> Iterable[GaugeMetricFamily]:
-            """A value a GPU."""
+            """Yield used and total memory, with one value per GPU."""
             labels = ("gpu", "uuid")
-            used = GaugeMetricFamily("tlcli_gpu_memory_used_bytes", "Of a GPU's memory, by all that use it.", labels=labels)
-            whole = GaugeMetricFamily("tlcli_gpu_memory_total_bytes", "A GPU's memory.", labels=labels)
-            for one in gpus.memory():
-                used.add_metric((one.gpu, one.uuid), one.used_bytes)
-                whole.add_metric((one.gpu, one.uuid), one.total_bytes)
+            used = GaugeMetricFamily("tlcli_gpu_memory_used_bytes", "Memory of a GPU in use by all processes.", labels=labels)
+            total = GaugeMetricFamily("tlcli_gpu_memory_total_bytes", "Memory of a GPU.", labels=labels)
+            for memory in gpus.memory():
+                used.add_metric((memory.gpu, memory.uuid), memory.used_bytes)
+                total.add_metric((memory.gpu, memory.uuid), memory.total_bytes)
             yield used
-            yield whole
+            yield total
 
-    return Memory()
+    return GpuMemoryCollector()

@@ -1,4 +1,4 @@
-"""Where Prometheus asks: a small HTTP server in threads of its own, away from the event loop."""
+"""HTTP endpoint for Prometheus: a small server in threads of its own, outside the event loop."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 
 
 class MetricsEndpoint:
-    """Answers scrapes from its making until `close`. port: where it listens."""
+    """HTTP server that answers scrapes until `close`.
+
+    port: port that it listens on.
+    """
 
     def __init__(self, registry: CollectorRegistry, host: str, port: int, reuse_port: bool) -> None:
-        """See `tlcli.service.telemetry.metrics.Metrics.serve`.
+        """Start to listen; see `tlcli.service.telemetry.metrics.Metrics.serve`.
 
         Raises:
-            OSError: it cannot be listened there.
+            OSError: the address cannot be used.
         """
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
 
@@ -31,7 +34,7 @@ class MetricsEndpoint:
         self._thread.start()
 
     def close(self) -> None:
-        """Hang up, within half a second."""
+        """Stop the server, which takes up to half a second."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -41,12 +44,12 @@ class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A scraper that hangs up is no fault of ours."""
+        """Ignore scrapers that close their connection."""
 
 
 class _Silent(WSGIRequestHandler):
     timeout = 10.0
-    """Seconds for a request to come: a connection without one would keep its thread."""
+    """Time limit for a request to arrive, in seconds; an idle connection would keep its thread."""
 
     def log_message(self, format: str, *arguments: object) -> None:
-        """Says nothing: a line for each scrape would drown the others."""
+        """Log nothing, since a line per scrape would bury the others."""

@@ -1,4 +1,4 @@
-"""Where gRPC's calls become observed requests: a method of ours is timed from its message to the bytes of its answer."""
+"""gRPC interceptor that records requests, each from the bytes of its message to the bytes of its answer."""
 
 from __future__ import annotations
 
@@ -8,43 +8,43 @@ from typing import Any
 import grpc.aio
 
 from tlcli.service.protocol.rpc_methods import SERVICES, Context, path_of
-from tlcli.service.telemetry.request_record import REQUEST_ID, Headers, Observed, Tell, under_way
+from tlcli.service.telemetry.request_record import REQUEST_ID, Headers, OnEnd, RequestRecord, current_request
 
 _METHODS = {path_of(method): path_of(method)[1:] for service in SERVICES for method in service.methods}
-"""Ours alone, by their paths: names that clients make up must not become values of metrics' labels."""
+"""Our methods, by path. Names invented by clients must not become label values of metrics."""
 
 _NAMES: dict[int, str] = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
-class Observer(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs alone
-    """Observes calls. It comes before those that refuse some, so that these are seen too.
+class RequestInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
+    """Interceptor that records requests. It runs before the interceptors that reject requests, so that it records those too.
 
-    Each image of a stream is a request of its own; a stream as a whole is none, unless it is refused before its first.
+    Each image of a stream is a request of its own. The stream itself is a request only if it is rejected before its first image.
 
-    in_flight: requests under way.
+    in_flight: number of requests in progress.
     """
 
-    def __init__(self, tell: Sequence[Tell]) -> None:
-        """tell: each is called with every request, when it is over, in the event loop."""
-        self._tell = (self._ended, *tell)
+    def __init__(self, on_end: Sequence[OnEnd]) -> None:
+        """Create an interceptor that calls each `on_end` with every request that ends, in the event loop."""
+        self._on_end = (self._ended, *on_end)
         self.in_flight = 0
 
-    def observe(self, method: str, headers: Headers, protocol: str = "grpc") -> Observed:
-        """A request that begins now; to be used as a context manager around its work.
+    def start_request(self, method: str, headers: Headers, protocol: str = "grpc") -> RequestRecord:
+        """Start the record of a request, to be used as a context manager around its work.
 
         Args:
-            method: what was called, of a number of names that no client adds to.
-            headers, protocol: see `Observed`.
+            method: name of the method, from a fixed set that clients cannot extend.
+            headers, protocol: see `RequestRecord`.
         """
         self.in_flight += 1
-        return Observed(method, headers, protocol, self._tell)
+        return RequestRecord(method, headers, protocol, self._on_end)
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any]:
-        """Put what observes in the place of a handler of ours."""
+        """Wrap the handlers of our methods so that they record requests."""
         handler: Any = await continuation(handler_call_details)
         method = _METHODS.get(handler_call_details.method)
         if handler is None or method is None:
@@ -56,12 +56,12 @@ class Observer(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic
         behaviour = self._stream(handler.stream_stream, method, headers)
         return grpc.stream_stream_rpc_method_handler(behaviour, response_serializer=serialize)
 
-    def _ended(self, request: Observed) -> None:
+    def _ended(self, request: RequestRecord) -> None:
         self.in_flight -= 1
 
     def _call(self, behaviour: Any, serialize: Any, method: str, headers: Headers) -> Any:
-        async def observed(data: bytes, context: Context) -> bytes:
-            with self.observe(method, headers) as request:
+        async def recorded(data: bytes, context: Context) -> bytes:
+            with self.start_request(method, headers) as request:
                 request.received_bytes = len(data)
                 _send_back(context, request)
                 try:
@@ -69,74 +69,74 @@ class Observer(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic
                 except BaseException as error:
                     request.code = request.code or _code(context, error)
                     if isinstance(error, grpc.aio.AbortError):
-                        # gRPC keeps it in a cycle with its own state, until Python looks for cycles: no request may hang on it.
+                        # gRPC keeps the error in a reference cycle with its own state until garbage collection: free the request now.
                         error.__context__ = data = None  # type: ignore[assignment]
                         raise error.with_traceback(None) from None
                     raise
                 request.sent_bytes = len(answer)
                 return answer
 
-        return observed
+        return recorded
 
     def _stream(self, behaviour: Any, method: str, headers: Headers) -> Any:
-        async def observed(requests: object, context: Context) -> None:
-            with ObservedStream(self, method, headers) as whole:
-                _send_back(context, whole)
+        async def recorded(messages: object, context: Context) -> None:
+            with StreamRecord(self, method, headers) as stream:
+                _send_back(context, stream)
                 try:
-                    await behaviour(requests, context)
+                    await behaviour(messages, context)
                 except BaseException as error:
-                    whole.refused(_code(context, error))
+                    stream.note_failure(_code(context, error))
                     raise
 
-        return observed
+        return recorded
 
 
-class ObservedStream(Observed):
-    """A call that many requests come on."""
+class StreamRecord(RequestRecord):
+    """Record of a stream, a call that carries many requests."""
 
-    def __init__(self, observer: Observer, method: str, headers: Headers) -> None:
+    def __init__(self, interceptor: RequestInterceptor, method: str, headers: Headers) -> None:
         super().__init__(method, headers)
-        self._observer = observer
+        self._interceptor = interceptor
         self._headers = headers
         self._requests = 0
 
-    def one(self) -> Observed:
-        """The next request of it, as `Observer.observe` has it."""
+    def next_request(self) -> RequestRecord:
+        """Start the record of the next request, see `RequestInterceptor.start_request`."""
         self._requests += 1
-        return self._observer.observe(self.method, self._headers)
+        return self._interceptor.start_request(self.method, self._headers)
 
-    def refused(self, code: str) -> None:
-        """It ended with that code: counted as a request after all, where none came."""
+    def note_failure(self, code: str) -> None:
+        """Count a stream that failed with this code before its first request as one request."""
         if not self._requests:
-            with self.one() as request:
-                request.code = code
+            with self.next_request() as request:
+                request.note_code(code)
 
 
 def code_name(number: int) -> str:
-    """Of a gRPC status code."""
+    """Return the name of a gRPC status code."""
     return _NAMES.get(number, "UNKNOWN")
 
 
-def one_of_stream() -> Observed:
-    """The next request of the stream under way."""
-    stream = under_way()
-    return stream.one() if isinstance(stream, ObservedStream) else Observed("")
+def next_stream_request() -> RequestRecord:
+    """Start the record of the next request of the current stream."""
+    stream = current_request()
+    return stream.next_request() if isinstance(stream, StreamRecord) else RequestRecord("")
 
 
-def sent_back() -> tuple[tuple[str, str], ...]:
-    """Metadata that goes back with the answer to the request under way, however it ends."""
-    request = under_way()
-    return ((REQUEST_ID, request.echo),) if request is not None and request.echo else ()
+def echoed_metadata() -> tuple[tuple[str, str], ...]:
+    """Return the metadata to send back with the answer or error of the current request."""
+    echo = current_request().echo
+    return ((REQUEST_ID, echo),) if echo else ()
 
 
-def _send_back(context: Context, request: Observed) -> None:
-    if request.echo:  # behind the answer: metadata before it would end a client's attempts to ask again
-        context.set_trailing_metadata(sent_back())
+def _send_back(context: Context, request: RequestRecord) -> None:
+    if request.echo:  # in trailing metadata: metadata before the answer would prevent a client from retrying
+        context.set_trailing_metadata(echoed_metadata())
 
 
 def _code(context: Context, error: BaseException) -> str:
     if isinstance(error, Exception):
-        code = context.code()  # a number while nobody has set it
+        code = context.code()  # a number while no code is set
         return code.name if isinstance(code, grpc.StatusCode) else "UNKNOWN"
     left_s = context.time_remaining()
     return "CANCELLED" if left_s is None or left_s > 0 else "DEADLINE_EXCEEDED"

@@ -1,7 +1,8 @@
-"""What is noted of a request while it is answered: which model, how long each stage took, how it ended. No protobuf, no gRPC.
+"""Record of one request: its model, the time of each stage, its outcome. No protobuf, no gRPC.
 
-Metrics, traces and the log of requests are made of it when the request is over. The code on the way notes things of the request that it
-works for, which Python's context carries from task to task: what is called outside of any request notes nothing.
+Metrics, traces and the log of requests are made from the record when the request ends. Code that works on a request adds to the record
+through `current_request()`. Python's context variables carry it from task to task; outside of a request it is `NO_REQUEST`, which
+ignores everything.
 """
 
 from __future__ import annotations
@@ -22,16 +23,17 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 Stage = Literal["decode", "queue", "infer", "render", "total"]
 STAGES: tuple[Stage, ...] = ("decode", "queue", "infer", "render")
-"""In the order in which a request goes through them; `total` is all of it."""
+"""Stages in the order in which a request passes through them; `total` is the whole request."""
 
 REQUEST_ID = "x-request-id"
-"""A header that comes with a request, and goes back with its answer."""
+"""Header that identifies a request; it is returned with the answer."""
 
 OK = "OK"
 Headers = Iterable[tuple[str, str | bytes]]
-"""Names, in small letters, and values: gRPC's metadata, HTTP's headers."""
+"""Lower-case names and values of gRPC metadata or HTTP headers."""
 
-Tell = Callable[["Observed"], None]
+OnEnd = Callable[["RequestRecord"], None]
+"""Callback that receives each request when it ends."""
 
 _TRACE_HEADERS = ("traceparent", "tracestate")
 _LONGEST_ID = 128
@@ -40,29 +42,29 @@ _LONGEST_ECHO = 1024
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A stretch of a request's time, by `time.monotonic_ns`."""
+    """Time span of a request in one stage, by `time.monotonic_ns`."""
 
     stage: Stage
     begun_ns: int
     took_ns: int
 
 
-class Observed:
-    """One request, as a context manager around its work.
+class RequestRecord:
+    """Record of one request, used as a context manager around its work.
 
-    method: what was called, such as `tlcli.v1.Classifier/Classify`.
+    method: called method, such as `tlcli.v1.Classifier/Classify`.
     protocol: `grpc` or `http`.
-    echo: the `x-request-id` that came beside the request, as it may be sent back; empty if none did.
-    trace_headers: `traceparent` and `tracestate`, as they came (W3C Trace Context).
-    trace_id: of the trace that it is part of; empty if nobody traces it.
-    model, version: what answers; empty until it is found.
-    images: how many came.
-    code: how it ended, as gRPC names it.
-    received_bytes, sent_bytes: of the messages.
+    echo: `x-request-id` header as it may be sent back; empty without one.
+    trace_headers: `traceparent` and `tracestate` headers, unchanged (W3C Trace Context).
+    trace_id: id of the trace that the request belongs to; empty if it is not traced.
+    model, version: model that answers; empty until it is found.
+    images: number of images in the request.
+    code: outcome, as a gRPC status code name.
+    received_bytes, sent_bytes: sizes of the messages.
     """
 
-    def __init__(self, method: str, headers: Headers = (), protocol: str = "grpc", tell: Iterable[Tell] = ()) -> None:
-        """tell: each is called with this at the end."""
+    def __init__(self, method: str, headers: Headers = (), protocol: str = "grpc", on_end: Iterable[OnEnd] = ()) -> None:
+        """Create a record whose `on_end` callbacks are called when the request ends."""
         self.method = method
         self.protocol = protocol
         self.echo = ""
@@ -82,35 +84,35 @@ class Observed:
         self.spans: list[Span] = []
         self.begun_ns = self.ended_ns = 0
         self._own_id = ""
-        self._tell = tell
-        self._token: Token[Observed | None] | None = None
+        self._on_end = on_end
+        self._token: Token[RequestRecord] | None = None
 
     def __enter__(self) -> Self:
-        self._token = _UNDER_WAY.set(self)
+        self._token = _CURRENT.set(self)
         self.begun_ns = time.monotonic_ns()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.ended_ns = time.monotonic_ns()
         if self._token is not None:
-            _UNDER_WAY.reset(self._token)
+            _CURRENT.reset(self._token)
         if not self.code:
             self.code = OK if kind is None else "INTERNAL" if issubclass(kind, Exception) else "CANCELLED"
-        for tell in self._tell:
+        for on_end in self._on_end:
             try:
-                tell(self)
+                on_end(self)
             except Exception:
-                logger.exception("request %s cannot be told of", self.request_id)  # its answer is good even so
+                logger.exception("request %s cannot be recorded", self.request_id)  # its answer is valid all the same
 
     @property
     def request_id(self) -> str:
-        """The request's own id, or the one that came beside it, or one made here; fit for a line of a log."""
+        """Id of the request for one line of a log: its own, that of the header, or a random one."""
         if not self._own_id:
             self._own_id = _printable(self.echo) or secrets.token_hex(8)
         return self._own_id
 
     def took_ns(self) -> dict[Stage, int]:
-        """How long it was in each stage that it went through: where its images were there at the same time, that time counts once."""
+        """Return the time spent in each stage. Time that several images share in a stage counts once."""
         took: dict[Stage, int] = {}
         until: dict[Stage, int] = {}
         for span in self.spans if len(self.spans) < 2 else sorted(self.spans, key=_begun_ns):
@@ -122,66 +124,70 @@ class Observed:
         return took
 
     def note_request(self, request_id: str, images: int) -> None:
-        """Its own id, which may be empty, and how many images came."""
+        """Record the request's own id, which may be empty, and its number of images."""
         if request_id:
             self._own_id = _printable(request_id)
         self.images = images
 
     def note_model(self, model: str, version: int) -> None:
-        """Which model was found for it."""
+        """Record the model that answers."""
         self.model = model
         self.version = str(version)
 
-    def note_span(self, stage: Stage, asked_ns: int, waited_ns: int, took_ns: int) -> None:
-        """That a job asked for at that time waited, and then was done."""
+    def note_code(self, code: str) -> None:
+        """Record the outcome."""
+        self.code = code
+
+    def note_span(self, stage: Stage, submitted_ns: int, waited_ns: int, took_ns: int) -> None:
+        """Record that a job was submitted at a time, waited in a queue, and then ran."""
         if waited_ns:
-            self.spans.append(Span("queue", asked_ns, waited_ns))
+            self.spans.append(Span("queue", submitted_ns, waited_ns))
         if took_ns:
-            self.spans.append(Span(stage, asked_ns + waited_ns, took_ns))
+            self.spans.append(Span(stage, submitted_ns + waited_ns, took_ns))
 
 
-_UNDER_WAY: ContextVar[Observed | None] = ContextVar("request", default=None)
+class _NoRequest(RequestRecord):
+    """Null object for code that runs outside of any request."""
+
+    def note_request(self, request_id: str, images: int) -> None:
+        """Do nothing."""
+
+    def note_model(self, model: str, version: int) -> None:
+        """Do nothing."""
+
+    def note_code(self, code: str) -> None:
+        """Do nothing."""
+
+    def note_span(self, stage: Stage, submitted_ns: int, waited_ns: int, took_ns: int) -> None:
+        """Do nothing."""
+
+    @property
+    def request_id(self) -> str:
+        """Placeholder for the id in log lines."""
+        return "?"
 
 
-def under_way() -> Observed | None:
-    """The request that the caller works for; None outside of any."""
-    return _UNDER_WAY.get()
+NO_REQUEST = _NoRequest("")
+"""Current request of code that runs outside of any."""
+
+_CURRENT: ContextVar[RequestRecord] = ContextVar("request", default=NO_REQUEST)
 
 
-def note_request(request_id: str, images: int) -> None:
-    """See `Observed.note_request`; of the request under way, if any is."""
-    if (request := _UNDER_WAY.get()) is not None:
-        request.note_request(request_id, images)
-
-
-def note_model(model: str, version: int) -> None:
-    """See `Observed.note_model`; of the request under way, if any is."""
-    if (request := _UNDER_WAY.get()) is not None:
-        request.note_model(model, version)
-
-
-def note_code(code: str) -> None:
-    """How the request under way ends, if any is."""
-    if (request := _UNDER_WAY.get()) is not None:
-        request.code = code
+def current_request() -> RequestRecord:
+    """Return the record of the request that the caller works for, or `NO_REQUEST`."""
+    return _CURRENT.get()
 
 
 async def timed(stage: Stage, job: Awaitable[Timed[T]]) -> Timed[T]:
-    """Do a job, and note its time in the request under way.
+    """Await a job, and record its time as a stage of the current request.
 
     Raises:
-        Exception: what `job` raises.
+        Exception: any exception raised by `job`.
     """
-    asked_ns = time.monotonic_ns()
+    submitted_ns = time.monotonic_ns()
     done = await job
-    note_timed(stage, asked_ns, done)
+    current_request().note_span(stage, submitted_ns, done.waited_ns, done.took_ns)
     return done
-
-
-def note_timed(stage: Stage, asked_ns: int, done: Timed[T]) -> None:
-    """See `Observed.note_span`; of the request under way, if any is."""
-    if (request := _UNDER_WAY.get()) is not None:
-        request.note_span(stage, asked_ns, done.waited_ns, done.took_ns)
 
 
 def _begun_ns(span: Span) -> int:
@@ -189,11 +195,11 @@ def _begun_ns(span: Span) -> int:
 
 
 def _sendable(value: str | bytes) -> str:
-    """As gRPC's metadata may be: printable ASCII, and not so long that an answer's other metadata have no room."""
+    """Restrict a value to printable ASCII, short enough to leave room for an answer's other gRPC metadata."""
     text = value.decode(errors="replace") if isinstance(value, bytes) else value
     return "".join(letter if " " <= letter <= "~" else "?" for letter in text[:_LONGEST_ECHO]).strip()
 
 
 def _printable(text: str) -> str:
-    """Cut, on one line, and without what a terminal would act on."""
+    """Shorten text and replace line breaks and control characters, which a terminal would interpret."""
     return "".join(letter if letter.isprintable() else "?" for letter in text[:_LONGEST_ID])

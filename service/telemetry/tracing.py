@@ -1,4 +1,4 @@
-"""Requests as OpenTelemetry traces: a span a request, with one for each stretch of it. Its library is imported where a server traces."""
+"""OpenTelemetry traces: a span per request, with a child span for each stage. The library is imported only if a server traces."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING
 
 from tlcli.contract.errors import SettingsError
-from tlcli.service.telemetry.request_record import OK, Observed
+from tlcli.service.telemetry.request_record import OK, RequestRecord
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
@@ -18,37 +18,37 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ENDPOINT_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-"""As OpenTelemetry names them; ours goes before."""
+"""Environment variables of OpenTelemetry; our own setting takes precedence."""
 
 _PATIENCE_S = 2.0
-"""With a collector that does not answer, at the end: by itself the exporter would try again for longer."""
+"""Time limit for a collector that does not answer at shutdown; the exporter itself would retry for longer."""
 
 _FAULTS = ("UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS")
-"""Codes that make a server's span an error, by OpenTelemetry's conventions for gRPC."""
+"""Status codes that mark a server span as an error in OpenTelemetry's conventions for gRPC."""
 
 
 def open_traces(endpoint: str | None) -> Traces | None:
-    """Traces that go where it was told, or where the environment says; None: nowhere.
+    """Open traces to an endpoint or, without one, to the endpoint that the environment names; return None without any.
 
     Raises:
-        SettingsError: see `Traces.to`. What the environment says may be meant for others: then it is a line in the log.
+        SettingsError: see `Traces.to`. A wrong endpoint in the environment, which may be meant for other programs, is only logged.
     """
     if endpoint is not None:
         return Traces.to(endpoint)
     for name in ENDPOINT_VARIABLES:
-        if meant_for_all := os.environ.get(name):
+        if from_environment := os.environ.get(name):
             try:
-                return Traces.to(meant_for_all)
+                return Traces.to(from_environment)
             except SettingsError as error:
-                logger.warning("no traces are sent, though %s is set: %s", name, error)
+                logger.warning("%s is set, but no traces are sent: %s", name, error)
                 return None
     return None
 
 
 class Traces:
-    """Makes spans of requests when they are over, and hands them to an exporter, which sends them from a thread of its own.
+    """Traces of the requests that have ended, sent by an exporter from a thread of its own.
 
-    What OpenTelemetry reads from its environment variables (service name, sampler, headers) holds.
+    OpenTelemetry's environment variables for service name, sampler and headers apply.
     """
 
     def __init__(self, exporter: SpanExporter) -> None:
@@ -67,13 +67,13 @@ class Traces:
 
     @classmethod
     def to(cls, endpoint: str) -> Traces:
-        """Traces that go to a collector, by OTLP over gRPC.
+        """Open traces to a collector, by OTLP over gRPC.
 
         Args:
-            endpoint: `http://HOST:PORT`, or `https` with TLS.
+            endpoint: `http://HOST:PORT`, or `https://HOST:PORT` for TLS.
 
         Raises:
-            SettingsError: OpenTelemetry is not installed, or this is no such address.
+            SettingsError: OpenTelemetry is not installed, or the endpoint has another form.
         """
         if not endpoint.startswith(("http://", "https://")):
             raise SettingsError(f"otel_endpoint {endpoint}: expected http://HOST:PORT, or https://HOST:PORT for TLS")
@@ -85,8 +85,8 @@ class Traces:
             ) from error
         return cls(OTLPSpanExporter(endpoint=endpoint))
 
-    def take(self, request: Observed) -> None:
-        """Make the spans of a request that is over."""
+    def trace_request(self, request: RequestRecord) -> None:
+        """Create the spans of a request that has ended."""
         from opentelemetry.trace import SpanKind, StatusCode, set_span_in_context
 
         epoch_ns = time.time_ns() - time.monotonic_ns()
@@ -109,17 +109,17 @@ class Traces:
         )
         request.trace_id = format(span.get_span_context().trace_id, "032x")
         if span.is_recording():
-            within = set_span_in_context(span)
-            for part in request.spans:
-                begun_ns = epoch_ns + part.begun_ns
-                self._tracer.start_span(part.stage, context=within, start_time=begun_ns).end(begun_ns + part.took_ns)
+            parent = set_span_in_context(span)
+            for stage in request.spans:
+                begun_ns = epoch_ns + stage.begun_ns
+                self._tracer.start_span(stage.stage, context=parent, start_time=begun_ns).end(begun_ns + stage.took_ns)
         if request.code != OK and request.code in _FAULTS:
             span.set_status(StatusCode.ERROR)
         span.end(epoch_ns + request.ended_ns)
 
     def close(self) -> None:
-        """Send what is left, and end; where nobody takes it, after some seconds without."""
-        giving_up = threading.Timer(_PATIENCE_S, self._exporter.shutdown)
-        giving_up.start()
+        """Send the remaining spans and shut down; give up after two seconds if the collector does not answer."""
+        timeout = threading.Timer(_PATIENCE_S, self._exporter.shutdown)
+        timeout.start()
         self._provider.shutdown()
-        giving_up.cancel()
+        timeout.cancel()

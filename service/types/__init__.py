@@ -1,1 +1,1 @@
-"""Requests and answers as plain dataclasses: no protobuf, no gRPC."""
+"""Requests and answers as plain dataclasses, without protobuf or gRPC."""

@@ -1,4 +1,4 @@
-"""What is answered, free of protobuf: the server makes it, the client hands it to the caller."""
+"""Answers without protobuf: built by the server, returned by the clients."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tlcli.contract.images.preprocessing import Box
 
 @dataclass(frozen=True, eq=False)
 class ClassMap:
-    """Where in the image a class was seen.
+    """Class activation map of one class.
 
-    method: that made it.
-    height, width: of the explained layer, and so of `values`.
-    values: float32 `[height, width]`, not normalised; None where an image was asked for.
-    png: the drawn map; None where values were asked for.
-    box: the part of the upright image that the map covers: left, top, right, bottom in its pixels.
+    method: name of the map method.
+    height, width: size of the explained layer, and of `values`.
+    values: float32 `[height, width]`, not normalised; None if the request asked for an image.
+    png: the drawn map; None if the request asked for values.
+    box: the region of the upright image that the map covers: left, top, right, bottom in its pixels.
     """
 
     method: str
@@ -33,11 +33,11 @@ class ClassMap:
 
 @dataclass(frozen=True)
 class Prediction:
-    """One class.
+    """Score of one class.
 
-    score: its softmax probability, from `logit`.
-    rank: 1 is the best.
-    map: if the class was explained.
+    score: softmax probability, computed from `logit`.
+    rank: 1 for the highest score.
+    map: class activation map; None if the class was not explained.
     """
 
     class_id: int
@@ -50,7 +50,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Timings:
-    """Where the time went on the server; waiting for a free thread counts as queueing, wherever it happened."""
+    """Time that the server spent on a request, by stage. Waiting for a free thread counts as queueing in every stage."""
 
     decode_time_ns: int
     queue_time_ns: int
@@ -60,10 +60,10 @@ class Timings:
 
 @dataclass(frozen=True)
 class Classification:
-    """The answer about one image.
+    """Answer for one image.
 
     predictions: the best `top_k` classes, best first, then explained classes that are not among them.
-    model, version: that answered.
+    model, version: the model that answered.
     """
 
     request_id: str
@@ -75,16 +75,16 @@ class Classification:
 
 @dataclass(frozen=True)
 class StreamAnswer:
-    """The answer about one image of a stream: a classification, or the error it met."""
+    """Answer for one image of a stream: a classification or an error."""
 
     request_id: str
     outcome: Classification | TlcliError
 
     def result(self) -> Classification:
-        """The classification.
+        """Return the classification.
 
         Raises:
-            TlcliError: the error that the image met.
+            TlcliError: the image failed with this error.
         """
         if isinstance(self.outcome, TlcliError):
             raise self.outcome
@@ -92,7 +92,7 @@ class StreamAnswer:
 
 
 class ModelState(enum.Enum):
-    """Of one version of a model in the repository."""
+    """State of one version of a model in the repository."""
 
     LOADING = "loading"
     READY = "ready"
@@ -102,7 +102,7 @@ class ModelState(enum.Enum):
 
 @dataclass(frozen=True)
 class ModelStatus:
-    """One version of a model in the repository; `reason` says why it is not ready."""
+    """Status of one version of a model in the repository; `reason` says why it is not ready."""
 
     name: str
     version: str
@@ -112,7 +112,7 @@ class ModelStatus:
 
 @dataclass(frozen=True)
 class MapMethod:
-    """A map that a model offers: the method to ask for, the layer it explains, and the map's size there."""
+    """Map that a model offers: its method, the layer it explains, and its size."""
 
     method: str
     layer: str
@@ -122,11 +122,11 @@ class MapMethod:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """All that is known of one model.
+    """Properties of one model.
 
-    device: `cuda` or `cpu`, where it runs.
-    input_height, input_width: pixels.
-    description_json: the whole description, see `tlcli.contract.model.description.Description`.
+    device: `cuda` or `cpu`.
+    input_height, input_width: size of the input in pixels.
+    description_json: the complete description, see `tlcli.contract.model.description.Description`.
     """
 
     model: str

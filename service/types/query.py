@@ -1,26 +1,26 @@
-"""What is asked, free of protobuf: the client makes it, the server's edge reads it off the wire."""
+"""Queries without protobuf: built by the clients, and by the server from each message."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 from tlcli.contract.errors import RequestError
 
 MapFormat = Literal["raw", "heat_map", "overlay"]
-"""A map as its own numbers, as a coloured image, or laid over the photograph."""
+"""Form of a map: its values, a coloured image, or an overlay on the image."""
 
 
 @dataclass(frozen=True)
 class MapQuery:
-    """Which maps are wanted.
+    """Maps requested with an image.
 
-    method: a map's name, of those the model offers.
-    classes: to explain, by id; -r means the r-th ranked. Empty: the first ranked.
-    map_format: how they come.
+    method: name of a map that the model offers.
+    classes: ids of the classes to explain; -r means the r-th ranked class. Empty: the first ranked.
+    map_format: form in which the maps are returned.
     softmax: explain the class's softmax probability instead of its logit.
-    max_channels: how many channels a Score-CAM looks through; 0 for the method's own number.
+    max_channels: number of channels that a Score-CAM scores; 0 for the method's default.
     """
 
     method: str
@@ -32,15 +32,15 @@ class MapQuery:
 
 @dataclass(frozen=True)
 class Query:
-    """One image and what is asked of it.
+    """One image to classify.
 
-    encoded: a JPEG, PNG, ... or None.
-    pixels: RGB, a byte a channel, row by row, of the model's input size, or None. One of the two is there.
-    model: its name; empty where the server holds one only.
-    version: empty for the latest.
-    top_k: how many of the best classes; 0 for five, or fewer where the model has fewer.
-    map: absent, no map is computed.
-    request_id: comes back in the answer.
+    encoded: an encoded image such as JPEG or PNG, or None. Exactly one of `encoded` and `pixels` is set.
+    pixels: RGB, one byte per channel, row by row, of the model's input size, or None.
+    model: name of the model; may be empty if the server holds only one.
+    version: number or label of the version; empty for the latest.
+    top_k: number of best classes to return; 0 for five, or fewer if the model has fewer.
+    map: maps to compute, or None.
+    request_id: id that is returned in the answer.
     """
 
     encoded: bytes | None = None
@@ -55,30 +55,27 @@ class Query:
 def map_query(
     method: str | None, classes: Sequence[int] = (), map_format: MapFormat = "raw", softmax: bool = False, max_channels: int = 0
 ) -> MapQuery | None:
-    """What a caller asks of maps; None without a method.
+    """Build a map query from the arguments of a client; return None without a method.
 
     Raises:
-        RequestError: an unknown format, or something is said of a map and no method is named.
+        RequestError: the format is unknown, or another argument is set without a method.
     """
     if method is not None:
         return MapQuery(method, tuple(classes), require_map_format(map_format), softmax, max_channels)
     if classes:
-        raise RequestError(f"classes {list(classes)} are to be explained by no method: name one, for example method='gradcam'")
+        raise RequestError(f"classes {list(classes)} need a map method: set one, for example cam='gradcam'")
     if softmax or max_channels:
-        raise RequestError(
-            "softmax and max_channels say how a map is made, and no method is named: name one, for example method='scorecam'"
-        )
+        raise RequestError("softmax and max_channels need a map method: set one, for example cam='scorecam'")
     return None
 
 
 def require_map_format(name: str) -> MapFormat:
-    """`name`, if it is a map format.
+    """Return `name` if it is a map format.
 
     Raises:
-        RequestError: it is not; the message lists those that are.
+        RequestError: `name` is not a map format; the message lists them all.
     """
-    for known in get_args(MapFormat):
-        if name == known:
-            found: MapFormat = known
-            return found
+    for map_format in get_args(MapFormat):
+        if name == map_format:
+            return cast("MapFormat", map_format)
     raise RequestError(f"unknown map format {name!r}: expected {', '.join(get_args(MapFormat))}")

@@ -1,4 +1,4 @@
-"""Tensors as the Open Inference Protocol writes them, free of protobuf: a name, a datatype, a shape, and values row by row."""
+"""Tensors of the Open Inference Protocol, without protobuf: a name, a datatype, a shape, and values row by row."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ from tlcli.contract.errors import RequestError
 BOOL, UINT8, INT64, FP32, BYTES = "BOOL", "UINT8", "INT64", "FP32", "BYTES"
 
 ANY_SIZE = -1
-"""In a shape: whatever comes."""
+"""Dimension of any size in the shape of a `TensorSpec`."""
 
-_ON_THE_WIRE: dict[str, np.dtype[Any]] = {BOOL: np.dtype("u1"), UINT8: np.dtype("u1"), INT64: np.dtype("<i8"), FP32: np.dtype("<f4")}
-_HERE: dict[np.dtype[Any], str] = {np.dtype(np.int64): INT64, np.dtype(np.float32): FP32}
-_PART = 10_000
-"""Values that are read one by one at a time."""
+_WIRE_DTYPES: dict[str, np.dtype[Any]] = {BOOL: np.dtype("u1"), UINT8: np.dtype("u1"), INT64: np.dtype("<i8"), FP32: np.dtype("<f4")}
+_DATATYPES: dict[np.dtype[Any], str] = {np.dtype(np.int64): INT64, np.dtype(np.float32): FP32}
+_CHUNK = 10_000
+"""Number of typed values converted at a time."""
 
 _LENGTH_BYTES = 4
-"""In front of each element of a BYTES tensor, little-endian."""
+"""Length of the little-endian size before each element of a BYTES tensor."""
 
 
 _MAX_DIMENSIONS = 8
 
 
 def check_shape(where: str, shape: Sequence[int]) -> None:
-    """Look at a shape before anything is done with it.
+    """Check a shape before it is used.
 
     Raises:
-        RequestError: too many dimensions, or a size that 64 bits do not hold.
+        RequestError: the shape has too many dimensions, or a size that does not fit in 64 bits.
     """
     if len(shape) > _MAX_DIMENSIONS:
-        raise RequestError(f"{where}: its shape has {len(shape):,} dimensions, no tensor here has more than {_MAX_DIMENSIONS}")
+        raise RequestError(f"{where}: the shape has {len(shape):,} dimensions: at most {_MAX_DIMENSIONS} are supported")
     if any(not -(2**63) <= size < 2**63 for size in shape):
-        raise RequestError(f"{where}: its shape holds a number of more than 64 bits: name sizes that came")
+        raise RequestError(f"{where}: the shape holds a number of more than 64 bits: send the shape of the data")
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A tensor that a model takes or gives; `ANY_SIZE` in its shape stands for any size."""
+    """Input or output of a model: name, datatype and shape, with `ANY_SIZE` for dimensions of any size."""
 
     name: str
     datatype: str
@@ -55,10 +55,10 @@ class TensorSpec:
 
 @dataclass(frozen=True, eq=False)
 class InputTensor:
-    """A tensor that came. Its values are read when they are asked for, after all that costs less was looked at.
+    """Tensor of a request. Its values are decoded on demand, after all cheaper checks.
 
-    raw: the values, little-endian, each element of BYTES behind its length; None where they came in `typed`.
-    typed: the values, one by one.
+    raw: the values, little-endian, with each element of BYTES after its length; None if they are in `typed`.
+    typed: the values as a list.
     """
 
     name: str
@@ -68,82 +68,82 @@ class InputTensor:
     typed: Sequence[bool] | Sequence[int] | Sequence[bytes] = ()
 
     def check(self, *specs: TensorSpec) -> None:
-        """Datatype, shape, and how much came.
+        """Check the datatype, the shape and the number of values.
 
         Args:
-            specs: it must be one of them; all of one datatype.
+            specs: accepted forms of the tensor, all of one datatype.
 
         Raises:
-            RequestError: it is none of them, or another number of values came than its shape has.
+            RequestError: the tensor matches no spec, or its number of values does not match its shape.
         """
         if any(size < 1 for size in self.shape):
-            raise RequestError(f"input {self.name!r}: its shape is {list(self.shape)}: name sizes that came, 1 or more each")
+            raise RequestError(f"input {self.name!r}: shape {list(self.shape)}: expected sizes of 1 or more")
         if self.datatype != specs[0].datatype or not any(_fits(self.shape, spec.shape) for spec in specs):
-            raise RequestError(f"input {self.name!r}: {' or '.join(map(str, specs))} was expected, {self.datatype} {list(self.shape)} came")
+            raise RequestError(f"input {self.name!r}: expected {' or '.join(map(str, specs))}, not {self.datatype} {list(self.shape)}")
         if self.raw is None:
             if len(self.typed) != self.size:
                 raise RequestError(
-                    f"input {self.name!r}: its shape {list(self.shape)} has {self.size:,} values, its contents hold {len(self.typed):,}"
+                    f"input {self.name!r}: shape {list(self.shape)} needs {self.size:,} values, but the contents hold {len(self.typed):,}"
                 )
-        elif self.datatype != BYTES and len(self.raw) != self.size * _ON_THE_WIRE[self.datatype].itemsize:
+        elif self.datatype != BYTES and len(self.raw) != self.size * _WIRE_DTYPES[self.datatype].itemsize:
             raise RequestError(
-                f"input {self.name!r}: {self.datatype} {list(self.shape)} is {self.size * _ON_THE_WIRE[self.datatype].itemsize:,} bytes,"
-                f" its raw contents are {len(self.raw):,}"
+                f"input {self.name!r}: {self.datatype} {list(self.shape)} needs"
+                f" {self.size * _WIRE_DTYPES[self.datatype].itemsize:,} bytes, but the raw contents hold {len(self.raw):,}"
             )
 
     @property
     def size(self) -> int:
-        """How many values its shape has."""
+        """Number of values in the shape."""
         return math.prod(self.shape)
 
     def numbers(self) -> npt.NDArray[np.integer[Any]]:
-        """The values of a tensor that was checked, in its shape; BOOL as 0 and 1, or what came for 1.
+        """Return the values of a checked tensor in its shape. BOOL values are 0 for false, any other number for true.
 
         Raises:
-            RequestError: a value that the datatype does not hold.
+            RequestError: a value does not fit in the datatype.
         """
-        kind = _ON_THE_WIRE[self.datatype]
+        kind = _WIRE_DTYPES[self.datatype]
         if self.raw is not None:
             return np.frombuffer(self.raw, kind).reshape(self.shape)
-        # In parts, between which other threads have their turn.
-        parts = [np.array(self.typed[start : start + _PART], np.int64) for start in range(0, len(self.typed), _PART)]
-        values = np.concatenate(parts)
+        # In chunks, so that other threads can run in between.
+        chunks = [np.array(self.typed[start : start + _CHUNK], np.int64) for start in range(0, len(self.typed), _CHUNK)]
+        values = np.concatenate(chunks)
         limits = np.iinfo(kind)
         if not limits.min <= values.min() <= values.max() <= limits.max:
             raise RequestError(
-                f"input {self.name!r}: {self.datatype} holds {limits.min} to {limits.max}, {values.min()} to {values.max()} came"
+                f"input {self.name!r}: values from {values.min()} to {values.max()}: {self.datatype} holds {limits.min} to {limits.max}"
             )
         numbers: npt.NDArray[np.integer[Any]] = values.astype(kind).reshape(self.shape)
         return numbers
 
     def elements(self) -> list[bytes]:
-        """The elements of a BYTES tensor that was checked, row by row.
+        """Return the elements of a checked BYTES tensor, row by row.
 
         Raises:
-            RequestError: lengths that do not add up to what came.
+            RequestError: the lengths of the elements do not add up to the raw contents.
         """
         if self.raw is None:
             return [bytes(element) for element in self.typed]
-        found: list[bytes] = []
+        elements: list[bytes] = []
         start = 0
         while start < len(self.raw):
             begin = start + _LENGTH_BYTES
             end = begin + int.from_bytes(self.raw[start:begin], "little")
-            if end > len(self.raw) or begin > len(self.raw) or len(found) == self.size:
+            if end > len(self.raw) or begin > len(self.raw) or len(elements) == self.size:
                 break
-            found.append(self.raw[begin:end])
+            elements.append(self.raw[begin:end])
             start = end
-        if start != len(self.raw) or len(found) != self.size:
+        if start != len(self.raw) or len(elements) != self.size:
             raise RequestError(
-                f"input {self.name!r}: its shape has {self.size:,} elements; its {len(self.raw):,} raw bytes are other than that:"
-                f" each element goes behind its length, {_LENGTH_BYTES} bytes, little-endian"
+                f"input {self.name!r}: the {len(self.raw):,} raw bytes do not hold {self.size:,} elements:"
+                f" send each element after its length, {_LENGTH_BYTES} bytes, little-endian"
             )
-        return found
+        return elements
 
 
 @dataclass(frozen=True)
 class OutputTensor:
-    """A tensor that is answered; `raw` as in `InputTensor`."""
+    """Tensor of an answer; `raw` is encoded as in `InputTensor`."""
 
     name: str
     datatype: str
@@ -152,11 +152,10 @@ class OutputTensor:
 
     @classmethod
     def of(cls, name: str, values: npt.NDArray[np.float32] | npt.NDArray[np.int64]) -> OutputTensor:
-        """An array, of float32 or int64."""
-        datatype = _HERE[values.dtype]
-        return cls(name, datatype, values.shape, values.astype(_ON_THE_WIRE[datatype], copy=False).tobytes())
+        """Encode an array of float32 or int64."""
+        datatype = _DATATYPES[values.dtype]
+        return cls(name, datatype, values.shape, values.astype(_WIRE_DTYPES[datatype], copy=False).tobytes())
 
 
-def _fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
-    sizes = zip(shape, wanted, strict=False)
-    return len(shape) == len(wanted) and all(expected in (came, ANY_SIZE) for came, expected in sizes)
+def _fits(shape: tuple[int, ...], spec: tuple[int, ...]) -> bool:
+    return len(shape) == len(spec) and all(expected in (size, ANY_SIZE) for size, expected in zip(shape, spec, strict=True))

@@ -162,7 +162,7 @@ WRONG = [
     ("bench models/toy", "models/toy: a model, where images are expected"),
     ("classify image.png --host http://127.0.0.1:8000", "an address of HTTP; this client speaks gRPC"),
     ("classify image.png --host 127.0.0.1:1 --port 2", "two different ports"),
-    ("health --host 127.0.0.1:port", "'port' is no port: expected 1 to 65535"),
+    ("health --host 127.0.0.1:port", "'port' is not a port: expected 1 to 65535"),
     ("classify image.png --host 127.0.0.1:1", "no server answers at 127.0.0.1:1"),
     ("backbones nothing-like-it", "no backbone matches 'nothing-like-it'"),
 ]

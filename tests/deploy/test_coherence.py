@@ -32,8 +32,8 @@ def test_our_server_runs_in_each_place() -> None:
 @pytest.mark.parametrize("name", SERVERS)
 def test_its_variables_are_settings(name: str) -> None:
     ours = {key: value for key, value in environment(SERVERS[name]).items() if key.startswith(PREFIX)}
-    given = configure({}, ours).given
-    assert len(given) == len(ours) > 5
+    overrides = configure({}, ours).overrides
+    assert len(overrides) == len(ours) > 5
     assert CONFIG_VARIABLE not in ours
     assert len(environment(SERVERS[name])) == len(SERVERS[name]["containers"][0]["env"]), "a variable stands twice"
 

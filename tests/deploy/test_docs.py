@@ -85,10 +85,9 @@ def test_the_client_is_answered(tmp_path: Path) -> None:
 
 
 def test_settings_and_figures_are_those_of_the_manifests() -> None:
-    names = {one.name for one in SETTINGS}
     for name in ("pre_stop_s", "grace_s", "max_connection_age_s", "model_control"):
         assert f"`{name}" in PAGE
-        assert name in names
+        assert name in SETTINGS
     told = configure({}, environment(servers()["kubernetes/base Deployment"])).settings
     assert f"`pre_stop_s` ({told.pre_stop_s:g} s)" in PAGE
     assert f"`grace_s` ({told.grace_s:g} s)" in PAGE

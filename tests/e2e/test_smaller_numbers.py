@@ -90,7 +90,7 @@ def test_the_server_answers_what_the_file_does(home: Path, port: int) -> None:
     expected = model.run(image[None], [-1], ["gradcam"])
     with Client("127.0.0.1", port) as client:
         client.wait_until_ready(timeout_s=60)
-        answer = client.classify(path, model="tiny", method="gradcam")
+        answer = client.classify(path, model="tiny", cam="gradcam")
     best = answer.predictions[0]
     assert answer.version == "2"
     assert best.score == pytest.approx(float(expected.scores.max()), abs=1e-5)

@@ -28,7 +28,7 @@ def test_answers_under_load_are_those_of_the_cpu(models: Path, name: str) -> Non
             for round_ in range(3):
                 methods = ["gradcam" if (number + round_) % 3 else None for number in range(len(images))]
                 batch = [(Image.fromarray(image), method) for image, method in zip(images, methods, strict=True)]
-                asks = [client.classify(photo, model=name, method=method) for photo, method in batch]
+                asks = [client.classify(photo, model=name, cam=method) for photo, method in batch]
                 for number, answer in enumerate(await asyncio.gather(*asks)):
                     best = answer.predictions[0]
                     assert best.score == pytest.approx(float(expected.scores[number].max()), abs=TOLERANCE)

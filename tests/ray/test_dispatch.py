@@ -18,8 +18,8 @@ from tlcli.service.inference.components import Components
 from tlcli.service.pb.tlcli.v1 import classifier_pb2 as pb
 from tlcli.service.protocol.rpc_methods import Metadata
 from tlcli.service.rpc.grpc_server import handlers, interceptors
-from tlcli.service.security.tokens import renewed_tokens
-from tlcli.service.telemetry.request_record import Observed
+from tlcli.service.security.tokens import reloading_tokens
+from tlcli.service.telemetry.request_record import RequestRecord
 
 IMAGE = pb.ClassifyRequest(encoded=encode(scene(RED, (30, 20, 90, 70)))).SerializeToString()
 CLASSIFY, STREAM = "/tlcli.v1.Classifier/Classify", "/tlcli.v1.Classifier/ClassifyStream"
@@ -56,11 +56,11 @@ class Asked:
             pass
 
         self.parts = Components.of(ServerSettings(models=models, tokens_file=tokens_file), on_change=nothing, is_serving=lambda: True)
-        self.seen: list[Observed] = []
-        self.parts.observer._tell = (*self.parts.observer._tell, self.seen.append)
+        self.seen: list[RequestRecord] = []
+        self.parts.observer._on_end = (*self.parts.observer._on_end, self.seen.append)
         offered = Handlers()
         offered.add_generic_rpc_handlers(handlers(self.parts))
-        self.dispatch = Dispatch(offered, interceptors(self.parts, renewed_tokens(tokens_file)))
+        self.dispatch = Dispatch(offered, interceptors(self.parts, reloading_tokens(tokens_file)))
 
     async def __aenter__(self) -> Asked:
         self.parts.repository.discover()
@@ -88,7 +88,7 @@ def test_tokens_are_asked_for_and_calls_are_observed(one_model: Path, tmp_path: 
             with pytest.raises(Aborted):
                 await asked.classify(context)
             assert context.code() is grpc.StatusCode.UNAUTHENTICATED
-            assert "no token came" in context.set["details"]
+            assert "no token: this server requires one" in context.set["details"]
             assert (asked.seen[-1].code, asked.seen[-1].request_id) == ("UNAUTHENTICATED", "id-2")
 
     asyncio.run(main())

@@ -168,8 +168,8 @@ def test_our_client_needs_to_know_nothing(ray: RayCluster) -> None:
         assert client.is_ready("toy")
         assert not client.is_ready("nosuch")
         assert [one.name for one in client.list_models()] == ["toy"]
-        answers = list(client.classify_stream([IMAGES[0], b"nope", IMAGES[1]], method="gradcam"))
-        alone = [client.classify(image, method="gradcam").predictions[0].score for image in IMAGES]
+        answers = list(client.classify_stream([IMAGES[0], b"nope", IMAGES[1]], cam="gradcam"))
+        alone = [client.classify(image, cam="gradcam").predictions[0].score for image in IMAGES]
         assert [answers[0].result().predictions[0].score, answers[2].result().predictions[0].score] == alone
         with pytest.raises(ImageError, match=r"^4 bytes came that are no image"):
             answers[1].result()

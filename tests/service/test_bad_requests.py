@@ -1,4 +1,4 @@
-"""What cannot be answered gets the right status and one line, and the next request is answered."""
+"""Tests of invalid requests: the right status and one line for each, after which the next request succeeds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from PIL import Image
 from tests.helpers.service.sample_images import RED, encode, png_that_claims, scene
 from tests.helpers.service.toy_model import LABELS, SIZE
 from tlcli.contract.errors import ImageError, ModelFileError, NotFoundError, RequestError, ServerError, TlcliError
-from tlcli.contract.images.decoding import ImageLimits
 from tlcli.service import Client, ServerSettings, in_background
 from tlcli.service.pb.tlcli.v1 import classifier_pb2 as pb
 from tlcli.service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
@@ -80,13 +79,13 @@ BAD_REQUESTS = {
     "an endless name": (
         pb.ClassifyRequest(model="é\n" * 100_000, encoded=GOOD),
         INVALID,
-        "'model' has 300,000 bytes: at most 65,536 are read of a text",
+        "'model' has 300,000 bytes: the limit for text is 65,536",
     ),
 }
 
 
 def refusal(stub: ClassifierStub, request: pb.ClassifyRequest) -> tuple[grpc.StatusCode, str]:
-    """The code and the line of a request that must fail; and the next one must not."""
+    """Return the code and message of a request that must fail, and check that the next one succeeds."""
     with pytest.raises(grpc.RpcError) as caught:
         stub.Classify(request)
     details = caught.value.details() or ""
@@ -170,7 +169,7 @@ def test_a_fault_of_the_server_is_told_plainly_and_logged_in_full(stub: Classifi
     white = pb.ClassifyRequest(model="faulty", encoded=encode(Image.new("RGB", (64, 64), "white")))
     code, details = refusal(stub, white)
     assert code is grpc.StatusCode.INTERNAL
-    assert details == "the server failed on this request by a fault of its own: see its log"
+    assert details == "internal server error: see the server's log"
     assert "Gather" in caplog.text
     assert stub.Classify(pb.ClassifyRequest(model="faulty", encoded=GOOD)).predictions
 
@@ -212,9 +211,9 @@ def test_a_broken_file_among_the_models_is_listed_with_its_reason(client: Client
 
 
 def test_a_image_of_the_largest_size_is_admitted_and_a_larger_one_refused(one_model: object) -> None:
-    limits = ImageLimits(max_bytes=5_000_000)
-    with in_background(ServerSettings(models=one_model, port=0, limits=limits)) as port, Client(port=port) as client:  # type: ignore[arg-type]
-        largest = GOOD + bytes(limits.max_bytes - len(GOOD))  # what follows a JPEG's end is not read
+    max_bytes = 5_000_000
+    with in_background(ServerSettings(models=one_model, port=0, limits_max_bytes=max_bytes)) as port, Client(port=port) as client:  # type: ignore[arg-type]
+        largest = GOOD + bytes(max_bytes - len(GOOD))  # what follows a JPEG's end is not read
         assert client.classify(largest).predictions == client.classify(GOOD).predictions
         with pytest.raises(ImageError, match=r"5,000,001 bytes, at most 5,000,000"):
             client.classify(largest + b"\0")

@@ -1,4 +1,4 @@
-"""A client that leaves costs the step under way and no more, and the server serves on."""
+"""Tests of cancelled requests: only the step in progress is finished, and the server goes on serving."""
 
 from __future__ import annotations
 

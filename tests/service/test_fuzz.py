@@ -1,4 +1,4 @@
-"""Twenty thousand damaged images and messages: each is answered or refused as what it is, and the server serves on, no larger."""
+"""Fuzz test with twenty thousand damaged images and messages: each gets an answer or the right error, without memory growth."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Chance = random.Random
 
 
 def seeds() -> list[bytes]:
-    """Small images of every format, plain and unusual ones."""
+    """Return small images of every format, plain and unusual."""
     found = []
     for number, image_format in enumerate(("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")):
         plain = scene((200, 30 * number, 60), (4, 4, 30, 24), size=(48, 40), seed=number)
@@ -52,7 +52,7 @@ def seeds() -> list[bytes]:
 
 
 def mutated(data: bytes, chance: Chance) -> bytes:
-    """One to eight bytes, runs or lengths changed."""
+    """Return data with one to eight changed bytes, runs or lengths."""
     changed = bytearray(data)
     for _ in range(chance.choice((1, 1, 2, 4, 8))):
         place = chance.randrange(len(changed)) if changed else 0

@@ -1,4 +1,4 @@
-"""A new server takes over from an old one on the same port, and no request is lost on the way."""
+"""Tests of a handover: a new server replaces an old one on the same port without losing a request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From start to stop: what health says when, which requests are answered, how the process ends."""
+"""Tests of a server's lifecycle: health, requests during startup and shutdown, exit of the process."""
 
 from __future__ import annotations
 
@@ -158,13 +158,13 @@ def test_the_log_tells_the_start_line_by_line(many_models: Path) -> None:
         assert server.wait() == 0
     log = "".join(server.log)
     for line in (
-        "INFO device: cpu (asked for: auto)",
+        "INFO device: cpu (setting: auto)",
         f"INFO listening on 127.0.0.1:{server.port}",
         f"INFO toy version 2: ready on cpu with one thread, 7 labels, input 64 x 64, maps: {', '.join(METHODS)}, loaded and warmed up in",
         "ERROR broken version 1: not served: ",
         "WARNING damaged: version 10 is broken, version 9 answers instead",
         "INFO serving 3 of 4 models",
-        "INFO stopping: requests in flight have 30 s to finish",
+        "INFO stopping: in-flight requests have 30 s to finish",
         "INFO stopped",
     ):
         assert line in log

@@ -1,4 +1,4 @@
-"""Many clients at once, some of them impatient, some with nonsense: every answer is its own, and nobody hangs."""
+"""Load test with many clients, some of them impatient or sending invalid requests: each gets its own answer, and none hangs."""
 
 from __future__ import annotations
 

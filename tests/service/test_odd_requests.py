@@ -1,4 +1,4 @@
-"""Odd requests that other programs send: numbers of thousands of digits, ids that are no ASCII, gzip of several members, Triton's own."""
+"""Tests of unusual requests from other programs: numbers of thousands of digits, non-ASCII ids, multi-member gzip, Triton's raw form."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from tlcli.service import Client, ServerSettings, in_background
 from tlcli.service.pb.inference import open_inference_pb2 as pb
 from tlcli.service.pb.tlcli.v1 import classifier_pb2
 from tlcli.service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
-from tlcli.service.settings.server_settings import SETTINGS
-from tlcli.service.telemetry.request_record import Observed
+from tlcli.service.settings.server_settings import SETTINGS, bound, kind_of
+from tlcli.service.telemetry.request_record import RequestRecord
 
 IMAGE = encode(scene(RED, (30, 20, 90, 70)), "JPEG")
 CLASSIFY, INFER = "/v1/classify?model=toy", "/v2/models/toy/infer"
@@ -42,10 +42,10 @@ def http(http_port: int) -> Iterator[Asking]:
     [
         (
             '{"inputs":[{"name":"images","datatype":"UINT8","shape":[%s,64,64,3],"data":[]}]}',
-            "its shape holds a number of more than 64 bits",
+            "the shape holds a number of more than 64 bits",
         ),
-        ('{"inputs":[{"name":"targets","datatype":"INT64","shape":[%s,%s],"data":[]}]}', "its shape holds a number of more than 64 bits"),
-        ('{"inputs":[{"name":"targets","datatype":"INT64","shape":[-%s,-%s],"data":[]}]}', "its shape holds a number of more than 64 bits"),
+        ('{"inputs":[{"name":"targets","datatype":"INT64","shape":[%s,%s],"data":[]}]}', "the shape holds a number of more than 64 bits"),
+        ('{"inputs":[{"name":"targets","datatype":"INT64","shape":[-%s,-%s],"data":[]}]}', "the shape holds a number of more than 64 bits"),
         (
             '{"inputs":[{"name":"images","datatype":"UINT8","shape":[1,64,64,3],"parameters":{"binary_data_size":%s}}]}',
             "expected a 64-bit integer",
@@ -95,7 +95,7 @@ def test_a_query_parameter_is_a_whole_number_of_ascii_digits(http: Asking, value
     ],
 )
 def test_an_id_over_grpc_that_is_no_metadata_is_answered_all_the_same(port: int, sent: bytes, back: bytes | None) -> None:
-    request = Observed("method", [("x-request-id", sent)])
+    request = RequestRecord("method", [("x-request-id", sent)])
     assert request.echo.isascii()
     assert request.echo.isprintable()
     assert back is None or request.echo.encode() == back
@@ -167,7 +167,7 @@ def test_what_tritons_loads_can_carry_is_refused_and_not_passed_over(tmp_path: P
         assert http.post(unload, {"parameters": {"unload_dependents": True}}).status == 200
         status, line = http.post("/v1/classify", IMAGE).refusal
         assert (status, line) == (404, "the request names no model, and this server has none that answers: load one, or see its log")
-    with in_background(replace(settings, http_port=None)) as port, grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+    with in_background(settings.model_copy(update={"http_port": None})) as port, grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         request = pb.RepositoryModelLoadRequest(model_name="toy")
         request.parameters["config"].string_param = "{}"
         with pytest.raises(grpc.RpcError) as refused:
@@ -181,7 +181,7 @@ def test_a_server_of_several_models_names_them(client: Client) -> None:
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan"), 1e300, 10**400, -1e300])
-@pytest.mark.parametrize("name", [one.name for one in SETTINGS if one.kind is float])
+@pytest.mark.parametrize("name", [name for name, field in SETTINGS.items() if kind_of(field) is float])
 def test_no_number_is_infinite_or_larger_than_a_clock_counts(name: str, value: float) -> None:
     with pytest.raises(SettingsError, match=f"^{name} "):
         ServerSettings(**{name: value})
@@ -189,7 +189,7 @@ def test_no_number_is_infinite_or_larger_than_a_clock_counts(name: str, value: f
 
 def test_the_longest_times_are_served_with(one_model: Path) -> None:
     names = ("max_connection_age_s", "max_image_s", "stream_idle_s", "grace_s", "poll_s")
-    longest = {one.name: float(one.told.high or 0) for one in SETTINGS if one.name in names}
+    longest = {name: bound(SETTINGS[name], "le") for name in names}
     settings = ServerSettings(models=one_model, port=0, model_control="poll", **longest)  # type: ignore[arg-type]
     with in_background(settings) as port, Client(port=port) as client:
         assert [len(one.response.predictions) for one in client_stream(port)] == [1]
@@ -205,7 +205,7 @@ FIRST_LABEL = b"grey"
 
 
 def grpc_by_hand(port: int, extra: list[tuple[bytes, bytes]]) -> bytes:
-    """What a server sends for a `Classify` with headers that gRPC's own client refuses to send: HTTP/2 frames as they are."""
+    """Return the HTTP/2 frames of a server for a `Classify` with headers that gRPC's own client refuses to send."""
     message = classifier_pb2.ClassifyRequest(model="toy", encoded=IMAGE, top_k=7).SerializeToString()
     headers = [
         (b":method", b"POST"),
@@ -246,7 +246,7 @@ def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
 
 
 def _ended(whole: bytes) -> bool:
-    """True where the frame that ends the stream is there."""
+    """Return True if the frame that ends the stream has arrived."""
     start = 0
     while start + 9 <= len(whole):
         size = int.from_bytes(whole[start : start + 3], "big")

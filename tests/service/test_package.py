@@ -1,4 +1,4 @@
-"""The package's face."""
+"""Tests of the public names of the package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loads, unloads and swaps while clients ask: nothing fails that was not refused by name, nothing is answered by another version."""
+"""Tests of loads, unloads and swaps under load: requests fail only with the expected errors, and each is answered by the right version."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def logits(seed: int) -> np.ndarray:
 
 @pytest.fixture
 def controlled(tmp_path: Path) -> Iterator[tuple[Path, int]]:
-    """A folder, and the port of a server that clients may have load it; it serves the latest version of each model."""
+    """Yield a folder, and the port of a server that loads from it on request and serves the latest version of each model."""
     save(tmp_path, 1, seed=1)
     save(tmp_path, 1, seed=1, name="steady")
     with in_background(ServerSettings(models=tmp_path, port=0, model_control="explicit", versions="latest")) as port:
@@ -79,7 +79,7 @@ def test_while_clients_ask(controlled: tuple[Path, int]) -> None:
                     if version == "steady":
                         answer = client.classify(IMAGE, model="steady", top_k=7)
                     else:
-                        answer = client.classify(IMAGE, model="toy", version=version, top_k=7, method="gradcam")
+                        answer = client.classify(IMAGE, model="toy", version=version, top_k=7, cam="gradcam")
                 except NotFoundError as error:
                     refused[refusal(version, str(error))] += 1
                     continue
@@ -91,7 +91,7 @@ def test_while_clients_ask(controlled: tuple[Path, int]) -> None:
                 answered[answer.model] += 1
 
     def refusal(version: str, message: str) -> str:
-        """By name: unloaded, or, where a version was asked for, replaced meanwhile."""
+        """Return the expected errors: the model is unloaded, or the requested version was replaced."""
         assert version != "steady", message
         if "is not loaded: it was unloaded" in message:
             return "unloaded"

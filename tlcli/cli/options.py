@@ -76,19 +76,19 @@ def answer_options(function: F) -> F:
 
 
 def server_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Where a server is, and how to be let in: the command gets `host`, `port`, and `how`, a `tlcli.service.client.connection.How`."""
+    """Where a server is, and how to be let in: the command gets `host`, `port`, and `how`, the `ConnectionOptions` of the clients."""
     file = click.Path(path_type=Path, dir_okay=False)
 
     @functools.wraps(function)
     def collected(*, token_file: Path | None, tls: bool, **others: Any) -> None:
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it would say of a failed handshake, the error says; read at its import
-        from tlcli.service.client.connection import How
+        from tlcli.service.client.connection import ConnectionOptions
         from tlcli.service.security.tokens import read_token
 
         if not is_given_by_flag("port"):
             others["port"] = None  # the one in --host, or the default
         files = {name: others.pop(name) for name in ("tls_ca", "tls_certificate", "tls_key")}
-        function(how=How(tls=tls, token=None if token_file is None else read_token(token_file), **files), **others)  # type: ignore[typeddict-item]
+        function(how=ConnectionOptions(tls=tls, token=None if token_file is None else read_token(token_file), **files), **others)  # type: ignore[typeddict-item]
 
     command: Callable[..., None] = collected
     for option in reversed(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from tlcli.contract.errors import SettingsError
@@ -59,4 +58,4 @@ def fit_to(settings: ServerSettings, cpus: float) -> ServerSettings:
     cores = max(1, int(cpus))
     if not cpus or cores >= usable_cores():
         return settings
-    return replace(settings, threads=settings.threads or cores, image_threads=settings.image_threads or cores)
+    return settings.model_copy(update={"threads": settings.threads or cores, "image_threads": settings.image_threads or cores})

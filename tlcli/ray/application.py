@@ -24,9 +24,9 @@ from tlcli.service.inference.components import Components
 from tlcli.service.protocol.rpc_methods import SERVICES, path_of
 from tlcli.service.rpc.grpc_server import handlers, interceptors
 from tlcli.service.rpc.health_servicer import HealthServicer
-from tlcli.service.security.tokens import renewed_tokens
+from tlcli.service.security.tokens import reloading_tokens
 from tlcli.service.settings.server_settings import ServerSettings
-from tlcli.service.telemetry.logs import set_up
+from tlcli.service.telemetry.logs import configure_logging
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class Replica:
         Raises:
             TlcliError: see `tlcli.service.server.Server`.
         """
-        set_up(settings.log_format)
+        configure_logging(settings.log_format)
         return_freed_memory()
         settings = fit_to(settings, ray.get_runtime_context().get_assigned_resources().get("CPU", 0))
         self._serving = False
@@ -66,7 +66,7 @@ class Replica:
         offered = Handlers()
         offered.add_generic_rpc_handlers(handlers(self._parts))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, offered)
-        self._dispatch = Dispatch(offered, interceptors(self._parts, renewed_tokens(settings.tokens_file)))
+        self._dispatch = Dispatch(offered, interceptors(self._parts, reloading_tokens(settings.tokens_file)))
         await self._parts.repository.load()
         self._serving = True
         await self._announce()

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from tlcli.service import ServerSettings, in_background
 
-ADDRESS = re.compile(r"HTTP at https?://[^ ]*:(\d+), described at /docs")
+ADDRESS = re.compile(r"HTTP at https?://[^ ]*:(\d+), with documentation at /docs")
 
 
 @dataclass(frozen=True)

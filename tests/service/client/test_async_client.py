@@ -1,4 +1,4 @@
-"""The client for event loops answers as the other does."""
+"""Tests of the asynchronous client: it returns the same answers as the synchronous one."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def test_the_same_answers(port: int, client: Client) -> None:
             assert await own.list_models() == client.list_models()
             assert await own.get_model("toy", "1") == client.get_model("toy", "1")
             answers = await asyncio.gather(
-                *(own.classify(image, model="toy", method="gradcam", classes=(1, -1), request_id="x") for image in IMAGES)
+                *(own.classify(image, model="toy", cam="gradcam", classes=(1, -1), request_id="x") for image in IMAGES)
             )
         for image, answer in zip(IMAGES, answers, strict=True):
-            expected = client.classify(image, model="toy", method="gradcam", classes=(1, -1), request_id="x")
+            expected = client.classify(image, model="toy", cam="gradcam", classes=(1, -1), request_id="x")
             assert (answer.request_id, answer.version) == ("x", expected.version)
             for one, other in zip(answer.predictions, expected.predictions, strict=True):
                 assert (one.label, one.rank) == (other.label, other.rank)
@@ -72,7 +72,7 @@ def test_errors(port: int) -> None:
         async with AsyncClient(port=port) as own:
             with pytest.raises(ImageError):
                 await own.classify(b"", model="toy")
-            with pytest.raises(RequestError, match="by no method"):
+            with pytest.raises(RequestError, match="need a map method"):
                 await own.classify(IMAGES[0], model="toy", classes=(1,))
             with pytest.raises(NotFoundError, match="nobody"):
                 await own.classify(IMAGES[0], model="nobody")
@@ -90,5 +90,25 @@ def test_errors(port: int) -> None:
             with pytest.raises(ServerError, match="no server answers"):
                 await again.classify(IMAGES[0])
         assert time.monotonic() - began < 5, "asked again, and not for long"
+
+    asyncio.run(main())
+
+
+def test_classes_may_be_labels(port: int, client: Client) -> None:
+    labels = client.get_model("toy").labels
+    expected = client.classify(IMAGES[0], model="toy", cam="gradcam", classes=(2,))
+
+    async def main() -> None:
+        async with AsyncClient(port=port) as own:
+            answer = await own.classify(IMAGES[0], model="toy", cam="gradcam", classes=(labels[2],))
+            (streamed,) = [one.result() async for one in own.classify_all([IMAGES[0]], model="toy", cam="gradcam", classes=(labels[2],))]
+            for found in (answer, streamed):
+                assert [(one.class_id, one.map is None) for one in found.predictions] == [
+                    (one.class_id, one.map is None) for one in expected.predictions
+                ]
+            with pytest.raises(RequestError, match=r"^classes 'nobody': no such class"):
+                await own.classify(IMAGES[0], model="toy", cam="gradcam", classes=("nobody",))
+            with pytest.raises(TypeError, match=r"^unknown option 'method'"):
+                await own.classify(IMAGES[0], method="gradcam")  # type: ignore[call-arg]
 
     asyncio.run(main())

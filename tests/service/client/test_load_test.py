@@ -1,4 +1,4 @@
-"""The load generator counts what it says, against a server whose times are known."""
+"""Tests of the load test against functions with known latencies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many servers behind one name, as a headless Service has them: a client asks all of them in turn, those too that were added."""
+"""Tests of load balancing over several servers behind one name, such as a headless Service, including servers added later."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROUNDS = 6
 
 @pytest.fixture(scope="module")
 def addresses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Of two servers, one of the model `left`, one of `right`: what gRPC makes of a name that stands for both."""
+    """Yield the gRPC target for a name with two addresses: a server of the model `left` and one of `right`."""
     folder = tmp_path_factory.mktemp("two")
     for name in ("left", "right"):
         FIRST.save(folder / name / name / "1/model.onnx", name)
@@ -34,7 +34,7 @@ def addresses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def answered_by(connection: Connection, addresses: str) -> list[str]:
-    """Which server answers each of some requests of one client."""
+    """Return the names of the models that answer some requests of one client."""
     connection.address = addresses  # a test has no name server
     with connection.channel() as channel:
         stub = ClassifierStub(channel)

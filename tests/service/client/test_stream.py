@@ -1,4 +1,4 @@
-"""Many images on one call."""
+"""Tests of streams: many images in one call."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_the_client_answers_each_image_in_its_place(client: Client, tmp_path: Pa
     text.write_text("no image")
     missing = tmp_path / "missing.jpg"
     given = [missing, IMAGES[0], text, IMAGES[1], missing, missing, IMAGES[2], b"", missing]
-    answers = list(client.classify_stream(given, model="toy", top_k=1, method="cam"))
+    answers = list(client.classify_stream(given, model="toy", top_k=1, cam="cam"))
     assert [answer.request_id for answer in answers] == [str(number) for number in range(len(given))]
     labels = [answer.result().predictions[0].label for answer in (answers[1], answers[3], answers[6])]
     assert labels == ["red", "green", "blue"]
@@ -100,7 +100,7 @@ def test_what_the_callers_own_iterable_raises_comes_out(client: Client) -> None:
 
 
 def test_a_wrong_question_is_refused_before_anything_is_sent(client: Client) -> None:
-    with pytest.raises(RequestError, match="no method"):
+    with pytest.raises(RequestError, match="need a map method"):
         next(client.classify_stream(IMAGES, classes=(1,)))
 
 

@@ -1,4 +1,4 @@
-"""What the client says when nobody answers, and what it knows of a server."""
+"""Tests of the synchronous client: errors without a server, invalid arguments, model information."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 from tests.helpers.service.sample_images import RED, encode, scene
 from tests.helpers.service.toy_model import LABELS, METHODS
 from tlcli.contract.errors import ImageError, NotFoundError, RequestError, ServerError
-from tlcli.service import Client, ServerSettings, in_background
+from tlcli.service import Classification, Client, ServerSettings, in_background
 
 IMAGE = encode(scene(RED, (30, 20, 90, 70)), "JPEG")
 
@@ -45,7 +45,7 @@ def test_a_server_that_is_none_of_ours(unused_port: int) -> None:
     other = grpc.server(ThreadPoolExecutor(1))
     other.add_insecure_port(f"127.0.0.1:{unused_port}")
     other.start()
-    with Client(port=unused_port) as client, pytest.raises(ServerError, match="is no tlcli server"):
+    with Client(port=unused_port) as client, pytest.raises(ServerError, match="is not a tlcli server"):
         client.list_models()
     other.stop(None)
 
@@ -76,17 +76,17 @@ def test_where_one_model_is_served_it_need_not_be_named(one_model: Path) -> None
 def test_questions_that_make_no_sense(client: Client, tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match=r"nosuch\.jpg: No such file"):
         client.classify(tmp_path / "nosuch.jpg")
-    with pytest.raises(RequestError, match=r"float64 \[64, 64, 3\] came"):
+    with pytest.raises(RequestError, match=r"not float64 \[64, 64, 3\]"):
         client.classify(np.zeros((64, 64, 3)))  # type: ignore[arg-type]
-    with pytest.raises(RequestError, match="int came"):
+    with pytest.raises(RequestError, match=r"array \[height, width, 3\], not int"):
         client.classify(5)  # type: ignore[arg-type]
-    with pytest.raises(RequestError, match="by no method"):
+    with pytest.raises(RequestError, match="need a map method"):
         client.classify(IMAGE, classes=(1,))
     for given in ({"softmax": True}, {"max_channels": 3}):
-        with pytest.raises(RequestError, match="no method is named"):
+        with pytest.raises(RequestError, match="need a map method"):
             client.classify(IMAGE, **given)  # type: ignore[arg-type]
     with pytest.raises(RequestError, match="expected raw, heat_map, overlay"):
-        client.classify(IMAGE, method="cam", map_format="svg")  # type: ignore[arg-type]
+        client.classify(IMAGE, cam="cam", map_format="svg")  # type: ignore[arg-type]
     with pytest.raises(ImageError, match="floating-point"):
         client.classify(Image.new("F", (8, 8)))
 
@@ -104,3 +104,24 @@ def test_pillow_images_of_every_kind_are_seen_as_their_files_are(client: Client)
         image = photo.convert(mode)
         data = encode(image, "TIFF")
         assert client.classify(image, model="toy").predictions == client.classify(data, model="toy").predictions, mode
+
+
+def test_classes_are_labels_ids_or_ranks(client: Client) -> None:
+    labels = client.get_model("toy").labels
+    by_id = client.classify(IMAGE, model="toy", cam="gradcam", classes=(2, -1))
+    for classes in ((labels[2], -1), (labels[2], "-1"), ("2", -1)):
+        assert explained(client.classify(IMAGE, model="toy", cam="gradcam", classes=classes)) == explained(by_id)
+    assert explained(client.classify(IMAGE, model="toy", cam="gradcam", classes=labels[2])) == [2]
+    (streamed,) = client.classify_stream([IMAGE], model="toy", cam="gradcam", classes=(labels[2], -1))
+    assert explained(streamed.result()) == explained(by_id)
+    with pytest.raises(RequestError, match=r"^classes 'nobody': no such class; expected a label \("):
+        client.classify(IMAGE, model="toy", cam="gradcam", classes=("nobody",))
+
+
+def explained(answer: Classification) -> list[int]:
+    return [prediction.class_id for prediction in answer.predictions if prediction.map is not None]
+
+
+def test_an_unknown_option_is_refused(client: Client) -> None:
+    with pytest.raises(TypeError, match=r"^unknown option 'method': expected one of model, version, top_k, cam, classes"):
+        client.classify(IMAGE, method="gradcam")  # type: ignore[call-arg]

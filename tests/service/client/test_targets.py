@@ -1,4 +1,4 @@
-"""Where a client's server is: as people write addresses, or one line about what is wrong; and arrays of any size."""
+"""Tests of server addresses, valid and invalid, and of arrays of any size as images."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def test_an_address_is_read_as_people_write_it(target: str, port: int | None, ex
 @pytest.mark.parametrize(
     ("target", "port", "message"),
     [
-        ("http://127.0.0.1:8000", None, "an address of HTTP; this client speaks gRPC"),
-        ("https://models.example", None, "an address of HTTP"),
+        ("http://127.0.0.1:8000", None, "this is an HTTP address, but the client speaks gRPC"),
+        ("https://models.example", None, "this is an HTTP address"),
         ("ftp://x", None, "unknown scheme 'ftp'"),
-        ("models.example:", None, "'' is no port: expected 1 to 65535, such as models.example:8001"),
-        ("models.example:grpc", None, "'grpc' is no port"),
-        ("models.example:70000", None, "'70000' is no port"),
-        ("models.example:0", None, "'0' is no port"),
+        ("models.example:", None, "'' is not a port: expected 1 to 65535, such as models.example:8001"),
+        ("models.example:grpc", None, "'grpc' is not a port"),
+        ("models.example:70000", None, "'70000' is not a port"),
+        ("models.example:0", None, "'0' is not a port"),
         ("models.example:9000", 9001, "two different ports"),
         ("", None, "expected a name or an address"),
         (":8001", None, "expected a name or an address"),
@@ -68,7 +68,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_an_array_is_answered_as_the_image_that_it_is(models: Path) -> None:
-    """Also one of another shape with as many pixels as the model's input."""
+    """Classify arrays of several sizes, including another shape with as many pixels as the model's input."""
     random = np.random.default_rng(0)
     model = Model.open(models / "toy/1/model.onnx", "cpu")
     arrays = [random.integers(0, 256, (*size, 3), dtype=np.uint8) for size in ((SIZE, SIZE), (90, 120), (SIZE // 2, 2 * SIZE), (1, 1))]
@@ -79,7 +79,7 @@ def test_an_array_is_answered_as_the_image_that_it_is(models: Path) -> None:
         with Client(f"127.0.0.1:{port}") as client:
             alone = [client.classify(array).predictions[0].score for array in arrays]
             streamed = [answer.result().predictions[0].score for answer in client.classify_stream(arrays)]
-            with pytest.raises(RequestError, match=r"uint8 \[0, 5, 3\] came"):
+            with pytest.raises(RequestError, match=r"not uint8 \[0, 5, 3\]"):
                 client.classify(np.zeros((0, 5, 3), np.uint8))
 
         async def ask() -> list[float]:

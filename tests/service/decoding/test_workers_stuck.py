@@ -94,7 +94,7 @@ def test_a_stuck_thread_does_not_delay_the_shutdown(one_model: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
         assert time.monotonic() - begun < GRACE_S + CLOSING_S + 0.5  # half a second for a busy machine
-        assert "threads are still at work: ending without them" in process.stderr.read()
+        assert "threads are still running: exiting without waiting for them" in process.stderr.read()
     finally:
         process.kill()
         process.stderr.close()

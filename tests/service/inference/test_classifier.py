@@ -70,7 +70,7 @@ def test_raw_maps_equal_those_of_numpy_for_ids_and_ranks(client: Client, method:
     twin = FIRST.answer(network_input(IMAGE))
     expected = getattr(twin, method)
     by_rank = np.argsort(-twin.logits)
-    answer = client.classify(IMAGE, model="toy", version="1", top_k=2, method=method, classes=(3, -1, 0, -7, 3))
+    answer = client.classify(IMAGE, model="toy", version="1", top_k=2, cam=method, classes=(3, -1, 0, -7, 3))
     explained = {3, 0, int(by_rank[0]), int(by_rank[6])}
     assert {one.class_id for one in answer.predictions if one.map} == explained
     for class_id in explained:
@@ -86,14 +86,14 @@ def test_raw_maps_equal_those_of_numpy_for_ids_and_ranks(client: Client, method:
 
 
 def test_without_classes_the_first_ranked_is_explained(client: Client) -> None:
-    answer = client.classify(IMAGE, model="toy", method="gradcam")
+    answer = client.classify(IMAGE, model="toy", cam="gradcam")
     assert [one.map is not None for one in answer.predictions] == [True, False, False, False, False]
 
 
 @pytest.mark.parametrize("box", [RED_BOX, (170, 120, 220, 180)])
 def test_the_hot_spot_is_on_the_object(client: Client, box: Box) -> None:
     image = encode(scene(RED, box), "PNG")
-    answer = client.classify(image, model="toy", version="1", method="gradcam", classes=(0,))
+    answer = client.classify(image, model="toy", version="1", cam="gradcam", classes=(0,))
     raw = the_map(answer, 0)
     assert raw.values is not None
     left, top, right, bottom = raw.box
@@ -101,7 +101,7 @@ def test_the_hot_spot_is_on_the_object(client: Client, box: Box) -> None:
     hot = (left + (column + 0.5) * (right - left) / GRID, top + (row + 0.5) * (bottom - top) / GRID)
     assert box[0] <= hot[0] <= box[2]
     assert box[1] <= hot[1] <= box[3]
-    drawn = client.classify(image, model="toy", version="1", method="gradcam", classes=(0,), map_format="heat_map")
+    drawn = client.classify(image, model="toy", version="1", cam="gradcam", classes=(0,), map_format="heat_map")
     pixels = np.asarray(Image.open(io.BytesIO(the_map(drawn, 0).png or b""))).astype(int)
     warm = pixels[..., 0] - pixels[..., 2] > 150
     rows, columns = np.nonzero(warm)
@@ -115,11 +115,11 @@ def test_rendered_maps_are_pngs_of_the_documented_sizes_and_equal_local_ones(cli
     box = PREPROCESSING.visible_box(*image.size)
     values = {
         one.class_id: one.map.values
-        for one in client.classify(data, model="toy", method="cam", classes=(0, 1)).predictions
+        for one in client.classify(data, model="toy", cam="cam", classes=(0, 1)).predictions
         if one.map is not None and one.map.values is not None
     }
-    heat = client.classify(data, model="toy", method="cam", classes=(0, 1), map_format="heat_map")
-    over = client.classify(data, model="toy", method="cam", classes=(0, 1), map_format="overlay")
+    heat = client.classify(data, model="toy", cam="cam", classes=(0, 1), map_format="heat_map")
+    over = client.classify(data, model="toy", cam="cam", classes=(0, 1), map_format="overlay")
     for class_id in (0, 1):
         heat_map, overlay = the_map(heat, class_id), the_map(over, class_id)
         assert heat_map.values is None
@@ -134,14 +134,14 @@ def test_rendered_maps_are_pngs_of_the_documented_sizes_and_equal_local_ones(cli
 
 def test_pixels_are_used_without_preprocessing(client: Client) -> None:
     pixels = np.random.default_rng(5).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
-    answer = client.classify(pixels, model="toy", version="1", top_k=len(LABELS), method="cam", classes=(2,))
+    answer = client.classify(pixels, model="toy", version="1", top_k=len(LABELS), cam="cam", classes=(2,))
     twin = FIRST.answer(pixels)
     np.testing.assert_allclose(all_scores(answer), twin.scores, atol=TOLERANCE)
     found = the_map(answer, 2)
     assert found.values is not None
     np.testing.assert_allclose(found.values, twin.cam[2], atol=TOLERANCE)
     assert found.box == (0, 0, SIZE, SIZE)
-    over = the_map(client.classify(pixels, model="toy", version="1", method="cam", classes=(2,), map_format="overlay"), 2)
+    over = the_map(client.classify(pixels, model="toy", version="1", cam="cam", classes=(2,), map_format="overlay"), 2)
     expected = heatmap.overlay(Image.fromarray(pixels), found.values, (0, 0, SIZE, SIZE))
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(over.png or b""))), np.asarray(expected))
 
@@ -149,7 +149,7 @@ def test_pixels_are_used_without_preprocessing(client: Client) -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(client: Client, orientation: int) -> None:
     stored = as_stored(scene(RED, RED_BOX), orientation)
-    answer = client.classify(stored, model="toy", version="1", method="gradcam", classes=(0,))
+    answer = client.classify(stored, model="toy", version="1", cam="gradcam", classes=(0,))
     found = the_map(answer, 0)
     assert found.values is not None
     assert found.box == pytest.approx(PREPROCESSING.visible_box(256, 192))
@@ -173,7 +173,7 @@ def test_a_pillow_image_is_turned_upright_before_it_is_sent(client: Client) -> N
 
 
 def test_the_answer_holds_timings_and_the_request_id(client: Client) -> None:
-    answer = client.classify(IMAGE, model="toy", method="cam", map_format="overlay", request_id="mine")
+    answer = client.classify(IMAGE, model="toy", cam="cam", map_format="overlay", request_id="mine")
     assert answer.request_id == "mine"
     assert answer.timings.decode_time_ns > 0
     assert answer.timings.queue_time_ns > 0

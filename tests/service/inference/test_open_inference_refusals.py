@@ -19,7 +19,6 @@ from tritonclient.utils import InferenceServerException
 from tests.helpers.service.sample_images import RED, encode, png_that_claims, scene
 from tests.helpers.service.toy_model import SIZE, ToyModel
 from tests.service.conftest import FIRST
-from tlcli.contract.images.decoding import ImageLimits
 from tlcli.contract.model.onnx_model import Answer, Model
 from tlcli.service import ServerSettings, in_background
 
@@ -66,41 +65,44 @@ BAD = {
     "unknown output": (request(IMAGES, outputs=("lime",)), "no output 'lime'; it has: scores, logits, classes, cam, gradcam"),
     "the same input twice": (request(IMAGES, IMAGES), "input 'images' occurs twice"),
     "the same output twice": (request(IMAGES, outputs=("cam", "cam")), "twice in cam, cam"),
-    "another datatype": (request(("images", "FP32", SHAPE, 4 * PIXELS)), "UINT8 [-1, 64, 64, 3] was expected, FP32 [1, 64, 64, 3] came"),
-    "no datatype": (request(("images", "", SHAPE, PIXELS)), "UINT8 [-1, 64, 64, 3] was expected,"),
-    "another size": (request(("images", "UINT8", [1, 32, 32, 3], bytes(3072))), "expected, UINT8 [1, 32, 32, 3] came"),
-    "another rank": (request(("images", "UINT8", SHAPE[1:], PIXELS)), "expected, UINT8 [64, 64, 3] came"),
-    "no shape": (request(("images", "UINT8", [], PIXELS)), "expected, UINT8 [] came"),
-    "ten thousand sizes": (request(("images", "UINT8", [1] * 10_000, PIXELS)), "its shape has 10,000 dimensions"),
-    "no images": (request(("images", "UINT8", [0, *SHAPE[1:]], b"")), "its shape is [0, 64, 64, 3]: name sizes that came"),
-    "a negative size": (request(("images", "UINT8", [-1, *SHAPE[1:]], PIXELS)), "its shape is [-1, 64, 64, 3]"),
-    "negative sizes whose product fits": (request(("images", "UINT8", [-1, -64, 64, 3], PIXELS)), "its shape is [-1, -64, 64, 3]"),
-    "sizes whose product passes 64 bits": (request(("images", "UINT8", [HUGE, *SHAPE[1:]], PIXELS)), f"UINT8 [{HUGE}, 64, 64, 3] is"),
-    "a product that wraps to nothing": (request(("encoded", "BYTES", [HUGE], {"bytes_contents": []})), f"has {HUGE:,} values"),
-    "too few bytes": (request(("images", "UINT8", SHAPE, PIXELS[1:])), "[1, 64, 64, 3] is 12,288 bytes, its raw contents are 12,287"),
-    "too many bytes": (request(("images", "UINT8", SHAPE, PIXELS + b"x")), "its raw contents are 12,289"),
+    "another datatype": (request(("images", "FP32", SHAPE, 4 * PIXELS)), "expected UINT8 [-1, 64, 64, 3], not FP32 [1, 64, 64, 3]"),
+    "no datatype": (request(("images", "", SHAPE, PIXELS)), "expected UINT8 [-1, 64, 64, 3], not"),
+    "another size": (request(("images", "UINT8", [1, 32, 32, 3], bytes(3072))), "[-1, 64, 64, 3], not UINT8 [1, 32, 32, 3]"),
+    "another rank": (request(("images", "UINT8", SHAPE[1:], PIXELS)), "[-1, 64, 64, 3], not UINT8 [64, 64, 3]"),
+    "no shape": (request(("images", "UINT8", [], PIXELS)), "[-1, 64, 64, 3], not UINT8 []"),
+    "ten thousand sizes": (request(("images", "UINT8", [1] * 10_000, PIXELS)), "the shape has 10,000 dimensions"),
+    "no images": (request(("images", "UINT8", [0, *SHAPE[1:]], b"")), "shape [0, 64, 64, 3]: expected sizes of 1 or more"),
+    "a negative size": (request(("images", "UINT8", [-1, *SHAPE[1:]], PIXELS)), "shape [-1, 64, 64, 3]"),
+    "negative sizes whose product fits": (request(("images", "UINT8", [-1, -64, 64, 3], PIXELS)), "shape [-1, -64, 64, 3]"),
+    "sizes whose product passes 64 bits": (request(("images", "UINT8", [HUGE, *SHAPE[1:]], PIXELS)), f"UINT8 [{HUGE}, 64, 64, 3] needs"),
+    "a product that wraps to nothing": (request(("encoded", "BYTES", [HUGE], {"bytes_contents": []})), f"needs {HUGE:,} values"),
+    "too few bytes": (
+        request(("images", "UINT8", SHAPE, PIXELS[1:])),
+        "[1, 64, 64, 3] needs 12,288 bytes, but the raw contents hold 12,287",
+    ),
+    "too many bytes": (request(("images", "UINT8", SHAPE, PIXELS + b"x")), "the raw contents hold 12,289"),
     "too few raw contents": (request(IMAGES, ("targets", "INT64", [1], None)), "1 raw_input_contents for 2 inputs"),
     "too many raw contents": (request(IMAGES, extra_raw=(b"",)), "2 raw_input_contents for 1 inputs"),
     "raw and typed": (
         request(("images", "UINT8", SHAPE, {"uint_contents": [1]}), extra_raw=(PIXELS,)),
         "input 'images' has both `contents` and raw_input_contents",
     ),
-    "neither raw nor typed": (request(("images", "UINT8", SHAPE, None)), "has 12,288 values, its contents hold 0"),
+    "neither raw nor typed": (request(("images", "UINT8", SHAPE, None)), "needs 12,288 values, but the contents hold 0"),
     "typed in another field": (
         request(("images", "UINT8", SHAPE, {"int_contents": [0] * len(PIXELS)})),
         "expected values of UINT8 in uint_contents, got int_contents",
     ),
     "typed beyond the datatype": (
         request(("images", "UINT8", SHAPE, {"uint_contents": [256] * len(PIXELS)})),
-        "UINT8 holds 0 to 255, 256 to 256 came",
+        "values from 256 to 256: UINT8 holds 0 to 255",
     ),
-    "too few typed": (request(("targets", "INT64", [2], {"int64_contents": [1]}), ("images", *IMAGES[1:3], None)), "has 2 values"),
-    "an element cut short": (request(("encoded", "BYTES", [1], element(GOOD)[:-1])), "its shape has 1 elements; its"),
-    "a length cut short": (request(("encoded", "BYTES", [2], element(GOOD) + b"\1\0")), "its shape has 2 elements"),
-    "a length beyond the end": (request(("encoded", "BYTES", [1], b"\xff\xff\xff\xff" + GOOD)), "each element goes behind its length"),
-    "too few elements": (request(("encoded", "BYTES", [2], element(GOOD))), "its shape has 2 elements"),
-    "too many elements": (request(("encoded", "BYTES", [1], 2 * element(GOOD))), "its shape has 1 elements"),
-    "no length at all": (request(("encoded", "BYTES", [1], b"")), "its shape has 1 elements; its 0 raw bytes"),
+    "too few typed": (request(("targets", "INT64", [2], {"int64_contents": [1]}), ("images", *IMAGES[1:3], None)), "needs 2 values"),
+    "an element cut short": (request(("encoded", "BYTES", [1], element(GOOD)[:-1])), "raw bytes do not hold 1 elements"),
+    "a length cut short": (request(("encoded", "BYTES", [2], element(GOOD) + b"\1\0")), "do not hold 2 elements"),
+    "a length beyond the end": (request(("encoded", "BYTES", [1], b"\xff\xff\xff\xff" + GOOD)), "send each element after its length"),
+    "too few elements": (request(("encoded", "BYTES", [2], element(GOOD))), "do not hold 2 elements"),
+    "too many elements": (request(("encoded", "BYTES", [1], 2 * element(GOOD))), "do not hold 1 elements"),
+    "no length at all": (request(("encoded", "BYTES", [1], b"")), "the 0 raw bytes do not hold 1 elements"),
     "no image among good ones": (
         request(("encoded", "BYTES", [3], element(GOOD) + element(b"text") + element(GOOD))),
         "input 'encoded', element 1: 4 bytes came that are no image",
@@ -117,8 +119,8 @@ BAD = {
         request(IMAGES, ("targets", "INT64", [2, 1], ints(0, 0))),
         "input 'targets' has shape [2, 1] in a request with 1 images: expected [1 or 1, K]",
     ),
-    "no classes": (request(IMAGES, ("targets", "INT64", [1, 0], b"")), "its shape is [1, 0]"),
-    "classes of three dimensions": (request(IMAGES, ("targets", "INT64", [1, 1, 1], ints(0))), "INT64 [-1, -1] or INT64 [-1] was expected"),
+    "no classes": (request(IMAGES, ("targets", "INT64", [1, 0], b"")), "shape [1, 0]"),
+    "classes of three dimensions": (request(IMAGES, ("targets", "INT64", [1, 1, 1], ints(0))), "expected INT64 [-1, -1] or INT64 [-1]"),
     "too many classes": (
         request(IMAGES, ("targets", "INT64", [101], ints(*[0] * 101)), outputs=("cam",)),
         "input 'targets' has 101 classes: at most 100",
@@ -127,7 +129,7 @@ BAD = {
         request(IMAGES, ("targets", "INT64", [51], ints(*[0] * 51)), outputs=("cam", "gradcam")),
         "51 classes with 2 maps each were requested: at most 100 maps per image",
     ),
-    "two values for one": (request(IMAGES, ("softmax", "BOOL", [2], b"\0\1")), "BOOL [1] or BOOL [1, 1] was expected, BOOL [2] came"),
+    "two values for one": (request(IMAGES, ("softmax", "BOOL", [2], b"\0\1")), "expected BOOL [1] or BOOL [1, 1], not BOOL [2]"),
     "negative channels": (request(IMAGES, ("max_channels", "INT64", [1], ints(-1)), outputs=("scorecam",)), "max_channels -1: expected"),
     "channels of a map without": (
         request(IMAGES, ("max_channels", "INT64", [1], ints(5)), outputs=("gradcam",)),
@@ -155,7 +157,7 @@ ELSEWHERE = {
     "a fault while it runs": (
         request(("images", "UINT8", SHAPE, b"\xff" * len(PIXELS)), model_name="faulty"),
         grpc.StatusCode.INTERNAL,
-        "by a fault of its own: see its log",
+        "internal server error: see the server's log",
     ),
 }
 
@@ -348,11 +350,10 @@ def test_images_of_one_request_share_runs_with_each_other_and_with_others(one_mo
 
 
 def test_a_message_may_be_larger_than_an_image_with_max_message_bytes(one_model: Path) -> None:
-    small = ImageLimits(max_bytes=100_000)
     many = request(("images", "UINT8", [32, *SHAPE[1:]], 32 * PIXELS))
     heavy = request(("encoded", "BYTES", [2], element(GOOD) + element(GOOD + bytes(100_000))))
     for max_message_bytes, expected in ((0, grpc.StatusCode.RESOURCE_EXHAUSTED), (1_000_000, grpc.StatusCode.OK)):
-        settings = ServerSettings(models=one_model, port=0, limits=small, max_message_bytes=max_message_bytes)
+        settings = ServerSettings(models=one_model, port=0, limits_max_bytes=100_000, max_message_bytes=max_message_bytes)
         with in_background(settings) as port, grpc.insecure_channel(f"127.0.0.1:{port}") as own:
             ask = asking(own)
             called = ask.future(many)
@@ -366,7 +367,7 @@ def test_a_message_may_be_larger_than_an_image_with_max_message_bytes(one_model:
 
 def test_pixels_for_a_dynamic_model_are_limited_too(tmp_path: Path) -> None:
     ToyModel.make(seed=5, dynamic=True).save(tmp_path / "any/1/model.onnx", "any")
-    settings = ServerSettings(models=tmp_path, port=0, limits=ImageLimits(max_pixels=SIZE * SIZE))
+    settings = ServerSettings(models=tmp_path, port=0, limits_max_pixels=SIZE * SIZE)
     with in_background(settings) as port, grpc.insecure_channel(f"127.0.0.1:{port}") as own:
         ask = asking(own)
         with pytest.raises(grpc.RpcError, match="64 x 72 pixels are too large: at most 4,096 pixels"):

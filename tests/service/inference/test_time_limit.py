@@ -56,10 +56,10 @@ def port(wide: Path, slow: SlowRuns) -> Iterator[int]:
 def test_an_image_over_its_limit_takes_no_further_turn(port: int, slow: SlowRuns) -> None:
     with Client(port=port) as client:
         with pytest.raises(TimeLimitError, match=REFUSAL):
-            client.classify(IMAGE, method="scorecam")
+            client.classify(IMAGE, cam="scorecam")
         begun = slow.begun
         assert begun < CHANNELS / TURN
-        assert client.classify(IMAGE, method="gradcam").predictions
+        assert client.classify(IMAGE, cam="gradcam").predictions
         time.sleep(3 * RUN_S)
         assert slow.begun <= begun + 2  # one that was under way, and the one that was asked for
 

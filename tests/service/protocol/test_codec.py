@@ -1,4 +1,4 @@
-"""What is written is what is read."""
+"""Tests of the codec: reading a written message returns the original."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_requests(query: Query) -> None:
     ],
 )
 def test_numbers_that_no_field_holds(query: Query) -> None:
-    with pytest.raises(RequestError, match="cannot be written"):
+    with pytest.raises(RequestError, match="cannot be encoded"):
         codec.write_request(query)
 
 

@@ -1,4 +1,4 @@
-"""One table from our errors to gRPC codes, and the way back."""
+"""Tests of the conversion between errors and gRPC statuses, in both directions."""
 
 from __future__ import annotations
 

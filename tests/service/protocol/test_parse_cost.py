@@ -1,4 +1,4 @@
-"""Messages that are cheap to send and dear to parse are refused before they are parsed; those that programs send are not."""
+"""Tests of the cost check: small messages that are expensive to parse are rejected unparsed, ordinary ones are not."""
 
 from __future__ import annotations
 

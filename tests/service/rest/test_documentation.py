@@ -190,7 +190,7 @@ def _statuses(cell: str) -> list[str]:
 
 def test_bounds_are_those_of_the_code() -> None:
     section = " ".join(DOCUMENT.read_text(encoding="utf-8").split("\n## Bounds\n")[1].split("\n## ")[0].split())
-    for name in (one.name for one in SETTINGS if one.name.startswith(("max_", "limits_", "stream_"))):
+    for name in (name for name in SETTINGS if name.startswith(("max_", "limits_", "stream_"))):
         assert f"`{name}`" in section or name in ("max_batch_size", "max_queue_delay_ms", "max_connection_age_s"), name
     assert f"| {parse_cost.MAX_FIELDS:,}; {parse_cost.MAX_NUMBERS:,}; {parse_cost.MAX_TEXT_BYTES:,} |" in section
     assert f"| {json_fields._MAX_VALUES:,}; {json_fields._MAX_CONTAINERS:,}; {json_fields._MAX_WIDE_BYTES:,} |" in section

@@ -68,9 +68,9 @@ def replace(path: Path, content: bytes) -> None:
 
 
 def test_settings_of_the_port_are_checked() -> None:
-    with pytest.raises(SettingsError, match=r"^http_port 8001: gRPC has it \(port\): choose another, or 0 for a free one$"):
+    with pytest.raises(SettingsError, match=r"^http_port 8001: already used for gRPC \(port\): choose another, or 0 for a free port$"):
         ServerSettings(http_port=8001)
-    with pytest.raises(SettingsError, match="http_port 70000: expected 1 to 65535, or 0 for a free one"):
+    with pytest.raises(SettingsError, match="http_port 70000: expected 1 to 65535, or 0 for a free port"):
         ServerSettings(http_port=70000)
     assert ServerSettings(port=0, http_port=0).http_port == 0
     assert ServerSettings().http_port is None
@@ -177,7 +177,7 @@ def test_tokens(one_model: Path, tmp_path: Path) -> None:
     with http_in_background(ServerSettings(models=one_model, port=0, http_port=0, tokens_file=tokens)) as port, Asking(port) as asking:
         for path in ("/v2/health/live", "/v2/health/ready"):
             assert asking.get(path).status == 200
-        expected = "no token came, and this server asks for one: send 'authorization: Bearer TOKEN' with the call"
+        expected = "no token: this server requires one: send 'authorization: Bearer TOKEN' with the call"
         for path in (
             "/v2",
             "/docs",
@@ -199,7 +199,7 @@ def test_tokens(one_model: Path, tmp_path: Path) -> None:
         replace(tokens, f"{BELA}\n".encode())
         assert asking.get("/v2", Authorization=f"Bearer {ANNA}").refusal == (
             401,
-            "the token that came is none of this server's: it may have been replaced",
+            "unknown token: it may have been replaced",
         )
         assert asking.get("/v2", Authorization=f"Bearer {BELA}").status == 200
         document = asking.get("/openapi.json", Authorization=f"Bearer {BELA}").json

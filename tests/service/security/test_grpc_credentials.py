@@ -1,4 +1,4 @@
-"""TLS: who is let in, what the others are told, and certificates that change while the server serves."""
+"""Tests of TLS: accepted and rejected clients, error messages, and certificates that change at run time."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def port(one_model: Path, tmp_path: Path) -> Iterator[int]:
 
 @pytest.fixture
 def mutual(one_model: Path, tmp_path: Path, ca: Path) -> Iterator[int]:
-    """The port of a server that asks clients for a certificate."""
+    """Yield the port of a server that requires client certificates."""
     with in_background(ServerSettings(models=one_model, port=0, tls_client_ca=ca, **SERVER.save(tmp_path, "server"))) as port:
         yield port
 
 
 def said(port: int, **client: Any) -> str:
-    """What a client is told that is not let in."""
+    """Return the error message of a client that is rejected."""
     with Client(port=port, **client) as asking, pytest.raises(ServerError) as caught:
         asking.classify(IMAGE)
     assert "\n" not in str(caught.value)
@@ -59,7 +59,7 @@ def said(port: int, **client: Any) -> str:
 
 
 def shown(port: int, ca: Path) -> str:
-    """Whose certificate the server shows now."""
+    """Return the subject of the certificate that the server presents."""
     context = ssl.create_default_context(cafile=ca)
     context.set_alpn_protocols(["h2"])
     with socket.create_connection(("127.0.0.1", port)) as plain, context.wrap_socket(plain, server_hostname="127.0.0.1") as secured:
@@ -77,22 +77,22 @@ def test_clients_that_know_the_authority_are_answered(port: int, ca: Path) -> No
 def test_a_client_that_trusts_another_authority(port: int, tmp_path: Path) -> None:
     path = tmp_path / "stranger.pem"
     path.write_bytes(STRANGER.certificate_pem)
-    expected = "the server's certificate is refused: unable to get local issuer certificate: name the authority that made it with tls_ca"
+    expected = "the server's certificate is rejected: unable to get local issuer certificate: set the authority that signed it with tls_ca"
     assert said(port, tls_ca=path).startswith(expected)
     assert said(port, tls=True).startswith(expected)
 
 
 def test_a_client_without_tls(port: int) -> None:
-    assert said(port).startswith("the server answers with TLS: name its authority with tls_ca (--tls-ca)")
+    assert said(port).startswith("the server uses TLS: set its authority with tls_ca (--tls-ca)")
     with Client(port=port) as client:
         assert not client.is_ready()
-        with pytest.raises(ServerError, match="the server answers with TLS"):
+        with pytest.raises(ServerError, match="the server uses TLS"):
             client.wait_until_ready(timeout_s=0.2)
 
 
 def test_a_server_without_tls(one_model: Path, ca: Path) -> None:
     with in_background(ServerSettings(models=one_model, port=0)) as port:
-        assert said(port, tls_ca=ca).startswith("the server answers without TLS: ask it without (no tls_ca)")
+        assert said(port, tls_ca=ca).startswith("the server does not use TLS: connect without tls_ca")
 
 
 def test_no_server_at_all(ca: Path) -> None:
@@ -102,18 +102,18 @@ def test_no_server_at_all(ca: Path) -> None:
 
 
 def test_the_port_of_http_is_named_as_such(http_port: int) -> None:
-    assert said(http_port) == f"127.0.0.1:{http_port} speaks HTTP; this client speaks gRPC: give the port of gRPC (--port, by default 8001)"
+    assert said(http_port) == f"127.0.0.1:{http_port} speaks HTTP, but this client speaks gRPC: use the gRPC port (--port, 8001 by default)"
 
 
 @pytest.mark.parametrize(
     ("made", "expected"),
     [
-        (make("expired", AUTHORITY, days=-1), "the server's certificate is refused: certificate has expired: renew it at the server"),
+        (make("expired", AUTHORITY, days=-1), "the server's certificate is rejected: certificate has expired: renew it on the server"),
         (
             make("elsewhere", AUTHORITY, host="server.example"),
-            "the server's certificate is refused: IP address mismatch, certificate is not valid for '127.0.0.1': ask for a host",
+            "the server's certificate is rejected: IP address mismatch, certificate is not valid for '127.0.0.1': connect to a host",
         ),
-        (make("its own"), "the server's certificate is refused: self-signed certificate: name the authority"),
+        (make("its own"), "the server's certificate is rejected: self-signed certificate: set the authority"),
     ],
 )
 def test_a_server_whose_certificate_is_not_good(made: Made, expected: str, one_model: Path, tmp_path: Path, ca: Path) -> None:
@@ -131,10 +131,10 @@ def test_clients_show_their_certificates(mutual: int, tmp_path: Path, ca: Path) 
     files = make("client", AUTHORITY).save(tmp_path, "client")
     with Client(port=mutual, tls_ca=ca, **files) as client:
         assert client.classify(IMAGE).predictions
-    assert said(mutual, tls_ca=ca).startswith("the server asks for a client's certificate: give one with tls_certificate and tls_key")
+    assert said(mutual, tls_ca=ca).startswith("the server requires a client certificate: set tls_certificate and tls_key")
     for made in (make("stranger's", STRANGER), make("expired", AUTHORITY, days=-1)):
         assert said(mutual, tls_ca=ca, **made.save(tmp_path, "other")).startswith(
-            "the server refuses the client's certificate: expected one that has not expired, of an authority in its tls_client_ca"
+            "the server rejects the client's certificate: expected one that has not expired, from an authority in its tls_client_ca"
         )
     with Client(port=mutual, tls_ca=ca) as client:
         assert not client.is_ready()
@@ -156,7 +156,7 @@ def test_a_renewed_certificate_is_shown_to_new_clients_and_old_connections_go_on
 
 
 def iter_slowly(folder: Path) -> Iterator[bytes]:
-    """Two images, the second when a file says so."""
+    """Yield two images, the second once a file exists."""
     yield IMAGE
     while not (folder / "renewed").exists():
         time.sleep(0.01)
@@ -170,14 +170,14 @@ def test_a_half_written_renewal_leaves_the_old_certificate_and_one_line(
     caplog.set_level(logging.INFO)
     for content, reason in (
         (second.certificate_pem, "not the key of the certificate in"),  # its key is not there yet
-        (second.certificate_pem[:200], "no certificate in it|cannot be read"),
-        (b"", "no certificate in it"),
+        (second.certificate_pem[:200], "no certificate found|not valid PEM"),
+        (b"", "no certificate found"),
     ):
         (tmp_path / "server.pem").write_bytes(content)
         caplog.clear()
         assert [shown(port, ca) for _ in range(3)] == ["first"] * 3
         (line,) = [record.getMessage() for record in caplog.records if "TLS" in record.getMessage()]
-        assert line.startswith("the TLS certificate changed and cannot be used, the old one stays: tls_")
+        assert line.startswith("the TLS certificate changed but cannot be used, keeping the old one: tls_")
         assert any(part in line for part in reason.split("|")), line
     (tmp_path / "server.pem").unlink()
     assert shown(port, ca) == "first"
@@ -210,7 +210,7 @@ def test_an_authority_of_clients_that_is_replaced(mutual: int, tmp_path: Path, c
     ca.write_bytes(STRANGER.certificate_pem)
     with Client(port=mutual, tls_ca=root, **after) as client:
         assert client.classify(IMAGE).predictions
-    assert said(mutual, tls_ca=root, **before).startswith("the server refuses the client's certificate")
+    assert said(mutual, tls_ca=root, **before).startswith("the server rejects the client's certificate")
 
 
 @pytest.mark.parametrize(
@@ -219,12 +219,12 @@ def test_an_authority_of_clients_that_is_replaced(mutual: int, tmp_path: Path, c
         ({"server.pem": None}, r"^tls_certificate .*server\.pem: No such file or directory$"),
         ({"server.key": None}, r"^tls_key .*server\.key: No such file or directory$"),
         ({"server.key": STRANGER.key_pem}, r"^tls_key .*server\.key: not the key of the certificate in .*server\.pem$"),
-        ({"server.pem": b"nothing"}, r"^tls_certificate .*server\.pem: no certificate in it: expected PEM"),
-        ({"server.pem": SERVER.certificate_pem[:100]}, r"^tls_certificate .*server\.pem: cannot be read as PEM"),
-        ({"server.key": b"nothing"}, r"^tls_key .*server\.key: cannot be read as PEM"),
-        ({"server.key": SERVER.encrypted(BestAvailableEncryption(b"word"))}, r"^tls_key .*: has a password: expected a key without"),
-        ({"ca.pem": b"nothing"}, r"^tls_client_ca .*ca\.pem: no certificate in it"),
-        ({"ca.pem": b""}, r"^tls_client_ca .*ca\.pem: no certificate in it"),
+        ({"server.pem": b"nothing"}, r"^tls_certificate .*server\.pem: no certificate found: expected PEM"),
+        ({"server.pem": SERVER.certificate_pem[:100]}, r"^tls_certificate .*server\.pem: not valid PEM"),
+        ({"server.key": b"nothing"}, r"^tls_key .*server\.key: not valid PEM"),
+        ({"server.key": SERVER.encrypted(BestAvailableEncryption(b"word"))}, r"^tls_key .*: protected by a password: use a key without"),
+        ({"ca.pem": b"nothing"}, r"^tls_client_ca .*ca\.pem: no certificate found"),
+        ({"ca.pem": b""}, r"^tls_client_ca .*ca\.pem: no certificate found"),
         ({"ca.pem": None}, r"^tls_client_ca .*ca\.pem: No such file or directory$"),
     ],
 )
@@ -244,11 +244,11 @@ def test_files_that_cannot_be_used_are_refused_at_the_start(
 def test_a_clients_files_are_looked_at_before_it_connects(tmp_path: Path, ca: Path) -> None:
     with pytest.raises(SettingsError, match=r"^tls_ca .*nosuch\.pem: No such file"):
         Client(tls_ca=tmp_path / "nosuch.pem")
-    with pytest.raises(SettingsError, match=r"^tls_key is not given: a certificate and its key go together"):
+    with pytest.raises(SettingsError, match=r"^tls_key is not set: a certificate and its key go together"):
         Client(tls_ca=ca, tls_certificate=ca)
-    with pytest.raises(SettingsError, match=r"^tls_certificate is not given"):
+    with pytest.raises(SettingsError, match=r"^tls_certificate is not set"):
         Client(tls_key=ca)
-    with pytest.raises(SettingsError, match=r"^tls_key .*ca\.pem: cannot be read as PEM"):
+    with pytest.raises(SettingsError, match=r"^tls_key .*ca\.pem: not valid PEM"):
         Client(tls_certificate=ca, tls_key=ca)
 
 

@@ -1,4 +1,4 @@
-"""Tokens: who is let in, what the others are told, and lists that change while the server serves."""
+"""Tests of tokens: accepted and rejected requests, error messages, and token files that change at run time."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from tlcli.contract.errors import ServerError, SettingsError
 from tlcli.service import Client, ServerSettings, in_background
 from tlcli.service.pb.tlcli.v1 import classifier_pb2 as pb
 from tlcli.service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
-from tlcli.service.security.tokens import Token, is_one_of, read_token, read_tokens
+from tlcli.service.security.tokens import Token, is_known, read_token, read_tokens
 
 IMAGE = encode(scene(RED, (30, 20, 90, 70)), "JPEG")
 TOKEN, OTHER = "c2VjcmV0IG9mIEFubmE=", "of~Ben/0123456789+-._"
 REQUEST = pb.ClassifyRequest(encoded=IMAGE)
-MISSING = "no token came, and this server asks for one: send 'authorization: Bearer TOKEN' with the call"
-WRONG = "the token that came is none of this server's: it may have been replaced"
+MISSING = "no token: this server requires one: send 'authorization: Bearer TOKEN' with the call"
+WRONG = "unknown token: it may have been replaced"
 
 
 def write(path: Path, text: str) -> Path:
-    """By a rename, as files that others read are replaced."""
+    """Write a file by a rename, so that readers never see half of it."""
     path.with_suffix(".new").write_text(text)
     return path.with_suffix(".new").rename(path)
 
@@ -56,7 +56,7 @@ def channel(port: int) -> Iterator[grpc.Channel]:
 def test_a_file_of_tokens(tokens: Path) -> None:
     assert [(one.name, one.value) for one in read_tokens(tokens)] == [("anna", TOKEN), ("", OTHER)]
     assert TOKEN not in repr(read_tokens(tokens))
-    with pytest.raises(SettingsError, match="2 tokens in it: expected the one to send"):
+    with pytest.raises(SettingsError, match="holds 2 tokens: expected only the one to send"):
         read_token(tokens)
     assert read_token(write(tokens, f"anna:{TOKEN}\n")) == TOKEN
 
@@ -64,9 +64,9 @@ def test_a_file_of_tokens(tokens: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("", r"tokens: no token in it: expected one a line \(openssl rand -hex 32 makes one\)$"),
-        ("# nobody\n\n", "no token in it"),
-        ("good\nwith a space\n", "line 2: expected TOKEN or NAME: TOKEN, the token of letters, digits and"),
+        ("", r"tokens: no token found: expected one per line \(openssl rand -hex 32 makes one\)$"),
+        ("# nobody\n\n", "no token found"),
+        ("good\nwith a space\n", "line 2: expected TOKEN or NAME: TOKEN, with a token of letters, digits and"),
         ("good\nname:\n", "line 2: expected TOKEN"),
         ("zwölf\n", "line 1: expected TOKEN"),
     ],
@@ -87,10 +87,10 @@ def test_no_file(one_model: Path, tmp_path: Path) -> None:
 
 def test_a_token_is_compared_with_all() -> None:
     tokens = [Token("", "a" * 40), Token("", "b" * 20)]
-    assert is_one_of(b"a" * 40, tokens)
-    assert is_one_of(b"b" * 20, tokens)
+    assert is_known(b"a" * 40, tokens)
+    assert is_known(b"b" * 20, tokens)
     for wrong in (b"", b"a", b"a" * 39, b"a" * 41, b"B" * 20, "é".encode()):
-        assert not is_one_of(wrong, tokens)
+        assert not is_known(wrong, tokens)
 
 
 @pytest.mark.parametrize("token", [TOKEN, OTHER])
@@ -123,10 +123,10 @@ def test_a_client_with_another_token_or_none_is_not(port: int) -> None:
     ("values", "expected"),
     [
         ([], MISSING),
-        ([f"Basic {TOKEN}"], "the call's authorization is no token: expected 'authorization: Bearer TOKEN', once"),
-        ([TOKEN], "the call's authorization is no token: expected 'authorization: Bearer TOKEN', once"),
-        ([f"Bearer {TOKEN}"] * 2, "the call's authorization is no token: expected 'authorization: Bearer TOKEN', once"),
-        (["Bearer "], "the call's authorization is no token|the token that came is none"),
+        ([f"Basic {TOKEN}"], "invalid authorization: expected 'authorization: Bearer TOKEN', once"),
+        ([TOKEN], "invalid authorization: expected 'authorization: Bearer TOKEN', once"),
+        ([f"Bearer {TOKEN}"] * 2, "invalid authorization: expected 'authorization: Bearer TOKEN', once"),
+        (["Bearer "], "invalid authorization|unknown token"),
         (["Bearer anna"], WRONG),
         ([f"Bearer anna: {TOKEN}"], WRONG),
         ([f"Bearer {TOKEN} {OTHER}"], WRONG),
@@ -187,7 +187,7 @@ def test_a_list_that_changes_counts_from_the_next_call_on(port: int, tokens: Pat
 
 
 def iter_slowly(folder: Path) -> Iterator[bytes]:
-    """Two images, the second when a file says so."""
+    """Yield two images, the second once a file exists."""
     yield IMAGE
     while not (folder / "replaced").exists():
         time.sleep(0.01)
@@ -202,7 +202,7 @@ def test_a_list_that_is_broken_or_gone_leaves_the_old_one_and_one_line(port: int
             for _ in range(3):
                 client.list_models()
             (line,) = [record.getMessage() for record in caplog.records]
-            assert line.startswith(f"the list of tokens changed and cannot be used, the old one stays: tokens_file {tokens}: ")
+            assert line.startswith(f"the list of tokens changed but cannot be used, keeping the old one: tokens_file {tokens}: ")
         os.unlink(tokens)
         client.list_models()
         write(tokens, OTHER)
@@ -214,16 +214,16 @@ def test_the_log_names_whose_tokens_there_are(one_model: Path, tokens: Path, cap
     caplog.set_level(logging.INFO)
     with in_background(ServerSettings(models=one_model, port=0, tokens_file=tokens)):
         pass
-    assert f"requests must carry a token of {tokens}: anna, one without a name" in caplog.text
+    assert f"requests must carry a token of {tokens}: anna, unnamed" in caplog.text
     assert TOKEN not in caplog.text
     assert OTHER not in caplog.text
 
 
 def test_a_client_keeps_its_token_to_itself() -> None:
     for text in ("", "two words", "line\n", "zwölf"):
-        with pytest.raises(SettingsError, match=r"^the token that was given is none: expected letters, digits and -._~\+/=$"):
+        with pytest.raises(SettingsError, match=r"^invalid token: expected letters, digits and -._~\+/=$"):
             Client(token=text)
-    with pytest.raises(SettingsError, match=r"^a token for 192\.0\.2\.1:8001 would travel unencrypted: use TLS"):
+    with pytest.raises(SettingsError, match=r"^the token for 192\.0\.2\.1:8001 would travel unencrypted: use TLS"):
         Client("192.0.2.1", token=TOKEN)
 
 
@@ -234,7 +234,7 @@ def test_with_tls(one_model: Path, tokens: Path, tmp_path: Path) -> None:
     settings = ServerSettings(models=one_model, host="0.0.0.0", port=0, tokens_file=tokens, **files)
     with in_background(settings) as port, Client(port=port, tls_ca=ca, token=TOKEN) as client, Client(port=port, tls_ca=ca) as other:
         assert client.classify(IMAGE).predictions
-        with pytest.raises(ServerError, match="no token came"):
+        with pytest.raises(ServerError, match="no token: this server requires one"):
             other.classify(IMAGE)
 
 

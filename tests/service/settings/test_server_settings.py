@@ -1,3 +1,5 @@
+"""Tests of the server settings: ranges, combinations that are rejected, and addresses."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -6,7 +8,6 @@ from typing import Any
 import pytest
 
 from tlcli.contract.errors import DeviceError, SettingsError
-from tlcli.contract.images.decoding import ImageLimits
 from tlcli.service import ServerSettings, in_background
 from tlcli.service.system.addresses import join_address
 
@@ -23,14 +24,24 @@ from tlcli.service.system.addresses import join_address
         ({"max_maps": 0}, "max_maps 0: expected 1 to 1,000,000"),
         ({"stream_in_flight": 0}, "stream_in_flight 0"),
         ({"device": "tpu"}, "device tpu: expected auto, cpu or cuda"),
-        ({"models": "models"}, "models models: expected a path"),
+        ({"models": 1}, "models 1: expected a path"),
+        ({"models": ""}, "models : expected a path"),
         ({"max_maps": True}, "max_maps True: expected a whole number"),
-        ({"limits": ImageLimits(max_bytes=0)}, "limits_max_bytes 0: expected 1 to 1,073,741,824"),
+        ({"limits_max_bytes": 0}, "limits_max_bytes 0: expected 1 to 1,073,741,824"),
     ],
 )
 def test_values_out_of_range_are_refused_by_name(setting: dict[str, Any], expected: str) -> None:
     with pytest.raises(SettingsError, match=expected):
         ServerSettings(**setting)
+
+
+def test_an_unknown_setting_is_refused_by_name() -> None:
+    with pytest.raises(SettingsError, match=r"^prot 1: no such setting$"):
+        ServerSettings(prot=1)  # type: ignore[call-arg]
+
+
+def test_a_path_may_be_a_text() -> None:
+    assert ServerSettings(models="folder") == ServerSettings(models=Path("folder"))  # type: ignore[arg-type]
 
 
 def test_a_device_that_is_not_there_is_refused_at_the_start(one_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

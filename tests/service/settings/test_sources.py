@@ -1,10 +1,9 @@
-"""The settings from a file, the environment and flags: all of them in each way, and each mistake named."""
+"""Tests of settings from a file, the environment and flags: every setting from every source, and the message for every mistake."""
 
 from __future__ import annotations
 
 import re
 import tomllib
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +12,29 @@ from click.testing import CliRunner
 
 from tlcli.cli.commands.serve import command
 from tlcli.contract.errors import SettingsError
-from tlcli.contract.images.decoding import ImageLimits
 from tlcli.service import ServerSettings
-from tlcli.service.settings.field import Setting
-from tlcli.service.settings.server_settings import SETTINGS
+from tlcli.service.settings.server_settings import SETTINGS, bound, choices_of, kind_of
 from tlcli.service.settings.sources import Config, configure, flag, to_toml, variable
 
 DOCUMENT = Path(__file__).parents[3] / "docs/serving.md"
 
 
-def other(setting: Setting) -> Any:
-    """A value that it does not have by default, and may have beside the others."""
+def other(name: str) -> Any:
+    """Return a value that is not the default, and is allowed together with the others."""
     known = {"host": "::1", "port": 9, "http_port": 10, "insecure": True, "versions": "latest:2"}
     known |= {"allowed_hosts": "models.example", "metrics_port": 11, "metrics_host": "::1", "otel_endpoint": "http://localhost:4317"}
-    if setting.name in known:
-        return known[setting.name]
-    if setting.told.choices:
-        return next(choice for choice in setting.told.choices if choice != setting.default)
-    if setting.kind is Path:
-        return Path(f'folder/{setting.name} é"\\.pem')
-    return setting.kind(setting.of(ServerSettings()) + setting.kind(1.5))  # type: ignore[operator]
+    if name in known:
+        return known[name]
+    field = SETTINGS[name]
+    kind = kind_of(field)
+    if choices := choices_of(field):
+        return next(choice for choice in choices if choice != field.default)
+    if kind is Path:
+        return Path(f'folder/{name} é"\\.pem')
+    return kind(field.default + kind(1.5))
 
 
-OTHERS = {one.name: other(one) for one in SETTINGS} | {"device": "cuda", "model_control": "poll"}  # --tf32 and --poll-s need them
+OTHERS = {name: other(name) for name in SETTINGS} | {"device": "cuda", "model_control": "poll"}  # --tf32 and --poll-s need them
 
 
 def toml(folder: Path, text: str, name: str = "serve.toml") -> Path:
@@ -45,7 +44,7 @@ def toml(folder: Path, text: str, name: str = "serve.toml") -> Path:
 
 
 def values(settings: ServerSettings) -> dict[str, Any]:
-    return {one.name: one.of(settings) for one in SETTINGS}
+    return dict(settings)
 
 
 def run(*arguments: str, **environment: str) -> str:
@@ -55,32 +54,29 @@ def run(*arguments: str, **environment: str) -> str:
     return answer.stdout
 
 
-def test_the_table_holds_every_field() -> None:
-    inner = {"limits": [f"limits_{one.name}" for one in fields(ImageLimits)]}
-    assert [one.name for one in SETTINGS] == [name for one in fields(ServerSettings) for name in inner.get(one.name, [one.name])]
-
-
-def test_every_setting_is_explained() -> None:
-    for one in SETTINGS:
-        assert one.told.text.endswith("."), one.name
+def test_every_setting_is_explained_and_bounded() -> None:
+    for name, field in SETTINGS.items():
+        assert (field.description or "").endswith("."), name
+        if kind_of(field) in (int, float):
+            assert bound(field, "ge") is not None, name
 
 
 def test_every_setting_is_a_key_a_variable_and_a_flag(tmp_path: Path) -> None:
-    assert all(OTHERS[one.name] != one.default for one in SETTINGS)
-    by_variable = configure({}, {variable(one): str(OTHERS[one.name]) for one in SETTINGS})
-    by_flag = configure({one.name: str(OTHERS[one.name]) for one in SETTINGS}, {})
+    assert all(OTHERS[name] != field.default for name, field in SETTINGS.items())
+    by_variable = configure({}, {variable(name): str(OTHERS[name]) for name in SETTINGS})
+    by_flag = configure({name: str(OTHERS[name]) for name in SETTINGS}, {})
     by_file = configure({}, {}, toml(tmp_path, to_toml(by_variable)))
     for config, source in ((by_variable, variable), (by_flag, flag), (by_file, lambda _: str(tmp_path / "serve.toml"))):
         assert values(config.settings) == OTHERS
-        assert {name: one.source for name, one in config.given.items()} == {one.name: source(one) for one in SETTINGS}
+        assert {name: override.source for name, override in config.overrides.items()} == {name: source(name) for name in SETTINGS}
 
 
 def test_the_command_takes_every_flag() -> None:
     arguments = [
-        part
-        for one in SETTINGS
-        for part in (
-            [str(OTHERS[one.name])] if one.name == "models" else [flag(one)] if one.kind is bool else [flag(one), str(OTHERS[one.name])]
+        word
+        for name, field in SETTINGS.items()
+        for word in (
+            [str(OTHERS[name])] if name == "models" else [flag(name)] if kind_of(field) is bool else [flag(name), str(OTHERS[name])]
         )
     ]
     assert tomllib.loads(run(*arguments)) == {name: str(value) if isinstance(value, Path) else value for name, value in OTHERS.items()}
@@ -110,7 +106,7 @@ def test_the_command_prints_what_it_reads(tmp_path: Path) -> None:
     assert settings == ServerSettings(
         models=Path("somewhere"),
         host="::1",
-        limits=ImageLimits(max_pixels=99),
+        limits_max_pixels=99,
         tls_certificate=Path("a.pem"),
         tls_key=Path("a.key"),
     )
@@ -122,13 +118,13 @@ def test_the_command_prints_what_it_reads(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("prot = 1", "prot: no such setting: port is one; `tlcli serve --print-config` lists them"),
-        ("[limits]\nmax_byte = 1", r"limits\.max_byte: no such setting: limits_max_bytes is one"),
+        ("prot = 1", r"prot: no such setting: did you mean port\? `tlcli serve --print-config` lists them"),
+        ("[limits]\nmax_byte = 1", r"limits\.max_byte: no such setting: did you mean limits_max_bytes\?"),
         ("zzz = 1", "zzz: no such setting: `tlcli serve"),
         ("port = '1'", "port = '1': expected a whole number$"),
         ("port = 1.0", r"port = 1\.0: expected a whole number$"),
         ("port = true", "port = True: expected a whole number$"),
-        ("port = 70000", "port = 70000: expected 1 to 65535, or 0 for a free one$"),
+        ("port = 70000", "port = 70000: expected 1 to 65535, or 0 for a free port$"),
         ("grace_s = 'long'", "grace_s = 'long': expected a number$"),
         ("grace_s = -1", "grace_s = -1: expected 0 to 1,000,000$"),
         ("grace_s = nan", "grace_s = nan: expected 0 to 1,000,000$"),
@@ -139,7 +135,7 @@ def test_the_command_prints_what_it_reads(tmp_path: Path) -> None:
         ("tls_key = ''", "tls_key = '': expected a path$"),
         ("limits = 1", "limits: no such setting"),
         ("limits_max_bytes = 5000000000", "limits_max_bytes = 5000000000: expected 1 to 1,073,741,824$"),
-        ("tls_key = 'a'\n[tls]\nkey = 'b'", r"tls\.key: tls_key is given twice"),
+        ("tls_key = 'a'\n[tls]\nkey = 'b'", r"tls\.key: tls_key is set twice: remove one of them"),
         ("port = 1\nport 2", r"not TOML: .*line 2"),
         ("port = " + "9" * 5000, "not TOML: "),
     ],
@@ -168,7 +164,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "expected"),
     [
-        ("PRT", "1", "^TLCLI_SERVE_PRT: no such setting: TLCLI_SERVE_PORT is one"),
+        ("PRT", "1", r"^TLCLI_SERVE_PRT: no such setting: did you mean TLCLI_SERVE_PORT\?"),
         ("port", "1", "^TLCLI_SERVE_port: no such setting"),
         ("PORT", "tcp://10.0.0.1:8001", "^TLCLI_SERVE_PORT='tcp://10.0.0.1:8001': expected a whole number$"),
         ("MAX_MAPS", "0", "^TLCLI_SERVE_MAX_MAPS='0': expected 1 to 1,000,000$"),
@@ -191,8 +187,10 @@ def test_a_mistake_in_a_flag_is_named() -> None:
 
 def test_the_documentation_names_every_setting() -> None:
     rows = [line.split("|") for line in DOCUMENT.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
-    told = {row[1].strip().strip("`"): (row[2].strip().strip("`"), row[3].strip()) for row in rows if len(row) == 5}
-    assert told == {one.name: ("" if one.default is None else str(one.default).lower(), one.told.text) for one in SETTINGS}
+    documented = {row[1].strip().strip("`"): (row[2].strip().strip("`"), row[3].strip()) for row in rows if len(row) == 5}
+    assert documented == {
+        name: ("" if field.default is None else str(field.default).lower(), field.description) for name, field in SETTINGS.items()
+    }
 
 
 def test_the_file_in_the_documentation_is_one(tmp_path: Path) -> None:

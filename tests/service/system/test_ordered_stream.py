@@ -1,4 +1,4 @@
-"""Answers in order, never more than so many under way, nothing left behind."""
+"""Tests of ordered streams: order of the results, bounded concurrency, cancellation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ async def numbers(count: int) -> AsyncIterator[int]:
 
 
 class Work:
-    """Takes longer for some numbers than for others; fails for 13."""
+    """Work whose duration depends on the number; it fails for 13."""
 
     def __init__(self) -> None:
         self.under_way = 0

@@ -1,4 +1,4 @@
-"""Jobs are timed, and those that nobody waits for any more are not begun."""
+"""Tests of the thread pool: timing of jobs, and cancelled jobs that never start."""
 
 from __future__ import annotations
 

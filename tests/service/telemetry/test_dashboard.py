@@ -1,4 +1,4 @@
-"""What the dashboard asks for is there: a real Prometheus scrapes a real server, and answers every query of every panel."""
+"""Tests of the dashboard: a real Prometheus scrapes a real server and answers every query of every panel."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ QUERIES = [(panel["title"], target["expr"]) for panel in DASHBOARD["panels"] for
 
 @contextmanager
 def busy_server(models: Path, caplog: pytest.LogCaptureFixture, patch: pytest.MonkeyPatch, held_up: threading.Event) -> Iterator[Any]:
-    """A server with a GPU to tell of, asked for some images, one of them refused because others waited; the function asks once more."""
+    """Yield a server with a GPU and some requests, one of them rejected because the queue was full, and a function that sends another."""
     patch.setitem(sys.modules, "pynvml", FakeNvml((3 * GIB, 8 * GIB)))  # type: ignore[arg-type]
     patch.setattr("tlcli.service.server.resolve_device", lambda device: "cuda")
     with (
@@ -65,7 +65,7 @@ def busy_server(models: Path, caplog: pytest.LogCaptureFixture, patch: pytest.Mo
         assert all(one.result(10).predictions for one in asked)
 
         def ask() -> None:
-            client.classify(IMAGE, method="gradcam", map_format="overlay")
+            client.classify(IMAGE, cam="gradcam", map_format="overlay")
             with pytest.raises(TlcliError):
                 client.classify(IMAGE, model="nosuch")
 
@@ -89,7 +89,7 @@ def test_every_metric_that_it_asks_for_is_exposed(
 
 
 def test_it_is_what_grafana_reads() -> None:
-    """Grafana's own types hold all that is in it: what they do not know would be lost here."""
+    """Load the dashboard into Grafana's own types, which would drop unknown members."""
     plugins.register_default_plugins()
 
     def missing(mine: Any, read: Any, where: str) -> list[str]:
@@ -125,7 +125,7 @@ def test_its_panels_do_not_overlap() -> None:
 
 @pytest.fixture
 def programs() -> tuple[str, str]:
-    """Prometheus and its tool, of Debian's package `prometheus`."""
+    """Return Prometheus and its tool, from Debian's package `prometheus`."""
     found = shutil.which("prometheus"), shutil.which("promtool")
     if found[0] is None or found[1] is None:
         problem = "no prometheus on PATH: apt-get install prometheus"
@@ -136,7 +136,7 @@ def programs() -> tuple[str, str]:
 
 
 class Prometheus:
-    """The HTTP interface of one that runs."""
+    """HTTP interface of a running Prometheus."""
 
     def __init__(self, port: int) -> None:
         self._address = f"http://127.0.0.1:{port}"
@@ -164,7 +164,7 @@ class Prometheus:
 
 @contextmanager
 def scraping(programs: tuple[str, str], metrics_port: int, folder: Path) -> Iterator[Prometheus]:
-    """Prometheus with the settings of docker-compose, but for the server's address and the time between two scrapes."""
+    """Run Prometheus with the settings of docker-compose, except for the server's address and the scrape interval."""
     settings = yaml.safe_load(PROMETHEUS.read_text(encoding="utf-8"))
     settings["global"] |= {"scrape_interval": "250ms", "scrape_timeout": "250ms"}
     settings["scrape_configs"][0]["static_configs"][0]["targets"] = [f"127.0.0.1:{metrics_port}"]
@@ -222,7 +222,7 @@ def test_prometheus_own_tools_approve(
     held_up: threading.Event,
     programs: tuple[str, str],
 ) -> None:
-    """Of the settings, and of the metrics' names, units and help."""
+    """Check the settings, and the names, units and help of the metrics."""
     subprocess.run([programs[1], "check", "config", str(PROMETHEUS)], check=True, capture_output=True)
     with busy_server(one_model, caplog, monkeypatch, held_up) as (metrics_port, ask):
         ask()

@@ -1,4 +1,4 @@
-"""What metrics tell of GPUs' memory: what NVML tells at that moment; nothing, and nothing broken, where there is none to ask."""
+"""Tests of the GPU memory metrics: NVML's current values, and no metrics without NVML."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ USED, TOTAL = "tlcli_gpu_memory_used_bytes", "tlcli_gpu_memory_total_bytes"
 
 @contextmanager
 def metrics_of(nvml: Nvml) -> Iterator[int]:
-    """The port of metrics that know these GPUs."""
+    """Yield the port of metrics with these GPUs."""
     metrics = Metrics(on=True)
     metrics.watch_gpus(open_gpus(nvml))
     try:
@@ -57,7 +57,7 @@ def test_a_gpu_that_does_not_tell_is_left_out(caplog: pytest.LogCaptureFixture) 
         found = scrape(port)
     assert total(found, USED) == value(found, USED, gpu="1", uuid="GPU-00000001") == GIB
     assert total(found, TOTAL, gpu="0") == 0
-    assert "GPU 0 does not tell its memory: Insufficient Permissions" in caplog.text
+    assert "GPU 0 does not report its memory: Insufficient Permissions" in caplog.text
 
 
 def test_no_driver_no_metric_one_line(caplog: pytest.LogCaptureFixture) -> None:
@@ -78,7 +78,7 @@ def test_without_the_library_no_metric_one_line(caplog: pytest.LogCaptureFixture
 
 
 def test_nvidias_own_library_has_what_is_taken_of_it(caplog: pytest.LogCaptureFixture) -> None:
-    """It is there in tests; the driver seldom is."""
+    """Check the library, which is installed in tests although the driver usually is not."""
     for name in [one for one in vars(Nvml) if one.startswith(("nvml", "NVML"))] + ["NVMLError"]:
         assert hasattr(pynvml, name), name
     caplog.set_level(logging.DEBUG, "tlcli.service")
@@ -91,7 +91,7 @@ def test_nvidias_own_library_has_what_is_taken_of_it(caplog: pytest.LogCaptureFi
 
 
 def test_what_nvidias_library_answers_is_read_as_it_is_meant(monkeypatch: pytest.MonkeyPatch) -> None:
-    """NVML's `nvmlMemory_t`, as pynvml fills it."""
+    """Fill NVML's `nvmlMemory_t` as pynvml does."""
     told = pynvml.c_nvmlMemory_t(total=80 * GIB, free=79 * GIB, used=GIB)
     nvml = FakeNvml((0, 0))
     monkeypatch.setattr(nvml, "nvmlDeviceGetMemoryInfo", lambda handle: told)
@@ -122,5 +122,5 @@ def test_a_server_on_a_gpu_tells_and_one_on_a_cpu_does_not_ask(
 
 
 def test_a_server_does_not_load_the_library_where_it_needs_none() -> None:
-    code = "import sys, service, tlcli.service.server; tlcli.service.ServerSettings(metrics_port=0); print('pynvml' in sys.modules)"
+    code = "import sys, tlcli.service.server; tlcli.service.ServerSettings(metrics_port=0); print('pynvml' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"

@@ -1,4 +1,4 @@
-"""What the log says of requests, in lines and in JSON, and the id that a request is followed by."""
+"""Tests of the log: lines and JSON objects for requests, and request ids."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tlcli.service.pb.tlcli.v1 import classifier_pb2 as pb
 from tlcli.service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
 from tlcli.service.telemetry.log_writer import LogWriter
 from tlcli.service.telemetry.logs import JsonFormatter, log_request
-from tlcli.service.telemetry.request_record import Observed
+from tlcli.service.telemetry.request_record import RequestRecord
 
 IMAGE = encode(scene(RED, (30, 20, 90, 70)), "JPEG")
 WHITE = np.full((SIZE, SIZE, 3), 255, np.uint8)
@@ -43,8 +43,8 @@ def test_json_is_an_object_a_line_from_the_first_to_the_last(many_models: Path) 
         port = int(re.findall(r"listening on 127\.0\.0\.1:(\d+)", "".join(server.log))[0])
         with Client(port=port, retries=0) as client:
             client.wait_until_ready()
-            client.classify(IMAGE, model="toy", request_id="a\nb", method="gradcam", map_format="heat_map")
-            with pytest.raises(Exception, match="see its log"):
+            client.classify(IMAGE, model="toy", request_id="a\nb", cam="gradcam", map_format="heat_map")
+            with pytest.raises(Exception, match="internal server error"):
                 client.classify(WHITE, model="faulty", request_id="its-fault")
         server.process.terminate()
         assert server.wait() == 0
@@ -66,8 +66,8 @@ def test_json_is_an_object_a_line_from_the_first_to_the_last(many_models: Path) 
     assert all(part > 0 for part in parts)
     assert sum(parts) <= answered["total_ms"]
 
-    (fault,) = [line for line in lines if "fault of the server" in line["message"]]
-    assert fault["message"] == "request its-fault failed by a fault of the server"
+    (fault,) = [line for line in lines if "internal error" in line["message"]]
+    assert fault["message"] == "request its-fault failed with an internal error"
     assert fault["request_id"] == "its-fault"
     assert "Traceback" in fault["exception"]
     (failed,) = [line for line in lines if line.get("code") == "INTERNAL"]
@@ -88,9 +88,9 @@ def test_text_is_a_line_a_request_where_it_was_asked_for(one_model: Path, caplog
     number = r"\d+\.\d"
     stages = rf"\(decode {number}, queue {number}, infer {number}\)"
     expected = (
-        rf"request heard: grpc tlcli\.v1\.Classifier/Classify: OK by toy version 1 in {number} ms {stages}, \d+ bytes came, \d+ went",
-        rf"request [0-9a-f]{{16}}: grpc tlcli\.v1\.Classifier/ListModels: OK by no model in {number} ms, 0 bytes came, \d+ went",
-        rf"request [0-9a-f]{{16}}: grpc tlcli\.v1\.Classifier/Classify: NOT_FOUND by no model in {number} ms, \d+ bytes came, 0 went",
+        rf"request heard: grpc tlcli\.v1\.Classifier/Classify: OK by toy version 1 in {number} ms {stages}, \d+ bytes received, \d+ sent",
+        rf"request [0-9a-f]{{16}}: grpc tlcli\.v1\.Classifier/ListModels: OK by no model in {number} ms, 0 bytes received, \d+ sent",
+        rf"request [0-9a-f]{{16}}: grpc tlcli\.v1\.Classifier/Classify: NOT_FOUND by no model in {number} ms, \d+ bytes received, 0 sent",
     )
     assert len(said) == len(expected)
     for line, pattern in zip(said, expected, strict=True):
@@ -128,12 +128,12 @@ def test_a_fault_carries_the_id(many_models: Path, caplog: pytest.LogCaptureFixt
             stub.Classify(bad, metadata=(("x-request-id", "abc"),))
         bad.request_id = "of-a-stream"
         list(stub.ClassifyStream(iter([bad])))
-    faults = [record.getMessage() for record in caplog.records if "fault of the server" in record.getMessage()]
-    assert faults == ["request abc failed by a fault of the server", "request of-a-stream failed by a fault of the server"]
+    faults = [record.getMessage() for record in caplog.records if "internal error" in record.getMessage()]
+    assert faults == ["request abc failed with an internal error", "request of-a-stream failed with an internal error"]
 
 
 def test_stages_of_several_images_that_overlap_count_once() -> None:
-    with Observed("m") as request:
+    with RequestRecord("m") as request:
         request.note_span("decode", 0, 0, 10)
         request.note_span("decode", 5, 0, 10)
         request.note_span("decode", 6, 0, 2)
@@ -143,17 +143,17 @@ def test_stages_of_several_images_that_overlap_count_once() -> None:
 
 
 def test_what_is_made_of_a_request_cannot_spoil_its_answer(caplog: pytest.LogCaptureFixture) -> None:
-    def fail(request: Observed) -> None:
+    def fail(request: RequestRecord) -> None:
         raise RuntimeError("of no use")
 
-    with Observed("m", tell=[fail, log_request]) as request:
+    with RequestRecord("m", on_end=[fail, log_request]) as request:
         request.note_request("one", 1)
     assert request.code == "OK"
-    assert "request one cannot be told of" in caplog.text
+    assert "request one cannot be recorded" in caplog.text
 
 
 def test_an_id_of_a_client_is_one_short_line() -> None:
-    with Observed("m", (("x-request-id", "z"),)) as request:
+    with RequestRecord("m", (("x-request-id", "z"),)) as request:
         request.note_request("x\r\n\x1b[31m" + "y" * 1000, 1)
     assert request.request_id.startswith("x???[31my")
     assert len(request.request_id) == 128
@@ -215,7 +215,7 @@ def test_lines_that_do_not_fit_are_dropped_and_counted() -> None:
     handler.flush()
     written += os.read(reading, 65536)
     lines = written.decode().splitlines()
-    dropped = [line for line in lines if line.endswith(" lines of the log were dropped: nothing read them")]
+    dropped = [line for line in lines if line.endswith(" log lines were dropped: the reader was too slow")]
     assert len(dropped) == 1
     kept = [line for line in lines if line.isdecimal()]
     assert kept == [f"{number:01000}" for number in range(len(kept))]

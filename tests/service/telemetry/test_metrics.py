@@ -1,4 +1,4 @@
-"""What Prometheus is told: every request counted once, where it belongs, and no label that clients could multiply."""
+"""Tests of the metrics: every request is counted once under the right labels, and clients cannot add label values."""
 
 from __future__ import annotations
 
@@ -20,13 +20,12 @@ from tests.helpers.service.sample_images import RED, encode, scene
 from tests.helpers.service.scraping import families, scrape, server_with_metrics, total, value
 from tests.helpers.service.toy_model import SIZE
 from tlcli.contract.errors import MemoryLimitError, OverloadedError, SettingsError, TlcliError
-from tlcli.contract.images.decoding import ImageLimits
 from tlcli.service import Client, ServerSettings, in_background
 from tlcli.service.pb.inference import open_inference_pb2
 from tlcli.service.pb.tlcli.v1 import classifier_pb2 as pb
 from tlcli.service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
 from tlcli.service.telemetry.metrics import NO_METRICS, Metrics
-from tlcli.service.telemetry.request_record import Observed
+from tlcli.service.telemetry.request_record import RequestRecord
 
 IMAGE = encode(scene(RED, (30, 20, 90, 70)), "JPEG")
 CLASSIFY, STREAM = "tlcli.v1.Classifier/Classify", "tlcli.v1.Classifier/ClassifyStream"
@@ -50,7 +49,7 @@ def test_requests_are_counted_by_how_they_ended(many_models: Path, caplog: pytes
     with server_with_metrics(many_models, caplog) as (port, metrics_port), Client(port=port) as client:
         for _ in range(3):
             client.classify(IMAGE, model="toy")
-        client.classify(IMAGE, model="toy", version="1", method="gradcam", map_format="overlay")
+        client.classify(IMAGE, model="toy", version="1", cam="gradcam", map_format="overlay")
         assert len(list(client.classify_stream([IMAGE, b"no image", IMAGE], model="toy"))) == 3
         infer(port, np.zeros((5, SIZE, SIZE, 3), np.uint8))
         for model, version in [("nosuch", ""), ("other", ""), ("toy", "77"), ("broken", "")]:
@@ -88,7 +87,7 @@ def test_requests_are_counted_by_how_they_ended(many_models: Path, caplog: pytes
 def test_refusals_over_http_are_counted_by_their_grpc_codes(
     one_model: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A status of 503 stands for two codes: a lack of memory is RESOURCE_EXHAUSTED on both protocols."""
+    """Check the codes behind status 503, which stands for two: a lack of memory is RESOURCE_EXHAUSTED on both protocols."""
 
     async def no_memory(*arguments: object) -> None:
         raise MemoryLimitError("no memory for this request", 2.0)
@@ -157,8 +156,7 @@ def test_names_that_clients_make_up_are_no_labels(one_model: Path, tmp_path: Pat
 
 
 def test_what_is_too_long_is_not_counted_as_refused_because_others_wait(one_model: Path, caplog: pytest.LogCaptureFixture) -> None:
-    limits = ImageLimits(max_bytes=1000)
-    with server_with_metrics(one_model, caplog, http_port=0, limits=limits) as (_, metrics_port):
+    with server_with_metrics(one_model, caplog, http_port=0, limits_max_bytes=1000) as (_, metrics_port):
         address = next(found for record in caplog.records if (found := ADDRESS.match(record.getMessage())))
         with Asking(int(address[1])) as http:
             assert http.post("/v1/classify", bytes(2000)).status == 413
@@ -254,9 +252,9 @@ def test_off_it_keeps_and_serves_nothing(one_model: Path, caplog: pytest.LogCapt
     caplog.set_level("INFO", "tlcli.service")
     with in_background(ServerSettings(models=one_model, port=0)):
         assert "metrics" not in caplog.text
-    with Observed("method") as request:
+    with RequestRecord("method") as request:
         pass
-    NO_METRICS.take(request)
+    NO_METRICS.count_request(request)
     NO_METRICS.loaded("toy", 1.0)
     NO_METRICS.failed_to_load("toy")
     NO_METRICS.batches("toy")(3)

@@ -1,4 +1,4 @@
-"""Requests as OpenTelemetry's spans: their times, their place in a client's trace, and the way to a collector."""
+"""Tests of OpenTelemetry traces: times of the spans, the parent in a client's trace, and the export to a collector."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tlcli.contract.errors import SettingsError
 from tlcli.service import Client, ServerSettings, in_background
 from tlcli.service.pb.tlcli.v1 import classifier_pb2 as pb
 from tlcli.service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
-from tlcli.service.telemetry.request_record import Observed
+from tlcli.service.telemetry.request_record import RequestRecord
 from tlcli.service.telemetry.tracing import Traces, open_traces
 
 IMAGE = encode(scene(RED, (30, 20, 90, 70)), "JPEG")
@@ -34,7 +34,7 @@ TRACEPARENT = (("traceparent", f"00-{TRACE}-{PARENT}-01"),)
 
 
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):
-    """Takes what comes."""
+    """Collector that stores the spans it receives."""
 
     def __init__(self) -> None:
         self.spans: list[trace_pb2.Span] = []
@@ -67,7 +67,7 @@ def collecting() -> Iterator[tuple[str, Collector]]:
 def test_a_request_is_a_span_with_its_stages_in_it() -> None:
     exporter = InMemorySpanExporter()
     traces = Traces(exporter)
-    with Observed("some.Service/Method", TRACEPARENT, tell=[traces.take]) as request:
+    with RequestRecord("some.Service/Method", TRACEPARENT, on_end=[traces.trace_request]) as request:
         request.note_request("its-id", 2)
         request.note_model("toy", 3)
         begun_ns = request.begun_ns
@@ -98,7 +98,7 @@ def test_a_request_is_a_span_with_its_stages_in_it() -> None:
 def test_a_fault_of_the_server_is_an_error_one_of_the_client_is_none(code: str, status: StatusCode) -> None:
     exporter = InMemorySpanExporter()
     traces = Traces(exporter)
-    with Observed("a.B/C", tell=[traces.take]) as request:
+    with RequestRecord("a.B/C", on_end=[traces.trace_request]) as request:
         request.code = code
     traces.close()
     (span,) = exporter.get_finished_spans()
@@ -109,7 +109,7 @@ def test_a_fault_of_the_server_is_an_error_one_of_the_client_is_none(code: str, 
 def test_a_header_that_is_none_begins_a_new_trace(traceparent: str) -> None:
     exporter = InMemorySpanExporter()
     traces = Traces(exporter)
-    with Observed("a.B/C", (("traceparent", traceparent),), tell=[traces.take]):
+    with RequestRecord("a.B/C", (("traceparent", traceparent),), on_end=[traces.trace_request]):
         pass
     traces.close()
     (span,) = exporter.get_finished_spans()
@@ -119,7 +119,7 @@ def test_a_header_that_is_none_begins_a_new_trace(traceparent: str) -> None:
 def test_what_a_client_does_not_sample_is_not_sent() -> None:
     exporter = InMemorySpanExporter()
     traces = Traces(exporter)
-    with Observed("a.B/C", (("traceparent", f"00-{TRACE}-{PARENT}-00"),), tell=[traces.take]) as request:
+    with RequestRecord("a.B/C", (("traceparent", f"00-{TRACE}-{PARENT}-00"),), on_end=[traces.trace_request]) as request:
         request.note_span("infer", 0, 0, 1)
     traces.close()
     assert exporter.get_finished_spans() == ()
@@ -174,12 +174,12 @@ def test_an_address_that_is_none_is_refused_and_one_of_the_environments_is_left(
         open_traces("collector:4317")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4317")
     assert open_traces(None) is None
-    assert "no traces are sent, though OTEL_EXPORTER_OTLP_ENDPOINT is set" in caplog.text
+    assert "OTEL_EXPORTER_OTLP_ENDPOINT is set, but no traces are sent" in caplog.text
 
 
 def test_a_server_that_does_not_trace_imports_none_of_it() -> None:
     program = (
-        "import sys, service\n"
+        "import sys, tlcli.service\n"
         "from tlcli.service.server import Server\n"
         "import asyncio\n"
         "async def main(): Server(tlcli.service.ServerSettings())\n"

@@ -13,7 +13,7 @@ from tlcli.cli.console import Console, show
 from tlcli.cli.parsing import Command
 
 if TYPE_CHECKING:
-    from tlcli.service.client.connection import Connection, How
+    from tlcli.service.client.connection import Connection, ConnectionOptions
     from tlcli.service.client.load_test import Load, Measured
 
 _COLUMNS = ["load", "answered/s", "p50 ms", "p90 ms", "p95 ms", "p99 ms", "p99.9 ms", "refused", "codes"]
@@ -67,7 +67,7 @@ def command(
     plot: Path | None,
     host: str,
     port: int | None,
-    how: How,
+    how: ConnectionOptions,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -99,7 +99,7 @@ def command(
     messages = [write_request(with_image(query, path)).SerializeToString() for path in found]
     how["retries"] = 0  # or what is refused would not be seen
     with Client(host, port, **how) as client:
-        client.classify(found[0], model=model, version=version, method=method)  # says what is wrong, if anything is
+        client.classify(found[0], model=model, version=version, cam=method)  # says what is wrong, if anything is
     measured = []
     for load in loads:
         console.say(f"{_name(load)} for {seconds:g} s")

@@ -15,7 +15,7 @@ from tlcli.cli.console import Console, show
 from tlcli.cli.parsing import Command
 
 if TYPE_CHECKING:
-    from tlcli.service.client.connection import How
+    from tlcli.service.client.connection import ConnectionOptions
 
 
 @click.command("classify", cls=Command)
@@ -40,7 +40,7 @@ def command(
     top_k: int,
     host: str,
     port: int | None,
-    how: How,
+    how: ConnectionOptions,
     as_json: bool,
     as_lines: bool,
     quiet: bool,
@@ -81,7 +81,7 @@ def command(
                 model=model,
                 version=version,
                 top_k=top_k,
-                method=method,
+                cam=method,
                 classes=targets,
                 map_format="overlay",
                 softmax=softmax,

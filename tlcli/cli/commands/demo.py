@@ -97,8 +97,8 @@ def _ask(models: Path, images: list[Image], output: Path, console: Console) -> l
     try:
         with Client("127.0.0.1", _port(server)) as client:
             client.wait_until_ready(timeout_s=60)
-            answer = client.classify(image, model="shapes", top_k=3, method="gradcam", map_format="overlay")
-            others = [one.result() for one in client.classify_stream(images, model="shapes", method="gradcam")]
+            answer = client.classify(image, model="shapes", top_k=3, cam="gradcam", map_format="overlay")
+            others = [one.result() for one in client.classify_stream(images, model="shapes", cam="gradcam")]
     finally:
         server.send_signal(signal.SIGTERM)
         _, rest = server.communicate(timeout=60)

@@ -11,7 +11,7 @@ from tlcli.cli import options
 from tlcli.cli.parsing import Command
 
 if TYPE_CHECKING:
-    from tlcli.service.client.connection import How
+    from tlcli.service.client.connection import ConnectionOptions
 
 PREFIX = "TLCLI_HEALTH_"
 """Of the environment variables."""
@@ -39,7 +39,7 @@ def command(
     timeout_s: float,
     host: str,
     port: int | None,
-    how: How,
+    how: ConnectionOptions,
 ) -> None:
     """Ask a running server whether it serves, for containers.
 

@@ -8,32 +8,32 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from pydantic.fields import FieldInfo
 
 from tlcli.cli.parsing import Command
 from tlcli.contract.errors import NotFoundError, SettingsError
 from tlcli.contract.model.repository_layout import not_a_repository
-from tlcli.service.settings.field import Setting
-from tlcli.service.settings.server_settings import SETTINGS
+from tlcli.service.settings.server_settings import SETTINGS, choices_of, kind_of
 from tlcli.service.settings.sources import ARGUMENT, CONFIG_VARIABLE, PREFIX, Config, configure, flag, to_toml
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def setting_options(function: F) -> F:
-    """A flag for each setting; what is not given is None, what is given a text, read where variables are."""
-    for one in reversed(SETTINGS):
-        if one.name != ARGUMENT:
-            function = _option(one)(function)
+    """Add a flag for each setting. A flag that is not given is None; a flag that is given is a text, parsed like a variable."""
+    for name, field in reversed(SETTINGS.items()):
+        if name != ARGUMENT:
+            function = _option(name, field)(function)
     return function
 
 
-def _option(one: Setting) -> Callable[[F], F]:
-    default = "not set" if one.default is None else one.default
-    text = f"{one.told.text}  [default: {default}]"
-    if one.kind is bool:
-        return click.option(f"{flag(one)}/{flag(one).replace('--', '--no-', 1)}", one.name, default=None, help=one.told.text)
-    kinds = {int: "INTEGER", float: "NUMBER", Path: "PATH"}
-    return click.option(flag(one), one.name, metavar="|".join(one.told.choices) or kinds.get(one.kind, "TEXT"), help=text)
+def _option(name: str, field: FieldInfo) -> Callable[[F], F]:
+    kind = kind_of(field)
+    if kind is bool:
+        return click.option(f"{flag(name)}/{flag(name).replace('--', '--no-', 1)}", name, default=None, help=field.description)
+    metavar = "|".join(choices_of(field)) or {int: "INTEGER", float: "NUMBER", Path: "PATH"}.get(kind, "TEXT")
+    default = "not set" if field.default is None else field.default
+    return click.option(flag(name), name, metavar=metavar, help=f"{field.description}  [default: {default}]")
 
 
 @click.command("serve", cls=Command, epilog=f"Each flag may be an environment variable too ({PREFIX}PORT), or a key of --config (port).")
@@ -67,6 +67,6 @@ def _check_used(config: Config) -> None:
         ("poll_s", settings.model_control == "poll", "--model-control poll"),
         ("metrics_host", settings.metrics_port is not None, "--metrics-port"),
     ):
-        given = config.given.get(name)
-        if given is not None and given.source.startswith("--") and not is_used:
-            raise SettingsError(f"{given.source} needs {needed}")
+        override = config.overrides.get(name)
+        if override is not None and override.source.startswith("--") and not is_used:
+            raise SettingsError(f"{override.source} needs {needed}")

@@ -28,9 +28,9 @@ if _version_not_supported:
 class ClassifierStub:
     """Class scores and class activation maps for images.
 
-    Errors: INVALID_ARGUMENT (an image, class, method or tensor that does not fit), NOT_FOUND (a model or version that is not
-    here), FAILED_PRECONDITION (a model that is here and broken), UNAVAILABLE (not serving yet, or stopping),
-    RESOURCE_EXHAUSTED (a message too large), INTERNAL (a fault of the server). Each carries a google.rpc.ErrorInfo of domain
+    Errors: INVALID_ARGUMENT (an invalid image, class, method or tensor), NOT_FOUND (an unknown model or version),
+    FAILED_PRECONDITION (a broken model), UNAVAILABLE (not serving yet, or stopping), RESOURCE_EXHAUSTED (a message that is too
+    large, a full queue, or not enough memory), INTERNAL (an internal error). Each carries a google.rpc.ErrorInfo of domain
     "tlcli" whose reason names the kind of error, such as IMAGE_ERROR.
     """
 
@@ -65,36 +65,36 @@ class ClassifierStub:
 class ClassifierServicer:
     """Class scores and class activation maps for images.
 
-    Errors: INVALID_ARGUMENT (an image, class, method or tensor that does not fit), NOT_FOUND (a model or version that is not
-    here), FAILED_PRECONDITION (a model that is here and broken), UNAVAILABLE (not serving yet, or stopping),
-    RESOURCE_EXHAUSTED (a message too large), INTERNAL (a fault of the server). Each carries a google.rpc.ErrorInfo of domain
+    Errors: INVALID_ARGUMENT (an invalid image, class, method or tensor), NOT_FOUND (an unknown model or version),
+    FAILED_PRECONDITION (a broken model), UNAVAILABLE (not serving yet, or stopping), RESOURCE_EXHAUSTED (a message that is too
+    large, a full queue, or not enough memory), INTERNAL (an internal error). Each carries a google.rpc.ErrorInfo of domain
     "tlcli" whose reason names the kind of error, such as IMAGE_ERROR.
     """
 
     def Classify(self, request, context):
-        """One image.
+        """Classifies one image.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ClassifyStream(self, request_iterator, context):
-        """Many images on one call. Answers come in the order of the requests and carry their request_id.
-        An image that fails is answered with its error; the stream goes on.
+        """Classifies many images in one call. Answers are in the order of the requests and carry their request_id.
+        The answer for an image that fails holds its error; the stream continues.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """Every model and version in the repository, the broken ones with the reason.
+        """Lists every version of every model in the repository, with the reason if it is broken.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetModel(self, request, context):
-        """All that is known of one model.
+        """Returns the properties of one model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -134,9 +134,9 @@ def add_ClassifierServicer_to_server(servicer, server):
 class Classifier:
     """Class scores and class activation maps for images.
 
-    Errors: INVALID_ARGUMENT (an image, class, method or tensor that does not fit), NOT_FOUND (a model or version that is not
-    here), FAILED_PRECONDITION (a model that is here and broken), UNAVAILABLE (not serving yet, or stopping),
-    RESOURCE_EXHAUSTED (a message too large), INTERNAL (a fault of the server). Each carries a google.rpc.ErrorInfo of domain
+    Errors: INVALID_ARGUMENT (an invalid image, class, method or tensor), NOT_FOUND (an unknown model or version),
+    FAILED_PRECONDITION (a broken model), UNAVAILABLE (not serving yet, or stopping), RESOURCE_EXHAUSTED (a message that is too
+    large, a full queue, or not enough memory), INTERNAL (an internal error). Each carries a google.rpc.ErrorInfo of domain
     "tlcli" whose reason names the kind of error, such as IMAGE_ERROR.
     """
 

@@ -29,9 +29,9 @@ GRPC_VERSION: str
 class ClassifierStub:
     """Class scores and class activation maps for images.
 
-    Errors: INVALID_ARGUMENT (an image, class, method or tensor that does not fit), NOT_FOUND (a model or version that is not
-    here), FAILED_PRECONDITION (a model that is here and broken), UNAVAILABLE (not serving yet, or stopping),
-    RESOURCE_EXHAUSTED (a message too large), INTERNAL (a fault of the server). Each carries a google.rpc.ErrorInfo of domain
+    Errors: INVALID_ARGUMENT (an invalid image, class, method or tensor), NOT_FOUND (an unknown model or version),
+    FAILED_PRECONDITION (a broken model), UNAVAILABLE (not serving yet, or stopping), RESOURCE_EXHAUSTED (a message that is too
+    large, a full queue, or not enough memory), INTERNAL (an internal error). Each carries a google.rpc.ErrorInfo of domain
     "tlcli" whose reason names the kind of error, such as IMAGE_ERROR.
     """
 
@@ -40,44 +40,44 @@ class ClassifierStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ClassifierAsyncStub: ...
     Classify: _grpc.UnaryUnaryMultiCallable[_classifier_pb2.ClassifyRequest, _classifier_pb2.ClassifyResponse]
-    """One image."""
+    """Classifies one image."""
     ClassifyStream: _grpc.StreamStreamMultiCallable[_classifier_pb2.ClassifyRequest, _classifier_pb2.ClassifyStreamResponse]
-    """Many images on one call. Answers come in the order of the requests and carry their request_id.
-    An image that fails is answered with its error; the stream goes on.
+    """Classifies many images in one call. Answers are in the order of the requests and carry their request_id.
+    The answer for an image that fails holds its error; the stream continues.
     """
     ListModels: _grpc.UnaryUnaryMultiCallable[_classifier_pb2.ListModelsRequest, _classifier_pb2.ListModelsResponse]
-    """Every model and version in the repository, the broken ones with the reason."""
+    """Lists every version of every model in the repository, with the reason if it is broken."""
     GetModel: _grpc.UnaryUnaryMultiCallable[_classifier_pb2.GetModelRequest, _classifier_pb2.GetModelResponse]
-    """All that is known of one model."""
+    """Returns the properties of one model."""
 
 @_typing.type_check_only
 class ClassifierAsyncStub(ClassifierStub):
     """Class scores and class activation maps for images.
 
-    Errors: INVALID_ARGUMENT (an image, class, method or tensor that does not fit), NOT_FOUND (a model or version that is not
-    here), FAILED_PRECONDITION (a model that is here and broken), UNAVAILABLE (not serving yet, or stopping),
-    RESOURCE_EXHAUSTED (a message too large), INTERNAL (a fault of the server). Each carries a google.rpc.ErrorInfo of domain
+    Errors: INVALID_ARGUMENT (an invalid image, class, method or tensor), NOT_FOUND (an unknown model or version),
+    FAILED_PRECONDITION (a broken model), UNAVAILABLE (not serving yet, or stopping), RESOURCE_EXHAUSTED (a message that is too
+    large, a full queue, or not enough memory), INTERNAL (an internal error). Each carries a google.rpc.ErrorInfo of domain
     "tlcli" whose reason names the kind of error, such as IMAGE_ERROR.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Classify: _aio.UnaryUnaryMultiCallable[_classifier_pb2.ClassifyRequest, _classifier_pb2.ClassifyResponse]  # type: ignore[assignment]
-    """One image."""
+    """Classifies one image."""
     ClassifyStream: _aio.StreamStreamMultiCallable[_classifier_pb2.ClassifyRequest, _classifier_pb2.ClassifyStreamResponse]  # type: ignore[assignment]
-    """Many images on one call. Answers come in the order of the requests and carry their request_id.
-    An image that fails is answered with its error; the stream goes on.
+    """Classifies many images in one call. Answers are in the order of the requests and carry their request_id.
+    The answer for an image that fails holds its error; the stream continues.
     """
     ListModels: _aio.UnaryUnaryMultiCallable[_classifier_pb2.ListModelsRequest, _classifier_pb2.ListModelsResponse]  # type: ignore[assignment]
-    """Every model and version in the repository, the broken ones with the reason."""
+    """Lists every version of every model in the repository, with the reason if it is broken."""
     GetModel: _aio.UnaryUnaryMultiCallable[_classifier_pb2.GetModelRequest, _classifier_pb2.GetModelResponse]  # type: ignore[assignment]
-    """All that is known of one model."""
+    """Returns the properties of one model."""
 
 class ClassifierServicer(metaclass=_abc_1.ABCMeta):
     """Class scores and class activation maps for images.
 
-    Errors: INVALID_ARGUMENT (an image, class, method or tensor that does not fit), NOT_FOUND (a model or version that is not
-    here), FAILED_PRECONDITION (a model that is here and broken), UNAVAILABLE (not serving yet, or stopping),
-    RESOURCE_EXHAUSTED (a message too large), INTERNAL (a fault of the server). Each carries a google.rpc.ErrorInfo of domain
+    Errors: INVALID_ARGUMENT (an invalid image, class, method or tensor), NOT_FOUND (an unknown model or version),
+    FAILED_PRECONDITION (a broken model), UNAVAILABLE (not serving yet, or stopping), RESOURCE_EXHAUSTED (a message that is too
+    large, a full queue, or not enough memory), INTERNAL (an internal error). Each carries a google.rpc.ErrorInfo of domain
     "tlcli" whose reason names the kind of error, such as IMAGE_ERROR.
     """
 
@@ -87,7 +87,7 @@ class ClassifierServicer(metaclass=_abc_1.ABCMeta):
         request: _classifier_pb2.ClassifyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_classifier_pb2.ClassifyResponse, _abc.Awaitable[_classifier_pb2.ClassifyResponse]]:
-        """One image."""
+        """Classifies one image."""
 
     @_abc_1.abstractmethod
     def ClassifyStream(
@@ -95,8 +95,8 @@ class ClassifierServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_classifier_pb2.ClassifyRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_classifier_pb2.ClassifyStreamResponse], _abc.AsyncIterator[_classifier_pb2.ClassifyStreamResponse]]:
-        """Many images on one call. Answers come in the order of the requests and carry their request_id.
-        An image that fails is answered with its error; the stream goes on.
+        """Classifies many images in one call. Answers are in the order of the requests and carry their request_id.
+        The answer for an image that fails holds its error; the stream continues.
         """
 
     @_abc_1.abstractmethod
@@ -105,7 +105,7 @@ class ClassifierServicer(metaclass=_abc_1.ABCMeta):
         request: _classifier_pb2.ListModelsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_classifier_pb2.ListModelsResponse, _abc.Awaitable[_classifier_pb2.ListModelsResponse]]:
-        """Every model and version in the repository, the broken ones with the reason."""
+        """Lists every version of every model in the repository, with the reason if it is broken."""
 
     @_abc_1.abstractmethod
     def GetModel(
@@ -113,6 +113,6 @@ class ClassifierServicer(metaclass=_abc_1.ABCMeta):
         request: _classifier_pb2.GetModelRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_classifier_pb2.GetModelResponse, _abc.Awaitable[_classifier_pb2.GetModelResponse]]:
-        """All that is known of one model."""
+        """Returns the properties of one model."""
 
 def add_ClassifierServicer_to_server(servicer: ClassifierServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
