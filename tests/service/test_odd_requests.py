@@ -80,7 +80,7 @@ def test_a_query_parameter_is_a_whole_number_of_ascii_digits(http: Asking, value
             continue
         status, line = http.post(f"{CLASSIFY}&{name}={quote(value)}", IMAGE).refusal
         assert status == 400
-        assert ("does not exist: expected a label" if name.endswith("classes") else "expected an integer") in line
+        assert ("no such class; expected a label" if name.endswith("classes") else "expected an integer") in line
 
 
 @pytest.mark.parametrize(

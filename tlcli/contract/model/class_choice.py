@@ -35,7 +35,7 @@ def _target(name: str | int, labels: Sequence[str], index: LabelIndex, where: st
     if ids:
         return ids[0]
     is_number = isinstance(name, int) and not isinstance(name, bool)
-    if (is_number or re.fullmatch(r"-?\d{1,9}", str(name))) and -len(labels) <= int(name) < len(labels):
+    if (is_number or re.fullmatch(r"-?[0-9]{1,9}", str(name))) and -len(labels) <= int(name) < len(labels):
         return int(name)
     some = ", ".join(labels[:8]) + (", ..." if len(labels) > 8 else "")
     raise RequestError(
