@@ -34,7 +34,7 @@ def test_classes_are_labels_ids_or_ranks(text: str, expected: tuple[int, ...]) -
         ("1.5", r"'1\.5': no such class"),
         ("6", r"'6': no such class"),
         ("\u0663", r"no such class"),  # a digit that is not ASCII
-        ("9" * 101, r"'9+': no such class"),
+        ("9" * 101, r"'9+: no such class"),
     ],
 )
 def test_other_classes_are_refused_by_name(text: str, message: str) -> None:
