@@ -202,17 +202,17 @@ class Server:
             if task is not None:
                 task.cancel()
         await self._grpc.health.enter_graceful_shutdown()
-        hurry = asyncio.create_task(self._hurry.wait())
-        await asyncio.wait({hurry}, timeout=max(self._settings.pre_stop_s, _SETTLE_S))
+        hurried = asyncio.create_task(self._hurry.wait())
+        await asyncio.wait({hurried}, timeout=max(self._settings.pre_stop_s, _SETTLE_S))
         self._grpc.drain(_DRAIN_S)
-        await asyncio.wait({hurry}, timeout=_DRAIN_S)
+        await asyncio.wait({hurried}, timeout=_DRAIN_S)
         self._grpc.health.end_watches()
         draining = asyncio.create_task(self._drain(self._settings.grace_s))
-        await asyncio.wait({draining, hurry}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({draining, hurried}, return_when=asyncio.FIRST_COMPLETED)
         if not draining.done():
             await self._drain(0)
         await draining
-        hurry.cancel()
+        hurried.cancel()
         await self._parts.close()
         logger.info("stopped")
 

@@ -5,12 +5,11 @@ While one batch runs, the next one gathers. So a busy server batches without any
 
 States of a `Batcher`, which `_lock` guards:
 
-    IDLE ──── enqueue ────▶ GATHERING ──── a batch is full, or `delay_s` is over ────▶ RUNNING ◀─┐
-     ▲                          ▲                                                         │      │
-     │                          └──────────────── images wait, no batch is due ───────────┤      │
-     └─────────────────────────────────────────── the queue is empty ─────────────────────┤      │
-                                                                                          └──────┘
-                                                                                      a batch is due
+            enqueue                 batch full, or delay_s over
+    IDLE ────────────▶ GATHERING ───────────────────────────────▶ RUNNING
+     ▲                     ▲                                       │ │ ▲
+     │                     └───── images wait, no batch is due ────┤ │ │
+     └─────────────────────────── the queue is empty ──────────────┘ └─┘ a batch is due
 
 - IDLE: the queue is empty. GATHERING: images wait, and a timer of the event loop limits how long; with `delay_s` 0 it lasts no time.
 - RUNNING: one thread forms a batch and runs it; images that arrive meanwhile join the queue.
@@ -58,7 +57,7 @@ Run = Callable[[Images, Targets, tuple[str, ...], bool], Answer]
 
 @dataclass(frozen=True)
 class MapRequest:
-    """Maps that a request wants of a run; the default wants scores only.
+    """Maps to compute in a run; by default none, only scores.
 
     targets: classes to explain, by id or rank; at least one.
     methods: names of the maps; empty for scores only.

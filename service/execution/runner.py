@@ -159,8 +159,9 @@ class Runner:
                     return decoded, await timed("infer", steps)
             with self._turns.short():
                 decoded, answer = await self._batcher.decode_and_submit(decode, workers, request, free_slot)
-            current_request().note_span("decode", submitted_ns, decoded.waited_ns, decoded.took_ns)
-            current_request().note_span("infer", submitted_ns + decoded.waited_ns + decoded.took_ns, answer.waited_ns, answer.took_ns)
+            record = current_request()
+            record.note_span("decode", submitted_ns, decoded.waited_ns, decoded.took_ns)
+            record.note_span("infer", submitted_ns + decoded.waited_ns + decoded.took_ns, answer.waited_ns, answer.took_ns)
             return decoded, answer
 
     @contextmanager

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import functools
-import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from tlcli.contract.errors import RequestError, TimeLimitError
 from tlcli.contract.maps.method_names import require_method
 from tlcli.contract.maps.scorecam import check_max_channels
-from tlcli.contract.model.labels import LabelIndex
+from tlcli.contract.model.class_choice import class_targets
 from tlcli.contract.model.onnx_model import Model
 from tlcli.service.execution.batching import MapRequest
-
-_NUMBER = re.compile("[+-]?[0-9]{1,100}")
-_SHOWN_LABELS = 8
 
 
 def check_map_request(
@@ -51,39 +46,19 @@ def check_map_request(
 
 
 def parse_classes(text: str, labels: tuple[str, ...]) -> tuple[int, ...]:
-    """Parse a list of classes to explain.
+    """Parse the query parameter `classes`, a list of classes to explain.
 
     Args:
-        text: labels, ids, or -r for the r-th ranked, separated by commas; or one label, which may contain commas.
+        text: labels, ids, or -r for rank r, separated by commas; or one label, which may contain commas.
         labels: labels of the model, in the order of its classes.
 
     Returns:
-        Ids, and negative ranks; ids are not checked against the model.
+        Ids, and negative ranks.
 
     Raises:
         RequestError: there is no such class, or several classes have the label.
     """
-    index = _label_index(labels)
-    return tuple(_parse_class(name, labels, index) for name in ([text] if index.find(text) else text.split(",")))
-
-
-def _parse_class(text: str, labels: Sequence[str], index: LabelIndex) -> int:
-    ids = index.find(text)
-    if len(ids) > 1:
-        raise RequestError(f"class {text!r:.60}: {len(ids)} classes have this label: use one of the ids {', '.join(map(str, ids))}")
-    if ids:
-        return ids[0]
-    if _NUMBER.fullmatch(text):
-        return int(text)
-    known = ", ".join(labels[:_SHOWN_LABELS]) + (", ..." if len(labels) > _SHOWN_LABELS else "")
-    raise RequestError(
-        f"class {text!r:.60} does not exist: expected a label ({known:.400}), an id from 0 to {len(labels) - 1}, or -r for the r-th ranked"
-    )
-
-
-@functools.lru_cache(maxsize=32)
-def _label_index(labels: tuple[str, ...]) -> LabelIndex:
-    return LabelIndex(labels)
+    return class_targets([text] if text in labels else text.split(","), labels, "query parameter 'classes':")
 
 
 @asynccontextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, RootModel
+from pydantic import BaseModel, BeforeValidator, Field, RootModel, SkipValidation
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, models_json_schema
 from pydantic_core import core_schema
 
@@ -172,9 +172,9 @@ class Map(BaseModel):
     height: int
     width: int
     box: list[float] = Field(description="Part of the image that the map covers: left, top, right, bottom, in pixels.")
-    values: Annotated[list[list[float]] | None, BeforeValidator(lambda values: None if values is None else values.tolist())] = Field(
-        None, description="Values row by row, with format raw."
-    )
+    values: Annotated[
+        SkipValidation[list[list[float]] | None], BeforeValidator(lambda values: None if values is None else values.tolist())
+    ] = Field(None, description="Values row by row, with format raw.")
     png: Annotated[str | None, BeforeValidator(lambda png: None if png is None else base64.b64encode(png).decode())] = Field(
         None, description="PNG in base64, with format heat_map or overlay.", json_schema_extra={"contentEncoding": "base64"}
     )

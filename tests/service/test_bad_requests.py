@@ -66,16 +66,16 @@ BAD_REQUESTS = {
     "far too many classes": (
         pb.ClassifyRequest(model="toy", encoded=GOOD, map=pb.MapRequest(method="cam", classes=range(100_000))),
         INVALID,
-        "at most 100 a request",
+        "at most 100 maps per image",
     ),
     "unknown format": (pb.ClassifyRequest(model="toy", encoded=GOOD, map=pb.MapRequest(method="cam", format=9)), INVALID, "map.format 9"),
     "negative top_k": (pb.ClassifyRequest(model="toy", encoded=GOOD, top_k=-1), INVALID, "top_k -1"),
     "too few pixels": (
         pb.ClassifyRequest(model="toy", pixels=bytes(1000)),
         INVALID,
-        f"{SIZE * SIZE * 3:,} bytes were expected, RGB of 64 x 64 pixels (width x height), 1,000 came",
+        f"pixels: expected {SIZE * SIZE * 3:,} bytes, RGB of 64 x 64 pixels (width x height), got 1,000",
     ),
-    "no pixels": (pb.ClassifyRequest(model="toy", pixels=b""), INVALID, "0 came"),
+    "no pixels": (pb.ClassifyRequest(model="toy", pixels=b""), INVALID, "(width x height), got 0"),
     "an endless name": (
         pb.ClassifyRequest(model="é\n" * 100_000, encoded=GOOD),
         INVALID,

@@ -80,7 +80,7 @@ def test_a_query_parameter_is_a_whole_number_of_ascii_digits(http: Asking, value
             continue
         status, line = http.post(f"{CLASSIFY}&{name}={quote(value)}", IMAGE).refusal
         assert status == 400
-        assert ("does not exist: expected a label" if name.endswith("classes") else "expected an integer") in line
+        assert ("no such class; expected a label" if name.endswith("classes") else "expected an integer") in line
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_what_tritons_loads_can_carry_is_refused_and_not_passed_over(tmp_path: P
         assert http.post(load, {"parameters": {}}).status == http.post(load, {}).status == http.post(load, b"").status == 200
         assert http.post(unload, {"parameters": {"unload_dependents": True}}).status == 200
         status, line = http.post("/v1/classify", IMAGE).refusal
-        assert (status, line) == (404, "the request names no model, and this server has none that answers: load one, or see its log")
+        assert (status, line) == (404, "the request names no model, and this server serves none: load one, or see its log")
     with in_background(settings.model_copy(update={"http_port": None})) as port, grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         request = pb.RepositoryModelLoadRequest(model_name="toy")
         request.parameters["config"].string_param = "{}"

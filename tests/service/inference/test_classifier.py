@@ -173,7 +173,7 @@ def test_a_pillow_image_is_turned_upright_before_it_is_sent(client: Client) -> N
 
 
 def test_the_answer_holds_timings_and_the_request_id(client: Client) -> None:
-    answer = client.classify(IMAGE, model="toy", method="cam", map_format="overlay", request_id="mine")
+    answer = client.classify(IMAGE, model="toy", cam="cam", map_format="overlay", request_id="mine")
     assert answer.request_id == "mine"
     assert answer.timings.decode_time_ns > 0
     assert answer.timings.queue_time_ns > 0

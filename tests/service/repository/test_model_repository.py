@@ -8,7 +8,7 @@ import shutil
 import threading
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -17,8 +17,9 @@ from tests.helpers.service.toy_model import SIZE, ToyModel
 from tlcli.contract.errors import ModelFileError, NotFoundError, SettingsError
 from tlcli.service.execution.batching import Batching, MapRequest
 from tlcli.service.execution.runner import Runner
-from tlcli.service.repository.model_repository import Repository, ServedVersion
+from tlcli.service.repository.model_repository import Diff, Entry, Repository, ServedVersion
 from tlcli.service.repository.version_policy import VersionPolicy
+from tlcli.service.repository.version_state import FileState, VersionState
 from tlcli.service.types.answer import ModelState
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (1, SIZE, SIZE, 3), dtype=np.uint8)
@@ -76,6 +77,24 @@ def test_a_policy_chooses_versions(policy: str, labelled: tuple[int, ...], expec
 def test_an_invalid_policy_is_refused(text: str) -> None:
     with pytest.raises(SettingsError, match="latest:N"):
         VersionPolicy.parse(text)
+
+
+def test_the_difference_between_entries_and_folder() -> None:
+    old, new = (VersionState(FileState(size, 0, 0)) for size in (1, 2))
+    served = cast("ServedVersion", object())
+    held = {
+        1: Entry("toy", 1, ModelState.READY, served=served, files=old),  # deleted
+        2: Entry("toy", 2, ModelState.READY, served=served, files=old),  # unchanged
+        3: Entry("toy", 3, ModelState.READY, served=served, files=old),  # changed
+        4: Entry("toy", 4, ModelState.FAILED, files=old),  # broken, and unchanged
+    }
+    diff = Diff.between(held, {2: old, 3: new, 4: old, 5: old})
+    assert (diff.load, diff.changed) == ((3, 4, 5), (3, 5))
+    assert (diff.keep, diff.retire) == ({2: held[2]}, {1: held[1]})
+    assert diff.calls_for_update
+    assert not Diff.between(held, {1: old, 2: old, 3: old, 4: old}).calls_for_update, "a broken version is not loaded again"
+    assert not Diff.between(held, {4: old}).calls_for_update, "older versions serve in place of a broken one"
+    assert Diff.between(held, {3: old}).calls_for_update
 
 
 def test_versions_answer_by_number_or_label_and_the_latest_by_default(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def replace(path: Path, content: bytes) -> None:
 
 
 def test_settings_of_the_port_are_checked() -> None:
-    with pytest.raises(SettingsError, match=r"^http_port 8001: gRPC has it \(port\): choose another, or 0 for a free one$"):
+    with pytest.raises(SettingsError, match=r"^http_port 8001: already used for gRPC \(port\): choose another, or 0 for a free port$"):
         ServerSettings(http_port=8001)
     with pytest.raises(SettingsError, match="http_port 70000: expected 1 to 65535, or 0 for a free port"):
         ServerSettings(http_port=70000)

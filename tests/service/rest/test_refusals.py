@@ -57,13 +57,13 @@ BAD_BODIES: dict[str, tuple[Any, str]] = {
     "unknown output": ({"inputs": [IMAGE], "outputs": [{"name": "lime"}]}, "model 'toy' has no output 'lime'; it has: scores, logits,"),
     "an input twice": ({"inputs": [IMAGE, IMAGE]}, "input 'images' occurs twice"),
     "an output twice": ({"inputs": [IMAGE], "outputs": [{"name": "cam"}] * 2}, "an output is requested twice in cam, cam"),
-    "wrong datatype": (changed(datatype="FP32"), "UINT8 [-1, 64, 64, 3] was expected, FP32 [1, 64, 64, 3] came"),
-    "wrong shape": (changed(shape=[1, 64, 64, 4], data=[0] * SIZE * SIZE * 4), "was expected, UINT8 [1, 64, 64, 4] came"),
+    "wrong datatype": (changed(datatype="FP32"), "expected UINT8 [-1, 64, 64, 3], not FP32 [1, 64, 64, 3]"),
+    "wrong shape": (changed(shape=[1, 64, 64, 4], data=[0] * SIZE * SIZE * 4), "[-1, 64, 64, 3], not UINT8 [1, 64, 64, 4]"),
     "a shape of texts": (changed(shape=["1"]), "input 'images': its shape is ['1']: expected integers"),
     "a shape of truths": (changed(shape=[True, 64, 64, 3]), "expected integers"),
-    "a size that is none": (changed(shape=[-1, 64, 64, 3]), "its shape is [-1, 64, 64, 3]: name sizes that came, 1 or more each"),
+    "a size that is none": (changed(shape=[-1, 64, 64, 3]), "shape [-1, 64, 64, 3]: expected sizes of 1 or more"),
     "a shape that is huge": (changed(shape=[10**30, 64, 64, 3], data=[0]), "a number of more than 64 bits"),
-    "too few values": (changed(data=[0, 1]), "its shape [1, 64, 64, 3] has 12,288 values, its contents hold 2"),
+    "too few values": (changed(data=[0, 1]), "shape [1, 64, 64, 3] needs 12,288 values, but the contents hold 2"),
     "nested otherwise": (changed(data=[[0, 1]]), "the nesting of its data differs from its shape [1, 64, 64, 3]"),
     "nested too deep": (changed(data=[IMAGE["data"]]), "the nesting of its data differs"),
     "half nested": (changed(data=[[0] * 64, 7]), "the nesting of its data differs"),
@@ -71,7 +71,7 @@ BAD_BODIES: dict[str, tuple[Any, str]] = {
     "a truth": (changed(data=[True] * SIZE * SIZE * 3), "expected integers for UINT8, got True"),
     "a text": (changed(data=["7"] * SIZE * SIZE * 3), "expected integers for UINT8, got '7'"),
     "null": (changed(data=[None] * SIZE * SIZE * 3), "expected integers for UINT8, got None"),
-    "a number over 255": (changed(data=[256] * SIZE * SIZE * 3), "input 'images': UINT8 holds 0 to 255, 256 to 256 came"),
+    "a number over 255": (changed(data=[256] * SIZE * SIZE * 3), "input 'images': values from 256 to 256: UINT8 holds 0 to 255"),
     "a class of 100 bits": (
         {"inputs": [IMAGE, {"name": "targets", "datatype": "INT64", "shape": [1], "data": [2**100]}]},
         "input 'targets': expected 64-bit integers, got 1267650600228229401496703205376 to",
@@ -150,9 +150,9 @@ BAD_QUERIES = {
     "model=toy&top_k=" + "9" * 5000: "expected an integer",
     "model=toy&top_k=-1": "top_k -1: expected 1 or more",
     "model=toy&cam=lime": "'lime'; it has: cam, gradcam, eigencam",
-    "model=toy&cam=cam&classes=7": "class 7",
-    "model=toy&cam=cam&classes=1,": "class '' does not exist: expected a label (red, green, blue,",
-    "model=toy&cam=cam&classes=" + "9" * 40: "class 9999",
+    "model=toy&cam=cam&classes=7": "query parameter 'classes': '7': no such class; expected a label (red, green, blue,",
+    "model=toy&cam=cam&classes=1,": "query parameter 'classes': '': no such class",
+    "model=toy&cam=cam&classes=" + "9" * 40: "9999': no such class",
     "model=toy&cam=cam&format=jpeg": "unknown map format 'jpeg': expected raw, heat_map, overlay",
     "model=toy&cam=cam&softmax=perhaps": "query parameter 'softmax' is 'perhaps': expected true or false",
     "model=toy&cam=cam&max_channels=3": "max_channels 3: only scorecam and faster_scorecam take it",
@@ -246,9 +246,8 @@ def test_unsupported_content_encodings(http: Asking) -> None:
 @pytest.fixture(scope="module")
 def small(one_model: Path) -> Iterator[int]:
     """Port of a server that accepts images of 100 kB, and requests of 300 kB."""
-    with http_in_background(
-        ServerSettings(models=one_model, port=0, http_port=0, limits_max_bytes=100_000, max_message_bytes=300_000)
-    ) as port:
+    settings = ServerSettings(models=one_model, port=0, http_port=0, limits_max_bytes=100_000, max_message_bytes=300_000)
+    with http_in_background(settings) as port:
         yield port
 
 
@@ -344,7 +343,7 @@ def test_a_million_numbers_do_not_block_others_for_long(http_port: int) -> None:
         pytest.param(b'{"id":"' + "\U0001f600".encode() + b"a" * 2**20 + b'"}', "non-ASCII characters", id="wide text"),
         pytest.param(b'{"id":"' + b"\\u00e9" * 2**18 + b'"}', "non-ASCII characters", id="escapes"),
         pytest.param(b'{"inputs":' + b"9" * 2**20 + b"}", "not JSON: number out of range", id="a long number"),
-        pytest.param(json.dumps(changed(shape=[1] * 9, data=[0])).encode(), "its shape has 9 dimensions", id="many dimensions"),
+        pytest.param(json.dumps(changed(shape=[1] * 9, data=[0])).encode(), "the shape has 9 dimensions", id="many dimensions"),
         pytest.param(
             json.dumps(changed(data=[0])).replace("64, 64", "9" * 4000 + ", " + "9" * 4000).encode(),
             "a number of more than 64 bits",

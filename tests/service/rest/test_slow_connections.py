@@ -230,7 +230,7 @@ def test_max_connections_fits_the_limit_of_open_files(caplog: pytest.LogCaptureF
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (taken + 24 + 40, before[1]))
         assert 19 <= fitting_connections(1024, 2) <= 20
-        assert "this process may have" in caplog.text
+        assert "this process may open" in caplog.text
         assert fitting_connections(5, 2) == 5
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)

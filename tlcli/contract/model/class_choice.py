@@ -31,13 +31,13 @@ def class_targets(classes: Iterable[str | int], labels: Sequence[str], where: st
 def _target(name: str | int, labels: Sequence[str], index: LabelIndex, where: str) -> int:
     ids = index.find(name) if isinstance(name, str) else []
     if len(ids) > 1:
-        raise RequestError(f"{where} {name!r}: {len(ids)} classes have this label: use one of the ids {', '.join(map(str, ids))}")
+        raise RequestError(f"{where} {name!r:.60}: {len(ids)} classes have this label: use one of the ids {', '.join(map(str, ids))}")
     if ids:
         return ids[0]
     is_number = isinstance(name, int) and not isinstance(name, bool)
-    if (is_number or re.fullmatch(r"-?\d{1,9}", str(name))) and -len(labels) <= int(name) < len(labels):
+    if (is_number or re.fullmatch(r"-?[0-9]{1,9}", str(name))) and -len(labels) <= int(name) < len(labels):
         return int(name)
     some = ", ".join(labels[:8]) + (", ..." if len(labels) > 8 else "")
     raise RequestError(
-        f"{where} {name!r}: no such class; expected a label ({some}), an id from 0 to {len(labels) - 1}, or -r for the class of rank r"
+        f"{where} {name!r:.60}: no such class; expected a label ({some}), an id from 0 to {len(labels) - 1}, or -r for the class of rank r"
     )
