@@ -1,14 +1,14 @@
-# Two images: `serve`, without PyTorch, and `train`, with it. docs/containers.md says what is in them and how they are run.
+# Two images: `serve`, without PyTorch, and `train`, with it. docs/containers.md describes them and how to run them.
 #
 #   docker build --target serve --tag tlcli-serve .
 #   docker build --target serve --build-arg CUDA=0 --tag tlcli-serve:cpu .
 #   docker build --target train --tag tlcli-train .
 
-# Any image with Python 3.11 or later and its venv module. NAME@sha256:... is the very same one each time.
+# Any image with Python 3.11 to 3.14 and its venv module. NAME@sha256:... is the same image each time.
 ARG PYTHON_IMAGE=docker.io/library/python:3.11.16-slim-bookworm
 
-# pip is in an environment of its own, and so in no image. A configuration of yours (an index, a certificate) may come as the secrets pip.conf and
-# pip-ca, and stays in no layer either.
+# pip is in an environment of its own, and so in no image. Pass your own configuration (an index, a certificate) as the secrets pip.conf and pip-ca;
+# it is in no layer either.
 FROM ${PYTHON_IMAGE} AS build
 ENV PIP_CONFIG_FILE=/run/secrets/pip.conf PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 RUN python3 -m venv /opt/pip && python3 -m venv --without-pip /opt/venv && mkdir /opt/nvidia
@@ -26,9 +26,9 @@ COPY training training
 RUN --mount=type=secret,id=pip.conf --mount=type=secret,id=pip-ca \
     /opt/pip/bin/pip --python /opt/venv/bin/python install --quiet --no-deps --target /opt/tlcli .
 
-# CUDA=0 leaves CUDA out: for a small image that computes on a CPU alone. With CUDA, what no graph of ours asks for is taken out again: cuFFT, which
-# ONNX Runtime looks for when a graph has a Fourier transform, with nvJitLink, which cuFFT alone needs; and what only compilers read. Packages'
-# own tests go from both.
+# CUDA=0 leaves CUDA out, for a small image that computes on a CPU alone. With CUDA, libraries that no graph here uses are removed again: cuFFT, which
+# ONNX Runtime loads for Fourier transforms, and nvJitLink, which only cuFFT needs; also files that only compilers read. Packages' own tests are removed
+# from both.
 FROM build AS serve-packages
 ARG CUDA=1
 RUN --mount=type=secret,id=pip.conf --mount=type=secret,id=pip-ca \
@@ -49,7 +49,7 @@ RUN --mount=type=secret,id=pip.conf --mount=type=secret,id=pip-ca \
     python3 deploy/requirements.py gpu otel tensorboard train > requirements.txt \
     && /opt/pip/bin/pip --python /opt/venv/bin/python install --quiet --constraint constraints.txt --requirement requirements.txt
 
-# What both have: nobody's rights, and no file of theirs in the image.
+# Common to both: an unprivileged user who owns no file in the image.
 FROM ${PYTHON_IMAGE} AS base
 RUN groupadd --gid 10001 tlcli && useradd --uid 10001 --gid 10001 --home-dir /tmp --no-create-home --shell /usr/sbin/nologin tlcli
 ENV PATH=/opt/tlcli/bin:/opt/venv/bin:$PATH PYTHONPATH=/opt/tlcli PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
@@ -59,7 +59,7 @@ ENTRYPOINT ["tlcli"]
 FROM base AS train
 COPY --from=train-packages /opt/venv /opt/venv
 COPY --from=project /opt/tlcli /opt/tlcli
-# /srv is where data/, models/ and runs/ are mounted, /cache for what can be fetched again. Whoever it runs as may write there.
+# data/, models/ and runs/ are mounted below /srv; /cache is for files that can be downloaded again. Any user may write there.
 RUN mkdir -p /srv /cache && chmod 1777 /srv /cache
 ENV HOME=/tmp USER=tlcli TLCLI_DATA=/cache/data TLCLI_CACHE=/cache/tlcli HF_HOME=/cache/huggingface TORCH_HOME=/cache/torch MPLCONFIGDIR=/tmp/matplotlib
 WORKDIR /srv
@@ -70,11 +70,11 @@ FROM base AS serve
 COPY --from=serve-packages /opt/venv /opt/venv
 COPY --from=serve-packages /opt/nvidia /opt/nvidia
 COPY --from=project /opt/tlcli /opt/tlcli
-# It listens beyond the container, and so refuses to start until it is given TLS, or is told that it needs none (TLCLI_SERVE_INSECURE).
+# It listens beyond the container, so it does not start without TLS or TLCLI_SERVE_INSECURE.
 ENV TLCLI_SERVE_HOST=0.0.0.0 TLCLI_SERVE_MODELS=/models
 WORKDIR /models
 USER 10001:10001
 EXPOSE 8001
-# TLCLI_HEALTH_PORT, TLCLI_HEALTH_TLS_CA and the like say how it is asked, where that is not as by default.
+# TLCLI_HEALTH_PORT, TLCLI_HEALTH_TLS_CA and others adapt the health check to other settings.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s CMD ["tlcli", "health"]
 CMD ["serve"]

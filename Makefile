@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # The demo's environment: .venv where it is there already, else one without the developers' tools.
 DEMO := $(if $(wildcard $(READY)),$(VENV),.venv-demo)
-# KServe's client asks the server in a test, with versions of its dependencies that are not ours; its models hold the manifests of deploy/.
+# A test uses KServe's client, which needs other versions of its dependencies, and its models to validate the manifests of deploy/.
 KSERVE := $(VENV)/kserve
 # Triton's server, for `make triton`; its Python backend needs a NumPy before 2.
 TRITON := $(VENV)/triton
@@ -35,7 +35,7 @@ python:
 
 venv: $(READY)
 
-# tritonclient forbids the protobuf that our gRPC needs, and works with it: hence without its dependencies.
+# tritonclient forbids the protobuf that gRPC needs, and works with it: install it without its dependencies.
 $(READY): pyproject.toml constraints.txt | python
 	@test -x $(BIN)/python || echo "installing the developers' environment in $(VENV): about 8 GB, 3 to 10 minutes"
 	$(PYTHON) -m venv $(VENV)
@@ -72,7 +72,7 @@ demo: $(DEMO)/.ready
 	$(DEMO)/bin/tlcli demo
 
 # The tests nearest to the code: no server process, no training to the end.
-NEAR := tests/test_layering.py tests/test_proto.py tests/contract tests/evaluation tests/exports/rewrite tests/exports/trace tests/service/execution \
+NEAR := tests/test_layering.py tests/test_proto.py tests/contract tests/evaluation tests/exports/rewrite tests/exports/trace \
 	tests/service/protocol tests/service/settings tests/service/security tests/training/metrics tests/training/settings tests/training/runs tests/cli
 
 check: venv lint
@@ -110,7 +110,7 @@ FIGURES := waiting map_cost against_pytorch_grad_cam pointing_game networks
 bench: venv
 	for script in $(FIGURES); do $(BIN)/python benchmarks/$$script.py || exit 1; done
 
-# For quick turns: make container-check CHECK="--cpu --storage /var/tmp/tlcli-images". With the image for training: CHECK=--train.
+# For quick iterations: make container-check CHECK="--cpu --storage /var/tmp/tlcli-images". With the image for training: CHECK=--train.
 container-check: venv
 	$(BIN)/python deploy/check_container.py $(CHECK)
 

@@ -226,10 +226,10 @@ def _images(preprocessing: Preprocessing, folder: Path | None) -> list[np.ndarra
 
 HEAD = """# Networks
 
-How far the maps in the exported graph are from a float64 autograd reference that is written from the papers: the largest difference over
-the largest value of an image's maps, the middle figure of three images. Written by `benchmarks/networks.py`, which says how; random
+Distance of the maps in the exported graph from a float64 autograd reference that is written from the papers: the largest difference
+relative to the largest value of an image's maps, the median of three images. Written by `benchmarks/networks.py`, which describes the procedure; random
 weights, {classes} classes, on ONNX Runtime on a CPU. `size` is the input's height and width in pixels. A dash: the method is not defined
-there (CAM, where the head is not one linear layer on the layer's spatial mean). Bold: more than {tolerance:g}, or nothing to compare
+there (CAM, if the head is not one linear layer on the layer's spatial mean). Bold: more than {tolerance:g}, or nothing to compare
 (nan: all maps are zero).
 
 {summary}

@@ -225,13 +225,13 @@ def page(rows: Sequence[Row], kept: Kept) -> str:
 
 
 HEAD = (
-    "# The notebooks' tasks",
+    "# Tasks of a course",
     "",
-    "What a course's notebooks reached, and what one command of this project does. Written by `benchmarks/notebooks.py`, which runs the",
-    f"commands as they stand here: `{DATA}` is a folder with the data sets, `{WEIGHTS}` one with the two weight files that it names. Ours",
-    "is the share of right answers on the test part (10,000 images; 1,000 of cats and dogs); theirs too, where nothing else is said.",
-    "CIFAR-10's images are JPEGs, which makes them a little harder. Minutes are of the whole command, from reading the images to the",
-    "report, with one of PyTorch's threads on a machine of two cores that did other things beside.",
+    "Accuracies that the notebooks of a course reached, and those of one command of this project. Written by `benchmarks/notebooks.py`,",
+    f"which runs the commands as written here: `{DATA}` is a folder with the data sets, `{WEIGHTS}` one with the two weight files that it names.",
+    '"Ours" is the top-1 accuracy on the test split (10,000 images; 1,000 of cats and dogs), and so is "theirs" unless stated otherwise.',
+    "CIFAR-10's images are JPEGs, which makes them a little harder. Minutes are those of the whole command, from reading the images to the",
+    "report, with one PyTorch thread on a machine of two cores that ran other programs, too.",
     "",
     "| task | theirs | ours | minutes | command |",
     "|---|---|---|---|---|",
