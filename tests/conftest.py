@@ -61,6 +61,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TLCLI_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.delenv("TLCLI_DATA", raising=False)
+        patch.delenv("COLUMNS", raising=False)  # tables would be wrapped to it
         yield
 
 

@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from tlcli.class_choice import class_targets
 from tlcli.contract.errors import RequestError
 from tlcli.contract.images import heatmap
 from tlcli.contract.images.preprocessing import Box
+from tlcli.contract.model.class_choice import class_targets
 
 Floats = npt.NDArray[np.float32]
 

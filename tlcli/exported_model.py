@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Literal, get_args, overload
 
 from tlcli.answer import Answer, Answers, framed
-from tlcli.class_choice import class_targets
 from tlcli.contract.errors import NotFoundError, RequestError
 from tlcli.contract.files.display_name import printable
 from tlcli.contract.images.find_images import Skipped, describe
 from tlcli.contract.maps.method_names import require_methods
 from tlcli.contract.model import onnx_model
+from tlcli.contract.model.class_choice import class_targets
 from tlcli.contract.model.description import Description
 from tlcli.contract.model.repository_layout import find_model_file, model_names
 from tlcli.image_source import ImageInput, ImageSource, image_sources

@@ -11,7 +11,6 @@ import numpy as np
 from PIL import Image
 
 from tlcli.answer import Answer, Answers, framed
-from tlcli.class_choice import FIRST_RANKED, class_targets
 from tlcli.contract.errors import ImageError, NotFoundError, RequestError, TlcliError
 from tlcli.contract.files.display_name import printable
 from tlcli.contract.images import decoding
@@ -19,6 +18,7 @@ from tlcli.contract.images.find_images import Skipped, describe
 from tlcli.contract.images.preprocessing import Box
 from tlcli.contract.maps.method_names import require_methods
 from tlcli.contract.maps.scorecam import is_score_cam
+from tlcli.contract.model.class_choice import FIRST_RANKED, class_targets
 from tlcli.exported_model import Cam, Classes, OnError, cam_names, check_map_arguments, class_names, require_on_error
 from tlcli.image_source import ImageInput, ImageSource, image_sources
 from tlcli.predictor import Floats, MapOptions
@@ -201,7 +201,7 @@ class _Request:
             "model": self._model,
             "version": self._version,
             "top_k": _ALL_CLASSES,
-            "method": method,
+            "cam": method,
             "classes": () if method is None else options.targets,
             "softmax": options.softmax,
             "max_channels": (options.max_channels or 0) if method is not None and is_score_cam(method) else 0,

@@ -1,4 +1,4 @@
-"""`tlcli finetune --resume`: it goes on with the settings that a run was begun with, and no others."""
+"""`tlcli finetune --resume`: it goes on with the settings that a run was started with, and no others."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def test_the_data_set_may_lie_in_another_folder(run: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"epochs": 7}, "--epochs 7: .*run was begun with 1: leave it out to go on, or fine-tune anew"),
-        ({"lr": 0.1}, "--lr 0.1: .* was begun with nothing"),
-        ({"dataset": "cifar10"}, "--dataset cifar10: .* was begun with .*data"),
-        ({"recipe": "scratch"}, "--recipe scratch: .* was begun with default"),
-        ({"tensorboard": True}, "--tensorboard True: .* was begun with False"),
+        ({"epochs": 7}, "--epochs 7: .*run was started with 1: leave it out to resume, or start a new run"),
+        ({"lr": 0.1}, "--lr 0.1: .* was started with the default"),
+        ({"dataset": "cifar10"}, "--dataset cifar10: .* was started with .*data"),
+        ({"recipe": "scratch"}, "--recipe scratch: .* was started with default"),
+        ({"tensorboard": True}, "--tensorboard True: .* was started with False"),
         ({"output": Path("x")}, "--output with --resume"),
     ],
 )

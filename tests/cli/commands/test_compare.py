@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,8 @@ from tlcli.training.metrics.scores import EpochRow
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     words = [sys.executable, "-m", "tlcli", "compare", *map(str, arguments)]
-    return subprocess.run(words, capture_output=True, text=True, timeout=120)
+    environment = dict(os.environ)  # without the COLUMNS that readline, where it is imported, puts into the process's own
+    return subprocess.run(words, capture_output=True, text=True, timeout=120, env=environment)
 
 
 def document(*arguments: object) -> dict[str, Any]:
@@ -150,7 +152,7 @@ def test_runs_on_other_images_are_not_compared(tmp_path: Path) -> None:
     assert answer.stdout.splitlines()[-1] == says
     assert document(*runs)["not_comparable_with_the_first"] == ["c"]
     assert document(runs[0], runs[2])["mcnemar"] is None
-    assert "the same validation images in all of them" in run(runs[0], runs[1], make_run(tmp_path / "d")).stdout
+    assert "all runs were validated on the same images" in run(runs[0], runs[1], make_run(tmp_path / "d")).stdout
 
 
 def test_more_training_images_leave_validation_comparable(tmp_path: Path) -> None:
@@ -167,7 +169,7 @@ def test_without_predictions_there_is_no_test(two: tuple[Path, Path]) -> None:
     (two[1] / "predictions.csv").unlink()
     answer = run(*two)
     assert answer.returncode == 0
-    assert answer.stdout.splitlines()[-1].startswith("no test of their difference: the predictions.csv of both")
+    assert answer.stdout.splitlines()[-1].startswith("no significance test: it needs the predictions.csv of both")
 
 
 def test_they_are_ordered_best_first(tmp_path: Path) -> None:
@@ -213,7 +215,7 @@ def test_mistakes_get_one_line(two: tuple[Path, Path], tmp_path: Path) -> None:
     broken = make_run(tmp_path / "broken")
     (broken / "config.json").write_text("{")
     for arguments, code, said in (
-        ((two[0],), 2, "give two runs or more"),
+        ((two[0],), 2, "give two or more runs"),
         ((), 2, "Missing argument"),
         ((two[0], tmp_path / "nowhere"), 1, "nowhere: no such folder: give a run's folder, such as one under runs/"),
         ((two[0], unfinished), 1, "unfinished: no finished run (results.json missing): `tlcli finetune --resume "),

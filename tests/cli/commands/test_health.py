@@ -51,7 +51,7 @@ def test_a_model_that_is_broken_and_one_that_is_not_there(port: int) -> None:
     assert health("--port", port, "--model", "broken") == (1, "", f"127.0.0.1:{port}, model 'broken': NOT_SERVING\n")
     code, said, error = health("--port", port, "--model", "nosuch")
     assert (code, said) == (1, "")
-    assert error.startswith(f"127.0.0.1:{port}, model 'nosuch': the server knows no model of this name")
+    assert error.startswith(f"127.0.0.1:{port}, model 'nosuch': no such model on the server")
     assert error.count("\n") == 1
 
 
@@ -60,7 +60,7 @@ def test_nobody_there() -> None:
         port = reserved.getsockname()[1]
     code, said, error = health("--port", port)
     assert (code, said) == (1, "")
-    assert error.startswith(f"127.0.0.1:{port}: no server answers: say where it is with --host and --port")
+    assert error.startswith(f"127.0.0.1:{port}: no server answers: check --host and --port")
     assert error.count("\n") == 1
 
 

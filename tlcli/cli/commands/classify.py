@@ -97,8 +97,8 @@ def _maps(client: Client, model: str, version: str, cams: tuple[str, ...], class
     """Return the maps to request and the classes to explain; the model is asked where a label or `all` needs it."""
     if not classes and "all" not in cams:
         return cams, ()
-    from tlcli.class_choice import class_targets
     from tlcli.contract.maps.method_names import require_methods
+    from tlcli.contract.model.class_choice import class_targets
 
     info = client.get_model(model, version)
     methods = require_methods(cams, [output.method for output in info.methods], f"model {info.model!r}") if "all" in cams else cams

@@ -178,7 +178,7 @@ def _class_ids(class_name: str, classes: Sequence[str], labels: Sequence[str], w
         DatasetError: a class of the data set that the model does not have, with `own`.
         RequestError: a class that the model does not have.
     """
-    from tlcli.class_choice import FIRST_RANKED, class_targets
+    from tlcli.contract.model.class_choice import FIRST_RANKED, class_targets
     from tlcli.evaluation.cam_dataset import label_ids
 
     if class_name == OWN_CLASS and OWN_CLASS not in labels:

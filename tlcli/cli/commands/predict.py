@@ -58,9 +58,9 @@ def command(
     tlcli predict models/NAME image.jpg --cam gradcam
     tlcli predict models/NAME FOLDER --top-k 5 --csv answers.csv
     """
-    from tlcli.class_choice import class_targets
     from tlcli.contract.files.display_name import printable
     from tlcli.contract.maps.method_names import require_methods
+    from tlcli.contract.model.class_choice import class_targets
     from tlcli.contract.model.onnx_model import Model
     from tlcli.image_source import ImageSource
     from tlcli.predictor import MapOptions, Predictor, Unreadable

@@ -1,4 +1,4 @@
-"""`tlcli serve`: the gRPC server."""
+"""`tlcli serve`: start the server."""
 
 from __future__ import annotations
 
@@ -36,15 +36,19 @@ def _option(name: str, field: FieldInfo) -> Callable[[F], F]:
     return click.option(flag(name), name, metavar=metavar, help=f"{field.description}  [default: {default}]")
 
 
-@click.command("serve", cls=Command, epilog=f"Each flag may be an environment variable too ({PREFIX}PORT), or a key of --config (port).")
+@click.command(
+    "serve",
+    cls=Command,
+    epilog=f"Every flag can be set by an environment variable, such as {PREFIX}PORT, or by a key of --config, such as port.",
+)
 @click.argument("models", required=False)
 @click.option("--config", "file", type=click.Path(path_type=Path), help=f"Read settings from this TOML file.  [env: {CONFIG_VARIABLE}]")
-@click.option("--print-config", is_flag=True, help="Print the settings as --config reads them, with where they come from, and leave.")
+@click.option("--print-config", is_flag=True, help="Print the settings in the format of --config, with their sources, and exit.")
 @setting_options
 def command(file: Path | None, print_config: bool, **flags: Any) -> None:
-    """Answer over gRPC, and over HTTP with --http-port, for every model in a folder.
+    """Serve every model of a repository over gRPC, and over HTTP with --http-port.
 
-    MODELS is the model repository, MODELS/<name>/<version>/model.onnx.  [default: models]
+    MODELS is the model repository, MODELS/NAME/VERSION/model.onnx.  [default: models]
     """
     from tlcli.service import serve
 
@@ -60,7 +64,11 @@ def command(file: Path | None, print_config: bool, **flags: Any) -> None:
 
 
 def _check_used(config: Config) -> None:
-    """Raises: SettingsError: a flag that another setting leaves without effect."""
+    """Refuse flags that another setting makes ineffective.
+
+    Raises:
+        SettingsError: such a flag.
+    """
     settings = config.settings
     for name, is_used, needed in (
         ("tf32", not settings.tf32 or settings.device != "cpu", "a GPU: leave it out, or use --device cuda"),

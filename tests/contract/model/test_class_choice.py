@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tlcli.class_choice import class_targets
 from tlcli.contract.errors import RequestError
+from tlcli.contract.model.class_choice import class_targets
 
 LABELS = ("cat", "dog", "7")
 
