@@ -102,7 +102,7 @@ def command(
 
     \b
     tlcli evaluate-cam models/shapes shapes
-    tlcli evaluate-cam models/NAME PATH/TO/FOLDER --cam gradcam,layercam --limit 50
+    tlcli evaluate-cam models/NAME FOLDER --cam gradcam,layercam --limit 50
     """
     from tlcli.contract.files.atomic_file import fresh_folder
     from tlcli.contract.files.display_name import printable
