@@ -55,7 +55,12 @@ class Answer:
         maps: Mapping[str, Floats],
         framed: Callable[[], tuple[Image.Image, Box]],
     ) -> None:
-        """framed: returns the image, at most `heatmap.MAX_SIDE` pixels long, and the box in its pixels; called once, when needed."""
+        """Hold the numbers; the image is fetched when it is first used.
+
+        Args:
+            source, labels, scores, logits, explained, maps: see the class.
+            framed: returns the image, at most `heatmap.MAX_SIDE` pixels long, and the box in its pixels.
+        """
         self.source = source
         self.labels = tuple(labels)
         self.scores = scores

@@ -21,7 +21,12 @@ class Command(click.Command):
     """
 
     def __init__(self, *arguments: Any, groups: Mapping[str, Sequence[str]] | None = None, **keywords: Any) -> None:
-        """groups: names of parameters under each heading of the help text; all others stand under `Options`."""
+        """Create a command.
+
+        Args:
+            arguments, keywords: those of `click.Command`.
+            groups: names of parameters under each heading of the help text; all others are listed under `Options`.
+        """
         super().__init__(*arguments, **keywords)
         self.groups = groups or {}
 

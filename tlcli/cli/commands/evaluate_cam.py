@@ -83,13 +83,17 @@ def command(
     data set; its test split is used if it has one. The file is measured as it is served: on ONNX Runtime.
 
     \b
-    deletion, insertion   area under the curve of the class's probability while the
-                          most important pixels are removed or inserted (RISE)
-    road                  the same with imputed pixels: least minus most relevant first (ROAD)
-    average_drop          confidence lost when only the mapped region is kept (Grad-CAM++)
-    increase              share of images whose confidence rises instead (Grad-CAM++)
-    pointing              share of maps whose maximum is on the object (excitation backprop)
-    energy                share of the map on the object (Score-CAM)
+    deletion, insertion  area under the curve of the class's probability while
+                         its most important pixels are removed, inserted (RISE)
+    road                 the same with imputed pixels: least relevant first minus
+                         most relevant first (ROAD)
+    average_drop         confidence lost if only the mapped region is kept
+                         (Grad-CAM++)
+    increase             share of images whose confidence rises instead
+                         (Grad-CAM++)
+    pointing             share of maps whose maximum is on the object
+                         (excitation backprop)
+    energy               share of the map on the object (Score-CAM)
 
     The last two need boxes.json or a folder masks in DATA, and mean most with --cam-class own. All values are shares, from 0 to 1; road
     ranges from -0.5 to 0.5. Two baselines are measured beside the methods: a random map and a centered blob. Changed images are
@@ -98,7 +102,7 @@ def command(
 
     \b
     tlcli evaluate-cam models/shapes shapes
-    tlcli evaluate-cam models/NAME PATH/TO/FOLDER --cam gradcam,layercam --limit 50
+    tlcli evaluate-cam models/NAME FOLDER --cam gradcam,layercam --limit 50
     """
     from tlcli.contract.files.atomic_file import fresh_folder
     from tlcli.contract.files.display_name import printable

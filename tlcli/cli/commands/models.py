@@ -67,7 +67,7 @@ def command(folder: Path | None, models: Path, as_json: bool) -> None:
 
 def _legible(row: dict[str, Any]) -> dict[str, Any]:
     """Return a row for the table: the first maps, the input in one cell, the size in MB."""
-    legible = {**row, "size_mb": round(row["size_bytes"] / 1e6, 1)}
+    legible = {**row, "size_mb": f"{row['size_bytes'] / 1e6:.1f}"}
     if "maps" in row:
         legible |= {"maps": shorten(row["maps"]), "input": f"{row['height']}x{row['width']}"}
     return legible
