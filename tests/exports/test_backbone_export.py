@@ -13,12 +13,24 @@ from tests.helpers.exports.small_networks import blobs
 
 PROGRAM = """
 import sys
-from tlcli.__main__ import main
+from pathlib import Path
 
-try:
-    main()
-except SystemExit as stop:
-    assert not stop.code, stop.code
+import tlcli.__main__
+import tlcli.cli.commands.export
+from tlcli.cli.finetune_settings import finetune_config
+from tlcli.exports import SmallerNumbers, export_backbone
+
+models, *images = map(Path, sys.argv[1:])
+exported = export_backbone(
+    finetune_config(backbone="test_resnet", weights="none", seed=0),
+    name="model",
+    repository=models,
+    methods=["gradcam"],
+    image_paths=images,
+    calibration_paths=images,
+    numbers=SmallerNumbers("int8", max_accuracy_drop=100, min_map_correlation=-1) if images else None,
+)
+assert exported.path.is_file()
 names = ("tlcli.training.data", "tlcli.training.engine", "tlcli.training.runs", "tlcli.training.features")
 print(*(name for name in sys.modules if name.startswith(names)))
 """
@@ -33,20 +45,19 @@ def images(tmp_path: Path) -> Path:
     return folder
 
 
-def imported(*arguments: object) -> list[str]:
-    """Export `test_resnet` in a process of its own, and return the modules of training that it imported."""
-    flags = ["export", "--backbone", "test_resnet", "--weights", "none", "--methods", "gradcam", "--quiet", *map(str, arguments)]
-    answer = subprocess.run([sys.executable, "-c", PROGRAM, *flags], capture_output=True, text=True)
+def imported(models: Path, *images: Path) -> list[str]:
+    """Export `test_resnet` as `tlcli export` does, in a process of its own, and return the modules of training that it imported.
+
+    With images the file is in int8, calibrated and checked on them.
+    """
+    answer = subprocess.run([sys.executable, "-c", PROGRAM, models, *images], capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr
-    path, modules = answer.stdout.splitlines()
-    assert Path(path).is_file()
-    return modules.split()
+    return answer.stdout.split()
 
 
 def test_images_given_by_path_to_check_and_calibrate_on_are_read_without_training(images: Path, tmp_path: Path) -> None:
-    calibration = ("--precision", "int8", "--calibration", images, "--max-accuracy-drop", 100, "--min-map-correlation", -1)
-    assert imported("--images", images, *calibration, "--models", tmp_path / "models") == []
+    assert imported(tmp_path / "models", images) == []
 
 
 def test_images_to_check_on_are_drawn_by_one_module(tmp_path: Path) -> None:
-    assert imported("--models", tmp_path / "models") == ["tlcli.training.data", "tlcli.training.data.draw_shape"]
+    assert imported(tmp_path / "models") == ["tlcli.training.data", "tlcli.training.data.draw_shape"]
