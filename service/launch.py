@@ -79,7 +79,7 @@ class _ShutdownWatchdog:
         self._limits_s = [settings.pre_stop_s + settings.grace_s + _CLOSING_S, _CLOSING_S]
 
     def start(self) -> None:
-        """Start the timer. The second call starts one without the time for requests."""
+        """Start the timer. A second call, after a second signal, leaves no time for in-flight requests."""
         limit_s = self._limits_s.pop(0) if len(self._limits_s) > 1 else self._limits_s[0]
         timer = threading.Timer(limit_s, _end)
         timer.daemon = True

@@ -80,10 +80,10 @@ def check_cost(data: bytes, descriptor: Descriptor) -> None:
 
 
 def _numbers(data: bytes, start: int, stop: int) -> int:
-    """Estimate how many numbers are packed in a range of bytes.
+    """Return the number of packed numbers between two positions.
 
-    A short range counts as one number per byte, the upper bound. In a longer one each byte below 128 ends a varint; numbers of fixed
-    size are at most as many as their bytes.
+    A short range counts one number per byte, which is an upper bound. A longer range counts its varints, each of which ends with a byte
+    below 128. Numbers of fixed size are at most as many as their bytes.
     """
     if stop - start <= MAX_NUMBERS // 8:
         return stop - start

@@ -92,7 +92,7 @@ def require_token(text: str) -> str:
 
 
 def is_known(value: bytes, tokens: Sequence[Token]) -> bool:
-    """Compare a value with all tokens, in a time that does not reveal how much of one matches."""
+    """Return True if the value is one of the tokens. The time this takes does not reveal how much of a token matches."""
     return sum(hmac.compare_digest(value, token.value.encode()) for token in tokens) > 0
 
 

@@ -116,20 +116,20 @@ class ServerSettings(BaseModel):
         description="Largest encoded image in bytes. A request may be this large too.",
     )
     limits_max_pixels: int = Field(
-        default=ImageLimits.max_pixels, ge=1, description="Largest image in pixels, width times height, read before decoding."
+        default=ImageLimits.max_pixels, ge=1, description="Largest image in pixels, width times height, checked before decoding."
     )
     max_image_s: float = Field(
         default=300.0,
         ge=0,
         le=_MAX_S,
-        description="Time limit for one image in seconds, from entering the queue to the answer. 0: no limit.",
+        description="Time limit for one image in seconds, from entering the queue to the answer; then it is rejected. 0: no limit.",
     )
     max_decode_s: float = Field(
         default=2.0,
         ge=0.01,
         le=_MAX_S,
-        description="Processor time limit for decoding one image, in seconds. Files whose structure does not bound the time are decoded in"
-        " a separate process.",
+        description="Processor time limit for decoding one image, in seconds; then it is rejected. Files whose structure does not bound"
+        " the time are decoded in a separate process.",
     )
     max_memory_bytes: int = Field(
         default=0,

@@ -168,7 +168,7 @@ class _NoRequest(RequestRecord):
 
 
 NO_REQUEST = _NoRequest("")
-"""Current request of code that runs outside of any."""
+"""Record that `current_request` returns outside of any request."""
 
 _CURRENT: ContextVar[RequestRecord] = ContextVar("request", default=NO_REQUEST)
 
