@@ -45,7 +45,7 @@ $(READY): pyproject.toml constraints.txt | python
 
 # What training needs, with the ONNX Runtime that knows no GPU.
 .venv-demo/.ready: pyproject.toml constraints.txt deploy/requirements.py | python
-	@echo "installing the demo's environment in .venv-demo: about 5.5 GB, most of it PyTorch with CUDA, 2 to 5 minutes"
+	@echo "installing the demo's environment in .venv-demo: about 5.5 GB, most of it PyTorch with CUDA, 2 to 10 minutes"
 	$(PYTHON) -m venv .venv-demo
 	.venv-demo/bin/python deploy/requirements.py --cpu train > .venv-demo/requirements.txt
 	.venv-demo/bin/python -m pip install --quiet --constraint constraints.txt --requirement .venv-demo/requirements.txt
