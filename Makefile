@@ -72,8 +72,8 @@ demo: $(DEMO)/.ready
 	$(DEMO)/bin/tlcli demo
 
 # The tests nearest to the code: no server process, no training to the end.
-NEAR := tests/test_layering.py tests/test_proto.py tests/contract tests/evaluation tests/exports/rewrite tests/exports/trace \
-	tests/service/protocol tests/service/settings tests/service/security tests/training/metrics tests/training/settings tests/training/runs tests/cli
+NEAR := tests/test_layering.py tests/test_proto.py tests/contract tests/evaluation tests/exports/rewrite tests/service/protocol tests/service/settings \
+	tests/service/security tests/training/metrics tests/training/settings tests/cli/test_wrong_invocations.py tests/packaging/test_makefile.py
 
 check: venv lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not alone" $(NEAR)
