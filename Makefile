@@ -45,7 +45,7 @@ $(READY): pyproject.toml constraints.txt | python
 
 # What training needs, with the ONNX Runtime that knows no GPU.
 .venv-demo/.ready: pyproject.toml constraints.txt deploy/requirements.py | python
-	@echo "installing the demo's environment in .venv-demo: about 5.5 GB, most of it PyTorch with CUDA, 2 to 5 minutes"
+	@echo "installing the demo's environment in .venv-demo: about 5.5 GB, most of it PyTorch with CUDA, 2 to 10 minutes"
 	$(PYTHON) -m venv .venv-demo
 	.venv-demo/bin/python deploy/requirements.py --cpu train > .venv-demo/requirements.txt
 	.venv-demo/bin/python -m pip install --quiet --constraint constraints.txt --requirement .venv-demo/requirements.txt
@@ -72,8 +72,8 @@ demo: $(DEMO)/.ready
 	$(DEMO)/bin/tlcli demo
 
 # The tests nearest to the code: no server process, no training to the end.
-NEAR := tests/test_layering.py tests/test_proto.py tests/contract tests/evaluation tests/exports/rewrite tests/exports/trace \
-	tests/service/protocol tests/service/settings tests/service/security tests/training/metrics tests/training/settings tests/training/runs tests/cli
+NEAR := tests/test_layering.py tests/test_proto.py tests/contract tests/evaluation tests/exports/rewrite tests/service/protocol tests/service/settings \
+	tests/service/security tests/training/metrics tests/training/settings tests/cli/test_wrong_invocations.py tests/packaging/test_makefile.py
 
 check: venv lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not alone" $(NEAR)

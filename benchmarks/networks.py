@@ -1,8 +1,236 @@
-"""Distance of the maps in the exported graph from a float64 autograd reference that is written from the papers: the largest difference
-relative to the largest value of an image's maps, the median of three images. Written by `benchmarks/networks.py`, which describes the
-procedure; random weights, {classes} classes, on ONNX Runtime on a CPU. `size` is the input's height and width in pixels. A dash: the method is
-not defined there (CAM, if the head is not one linear layer on the layer's spatial mean). Bold: more than {tolerance:g}, or nothing to compare
-(nan: all maps are zero).
+"""Distance of the maps in the graph from a float64 reference, network by network: writes the table in docs/networks.md.
+
+    python benchmarks/networks.py [--out docs/networks.md] [--images FOLDER] [NETWORK[:SIZE] ...]
+    python benchmarks/networks.py --modules [--no-files] [MODULE ...]
+
+Each network is built with random weights (and batch norms as after training) and exported twice: with the maps of its last layer, and with
+those of the layer nearest the middle, in the order of execution, whose output is rectified. The output must be rectified because Grad-CAM++
+has a pole at sum(A) g = -2 and XGrad-CAM at sum(A) = 0, which only a layer with negative outputs can reach. Every method in the graph is
+compared, for every class, with a reference written from the papers in float64 with autograd (tests/helpers/exports/reference.py): the
+largest difference relative to the largest value of the image's maps. The table has the median of three images: derivatives of ReLU and max
+pooling jump, and an image on such an edge, to the last digit of float32, has another map in any two implementations. Ablation-CAM is
+compared on one image. Images are drawn shapes, or those of FOLDER. If a network cannot be exported, the table has the reason. Rows are
+written as they are done, and existing rows are kept unless their network is named.
+
+With --modules the second table is written instead: one model of every timm module against timm's own (`benchmarks/timm_modules.py`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks import timm_modules
+from tests.helpers.exports.reference import Reference
+from tlcli.contract.errors import TlcliError, first_line
+from tlcli.contract.files.atomic_file import whole_file
+from tlcli.contract.images import decoding
+from tlcli.contract.images.preprocessing import Preprocessing
+from tlcli.contract.model.description import Description, Provenance
+from tlcli.contract.model.onnx_model import Model
+from tlcli.exports.exporter import describe_explainer
+from tlcli.exports.onnx_writer import check_graph, describe, write_graph
+from tlcli.exports.trace.explainer import Explainer
+from tlcli.exports.trace.target_layers import list_layers, resolve_layers, tapped
+from tlcli.training.data.shapes import draw
+from tlcli.training.models.network import Network, NetworkConfig, build
+
+DEFAULT_SIZE = 96
+"""Three rows and columns at the end: of fewer values none can be two standard deviations above their mean, as FEM asks."""
+NETWORKS = tuple(  # a light one of each family first
+    """
+resnet18 resnet26d seresnet18 legacy_seresnet18 skresnet18 resnext26ts gcresnext26ts ecaresnet26t vgg11_bn densenet121
+efficientnet_b0 tf_efficientnetv2_b0 mobilenetv2_100 mobilenetv3_small_100 mobilenetv4_conv_small mnasnet_small fbnetc_100 lcnet_050
+tinynet_e hardcorenas_a mixnet_s regnetx_002 regnety_002 convnext_atto convnextv2_atto resnest14d dpn68 ghostnet_100 repghostnet_050
+hrnet_w18_small nf_regnet_b0 nf_resnet26 eca_nfnet_l0 repvgg_a0 mobileone_s0 gernet_s cspresnet50 darknet17 res2net50_26w_4s rexnet_100
+selecsls42b:160 ese_vovnet19b_dw starnet_s1 edgenext_xx_small poolformer_s12 fastvit_t8 inception_next_atto hgnetv2_b0 mobilevit_xxs
+mobilevitv2_050 dla34 xception41 resnetv2_50d_gn inception_v3:160 alexnet:128 googlenet squeezenet1_1
+shufflenet_v2_x0_5 mnasnet0_5 resnet50 vgg16 seresnet50 resnext50_32x4d resnetrs50 cspdarknet53 legacy_xception:128 inception_v4:160
+inception_resnet_v2:160 lambda_resnet26t:256 bat_resnext26ts:256
+convmixer_768_32 resnetv2_50x1_bit nasnetalarge:128 tresnet_m halonet26t:256 coatnet_nano_rw_224:224
+maxvit_tiny_tf_224:224 focalnet_tiny_srf efficientformer_l1:224 swin_tiny_patch4_window7_224:224 vit_tiny_patch16_224:224
+""".split()  # noqa: SIM905
+)
+CLASSES = 5
+TOLERANCE = 1e-4
+LOWEST_RECTIFIED = -0.4
+"""SiLU, GELU and Hardswish go down to -0.28, -0.17 and -0.375."""
+FEWEST_CHANNELS = 8
+"""What has fewer is likely an attention's logits or gate, not a layer of features."""
+SCALES = (0.3, 0.9)
+SWITCHED_OFF = 1e-3
+"""Scales of residual branches start between 0 and 0.00001."""
+METHODS = ("cam", "gradcam", "gradcam_plus_plus", "xgradcam", "hirescam", "gradcam_elementwise", "layercam", "fem", "ablationcam")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("networks", nargs="*")
+    parser.add_argument("--out", type=Path, default=Path("docs/networks.md"))
+    parser.add_argument("--images", type=Path)
+    parser.add_argument("--modules", action="store_true", help="compare one model of every timm module, or of those named, with timm's own")
+    parser.add_argument("--no-files", action="store_true", help="with --modules: compare the networks only, not the exported files")
+    arguments = parser.parse_args()
+    if arguments.modules:
+        compare_modules(arguments.networks, arguments.out, not arguments.no_files)
+        return
+    rows = _read(arguments.out)
+    for named in arguments.networks or NETWORKS:
+        name, _, size = named.partition(":")
+        if name in rows and not arguments.networks:
+            continue
+        began = time.perf_counter()
+        rows[name] = measure(name, int(size or DEFAULT_SIZE), arguments.images)
+        for row in rows[name]:
+            print(row, f"{time.perf_counter() - began:.0f} s", flush=True)
+        _write(arguments.out, rows)
+
+
+def compare_modules(modules: list[str], out: Path, files: bool) -> None:
+    """Fill in the table of timm modules; existing rows are kept unless their module is named or their file is still to be run."""
+    rows = timm_modules.read(out.read_text(encoding="utf-8")) if out.exists() else {}
+    for named in timm_modules.MODELS:
+        module = named.partition("=")[0]
+        is_due = named not in rows or (files and rows[named].endswith(f"{timm_modules.NOT_RUN} |"))
+        if module in modules or (not modules and is_due):
+            began = time.perf_counter()
+            rows[named] = timm_modules.measure(named, files)
+            print(rows[named], f"{time.perf_counter() - began:.0f} s", flush=True)
+            _write(out, _read(out), timm_modules.section(rows))
+
+
+def measure(name: str, size: int, folder: Path | None) -> list[str]:
+    """Return a row per layer of a network, or one row with the reason why there is none."""
+    family = timm.models.model_entrypoint(name).__module__.rsplit(".", 1)[-1]
+    preprocessing = Preprocessing(height=size, width=size)
+    torch.manual_seed(0)
+    try:
+        network = trained_looking(build(NetworkConfig(backbone=name, head="linear", num_classes=CLASSES, preprocessing=preprocessing)))
+        images = np.stack(_images(preprocessing, folder))
+        last = resolve_layers(network, None)[0].name
+        middle = _middle(network, images)
+    except TlcliError as error:
+        return [f"| {name} | {family} | {size} | | not exported: {error} |"]
+    rows = []
+    for where, layer in (("last", last), ("middle", middle)):
+        head = f"| {name} | {family} | {size} | {where}: `{layer}` |"
+        try:
+            differences = compare(network, layer, images)
+            rows.append(
+                head + " " + " | ".join(f"{differences[key]:.1e}" if key in differences else "–" for key in ("logits", *METHODS)) + " |"
+            )
+        except TlcliError as error:
+            rows.append(f"{head} not exported: {error} |")
+        except Exception as error:  # noqa: BLE001  # a defect of ours or of a library: it goes into the table, the next network is tried
+            traceback.print_exc()
+            rows.append(f"{head} failed: {type(error).__name__}: {first_line(error)} |")
+    return rows
+
+
+def compare(network: Network, layer: str, images: np.ndarray) -> dict[str, float]:
+    """Return the relative difference of the logits and of each method's maps: the largest of an image, the median of the images."""
+    with tempfile.TemporaryDirectory() as folder:
+        explainer = Explainer(network, None, [layer])
+        path = Path(folder) / "model.onnx"
+        write_graph(explainer, path)
+        describe(path, _description(explainer))
+        check_graph(path)
+        model = Model.open(path, device="cpu")
+    reference = Reference(network, layer)
+    differences: dict[str, list[float]] = {}
+    for number, image in enumerate(images):
+        names = [name for name in model.description.graph_maps if name != "ablationcam" or number == 0]
+        answer = model.run(image[None], range(CLASSES), names)
+        assert answer.classes is not None
+        logits = reference.observe(image[None], answer.classes)[0].numpy()
+        differences.setdefault("logits", []).append(float(np.abs(answer.logits - logits).max() / np.abs(logits).max()))
+        for method, values in answer.maps.items():
+            expected = reference.maps(method, image[None], answer.classes)
+            largest = float(np.abs(expected).max())  # where it is 0, nothing is compared
+            differences.setdefault(method, []).append(float(np.abs(values - expected).max()) / largest if largest else math.nan)
+    return {method: statistics.median(found) for method, found in differences.items()}
+
+
+def _middle(network: Network, images: np.ndarray) -> str:
+    """Return the layer nearest the middle whose output is rectified, preferably by ReLU; without any, the layer in the middle."""
+    outermost: dict[int, str] = {}
+    for layer in list_layers(network):
+        if layer.channels >= FEWEST_CHANNELS and layer.name.count(".") <= outermost.get(layer.number, layer.name).count("."):
+            outermost[layer.number] = layer.name
+    names = list(outermost.values())
+    lowest: dict[str, float] = {}
+
+    def note(name: str, output: torch.Tensor) -> torch.Tensor:
+        lowest[name] = float(output.min())
+        return output
+
+    with torch.no_grad(), tapped(network, names, note):
+        network.predict(images)
+    middle = len(names) // 2
+    for least in (0.0, LOWEST_RECTIFIED):
+        rectified = [number for number in range(len(names) // 4, 3 * len(names) // 4) if lowest.get(names[number], -1.0) >= least]
+        if rectified:
+            return names[min(rectified, key=lambda number: abs(number - middle))]
+    return names[middle]
+
+
+def trained_looking(network: Network) -> Network:
+    """Set batch norms as after training: statistics of images, random scales and shifts; also the scales of residual branches.
+
+    With the initial values some branches are switched off, and the output hardly depends on the image. With larger scales and no shifts a
+    network is chaotic, unlike any trained one: each layer multiplies the rounding of the one before.
+    """
+    size = network.config.preprocessing.height
+    shapes = np.stack([np.asarray(draw(index, 1, size=size).image) for index in range(16)])
+    for name, parameter in network.named_parameters():
+        if not name.endswith("bias") and float(parameter.abs().max()) < SWITCHED_OFF:
+            torch.nn.init.uniform_(parameter, *SCALES)
+    norms = [module for module in network.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        if norm.affine:
+            norm.weight.data.uniform_(*SCALES)
+            norm.bias.data.normal_()
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean of all batches
+        norm.train()
+    with torch.no_grad():
+        network.predict(shapes)
+    for norm in norms:
+        norm.eval()
+    return network.requires_grad_(False)
+
+
+def _description(explainer: Explainer) -> Description:
+    provenance = Provenance(created="", versions={}, backbone="", head="linear", weights="none")
+    return describe_explainer(explainer, "model", [f"class_{number}" for number in range(CLASSES)], provenance)
+
+
+def _images(preprocessing: Preprocessing, folder: Path | None) -> list[np.ndarray]:
+    if folder is None:
+        return [np.asarray(draw(index, 0, size=preprocessing.height).image) for index in range(3)]
+    found = decoding.find([folder])
+    return [preprocessing.apply(decoding.read(found[index * len(found) // 3])) for index in range(3)]
+
+
+HEAD = """# Networks
+
+Distance of the maps in the exported graph from a float64 autograd reference that is written from the papers: the largest difference
+relative to the largest value of an image's maps, the median of three images. Written by `benchmarks/networks.py`, which describes
+the procedure; random weights, {classes} classes, on ONNX Runtime on a CPU. `size` is the input's height and width in pixels. A dash:
+the method is not defined there (CAM, if the head is not one linear layer on the layer's spatial mean). Bold: more than {tolerance:g},
+or nothing to compare (nan: all maps are zero).
 
 {summary}
 

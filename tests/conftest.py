@@ -43,8 +43,8 @@ ALONE = (
     "service/test_mixed_load.py",
     "service/test_reload.py",
 )
-"""Tests that watch the clock or the memory of the process, or train with every core: `make test` runs them one after the other, marked
-`alone`. All others share the machine, two at a time."""
+"""Tests that watch the clock or the memory of the process, or train with every core: `make test` runs them one after the other, with the
+mark `alone`. All others share the machine, two at a time."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -68,7 +68,7 @@ def home(shared_data: Path, unpacked: Callable[[str], Path], tmp_path_factory: p
 
 
 def fill_hub_cache(cache: Path, name: str) -> None:
-    """Random weights of `name`, where the hub's client keeps what it has downloaded."""
+    """Write random weights of `name` into the cache of the hub's client."""
     import timm
     import torch
     from safetensors.torch import save_file

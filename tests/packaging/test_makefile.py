@@ -26,7 +26,7 @@ def make(target: str, folder: Path, *arguments: str, **environment: str) -> subp
 
 
 def put_python(folder: Path, name: str, version: tuple[int, int] | None) -> None:
-    """Write a stand-in for a Python of a version, which answers the Makefile's question; None: a shim that fails."""
+    """Write a stand-in for a Python of a version that answers the Makefile's question; with None, a shim that fails."""
     program = folder / name
     program.parent.mkdir(parents=True, exist_ok=True)
     code = 127 if version is None else int(not (3, 11) <= version <= (3, 14))
