@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
 from tests.helpers.evaluation import corner_model
+from tlcli.__main__ import cli
 from tlcli.evaluation.cam_report import draw
 from tlcli.evaluation.measure_maps import ImageResult, Measurement, Settings
 
@@ -74,6 +76,20 @@ def test_mistakes_get_one_line(arguments: list[str], code: int, said: str, model
     assert said in " ".join(answer.stderr.split())
     assert "Traceback" not in answer.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "explained"), [("bright", {"bright"}), ("0", {"dark"}), ("-1", {"dark", "bright"}), ("-2", {"dark", "bright"})]
+)
+def test_a_class_is_explained_by_label_id_or_rank(model: Path, tmp_path: Path, name: str, explained: set[str]) -> None:
+    data = corner_model.put_images(tmp_path / "data", count=1)
+    arguments = ["evaluate-cam", model, data, "--cam", "gradcam", "--metrics", "energy", "--cam-class", name, "--output", tmp_path / "out"]
+    answer = CliRunner().invoke(cli, list(map(str, arguments)))
+    assert answer.exit_code == 0, answer.output
+    rows = list(csv.DictReader((tmp_path / "out" / "images.csv").open()))
+    assert {row["explained"] for row in rows} == explained
+    if name == "-2":  # the other one of two classes
+        assert all(row["explained"] != row["class"] for row in rows)
 
 
 def test_what_is_not_there(model: Path, tmp_path: Path) -> None:
