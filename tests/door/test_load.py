@@ -157,7 +157,7 @@ def test_an_overlay_does_not_follow_later_changes_of_the_callers_image(model: tl
     ("image", "error", "message"),
     [
         ("no-such.png", NotFoundError, "no-such.png"),
-        (b"no image", ImageError, "8 bytes came that are no image"),
+        (b"no image", ImageError, "8 bytes are not an image"),
         (b"", ImageError, "empty"),
         (np.zeros((3, 8, 8), np.uint8), RequestError, r"got uint8 \[3, 8, 8\]: move the channels to the end"),
         (np.zeros((8, 8, 3)), RequestError, r"got float64 \[8, 8, 3\]: scale values in \[0, 1\]"),
@@ -177,7 +177,7 @@ def test_what_is_no_image_is_refused_in_one_line(model: tlcli.Model, image: obje
 def test_an_unreadable_image_of_several_is_raised_or_skipped(model: tlcli.Model, images: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"no image")
     several = [images / "a.png", tmp_path / "broken.png", images / "b.jpg"]
-    with pytest.raises(ImageError, match=r"broken\.png: 8 bytes came that are no image"):
+    with pytest.raises(ImageError, match=r"broken\.png: 8 bytes are not an image"):
         model.predict(several)
     with pytest.warns(UserWarning, match=r"left out: .*broken\.png"):
         answers = model.predict(several, on_error="skip")

@@ -92,5 +92,5 @@ def test_memory_is_admitted_before_pixels_are_decoded(processes: DecodeProcesses
 
 
 def test_a_broken_image_has_the_usual_error(processes: DecodeProcesses) -> None:
-    with pytest.raises(ImageError, match="8 bytes came that are no image"):
+    with pytest.raises(ImageError, match="8 bytes are not an image"):
         read(processes, b"no image")

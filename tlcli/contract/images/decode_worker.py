@@ -58,6 +58,8 @@ def main() -> None:
     """Process jobs until the server closes the stream or sends none for `IDLE_S` seconds."""
     jobs, answers = sys.stdin.buffer, sys.stdout.buffer
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server handles Ctrl-C
+    if sys.platform != "win32":
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # a server that has ended reads no answer: end without a traceback
     _decode_in_one_thread()
     while _wait_for_job(IDLE_S) and (job := receive(jobs)) is not None:
         data = jobs.read(job["bytes"])
