@@ -84,7 +84,7 @@ def test_the_data_sheet_and_the_report_list_what_is_left_out(run: RunResult) -> 
     assert {copy.name for group in sheet.duplicates for copy in group} >= {r"caf\xe9/se\xf1al.png", r"caf\xe9/0.png"}
     page = (run.path / "report.html").read_text(encoding="utf-8")
     assert "@eaDir" in page
-    assert "of 4 files that are no images and folders that are no classes" in page
+    assert "of 4 files that are not images and folders that are not classes" in page
 
 
 def test_names_are_valid_text_in_every_file_and_no_spreadsheet_formula(run: RunResult) -> None:
