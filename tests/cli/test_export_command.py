@@ -214,4 +214,4 @@ def test_a_label_of_several_classes_is_named(of_three: tuple[object, ...], tmp_p
     (tmp_path / "labels").write_text("crane\ncat\ncrane\n")
     answer = tlcli("export", *of_three, "--labels", tmp_path / "labels", "--models", tmp_path / "models")
     assert answer.exit_code == 0, answer.output
-    assert "'crane' is the label of the classes 0, 2" in answer.stderr
+    assert "classes 0, 2 share the label 'crane'" in answer.stderr
