@@ -166,8 +166,8 @@ def test_commands_take_a_file_in_smaller_numbers(small: tuple[Path, Result], tmp
         (("--precision", "fp16", "--calibration", "x"), "--calibration is for --precision int8 only: add that, or leave"),
         (("--calibration", "x"), "--calibration is for --precision int8 only: add that, or leave the images out"),
         (("--precision", "int8", "--calibration", "no/such"), "no/such: no such file or folder"),
-        (("--calibration-images", 9), "--calibration-images: nothing but --precision int8 is calibrated: add it, or leave the number"),
-        (("--max-accuracy-drop", 3), "--max-accuracy-drop: is what smaller numbers may lose: add --precision fp16 or int8"),
+        (("--calibration-images", 9), "--calibration-images: only int8 is calibrated: add --precision int8, or leave it out"),
+        (("--max-accuracy-drop", 3), "--max-accuracy-drop: applies to reduced precision: add --precision fp16 or int8"),
     ],
 )
 def test_smaller_numbers_that_cannot_be_are_refused(flags: tuple[object, ...], message: str, tmp_path: Path) -> None:
@@ -214,4 +214,4 @@ def test_a_label_of_several_classes_is_named(of_three: tuple[object, ...], tmp_p
     (tmp_path / "labels").write_text("crane\ncat\ncrane\n")
     answer = tlcli("export", *of_three, "--labels", tmp_path / "labels", "--models", tmp_path / "models")
     assert answer.exit_code == 0, answer.output
-    assert "'crane' is the label of the classes 0, 2" in answer.stderr
+    assert "classes 0, 2 share the label 'crane'" in answer.stderr
