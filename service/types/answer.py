@@ -35,9 +35,8 @@ class ClassMap:
 class Prediction:
     """Prediction for one class.
 
-    score: softmax probability of the class.
-    rank: position by score; 1 for the highest score.
-    logit: logit of the class, from which `score` is computed.
+    score: softmax probability of the class, computed from the logits.
+    rank: position of the class by score; 1 for the highest score.
     map: class activation map; None if the class was not explained.
     """
 
