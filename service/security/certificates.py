@@ -13,7 +13,7 @@ from tlcli.contract.errors import SettingsError
 class Identity:
     """Certificate with its intermediate certificates, and its private key, both in PEM format.
 
-    The class defines no `repr` of its fields, so the key never appears in logs.
+    The fields are excluded from `repr` so that the key never appears in logs.
     """
 
     certificate: bytes

@@ -28,7 +28,7 @@ _CHARACTERS = "letters, digits and -._~+/="
 class Token:
     """Access token and the name of its owner, which may be empty.
 
-    The class defines no `repr` of its fields, so the token never appears in logs.
+    The fields are excluded from `repr` so that the token never appears in logs.
     """
 
     name: str
