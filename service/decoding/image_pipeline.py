@@ -1,4 +1,4 @@
-"""Pipeline that decodes the images of requests in a suitable place, within the memory budget, and queues them for the model."""
+"""Pipeline from the image of a request to the model's queue. It decodes in a thread or a process, within the memory budget."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Decode = Callable[[bytes, Preprocessing, bool, Admit], NetworkInput]
 
 
 class NotPlainError(Exception):
-    """Image whose structure does not bound the cost of decoding; see `tlcli.contract.images.structure.is_plain`."""
+    """Signal that the structure of an image does not bound the cost of decoding; see `tlcli.contract.images.structure.is_plain`."""
 
 
 class ImagePipeline:
@@ -64,7 +64,7 @@ class ImagePipeline:
                 except MemoryNeeded as needed:
                     await lease.grow_to(needed.bytes)
                 except ImageError as error:
-                    # The queue's future holds the error, and the error's traceback the future: a cycle, which would keep the image.
+                    # The queue's future holds the error, and the error's traceback holds the future: the cycle would keep the image.
                     raise error.with_traceback(None) from error.__cause__
 
 

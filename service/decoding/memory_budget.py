@@ -1,4 +1,4 @@
-"""Memory budget shared by all requests: for bodies, decoded images, drawings, and runs at other image sizes than the model's own."""
+"""Memory budget shared by all requests: for bodies, decoded images, drawings, and runs at sizes other than the model's own."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from tlcli.service.system.addresses import is_loopback
 from tlcli.service.telemetry.logs import LogFormat
 
 _MAX_S = 1_000_000
-"""Maximum duration in seconds, about eleven days. gRPC stores milliseconds in 31 bits, and no clock counts to infinity."""
+"""Maximum duration in seconds, about eleven days. gRPC stores milliseconds in 31 bits, and timers do not support infinity."""
 
 _MAX_MESSAGE_BYTES = 1024**3
 """Maximum size of a message. gRPC stores the size in 31 bits."""

@@ -30,7 +30,7 @@ _MAX_DIMENSIONS = 8
 
 
 def check_shape(where: str, shape: Sequence[int]) -> None:
-    """Check that a shape can be processed: few enough dimensions, and sizes that fit in 64 bits.
+    """Check that a shape has at most eight dimensions and that every size fits in 64 bits.
 
     Raises:
         RequestError: the shape has too many dimensions, or a size that does not fit in 64 bits.

@@ -37,8 +37,8 @@ def read_args(args: Mapping[str, Any]) -> ServerSettings:
     """Read the settings of a replica from the application's `args`.
 
     Raises:
-        SettingsError: a key is unknown, a value is invalid, Ray controls a setting, or a path is relative, so that it would differ between
-            nodes.
+        SettingsError: a key is unknown, a value is invalid, a setting is controlled by Ray, or a path is relative and would therefore
+            differ between nodes.
     """
     settings = configure_from(args, "args", NOT_SUPPORTED).settings
     if settings.model_control == EXPLICIT:

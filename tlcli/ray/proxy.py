@@ -58,7 +58,7 @@ class ForwardedCalls(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # gener
 
 
 class _LocalServer:
-    """Adapter for Ray's server that adds handlers which run in the proxy itself. It hides their methods so Ray does not replace them."""
+    """Adapter for Ray's server that adds handlers to run in the proxy itself. It hides their methods so that Ray does not replace them."""
 
     def __init__(self, server: Any) -> None:
         self._server = server

@@ -1,4 +1,4 @@
-"""Adapter that gives Ray's context, which carries the status back to the proxy, the interface that our handlers expect."""
+"""Adapter that gives Ray's call context the interface that our handlers expect. Ray's context carries the status back to the proxy."""
 
 from __future__ import annotations
 
