@@ -1,6 +1,6 @@
-"""gRPC and HTTP server of a model repository, and its Python clients. No PyTorch.
+"""gRPC and HTTP server for a model repository, with Python clients. This package does not need PyTorch.
 
-Names are imported at their first use, so that `tlcli health`, which needs only a connection, imports neither NumPy nor the server.
+Names are imported on first use, so `tlcli health`, which needs only a connection, imports neither NumPy nor the server.
 """
 
 from importlib import import_module
@@ -56,7 +56,7 @@ _MODULES = {
     "in_background": "launch",
     "serve": "launch",
 }
-"""Modules of the names that are not in `types.answer`."""
+"""Submodules that define the public names. Names not listed here are in `types.answer`."""
 
 if not TYPE_CHECKING:  # hidden from type checkers, which would accept any name
 

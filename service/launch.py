@@ -1,4 +1,4 @@
-"""Server in a process of its own, or in a thread of another program."""
+"""Entry points that run a server in its own process or in a thread of another program."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from tlcli.service.telemetry.logs import configure_logging
 logger = logging.getLogger(__name__)
 
 _CLOSING_S = 1.5
-"""Time limit for closing after the grace period."""
+"""Time limit in seconds for closing after the grace period."""
 
 
 def serve(settings: ServerSettings, on_listening: Callable[[int], None] | None = None) -> None:
-    """Serve until SIGTERM, SIGINT or SIGHUP. Must be called in the main thread.
+    """Run a server until SIGTERM, SIGINT or SIGHUP. Must be called from the main thread.
 
-    After a signal, in-flight requests have `settings.grace_s` to finish; a second signal does not wait for them.
-    Unless the program has configured logging, lines from INFO on go to standard error.
+    After a signal, in-flight requests have `settings.grace_s` seconds to finish. A second signal stops the server without waiting for them.
+    Unless the program has configured logging, messages of level INFO and above go to standard error.
 
     Args:
         settings: settings of the server.
-        on_listening: called with the port once it is open; the models load afterwards.
+        on_listening: callback that receives the port once it is open. The models load afterwards.
 
     Raises:
         SettingsError: the address, the certificates or the tokens cannot be used.
@@ -52,7 +52,7 @@ def serve(settings: ServerSettings, on_listening: Callable[[int], None] | None =
             server.request_stop()
 
         for number in _signals():
-            with suppress(NotImplementedError):  # Windows' event loop: Ctrl-C cancels `run`, which stops too
+            with suppress(NotImplementedError):  # on Windows: Ctrl-C cancels `run`, which also stops the server
                 asyncio.get_running_loop().add_signal_handler(number, stop)
         await server.run(on_listening)
 
@@ -61,11 +61,14 @@ def serve(settings: ServerSettings, on_listening: Callable[[int], None] | None =
         asyncio.run(main())
     finally:
         for handler in logging.getLogger().handlers:
-            handler.flush()  # before further output of the program
+            handler.flush()  # write the log before any further output of the program
 
 
 def _signals() -> list[int]:
-    """Return the signals that start a graceful shutdown. SIGHUP, sent by a closing terminal, is excluded if it is ignored (nohup)."""
+    """Return the signals that start a graceful shutdown.
+
+    SIGHUP, which a closing terminal sends, is left out if the process ignores it (nohup).
+    """
     hangup: int | None = getattr(signal, "SIGHUP", None)
     if hangup is None or signal.getsignal(hangup) is signal.SIG_IGN:
         return [signal.SIGTERM, signal.SIGINT]
@@ -73,13 +76,13 @@ def _signals() -> list[int]:
 
 
 class _ShutdownWatchdog:
-    """Timer that ends the process if the shutdown takes too long, since Python would wait for its threads."""
+    """Timer that ends the process if shutdown takes too long. Python would otherwise wait for threads that are still running."""
 
     def __init__(self, settings: ServerSettings) -> None:
         self._limits_s = [settings.pre_stop_s + settings.grace_s + _CLOSING_S, _CLOSING_S]
 
     def start(self) -> None:
-        """Start the timer. A second call, after a second signal, leaves no time for in-flight requests."""
+        """Start the timer. A second call, made after a second signal, allows no time for in-flight requests."""
         limit_s = self._limits_s.pop(0) if len(self._limits_s) > 1 else self._limits_s[0]
         timer = threading.Timer(limit_s, _end)
         timer.daemon = True
@@ -96,10 +99,10 @@ def _end() -> None:
 
 @contextmanager
 def in_background(settings: ServerSettings) -> Iterator[int]:
-    """Run a server in a thread of this process while the block runs, for notebooks and tests.
+    """Run a server in a thread of this process for the duration of the block, for use in notebooks and tests.
 
     Yields:
-        The port.
+        Port for gRPC, once the models are loaded.
 
     Raises:
         SettingsError, DeviceError, NotFoundError, ModelFileError: see `serve`.

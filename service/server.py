@@ -1,4 +1,4 @@
-"""Lifecycle of a server: listen, load the models, serve, drain, close."""
+"""Server lifecycle: listen, load the models, serve, drain, close."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _SETTLE_S = 0.2
-"""Time to accept the requests that were sent before the shutdown and are still in socket buffers, where gRPC would cancel them.
+"""Seconds during which a stopping server still accepts requests that wait in socket buffers. gRPC would cancel them.
 
-Without it, a signal directly after 64 requests lost four fifths of them; with 0.1 s, none.
+Without this delay, a signal sent directly after 64 requests lost four fifths of them. With 0.1 s, it lost none.
 """
 
 _DRAIN_S = 0.2
-"""Time before closing in which new requests are rejected with a retry delay; see `tlcli.service.rpc.drain_interceptor`."""
+"""Seconds before closing during which new requests are rejected with a retry delay; see `tlcli.service.rpc.drain_interceptor`."""
 
 _WATCH_S = 0.5
 _STUCK = 2
-"""Multiple of `max_decode_s` after which a thread counts as stuck."""
+"""Multiple of `max_decode_s` after which a decoding thread counts as stuck."""
 
 _LARGE_BYTES = 16 << 20
-"""Peak of request memory after which freed memory is returned to the system, even between pieces in use."""
+"""Drop in request memory after which freed memory is returned to the operating system, even if it lies between blocks in use."""
 
 
 class Server:
-    """Server for one event loop: `run`, or `start`, `load` and `stop` as single steps.
+    """Server bound to one event loop. Call `run`, or call `start`, `load` and `stop` separately.
 
-    The port is open while the models load, so that health answers NOT_SERVING and requests get UNAVAILABLE.
+    The port is open while the models load. Meanwhile, health checks return NOT_SERVING and requests fail with UNAVAILABLE.
     """
 
     def __init__(self, settings: ServerSettings) -> None:
-        """Build the components of the server, without opening a port.
+        """Build the components of the server without opening a port.
 
         Raises:
             SettingsError: traces cannot be sent to `otel_endpoint`.
@@ -65,11 +65,11 @@ class Server:
         self._hurry = asyncio.Event()
 
     async def run(self, on_listening: Callable[[int], None] | None = None, on_serving: Callable[[int], None] | None = None) -> None:
-        """Serve until `request_stop`.
+        """Start the server and serve until `request_stop` is called.
 
         Args:
-            on_listening: called with the port once it is open.
-            on_serving: called with the port once the models are loaded and health reports SERVING.
+            on_listening: callback that receives the port once it is open.
+            on_serving: callback that receives the port once the models are loaded and health checks return SERVING.
 
         Raises:
             TlcliError: see `start` and `load`.
@@ -92,19 +92,19 @@ class Server:
             await self.stop()
 
     def request_stop(self) -> None:
-        """Stop `run` after the in-flight requests; the second call does not wait for them.
+        """Ask `run` to stop after the in-flight requests have finished. A second call stops it without waiting for them.
 
-        Must be called in the event loop's thread.
+        Must be called from the event loop's thread.
         """
         if self._stop_requested.is_set():
             self._hurry.set()
         self._stop_requested.set()
 
     async def start(self) -> int:
-        """Check the device and the model repository, and listen. Health reports NOT_SERVING.
+        """Check the device and the model repository, and start listening. Health checks return NOT_SERVING.
 
         Returns:
-            The port.
+            Port for gRPC.
 
         Raises:
             DeviceError: the device is not available.
@@ -136,7 +136,7 @@ class Server:
         port = self._settings.http_port
         if port is None:
             return None
-        from tlcli.service.rest.component import Http  # imported here, since its libraries take a tenth of a second
+        from tlcli.service.rest.component import Http  # imported on use: its libraries take a tenth of a second
 
         http = Http(self._parts, port, tokens)
         logger.info("HTTP at %s, with documentation at /docs", http.address)
@@ -151,7 +151,7 @@ class Server:
                 self._parts.metrics.watch_gpus(open_gpus())
 
     async def load(self) -> None:
-        """Load and warm up the models; then health reports SERVING.
+        """Load and warm up the models. Health checks then return SERVING.
 
         Raises:
             ModelFileError: no model can be served.
@@ -176,7 +176,7 @@ class Server:
             await self._grpc.health.announce(self._decodes, self._parts.repository.serving())
 
     async def _watch(self) -> None:
-        """Report NOT_SERVING while all decoding threads are stuck, and return memory to the system after large requests."""
+        """Report NOT_SERVING while all decoding threads are stuck, and return freed memory to the system after large requests."""
         stuck_s = _STUCK * self._settings.max_decode_s
         while True:
             await asyncio.sleep(_WATCH_S)
@@ -193,7 +193,7 @@ class Server:
                 await asyncio.to_thread(trim_freed_memory)
 
     async def stop(self) -> None:
-        """Report NOT_SERVING, wait for load balancers to notice, finish the in-flight requests, and close."""
+        """Report NOT_SERVING, wait for load balancers to notice, finish in-flight requests, and close the server."""
         if self._grpc is None:
             return
         logger.info("stopping: in-flight requests have %g s to finish", self._settings.grace_s)
@@ -217,7 +217,7 @@ class Server:
         logger.info("stopped")
 
     async def _drain(self, grace_s: float) -> None:
-        """Reject new requests and wait for those in flight; cancel the rest after `grace_s`."""
+        """Reject new requests and wait for in-flight requests. Cancel those that still run after `grace_s` seconds."""
         assert self._grpc is not None
         stopping = [self._grpc.stop(grace_s)]
         if self._http is not None:

@@ -1,1 +1,1 @@
-"""Python clients and the load generator."""
+"""Python clients for a server, and the load generator."""

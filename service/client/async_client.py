@@ -1,4 +1,4 @@
-"""Asynchronous Python client, with the same requests and answers as `tlcli.service.client.sync_client.Client`."""
+"""Asynchronous Python client with the same requests and answers as `tlcli.service.client.sync_client.Client`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _POLL_S = 0.05
 
 
 class AsyncClient:
-    """Client of one server, for one event loop; it connects at the first call.
+    """Asynchronous client for one server, bound to one event loop. The connection opens on the first call.
 
     Example:
         async with AsyncClient(port=8001) as client:
@@ -39,7 +39,7 @@ class AsyncClient:
     """
 
     def __init__(self, host: str = "127.0.0.1", port: int | None = None, **connection: Unpack[ConnectionOptions]) -> None:
-        """Read the options; must be called while the event loop runs.
+        """Create a client; the connection opens on the first call. Must be called while the event loop is running.
 
         Args:
             host, port, connection: see `tlcli.service.client.sync_client.Client`.
@@ -56,11 +56,11 @@ class AsyncClient:
 
     @property
     def address(self) -> str:
-        """`host:port` of the server."""
+        """Address of the server as `host:port`."""
         return self._connection.address
 
     async def close(self) -> None:
-        """Close the connection, which cancels the calls in flight."""
+        """Close the connection and cancel in-flight calls."""
         await self._channel.close(None)
 
     async def __aenter__(self) -> Self:
@@ -75,7 +75,8 @@ class AsyncClient:
         """Classify one image. Cancelling the call cancels the request on the server.
 
         Args:
-            image, request_id, timeout_s, options: see `tlcli.service.client.sync_client.Client.classify`. A path is read in a thread.
+            image, request_id, timeout_s, options: see `tlcli.service.client.sync_client.Client.classify`. Image files are read in a
+                thread.
 
         Raises:
             TlcliError: see `tlcli.service.client.sync_client.Client.classify`.
@@ -90,19 +91,20 @@ class AsyncClient:
         timeout_s: float | None = 30.0,
         **options: Unpack[ClassifyOptions],
     ) -> AsyncGenerator[StreamAnswer, None]:
-        """Classify many images, several at a time.
+        """Classify many images concurrently.
 
         Args:
-            images: read as they are needed.
-            in_flight: largest number of requests in flight.
-            timeout_s: time limit for each image.
+            images: images to classify, read from the iterable as they are needed.
+            in_flight: maximum number of in-flight requests.
+            timeout_s: time limit for each image in seconds; None for no limit.
             options: see `tlcli.service.client.sync_client.Client.classify`.
 
         Yields:
-            An answer for each image, in order; `request_id` counts them from 0. The answer for an image that fails holds its error.
+            One answer per image, in order. Its `request_id` is the position of the image, counted from 0. If an image fails, its answer
+            contains the error.
 
         Raises:
-            ServerError: no server answers.
+            ServerError: the server cannot be reached or does not answer in time.
             Exception: any exception raised by `images`.
         """
         query = await self._query(options)
@@ -141,10 +143,10 @@ class AsyncClient:
                 await asyncio.sleep(pause_s)
 
     async def list_models(self, timeout_s: float = 30.0) -> tuple[ModelStatus, ...]:
-        """Return the status of every version of every model on the server; broken versions have a reason.
+        """Return the status of every version of every model on the server. The status of a broken version includes the reason.
 
         Raises:
-            ServerError: no server answers, or not in time.
+            ServerError: the server cannot be reached or does not answer in time.
         """
         async with self._translated():
             answer = await self._classifier.ListModels(pb.ListModelsRequest(), timeout=timeout_s, metadata=self._metadata)
@@ -156,7 +158,7 @@ class AsyncClient:
         Raises:
             NotFoundError: the model or version does not exist.
             ModelFileError: the model exists but is broken.
-            ServerError: no server answers, or not in time.
+            ServerError: the server cannot be reached or does not answer in time.
         """
         request = pb.GetModelRequest(model=model, version=version)
         async with self._translated():
@@ -170,17 +172,17 @@ class AsyncClient:
         return size
 
     async def is_ready(self, model: str = "", timeout_s: float = 5.0) -> bool:
-        """Return True if the server, or this model of it, reports SERVING. A server that cannot be reached is not ready."""
+        """Return True if the server, or the given model, reports SERVING. Return False if the server cannot be reached."""
         with suppress(grpc.RpcError):
             answer = await self._health.Check(health_pb2.HealthCheckRequest(service=model), timeout=timeout_s, metadata=self._metadata)
             return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
         return False
 
     async def wait_until_ready(self, timeout_s: float = 60.0, model: str = "") -> None:
-        """Wait until the server, or this model of it, reports SERVING.
+        """Wait until the server, or the given model, reports SERVING.
 
         Raises:
-            ServerError: it was not ready within `timeout_s`.
+            ServerError: the server or model was not ready within `timeout_s` seconds.
         """
         deadline = time.monotonic() + timeout_s
         while not await self.is_ready(model, timeout_s=max(_POLL_S, deadline - time.monotonic())):
@@ -192,7 +194,7 @@ class AsyncClient:
     async def _translated(self) -> AsyncIterator[None]:
         try:
             yield
-        except grpc.RpcError as error:  # in a thread, since a handshake may be needed to find the reason
+        except grpc.RpcError as error:  # in a thread, because a handshake may be needed to find the reason
             raise await asyncio.to_thread(self._connection.error, error) from error
 
 

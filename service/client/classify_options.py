@@ -1,4 +1,4 @@
-"""Options of a classification, shared by both clients."""
+"""Classification options shared by both clients."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from tlcli.service.types.query import MapFormat, Query, map_query
 
 
 class ClassifyOptions(TypedDict, total=False):
-    """Options of `classify` and its variants.
+    """Keyword options of `classify` and its variants.
 
     model: name of the model; may be empty if the server holds only one.
     version: number or label of the version; empty for the latest.
-    top_k: number of best classes to return; 0 for five, or fewer if the model has fewer.
+    top_k: number of top-ranked classes to return; 0 for five, or fewer if the model has fewer classes.
     cam: map method to compute, for example `gradcam`; None for no map.
-    classes: classes to explain: labels, ids, or ranks, where -r is the r-th ranked class. Empty: the first ranked. A label costs one
-        more call to the server, for the model's labels.
+    classes: classes to explain, as labels, ids or ranks, where -r selects the class of rank r. Empty: the top-ranked class. A label costs
+        one additional call to the server, which fetches the model's labels.
     map_format: `raw` values, a `heat_map` of the input's size, or an `overlay` on the image.
     softmax: explain the class's softmax probability instead of its logit.
-    max_channels: number of channels that `scorecam` and `faster_scorecam` score; 0 for all, and for ten.
+    max_channels: number of channels that `scorecam` or `faster_scorecam` scores. 0: all channels for `scorecam`, ten for
+        `faster_scorecam`.
     """
 
     model: str
@@ -34,20 +35,20 @@ class ClassifyOptions(TypedDict, total=False):
 
 
 def names_labels(options: ClassifyOptions) -> bool:
-    """Return True if a class is named by its label, so that `build_query` needs the model's labels."""
+    """Return True if any class is given by its label, in which case `build_query` needs the model's labels."""
     return any(isinstance(name, str) for name in _classes(options))
 
 
 def build_query(options: ClassifyOptions, labels: Callable[[], Sequence[str]], request_id: str = "") -> Query:
-    """Build the query, without an image.
+    """Build a query from classification options, without an image.
 
     Args:
-        options: options of the caller.
-        labels: returns the model's labels; called only if `names_labels`.
-        request_id: id that is returned in the answer.
+        options: options that the caller passed.
+        labels: function that returns the model's labels. It is called only if `names_labels` returns True.
+        request_id: id to return with the answer.
 
     Raises:
-        RequestError: the map format is unknown, a class is not in the model, or an option needs a map method and `cam` is not set.
+        RequestError: the map format is unknown, the model does not have a class, or an option needs a map method but `cam` is not set.
         TypeError: an option is unknown.
     """
     for name in options.keys() - ClassifyOptions.__annotations__.keys():  # Python does not check keyword arguments of a TypedDict

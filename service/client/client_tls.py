@@ -1,4 +1,4 @@
-"""TLS of a client, and a diagnosis of failed connections, since gRPC does not report the reason."""
+"""TLS credentials of a client, and the diagnosis of failed connections, because gRPC does not report why a connection failed."""
 
 from __future__ import annotations
 
@@ -12,25 +12,29 @@ from tlcli.contract.errors import SettingsError
 from tlcli.service.security.certificates import as_text, read_authorities, read_identity
 
 _PATIENCE_S = 3.0
-"""Time limit for the handshake that finds out why gRPC's failed."""
+"""Time limit in seconds for the test handshake that diagnoses a failed connection."""
 
 _EXPIRED, _OTHER_NAME, _OTHER_ADDRESS = 10, 62, 64
-"""OpenSSL's `X509_V_ERR_CERT_HAS_EXPIRED`, `X509_V_ERR_HOSTNAME_MISMATCH` and `X509_V_ERR_IP_ADDRESS_MISMATCH`."""
+"""OpenSSL error codes `X509_V_ERR_CERT_HAS_EXPIRED`, `X509_V_ERR_HOSTNAME_MISMATCH` and `X509_V_ERR_IP_ADDRESS_MISMATCH`."""
 
 
 class ClientTls:
-    """TLS credentials, read from files once."""
+    """TLS credentials of a client, read from files once.
+
+    credentials: credentials for gRPC channels.
+    shows_certificate: True if the client presents a certificate.
+    """
 
     def __init__(self, ca: Path | None = None, certificate: Path | None = None, key: Path | None = None) -> None:
-        """Read the files; see `tlcli.service.client.connection.Connection`.
+        """Read the PEM files; see `tlcli.service.client.connection.Connection`.
 
         Raises:
-            SettingsError: a file cannot be used, or only one of certificate and key is set.
+            SettingsError: a file cannot be used, or only one of `certificate` and `key` is set.
         """
         if (certificate is None) != (key is None):
             raise SettingsError(f"{'tls_key' if key is None else 'tls_certificate'} is not set: a certificate and its key go together")
         self.context = ssl.create_default_context()
-        """Context for a test handshake."""
+        """Context for the test handshake that diagnoses a failed connection."""
         authorities = None if ca is None else read_authorities(ca, "tls_ca")
         if authorities is not None:
             self.context = ssl.create_default_context(cadata=as_text(authorities))
@@ -45,7 +49,7 @@ class ClientTls:
 
 
 def why_unreachable(host: str, port: int, tls: ClientTls | None) -> str:
-    """Return the reason why a client cannot connect to a listening server, found by a handshake; empty if unknown."""
+    """Find out with a test handshake why a client cannot connect to a listening server. Return an empty string if unknown."""
     try:
         with socket.create_connection((host, port), timeout=_PATIENCE_S) as connection:
             return _without_tls(connection) if tls is None else _with_tls(connection, host, tls)
@@ -79,9 +83,9 @@ def _without_tls(connection: socket.socket) -> str:
 
 
 def _is_accepted(secured: ssl.SSLSocket) -> bool:
-    """Return True if the server sends data first, as HTTP/2 requires.
+    """Return True if the server accepts the client and sends data first, as HTTP/2 requires.
 
-    With TLS 1.3, a server that rejects the client closes the connection after the handshake instead.
+    With TLS 1.3, a server that rejects the client completes the handshake and then closes the connection.
     """
     try:
         return secured.recv(1) != b""

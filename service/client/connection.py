@@ -21,14 +21,14 @@ from tlcli.service.security.tokens import require_token
 from tlcli.service.system.addresses import is_loopback, join_address, parse_target
 
 _RETRY_BUFFER_BYTES = 64 * 1024 * 1024
-"""Size up to which gRPC keeps a message for retries; by default 256 KiB, less than many images."""
+"""Maximum size of a message that gRPC buffers for retries. The default of 256 KiB is smaller than many images."""
 
 _NAME, _VALUE = re.compile(r"[0-9a-z_.-]+(?<!-bin)"), re.compile(r"[ -~]*")
-"""Metadata names and values allowed by gRPC over HTTP/2."""
+"""Patterns of the metadata names and values that gRPC allows over HTTP/2."""
 
 
 class ConnectionOptions(TypedDict, total=False):
-    """Options of `Connection` besides the address."""
+    """Keyword options of `Connection`, which do not include the address."""
 
     tls: bool
     tls_ca: str | Path | None
@@ -40,7 +40,7 @@ class ConnectionOptions(TypedDict, total=False):
 
 
 class Connection:
-    """Address, credentials and retry policy of a server. Channels connect at their first call.
+    """Address, credentials and retry policy for one server. Channels connect on their first call.
 
     metadata: metadata sent with each call.
     """
@@ -58,18 +58,19 @@ class Connection:
         retries: int = 4,
         metadata: Sequence[tuple[str, str]] = (),
     ) -> None:
-        """Read the files and check the options.
+        """Check the options and read the certificate files. No connection is opened yet.
 
         Args:
-            host, port: address of the server, see `addresses.parse_target`. If the name has several addresses, requests are
-                distributed over all of them.
-            tls: encrypt, and trust the authorities that come with gRPC. Each of the next three options enables TLS as well.
-            tls_ca: PEM file of authorities to trust instead.
-            tls_certificate, tls_key: PEM files of the client's own certificate and key.
+            host, port: address of the server, see `addresses.parse_target`. If the host name resolves to several addresses, requests
+                are distributed over all of them.
+            tls: encrypt the connection and trust the certificate authorities that come with gRPC. Each of the next three options
+                enables TLS as well.
+            tls_ca: PEM file of the certificate authorities to trust instead.
+            tls_certificate, tls_key: PEM files of the client's own certificate and private key.
             token: access token, sent with each call.
-            retries: number of retries if the server cannot be reached or is too busy, within the timeout of the call. A retry is
-                always safe, since a server keeps no state between requests.
-            metadata: further metadata for proxies, sent with each call: lower-case names, and values.
+            retries: number of retries, within the timeout of the call, if the server cannot be reached or is overloaded. A retry is
+                always safe, because a server keeps no state between requests.
+            metadata: additional metadata to send with each call, for example for proxies, as pairs of a lower-case name and a value.
 
         Raises:
             SettingsError: a file cannot be used, a certificate has no key, the token is invalid or would travel unencrypted beyond
@@ -105,35 +106,35 @@ class Connection:
             self._options.append(("grpc.enable_http_proxy", 0))  # a proxy cannot reach ports of this machine
 
     def channel(self) -> grpc.Channel:
-        """Open a channel for calls from threads."""
+        """Open a channel for synchronous calls from threads."""
         if self._secured is None:
             return grpc.insecure_channel(self.address, options=self._options)
         return grpc.secure_channel(self.address, self._secured.credentials, options=self._options)
 
     def aio_channel(self) -> grpc.aio.Channel:
-        """Open a channel for calls from the running event loop."""
+        """Open a channel for asynchronous calls from the running event loop."""
         if self._secured is None:
             return grpc.aio.insecure_channel(self.address, options=self._options)
         return grpc.aio.secure_channel(self.address, self._secured.credentials, options=self._options)
 
     def error(self, error: grpc.RpcError) -> TlcliError:
-        """Convert the error of a failed call."""
+        """Convert gRPC's error of a failed call to a `TlcliError`."""
         return error_status.from_rpc_error(error, self.address, self.why_unreachable)
 
     def why_not_ready(self, waited_s: float, model: str = "") -> str:
-        """Return the message for a server, or a model of it, that was not ready in time."""
+        """Return the error message for a server or model that was not ready in time."""
         if reason := self.why_unreachable():
             return f"{self.address}: {reason}"
         what = f"model {model!r}" if model else "no server"
         return f"{what} was ready at {self.address} within {waited_s:g} s: see the server's log"
 
     def backoff(self, timeout_s: float | None) -> Backoff:
-        """Start the backoff of one call with this timeout."""
+        """Create the backoff for one call with the given timeout."""
         return Backoff(self._retries, timeout_s)
 
 
 class Backoff:
-    """Pauses between the attempts of one call to a busy server, within the timeout of the call."""
+    """Retry delays for one call to an overloaded server, within the timeout of the call."""
 
     def __init__(self, retries: int, timeout_s: float | None) -> None:
         self._retries = retries
@@ -141,14 +142,14 @@ class Backoff:
         self._deadline = None if timeout_s is None else time.monotonic() + timeout_s
 
     def left_s(self) -> float | None:
-        """Return the remaining time; None without a timeout."""
+        """Return the remaining time of the call in seconds, or None if it has no timeout."""
         return None if self._deadline is None else self._deadline - time.monotonic()
 
     def pause_s(self, error: OverloadedError) -> float:
-        """Return the pause before the next attempt: the server's retry delay, doubled with each attempt, plus jitter.
+        """Return the delay in seconds before the next attempt: the server's retry delay, doubled with each attempt, plus jitter.
 
         Raises:
-            OverloadedError: `error`, if no retry is left or the pause would exceed the timeout.
+            OverloadedError: no retry is left, or the delay would exceed the timeout; this is `error` itself.
         """
         pause_s: float = error.retry_s * 2**self._attempts * random.uniform(1.0, 1.5)
         self._attempts += 1
@@ -159,12 +160,12 @@ class Backoff:
 
 
 def _service_config(retries: int, spread: bool) -> dict[str, object]:
-    """Build the configuration of the channel (grpc.service_config.ServiceConfig).
+    """Build the service configuration of the channel (grpc.service_config.ServiceConfig).
 
     Args:
-        retries: number of retries of a call.
-        spread: distribute requests over all addresses of a name, such as that of a headless Service. Not for `localhost`, which may have
-            two addresses although the server listens on only one.
+        retries: number of retries per call.
+        spread: distribute requests over all addresses of a host name, such as that of a headless Service. This does not work for
+            `localhost`, which may have two addresses although the server listens on only one.
     """
     config: dict[str, object] = {}
     if spread:

@@ -1,4 +1,4 @@
-"""Load test of a running server with closed or open loops: throughput, latencies, and errors by code."""
+"""Load test of a running server in a closed or open loop. It measures throughput, latencies, and errors by status code."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _CONNECTIONS = 4
 _CLASSIFY = "/tlcli.v1.Classifier/Classify"
 
 Ask = Callable[[int], Awaitable[str]]
-"""Sends the request with a number and returns the name of its status code."""
+"""Function that sends the request with a given number and returns the name of its status code."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """Load on a server: either `clients` or `rate`.
+    """Load on a server. Set either `clients` or `rate`.
 
     clients: number of clients that each send one request after another (closed loop).
     rate: requests per second, Poisson arrivals (open loop).
@@ -38,12 +38,12 @@ class Load:
 class Measured:
     """Results of the requests sent during the measurement.
 
-    seconds: length of the measurement.
-    completed: answers received during the measurement, including those to earlier requests, since about as many requests are in flight
-        at its start as at its end.
-    latencies_s: latencies of the answered requests.
+    seconds: duration of the measurement.
+    completed: number of answers received during the measurement. Answers to earlier requests are included, because about as many
+        requests are in flight at its start as at its end.
+    latencies_s: latencies of the successful requests, in seconds.
     codes: number of requests by status code.
-    refused_s: latencies of the rejected requests.
+    refused_s: latencies of the rejected or failed requests, in seconds.
     """
 
     load: Load
@@ -55,23 +55,23 @@ class Measured:
 
     @property
     def answered(self) -> int:
-        """Number of answered requests."""
+        """Number of successful requests."""
         return len(self.latencies_s)
 
     @property
     def throughput(self) -> float:
-        """Answers per second."""
+        """Successful answers per second."""
         return self.completed / self.seconds if self.seconds else 0.0
 
     def percentile_ms(self, percent: float) -> float:
-        """Return a percentile of the latencies in milliseconds; NaN without any."""
+        """Return a percentile of the latencies in milliseconds, or NaN if no request succeeded."""
         return float(np.percentile(self.latencies_s, percent)) * 1000 if self.latencies_s else float("nan")
 
 
 class Target:
-    """`Classify` method of a server, called with messages that are already encoded, to keep the cost of the caller low.
+    """`Classify` method of a server, called with pre-encoded messages to keep the cost in the load generator low.
 
-    An asynchronous context manager, for one event loop.
+    Use it as an asynchronous context manager in one event loop.
     """
 
     def __init__(
@@ -81,12 +81,12 @@ class Target:
         timeout_s: float | None = 30.0,
         metadata: Sequence[tuple[str, str]] = (),
     ) -> None:
-        """Prepare the calls.
+        """Create a target; its connections open when the context is entered.
 
         Args:
-            channel: opens a connection.
-            messages: serialized `ClassifyRequest`s, sent in turn.
-            timeout_s: time limit for each call.
+            channel: function that opens a connection.
+            messages: serialized `ClassifyRequest` messages, sent in turn.
+            timeout_s: time limit for each call in seconds; None for no limit.
             metadata: metadata sent with each call.
         """
         self._channel = channel
@@ -115,14 +115,14 @@ class Target:
 
 
 async def measure(ask: Ask, load: Load, duration_s: float, warm_up_s: float = 1.0, seed: int = 0) -> Measured:
-    """Put a load on a server, and measure the requests sent after the warm-up. Return after the last answer.
+    """Apply a load to a server and measure the requests sent after the warm-up. Return after the last answer.
 
     Args:
-        ask: see `Target`; any function from a request number to the name of a status code.
+        ask: function that sends a request and returns the name of its status code, such as the one that `Target` provides.
         load: closed or open loop.
-        duration_s: length of the measurement.
-        warm_up_s: time of sending before the measurement.
-        seed: seed of the open loop's arrivals.
+        duration_s: duration of the measurement in seconds.
+        warm_up_s: seconds for which requests are sent before the measurement.
+        seed: random seed of the open loop's arrivals.
     """
     measured = Measured(load, duration_s)
     numbers = itertools.count()

@@ -1,4 +1,4 @@
-"""Conversion of a caller's images to queries, and the requests of a stream."""
+"""Conversion of input images to queries, and the outgoing requests of a stream."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ from tlcli.service.protocol import codec
 from tlcli.service.types.query import Query
 
 _MAX_BYTES = 512 * 1024 * 1024
-"""Limit on a file; a server has its own limit (`limits_max_bytes`)."""
+"""Maximum size of an image file. A server has its own limit (`limits_max_bytes`)."""
 
 ImageInput = bytes | str | Path | Image.Image | npt.NDArray[np.uint8]
-"""An encoded image, its path, a Pillow image, or a uint8 array `[height, width, 3]`, RGB.
+"""Encoded image, path of an image file, Pillow image, or RGB array `[height, width, 3]` of uint8.
 
-An array of the model's input size is used as the input directly; an array of another size is resized and cropped like any image.
+An array of the model's input size is used as the input directly. An array of any other size is resized and cropped like other images.
 """
 
 InputSize = Callable[[], tuple[int, int]]
-"""Returns the height and width of the model's input."""
+"""Function that returns the height and width of the model's input."""
 
 
 def with_image(query: Query, image: ImageInput, input_size: InputSize | None = None) -> Query:
-    """Return the query with its image.
+    """Return a copy of the query that contains the image.
 
-    A Pillow image is sent as PNG, turned upright by its EXIF data; this loses nothing that the server would keep. An array of another
-    size than the model's input is sent as PNG too.
+    A Pillow image is rotated upright according to its EXIF data and sent as PNG, which loses nothing that the server would keep. An array
+    whose size differs from the model's input is sent as PNG too.
 
     Args:
         query: query without an image.
         image: image to send.
-        input_size: called only for an array; None uses every array as the input directly.
+        input_size: function that returns the input size, called only for an array. None: every array is used as the input directly.
 
     Raises:
-        NotFoundError: there is no file at the path.
+        NotFoundError: no file exists at the path.
         ImageError: the file or the Pillow image cannot be read, or has a mode without colours.
-        RequestError: the array has another type or shape, or the argument is not an image.
+        RequestError: the array has the wrong type or shape, or `image` is not an image.
     """
     if isinstance(image, bytes):
         return replace(query, encoded=image)
@@ -65,12 +65,12 @@ def with_image(query: Query, image: ImageInput, input_size: InputSize | None = N
 
 
 def is_pixels(image: ImageInput) -> bool:
-    """Return True for a uint8 array `[height, width, 3]` with at least one pixel."""
+    """Return True if the image is a uint8 array `[height, width, 3]` with at least one pixel."""
     return isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size > 0
 
 
 def name_image(error: TlcliError, image: ImageInput) -> TlcliError:
-    """Return the error, with the path of the image in its message if it is an ImageError and the image has a path."""
+    """Return the error, with the image's path added to the message if it is an `ImageError` and `image` is a path."""
     if isinstance(image, str | Path) and type(error) is ImageError:
         return ImageError(f"{image}: {error}")
     return error
@@ -78,7 +78,7 @@ def name_image(error: TlcliError, image: ImageInput) -> TlcliError:
 
 @contextmanager
 def naming(image: ImageInput) -> Iterator[None]:
-    """Add the path of the image to an ImageError raised within the block; see `name_image`."""
+    """Add the image's path to an `ImageError` that is raised within the block; see `name_image`."""
     try:
         yield
     except TlcliError as error:
@@ -90,7 +90,7 @@ def naming(image: ImageInput) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Sent:
-    """Image of a stream: sent, or not sent because of an error."""
+    """Image of a stream, which was either sent or could not be sent because of `error`."""
 
     image: ImageInput
     request_id: str
@@ -98,9 +98,9 @@ class Sent:
 
 
 class OutgoingStream:
-    """Requests of a stream, consumed by gRPC in a thread of its own, with the order in which they were sent.
+    """Outgoing requests of a stream, and the order of their images. gRPC consumes the requests in its own thread.
 
-    An image that cannot be sent keeps its place in the order; `unsent` reports it to the reader of the answers.
+    An image that cannot be sent keeps its place in the order, and `unsent` reports it to the reader of the answers.
 
     failure: exception raised by the caller's iterable, or None.
     """
@@ -128,10 +128,10 @@ class OutgoingStream:
             raise
 
     def unsent(self) -> Iterator[tuple[str, TlcliError]]:
-        """Yield the request ids and errors of the images that are next in order and were not sent."""
+        """Yield the request ids and errors of the images that are next in order but could not be sent."""
         while self._sent and (error := self._sent[0].error) is not None:
             yield self._sent.popleft().request_id, error
 
     def answered(self) -> Sent:
-        """Return the image of the answer just received. Answers arrive in the order of the requests."""
+        """Return the image that belongs to the answer just received. Answers arrive in the order of the requests."""
         return self._sent.popleft()

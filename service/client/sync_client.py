@@ -1,4 +1,4 @@
-"""Python client: sends images and returns scores and maps."""
+"""Synchronous Python client that sends images and returns scores and maps."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _POLL_S = 0.05
 
 
 class Client:
-    """Client of one server; it connects at the first call. Safe to use from several threads.
+    """Synchronous client for one server. The connection opens on the first call. Thread-safe.
 
     Example:
         with Client(port=8001) as client:
@@ -35,11 +35,11 @@ class Client:
     """
 
     def __init__(self, host: str = "127.0.0.1", port: int | None = None, **connection: Unpack[ConnectionOptions]) -> None:
-        """Read the options; connect at the first call.
+        """Create a client; the connection opens on the first call.
 
         Args:
             host: name or address of the server, also as `host:port`, `grpc://host:port`, or `grpcs://host:port` for TLS.
-            port: port of the server, unless `host` names it.
+            port: port of the server, unless `host` contains it; 8001 by default.
             connection: `tls`, `tls_ca`, `tls_certificate`, `tls_key`, `token`, `retries` and `metadata`; see
                 `tlcli.service.client.connection.Connection`.
 
@@ -55,11 +55,11 @@ class Client:
 
     @property
     def address(self) -> str:
-        """`host:port` of the server."""
+        """Address of the server as `host:port`."""
         return self._connection.address
 
     def close(self) -> None:
-        """Close the connection, which cancels the calls in flight."""
+        """Close the connection and cancel in-flight calls."""
         self._channel.close()
 
     def __enter__(self) -> Self:
@@ -74,20 +74,21 @@ class Client:
         """Classify one image.
 
         Args:
-            image: an encoded image, its path, a Pillow image, or a uint8 array `[height, width, 3]`, RGB. An array of the model's
-                input size (see `get_model`) is used as the input directly; another one is resized and cropped like any image.
-            request_id: id that is returned in the answer.
-            timeout_s: time limit; None for no limit, since `scorecam` may take minutes.
+            image: encoded image, path of an image file, Pillow image, or RGB array `[height, width, 3]` of uint8. An array of the
+                model's input size (see `get_model`) is used as the input directly. Any other array is resized and cropped like other
+                images.
+            request_id: id to return with the answer.
+            timeout_s: time limit in seconds; None for no limit, for example for `scorecam`, which may take minutes.
             options: `model`, `version`, `top_k`, `cam`, `classes`, `map_format`, `softmax` and `max_channels`; see
                 `tlcli.service.client.classify_options.ClassifyOptions`.
 
         Raises:
             ImageError: the image cannot be read or exceeds a limit.
-            RequestError: a class, map method, number or shape does not fit the model.
+            RequestError: a class, map method, number or shape does not match the model.
             NotFoundError: the file, model or version does not exist.
             ModelFileError: the model exists but is broken.
-            ServerError: no server answers, or not in time.
-            OverloadedError: the server is too busy, also after the retries.
+            ServerError: the server cannot be reached or does not answer in time.
+            OverloadedError: the server is still overloaded after all retries.
         """
         request = codec.write_request(with_image(self._query(options, request_id), image, self._input_size_of(options)))
         backoff = self._connection.backoff(timeout_s)
@@ -103,18 +104,18 @@ class Client:
     def classify_stream(
         self, images: Iterable[ImageInput], *, timeout_s: float | None = None, **options: Unpack[ClassifyOptions]
     ) -> Iterator[StreamAnswer]:
-        """Classify many images in one call, several of them at a time.
+        """Classify many images in one streaming call, with several images in progress at a time.
 
         Args:
-            images: read in a thread of gRPC as the server accepts them, not all at once.
-            timeout_s: time limit for all images; None for no limit.
+            images: images to classify, read in one of gRPC's threads as the server accepts them, not all at once.
+            timeout_s: time limit for all images together, in seconds; None for no limit.
             options: see `classify`.
 
         Yields:
-            An answer for each image, in order. The answer for an image that fails holds its error.
+            One answer per image, in order. If an image fails, its answer contains the error.
 
         Raises:
-            ServerError: no server answers, or not in time; the stream ends.
+            ServerError: the server cannot be reached or does not answer in time. This ends the stream.
             Exception: any exception raised by `images`.
         """
         outgoing = OutgoingStream(images, self._query(options), self._input_size_of(options))
@@ -140,10 +141,10 @@ class Client:
         return partial(self._input_size, options.get("model", ""), options.get("version", ""))
 
     def list_models(self, timeout_s: float = 30.0) -> tuple[ModelStatus, ...]:
-        """Return the status of every version of every model on the server; broken versions have a reason.
+        """Return the status of every version of every model on the server. The status of a broken version includes the reason.
 
         Raises:
-            ServerError: no server answers, or not in time.
+            ServerError: the server cannot be reached or does not answer in time.
         """
         with self._translated():
             answer = self._classifier.ListModels(pb.ListModelsRequest(), timeout=timeout_s, metadata=self._metadata)
@@ -155,7 +156,7 @@ class Client:
         Raises:
             NotFoundError: the model or version does not exist.
             ModelFileError: the model exists but is broken.
-            ServerError: no server answers, or not in time.
+            ServerError: the server cannot be reached or does not answer in time.
         """
         request = pb.GetModelRequest(model=model, version=version)
         with self._translated():
@@ -169,7 +170,7 @@ class Client:
         return size
 
     def is_ready(self, model: str = "", timeout_s: float = 5.0) -> bool:
-        """Return True if the server, or this model of it, reports SERVING. A server that cannot be reached is not ready."""
+        """Return True if the server, or the given model, reports SERVING. Return False if the server cannot be reached."""
         try:
             answer = self._health.Check(health_pb2.HealthCheckRequest(service=model), timeout=timeout_s, metadata=self._metadata)
         except grpc.RpcError:
@@ -177,10 +178,10 @@ class Client:
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
     def wait_until_ready(self, timeout_s: float = 60.0, model: str = "") -> None:
-        """Wait until the server, or this model of it, reports SERVING.
+        """Wait until the server, or the given model, reports SERVING.
 
         Raises:
-            ServerError: it was not ready within `timeout_s`.
+            ServerError: the server or model was not ready within `timeout_s` seconds.
         """
         deadline = time.monotonic() + timeout_s
         while not self.is_ready(model, timeout_s=max(_POLL_S, deadline - time.monotonic())):

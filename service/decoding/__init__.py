@@ -1,1 +1,1 @@
-"""Images of requests, decoded within a memory budget in threads or in processes."""
+"""Decoding of request images within a memory budget, in threads or in separate processes."""

@@ -1,4 +1,4 @@
-"""Processes that decode the images whose structure does not bound their cost: a process can be killed."""
+"""Worker processes that decode images whose structure does not bound the cost. Unlike a thread, a process can be killed."""
 
 from __future__ import annotations
 
@@ -26,21 +26,26 @@ from tlcli.contract.images.preprocessing import Preprocessing
 _PROGRAM = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from tlcli.contract.images.decode_worker import main; main()"
 
 _PATIENCE = 5
-"""Multiple of the limit of processor time after which, in wall-clock time, a process is killed as well."""
+"""Wall-clock time after which a process is killed, as a multiple of the CPU time limit."""
 
 _START_S = 20.0
-"""Seconds that a process may take to start, on a busy machine."""
+"""Additional seconds that a new process gets to start on a busy machine."""
 
 
 class DecodeProcesses:
-    """Pool of processes that decode images.
+    """Pool of worker processes that decode images.
 
-    A process decodes one image at a time, so there are as many as threads that call `decode`. An idle process ends after
-    `tlcli.contract.images.decode_worker.IDLE_S`.
+    Each process decodes one image at a time, so the pool has as many processes as threads that call `decode`. An idle process exits
+    after `tlcli.contract.images.decode_worker.IDLE_S` seconds.
     """
 
     def __init__(self, limits: ImageLimits, max_decode_s: float) -> None:
-        """Create an empty pool. max_decode_s: processor time in seconds that an image may take."""
+        """Create an empty pool.
+
+        Args:
+            limits: limits on each image.
+            max_decode_s: CPU time limit for decoding one image, in seconds.
+        """
         self._limits = limits
         self._max_decode_s = max_decode_s
         self._lock = threading.Lock()
@@ -48,11 +53,11 @@ class DecodeProcesses:
         self._closed = False
 
     def decode(self, data: bytes, preprocessing: Preprocessing, keep_image: bool, admit: Admit) -> NetworkInput:
-        """Decode an image in a process; see `tlcli.contract.images.network_input.from_encoded`.
+        """Decode an image in a worker process; see `tlcli.contract.images.network_input.from_encoded`.
 
         Raises:
-            ImageError: see `tlcli.contract.images.decoding.decode`; or decoding took too long or too much memory.
-            Exception: any error of `admit`.
+            ImageError: the image cannot be decoded (see `tlcli.contract.images.decoding.decode`), or decoding took too much time or memory.
+            Exception: any exception raised by `admit`.
         """
         job = {
             "bytes": len(data),
@@ -71,7 +76,7 @@ class DecodeProcesses:
             del outcome  # an error's traceback holds this frame: the cycle would keep the image in memory
 
     def close(self) -> None:
-        """End the processes."""
+        """Kill the idle processes. Each busy process is killed once it has decoded its image."""
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
@@ -80,7 +85,7 @@ class DecodeProcesses:
 
     @contextmanager
     def _process(self) -> Iterator[_Process]:
-        """Yield a live process, and keep it for the next image unless this one ended it."""
+        """Yield a live process. Return it to the pool afterwards, or kill it if the block raised an exception."""
         process = None
         while process is None:
             with self._lock:
@@ -103,7 +108,7 @@ class DecodeProcesses:
 
 
 class _Process:
-    """Process that runs `tlcli.contract.images.decode_worker`, and the pipes to it."""
+    """Worker process that runs `tlcli.contract.images.decode_worker`, and the pipes to it."""
 
     def __init__(self) -> None:
         environment = {**os.environ, "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -117,7 +122,7 @@ class _Process:
         return self._process.poll() is None
 
     def kill(self) -> None:
-        """Kill the process."""
+        """Kill the process, close its pipes, and wait until it has ended."""
         self._process.kill()
         for stream in (self._process.stdin, self._process.stdout):
             with suppress(OSError, ValueError):
@@ -126,10 +131,10 @@ class _Process:
         self._process.wait()
 
     def do(self, job: dict[str, object], data: bytes, admit: Admit, seconds: float) -> NetworkInput | Exception:
-        """Return the decoded image, or the error after which the process can be used again.
+        """Decode an image in the process. Return the result, or an error after which the process can be used again.
 
         Raises:
-            ImageError: the process ended, or was killed.
+            ImageError: the process exited or was killed.
         """
         jobs, answers = cast("BinaryIO", self._process.stdin), cast("BinaryIO", self._process.stdout)
         deadline = threading.Timer(_PATIENCE * seconds + (_START_S if self._fresh else 0), self._process.kill)

@@ -1,4 +1,4 @@
-"""Pipeline from a request's image to the model's queue: where the image is decoded, and with which memory."""
+"""Pipeline from the image of a request to the model's queue. It decodes in a thread or a process, within the memory budget."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ Decode = Callable[[bytes, Preprocessing, bool, Admit], NetworkInput]
 
 
 class NotPlainError(Exception):
-    """Error for an image whose structure does not bound the cost of decoding; see `tlcli.contract.images.structure.is_plain`."""
+    """Signal that the structure of an image does not bound the cost of decoding; see `tlcli.contract.images.structure.is_plain`."""
 
 
 class ImagePipeline:
     """Pipeline that decodes images and submits them to runners.
 
-    A plain image is decoded in one of `workers`. Any other image is decoded in a process, and one of `watchers` waits for it, so that
-    these images never keep plain ones waiting. Decoding starts when the budget has the memory for it.
+    Plain images are decoded in a thread of `workers`. All other images are decoded in a separate process while a thread of `watchers`
+    waits for the result, so they never delay plain images. Decoding starts once enough memory is free in the budget.
     """
 
     def __init__(self, limits: ImageLimits, processes: DecodeProcesses, workers: Workers, watchers: Workers, budget: MemoryBudget) -> None:
@@ -48,8 +48,8 @@ class ImagePipeline:
 
         Raises:
             ImageError: see `tlcli.contract.images.decoding.decode`.
-            RequestError: the image takes more memory than the whole budget.
-            MemoryLimitError: not enough memory is free.
+            RequestError: the image needs more memory than the whole budget.
+            MemoryLimitError: not enough memory became free in time.
         """
         preprocessing = runner.model.description.preprocessing
         decode: Decode = partial(decode_plain, limits=self._limits)
@@ -64,7 +64,7 @@ class ImagePipeline:
                 except MemoryNeeded as needed:
                     await lease.grow_to(needed.bytes)
                 except ImageError as error:
-                    # The queue's future holds the error, and the error's traceback the future: a cycle, which would keep the image.
+                    # The queue's future holds the error, and the error's traceback holds the future: the cycle would keep the image.
                     raise error.with_traceback(None) from error.__cause__
 
 
@@ -72,9 +72,9 @@ def decode_plain(data: bytes, preprocessing: Preprocessing, keep_image: bool, ad
     """Decode a plain image in the calling thread; see `tlcli.contract.images.network_input.from_encoded`.
 
     Raises:
-        NotPlainError: the image must be decoded in a process.
+        NotPlainError: the image must be decoded in a separate process.
         ImageError: see `tlcli.contract.images.decoding.decode`.
-        Exception: any error of `admit`.
+        Exception: any exception raised by `admit`.
     """
     if 0 < len(data) <= limits.max_bytes and not is_plain(data):
         raise NotPlainError
@@ -82,15 +82,15 @@ def decode_plain(data: bytes, preprocessing: Preprocessing, keep_image: bool, ad
 
 
 def from_pixels(data: bytes, preprocessing: Preprocessing, keep_image: bool) -> NetworkInput:
-    """Wrap pixels that the caller has prepared, without copying them.
+    """Wrap pixels that the caller has prepared as a network input, without copying them.
 
     Args:
-        data: RGB, one byte per channel, row by row, of the model's input size.
-        preprocessing: gives the input size.
-        keep_image: whether the result keeps the image, to draw on it.
+        data: RGB pixels of the model's input size, one byte per channel, row by row.
+        preprocessing: preprocessing of the model, which defines the input size.
+        keep_image: keep the image in the result so that maps can be drawn on it.
 
     Raises:
-        RequestError: the data have another length.
+        RequestError: the length of the data does not match the input size.
     """
     height, width = preprocessing.height, preprocessing.width
     if len(data) != height * width * 3:

@@ -1,4 +1,4 @@
-"""Budget of the memory that all requests take together: for bodies, decoded images, drawings, and runs on other image sizes."""
+"""Memory budget shared by all requests: for bodies, decoded images, drawings, and runs at sizes other than the model's own."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from tlcli.contract.errors import MemoryLimitError, RequestError
 T = TypeVar("T")
 
 WAIT_S = 2.0
-"""Seconds that a request waits for memory before it is refused."""
+"""Seconds that a request waits for memory before it is rejected."""
 
 _SMALL_SHARE = 64
 _KEPT_SHARE = 4
-"""Divisors of the budget. A request of more than a 64th of it is large, and large requests leave a quarter of it to the others."""
+"""Divisors of the budget. A request for more than 1/64 of the budget counts as large. Large requests leave a quarter of the budget to
+other requests, except when no more than that quarter is in use."""
 
 _BODIES_SHARE = 2
 _UNLIMITED_BYTES = 1 << 60
 
 
 class MemoryNeeded(Exception):  # noqa: N818  # no failure: it is caught, and the work starts again
-    """Signal of a thread that it needs `bytes` of memory, for which the event loop waits."""
+    """Signal from a thread that its work needs `bytes` of memory. The event loop waits for the memory, then starts the work again."""
 
     def __init__(self, needed_bytes: int) -> None:
         super().__init__(needed_bytes)
@@ -35,18 +36,21 @@ class MemoryNeeded(Exception):  # noqa: N818  # no failure: it is caught, and th
 
 
 class MemoryBudget:
-    """Count of the memory in use, with a limit. Waiting happens in the event loop; `try_take` and `give` may be called from any thread.
+    """Budget that counts the memory in use and limits it.
 
-    bodies: the share for request bodies. Requests that hold a body wait for memory to work on it, so bodies must never take all of it.
+    Waiting for memory happens in the event loop. `try_take` and `give` may be called from any thread.
+
+    bodies: share of the budget for request bodies. Requests that hold a body wait for the memory to process it, so bodies must never
+        take the whole budget.
     """
 
     def __init__(self, total_bytes: int, wait_s: float = WAIT_S, whole: MemoryBudget | None = None) -> None:
-        """Create a budget of which nothing is used.
+        """Create a budget with no memory in use.
 
         Args:
-            total_bytes: size of the budget.
-            wait_s: seconds that `take` waits for memory.
-            whole: the budget of which this one is a share; None for a budget of its own.
+            total_bytes: size of the budget in bytes.
+            wait_s: maximum time in seconds that `take` waits for memory.
+            whole: parent budget of which this one is a share; None for an independent budget.
         """
         self.total_bytes = total_bytes
         self._wait_s = wait_s
@@ -58,21 +62,24 @@ class MemoryBudget:
 
     @property
     def used_bytes(self) -> int:
-        """Return the number of bytes in use."""
+        """Number of bytes in use."""
         return self._used
 
     def take_peak(self) -> int:
-        """Return the largest number of bytes in use at a time since the last call."""
+        """Return the peak number of bytes in use since the last call, and start a new measurement."""
         with self._lock:
             peak, self._peak = self._peak, self._used
             return peak
 
     def lease(self) -> Lease:
-        """Return a new, empty lease for one request."""
+        """Create an empty lease for one request."""
         return Lease(self)
 
     def try_take(self, size: int) -> bool:
-        """Take memory if it is free and no request waits for it."""
+        """Reserve memory without waiting. Return True if it was reserved.
+
+        Return False if too little memory is free, or if the size is large and other requests are already waiting.
+        """
         with self._lock:
             if (self._waiting and not self._is_small(size)) or not self._fits(size):
                 return False
@@ -83,7 +90,7 @@ class MemoryBudget:
         """Check that a size does not exceed the whole budget.
 
         Raises:
-            RequestError: it does.
+            RequestError: `size` exceeds the whole budget.
         """
         if size > self.total_bytes:
             raise RequestError(
@@ -92,11 +99,11 @@ class MemoryBudget:
             )
 
     async def take(self, size: int) -> None:
-        """Take memory, after the requests that already wait.
+        """Reserve memory. If too little is free, wait behind the requests that are already waiting.
 
         Raises:
-            RequestError: the size exceeds the whole budget.
-            MemoryLimitError: the memory did not become free in time.
+            RequestError: `size` exceeds the whole budget.
+            MemoryLimitError: not enough memory became free in time.
         """
         self.check(size)
         if self.try_take(size):
@@ -126,13 +133,13 @@ class MemoryBudget:
             raise
 
     def give(self, size: int) -> None:
-        """Return memory."""
+        """Release reserved memory and admit waiting requests that now fit."""
         with self._lock:
             self._add(-size)
         self._admit_waiting()
 
     def _admit_waiting(self) -> None:
-        """Admit waiting requests: first those that already hold a body."""
+        """Admit the waiting requests that fit. Requests that already hold a body come first."""
         for budget in (self._whole or self, self.bodies):
             budget._admit_own()
 
@@ -164,9 +171,9 @@ class MemoryBudget:
 
 
 class Lease:
-    """Share of one request in the budget; as a context manager, it is returned at the end.
+    """Memory reserved for one request. As a context manager, the lease releases its memory on exit.
 
-    A thread that works with the memory keeps it: if `close` is called during `work`, the memory is returned when the thread is done.
+    Memory that a thread is using stays reserved: if `close` is called during `work`, the memory is released when the thread is done.
     """
 
     def __init__(self, budget: MemoryBudget) -> None:
@@ -183,7 +190,7 @@ class Lease:
 
     @property
     def bytes(self) -> int:
-        """Return the number of bytes held."""
+        """Number of bytes reserved."""
         return self._bytes
 
     def check(self, size: int) -> None:
@@ -191,7 +198,7 @@ class Lease:
         self._budget.check(size)
 
     async def grow_to(self, size: int) -> None:
-        """Grow to at least `size` bytes; wait for them if necessary.
+        """Grow the lease to at least `size` bytes, waiting for memory if necessary.
 
         Raises:
             RequestError, MemoryLimitError: see `MemoryBudget.take`.
@@ -201,10 +208,10 @@ class Lease:
             self._bytes += more
 
     def require(self, size: int) -> None:
-        """Grow to at least `size` bytes, from a thread, which cannot wait.
+        """Grow the lease to at least `size` bytes without waiting. Threads use this method because they cannot wait.
 
         Raises:
-            MemoryNeeded: the memory is not free.
+            MemoryNeeded: not enough memory is free.
         """
         if (more := size - self._bytes) > 0:
             if not self._budget.try_take(more):
@@ -212,13 +219,13 @@ class Lease:
             self._bytes += more
 
     def shrink_to(self, size: int) -> None:
-        """Return all but `size` bytes."""
+        """Release all but `size` bytes of the lease."""
         if (less := self._bytes - size) > 0:
             self._bytes = size
             self._budget.give(less)
 
     def work(self, job: Callable[[], T]) -> T:
-        """Call a job in a thread that uses the memory, and return the memory afterwards."""
+        """Run a job that uses the reserved memory, in the calling thread, and return its result. The memory is released afterwards."""
         with self._lock:
             self._threads += 1
         try:
@@ -229,7 +236,7 @@ class Lease:
             self.shrink_to(0)
 
     def close(self) -> None:
-        """Return all memory, now or when the thread that works with it is done."""
+        """Release all memory, either now or when the thread that uses it is done."""
         with self._lock:
             busy = self._threads > 0
         if not busy:
@@ -237,13 +244,13 @@ class Lease:
 
 
 def default_budget(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return half of the memory that this process may use: of its container's limit, or of the machine's memory without one."""
+    """Return half of the memory available to this process, which is the container's limit or, without one, the machine's memory."""
     limits = [*_cgroup_limits(proc / "self/cgroup", cgroups), _machine_bytes(proc / "meminfo")]
     return min(limit for limit in limits if limit) // 2
 
 
 def _cgroup_limits(membership: Path, cgroups: Path) -> list[int]:
-    """Return every limit from this process's control group up to the root, of version 2 or 1."""
+    """Return the memory limits in bytes of this process's cgroup and its ancestors, for cgroup version 2 or 1."""
     limits = []
     try:
         lines = membership.read_text().splitlines()
@@ -258,7 +265,7 @@ def _cgroup_limits(membership: Path, cgroups: Path) -> list[int]:
         else:
             continue
         folder = root / path.strip("/")
-        for group in [folder, *folder.parents]:  # in a container, the path may be the host's: then the root's own file has the limit
+        for group in [folder, *folder.parents]:  # in a container, the path may be the host's: then only the root has the limit
             try:
                 text = (group / name).read_text().strip()
             except OSError:

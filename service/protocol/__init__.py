@@ -1,1 +1,1 @@
-"""Wire protocol shared by server and clients: methods, message conversion, error statuses, and the cost of parsing."""
+"""Wire protocol shared by the server and the clients: methods, message conversion, error statuses, and limits on parsing."""

@@ -1,4 +1,4 @@
-"""Conversion between protobuf messages and our own types, in both directions, for the server and the clients."""
+"""Conversion between protobuf messages and plain dataclasses, in both directions, for the server and the clients."""
 
 from __future__ import annotations
 
@@ -28,13 +28,14 @@ _STATES: dict[ModelState, pb.ModelState] = {
 _STATE_NAMES = {number: state for state, number in _STATES.items()}
 
 _MAX_CLASSES = 100_000
-"""More classes than any model has. Without the limit, a message of one-byte numbers would become a list of a gigabyte."""
+"""Maximum number of classes in a request, more than any model has. Without it, a message of one-byte numbers could become a list
+of a gigabyte."""
 
 _FLOATS = np.dtype("<f4")
 
 
 def write_request(query: Query) -> pb.ClassifyRequest:
-    """Convert a query to a message.
+    """Convert a query to a protobuf message.
 
     Raises:
         RequestError: a value does not fit in its field, such as a class id above 64 bits.
@@ -58,7 +59,7 @@ def write_request(query: Query) -> pb.ClassifyRequest:
 
 
 def read_request(message: pb.ClassifyRequest) -> Query:
-    """Convert a message to a query.
+    """Convert a protobuf message to a query.
 
     Raises:
         RequestError: the map format is unknown to this version, or the list of classes is too long.
@@ -89,7 +90,7 @@ def read_request(message: pb.ClassifyRequest) -> Query:
 
 
 def write_response(answer: Classification) -> pb.ClassifyResponse:
-    """Convert an answer to a message."""
+    """Convert an answer to a protobuf message."""
     timings = answer.timings
     return pb.ClassifyResponse(
         request_id=answer.request_id,
@@ -106,7 +107,7 @@ def write_response(answer: Classification) -> pb.ClassifyResponse:
 
 
 def read_response(message: pb.ClassifyResponse) -> Classification:
-    """Convert a message to an answer."""
+    """Convert a protobuf message to an answer."""
     timings = message.timings
     return Classification(
         request_id=message.request_id,
@@ -118,12 +119,15 @@ def read_response(message: pb.ClassifyResponse) -> Classification:
 
 
 def write_status(status: ModelStatus) -> pb.ModelStatus:
-    """Convert the status of one model version, as listed by `ListModels`, to a message."""
+    """Convert the status of one model version to a message of `ListModels`."""
     return pb.ModelStatus(name=status.name, version=status.version, state=_STATES[status.state], reason=status.reason)
 
 
 def read_status(message: pb.ModelStatus) -> ModelStatus:
-    """Convert a message of `ListModels` to a status. A state unknown to this version counts as failed, since no one can rely on it."""
+    """Convert a message of `ListModels` to a status.
+
+    A state that this version does not know counts as failed, because callers cannot rely on it.
+    """
     return ModelStatus(message.name, message.version, _STATE_NAMES.get(message.state, ModelState.FAILED), message.reason)
 
 

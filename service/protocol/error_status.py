@@ -1,7 +1,7 @@
-"""Conversion between our errors and gRPC statuses, in both directions.
+"""Conversion between `TlcliError`s and gRPC statuses, in both directions.
 
-An error is sent as a `google.rpc.Status` (AIP-193): the gRPC code from the table below, the error's message, and an
-`ErrorInfo` that names its class. The client therefore raises the same error that was raised on the server, and can
+An error is sent as a `google.rpc.Status` (AIP-193) with the gRPC code from the table below, the error's message, and an
+`ErrorInfo` that names its class. The client can therefore raise the same error that was raised on the server, and
 distinguish a server that rejects a request from a server that cannot be reached.
 """
 
@@ -19,7 +19,7 @@ from tlcli.contract import errors
 from tlcli.contract.errors import TlcliError
 
 DOMAIN = "tlcli"
-"""Domain of our `ErrorInfo`s."""
+"""Value of `ErrorInfo.domain` that identifies our errors."""
 
 CODES: dict[type[TlcliError], grpc.StatusCode] = {
     errors.TlcliError: grpc.StatusCode.INTERNAL,
@@ -40,14 +40,15 @@ CODES: dict[type[TlcliError], grpc.StatusCode] = {
     errors.MemoryLimitError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.TimeLimitError: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
-"""gRPC code of every error of the tree, including those that a server should never raise."""
+"""gRPC status code of every `TlcliError` class, including those that a server should never raise."""
 
 _MAX_MESSAGE_BYTES = 1500
-"""Limit on a message. Trailing metadata hold a status twice, percent-encoded and in base64, and clients read 8 KiB of them."""
+"""Maximum size of an error message. Trailing metadata contain a status twice, percent-encoded and in base64, and clients accept at
+most 8 KiB of metadata."""
 
 
 def to_status(error: Exception) -> status_pb2.Status:
-    """Convert an error to a status. Errors outside our tree reveal nothing to the client, so the caller must log them."""
+    """Convert an error to a status. Errors other than `TlcliError` reveal nothing to the client, so the caller must log them."""
     kind = next((kind for kind in type(error).__mro__ if kind in CODES), None)
     if kind is None:
         return status_pb2.Status(code=_number(grpc.StatusCode.INTERNAL), message="internal server error: see the server's log")
@@ -61,19 +62,19 @@ def to_status(error: Exception) -> status_pb2.Status:
 
 
 def from_status(status: status_pb2.Status) -> TlcliError:
-    """Convert the status in an answer of a stream to an error."""
+    """Convert the status of a failed image in a stream to an error."""
     return _named_in(status) or _BY_NUMBER.get(status.code, errors.ServerError)(status.message)
 
 
 def from_rpc_error(error: grpc.RpcError, address: str, why_unreachable: Callable[[], str] = lambda: "") -> TlcliError:
-    """Convert the error of a failed call to an error for the caller.
+    """Convert gRPC's error of a failed call to the error that the client raises.
 
     Args:
-        error: error of the call.
-        address: address of the server.
-        why_unreachable: returns the reason why no server answers, which gRPC does not report; empty if unknown.
+        error: error that gRPC raised.
+        address: address of the server, for the error message.
+        why_unreachable: function that returns the reason why the server cannot be reached, which gRPC does not report, or an empty string.
     """
-    with suppress(ValueError):  # the status contradicts its call, so something on the way changed it: use the call
+    with suppress(ValueError):  # the status contradicts the call, so an intermediary changed it: use the call
         status = rpc_status.from_call(error)  # type: ignore[arg-type]  # a failed call is also an RpcError, which the stubs do not know
         ours = None if status is None else _named_in(status)
         if ours is not None:
@@ -97,7 +98,7 @@ def from_rpc_error(error: grpc.RpcError, address: str, why_unreachable: Callable
 
 
 def _named_in(status: status_pb2.Status) -> TlcliError | None:
-    """Return the error that our server put into a status, or None."""
+    """Return the error that a tlcli server encoded in a status, or None if there is none."""
     info, advice = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
     named = None
     for detail in status.details:
@@ -115,7 +116,7 @@ def _number(code: grpc.StatusCode) -> int:
 
 
 def _reason(kind: type[TlcliError]) -> str:
-    """Convert `ImageError` to `IMAGE_ERROR`, the form that AIP-193 requires."""
+    """Convert a class name such as `ImageError` to `IMAGE_ERROR`, the form that AIP-193 requires."""
     return re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).upper()
 
 

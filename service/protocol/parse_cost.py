@@ -1,4 +1,4 @@
-"""Cost of parsing a protobuf message, estimated from its bytes: an empty field is two bytes, but an object once it is parsed."""
+"""Estimate of the cost of parsing a protobuf message from its bytes. An empty field takes two bytes but becomes an object once parsed."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from tlcli.contract.errors import RequestError
 
 MAX_FIELDS = 20_000
-"""Limit on the fields of a message and its nested messages. A request with 64 images and a hundred outputs has less than a thousand."""
+"""Maximum number of fields in a message and its nested messages. A request with 64 images and 100 outputs has fewer than 1,000."""
 
 MAX_NUMBERS = 4_000_000
-"""Limit on packed numbers, such as images in `uint_contents`: 26 images of 224 x 224 pixels."""
+"""Maximum number of packed numbers, such as images in `uint_contents`. This is enough for 26 images of 224 x 224 pixels."""
 
 MAX_TEXT_BYTES = 64 * 1024
-"""Limit on the length of a name or an id."""
+"""Maximum size in bytes of a text field, such as a name or an id."""
 
 _VARINT, _FIXED64, _LENGTH, _START, _END, _FIXED32 = range(6)
 _MESSAGE, _TEXT, _BYTES, _NUMBERS = range(4)
@@ -32,16 +32,16 @@ class _Field:
 
 
 def check_cost(data: bytes, descriptor: Descriptor) -> None:
-    """Count the objects that parsing a message would create, skipping the bytes of images.
+    """Check that parsing a message would not create too many objects. The bytes of images are not counted.
 
-    Invalid data ends the count early; the parser rejects it afterwards.
+    Invalid data ends the check early, and the parser rejects the data afterwards.
 
     Args:
-        data: the encoded message.
+        data: encoded message.
         descriptor: type of the message.
 
     Raises:
-        RequestError: the message has too many fields or numbers, or a text that is too long.
+        RequestError: the message has too many fields or numbers, or a text field that is too long.
     """
     fields = numbers = 0
     open_messages: list[tuple[int, int, Mapping[int, _Field]]] = [(0, len(data), _fields(descriptor))]
@@ -80,10 +80,10 @@ def check_cost(data: bytes, descriptor: Descriptor) -> None:
 
 
 def _numbers(data: bytes, start: int, stop: int) -> int:
-    """Return the number of packed numbers between two positions.
+    """Estimate the number of packed numbers between two positions.
 
-    A short range counts one number per byte, which is an upper bound. A longer range counts its varints, each of which ends with a byte
-    below 128. Numbers of fixed size are at most as many as their bytes.
+    In a short range, every byte counts as a number, which is an upper bound. In a longer range, the varints are counted, each of which
+    ends with a byte below 128. There are never more numbers of fixed size than bytes.
     """
     if stop - start <= MAX_NUMBERS // 8:
         return stop - start
@@ -95,7 +95,7 @@ def _numbers(data: bytes, start: int, stop: int) -> int:
 
 
 def _varint(data: bytes, start: int, end: int) -> tuple[int, int]:
-    """Read a varint; return its value and the position after it, which is at most `end`."""
+    """Read a varint. Return its value and the position after it, which is at most `end`."""
     value = shift = 0
     while start < end and shift < 70:
         byte = data[start]

@@ -1,6 +1,6 @@
 """Methods of our gRPC services, read from the .proto files, and the handlers built from them.
 
-A server builds its handlers here, and so does a proxy that forwards calls, which needs neither servicers nor models.
+Both servers and proxies that forward calls use this module. A proxy needs neither servicers nor models.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ SERVICES = (CLASSIFIER, OPEN_INFERENCE)
 
 Metadata = Sequence[tuple[str, str | bytes]]
 Behaviour = Callable[..., Any]
-"""Function that answers a call. Takes bytes, or an iterator of bytes, and a `Context`; returns a message.
+"""Function that answers a call. It takes the request as bytes, or as an iterator of bytes, and a `Context`, and returns a message.
 
-For a stream it writes its messages to the context instead.
+For a stream, it writes its messages to the context instead of returning one.
 """
 
 
 class Context(Protocol):
-    """Context of a call: gRPC's own, or that of another program that received the call."""
+    """Context of a call, provided by gRPC or by another program that received the call."""
 
     async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Any = ()) -> NoReturn:
-        """End the call with this status."""
+        """End the call with the given status."""
         ...
 
     async def write(self, message: Any) -> None:
@@ -39,32 +39,32 @@ class Context(Protocol):
         ...
 
     def set_trailing_metadata(self, trailing_metadata: Any) -> None:
-        """Set the metadata that follow the answer."""
+        """Set the metadata to send after the answer."""
         ...
 
     def code(self) -> grpc.StatusCode:
-        """Return the status set so far; a number if none is set."""
+        """Return the status code set so far, or a number if none is set."""
         ...
 
     def time_remaining(self) -> float | None:
-        """Return the seconds until the call's deadline; None without a known deadline."""
+        """Return the seconds until the call's deadline, or None if no deadline is known."""
         ...
 
 
 def path_of(method: MethodDescriptor) -> str:
-    """Return the path of a method in gRPC: `/package.Service/Method`."""
+    """Return the gRPC path of a method: `/package.Service/Method`."""
     return f"/{method.containing_service.full_name}/{method.name}"
 
 
 def handler(service: ServiceDescriptor, behaviours: Mapping[str, Behaviour]) -> grpc.GenericRpcHandler[Any, Any]:
-    """Build the handler of a service.
+    """Build the gRPC handler of a service.
 
     Args:
-        service: service whose methods are unary in both directions or streaming in both directions.
+        service: service whose methods are each unary in both directions or streaming in both directions.
         behaviours: functions that answer the methods, by method name.
 
     Raises:
-        KeyError: a method of the service is missing.
+        KeyError: `behaviours` lacks a method of the service.
     """
     return grpc.method_handlers_generic_handler(
         service.full_name, {method.name: _handler(method, behaviours[method.name]) for method in service.methods}

@@ -1,4 +1,4 @@
-"""Certificates and keys in PEM files, checked before gRPC uses them, since its errors do not say what is wrong."""
+"""PEM certificates and keys. They are validated before gRPC uses them, because gRPC's errors do not say what is wrong."""
 
 from __future__ import annotations
 
@@ -11,17 +11,21 @@ from tlcli.contract.errors import SettingsError
 
 @dataclass(frozen=True, repr=False)
 class Identity:
-    """Certificate with its intermediate certificates, and its private key, both PEM. Without `repr`, so that no log shows the key."""
+    """Certificate with its intermediate certificates, and its private key, both in PEM format.
+
+    The fields are excluded from `repr` so that the key never appears in logs.
+    """
 
     certificate: bytes
     key: bytes
 
 
 def read_identity(certificate: Path, key: Path) -> Identity:
-    """Read a certificate and its key, and check that neither changed meanwhile.
+    """Read a certificate and its private key, and check that neither file changes during the read.
 
     Raises:
-        SettingsError: the files cannot be read, are not PEM, do not belong together, or the key has a password.
+        SettingsError: a file cannot be read, is not PEM or changes during the read, the key does not match the certificate, or the key is
+            protected by a password.
     """
     identity = Identity(_read(certificate, "tls_certificate"), _read(key, "tls_key"))
     try:
@@ -45,11 +49,11 @@ def read_identity(certificate: Path, key: Path) -> Identity:
 
 
 def read_authorities(path: Path, setting: str) -> bytes:
-    """Read the certificates of authorities.
+    """Read the certificates of certificate authorities.
 
     Args:
-        path: a PEM file.
-        setting: name of the setting, for error messages.
+        path: PEM file.
+        setting: name of the setting in error messages.
 
     Raises:
         SettingsError: the file cannot be read or holds no certificate.
@@ -65,7 +69,7 @@ def read_authorities(path: Path, setting: str) -> bytes:
 
 
 def as_text(pem: bytes) -> str:
-    """Decode PEM for Python's `ssl`, dropping characters outside ASCII, such as those in comments."""
+    """Decode PEM data for Python's `ssl` module. Non-ASCII characters, which may occur in comments, are dropped."""
     return pem.decode("ascii", errors="ignore")
 
 

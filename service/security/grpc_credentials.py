@@ -11,13 +11,14 @@ from tlcli.service.system.reloading_file import ReloadingFile
 
 
 def server_credentials(certificate: Path, key: Path, client_ca: Path | None) -> grpc.ServerCredentials:
-    """Build the credentials for a port.
+    """Build the TLS credentials for a server port.
 
     The files are checked for changes whenever a client connects. Open connections keep the certificate that they started with.
 
     Args:
-        certificate, key: PEM files.
-        client_ca: PEM file of authorities; clients must present a certificate signed by one of them. None: clients need none.
+        certificate, key: PEM files of the server's certificate and private key.
+        client_ca: PEM file of certificate authorities. Clients must present a certificate signed by one of them. None: clients need no
+            certificate.
 
     Raises:
         SettingsError: the files cannot be used; see `tlcli.service.security.certificates`.
@@ -32,10 +33,10 @@ def server_credentials(certificate: Path, key: Path, client_ca: Path | None) -> 
     in_use = configuration.get()
 
     def fetch() -> grpc.ServerCertificateConfiguration | None:
-        """Return the configuration once after each change, since gRPC takes ownership of the object; else None."""
+        """Return the new configuration once after each change, because gRPC takes ownership of it. Return None if nothing changed."""
         nonlocal in_use
         before, in_use = in_use, configuration.get()
         return None if in_use is before else in_use
 
-    # None means no change; the stubs do not know it.
+    # Returning None means no change, which the type stubs do not declare.
     return grpc.dynamic_ssl_server_credentials(in_use, fetch, client_ca is not None)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Access tokens and the files that hold them: `token` or `name: token`, one per line."""
+"""Access tokens, and the files that store them: one `token` or `name: token` per line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 _MAX_FILE_BYTES = 16 * 1024 * 1024
 
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
-"""Syntax of a bearer token in RFC 6750, section 2.1."""
+"""Syntax of a bearer token, as defined in RFC 6750, section 2.1."""
 
 _SCHEME = b"bearer "
 _CHARACTERS = "letters, digits and -._~+/="
@@ -26,17 +26,20 @@ _CHARACTERS = "letters, digits and -._~+/="
 
 @dataclass(frozen=True, repr=False)
 class Token:
-    """Access token and the name of its owner, which may be empty. Without `repr`, so that no log shows it."""
+    """Access token and the name of its owner, which may be empty.
+
+    The fields are excluded from `repr` so that the token never appears in logs.
+    """
 
     name: str
     value: str
 
 
 def read_tokens(path: Path) -> tuple[Token, ...]:
-    """Read the tokens of a file, skipping empty lines and lines that begin with `#`.
+    """Read the tokens in a file, ignoring empty lines and lines that start with `#`.
 
     Raises:
-        SettingsError: the file cannot be read, a line is not a token, or there is no token.
+        SettingsError: the file cannot be read, a line is not a valid token, or the file contains no token.
     """
     try:
         lines = read_text(path, _MAX_FILE_BYTES).splitlines()
@@ -56,7 +59,7 @@ def read_tokens(path: Path) -> tuple[Token, ...]:
 
 
 def reloading_tokens(path: Path | None) -> ReloadingFile[tuple[Token, ...]] | None:
-    """Read the tokens of a file and reload them when it changes; return None without a file.
+    """Read the tokens in a file and reload them whenever the file changes. Return None if `path` is None.
 
     Raises:
         SettingsError: see `read_tokens`.
@@ -72,7 +75,7 @@ def read_token(path: Path) -> str:
     """Read a file that holds exactly one token.
 
     Raises:
-        SettingsError: see `read_tokens`; or the file holds several tokens.
+        SettingsError: the file contains several tokens or cannot be used; see `read_tokens`.
     """
     tokens = read_tokens(path)
     if len(tokens) != 1:
@@ -81,10 +84,10 @@ def read_token(path: Path) -> str:
 
 
 def require_token(text: str) -> str:
-    """Return `text` if it is a token.
+    """Return `text` unchanged if it is a valid token.
 
     Raises:
-        SettingsError: `text` is not a token; the message does not show it.
+        SettingsError: `text` is not a valid token. The message does not include `text`.
     """
     if not _TOKEN.fullmatch(text):
         raise SettingsError(f"invalid token: expected {_CHARACTERS}")
@@ -92,12 +95,12 @@ def require_token(text: str) -> str:
 
 
 def is_known(value: bytes, tokens: Sequence[Token]) -> bool:
-    """Return True if the value is one of the tokens. The time this takes does not reveal how much of a token matches."""
+    """Return True if the value equals one of the tokens. The comparison time does not reveal how much of a token matches."""
     return sum(hmac.compare_digest(value, token.value.encode()) for token in tokens) > 0
 
 
 def refusal(authorization: Sequence[bytes], tokens: Sequence[Token]) -> str:
-    """Return the reason to reject a request with these values of `authorization`; empty if the request may pass."""
+    """Return the reason to reject a request with these `authorization` values, or an empty string if the request is authorized."""
     if not authorization:
         return "no token: this server requires one: send 'authorization: Bearer TOKEN' with the call"
     if len(authorization) > 1 or authorization[0][: len(_SCHEME)].lower() != _SCHEME:

@@ -1,1 +1,1 @@
-"""Settings of a server, and their sources: a file, the environment and flags."""
+"""Server settings, read from a file, the environment and flags."""

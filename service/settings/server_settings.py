@@ -1,4 +1,4 @@
-"""Settings of a server: names, types, ranges and defaults."""
+"""Server settings: names, types, ranges and defaults."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from tlcli.service.system.addresses import is_loopback
 from tlcli.service.telemetry.logs import LogFormat
 
 _MAX_S = 1_000_000
-"""Eleven days. gRPC counts milliseconds in 31 bits, and no clock counts to infinity."""
+"""Maximum duration in seconds, about eleven days. gRPC stores milliseconds in 31 bits, and timers do not support infinity."""
 
 _MAX_MESSAGE_BYTES = 1024**3
-"""gRPC counts a message's bytes in 31 bits."""
+"""Maximum size of a message. gRPC stores the size in 31 bits."""
 
 _MAX_MEMORY_BYTES = 1024**5
 
@@ -40,10 +40,10 @@ _Connections = Annotated[int, Field(ge=1, le=65536)]
 
 
 class ServerSettings(BaseModel):
-    """Settings of a server, frozen: one object describes a server from start to shutdown.
+    """Immutable settings that describe a server from start to shutdown.
 
     `tlcli.service.settings.sources` reads each field from the settings file, an environment variable or a flag of `tlcli serve`.
-    The descriptions make the help of `tlcli serve` and the table in `docs/serving.md`.
+    The field descriptions appear in the help of `tlcli serve` and in the table of `docs/serving.md`.
 
     Raises:
         SettingsError: a value is outside its range or contradicts another.
@@ -212,7 +212,7 @@ class ServerSettings(BaseModel):
 
     @property
     def limits(self) -> ImageLimits:
-        """Limits on each image of a request."""
+        """Limits that apply to each image of a request."""
         return ImageLimits(self.limits_max_bytes, self.limits_max_pixels)
 
     @model_validator(mode="wrap")
@@ -250,27 +250,27 @@ class ServerSettings(BaseModel):
 
 
 SETTINGS = ServerSettings.model_fields
-"""Fields of all settings by name, in the order above."""
+"""Fields of all settings by name, in the order of `ServerSettings`."""
 
 _KINDS: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path"}
 
 _RANGE_ERRORS = ("greater_than_equal", "less_than_equal", "finite_number", "int_parsing_size", "literal_error")
-"""pydantic's error types for values of the right type that are not allowed."""
+"""Pydantic's error types for values of the right type that are out of range or not among the choices."""
 
 
 def kind_of(field: FieldInfo) -> type:
     """Return the type of a setting's values: bool, int, float, str or Path."""
     first = (*get_args(field.annotation), field.annotation)[0]
-    return first if isinstance(first, type) else str  # a text is one of the choices of a Literal
+    return first if isinstance(first, type) else str  # a choice of a Literal, such as "auto", is a string
 
 
 def choices_of(field: FieldInfo) -> tuple[str, ...]:
-    """Return the values that a setting may have; empty where any value of its type is allowed."""
+    """Return the values that a setting may have, or an empty tuple if any value of its type is allowed."""
     return tuple(option for option in get_args(field.annotation) if isinstance(option, str))
 
 
 def problem(field: FieldInfo, error: ValidationError) -> str:
-    """Describe what a setting expects instead of the value that pydantic rejected."""
+    """Describe the values that a setting accepts, for the message about a value that pydantic rejected."""
     is_range = error.errors()[0]["type"] in _RANGE_ERRORS
     return f"expected {(is_range and _range(field)) or _KINDS[kind_of(field)]}"
 
@@ -285,5 +285,5 @@ def _range(field: FieldInfo) -> str:
 
 
 def bound(field: FieldInfo, name: Literal["ge", "le"]) -> float | None:
-    """Return the least (`ge`) or greatest (`le`) value of a setting; None without one."""
+    """Return the minimum (`ge`) or maximum (`le`) of a setting, or None if it has none."""
     return next((getattr(constraint, name) for constraint in field.metadata if hasattr(constraint, name)), None)

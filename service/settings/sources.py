@@ -1,4 +1,4 @@
-"""Settings of a server from a TOML file, the environment and flags. Flags override the environment, which overrides the file."""
+"""Server settings from a TOML file, the environment and flags. Flags override environment variables, and those override the file."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from tlcli.contract.errors import SettingsError
 from tlcli.contract.files.text_file import read_text
 from tlcli.service.settings.server_settings import SETTINGS, ServerSettings, problem
 
-# Read here and not by pydantic-settings, which names neither the file nor the flag that a wrong value came from.
+# pydantic-settings is not used because its errors name neither the file nor the flag that an invalid value came from.
 
 PREFIX = "TLCLI_SERVE_"
-"""Prefix of the environment variables."""
+"""Prefix of the environment variables that hold settings."""
 
 CONFIG_VARIABLE = f"{PREFIX}CONFIG"
-"""Environment variable that names the settings file if no flag does."""
+"""Environment variable that holds the path of the settings file. A flag overrides it."""
 
 ARGUMENT = "models"
-"""Setting that is an argument of the command instead of a flag."""
+"""Setting that is a positional argument of the command instead of a flag."""
 
 _MAX_FILE_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True)
 class Override:
-    """Value that overrides a default, with the flag, variable or file that it came from."""
+    """Value that overrides a default, and the flag, variable or file that it came from."""
 
     value: Any
     source: str
@@ -41,32 +41,33 @@ class Override:
 
 @dataclass(frozen=True)
 class Config:
-    """Settings of a server, with the values that override defaults, by name."""
+    """Server settings, together with the values that override defaults, by name."""
 
     settings: ServerSettings
     overrides: Mapping[str, Override]
 
 
 def variable(name: str) -> str:
-    """Return the environment variable of a setting."""
+    """Return the name of a setting's environment variable."""
     return PREFIX + name.upper()
 
 
 def flag(name: str) -> str:
-    """Return the flag of a setting; for `ARGUMENT`, the name of the command's argument."""
+    """Return the flag of a setting or, for `ARGUMENT`, the name of the command's argument."""
     return ARGUMENT.upper() if name == ARGUMENT else "--" + name.replace("_", "-")
 
 
 def configure(flags: Mapping[str, str | bool | Path], environment: Mapping[str, str], file: Path | None = None) -> Config:
-    """Merge the settings of all sources.
+    """Merge the settings from all sources.
 
     Args:
-        flags: values of flags, by setting.
-        environment: variables. Those without `PREFIX` are ignored; empty ones count as not set.
-        file: TOML. A table's name is a prefix of its keys: `certificate` in `[tls]` is `tls_certificate`.
+        flags: values of flags, by name of the setting.
+        environment: environment variables. Variables without `PREFIX` are ignored, and empty variables count as not set.
+        file: path of a TOML file. A table's name is a prefix of its keys: `certificate` in `[tls]` sets `tls_certificate`. None: the path
+            in `CONFIG_VARIABLE`, if it is set.
 
     Raises:
-        SettingsError: a key or variable is unknown, a value has the wrong type or is outside its range, values contradict each
+        SettingsError: a key or variable is unknown, a value has the wrong type or is out of range, values contradict each
             other, or the file cannot be read.
     """
     named = environment.get(CONFIG_VARIABLE)
@@ -82,12 +83,12 @@ def configure(flags: Mapping[str, str | bool | Path], environment: Mapping[str, 
 
 
 def configure_from(table: Mapping[str, Any], source: str, elsewhere: Mapping[str, str]) -> Config:
-    """Build the settings from a table that another program has read.
+    """Build settings from a table that another program has parsed.
 
     Args:
         table: values by key. A nested table's name is a prefix of its keys.
         source: name of the table in error messages.
-        elsewhere: settings that this table must not hold, each with the place to set it.
+        elsewhere: settings that the table must not contain, each with an error message that names the alternative.
 
     Raises:
         SettingsError: see `configure`.
@@ -96,7 +97,7 @@ def configure_from(table: Mapping[str, Any], source: str, elsewhere: Mapping[str
 
 
 def to_toml(config: Config) -> str:
-    """Write settings as a file that `configure` reads back to the same settings, with the source of each override."""
+    """Format settings as a TOML file from which `configure` reads the same settings. Comments name the source of each override."""
     lines = ["# Settings of `tlcli serve`, for --config."]
     for name, value in config.settings:
         source = f"  # {_printable(config.overrides[name].source)}" if name in config.overrides else ""
@@ -184,5 +185,5 @@ def _write(value: object) -> str:
 
 
 def _printable(text: str) -> str:
-    """Return text that fits in a comment, which ends with its line."""
+    """Replace unprintable characters, such as line breaks, which would end a TOML comment."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)

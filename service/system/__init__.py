@@ -1,1 +1,1 @@
-"""Infrastructure that does not know about models: thread pool, ordered streams, addresses, reloading files."""
+"""Infrastructure that is independent of models: thread pool, ordered streams, addresses, file limits and reloading files."""

@@ -1,4 +1,4 @@
-"""Addresses in gRPC's notation, and a check for loopback addresses."""
+"""Parsing and formatting of server addresses in gRPC's notation, and detection of loopback addresses."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _HOST = re.compile(r"[^\s/?#@\[\]:]+|[0-9A-Fa-f:.]+(%\w+)?")
 
 
 def parse_target(target: str, port: int | None) -> tuple[str, int, bool]:
-    """Split a server's address into host, port and whether its scheme asks for TLS.
+    """Split a server address into its host, its port, and a flag that is True if the scheme requires TLS.
 
     Args:
-        target: `host`, `host:port`, `[IPv6]:port`, each with or without `grpc://` or `grpcs://` (TLS).
-        port: port set separately; None for the port in `target`, or 8001.
+        target: `host`, `host:port` or `[IPv6]:port`, each optionally preceded by `grpc://` or `grpcs://` (TLS).
+        port: port that is set separately; None for the port in `target`, or 8001 if it has none.
 
     Raises:
-        SettingsError: the address has another form, names a different port than `port`, or is an HTTP address.
+        SettingsError: the address is malformed, is an HTTP address, or contains a port other than `port`.
     """
     expected = "expected a name or an address, such as 127.0.0.1, host:8001 or grpc://host:8001"
     scheme, separator, rest = target.strip().rpartition("://")
@@ -45,12 +45,12 @@ def parse_target(target: str, port: int | None) -> tuple[str, int, bool]:
 
 
 def join_address(host: str, port: int) -> str:
-    """Return `host:port` in gRPC's notation, with an IPv6 address in brackets."""
+    """Format an address as `host:port` in gRPC's notation, with brackets around an IPv6 address."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def is_loopback(host: str) -> bool:
-    """Return True for an address that only this machine can reach. Names other than `localhost` count as reachable by others."""
+    """Return True if only this machine can reach the address. Host names other than `localhost` count as reachable by others."""
     if host == "localhost":
         return True
     try:

@@ -1,4 +1,4 @@
-"""Limit on open files (`ulimit -n`), and the number of connections that fit into it."""
+"""Limit on open files (`ulimit -n`), and the number of connections that it allows."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import os
 logger = logging.getLogger(__name__)
 
 _KEPT = 24
-"""Files reserved for models, certificates, logs and libraries."""
+"""Number of open files reserved for models, certificates, logs and libraries."""
 
 _ENOUGH = 65536
 _LEAST = 4
 
 
 def raise_limit() -> None:
-    """Raise the soft limit on open files to the hard limit, since shells start with less."""
+    """Raise the soft limit on open files to the hard limit, at most 65,536. Shells start processes with a lower soft limit."""
     with contextlib.suppress(ImportError, OSError, ValueError):  # Windows has no such limit
         import resource
 
@@ -27,7 +27,7 @@ def raise_limit() -> None:
 
 
 def fitting_connections(most: int, protocols: int) -> int:
-    """Return the number of connections that each protocol can have open, at most `most`."""
+    """Return the number of connections that each protocol can keep open within the file limit, at most `most`."""
     try:
         import resource
 

@@ -13,9 +13,9 @@ R = TypeVar("R")
 async def in_order(items: AsyncIterable[T], work: Callable[[T], Awaitable[R]], limit: int) -> AsyncGenerator[R, None]:
     """Yield `await work(item)` for each item, in the order of the items.
 
-    An item is read only while fewer than `limit` items are in progress or wait to be consumed. A fast sender or a slow receiver
-    therefore stops the reading instead of filling the memory. Each result is yielded as soon as it is next in order, since a sender
-    may wait for it before it sends the next item.
+    An item is read only while fewer than `limit` items are in progress or waiting to be consumed. A fast sender or a slow receiver
+    therefore pauses reading instead of filling the memory. Each result is yielded as soon as it is next in order, because a sender
+    may wait for it before sending the next item.
 
     Closing or cancelling the generator cancels the items in progress.
 

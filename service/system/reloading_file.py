@@ -16,21 +16,21 @@ T = TypeVar("T")
 
 
 class ReloadingFile(Generic[T]):
-    """Value read from one or more files, read again when one of them has changed. Safe to use from several threads.
+    """Value that is read from one or more files and reloaded when any of them changes. Thread-safe.
 
-    If the changed files cannot be used, for example because they are half written, the old value stays and the log says so.
+    If the changed files cannot be used, for example because they are only half written, the old value is kept and an error is logged.
     """
 
     def __init__(self, what: str, paths: Sequence[Path], read: Callable[[], T]) -> None:
         """Read the files for the first time.
 
         Args:
-            what: name of the value in the log.
-            paths: files to watch.
-            read: reads the value; raises SettingsError if the files cannot be used.
+            what: name of the value in log messages.
+            paths: files to watch for changes.
+            read: function that reads the value from the files. It raises SettingsError if they cannot be used.
 
         Raises:
-            SettingsError: see `read`.
+            SettingsError: `read` cannot use the files.
         """
         self._what = what
         self._paths = paths
@@ -40,9 +40,9 @@ class ReloadingFile(Generic[T]):
         self._value = read()
 
     def get(self) -> T:
-        """Return the value of the files as they are now, or as they were when they could last be used."""
+        """Return the value, reloaded if the files have changed. If they cannot be used, return the last valid value."""
         with self._lock:
-            stamps = self._look()  # before reading: a change in the meantime is read again
+            stamps = self._look()  # taken before reading, so that a change during the read triggers another one
             if stamps != self._stamps:
                 self._stamps = stamps
                 try:

@@ -1,4 +1,4 @@
-"""Thread pool for work that would block the event loop. Each job is timed: waiting and running."""
+"""Thread pool for work that would block the event loop. It measures how long each job waits and runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Timed(Generic[T]):
-    """Result of a job, with the time it waited for a thread and the time it ran, in nanoseconds."""
+    """Result of a job, with the time that it waited for a thread and the time that it ran, in nanoseconds."""
 
     value: T
     waited_ns: int
@@ -24,7 +24,7 @@ class Timed(Generic[T]):
 
 
 class Workers:
-    """Pool of a fixed number of threads with one queue, first in, first out."""
+    """Thread pool of fixed size with one first-in, first-out queue."""
 
     def __init__(self, threads: int, name: str) -> None:
         self._executor = ThreadPoolExecutor(max_workers=threads, thread_name_prefix=name)
@@ -32,7 +32,7 @@ class Workers:
         self._started: dict[int, float] = {}
 
     def stuck(self, seconds: float) -> bool:
-        """Return True if every thread has been running one job for longer than `seconds`."""
+        """Return True if every thread has been running its current job for longer than `seconds`."""
         now, started = time.monotonic(), list(self._started.values())
         return len(started) == self._threads and all(now - since > seconds for since in started)
 
@@ -45,7 +45,9 @@ class Workers:
             del self._started[thread]
 
     async def do(self, job: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Timed[T]:
-        """Run `job` in a thread. If cancelled, a waiting job never runs, and a running job finishes without its result being used.
+        """Run `job` in a thread and return its result with timings.
+
+        If the caller is cancelled, a queued job never runs. A running job finishes, but its result is discarded.
 
         Raises:
             Exception: any exception raised by `job`.
@@ -60,7 +62,7 @@ class Workers:
         return await asyncio.get_running_loop().run_in_executor(self._executor, self._busy, timed)
 
     def start(self, job: Callable[[], None]) -> None:
-        """Run `job` in a thread without waiting for it; the job handles its own errors. Callable from any thread.
+        """Run `job` in a thread without waiting for it. The job must handle its own errors. Callable from any thread.
 
         Raises:
             RuntimeError: the pool is closed.
@@ -68,5 +70,5 @@ class Workers:
         self._executor.submit(self._busy, job)
 
     def close(self, wait: bool = True) -> None:
-        """Cancel waiting jobs; with `wait`, return only when the running jobs have finished."""
+        """Cancel queued jobs. With `wait`, block until the running jobs have finished."""
         self._executor.shutdown(wait=wait, cancel_futures=True)

@@ -1,1 +1,1 @@
-"""Records of requests, and the metrics, traces and logs made from them."""
+"""Request records, and the metrics, traces and logs derived from them."""

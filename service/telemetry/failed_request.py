@@ -1,4 +1,4 @@
-"""Conversion of errors to the status for the client, with the record for metrics and log."""
+"""Conversion of errors to statuses for the client, recorded for metrics and logs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 def record_error(error: Exception) -> status_pb2.Status:
-    """Return the status of an error, and record it as the outcome of the current request. Log internal errors."""
+    """Convert an error to a status and record it as the outcome of the current request. Internal errors are logged."""
     if not isinstance(error, TlcliError):
         logger.error("request %s failed with an internal error", current_request().request_id, exc_info=error)
     status = error_status.to_status(error)

@@ -1,4 +1,4 @@
-"""Memory use of the GPUs, read from NVIDIA's management library (NVML), which is part of the driver."""
+"""GPU memory usage, read from the NVIDIA Management Library (NVML), which is part of the driver."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 class Nvml(Protocol):
-    """Functions used from the module `pynvml` (package nvidia-ml-py), named as in NVML."""
+    """Protocol for the functions used from the module `pynvml` (package nvidia-ml-py), with NVML's names."""
 
     NVMLError: type[Exception]
 
@@ -26,11 +26,11 @@ class Nvml(Protocol):
 
 @dataclass(frozen=True)
 class GpuMemory:
-    """Memory of one GPU.
+    """Memory usage of one GPU.
 
     gpu: NVML's index of the GPU.
-    uuid: identifier that is the same on every machine.
-    used_bytes: memory used by all processes and reserved by the driver.
+    uuid: identifier of the GPU that stays the same on every machine.
+    used_bytes: memory used by all processes or reserved by the driver.
     """
 
     gpu: str
@@ -43,10 +43,10 @@ class Gpus:
     """GPUs visible to this process; in a container, the GPUs assigned to it."""
 
     def __init__(self, nvml: Nvml) -> None:
-        """Open NVML and look the GPUs up.
+        """Initialize NVML and look up the GPUs.
 
         Raises:
-            nvml.NVMLError: there is no driver, or it does not answer.
+            nvml.NVMLError: no driver is installed, or the driver does not respond.
         """
         self._nvml = nvml
         nvml.nvmlInit()
@@ -58,7 +58,10 @@ class Gpus:
             raise
 
     def memory(self) -> Iterator[GpuMemory]:
-        """Yield the memory of each GPU, skipping those that do not report it, such as GPUs divided by MIG. Callable from any thread."""
+        """Yield the memory usage of each GPU. Callable from any thread.
+
+        GPUs that do not report their memory, such as GPUs partitioned by MIG, are skipped.
+        """
         for gpu, uuid, handle in self._known:
             try:
                 memory = self._nvml.nvmlDeviceGetMemoryInfo(handle)
@@ -68,16 +71,16 @@ class Gpus:
             yield GpuMemory(gpu, uuid, int(memory.used), int(memory.total))
 
     def close(self) -> None:
-        """Shut NVML down."""
+        """Shut down NVML and release the GPU handles."""
         with suppress(self._nvml.NVMLError):
             self._nvml.nvmlShutdown()
 
 
 def open_gpus(nvml: Nvml | None = None) -> Gpus | None:
-    """Open the GPUs; return None, with a DEBUG line in the log, if NVML cannot be used.
+    """Open the GPUs. If NVML cannot be used, log a DEBUG message and return None.
 
     Args:
-        nvml: the library; by default nvidia-ml-py, if it is installed.
+        nvml: NVML bindings; by default nvidia-ml-py, if it is installed.
     """
     if nvml is None:
         try:

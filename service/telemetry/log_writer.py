@@ -1,4 +1,4 @@
-"""Log handler that never blocks: a bounded number of lines waits in memory, and a thread writes them."""
+"""Log handler that never blocks: lines wait in a bounded queue, and a background thread writes them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import time
 
 _LINES = 4096
 _FLUSH_S = 1.0
-"""Time limit for writing the waiting lines."""
+"""Time limit in seconds for writing the queued lines."""
 
 
 class LogWriter(logging.Handler):
-    """Handler that writes lines to a file descriptor from a thread. If the reader stalls, lines are dropped and counted."""
+    """Handler that writes lines to a file descriptor from a background thread. If the reader stalls, lines are dropped and counted."""
 
     def __init__(self, descriptor: int, lines: int = _LINES) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class LogWriter(logging.Handler):
         threading.Thread(target=self._write, name="log", daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Queue a line, or drop it if the queue is full."""
+        """Queue the line of a record, or drop it if the queue is full."""
         try:
             if self._dropped and self._lines.qsize() < self._lines.maxsize // 2:
                 self._lines.put_nowait(self._line(self._drop_record(self._dropped)))
@@ -32,11 +32,11 @@ class LogWriter(logging.Handler):
             self._lines.put_nowait(self._line(record))
         except queue.Full:
             self._dropped += 1
-        except Exception:  # noqa: BLE001  # the record cannot be formatted: do as other handlers of logging
+        except Exception:  # noqa: BLE001  # the record cannot be formatted: react like logging's own handlers
             self.handleError(record)
 
     def flush(self) -> None:
-        """Wait until the queued lines are written, for at most a second."""
+        """Wait until the queued lines are written, for at most one second."""
         until = time.monotonic() + _FLUSH_S
         while self._lines.unfinished_tasks and time.monotonic() < until:
             time.sleep(0.005)

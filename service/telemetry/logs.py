@@ -1,4 +1,4 @@
-"""Log of a server: text or JSON lines, and optionally one line per request."""
+"""Server log as text or JSON lines, optionally with one line per request."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from tlcli.service.telemetry.request_record import NO_REQUEST, STAGES, RequestRe
 LogFormat = Literal["text", "json"]
 
 _FIELDS = "fields"
-"""Attribute of a log record that holds additional members of the JSON object."""
+"""Attribute of a log record that holds additional fields for the JSON object."""
 
 logger = logging.getLogger(__name__)
 
 
 def configure_logging(log_format: LogFormat) -> None:
-    """Write lines from INFO on to standard error, unless the program has configured logging.
+    """Log messages of level INFO and above to standard error, unless the program has already configured logging.
 
     Args:
-        log_format: format of the lines.
+        log_format: format of the log lines.
     """
     handler = _writer()
     handler.setFormatter(JsonFormatter() if log_format == "json" else logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -38,10 +38,13 @@ def _writer() -> logging.Handler:
 
 
 class JsonFormatter(logging.Formatter):
-    """Formatter that writes one JSON object per line: time (RFC 3339), level, logger, message, and fields of a request or an exception."""
+    """Formatter that writes one JSON object per line.
+
+    The object contains the time (RFC 3339), level, logger and message, and the fields of a request or an exception if there is one.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line."""
+        """Format a record as one line of JSON."""
         members: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "level": record.levelname,
@@ -59,7 +62,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def log_request(request: RequestRecord) -> None:
-    """Log one line for a request that has ended."""
+    """Log one line for a finished request."""
     took_ms = {stage: took_ns / 1e6 for stage, took_ns in request.took_ns().items()}
     fields = {
         "request_id": request.request_id,

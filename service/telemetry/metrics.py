@@ -1,4 +1,4 @@
-"""Prometheus metrics of a server: counts, sizes and durations. The library is imported only if metrics are on."""
+"""Prometheus metrics of a server: counts, sizes and durations. `prometheus_client` is imported only if metrics are enabled."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tlcli.service.telemetry.metrics_endpoint import MetricsEndpoint
 
 UNKNOWN = "unknown"
-"""Model label of requests that failed before their model was found. Names invented by clients would be unbounded label values."""
+"""Model label of requests that failed before their model was found. With names sent by clients, the label would be unbounded."""
 
 DURATIONS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -26,7 +26,11 @@ BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 @dataclass(frozen=True)
 class Queue:
-    """Number of images that wait for a served version of a model, and of Score-CAMs that wait or are in progress."""
+    """Queue state of one served model version.
+
+    length: number of waiting images.
+    score_cams: number of Score-CAMs that are waiting or in progress.
+    """
 
     model: str
     version: str
@@ -35,9 +39,9 @@ class Queue:
 
 
 class Metrics:
-    """Metrics of one server, in a registry of their own, so that a process may have several servers. If off, all methods do nothing.
+    """Metrics of one server, in their own registry so that one process can run several servers. If disabled, the methods do nothing.
 
-    Requests are counted in the event loop's thread; scrapes run in another thread.
+    Requests are counted in the event loop's thread. Scrapes run in other threads.
     """
 
     def __init__(self, on: bool = False) -> None:
@@ -64,12 +68,12 @@ class Metrics:
         self._loads = Counter("model_loads", "Loads of model versions, by outcome.", ("model", "outcome"), **here)  # type: ignore[arg-type]
         self._load_durations = Summary("model_load_seconds", "Duration of successful loads, including warm-up.", ("model",), **here)  # type: ignore[arg-type]
         ProcessCollector(registry=self._registry)
-        # Labelled children are cached: looking one up takes a lock, and as much time as counting with it.
+        # Labelled children are cached: a lookup takes a lock, and as much time as the count itself.
         self._counters: dict[tuple[str, ...], Counter] = {}
         self._of_model: dict[str, tuple[Counter, dict[str, Histogram]]] = {}
 
     def count_request(self, request: RequestRecord) -> None:
-        """Count a request that has ended."""
+        """Count a finished request."""
         if not self.on:
             return
         model = request.model or ("" if request.code == OK else UNKNOWN)
@@ -92,45 +96,45 @@ class Metrics:
             durations[stage].observe(took_ns / 1e9)
 
     def batches(self, model: str) -> Callable[[int], None]:
-        """Return the callback for the size of each batch of a model. It may be called from any thread."""
+        """Return a callback that records the size of each batch of a model. It may be called from any thread."""
         return self._batches.labels(model).observe if self.on else _ignore
 
     def loaded(self, model: str, seconds: float) -> None:
-        """Count a version that was loaded and warmed up in `seconds`."""
+        """Count a model version that loaded successfully, and record the `seconds` that loading and warm-up took."""
         if self.on:
             self._loads.labels(model, "loaded").inc()
             self._load_durations.labels(model).observe(seconds)
 
     def failed_to_load(self, model: str) -> None:
-        """Count a version that failed to load."""
+        """Count a model version that failed to load."""
         if self.on:
             self._loads.labels(model, "failed").inc()
 
     def watch(self, in_flight: Callable[[], int], queues: Callable[[], Iterable[Queue]]) -> None:
-        """Add the gauges whose values are read at each scrape, in its thread.
+        """Register the gauges whose values are read at each scrape, in the scrape's thread.
 
         Args:
-            in_flight: returns the number of requests in progress.
-            queues: returns the queues of all served versions.
+            in_flight: function that returns the number of in-flight requests.
+            queues: function that returns the queues of all served versions.
         """
         if self.on:
             self._registry.register(_collector(in_flight, queues))
 
     def watch_gpus(self, gpus: Gpus | None) -> None:
-        """Add the gauges of GPU memory, if there are GPUs. `close` closes the GPUs too."""
+        """Register the gauges of GPU memory, unless `gpus` is None. `close` closes the GPUs too."""
         if self.on and gpus is not None:
             self._gpus = gpus
             self._registry.register(_gpu_collector(gpus))
 
     def serve(self, host: str, port: int, reuse_port: bool = False) -> int:
-        """Answer scrapes over HTTP, in separate threads.
+        """Start an HTTP endpoint that answers scrapes in separate threads.
 
         Args:
             host, port: address to listen on; port 0 picks a free port.
-            reuse_port: share the port with another server that sets this too.
+            reuse_port: share the port with another server that also sets this option.
 
         Returns:
-            The port.
+            Port of the endpoint.
 
         Raises:
             SettingsError: the address cannot be used.
@@ -147,7 +151,7 @@ class Metrics:
         return self._endpoint.port
 
     def close(self) -> None:
-        """Stop answering scrapes, which may take half a second, and close the GPUs."""
+        """Shut down the metrics endpoint and release the GPU handles. This can block for half a second."""
         if self._endpoint is not None:
             self._endpoint.close()
             self._endpoint = None
@@ -157,7 +161,7 @@ class Metrics:
 
 
 NO_METRICS = Metrics()
-"""Metrics that are off."""
+"""Disabled metrics, which record nothing."""
 
 
 def _ignore(size: int) -> None:
@@ -169,10 +173,10 @@ def _collector(in_flight: Callable[[], int], queues: Callable[[], Iterable[Queue
     from prometheus_client.registry import Collector
 
     class CurrentState(Collector):
-        """Collector of gauges read at the moment of a scrape, so that they cost requests nothing."""
+        """Collector of gauges that are read during a scrape and therefore add no cost to requests."""
 
         def collect(self) -> Iterable[GaugeMetricFamily]:
-            """Yield the gauges."""
+            """Yield the gauges with their current values."""
             yield GaugeMetricFamily("tlcli_requests_in_flight", "Requests in progress.", value=in_flight())
             served = tuple(queues())
             waiting = GaugeMetricFamily("tlcli_queue_length", "Images waiting for a run.", labels=("model", "version"))
@@ -195,10 +199,10 @@ def _gpu_collector(gpus: Gpus) -> Collector:
     from prometheus_client.registry import Collector
 
     class GpuMemoryCollector(Collector):
-        """Collector of GPU memory, read at each scrape in its thread."""
+        """Collector of GPU memory, which is read at each scrape in the scrape's thread."""
 
         def collect(self) -> Iterable[GaugeMetricFamily]:
-            """Yield used and total memory, with one value per GPU."""
+            """Yield the used and the total memory, with one sample per GPU."""
             labels = ("gpu", "uuid")
             used = GaugeMetricFamily("tlcli_gpu_memory_used_bytes", "Memory of a GPU in use by all processes.", labels=labels)
             total = GaugeMetricFamily("tlcli_gpu_memory_total_bytes", "Memory of a GPU.", labels=labels)

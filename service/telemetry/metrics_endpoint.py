@@ -1,4 +1,4 @@
-"""HTTP endpoint for Prometheus: a small server in threads of its own, outside the event loop."""
+"""HTTP endpoint for Prometheus: a small server that runs in its own threads, outside the event loop."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 
 
 class MetricsEndpoint:
-    """HTTP server that answers scrapes until `close`.
+    """HTTP server that answers scrapes until `close` is called.
 
-    port: port that it listens on.
+    port: port that the server listens on.
     """
 
     def __init__(self, registry: CollectorRegistry, host: str, port: int, reuse_port: bool) -> None:
-        """Start to listen; see `tlcli.service.telemetry.metrics.Metrics.serve`.
+        """Start listening; see `tlcli.service.telemetry.metrics.Metrics.serve`.
 
         Raises:
             OSError: the address cannot be used.
@@ -34,7 +34,7 @@ class MetricsEndpoint:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop the server, which takes up to half a second."""
+        """Stop the server. This can block for half a second."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -44,12 +44,12 @@ class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Ignore scrapers that close their connection."""
+        """Ignore the error, which occurs when a scraper closes its connection."""
 
 
 class _Silent(WSGIRequestHandler):
     timeout = 10.0
-    """Time limit for a request to arrive, in seconds; an idle connection would keep its thread."""
+    """Time limit in seconds for a request to arrive. Without it, an idle connection would occupy its thread."""
 
     def log_message(self, format: str, *arguments: object) -> None:
-        """Log nothing, since a line per scrape would bury the others."""
+        """Do nothing, because one line per scrape would bury all other log lines."""

@@ -1,4 +1,4 @@
-"""gRPC interceptor that records requests, each from the bytes of its message to the bytes of its answer."""
+"""gRPC interceptor that records each request, from the bytes of its message to the bytes of its answer."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from tlcli.service.protocol.rpc_methods import SERVICES, Context, path_of
 from tlcli.service.telemetry.request_record import REQUEST_ID, Headers, OnEnd, RequestRecord, current_request
 
 _METHODS = {path_of(method): path_of(method)[1:] for service in SERVICES for method in service.methods}
-"""Our methods, by path. Names invented by clients must not become label values of metrics."""
+"""Names of our methods, by path. Names sent by clients must not become label values of metrics."""
 
 _NAMES: dict[int, str] = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
 class RequestInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
-    """Interceptor that records requests. It runs before the interceptors that reject requests, so that it records those too.
+    """Interceptor that records requests. It runs before the interceptors that reject requests, so it records rejected requests too.
 
-    Each image of a stream is a request of its own. The stream itself is a request only if it is rejected before its first image.
+    Each image of a stream counts as a separate request. The stream itself counts as a request only if it fails before its first image.
 
     in_flight: number of requests in progress.
     """
 
     def __init__(self, on_end: Sequence[OnEnd]) -> None:
-        """Create an interceptor that calls each `on_end` with every request that ends, in the event loop."""
+        """Create an interceptor that calls each `on_end` callback, in the event loop, whenever a request ends."""
         self._on_end = (self._ended, *on_end)
         self.in_flight = 0
 
     def start_request(self, method: str, headers: Headers, protocol: str = "grpc") -> RequestRecord:
-        """Start the record of a request, to be used as a context manager around its work.
+        """Start the record of a request. Use the record as a context manager around the work for the request.
 
         Args:
             method: name of the method, from a fixed set that clients cannot extend.
@@ -92,7 +92,7 @@ class RequestInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] 
 
 
 class StreamRecord(RequestRecord):
-    """Record of a stream, a call that carries many requests."""
+    """Record of a stream, which is one call that carries many requests."""
 
     def __init__(self, interceptor: RequestInterceptor, method: str, headers: Headers) -> None:
         super().__init__(method, headers)
@@ -101,19 +101,19 @@ class StreamRecord(RequestRecord):
         self._requests = 0
 
     def next_request(self) -> RequestRecord:
-        """Start the record of the next request, see `RequestInterceptor.start_request`."""
+        """Start the record of the next request of the stream; see `RequestInterceptor.start_request`."""
         self._requests += 1
         return self._interceptor.start_request(self.method, self._headers)
 
     def note_failure(self, code: str) -> None:
-        """Count a stream that failed with this code before its first request as one request."""
+        """Record a stream that failed with this status code. If it failed before its first request, count it as one request."""
         if not self._requests:
             with self.next_request() as request:
                 request.note_code(code)
 
 
 def code_name(number: int) -> str:
-    """Return the name of a gRPC status code."""
+    """Return the name of the gRPC status code with this number, or UNKNOWN if there is none."""
     return _NAMES.get(number, "UNKNOWN")
 
 
@@ -124,7 +124,7 @@ def next_stream_request() -> RequestRecord:
 
 
 def echoed_metadata() -> tuple[tuple[str, str], ...]:
-    """Return the metadata to send back with the answer or error of the current request."""
+    """Return the metadata to send back to the client with the answer or error of the current request."""
     echo = current_request().echo
     return ((REQUEST_ID, echo),) if echo else ()
 

@@ -1,8 +1,8 @@
-"""Record of one request: its model, the time of each stage, its outcome. No protobuf, no gRPC.
+"""Record of one request: its model, the time of each stage, and its outcome. This module is independent of protobuf and gRPC.
 
-Metrics, traces and the log of requests are made from the record when the request ends. Code that works on a request adds to the record
-through `current_request()`. Python's context variables carry it from task to task; outside of a request it is `NO_REQUEST`, which
-ignores everything.
+Metrics, traces and request logs are derived from the record when the request ends. Code that handles a request adds to the record
+through `current_request()`. Python's context variables carry the record from task to task. Outside a request, `current_request()`
+returns `NO_REQUEST`, which ignores everything.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 Stage = Literal["decode", "queue", "infer", "render", "total"]
 STAGES: tuple[Stage, ...] = ("decode", "queue", "infer", "render")
-"""Stages in the order in which a request passes through them; `total` is the whole request."""
+"""Stages in the order in which a request passes through them. The stage `total` is the whole request and is not listed here."""
 
 REQUEST_ID = "x-request-id"
-"""Header that identifies a request; it is returned with the answer."""
+"""Header that identifies a request. The server returns it with the answer."""
 
 OK = "OK"
 Headers = Iterable[tuple[str, str | bytes]]
-"""Lower-case names and values of gRPC metadata or HTTP headers."""
+"""gRPC metadata or HTTP headers, as pairs of a lower-case name and a value."""
 
 OnEnd = Callable[["RequestRecord"], None]
-"""Callback that receives each request when it ends."""
+"""Callback that receives the record of each request when the request ends."""
 
 _TRACE_HEADERS = ("traceparent", "tracestate")
 _LONGEST_ID = 128
@@ -42,7 +42,7 @@ _LONGEST_ECHO = 1024
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Time span of a request in one stage, by `time.monotonic_ns`."""
+    """Time span that a request spent in one stage, measured with `time.monotonic_ns`."""
 
     stage: Stage
     begun_ns: int
@@ -54,17 +54,17 @@ class RequestRecord:
 
     method: called method, such as `tlcli.v1.Classifier/Classify`.
     protocol: `grpc` or `http`.
-    echo: `x-request-id` header as it may be sent back; empty without one.
+    echo: value of the `x-request-id` header in a form that can be sent back; empty without the header.
     trace_headers: `traceparent` and `tracestate` headers, unchanged (W3C Trace Context).
-    trace_id: id of the trace that the request belongs to; empty if it is not traced.
-    model, version: model that answers; empty until it is found.
+    trace_id: id of the trace that the request belongs to; empty if the request is not traced.
+    model, version: name and version of the model that answers; empty until the model is found.
     images: number of images in the request.
-    code: outcome, as a gRPC status code name.
-    received_bytes, sent_bytes: sizes of the messages.
+    code: outcome of the request, as the name of a gRPC status code.
+    received_bytes, sent_bytes: sizes of the request message and the answer message.
     """
 
     def __init__(self, method: str, headers: Headers = (), protocol: str = "grpc", on_end: Iterable[OnEnd] = ()) -> None:
-        """Create a record whose `on_end` callbacks are called when the request ends."""
+        """Create a record. The `on_end` callbacks are called when the request ends."""
         self.method = method
         self.protocol = protocol
         self.echo = ""
@@ -102,17 +102,17 @@ class RequestRecord:
             try:
                 on_end(self)
             except Exception:
-                logger.exception("request %s cannot be recorded", self.request_id)  # its answer is valid all the same
+                logger.exception("request %s cannot be recorded", self.request_id)  # the answer is still valid
 
     @property
     def request_id(self) -> str:
-        """Id of the request for one line of a log: its own, that of the header, or a random one."""
+        """Id of the request for log lines: the id in the request, else the `x-request-id` header, else a random id."""
         if not self._own_id:
             self._own_id = _printable(self.echo) or secrets.token_hex(8)
         return self._own_id
 
     def took_ns(self) -> dict[Stage, int]:
-        """Return the time spent in each stage. Time that several images share in a stage counts once."""
+        """Return the time spent in each stage, in nanoseconds. Time that several images spend in the same stage at once counts once."""
         took: dict[Stage, int] = {}
         until: dict[Stage, int] = {}
         for span in self.spans if len(self.spans) < 2 else sorted(self.spans, key=_begun_ns):
@@ -124,22 +124,22 @@ class RequestRecord:
         return took
 
     def note_request(self, request_id: str, images: int) -> None:
-        """Record the request's own id, which may be empty, and its number of images."""
+        """Record the id contained in the request, which may be empty, and the number of images."""
         if request_id:
             self._own_id = _printable(request_id)
         self.images = images
 
     def note_model(self, model: str, version: int) -> None:
-        """Record the model that answers."""
+        """Record the name and version of the model that answers."""
         self.model = model
         self.version = str(version)
 
     def note_code(self, code: str) -> None:
-        """Record the outcome."""
+        """Record the outcome, as the name of a gRPC status code."""
         self.code = code
 
     def note_span(self, stage: Stage, submitted_ns: int, waited_ns: int, took_ns: int) -> None:
-        """Record that a job was submitted at a time, waited in a queue, and then ran."""
+        """Record a job that was submitted at `submitted_ns`, waited in a queue for `waited_ns`, and then ran for `took_ns`."""
         if waited_ns:
             self.spans.append(Span("queue", submitted_ns, waited_ns))
         if took_ns:
@@ -147,7 +147,7 @@ class RequestRecord:
 
 
 class _NoRequest(RequestRecord):
-    """Null object for code that runs outside of any request."""
+    """Null object for code that runs outside any request."""
 
     def note_request(self, request_id: str, images: int) -> None:
         """Do nothing."""
@@ -163,23 +163,23 @@ class _NoRequest(RequestRecord):
 
     @property
     def request_id(self) -> str:
-        """Placeholder for the id in log lines."""
+        """Placeholder for the request id in log lines."""
         return "?"
 
 
 NO_REQUEST = _NoRequest("")
-"""Record that `current_request` returns outside of any request."""
+"""Record that `current_request` returns outside any request."""
 
 _CURRENT: ContextVar[RequestRecord] = ContextVar("request", default=NO_REQUEST)
 
 
 def current_request() -> RequestRecord:
-    """Return the record of the request that the caller works for, or `NO_REQUEST`."""
+    """Return the record of the request that the calling code handles, or `NO_REQUEST` outside any request."""
     return _CURRENT.get()
 
 
 async def timed(stage: Stage, job: Awaitable[Timed[T]]) -> Timed[T]:
-    """Await a job, and record its time as a stage of the current request.
+    """Await a job and record its time as a stage of the current request.
 
     Raises:
         Exception: any exception raised by `job`.
@@ -195,7 +195,7 @@ def _begun_ns(span: Span) -> int:
 
 
 def _sendable(value: str | bytes) -> str:
-    """Restrict a value to printable ASCII, short enough to leave room for an answer's other gRPC metadata."""
+    """Restrict a value to printable ASCII, and shorten it to leave room for the other gRPC metadata of an answer."""
     text = value.decode(errors="replace") if isinstance(value, bytes) else value
     return "".join(letter if " " <= letter <= "~" else "?" for letter in text[:_LONGEST_ECHO]).strip()
 

@@ -1,4 +1,4 @@
-"""OpenTelemetry traces: a span per request, with a child span for each stage. The library is imported only if a server traces."""
+"""OpenTelemetry traces: one span per request, with a child span per stage. `opentelemetry` is imported only if tracing is enabled."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ENDPOINT_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-"""Environment variables of OpenTelemetry; our own setting takes precedence."""
+"""OpenTelemetry's environment variables for the endpoint. The setting `otel_endpoint` takes precedence."""
 
 _PATIENCE_S = 2.0
-"""Time limit for a collector that does not answer at shutdown; the exporter itself would retry for longer."""
+"""Seconds to wait at shutdown for a collector that does not answer. The exporter itself would retry for longer."""
 
 _FAULTS = ("UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS")
-"""Status codes that mark a server span as an error in OpenTelemetry's conventions for gRPC."""
+"""Status codes that mark a server span as an error, according to OpenTelemetry's conventions for gRPC."""
 
 
 def open_traces(endpoint: str | None) -> Traces | None:
-    """Open traces to an endpoint or, without one, to the endpoint that the environment names; return None without any.
+    """Start tracing to an endpoint. If `endpoint` is None, use the endpoint set in the environment, or return None if there is none.
 
     Raises:
-        SettingsError: see `Traces.to`. A wrong endpoint in the environment, which may be meant for other programs, is only logged.
+        SettingsError: `endpoint` cannot be used; see `Traces.to`. An invalid endpoint in the environment is only logged, because it may
+            be meant for other programs.
     """
     if endpoint is not None:
         return Traces.to(endpoint)
@@ -46,9 +47,9 @@ def open_traces(endpoint: str | None) -> Traces | None:
 
 
 class Traces:
-    """Traces of the requests that have ended, sent by an exporter from a thread of its own.
+    """Traces of finished requests. An exporter sends them from a background thread.
 
-    OpenTelemetry's environment variables for service name, sampler and headers apply.
+    OpenTelemetry's environment variables for the service name, the sampler and the headers apply.
     """
 
     def __init__(self, exporter: SpanExporter) -> None:
@@ -67,13 +68,13 @@ class Traces:
 
     @classmethod
     def to(cls, endpoint: str) -> Traces:
-        """Open traces to a collector, by OTLP over gRPC.
+        """Create traces that are sent to a collector with OTLP over gRPC.
 
         Args:
             endpoint: `http://HOST:PORT`, or `https://HOST:PORT` for TLS.
 
         Raises:
-            SettingsError: OpenTelemetry is not installed, or the endpoint has another form.
+            SettingsError: OpenTelemetry is not installed, or the endpoint does not have one of these forms.
         """
         if not endpoint.startswith(("http://", "https://")):
             raise SettingsError(f"otel_endpoint {endpoint}: expected http://HOST:PORT, or https://HOST:PORT for TLS")
@@ -86,7 +87,7 @@ class Traces:
         return cls(OTLPSpanExporter(endpoint=endpoint))
 
     def trace_request(self, request: RequestRecord) -> None:
-        """Create the spans of a request that has ended."""
+        """Create the spans of a finished request."""
         from opentelemetry.trace import SpanKind, StatusCode, set_span_in_context
 
         epoch_ns = time.time_ns() - time.monotonic_ns()
@@ -118,7 +119,7 @@ class Traces:
         span.end(epoch_ns + request.ended_ns)
 
     def close(self) -> None:
-        """Send the remaining spans and shut down; give up after two seconds if the collector does not answer."""
+        """Export the remaining spans and shut down. Give up after two seconds if the collector does not answer."""
         timeout = threading.Timer(_PATIENCE_S, self._exporter.shutdown)
         timeout.start()
         self._provider.shutdown()

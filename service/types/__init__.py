@@ -1,1 +1,1 @@
-"""Requests and answers as plain dataclasses, without protobuf or gRPC."""
+"""Requests and answers as plain dataclasses, independent of protobuf and gRPC."""

@@ -1,4 +1,4 @@
-"""Answers without protobuf: built by the server, returned by the clients."""
+"""Answer types without protobuf. The server builds them, and the clients return them."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class ClassMap:
 
     method: name of the map method.
     height, width: size of the explained layer, and of `values`.
-    values: float32 `[height, width]`, not normalised; None if the request asked for an image.
-    png: the drawn map; None if the request asked for values.
-    box: the region of the upright image that the map covers: left, top, right, bottom in its pixels.
+    values: float32 array `[height, width]`, not normalised; None if the request asked for an image.
+    png: map drawn as a PNG image; None if the request asked for values.
+    box: region of the upright image that the map covers: left, top, right and bottom, in pixels of that image.
     """
 
     method: str
@@ -33,10 +33,10 @@ class ClassMap:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Score of one class.
+    """Prediction for one class.
 
-    score: softmax probability, computed from `logit`.
-    rank: 1 for the highest score.
+    score: softmax probability of the class, computed from the logits.
+    rank: position of the class by score; 1 for the highest score.
     map: class activation map; None if the class was not explained.
     """
 
@@ -50,7 +50,10 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Timings:
-    """Time that the server spent on a request, by stage. Waiting for a free thread counts as queueing in every stage."""
+    """Time that the server spent on each stage of a request, in nanoseconds.
+
+    The time that any stage waits for a free thread counts as queue time.
+    """
 
     decode_time_ns: int
     queue_time_ns: int
@@ -62,8 +65,8 @@ class Timings:
 class Classification:
     """Answer for one image.
 
-    predictions: the best `top_k` classes, best first, then explained classes that are not among them.
-    model, version: the model that answered.
+    predictions: the `top_k` classes with the highest scores, in descending order, then explained classes that are not among them.
+    model, version: name and version of the model that answered.
     """
 
     request_id: str
@@ -84,7 +87,7 @@ class StreamAnswer:
         """Return the classification.
 
         Raises:
-            TlcliError: the image failed with this error.
+            TlcliError: the image could not be classified; this is `outcome`.
         """
         if isinstance(self.outcome, TlcliError):
             raise self.outcome
@@ -102,7 +105,7 @@ class ModelState(enum.Enum):
 
 @dataclass(frozen=True)
 class ModelStatus:
-    """Status of one version of a model in the repository; `reason` says why it is not ready."""
+    """Status of one version of a model in the repository. `reason` explains why a version is not ready."""
 
     name: str
     version: str
@@ -112,7 +115,7 @@ class ModelStatus:
 
 @dataclass(frozen=True)
 class MapMethod:
-    """Map that a model offers: its method, the layer it explains, and its size."""
+    """Map method that a model offers, with the layer that it explains and the size of its maps."""
 
     method: str
     layer: str
@@ -124,9 +127,9 @@ class MapMethod:
 class ModelInfo:
     """Properties of one model.
 
-    device: `cuda` or `cpu`.
+    device: device that runs the model, `cuda` or `cpu`.
     input_height, input_width: size of the input in pixels.
-    description_json: the complete description, see `tlcli.contract.model.description.Description`.
+    description_json: complete description as JSON; see `tlcli.contract.model.description.Description`.
     """
 
     model: str

@@ -1,4 +1,4 @@
-"""Queries without protobuf: built by the clients, and by the server from each message."""
+"""Query types without protobuf. The clients build them, and the server builds them from each message."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Literal, cast, get_args
 from tlcli.contract.errors import RequestError
 
 MapFormat = Literal["raw", "heat_map", "overlay"]
-"""Form of a map: its values, a coloured image, or an overlay on the image."""
+"""Format of a map: raw values, a coloured image, or an overlay on the input image."""
 
 
 @dataclass(frozen=True)
 class MapQuery:
-    """Maps requested with an image.
+    """Class activation maps requested for an image.
 
-    method: name of a map that the model offers.
-    classes: ids of the classes to explain; -r means the r-th ranked class. Empty: the first ranked.
-    map_format: form in which the maps are returned.
+    method: name of a map method that the model offers.
+    classes: ids of the classes to explain; -r selects the class of rank r. Empty: the top-ranked class.
+    map_format: format in which the maps are returned.
     softmax: explain the class's softmax probability instead of its logit.
     max_channels: number of channels that a Score-CAM scores; 0 for the method's default.
     """
@@ -32,15 +32,15 @@ class MapQuery:
 
 @dataclass(frozen=True)
 class Query:
-    """One image to classify.
+    """Request to classify one image.
 
-    encoded: an encoded image such as JPEG or PNG, or None. Exactly one of `encoded` and `pixels` is set.
-    pixels: RGB, one byte per channel, row by row, of the model's input size, or None.
+    encoded: encoded image such as JPEG or PNG, or None. Exactly one of `encoded` and `pixels` is set.
+    pixels: RGB pixels of the model's input size, one byte per channel, row by row, or None.
     model: name of the model; may be empty if the server holds only one.
     version: number or label of the version; empty for the latest.
-    top_k: number of best classes to return; 0 for five, or fewer if the model has fewer.
+    top_k: number of top-ranked classes to return; 0 for five, or fewer if the model has fewer classes.
     map: maps to compute, or None.
-    request_id: id that is returned in the answer.
+    request_id: id to return with the answer.
     """
 
     encoded: bytes | None = None
@@ -55,10 +55,10 @@ class Query:
 def map_query(
     method: str | None, classes: Sequence[int] = (), map_format: MapFormat = "raw", softmax: bool = False, max_channels: int = 0
 ) -> MapQuery | None:
-    """Build a map query from the arguments of a client; return None without a method.
+    """Build a map query from a client's arguments, or return None if no method is set.
 
     Raises:
-        RequestError: the format is unknown, or another argument is set without a method.
+        RequestError: the format is unknown, or `classes`, `softmax` or `max_channels` is set without a method.
     """
     if method is not None:
         return MapQuery(method, tuple(classes), require_map_format(map_format), softmax, max_channels)
@@ -70,10 +70,10 @@ def map_query(
 
 
 def require_map_format(name: str) -> MapFormat:
-    """Return `name` if it is a map format.
+    """Return `name` unchanged if it is a valid map format.
 
     Raises:
-        RequestError: `name` is not a map format; the message lists them all.
+        RequestError: `name` is not a valid map format. The message lists the valid ones.
     """
     for map_format in get_args(MapFormat):
         if name == map_format:

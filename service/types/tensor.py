@@ -1,4 +1,4 @@
-"""Tensors of the Open Inference Protocol, without protobuf: a name, a datatype, a shape, and values row by row."""
+"""Tensors of the Open Inference Protocol, without protobuf: name, datatype, shape, and values in row-major order."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from tlcli.contract.errors import RequestError
 BOOL, UINT8, INT64, FP32, BYTES = "BOOL", "UINT8", "INT64", "FP32", "BYTES"
 
 ANY_SIZE = -1
-"""Dimension of any size in the shape of a `TensorSpec`."""
+"""Placeholder for a dimension of any size in the shape of a `TensorSpec`."""
 
 _WIRE_DTYPES: dict[str, np.dtype[Any]] = {BOOL: np.dtype("u1"), UINT8: np.dtype("u1"), INT64: np.dtype("<i8"), FP32: np.dtype("<f4")}
 _DATATYPES: dict[np.dtype[Any], str] = {np.dtype(np.int64): INT64, np.dtype(np.float32): FP32}
 _CHUNK = 10_000
-"""Number of typed values converted at a time."""
+"""Number of typed values to convert at a time."""
 
 _LENGTH_BYTES = 4
-"""Length of the little-endian size before each element of a BYTES tensor."""
+"""Size in bytes of the little-endian length before each element of a BYTES tensor."""
 
 
 _MAX_DIMENSIONS = 8
 
 
 def check_shape(where: str, shape: Sequence[int]) -> None:
-    """Check a shape before it is used.
+    """Check that a shape has at most eight dimensions and that every size fits in 64 bits.
 
     Raises:
         RequestError: the shape has too many dimensions, or a size that does not fit in 64 bits.
@@ -43,7 +43,7 @@ def check_shape(where: str, shape: Sequence[int]) -> None:
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Input or output of a model: name, datatype and shape, with `ANY_SIZE` for dimensions of any size."""
+    """Specification of a model's input or output. Dimensions of any size are `ANY_SIZE` in the shape."""
 
     name: str
     datatype: str
@@ -55,10 +55,10 @@ class TensorSpec:
 
 @dataclass(frozen=True, eq=False)
 class InputTensor:
-    """Tensor of a request. Its values are decoded on demand, after all cheaper checks.
+    """Input tensor of a request. Its values are decoded on demand, after all cheaper checks have passed.
 
-    raw: the values, little-endian, with each element of BYTES after its length; None if they are in `typed`.
-    typed: the values as a list.
+    raw: values as little-endian bytes; each element of a BYTES tensor is preceded by its length. None if the values are in `typed`.
+    typed: values as a list, if `raw` is None.
     """
 
     name: str
@@ -71,7 +71,7 @@ class InputTensor:
         """Check the datatype, the shape and the number of values.
 
         Args:
-            specs: accepted forms of the tensor, all of one datatype.
+            specs: accepted specifications of the tensor, all of the same datatype.
 
         Raises:
             RequestError: the tensor matches no spec, or its number of values does not match its shape.
@@ -93,11 +93,11 @@ class InputTensor:
 
     @property
     def size(self) -> int:
-        """Number of values in the shape."""
+        """Number of values that a tensor of this shape holds."""
         return math.prod(self.shape)
 
     def numbers(self) -> npt.NDArray[np.integer[Any]]:
-        """Return the values of a checked tensor in its shape. BOOL values are 0 for false, any other number for true.
+        """Return the values of a checked tensor as an array of its shape. In a BOOL tensor, 0 is false and any other number is true.
 
         Raises:
             RequestError: a value does not fit in the datatype.
@@ -105,7 +105,7 @@ class InputTensor:
         kind = _WIRE_DTYPES[self.datatype]
         if self.raw is not None:
             return np.frombuffer(self.raw, kind).reshape(self.shape)
-        # In chunks, so that other threads can run in between.
+        # Converted in chunks so that other threads can run in between.
         chunks = [np.array(self.typed[start : start + _CHUNK], np.int64) for start in range(0, len(self.typed), _CHUNK)]
         values = np.concatenate(chunks)
         limits = np.iinfo(kind)
@@ -120,7 +120,7 @@ class InputTensor:
         """Return the elements of a checked BYTES tensor, row by row.
 
         Raises:
-            RequestError: the lengths of the elements do not add up to the raw contents.
+            RequestError: the raw contents do not consist of the expected number of elements, each after its length.
         """
         if self.raw is None:
             return [bytes(element) for element in self.typed]
@@ -143,7 +143,7 @@ class InputTensor:
 
 @dataclass(frozen=True)
 class OutputTensor:
-    """Tensor of an answer; `raw` is encoded as in `InputTensor`."""
+    """Output tensor of an answer. `raw` is encoded as in `InputTensor`."""
 
     name: str
     datatype: str
@@ -152,7 +152,7 @@ class OutputTensor:
 
     @classmethod
     def of(cls, name: str, values: npt.NDArray[np.float32] | npt.NDArray[np.int64]) -> OutputTensor:
-        """Encode an array of float32 or int64."""
+        """Create an output tensor from a float32 or int64 array."""
         datatype = _DATATYPES[values.dtype]
         return cls(name, datatype, values.shape, values.astype(_WIRE_DTYPES[datatype], copy=False).tobytes())
 

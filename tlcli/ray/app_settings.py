@@ -1,4 +1,4 @@
-"""Settings of the Ray application: the settings of `tlcli serve`, except those that Ray itself controls."""
+"""Settings of the Ray application, which are the settings of `tlcli serve` except those that Ray itself controls."""
 
 from __future__ import annotations
 
@@ -30,14 +30,15 @@ NOT_SUPPORTED = {
     "pre_stop_s": _STOPS,
     "grace_s": _STOPS,
 }
-"""Settings of `tlcli serve` that a replica does not take, with the alternative."""
+"""Settings of `tlcli serve` that a replica does not accept, each with the alternative."""
 
 
 def read_args(args: Mapping[str, Any]) -> ServerSettings:
     """Read the settings of a replica from the application's `args`.
 
     Raises:
-        SettingsError: an unknown key, an invalid value, a setting that Ray controls, or a relative path, which would differ between nodes.
+        SettingsError: a key is unknown, a value is invalid, a setting is controlled by Ray, or a path is relative and would therefore
+            differ between nodes.
     """
     settings = configure_from(args, "args", NOT_SUPPORTED).settings
     if settings.model_control == EXPLICIT:
@@ -49,11 +50,11 @@ def read_args(args: Mapping[str, Any]) -> ServerSettings:
 
 
 def fit_to(settings: ServerSettings, cpus: float) -> ServerSettings:
-    """Limit the number of threads to the cores that Ray assigned to the replica (`num_cpus`), unless the settings name a number.
+    """Limit the thread counts to the CPU cores that Ray assigned to the replica (`num_cpus`). Counts that are set explicitly are kept.
 
     Args:
         settings: settings of the replica.
-        cpus: cores assigned to the replica; 0 if it may use all cores.
+        cpus: number of cores assigned to the replica; 0 if it may use all cores.
     """
     cores = max(1, int(cpus))
     if not cpus or cores >= usable_cores():

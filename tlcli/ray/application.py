@@ -1,4 +1,4 @@
-"""Ray Serve application: replicas, each with a server's components, that serve requests from Ray's gRPC proxies."""
+"""Ray Serve application. Its replicas contain a server's components and answer requests from Ray's gRPC proxies."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 class Serialized:
-    """Serialized response. Ray only calls `SerializeToString` of a response."""
+    """Response that is already serialized. Ray calls only the `SerializeToString` method of a response."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -45,12 +45,12 @@ class Serialized:
 class Replica:
     """Replica of the application, one of several identical processes.
 
-    It has a method for each call of both protocols, under the call's name, and `Check` of `grpc.health.v1`. Batches are formed inside
-    the replica, as in `tlcli serve`, and nowhere else.
+    It has one method for each call of both protocols, named after the call, and `Check` of `grpc.health.v1`. Batches are formed only
+    inside the replica, as in `tlcli serve`.
     """
 
     async def __init__(self, settings: ServerSettings) -> None:  # type: ignore[misc]  # Ray awaits it
-        """Load and warm up the models.
+        """Create the replica: load and warm up the models.
 
         Raises:
             TlcliError: see `tlcli.service.server.Server`.
@@ -73,7 +73,7 @@ class Replica:
         self._following = asyncio.create_task(self._parts.control.follow())
 
     async def __del__(self) -> None:
-        """Close the models. Ray awaits this when all in-flight requests are finished."""
+        """Close the models. Ray awaits this method once all in-flight requests have finished."""
         self._following.cancel()
         await self._parts.close()
 
@@ -81,9 +81,9 @@ class Replica:
         await self._health.announce(self._serving, self._parts.repository.serving())
 
     async def _answer(self, path: str, request: bytes, context: RayServegRPCContext) -> Serialized:
-        """Handle a unary call.
+        """Handle a unary call and return its response.
 
-        A rejected call returns an empty response: its status is set on Ray's context, which is only sent back with a response.
+        A rejected call returns an empty response, because Ray sends the status in its context back only together with a response.
         """
         call = RayContext(context)
         with suppress(CallAborted):
@@ -94,7 +94,7 @@ class Replica:
     async def _answer_stream(
         self, path: str, requests: gRPCInputStream[bytes], context: RayServegRPCContext
     ) -> AsyncGenerator[Serialized, None]:
-        """Handle a streaming call. A rejected stream ends with an empty response, see `_answer`."""
+        """Handle a streaming call and yield its responses. A rejected stream ends with an empty response; see `_answer`."""
         answers: asyncio.Queue[Serialized | Exception | None] = asyncio.Queue(1)
 
         async def write(message: Message) -> None:
@@ -142,7 +142,7 @@ def _stream(path: str) -> Callable[..., AsyncGenerator[Serialized, None]]:
 
 
 def _add_methods(replica: type[Replica]) -> None:
-    """Add a method for each call: Ray finds the method of a call by its name."""
+    """Add a method for each call to the class, because Ray looks up methods by the name of the call."""
     for method in (method for service in SERVICES for method in service.methods):
         setattr(replica, method.name, (_stream if method.client_streaming else _unary)(path_of(method)))
     setattr(replica, "Check", _unary(f"/{health.SERVICE_NAME}/Check"))  # noqa: B010  # like the calls above
@@ -152,10 +152,10 @@ _add_methods(Replica)
 
 
 def build(args: dict[str, Any]) -> serve.Application:
-    """Build the application from a Serve config's `args`, which are settings of `tlcli serve`.
+    """Build the application from the `args` of a Serve config, which are settings of `tlcli serve`.
 
-    A replica gets up to twice the requests of a batch, so that one batch forms while another runs. Further requests wait in the proxies,
-    until any replica is free or a new one has started.
+    A replica receives at most twice as many requests as fit in a batch, so that one batch forms while another runs. Further requests wait
+    in the proxies until a replica is free or a new one has started.
 
     Raises:
         SettingsError: see `tlcli.ray.app_settings.read_args`.

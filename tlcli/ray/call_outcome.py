@@ -1,4 +1,4 @@
-"""Translation of the status that Ray's proxy reports for a call: a rejection by the application, or a failure in Ray."""
+"""Translation of the status that Ray's proxy reports for a failed call, either a rejection by the application or a failure in Ray."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from tlcli.service.rpc.error_handling import RETRY_AFTER_MS
 logger = logging.getLogger("ray.serve")
 
 FROM_APPLICATION = ("tlcli-from-application", "")
-"""Metadata that marks a rejection by the application on its way to the proxy. Failures in Ray lack it."""
+"""Metadata entry that marks a rejection by the application on its way to the proxy. Failures in Ray lack this entry."""
 
 _LOST = ("The actor ", "The worker ", "Failed to retrieve object ")
-"""Start of Ray's messages about a process or node that died, or a lost result. Other INTERNAL errors would happen again on a retry."""
+"""Prefixes of Ray's messages about a dead process or node, or a lost result. Other INTERNAL errors would occur again on a retry."""
 
 _BUSY_RETRY_S = 0.25
-"""Retry delay when every replica is at its limit; Ray gives no better estimate."""
+"""Retry delay in seconds when every replica is at its request limit. Ray provides no better estimate."""
 
 _LOST_RETRY_S = 0.2
-"""Retry delay when a replica died; Ray has removed it by then."""
+"""Retry delay in seconds after a replica died. Ray has removed the replica by then."""
 
 
 @dataclass(frozen=True)
 class Status:
-    """Arguments of `context.abort`, with the metadata as a tuple."""
+    """Status of a failed call, in the form of the arguments of `context.abort`, with the metadata as a tuple."""
 
     code: grpc.StatusCode
     details: str
@@ -38,10 +38,10 @@ class Status:
 
 
 def status_of(code: grpc.StatusCode, details: str, metadata: Metadata) -> Status:
-    """Return the status that a client gets for a failed call.
+    """Return the status that the client receives for a failed call.
 
     Args:
-        code, details, metadata: status that Ray's proxy has set; the metadata are passed on unchanged.
+        code, details, metadata: status that Ray's proxy has set. All metadata except `FROM_APPLICATION` are passed on unchanged.
     """
     if FROM_APPLICATION in metadata:
         return Status(code, details, tuple(pair for pair in metadata if pair != FROM_APPLICATION))
@@ -55,7 +55,7 @@ def status_of(code: grpc.StatusCode, details: str, metadata: Metadata) -> Status
 
 
 def _error_of(code: grpc.StatusCode, details: str) -> tuple[TlcliError | None, float]:
-    """Return our error for a failure in Ray, and the retry delay in seconds; no error if Ray's code is right as it is."""
+    """Return the `TlcliError` and the retry delay in seconds for a failure in Ray. The error is None if Ray's code is already right."""
     if code is grpc.StatusCode.INTERNAL and details.startswith(_LOST):
         return ServerError("the replica with this request died: retry, another replica will serve it"), _LOST_RETRY_S
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:

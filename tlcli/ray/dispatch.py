@@ -1,4 +1,4 @@
-"""Dispatch of gRPC calls to the same handlers and interceptors as in gRPC's server, without such a server."""
+"""Dispatch of calls to the handlers and interceptors of a gRPC server, without running such a server."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _Find = Callable[[grpc.HandlerCallDetails], Awaitable["grpc.RpcMethodHandler[Any
 
 @dataclass(frozen=True)
 class CallDetails(grpc.HandlerCallDetails):
-    """Details of a call, for interceptors.
+    """Details of a call, as interceptors receive them.
 
-    method: path of the call.
+    method: path of the called method.
     invocation_metadata: metadata of the request.
     """
 
@@ -27,38 +27,38 @@ class CallDetails(grpc.HandlerCallDetails):
 
 
 class Handlers:
-    """Registry of handlers, with the methods of a `grpc.aio.Server` that add handlers before it starts."""
+    """Registry of handlers with the methods of `grpc.aio.Server` that add handlers before the server starts."""
 
     def __init__(self) -> None:
         self._handlers: list[grpc.GenericRpcHandler[Any, Any]] = []
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler[Any, Any]]) -> None:
-        """Add handlers, like the server's method."""
+        """Add handlers, like the method of `grpc.aio.Server`."""
         self._handlers += handlers
 
     def add_registered_method_handlers(self, service: str, handlers: object) -> None:
-        """Ignore the call: generated code registers the same handlers a second time with it."""
+        """Do nothing, because generated code also adds the same handlers with `add_generic_rpc_handlers`."""
 
     async def find(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """Return the handler of a call; None if there is none."""
+        """Return the handler of a call, or None if there is none."""
         candidates = (generic.service(details) for generic in self._handlers)
         return next((handler for handler in candidates if handler is not None), None)
 
 
 class Dispatch:
-    """Dispatcher of calls to handlers behind interceptors."""
+    """Dispatcher that passes calls through interceptors to their handlers."""
 
     def __init__(self, handlers: Handlers, interceptors: Sequence[grpc.aio.ServerInterceptor]) -> None:  # type: ignore[type-arg]
-        """Wrap the handlers with interceptors, the first being the outermost."""
+        """Create a dispatcher that wraps the handlers with interceptors. The first interceptor is the outermost."""
         self._find: _Find = handlers.find
         for interceptor in reversed(interceptors):
             self._find = partial(interceptor.intercept_service, self._find)
 
     async def answer(self, path: str, data: bytes, context: Context, metadata: Metadata) -> bytes:
-        """Handle a unary call; the request and the response are serialized messages.
+        """Handle a unary call. The request and the response are serialized messages.
 
         Raises:
-            Exception: the exception of `context.abort`.
+            Exception: the exception that `context.abort` raises for a rejected call.
         """
         handler = await self._handler(path, metadata, context)
         request = data if handler.request_deserializer is None else handler.request_deserializer(data)
@@ -68,10 +68,10 @@ class Dispatch:
         return serialized
 
     async def answer_stream(self, path: str, requests: AsyncIterator[bytes], context: Context, metadata: Metadata) -> None:
-        """Handle a bidirectional stream; responses are written to the context, as messages.
+        """Handle a bidirectional stream. Responses are written to the context as messages.
 
         Raises:
-            Exception: the exception of `context.abort`.
+            Exception: the exception that `context.abort` raises for a rejected call.
         """
         handler = await self._handler(path, metadata, context)
         await handler.stream_stream(requests, context)

@@ -1,11 +1,11 @@
-"""Handlers for Ray's gRPC proxies: forward the calls of both protocols to a replica, and translate failures to the protocols' status codes.
+"""Handlers for Ray's gRPC proxies that forward calls of both protocols to a replica and translate failures to the protocols' status codes.
 
-A Serve config names `add_to_proxy` in its `grpc_servicer_functions`, and each proxy runs it. Messages are forwarded as bytes: this module
-loads no model, and the Open Inference Protocol's messages need not be in protobuf's default pool.
+A Serve config lists `add_to_proxy` in its `grpc_servicer_functions`, and each proxy calls it. Messages are forwarded as bytes, so this
+module loads no model, and the messages of the Open Inference Protocol need not be in protobuf's default pool.
 
-Ray has no status of its own for a replica that dies during a request. Its proxy reports INTERNAL, which clients do not retry, and sends it
-after an empty response, after which gRPC clients never retry. So each forwarded call is wrapped: a failure in Ray becomes UNAVAILABLE or
-RESOURCE_EXHAUSTED, with a status as `error_status` writes it, and any failure is sent before a response.
+Ray has no separate status for a replica that dies during a request. Its proxy reports INTERNAL, which clients do not retry, and sends it
+after an empty response, after which gRPC clients never retry. Each forwarded call is therefore wrapped: a failure in Ray becomes
+UNAVAILABLE or RESOURCE_EXHAUSTED, with a status in the format of `error_status`, and a failure is never preceded by an empty response.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from tlcli.service.rpc.reflection import enable_reflection
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
 
 _CHECK = "Check"
-"""The only health call that is offered: a `Watch` would keep a replica alive that Ray wants to stop."""
+"""Only health method that the proxy offers. A `Watch` call would keep a replica alive that Ray wants to stop."""
 
 
 def add_to_proxy(servicer: object, server: Any) -> None:
-    """Add both protocols, health checks and reflection to a proxy.
+    """Add handlers for both protocols, health checks and reflection to a proxy.
 
     Args:
-        servicer: Ray's placeholder, not used.
-        server: Ray's server. It replaces the behaviour of each handler in `_method_handlers` by its own.
+        servicer: placeholder that Ray passes, unused.
+        server: gRPC server of the proxy. It replaces the behaviour of each handler in `_method_handlers` with its own.
     """
     for service in SERVICES:
         server.add_generic_rpc_handlers((ForwardedCalls(service, [method.name for method in service.methods]),))
@@ -41,14 +41,14 @@ def add_to_proxy(servicer: object, server: Any) -> None:
 
 
 class ForwardedCalls(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic only in the stubs
-    """Calls of a service that are forwarded to a replica."""
+    """Handler that forwards calls of a service to a replica."""
 
     def __init__(self, service: ServiceDescriptor, names: Sequence[str]) -> None:
         methods = [method for method in service.methods if method.name in names]
         self._method_handlers = {path_of(method): _placeholder(method.client_streaming) for method in methods}
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """Return Ray's handler, wrapped to translate the status at its end."""
+        """Return Ray's handler of a call, wrapped so that the final status is translated, or None for an unknown method."""
         handler: Any = self._method_handlers.get(handler_call_details.method)
         if handler is None:
             return None
@@ -58,18 +58,18 @@ class ForwardedCalls(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # gener
 
 
 class _LocalServer:
-    """Adapter of Ray's server for handlers that run in the proxy itself: it hides their methods, so that Ray does not replace them."""
+    """Adapter for Ray's server that adds handlers to run in the proxy itself. It hides their methods so that Ray does not replace them."""
 
     def __init__(self, server: Any) -> None:
         self._server = server
 
     def add_generic_rpc_handlers(self, handlers: Sequence[Any]) -> None:
-        """Add handlers, like a server's method."""
+        """Add handlers, like the method of `grpc.aio.Server`."""
         for handler in handlers:
             self._server.add_generic_rpc_handlers((_LocalCalls(handler.service),))
 
     def add_registered_method_handlers(self, service: str, handlers: object) -> None:
-        """Ignore the call: generated code registers the same handlers a second time with it."""
+        """Do nothing, because generated code also adds the same handlers with `add_generic_rpc_handlers`."""
 
 
 class _LocalCalls(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic only in the stubs
@@ -82,7 +82,7 @@ class _LocalCalls(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic 
 
 
 def _placeholder(streams: bool) -> grpc.RpcMethodHandler[Any, Any]:
-    """Return a handler whose behaviour Ray replaces. It has no serializers, so messages stay bytes."""
+    """Return a handler whose behaviour Ray replaces. It has no serializers, so messages remain bytes."""
     return grpc.stream_stream_rpc_method_handler(_missing) if streams else grpc.unary_unary_rpc_method_handler(_missing)
 
 
@@ -112,7 +112,7 @@ def _stream(forward: Callable[[Any, Any], AsyncIterator[bytes]]) -> Callable[[An
 
 
 class Attempt:
-    """Wrapper of gRPC's context for Ray's proxy that holds back the status until the call has ended."""
+    """Wrapper of gRPC's context that holds back the status set by Ray's proxy until the call has ended."""
 
     def __init__(self, context: Any) -> None:
         self._context = context
@@ -124,7 +124,7 @@ class Attempt:
         return getattr(self._context, name)
 
     def code(self) -> Any:
-        """Return the status code; 0 if none was set."""
+        """Return the status code, or 0 if none was set."""
         return self._code
 
     def details(self) -> str:
@@ -153,7 +153,7 @@ class Attempt:
         return self._code not in (0, None, grpc.StatusCode.OK)
 
     async def end(self) -> None:
-        """Pass the trailing metadata on to the client; abort a failed call with the translated status."""
+        """End the call: send the trailing metadata to the client, or abort a failed call with the translated status."""
         if not self.failed:
             self._context.set_trailing_metadata(self._trailing_metadata)
             return

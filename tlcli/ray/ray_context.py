@@ -1,4 +1,4 @@
-"""Adapter from the context that our handlers expect to Ray's context, which carries the status back to the proxy."""
+"""Adapter that gives Ray's call context the interface that our handlers expect. Ray's context carries the status back to the proxy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tlcli.service.protocol.rpc_methods import Metadata
 
 
 class CallAborted(Exception):  # noqa: N818  # like gRPC's own AbortError, control flow and not an error
-    """End of a call by `abort`; its context holds the status."""
+    """Exception that ends a call after `RayContext.abort`. The context of the call holds the status."""
 
 
 class RayContext:
@@ -23,7 +23,7 @@ class RayContext:
         """Wrap Ray's context.
 
         Args:
-            context: Ray's context.
+            context: context that Ray passes to the replica.
             write: function that sends one message of a stream; None for a unary call.
         """
         self._context = context
@@ -51,15 +51,15 @@ class RayContext:
         await self._write(message)
 
     def set_trailing_metadata(self, trailing_metadata: Metadata) -> None:
-        """Set the trailing metadata; Ray adds its request id."""
+        """Set the trailing metadata. Ray adds its request id to them."""
         self._trailing_metadata = trailing_metadata
         self._context.set_trailing_metadata([(key, value) for key, value in trailing_metadata])
 
     def code(self) -> grpc.StatusCode:
-        """Return the status code set so far; a number if there is none."""
+        """Return the status code set so far, or a number if none is set."""
         code: grpc.StatusCode = self._context.code()
         return code
 
     def time_remaining(self) -> float | None:
-        """Return None: Ray does not pass deadlines on."""
+        """Return None, because Ray does not pass deadlines on to replicas."""
         return None

@@ -1,8 +1,9 @@
-"""Fine-tuning in several processes on a Ray cluster, as `torchrun -m tlcli finetune` does on one machine.
+"""Fine-tuning with several worker processes on a Ray cluster, as `torchrun -m tlcli finetune` does on one machine.
 
-tlcli finetune --backbone resnet18 --dataset PATH/TO/FOLDER --print-config > settings.toml
-python -m tlcli.ray.train_on_cluster settings.toml --output runs/NAME --workers 2
-python -m tlcli.ray.train_on_cluster --resume runs/NAME --workers 2
+Example:
+    tlcli finetune --backbone resnet18 --dataset PATH/TO/FOLDER --print-config > settings.toml
+    python -m tlcli.ray.train_on_cluster settings.toml --output runs/NAME --workers 2
+    python -m tlcli.ray.train_on_cluster --resume runs/NAME --workers 2
 """
 
 from __future__ import annotations
@@ -28,17 +29,17 @@ from tlcli.training.settings.config import FinetuneConfig, cache_dir
 from tlcli.training.settings.run_file_names import CONFIG
 
 _RAY_FOLDER = ".ray"
-"""Folder in the run's folder in which Ray Train keeps its state during training. All nodes must see it, like the run itself."""
+"""Subfolder of the run's folder where Ray Train keeps its state during training. Like the run itself, it must be visible to all nodes."""
 
 
 @dataclass(frozen=True)
 class Workers:
-    """Worker processes of a training.
+    """Worker processes of a training run.
 
     count: number of processes.
-    gpu: True for a GPU per process.
-    cpus: cores per process, and so its number of PyTorch threads.
-    max_failures: number of times that all may be restarted when one of them or its node fails; -1 for no limit.
+    gpu: True to give each process one GPU.
+    cpus: number of CPU cores per process, and therefore its number of PyTorch threads.
+    max_failures: maximum number of times that all processes are restarted after one of them or its node fails; -1 for no limit.
     """
 
     count: int
@@ -48,21 +49,21 @@ class Workers:
 
 
 def train(config: FinetuneConfig, workers: Workers) -> dict[str, float]:
-    """Fine-tune with several worker processes, on any nodes with free resources.
+    """Fine-tune with several worker processes on any nodes with free resources.
 
-    The result is that of `torchrun` with the same number of processes and the same settings. Restarted workers resume after the last
-    complete epoch.
+    The result is the same as that of `torchrun` with the same number of processes and the same settings. Restarted workers resume after
+    the last complete epoch.
 
     Args:
-        config: settings of the run. `output`, the run's folder, is required, and must be on storage that all nodes share. So must the
-            images, the weights, and `$TLCLI_CACHE`.
-        workers: the worker processes.
+        config: settings of the run. `output`, the run's folder, is required. The folder, the images, the weights, and `$TLCLI_CACHE` must
+            be on storage that all nodes share.
+        workers: number of worker processes and their resources.
 
     Returns:
-        The final metrics by name, see `tlcli.training.metrics.scores.Results.metrics`.
+        Final metrics by name; see `tlcli.training.metrics.scores.Results.metrics`.
 
     Raises:
-        TlcliError: an error of `tlcli.training.finetune`.
+        TlcliError: any error raised by `tlcli.training.finetune`.
         ray.train.TrainingFailedError: workers failed for another reason more than `max_failures` times.
     """
     config = absolute(config)
@@ -75,15 +76,15 @@ def resume_on_cluster(folder: Path, workers: Workers) -> dict[str, float]:
     """Resume an interrupted run after its last complete epoch, whether it was started on a cluster or not.
 
     Args:
-        folder: the run's folder.
-        workers: the worker processes. With the same number as before, the result is that of an uninterrupted run; on CPUs it is bitwise
-            identical.
+        folder: folder of the run.
+        workers: number of worker processes and their resources. With the same number of processes as before, the result equals that of
+            an uninterrupted run. On CPUs, it is bitwise identical.
 
     Returns:
-        The final metrics by name, as `train` does.
+        Final metrics by name, as in `train`.
 
     Raises:
-        TlcliError: an error of `tlcli.training.resume`.
+        TlcliError: any error raised by `tlcli.training.resume`.
         ray.train.TrainingFailedError: see `train`.
     """
     folder = folder.absolute()
@@ -114,12 +115,12 @@ def _in_processes(config: FinetuneConfig, folder: Path, workers: Workers) -> dic
 
 
 def train_worker(job: dict[str, Any]) -> dict[str, float]:
-    """Train or resume in one worker process. Ray calls this in each of them when they are connected."""
+    """Start or resume the run in one worker process. Ray calls this function in each worker once all workers are connected."""
     os.environ["TLCLI_CACHE"] = job["cache"]
     from tlcli.training import finetune, resume
 
     folder = Path(job["folder"])
-    # All workers see the same: the first one only writes the file when all others wait for it, after they have checked.
+    # All workers see the same state: the first worker writes the file only after all others have checked for it and wait.
     started = (folder / CONFIG).is_file()
     return (resume(folder, log=_say) if started else finetune(FinetuneConfig.model_validate(job["config"]), log=_say)).metrics
 
