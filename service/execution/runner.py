@@ -49,8 +49,8 @@ _UNDER_LOAD_S = 60.0
 class Runner:
     """Loaded model with its queue and its thread.
 
-    Only one run is in progress at a time, because ONNX Runtime already spreads each run over its own threads. On a GPU, loading, warm-up and
-    all requests run in the model's thread, because CUDA keeps its handles per calling thread. The GIL is released while the graph runs.
+    Only one run is in progress at a time, because ONNX Runtime already spreads each run over its own threads. On a GPU, loading, warm-up
+    and all requests run in the model's thread, because CUDA keeps its handles per calling thread. The GIL is released while the graph runs.
     """
 
     def __init__(
