@@ -108,10 +108,14 @@ class ModelTensors:
 
 
 def check_parameters(where: str, parameters: Container[str]) -> None:
-    """Check the names of the parameters of an input or an output.
+    """Check the parameter names of an input or output tensor.
+
+    Args:
+        where: name of the tensor, shown in messages.
+        parameters: parameter names in the request.
 
     Raises:
-        RequestError: one of them is not supported.
+        RequestError: a parameter is not supported.
     """
     for name in _UNSUPPORTED:
         if name in parameters:
@@ -119,7 +123,7 @@ def check_parameters(where: str, parameters: Container[str]) -> None:
 
 
 class OpenInference:
-    """Handler of the protocol's requests, which answers from the models of a repository."""
+    """Handler that answers Open Inference Protocol queries from the models of a repository."""
 
     def __init__(
         self,
