@@ -75,9 +75,7 @@ class Application:
                     return Response()  # the client is gone: the response is not sent
                 except Exception as error:  # noqa: BLE001  # every error becomes a status, and is logged if the server is at fault
                     response = error_response(error)
-                observed.code = observed.code or code_of(
-                    response.status_code
-                )  # an error has already set its code, because 503 maps to two codes
+                observed.code = observed.code or code_of(response.status_code)  # an error sets its own code: 503 maps to two codes
                 observed.sent_bytes = len(response.body)
                 if observed.echo:
                     response.headers[REQUEST_ID] = observed.echo

@@ -64,7 +64,7 @@ class CancelOnDisconnect:
         finally:
             for task in (working, *ending):
                 task.cancel()
-            # An error's traceback references this frame, and the task references the error. The cycle would keep the request body in memory.
+            # An error's traceback references this frame, and the task references the error. The cycle would keep the request's body alive.
             del working, ending, task
 
     async def _until_shutdown(self) -> Exception:

@@ -1,4 +1,4 @@
-"""HTTP server that runs uvicorn on its own port in the gRPC server's event loop, without uvicorn's signal handling, log and command line."""
+"""HTTP server that runs uvicorn on its own port in the gRPC server's event loop, without its signal handling, log and command line."""
 
 from __future__ import annotations
 

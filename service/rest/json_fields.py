@@ -20,7 +20,7 @@ third of a million lists."""
 
 _CHUNK_BYTES = 1 << 16
 _MAX_WIDE_BYTES = 1 << 20
-"""Maximum size in bytes of JSON with non-ASCII characters. A single such character can make a whole string take four bytes per character."""
+"""Maximum size in bytes of JSON with non-ASCII characters. One such character can make a whole string take four bytes per character."""
 
 _NAMES: dict[type, str] = {bool: "true or false", int: "an integer", str: "a string", list: "a list", dict: "an object"}
 

@@ -1,4 +1,7 @@
-"""JSON responses and error responses. An error response has the HTTP status of the error's gRPC code and a one-line message, nothing else."""
+"""JSON responses and error responses.
+
+An error response has the HTTP status of the error's gRPC code and a one-line message. Nothing else is revealed.
+"""
 
 from __future__ import annotations
 

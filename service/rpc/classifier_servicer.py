@@ -25,8 +25,8 @@ from tlcli.service.types.answer import MapMethod, ModelInfo
 class ClassifierServicer:
     """Servicer for `tlcli.v1.Classifier`. Its methods are described in the .proto file.
 
-    The methods take bytes and parse them. If gRPC parsed them, it would answer invalid bytes with UNKNOWN and the name of a Python class, and
-    log a traceback, as if the server were at fault.
+    The methods take bytes and parse them. If gRPC parsed them, it would answer invalid bytes with UNKNOWN and the name of a Python class,
+    and log a traceback, as if the server were at fault.
     """
 
     def __init__(

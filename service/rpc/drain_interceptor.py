@@ -54,6 +54,4 @@ class DrainInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  #
             metadata = (*status.trailing_metadata, (RETRY_AFTER_MS, str(round(1000 * retry_s))), *echoed_metadata())
             await context.abort(status.code, status.details, metadata)
 
-        return grpc.stream_stream_rpc_method_handler(
-            reject
-        )  # works for every kind of call, because it reads no request and writes no answer
+        return grpc.stream_stream_rpc_method_handler(reject)  # works for every kind of call: it reads no request and writes no answer

@@ -96,9 +96,7 @@ class UnreadMessageInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type
 
     def _unary(self, behaviour: Any) -> Any:
         async def read(_: object, context: Any) -> Any:
-            return await behaviour(
-                await self._only_message(context), context
-            )  # not assigned to a variable, which would keep the message alive
+            return await behaviour(await self._only_message(context), context)  # a variable would keep the message alive
 
         return read
 

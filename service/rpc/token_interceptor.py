@@ -38,6 +38,4 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  #
         async def reject(requests: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, reason)
 
-        return grpc.stream_stream_rpc_method_handler(
-            reject
-        )  # works for every kind of call, because it reads no request and writes no answer
+        return grpc.stream_stream_rpc_method_handler(reject)  # works for every kind of call: it reads no request and writes no answer
