@@ -65,7 +65,7 @@ class Components:
 
     @classmethod
     def of(cls, settings: ServerSettings, on_change: Callable[[], Awaitable[None]], is_serving: Callable[[], bool]) -> Components:
-        """Create the components without loading a model or opening a port.
+        """Create the components. No file is read and no port is opened yet.
 
         Args:
             settings: the server's settings.
