@@ -73,7 +73,7 @@ class Model:
         return self._opened.device
 
     @overload
-    def predict(  # type: ignore[overload-overlap]  # a text is an iterable, too
+    def predict(  # type: ignore[overload-overlap]  # a string is also an iterable
         self,
         images: ImageInput,
         *,

@@ -92,7 +92,7 @@ class Client:
         self._client.wait_until_ready(timeout_s, model)
 
     @overload
-    def predict(  # type: ignore[overload-overlap]  # a text is an iterable, too
+    def predict(  # type: ignore[overload-overlap]  # a string is also an iterable
         self,
         images: ImageInput,
         *,

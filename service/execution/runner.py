@@ -110,7 +110,7 @@ class Runner:
         return self._batcher.image_s
 
     def run_bytes(self, height: int, width: int) -> int:
-        """Return the memory in bytes for a run on one image of this size; 0 for the model's own input size."""
+        """Return the additional memory in bytes for a run on one image of this size; 0 for the model's own input size."""
         own = self.model.description.preprocessing
         return 0 if (height, width) == (own.height, own.width) else round(height * width * self._pixel_bytes)
 

@@ -196,7 +196,7 @@ class Repository:
     async def load_model(self, name: str) -> None:
         """Load the current content of a model's folder.
 
-        New versions and changed files are loaded first and then go live together. Versions that the policy no longer chooses are retired.
+        New versions and changed files are loaded first and then activated together. Versions that the policy no longer chooses are retired.
         If a version fails to load, the versions that are already served stay.
 
         Raises:
@@ -296,7 +296,7 @@ class Repository:
         return self._diff(name, state).calls_for_update
 
     async def _update(self, name: str, state: FolderState | None) -> list[str]:
-        """Load the new and changed versions of a model, put them live together, and retire versions that should no longer be served.
+        """Load the new and changed versions of a model, activate them together, and retire versions that should no longer be served.
 
         If a version fails to load or the labels cannot be read, the versions that are already served stay.
 
@@ -410,7 +410,7 @@ class Repository:
         return tuple(ModelStatus(entry.name, str(entry.version), entry.state, entry.reason) for entry in self._all())
 
     def serving(self) -> dict[str, bool]:
-        """Return a mapping from model names to True if any version of the model is served."""
+        """Return a mapping from each model's name to True if any version of the model is served, and False otherwise."""
         return {name: self._latest_served(name) is not None for name in self._entries}
 
     def queues(self) -> list[Queue]:

@@ -85,7 +85,7 @@ class HttpConnection(H11Protocol):
         if self._ended and not self._answering:
             self.transport.close()
 
-    def eof_received(self) -> bool:  # type: ignore[override]  # uvicorn never keeps the connection, which True does
+    def eof_received(self) -> bool:  # type: ignore[override]  # True keeps the connection; uvicorn never does
         """Return True to keep the connection open if the client has sent its request and closed its side.
 
         Such a client may be waiting for the answer or may have left, so it is probed.

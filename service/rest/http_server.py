@@ -89,7 +89,7 @@ class HttpServer:
         if not self._running.done():
             self._cancelling.cancel_all()
             await asyncio.wait({self._running}, timeout=_CANCELLED_S)
-        if not self._running.done():  # clients that do not read their answers
+        if not self._running.done():  # some clients do not read their answers
             for connection in list(self._uvicorn.server_state.connections):
                 connection.transport.abort()
         await self._running
@@ -136,7 +136,7 @@ def _bind(host: str, port: int, reuse_port: bool) -> list[socket.socket]:
             try:
                 bound.append(_listen(family, (sockaddr[0], port if not bound else bound[0].getsockname()[1], *sockaddr[2:]), reuse_port))
             except OSError as error:
-                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):  # IPv6 on a machine without it
+                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):  # IPv6 is not available
                     raise
                 refused = error
     except (OSError, UnicodeError) as error:
@@ -160,7 +160,7 @@ def _listen(family: int, sockaddr: Sequence[object], reuse_port: bool) -> socket
         if reuse_port:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
-            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(sockaddr[0] != "::"))  # `::` is every address, as in gRPC
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(sockaddr[0] != "::"))  # `::` accepts IPv4 too, as in gRPC
         listening.bind(tuple(sockaddr))
         listening.listen(_BACKLOG)  # immediately, because two sockets can bind the same port as long as neither listens
         listening.setblocking(False)

@@ -23,7 +23,7 @@ from tlcli.service.telemetry.request_interceptor import echoed_metadata
 _MARGIN_S = 0.05
 
 
-class DrainInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs alone
+class DrainInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
     """Interceptor that passes every call until `drain` is called, and only health checks afterwards."""
 
     def __init__(self) -> None:

@@ -28,7 +28,7 @@ async def abort_on_error(context: Context) -> AsyncIterator[None]:
     try:
         yield
     except grpc.aio.AbortError:
-        raise  # the call has its status already
+        raise  # the call already has its status
     except Exception as error:  # noqa: BLE001  # every error becomes a status, and is logged if the server is at fault
         status = rpc_status.to_status(record_error(error))
         metadata = status.trailing_metadata

@@ -109,7 +109,7 @@ def handlers(components: Components) -> tuple[grpc.GenericRpcHandler[Any, Any], 
 
 def interceptors(
     components: Components, tokens: ReloadingFile[tuple[Token, ...]] | None, drain: DrainInterceptor | None = None
-) -> list[grpc.aio.ServerInterceptor]:  # type: ignore[type-arg]  # generic in the stubs alone
+) -> list[grpc.aio.ServerInterceptor]:  # type: ignore[type-arg]  # generic in the stubs only
     """Return the interceptors, outermost first. The observer comes first so that it also records calls that the others reject."""
     others = [SmallMessageInterceptor(), drain, None if tokens is None else TokenInterceptor(tokens)]
     return [components.observer, *(interceptor for interceptor in others if interceptor is not None)]

@@ -30,7 +30,7 @@ _STATM = Path("/proc/self/statm")
 _REMEDY = "send smaller messages, fewer at a time, or raise the server's max_memory_bytes"
 
 
-class SmallMessageInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs alone
+class SmallMessageInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
     """Interceptor that replaces messages of more than 64 KiB to foreign services (health and reflection) with empty messages.
 
     Without it, gRPC would parse them in the event loop. A message of this size must hold unknown fields, which these services ignore.
@@ -50,7 +50,7 @@ class SmallMessageInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-
         return bounded  # type: ignore[no-any-return]  # noqa: RET504
 
 
-class UnreadMessageInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs alone
+class UnreadMessageInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
     """Interceptor that ends the calls whose messages have been arriving longest while the process uses too much memory.
 
     gRPC buffers a message until it is complete and does not report its length. A client that sends all but the last byte of a message
@@ -150,7 +150,7 @@ class UnreadMessageInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type
             raise
         finally:
             self._reading.pop(context, None)
-        if message is grpc.aio.EOF:  # type: ignore[attr-defined]  # the stubs leave it out
+        if message is grpc.aio.EOF:  # type: ignore[attr-defined]  # missing from the stubs
             self._trim_soon()
             raise StopAsyncIteration
         return message

@@ -16,7 +16,7 @@ OPEN = frozenset({f"/{health.SERVICE_NAME}/Check", f"/{health.SERVICE_NAME}/Watc
 would reveal the names of models."""
 
 
-class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs alone
+class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
     """Interceptor that rejects calls without a valid token with UNAUTHENTICATED, before any message is read."""
 
     def __init__(self, tokens: ReloadingFile[tuple[Token, ...]]) -> None:

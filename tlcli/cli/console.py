@@ -83,9 +83,9 @@ def show(rows: Sequence[dict[str, Any]], columns: Sequence[str], as_json: bool) 
 
 
 def terminal_width() -> int | None:
-    """Return the width of the terminal in characters.
+    """Return the width of the terminal in characters; None if standard output is not a terminal.
 
-    Return the environment variable `COLUMNS` if it is set. Otherwise, return None if standard output is not a terminal.
+    The environment variable `COLUMNS` takes precedence if it is set.
     """
     if os.environ.get("COLUMNS", "").isdigit() or sys.stdout.isatty():
         return shutil.get_terminal_size().columns

@@ -50,7 +50,7 @@ def command(output: Path, seed: int, quiet: bool) -> None:
     console.say(f"1. train a small ResNet ({BACKBONE}) on drawn shapes from random weights, {EPOCHS} epochs: nothing is downloaded")
     config = finetune_config(
         backbone=BACKBONE,
-        # Maps of 8x8 instead of 2x2 for images of 64x64. Pooling by the maximum puts them on the shape: docs/log.md, "The pointing game".
+        # Maps are 8x8 instead of 2x2 for 64x64 images. Max pooling places them on the shape: docs/log.md, "The pointing game".
         model_kwargs={"output_stride": 8, "global_pool": "max"},
         head="original",  # keeps the network's own pooling
         weights="none",
