@@ -5,7 +5,7 @@
     model = tlcli.load("models/pets")
     answer = model.predict("cat.jpg", cam="gradcam")
 
-Every name is imported when it is first used: `import tlcli` loads neither NumPy nor PyTorch, and `load`, `Model` and `Client` need no
+Names are imported lazily on first use: `import tlcli` loads neither NumPy nor PyTorch, and `load`, `Model` and `Client` do not need
 PyTorch.
 """
 
@@ -36,7 +36,8 @@ _HOMES = {
     "finetune": "finetuning",
     "load": "exported_model",
 }
-"""Module of each name. No module may have the name of a function here: importing it would replace the function."""
+"""Module that defines each public name. No module may share its name with a function here, because importing the module would replace the
+function."""
 
 if not TYPE_CHECKING:  # a type checker would accept any name
 

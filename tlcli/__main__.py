@@ -1,4 +1,4 @@
-"""Entry point of `tlcli`. A command is imported when it runs, so that `--help` is fast."""
+"""Entry point of `tlcli`. A command is imported only when it runs, which keeps `--help` fast."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ COMMANDS = {
 
 
 class Commands(click.Group):
-    """Group whose commands are in `tlcli.cli.commands.<name>` as `command`; a dash in the name is `_` there."""
+    """Command group that imports each command lazily as `tlcli.cli.commands.<name>.command`. Dashes in names become underscores."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names in the order of their use."""
+        """Return the command names in the order in which they are typically used."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import a command; None if there is none of this name."""
+        """Import and return a command; None if no command has this name."""
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = importlib.import_module(f"tlcli.cli.commands.{cmd_name.replace('-', '_')}").command
@@ -54,14 +54,14 @@ class Commands(click.Group):
         """Return the command that the arguments name.
 
         Raises:
-            UsageError: no such command, with the nearest one.
+            UsageError: the command does not exist; the message suggests the closest match.
         """
         if args[0] not in COMMANDS and not args[0].startswith("-"):
             raise click.UsageError(unknown_command(args[0], COMMANDS), ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the table of commands without importing them."""
+        """Write the table of commands without importing the commands."""
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
@@ -80,7 +80,7 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Run a command; print our own errors as one line and exit with their code. Other exceptions are defects and keep their traceback."""
+    """Run a command and exit with its code. Expected errors are printed as one line; other exceptions are bugs and keep their traceback."""
     raise_on_signals()
     try:
         cli.main(standalone_mode=False)
@@ -108,7 +108,7 @@ def main() -> None:
 
 
 def _describe(error: OSError) -> str:
-    """Return the message of a system error: the file, the reason, what to do."""
+    """Format a system error as a message with the file, the reason, and a remedy if there is one."""
     where = error.filename
     if where is None and error.errno in _FULL:
         where = "standard output"
@@ -122,7 +122,7 @@ def _with_notes(message: str, error: BaseException) -> str:
 
 
 def _discard_standard_output() -> None:
-    """Keep Python from reporting at exit that standard output cannot be flushed."""
+    """Redirect standard output to the null device, so that Python does not report a failed flush at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

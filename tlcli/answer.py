@@ -1,4 +1,4 @@
-"""Answers: scores and maps of one image, the same type in process and over the wire."""
+"""Answers with the scores and maps of one image. In-process and remote predictions return the same type."""
 
 from __future__ import annotations
 
@@ -20,13 +20,16 @@ from tlcli.contract.model.class_choice import class_targets
 Floats = npt.NDArray[np.float32]
 
 _THUMBNAIL = 224
-"""Longer side of an image in a notebook, in pixels."""
+"""Longer side of a thumbnail in a notebook, in pixels."""
 _SHOWN = 50
-"""Answers of a list that a notebook shows."""
+"""Maximum number of answers that a notebook shows for a list."""
 
 
 class ClassScore(NamedTuple):
-    """One class of an answer. score: softmax probability."""
+    """Label, score and id of one class in an answer.
+
+    score: softmax probability of the class.
+    """
 
     label: str
     score: float
@@ -34,15 +37,15 @@ class ClassScore(NamedTuple):
 
 
 class Answer:
-    """Scores of one image, and the requested maps. A notebook shows it as the image, its overlay and the best classes.
+    """Scores of one image and the requested maps. Notebooks display the image, its overlay and the best classes.
 
     source: path or URL of the image; empty for an image in memory.
-    labels: labels of all classes, in the order of their ids.
-    scores: float32 `[C]`, softmax probabilities by class id.
-    logits: float32 `[C]`.
+    labels: labels of all classes in class-id order.
+    scores: softmax probabilities by class id, float32 `[C]`.
+    logits: logits by class id, float32 `[C]`.
     explained: ids of the K explained classes; empty without maps.
-    maps: float32 `[K, h, w]` by method, not normalised, in the order of `explained`.
-    box: region of the image that the maps cover: left, top, right, bottom in the pixels of `image`.
+    maps: unnormalised maps by method, each float32 `[K, h, w]` in the order of `explained`.
+    box: region of the image that the maps cover, as left, top, right, bottom in pixels of `image`.
     """
 
     def __init__(
@@ -55,11 +58,11 @@ class Answer:
         maps: Mapping[str, Floats],
         framed: Callable[[], tuple[Image.Image, Box]],
     ) -> None:
-        """Hold the numbers; the image is fetched when it is first used.
+        """Create an answer. The image is loaded on first use.
 
         Args:
             source, labels, scores, logits, explained, maps: see the class.
-            framed: returns the image, at most `heatmap.MAX_SIDE` pixels long, and the box in its pixels.
+            framed: returns the image, scaled to at most `heatmap.MAX_SIDE` pixels on its longer side, and the box in its pixels.
         """
         self.source = source
         self.labels = tuple(labels)
@@ -72,21 +75,21 @@ class Answer:
 
     @property
     def class_id(self) -> int:
-        """Id of the best class."""
+        """Id of the top-1 class."""
         return self._order[0]
 
     @property
     def label(self) -> str:
-        """Label of the best class."""
+        """Label of the top-1 class."""
         return self.labels[self.class_id]
 
     @property
     def score(self) -> float:
-        """Softmax probability of the best class, in [0, 1]."""
+        """Softmax probability of the top-1 class, in [0, 1]."""
         return float(self.scores[self.class_id])
 
     def top(self, n: int = 5) -> tuple[ClassScore, ...]:
-        """Return the `n` best classes, best first; all of them if there are fewer.
+        """Return the `n` best classes, best first. If there are fewer classes, return all of them.
 
         Raises:
             RequestError: `n` is below 1.
@@ -97,7 +100,7 @@ class Answer:
 
     @property
     def map(self) -> Floats:
-        """Map `[h, w]` of the first requested method and class, float32, not normalised.
+        """Unnormalised map of the first requested method and class, float32 `[h, w]`.
 
         Raises:
             RequestError: no map was requested.
@@ -106,7 +109,7 @@ class Answer:
 
     @functools.cached_property
     def overlay(self) -> Image.Image:
-        """The first map drawn over the image, RGB, at most 1024 pixels long.
+        """RGB image with the first map drawn over it, at most 1024 pixels on the longer side.
 
         Raises:
             RequestError: no map was requested.
@@ -121,10 +124,10 @@ class Answer:
             cls: label, id or rank of an explained class; None for the first.
 
         Returns:
-            An RGB image, at most 1024 pixels long.
+            An RGB image with at most 1024 pixels on the longer side.
 
         Raises:
-            RequestError: a map or a class that was not requested.
+            RequestError: the map or class was not requested, or the class does not exist.
         """
         values = self._values(cam, cls)
         image, box = self._frame
@@ -132,12 +135,12 @@ class Answer:
 
     @property
     def image(self) -> Image.Image:
-        """The image, RGB, upright, at most 1024 pixels long."""
+        """Upright RGB image, scaled to at most 1024 pixels on the longer side."""
         return self._frame[0]
 
     @property
     def box(self) -> Box:
-        """Region of `image` that the maps cover: left, top, right, bottom in its pixels."""
+        """Region of `image` that the maps cover, as left, top, right, bottom in its pixels."""
         return self._frame[1]
 
     @functools.cached_property
@@ -169,11 +172,11 @@ class Answer:
         return f"Answer({self.label!r}, {self.score:.4f}{maps})"
 
     def _repr_png_(self) -> bytes:
-        """Return the overlay, or the image without maps, as a PNG, for notebooks."""
+        """Return the overlay as a PNG for notebooks, or the image if there are no maps."""
         return heatmap.encode(self.overlay if self.maps else self.image)
 
     def _repr_html_(self) -> str:
-        """Return the image, its overlay and the best classes, for notebooks."""
+        """Return HTML for notebooks with the image, its overlay and the best classes."""
         shown = [self.image, *([self.overlay] if self.maps else [])]
         rows = "".join(
             f"<tr><td style='text-align:left'>{html.escape(label)}</td><td>{score:.4f}</td></tr>" for label, score, _ in self.top(5)
@@ -187,7 +190,7 @@ class Answer:
         )
 
     def figure(self) -> str:
-        """Return the overlay, or the image without maps, with its label and score, as HTML."""
+        """Return an HTML figure of the overlay, or of the image if there are no maps, with its label and score."""
         return (
             f"<figure style='margin:0'>{thumbnail(self.overlay if self.maps else self.image)}"
             f"<figcaption>{html.escape(self.label)} {self.score:.4f}</figcaption></figure>"
@@ -195,7 +198,7 @@ class Answer:
 
 
 class Answers(list[Answer]):
-    """Answers of several images. A notebook shows the first fifty as a gallery."""
+    """List of answers for several images. Notebooks display the first fifty as a gallery."""
 
     def _repr_html_(self) -> str:
         more = f"<p>and {len(self) - _SHOWN:,} more</p>" if len(self) > _SHOWN else ""
@@ -204,13 +207,16 @@ class Answers(list[Answer]):
 
 
 def thumbnail(image: Image.Image, max_side: int = _THUMBNAIL) -> str:
-    """Return an image, scaled down to `max_side` pixels, as an HTML element."""
+    """Return an HTML `img` element of the image, scaled down to at most `max_side` pixels on its longer side."""
     small, _ = heatmap.shrink(image, max_side)
     return f"<img src='data:image/png;base64,{base64.b64encode(heatmap.encode(small)).decode()}' width='{small.width}'>"
 
 
 def framed(image: Image.Image, box: Box) -> tuple[Image.Image, Box]:
-    """Return the image as an overlay shows it, at most `heatmap.MAX_SIDE` pixels long, and the box in its pixels."""
+    """Scale an image and a box for an overlay.
+
+    Return the image with at most `heatmap.MAX_SIDE` pixels on its longer side, and the box in its pixels.
+    """
     small, scale = heatmap.shrink(image)
     left, top, right, bottom = box
     return small, (left * scale, top * scale, right * scale, bottom * scale)

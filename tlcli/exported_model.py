@@ -1,4 +1,4 @@
-"""Exported models in Python: `tlcli.load(path).predict(image)`. Needs ONNX Runtime, and no PyTorch."""
+"""Python API for exported models: `tlcli.load(path).predict(image)`. It requires ONNX Runtime but not PyTorch."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from tlcli.image_source import ImageInput, ImageSource, image_sources
 from tlcli.predictor import MapOptions, Prediction, Predictor, Unreadable
 
 Cam = str | Sequence[str] | None
-"""Map methods: one name or several, also with commas between them; `all` for every map of the model; None for no map."""
+"""Map methods: one name or several, as a sequence or separated by commas; `all` for every map of the model; None for no map."""
 Class = str | int
-"""A class: its label, its id, or -r for the class of rank r."""
+"""A class, given as its label, its id, or -r for the class of rank r."""
 Classes = Class | Sequence[Class]
 OnError = Literal["raise", "skip"]
-"""`raise` the error of an image that cannot be read, or `skip` the image with a warning."""
+"""Handling of images that cannot be read: `raise` the error, or `skip` the image with a warning."""
 
 
 class Model:
-    """An exported model, ready to predict. Safe to call from several threads.
+    """An exported model that is ready to predict. Instances are thread-safe.
 
     Example:
         model = tlcli.load("models/pets")
@@ -44,12 +44,12 @@ class Model:
 
     @property
     def path(self) -> Path:
-        """The ONNX file."""
+        """Path of the ONNX file."""
         return self._opened.path
 
     @property
     def description(self) -> Description:
-        """Everything that the file says about itself: labels, preprocessing, maps, provenance."""
+        """Description stored in the file: labels, preprocessing, maps, provenance."""
         return self._opened.description
 
     @property
@@ -59,21 +59,21 @@ class Model:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Labels of the classes, in the order of their ids."""
+        """Class labels in class-id order."""
         return self.description.labels
 
     @property
     def cams(self) -> tuple[str, ...]:
-        """Maps that `predict` can compute."""
+        """Names of the maps that `predict` can compute."""
         return self.description.methods
 
     @property
     def device(self) -> str:
-        """Where it runs: `cpu` or `cuda`."""
+        """Device that the model runs on: `cpu` or `cuda`."""
         return self._opened.device
 
     @overload
-    def predict(  # type: ignore[overload-overlap]  # a text is an iterable, too
+    def predict(  # type: ignore[overload-overlap]  # a string is also an iterable
         self,
         images: ImageInput,
         *,
@@ -109,28 +109,29 @@ class Model:
         image_size: int | None = None,
         on_error: OnError = "raise",
     ) -> Answer | Answers:
-        """Classify images, and explain classes with maps.
+        """Classify images and explain classes with maps.
 
-        Every image is decoded, resized and cropped as `tlcli predict` and the server do: the numbers are the same.
+        Images are decoded, resized and cropped in the same way as by `tlcli predict` and the server, so the results are the same.
 
         Args:
             images: one image, or an iterable of images. An image is a path, an `http://` or `https://` URL, encoded bytes, a Pillow
                 image, or a uint8 array `[H, W, 3]` (RGB), `[H, W]` (grey) or `[H, W, 4]` (RGBA) of any size. The path of a folder
                 stands for all images in it, and an array `[N, H, W, 3]` for N images.
             cam: maps to compute, such as `"gradcam"` or `["gradcam", "layercam"]`; `"all"` for every map of the model; None for none.
-            classes: classes to explain: labels, ids, or -r for the class of rank r. Empty: the best class.
+            classes: classes to explain, as labels, ids, or -r for the class of rank r; empty for the top-1 class.
             softmax: explain the softmax probability of a class instead of its logit.
-            max_channels: channels that Score-CAM and Faster-Score-CAM score; None for all of them, and for ten.
-            image_size: height and width of the input, for a model exported with a dynamic size; None for the model's own.
-            on_error: `"raise"` the error of an image that cannot be read, or `"skip"` the image with a warning.
+            max_channels: number of channels to score in Score-CAM and Faster-Score-CAM. None scores all channels in Score-CAM and ten in
+                Faster-Score-CAM.
+            image_size: height and width of the input for a model exported with a dynamic size; None for the model's own size.
+            on_error: `"raise"` the error if an image cannot be read, or `"skip"` the image with a warning.
 
         Returns:
-            An answer for one image, a list of answers for several and for a folder.
+            An answer if `images` is a single image; a list of answers for an iterable or a folder.
 
         Raises:
-            NotFoundError: no such file, folder or page.
-            ImageError: an image that cannot be read, or one over a limit.
-            RequestError: a class, a map, a size or an array that does not fit the model.
+            NotFoundError: a file, folder or page does not exist.
+            ImageError: an image cannot be read or exceeds a limit.
+            RequestError: a class, map, size or array does not fit the model.
         """
         skipped: list[Skipped] = []
         sources, is_single = image_sources(images, skipped)
@@ -176,15 +177,15 @@ class Model:
 
 
 def load(path: str | Path, device: str = "auto") -> Model:
-    """Load an exported model. Needs no PyTorch.
+    """Load an exported model. PyTorch is not required.
 
     Args:
-        path: a model's folder (its latest version), a version's folder, an ONNX file, or a repository that holds one model.
+        path: path of a model's folder (its latest version is loaded), a version's folder, an ONNX file, or a repository with one model.
         device: `auto`, `cpu` or `cuda`.
 
     Raises:
-        NotFoundError: no model there; the message says what the path is instead.
-        ModelFileError: a broken file, or one that this project did not export.
+        NotFoundError: there is no model at the path; the message describes what is there instead.
+        ModelFileError: the file is broken or was not exported by this project.
         DeviceError: `cuda` is not available.
     """
     path = Path(path).expanduser()
@@ -200,7 +201,7 @@ def load(path: str | Path, device: str = "auto") -> Model:
 
 def _answer(prediction: Prediction, labels: tuple[str, ...]) -> Answer:
     image, box = framed(prediction.image, prediction.box)
-    if image is prediction.source.origin:  # the caller's own, which may be changed before the overlay is drawn
+    if image is prediction.source.origin:  # the caller's own image, which the caller may modify before the overlay is drawn
         image = image.copy()
     return Answer(
         source=prediction.source.name,
@@ -214,10 +215,10 @@ def _answer(prediction: Prediction, labels: tuple[str, ...]) -> Answer:
 
 
 def cam_names(cam: Cam) -> tuple[str, ...]:
-    """Return the names in `cam`, each once.
+    """Return the distinct method names in `cam`.
 
     Raises:
-        RequestError: an empty name.
+        RequestError: a name is empty.
     """
     values = () if cam is None else (cam,) if isinstance(cam, str) else tuple(cam)
     names = [name.strip() for value in values for name in value.split(",")]
@@ -232,10 +233,10 @@ def class_names(classes: Classes) -> tuple[Class, ...]:
 
 
 def check_map_arguments(methods: Sequence[str], classes: Sequence[Class], softmax: bool, max_channels: int | None) -> None:
-    """Refuse arguments that say how a map is computed where no map is requested.
+    """Check that arguments for maps are only set when a map is requested.
 
     Raises:
-        RequestError: such an argument.
+        RequestError: an argument for maps is set, but no map is requested.
     """
     given = [name for name, is_given in (("classes", classes), ("softmax", softmax), ("max_channels", max_channels)) if is_given]
     if given and not methods:
@@ -243,10 +244,10 @@ def check_map_arguments(methods: Sequence[str], classes: Sequence[Class], softma
 
 
 def require_on_error(text: str) -> OnError:
-    """Return `text` if it is one of `OnError`.
+    """Return `text` as an `OnError` value.
 
     Raises:
-        RequestError: it is not.
+        RequestError: `text` is not a valid value.
     """
     for known in get_args(OnError):
         if text == known:
@@ -256,7 +257,7 @@ def require_on_error(text: str) -> OnError:
 
 
 def html_table(rows: dict[str, str]) -> str:
-    """Return a table of names and values as HTML."""
+    """Return an HTML table of names and values."""
     cells = "".join(
         f"<tr><th style='text-align:left'>{html.escape(name)}</th><td style='text-align:left'>{html.escape(value)}</td></tr>"
         for name, value in rows.items()

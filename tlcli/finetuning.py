@@ -1,4 +1,4 @@
-"""Fine-tuning and export in Python: `tlcli.export(tlcli.finetune(folder))`. Needs PyTorch (`pip install 'tlcli[train]'`)."""
+"""Python API for fine-tuning and export: `tlcli.export(tlcli.finetune(folder))`. It requires PyTorch (`pip install 'tlcli[train]'`)."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ Setting = Any
 
 @dataclass(frozen=True, repr=False)
 class Run:
-    """A finished fine-tuning run. A notebook shows it as its figures and its curves.
+    """A finished fine-tuning run. Notebooks display its metrics and learning curves.
 
-    path: folder of the run: checkpoint, settings, figures, `report.html`.
-    metrics: final figures by name: `val_top1`, `val_loss`, and the same of the test split if there is one.
+    path: run folder with the checkpoint, settings, metrics and `report.html`.
+    metrics: final metrics by name: `val_top1` and `val_loss`, and the same metrics of the test split if there is one.
     """
 
     path: Path
@@ -39,15 +39,15 @@ class Run:
 
     @property
     def report(self) -> Path:
-        """The report of the run, an HTML file."""
+        """Path of the run's HTML report."""
         return self.path / "report.html"
 
     @property
     def curves(self) -> Image.Image:
-        """The learning curves.
+        """Plot of the learning curves.
 
         Raises:
-            FileNotFoundError: the run's folder is gone.
+            FileNotFoundError: the run folder no longer exists.
         """
         return Image.open(self.path / "curves.png")
 
@@ -63,20 +63,23 @@ class Run:
 
 
 def finetune(folder: str | Path, backbone: str = "resnet18", *, quiet: bool = False, **settings: Setting) -> Run:
-    """Fine-tune a pretrained backbone on images, and write a run folder.
+    """Fine-tune a pretrained backbone on images and write a run folder.
 
     Args:
-        folder: a folder with one folder of images per class, with or without `train`, `val` and `test` above them; or the name of a
+        folder: folder with one subfolder of images per class, optionally grouped into `train`, `val` and `test` folders; or the name of a
             known data set.
         backbone: name of a timm model; `tlcli backbones` lists them.
-        quiet: show no progress; warnings are always shown.
-        settings: those of `tlcli finetune`, such as `mode="full"`, `epochs=10`, `weights="FILE"`, `output="runs/pets"`; see
+        quiet: hide progress; warnings are always shown.
+        settings: settings of `tlcli finetune`, such as `mode="full"`, `epochs=10`, `weights="FILE"`, `output="runs/pets"`; see
             `tlcli.training.FinetuneConfig`.
 
+    Returns:
+        The finished run.
+
     Raises:
-        SettingsError: an unknown setting, a value that it cannot have, or settings that contradict each other.
-        DatasetError: images that cannot be trained on.
-        WeightsError, HubError: weights that do not fit or cannot be downloaded.
+        SettingsError: a setting is unknown or has an invalid value, or settings contradict each other.
+        DatasetError: the images cannot be used for training.
+        WeightsError, HubError: the weights do not fit the backbone or cannot be downloaded.
         DeviceError: the requested device is not available.
     """
     config = _config(dataset=str(folder), backbone=backbone, **settings)
@@ -88,7 +91,7 @@ def finetune(folder: str | Path, backbone: str = "resnet18", *, quiet: bool = Fa
 
     check_dataset(config)
     console = _console(quiet)
-    folders: list[Path] = []  # the run's, once it can be resumed
+    folders: list[Path] = []  # holds the run folder once the run can be resumed
     with note_how_to_resume(lambda _: f"{resume_command(folders[0])} resumes it" if folders else None):
         result = fine_tuning.finetune(config, progress=console.progress, log=console.say, callbacks=[RunFolderCallback(folders)])
     return Run(result.path, result.metrics)
@@ -110,30 +113,33 @@ def export(
     quiet: bool = False,
     **network: Setting,
 ) -> Model:
-    """Export a run, or a backbone with the classifier it was published with, to one ONNX file, and load it.
+    """Export a run, or a backbone with its published classifier, to one ONNX file and load it.
 
-    The file is compared with PyTorch on images, and kept only if it agrees.
+    The file's outputs are compared with PyTorch's on images, and the file is kept only if they agree.
 
     Args:
-        source: a run, a run's folder, or the name of a backbone.
-        output: model repository; the file becomes `output/name/version/model.onnx`.
-        name: name of the model; None for the run's or the backbone's.
-        cam: map methods for the graph; `"all"` for those that the network allows; None for no maps.
-        cam_layer: layers to explain, by module name; empty for the last one with a spatial extent.
+        source: a run, the path of a run folder, or the name of a backbone.
+        output: model repository; the file is written to `output/name/version/model.onnx`.
+        name: name of the model; None for the name of the run or backbone.
+        cam: map methods to include in the graph; `"all"` for every method that the network supports; None for no maps.
+        cam_layer: layers to explain, by module name; empty for the last layer with a spatial extent.
         dynamic_size: accept images of any height and width.
-        temperature: divide the logits by it; `"fit"` finds it on the run's validation split.
+        temperature: divisor of the logits; `"fit"` fits it on the run's validation split.
         precision: `fp32`, `fp16` for GPUs, or `int8` for CPUs.
-        labels: for a backbone: labels of the classes; None for ImageNet's where there are 1000.
-        calibration: for a backbone in int8: images to calibrate on, files or folders.
-        device: where the loaded model runs: `auto`, `cpu` or `cuda`.
-        quiet: show no progress; warnings are always shown.
-        network: for a backbone: `weights`, `image_size`, `model_kwargs`, `mean`, `std`, ... as of `tlcli.finetune`.
+        labels: class labels, for a backbone only; None for the ImageNet labels if there are 1000 classes.
+        calibration: calibration images as files or folders, for a backbone in int8 only.
+        device: device that the loaded model runs on: `auto`, `cpu` or `cuda`.
+        quiet: hide progress; warnings are always shown.
+        network: settings for a backbone: `weights`, `image_size`, `model_kwargs`, `mean`, `std`, ... as in `tlcli.finetune`.
+
+    Returns:
+        The exported model, loaded.
 
     Raises:
-        NotFoundError: no such run, or an unfinished one.
-        SettingsError: an unknown backbone, or a setting that does not apply.
-        ExportError: a network whose graph cannot be written.
-        ParityError: the file does not agree with PyTorch.
+        NotFoundError: the run does not exist or is not finished.
+        SettingsError: the backbone is unknown, or a setting does not apply.
+        ExportError: the network's graph cannot be written.
+        ParityError: the file's outputs do not agree with PyTorch's.
     """
     from tlcli.cli.commands.export import model_name, report
     from tlcli.exports import SmallerNumbers, export_backbone, export_run
@@ -167,7 +173,7 @@ def export(
 
 
 def _run_path(source: Run | str | Path) -> Path | None:
-    """Return the run's folder; None for the name of a backbone."""
+    """Return the run folder; None if `source` is the name of a backbone."""
     if isinstance(source, Run):
         return source.path
     path = Path(source)
@@ -181,10 +187,10 @@ def _refuse(what: str, arguments: dict[str, object]) -> None:
 
 
 def _config(**settings: Setting) -> FinetuneConfig:
-    """Return the settings, checked.
+    """Create the validated configuration. Settings that are None keep their defaults.
 
     Raises:
-        SettingsError: an unknown setting, or a value that it cannot have.
+        SettingsError: a setting is unknown or has an invalid value.
     """
     from tlcli.training.settings.config import FinetuneConfig
 

@@ -1,4 +1,4 @@
-"""Images as callers hold them: paths, folders, URLs, encoded bytes, Pillow images, NumPy arrays."""
+"""Image sources in every form that callers can pass: paths, folders, URLs, encoded bytes, Pillow images and NumPy arrays."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from tlcli.contract.images.decoding import DEFAULT_LIMITS, ImageLimits
 from tlcli.contract.images.find_images import Skipped, find
 
 ImageInput = str | Path | bytes | Image.Image | npt.NDArray[np.uint8]
-"""One image: a path, an `http://` or `https://` URL, encoded bytes, a Pillow image, or a uint8 array `[H, W, 3]`, `[H, W]` or
-`[H, W, 4]`."""
+"""Accepted forms of one image: a path, an `http://` or `https://` URL, encoded bytes, a Pillow image, or a uint8 array `[H, W, 3]`,
+`[H, W]` or `[H, W, 4]`."""
 
 URL_TIMEOUT_S = 30.0
 _CHUNK = 64 * 1024
@@ -34,22 +34,22 @@ _GONE = (404, 410)
 
 @dataclass(frozen=True, eq=False)
 class ImageSource:
-    """One image that is not read yet.
+    """One image that has not been read yet.
 
-    origin: the image, in any form that `ImageInput` names.
-    name: path or URL, for messages; empty for an image in memory.
+    origin: the image in any form of `ImageInput`.
+    name: path or URL shown in messages; empty for an image in memory.
     """
 
     origin: ImageInput
     name: str = ""
 
     def read(self, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
-        """Return the decoded image: RGB, upright, without transparency.
+        """Read and decode the image to upright RGB without transparency.
 
         Raises:
-            NotFoundError: no such file, or no such page.
-            ImageError: see `tlcli.contract.images.decoding.decode`; a download that failed, or took too long.
-            RequestError: an array of another type or shape, or no image at all.
+            NotFoundError: the file or page does not exist.
+            ImageError: the image cannot be decoded (see `tlcli.contract.images.decoding.decode`), or its download failed or took too long.
+            RequestError: an array has an unsupported type or shape.
         """
         if isinstance(self.origin, Path):
             return decoding.read(self.origin, limits)
@@ -63,7 +63,7 @@ class ImageSource:
             raise self._named(error) from error
 
     def encoded(self, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
-        """Return the image as an encoded file: the file itself, or a PNG of an image in memory.
+        """Return the bytes of the encoded image. An image in memory is encoded as PNG.
 
         Raises:
             Exception: see `read`.
@@ -82,15 +82,18 @@ class ImageSource:
 
 
 def image_sources(images: ImageInput | Iterable[ImageInput], skipped: list[Skipped] | None = None) -> tuple[list[ImageSource], bool]:
-    """Return the images as sources, and True if `images` is a single image.
+    """Convert images to sources.
 
     Args:
         images: one image, a folder of images, or an iterable of these; also a uint8 array `[N, H, W, 3]`.
-        skipped: collects the files that folders hold beside images.
+        skipped: list that collects the files in folders that are not images.
+
+    Returns:
+        The sources, and True if `images` is a single image.
 
     Raises:
-        NotFoundError: a folder without images, or a path that does not exist.
-        RequestError: an object that is no image.
+        NotFoundError: a folder holds no images.
+        RequestError: an object is not an image.
     """
     if isinstance(images, np.ndarray) and images.ndim == 4:
         return [_source(pixels) for pixels in images], False
@@ -110,13 +113,13 @@ def download(url: str, max_bytes: int, timeout_s: float = URL_TIMEOUT_S) -> byte
     """Download an image over HTTP or HTTPS.
 
     Args:
-        url: address; redirects are followed to HTTP and HTTPS only.
-        max_bytes: refused above this size.
-        timeout_s: bound on the whole download.
+        url: address of the image; redirects are followed only to HTTP and HTTPS.
+        max_bytes: maximum size of the image in bytes.
+        timeout_s: time limit for the whole download in seconds.
 
     Raises:
         NotFoundError: the server has no such page (404, 410).
-        ImageError: any other failure, an image that is too large, or one that takes too long.
+        ImageError: the image is too large, the download takes too long, or it fails in any other way.
     """
     shown, deadline = printable(url), time.monotonic() + timeout_s
     try:
@@ -137,7 +140,7 @@ def download(url: str, max_bytes: int, timeout_s: float = URL_TIMEOUT_S) -> byte
 
 
 def _opener() -> urllib.request.OpenerDirector:
-    """Return an opener for HTTP and HTTPS alone; the default one also reads local files and FTP."""
+    """Return an opener that supports only HTTP and HTTPS. urllib's default opener also reads local files and FTP."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler(),
@@ -173,7 +176,7 @@ def _too_slow(shown: str, timeout_s: float) -> ImageError:
 
 
 def is_url(image: object) -> bool:
-    """Return True for a text that begins with `http://` or `https://`."""
+    """Return True if `image` is a string that starts with `http://` or `https://`, in upper or lower case."""
     return isinstance(image, str) and image[:8].lower().startswith(("http://", "https://"))
 
 
@@ -191,10 +194,10 @@ def _in_folder(folder: object, skipped: list[Skipped] | None) -> list[ImageSourc
 
 
 def _source(image: object) -> ImageSource:
-    """Return one image as a source.
+    """Convert one image to a source.
 
     Raises:
-        RequestError: an object that is no image.
+        RequestError: the object is not an image.
     """
     if isinstance(image, bytes | bytearray | memoryview):
         return ImageSource(bytes(image))
@@ -218,10 +221,10 @@ def _no_image(image: object) -> RequestError:
 
 
 def _pixels(array: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Return the array as Pillow takes it: uint8 `[H, W]`, `[H, W, 3]` or `[H, W, 4]`.
+    """Return the array in a form that Pillow accepts: uint8 `[H, W]`, `[H, W, 3]` or `[H, W, 4]`.
 
     Raises:
-        RequestError: another type or shape.
+        RequestError: the array has an unsupported type or shape.
     """
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
@@ -237,10 +240,10 @@ def _pixels(array: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 
 def _from_pillow(image: Image.Image, limits: ImageLimits) -> Image.Image:
-    """Return a Pillow image as `decode` returns it.
+    """Convert a Pillow image to the form that `decode` returns.
 
     Raises:
-        ImageError: too many pixels, a mode without colours, or a file that Pillow cannot read.
+        ImageError: the image is empty or has too many pixels, its mode has no colours, or Pillow cannot read its file.
     """
     if image.width * image.height > limits.max_pixels:
         raise ImageError(f"the image has {image.width:,} x {image.height:,} pixels: expected at most {limits.max_pixels:,}")
@@ -248,5 +251,5 @@ def _from_pillow(image: Image.Image, limits: ImageLimits) -> Image.Image:
         raise ImageError(f"the image is empty: {image.width} x {image.height} pixels")
     try:
         return decoding.to_rgb(image)
-    except (OSError, ValueError, SyntaxError) as error:  # Pillow reads an opened file only now
+    except (OSError, ValueError, SyntaxError) as error:  # Pillow reads an opened file lazily, at this point
         raise ImageError(f"the Pillow image cannot be read: {error}") from error

@@ -1,4 +1,4 @@
-"""Progress in a notebook: one line per step of the work, updated in place."""
+"""Progress display for notebooks, with one line per task that is updated in place."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _REFRESH_S = 0.2
 
 
 def in_notebook() -> bool:
-    """Return True in a Jupyter kernel; False on a terminal, and in IPython on one."""
+    """Return True in a Jupyter kernel, and False in a terminal, including IPython."""
     ipython = sys.modules.get("IPython")
     shell = None if ipython is None else ipython.get_ipython()
     return hasattr(shell, "kernel")
@@ -31,7 +31,11 @@ class NotebookConsole(Console):
 
     @contextmanager
     def progress(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
-        """Show a bar of `total` steps; the block calls the yielded function with the number of steps completed since the last call."""
+        """Show a progress bar of `total` steps in the context.
+
+        Yields:
+            Function to call with the number of steps completed since the last call.
+        """
         if total == 0:
             yield lambda _: None
             return
@@ -52,7 +56,7 @@ class _Bar:
         self._handle: Any = display(self._content(), display_id=True)  # type: ignore[no-untyped-call]
 
     def advance(self, steps: int) -> None:
-        """Count `steps`; may be called from any thread."""
+        """Advance the bar by `steps`. May be called from any thread."""
         with self._lock:
             self._done += steps
             if time.monotonic() - self._drawn < _REFRESH_S:
@@ -61,7 +65,7 @@ class _Bar:
         self._handle.update(self._content())
 
     def finish(self) -> None:
-        """Replace the bar with a line."""
+        """Replace the bar with a summary line."""
         self._handle.update(_Html(f"{self._description}: {self._done} of {self._total} in {time.monotonic() - self._began:.1f} s"))
 
     def _content(self) -> _Html:
@@ -72,7 +76,7 @@ class _Bar:
 
 
 class _Html:
-    """HTML with a plain text for frontends without it."""
+    """HTML output with a plain-text fallback for frontends that do not support HTML."""
 
     def __init__(self, text: str, plain: str | None = None) -> None:
         self._text, self._plain = text, text if plain is None else plain

@@ -1,4 +1,4 @@
-"""Prediction without a server: read, decode, resize, run, one answer per image, for `tlcli predict` and `tlcli.load`."""
+"""Local prediction without a server, used by `tlcli predict` and `tlcli.load`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tlcli.contract.model.onnx_model import FIRST_RANKED, Model
 from tlcli.image_source import ImageSource
 
 _BATCH = 8
-"""Images per run, at the size that the model was trained with; fewer for larger ones."""
+"""Batch size at the model's own input size. Larger inputs use smaller batches."""
 
 Floats = npt.NDArray[np.float32]
 Advance = Callable[[int], None]
@@ -25,12 +25,13 @@ Advance = Callable[[int], None]
 
 @dataclass(frozen=True)
 class MapOptions:
-    """Maps to compute.
+    """Options that select the maps to compute.
 
-    methods: names of the model's maps; empty for scores alone.
-    targets: classes to explain, by id; -r is the class of rank r.
+    methods: names of the model's maps; empty for scores only.
+    targets: ids of the classes to explain; -r is the class of rank r.
     softmax: explain the softmax probability of the class instead of its logit.
-    max_channels: channels that Score-CAM and Faster-Score-CAM score; None for all of them, and for ten.
+    max_channels: number of channels to score in Score-CAM and Faster-Score-CAM. None scores all channels in Score-CAM and ten in
+        Faster-Score-CAM.
     """
 
     methods: tuple[str, ...] = ()
@@ -43,11 +44,11 @@ class MapOptions:
 class Prediction:
     """Scores and maps of one image.
 
-    image: RGB, upright, as decoded.
-    box: region of the image that the network saw: left, top, right, bottom in its pixels.
-    scores, logits: float32 `[C]`.
-    classes: int64 `[K]`, ids of the explained classes; empty without maps.
-    maps: float32 `[K, h, w]` by method, not normalised.
+    image: decoded upright RGB image.
+    box: region of the image that the network saw, as left, top, right, bottom in its pixels.
+    scores, logits: scores and logits by class id, float32 `[C]`.
+    classes: ids of the explained classes, int64 `[K]`; empty without maps.
+    maps: unnormalised maps by method, each float32 `[K, h, w]`.
     """
 
     source: ImageSource
@@ -59,40 +60,40 @@ class Prediction:
     maps: dict[str, Floats] = field(default_factory=dict)
 
     def without_image(self) -> Prediction:
-        """Return the numbers alone: a photograph takes more memory than its scores and maps."""
+        """Return a copy without the image, to save memory: a photograph takes more memory than its scores and maps."""
         return replace(self, image=Image.new("RGB", (1, 1)))
 
     def ranking(self) -> list[int]:
-        """Return the class ids, best first; equal logits in the order of their ids."""
+        """Return the class ids, best first. Ties are ordered by id."""
         return [int(class_id) for class_id in np.argsort(-self.logits, kind="stable")]
 
 
 @dataclass(frozen=True)
 class Unreadable:
-    """An image that could not be read or decoded."""
+    """Outcome for an image that could not be read or decoded."""
 
     source: ImageSource
     error: ImageError | NotFoundError
 
 
 class Predictor:
-    """A model with the maps to compute and the input size to use.
+    """Predictor that runs a model with fixed map options and input size.
 
-    channels: channels per image that the requested Score-CAMs score; 0 without any.
+    channels: number of channels per image that the requested Score-CAMs score; 0 without Score-CAMs.
     steps: progress steps per image.
     """
 
     def __init__(self, model: Model, options: MapOptions = MapOptions(), image_size: int | None = None, where: str = "image_size") -> None:
-        """Check the input size.
+        """Create a predictor and check the input size.
 
         Args:
             model: an opened model.
             options: maps to compute.
-            image_size: height and width of the input, for a model that takes any size; None for the model's own.
-            where: name of the flag or argument that holds the size, for messages.
+            image_size: height and width of the input for a model with dynamic input size; None for the model's own size.
+            where: name of the flag or argument that holds the size, shown in messages.
 
         Raises:
-            RequestError: the model takes images of another size only.
+            RequestError: the model does not accept this image size.
         """
         self._model = model
         self._options = options
@@ -104,17 +105,17 @@ class Predictor:
         self.steps = max(1, self.channels)
 
     def predict(self, sources: Sequence[ImageSource], advance: Advance = lambda steps: None) -> Iterator[Prediction | Unreadable]:
-        """Predict image by image; images are read as the iterator advances.
+        """Predict images in batches. Images are read as the iterator advances.
 
         Args:
             sources: images to predict.
-            advance: called with the number of progress steps completed since the last call, `steps` per image in total.
+            advance: called with the number of progress steps completed since the last call, for a total of `steps` per image.
 
         Yields:
-            A prediction for each image, or the reason why it could not be read, in the order of `sources`.
+            For each image in the order of `sources`, its prediction, or the reason why it could not be read.
 
         Raises:
-            RequestError: a class or a map that the model does not have, or `max_channels` where no map takes it.
+            RequestError: the model lacks a class or map, or `max_channels` is set but no map uses it.
         """
         for start in range(0, len(sources), self._batch):
             outcomes: list[tuple[ImageSource, Image.Image] | Unreadable] = []
@@ -157,10 +158,15 @@ class Predictor:
 
 
 def input_of_size(description: Description, image_size: int | None, where: str) -> Preprocessing:
-    """Return the model's preprocessing for a square input of `image_size` pixels; None for the model's own size.
+    """Return the model's preprocessing, adapted to a square input of the given size.
+
+    Args:
+        description: description of the model.
+        image_size: height and width of the input in pixels; None for the model's own size.
+        where: name of the flag or argument that holds the size, shown in messages.
 
     Raises:
-        RequestError: the model takes images of another size only.
+        RequestError: the model does not accept this image size.
     """
     own = description.preprocessing
     if image_size is None or (own.height, own.width) == (image_size, image_size):

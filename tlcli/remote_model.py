@@ -1,4 +1,4 @@
-"""Answers of a running server in Python, of the same type as those of a loaded model. Needs no PyTorch."""
+"""Python client for a running server. It returns answers of the same type as a loaded model and does not need PyTorch."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from tlcli.service import Client as ServiceClient
 from tlcli.service.client.connection import ConnectionOptions
 
 _BATCH = 64
-"""Images whose encoded bytes are held at a time, in flight to the server."""
+"""Number of images whose encoded bytes are held in memory and in flight to the server at the same time."""
 _ALL_CLASSES = 2**31 - 1
-"""`top_k` that no model exceeds: the server returns as many classes as there are."""
+"""`top_k` larger than the class count of any model, so that the server returns all classes."""
 
 
 class Client:
-    """A connection to one server, made at the first call. Safe to use from several threads.
+    """Client for one server. The connection opens on the first call. Instances are thread-safe.
 
     For the server's own messages, timings and asynchronous calls, see `tlcli.service.Client` and `tlcli.service.AsyncClient`.
 
@@ -44,15 +44,15 @@ class Client:
     """
 
     def __init__(self, address: str = "127.0.0.1:8001", **connection: Unpack[ConnectionOptions]) -> None:
-        """Connect at the first call.
+        """Create a client; the connection opens on the first call.
 
         Args:
             address: `host:port` of the server's gRPC port; `grpcs://host:port` for TLS.
-            connection: `tls`, `tls_ca`, `tls_certificate`, `tls_key`, `token`, `retries` and `metadata`; see
+            connection: connection options `tls`, `tls_ca`, `tls_certificate`, `tls_key`, `token`, `retries` and `metadata`; see
                 `tlcli.service.client.connection.Connection`.
 
         Raises:
-            SettingsError: an address or an option that cannot be used.
+            SettingsError: the address or an option is invalid.
         """
         self._client = ServiceClient(address, **connection)
 
@@ -62,7 +62,7 @@ class Client:
         return self._client.address
 
     def close(self) -> None:
-        """Close the connection; calls in flight are cancelled."""
+        """Close the connection and cancel in-flight calls."""
         self._client.close()
 
     def __enter__(self) -> Self:
@@ -72,23 +72,27 @@ class Client:
         self.close()
 
     def models(self) -> tuple[ModelStatus, ...]:
-        """Return every version of every model on the server, with its state.
+        """Return the status of every version of every model on the server.
 
         Raises:
-            ServerError: the server cannot be reached, or does not answer in time.
+            ServerError: the server cannot be reached or does not answer in time.
         """
         return self._client.list_models()
 
     def wait_until_ready(self, timeout_s: float = 60.0, model: str = "") -> None:
-        """Return when the server, or one model of it, reports SERVING.
+        """Block until the server, or one of its models, reports SERVING.
+
+        Args:
+            timeout_s: time limit in seconds.
+            model: name of the model; empty for the server as a whole.
 
         Raises:
-            ServerError: it did not within `timeout_s`.
+            ServerError: the server or model did not report SERVING within `timeout_s`.
         """
         self._client.wait_until_ready(timeout_s, model)
 
     @overload
-    def predict(  # type: ignore[overload-overlap]  # a text is an iterable, too
+    def predict(  # type: ignore[overload-overlap]  # a string is also an iterable
         self,
         images: ImageInput,
         *,
@@ -130,26 +134,26 @@ class Client:
         on_error: OnError = "raise",
         timeout_s: float | None = 30.0,
     ) -> Answer | Answers:
-        """Classify images on the server, and explain classes with maps.
+        """Classify images on the server and explain classes with maps.
 
         Args:
-            images: see `tlcli.Model.predict`; paths and URLs are read here, not by the server.
+            images: see `tlcli.Model.predict`; paths and URLs are read on this machine, not on the server.
             cam, classes, softmax, max_channels: see `tlcli.Model.predict`.
-            model: name of the model; may be empty if the server holds one.
+            model: name of the model; may be empty if the server has only one.
             version: version of the model; empty for the latest.
             on_error: see `tlcli.Model.predict`.
-            timeout_s: bound per image; None for no bound, which Score-CAM may need.
+            timeout_s: time limit per image in seconds; None for no limit, which Score-CAM may need.
 
         Returns:
-            An answer for one image, a list of answers for several and for a folder.
+            An answer if `images` is a single image; a list of answers for an iterable or a folder.
 
         Raises:
-            NotFoundError: no such file, folder, page, model or version.
-            ImageError: an image that cannot be read, or one over a limit.
-            RequestError: a class, a map or a number that does not fit the model.
-            ModelFileError: the model exists and is broken.
-            ServerError: the server cannot be reached, or does not answer in time.
-            OverloadedError: the server is too busy, also after the retries.
+            NotFoundError: a file, folder, page, model or version does not exist.
+            ImageError: an image cannot be read or exceeds a limit.
+            RequestError: a class, map or number does not fit the model.
+            ModelFileError: the model exists but is broken.
+            ServerError: the server cannot be reached or does not answer in time.
+            OverloadedError: the server is still too busy after the retries.
         """
         skipped: list[Skipped] = []
         sources, is_single = image_sources(images, skipped)
@@ -165,7 +169,7 @@ class Client:
 
 
 class _Request:
-    """One call of `predict`."""
+    """Request that corresponds to one call of `predict`."""
 
     def __init__(self, client: ServiceClient, model: str, version: str, timeout_s: float | None) -> None:
         self._client = client
@@ -174,7 +178,10 @@ class _Request:
         self._timeout_s = timeout_s
 
     def options(self, cam: Cam, classes: Classes, softmax: bool, max_channels: int | None) -> MapOptions:
-        """Return the maps to request. The model's labels and maps are fetched only where a label or `all` needs them."""
+        """Return the options of the maps to request.
+
+        The model's labels and map names are fetched from the server only if `classes` contains a label or `cam` is `all`.
+        """
         methods, chosen = cam_names(cam), class_names(classes)
         check_map_arguments(methods, chosen, softmax, max_channels)
         if max_channels is not None and not any(is_score_cam(method) or method == "all" for method in methods):
@@ -187,7 +194,7 @@ class _Request:
         return MapOptions(methods, targets, softmax, max_channels)
 
     def answers(self, sources: Sequence[ImageSource], options: MapOptions) -> Iterator[Answer | TlcliError]:
-        """Yield an answer for each source, or the error of an image that cannot be read."""
+        """Yield an answer for each source, or an error if its image cannot be read or classified."""
         for start in range(0, len(sources), _BATCH):
             batch = sources[start : start + _BATCH]
             encoded = [_encoded(source) for source in batch]
@@ -206,7 +213,7 @@ class _Request:
             "softmax": options.softmax,
             "max_channels": (options.max_channels or 0) if method is not None and is_score_cam(method) else 0,
         }
-        if len(images) == 1:  # a single call is retried where the server is busy
+        if len(images) == 1:  # a unary call is retried when the server is busy
             yield self._classify_one(images[0], ask)
         elif images:
             timeout_s = None if self._timeout_s is None else self._timeout_s * len(images)
@@ -230,7 +237,7 @@ def _encoded(source: ImageSource) -> bytes | ImageError | NotFoundError:
 def _answer(
     source: ImageSource, encoded: bytes, outcomes: Sequence[Classification | TlcliError], options: MapOptions
 ) -> Answer | TlcliError:
-    """Return the outcomes of one image, one per map, as an answer."""
+    """Merge the outcomes of one image, one per map method, into an answer. Return the first error if there is one."""
     classified: list[Classification] = []
     for outcome in outcomes:
         if isinstance(outcome, TlcliError):

@@ -1,4 +1,4 @@
-"""Pydantic's validation errors as one setting and one reason."""
+"""Conversion of Pydantic validation errors to a setting name and a reason."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from pydantic import ValidationError
 
 
 def first_problem(error: ValidationError, known: Iterable[str] = ()) -> tuple[str, str]:
-    """Return the name of the first wrong setting, empty if it is all of them together, and what is wrong with it.
+    """Return the name of the first invalid setting and the problem with it.
+
+    The name is empty if the problem concerns the settings as a whole.
 
     Args:
-        error: raised by a model of settings.
-        known: names of the settings, to suggest the nearest for an unknown one.
+        error: error raised by a settings model.
+        known: names of the known settings, used to suggest the closest match for an unknown one.
     """
     first = error.errors()[0]
     name = str(first["loc"][0]) if first["loc"] else ""

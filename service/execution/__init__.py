@@ -1,1 +1,1 @@
-"""One model in execution: its queue, admission, batching, the thread that runs it, and warm-up."""
+"""Execution of one model: admission, queueing, batching, the model's thread, and warm-up."""

@@ -1,4 +1,4 @@
-"""Admission to a model's queue: when it is full, requests are refused early, with a retry delay."""
+"""Admission control for a model's queue. When the queue is full, requests are rejected early with a retry delay."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ _MIN_RETRY_S = 0.01
 class Admission:
     """Bounded number of slots in front of one model.
 
-    An image holds a slot from its arrival until the model starts on it; a Score-CAM holds one until it is done. Used from the event
-    loop's thread only.
+    An image holds a slot from its arrival until the model starts to run it; a Score-CAM holds one until it is done. Not thread-safe: use
+    it from the event loop's thread only.
     """
 
     def __init__(self, name: str, slots: int, image_s: Callable[[], float], what: str = "images") -> None:
         """Create the slots.
 
         Args:
-            name: the model's name, for messages.
-            slots: how many there are.
-            image_s: returns the recent time per image in seconds, from which the retry delay is estimated.
-            what: plural of what holds a slot, for messages.
+            name: model name shown in messages.
+            slots: number of slots.
+            image_s: returns the recent time per image in seconds. The retry delay is estimated from it.
+            what: plural noun for the work that holds the slots, shown in messages.
         """
         self._name = name
         self._what = what
@@ -36,7 +36,7 @@ class Admission:
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     def acquire(self) -> Slot:
-        """Take a slot.
+        """Take a slot without waiting.
 
         Raises:
             OverloadedError: all slots are in use.
@@ -47,7 +47,7 @@ class Admission:
         return Slot(self)
 
     def acquire_all(self, images: int) -> list[Slot]:
-        """Take a slot for each image of one request, or none.
+        """Take a slot for each image of one request without waiting. Either all images get a slot or none does.
 
         Raises:
             OverloadedError: too few slots are free.
@@ -63,14 +63,17 @@ class Admission:
         return [Slot(self) for _ in range(images)]
 
     async def acquire_in_turn(self) -> Slot:
-        """Wait for a slot, first in, first out. Streams use this: they are read no faster than they are answered."""
+        """Wait for a slot in first-in, first-out order.
+
+        Streams use this method, so messages are read from a stream no faster than they are answered.
+        """
         while self.used >= self._slots or self._waiting:
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.append(turn)
             try:
                 await turn
             except asyncio.CancelledError:
-                if not turn.cancelled():  # the turn came, but its owner has left
+                if not turn.cancelled():  # the turn was granted, but its waiter was cancelled: pass it on
                     self._wake_next()
                 raise
             finally:
@@ -87,7 +90,7 @@ class Admission:
         return not self.used and not self._waiting
 
     def release(self) -> None:
-        """Return a slot; see `Slot.release`."""
+        """Release one slot and wake the next waiter. Call `Slot.release` instead, which is safe to call more than once."""
         self.used -= 1
         self._wake_next()
 
@@ -104,13 +107,13 @@ class Admission:
 
 
 class Slot:
-    """Slot of one image."""
+    """Slot held by one image or one Score-CAM."""
 
     def __init__(self, admission: Admission) -> None:
         self._admission: Admission | None = admission
 
     def release(self) -> None:
-        """Return the slot; further calls do nothing."""
+        """Release the slot. Further calls have no effect."""
         admission, self._admission = self._admission, None
         if admission is not None:
             admission.release()

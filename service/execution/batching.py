@@ -1,9 +1,10 @@
-"""Queue in front of one model, from which batches are formed.
+"""Batching queue in front of one model.
 
-While one batch runs, the next one gathers. So a busy server batches without any delay, and an idle one runs an image at once.
-`Batching.delay_s` holds a batch back for more images even so, which pays where a batch costs hardly more than a single image: on a GPU.
+While one batch runs, the next batch collects in the queue. A busy server therefore batches without any added delay, and an idle server
+runs an image immediately. Set `Batching.delay_s` to make an idle model wait for more images; this pays off where a batch costs hardly more
+than a single image, as on a GPU.
 
-States of a `Batcher`, which `_lock` guards:
+States of a `Batcher`, guarded by `_lock`:
 
             enqueue                 batch full, or delay_s over
     IDLE ────────────▶ GATHERING ───────────────────────────────▶ RUNNING
@@ -11,11 +12,12 @@ States of a `Batcher`, which `_lock` guards:
      │                     └───── images wait, no batch is due ────┤ │ │
      └─────────────────────────── the queue is empty ──────────────┘ └─┘ a batch is due
 
-- IDLE: the queue is empty. GATHERING: images wait, and a timer of the event loop limits how long; with `delay_s` 0 it lasts no time.
-- RUNNING: one thread forms a batch and runs it; images that arrive meanwhile join the queue.
-- `close` empties the queue and refuses what arrives later; the batch that runs is answered.
+- IDLE: the queue is empty.
+- GATHERING: images are queued, and an event-loop timer bounds the wait. With `delay_s` 0 this state has no duration.
+- RUNNING: one thread forms a batch and runs it. Images that arrive meanwhile join the queue.
+- `close` rejects the queued images and all later ones. The batch in progress is still answered.
 
-Three kinds of thread call the methods:
+Three kinds of threads call the methods:
 
 | step | method | thread |
 |---|---|---|
@@ -24,7 +26,7 @@ Three kinds of thread call the methods:
 | RUNNING | `_run_in_model_thread`, `_run_in_this_thread` | model; decoder, if any thread may run the model and it is free |
 | RUNNING to its successor | `_leave_running` | the thread that ran the batch |
 
-`_model` is held while the model runs, in whichever thread. Results reach the event loop through `_call_in_loop` only.
+The lock `_model` is held while the model runs, regardless of the thread. Results reach the event loop only through `_call_in_loop`.
 """
 
 from __future__ import annotations
@@ -52,17 +54,21 @@ T = TypeVar("T")
 Images = npt.NDArray[np.uint8]
 Targets = npt.NDArray[np.int64]
 Run = Callable[[Images, Targets, tuple[str, ...], bool], Answer]
-"""Images `[N, H, W, 3]`, classes `[N, K]`, map names, softmax or logits; see `tlcli.contract.model.onnx_model.Model.run`."""
+"""Callable that runs a model: `run(images, targets, methods, softmax)`.
+
+`images` is `[N, H, W, 3]`, `targets` holds class ids or ranks `[N, K]`, `methods` are map names, and `softmax` selects probabilities
+instead of logits as the explained values; see `tlcli.contract.model.onnx_model.Model.run`.
+"""
 
 
 @dataclass(frozen=True)
 class MapRequest:
-    """Maps to compute in a run; by default none, only scores.
+    """Maps to compute in a run. By default, only scores are computed.
 
     targets: classes to explain, by id or rank; at least one.
     methods: names of the maps; empty for scores only.
     softmax: explain probabilities instead of logits.
-    max_channels: number of channels of a Score-CAM; None for the method's default.
+    max_channels: number of channels for a Score-CAM; None for the method's default.
     """
 
     targets: tuple[int, ...] = (FIRST_RANKED,)
@@ -72,7 +78,7 @@ class MapRequest:
 
     @property
     def kind(self) -> _Kind | None:
-        """Return what images of one run must have in common; None without maps."""
+        """Return the properties that all images with maps in one run must share: methods, softmax and class count. None without maps."""
         return (self.methods, self.softmax, len(self.targets)) if self.methods else None
 
 
@@ -81,10 +87,10 @@ _Kind = tuple[tuple[str, ...], bool, int]
 
 @dataclass(frozen=True)
 class Batching:
-    """Size and delay of batches.
+    """Batch size and batching delay.
 
-    max_size: images in one run.
-    delay_s: seconds that the first image waits for others while the model is idle.
+    max_size: maximum batch size in images.
+    delay_s: maximum time in seconds that the first queued image waits for others while the model is idle.
     """
 
     max_size: int = 8
@@ -93,9 +99,11 @@ class Batching:
 
 @dataclass(frozen=True)
 class MixedBatchPolicy:
-    """Costs that decide when images without maps join a batch with maps: when their maps cost less than a run of their own.
+    """Cost model that decides when images without maps join a batch with maps.
 
-    methods: maps whose cost was measured; others are not mixed.
+    They join when computing their unneeded maps costs less than a separate run.
+
+    methods: maps with a measured cost; batches with other maps are not mixed.
     run_s: fixed cost of a run in seconds.
     map_s: cost of one image's map in seconds.
     """
@@ -105,16 +113,16 @@ class MixedBatchPolicy:
     map_s: float = 0.0
 
     def pays(self, kind: _Kind, images: int) -> bool:
-        """Return True if it is cheaper to run `images` images without maps together with those of `kind`."""
+        """Return True if it is cheaper to add `images` images without maps to a batch of `kind` than to run them separately."""
         methods, _, classes = kind
         return self.methods.issuperset(methods) and images * len(methods) * classes * self.map_s < self.run_s
 
 
 @dataclass(eq=False)
 class _Item:
-    """Images of one request in the queue.
+    """Queue entry: the images of one request.
 
-    free_slot: called in the event loop when the run starts.
+    free_slot: callback for the event loop, called when the run starts.
     future: receives the result.
     """
 
@@ -126,11 +134,11 @@ class _Item:
 
 
 class Batcher:
-    """First-in-first-out queue of one model; later images may only overtake to fill a batch that is due anyway.
+    """First-in, first-out batching queue of one model. Later images overtake earlier ones only to fill a batch that is already due.
 
-    `submit` and `decode_and_submit` are called in the event loop's thread. Batches are formed and run in the model's thread. If any
-    thread may run the model, a thread that has just decoded an image and finds the model free runs it too, so that no thread waits
-    for another.
+    Call `submit` and `decode_and_submit` from the event loop's thread. Batches are formed and run in the model's thread. With
+    `any_thread`, a thread that has just decoded an image runs the model itself if the model is free, which avoids a handover between
+    threads.
     """
 
     def __init__(
@@ -147,11 +155,11 @@ class Batcher:
 
         Args:
             thread: the model's own thread.
-            run: runs the model.
-            batching: size and delay of batches.
-            mixing: decides which requests share a batch.
-            any_thread: whether threads other than the model's may call `run`, one at a time.
-            on_batch: called in the running thread after each successful run, with its number of images.
+            run: callable that runs the model.
+            batching: batch size and delay.
+            mixing: policy that decides which requests share a batch.
+            any_thread: allow threads other than the model's to call `run`, one at a time.
+            on_batch: called with the number of images after each successful run, in the thread that ran the batch.
         """
         self._thread = thread
         self._run = run
@@ -159,27 +167,27 @@ class Batcher:
         self._on_batch = on_batch
         self._batching = batching
         self._mixing = mixing
-        self._model = threading.Lock()  # held while the model runs, in whichever thread
-        self._lock = threading.Lock()  # guards the three below
+        self._model = threading.Lock()  # held while the model runs, regardless of the thread
+        self._lock = threading.Lock()  # guards the three attributes below
         self._queue: deque[_Item] = deque()
         self._running = False
         self._closed = False
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self.image_s = 0.0
-        """Recent time per image in seconds, for estimates of the waiting time."""
+        """Recent time per image in seconds, used to estimate waiting times."""
 
     async def submit(self, images: Images, request: MapRequest, free_slot: Callable[[], None] = lambda: None) -> Timed[Answer]:
-        """Run images, in a batch with others. If it is cancelled before the run starts, they are not run.
+        """Run images in a batch with other requests. If the call is cancelled before the run starts, the images are dropped.
 
         Args:
-            images: `[n, H, W, 3]`, n at most the batch size, of a size that the model accepts.
-            request: maps that the model offers.
+            images: array `[n, H, W, 3]` of a height and width that the model accepts, with n at most the batch size.
+            request: maps to compute; the model must offer them.
             free_slot: called in the event loop when the run starts.
 
         Raises:
             ServerError: the queue was closed.
-            Exception: any error of the run for these images.
+            Exception: the run failed for these images.
         """
         future: asyncio.Future[Timed[Answer]] = self._loop.create_future()
         if self._enqueue(_Item(images, request, free_slot, future)):
@@ -189,18 +197,18 @@ class Batcher:
     async def decode_and_submit(
         self, decode: Callable[[], NetworkInput], workers: Workers, request: MapRequest, free_slot: Callable[[], None] = lambda: None
     ) -> tuple[Timed[NetworkInput], Timed[Answer]]:
-        """Decode an image in one of `workers`, which enqueues it itself, and run it in a batch with others.
+        """Decode an image in one of `workers` and run it in a batch with other requests.
 
-        If it is cancelled before a step starts, that step does not happen.
+        The worker thread enqueues the decoded image itself. If the call is cancelled, steps that have not started yet are skipped.
 
         Args:
             decode: returns an input of a size that the model accepts.
-            workers: threads that decode.
+            workers: threads that decode images.
             request, free_slot: see `submit`.
 
         Raises:
             ServerError: the queue was closed.
-            Exception: any error of `decode`, or of the run for this image.
+            Exception: `decode` failed, or the run failed for this image.
         """
         submitted_ns = time.monotonic_ns()
         future: asyncio.Future[Timed[Answer]] = self._loop.create_future()
@@ -225,7 +233,7 @@ class Batcher:
         return decoded[0], answer
 
     def close(self) -> None:
-        """Refuse the images in the queue; the batch that runs is answered."""
+        """Reject the queued images and all later ones. The batch in progress is still answered."""
         with self._lock:
             self._closed = True
             refused = [*self._queue]
@@ -234,17 +242,23 @@ class Batcher:
             self._call_in_loop(partial(_resolve, item.future, _closed()))
 
     def wait(self) -> None:
-        """Block until the current run is done, in whichever thread."""
+        """Block until the current run is done, regardless of the thread it is in."""
         with self._model:
             pass
 
     def run_exclusively(self, job: Callable[[], T]) -> T:
-        """Call a job that runs the model without the queue, in the model's thread, while no batch runs."""
+        """Call a job that runs the model directly, bypassing the queue, and hold off batches meanwhile.
+
+        Call this method from the model's thread.
+        """
         with self._model:
             return job()
 
     def _enqueue(self, item: _Item) -> bool:
-        """Append to the queue, from any thread. Return True if the state is now RUNNING, and the caller must start the run.
+        """Append an item to the queue; may be called from any thread.
+
+        Returns:
+            True if the state changed to RUNNING; the caller must then start the run.
 
         Raises:
             ServerError: the queue was closed.
@@ -255,18 +269,21 @@ class Batcher:
             self._queue.append(item)
             runs, gathering = self._enter_running(), not self._running
         if gathering:
-            self._call_in_loop(self._check_gathering)  # the event loop has the timer
+            self._call_in_loop(self._check_gathering)  # the timer belongs to the event loop
         return runs
 
     def _enter_running(self) -> bool:
-        """Go from GATHERING to RUNNING if a batch is due. If True, the caller must start the run. Needs the lock."""
+        """Change from GATHERING to RUNNING if a batch is due.
+
+        Return True if the state changed; the caller must then start the run. The caller must hold the lock.
+        """
         if self._running or not self._queue or self._due_s() > 0:
             return False
         self._running = True
         return True
 
     def _check_gathering(self) -> None:
-        """Start a run if a batch is due, else set the timer for it. Called in the event loop."""
+        """Start a run if a batch is due, and otherwise set a timer for it. Called in the event loop."""
         with self._lock:
             runs = self._enter_running()
             due_s = self._due_s() if self._queue and not self._running else 0.0
@@ -276,14 +293,14 @@ class Batcher:
             self._timer = self._loop.call_later(due_s, self._check_gathering)
 
     def _due_s(self) -> float:
-        """Return the seconds until a batch is due; 0 if it is full. Needs the lock."""
+        """Return the seconds until a batch is due; 0 if the batch is full. The caller must hold the lock."""
         if not self._batching.delay_s or sum(len(item.images) for item in self._queue) >= self._batching.max_size:
             return 0.0
         return self._batching.delay_s - (time.monotonic_ns() - self._queue[0].queued_ns) / 1e9
 
     def _start_model_thread(self) -> None:
         """Schedule the run in the model's thread."""
-        with suppress(RuntimeError):  # the thread was closed, and with it the queue: its requests have their errors
+        with suppress(RuntimeError):  # the thread and the queue were closed: queued requests have been rejected already
             self._thread.start(self._run_in_model_thread)
 
     def _run_in_model_thread(self) -> None:
@@ -292,7 +309,7 @@ class Batcher:
         self._leave_running()
 
     def _run_in_this_thread(self) -> None:
-        """Run in the calling thread, or schedule the run if only the model's thread may or the model is busy."""
+        """Run a batch in the calling thread. Fall back to the model's thread if the calling thread may not run it or the model is busy."""
         if not self._any_thread or not self._model.acquire(blocking=False):
             self._start_model_thread()
             return
@@ -303,17 +320,17 @@ class Batcher:
         self._leave_running()
 
     def _leave_running(self) -> None:
-        """Go from RUNNING to the next state: RUNNING, GATHERING or IDLE."""
+        """Change from RUNNING to the next state: RUNNING, GATHERING or IDLE."""
         with self._lock:
             self._running = False
             runs, gathering = self._enter_running(), bool(self._queue)
         if runs:
-            self._start_model_thread()  # behind that thread's other jobs; a decoder goes back to decoding
+            self._start_model_thread()  # queued behind that thread's other jobs; a decoder returns to decoding
         elif gathering:
             self._call_in_loop(self._check_gathering)
 
     def _run_batch(self) -> None:
-        """Form a batch, run it, and hand out the results."""
+        """Form a batch, run it, and deliver the results."""
         with self._lock:
             batch = self._take_batch()
         if batch:
@@ -322,11 +339,11 @@ class Batcher:
             self._call_in_loop(lambda: _hand_out(results))
 
     def _call_in_loop(self, callback: Callable[[], object]) -> None:
-        with suppress(RuntimeError):  # the event loop is closed: nobody waits for a result
+        with suppress(RuntimeError):  # the event loop is closed: no caller waits for a result
             self._loop.call_soon_threadsafe(callback)
 
     def _take_batch(self) -> list[_Item]:
-        """Remove the next batch from the queue, and drop cancelled items. Needs the lock."""
+        """Remove the next batch from the queue and drop cancelled items. The caller must hold the lock."""
         waiting = [item for item in self._queue if not item.future.done()]
         batch = self._next_batch(waiting)
         chosen = set(map(id, batch))
@@ -355,7 +372,7 @@ class Batcher:
         return batch
 
     def _results(self, batch: Sequence[_Item]) -> list[tuple[_Item, Timed[Answer] | Exception]]:
-        """Run a batch; one that fails is run again image by image, so that the error stays with its image."""
+        """Run a batch. If it fails, rerun it request by request so that only the request at fault gets the error."""
         begun = time.monotonic_ns()
         images = batch[0].images if len(batch) == 1 else np.concatenate([item.images for item in batch])
         kind = next((item.request.kind for item in batch if item.request.kind is not None), None)
@@ -392,7 +409,7 @@ def _hand_out(results: Sequence[tuple[_Item, Timed[Answer] | Exception]]) -> Non
 
 
 def _resolve(future: asyncio.Future[Timed[Answer]], result: Timed[Answer] | Exception) -> None:
-    if future.done():  # its client has left; the others of the batch still get their results
+    if future.done():  # the request was cancelled; the others of the batch still get their results
         return
     if isinstance(result, Exception):
         future.set_exception(result)

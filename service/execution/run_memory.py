@@ -1,4 +1,4 @@
-"""Memory of a run on an image of another size than the model's, measured when a model that accepts any size is loaded."""
+"""Memory of a run on an image whose size differs from the model's, measured when a model with dynamic input size is loaded."""
 
 from __future__ import annotations
 
@@ -11,22 +11,26 @@ from tlcli.contract.model.onnx_model import Model
 from tlcli.service.execution.session_tuning import blank_images
 
 _DEFAULT_PIXEL_BYTES = 400.0
-"""Used where the memory cannot be measured; a ResNet-50 takes 390."""
+"""Bytes per pixel assumed when the memory cannot be measured. A ResNet-50 takes 390."""
 
 _MARGIN = 1.25
 _MIN_PIXEL_BYTES = 16.0
 _SIDES = 2
-"""Multiple of the model's own sides at which it is measured: large enough to show."""
+"""Side length of the measured image as a multiple of the model's own input sides: large enough for a measurable difference."""
 
 
 def pixel_bytes(model: Model, proc: Path = Path("/proc/self")) -> float:
-    """Measure the memory that a run with a map takes per pixel of an image of another size than the model's.
+    """Measure the memory per pixel that a run with a map takes on an image whose size differs from the model's.
+
+    Args:
+        model: the model to run.
+        proc: directory of this process in the proc file system.
 
     Returns:
-        Bytes; 0 for a model that accepts one size only, and on a GPU.
+        Bytes per pixel; 0 on a GPU and for a model with a fixed input size.
 
     Raises:
-        Exception: any error of ONNX Runtime while it runs the graph.
+        Exception: ONNX Runtime failed to run the graph.
     """
     if not model.description.dynamic_size or model.device != "cpu":
         return 0.0

@@ -1,4 +1,4 @@
-"""Runner of one model: it takes requests in the event loop and runs them in threads, in batches or, for a Score-CAM, step by step."""
+"""Runner of one model, which accepts requests in the event loop and runs them in threads: in batches or, for a Score-CAM, step by step."""
 
 from __future__ import annotations
 
@@ -27,29 +27,30 @@ from tlcli.service.telemetry.metrics import NO_METRICS, Metrics
 from tlcli.service.telemetry.request_record import current_request, timed
 
 MASKED_IMAGES = {"cpu": 4, "cuda": 16}
-"""Masked images in a step of a Score-CAM, by device, while there are no other requests. On a CPU, an image among four costs about a
-tenth more than among sixteen; a GPU is faster with all of them together."""
+"""Masked images per Score-CAM step, by device, while there are no other requests. On a CPU, an image in a batch of four costs about a
+tenth more than in a batch of sixteen; a GPU is fastest with all of them in one batch."""
 
 MASKED_IMAGES_UNDER_LOAD = {"cpu": 1, "cuda": 4}
-"""Masked images in a step while there are other requests: an image that arrives during a step waits for its end, which should take no
-longer than its own run."""
+"""Masked images per Score-CAM step, by device, while there are other requests. An image that arrives during a step waits until the step
+ends, and this wait should be no longer than the image's own run."""
 
 _TURN_S = 1.0
-"""Seconds for which steps of a Score-CAM follow each other in the model's thread without other requests. Each return to a busy event loop
-would cost time."""
+"""Maximum duration of one turn in seconds. While there are no other requests, the steps of a Score-CAM follow each other within a turn
+without leaving the model's thread, because each return to a busy event loop costs time."""
 
 _SHARE = 4
-"""Divisor of a busy model's time that gives the share of Score-CAMs, a quarter: less would starve them, more would slow others down."""
+"""Divisor that sets the Score-CAM share of a busy model's time to a quarter. A smaller share would starve Score-CAMs, and a larger one
+would slow down other requests."""
 
 _UNDER_LOAD_S = 60.0
-"""Seconds after a request with one run for which others like it are expected, so that Score-CAMs take small steps."""
+"""Seconds after a single-run request during which more are expected. Score-CAMs take small steps during this time."""
 
 
 class Runner:
-    """Model, with the queue in front of it and its thread.
+    """Loaded model with its queue and its thread.
 
-    One run at a time, because ONNX Runtime spreads a run over its own threads already. On a GPU every run is in the model's thread, because
-    CUDA keeps its handles per calling thread: load, warm-up and requests must share it. The GIL is free while the graph runs.
+    Only one run is in progress at a time, because ONNX Runtime already spreads each run over its own threads. On a GPU, loading, warm-up
+    and all requests run in the model's thread, because CUDA keeps its handles per calling thread. The GIL is released while the graph runs.
     """
 
     def __init__(
@@ -61,10 +62,10 @@ class Runner:
         on_batch: Callable[[int], None],
         run_pixel_bytes: float = 0.0,
     ) -> None:
-        """Create the runner of a loaded model; see `open`.
+        """Create a runner for a loaded model. Use `open` to load a model from a file.
 
         Args:
-            opened: the model.
+            opened: the loaded model.
             thread: the model's thread.
             batching, mixing, on_batch: see `tlcli.service.execution.batching.Batcher`.
             run_pixel_bytes: see `tlcli.service.execution.run_memory.pixel_bytes`.
@@ -73,7 +74,7 @@ class Runner:
         self.model = model = opened.model
         self.how = opened.how
         self._thread = thread
-        # `partial` holds the model, not this object: without a reference cycle the session's memory is freed with the runner.
+        # `partial` references the model, not this object. This avoids a reference cycle, so the session's memory is freed with the runner.
         self._batcher = Batcher(thread, partial(_run, model), batching, mixing, any_thread=model.device == "cpu", on_batch=on_batch)
         self._turns = Turns()
         self._in_flight = 0
@@ -86,13 +87,13 @@ class Runner:
 
         Args:
             path, device, threads, cuda: see `tlcli.service.execution.session_tuning.open_fastest`.
-            batching: size and delay of batches.
-            metrics: counts the sizes of batches.
+            batching: batch size and delay.
+            metrics: metrics that record the batch sizes.
 
         Raises:
             ModelFileError: the file is missing, broken, or not an exported model.
             DeviceError: the requested device is not available.
-            Exception: any error of ONNX Runtime where the graph loads and does not run.
+            Exception: the graph loads, but ONNX Runtime fails to run it.
         """
         thread = Workers(1, name=f"run {path.parent.parent.name}/{path.parent.name}")
         try:
@@ -100,7 +101,7 @@ class Runner:
             run_pixel_bytes = (await thread.do(pixel_bytes, opened.model)).value
             mixing = (await thread.do(warm_up, opened.model, batching.max_size)).value
         except BaseException:
-            thread.close(wait=False)  # cancelled at shutdown, a load in progress must not block the event loop
+            thread.close(wait=False)  # a load that is cancelled at shutdown must not block the event loop
             raise
         return cls(opened, thread, batching, mixing, metrics.batches(path.parent.parent.name), run_pixel_bytes)
 
@@ -109,7 +110,7 @@ class Runner:
         return self._batcher.image_s
 
     def run_bytes(self, height: int, width: int) -> int:
-        """Return the memory that a run on one image of this size takes beyond a run on the model's own size."""
+        """Return the additional memory in bytes for a run on one image of this size; 0 for the model's own input size."""
         own = self.model.description.preprocessing
         return 0 if (height, width) == (own.height, own.width) else round(height * width * self._pixel_bytes)
 
@@ -120,15 +121,15 @@ class Runner:
     async def submit(
         self, images: npt.NDArray[np.uint8], request: MapRequest, free_slot: Callable[[], None] = lambda: None
     ) -> Timed[Answer]:
-        """Run the model on images, in a batch with other requests.
+        """Run the model on images in a batch with other requests.
 
-        A Score-CAM takes many runs, each in a turn of its own, so that other requests run in between; of several Score-CAMs the oldest
-        goes first. A cancelled request takes no further turn.
+        A Score-CAM takes many runs. They are split into turns, so that other requests can run in between. Concurrent Score-CAMs run one
+        after another, oldest first. A cancelled request takes no further turns.
 
         Args:
-            images: uint8 `[n, H, W, 3]` of a size that the model accepts, n at most the batch size.
-            request: maps that the model offers.
-            free_slot: called when the request no longer occupies its slot in the queue: when its run starts, or after the last of many.
+            images: uint8 array `[n, H, W, 3]` of a height and width that the model accepts, with n at most the batch size.
+            request: maps to compute; the model must offer them.
+            free_slot: called when the request no longer needs its queue slot: when its run starts or, for a Score-CAM, after its last run.
 
         Raises:
             RequestError: the model does not accept the shape, a class or a method.
@@ -148,12 +149,12 @@ class Runner:
         """Decode an image in one of `workers`, then run the model on it as `submit` does.
 
         Raises:
-            Exception: any error of `decode`, and those of `submit`.
+            Exception: `decode` failed, or `submit` raised one of its errors.
         """
         with self._counted():
             submitted_ns = time.monotonic_ns()
             if takes_steps(request.methods):
-                async with self._turns.long():  # decoded in its turn: Score-CAMs that wait hold no pixels
+                async with self._turns.long():  # decode only when it is this request's turn: waiting Score-CAMs hold no pixels
                     decoded = await timed("decode", workers.do(decode))
                     steps = self._run_in_steps(decoded.value.images, request, submitted_ns + decoded.took_ns, free_slot)
                     return decoded, await timed("infer", steps)
@@ -203,20 +204,21 @@ class Runner:
                     free_slot()
                     return Timed(turn.value, time.monotonic_ns() - submitted_ns - took_ns, took_ns)
         finally:
-            cancelled.set()  # a turn in progress ends after its step
+            cancelled.set()  # a turn in progress ends after the current step
 
     def close(self) -> None:
-        """Wait for the current run, and refuse the requests in the queue."""
+        """Reject the queued requests, wait for the current run, and close the thread."""
         self._batcher.close()
         self._batcher.wait()
         self._thread.close()
 
 
 class Turns:
-    """Schedule of Score-CAMs, which take many runs, among requests that take one.
+    """Scheduler that interleaves Score-CAMs, which take many runs, with requests that take a single run.
 
-    Score-CAMs run one after another, the oldest first. A step runs while no other request is in flight. If others always are, a step runs
-    once they have had `_SHARE - 1` times the time of the last step. Used from the event loop's thread only.
+    Score-CAMs run one after another, oldest first. A step runs when no single-run request is in flight. Under continuous load, a step runs
+    after the other requests have had `_SHARE - 1` times the duration of the last step. Not thread-safe: use it from the event loop's thread
+    only.
     """
 
     def __init__(self) -> None:
@@ -230,7 +232,7 @@ class Turns:
 
     @contextmanager
     def short(self) -> Iterator[None]:
-        """Count a request that takes one run, from its decoding to its answer."""
+        """Count a single-run request as in flight, from decoding to answer."""
         self._others += 1
         self._last_other = time.monotonic()
         self._alone.clear()
@@ -243,7 +245,7 @@ class Turns:
 
     @asynccontextmanager
     async def long(self) -> AsyncIterator[None]:
-        """Wait for earlier Score-CAMs, and keep later ones waiting."""
+        """Wait for earlier Score-CAMs to finish, and keep later ones waiting until the context exits."""
         async with self._oldest:
             begun = time.monotonic()
             yield
@@ -251,7 +253,11 @@ class Turns:
             self.long_s += (latest - self.long_s) / 4 if self.long_s else latest
 
     async def step(self, last_ns: int) -> None:
-        """Wait until a Score-CAM may take its next step. last_ns: duration of its last step; 0 before the first."""
+        """Wait until a Score-CAM may take its next step.
+
+        Args:
+            last_ns: duration of its previous step in nanoseconds; 0 before the first step.
+        """
         if not self._alone.is_set():
             try:
                 async with asyncio.timeout((_SHARE - 1) * last_ns / 1e9):
@@ -261,17 +267,17 @@ class Turns:
 
     @property
     def alone(self) -> bool:
-        """Return True if no request that takes one run is in flight; may be read from any thread."""
+        """Return True if no single-run request is in flight. May be read from any thread."""
         return not self._others
 
     @property
     def under_load(self) -> bool:
-        """Return True if requests that take one run are in flight, or arrived within the last minute."""
+        """Return True if single-run requests are in flight or arrived within the last minute."""
         return self._others > 0 or time.monotonic() - self._last_other < _UNDER_LOAD_S
 
 
 def takes_steps(maps: Iterable[str]) -> bool:
-    """Return True if one of the maps takes many runs of the model."""
+    """Return True if any of the maps is a Score-CAM, which takes many runs of the model."""
     return any(map(is_score_cam, maps))
 
 
@@ -280,7 +286,15 @@ def _run(model: Model, images: npt.NDArray[np.uint8], targets: npt.NDArray[np.in
 
 
 def _take_steps(steps: Generator[int, None, Answer], goes_on: Callable[[], bool]) -> Answer | None:
-    """Take one step, and more while `goes_on` returns True and the turn is short. Return the answer after the last step, else None."""
+    """Take one or more Score-CAM steps within one turn.
+
+    Args:
+        steps: generator that performs one step per iteration and returns the answer.
+        goes_on: returns True while the turn may continue after a step; a turn also ends after `_TURN_S` seconds.
+
+    Returns:
+        The answer after the last step; None if steps remain.
+    """
     until = time.monotonic() + _TURN_S
     while True:
         try:

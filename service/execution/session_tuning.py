@@ -1,4 +1,4 @@
-"""Choice of the fastest way to run a model on this machine, measured when the model is loaded."""
+"""Load-time benchmark that selects the fastest session options for a model on this machine."""
 
 from __future__ import annotations
 
@@ -14,30 +14,33 @@ from tlcli.contract.model.cuda_options import Cuda
 from tlcli.contract.model.onnx_model import Model
 
 BUDGET_S = 0.25
-"""Time for each measurement, in seconds."""
+"""Time budget per measurement in seconds."""
 
 _LIGHT_S = 0.0015
 
 
 @dataclass(frozen=True)
 class Opened:
-    """Loaded model. how: device and options in words, for the log."""
+    """Loaded model.
+
+    how: readable description of the device and options, written to the log.
+    """
 
     model: Model
     how: str
 
 
 def open_fastest(path: Path, device: str, threads: int, cuda: Cuda, images: int) -> Opened:
-    """Load a model with the options that run fastest.
+    """Load a model with the fastest session options.
 
     Args:
-        path, device, cuda: see `onnx_model.Model.open`; on a GPU the layout of convolutions is measured, not taken from `cuda`.
-        threads: threads of ONNX Runtime; 0 takes every core, or one where a run is short (`is_light`).
+        path, device, cuda: see `onnx_model.Model.open`. On a GPU, the convolution layout is measured instead of being taken from `cuda`.
+        threads: number of ONNX Runtime threads; 0 uses all cores, or a single thread if a run is short (see `is_light`).
         images: number of images in a full batch.
 
     Raises:
         ModelFileError, DeviceError: see `tlcli.contract.model.onnx_model.Model.open`.
-        Exception: any error of ONNX Runtime while it runs the graph.
+        Exception: ONNX Runtime failed to run the graph.
     """
     model = Model.open(path, device, threads, cuda)
     if model.device == "cuda":
@@ -52,9 +55,9 @@ def open_fastest(path: Path, device: str, threads: int, cuda: Cuda, images: int)
 
 
 def is_light(model: Model) -> bool:
-    """Return True if a run is so short that threads wait for each other about as long as they compute.
+    """Return True if a run is so short that its threads would spend about as much time on synchronization as on computation.
 
-    Such a model is fastest with one thread: the other cores decode meanwhile, which then is most of the work.
+    Such a model is fastest with one thread. The other cores decode images meanwhile, which is most of the work for such a model.
     """
     image = blank_images(model, 1)
     model.run(image)
@@ -68,7 +71,7 @@ class _Layout:
 
 
 def _faster_layout(first: Model, last: Model, images: int) -> _Layout:
-    """Compare two sessions of one model, channels first and channels last."""
+    """Return the faster convolution layout of two sessions of one model, `first` with channels first and `last` with channels last."""
     batch = blank_images(first, images)
     times = {}
     for model in (first, last):
@@ -81,13 +84,16 @@ def _faster_layout(first: Model, last: Model, images: int) -> _Layout:
 
 
 def blank_images(model: Model, images: int) -> npt.NDArray[np.uint8]:
-    """Return black images of the model's input size, to measure runs with."""
+    """Return black images of the model's input size for timing runs."""
     size = model.description.preprocessing
     return np.zeros((images, size.height, size.width, 3), dtype=np.uint8)
 
 
 def shortest_s(run: Callable[[], object], budget_s: float = BUDGET_S) -> float:
-    """Return the shortest time of up to three runs in seconds: of as many as the budget allows, and at least of one."""
+    """Return the shortest duration in seconds of up to three runs.
+
+    At least one run is timed; further runs are timed only while they fit the budget.
+    """
     times: list[float] = []
     while not times or (len(times) < 3 and sum(times) + min(times) <= budget_s):
         begun = time.perf_counter()

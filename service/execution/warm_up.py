@@ -1,4 +1,4 @@
-"""First runs of a model, before it takes requests: they allocate memory, and measure the cost of maps and batches."""
+"""Warm-up runs of a model before it accepts requests. They allocate memory and measure the cost of maps and batches."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from tlcli.service.execution.batching import MixedBatchPolicy
 from tlcli.service.execution.session_tuning import BUDGET_S, blank_images, shortest_s
 
 _COSTLY = "ablationcam"
-"""Map that runs the network behind its layer again for each channel: never added to a batch for the sake of mixing."""
+"""Map that reruns the network behind its layer for each channel. It is too expensive to add to images without maps in a mixed batch."""
 
 
 def warm_up(model: Model, max_size: int) -> MixedBatchPolicy:
-    """Run single images and full batches, with maps and without, and return the measured costs.
+    """Run single images and full batches, with and without maps, and return the measured costs.
 
-    Costs are measured on as many images as a quarter of a second computes, so that a large network is ready soon.
+    Costs are measured on as many images as the model computes in a quarter of a second, so that a large network is ready soon.
 
     Raises:
-        Exception: any error of ONNX Runtime while it runs the graph.
+        Exception: ONNX Runtime failed to run the graph.
     """
     maps = tuple(name for name in model.description.graph_maps if name.partition("@")[0] != _COSTLY)
     single, full = blank_images(model, 1), blank_images(model, max_size)
@@ -27,7 +27,7 @@ def warm_up(model: Model, max_size: int) -> MixedBatchPolicy:
         return MixedBatchPolicy()
     batch = full[: max(2, int(BUDGET_S / single_s))]
     scores_s = shortest_s(lambda: model.run(batch))
-    usual = "gradcam" if "gradcam" in maps else maps[0]  # the other maps cost about as much
+    usual = "gradcam" if "gradcam" in maps else maps[0]  # other maps have a similar cost
     maps_s = shortest_s(lambda: model.run(batch, methods=[usual]))
     image_s = (scores_s - single_s) / (len(batch) - 1)
     return MixedBatchPolicy(frozenset(maps), run_s=max(0.0, single_s - image_s), map_s=max(0.0, maps_s - scores_s) / len(batch))

@@ -1,1 +1,1 @@
-"""From a request to its answer, for both protocols; without protobuf and gRPC."""
+"""Inference for both protocols, from query to answer, independent of protobuf and gRPC."""

@@ -1,4 +1,7 @@
-"""From a query to its answer: find the model, decode the image, run, rank, render. Without protobuf and gRPC."""
+"""Classifier that answers queries: finds the model, decodes the image, runs the model, ranks classes and renders maps.
+
+This module is independent of protobuf and gRPC.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +30,13 @@ from tlcli.service.types.query import MapQuery, Query
 DEFAULT_TOP_K = 5
 
 _CANVAS_BYTES, _PNG_BYTES = 24, 3
-"""Bytes per pixel: of the images and arrays from which a map is rendered, and at most of a PNG."""
+"""Bytes per pixel for rendering a map: for the intermediate images and arrays, and the maximum for the PNG."""
 
 
 class Classifier:
     """Image classifier that answers queries from the models of a repository.
 
-    Every step that takes time is awaited, so a cancelled query goes no further than its current step.
+    Every time-consuming step is awaited, so a cancelled query stops after its current step.
     """
 
     def __init__(
@@ -48,12 +51,12 @@ class Classifier:
         """Create a classifier.
 
         Args:
-            repository: the models.
-            image_pipeline: decodes images and submits them to the models.
+            repository: repository that holds the models.
+            image_pipeline: pipeline that decodes images and submits them to the models.
             image_workers: threads that render maps.
-            budget: memory of all requests.
-            max_maps: number of maps that a request may have.
-            max_image_s: time limit of a request in seconds; see `tlcli.service.inference.request_checks.time_limit`.
+            budget: memory budget shared by all requests.
+            max_maps: maximum number of maps per request.
+            max_image_s: time limit per request in seconds; see `tlcli.service.inference.request_checks.time_limit`.
         """
         self._repository = repository
         self._image_pipeline = image_pipeline
@@ -63,10 +66,10 @@ class Classifier:
         self._max_image_s = max_image_s
 
     def parse_classes(self, text: str, model: str, version: str) -> tuple[int, ...]:
-        """Parse a list of labels, ids and ranks of a model; see `tlcli.service.inference.request_checks.parse_classes`.
+        """Parse a list of class labels, ids and ranks of a model; see `tlcli.service.inference.request_checks.parse_classes`.
 
         Raises:
-            RequestError: there is no such class, or several classes have the label.
+            RequestError: a class does not exist, or several classes share a label.
             NotFoundError, ModelFileError, ServerError: see `Repository.find`.
         """
         return parse_classes(text, self._repository.find(model, version).runner.model.description.labels)
@@ -75,16 +78,16 @@ class Classifier:
         """Answer one query.
 
         Args:
-            query: the image, and the scores and maps to compute.
-            patient: wait for a slot in the model's queue when it is full, instead of being refused.
+            query: the image and the outputs to compute.
+            patient: wait for a slot when the model's queue is full instead of raising `OverloadedError`.
 
         Raises:
             OverloadedError: the model's queue is full.
             MemoryLimitError: not enough memory is free.
             NotFoundError, ModelFileError, ServerError: see `Repository.find`.
-            RequestError: a class, a method, a number or a length that the model does not accept.
+            RequestError: the model does not accept a class, method, number or length in the query.
             ImageError: see `tlcli.contract.images.decoding.decode`.
-            TimeLimitError: it took too long.
+            TimeLimitError: the query exceeded its time limit.
         """
         current_request().note_request(query.request_id, images=1)
         served = self._repository.find(query.model, query.version)
@@ -149,7 +152,7 @@ class Classifier:
         maps: Mapping[int, npt.NDArray[Any]] = dict(zip(answer.classes[0].tolist(), answer.maps[query.method][0], strict=True))
         if query.map_format == "raw":
             return {class_id: Timed(render_map(values, query, decoded, preprocessing), 0, 0) for class_id, values in maps.items()}
-        # One after another: a request for many maps takes its turn between the images of others.
+        # Render one map at a time, so that a request for many maps alternates with other requests' images.
         return {
             class_id: await timed("render", self._image_workers.do(render_map, values, query, decoded, preprocessing))
             for class_id, values in maps.items()
@@ -160,10 +163,10 @@ def render_map(values: npt.NDArray[np.float32], query: MapQuery, decoded: Networ
     """Render one class's map in the requested format: raw values, a heat map, or an overlay.
 
     Args:
-        values: float32 `[h, w]`, not normalised.
-        query: gives the format; an overlay needs `decoded.image`.
+        values: unnormalised map, float32 `[h, w]`.
+        query: query that specifies the format; an overlay needs `decoded.image`.
         decoded: the network's input.
-        preprocessing: gives the size of a heat map, the network's input size.
+        preprocessing: preprocessing of the network, whose input size is the size of a heat map.
     """
     png = None
     if query.map_format == "heat_map":
@@ -181,7 +184,10 @@ def _scaled(box: Box, scale: float) -> Box:
 
 
 def _render_bytes(query: MapQuery | None, preprocessing: Preprocessing) -> int:
-    """Return the memory to render one map at a time, and to hold the PNGs until they are sent; 0 for raw maps, which take almost none."""
+    """Return the bytes needed to render maps one at a time and to hold the PNGs until they are sent.
+
+    Return 0 for raw maps, which take almost no memory.
+    """
     if query is None or query.map_format == "raw":
         return 0
     pixels = heatmap.MAX_SIDE**2 if query.map_format == "overlay" else preprocessing.width * preprocessing.height
@@ -196,7 +202,7 @@ def _top_k(top_k: int, classes: int) -> int:
 
 def _predictions(answer: Answer, maps: Mapping[int, ClassMap], top_k: int, labels: tuple[str, ...]) -> tuple[Prediction, ...]:
     scores, logits = answer.scores[0], answer.logits[0]
-    # By logits, as the graph ranks: unlikely classes share a score of 0. Ties are in the order of ids, as in ONNX's TopK.
+    # Rank by logits, as the graph does, because unlikely classes share a score of 0. Ties are ordered by id, as in ONNX's TopK.
     order = np.argsort(-logits, kind="stable")
     rank_of = np.empty_like(order)
     rank_of[order] = np.arange(1, len(order) + 1)

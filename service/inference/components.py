@@ -1,4 +1,4 @@
-"""Components of a server, created from its settings; both protocols answer from the same ones."""
+"""Server components created from the settings and shared by both protocols."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tlcli.service.telemetry.request_record import OnEnd
 from tlcli.service.telemetry.tracing import Traces, open_traces
 
 _ENVELOPE_BYTES = 64 * 1024
-"""Bytes that a request may hold beside its image: names, ids, class numbers."""
+"""Bytes that a request may hold in addition to its image: names, ids, class numbers."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,14 @@ class Components:
     """Components of a server.
 
     settings: the server's settings.
-    workers: threads that decode, render, and read and write large bodies.
+    workers: threads that decode images, render maps, and read and write large bodies.
     watchers: threads that wait for decoding processes.
     processes: the decoding processes.
-    budget: memory of all requests.
-    observer: records every request, for metrics, traces and the log.
-    is_serving: returns True while the server as a whole takes requests.
-    max_message_bytes: limit of an inference request.
-    max_connections: number of open connections of each protocol.
+    budget: memory budget shared by all requests.
+    observer: interceptor that records every request for metrics, traces and the log.
+    is_serving: returns True while the server as a whole accepts requests.
+    max_message_bytes: maximum size of an inference request in bytes.
+    max_connections: maximum number of open connections per protocol.
     """
 
     settings: ServerSettings
@@ -65,11 +65,11 @@ class Components:
 
     @classmethod
     def of(cls, settings: ServerSettings, on_change: Callable[[], Awaitable[None]], is_serving: Callable[[], bool]) -> Components:
-        """Create the components; no file is read and no port opened yet.
+        """Create the components. No file is read and no port is opened yet.
 
         Args:
             settings: the server's settings.
-            on_change: awaited after the served models have changed.
+            on_change: callback awaited after the served models have changed.
             is_serving: see the class.
 
         Raises:
@@ -115,7 +115,7 @@ class Components:
         )
 
     async def close(self) -> None:
-        """Wait for current jobs, and close threads, processes, models, metrics and traces."""
+        """Wait for current jobs, then close threads, processes, models, metrics and traces."""
         self.processes.close()
         self.watchers.close()
         self.workers.close()
@@ -126,7 +126,7 @@ class Components:
 
 
 def _request_hooks(settings: ServerSettings, metrics: Metrics, traces: Traces | None) -> list[OnEnd]:
-    """Return the functions to call after each request. Traces come first: the log names the trace."""
+    """Return the hooks to call after each request. Traces come first because the log includes the trace id."""
     hooks: list[OnEnd] = [] if traces is None else [traces.trace_request]
     if metrics.on:
         hooks.append(metrics.count_request)

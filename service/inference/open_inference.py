@@ -1,7 +1,7 @@
-"""Open Inference Protocol, answered from a repository: tensors in, tensors out. Without protobuf and gRPC.
+"""Open Inference Protocol handler that answers tensor queries from a repository, independent of protobuf and gRPC.
 
-Each image of a request goes to the model's queue by itself: it shares runs with images of other requests, and takes a slot like an image
-that is sent alone.
+Each image of a request enters the model's queue separately. It can share a batch with images of other requests, and it takes one slot, like
+an image that is sent alone.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tlcli.service.types.answer import ModelState
 from tlcli.service.types.tensor import ANY_SIZE, BOOL, BYTES, FP32, INT64, UINT8, InputTensor, OutputTensor, TensorSpec
 
 ENCODED, MAX_CHANNELS = "encoded", "max_channels"
-"""Inputs beyond those of the graph: encoded images, and the number of channels of a Score-CAM."""
+"""Inputs that the graph itself does not have: encoded images, and the number of channels for a Score-CAM."""
 
 PLATFORM = "onnxruntime_onnx"
 
@@ -41,10 +41,10 @@ STATES = {
     ModelState.FAILED: "UNAVAILABLE",
     ModelState.UNLOADED: "UNAVAILABLE",
 }
-"""Names of the states in Triton's repository index."""
+"""Names of the model states in Triton's repository index."""
 
 _UNSUPPORTED = ("shared_memory_region", "classification")
-"""Parameters of tensors that would change the meaning of an answer; others may be ignored."""
+"""Unsupported tensor parameters that would change the meaning of an answer. Other parameters may be ignored."""
 
 T = TypeVar("T")
 
@@ -53,11 +53,11 @@ T = TypeVar("T")
 class InferQuery:
     """One inference request.
 
-    model: name of the model; empty if the server holds one only.
-    version: number or label; empty for the latest.
-    request_id: id that the answer repeats.
+    model: name of the model; may be empty if the server has only one.
+    version: number or label; empty for the latest version.
+    request_id: id that is repeated in the answer.
     inputs: tensors by name.
-    outputs: names of the outputs; empty for scores and logits.
+    outputs: names of the outputs to compute; empty for scores and logits.
     """
 
     model: str
@@ -71,7 +71,7 @@ class InferQuery:
         """Create a query from tensors in the order of the request.
 
         Raises:
-            RequestError: an input or output occurs twice.
+            RequestError: an input or output occurs more than once.
         """
         by_name: dict[str, InputTensor] = {}
         for tensor in inputs:
@@ -95,7 +95,10 @@ class InferAnswer:
 
 @dataclass(frozen=True)
 class ModelTensors:
-    """Inputs and outputs of a model. versions: versions that are ready."""
+    """Description of a model's input and output tensors.
+
+    versions: versions that are ready.
+    """
 
     model: str
     versions: tuple[str, ...]
@@ -105,10 +108,14 @@ class ModelTensors:
 
 
 def check_parameters(where: str, parameters: Container[str]) -> None:
-    """Check the names of the parameters of an input or an output.
+    """Check the parameter names of an input or output tensor.
+
+    Args:
+        where: name of the tensor, shown in messages.
+        parameters: parameter names in the request.
 
     Raises:
-        RequestError: one of them is not supported.
+        RequestError: a parameter is not supported.
     """
     for name in _UNSUPPORTED:
         if name in parameters:
@@ -116,7 +123,7 @@ def check_parameters(where: str, parameters: Container[str]) -> None:
 
 
 class OpenInference:
-    """Handler of the protocol's requests, which answers from the models of a repository."""
+    """Handler that answers Open Inference Protocol queries from the models of a repository."""
 
     def __init__(
         self,
@@ -131,13 +138,13 @@ class OpenInference:
         """Create the handler.
 
         Args:
-            repository: the models.
-            image_pipeline: decodes images and submits them to the models.
-            image_workers: threads that read tensors sent value by value.
-            budget: memory of all requests.
-            limits: size of images.
-            max_maps: number of classes to explain, and of maps per image, in a request.
-            max_image_s: time limit per image in seconds; a request with n images has n times as long.
+            repository: repository that holds the models.
+            image_pipeline: pipeline that decodes images and submits them to the models.
+            image_workers: threads that read tensors sent as separate values.
+            budget: memory budget shared by all requests.
+            limits: limits on the size of images.
+            max_maps: maximum number of classes to explain and of maps per image in a request.
+            max_image_s: time limit per image in seconds; a request with n images has n times this limit.
         """
         self._repository = repository
         self._image_pipeline = image_pipeline
@@ -148,7 +155,7 @@ class OpenInference:
         self._max_image_s = max_image_s
 
     def is_ready(self, model: str, version: str) -> bool:
-        """Return True if a model, or a version of it, is ready; False for an unknown one."""
+        """Return True if a model, or the given version of it, is ready. Return False if it is unknown."""
         try:
             self._repository.find(model, version)
         except TlcliError:
@@ -156,7 +163,7 @@ class OpenInference:
         return True
 
     def describe(self, model: str, version: str) -> ModelTensors:
-        """Return a model's inputs and outputs.
+        """Describe a model's inputs and outputs.
 
         Raises:
             NotFoundError, ModelFileError, ServerError: see `Repository.find`.
@@ -173,15 +180,15 @@ class OpenInference:
         )
 
     async def infer(self, query: InferQuery) -> InferAnswer:
-        """Answer one query; if one of its images fails, the query fails as a whole.
+        """Answer one query. If any of its images fails, the whole query fails.
 
         Raises:
             NotFoundError, ModelFileError, ServerError: see `Repository.find`.
-            RequestError: the model does not accept a tensor, a class, a map or a number.
+            RequestError: the model does not accept a tensor, class, map or number in the query.
             OverloadedError: the model's queue has fewer free slots than the request has images.
             MemoryLimitError: not enough memory is free.
             ImageError: see `tlcli.contract.images.decoding.decode`.
-            TimeLimitError: it took too long.
+            TimeLimitError: the query exceeded its time limit.
         """
         current_request().note_request(query.request_id, images=0)
         served = self._repository.find(query.model, query.version)
@@ -206,7 +213,7 @@ class OpenInference:
         )
 
     def _check(self, query: InferQuery, served: ServedVersion) -> int:
-        """Check names, datatypes, shapes and lengths against the model, without reading a value, and return the number of images."""
+        """Check names, datatypes, shapes and lengths against the model and return the number of images. Tensor values are not read."""
         description = served.runner.model.description
         inputs, outputs = _inputs(description), _outputs(description)
         for name in query.inputs:
@@ -259,7 +266,7 @@ class OpenInference:
     async def _jobs(
         self, query: InferQuery, served: ServedVersion, requests: Sequence[MapRequest], slots: Sequence[Slot]
     ) -> list[Coroutine[None, None, Answer]]:
-        """Return a coroutine for each image."""
+        """Return one coroutine per image that computes its answer."""
         if IMAGES in query.inputs:
             images = (await self._pixels(query.inputs[IMAGES])).astype(np.uint8, copy=False)
             rows = [images[row : row + 1] for row in range(len(requests))]
@@ -268,7 +275,7 @@ class OpenInference:
         return [self._decode_and_run(served, *image, request, slot) for image, request, slot in zip(encoded, requests, slots, strict=True)]
 
     async def _pixels(self, tensor: InputTensor) -> npt.NDArray[np.integer[Any]]:
-        # Reading millions of separate values would block the event loop; raw tensors are not even copied.
+        # Reading millions of separate values would block the event loop, so it runs in a thread. Raw tensors are not copied.
         return tensor.numbers() if tensor.raw is not None else (await self._image_workers.do(tensor.numbers)).value
 
     async def _run(
@@ -287,7 +294,7 @@ class OpenInference:
 
 
 async def _all_or_none(jobs: Sequence[Coroutine[None, None, T]]) -> list[T]:
-    """Run all jobs concurrently. If one fails, the others are cancelled and its error is raised."""
+    """Run all jobs concurrently and return their results. If a job fails, cancel the others and raise its error."""
     tasks = [asyncio.ensure_future(job) for job in jobs]
     try:
         return await asyncio.gather(*tasks)
@@ -312,7 +319,10 @@ def _inputs(description: Description) -> dict[str, TensorSpec]:
 
 
 def _other_shapes(spec: TensorSpec) -> tuple[TensorSpec, ...]:
-    """Return alternative shapes: a column of images, K classes for all images, and a single value as a matrix, as in the graph."""
+    """Return the alternative shapes that an input accepts.
+
+    Encoded images may be a column, K classes may apply to all images, and a single value may be a matrix, as in the graph.
+    """
     shapes = {ENCODED: (ANY_SIZE, 1), TARGETS: (ANY_SIZE,), SOFTMAX: (1, 1), MAX_CHANNELS: (1, 1)}
     return (TensorSpec(spec.name, spec.datatype, shapes[spec.name]),) if spec.name in shapes else ()
 
@@ -331,7 +341,7 @@ def _outputs(description: Description) -> dict[str, TensorSpec]:
 
 
 def _single(tensor: InputTensor | None) -> int:
-    """Return the value of a tensor with one element; 0 without the tensor."""
+    """Return the value of a tensor with one element; 0 if the tensor is None."""
     return 0 if tensor is None else int(tensor.numbers().flat[0])
 
 
@@ -343,6 +353,6 @@ def _output(name: str, answer: Answer, request: MapRequest) -> npt.NDArray[np.fl
 
 
 def _ranked(answer: Answer, targets: Sequence[int]) -> npt.NDArray[np.int64]:
-    """Resolve ranks to class ids, `[1, K]`, for a run without maps, whose graph does not return them: -r is the r-th ranked."""
+    """Resolve ranks to class ids `[1, K]` for a run without maps, where the graph does not return class ids. -r is the r-th ranked."""
     order = np.argsort(-answer.logits[0], kind="stable")
     return np.array([[order[-target - 1] if target < 0 else target for target in targets]], dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Checks of a request: that the model offers its maps and classes, and that it stays within its time limit."""
+"""Request checks: verify that the model offers the requested maps and classes, and enforce the time limit."""
 
 from __future__ import annotations
 
@@ -20,17 +20,20 @@ def check_map_request(
     """Check that the model can compute the requested maps.
 
     Args:
-        model: the model that is asked.
-        name: its name in the repository, for messages.
+        model: the model to check against.
+        name: model name in the repository, shown in messages.
         targets: classes to explain, by id or rank; at least one.
         methods: names of the maps; empty for scores only.
         softmax: explain probabilities instead of logits.
-        max_channels: number of channels of a Score-CAM; 0 for the method's default.
-        max_maps: number of maps per image that a request may have.
+        max_channels: number of channels for a Score-CAM; 0 for the method's default.
+        max_maps: maximum number of maps per image in a request.
+
+    Returns:
+        The checked map request.
 
     Raises:
-        RequestError: the model does not offer a map or has no such class, there are too many maps, or `max_channels` is set without a
-            Score-CAM.
+        RequestError: the model lacks a requested map or class, the request has too many maps, or `max_channels` is negative or set without
+            a Score-CAM.
     """
     names = tuple(require_method(method, model.description.methods, f"model {name!r}") for method in methods)
     if len(targets) * max(1, len(names)) > max_maps:
@@ -46,30 +49,32 @@ def check_map_request(
 
 
 def parse_classes(text: str, labels: tuple[str, ...]) -> tuple[int, ...]:
-    """Parse the query parameter `classes`, a list of classes to explain.
+    """Parse the query parameter `classes`, which lists the classes to explain.
 
     Args:
-        text: labels, ids, or -r for rank r, separated by commas; or one label, which may contain commas.
-        labels: labels of the model, in the order of its classes.
+        text: comma-separated labels, ids, or -r for rank r. Alternatively a single label, which may contain commas.
+        labels: labels of the model in class order.
 
     Returns:
-        Ids, and negative ranks.
+        Class ids and negative ranks.
 
     Raises:
-        RequestError: there is no such class, or several classes have the label.
+        RequestError: a class does not exist, or several classes share a label.
     """
     return class_targets([text] if text in labels else text.split(","), labels, "query parameter 'classes':")
 
 
 @asynccontextmanager
 async def time_limit(seconds: float) -> AsyncIterator[None]:
-    """Cancel the work inside when the time is over. A step that runs in a thread ends there, its result is dropped, and no step follows.
+    """Cancel the work in the context when the time limit is reached.
+
+    A step in progress in a thread still finishes there, but its result is dropped and no further step starts.
 
     Args:
-        seconds: the limit; 0 for none.
+        seconds: time limit in seconds; 0 for no limit.
 
     Raises:
-        TimeLimitError: the time is over.
+        TimeLimitError: the time limit was reached.
     """
     limit = asyncio.timeout(seconds or None)
     try:

@@ -1,1 +1,1 @@
-"""All models of a server: loaded versions, the policy that chooses them, and the control over both."""
+"""Model repository of a server: loaded versions, the version policy, and load and unload control."""

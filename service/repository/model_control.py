@@ -1,4 +1,4 @@
-"""Control of the models that a running server serves: fixed, explicit loads and unloads, or polling of the folder."""
+"""Control of the models that a running server serves: a fixed set, explicit loads and unloads, or polling of the folder."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ _DEPENDENTS = "unload_dependents"
 
 
 class ModelControl:
-    """Loads and unloads of models: on request in mode `explicit`, from changes of the folder in mode `poll`, none in mode `fixed`.
+    """Controller that loads and unloads models.
 
-    `on_change` is awaited after each change.
+    In mode `explicit`, clients load and unload models. In mode `poll`, changes in the folder do. In mode `fixed`, the models never change.
+    `on_change` is awaited after each load, unload or poll.
     """
 
     def __init__(self, repository: Repository, mode: str, poll_s: float, on_change: Callable[[], Awaitable[None]]) -> None:
@@ -34,7 +35,8 @@ class ModelControl:
 
         Args:
             name: name of the model.
-            parameters: names of the request's parameters; Triton's `config` and `file:` would load another model than the folder's.
+            parameters: names of the request's parameters; none are accepted, because Triton's `config` and `file:` would load a different
+                model than the one in the folder.
 
         Raises:
             RequestError: a parameter was sent.
@@ -56,9 +58,9 @@ class ModelControl:
             parameters: names of the request's parameters; `unload_dependents` is accepted, since no model depends on another.
 
         Raises:
-            RequestError: another parameter was sent.
+            RequestError: any other parameter was sent.
             SettingsError: the mode is not `explicit`.
-            NotFoundError: there is no such model.
+            NotFoundError: the model does not exist.
         """
         self._require_explicit("unload")
         _require_none(name for name in parameters if name != _DEPENDENTS)
@@ -68,7 +70,7 @@ class ModelControl:
             await self._on_change()
 
     async def follow(self) -> None:
-        """Load changes of the folder until cancelled, in mode `poll`; return at once in the other modes."""
+        """Poll the folder and load its changes until cancelled. In modes other than `poll`, return immediately."""
         while self._mode == POLL:
             await asyncio.sleep(self._poll_s)
             try:

@@ -1,4 +1,4 @@
-"""Repository of models: the versions in the folder, those that could be loaded, and the one that answers a request."""
+"""Model repository: tracks the versions in the folder, loads them, and selects the version that answers a request."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from tlcli.service.types.answer import ModelState, ModelStatus
 logger = logging.getLogger(__name__)
 
 _IDLE_CHECK_S = 0.02
-"""Seconds between checks whether a retired version still has requests in flight."""
+"""Seconds between checks for requests still in flight on a retired version."""
 
 Open = Callable[[Path], Awaitable[Runner]]
 
 
 @dataclass(frozen=True)
 class ServedVersion:
-    """Version of a model that answers requests."""
+    """Loaded version of a model that answers requests."""
 
     name: str
     version: int
@@ -39,7 +39,7 @@ class ServedVersion:
     score_cams: Admission
 
     def queue(self, maps: Iterable[str]) -> Admission:
-        """Return the slots for a request with these maps: Score-CAMs have slots of their own, so that they block no other request."""
+        """Return the admission control for a request with these maps. Score-CAMs have separate slots so that they do not block others."""
         return self.score_cams if takes_steps(maps) else self.admission
 
     @property
@@ -50,7 +50,13 @@ class ServedVersion:
 
 @dataclass(frozen=True)
 class Entry:
-    """Version of a model in the folder, served or not. files: identity of its files when it was loaded or failed to load."""
+    """Repository entry for one version of a model, served or not.
+
+    state: load state of the version.
+    reason: explanation of the state; empty while nothing is wrong.
+    served: the loaded version; None if it is not served.
+    files: identity of its files when it was loaded or failed to load.
+    """
 
     name: str
     version: int
@@ -62,12 +68,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class Diff:
-    """Difference between the versions of a model that a server holds and those to serve from its folder.
+    """Difference between the entries of a model on the server and the versions in its folder that should be served.
 
-    load: versions to load: new ones, ones whose files changed, and ones that are not served although their files did not change.
-    changed: those of `load` that are new or whose files changed.
+    load: versions to load: new ones, changed ones, and unchanged ones that are not served.
+    changed: versions in `load` that are new or whose files changed.
     keep: entries that are served and unchanged.
-    retire: entries that are no longer to be served.
+    retire: entries that should no longer be served.
     """
 
     load: tuple[int, ...]
@@ -77,7 +83,12 @@ class Diff:
 
     @classmethod
     def between(cls, held: Mapping[int, Entry], folder: Mapping[int, VersionState]) -> Diff:
-        """Compare the entries held with the versions to serve and their files."""
+        """Compare the current entries with the versions to serve.
+
+        Args:
+            held: entries on the server by version.
+            folder: identity of the files of each version to serve.
+        """
         keep = {
             version: held[version]
             for version, files in folder.items()
@@ -94,18 +105,19 @@ class Diff:
     def calls_for_update(self) -> bool:
         """Return True if polling should apply the difference.
 
-        A version that failed to load is not loaded again until its files change; until then no version is retired.
+        A version that failed to load is not retried until its files change. Until then, no version is retired.
         """
         return bool(self.changed or (self.retire and not self.load))
 
 
 class Repository:
-    """Versions of the models below a folder, chosen by a policy. A request may name any of them, by number or by label.
+    """Repository that serves the versions of the models in a folder, chosen by a policy.
 
-    A broken file is listed with the reason, and the other versions serve on. If the latest version of a model is broken, the latest one
-    that loaded answers for it. A replaced or unloaded version finishes its in-flight requests, then closes.
+    Requests select a version by number or label. A version with a broken file is listed with the reason, and the other versions keep
+    serving. If the latest version of a model is broken, the latest version that loaded answers instead. A replaced or unloaded version
+    finishes its in-flight requests, then closes.
 
-    Used from the event loop's thread only.
+    Not thread-safe: use it from the event loop's thread only.
     """
 
     def __init__(
@@ -118,15 +130,15 @@ class Repository:
         *,
         max_score_cams: int = 16,
     ) -> None:
-        """Create an empty repository; see `discover` and `load`.
+        """Create an empty repository. Call `discover` and `load` to fill it.
 
         Args:
-            folder: the models, as `<name>/<version>/model.onnx`.
-            open_runner: loads and warms up a file.
-            policy: chooses the versions to serve.
-            max_queue: number of images that may wait for one version of a model.
-            metrics: counts loads.
-            max_score_cams: number of Score-CAMs that may wait or be in progress for one version of a model.
+            folder: folder that holds the models as `<name>/<version>/model.onnx`.
+            open_runner: loads and warms up the model in a file.
+            policy: policy that chooses the versions to serve.
+            max_queue: maximum number of images that may wait for one version of a model.
+            metrics: metrics that count loads.
+            max_score_cams: maximum number of Score-CAMs that may wait or be in progress for one version of a model.
         """
         self._max_score_cams = max_score_cams
         self._folder = folder
@@ -145,10 +157,10 @@ class Repository:
         self._loaded = False
 
     def discover(self) -> None:
-        """List the models in the folder, without opening them.
+        """Find the models in the folder without opening them.
 
         Raises:
-            NotFoundError: there is no such folder, or no model in it.
+            NotFoundError: the folder does not exist or holds no model.
         """
         for name in self._names():
             if (failure := self._read_labels(name)) is not None:
@@ -164,7 +176,7 @@ class Repository:
         """Load and warm up the discovered versions, one after another.
 
         Raises:
-            ModelFileError: no version can be served; the message names each reason.
+            ModelFileError: no version can be served; the message lists the reason for each.
             DeviceError: the requested device cannot be used.
         """
         async with self._changing:
@@ -184,12 +196,12 @@ class Repository:
     async def load_model(self, name: str) -> None:
         """Load the current content of a model's folder.
 
-        New versions and changed files are loaded and then take over together; versions that the policy no longer chooses are retired. If a
-        version fails to load, those that serve stay.
+        New versions and changed files are loaded first and then activated together. Versions that the policy no longer chooses are retired.
+        If a version fails to load, the versions that are already served stay.
 
         Raises:
-            NotFoundError: there is no such model in the folder.
-            ModelFileError: a version cannot be served; the others are.
+            NotFoundError: the folder holds no such model.
+            ModelFileError: a version cannot be served; the other versions are.
             DeviceError: the requested device cannot be used.
         """
         async with self._changing:
@@ -201,10 +213,10 @@ class Repository:
             raise ModelFileError("; ".join(failures))
 
     async def unload_model(self, name: str) -> None:
-        """Stop serving all versions of a model. Requests in flight are answered.
+        """Stop serving all versions of a model. In-flight requests are still answered.
 
         Raises:
-            NotFoundError: there is no such model.
+            NotFoundError: the model does not exist.
         """
         async with self._changing:
             entries = self._entries.get(name)
@@ -215,10 +227,10 @@ class Repository:
                 self._retire(entry)
 
     async def refresh(self) -> None:
-        """Compare the folder with the entries, and load changes that are complete: those that two calls in a row see alike.
+        """Poll the folder and apply changes once they are complete, that is, once two consecutive calls see the same state.
 
-        Deleted versions are served until a second call finds them missing too. Nothing changes if the repository cannot be read or holds no
-        model, as when it is not mounted, nor for a model whose folder cannot be read.
+        Deleted versions therefore stay served until a second call also finds them missing. Nothing changes if the repository cannot be read
+        or holds no model, for example because it is not mounted. A model whose folder cannot be read does not change either.
         """
         async with self._changing:
             try:
@@ -237,7 +249,9 @@ class Repository:
                         logger.error("%s: %s", name, failure)
 
     def _folder_states(self) -> dict[str, FolderState | None]:
-        """Return the state of each model that exists or is held: None for a deleted one, the last state for an unreadable one.
+        """Return the state of each model that is in the folder or on the server.
+
+        The state is None for a deleted model. For an unreadable model it is the last known state.
 
         Raises:
             OSError: the repository cannot be read.
@@ -249,7 +263,7 @@ class Repository:
                 state = self._state(name)
             except OSError as error:
                 reason = str(error.strerror or error)
-                if reason != self._unreadable_models.get(name):  # logged once, not at every call
+                if reason != self._unreadable_models.get(name):  # log once per failure, not on every call
                     logger.warning("%s: folder cannot be read, its versions stay served: %s", name, reason)
                 self._unreadable_models[name] = reason
                 if name in self._last_states:
@@ -266,29 +280,32 @@ class Repository:
         return FolderState(tuple((version, files) for version, files in versions if files is not None), FileState.of(model / LABELS_FILE))
 
     def _log_unreadable(self, reason: str) -> None:
-        if reason != self._unreadable:  # logged once, not at every call
+        if reason != self._unreadable:  # log once per failure, not on every call
             logger.error("model repository cannot be read, its models stay served: %s", reason)
         self._unreadable = reason
 
     def _diff(self, name: str, state: FolderState | None) -> Diff:
-        """Compare a model's entries with its folder, where None stands for a deleted one."""
+        """Compare a model's entries with the state of its folder; None represents a deleted folder."""
         versions = {} if state is None else dict(state.versions)
         return Diff.between(self._entries.get(name, {}), {version: versions[version] for version in self._chosen(name, versions)})
 
     def _is_outdated(self, name: str, state: FolderState | None) -> bool:
-        """Return True if polling should update a model: its versions or its labels changed."""
+        """Return True if polling should update a model because its versions or labels changed."""
         if state is not None and state.labels != self._labels_file.get(name):
             return True
         return self._diff(name, state).calls_for_update
 
     async def _update(self, name: str, state: FolderState | None) -> list[str]:
-        """Load new and changed versions of a model, let all take over together, retire others, and return what failed.
+        """Load the new and changed versions of a model, activate them together, and retire versions that should no longer be served.
 
-        Where a load or the file of labels fails, the versions that serve stay.
+        If a version fails to load or the labels cannot be read, the versions that are already served stay.
 
         Args:
             name: name of the model.
-            state: its folder; None for a deleted one.
+            state: state of its folder; None if the folder was deleted.
+
+        Returns:
+            Messages that describe the failures; empty on success.
         """
         failures = [failure for failure in [self._read_labels(name)] if failure is not None]
         diff, held = self._diff(name, state), self._entries.get(name, {})
@@ -300,7 +317,7 @@ class Repository:
         return failures
 
     def _replace(self, name: str, entries: Mapping[int, Entry]) -> None:
-        """Let entries take the place of those held of a model, and retire the versions that are not among them."""
+        """Replace a model's entries and retire the served versions that are not among the new ones."""
         held = self._entries.get(name, {})
         if entries:
             self._entries[name] = dict(sorted(entries.items()))
@@ -318,7 +335,7 @@ class Repository:
         try:
             runner = await self._open(path)
         except DeviceError:
-            raise  # the setting is at fault, not this file
+            raise  # the device setting is at fault, not this file
         except TlcliError as error:
             logger.error("%s version %d: not served: %s", name, version, error)
             self._metrics.failed_to_load(name)
@@ -347,7 +364,7 @@ class Repository:
         return replace(entry, state=ModelState.READY, served=served)
 
     def _retire(self, entry: Entry) -> None:
-        """Close a version, which new requests no longer find, after its in-flight requests."""
+        """Schedule the close of a version after its in-flight requests. New requests must no longer find it."""
         if entry.served is not None:
             task = asyncio.ensure_future(_close_when_idle([entry.served]))
             self._retiring.add(task)
@@ -361,8 +378,9 @@ class Repository:
             version: number or label; empty for the latest version that is served.
 
         Raises:
-            NotFoundError: there is no such model or version, or it was unloaded; the message names those that exist.
-            ModelFileError: the version exists and is broken.
+            NotFoundError: the model or version does not exist, or it was unloaded. For an unknown model or version, the message lists the
+                existing ones.
+            ModelFileError: the version exists but is broken.
             ServerError: the models are still loading.
         """
         if not self._loaded:
@@ -392,11 +410,11 @@ class Repository:
         return tuple(ModelStatus(entry.name, str(entry.version), entry.state, entry.reason) for entry in self._all())
 
     def serving(self) -> dict[str, bool]:
-        """Return for each model by name whether a version of it is served."""
+        """Return a mapping from each model's name to True if any version of the model is served, and False otherwise."""
         return {name: self._latest_served(name) is not None for name in self._entries}
 
     def queues(self) -> list[Queue]:
-        """Return the length of the queue of each served version; may be called from any thread."""
+        """Return the queue lengths of each served version. May be called from any thread."""
         return [
             Queue(entry.name, str(entry.version), entry.served.admission.used, entry.served.score_cams.used)
             for entry in self._all()
@@ -404,7 +422,7 @@ class Repository:
         ]
 
     def close(self) -> None:
-        """Stop the models' threads, after their current runs."""
+        """Stop the models' threads once their current runs are done."""
         for task in self._retiring:
             task.cancel()
         for entry in self._all():
@@ -412,7 +430,7 @@ class Repository:
                 entry.served.runner.close()
 
     def _names(self) -> list[str]:
-        """Return the names of the models in the folder. An unreadable one is left out, with a line in the log.
+        """Return the names of the models in the folder. Unreadable models are logged and skipped.
 
         Raises:
             NotFoundError: the repository cannot be read.
@@ -420,7 +438,7 @@ class Repository:
         try:
             names = list_models(self._folder)
         except (FileNotFoundError, NotADirectoryError):
-            return model_names(self._folder)  # raises the message that says what to do
+            return model_names(self._folder)  # raises an error that tells the user what to do
         except OSError as error:
             raise NotFoundError(f"{self._folder}: {error.strerror or error}: expected a readable model repository") from error
         models = []
@@ -436,7 +454,7 @@ class Repository:
         """Return the state of a model's folder.
 
         Raises:
-            NotFoundError: there is no such model.
+            NotFoundError: the model does not exist.
             OSError: its folder cannot be read.
         """
         state = self._state(name) if is_model_name(name) else None
@@ -445,11 +463,11 @@ class Repository:
         return state
 
     def _chosen(self, name: str, versions: Iterable[int]) -> list[int]:
-        """Return the versions of a model that the policy serves, ascending."""
+        """Return the versions of a model that the policy chooses, in ascending order."""
         return self._policy.choose(versions, self._labels.get(name, {}).values())
 
     def _read_labels(self, name: str) -> str | None:
-        """Read a model's labels. Return the reason if that fails; the former labels then stay."""
+        """Read a model's labels. On failure, keep the previous labels and return the reason; return None on success."""
         path = self._folder / name
         self._labels_file[name] = FileState.of(path / LABELS_FILE)
         try:
@@ -480,17 +498,20 @@ class Repository:
 
 
 def _unless_failed(loaded: Entry, former: Entry | None) -> Entry:
-    """Return the entry that was loaded; if it failed and a former one serves, that one with the reason and the new files."""
+    """Return the new entry unless it failed to load while a former one is served.
+
+    In that case, return the former entry with the failure reason and the identity of the new files.
+    """
     if loaded.served is not None or former is None or former.served is None:
         return loaded
     return replace(former, reason=f"a changed file could not be loaded, the former one answers: {loaded.reason}", files=loaded.files)
 
 
 async def _close_when_idle(versions: list[ServedVersion]) -> None:
-    """Wait until a version is idle, and close it in a thread, because freeing its memory may take a while.
+    """Wait until a version is idle, then close it in a thread, because freeing its memory may take a while.
 
     Args:
-        versions: holds the version, so that the last reference to it can be dropped in that thread.
+        versions: list that holds only this version. The thread removes it from the list to drop the last reference there.
     """
     name, number = versions[0].name, versions[0].version
     while not versions[0].idle:

@@ -1,4 +1,4 @@
-"""Policy that chooses the versions of a model to serve, and the labels of versions."""
+"""Policy that chooses which versions of a model to serve, and reader for version labels."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _LABEL = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,63}")
 
 @dataclass(frozen=True)
 class VersionPolicy:
-    """Choice of versions.
+    """Version policy of a repository.
 
-    latest: number of highest versions to serve; None for all.
-    specific: versions to serve, if they exist; None if `latest` decides.
+    latest: serve this many of the highest versions; None for all.
+    specific: serve exactly these versions where they exist; None to use `latest`.
     """
 
     latest: int | None = None
@@ -30,10 +30,10 @@ class VersionPolicy:
 
     @classmethod
     def parse(cls, text: str) -> VersionPolicy:
-        """Parse `all`, `latest`, `latest:2`, or numbers separated by commas.
+        """Parse `all`, `latest`, `latest:2`, or comma-separated version numbers.
 
         Raises:
-            SettingsError: the text is none of these.
+            SettingsError: the text has none of these formats.
         """
         word, _, count = text.partition(":")
         if text == "all":
@@ -46,7 +46,7 @@ class VersionPolicy:
         raise SettingsError(f"versions {text!r}: expected `all`, `latest`, `latest:N`, or numbers separated by commas, such as 1,3")
 
     def choose(self, versions: Iterable[int], labelled: Iterable[int] = ()) -> list[int]:
-        """Return the versions to serve among those that exist, ascending; labelled ones are always served."""
+        """Return the existing versions to serve, in ascending order. Labelled versions are always served."""
         existing = sorted(versions)
         chosen = set(labelled)
         chosen.update(self.specific if self.specific is not None else existing if self.latest is None else existing[-self.latest :])
@@ -54,10 +54,10 @@ class VersionPolicy:
 
 
 def read_labels(model: Path) -> Mapping[str, int]:
-    """Read the labels in a model's folder; without the file there are none.
+    """Read the version labels in a model's folder. Return an empty mapping if the file does not exist.
 
     Raises:
-        ModelFileError: the file cannot be read, or holds anything but labels and versions.
+        ModelFileError: the file cannot be read, or an entry is not a valid label and version number.
     """
     path = model / LABELS_FILE
     try:

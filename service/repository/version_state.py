@@ -1,4 +1,4 @@
-"""Identity of the files of a model version: the graph, and external weights."""
+"""File identity of a model version, including its graph and external weights, to detect changes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tlcli.contract.model.repository_layout import MODEL_FILE, is_model_name, is
 
 @dataclass(frozen=True)
 class FileState:
-    """Identity of a file, to detect that it was replaced."""
+    """Identity of a file, used to detect that it was replaced."""
 
     size: int
     modified_ns: int
@@ -23,7 +23,7 @@ class FileState:
 
     @classmethod
     def of(cls, path: Path) -> FileState | None:
-        """Return the identity of a file; None if there is no file.
+        """Return the identity of a file; None if it does not exist.
 
         Raises:
             OSError: the path cannot be read.
@@ -41,14 +41,18 @@ class FileState:
 
 @dataclass(frozen=True)
 class VersionState:
-    """Identity of the graph's file, and of the files with its weights, by name; None for a missing one."""
+    """Identity of a version's files.
+
+    graph: identity of the graph's file.
+    weights: name and identity of each external weights file; the identity is None for a missing file.
+    """
 
     graph: FileState
     weights: tuple[tuple[str, FileState | None], ...] = ()
 
     @classmethod
     def of(cls, path: Path) -> VersionState | None:
-        """Return the identity of a version's files; None if there is no graph.
+        """Return the identity of a version's files; None if the graph does not exist.
 
         Raises:
             OSError: a path cannot be read.
@@ -61,20 +65,20 @@ class VersionState:
 
 @functools.lru_cache(maxsize=1024)
 def _weights_of(path: Path, graph: FileState) -> tuple[str, ...]:
-    """Return the names of the files with weights. `graph` is the cache key: a changed graph is read again."""
+    """Return the names of the external weights files. `graph` is part of the cache key so that a changed graph is read again."""
     return tuple(external_files(path))
 
 
 @dataclass(frozen=True)
 class FolderState:
-    """Identity of a model's folder at one time: its versions with their files, and its file of labels."""
+    """Snapshot of a model's folder: the identity of each version's files and of the labels file."""
 
     versions: tuple[tuple[int, VersionState], ...]
     labels: FileState | None
 
 
 def list_models(repository: Path) -> list[str]:
-    """List the entries of a repository that are valid names of models, sorted.
+    """Return the sorted names of the repository's entries that are valid model names.
 
     Raises:
         OSError: the repository cannot be read.
@@ -84,7 +88,7 @@ def list_models(repository: Path) -> list[str]:
 
 
 def list_versions(model: Path) -> list[int]:
-    """List the versions in a model's folder that hold a graph, ascending; empty if the path is no folder.
+    """Return the versions in a model's folder that hold a graph, in ascending order; empty if the path is not a folder.
 
     Raises:
         OSError: the folder cannot be read.

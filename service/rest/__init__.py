@@ -1,4 +1,5 @@
-"""Server over HTTP: the REST half of the Open Inference Protocol, and a request for `curl` that takes an image and returns JSON.
+"""HTTP server with the REST API of the Open Inference Protocol, and a route for `curl` that takes an image and returns JSON.
 
-Answers are those of the gRPC servicers: both call `tlcli.service.inference.open_inference` and `tlcli.service.inference.classifier`.
+Answers are identical to those of the gRPC servicers, because both call `tlcli.service.inference.open_inference` and
+`tlcli.service.inference.classifier`.
 """

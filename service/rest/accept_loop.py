@@ -1,4 +1,4 @@
-"""Accept loop with a bounded number of connections, which logs one line when no file descriptors are left."""
+"""Accept loop that bounds the number of connections and logs a single line when file descriptors run out."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from collections.abc import Callable
 logger = logging.getLogger(__name__)
 
 _HANDSHAKE_S = 10.0
-"""Seconds for a TLS handshake."""
+"""Time limit for a TLS handshake in seconds."""
 
 _OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _PAUSE_S = 0.5
-"""Seconds until the next attempt when the system is out of resources."""
+"""Seconds to wait before the next accept when the system is out of resources."""
 
 _WARNING_S = 60.0
 _REFUSED = (
@@ -29,7 +29,7 @@ _TOO_MANY = b'{"error":"connection limit of this server reached (max_connections
 
 
 class Connections:
-    """Count of open connections, with a limit."""
+    """Counter of open connections with an upper limit."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -37,7 +37,7 @@ class Connections:
         self.open = 0
 
     def take(self) -> bool:
-        """Count one more connection, or return False at the limit."""
+        """Count a new connection and return True. At the limit, log a warning and return False."""
         if self.open >= self._most:
             self.warn("connection limit reached: %d are open, new ones are refused: raise max_connections", self._most)
             return False
@@ -45,20 +45,20 @@ class Connections:
         return True
 
     def lose(self) -> None:
-        """Count one connection less."""
+        """Count a connection as closed."""
         self.open -= 1
 
     def warn(self, message: str, *values: object) -> None:
-        """Log a warning, at most one a minute."""
+        """Log a warning, but at most one per minute."""
         if time.monotonic() - self._warned_at >= _WARNING_S:
             self._warned_at = time.monotonic()
             logger.warning(message, *values)
 
 
 class Acceptor:
-    """Accept loop of one listening socket, until `close`, with the methods of `asyncio.Server` that uvicorn calls.
+    """Accept loop of one listening socket that runs until `close`. It has the methods of `asyncio.Server` that uvicorn calls.
 
-    asyncio's own server logs a traceback for each of 2,048 attempts, twice a second, when no file descriptors are left.
+    It replaces asyncio's own server, which logs a traceback for each of 2,048 attempts, twice a second, when file descriptors run out.
     """
 
     def __init__(
@@ -71,10 +71,10 @@ class Acceptor:
         """Start accepting connections.
 
         Args:
-            listening: the socket.
-            protocol: creates the protocol of a connection, which calls `connections.lose` at its end.
+            listening: the listening socket.
+            protocol: factory for the protocol of a connection; the protocol must call `connections.lose` when the connection closes.
             tls: TLS context; None for plain connections.
-            connections: count of open connections.
+            connections: counter of open connections.
         """
         self._listening = listening
         self._protocol = protocol
@@ -88,7 +88,7 @@ class Acceptor:
         self._accepting.cancel()
 
     async def wait_closed(self) -> None:
-        """Wait for the loop to end, and cancel TLS handshakes in progress."""
+        """Wait for the accept loop to end, then cancel TLS handshakes in progress."""
         with contextlib.suppress(asyncio.CancelledError):
             await self._accepting
         for task in tuple(self._opening):

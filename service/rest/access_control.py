@@ -1,7 +1,8 @@
-"""Access control of HTTP requests: tokens, the names by which the server may be called, and the web pages that may call it.
+"""Access control for HTTP requests: tokens, allowed host names, and origin checks for web pages.
 
-A page may let its own name resolve to a loopback address (DNS rebinding): to the browser, requests to the server then are requests to the
-page's own site. The name in `Host` reveals this, since the server has no such name. An IP address cannot be rebound.
+An attacker's page can make its own host name resolve to a loopback address (DNS rebinding). The browser then treats requests to this server
+as requests to the page's own site. The `Host` header reveals this, because it carries a name that the server does not have. An IP address
+cannot be rebound.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from tlcli.service.system.addresses import is_loopback
 from tlcli.service.system.reloading_file import ReloadingFile
 
 OPEN_PATHS = frozenset({"/v2/health/live", "/v2/health/ready"})
-"""Paths that need no token: load balancers and container managers check health without one."""
+"""Paths that need no token, because load balancers and container managers check health without one."""
 
 ANY = "*"
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -27,22 +28,28 @@ _OTHER_SITES = ("cross-site", "same-site")
 
 
 class AccessControl:
-    """Check of requests, before anything of their bodies is read."""
+    """Access check that runs before any of a request's body is read."""
 
     def __init__(self, tokens: ReloadingFile[tuple[Token, ...]] | None, hosts: AllowedHosts) -> None:
-        """Create the check. tokens: tokens of which requests must carry one; None if they need none. hosts: names of this server."""
+        """Create the access check.
+
+        Args:
+            tokens: accepted tokens; None if requests need no token.
+            hosts: allowed names of this server.
+        """
         self._tokens = tokens
         self._hosts = hosts
 
     def check(self, request: Request) -> None:
         """Raise an exception if a request is not allowed.
 
-        A page of another site can make its visitors' browsers send requests to a server that only their machine reaches, without seeing
-        the answer. If a browser says so (`Sec-Fetch-Site`, `Origin`), the request may only read. A page whose name resolves to this
-        machine belongs to the same site for a browser, and is detected by its `Host`.
+        A page of another site can make its visitors' browsers send requests to a server that only their machines can reach, even though
+        the page cannot see the answers. If the headers `Sec-Fetch-Site` or `Origin` identify such a request, only read methods are allowed.
+        A page whose name resolves to this machine counts as the same site in the browser; it is detected by its `Host` header.
 
         Raises:
-            HTTPException: 401: the token is missing or invalid. 403: the request is for another host, or from a page of another site.
+            HTTPException: 401: the token is missing or invalid. 403: the request is for another host, or it comes from a page of another
+                site and may change state.
         """
         host = request.headers.get("host", "")
         if host and request.scope["path"] not in OPEN_PATHS and not self._hosts.includes(host):
@@ -62,30 +69,30 @@ class AccessControl:
             return False
         if request.scope["path"].startswith(_CONTROL_PATH):
             return not self._hosts.may_control(origin, host)
-        return site is None and self._hosts.is_foreign(origin, host)  # behind a proxy, `Host` may differ from the browser's
+        return site is None and self._hosts.is_foreign(origin, host)  # behind a proxy, `Host` may differ from the one the browser sent
 
 
 class AllowedHosts:
-    """Names that the headers `Host` and `Origin` may hold."""
+    """Host names that the headers `Host` and `Origin` may contain."""
 
     def __init__(self, allowed: str | None, listening_at: str) -> None:
         """Parse the allowed names.
 
         Args:
-            allowed: names separated by commas, or `*` for any; None for the default of the address.
-            listening_at: the server's address. By default, only loopback names and IP addresses are allowed on a loopback address, and
-                any name on another.
+            allowed: comma-separated names, or `*` for any; None for the default of the address.
+            listening_at: the server's address. By default, a loopback address allows only loopback names and IP addresses, and any other
+                address allows all names.
         """
         names = {name.strip().lower().rstrip(".") for name in (allowed or "").split(",")} - {""}
         self._any = ANY in names or (allowed is None and not is_loopback(listening_at))
         self._names = names - {ANY}
 
     def includes(self, host: str) -> bool:
-        """Return True for a `Host` header that names this server."""
+        """Return True if a `Host` header names this server."""
         return self._any or self._is_known(_split(f"//{host}")[0])
 
     def is_foreign(self, origin: str, host: str) -> bool:
-        """Return True for an `Origin` that is neither the address in `Host` nor one of the names."""
+        """Return True if an `Origin` header is neither the address in `Host` nor one of the allowed names."""
         name, _ = page = _split(origin)
         if name in self._names:
             return False
@@ -93,7 +100,7 @@ class AllowedHosts:
         return not name or not host or page != _split(f"{scheme}://{host}")
 
     def may_control(self, origin: str, host: str) -> bool:
-        """Return True for an `Origin` whose pages may load and unload models: not foreign, and with a name that cannot be rebound."""
+        """Return True if pages of an `Origin` may load and unload models: it is not foreign, and its name cannot be rebound."""
         return not self.is_foreign(origin, host) and self._is_known(_split(origin)[0])
 
     def _is_known(self, name: str) -> bool:
@@ -109,7 +116,10 @@ def _is_address(name: str) -> bool:
 
 
 def _split(url: str) -> tuple[str, int | None]:
-    """Return the name and the port; an empty name if there is none, or more than a name and a port (RFC 9110, 7.2)."""
+    """Split a URL into host name and port.
+
+    Return an empty name if the URL has no host name, or contains more than a host name and a port (RFC 9110, 7.2).
+    """
     if set("@/?#\\") & set(url.partition("//")[2]):
         return "", None
     try:

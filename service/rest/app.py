@@ -1,4 +1,4 @@
-"""ASGI application: every request is recorded, checked, read, and answered or refused in one place."""
+"""ASGI application that records, checks, reads and answers every request in one place."""
 
 from __future__ import annotations
 
@@ -20,11 +20,14 @@ from tlcli.service.rest.responses import code_of, error_response
 from tlcli.service.telemetry.request_record import REQUEST_ID, RequestRecord
 
 Observe = Callable[[str, Sequence[tuple[str, str]]], AbstractContextManager[RequestRecord]]
-"""Takes a method's name and the request's headers, and returns a context manager that records the request."""
+"""Callable that takes a method name and the request headers, and returns a context manager that records the request."""
 
 
 class Application:
-    """Application that answers requests to the endpoints' paths. asgi: the application for uvicorn."""
+    """Application that answers requests to the paths of its endpoints.
+
+    asgi: ASGI application to pass to uvicorn.
+    """
 
     def __init__(
         self,
@@ -38,12 +41,13 @@ class Application:
         """Create the application.
 
         Args:
-            endpoints: paths and their answers.
-            access: checks every request.
-            cancelling: cancels work whose client has left, or all work at shutdown.
-            is_serving: if False, connections are closed after the answer, so that clients connect to the server that takes over.
-            observe: records each request except those for health.
-            budget: memory from which bodies are admitted.
+            endpoints: endpoints to route.
+            access: access check for every request.
+            cancelling: cancels work when its client disconnects, and all work at shutdown.
+            is_serving: returns True while the server accepts requests. If it returns False, connections are closed after the answer, so
+                that clients connect to the server that takes over.
+            observe: records each request except health checks.
+            budget: memory budget from which bodies are admitted.
         """
         self._access = access
         self._cancelling = cancelling
@@ -68,10 +72,10 @@ class Application:
                     response = await self._answer(endpoint, request, observed)
                 except ClientDisconnect:
                     observed.code = "CANCELLED"
-                    return Response()  # nobody receives it
+                    return Response()  # the client is gone: the response is not sent
                 except Exception as error:  # noqa: BLE001  # every error becomes a status, and is logged if the server is at fault
                     response = error_response(error)
-                observed.code = observed.code or code_of(response.status_code)  # an error has set its own code: 503 stands for two
+                observed.code = observed.code or code_of(response.status_code)  # an error sets its own code: 503 maps to two codes
                 observed.sent_bytes = len(response.body)
                 if observed.echo:
                     response.headers[REQUEST_ID] = observed.echo

@@ -1,4 +1,4 @@
-"""Body of a request, read up to its limit and decompressed."""
+"""Reading and decompression of request bodies within size and memory limits."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 _ENCODINGS = ("gzip", "deflate")
 _OTHER_NAMES = {"x-gzip": "gzip"}  # RFC 9110, 8.4.1.3
 _MOST_MEMBERS = 4096
-"""Limit of the members of a gzip file (RFC 1952, 2.2); parallel compressors write one per block."""
+"""Maximum number of members in gzip data (RFC 1952, 2.2). Parallel compressors write one member per block."""
 
 _COPIES = 2
-"""Copies of a body in memory at a time: a growing buffer, and then the bytes read from it."""
+"""Number of copies of a body in memory at the same time: the growing buffer and the bytes read from it."""
 
 _FIRST_BYTES = 4096
-"""Bytes of a body that are reserved before any of it arrives. An announced length reserves no more, since announcing costs nothing."""
+"""Bytes reserved for a body before any of it arrives. An announced length does not reserve more, because announcing one costs nothing."""
 
 _TRUSTED_SHARE = 8
-"""Divisor of an announced length. When an 8th of a body has arrived, memory for all of it is reserved: many bodies that grow together
-would otherwise keep each other from being completed."""
+"""Divisor of the announced length. When an eighth of a body has arrived, memory for the whole body is reserved. Otherwise, many bodies that
+grow at the same time could block each other from completing."""
 
 
 async def read_body(request: Request, max_bytes: int, lease: Lease) -> bytes:
-    """Read a request's body, and decompress it if it is compressed.
+    """Read a request's body and decompress it if it is compressed.
 
     Args:
-        request: the request; no part of its body is read before memory is reserved for it.
-        max_bytes: limit of the body, as received and as decompressed.
-        lease: holds the memory of the body afterwards.
+        request: the request. Memory is reserved before its body is read.
+        max_bytes: maximum size of the body in bytes, both as received and decompressed.
+        lease: memory lease that holds the memory of the body after the call.
 
     Raises:
-        HTTPException: 413: the body is too long; 415: it is compressed with something other than gzip or deflate.
-        RequestError: the compressed data are broken, or the body takes more memory than the whole budget.
+        HTTPException: 413: the body is too long. 415: the body is compressed with an encoding other than gzip or deflate.
+        RequestError: the compressed data is broken, or the body needs more memory than the whole budget.
         MemoryLimitError: not enough memory is free.
-        ClientDisconnect: the client left before the end of the body.
+        ClientDisconnect: the client disconnected before the end of the body.
     """
     announced = request.headers.get("content-length", "")
     length = int(announced) if announced.isdecimal() else 0
@@ -54,7 +54,7 @@ async def read_body(request: Request, max_bytes: int, lease: Lease) -> bytes:
     limit = _COPIES * (length if length and decompressor is None else max_bytes)
     lease.check(_COPIES * length)
     await lease.grow_to(_COPIES * min(length, _FIRST_BYTES))
-    body = io.BytesIO()  # closed below, because the traceback of an exception may keep it alive
+    body = io.BytesIO()  # closed explicitly below, because an exception's traceback may keep it alive
     try:
         async for chunk in request.stream():
             data = chunk if decompressor is None else decompressor.decompress(chunk, max_bytes - body.tell() + 1)
@@ -75,7 +75,10 @@ async def read_body(request: Request, max_bytes: int, lease: Lease) -> bytes:
 
 
 class _Decompressor:
-    """Incremental decompression. complete: True if the data so far end with the end of a member."""
+    """Incremental decompressor.
+
+    complete: True if the data received so far ends at the end of a member.
+    """
 
     def __init__(self, encoding: str) -> None:
         self._encoding = encoding
@@ -84,10 +87,10 @@ class _Decompressor:
         self.complete = False
 
     def decompress(self, chunk: bytes, max_bytes: int) -> bytes:
-        """Decompress a chunk, up to `max_bytes`.
+        """Decompress a chunk and return at most `max_bytes`.
 
         Raises:
-            RequestError: the data are broken.
+            RequestError: the data is broken.
         """
         data = bytearray()
         try:

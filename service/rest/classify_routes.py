@@ -1,4 +1,4 @@
-"""Route that takes one image as the body and returns its classes: for `curl`, and for programs without a client library."""
+"""Route that takes one image as the body and returns its classes, for `curl` and programs without a client library."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _QUERY: dict[str, dict[str, Any]] = {
 
 
 class ClassifyEndpoint:
-    """Endpoint `POST /v1/classify`. Its query parameters correspond to the fields of `tlcli.service.types.query.Query`."""
+    """Endpoint `POST /v1/classify`, whose query parameters correspond to the fields of `tlcli.service.types.query.Query`."""
 
     def __init__(self, classifier: Classifier, limits: ImageLimits) -> None:
         self._classifier = classifier
@@ -78,7 +78,7 @@ class ClassifyEndpoint:
 
         Raises:
             RequestError: a parameter is unknown, occurs twice, or has an invalid value.
-            NotFoundError, ModelFileError, ServerError: classes are requested of a model that is not served.
+            NotFoundError, ModelFileError, ServerError: the request lists classes of a model that is not served.
         """
         for name in parameters:
             if name not in _QUERY:

@@ -1,4 +1,4 @@
-"""HTTP component of a server: endpoints, access control and connections, created from the server's components."""
+"""HTTP component of a server, which combines endpoints, access control and connections."""
 
 from __future__ import annotations
 
@@ -20,15 +20,18 @@ from tlcli.service.system.reloading_file import ReloadingFile
 
 
 class Http:
-    """HTTP server, which listens once created, and answers from `start` to `stop`. address: base of its URLs."""
+    """HTTP server that listens as soon as it is created and answers requests between `start` and `stop`.
+
+    address: base URL of the server.
+    """
 
     def __init__(self, components: Components, port: int, tokens: ReloadingFile[tuple[Token, ...]] | None) -> None:
         """Listen on the configured address.
 
         Args:
-            components: answer the requests.
-            port: the port; 0 for a free one.
-            tokens: tokens of which requests must carry one; None if they need none.
+            components: server components that answer the requests.
+            port: port to listen on; 0 for a free port.
+            tokens: accepted tokens; None if requests need no token.
 
         Raises:
             SettingsError: the server cannot listen on the address, or the certificates cannot be used.
@@ -57,7 +60,7 @@ class Http:
         await self._server.stop(grace_s)
 
     def close(self) -> None:
-        """Close the sockets of a server that was not started."""
+        """Close the listening sockets of a server that was not started."""
         self._server.close()
 
 

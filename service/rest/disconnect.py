@@ -1,4 +1,4 @@
-"""Cancellation of work whose client disconnects, and of all work at shutdown."""
+"""Cancellation of work when its client disconnects, and of all work at shutdown."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from tlcli.contract.errors import ServerError
 T = TypeVar("T")
 
 _READ_S = 120.0
-"""Seconds for the body of a request to arrive."""
+"""Time limit for receiving a request body in seconds."""
 
 
 class CancelOnDisconnect:
-    """Cancellation of awaited work when its client disconnects, or when `cancel_all` is called."""
+    """Guard that cancels awaited work when its client disconnects or when `cancel_all` is called."""
 
     def __init__(self) -> None:
         self._shutdown = asyncio.Event()
 
     def cancel_all(self) -> None:
-        """Cancel all work, now and later: the grace period is over."""
+        """Cancel all current and future work, because the grace period is over."""
         self._shutdown.set()
 
     async def read(self, work: Coroutine[Any, Any, T]) -> T:
-        """Await work that reads the request, and so notices a disconnect itself. Return its result.
+        """Await work that reads the request body and return its result. Such work detects a disconnect itself.
 
         Raises:
-            ServerError: the server shuts down.
+            ServerError: the server is shutting down.
             HTTPException: 408: reading took too long.
-            Exception: any error of `work`.
+            Exception: any error that `work` raises.
         """
         try:
             async with asyncio.timeout(_READ_S):
@@ -43,12 +43,12 @@ class CancelOnDisconnect:
             raise HTTPException(408, message, {"Connection": "close"}) from error
 
     async def answer(self, request: Request, work: Coroutine[Any, Any, T]) -> T:
-        """Await work for a request that was read to its end. Return its result.
+        """Await work for a request that has been read completely and return its result.
 
         Raises:
             ClientDisconnect: the client disconnected.
-            ServerError: the server shuts down.
-            Exception: any error of `work`.
+            ServerError: the server is shutting down.
+            Exception: any error that `work` raises.
         """
         return await self._first(work, self._until_shutdown(), _until_disconnect(request))
 
@@ -64,7 +64,7 @@ class CancelOnDisconnect:
         finally:
             for task in (working, *ending):
                 task.cancel()
-            # An error's traceback holds this frame, and the task holds the error: the cycle would keep the request's body in memory.
+            # An error's traceback references this frame, and the task references the error. The cycle would keep the request's body alive.
             del working, ending, task
 
     async def _until_shutdown(self) -> Exception:
@@ -79,6 +79,6 @@ async def _until_disconnect(request: Request) -> Exception:
 
 
 def _retrieve_error(cancelled: asyncio.Future[Any]) -> None:
-    """Retrieve an error that work raises while it is cancelled, since asyncio logs errors that nobody retrieves."""
+    """Retrieve an error that work raised while being cancelled, because asyncio logs errors that are never retrieved."""
     if not cancelled.cancelled():
         cancelled.exception()

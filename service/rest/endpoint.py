@@ -1,4 +1,4 @@
-"""Endpoints: how a path is answered, and how it is described. Routes and the OpenAPI document come from the same list."""
+"""Endpoint definition that combines a path's handler and its description. Routes and the OpenAPI document use the same definitions."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 Answer = Callable[[Request, bytes], Coroutine[Any, Any, Response]]
-"""Takes a request and its body, and returns the response; an exception becomes an error response."""
+"""Handler that takes a request and its body and returns the response. An exception becomes an error response."""
 
 Content = Mapping[str, type[BaseModel] | None]
-"""Media types, each with the model of its JSON; None for other content."""
+"""Mapping from media types to the models of their JSON; None for content that is not JSON or has no model."""
 
 
 @dataclass(frozen=True)
 class Endpoint:
     """One HTTP method on one or several paths.
 
-    name: name for metrics and traces, and the document's `operationId`.
-    answer: function that answers a request.
-    summary: description in one line.
-    answers: content of the response; empty for an empty body.
-    query: parameters by name, a schema with a description each.
-    takes: accepted bodies; if empty, the body is not read.
-    max_bytes: limit of the body.
-    refusals: error statuses, besides those that every request may receive.
+    name: route name and `operationId` in the OpenAPI document.
+    answer: handler that answers a request.
+    summary: one-line description.
+    answers: content types of the response; empty for an empty body.
+    query: query parameters by name, each as a schema with a description.
+    takes: accepted content types of the body; if empty, the body is not read.
+    max_bytes: maximum size of the body in bytes.
+    refusals: error statuses in addition to those that every request may receive.
     """
 
     name: str

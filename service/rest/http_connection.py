@@ -1,4 +1,4 @@
-"""HTTP connection: uvicorn's, with a time limit for everything that it waits for."""
+"""HTTP connection that extends uvicorn's with a time limit for every wait."""
 
 from __future__ import annotations
 
@@ -14,24 +14,28 @@ from tlcli.service.rest.accept_loop import Connections
 from tlcli.service.rest.responses import JSON
 
 _HEAD_S = 30.0
-"""Seconds for a request's line and headers, from the start of the connection or the previous answer. Between requests, uvicorn closes an
-idle connection after five seconds."""
+"""Time limit for receiving the request line and headers in seconds, counted from the start of the connection or the previous answer.
+Between requests, uvicorn closes an idle connection after five seconds."""
 
 _REST_S = 10.0
-"""Seconds after an answer for the rest of a body that is not read: clients that send everything before they read must not be cut off."""
+"""Seconds after an answer during which the unread rest of a body may still arrive. Clients that send everything before they read the answer
+must not be disconnected."""
 
 _STALL_S = 30.0
-"""Seconds for a client to read any of the answer."""
+"""Seconds within which a client must read at least some of the answer."""
 
 _PROBE_S = (0.05, 0.05, 0.2, 0.7, 4.0)
-"""Seconds between probes of a client that has closed its side of the connection; the last is repeated."""
+"""Seconds between probes of a client that has closed its side of the connection. The last value repeats."""
 
 
 class HttpConnection(H11Protocol):
-    """Connection that is closed if the client is slow to send or does not read, and kept if it has only closed its own side."""
+    """HTTP connection that times out clients that send slowly or do not read.
+
+    A client that has only closed its own side of the connection still receives its answer.
+    """
 
     open_connections: Connections
-    """Count of open connections, which the end of this one lowers."""
+    """Counter of open connections; updated when this connection closes."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -43,12 +47,12 @@ class HttpConnection(H11Protocol):
         self._probes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
-        """Start the time limit of the first request."""
+        """Start the time limit for the first request."""
         super().connection_made(transport)
         self._expect(_HEAD_S)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Cancel the timers, and count the connection as closed."""
+        """Cancel the timers and count the connection as closed."""
         for timer in (self._limit, self._stalled, self._probing):
             if timer is not None:
                 timer.cancel()  # a pending timer would keep the connection in memory
@@ -56,7 +60,7 @@ class HttpConnection(H11Protocol):
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        """Answer an invalid request with a line of JSON, as any other error, and close the connection."""
+        """Answer an invalid request with one line of JSON, like any other error, and close the connection."""
         body = to_json({"error": "invalid HTTP request: expected HTTP/1.1 with a Host header"})
         headers = [("content-type", JSON), ("content-length", str(len(body))), ("connection", "close")]
         for event in (h11.Response(status_code=400, headers=headers, reason="Bad Request"), h11.Data(data=body), h11.EndOfMessage()):
@@ -73,7 +77,7 @@ class HttpConnection(H11Protocol):
             self._expect(_HEAD_S)
 
     def on_response_complete(self) -> None:
-        """Start the time limit of the next request, or of the rest of this one's body."""
+        """Start the time limit for the next request, or for the rest of this request's body."""
         body_read = self.conn.their_state is not h11.SEND_BODY
         self._expect(_HEAD_S if body_read else _REST_S)
         super().on_response_complete()
@@ -81,8 +85,11 @@ class HttpConnection(H11Protocol):
         if self._ended and not self._answering:
             self.transport.close()
 
-    def eof_received(self) -> bool:  # type: ignore[override]  # uvicorn never keeps the connection, which True does
-        """Keep the connection if the client has sent its request and closed its side: it may wait for the answer, or have left."""
+    def eof_received(self) -> bool:  # type: ignore[override]  # True keeps the connection; uvicorn never does
+        """Return True to keep the connection open if the client has sent its request and closed its side.
+
+        Such a client may be waiting for the answer or may have left, so it is probed.
+        """
         if self.scheme == "https" or not self._answering or self.cycle.more_body:
             return False
         self._ended = True
@@ -90,7 +97,7 @@ class HttpConnection(H11Protocol):
         return True
 
     def pause_writing(self) -> None:
-        """Start the time limit for the client to read."""
+        """Start the time limit for the client to read the answer."""
         super().pause_writing()
         self._watch_writing()
 
@@ -121,9 +128,10 @@ class HttpConnection(H11Protocol):
         self._probing = self.loop.call_later(_PROBE_S[min(self._probes, len(_PROBE_S) - 1)], self._probe)
 
     def _probe(self) -> None:
-        """Abort the connection if the client has left: its system then answers everything sent to it with a reset.
+        """Abort the connection if the client has left; otherwise probe it again.
 
-        The probe is an interim response, which clients of HTTP/1.1 skip (RFC 9110, 15.2).
+        The operating system of a client that has left answers all data with a reset. The probe is an interim response, which HTTP/1.1
+        clients skip (RFC 9110, 15.2).
         """
         if self.transport.is_closing() or not self._answering:
             return

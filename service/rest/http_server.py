@@ -1,4 +1,4 @@
-"""HTTP server on a port of its own, in the event loop of the gRPC server: uvicorn without its signals, log and command line."""
+"""HTTP server that runs uvicorn on its own port in the gRPC server's event loop, without its signal handling, log and command line."""
 
 from __future__ import annotations
 
@@ -19,22 +19,25 @@ from tlcli.service.rest.http_connection import HttpConnection
 from tlcli.service.system.addresses import join_address
 
 _BACKLOG = 2048
-"""Connections that the system holds until they are accepted; uvicorn's default."""
+"""Maximum number of connections that the operating system queues before they are accepted; same as uvicorn's default."""
 
 _CANCELLED_S = 1.0
-"""Seconds for the answers to cancelled requests, until their connections are aborted."""
+"""Seconds to wait for the answers to cancelled requests before their connections are aborted."""
 
 
 class HttpServer:
-    """HTTP server, which listens once created, and answers from `start` on. port: its port."""
+    """HTTP server that listens as soon as it is created and answers requests after `start`.
+
+    port: port of the server.
+    """
 
     def __init__(self, host: str, port: int, reuse_port: bool, cancelling: CancelOnDisconnect, max_connections: int) -> None:
         """Listen on an address.
 
         Args:
             host, port, reuse_port: see `tlcli.service.settings.server_settings`.
-            cancelling: cancels the work of requests.
-            max_connections: number of open connections.
+            cancelling: cancels work in progress at shutdown.
+            max_connections: maximum number of open connections.
 
         Raises:
             SettingsError: the server cannot listen on the address.
@@ -47,7 +50,12 @@ class HttpServer:
         self.port: int = self._sockets[0].getsockname()[1]
 
     async def start(self, app: Starlette, tls: ssl.SSLContext | None) -> None:
-        """Start answering requests. tls: TLS context; None for plain HTTP."""
+        """Start answering requests.
+
+        Args:
+            app: application that answers the requests.
+            tls: TLS context; None for plain HTTP.
+        """
         config = uvicorn.Config(
             app,
             http=type("CountedConnection", (HttpConnection,), {"open_connections": self._connections}),
@@ -69,7 +77,7 @@ class HttpServer:
             self._running.result()
 
     async def stop(self, grace_s: float) -> None:
-        """Accept no more connections, finish the requests in flight, and after `grace_s` cancel the rest.
+        """Stop accepting connections and finish in-flight requests. Cancel the requests that remain after `grace_s` seconds.
 
         A second call may shorten the wait.
         """
@@ -81,19 +89,22 @@ class HttpServer:
         if not self._running.done():
             self._cancelling.cancel_all()
             await asyncio.wait({self._running}, timeout=_CANCELLED_S)
-        if not self._running.done():  # clients that do not read their answers
+        if not self._running.done():  # some clients do not read their answers
             for connection in list(self._uvicorn.server_state.connections):
                 connection.transport.abort()
         await self._running
 
     def close(self) -> None:
-        """Close the sockets of a server that was not started."""
+        """Close the listening sockets of a server that was not started."""
         for listening in self._sockets:
             listening.close()
 
 
 class _Uvicorn(uvicorn.Server):
-    """uvicorn's server, with our accept loop and without signal handlers. listening: set when it accepts connections."""
+    """uvicorn server with a custom accept loop and without signal handlers.
+
+    listening: event that is set once the server accepts connections.
+    """
 
     def __init__(self, config: uvicorn.Config, connections: Connections) -> None:
         super().__init__(config)
@@ -102,7 +113,7 @@ class _Uvicorn(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave the signals to `tlcli.service.launch`."""
+        """Leave signal handling to `tlcli.service.launch`."""
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -117,7 +128,7 @@ class _Uvicorn(uvicorn.Server):
 
 
 def _bind(host: str, port: int, reuse_port: bool) -> list[socket.socket]:
-    """Return a listening socket for each address of the host's name, all with one port."""
+    """Return a listening socket for each address of the host name. All sockets share one port."""
     bound: list[socket.socket] = []
     refused: OSError | UnicodeError | None = None
     try:
@@ -125,7 +136,7 @@ def _bind(host: str, port: int, reuse_port: bool) -> list[socket.socket]:
             try:
                 bound.append(_listen(family, (sockaddr[0], port if not bound else bound[0].getsockname()[1], *sockaddr[2:]), reuse_port))
             except OSError as error:
-                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):  # IPv6 on a machine without it
+                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):  # IPv6 is not available
                     raise
                 refused = error
     except (OSError, UnicodeError) as error:
@@ -149,9 +160,9 @@ def _listen(family: int, sockaddr: Sequence[object], reuse_port: bool) -> socket
         if reuse_port:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
-            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(sockaddr[0] != "::"))  # `::` is every address, as in gRPC
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(sockaddr[0] != "::"))  # `::` accepts IPv4 too, as in gRPC
         listening.bind(tuple(sockaddr))
-        listening.listen(_BACKLOG)  # at once: two sockets without a shared port may both be bound to it as long as neither listens
+        listening.listen(_BACKLOG)  # immediately, because two sockets can bind the same port as long as neither listens
         listening.setblocking(False)
     except OSError:
         listening.close()

@@ -1,4 +1,4 @@
-"""TLS of the HTTP server, from the same files as gRPC's, which may be replaced while the server runs."""
+"""TLS for the HTTP server. It uses the same files as gRPC; they may be replaced while the server runs."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from tlcli.service.system.reloading_file import ReloadingFile
 
 
 def server_context(certificate: Path, key: Path, client_ca: Path | None) -> ssl.SSLContext:
-    """Create the TLS context of a port. The files are checked for changes at each connection, as `grpc_credentials` does.
+    """Create the TLS context for a port. The files are checked for changes on each connection, as in `grpc_credentials`.
 
     Args:
-        certificate: the server's certificate chain, PEM.
-        key: its private key, PEM.
-        client_ca: authorities of client certificates, PEM; None if clients need none.
+        certificate: PEM file with the server's certificate chain.
+        key: PEM file with the server's private key.
+        client_ca: PEM file with the certificate authorities that sign client certificates; None if clients need no certificate.
 
     Raises:
         SettingsError: the files cannot be used; see `tlcli.service.security.certificates`.
     """
 
     def read() -> ssl.SSLContext:
-        read_identity(certificate, key)  # raises a clear message for unusable files
+        read_identity(certificate, key)  # raises an error with a clear message if the files are unusable
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_alpn_protocols(["http/1.1"])
@@ -43,5 +43,5 @@ def server_context(certificate: Path, key: Path, client_ca: Path | None) -> ssl.
         connection.context = renewed.get()
 
     listening = read()
-    listening.sni_callback = renew  # called at each handshake, even if the client names no host
+    listening.sni_callback = renew  # called on each handshake, even if the client sends no host name
     return listening

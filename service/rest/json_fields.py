@@ -1,4 +1,4 @@
-"""Fields of received JSON: each error names the field, what was expected, and what was sent."""
+"""Readers for fields of received JSON. Each error names the field, the expected type and the received value."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from tlcli.contract.errors import RequestError
 T = TypeVar("T")
 
 _MAX_VALUES = 1_000_000
-"""Limit of the values in JSON, which is parsed in one step that blocks everything else: a million numbers take 0.25 s in nested lists."""
+"""Maximum number of JSON values. Parsing is a single step that blocks all other work; a million numbers in nested lists take 0.25 s."""
 
 _MAX_CONTAINERS = 400_000
-"""Limit of lists and objects, up to 232 bytes each: a million numbers as pixels of three are in a third as many lists."""
+"""Maximum number of JSON lists and objects, which take up to 232 bytes each. A million numbers sent as pixels of three values each make a
+third of a million lists."""
 
 _CHUNK_BYTES = 1 << 16
 _MAX_WIDE_BYTES = 1 << 20
-"""Limit of JSON with non-ASCII characters: one of them can make a whole string take four bytes per character."""
+"""Maximum size in bytes of JSON with non-ASCII characters. One such character can make a whole string take four bytes per character."""
 
 _NAMES: dict[type, str] = {bool: "true or false", int: "an integer", str: "a string", list: "a list", dict: "an object"}
 
 
 def read_object(data: bytes) -> dict[str, Any]:
-    """Parse a JSON object. NaN and Infinity, which are not JSON, are errors.
+    """Parse a JSON object. NaN and Infinity are rejected, because they are not valid JSON.
 
     Raises:
-        RequestError: the data are no JSON object, or hold too many values.
+        RequestError: the data is not a JSON object, or it contains too many values.
     """
     _check_cost(data)
     try:
@@ -41,7 +42,10 @@ def read_object(data: bytes) -> dict[str, Any]:
 
 
 def _check_cost(data: bytes) -> None:
-    """Estimate from the bytes what parsing would create. Punctuation in strings is counted too, of which there is little."""
+    """Reject JSON that is too costly to parse, estimated by counting punctuation in the bytes.
+
+    Punctuation inside strings is counted too, but there is little of it.
+    """
     _check_count(data, (b",",), _MAX_VALUES, "values")
     _check_count(data, (b"[", b"{"), _MAX_CONTAINERS, "lists and objects")
     if len(data) > _MAX_WIDE_BYTES and not (data.isascii() and b"\\u" not in data):
@@ -63,7 +67,7 @@ def required(where: str, document: Mapping[str, Any], name: str, kind: type[T]) 
     """Return a required field.
 
     Raises:
-        RequestError: the field is missing, or of another type.
+        RequestError: the field is missing or has a different type.
     """
     if name not in document:
         raise RequestError(f"{where}: {name!r} is missing: expected {_NAMES[kind]}")
@@ -74,7 +78,7 @@ def optional(where: str, document: Mapping[str, Any], name: str, default: T) -> 
     """Return an optional field, or the default if it is missing or null.
 
     Raises:
-        RequestError: the field is of another type than `default`.
+        RequestError: the field has a different type than `default`.
     """
     return default if document.get(name) is None else _of_kind(where, document, name, type(default))
 
@@ -83,7 +87,7 @@ def objects(where: str, document: Mapping[str, Any], name: str) -> list[dict[str
     """Return a list of objects; empty if the field is missing.
 
     Raises:
-        RequestError: the field is no list of objects.
+        RequestError: the field is not a list of objects.
     """
     items: list[Any] = optional(where, document, name, [])
     for number, item in enumerate(items):
@@ -93,12 +97,12 @@ def objects(where: str, document: Mapping[str, Any], name: str) -> list[dict[str
 
 
 def fits(number: int) -> bool:
-    """Return True for a number of 64 bits. JSON may hold thousands of digits, which Python refuses to print."""
+    """Return True if a number fits in a signed 64-bit integer. JSON numbers may have thousands of digits, which Python refuses to print."""
     return -(2**63) <= number < 2**63
 
 
 def shown(value: object) -> str:
-    """Format a value for a message, shortened to 60 characters."""
+    """Format a value for a message and truncate it to 60 characters."""
     text = repr(value) if not isinstance(value, list | dict) else f"{_NAMES[type(value)]} of {len(value):,}"
     return text if len(text) <= 60 else text[:60] + " ..."
 

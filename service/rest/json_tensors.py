@@ -1,4 +1,4 @@
-"""Tensors in JSON (the protocol's `data`) or after it (its binary tensor data extension).
+"""Tensors inside JSON (the protocol's `data` field) or after it (the binary tensor data extension).
 
 https://github.com/kserve/open-inference-protocol/blob/main/specification/protocol/inference_rest.md
 https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md
@@ -28,10 +28,10 @@ _NAMES: dict[type, str] = {bool: "true or false", int: "integers", str: "strings
 
 @dataclass(frozen=True)
 class InferCall:
-    """Inference request, with the encoding of its answer.
+    """Inference request and the requested encoding of its answer.
 
-    binary: whether an output is returned as bytes after the JSON, for outputs that specify it.
-    binary_by_default: whether the other outputs are.
+    binary: maps output names to True if the output is returned as bytes after the JSON, for outputs that specify it.
+    binary_by_default: return all other outputs as bytes after the JSON.
     """
 
     query: InferQuery
@@ -41,7 +41,10 @@ class InferCall:
 
 @dataclass(frozen=True)
 class EncodedAnswer:
-    """Encoded answer. json_bytes: length of the JSON in `body` if tensors follow it; None if `body` is JSON only."""
+    """Encoded answer.
+
+    json_bytes: length of the JSON in `body` if tensors follow it; None if `body` is JSON only.
+    """
 
     body: bytes
     json_bytes: int | None
@@ -51,12 +54,12 @@ def read_infer(body: bytes, json_bytes: int | None, model: str, version: str) ->
     """Read an inference request from its body.
 
     Args:
-        body: JSON, and binary tensors after it.
-        json_bytes: length of the JSON; None if the body is JSON only; 0 if it is one encoded image (Triton's raw binary request).
-        model, version: from the request's path.
+        body: JSON, optionally followed by binary tensors.
+        json_bytes: length of the JSON in bytes. None if the body is JSON only; 0 if it is one encoded image (Triton's raw binary request).
+        model, version: path parameters of the request.
 
     Raises:
-        RequestError: the body is no such request, or a part of the protocol is not supported.
+        RequestError: the body is not a valid inference request, or it uses an unsupported part of the protocol.
     """
     if json_bytes is not None and json_bytes > len(body):
         raise RequestError(f"the header announces {json_bytes:,} bytes of JSON, but the body has {len(body):,} bytes")
@@ -86,14 +89,14 @@ def read_infer(body: bytes, json_bytes: int | None, model: str, version: str) ->
 
 
 def _read_raw(body: bytes, model: str, version: str) -> InferCall:
-    """Read one encoded image without JSON, whose answer is binary too."""
+    """Read a body that is one encoded image without JSON. Its answer is binary too."""
     if not body:
         raise RequestError("the request's body is empty: expected an encoded image after 0 bytes of JSON")
     return InferCall(InferQuery.of(model, version, "", [InputTensor(ENCODED, BYTES, (1,), None, (body,))], ()), {}, True)
 
 
 def write_infer(answer: InferAnswer, call: InferCall) -> EncodedAnswer:
-    """Encode an answer. NaN and infinity are null in JSON, and unchanged in binary data."""
+    """Encode an answer. NaN and infinity become null in JSON and stay unchanged in binary data."""
     entries, binary = [], []
     for output in answer.outputs:
         entry: dict[str, Any] = {"name": output.name, "datatype": output.datatype, "shape": output.shape}
@@ -111,7 +114,7 @@ def write_infer(answer: InferAnswer, call: InferCall) -> EncodedAnswer:
 
 
 def _read_input(where: str, entry: Mapping[str, Any], body: bytes, start: int) -> tuple[InputTensor, int]:
-    """Return a tensor, and the offset in the body at which the next one starts."""
+    """Return an input tensor and the offset in the body at which the next binary tensor starts."""
     name = required(where, entry, "name", str)
     where = f"input {name!r}"
     datatype, shape = required(where, entry, "datatype", str), required(where, entry, "shape", list)
@@ -132,7 +135,10 @@ def _read_input(where: str, entry: Mapping[str, Any], body: bytes, start: int) -
 
 
 def _typed(where: str, datatype: str, shape: list[int], data: list[Any], parameters: Mapping[str, Any]) -> list[Any]:
-    """Return the values as a flat list of the datatype's type; empty for a datatype that no input has, which is refused later."""
+    """Return the values as a flat list of the datatype's Python type.
+
+    Return an empty list for a datatype that no input has; such a tensor is rejected later.
+    """
     kind = _KINDS.get(datatype)
     if kind is None:
         return []
@@ -146,7 +152,7 @@ def _typed(where: str, datatype: str, shape: list[int], data: list[Any], paramet
 
 
 def _flat(where: str, shape: list[int], data: list[Any]) -> list[Any]:
-    """Flatten data row by row; flat data stay as they are."""
+    """Flatten nested data in row-major order. Flat data is returned unchanged."""
     for size in shape[1:]:
         if not data or type(data[0]) is not list:
             break

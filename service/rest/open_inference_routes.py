@@ -1,4 +1,4 @@
-"""Routes of the Open Inference Protocol, with Triton's extensions for repositories and binary data.
+"""Routes of the Open Inference Protocol with Triton's extensions for model repositories and binary tensor data.
 
 https://github.com/kserve/open-inference-protocol/blob/main/specification/protocol/inference_rest.md
 """
@@ -39,19 +39,19 @@ from tlcli.service.types.answer import ModelState
 from tlcli.service.types.tensor import TensorSpec
 
 JSON_BYTES = "Inference-Header-Content-Length"
-"""Header with the length of the JSON in a body, if tensors follow it."""
+"""Header that holds the length of the JSON in a body when tensors follow it."""
 
 _EXTENSIONS = ["model_repository", "binary_tensor_data"]
 _BINARY = "application/octet-stream"
 _SMALL_BODY = 64 * 1024
-"""Limit in bytes of bodies that are read and written in the event loop; larger ones are in a thread."""
+"""Maximum size in bytes of bodies that are read and written in the event loop. Larger bodies are handled in a thread."""
 
 _MAX_CONTROL_BYTES = 64 * 1024
 _MODEL_ERRORS = (400, 404, 409)
 
 
 class OpenInferenceEndpoints:
-    """Endpoints of the protocol, which the OpenAPI document describes."""
+    """Endpoints of the Open Inference Protocol and their descriptions for the OpenAPI document."""
 
     def __init__(
         self,
@@ -65,12 +65,12 @@ class OpenInferenceEndpoints:
         """Create the endpoints.
 
         Args:
-            open_inference: answers inference requests.
-            repository: the models.
-            control: loads and unloads models.
+            open_inference: handler that answers inference requests.
+            repository: repository that holds the models.
+            control: controller that loads and unloads models.
             workers: threads that read and write large bodies.
-            is_serving: returns True while the server as a whole takes requests, as health reports it.
-            max_bytes: limit of an inference request.
+            is_serving: returns True while the server as a whole accepts requests, as reported by the health endpoints.
+            max_bytes: maximum size of an inference request in bytes.
         """
         self._open_inference = open_inference
         self._repository = repository
@@ -163,11 +163,11 @@ class OpenInferenceEndpoints:
         return json_response(ServerMetadata(name="tlcli", version=metadata.version("tlcli"), extensions=_EXTENSIONS))
 
     async def server_live(self, request: Request, body: bytes) -> Response:
-        """Answer that the server is live."""
+        """Report that the server is live."""
         return json_response(Live(live=True))
 
     async def server_ready(self, request: Request, body: bytes) -> Response:
-        """Report whether the server takes requests."""
+        """Report whether the server accepts requests."""
         return _ready(self._is_serving())
 
     async def model_ready(self, request: Request, body: bytes) -> Response:
@@ -189,7 +189,7 @@ class OpenInferenceEndpoints:
         )
 
     async def model_infer(self, request: Request, body: bytes) -> Response:
-        """Compute scores and maps of images."""
+        """Compute scores and maps for images."""
         length, (model, version) = _json_bytes(request), _model(request)
         if len(body) <= _SMALL_BODY:
             call = read_infer(body, length, model, version)
@@ -225,7 +225,7 @@ class OpenInferenceEndpoints:
 
 
 def _parameters(body: bytes) -> dict[str, Any]:
-    """Return the parameters of a load or an unload."""
+    """Return the parameters of a load or unload request."""
     none: dict[str, Any] = {}
     return optional("the request", read_object(body or b"{}"), "parameters", none)
 
@@ -235,15 +235,18 @@ def _model(request: Request) -> tuple[str, str]:
 
 
 def _ready(ready: bool) -> Response:
-    """Create the response. A status of 400 to 499 means false in the protocol; clients of Triton and KServe check only the status."""
+    """Create a readiness response.
+
+    In the protocol, a status from 400 to 499 means false. Triton and KServe clients check only the status.
+    """
     return json_response(Ready(ready=ready), 200 if ready else 400)
 
 
 def _json_bytes(request: Request) -> int | None:
-    """Return the length of the JSON from the request's header, if it has one.
+    """Return the length of the JSON from the request's header; None without the header.
 
     Raises:
-        RequestError: the header is no number.
+        RequestError: the header is not a number.
     """
     text = request.headers.get(JSON_BYTES)
     if text is None:

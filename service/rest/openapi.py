@@ -1,4 +1,4 @@
-"""OpenAPI document of the endpoints, and an HTML page of it that loads nothing and runs no script."""
+"""OpenAPI document of the endpoints, and an HTML rendering of it that loads no resources and runs no scripts."""
 
 from __future__ import annotations
 
@@ -26,15 +26,20 @@ _METHOD_ERRORS = {"POST": (403,)}
 
 
 class OpenApi:
-    """Document at `/openapi.json` and page at `/docs`, which describe these two endpoints too.
+    """OpenAPI document at `/openapi.json` and HTML page at `/docs`. Both describe their own endpoints as well.
 
-    endpoints: all endpoints.
-    document: the document.
-    html: the page.
+    endpoints: all endpoints, including these two.
+    document: the OpenAPI document.
+    html: the HTML page.
     """
 
     def __init__(self, endpoints: Sequence[Endpoint], has_tokens: bool) -> None:
-        """Create the document. has_tokens: whether requests must carry a token."""
+        """Create the document and the page.
+
+        Args:
+            endpoints: endpoints to describe.
+            has_tokens: True if requests must carry a token.
+        """
         own = [
             Endpoint("openapi", "GET", ("/openapi.json",), self.json, "Return this document", {JSON: None}),
             Endpoint("docs", "GET", ("/docs",), self.page, "Return this document as a page", {"text/html": None}),
@@ -44,11 +49,11 @@ class OpenApi:
         self.html = _page(self.document)
 
     async def json(self, request: Request, body: bytes) -> Response:
-        """Return the document."""
+        """Return the OpenAPI document."""
         return json_response(self.document)
 
     async def page(self, request: Request, body: bytes) -> Response:
-        """Return the page."""
+        """Return the HTML page."""
         return HTMLResponse(self.html, headers={"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"})
 
 
@@ -100,7 +105,7 @@ def _content(content: Content) -> Document:
 
 
 def _page(document: Document) -> str:
-    """Render the page here, so that it needs no script, and no token to load the document."""
+    """Render the page on the server, so that it needs no script, and no token to load the document."""
     title = html.escape(f"{document['info']['title']} {document['info']['version']}")
     blocks = [f"<h1>{title}</h1><p>{html.escape(document['info']['description'])} <a href='openapi.json'>openapi.json</a></p>"]
     for path, methods in document["paths"].items():

@@ -1,4 +1,7 @@
-"""JSON responses, and the responses to errors: the HTTP status of the error's gRPC code, and one line. Nothing else is revealed."""
+"""JSON responses and error responses.
+
+An error response has the HTTP status of the error's gRPC code and a one-line message. Nothing else is revealed.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,8 @@ STATUSES: dict[grpc.StatusCode, int] = {
     grpc.StatusCode.UNAVAILABLE: 503,
     grpc.StatusCode.DEADLINE_EXCEEDED: 504,
 }
-"""HTTP statuses as `google.rpc.Code` maps them, except for FAILED_PRECONDITION: a broken model is no fault of the request, hence no 400."""
+"""HTTP statuses for gRPC codes, as mapped by `google.rpc.Code`. FAILED_PRECONDITION is an exception: it maps to 409 instead of 400, because
+a broken model is not the fault of the request."""
 
 _BY_NUMBER = {code.value[0]: status for code, status in STATUSES.items()}
 _CODES = {status: code.name for code, status in STATUSES.items()} | {
@@ -40,12 +44,12 @@ _RETRY_S = 1.0
 
 
 def json_response(value: BaseModel | Mapping[str, object], status: int = 200) -> Response:
-    """Create a JSON response. Empty fields of a model are omitted; NaN and infinity become null."""
+    """Create a JSON response. Fields of a model that are None are omitted; NaN and infinity become null."""
     return Response(to_json(value, inf_nan_mode="null", exclude_none=True), status, media_type=JSON)
 
 
 def error_response(error: Exception) -> Response:
-    """Create the response to a request that failed. A fault of the server is logged, and its details stay there."""
+    """Create the response to a failed request. Details of server faults are logged but not sent."""
     if isinstance(error, HTTPException):
         return error_line(error.status_code, error.detail, error.headers)
     status = record_error(error)
@@ -57,10 +61,10 @@ def error_response(error: Exception) -> Response:
 
 
 def error_line(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
-    """Create the response `{"error": message}`."""
+    """Create a response with the body `{"error": message}`."""
     return Response(to_json({"error": message}), status, headers, JSON)
 
 
 def code_of(status: int) -> str:
-    """Return the name of the gRPC code for an HTTP status, so that metrics count both protocols alike."""
+    """Return the name of the gRPC code for an HTTP status. Metrics use it to count both protocols in the same way."""
     return "OK" if status < 400 else _CODES.get(status, "UNKNOWN")

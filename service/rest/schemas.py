@@ -1,7 +1,7 @@
-"""Models of the JSON that the server receives and sends, from which the schemas of the OpenAPI document come.
+"""Pydantic models of the JSON that the server receives and sends. The schemas of the OpenAPI document are generated from them.
 
-Requests are read field by field (`tlcli.service.rest.json_fields`), so that each error is one line. Tensors are written without a model
-(`tlcli.service.rest.json_tensors`), which is faster.
+Requests are not validated with these models but read field by field (`tlcli.service.rest.json_fields`), so that each error is one line.
+Tensors are written without a model (`tlcli.service.rest.json_tensors`), which is faster.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, models_jso
 from pydantic_core import core_schema
 
 BASE64 = "base64"
-"""Value of the parameter `content_type` of a BYTES input, as in MLServer: JSON cannot hold bytes."""
+"""Value of the parameter `content_type` for a BYTES input, as in MLServer. It is required because JSON cannot hold raw bytes."""
 
 
 class Error(BaseModel):
@@ -105,7 +105,7 @@ class InferParameters(BaseModel):
 
 
 class InferRequest(BaseModel):
-    """Images, and the outputs to compute."""
+    """Input tensors and the outputs to compute."""
 
     id: str | None = Field(None, description="Repeated in the response.")
     parameters: InferParameters | None = None
@@ -141,13 +141,13 @@ class InferResponse(BaseModel):
 
 
 class RepositoryIndexRequest(BaseModel):
-    """Filter of the index."""
+    """Filter for the repository index."""
 
     ready: bool | None = Field(None, description="List only versions that are ready.")
 
 
 class ControlRequest(BaseModel):
-    """Parameters of a load or unload; only `unload_dependents` is accepted."""
+    """Parameters of a load or unload request. Only `unload_dependents` is accepted."""
 
     parameters: dict[str, Any] | None = None
 
@@ -192,7 +192,7 @@ class Prediction(BaseModel):
 
 
 class Timings(BaseModel):
-    """Time spent on the server; waiting for a thread counts as queueing."""
+    """Time spent on the server in nanoseconds. Waiting for a thread counts as queueing."""
 
     decode_time_ns: int
     queue_time_ns: int
@@ -201,7 +201,7 @@ class Timings(BaseModel):
 
 
 class Classification(BaseModel):
-    """Classes of one image, and their maps."""
+    """Predicted classes of one image and their maps."""
 
     request_id: str
     model: str
@@ -211,18 +211,18 @@ class Classification(BaseModel):
 
 
 class _Generator(GenerateJsonSchema):
-    """Schemas without titles of fields, in which an optional field is one that may be missing."""
+    """Schema generator that omits field titles and describes optional fields as fields that may be missing instead of null."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         """Omit the title."""
         return False
 
     def nullable_schema(self, schema: core_schema.NullableSchema) -> JsonSchemaValue:
-        """Describe the value without null."""
+        """Return the schema of the value without the null alternative."""
         return self.generate_inner(schema["schema"])
 
     def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
-        """Describe the value without its default."""
+        """Return the schema of the value without its default."""
         return self.generate_inner(schema["schema"])
 
 
@@ -233,4 +233,4 @@ SCHEMAS: dict[str, Any] = models_json_schema(
     ref_template="#/components/schemas/{model}",
     schema_generator=_Generator,
 )[1]["$defs"]
-"""Schemas by the names of the models."""
+"""JSON schemas by model name."""

@@ -1,1 +1,1 @@
-"""Server over gRPC: servicers, interceptors, health, reflection."""
+"""gRPC server: servicers, interceptors, health checks and reflection."""

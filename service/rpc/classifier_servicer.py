@@ -1,4 +1,4 @@
-"""Servicer of `tlcli.v1.Classifier`: converts messages and errors; `tlcli.service.inference.classifier` does the work."""
+"""Servicer for `tlcli.v1.Classifier` that converts messages and errors and delegates to `tlcli.service.inference.classifier`."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from tlcli.service.types.answer import MapMethod, ModelInfo
 
 
 class ClassifierServicer:
-    """Service `tlcli.v1.Classifier`; the .proto describes its methods.
+    """Servicer for `tlcli.v1.Classifier`. Its methods are described in the .proto file.
 
-    The methods take bytes and parse them, because gRPC answers bytes that do not parse with UNKNOWN, the name of a Python class, and a
-    traceback in the log, as if the server were at fault.
+    The methods take bytes and parse them. If gRPC parsed them, it would answer invalid bytes with UNKNOWN and the name of a Python class,
+    and log a traceback, as if the server were at fault.
     """
 
     def __init__(
@@ -35,11 +35,11 @@ class ClassifierServicer:
         """Create the servicer.
 
         Args:
-            classifier: answers the requests.
-            repository: the models.
-            stream_in_flight: number of images of one stream in progress at a time.
-            stream_idle_s: seconds after which a stream without movement ends; 0 for no limit.
-            budget: memory of all requests.
+            classifier: classifier that answers the requests.
+            repository: repository that holds the models.
+            stream_in_flight: maximum number of in-flight images per stream.
+            stream_idle_s: idle time in seconds after which a stream ends; 0 for no limit.
+            budget: memory budget shared by all requests.
         """
         self._classifier = classifier
         self._repository = repository
@@ -48,7 +48,7 @@ class ClassifierServicer:
         self._budget = budget
 
     def handler(self) -> grpc.GenericRpcHandler[Any, Any]:
-        """Return the handler of the service, to add to a server before it starts."""
+        """Return the service's handler, which must be added to a server before it starts."""
         return handler(
             CLASSIFIER,
             {
@@ -69,8 +69,8 @@ class ClassifierServicer:
     async def classify_stream(self, requests: AsyncIterator[bytes], context: Context) -> None:
         """Classify the images of a stream.
 
-        It writes to the context instead of yielding, which gRPC supports as well: the work of a stream whose client has left is then
-        cancelled at once, and not when a generator is collected.
+        The method writes to the context instead of yielding, which gRPC also supports. When the client leaves, the stream's work is then
+        cancelled immediately instead of when a generator is garbage-collected.
         """
         working = 0
 
@@ -130,5 +130,5 @@ class ClassifierServicer:
                 request = parse(pb.ClassifyRequest, data)
                 request_id = request.request_id
                 return pb.ClassifyStreamResponse(request_id=request_id, response=await self._classify(request, patient=True))
-        except Exception as error:  # noqa: BLE001  # every error belongs to this image, and the stream goes on
+        except Exception as error:  # noqa: BLE001  # every error belongs to this image, and the stream continues
             return pb.ClassifyStreamResponse(request_id=request_id, error=record_error(error))

@@ -1,4 +1,4 @@
-"""Parsing of messages, and conversion of errors to gRPC statuses, for both servicers."""
+"""Message parsing and conversion of errors to gRPC statuses, shared by both servicers."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from tlcli.service.telemetry.failed_request import record_error
 from tlcli.service.telemetry.request_interceptor import echoed_metadata
 
 RETRY_AFTER_MS = "grpc-retry-pushback-ms"
-"""Metadata key of the retry delay, which clients with a gRPC retry policy heed (gRFC A6)."""
+"""Metadata key of the retry delay that clients with a gRPC retry policy respect (gRFC A6)."""
 
 M = TypeVar("M", bound=Message)
 
 
 @asynccontextmanager
 async def abort_on_error(context: Context) -> AsyncIterator[None]:
-    """End the call with the status of an error that is raised inside."""
+    """Abort the call with the matching status if an error is raised in the context."""
     try:
         yield
     except grpc.aio.AbortError:
-        raise  # the call has its status already
+        raise  # the call already has its status
     except Exception as error:  # noqa: BLE001  # every error becomes a status, and is logged if the server is at fault
         status = rpc_status.to_status(record_error(error))
         metadata = status.trailing_metadata
@@ -41,7 +41,7 @@ def parse(kind: type[M], data: bytes) -> M:
     """Parse a message.
 
     Raises:
-        RequestError: the bytes are no such message, or too costly to parse; see `tlcli.service.protocol.parse_cost`.
+        RequestError: the bytes are not a message of this type, or too costly to parse; see `tlcli.service.protocol.parse_cost`.
     """
     check_cost(data, kind.DESCRIPTOR)  # type: ignore[arg-type]  # the stubs have two names for one class
     try:
@@ -53,5 +53,5 @@ def parse(kind: type[M], data: bytes) -> M:
 
 
 def message_bytes(data: bytes) -> int:
-    """Return the memory that a message takes: gRPC's buffer, the bytes, and the parsed message."""
+    """Return the memory in bytes that a message takes: gRPC's buffer, the bytes, and the parsed message."""
     return 3 * len(data)

@@ -1,4 +1,4 @@
-"""gRPC server: services behind interceptors, on an address."""
+"""gRPC server that listens on an address and runs the services behind interceptors."""
 
 from __future__ import annotations
 
@@ -28,28 +28,28 @@ logger = logging.getLogger(__name__)
 
 _TIMEOUTS = (
     ("grpc.server_handshake_timeout_ms", 10_000),
-    # The connection of a client that vanished without closing it ends within a minute and a half.
+    # If a client vanishes without closing its connection, the connection ends within a minute and a half.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
     # An idle client reconnects when it sends its next call.
     ("grpc.max_connection_idle_ms", 600_000),
 )
-"""Timeouts of connections. gRPC itself ends a connection with too frequent pings (`too_many_pings`)."""
+"""Connection timeouts. gRPC itself closes connections that ping too often (`too_many_pings`)."""
 
 
 class Grpc:
-    """gRPC server, which listens once created, and answers from `start` to `stop`.
+    """gRPC server that listens as soon as it is created and answers requests between `start` and `stop`.
 
-    port: its port.
-    health: its health servicer.
+    port: port of the server.
+    health: health servicer of the server.
     """
 
     def __init__(self, components: Components, tokens: ReloadingFile[tuple[Token, ...]] | None) -> None:
         """Listen on the configured address.
 
         Args:
-            components: answer the requests.
-            tokens: tokens of which requests must carry one; None if they need none.
+            components: server components that answer the requests.
+            tokens: accepted tokens; None if requests need no token.
 
         Raises:
             SettingsError: the server cannot listen on the address, or the certificates cannot be used.
@@ -62,7 +62,7 @@ class Grpc:
             interceptors=[self._unread, *interceptors(components, tokens, self._drain)],
             options=[
                 ("grpc.max_receive_message_length", components.max_message_bytes),
-                # By default, a second server on the same port would start without an error, and each would get some of the requests.
+                # By default, a second server on the same port would start without an error, and each would receive some of the requests.
                 ("grpc.so_reuseport", int(settings.reuse_port)),
                 ("grpc.max_allowed_incoming_connections", components.max_connections),
                 ("grpc.max_concurrent_streams", settings.max_streams),
@@ -78,15 +78,19 @@ class Grpc:
         await self._server.start()
 
     def loaded(self) -> None:
-        """Measure the growth of memory from now on; called after models are loaded or unloaded."""
+        """Reset the baseline for memory growth. Called after models are loaded or unloaded."""
         self._unread.begin()
 
     def drain(self, closes_in_s: float) -> None:
-        """Reject new requests with a retry delay. closes_in_s: seconds until the server closes its connections."""
+        """Reject new requests with a retry delay.
+
+        Args:
+            closes_in_s: seconds until the server closes its connections.
+        """
         self._drain.drain(closes_in_s)
 
     async def stop(self, grace_s: float) -> None:
-        """Accept no more requests, wait for those in flight, and cancel those that are left after `grace_s` seconds."""
+        """Stop accepting requests and finish in-flight requests. Cancel the requests that remain after `grace_s` seconds."""
         await self._server.stop(grace_s or None)
 
     def _add_services(self, components: Components) -> None:
@@ -96,7 +100,7 @@ class Grpc:
 
 
 def handlers(components: Components) -> tuple[grpc.GenericRpcHandler[Any, Any], ...]:
-    """Return the handlers of both services."""
+    """Return the generic handlers of both services."""
     repository, budget, settings = components.repository, components.budget, components.settings
     classifier = ClassifierServicer(components.classifier, repository, settings.stream_in_flight, settings.stream_idle_s, budget)
     open_inference = OpenInferenceServicer(components.open_inference, repository, components.control, components.is_serving, budget)
@@ -105,16 +109,16 @@ def handlers(components: Components) -> tuple[grpc.GenericRpcHandler[Any, Any], 
 
 def interceptors(
     components: Components, tokens: ReloadingFile[tuple[Token, ...]] | None, drain: DrainInterceptor | None = None
-) -> list[grpc.aio.ServerInterceptor]:  # type: ignore[type-arg]  # generic in the stubs alone
-    """Return the interceptors, outermost first. The observer comes first, so that it records calls that the others reject."""
+) -> list[grpc.aio.ServerInterceptor]:  # type: ignore[type-arg]  # generic in the stubs only
+    """Return the interceptors, outermost first. The observer comes first so that it also records calls that the others reject."""
     others = [SmallMessageInterceptor(), drain, None if tokens is None else TokenInterceptor(tokens)]
     return [components.observer, *(interceptor for interceptor in others if interceptor is not None)]
 
 
 def _connection_age(age_s: float) -> list[tuple[str, int]]:
-    """Return the options for the age of connections. gRPC varies it by up to a tenth, so that not all clients reconnect at once.
+    """Return the channel options that limit the age of connections.
 
-    Calls in progress end normally.
+    gRPC varies the age by up to a tenth so that not all clients reconnect at once. Calls in progress end normally.
     """
     return [("grpc.max_connection_age_ms", max(1, round(1000 * age_s)))] if age_s else []
 

@@ -1,4 +1,4 @@
-"""Servicer of `grpc.health.v1`: health of the server and of each model."""
+"""Servicer for `grpc.health.v1` that reports the health of the server and of each model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tlcli.service.protocol.rpc_methods import SERVICES
 
 
 class HealthServicer(aio.HealthServicer):  # type: ignore[misc]
-    """Health by name: of the whole server (`""`), its two services, and each model."""
+    """Health servicer that reports health by name: the whole server (`""`), its two services, and each model."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -21,7 +21,12 @@ class HealthServicer(aio.HealthServicer):  # type: ignore[misc]
         self._models: set[str] = set()
 
     async def announce(self, serving: bool, models: Mapping[str, bool]) -> None:
-        """Set the health of the server and of its models. A model of an earlier call that is missing now is not serving."""
+        """Set the health of the server and its models.
+
+        Args:
+            serving: True if the server as a whole is serving.
+            models: maps model names to True if the model is serving. Models from earlier calls that are missing now become not serving.
+        """
         status = health_pb2.HealthCheckResponse.ServingStatus
         removed = dict.fromkeys(self._models - models.keys(), False)
         self._models.update(models)
@@ -30,11 +35,11 @@ class HealthServicer(aio.HealthServicer):  # type: ignore[misc]
             await self.set(name, status.SERVING if state else status.NOT_SERVING)
 
     def end_watches(self) -> None:
-        """End the `Watch` calls, after they have sent the current state: they would last as long as their clients."""
+        """End the `Watch` calls after they have sent the current state. Otherwise, they would last as long as their clients stay."""
         self._ending.set()
 
     async def Watch(self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[object, object]) -> None:  # noqa: N802
-        """Send the state of a service and each change of it, until the client leaves or the server stops."""
+        """Send the health of a service, and each change to it, until the client leaves or the server stops."""
         watching = asyncio.ensure_future(super().Watch(request, context))
         ending = asyncio.ensure_future(self._ending.wait())
         try:

@@ -1,4 +1,4 @@
-"""Time limits of streams whose client neither sends nor reads anything."""
+"""Time limits for streams whose client neither sends nor reads."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ async def until_idle(items: AsyncIterator[T], idle_s: float, is_busy: Callable[[
 
     Args:
         items: items that the client sends.
-        idle_s: time limit for the next item in seconds; 0 for none.
-        is_busy: returns True while the server works on earlier items; a client may wait for these.
+        idle_s: time limit for the next item in seconds; 0 for no limit.
+        is_busy: returns True while the server works on earlier items. The time limit is not enforced then, because the client may be
+            waiting for their answers.
 
     Raises:
         TimeLimitError: no item arrived in time.
@@ -39,14 +40,14 @@ async def until_idle(items: AsyncIterator[T], idle_s: float, is_busy: Callable[[
 
 
 async def write_or_time_out(writing: Awaitable[None], idle_s: float) -> None:
-    """Wait until the client has room for an answer.
+    """Write an answer, which waits until the client has room for it.
 
     Args:
-        writing: the write of the answer.
-        idle_s: time limit in seconds; 0 for none.
+        writing: awaitable that writes the answer.
+        idle_s: time limit in seconds; 0 for no limit.
 
     Raises:
-        TimeLimitError: the client had no room in time.
+        TimeLimitError: the client did not make room in time.
     """
     try:
         async with asyncio.timeout(idle_s or None):

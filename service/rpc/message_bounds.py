@@ -1,4 +1,4 @@
-"""Interceptors that bound gRPC messages: the memory of those that have not arrived in full, and the size of those of other services."""
+"""Interceptors that bound the memory of incomplete gRPC messages and the size of messages to foreign services."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _OWN_METHODS = {path_of(method) for service in SERVICES for method in service.me
 _MAX_FOREIGN_BYTES = 64 * 1024
 
 _UNCHECKED = 8
-"""Number of calls that may be read at a time without a check of the memory."""
+"""Number of calls that may be read concurrently without checking memory."""
 
 _CHECK_S = 0.05
 _TRIM_S = 0.5
@@ -30,10 +30,10 @@ _STATM = Path("/proc/self/statm")
 _REMEDY = "send smaller messages, fewer at a time, or raise the server's max_memory_bytes"
 
 
-class SmallMessageInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs alone
-    """Interceptor that reads messages of more than 64 KiB to foreign services, health and reflection, as empty ones.
+class SmallMessageInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
+    """Interceptor that replaces messages of more than 64 KiB to foreign services (health and reflection) with empty messages.
 
-    gRPC itself would parse them in the event loop. Such a message must hold unknown fields, which mean nothing to these services.
+    Without it, gRPC would parse them in the event loop. A message of this size must hold unknown fields, which these services ignore.
     """
 
     async def intercept_service(
@@ -50,16 +50,20 @@ class SmallMessageInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-
         return bounded  # type: ignore[no-any-return]  # noqa: RET504
 
 
-class UnreadMessageInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs alone
-    """Interceptor that ends the calls whose messages have been arriving longest, while the process uses too much memory.
+class UnreadMessageInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
+    """Interceptor that ends the calls whose messages have been arriving longest while the process uses too much memory.
 
-    gRPC buffers a message until it is complete and does not report its length, so a client that sends all of it but the last byte costs
-    memory that no request accounts for. Every call, even a unary one, is therefore handled as a stream, whose reads can be counted.
-    If the memory of the process is not known (other systems than Linux), no call is ended.
+    gRPC buffers a message until it is complete and does not report its length. A client that sends all but the last byte of a message
+    therefore takes memory that no request accounts for. For this reason every call, even a unary one, is handled as a stream, whose reads
+    can be counted. If the memory of the process is unknown (on systems other than Linux), no call is ended.
     """
 
     def __init__(self, limit_bytes: int) -> None:
-        """Create the interceptor. limit_bytes: growth of the process that is allowed since `begin`, or since the first call."""
+        """Create the interceptor.
+
+        Args:
+            limit_bytes: allowed growth of the process in bytes since `begin` or, without it, since the first call.
+        """
         self._limit_bytes = limit_bytes
         self._first_bytes: int | None = None
         self._reading: dict[Any, None] = {}  # contexts, longest-running first
@@ -67,7 +71,10 @@ class UnreadMessageInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type
         self._trim: asyncio.Task[None] | None = None
 
     def begin(self) -> None:
-        """Measure growth from now on; called after models are loaded or unloaded, whose memory is not that of messages."""
+        """Reset the baseline for memory growth.
+
+        Called after models are loaded or unloaded, because their memory does not belong to messages.
+        """
         self._first_bytes = _process_bytes()
 
     async def intercept_service(
@@ -75,7 +82,7 @@ class UnreadMessageInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any]:
-        """Return a handler of the call that counts its reads."""
+        """Return a handler for the call that counts its reads."""
         handler: Any = await continuation(handler_call_details)
         if handler is None:
             return handler  # type: ignore[return-value]
@@ -89,7 +96,7 @@ class UnreadMessageInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type
 
     def _unary(self, behaviour: Any) -> Any:
         async def read(_: object, context: Any) -> Any:
-            return await behaviour(await self._only_message(context), context)  # no variable keeps the message
+            return await behaviour(await self._only_message(context), context)  # a variable would keep the message alive
 
         return read
 
@@ -113,7 +120,7 @@ class UnreadMessageInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type
         try:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the call ended before its message was complete: send one message")
         except grpc.aio.InternalError:
-            raise asyncio.CancelledError from None  # the client has left: nobody receives the status
+            raise asyncio.CancelledError from None  # the client has left and cannot receive the status
 
     async def _counted(self, context: Any) -> AsyncIterator[Any]:
         try:
@@ -123,17 +130,17 @@ class UnreadMessageInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type
             return
 
     async def _next(self, context: Any) -> Any:
-        """Read a message; while it arrives, the call may be ended.
+        """Read a message. While the message arrives, the call may be ended to free memory.
 
         Raises:
             StopAsyncIteration: there are no more messages.
-            AbortError: the call was ended, or the bytes are no message.
+            AbortError: the call was ended, or the bytes are not a valid message.
         """
         self._reading[context] = None
         if len(self._reading) > _UNCHECKED and (self._watch is None or self._watch.done()):
             self._watch = asyncio.create_task(self._check_memory())
         try:
-            message = await context.read()  # gRPC's iterator would keep the message for as long as its call
+            message = await context.read()  # gRPC's iterator would keep the message alive as long as the call
         except BaseException as error:
             self._trim_soon()
             if isinstance(error, DecodeError):  # in foreign services; gRPC would answer UNKNOWN, and log a traceback
@@ -143,13 +150,13 @@ class UnreadMessageInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type
             raise
         finally:
             self._reading.pop(context, None)
-        if message is grpc.aio.EOF:  # type: ignore[attr-defined]  # the stubs leave it out
+        if message is grpc.aio.EOF:  # type: ignore[attr-defined]  # missing from the stubs
             self._trim_soon()
             raise StopAsyncIteration
         return message
 
     async def _check_memory(self) -> None:
-        """Check the memory of the process while many calls are being read."""
+        """Check the memory of the process periodically while many calls are being read, and end calls above the limit."""
         while len(self._reading) > _UNCHECKED:
             used, first = _process_bytes(), self._first_bytes
             if used is not None and first is not None and used - first > self._limit_bytes:
@@ -169,7 +176,7 @@ class UnreadMessageInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type
         await asyncio.to_thread(trim_freed_memory)
 
     def _trim_soon(self) -> None:
-        """Schedule a trim of the heap: gRPC holds messages in small pieces, which the C library keeps when they are freed."""
+        """Schedule a heap trim, because gRPC holds messages in small pieces that the C library keeps after they are freed."""
         if self._trim is None or self._trim.done():
             self._trim = asyncio.create_task(_trim_later())
 
@@ -180,7 +187,7 @@ async def _trim_later() -> None:
 
 
 async def _write_all(answers: Any, context: Any) -> None:
-    """Write the answers that a behaviour yields, or await one that writes them itself."""
+    """Write the answers that a behaviour yields, or await a behaviour that writes its answers itself."""
     if inspect.isasyncgen(answers):
         async for answer in answers:
             await context.write(answer)
@@ -189,7 +196,7 @@ async def _write_all(answers: Any, context: Any) -> None:
 
 
 def _process_bytes() -> int | None:
-    """Return the resident memory of the process; None if it cannot be read."""
+    """Return the resident memory of the process in bytes; None if it cannot be read."""
     try:
         return int(_STATM.read_text().split()[1]) * _PAGE_BYTES
     except (OSError, ValueError, IndexError):

@@ -1,4 +1,7 @@
-"""Servicer of the Open Inference Protocol: converts messages and errors; `tlcli.service.inference.open_inference` does the work."""
+"""Servicer for the Open Inference Protocol.
+
+It converts messages and errors and delegates to `tlcli.service.inference.open_inference`.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +27,9 @@ _EXTENSIONS = ("model_repository",)
 
 
 class OpenInferenceServicer:
-    """Service `inference.GRPCInferenceService`; the .proto describes its methods.
+    """Servicer for `inference.GRPCInferenceService`. Its methods are described in the .proto file.
 
-    The methods take bytes, as those of `tlcli.service.rpc.classifier_servicer.ClassifierServicer` do.
+    The methods take bytes for the same reason as those of `tlcli.service.rpc.classifier_servicer.ClassifierServicer`.
     """
 
     def __init__(
@@ -40,11 +43,11 @@ class OpenInferenceServicer:
         """Create the servicer.
 
         Args:
-            open_inference: answers inference requests.
-            repository: the models.
-            control: loads and unloads models.
-            is_serving: returns True while the server as a whole takes requests, as health reports it.
-            budget: memory of all requests.
+            open_inference: handler that answers inference requests.
+            repository: repository that holds the models.
+            control: controller that loads and unloads models.
+            is_serving: returns True while the server as a whole accepts requests, as reported by the health service.
+            budget: memory budget shared by all requests.
         """
         self._open_inference = open_inference
         self._repository = repository
@@ -53,7 +56,7 @@ class OpenInferenceServicer:
         self._budget = budget
 
     def handler(self) -> grpc.GenericRpcHandler[Any, Any]:
-        """Return the handler of the service, to add to a server before it starts."""
+        """Return the service's handler, which must be added to a server before it starts."""
         return handler(
             OPEN_INFERENCE,
             {
@@ -70,13 +73,13 @@ class OpenInferenceServicer:
         )
 
     async def server_live(self, request: bytes, context: Context) -> pb.ServerLiveResponse:
-        """Answer that the server is live."""
+        """Report that the server is live."""
         async with abort_on_error(context):
             parse(pb.ServerLiveRequest, request)
             return pb.ServerLiveResponse(live=True)
 
     async def server_ready(self, request: bytes, context: Context) -> pb.ServerReadyResponse:
-        """Report whether the server takes requests."""
+        """Report whether the server accepts requests."""
         async with abort_on_error(context):
             parse(pb.ServerReadyRequest, request)
             return pb.ServerReadyResponse(ready=self._is_serving())
@@ -108,7 +111,7 @@ class OpenInferenceServicer:
             )
 
     async def model_infer(self, request: bytes, context: Context) -> pb.ModelInferResponse:
-        """Compute scores and maps of images."""
+        """Compute scores and maps for images."""
         async with abort_on_error(context):
             with self._budget.bodies.lease() as lease:
                 await lease.grow_to(message_bytes(request))
@@ -145,19 +148,22 @@ class OpenInferenceServicer:
 
 
 def _model_name(message: pb.RepositoryModelLoadRequest | pb.RepositoryModelUnloadRequest) -> str:
-    """Return the model's name, which KServe's clients send in the field whose number Triton's .proto gives to `repository_name`."""
+    """Return the model name of a load or unload request.
+
+    KServe clients send the model name under the field number that Triton's .proto assigns to `repository_name`.
+    """
     return message.model_name or message.repository_name
 
 
 _CONTENTS = {BOOL: "bool_contents", UINT8: "uint_contents", INT64: "int64_contents", BYTES: "bytes_contents"}
-"""Field that holds the separate values of a tensor, by datatype, for the datatypes of inputs."""
+"""Field that holds a tensor's separate values, for each input datatype."""
 
 
 def _read_query(message: pb.ModelInferRequest) -> InferQuery:
-    """Convert a message.
+    """Convert a protobuf message to a query.
 
     Raises:
-        RequestError: values are ambiguous, or a part of the protocol is not supported.
+        RequestError: values are ambiguous, or the message uses an unsupported part of the protocol.
     """
     raw = message.raw_input_contents
     if raw and len(raw) != len(message.inputs):
@@ -185,7 +191,7 @@ def _read_input(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None
 
 
 def _write_answer(answer: InferAnswer) -> pb.ModelInferResponse:
-    """Convert an answer; tensors are always raw, as Triton's clients read them."""
+    """Convert an answer to a protobuf message. Tensors are always raw, because Triton clients expect this format."""
     tensor = pb.ModelInferResponse.InferOutputTensor
     return pb.ModelInferResponse(
         model_name=answer.model,

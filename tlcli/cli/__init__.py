@@ -1,1 +1,1 @@
-"""Command line: options, parsing, output, and one file for each command."""
+"""Command-line interface: options, argument parsing, output, and one module per command."""

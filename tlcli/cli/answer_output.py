@@ -1,4 +1,4 @@
-"""Answers as `predict` and `classify` print and write them."""
+"""Output of answers, shared by `predict` and `classify`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from tlcli.contract.files.display_name import csv_cell, printable
 
 @dataclass(frozen=True)
 class Ranked:
-    """One class of one answer. score: softmax probability."""
+    """One ranked class of an answer.
+
+    score: softmax probability of the class.
+    """
 
     label: str
     class_id: int
@@ -25,10 +28,10 @@ class Ranked:
 
 @dataclass(frozen=True)
 class ImageAnswer:
-    """Answer about one image.
+    """Answer for one image.
 
-    ranked: the best classes, best first.
-    overlays: PNG files written for it.
+    ranked: best classes, best first.
+    overlays: paths of the PNG files written for the image.
     """
 
     path: str
@@ -36,7 +39,7 @@ class ImageAnswer:
     overlays: tuple[str, ...] = field(default=())
 
     def rows(self) -> Iterable[dict[str, Any]]:
-        """Yield a row per class."""
+        """Yield one row per class."""
         for rank, ranked in enumerate(self.ranked, start=1):
             row: dict[str, Any] = {"path": self.path, "label": ranked.label, "class_id": ranked.class_id, "score": ranked.score}
             if len(self.ranked) > 1:
@@ -46,7 +49,7 @@ class ImageAnswer:
             yield row
 
     def line(self) -> dict[str, Any]:
-        """Return the whole answer as one JSON object."""
+        """Return the whole answer as a JSON-serializable object."""
         predictions = [{"label": ranked.label, "class_id": ranked.class_id, "score": ranked.score} for ranked in self.ranked]
         return {
             "path": printable(self.path),
@@ -56,7 +59,10 @@ class ImageAnswer:
 
 
 def write_csv(path: Path, answers: Sequence[ImageAnswer]) -> None:
-    """Write `path,label,class_id,score`, a row per image; with several classes per image, a row per class with its rank."""
+    """Write a CSV file with the columns `path,label,class_id,score` and one row per image.
+
+    With several classes per image, the file has one row per class and an additional column with the rank.
+    """
     with_rank = any(len(answer.ranked) > 1 for answer in answers)
     with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -68,7 +74,7 @@ def write_csv(path: Path, answers: Sequence[ImageAnswer]) -> None:
 
 
 def columns(answers: Sequence[ImageAnswer]) -> list[str]:
-    """Return the columns that a table of the answers fills."""
+    """Return the names of the columns that a table of the answers needs."""
     names = ["path", "label", "class_id", "score"]
     if any(len(answer.ranked) > 1 for answer in answers):
         names.insert(1, "rank")
@@ -78,11 +84,15 @@ def columns(answers: Sequence[ImageAnswer]) -> list[str]:
 
 
 _LONGEST_STEM = 50
-"""Characters of the image's name in an overlay's name, of up to four bytes each: file systems take 255 bytes for a name."""
+"""Maximum number of characters of the image's name, and of the label, in an overlay's file name. A character can take four bytes, and file
+systems limit a name to 255 bytes."""
 
 
 class OverlayFolder:
-    """Fresh folder of overlays, named after their images: no overlay replaces another, of this command or of an earlier one."""
+    """Output folder for overlays, which are named after their images.
+
+    The folder is new, so no overlay overwrites another one from this command or from an earlier one.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._requested = folder
@@ -90,11 +100,11 @@ class OverlayFolder:
 
     @functools.cached_property
     def folder(self) -> Path:
-        """The folder, created when the first overlay is written, see `tlcli.contract.files.atomic_file.fresh_folder`."""
+        """Path of the folder, which is created when the first overlay is written; see `tlcli.contract.files.atomic_file.fresh_folder`."""
         return fresh_folder(self._requested)
 
     def write(self, image: Path, method: str, label: str, png: bytes) -> str:
-        """Write one overlay and return its path."""
+        """Write an overlay under a unique name and return its path."""
         base = f"{image.stem[:_LONGEST_STEM]}.{method}.{re.sub(r'[^A-Za-z0-9_-]+', '-', label)[:_LONGEST_STEM]}"
         name, number = base, 1
         while name in self._names:

@@ -1,4 +1,4 @@
-"""Terminal output: progress on standard error, results on standard output, as a table or as JSON."""
+"""Terminal output. Progress goes to standard error; results go to standard output as a table or as JSON."""
 
 from __future__ import annotations
 
@@ -17,13 +17,16 @@ import click
 from tlcli.contract.files.display_name import printable
 
 _NARROWEST = 10
-"""Characters below which a column is not wrapped; a table that is still too wide becomes one block per row."""
+"""Minimum width of a wrapped column in characters. A table that is still too wide becomes one block per row."""
 _WARNINGS = ("warning:", "left out:")
-"""Beginnings of messages that `--quiet` does not hide."""
+"""Prefixes of messages that `--quiet` does not hide."""
 
 
 class Console:
-    """Messages and progress on standard error: bars on a terminal, plain lines elsewhere, warnings alone if quiet."""
+    """Console that writes messages and progress to standard error.
+
+    Progress is shown as bars on a terminal and as plain lines elsewhere. If quiet, only warnings are printed.
+    """
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
@@ -36,7 +39,11 @@ class Console:
 
     @contextmanager
     def progress(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
-        """Show a bar of `total` steps; the block calls the yielded function with the number of steps completed since the last call."""
+        """Show a progress bar of `total` steps in the context.
+
+        Yields:
+            Function to call with the number of steps completed since the last call.
+        """
         if self.quiet or total == 0:
             yield lambda _: None
         elif self._terminal:
@@ -51,7 +58,7 @@ class Console:
             yield from self._lines(description, total)
 
     def _lines(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
-        """Print a line at the end, and at most one every ten seconds before."""
+        """Report progress as plain lines: at most one every ten seconds, and one at the end."""
         done, began = 0, time.monotonic()
         printed = began
 
@@ -67,7 +74,7 @@ class Console:
 
 
 def show(rows: Sequence[dict[str, Any]], columns: Sequence[str], as_json: bool) -> None:
-    """Print rows: a table of `columns` that fits the terminal, or everything as JSON, an array of objects."""
+    """Print rows as a table of `columns` that fits the terminal, or with all their values as a JSON array of objects."""
     if as_json:
         click.echo(json.dumps(_text(rows), indent=2, ensure_ascii=False))
         return
@@ -76,14 +83,17 @@ def show(rows: Sequence[dict[str, Any]], columns: Sequence[str], as_json: bool) 
 
 
 def terminal_width() -> int | None:
-    """Return the width of the terminal in characters: `COLUMNS` if set; None if standard output is no terminal."""
+    """Return the width of the terminal in characters; None if standard output is not a terminal.
+
+    The environment variable `COLUMNS` takes precedence if it is set.
+    """
     if os.environ.get("COLUMNS", "").isdigit() or sys.stdout.isatty():
         return shutil.get_terminal_size().columns
     return None
 
 
 def _text(value: Any) -> Any:
-    """Return `value` with every string in it as `tlcli.contract.files.display_name.printable` text."""
+    """Return `value` with every string in it made printable by `tlcli.contract.files.display_name.printable`."""
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, Mapping):
@@ -92,20 +102,20 @@ def _text(value: Any) -> Any:
 
 
 def printable_lines(text: str) -> str:
-    """Return lines that any terminal can show, see `tlcli.contract.files.display_name.printable`."""
+    """Return the text with each line made printable on any terminal; see `tlcli.contract.files.display_name.printable`."""
     return "\n".join(map(printable, text.split("\n")))
 
 
 def table(rows: Sequence[dict[str, Any]], columns: Sequence[str], width: int | None = None) -> list[str]:
-    """Return the lines of a table of `columns`, the head first.
+    """Return the lines of a table of `columns`, starting with the header.
 
-    The cells of the widest columns are wrapped until the table fits `width`. If it cannot fit, each row becomes a block with a line per
-    column.
+    Cells of the widest columns are wrapped until the table fits `width`. If the table cannot fit, each row becomes a block with one line
+    per column.
 
     Args:
-        rows: values by column.
-        columns: those to show.
-        width: in characters; None for no bound.
+        rows: rows as mappings from column names to values.
+        columns: names of the columns to show.
+        width: maximum width in characters; None for no limit.
     """
     cells = [[printable(_cell(row.get(column))) for column in columns] for row in rows]
     natural = [max([len(column), *(len(row[i]) for row in cells)]) for i, column in enumerate(columns)]
@@ -124,7 +134,13 @@ def table(rows: Sequence[dict[str, Any]], columns: Sequence[str], width: int | N
 
 
 def _fit(natural: Sequence[int], least: Sequence[int], width: int | None) -> list[int] | None:
-    """Return widths whose table fits, the widest columns narrowed first; None if there are none."""
+    """Return column widths with which the table fits, narrowing the widest columns first. Return None if the table cannot fit.
+
+    Args:
+        natural: widths without wrapping.
+        least: minimum widths.
+        width: maximum width of the table in characters; None for no limit.
+    """
     widths = list(natural)
     excess = 0 if width is None else sum(widths) + 2 * (len(widths) - 1) - width
     while excess > 0:
@@ -154,7 +170,7 @@ def _blocks(cells: Sequence[Sequence[str]], columns: Sequence[str], width: int |
 
 
 def shorten(names: Sequence[str], shown: int = 3) -> str:
-    """Return the first names, and the number of the others."""
+    """Return the first names, joined by commas, and the number of remaining names."""
     return ", ".join(names[:shown]) + (f", {len(names) - shown} more" if len(names) > shown else "")
 
 

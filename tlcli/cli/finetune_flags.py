@@ -1,4 +1,4 @@
-"""Flags of `tlcli finetune`, in the groups of its help text."""
+"""Flags of `tlcli finetune`, grouped as in its help text."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ GROUPS = {
     "Output": ("output", "tensorboard", "name", "models", "no_export", "as_json", "quiet"),
     "Settings": ("file", "print_config"),
 }
-"""Parameters under each heading of the help text."""
+"""Parameter names under each heading of the help text."""
 
 _share = click.FloatRange(0, 1, max_open=True)
 _positive = click.FloatRange(min=0, min_open=True)
@@ -152,22 +152,22 @@ _IMAGES = [
 
 
 def model_options(function: F) -> F:
-    """Add the options of the head and of the layers to train."""
+    """Add the options for the head and the layers to train."""
     return _add(_MODEL, function)
 
 
 def data_options(function: F) -> F:
-    """Add the options of the data set."""
+    """Add the options for the data set."""
     return _add(_DATA, function)
 
 
 def training_options(function: F) -> F:
-    """Add the options of optimizer, schedule and loss."""
+    """Add the options for the optimizer, the schedule and the loss."""
     return _add(_TRAINING, function)
 
 
 def augmentation_options(function: F) -> F:
-    """Add the options of augmentation."""
+    """Add the options for data augmentation."""
     return _add(_IMAGES, function)
 
 

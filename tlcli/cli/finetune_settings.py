@@ -1,4 +1,4 @@
-"""Flags and a TOML file as a `FinetuneConfig`; everything else keeps the default of the recipe or of the config."""
+"""Conversion of flags and a TOML file to a `FinetuneConfig`. All other settings keep the defaults of the recipe or the config."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _MAX_CONFIG_BYTES = 1024 * 1024
 
 
 def finetune_config(file: Path | None = None, **flags: Any) -> FinetuneConfig:
-    """Return the settings in a file, overridden by the flags that are not None.
+    """Return the settings from a file, overridden by the flags that are not None.
 
     Raises:
-        NotFoundError: no such file.
-        SettingsError: an unknown setting, or a value that it cannot have; the message names the setting.
+        NotFoundError: the file does not exist.
+        SettingsError: a setting is unknown or has an invalid value; the message names the setting.
     """
     from pydantic import ValidationError
 
@@ -56,12 +56,12 @@ _UNUSED_BY_FIND_LR = (
 
 
 def check_used(config: FinetuneConfig, flags: Collection[str], finds_lr: bool) -> None:
-    """Refuse flags that training would ignore with these settings.
+    """Reject flags that training would ignore with these settings.
 
     Args:
-        config: the settings.
-        flags: parameters of the command that were given as flags; settings of a file or a recipe are not checked.
-        finds_lr: `--find-lr` was given.
+        config: settings of the run.
+        flags: names of the command parameters that were given as flags. Settings from a file or a recipe are not checked.
+        finds_lr: True if `--find-lr` was given.
 
     Raises:
         SettingsError: a flag would be ignored.
@@ -83,10 +83,10 @@ def check_used(config: FinetuneConfig, flags: Collection[str], finds_lr: bool) -
 
 
 def check_dataset(config: FinetuneConfig) -> None:
-    """Check that the data set exists, before weights are downloaded.
+    """Check that the data set exists before any weights are downloaded.
 
     Raises:
-        DatasetError: no folder, no known name, and no timm spec.
+        DatasetError: the data set is neither a folder, nor a known name, nor a timm spec.
     """
     from tlcli.training.data.load import list_dataset
     from tlcli.training.data.registry import KNOWN
@@ -98,10 +98,10 @@ def check_dataset(config: FinetuneConfig) -> None:
 
 
 def check_data_dir(dataset: str) -> None:
-    """Check that `--data-dir` applies: it is the folder of the known data sets.
+    """Check that `--data-dir`, the folder of the known data sets, applies to a data set.
 
     Raises:
-        SettingsError: the data set is a folder itself.
+        SettingsError: the data set is itself a folder.
     """
     from tlcli.training.data.registry import KNOWN
 
@@ -116,11 +116,11 @@ def _flag(name: str) -> str:
 def check_same_settings(run: Path, given: Mapping[str, Any], file: Path | None) -> None:
     """Check that no flag contradicts the settings of the run to resume.
 
-    `--dataset` and `--data-dir` may name another folder: the images may have moved, and `tlcli.training.resume` compares them.
+    `--dataset` and `--data-dir` may name a different folder, because the images may have moved; `tlcli.training.resume` compares them.
 
     Raises:
         SettingsError: a flag contradicts the run's settings.
-        NotFoundError: no such run.
+        NotFoundError: the run does not exist.
     """
     from tlcli.training.runs.run_folder import absolute, read_config
 
@@ -131,7 +131,7 @@ def check_same_settings(run: Path, given: Mapping[str, Any], file: Path | None) 
         raise SettingsError(f"--output with --resume: {run} is the run folder: leave it out")
     requested = absolute(finetune_config(**given))
     for name in given:
-        if name == "workers":  # it does not change the result
+        if name == "workers":  # does not change the result
             continue
         before, now = getattr(saved, name), getattr(requested, name)
         has_moved = name in ("dataset", "data_dir") and Path(now).is_dir() and Path(before).is_absolute()
@@ -141,10 +141,10 @@ def check_same_settings(run: Path, given: Mapping[str, Any], file: Path | None) 
 
 
 def to_toml(config: FinetuneConfig) -> str:
-    """Return the settings as `finetune_config` reads them from a file; comments hold unset ones and the resolved values.
+    """Return the settings in the TOML format that `finetune_config` reads. Comments list unset settings and the resolved values.
 
     Raises:
-        SettingsError: settings that contradict each other.
+        SettingsError: settings contradict each other.
     """
     from tlcli.training.settings.plan import resolve_plan
 
@@ -166,5 +166,5 @@ def _read(file: Path) -> dict[str, Any]:
         raise NotFoundError(f"{file}: no such file: expected settings in TOML; `tlcli finetune --print-config` prints an example")
     try:
         return tomllib.loads(read_text(file, _MAX_CONFIG_BYTES))
-    except (ValueError, RecursionError) as error:  # a TOMLDecodeError, or a number of thousands of digits
+    except (ValueError, RecursionError) as error:  # a TOMLDecodeError, or an integer with thousands of digits
         raise SettingsError(f"{file}: not valid TOML: {error}") from error

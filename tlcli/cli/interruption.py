@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a command cleans up, says how to resume, and exits with the code that a shell expects."""
+"""Handling of Ctrl-C and SIGTERM. A command cleans up, prints how to resume, and exits with the code that shells expect."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from types import FrameType
 from tlcli.contract.errors import ImageError, ResourceError
 
 _UNFINISHED = (KeyboardInterrupt, OSError, MemoryError, ResourceError, ImageError)
-"""Errors that end a command whose work is kept and can be resumed."""
+"""Errors that end a command but leave its work in a state that can be resumed."""
 
 
 class Interrupted(KeyboardInterrupt):  # as its base
-    """Signal that ends the command. exit_code: 130 for SIGINT (Ctrl-C), 143 for SIGTERM."""
+    """Exception raised for a signal that ends the command.
+
+    exit_code: 130 for SIGINT (Ctrl-C), 143 for SIGTERM.
+    """
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -23,9 +26,10 @@ class Interrupted(KeyboardInterrupt):  # as its base
 
 
 def raise_on_signals() -> None:
-    """Raise `Interrupted` in the main thread at the first SIGINT or SIGTERM; a second one ends the process at once.
+    """Install signal handlers that raise `Interrupted` in the main thread.
 
-    A process that ignores SIGINT, such as a background command of a script, continues to ignore it.
+    The first SIGINT or SIGTERM raises the exception; a second one ends the process immediately. A process that ignores SIGINT, such as a
+    background command in a script, continues to ignore it.
     """
     if threading.current_thread() is not threading.main_thread():
         return
@@ -53,10 +57,10 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def note_how_to_resume(way_on: Callable[[BaseException], str | None]) -> Iterator[None]:
-    """Add a note to an error that interrupts the block: how to resume the work.
+    """Add a note on how to resume the work to an error that interrupts the context.
 
     Args:
-        way_on: returns the note for an error; None for no note.
+        way_on: returns the note for an error, or None for no note.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Options that mean the same in every command."""
+"""Options with the same meaning in every command."""
 
 from __future__ import annotations
 
@@ -36,14 +36,19 @@ data_dir_option = click.option(
 
 
 def folder_option(default: str, text: str) -> Callable[[F], F]:
-    """Return `--output`, a folder for results."""
+    """Return the option `--output` for a results folder.
+
+    Args:
+        default: default folder.
+        text: help text of the option.
+    """
     return click.option(
         "-o", "--output", type=click.Path(path_type=Path, file_okay=False), default=Path(default), show_default=True, help=text
     )
 
 
 def answer_options(function: F) -> F:
-    """Add the options of `predict` and `classify`."""
+    """Add the options shared by `predict` and `classify`."""
     for option in reversed(
         [
             click.option(
@@ -82,17 +87,20 @@ def answer_options(function: F) -> F:
 
 
 def server_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of a connection: the command gets `host`, `port`, and `how`, the `ConnectionOptions` of the clients."""
+    """Add the options for a server connection.
+
+    The command receives the arguments `host`, `port` and `how`, which holds the clients' `ConnectionOptions`.
+    """
     file = click.Path(path_type=Path, dir_okay=False)
 
     @functools.wraps(function)
     def collected(*, token_file: Path | None, tls: bool, **others: Any) -> None:
-        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # our error says what its log would say; read when gRPC is imported
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # our errors replace gRPC's log; gRPC reads this on import
         from tlcli.service.client.connection import ConnectionOptions
         from tlcli.service.security.tokens import read_token
 
         if not is_given_by_flag("port"):
-            others["port"] = None  # the one in --host, or the default
+            others["port"] = None  # use the port in --host, or the default port
         files = {name: others.pop(name) for name in ("tls_ca", "tls_certificate", "tls_key")}
         function(how=ConnectionOptions(tls=tls, token=None if token_file is None else read_token(token_file), **files), **others)  # type: ignore[typeddict-item]
 
@@ -113,13 +121,13 @@ def server_options(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def check_map_flags(cams: Sequence[str], classes: Sequence[str], softmax: bool, max_channels: int | None) -> None:
-    """Refuse flags of maps that would have no effect.
+    """Reject map flags that would have no effect.
 
     Args:
-        cams, classes, softmax, max_channels: as `answer_options` passes them.
+        cams, classes, softmax, max_channels: values of the options that `answer_options` adds.
 
     Raises:
-        SettingsError: one of them, or `--output`, would be ignored.
+        SettingsError: one of these flags, or `--output`, would be ignored.
     """
     from tlcli.contract.errors import SettingsError
     from tlcli.contract.maps.method_names import METHODS
@@ -143,14 +151,14 @@ def check_map_flags(cams: Sequence[str], classes: Sequence[str], softmax: bool, 
 
 
 def require_model(model: Path, others: Sequence[str | Path]) -> Path:
-    """Return the ONNX file of the first argument, see `tlcli.contract.model.repository_layout.find_model_file`.
+    """Return the ONNX file of the first argument; see `tlcli.contract.model.repository_layout.find_model_file`.
 
     Args:
         model: the first argument.
-        others: the arguments after it; a model among them was probably meant to be first.
+        others: the remaining arguments. If one of them is a model, the error message suggests that it was meant to be first.
 
     Raises:
-        NotFoundError: the first argument is no model.
+        NotFoundError: the first argument is not a model.
     """
     from tlcli.contract.errors import NotFoundError
     from tlcli.contract.model.repository_layout import find_model_file
@@ -172,7 +180,7 @@ def check_images(paths: Sequence[str | Path]) -> None:
     """Check that the paths are not models or runs.
 
     Raises:
-        SettingsError: a model or a run among them.
+        SettingsError: one of the paths is a model or a run.
     """
     from tlcli.contract.errors import SettingsError
     from tlcli.contract.model.repository_layout import is_run
@@ -185,7 +193,7 @@ def check_images(paths: Sequence[str | Path]) -> None:
 
 
 def find_images(paths: Sequence[Path], console: Console) -> list[Path]:
-    """Return the image files among `paths`, and report the files of folders that are left out.
+    """Return the image files in `paths` and report the skipped files of folders.
 
     Raises:
         NotFoundError: see `tlcli.contract.images.find_images.find`.
@@ -206,7 +214,10 @@ def _is_model(path: Path) -> bool:
 
 
 def is_backbone(name: str) -> bool:
-    """Return True for the name of a backbone; False also where timm is not installed. For messages: it imports timm."""
+    """Return True if `name` is the name of a backbone. Return False if timm is not installed.
+
+    Use this function only for error messages, because it imports timm.
+    """
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*(\.[A-Za-z0-9_]+)?", name):
         return False
     try:
@@ -217,18 +228,18 @@ def is_backbone(name: str) -> bool:
 
 
 def is_given_by_flag(name: str) -> bool:
-    """Return True if a parameter of the current command was not left at its default."""
+    """Return True if a parameter of the current command was set explicitly instead of left at its default."""
     return click.get_current_context().get_parameter_source(name) not in (None, click.core.ParameterSource.DEFAULT)
 
 
 def require_backbone_flags(names: Iterable[str]) -> None:
-    """Refuse options of `--backbone` where the command was given a run.
+    """Reject options that apply only to `--backbone`. Call this function if the command was given a run.
 
     Args:
-        names: parameters of the current command that apply to `--backbone` only.
+        names: names of the current command's parameters that apply only to `--backbone`.
 
     Raises:
-        UsageError: some of them were given.
+        UsageError: at least one of them was given.
     """
     context = click.get_current_context()
     flags = {str(parameter.name): parameter.opts[0] for parameter in context.command.params}
@@ -238,12 +249,12 @@ def require_backbone_flags(names: Iterable[str]) -> None:
 
 
 def port_option() -> Callable[[F], F]:
-    """Return `--port`."""
+    """Return the option `--port`."""
     return click.option("--port", type=click.IntRange(1, 65535), default=DEFAULT_PORT, show_default=True, help="Port of the server.")
 
 
 def network_options(function: F) -> F:
-    """Add the options of the backbone, its weights and its preprocessing."""
+    """Add the options for the backbone, its weights and its preprocessing."""
     for option in reversed(
         [
             click.option("--backbone", default=None, help="Name of a timm model; `tlcli backbones` lists them."),
@@ -290,10 +301,10 @@ def network_options(function: F) -> F:
 
 
 def parse_names(ctx: click.Context, option: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
-    """Split names at commas, and return each once.
+    """Split the values at commas and return the distinct names.
 
     Raises:
-        BadParameter: an empty name.
+        BadParameter: a name is empty.
     """
     names = [name.strip() for value in values for name in value.split(",")]
     if not all(names):

@@ -1,4 +1,4 @@
-"""Argument parsing of every command: spellings from other tools, options that would be ignored, options under headings."""
+"""Argument parsing shared by all commands: option names from other tools, repeated options, and option groups in help texts."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ _WITH_COMMAS = frozenset({"classes", "metrics", "clients", "rates"})
 
 
 class Command(click.Command):
-    """Command that accepts common spellings of its options, and refuses a single-valued option that is given twice.
+    """Command that accepts common alternative names of its options and rejects single-valued options that are given more than once.
 
-    click keeps the last of several values without a message.
+    click would silently keep the last of several values.
     """
 
     def __init__(self, *arguments: Any, groups: Mapping[str, Sequence[str]] | None = None, **keywords: Any) -> None:
         """Create a command.
 
         Args:
-            arguments, keywords: those of `click.Command`.
-            groups: names of parameters under each heading of the help text; all others are listed under `Options`.
+            arguments, keywords: passed to `click.Command`.
+            groups: parameter names under each heading of the help text; all other parameters are listed under `Options`.
         """
         super().__init__(*arguments, **keywords)
         self.groups = groups or {}
@@ -34,7 +34,7 @@ class Command(click.Command):
         """Parse the arguments.
 
         Raises:
-            UsageError: an unknown option, with the nearest one, or one that is repeated.
+            UsageError: an option is unknown or repeated. For an unknown option, the message suggests the closest match.
         """
         args = _our_spelling(self, args)
         try:
@@ -48,7 +48,7 @@ class Command(click.Command):
         return super().parse_args(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options under their headings."""
+        """Write the options grouped under their headings."""
         heading = {name: title for title, names in self.groups.items() for name in names}
         sections: dict[str, list[tuple[str, str]]] = {title: [] for title in (*self.groups, "Options")}
         for parameter in self.get_params(ctx):
@@ -62,7 +62,7 @@ class Command(click.Command):
 
 
 def unknown_command(name: str, known: Iterable[str]) -> str:
-    """Return the message about a command that does not exist."""
+    """Return the error message for an unknown command, with a suggestion if there is one."""
     known = list(known)
     if name in COMMAND_ALIASES:
         return f"no such command {name!r}: type `tlcli {COMMAND_ALIASES[name]}`"
@@ -89,7 +89,7 @@ def _options(command: click.Command) -> dict[str, click.Option]:
 
 
 def _our_spelling(command: click.Command, args: list[str]) -> list[str]:
-    """Return the arguments with our names of options in place of underscores and aliases."""
+    """Replace underscores and aliases in option names with the names that this command uses."""
     known = _options(command)
     spelled: list[str] = []
     rest = iter(args)

@@ -1,4 +1,4 @@
-"""Names of options and commands from other tools and from earlier versions, and their names here."""
+"""Option and command names from other tools and earlier versions, mapped to their names in this project."""
 
 from __future__ import annotations
 
@@ -65,10 +65,10 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "--url": ("--host",),
     "--silent": ("--quiet",),
 }
-"""Flags of other tools, with ours: the first that a command has is used, with the same value."""
+"""Flags of other tools mapped to this project's flags. The first flag that the command has is used, with the same value."""
 
 SUGGESTED = frozenset({"--checkpoint", "--ckpt", "--quantize", "--size", "--explain", "--early-stopping", "--subset"})
-"""Aliases whose values may differ from ours: they are suggested, not accepted."""
+"""Aliases whose values may have a different format. The corresponding flag is suggested, but the alias is not accepted."""
 
 ADVICE: dict[str, str] = {
     "--pretrained": "pretrained weights are the default: leave it out, or say --weights pretrained, none or FILE",
@@ -106,7 +106,7 @@ ADVICE: dict[str, str] = {
     "--grpc-port": "--port is the gRPC port",
     "--rest-port": "say --http-port",
 }
-"""Advice for flags without a counterpart, and for those of earlier versions."""
+"""Advice for flags without a counterpart and for flags of earlier versions."""
 
 _FIRST = "give the model as the first argument: tlcli"
 
@@ -125,17 +125,17 @@ COMMAND_ADVICE: dict[tuple[str, str], str] = {
     ("serve", "--model"): "give the model repository, or one model's folder, as the argument: tlcli serve models/",
     ("serve", "--dataset"): "a server needs no data",
 }
-"""Advice for one command."""
+"""Advice for flags of a specific command, by command and flag."""
 
 COMMAND_FLAGS: dict[tuple[str, str], str] = {
     ("export", "--models"): "--output",
     ("export", "--model-repository"): "--output",
     ("export", "--repository"): "--output",
 }
-"""Flags of other commands and tools that mean one of ours in this command."""
+"""Flags of other commands and tools mapped to the equivalent flag of a specific command."""
 
 AS_ARGUMENT: frozenset[tuple[str, str]] = frozenset({("serve", "--models"), ("serve", "--model-repository"), ("serve", "--model-store")})
-"""Options of other commands and tools whose value is the only argument of this command."""
+"""Options of other commands and tools whose value becomes the only positional argument of a specific command."""
 
 COMMAND_ALIASES: dict[str, str] = {
     "train": "finetune",
@@ -180,4 +180,4 @@ COMMAND_ALIASES: dict[str, str] = {
     "model": "models",
     "example": "demo",
 }
-"""Commands of other tools, with ours."""
+"""Command names of other tools mapped to this project's commands."""

@@ -1,1 +1,1 @@
-"""Evaluation of exported models and their maps, measured with ONNX Runtime on the file that is served."""
+"""Evaluation of exported models and their maps, run with ONNX Runtime on the same file that is served."""

@@ -1,4 +1,4 @@
-"""Accuracy of an exported model: finding the labelled images of a split, and classifying them."""
+"""Accuracy evaluation of an exported model on the labelled images of a split."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ PartName = Literal["train", "val", "test", "all"]
 class LabelledImages:
     """Labelled images to evaluate a model on.
 
-    where: the data set, as messages call it.
-    part: the split that the images are from.
-    images: the readable images, labelled with the model's classes.
-    left_out: the broken images.
+    where: data set name shown in messages.
+    part: split that the images belong to.
+    images: readable images, labelled with the model's classes.
+    left_out: images that could not be read.
     skipped: files that are not images and folders that are not classes.
     """
 
@@ -50,17 +50,17 @@ class LabelledImages:
 def find_labelled(
     spec: str, description: Description, part: PartName | None = None, data_dir: Path | None = None, progress: ProgressFactory = silent
 ) -> LabelledImages:
-    """Find and check the images of a data set, and label them with a model's classes.
+    """Find and check the images of a data set and label them with a model's classes.
 
     Args:
-        spec: a known name, a folder, or a timm spec, as `tlcli.training.load_dataset` takes them.
+        spec: name of a known data set, path of a folder, or timm spec, as accepted by `tlcli.training.load_dataset`.
         description: description of the model.
-        part: the split; None for the test part, or all images if there is none.
-        data_dir: folder of known data sets.
+        part: split to use; None for the test split, or for all images if there is none.
+        data_dir: folder that holds the known data sets.
         progress: progress display for downloads and for the check.
 
     Raises:
-        DatasetError: no such data set or part, a class that the model does not have, or no readable image.
+        DatasetError: the data set or split does not exist, the model lacks one of the classes, or no image can be read.
         HubError: the data set is not in `data_dir` and cannot be downloaded.
     """
     listing = without_masks(list_dataset(FinetuneConfig(dataset=spec, data_dir=data_dir or default_data_dir()), progress))
@@ -89,7 +89,7 @@ def classify(model: Model, batch: Part, batch_size: int, progress: ProgressFacto
     """Classify images with ONNX Runtime and return the logits, float32 `[n, C]`.
 
     Raises:
-        ImageError: an image that has become unreadable.
+        ImageError: an image can no longer be read.
     """
     logits = []
     with progress("Classifying", len(batch)) as advance:
@@ -100,7 +100,7 @@ def classify(model: Model, batch: Part, batch_size: int, progress: ProgressFacto
 
 
 def explained_by(model: Model, method: str) -> Explain:
-    """Return a function that explains an image with one of the model's maps."""
+    """Return a function that computes one of the model's maps for an image and a class."""
 
     def explain_image(image: Image.Image, class_index: int) -> Map:
         preprocessing = model.description.preprocessing

@@ -1,4 +1,4 @@
-"""Comparison of two files of one network: scores, accuracy and maps of a reduced-precision file and of the float file."""
+"""Comparison of a network's reduced-precision file with its float file: scores, accuracy and maps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tlcli.evaluation.perturbation import Bytes, Flags, Indices, Values, at_inpu
 MAP_IMAGES = 200
 """Maximum number of images on which maps are compared."""
 COSTLY = ("ablationcam",)
-"""Methods that run everything after the layer once per channel."""
+"""Methods that run all layers after the explained one once per channel."""
 COSTLY_IMAGES = 4
 """Maximum number of images on which the maps of `COSTLY` methods are compared."""
 
@@ -27,11 +27,11 @@ _BATCH_SIZE = 16
 
 @dataclass(frozen=True)
 class Shown:
-    """An image on which two files are compared.
+    """Image on which two files are compared.
 
-    image: the input, `[H, W, 3]`.
-    label: its class; None if unknown.
-    region: the object's position in the input, `[H, W]`; None if unknown.
+    image: input image, `[H, W, 3]`.
+    label: class of the image; None if unknown.
+    region: mask of the object in the input, `[H, W]`; None if unknown.
     """
 
     image: Bytes
@@ -41,10 +41,10 @@ class Shown:
 
 @dataclass(frozen=True)
 class Images:
-    """Images on which two files are compared.
+    """Set of images on which two files are compared.
 
-    count: number of images, at least one.
-    source: description of the images for the record.
+    count: number of images; at least one.
+    source: description of the images, stored with the result.
     show: function that loads an image by its index.
     """
 
@@ -55,11 +55,11 @@ class Images:
 
 @dataclass
 class _Answers:
-    """Accumulator of the figures of the logits, one entry per image.
+    """Accumulator for comparisons of the logits, with one entry per image.
 
-    same: both files have the same top-1 class.
-    finite: the second file's logits are finite.
-    correct: the top-1 class is the label, in the first file and in the second; only for images with a label.
+    same: True if both files have the same top-1 class.
+    finite: True if the second file's logits are finite.
+    correct: pair for the first and the second file, each True if the top-1 class is the label; only for images with a label.
     """
 
     same: list[bool] = field(default_factory=list)
@@ -77,7 +77,7 @@ class _Answers:
 
 @dataclass
 class _Timing:
-    """Accumulator of the time of each batch in the second file, relative to the first."""
+    """Accumulator for each batch's run time with the second file relative to the first file."""
 
     ratios: list[float] = field(default_factory=list)
 
@@ -85,16 +85,16 @@ class _Timing:
         self.ratios.append(after_s / before_s)
 
     def median(self) -> float:
-        """Return the median over the batches; the first, which warms up, only counts if there is no other."""
+        """Return the median over the batches. The first batch is the warm-up and counts only if it is the only one."""
         return float(np.median(self.ratios[1:] or self.ratios))
 
 
 @dataclass
 class _MapPairs:
-    """Accumulator of one map's figures.
+    """Accumulator for comparisons of one map.
 
-    correlations: rank correlation of the two files' maps, one per image that has one.
-    hits: the map points at the object, in the first file and in the second; only for images with a region.
+    correlations: rank correlation of the two files' maps for each image where it is defined.
+    hits: pair for the first and the second file, each True if the map points at the object; only for images with a region.
     """
 
     correlations: list[float] = field(default_factory=list)
@@ -121,10 +121,10 @@ class _MapPairs:
 
 
 class _MapComparison:
-    """Comparison of some maps of two files on a subset of the images, spread evenly."""
+    """Comparison of selected maps of two files on an evenly spaced subset of the images."""
 
     def __init__(self, models: tuple[Model, Model], methods: Sequence[str], count: int, most: int) -> None:
-        """Compare `methods` on at most `most` of `count` images."""
+        """Create a comparison of `methods` on at most `most` of `count` images."""
         self.pairs = {name: _MapPairs() for name in methods}
         self._models = models
         self._chosen = set(evenly_spaced(count, most))
@@ -133,10 +133,10 @@ class _MapComparison:
         """Compare the maps of a batch.
 
         Args:
-            start: index of its first image.
-            examples: the images of the batch.
-            images: their inputs, `[n, H, W, 3]`.
-            classes: the class to explain in each, `[n]`.
+            start: index of the batch's first image.
+            examples: images of the batch.
+            images: input images of the batch, `[n, H, W, 3]`.
+            classes: class to explain in each image, `[n]`.
         """
         rows = [row for row in range(len(examples)) if start + row in self._chosen]
         if not rows or not self.pairs:
@@ -150,12 +150,12 @@ class _MapComparison:
 def compare(before: Model, after: Model, batch: Images) -> Agreement:
     """Compare two files on the same images.
 
-    Maps are computed in both files for the class that `before` ranks first. They are compared on a subset of the images, spread evenly.
+    Maps are computed with both files for the top-1 class of `before`, and compared on an evenly spaced subset of the images.
 
     Args:
-        before: the float file.
-        after: the reduced-precision file, with the same maps.
-        batch: the images.
+        before: model from the float file.
+        after: model from the reduced-precision file, with the same maps.
+        batch: images to compare on.
     """
     answers, timing = _Answers(), _Timing()
     graph_maps = [output for output in before.description.maps if output.in_graph]
@@ -186,7 +186,7 @@ def compare(before: Model, after: Model, batch: Images) -> Agreement:
 
 
 def _means(flags: Sequence[tuple[bool, bool]]) -> tuple[float | None, float | None]:
-    """Return the share of True among the first flags and among the second; None without any flags."""
+    """Return the fraction of True among the first flags and among the second flags; None for both if there are no flags."""
     if not flags:
         return None, None
     first, second = np.mean(flags, axis=0)
@@ -194,16 +194,16 @@ def _means(flags: Sequence[tuple[bool, bool]]) -> tuple[float | None, float | No
 
 
 def _timed_logits(model: Model, images: Bytes) -> tuple[Values, float]:
-    """Run the images; return the logits, and the seconds that this took."""
+    """Run the model on images and return the logits and the duration in seconds."""
     began = time.perf_counter()
     logits = model.run(images).logits
     return logits, time.perf_counter() - began
 
 
 def rank_correlation(first: Values, second: Values) -> float | None:
-    """Return Spearman's rank correlation over the positions of two maps `[h, w]`. Equal values share the mean of their ranks.
+    """Return Spearman's rank correlation over the positions of two maps `[h, w]`. Ties share the mean of their ranks.
 
-    A map that is constant or not finite has no ranks: the result is 0 if the other map has some, and None if neither has.
+    A map that is constant or not finite has no ranking. Return 0 if only one of the maps has a ranking, and None if neither has.
     """
     ranks = [rankdata(values, axis=None) if np.isfinite(values).all() else np.zeros(values.size) for values in (first, second)]
     a, b = (values - values.mean() for values in ranks)

@@ -1,4 +1,4 @@
-"""Images for the evaluation of maps, with their classes and the objects' positions."""
+"""Data set for evaluating maps: images with their classes and object positions."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from tlcli.training.settings.config import FinetuneConfig, default_data_dir
 
 @dataclass(frozen=True)
 class Sample:
-    """A preprocessed image.
+    """Preprocessed image with its class and object position.
 
-    name: its path below the data set's folder.
-    number: its index in `Images`, broken images not counted.
-    class_name: name of its class in the data set.
-    image: the input, `[H, W, 3]`.
-    region: the object's position in the input, `[H, W]`; all False if it is cropped away, None if unknown.
+    name: path of the image relative to the data set's folder.
+    number: index of the image in `Images`, not counting images that could not be read.
+    class_name: name of the image's class in the data set.
+    image: input image, `[H, W, 3]`.
+    region: mask of the object in the input, `[H, W]`; all False if the object is cropped away, None if unknown.
     """
 
     name: str
@@ -44,15 +44,15 @@ class Sample:
 
 @dataclass
 class Images:
-    """Images for the evaluation of maps, read one at a time.
+    """Images for evaluating maps, read one at a time.
 
-    where: the data set, as messages call it.
-    part: `test`, or `all` if there is no test part.
+    where: data set name shown in messages.
+    part: `test`, or `all` if there is no test split.
     classes: classes of the data set.
-    limit: number of images to read; broken ones are replaced by those that follow.
-    names, class_names: every image in reading order, and its class.
-    truth: boxes and masks; None without any.
-    left_out: broken images found so far.
+    limit: maximum number of images to read. Images that cannot be read are replaced by the next ones.
+    names, class_names: names and classes of all images in reading order.
+    truth: boxes and masks; None if the data set has neither.
+    left_out: images that could not be read so far.
     skipped: files that are not images and folders that are not classes.
     """
 
@@ -94,17 +94,17 @@ class Images:
 
 
 def open_images(spec: str, limit: int, seed: int, data_dir: Path | None = None, progress: ProgressFactory = silent) -> Images:
-    """Find the images of a data set: the test part if there is one, otherwise all images.
+    """Find the images of a data set: those of the test split if there is one, and otherwise all images.
 
     Args:
-        spec: a known name, a folder, or a timm spec, as `tlcli.training.load_dataset` takes them.
-        limit: number of images, spread evenly over the classes.
-        seed: seed of the choice of images, and of a data set that is generated.
-        data_dir: folder of known data sets.
+        spec: name of a known data set, path of a folder, or timm spec, as accepted by `tlcli.training.load_dataset`.
+        limit: maximum number of images, spread evenly over the classes.
+        seed: seed for the choice of images and for a generated data set.
+        data_dir: folder that holds the known data sets.
         progress: progress display for downloads.
 
     Raises:
-        DatasetError: no such data set, or one without images.
+        DatasetError: the data set does not exist or holds no images.
         HubError: the data set is not in `data_dir` and cannot be downloaded.
     """
     config = FinetuneConfig(dataset=spec, seed=seed, data_dir=data_dir or default_data_dir())
@@ -129,23 +129,28 @@ def open_images(spec: str, limit: int, seed: int, data_dir: Path | None = None, 
 
 
 def all_classes(listing: Listing, parts: Iterable[Mapping[str, Sequence[str]]]) -> tuple[str, ...]:
-    """Return the data set's classes, and classes that occur only in `parts`: a test folder may have more than the train folder."""
+    """Return the data set's classes followed by classes that occur only in `parts`.
+
+    A test folder may have more classes than the train folder.
+    """
     more = dict.fromkeys(name for part in parts for name in part if name not in listing.classes)
     masks = MASKS_FOLDER if MASKS_FOLDER in more and isinstance(listing.source, FolderSource) else None
     return (*listing.classes, *(name for name in sorted(more) if name != masks))
 
 
 def label_ids(classes: Sequence[str], labels: Sequence[str], where: str, alternative: str = "") -> dict[str, int]:
-    """Return the model's class id for each class of the data set, matched by name (NFC): first exactly, then ignoring case.
+    """Return the model's class id for each class of the data set.
+
+    Classes are matched by NFC-normalised name, first exactly and then ignoring case.
 
     Args:
         classes: classes of the data set.
         labels: labels of the model.
-        where: the data set, as messages call it.
-        alternative: another way out for the user, at the end of a message.
+        where: data set name shown in messages.
+        alternative: alternative remedy appended to error messages.
 
     Raises:
-        DatasetError: a class that the model does not have, or whose label several of the model's classes share.
+        DatasetError: the model lacks a class, or several of the model's classes share its label.
     """
     exact = LabelIndex(labels)
     folded = {same_name(label).casefold(): index for index, label in reversed(list(enumerate(labels)))}
@@ -167,9 +172,10 @@ def label_ids(classes: Sequence[str], labels: Sequence[str], where: str, alterna
 
 
 def _interleaved(by_class: dict[str, list[str]], seed: int) -> list[tuple[str, str]]:
-    """Return all images with their classes: a random one of each class, then another of each, until none is left.
+    """Return all images with their classes, interleaved by class in random order.
 
-    Any number of images from the start of this list is spread over the classes as evenly as possible.
+    Each round takes one random image of every class until none are left. Any prefix of the list is therefore spread over the classes as
+    evenly as possible.
     """
     rounds = zip_longest(
         *(
@@ -181,7 +187,7 @@ def _interleaved(by_class: dict[str, list[str]], seed: int) -> list[tuple[str, s
 
 
 def without_masks(listing: Listing) -> Listing:
-    """Remove the folder of masks from the classes of a listing, if it is next to the class folders."""
+    """Remove the masks folder from the classes of a listing, if it is next to the class folders and has subfolders of their names."""
     if not isinstance(listing.source, FolderSource) or MASKS_FOLDER not in listing.classes:
         return listing
     masks = listing.source.root / MASKS_FOLDER

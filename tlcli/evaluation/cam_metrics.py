@@ -1,4 +1,4 @@
-"""Metrics of maps, by name, and the columns of the result table."""
+"""Names of the map metrics, and the columns of the result table."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ DELETION, INSERTION, ROAD, DROP, INCREASE, POINTING, ENERGY = METRICS = (
     "pointing",
     "energy",
 )
-"""Metrics that `--metrics` takes."""
+"""Names of the metrics that `--metrics` accepts."""
 
 NEED_TRUTH = (POINTING, ENERGY)
-"""Metrics that need boxes or masks."""
+"""Metrics that require boxes or masks."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the result table: a share, or half the difference of two shares.
+    """Column of the result table. Its values are fractions, or half the difference of two fractions.
 
-    name: name in files.
-    metric: the metric in `METRICS` that it belongs to.
-    title: heading for people.
-    higher_is_better: False if lower is better.
-    shown: True if it is drawn and printed; other columns are only in the files.
+    name: column name in files.
+    metric: metric in `METRICS` that the column belongs to.
+    title: human-readable heading.
+    higher_is_better: True if higher values are better, False if lower values are better.
+    shown: True if the column is drawn and printed; other columns are only written to files.
     limits: smallest and largest possible value.
     """
 
@@ -53,5 +53,5 @@ COLUMNS = (
 
 
 def columns_of(metrics: tuple[str, ...]) -> tuple[Column, ...]:
-    """Return the columns of some metrics, in the table's order."""
+    """Return the columns of the given metrics in table order."""
     return tuple(column for column in COLUMNS if column.metric in metrics)

@@ -28,17 +28,17 @@ TABLE, IMAGES, SUMMARY, PLOT = "table.csv", "images.csv", "summary.json", "plot.
 _DPI = 130
 _INK, _FAINT = "#2b2f36", "#8a8f98"
 _COLOURS = ("#1f5fbf", "#d1495b", "#2a9d6f", "#e08a1e", "#7a4fb5", "#12a5b8", "#b0307f", "#7d8c1f", "#8c5a2b", "#4a5a78")
-"""Colours of the methods. If there are more methods, the colours repeat with another line style."""
+"""Colours of the methods. With more methods than colours, the colours repeat with a different line style."""
 _LINES = ("-", (0, (5, 2)), (0, (3, 1.5, 1, 1.5)))
 _BASELINE_LINES = {RANDOM: (0, (1, 1.5)), CENTRE: (0, (4, 2))}
 _NARROWEST = 0.04
-"""Minimum width of a panel's axis, so that nearly equal values do not look different."""
+"""Minimum range of a panel's axis, so that nearly equal values do not look different."""
 _INTERVAL_ERRORS = 1.96
-"""Standard errors on either side of a mean in its 95 % interval."""
+"""Half-width of a 95 % confidence interval in standard errors."""
 
 
 def table_rows(measurement: Measurement) -> list[dict[str, Any]]:
-    """Return a row per method: its mean of each column and the standard error as `<column>_se`; None for a missing value."""
+    """Return one row per method with the mean of each column, and its standard error as `<column>_se`. Missing values are None."""
     rows = []
     for name in measurement.settings.names:
         row: dict[str, Any] = {"method": name, "baseline": name in BASELINES, "images": len(measurement.images)}
@@ -51,7 +51,7 @@ def table_rows(measurement: Measurement) -> list[dict[str, Any]]:
 
 
 def image_rows(measurement: Measurement, labels: Sequence[str]) -> Iterable[dict[str, Any]]:
-    """Yield a row per image and method."""
+    """Yield one row per image and method."""
     for image in measurement.images:
         for name in measurement.settings.names:
             row: dict[str, Any] = {
@@ -68,10 +68,10 @@ def write_report(folder: Path, measurement: Measurement, labels: Sequence[str], 
     """Write `table.csv`, `images.csv`, `summary.json` and `plot.png`, each atomically.
 
     Args:
-        folder: created if it is missing.
+        folder: output folder; created if it does not exist.
         measurement: result of `measure`.
         labels: labels of the model.
-        about: further entries of `summary.json`: model, data, settings.
+        about: additional entries for `summary.json`: model, data, settings.
         title: title of the figure.
 
     Returns:
@@ -108,7 +108,10 @@ def _cell(value: object) -> object:
 
 
 def draw(measurement: Measurement, title: str, path: Path) -> None:
-    """Draw the figure as a PNG: a panel per column with a point per method and the baselines as lines, above the mean curves."""
+    """Draw the figure and save it as a PNG.
+
+    The figure has one panel per column, with a point per method and a line per baseline. The mean curves are below the panels.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -126,7 +129,7 @@ def draw(measurement: Measurement, title: str, path: Path) -> None:
     if curves:
         _draw_curves(subfigures[1], measurement, curves)
     with whole_file(path) as temporary, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # labels in scripts that the font does not have
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the font may lack the script of a label
         figure.savefig(temporary)
 
 
@@ -166,7 +169,7 @@ def _draw_panels(subfigure: SubFigure | Figure, measurement: Measurement, column
 
 
 def _draw_point(axes: Axes, height: float, name: str, column: Column, figure: Mean, methods: Sequence[str], is_best: bool) -> None:
-    """Draw one method in one panel, and its mean next to the panel."""
+    """Draw one method's point in a panel and print its mean next to the panel."""
     colour, _ = _style(methods, name)
     reach = 0.0 if math.isnan(figure.error) else _INTERVAL_ERRORS * figure.error
     low, high = (min(reach, abs(limit - figure.mean)) for limit in column.limits)
@@ -239,5 +242,5 @@ def _title(name: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Escape `$`, which matplotlib would take as the start of a formula."""
+    """Escape `$`, which matplotlib would interpret as the start of a formula."""
     return text.replace("$", r"\$")

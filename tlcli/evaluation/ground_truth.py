@@ -1,4 +1,4 @@
-"""Positions of objects: boxes and masks of a data set, transformed to the network's input."""
+"""Ground-truth object positions from the boxes and masks of a data set, transformed to the network's input."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from tlcli.training.data.shapes import BOXES_FILE
 MASKS_FOLDER = "masks"
 
 _SLACK = 1e-6
-"""Tolerance in pixels for rounding. A box that ends on a pixel's edge does not touch the next pixel."""
+"""Rounding tolerance in pixels. A box that ends exactly on a pixel's edge does not touch the next pixel."""
 
 
 @dataclass(frozen=True)
 class Truth:
-    """Boxes and masks of a data set's folder.
+    """Boxes and masks in a data set's folder.
 
-    root: the folder. Its `boxes.json` maps the path of an image below it to `[left, top, right, bottom]` or a list of such boxes.
-        `masks/<path below it>.png` (the image's suffix replaced) is nonzero on the object. A mask takes precedence over a box.
-        Both are in pixels of the upright image, after its EXIF orientation was applied.
-    boxes: boxes by image.
+    root: folder of the data set. Its `boxes.json` maps an image's path relative to the folder to `[left, top, right, bottom]` or to a list
+        of such boxes. The mask `masks/<relative path>.png`, with the image's suffix replaced, is nonzero on the object. A mask takes
+        precedence over a box. Both use pixel coordinates of the upright image, after its EXIF orientation has been applied.
+    boxes: boxes by image path.
     """
 
     root: Path
@@ -37,10 +37,10 @@ class Truth:
 
     @classmethod
     def find(cls, root: Path) -> Truth | None:
-        """Read the boxes of a folder and look for masks; return None if it has neither.
+        """Read the boxes of a folder and look for masks. Return None if the folder has neither.
 
         Raises:
-            DatasetError: a `boxes.json` of another format.
+            DatasetError: `boxes.json` cannot be read or has an invalid format.
         """
         path = root / BOXES_FILE
         if path.is_file():
@@ -48,18 +48,18 @@ class Truth:
         return cls(root, {}) if (root / MASKS_FOLDER).is_dir() else None
 
     def region(self, name: str, size: tuple[int, int], preprocessing: Preprocessing) -> Flags | None:
-        """Return the object's position in the network's input, as a mask `[height, width]`.
+        """Return the object's position in the network's input as a mask `[height, width]`.
 
         Args:
-            name: path of the image below the root.
+            name: path of the image relative to the root.
             size: width and height of the image.
-            preprocessing: the model's preprocessing.
+            preprocessing: preprocessing of the model.
 
         Returns:
-            All False if the object is cropped away; None if the image has no box and no mask.
+            The mask, all False if the object is cropped away; None if the image has neither a box nor a mask.
 
         Raises:
-            ImageError: a mask that cannot be read, or has another size than its image.
+            ImageError: the mask file cannot be read, or its size differs from the image's.
         """
         mask = self.root / MASKS_FOLDER / PurePosixPath(name).with_suffix(".png")
         if mask.is_file():
@@ -69,12 +69,12 @@ class Truth:
 
 
 def boxes_region(boxes: tuple[Box, ...], size: tuple[int, int], preprocessing: Preprocessing) -> Flags:
-    """Return the pixels of the network's input that the boxes of an image touch, `[height, width]`.
+    """Return a mask `[height, width]` of the input pixels that the boxes of an image touch.
 
     Args:
-        boxes: in pixels of the image.
+        boxes: boxes in pixels of the image.
         size: width and height of the image.
-        preprocessing: the model's preprocessing.
+        preprocessing: preprocessing of the model.
     """
     left, top, right, bottom = preprocessing.visible_box(*size)
     across, down = preprocessing.width / (right - left), preprocessing.height / (bottom - top)
@@ -91,12 +91,15 @@ def _touched(low: float, high: float, length: int) -> slice:
 
 
 def _source_pixels(low: float, high: float, length: int) -> Indices:
-    """Return the image's pixel at the centre of each input pixel; a centre on the edge of two pixels belongs to the second."""
+    """Return the index of the image pixel at the centre of each input pixel.
+
+    A centre on the edge between two pixels belongs to the second.
+    """
     return np.floor(low + (np.arange(length) + 0.5) * (high - low) / length + _SLACK).astype(np.int64)
 
 
 def mask_region(mask: Flags, preprocessing: Preprocessing) -> Flags:
-    """Transform an image's mask `[h, w]` to the network's input `[height, width]`, sampled at the centre of each pixel."""
+    """Transform an image's mask `[h, w]` to the network's input `[height, width]` by sampling it at the centre of each input pixel."""
     height, width = mask.shape
     left, top, right, bottom = preprocessing.visible_box(width, height)
     columns = _source_pixels(left, right, preprocessing.width)

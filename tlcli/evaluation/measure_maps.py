@@ -1,4 +1,4 @@
-"""Measurement of maps: every metric of every method, image by image."""
+"""Measurement of maps, which computes every metric of every method image by image."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from tlcli.evaluation.road import SHARES, noise_for, road
 from tlcli.training.runtime.progress import ProgressFactory, silent
 
 LEFT_OUT_BY_DEFAULT = ("scorecam", "ablationcam")
-"""Methods that run the network or its head once per channel, which takes minutes instead of seconds."""
+"""Methods excluded by default, because they run the network or its head once per channel and take minutes instead of seconds."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ class Settings:
 
     methods: names of the model's maps.
     metrics: names from `tlcli.evaluation.cam_metrics.METRICS`.
-    steps: number of equal shares of the pixels, for deletion and insertion.
-    seed: seed of the random map and of ROAD's noise.
-    class_ids: the class to explain for each class of the data set; None explains the model's top-1 class of each image.
+    steps: number of equal fractions of the pixels for deletion and insertion.
+    seed: seed for the random map and for ROAD's noise.
+    class_ids: class id to explain for each class of the data set; None explains the model's top-1 class for each image.
     softmax: explain the class's probability instead of its logit.
-    batch_size: number of inputs that the model runs at a time.
+    batch_size: maximum number of inputs per model run.
     """
 
     methods: tuple[str, ...]
@@ -68,7 +68,7 @@ class Settings:
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        """Columns of the result table."""
+        """Columns of the result table for these metrics."""
         return columns_of(self.metrics)
 
 
@@ -76,11 +76,11 @@ class Settings:
 class ImageResult:
     """Result of one image.
 
-    name: its path below the data set's folder.
-    class_name: name of its class in the data set.
-    class_id: the explained class.
-    probability: the model's probability of that class.
-    values: method to column to value.
+    name: path of the image relative to the data set's folder.
+    class_name: name of the image's class in the data set.
+    class_id: id of the explained class.
+    probability: the model's probability for the explained class.
+    values: values by method and column.
     """
 
     name: str
@@ -92,10 +92,10 @@ class ImageResult:
 
 @dataclass(frozen=True)
 class Mean:
-    """Mean over images.
+    """Mean over images with its standard error.
 
-    mean: the mean.
-    error: its standard error; nan for a single image.
+    mean: mean value.
+    error: standard error of the mean; nan for a single image.
     count: number of images.
     """
 
@@ -108,11 +108,11 @@ class Mean:
 class Measurement:
     """Results of a measurement.
 
-    settings: its settings.
-    images: the results of the images.
-    curves: `deletion` and `insertion`, then method, to the class's mean probability after 0, 1, ... of the steps.
-    without_region: number of images without a box or mask.
-    outside: number of images whose object is cropped away. Neither kind counts in the metrics that need a box.
+    settings: settings of the measurement.
+    images: results by image.
+    curves: for `deletion` and `insertion`, the class's mean probability after 0, 1, ... steps, by method.
+    without_region: number of images without a box or mask; they do not count in the metrics that need one.
+    outside: number of images whose object is cropped away; they do not count in these metrics either.
     """
 
     settings: Settings
@@ -122,7 +122,7 @@ class Measurement:
     outside: int = 0
 
     def figure(self, method: str, column: str) -> Mean | None:
-        """Return a cell of the table; None if no image has a value."""
+        """Return the mean for a cell of the table; None if no image has a value."""
         values = [image.values[method][column] for image in self.images if column in image.values[method]]
         if not values:
             return None
@@ -134,12 +134,12 @@ def choose_methods(model: Model, names: Sequence[str] | None) -> tuple[str, ...]
     """Return the names of the maps to measure.
 
     Args:
-        model: the model.
-        names: names of maps; a method that is not a map's name stands for its maps of every layer; `all` for every map;
-            None for every map but the slow ones, `LEFT_OUT_BY_DEFAULT`.
+        model: model that computes the maps.
+        names: names of maps. A method name that is not itself a map name selects the method's maps of every layer. `all` selects every map;
+            None selects every map except the slow ones in `LEFT_OUT_BY_DEFAULT`.
 
     Raises:
-        RequestError: a map that the model does not have, or a model without maps.
+        RequestError: the model has no maps, or lacks one of them.
     """
     maps, where = model.description.maps, f"model {model.description.name!r}"
     if not maps:
@@ -160,12 +160,12 @@ def choose_metrics(images: Images, names: Sequence[str] | None) -> tuple[str, ..
     """Return the metrics to compute, in the order of `METRICS`.
 
     Args:
-        images: the images.
-        names: names of metrics; None for all that the data set allows.
+        images: images to evaluate.
+        names: names of metrics; None for all that the data set supports.
 
     Raises:
-        RequestError: an unknown metric.
-        DatasetError: a metric that needs boxes, for a data set without any.
+        RequestError: a metric is unknown.
+        DatasetError: a metric needs boxes or masks, but the data set has none.
     """
     if names is None:
         return tuple(name for name in METRICS if images.truth is not None or name not in NEED_TRUTH)
@@ -183,18 +183,18 @@ def choose_metrics(images: Images, names: Sequence[str] | None) -> tuple[str, ..
 def measure(model: Model, images: Images, settings: Settings, progress: ProgressFactory = silent) -> Measurement:
     """Measure maps on images.
 
-    Maps are enlarged to the input's size (bilinear). The model runs on 8-bit images, as a served model does: changed images are rounded
-    to the nearest grey level.
+    Maps are enlarged to the input size with bilinear interpolation. Like a served model, the model runs on 8-bit images, so perturbed
+    images are rounded to the nearest grey level.
 
     Args:
-        model: the model; it computes the maps and, through `Model.run`, scores the changed images.
-        images: the images, read as they are needed.
+        model: model that computes the maps and, through `Model.run`, scores the perturbed images.
+        images: images to measure on, read as they are needed.
         settings: settings of the measurement.
         progress: progress display over the images.
 
     Raises:
-        DatasetError: no image can be read; or all requested metrics need boxes, and no image has a visible one.
-        RequestError: a method that the model does not have.
+        DatasetError: no image can be read, or all requested metrics need boxes and no image has a visible one.
+        RequestError: the model does not have a requested method.
     """
     measurement = Measurement(settings)
     sums: dict[str, dict[str, Floats]] = {}
@@ -215,7 +215,7 @@ def measure(model: Model, images: Images, settings: Settings, progress: Progress
 
 
 def _measure_image(model: Model, sample: Sample, settings: Settings, sums: dict[str, dict[str, Floats]]) -> ImageResult:
-    """Measure all maps of an image, and add their curves to `sums`."""
+    """Measure all maps of an image and add their curves to `sums`."""
     preprocessing = model.description.preprocessing
     target = FIRST_RANKED if settings.class_ids is None else settings.class_ids[sample.class_name]
     answer = explain(model, sample.image[None], (target,), settings.methods, softmax=settings.softmax, batch_size=settings.batch_size)
@@ -234,7 +234,7 @@ def _measure_image(model: Model, sample: Sample, settings: Settings, sums: dict[
 
 
 def _enlarged(model_maps: dict[str, Values], sample: Sample, settings: Settings, preprocessing: Preprocessing) -> dict[str, Values]:
-    """Return the methods' and the baselines' maps at the input's size. The random map is enlarged from the first method's size."""
+    """Return the maps of all methods and baselines at the input size. The random map is enlarged from the first method's map size."""
     height, width = model_maps[settings.methods[0]].shape
     low = {**model_maps, RANDOM: random_map(height, width, settings.seed, sample.number)}
     maps = {name: at_input_size(values, preprocessing.width, preprocessing.height) for name, values in low.items()}
@@ -242,7 +242,7 @@ def _enlarged(model_maps: dict[str, Values], sample: Sample, settings: Settings,
 
 
 class _Probe:
-    """Measurement of maps on one image. Arrays that all its maps share are computed once."""
+    """Measurement of maps on one image. Arrays shared by all of its maps are computed once."""
 
     def __init__(self, sample: Sample, probability: float, score: Score, settings: Settings, preprocessing: Preprocessing) -> None:
         self._sample = sample
@@ -255,7 +255,7 @@ class _Probe:
         self._noise: npt.NDArray[np.float64] = noise_for(sample.image.shape, settings.seed, sample.number)
 
     def measure(self, values: Values) -> tuple[dict[str, float], dict[str, Floats]]:
-        """Measure a map at the input's size, not scaled; return its values by column, and its curves by metric."""
+        """Measure an unnormalised map at the input size. Return its values by column and its curves by metric."""
         image, score, metrics = self._sample.image, self._score, self._metrics
         unit = to_unit(values)
         order = ranking(values)
@@ -285,7 +285,7 @@ class _Probe:
 
 
 def probes_per_map(settings: Settings) -> int:
-    """Return the number of changed images that the model runs for one map of one image."""
+    """Return the number of perturbed images that the model runs on to measure one map of one image."""
     curve = settings.steps + 1
     costs = {DELETION: curve, INSERTION: curve, ROAD: 2 * len(SHARES)}
     return sum(costs.get(name, 0) for name in settings.metrics) + (DROP in settings.metrics or INCREASE in settings.metrics)

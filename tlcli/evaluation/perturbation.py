@@ -1,4 +1,4 @@
-"""Perturbed images and the model's scores for them, shared by the faithfulness metrics."""
+"""Image perturbation and scoring shared by the faithfulness metrics."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Indices = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
 Score = Callable[[Iterable[Bytes]], Floats]
-"""Function that runs any number of inputs, uint8 `[H, W, 3]`, and returns the probability of one class for each, `[n]`."""
+"""Function that runs the model on any number of uint8 inputs `[H, W, 3]` and returns the probability of one class for each, `[n]`."""
 
 
 def class_score(model: Model, class_id: int, batch_size: int) -> Score:
@@ -35,7 +35,10 @@ def class_score(model: Model, class_id: int, batch_size: int) -> Score:
 
 
 def at_input_size(values: Values, width: int, height: int) -> Values:
-    """Enlarge a raw map `[h, w]` to the input's size (bilinear). A constant map stays constant; one that is not finite becomes 0."""
+    """Enlarge a raw map `[h, w]` to the input size with bilinear interpolation.
+
+    A constant map stays constant. A map with values that are not finite becomes 0.
+    """
     if not np.isfinite(values).all():
         return np.zeros((height, width), dtype=np.float32)
     if values.min() == values.max():
@@ -44,19 +47,22 @@ def at_input_size(values: Values, width: int, height: int) -> Values:
 
 
 def ranking(values: Values) -> Indices:
-    """Return the flat indices of a map `[H, W]` by descending value; equal values stay in reading order."""
+    """Return the flat indices of a map `[H, W]` in order of descending value. Ties stay in row-major order."""
     return np.argsort(-values.ravel(), kind="stable")
 
 
 def replace_pixels(image: Bytes, positions: Indices, source: Bytes) -> Bytes:
-    """Return a copy of `image` with the pixels at `positions` from `source`: an image of the same shape, or one colour `[3]`."""
+    """Return a copy of `image` with the pixels at `positions` replaced from `source`.
+
+    `source` is either an image of the same shape or one colour `[3]`.
+    """
     changed = image.reshape(-1, 3).copy()
     changed[positions] = source if source.ndim == 1 else source.reshape(-1, 3)[positions]
     return changed.reshape(image.shape)
 
 
 def pixel_counts(pixels: int, steps: int) -> list[int]:
-    """Return the number of pixels in the first 0, 1, ..., `steps` of `steps` equal shares."""
+    """Return the cumulative pixel counts after 0, 1, ..., `steps` of `steps` equal fractions."""
     return [round(pixels * step / steps) for step in range(steps + 1)]
 
 

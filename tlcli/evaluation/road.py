@@ -1,6 +1,6 @@
-"""ROAD, remove and debias (Rong et al. 2022, arXiv:2202.00449): removed pixels are imputed from their surroundings.
+"""ROAD, remove and debias (Rong et al. 2022, arXiv:2202.00449), which imputes removed pixels from their surroundings.
 
-If removed pixels are painted over in one colour, their outline alone reveals the class. Imputed pixels reveal little.
+If removed pixels are painted over in one colour, their outline alone can reveal the class. Imputed pixels reveal little.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ if TYPE_CHECKING:
     from scipy.sparse import csc_matrix
 
 SHARES = (0.2, 0.4, 0.6, 0.8)
-"""Shares of the pixels that are removed."""
+"""Fractions of the pixels to remove."""
 
 NOISE = 0.01 * 255
-"""Standard deviation of the noise on imputed pixels, in grey levels."""
+"""Standard deviation of the noise added to imputed pixels, in grey levels."""
 
 _NEIGHBOURS = tuple(
     ((down, across), 1 / 6 if down == 0 or across == 0 else 1 / 12) for down in (-1, 0, 1) for across in (-1, 0, 1) if down or across
 )
-"""Offsets of a pixel's neighbours, and their weights."""
+"""Offsets and weights of a pixel's neighbours."""
 
 
 @dataclass(frozen=True)
 class Road:
-    """Class probabilities after pixels were removed, one for each share in `SHARES`.
+    """Class probabilities after removing pixels, one for each fraction in `SHARES`.
 
-    morf: with the most relevant pixels removed first.
-    lerf: with the least relevant pixels removed first.
+    morf: probabilities with the most relevant pixels removed first.
+    lerf: probabilities with the least relevant pixels removed first.
     """
 
     morf: Floats
@@ -42,7 +42,7 @@ class Road:
 
     @property
     def combined(self) -> float:
-        """Mean of (LeRF - MoRF) / 2 over the shares: large is good, 0 is expected of a map without information."""
+        """Mean of (LeRF - MoRF) / 2 over the fractions. Higher is better; a map without information is expected to score 0."""
         return float((self.lerf - self.morf).mean() / 2)
 
 
@@ -50,10 +50,10 @@ def road(image: Bytes, order: Indices, score: Score, noise: Floats) -> Road:
     """Compute ROAD for one map.
 
     Args:
-        image: the input, `[H, W, 3]`.
-        order: its pixels, the most important first, `[H * W]`.
+        image: input image, `[H, W, 3]`.
+        order: flat pixel indices, most important first, `[H * W]`.
         score: function that runs the model.
-        noise: noise from `noise_for`.
+        noise: noise returned by `noise_for`.
     """
 
     def without(positions: Indices) -> Bytes:
@@ -68,17 +68,17 @@ def road(image: Bytes, order: Indices, score: Score, noise: Floats) -> Road:
 
 
 def noise_for(shape: tuple[int, ...], seed: int, number: int) -> Floats:
-    """Return the noise that `impute` adds to image `number`: the same for every map, so that only the maps differ."""
+    """Return the noise that `impute` adds to image `number`. It is the same for every map, so that only the maps differ."""
     return np.random.default_rng([seed, number]).normal(0.0, NOISE, shape)
 
 
 def impute(image: Bytes, missing: Flags, noise: Floats) -> Bytes:
-    """Fill in the missing pixels of an image, add noise to them, and round to 8 bits.
+    """Impute the missing pixels of an image, add noise to them, and round to 8 bits.
 
     Args:
-        image: `[H, W, 3]`.
-        missing: `[H, W]`; at least one pixel is not missing.
-        noise: grey levels, `[H, W, 3]`; used where pixels are missing.
+        image: image, `[H, W, 3]`.
+        missing: mask of the missing pixels, `[H, W]`; at least one pixel must not be missing.
+        noise: noise in grey levels, `[H, W, 3]`; used only where pixels are missing.
     """
     filled = image.astype(np.float64)
     if missing.any():
@@ -87,12 +87,13 @@ def impute(image: Bytes, missing: Flags, noise: Floats) -> Bytes:
 
 
 def solve_missing(image: Bytes, missing: Flags) -> Floats:
-    """Solve for the missing pixels so that each is the weighted mean of its neighbours, missing or not.
+    """Solve for the missing pixels so that each is the weighted mean of all its neighbours, both missing and known.
 
-    Direct neighbours weigh 1/6, diagonal ones 1/12; at the image's edge the existing neighbours share the weight.
+    Direct neighbours have a weight of 1/6 and diagonal neighbours a weight of 1/12. At the image's edge, the existing neighbours share the
+    weight.
 
     Returns:
-        `[n, channels]`, the missing pixels in reading order.
+        Missing pixels in row-major order, `[n, channels]`.
 
     Raises:
         ValueError: every pixel is missing.
@@ -107,7 +108,12 @@ def solve_missing(image: Bytes, missing: Flags) -> Floats:
 
 
 def _equations(image: Bytes, missing: Flags) -> tuple[csc_matrix, Floats]:
-    """Return the symmetric matrix `[n, n]`, and the right-hand side `[n, channels]`: the known neighbours' share of each missing pixel."""
+    """Return the system of linear equations for the missing pixels.
+
+    Returns:
+        The symmetric matrix `[n, n]`, and the right-hand side `[n, channels]` with the contribution of the known neighbours to each
+        missing pixel.
+    """
     from scipy.sparse import csc_matrix
 
     outside, is_known = -2, -1

@@ -1,1 +1,1 @@
-"""Commands, one file each: `command`, which imports what it needs when it runs."""
+"""Commands of the CLI, one module each. Every module defines `command`, which imports its dependencies when it runs."""

@@ -20,7 +20,7 @@ _COLUMNS = ["load", "answered_per_s", "p50_ms", "p90_ms", "p95_ms", "p99_ms", "p
 
 
 class _Numbers(click.ParamType[Any]):
-    """List of positive numbers, such as 1,2,4."""
+    """Parameter type for a comma-separated list of positive numbers, such as 1,2,4."""
 
     name = "N,N,..."
 
@@ -28,10 +28,10 @@ class _Numbers(click.ParamType[Any]):
         self._kind = kind
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
-        """Return the numbers.
+        """Parse the list of numbers.
 
         Raises:
-            BadParameter: no list of positive numbers.
+            BadParameter: the value is not a list of positive numbers.
         """
         if not isinstance(value, str):
             return tuple(value)
@@ -103,9 +103,9 @@ def command(
     options.check_images(images)
     paths = options.find_images(images, console)
     messages = [write_request(with_image(query, path)).SerializeToString() for path in paths]
-    how["retries"] = 0  # rejected requests are to be counted
+    how["retries"] = 0  # rejected requests must be counted, not retried
     with Client(host, port, **how) as client:
-        client.classify(paths[0], model=model, version=version, cam=cam)  # raises what is wrong with the request
+        client.classify(paths[0], model=model, version=version, cam=cam)  # raises an error if the request is invalid
     measured = []
     for load in loads:
         console.say(f"{_name(load)} for {seconds:g} s")
@@ -129,7 +129,7 @@ def _name(load: Load) -> str:
 
 
 def _row(step: Measured) -> dict[str, Any]:
-    """Return the figures of one step: numbers, and the answers by gRPC code."""
+    """Return the measured values of one step, including the answer counts by gRPC code."""
     from tlcli.service.client.load_test import PERCENTILES
 
     row: dict[str, Any] = {
@@ -144,7 +144,7 @@ def _row(step: Measured) -> dict[str, Any]:
 
 
 def _legible(row: dict[str, Any], load: Load) -> dict[str, Any]:
-    """Return a row for the table: the load and the codes in one cell each."""
+    """Format a row for the table, with the load and the gRPC codes in one cell each."""
     return {**row, "load": _name(load), "codes": ", ".join(f"{code} {count}" for code, count in row["codes"].items())}
 
 

@@ -94,7 +94,10 @@ def command(
 
 
 def _maps(client: Client, model: str, version: str, cams: tuple[str, ...], classes: Sequence[str]) -> tuple[tuple[str, ...], Sequence[int]]:
-    """Return the maps to request and the classes to explain; the model is asked where a label or `all` needs it."""
+    """Return the maps to request and the classes to explain.
+
+    The model's description is fetched from the server only if classes are given or `all` is among the maps.
+    """
     if not classes and "all" not in cams:
         return cams, ()
     from tlcli.contract.maps.method_names import require_methods
@@ -116,7 +119,7 @@ def _classify(
     softmax: bool,
     max_channels: int | None,
 ) -> Iterator[tuple[Path, list[Classification] | TlcliError]]:
-    """Yield each image with its answers, one per map, or with the error that it met. Each map is a stream of its own."""
+    """Yield each image with its answers, one per map, or with its error. Each map is requested in a separate stream."""
     from tlcli.contract.errors import ImageError, RequestError
     from tlcli.contract.maps.scorecam import is_score_cam
 
@@ -142,7 +145,7 @@ def _classify(
 
 
 def _image_answer(path: Path, classified: Sequence[Classification], top_k: int, folder: OverlayFolder) -> ImageAnswer:
-    """Write the overlays of an image, and return its best classes."""
+    """Write the overlays of an image and return its answer."""
     overlays = tuple(
         folder.write(path, prediction.map.method, prediction.label, prediction.map.png)
         for classification in classified

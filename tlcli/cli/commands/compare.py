@@ -68,7 +68,7 @@ def _ordered(compared: Comparison, column: str | None) -> tuple[dict[str, Any], 
 
 
 def _legible(row: dict[str, Any], settings: tuple[str, ...]) -> dict[str, Any]:
-    """Return a row for the table: floats such as 1e-05 in short form, whole seconds."""
+    """Format a row for the table, with settings such as 1e-05 in short form and times in whole seconds."""
     legible = {name: f"{value:g}" if name in settings and isinstance(value, float) else value for name, value in row.items()}
     return {**legible, "seconds": round(row["seconds"])}
 

@@ -1,4 +1,4 @@
-"""`tlcli demo`: the whole workflow on images that the project draws."""
+"""`tlcli demo`: run the whole workflow on generated images."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from tlcli.service import Prediction
 
 BACKBONE = "test_resnet"
-"""The smallest ResNet of timm, half a million weights: it learns the shapes in a minute."""
+"""Smallest ResNet in timm, with half a million weights. It learns the shapes in a minute."""
 EPOCHS = 9
 SHEET = 9
-"""Number of images on the sheet of answers."""
+"""Number of images on the answer sheet."""
 
 
 @click.command("demo", cls=Command)
@@ -50,7 +50,7 @@ def command(output: Path, seed: int, quiet: bool) -> None:
     console.say(f"1. train a small ResNet ({BACKBONE}) on drawn shapes from random weights, {EPOCHS} epochs: nothing is downloaded")
     config = finetune_config(
         backbone=BACKBONE,
-        # Maps of 8x8 instead of 2x2 for images of 64x64. Pooling by the maximum puts them on the shape: docs/log.md, "The pointing game".
+        # Maps are 8x8 instead of 2x2 for 64x64 images. Max pooling places them on the shape: docs/log.md, "The pointing game".
         model_kwargs={"output_stride": 8, "global_pool": "max"},
         head="original",  # keeps the network's own pooling
         weights="none",
@@ -85,7 +85,7 @@ def command(output: Path, seed: int, quiet: bool) -> None:
 
 
 def _classify(models: Path, images: list[Image], output: Path, console: Console) -> list[Path]:
-    """Start a server, classify the images, stop it; return the paths of the drawn answers."""
+    """Start a server, classify the images, and stop the server. Return the paths of the images written."""
     from tlcli.cli.answer_output import OverlayFolder
     from tlcli.contract.errors import ServerError
     from tlcli.service import Client
@@ -118,7 +118,7 @@ def _classify(models: Path, images: list[Image], output: Path, console: Console)
 
 
 def _draw_sheet(images: list[Image], best: list[Prediction], path: Path) -> None:
-    """Draw each image above the map of its best class, enlarged, with that class and its score."""
+    """Draw a sheet with each image, enlarged, above the map of its top-1 class, labelled with that class and its score."""
     from PIL import Image, ImageDraw, ImageFont
 
     from tlcli.contract.files.atomic_file import whole_file
@@ -141,7 +141,11 @@ def _draw_sheet(images: list[Image], best: list[Prediction], path: Path) -> None
 
 
 def _port(server: subprocess.Popen[str]) -> int:
-    """Return the port that the server chose, from its log."""
+    """Read the port that the server chose from its log.
+
+    Raises:
+        ServerError: the server did not start.
+    """
     from tlcli.contract.errors import ServerError
 
     assert server.stderr is not None

@@ -176,11 +176,11 @@ def command(
 
 
 def _class_ids(class_name: str, classes: Sequence[str], labels: Sequence[str], where: str) -> dict[str, int] | None:
-    """Return the target to explain for each class of the data set; None for the best class of each image.
+    """Return the target to explain for each class of the data set; None explains the top-1 class of each image.
 
     Raises:
-        DatasetError: a class of the data set that the model does not have, with `own`.
-        RequestError: a class that the model does not have.
+        DatasetError: `class_name` is `own`, and the model lacks a class of the data set.
+        RequestError: the model does not have the class `class_name`.
     """
     from tlcli.contract.model.class_choice import FIRST_RANKED, class_targets
     from tlcli.evaluation.cam_dataset import label_ids

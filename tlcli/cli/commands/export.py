@@ -37,7 +37,7 @@ GROUPS = {
         "label_file",
     ),
 }
-"""Parameters under each heading of the help text."""
+"""Parameter names under each heading of the help text."""
 
 
 def _parse_temperature(ctx: click.Context, option: click.Parameter, value: str) -> Temperature:
@@ -233,10 +233,10 @@ def _check_flags(
     methods: tuple[str, ...] | None,
     layers: tuple[str, ...],
 ) -> None:
-    """Refuse flags that would have no effect.
+    """Reject flags that would have no effect.
 
     Raises:
-        UsageError: such a flag.
+        UsageError: a flag would have no effect.
     """
     if precision == "fp32" and max_accuracy_drop is not None:
         raise click.UsageError("--max-accuracy-drop: applies to reduced precision: add --precision fp16 or int8")
@@ -253,7 +253,7 @@ def _check_flags(
 
 
 def _methods(cams: tuple[str, ...]) -> tuple[str, ...] | None:
-    """Return the map methods in `--cam`; None for all that the network allows, empty for none."""
+    """Return the map methods in `--cam`. None selects every method that the network supports; an empty tuple selects no maps."""
     if not cams:
         return None
     text = ",".join(cams)
@@ -266,10 +266,10 @@ def _methods(cams: tuple[str, ...]) -> tuple[str, ...] | None:
 
 
 def _refuse_with_list() -> None:
-    """Refuse flags of the file with `--list-cam-layers`.
+    """Reject flags for the exported file in combination with `--list-cam-layers`.
 
     Raises:
-        UsageError: such a flag.
+        UsageError: such a flag was given.
     """
     for name in ("cams", "layers", "name", "temperature", "precision", "label_file", "image_paths"):
         if options.is_given_by_flag(name):
@@ -278,7 +278,7 @@ def _refuse_with_list() -> None:
 
 
 def _read_labels(path: Path) -> list[str]:
-    """Return the labels; report those that several classes share."""
+    """Read the labels from a file and print a warning for labels that several classes share."""
     from tlcli.contract.model.labels import LabelIndex, read_labels
 
     labels = read_labels(path)
@@ -312,7 +312,7 @@ def _list_layers(network: Network) -> None:
 
 
 def report(exported: Exported, console: Console) -> None:
-    """Report the differences of the file from PyTorch, and of reduced precision from fp32."""
+    """Report how much the exported file differs from PyTorch, and how much reduced precision differs from fp32."""
     parity = exported.parity
     maps = ""
     if parity.maps:
@@ -352,5 +352,5 @@ def _report_agreement(agreement: Agreement, precision: Precision, console: Conso
 
 
 def model_name(text: str) -> str:
-    """Return a valid model name made from a folder's or a backbone's."""
+    """Convert the name of a folder or backbone to a valid model name."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "model"

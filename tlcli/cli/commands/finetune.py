@@ -79,7 +79,7 @@ def command(
     tlcli finetune --resume runs/NAME
     tlcli finetune --resume runs/NAME --dataset WHERE/IT/IS/NOW
     """
-    folders: list[Path] = []  # at most one: the run's, once it can be resumed
+    folders: list[Path] = []  # holds the run folder once the run can be resumed
     with note_how_to_resume(lambda error: _how_to_resume(error, folders, begun, _export_flags(context))):
         from tlcli.contract.model.repository_layout import require_model_name
 
@@ -111,10 +111,10 @@ def command(
 def _checked_config(
     given: dict[str, Any], file: Path | None, begun: Path | None, name: str | None, *, finds_lr: bool, print_config: bool
 ) -> FinetuneConfig | None:
-    """Return the settings of a new run, checked; None where a run is resumed.
+    """Return the checked settings of a new run; None if a run is resumed.
 
     Raises:
-        TlcliError: settings that contradict each other, the run to resume, or the flags that would have no effect.
+        TlcliError: settings contradict each other or the run to resume, or a flag would have no effect.
     """
     from tlcli.cli.finetune_settings import check_dataset, check_same_settings, check_used, finetune_config
 
@@ -149,7 +149,7 @@ def _find_lr(config: FinetuneConfig | None, plot: Path, begun: Path | None, cons
 def _train(
     config: FinetuneConfig | None, given: dict[str, Any], begun: Path | None, workers: int | None, console: Console, folders: list[Path]
 ) -> tuple[RunResult, dict[str, Any]]:
-    """Train or resume; return the result, and where a resumed run's data set is now."""
+    """Train a new run or resume one. Return the result and, for a resumed run, the settings that locate its data set."""
     from tlcli.training import finetune, resume
 
     if config is not None:
@@ -167,10 +167,10 @@ def _checkpoint(result: RunResult) -> Path:
 
 
 def _dataset(folder: str, flag: str | None) -> str:
-    """Return the data set that the argument names.
+    """Return the data set that the positional argument names.
 
     Raises:
-        UsageError: a backbone or a run, or `--dataset` as well.
+        UsageError: the argument is a backbone or a run, or `--dataset` was also given.
     """
     if flag is not None:
         raise click.UsageError(f"{folder} and --dataset {flag}: both name the data set: give one of them")
@@ -179,7 +179,7 @@ def _dataset(folder: str, flag: str | None) -> str:
 
     path = Path(folder)
     if path.is_dir() and folder.lower() in KNOWN:
-        folder = os.path.abspath(folder)  # the folder, not the known data set of its name
+        folder = os.path.abspath(folder)  # the folder, not the known data set of the same name
     if is_run(path):
         raise click.UsageError(f"{folder}: a run, not images: --resume {folder} resumes it, `tlcli export {folder}` exports it")
     options.check_images([folder])
@@ -189,7 +189,7 @@ def _dataset(folder: str, flag: str | None) -> str:
 
 
 def _export_flags(context: click.Context) -> list[str]:
-    """Return the flags of this call that apply to the finished run; a run's config does not hold them."""
+    """Return the flags of this call that apply to the finished run. They are not stored in the run's config."""
     words: list[str] = []
     for parameter in context.command.params:
         value = context.params.get(parameter.name or "")
@@ -200,7 +200,7 @@ def _export_flags(context: click.Context) -> list[str]:
 
 def _how_to_resume(error: BaseException, folders: list[Path], begun: Path | None, flags: list[str]) -> str | None:
     run = folders[0] if folders else begun
-    if run is None:  # PyTorch may not be imported yet, and importing it takes seconds
+    if run is None:  # PyTorch may not be imported yet; importing it takes seconds
         is_asked = isinstance(error, KeyboardInterrupt) and os.environ.get("RANK", "0") == "0"
         return "no run was started: run the same command again" if is_asked else None
     from tlcli.training.runs.reproduce_command import resume_command
@@ -217,7 +217,7 @@ def _export_command(result: RunResult, models: Path, name: str | None) -> str:
 def _hand_over(
     result: RunResult, console: Console, models: Path, name: str | None, no_export: bool, as_json: bool, places: dict[str, Any]
 ) -> None:
-    """Export the run, and print the next commands."""
+    """Export the run, print the next commands to use, and show the result."""
     from tlcli.training.runs.load_run import load_run
     from tlcli.training.runtime.distributed import is_rank_zero
 

@@ -1,4 +1,4 @@
-"""`tlcli health`: health check of a server. Containers run it often, so it imports as little as it can."""
+"""`tlcli health`: check the health of a server. Containers run this command often, so it imports as little as possible."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tlcli.service.client.connection import ConnectionOptions
 
 PREFIX = "TLCLI_HEALTH_"
-"""Prefix of the environment variables."""
+"""Prefix of the environment variables for the options."""
 
 
 @click.command(
@@ -50,7 +50,7 @@ def command(
 
     from tlcli.service.client.connection import Connection
 
-    how["retries"] = 0  # health checks are repeated anyway
+    how["retries"] = 0  # the caller repeats health checks anyway
     connection = Connection(host, port, **how)
     name = f"{connection.address}{f', model {model!r}' if model else ''}"
     with connection.channel() as channel:

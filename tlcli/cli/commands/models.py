@@ -66,7 +66,7 @@ def command(folder: Path | None, models: Path, as_json: bool) -> None:
 
 
 def _legible(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row for the table: the first maps, the input in one cell, the size in MB."""
+    """Format a row for the table, with the first maps, the input size in one cell, and the file size in MB."""
     legible = {**row, "size_mb": f"{row['size_bytes'] / 1e6:.1f}"}
     if "maps" in row:
         legible |= {"maps": shorten(row["maps"]), "input": f"{row['height']}x{row['width']}"}
@@ -74,7 +74,10 @@ def _legible(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _top1(provenance: Provenance) -> tuple[float | None, str | None]:
-    """Return the top-1 accuracy of this file, and the split it was measured on; fp16 and int8 are measured on the validation split only."""
+    """Return the top-1 accuracy of a file and the split on which it was measured; None for both if it was not measured.
+
+    Files in fp16 and int8 are measured on the validation split only.
+    """
     if provenance.agreement is not None:
         return provenance.agreement.top1, None if provenance.agreement.top1 is None else "val"
     for part in ("test", "val"):

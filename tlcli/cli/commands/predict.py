@@ -78,7 +78,7 @@ def command(
     folder = OverlayFolder(output)
 
     answers: list[ImageAnswer] = []
-    predictions: list[Prediction] = []  # for the arrays
+    predictions: list[Prediction] = []  # kept for the array file
     with console.progress("Scoring channels" if predictor.channels else "Classifying", len(paths) * predictor.steps) as advance:
         for outcome in predictor.predict([ImageSource(path, str(path)) for path in paths], advance):
             if isinstance(outcome, Unreadable):
@@ -101,7 +101,7 @@ def command(
 
 
 def _write_overlays(prediction: Prediction, labels: Sequence[str], folder: OverlayFolder) -> tuple[str, ...]:
-    """Draw every map over the image, write the files, and return their paths."""
+    """Write an overlay for every map of an image and return the paths."""
     from tlcli.contract.images.heatmap import encode, overlay
 
     return tuple(

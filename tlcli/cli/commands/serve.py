@@ -20,7 +20,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def setting_options(function: F) -> F:
-    """Add a flag for each setting. A flag that is not given is None; a flag that is given is a text, parsed like a variable."""
+    """Add a flag for each setting.
+
+    A flag that is not given is None. A flag that is given is a string, which is parsed like an environment variable.
+    """
     for name, field in reversed(SETTINGS.items()):
         if name != ARGUMENT:
             function = _option(name, field)(function)
@@ -64,10 +67,10 @@ def command(file: Path | None, print_config: bool, **flags: Any) -> None:
 
 
 def _check_used(config: Config) -> None:
-    """Refuse flags that another setting makes ineffective.
+    """Reject flags that have no effect because of another setting.
 
     Raises:
-        SettingsError: such a flag.
+        SettingsError: a flag has no effect.
     """
     settings = config.settings
     for name, is_used, needed in (

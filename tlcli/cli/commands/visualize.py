@@ -98,7 +98,7 @@ def command(
 
 
 def _sources(paths: tuple[Path, ...], backbone: str | None) -> tuple[Path | None, Path | None]:
-    """Return the run and the image among the arguments."""
+    """Return the run and the image from the positional arguments; None for one that was not given."""
     if len(paths) > (2 if backbone is None else 1) or (not paths and backbone is None):
         raise click.UsageError("give a run's folder, or --backbone NAME for a published network, and then at most one image")
     run = paths[0] if backbone is None else None
