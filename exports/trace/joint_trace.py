@@ -46,7 +46,7 @@ def trace_joint(function: TailFunction, example: Tensor, layers: Sequence[str], 
 class JointTrace:
     """Function that runs a tail forward and backward, to be recorded by a tracer.
 
-    Zeros are added to each layer's output. The gradient with respect to these zeros is the gradient with respect to the layer's activations.
+    Zeros are added to each layer's output, and the gradient with respect to them is the gradient with respect to the layer's activations.
     """
 
     def __init__(self, function: TailFunction, layers: Sequence[str], transform: Transform = lambda function: function) -> None:
