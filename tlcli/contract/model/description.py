@@ -76,7 +76,8 @@ class Parity(BaseModel):
     logits: largest difference of the logits. It is absolute for logits up to 100; above that, it is relative to the largest logit, times
         100.
     maps: largest difference of each map by name, relative to the map's largest value. It is taken over the closest three quarters of the
-        maps, or over all of them if only a linear layer on the spatial mean follows the layer.
+        maps, or over all of them if only a linear layer on the spatial mean follows the layer. For FEM, the difference is measured from
+        rounding bounds, because positions near its threshold may or may not count.
     top1_agreement: share of images with the same top-1 class, in [0, 1].
     """
 

@@ -57,7 +57,7 @@ def read_entry(data: bytes) -> tuple[str, str]:
     """Parse a StringStringEntryProto and return its key and value.
 
     Raises:
-        KeyError, ValueError, EOFError: the data are not a valid entry.
+        ValueError, EOFError: the data are not a valid entry.
     """
     file, fields = BytesIO(data), {_KEY: "", _VALUE: ""}
     while (tag := read_varint(file, may_end=True)) is not None:
