@@ -63,7 +63,7 @@ class WeightsError(TlcliError):
 
 
 class HubError(TlcliError):
-    """A failed download from a model or data set hub."""
+    """A failed download of weights or a data set."""
 
 
 class ModelFileError(TlcliError):
