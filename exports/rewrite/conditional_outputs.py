@@ -8,9 +8,9 @@ One `If` encloses all of them, so that a request for scores alone evaluates a si
     always: scores, logits
     If any switch is wanted
         shared: classes, the gradient
-        If gradcam or an output computed from it is wanted      (one such `If` for each common switch and those that it takes)
+        If gradcam or an output computed from it is wanted      (one such `If` per common switch, and per switch that it uses)
         If any other switch is wanted
-            If layercam is wanted                               (one such `If` for each of the others)
+            If layercam is wanted                               (one such `If` per remaining switch)
             ...
 """
 

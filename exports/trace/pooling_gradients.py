@@ -82,7 +82,7 @@ def avg_pool2d_backward(
         -padding[1] - over[1],
         -padding[0],
         -padding[0] - over[0],
-    ]  # crops the part beyond the image, or pads the missing one
+    ]  # crops positions beyond the image, or pads missing ones
     result: Tensor = aten.constant_pad_nd(spread, cut, 0.0).reshape(inputs.shape)
     return result
 

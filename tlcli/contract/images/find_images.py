@@ -28,7 +28,7 @@ SUFFIXES = frozenset(
     | {".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".mpo"}
     | (_HEIF_SUFFIXES if HEIF_READ else set())
 )
-"""Suffixes of image formats that `tlcli.contract.images.decoding` decodes."""
+"""Suffixes of the image formats that `tlcli.contract.images.decoding` can decode."""
 
 UNREAD_SUFFIXES = frozenset(
     {".svg", ".psd", ".psb", ".tga", ".ico", ".icns", ".dds", ".pcx", ".sgi", ".qoi", ".jxl", ".jxr", ".eps", ".exr", ".hdr", ".xcf"}

@@ -33,9 +33,9 @@ FIRST_RANKED = -1
 class Answer:
     """Outputs of the graph for N images and K explained classes.
 
-    scores, logits: float32 `[N, C]`; scores are the softmax of logits.
-    classes: int64 `[N, K]`, the explained classes; None if no map was requested.
-    maps: name to float32 `[N, K, h, w]`, not normalised.
+    scores, logits: float32 `[N, C]`; the scores are the softmax of the logits.
+    classes: explained classes, int64 `[N, K]`; None if neither maps nor evidence were requested.
+    maps: maps by name, float32 `[N, K, h, w]`, not normalised.
     evidence: requested features, float32 `[N, c, h, w]`, and gradients, float32 `[N, K, c, h, w]`, of layers, by output name.
     """
 
