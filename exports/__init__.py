@@ -39,7 +39,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name on first use: exporting a backbone needs nothing that reads data sets or trains."""
+    """Import a public name on first use, so that exporting a backbone does not import the code for data sets or training."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_MODULES[name]), name)

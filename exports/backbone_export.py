@@ -1,6 +1,6 @@
-"""Export of a backbone with the classifier it was published with.
+"""Export of a published backbone with its original classifier.
 
-Neither training nor its reading of data is imported, unless images to check on have to be drawn.
+The code for training and data sets is not imported, except to draw synthetic check images when none are given.
 """
 
 from __future__ import annotations
@@ -41,25 +41,25 @@ def export_backbone(
     check_images: int = DEFAULT_CHECK_IMAGES,
     say: Say = lambda _: None,
 ) -> Exported:
-    """Export a backbone with the classifier it was published with, without a run.
+    """Export a published backbone with its original classifier, without a training run.
 
     Args:
-        config: its backbone, weights, model arguments and preprocessing are used.
-        name: the model's name.
-        repository: folder of models.
-        labels: the classes' names; None takes ImageNet's if there are 1000 classes, else `class_0`, `class_1`, ...
-        image_paths: files and folders of images to check on; an empty sequence checks on images that the project draws.
+        config: fine-tuning settings, of which the backbone, weights, model arguments and preprocessing are used.
+        name: name of the model.
+        repository: model repository folder.
+        labels: class names; None uses ImageNet's names for 1000 classes, and `class_0`, `class_1`, ... otherwise.
+        image_paths: files and folders of images for the parity check; if empty, the check uses synthetic images of drawn shapes.
         methods, layers, dynamic_size, temperature: see `tlcli.exports.exporter.export`.
-        numbers: reduced precision; the file is compared with the float file on `image_paths`, or, if there are none, on those images of
-            `calibration_paths` that are not calibrated on.
-        calibration_paths: files and folders of images to calibrate int8 on.
-        check_images: number of images to check on.
-        say: called with a line for each step.
+        numbers: settings for reduced precision. The reduced-precision file is compared with the float file on `image_paths` or, if that
+            is empty, on the images of `calibration_paths` that are not used for calibration.
+        calibration_paths: files and folders of images for int8 calibration.
+        check_images: maximum number of images for the parity check.
+        say: callback that receives one progress line per step.
 
     Raises:
         WeightsError, HubError: see `tlcli.training.models.weights.load_backbone`.
-        SettingsError: the weights hold no classifier, the backbone cannot have the requested maps, or int8 is requested without images to
-            calibrate on.
+        SettingsError: the weights contain no classifier, the backbone does not support the requested maps, the number of labels is wrong,
+            int8 is requested without calibration images, or calibration images are given without int8.
         Others: see `tlcli.exports.exporter.export`.
     """
     _require_calibration(numbers, calibration_paths)

@@ -1,4 +1,4 @@
-"""Export of a network as a version in the model repository: build, describe, check, and only then put in place."""
+"""Export of a network as a new version in the model repository. The version appears only after the file has passed all checks."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _IMAGES_AT_ANOTHER_SIZE = 2
 
 @dataclass(frozen=True)
 class Exported:
-    """Exported model in its repository, `<repository>/<name>/<version>/model.onnx`."""
+    """Result of an export: the model at `<repository>/<name>/<version>/model.onnx`, its description and its parity figures."""
 
     path: Path
     name: str
@@ -65,28 +65,28 @@ def export(
     trial: PrecisionTrial | None = None,
     say: Say = lambda _: None,
 ) -> Exported:
-    """Export `network` as the next version of model `name`. A file that fails its check is removed.
+    """Export `network` as the next version of model `name`. A file that fails a check is deleted.
 
     Args:
-        network: with its weights; it is not changed.
-        name: the model's name.
-        labels: the classes' names, C of them.
-        repository: folder of models; created if it does not exist.
-        images: inputs to check on, uint8 `[H, W, 3]` each, at least one.
-        source: what those images are, for the record.
+        network: network with loaded weights; it is copied, not modified.
+        name: name of the model.
+        labels: names of the C classes.
+        repository: model repository folder; created if it does not exist.
+        images: inputs for the parity check, uint8 `[H, W, 3]` each, at least one.
+        source: origin of these images, recorded in the description.
         provenance: origin of the network; the parity figures are added to it.
-        methods: map methods by name; None takes all that the head allows; an empty sequence makes a model without maps.
-        layers: modules of the backbone to explain, by name; None takes the last one with a spatial extent.
-        dynamic_size: let the file take images of any height and width, if the network does.
+        methods: map methods by name; None selects all that the head supports; an empty sequence exports a model without maps.
+        layers: names of the backbone modules to explain; None selects the last one with a spatial extent.
+        dynamic_size: accept images of any height and width, if the network does.
         temperature: divisor of the network's logits, see `tlcli.exports.fold_temperature`.
-        trial: reduced precision, and the images to compare the file with the float file on.
-        say: called with a line for each step.
+        trial: settings for reduced precision, with the images on which the reduced-precision and the float file are compared.
+        say: callback that receives one progress line per step.
 
     Raises:
         SettingsError: the name or the temperature is invalid.
-        ExportError: the network does not have a layer, does not allow a method or has no ONNX form, or the file is invalid.
+        ExportError: a layer does not exist, the head does not support a method, the network has no ONNX form, or the file is invalid.
         ParityError: the network's logits differ from those of timm's own model, the file's outputs differ from PyTorch's by more than
-            the tolerance, or a file in reduced precision loses too much.
+            the tolerance, or the reduced-precision file loses too much accuracy or map quality.
     """
     require_model_name(name)
     require_temperature(temperature)
@@ -134,17 +134,20 @@ def export(
 
 
 def _with_plain_attention(network: ImageNetwork) -> None:
-    """Let timm's attention compute with products and a softmax: PyTorch's fused operator has no ONNX form in more than four dimensions."""
+    """Switch timm's attention to plain matrix products and a softmax.
+
+    PyTorch's fused attention operator has no ONNX form for inputs of more than four dimensions.
+    """
     for module in network.modules():
         if getattr(module, "fused_attn", False):
             module.fused_attn = False  # type: ignore[assignment]
 
 
 def _reduce_precision(explainer: Explainer, flat: ModelProto, model: Model, trial: PrecisionTrial, say: Say) -> Agreement:
-    """Replace the float file by one in reduced precision.
+    """Replace the float file with a reduced-precision file.
 
     Returns:
-        Their agreement on the trial's images.
+        Agreement of the two files on the trial's images.
 
     Raises:
         ParityError: see `PrecisionTrial.require`.
@@ -164,10 +167,10 @@ def _reduce_precision(explainer: Explainer, flat: ModelProto, model: Model, tria
 
 
 def _require_other_sizes(network: ImageNetwork, model: Model, images: Sequence[npt.NDArray[np.uint8]], source: str) -> None:
-    """Check the file on images of another size.
+    """Run the parity check on images of a different size.
 
     Raises:
-        ExportError: the network or the file takes images of one size only.
+        ExportError: the network or the file accepts only one image size.
         ParityError: see `tlcli.exports.parity.require`.
     """
     try:
@@ -181,7 +184,7 @@ def _require_other_sizes(network: ImageNetwork, model: Model, images: Sequence[n
 
 
 def _at_another_size(images: Sequence[npt.NDArray[np.uint8]]) -> list[npt.NDArray[np.uint8]]:
-    """Return the first few images, enlarged by different factors in height and width."""
+    """Return the first two images, enlarged by 32 pixels in height and 64 in width."""
     return [
         np.asarray(Image.fromarray(image).resize((image.shape[1] + 64, image.shape[0] + 32), Image.Resampling.BILINEAR))
         for image in images[:_IMAGES_AT_ANOTHER_SIZE]
@@ -189,7 +192,10 @@ def _at_another_size(images: Sequence[npt.NDArray[np.uint8]]) -> list[npt.NDArra
 
 
 def _put_in_place(partial: Path, folder: Path) -> int:
-    """Rename to the next free version, and return it. A rename is atomic: a server that polls the folder never sees half a model."""
+    """Rename the folder to the next free version number and return that number.
+
+    The rename is atomic, so a server that polls the repository never sees an incomplete model.
+    """
     version = (versions(folder) or [0])[-1] + 1
     while True:
         try:
@@ -211,7 +217,7 @@ def _explained(explainer: Explainer) -> str:
 def describe_explainer(
     explainer: Explainer, name: str, labels: Sequence[str], provenance: Provenance, temperature: float = 1.0
 ) -> Description:
-    """Return the description of the graph that `write_graph` makes of the explainer."""
+    """Return the description of the graph that `write_graph` writes for this explainer."""
     return Description(
         name=name,
         labels=tuple(labels),

@@ -1,4 +1,4 @@
-"""ONNX file of an explainer: named dimensions, a default for the classes, the description inside."""
+"""Writer of an explainer's ONNX file, with named dimensions, defaults for optional inputs, and an embedded description."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ from tlcli.exports.trace.map_methods import NEEDS_ABLATION
 
 OPSET = 20
 IR_VERSION = 10
-"""IR version that current runtimes read; onnx writes by default a newer one, which released versions of ONNX Runtime reject."""
+"""IR version of exported files. The onnx package writes a newer version by default, which released versions of ONNX Runtime reject."""
 
 _MAX_PROTOBUF_BYTES = 2**31 - 1
 
 _COMMON_METHOD = "gradcam"
-"""Method that is requested most often."""
+"""The most frequently requested map method."""
 
 
 def write_graph(explainer: Explainer, path: Path, flat: onnx.ModelProto | None = None) -> None:
-    """Write the graph, without its description.
+    """Write the graph to a file, without the description.
 
     Args:
-        explainer: the network with its maps.
-        path: the file to write.
-        flat: result of `flat_graph` for this explainer, if it exists already; it is not changed.
+        explainer: network with its maps.
+        path: path of the file to write.
+        flat: result of `flat_graph` for this explainer, to reuse it; it is not modified. None exports it anew.
 
     Raises:
         ExportError: see `flat_graph`.
@@ -58,10 +58,12 @@ def write_graph(explainer: Explainer, path: Path, flat: onnx.ModelProto | None =
 
 
 def flat_graph(explainer: Explainer) -> onnx.ModelProto:
-    """Export by PyTorch's exporter: a graph without branches, which still has extra inputs and outputs.
+    """Export the explainer with PyTorch's exporter.
+
+    The result is a flat graph: it has no branches yet, and still has the extra inputs and outputs that `close_graph` removes.
 
     Raises:
-        ExportError: PyTorch's exporter has no ONNX form for an operator of the network, or the file would exceed 2 GiB.
+        ExportError: PyTorch's exporter does not support an operator of the network, or the file would exceed 2 GiB.
     """
     parameters = sum(parameter.numel() * parameter.element_size() for parameter in explainer.network.parameters())
     if parameters >= _MAX_PROTOBUF_BYTES:
@@ -74,7 +76,7 @@ def flat_graph(explainer: Explainer) -> onnx.ModelProto:
         model = onnx.load(str(path))
     for index, node in enumerate(model.graph.node):
         node.name = node.name or f"node_{index}"
-        # Names of source files on this machine for each node: private, and a megabyte of a session's memory.
+        # These fields hold source paths of this machine for each node: private, and a megabyte of each session's memory.
         node.ClearField("metadata_props")
         node.ClearField("doc_string")
     model.graph.ClearField("metadata_props")
@@ -86,7 +88,7 @@ def flat_graph(explainer: Explainer) -> onnx.ModelProto:
 
 
 def close_graph(explainer: Explainer, model: onnx.ModelProto) -> None:
-    """Replace the extra inputs and outputs of a flat graph by branches and loops, in place."""
+    """Replace the extra inputs and outputs of a flat graph with branches and loops, in place."""
     defaults = {TARGETS: np.array([[FIRST_RANKED]], dtype=np.int64)}
     if explainer.layers:
         close_choice(model.graph)
@@ -106,7 +108,7 @@ def _write_flat(explainer: Explainer, path: Path) -> None:
     size = explainer.network.config.preprocessing
     dynamic, auto = torch.export.Dim.DYNAMIC, torch.export.Dim.AUTO
     sizes = {0: auto, 1: dynamic, 2: dynamic} if explainer.dynamic_size else {0: auto}
-    inputs: dict[str, tuple[Any, Any]] = {  # for each an example, and its open dimensions
+    inputs: dict[str, tuple[Any, Any]] = {  # an example and the dynamic dimensions of each input
         IMAGES: (torch.zeros(3, size.height, size.width, 3, dtype=torch.uint8), sizes),
         TARGETS: (torch.tensor([[FIRST_RANKED, 0], [0, FIRST_RANKED]]), {0: dynamic, 1: auto}),
     }
@@ -144,7 +146,10 @@ def _write_flat(explainer: Explainer, path: Path) -> None:
 
 
 def _switches(explainer: Explainer) -> list[Switch]:
-    """Return the outputs that are computed on request. Cheap maps are computed by default, for clients that do not send `wanted`."""
+    """Return the outputs that are computed on request.
+
+    For clients that do not send `wanted`, the features and all maps except Ablation-CAM are computed by default.
+    """
     maps = {output.name: output for output in explainer.maps}
     shapes: dict[str, tuple[int, ...]] = {layer.features: (0, layer.channels, layer.height, layer.width) for layer in explainer.layers}
     shapes |= {layer.gradients: (0, 0, layer.channels, layer.height, layer.width) for layer in explainer.layers}
@@ -159,14 +164,14 @@ def _switches(explainer: Explainer) -> list[Switch]:
 
 
 def describe(path: Path, description: Description) -> None:
-    """Put the description into the file's metadata."""
+    """Store the description in the metadata of an ONNX file."""
     model = onnx.load(str(path))
     onnx.helper.set_model_props(model, {METADATA_KEY: description.to_json()})
     onnx.save(model, str(path))
 
 
 def check_graph(path: Path) -> None:
-    """Check a file with `onnx.checker`, types and shapes included.
+    """Check an ONNX file with `onnx.checker`, including its types and shapes.
 
     Raises:
         ExportError: the file is invalid.
@@ -178,7 +183,11 @@ def check_graph(path: Path) -> None:
 
 
 def _name_dimensions(graph: onnx.GraphProto, explainer: Explainer) -> None:
-    """Name the dimensions: N images, K classes; `targets`, `wanted` and `softmax` have M, L and S rows, each N or 1."""
+    """Set the names of the graph's symbolic dimensions.
+
+    N is the number of images and K the number of explained classes. M, L and S are the numbers of rows of `targets`, `wanted` and
+    `softmax`, each either N or 1.
+    """
     size = explainer.network.config.preprocessing
     labels = explainer.network.config.num_classes
 
@@ -206,7 +215,7 @@ def _name_dimensions(graph: onnx.GraphProto, explainer: Explainer) -> None:
                 dimension.dim_value = name
             else:
                 dimension.dim_param = name
-    del graph.value_info[:]  # its dimensions have the tracer's names
+    del graph.value_info[:]  # its dimensions still have the names that the tracer chose
 
 
 def _cause(error: BaseException) -> str:

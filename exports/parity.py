@@ -1,4 +1,4 @@
-"""Parity check of an export: the file, run as the server runs it, against PyTorch on real images."""
+"""Parity check of an export: compares the ONNX file, run as the server runs it, with PyTorch on sample images."""
 
 from __future__ import annotations
 
@@ -19,31 +19,32 @@ from tlcli.exports.trace.target_layers import resolve_layers
 from tlcli.training.models.network import ImageNetwork, Network
 
 LOGITS_TOLERANCE = 1e-3
-"""Largest difference of logits: absolute up to `LARGE_LOGIT`, relative to the largest above it, where float32 has no more digits."""
+"""Maximum difference of the logits. It is absolute for logits up to `LARGE_LOGIT`. Above that, where float32 has no more digits, it scales
+with the largest logit."""
 LARGE_LOGIT = 100.0
 MAPS_TOLERANCE = 1e-4
-"""Largest difference of maps, relative to the map's largest value."""
+"""Maximum difference of a map, relative to the map's largest value."""
 SHARE_OF_TERMS = 0.1
-"""A map whose terms cancel to less than this share of their size is measured against that share: 1e-4 of a tenth of the terms' size is 1e-5
-of it, the precision of float32 sums of gradients and activations."""
+"""Lower bound of the reference value for a map whose terms cancel, as a share of the terms' size. A tolerance of 1e-4 of a tenth of the
+terms' size is 1e-5 of that size, the precision of float32 sums of gradients and activations."""
 MAPS_TOLERANCES = {"xgradcam": 1e-3, "ablationcam": 1e-3, "gradcam_plus_plus": 1e-2}
-"""Tolerances of methods that divide by small numbers, or subtract nearly equal ones: float32 has no more digits of these maps."""
+"""Tolerances for methods that divide by small numbers or subtract nearly equal ones, so that float32 has fewer correct digits."""
 MAPS_THAT_COUNT = 0.75
-"""Share of the maps, the nearest ones, that must agree. The derivatives of ReLU and of max pooling jump: an image on such an edge, to the
-last digit of float32, has different maps in any two implementations. A wrong graph is wrong on most images. Where only one linear layer
-follows the explained layer nothing jumps, and all maps count."""
+"""Share of the maps that must agree; the maps with the largest differences are ignored. The derivatives of ReLU and max pooling are
+discontinuous: an image that is on such an edge to the last digit of float32 has different maps in any two implementations. A wrong graph is
+wrong on most images. If a single linear layer follows the explained layer, there is no discontinuity, and all maps must agree."""
 _BATCH = 8
 _RANKS = (-1, -2)
 
 
 def measure(network: ImageNetwork, model: Model, images: Sequence[npt.NDArray[np.uint8]], source: str) -> Parity:
-    """Compare the exported file with the network it came from.
+    """Measure the differences between the exported file and the network that it was exported from.
 
     Args:
-        network: in eval mode, on the CPU.
-        model: the exported file, opened.
+        network: network in eval mode on the CPU.
+        model: the opened ONNX file.
         images: inputs, uint8 `[H, W, 3]` each.
-        source: origin of the images, for the record.
+        source: origin of the images, recorded in the result.
     """
     logits_difference, agreed = 0.0, 0
     outputs = [output for output in model.description.maps if output.in_graph]
@@ -92,10 +93,10 @@ def measure(network: ImageNetwork, model: Model, images: Sequence[npt.NDArray[np
 
 
 def require(parity: Parity) -> None:
-    """Check measured differences.
+    """Check that the measured differences are within their tolerances.
 
     Raises:
-        ParityError: a difference exceeds its tolerance.
+        ParityError: a difference exceeds its tolerance, or the top-1 class differs for some images.
     """
     problems = []
     if not parity.logits <= LOGITS_TOLERANCE:
@@ -113,16 +114,17 @@ def require(parity: Parity) -> None:
 
 
 def _agreeing(expected: npt.NDArray[np.float64], answered: npt.NDArray[np.float32]) -> int:
-    """Count the rows whose first class is the same, or tied with it in PyTorch's logits to within a hundredth of the tolerance."""
+    """Count the rows with the same top-1 class. Classes whose PyTorch logits differ by less than 1% of the tolerance count as tied."""
     rows = np.arange(len(expected))
     behind = expected.max(1) - expected[rows, answered.argmax(1)]
     return int((behind <= LOGITS_TOLERANCE / 100 * np.maximum(1, np.abs(expected).max(1) / LARGE_LOGIT)).sum())
 
 
 def _relative(differences: npt.NDArray[np.float64], largest: npt.NDArray[np.float64], share: float) -> float:
-    """Return the largest relative difference among the nearest `share` of the maps, each relative to its own largest value.
+    """Return the largest relative difference among the `share` of the maps that agree best.
 
-    A map of almost zeros, which hold rounding errors only, is measured against a thousandth of the largest value of all maps.
+    Each difference is relative to the largest value of its map, but at least to a thousandth of the largest value of all maps: a map of
+    near-zero values consists of rounding errors.
     """
     floor = max(largest.max(initial=0.0) * 1e-3, np.finfo(np.float32).tiny)
     relative = np.sort(differences / np.maximum(largest, floor))

@@ -1,4 +1,4 @@
-"""Provenance of an export: its time, the versions of the packages, and the network."""
+"""Provenance of an export: time, package versions, and network."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tlcli.training.models.network import NetworkConfig
 
 
 def new_provenance(network: NetworkConfig, weights: str, **fields: Any) -> Provenance:
-    """Return the provenance of an export that is made now.
+    """Return a provenance record with the current time and the installed package versions.
 
     Args:
-        network: the network's backbone and head are recorded.
-        weights: a weights setting; of a path, the file name alone is recorded.
-        fields: further fields of `Provenance`.
+        network: configuration whose backbone and head are recorded.
+        weights: the weights setting; for a path, only the file name is recorded.
+        fields: additional fields of `Provenance`.
     """
     return Provenance(
         created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -1,4 +1,4 @@
-"""Backbones with the classifier they were published with, compared with timm's own model of the same weights."""
+"""Published backbones with their original classifiers, verified against timm's own models with the same weights."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from tlcli.training.settings.config import FinetuneConfig
 
 
 def published_network(config: FinetuneConfig) -> Network:
-    """Build a backbone with the classifier it was published with, in eval mode, and compare it with timm's own model.
+    """Build a published backbone with its original classifier, in eval mode, and verify it against timm's own model.
 
     Args:
-        config: its backbone, weights, model arguments and preprocessing are used.
+        config: fine-tuning settings, of which the backbone, weights, model arguments and preprocessing are used.
 
     Raises:
         WeightsError, HubError: see `tlcli.training.models.weights.load_backbone`.
-        SettingsError: the weights hold no classifier.
-        CutError: the network cannot be cut into features and a head.
+        SettingsError: the weights contain no classifier.
+        CutError: the network cannot be split into features and a head.
         ParityError: the network's logits differ from those of timm's model.
     """
     backbone, described = _load_published(config)
@@ -33,7 +33,9 @@ def published_network(config: FinetuneConfig) -> Network:
 
 
 def published_as_it_is(config: FinetuneConfig) -> ImageNetwork:
-    """Build the network for an export without maps: one that cannot be cut into features and a head is run as timm runs it.
+    """Build the network for an export without maps.
+
+    A network that cannot be split into features and a head is run as a whole, as timm runs it.
 
     Args:
         config: as in `published_network`.
@@ -71,7 +73,7 @@ def _load_published(config: FinetuneConfig) -> tuple[nn.Module, NetworkConfig]:
 
 
 def imagenet_labels() -> list[str]:
-    """Return the 1,000 classes of ILSVRC 2012 in their order, the first name of each synset."""
+    """Return the names of the 1,000 classes of ILSVRC 2012 in their order: the first name of each synset."""
     from timm.data.imagenet_info import ImageNetInfo
 
     info = ImageNetInfo()

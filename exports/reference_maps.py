@@ -1,4 +1,4 @@
-"""Reference maps of a network by PyTorch's autograd, which an exported graph is checked against."""
+"""Reference maps computed with PyTorch's autograd, for checking an exported graph."""
 
 from __future__ import annotations
 
@@ -17,32 +17,37 @@ from tlcli.exports.trace.target_layers import FEATURES_CALL, Tap, tapped
 from tlcli.training.models.network import ImageNetwork, Network
 
 _ROWS = 64
-"""Number of changed copies of a layer's output that are run at a time."""
+"""Batch size for Ablation-CAM: number of modified copies of a layer's output per forward pass."""
 _ZERO = 1e-3
-"""Size of a map, relative to that of its terms, below which it may consist of rounding errors."""
+"""Size of a map relative to the size of its terms, below which the map may consist of rounding errors."""
 
 
 class Autograd:
-    """Network, in eval mode and on the CPU, with the layers whose gradients are recorded."""
+    """Reference implementation that computes the logits and maps of a network with autograd."""
 
     def __init__(self, network: ImageNetwork, layers: Sequence[str]) -> None:
-        """Store the network, which must be a `Network` if there are layers."""
+        """Store the network and the names of the layers to explain.
+
+        Args:
+            network: network in eval mode on the CPU; must be a `Network` if `layers` is not empty.
+            layers: names of the layers whose gradients are recorded.
+        """
         self._network = cast("Network", network)
         self._layers = tuple(layers)
 
     def logits(self, images: Tensor) -> Tensor:
-        """Return the logits `[N, C]` of images, uint8 `[N, H, W, 3]`."""
+        """Compute the logits `[N, C]` for images, uint8 `[N, H, W, 3]`."""
         with torch.no_grad():
             logits: Tensor = self._network(self._network.normalise(images))
         return logits
 
     def maps(self, images: Tensor, classes: Tensor, outputs: Sequence[MapOutput]) -> dict[str, Expected]:
-        """Compute maps by output name, with the bounds that rounding leaves open.
+        """Compute maps with their rounding bounds, by output name.
 
         Args:
             images: uint8 `[N, H, W, 3]`.
-            classes: int64 `[N, K]`.
-            outputs: maps in the graph; a fused map comes after those that it is fused of.
+            classes: classes to explain, int64 `[N, K]`.
+            outputs: maps that the graph computes; a fused map must come after the maps that it combines.
         """
         logits, activations, gradients = self._forward_and_backward(images, classes)
         scores = logits.gather(1, classes)
@@ -64,7 +69,12 @@ class Autograd:
         return maps
 
     def _forward_and_backward(self, images: Tensor, classes: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        """Return the logits, and each layer's activations `[N, c, h, w]` and gradients of the classes' logits `[N, K, c, h, w]`."""
+        """Run the network forward and backward.
+
+        Returns:
+            The logits, each layer's activations `[N, c, h, w]`, and for each layer the gradients of the explained classes' logits with
+            respect to these activations, `[N, K, c, h, w]`.
+        """
         outputs: dict[str, Tensor] = {}
         activations: dict[str, Tensor] = {}
 
@@ -90,7 +100,7 @@ class Autograd:
             return self._network.classify(self._network.embed(features))
 
     def _ablated(self, images: Tensor, classes: Tensor, layer: str, activations: Tensor) -> Tensor:
-        """Return the classes' logits without each channel of a layer, `[N, K, c]`: the network is run once for each channel."""
+        """Compute the classes' logits with each channel of a layer set to zero in turn, `[N, K, c]`."""
         channels = activations.shape[1]
         by_image = []
         with torch.no_grad():
@@ -106,7 +116,7 @@ class Autograd:
         return torch.stack(by_image)
 
     def _logits_of_copies(self, inputs: Tensor, layer: str, changed: Tensor) -> Tensor:
-        """Return the logits `[R, C]` of one input for R changed copies of a layer's output."""
+        """Compute the logits `[R, C]` of one input for R modified copies of a layer's output."""
         if layer == FEATURES_CALL:
             return self._network.classify(self._network.embed(changed))
         of_one_input = self._replaced(inputs[None], layer, changed.clone())
@@ -117,9 +127,9 @@ class Autograd:
         return of_repeated_input
 
     def _replaced(self, inputs: Tensor, layer: str, changed: Tensor) -> Tensor | None:
-        """Return the logits with a layer's output replaced.
+        """Compute the logits with a layer's output replaced.
 
-        None if a single input cannot be combined with the many copies, as where a skip connection goes around the layer.
+        Returns None if a single input cannot be combined with several copies, for example because a skip connection bypasses the layer.
         """
         with tapped(self._network, [layer], lambda _, __: changed):
             try:
@@ -131,9 +141,10 @@ class Autograd:
 
 
 def _fused(maps: Sequence[Expected]) -> Expected:
-    """Fuse maps, each scaled from its own range.
+    """Fuse the maps of several layers, each scaled to [0, 1] by its own range.
 
-    Scaling turns a map that is zero up to rounding into any map at all: where one of the maps is such, every value in [0, 1] is accepted.
+    Scaling amplifies the rounding errors of a map that is zero up to rounding, or has values at a threshold, to arbitrary values. If one of
+    the maps is like that, the bounds are 0 and 1.
     """
     values = fuse([expected.values for expected in maps])
     undecided = torch.stack([_is_zero(expected) | _has_threshold(expected) for expected in maps]).any(0)[..., None, None]
@@ -142,11 +153,14 @@ def _fused(maps: Sequence[Expected]) -> Expected:
 
 
 def _is_zero(expected: Expected) -> Tensor:
-    """Return True for maps that are zero up to rounding, `[N, K]`; not for those that are exactly 0, since their sums are negative."""
+    """Return a mask `[N, K]` of the maps that are zero up to rounding.
+
+    Maps that are exactly 0 are excluded: their sums are negative before rectification, so rounding does not affect them.
+    """
     largest = expected.values.amax((-2, -1))
     return (largest > 0) & (largest <= _ZERO * expected.terms)
 
 
 def _has_threshold(expected: Expected) -> Tensor:
-    """Return True for maps with positions at a threshold, `[N, K]`."""
+    """Return a mask `[N, K]` of the maps that have positions at a threshold."""
     return (expected.highest - expected.lowest).amax((-2, -1)) > 0

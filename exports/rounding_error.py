@@ -1,4 +1,4 @@
-"""Effect of rounding on a map: the size of the terms that it sums, and positions at a threshold."""
+"""Estimates of the effect of rounding on a map, from the size of the terms in its sum and from positions at a threshold."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from torch import Tensor
 from tlcli.exports.trace.map_methods import FORMULAS, CamInputs, gradient_shares
 
 _AT_THE_THRESHOLD = 1e-5
-"""Difference between two float32 implementations of a network, relative to the channel's largest activation."""
+"""Expected difference between two float32 implementations of a network, relative to the channel's largest activation."""
 
 
 @dataclass(frozen=True)
 class Expected:
-    """Maps of a method, with the bounds that rounding leaves open.
+    """Expected maps of a method, with their rounding bounds.
 
-    values: `[N, K, h, w]`.
-    lowest, highest: bounds of the values, from positions at a threshold; equal to `values` for methods without a threshold.
-    terms: `[N, K]`, the largest sum of the terms' absolute values at a position. Where the terms cancel, as HiRes-CAM's do before a norm
-        that is invariant to scale, the map is small compared with it; a map that is zero up to rounding holds rounding errors only.
+    values: maps, `[N, K, h, w]`.
+    lowest, highest: bounds of the values that allow for positions at a threshold; equal to `values` for methods without a threshold.
+    terms: `[N, K]`, the maximum over the positions of the sum of the terms' absolute values. If the terms cancel, as those of HiRes-CAM do
+        before a scale-invariant norm, the map is small compared with this value, and a map that is zero up to rounding consists of
+        rounding errors only.
     """
 
     values: Tensor
@@ -31,7 +32,7 @@ class Expected:
 
 
 def expect(method: str, inputs: CamInputs) -> Expected:
-    """Compute a method's maps, with the bounds that rounding leaves open."""
+    """Compute the maps of a method with their rounding bounds."""
     values = FORMULAS[method](inputs)
     lowest, highest = _fem_bounds(inputs) if method == "fem" else (values, values)
     return Expected(values, lowest, highest, _TERMS[method](inputs).amax((-2, -1)))
@@ -43,7 +44,7 @@ def _weighted(weights: Tensor, inputs: CamInputs) -> Tensor:
 
 
 def _everywhere(inputs: CamInputs) -> Tensor:
-    """Compute `sum_k |g_k A_k|`, position by position."""
+    """Compute `sum_k |g_k A_k|` at each position."""
     return (inputs.gradients.abs() * inputs.activations.abs()[:, None]).sum(2)
 
 
@@ -53,7 +54,7 @@ def _of_means(inputs: CamInputs) -> Tensor:
 
 
 def _of_plus_plus(inputs: CamInputs) -> Tensor:
-    """Compute the terms of Grad-CAM++, whose weights are sums of shares of the positive gradients."""
+    """Compute the terms of Grad-CAM++, whose weights are sums of `alpha relu(g)` over the positions."""
     positions = inputs.activations.shape[-2] * inputs.activations.shape[-1]
     return _weighted(gradient_shares(inputs).abs().mean((-2, -1)) * positions, inputs)
 
@@ -68,7 +69,7 @@ def _of_xgradcam(inputs: CamInputs) -> Tensor:
 def _of_ablation(inputs: CamInputs) -> Tensor:
     """Compute the terms of Ablation-CAM with its own weights, `|y - y without channel k| / |y|`.
 
-    The check has a tolerance of its own for the digits that the difference loses.
+    They do not cover the digits that the subtraction loses, for which the parity check has a separate tolerance.
     """
     assert inputs.ablated is not None
     scores = inputs.scores[..., None].abs()
@@ -97,7 +98,7 @@ _TERMS: dict[str, Callable[[CamInputs], Tensor]] = {
 
 
 def _fem_bounds(inputs: CamInputs) -> tuple[Tensor, Tensor]:
-    """Return FEM's lowest and highest maps: positions within rounding of the threshold count in one of them, but not in the other."""
+    """Return the lower and upper bounds of FEM's maps, computed with positions near the threshold excluded and included."""
     activations = inputs.activations
     centred = activations - activations.mean((-2, -1), keepdim=True)
     beyond = centred - 2 * centred.square().mean((-2, -1), keepdim=True).sqrt()

@@ -1,4 +1,4 @@
-"""Export of a finished run's best network."""
+"""Export of the best network of a finished training run."""
 
 from __future__ import annotations
 
@@ -36,21 +36,22 @@ def export_run(
     progress: ProgressFactory = silent,
     say: Say = lambda _: None,
 ) -> Exported:
-    """Export a finished run's best network, checked on images of its validation part.
+    """Export the best network of a finished run, and check the file on images of the run's validation split.
 
     Args:
-        run: see `tlcli.training.runs.load_run.load_run`.
-        name: the model's name.
-        repository: folder of models.
+        run: run loaded with `tlcli.training.runs.load_run.load_run`.
+        name: name of the model.
+        repository: model repository folder.
         methods, layers, dynamic_size: see `tlcli.exports.exporter.export`.
-        temperature: divisor of the logits; `fit` finds it on the validation part.
-        numbers: reduced precision; calibrated on images of the training part, and compared with the float file on the validation part.
-        check_images: number of images to check the file on.
-        progress: makes the progress bars of long steps.
-        say: called with a line for each step, and with the effect of a temperature on the scores.
+        temperature: divisor of the logits; `fit` fits it on the validation split.
+        numbers: settings for reduced precision. int8 is calibrated on images of the training split; the reduced-precision file is compared
+            with the float file on the validation split.
+        check_images: maximum number of images for the parity check.
+        progress: factory of the progress bars for long steps.
+        say: callback that receives one progress line per step, and the effect of a temperature on the scores.
 
     Raises:
-        DatasetError: the run's images cannot be read any more.
+        DatasetError: an image of the run's data set can no longer be read.
         Others: see `tlcli.exports.exporter.export`.
     """
     require_temperature(temperature)
@@ -86,7 +87,7 @@ def export_run(
 
 
 def _check_inputs(run: Run, dataset: Dataset, count: int) -> list[npt.NDArray[np.uint8]]:
-    """Return inputs made of validation images at evenly spaced indices."""
+    """Return preprocessed validation images at evenly spaced indices."""
     images = []
     for index in evenly_spaced(len(dataset.val), count):
         try:

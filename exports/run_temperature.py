@@ -1,4 +1,4 @@
-"""Temperature of a run: fitted or given, and its effect on the scores of the validation part."""
+"""Temperature for the export of a run, fitted on its validation split or given, and its effect on the calibration error."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ from tlcli.training.runtime.progress import ProgressFactory
 
 
 def settle_temperature(temperature: Temperature, run: Run, val: Part, progress: ProgressFactory, say: Say) -> float:
-    """Return the temperature as a number, fitted if need be, and report its effect on the scores of the validation part."""
+    """Resolve a temperature to a number, and report its effect on the calibration error of the validation split.
+
+    `fit` is fitted on the validation split; a number is returned as it is.
+    """
     logits, labels = logits_of(run, val, progress), torch.from_numpy(val.labels)
     origin = "as given"
     if temperature == "fit":
@@ -30,16 +33,16 @@ def settle_temperature(temperature: Temperature, run: Run, val: Part, progress: 
 
 
 def expected_error(logits: Tensor, labels: Tensor) -> float:
-    """Return the expected calibration error of `softmax(logits)`, in [0, 1]. logits: `[n, C]`. labels: `[n]`."""
+    """Compute the expected calibration error (ECE) of `softmax(logits)`, in [0, 1], for logits `[n, C]` and labels `[n]`."""
     confidence, first = logits.softmax(1).max(1)
     return calibration(confidence.numpy(), (first == labels).numpy()).ece
 
 
 def logits_of(run: Run, part: Part, progress: ProgressFactory) -> Tensor:
-    """Compute the logits of a run's network for a part, `[n, C]`, from the cached features if only the head was trained.
+    """Compute the logits `[n, C]` of a run's network for a data set split, from cached features if only the head was trained.
 
     Raises:
-        ImageError: an image cannot be read any more.
+        ImageError: an image can no longer be read.
     """
     config = read_config(run.path)
     if run.config.mode == "feature-extraction":

@@ -1,4 +1,4 @@
-"""timm's own model as the reference for a network that is about to be exported, before maps are added to it."""
+"""Check of a network against timm's own model before export, when no maps have been added yet."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from tlcli.contract.images.preprocessing import Preprocessing
 from tlcli.training.models.network import ImageNetwork, Network, NetworkConfig, WholeNetwork, try_at_size
 
 TOLERANCE = 1e-5
-"""Largest difference, relative to the largest logit. Both sides run the same operators in the same order."""
+"""Maximum difference of the logits relative to the largest logit. Both networks run the same operators in the same order."""
 
 
 @dataclass(frozen=True)
 class TimmReference:
-    """Logits of timm's model for two fixed inputs, `[2, 3, H, W]`: a smooth image, and noise."""
+    """Reference logits of timm's model for two fixed inputs, `[2, 3, H, W]`: a smooth image and noise."""
 
     inputs: Tensor
     logits: Any
 
     @classmethod
     def of(cls, backbone: nn.Module, config: NetworkConfig) -> TimmReference:
-        """Run timm's model in eval mode; its own mode is left as it was.
+        """Run timm's model in eval mode and store its logits. The model's training mode is restored afterwards.
 
         Raises:
-            SettingsError: the model does not take images of the input's size.
+            SettingsError: the model does not accept images of the configured size.
         """
         inputs = _inputs(config.preprocessing)
         return cls(inputs, try_at_size(backbone, config, backbone, inputs))
 
     def require(self, network: ImageNetwork) -> None:
-        """Compare a network with the reference.
+        """Check that a network's logits match the reference.
 
         Raises:
             ParityError: the network's logits differ from those of timm's model.
@@ -51,7 +51,9 @@ class TimmReference:
 
 
 def require_as_timm(network: ImageNetwork) -> None:
-    """Compare a network, in eval mode on the CPU, with the timm model in it, if that has the same classifier.
+    """Check that a network's logits match those of the timm model that it wraps, provided that both use the same classifier.
+
+    The network must be in eval mode on the CPU.
 
     Raises:
         ParityError: the network's logits differ from those of timm's model.

@@ -1,14 +1,14 @@
-"""Configurations of the model for Triton, which serves the same file (model_config.proto of triton-inference-server).
+"""Triton model configurations for the exported file (model_config.proto of triton-inference-server).
 
-To Triton's ONNX Runtime backend an input with a default in the graph is optional. It rejects models that have such inputs and batch
-requests (`max_batch_size` above 0): merged requests would share one tensor, although each may send its own. So there are two
-configurations:
+Triton's ONNX Runtime backend treats an input with a default in the graph as optional. It rejects models that combine optional inputs with
+request batching (`max_batch_size` above 0), because merged requests would share one tensor although each may send its own. Therefore there
+are two configurations:
 
-- `config.pbtxt` names all inputs and outputs of the graph. The images of one request are a batch; requests are not merged.
-- `configs/batching.pbtxt` (`tritonserver --model-config-name=batching`) names `images`, and the outputs that are computed by default,
+- `config.pbtxt` lists all inputs and outputs of the graph. The images of one request form a batch; requests are not merged.
+- `configs/batching.pbtxt` (`tritonserver --model-config-name=batching`) lists `images` and the outputs that are computed by default,
   except for gradients. Triton merges requests along the first dimension.
 
-Both hold the description as a parameter, which the backend ignores and clients can read: labels, preprocessing, and the order of
+Both contain the description as a parameter, which the backend ignores and clients can read: labels, preprocessing, and the order of
 `wanted`.
 """
 
@@ -22,11 +22,11 @@ from tlcli.exports.trace.map_methods import NEEDS_ABLATION
 CONFIG_FILE = "config.pbtxt"
 BATCHING_FILE = "configs/batching.pbtxt"
 MAX_BATCH_SIZE = 64
-"""Largest number of images that Triton merges into one run."""
+"""Maximum batch size for Triton: the number of images that it merges into one run."""
 
 
 def config_pbtxt(description: Description) -> str:
-    """Return the configuration with all inputs and outputs, as protobuf text. Shapes include the number of images."""
+    """Return the configuration with all inputs and outputs as protobuf text. Shapes include the batch dimension."""
     inputs = [_images(description), _tensor(TARGETS, "TYPE_INT64", (-1, -1), optional=True)]
     if description.layers:
         inputs.append(_tensor(SOFTMAX, "TYPE_BOOL", (-1, 1), optional=True))
@@ -35,9 +35,9 @@ def config_pbtxt(description: Description) -> str:
 
 
 def batching_pbtxt(description: Description) -> str:
-    """Return the configuration for merged requests: `images`, and the default outputs without gradients.
+    """Return the configuration for request batching as protobuf text: `images`, and the default outputs except for gradients.
 
-    Shapes leave out the number of images, which Triton adds.
+    Shapes omit the batch dimension, which Triton adds.
     """
     expensive = {output.name for output in description.maps if output.method in NEEDS_ABLATION}
     excluded = expensive | {layer.gradients for layer in description.layers}
@@ -46,7 +46,7 @@ def batching_pbtxt(description: Description) -> str:
 
 
 def _outputs(description: Description) -> list[tuple[str, str, tuple[int, ...]]]:
-    """Return the name, the type and the shape for one image of every output."""
+    """Return the name, data type, and per-image shape of each output."""
     labels = len(description.labels)
     outputs: list[tuple[str, str, tuple[int, ...]]] = [
         (SCORES, "TYPE_FP32", (labels,)),
@@ -82,7 +82,7 @@ def _config(description: Description, max_batch_size: int, inputs: list[str], ou
 
 
 def _escaped(text: str) -> str:
-    """Escape a text for a quoted string of protobuf text, in ASCII."""
+    """Escape a string for protobuf text format, in ASCII."""
     return text_encoding.CEscape(text.encode(), as_utf8=False)
 
 

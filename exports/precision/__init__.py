@@ -1,1 +1,1 @@
-"""int8 and float16: calibration, conversion, acceptance."""
+"""Reduced precision (int8 and float16): calibration, conversion, and acceptance checks."""

@@ -1,4 +1,4 @@
-"""Images given by path to calibrate a file in reduced precision on, and to compare it with the float file on."""
+"""Selection of images from files and folders, for int8 calibration and for comparing a reduced-precision file with the float file."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from tlcli.evaluation.agreement import Images, Shown
 from tlcli.exports.precision.convert import PrecisionTrial, SmallerNumbers
 
 MOST_COMPARED = 1000
-"""Largest number of images without labels to compare on."""
+"""Maximum number of unlabelled images for the comparison."""
 _FEWEST_LEFT = 16
-"""If the calibration leaves fewer images over, the files are compared on all of them."""
+"""Minimum number of images left after calibration. With fewer, the comparison uses all images, including those used for calibration."""
 
 
 def trial_on_images(
     numbers: SmallerNumbers, paths: Sequence[Path], calibration_paths: Sequence[Path], check_inputs: Images, preprocessing: Preprocessing
 ) -> PrecisionTrial:
-    """Return a trial on images whose classes are unknown.
+    """Create a trial from unlabelled images.
 
     Args:
-        numbers: the requested precision.
-        paths: files and folders of images to compare on; if there are none, those that the calibration leaves over.
-        calibration_paths: files and folders of images to calibrate on; none for fp16.
-        check_inputs: inputs to compare on where there are neither.
-        preprocessing: the network's.
+        numbers: settings for reduced precision.
+        paths: files and folders of images for the comparison; if empty, the images that calibration does not use.
+        calibration_paths: files and folders of images for calibration; empty for fp16.
+        check_inputs: inputs for the comparison if both `paths` and `calibration_paths` are empty.
+        preprocessing: preprocessing of the network.
 
     Raises:
         NotFoundError, ImageError: see `tlcli.contract.images.decoding.find` and `read`.
@@ -54,5 +54,5 @@ def trial_on_images(
 
 
 def calibration_indices(available: int, numbers: SmallerNumbers) -> list[int]:
-    """Draw the indices of the images to calibrate on; the same seed draws the same ones."""
+    """Sample the indices of the calibration images. The same seed gives the same indices."""
     return [int(index) for index in np.random.default_rng(numbers.seed).permutation(available)[: numbers.calibration_images]]

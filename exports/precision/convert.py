@@ -1,4 +1,4 @@
-"""Reduced precision: its settings, the conversion, and the bounds below which a file is rejected."""
+"""Reduced precision: settings, conversion, and the acceptance bounds for a converted file."""
 
 from __future__ import annotations
 
@@ -18,26 +18,29 @@ from tlcli.exports.precision.int8 import quantise
 
 CALIBRATION_IMAGES = 256
 MAX_ACCURACY_DROP = 0.5
-"""Largest drop of accuracy, in percentage points of the labelled images."""
+"""Maximum drop in accuracy on labelled images, in percentage points."""
 MAX_CHANGED = 10.0
-"""Largest share of images without labels whose first class changes, in percentage points. The float file's classes replace the labels;
-many of those that change were wrong."""
+"""Maximum share of unlabelled images whose top-1 class changes, in percentage points. The float file's predictions take the place of
+labels, so the bound is looser than `MAX_ACCURACY_DROP`: many of the predictions that change were wrong."""
 
 MIN_MAP_CORRELATION = 0.9
-"""Least mean rank correlation of each map with the float file's. The lowest of the files measured in
-docs/smaller-numbers.md is 0.97 at the last layer, and 0.93 at a layer in the middle (HiRes-CAM)."""
+"""Minimum mean rank correlation of each map with the float file's map. The lowest values measured in docs/smaller-numbers.md are 0.97 at
+the last layer and 0.93 at a middle layer (HiRes-CAM)."""
 
 _REMEDIES = {"fp16": "use fp32", "int8": "use more --calibration-images, or fp16 for a GPU"}
 
 
 @dataclass(frozen=True)
 class SmallerNumbers:
-    """Settings of a file in reduced precision.
+    """Settings for reduced precision.
 
-    calibration_images: number of images that int8 is calibrated on.
-    seed: of the draw of these images.
-    max_accuracy_drop: largest drop of accuracy, in percentage points; None for the defaults above.
-    min_map_correlation: least mean rank correlation of each map of the graph with the float file's; None for the default above.
+    precision: number format of the forward pass.
+    calibration_images: maximum number of images for int8 calibration.
+    seed: seed for sampling the calibration images.
+    max_accuracy_drop: maximum drop in accuracy in percentage points; None uses `MAX_ACCURACY_DROP` for labelled images and `MAX_CHANGED`
+        for unlabelled ones.
+    min_map_correlation: minimum mean rank correlation of each of the graph's maps with the float file's map; None uses
+        `MIN_MAP_CORRELATION`.
     """
 
     precision: Literal["fp16", "int8"]
@@ -49,11 +52,12 @@ class SmallerNumbers:
 
 @dataclass(frozen=True)
 class PrecisionTrial:
-    """Conversion to reduced precision, with the images to calibrate it and to accept or reject it on.
+    """Conversion to reduced precision, with images for calibration and for the acceptance check.
 
-    compared: images that both files are run on.
-    calibration: inputs to calibrate on, uint8 `[H, W, 3]` each; none for fp16.
-    calibration_source: number and origin of these inputs, for the record.
+    numbers: settings for reduced precision.
+    compared: images for comparing the converted file with the float file.
+    calibration: calibration inputs, uint8 `[H, W, 3]` each; empty for fp16.
+    calibration_source: number and origin of the calibration inputs, recorded in the description.
     """
 
     numbers: SmallerNumbers
@@ -69,10 +73,10 @@ class PrecisionTrial:
             quantise(flat, self.calibration)
 
     def require(self, agreement: Agreement) -> None:
-        """Check the agreement of the file with the float file.
+        """Check that the converted file agrees closely enough with the float file.
 
         Raises:
-            ParityError: the file loses more than the settings allow.
+            ParityError: the accuracy drops too far, a map's rank correlation is too low, or some logits are not finite.
         """
         remedy, flag = _REMEDIES[self.numbers.precision], f"--precision {self.numbers.precision}"
         where = f"{agreement.images:,} images ({agreement.source})"

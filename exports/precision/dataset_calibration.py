@@ -1,4 +1,4 @@
-"""Images of a run's data set to calibrate a file in reduced precision on, and to compare it with the float file on."""
+"""Selection of images from a run's data set, for int8 calibration and for comparing a reduced-precision file with the float file."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from tlcli.training.data.folder_source import FolderSource
 
 
 def trial_on_dataset(numbers: SmallerNumbers, dataset: Dataset, name: str, preprocessing: Preprocessing) -> PrecisionTrial:
-    """Return a trial that is calibrated on images of the training part and compared on the validation part.
+    """Create a trial that calibrates on the training split and compares on the validation split.
 
     Args:
-        numbers: the requested precision.
-        dataset: a run's.
-        name: the data set's name for the record.
-        preprocessing: the network's.
+        numbers: settings for reduced precision.
+        dataset: data set of the run.
+        name: name of the data set, recorded in the description.
+        preprocessing: preprocessing of the network.
 
     Raises:
-        DatasetError: an image to calibrate on cannot be read any more.
+        DatasetError: a calibration image can no longer be read.
     """
     val = dataset.val
     truth = Truth.find(val.source.root) if isinstance(val.source, FolderSource) else None

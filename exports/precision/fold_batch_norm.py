@@ -1,6 +1,6 @@
-"""Batch norms folded into the convolutions before them, so that precision is reduced on the weights that are multiplied with.
+"""Folding of batch norms into the preceding convolutions, so that precision is reduced on the weights that are actually multiplied.
 
-A runtime folds them when it loads a file, but not across the operators that quantisation inserts between the two.
+A runtime folds batch norms when it loads a file, but not across the operators that quantisation inserts between convolution and batch norm.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from onnx import GraphProto, NodeProto, numpy_helper
 from tlcli.exports.rewrite.graph_edit import add_constant, copied, replace_nodes
 
 _EPSILON = 1e-5
-"""ONNX's default, for nodes without this attribute."""
+"""ONNX's default of the attribute `epsilon`, for nodes without it."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Folded:
     """Origin of a convolution's folded weight.
 
     weight: name of the original weight.
-    factors: factor of each output channel.
+    factors: factor by which each output channel was multiplied.
     """
 
     weight: str
@@ -30,10 +30,10 @@ class Folded:
 
 
 def fold_batch_norms(graph: GraphProto) -> dict[str, Folded]:
-    """Fold each batch norm that is the only user of a convolution's output; `graph` is flat, and rewritten in place.
+    """Fold each batch norm that is the only user of a convolution's output. The graph must be flat, and is modified in place.
 
     Returns:
-        The origin of each folded weight, by the folded weight's name.
+        Mapping from the name of each folded weight to its origin.
     """
     weights = {weight.name: numpy_helper.to_array(weight) for weight in graph.initializer}
     outputs = {output.name for output in graph.output}

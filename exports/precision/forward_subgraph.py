@@ -1,7 +1,7 @@
-"""Forward pass of a flat graph: extracted as a model of its own, and put back once it is converted.
+"""Extraction of a flat graph's forward pass as a separate model, and reinsertion after conversion.
 
-Libraries that reduce precision expect plain networks. So they get one: a graph without branches or loops, whose outputs are all that the
-maps take of it. Branches are added around it only afterwards.
+Libraries for reduced precision expect plain networks. The extracted model is one: it has no branches or loops, and its outputs are all the
+values that the maps need. Branches are added only after the converted forward pass is back in the graph.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ _CASTS_TO_FLOAT = ("DequantizeLinear", "Cast")
 
 
 def take_out(flat: ModelProto, ends: Sequence[str], starts: Collection[str] = ()) -> ModelProto:
-    """Extract the part of a flat graph that computes `ends`; its outputs are the values that the rest takes of it.
+    """Extract the subgraph of a flat graph that computes `ends`. Its outputs are all the values that the rest of the graph takes from it.
 
     Args:
-        flat: with the types of its values; it is not changed.
-        ends: values.
-        starts: values that become inputs of the part, instead of being computed in it.
+        flat: flat graph with the types of its values; it is not modified.
+        ends: names of the values to compute.
+        starts: names of values that become inputs of the subgraph instead of being computed in it.
     """
     graph = flat.graph
     part_nodes = [copied(node) for node in _split(graph, ends, starts)[0]]
@@ -42,14 +42,16 @@ def take_out(flat: ModelProto, ends: Sequence[str], starts: Collection[str] = ()
 
 
 def put_back(flat: ModelProto, ends: Sequence[str], part: ModelProto, weights: Sequence[NodeProto], starts: Collection[str] = ()) -> None:
-    """Replace the part that `take_out` extracted by its converted form; `flat` is rewritten in place.
+    """Replace the subgraph that `take_out` extracted with its converted form. `flat` is modified in place.
 
-    The rest takes the part's values as float, each through a cast of its own: requests that do not need the rest do not pay for the casts.
+    The rest of the graph takes the subgraph's values as float, each through a separate cast, so that requests that do not need the rest do
+    not pay for the casts.
 
     Args:
-        flat, ends, starts: as in `take_out`.
-        part: with the same outputs, each the result of a `DequantizeLinear` or `Cast` of its own where it is not computed in float.
-        weights: nodes that compute, from the part's weights, those that the rest takes, in float, under their old names.
+        flat, ends, starts: see `take_out`.
+        part: converted subgraph with the same outputs. An output that is not computed in float is the result of its own
+            `DequantizeLinear` or `Cast`.
+        weights: nodes that convert the subgraph's weights to float, under the names that the rest of the graph uses.
     """
     graph = flat.graph
     _, rest = _split(graph, ends, starts)
@@ -67,10 +69,12 @@ def put_back(flat: ModelProto, ends: Sequence[str], part: ModelProto, weights: S
 
 
 def _separate_casts(part_nodes: Sequence[NodeProto], outputs: Sequence[str]) -> list[NodeProto]:
-    """Give the rest casts of its own for outputs that the part takes too; the part's nodes get other names for these values.
+    """Duplicate the casts of outputs that the subgraph also uses itself, so that the rest of the graph has separate casts.
+
+    Within the subgraph, these values are renamed.
 
     Returns:
-        Copies of the casts to float, which compute the outputs under their old names.
+        Copies of the casts to float, which compute the outputs under their original names.
     """
     producer = producers(part_nodes)
     casts = []
@@ -93,13 +97,13 @@ def in_order(nodes: Sequence[NodeProto]) -> list[NodeProto]:
 
 
 def needed_outside(graph: GraphProto, ends: Sequence[str], starts: Collection[str] = ()) -> set[str]:
-    """Return the values and weights that the nodes outside of the part that `take_out` extracts take, and the graph's outputs."""
+    """Return the names of the graph's outputs, and of the values and weights that nodes outside the extracted subgraph use."""
     _, rest = _split(graph, ends, starts)
     return {value.name for value in graph.output}.union(*(taken_by(node) for node in rest))
 
 
 def _split(graph: GraphProto, ends: Sequence[str], starts: Collection[str]) -> tuple[list[NodeProto], list[NodeProto]]:
-    """Return the nodes that compute `ends` from `starts`, and the rest, each in the graph's order."""
+    """Split the nodes into those that compute `ends` from `starts` and the rest, both in graph order."""
     nodes = list(graph.node)
     inside = upstream_nodes(nodes, ends, stop=starts)
     return [nodes[index] for index in sorted(inside)], [node for index, node in enumerate(nodes) if index not in inside]

@@ -1,11 +1,11 @@
-"""Conversion of the forward pass to float16, for GPUs: from the normalised images to the last layer's input.
+"""Conversion of the forward pass to float16 for GPUs, from the normalised images to the last layer's input.
 
-Operators that need more range or more digits than float16 has stay in float32: the normalisation, the mean over the positions, the last
-layer, the softmax, and everything that maps are computed from. So there is a cast at the beginning, one at the end, and one for each value
-in between that maps take; only requests for maps pay for the last.
+Operators that need more range or precision than float16 has stay in float32: the normalisation, the mean over the positions, the last
+layer, the softmax, and everything from which maps are computed. The graph therefore has a cast at the beginning of the float16 section, one
+at its end, and one for each value in between that maps use; only requests for maps pay for the latter.
 
-The conversion is ONNX Runtime's (`onnxruntime.transformers.float16`), which handles subgraphs, but not the values that they capture. It
-gets the forward pass alone.
+ONNX Runtime performs the conversion (`onnxruntime.transformers.float16`). It handles subgraphs, but not the values that they capture, so
+only the forward pass is passed to it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NORMALISING = ("Transpose", "Cast", "Sub", "Div", "Mul", "Add")
 _POOLING = ("ReduceMean", "GlobalAveragePool", "Reshape", "Flatten", "Squeeze", "Identity")
 _LAYERS = ("Gemm", "MatMul", "Conv")
 _SMALL = 1024
-"""Constants of fewer values are kept in both types if both are needed."""
+"""Size in values below which a constant that is needed in both types is stored in both."""
 
 
 def convert_to_fp16(flat: ModelProto) -> None:
@@ -40,7 +40,7 @@ def convert_to_fp16(flat: ModelProto) -> None:
 
 
 def _normalised(graph: GraphProto) -> str:
-    """Return the name of the normalised images, the first value of the network itself."""
+    """Return the name of the value that holds the normalised images, the input of the network itself."""
     weights = {weight.name for weight in graph.initializer}
     value = IMAGES
     while True:
@@ -51,7 +51,7 @@ def _normalised(graph: GraphProto) -> str:
 
 
 def _pooled(graph: GraphProto) -> str:
-    """Return the name of the value that is pooled or flattened to the last layer's input; without pooling, of that input."""
+    """Return the name of the value that is pooled or flattened to the last layer's input. Without pooling, return that input's name."""
     weights = {weight.name for weight in graph.initializer}
     maker = producers(graph.node)
     value, layers = LOGITS, 0
@@ -65,7 +65,7 @@ def _pooled(graph: GraphProto) -> str:
 
 
 def _weights_for_maps(graph: GraphProto, folded: dict[str, Folded], needed: set[str]) -> list[NodeProto]:
-    """Return nodes that compute in float32 the weights that maps take too; small weights are kept in float32 instead."""
+    """Return nodes that convert to float32 the weights that maps also use. Small weights need no node: they are stored in both types."""
     nodes: list[NodeProto] = []
     halves = [weight for weight in graph.initializer if weight.data_type == TensorProto.FLOAT16]
     for weight in halves:

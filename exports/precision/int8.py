@@ -1,11 +1,12 @@
-"""Quantisation of the forward pass's convolutions to int8, for CPUs: ONNX Runtime's static quantisation, in its QDQ format.
+"""Quantisation of the forward pass's convolutions to int8 for CPUs, with ONNX Runtime's static quantisation in QDQ format.
 
-Weights have a scale for each output channel, activations one for each tensor, from their extremes over calibration images. Operators on
-pooled values (squeeze-and-excitation, heads) stay in float: they take no time, and few values cannot average errors out. So does everything
-that maps are computed from. Maps take values of the forward pass dequantised; a weight that the backward pass takes too is kept once, in
-int8.
+Weights have one scale per output channel. Activations have one scale per tensor, from their extremes over the calibration images. Operators
+on pooled values (squeeze-and-excitation, heads) stay in float: they take almost no time, and errors do not average out over so few values.
+Everything from which maps are computed also stays in float. Maps use dequantised values of the forward pass. A weight that the backward
+pass also uses is stored once, in int8.
 
-The quantiser works on the nodes of a plain graph, and does not see the values that branches capture. It gets the forward pass alone.
+The quantiser works on the nodes of a plain graph and does not see the values that branches capture, so only the forward pass is passed to
+it.
 """
 
 from __future__ import annotations
@@ -28,19 +29,20 @@ from tlcli.exports.precision.forward_subgraph import needed_outside, put_back, t
 from tlcli.exports.rewrite.graph_edit import add_constant, replace_nodes
 
 _QUANTISED = "_quantized"
-"""Suffix that the quantiser adds to a weight's name."""
+"""Suffix that the quantiser appends to the names of weights."""
 _ROUNDED_AWAY = ("Relu", "Clip", "MaxPool")
-"""Operators that compute in int8 if their input is int8: a convolution's rounding does the first two by itself."""
+"""Operators that compute in int8 if their input is int8. The first two cost nothing, because a convolution's rounding already performs
+them."""
 _GATES = ("Sigmoid", "Mul")
-"""Operators between convolutions, in SiLU and squeeze-and-excitation: in float they would cost more than int8 gains."""
+"""Operators between convolutions, in SiLU and squeeze-and-excitation. In float, they would cost more time than int8 saves."""
 
 
 def quantise(flat: ModelProto, images: Sequence[npt.NDArray[np.uint8]]) -> None:
     """Quantise the convolutions of a flat graph's forward pass to int8, in place.
 
     Args:
-        flat: see `tlcli.exports.onnx_writer.flat_graph`.
-        images: inputs to calibrate on, uint8 `[H, W, 3]` each.
+        flat: flat graph from `tlcli.exports.onnx_writer.flat_graph`.
+        images: calibration inputs, uint8 `[H, W, 3]` each.
     """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
@@ -67,11 +69,11 @@ def quantise(flat: ModelProto, images: Sequence[npt.NDArray[np.uint8]]) -> None:
 
 
 def _normalise_in_one(graph: GraphProto) -> None:
-    """Replace the subtraction and the division of the normalisation by a batch norm.
+    """Replace the subtraction and division of the normalisation with a single batch norm.
 
-    Convolutions in int8 need their channels last. To save a `Transpose`, ONNX Runtime moves the one behind the images past other operators.
-    It takes several times as long to subtract three numbers from the three of each position as from three planes. ONNX Runtime does not
-    move a `Transpose` past a batch norm.
+    int8 convolutions need channels-last inputs. To save a `Transpose`, ONNX Runtime moves the `Transpose` after the images past the
+    operators that follow. Then the normalisation would run in channels-last layout, where subtracting a value per channel takes several
+    times as long as in planes. ONNX Runtime does not move a `Transpose` past a batch norm.
     """
     nodes = list(graph.node)
     producer = {value: node for node in nodes for value in node.output}
@@ -96,7 +98,7 @@ def _normalise_in_one(graph: GraphProto) -> None:
 
 
 class _CalibrationReader:
-    """Reader of calibration inputs, one image at a time (onnxruntime.quantization.CalibrationDataReader)."""
+    """Reader that yields the calibration inputs one image at a time, as onnxruntime.quantization.CalibrationDataReader does."""
 
     def __init__(self, images: Sequence[npt.NDArray[np.uint8]], inputs: set[str]) -> None:
         others = {TARGETS: np.array([[0]])}
@@ -107,7 +109,7 @@ class _CalibrationReader:
 
 
 def _nodes_to_quantise(graph: GraphProto) -> list[str]:
-    """Return the names of the convolutions with more than one output position, and of the operators between them."""
+    """Return the names of the nodes to quantise: convolutions with more than one output position, and the operators between them."""
     sizes = {value.name: value.type.tensor_type.shape.dim for value in (*graph.value_info, *graph.output)}
     weights = {weight.name for weight in graph.initializer}
 
@@ -124,7 +126,7 @@ def _nodes_to_quantise(graph: GraphProto) -> list[str]:
 
 
 def _weights_for_maps(graph: GraphProto, folded: Mapping[str, Folded], needed: set[str]) -> list[NodeProto]:
-    """Return nodes that dequantise the weights which the rest of the graph takes in float."""
+    """Return nodes that dequantise the weights that the rest of the graph uses in float."""
     weights = {weight.name: weight for weight in graph.initializer}
     nodes: dict[str, NodeProto] = {}
     for node in list(graph.node):

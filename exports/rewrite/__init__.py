@@ -1,1 +1,1 @@
-"""ONNX side: passes over the finished graph."""
+"""ONNX side of the export: rewriting passes over the graph that PyTorch's exporter wrote."""

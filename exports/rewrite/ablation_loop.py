@@ -1,7 +1,7 @@
-"""Loop of Ablation-CAM: scores without each channel of a layer, a few channels per step, as an ONNX `Loop`.
+"""Ablation-CAM as an ONNX `Loop`, which computes the scores without each channel of a layer, a few channels per step.
 
-PyTorch's exporter writes one step as part of the graph, a function of an extra input: the indices of the (image, channel) pairs that are
-due. Here the nodes that depend on it become the body of a loop. Weights stay outside of it, and are shared.
+PyTorch's exporter writes a single step into the graph, as a function of an extra input: the indices of the (image, channel) pairs that the
+step processes. This pass moves the nodes that depend on that input into the body of a loop. Weights stay outside the loop, and are shared.
 """
 
 from __future__ import annotations
@@ -13,29 +13,29 @@ from onnx import GraphProto, TensorProto, helper
 from tlcli.exports.rewrite.graph_edit import add_constant, downstream_nodes, drop, replace_nodes, upstream_nodes
 
 CHANNELS_PER_STEP = 32
-"""Channels per step, which is also the number of copies of a layer in memory at once."""
+"""Number of channels per step, and thus the number of copies of a layer's activations in memory at a time."""
 
 
 def due_input(layer: int) -> str:
-    """Return the name of the extra input: int64 `[CHANNELS_PER_STEP]`, pairs as `image * c + channel`."""
+    """Return the name of the extra input, int64 `[CHANNELS_PER_STEP]`, which holds each pair as `image * c + channel`."""
     return f"ablation/{layer}/due"
 
 
 def step_output(layer: int) -> str:
-    """Return the name of the step's output: float32 `[CHANNELS_PER_STEP, K]`, the scores without those channels."""
+    """Return the name of the step's output, float32 `[CHANNELS_PER_STEP, K]`, which holds the scores without these channels."""
     return f"ablation/{layer}/step"
 
 
 def ablated_input(layer: int) -> str:
-    """Return the name of the input that the loop's result replaces: float32 `[N, c, K]`, the scores of all steps."""
+    """Return the name of the input that the loop's result replaces, float32 `[N, c, K]`, which holds the scores of all steps."""
     return f"ablation/{layer}/ablated"
 
 
 def close_loop(graph: GraphProto, layer: int, features: str, channels: int, classes: str) -> None:
-    """Make the step a loop over all channels of all images, and let its result replace `ablated_input`.
+    """Turn the step into a loop over all channels of all images, and replace the input `ablated_input` with the loop's result.
 
     Args:
-        graph: flat; rewritten in place.
+        graph: graph that contains one step as ordinary nodes; modified in place.
         layer: index of the layer.
         features: name of the output with the layer's activations, `[N, c, h, w]`.
         channels: number of channels, c.
@@ -65,7 +65,7 @@ def close_loop(graph: GraphProto, layer: int, features: str, channels: int, clas
     inside = [
         helper.make_node("Mul", [f"{place}/number", size], [f"{place}/start"]),
         helper.make_node("Add", [f"{place}/range", f"{place}/start"], [f"{place}/beyond"]),
-        helper.make_node("Min", [f"{place}/beyond", f"{place}/last"], [due]),  # the last step repeats the last pair to be full
+        helper.make_node("Min", [f"{place}/beyond", f"{place}/last"], [due]),  # fills the last step by repeating the last pair
         helper.make_node("Identity", [f"{place}/going"], [f"{place}/goes_on"]),
         *(nodes[number] for number in sorted(body)),
     ]

@@ -1,16 +1,16 @@
-"""Conditional outputs: ONNX `If` operators, so that outputs which a request leaves out are not computed.
+"""Conditional outputs, built from ONNX `If` operators, so that outputs that a request omits are not computed.
 
-A runtime computes a whole graph, whichever outputs a request fetches (ONNX Runtime's `only_execute_path_to_fetches` has no effect in its
-released builds). So the graph itself has an input, `wanted`: a truth value for each of these outputs.
+A runtime computes the whole graph regardless of which outputs a request fetches (ONNX Runtime's `only_execute_path_to_fetches` has no
+effect in its released builds). Therefore the graph has an input `wanted`, with one boolean per conditional output.
 
-One `If` encloses all of them, so that a request for scores alone meets a single condition:
+One `If` encloses all of them, so that a request for scores alone evaluates a single condition:
 
     always: scores, logits
     If any switch is wanted
         shared: classes, the gradient
-        If gradcam or an output computed from it is wanted      (one such `If` for each common switch and those that it takes)
+        If gradcam or an output computed from it is wanted      (one such `If` per common switch, and per switch that it uses)
         If any other switch is wanted
-            If layercam is wanted                               (one such `If` for each of the others)
+            If layercam is wanted                               (one such `If` per remaining switch)
             ...
 """
 
@@ -36,20 +36,21 @@ from tlcli.exports.rewrite.graph_edit import (
 )
 
 _ALL, _UNCOMMON = "asked", "seldom"
-"""Names of the branches around all switches, and around those that are requested seldom."""
+"""Names of the branch around all switches, and of the branch around the rarely requested ones."""
 
 
 def make_conditional(
     graph: GraphProto, switches: Sequence[Switch], together: Mapping[str, tuple[int, ...]], shared: Sequence[str] = ()
 ) -> None:
-    """Let the graph compute each of some outputs only if its input `wanted` says so; `graph` is rewritten in place.
+    """Make outputs of the graph conditional on its new input `wanted`. The graph is modified in place.
 
     Args:
-        graph: flat, except for loops; each switch is one of its outputs. One may be computed from another, as maps are from gradients:
-            a request for it is then one for the other too.
-        switches: in the order of `wanted`.
-        together: int64 outputs that are computed if any switch is wanted, with the shapes of the empty tensors returned otherwise.
-        shared: values that several switches take, computed likewise.
+        graph: graph whose outputs include all switches. It may contain loops and the `If` of `target_choice`. A switch may be computed
+            from another one, as maps are from gradients; requesting it then also computes the other.
+        switches: conditional outputs, in the order of `wanted`.
+        together: int64 outputs that are computed if any switch is requested, mapped to the shapes of the empty tensors that are returned
+            otherwise.
+        shared: values that several switches use; they are also computed if any switch is requested.
     """
     nodes = list(graph.node)
     names = [switch.name for switch in switches]
@@ -60,7 +61,7 @@ def make_conditional(
 
 
 def _copy_needed_switches(nodes: list[NodeProto], switches: Sequence[str], outputs: Sequence[str]) -> None:
-    """Make copies of the switches that other outputs are computed from: a branch can return only values computed in it."""
+    """Add copies of the switches from which other outputs are computed, because a branch can only return values computed in it."""
     producer, needed = producers(nodes), upstream_nodes(nodes, outputs)
     for name in switches:
         if producer[name] in needed:
@@ -70,7 +71,7 @@ def _copy_needed_switches(nodes: list[NodeProto], switches: Sequence[str], outpu
 
 
 class ConditionalOutputs:
-    """Writer of the graph that a plan describes."""
+    """Writer that turns a flat graph into the branches of a plan."""
 
     def __init__(
         self,
@@ -80,11 +81,11 @@ class ConditionalOutputs:
         together: Mapping[str, tuple[int, ...]],
         plan: ConditionalPlan,
     ) -> None:
-        """Store the plan; for the other arguments see `make_conditional`.
+        """Store the graph and the plan. For the arguments not listed here, see `make_conditional`.
 
         Args:
-            nodes: those that the plan's indices refer to.
-            plan: from `plan_conditions`.
+            nodes: nodes to which the plan's indices refer.
+            plan: plan returned by `plan_conditions`.
         """
         self._graph = graph
         self._nodes = nodes
@@ -95,7 +96,7 @@ class ConditionalOutputs:
         self._empty_tensors: dict[tuple[int, tuple[int, ...]], str] = {}
 
     def write(self) -> None:
-        """Replace the graph's nodes by the planned scopes, and add the input `wanted` with its default."""
+        """Replace the graph's nodes with the planned scopes, and add the input `wanted` with its default."""
         shapes = {**self._together, **{name: switch.empty for name, switch in self._switches.items()}}
         branch = self._branch_for_all()
         top = _Scope("", {})
@@ -108,7 +109,7 @@ class ConditionalOutputs:
         self._graph.initializer.append(numpy_helper.from_array(defaults, WANTED))
 
     def _branch_for_all(self) -> _Scope:
-        """Return the branch around all switches: the shared nodes, the conditions, and an `If` for each switch."""
+        """Build the branch around all switches, with the shared nodes, the conditions, and one `If` per switch."""
         common = self._plan.in_order(name for name, switch in self._switches.items() if switch.common)
         uncommon = [name for name in self._plan.in_order(self._switches) if name not in common]
         branch = _Scope(_ALL, {})
@@ -127,14 +128,14 @@ class ConditionalOutputs:
         return branch
 
     def _add_switch(self, scope: _Scope, name: str) -> None:
-        """Add the `If` that computes one switch: on request of it, or of a switch that takes it."""
+        """Add the `If` that computes a switch if the switch itself or another switch that uses it is requested."""
         branch = _Scope(name, scope.visible)
         branch.copy_in(self._at(self._plan.own[name]))
         condition = self._any_of(scope, name, [name, *self._plan.users(name)])
         self._add_if(scope, name, condition, branch, {name: self._switches[name].empty})
 
     def _any_of(self, scope: _Scope, place: str, names: Sequence[str]) -> str:
-        """Add nodes that compute whether any of these switches is wanted, and return the value's name."""
+        """Add nodes that compute whether any of the given switches is requested, and return the name of the result."""
         if len(names) == 1:
             return _condition(names[0])
         indices = self._constant(f"numbers/{place}", [self._index[name] for name in names])
@@ -143,7 +144,7 @@ class ConditionalOutputs:
         return f"{WANTED}/{place}/any"
 
     def _add_if(self, scope: _Scope, place: str, condition: str, branch: _Scope, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Add an `If` that returns the values named in `shapes`: from `branch` if the condition holds, else empty tensors."""
+        """Add an `If` that returns the values named in `shapes` from `branch` if the condition holds, and empty tensors otherwise."""
         types = {value: TensorProto.INT64 if value in self._together else TensorProto.FLOAT for value in shapes}
         computed = {value: branch.visible[value] for value in shapes}
         empty = {value: f"{place}/none/{value}" for value in shapes}
@@ -167,14 +168,17 @@ class ConditionalOutputs:
         )
 
     def _at(self, indices: Iterable[int]) -> list[NodeProto]:
-        """Return the nodes at these indices, in the graph's order."""
+        """Return the nodes at the given indices, in graph order."""
         return [self._nodes[index] for index in sorted(indices)]
 
     def _constant(self, name: str, value: int | Sequence[int]) -> str:
         return add_constant(self._graph, f"{WANTED}/{name}", value)
 
     def _empty_tensor(self, kind: int, shape: tuple[int, ...]) -> str:
-        """Return the name of an empty tensor, kept once: as a constant of each branch it would take memory in each."""
+        """Return the name of an empty tensor with this type and shape.
+
+        It is stored once for the whole graph, because a constant in each branch would take memory in each.
+        """
         if (kind, shape) not in self._empty_tensors:
             name = f"{WANTED}/empty/{len(self._empty_tensors)}"
             values = np.zeros(shape, dtype=helper.tensor_dtype_to_np_dtype(kind))
@@ -183,9 +187,9 @@ class ConditionalOutputs:
 
 
 class _Scope:
-    """Nodes of one scope. Values defined in a branch get a prefix, since no name may occur in two scopes.
+    """Nodes of one scope. Values defined in a branch get a prefix, because no name may occur in two scopes.
 
-    visible: the names that values of the flat graph have in this scope.
+    visible: mapping from the names of values in the flat graph to their names in this scope.
     """
 
     def __init__(self, name: str, outside: Mapping[str, str]) -> None:
@@ -208,7 +212,10 @@ class _Scope:
 
 
 def _return_copies(outputs: Iterable[str], nodes: Sequence[NodeProto]) -> list[NodeProto]:
-    """Let a graph return copies of outputs that branches in it capture: OpenVINO counts these among the branches' own."""
+    """Replace outputs of a graph that branches in it capture with copies.
+
+    OpenVINO would otherwise treat these outputs as outputs of the branches.
+    """
     computed = {name for node in nodes for name in node.output}
     captured = {value for node in nodes if node.op_type == "If" for value in taken_by(node)}
     names = {name: f"{name}/value" for name in outputs if name in captured & computed}
@@ -218,5 +225,5 @@ def _return_copies(outputs: Iterable[str], nodes: Sequence[NodeProto]) -> list[N
 
 
 def _condition(name: str) -> str:
-    """Return the name of the value that says whether a switch is wanted: one element."""
+    """Return the name of the one-element boolean value that tells whether a switch is requested."""
     return f"{WANTED}/{name}"

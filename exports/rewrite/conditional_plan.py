@@ -1,6 +1,6 @@
-"""Plan of the branches of a graph with conditional outputs: the scope that each node goes to.
+"""Plan for the branches of a graph with conditional outputs, which assigns each node to a scope.
 
-Pure: nodes are read and never changed. `tlcli.exports.rewrite.conditional_outputs` writes the graph that a plan describes.
+Planning only reads the nodes and never modifies them. `tlcli.exports.rewrite.conditional_outputs` writes the graph from a plan.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from tlcli.exports.rewrite.graph_edit import downstream_nodes, producers, taken_
 class Switch:
     """Output that is computed on request.
 
-    empty: shape of the empty tensor that is returned when it is not computed.
-    default: True if it is computed when the request leaves `wanted` out.
-    common: True if it is requested often.
+    name: name of the graph's output.
+    empty: shape of the empty tensor that is returned if the output is not computed.
+    default: True if the output is computed when a request omits `wanted`.
+    common: True if the output is requested often.
     """
 
     name: str
@@ -33,10 +34,10 @@ class Switch:
 class ConditionalPlan:
     """Scopes of a flat graph's nodes, as sets of node indices.
 
-    always: outside of all branches.
-    shared: in the branch around all switches, once for all of them.
-    own: for each switch, in the branch that computes it; a node may be in the branches of several switches.
-    takes: for each switch, the other switches that its branch takes.
+    always: nodes outside all branches.
+    shared: nodes in the branch around all switches, which are computed once for all of them.
+    own: for each switch, the nodes in the branch that computes it; a node may be in the branches of several switches.
+    takes: for each switch, the other switches that its branch uses.
     """
 
     always: frozenset[int]
@@ -45,7 +46,7 @@ class ConditionalPlan:
     takes: Mapping[str, tuple[str, ...]]
 
     def in_order(self, names: Iterable[str]) -> list[str]:
-        """Return these switches and those that they take, each after those that it takes."""
+        """Return the given switches and all switches that they use, each after those that it uses."""
         ordered: list[str] = []
 
         def add(name: str) -> None:
@@ -59,7 +60,7 @@ class ConditionalPlan:
         return ordered
 
     def users(self, name: str) -> list[str]:
-        """Return the switches that take this one, directly or by way of others."""
+        """Return the switches that use the given one directly or indirectly."""
         users: list[str] = []
         waiting = [name]
         while waiting:
@@ -77,10 +78,10 @@ def plan_conditions(
     """Assign the nodes of a flat graph to scopes.
 
     Args:
-        nodes: in topological order; no output in `required` or `together` is computed from a switch.
-        switches: the outputs to compute on request.
-        required: the outputs to compute always.
-        together: values to compute if any switch is requested.
+        nodes: nodes in topological order; no output in `required` or `together` may be computed from a switch.
+        switches: outputs to compute on request.
+        required: outputs that are always computed.
+        together: values that are computed if any switch is requested.
     """
     names = [switch.name for switch in switches]
     always = upstream_nodes(nodes, required)
@@ -97,10 +98,10 @@ def plan_conditions(
 
 
 def _cheap_nodes(nodes: Sequence[NodeProto], common: Sequence[str], always: Collection[int], shared: Collection[int]) -> set[int]:
-    """Return upstream nodes of the common switches that depend on the images by their sizes only.
+    """Return upstream nodes of the common switches that depend on the images only through their sizes.
 
-    It costs less to compute these once than in each branch that takes them. Weights in int8 are an exception: they are made float where
-    they are multiplied with, and only there.
+    Computing these nodes once costs less than computing them in each branch that uses them. The dequantisation of int8 weights is an
+    exception: weights are converted to float only in the branches that multiply with them.
     """
     producer = producers(nodes)
     outside = {*always, *shared}

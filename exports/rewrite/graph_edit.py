@@ -1,4 +1,4 @@
-"""Operations on ONNX graphs that all rewriting passes share."""
+"""Helpers for editing ONNX graphs, shared by all rewriting passes."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ T = TypeVar("T", NodeProto, TensorProto)
 
 
 def copied(part: T) -> T:
-    """Return a copy of a node or a weight: clearing a graph destroys the messages in it."""
+    """Return a copy of a node or weight. Copies are needed because clearing a graph destroys the messages in it."""
     copy = type(part)()
     copy.CopyFrom(part)
     return copy
 
 
 def replace_nodes(graph: GraphProto, nodes: Iterable[NodeProto]) -> None:
-    """Replace the graph's nodes; the new ones may include old ones."""
+    """Replace the graph's nodes. The new nodes may include existing ones."""
     kept = [copied(node) for node in nodes]
     del graph.node[:]
     graph.node.extend(kept)
 
 
 def drop(values: MutableSequence[ValueInfoProto], names: Collection[str]) -> None:
-    """Remove the inputs or outputs with these names."""
+    """Remove the inputs or outputs with the given names from a list, in place."""
     kept = [value for value in values if value.name not in names]
     del values[:]
     values.extend(kept)
 
 
 def add_constant(graph: GraphProto, name: str, value: int | Sequence[int] | npt.NDArray[Any]) -> str:
-    """Add an initializer, int64 unless `value` is an array, and return its name."""
+    """Add an initializer to the graph and return its name. Values other than arrays are stored as int64."""
     array = value if isinstance(value, np.ndarray) else np.array(value, dtype=np.int64)
     graph.initializer.append(numpy_helper.from_array(array, name))
     return name
 
 
 def producers(nodes: Sequence[NodeProto]) -> dict[str, int]:
-    """Return the index of the node that computes each value."""
+    """Return a mapping from each value's name to the index of the node that computes it."""
     return {name: index for index, node in enumerate(nodes) for name in node.output}
 
 
 def upstream_nodes(nodes: Sequence[NodeProto], outputs: Iterable[str], stop: Collection[str] = ()) -> set[int]:
-    """Return the indices of the nodes that `outputs` are computed from; the walk ends at the values in `stop`."""
+    """Return the indices of the nodes from which `outputs` are computed. The traversal stops at the values in `stop`."""
     producer = producers(nodes)
     indices: set[int] = set()
     waiting = list(outputs)
@@ -59,10 +59,12 @@ def upstream_nodes(nodes: Sequence[NodeProto], outputs: Iterable[str], stop: Col
 
 
 def downstream_nodes(nodes: Sequence[NodeProto], value: str, without: Collection[str] = ()) -> set[int]:
-    """Return the indices of the nodes that depend on a value other than through the operators `without`.
+    """Return the indices of the nodes that depend on a value.
 
     Args:
-        nodes: in topological order.
+        nodes: nodes in topological order.
+        value: name of the value.
+        without: operator types through which dependencies are not followed.
     """
     reached, indices = {value}, set()
     for index, node in enumerate(nodes):
@@ -73,14 +75,14 @@ def downstream_nodes(nodes: Sequence[NodeProto], value: str, without: Collection
 
 
 def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
-    """Yield the subgraphs of an `If` or a `Loop`."""
+    """Yield the subgraphs of a node, such as the branches of an `If` or the body of a `Loop`."""
     for attribute in node.attribute:
         if attribute.HasField("g"):
             yield attribute.g
 
 
 def with_inner(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
-    """Yield the nodes and those in their subgraphs."""
+    """Yield the given nodes and, recursively, the nodes in their subgraphs."""
     for node in nodes:
         yield node
         for graph in subgraphs(node):
@@ -88,7 +90,7 @@ def with_inner(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
 
 
 def taken_by(node: NodeProto) -> set[str]:
-    """Return the names of the values that a node takes, including those that its subgraphs capture."""
+    """Return the names of the values that a node uses, including those inside its subgraphs."""
     names = set(node.input)
     for graph in subgraphs(node):
         for inside in graph.node:
@@ -108,7 +110,7 @@ def defined_by(node: NodeProto) -> set[str]:
 
 
 def rename(node: NodeProto, names: Mapping[str, str], prefix: str = "") -> None:
-    """Rename the values that a node and its subgraphs refer to, and prefix the names of the nodes."""
+    """Rename the values that a node and its subgraphs refer to, and prepend `prefix` to the names of the nodes, in place."""
     node.name = f"{prefix}{node.name}"
     for field in (node.input, node.output):
         renamed = [names.get(name, name) for name in field]
@@ -122,7 +124,7 @@ def rename(node: NodeProto, names: Mapping[str, str], prefix: str = "") -> None:
 
 
 def take_instead(node: NodeProto, old: str, new: str) -> None:
-    """Replace an input of a node; its subgraphs are left as they are."""
+    """Replace the input `old` of a node with `new`. Its subgraphs are not modified."""
     for position, value in enumerate(node.input):
         if value == old:
             node.input[position] = new

@@ -1,10 +1,11 @@
-"""Workaround for OpenVINO: square weights that the forward and the backward pass both multiply with become two values.
+"""Workaround for an OpenVINO bug with square weights that both the forward and the backward pass multiply with.
 
-OpenVINO caches packed weights by their sizes and the address of the original. It does not tell the two uses of a square weight apart, and
-computes one pass with the weight that it packed for the other: maps or scores are wrong, without an error. So the backward pass gets such
-a weight as another value, by way of an operator that changes nothing and that runtimes compute once, when they load. ONNX Runtime on a CPU
-needs no more memory for it: it packs the weight for the forward pass, and keeps either the original or this copy for the backward pass.
-A large matrix, which is kept once (`shared_weights`), is halved instead: OpenVINO does not pack the sum of two products.
+OpenVINO caches packed weights by their size and the address of the original. It cannot distinguish the two uses of a square weight, and
+computes one pass with the weight packed for the other, so maps or scores are silently wrong. Therefore the backward pass takes such a
+weight as a separate value, the result of an identity operation that runtimes evaluate once at load time. With ONNX Runtime on a CPU, this
+takes no additional memory: it packs the weight for the forward pass, and keeps either the original or the copy for the backward pass.
+A large matrix, which is stored once (`shared_weights`), is instead split into two halves, because OpenVINO does not pack the weights of a
+sum of two products.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _PLACE = "parted_weights"
 
 
 def separate_square_weights(graph: GraphProto) -> None:
-    """Let the backward pass take square weights as values of their own; `graph` is rewritten in place."""
+    """Give the backward pass separate values for the square weights that it shares with the forward pass, in place."""
     square = {weight.name: weight for weight in graph.initializer if len(weight.dims) > 1 and weight.dims[0] == weight.dims[1]}
     nodes = list(with_inner(graph.node))
     forward, backward = ({node.input[1] for node in nodes if _is_backward(node) is order} for order in (False, True))
@@ -45,7 +46,7 @@ def separate_square_weights(graph: GraphProto) -> None:
 
 
 def _is_backward(node: NodeProto) -> bool | None:
-    """Return True if a node multiplies with its second input as the backward pass does, False as the forward pass does, None if neither."""
+    """Return True if a node multiplies by its second input as in the backward pass, False if as in the forward pass, None otherwise."""
     if node.op_type in ("Conv", "ConvTranspose"):
         return node.op_type == "ConvTranspose"
     if node.op_type == "Gemm":
@@ -54,7 +55,7 @@ def _is_backward(node: NodeProto) -> bool | None:
 
 
 def _halve_products(graph: GraphProto, weight: TensorProto) -> None:
-    """Write `x W` as the sum of two products, each of half the columns of x and half the rows of W."""
+    """Rewrite each product `x W` as the sum of two products, each of half the columns of x and half the rows of W."""
     size = weight.dims[0]
     columns = add_constant(graph, f"{weight.name}/columns", [-1, 2, size // 2])
     rows = add_constant(graph, f"{weight.name}/rows", [2, size // 2, size])

@@ -1,10 +1,10 @@
-"""Large matrices that the forward and the backward pass both multiply with: kept in memory once.
+"""Memory sharing for large matrices that both the forward and the backward pass multiply with.
 
-ONNX Runtime packs a constant on the right of a product into a layout of its own, again for each product, and keeps the original too if
-another node needs it: VGG's fc6 would be in memory three times. A product with a matrix that is not known to be constant reads it in
-place, as fast. So a large matrix with several users passes through a `Reshape` to its own shape, which copies nothing and which ONNX
-Runtime cannot fold: the shape comes from an input that has a default. To OpenVINO such an input is a constant, so it sees a constant
-matrix, as its products require.
+ONNX Runtime packs a constant right operand of a product into its own layout, separately for each product, and also keeps the original if
+another node needs it, so VGG's fc6 would be in memory three times. If a matrix is not known to be constant, the product reads it in place,
+just as fast. Therefore a large matrix with several users passes through a `Reshape` to its own shape. The `Reshape` copies nothing, and
+ONNX Runtime cannot fold it, because the shape depends on an input that has a default. OpenVINO treats such an input as a constant, so it
+sees a constant matrix, as its products require.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from tlcli.exports.rewrite.graph_edit import add_constant, replace_nodes, take_i
 _PLACE = "shared_weights"
 
 LEAST_BYTES = 4 * 2**20
-"""Size from which a matrix is shared; a smaller one may be packed twice."""
+"""Minimum size of a matrix to share, in bytes. Smaller matrices may be packed twice."""
 
 
 def share_weights(graph: GraphProto) -> None:
-    """Let products and look-ups that share a large matrix read it in place; `graph` is rewritten in place."""
+    """Make products and lookups that share a large matrix read the same memory. The graph is modified in place."""
     matrices = {weight.name: weight for weight in graph.initializer if len(weight.dims) == 2 and 4 * math.prod(weight.dims) >= LEAST_BYTES}
     users = Counter(name for node in with_inner(graph.node) for name in set(node.input) if name in matrices)
     shared = [name for name, count in users.items() if count > 1]

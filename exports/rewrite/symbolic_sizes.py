@@ -1,4 +1,4 @@
-"""Sizes that the exporter took from extra inputs, which do not stay in the graph: taken from the real inputs instead."""
+"""Redirection of size lookups from extra inputs, which are removed from the graph later, to the graph's permanent inputs."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from onnx import GraphProto
 
 
 def take_sizes_from(graph: GraphProto, value: str, sources: Mapping[int, tuple[str, int]]) -> None:
-    """Replace the `Shape` operators of `value` by those of other inputs; `graph` is flat, and rewritten in place.
+    """Make the `Shape` operators of `value` read from other inputs instead.
 
     Args:
-        graph: every `Shape` of `value` in it returns one dimension.
-        value: an input that is about to be removed.
-        sources: for each of its open dimensions, another input and the dimension of it that has the same size.
+        graph: flat graph in which every `Shape` of `value` returns one dimension; modified in place.
+        value: name of an input that is about to be removed.
+        sources: for each dynamic dimension of `value`, another input and the dimension of that input with the same size.
 
     Raises:
-        NotImplementedError: a `Shape` returns several dimensions, or one without a source.
+        NotImplementedError: a `Shape` returns several dimensions, or a dimension without a source.
     """
     for node in graph.node:
         if node.op_type == "Shape" and node.input[0] == value:

@@ -1,6 +1,7 @@
-"""Choice between explaining a logit and a probability, as an ONNX `If`: only requests for probabilities pay for the softmax's gradient.
+"""Choice between explaining logits and probabilities, as an ONNX `If`. Only requests for probabilities compute the softmax's gradient.
 
-PyTorch's exporter writes both cotangents as outputs, and takes the chosen one as an extra input. Here it becomes the `If`'s output.
+The graph from PyTorch's exporter has both cotangents as outputs, and the chosen one as an extra input. This pass replaces the extra input
+with the output of the `If`.
 """
 
 from __future__ import annotations
@@ -11,21 +12,21 @@ from tlcli.contract.model.description import CLASSES, LOGITS, SCORES, SOFTMAX, T
 from tlcli.exports.rewrite.graph_edit import add_constant, copied, drop, rename, replace_nodes, upstream_nodes
 
 COTANGENTS = "cotangents"
-"""Name of the extra input: float32 `[N, K, d]`, dy/dz for the embedding z."""
+"""Name of the extra input, float32 `[N, K, d]`, which holds dy/dz for the embedding z."""
 
 LOGIT_COTANGENTS, PROBABILITY_COTANGENTS = f"{COTANGENTS}/of_logits", f"{COTANGENTS}/of_probabilities"
-"""Names of the two outputs that it is chosen from."""
+"""Names of the two outputs between which the `If` chooses."""
 
 _MANY_CLASSES = 100
 
 
 def close_choice(graph: GraphProto) -> None:
-    """Replace the input `COTANGENTS` by an `If` on `softmax`; `graph` is flat, and rewritten in place."""
+    """Replace the input `COTANGENTS` with an `If` on `softmax`. The graph must be flat, and is modified in place."""
     nodes = list(graph.node)
     before = upstream_nodes(nodes, [LOGIT_COTANGENTS, SCORES, LOGITS, CLASSES])
     inside = [copied(nodes[number]) for number in sorted(upstream_nodes(nodes, [PROBABILITY_COTANGENTS]) - before)]
     names = {name: f"{COTANGENTS}/{name}" for node in inside for name in node.output}
-    for node in inside:  # nodes outside take some of these values, sizes and rows: they keep nodes of their own
+    for node in inside:  # nodes outside the branch also use some of these values (sizes and rows), and keep the original nodes
         rename(node, names, f"{COTANGENTS}/")
     choice = helper.make_node(
         "If",
@@ -51,7 +52,10 @@ def close_choice(graph: GraphProto) -> None:
 
 
 def limit_ranking(graph: GraphProto, classes: int) -> None:
-    """Rank the classes only down to the lowest rank in `targets`, for networks of so many classes that a whole ranking takes time."""
+    """Limit the ranking of the classes to the lowest rank in `targets`.
+
+    Networks with fewer than 100 classes are not modified, because ranking all classes then takes little time.
+    """
     if classes < _MANY_CLASSES:
         return
     (ranking,) = (number for number, node in enumerate(graph.node) if node.op_type == "TopK" and node.input[1])

@@ -1,1 +1,1 @@
-"""PyTorch side: the gradient traced into plain operators, and the formulas of the map methods."""
+"""PyTorch side of the export: tracing of gradients into plain operators, and the formulas of the map methods."""

@@ -1,7 +1,7 @@
-"""Decompositions of backward operators into operators that ONNX has.
+"""Decompositions of backward operators into operators that ONNX supports.
 
-Each follows from the definition of its forward operator; tests compare each with autograd. Only the derivative
-with respect to the input is computed: in an exported graph the weights are constants.
+Each decomposition follows from the definition of its forward operator and is tested against autograd. Only the derivative with
+respect to the input is computed, because the weights of an exported graph are constants.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ def _convolution_backward(
     groups: int,
     output_mask: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Return dy/dx of a convolution: the transposed convolution with the same weight. For a transposed one it is the convolution.
+    """Compute the gradient of a convolution with respect to its input.
 
-    Where the kernel covers the whole input, as in VGG's fc6, it is a product with the weight's rows: a transposed convolution would
-    read the weight once per image.
+    The gradient is the transposed convolution with the same weight, or the convolution if the forward operator is a transposed one. If the
+    kernel covers the whole input, as in VGG's fc6, it is a matrix product with the flattened weight instead, because a transposed
+    convolution would read the weight once per image.
     """
     if output_mask[1] or output_mask[2]:
         raise NotImplementedError("gradients of weights are not exported")
@@ -46,14 +47,22 @@ def _convolution_backward(
     missing = [inputs.shape[2 + d] + 2 * padding[d] - reached[d] for d in range(len(stride))]
     if all(isinstance(size, int) for size in missing):
         return aten.convolution(gradient, weight, None, stride, padding, dilation, True, missing, groups), None, None
-    # ONNX takes no symbolic size as output padding: compute the whole extent, and crop it to the image.
+    # ONNX does not accept a symbolic size as output padding: compute the whole extent, then crop it to the image.
     whole = aten.convolution(gradient, weight, None, stride, [0] * len(stride), dilation, True, [0] * len(stride), groups)
     edges = [edge for d in reversed(range(len(stride))) for edge in (-padding[d], inputs.shape[2 + d] + padding[d] - reached[d])]
     return aten.constant_pad_nd(whole, edges, 0.0), None, None
 
 
 def covers(inputs: Sequence[int], weight: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int) -> bool:
-    """Return True if a convolution is one product of the flattened input `[N, c, h, w]` and the flattened weight `[o, c, h, w]`."""
+    """Return True if a convolution equals a single matrix product of its flattened input and weight.
+
+    This is so if the kernel has the input's size, without padding, dilation and groups.
+
+    Args:
+        inputs: shape of the input, `[N, c, h, w]`.
+        weight: shape of the weight, `[o, c, h, w]`.
+        padding, dilation, groups: arguments of the convolution.
+    """
     same = len(inputs) == 4 and all(isinstance(size, int) for size in inputs[2:]) and tuple(inputs[2:]) == tuple(weight[2:])
     return same and not any(padding) and all(step == 1 for step in dilation) and groups == 1
 

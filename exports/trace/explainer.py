@@ -1,4 +1,4 @@
-"""PyTorch module that becomes the graph: images and classes in, scores and maps out."""
+"""PyTorch module that is exported as the graph: it computes scores and maps from images and classes."""
 
 from __future__ import annotations
 
@@ -24,26 +24,27 @@ from tlcli.training.models.network import ImageNetwork, Network
 
 
 class Explainer(nn.Module):
-    """Network with its maps.
+    """Network together with the computation of its maps.
 
-    `forward` returns the graph's outputs, and the values that later passes over the graph close up, in the order of `outputs`.
+    `forward` returns the graph's outputs, followed by intermediate values that later passes over the ONNX graph connect to its extra
+    inputs. `outputs` lists their names in order.
     """
 
     def __init__(
         self, network: ImageNetwork, methods: Sequence[str] | None = None, layers: Sequence[str] | None = None, dynamic_size: bool = False
     ) -> None:
-        """Trace the network's tail behind the layers, and its gradient.
+        """Trace the part of the network after the explained layers, together with its gradient.
 
         Args:
-            network: in eval mode, on the CPU, parameters not requiring gradients.
-            methods: map methods by name, in the graph or beside it; None takes all that the head allows; an empty sequence takes no
-                method and no layer.
-            layers: layers of the backbone by name; None takes the last one with a spatial extent.
+            network: network in eval mode on the CPU, whose parameters do not require gradients.
+            methods: names of the map methods, including those computed outside the graph; None selects all that the head supports; an
+                empty sequence selects no method and no layer.
+            layers: names of backbone layers to explain; None selects the last one with a spatial extent.
             dynamic_size: accept images of any height and width.
 
         Raises:
-            ExportError: a layer does not exist, the head does not allow a method, an operator's gradient cannot be traced, or maps are
-                requested of a network that cannot be cut into features and a head.
+            ExportError: a layer does not exist, the head does not support a method, an operator's gradient cannot be traced, or maps are
+                requested for a network that cannot be split into features and a head.
         """
         super().__init__()
         self.network = cast("Network", network)
@@ -88,7 +89,7 @@ class Explainer(nn.Module):
         return tuple(name for name in allowed if methods is None or name in methods)
 
     def _map_outputs(self) -> tuple[MapOutput, ...]:
-        """Return a map for each method; for several layers one for each of them, and the map fused of these."""
+        """Return the description of one map per method or, for several layers, one per method and layer plus their fused map."""
         if not self.layers:
             return ()
         several = len(self.layers) > 1
@@ -133,7 +134,7 @@ class Explainer(nn.Module):
 
     @property
     def switches(self) -> tuple[str, ...]:
-        """Names of the outputs that are computed on request: maps, then features and gradients."""
+        """Names of the outputs that are computed on request: the maps, then each layer's features and gradients."""
         tensors = (name for layer in self.layers for name in (layer.features, layer.gradients))
         return (*(output.name for output in self.maps if output.in_graph), *tensors)
 
@@ -154,14 +155,15 @@ class Explainer(nn.Module):
         due: Sequence[Tensor] = (),
         ablated: Sequence[Tensor] = (),
     ) -> Any:
-        """Return the tensors that `outputs` names.
+        """Compute the tensors named in `outputs`.
 
         Args:
             images: uint8 `[N, H, W, 3]`.
-            targets: int64 `[N or 1, K]`.
-            softmax: bool `[N or 1, 1]`; like the arguments below, for models with layers only.
+            targets: classes to explain, int64 `[N or 1, K]`; -r is the r-th ranked class.
+            softmax: True for images whose classes are explained by their probabilities, bool `[N or 1, 1]`. Like the arguments below, it
+                is used only by models with explained layers.
             cotangents: see `tlcli.exports.rewrite.target_choice`.
-            due, ablated: one for each layer, see `tlcli.exports.rewrite.ablation_loop`.
+            due, ablated: one tensor per layer, see `tlcli.exports.rewrite.ablation_loop`.
         """
         inputs = self.network.normalise(images)
         if self.tail is None:
@@ -194,9 +196,9 @@ class Explainer(nn.Module):
         due: Sequence[Tensor],
         ablated: Sequence[Tensor],
     ) -> list[LayerTensors]:
-        """Return the tensors of each layer; without Ablation-CAM `due` and `ablated` are empty."""
+        """Collect the tensors of each layer, including its gradients. `due` and `ablated` are empty without Ablation-CAM."""
         assert self.tail is not None
-        if self._pooled_linear:  # the mean passes its gradient on in equal shares
+        if self._pooled_linear:  # the gradient of the mean is the same at every position
             means: Sequence[Tensor] = [cotangents / (activations[0].shape[-2] * activations[0].shape[-1])]
             gradients: Sequence[Tensor] = [means[0][..., None, None]]
         else:
@@ -206,7 +208,7 @@ class Explainer(nn.Module):
         return [LayerTensors(index, *row) for index, row in enumerate(zip(*columns, strict=True))]
 
     def _maps(self, layer: LayerTensors, query: _Query, class_rows: Tensor) -> dict[str, Tensor]:
-        """Return a layer's maps in the graph by output name."""
+        """Compute a layer's in-graph maps, by output name."""
         inputs = CamInputs(
             activations=layer.activations,
             gradients=layer.gradients,
@@ -219,7 +221,7 @@ class Explainer(nn.Module):
         return {output.name: FORMULAS[output.method](inputs) for output in outputs}
 
     def _fused_maps(self, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the maps in the graph that are fused of several layers' maps, by output name."""
+        """Compute the in-graph maps that are fused from the maps of several layers, by output name."""
         return {
             output.name: fuse([named[map_name(output.method, layer.name)] for layer in self.layers])
             for output in self.maps
@@ -230,24 +232,27 @@ class Explainer(nn.Module):
         return self.network.last_layer.weight.flatten(1)
 
     def _class_rows(self, classes: Tensor) -> Tensor:
-        """Return the rows of the last layer's weight that belong to the classes, `[N, K, d]`."""
+        """Return the rows of the last layer's weight for the given classes, `[N, K, d]`."""
         return functional.embedding(classes, self._last_weight())
 
     def _logits(self, z: Tensor) -> Tensor:
         return functional.linear(z, self._last_weight(), self.network.last_layer.bias)
 
     def _probability_cotangents(self, rows: Tensor, query: _Query) -> Tensor:
-        """Return dy/dz, `[N, K, d]`, for images whose class is explained by its probability p: `p (row - sum_j p_j row_j)`."""
+        """Compute dy/dz `[N, K, d]`, the derivatives of the explained scores with respect to the embedding.
+
+        It is `p (row - sum_j p_j row_j)` for images whose classes are explained by their probability p, and `row` for all others.
+        """
         probabilities = _probabilities(query.logits)
         p = probabilities.gather(1, query.classes)[..., None]
         competing = p * (rows - (probabilities @ self._last_weight())[:, None])
         return torch.where(query.softmax[..., None], competing, rows)
 
     def _ablation_step(self, layer: LayerTensors, due: Tensor, residuals: tuple[Any, ...], query: _Query) -> Tensor:
-        """Return the explained scores without the channels in `due`, `[R, K]`."""
+        """Compute the explained scores `[R, K]` with the channel in each row of `due` set to zero."""
         channels = layer.layer.channels
         images, channel = due // channels, due % channels
-        if self._pooled_linear:  # the channel's share of each logit is known
+        if self._pooled_linear:  # each channel's contribution to the logits is known
             share = layer.activations.mean((-2, -1)).flatten().index_select(0, due)
             logits = query.logits.index_select(0, images) - share[:, None] * self._last_weight().index_select(1, channel).t()
         else:
@@ -260,12 +265,12 @@ class Explainer(nn.Module):
 
 @dataclass(frozen=True)
 class LayerTensors:
-    """Tensors of one explained layer, for N images and K classes each.
+    """Tensors of one explained layer, for N images and K classes per image.
 
-    index: the layer's index among the explained layers.
+    index: index of the layer among the explained layers.
     activations: `[N, c, h, w]`.
-    gradients: `[N, K, c, h, w]`, or `[N, K, c, 1, 1]` where they are the same at all positions.
-    mean_gradients: their means over the positions, `[N, K, c]`.
+    gradients: `[N, K, c, h, w]`, or `[N, K, c, 1, 1]` if they are the same at all positions.
+    mean_gradients: means of the gradients over the positions, `[N, K, c]`.
     due, ablated: see `tlcli.exports.rewrite.ablation_loop`; None without Ablation-CAM.
     """
 
@@ -278,17 +283,17 @@ class LayerTensors:
     ablated: Tensor | None
 
     def gradients_at_all_positions(self) -> Tensor:
-        """Return the gradients expanded over the positions, `[N, K, c, h, w]`."""
+        """Return the gradients expanded to all positions, `[N, K, c, h, w]`."""
         return self.gradients.expand(-1, -1, -1, *self.activations.shape[-2:])
 
 
 @dataclass(frozen=True)
 class _Query:
-    """Scores that are explained.
+    """Logits with the classes to explain.
 
     logits: `[N, C]`.
-    classes: the explained classes, `[N, K]`.
-    softmax: `[N, 1]`, True for images whose classes are explained by their probabilities.
+    classes: ids of the explained classes, `[N, K]`.
+    softmax: `[N, 1]`, True for images whose classes are explained by their probabilities instead of their logits.
     """
 
     logits: Tensor
@@ -296,14 +301,14 @@ class _Query:
     softmax: Tensor
 
     def scores(self) -> Tensor:
-        """Return the classes' logits or probabilities, `[N, K]`."""
+        """Return the explained scores, `[N, K]`: probabilities where `softmax` is True, logits elsewhere."""
         return torch.where(self.softmax, _probabilities(self.logits).gather(1, self.classes), self.logits.gather(1, self.classes))
 
 
 def is_pooled_linear(network: Network, layer: TargetLayer) -> bool:
-    """Return True if everything behind the layer is one linear layer on its spatial mean.
+    """Return True if the layer is followed only by its spatial mean and one linear layer.
 
-    The head is run on random activations to find out, so the answer holds for any backbone's own head.
+    The head is tested on random activations, so the result is valid for any backbone's own head.
     """
     if not layer.is_features:
         return False
@@ -314,12 +319,12 @@ def is_pooled_linear(network: Network, layer: TargetLayer) -> bool:
 
 
 def _probabilities(logits: Tensor) -> Tensor:
-    """Return the softmax by other operators than the output `scores`, so that no branch of the graph takes that output."""
+    """Compute the softmax with different operators than the output `scores`, so that no branch of the graph depends on that output."""
     return logits.log_softmax(1).exp()
 
 
 def _class_ids(targets: Tensor, logits: Tensor) -> Tensor:
-    """Return class ids `[N, K]` for targets `[N or 1, K]`, in which -r stands for the r-th ranked class."""
+    """Convert targets `[N or 1, K]`, in which -r stands for the r-th ranked class, to class ids `[N, K]`."""
     count = logits.shape[1]
     targets = _row_per_image(targets, logits)
     ranking = logits.topk(count, dim=1).indices
@@ -328,6 +333,6 @@ def _class_ids(targets: Tensor, logits: Tensor) -> Tensor:
 
 
 def _row_per_image(values: Tensor, logits: Tensor) -> Tensor:
-    """Expand `[N or 1, ...]` to `[N, ...]`: a single row serves all images."""
+    """Expand `[N or 1, ...]` to `[N, ...]` by repeating a single row for all images."""
     rows = torch.minimum(torch.arange(logits.shape[0]), torch.scalar_tensor(values.shape[0] - 1, dtype=torch.int64))
     return values.index_select(0, rows)

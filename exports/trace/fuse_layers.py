@@ -1,4 +1,7 @@
-"""Fusion of several layers' maps, as in torch-cam: each map scaled to [0, 1], enlarged to the largest, the maximum taken."""
+"""Fusion of the maps of several layers, as in torch-cam.
+
+Each map is scaled to [0, 1] and upsampled to the largest map's size; the result is their maximum at every position.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from torch.nn import functional
 
 
 def fuse(maps: Sequence[Tensor]) -> Tensor:
-    """Fuse maps `[N, K, h_i, w_i]` into one, `[N, K, h, w]` in [0, 1]; h and w are the largest of their sizes."""
+    """Fuse maps `[N, K, h_i, w_i]` into one map `[N, K, h, w]` with values in [0, 1], where h and w are the largest height and width."""
     height, width = max(values.shape[-2] for values in maps), max(values.shape[-1] for values in maps)
     enlarged = [
         values
@@ -25,7 +28,7 @@ def fuse(maps: Sequence[Tensor]) -> Tensor:
 
 
 def to_unit(values: Tensor) -> Tensor:
-    """Scale each map `[h, w]` from its own range to [0, 1]; a constant map becomes zeros."""
+    """Scale each map `[h, w]` to [0, 1] by its own minimum and maximum. A constant map becomes zeros."""
     low, high = values.amin((-2, -1), keepdim=True), values.amax((-2, -1), keepdim=True)
     extent = high - low
     return torch.where(extent > 0, (values - low) / torch.where(extent > 0, extent, 1.0), 0.0)

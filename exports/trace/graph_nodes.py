@@ -1,6 +1,6 @@
-"""Predicates and sizes of the nodes of an FX graph.
+"""Helpers that inspect the nodes of an FX graph.
 
-A traced node's `meta["val"]` is a fake tensor or a symbolic size: its shape is known, its values are not.
+The `meta["val"]` of a traced node is a fake tensor or a symbolic size: its shape is known, but its values are not.
 """
 
 from __future__ import annotations
@@ -12,38 +12,38 @@ from torch import Tensor, fx
 
 
 def is_call(node: Any, target: Any) -> bool:
-    """Return True for a node that calls the operator `target`."""
+    """Return True if the node calls the operator `target`."""
     return isinstance(node, fx.Node) and node.target is target
 
 
 def is_weight(node: Any) -> bool:
-    """Return True for a node that reads a parameter or a constant of the module."""
+    """Return True if the node reads a parameter or constant of the module."""
     return isinstance(node, fx.Node) and node.op == "get_attr"
 
 
 def shape_of(node: fx.Node) -> list[Any]:
-    """Return the shape of a node's value: numbers, and symbols for open sizes."""
+    """Return the shape of a node's value, with numbers for fixed sizes and symbols for dynamic sizes."""
     return [*node.meta["val"].shape]
 
 
 def is_size(node: fx.Node, size: Any) -> bool:
-    """Return True for a node whose value is the symbolic size `size` itself."""
+    """Return True if the node's value is exactly the symbolic size `size`."""
     value = node.meta.get("val")
     return isinstance(value, torch.SymInt) and value.node.expr == size
 
 
 def grows_with(node: fx.Node, size: Any) -> bool:
-    """Return True for a node whose value, or any dimension of it, depends on the symbolic size `size`."""
+    """Return True if the node's value or any of its dimensions depends on the symbolic size `size`."""
     value = node.meta.get("val")
     sizes = value.shape if isinstance(value, Tensor) else [value]
     return any(_contains(dimension, size) for dimension in sizes)
 
 
 def rows_per_image(node: fx.Node, batch: Any) -> int:
-    """Return the number of rows that a value has for each image; 0 for a value that does not grow with the batch.
+    """Return the number of rows that a value has per image, or 0 if the value does not grow with the batch.
 
     Raises:
-        NotImplementedError: the value grows with the batch in another way.
+        NotImplementedError: the value grows with the batch other than by a fixed number of rows per image.
     """
     if not grows_with(node, batch):
         return 0

@@ -1,4 +1,4 @@
-"""Trace of a network's tail together with its gradient: one graph of plain operators."""
+"""Tracing of a network's tail together with its gradient into one graph of plain operators, the joint graph."""
 
 from __future__ import annotations
 
@@ -18,47 +18,51 @@ from tlcli.exports.trace.simplify_graph import StridedWriteError, simplify
 from tlcli.exports.trace.target_layers import Tap
 
 _BATCH_SIZES = (37, 41, 43, 47, 53, 59, 61)
-"""Batch sizes to trace with. The first that equals no other size is used: the tracer gives equal sizes one symbol."""
+"""Candidate batch sizes for tracing. The first one that differs from all other sizes is used, because the tracer gives equal sizes the
+same symbol."""
 
 TailFunction = Callable[[Tensor, Tap], Tensor]
-"""Traced part of a network: takes its input, `[N, ...]`, and a tap for the layers' outputs; returns the embedding z, `[N, d]`."""
+"""Part of a network to trace. It receives its input `[N, ...]` and a tap for the layers' outputs, and returns the embedding z `[N, d]`."""
 
 Transform = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def trace_joint(function: TailFunction, example: Tensor, layers: Sequence[str], dynamic_size: bool) -> fx.GraphModule:
-    """Trace `(input, cotangent of z) -> (z, *activations, *gradients)`; for the arguments see `tlcli.exports.trace.vjp.TracedTail`."""
+    """Trace the function `(input, cotangent of z) -> (z, *activations, *gradients)`.
+
+    For the arguments see `tlcli.exports.trace.vjp.TracedTail`.
+    """
     with torch.no_grad():
         width = function(example[None], lambda _, output: output).shape[1]
     mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
     examples = _symbolic_examples(mode, example, width, dynamic_size)
     try:
-        # Functionalized after differentiation where that works: it leaves fewer changes of memory order.
+        # Functionalize after differentiation if possible, because this leaves fewer changes of memory order.
         return _trace(torch.func.functionalize(JointTrace(function, layers), remove="mutations_and_views"), examples)
     except StridedWriteError:
         return _trace(JointTrace(function, layers, torch.func.functionalize), examples)
 
 
 class JointTrace:
-    """Forward pass and gradient of a tail as one function, for a tracer to record.
+    """Function that runs a tail forward and backward, to be recorded by a tracer.
 
-    The gradient with respect to a layer's activations is that with respect to zeros which are added to the layer's output.
+    Zeros are added to each layer's output, and the gradient with respect to them is the gradient with respect to the layer's activations.
     """
 
     def __init__(self, function: TailFunction, layers: Sequence[str], transform: Transform = lambda function: function) -> None:
-        """Store the function.
+        """Store the function and the layer names.
 
         Args:
-            function: see `TailFunction`.
-            layers: names that `function` passes to its tap, each once.
-            transform: applied to the function before it is differentiated.
+            function: tail to trace, see `TailFunction`.
+            layers: names that `function` passes to its tap, each exactly once.
+            transform: transform that is applied to the function before it is differentiated.
         """
         self._function = function
         self._layers = layers
         self._transform = transform
 
     def __call__(self, inputs: Tensor, cotangent: Tensor) -> tuple[Any, ...]:
-        """Return z, the layers' activations, and the vector-Jacobian product of each layer."""
+        """Return z, followed by each layer's activations and each layer's vector-Jacobian product."""
         with _TraceableFunctions():
             with torch.no_grad():
                 zeros = self._transform(self.probe)(inputs)
@@ -71,7 +75,7 @@ class JointTrace:
             return z, *activations, *pull_back(cotangent)
 
     def probe(self, inputs: Tensor) -> tuple[Tensor, ...]:
-        """Return zeros in the shape of each layer's output."""
+        """Return a tensor of zeros for each layer, in the shape of the layer's output."""
         zeros: dict[str, Tensor] = {}
 
         def tap(name: str, output: Tensor) -> Tensor:
@@ -101,7 +105,7 @@ def _trace(joint: Callable[[Tensor, Tensor], tuple[Any, ...]], examples: tuple[T
 
 
 class _TraceableFunctions(TorchFunctionMode):
-    """Replacement of functions by equivalents that can be traced and differentiated."""
+    """Mode that replaces functions with equivalents that can be traced and differentiated."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function is functional.linear and args[0].ndim > 2:  # PyTorch's own implementation fixes the traced sizes
@@ -122,14 +126,14 @@ def _linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
 
 
 def _symbolic_examples(mode: FakeTensorMode, example: Tensor, width: int, dynamic_size: bool) -> tuple[Tensor, Tensor]:
-    """Return fake inputs and cotangents `[N, width]` for the tracer: N is a symbol, all other sizes are numbers.
+    """Create fake inputs `[N, ...]` and cotangents `[N, width]` for the tracer, with N as a symbol and numbers for all other sizes.
 
-    With `dynamic_size`, the last two sizes of the inputs are symbols too.
+    With `dynamic_size`, the last two dimensions of the inputs are also symbols.
     """
     batch, fixed, last = DimDynamic.DUCK, DimDynamic.STATIC, DimDynamic.DYNAMIC if dynamic_size else DimDynamic.STATIC
     last_two = [last] * min(2, example.ndim - 1)
     rows = next(size for size in _BATCH_SIZES if size not in (*example.shape, width))
-    # Copied into row-major order: in channels-last order the tracer would write strides into the graph.
+    # Copy into row-major order: with channels-last inputs, the tracer would write strides into the graph.
     inputs = example.expand(rows, *[-1] * example.ndim).contiguous()
     sizes = [batch, *[fixed] * (example.ndim - len(last_two)), *last_two]
     return (

@@ -1,6 +1,6 @@
-"""Map methods that are computed in the graph, each one small function of the same inputs.
+"""Map methods that are computed in the graph. Each method is one small function of the same inputs.
 
-A new method is a function here, a row in `FORMULAS`, and its name in `tlcli.contract.maps.method_names`.
+To add a method, write its function here, and add it to `FORMULAS` and to `tlcli.contract.maps.method_names`.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class CamInputs:
-    """Inputs of the map methods, for N images and K classes each.
+    """Inputs of the map methods, for N images and K classes per image.
 
-    activations: A, `[N, c, h, w]`.
-    gradients: dy/dA of each class's score y, `[N, K, c, h, w]`, or `[N, K, c, 1, 1]` where they are the same at all positions.
-    mean_gradients: their means over the positions, `[N, K, c]`.
-    class_weights: rows of the last layer's weight, `[N, K, c]`; None unless the head is one linear layer on the spatial mean.
-    scores: y, `[N, K]`.
-    ablated: y with each channel in turn set to zero, `[N, K, c]`; None without Ablation-CAM.
+    activations: activations A of the layer, `[N, c, h, w]`.
+    gradients: gradients dy/dA of each class's score y, `[N, K, c, h, w]`, or `[N, K, c, 1, 1]` if they are the same at all positions.
+    mean_gradients: means of the gradients over the positions, `[N, K, c]`.
+    class_weights: rows of the last layer's weight for the classes, `[N, K, c]`; None unless the head is one linear layer on the spatial
+        mean.
+    scores: scores y of the classes, `[N, K]`.
+    ablated: scores y with each channel set to zero in turn, `[N, K, c]`; None without Ablation-CAM.
     """
 
     activations: Tensor
@@ -33,12 +34,16 @@ class CamInputs:
 
     @property
     def uniform(self) -> bool:
-        """True if the gradients are the same at all positions, and have the shape `[N, K, c, 1, 1]`."""
+        """True if the gradients are the same at all positions and are given as `[N, K, c, 1, 1]`."""
         return tuple(self.gradients.shape[-2:]) == (1, 1)
 
 
 def cam(inputs: CamInputs) -> Tensor:
-    """Compute CAM, `sum_k W[class, k] A_k`, not rectified (Zhou et al. 2016, arXiv:1512.04150, eq. 2). `[N, K, h, w]`."""
+    """Compute CAM, `sum_k W[class, k] A_k`, without rectification (Zhou et al. 2016, arXiv:1512.04150, eq. 2).
+
+    Returns:
+        Maps `[N, K, h, w]`, as from all functions of `FORMULAS`.
+    """
     if inputs.class_weights is None:
         raise ValueError("CAM is defined only for a head that is one linear layer on the spatial mean")
     return _weighted_sum(inputs.class_weights, inputs.activations)
@@ -53,13 +58,14 @@ def gradcam_plus_plus(inputs: CamInputs) -> Tensor:
     """Compute Grad-CAM++, `relu(sum_k w_k A_k)` with `w_k = sum(alpha relu(g))` and `alpha = g^2 / (2 g^2 + sum(A_k) g^3)`
     (Chattopadhay et al. 2018, arXiv:1710.11063, eqs. 5, 10 and 19).
 
-    Only g > 0 contributes; there, `alpha g = g / (2 + sum(A_k) g)`, which does not underflow as the powers would.
+    Only positions with g > 0 contribute. For these, `alpha g` is computed as `g / (2 + sum(A_k) g)`, which does not underflow as the powers
+    would.
     """
     return torch.relu(_weighted_sum(_sum(gradient_shares(inputs), inputs.activations), inputs.activations))
 
 
 def gradient_shares(inputs: CamInputs) -> Tensor:
-    """Compute Grad-CAM++'s `alpha relu(g)`, in the shape of the gradients."""
+    """Compute the factor `alpha relu(g)` of Grad-CAM++, with the shape of the gradients."""
     positive = torch.relu(inputs.gradients)
     below = 2 + inputs.activations.sum((-2, -1), keepdim=True)[:, None] * positive
     return torch.where(below == 0, 0.0, positive / torch.where(below == 0, 1.0, below))
@@ -68,7 +74,7 @@ def gradient_shares(inputs: CamInputs) -> Tensor:
 def xgradcam(inputs: CamInputs) -> Tensor:
     """Compute XGrad-CAM, `relu(sum_k w_k A_k)` with `w_k = sum(g_k A_k) / sum(A_k)` (Fu et al. 2020, arXiv:2008.02312, eq. 8).
 
-    A channel whose sum is 0 has weight 0.
+    A channel whose activations sum to 0 has a weight of 0.
     """
     totals = inputs.activations.sum((-2, -1))[:, None]
     if inputs.uniform:
@@ -79,23 +85,23 @@ def xgradcam(inputs: CamInputs) -> Tensor:
 
 
 def hirescam(inputs: CamInputs) -> Tensor:
-    """Compute HiRes-CAM, `relu(sum_k g_k A_k)`, position by position (Draelos and Carin 2020, arXiv:2011.08891)."""
+    """Compute HiRes-CAM, `relu(sum_k g_k A_k)` at each position (Draelos and Carin 2020, arXiv:2011.08891)."""
     if inputs.uniform:
         return gradcam(inputs)
     return torch.relu((inputs.gradients * inputs.activations[:, None]).sum(2))
 
 
 def gradcam_elementwise(inputs: CamInputs) -> Tensor:
-    """Compute element-wise Grad-CAM, `sum_k relu(g_k A_k)`, position by position."""
+    """Compute element-wise Grad-CAM, `sum_k relu(g_k A_k)` at each position."""
     if not inputs.uniform:
         return torch.relu(inputs.gradients * inputs.activations[:, None]).sum(2)
-    gradients, activations = inputs.mean_gradients, inputs.activations  # a product is positive where both factors are, or neither is
+    gradients, activations = inputs.mean_gradients, inputs.activations  # a product is positive if both factors have the same sign
     both = _weighted_sum(torch.relu(gradients), torch.relu(activations))
     return both + _weighted_sum(torch.relu(-gradients), torch.relu(-activations))
 
 
 def layercam(inputs: CamInputs) -> Tensor:
-    """Compute Layer-CAM, `relu(sum_k relu(g_k) A_k)`, position by position (Jiang et al. 2021, doi:10.1109/TIP.2021.3089943,
+    """Compute Layer-CAM, `relu(sum_k relu(g_k) A_k)` at each position (Jiang et al. 2021, doi:10.1109/TIP.2021.3089943,
     eqs. 5 and 6).
     """
     positive = torch.relu(inputs.gradients)
@@ -105,7 +111,7 @@ def layercam(inputs: CamInputs) -> Tensor:
 
 
 def fem(inputs: CamInputs) -> Tensor:
-    """Compute FEM, `relu(sum_k w_k A_k)` with w_k the share of positions where `A_k > mean + 2 sigma` (Ahmed Asif Fuad et al. 2020,
+    """Compute FEM, `relu(sum_k w_k A_k)`, where w_k is the share of positions with `A_k > mean + 2 sigma` (Ahmed Asif Fuad et al. 2020,
     doi:10.1109/IPTA50016.2020.9286629). The map is the same for every class.
     """
     activations = inputs.activations
@@ -120,7 +126,7 @@ def ablationcam(inputs: CamInputs) -> Tensor:
     """Compute Ablation-CAM, `relu(sum_k w_k A_k)` with `w_k = (y - y without channel k) / |y|` (Ramaswamy 2020,
     doi:10.1109/WACV45572.2020.9093360, eqs. 4 and 5).
 
-    The weights are 0 where y is. The quotient has y's absolute value: with a negative score the paper's would invert the map.
+    The weights are 0 if y is 0. Unlike in the paper, the divisor is the absolute value of y, because a negative score would invert the map.
     """
     if inputs.ablated is None:
         raise ValueError("Ablation-CAM needs the scores without each channel: pass `ablated`")
@@ -130,12 +136,20 @@ def ablationcam(inputs: CamInputs) -> Tensor:
 
 
 def _weighted_sum(weights: Tensor, activations: Tensor) -> Tensor:
-    """Return the sum of the activations `[N, c, h, w]` over the channels, with weights `[N, K, c]`: `[N, K, h, w]`."""
+    """Compute the weighted sum over the channels of activations `[N, c, h, w]` with weights `[N, K, c]`. The result is `[N, K, h, w]`."""
     return torch.einsum("nkc,nchw->nkhw", weights, activations)
 
 
 def _sum(values: Tensor, activations: Tensor) -> Tensor:
-    """Sum values `[N, K, c, h, w]`, or `[N, K, c, 1, 1]` for all positions alike, over the positions of `activations`: `[N, K, c]`."""
+    """Sum values over the positions of `activations`.
+
+    Args:
+        values: `[N, K, c, h, w]`, or `[N, K, c, 1, 1]` if they are the same at all positions.
+        activations: `[N, c, h, w]`.
+
+    Returns:
+        Sums `[N, K, c]`.
+    """
     positions = activations.shape[-2] * activations.shape[-1]
     return values.mean((-2, -1)) * positions
 
@@ -153,7 +167,7 @@ FORMULAS: dict[str, Callable[[CamInputs], Tensor]] = {
 }
 
 NEEDS_CLASS_WEIGHTS = frozenset({"cam"})
-"""Methods for heads that are one linear layer on the spatial mean."""
+"""Methods that require a head of one linear layer on the spatial mean."""
 
 NEEDS_ABLATION = frozenset({"ablationcam"})
-"""Methods that run the network's tail behind the layer once for each channel."""
+"""Methods that run the part of the network after the layer once per channel."""

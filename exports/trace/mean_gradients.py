@@ -1,4 +1,7 @@
-"""Spatial means of gradients, computed without the gradients where the last backward step is a product with a matrix."""
+"""Direct computation of the spatial means of gradients, without the gradients themselves.
+
+This is possible if the last step of the backward pass is a matrix product with a weight.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +16,17 @@ aten = torch.ops.aten
 
 
 def append_mean_gradients(traced: fx.GraphModule, layers: int) -> list[bool]:
-    """Append to the joint graph's outputs the spatial mean of each gradient that it can compute directly.
+    """Append the spatial mean of each gradient to the joint graph's outputs, if it can be computed directly.
 
-    That is so where the last backward step is a product with a matrix, as with VGG's fc6 or the first layer of a hidden head. The mean is
-    then a product with the matrix's means over the positions, which is as many times smaller as there are positions.
+    It can if the last step of the backward pass is a matrix product with a weight, as with VGG's fc6 or the first layer of a hidden head.
+    The mean is then a product with the weight averaged over the positions; for n positions, that matrix is n times smaller.
 
     Args:
-        traced: the joint graph; its last `layers` outputs are the gradients.
+        traced: joint graph, whose last `layers` outputs are the gradients; modified in place.
         layers: number of layers.
 
     Returns:
-        For each layer, True if its mean was appended.
+        One value per layer, True if its mean was appended.
     """
     (output,) = (node for node in traced.graph.nodes if node.op == "output")
     results = cast("tuple[Any, ...]", output.args[0])
@@ -39,7 +42,10 @@ def append_mean_gradients(traced: fx.GraphModule, layers: int) -> list[bool]:
 
 
 def _product_with_weight(gradient: fx.Node) -> fx.Node | None:
-    """Return the matrix product that a gradient is the reshaped result of; None if it is no product, or its sizes are open."""
+    """Return the matrix product whose reshaped result is the gradient.
+
+    Returns None if the gradient is not such a product or has dynamic sizes.
+    """
     _, _, height, width = gradient.meta["val"].shape
     if gradient.target not in (aten.view.default, aten.reshape.default) or not (isinstance(height, int) and isinstance(width, int)):
         return None

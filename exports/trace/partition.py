@@ -1,4 +1,7 @@
-"""Partition of a joint graph into graphs that run at different times: forward, backward, and from a layer's activations."""
+"""Partition of a joint graph into subgraphs that run separately.
+
+The subgraphs are the forward pass, the backward pass, and the computation from each layer's activations to the embedding z.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,14 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Partition:
-    """Graphs that a joint graph was cut into.
+    """Subgraphs of a joint graph.
 
-    forward: input to z, the layers' activations and the residuals: values of the forward pass that the other graphs take.
-    backward: a cotangent and its saved inputs to the gradients and those means that the joint graph returns.
-    from_activations: for each layer, the layer's activations and their saved inputs to z.
-    saved_inputs: for each graph of `from_activations` and last for `backward`, the indices of the residuals that it takes.
-    rows: rows per image of each residual; 0 where it does not grow with the batch.
+    forward: computes z, the layers' activations, and the residuals from the input. Residuals are values of the forward pass that the other
+        graphs need.
+    backward: computes the gradients, and the means that the joint graph returns, from a cotangent and its saved inputs.
+    from_activations: one graph per layer, which computes z from the layer's activations and its saved inputs.
+    saved_inputs: indices of the residuals that each graph takes, for the graphs of `from_activations` in order, then for `backward`.
+    rows: number of rows per image of each residual; 0 if the residual does not grow with the batch.
     """
 
     forward: fx.GraphModule
@@ -34,29 +38,30 @@ class Partition:
 
 
 def partition(traced: fx.GraphModule, layers: int) -> Partition:
-    """Cut a joint graph.
+    """Split a joint graph into its subgraphs.
 
-    For a network that applies a convolution, whose output A is the layer's, a ReLU and the mean over n positions, the joint graph is
+    Take a network of a convolution, whose output A is explained, a ReLU, and the mean over n positions. Its joint graph is
 
         x ── conv ── A ─┬─ relu ── mean ── z
                         └─ A > 0 ── mask ──────────┐
         c ── expand to size(A) ── divide by n ── multiply ── dy/dA
 
-    and is cut into
+    and is split into
 
         forward            x    ->  z, A, mask      conv, relu, mean, A > 0
         backward           c, mask  ->  dy/dA       expand, divide, multiply
         from_activations   A    ->  z               relu, mean
 
-    The mask depends on A, but not on the cotangent c: it is computed once per image, and is a residual. The number of rows in size(A) is
-    no residual: the backward graph has a row for each image and class, so it reads that number from c.
+    The mask depends on A but not on the cotangent c, so it is a residual, computed once per image. The number of rows in size(A) is not a
+    residual: the backward graph has one row per image and class, so it reads that number from c.
 
     Args:
-        traced: `(input, cotangent) -> (z, *activations, *gradients, *means)`, see `tlcli.exports.trace.joint_trace.JointTrace`.
+        traced: joint graph `(input, cotangent) -> (z, *activations, *gradients, *means)`, see
+            `tlcli.exports.trace.joint_trace.JointTrace`.
         layers: number of layers.
 
     Raises:
-        NotImplementedError: an operator fixes the number of images, or a residual mixes images.
+        NotImplementedError: an operator fixes the batch size, or a residual mixes images.
     """
     joint = _Joint.of(traced, layers)
     backward_nodes = _depending_on_cotangent(joint)
@@ -80,8 +85,8 @@ def partition(traced: fx.GraphModule, layers: int) -> Partition:
 class _Joint:
     """Inputs and outputs of a joint graph.
 
-    gradients: those of the layers, then the means.
-    batch: symbol of the number of images.
+    gradients: gradients of the layers, followed by the means.
+    batch: symbol of the batch size.
     """
 
     traced: fx.GraphModule
@@ -105,12 +110,12 @@ class _Joint:
 
 @dataclass(frozen=True)
 class _Region:
-    """Part of the joint graph that becomes a graph other than the forward one.
+    """Region of the joint graph that becomes the backward graph or one of the `from_activations` graphs.
 
-    start: its first input.
-    nodes: computed in it.
-    saved: its other inputs, values of the forward graph.
-    outputs: what it returns.
+    start: first input.
+    nodes: nodes computed in the region.
+    saved: remaining inputs, which are values of the forward graph.
+    outputs: values that the region returns.
     """
 
     start: fx.Node
@@ -120,19 +125,19 @@ class _Region:
 
 
 def _depending_on_cotangent(joint: _Joint) -> set[fx.Node]:
-    """Return the nodes of the backward pass, with gradients that are zero whatever the cotangent is."""
+    """Return the nodes of the backward pass, including gradients that do not depend on the cotangent because they are always zero."""
     return (_downstream(joint.traced.graph, joint.cotangent) - {joint.cotangent}) | set(joint.gradients)
 
 
 def _recomputed_in_each_graph(joint: _Joint, backward_nodes: set[fx.Node]) -> set[fx.Node]:
-    """Return sizes that grow with the batch, and constants of such sizes: each graph derives them from its own first input."""
+    """Return the sizes that grow with the batch, and constant tensors of such sizes. Each graph derives these from its own first input."""
     from_inputs = _downstream(joint.traced.graph, joint.inputs, through_sizes=False)
     computed = from_inputs | backward_nodes | {joint.cotangent}
     return {node for node in joint.traced.graph.nodes if grows_with(node, joint.batch) and node not in computed}
 
 
 def _from_layer(joint: _Joint, activations: fx.Node, backward_nodes: set[fx.Node], recomputed: set[fx.Node]) -> _Region:
-    """Return the region between a layer's activations and z. Where the layer does not reach z, z itself is a saved input."""
+    """Return the region from a layer's activations to z. If z does not depend on the layer, z itself is a saved input."""
     nodes = _downstream(joint.traced.graph, activations) - {activations} - backward_nodes
     saved = _saved_inputs(joint, activations, nodes, recomputed)
     if joint.z not in nodes and joint.z not in saved:
@@ -141,7 +146,7 @@ def _from_layer(joint: _Joint, activations: fx.Node, backward_nodes: set[fx.Node
 
 
 def _saved_inputs(joint: _Joint, start: fx.Node, nodes: set[fx.Node], recomputed: set[fx.Node]) -> list[fx.Node]:
-    """Return the values that a region takes from outside, other than its first input and the module's weights, in the graph's order."""
+    """Return the values that a region takes from outside in graph order, except for its first input and the module's weights."""
     computed = nodes | recomputed
     saved: dict[fx.Node, None] = {}
     for node in joint.traced.graph.nodes:
@@ -160,7 +165,7 @@ def _extract_forward(joint: _Joint, backward_nodes: set[fx.Node], residuals: Seq
 
 
 def _extract(joint: _Joint, region: _Region, recomputed: set[fx.Node]) -> fx.GraphModule:
-    """Copy a region into a graph of its own, whose number of rows is that of its first input."""
+    """Copy a region into a separate graph, which reads its batch size from its first input."""
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     for number, node in enumerate((region.start, *region.saved)):
@@ -181,7 +186,7 @@ def _module(joint: _Joint, graph: fx.Graph) -> fx.GraphModule:
 
 
 def _downstream(graph: fx.Graph, start: fx.Node, through_sizes: bool = True) -> set[fx.Node]:
-    """Return `start` and the nodes computed from it; without `through_sizes`, none that depend on its sizes alone."""
+    """Return `start` and all nodes computed from it. Without `through_sizes`, exclude nodes that depend only on its sizes."""
     reached = {start}
     for node in graph.nodes:
         if not reached.isdisjoint(node.all_input_nodes) and (through_sizes or not isinstance(node.meta.get("val"), torch.SymInt)):
@@ -190,7 +195,7 @@ def _downstream(graph: fx.Graph, start: fx.Node, through_sizes: bool = True) -> 
 
 
 def _copy(nodes: Iterable[fx.Node], graph: fx.Graph, copies: dict[fx.Node, fx.Node]) -> dict[fx.Node, fx.Node]:
-    """Copy nodes into `graph`, and return `copies` with the new ones added; `copies` itself is left as it is."""
+    """Copy nodes into `graph`. Return a new mapping with the entries of `copies` and the new copies; `copies` is not modified."""
     copies = dict(copies)
     for node in nodes:
         copies[node] = graph.node_copy(node, lambda value: copies[value])

@@ -1,6 +1,6 @@
-"""Derivatives of pooling and upsampling, with operators that ONNX has.
+"""Gradients of pooling and upsampling, built from operators that ONNX supports.
 
-Each follows from the definition of its forward operator; tests compare each with autograd.
+Each gradient follows from the definition of its forward operator and is tested against autograd.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ def max_pool2d_backward(
 ) -> Tensor:
     """Add each window's gradient to the position of its first maximum.
 
-    The positions are computed again, so that the forward pass, which must stay cheap, need not return them.
+    The positions are recomputed here so that the forward pass, which must stay cheap, does not have to return them.
     """
     _, positions = aten.max_pool2d_with_indices(inputs, kernel, stride, padding, dilation, ceil_mode)
     return _scatter(gradient, positions, inputs)
 
 
 def adaptive_max_pool2d_backward(gradient: Tensor, inputs: Tensor, _indices: Tensor) -> Tensor:
-    """Add the gradient of pooling to one value per channel to the position of the first maximum."""
+    """Compute the gradient of global max pooling by adding each channel's gradient to the position of its first maximum."""
     if tuple(gradient.shape[-2:]) != (1, 1):
         raise NotImplementedError("adaptive max pooling to more than 1x1 has no exported gradient")
     positions = inputs.flatten(-2).argmax(-1, keepdim=True)[..., None]
@@ -41,7 +41,13 @@ def adaptive_max_pool2d_backward(gradient: Tensor, inputs: Tensor, _indices: Ten
 
 
 def _scatter(gradient: Tensor, positions: Tensor, inputs: Tensor) -> Tensor:
-    """Sum a gradient `[N, c, i, j]` at `positions`, indices into the flattened sizes of `inputs` `[N, c, h, w]`."""
+    """Scatter-add a gradient into zeros of the shape of `inputs`.
+
+    Args:
+        gradient: `[N, c, i, j]`.
+        positions: `[N, c, i, j]`, indices into the flattened last two dimensions of `inputs`.
+        inputs: `[N, c, h, w]`.
+    """
     blank = torch.zeros_like(inputs).flatten(-2)
     return blank.scatter_add(-1, positions.flatten(-2), gradient.flatten(-2)).view(inputs.shape)
 
@@ -56,13 +62,13 @@ def avg_pool2d_backward(
     count_include_pad: bool,
     divisor_override: int | None,
 ) -> Tensor:
-    """Add each window's share to all its positions: a transposed convolution with ones, channel by channel."""
+    """Distribute each window's gradient equally over its positions, by a transposed convolution of each channel with ones."""
     if divisor_override is not None:
         raise NotImplementedError("average pooling with a divisor of its own has no exported gradient")
     kernel, padding = _pair(kernel), _pair(padding)
     stride = _pair(stride) if stride else kernel
     sizes = inputs.shape[-2:]
-    # Distance from the padded image's end to that of the last window: negative where positions are left over, positive with `ceil_mode`.
+    # Distance from the end of the padded image to the end of the last window: negative if positions remain, positive with `ceil_mode`.
     over = [(gradient.shape[2 + d] - 1) * stride[d] + kernel[d] - sizes[d] - 2 * padding[d] for d in (0, 1)]
     window = gradient.new_ones(1, 1, *kernel)
     inside = gradient.new_ones(1, 1, *sizes)
@@ -76,20 +82,20 @@ def avg_pool2d_backward(
         -padding[1] - over[1],
         -padding[0],
         -padding[0] - over[0],
-    ]  # crops the part beyond the image, or pads the missing one
+    ]  # crops positions beyond the image, or pads missing ones
     result: Tensor = aten.constant_pad_nd(spread, cut, 0.0).reshape(inputs.shape)
     return result
 
 
 def adaptive_avg_pool2d_backward(gradient: Tensor, inputs: Tensor) -> Tensor:
-    """Return `R^T g C`: adaptive pooling averages rows, then columns, as `R x C^T` with constant matrices."""
+    """Compute the gradient as `R^T g C`. Adaptive pooling averages rows, then columns: it is `R x C^T` with constant matrices R and C."""
     return _separable(gradient, inputs.shape, _averaging)
 
 
 def upsample_nearest2d_backward(
     gradient: Tensor, _size: Sequence[int], inputs: Sequence[int], scale_h: float | None = None, scale_w: float | None = None
 ) -> Tensor:
-    """Sum the gradients of each position's copies."""
+    """Compute the gradient by summing over the copies that upsampling made of each position."""
     return _separable(gradient, inputs, _copying)
 
 
@@ -101,19 +107,19 @@ def upsample_bilinear2d_backward(
     scale_h: float | None = None,
     scale_w: float | None = None,
 ) -> Tensor:
-    """Return `R^T g C`: interpolation is `R x C^T` with constant matrices."""
+    """Compute the gradient as `R^T g C`. Bilinear interpolation is `R x C^T` with constant matrices R and C."""
     return _separable(gradient, inputs, _interpolating_to_corners if align_corners else _interpolating)
 
 
 def _separable(gradient: Tensor, shape: Sequence[int], matrix: Callable[[int, int], list[list[float]]]) -> Tensor:
-    """Return `R^T g C` for the matrices `[to, from]` of the rows and of the columns."""
+    """Compute `R^T g C`, where R and C are the `[to, from]` matrices of the rows and columns, built by `matrix(from, to)`."""
     rows = torch.tensor(matrix(int(shape[-2]), int(gradient.shape[-2])), dtype=gradient.dtype)
     columns = torch.tensor(matrix(int(shape[-1]), int(gradient.shape[-1])), dtype=gradient.dtype)
     return ((gradient @ columns).transpose(-1, -2) @ rows).transpose(-1, -2)
 
 
 def _averaging(size: int, pooled: int) -> list[list[float]]:
-    """Return a matrix whose row i averages the positions floor(i size / pooled) to ceil((i + 1) size / pooled)."""
+    """Return a matrix whose row i averages the positions from floor(i size / pooled) up to but excluding ceil((i + 1) size / pooled)."""
     matrix = [[0.0] * size for _ in range(pooled)]
     for i in range(pooled):
         first, last = i * size // pooled, -(-(i + 1) * size // pooled)
@@ -122,7 +128,7 @@ def _averaging(size: int, pooled: int) -> list[list[float]]:
 
 
 def _copying(size: int, enlarged: int) -> list[list[float]]:
-    """Return a matrix whose row i takes the position floor(i size / enlarged)."""
+    """Return a matrix whose row i copies the position floor(i size / enlarged)."""
     matrix = [[0.0] * size for _ in range(enlarged)]
     for i in range(enlarged):
         matrix[i][i * size // enlarged] = 1.0

@@ -1,7 +1,7 @@
-"""Rewrites of a traced graph: copies and added zeros are removed, and products with weights take one form.
+"""Simplification of a traced graph: removes copies and added zeros, and brings products with weights into one form.
 
-Nothing is written in place any more, so copies of views become views again. A product with a weight looks alike in the forward and the
-backward pass afterwards, so that the two are recognised as sharing a weight.
+A traced graph has no in-place writes, so copies of views can become views again. Products with a weight get the same form in the forward
+and the backward pass, so that later passes recognise a weight that both use.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ _COPIES = (aten.clone.default, aten.lift_fresh.default, aten.detach.default, ate
 
 
 class StridedWriteError(NotImplementedError):
-    """Error for a network that writes into a slice: its gradient is traced as strides, which ONNX does not have."""
+    """A network that writes into a slice of a tensor: its gradient is traced with strides, which ONNX does not support."""
 
 
 @dataclass(frozen=True)
 class Rewrite:
-    """One rewriting step.
+    """Rewrite rule for nodes of the graph.
 
-    matches: True for the nodes that it rewrites.
-    apply: rewrites such a node of the traced module.
+    matches: predicate that returns True for the nodes to rewrite.
+    apply: function that rewrites a matching node of the traced module.
     """
 
     matches: Callable[[fx.Node], bool]
@@ -39,10 +39,10 @@ class Rewrite:
 
 
 def simplify(traced: fx.GraphModule) -> None:
-    """Apply all `REWRITES` to each node in turn, in place.
+    """Apply all `REWRITES` to each node in graph order, in place.
 
     Raises:
-        StridedWriteError: the graph has an operator on strides.
+        StridedWriteError: the graph contains an operator on strides.
     """
     calls = [node for node in traced.graph.nodes if node.op == "call_function"]
     if any("as_strided" in str(node.target) for node in calls):
@@ -59,7 +59,7 @@ def _is_view(node: fx.Node) -> bool:
 
 
 def _to_reshape(_traced: fx.GraphModule, node: fx.Node) -> None:
-    """Turn a view into a reshape, which takes any memory order."""
+    """Turn a view into a reshape, which accepts any memory layout."""
     node.target = aten.reshape.default
 
 
@@ -68,14 +68,17 @@ def _is_copy_of_view(node: fx.Node) -> bool:
 
 
 def _to_view(_traced: fx.GraphModule, node: fx.Node) -> None:
-    """Turn `slice_copy` into `slice`, and so on. `_to_copy` stays: it converts, and there is no operator `_to`."""
+    """Turn a copying operator into its view, such as `slice_copy` into `slice`.
+
+    `_to_copy`, which converts types, is left unchanged because there is no operator `_to`.
+    """
     target = cast("torch._ops.OpOverload", node.target)
     view = getattr(aten, target._opname.removesuffix("_copy"), None)
     node.target = getattr(view, target._overloadname, target)
 
 
 def _is_identity(node: fx.Node) -> bool:
-    """Match copies, and the addition of zeros of the same shape."""
+    """Match copies and additions of zeros of the same shape."""
     return node.target in _COPIES or (
         node.target is aten.add.Tensor
         and is_call(node.args[1], aten.zeros_like.default)
@@ -126,7 +129,7 @@ def _to_product_with_rows(traced: fx.GraphModule, node: fx.Node) -> None:
 
 
 def _is_flattened_weight(node: fx.Node) -> bool:
-    """Match the reshape of a weight to a matrix with a row for each output."""
+    """Match the reshape of a weight to a matrix with one row per output channel."""
     if node.target not in (aten.view.default, aten.reshape.default) or not is_weight(node.args[0]):
         return False
     weight, shape = cast("tuple[Any, ...]", node.args)
@@ -147,11 +150,14 @@ REWRITES = (
     Rewrite(_is_covering_convolution, _to_product_with_rows),
     Rewrite(_is_flattened_weight, _to_flat_weight),
 )
-"""Rewrites in the order in which they are tried on a node. The first two change its operator, which the later ones match."""
+"""Rewrites in the order in which they are tried on a node. The first two change the node's operator; later ones match the new operator."""
 
 
 def _flat_weight(traced: fx.GraphModule, weight: fx.Node) -> fx.Node:
-    """Insert the weight as a matrix with a row for each output, an attribute of its own in the same memory."""
+    """Insert a node that reads the weight as a matrix with one row per output channel.
+
+    The matrix is a separate attribute of the module that shares the weight's memory.
+    """
     name = f"{weight.target}_flat"
     if not hasattr(traced, name):
         value = getattr(traced, str(weight.target)).detach().flatten(1)
@@ -162,7 +168,7 @@ def _flat_weight(traced: fx.GraphModule, weight: fx.Node) -> fx.Node:
 
 
 def _replace(node: fx.Node, target: Any, arguments: tuple[Any, ...]) -> None:
-    """Insert a call at the graph's insertion point, and let all users of `node` take its result."""
+    """Insert a call at the graph's insertion point, and replace all uses of `node` with its result."""
     replacement = node.graph.call_function(target, arguments)
     replacement.meta = dict(node.meta)
     node.replace_all_uses_with(replacement)

@@ -1,4 +1,4 @@
-"""Target layers, which maps can explain: modules of the backbone whose output `[N, c, h, w]` has a spatial extent."""
+"""Target layers of maps: modules of the backbone whose output `[N, c, h, w]` has a spatial extent."""
 
 from __future__ import annotations
 
@@ -17,19 +17,21 @@ from tlcli.training.models.network import Network
 from tlcli.training.models.spatial_layers import spatial_layers
 
 FEATURES_CALL = "forward_features"
-"""Name of the backbone's features where none of its modules returns them."""
+"""Layer name for the backbone's features if no single module returns them."""
 
 Tap = Callable[[str, Tensor], Tensor]
-"""Hook on a layer: takes its name and its output, and returns the tensor that the network continues with."""
+"""Hook on a layer. It receives the layer's name and output, and returns the tensor that replaces the output."""
 
 
 @dataclass(frozen=True)
 class TargetLayer:
-    """Layer that maps can explain, at the network's input size.
+    """Layer that maps can explain.
 
-    kind: name of the module's class.
-    number: position in the order of execution; layers that return the same output share it.
-    is_features: True if its output is the backbone's features.
+    name: name of the module in the backbone.
+    kind: class name of the module.
+    channels, height, width: shape of the output at the network's input size.
+    number: position in execution order; layers that return the same output share a number.
+    is_features: True if the output is the backbone's features.
     """
 
     name: str
@@ -42,7 +44,7 @@ class TargetLayer:
 
 
 def list_layers(network: Network) -> list[TargetLayer]:
-    """Return the layers that maps can explain, in the order of execution; the backbone's features are last."""
+    """Return the layers that maps can explain in execution order, with the backbone's features last."""
     layers = spatial_layers(network)
     calls = Counter(layer.module for layer in layers)
     targets = [
@@ -60,10 +62,11 @@ def list_layers(network: Network) -> list[TargetLayer]:
 
 
 def resolve_layers(network: Network, names: Sequence[str] | None) -> list[TargetLayer]:
-    """Return the layers with these names, in the order of execution; None takes the last one.
+    """Return the layers with the given names in execution order. None selects the last layer.
 
     Raises:
-        ExportError: a layer does not exist or has no spatial extent, with similar names; a name occurs twice; or no layer has an extent.
+        ExportError: a layer does not exist or has no spatial extent (the message suggests similar names), a name occurs twice, or the
+            network has no layer with a spatial extent.
     """
     targets = list_layers(network)
     where = network.config.backbone
@@ -94,7 +97,7 @@ def resolve_layers(network: Network, names: Sequence[str] | None) -> list[Target
 
 @contextlib.contextmanager
 def tapped(network: Network, names: Sequence[str], tap: Tap) -> Iterator[None]:
-    """Pass the outputs of these modules through `tap` within the block."""
+    """Pass the outputs of the named modules through `tap` within the block."""
 
     def hook(name: str, _module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
         return tap(name, output)

@@ -1,8 +1,8 @@
-"""Tail of a network, the part behind the explained layers, and its gradient: traced once, cut into graphs of plain operators.
+"""Gradient of a network's tail, the part after the explained layers, as graphs of plain operators.
 
-A class activation map needs dy/dA, the derivative of a class's score y with respect to the activations A of a layer. That is a
-vector-Jacobian product (VJP). It is traced into ordinary operators (`joint_trace`), so that exporting it needs no autograd, and cut
-(`partition`): nodes that do not depend on the class run once per image, the others once per class.
+A class activation map needs dy/dA, the derivative of a class's score y with respect to the activations A of a layer. This is a
+vector-Jacobian product (VJP). `joint_trace` traces it into ordinary operators, so that the export does not depend on autograd. `partition`
+splits the trace: nodes that do not depend on the class run once per image, the others once per class.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from tlcli.exports.trace.partition import partition
 
 
 class TracedTail(nn.Module):
-    """Function `[N, ...] -> z [N, d]` with layers in it, as graphs.
+    """Function from `[N, ...]` to an embedding z `[N, d]`, traced into graphs together with its gradient.
 
-    forward: the input to z, the layers' activations, and the residuals that the other two methods take (masks, sizes).
-    pull_back: weights of z to the derivative of its weighted sum with respect to each layer's activations.
-    from_activations: changed activations of one layer to z.
+    forward: computes z, the layers' activations, and the residuals (masks, sizes) that the other two methods take.
+    pull_back: computes the derivatives of weighted sums of z with respect to each layer's activations.
+    from_activations: computes z from modified activations of one layer.
     """
 
     def __init__(self, function: TailFunction, example: Tensor, layers: Sequence[str], dynamic_size: bool = False) -> None:
         """Trace `function`.
 
         Args:
-            function: differentiable; every image independent of the others in its batch.
-            example: an input of one image, without the batch dimension.
-            layers: names that `function` passes to its tap, each once.
-            dynamic_size: keep the example's last two dimensions open, as well as the batch dimension.
+            function: differentiable function that computes each image independently of the others in its batch.
+            example: input for one image, without the batch dimension.
+            layers: names that `function` passes to its tap, each exactly once.
+            dynamic_size: keep the last two dimensions of the input dynamic, in addition to the batch dimension.
 
         Raises:
             NotImplementedError, RuntimeError, TypeError: an operator cannot be traced or differentiated.
@@ -48,16 +48,20 @@ class TracedTail(nn.Module):
         self.layers = tuple(layers)
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...], tuple[Any, ...]]:
-        """Return z `[N, d]`, each layer's activations `[N, c, h, w]`, and the residuals, for inputs `[N, ...]`."""
+        """Compute z `[N, d]`, each layer's activations `[N, c, h, w]`, and the residuals for inputs `[N, ...]`."""
         z, *others = self.forward_graph(inputs)
         return z, tuple(others[: len(self.layers)]), tuple(others[len(self.layers) :])
 
     def pull_back(self, cotangents: Tensor, residuals: tuple[Any, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Return the derivatives of weighted sums of z, `[N, K, c, h, w]` a layer, and their spatial means.
+        """Compute the vector-Jacobian products of z for each layer.
 
         Args:
-            cotangents: the weights of z, `[N, K, d]`.
-            residuals: from `forward`.
+            cotangents: weights of z, `[N, K, d]`.
+            residuals: residuals returned by `forward`.
+
+        Returns:
+            For each layer, the derivatives of the weighted sums of z, `[N, K, c, h, w]`, and for each layer their spatial means,
+            `[N, K, c]`.
         """
         n, k, _ = cotangents.shape
         saved = [_repeat_rows(residuals[i], k, self._rows[i]) if self._rows[i] else residuals[i] for i in self._saved_inputs[-1]]
@@ -70,24 +74,24 @@ class TracedTail(nn.Module):
         return tuple(gradients), tuple(means)
 
     def from_activations(self, layer: int, activations: Tensor, images: Tensor, residuals: tuple[Any, ...]) -> Tensor:
-        """Return z `[R, d]` for changed activations of one layer.
+        """Compute z `[R, d]` from modified activations of one layer.
 
         Args:
-            layer: its index.
-            activations: `[R, c, h, w]`.
-            images: int64 `[R]`, the index in the batch of the image that each row belongs to.
-            residuals: from `forward`.
+            layer: index of the layer.
+            activations: modified activations, `[R, c, h, w]`.
+            images: int64 `[R]`, batch index of the image to which each row belongs.
+            residuals: residuals returned by `forward`.
         """
         saved = [_select_rows(residuals[i], images, self._rows[i]) if self._rows[i] else residuals[i] for i in self._saved_inputs[layer]]
         return cast("Tensor", self.from_activations_graphs[layer](activations, *saved)[0])
 
 
 def _repeat_rows(value: Tensor, times: Any, rows: int) -> Tensor:
-    """Repeat the `rows` rows of each image `times` times: `[N * rows, ...]` to `[N * times * rows, ...]`."""
+    """Repeat each image's block of `rows` rows `times` times, from `[N * rows, ...]` to `[N * times * rows, ...]`."""
     images = value.reshape(-1, 1, rows, *value.shape[1:])
     return images.expand(-1, times, *([-1] * value.ndim)).flatten(0, 2)
 
 
 def _select_rows(value: Tensor, images: Tensor, rows: int) -> Tensor:
-    """Select the rows of the given images: `[N * rows, ...]` to `[R * rows, ...]`."""
+    """Select the rows of the given images, from `[N * rows, ...]` to `[R * rows, ...]`."""
     return value.reshape(-1, rows, *value.shape[1:]).index_select(0, images).flatten(0, 1)

@@ -1,4 +1,4 @@
-"""Exceptions for every problem that a user can act on, as one small tree.
+"""Exceptions for all problems that a user can act on, as one hierarchy.
 
     TlcliError
     ├── SettingsError
@@ -18,8 +18,8 @@
     │   └── MemoryLimitError
     └── TimeLimitError
 
-Each message is one line: where, what was expected, what came, and the way out. The command line prints
-it after ``Error:`` and exits with `exit_code`; the server turns it into a gRPC status
+Each message is one line that names the location, the expected and actual values, and a remedy. The command line
+prints it after ``Error:`` and exits with `exit_code`; the server converts it to a gRPC status
 (`tlcli.service.protocol.error_status`). Any other exception is a bug in tlcli.
 """
 
@@ -27,7 +27,7 @@ from __future__ import annotations
 
 
 class TlcliError(Exception):
-    """Base class of all problems that the user can act on."""
+    """Base class of the exceptions for problems that a user can act on."""
 
     exit_code = 1
 
@@ -39,11 +39,11 @@ class SettingsError(TlcliError):
 
 
 class ResourceError(SettingsError):
-    """Exhausted memory, processes or disk space; with more of it, the same command succeeds."""
+    """Insufficient memory, processes or disk space. The same command succeeds with more of the resource."""
 
 
 class ImageError(TlcliError):
-    """Bytes that cannot be decoded as an image, or an image over a limit."""
+    """Data that cannot be decoded as an image, or an image that exceeds a limit."""
 
 
 class RequestError(TlcliError):
@@ -63,11 +63,11 @@ class WeightsError(TlcliError):
 
 
 class HubError(TlcliError):
-    """A failed download."""
+    """A failed download of weights or a data set."""
 
 
 class ModelFileError(TlcliError):
-    """A `model.onnx` that cannot be served."""
+    """A `model.onnx` that cannot be loaded or served."""
 
 
 class DeviceError(TlcliError):
@@ -79,7 +79,7 @@ class ExportError(TlcliError):
 
 
 class ParityError(TlcliError):
-    """An exported graph whose outputs differ from PyTorch's."""
+    """An exported model whose outputs differ from the reference (PyTorch, timm's own model, or the float file) by more than allowed."""
 
 
 class ServerError(TlcliError):
@@ -87,7 +87,7 @@ class ServerError(TlcliError):
 
 
 class OverloadedError(TlcliError):
-    """A server at its limit of queued work.
+    """A server that has reached its limit of queued work.
 
     retry_s: seconds to wait before retrying.
     """
@@ -98,7 +98,7 @@ class OverloadedError(TlcliError):
 
 
 class MemoryLimitError(OverloadedError):
-    """A request that exceeds the server's free memory at the moment."""
+    """A request that needs more memory than the server currently has free."""
 
 
 class TimeLimitError(TlcliError):
@@ -106,5 +106,5 @@ class TimeLimitError(TlcliError):
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of another library's exception, to be quoted in a one-line message."""
+    """Return the first line of another library's exception for use in a one-line message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].strip()

@@ -1,1 +1,1 @@
-"""Atomic writes of files and folders, file locks, text files in any encoding, and printable file names."""
+"""File utilities: atomic writes of files and folders, file locks, decoding of text files, and printable file names."""

@@ -1,4 +1,4 @@
-"""Atomic file writes: readers see the old file or the new one, never a part."""
+"""Atomic file writes. Readers see either the old file or the complete new file, never a partial one."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ _READ_BYTES = 16 * 1024 * 1024
 def read_bounded(path: str | Path, max_bytes: int) -> bytes:
     """Read a file or a pipe (such as a shell's `<(...)`), up to one byte more than `max_bytes`.
 
+    The additional byte lets the caller detect files that are too large.
+
     Raises:
-        OSError: no such file, no permission to read it, or neither a file nor a pipe; a pipe whose writer is silent for 10 seconds.
+        OSError: the file does not exist, cannot be read, or is neither a file nor a pipe, or a pipe's writer sends no data for 10 seconds.
     """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)  # without O_NONBLOCK, opening a pipe waits for its writer
@@ -56,7 +58,10 @@ def _read_some(handle: int, size: int, path: str) -> bytes:
 
 
 def sweep(folder: Path) -> None:
-    """Remove temporary files that a killed `whole_file`, or safetensors inside it, left in a folder without other writers."""
+    """Remove the temporary files of killed processes from a folder, those of `whole_file` and of safetensors used inside it.
+
+    No other process may be writing to the folder.
+    """
     for pattern in (".*.*", ".tmp*"):
         for path in folder.glob(pattern):
             with suppress(OSError):
@@ -64,21 +69,21 @@ def sweep(folder: Path) -> None:
 
 
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO)
-"""Error numbers of failed writes, as opposed to failed reads or connections."""
+"""Error numbers that indicate failed writes rather than failed reads or connections."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
-"""Error numbers that are also recognised by their text in another library's message."""
+"""Error numbers that are also recognised by their message text within another library's message."""
 
 _RUST_OS_ERROR = re.compile(r"\(os error (\d+)\)|Os \{ code: (\d+)")
-"""Format in which libraries written in Rust, such as safetensors, report an error of the system."""
+"""Format in which libraries written in Rust, such as safetensors, report system errors."""
 
 
 @contextmanager
 def named_errors(path: Path) -> Iterator[None]:
-    """Add `path` to system errors that name no file or only a temporary one, such as a full disk.
+    """Add `path` to system errors raised in the block that name no file or only a temporary one, such as those of a full disk.
 
     Raises:
-        OSError: the system's error with `path` as its `filename`, whichever library reported it.
+        OSError: the system error with `path` as its `filename`, regardless of which library reported it.
     """
     try:
         yield
@@ -90,7 +95,10 @@ def named_errors(path: Path) -> Iterator[None]:
 
 
 def _system_error(error: Exception, path: Path) -> int | None:
-    """Return the system's number of an error that should name `path`; None if it has no number or names another file."""
+    """Return the system error number of an error that should name `path`, or None for any other error.
+
+    Other errors are those without a system error number and those that name a different file.
+    """
     if isinstance(error, OSError):
         named = error.filename
         if isinstance(named, str | os.PathLike) and not _is_temporary(Path(named), path):
@@ -106,24 +114,25 @@ def _system_error(error: Exception, path: Path) -> int | None:
 
 
 def is_unwritable(error: BaseException) -> bool:
-    """Check for an error of the system that names a file it cannot write: a full disk, a quota, permissions."""
+    """Return True for a system error that names a file that cannot be written: a full disk, an exceeded quota, missing permissions."""
     return isinstance(error, OSError) and error.errno in _UNWRITABLE and error.filename is not None
 
 
 def _is_temporary(named: Path, path: Path) -> bool:
-    """Check for a temporary file that `whole_file` or a library created next to `path`."""
+    """Return True if `named` is a temporary file that `whole_file` or a library created next to `path`."""
     return named.name.startswith(".") and named.parent == path.parent
 
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path next to `path`; rename it to `path` when the block ends without an error.
+    """Yield the path of a temporary file next to `path`, and rename it to `path` if the block ends without an error.
 
-    The rename is atomic (POSIX rename(2)), so a reader sees the old file or the new one, never a part.
-    The temporary name keeps the suffix of `path`, for writers that choose a format by it.
+    The rename is atomic (POSIX rename(2)), so readers see either the old file or the complete new file. The temporary name keeps the
+    suffix of `path`, for writers that choose a format by suffix.
 
     Raises:
-        OSError: the folder cannot be created or written to (a full disk included). The error names `path`, which is untouched.
+        OSError: the folder cannot be created or written to, for example because the disk is full. The error names `path`; an existing
+            file there is not modified.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -146,7 +155,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
 
 def fresh_folder(path: str | Path) -> Path:
-    """Create and return an empty folder: `path`, or `path-2`, `path-3`, ... if that is not empty. Never overwrites anything.
+    """Create and return an empty folder without overwriting anything: `path`, or `path-2`, `path-3`, ... if `path` is not empty.
 
     Raises:
         SettingsError: `path` is a file.

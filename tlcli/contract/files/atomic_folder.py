@@ -1,4 +1,4 @@
-"""Atomic folder writes, as `tlcli.contract.files.atomic_file` has for files."""
+"""Atomic folder writes, the counterpart of `tlcli.contract.files.atomic_file` for folders."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from tlcli.contract.files.atomic_file import named_errors
 from tlcli.contract.files.file_lock import LocksUnsupportedError, try_lock, unshared, wait_for_lock
 
 _STALE_S = 86400
-"""Age from which a temporary folder counts as abandoned, on file systems without locks."""
+"""Age in seconds above which a temporary folder counts as abandoned on file systems without locks."""
 
 _RANDOM = "[a-z0-9_]{8}"
-"""Suffix that `tempfile` gives a name."""
+"""Pattern of the random suffix in names that `tempfile` creates."""
 
 
 @contextmanager
 def temporary_folder(parent: Path, prefix: str) -> Iterator[Path]:
     """Yield a new folder in `parent`, and remove it when the block ends unless it was renamed.
 
-    Folders of the same prefix that killed processes left are removed first.
+    Folders with the same prefix that killed processes left behind are removed first.
 
     Raises:
-        OSError: the folder cannot be created, or a file in it cannot be written; the error then names `parent`.
+        OSError: the folder cannot be created, or a file in it cannot be written, in which case the error names `parent`.
     """
     with ExitStack() as lifetime:
-        with ExitStack() as creation:  # holds the parent's lock until the new folder has one, so that nobody takes it for a stale one
+        with ExitStack() as creation:  # hold the parent's lock until the new folder is locked, so that no other process removes it as stale
             with suppress(LocksUnsupportedError):
                 wait_for_lock(_open(creation, parent))
             _remove_stale(parent, prefix)
@@ -67,13 +67,13 @@ def _open(stack: ExitStack, folder: Path) -> int:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty temporary folder next to `path`; rename it to `path` when the block ends without an error.
+    """Yield an empty temporary folder next to `path`, and rename it to `path` if the block ends without an error.
 
-    If another process finished the same folder first, its folder stays and this one is dropped. An empty folder
-    at `path` is replaced.
+    If another process created the same folder first, that folder is kept and this one is discarded. An empty folder at `path` is
+    replaced.
 
     Raises:
-        OSError: the folder cannot be created or written to; nothing is then left at `path`.
+        OSError: the folder cannot be created or written to. Nothing is written to `path` in this case.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with temporary_folder(path.parent, f".{path.name}.") as temporary:

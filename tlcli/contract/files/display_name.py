@@ -1,17 +1,18 @@
-"""File names as text: one line for people, NFC for comparison, harmless in a spreadsheet."""
+"""Conversion of file names to text: on one printable line for display, in NFC for comparison, and safe for spreadsheets."""
 
 from __future__ import annotations
 
 import unicodedata
 
 _FORMULA = ("=", "+", "-", "@")
-"""A spreadsheet runs a cell that begins with one of these as a formula."""
+"""Characters at the start of a cell that make a spreadsheet evaluate it as a formula."""
 
 
 def printable(text: str) -> str:
-    r"""Return `text` as valid Unicode on one line: bytes that are not UTF-8 become `\xe9`, control characters `\n` or `\x1b`.
+    r"""Return `text` as valid Unicode on one line.
 
-    Python keeps a byte of a file name that is not UTF-8 as a lone surrogate (PEP 383), which no encoder writes.
+    Bytes that are not UTF-8 are escaped as, for example, `\xe9`, and control characters as `\n` or `\x1b`. Python represents a byte of a
+    file name that is not UTF-8 as a lone surrogate (PEP 383), which encoders reject.
     """
     if text.isprintable():
         return text
@@ -19,7 +20,7 @@ def printable(text: str) -> str:
 
 
 def label(folder: str) -> str:
-    """Return the class name of a folder: in NFC (macOS may hand over NFD), and `printable`."""
+    """Return the class name for a folder name: normalised to NFC, since macOS may return NFD, and made `printable`."""
     return printable(unicodedata.normalize("NFC", folder))
 
 
@@ -29,13 +30,13 @@ def same_name(text: str) -> str:
 
 
 def csv_cell(text: str) -> str:
-    """Return `text` for a CSV file: `printable`, with an apostrophe in front if a spreadsheet would run it as a formula."""
+    """Return `printable` text for a CSV cell, prefixed with an apostrophe if a spreadsheet would evaluate it as a formula."""
     shown = printable(text)
     return f"'{shown}" if shown.startswith(_FORMULA) else shown
 
 
 def from_csv_cell(cell: str) -> str:
-    """Undo the apostrophe of `csv_cell`; the text stays `printable`."""
+    """Remove the apostrophe that `csv_cell` adds. Escape sequences from `printable` are kept."""
     return cell[1:] if cell.startswith("'") and cell[1:].startswith(_FORMULA) else cell
 
 

@@ -1,4 +1,4 @@
-"""Former names of fields, still accepted in files of earlier versions."""
+"""Former field names that are still accepted when reading files from earlier versions."""
 
 from __future__ import annotations
 

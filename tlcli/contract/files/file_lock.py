@@ -1,8 +1,8 @@
-"""File locks held by this process alone, released when it ends.
+"""File locks that belong to this process alone and are released when it ends.
 
-A `flock` belongs to an open file, which forked processes share: a data loader's worker that outlives its killed parent
-would keep the lock. Here each forked process gives up its share at once, and a process that runs another program never
-has one (`O_CLOEXEC`).
+A `flock` belongs to an open file, which forked processes share, so a data loader worker that outlives its killed parent would keep the
+lock. With this module, each forked process gives up its share immediately, and a process that executes another program never inherits one
+(`O_CLOEXEC`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 _held: set[int] = set()
-"""Locked descriptors of this process."""
+"""Descriptors that forked processes replace with `/dev/null`."""
 
 
 class LocksUnsupportedError(OSError):
@@ -21,29 +21,29 @@ class LocksUnsupportedError(OSError):
 
 
 def try_lock(descriptor: int) -> bool:
-    """Lock an open file for this process, without waiting.
+    """Lock an open file for this process without waiting.
 
     Returns:
-        False if another process holds the lock.
+        True if the lock was acquired, False if another process holds it.
 
     Raises:
-        LocksUnsupportedError: the file system has no locks.
+        LocksUnsupportedError: the file system does not support locks.
     """
     return _lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def wait_for_lock(descriptor: int) -> None:
-    """Lock an open file for this process as soon as no other process holds the lock.
+    """Lock an open file for this process, waiting until no other process holds the lock.
 
     Raises:
-        LocksUnsupportedError: the file system has no locks.
+        LocksUnsupportedError: the file system does not support locks.
     """
     _lock(descriptor, fcntl.LOCK_EX)
 
 
 @contextmanager
 def unshared(descriptor: int) -> Iterator[None]:
-    """Hide a descriptor from processes that are forked within the block: there it refers to `/dev/null`."""
+    """Hide a descriptor from processes that are forked within the block: in these processes, it refers to `/dev/null`."""
     _held.add(descriptor)
     try:
         yield
@@ -62,9 +62,9 @@ def _lock(descriptor: int, operation: int) -> bool:
 
 
 def _give_up_in_child() -> None:
-    """Replace the descriptors by `/dev/null`.
+    """Redirect the descriptors to `/dev/null` in a forked process.
 
-    Closing them is not safe: a Python file object may still own the number, and would close whatever file gets it next.
+    Closing them would not be safe: a Python file object may still own a descriptor's number, and would later close any file that reuses it.
     """
     if not _held:
         return

@@ -1,4 +1,4 @@
-"""Text files written by people: decoded by their byte order mark, as UTF-8 without one."""
+"""Reader for text files written by people. Files are decoded according to their byte order mark, or as UTF-8 without one."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def read_text(path: Path, max_bytes: int) -> str:
     """Read a text file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark. The mark is removed.
 
     Raises:
-        SettingsError: the file cannot be read (see `atomic_file.read_bounded`), has more than `max_bytes`, is in another
-            encoding, or has NUL characters.
+        SettingsError: the file cannot be read (see `atomic_file.read_bounded`), has more than `max_bytes`, uses another encoding, or
+            contains NUL characters.
     """
     try:
         data = read_bounded(path, max_bytes)
@@ -34,10 +34,10 @@ def read_text(path: Path, max_bytes: int) -> str:
 
 
 def decode_text(data: bytes, where: str) -> str:
-    """Decode the bytes of a text file; see `read_text`.
+    """Decode the contents of a text file. For the supported encodings, see `read_text`.
 
     Raises:
-        SettingsError: another encoding, or NUL characters; the message begins with `where`.
+        SettingsError: the data use another encoding or contain NUL characters; the message begins with `where`.
     """
     mark, encoding = next(((mark, encoding) for mark, encoding in _MARKS if data.startswith(mark)), (b"", "utf-8"))
     try:

@@ -1,1 +1,1 @@
-"""Image files: searching folders, decoding, preprocessing to a network's input, drawing maps."""
+"""Image handling: file search, decoding, preprocessing for a network, and drawing of maps."""

@@ -1,4 +1,4 @@
-"""Sizes of the coded images in an AVIF file. A header may claim less, but a decoder processes the coded images."""
+"""Parser for the sizes of the coded images in an AVIF file. A decoder processes these images even if the header claims a smaller size."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from collections.abc import Iterator
 
 _SEQUENCE_HEADER = 1
 _MAX_ITEMS = 65_536
-"""Most items that are read: the number of tiles in the largest grid, and more than any file needs."""
+"""Maximum number of items to read. The largest grid has this many tiles, and no file needs more."""
 
 
 def coded_pixels(data: bytes) -> list[int]:
-    """Return the number of pixels of each coded image: the image, its alpha channel, a thumbnail, each tile of a grid.
+    """Return the number of pixels of each coded image in an AVIF file: the image, its alpha channel, a thumbnail, each tile of a grid.
 
     Returns:
-        An empty list if the data are not AVIF, or use a structure that this parser does not support.
+        One number per coded item, with 0 for items without an AV1 sequence header. The list is empty if the data are not AVIF or have a
+        structure that this parser does not support.
     """
     try:
         return [_sequence_pixels(data, begin, end) for begin, end in _extents(data)]
@@ -23,7 +24,7 @@ def coded_pixels(data: bytes) -> list[int]:
 
 
 def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """Yield the type of each box and the start and end of its contents (ISO/IEC 14496-12, 4.2)."""
+    """Yield the type, content start and content end of each box (ISO/IEC 14496-12, 4.2)."""
     while start + 8 <= end:
         size, kind = struct.unpack_from(">I4s", data, start)
         begin = start + 8
@@ -42,7 +43,7 @@ def _child(data: bytes, kind: bytes, start: int, end: int) -> tuple[int, int]:
 
 
 def _extents(data: bytes) -> Iterator[tuple[int, int]]:
-    """Yield the start and end of each item in the file, taken from its first extent (ISO/IEC 14496-12, 8.11.3)."""
+    """Yield the start and end of the first extent of each item in the file (ISO/IEC 14496-12, 8.11.3)."""
     meta, meta_end = _child(data, b"meta", 0, len(data))
     start, end = _child(data, b"iloc", meta + 4, meta_end)
     idat, _ = _child(data, b"idat", meta + 4, meta_end)
@@ -75,7 +76,7 @@ def _number(data: bytes, start: int, size: int) -> tuple[int, int]:
 
 
 def _sequence_pixels(data: bytes, start: int, end: int) -> int:
-    """Return the pixels of the largest frame that an item's sequence header allows; 0 for an item without such a header.
+    """Return the number of pixels of the largest frame that an item's sequence header allows, or 0 for an item without such a header.
 
     See the AV1 bitstream specification, 5.3 and 5.5.
     """

@@ -1,8 +1,8 @@
-"""Worker process for images that may cost more to decode than their size suggests. The server can kill it, unlike a thread.
+"""Worker process for decoding images that may cost more than their size suggests. Unlike a thread, the server can kill it.
 
 The worker reads jobs from standard input and writes answers to standard output; `decode_process` is the server's side. A message
-is its length in four bytes, then JSON. Image bytes follow the message that gives their number. The kernel enforces each job's limits
-of processor time and memory: Pillow's decoders are written in C, which a Python program cannot interrupt.
+consists of its length in four bytes, followed by JSON. Binary image data follow the message that announces them. The kernel enforces
+the CPU time and memory limits of each job, because Pillow's decoders are written in C, which a Python program cannot interrupt.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ except ImportError:  # Windows does not have this module
     resource = None  # type: ignore[assignment]
 
 IDLE_S = 10.0
-"""Seconds without a job after which the process exits."""
+"""Idle time in seconds after which the process exits."""
 
 _OPENING_BYTES = 256 << 20
 _LENGTH = struct.Struct("<I")
 
 
 class RefusedError(Exception):
-    """A job for whose memory the server has no room."""
+    """A job that needs more memory than the server admits."""
 
 
 def send(stream: BinaryIO, message: dict[str, Any], *payloads: bytes) -> None:
-    """Write a message and the payloads that it announces."""
+    """Write a message, followed by the payloads that it announces."""
     text = json.dumps(message).encode()
     stream.write(_LENGTH.pack(len(text)) + text)
     for payload in payloads:
@@ -46,7 +46,7 @@ def send(stream: BinaryIO, message: dict[str, Any], *payloads: bytes) -> None:
 
 
 def receive(stream: BinaryIO) -> dict[str, Any] | None:
-    """Read a message; return None at the end of the stream."""
+    """Read a message. Return None at the end of the stream."""
     head = stream.read(_LENGTH.size)
     if len(head) < _LENGTH.size:
         return None
@@ -55,7 +55,7 @@ def receive(stream: BinaryIO) -> dict[str, Any] | None:
 
 
 def main() -> None:
-    """Process jobs until the server closes the stream or sends none for `IDLE_S` seconds."""
+    """Process jobs until the server closes the stream or sends no job for `IDLE_S` seconds."""
     jobs, answers = sys.stdin.buffer, sys.stdout.buffer
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server handles Ctrl-C
     if sys.platform != "win32":
@@ -110,15 +110,15 @@ def _send_input(answers: BinaryIO, decoded: NetworkInput) -> None:
 
 
 def _wait_for_job(seconds: float) -> bool:
-    """Wait for a job; return False after `seconds` without one.
+    """Wait for a job. Return False if none arrives within `seconds`.
 
-    Must only be called while the stream's buffer is empty, which holds because the server sends one job at a time.
+    This must only be called while the stream's buffer is empty, which is guaranteed because the server sends one job at a time.
     """
     return sys.platform == "win32" or bool(select.select([sys.stdin.buffer], [], [], seconds)[0])
 
 
 def _decode_in_one_thread() -> None:
-    """Turn off the AVIF decoder's threads, whose stacks would count towards the memory limit."""
+    """Disable the AVIF decoder's threads, because their stacks would count towards the memory limit."""
     with suppress(ImportError):
         from PIL import AvifImagePlugin
 
@@ -126,14 +126,18 @@ def _decode_in_one_thread() -> None:
 
 
 def _limit_time(seconds: float) -> float:
-    """Let the kernel kill this process after `seconds` of processor time, 0 for never. Return what remained of the previous limit."""
+    """Make the kernel kill this process after `seconds` of CPU time; 0 disables the limit.
+
+    Returns:
+        Remaining seconds of the previous limit.
+    """
     if sys.platform == "win32":
         return 0.0
     return signal.setitimer(signal.ITIMER_PROF, seconds)[0]
 
 
 def _limit_memory(more_bytes: int | None) -> None:
-    """Make allocations fail that exceed the current memory use by more than `more_bytes`; None removes the limit."""
+    """Limit this process to `more_bytes` of memory beyond its current use, so that larger allocations fail. None removes the limit."""
     if resource is None or sys.platform != "linux":
         return
     soft = resource.RLIM_INFINITY

@@ -25,21 +25,22 @@ from tlcli.contract.images.structure import jpeg_keeps_coefficients
 __all__ = ["DEFAULT_LIMITS", "FORMATS", "SUFFIXES", "ImageLimits", "decode", "find", "read", "to_rgb"]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "JPEG2000", *(("HEIF",) if find_images.HEIF_READ else ()))
-"""Decoders of Pillow that are tried; the others of its long list never read untrusted bytes. MPO, which some cameras
-write, is opened by the JPEG decoder and has no entry here: with one, every format after it would fail."""
+"""Pillow decoders to try. Pillow's other decoders never read untrusted data. MPO, which some cameras write, is opened by the JPEG decoder
+and not listed here, because every format after it would then fail."""
 
 find = find_images.find
-"""Search files and folders for images, see `tlcli.contract.images.find_images`."""
+"""Search files and folders for images, see `tlcli.contract.images.find_images.find`."""
 
 _NEAR_BLACK_16 = 4096
-"""Upper bound of unscaled 12-bit values. A 16-bit image whose values are all smaller would be decoded near black."""
+"""Upper bound (exclusive) of unscaled 12-bit values. A 16-bit image that contains only smaller values would be decoded near black."""
 
 _NEAR_CLEAR = 4
-"""Alpha value of 8 bits; an image whose alpha values are all smaller is invisible."""
+"""Minimum visible 8-bit alpha value. An image that contains only smaller alpha values is invisible."""
 
 _EXIF_ORIENTATION = 0x0112
 
-# This module checks what Pillow warns about: size, odd metadata. Set once, since `catch_warnings` is not thread-safe.
+# This module performs its own checks for what Pillow warns about, such as size and odd metadata. The filters are set once, because
+# `catch_warnings` is not thread-safe.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", module=r"PIL\..*")
 
@@ -59,27 +60,28 @@ class ImageLimits:
 DEFAULT_LIMITS = ImageLimits()
 
 OnOpened = Callable[[Image.Image], None]
-"""Callback that gets an image whose size and mode are known, before its pixels are decoded. An exception from it stops the decoding."""
+"""Callback that receives an opened image before its pixels are decoded, when only size and mode are known. An exception from it aborts the
+decoding."""
 
 
 def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS, on_opened: OnOpened = lambda image: None) -> Image.Image:
     """Decode an image to RGB, as an image viewer would show it.
 
-    Takes the first frame of an animation, applies the EXIF orientation, composes transparency on white, scales
-    16-bit greys to 8 bits, and converts every colour model to RGB.
+    The function takes the first frame of an animation, applies the EXIF orientation, composites transparency on white, scales 16-bit
+    greyscale values to 8 bits, and converts every colour model to RGB.
 
     Args:
-        data: an encoded JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, PPM or JPEG 2000 image, or HEIC if `pillow-heif` is installed.
-        limits: larger images are rejected.
-        on_opened: see `OnOpened`.
+        data: encoded JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, PPM or JPEG 2000 image, or HEIC if `pillow-heif` is installed.
+        limits: limits above which the image is rejected.
+        on_opened: callback for the opened image, see `OnOpened`.
 
     Returns:
-        A loaded Pillow image of mode "RGB", at least 1x1.
+        A loaded Pillow image of mode "RGB", at least 1x1 pixels.
 
     Raises:
-        ImageError: the image is empty, not an image, truncated, over a limit, of a mode without colours, transparent everywhere, or
-            has values of unknown range.
-        Exception: an exception from `on_opened`.
+        ImageError: the data are empty, truncated or not an image, or the image exceeds a limit, has a mode without colours, is
+            fully transparent, or has values of unknown range.
+        Exception: any exception from `on_opened`.
     """
     if not data:
         raise ImageError("the image is empty (0 bytes): expected an encoded image (JPEG, PNG, ...)")
@@ -115,7 +117,7 @@ def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS, on_opened: OnOpene
 
 
 def _load(data: bytes, limits: ImageLimits, on_opened: OnOpened) -> Image.Image:
-    """Open an image and decode its pixels. A JPEG that only lacks its end marker is accepted."""
+    """Open an image and decode its pixels. A JPEG whose only fault is a missing end marker is accepted."""
     image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
     _check_size(image.size, limits)
     if image.format == "AVIF":
@@ -141,7 +143,10 @@ def _check_size(size: tuple[int, int], limits: ImageLimits) -> None:
 
 
 def _check_coded(data: bytes, image: Image.Image, limits: ImageLimits) -> None:
-    """Check the coded images of an AVIF: its decoder processes them at their full size, and then scales to the header's size."""
+    """Check the sizes of an AVIF file's coded images.
+
+    The decoder processes the coded images at their full size before it scales them to the size in the header.
+    """
     coded = coded_pixels(data)
     if max(coded, default=0) > _CODED_SHARE * image.width * image.height + _CODED_PADDING or sum(coded) > _CODED_SHARE * limits.max_pixels:
         raise ImageError(
@@ -151,18 +156,23 @@ def _check_coded(data: bytes, image: Image.Image, limits: ImageLimits) -> None:
 
 
 _CODED_SHARE, _CODED_PADDING = 4, 128 * 128
-"""Tolerance for coded images, which are padded to whole blocks and include an alpha channel, a thumbnail or a gain map."""
+"""Tolerances for coded images, which are padded to whole blocks and may include an alpha channel, a thumbnail or a gain map."""
 
 _MODE_BYTES = {"1": 1, "L": 1, "P": 1, "LA": 4, "PA": 4, "RGB": 4, "RGBA": 4, "CMYK": 4, "YCbCr": 4, "LAB": 4, "F": 4, "I": 4}
-"""Bytes per pixel of Pillow's modes; a mode that is not listed has 16 bits."""
+"""Bytes per pixel of Pillow's modes. Modes that are not listed have 2 bytes."""
 
 _COEFFICIENT_BYTES = 8
 _DECODER_BYTES = {"WEBP": 16, "AVIF": 16, "HEIF": 16, "JPEG2000": 16, "TIFF": 8, "GIF": 4}
-"""Bytes per pixel that decoders hold besides the image: canvases, planes, strips."""
+"""Additional bytes per pixel that decoders allocate besides the image, for canvases, planes and strips."""
 
 
 def decoding_bytes(image: Image.Image, data: bytes) -> int:
-    """Return an upper bound of the memory that `load` and `to_rgb` need, estimated from an opened image and its encoded bytes."""
+    """Estimate an upper bound of the memory in bytes that `load` and `to_rgb` need.
+
+    Args:
+        image: opened image whose pixels have not been decoded.
+        data: encoded image.
+    """
     own, decoder = _MODE_BYTES.get(image.mode, 2), _DECODER_BYTES.get(image.format or "", 0)
     if data.startswith(b"\xff\xd8") and jpeg_keeps_coefficients(data):
         decoder = _COEFFICIENT_BYTES
@@ -176,21 +186,21 @@ def decoding_bytes(image: Image.Image, data: bytes) -> int:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert a loaded Pillow image to the form that `decode` returns: upright, without transparency, RGB.
+    """Convert a loaded Pillow image to RGB, with EXIF orientation and transparency applied, as `decode` does.
 
-    Meant for images that were not read from a file.
+    Use this function for images that were not read from a file.
 
     Raises:
-        ImageError: the image has a mode without colours.
+        ImageError: the image has a mode without colours, is fully transparent, or has values of unknown range.
     """
     return _to_rgb(_upright(image))
 
 
 def read(path: str | Path, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
-    """Read and `decode` an image file.
+    """Read and decode an image file.
 
     Raises:
-        NotFoundError: no such file.
+        NotFoundError: the file does not exist.
         ImageError: see `decode` and `read_encoded`; the message begins with the path.
     """
     data = read_encoded(path, limits.max_bytes)
@@ -204,8 +214,8 @@ def read_encoded(path: str | Path, max_bytes: int) -> bytes:
     """Read the bytes of an image file.
 
     Raises:
-        NotFoundError: no such file.
-        ImageError: no permission to read it, a pipe without a writer, a device, or more than `max_bytes`.
+        NotFoundError: the file does not exist.
+        ImageError: the file cannot be read, is a folder, a device or a pipe without a writer, or has more than `max_bytes`.
     """
     shown = printable(str(path))
     try:
@@ -225,7 +235,7 @@ def read_encoded(path: str | Path, max_bytes: int) -> bytes:
 
 
 def _is_readable(mode: int) -> bool:
-    """Check for a file or a pipe; also true for folders, so that reading them raises the system's own error."""
+    """Return True for the mode of a regular file, pipe or folder. Folders are included so that reading them raises the system's error."""
     return stat.S_ISREG(mode) or stat.S_ISFIFO(mode) or stat.S_ISDIR(mode)
 
 
@@ -238,7 +248,8 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""Transpose operation for each EXIF orientation. `ImageOps.exif_transpose` also rewrites all EXIF data, which takes unbounded time."""
+"""Transpose operation for each EXIF orientation. `ImageOps.exif_transpose` is not used, because it also rewrites all EXIF data, which
+takes unbounded time."""
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -269,7 +280,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _from_integers(image: Image.Image) -> Image.Image:
-    """Convert 16-bit greys to RGB (Pillow's modes I;16*, and I, which stores them in 32 bits). `convert` alone would clip at 255."""
+    """Convert 16-bit greyscale to RGB (Pillow's modes I;16*, and I, which stores it in 32 bits). `convert` alone would clip at 255."""
     values = np.asarray(image).astype(np.int64)
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 0xFFFF:
@@ -283,17 +294,17 @@ def _from_integers(image: Image.Image) -> Image.Image:
 
 
 def _stores_16_bits(image: Image.Image) -> bool:
-    """Check an opened image that is not yet loaded for 16-bit channels, which Pillow reduces to their upper 8 bits."""
+    """Return True if an opened image has 16-bit colour channels, which Pillow reduces to their upper 8 bits. Call this before loading."""
     return (
         image.format in ("PNG", "TIFF") and image.mode in ("RGB", "RGBA", "RGBX", "LA", "CMYK") and ";16" in str(getattr(image, "tile", ""))
     )
 
 
 def _require_full_range(image: Image.Image) -> None:
-    """Reject 16-bit colours that hold unscaled values of 12 bits or fewer, as `_from_integers` rejects such greys.
+    """Reject a 16-bit colour image that contains unscaled values of 12 bits or fewer, as `_from_integers` does for greyscale.
 
     Raises:
-        ImageError: the values are all that small.
+        ImageError: all colour values fit in 12 bits.
     """
     colours = [band for band, name in zip(image.split(), image.getbands(), strict=True) if name not in ("A", "X")]
     high = max(int(np.asarray(band).max()) for band in colours)
@@ -305,10 +316,10 @@ def _require_full_range(image: Image.Image) -> None:
 
 
 def _require_visible(image: Image.Image) -> None:
-    """Reject an RGBA image that is transparent everywhere.
+    """Reject an RGBA image that is fully transparent.
 
     Raises:
-        ImageError: no pixel of it is visible.
+        ImageError: the image has no visible pixel.
     """
     highest = int(np.asarray(image.getchannel("A")).max())
     if highest < _NEAR_CLEAR:

@@ -1,8 +1,8 @@
-"""Search for images in folders: which files are images, which folders are skipped, and which links are followed.
+"""Search for images in folders.
 
-A file is recognised as an image by its suffix, or with any other suffix, or none, by its first bytes. Hidden files and folders, and those
-that an operating system or a network drive keeps, are skipped. A link to a folder is followed once, and never to a folder that was
-already read or that contains the current one. Only regular files are opened: a FIFO would wait for a writer.
+A file is recognised as an image by its suffix or, if the suffix is unknown or missing, by its first bytes. Hidden files and folders are
+skipped, as are those that operating systems and network drives create. A link to a folder is followed once, unless the folder was already
+read or contains the searched folder. Only regular files are opened, because opening a FIFO would wait for a writer.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ SUFFIXES = frozenset(
     | {".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".mpo"}
     | (_HEIF_SUFFIXES if HEIF_READ else set())
 )
-"""Suffixes of image formats that `tlcli.contract.images.decoding` decodes."""
+"""Suffixes of the image formats that `tlcli.contract.images.decoding` can decode."""
 
 UNREAD_SUFFIXES = frozenset(
     {".svg", ".psd", ".psb", ".tga", ".ico", ".icns", ".dds", ".pcx", ".sgi", ".qoi", ".jxl", ".jxr", ".eps", ".exr", ".hdr", ".xcf"}
     | {".dng", ".cr2", ".cr3", ".crw", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".dcm", ".dicom", ".nii", ".fits", ".wmf", ".emf"}
     | (set() if HEIF_READ else _HEIF_SUFFIXES)
 )
-"""Suffixes of image formats that are not supported."""
+"""Suffixes of image formats that cannot be decoded."""
 
 SYSTEM_FOLDERS = frozenset(
     {"__macosx", "@eadir", "$recycle.bin", "recycler", "lost+found", "system volume information", "#recycle", "#snapshot", "@recycle"}
     | {"@recently-snapshot", "@tmp", "@sharebin", "__pycache__"}
 )
-"""Names, in lower case, of folders that an operating system, a network drive or Python keeps."""
+"""Lower-case names of folders that operating systems, network drives and Python create."""
 
 _SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", ".ds_store", "icon\r", "@syno_dir"})
 
 _Identity = tuple[int, int]
-"""Device and inode."""
+"""Device and inode numbers, which identify a folder."""
 
 _SNIFFED = 64
 
@@ -55,17 +55,17 @@ _MAGIC = re.compile(
     rb"|BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0|P[1-6]\s+(?:#[^\n]*\n\s*)*\d+\s|\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51",
     re.DOTALL,
 )
-"""First bytes of the formats of `SUFFIXES`. Some match loosely; decoding then decides."""
+"""First bytes of files in the formats of `SUFFIXES`. Some patterns are loose; decoding then determines whether the file is an image."""
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A file or folder that was not read.
+    """File or folder that was skipped.
 
-    name: its path below the searched folder.
-    reason: one line.
+    name: path relative to the searched folder.
+    reason: reason for skipping, one line.
     is_folder: True for a folder.
-    unread_image: True for an image of an unsupported format.
+    unread_image: True for an image in an unsupported format.
     """
 
     name: str
@@ -78,9 +78,9 @@ class Skipped:
 class Entries:
     """Contents of one folder.
 
-    folders, images: their names, sorted; `folders` includes links to folders.
-    links: the names of the links among the folders.
-    skipped: everything else.
+    folders, images: sorted names; `folders` includes links to folders.
+    links: names of those folders that are links.
+    skipped: all other entries, except for system files that are ignored silently.
     """
 
     folders: tuple[str, ...]
@@ -90,7 +90,7 @@ class Entries:
 
 
 class Scanner:
-    """Reader of the folders below `root`. All names are paths below it, with `/`; `""` is the root itself."""
+    """Scanner for the folders below `root`. Names are paths relative to the root with `/` as separator; `""` is the root itself."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -99,7 +99,7 @@ class Scanner:
         self._above: frozenset[_Identity] | None = None
 
     def look(self, folder: str) -> Entries:
-        """Return the contents of a folder, read once and then cached.
+        """Return the contents of a folder. They are cached after the first read.
 
         Raises:
             NotFoundError: the folder cannot be listed.
@@ -109,15 +109,15 @@ class Scanner:
         return self._entries[folder]
 
     def skip(self, name: str, reason: str, is_folder: bool = False) -> None:
-        """Record a file or folder as skipped."""
+        """Record a file or folder as skipped, unless it is already recorded."""
         self.skipped.setdefault(name, Skipped(name, reason, is_folder))
 
     def note(self, folder: str, images: str | None = None) -> None:
-        """Record what is skipped in a folder.
+        """Record the skipped entries of a folder.
 
         Args:
-            folder: a folder that is read.
-            images: the reason why its images are skipped as well, if they are.
+            folder: name of the folder.
+            images: reason for skipping the folder's images as well; None if they are not skipped.
         """
         entries = self.look(folder)
         self.skipped.update({entry.name: entry for entry in entries.skipped})
@@ -126,13 +126,16 @@ class Scanner:
                 self.skip(join(folder, name), images)
 
     def gather(self, *groups: Sequence[str]) -> dict[str, list[str]]:
-        """Return the images below each folder of each group, sorted by name, and record what is skipped.
+        """Collect the images below each folder of each group, and record skipped entries.
 
-        Within a group each folder is read once, and all folders before the links in them, so a link never takes images away from the
-        folder that it points to. A link in one group is not followed into another group.
+        Within a group, each folder is read once, and links are followed only after all real folders, so a link never takes images away
+        from the folder to which it points. A link inside a folder of one group is not followed into another group.
 
         Args:
-            groups: folders that share no image: the classes of one part.
+            groups: groups of folders; within a group, each image belongs to one folder only. A group holds the class folders of one split.
+
+        Returns:
+            Sorted image names by folder.
 
         Raises:
             NotFoundError: a folder cannot be listed.
@@ -153,7 +156,11 @@ class Scanner:
         return {folder: sorted(names) for folder, names in images.items()}
 
     def _walk(self, top: str, images: list[str], read: set[_Identity], elsewhere: set[_Identity]) -> list[str]:
-        """Add the images below `top` to `images` and its folders to `read`. Return the links to folders below it."""
+        """Add the images below `top` to `images`, and the folders that were read to `read`.
+
+        Returns:
+            Links to folders below `top`, which are not followed.
+        """
         links: list[str] = []
         waiting = [top]
         while waiting:
@@ -172,7 +179,7 @@ class Scanner:
         return links
 
     def holds_images(self, folder: str) -> bool:
-        """Check for an image in a folder or below it. Links are only followed in the folder itself."""
+        """Return True if there is an image in a folder or below it. Only links directly in the folder are followed."""
         waiting = [folder]
         while waiting:
             place = waiting.pop()
@@ -183,7 +190,7 @@ class Scanner:
         return False
 
     def below(self, folder: str) -> list[Skipped]:
-        """Return everything that is skipped in a folder and below it, without following links."""
+        """Return all skipped entries in a folder and below it, without following links."""
         skipped: list[Skipped] = []
         waiting = [folder]
         while waiting:
@@ -241,14 +248,14 @@ class Scanner:
 
 
 def find(paths: Iterable[str | Path], skipped: list[Skipped] | None = None) -> list[Path]:
-    """Return the image files in `paths`: files as they are, folders searched, sorted within each folder.
+    """Return the image files in `paths`. Files are returned unchecked; folders are searched, and their images sorted.
 
     Args:
         paths: files and folders.
-        skipped: a list to which everything skipped in the folders is added, with the folder in its name.
+        skipped: list to which all skipped entries of the folders are appended, with the folder in their names.
 
     Raises:
-        NotFoundError: a path that does not exist, a folder that cannot be listed, or one without an image.
+        NotFoundError: a path does not exist, or a folder cannot be listed or contains no image.
     """
     images: list[Path] = []
     for path in map(Path, paths):
@@ -270,7 +277,12 @@ def find(paths: Iterable[str | Path], skipped: list[Skipped] | None = None) -> l
 
 
 def describe(skipped: Sequence[Skipped], shown: int = 3) -> list[str]:
-    """Return a line for each skipped folder, and one for all files that were skipped for the same reason."""
+    """Return message lines about skipped entries: one per folder, and one per reason for all files that were skipped for it.
+
+    Args:
+        skipped: skipped files and folders.
+        shown: maximum number of file names per line.
+    """
     lines = [f"left out: folder {printable(entry.name)}: {entry.reason}" for entry in skipped if entry.is_folder]
     by_reason: dict[str, list[str]] = {}
     for entry in skipped:
@@ -284,12 +296,12 @@ def describe(skipped: Sequence[Skipped], shown: int = 3) -> list[str]:
 
 
 def is_image(head: bytes) -> bool:
-    """Check the first bytes of a file, up to 64, for a supported format."""
+    """Return True if the first bytes of a file (up to 64) match a supported image format."""
     return _MAGIC.match(head) is not None or (HEIF_READ and heif.is_heif(head))
 
 
 def join(folder: str, name: str) -> str:
-    """Return the path of a name in a folder; `""` is the root."""
+    """Join a folder and a name to a path. The folder `""` is the root."""
     return f"{folder}/{name}" if folder else name
 
 
@@ -302,7 +314,7 @@ def _identity(path: Path) -> _Identity | None:
 
 
 def _kind(entry: os.DirEntry[str]) -> tuple[int, str | None]:
-    """Return the mode of an entry with links resolved, and the reason to skip it if it is neither a file nor a folder."""
+    """Return the mode of an entry with links resolved, and the reason for skipping it, or None for a regular file or folder."""
     try:
         mode = entry.stat().st_mode
     except OSError as error:
@@ -313,7 +325,7 @@ def _kind(entry: os.DirEntry[str]) -> tuple[int, str | None]:
 
 
 def kind_of(mode: int) -> str:
-    """Return the English name of a file type other than a regular file, from its mode."""
+    """Return the name, for messages, of a file type other than a regular file."""
     if stat.S_ISFIFO(mode):
         return "a FIFO (named pipe)"
     if stat.S_ISSOCK(mode):
@@ -328,13 +340,16 @@ def _why_not_folder(name: str) -> str | None:
 
 
 def _is_quiet(name: str) -> bool:
-    """Check for files that systems put into every folder, which are skipped without a message."""
+    """Return True for hidden and system files that are skipped without a message. Hidden images are not among them."""
     hidden_image = name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES | UNREAD_SUFFIXES
     return name.startswith("._") or name.lower() in _SYSTEM_FILES or (name.startswith(".") and not hidden_image)
 
 
 def _why_not_image(entry: os.DirEntry[str]) -> tuple[str, bool] | None:
-    """Return the reason why a file is not an image and True if it is one of an unsupported format; None for an image."""
+    """Return None for an image.
+
+    For any other file, return the reason for skipping it, and True if it is an image in an unsupported format.
+    """
     suffix = os.path.splitext(entry.name)[1].lower()
     if entry.name.startswith("."):
         return "hidden", False

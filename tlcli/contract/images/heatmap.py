@@ -1,4 +1,4 @@
-"""Drawing of maps: scaled to [0, 1], enlarged, coloured, and blended with the image."""
+"""Drawing of maps as heat maps and overlays. A map is scaled to [0, 1], upsampled, coloured, and blended with the image."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ MAX_SIDE = 1024
 """Maximum length in pixels of an overlay's longer side; larger images are scaled down."""
 
 _BAND_VALUES = 1 << 16
-"""Number of values coloured at a time; the temporary arrays take 100 times their bytes."""
+"""Number of values coloured at a time, to limit memory: the temporary arrays take 100 times the size of the values."""
 
 
 def to_unit(values: FloatArray) -> FloatArray:
-    """Scale each map of `[..., h, w]` to [0, 1] by its own minimum and maximum. Maps that are constant or not finite become zeros."""
+    """Scale each map in `[..., h, w]` to [0, 1] by its own minimum and maximum. Constant and non-finite maps become zeros."""
     low = values.min((-2, -1), keepdims=True).astype(np.float64)
     extent = values.max((-2, -1), keepdims=True) - low
     usable = np.isfinite(extent) & (extent > 0)
@@ -36,7 +36,7 @@ def enlarge(values: FloatArray, width: int, height: int) -> FloatArray:
 
 
 def colorize(unit: FloatArray) -> ByteArray:
-    """Map values in [0, 1], `[h, w]`, to RGB `[h, w, 3]` with the "jet" colour map that the CAM papers use: blue, cyan, yellow, red."""
+    """Convert values in [0, 1], `[h, w]`, to RGB `[h, w, 3]` with the "jet" colour map of the CAM papers: blue, cyan, yellow, red."""
     colors = np.empty((*unit.shape, 3), np.uint8)
     rows = max(1, _BAND_VALUES // max(1, unit.shape[-1]))
     for start in range(0, len(unit), rows):
@@ -51,10 +51,10 @@ def heat_map(values: FloatArray, width: int, height: int) -> Image.Image:
 
 
 def shrink(image: Image.Image, max_side: int = MAX_SIDE) -> tuple[Image.Image, float]:
-    """Scale an image down to `max_side` pixels on its longer side, as `overlay` does.
+    """Scale an image down to at most `max_side` pixels on its longer side, as `overlay` does.
 
     Returns:
-        The image and its scale; a smaller image unchanged, with 1.0.
+        The image and its scale factor. A smaller image is returned unchanged, with a factor of 1.0.
     """
     scale = min(1.0, max_side / max(image.size))
     if scale < 1.0:
@@ -66,14 +66,14 @@ def overlay(image: Image.Image, values: FloatArray, box: Box, strength: float = 
     """Blend a raw map `[h, w]` with the part of the image that the network saw.
 
     Args:
-        image: RGB, upright, as `tlcli.contract.images.decoding.decode` returns it.
-        values: the raw map.
-        box: the visible part, from `Preprocessing.visible_box(*image.size)`; outside it the image is dimmed.
-        strength: weight of the map's colours in the blend, 0 to 1.
-        max_side: larger images are scaled down to this many pixels on their longer side.
+        image: RGB image as returned by `tlcli.contract.images.decoding.decode`.
+        values: raw map.
+        box: part of the image that the network saw, from `Preprocessing.visible_box(*image.size)`; the rest of the image is dimmed.
+        strength: weight of the map's colours in the blend, from 0 to 1.
+        max_side: maximum length of the longer side in pixels; larger images are scaled down.
 
     Returns:
-        An RGB image of the (scaled) image's size.
+        An RGB image of the same size as the input image, or of its scaled size.
     """
     image, scale = shrink(image, max_side)
     left, top, right, bottom = (round(edge * scale) for edge in box)

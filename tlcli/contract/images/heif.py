@@ -1,4 +1,4 @@
-"""Support for HEIC and HEIF, the format of many phones, through the optional package `pillow-heif`."""
+"""Support for HEIC and HEIF, the image format of many phones, through the optional package `pillow-heif`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _BRANDS = frozenset({b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hev
 
 
 def register() -> bool:
-    """Add HEIF to Pillow's decoders. Return False if the package is missing."""
+    """Register HEIF with Pillow's decoders. Return False if `pillow-heif` is not installed."""
     try:
         package = importlib.import_module("pillow_heif")
     except ImportError:
@@ -20,12 +20,15 @@ def register() -> bool:
 
 
 def is_heif(head: bytes) -> bool:
-    """Check the first 12 or more bytes of a file for the `ftyp` box of a HEIF image (ISO/IEC 23008-12). AVIF has its own brands."""
+    """Return True if the first bytes of a file, at least 12, contain the `ftyp` box of a HEIF image (ISO/IEC 23008-12).
+
+    AVIF files, which have their own brands, do not match.
+    """
     if head[4:8] != b"ftyp" or head[8:12] not in _BRANDS:
         return False
     return b"avif" not in head[12:64] and b"avis" not in head[12:64]
 
 
 def missing(what: str = "a HEIC image") -> str:
-    """Return the message for a user whose file needs the missing package."""
+    """Return the error message for a file that requires the package, which is not installed."""
     return f"{what}, which needs the package pillow-heif: {INSTALL}, or convert it to JPEG"

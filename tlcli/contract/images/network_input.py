@@ -15,17 +15,18 @@ from tlcli.contract.images.heatmap import shrink
 from tlcli.contract.images.preprocessing import Box, Preprocessing
 
 Admit = Callable[[int], None]
-"""Callback that gets the memory in bytes that decoding and resizing will need, before they start. An exception from it stops the work."""
+"""Callback that receives, before decoding starts, the number of bytes that decoding and resizing need. An exception from it aborts them."""
 
 
 @dataclass(frozen=True, eq=False)
 class NetworkInput:
-    """Input of the network, and the image that it was made from.
+    """Input of a network, with the image from which it was made.
 
-    images: uint8 `[1, height, width, 3]`, RGB.
-    box: the part of the image that the input covers: left, top, right, bottom in the image's pixels.
-    image: RGB, upright; only kept for drawing overlays, and no larger than `tlcli.contract.images.heatmap.overlay` draws it.
-    scale: the size of `image` relative to the decoded image, 1.0 or less.
+    images: RGB input, uint8 `[1, height, width, 3]`.
+    box: part of the decoded image that the input covers: left, top, right, bottom in pixels.
+    image: decoded image for drawing overlays, scaled down to the size at which `tlcli.contract.images.heatmap.overlay` draws it; None if no
+        overlay is needed.
+    scale: size of `image` relative to the decoded image, at most 1.0.
     """
 
     images: npt.NDArray[np.uint8]
@@ -39,13 +40,13 @@ def from_encoded(data: bytes, preprocessing: Preprocessing, limits: ImageLimits,
 
     Args:
         data, limits: see `tlcli.contract.images.decoding.decode`.
-        preprocessing: the model's preprocessing.
+        preprocessing: preprocessing of the model.
         keep_image: keep the image for overlays, see `NetworkInput`.
-        admit: see `Admit`.
+        admit: memory admission callback, see `Admit`.
 
     Raises:
         ImageError: see `tlcli.contract.images.decoding.decode`.
-        Exception: an exception from `admit`.
+        Exception: any exception from `admit`.
     """
 
     def on_opened(image: Image.Image) -> None:

@@ -1,4 +1,4 @@
-"""Preprocessing of images: resize and crop, and the constants of the normalisation, which is part of the graph."""
+"""Preprocessing of images: resizing and cropping, and the normalisation constants. The normalisation itself is part of the graph."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _MAX_RESIZED_PIXELS = 50_000_000
 
 
 class Preprocessing(BaseModel):
-    """Evaluation transform, with the same arithmetic and library as timm's `create_transform(is_training=False)`.
+    """Evaluation transform, with the same arithmetic and image library as timm's `create_transform(is_training=False)`.
 
-    height, width: size of the input in pixels.
-    crop_pct: the share of the resized image's shorter side that the crop keeps, in (0, 1].
-    crop_mode: `center` resizes the shorter side and crops the middle; `squash` ignores the aspect ratio;
-        `border` fits the whole image in and pads with the mean colour.
-    interpolation: Pillow's resampling filter, antialiased.
-    mean, std: per channel, of an input in [0, 1]; applied inside the graph: `(x / 255 - mean) / std`.
+    height, width: size of the network's input in pixels.
+    crop_pct: share of the resized image's shorter side that the crop keeps, in (0, 1].
+    crop_mode: `center` resizes the shorter side and crops the centre; `squash` ignores the aspect ratio; `border` fits the whole
+        image into the input and pads with the mean colour.
+    interpolation: Pillow's antialiased resampling filter.
+    mean, std: mean and standard deviation per channel for values in [0, 1]; the graph applies them as `(x / 255 - mean) / std`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,7 +42,11 @@ class Preprocessing(BaseModel):
     std: tuple[float, float, float] = IMAGENET_STD
 
     def apply(self, image: Image.Image) -> npt.NDArray[np.uint8]:
-        """Resize and crop an RGB image to the input: uint8 `[height, width, 3]`, C-contiguous, writable."""
+        """Resize and crop an RGB image to the network's input.
+
+        Returns:
+            A C-contiguous, writable array, uint8 `[height, width, 3]`.
+        """
         size, (left, top) = self._placement(*image.size)
         if size[0] * size[1] > _MAX_RESIZED_PIXELS and self.crop_mode == "center":
             # The image is hundreds of times longer than wide: resize only its visible part.
@@ -58,24 +62,30 @@ class Preprocessing(BaseModel):
         return np.array(image, dtype=np.uint8)
 
     def resizing_bytes(self, width: int, height: int) -> int:
-        """Return the bytes that `apply` needs for a `width` x `height` image: the resized image, and one resized along one axis."""
+        """Return the number of bytes that `apply` needs for a `width` x `height` image.
+
+        They hold the resized image, an intermediate image that is resized along one axis only, and the input.
+        """
         (across, down), _ = self._placement(width, height)
         if across * down > _MAX_RESIZED_PIXELS and self.crop_mode == "center":
             across, down = self.width, self.height
         return 4 * (across * down + across * height + self.width * self.height)
 
     def visible_box(self, width: int, height: int) -> Box:
-        """Return the part of a `width` x `height` image that the input covers, which is also the part that a map covers.
+        """Return the part of a `width` x `height` image that the input, and therefore a map, covers.
 
         Returns:
-            Left, top, right, bottom in the image's pixels. With `border` the box extends beyond the image.
+            Left, top, right, bottom in pixels of the image. With `border`, the box may extend beyond the image.
         """
         (resized_width, resized_height), (left, top) = self._placement(width, height)
         across, down = width / resized_width, height / resized_height
         return left * across, top * down, (left + self.width) * across, (top + self.height) * down
 
     def _placement(self, width: int, height: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Return the size that an image is resized to, and the input's top left corner in it (negative: padding)."""
+        """Return the size to which an image is resized, and the position of the input's top left corner in the resized image.
+
+        Negative coordinates mean padding.
+        """
         scaled = (math.floor(self.width / self.crop_pct), math.floor(self.height / self.crop_pct))
         if self.crop_mode == "squash":
             size = scaled

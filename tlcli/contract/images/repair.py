@@ -1,4 +1,4 @@
-"""Repair of intact images that Pillow rejects for other reasons: large metadata of a PNG, a JPEG's missing end marker."""
+"""Repair of files that Pillow rejects although their image is intact: PNGs with large metadata, and JPEGs without an end marker."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from tlcli.contract.images.structure import PNG, png_chunks
 
 _COMPRESSED = (b"zTXt", b"iTXt", b"iCCP")
 _SAFE_BYTES = 1000
-"""Compressed size that cannot expand to 1 MiB, at which Pillow rejects the whole image."""
+"""Compressed size up to which a chunk cannot expand to 1 MiB, the size at which Pillow rejects the whole image."""
 
 _MAX_EXPANDED_BYTES = 1 << 20
 _MAX_XMP_CHUNKS = 8
-"""Maximum number of XMP chunks that are expanded to measure them, at 2 ms each. A PNG should have one (XMP specification, part 3)."""
+"""Maximum number of XMP chunks that are expanded to measure their size, which takes 2 ms each. A PNG should have one (XMP specification,
+part 3)."""
 
 _XMP = b"XML:com.adobe.xmp\x00"
 
@@ -25,9 +26,9 @@ _FILLERS = (b"\x5a" * 64, b"\xc3" * 64)
 
 
 def without_metadata(data: bytes) -> bytes:
-    """Remove colour profiles and texts from a PNG that may be too large for Pillow; return other data unchanged.
+    """Remove colour profiles and text chunks that may be too large for Pillow from a PNG. Other data are returned unchanged.
 
-    None of them affects the pixels. XMP, which may hold the orientation, stays unless it is itself too large.
+    The removed chunks do not affect the pixels. XMP, which may contain the orientation, is kept unless it is too large itself.
     """
     if not data.startswith(PNG):
         return data
@@ -48,10 +49,10 @@ def without_metadata(data: bytes) -> bytes:
 
 
 def with_end(data: bytes) -> Image.Image | None:
-    """Decode a JPEG whose only fault is a missing end marker (EOI); return None for any other fault.
+    """Decode a JPEG whose only fault is a missing end marker (EOI). Return None for any other fault.
 
-    If coded data are missing, the decoder continues into the bytes that follow. So the data are decoded with different fillers at the
-    end: the image is complete if its pixels do not depend on the filler.
+    If coded data are missing, the decoder continues into the bytes that follow. Therefore the data are decoded with different fillers
+    appended. The image is complete if its pixels do not depend on the filler.
     """
     if not data.startswith(b"\xff\xd8") or data.endswith(_END):
         return None
@@ -82,7 +83,7 @@ def _is_small_xmp(chunk: bytes) -> bool:
 
 
 def _has_all_scans(data: bytes) -> bool:
-    """Return True if, by the scan headers, some scan refines each coefficient of each component to full precision."""
+    """Return True if the scan headers show that every coefficient of every component is refined to full precision."""
     start = data.rfind(b"\xff\xc2", 0, data.find(b"\xff\xda"))
     if start < 0:
         return True  # not progressive: a missing scan shows as missing data

@@ -1,8 +1,8 @@
 """Static checks of encoded images for structures that are slow to decode or need much memory for their size.
 
-A few bytes can keep a decoder busy for minutes: a hundred thousand empty scans of a progressive JPEG, millions of empty PNG chunks, a
-comment of a GIF that grows by 255 bytes at a time. `is_plain` recognises images whose decoding cost is bounded by their pixels and
-bytes. It only reads headers, in microseconds. It never rejects an image: False means that it cannot give a bound.
+A small file can keep a decoder busy for minutes, for example with a hundred thousand empty scans in a progressive JPEG, millions of empty
+chunks in a PNG, or a GIF comment that grows by 255 bytes at a time. `is_plain` recognises images whose decoding cost is bounded by their
+numbers of pixels and bytes. It reads only headers, which takes microseconds. It never rejects an image: False means that no bound is known.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import struct
 from collections.abc import Iterator
 
 PLAIN_S = 0.5
-"""Estimated decoding time in seconds below which an image can be plain."""
+"""Maximum estimated decoding time of a plain image, in seconds."""
 
 _MAX_SEGMENTS = 1024
 """Maximum number of JPEG segments before the first scan; an ICC profile alone may take 255. Pillow spends 2 microseconds on each."""
 
 _MAX_CHUNKS = 20_000
-"""Maximum number of PNG chunks: 32 MiB in pieces of 8 KiB are 4,096. Pillow spends 6 microseconds on each."""
+"""Maximum number of PNG chunks; 32 MiB in chunks of 8 KiB are 4,096. Pillow spends 6 microseconds on each."""
 
 _MAX_EXTENSION_BYTES = 1 << 16
-"""Maximum size of a GIF's extensions before its first frame."""
+"""Maximum size in bytes of a GIF's extensions before its first frame."""
 
 _MAX_EXIF_BYTES = 1 << 16
 _MAX_EXIF_ENTRIES = 512
@@ -28,7 +28,8 @@ _MAX_EXIF_ENTRIES = 512
 _PIXEL_S = {"JPEG": 16e-9, "PNG": 20e-9, "WEBP": 50e-9, "GIF": 20e-9, "BMP": 5e-9}
 _BYTE_S = 30e-9
 _BLOCK_S = 10e-9
-"""Seconds per pixel, byte, and 8 x 8 block of each JPEG scan. Measured on one server CPU core with Pillow 13 and libjpeg-turbo 3.2."""
+"""Decoding time in seconds per pixel, per byte, and per 8 x 8 block of each JPEG scan, measured on one server CPU core with Pillow 13 and
+libjpeg-turbo 3.2."""
 
 PNG = b"\x89PNG\r\n\x1a\n"
 _EXIF = b"Exif\x00\x00"
@@ -40,10 +41,10 @@ _TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 
 
 
 def is_plain(data: bytes) -> bool:
-    """Return True if decoding time and memory are known to be proportional to pixels and bytes, and the time is below `PLAIN_S`.
+    """Return True if decoding takes time and memory proportional to pixels and bytes, and is estimated to take less than `PLAIN_S`.
 
-    False does not mean that the image is bad, only that this module does not support its structure: every TIFF and AVIF, and many
-    damaged files. Decode such an image in a process that can be killed.
+    False does not mean that the image is invalid. It means that the estimate is higher, or that this module does not support the image's
+    structure, as with every TIFF and AVIF and many damaged files. Decode such an image in a process that can be killed.
     """
     for magic, judge in _JUDGES:
         if data.startswith(magic):
@@ -55,7 +56,7 @@ def is_plain(data: bytes) -> bool:
 
 
 def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Yield the type, start and end of each chunk of a PNG, up to IEND or the point where the file is truncated."""
+    """Yield the type, start and end of each chunk of a PNG, up to IEND or the end of a truncated file."""
     start, size = len(PNG), len(data)
     while start + 12 <= size:
         length, kind = struct.unpack_from(">I4s", data, start)
@@ -71,10 +72,10 @@ def _quick(kind: str, width: int, height: int, size: int, visits: int = 0) -> bo
 
 
 def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yield the segments of a JPEG up to its first scan: the marker, and the start and end of the body.
+    """Yield the marker, body start and body end of each segment of a JPEG, up to and including its first scan header.
 
     Raises:
-        ValueError: bytes between segments, or too many segments.
+        ValueError: there are bytes between segments, or too many segments.
         struct.error, IndexError: the file is truncated.
     """
     start = 2
@@ -94,7 +95,10 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def jpeg_keeps_coefficients(data: bytes) -> bool:
-    """Return True if a decoder must keep all coefficients of a JPEG in memory: for any but a single scan of all components."""
+    """Return True if a decoder must keep all coefficients of a JPEG in memory.
+
+    It must unless the JPEG is sequential and its first scan contains all components. The result is also True for unsupported structures.
+    """
     try:
         frame = next(((marker, data[begin + 5]) for marker, begin, _ in jpeg_segments(data) if marker in _FRAMES), (0, 0))
         scan = next(data[begin] for marker, begin, _ in jpeg_segments(data) if marker == _SCAN)
@@ -104,7 +108,7 @@ def jpeg_keeps_coefficients(data: bytes) -> bool:
 
 
 def _plain_jpeg(data: bytes) -> bool:
-    """Check the segments up to the first scan. A scan costs time for each of its blocks even if it is empty."""
+    """Check the segments of a JPEG up to its first scan. Even an empty scan takes time for each of its blocks."""
     frame, exif_segments = b"", 0
     for marker, begin, end in jpeg_segments(data):
         if marker in _FRAMES:
@@ -159,7 +163,7 @@ def _plain_webp(data: bytes) -> bool:
 
 
 def _riff_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Yield each chunk's FourCC, and the body of EXIF chunks."""
+    """Yield the FourCC and body of each RIFF chunk. The body is empty for all chunks other than EXIF."""
     start = 12
     while start + 8 <= len(data):
         fourcc, length = struct.unpack_from("<4sI", data, start)
@@ -168,7 +172,7 @@ def _riff_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _plain_gif(data: bytes) -> bool:
-    """Check the extensions before the first frame, which Pillow reads in Python."""
+    """Check a GIF's extensions before its first frame, which Pillow reads in Python."""
     width, height, flags = struct.unpack_from("<HHB", data, 6)
     start = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
     limit = start + _MAX_EXTENSION_BYTES
@@ -186,7 +190,7 @@ def _plain_gif(data: bytes) -> bool:
 
 
 def _plain_bmp(data: bytes) -> bool:
-    """Accept uncompressed BMP files only: Pillow decodes run lengths in Python."""
+    """Check a BMP. Only uncompressed files are plain, because Pillow decodes run-length encoding in Python."""
     (header,) = struct.unpack_from("<I", data, 14)
     if header == 12:
         width, height = struct.unpack_from("<HH", data, 18)
@@ -196,7 +200,10 @@ def _plain_bmp(data: bytes) -> bool:
 
 
 def _plain_exif(data: bytes) -> bool:
-    """Check the total size of the EXIF entries. They may overlap: a thousand entries that each span the block are a thousand copies."""
+    """Check the total size of the EXIF entries.
+
+    Entries may overlap: a thousand entries that each span the whole block would produce a thousand copies of it.
+    """
     if not data:
         return True
     order = {b"II": "<", b"MM": ">"}.get(data[:2])

@@ -11,13 +11,13 @@ Floats = npt.NDArray[np.float32]
 def eigen_cam(features: Floats, classes: int) -> Floats:
     """Compute Eigen-CAM: project each position on the first principal component of the channels.
 
-    Muhammad and Yeasin 2020, arXiv:2008.00299: the activations as a matrix `[h w, c]` times its first right singular vector. Beyond
-    the paper, the columns are centred first, as pytorch-grad-cam does, and the vector's sign, which is free, is chosen so that the
-    inner product of the map and the sum of the centred channels is not negative.
+    Muhammad and Yeasin 2020, arXiv:2008.00299, define the map as the activations, a matrix `[h w, c]`, times the matrix's first right
+    singular vector. In addition to the paper, the columns are centred first, as in pytorch-grad-cam. The sign of the vector is arbitrary;
+    it is chosen so that the inner product of the map and the sum of the centred channels is not negative.
 
     Args:
-        features: float32 `[N, c, h, w]`.
-        classes: K; the map does not depend on the class, so it is repeated for each.
+        features: activations, float32 `[N, c, h, w]`.
+        classes: number of classes K. The map does not depend on the class, so it is repeated for each class.
 
     Returns:
         float32 `[N, K, h, w]`, not rectified. Activations that are constant over all positions give zeros.
@@ -26,11 +26,11 @@ def eigen_cam(features: Floats, classes: int) -> Floats:
 
 
 def eigen_grad_cam(features: Floats, gradients: Floats) -> Floats:
-    """Compute Eigen-Grad-CAM: Eigen-CAM of the activations times their gradients, for each class.
+    """Compute Eigen-Grad-CAM: Eigen-CAM of the activations multiplied by their gradients, for each class.
 
     Args:
-        features: float32 `[N, c, h, w]`.
-        gradients: float32 `[N, K, c, h, w]`.
+        features: activations, float32 `[N, c, h, w]`.
+        gradients: gradients of the classes' scores, float32 `[N, K, c, h, w]`.
 
     Returns:
         float32 `[N, K, h, w]`, not rectified. Products that are constant over all positions give zeros.

@@ -11,13 +11,15 @@ from tlcli.contract.images.heatmap import enlarge, to_unit
 
 
 def fuse(maps: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
-    """Fuse maps of several layers: scale each to [0, 1], enlarge it to the largest, and take the maximum at every position.
+    """Fuse the maps of several layers.
+
+    Each map is scaled to [0, 1] and upsampled to the largest height and width. The result is their maximum at every position.
 
     Args:
         maps: one array per layer, float32 `[N, K, h, w]`.
 
     Returns:
-        float32 `[N, K, H, W]`, in [0, 1]. A constant map counts as zeros.
+        Fused maps in [0, 1], float32 `[N, K, H, W]`. A constant map counts as zeros.
     """
     height = max(layer_maps.shape[2] for layer_maps in maps)
     width = max(layer_maps.shape[3] for layer_maps in maps)

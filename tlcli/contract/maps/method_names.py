@@ -1,4 +1,4 @@
-"""Map methods, each with one name for the command line, the wire, the description and the graph's outputs."""
+"""Registry of map methods. Each has one name, used on the command line, in requests, in the description, and for the graph's outputs."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from tlcli.contract.errors import RequestError
 class Method:
     """A class activation map method.
 
-    name: the name that users type, also the name of the graph's output.
-    title: the spelling in papers.
-    source: the reference that defines its formula.
-    in_graph: True if the graph computes it; other methods run the graph several times (see `tlcli.contract.model.explain`).
-    of_class: True if the map depends on the explained class; other methods return the same map for every class.
+    name: name on the command line and in requests, and of the graph's output.
+    title: name as spelled in papers.
+    source: reference that defines the formula.
+    in_graph: True if the graph computes the map, False if `tlcli.contract.model.explain` computes it from the outputs of the graph.
+    of_class: True if the map depends on the explained class, False if it is the same for every class.
     """
 
     name: str
@@ -49,12 +49,12 @@ IN_GRAPH = tuple(method.name for method in METHODS.values() if method.in_graph)
 
 
 def require_method(name: str, offered: Sequence[str], where: str) -> str:
-    """Check that a model has a map.
+    """Check that a model offers a map.
 
     Args:
-        name: the requested map.
-        offered: the maps of the model.
-        where: the model, as messages call it.
+        name: name of the requested map.
+        offered: names of the model's maps.
+        where: name of the model for error messages.
 
     Returns:
         `name`.
@@ -69,13 +69,13 @@ def require_method(name: str, offered: Sequence[str], where: str) -> str:
 
 
 def require_methods(names: Sequence[str], offered: Sequence[str], where: str) -> tuple[str, ...]:
-    """Check that a model has all the maps in `names`, where `all` stands for every map of the model.
+    """Check that a model offers all maps in `names`, where `all` selects every map of the model.
 
     Returns:
-        The names without duplicates.
+        Names of the maps, without duplicates and with `all` expanded.
 
     Raises:
-        RequestError: see `require_method`; also `all` for a model without maps.
+        RequestError: see `require_method`; also raised for `all` if the model has no maps.
     """
     chosen: list[str] = []
     for name in names:
@@ -84,5 +84,5 @@ def require_methods(names: Sequence[str], offered: Sequence[str], where: str) ->
 
 
 def map_name(method: str, layer: str | None) -> str:
-    """Return the name of a map: the method, followed by the layer if a model explains several (`gradcam@layer3`)."""
+    """Return the name of a map: the method alone, or the method and the layer if the model explains several (`gradcam@layer3`)."""
     return method if layer is None else f"{method}@{layer}"

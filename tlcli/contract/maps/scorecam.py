@@ -1,4 +1,4 @@
-"""Score-CAM and Faster-Score-CAM: each channel is weighted by the score of the image masked with it. Only forward passes are needed."""
+"""Score-CAM and Faster-Score-CAM, which weight each channel by the score of the image masked with it. They need only forward passes."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ Floats = npt.NDArray[np.float32]
 Images = npt.NDArray[np.uint8]
 
 DEFAULT_CHANNELS: dict[str, int | None] = {"scorecam": None, "faster_scorecam": 10}
-"""Methods of this module, with the default number of channels that each scores; None for all."""
+"""Default number of channels to score for each method of this module; None scores all channels."""
 
 
 def is_score_cam(name: str) -> bool:
-    """Return True for the name of a Score-CAM or Faster-Score-CAM map, such as `scorecam` or `scorecam@layer3`."""
+    """Return True if `name` is a Score-CAM or Faster-Score-CAM map, such as `scorecam` or `scorecam@layer3`."""
     return name.partition("@")[0] in DEFAULT_CHANNELS
 
 
 def check_max_channels(max_channels: int | None, names: Sequence[str]) -> None:
-    """Check that `max_channels` is valid for the requested maps; None always is.
+    """Check that `max_channels` is valid for the requested maps. None is always valid.
 
     Raises:
-        RequestError: `max_channels` is below 1, or none of the maps in `names` takes it.
+        RequestError: `max_channels` is below 1, or none of the maps in `names` uses it.
     """
     if max_channels is None:
         return
@@ -47,26 +47,28 @@ def score_cam(
     max_channels: int | None,
     batch_size: int | Callable[[], int],
 ) -> Generator[int, None, Floats]:
-    """Compute Score-CAM: `relu(sum_k w_k A_k)`, where w is the softmax over channels of the class's score on images masked by A_k.
+    """Compute Score-CAM, `relu(sum_k w_k A_k)`, where w is the softmax over channels of the class's score on the image masked by A_k.
 
-    Wang et al. 2020, arXiv:1910.01279, algorithm 1. No baseline is subtracted, since it would cancel in the softmax. With `max_channels`
-    below the number of channels it is Faster-Score-CAM: the channels of the largest spatial variance, chosen for each image.
+    The method is algorithm 1 of Wang et al. 2020, arXiv:1910.01279. No baseline is subtracted, because it would cancel in the softmax. With
+    `max_channels` below the number of channels, the method is Faster-Score-CAM, which scores only the channels with the largest spatial
+    variance, chosen for each image.
 
-    Masked images are uint8, as the graph takes images, so their values are rounded. A constant channel masks the whole image. The result
-    is the mean colour whatever the image and the channel, so it is scored only once.
+    Masked images are uint8, the input type of the graph, so their values are rounded. A constant channel masks the whole image. The masked
+    image then has the mean colour regardless of the image and the channel, so it is scored only once.
 
     Args:
-        score: function that runs masked images, uint8 `[b, H, W, 3]`, and returns a score per class, float32 `[b, C]`: logits or
-            probabilities.
+        score: function that runs the network on masked images, uint8 `[b, H, W, 3]`, and returns the logits or probabilities of all
+            classes, float32 `[b, C]`.
         images: uint8 `[N, H, W, 3]`.
-        features: float32 `[N, c, h, w]`.
-        classes: int64 `[N, K]`; all classes share the same forward passes.
-        mean: the preprocessing's mean per channel, in [0, 1]: the colour that the network sees as zero.
-        max_channels: number of channels to score; None for all.
-        batch_size: number of masked images per pass, from one image or several; a function is called before each pass.
+        features: activations of the explained layer, float32 `[N, c, h, w]`.
+        classes: classes to explain, int64 `[N, K]`; all classes share the same forward passes.
+        mean: mean per colour channel of the preprocessing, in [0, 1]; this is the colour that the network sees as zero.
+        max_channels: number of channels to score; None scores all channels.
+        batch_size: number of masked images per forward pass, which may come from several images; a function is called before each pass to
+            get the current batch size.
 
     Yields:
-        The number of channels that each pass scored. The sum is N times the number of channels to score.
+        The number of channels scored by each pass. The sum is N times the number of channels to score.
 
     Returns:
         float32 `[N, K, h, w]`.
@@ -94,17 +96,17 @@ def score_cam(
 
 
 def mask_images(images: Images, activations: Floats, mean: Sequence[float]) -> Images:
-    """Multiply normalised images by masks, so that they show the mean colour where the mask is 0.
+    """Multiply normalised images by masks. The result has the mean colour where the mask is 0.
 
-    The mask is the channel enlarged bilinearly, then scaled to [0, 1] by its own minimum and maximum.
+    Each mask is a channel that is upsampled bilinearly, then scaled to [0, 1] by its own minimum and maximum.
 
     Args:
         images: uint8 `[b, H, W, 3]`.
         activations: float32 `[b, h, w]`, one channel per image, no larger than the images.
-        mean: in [0, 1], one value per colour.
+        mean: mean per colour channel, in [0, 1].
 
     Returns:
-        uint8 `[b, H, W, 3]`, rounded.
+        Masked images, uint8 `[b, H, W, 3]`, with rounded values.
     """
     _, height, width, colours = images.shape
     offset = np.tile(255 * np.asarray(mean, np.float32), width)
@@ -122,7 +124,10 @@ def mask_images(images: Images, activations: Floats, mean: Sequence[float]) -> I
 
 
 def _most_varied(features: Floats, count: int | None) -> npt.NDArray[np.int64]:
-    """Return the indices of the `count` channels of `[c, h, w]` with the largest spatial variance; ties go to the first."""
+    """Return the indices of the `count` channels in `[c, h, w]` with the largest spatial variance.
+
+    Among channels with equal variance, the first ones are chosen. All channels are returned if `count` is None or too large.
+    """
     if count is None or count >= len(features):
         return np.arange(len(features))
     return np.argsort(-features.var(axis=(1, 2), dtype=np.float64), kind="stable")[:count]
@@ -134,7 +139,7 @@ def _varies(features: Floats) -> npt.NDArray[np.bool_]:
 
 
 def _weigh(features: Floats, scores: npt.NDArray[np.float64]) -> Floats:
-    """Combine channels `[m, h, w]` by their scores `[m, K]` into maps `[K, h, w]`."""
+    """Combine channels `[m, h, w]` into maps `[K, h, w]`, weighted by the softmax of their scores `[m, K]`, and rectify the maps."""
     powers = np.exp(scores - scores.max(axis=0))
     summed = np.einsum("mk,mhw->khw", powers / powers.sum(axis=0), features.astype(np.float64), optimize=True)
     return np.asarray(np.maximum(summed, 0), dtype=np.float32)

@@ -1,1 +1,1 @@
-"""Exported models: the ONNX file, its description, and how to run it."""
+"""Exported models: ONNX files, their descriptions, and inference."""

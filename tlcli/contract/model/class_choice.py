@@ -1,4 +1,4 @@
-"""Classes as users name them: labels, ids and ranks."""
+"""Conversion of the classes that users name, as labels, ids or ranks, to targets of the graph."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from tlcli.contract.errors import RequestError
 from tlcli.contract.model.labels import LabelIndex
 
 FIRST_RANKED = -1
-"""Target of the class with the highest score; -r is the class of rank r."""
+"""Target for the class with the highest score; -r is the target for the class of rank r."""
 
 
 def class_targets(classes: Iterable[str | int], labels: Sequence[str], where: str) -> tuple[int, ...]:
-    """Return a target for each class: its id, or -r for rank r.
+    """Convert classes to targets: the class id, or -r for the class of rank r.
 
     Args:
-        classes: labels, ids from 0, or ranks -1, -2, ...; a text is read as a label first, then as a number. Empty: rank -1.
-        labels: labels of the model, in the order of its ids.
-        where: name of the flag or argument, for messages.
+        classes: labels, ids from 0, or ranks -1, -2, ...; a string is matched against the labels first, then parsed as a number. If
+            empty, the result is rank -1.
+        labels: labels of the model, in the order of its class ids.
+        where: name of the flag or argument, for error messages.
 
     Raises:
-        RequestError: a class that the model does not have, or a label that several of its classes share.
+        RequestError: the model does not have a class, or several of its classes share a label.
     """
     index = LabelIndex(labels)
     targets = tuple(_target(name, labels, index, where) for name in classes)

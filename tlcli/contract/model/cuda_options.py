@@ -11,8 +11,8 @@ CUDA_PROVIDER = "CUDAExecutionProvider"
 class Cuda:
     """Settings of the CUDA execution provider.
 
-    tf32: compute float32 products in TF32 (10 bits of fraction, summed in float32), as PyTorch's convolutions do: two to four times as
-        fast. Without it, outputs equal those of a CPU up to rounding; with it, maps of inner layers differ more.
+    tf32: compute float32 products in TF32 (10-bit fraction, accumulated in float32), as PyTorch's convolutions do. This is two to four
+        times as fast. Without it, outputs equal those of a CPU up to rounding; with it, maps of inner layers differ more.
     channels_last: run convolutions in channels-last layout, which tensor cores prefer; `warm_up` measures whether this is faster.
     """
 
@@ -20,7 +20,7 @@ class Cuda:
     channels_last: bool = False
 
     def options(self) -> dict[str, str]:
-        """Return the options of the provider under ONNX Runtime's names."""
+        """Return the provider options, keyed by ONNX Runtime's option names."""
         return {
             # Choose algorithms by heuristic. An exhaustive search would run again for each batch size, while requests wait.
             "cudnn_conv_algo_search": "HEURISTIC",

@@ -20,16 +20,18 @@ SCORES, LOGITS, CLASSES, FEATURES, GRADIENTS = "scores", "logits", "classes", "f
 Precision = Literal["fp32", "fp16", "int8"]
 
 FUSED = "+"
-"""Separator of the layer names in `MapOutput.layer` of a map that is fused from several layers."""
+"""Separator between the layer names in `MapOutput.layer` of a fused map."""
 
 
 class Layer(BaseModel):
     """A layer that maps explain.
 
     name: name of the module in the backbone.
-    features: the graph's output with its activations, `[N, channels, height, width]`.
-    gradients: the graph's output with the derivatives for them, `[N, K, channels, height, width]`.
-    height, width: size at the input size of the description's `preprocessing`.
+    features: name of the graph's output with the layer's activations, `[N, channels, height, width]`.
+    gradients: name of the graph's output with the gradients of the classes' scores with respect to these activations,
+        `[N, K, channels, height, width]`.
+    channels: number of channels of the activations.
+    height, width: size of the activations at the input size of the description's `preprocessing`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -45,11 +47,11 @@ class Layer(BaseModel):
 class MapOutput(BaseModel):
     """A map that the model offers.
 
-    name: name in requests: the method, or `method@layer` if there are several layers. Also the name of the graph's output, if the
-        graph computes the map.
-    method: see `tlcli.contract.maps.method_names`.
-    layer: the module whose activations it explains; several, separated by `+`, for a fused map.
-    height, width: size of the map, which is the layer's own size.
+    name: name used in requests: the method, or `method@layer` if the model explains several layers; a fused map is named by its method.
+        Also the name of the graph's output, if the graph computes the map.
+    method: name of the method, see `tlcli.contract.maps.method_names`.
+    layer: name of the explained module; for a fused map, several names separated by `+`.
+    height, width: size of the map, which equals the size of the layer, or of the largest layer for a fused map.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -62,18 +64,20 @@ class MapOutput(BaseModel):
 
     @property
     def in_graph(self) -> bool:
-        """True if the graph computes the map; otherwise `tlcli.contract.model.explain` does."""
+        """True if the graph computes the map, False if `tlcli.contract.model.explain` computes it."""
         return self.method in IN_GRAPH
 
 
 class Parity(BaseModel):
     """Difference between the graph's outputs and PyTorch's, measured at export.
 
-    images: number of real images compared, from the data set `source`.
-    logits: largest difference; absolute up to logits of 100, above that relative to the largest logit, times 100.
-    maps: largest difference by name, relative to the map's largest value. It is taken over the closest three quarters of the maps,
-        or over all of them if only a linear layer on the spatial mean follows the layer. FEM has its own threshold, so its maps are
-        always reduced to the closest three quarters.
+    images: number of images compared.
+    source: origin of the images.
+    logits: largest difference of the logits. It is absolute for logits up to 100; above that, it is relative to the largest logit, times
+        100.
+    maps: largest difference of each map by name, relative to the map's largest value. It is taken over the closest three quarters of the
+        maps, or over all of them if only a linear layer on the spatial mean follows the layer. For FEM, the difference is measured from
+        rounding bounds, because positions near its threshold may or may not count.
     top1_agreement: share of images with the same top-1 class, in [0, 1].
     """
 
@@ -87,13 +91,13 @@ class Parity(BaseModel):
 
 
 class MapAgreement(BaseModel):
-    """Similarity of a map in a reduced-precision file and in the float file, for the same images and classes.
+    """Similarity of a map between a reduced-precision file and the float file, for the same images and classes.
 
     images: number of images whose maps were compared.
     rank_correlation, rank_correlation_median: mean and median over the images of Spearman's coefficient over a map's positions. A map
-        that is constant in one of the files counts as 0; one that is constant in both is left out. None if no image remains.
-    pointing_before, pointing: share of the images with a box or a mask whose map has its maximum on the object, in the float file
-        and in this one; None without such images.
+        that is constant in one file counts as 0; a map that is constant in both files is excluded. None if no image remains.
+    pointing_before, pointing: share of the images with a box or mask for which the map's maximum is on the object, in the float file and
+        in the reduced-precision file; None without such images.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -106,15 +110,16 @@ class MapAgreement(BaseModel):
 
 
 class Agreement(BaseModel):
-    """Comparison of a reduced-precision file with the float file that it was converted from.
+    """Comparison of a reduced-precision file with the float file from which it was converted.
 
-    images: number of images compared, from the data set `source`.
-    top1_before, top1: accuracy of the float file and of this one; None if the classes are unknown.
+    images: number of images compared.
+    source: origin of the images.
+    top1_before, top1: top-1 accuracy of the float file and of the reduced-precision file; None if the classes are unknown.
     agreement: share of images with the same top-1 class in both files.
-    finite: share of images whose logits are finite in this file.
-    time: time for scores, relative to the float file: the median over batches, on the CPU that converted the file.
-    maps: the maps of the graph, by name.
-    calibration: number and source of the images that the int8 ranges come from; None for fp16, which needs none.
+    finite: share of images whose logits in the reduced-precision file are finite.
+    time: time to compute scores relative to the float file, as the median over batches on the CPU that converted the file.
+    maps: agreement of each map of the graph, by name.
+    calibration: number and source of the images used for int8 calibration; None for fp16, which needs no calibration.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -131,13 +136,17 @@ class Agreement(BaseModel):
 
 
 class Provenance(BaseModel):
-    """Origin of a model, complete enough to reproduce it.
+    """Origin of a model, with enough detail to reproduce it.
 
-    versions: package name to version at export.
+    created: time of the export, ISO 8601 in UTC.
+    versions: version of each package at export, by package name.
+    backbone: name of the backbone.
+    head: name of the head.
+    weights: source of the pretrained weights; for a file, its name without the folder.
     run: name of the run folder.
     dataset: spec of the data set.
-    dataset_fingerprint: SHA-256 over the contents of the images.
-    metrics: final metrics of the run (`val_top1`, ...), shares in [0, 1].
+    dataset_fingerprint: SHA-256 hash over the contents of the images.
+    metrics: final metrics of the run (`val_top1`, ...), as shares in [0, 1].
     parity: comparison of the float graph with PyTorch.
     agreement: comparison of a reduced-precision file with the float graph.
     """
@@ -160,12 +169,17 @@ class Provenance(BaseModel):
 class Description(BaseModel):
     """Description of a model, as stored in its ONNX file. Readers reject an unknown `format_version`.
 
-    layers: the layers that maps explain, in the order in which the network computes them; empty for a model without maps.
-    switches: the graph's outputs that are only computed if the input `wanted` requests them, in the order of that input.
-    dynamic_size: True if the graph takes images of any height and width; `preprocessing` holds the size used in training.
-    precision: precision of the forward pass: float32, float16 from the normalised image to the last layer's input, or int8 in its
+    name: name of the model.
+    labels: class names, in the order of the class ids.
+    preprocessing: transform from an image to the graph's input.
+    layers: layers that maps explain, in the order in which the network computes them; empty for a model without maps.
+    maps: maps that the model offers, whether or not the graph computes them.
+    switches: outputs of the graph that are computed only if the input `wanted` requests them, in the order of that input.
+    dynamic_size: True if the graph accepts images of any height and width; `preprocessing` then holds the size used in training.
+    precision: precision of the forward pass: float32, float16 from the normalised image to the last layer's input, or int8 in the
         convolutions. The graph's inputs and outputs are the same for all, and maps are computed in float32.
     temperature: divisor of the trained network's logits that calibrates the scores; the graph returns logits that are already divided.
+    provenance: origin of the model.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -184,7 +198,7 @@ class Description(BaseModel):
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """Names of all maps, in the order of `maps`."""
+        """Names of all maps that the model offers, in the order of `maps`."""
         return tuple(output.name for output in self.maps)
 
     @property
@@ -193,7 +207,7 @@ class Description(BaseModel):
         return tuple(output.name for output in self.maps if output.in_graph)
 
     def map_output(self, name: str) -> MapOutput:
-        """Return the map with that name.
+        """Return the map with the given name.
 
         Raises:
             KeyError: the model has no such map.
@@ -201,7 +215,7 @@ class Description(BaseModel):
         return {output.name: output for output in self.maps}[name]
 
     def layer(self, name: str) -> Layer:
-        """Return the layer with that name.
+        """Return the explained layer with the given name.
 
         Raises:
             KeyError: the model explains no such layer.
@@ -214,10 +228,10 @@ class Description(BaseModel):
 
     @classmethod
     def from_metadata(cls, metadata: dict[str, str], where: str) -> Description:
-        """Read the description from an ONNX file's metadata.
+        """Parse the description in an ONNX file's metadata.
 
         Raises:
-            ModelFileError: the description is missing, or this version cannot read it; the message begins with `where`.
+            ModelFileError: the description is missing, or this version of tlcli cannot read it; the message begins with `where`.
         """
         text = metadata.get(METADATA_KEY)
         if text is None:

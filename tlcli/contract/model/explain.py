@@ -1,4 +1,4 @@
-"""Computation of all maps of a model: those in its graph, and those that need several runs of the graph."""
+"""Computation of all maps that a model offers: those in its graph, and those that run the graph several times."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Maps = npt.NDArray[np.float32]
 Targets = npt.NDArray[np.int64] | Sequence[int]
 
 BATCH_SIZE = 16
-"""Default number of masked images per run."""
+"""Default batch size for masked images."""
 
 
 def explain(
@@ -33,20 +33,22 @@ def explain(
     batch_size: int = BATCH_SIZE,
     advance: Callable[[int], None] | None = None,
 ) -> Answer:
-    """Compute scores, and maps of any method.
+    """Compute scores and maps of any method.
 
     Args:
-        model: the opened model.
+        model: opened model.
         images, targets: see `Model.run`.
-        methods: maps of the model's description, by name.
+        methods: names of the maps to compute, from the model's description.
         softmax: explain the class's softmax probability instead of its logit.
-        max_channels: number of channels that Score-CAM and Faster-Score-CAM score; None for all and for ten.
-        batch_size: number of masked images that they run at a time.
-        advance: callback after every such run, with the number of channels scored since the previous call. They add up to
-            `channels_to_score` per image. An exception from it stops the computation.
+        max_channels: number of channels to score for Score-CAM and Faster-Score-CAM; None scores all channels for Score-CAM and ten for
+            Faster-Score-CAM.
+        batch_size: number of masked images per forward pass of these two methods.
+        advance: callback that receives the number of channels scored since its previous call, after each of these passes. The numbers add
+            up to `channels_to_score` per image. An exception from the callback stops the computation.
 
     Raises:
-        RequestError: a shape, a class or a map that the model does not have, or `max_channels` without a map that takes it.
+        RequestError: the images have the wrong shape, the model does not have a class or map, or `max_channels` is given without a map
+            that uses it.
     """
     steps = explain_in_steps(model, images, targets, methods, softmax=softmax, max_channels=max_channels, batch_size=batch_size)
     while True:
@@ -69,20 +71,22 @@ def explain_in_steps(
     max_channels: int | None = None,
     batch_size: int | Callable[[], int] = BATCH_SIZE,
 ) -> Generator[int, None, Answer]:
-    """Compute what `explain` does as a generator that yields between runs of the graph, so that the caller can do other work or stop.
+    """Compute scores and maps like `explain`, as a generator that yields between runs of the graph.
+
+    The caller can do other work at each yield, or stop the computation.
 
     Args:
         model, images, targets, methods, softmax, max_channels: see `explain`.
-        batch_size: see `explain`; a function is called before each run.
+        batch_size: see `explain`; a function is called before each run to get the current batch size.
 
     Yields:
-        Before or after a run of the graph, the number of channels scored since the previous yield.
+        The number of channels scored since the previous yield.
 
     Returns:
         The same `Answer` as `explain`.
 
     Raises:
-        RequestError: see `explain`; at the first step.
+        RequestError: see `explain`; it is raised at the first step.
     """
     description = model.description
     names = tuple(dict.fromkeys(methods))
@@ -117,11 +121,11 @@ def explain_in_steps(
 
 
 def channels_to_score(description: Description, methods: Sequence[str], max_channels: int | None = None) -> int:
-    """Return the number of channels that `explain` scores per image for the Score-CAMs among the maps; 0 without any.
+    """Return the number of channels that `explain` scores per image for Score-CAM and Faster-Score-CAM maps, or 0 without such maps.
 
     Args:
         description: description of the model.
-        methods: maps of the model, by name.
+        methods: names of the requested maps.
         max_channels: see `explain`.
     """
     sources = {source for name in methods if is_score_cam(name) for source in _sources(description, name)}
@@ -129,7 +133,7 @@ def channels_to_score(description: Description, methods: Sequence[str], max_chan
 
 
 def _sources(description: Description, name: str) -> tuple[tuple[str, Layer], ...]:
-    """Return the method and layer of a map that the graph does not compute, one pair per layer of a fused map."""
+    """Return the (method, layer) pairs of a map that the graph does not compute: one pair, or one per layer of a fused map."""
     output = description.map_output(name)
     return tuple((output.method, description.layer(layer)) for layer in output.layer.split(FUSED))
 

@@ -1,6 +1,7 @@
-"""External weight files of an ONNX file, found and read without the onnx package.
+"""Reader for the external weight files of an ONNX file, without the onnx package.
 
-A runtime would map such files, and a process that reads a mapped file after it was truncated dies of SIGBUS. So they are read into memory.
+A runtime would memory-map these files, and a process that accesses a mapped file after it was truncated is killed by SIGBUS. Therefore they
+are read into memory.
 """
 
 from __future__ import annotations
@@ -32,9 +33,10 @@ _LOCATION = "location"
 
 
 def external_files(path: Path) -> dict[str, Path]:
-    """Return the external weight files of an ONNX file by the names it uses for them, sorted.
+    """Return the external weight files of an ONNX file, keyed by the names that it uses for them, in sorted order.
 
-    Files outside of its folder are left out, because the runtime refuses to read them. The result is empty for a file that is not ONNX.
+    Files outside the ONNX file's folder are omitted, because the runtime refuses to read them. The result is empty for a file that cannot
+    be read or is not in ONNX format.
     """
     try:
         with path.open("rb") as file:
@@ -46,10 +48,10 @@ def external_files(path: Path) -> dict[str, Path]:
 
 
 def read_external_files(path: Path) -> dict[str, bytes]:
-    """Read the external weight files of an ONNX file, by name; a missing file is left out.
+    """Return the contents of an ONNX file's external weight files by name. Missing files are omitted.
 
     Raises:
-        ModelFileError: a file cannot be read.
+        ModelFileError: an existing weight file cannot be read.
     """
     contents = {}
     for name, file in external_files(path).items():
@@ -69,7 +71,7 @@ def _is_below(file: Path, folder: Path) -> bool:
 
 
 def _locations(file: BinaryIO, kind: str, end: int, depth: int) -> Iterator[str]:
-    """Yield the locations in the message at the current position of the file, up to `end`; large fields are skipped."""
+    """Yield the external file names in the message between the file's current position and `end`. Large fields are skipped."""
     if depth > _DEEPEST:
         raise ValueError("messages nested too deeply")
     while file.tell() < end:

@@ -1,4 +1,4 @@
-"""Execution of a graph in batches of a few fixed sizes."""
+"""Execution of a graph with a few fixed batch sizes."""
 
 from __future__ import annotations
 
@@ -12,30 +12,31 @@ from tlcli.contract.model.description import IMAGES
 
 
 class Session(Protocol):
-    """The part of ONNX Runtime's session that a run needs."""
+    """Interface of ONNX Runtime's `InferenceSession` that running a graph requires."""
 
     def run(self, output_names: Sequence[str], input_feed: dict[str, Any], run_options: Any = None) -> Sequence[npt.NDArray[Any]]:
-        """Compute the named outputs."""
+        """Compute the named outputs from inputs by name."""
 
 
 class FixedBatches:
-    """Sessions of one graph, each of which runs batches of one size.
+    """Several sessions of one graph, each for a fixed batch size.
 
-    ONNX Runtime plans a convolution again whenever its input's shape differs from the previous run's (cuDNN 9, since ONNX Runtime 1.20):
-    0.2 to 1 s for a network. A session whose batches always have the same size plans once. Smaller batches are padded to the next size,
-    larger batches are split into pieces of the largest size.
+    ONNX Runtime plans a convolution again whenever its input shape differs from that of the previous run (cuDNN 9, since ONNX Runtime
+    1.20), which takes 0.2 to 1 s for a network. A session whose batches always have the same size plans only once. Batches are padded to
+    the next larger size, and batches above the largest size are split.
     """
 
     def __init__(self, sessions: Mapping[int, Session]) -> None:
-        """sessions: batch size to session."""
+        """Store the sessions, given as a mapping from batch size to session."""
         self._sessions = dict(sorted(sessions.items()))
 
     def run(self, output_names: Sequence[str], input_feed: dict[str, Any], run_options: Any = None) -> list[npt.NDArray[Any]]:
         """Pad the batch, run it, and remove the padding from the outputs.
 
         Args:
-            output_names: outputs to compute; their first axis is the batch.
-            input_feed: inputs by name. `images` gives the batch size n. Inputs of n rows are padded; inputs of one row apply to all images.
+            output_names: names of the outputs to compute; their first dimension must be the batch.
+            input_feed: inputs by name. The length of `images` is the batch size n. Inputs with n rows are padded; inputs with one row
+                apply to all images.
             run_options: ONNX Runtime's run options.
         """
         count, largest = len(input_feed[IMAGES]), max(self._sessions)
@@ -55,11 +56,11 @@ class FixedBatches:
 
 
 def _rows(feed: dict[str, Any], count: int, start: int, stop: int) -> dict[str, Any]:
-    """Return the inputs of some of the images; an input with one row applies to all images."""
+    """Return the inputs for the images from `start` to `stop`. Inputs with one row apply to all images and are not sliced."""
     return {name: values[start:stop] if len(values) == count else values for name, values in feed.items()}
 
 
 def _padded(values: npt.NDArray[Any], size: int) -> npt.NDArray[Any]:
-    """Repeat the last row up to `size` rows."""
+    """Pad `values` to `size` rows by repeating the last row."""
     missing = size - len(values)
     return np.concatenate([values, np.repeat(values[-1:], missing, axis=0)]) if missing else values

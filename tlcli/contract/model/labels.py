@@ -1,4 +1,4 @@
-"""Class labels: reading label files of common formats, and finding classes by label."""
+"""Class labels: reader for label files in common formats, and lookup of classes by label."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _WORDNET_ID = re.compile(r"n\d{8}")
 def read_labels(path: Path) -> list[str]:
     """Read the labels of a classifier, in the order of its classes.
 
-    The file has one label per line, each of which may start with its class id (`0 cat`, as Teachable Machine writes them) or its
-    WordNet id. Or it is JSON or a Python literal: a list, a map from id to label (its values may be `[WordNet id, label]`, as in
-    Keras' ImageNet index), a map from label to id (Keras' `class_indices`), or an object with `id2label` (a Hugging Face
-    `config.json`). Spaces around a label and empty lines at the end are removed.
+    A text file has one label per line. Each line may start with the class id (`0 cat`, as in files from Teachable Machine) or the WordNet
+    id. A JSON file or Python literal is one of the following: a list of labels, a map from id to label (its values may be
+    `[WordNet id, label]`, as in Keras' ImageNet index), a map from label to id (Keras' `class_indices`), or an object with `id2label` (a
+    Hugging Face `config.json`). Spaces around labels and empty lines at the end are removed.
 
     Raises:
-        SettingsError: the file is not text (see `text_file.read_text`) or has another structure, an empty line between
-            labels, a missing or repeated id, or a label that is empty or has control characters.
+        SettingsError: the file is not text (see `text_file.read_text`), or has a different structure, an empty line between labels, a
+            missing or repeated id, or a label that is empty or contains control characters.
     """
     text = read_text(path, MAX_LABEL_FILE_BYTES)
     document = _parse_document(text, path)
@@ -46,18 +46,18 @@ def read_labels(path: Path) -> list[str]:
 
 
 class LabelIndex:
-    """Index of classes by label. Without an exact match, composed and decomposed letters (Unicode's NFC and NFD) count as equal."""
+    """Index of classes by label. If there is no exact match, labels are compared in Unicode's NFC form."""
 
     def __init__(self, labels: Sequence[str]) -> None:
         self._exact = _ids(labels)
         self._composed = _ids([_composed(label) for label in labels])
 
     def find(self, name: str) -> list[int]:
-        """Return the ids of the classes with this label; there may be none or several."""
+        """Return the ids of all classes with the given label; the list may be empty."""
         return self._exact.get(name) or self._composed.get(_composed(name), [])
 
     def repeated(self) -> dict[str, list[int]]:
-        """Return the labels that several classes share, with the ids of those classes."""
+        """Return the labels that several classes share, mapped to the ids of those classes."""
         return {label: ids for label, ids in self._exact.items() if len(ids) > 1}
 
 
@@ -93,7 +93,10 @@ def _from_lines(text: str, path: Path) -> list[str]:
 
 
 def _without_ids(lines: list[str]) -> list[str]:
-    """Remove ids at the start of every line: WordNet ids, or class ids 0, 1, ... in any order, which then order the labels."""
+    """Remove the ids if every line starts with one.
+
+    The ids are WordNet ids or class ids 0, 1, ... in any order. Class ids determine the order of the labels.
+    """
     synsets = [match for line in lines if (match := _SYNSET.fullmatch(line))]
     if lines and len(synsets) == len(lines):
         return [match[1] for match in synsets]
@@ -107,7 +110,7 @@ def _without_ids(lines: list[str]) -> list[str]:
 
 
 def _parse_document(text: str, path: Path) -> Any:
-    """Parse text that is a list or a map; return None for plain lines."""
+    """Parse text that contains a list or map as JSON or a Python literal. Return None for plain lines."""
     stripped = text.strip()
     if (
         path.suffix.lower() != ".json"
@@ -153,7 +156,7 @@ def _from_document(document: Any, path: Path) -> list[str]:
 
 
 def _from_map(mapping: Any, path: Path) -> list[Any]:
-    """Return the labels of a map in the order of their ids. Either the keys or the values are the ids."""
+    """Return the labels in a map in the order of their ids. Either the keys or the values of the map are the ids."""
     if not isinstance(mapping, dict):
         raise SettingsError(f"{path}: id2label: {_short(mapping)}: {_EXPECTED}")
     if mapping and all(type(value) is int for value in mapping.values()):

@@ -1,4 +1,4 @@
-"""Reader of an ONNX file's metadata that does not load the weights and does not need the onnx package."""
+"""Reader for an ONNX file's metadata, which neither loads the weights nor requires the onnx package."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def read_metadata(path: Path) -> dict[str, str]:
     """Return the `metadata_props` of an ONNX file. Only top-level fields are read; the graph is skipped with a seek.
 
     Raises:
-        ModelFileError: the file is missing, or not a protobuf message.
+        ModelFileError: the file cannot be read or is not an ONNX file.
     """
     metadata: dict[str, str] = {}
     try:
@@ -57,7 +57,7 @@ def read_entry(data: bytes) -> tuple[str, str]:
     """Parse a StringStringEntryProto and return its key and value.
 
     Raises:
-        ValueError, EOFError: the data are not such an entry.
+        ValueError, EOFError: the data are not a valid entry.
     """
     file, fields = BytesIO(data), {_KEY: "", _VALUE: ""}
     while (tag := read_varint(file, may_end=True)) is not None:
@@ -67,15 +67,15 @@ def read_entry(data: bytes) -> tuple[str, str]:
 
 
 def read_varint(file: BinaryIO, may_end: bool = False) -> int | None:
-    """Read a varint from the current position of the file.
+    """Read a protobuf varint from the current position of a file.
 
     Args:
-        file: the file.
+        file: binary file.
         may_end: return None at the end of the file instead of raising `EOFError`.
 
     Raises:
-        ValueError: a number of more than 64 bits.
-        EOFError: the file ends.
+        ValueError: the number has more than 64 bits.
+        EOFError: the file ends before or within the number.
     """
     value = 0
     for shift in range(0, 64, 7):

@@ -1,4 +1,4 @@
-"""Runner of exported models, shared by the export's check, `predict` and the server."""
+"""Inference with exported models, shared by the export's parity check, `predict` and the server."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ FIRST_RANKED = -1
 class Answer:
     """Outputs of the graph for N images and K explained classes.
 
-    scores, logits: float32 `[N, C]`; scores are the softmax of logits.
-    classes: int64 `[N, K]`, the explained classes; None if no map was requested.
-    maps: name to float32 `[N, K, h, w]`, not normalised.
-    evidence: the requested `features`, float32 `[N, c, h, w]`, and `gradients`, `[N, K, c, h, w]`, of layers, by the outputs' names.
+    scores, logits: float32 `[N, C]`; the scores are the softmax of the logits.
+    classes: explained classes, int64 `[N, K]`; None if neither maps nor evidence were requested.
+    maps: maps by name, float32 `[N, K, h, w]`, not normalised.
+    evidence: requested features, float32 `[N, c, h, w]`, and gradients, float32 `[N, K, c, h, w]`, of layers, by output name.
     """
 
     scores: npt.NDArray[np.float32]
@@ -46,7 +46,7 @@ class Answer:
     evidence: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
     def rows(self, start: int, stop: int, maps: bool) -> Answer:
-        """Return the answer for some of the images, with or without their maps, and without evidence."""
+        """Return the answer for the images from `start` to `stop`, with or without maps and always without evidence."""
         return Answer(
             scores=self.scores[start:stop],
             logits=self.logits[start:stop],
@@ -59,7 +59,7 @@ def resolve_device(device: str) -> str:
     """Resolve `auto`, `cpu` or `cuda` to the device that ONNX Runtime will use: `cpu` or `cuda`.
 
     Raises:
-        DeviceError: `cuda` was requested and cannot be used, or the name is unknown.
+        DeviceError: `cuda` is requested but not available, or the name is unknown.
     """
     if device not in ("auto", "cpu", "cuda"):
         raise DeviceError(f"unknown device {device!r}: expected auto, cpu or cuda")
@@ -86,19 +86,19 @@ def _cuda_problem() -> str | None:
 
 
 class Model:
-    """ONNX file with its description, ready to run. Safe to call from several threads."""
+    """Exported model with its description, ready for inference. Instances can be used from several threads."""
 
     def __init__(
         self, session: onnxruntime.InferenceSession, description: Description, device: str, path: Path, runs: Session | None = None
     ) -> None:
-        """Wrap an open session; see `open`.
+        """Wrap an open session. Use `open` to load a model from a file.
 
         Args:
             session: ONNX Runtime's session.
             description: description of the model.
             device: `cpu` or `cuda`.
-            path: the ONNX file.
-            runs: object that computes outputs in place of the session, such as `FixedBatches`.
+            path: path of the ONNX file.
+            runs: object that runs the graph instead of `session`, such as `FixedBatches`; None uses `session`.
         """
         self.session = session
         self._runs: Session = session if runs is None else runs
@@ -114,15 +114,16 @@ class Model:
         """Load an exported model.
 
         Args:
-            path: the ONNX file.
+            path: path of the ONNX file.
             device: `auto`, `cpu` or `cuda`.
-            threads: ONNX Runtime's intra-op threads; 0 for every core that this process may use.
-            cuda: options of the GPU's execution provider.
-            batch_sizes: pad each batch to the next of these sizes, with a session for each; see `FixedBatches`.
+            threads: number of ONNX Runtime's intra-op threads; 0 uses one per core that this process may use.
+            cuda: options of the CUDA execution provider.
+            batch_sizes: fixed batch sizes to which batches are padded, with one session per size; see `FixedBatches`. Empty runs batches
+                of any size.
 
         Raises:
-            ModelFileError: the file is missing, broken, or was not exported by tlcli.
-            DeviceError: see `resolve_device`; also if CUDA is installed but its session cannot be created.
+            ModelFileError: the file is missing, damaged, or was not exported by tlcli.
+            DeviceError: see `resolve_device`; also raised if `cuda` is requested but ONNX Runtime cannot start CUDA.
         """
         import onnxruntime
 
@@ -133,7 +134,7 @@ class Model:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # errors are raised anyway, and each load would warn that `targets` has a default
         options.intra_op_num_threads = threads or usable_cores()
-        # Threads spin while they wait for each other, which is faster, but not between runs, when others may need the cores.
+        # Let threads spin while they wait for each other, which is faster, but not between runs, when others may need the cores.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         if int8_sums_saturate():
             options.add_session_config_entry("session.x64quantprecision", "1")
@@ -175,10 +176,10 @@ class Model:
         return len(self.description.labels)
 
     def check_targets(self, targets: Sequence[int]) -> None:
-        """Check class ids and ranks.
+        """Check that all class ids and ranks are in range for this model.
 
         Raises:
-            RequestError: this model does not have such a class.
+            RequestError: the model has no class with an id or rank.
         """
         for target in targets:
             if not -self.num_classes <= target < self.num_classes:
@@ -199,16 +200,16 @@ class Model:
         """Run the graph. Outputs that you do not request are not computed.
 
         Args:
-            images: uint8 `[N, H, W, 3]`, RGB, from `Preprocessing.apply`; of any size if the model takes any.
+            images: RGB images from `Preprocessing.apply`, uint8 `[N, H, W, 3]`; any height and width if the model has a dynamic size.
             targets: classes to explain: K classes for all images, or `[N or 1, K]`; -r is the r-th ranked class.
             methods: names of the maps to compute, which the graph must contain.
-            evidence: names of layer outputs to return: features and gradients.
+            evidence: names of the layer outputs (features and gradients) to return.
             softmax: explain the class's softmax probability instead of its logit.
-            shrink: return the memory that ONNX Runtime keeps for the next run to the system. Always done for images of another size
-                than the model's.
+            shrink: after the run, return to the system the CPU memory that ONNX Runtime would keep for the next run. Images of a
+                different size than the model's always have this effect.
 
         Raises:
-            RequestError: a shape, a class or a map that the model does not have.
+            RequestError: the images or targets have the wrong shape, or the model does not have a class, map or layer output.
         """
         self._check_images(images)
         self._check_names(methods, evidence)

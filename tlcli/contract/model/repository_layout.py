@@ -1,4 +1,4 @@
-"""Layout of a model repository on disk: `<models>/<name>/<version>/model.onnx`, as Triton and KServe read it."""
+"""Layout of a model repository on disk: `<models>/<name>/<version>/model.onnx`, as in Triton and KServe."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 
 
 def is_model_name(name: str) -> bool:
-    """Check a model's name: letters, digits, `.`, `_`, `-`, starting with a letter or digit, so that it cannot be a path or a flag."""
+    """Return True if a name is a valid model name.
+
+    It may have up to 128 letters, digits, `.`, `_` and `-`, and must start with a letter or digit so that it cannot be a path or a flag.
+    """
     return _NAME.fullmatch(name) is not None
 
 
 def is_version(text: str) -> bool:
-    """Check a version: a whole number from 1, without leading zeros."""
+    """Return True if a string is a valid version: a positive integer without leading zeros."""
     return _VERSION.fullmatch(text) is not None
 
 
@@ -37,10 +40,10 @@ def require_model_name(name: str) -> str:
 
 
 def model_names(repository: Path) -> list[str]:
-    """Return the names of all models in a repository that have a version, sorted.
+    """Return the sorted names of all models in a repository that have at least one version.
 
     Raises:
-        NotFoundError: no such folder.
+        NotFoundError: the repository folder does not exist.
     """
     if not repository.is_dir():
         raise NotFoundError(f"{repository}: no such folder: give the model repository with --models, or create one with `tlcli finetune`")
@@ -48,17 +51,17 @@ def model_names(repository: Path) -> list[str]:
 
 
 def versions(model: Path) -> list[int]:
-    """Return the versions in a model's folder that contain a `model.onnx`, ascending; empty if there is no such folder."""
+    """Return the versions of a model that contain a `model.onnx`, in ascending order. The list is empty if the folder does not exist."""
     if not model.is_dir():
         return []
     return sorted(int(child.name) for child in model.iterdir() if is_version(child.name) and (child / MODEL_FILE).is_file())
 
 
 def find_model_file(path: Path) -> Path:
-    """Return the ONNX file for a path to a file, a version's folder, or a model's folder (its latest version).
+    """Return the ONNX file for a path: the file itself, the file in a version's folder, or the latest version in a model's folder.
 
     Raises:
-        NotFoundError: the path is none of these; the message says what it is instead, and what to type.
+        NotFoundError: the path is none of these; the message explains what the path is and suggests what to type.
     """
     if path.is_file():
         if path.suffix.lower() in _CHECKPOINTS:
@@ -81,12 +84,12 @@ def find_model_file(path: Path) -> Path:
 
 
 def is_run(path: Path) -> bool:
-    """Check for the folder of a training run, finished or not."""
+    """Return True if a path is the folder of a training run, finished or not."""
     return (path / "config.json").is_file() and any((path / name).is_file() for name in _RUN_FILES)
 
 
 def not_a_run(path: Path) -> str | None:
-    """Explain why a path is not a run's folder, and what to type instead; return None if it may be a run."""
+    """Return a message that explains why a path is not a run's folder and what to type instead, or None if it may be a run."""
     expected = "give a run's folder, such as one under runs/"
     if not path.exists():
         suggestion = Path("runs") / path
@@ -108,7 +111,10 @@ def not_a_run(path: Path) -> str | None:
 
 
 def not_a_repository(path: Path) -> str | None:
-    """Explain why a path is not a model repository, and what to type instead; return None if it may be one, even an empty one."""
+    """Return a message that explains why a path is not a model repository and what to type instead.
+
+    Returns None if the path may be a model repository, which may also be empty.
+    """
     if path.is_file():
         if path.name == MODEL_FILE and is_version(path.parent.name):
             return f"{path}: one file of a model repository: give the repository: {_above(path, 3)}"
@@ -129,6 +135,6 @@ def not_a_repository(path: Path) -> str | None:
 
 
 def _above(path: Path, levels: int) -> Path:
-    """Return the ancestor `levels` above, as an absolute path if the relative one has fewer parts."""
+    """Return the ancestor `levels` above a path, as an absolute path if the relative path is too short."""
     parents = path.parents if len(path.parts) > levels else path.absolute().parents
     return parents[min(levels, len(parents)) - 1]

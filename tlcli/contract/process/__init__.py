@@ -1,1 +1,1 @@
-"""Settings of the current process: usable cores, malloc policies, silenced libraries."""
+"""Process-level settings: usable CPU cores, malloc policies, and silenced libraries."""

@@ -1,4 +1,4 @@
-"""Number of cores that this process may use."""
+"""Detection of the number of CPU cores that this process may use."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 
 
 def usable_cores() -> int:
-    """Return the number of cores that this process may use, at least 1, with CPU affinity and container limits taken into account.
+    """Return the number of CPU cores that this process may use, at least 1, based on its CPU affinity and cgroup quota.
 
-    A container limited to two cores' time (`docker run --cpus 2`, Kubernetes limits) sees all cores of its machine. With a thread for
-    each of them it would be throttled for most of each tenth of a second.
+    A container limited to the CPU time of two cores (`docker run --cpus 2`, Kubernetes limits) sees all cores of its machine. With one
+    thread per visible core, it would be throttled for most of each 100 ms period.
     """
     if hasattr(os, "sched_getaffinity"):
         return max(1, min(len(os.sched_getaffinity(0)), math.ceil(_quota_cores())))
@@ -20,9 +20,9 @@ def usable_cores() -> int:
 
 
 def _quota_cores(mounted: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
-    """Return the CPU time that control groups allow, in cores; 2**31 without a limit.
+    """Return the cgroup CPU quota in cores, or 2**31 without a limit.
 
-    See the kernel's `cgroup-v2` and `sched-bwc` documents.
+    See the kernel documents `cgroup-v2` and `sched-bwc`.
     """
     return min(_quotas(mounted, own), default=2.0**31)
 
@@ -37,7 +37,7 @@ def _quotas(mounted: Path, own: Path) -> Iterator[float]:
 
 
 def _groups(mounted: Path, own: Path) -> Iterator[Path]:
-    """Yield the control group of this process and its ancestors, each of which may set a limit."""
+    """Yield the cgroups of this process and their ancestors, each of which may set a limit."""
     for line in _words(own, ""):
         controllers, _, path = line.partition(":")[2].partition(":")
         if not controllers or "cpu" in controllers.split(","):

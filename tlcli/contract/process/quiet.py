@@ -1,4 +1,4 @@
-"""Context manager that silences libraries; their failures still arrive as exceptions."""
+"""Context manager that silences the output of libraries. Their exceptions are not affected."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet(*loggers: str) -> Iterator[None]:
-    """Suppress printed output and warnings within the block, and log messages below ERROR.
+    """Suppress printed output, warnings, and log messages below ERROR within the block.
 
     Args:
-        loggers: names of the loggers to silence; without any, the root logger.
+        loggers: names of the loggers to silence; if none are given, the root logger is silenced.
     """
     levels = {logger: logger.level for logger in (map(logging.getLogger, loggers) if loggers else [logging.getLogger()])}
     for logger in levels:
