@@ -85,8 +85,8 @@ def test_a_model_without_maps_refuses_them(tmp_path: Path) -> None:
     ("flags", "message"),
     [
         (("--cam-layer", "nonsense"), "--cam-layer nonsense: in test_resnet this layer does not exist: choose from the"),
-        (("--cam-layer", "layer2", "--cam-layer", "layer2"), "--cam-layer names a layer twice: layer2, layer2"),
-        (("--cam", "gradcam,lime"), "unknown map method 'lime': expected some of cam, gradcam"),
+        (("--cam-layer", "layer2", "--cam-layer", "layer2"), "--cam-layer names a layer twice (layer2, layer2)"),
+        (("--cam", "gradcam,lime"), "unknown map method 'lime': choose from cam, gradcam"),
         (("--cam", "cam", "--cam-layer", "layer2"), "cam needs a head that is one linear layer on the layer's spatial mean"),
     ],
 )

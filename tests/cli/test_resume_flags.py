@@ -51,5 +51,5 @@ def test_a_settings_file_is_refused(run: Path) -> None:
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match=r"no run \(config.json is missing\)"):
+    with pytest.raises(NotFoundError, match=r"not a run \(config.json is missing\)"):
         check_same_settings(tmp_path, {}, None)

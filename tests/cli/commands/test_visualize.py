@@ -123,7 +123,7 @@ def test_all_means_each_output_once(home: Path) -> None:
             "--layer layr1: no such layer; near it: layer1.*; --list-layers lists them all",
         ),
         ((*NET, "no-such.png"), NotFoundError, "no-such.png: No such file"),
-        ((*NET, __file__), ImageError, "test_visualize.py: .*that are no image"),
+        ((*NET, __file__), ImageError, "test_visualize.py: .*are not an image"),
         (("no-such-run",), NotFoundError, "no-such-run: no such folder: give a run's folder"),
         ((), click.UsageError, "give a run's folder, or --backbone NAME"),
         ((*NET, "IMAGE", "IMAGE"), click.UsageError, "give a run's folder, or --backbone NAME"),
