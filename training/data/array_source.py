@@ -19,7 +19,7 @@ from tlcli.training.runtime.progress import Advance
 
 
 class Indexed(Protocol):
-    """Indexed collection of images."""
+    """Interface of an indexed collection of images."""
 
     def __len__(self) -> int: ...
 

@@ -37,7 +37,7 @@ class GradualUnfreezing:
                 parameter.requires_grad_(number < self.layers(epoch))
 
     def finish(self) -> None:
-        """Unfreeze every layer."""
+        """Unfreeze all layers."""
         for parameter in (parameter for layer in self._layers for parameter in layer):
             parameter.requires_grad_(True)
 

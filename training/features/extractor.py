@@ -24,7 +24,7 @@ TOLERANCE = 1e-4
 """Maximum accepted difference between ONNX Runtime and PyTorch, relative to the largest value. Typical differences are about 1e-6."""
 
 _COMPARED = 4
-"""Number of noise images on which the two engines are compared."""
+"""Number of noise images used to compare the two engines."""
 
 
 def build_extractor(network: Network, images: int) -> Extractor:

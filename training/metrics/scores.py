@@ -24,7 +24,7 @@ class EpochRow(NamedTuple):
     stage: `head` if the head is trained on frozen features, `full` if all layers are trained.
     epoch: number of the epoch, starting at 1 and counted over both stages.
     lr: highest learning rate of the head in the epoch.
-    train_loss, train_top1: means over the augmented training batches of the epoch.
+    train_loss, train_top1: means over the training batches of the epoch, with augmentation as in training.
     train_loss, val_loss: mean cross-entropy in nats, without label smoothing.
     seconds: duration of the epoch, including validation.
     """

@@ -107,7 +107,7 @@ class DataSheet(BaseModel):
     imbalance: ratio of the largest to the smallest class in the training part.
     duplicates: groups of images with identical content, at most a hundred groups. Groups with different labels come first, then groups
         that span several parts. duplicate_contents: total number of such groups.
-    contradictions: number of groups with different labels. overlaps: number of images shared between each two parts.
+    contradictions: number of groups with different labels. overlaps: pairs of parts that share images.
     left_out: images that could not be read.
     skipped: files that are not images and folders that are not classes, folders first; at most a thousand out of `skipped_count`.
     near_uniform: names of images with nearly one colour; at most a hundred out of `near_uniform_count`.

@@ -138,5 +138,5 @@ def _shown(value: Any) -> Any:
 
 
 def _sortable(value: Any) -> tuple[bool, Any]:
-    """Return a sort key that puts numbers before text."""
+    """Return a sort key that orders numbers before text."""
     return (False, value) if isinstance(value, bool | int | float) else (True, str(value))

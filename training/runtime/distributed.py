@@ -29,7 +29,7 @@ class DistributedContext:
 
     @property
     def is_rank_zero(self) -> bool:
-        """True for the process that writes files and reports progress."""
+        """True if this process is rank 0, which writes files and reports progress."""
         return self.rank == 0
 
     @contextmanager

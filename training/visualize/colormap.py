@@ -11,7 +11,7 @@ FLAT = (218, 218, 218)
 """Colour of flat maps, which would otherwise be drawn in the colour of the lowest value."""
 
 _ROUNDING = 1e-6
-"""Relative rounding error of float32 sums."""
+"""Assumed relative rounding error of float32 sums."""
 
 _LIGHTNESS = (0.21, 0.95)
 _CHROMA = (0.10, 0.115, 0.092, 0.128, 0.17)
