@@ -1,4 +1,4 @@
-"""Fine-tuning: images and a pretrained backbone in, a run folder with a checkpoint out."""
+"""Fine-tuning of pretrained backbones on image data sets. Each run writes a folder with a checkpoint."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Callback", "FinetuneConfig", "Run", "RunResult", "find_lr", "finetune", "load_dataset", "load_run", "resume"]
 
-# PyTorch's threads spin while they wait for each other. If other processes need the cores too (those that read
-# images do), each wait lasts until the scheduler preempts the spinning thread: training a small ResNet on two
-# busy cores was measured 10 to 40 times slower. PyTorch reads the variable on import; a value set by the user is kept.
+# PyTorch's threads spin while they wait for each other. If other processes need the cores too (as the image workers
+# do), each wait lasts until the scheduler preempts the spinning thread: training a small ResNet on two busy cores
+# was measured to be 10 to 40 times slower. PyTorch reads the variable on import; a value set by the user is kept.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _HOMES = {
@@ -33,7 +33,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name on first use: settings and data sets need no PyTorch."""
+    """Import a public name on first use, so that settings and data sets can be used without importing PyTorch."""
     import importlib
 
     if name not in _HOMES:

@@ -1,4 +1,4 @@
-"""Fine-tuning, from settings to a finished run folder."""
+"""Entry points for fine-tuning: start a run, resume a run, and find a learning rate."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ def finetune(
 ) -> RunResult:
     """Fine-tune a network and write the run folder.
 
-    On a CPU, the same config gives bit-identical weights, as long as PyTorch uses the same number of threads. Under `torchrun`, all
-    processes train one network together; only the first writes files, reports progress and runs callbacks.
+    On a CPU, the same config produces bit-identical weights as long as PyTorch uses the same number of threads. Under `torchrun`, all
+    processes train one network together, and only rank 0 writes files, reports progress and runs callbacks.
 
     Args:
         config: settings of the run.
-        progress: makes the progress bars of everything that takes time.
-        log: called with each line for the user: resolved settings, findings and results.
+        progress: factory of progress bars for long tasks.
+        log: function that prints a line for the user, such as resolved settings, findings and results.
         callbacks: hooks to run during training.
 
     Raises:
-        SettingsError: settings that contradict each other or the backbone, a folder that is in use, or no compiler for `compile`.
+        SettingsError: settings conflict with each other or with the backbone, the folder is in use, or `compile` finds no compiler.
         DeviceError: the device does not exist.
         WeightsError, HubError, NotFoundError: see `tlcli.training.models.weights.load_backbone`.
         DatasetError, HubError: see `tlcli.training.data.load.load_dataset`.
-        ImageError: an image cannot be read any more.
+        ImageError: an image can no longer be read.
     """
     config = with_timms_name(absolute(config), log)
     plan = resolve_plan(config)
@@ -76,14 +76,14 @@ def resume(
     On a CPU, the result is bit-identical to that of an uninterrupted run.
 
     Args:
-        path: folder of the run.
+        path: run folder.
         progress, log, callbacks: see `finetune`.
-        dataset: new location of the data set, if it has moved; the images must be the same.
-        data_dir: new folder of data sets known by name, if it has moved.
-        workers: number of processes that read images, which does not change the result; None for the number of the original run.
+        dataset: new location of the data set if it has moved; the images must be the same.
+        data_dir: new folder of named data sets if it has moved.
+        workers: number of worker processes that read images, which does not affect the result; None to use the original number.
 
     Raises:
-        NotFoundError: the folder is not a run.
+        NotFoundError: the folder is not a run folder.
         SettingsError: the images, classes, initial weights or settings changed since the run started.
         Exception: see `finetune`.
     """
@@ -106,15 +106,15 @@ def resume(
 
 
 def find_lr(config: FinetuneConfig, path: Path, progress: ProgressFactory = silent, log: Log = no_log) -> RateCurve:
-    """Run a learning rate range test for the training of all layers, and plot it.
+    """Run a learning rate range test for training all layers, and plot the result.
 
     Args:
         config: settings of the run, see `finetune`.
-        path: of the plot, a PNG.
+        path: output path of the plot, a PNG file.
         progress, log: see `finetune`.
 
     Raises:
-        SettingsError: the config trains the head only; see also `tlcli.training.engine.lr_finder.try_rates`.
+        SettingsError: the config trains only the head; see also `tlcli.training.engine.lr_finder.try_rates`.
         Exception: see `finetune`.
     """
     config = with_timms_name(absolute(config), log)

@@ -1,4 +1,4 @@
-"""One fine-tuning run, step by step."""
+"""Execution of a fine-tuning run, from setup to the report."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ from tlcli.training.settings.run_file_names import CONFIG, DATA_SHEET, PREDICTIO
 
 @dataclass(frozen=True)
 class RunResult:
-    """A finished run.
+    """Result of a finished run.
 
-    path: the run's folder, which `tlcli.training.runs.load_run.load_run` reads.
-    trained: False if the run was finished before.
+    path: run folder, which can be read with `tlcli.training.runs.load_run.load_run`.
+    trained: False if the run had already finished earlier.
     """
 
     path: Path
@@ -69,21 +69,22 @@ class RunResult:
 
 
 class SavedRun(NamedTuple):
-    """An unfinished run on disk: its folder and the config in it."""
+    """Unfinished run on disk, with its folder and saved config."""
 
     path: Path
     config: RunConfig
 
 
 class FinetuneRun:
-    """A fine-tuning run.
+    """Fine-tuning run.
 
-    `run` walks through it: set up the network and the data, open the folder, train the head, train all layers, evaluate, save and report.
+    `run` executes all phases: set up the network and the data, open the folder, train the head, train all layers, evaluate, save and
+    report.
 
-    network: network being trained, once `setup` has run.
-    dataset: images, once `setup` has run.
-    resolved: config as it is saved in the folder, once `setup` has run.
-    folder: folder of the run, once it is claimed.
+    network: network to train, set by `setup`.
+    dataset: data set, set by `setup`.
+    resolved: config as saved in the run folder, set by `setup`.
+    folder: run folder, set when it is claimed.
     """
 
     network: Network
@@ -101,13 +102,13 @@ class FinetuneRun:
         log: Log,
         callbacks: Sequence[Callback] = (),
     ) -> None:
-        """Prepare a run; in all processes but the first, it stays silent.
+        """Create a run. In processes other than rank 0, it logs nothing, shows no progress and runs no callbacks.
 
         Args:
             config: settings of the run.
-            plan: the settings, resolved.
+            plan: training plan resolved from the settings.
             device: device to train on.
-            dist: processes that train together.
+            dist: distributed context of the processes that train together.
             progress, log, callbacks: see `tlcli.training.fine_tuning.finetune`.
         """
         self._config = config
@@ -120,10 +121,10 @@ class FinetuneRun:
         self._timer = Timer()
 
     def run(self, saved: SavedRun | None = None) -> RunResult:
-        """Train, and write the run's folder.
+        """Train the network and write the run folder.
 
         Args:
-            saved: interrupted run to resume; None starts a new one.
+            saved: interrupted run to resume; None starts a new run.
 
         Raises:
             Exception: see `tlcli.training.fine_tuning.finetune` and `resume`.
@@ -150,7 +151,7 @@ class FinetuneRun:
     # ---- setup
 
     def setup(self, *, is_new: bool = True) -> None:
-        """Load the backbone and the data set, and build the network; sets `network`, `dataset` and `resolved`.
+        """Load the backbone and the data set, and build the network. Sets `network`, `dataset` and `resolved`.
 
         Args:
             is_new: see `tlcli.training.data.load.load_dataset`.
@@ -191,7 +192,11 @@ class FinetuneRun:
         )
 
     def _create_folder(self, resources: ExitStack) -> None:
-        """Make and claim the folder of a new run, and write its config."""
+        """Create and claim the folder of a new run, and write its config.
+
+        Raises:
+            SettingsError: another process started a run in the same folder.
+        """
         path = self._dist.broadcast(make_folder(self._config).path if self._dist.is_rank_zero else Path())
         self._claim(path, resources)
         if self._dist.broadcast((path / CONFIG).exists()):
@@ -214,7 +219,7 @@ class FinetuneRun:
             self.folder.write_config(saved.config.model_copy(update={"asked": self.resolved.asked}))
 
     def _describe_data(self) -> None:
-        """Write the split and the data sheet, unless the interrupted process did, and log the data sheet's warnings."""
+        """Write the split and the data sheet if they do not exist yet, and log the warnings of a new data sheet."""
         path = self.folder.path
         if not (path / SPLIT).exists():
             save_split(self.dataset, path / SPLIT)
@@ -228,7 +233,7 @@ class FinetuneRun:
     # ---- training
 
     def _train(self, *, resumes: bool) -> Best:
-        """Train the head, then all layers, as the plan says; return the best epoch."""
+        """Train the head and then all layers, according to the plan. Return the best epoch."""
         plan = self._plan
         unfinished = resume_state.load(self.folder.path, self._device) if resumes and plan.full_epochs else None
         self._cache = FeatureCache(self.network.eval(), self.resolved.weights_fingerprint, plan.workers, self._progress, self._log)
@@ -246,7 +251,7 @@ class FinetuneRun:
         return best
 
     def _features(self, cache: FeatureCache) -> Features:
-        """Compute the features of both parts, or read them from the cache."""
+        """Return the features of the training and validation parts, computed or read from the cache."""
         train, seed = self.dataset.train, self._config.seed
         with self._timer("features"), self._dist.rank_zero_first():
             views = [View(self._plan.augmentation, number, seed) for number in range(self._plan.config.augment)]
@@ -269,7 +274,7 @@ class FinetuneRun:
         return best
 
     def _search_head(self) -> Best:
-        """Search for a head, write the table, and continue with the network that has the best one."""
+        """Run the head search, write its table, and continue with the network that has the best head."""
         heads, labels, val_labels = heads_to_try(self._config.head), self.dataset.train.labels, self.dataset.val.labels
         computed = {self._config.head: self._features(self._cache)}
 
@@ -294,7 +299,12 @@ class FinetuneRun:
         return search.best
 
     def _train_all_layers(self, head: Best | None, unfinished: Unfinished | None) -> Best:
-        """Train all layers, from the start or from where a run was interrupted; `head` holds the epochs of the head's stage."""
+        """Train all layers, from the start or from the state of an interrupted run.
+
+        Args:
+            head: result of the head stage; None without one.
+            unfinished: state of an interrupted run; None starts fresh.
+        """
         best = Best(snapshot(self.network), len(self.dataset.val))
         checkpoint = None
         if head is not None:
@@ -321,7 +331,7 @@ class FinetuneRun:
     # ---- results
 
     def _finish(self, best: Best) -> RunResult:
-        """Evaluate the best network, and write and log the results."""
+        """Evaluate the best network, write the results and the report, and log the results."""
         if self._dist.is_rank_zero:
             self.folder.write_checkpoint(self.network.state_dict())
             self.folder.write_metrics(best.rows)
@@ -342,7 +352,7 @@ class FinetuneRun:
         return RunResult(self.folder.path, results)
 
     def _evaluate(self, part: Part, description: str) -> Tensor:
-        """Return the logits `[n, C]` of a part, from cached features if only the head was trained."""
+        """Return the logits `[n, C]` for a part. Cached features are used if only the head was trained."""
         if self._plan.full_epochs == 0:
             with self._dist.rank_zero_first():
                 embeddings = self._cache.embeddings(part, description)
@@ -371,7 +381,7 @@ class FinetuneRun:
 
 
 class _HeadCallback(CallbackList):
-    """Callbacks of a run during the stage of the head: steps are too short to report, and each epoch advances a progress bar."""
+    """Callbacks of a run during the head stage. Steps are too short to report, and each epoch advances a progress bar."""
 
     def __init__(self, callbacks: Sequence[Callback], advance: Advance) -> None:
         super().__init__(callbacks)
@@ -389,7 +399,7 @@ class _HeadCallback(CallbackList):
 
 
 def complete_report(path: Path, results: Results, log: Log) -> RunResult:
-    """Return a run that was finished before, with its report if that is missing."""
+    """Return the result of a run that had already finished, and write its report if it is missing."""
     if is_rank_zero() and not (path / REPORT).exists():
         write_report(path)
     log(f"{path}: this run is finished: there is nothing to resume")

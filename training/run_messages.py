@@ -1,4 +1,4 @@
-"""Lines that a run logs about its setup and its results."""
+"""Messages that a run logs about its setup and its epochs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tlcli.training.settings.config import FinetuneConfig
 
 
 def setup_messages(config: FinetuneConfig, network: NetworkConfig, dataset: Dataset) -> Iterator[str]:
-    """Yield a line each for the network, the data set, and everything unusual about them."""
+    """Yield one line each for the network, the data set, and anything unusual about them."""
     if config.weights == "none":
         weights = "random weights: nothing is pretrained (--weights none)"
     else:
@@ -44,11 +44,11 @@ class EpochLog(Callback):
     """Callback that logs the metrics of every epoch."""
 
     def __init__(self, log: Log) -> None:
-        """Log with `log`."""
+        """Create a callback that prints lines with `log`."""
         self._log = log
 
     def on_epoch_end(self, row: EpochRow, is_best: bool) -> None:
-        """Log a line."""
+        """Log the metrics of an epoch in one line."""
         self._log(
             f"epoch {row.epoch}: training loss {row.train_loss:.4f}, top-1 {row.train_top1:.2%}; validation loss {row.val_loss:.4f},"
             f" top-1 {row.val_top1:.2%}{' (best)' if is_best else ''}; {row.seconds:.1f} s"

@@ -1,1 +1,1 @@
-"""Data sets: from a name or a folder to checked images, split into parts and loaded in batches."""
+"""Data sets: find, download, check and split images, and load them in batches."""

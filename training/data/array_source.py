@@ -1,4 +1,4 @@
-"""Source of images in indexed data sets: torchvision's, and Hugging Face's through timm."""
+"""Image source for indexed data sets: torchvision data sets, and Hugging Face data sets opened through timm."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from tlcli.training.runtime.progress import Advance
 
 
 class Indexed(Protocol):
-    """Indexed collection of images."""
+    """Interface of an indexed collection of images."""
 
     def __len__(self) -> int: ...
 
     def image(self, index: int) -> Image.Image | bytes:
-        """Return an image, as a Pillow image or as encoded bytes.
+        """Return the image at `index`, either as a Pillow image or as encoded bytes.
 
         Raises:
-            Exception: any error of the underlying library.
+            Exception: the underlying library failed; the type depends on the library.
         """
         ...
 
 
 @dataclass(frozen=True)
 class TorchvisionImages:
-    """Images of a torchvision data set, where `dataset[index]` is a Pillow image and a label."""
+    """Images of a torchvision data set, where `dataset[index]` returns a Pillow image and its label."""
 
     dataset: Any
 
@@ -42,23 +42,23 @@ class TorchvisionImages:
         return len(self.dataset)
 
     def image(self, index: int) -> Image.Image | bytes:
-        """Return an image; see `Indexed.image`."""
+        """Return the image at `index`; see `Indexed.image`."""
         image: Image.Image = self.dataset[index][0]
         return image
 
 
 @dataclass(frozen=True)
 class ArraySource:
-    """Source of indexed images; an image's name is `<spec>/<part>/<index>`."""
+    """Image source for indexed data sets. Images are named `<spec>/<part>/<index>`."""
 
     parts: Mapping[str, Indexed]
 
     def load(self, name: str) -> Image.Image:
-        """Load an image; see `tlcli.training.data.dataset.Source.load`."""
+        """Load an image by name; see `tlcli.training.data.dataset.Source.load`."""
         return self._read(name)[0]
 
     def check(self, names: Sequence[str], advance: Advance) -> dict[str, CheckResult]:
-        """Read each image once, and report progress; see `tlcli.training.data.dataset.Source.check`."""
+        """Read each image once and report progress; see `tlcli.training.data.dataset.Source.check`."""
         results: dict[str, CheckResult] = {}
         for name in names:
             try:
@@ -70,11 +70,11 @@ class ArraySource:
         return results
 
     def _read(self, name: str) -> tuple[Image.Image, str]:
-        """Return an image and its fingerprint."""
+        """Read an image and return it with its SHA-256 fingerprint."""
         part, index = name.rsplit("/", 2)[1:]
         try:
             content = self.parts[part].image(int(index))
-        except Exception as error:  # each library has its own exceptions
+        except Exception as error:  # each library raises its own exception types
             raise ImageError(f"{name}: cannot be loaded: {first_line(error)}") from error
         try:
             if isinstance(content, bytes):
@@ -89,12 +89,12 @@ def list_arrays(where: str, classes: Sequence[str], parts: Mapping[str, tuple[In
     """Build a listing of indexed images.
 
     Args:
-        where: name of the data set, in messages and in names of images.
-        classes: name of each label.
-        parts: images and labels `[n]` of `train` and, optionally, `val` and `test`.
+        where: name of the data set, used in messages and as the prefix of image names.
+        classes: class names, indexed by label.
+        parts: images and labels `[n]` of each part: `train` and, optionally, `val` and `test`.
 
     Raises:
-        DatasetError: a label has no class.
+        DatasetError: a label is outside the range of `classes`.
     """
     listed: dict[str, Images] = {}
     for part, (_, labels) in parts.items():

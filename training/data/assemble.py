@@ -1,4 +1,4 @@
-"""Conversion of a listing to a data set: sample images, check each of them, split them, and report problems before training."""
+"""Conversion of a listing to a data set: sample, check and split the images, so that problems are reported before training."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from tlcli.training.settings.config import FinetuneConfig
 
 
 def assemble(listing: Listing, config: FinetuneConfig, progress: ProgressFactory) -> Dataset:
-    """Sample images, read each of them once, and assign them to parts.
+    """Sample the images of a listing, read each sampled image once, and assign the readable ones to parts.
 
-    Only images that are used are read: with `config.limit`, that many readable images per class in each part.
+    With `config.limit`, reading stops once each part has that many readable images per class. Images that are not used are not read.
 
     Raises:
-        DatasetError: too few images of a class can be read; see also `choose_classes`.
+        DatasetError: too few images of a class can be read, or `choose_classes` rejects the listing.
     """
     classes = choose_classes(listing, config.classes, config.num_classes)
     checked: dict[str, CheckResult] = {}
@@ -88,7 +88,7 @@ def _check_readable(listing: Listing, samples: dict[str, dict[str, ClassSample]]
 
 
 def _split(samples: dict[str, ClassSample], config: FinetuneConfig) -> tuple[Images, Images]:
-    """Split the images by class into training and validation images; samples are shuffled already, so the first ones validate."""
+    """Split each class into training and validation images. Samples are already shuffled, so the first images form the validation part."""
     train: dict[str, list[str]] = {}
     val: dict[str, list[str]] = {}
     for name, sample in samples.items():
@@ -100,7 +100,7 @@ def _split(samples: dict[str, ClassSample], config: FinetuneConfig) -> tuple[Ima
 
 
 def _part(listing: Listing, part: str, chosen: Images, classes: Sequence[str], checked: dict[str, CheckResult]) -> Part:
-    """Build a part, class by class and in the listing's order within a class, so that the order does not depend on the sampling."""
+    """Build a part from the chosen images, ordered by class and then as listed, so that sampling does not affect the order."""
     listed = listing.parts["train" if part == "val" and listing.val is None else part]
     names: list[str] = []
     labels: list[int] = []
@@ -117,6 +117,6 @@ def _part(listing: Listing, part: str, chosen: Images, classes: Sequence[str], c
 
 
 def _fingerprint(classes: Sequence[str], parts: dict[str, Part]) -> str:
-    """Hash the contents and labels of all images; names do not count, so renamed or moved images are the same data set."""
+    """Hash the contents and labels of all images. File names are excluded, so renaming or moving images keeps the fingerprint."""
     content = {name: sorted(zip(part.labels.tolist(), part.fingerprints, strict=True)) for name, part in parts.items()}
     return hashlib.sha256(json.dumps([list(classes), content], sort_keys=True).encode()).hexdigest()

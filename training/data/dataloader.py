@@ -1,4 +1,4 @@
-"""Batches of a part's images, read by worker processes."""
+"""Batch iteration over a part's images, loaded by worker processes."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tlcli.training.data.transforms import ImageDataset
 from tlcli.training.settings.augmentation import Augmentation
 
 _MIN_IMAGES_FOR_WORKERS = 128
-"""Smallest number of images for which worker processes are started; for fewer, starting them costs more than reading."""
+"""Minimum number of images to start worker processes for. With fewer images, starting the workers takes longer than reading."""
 
 
 def batch_count(images: int, batch_size: int) -> int:
-    """Return the number of batches of about equal size for `images` images, with at most `batch_size` images each.
+    """Return the number of batches needed to divide `images` images about equally, with at most `batch_size` images each.
 
-    Unless `batch_size` is 1, no batch has a single image, which some batch norms cannot be trained on: an odd number of images in
-    batches of 2 gives one batch of 3.
+    Unless `batch_size` is 1, no batch holds a single image, because some batch norm layers cannot be trained on one. As a result, an
+    odd number of images with `batch_size` 2 yields one batch of 3.
     """
     fewest = -(-images // batch_size)
     return fewest if batch_size == 1 else max(1, min(fewest, images // 2))
@@ -43,25 +43,25 @@ def image_batches(
     share: tuple[int, int] = (0, 1),
     micro_batch_size: int | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Iterate over batches of images, uint8 `[N, H, W, 3]`, and labels, int64 `[N]`; each image occurs once.
+    """Iterate over a part in batches of images, uint8 `[N, H, W, 3]`, and labels, int64 `[N]`. Each image occurs once.
 
-    Batch sizes differ by at most one image; a small last batch would be a poor sample for a batch norm. The batches depend on `seed`
-    and `view`, not on `workers`.
+    Batch sizes differ by at most one image, because a small last batch would give batch norm layers poor statistics. The batches
+    depend on `seed` and `view`, but not on `workers`.
 
     Args:
-        part: the images.
-        preprocessing: transform of the evaluation; with an augmentation, the image size.
-        batch_size: maximum number of images in a batch, see `batch_count`.
-        workers: number of worker processes; a small number of images is read in this process.
+        part: images to load.
+        preprocessing: evaluation transform; with an augmentation, it still determines the image size and interpolation.
+        batch_size: maximum batch size; see `batch_count` for the exception.
+        workers: number of worker processes; small parts are read in this process.
         augmentation: random augmentation that replaces the evaluation transform.
-        seed, view: seeds of the augmentation and of the order; each epoch is a view.
-        shuffled: True for a random order, False for the part's.
-        share: rank r and number n of processes: this process takes the r-th image of each micro-batch, and every n-th after it.
-        micro_batch_size: maximum size of the micro-batches into which each batch is divided, see `batch_count`; None for a single one.
+        seed, view: seeds of the augmentation and the order; each epoch uses its own view.
+        shuffled: True for a random order, False for the order of the part.
+        share: `(rank, world_size)` of this process, which takes every `world_size`-th image of each micro-batch, starting at `rank`.
+        micro_batch_size: maximum size of the micro-batches that each batch is divided into, see `batch_count`; None to keep batches whole.
 
     Raises:
         ImageError: an image can no longer be read.
-        ResourceError: a worker was killed, or memory ran out.
+        ResourceError: a worker process was killed, or a resource such as memory ran out.
     """
     dataset = ImageDataset(part, preprocessing, augmentation, seed, view)
     order = np.random.default_rng([seed, view]).permutation(len(part)) if shuffled else np.arange(len(part))
@@ -80,7 +80,7 @@ def image_batches(
         for images, labels, _ in loaded:
             yield images, labels
     except ImageError as error:
-        # The text of a worker's error is its whole traceback; the message is the last line.
+        # The text of a worker's error is a full traceback; its last line is the message.
         raise ImageError(str(error).strip().splitlines()[-1].removeprefix("tlcli.contract.errors.ImageError: ")) from error
     except (RuntimeError, OSError, EOFError, MemoryError) as error:
         problem = describe_worker_error(error, started)

@@ -1,4 +1,4 @@
-"""Worker processes of PyTorch's `DataLoader`: start, end, and error messages."""
+"""Startup, shutdown and error messages of PyTorch `DataLoader` worker processes."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from tlcli.training.runtime.parent_death import end_with_parent
 _INTERRUPTS = {signal.SIGINT, signal.SIGTERM}
 
 _ENDING_S = 2.0
-"""Time limit for a worker to end after its last message was truncated."""
+"""Time in seconds to wait for a worker to exit after its last message was truncated."""
 
 
 @contextmanager
 def starting_workers(started: list[BaseProcess]) -> Iterator[None]:
-    """Add the workers that start within the block to `started`, with signals blocked meanwhile.
+    """Append the workers started within the block to `started`. SIGINT and SIGTERM are blocked inside the block.
 
-    A worker that is interrupted before `begin_worker` would print a traceback. PyTorch's handler of SIGCHLD, which raises an error at
-    an arbitrary line of this process when a worker ends, is removed: the loader itself notices within seconds, where the error can be
-    handled.
+    Blocking the signals prevents a traceback from a worker that is interrupted before `begin_worker` runs. PyTorch's SIGCHLD handler
+    is removed because it raises an error at an arbitrary line of this process when a worker exits. The loader itself detects the exit
+    within seconds, at a point where the error can be handled.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTS)
     children = set(multiprocessing.active_children())
@@ -42,7 +42,10 @@ def starting_workers(started: list[BaseProcess]) -> Iterator[None]:
 
 
 def begin_worker(_: int) -> None:
-    """Initialize a worker: ignore Ctrl-C, which the training process handles, end with that process, and die silently of bus errors."""
+    """Initialize a worker: ignore Ctrl-C, exit when the training process exits, and terminate without a message on a bus error.
+
+    The training process handles Ctrl-C for its workers.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGBUS, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _INTERRUPTS)
@@ -51,20 +54,20 @@ def begin_worker(_: int) -> None:
 
 
 def _print_unless_disconnected(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print a traceback, except for the errors of the thread that transfers tensors when the training process is interrupted."""
+    """Print a traceback, except for connection errors of the tensor transfer thread when the training process is interrupted."""
     if not isinstance(error, ConnectionError | EOFError):
         sys.__excepthook__(kind, error, trace)
 
 
 def describe_worker_error(error: BaseException, started: Sequence[BaseProcess]) -> str | None:
-    """Return a one-line description of a worker's failure, with its remedy.
+    """Describe a worker failure in one line, including what the user can do about it.
 
     Args:
-        error: the error raised while reading from the workers.
-        started: the workers; empty if this process reads the images itself.
+        error: error raised while reading from the workers.
+        started: worker processes; empty if this process reads the images itself.
 
     Returns:
-        None if the error has another cause.
+        The description, or None if the workers did not cause the error.
     """
     text, number = str(error), getattr(error, "errno", None)
     ended = _first_to_fail(started, wait=isinstance(error, EOFError | ConnectionError | FileNotFoundError))

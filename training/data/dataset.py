@@ -1,4 +1,4 @@
-"""Loaded data set: labelled images in a training part, a validation part and an optional test part."""
+"""Data set of labelled images, divided into a training part, a validation part and an optional test part."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _UNIFORM = 2.0
 class LeftOut:
     """Image that could not be read.
 
-    name: name of the image, as in `Part.names`. reason: one line.
+    name: name of the image, as in `Part.names`. reason: one-line description of the problem.
     """
 
     name: str
@@ -31,8 +31,8 @@ class LeftOut:
 class CheckResult:
     """Result of reading an image once.
 
-    fingerprint: SHA-256 of the content, in hex. reason: the reason why the image cannot be used, or None.
-    near_uniform: True if the image has a single colour, see `is_near_uniform`.
+    fingerprint: SHA-256 of the content, in hex. reason: why the image cannot be used; None for a usable image.
+    near_uniform: True if the image has nearly one colour, see `is_near_uniform`.
     """
 
     fingerprint: str
@@ -41,7 +41,7 @@ class CheckResult:
 
 
 def is_near_uniform(image: Image.Image) -> bool:
-    """Return True if an RGB image has nearly one colour: the standard deviation of each channel is below 2 of 255."""
+    """Return True if an RGB image has nearly one colour: the standard deviation of each channel is below 2 on a scale of 0 to 255."""
     counts = np.array(image.histogram(), dtype=np.float64).reshape(3, 256) / (image.width * image.height)
     levels = np.arange(256)
     variance = counts @ levels**2 - (counts @ levels) ** 2
@@ -49,10 +49,10 @@ def is_near_uniform(image: Image.Image) -> bool:
 
 
 class Source(Protocol):
-    """Source of images. Picklable, since the workers of a `DataLoader` load from it."""
+    """Image source that loads and checks images by name. It must be picklable, because `DataLoader` workers load from it."""
 
     def load(self, name: str) -> Image.Image:
-        """Load an image, as upright RGB.
+        """Load an image as RGB, rotated upright.
 
         Raises:
             ImageError: the image cannot be read.
@@ -60,7 +60,7 @@ class Source(Protocol):
         ...
 
     def check(self, names: Sequence[str], advance: Advance) -> dict[str, CheckResult]:
-        """Read each image once, and report progress with `advance`, up to `len(names)`."""
+        """Read each image once and return the results by name. Progress is reported through `advance`, `len(names)` steps in total."""
         ...
 
 
@@ -68,10 +68,10 @@ class Source(Protocol):
 class Part:
     """Part of a data set: n labelled images, loaded on demand.
 
-    labels: indices into `Dataset.classes`, int64 `[n]`.
-    names: name of each image: its path below the data set's folder, or a name like `cifar10/train/123`.
-    fingerprints: SHA-256 of each image in hex, over its encoded content, or over its pixels if it is not a file.
-    source: source that `load` reads from.
+    labels: class indices into `Dataset.classes`, int64 `[n]`.
+    names: name of each image: its path below the data set's folder, or an identifier such as `cifar10/train/123`.
+    fingerprints: SHA-256 of each image in hex, computed from the encoded content, or from the pixels if there is no encoded content.
+    source: image source used by `load`.
     """
 
     labels: npt.NDArray[np.int64]
@@ -83,15 +83,15 @@ class Part:
         return len(self.names)
 
     def load(self, index: int) -> Image.Image:
-        """Load the image at `index`, as upright RGB.
+        """Load the image at `index` as RGB, rotated upright.
 
         Raises:
-            ImageError: the image can no longer be read; the message names it.
+            ImageError: the image can no longer be read; the message includes its name.
         """
         return self.source.load(self.names[index])
 
     def take(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> Part:
-        """Return a part with the images at `indices`, in that order.
+        """Return a new part with the images at `indices`, in that order.
 
         Raises:
             IndexError: an index is out of range.
@@ -107,17 +107,17 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Data set ready for training: every image in it has been read once.
+    """Data set ready for training. Every image in it has been read once.
 
     spec: value of `--dataset`.
-    classes: name of each label.
-    train, val, test: parts of the data set; `test` is None without a test part.
+    classes: class names, indexed by label.
+    train, val, test: parts of the data set; `test` is None if there is no test part.
     left_out: images that could not be read.
-    fingerprint: SHA-256 in hex over the contents of all images, their labels, the classes and the split.
-    skipped: files that are not images, and folders that are not classes, see `Listing`.
+    fingerprint: SHA-256 in hex over the image contents, labels, classes and the split.
+    skipped: files that are not images and folders that are not classes, see `Listing`.
     near_uniform: names of images with nearly one colour.
     notes: remarks on how the folders were interpreted, see `Listing`.
-    layout: folder of each part, in one line.
+    layout: one-line summary of the folder of each part.
     """
 
     spec: str
@@ -134,6 +134,6 @@ class Dataset:
 
     @property
     def parts(self) -> dict[str, Part]:
-        """Existing parts by name: `train`, `val`, `test`."""
+        """Parts by name: `train`, `val` and, if it exists, `test`."""
         named = {"train": self.train, "val": self.val, "test": self.test}
         return {name: part for name, part in named.items() if part is not None}

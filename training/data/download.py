@@ -1,4 +1,4 @@
-"""Downloads with time limits and atomic files: a complete file, or an error within seconds and no file."""
+"""Downloads with timeouts and atomic writes: a stalled or failed download raises an error within seconds and leaves no file."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ from tlcli.contract.files.atomic_file import is_unwritable, whole_file
 from tlcli.training.runtime.progress import ProgressFactory
 
 CONNECT_SECONDS = 12.0
-"""Time limit for connecting, over all addresses of a file. A user waits at most 15 seconds, start-up included."""
+"""Total connection timeout in seconds, shared by all URLs of a file. With startup, a user waits at most 15 seconds."""
 
 STALL_SECONDS = 10.0
-"""Time limit of a running download without new data."""
+"""Read timeout in seconds: maximum time without new data during a download."""
 
 _CHUNK_BYTES = 1 << 18
 _MEGABYTE = 1_000_000
 
 
 def download(urls: Sequence[str], target: Path, advice: str, progress: ProgressFactory, md5: str | None = None) -> None:
-    """Download a file from the first of `urls` that has it.
+    """Download a file from the first URL that provides it.
 
     Args:
-        urls: addresses of the file, in the order in which to try them.
+        urls: URLs of the file, tried in order.
         target: output file, written atomically.
         advice: advice for the user, appended to the error message.
         progress: progress bar, in megabytes.
-        md5: published MD5 of the file, in hex.
+        md5: published MD5 of the file, in hex; None to skip the check.
 
     Raises:
         OSError: `target` cannot be written.
-        HubError: every address failed: it did not respond within `CONNECT_SECONDS`, refused, stalled, or sent another file.
+        HubError: every URL failed: no response within its share of `CONNECT_SECONDS`, refused, stalled, or wrong content.
     """
     problems: list[str] = []
     for url in urls:
@@ -61,9 +61,9 @@ def download(urls: Sequence[str], target: Path, advice: str, progress: ProgressF
 
 
 def connect(url: str, seconds: float) -> HTTPResponse:
-    """Request `url` and return the response, whose body is still unread; each read has a timeout of `STALL_SECONDS`.
+    """Request `url` and return the response before its body is read. Each later read has a timeout of `STALL_SECONDS`.
 
-    The request runs in its own thread, since socket timeouts do not apply to name resolution.
+    The request runs in its own thread, because socket timeouts do not cover name resolution.
 
     Raises:
         OSError: the connection was refused, the host is unknown, the status is an error, or there was no response within `seconds`.
@@ -90,10 +90,10 @@ def connect(url: str, seconds: float) -> HTTPResponse:
 
 
 def unpack_zip(archive: Path, folder: Path, progress: ProgressFactory) -> None:
-    """Unpack a zip archive into an existing folder, verified by the archive's checksums.
+    """Unpack a zip archive into an existing folder and verify the archive's checksums.
 
     Raises:
-        HubError: the file is not a zip archive, is damaged, or has a member with a path outside of `folder`.
+        HubError: the file is not a zip archive, is damaged, or contains a path outside of `folder` or a symbolic link.
     """
     try:
         with zipfile.ZipFile(archive) as packed:
@@ -116,10 +116,10 @@ def _reject_outside(member: zipfile.ZipInfo, archive: Path) -> None:
 
 
 def _receive(response: HTTPResponse, file: BinaryIO, name: str, progress: ProgressFactory) -> str:
-    """Copy the body to `file`, and return its MD5 in hex.
+    """Copy the response body to `file` and return its MD5 in hex.
 
     Raises:
-        OSError: the connection ended early, or stalled.
+        OSError: the connection closed early or stalled.
     """
     expected = int(response.headers.get("Content-Length") or 0)
     received, reported = 0, 0

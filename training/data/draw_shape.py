@@ -1,7 +1,7 @@
-"""Generator of images for the synthetic `shapes` data set: a shape on a textured background, with its bounding box.
+"""Image generator for the synthetic `shapes` data set: a shape on a textured background, with its bounding box.
 
-Only the outline distinguishes the classes: colour, texture, position, size and rotation are sampled from the same ranges for
-every shape. Lines, strokes and specks that belong to no class serve as distractors.
+Classes differ only in their outline: colour, texture, position, size and rotation are sampled from the same ranges for every shape.
+Lines, strokes and specks that belong to no class serve as distractors.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 SHAPES = ("circle", "cross", "ring", "square", "star", "triangle")
-"""Names of the classes, in the order of their labels."""
+"""Class names, indexed by label."""
 
 Box = tuple[int, int, int, int]
-"""Left, top, right and bottom in pixels; right and bottom are exclusive."""
+"""Bounding box as left, top, right and bottom in pixels; right and bottom are exclusive."""
 
 DEFAULT_SIZE = 64
 
 DRAWING_VERSION = 1
-"""Version of the drawings, incremented when a seed gives other images than before, so that stored folders are drawn again."""
+"""Version of the generator. Increment it when a seed produces different images, so that stored folders are regenerated."""
 
 _OVERSAMPLING = 4
 _MIN_CONTRAST = 120.0
-"""Smallest distance between the mean colours of a shape and its background, in RGB from 0 to 255."""
+"""Minimum Euclidean distance between the colour of a shape and the mean colour behind it, in RGB from 0 to 255."""
 
 Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """Drawn image with its label.
+    """Generated image with its label and bounding box.
 
     image: RGB image. label: index into `SHAPES`. box: tight bounding box of all pixels that the shape touches.
     """
@@ -44,11 +44,11 @@ class Drawing:
 
 
 def draw(index: int, seed: int, size: int = DEFAULT_SIZE) -> Drawing:
-    """Draw image number `index` of the infinite sequence for `seed`; its class is `index` modulo the number of shapes.
+    """Draw image number `index` of the infinite sequence defined by `seed`. Its class is `index` modulo the number of shapes.
 
     Args:
-        index: index of the image, from 0.
-        seed: seed of the sequence, from 0.
+        index: index of the image, starting at 0.
+        seed: non-negative seed of the sequence.
         size: width and height in pixels.
     """
     rng = np.random.default_rng([DRAWING_VERSION, seed, index])
@@ -66,7 +66,7 @@ def draw(index: int, seed: int, size: int = DEFAULT_SIZE) -> Drawing:
 
 
 def _background(rng: np.random.Generator, size: int) -> Floats:
-    """Return a background, float RGB `[size, size, 3]` in 0..255: two or more colours mixed by a smooth pattern."""
+    """Return a random background as float RGB `[size, size, 3]` in 0..255: two colours blended by a smooth pattern, plus a tint."""
     pattern = (_cloud, _gradient, _stripes)[rng.integers(3)](rng, size)[..., None]
     first, second = _muted(rng), _muted(rng)
     canvas = first + (second - first) * pattern * rng.uniform(0.2, 0.6)
@@ -75,7 +75,7 @@ def _background(rng: np.random.Generator, size: int) -> Floats:
 
 
 def _cloud(rng: np.random.Generator, size: int) -> Floats:
-    """Return smooth noise in about 0..1: a coarse random grid, interpolated."""
+    """Return smooth noise in about 0..1, interpolated from a coarse random grid."""
     cells = int(rng.integers(2, 9))
     coarse = Image.fromarray(rng.random((cells, cells), dtype=np.float32), mode="F")
     return np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC))
@@ -92,14 +92,14 @@ def _stripes(rng: np.random.Generator, size: int) -> Floats:
 
 
 def _along(rng: np.random.Generator, size: int) -> npt.NDArray[np.float64]:
-    """Return the distance of each pixel along a random direction, relative to the image's side."""
+    """Return the coordinate of each pixel along a random direction, relative to the side length of the image."""
     angle = rng.uniform(0, 2 * np.pi)
     down, across = np.mgrid[:size, :size] / size
     return np.asarray(across * math.cos(angle) + down * math.sin(angle), dtype=np.float64)
 
 
 def _shading(rng: np.random.Generator, size: int) -> Floats:
-    """Return a random shading of a surface, `[size, size, 1]`, from about -20 to 20."""
+    """Return random surface shading, `[size, size, 1]`, with values from about -20 to 20."""
     return (40 * (_cloud(rng, size) - 0.5))[..., None]
 
 
@@ -124,7 +124,7 @@ def _paint(canvas: Floats, mask: Floats, colour: Floats, shading: Floats | float
 
 
 def _shape(rng: np.random.Generator, name: str, size: int) -> Floats:
-    """Return the coverage of each pixel by the shape, `[size, size]` in 0..1."""
+    """Draw a shape and return its coverage of each pixel, `[size, size]` in 0..1."""
     radius = rng.uniform(0.25, 0.40)
     centre = rng.uniform(radius + 0.02, 0.98 - radius, 2)
     angle = rng.uniform(0, 2 * np.pi)
@@ -164,11 +164,11 @@ def _cross(rng: np.random.Generator) -> npt.NDArray[np.float64]:
 
 
 _OUTLINES = {"triangle": _triangle, "square": _square, "star": _star, "cross": _cross}
-"""Functions that return the corners of an outline, `[n, 2]` within the unit circle."""
+"""Functions that return the corners of each polygonal outline, `[n, 2]` within the unit circle."""
 
 
 def _distractor(rng: np.random.Generator, size: int) -> Floats:
-    """Return the coverage of a line, a bent stroke or a group of specks, smaller or thinner than any shape."""
+    """Draw a line, a bent stroke or a group of specks, smaller or thinner than any shape, and return its pixel coverage."""
     image, pen = _canvas(size)
     start = rng.random(2)
     kind = rng.integers(3)
@@ -195,7 +195,7 @@ def _downsampled(image: Image.Image) -> Floats:
 
 
 def _pixels(points: npt.NDArray[np.float64], size: int) -> list[tuple[float, float]]:
-    """Convert points relative to the image's side to pixels of the oversampled canvas."""
+    """Convert points relative to the side length of the image to pixels of the oversampled canvas."""
     return [(float(x), float(y)) for x, y in points * size * _OVERSAMPLING]
 
 

@@ -1,4 +1,4 @@
-"""Source of images in a folder; each is read and decoded once before training, and the results are cached."""
+"""Image source for folders. Each image is read and decoded once before training, and the check results are cached."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ from tlcli.training.runtime.progress import Advance
 from tlcli.training.settings.config import cache_dir
 
 _FORMAT = f"2, Pillow {PIL.__version__}, {len(decoding.FORMATS)} formats"
-"""Version of the cached results, which depend on Pillow too: another version may decode what this one rejects."""
+"""Format version of the cached results. It includes the Pillow version, since another version may decode images this one rejects."""
 
 _CHUNK = 64
-"""Number of images per task: a small image takes a tenth of a millisecond, less than passing a task to a thread."""
+"""Images per thread pool task. Checking a small image takes 0.1 ms, less than the cost of submitting a task to a thread."""
 
 
 @dataclass(frozen=True)
 class FolderSource:
-    """Source of the image files below `root`; an image's name is its path relative to `root`, with `/`."""
+    """Image source for the files below `root`. Images are named by their path relative to `root`, with `/` as separator."""
 
     root: Path
 
     def load(self, name: str) -> Image.Image:
-        """Load an image; see `tlcli.training.data.dataset.Source.load`."""
+        """Load an image by name; see `tlcli.training.data.dataset.Source.load`."""
         try:
             return decoding.read(self.root / name)
         except NotFoundError as error:
             raise ImageError(f"{error} (it existed when the images were checked)") from error
 
     def check(self, names: Sequence[str], advance: Advance) -> dict[str, CheckResult]:
-        """Read each image once, and report progress; see `tlcli.training.data.dataset.Source.check`.
+        """Read each image once and report progress; see `tlcli.training.data.dataset.Source.check`.
 
-        Results are cached by path, size and times of modification, so that a second run is quick.
+        Results are cached by path, size, modification time and inode change time, so that a second run is fast.
         """
         cache = _CheckCache.open(self.root)
         stamps = {name: _stamp(self.root / name) for name in names}
@@ -54,7 +54,7 @@ class FolderSource:
         advance(len(results))
         missing = [name for name in names if name not in results]
         chunks = [missing[start : start + _CHUNK] for start in range(0, len(missing), _CHUNK)]
-        with ThreadPoolExecutor(max_workers=2 * usable_cores()) as pool:  # reading waits for the disk, decoding releases the GIL
+        with ThreadPoolExecutor(max_workers=2 * usable_cores()) as pool:  # reading waits for I/O, and decoding releases the GIL
             for checked in pool.map(self._check_chunk, chunks):
                 results.update(checked)
                 advance(len(checked))
@@ -67,7 +67,7 @@ class FolderSource:
 
 
 def check_file(path: Path) -> CheckResult:
-    """Read, hash and decode an image file; any problem becomes the `reason` of the result."""
+    """Read, hash and decode an image file. Read and decoding errors are returned as the `reason` of the result."""
     try:
         data = decoding.read_encoded(path, decoding.DEFAULT_LIMITS.max_bytes)
     except (NotFoundError, ImageError) as error:
@@ -81,7 +81,10 @@ def check_file(path: Path) -> CheckResult:
 
 
 def _stamp(path: Path) -> list[int]:
-    """Return the size and the times of a file; the inode's change time is included, since archives restore the modification time."""
+    """Return a file's size, modification time and inode change time; an empty list if the file is not accessible.
+
+    The change time is included because unpacking an archive restores the modification time.
+    """
     try:
         status = path.stat()
     except OSError:
@@ -90,7 +93,7 @@ def _stamp(path: Path) -> list[int]:
 
 
 class _CheckCache:
-    """Cache of the check results of one folder, in a file. A missing or invalid file is an empty cache."""
+    """File cache of the check results for one folder. A missing or invalid file is treated as an empty cache."""
 
     def __init__(self, path: Path, entries: dict[str, list[object]]) -> None:
         self._path = path
@@ -115,8 +118,8 @@ class _CheckCache:
 
     def update(self, checked: dict[str, tuple[list[int], CheckResult]]) -> None:
         for name, (stamp, result) in checked.items():
-            if result.fingerprint:  # a file that could not be read at all is tried again the next time
+            if result.fingerprint:  # a file that could not be read at all is retried next time
                 self._entries[name] = [stamp, result.fingerprint, result.reason, result.near_uniform]
         text = json.dumps({"format": _FORMAT, "images": self._entries})
-        with suppress(OSError), whole_file(self._path) as temporary:  # without a cache, the next run is only slower
+        with suppress(OSError), whole_file(self._path) as temporary:  # without a cache, the next run is merely slower
             temporary.write_text(text)

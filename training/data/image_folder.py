@@ -1,7 +1,7 @@
-"""Recognition of image folders: `<class>/<image>`, with or without parts or wrapping folders, and `<class>.<number>.jpg`.
+"""Layout detection for image folders: `<class>/<image>`, with or without parts or wrapping folders, and `<class>.<number>.jpg`.
 
-Names alone are ambiguous: `train` with class folders in it is a part; `train` with images in it, or next to other classes, is a class.
-Everything that is left out is listed in `Listing.skipped`.
+Folder names alone are ambiguous. A `train` folder that contains class folders is a part; a `train` folder that contains images, or that
+is next to other classes, is a class. All files and folders that are left out are recorded in `Listing.skipped`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tlcli.training.data.shapes import BOXES_FILE
 from tlcli.training.data.split_names import part_name
 
 _FLAT = re.compile(r"(.+)\.[0-9]+\.[^.]+", re.DOTALL)
-"""Kaggle's flat layout: `cat.0.jpg`, with the class before the number."""
+"""Pattern of file names in Kaggle's flat layout, such as `cat.0.jpg`, where the class precedes the number."""
 
 _PARTS = ("train", "val", "test")
 
@@ -33,7 +33,7 @@ _NEXT_TO_CLASSES = "is next to the class folders"
 class _Classes:
     """Classes of a part.
 
-    place: folder that holds the classes. folders: folders of each class. flat: images of each class in the flat layout.
+    place: folder that contains the classes. folders: folders of each class. flat: images of each class in the flat layout.
     """
 
     place: str
@@ -46,13 +46,13 @@ class _Classes:
 
 
 def list_folder(folder: Path, where: str | None = None) -> Listing:
-    """List the images of a folder, by part and class. Images with a known suffix are not opened.
+    """List the images of a folder by part and class. Files with a known image suffix are not opened.
 
-    Classes are folders, sorted by name; images may be in subfolders. `train` is empty if there is only a test or validation folder.
+    Classes are sorted by name, and their images may be in subfolders. `train` is empty if there is only a test or validation folder.
 
     Args:
-        folder: an existing folder.
-        where: name of the data set in messages; the folder's path by default.
+        folder: existing folder to list.
+        where: name of the data set in messages; defaults to the path of the folder.
 
     Raises:
         DatasetError: the layout is not recognized, or a folder cannot be listed.
@@ -105,7 +105,7 @@ def _list(scanner: Scanner, where: str) -> Listing:
 
 
 def _class_like_a_part(scanner: Scanner, classes: _Classes | None) -> list[str]:
-    """Return a remark for each class that could also be a part, by its name and by the folders in it."""
+    """Return a remark for each class whose name and subfolders suggest that it could also be a part."""
     return [
         f"{printable(folder)} is treated as a class, since there are other classes next to it: use {printable(folder)} as the data set"
         " if it holds the classes"
@@ -122,7 +122,13 @@ def _images(classes: _Classes, by_folder: Mapping[str, Sequence[str]]) -> dict[s
 
 
 def _unwrapped(scanner: Scanner, top: str, where: str) -> str:
-    """Return the folder that holds the data set: descend into single folders, and into the only one that is divided into parts."""
+    """Return the folder that contains the data set, after descending through wrapping folders.
+
+    A folder is descended into if it is the only one with images, or the only one divided into parts.
+
+    Raises:
+        DatasetError: several folders are divided into parts.
+    """
     while not _part_folders(scanner, top, where):
         divided = [name for name in _with_images(scanner, top) if _is_divided(scanner, join(top, name), where)]
         if len(divided) > 1:
@@ -141,7 +147,7 @@ def _unwrapped(scanner: Scanner, top: str, where: str) -> str:
 
 
 def _only(scanner: Scanner, top: str) -> str | None:
-    """Return the only folder in `top` that holds images, if it has several classes; None otherwise."""
+    """Return the name of the only folder in `top` that holds images, if that folder holds classes; None otherwise."""
     inner = _with_images(scanner, top)
     if len(inner) != 1 or _are_flat(scanner.look(top).images):
         return None
@@ -155,13 +161,17 @@ def _is_divided(scanner: Scanner, folder: str, where: str) -> bool:
 
 
 def _part_folders(scanner: Scanner, top: str, where: str) -> dict[str, str]:
-    """Return the path of each part's folder; empty if `top` is not divided into parts."""
+    """Return the folder path of each part; empty if `top` is not divided into parts.
+
+    Raises:
+        DatasetError: two folders match the same part.
+    """
     groups: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for name in scanner.look(top).folders:
         parsed = part_name(name)
         if parsed is not None:
             groups[parsed.rest][parsed.word].append(name)
-    for rest, words in sorted(groups.items()):  # names without other words come first
+    for rest, words in sorted(groups.items()):  # names without additional words come first
         by_part = _assign(words)
         holding = [part for part, names in by_part.items() if any(_holds_classes(scanner, join(top, name)) for name in names)]
         if not holding or (rest and not ("train" in holding and len(by_part) > 1)):
@@ -177,7 +187,7 @@ def _part_folders(scanner: Scanner, top: str, where: str) -> dict[str, str]:
 
 
 def _assign(words: Mapping[str, list[str]]) -> dict[str, list[str]]:
-    """Return the folders of each part. `eval` is the validation part, or the test part if there is another validation part."""
+    """Assign folders to parts by name. `eval` becomes the validation part, or the test part if a validation part already exists."""
     by_part = {part: list(words[part]) for part in _PARTS if part in words}
     if "eval" in words:
         free = next((part for part in ("val", "test") if part not in by_part), None)
@@ -187,9 +197,10 @@ def _assign(words: Mapping[str, list[str]]) -> dict[str, list[str]]:
 
 
 def _has_other_classes(scanner: Scanner, top: str, part: Sequence[str]) -> bool:
-    """Return True if the only folder named like a part has other class folders next to it, which make it a class.
+    """Return True if other class folders are next to the only folder named like a part, so that this folder is itself a class.
 
-    A folder with the same classes is another part, and a folder of images without classes may be unlabelled: neither is a class.
+    A sibling folder that shares classes with it is another part, and a sibling named like an unlabelled or evaluation part is not a
+    class. Neither counts.
     """
     own = {label(name) for folder in part for name in _with_images(scanner, _inside(scanner, join(top, folder)))}
     for name in _with_images(scanner, top):
@@ -206,7 +217,7 @@ def _holds_classes(scanner: Scanner, folder: str) -> bool:
 
 
 def _inside(scanner: Scanner, folder: str) -> str:
-    """Return the folder that holds a part's classes: `train/train` for `train/train/<class>`."""
+    """Return the folder that contains a part's classes, for example `train/train` for `train/train/<class>`."""
     while (only := _only(scanner, folder)) is not None:
         scanner.note(folder, images=_NEXT_TO_CLASSES)
         folder = join(folder, only)
@@ -214,10 +225,10 @@ def _inside(scanner: Scanner, folder: str) -> str:
 
 
 def _find_classes(scanner: Scanner, folder: str, part: str, where: str) -> _Classes | None:
-    """Return the classes in a part's folder; None for a test or validation folder without classes.
+    """Return the classes in a part's folder; None for a test or validation folder that can be skipped because it has no classes.
 
     Raises:
-        DatasetError: the folder has no classes and needs them.
+        DatasetError: a folder that needs classes has none, or two folders map to the same class name.
     """
     place = _inside(scanner, folder)
     entries = scanner.look(place)
@@ -250,7 +261,7 @@ def _find_classes(scanner: Scanner, folder: str, part: str, where: str) -> _Clas
 
 
 def _class_folders(scanner: Scanner, place: str) -> list[str]:
-    """Return the names of the folders in `place` that are classes, and record why the others are not."""
+    """Return the names of the class folders in `place`, and record why each other folder was skipped."""
     names = scanner.look(place).folders
     with_images = set(_with_images(scanner, place))
     classes = []
@@ -274,7 +285,7 @@ def _is_copy(scanner: Scanner, folder: str, siblings: set[str]) -> bool:
 
 
 def _skip_unlabelled(scanner: Scanner, by_part: dict[str, _Classes | None]) -> None:
-    """Skip a test folder whose only folder is not a class of the training part, such as `test/unknown/1.jpg`."""
+    """Skip a test part whose only class is not a class of the training part, as in `test/unknown/1.jpg`."""
     train, test = by_part["train"], by_part["test"]
     if train is not None and test is not None and len(test.names) == 1 and test.names[0] not in train.names:
         reason = f"its only folder {test.names[0]} is not a class of {printable(train.place)}: unlabelled"
@@ -287,7 +298,7 @@ def _holds_unread(scanner: Scanner, folder: str) -> bool:
 
 
 def _with_images(scanner: Scanner, folder: str) -> list[str]:
-    """Return the names of the folders in `folder` that hold images at any depth."""
+    """Return the names of the subfolders of `folder` that contain images at any depth."""
     return [name for name in scanner.look(folder).folders if scanner.holds_images(join(folder, name))]
 
 

@@ -1,4 +1,4 @@
-"""Image sizes, read from headers without decoding."""
+"""Image dimensions, read from file headers without decoding where possible."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ _PNG_EXIF = {"exif", "Raw profile type exif"}
 
 
 def image_size(source: Source, name: str) -> tuple[int, int] | None:
-    """Return width and height of an image after rotation to upright, from its header; None if it can no longer be read.
+    """Return the width and height of an image after upright rotation; None if the image can no longer be read.
+
+    The size is read from the file header where possible.
 
     Args:
-        source: source of the image.
+        source: image source.
         name: name of the image, as in `Part.names`.
     """
     try:
@@ -36,7 +38,7 @@ def image_size(source: Source, name: str) -> tuple[int, int] | None:
                 return _of_file(io.BytesIO(content)) if isinstance(content, bytes) else _upright(content)
             case _:
                 return source.load(name).size
-    except Exception:  # noqa: BLE001 - Pillow and each data set library raise their own; an unknown size does no harm
+    except Exception:  # noqa: BLE001 - Pillow and each data set library raise their own exceptions; an unknown size is harmless
         return None
 
 

@@ -1,4 +1,4 @@
-"""Listing of a data set's images by part and class, before any image is read, and the choice of classes."""
+"""Listing of a data set's images by part and class, built before any image is read, and the selection of classes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tlcli.contract.images.find_images import Skipped
 from tlcli.training.data.dataset import Source
 
 Images = Mapping[str, Sequence[str]]
-"""Names of the images of each class."""
+"""Image names by class."""
 
 LAYOUT = "expected <class>/<image>, or train/<class>/<image> with val and test next to train, or <class>.<number>.jpg"
 
@@ -24,13 +24,13 @@ class Listing:
     """Images of a data set by part and class.
 
     where: name of the data set in messages.
-    classes: names of the classes, in the order of their labels.
-    train, val, test: parts of the data set. `val` is None if it has to be split off `train`; `train` is empty without a training part.
-    source: source of the images.
-    skipped: files that are not images, and folders that are not classes, below the user's folder.
-    folders: folder that holds the classes of each part, if the parts are folders.
+    classes: class names, indexed by label.
+    train, val, test: parts of the data set. `val` is None if it must be split off `train`; `train` is empty if there is no training part.
+    source: source that loads the images.
+    skipped: files that are not images and folders that are not classes, below the user's folder.
+    folders: folder that contains the classes of each part; empty if the data set is not divided into part folders.
     notes: remarks on how the folders were interpreted, one line each.
-    top: subfolder of the user's folder that holds the data set; empty for the folder itself.
+    top: subfolder of the user's folder that contains the data set; empty for the folder itself.
     """
 
     where: str
@@ -46,29 +46,29 @@ class Listing:
 
     @property
     def parts(self) -> dict[str, Images]:
-        """Existing parts by name."""
+        """Available parts by name."""
         named = {"train": self.train or None, "val": self.val, "test": self.test}
         return {name: part for name, part in named.items() if part is not None}
 
     @property
     def layout(self) -> str:
-        """Folder of each part, in one line; empty if the classes are in the user's folder itself."""
+        """One-line summary of the folder of each part; empty if the classes are directly in the user's folder."""
         below = f"in {self.top}: " if self.top else ""
         parts = ", ".join(f"{part} from {folder}" for part, folder in self.folders.items())
         return below + (parts or "no parts") if self.top or self.folders else ""
 
 
 def choose_classes(listing: Listing, subset: Sequence[str] | None, num_classes: int | None) -> tuple[str, ...]:
-    """Return the classes to train on, in the order of their labels; each has images in every part.
+    """Return the classes to train on, in label order. Every class has images in each part.
 
     Args:
         listing: listing of the data set.
-        subset: the user's classes, case-insensitive; None for all classes.
-        num_classes: expected number of classes, or None.
+        subset: classes selected by the user, case-insensitive; None for all classes.
+        num_classes: expected number of classes; None to skip the check.
 
     Raises:
-        DatasetError: a class is unknown or has no images, there is only one class or not the expected number, or the classes of a part
-            differ from those of the training part.
+        DatasetError: there is no training part, a class is unknown or has no images, the number of classes is below two or not the
+            expected one, or the classes of a part differ from those of the training part.
     """
     if not listing.train:
         existing = " and ".join(printable(folder) for folder in listing.folders.values())
@@ -87,7 +87,7 @@ def choose_classes(listing: Listing, subset: Sequence[str] | None, num_classes: 
 
 
 def one_line(names: Iterable[str]) -> str:
-    """Join names for a message, abridged after the first 100."""
+    """Join names for a message, listing at most 100 of them."""
     listed = list(names)
     more = f" and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
     return ", ".join(listed[:_LISTED]) + more
@@ -124,7 +124,7 @@ def _check_part(listing: Listing, part: str, images: Images, classes: Sequence[s
 
 
 def _why_empty(listing: Listing, classes: Sequence[str]) -> str:
-    """Return a phrase for a message, naming a file that was left out of the folder of one of the classes."""
+    """Return a message suffix that names the first file skipped in a folder of `classes`; empty if there is none."""
     for entry in listing.skipped:
         if any(label(folder) in classes for folder in entry.name.split("/")):
             return f" (left out: {printable(entry.name)}: {entry.reason})"

@@ -1,4 +1,4 @@
-"""Loading of data sets, from the value of `--dataset` to labelled images in parts.
+"""Data set loading, from the value of `--dataset` to labelled images in parts.
 
 spec --- a known name, a folder, a timm spec ---> Listing                     registry, image_folder, timm_datasets
 Listing --- choose classes, sample, check each image, split ---> Dataset      assemble
@@ -24,17 +24,17 @@ __all__ = ["Dataset", "KnownDataset", "LeftOut", "Part", "known_datasets", "list
 
 
 def load_dataset(config: FinetuneConfig, progress: ProgressFactory | None = None, *, is_new: bool = False) -> Dataset:
-    """Find, check and split the data set of `config`, after downloading it if it is missing.
+    """Find, check and split the data set selected by `config`. A missing data set is downloaded first.
 
     Args:
-        config: settings; `dataset`, `data_dir`, `classes`, `num_classes`, `limit`, `val_fraction` and `seed` are used.
-        progress: progress of downloads and checks; silent by default.
-        is_new: True to reject settings without effect. Runs of earlier versions may have such settings.
+        config: settings, of which `dataset`, `data_dir`, `classes`, `num_classes`, `limit`, `val_fraction` and `seed` are used.
+        progress: progress bar for downloads and checks; silent by default.
+        is_new: True to reject settings that have no effect. Set it to False for existing runs, since earlier versions accepted them.
 
     Raises:
-        DatasetError: there is no such data set, or it cannot be trained on.
+        DatasetError: the data set does not exist or is not suitable for training.
         HubError: the data set is missing and cannot be downloaded.
-        SettingsError: `val_fraction` is set for a new run, but the data set has a validation part.
+        SettingsError: `val_fraction` is set for a new run, but the data set already has a validation part.
     """
     progress = progress or silent
     listing = list_dataset(config, progress)
@@ -44,7 +44,7 @@ def load_dataset(config: FinetuneConfig, progress: ProgressFactory | None = None
 
 
 def save_split(dataset: Dataset, path: str | Path) -> None:
-    """Write the images of each part, and the images left out with the reasons, to a JSON file, atomically.
+    """Write the images of each part, and the images left out with their reasons, to a JSON file. The write is atomic.
 
     Raises:
         OSError: the file cannot be written.
@@ -68,14 +68,14 @@ def save_split(dataset: Dataset, path: str | Path) -> None:
 
 
 def list_dataset(config: FinetuneConfig, progress: ProgressFactory) -> Listing:
-    """List the images of a data set by part and class, after downloading it if it is missing.
+    """List the images of a data set by part and class. A missing data set is downloaded first.
 
     Args:
-        config: settings; `dataset`, `data_dir` and `seed` are used.
-        progress: progress of downloads.
+        config: settings, of which `dataset`, `data_dir` and `seed` are used.
+        progress: progress bar for downloads.
 
     Raises:
-        DatasetError: there is no such data set.
+        DatasetError: the data set does not exist or cannot be listed.
         HubError: the data set is missing and cannot be downloaded.
     """
     spec = config.dataset

@@ -1,4 +1,4 @@
-"""Registry of the data sets known by name: their folders, and how each of them is downloaded or created."""
+"""Registry of named data sets, with the folder of each and the function that downloads or creates it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CATS_VS_DOGS_URL = "https://download.microsoft.com/download/3/E/1/3E1C3F21-ECDB-
 
 @dataclass(frozen=True)
 class KnownDataset:
-    """Row of `tlcli datasets`.
+    """Entry of the table that `tlcli datasets` prints.
 
     classes, images: published numbers of classes and images. path: folder of the data set. present: True if the folder has content.
     """
@@ -36,11 +36,11 @@ class KnownDataset:
 
 @dataclass(frozen=True)
 class Known:
-    """Data set known by name.
+    """Named data set in the registry.
 
     source: origin of the data set, for display.
-    open: function that lists the data set's folder, after downloading it if it is missing.
-    place: function from the data directory and the seed to the data set's folder; by default, the folder has the data set's name.
+    open: function that downloads or creates the data set if it is missing, and lists its folder.
+    place: function that maps the data directory and the seed to the folder of the data set; by default, the folder has its name.
     """
 
     name: str
@@ -55,24 +55,24 @@ class Known:
         return self.place(data_dir, seed) if self.place is not None else data_dir / self.name
 
     def download_advice(self, folder: Path) -> str:
-        """Return advice for the user if the data set cannot be downloaded to `folder`."""
+        """Return the advice shown when the data set cannot be downloaded to `folder`."""
         return (
             f"Put the unpacked data set in {folder} (train/<class>/<image>), use --data-dir to name the folder that contains"
             f" {self.name}, or use another --dataset: a folder of images, or shapes, which needs no download"
         )
 
     def load(self, data_dir: Path, seed: int, progress: ProgressFactory) -> Listing:
-        """List the images, after downloading them if they are missing.
+        """List the images of the data set. Missing images are downloaded or created first.
 
         Raises:
             HubError: the data set is missing and cannot be downloaded.
-            DatasetError: the folder does not hold a data set.
+            DatasetError: the folder does not contain a valid data set.
         """
         return self.open(self, self.folder(data_dir, seed), seed, progress)
 
 
 def cats_vs_dogs(known: Known, folder: Path, seed: int, progress: ProgressFactory, url: str = CATS_VS_DOGS_URL) -> Listing:
-    """List Cats vs. Dogs in any layout in `folder`, after downloading Microsoft's archive if the folder is empty."""
+    """List the Cats vs. Dogs data set in `folder`, in any supported layout. If the folder is empty, download Microsoft's archive first."""
     if not _has_content(folder):
         with whole_folder(folder) as temporary:
             archive = temporary / url.rsplit("/", 1)[-1]
@@ -91,16 +91,16 @@ def torchvision_set(
     keeps: str,
     labels: tuple[str, ...] | None = None,
 ) -> Listing:
-    """List one of torchvision's data sets, or the same images as a folder of images.
+    """List a torchvision data set, stored either in torchvision's own format or as a folder of images.
 
     Args:
-        known: entry of the data set.
+        known: registry entry of the data set.
         folder: folder of the data set.
-        seed: not used.
-        progress: progress bar of the download.
-        dataset: function that returns torchvision's class; called only when needed, since importing torchvision takes seconds.
-        keeps: subfolder of `folder` in which that class stores its files.
-        labels: names of the classes, if torchvision's are not those that people type.
+        seed: unused.
+        progress: progress bar for the download.
+        dataset: function that returns the torchvision class, called only when needed because importing torchvision takes seconds.
+        keeps: subfolder of `folder` in which the torchvision class stores its files.
+        labels: class names that replace torchvision's where those are impractical to type.
     """
     is_present = (folder / keeps).is_dir()
     if not is_present and _has_content(folder):
@@ -111,7 +111,7 @@ def torchvision_set(
 
 
 def drawn_shapes(known: Known, folder: Path, seed: int, progress: ProgressFactory) -> Listing:
-    """List the synthetic `shapes` data set, drawn on first use; each seed has its own data set."""
+    """List the synthetic `shapes` data set, which is drawn on first use. Each seed has its own folder."""
     if not _has_content(folder):
         with whole_folder(folder) as temporary:
             write_shapes(temporary, DEFAULT_COUNTS, seed, progress=progress)
@@ -147,11 +147,11 @@ KNOWN: dict[str, Known] = {
 
 
 def known_datasets(data_dir: Path | None = None, seed: int = 0) -> list[KnownDataset]:
-    """Return a row for every data set known by name, for `tlcli datasets`.
+    """Return an entry for each named data set, as shown by `tlcli datasets`.
 
     Args:
-        data_dir: folder of the data sets; `default_data_dir()` by default.
-        seed: seed of the data sets that depend on one.
+        data_dir: folder of the data sets; defaults to `default_data_dir()`.
+        seed: seed for data sets that depend on one.
     """
     data_dir = data_dir or default_data_dir()
     rows = []

@@ -1,4 +1,4 @@
-"""Synthetic data set of shapes, for demos and tests without a download: a folder of images, with bounding boxes."""
+"""Synthetic data set of shapes for demos and tests that need no download: a folder of images with bounding boxes."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def write_shapes(
     size: int = DEFAULT_SIZE,
     progress: ProgressFactory = silent,
 ) -> None:
-    """Draw a data set: `<folder>/<part>/<class>/<number>.png`, and the boxes in `boxes.json`.
+    """Draw the data set to `<folder>/<part>/<class>/<number>.png`, and write the bounding boxes to `boxes.json`.
 
     Args:
         folder: output folder, created if missing.
         counts: number of images per class in each part.
-        seed: seed of the sequence of drawings; parts take consecutive drawings, so that no image is in two parts.
-        size: width and height in pixels.
+        seed: seed of the sequence of drawings. Parts take consecutive drawings, so that no image occurs in two parts.
+        size: width and height of each image in pixels.
         progress: progress bar, one step per image.
 
     Raises:
@@ -65,10 +65,10 @@ def write_shapes(
 
 
 def load_boxes(folder: Path) -> dict[str, Box]:
-    """Load the bounding boxes of a folder written by `write_shapes`, by the images' paths in the folder.
+    """Load the bounding boxes of a folder written by `write_shapes`. Keys are image paths relative to the folder.
 
     Raises:
-        DatasetError: the file of boxes is missing, or was not written by `write_shapes`.
+        DatasetError: `boxes.json` is missing or was not written by `write_shapes`.
     """
     path = folder / BOXES_FILE
     try:
@@ -79,6 +79,6 @@ def load_boxes(folder: Path) -> dict[str, Box]:
 
 
 def shapes_folder(data_dir: Path, seed: int, counts: Mapping[str, int] = DEFAULT_COUNTS, size: int = DEFAULT_SIZE) -> Path:
-    """Return the folder of the data set for a seed, counts and a size."""
+    """Return the folder of the data set with the given seed, counts and image size."""
     key = hashlib.sha256(json.dumps([DRAWING_VERSION, seed, dict(counts), size]).encode()).hexdigest()[:12]
     return data_dir / f"shapes-{key}"

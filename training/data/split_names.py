@@ -1,4 +1,4 @@
-"""Recognition of folder names that stand for a part of a data set, such as `train`, `ValSet` or `seg_test`."""
+"""Parser for folder names that denote a part of a data set, such as `train`, `ValSet` or `seg_test`."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _JOINED = re.compile(rf"({'|'.join(sorted(_WORDS, key=len, reverse=True))})(?:{'
 
 
 class PartName(NamedTuple):
-    """Interpretation of a folder's name.
+    """Parsed name of a part folder.
 
-    word: the part. rest: the remaining words of the name, empty for names like `train`, `seg_train`, `TestImages2017`.
+    word: part that the name denotes. rest: other words in the name; empty for names such as `train`, `seg_train` or `TestImages2017`.
     """
 
     word: Word
@@ -31,7 +31,7 @@ class PartName(NamedTuple):
 
 
 def part_name(folder: str) -> PartName | None:
-    """Return the part that a folder's name stands for, or None if it does not name a part."""
+    """Parse the name of a folder, and return None if it does not denote a part."""
     tokens = [token for token in re.split(r"[^a-z]+", folder.lower()) if token]
     words = [matched[1] for token in tokens if (matched := _JOINED.fullmatch(token))]
     if len(words) != 1:

@@ -1,4 +1,4 @@
-"""timm's data set specs: `torch/<name>`, `hfds/<name>`, `wds/<name>` and `tfds/<name>`, opened by `timm.data.create_dataset`."""
+"""Support for timm data set specs `torch/<name>`, `hfds/<name>`, `wds/<name>` and `tfds/<name>`, via `timm.data.create_dataset`."""
 
 from __future__ import annotations
 
@@ -33,33 +33,33 @@ Create = Callable[..., Any]
 """Type of `timm.data.create_dataset`."""
 
 _SPLITS = {"train": ("train", "training"), "val": ("validation", "valid", "val"), "test": ("test",)}
-"""Common names of each part."""
+"""Common split names for each part."""
 
 _TORCHVISION = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "mnist": "MNIST", "kmnist": "KMNIST", "fashion_mnist": "FashionMNIST"}
-"""timm's names of the data sets that are downloaded if they are missing, with torchvision's classes."""
+"""timm names of the data sets that are downloaded when missing, mapped to torchvision class names."""
 
 
 def is_timm_spec(spec: str) -> bool:
-    """Return True if `spec` starts with one of timm's prefixes."""
+    """Return True if `spec` is a name with one of timm's prefixes, such as `hfds/<name>`."""
     prefix, slash, name = spec.partition("/")
     return bool(slash and name) and prefix.lower() in PREFIXES
 
 
 def list_timm(config: FinetuneConfig, progress: ProgressFactory, create: Create | None = None) -> Listing:
-    """List the images of a timm spec.
+    """List the images of a timm data set spec.
 
-    `torch/` expects its files in `config.data_dir`, and `wds/` its shards; `hfds/` uses Hugging Face's own cache; `tfds/` uses data
-    prepared by TensorFlow Datasets. Streams (`wds/`, `tfds/`) are first copied to a folder in `config.data_dir`, as PNG, since
+    `torch/` reads files and `wds/` reads shards in `config.data_dir`, `hfds/` uses the Hugging Face cache, and `tfds/` uses data
+    prepared by TensorFlow Datasets. Streams (`wds/`, `tfds/`) are first copied to a folder in `config.data_dir` as PNG files, because
     training needs random access.
 
     Args:
-        config: settings; `dataset` and `data_dir` are used.
-        progress: progress of copies and downloads.
+        config: settings, of which `dataset` and `data_dir` are used.
+        progress: progress bar for copies and downloads.
         create: replacement for `timm.data.create_dataset`.
 
     Raises:
-        DatasetError: there is no such data set, it has no training part, or a required package is not installed.
-        HubError: the data set is missing, and its hub cannot be reached.
+        DatasetError: the data set does not exist, it has no training part, or a required package is not installed.
+        HubError: the data set is missing and its hub cannot be reached.
     """
     create = create or _create_dataset
     prefix = config.dataset.partition("/")[0].lower()
@@ -71,7 +71,7 @@ def list_timm(config: FinetuneConfig, progress: ProgressFactory, create: Create 
 
 
 def _create_dataset(*positional: Any, **options: Any) -> Any:
-    """Call timm's function, imported only now since that takes seconds."""
+    """Call `timm.data.create_dataset`. timm is imported here because the import takes seconds."""
     return importlib.import_module("timm.data").create_dataset(*positional, **options)
 
 
@@ -84,12 +84,12 @@ def _torch(config: FinetuneConfig, progress: ProgressFactory, create: Create) ->
         if not (config.data_dir / torchvision_datasets.own_folder(dataset)).is_dir():
             advice = f"Put torchvision's files in {config.data_dir}, or use --data-dir to name the folder that contains them"
             torchvision_datasets.fetch(dataset, config.data_dir, advice, progress)
-    # torchvision's other images are a test part, although timm calls them validation.
+    # torchvision's second split is a test part, although timm calls it validation.
     opened = {part: _opened(create, config, split, root=config.data_dir) for part, split in (("train", "train"), ("test", "validation"))}
     parts: dict[str, tuple[Indexed, npt.NDArray[np.int64]]] = {}
     for part, dataset in opened.items():
         labels = getattr(dataset, "targets", None)
-        if labels is None:  # some of torchvision's data sets have no list of labels, so each image is opened for its label
+        if labels is None:  # some torchvision data sets have no list of labels, so each image is opened to get its label
             labels = [dataset[index][1] for index in range(len(dataset))]
         parts[part] = TorchvisionImages(dataset), np.asarray(labels, dtype=np.int64)
     return list_arrays(config.dataset, _class_names(opened["train"], parts["train"][1]), parts)
@@ -97,7 +97,7 @@ def _torch(config: FinetuneConfig, progress: ProgressFactory, create: Create) ->
 
 @dataclass(frozen=True)
 class _EncodedImages:
-    """Encoded images of one of timm's readers; timm's own data set would replace a broken image by the next one."""
+    """Encoded images read from a timm reader. The reader is used directly because timm's data set class skips unreadable images."""
 
     reader: Any
 
@@ -105,7 +105,7 @@ class _EncodedImages:
         return len(self.reader)
 
     def image(self, index: int) -> Image.Image | bytes:
-        """Return an encoded image; see `tlcli.training.data.array_source.Indexed.image`."""
+        """Return the encoded image at `index`; see `tlcli.training.data.array_source.Indexed.image`."""
         with self.reader[index][0] as stream:
             encoded: bytes = stream.read()
             return encoded
@@ -128,15 +128,15 @@ def _hugging_face(config: FinetuneConfig, progress: ProgressFactory, create: Cre
     for part, dataset in opened.items():
         reader = dataset.reader
         labels = np.asarray([-1 if label is None else label for label in reader.dataset[reader.label_key]], dtype=np.int64)
-        if part == "train" or labels.min(initial=0) >= 0:  # the labels of a competition's test part are withheld, as -1
+        if part == "train" or labels.min(initial=0) >= 0:  # competitions withhold the labels of the test part and set them to -1
             parts[part] = _EncodedImages(reader), labels
     return list_arrays(config.dataset, _class_names(opened["train"].reader, parts["train"][1]), parts)
 
 
 def _unreachable_hub() -> str | None:
-    """Return the reason why Hugging Face's hub cannot be reached, or None.
+    """Check the connection to the Hugging Face Hub. Return the reason if it cannot be reached, or None if it can.
 
-    Hugging Face's own client retries for half a minute before it fails.
+    The check fails fast, whereas Hugging Face's own client retries for half a minute first.
     """
     import huggingface_hub.constants
 
@@ -152,7 +152,7 @@ def _unreachable_hub() -> str | None:
 
 @contextlib.contextmanager
 def _quiet_hub(offline: bool) -> Iterator[Path]:
-    """Disable Hugging Face's progress bars and, with `offline`, its network access within the block; yield its cache folder.
+    """Disable Hugging Face progress bars and, if `offline`, its network access within the block. Yields the data set cache folder.
 
     Raises:
         DatasetError: the package `datasets` is not installed.
@@ -190,10 +190,10 @@ def _streamed(config: FinetuneConfig, progress: ProgressFactory, create: Create)
 
 
 def _copy(stream: Any, folder: Path, config: FinetuneConfig, progress: ProgressFactory) -> None:
-    """Write a stream of images and labels as `<class>/<number>.png`.
+    """Write a stream of images and labels to `<folder>/<class>/<number>.png`.
 
     Raises:
-        DatasetError: the underlying library raised an error.
+        DatasetError: the underlying library raised an error, or an image could not be written.
     """
     names = {label: name for name, label in (stream.reader.class_to_idx or {}).items()}
     with progress(f"Copying {config.dataset} ({folder.name})", len(stream)) as advance:
@@ -212,7 +212,7 @@ def _file_name(class_name: str) -> str:
 
 
 def _opened(create: Create, config: FinetuneConfig, split: str, **options: Any) -> Any:
-    """Open a split, and translate the errors of its library.
+    """Open a split and translate the exceptions of the underlying library.
 
     Raises:
         DatasetError: the split cannot be opened, or a required package is not installed.
@@ -232,7 +232,7 @@ def _opened(create: Create, config: FinetuneConfig, split: str, **options: Any) 
 
 
 def _part(create: Create, config: FinetuneConfig, part: str, **options: Any) -> Any | None:
-    """Open a part under any of its common names; return None if there is none.
+    """Open a part by trying its common split names. Return None if the part does not exist.
 
     Raises:
         DatasetError: the training part cannot be opened.
@@ -252,7 +252,7 @@ def _part(create: Create, config: FinetuneConfig, part: str, **options: Any) -> 
 
 
 def _class_names(labelled: Any, labels: npt.NDArray[np.int64]) -> list[str]:
-    """Return the library's names of the labels, or the labels as text if it has none."""
+    """Return the class names that the library provides, or the label numbers as text if it provides none."""
     by_name = getattr(labelled, "class_to_idx", None)
     if by_name:
         return [str(name) for name, _ in sorted(by_name.items(), key=lambda entry: int(entry[1]))]

@@ -1,4 +1,4 @@
-"""torchvision's data sets: downloaded by this project's downloader; unpacked, verified and read by torchvision."""
+"""torchvision data sets, downloaded with this project's downloader and then unpacked, verified and read by torchvision."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from tlcli.training.data.listing import Listing
 from tlcli.training.runtime.progress import ProgressFactory
 
 DatasetClass = Callable[..., Any]
-"""Class of `torchvision.datasets` with the interface of CIFAR10 or MNIST."""
+"""A class in `torchvision.datasets` with the same interface as `CIFAR10` or `MNIST`."""
 
 
 def named_class(name: str) -> DatasetClass:
-    """Return `torchvision.datasets.<name>`, imported only now since torchvision takes seconds."""
+    """Return `torchvision.datasets.<name>`. torchvision is imported here because the import takes seconds."""
     import torchvision.datasets
 
     dataset: DatasetClass = getattr(torchvision.datasets, name)
@@ -31,19 +31,19 @@ def named_class(name: str) -> DatasetClass:
 
 
 def fetch(dataset: DatasetClass, root: Path, advice: str, progress: ProgressFactory) -> None:
-    """Download a data set atomically to `root`, where torchvision's class expects it.
+    """Download a data set atomically to `root`, where the torchvision class expects it.
 
-    torchvision's own download has no time limit, falls back to unencrypted addresses, and shows a progress bar that cannot be
-    disabled. The archives are therefore downloaded here, from torchvision's addresses and with its checksums; torchvision unpacks them.
+    torchvision's own download has no timeout, falls back to unencrypted URLs, and shows a progress bar that cannot be disabled. The
+    archives are therefore downloaded here, from torchvision's URLs and with its checksums, and then unpacked by torchvision.
 
     Args:
-        dataset: torchvision's class.
-        root: root folder passed to torchvision's class.
+        dataset: torchvision data set class.
+        root: root folder passed to that class.
         advice: advice for the user, appended to the error message.
-        progress: progress bar of the download.
+        progress: progress bar for the download.
 
     Raises:
-        HubError: the download failed, see `tlcli.training.data.download.download`.
+        HubError: the download failed (see `tlcli.training.data.download.download`), or torchvision cannot read the files.
     """
     root.mkdir(parents=True, exist_ok=True)
     with temporary_folder(root, ".download.") as staging:
@@ -63,13 +63,13 @@ def fetch(dataset: DatasetClass, root: Path, advice: str, progress: ProgressFact
 def list_torchvision(dataset: DatasetClass, root: Path, where: str, classes: Sequence[str] | None = None) -> Listing:
     """List the training and test parts of a downloaded data set.
 
-    CIFAR's files are pickles; torchvision verifies each by the publisher's checksum before opening it.
+    CIFAR files are pickles; torchvision verifies each against the published checksum before opening it.
 
     Args:
-        dataset: torchvision's class.
-        root: root folder passed to torchvision's class.
-        where: name of the data set, in messages and in names of images.
-        classes: names of the classes, if not torchvision's.
+        dataset: torchvision data set class.
+        root: root folder passed to that class.
+        where: name of the data set, used in messages and as the prefix of image names.
+        classes: class names; None to use torchvision's.
 
     Raises:
         DatasetError: the data set is missing or damaged.
@@ -88,7 +88,7 @@ def list_torchvision(dataset: DatasetClass, root: Path, where: str, classes: Seq
 
 
 def _archives(dataset: DatasetClass) -> Iterator[tuple[list[str], Path, str]]:
-    """Yield the addresses, the path below the root, and the MD5 of each archive."""
+    """Yield the URLs, the path relative to the root, and the MD5 of each archive."""
     described: Any = dataset
     if hasattr(described, "url"):
         yield [described.url], Path(described.filename), described.tgz_md5
@@ -98,6 +98,6 @@ def _archives(dataset: DatasetClass) -> Iterator[tuple[list[str], Path, str]]:
 
 
 def own_folder(dataset: DatasetClass) -> str:
-    """Return the subfolder of the root in which torchvision's class stores its files."""
+    """Return the subfolder of the root folder in which the torchvision class stores its files."""
     described: Any = dataset
     return str(getattr(described, "base_folder", described.__name__))

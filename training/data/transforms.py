@@ -1,4 +1,4 @@
-"""Images as network inputs: augmented for training, or preprocessed exactly as in serving."""
+"""Image transforms for network inputs: random augmentation for training, or the same preprocessing as in serving."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from tlcli.training.settings.augmentation import Augmentation
 
 @dataclass(frozen=True)
 class ImageDataset(Dataset[tuple[Tensor, int, int]]):
-    """Images of a part as network inputs, for a `DataLoader`: `(uint8 [H, W, 3] in RGB, label, index in the part)`.
+    """PyTorch data set over the images of a part. Items are `(uint8 [H, W, 3] in RGB, label, index in the part)`.
 
-    The augmentation of an image depends only on `seed`, `view` and the image's index, not on the number of workers or the order of
-    loading. Each epoch is another `view`.
+    The augmentation of an image depends only on `seed`, `view` and the index of the image, not on the number of workers or the loading
+    order. Each epoch uses its own `view`.
 
-    part: the images.
-    preprocessing: transform of evaluation and serving, applied exactly if there is no augmentation.
-    augmentation: random augmentation that replaces it, with the same size and interpolation.
+    part: images to load.
+    preprocessing: transform used in evaluation and serving, applied unchanged if there is no augmentation.
+    augmentation: random augmentation that replaces `preprocessing`, with the same size and interpolation.
     seed, view: seeds of the random augmentation.
     """
 
@@ -54,7 +54,7 @@ class ImageDataset(Dataset[tuple[Tensor, int, int]]):
 
     def _augment(self, image: Image.Image, augmentation: Augmentation, index: int) -> Tensor:
         before = torch.get_rng_state()
-        torch.default_generator.manual_seed(seed_of(self.seed, self.view, index))  # seeds the CPU generator only, not a GPU's
+        torch.default_generator.manual_seed(seed_of(self.seed, self.view, index))  # seeds only the CPU generator
         try:
             changed = np.array(self._on_images(augmentation)(image), dtype=np.uint8)
             return self._on_values(augmentation, torch.from_numpy(changed))
@@ -91,7 +91,7 @@ class ImageDataset(Dataset[tuple[Tensor, int, int]]):
         return v2.Compose(steps)
 
     def _on_values(self, augmentation: Augmentation, values: Tensor) -> Tensor:
-        """Apply random erasing to uint8 `[H, W, 3]`."""
+        """Apply random erasing to an image, uint8 `[H, W, 3]`."""
         if not augmentation.erasing:
             return values
         mean = [float(round(255 * value)) for value in self.preprocessing.mean]

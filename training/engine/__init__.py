@@ -1,1 +1,1 @@
-"""The training loop: stages, steps, optimizer, loss, EMA, AMP, head search, LR finder."""
+"""Training loop: stages, steps, optimizers, losses, EMA, mixed precision, head search and learning rate finder."""

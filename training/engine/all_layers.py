@@ -1,4 +1,4 @@
-"""Training of all layers: augmented images, smaller rates toward the stem, label smoothing, batch norms that learn."""
+"""Fine-tuning of all layers, with augmentation, layer-wise learning rate decay, label smoothing and trainable batch norms."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ from tlcli.training.settings.plan import Plan
 
 @dataclass(frozen=True, eq=False)
 class AllLayers:
-    """Training of every layer of a network.
+    """Training stage that fine-tunes every layer of a network.
 
-    network: network on the device to train on.
+    network: network to train, already on the training device.
     dataset: data set with a training and a validation part.
     plan: resolved settings.
-    seed: seed of the order of the images, of their augmentation and of random layers.
-    dist: processes that share each batch.
-    progress: factory of progress bars, one per epoch. log: function that writes a line for the user.
-    first_epoch: number of the stage's first epoch in the run.
+    seed: seed for the image order, the augmentation and random layers such as dropout.
+    dist: distributed context of the processes that share each batch.
+    progress: factory of progress bars, one per epoch. log: function that prints a line for the user.
+    first_epoch: number of the stage's first epoch within the run.
     """
 
     network: Network
@@ -52,27 +52,29 @@ class AllLayers:
     first_epoch: int = 1
 
     def train(self, best: Best, callback: Callback, checkpoint: Checkpoint | None = None) -> None:
-        """Train; the network ends with the weights of the best epoch.
+        """Train all layers. Afterwards, the network has the weights of the best epoch.
 
         Args:
-            best: the network as it is and the best epoch of earlier stages; updated after every epoch.
+            best: best epoch of earlier stages, with the current weights of the network; updated after every epoch.
             callback: hooks to run after each step and each epoch.
             checkpoint: state to resume from; None starts fresh.
 
         Raises:
-            ImageError: an image cannot be read any more.
-            SettingsError: see `stage` and `run_stage`.
+            ImageError: an image can no longer be read.
+            SettingsError: `stage` or `run_stage` rejects the settings.
         """
         run_stage(self.stage(), best, callback, checkpoint)
 
     def stage(self) -> Stage:
-        """Return the stage to run; the network's memory format becomes channels-last, and its batch norms synchronised.
+        """Build the stage to run. This converts the network in place to channels-last memory format and synchronised batch norms.
+
+        Batch norms are synchronised only if there are several processes.
 
         Raises:
             SettingsError: a batch has fewer images than there are processes.
         """
         network, plan, classes = self.network, self.plan, len(self.dataset.classes)
-        network.to(memory_format=torch.channels_last)  # as the images are: convolutions then need no conversion
+        network.to(memory_format=torch.channels_last)  # matches the images, so that convolutions need no layout conversion
         if self.dist.world > 1:
             sync_norms(network, network.device)
         smallest = smallest_micro_batch(len(self.dataset.train), plan)
@@ -106,7 +108,11 @@ class AllLayers:
         )
 
     def batches(self, epoch: int) -> Batches:
-        """Yield this process's share of the batches of an epoch, from 0: normalised images and their labels, on the device."""
+        """Yield this process's share of each batch in an epoch: normalised images and labels on the training device.
+
+        Args:
+            epoch: index of the epoch within the stage, starting at 0.
+        """
         network, plan, images_in_all = self.network, self.plan, len(self.dataset.train)
         loaded = image_batches(
             self.dataset.train,
@@ -129,7 +135,7 @@ class AllLayers:
                 done = step * images_in_all // self._steps
 
     def evaluate(self) -> tuple[float, float]:
-        """Return the validation loss and top-1."""
+        """Return the loss and top-1 accuracy on the validation part."""
         logits = classify_images(self.network, self.dataset.val, self.plan, dist=self.dist)
         return loss_and_top1(logits, torch.from_numpy(self.dataset.val.labels))
 
@@ -146,17 +152,17 @@ def classify_images(
     advance: Callable[[int], None] = lambda _: None,
     dist: DistributedContext = DistributedContext(),  # noqa: B008  # immutable
 ) -> Tensor:
-    """Return the logits `[n, C]` of a part's images, on the CPU.
+    """Classify all images of a part and return the logits `[n, C]` on the CPU.
 
     Args:
-        network: in eval mode.
-        part: n images.
-        plan: its batch size and workers are used.
-        advance: called with the number of images of each batch.
-        dist: processes that share the images; each returns the logits of all of them.
+        network: network in eval mode.
+        part: part with n images.
+        plan: training plan, of which the batch size and the number of workers are used.
+        advance: progress callback, called with the number of images in each batch.
+        dist: distributed context of the processes that share the images; each process returns the logits of all images.
 
     Raises:
-        ImageError: an image cannot be read any more.
+        ImageError: an image can no longer be read.
     """
     share = part.take(range(dist.rank, len(part), dist.world)) if dist.world > 1 else part
     logits = [torch.empty(0, network.config.num_classes)]
@@ -168,11 +174,11 @@ def classify_images(
 
 
 def smallest_micro_batch(images: int, plan: Plan) -> int:
-    """Return the smallest number of images in one forward pass of training, over all processes.
+    """Return the size of the smallest micro-batch in training, summed over all processes.
 
     Args:
         images: number of training images.
-        plan: its batch size and accumulation are used.
+        plan: training plan, of which the batch size and gradient accumulation are used.
     """
     steps = batch_count(images, plan.config.batch_size * plan.config.accumulate)
     sizes = {images // steps, -(-images // steps)}

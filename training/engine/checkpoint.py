@@ -1,4 +1,4 @@
-"""State of a stage between two epochs, from which training resumes."""
+"""Checkpoint of a training stage between two epochs, used to resume training."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 from torch import Tensor
 
 State = dict[str, Tensor]
-"""Weights and buffers by name, as `state_dict` returns them."""
+"""Weights and buffers by name, as returned by `state_dict`."""
 
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """Everything that the next epoch depends on.
+    """Complete state required to run the next epoch.
 
-    epochs: number of finished epochs. model: its `state_dict`. optimizer: its `state_dict`.
-    average: moving average of the weights; None without one.
-    scale: `GradScaler` state; empty without a scaler.
+    epochs: number of completed epochs. model: `state_dict` of the model. optimizer: `state_dict` of the optimizer.
+    average: moving average of the weights; None if EMA is disabled.
+    scale: `GradScaler` state; empty if gradients are not scaled.
     """
 
     epochs: int

@@ -1,4 +1,4 @@
-"""Training of the head alone, on cached features: minibatches of standardised embeddings, in seconds."""
+"""Training of the head alone on cached features. Training on minibatches of standardised embeddings takes seconds."""
 
 from __future__ import annotations
 
@@ -25,30 +25,33 @@ Embeddings = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
 
 _CHUNK = 4096
-"""Most rows of embeddings in memory at a time."""
+"""Maximum number of embedding rows to load into memory at once."""
 
 _LEAST_SPREAD = 1e-4
-"""Least standard deviation of a feature, as a share of the mean over all features; below it the feature is constant and not scaled up."""
+"""Threshold on a feature's standard deviation, relative to the mean over all features.
+
+A feature at or below it is treated as constant and is not scaled up.
+"""
 
 
 class StandardisedHead(nn.Module):
-    """Classifier on features of mean 0 and standard deviation 1, for training.
+    """Classifier that standardises its input features to mean 0 and standard deviation 1 during training.
 
-    Steps then have similar sizes in all directions. `fold` moves the standardisation into the classifier's first layer:
-    with `z = (x - m) / s`, `W z + b = (W / s) x + (b - (W / s) m)`, so the trained classifier needs no extra layer.
+    Standardisation makes optimizer steps similar in size in all directions. `fold` then merges it into the first layer of the classifier,
+    so that the trained classifier needs no extra layer: with `z = (x - m) / s`, `W z + b = (W / s) x + (b - (W / s) m)`.
     """
 
     def __init__(self, classifier: nn.Module, mean: Tensor, spread: Tensor) -> None:
         """Wrap the classifier of a `Network`.
 
         Args:
-            classifier: to be trained.
-            mean: of the embeddings, float64 `[d]`.
+            classifier: classifier to train.
+            mean: mean of the embeddings, float64 `[d]`.
             spread: standard deviation of the embeddings, float64 `[d]`.
         """
         super().__init__()
         self.classifier = classifier
-        if self._first.bias is None:  # no bias could absorb the mean
+        if self._first.bias is None:  # without a bias, the mean cannot be folded in
             mean = torch.zeros_like(mean)
         self.register_buffer("mean", mean.float(), persistent=False)
         self.register_buffer("spread", spread.float(), persistent=False)
@@ -59,7 +62,7 @@ class StandardisedHead(nn.Module):
 
     @torch.no_grad()
     def fold(self) -> None:
-        """Change the classifier so that, on plain embeddings, it returns what this module returns; computed in float64."""
+        """Fold the standardisation into the classifier, so that it maps raw embeddings to the same logits. Computed in float64."""
         first = self._first
         weight = first.weight.flatten(1).double() / cast("Tensor", self.spread).double()
         if first.bias is not None:
@@ -81,23 +84,23 @@ def train_head(
     seed: int,
     callback: Callback | None = None,
 ) -> Best:
-    """Train `network.classifier` on embeddings; nothing else of the network changes.
+    """Train `network.classifier` on embeddings. The rest of the network does not change.
 
     Args:
-        network: its classifier ends with the weights of the best epoch.
-        views: embeddings of the training part, `[n, d]` each; epoch e trains on view e modulo their number.
+        network: network whose classifier is trained; it ends with the weights of the best epoch.
+        views: embeddings of the training part, `[n, d]` each; epoch e trains on view `e % len(views)`.
         labels: labels of the training part, `[n]`.
         val: embeddings of the validation part, `[m, d]`.
         val_labels: labels of the validation part, `[m]`.
-        plan: its settings of the head are used.
-        seed: of the order of the images, and of dropout.
+        plan: training plan, of which the head settings are used.
+        seed: seed for the image order and dropout.
         callback: hooks to run after each step and each epoch.
 
     Returns:
-        The best epoch.
+        The best epoch, with the metrics of every epoch.
 
     Raises:
-        SettingsError: see `run_stage`.
+        SettingsError: the loss became NaN or infinite in the first epoch; see also `run_stage`.
     """
     device = network.device
     mean, spread = moments(views)
@@ -115,7 +118,7 @@ def train_head(
     def evaluate() -> tuple[float, float]:
         return loss_and_top1(torch.cat([head(rows.to(device)) for rows in chunks(val)]), val_targets)
 
-    if isinstance(network.classifier, (nn.Linear, nn.Conv2d)):  # a convex problem: no random start is better than zero
+    if isinstance(network.classifier, (nn.Linear, nn.Conv2d)):  # the problem is convex, so no random initialization is better than zero
         nn.init.zeros_(network.classifier.weight)
         if network.classifier.bias is not None:
             nn.init.zeros_(network.classifier.bias)
@@ -142,12 +145,12 @@ def train_head(
 
 @torch.no_grad()
 def classify_embeddings(network: Network, embeddings: Embeddings) -> Tensor:
-    """Map embeddings `[n, d]` to logits `[n, C]` on the CPU, in the network's current mode."""
+    """Map embeddings `[n, d]` to logits `[n, C]` on the CPU. The network keeps its current train or eval mode."""
     return torch.cat([network.classify(rows.to(network.device)).cpu() for rows in chunks(embeddings)])
 
 
 def chunks(embeddings: Embeddings) -> Iterator[Tensor]:
-    """Yield the rows `[n, d]` a few thousand at a time, read into memory."""
+    """Yield the rows of embeddings `[n, d]` in chunks of up to 4096, copied into memory."""
     for start in range(0, len(embeddings), _CHUNK):
         yield torch.from_numpy(np.array(embeddings[start : start + _CHUNK]))
 
@@ -155,7 +158,8 @@ def chunks(embeddings: Embeddings) -> Iterator[Tensor]:
 def moments(views: Sequence[Embeddings]) -> tuple[Tensor, Tensor]:
     """Return the mean and standard deviation of each feature over all views, float64 `[d]`.
 
-    Two passes over the data: the differences of a one-pass formula would cancel.
+    The computation takes two passes over the data, because a one-pass formula suffers from cancellation. For a constant feature, the
+    standard deviation is replaced by the mean over all features.
     """
     count = sum(len(view) for view in views)
     mean = sum((rows.double().sum(0) for view in views for rows in chunks(view)), torch.zeros(())) / count

@@ -1,4 +1,4 @@
-"""Grid search over heads and their training settings, on cached features."""
+"""Grid search over heads and their hyperparameters, on cached features."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from tlcli.training.models.network import Network, apply_classifier, build
 from tlcli.training.settings.plan import Plan
 
 LR_FACTORS = (1.0, 1 / 3, 3.0)
-"""Multiples of the plan's learning rate. The plan's own settings come first, so they are kept unless others are better."""
+"""Multiples of the plan's learning rate to try. The plan's own settings come first, so they are kept unless others are better."""
 
 WEIGHT_DECAYS = (0.05, 5.0)
 
 HIDDEN_UNITS = (256, 512)
 
 STRENGTHS = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.001)
-"""Strengths of the L2 penalty, on features of variance 1."""
+"""Strengths of the L2 penalty to try, for features of variance 1."""
 
 
 class Features(NamedTuple):
-    """Input of a head.
+    """Input features of a head.
 
     views: embeddings of the training part, `[n, d]` each. val: embeddings of the validation part, `[m, d]`.
     """
@@ -48,9 +48,10 @@ class Features(NamedTuple):
 
 @dataclass(frozen=True)
 class Trial:
-    """One row of the search's table.
+    """Trial of one head with one set of hyperparameters: a row of the search table.
 
-    head: see `FinetuneConfig`. method: optimizer, or `lbfgs`. lr, weight_decay: settings of an optimizer. l2: penalty of `lbfgs`.
+    head: see `FinetuneConfig`. method: name of the optimizer, or `lbfgs`. lr, weight_decay: hyperparameters of the optimizer; None for
+    `lbfgs`. l2: strength of the L2 penalty for `lbfgs`; None for other optimizers.
     epoch: best epoch; 1 for `lbfgs`. val_top1, val_loss: validation metrics of the best epoch.
     """
 
@@ -70,11 +71,12 @@ class Trial:
 
 @dataclass(frozen=True, eq=False)
 class HeadSearch:
-    """Result of a search.
+    """Result of a head search.
 
-    network: network with the chosen head and its weights: the searched network itself, or a copy with another head.
-    best: epochs that the chosen head was trained for, as `train_head` returns them.
-    chosen: the best of `trials`, which are in the order of the search.
+    network: network with the weights of the chosen head: the original network, or a copy with a different head.
+    best: training result of the chosen head, as returned by `train_head`.
+    chosen: best of `trials`.
+    trials: all trials in the order they were run.
     """
 
     network: Network
@@ -84,13 +86,16 @@ class HeadSearch:
 
 
 def heads_to_try(head: str) -> tuple[str, ...]:
-    """Return the configured head, then others that learn from the same features: for `mlp`, other numbers of hidden units."""
+    """Return the configured head, followed by alternatives that use the same features.
+
+    For `mlp` heads, the alternatives have other numbers of hidden units; other heads have none.
+    """
     others = [f"mlp:{units}" for units in HIDDEN_UNITS] if head.startswith("mlp:") else []
     return tuple(dict.fromkeys((head, *others)))
 
 
 def search_size(heads: Sequence[str], plan: Plan) -> int:
-    """Return the largest number of trials that `search_head` runs."""
+    """Return the maximum number of trials that `search_head` runs."""
     return sum(len(_grid(plan)) + (0 if head.startswith("mlp:") else len(STRENGTHS)) for head in heads)
 
 
@@ -104,23 +109,24 @@ def search_head(
     seed: int,
     on_trial: Callable[[Trial], None] = lambda _: None,
 ) -> HeadSearch:
-    """Train each head with several settings, and keep the best on the validation part, see `tlcli.training.engine.model_selection`.
+    """Train each head with several settings and select the best by `tlcli.training.engine.model_selection` on the validation part.
 
-    Every head is trained with the plan's optimizer at several learning rates and weight decays; a single linear layer also with
-    L-BFGS to convergence, at several strengths of an L2 penalty. Each trial equals `train_head` with its settings, to the bit.
+    Every head is trained with the plan's optimizer at several learning rates and weight decays. A head that is a single linear layer is
+    also fitted to convergence with L-BFGS, at several strengths of the L2 penalty. Each trial that uses the plan's optimizer is
+    bit-identical to `train_head` with the same settings.
 
     Args:
-        network: its backbone is not changed; its classifier ends with the best weights found for its own head.
-        heads: heads to try, with or without `network.config.head`.
+        network: network to search a head for. Its backbone does not change; its classifier ends with the best weights for its own head.
+        heads: heads to try, which need not include `network.config.head`.
         features: function that returns the features for a network with one of the heads, see `FeatureCache`; called once per head.
-        labels: int64 `[n]`.
-        val_labels: int64 `[m]`.
-        plan: its settings of the head are used; `head_lr` and `weight_decay` are tried first.
-        seed: of the order of the images, of dropout, and of the initial weights of other heads.
-        on_trial: called after each trial.
+        labels: labels of the training part, int64 `[n]`.
+        val_labels: labels of the validation part, int64 `[m]`.
+        plan: training plan, of which the head settings are used; its `head_lr` and `weight_decay` are tried first.
+        seed: seed for the image order, dropout, and the initial weights of other heads.
+        on_trial: callback after each trial.
 
     Raises:
-        SettingsError: the loss of every trial was NaN or infinite; see also `with_head`.
+        SettingsError: the loss of every trial was NaN or infinite, or `with_head` rejects a head.
     """
     trials: list[Trial] = []
     search: HeadSearch | None = None
@@ -147,12 +153,12 @@ def search_head(
 
 
 def with_head(network: Network, head: str, seed: int) -> Network:
-    """Return the network itself if it has this head, otherwise a copy with the head initialised at random.
+    """Return the network itself if it already has this head, otherwise a copy with a randomly initialised head.
 
     Args:
-        network: with the head `mlp:<units>`, it may lack layers that `linear` needs.
+        network: network to copy. If its head is `mlp:<units>`, it may lack layers that `linear` needs.
         head: see `FinetuneConfig`.
-        seed: of the random weights.
+        seed: seed of the random weights.
 
     Raises:
         SettingsError: the network lacks layers that the head needs.
@@ -175,7 +181,7 @@ def with_head(network: Network, head: str, seed: int) -> Network:
 
 
 def write_search(path: Path, trials: Sequence[Trial]) -> None:
-    """Write the trials as CSV, one per row."""
+    """Write the trials to a CSV file, one per row."""
     names = [field.name for field in fields(Trial)]
     with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as opened:
         writer = csv.writer(opened)
@@ -184,7 +190,10 @@ def write_search(path: Path, trials: Sequence[Trial]) -> None:
 
 
 class _Fit(NamedTuple):
-    """A trained head. state: weights of the network's classifier."""
+    """Trained head of one trial.
+
+    best: training result. state: weights of the network's classifier.
+    """
 
     trial: Trial
     best: Best
@@ -198,7 +207,7 @@ def _fits(network: Network, features: Features, labels: Labels, val_labels: Labe
         setting = plan.model_copy(update={"head_lr": lr, "weight_decay": weight_decay})
         try:
             best = train_head(network, features.views, labels, features.val, val_labels, setting, seed)
-        except SettingsError:  # the loss diverged in the first epoch: the rate is too high
+        except SettingsError:  # the loss diverged in the first epoch because the learning rate is too high
             continue
         row = best.kept
         trial = Trial(network.config.head, plan.config.optimizer, lr, weight_decay, None, row.epoch, row.val_top1, row.val_loss)
@@ -208,7 +217,7 @@ def _fits(network: Network, features: Features, labels: Labels, val_labels: Labe
 
 
 def _grid(plan: Plan) -> list[tuple[float, float]]:
-    """Return pairs of learning rate and weight decay, the plan's own first."""
+    """Return the pairs of learning rate and weight decay to try, starting with the plan's own."""
     decays = dict.fromkeys((plan.weight_decay, *WEIGHT_DECAYS))
     return [(plan.head_lr * factor, decay) for factor in LR_FACTORS for decay in decays]
 

@@ -1,4 +1,4 @@
-"""Multinomial logistic regression by full-batch L-BFGS in float64, run to convergence."""
+"""Multinomial logistic regression, fitted to convergence by full-batch L-BFGS in float64."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from tlcli.training.engine.loss import Objective
 
 _MOST_ITERATIONS = 300
 _GRADIENT = 1e-6
-"""Largest gradient of the mean loss at which the fit has converged."""
+"""Convergence tolerance on the gradient of the mean loss."""
 _CHANGE = 1e-10
 _HISTORY = 20
 
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """Fit with logits `x W^T + b`.
+    """Fitted logistic regression with logits `x W^T + b`.
 
-    l2: strength of the penalty. weight: float64 `[C, d]`. bias: float64 `[C]`. loss: mean loss in nats, without the penalty.
+    l2: strength of the L2 penalty. weight: W, float64 `[C, d]`. bias: b, float64 `[C]`. loss: mean loss in nats, without the penalty.
     """
 
     l2: float
@@ -34,17 +34,18 @@ class Fitted:
 def fit_logistic(
     inputs: Tensor, labels: Tensor, classes: int, strengths: Sequence[float], objective: Objective, with_bias: bool = True
 ) -> Iterator[Fitted]:
-    """Minimise the mean objective plus `l2 / 2 * ||W||^2` for each strength, strongest first, each starting from the previous fit.
+    """Fit a logistic regression for each L2 strength by minimising the mean objective plus `l2 / 2 * ||W||^2`.
 
-    This is scikit-learn's `LogisticRegression(C=1 / (n * l2))`. The problem is convex: the solution does not depend on the start.
+    Strengths are fitted in descending order, each starting from the previous solution. The problem is convex, so the solution does not
+    depend on the starting point. It is equivalent to scikit-learn's `LogisticRegression(C=1 / (n * l2))`.
 
     Args:
-        inputs: float64 `[n, d]`.
-        labels: int64 `[n]`.
-        classes: C.
-        strengths: positive L2 strengths.
-        objective: loss to minimise; class weights, if any, in float64.
-        with_bias: False keeps the bias at 0.
+        inputs: input features, float64 `[n, d]`.
+        labels: class indices, int64 `[n]`.
+        classes: number of classes C.
+        strengths: L2 strengths, positive.
+        objective: loss to minimise; its class weights, if set, must be float64.
+        with_bias: False to fix the bias at 0.
     """
     weight = inputs.new_zeros(classes, inputs.shape[1], requires_grad=True)
     bias = inputs.new_zeros(classes, requires_grad=with_bias)

@@ -1,4 +1,4 @@
-"""Learning rate finder: the range test of Smith 2017, arXiv:1506.01186, section 3.3."""
+"""Learning rate finder, which implements the range test of Smith 2017, arXiv:1506.01186, section 3.3."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ LOWEST, HIGHEST = 1e-7, 10.0
 STEPS = 100
 
 _SMOOTHING = 0.9
-"""Decay of the exponential moving average of the loss."""
+"""Decay factor of the exponential moving average of the loss."""
 
 _DIVERGED = 4.0
-"""Multiple of the lowest smoothed loss at which the test ends."""
+"""The test stops when the smoothed loss exceeds this multiple of its minimum."""
 
 _WINDOW = 13
-"""Number of steps in each line fit that measures a slope; single steps jump."""
+"""Number of steps in each line fit that measures a slope. Single steps are too noisy."""
 
 
 @dataclass(frozen=True)
 class RateCurve:
-    """Losses over learning rates.
+    """Loss curve over increasing learning rates.
 
-    rates: rate of each step, ascending. losses: loss of each step, nats. smoothed: moving average of the losses.
-    suggestion: rate at which the loss falls fastest.
+    rates: learning rate of each step, ascending. losses: loss of each step, in nats. smoothed: moving average of the losses.
+    suggestion: learning rate at which the loss falls fastest.
     """
 
     rates: tuple[float, ...]
@@ -43,10 +43,12 @@ class RateCurve:
 
 
 def try_rates(stage: Stage, progress: ProgressFactory, steps: int = STEPS) -> RateCurve:
-    """Train for a few steps while the rate rises from `LOWEST` to `HIGHEST`, until the loss diverges; then restore the model's weights.
+    """Train while the learning rate rises from `LOWEST` to `HIGHEST`, and return the loss curve.
+
+    The test stops early if the loss diverges. The weights of the model are restored afterwards.
 
     Raises:
-        SettingsError: the loss never falls.
+        SettingsError: the loss does not fall at any learning rate.
     """
     before = snapshot(stage.model)
     stepper = Stepper(stage.model, stage.optimizer, stage.options, stage.log)
@@ -81,10 +83,12 @@ def try_rates(stage: Stage, progress: ProgressFactory, steps: int = STEPS) -> Ra
 
 
 def steepest(rates: list[float], losses: list[float]) -> float:
-    """Return the rate at which the loss falls fastest over the logarithm of the rate, up to its minimum.
+    """Return the learning rate with the steepest descent of the loss, measured over the logarithm of the rate.
+
+    Only rates up to the minimum of the loss are considered.
 
     Raises:
-        SettingsError: the loss never falls.
+        SettingsError: the loss does not fall at any learning rate.
     """
     least = int(np.argmin(losses)) if losses else 0
     if least < 2:

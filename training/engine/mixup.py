@@ -1,4 +1,4 @@
-"""Mixup and CutMix: images of a batch combined, and their labels with them."""
+"""Mixup and CutMix, which combine the images of a batch and their labels."""
 
 from __future__ import annotations
 
@@ -8,16 +8,20 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 Mixing = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Map images `[N, 3, H, W]` and labels int64 `[N]` to images and class probabilities float `[N, C]`; draws from PyTorch's generator."""
+"""Function that mixes images `[N, 3, H, W]` with labels, int64 `[N]`, into images and class probabilities, float `[N, C]`.
+
+It uses PyTorch's global random generator.
+"""
 
 
 def mixing(mixup: float, cutmix: float, classes: int) -> Mixing | None:
-    """Return torchvision's mixup and CutMix with these alphas.
+    """Return torchvision's mixup or CutMix transform with the given alphas.
 
-    With both alphas above 0, each batch picks one at random. Zhang et al. 2018, arXiv:1710.09412; Yun et al. 2019, arXiv:1905.04899.
+    If both alphas are above 0, one of the two is chosen at random for each batch (Zhang et al. 2018, arXiv:1710.09412; Yun et al. 2019,
+    arXiv:1905.04899).
 
     Returns:
-        None if both are 0.
+        The transform, or None if both alphas are 0.
     """
     transforms: list[v2.Transform] = []
     if mixup:

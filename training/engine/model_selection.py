@@ -1,7 +1,7 @@
-"""Model selection: keep the lowest validation loss among networks whose validation accuracy is equal within noise.
+"""Model selection: keep the lowest validation loss among networks whose validation accuracies differ only by noise.
 
-Accuracy on a few hundred images is a coarse number: a lead of one image is chance. So two networks whose top-1 differs by
-no more than one standard error (Breiman et al. 1984, section 3.4.3, the one-standard-error rule) are compared by their loss,
+On a few hundred images, accuracy is a coarse measure, and a lead of one image is chance. Networks whose top-1 accuracy is within one
+standard error of the highest (the one-standard-error rule, Breiman et al. 1984, section 3.4.3) are therefore compared by their loss,
 which depends on every score.
 """
 
@@ -13,7 +13,10 @@ from typing import Protocol
 
 
 class Figures(Protocol):
-    """Validation figures of one network. val_top1: in [0, 1]. val_loss: nats."""
+    """Validation metrics of one network.
+
+    val_top1: top-1 accuracy in [0, 1]. val_loss: mean loss in nats.
+    """
 
     @property
     def val_top1(self) -> float: ...  # noqa: D102
@@ -28,19 +31,19 @@ RULE = "the lowest validation loss among those whose validation top-1 is within 
 def standard_error(top1: float, count: int) -> float:
     """Return the standard error of an accuracy measured on `count` images.
 
-    One right and one wrong prediction are added, so that it is not 0 at 100 % (Laplace's rule of succession).
+    One correct and one wrong prediction are added (Laplace's rule of succession), so that the error is not 0 at an accuracy of 100 %.
     """
     share = (top1 * count + 1) / (count + 2)
     return math.sqrt(share * (1 - share) / (count + 2))
 
 
 def is_better(new: Figures, kept: Figures | None, highest: float, count: int) -> bool:
-    """Return True if `new` replaces the network kept so far.
+    """Return True if the network with the metrics `new` should replace the network kept so far.
 
     Args:
-        new: figures of the latest network.
-        kept: figures of the network kept so far; None before the first.
-        highest: highest top-1 before `new`.
+        new: metrics of the latest network.
+        kept: metrics of the network kept so far; None before the first network.
+        highest: highest top-1 accuracy before `new`.
         count: number of validation images.
     """
     if kept is None:
@@ -53,7 +56,7 @@ def is_better(new: Figures, kept: Figures | None, highest: float, count: int) ->
 
 
 def select(figures: Iterable[Figures], count: int) -> int:
-    """Return the index of the network kept after all of them, in this order; it depends on the figures alone."""
+    """Apply `is_better` to a sequence of networks and return the index of the one that is kept. Depends only on the metrics."""
     chosen, kept, highest = -1, None, 0.0
     for index, new in enumerate(figures):
         if is_better(new, kept, highest, count):
@@ -63,7 +66,7 @@ def select(figures: Iterable[Figures], count: int) -> int:
 
 
 def describe_kept(epoch: int, stage: str | None, mode: object) -> str:
-    """Describe the epoch that was kept, and if it is one of the head's stage, what that means for the backbone."""
+    """Describe the kept epoch in words. If it belongs to the head stage, add that the backbone is unchanged."""
     if mode != "full" or stage is None:
         return f"epoch {epoch}"
     if stage == "head":

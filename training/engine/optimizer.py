@@ -1,4 +1,4 @@
-"""Optimizers with layer-wise learning rates, and the schedule of those rates."""
+"""Optimizers with layer-wise learning rates, and the learning rate schedule."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from tlcli.training.models.network import Network
 from tlcli.training.settings.config import OptimizerName, Schedule
 
 _LEAST_SCALE = 0.01
-"""Least rate of a layer, as a share of the head's: in deep networks the product of the factors would freeze the stem."""
+"""Minimum learning rate of a layer, relative to the head. Without it, the decay factors of a deep network would freeze the stem."""
 
 
 def layered_optimizer(network: Network, lr: float, weight_decay: float, layer_decay: float, name: OptimizerName = "adamw") -> Optimizer:
-    """Return an optimizer over all layers: the head at `lr`, each layer at `layer_decay` times the rate of the layer above it.
+    """Create an optimizer over all layers with layer-wise learning rate decay.
 
-    Layers are timm's, as its `group_matcher` counts them (blocks, where there are blocks). The idea is ULMFiT's
-    discriminative fine-tuning (Howard and Ruder 2018, arXiv:1801.06146, section 3.2). Biases and norms have no weight decay.
+    The head trains at `lr`, and each layer at `layer_decay` times the rate of the layer above it (discriminative fine-tuning, from
+    ULMFiT: Howard and Ruder 2018, arXiv:1801.06146, section 3.2). Layers are defined by timm's `group_matcher`, which groups parameters
+    by block where the network has blocks. Biases and norms have no weight decay.
 
-    timm writes a factor, `lr_scale`, that only its own schedulers read. Here it becomes each group's `lr`.
+    timm sets a factor `lr_scale` that only its own schedulers read. Here, that factor is applied to the `lr` of each group.
     """
     groups: list[dict[str, Any]] = timm.optim.param_groups_layer_decay(  # type: ignore[attr-defined]
         network.backbone, weight_decay, layer_decay=layer_decay
     )
-    below_head = 1.0 if network.head is None else layer_decay  # the backbone's own head is its last layer
+    below_head = 1.0 if network.head is None else layer_decay  # without a separate head, the backbone's last layer is the head
     for group in groups:
         group["lr"] = lr * max(below_head * group.pop("lr_scale"), _LEAST_SCALE)
     if network.head is not None:
@@ -36,7 +37,7 @@ def layered_optimizer(network: Network, lr: float, weight_decay: float, layer_de
 
 
 def decayed_groups(module: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-    """Return a module's parameters in two groups: matrices with weight decay, everything else without."""
+    """Return the trainable parameters of a module in two groups: tensors of two or more dimensions with weight decay, others without."""
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     return [
         {"params": [p for p in parameters if p.ndim > 1], "lr": lr, "weight_decay": weight_decay},
@@ -45,12 +46,12 @@ def decayed_groups(module: nn.Module, lr: float, weight_decay: float) -> list[di
 
 
 def make_optimizer(name: OptimizerName, groups: list[dict[str, Any]], lr: float) -> Optimizer:
-    """Return PyTorch's optimizer of this name; RMSprop and SGD are configured as in Keras and timm.
+    """Create a PyTorch optimizer by name. RMSprop uses Keras's defaults, and SGD uses timm's.
 
     Args:
-        name: of the optimizer.
-        groups: parameter groups with an `lr` and a `weight_decay` each.
-        lr: default rate.
+        name: name of the optimizer.
+        groups: parameter groups, each with an `lr` and a `weight_decay`.
+        lr: default learning rate.
     """
     if name == "adamw":
         return AdamW(groups, lr=lr)
@@ -62,10 +63,10 @@ def make_optimizer(name: OptimizerName, groups: list[dict[str, Any]], lr: float)
 
 
 def rate_factor(schedule: Schedule, step: int, steps: int, warm_up: float) -> float:
-    """Return the factor of every group's rate in a step, from 0.
+    """Return the learning rate multiplier for a step. Steps are numbered from 0.
 
-    The factor rises linearly over the first `warm_up` share of `steps`. Then `constant` stays at 1, and `cosine` falls to 0 along half a
-    cosine (Loshchilov and Hutter 2017, arXiv:1608.03983, eq. 5, one cycle).
+    The multiplier rises linearly over the first `warm_up * steps` steps. After that, `constant` stays at 1 and `cosine` falls to 0 along
+    half a cosine (Loshchilov and Hutter 2017, arXiv:1608.03983, eq. 5, one cycle).
     """
     rising = round(steps * warm_up)
     if step < rising:

@@ -1,4 +1,4 @@
-"""A training stage: epochs of batches, validation after each, the best weights kept."""
+"""Training stage: train for several epochs, validate after each one, and keep the best weights."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from tlcli.training.metrics.scores import Stage as StageName
 from tlcli.training.settings.config import Schedule
 
 Batches = Iterable[tuple[Tensor, Tensor]]
-"""Inputs of the stage's model and their labels, int64 `[N]`, on its device."""
+"""Batches of model inputs and their labels, int64 `[N]`, on the device of the model."""
 
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """A model, its data and its schedule.
+    """Definition of a training stage: the model, its data and its schedule.
 
-    model: network whose weights are trained and kept; in training mode while it trains, otherwise in eval mode.
-    optimizer: optimizer of the model's parameters; the highest rate of its groups is reported.
-    batches: batches of an epoch, from 0. steps: number of batches in an epoch.
-    evaluate: function that returns the model's validation loss and top-1.
+    model: network to train, in training mode during training steps and in eval mode otherwise.
+    optimizer: optimizer of the model's parameters; the highest learning rate of its groups is reported.
+    batches: function that returns the batches of an epoch, numbered from 0. steps: number of batches per epoch.
+    evaluate: function that returns the validation loss and top-1 accuracy of the model.
     warm_up, schedule: see `tlcli.training.engine.optimizer.rate_factor`.
-    kept_in_eval: modules of the model that stay in eval mode while it trains.
+    kept_in_eval: modules of the model that stay in eval mode during training.
     options: options of each step.
-    patience: number of epochs without improvement after which the stage ends.
-    unfreezing: schedule of the layers that train in each epoch; None trains all layers in every epoch.
-    log: function that writes a line for the user.
+    patience: number of epochs without improvement after which the stage ends; None to run all epochs.
+    unfreezing: schedule of the layers to train in each epoch; None trains all layers in every epoch.
+    log: function that prints a line for the user.
     """
 
     name: StageName
@@ -61,10 +61,10 @@ class Stage:
 
 @dataclass
 class Best:
-    """The best epoch so far, see `tlcli.training.engine.model_selection`.
+    """Best epoch so far, as selected by `tlcli.training.engine.model_selection`.
 
-    state: the model's weights after the best epoch. val_count: number of validation images.
-    row: metrics of the best epoch; None before the first. rows: metrics of every epoch.
+    state: weights of the model after the best epoch. val_count: number of validation images.
+    row: metrics of the best epoch; None before the first epoch. rows: metrics of every epoch.
     stopped: reason why training cannot continue. ended: reason why training ended early.
     """
 
@@ -77,12 +77,12 @@ class Best:
 
     @property
     def kept(self) -> EpochRow:
-        """Metrics of the best epoch, once `run_stage` has returned."""
+        """Metrics of the best epoch. Available after `run_stage` has returned."""
         assert self.row is not None
         return self.row
 
     def update(self, row: EpochRow, model: nn.Module) -> bool:
-        """Add an epoch, and keep a copy of the model's weights if it is the best so far; return True if it is."""
+        """Record an epoch. If it is the best so far, copy the model's weights and return True."""
         highest = max((earlier.val_top1 for earlier in self.rows), default=0.0)
         self.rows.append(row)
         if not is_better(row, self.row, highest, self.val_count):
@@ -92,11 +92,11 @@ class Best:
 
 
 def run_stage(stage: Stage, best: Best, callback: Callback | None = None, checkpoint: Checkpoint | None = None) -> None:
-    """Train a stage; the model ends with the weights of the best epoch, which may be an earlier stage's.
+    """Run a training stage. Afterwards, the model has the weights of the best epoch, which may belong to an earlier stage.
 
     Args:
-        stage: what to train.
-        best: best epoch of earlier stages, updated after every epoch. If the loss becomes NaN or infinite, `best.stopped` says so.
+        stage: stage to run.
+        best: best epoch of earlier stages, updated after every epoch. If the loss becomes NaN or infinite, `best.stopped` is set.
         callback: hooks to run after each step and each epoch.
         checkpoint: state to resume from; None starts fresh.
 
@@ -110,7 +110,7 @@ def run_stage(stage: Stage, best: Best, callback: Callback | None = None, checkp
 
 
 class _StageRun:
-    """A stage while it trains."""
+    """State of a stage during training."""
 
     def __init__(self, stage: Stage, best: Best, callback: Callback, checkpoint: Checkpoint | None) -> None:
         self._stage = stage
@@ -118,7 +118,7 @@ class _StageRun:
         self._callback = callback
         self._first = 0 if checkpoint is None else checkpoint.epochs
         self._before = len(best.rows) - self._first
-        """Number of epochs of earlier stages."""
+        """Number of epochs completed in earlier stages."""
         self._stepper = Stepper(stage.model, stage.optimizer, stage.options, stage.log)
         for group in stage.optimizer.param_groups:
             group.setdefault("initial_lr", group["lr"])
@@ -149,7 +149,7 @@ class _StageRun:
         return patience is not None and best is not None and self._before + epoch - max(best.epoch, self._before) >= patience
 
     def _epoch(self, epoch: int) -> tuple[EpochRow, bool]:
-        """Train on every batch once, or until the loss is NaN or infinite; then validate."""
+        """Train on every batch once and validate. Training stops early if the loss becomes NaN or infinite."""
         stage, best = self._stage, self._best
         began = time.perf_counter()
         if stage.unfreezing is not None:
@@ -172,7 +172,7 @@ class _StageRun:
             return row, best.update(row, stage.model)
 
     def _train(self, epoch: int) -> tuple[float, float, float]:
-        """Train on every batch of an epoch; return the highest rate, the mean loss and the top-1."""
+        """Train on every batch of an epoch. Return the highest learning rate, the mean loss and the top-1 accuracy."""
         stage = self._stage
         highest = loss = right = 0.0
         count = 0

@@ -1,4 +1,4 @@
-"""One step of an optimizer: forward, loss and gradients, in as many micro-batches as memory needs, over all processes."""
+"""Training step over all processes, with gradients accumulated over as many micro-batches as memory requires."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ from tlcli.training.runtime.seeds import seed_of
 from tlcli.training.runtime.torch_compile import refuse_uncompiled
 
 Log = Callable[[str], None]
-"""Write a line for the user."""
+"""Function that prints a line for the user."""
 
 
 def no_log(line: str) -> None:
-    """Discard a line."""
+    """Discard the line."""
 
 
 @dataclass(frozen=True, eq=False)
 class StepOptions:
-    """Options of every step of a stage.
+    """Options that apply to every step of a stage.
 
-    objective: loss to minimise. mixing: mixup or CutMix of each batch; None for neither.
-    micro_batch_size: most images, over all processes, in one forward pass; a larger batch runs in micro-batches, whose gradients are
-        accumulated. None for no limit.
-    ema: decay of the weights' moving average; None for none.
-    precision: precision of the forward pass; None for float32. compiled: True to run `torch.compile`.
-    dist: processes that share each batch.
-    seed: seed of random layers such as dropout.
+    objective: loss to minimise. mixing: mixup or CutMix transform for each batch; None to disable.
+    micro_batch_size: maximum number of images in one forward pass, over all processes. A larger batch is divided into micro-batches
+        whose gradients are accumulated. None for no limit.
+    ema: decay of the moving average of the weights; None to disable.
+    precision: precision of the forward pass; None for float32. compiled: True to use `torch.compile`.
+    dist: distributed context of the processes that share each batch.
+    seed: seed for random layers such as dropout.
     """
 
     objective: Objective = Objective()  # noqa: RUF009  # immutable
@@ -56,9 +56,10 @@ class StepOptions:
 
 @dataclass(frozen=True)
 class StepResult:
-    """Metrics of one step, over all processes.
+    """Metrics of one step, summed over all processes.
 
-    loss: sum over `count` images, nats, without label smoothing and class weights. right: number of correct predictions.
+    loss: cross-entropy in nats, summed over `count` images, without label smoothing and class weights.
+    right: number of correct predictions.
     """
 
     loss: float
@@ -72,13 +73,20 @@ class StepResult:
 
 
 class Stepper:
-    """Optimizer steps of one model.
+    """Runner of the optimizer steps for one model.
 
-    The random numbers of a step depend on the seed, the step's number and the process only, so that a resumed run repeats them.
+    The random numbers of a step depend only on the seed, the step number and the rank, so that a resumed run reproduces them.
     """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, options: StepOptions, log: Log = no_log) -> None:
-        """Prepare to train `model`; `log` writes a line each time out-of-memory errors lead to more micro-batches."""
+        """Create a stepper for `model`.
+
+        Args:
+            model: model to train.
+            optimizer: optimizer of the model's parameters.
+            options: options of each step.
+            log: function that prints a line each time an out-of-memory error increases the number of micro-batches.
+        """
         self._model = model
         self._optimizer = optimizer
         self._options = options
@@ -88,9 +96,9 @@ class Stepper:
         self._wrapped: nn.Module | None = None
 
     def begin(self) -> None:
-        """Wrap the model for several processes and for `torch.compile`.
+        """Wrap the model in `DistributedDataParallel` and `torch.compile` as needed.
 
-        Call it before the first step, and again whenever other parameters are frozen.
+        Call this before the first step, and again whenever the set of frozen parameters changes.
         """
         wrapped = self._model
         if self._options.dist.world > 1:
@@ -99,15 +107,16 @@ class Stepper:
         self._wrapped = cast("nn.Module", torch.compile(wrapped)) if self._options.compiled else wrapped
 
     def step(self, number: int, inputs: Tensor, labels: Tensor) -> StepResult:
-        """Take a step with this process's share of the batch.
+        """Run one optimizer step on this process's share of the batch.
 
         Args:
-            number: of the step, from 0.
-            inputs: of the model, `[n, ...]`.
-            labels: int64 `[n]`.
+            number: number of the step, starting at 0.
+            inputs: model inputs, `[n, ...]`.
+            labels: class indices, int64 `[n]`.
 
         Raises:
-            SettingsError: not even one image fits into memory, the network cannot be compiled, or a batch norm needs more than one image.
+            SettingsError: memory ran out and the batch cannot be divided further, the network cannot be compiled, or a batch norm needs
+                more than one image.
         """
         while True:
             try:
@@ -117,7 +126,7 @@ class Stepper:
                     if self._options.compiled:
                         refuse_uncompiled(error)
                     raise
-                self._divide(len(labels), str(error).splitlines()[0])  # retried outside of the handler, whose frames hold memory
+                self._divide(len(labels), str(error).splitlines()[0])  # the retry runs outside the handler, whose frames hold memory
             except AssertionError as error:
                 if self._options.compiled:
                     refuse_uncompiled(error)
@@ -154,18 +163,22 @@ class Stepper:
         return StepResult(loss_sum, right, int(images))
 
     def _seed(self, number: int, inputs: Tensor) -> None:
-        """Seed the generators that a step may draw from; `torch.manual_seed` takes a hundred times as long."""
+        """Seed the random generators that a step may use. `torch.manual_seed` would take a hundred times as long."""
         seed = seed_of(self._options.seed, number, self._options.dist.rank)
         torch.default_generator.manual_seed(seed)
         if inputs.is_cuda:
             torch.cuda.manual_seed(seed)
 
     def _sync_gradients(self, sync: bool) -> AbstractContextManager[None]:
-        """Return a context that exchanges gradients between processes only if `sync`, for the last micro-batch."""
+        """Return a context manager that synchronises gradients between processes only if `sync` is True (the last micro-batch)."""
         return nullcontext() if sync or not isinstance(self._wrapped, DistributedDataParallel) else self._wrapped.no_sync()
 
     def _divide(self, images: int, reason: str) -> None:
-        """Double the number of micro-batches after an out-of-memory error."""
+        """Double the number of micro-batches after an out-of-memory error.
+
+        Raises:
+            SettingsError: each micro-batch already holds a single image, or there are several processes.
+        """
         self._optimizer.zero_grad(set_to_none=True)
         count = self._micro_batches(images)
         if count >= images or self._options.dist.world > 1:
@@ -175,7 +188,7 @@ class Stepper:
         self._log(f"out of memory: each batch now runs in {self._least_micro_batches} micro-batches; {effect}")
 
     def _micro_batches(self, images: int) -> int:
-        """Return the number of micro-batches of a batch of which this process has `images`; it is the same in all processes."""
+        """Return the number of micro-batches for a batch of which this process holds `images` images. All processes get the same number."""
         size = self._options.micro_batch_size
         if size is None:
             return min(self._least_micro_batches, images)

@@ -1,4 +1,4 @@
-"""Batch norms that share their statistics across processes; on GPUs, PyTorch's own."""
+"""Synchronised batch norms, which share their statistics across processes. GPUs use PyTorch's implementation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def sync_norms(model: nn.Module, device: torch.device) -> nn.Module:
-    """Return the model with batch norms that synchronise during training; weights and their names stay the same."""
+    """Return the model with batch norms that synchronise during training. Weights and their names do not change."""
     if device.type == "cuda":
         return cast("nn.Module", timm.layers.convert_sync_batchnorm(model))  # type: ignore[attr-defined, no-untyped-call]
     for module in model.modules():
@@ -22,10 +22,10 @@ def sync_norms(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 class _Synced(_BatchNorm):
-    """Synchronised batch norm for CPUs; PyTorch's supports GPUs only."""
+    """Synchronised batch norm for CPUs. PyTorch's implementation supports only GPUs."""
 
-    def forward(self, input: Tensor) -> Tensor:  # PyTorch's name
-        """Normalise this process's images `[N, c, ...]` with the statistics of all processes."""
+    def forward(self, input: Tensor) -> Tensor:  # parameter name used by PyTorch
+        """Normalise this process's inputs `[N, c, ...]` with statistics computed over all processes."""
         if not self.training or self.running_mean is None or self.running_var is None:
             return super().forward(input)
         axes = [axis for axis in range(input.ndim) if axis != 1]
@@ -45,7 +45,7 @@ class _Synced(_BatchNorm):
         return normed
 
     def _track(self, mean: Tensor, variance: Tensor) -> None:
-        """Update the running statistics."""
+        """Update the running mean and variance."""
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None

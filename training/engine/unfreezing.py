@@ -1,4 +1,4 @@
-"""Gradual unfreezing of layers, from the head down."""
+"""Gradual unfreezing of layers during fine-tuning, from the head down."""
 
 from __future__ import annotations
 
@@ -10,35 +10,40 @@ from torch.optim import Optimizer
 
 
 class GradualUnfreezing:
-    """Schedule that trains the upper layers first (Howard and Ruder 2018, arXiv:1801.06146, section 3.3).
+    """Schedule that unfreezes layers from the top down (Howard and Ruder 2018, arXiv:1801.06146, section 3.3).
 
-    A layer is a set of parameters with a learning rate of its own. All layers train after half of the epochs.
+    A layer is a set of parameters that share a learning rate. All layers are unfrozen after half of the epochs.
     """
 
     def __init__(self, optimizer: Optimizer, epochs: int) -> None:
-        """Read the layers from the initial rates of `optimizer`, see `tlcli.training.engine.optimizer.layered_optimizer`."""
+        """Derive the layers from the initial learning rates in `optimizer`.
+
+        Args:
+            optimizer: optimizer created by `tlcli.training.engine.optimizer.layered_optimizer`.
+            epochs: number of epochs of the stage.
+        """
         rates = sorted({group["lr"] for group in optimizer.param_groups}, reverse=True)
         self._layers = [[p for group in optimizer.param_groups if group["lr"] == rate for p in group["params"]] for rate in rates]
         self._all_after = max(1, epochs // 2)
 
     def layers(self, epoch: int) -> int:
-        """Return the number of layers that train in an epoch, from 0."""
+        """Return the number of unfrozen layers in an epoch. Epochs are numbered from 0."""
         return min(len(self._layers), math.ceil(len(self._layers) * (epoch + 1) / self._all_after))
 
     def begin(self, epoch: int) -> None:
-        """Unfreeze the layers of an epoch and freeze the others."""
+        """Unfreeze the layers to train in an epoch, and freeze the others."""
         for number, parameters in enumerate(self._layers):
             for parameter in parameters:
                 parameter.requires_grad_(number < self.layers(epoch))
 
     def finish(self) -> None:
-        """Unfreeze every layer."""
+        """Unfreeze all layers."""
         for parameter in (parameter for layer in self._layers for parameter in layer):
             parameter.requires_grad_(True)
 
 
 def frozen_norms(model: nn.Module) -> list[nn.Module]:
-    """Return batch norms with frozen weights, whose running statistics must not change either."""
+    """Return the batch norms with frozen weights. Their running statistics must not change either."""
     return [
         module
         for module in model.modules()

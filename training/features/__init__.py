@@ -1,1 +1,1 @@
-"""Frozen features: extracted once, cached on disk, evicted by size."""
+"""Frozen features, extracted once and cached on disk with a size limit."""

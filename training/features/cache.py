@@ -1,4 +1,4 @@
-"""Cache of frozen features: the embeddings of a frozen backbone, computed once and kept on disk."""
+"""On-disk cache of frozen features, the embeddings that a frozen backbone computes for each image."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from tlcli.training.settings.augmentation import Augmentation
 from tlcli.training.settings.config import cache_dir
 
 _BATCH = 32
-"""Fixed, so that the last bits of the features do not depend on the batch size of the training."""
+"""Batch size for feature extraction. It is fixed so that the last bits of the features do not depend on the training batch size."""
 
 
 @dataclass(frozen=True)
 class View:
     """Augmented view of every image of a part.
 
-    number: index of the view, from 0. seed: seed of the random augmentation.
+    number: index of the view, starting at 0. seed: seed of the random augmentation.
     """
 
     augmentation: Augmentation
@@ -42,13 +42,13 @@ class View:
 
 @dataclass(frozen=True)
 class FeatureCache:
-    """Cache of the embeddings of a network's frozen layers, keyed by all they depend on.
+    """Cache of the embeddings of a network's frozen layers, keyed by everything the embeddings depend on.
 
-    A computation that was killed is resumed. When all files together exceed `row_file.max_cache_bytes`, the least recently used are
+    Interrupted computations are resumed. When the total size exceeds `row_file.max_cache_bytes`, the least recently used files are
     evicted.
 
     weights_fingerprint: fingerprint of the backbone's weights, see `tlcli.training.models.weights`.
-    workers: number of processes that read images.
+    workers: number of worker processes that read images.
     say: callback for messages, one line at a time.
     """
 
@@ -60,15 +60,15 @@ class FeatureCache:
     _in_use: set[Path] = field(default_factory=set, init=False, repr=False)
 
     def embeddings(self, part: Part, description: str, view: View | None = None) -> Embeddings:
-        """Return `embed(features(.))` of each image, float32 `[n, d]`, memory-mapped from its file.
+        """Return the embedding `embed(features(x))` of each image x, float32 `[n, d]`, memory-mapped from the cache file.
 
-        If there is no file yet, the network runs once over the images, in eval mode and without gradients. Its weights and its batch
+        If the file does not exist, the network runs once over the images, in eval mode and without gradients. Its weights and batch
         norm statistics do not change.
 
         Args:
-            part: n images.
+            part: part with n images.
             description: label of the progress bar.
-            view: augmentation of the images; None for the evaluation transform.
+            view: augmented view of the images; None for the evaluation transform.
 
         Raises:
             ImageError: an image can no longer be read.
@@ -97,9 +97,9 @@ class FeatureCache:
         return computed
 
     def _path(self, part: Part, view: View | None) -> Path:
-        """Return the file for a part and a view, named by a hash of all that the embeddings depend on.
+        """Return the cache file for a part and a view, named by a hash of everything the embeddings depend on.
 
-        They do not depend on the number of classes or on the layers of the head.
+        The embeddings do not depend on the number of classes or on the layers of the head.
         """
         config = self.network.config
         dependencies = {
@@ -116,7 +116,7 @@ class FeatureCache:
         return cache_dir() / "features" / f"{key}.npy"
 
     def _compute(self, part: Part, view: View | None, rows: UnfinishedRows, description: str) -> None:
-        """Append the missing rows, recomputing a partly stored batch as a whole."""
+        """Compute and append the missing rows. A partially stored batch is recomputed as a whole."""
         keep_freed_memory()
         network, before, done = self.network, rows.present, 0
         if before:
@@ -133,7 +133,7 @@ class FeatureCache:
         with _evaluating(network), self.progress(description, len(part)) as advance:
             extract = build_extractor(network, len(part))
             for images, _ in batches:
-                if done + len(images) > before:  # images with stored rows are read again, which costs little next to inference
+                if done + len(images) > before:  # images with stored rows are read again, which is cheap compared to inference
                     if done <= before:
                         rows.truncate(done)
                     embeddings = extract(images)

@@ -1,4 +1,4 @@
-"""Feature extraction by the faster engine: ONNX Runtime on a CPU if it supports the network, PyTorch otherwise."""
+"""Feature extraction with the faster engine: ONNX Runtime on a CPU if it supports the network, PyTorch otherwise."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ from tlcli.contract.process.cores import usable_cores
 from tlcli.training.models.network import Network
 
 Extractor = Callable[[Tensor], npt.NDArray[np.float32]]
-"""Function from images, uint8 `[n, H, W, 3]`, to `embed(features(.))`, float32 `[n, d]`."""
+"""Function that maps images, uint8 `[n, H, W, 3]`, to embeddings `embed(features(x))`, float32 `[n, d]`."""
 
 MIN_IMAGES_FOR_ONNX = 256
-"""Number of images from which ONNX Runtime pays: writing the graph of ResNet-50 takes as long as running it on some twenty images."""
+"""Minimum number of images to use ONNX Runtime for. Exporting ResNet-50 takes as long as running it on about twenty images."""
 
 TOLERANCE = 1e-4
-"""Largest accepted difference between ONNX Runtime and PyTorch, relative to the largest value; usual differences are about 1e-6."""
+"""Maximum accepted difference between ONNX Runtime and PyTorch, relative to the largest value. Typical differences are about 1e-6."""
 
 _COMPARED = 4
-"""Number of noise images on which the two engines are compared."""
+"""Number of noise images used to compare the two engines."""
 
 
 def build_extractor(network: Network, images: int) -> Extractor:
-    """Return the function that computes the features of a part; the choice of the engine is reproducible.
+    """Build a feature extractor with the faster engine. The choice of the engine is reproducible.
 
     Args:
-        network: a network in eval mode.
-        images: number of images in the whole part, even if some features are already stored: their last bits depend on the engine.
+        network: network in eval mode.
+        images: number of images in the whole part, including those whose features are already stored, because the last bits of the
+            features depend on the engine.
     """
     module = _FrozenLayers(network).eval()
     if network.device.type == "cpu" and images >= MIN_IMAGES_FOR_ONNX:
@@ -64,16 +65,16 @@ def _in_pytorch(module: _FrozenLayers) -> Extractor:
 
 
 def _in_onnx_runtime(module: _FrozenLayers) -> Extractor | None:
-    """Return an extractor that runs in ONNX Runtime, or None if the network cannot be exported or loaded.
+    """Build an extractor that uses ONNX Runtime. Return None if the network cannot be exported or loaded.
 
-    PyTorch then computes the same features, more slowly.
+    In that case, PyTorch computes the same features more slowly.
     """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = min(torch.get_num_threads(), usable_cores())
-    options.add_session_config_entry("session.force_spinning_stop", "1")  # the processes that read images need the cores too
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # the worker processes that read images also need the cores
     try:
         session = onnxruntime.InferenceSession(_graph(module), options, providers=["CPUExecutionProvider"])
     except Exception:  # noqa: BLE001  # the exceptions of PyTorch and ONNX Runtime share no base class
@@ -82,9 +83,10 @@ def _in_onnx_runtime(module: _FrozenLayers) -> Extractor | None:
 
 
 def _graph(module: _FrozenLayers) -> bytes:
-    """Export the layers with PyTorch's older, tracing exporter.
+    """Export the frozen layers to ONNX with PyTorch's older exporter, which is based on tracing.
 
-    It takes one second for ResNet-50, the newer one five; it suffices here, since sizes are fixed and no maps are needed.
+    Exporting ResNet-50 takes one second, compared to five with the newer exporter. Tracing is sufficient because sizes are fixed and no
+    maps are needed.
     """
     size = module.network.config.preprocessing
     example = torch.zeros(2, size.height, size.width, 3, dtype=torch.uint8)
@@ -104,9 +106,9 @@ def _graph(module: _FrozenLayers) -> bytes:
 
 
 def _agree(extract: Extractor, reference: Extractor, network: Network) -> bool:
-    """Return True if the two engines agree on images of noise.
+    """Return True if both engines compute the same features for noise images, within `TOLERANCE`.
 
-    Noise is used in place of the part's images because the choice must not depend on where a computation was interrupted.
+    Noise is used instead of images from the part, so that the result does not depend on where a computation was interrupted.
     """
     size, generator = network.config.preprocessing, torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (_COMPARED, size.height, size.width, 3), dtype=torch.uint8, generator=generator)

@@ -1,4 +1,4 @@
-"""Files of feature rows: appended batch by batch, resumable after a kill, evicted when the cache is too large."""
+"""Cache files of feature rows, which are written batch by batch, can be resumed after a kill, and are evicted by total size."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from tlcli.contract.files.file_lock import LocksUnsupportedError, try_lock, unsh
 Embeddings = npt.NDArray[np.float32]
 
 UNFINISHED = ".partial"
-"""Suffix of a file whose last rows are still missing."""
+"""Suffix of files that are not yet complete."""
 
 _SIZE_VARIABLE = "TLCLI_CACHE_GB"
 _DEFAULT_SIZE_GB = 10.0
 _ABANDONED_AFTER_S = 86400
-"""Age after which an unfinished file counts as abandoned by its process, on file systems without locks."""
+"""Age in seconds after which an unfinished file is considered abandoned, on file systems without locks."""
 
 _HEADER = np.lib.format
 
 
 def max_cache_bytes() -> int:
-    """Return the size limit of the feature cache: `$TLCLI_CACHE_GB` gigabytes, or 10 if that is unset.
+    """Return the size limit of the feature cache in bytes: `$TLCLI_CACHE_GB` gigabytes, or 10 if the variable is unset.
 
     Raises:
-        SettingsError: the variable is not a number of gigabytes.
+        SettingsError: the variable is not a valid number of gigabytes.
     """
     value = os.environ.get(_SIZE_VARIABLE)
     try:
@@ -47,10 +47,10 @@ def max_cache_bytes() -> int:
 
 
 def open_rows(path: Path, rows: int) -> Embeddings | None:
-    """Map stored features into memory, float32 `[rows, d]`, and mark the file as used.
+    """Memory-map stored features and mark the file as recently used.
 
     Returns:
-        None if the file is missing or damaged.
+        The features, float32 `[rows, d]`, or None if the file is missing or damaged.
     """
     try:
         stored: Embeddings = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -64,13 +64,13 @@ def open_rows(path: Path, rows: int) -> Embeddings | None:
 
 
 class UnfinishedRows:
-    """NumPy file of `[rows, d]` that is still being written.
+    """NumPy file with an array `[rows, d]` that is still being written.
 
-    present: number of complete rows in it.
+    present: number of complete rows in the file.
     """
 
     def __init__(self, file: BinaryIO, rows: int) -> None:
-        """Read the header of `file`; content that is not the beginning of such an array counts as no rows."""
+        """Read the header of `file`. If the file does not start with a matching array, it is treated as having no rows."""
         self._file = file
         self._rows = rows
         self._start = self._row_bytes = self.present = 0
@@ -87,7 +87,7 @@ class UnfinishedRows:
             self.present = (size - self._start) // self._row_bytes
 
     def truncate(self, rows: int) -> None:
-        """Keep the first `rows` rows; 0 starts over."""
+        """Truncate the file to its first `rows` rows. 0 also discards the header."""
         self.present = rows
         self._file.seek(self._start + rows * self._row_bytes if rows else 0)
         self._file.truncate()
@@ -95,7 +95,7 @@ class UnfinishedRows:
             self._start = 0
 
     def append(self, batch: Embeddings) -> None:
-        """Append `[N, d]` and flush it, so that another process can resume after it."""
+        """Append a batch of rows `[N, d]` and flush the file, so that another process can resume after them."""
         if not self._start:
             shape = (self._rows, batch.shape[1])
             _HEADER.write_array_header_1_0(self._file, {"descr": "<f4", "fortran_order": False, "shape": shape})
@@ -107,15 +107,15 @@ class UnfinishedRows:
 
 @contextmanager
 def growing_rows(path: Path, rows: int, on_wait: Callable[[], None] = lambda: None) -> Iterator[UnfinishedRows | None]:
-    """Write `path` row by row, in a temporary file next to it that is renamed to `path` when the block ends.
+    """Write the rows of `path` to a temporary file in the same folder, and rename it to `path` when the block ends.
 
-    Rows written before the process was killed, interrupted, or ran out of disk space are kept for the next call. After an
-    `ImageError` or a `WeightsError` nothing is kept, since the same error would occur again. Processes take turns: a second one
-    waits, and gets None if the file is complete by then. On a file system without locks, each process writes its own complete file.
+    If the process is killed or interrupted, or the disk is full, the rows written so far are kept for the next call. After an `ImageError`
+    or a `WeightsError`, no rows are kept, since the same error would occur again. If another process is writing the file, wait for it;
+    the block then receives None if the file is complete. On a file system without locks, each process writes its own complete file.
 
     Args:
-        path: the complete file.
-        rows: its number of rows.
+        path: complete file to write.
+        rows: number of rows in the complete file.
         on_wait: callback before waiting for another process.
 
     Raises:
@@ -139,9 +139,9 @@ def growing_rows(path: Path, rows: int, on_wait: Callable[[], None] = lambda: No
 
 @contextmanager
 def _locked(path: Path, on_wait: Callable[[], None]) -> Iterator[tuple[BinaryIO, Path]]:
-    """Open a file, created if missing, with an exclusive lock that ends with this process, even if it is killed.
+    """Open or create a file and lock it exclusively. The lock is released when this process ends, even if it is killed.
 
-    On a file system without locks, open a file of unique name next to `path`, which no other process uses.
+    On a file system without locks, create a file with a unique name in the same folder instead, so that no other process uses it.
     """
     while True:
         with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file, unshared(file.fileno()):
@@ -168,9 +168,9 @@ def _is_at(file: BinaryIO, path: Path) -> bool:
 
 
 def prune(folder: Path, limit: int, in_use: Collection[Path]) -> None:
-    """Remove the least recently used files of `folder` until the rest have at most `limit` bytes.
+    """Delete the least recently used files in `folder` until at most `limit` bytes remain.
 
-    Files in `in_use`, and files that another process is writing, are kept.
+    Files in `in_use` and files that another process is writing are kept.
     """
     files = []
     for path in folder.iterdir():

@@ -1,1 +1,1 @@
-"""Numbers about predictions: accuracy, F1, calibration, significance, temperature."""
+"""Evaluation metrics: accuracy, F1, calibration, statistical significance and temperature scaling."""

@@ -1,4 +1,4 @@
-"""Calibration of a network's scores: of all predictions made with 80 % confidence, are 80 % correct?"""
+"""Calibration of a network's scores: in a calibrated network, 80 % of the predictions with 80 % confidence are correct."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 BINS = 15
-"""Number of bins of Guo et al. 2017."""
+"""Number of bins used by Guo et al. 2017."""
 
 
 class Bin(BaseModel):
-    """Predictions with a score in (low, high].
+    """Bin of predictions with a score in (low, high].
 
-    confidence: mean score; None for an empty bin. accuracy: share of correct predictions; None for an empty bin.
+    confidence: mean score; None for an empty bin. accuracy: fraction of correct predictions; None for an empty bin.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -28,7 +28,7 @@ class Bin(BaseModel):
 class Calibration(BaseModel):
     """Calibration of a set of predictions.
 
-    ece: expected calibration error, in [0, 1]: the mean difference of accuracy and confidence, weighted by the predictions in each bin.
+    ece: expected calibration error in [0, 1]: mean absolute difference of accuracy and confidence, weighted by predictions per bin.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,7 +43,7 @@ def calibration(confidences: npt.NDArray[np.floating], right: npt.NDArray[np.boo
     Args:
         confidences: score of the predicted class for each image, `[n]`, in [0, 1].
         right: True for each correct prediction, `[n]`.
-        bins: number of bins, of equal width.
+        bins: number of equal-width bins.
     """
     values = confidences.astype(np.float64)
     indices = np.clip(np.ceil(values * bins).astype(np.int64) - 1, 0, bins - 1)

@@ -1,4 +1,4 @@
-"""Results of a run: one row per epoch, and the final scores of the best network."""
+"""Results of a training run: metrics of each epoch, and the final scores of the best network."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _TOP = 5
 
 
 class EpochRow(NamedTuple):
-    """One row of `metrics.csv`.
+    """Metrics of one epoch: a row of `metrics.csv`.
 
-    stage: `head` for training the head on frozen features, `full` for training all layers.
-    epoch: number of the epoch, from 1, counted over both stages.
+    stage: `head` if the head is trained on frozen features, `full` if all layers are trained.
+    epoch: number of the epoch, starting at 1 and counted over both stages.
     lr: highest learning rate of the head in the epoch.
-    train_loss, train_top1: mean over the epoch's batches, augmented as in training.
+    train_loss, train_top1: means over the training batches of the epoch, with augmentation as in training.
     train_loss, val_loss: mean cross-entropy in nats, without label smoothing.
-    seconds: duration of the epoch, validation included.
+    seconds: duration of the epoch, including validation.
     """
 
     stage: Stage
@@ -43,9 +43,9 @@ class ClassScores(BaseModel):
     """Scores of one class in a part.
 
     count: number of images of the class.
-    precision: in [0, 1]; None if the class was never predicted.
-    recall: in [0, 1]; None if the class has no images.
-    f1: in [0, 1]; None if the class was never predicted and has no images.
+    precision: precision in [0, 1]; None if the class was never predicted.
+    recall: recall in [0, 1]; None if the class has no images.
+    f1: F1 score in [0, 1]; None if the class was never predicted and has no images.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -60,10 +60,10 @@ class ClassScores(BaseModel):
 class Scores(BaseModel):
     """Scores of a network on a part.
 
-    top1: share of correct predictions, in [0, 1].
-    top5: share of images with the true class among the five highest scores; None with five classes or fewer.
-    loss: mean cross-entropy, in nats. macro_f1: mean F1 of the classes that have images.
-    confusion: counts, `confusion[true][predicted]`, in the order of the classes.
+    top1: fraction of correct predictions, in [0, 1].
+    top5: fraction of images whose true class has one of the five highest scores; None if there are five classes or fewer.
+    loss: mean cross-entropy, in nats. macro_f1: mean F1 score over the classes that have images.
+    confusion: confusion matrix of counts, `confusion[true][predicted]`, in class order.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -81,9 +81,9 @@ class Scores(BaseModel):
 class Results(BaseModel):
     """Contents of `results.json`.
 
-    best_epoch, best_stage: epoch whose network was kept (`model_selection`), and its stage. If that is `head`, the backbone's
-        weights are unchanged. best_stage is None in files of earlier versions.
-    stopped: reason for stopping before the last epoch, or None.
+    best_epoch, best_stage: epoch selected by `model_selection`, and its stage. If the stage is `head`, the backbone's weights are
+        unchanged. `best_stage` is None in files written by earlier versions.
+    stopped: reason why training stopped before the last epoch; None if it ran to the end.
     seconds: duration of each phase. images: number of images in each part. left_out: number of images that could not be read.
     network_output: logits of the network for a fixed input, see `fingerprint`; None in runs of earlier versions.
     """
@@ -102,7 +102,7 @@ class Results(BaseModel):
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Return the final metrics by name: `val_top1`, `val_loss`, and the same for the test part if there is one."""
+        """Final metrics by name: `val_top1`, `val_loss`, and if there is a test part, `test_top1` and `test_loss`."""
         parts = {"val": self.val, "test": self.test}
         return {f"{name}_{metric}": getattr(part, metric) for name, part in parts.items() if part for metric in ("top1", "loss")}
 
@@ -112,7 +112,7 @@ def _ratio(count: np.integer, total: np.integer) -> float | None:
 
 
 def loss_and_top1(logits: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Return the mean cross-entropy in nats and the top-1 accuracy of logits `[n, C]` for labels `[n]`."""
+    """Return the mean cross-entropy in nats and the top-1 accuracy for logits `[n, C]` and labels `[n]`."""
     from torch.nn import functional
 
     return float(functional.cross_entropy(logits, labels)), float((logits.argmax(1) == labels).float().mean())
@@ -122,8 +122,8 @@ def score(logits: Tensor, labels: Tensor, classes: tuple[str, ...]) -> Scores:
     """Compute all scores of a part.
 
     Args:
-        logits: `[n, C]`.
-        labels: int64 `[n]`.
+        logits: class logits, `[n, C]`.
+        labels: class indices, int64 `[n]`.
         classes: names of the C classes.
     """
     import torch

@@ -1,4 +1,4 @@
-"""Statistical significance: confidence intervals of a proportion, and McNemar's test between two networks."""
+"""Statistical significance: confidence interval of a proportion, and McNemar's test for two networks."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ def wilson_interval(right: int, count: int) -> tuple[float, float]:
         count: number of trials, at least 1.
 
     Returns:
-        The lower and the upper end, in [0, 1].
+        The lower and upper bound, in [0, 1].
     """
-    from scipy.stats import binomtest  # a second to import, and needed for reports and comparisons only
+    from scipy.stats import binomtest  # the import takes a second and is needed only for reports and comparisons
 
     interval = binomtest(right, count).proportion_ci(0.95, method="wilson")
     return float(interval.low), float(interval.high)
@@ -24,10 +24,10 @@ def wilson_interval(right: int, count: int) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class McNemar:
-    """Result of McNemar's test of two networks on the same images.
+    """Result of McNemar's test for two networks on the same images.
 
-    only_first, only_second: number of images that only that network classifies correctly.
-    p: probability of a split at least this uneven if both networks were equally good, in (0, 1].
+    only_first, only_second: number of images that only the first or only the second network classifies correctly.
+    p: p-value in (0, 1], the probability of a split at least this uneven if both networks were equally accurate.
     """
 
     only_first: int
@@ -36,11 +36,11 @@ class McNemar:
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
-    """Compare two networks by McNemar's exact test, a two-sided binomial test (McNemar 1947, doi:10.1007/BF02295996).
+    """Compare two networks with McNemar's exact test, a two-sided binomial test (McNemar 1947, doi:10.1007/BF02295996).
 
     Args:
-        first: `[n]`, True for each image that the first network classifies correctly.
-        second: `[n]`, the same for the second network, in the same order of images.
+        first: True for each image that the first network classifies correctly, `[n]`.
+        second: the same for the second network, with the images in the same order, `[n]`.
 
     Raises:
         ValueError: the two sequences differ in length.

@@ -1,1 +1,1 @@
-"""The network: backbone and head, its weights, and its layers with spatial maps."""
+"""Networks: backbones and heads, their weights, and their layers with spatial maps."""

@@ -1,4 +1,4 @@
-"""Backbone names: timm's name for common spellings, and suggestions for misspelled ones."""
+"""Backbone names: normalization of common spellings to timm's names, and suggestions for misspelled names."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ _OTHER_NAMES = {
     "wideresnet1012": "wide_resnet101_2",
     "xception": "legacy_xception",
 }
-"""Names of torchvision and Keras, in lower case and without separators, for networks that timm names differently."""
+"""timm names for torchvision and Keras names that differ from timm's. Keys are lower case and without separators."""
 
 
 def resolve_backbone_name(name: str) -> str:
-    """Return timm's name of a backbone.
+    """Return the timm name of a backbone.
 
     Differences in case and separators are ignored (`ResNet18`, `resnet-50`, `EfficientNet_B0`); torchvision's names and timm's
     deprecated names are translated. A name that matches several networks, or none, is returned unchanged.
 
     Args:
-        name: name of a backbone, optionally followed by a dot and the tag of its weights.
+        name: backbone name, optionally followed by a dot and a weights tag.
     """
     if timm.is_model(name):
         return str(_registry._deprecated_models.get(name) or name)
@@ -54,7 +54,7 @@ def resolve_backbone_name(name: str) -> str:
 
 
 def with_timms_name(config: FinetuneConfig, say: Callable[[str], None] = lambda _: None) -> FinetuneConfig:
-    """Return the settings with timm's name of the backbone; report the name if it changes."""
+    """Return the settings with the timm name of the backbone. If the name changes, report it through `say`."""
     name = resolve_backbone_name(config.backbone)
     if name == config.backbone:
         return config
@@ -63,7 +63,7 @@ def with_timms_name(config: FinetuneConfig, say: Callable[[str], None] = lambda 
 
 
 def close_backbone_names(name: str) -> list[str]:
-    """Return timm's names most similar to `name`, the closest first."""
+    """Return up to six timm model names similar to `name`, names that start with it first."""
     key = _key(name.partition(".")[0])
     by_key: dict[str, str] = {}
     for model in timm.list_models():

@@ -1,4 +1,4 @@
-"""Batch norms: folded ones, and inputs too small to train on."""
+"""Checks on batch norms: detection of folded batch norms, and of inputs too small to train on."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from tlcli.training.models.network import Network
 
 
 def has_batch_norms(model: nn.Module) -> bool:
-    """Return True if the model has a batch norm."""
+    """Return True if the model contains a batch norm layer."""
     return any(isinstance(module, _BatchNorm) for module in model.modules())
 
 
 def folded_norms(network: nn.Module) -> list[nn.Module]:
-    """Return the batch norms that were folded into the layers before them: with mean 0 and variance 1 they do nothing in eval mode.
+    """Return the batch norms that were folded into the preceding layers.
 
-    Training such a norm on batch statistics would change the network and destroy what it has learned.
+    Their running mean is 0 and their variance 1, so they have no effect in eval mode. Training such a norm on batch statistics would
+    change the network and destroy what it has learned.
     """
     return [module for module in network.modules() if isinstance(module, _BatchNorm) and _is_folded(module)]
 
@@ -31,16 +32,17 @@ def _is_folded(norm: _BatchNorm) -> bool:
 
 
 def require_more_than_one_image(network: Network, from_scratch: bool) -> None:
-    """Check that the network's batch norms can be trained on a single image at a time.
+    """Check that the network's batch norms can be trained with a batch size of 1.
 
-    A batch norm of pooled features, such as in ResNeSt's attention, gets one value per channel from a single image: no variance.
+    A batch norm on pooled features, as in ResNeSt's attention, receives only one value per channel from a single image, so that the
+    variance is undefined.
 
     Args:
-        network: a network in any mode; it is not changed.
+        network: network in any mode; it is not changed.
         from_scratch: True if batch norms that were folded into other layers are trained too.
 
     Raises:
-        SettingsError: a batch norm gets a single value per channel.
+        SettingsError: a batch norm receives a single value per channel.
     """
     frozen = set() if from_scratch else set(folded_norms(network))
     single: list[str] = []
@@ -74,10 +76,10 @@ def _is_single_value(values: Tensor) -> bool:
 
 
 def refuse_lone_image(error: ValueError) -> None:
-    """Translate PyTorch's error for a norm with a single value per channel; do nothing for any other error.
+    """Translate PyTorch's error about a norm layer that receives a single value per channel. Ignore any other error.
 
     Raises:
-        SettingsError: a norm has a single value per channel.
+        SettingsError: a norm layer receives a single value per channel.
     """
     shape = re.search(r"Expected more than 1 (?:value per channel|spatial element) when training, got input size (.*)", str(error))
     if shape:

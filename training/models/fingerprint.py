@@ -1,4 +1,4 @@
-"""Fingerprint of a network: its logits for a fixed input, compared when a run is loaded."""
+"""Fingerprint of a network: logits for a fixed input, which are verified when a run is loaded."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tlcli.contract.errors import WeightsError
 from tlcli.training.models.network import Network
 
 TOLERANCE = 1e-3
-"""Tolerance, relative to the largest logit. Rounding differs between processors and versions of PyTorch by 1e-5 or less; a different
-epsilon in the batch norms of `fbnetc_100` changes its logits by 2e-2."""
+"""Tolerance relative to the largest logit. Rounding differs by 1e-5 or less between processors and PyTorch versions, whereas a different
+batch norm epsilon in `fbnetc_100` changes its logits by 2e-2."""
 _LOGITS = 16
 
 
 def output_of(network: Network) -> tuple[float, ...]:
-    """Return the first 16 logits for a fixed noise image, computed by a copy of the network in eval mode on the CPU."""
+    """Return the first 16 logits for a fixed noise image, computed on the CPU by a copy of the network in eval mode."""
     frozen = copy.deepcopy(network).cpu().float().eval()
     size = frozen.config.preprocessing
     image = np.random.default_rng(0).integers(0, 256, (1, size.height, size.width, 3), dtype=np.uint8)
@@ -27,12 +27,12 @@ def output_of(network: Network) -> tuple[float, ...]:
 
 
 def require_output_of(network: Network, recorded: Sequence[float], path: Path) -> None:
-    """Check that a loaded network returns the logits recorded at the end of its training.
+    """Check that a loaded network reproduces the logits recorded at the end of training.
 
     Args:
-        network: the network, with the run's weights.
-        recorded: logits returned by `output_of` at the end of the training.
-        path: the run's folder, for the message.
+        network: network with the weights of the run.
+        recorded: logits returned by `output_of` at the end of training.
+        path: run folder, for the error message.
 
     Raises:
         WeightsError: the logits differ by more than `TOLERANCE`.

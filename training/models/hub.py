@@ -1,4 +1,4 @@
-"""Official weights: found in the caches of the Hugging Face Hub and torch.hub, or downloaded into them."""
+"""Official weights, read from the caches of the Hugging Face Hub and torch.hub or downloaded to them."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from tlcli.contract.errors import HubError, TlcliError, WeightsError, first_line
 from tlcli.training.runtime.progress import ProgressFactory
 
 DEADLINE_S = 10.0
-"""Time limit for a hub's first response. Name resolution and retries can take far longer than any socket timeout."""
+"""Time limit in seconds for the first response of a hub. Name resolution and retries can take far longer than any socket timeout."""
 
 _FILES = ("model.safetensors", "pytorch_model.bin")
-"""Files that timm looks for in a model's repository, in this order."""
+"""Weight files that timm looks for in a model repository, in order."""
 
 _ALTERNATIVES = "and use it with --weights FILE, or train from random weights with --weights none"
 
@@ -33,16 +33,16 @@ Result = TypeVar("Result")
 
 
 def official_weights(name: str, progress: ProgressFactory) -> Path:
-    """Return the file of a backbone's official weights, downloaded if it is not in the cache.
+    """Return the path of a backbone's official weights. The file is downloaded if it is not in the cache.
 
     Args:
-        name: name of a timm model, with or without a tag of its weights.
-        progress: progress bar of the download.
+        name: name of a timm model, with or without a weights tag.
+        progress: progress bar for the download.
 
     Raises:
         WeightsError: the backbone has no official weights.
-        HubError: the file is not in the cache, and the hub is unreachable, does not respond within `DEADLINE_S` seconds, or does
-            not have the file.
+        HubError: the file is not in the cache, and the hub is unreachable, does not respond within `DEADLINE_S` seconds, or does not
+            have the file.
     """
     entry = timm.get_pretrained_cfg(name)
     if entry is None or not (entry.hf_hub_id or entry.url):
@@ -75,7 +75,7 @@ def _from_hub(entry: PretrainedCfg, progress: ProgressFactory) -> Path:
 
 
 def _from_address(entry: PretrainedCfg, progress: ProgressFactory) -> Path:
-    """Return weights published at a plain web address, downloaded to torch.hub's cache, where timm looks for them too."""
+    """Return weights published at a plain URL. They are downloaded to the torch.hub cache, where timm also looks for them."""
     url: Any = entry.url
     address, filename = (url, Path(urlparse(url).path).name) if isinstance(url, str) else url
     cached = Path(torch.hub.get_dir()) / "checkpoints" / filename
@@ -98,14 +98,18 @@ def _hub_errors(missing: str) -> Iterator[None]:
         yield
     except (TlcliError, EntryNotFoundError):
         raise
-    except Exception as error:  # the HTTP library behind the hub's client has changed between versions, and so have its exceptions
+    except Exception as error:  # the hub client's HTTP library, and thus its exceptions, differ between versions
         raise HubError(f"the hub cannot be reached ({first_line(error)}); {missing}") from error
 
 
 def _with_deadline(request: Callable[[], Result], missing: str) -> Result:
     """Call `request` and return its result, with a time limit of `DEADLINE_S` seconds.
 
-    It runs in a daemon thread, since neither name resolution nor the hub's client can be interrupted; the thread ends with the process.
+    The call runs in a daemon thread, because neither name resolution nor the hub client can be interrupted. The thread ends with the
+    process.
+
+    Raises:
+        HubError: the call did not return in time.
     """
     results: list[Result] = []
     errors: list[BaseException] = []
@@ -127,7 +131,7 @@ def _with_deadline(request: Callable[[], Result], missing: str) -> Result:
 
 
 def _bar(progress: ProgressFactory, filename: str) -> type[tqdm]:
-    """Return a subclass of tqdm, as the hub's client requires, that forwards to `progress`."""
+    """Return a tqdm subclass that forwards updates to `progress`. The hub client requires a tqdm class."""
 
     class Bar(tqdm):  # type: ignore[misc]
         def __init__(self, *positional: Any, total: float | None = None, initial: float = 0, **options: Any) -> None:

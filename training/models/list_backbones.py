@@ -1,4 +1,4 @@
-"""List of usable backbones: timm's models with a spatial feature map, which class activation maps need."""
+"""Listing of usable backbones: timm models with a spatial feature map, which class activation maps require."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import timm
 
 import tlcli.training.models.zoo  # noqa: F401 - registers them
 
-# timm's modules whose models return tokens, not a feature map `[N, c, h, w]`.
+# timm modules whose models return tokens instead of a feature map `[N, c, h, w]`.
 # fmt: off
 _WITHOUT_MAP = frozenset(
     {
@@ -21,14 +21,14 @@ _WITHOUT_MAP = frozenset(
 )
 # fmt: on
 _RETURNS_TOKENS = re.compile(r"levit_(?!conv_)")
-"""Models that return tokens, in a module whose other models return a feature map."""
+"""Names of models that return tokens although other models of the same module return a feature map."""
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """Model of timm's registry.
+    """Backbone in timm's model registry.
 
-    family: name of timm's module. pretrained: tags of the official weights; the first is the default.
+    family: name of the timm module. pretrained: tags of the official weights, starting with the default.
     """
 
     name: str
@@ -37,10 +37,10 @@ class Backbone:
 
 
 def list_backbones(pattern: str = "*") -> list[Backbone]:
-    """Return the backbones whose name matches, in natural order.
+    """Return the backbones whose names match a pattern, in natural order.
 
     Args:
-        pattern: a substring of the name, or a pattern with `*`.
+        pattern: substring of the name, or a wildcard pattern with `*`.
     """
     if "*" not in pattern:
         pattern = f"*{pattern}*"

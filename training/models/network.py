@@ -20,23 +20,23 @@ from tlcli.training.models.pretrained_head import OwnHead, find_own_head, renew_
 from tlcli.training.settings.config import Scalar
 
 _HEAD_LAYERS = ("pre_logits", "conv_head", "norm_head", "head")
-"""timm's names for layers between the features and the classifier; this project's own backbones list theirs in `head_layers`."""
+"""timm's names for layers between the features and the classifier. This project's own backbones list them in `head_layers`."""
 
 _RESERVED = frozenset(
     {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "num_classes", "in_chans", "features_only"}
 )
-"""Arguments of `timm.create_model` that are set by other settings."""
+"""Arguments of `timm.create_model` that are controlled by other settings."""
 
 
 class CutError(SettingsError):
-    """Network that cannot be split into features and a head: it can be run, but neither fine-tuned nor explained."""
+    """Raised for a network that cannot be split into features and a head. It can be run, but not fine-tuned or explained."""
 
 
 class NetworkConfig(BaseModel):
-    """Everything needed to build a network, except its weights.
+    """Configuration that fully describes a network except for its weights.
 
-    pretrained: timm's argument of that name. Some of timm's networks use other constants with it, such as the epsilon of the batch
-        norms in `fbnetc_100`. None in runs of earlier versions.
+    pretrained: `pretrained` argument of `timm.create_model`. It changes constants in some timm networks, such as the batch norm epsilon
+        of `fbnetc_100`. None in runs of earlier versions.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -50,9 +50,9 @@ class NetworkConfig(BaseModel):
 
 
 class ImageNetwork(nn.Module):
-    """timm model with its normalization: uint8 images to logits.
+    """Base class of image classifiers: a timm model with its input normalization.
 
-    config: configuration of the network. backbone: the timm model.
+    config: configuration of the network. backbone: timm model.
     """
 
     def __init__(self, config: NetworkConfig, backbone: nn.Module) -> None:
@@ -65,7 +65,7 @@ class ImageNetwork(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Device of the network."""
+        """Device that the network is on."""
         return cast("Tensor", self.mean).device
 
     def normalise(self, images: Tensor) -> Tensor:
@@ -75,24 +75,24 @@ class ImageNetwork(nn.Module):
 
     @torch.inference_mode()
     def predict(self, images: npt.NDArray[np.uint8]) -> Tensor:
-        """Compute logits `[N, C]` of images, uint8 `[N, H, W, 3]`, on the network's device and in its current mode."""
+        """Compute logits `[N, C]` for images, uint8 `[N, H, W, 3]`, on the network's device and in its current mode."""
         device = cast("Tensor", self.mean).device
         return self(self.normalise(torch.from_numpy(images).to(device)))  # type: ignore[no-any-return]
 
     def divide_logits(self, temperature: float) -> None:
-        """Change the network so that it returns its logits divided by `temperature`."""
+        """Modify the network so that its logits are divided by `temperature`."""
         raise NotImplementedError
 
 
 class WholeNetwork(ImageNetwork):
-    """timm model of any architecture, run as a whole: logits without maps."""
+    """timm model of any architecture, run as a whole. It computes logits, but no maps."""
 
     def __init__(self, config: NetworkConfig, backbone: nn.Module) -> None:
-        """Wrap a model and check it on a blank image.
+        """Wrap a timm model and check it by running it on a blank image.
 
         Args:
-            config: configuration of the model; its head is `original`.
-            backbone: a timm model with its own classifier.
+            config: configuration of the model, with the head `original`.
+            backbone: timm model with its own classifier.
 
         Raises:
             SettingsError: the model does not accept images of the configured size.
@@ -108,22 +108,23 @@ class WholeNetwork(ImageNetwork):
             )
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Compute logits `[N, C]` of normalized inputs `[N, 3, H, W]`."""
+        """Compute logits `[N, C]` for normalized inputs `[N, 3, H, W]`."""
         logits = cast("Tensor", self.backbone(inputs))
         return logits if self.temperature == 1 else logits / self.temperature
 
     def divide_logits(self, temperature: float) -> None:
-        """Divide all future logits by `temperature`."""
+        """Divide the logits by `temperature` in every later forward pass."""
         self.temperature *= temperature
 
 
 class Network(ImageNetwork):
-    """Backbone with a head, split into three steps: `classify(embed(features(x)))`.
+    """Backbone with a head. The forward pass has three steps: `classify(embed(features(x)))`.
 
-    features: the backbone, from normalized float `[N, 3, H, W]` to `[N, c, h, w]`; its output is what the maps explain.
-    embed: pooling, flattening, or the hidden layers of the network's own head, to `[N, d]`; it adds no parameters, and is frozen
-        with the backbone in feature extraction.
-    classify: the head, to logits `[N, C]`; always trained.
+    features: backbone, which maps normalized float inputs `[N, 3, H, W]` to features `[N, c, h, w]`. Class activation maps explain this
+        output.
+    embed: pooling, flattening, or the hidden layers of the network's own head, with output `[N, d]`. It adds no parameters and is frozen
+        together with the backbone in feature extraction.
+    classify: head, which computes logits `[N, C]` and is always trained.
     """
 
     def __init__(self, config: NetworkConfig, backbone: nn.Module, keep_classifier: bool = False) -> None:
@@ -131,12 +132,12 @@ class Network(ImageNetwork):
 
         Args:
             config: configuration of the network.
-            backbone: a timm model of `config.backbone`, with any number of classes; its classifier is replaced.
-            keep_classifier: keep the backbone's own last layer and its weights; needs the head `original`.
+            backbone: timm model `config.backbone` with any number of classes; its classifier is replaced.
+            keep_classifier: True to keep the backbone's own last layer and its weights; requires the head `original`.
 
         Raises:
             SettingsError: the backbone does not accept the input size.
-            CutError: the backbone has no spatial features, or no classifier that can serve as head `original`.
+            CutError: the backbone has no spatial features, or its classifier cannot be used as head `original`.
         """
         super().__init__(config, backbone)
         channels, height, width = _feature_shape(backbone, config)
@@ -159,46 +160,46 @@ class Network(ImageNetwork):
 
     @property
     def has_own_head(self) -> bool:
-        """True if the head is the backbone's own, so that timm's forward pass equals this network's."""
+        """True if the network uses the backbone's own head, so that its forward pass is identical to timm's."""
         return self._own_head is not None
 
     @property
     def classifier(self) -> nn.Module:
-        """Trained head: the new linear or MLP head, or the last layer of the backbone's own head."""
+        """Head to train: the new linear or MLP head, or the last layer of the backbone's own head."""
         return self.head if self._own_head is None else self.backbone.get_submodule(self._own_head.classifier)  # type: ignore[return-value]
 
     @property
     def last_layer(self) -> nn.Linear | nn.Conv2d:
-        """Layer that computes the logits: linear, or a 1x1 convolution."""
+        """Layer that computes the logits, either a linear layer or a 1x1 convolution."""
         classifier = self.classifier
         return cast("nn.Linear | nn.Conv2d", classifier[-1] if isinstance(classifier, nn.Sequential) else classifier)
 
     def penultimate(self, features: Tensor) -> Tensor:
-        """Compute the input of `last_layer`, `[N, d]`, from features `[N, c, h, w]`."""
+        """Compute the input of `last_layer`, `[N, d]`, for features `[N, c, h, w]`."""
         embedding, classifier = self.embed(features), self.classifier
         return cast("Tensor", classifier[:-1](embedding)) if isinstance(classifier, nn.Sequential) else embedding
 
     def features(self, inputs: Tensor) -> Tensor:
-        """Compute features `[N, c, h, w]` of normalized inputs `[N, 3, H, W]`."""
+        """Compute features `[N, c, h, w]` for normalized inputs `[N, 3, H, W]`."""
         return cast("Tensor", self.backbone.forward_features(inputs))  # type: ignore[operator]
 
     def embed(self, features: Tensor) -> Tensor:
-        """Compute the embedding `[N, d]` of features `[N, c, h, w]`."""
+        """Compute embeddings `[N, d]` for features `[N, c, h, w]`."""
         if self._own_head is not None:
             return self._own_head.embed(self.backbone, features)
         return features.mean((-2, -1)) if self.config.head == "linear" else features.flatten(1)
 
     def classify(self, embedding: Tensor) -> Tensor:
-        """Compute logits `[N, C]` of an embedding `[N, d]`."""
+        """Compute logits `[N, C]` for embeddings `[N, d]`."""
         return apply_classifier(self.classifier, embedding)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Compute logits `[N, C]` of normalized inputs `[N, 3, H, W]`."""
+        """Compute logits `[N, C]` for normalized inputs `[N, 3, H, W]`."""
         return self.classify(self.embed(self.features(inputs)))
 
     @torch.no_grad()
     def divide_logits(self, temperature: float) -> None:
-        """Divide the last layer's weights by `temperature`, which costs nothing at inference."""
+        """Divide the weights and bias of the last layer by `temperature`, so that inference has no extra cost."""
         last = self.last_layer
         last.weight.div_(temperature)
         if last.bias is not None:
@@ -206,7 +207,7 @@ class Network(ImageNetwork):
 
 
 def apply_classifier(classifier: nn.Module, embedding: Tensor) -> Tensor:
-    """Compute logits `[N, C]` of an embedding `[N, d]` with a `Network.classifier`, a 1x1 convolution in DPN and DLA."""
+    """Compute logits `[N, C]` for embeddings `[N, d]` with a `Network.classifier`, which is a 1x1 convolution in DPN and DLA."""
     if isinstance(classifier, nn.Conv2d):
         return classifier(embedding[..., None, None]).flatten(1)  # type: ignore[no-any-return]
     return cast("Tensor", classifier(embedding))
@@ -216,7 +217,7 @@ def build(config: NetworkConfig) -> Network:
     """Build a network with random weights, in eval mode.
 
     Raises:
-        SettingsError: timm has no such model, or the model does not accept the arguments; see also `Network`.
+        SettingsError: timm has no model of this name, or the model does not accept the arguments; see also `Network`.
     """
     backbone = create_backbone(config.backbone, config.model_kwargs)
     if config.pretrained:
@@ -225,7 +226,7 @@ def build(config: NetworkConfig) -> Network:
 
 
 def _as_if_pretrained(config: NetworkConfig, backbone: nn.Module) -> nn.Module:
-    """Return the network that timm builds with `pretrained=True`, with the weights of `backbone`, which was built without it."""
+    """Rebuild a backbone with `pretrained=True`, but with the weights of `backbone`, so that timm sets its pretrained constants."""
     overlay = {
         "state_dict": backbone.state_dict(), "num_classes": getattr(backbone, "num_classes", 0), "custom_load": False, "first_conv": None
     }  # fmt: skip
@@ -235,15 +236,15 @@ def _as_if_pretrained(config: NetworkConfig, backbone: nn.Module) -> nn.Module:
 
 
 def create_backbone(name: str, model_kwargs: dict[str, Scalar], **more: Any) -> nn.Module:
-    """Call `timm.create_model` and translate its errors.
+    """Create a backbone with `timm.create_model` and translate its errors.
 
     Args:
-        name: timm's name of the model, with or without a tag of official weights.
-        model_kwargs: the user's arguments of the model.
-        more: further arguments of `timm.create_model`.
+        name: timm name of the model, with or without a weights tag.
+        model_kwargs: model arguments given by the user.
+        more: additional arguments for `timm.create_model`.
 
     Raises:
-        SettingsError: timm has no such model, or the model does not accept the arguments.
+        SettingsError: timm has no model of this name, or the model does not accept the arguments.
     """
     require_backbone(name)
     if reserved := sorted(_RESERVED & model_kwargs.keys()):
@@ -263,7 +264,7 @@ def require_backbone(name: str) -> None:
     """Check that timm has a model of this name.
 
     Raises:
-        SettingsError: timm has no such model, or no weights with that tag; the message lists similar names.
+        SettingsError: timm has no model of this name, or no weights with this tag; the message lists similar names or available tags.
     """
     if not timm.is_model(name):
         close = close_backbone_names(name)
@@ -278,7 +279,7 @@ def require_backbone(name: str) -> None:
 
 
 def unused_head_layers(backbone: nn.Module, head: str) -> list[str]:
-    """Return the names of the backbone's children that belong to its own head (VGG's fc6 and fc7) and are not part of `head`."""
+    """Return the names of the backbone's own head layers that `head` does not use, such as fc6 and fc7 of VGG."""
     if _wants_own_head(backbone, head):
         return []
     layers = getattr(backbone, "head_layers", _HEAD_LAYERS)
@@ -294,9 +295,9 @@ def unused_head_layers(backbone: nn.Module, head: str) -> list[str]:
 
 
 def _wants_own_head(backbone: nn.Module, head: str) -> bool:
-    """Return True for `original`, and for `linear` if the network's own head has no hidden layers.
+    """Return True if the network should use its own head: for `original`, and for `linear` if the own head has no hidden layers.
 
-    It has none if its classifier's input is as wide as the features.
+    The own head has no hidden layers if the input of its classifier is as wide as the features.
     """
     return head == "original" or (
         head == "linear" and getattr(backbone, "head_hidden_size", backbone.num_features) == backbone.num_features
@@ -304,7 +305,11 @@ def _wants_own_head(backbone: nn.Module, head: str) -> bool:
 
 
 def _own_head(backbone: nn.Module, config: NetworkConfig, keep_classifier: bool) -> OwnHead | None:
-    """Return the network's own head, with a classifier for `num_classes`, or None if a new head is needed."""
+    """Return the network's own head with a classifier for `num_classes`, or None if a new head is needed.
+
+    Raises:
+        CutError: the head `original` was requested, but the network's own head cannot be separated.
+    """
     if not _wants_own_head(backbone, config.head):
         return None
     if not keep_classifier:
@@ -332,16 +337,16 @@ def _feature_shape(backbone: nn.Module, config: NetworkConfig) -> tuple[int, int
 
 
 def try_at_size(backbone: nn.Module, config: NetworkConfig, function: Callable[[Tensor], Any], inputs: Tensor | None = None) -> Any:
-    """Call a function of the backbone on inputs of the configured size, in eval mode, and return its result.
+    """Call a function of the backbone in eval mode on inputs of the configured size, and return its result.
 
     Args:
-        backbone: a timm model; its mode is restored afterwards.
+        backbone: timm model; its mode is restored afterwards.
         config: configuration of the network.
-        function: the backbone, or one of its methods.
-        inputs: `[N, 3, H, W]`; None for a blank image.
+        function: backbone or one of its methods.
+        inputs: inputs `[N, 3, H, W]`; None for a blank image.
 
     Raises:
-        SettingsError: the backbone does not accept the size.
+        SettingsError: the backbone does not accept the input size.
     """
     size = config.preprocessing
     try:

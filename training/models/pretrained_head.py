@@ -1,4 +1,4 @@
-"""Head of a timm network: its last layer, and the path from the spatial features to that layer's input."""
+"""Own head of a timm network: its last layer, and the layers between the spatial features and that layer."""
 
 from __future__ import annotations
 
@@ -11,25 +11,26 @@ from torch import Tensor, nn
 from tlcli.contract.errors import first_line
 
 _SAME = 1e-6
-"""Relative tolerance. Both paths run the same operators; a freshly initialized batch norm (epsilon 1e-5) changes values by 5e-6."""
+"""Relative tolerance for equal outputs. Both paths run the same operators, whereas a newly initialized batch norm (epsilon 1e-5) on only
+one of them changes values by 5e-6."""
 
 _WITHOUT_EFFECT = (nn.Identity, nn.Dropout, nn.Flatten)
-"""Layers that may follow the last layer with weights."""
+"""Modules without weights that may follow the last layer."""
 
 
 @dataclass(frozen=True)
 class OwnHead:
-    """Last layer of a head, and the layers before it.
+    """Last layer of a backbone's own head, and the layers before it.
 
     classifier: path of the last layer in the backbone.
-    before: paths of the layers between the pooled features and the last layer, if they share a module with it (batch norm, dropout).
+    before: paths of the layers between the pooled features and the last layer that share a module with it, such as batch norm and dropout.
     """
 
     classifier: str
     before: tuple[str, ...] = ()
 
     def embed(self, backbone: nn.Module, features: Tensor) -> Tensor:
-        """Compute the input of the last layer, `[N, d]`, from features `[N, c, h, w]`."""
+        """Compute the input of the last layer, `[N, d]`, for features `[N, c, h, w]`."""
         embedding = cast("Tensor", backbone.forward_head(features, pre_logits=True))  # type: ignore[operator]
         for path in self.before:
             embedding = cast("Tensor", backbone.get_submodule(path)(embedding))
@@ -37,12 +38,12 @@ class OwnHead:
 
 
 def renew_classifier(backbone: nn.Module, num_classes: int) -> None:
-    """Replace the classifier, keeping the weights of all other layers of the head.
+    """Replace the classifier and keep the weights of all other layers.
 
-    timm's `reset_classifier` also replaces a batch norm of the head in some networks; here its weights are restored.
+    In some networks, timm's `reset_classifier` also replaces a batch norm of the head. Its weights are restored here.
 
     Args:
-        backbone: a timm model.
+        backbone: timm model.
         num_classes: number of classes; 0 removes the classifier.
     """
     last = _last_layer(backbone)
@@ -53,14 +54,14 @@ def renew_classifier(backbone: nn.Module, num_classes: int) -> None:
 
 
 def find_own_head(backbone: nn.Module, size: tuple[int, int]) -> tuple[OwnHead | None, str]:
-    """Find the last layer and the path to its input, verified against the backbone's forward pass on a random image.
+    """Find the last layer and the layers that compute its input, and verify them against the backbone's forward pass on a random image.
 
     Args:
-        backbone: a timm model with a classifier.
+        backbone: timm model with a classifier.
         size: height and width of the image.
 
     Returns:
-        The head and an empty string, or None and the reason, which completes a sentence that begins with "its own head".
+        The head and an empty string, or None and the reason as the rest of a sentence that begins with "its own head".
     """
     path = _last_layer(backbone)
     if path is None:
@@ -87,13 +88,16 @@ def find_own_head(backbone: nn.Module, size: tuple[int, int]) -> tuple[OwnHead |
 
 
 def _classifiers(backbone: nn.Module) -> int:
-    """Return the number of the backbone's classifiers: two after a distillation, one per scale in some networks."""
+    """Return the number of classifiers in the backbone. Distilled networks have two, and some networks have one per scale."""
     classifier: Any = backbone.get_classifier()  # type: ignore[operator]
     return len(classifier) if isinstance(classifier, (tuple, list, nn.ModuleList)) else 1
 
 
 def _last_layer(backbone: nn.Module) -> str | None:
-    """Return the path of the linear layer or 1x1 convolution that `get_classifier` returns, or that its module ends with."""
+    """Return the path of the linear layer or convolution returned by `get_classifier`, or at the end of the module it returns.
+
+    None if there is no such layer.
+    """
     try:
         classifier: Any = backbone.get_classifier()  # type: ignore[operator]
     except AttributeError:  # raised by some of timm's networks without a classifier
@@ -112,7 +116,10 @@ def _siblings_before(backbone: nn.Module, path: str) -> tuple[str, ...]:
 
 
 def _observe(backbone: nn.Module, path: str, inputs: Tensor) -> tuple[Tensor | None, Tensor | None, Any]:
-    """Run the backbone; return the input and the output of its last layer, and its own output."""
+    """Run the backbone and return the input and output of its last layer, and the output of the backbone.
+
+    The first two are None unless the last layer is called exactly once.
+    """
     calls: list[tuple[Any, Any]] = []
     handle = backbone.get_submodule(path).register_forward_hook(lambda _, args, output: calls.append((args[0].clone(), output.clone())))
     try:

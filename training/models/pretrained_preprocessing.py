@@ -1,4 +1,4 @@
-"""Preprocessing of a pretrained backbone: the values of its `pretrained_cfg`, overridden by the user's settings."""
+"""Preprocessing of a pretrained backbone, taken from its `pretrained_cfg` and overridden by the user's settings."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def resolve_preprocessing(config: FinetuneConfig, backbone: nn.Module) -> Prepro
     """Resolve the evaluation transform of a run.
 
     Args:
-        config: settings; `image_size`, `crop_pct`, `crop_mode`, `interpolation`, `mean` and `std` override the backbone's values.
-        backbone: a timm model, whose `pretrained_cfg` supplies the rest. Changing the image size alone keeps the backbone's `crop_pct`.
+        config: settings, of which `image_size`, `crop_pct`, `crop_mode`, `interpolation`, `mean` and `std` override the backbone's values.
+        backbone: timm model whose `pretrained_cfg` supplies the remaining values. If only the image size changes, its `crop_pct` is kept.
 
     Raises:
-        SettingsError: the backbone is built for another, fixed image size.
+        SettingsError: the backbone has a fixed input size that differs from the requested one.
     """
     own: dict[str, Any] = timm.data.resolve_model_data_config(backbone)  # type: ignore[attr-defined, no-untyped-call]
-    built_for = config.model_kwargs.get("img_size")  # an argument of timm's models with a fixed input size
+    built_for = config.model_kwargs.get("img_size")  # argument of timm models with a fixed input size
     height, width = (int(built_for), int(built_for)) if built_for is not None else own["input_size"][1:]
     if config.image_size is not None:
         requested = (config.image_size, config.image_size)

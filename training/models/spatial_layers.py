@@ -1,4 +1,4 @@
-"""Layers with spatial feature maps: found by running the network, in the order of execution, with their maps for one image."""
+"""Layers with spatial feature maps, found by running the network and listed in execution order, and their maps for an image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tlcli.contract.images.heatmap import FloatArray
 from tlcli.training.models.network import Network
 
 _WIDER = 64
-"""Pixels added to the input's width to find which dimension grows: at least one column of every map."""
+"""Pixels added to the input width to detect which dimension of a map grows. Every map grows by at least one column."""
 
 _POOLS = (
     nn.MaxPool2d,
@@ -33,9 +33,9 @@ _BY_DEFINITION = (nn.Conv2d, *_POOLS)
 
 @dataclass(frozen=True)
 class Layer:
-    """One call of a module whose output holds a spatial map per channel.
+    """Call of a module whose output is a spatial map for each channel.
 
-    number: position in the order of execution, from 1. Layers that return the same tensor (a stage, its last block, the
+    number: position in execution order, starting at 1. Layers that return the same tensor (a stage, its last block, the
         activation at the end of that block) share a number.
     label: name of the module in the backbone, with `:2` appended for its second call, and so on.
     module: name of the module in the backbone.
@@ -44,7 +44,7 @@ class Layer:
     channels_last: True if the output is `[N, h, w, c]`.
     pools: True for a pooling layer that reduces the number of positions.
     convolves: True for a convolution.
-    is_features: True if the backbone returns this output, unmodified, as its features.
+    is_features: True if the backbone returns this output unmodified as its features.
     """
 
     number: int
@@ -61,7 +61,7 @@ class Layer:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Return channels, height and width."""
+        """Channels, height and width of the output."""
         return self.channels, self.height, self.width
 
 
@@ -69,7 +69,7 @@ class Layer:
 class _Call:
     """Call of a module that returned a four-dimensional tensor.
 
-    number: as in `Layer`, but with gaps. inputs, outputs: shapes of the first argument and of the output.
+    number: execution number as in `Layer`, but with gaps. inputs, outputs: shapes of the first argument and of the output.
     """
 
     number: int
@@ -81,14 +81,14 @@ class _Call:
 
 
 def spatial_layers(network: Network) -> list[Layer]:
-    """Find the backbone's layers with spatial maps, in the order in which they finish: a stage after its blocks.
+    """Find the backbone's layers with spatial maps, in the order in which they finish: a stage follows its blocks.
 
-    An output is a spatial map if it grows in width with the input, in one dimension and in proportion. This excludes the result of
-    global pooling and attention weights. In a network built for a fixed input size, an output counts if it has the size of the most
-    recent convolutions and pooling layers.
+    An output is a spatial map if exactly one of its dimensions grows in proportion when the input gets wider. This excludes attention
+    weights and the output of global pooling. In a network with a fixed input size, an output is a spatial map if its size matches that of
+    the most recent convolutions and pooling layers.
 
     Args:
-        network: a network in eval mode.
+        network: network in eval mode.
     """
     height, width = network.config.preprocessing.height, network.config.preprocessing.width
     calls, last = _calls(network, height, width)
@@ -126,16 +126,16 @@ def spatial_layers(network: Network) -> list[Layer]:
 
 
 def record(network: Network, image: npt.NDArray[np.uint8], layers: Collection[Layer]) -> dict[str, FloatArray]:
-    """Record the maps of one image.
+    """Run the network on an image and record the maps of the given layers.
 
     Args:
-        network: a network in eval mode.
-        image: uint8 `[H, W, 3]`, as returned by `Preprocessing.apply`.
+        network: network in eval mode.
+        image: network input, uint8 `[H, W, 3]`, as returned by `Preprocessing.apply`.
         layers: layers returned by `spatial_layers(network)`.
 
     Returns:
-        The output of each layer by its label, float32 `[c, h, w]`, copied when the layer finished: later in-place operations do not
-        change it.
+        Output of each layer by label, float32 `[c, h, w]`. Outputs are copied when the layer finishes, so later in-place operations do
+        not change them.
     """
     by_label = {layer.label: layer for layer in layers}
     maps: dict[str, FloatArray] = {}
@@ -151,16 +151,16 @@ def record(network: Network, image: npt.NDArray[np.uint8], layers: Collection[La
 
 
 def _calls(network: Network, height: int, width: int) -> tuple[list[_Call], int]:
-    """Run the network on a blank image; return its calls, and the number of the call that made the features.
+    """Run the network on a blank image and return its module calls, and the number of the call that produced the features.
 
     The number is 0 if no module returns the features.
     """
     calls: list[_Call] = []
-    seen: dict[int, tuple[weakref.ref[Tensor], int, int]] = {}  # by id: the tensor, its version, the number of the call that made it
+    seen: dict[int, tuple[weakref.ref[Tensor], int, int]] = {}  # by tensor id: the tensor, its version, and the call that produced it
 
     def maker(tensor: Tensor) -> int:
         known, version, number = seen.get(id(tensor), (lambda: None, 0, 0))
-        return number if known() is tensor and version == tensor._version else 0  # 0 for a new tensor, or one changed in place since
+        return number if known() is tensor and version == tensor._version else 0  # 0 for a new tensor, or one modified in place since
 
     def note(label: str, name: str, module: nn.Module, first_input: object, output: object) -> None:
         if not isinstance(output, Tensor) or output.ndim != 4:
@@ -199,7 +199,7 @@ def _on_each_call(backbone: nn.Module, callback: Callable[[str, str, nn.Module, 
 
 
 def _grown_axis(shape: tuple[int, ...], wider: tuple[int, ...], height: int, width: int) -> int | None:
-    """Return the axis of the channels, 1 or 3, by comparison with the shape for a wider input; None if the output is not a map."""
+    """Return the channel axis, 1 or 3, by comparing the shape with that for a wider input. None if the output is not a spatial map."""
     if len(wider) != 4 or shape[0] != 1:
         return None
     grown = [axis for axis in range(4) if wider[axis] != shape[axis]]
@@ -211,7 +211,7 @@ def _grown_axis(shape: tuple[int, ...], wider: tuple[int, ...], height: int, wid
 
 
 def _axis_of_known_size(shape: tuple[int, ...], sizes: Collection[tuple[int, ...]]) -> int | None:
-    """Return the axis of the channels, 1 or 3, by comparison with known map sizes; None if the output is not a map."""
+    """Return the channel axis, 1 or 3, by comparing the shape with known map sizes. None if the output is not a spatial map."""
     if shape[0] != 1:
         return None
     first, last = shape[2:] in sizes, shape[1:3] in sizes
@@ -219,5 +219,5 @@ def _axis_of_known_size(shape: tuple[int, ...], sizes: Collection[tuple[int, ...
 
 
 def _is_pool(module: nn.Module) -> bool:
-    """Return True for PyTorch's pooling layers, recognized by type, and for timm's, recognized by name."""
+    """Return True if a module is a pooling layer. PyTorch's pooling layers are recognized by type, and timm's by name."""
     return isinstance(module, _POOLS) or ("pool" in type(module).__name__.lower() and next(module.parameters(), None) is None)

@@ -1,4 +1,4 @@
-"""Conversion of torchvision's checkpoints of MobileNetV2, MobileNetV3 and EfficientNet, which timm does not convert itself."""
+"""Conversion of torchvision checkpoints for MobileNetV2, MobileNetV3 and EfficientNet, which timm does not convert itself."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from timm.models.mobilenetv3 import MobileNetV3
 from torch import Tensor, nn
 
 _FIRST = "features.0.0.weight"
-"""First tensor of all three networks; `conv_stem.weight` in timm."""
+"""Name of the first tensor in all three networks, which is `conv_stem.weight` in timm."""
 
 TORCHVISION_EPSILON = 1e-3
-"""Epsilon of the batch norms in torchvision's MobileNetV3, and in its EfficientNets from B5 upward."""
+"""Batch norm epsilon of torchvision's MobileNetV3 and of its EfficientNets from B5 upward."""
 
 
 def is_torchvisions(tensors: Mapping[str, Tensor], backbone: nn.Module) -> bool:
-    """Return True if the names are torchvision's for one of these networks, and the backbone is timm's network of that family."""
+    """Return True if the tensors have torchvision's names for one of these networks, and the backbone is a timm network of that family."""
     return _FIRST in tensors and isinstance(backbone, (EfficientNet, MobileNetV3))
 
 
 def to_timm(tensors: Mapping[str, Tensor], backbone: nn.Module) -> dict[str, Tensor] | None:
-    """Rename torchvision's tensors to timm's names: both libraries define the same layers in the same order.
+    """Rename torchvision tensors to timm's names. Both libraries define the same layers in the same order.
 
     Args:
-        tensors: torchvision's tensors, with or without the classifier.
-        backbone: timm's network.
+        tensors: torchvision tensors, with or without the classifier.
+        backbone: corresponding timm network.
 
     Returns:
         The renamed tensors, or None if their number or sizes differ from the backbone's.
@@ -40,11 +40,11 @@ def to_timm(tensors: Mapping[str, Tensor], backbone: nn.Module) -> dict[str, Ten
 
 
 def needs_epsilon(backbone: nn.Module, name: str) -> bool:
-    """Return True if the epsilon of torchvision's batch norms differs from that of `backbone`."""
+    """Return True if torchvision's batch norm epsilon for this network differs from that of `backbone`."""
     return any(module.eps != epsilon_of(backbone, name) for module in backbone.modules() if isinstance(module, nn.BatchNorm2d))
 
 
 def epsilon_of(backbone: nn.Module, name: str) -> float:
-    """Return the epsilon of torchvision's batch norms in the network that timm calls `name`."""
+    """Return torchvision's batch norm epsilon for the network with the timm name `name`."""
     is_larger = isinstance(backbone, MobileNetV3) or any(f"efficientnet_b{number}" in name for number in (5, 6, 7))
     return TORCHVISION_EPSILON if is_larger else 1e-5

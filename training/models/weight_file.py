@@ -1,4 +1,4 @@
-"""Reader of weight files from various training frameworks, as a mapping of tensors. No code in the files is executed."""
+"""Reader for weight files of various training frameworks. Code in the files is never executed."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ _NESTED = (
     "state_dict_ema", "model_ema", "ema_state_dict", "params_ema", "state_dict", "model_state_dict", "model_state", "model",
     "student", "net", "network", "module", "params", "weights", "backbone",
 )  # fmt: skip
-"""Keys under which training scripts store the weights in their checkpoints, averaged weights first."""
+"""Keys under which training scripts store the weights in a checkpoint, starting with averaged weights."""
 
 _WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.")
-"""Prefixes that data parallelism, `torch.compile`, training frameworks and this project's own runs put before each name."""
+"""Name prefixes added by data parallelism, `torch.compile`, training frameworks and this project's own runs."""
 
 _AMBIGUOUS_WRAPPERS = ("net.", "network.", "encoder.", "student.", "base_model.", "_model.")
-"""Other prefixes of wrappers, which are also submodule names in some networks; only `stripped` removes them."""
+"""Other wrapper prefixes that are also submodule names in some networks. Only `stripped` removes them."""
 
 _COUNTERS = ("n_averaged",)
-"""Tensors that `torch.optim.swa_utils` stores next to the weights."""
+"""Tensors that `torch.optim.swa_utils` stores alongside the weights."""
 
 _NUMPY: dict[str, Any] = {"scalar": np.float64().__reduce__()[0], "_reconstruct": np.zeros(0).__reduce__()[0]}
-"""Constructors of NumPy's scalars and arrays, whose package `_core` was called `core` before NumPy 2."""
+"""Constructors of NumPy scalars and arrays. Their package `_core` was named `core` before NumPy 2."""
 
 _HARMLESS: list[Any] = [
     argparse.Namespace,
@@ -46,28 +46,28 @@ _HARMLESS: list[Any] = [
     *(kind for name, kind in vars(np.dtypes).items() if name.endswith("DType") and name != "ObjectDType"),
     *((function, f"numpy.{core}.multiarray.{name}") for name, function in _NUMPY.items() for core in ("_core", "core")),
 ]
-"""Safe classes that a checkpoint may contain beyond PyTorch's own list: training scripts store their arguments and best score."""
+"""Safe classes allowed in a checkpoint in addition to PyTorch's own list, since training scripts store their arguments and best score."""
 
 _LOSS_PREFIX = re.compile(r"(?:\w*criterion|\w*loss(?:_fn|_func|_function)?|\w*metrics?|\w*_acc(?:uracy)?)\.")
-"""Prefixes of losses and metrics, which no image network uses for its layers."""
+"""Name prefixes of losses and metrics. No image network uses them for its layers."""
 
 _REFUSED = re.compile(r"GLOBAL ([\w.]+)")
 
 _LOAD_ERRORS = (
     pickle.UnpicklingError, struct.error, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError, OSError
 )  # fmt: skip
-"""Exceptions that `torch.load` raises for files that are truncated, hand-made, or hold more than tensors."""
+"""Exceptions that `torch.load` raises for files that are truncated, hand-made, or contain more than tensors."""
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read the weights in a safetensors file, or in a file written by `torch.save` in either of its formats.
+    """Read the weights from a safetensors file, or from a file written by `torch.save` in either of its formats.
 
     Returns:
-        Tensors on the CPU by name, without the prefixes of wrappers.
+        Tensors on the CPU by name, without wrapper prefixes.
 
     Raises:
-        NotFoundError: there is no such file.
-        WeightsError: the file is damaged, has another format, requires code to be executed, or holds no tensors.
+        NotFoundError: the file does not exist.
+        WeightsError: the file is damaged, has another format, would require code execution, or contains no tensors.
     """
     if (path / CHECKPOINT).is_file():
         raise NotFoundError(f"{path} is a run folder: use --weights {path / CHECKPOINT}")
@@ -79,7 +79,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         start = opened.read(9)
     if start[:2] == b"PK" or start[:1] == b"\x80":
         content = _load_pickled(path)
-    elif start[8:9] == b"{":  # a safetensors file begins with the length of its JSON header, 8 bytes
+    elif start[8:9] == b"{":  # a safetensors file begins with the length of its JSON header, in 8 bytes
         content = _load_safetensors(path)
     else:
         raise WeightsError(
@@ -125,7 +125,7 @@ def _tensors_in(content: object) -> dict[str, Tensor]:
 
 
 def _unwrapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Remove the wrapper prefixes that most names share; tensors outside of `backbone.` belong to another network and are dropped."""
+    """Remove the wrapper prefixes that most names share. Tensors outside of `backbone.` belong to another network and are dropped."""
     for prefix in _WRAPPERS:
         prefixed = [name for name in tensors if name.startswith(prefix)]
         if 2 * len(prefixed) > len(tensors):
@@ -135,12 +135,12 @@ def _unwrapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def stripped(tensors: dict[str, Tensor]) -> dict[str, Tensor] | None:
-    """Remove one more wrapper prefix, and drop the tensors without it, such as losses and metrics.
+    """Remove one more wrapper prefix, and drop tensors without it, such as losses and metrics.
 
-    Used for a file that does not fit as it is; a strict load decides whether the result is right.
+    This is used for a file that does not fit unmodified. A strict load then verifies the result.
 
     Returns:
-        The remaining tensors, or None if most names share no wrapper prefix.
+        The remaining tensors, or None if no wrapper prefix is shared by most names.
     """
     for prefix in (*_WRAPPERS, *_AMBIGUOUS_WRAPPERS):
         prefixed = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
@@ -150,7 +150,7 @@ def stripped(tensors: dict[str, Tensor]) -> dict[str, Tensor] | None:
 
 
 def without_losses(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Drop the tensors of losses and metrics, which training frameworks save with those of the network."""
+    """Drop the tensors of losses and metrics, which training frameworks save together with the network."""
     return {name: tensor for name, tensor in tensors.items() if not _LOSS_PREFIX.match(name)}
 
 

@@ -1,4 +1,4 @@
-"""Loading of a timm backbone with its weights: official, from a file, or random."""
+"""Loading of timm backbones with official weights, weights from a file, or random weights."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ from tlcli.training.runtime.progress import ProgressFactory, silent
 from tlcli.training.settings.config import FinetuneConfig
 
 _OTHER_CLASSIFIERS = ("classifier.6", "head.fc", "fc", "classifier", "head")
-"""Names of the last layer in layouts that timm converts (torchvision's VGG), and in other versions of a network."""
+"""Names of the last layer in layouts that timm converts (such as torchvision's VGG) and in other versions of a network."""
 
 _REMEDY = "use the backbone that the file was made for (with its --model-kwargs, if any), or --weights pretrained"
 _SHOWN = 3
 
 
 def load_backbone(config: FinetuneConfig, progress: ProgressFactory = silent) -> tuple[nn.Module, str]:
-    """Build `config.backbone` with `config.weights`.
+    """Build `config.backbone` and load `config.weights`.
 
-    A file is loaded strictly: it must hold every tensor of the network and no others. Two exceptions: it may have a classifier of any
-    number of classes or none, and may lack the hidden layers of the network's own head if `config.head` does not use them.
-    Layouts known to timm are converted (its own, torchvision's, and others for each architecture), and so are torchvision's MobileNets
-    and EfficientNets. A file that does not fit is tried again without the prefixes of training frameworks, losses and metrics.
+    A file is loaded strictly: it must contain every tensor of the network and no others, with two exceptions. It may have a classifier
+    with any number of classes or none, and it may lack the hidden layers of the network's own head if `config.head` does not use them.
+    Layouts known to timm are converted (its own, torchvision's, and others for each architecture), as are torchvision's MobileNets and
+    EfficientNets. If a file does not fit, loading is retried without framework prefixes, losses and metrics.
 
     Args:
-        config: settings; `backbone`, `model_kwargs`, `weights` and `head` are used, and `seed` for random weights.
-        progress: progress bar of a download.
+        config: settings, of which `backbone`, `model_kwargs`, `weights` and `head` are used, and `seed` for random weights.
+        progress: progress bar for a download.
 
     Returns:
-        The timm model, with the classifier of the weights if they have one, and the weights' fingerprint:
-        SHA-256 in hex over the tensors' names, types, shapes and bytes.
+        The timm model, with the classifier of the weights if there is one, and the fingerprint of the weights: SHA-256 in hex over the
+        names, types, shapes and bytes of the tensors.
 
     Raises:
         SettingsError: the backbone cannot be built, see `tlcli.training.models.network.create_backbone`.
         HubError: the official weights cannot be downloaded, see `tlcli.training.models.hub`.
-        NotFoundError: there is no such file.
+        NotFoundError: the file does not exist.
         WeightsError: the file cannot be read or does not fit, or the backbone has no official weights.
     """
     with torch.random.fork_rng(devices=[]):
@@ -64,7 +64,7 @@ def load_backbone(config: FinetuneConfig, progress: ProgressFactory = silent) ->
 
 
 def fingerprint(tensors: dict[str, Tensor]) -> str:
-    """Return the SHA-256 in hex over the tensors' names, types, shapes and bytes, in the order of the names."""
+    """Return the SHA-256 in hex over the names, types, shapes and bytes of the tensors, sorted by name."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
@@ -86,7 +86,7 @@ def _with_file(config: FinetuneConfig, path: Path) -> tuple[nn.Module, str]:
 
 
 def _candidates(tensors: dict[str, Tensor], config: FinetuneConfig, path: Path) -> list[dict[str, Tensor]]:
-    """Return the possible interpretations of a file, the likeliest first: unmodified, then with more and more wrappers removed."""
+    """Return the possible interpretations of a file, most likely first: unmodified, then with more and more wrappers removed."""
     candidates = [tensors]
     if len(rest := without_losses(tensors)) < len(tensors):
         candidates.append(rest)
@@ -96,7 +96,11 @@ def _candidates(tensors: dict[str, Tensor], config: FinetuneConfig, path: Path) 
 
 
 def _renamed(tensors: dict[str, Tensor], config: FinetuneConfig, path: Path) -> dict[str, Tensor]:
-    """Rename the tensors for timm: translate torchvision's names, and unwrap a classifier of dropout and one linear layer."""
+    """Rename the tensors for timm: translate torchvision names, and unwrap a classifier made of dropout and one linear layer.
+
+    Raises:
+        WeightsError: the file is torchvision's, and its batch norm epsilon differs from timm's.
+    """
     if any(name.startswith("features.0.0.") for name in tensors):
         backbone = create_backbone(config.backbone, config.model_kwargs, num_classes=_classes_of_torchvision(tensors))
         if is_torchvisions(tensors, backbone) and (renamed := to_timm(tensors, backbone)) is not None:
@@ -116,7 +120,7 @@ def _classes_of_torchvision(tensors: dict[str, Tensor]) -> int:
 
 
 def _unwrapped_classifier(tensors: dict[str, Tensor], backbone: str) -> dict[str, Tensor]:
-    """Rename `fc.1.weight` to `fc.weight`: training scripts replace the classifier by dropout and a linear layer."""
+    """Rename `fc.1.weight` to `fc.weight`, since training scripts often replace the classifier with dropout and a linear layer."""
     for classifier in _classifiers(backbone):
         names = [name for name in tensors if name.startswith(f"{classifier}.")]
         layers = {name.rpartition(".")[0] for name in names}
@@ -138,17 +142,17 @@ def _with_tensors(config: FinetuneConfig, path: Path, tensors: dict[str, Tensor]
         backbone = _load(config, {**tensors, **spare}, classes)
         return backbone, fingerprint({name: tensor for name, tensor in backbone.state_dict().items() if name not in spare})
     except (KeyError, ValueError, AttributeError, IndexError, AssertionError) as error:
-        # Raised by timm's conversions for tensors that are missing.
+        # Raised by timm's conversions if tensors are missing.
         raise WeightsError(f"{path} does not fit {config.backbone}: {type(error).__name__}: {error}: {_REMEDY}") from error
 
 
 def _load(config: FinetuneConfig, tensors: dict[str, Tensor], classes: int) -> nn.Module:
-    """Load tensors with timm, which converts the layouts of each architecture.
+    """Load tensors with timm, which converts the layouts known for each architecture.
 
-    The network gets the number of classes of the file: with another number timm would load the tensors that fit and ignore missing
-    ones.
+    The network is built with the number of classes in the file. With any other number, timm would load the tensors that fit and ignore
+    missing ones.
     """
-    # Without `first_conv`, timm leaves the check of the first layer's channels to strict loading.
+    # Without `first_conv`, timm leaves the check of the input channels to strict loading.
     overlay = {"state_dict": tensors, "num_classes": classes, "custom_load": False, "first_conv": None}
     backbone = create_backbone(config.backbone, config.model_kwargs, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=classes)
     cast("dict[str, Any]", backbone.pretrained_cfg).pop("state_dict")  # timm keeps a copy of the weights
@@ -156,7 +160,7 @@ def _load(config: FinetuneConfig, tensors: dict[str, Tensor], classes: int) -> n
 
 
 def _classes_in(tensors: dict[str, Tensor], name: str) -> int:
-    """Return the number of classes of the file's classifier; 0 if it has none."""
+    """Return the number of classes of the classifier in a file; 0 if there is no classifier."""
     for candidate in (*_classifiers(name), *_OTHER_CLASSIFIERS):
         weight = tensors.get(f"{candidate}.weight")
         if weight is not None and weight.ndim in (2, 4):
@@ -165,14 +169,14 @@ def _classes_in(tensors: dict[str, Tensor], name: str) -> int:
 
 
 def _classifiers(name: str) -> list[str]:
-    """Return timm's names of the network's last layer or layers."""
+    """Return timm's name or names for the classifier layers of a network."""
     entry = timm.get_pretrained_cfg(name.split(".")[0]) if timm.is_model(name) else None
     classifier = entry.classifier if entry is not None else None
     return [classifier] if isinstance(classifier, str) else list(classifier or ())
 
 
 def _spare_head(config: FinetuneConfig, classes: int, misfit: _Misfit) -> dict[str, Tensor] | None:
-    """Return random tensors for missing hidden layers of the head that `config.head` does not use; None if others are missing."""
+    """Return random tensors for missing hidden layers that `config.head` does not use; None if the mismatch has any other cause."""
     if misfit.unexpected or misfit.reshaped or not misfit.missing:
         return None
     backbone = create_backbone(config.backbone, config.model_kwargs, num_classes=classes)
@@ -187,7 +191,7 @@ def _spare_head(config: FinetuneConfig, classes: int, misfit: _Misfit) -> dict[s
 class _Misfit:
     """Mismatches reported by `Module.load_state_dict(strict=True)`.
 
-    missing, unexpected: names of tensors. reshaped: name, actual and expected shape. other: first line of any other message.
+    missing, unexpected: names of tensors. reshaped: name, actual shape and expected shape. other: first line of the error message.
     """
 
     missing: tuple[str, ...]
@@ -197,7 +201,7 @@ class _Misfit:
 
     @classmethod
     def parse(cls, error: RuntimeError) -> _Misfit:
-        """Parse PyTorch's error message, whose wording is unchanged since its first release; it has no structured form."""
+        """Parse PyTorch's error message, which has no structured form. Its wording has not changed since the first release."""
         text = str(error)
 
         def names(kind: str) -> tuple[str, ...]:
@@ -209,7 +213,7 @@ class _Misfit:
         return cls(names("Missing"), names("Unexpected"), tuple(reshaped), (text.strip().splitlines() or [""])[0])
 
     def describe(self) -> str:
-        """Return one line with the count and a few examples of each kind of mismatch."""
+        """Describe the mismatches in one line, with the count and a few examples of each kind."""
         kinds = [
             (
                 self.reshaped,

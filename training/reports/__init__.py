@@ -1,1 +1,1 @@
-"""Reports of a run: figures, model card, data sheet."""
+"""Reports about a training run: figures, HTML report, model card and data sheet."""

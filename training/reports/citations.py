@@ -1,4 +1,4 @@
-"""Papers of the architectures that people fine-tune."""
+"""Citations for the papers of common architectures."""
 
 from __future__ import annotations
 
@@ -46,5 +46,5 @@ TIMM = "Wightman 2019, PyTorch Image Models, doi:10.5281/zenodo.4414861"
 
 
 def paper_of(backbone: str) -> str | None:
-    """Return authors, year, title and identifier of the paper that introduced a backbone, by its name; None if unknown."""
+    """Return the citation of the paper that introduced a backbone: authors, year, title and identifier. None if it is unknown."""
     return next((paper for pattern, paper in _PAPERS if re.match(pattern, backbone)), None)

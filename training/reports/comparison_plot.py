@@ -1,4 +1,4 @@
-"""Plot of the learning curves of several runs."""
+"""Plot that compares the learning curves of several runs."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from tlcli.training.reports.matplotlib_style import new_figure, plain, save_figu
 from tlcli.training.runs.summary import Epoch
 
 _COLOURS = ("#1f5fbf", "#d1495b", "#2a9d6f", "#e08a1e", "#7a4fb5", "#12a5b8", "#b0307f", "#7d8c1f", "#8c5a2b", "#4a5a78")
-"""Colours of the runs; further runs repeat them with another line style."""
+"""Colours of the runs. If there are more runs, the colours repeat with another line style."""
 _LINES = ("-", "--", ":")
 
 
 def draw_compared(runs: Mapping[str, Sequence[Epoch]], path: Path) -> None:
-    """Draw the validation loss and top-1 of several runs, as a PNG.
+    """Plot the validation loss and top-1 accuracy of several runs to a PNG file.
 
     Args:
-        runs: epochs of each run, by its name.
-        path: of the PNG.
+        runs: epochs of each run, by run name.
+        path: output path of the PNG file.
     """
     figure = new_figure(10.8, 4.2)
     loss, top1 = figure.subplots(1, 2)

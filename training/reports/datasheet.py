@@ -1,4 +1,4 @@
-"""Data sheet of a run: what its images are, and warnings that a reader of its metrics needs."""
+"""Data sheet of a run: statistics of its images, and warnings that help to interpret its metrics."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from tlcli.training.data.listing import one_line
 from tlcli.training.settings.run_file_names import DATA_SHEET
 
 FEW_TO_TRAIN, FEW_TO_JUDGE = 10, 5
-"""Least images of a class in the training part, and in another part, without a warning."""
+"""Minimum number of images per class in the training part and in the other parts. Fewer images cause a warning."""
 
 IMBALANCED = 10
-"""Ratio of the largest class to the smallest from which on the imbalance is a warning."""
+"""Ratio of the largest to the smallest class at which class imbalance causes a warning."""
 
 _MOST_MEASURED = 5000
 _MOST_LISTED = 100
@@ -45,7 +45,10 @@ class Spread(BaseModel):
 
 
 class Sizes(BaseModel):
-    """Sizes of images, upright. measured: number of images measured, evenly spaced over all of them."""
+    """Sizes of the images after upright rotation.
+
+    measured: number of measured images, which are evenly spaced over all images.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -55,7 +58,7 @@ class Sizes(BaseModel):
 
 
 class Copy(BaseModel):
-    """One of several images with the same content."""
+    """Image whose content also occurs in other images."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -65,7 +68,10 @@ class Copy(BaseModel):
 
 
 class Overlap(BaseModel):
-    """Images in two parts. images: number of images of the part `of` that the part `also_in` holds too."""
+    """Overlap between two parts.
+
+    images: number of images in the part `of` that also occur in the part `also_in`.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -75,7 +81,7 @@ class Overlap(BaseModel):
 
 
 class Unread(BaseModel):
-    """An image that could not be read, and the reason."""
+    """Image that could not be read, with the reason."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -84,7 +90,7 @@ class Unread(BaseModel):
 
 
 class NotRead(BaseModel):
-    """A file that is not an image, or a folder that is not a class, and the reason."""
+    """File that is not an image or folder that is not a class, with the reason."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -96,16 +102,16 @@ class NotRead(BaseModel):
 class DataSheet(BaseModel):
     """Content of `data_sheet.json`.
 
-    images: number of images by part and class, in the order of the labels.
-    sizes: sizes of the images; None if none could be measured.
-    imbalance: training images of the largest class over those of the smallest.
-    duplicates: images with identical bytes, a tuple for each content, at most a hundred: those with different labels first, then those
-        in several parts. duplicate_contents: number of such contents in all.
-    contradictions: number of contents with different labels. overlaps: images that two parts share.
+    images: number of images by part and class, in label order.
+    sizes: sizes of the images; None if no image could be measured.
+    imbalance: ratio of the largest to the smallest class in the training part.
+    duplicates: groups of images with identical content, at most a hundred groups. Groups with different labels come first, then groups
+        that span several parts. duplicate_contents: total number of such groups.
+    contradictions: number of groups with different labels. overlaps: pairs of parts that share images.
     left_out: images that could not be read.
-    skipped: files that are not images and folders that are not classes, folders first, at most a thousand of `skipped_count`.
-    near_uniform: images of a single colour, or nearly, at most a hundred of `near_uniform_count`.
-    layout: mapping of folders to parts. warnings: warnings, a line each.
+    skipped: files that are not images and folders that are not classes, folders first; at most a thousand out of `skipped_count`.
+    near_uniform: names of images with nearly one colour; at most a hundred out of `near_uniform_count`.
+    layout: one-line summary of the folder of each part. warnings: warnings, one line each.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -134,7 +140,7 @@ class _Place(NamedTuple):
 
 
 def describe_dataset(dataset: Dataset) -> DataSheet:
-    """Make the data sheet of a data set, without decoding images: sizes are read from the headers of at most 5,000."""
+    """Create the data sheet of a data set without decoding images. Sizes are read from the headers of at most 5,000 images."""
     counts = {name: _count_by_class(part, dataset.classes) for name, part in dataset.parts.items()}
     of_train = list(counts["train"].values())
     groups = _duplicates(dataset.parts)
@@ -173,7 +179,7 @@ def describe_dataset(dataset: Dataset) -> DataSheet:
 
 
 def write_data_sheet(path: Path, sheet: DataSheet) -> None:
-    """Write a data sheet as JSON, atomically.
+    """Write a data sheet to a JSON file atomically.
 
     Raises:
         OSError: the file cannot be written.
@@ -183,7 +189,7 @@ def write_data_sheet(path: Path, sheet: DataSheet) -> None:
 
 
 def read_data_sheet(run: Path) -> DataSheet | None:
-    """Read the data sheet in a run's folder; None if there is none, or if this version cannot read it."""
+    """Read the data sheet from a run folder. Return None if it is missing or cannot be read by this version."""
     try:
         return DataSheet.model_validate_json((run / DATA_SHEET).read_bytes())
     except (OSError, ValidationError):
@@ -201,7 +207,7 @@ def _count_by_class(part: Part, classes: Sequence[str]) -> dict[str, int]:
 def _sizes(dataset: Dataset) -> Sizes | None:
     images = [(part.source, name) for part in dataset.parts.values() for name in part.names]
     sample = images[:: -(-len(images) // _MOST_MEASURED) or 1]
-    with ThreadPoolExecutor(max_workers=2 * usable_cores()) as pool:  # the folder may be on a network
+    with ThreadPoolExecutor(max_workers=2 * usable_cores()) as pool:  # the folder may be on a network file system
         sizes = [size for size in pool.map(lambda image: image_size(*image), sample) if size is not None]
     if not sizes:
         return None
@@ -214,7 +220,7 @@ def _spread(values: Sequence[int]) -> Spread:
 
 
 def _duplicates(parts: Mapping[str, Part]) -> list[list[_Place]]:
-    """Return the places of each content that occurs more than once, in the order of the parts."""
+    """Return the locations of each image content that occurs more than once, in the order of the parts."""
     places: dict[str, list[_Place]] = defaultdict(list)
     for name, part in parts.items():
         for index, fingerprint in enumerate(part.fingerprints):
@@ -228,7 +234,7 @@ def _copy(dataset: Dataset, place: _Place) -> Copy:
 
 
 def _overlaps(groups: Sequence[Sequence[_Place]], parts: Sequence[str]) -> tuple[Overlap, ...]:
-    """Return the number of images that each part shares with each earlier part."""
+    """Count the images that each part shares with each earlier part."""
     overlaps = []
     for earlier, later in combinations(parts, 2):
         images = sum(place.part == later for group in groups if any(other.part == earlier for other in group) for place in group)

@@ -1,4 +1,4 @@
-"""Figures of a run: learning curves, confusion matrix, reliability plot, and the most confident mistakes with their maps."""
+"""Figures of a run: learning curves, confusion matrix, reliability diagram, and the most confident mistakes with their maps."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ from tlcli.training.reports.matplotlib_style import new_figure, plain, save_figu
 from tlcli.training.settings.run_file_names import CONFUSION, CURVES, MISTAKES, RELIABILITY
 
 Map = tuple[npt.NDArray[np.float32], Preprocessing]
-"""Values of a map, `[h, w]`, and the preprocessing, which tells the region of the image that they cover."""
+"""Values of a map, `[h, w]`, and the preprocessing, which determines the image region that the map covers."""
 
 Explain = Callable[[Image.Image, int], Map]
-"""Compute the map of an image for a class."""
+"""Function that computes the map of an image for a class."""
 
 _TRAIN, _VAL, _BEST = "#8a8f98", "#1f5fbf", "#d1495b"
 _MOST_CLASSES_WITH_COUNTS = 120
 _MOST_CLASSES_WITH_ZEROS = 25
 _SHEET_COLUMNS, _SHEET_ROWS = 3, 4
 _TILE = 256
-"""Pixels of the shorter side of an image on the contact sheet; the longer side has at most twice as many."""
+"""Length in pixels of the shorter side of an image on the contact sheet. The longer side is at most twice as long."""
 
 
 def draw_figures(folder: Path, network: Network, dataset: Dataset, best: Best, scores: Scores, logits: Tensor) -> None:
-    """Draw all figures of a run into its folder.
+    """Draw all figures of a run and save them in its folder.
 
     Args:
-        folder: of the run.
+        folder: run folder.
         network: best network, in eval mode.
         dataset: data set with a validation part.
         best: epochs of the run.
         scores: metrics of the validation part.
-        logits: of the validation part, `[n, C]`.
+        logits: logits of the validation part, `[n, C]`.
 
     Raises:
         OSError: a figure cannot be written.
@@ -57,7 +57,7 @@ def draw_figures(folder: Path, network: Network, dataset: Dataset, best: Best, s
 
 
 def draw_curves(rows: Sequence[EpochRow], best_epoch: int, path: Path) -> None:
-    """Draw training and validation loss and top-1 over the epochs, as a PNG; the best epoch and the change of stage are marked."""
+    """Plot training and validation loss and top-1 accuracy over the epochs to a PNG file. The best epoch and stage change are marked."""
     figure = new_figure(9.6, 3.8)
     loss, top1 = figure.subplots(1, 2)
     epochs = [row.epoch for row in rows]
@@ -84,12 +84,14 @@ def draw_curves(rows: Sequence[EpochRow], best_epoch: int, path: Path) -> None:
 
 
 def draw_confusion(scores: Scores, part: str, path: Path) -> None:
-    """Draw the confusion matrix as a PNG: counts, coloured by their share of the true class; of many classes, those that occur.
+    """Plot the confusion matrix to a PNG file. Cells show counts and are coloured by their fraction of the true class.
+
+    If there are many classes, only those that occur are shown.
 
     Args:
         scores: metrics of the part.
         part: name of the part, for the title.
-        path: of the PNG.
+        path: output path of the PNG file.
     """
     counts = np.array(scores.confusion)
     shown = np.flatnonzero((counts.sum(0) + counts.sum(1) > 0) | (len(counts) <= _MOST_CLASSES_WITH_ZEROS))
@@ -119,14 +121,14 @@ def draw_confusion(scores: Scores, part: str, path: Path) -> None:
 
 
 def draw_reliability(scores: Scores, part: str, path: Path) -> None:
-    """Draw a reliability plot as a PNG: accuracy over the score, and the number of predictions, in each bin of scores.
+    """Plot a reliability diagram to a PNG file: accuracy and number of predictions in each score bin.
 
-    DeGroot and Fienberg 1983, by way of Guo et al. 2017, arXiv:1706.04599, figure 1.
+    The diagram follows DeGroot and Fienberg 1983, as shown in Guo et al. 2017, arXiv:1706.04599, figure 1.
 
     Args:
         scores: metrics of the part.
         part: name of the part, for the title.
-        path: of the PNG.
+        path: output path of the PNG file.
     """
     figure = new_figure(4.6, 5.0)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
@@ -165,16 +167,16 @@ def draw_mistakes(
     kind: str = "validation",
     method: str = "Grad-CAM",
 ) -> None:
-    """Draw a contact sheet of the most confident mistakes as a PNG, each next to its map for the predicted class.
+    """Draw a contact sheet of the most confident mistakes to a PNG file, with a map for the predicted class next to each image.
 
     The least confident correct predictions fill the remaining tiles.
 
     Args:
-        explain: computes the maps; None for a model without maps draws the images alone.
-        part: images.
-        logits: of the part, `[n, C]`.
-        classes: C names.
-        path: of the PNG.
+        explain: function that computes the maps; None to draw only the images, for a model without maps.
+        part: part with n images.
+        logits: logits of the part, `[n, C]`.
+        classes: names of the C classes.
+        path: output path of the PNG file.
         kind: kind of images, for the title.
         method: name of the map method, for the title.
     """
@@ -208,15 +210,15 @@ def draw_mistakes(
 def most_telling(logits: Tensor, labels: Tensor, most: int) -> Tensor:
     """Select the images that `draw_mistakes` shows.
 
-    Wrong predictions come first, the most confident first; then correct ones, the least confident first.
+    Wrong predictions come first, sorted from most to least confident, followed by correct predictions from least to most confident.
 
     Args:
-        logits: `[n, C]`.
-        labels: int64 `[n]`.
-        most: largest number of images.
+        logits: class logits, `[n, C]`.
+        labels: class indices, int64 `[n]`.
+        most: maximum number of images.
 
     Returns:
-        Indices, int64, at most `most`.
+        Image indices, int64, at most `most`.
     """
     scores, predicted = logits.softmax(1).max(1)
     wrong = predicted != labels
@@ -224,7 +226,7 @@ def most_telling(logits: Tensor, labels: Tensor, most: int) -> Tensor:
 
 
 def gradcam_of(network: Network) -> Explain:
-    """Return a function that computes Grad-CAM of a network in eval mode."""
+    """Return a function that computes Grad-CAM maps for a network in eval mode."""
 
     def explain(image: Image.Image, class_index: int) -> Map:
         pixels = torch.from_numpy(network.config.preprocessing.apply(image))

@@ -9,7 +9,7 @@ from tlcli.training.reports.matplotlib_style import new_figure, save_figure
 
 
 def draw_rates(curve: RateCurve, path: Path) -> None:
-    """Draw the loss over the learning rate, raw and smoothed, and the suggested rate, as a PNG.
+    """Plot the raw and smoothed loss over the learning rate to a PNG file, and mark the suggested rate.
 
     Raises:
         OSError: the file cannot be written.
@@ -20,7 +20,7 @@ def draw_rates(curve: RateCurve, path: Path) -> None:
     axes.plot(curve.rates, curve.smoothed, color="#1f5fbf", label="smoothed")
     axes.axvline(curve.suggestion, color="#d1495b", linestyle=":", label=f"falls fastest: {curve.suggestion:.1e}")
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter("{x:g}")  # superscripts need fonts that may be missing
+    axes.xaxis.set_major_formatter("{x:g}")  # superscripts require fonts that may be missing
     axes.xaxis.set_minor_formatter("")
     least, most = min(curve.smoothed), curve.smoothed[0]
     axes.set_ylim(least - 0.2 * (most - least), most + 0.8 * (most - least))

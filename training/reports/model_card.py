@@ -1,7 +1,7 @@
-"""Model card: what a model is, what it was trained on, how good it is and how to use it, in Hugging Face's layout.
+"""Model card in Hugging Face's format, which describes a model, its training data, its metrics and its usage.
 
-The card is rendered from the template `templates/model_card.md.j2`. Everything that comes from names or files passes one of the filters
-`escaped`, `code` and `table`, so that Markdown shows it as it is.
+The card is rendered from the template `templates/model_card.md.j2`. All text that comes from names or files passes through one of the
+filters `escaped`, `code` and `table`, so that Markdown shows it literally.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _MADE_BY_US = "<!-- Made by tlcli,"
 _MARKER = f"{_MADE_BY_US} and overwritten by the next export. Remove this line to keep your edits. -->"
 
 _MOST_CLASSES = 200
-"""Most classes in a table; of more, those with the lowest F1."""
+"""Maximum number of classes in a table. If there are more, the table of metrics shows those with the lowest F1 score."""
 
 _ALWAYS_SHOWN = (
     "backbone",
@@ -53,20 +53,20 @@ _ALWAYS_SHOWN = (
     "label_smoothing",
     "seed",
 )
-"""Settings shown even if they are defaults."""
+"""Settings that are shown even if they have their default values."""
 
 _LOCAL = ("output", "name", "device", "workers", "tensorboard")
-"""Settings of the machine, which say nothing about the model."""
+"""Settings that depend on the machine or the user and do not describe the model."""
 
 
 def model_card(run: Run, description: Description) -> str:
-    """Return the card of a run's exported model, as Markdown with a YAML header (https://huggingface.co/docs/hub/model-cards).
+    """Return the model card of an exported run as Markdown with a YAML header (https://huggingface.co/docs/hub/model-cards).
 
-    The card does not reveal where images and weights are on this machine.
+    The card does not reveal the location of images and weights on this machine.
 
     Args:
-        run: the exported run.
-        description: of the exported file.
+        run: exported run.
+        description: description of the exported file.
 
     Raises:
         NotFoundError, SettingsError: see `tlcli.training.runs.summary.read_summary`.
@@ -76,10 +76,10 @@ def model_card(run: Run, description: Description) -> str:
 
 
 def write_model_card(folder: Path, run: Run, description: Description) -> Path | None:
-    """Write the card into a model's folder, atomically, unless the user has edited it.
+    """Write the model card to the folder of a model atomically. A card that the user has edited is not overwritten.
 
     Returns:
-        Path of the card; None if it was left alone.
+        Path of the card, or None if an edited card was kept.
 
     Raises:
         NotFoundError, SettingsError: see `model_card`.
@@ -96,7 +96,10 @@ def write_model_card(folder: Path, run: Run, description: Description) -> Path |
 
 @dataclass(frozen=True)
 class Table:
-    """A table in Markdown. escaped: True if the cells are Markdown already."""
+    """Markdown table.
+
+    escaped: True if the cells are already valid Markdown and need no escaping.
+    """
 
     heads: list[str]
     rows: list[list[str]]
@@ -105,7 +108,10 @@ class Table:
 
 @dataclass(frozen=True)
 class PartScores:
-    """Metrics of a part. name: name of the split on the hub. interval: 95 % interval of top-1, in [0, 1]."""
+    """Metrics of a part.
+
+    name: name of the split on the Hugging Face Hub. interval: 95 % confidence interval of the top-1 accuracy, in [0, 1].
+    """
 
     name: str
     scores: Scores
@@ -114,7 +120,7 @@ class PartScores:
 
 
 def _content(run: Run, description: Description, record: RunSummary, sheet: DataSheet | None) -> dict[str, Any]:
-    """Return the variables of the template."""
+    """Return the template variables of the model card."""
     parts, agreement = _parts(run), description.provenance.agreement
     public = _public_settings(run)
     return {
@@ -164,8 +170,8 @@ def _content(run: Run, description: Description, record: RunSummary, sheet: Data
 
 
 def _header(run: Run, description: Description, parts: Iterable[PartScores]) -> str:
-    """Return the metadata that the hub reads, as YAML."""
-    from huggingface_hub import EvalResult, ModelCardData  # takes a second to import
+    """Return the metadata for the Hugging Face Hub as YAML."""
+    from huggingface_hub import EvalResult, ModelCardData  # the import takes a second
 
     results = [
         EvalResult(
@@ -221,7 +227,7 @@ def _class_counts(sheet: DataSheet) -> Table:
 
 
 def _public_settings(run: Run) -> dict[str, Any]:
-    """Return the settings that name files, without the folders they are in."""
+    """Return the settings that contain file names, without the folders of those files."""
     is_local = Path(run.config.dataset).is_absolute()
     dataset = f"PATH/TO/{_dataset(run)}" if is_local else _dataset(run)
     return {"dataset": dataset, "weights": Path(run.config.weights).name, "data_dir": None}
@@ -239,7 +245,7 @@ def _settings(record: RunSummary, public: dict[str, Any]) -> Table:
 
 
 def _parts(run: Run) -> list[PartScores]:
-    """Return the metrics of each part, the test part first if there is one."""
+    """Return the metrics of each part. If there is a test part, it comes first."""
     parts = []
     for name, scores in (("test", run.results.test), ("validation", run.results.val)):
         if scores is None:
@@ -268,7 +274,7 @@ def _maps(description: Description) -> Table:
 
 
 def _base_model(run: Run) -> str | None:
-    """Return the name of the pretrained weights on the Hugging Face hub; None if the run did not start from them."""
+    """Return the name of the pretrained weights on the Hugging Face Hub; None if the run did not start from weights there."""
     published: Mapping[str, Any] = getattr(run.network.backbone, "pretrained_cfg", None) or {}
     hub, architecture, tag = (published.get(key) for key in ("hf_hub_id", "architecture", "tag"))
     if run.config.weights != "pretrained" or not hub:
@@ -285,16 +291,16 @@ def _slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._/-]+", "-", text).strip("-") or "images"
 
 
-# ---- filters of the template
+# ---- template filters
 
 
 @cache
 def _environment() -> Environment:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # only whoever writes a card needs it
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # needed only to write a card
 
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=False,  # Markdown: the filters escape
+        autoescape=False,  # the output is Markdown, which the filters escape
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -305,17 +311,17 @@ def _environment() -> Environment:
 
 
 def _escaped(text: str) -> str:
-    """Return text on one line in which no character has a meaning in Markdown, a table's pipe included."""
+    """Return text on one line with all Markdown characters escaped, including the pipe of tables."""
     return re.sub(r"([\\`*_\[\]<>|~$&])", r"\\\1", " ".join(text.split()))
 
 
 def _code(text: str) -> str:
-    """Return text as inline code; text with a backtick, a pipe or white space is escaped instead."""
+    """Format text as inline code. Text that contains a backtick, a pipe or white space is escaped instead."""
     return _escaped(text) if re.search(r"[`|\s]", text) else f"`{text}`"
 
 
 def _table(table: Table) -> str:
-    """Return a table in GitHub's Markdown."""
+    """Format a table as GitHub-flavoured Markdown."""
     rows = table.rows if table.escaped else [[_escaped(cell) for cell in row] for row in table.rows]
     return "\n".join(f"| {' | '.join(row)} |" for row in [table.heads, ["---"] * len(table.heads), *rows])
 

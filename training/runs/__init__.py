@@ -1,1 +1,1 @@
-"""Run folders: writing, reading, resuming and comparing them."""
+"""Run folders: write, read, resume and compare training runs."""

@@ -1,4 +1,4 @@
-"""Comparison of runs: differing settings, metrics, and McNemar's test for two of them."""
+"""Comparison of runs by their settings and metrics, with McNemar's test for two runs."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from tlcli.training.metrics.significance import McNemar, mcnemar
 from tlcli.training.runs.summary import AnyScores, RunSummary
 
 _WHERE = ("output", "name", "data_dir", "workers")
-"""Settings that change the location and the duration of a run, but not its results."""
+"""Settings that affect the location or duration of a run, but not its results."""
 
 _MOST_LISTED = 8
-"""Most items shown of a setting that is a list."""
+"""Maximum number of items to show for a setting that is a list."""
 
 _HIGHER_IS_BETTER = ("top1", "macro_f1")
 
@@ -22,12 +22,12 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs side by side.
+    """Side-by-side comparison of runs.
 
-    rows: a row per run: its name under `run`, the settings that differ, then its metrics. Lists are shown as text.
-    differing: settings that differ between the runs, then package versions that do.
-    others: runs evaluated on other images than the first run; their metrics cannot be compared with those of the first.
-    test: McNemar's test of two runs on the same validation images; None for more runs, or if a run has no predictions.
+    rows: one row per run, with its name under `run`, the settings that differ, and its metrics. Lists are shown as text.
+    differing: settings that differ between the runs, followed by package versions that differ.
+    others: runs evaluated on different images than the first run, so that their metrics cannot be compared with it.
+    test: McNemar's test for two runs on the same validation images; None for more than two runs, or if a run has no predictions.
     """
 
     rows: tuple[Row, ...]
@@ -37,15 +37,15 @@ class Comparison:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Columns of `rows` in which at least one run has a value."""
+        """Names of the columns of `rows` in which at least one run has a value."""
         names = dict.fromkeys(name for row in self.rows for name in row)
         return tuple(name for name in names if any(row.get(name) is not None for row in self.rows))
 
     def ordered_by(self, column: str) -> tuple[Row, ...]:
-        """Return the rows sorted by a column: metrics best first, settings ascending, rows without a value last.
+        """Return the rows sorted by a column. Metrics are sorted best first and settings ascending; rows without a value come last.
 
         Raises:
-            KeyError: there is no such column.
+            KeyError: the column does not exist.
         """
         if column not in self.columns:
             raise KeyError(column)
@@ -56,10 +56,10 @@ class Comparison:
 
 
 def compare(records: Sequence[RunSummary]) -> Comparison:
-    """Compare runs.
+    """Compare the settings and metrics of several runs.
 
     Args:
-        records: two runs or more.
+        records: summaries of at least two runs.
     """
     names = _names(records)
     settings = [{**_settings(record), **_versions(record)} for record in records]
@@ -77,8 +77,8 @@ def compare(records: Sequence[RunSummary]) -> Comparison:
 def same_images(first: RunSummary, second: RunSummary) -> bool:
     """Return True if both runs were evaluated on the same validation images.
 
-    This holds if their data sets have the same content, or if they share a data set whose validation part lists the same images and
-    classes; its training part may have changed in between.
+    This is the case if their data sets have the same content, or if both used the same data set and its validation part has the same
+    images and classes. Its training part may have changed in between.
     """
     if first.config.dataset_fingerprint == second.config.dataset_fingerprint:
         return True
@@ -96,13 +96,13 @@ def _labels(record: RunSummary) -> dict[str, str]:
 
 
 def _right(first: RunSummary, second: RunSummary) -> tuple[list[bool], list[bool]]:
-    """Return which predictions of each run are correct, in the order of the first run's images."""
+    """Return, for each run, whether each prediction is correct, in the image order of the first run."""
     second_right = {row.name: row.predicted == row.label for row in second.predictions}
     return [row.predicted == row.label for row in first.predictions], [second_right[row.name] for row in first.predictions]
 
 
 def _names(records: Sequence[RunSummary]) -> list[str]:
-    """Return the names of the folders, or their paths if two names are equal."""
+    """Return the folder names of the runs, or their paths if the names are not unique."""
     short = [record.path.resolve().name for record in records]
     return short if len(set(short)) == len(short) else [str(record.path) for record in records]
 
@@ -138,5 +138,5 @@ def _shown(value: Any) -> Any:
 
 
 def _sortable(value: Any) -> tuple[bool, Any]:
-    """Return a sort key that puts numbers before text."""
+    """Return a sort key that orders numbers before text."""
     return (False, value) if isinstance(value, bool | int | float) else (True, str(value))

@@ -1,4 +1,4 @@
-"""A finished run, read back with its best network."""
+"""Loading of finished runs together with their best network."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from tlcli.training.settings.run_file_names import CHECKPOINT, CONFIG, RESULTS, 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run.
+    """Finished run with its best network.
 
-    path: folder of the run. config: settings as given. network_config: resolved settings of the network.
-    network: best network, in eval mode, on the CPU, with `requires_grad` False.
-    dataset_fingerprint: see `Dataset`.
+    path: run folder. config: settings as given by the user. network_config: resolved configuration of the network.
+    network: best network, on the CPU, in eval mode and with `requires_grad` set to False.
+    dataset_fingerprint: fingerprint of the data set, see `Dataset`.
     """
 
     path: Path
@@ -43,14 +43,14 @@ class Run:
         return self.results.metrics
 
     def on(self, dataset: str | None = None, data_dir: Path | None = None) -> Run:
-        """Return the run with another location of its data set; `dataset()` checks that the images are the same."""
+        """Return a copy of the run with a new location of its data set. `dataset()` checks that the images are the same."""
         return replace(self, config=moved(self.config, dataset, data_dir))
 
     def dataset(self) -> Dataset:
-        """Read the data set again: the same images in the same parts.
+        """Load the data set of the run again, with the same images in the same parts.
 
         Raises:
-            DatasetError: images cannot be read any more, or the images changed.
+            DatasetError: images can no longer be read, or the images changed.
         """
         from tlcli.training.data.load import load_dataset
 
@@ -65,7 +65,7 @@ class Run:
 
 
 def moved(config: FinetuneConfig, dataset: str | None, data_dir: Path | None) -> FinetuneConfig:
-    """Return a run's settings with another location of its data set; None keeps the old one."""
+    """Return the settings of a run with a new location of its data set. None keeps the old location."""
     locations = {"dataset": dataset, "data_dir": data_dir}
     return absolute(config.model_copy(update={name: value for name, value in locations.items() if value is not None}))
 
@@ -82,13 +82,13 @@ def require_dataset(config: FinetuneConfig, path: Path) -> None:
 
 
 def load_run(path: str | Path) -> Run:
-    """Read a run folder.
+    """Load a finished run from its folder.
 
     Raises:
-        NotFoundError: the folder does not exist, or is not a finished run.
-        SettingsError: this version cannot read a JSON file in it.
-        WeightsError: the checkpoint is damaged or does not fit the network, or the network's logits differ from those recorded after
-            training.
+        NotFoundError: the folder does not exist or is not a finished run.
+        SettingsError: a JSON file in the folder cannot be read by this version.
+        WeightsError: the checkpoint is damaged or does not fit the network, or the logits of the network differ from those recorded
+            after training.
     """
     path = Path(path)
     require_finished(path, CONFIG, RESULTS, CHECKPOINT)

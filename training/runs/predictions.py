@@ -1,4 +1,4 @@
-"""Predictions for every image of a part, as a table."""
+"""Table of predictions for every image of a part."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from tlcli.contract.files.display_name import csv_cell
 from tlcli.training.data.dataset import Part
 
 Prediction = tuple[str, str, str, float]
-"""Name of an image, its class, the predicted class, and the score of the predicted class."""
+"""Prediction for an image: image name, true class, predicted class, and score of the predicted class."""
 
 
 def predictions(part: Part, logits: Tensor, classes: Sequence[str]) -> list[Prediction]:
-    """Return a row per image.
+    """Return the predictions for a part, one row per image.
 
     Args:
-        part: n images.
-        logits: `[n, C]`.
-        classes: C names.
+        part: part with n images.
+        logits: logits of the part, `[n, C]`.
+        classes: names of the C classes.
     """
     scores, predicted = logits.softmax(1).max(1)
     rows = zip(part.names, part.labels.tolist(), predicted.tolist(), scores.tolist(), strict=True)
@@ -30,7 +30,7 @@ def predictions(part: Part, logits: Tensor, classes: Sequence[str]) -> list[Pred
 
 
 def write_predictions(path: Path, rows: Sequence[Prediction]) -> None:
-    """Write predictions as CSV, atomically; names are written by `tlcli.contract.files.display_name.csv_cell`.
+    """Write predictions to a CSV file atomically. Names are encoded with `tlcli.contract.files.display_name.csv_cell`.
 
     Raises:
         OSError: the file cannot be written.

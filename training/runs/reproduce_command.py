@@ -1,4 +1,4 @@
-"""Commands that repeat a run or resume it."""
+"""Command lines that reproduce or resume a run."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from tlcli.training.settings.config import FinetuneConfig
 from tlcli.training.settings.recipes import RECIPES, Recipe
 
 _ALWAYS = ("backbone", "dataset")
-"""Settings shown even if they are defaults: a reader looks for them first."""
+"""Settings that are always included, even at their defaults, because readers look for them first."""
 
 _NEVER = ("output",)
-"""Settings left out: the output folder exists, and nothing is overwritten."""
+"""Settings that are never included. The output folder already exists, and nothing is overwritten."""
 
 _DECIDING = ("mode", "weights")
-"""Settings that the other settings of a recipe depend on."""
+"""Settings that determine the other settings of a recipe."""
 
 
 def finetune_command(asked: Mapping[str, Any]) -> str:
-    """Return `tlcli finetune` with a flag for every setting that is neither the default nor the recipe's, quoted for a shell.
+    """Return a shell-quoted `tlcli finetune` command with a flag for every setting that differs from the default or the recipe.
 
     Args:
-        asked: a `FinetuneConfig` as JSON.
+        asked: `FinetuneConfig` as a JSON mapping.
     """
     return shlex.join(finetune_words(asked))
 
 
 def resume_command(run: Path, flags: Sequence[str] = ()) -> str:
-    """Return `tlcli finetune --resume RUN` in backticks, quoted for a shell, with `torchrun` in front if it started this process.
+    """Return a shell-quoted `tlcli finetune --resume RUN` command in backticks, preceded by `torchrun` if it started this process.
 
     Args:
-        run: folder of the run.
-        flags: further words of the command.
+        run: run folder.
+        flags: additional arguments of the command.
     """
     command = shlex.join(["finetune", "--resume", str(run), *flags])
     world, here = os.environ.get("WORLD_SIZE", "1"), os.environ.get("LOCAL_WORLD_SIZE", "1")
@@ -47,7 +47,7 @@ def resume_command(run: Path, flags: Sequence[str] = ()) -> str:
 
 
 def finetune_words(asked: Mapping[str, Any]) -> list[str]:
-    """Return the words of `finetune_command`, not quoted."""
+    """Return the arguments of `finetune_command` as a list, without quoting."""
     recipe: Recipe = next((name for name in RECIPES if name == asked.get("recipe")), "default")
     deciding = {name: asked[name] for name in _DECIDING if name in asked}
     configs = FinetuneConfig(), FinetuneConfig.of(recipe), FinetuneConfig.of(recipe, **deciding)

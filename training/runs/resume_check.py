@@ -1,4 +1,4 @@
-"""Check that a run resumes with what it started with."""
+"""Checks that a resumed run uses the same data, weights and settings as before."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from tlcli.training.runs.run_folder import RunConfig, with_pretrained
 
 
 def require_unchanged(path: Path, saved: RunConfig, current: RunConfig) -> None:
-    """Check that images, classes, weights and settings are those that a run started with.
+    """Check that the images, classes, weights and settings have not changed since a run started.
 
-    The head is not compared if the run searches for one, and never the number of workers: a run may resume on a machine with more cores.
+    The head is not compared if the run performs a head search. The number of workers is never compared, since a run may resume on a
+    machine with more cores.
 
     Args:
-        path: folder of the run.
-        saved: config in the folder.
-        current: config as it resolves today.
+        path: run folder.
+        saved: config saved in the folder.
+        current: config as resolved now.
 
     Raises:
-        SettingsError: something changed.
+        SettingsError: the images, classes, weights or settings changed.
     """
     network = with_pretrained(saved).network
     if current.plan.config.head_search:
@@ -37,7 +38,7 @@ def require_unchanged(path: Path, saved: RunConfig, current: RunConfig) -> None:
 
 
 def changed_versions(saved: RunConfig, current: RunConfig) -> list[str]:
-    """Return the packages whose version differs, as `timm 1.0.20 -> 1.0.31`."""
+    """Return the packages whose versions differ, each formatted as `timm 1.0.20 -> 1.0.31`."""
     return [
         f"{package} {version} -> {current.versions[package]}"
         for package, version in saved.versions.items()

@@ -1,4 +1,4 @@
-"""State of an interrupted run after its last complete epoch, in one file of tensors that is written atomically."""
+"""Resume state of a run after its last complete epoch, stored in one safetensors file that is written atomically."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FILE = "resume.safetensors"
 
 @dataclass(frozen=True, eq=False)
 class Unfinished:
-    """An interrupted run.
+    """Saved state of an interrupted run.
 
     rows: metrics of every epoch. best: metrics of the best epoch. checkpoint: state of the stage that trains all layers.
     """
@@ -35,10 +35,10 @@ class Unfinished:
 
 
 def save(folder: Path, checkpoint: Checkpoint, best: Best) -> None:
-    """Write the state of a run.
+    """Write the resume state of a run.
 
     Raises:
-        ResourceError: the file cannot be written; the previous state is kept.
+        ResourceError: the file cannot be written. The previous state is kept.
     """
     tensors: dict[str, Tensor] = {}
     slots: dict[str, dict[str, Any]] = {}
@@ -62,7 +62,7 @@ def save(folder: Path, checkpoint: Checkpoint, best: Best) -> None:
         "average": checkpoint.average is not None,
         "scale": checkpoint.scale,
     }
-    # Copied, because safetensors refuses tensors that share memory, as views may.
+    # Tensors are copied because safetensors rejects tensors that share memory, as views may.
     plain = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     try:
         with whole_file(folder / FILE) as temporary:
@@ -75,10 +75,10 @@ def save(folder: Path, checkpoint: Checkpoint, best: Best) -> None:
 
 
 def load(folder: Path, device: torch.device) -> Unfinished | None:
-    """Read the state that `save` wrote last.
+    """Read the resume state last written by `save`.
 
     Returns:
-        None if there is none.
+        The state, or None if the folder contains no resume state.
 
     Raises:
         WeightsError: the file is damaged.
@@ -98,7 +98,7 @@ def load(folder: Path, device: torch.device) -> Unfinished | None:
         group, _, name = full_name.partition("/")
         if group == "optimizer":
             index, _, slot = name.partition("/")
-            # The optimizer keeps the number of a step on the CPU.
+            # The optimizer keeps the step counter on the CPU.
             states.setdefault(int(index), {})[slot] = tensor.cpu() if slot == "step" else tensor
         else:
             groups[group][name] = tensor
@@ -116,5 +116,5 @@ def load(folder: Path, device: torch.device) -> Unfinished | None:
 
 
 def remove(folder: Path) -> None:
-    """Remove the state of a run that is finished."""
+    """Remove the resume state of a finished run."""
     (folder / FILE).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Writer and readers of a run folder. Every file is written atomically, and none is a pickle."""
+"""Writing and reading of run folders. Every file is written atomically, and no file is a pickle."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ _SHORT_MODE = {"feature-extraction": "features", "full": "full"}
 class RunConfig(BaseModel):
     """Content of `config.json`.
 
-    created: time the run started, ISO 8601. asked: settings as given, with absolute paths.
-    network, plan, classes, device: settings as resolved.
+    created: start time of the run, in ISO 8601. asked: settings as given by the user, with absolute paths.
+    network, plan, classes, device: resolved settings.
     weights_fingerprint: fingerprint of the backbone before training, see `tlcli.training.models.weights`.
-    dataset_fingerprint: see `Dataset`. versions: package versions.
+    dataset_fingerprint: fingerprint of the data set, see `Dataset`. versions: package versions.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -63,27 +63,27 @@ class RunConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _plan_with_its_settings(cls, data: Any) -> Any:
-        """Give the plan its settings, which are not repeated in the file."""
+        """Add the settings to the plan, since the file does not repeat them there."""
         if isinstance(data, dict) and isinstance(data.get("plan"), dict):
             return {**data, "plan": {**data["plan"], "config": data.get("asked")}}
         return data
 
 
 class RunFolder:
-    """Writer of a run folder; every file is written atomically."""
+    """Writer for a run folder. Every file is written atomically."""
 
     def __init__(self, path: Path) -> None:
-        """Write into `path`, an existing folder that is empty or holds an interrupted run."""
+        """Create a writer for `path`, an existing folder that is empty or contains an interrupted run."""
         self.path = path
 
     @contextmanager
     def claimed(self, log: Callable[[str], None] = lambda _: None) -> Iterator[None]:
-        """Lock the folder within the block, and first remove temporary files that a killed process left in it.
+        """Lock the folder within the block. Temporary files left by a killed process are removed first.
 
-        The lock ends with this process, even if processes that it started live on.
+        The lock is released when this process ends, even if its child processes are still running.
 
         Args:
-            log: called with a warning if the file system has no locks; then nothing keeps other processes out.
+            log: callback for a warning if the file system does not support locks. Other processes are then not kept out.
 
         Raises:
             SettingsError: another process holds the lock, or the folder cannot be opened.
@@ -102,7 +102,10 @@ class RunFolder:
             yield
 
     def _lock(self, opened: ExitStack) -> bool:
-        """Lock the folder itself, which leaves no file behind, or a file in it: NFS locks only files that are open for writing."""
+        """Lock the folder itself, which leaves no file behind. If locks on folders are not supported, lock a file in it.
+
+        NFS can lock only files that are open for writing.
+        """
         try:
             return try_lock(self._open_in(opened, self.path, os.O_RDONLY))
         except LocksUnsupportedError:
@@ -116,7 +119,7 @@ class RunFolder:
         return descriptor
 
     def write_config(self, config: RunConfig) -> None:
-        """Write `config.json`, before training starts."""
+        """Write `config.json`. This happens before training starts."""
         self._write_text(CONFIG, config.model_dump_json(indent=2))
 
     def write_checkpoint(self, state: dict[str, Tensor]) -> None:
@@ -125,7 +128,7 @@ class RunFolder:
             safetensors.torch.save_file({name: tensor.cpu().contiguous() for name, tensor in state.items()}, temporary)
 
     def read_checkpoint(self, device: torch.device) -> dict[str, Tensor]:
-        """Read the weights that `write_checkpoint` wrote.
+        """Read the weights written by `write_checkpoint`.
 
         Raises:
             WeightsError: the file is damaged or missing.
@@ -136,7 +139,7 @@ class RunFolder:
             raise WeightsError(f"{self.path / CHECKPOINT}: cannot be read ({error}): start a new run") from error
 
     def write_metrics(self, rows: Sequence[EpochRow]) -> None:
-        """Write a row per epoch. Durations go into a file of their own, so that `metrics.csv` is identical when the run is repeated."""
+        """Write the metrics, one row per epoch. Durations go to a separate file, so that repeating the run gives the same `metrics.csv`."""
         self._write_rows(METRICS, EpochRow._fields[:-1], [row[:-1] for row in rows])
         self._write_rows(TIMINGS, ("epoch", "seconds"), [(row.epoch, row.seconds) for row in rows])
 
@@ -159,8 +162,8 @@ def read_config(path: Path) -> RunConfig:
     """Read the config of a run.
 
     Raises:
-        NotFoundError: the folder is not a run.
-        SettingsError: this version cannot read the file.
+        NotFoundError: the folder is not a run folder.
+        SettingsError: the file cannot be read by this version.
     """
     if problem := not_a_run(path):
         raise NotFoundError(problem)
@@ -170,7 +173,7 @@ def read_config(path: Path) -> RunConfig:
 
 
 def with_pretrained(config: RunConfig) -> RunConfig:
-    """Return the config with `network.pretrained` filled in, which earlier versions did not record."""
+    """Return the config with `network.pretrained` filled in, since earlier versions did not record it."""
     if config.network.pretrained is not None:
         return config
     return config.model_copy(update={"network": config.network.model_copy(update={"pretrained": config.asked.weights != "none"})})
@@ -180,10 +183,10 @@ def read_results(path: Path) -> Results | None:
     """Read the results of a run.
 
     Returns:
-        None if the run is not finished.
+        The results, or None if the run is not finished.
 
     Raises:
-        SettingsError: this version cannot read the file.
+        SettingsError: the file cannot be read by this version.
     """
     return _read(path / RESULTS, Results) if (path / RESULTS).is_file() else None
 
@@ -201,10 +204,10 @@ def _read(path: Path, model: type[Model]) -> Model:
 
 
 def absolute(config: FinetuneConfig) -> FinetuneConfig:
-    """Return the settings with absolute paths, so that they mean the same in any working directory.
+    """Return the settings with absolute paths, so that they do not depend on the working directory.
 
     Raises:
-        SettingsError: a path is not UTF-8, which JSON cannot hold.
+        SettingsError: a path is not valid UTF-8 and cannot be stored as JSON.
     """
     weights = config.weights
     if weights not in ("pretrained", "none"):
@@ -226,10 +229,10 @@ def absolute(config: FinetuneConfig) -> FinetuneConfig:
 
 
 def require_output(config: FinetuneConfig) -> None:
-    """Check that `--output` is free.
+    """Check that `--output` does not exist or is an empty folder. Hidden files are ignored.
 
     Raises:
-        SettingsError: it is a file, or a folder that is not empty.
+        SettingsError: `--output` is a file, or a folder that is not empty.
     """
     output = config.output
     if output is not None and output.exists() and (not output.is_dir() or any(not path.name.startswith(".") for path in output.iterdir())):
@@ -237,10 +240,10 @@ def require_output(config: FinetuneConfig) -> None:
 
 
 def make_folder(config: FinetuneConfig) -> RunFolder:
-    """Make the folder `config.output`, or the next free `runs/<backbone>-<data set>-<mode>-<number>`.
+    """Create the folder `config.output`, or the next free `runs/<backbone>-<data set>-<mode>-<number>`.
 
     Raises:
-        SettingsError: see `require_output`; or the folder cannot be made.
+        SettingsError: `require_output` rejects the folder, or it cannot be created.
     """
     require_output(config)
     stem = f"{config.backbone}-{Path(config.dataset).name or 'images'}-{_SHORT_MODE[config.mode]}"
@@ -258,12 +261,12 @@ def make_folder(config: FinetuneConfig) -> RunFolder:
 
 
 def now() -> str:
-    """Return the current time in UTC, ISO 8601, to the second."""
+    """Return the current UTC time in ISO 8601 format, with a precision of one second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that the weights depend on."""
+    """Return the versions of Python and of the packages that affect the weights."""
     packages = ("tlcli", "torch", "torchvision", "timm", "numpy", "pillow")
     return {package: _version(package) for package in packages} | {"python": platform.python_version()}
 

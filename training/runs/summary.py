@@ -1,7 +1,7 @@
-"""Summary of a finished run, read without its network and without PyTorch, from any version of tlcli.
+"""Summary of a finished run, written by any version of tlcli. Reading it needs neither the network nor PyTorch.
 
-Fields that only another version writes are ignored; fields that it lacks are None or empty. `load_run` reads the whole run, and refuses
-files that it does not know.
+Unknown fields are ignored, and missing fields are None or empty. In contrast, `load_run` reads the whole run and rejects files with
+unknown fields.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _PARTS = ("val", "test")
 
 
 class AnyClassScores(ClassScores):
-    """Metrics of one class, from any version."""
+    """Metrics of one class, written by any version."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -39,7 +39,10 @@ class AnyClassScores(ClassScores):
 
 
 class AnyScores(Scores):
-    """Metrics of a part, from any version. loss: None also if it was NaN."""
+    """Metrics of a part, written by any version.
+
+    loss: mean cross-entropy in nats; None if it is missing or was NaN.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -57,12 +60,12 @@ class AnyScores(Scores):
 
     @property
     def ece(self) -> float | None:
-        """Expected calibration error, in [0, 1]."""
+        """Expected calibration error in [0, 1]; None if it was not recorded."""
         return None if self.calibration is None else self.calibration.ece
 
 
 class AnyResults(Results):
-    """Content of `results.json`, from any version."""
+    """Content of `results.json`, written by any version."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -76,7 +79,7 @@ class AnyResults(Results):
 
 
 class AnyConfig(BaseModel):
-    """Content of `config.json`, from any version, see `tlcli.training.runs.run_folder.RunConfig`."""
+    """Content of `config.json`, written by any version; see `tlcli.training.runs.run_folder.RunConfig`."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -92,7 +95,7 @@ class AnyConfig(BaseModel):
 
 
 class Epoch(BaseModel):
-    """Row of `metrics.csv`, see `tlcli.training.metrics.scores.EpochRow`."""
+    """Metrics of one epoch: a row of `metrics.csv`, see `tlcli.training.metrics.scores.EpochRow`."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -105,7 +108,10 @@ class Epoch(BaseModel):
 
 
 class Prediction(BaseModel):
-    """Row of `predictions.csv`: a validation image, its class, the predicted class, and the score of the predicted class."""
+    """Prediction for a validation image: a row of `predictions.csv`.
+
+    name: image name. label: true class. predicted: predicted class. score: score of the predicted class.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -117,7 +123,10 @@ class Prediction(BaseModel):
 
 @dataclass(frozen=True)
 class RunSummary:
-    """Summary of a finished run. epochs, predictions: empty if the folder lacks the file."""
+    """Summary of a finished run.
+
+    epochs, predictions: content of the CSV files; empty if the folder does not contain the file.
+    """
 
     path: Path
     config: AnyConfig
@@ -127,23 +136,26 @@ class RunSummary:
 
     @property
     def parts(self) -> dict[str, AnyScores]:
-        """Metrics of each part, under `val` and, if there is a test part, `test`."""
+        """Metrics by part: `val` and, if there is a test part, `test`."""
         return {name: part for name in _PARTS if (part := getattr(self.results, name)) is not None}
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Settings by name; those that were left open have their resolved value, of the stage that trains all layers if there was one."""
+        """Settings by name. Settings that were not given have their resolved values.
+
+        If the run had a stage that trains all layers, these are the values of that stage.
+        """
         return {name: self._resolved(name) if value is None else value for name, value in self.config.asked.items()}
 
     @property
     def best_stage(self) -> str | None:
-        """Stage of the kept epoch, `head` or `full`; None if no file records it."""
+        """Stage of the selected epoch, `head` or `full`; None if it was not recorded."""
         stages = {epoch.epoch: epoch.stage for epoch in self.epochs}
         return self.results.best_stage or stages.get(self.results.best_epoch)
 
     @property
     def seconds(self) -> float:
-        """Duration of the whole run."""
+        """Duration of the whole run in seconds."""
         return sum(self.results.seconds.values())
 
     def _resolved(self, name: str) -> Any:
@@ -170,11 +182,11 @@ def require_finished(path: Path, *names: str) -> None:
     """Check that a folder is a finished run.
 
     Args:
-        path: of the folder.
-        names: files that it must hold.
+        path: run folder.
+        names: files that the folder must contain.
 
     Raises:
-        NotFoundError: the folder does not exist, is not a run, or lacks one of the files.
+        NotFoundError: the folder does not exist, is not a run folder, or lacks one of the files.
     """
     if problem := not_a_run(path):
         raise NotFoundError(problem)
@@ -188,8 +200,8 @@ def read_summary(path: str | Path) -> RunSummary:
     """Read the summary of a run folder.
 
     Raises:
-        NotFoundError: the folder does not exist, or is not a finished run.
-        SettingsError: a file in it was not written by tlcli.
+        NotFoundError: the folder does not exist or is not a finished run.
+        SettingsError: a file in the folder is damaged or was not written by tlcli.
     """
     path = Path(path)
     require_finished(path, CONFIG, RESULTS)
@@ -203,10 +215,10 @@ def read_summary(path: str | Path) -> RunSummary:
 
 
 def read_json(path: Path, model: type[Model]) -> Model:
-    """Read a JSON file of a run folder as a `model`.
+    """Read a JSON file of a run folder and validate it as `model`.
 
     Raises:
-        SettingsError: the file was not written by tlcli.
+        SettingsError: the file is damaged or was not written by tlcli.
         OSError: the file cannot be read.
     """
     try:

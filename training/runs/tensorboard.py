@@ -1,4 +1,4 @@
-"""TensorBoard log of a run. The package is optional: `pip install 'tlcli[tensorboard]'`."""
+"""TensorBoard logging. Requires the optional package: `pip install 'tlcli[tensorboard]'`."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from tlcli.training.settings.run_file_names import TENSORBOARD
 
 
 class TensorboardLog(Callback):
-    """Callback that writes to `<run>/tensorboard`; the metrics of an epoch are on disk when `on_epoch_end` returns.
+    """Callback that writes TensorBoard logs to `<run>/tensorboard`. The metrics of an epoch are on disk when `on_epoch_end` returns.
 
-    The charts `loss` and `top1` have a curve each for `train` and `val` over the epochs; `lr` and `seconds` have one curve. `loss_of_step`
-    is the loss of each step of the stage that trains all layers. If the log cannot be written any more, training continues without it.
+    The charts `loss` and `top1` show one curve each for `train` and `val` over the epochs; `lr` and `seconds` have a single curve.
+    `loss_of_step` is the loss of each step of the stage that trains all layers. If the log can no longer be written, training continues
+    without it.
     """
 
     def __init__(self, run: Path, log: Callable[[str], None] = lambda _: None) -> None:
-        """Open the log.
+        """Open the TensorBoard log.
 
         Args:
-            run: folder of the run.
-            log: called with a warning if the log cannot be written.
+            run: run folder.
+            log: callback for a warning if the TensorBoard log cannot be written.
 
         Raises:
             SettingsError: TensorBoard is not installed.
@@ -43,7 +44,7 @@ class TensorboardLog(Callback):
                 self._writers[part] = cast("_Writer", create(str(self._folder / part)))
 
     def on_epoch_end(self, row: EpochRow, is_best: bool) -> None:
-        """Write the metrics of an epoch, and flush them to disk."""
+        """Write the metrics of an epoch and flush them to disk."""
         with self._unless_it_fails():
             for name, value in (("loss", row.train_loss), ("top1", row.train_top1), ("lr", row.lr), ("seconds", row.seconds)):
                 self._add("train", name, value, row.epoch)
@@ -58,7 +59,7 @@ class TensorboardLog(Callback):
             self._add("train", "loss_of_step", loss, number)
 
     def close(self) -> None:
-        """Close the log."""
+        """Close the TensorBoard log."""
         for writer in self._writers.values():
             with self._unless_it_fails():
                 writer.close()
@@ -78,9 +79,9 @@ class TensorboardLog(Callback):
 
 
 def _quiet_about_writers(previous: Callable[[Any], Any]) -> Callable[[Any], None]:
-    """Return an excepthook that hides errors of TensorBoard's writer threads.
+    """Return a threading excepthook that suppresses I/O errors of TensorBoard's writer threads.
 
-    A writer raises its error again in the next call, so the traceback that its thread prints adds nothing.
+    A writer raises its error again on the next call, so the traceback printed by its thread is redundant.
     """
 
     def hook(failure: Any) -> None:
@@ -91,16 +92,16 @@ def _quiet_about_writers(previous: Callable[[Any], Any]) -> Callable[[Any], None
 
 
 def require_tensorboard() -> None:
-    """Check that TensorBoard is installed, before anything that takes time.
+    """Check that TensorBoard is installed. Call this before any long task.
 
     Raises:
-        SettingsError: it is not installed.
+        SettingsError: TensorBoard is not installed.
     """
     _summary_writer()
 
 
 class _Writer(Protocol):
-    """The methods of `torch.utils.tensorboard.SummaryWriter` that are used here."""
+    """Subset of the methods of `torch.utils.tensorboard.SummaryWriter` used here."""
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None: ...
 

@@ -1,1 +1,1 @@
-"""Runtime environment of a training: device, torchrun, torch.compile, seeds, progress, timer. No training logic."""
+"""Runtime environment of a training run: device, torchrun, torch.compile, seeds, progress and timers, without training logic."""

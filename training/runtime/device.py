@@ -1,4 +1,4 @@
-"""Device and thread count that PyTorch trains with."""
+"""Device and thread count for training with PyTorch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def torch_device(name: str) -> torch.device:
     """Return the device for `auto`, `cpu` or `cuda`; `auto` prefers CUDA.
 
     Raises:
-        DeviceError: `cuda` was requested and PyTorch finds no CUDA device.
+        DeviceError: `cuda` was requested, but PyTorch finds no CUDA device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -22,5 +22,5 @@ def torch_device(name: str) -> torch.device:
 
 
 def keep_to_usable_cores() -> None:
-    """Limit PyTorch's threads to the cores that this process may use; PyTorch does not see a container's CPU limit."""
+    """Limit PyTorch's threads to the cores available to this process, since PyTorch ignores the CPU limit of a container."""
     torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))

@@ -1,4 +1,4 @@
-"""Distributed training under `torchrun`: the rank of this process, and collective operations over all processes."""
+"""Distributed training under `torchrun`: rank of this process and collective operations."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class DistributedContext:
-    """Place of this process among the processes of a training, with their collective operations.
+    """Rank of this process in a distributed training run, with collective operations over all processes.
 
-    rank: number of this process. world: number of processes. local: number of this process on its machine.
+    rank: global rank. world: world size (number of processes). local: local rank on this machine.
     """
 
     rank: int = 0
@@ -29,12 +29,12 @@ class DistributedContext:
 
     @property
     def is_rank_zero(self) -> bool:
-        """True for the process that writes files and reports progress."""
+        """True if this process is rank 0, which writes files and reports progress."""
         return self.rank == 0
 
     @contextmanager
     def rank_zero_first(self) -> Iterator[None]:
-        """Run a block in rank 0 first, then in the other processes, which find what rank 0 has downloaded or computed."""
+        """Run the block in rank 0 first and then in the other processes, so that they can reuse rank 0's downloads and results."""
         if not self.is_rank_zero:
             self.barrier()
         yield
@@ -47,7 +47,7 @@ class DistributedContext:
             distributed.barrier()
 
     def broadcast(self, value: T) -> T:
-        """Return rank 0's `value` in all processes."""
+        """Broadcast `value` from rank 0 and return it in all processes."""
         if self.world == 1:
             return value
         values = [value]
@@ -61,11 +61,11 @@ class DistributedContext:
         return value
 
     def all_gather(self, rows: Tensor, count: int) -> Tensor:
-        """Collect rows that were distributed round-robin, in their original order.
+        """Gather rows that were distributed round-robin, and return them in their original order.
 
         Args:
-            rows: this process's rows, `[m, ...]` on the CPU: those with index rank, rank + world, ...
-            count: number of rows over all processes.
+            rows: rows of this process with indices rank, rank + world, ..., `[m, ...]` on the CPU.
+            count: total number of rows over all processes.
         """
         if self.world == 1:
             return rows
@@ -78,22 +78,22 @@ class DistributedContext:
 
 
 def is_rank_zero() -> bool:
-    """Return True in the process that writes files and reports progress; valid before and after the processes join."""
+    """Return True in the process that writes files and reports progress. Works before and after `join_processes`."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 @contextmanager
 def join_processes(device: torch.device) -> Iterator[DistributedContext]:
-    """Join the other processes that `torchrun` has started, with NCCL for GPU tensors and gloo for CPU tensors.
+    """Join the process group of `torchrun` within the block, with NCCL for GPU tensors and gloo for CPU tensors.
 
-    A process group that was initialized by other means, with `torchrun`'s environment variables, is used as it is and left open.
+    If `torchrun`'s environment variables are set and a process group is already initialized, that group is used and left open.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         yield DistributedContext()
         return
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        end_with_parent()  # `torchrun` ends its processes, unless it is killed itself
+        end_with_parent()  # `torchrun` stops its processes unless it is itself killed
     context = DistributedContext(int(os.environ["RANK"]), world, int(os.environ.get("LOCAL_RANK", "0")))
     if device.type == "cuda":
         torch.cuda.set_device(context.local)

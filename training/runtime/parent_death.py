@@ -1,4 +1,4 @@
-"""Child processes that end with their parent, even if it is killed: no orphans remain after a training."""
+"""Termination of child processes with their parent, even if it is killed, so that training leaves no orphan processes."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import sys
 import threading
 
 _PR_SET_PDEATHSIG = 1
-"""See prctl(2)."""
+"""Option number of `PR_SET_PDEATHSIG`, see prctl(2)."""
 
 
 def end_with_parent() -> None:
-    """Arrange for this process, started by `multiprocessing` or otherwise, to end as soon as its parent does.
+    """Make this process exit as soon as its parent exits, whether or not `multiprocessing` started it.
 
-    On Linux the kernel kills this process (PR_SET_PDEATHSIG). On other systems, and for children of a fork server, a thread waits for
-    the end of the process that requested this one.
+    On Linux, the kernel kills this process (`PR_SET_PDEATHSIG`). On other systems, and for children of a fork server, a thread waits
+    until the process that requested this one exits.
     """
     creator = multiprocessing.parent_process()
     if sys.platform == "linux" and (creator is None or creator.pid == os.getppid()):
@@ -34,7 +34,7 @@ def _wait_and_end() -> None:
     creator = multiprocessing.parent_process()
     assert creator is not None
     try:
-        # The sentinel is a pipe that stays open as long as any process forked by the creator holds the other end; a pidfd does not.
+        # The sentinel is a pipe that stays open while any process forked by the creator holds the other end. A pidfd avoids this.
         ended = os.pidfd_open(creator.pid) if sys.platform == "linux" and creator.pid else creator.sentinel
         multiprocessing.connection.wait([ended])
     except ProcessLookupError:

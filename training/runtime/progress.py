@@ -1,4 +1,4 @@
-"""Progress reporting of long tasks, independent of the terminal."""
+"""Progress reporting for long tasks, independent of the terminal."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 Advance = Callable[[int], None]
-"""Callback `advance(n)`: another n units of the total are done. May be called from any thread."""
+"""Callback `advance(n)` that adds n completed units to the progress. It may be called from any thread."""
 
 
 class ProgressFactory(Protocol):
@@ -17,13 +17,13 @@ class ProgressFactory(Protocol):
         """Open a progress bar.
 
         Args:
-            description: a few words, capitalized.
-            total: the sum of all counts that will be passed to `advance`.
+            description: short label, capitalized.
+            total: sum of all counts that will be passed to `advance`.
         """
         ...
 
 
 @contextmanager
 def silent(description: str, total: int) -> Iterator[Advance]:
-    """Report nothing. The default progress."""
+    """Discard all progress. This is the default `ProgressFactory`."""
     yield lambda count: None

@@ -1,4 +1,4 @@
-"""Timer for the phases of a run."""
+"""Timer for the phases of a training run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 class Timer:
-    """Seconds spent in each phase of a run: `with timer("data"): ...`."""
+    """Timer that accumulates the seconds spent in each phase of a run, used as `with timer("data"): ...`."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}

@@ -1,1 +1,1 @@
-"""Settings of a training run: the user's config, recipes, and the resolved plan."""
+"""Settings of a training run: the user's configuration, recipes, and the resolved plan."""

@@ -1,4 +1,4 @@
-"""Random augmentation of training images: its settings, and the defaults for each data set."""
+"""Settings for the random augmentation of training images, with defaults for each data set."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from pydantic import BaseModel, ConfigDict, Field
 from tlcli.training.settings.config import FinetuneConfig
 
 _DIGITS = ("mnist", "torch/mnist", "torch/kmnist", "torch/qmnist")
-"""Data sets of handwritten characters, which mirroring or tight cropping turns into other characters, or into none."""
+"""Data sets of handwritten characters. Mirroring or tight cropping can turn a character into another one or make it unreadable."""
 
 
 class Augmentation(BaseModel):
-    """Random image transforms that preserve the class.
+    """Settings of random image transforms that preserve the class.
 
-    scale: smallest and largest area of the random crop, as a share of the image; None for the resize and crop of evaluation.
-    ratio: smallest and largest aspect ratio of the random crop.
-    hflip: True mirrors half of the images left to right.
-    brightness, contrast, saturation: range of a random factor, from 1 minus this value to 1 plus this value.
-    shear: largest shear along each axis, in degrees. zoom: largest change of scale, as a share of the image's size.
-    rand_augment: magnitude, out of 30, of two random operations; None for none (Cubuk et al. 2020, arXiv:1909.13719).
-    erasing: share of the images in which a random rectangle is filled with the mean colour (Zhong et al. 2020, arXiv:1708.04896).
+    scale: minimum and maximum area of the random crop, as a fraction of the image; None for the resize and crop used in evaluation.
+    ratio: minimum and maximum aspect ratio of the random crop.
+    hflip: True to flip images horizontally with probability 0.5.
+    brightness, contrast, saturation: jitter strength x; the random factor ranges from 1 - x to 1 + x.
+    shear: maximum shear along each axis, in degrees. zoom: maximum change of scale, as a fraction of the image size.
+    rand_augment: magnitude, out of 30, of RandAugment's two random operations; None to disable (Cubuk et al. 2020, arXiv:1909.13719).
+    erasing: fraction of images in which a random rectangle is filled with the mean colour (Zhong et al. 2020, arXiv:1708.04896).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -37,7 +37,7 @@ class Augmentation(BaseModel):
 
 
 def augmentation_of(config: FinetuneConfig) -> Augmentation:
-    """Return the data set's default augmentation with the overrides of `config` applied."""
+    """Return the default augmentation of the data set, with the overrides in `config` applied."""
     overrides: dict[str, object] = {
         "shear": config.shear,
         "zoom": config.zoom,
@@ -54,10 +54,10 @@ def augmentation_of(config: FinetuneConfig) -> Augmentation:
 
 
 def default_augmentation(spec: str) -> Augmentation:
-    """Return the default augmentation of a data set: handwritten characters are not mirrored, and cropped only slightly.
+    """Return the default augmentation of a data set. Handwritten characters are not flipped and are cropped only slightly.
 
     Args:
-        spec: the value of `--dataset`.
+        spec: value of `--dataset`.
     """
     if spec.lower() in _DIGITS:
         return Augmentation(scale=(0.75, 1.0), ratio=(0.9, 1.1), hflip=False, saturation=0)

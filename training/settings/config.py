@@ -1,4 +1,4 @@
-"""Settings of a training run: one frozen object, saved in the run folder so that the run can be reproduced from it."""
+"""Settings of a training run, as one frozen object. It is saved in the run folder so that the run can be reproduced."""
 
 from __future__ import annotations
 
@@ -21,44 +21,44 @@ HEAD_PATTERN = re.compile(r"linear|original|mlp:[1-9][0-9]*")
 
 
 def default_data_dir() -> Path:
-    """Return the folder of the data sets known by name: `$TLCLI_DATA`, or `data` in `cache_dir()` if that is unset."""
+    """Return the folder of the named data sets: `$TLCLI_DATA`, or `data` in `cache_dir()` if the variable is unset."""
     return Path(os.environ.get("TLCLI_DATA") or cache_dir() / "data")
 
 
 def cache_dir() -> Path:
-    """Return the folder for files that can be computed or downloaded again: `$TLCLI_CACHE`, or `~/.cache/tlcli` if that is unset."""
+    """Return the folder for files that can be recomputed or downloaded again: `$TLCLI_CACHE`, or `~/.cache/tlcli` if it is unset."""
     return Path(os.environ.get("TLCLI_CACHE") or Path.home() / ".cache" / "tlcli")
 
 
 _MIN_STD = 1e-3
-"""Smallest accepted standard deviation of the input. The smallest in use is 1/255, for networks trained on values from 0 to 255."""
+"""Minimum accepted standard deviation of the input. The smallest in practice is 1/255, for networks trained on values from 0 to 255."""
 
 
 class FinetuneConfig(BaseModel):
-    """Settings of `tlcli finetune`. `None` stands for a value resolved from the backbone, the mode or the data set.
+    """Settings of `tlcli finetune`. `None` means that the value is resolved from the backbone, the mode or the data set.
 
     backbone: name of a timm model. weights: `pretrained`, `none`, or a checkpoint file.
-    model_kwargs: further arguments of `timm.create_model`, such as `pad_type="same"`.
+    model_kwargs: additional arguments for `timm.create_model`, such as `pad_type="same"`.
     head: `linear`, `mlp:<hidden units>` or `original`.
-    dataset: a known name, a folder, or a timm data set spec. data_dir: folder of the data sets known by name.
-    classes: subset of the classes; its order is the order of the labels. limit: maximum number of images per class in each part.
-    val_fraction: share of the training images held out for validation if the data set has no validation part.
-    image_size, crop_pct, crop_mode, interpolation, mean, std: overrides of the backbone's preprocessing.
-    epochs: total number of epochs. head_epochs: number of those that train the head alone (mode `full`).
-    batch_size: images in a batch, over all processes. accumulate: batches whose gradients are summed for one optimizer step.
+    dataset: known name, folder, or timm data set spec. data_dir: folder of the named data sets.
+    classes: subset of the classes, in label order. limit: maximum number of images per class in each part.
+    val_fraction: fraction of the training images held out for validation if the data set has no validation part.
+    image_size, crop_pct, crop_mode, interpolation, mean, std: overrides for the backbone's preprocessing.
+    epochs: total number of epochs. head_epochs: number of initial epochs that train only the head (mode `full`).
+    batch_size: global batch size over all processes. accumulate: number of batches per optimizer step (gradient accumulation).
     lr: peak learning rate of the head. layer_decay: ratio of each layer's learning rate to that of the layer above (mode `full`).
-    warm_up: share of the steps in which the learning rates rise.
-    class_weights: `balanced` weighs each class by the inverse of its share of the training images.
-    patience: epochs without improvement after which training stops.
-    augment: number of augmented views computed of each training image (mode `feature-extraction`); 0 for none.
-    crop_scale: smallest area of the random crop, as a share of the image; 1 disables cropping. hflip: mirror half of the images.
-    jitter: strength of the brightness, contrast and saturation jitter. shear: largest shear, in degrees.
-    zoom: largest change of scale, as a share of the image's size. rand_augment: magnitude, out of 30.
-    random_erasing: share of the images in which a random rectangle is erased.
-    mixup, cutmix: alpha of each (mode `full`); with both set, one is picked at random for each batch.
-    ema: decay of an exponential moving average of the weights, which is then validated and kept (mode `full`).
+    warm_up: fraction of the steps during which the learning rates rise.
+    class_weights: `balanced` weights each class by the inverse of its frequency in the training part.
+    patience: number of epochs without improvement after which training stops.
+    augment: number of augmented views computed for each training image (mode `feature-extraction`); 0 for none.
+    crop_scale: minimum area of the random crop, as a fraction of the image; 1 disables cropping. hflip: flip half of the images.
+    jitter: strength of the brightness, contrast and saturation jitter. shear: maximum shear, in degrees.
+    zoom: maximum change of scale, as a fraction of the image size. rand_augment: magnitude of RandAugment, out of 30.
+    random_erasing: fraction of images in which a random rectangle is erased.
+    mixup, cutmix: alpha of each method (mode `full`); if both are set, one is chosen at random for each batch.
+    ema: decay of an exponential moving average of the weights, which is then validated and saved (mode `full`).
     gradual_unfreezing: unfreeze layers from the head down over the first half of the epochs (mode `full`).
-    amp: mixed precision, bfloat16 or float16, where it is safe; `auto` enables it on a GPU. compile: use `torch.compile`.
+    amp: mixed precision in bfloat16 or float16, where safe; `auto` enables it on a GPU. compile: use `torch.compile`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())

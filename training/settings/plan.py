@@ -1,4 +1,4 @@
-"""Resolved training plan: the length and the hyperparameters of each stage."""
+"""Resolved training plan: the number of epochs and the hyperparameters of each stage."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ SCRATCH_EPOCHS = 30
 LR: dict[OptimizerName, float] = {"adamw": 3e-4, "adam": 3e-4, "rmsprop": 1e-4, "sgd": 1e-2}
 SCRATCH_LR: dict[OptimizerName, float] = {"adamw": 2e-3, "adam": 1e-3, "rmsprop": 1e-3, "sgd": 5e-2}
 WEIGHT_DECAY: dict[OptimizerName, float] = {"adamw": 0.05, "adam": 0.0, "rmsprop": 0.0, "sgd": 5e-4}
-"""AdamW's weight decay is not part of the gradient, so its value is not comparable with the others."""
+"""Default weight decay of each optimizer. AdamW decouples weight decay from the gradient, so its value is not comparable to the others."""
 
 LABEL_SMOOTHING = 0.1
 """Label smoothing of the stage that trains all layers (Szegedy et al. 2016, arXiv:1512.00567, section 7)."""
 
 WARM_UP = 0.1
-"""Share of that stage's steps in which the learning rates rise."""
+"""Fraction of that stage's steps during which the learning rates rise."""
 
 _MAX_DEFAULT_WORKERS = 8
 
 _NEEDS_FULL = {"mixup": 0.0, "cutmix": 0.0, "ema": None, "gradual_unfreezing": False, "accumulate": 1, "amp": "auto", "compile": False}
-"""Settings without effect on a head trained on precomputed features, with their defaults."""
+"""Settings that have no effect when a head is trained on precomputed features, with their defaults."""
 
 _NEEDS_AUGMENTED_IMAGES = {
     "crop_scale": None,
@@ -48,21 +48,22 @@ _REPEATED = frozenset(
         "ema", "gradual_unfreezing", "amp", "compile",
     }
 )  # fmt: skip
-"""Settings of the config that plans of earlier versions repeat."""
+"""Config settings that earlier versions also saved in the plan."""
 
 
 class Plan(BaseModel):
-    """Training plan: the settings, and the values resolved from them. A stage with 0 epochs is skipped.
+    """Training plan: the settings and the values resolved from them. A stage with 0 epochs is skipped.
 
-    config: settings of the run, left out when the plan is serialized.
+    config: settings of the run, excluded when the plan is serialized.
     from_scratch: True if all layers start with random weights.
-    head_epochs, head_lr, head_label_smoothing: hyperparameters of the stage that trains the head alone, on precomputed features.
-    full_epochs, full_lr, full_label_smoothing: hyperparameters of the stage that trains all layers. Each `lr` is the head's peak rate.
-    warm_up: share of the second stage's steps in which the learning rates rise.
+    head_epochs, head_lr, head_label_smoothing: hyperparameters of the first stage, which trains only the head on precomputed features.
+    full_epochs, full_lr, full_label_smoothing: hyperparameters of the second stage, which trains all layers. Each `lr` is the peak
+        learning rate of the head.
+    warm_up: fraction of the second stage's steps during which the learning rates rise.
     weight_decay: weight decay of both stages.
     layer_decay: ratio of each layer's learning rate to that of the layer above.
-    augmentation: augmentation of every image in each epoch (stage of all layers), or of each view whose features are computed.
-    workers: number of processes that read images.
+    augmentation: augmentation applied to every image in each epoch of the second stage, or to each view before its features are computed.
+    workers: number of worker processes that read images.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -88,10 +89,10 @@ class Plan(BaseModel):
 
 
 def resolve_plan(config: FinetuneConfig) -> Plan:
-    """Resolve the settings that `config` leaves open.
+    """Resolve the settings that `config` leaves unset, and return the training plan.
 
     Raises:
-        SettingsError: two settings contradict each other.
+        SettingsError: settings conflict, or a setting has no effect.
     """
     scratch = config.weights == "none"
     head_epochs, full_epochs = _epochs(config, scratch)
@@ -112,7 +113,7 @@ def resolve_plan(config: FinetuneConfig) -> Plan:
         full_label_smoothing=LABEL_SMOOTHING if smoothing is None else smoothing,
         warm_up=WARM_UP if config.warm_up is None else config.warm_up,
         weight_decay=WEIGHT_DECAY[config.optimizer] if config.weight_decay is None else config.weight_decay,
-        layer_decay=1.0 if scratch else config.layer_decay,  # random layers have learned nothing that a low rate would preserve
+        layer_decay=1.0 if scratch else config.layer_decay,  # random layers have learned nothing that a low learning rate would preserve
         augmentation=augmentation_of(config),
         workers=min(usable_cores(), _MAX_DEFAULT_WORKERS) if config.workers is None else config.workers,
     )
@@ -134,7 +135,11 @@ def _flag(name: str) -> str:
 
 
 def _epochs(config: FinetuneConfig, scratch: bool) -> tuple[int, int]:
-    """Return the number of epochs that train the head alone, and of those that train all layers."""
+    """Return the number of epochs for the head stage and for the stage that trains all layers.
+
+    Raises:
+        SettingsError: the epoch settings conflict with the mode or the weights.
+    """
     if config.mode == "feature-extraction":
         if config.head_epochs is not None:
             raise SettingsError(
@@ -151,8 +156,8 @@ def _epochs(config: FinetuneConfig, scratch: bool) -> tuple[int, int]:
                 f"--head-epochs {config.head_epochs} with --weights none: a head cannot be trained on random features; leave it out"
             )
         return 0, config.epochs or SCRATCH_EPOCHS
-    # Train the head alone until it is close to its best: the gradients of a random head distort the layers below it (Kumar et al.
-    # 2022, arXiv:2202.10054). Epochs on precomputed features cost almost nothing.
+    # Train the head alone until it has nearly converged, because the gradients of a random head distort the layers below it (Kumar et al.
+    # 2022, arXiv:2202.10054). Epochs on precomputed features are nearly free.
     head_epochs = config.head_epochs
     if head_epochs is None:
         head_epochs = HEAD_FIRST_EPOCHS if config.epochs is None else min(max(1, config.epochs // 3), config.epochs - 1)

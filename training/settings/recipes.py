@@ -1,4 +1,4 @@
-"""Recipes: named groups of settings. A flag overrides the recipe's value."""
+"""Recipes: named presets of settings. Command-line flags override the values of a recipe."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NOTEBOOK = {
     "layer_decay": 1.0,
     "label_smoothing": 0.0,
 }
-"""Settings of Keras's notebooks for cats and dogs: 150 x 150 pixels, a hidden layer of 256 units, and a constant learning rate."""
+"""Settings of the Keras cats-and-dogs notebooks: 150 x 150 pixels, a hidden layer of 256 units, and a constant learning rate."""
 
 _NOTEBOOK_FEATURES = {"optimizer": "adam", "lr": 1e-3}
 _NOTEBOOK_FULL = {"optimizer": "rmsprop", "lr": 1e-5, "epochs": 20, "head_epochs": 10, "crop_scale": 1.0, "jitter": 0.0}
@@ -38,7 +38,7 @@ _SCRATCH = {
     "cutmix": 0.5,
     "ema": 0.999,
 }
-"""Training from random weights needs more epochs and stronger augmentation (Wightman et al. 2021, arXiv:2110.00476)."""
+"""Settings for training from random weights, which needs more epochs and stronger augmentation (Wightman et al. 2021, arXiv:2110.00476)."""
 
 
 def recipe_settings(recipe: Recipe, mode: str | None, weights: str | None) -> dict[str, Any]:
@@ -46,8 +46,8 @@ def recipe_settings(recipe: Recipe, mode: str | None, weights: str | None) -> di
 
     Args:
         recipe: name of the recipe.
-        mode, weights: the user's choice, or None. The recipe `notebook` depends on them: it trains a head with Adam and all layers
-            with RMSprop.
+        mode, weights: values chosen by the user, or None. The `notebook` recipe depends on them: it trains a head with Adam and all
+            layers with RMSprop.
     """
     if recipe == "scratch":
         return dict(_SCRATCH)

@@ -1,4 +1,4 @@
-"""Names of the files in a run folder."""
+"""File names in a run folder."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ TIMINGS, SPLIT, PREDICTIONS, DATA_SHEET = "timings.csv", "split.json", "predicti
 CURVES, CONFUSION, RELIABILITY, MISTAKES = "curves.png", "confusion_matrix.png", "reliability.png", "mistakes.png"
 REPORT, SEARCH = "report.html", "head_search.csv"
 TENSORBOARD = "tensorboard"
-"""A folder; TensorBoard chooses the file names in it."""
+"""Folder for TensorBoard event files, whose names TensorBoard chooses."""
 LOCK = ".lock"
-"""Lock file, used only where the file system cannot lock a folder. It is never removed: another process may have just locked it."""
+"""Lock file, used only if the file system cannot lock a folder. It is never removed, since another process may have just locked it."""

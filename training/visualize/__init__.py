@@ -1,1 +1,1 @@
-"""`tlcli visualize`: filters and layer maps as contact sheets."""
+"""Contact sheets of filters and layer maps for `tlcli visualize`."""

@@ -1,4 +1,4 @@
-"""Colour maps: a perceptually uniform ramp for maps, greys and RGB around zero for kernels."""
+"""Colour maps: a perceptually uniform ramp for layer maps, and a scale centred on zero for kernels."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import numpy.typing as npt
 from tlcli.contract.images.heatmap import ByteArray, FloatArray, to_unit
 
 FLAT = (218, 218, 218)
-"""Colour of a flat map, which would otherwise look like the lowest value."""
+"""Colour of flat maps, which would otherwise be drawn in the colour of the lowest value."""
 
 _ROUNDING = 1e-6
-"""Relative rounding error of float32 sums."""
+"""Assumed relative rounding error of float32 sums."""
 
 _LIGHTNESS = (0.21, 0.95)
 _CHROMA = (0.10, 0.115, 0.092, 0.128, 0.17)
 _HUE = (308.0, 276.0, 216.0, 156.0, 108.0)
-"""Hues in degrees: violet, blue, teal, green, yellow; spaced evenly along the ramp, as the chroma is."""
+"""Hues in degrees: violet, blue, teal, green and yellow. Like the chroma values, they are evenly spaced along the ramp."""
 
 # OKLab to linear sRGB (B. Ottosson 2020, https://bottosson.github.io/posts/oklab/).
 _TO_CONE = np.array([[1.0, 0.3963377774, 0.2158037573], [1.0, -0.1055613458, -0.0638541728], [1.0, -0.0894841775, -1.2914855480]])
@@ -30,11 +30,12 @@ _TO_RGB = np.array(
 
 
 def is_flat(values: FloatArray, magnitude: float | None = None) -> bool:
-    """Return True if a map `[h, w]` cannot be scaled: it is constant up to rounding, or not finite.
+    """Return True if a map `[h, w]` cannot be scaled because it is constant up to rounding errors, or not finite.
 
     Args:
-        values: the map.
-        magnitude: magnitude of the numbers that the map was computed from, which sets the rounding error; None uses the map's own.
+        values: map to check, `[h, w]`.
+        magnitude: magnitude of the values that the map was computed from, which determines the rounding error; None uses the magnitude
+            of the map itself.
     """
     low, high = float(values.min()), float(values.max())
     if not (np.isfinite(low) and np.isfinite(high)):
@@ -43,9 +44,9 @@ def is_flat(values: FloatArray, magnitude: float | None = None) -> bool:
 
 
 def color_map(values: FloatArray) -> ByteArray:
-    """Colour a map `[h, w]`, scaled to its own range, as RGB `[h, w, 3]`: from dark violet, its lowest value, to yellow, its highest.
+    """Convert a map `[h, w]` to RGB `[h, w, 3]`, scaled to its own range. Colours range from dark violet (lowest) to yellow (highest).
 
-    A flat map is grey, see `FLAT`.
+    A flat map is drawn in grey, see `FLAT`.
     """
     if is_flat(values):
         return np.full((*values.shape, 3), FLAT, np.uint8)
@@ -54,7 +55,7 @@ def color_map(values: FloatArray) -> ByteArray:
 
 
 def about_zero(weights: FloatArray) -> ByteArray:
-    """Convert weights of any shape to bytes, scaled by their largest magnitude; zero becomes 128, the middle grey."""
+    """Convert weights of any shape to bytes, scaled by their largest magnitude. Zero maps to 128, the middle grey."""
     largest = float(np.abs(weights).max(initial=0.0))
     if not (np.isfinite(largest) and largest > 0):
         return np.full(weights.shape, 128, np.uint8)
@@ -62,7 +63,7 @@ def about_zero(weights: FloatArray) -> ByteArray:
 
 
 def _ramp() -> ByteArray:
-    """Return 256 colours `[256, 3]` whose OKLab lightness rises in equal steps, so that equal differences look equal."""
+    """Return 256 RGB colours `[256, 3]` whose OKLab lightness rises in equal steps, so that equal differences look equal."""
     position = np.linspace(0, 1, 256)
     knots = np.linspace(0, 1, len(_HUE))
     chroma, hue = np.interp(position, knots, _CHROMA), np.radians(np.interp(position, knots, _HUE))

@@ -1,4 +1,4 @@
-"""Contact sheets: tiles in a grid under a title, in one style."""
+"""Contact sheets, which show tiles in a grid below a title."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from tlcli.contract.images.heatmap import ByteArray, FloatArray, encode
 Box = tuple[int, int, int, int]
 
 WIDEST = 2400
-"""Largest width of a sheet, in pixels."""
+"""Maximum width of a sheet, in pixels."""
 
 _MARGIN = 44
 RULE = (222, 222, 222)
-"""Colour around tiles and between their kernels, so that white ones have an edge."""
+"""Colour of the lines around tiles and between kernels, which makes the edges of white tiles visible."""
 
 _GROUND, _INK, _SOFT = (252, 252, 251), (28, 30, 34), (112, 116, 122)
 _TITLE, _DETAIL, _CAPTION = 34, 19, 14
@@ -33,7 +33,10 @@ _USUAL_COLUMNS = 8
 
 @dataclass(frozen=True)
 class Tile:
-    """One image of a sheet. pixels: RGB `[h, w, 3]`, drawn unscaled. captions: lines below the image."""
+    """Image on a contact sheet.
+
+    pixels: RGB pixels `[h, w, 3]`, drawn without scaling. captions: lines of text below the image.
+    """
 
     pixels: ByteArray
     captions: tuple[str, ...] = ()
@@ -41,7 +44,10 @@ class Tile:
 
 @dataclass(frozen=True)
 class Legend:
-    """A strip of colours between two labels. colors: RGB `[n, 3]`. low, high: labels of its ends."""
+    """Colour legend of a contact sheet, drawn as a strip between two labels.
+
+    colors: RGB colours `[n, 3]`. low, high: labels of the lowest and highest colour.
+    """
 
     colors: ByteArray
     low: str
@@ -50,36 +56,42 @@ class Legend:
 
 @dataclass(frozen=True)
 class ContactSheet:
-    """A drawn sheet. boxes: position of each tile's pixels, as left, top, right, bottom."""
+    """Rendered contact sheet.
+
+    boxes: position of each tile in the image, as left, top, right and bottom.
+    """
 
     image: Image.Image
     boxes: tuple[Box, ...]
 
     def save(self, path: Path) -> None:
-        """Write the sheet as a PNG, atomically."""
+        """Write the sheet to a PNG file atomically."""
         with whole_file(path) as temporary:
             temporary.write_bytes(encode(self.image))
 
 
 def columns_for(count: int) -> int:
-    """Return the number of columns for `count` tiles: eight, more if a square has more, fewer if that fills the last row better."""
+    """Return the number of columns for `count` tiles.
+
+    The default is eight. There are more if a square grid has more, and fewer if that fills the last row better.
+    """
     rows = math.ceil(count / max(_USUAL_COLUMNS, math.ceil(math.sqrt(count))))
     return math.ceil(count / max(rows, 1))
 
 
 def room(columns: int) -> int:
-    """Return the largest width of a tile, in pixels, with this number of columns."""
+    """Return the maximum tile width in pixels for a given number of columns."""
     return max(1, (WIDEST - 2 * _MARGIN - (columns - 1) * _gap(columns)) // columns)
 
 
 def enlarge(pixels: ByteArray, side: int) -> ByteArray:
-    """Enlarge RGB `[h, w, 3]` by the largest whole factor that keeps its longer side within `side`; by 1 at least."""
+    """Enlarge an RGB image `[h, w, 3]` by the largest integer factor, at least 1, that keeps its longer side within `side` pixels."""
     zoom = max(1, side // max(pixels.shape[:2]))
     return pixels.repeat(zoom, 0).repeat(zoom, 1)
 
 
 def reduce(values: FloatArray, most: int) -> FloatArray:
-    """Reduce a map `[h, w]` by area means so that no side is longer than `most`; return a smaller map unchanged."""
+    """Downsample a map `[h, w]` by area averaging so that no side is longer than `most`. Smaller maps are returned unchanged."""
     height, width = values.shape
     scale = most / max(height, width)
     if scale >= 1:
@@ -89,14 +101,14 @@ def reduce(values: FloatArray, most: int) -> FloatArray:
 
 
 def lay_out(title: str, detail: str, tiles: Sequence[Tile], columns: int, legend: Legend | None = None) -> ContactSheet:
-    """Draw tiles row by row below a title, a line of details, and a legend at the right of that line.
+    """Draw a contact sheet with tiles in rows, below a title and a line of details with the legend on its right.
 
     Args:
-        title: one line; letters that the font lacks become question marks.
-        detail: one line, as the title.
-        tiles: at least one; every cell has the size of the largest tile.
-        columns: most tiles in a row.
-        legend: legend of the colours; None for none.
+        title: title in one line; characters that the font lacks become question marks.
+        detail: details in one line, treated like the title.
+        tiles: tiles to draw, at least one; every cell has the size of the largest tile.
+        columns: maximum number of tiles per row.
+        legend: colour legend; None to omit it.
     """
     columns = min(columns, len(tiles))
     gap, line = _gap(columns), round(_CAPTION * 1.3)
@@ -136,7 +148,7 @@ def lay_out(title: str, detail: str, tiles: Sequence[Tile], columns: int, legend
 
 
 def _lines_that_fit(tiles: Sequence[Tile], width: int) -> int:
-    """Return the number of caption lines to draw; 0 if single-line captions would run into each other."""
+    """Return the number of caption lines to draw; 0 if single-line captions would overlap."""
     lines = max(len(tile.captions) for tile in tiles)
     if lines == 1 and max(_width(tile.captions[0], _CAPTION) for tile in tiles if tile.captions) > width:
         return 0
@@ -162,11 +174,11 @@ def _gap(columns: int) -> int:
 
 
 def _shorten(text: str, size: int, width: int) -> str:
-    """Shorten a text that is too long to its end, where names differ."""
+    """Shorten a text to the given width. Its end is kept, since that is where names differ."""
     text = _plain(text)
     if _width(text, size) <= width:
         return text
-    kept = text[-5 * width // size :]  # no letter is narrower than a fifth of its height
+    kept = text[-5 * width // size :]  # no character is narrower than a fifth of its height
     while kept and _width(f"…{kept}", size) > width:
         kept = kept[1:]
     return f"…{kept}"
@@ -177,7 +189,7 @@ def _width(text: str, size: int) -> int:
 
 
 def _plain(text: str) -> str:
-    """Replace letters that Pillow's built-in font lacks by question marks."""
+    """Replace characters that Pillow's built-in font lacks with question marks."""
     return "".join(letter if " " <= letter <= "~" or letter in "·…" else "?" for letter in text)
 
 

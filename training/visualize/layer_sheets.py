@@ -1,4 +1,4 @@
-"""Contact sheets of a layer's maps, of a convolution's kernels, and of all layers at a glance."""
+"""Contact sheets of the maps of a layer, the kernels of a convolution, and an overview of all layers."""
 
 from __future__ import annotations
 
@@ -15,18 +15,21 @@ from tlcli.training.visualize.colormap import RAMP, about_zero, color_map, is_fl
 from tlcli.training.visualize.contact_sheet import RULE, ContactSheet, Legend, Tile, columns_for, enlarge, lay_out, reduce, room
 
 _MAP_SIDE, _KERNEL_SIDE, _ROW_KERNEL_SIDE = 224, 112, 60
-"""Largest side of enlarged maps, of kernels, and of kernels in a row of several, in pixels."""
+"""Maximum side length in pixels of maps, of single kernels, and of kernels shown side by side, after enlarging."""
 
 _INPUTS_SHOWN = 8
 _SPACE = 5
-"""Pixels between the kernels of a row."""
+"""Space in pixels between kernels shown side by side."""
 
 _GREYS = np.repeat(np.arange(1, 256, dtype=np.uint8)[:, None], 3, axis=1)
 
 
 @dataclass(frozen=True)
 class LayerSheet:
-    """A sheet of a layer. shown: channels on it. flat: number of flat channels among all of the layer's."""
+    """Contact sheet of one layer.
+
+    shown: channels or filters on the sheet. flat: number of flat channels or filters in the whole layer.
+    """
 
     sheet: ContactSheet
     shown: tuple[int, ...]
@@ -34,13 +37,13 @@ class LayerSheet:
 
 
 def maps_sheet(layer: Layer, maps: FloatArray, most: int, columns: int | None = None) -> LayerSheet:
-    """Draw a layer's maps, each scaled to its own range.
+    """Draw the maps of a layer, each scaled to its own range.
 
     Args:
-        layer: layer of the maps, for the title.
+        layer: layer that the maps belong to, for the title.
         maps: output of the layer, `[c, h, w]`.
-        most: most channels shown: those with the highest mean, in the order of their numbers.
-        columns: tiles in a row; None chooses by their number.
+        most: maximum number of channels; those with the highest mean are shown, in index order.
+        columns: number of tiles per row; None chooses it from the number of tiles.
     """
     shown = strongest(maps.mean((1, 2), dtype=np.float64), most)
     flat = sum(is_flat(channel) for channel in maps)
@@ -55,15 +58,16 @@ def maps_sheet(layer: Layer, maps: FloatArray, most: int, columns: int | None = 
 
 
 def filters_sheet(layer: Layer, weight: FloatArray, most: int, columns: int | None = None) -> LayerSheet:
-    """Draw a convolution's kernels, each filter scaled by the largest of its weights that are shown.
+    """Draw the kernels of a convolution. Each filter is scaled by the largest magnitude among its shown weights.
 
-    Zero is the middle grey. Kernels with three inputs are RGB; of others, the first inputs appear side by side, in grey.
+    Zero is drawn in middle grey. Filters with three input channels are drawn in RGB; for others, the kernels of the first input channels
+    are drawn side by side in grey.
 
     Args:
-        layer: layer of the kernels, for the title.
+        layer: layer that the kernels belong to, for the title.
         weight: weight of the convolution, `[filters, inputs, h, w]`.
-        most: most filters shown: those with the largest norm, in the order of their numbers.
-        columns: filters in a row; None chooses by their number.
+        most: maximum number of filters; those with the largest norm are shown, in index order.
+        columns: number of filters per row; None chooses it from the number of filters.
     """
     filters, inputs = weight.shape[:2]
     shown = strongest(np.square(weight, dtype=np.float64).sum((1, 2, 3)), most)
@@ -88,14 +92,14 @@ def filters_sheet(layer: Layer, weight: FloatArray, most: int, columns: int | No
 def overview_sheet(
     title: str, detail: str, image: npt.NDArray[np.uint8], means: Sequence[tuple[Layer, FloatArray]], columns: int | None = None
 ) -> ContactSheet:
-    """Draw the image next to each layer's mean over its channels, all of one size.
+    """Draw the input image followed by the channel mean of each layer, all at the same size.
 
     Args:
         title: title of the sheet.
         detail: line below the title.
         image: input of the network, uint8 `[H, W, 3]`.
-        means: mean map `[h, w]` of each layer, in the order of execution.
-        columns: tiles in a row; None chooses by their number.
+        means: mean map `[h, w]` of each layer, in execution order.
+        columns: number of tiles per row; None chooses it from the number of tiles.
     """
     columns = columns or columns_for(len(means) + 1)
     height, width = image.shape[:2]
@@ -110,13 +114,13 @@ def overview_sheet(
 
 
 def mean_map(maps: FloatArray) -> FloatArray:
-    """Return the mean `[h, w]` over the channels of `[c, h, w]`; zeros if only rounding errors remain, as after a layer norm."""
+    """Return the channel mean `[h, w]` of maps `[c, h, w]`; zeros if the mean contains only rounding errors, as after a layer norm."""
     mean: FloatArray = maps.mean(0, dtype=np.float64).astype(np.float32)
     return np.zeros_like(mean) if is_flat(mean, float(np.abs(maps).max())) else mean
 
 
 def strongest(strengths: npt.NDArray[np.float64], most: int) -> tuple[int, ...]:
-    """Return the indices of the `most` largest values, in ascending order; NaN counts as smallest."""
+    """Return the indices of the `most` largest values, sorted in ascending order. NaN is treated as the smallest value."""
     order = np.argsort(-np.nan_to_num(strengths, nan=-np.inf), kind="stable")
     return tuple(sorted(order[:most].tolist()))
 

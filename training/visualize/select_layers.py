@@ -1,4 +1,4 @@
-"""Selection of layers to show: those named by the user, or those that summarise the network."""
+"""Selection of the layers to show: layers named by the user, or layers that summarise the network."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _NEAR = 5
 
 
 def default_layers(backbone: nn.Module, layers: Sequence[Layer]) -> list[Layer]:
-    """Select the stem, every pooling layer, and the last layer of each size of map.
+    """Select the stem, every pooling layer, and the last layer of each map size.
 
-    The stem is the first convolution with its norm and activation. The last layer of a size is chosen from the network's
-    sections, see `_sections`, not from inside the block that leads to the next size. Maps of one pixel are left out.
+    The stem is the first convolution with its norm and activation. The last layer of each size is chosen from the sections of the
+    network, see `_sections`, and not from inside the block that leads to the next size. Maps of one pixel are excluded.
     """
     if not layers:
         return []
     sections = _sections(backbone, layers)
-    best_names = {layer.number: layer for layer in (*layers, *reversed(sections))}  # a section, else the outermost module
+    best_names = {layer.number: layer for layer in (*layers, *reversed(sections))}  # prefers a section, otherwise the outermost module
     last_of_size = {(layer.height, layer.width): layer.number for layer in sections}
     pools = {layer.number: layer for layer in layers if layer.pools}
     numbers = {_stem(layers), *last_of_size.values(), *pools}
@@ -32,10 +32,10 @@ def default_layers(backbone: nn.Module, layers: Sequence[Layer]) -> list[Layer]:
 
 
 def asked_layers(backbone: nn.Module, layers: Sequence[Layer], names: Sequence[str]) -> list[Layer]:
-    """Select layers by label, by module (all its calls), or with `all` (each output once).
+    """Select layers by name. A name is a layer label, a module (selects all its calls), or `all` (selects each output once).
 
     Raises:
-        SettingsError: there is no such layer; the message lists similar names.
+        SettingsError: no layer has this name; the message lists similar names.
     """
     chosen: dict[str, Layer] = {}
     for name in names:
@@ -47,20 +47,20 @@ def asked_layers(backbone: nn.Module, layers: Sequence[Layer], names: Sequence[s
 
 
 def distinct(layers: Sequence[Layer]) -> list[Layer]:
-    """Return each output once, under the name of the layer that computed it."""
+    """Return each output once, as the layer that computed it."""
     first = {layer.number: layer for layer in reversed(layers)}
     return [first[number] for number in sorted(first)]
 
 
 def convolutions(backbone: nn.Module, layers: Sequence[Layer], asked: Sequence[str], every: bool) -> list[Layer]:
-    """Select the convolutions whose filters to show, in the order of execution, each once however often it runs.
+    """Select the convolutions whose filters are shown, in execution order. A convolution that runs several times is selected once.
 
     Args:
-        backbone: network of the layers.
+        backbone: backbone that the layers belong to.
         layers: all layers of the backbone.
-        asked: names as in `asked_layers`, to which the selection is limited; empty for no limit.
-        every: True selects all convolutions, but without names only those with kernels larger than one pixel. False selects only the
-            network's first convolution.
+        asked: layer names, as in `asked_layers`, to restrict the selection to; empty for no restriction.
+        every: True to select all convolutions. Unless layers are named, this includes the first convolution and those with kernels larger
+            than one pixel. False to select only the first convolution of the network.
     """
     by_module = {layer.module: layer for layer in reversed(layers) if layer.convolves}
     ordered = sorted(by_module.values(), key=lambda layer: layer.number)
@@ -75,14 +75,18 @@ def convolutions(backbone: nn.Module, layers: Sequence[Layer], asked: Sequence[s
 
 
 def kernel_shape(backbone: nn.Module, layer: Layer) -> tuple[int, ...]:
-    """Return the shape of a convolution's weight: filters, input channels of a group, height, width."""
+    """Return the weight shape of a convolution: number of filters, input channels per group, height and width."""
     weight = backbone.get_submodule(layer.module).weight
     assert isinstance(weight, nn.Parameter)
     return tuple(weight.shape)
 
 
 def _stem(layers: Sequence[Layer]) -> int:
-    """Return the number of the last output next to or around the first convolution, before another convolution or pooling layer."""
+    """Return the number of the layer that ends the stem.
+
+    This is the last output in the same module as the first convolution, or in a module around it, before the next convolution, pooling
+    layer or change of size.
+    """
     first = next((layer for layer in layers if layer.convolves), layers[0])
     home = f"{_parent(first.module)}."
     number = first.number
@@ -99,10 +103,10 @@ def _parent(module: str) -> str:
 
 
 def _sections(backbone: nn.Module, layers: Sequence[Layer]) -> list[Layer]:
-    """Return the layers that a person would list, in the order of execution.
+    """Return the layers at the level of detail a person would list, in execution order.
 
-    These are the backbone's children. A plain sequence that goes through several sizes (VGG's `features`, the stages of a
-    ConvNeXt), or a module whose output is not a map, is replaced by its own children.
+    These are the child modules of the backbone. A plain `nn.Sequential` that spans several map sizes (VGG's `features`, the stages of
+    ConvNeXt) and a module whose output is not a map are replaced by their own children.
     """
     by_module: dict[str, list[Layer]] = {}
     for layer in layers:

@@ -1,4 +1,4 @@
-"""Contact sheets of a network's filters, and of its maps for an image, written into a folder."""
+"""Writing of contact sheets that show a network's filters, and its maps for an image, to a folder."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ OVERVIEW = "overview.png"
 
 
 def without_classifier(config: FinetuneConfig) -> Network:
-    """Return a pretrained backbone in eval mode, whether or not its weights include a classifier.
+    """Load a backbone in eval mode. Its weights may or may not include a classifier.
 
     Args:
-        config: its backbone, weights, model arguments and preprocessing are used.
+        config: settings, of which the backbone, weights, model arguments and preprocessing are used.
 
     Raises:
         WeightsError, HubError, NotFoundError: see `tlcli.training.models.weights.load_backbone`.
-        SettingsError: see there, and `tlcli.training.models.network.Network`.
+        SettingsError: see `load_backbone` and `tlcli.training.models.network.Network`.
     """
     config = with_timms_name(config)
     backbone, _ = load_backbone(config)
@@ -49,7 +49,10 @@ def without_classifier(config: FinetuneConfig) -> Network:
 
 @dataclass(frozen=True)
 class SheetOptions:
-    """Layout of sheets. max_channels: most channels on a sheet. columns: tiles in a row; None chooses by their number."""
+    """Layout options of contact sheets.
+
+    max_channels: maximum number of channels per sheet. columns: tiles per row; None chooses it from the number of tiles.
+    """
 
     max_channels: int = 64
     columns: int | None = None
@@ -57,9 +60,9 @@ class SheetOptions:
 
 @dataclass(frozen=True)
 class WrittenSheet:
-    """A sheet on disk.
+    """Contact sheet written to disk.
 
-    path: path of the PNG. what: kind of sheet. layer: layer of the sheet; None for the overview.
+    path: path of the PNG file. what: kind of sheet. layer: layer shown on the sheet; None for the overview.
     shape: shape of the layer's output, of the convolution's weight, or of the image.
     shown, flat: see `LayerSheet`.
     """
@@ -75,14 +78,14 @@ class WrittenSheet:
 def write_filters(
     network: Network, convolutions: Sequence[Layer], folder: Path, options: SheetOptions, last_number: int
 ) -> Iterator[WrittenSheet]:
-    """Write a sheet of kernels per convolution, `<number>-<layer>.filters.png`, and yield each.
+    """Write a contact sheet of kernels for each convolution to `<number>-<layer>.filters.png`, and yield each written sheet.
 
     Args:
-        network: network of the layers.
-        convolutions: see `tlcli.training.visualize.select_layers.convolutions`.
-        folder: made if it does not exist.
+        network: network that the layers belong to.
+        convolutions: layers returned by `tlcli.training.visualize.select_layers.convolutions`.
+        folder: output folder, created if missing.
         options: layout of the sheets.
-        last_number: number of the network's last layer, which sets the digits in file names.
+        last_number: number of the network's last layer, which determines the number of digits in file names.
     """
     for layer in convolutions:
         parameter = cast("nn.Conv2d", network.backbone.get_submodule(layer.module)).weight
@@ -102,13 +105,13 @@ def write_maps(
     options: SheetOptions,
     last_number: int,
 ) -> Iterator[WrittenSheet]:
-    """Write a sheet of maps per layer, `<number>-<layer>.maps.png`, and an overview of all layers, and yield each.
+    """Write a contact sheet of maps for each layer to `<number>-<layer>.maps.png`, and an overview. Yields each written sheet.
 
     Args:
-        network: in eval mode.
-        image: uint8 `[H, W, 3]`, as `Preprocessing.apply` returns it.
+        network: network in eval mode.
+        image: network input, uint8 `[H, W, 3]`, as returned by `Preprocessing.apply`.
         title: title of the overview.
-        layers: in the order of execution.
+        layers: layers to show, in execution order.
         folder, options, last_number: see `write_filters`.
     """
     recorded = record(network, image, layers)
@@ -127,7 +130,7 @@ def write_maps(
 
 
 def file_name(layer: Layer, last_number: int, what: str) -> str:
-    """Return the file name of a sheet; names sort in the order of execution and are valid on every file system."""
+    """Return the file name of a contact sheet. Names sort in execution order and are valid on every file system."""
     digits = max(2, len(str(last_number)))
     safe = re.sub(r"[^A-Za-z0-9._-]+", "-", layer.label)[-120:]
     return f"{layer.number:0{digits}}-{safe}.{what}.png"

@@ -1,4 +1,4 @@
-"""Backbones that this project adds to timm's registry; importing this package registers them."""
+"""Backbones that this project adds to timm's model registry. Importing this package registers them."""
 
 import tlcli.training.models.zoo.cifar_resnet
 import tlcli.training.models.zoo.textbook

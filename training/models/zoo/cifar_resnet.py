@@ -1,7 +1,7 @@
 """ResNets for CIFAR-10, registered with timm on import.
 
-He et al. 2016, "Deep Residual Learning for Image Recognition", arXiv:1512.03385, section 4.2. Modules have the names of the most
-widely used checkpoints, so that these load unchanged.
+He et al. 2016, "Deep Residual Learning for Image Recognition", arXiv:1512.03385, section 4.2. Modules are named as in the most widely
+used checkpoints, so that those load unchanged.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from tlcli.training.models.zoo.base import ZooBackbone
 from tlcli.training.models.zoo.register import register
 
 DEPTHS = (20, 32, 44, 56)
-"""Numbers of layers with weights, 6n + 2; the paper's fifth, 110, is left out."""
+"""Network depths, counted as layers with weights, 6n + 2. The paper's fifth depth, 110, is omitted."""
 
 _WIDTHS = (16, 32, 64)
 
 
 class OptionA(nn.Module):
-    """Shortcut without parameters: every `stride`-th pixel of each row and column, padded with channels of zeros.
+    """Shortcut without parameters, which keeps every `stride`-th pixel of each row and column and pads the channels with zeros.
 
-    The paper does not specify where the zeros go; here, as in the checkpoints, one half is put on each side.
+    The paper does not specify where the zeros go. Here, as in the checkpoints, half of them go on each side.
     """
 
     def __init__(self, missing: int, stride: int) -> None:
         """Create the shortcut.
 
         Args:
-            missing: number of output channels minus input channels; even.
-            stride: step between pixels.
+            missing: number of output channels minus number of input channels; must be even.
+            stride: step between the pixels to keep.
         """
         super().__init__()
         self.missing, self.stride = missing, stride
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Map `[N, c, h, w]` to `[N, c + missing, h / stride, w / stride]`, rounded up."""
+        """Map inputs `[N, c, h, w]` to `[N, c + missing, h / stride, w / stride]`, with sizes rounded up."""
         half = self.missing // 2
         return functional.pad(inputs[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, half, half))
 
@@ -51,7 +51,7 @@ class BasicBlock(nn.Module):
         """Create the block.
 
         Args:
-            inputs, outputs: number of channels.
+            inputs, outputs: numbers of input and output channels.
             stride: stride of the first convolution.
         """
         super().__init__()
@@ -65,13 +65,17 @@ class BasicBlock(nn.Module):
         self.act2 = nn.ReLU()
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Map `[N, inputs, h, w]` to `[N, outputs, h / stride, w / stride]`."""
+        """Map features `[N, inputs, h, w]` to `[N, outputs, h / stride, w / stride]`."""
         residual = self.bn2(self.conv2(self.act1(self.bn1(self.conv1(inputs)))))
         return cast("Tensor", self.act2(residual + self.shortcut(inputs)))
 
 
 class CifarResNet(ZooBackbone):
-    """ResNet of a 3x3 convolution, three stages of n blocks at 32x32, 16x16 and 8x8 pixels, global average pooling and a linear layer."""
+    """ResNet for CIFAR images.
+
+    It consists of a 3x3 convolution, three stages of n blocks each at 32x32, 16x16 and 8x8 pixels, global average pooling and a linear
+    layer.
+    """
 
     body = ("conv1", "bn1", "act1", "layer1", "layer2", "layer3")
     classifier_name = "linear"
@@ -103,13 +107,13 @@ class CifarResNet(ZooBackbone):
         self.reset_classifier(num_classes)
 
     def new_classifier(self, num_classes: int) -> nn.Module:
-        """Return a linear layer, initialized like the convolutions."""
+        """Create a linear layer, initialized like the convolutions."""
         layer = nn.Linear(self.head_hidden_size, num_classes)
         nn.init.kaiming_normal_(layer.weight)
         return layer
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Return patterns of parameter names; see `ZooBackbone.group_matcher`."""
+        """Return the parameter-name patterns of the layer groups; see `ZooBackbone.group_matcher`."""
         return {"stem": r"^(?:conv1|bn1)\.", "blocks": r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)"}
 
 
@@ -121,10 +125,10 @@ _CFG = PretrainedCfg(
     first_conv="conv1",
     classifier=CifarResNet.classifier_name,
 )
-"""Mean and standard deviation are timm's defaults, those of ImageNet, with which the checkpoints were trained."""
+"""Default configuration. Mean and standard deviation are timm's defaults, the ImageNet values that the checkpoints were trained with."""
 
 default_cfgs = generate_default_cfgs({f"cifar_resnet{depth}": _CFG for depth in DEPTHS})
-"""Default configurations, under the variable name that timm expects. There are no official weights."""
+"""Default configurations, in the variable that timm expects. There are no official weights."""
 
 for _depth in DEPTHS:
     register(__name__, f"cifar_resnet{_depth}", partial(CifarResNet, _depth))

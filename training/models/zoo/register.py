@@ -1,4 +1,4 @@
-"""Registration of a network with timm."""
+"""Registration of networks in timm's model registry."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import nn
 
 
 def register(module: str, name: str, build: Callable[..., nn.Module], **options: Any) -> None:
-    """Register a network, so that `timm.create_model(name)` builds it with `build`.
+    """Register a network with timm, so that `timm.create_model(name)` builds it with `build`.
 
     Args:
-        module: `__name__` of the module whose `default_cfgs` has the network's entry; timm lists the network under it.
+        module: `__name__` of the module whose `default_cfgs` contains the network. timm lists the network under this module.
         name: name of the network in timm.
         build: constructor that accepts `num_classes` and the other arguments of `timm.create_model`.
-        options: further arguments of timm's `build_model_with_cfg`.
+        options: additional arguments for timm's `build_model_with_cfg`.
     """
 
     def create(pretrained: bool = False, **settings: Any) -> nn.Module:

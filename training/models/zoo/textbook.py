@@ -1,4 +1,4 @@
-"""CNNs of courses and textbooks, to be trained from random weights; registered with timm on import."""
+"""CNNs from courses and textbooks, for training from random weights. Registered with timm on import."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tlcli.training.models.zoo.register import register
 
 
 class SimpleCNN(ZooBackbone):
-    """Small CNN as trained in notebooks on MNIST, Fashion-MNIST and CIFAR-10: three blocks, each halving the image size.
+    """Small CNN of three blocks, as used in notebooks for MNIST, Fashion-MNIST and CIFAR-10. Each block halves the image size.
 
-    A block is a 3x3 convolution, 2x2 max pooling, batch norm and ReLU, then another 3x3 convolution, batch norm and ReLU, and dropout.
-    With pooling this early (as in Jordan 2024, arXiv:2404.00498), an image of 28x28 pixels takes 13 million multiplications, less than
-    half of those with both convolutions before the pooling. The head is a linear layer on the spatial mean; the notebooks' flattening
-    and hidden layer is the head `mlp:128`.
+    A block consists of a 3x3 convolution, 2x2 max pooling, batch norm and ReLU, then another 3x3 convolution, batch norm and ReLU, and
+    dropout. Because of the early pooling (as in Jordan 2024, arXiv:2404.00498), an image of 28x28 pixels takes 13 million multiplications,
+    less than half of the number with both convolutions before the pooling. The head is a linear layer on the spatial mean. Use the head
+    `mlp:128` for the flattening and hidden layer of the notebooks.
     """
 
     classifier_name = "classifier"
@@ -53,8 +53,8 @@ class SimpleCNN(ZooBackbone):
 class LeNet5(HiddenLayers):
     """LeNet-5 of LeCun et al. 1998, "Gradient-Based Learning Applied to Document Recognition", section II.B, with its layer names.
 
-    As is usual today, ReLU replaces the scaled tanh, max pooling the trained subsampling of S2 and S4, and a linear layer the output;
-    each map of C3 is connected to all maps of S2. C5, which covers the whole map, is a linear layer.
+    As is common today, ReLU replaces the scaled tanh, max pooling replaces the trained subsampling of S2 and S4, and a linear layer
+    replaces the output layer. Each map of C3 is connected to all maps of S2. C5, which covers the whole map, is a linear layer.
     """
 
     classifier_name = "classifier.output"
@@ -86,15 +86,15 @@ class LeNet5(HiddenLayers):
         self.reset_classifier(num_classes)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Return patterns of parameter names, one group for each hidden layer; see `ZooBackbone.group_matcher`."""
+        """Return the parameter-name patterns, with one group for each hidden layer; see `ZooBackbone.group_matcher`."""
         return {"stem": r"^features\.c1\.", "blocks": r"^features\.c(\d)\.", "hidden": r"^classifier\.[cf](\d)\."}
 
 
 class ZFNet(HiddenLayers):
     """ZFNet of Zeiler and Fergus 2013, "Visualizing and Understanding Convolutional Networks", arXiv:1311.2901, figure 3.
 
-    An AlexNet on a single device, with smaller strides in the first two layers. As in this project's AlexNet, there is no contrast
-    normalization.
+    It is an AlexNet for a single device with smaller strides in the first two layers. As in this project's AlexNet, contrast normalization
+    is omitted.
     """
 
     classifier_name = "classifier.fc8"
@@ -131,7 +131,7 @@ class ZFNet(HiddenLayers):
         self.reset_classifier(num_classes)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Return patterns of parameter names, one group for each hidden layer; see `ZooBackbone.group_matcher`."""
+        """Return the parameter-name patterns, with one group for each hidden layer; see `ZooBackbone.group_matcher`."""
         return {"stem": r"^features\.conv1\.", "blocks": r"^features\.conv(\d)\.", "hidden": r"^classifier\.fc([67])\."}
 
 
@@ -147,7 +147,7 @@ default_cfgs = generate_default_cfgs(
         for name, family in BACKBONES.items()
     }
 )
-"""Default configurations, under the variable name that timm expects. There are no official weights."""
+"""Default configurations, in the variable that timm expects. There are no official weights."""
 
 for _name, _family in BACKBONES.items():
     register(__name__, _name, _family)

@@ -1,6 +1,6 @@
-"""CNNs that torchvision has and timm lacks, registered with timm under torchvision's names on import.
+"""CNNs from torchvision that timm lacks, registered with timm under their torchvision names on import.
 
-MNASNet is among them: timm has three of its four widths, and official weights for one.
+MNASNet is included because timm has only three of its four widths, and official weights for only one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BACKBONES: dict[str, type[TorchvisionBackbone]] = {
 
 
 def _pretrained_cfg(name: str) -> PretrainedCfg:
-    """Return the address and the preprocessing of torchvision's default weights, from torchvision's own enum."""
+    """Return the URL and preprocessing of torchvision's default weights, read from torchvision's weights enum."""
     weights = torchvision.models.get_model_weights(name).DEFAULT
     transform = weights.transforms()
     (crop,), (resized,) = transform.crop_size, transform.resize_size
@@ -45,7 +45,7 @@ def _pretrained_cfg(name: str) -> PretrainedCfg:
 
 
 default_cfgs = generate_default_cfgs({f"{name}.{TAG}": _pretrained_cfg(name) for name in BACKBONES})
-"""Default configurations, under the variable name that `register_model` expects in an entry point's module."""
+"""Default configurations, in the variable that `register_model` expects in the module of an entry point."""
 
 
 for _name, _family in BACKBONES.items():

@@ -1,1 +1,1 @@
-"""`report.html`: everything about a run on one page that needs no network."""
+"""HTML report of a run: one self-contained page, `report.html`, that works offline."""

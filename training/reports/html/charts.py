@@ -1,4 +1,4 @@
-"""Charts of a report, as SVG that follows the reader's colour scheme, light or dark."""
+"""SVG charts for the HTML report. They follow the reader's light or dark colour scheme."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from tlcli.training.runs.summary import Epoch
 _WIDTH, _HEIGHT = 480, 270
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 28, 34
 _MOST_POINTS = 60
-"""Number of epochs above which a line has no points."""
+"""Maximum number of epochs for which a line chart shows individual points."""
 
 
 class _Chart:
-    """An SVG drawing with a title."""
+    """SVG chart with a title."""
 
     def __init__(self, title: str, height: int) -> None:
         self._svg = Element("svg", {"viewBox": f"0 0 {_WIDTH} {height}", "role": "img", "aria-label": title})
@@ -48,8 +48,8 @@ class _Chart:
         SubElement(bar, "title").text = tooltip
 
     def markup(self) -> Markup:
-        """Return the drawing as SVG; text and attributes are escaped."""
-        return Markup(ElementTree.tostring(self._svg, encoding="unicode", short_empty_elements=False))  # ElementTree has escaped it
+        """Return the chart as SVG markup with escaped text and attributes."""
+        return Markup(ElementTree.tostring(self._svg, encoding="unicode", short_empty_elements=False))  # already escaped by ElementTree
 
     def _add(self, name: str, attributes: dict[str, str | float | None]) -> Element:
         texts = {key: f"{value:.6g}" if isinstance(value, float) else str(value) for key, value in attributes.items() if value is not None}
@@ -59,15 +59,15 @@ class _Chart:
 def line_chart(
     title: str, epochs: Sequence[Epoch], train: Sequence[float], val: Sequence[float], best_epoch: int, unit: str = ""
 ) -> Markup:
-    """Draw training and validation values over the epochs; the best epoch and the change of stage are marked.
+    """Draw a line chart of training and validation values over the epochs. The best epoch and stage change are marked.
 
     Args:
         title: title of the chart.
-        epochs: at least one.
-        train: a value per epoch; NaN and infinite values are left out.
-        val: as `train`.
+        epochs: epochs of the run, at least one.
+        train: training value of each epoch; NaN and infinite values are omitted.
+        val: validation value of each epoch, treated like `train`.
         best_epoch: epoch whose network was kept.
-        unit: text after each value.
+        unit: unit to append to each value.
     """
     numbers = [epoch.epoch for epoch in epochs]
     finite = [value for value in (*train, *val) if math.isfinite(value)] or [0.0]
@@ -104,7 +104,7 @@ def line_chart(
 
 
 def reliability_chart(title: str, calibration: Calibration) -> Markup:
-    """Draw the accuracy of the predictions over their score, next to the ideal, and the number of predictions with each score."""
+    """Draw a reliability diagram: accuracy over the score compared to the ideal, and the number of predictions in each score bin."""
     height, bars = 330, 62
     bottom = height - _BOTTOM
     foot = bottom - bars - 16
@@ -141,9 +141,9 @@ def reliability_chart(title: str, calibration: Calibration) -> Markup:
 
 
 def matrix_image(strengths: npt.NDArray[np.float64]) -> str:
-    """Return a matrix `[C, C]` in [0, 1] as a PNG data URI, one pixel per cell, from white to blue.
+    """Encode a matrix `[C, C]` in [0, 1] as a PNG data URI with one pixel per cell, coloured from white to blue.
 
-    The square root of each strength is drawn, so that small values differ visibly from zero.
+    Colours represent the square root of each value, so that small values are visibly different from zero.
     """
     blue = np.sqrt(strengths)[..., None]
     colours = 255 * (1 - blue) + np.array([31, 95, 191]) * blue
@@ -153,12 +153,12 @@ def matrix_image(strengths: npt.NDArray[np.float64]) -> str:
 
 
 def data_uri(content: bytes, media_type: str) -> str:
-    """Return `content` as a data URI."""
+    """Encode `content` as a base64 data URI."""
     return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
 
 
 def _ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Return round numbers from below `low` to above `high`, at least two."""
+    """Return at least two evenly spaced round numbers that cover the range from `low` to `high`."""
     reach = high - low or abs(high) or 1.0
     rough = reach / most
     power = 10 ** math.floor(math.log10(rough))
@@ -168,6 +168,6 @@ def _ticks(low: float, high: float, most: int = 5) -> list[float]:
 
 
 def _whole_ticks(first: int, last: int, most: int = 8) -> list[int]:
-    """Return at most about `most` whole numbers, including `first`."""
+    """Return evenly spaced integers from `first` to `last`, about `most` at most, always including `first`."""
     step = next(step for power in range(9) for step in (10**power, 2 * 10**power, 5 * 10**power) if (last - first) / step <= most)
     return list(range(first, last + 1, step)) if step == 1 else sorted({first, *range(-(-(first + 1) // step) * step, last + 1, step)})

@@ -1,4 +1,4 @@
-"""Content of a report: the figures, tables and charts that its templates show."""
+"""Content of the HTML report: the values, tables and charts inserted into its templates."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ from tlcli.training.settings.run_file_names import MISTAKES, SPLIT
 PART_NAMES = {"train": "Training", "val": "Validation", "test": "Test"}
 
 MOST_LISTED = 20
-"""Most rows of a list of images."""
+"""Maximum number of rows in a list of images."""
 
 MANY_CLASSES = 12
-"""Number of classes above which their table scrolls in a frame of its own."""
+"""Maximum number of classes in a table without its own scroll area."""
 
 _MOST_MISTAKEN = 6
-"""Most rows of the table of confused classes."""
+"""Maximum number of rows in the table of confused classes."""
 
 _MOST_IN_TABLE = 20
-"""Number of classes above which a confusion matrix is an image with one pixel per cell."""
+"""Maximum number of classes for which a confusion matrix is a table. With more, it is an image with one pixel per cell."""
 
 
 def report_content(record: RunSummary, sheet: DataSheet | None) -> dict[str, Any]:
-    """Return the variables of the templates.
+    """Return the template variables of the report.
 
     Args:
-        record: the run.
-        sheet: data sheet of the run; None without one.
+        record: summary of the run.
+        sheet: data sheet of the run; None if there is none.
     """
     asked, results = record.config.asked, record.results
     parts = {PART_NAMES[name]: part for name, part in record.parts.items()}
@@ -112,7 +112,7 @@ def _figures_row(name: str, part: AnyScores) -> list[str]:
 
 
 def _curves(record: RunSummary) -> list[str]:
-    """Return the charts of loss and top-1 over the epochs; none if the folder lacks the metrics."""
+    """Return charts of the loss and the top-1 accuracy over the epochs; an empty list if the run has no metrics file."""
     epochs, best = record.epochs, record.results.best_epoch
     if not epochs:
         return []
@@ -124,7 +124,10 @@ def _curves(record: RunSummary) -> list[str]:
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a confusion matrix. kind: its CSS class. style: its colour."""
+    """Cell of a confusion matrix.
+
+    text: content of the cell. kind: CSS class. style: inline CSS that sets the colour.
+    """
 
     text: str
     kind: str
@@ -133,7 +136,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Matrix:
-    """A confusion matrix: rows of cells, or for many classes an image, as a data URI."""
+    """Confusion matrix as rows of cells, or as an image (a data URI) if there are many classes."""
 
     labels: list[str]
     rows: list[list[Cell]]
@@ -142,9 +145,9 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Confusion:
-    """Confusion of a part.
+    """Confusion matrices of a part.
 
-    counts: matrix of counts. shares: matrix of per cent of the true class. mistakes: rows of the most frequent mistakes.
+    counts: matrix of counts. shares: matrix of percentages of the true class. mistakes: table rows of the most frequent mistakes.
     """
 
     counts: Matrix
@@ -153,7 +156,7 @@ class Confusion:
 
 
 def _confusion(part: AnyScores) -> Confusion | None:
-    """Return the confusion of a part; None if the run does not record it."""
+    """Return the confusion matrices of a part; None if the run did not record them."""
     counts = np.array(part.confusion, dtype=np.int64)
     labels = [scores.label for scores in part.classes]
     if counts.shape != (len(labels), len(labels)):
@@ -174,7 +177,7 @@ def _confusion(part: AnyScores) -> Confusion | None:
 
 
 def _matrix(labels: list[str], strengths: npt.NDArray[np.float64], texts: list[list[str]]) -> Matrix:
-    """Return a matrix whose cells are coloured by their strengths, `[C, C]` in [0, 1]."""
+    """Build a matrix whose cells are coloured by `strengths`, `[C, C]` in [0, 1]."""
     if len(labels) > _MOST_IN_TABLE:
         return Matrix(labels, [], matrix_image(strengths))
     rows = [
@@ -191,7 +194,10 @@ def _cell(text: str, strength: float) -> Cell:
 
 
 def _contact_sheet(path: Path) -> str | None:
-    """Return the contact sheet as a JPEG data URI, since a PNG would be most of the page; None if there is no file."""
+    """Return the contact sheet as a JPEG data URI, or None if the file does not exist.
+
+    JPEG is used because a PNG would make up most of the page.
+    """
     if not path.is_file():
         return None
     file = io.BytesIO()
@@ -207,7 +213,7 @@ def _mistakes(record: RunSummary) -> dict[str, Any]:
 
 
 def _data(record: RunSummary, sheet: DataSheet | None) -> dict[str, Any]:
-    """Return the tables of the images; without a data sheet, only the counts that the split records."""
+    """Return the tables about the data set. Without a data sheet, only the image counts from the saved split are available."""
     counts = sheet.images if sheet is not None else _counts_of_split(record)
     classes = list(next(iter(counts.values()))) if counts else []
     rows = [[name, *(f"{by_class.get(name, 0):,}" for by_class in counts.values())] for name in classes]
@@ -252,7 +258,7 @@ def _facts(sheet: DataSheet) -> list[tuple[str, str]]:
 
 
 def _counts_of_split(record: RunSummary) -> dict[str, dict[str, int]]:
-    """Return the number of images by part and class; empty if the split cannot be read."""
+    """Return the number of images by part and class from the saved split; empty if the split cannot be read."""
     try:
         split = json.loads((record.path / SPLIT).read_bytes())
         return {part: {name: len(names) for name, names in by_class.items()} for part, by_class in split["parts"].items()}
@@ -261,7 +267,7 @@ def _counts_of_split(record: RunSummary) -> dict[str, dict[str, int]]:
 
 
 def _settings(record: RunSummary) -> dict[str, Any]:
-    """Return the settings as given, those that were left open as resolved, and the durations."""
+    """Return the settings with their given or resolved values, the values of the plan, and the durations."""
     config, resolved = record.config, record.settings
     defaults = FinetuneConfig().model_dump(mode="json")
     preprocessing = config.network.get("preprocessing") or {}

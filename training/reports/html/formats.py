@@ -1,4 +1,4 @@
-"""Numbers and settings as text for readers; the templates use these functions as filters."""
+"""Formatting of numbers and settings for display. The templates use these functions as filters."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tlcli.training.runs.summary import AnyScores
 
 
 def plain(value: Any) -> str:
-    """Format the value of a setting; None becomes a dash."""
+    """Format the value of a setting. None is shown as a dash."""
     match value:
         case None:
             return "–"
@@ -27,17 +27,17 @@ def plain(value: Any) -> str:
 
 
 def percent(value: float | None) -> str:
-    """Format a share in [0, 1] as a percentage; None becomes a dash."""
+    """Format a fraction in [0, 1] as a percentage. None is shown as a dash."""
     return "–" if value is None else f"{100 * value:.2f} %"
 
 
 def number(value: float | None) -> str:
-    """Format a number with four decimals; None becomes a dash."""
+    """Format a number with four decimals. None is shown as a dash."""
     return "–" if value is None else f"{value:.4f}"
 
 
 def duration(seconds: float) -> str:
-    """Format seconds as seconds, minutes or hours."""
+    """Format a duration in seconds, minutes or hours, depending on its length."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -45,6 +45,6 @@ def duration(seconds: float) -> str:
 
 
 def interval(part: AnyScores) -> str:
-    """Format the 95 % Wilson interval of a part's top-1."""
+    """Format the 95 % Wilson confidence interval of a part's top-1 accuracy."""
     low, high = wilson_interval(part.right, part.count) if part.count else (0.0, 1.0)
     return f"{100 * low:.1f} to {100 * high:.1f} %"

@@ -1,6 +1,7 @@
-"""`report.html`: a run on one page, in one file that loads nothing from outside.
+"""Renderer of `report.html`, a one-page report of a run in a single file that loads no external resources.
 
-The page is rendered from the Jinja2 templates in `templates/`, which escape everything that they insert; `content` prepares what they show.
+The page is rendered from the Jinja2 templates in `templates/`, which escape all inserted values. The module `content` prepares those
+values.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 SECTIONS = ("Figures", "Training", "Classes", "Confusion", "Calibration", "Mistakes", "Data", "Settings", "Reproduce")
-"""Titles of the sections; each has a template of its name."""
+"""Section titles. Each section has a template of the same name."""
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-"""Content Security Policy: browsers that enforce it load nothing, whatever the page contains."""
+"""Content Security Policy of the page. Browsers that enforce it load no external resources, regardless of the content."""
 
 
 def write_report(run: str | Path) -> Path:
-    """Write `report.html` into the folder of a run, from the files in it; missing files are named on the page.
+    """Write `report.html` to a run folder, based on the files in it. The page names any missing files.
 
     Returns:
         Path of the report.
@@ -44,14 +45,14 @@ def write_report(run: str | Path) -> Path:
 
 
 def render(record: RunSummary) -> str:
-    """Return the page as HTML."""
+    """Render the report of a run as HTML."""
     content = report_content(record, read_data_sheet(record.path))
     return _environment().get_template("report.html.j2").render(content, sections=SECTIONS, policy=_POLICY)
 
 
 @cache
 def _environment() -> Environment:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # only whoever writes a report needs it
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # needed only to write a report
 
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
