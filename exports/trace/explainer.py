@@ -24,10 +24,10 @@ from tlcli.training.models.network import ImageNetwork, Network
 
 
 class Explainer(nn.Module):
-    """Network together with the computation of its maps.
+    """Module that runs a network and computes its maps.
 
-    `forward` returns the graph's outputs, followed by intermediate values that later passes over the ONNX graph connect to its extra
-    inputs. `outputs` lists their names in order.
+    `forward` returns the graph's outputs, followed by intermediate values. Later passes over the ONNX graph connect these values to the
+    graph's extra inputs. `outputs` lists the names of all returned values in order.
     """
 
     def __init__(

@@ -206,7 +206,9 @@ class Classification(BaseModel):
     request_id: str
     model: str
     version: str
-    predictions: list[Prediction] = Field(description="Best classes, best first, then explained classes that are not among them.")
+    predictions: list[Prediction] = Field(
+        description="Top-k classes, highest score first, followed by explained classes outside of the top k."
+    )
     timings: Timings
 
 

@@ -192,8 +192,8 @@ class ServerSettings(BaseModel):
         default=0.0,
         ge=0,
         le=_MAX_S,
-        description="Seconds during which requests are still accepted after health turns NOT_SERVING, so that load balancers stop sending"
-        " them. 0: for servers without a load balancer.",
+        description="Seconds to keep accepting requests after health turns NOT_SERVING, so that load balancers have time to stop sending"
+        " them. 0: no load balancer.",
     )
     grace_s: float = Field(
         default=30.0, ge=0, le=_MAX_S, description="Seconds that in-flight requests may take at shutdown before they are cancelled."

@@ -39,7 +39,7 @@ class SettingsError(TlcliError):
 
 
 class ResourceError(SettingsError):
-    """Insufficient memory, processes or disk space. The same command succeeds with more of the resource."""
+    """Out of memory, processes or disk space. The same command can succeed once more of the resource is available."""
 
 
 class ImageError(TlcliError):

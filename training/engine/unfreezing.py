@@ -16,7 +16,7 @@ class GradualUnfreezing:
     """
 
     def __init__(self, optimizer: Optimizer, epochs: int) -> None:
-        """Derive the layers from the initial learning rates in `optimizer`.
+        """Group the optimizer's parameters into layers by their initial learning rate.
 
         Args:
             optimizer: optimizer created by `tlcli.training.engine.optimizer.layered_optimizer`.

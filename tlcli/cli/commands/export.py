@@ -87,7 +87,7 @@ def _parse_temperature(ctx: click.Context, option: click.Parameter, value: str) 
     "calibration_paths",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="Images to calibrate int8 on, files or folders, with --backbone. May be repeated.",
+    help="With --backbone: image file or folder for int8 calibration. May be repeated.",
 )
 @click.option("--calibration-images", type=click.IntRange(min=1), help="Number of images to calibrate int8 on.  [default: 256]")
 @click.option(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def command(folder: Path | None, models: Path, as_json: bool) -> None:
     """List the exported models of a repository.
 
-    FOLDER is the model repository, the same as --models. JSON holds every map and the size in bytes.
+    FOLDER is the model repository, as with --models. The JSON output also lists the maps that each model offers.
     """
     if folder is not None:
         if options.is_given_by_flag("models"):
