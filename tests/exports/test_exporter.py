@@ -275,7 +275,7 @@ def test_methods_that_the_head_does_not_allow_are_refused(tmp_path: Path) -> Non
             put(make("test_resnet", "mlp:16"), tmp_path, methods=["gradcam", "cam"], layers=layers)
         message = str(refused.value)
         assert message.startswith("cam needs a head that is one linear layer on the layer's spatial mean; the head 'mlp:16' of test_resnet")
-        assert f"is not, {where}: it allows gradcam, " in message
+        assert f"is not, {where}: choose from gradcam, " in message
         assert "\n" not in message
     with pytest.raises(ExportError, match="cam needs a head"):
         Explainer(make("test_resnet").requires_grad_(False), ["cam"], ["layer3"])

@@ -83,7 +83,7 @@ def test_what_is_wrong_is_said_before_a_cluster_is_asked(tmp_path: Path) -> None
     settings.write_text('backbone = "test_resnet"\nepoch = 3\n')
     done = CliRunner().invoke(main, [str(settings), "--output", str(tmp_path / "run")])
     assert done.exit_code == SettingsError.exit_code
-    assert done.output == f"Error: {settings}: epoch: is no setting\n"
+    assert done.output == f"Error: {settings}: epoch: no such setting: did you mean epochs?\n"
     settings.write_text('backbone = "test_resnet"\n')
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("mine")

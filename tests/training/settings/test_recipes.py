@@ -84,7 +84,7 @@ def test_printed_settings_are_read_back_unchanged(settings: dict[str, Any], tmp_
 def test_errors_in_a_settings_file_are_named(tmp_path: Path) -> None:
     file = tmp_path / "settings.toml"
     file.write_text("epoch = 3")
-    with pytest.raises(SettingsError, match=r"settings.toml: epoch: is no setting"):
+    with pytest.raises(SettingsError, match=r"settings.toml: epoch: no such setting"):
         finetune_config(file)
     file.write_text('optimizer = "magic"')
     with pytest.raises(SettingsError, match=r"settings.toml: optimizer: Input should be 'adamw', 'adam', 'rmsprop' or 'sgd'"):
