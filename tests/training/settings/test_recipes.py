@@ -90,7 +90,7 @@ def test_errors_in_a_settings_file_are_named(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"settings.toml: optimizer: Input should be 'adamw', 'adam', 'rmsprop' or 'sgd'"):
         finetune_config(file)
     file.write_text("epochs: 3")
-    with pytest.raises(SettingsError, match=r"settings.toml: no TOML"):
+    with pytest.raises(SettingsError, match=r"settings.toml: not valid TOML"):
         finetune_config(file)
     file.write_bytes("epochs = 3".encode("utf-8-sig"))
     assert finetune_config(file).epochs == 3
