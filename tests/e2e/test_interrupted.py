@@ -162,7 +162,7 @@ def test_a_full_disk_is_named_and_what_was_written_is_kept(tmp_path: Path) -> No
     run_path = tmp_path / "small" / "run"
     assert lines == [
         f"Error: {run_path / 'resume.safetensors'}: epoch 1 cannot be saved: {full} `tlcli finetune --resume {run_path}` resumes after"
-        " the last one that could",
+        " the last saved epoch",
         "exit code 2",
         "exit code 0",
         lines[3],
