@@ -202,7 +202,7 @@ def run(row: Row, data: Path, weights: Path) -> dict[str, Any]:
 
 
 def read(beside: Path) -> Kept:
-    """What is done."""
+    """Read the results measured so far."""
     return json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
 
 

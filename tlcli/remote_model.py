@@ -11,13 +11,13 @@ import numpy as np
 from PIL import Image
 
 from tlcli.answer import Answer, Answers, framed
-from tlcli.contract.errors import ImageError, NotFoundError, RequestError, TlcliError
+from tlcli.contract.errors import ImageError, NotFoundError, TlcliError
 from tlcli.contract.files.display_name import printable
 from tlcli.contract.images import decoding
 from tlcli.contract.images.find_images import Skipped, describe
 from tlcli.contract.images.preprocessing import Box
 from tlcli.contract.maps.method_names import require_methods
-from tlcli.contract.maps.scorecam import is_score_cam
+from tlcli.contract.maps.scorecam import check_max_channels, is_score_cam
 from tlcli.contract.model.class_choice import FIRST_RANKED, class_targets
 from tlcli.exported_model import Cam, Classes, OnError, cam_names, check_map_arguments, class_names, require_on_error
 from tlcli.image_source import ImageInput, ImageSource, image_sources
@@ -184,8 +184,8 @@ class _Request:
         """
         methods, chosen = cam_names(cam), class_names(classes)
         check_map_arguments(methods, chosen, softmax, max_channels)
-        if max_channels is not None and not any(is_score_cam(method) or method == "all" for method in methods):
-            raise RequestError(f"max_channels {max_channels}: {', '.join(methods)} scores no channels: leave it out")
+        if "all" not in methods:
+            check_max_channels(max_channels, methods)
         targets = tuple(target for target in chosen if isinstance(target, int)) or (FIRST_RANKED,)
         if "all" in methods or any(isinstance(target, str) for target in chosen):
             info = self._client.get_model(self._model, self._version)

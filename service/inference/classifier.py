@@ -16,13 +16,12 @@ from tlcli.contract.images import heatmap
 from tlcli.contract.images.network_input import NetworkInput
 from tlcli.contract.images.preprocessing import Box, Preprocessing
 from tlcli.contract.model.onnx_model import FIRST_RANKED, Answer, Model
-from tlcli.service.decoding.image_pipeline import ImagePipeline, from_pixels
-from tlcli.service.decoding.memory_budget import MemoryBudget
+from tlcli.service.decoding.image_pipeline import from_pixels
 from tlcli.service.execution.batching import MapRequest
 from tlcli.service.execution.runner import Runner
 from tlcli.service.inference.request_checks import check_map_request, parse_classes, time_limit
-from tlcli.service.repository.model_repository import Repository
-from tlcli.service.system.thread_pool import Timed, Workers
+from tlcli.service.inference.resources import Resources
+from tlcli.service.system.thread_pool import Timed
 from tlcli.service.telemetry.request_record import current_request, timed
 from tlcli.service.types.answer import Classification, ClassMap, Prediction, Timings
 from tlcli.service.types.query import MapQuery, Query
@@ -39,31 +38,9 @@ class Classifier:
     Every time-consuming step is awaited, so a cancelled query stops after its current step.
     """
 
-    def __init__(
-        self,
-        repository: Repository,
-        image_pipeline: ImagePipeline,
-        image_workers: Workers,
-        budget: MemoryBudget,
-        max_maps: int,
-        max_image_s: float,
-    ) -> None:
-        """Create a classifier.
-
-        Args:
-            repository: repository that holds the models.
-            image_pipeline: pipeline that decodes images and submits them to the models.
-            image_workers: threads that render maps.
-            budget: memory budget shared by all requests.
-            max_maps: maximum number of maps per request.
-            max_image_s: time limit per request in seconds; see `tlcli.service.inference.request_checks.time_limit`.
-        """
-        self._repository = repository
-        self._image_pipeline = image_pipeline
-        self._image_workers = image_workers
-        self._budget = budget
-        self._max_maps = max_maps
-        self._max_image_s = max_image_s
+    def __init__(self, resources: Resources) -> None:
+        """Create a classifier that uses `resources`."""
+        self._resources = resources
 
     def parse_classes(self, text: str, model: str, version: str) -> tuple[int, ...]:
         """Parse a list of class labels, ids and ranks of a model; see `tlcli.service.inference.request_checks.parse_classes`.
@@ -72,7 +49,7 @@ class Classifier:
             RequestError: a class does not exist, or several classes share a label.
             NotFoundError, ModelFileError, ServerError: see `Repository.find`.
         """
-        return parse_classes(text, self._repository.find(model, version).runner.model.description.labels)
+        return parse_classes(text, self._resources.repository.find(model, version).runner.model.description.labels)
 
     async def classify(self, query: Query, patient: bool = False) -> Classification:
         """Answer one query.
@@ -90,19 +67,19 @@ class Classifier:
             TimeLimitError: the query exceeded its time limit.
         """
         current_request().note_request(query.request_id, images=1)
-        served = self._repository.find(query.model, query.version)
+        served = self._resources.repository.find(query.model, query.version)
         model = served.runner.model
         preprocessing = model.description.preprocessing
         top_k = _top_k(query.top_k, model.num_classes)
         request = MapRequest() if query.map is None else self._check(query.map, served.name, model)
         queue = served.queue(request.methods)
         slot = await queue.acquire_in_turn() if patient else queue.acquire()
-        async with time_limit(self._max_image_s):
+        async with time_limit(self._resources.max_image_s):
             try:
                 decoded, answer = await self._decode_and_run(query, served.runner, request, slot.release)
             finally:
                 slot.release()
-            with self._budget.lease() as lease:
+            with self._resources.budget.lease() as lease:
                 await lease.grow_to(_render_bytes(query.map, preprocessing))
                 maps = await self._render_maps(query.map, answer.value, decoded.value, preprocessing)
         return Classification(
@@ -128,7 +105,7 @@ class Classifier:
             methods=(query.method,),
             softmax=query.softmax,
             max_channels=query.max_channels,
-            max_maps=self._max_maps,
+            max_maps=self._resources.max_maps,
         )
 
     async def _decode_and_run(
@@ -137,7 +114,7 @@ class Classifier:
         preprocessing = runner.model.description.preprocessing
         keep_image = query.map is not None and query.map.map_format == "overlay"
         if query.encoded is not None:
-            return await self._image_pipeline.decode_and_submit(runner, query.encoded, request, keep_image, free_slot)
+            return await self._resources.image_pipeline.decode_and_submit(runner, query.encoded, request, keep_image, free_slot)
         if query.pixels is not None:
             decoded = Timed(from_pixels(query.pixels, preprocessing, keep_image), waited_ns=0, took_ns=0)
             return decoded, await runner.submit(decoded.value.images, request, free_slot)
@@ -154,7 +131,7 @@ class Classifier:
             return {class_id: Timed(render_map(values, query, decoded, preprocessing), 0, 0) for class_id, values in maps.items()}
         # Render one map at a time, so that a request for many maps alternates with other requests' images.
         return {
-            class_id: await timed("render", self._image_workers.do(render_map, values, query, decoded, preprocessing))
+            class_id: await timed("render", self._resources.image_workers.do(render_map, values, query, decoded, preprocessing))
             for class_id, values in maps.items()
         }
 

@@ -16,6 +16,7 @@ from tlcli.service.execution.batching import Batching
 from tlcli.service.execution.runner import Runner
 from tlcli.service.inference.classifier import Classifier
 from tlcli.service.inference.open_inference import OpenInference
+from tlcli.service.inference.resources import Resources
 from tlcli.service.repository.model_control import ModelControl
 from tlcli.service.repository.model_repository import Repository
 from tlcli.service.repository.version_policy import VersionPolicy
@@ -93,6 +94,7 @@ class Components:
         budget = MemoryBudget(settings.max_memory_bytes or default_budget())
         processes = DecodeProcesses(settings.limits, settings.max_decode_s)
         pipeline = ImagePipeline(settings.limits, processes, workers, watchers, budget)
+        resources = Resources(repository, pipeline, workers, budget, settings.max_maps, settings.max_image_s)
         traces = open_traces(settings.otel_endpoint)
         observer = RequestInterceptor(_request_hooks(settings, metrics, traces))
         metrics.watch(lambda: observer.in_flight, repository.queues)
@@ -100,8 +102,8 @@ class Components:
             settings=settings,
             repository=repository,
             control=ModelControl(repository, settings.model_control, settings.poll_s, on_change),
-            classifier=Classifier(repository, pipeline, workers, budget, settings.max_maps, settings.max_image_s),
-            open_inference=OpenInference(repository, pipeline, workers, budget, settings.limits, settings.max_maps, settings.max_image_s),
+            classifier=Classifier(resources),
+            open_inference=OpenInference(resources, settings.limits),
             workers=workers,
             watchers=watchers,
             processes=processes,

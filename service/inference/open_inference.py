@@ -19,13 +19,11 @@ from tlcli.contract.images.decoding import ImageLimits
 from tlcli.contract.maps.scorecam import is_score_cam
 from tlcli.contract.model.description import CLASSES, IMAGES, LOGITS, SCORES, SOFTMAX, TARGETS, Description
 from tlcli.contract.model.onnx_model import FIRST_RANKED, Answer
-from tlcli.service.decoding.image_pipeline import ImagePipeline
-from tlcli.service.decoding.memory_budget import MemoryBudget
 from tlcli.service.execution.admission import Slot
 from tlcli.service.execution.batching import MapRequest
 from tlcli.service.inference.request_checks import check_map_request, time_limit
-from tlcli.service.repository.model_repository import Repository, ServedVersion
-from tlcli.service.system.thread_pool import Workers
+from tlcli.service.inference.resources import Resources
+from tlcli.service.repository.model_repository import ServedVersion
 from tlcli.service.telemetry.request_record import current_request
 from tlcli.service.types.answer import ModelState
 from tlcli.service.types.tensor import ANY_SIZE, BOOL, BYTES, FP32, INT64, UINT8, InputTensor, OutputTensor, TensorSpec
@@ -125,39 +123,20 @@ def check_parameters(where: str, parameters: Container[str]) -> None:
 class OpenInference:
     """Handler that answers Open Inference Protocol queries from the models of a repository."""
 
-    def __init__(
-        self,
-        repository: Repository,
-        image_pipeline: ImagePipeline,
-        image_workers: Workers,
-        budget: MemoryBudget,
-        limits: ImageLimits,
-        max_maps: int,
-        max_image_s: float,
-    ) -> None:
+    def __init__(self, resources: Resources, limits: ImageLimits) -> None:
         """Create the handler.
 
         Args:
-            repository: repository that holds the models.
-            image_pipeline: pipeline that decodes images and submits them to the models.
-            image_workers: threads that read tensors sent as separate values.
-            budget: memory budget shared by all requests.
+            resources: resources and limits shared with the other protocol.
             limits: limits on the size of images.
-            max_maps: maximum number of classes to explain and of maps per image in a request.
-            max_image_s: time limit per image in seconds; a request with n images has n times this limit.
         """
-        self._repository = repository
-        self._image_pipeline = image_pipeline
-        self._budget = budget
-        self._image_workers = image_workers
+        self._resources = resources
         self._limits = limits
-        self._max_maps = max_maps
-        self._max_image_s = max_image_s
 
     def is_ready(self, model: str, version: str) -> bool:
         """Return True if a model, or the given version of it, is ready. Return False if it is unknown."""
         try:
-            self._repository.find(model, version)
+            self._resources.repository.find(model, version)
         except TlcliError:
             return False
         return True
@@ -168,9 +147,9 @@ class OpenInference:
         Raises:
             NotFoundError, ModelFileError, ServerError: see `Repository.find`.
         """
-        served = self._repository.find(model, version)
+        served = self._resources.repository.find(model, version)
         description = served.runner.model.description
-        statuses = self._repository.statuses()
+        statuses = self._resources.repository.statuses()
         return ModelTensors(
             model=served.name,
             versions=tuple(status.version for status in statuses if status.name == served.name and status.state is ModelState.READY),
@@ -191,14 +170,14 @@ class OpenInference:
             TimeLimitError: the query exceeded its time limit.
         """
         current_request().note_request(query.request_id, images=0)
-        served = self._repository.find(query.model, query.version)
+        served = self._resources.repository.find(query.model, query.version)
         images = self._check(query, served)
         current_request().note_request(query.request_id, images)
         outputs = query.outputs or (SCORES, LOGITS)
         slots = served.queue(outputs).acquire_all(images)
         try:
             requests = self._map_requests(query, served, outputs, images)
-            async with time_limit(self._max_image_s * images):
+            async with time_limit(self._resources.max_image_s * images):
                 answers = await _all_or_none(await self._jobs(query, served, requests, slots))
         finally:
             for slot in slots:
@@ -237,9 +216,10 @@ class OpenInference:
             raise RequestError(
                 f"input {TARGETS!r} has shape {list(targets.shape)} in a request with {images} images: expected [{images} or 1, K]"
             )
-        if targets is not None and targets.shape[-1] > self._max_maps:
+        if targets is not None and targets.shape[-1] > self._resources.max_maps:
             raise RequestError(
-                f"input {TARGETS!r} has {targets.shape[-1]:,} classes: at most {self._max_maps} are allowed (max_maps), so send several"
+                f"input {TARGETS!r} has {targets.shape[-1]:,} classes: at most {self._resources.max_maps} are allowed (max_maps), so send"
+                " several"
             )
         return images
 
@@ -257,7 +237,7 @@ class OpenInference:
                 methods=tuple(name for name in outputs if name in model.description.methods),
                 softmax=bool(softmax),
                 max_channels=channels,
-                max_maps=self._max_maps,
+                max_maps=self._resources.max_maps,
             )
             for row in rows
         ]
@@ -276,18 +256,18 @@ class OpenInference:
 
     async def _pixels(self, tensor: InputTensor) -> npt.NDArray[np.integer[Any]]:
         # Reading millions of separate values would block the event loop, so it runs in a thread. Raw tensors are not copied.
-        return tensor.numbers() if tensor.raw is not None else (await self._image_workers.do(tensor.numbers)).value
+        return tensor.numbers() if tensor.raw is not None else (await self._resources.image_workers.do(tensor.numbers)).value
 
     async def _run(
         self, served: ServedVersion, images: npt.NDArray[np.uint8], request: MapRequest, free_slot: Callable[[], None]
     ) -> Answer:
-        with self._budget.lease() as lease:
+        with self._resources.budget.lease() as lease:
             await lease.grow_to(served.runner.run_bytes(images.shape[1], images.shape[2]))
             return (await served.runner.submit(images, request, free_slot)).value
 
     async def _decode_and_run(self, served: ServedVersion, row: int, data: bytes, request: MapRequest, slot: Slot) -> Answer:
         try:
-            _, answer = await self._image_pipeline.decode_and_submit(served.runner, data, request, False, slot.release)
+            _, answer = await self._resources.image_pipeline.decode_and_submit(served.runner, data, request, False, slot.release)
         except ImageError as error:
             raise ImageError(f"input {ENCODED!r}, element {row}: {error}") from error
         return answer.value

@@ -50,8 +50,8 @@ def _check_cost(data: bytes) -> None:
     _check_count(data, (b"[", b"{"), _MAX_CONTAINERS, "lists and objects")
     if len(data) > _MAX_WIDE_BYTES and not (data.isascii() and b"\\u" not in data):
         raise RequestError(
-            f"the request is {len(data):,} bytes of JSON with non-ASCII characters, of which at most {_MAX_WIDE_BYTES:,} bytes are"
-            " accepted: send names in a smaller request"
+            f"the request is {len(data):,} bytes of JSON with non-ASCII characters or \\u escapes: at most {_MAX_WIDE_BYTES:,} bytes of"
+            " such JSON are accepted: send a smaller request"
         )
 
 

@@ -91,7 +91,7 @@ def read_infer(body: bytes, json_bytes: int | None, model: str, version: str) ->
 def _read_raw(body: bytes, model: str, version: str) -> InferCall:
     """Read a body that is one encoded image without JSON. Its answer is binary too."""
     if not body:
-        raise RequestError("the request's body is empty: expected an encoded image after 0 bytes of JSON")
+        raise RequestError("the request's body is empty: with Inference-Header-Content-Length 0 it must be an encoded image")
     return InferCall(InferQuery.of(model, version, "", [InputTensor(ENCODED, BYTES, (1,), None, (body,))], ()), {}, True)
 
 

@@ -87,7 +87,11 @@ def test_an_unreadable_image_is_raised_or_skipped(client: tlcli.Client, images: 
         ({"cam": "gradcam", "classes": "purple"}, RequestError, "classes 'purple': no such class"),
         ({"cam": "gradcam", "classes": 99}, RequestError, "99"),
         ({"classes": "red"}, RequestError, "no map is requested"),
-        ({"cam": "gradcam", "max_channels": 3}, RequestError, "max_channels 3: gradcam scores no channels"),
+        (
+            {"cam": "gradcam", "max_channels": 3},
+            RequestError,
+            "max_channels 3: only scorecam and faster_scorecam take it; requested: gradcam",
+        ),
         ({"model": "nobody"}, NotFoundError, "nobody"),
     ],
 )

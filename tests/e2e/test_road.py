@@ -36,7 +36,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pets(shared_data: Path, unpacked: Callable[[str], Path], home: Path) -> dict[str, Any]:
-    """What `tlcli finetune --json` answers, at its defaults, on all the photographs."""
+    """Return the JSON of `tlcli finetune` with its defaults on all photographs."""
     weights = shared_data / "weights" / "mobilenetv2_100.imagenet.safetensors"
     answer = tlcli(
         "finetune", "--backbone", "mobilenetv2_100", "--weights", weights, "--model-kwargs", "pad_type=same", "--mean", "0.5",
@@ -49,7 +49,7 @@ def pets(shared_data: Path, unpacked: Callable[[str], Path], home: Path) -> dict
 
 @pytest.fixture(scope="module")
 def photographs(unpacked: Callable[[str], Path], home: Path) -> list[Path]:
-    """Of both classes, and an odd one: turned by its EXIF data."""
+    """Return photographs of both classes, and one that is rotated by its EXIF data."""
     found = sorted((unpacked("cats-vs-dogs") / "test").rglob("*.jpg"))
     turned = home / "turned.jpg"
     exif = Image.Exif()

@@ -23,7 +23,7 @@ def score(images: Iterable[np.ndarray]) -> np.ndarray:  # type: ignore[type-arg]
 
 
 def test_deletion_of_a_white_image() -> None:
-    """Of 64 pixels, 16 are in the quarter. With four steps, the first one deletes everything that the score depends on."""
+    """16 of 64 pixels are in the quarter. With four steps, the first one deletes everything that the score depends on."""
     curve = deletion(WHITE, ranking(QUARTER), score, 4, NO_COLOUR)
     np.testing.assert_allclose(curve, [1, 0, 0, 0, 0])
     assert area(curve) == pytest.approx(1 / 8)

@@ -1,4 +1,4 @@
-"""What needs a CUDA device; without one these tests are skipped, and say so."""
+"""Tests that need a CUDA device; without one they are skipped with a reason."""
 
 from __future__ import annotations
 

@@ -78,7 +78,10 @@ def test_it_says_that_it_runs_there(exports: Exports) -> None:
 
 
 def differences_of(found: Model, reference: Model, maps: list[str] | tuple[str, ...]) -> dict[str, float]:
-    """Of the logits the largest, of each map the median over the images: derivatives jump where a rectifier's input is nearly 0."""
+    """Return the largest difference of the logits, and each map's median over the images.
+
+    Derivatives jump if a ReLU's input is nearly 0.
+    """
     targets, images = np.array([[0, -1], [3, -2], [4, 1]]), blobs()
     expected = reference.run(images, targets, methods=maps)
     classes = expected.classes

@@ -1,4 +1,4 @@
-"""How full the GPU is, as a scrape tells it."""
+"""GPU memory metrics of a scrape."""
 
 from __future__ import annotations
 

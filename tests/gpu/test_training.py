@@ -29,7 +29,7 @@ def test_it_learns(colours: Path, tmp_path: Path, settings: dict[str, Any]) -> N
 
 
 def test_a_compiled_network_learns_or_is_refused(colours: Path, tmp_path: Path) -> None:
-    """Where features shrink to 1 x 1, PyTorch's compiled code may not expect the strides that cuDNN returns."""
+    """PyTorch's compiled code may not expect the strides that cuDNN returns if features shrink to 1 x 1."""
     try:
         result = finetune(config(colours, tmp_path / "run", mode="full", epochs=8, device="cuda", compile=True))
     except SettingsError as error:

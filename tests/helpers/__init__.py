@@ -1,4 +1,4 @@
-"""What several tests share: stand-ins, references, small networks and images, servers."""
+"""Helpers shared by several tests: stand-ins, references, small networks and images, servers."""
 
 from pathlib import Path
 

@@ -44,7 +44,6 @@ def require_output_of(network: Network, recorded: Sequence[float], path: Path) -
         return
     if not difference <= TOLERANCE:
         raise WeightsError(
-            f"{path}: the loaded network differs from the trained one: its logits for a fixed input differ by"
-            f" {difference:.2g} of the largest, more than the allowed {TOLERANCE:g}:"
-            " install the version of timm named in its config.json, or fine-tune again"
+            f"{path}: the loaded network is not the trained one (relative difference of the logits for a fixed input {difference:.2g},"
+            f" tolerance {TOLERANCE:g}): install the version of timm named in its config.json, or fine-tune again"
         )

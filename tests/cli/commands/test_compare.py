@@ -29,7 +29,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def document(*arguments: object) -> dict[str, Any]:
-    """What it prints as JSON, asked in this process."""
+    """Run the command in this process and return its JSON."""
     answer = CliRunner().invoke(command, [*map(str, arguments), "--json"], catch_exceptions=False)
     assert answer.exit_code == 0, answer.output
     found: dict[str, Any] = json.loads(answer.stdout)

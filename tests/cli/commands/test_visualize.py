@@ -26,7 +26,7 @@ NET = ("--backbone", BACKBONE, "--weights", "none", "--image-size", "32")
 
 
 def invoke(*arguments: object) -> str:
-    """What comes on standard output. An error is raised."""
+    """Run the command and return its standard output. Its error is raised."""
     return CliRunner().invoke(command, [*map(str, arguments), "-q"], standalone_mode=False, catch_exceptions=False).stdout
 
 
