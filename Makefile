@@ -78,10 +78,12 @@ NEAR := tests/test_layering.py tests/test_proto.py tests/contract tests/evaluati
 check: venv lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not alone" $(NEAR)
 
-# Two tests at a time, a core each; then, one after the other, those that watch the clock or take every core.
+# Two tests at a time, a core each; then, one after the other, those that watch the clock or take every core. Both parts run even when the first fails.
 test: venv kserve lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not alone" tests
-	$(BIN)/python -m pytest -m alone tests
+	status=0; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not alone" tests || status=$$?; \
+	$(BIN)/python -m pytest -m alone tests || status=$$?; \
+	exit $$status
 
 lint: venv
 	$(BIN)/ruff check .

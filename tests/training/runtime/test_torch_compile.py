@@ -60,7 +60,7 @@ def test_a_network_that_cannot_be_compiled_is_reported(monkeypatch: pytest.Monke
     model = nn.Linear(2, 2)
     steps = Stepper(model, torch.optim.SGD(model.parameters(), lr=0.1), StepOptions(compiled=True))
     steps.begin()
-    monkeypatch.setattr(steps, "_runs", fail)
+    monkeypatch.setattr(steps, "_wrapped", fail)
     with pytest.raises(SettingsError, match=r"^--compile: this network cannot be compiled \(.*no such thing.*\): leave --compile out$"):
         steps.step(0, torch.ones(1, 2), torch.zeros(1, dtype=torch.int64))
 
@@ -74,6 +74,6 @@ def test_unexpected_strides_in_compiled_code_are_reported(monkeypatch: pytest.Mo
     model = nn.Linear(2, 2)
     steps = Stepper(model, torch.optim.SGD(model.parameters(), lr=0.1), StepOptions(compiled=True))
     steps.begin()
-    monkeypatch.setattr(steps, "_runs", fail)
+    monkeypatch.setattr(steps, "_wrapped", fail)
     with pytest.raises(SettingsError, match=r"^--compile: this network cannot be compiled \(expected size.*dim=1\): leave --compile out$"):
         steps.step(0, torch.ones(1, 2), torch.zeros(1, dtype=torch.int64))
