@@ -23,7 +23,6 @@ from tlcli.contract.errors import TlcliError, first_line
 from tlcli.contract.images.preprocessing import Preprocessing
 from tlcli.contract.model.onnx_model import Model
 from tlcli.exports import export_backbone, published_network
-from tlcli.exports.published_backbone import published_as_it_is
 from tlcli.training.data.shapes import draw
 from tlcli.training.settings.config import FinetuneConfig
 
@@ -112,7 +111,7 @@ def _cell(compute: Callable[[], float]) -> str:
 
 
 def _built(config: FinetuneConfig, reference: nn.Module, with_maps: bool) -> float:
-    network = published_network(config) if with_maps else published_as_it_is(config)
+    network = published_network(config)
     images = _images(network.config.preprocessing.height)
     return _difference(network.predict(images).numpy(), reference, network.config.preprocessing, images)
 

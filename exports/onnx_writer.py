@@ -117,7 +117,7 @@ def _write_flat(explainer: Explainer, path: Path) -> None:
         looped = explainer.layers if explainer.looped else ()
         inputs |= {
             SOFTMAX: (torch.zeros(2, 1, dtype=torch.bool), {0: dynamic}),
-            COTANGENTS: (torch.zeros(3, 2, explainer.network.last_layer.weight.shape[1]), {0: auto, 1: auto}),
+            COTANGENTS: (torch.zeros(3, 2, explainer.last_layer.width), {0: auto, 1: auto}),
             "due": ([torch.arange(CHANNELS_PER_STEP) for _ in looped], [None for _ in looped]),
             "ablated": ([torch.zeros(3, layer.channels, 2) for layer in looped], [{0: auto, 2: auto} for _ in looped]),
         }

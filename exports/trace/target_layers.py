@@ -1,4 +1,4 @@
-"""Target layers of maps: modules of the backbone whose output `[N, c, h, w]` has a spatial extent."""
+"""Target layers of maps: modules of the backbone whose output holds a map `[N, c, h, w]`."""
 
 from __future__ import annotations
 
@@ -8,19 +8,22 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from tlcli.contract.errors import ExportError
-from tlcli.training.models.network import Network
+from tlcli.training.models.feature_layout import FeatureLayout
+from tlcli.training.models.locality import probe_images
+from tlcli.training.models.network import ImageNetwork, Network
 from tlcli.training.models.spatial_layers import spatial_layers
 
 FEATURES_CALL = "forward_features"
 """Layer name for the backbone's features if no single module returns them."""
 
 Tap = Callable[[str, Tensor], Tensor]
-"""Hook on a layer. It receives the layer's name and output, and returns the tensor that replaces the output."""
+"""Hook on a layer. It receives the layer's name and map `[N, c, h, w]`, and returns the map that replaces it."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,8 @@ class TargetLayer:
 
     name: name of the module in the backbone.
     kind: class name of the module.
-    channels, height, width: shape of the output at the network's input size.
+    channels: number of channels.
+    layout: where the output holds the map, and its height and width at the network's input size.
     number: position in execution order; layers that return the same output share a number.
     is_features: True if the output is the backbone's features.
     """
@@ -37,36 +41,45 @@ class TargetLayer:
     name: str
     kind: str
     channels: int
-    height: int
-    width: int
+    layout: FeatureLayout
     number: int
     is_features: bool
 
+    @property
+    def height(self) -> int:
+        """Height of the map."""
+        return self.layout.height
 
-def list_layers(network: Network) -> list[TargetLayer]:
+    @property
+    def width(self) -> int:
+        """Width of the map."""
+        return self.layout.width
+
+
+def list_layers(network: ImageNetwork) -> list[TargetLayer]:
     """Return the layers that maps can explain in execution order, with the backbone's features last."""
     layers = spatial_layers(network)
     calls = Counter(layer.module for layer in layers)
     targets = [
-        TargetLayer(layer.module, layer.kind, *layer.shape, layer.number, layer.is_features)
+        TargetLayer(layer.module, layer.kind, layer.channels, layer.layout, layer.number, layer.is_features)
         for layer in layers
-        if calls[layer.module] == 1 and not layer.channels_last and layer.height > 1 and layer.width > 1
+        if calls[layer.module] == 1 and layer.height > 1 and layer.width > 1
     ]
-    if not any(layer.is_features for layer in targets):
-        size = network.config.preprocessing
-        with torch.no_grad():
-            channels, height, width = network.features(torch.zeros(1, 3, size.height, size.width)).shape[1:]
-        if height > 1 and width > 1:
-            targets.append(TargetLayer(FEATURES_CALL, type(network.backbone).__name__, channels, height, width, len(layers) + 1, True))
+    if isinstance(network, Network) and not any(layer.is_features for layer in targets) and network.layout is not None:
+        layout, channels = network.layout, network.feature_channels
+        if layout.height > 1 and layout.width > 1:
+            targets.append(TargetLayer(FEATURES_CALL, type(network.backbone).__name__, channels, layout, len(layers) + 1, True))
     return sorted(targets, key=lambda layer: layer.is_features)
 
 
-def resolve_layers(network: Network, names: Sequence[str] | None) -> list[TargetLayer]:
-    """Return the layers with the given names in execution order. None selects the last layer.
+def resolve_layers(network: ImageNetwork, names: Sequence[str] | None) -> list[TargetLayer]:
+    """Return the layers with the given names in execution order. None selects the last layer that influences the logits.
+
+    A layer of tokens may not influence the logits: behind the last attention, only the class token does.
 
     Raises:
-        ExportError: a layer does not exist or has no spatial extent (the message suggests similar names), a name occurs twice, or the
-            network has no layer with a spatial extent.
+        ExportError: a layer does not exist or has no spatial extent (the message suggests similar names), a name occurs twice, a layer does
+            not influence the logits, or the network has no layer with a spatial extent.
     """
     targets = list_layers(network)
     where = network.config.backbone
@@ -77,14 +90,12 @@ def resolve_layers(network: Network, names: Sequence[str] | None) -> list[Target
             " use a larger --image-size, or --cam none"
         )
     if names is None:
-        # `layer4`, `layer4.2` and `layer4.2.act3` return the same tensor: take the outermost, the last of them if there are several.
-        same = [layer for layer in targets if layer.number == targets[-1].number]
-        return [min(reversed(same), key=lambda layer: layer.name.count("."))]
+        return [_default_layer(network, targets)]
     known = {layer.name: layer for layer in targets}
     for name in names:
         if name not in known:
             modules = dict(network.backbone.named_modules())
-            reason = "has no output `[N, c, h, w]` with a spatial extent, once per image" if name in modules else "does not exist"
+            reason = "has no output with a map `[N, c, h, w]`, once per image" if name in modules else "does not exist"
             near = difflib.get_close_matches(name, known, n=4, cutoff=0.4)
             hint = f"; similar names: {', '.join(near)}" if near else ""
             raise ExportError(
@@ -92,17 +103,71 @@ def resolve_layers(network: Network, names: Sequence[str] | None) -> list[Target
             )
     if len({*names}) != len(names):
         raise ExportError(f"--cam-layer names a layer twice ({', '.join(names)}): give each once")
-    return [layer for layer in known.values() if layer.name in names]
+    chosen = [layer for layer in known.values() if layer.name in names]
+    reached = _influential(network, [layer for layer in chosen if layer.layout.kind == "tokens"])
+    for layer in chosen:
+        if layer.layout.kind == "tokens" and layer.name not in reached:
+            raise ExportError(
+                f"--cam-layer {layer.name}: in {where} the scores do not depend on this layer's tokens but for the class token, so its maps"
+                f" would be empty: choose an earlier layer, such as {_default_layer(network, targets).name}"
+            )
+    return chosen
+
+
+def _default_layer(network: ImageNetwork, targets: Sequence[TargetLayer]) -> TargetLayer:
+    """Return the last layer that influences the logits and has as many channels as the last layer, in its outermost module."""
+    candidates = [layer for layer in targets if layer.channels == targets[-1].channels]
+    if targets[-1].layout.kind == "tokens" or not targets[-1].is_features:
+        reached = _influential(network, candidates)
+        candidates = [layer for layer in candidates if layer.name in reached] or candidates[-1:]
+    # `layer4`, `layer4.2` and `layer4.2.act3` return the same tensor: take the outermost, the last of them if there are several.
+    same = [layer for layer in candidates if layer.number == candidates[-1].number]
+    return min(reversed(same), key=lambda layer: layer.name.count("."))
+
+
+def _influential(network: ImageNetwork, targets: Sequence[TargetLayer]) -> set[str]:
+    """Return the names of the layers whose maps influence the logits: the gradient of some logit is not zero at some position."""
+    if not targets:
+        return set()
+    maps: dict[str, Tensor] = {}
+
+    def watch(name: str, output: Tensor) -> Tensor:
+        maps[name] = output if output.requires_grad else output.detach().requires_grad_()
+        return maps[name] * 1  # later layers may work in place
+
+    size = network.config.preprocessing
+    with torch.enable_grad():
+        logits = run_tapped(network, probe_images(size.height, size.width, network.device)[:1], targets, watch)
+        gradients = torch.autograd.grad((logits * logits.detach().cos()).sum(), [*maps.values()], allow_unused=True)
+    return {name for name, gradient in zip(maps, gradients, strict=True) if gradient is not None and bool(gradient.abs().max() > 0)}
+
+
+def run_tapped(network: ImageNetwork, inputs: Tensor, layers: Sequence[TargetLayer], tap: Tap) -> Tensor:
+    """Compute the logits `[N, C]` for normalized inputs, and pass the layers' maps through `tap`."""
+    with tapped(network, layers, tap):
+        if not isinstance(network, Network):
+            return cast("Tensor", network(inputs))
+        return network.classify(network.embed(tapped_features(network, inputs, layers, tap)))
+
+
+def tapped_features(network: Network, inputs: Tensor, layers: Sequence[TargetLayer], tap: Tap) -> Tensor:
+    """Compute the features for normalized inputs. If they are among the layers, but no module returns them, pass them through `tap`."""
+    features = network.features(inputs)
+    for layer in layers:
+        if layer.name == FEATURES_CALL:
+            features = layer.layout.with_map(features, tap(layer.name, layer.layout.to_map(features)))
+    return features
 
 
 @contextlib.contextmanager
-def tapped(network: Network, names: Sequence[str], tap: Tap) -> Iterator[None]:
-    """Pass the outputs of the named modules through `tap` within the block."""
+def tapped(network: ImageNetwork, layers: Sequence[TargetLayer], tap: Tap) -> Iterator[None]:
+    """Pass the maps of the layers through `tap` within the block, except for features that no module returns."""
 
-    def hook(name: str, _module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
-        return tap(name, output)
+    def hook(layer: TargetLayer, _module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+        return layer.layout.with_map(output, tap(layer.name, layer.layout.to_map(output)))
 
-    handles = [network.backbone.get_submodule(name).register_forward_hook(partial(hook, name)) for name in names if name != FEATURES_CALL]
+    modules = [(layer, network.backbone.get_submodule(layer.name)) for layer in layers if layer.name != FEATURES_CALL]
+    handles = [module.register_forward_hook(partial(hook, layer)) for layer, module in modules]
     try:
         yield
     finally:

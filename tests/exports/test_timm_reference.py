@@ -15,7 +15,7 @@ from torch import nn
 from tlcli.contract.errors import ParityError, SettingsError
 from tlcli.contract.model.onnx_model import Model
 from tlcli.exports import export_backbone, published_network
-from tlcli.exports.published_backbone import published_as_it_is
+from tlcli.exports.published_backbone import published_network
 from tlcli.exports.timm_reference import require_as_timm
 from tlcli.training.models.network import CutError, Network, NetworkConfig, WholeNetwork
 from tlcli.training.models.weights import load_backbone
@@ -88,7 +88,7 @@ def test_networks_that_cannot_be_cut_run_as_timm_runs_them(name: str, tmp_path: 
     with pytest.raises(CutError, match=rf"{name}.* --cam none") as refused:
         published_network(config(name, tmp_path / "w.safetensors"))
     assert "\n" not in str(refused.value)
-    network = published_as_it_is(config(name, tmp_path / "w.safetensors"))
+    network = published_network(config(name, tmp_path / "w.safetensors"))
     assert isinstance(network, WholeNetwork)
     shown = images(network.config.preprocessing.height)
     assert_same(network.predict(shown), reference, network.normalise(torch.from_numpy(shown)))
@@ -99,7 +99,7 @@ def test_a_transformer_is_exported_without_maps(tmp_path: Path) -> None:
     settings = config("test_vit", tmp_path / "w.safetensors")
     exported = export_backbone(settings, name="vit", repository=tmp_path, methods=(), temperature=2.0, check_images=2)
     shown = images(160)
-    inputs = published_as_it_is(settings).normalise(torch.from_numpy(shown))
+    inputs = published_network(settings).normalise(torch.from_numpy(shown))
     assert_same(2 * Model.open(exported.path, device="cpu").run(shown).logits, reference, inputs)
     with pytest.raises(CutError, match="test_vit has no spatial features"):
         export_backbone(settings, name="vit2", repository=tmp_path, check_images=2)
@@ -110,7 +110,7 @@ def test_a_transformer_is_exported_without_maps(tmp_path: Path) -> None:
 @pytest.mark.parametrize("head", ["linear", "original"])
 def test_fine_tuning_of_what_has_no_spatial_features_is_refused_in_a_line(name: str, head: str) -> None:
     backbone = timm.create_model(name)
-    size = published_as_it_is(FinetuneConfig(backbone=name, weights="none")).config.preprocessing
+    size = published_network(FinetuneConfig(backbone=name, weights="none")).config.preprocessing
     with pytest.raises(SettingsError, match=rf"{name} has no spatial features .*choose a convolutional backbone") as refused:
         Network(NetworkConfig(backbone=name, head=head, num_classes=3, preprocessing=size), backbone)
     assert "\n" not in str(refused.value)
@@ -136,5 +136,5 @@ def test_attention_in_five_dimensions_has_an_onnx_form(tmp_path: Path) -> None:
     settings = config("hiera_tiny_224", tmp_path / "w.safetensors")
     exported = export_backbone(settings, name="hiera", repository=tmp_path, methods=(), check_images=1)
     shown = images(224)
-    inputs = published_as_it_is(settings).normalise(torch.from_numpy(shown))
+    inputs = published_network(settings).normalise(torch.from_numpy(shown))
     assert_same(Model.open(exported.path, device="cpu").run(shown).logits, reference, inputs)
