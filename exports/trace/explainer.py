@@ -54,7 +54,9 @@ class Explainer(nn.Module):
         with_maps = methods is None or len(methods) > 0
         targets = resolve_layers(network, layers) if with_maps else []
         if dynamic_size and any(target.layout.kind == "tokens" for target in targets):
-            raise ExportError(f"{network.config.backbone} takes images of one size, because its layers return tokens: leave out --dynamic-size")
+            raise ExportError(
+                f"{network.config.backbone} takes images of one size, because its layers return tokens: leave out --dynamic-size"
+            )
         several = len(targets) > 1
         self.layers = tuple(
             Layer(
@@ -72,7 +74,9 @@ class Explainer(nn.Module):
         self.methods = self._allowed_methods(methods)
         self.maps = self._map_outputs()
         self.looped = not NEEDS_ABLATION.isdisjoint(self.methods)
-        self._tail_is_head = len(targets) == 1 and targets[0].is_features and (not dynamic_size or targets[0].layout.kind == "channels_first")
+        self._tail_is_head = (
+            len(targets) == 1 and targets[0].is_features and (not dynamic_size or targets[0].layout.kind == "channels_first")
+        )
         self.tail = self._trace() if targets else None
 
     def _allowed_methods(self, methods: Sequence[str] | None) -> tuple[str, ...]:

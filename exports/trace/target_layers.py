@@ -115,14 +115,24 @@ def resolve_layers(network: ImageNetwork, names: Sequence[str] | None) -> list[T
 
 
 def _default_layer(network: ImageNetwork, targets: Sequence[TargetLayer]) -> TargetLayer:
-    """Return the last layer that influences the logits and has as many channels as the last layer, in its outermost module."""
+    """Return the last layer that influences the logits and has as many channels as the last layer, in its outermost module.
+
+    Of tokens, only blocks and normalization layers are considered, and not, for example, the keys of an attention.
+    """
     candidates = [layer for layer in targets if layer.channels == targets[-1].channels]
     if targets[-1].layout.kind == "tokens" or not targets[-1].is_features:
+        modules = dict(network.backbone.named_modules())
+        candidates = [layer for layer in candidates if layer.layout.kind != "tokens" or _is_block_or_norm(modules.get(layer.name))]
         reached = _influential(network, candidates)
-        candidates = [layer for layer in candidates if layer.name in reached] or candidates[-1:]
+        candidates = [layer for layer in candidates if layer.name in reached] or [targets[-1]]
     # `layer4`, `layer4.2` and `layer4.2.act3` return the same tensor: take the outermost, the last of them if there are several.
     same = [layer for layer in candidates if layer.number == candidates[-1].number]
     return min(reversed(same), key=lambda layer: layer.name.count("."))
+
+
+def _is_block_or_norm(module: nn.Module | None) -> bool:
+    """Return True for a module with submodules, a normalization layer, and None, which stands for the backbone's features."""
+    return module is None or any(True for _ in module.children()) or "norm" in type(module).__name__.lower()
 
 
 def _influential(network: ImageNetwork, targets: Sequence[TargetLayer]) -> set[str]:

@@ -11,6 +11,9 @@ from torch import Tensor
 
 LayoutKind = Literal["channels_first", "channels_last", "tokens"]
 
+_MOST_PREFIX_TOKENS = 8
+"""Largest number of prefix tokens to try. DINOv2 and DINOv3 have up to five: a class token and four registers."""
+
 
 @dataclass(frozen=True)
 class FeatureLayout:
@@ -53,13 +56,13 @@ class FeatureLayout:
         return output.shape[1] if self.kind == "channels_first" else output.shape[-1]
 
 
-def possible_layouts(shape: tuple[int, ...], height: int, width: int, prefixes: tuple[int, ...] = (0, 1)) -> Iterator[FeatureLayout]:
+def possible_layouts(shape: tuple[int, ...], height: int, width: int, declared_prefix: int) -> Iterator[FeatureLayout]:
     """Yield the layouts that an output's shape allows: those whose map has more than one position and the aspect ratio of the image.
 
     Args:
         shape: shape of the output, with the batch dimension.
         height, width: size of the image.
-        prefixes: numbers of prefix tokens to try, the likeliest first.
+        declared_prefix: number of prefix tokens to try first.
     """
     if len(shape) == 4:
         if _fits(shape[2], shape[3], height, width):
@@ -67,7 +70,7 @@ def possible_layouts(shape: tuple[int, ...], height: int, width: int, prefixes: 
         if _fits(shape[1], shape[2], height, width):
             yield FeatureLayout("channels_last", shape[1], shape[2])
     elif len(shape) == 3 and shape[1] != shape[2]:  # a square matrix holds the weights of an attention
-        for prefix in dict.fromkeys(prefixes):
+        for prefix in dict.fromkeys((declared_prefix, *range(_MOST_PREFIX_TOKENS + 1))):
             tokens = shape[1] - prefix
             sizes = [(rows, tokens // rows) for rows in range(2, tokens // 2 + 1) if tokens % rows == 0]
             fitting = [size for size in sizes if _fits(*size, height, width)]

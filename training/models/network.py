@@ -360,8 +360,8 @@ def _declared_layout(backbone: nn.Module, config: NetworkConfig, shape: tuple[in
         last = str(getattr(backbone, "output_fmt", "NCHW")).endswith("NHWC")
         return FeatureLayout("channels_last", *shape[1:3]) if last else FeatureLayout("channels_first", *shape[2:])
     size = config.preprocessing
-    prefixes = (int(getattr(backbone, "num_prefix_tokens", 0)), 0, 1)
-    return next(possible_layouts(shape, size.height, size.width, prefixes), None) if len(shape) == 3 else None
+    prefix = int(getattr(backbone, "num_prefix_tokens", 0))
+    return next(possible_layouts(shape, size.height, size.width, prefix), None) if len(shape) == 3 else None
 
 
 def try_at_size(backbone: nn.Module, config: NetworkConfig, function: Callable[[Tensor], Any], inputs: Tensor | None = None) -> Any:

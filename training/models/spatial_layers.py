@@ -132,9 +132,7 @@ def spatial_layers(network: ImageNetwork) -> list[Layer]:
     return layers
 
 
-def _known_layouts(
-    calls: Collection[_Call], wider: dict[str, tuple[int, ...]], height: int, width: int
-) -> dict[str, FeatureLayout]:
+def _known_layouts(calls: Collection[_Call], wider: dict[str, tuple[int, ...]], height: int, width: int) -> dict[str, FeatureLayout]:
     """Return the layouts of outputs of four dimensions that their shapes prove, by label."""
     layouts: dict[str, FeatureLayout] = {}
     recent: list[tuple[int, ...]] = []  # the last two output sizes of convolutions and pooling layers
@@ -154,8 +152,8 @@ def _known_layouts(
 def _local_layouts(network: ImageNetwork, calls: Collection[_Call]) -> dict[str, FeatureLayout]:
     """Return the layouts of those outputs whose positions correspond to positions of the image, by label."""
     height, width = network.config.preprocessing.height, network.config.preprocessing.width
-    prefixes = (int(getattr(network.backbone, "num_prefix_tokens", 0)), 0, 1)
-    possible = {call.label: [*possible_layouts(call.outputs, height, width, prefixes)] for call in calls}
+    prefix = int(getattr(network.backbone, "num_prefix_tokens", 0))
+    possible = {call.label: [*possible_layouts(call.outputs, height, width, prefix)] for call in calls}
     if not any(possible.values()):
         return {}
     images = probe_images(height, width, network.device)
