@@ -53,7 +53,7 @@ class Explainer(nn.Module):
         with_maps = methods is None or len(methods) > 0
         if with_maps and not self._is_cut:
             raise ExportError(
-                f"{network.config.backbone} cannot be cut into features and a head, so it has no maps: export it with --cam none"
+                f"{network.config.backbone} cannot be split into features and a head, so it has no maps: export it with --cam none"
             )
         targets = resolve_layers(self.network, layers) if with_maps else []
         several = len(targets) > 1

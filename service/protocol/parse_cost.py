@@ -82,8 +82,8 @@ def check_cost(data: bytes, descriptor: Descriptor) -> None:
 def _numbers(data: bytes, start: int, stop: int) -> int:
     """Estimate the number of packed numbers between two positions.
 
-    In a short range, every byte counts as a number, which is an upper bound. In a longer range, the varints are counted, each of which
-    ends with a byte below 128. There are never more numbers of fixed size than bytes.
+    In a short range, the estimate is the number of bytes, an upper bound for any encoding. In a longer range, it is the number of
+    varints, found by counting the bytes below 128, since each varint ends with one.
     """
     if stop - start <= MAX_NUMBERS // 8:
         return stop - start

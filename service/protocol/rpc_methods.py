@@ -39,7 +39,7 @@ class Context(Protocol):
         ...
 
     def set_trailing_metadata(self, trailing_metadata: Any) -> None:
-        """Set the metadata to send after the answer."""
+        """Set the metadata to send after the response."""
         ...
 
     def code(self) -> grpc.StatusCode:

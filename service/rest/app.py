@@ -44,7 +44,7 @@ class Application:
             endpoints: endpoints to route.
             access: access check for every request.
             cancelling: cancels work when its client disconnects, and all work at shutdown.
-            is_serving: returns True while the server accepts requests. If it returns False, connections are closed after the answer, so
+            is_serving: returns True while the server accepts requests. If it returns False, connections are closed after the response, so
                 that clients connect to the server that takes over.
             observe: records each request except health checks.
             budget: memory budget from which bodies are admitted.

@@ -18,11 +18,11 @@ _HEAD_S = 30.0
 Between requests, uvicorn closes an idle connection after five seconds."""
 
 _REST_S = 10.0
-"""Seconds after an answer during which the unread rest of a body may still arrive. Clients that send everything before they read the answer
-must not be disconnected."""
+"""Seconds after a response during which the unread rest of a body may still arrive. Clients that send everything before they read the
+response must not be disconnected."""
 
 _STALL_S = 30.0
-"""Seconds within which a client must read at least some of the answer."""
+"""Seconds within which a client must read at least some of the response."""
 
 _PROBE_S = (0.05, 0.05, 0.2, 0.7, 4.0)
 """Seconds between probes of a client that has closed its side of the connection. The last value repeats."""
@@ -88,7 +88,7 @@ class HttpConnection(H11Protocol):
     def eof_received(self) -> bool:  # type: ignore[override]  # True keeps the connection; uvicorn never does
         """Return True to keep the connection open if the client has sent its request and closed its side.
 
-        Such a client may be waiting for the answer or may have left, so it is probed.
+        Such a client may be waiting for the response or may have left, so it is probed.
         """
         if self.scheme == "https" or not self._answering or self.cycle.more_body:
             return False
@@ -97,7 +97,7 @@ class HttpConnection(H11Protocol):
         return True
 
     def pause_writing(self) -> None:
-        """Start the time limit for the client to read the answer."""
+        """Start the time limit for the client to read the response."""
         super().pause_writing()
         self._watch_writing()
 

@@ -124,13 +124,13 @@ def next_stream_request() -> RequestRecord:
 
 
 def echoed_metadata() -> tuple[tuple[str, str], ...]:
-    """Return the metadata to send back to the client with the answer or error of the current request."""
+    """Return the metadata to send back to the client with the response or error of the current request."""
     echo = current_request().echo
     return ((REQUEST_ID, echo),) if echo else ()
 
 
 def _send_back(context: Context, request: RequestRecord) -> None:
-    if request.echo:  # in trailing metadata: metadata before the answer would prevent a client from retrying
+    if request.echo:  # in trailing metadata: metadata before the response would prevent a client from retrying
         context.set_trailing_metadata(echoed_metadata())
 
 

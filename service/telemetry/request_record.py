@@ -26,7 +26,7 @@ STAGES: tuple[Stage, ...] = ("decode", "queue", "infer", "render")
 """Stages in the order in which a request passes through them. The stage `total` is the whole request and is not listed here."""
 
 REQUEST_ID = "x-request-id"
-"""Header that identifies a request. The server returns it with the answer."""
+"""Header that identifies a request. The server returns it with the response."""
 
 OK = "OK"
 Headers = Iterable[tuple[str, str | bytes]]
@@ -60,7 +60,7 @@ class RequestRecord:
     model, version: name and version of the model that answers; empty until the model is found.
     images: number of images in the request.
     code: outcome of the request, as the name of a gRPC status code.
-    received_bytes, sent_bytes: sizes of the request message and the answer message.
+    received_bytes, sent_bytes: sizes of the request and response messages.
     """
 
     def __init__(self, method: str, headers: Headers = (), protocol: str = "grpc", on_end: Iterable[OnEnd] = ()) -> None:
