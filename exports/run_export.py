@@ -94,6 +94,6 @@ def _check_inputs(run: Run, dataset: Dataset, count: int) -> list[npt.NDArray[np
             images.append(run.network.config.preprocessing.apply(dataset.val.load(index)))
         except (ImageError, OSError) as error:
             raise DatasetError(
-                f"{dataset.val.names[index]}: cannot be read any more, and the export is checked on it: put it back ({error})"
+                f"{dataset.val.names[index]}: can no longer be read, but is needed to check the export: restore it ({error})"
             ) from error
     return images

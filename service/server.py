@@ -30,7 +30,7 @@ Without this delay, a signal sent directly after 64 requests lost four fifths of
 """
 
 _DRAIN_S = 0.2
-"""Seconds before closing during which new requests are rejected with a retry delay; see `tlcli.service.rpc.drain_interceptor`."""
+"""Seconds before closing during which new requests are rejected with a retry delay; see `DrainInterceptor`."""
 
 _WATCH_S = 0.5
 _STUCK = 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -128,6 +129,13 @@ def test_no_folder_has_more_than_twenty_modules() -> None:
     for room in ROOMS:
         for folder in {path.parent for path in (PACKAGE / room).rglob("*.py")}:
             assert len([path for path in folder.glob("*.py") if path.name != "__init__.py"]) <= 20, folder
+
+
+def test_the_architecture_names_files_that_exist() -> None:
+    root = PACKAGE.parent
+    names = re.findall(r"`((?:service|training|exports|tlcli|tests)/[\w/.]+)`", (root / "docs/architecture.md").read_text(encoding="utf-8"))
+    assert len(names) > 50
+    assert [name for name in names if not (root / name).exists()] == []
 
 
 @pytest.mark.parametrize("room", ["contract", "service"])

@@ -25,7 +25,7 @@ COMMANDS = {
     "serve": "Serve every model of a repository over gRPC, and over HTTP with --http-port.",
     "classify": "Classify images on a running server.",
     "health": "Check whether a running server is ready, for containers.",
-    "compare": "Compare runs side by side: their settings, figures and significance.",
+    "compare": "Compare the settings and metrics of runs side by side.",
     "evaluate": "Measure the accuracy of an exported model on labelled images.",
     "evaluate-cam": "Measure the maps of an exported model, method by method.",
     "bench": "Load-test a running server: throughput, latency, rejected requests.",

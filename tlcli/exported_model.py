@@ -223,7 +223,7 @@ def cam_names(cam: Cam) -> tuple[str, ...]:
     values = () if cam is None else (cam,) if isinstance(cam, str) else tuple(cam)
     names = [name.strip() for value in values for name in value.split(",")]
     if not all(names):
-        raise RequestError(f"cam {cam!r}: an empty name: use a name such as 'gradcam', or None for no map")
+        raise RequestError(f"cam {cam!r} contains an empty name: use a name such as 'gradcam', or None for no map")
     return tuple(dict.fromkeys(names))
 
 

@@ -164,7 +164,7 @@ def export(
         exported = export_run(loaded, name=name, progress=console.progress, **common)
     else:
         if temperature == "fit":
-            raise SettingsError("temperature 'fit': needs the validation split of a run; use a number for a backbone")
+            raise SettingsError("temperature 'fit' needs the validation split of a run: use a number for a backbone")
         config = _config(backbone=str(source), **network)
         paths = [Path(path) for path in calibration]
         exported = export_backbone(config, name=name or model_name(str(source)), labels=labels, calibration_paths=paths, **common)

@@ -47,5 +47,5 @@ def _read(part: Part, index: int) -> Image.Image:
         return part.load(index)
     except (ImageError, OSError) as error:
         raise DatasetError(
-            f"{part.names[index]}: cannot be read any more, and reduced precision is tried on it: put it back ({error})"
+            f"{part.names[index]}: can no longer be read, but is needed to calibrate or validate reduced precision: restore it ({error})"
         ) from error

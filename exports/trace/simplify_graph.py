@@ -156,7 +156,7 @@ REWRITES = (
 def _flat_weight(traced: fx.GraphModule, weight: fx.Node) -> fx.Node:
     """Insert a node that reads the weight as a matrix with one row per output channel.
 
-    The matrix is a separate attribute of the module that shares the weight's memory.
+    The matrix is registered as a separate parameter of the module and shares memory with the weight.
     """
     name = f"{weight.target}_flat"
     if not hasattr(traced, name):

@@ -119,12 +119,12 @@ def _default_layer(network: ImageNetwork, targets: Sequence[TargetLayer]) -> Tar
 
     Of tokens, only blocks and normalization layers are considered, and not, for example, the keys of an attention.
     """
-    candidates = [layer for layer in targets if layer.channels == targets[-1].channels]
-    if targets[-1].layout.kind == "tokens" or not targets[-1].is_features:
-        modules = dict(network.backbone.named_modules())
-        candidates = [layer for layer in candidates if layer.layout.kind != "tokens" or _is_block_or_norm(modules.get(layer.name))]
+    modules = dict(network.backbone.named_modules())
+    suitable = [layer for layer in targets if layer.layout.kind != "tokens" or _is_block_or_norm(modules.get(layer.name))] or [*targets]
+    candidates = [layer for layer in suitable if layer.channels == suitable[-1].channels]
+    if suitable[-1].layout.kind == "tokens" or not suitable[-1].is_features:
         reached = _influential(network, candidates)
-        candidates = [layer for layer in candidates if layer.name in reached] or [targets[-1]]
+        candidates = [layer for layer in candidates if layer.name in reached] or [suitable[-1]]
     # `layer4`, `layer4.2` and `layer4.2.act3` return the same tensor: take the outermost, the last of them if there are several.
     same = [layer for layer in candidates if layer.number == candidates[-1].number]
     return min(reversed(same), key=lambda layer: layer.name.count("."))

@@ -45,7 +45,7 @@ def build_query(options: ClassifyOptions, labels: Callable[[], Sequence[str]], r
     Args:
         options: options that the caller passed.
         labels: function that returns the model's labels. It is called only if `names_labels` returns True.
-        request_id: id to return with the answer.
+        request_id: id to return with the response.
 
     Raises:
         RequestError: the map format is unknown, the model does not have a class, or an option needs a map method but `cam` is not set.

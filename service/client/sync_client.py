@@ -77,7 +77,7 @@ class Client:
             image: encoded image, path of an image file, Pillow image, or RGB array `[height, width, 3]` of uint8. An array of the
                 model's input size (see `get_model`) is used as the input directly. Any other array is resized and cropped like other
                 images.
-            request_id: id to return with the answer.
+            request_id: id to return with the response.
             timeout_s: time limit in seconds; None for no limit, for example for `scorecam`, which may take minutes.
             options: `model`, `version`, `top_k`, `cam`, `classes`, `map_format`, `softmax` and `max_channels`; see
                 `tlcli.service.client.classify_options.ClassifyOptions`.

@@ -149,7 +149,7 @@ class Batcher:
         mixing: MixedBatchPolicy,
         *,
         any_thread: bool = False,
-        on_batch: Callable[[int], None] = lambda images: None,
+        on_batch: Callable[[int], None] | None = None,
     ) -> None:
         """Create an empty queue.
 
@@ -385,7 +385,8 @@ class Batcher:
                 return [(batch[0], error)]
             return [result for item in batch for result in self._results([item])]
         took_ns = time.monotonic_ns() - begun
-        self._on_batch(len(images))
+        if self._on_batch is not None:
+            self._on_batch(len(images))
         latest = took_ns / 1e9 / len(images)
         self.image_s += (latest - self.image_s) / 8 if self.image_s else latest
         results: list[tuple[_Item, Timed[Answer] | Exception]] = []

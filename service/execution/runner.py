@@ -59,7 +59,7 @@ class Runner:
         thread: Workers,
         batching: Batching,
         mixing: MixedBatchPolicy,
-        on_batch: Callable[[int], None],
+        on_batch: Callable[[int], None] | None,
         run_pixel_bytes: float = 0.0,
     ) -> None:
         """Create a runner for a loaded model. Use `open` to load a model from a file.

@@ -25,8 +25,7 @@ from tlcli.service.system.file_limit import fitting_connections
 from tlcli.service.system.thread_pool import Workers
 from tlcli.service.telemetry.logs import log_request
 from tlcli.service.telemetry.metrics import Metrics
-from tlcli.service.telemetry.request_interceptor import RequestInterceptor
-from tlcli.service.telemetry.request_record import OnEnd
+from tlcli.service.telemetry.request_record import OnEnd, RequestRecorder
 from tlcli.service.telemetry.tracing import Traces, open_traces
 
 _ENVELOPE_BYTES = 64 * 1024
@@ -42,7 +41,7 @@ class Components:
     watchers: threads that wait for decoding processes.
     processes: the decoding processes.
     budget: memory budget shared by all requests.
-    observer: interceptor that records every request for metrics, traces and the log.
+    recorder: recorder of every request, for metrics, traces and the log.
     is_serving: returns True while the server as a whole accepts requests.
     max_message_bytes: maximum size of an inference request in bytes.
     max_connections: maximum number of open connections per protocol.
@@ -57,7 +56,7 @@ class Components:
     watchers: Workers
     processes: DecodeProcesses
     budget: MemoryBudget
-    observer: RequestInterceptor
+    recorder: RequestRecorder
     metrics: Metrics
     traces: Traces | None
     is_serving: Callable[[], bool]
@@ -96,8 +95,8 @@ class Components:
         pipeline = ImagePipeline(settings.limits, processes, workers, watchers, budget)
         resources = Resources(repository, pipeline, workers, budget, settings.max_maps, settings.max_image_s)
         traces = open_traces(settings.otel_endpoint)
-        observer = RequestInterceptor(_request_hooks(settings, metrics, traces))
-        metrics.watch(lambda: observer.in_flight, repository.queues)
+        recorder = RequestRecorder(_request_hooks(settings, metrics, traces))
+        metrics.watch(lambda: recorder.in_flight, repository.queues)
         return cls(
             settings=settings,
             repository=repository,
@@ -108,7 +107,7 @@ class Components:
             watchers=watchers,
             processes=processes,
             budget=budget,
-            observer=observer,
+            recorder=recorder,
             metrics=metrics,
             traces=traces,
             is_serving=is_serving,

@@ -53,7 +53,7 @@ class InferQuery:
 
     model: name of the model; may be empty if the server has only one.
     version: number or label; empty for the latest version.
-    request_id: id that is repeated in the answer.
+    request_id: id that is repeated in the response.
     inputs: tensors by name.
     outputs: names of the outputs to compute; empty for scores and logits.
     """
@@ -333,6 +333,6 @@ def _output(name: str, answer: Answer, request: MapRequest) -> npt.NDArray[np.fl
 
 
 def _ranked(answer: Answer, targets: Sequence[int]) -> npt.NDArray[np.int64]:
-    """Resolve ranks to class ids `[1, K]` for a run without maps, where the graph does not return class ids. -r is the r-th ranked."""
+    """Resolve targets to class ids `[1, K]` for a run without maps, in which the graph returns none. -r is the r-th ranked class."""
     order = np.argsort(-answer.logits[0], kind="stable")
     return np.array([[order[-target - 1] if target < 0 else target for target in targets]], dtype=np.int64)

@@ -1,1 +1,1 @@
-"""Wire protocol shared by the server and the clients: methods, message conversion, error statuses, and limits on parsing."""
+"""Wire protocol shared by the server and the clients: methods, message parsing and conversion, and error statuses."""

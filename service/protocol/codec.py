@@ -132,7 +132,7 @@ def read_status(message: pb.ModelStatus) -> ModelStatus:
 
 
 def write_info(info: ModelInfo) -> pb.GetModelResponse:
-    """Convert the properties of a model to the answer of `GetModel`."""
+    """Convert the properties of a model to a `GetModel` response."""
     return pb.GetModelResponse(
         model=info.model,
         version=info.version,
@@ -146,7 +146,7 @@ def write_info(info: ModelInfo) -> pb.GetModelResponse:
 
 
 def read_info(message: pb.GetModelResponse) -> ModelInfo:
-    """Convert the answer of `GetModel` to the properties of a model."""
+    """Convert a `GetModel` response to the properties of a model."""
     return ModelInfo(
         model=message.model,
         version=message.version,

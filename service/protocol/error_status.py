@@ -21,6 +21,9 @@ from tlcli.contract.errors import TlcliError
 DOMAIN = "tlcli"
 """Value of `ErrorInfo.domain` that identifies our errors."""
 
+RETRY_AFTER_MS = "grpc-retry-pushback-ms"
+"""Metadata key of the retry delay that clients with a gRPC retry policy respect (gRFC A6)."""
+
 CODES: dict[type[TlcliError], grpc.StatusCode] = {
     errors.TlcliError: grpc.StatusCode.INTERNAL,
     errors.SettingsError: grpc.StatusCode.FAILED_PRECONDITION,

@@ -6,11 +6,11 @@ Both servers and proxies that forward calls use this module. A proxy needs neith
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from operator import methodcaller
 from typing import Any, NoReturn, Protocol
 
 import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
-from google.protobuf.message import Message
 
 from tlcli.service.pb.inference import open_inference_pb2
 from tlcli.service.pb.tlcli.v1 import classifier_pb2
@@ -18,6 +18,8 @@ from tlcli.service.pb.tlcli.v1 import classifier_pb2
 CLASSIFIER: ServiceDescriptor = classifier_pb2.DESCRIPTOR.services_by_name["Classifier"]
 OPEN_INFERENCE: ServiceDescriptor = open_inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 SERVICES = (CLASSIFIER, OPEN_INFERENCE)
+
+_SERIALIZE = methodcaller("SerializeToString")
 
 Metadata = Sequence[tuple[str, str | bytes]]
 Behaviour = Callable[..., Any]
@@ -39,7 +41,7 @@ class Context(Protocol):
         ...
 
     def set_trailing_metadata(self, trailing_metadata: Any) -> None:
-        """Set the metadata to send after the answer."""
+        """Set the metadata to send after the response."""
         ...
 
     def code(self) -> grpc.StatusCode:
@@ -73,9 +75,5 @@ def handler(service: ServiceDescriptor, behaviours: Mapping[str, Behaviour]) -> 
 
 def _handler(method: MethodDescriptor, behaviour: Behaviour) -> grpc.RpcMethodHandler[Any, Any]:
     if method.client_streaming:
-        return grpc.stream_stream_rpc_method_handler(behaviour, response_serializer=_serialize)
-    return grpc.unary_unary_rpc_method_handler(behaviour, response_serializer=_serialize)
-
-
-def _serialize(message: Message) -> bytes:
-    return message.SerializeToString()
+        return grpc.stream_stream_rpc_method_handler(behaviour, response_serializer=_SERIALIZE)
+    return grpc.unary_unary_rpc_method_handler(behaviour, response_serializer=_SERIALIZE)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractContextManager
+from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -11,16 +13,76 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from tlcli.contract.errors import ServerError
 from tlcli.service.decoding.memory_budget import MemoryBudget
 from tlcli.service.rest.access_control import OPEN_PATHS, AccessControl
 from tlcli.service.rest.body import read_body
-from tlcli.service.rest.disconnect import CancelOnDisconnect
 from tlcli.service.rest.endpoint import Endpoint
 from tlcli.service.rest.responses import code_of, error_response
 from tlcli.service.telemetry.request_record import REQUEST_ID, RequestRecord
 
+T = TypeVar("T")
+
+_READ_S = 120.0
+"""Time limit for receiving a request body in seconds."""
+
 Observe = Callable[[str, Sequence[tuple[str, str]]], AbstractContextManager[RequestRecord]]
 """Callable that takes a method name and the request headers, and returns a context manager that records the request."""
+
+
+class CancelOnDisconnect:
+    """Guard that cancels awaited work when its client disconnects or when `cancel_all` is called."""
+
+    def __init__(self) -> None:
+        self._shutdown = asyncio.Event()
+
+    def cancel_all(self) -> None:
+        """Cancel all current and future work, because the grace period is over."""
+        self._shutdown.set()
+
+    async def read(self, work: Coroutine[Any, Any, T]) -> T:
+        """Await work that reads the request body and return its result. Such work detects a disconnect itself.
+
+        Raises:
+            ServerError: the server is shutting down.
+            HTTPException: 408: reading took too long.
+            Exception: any error that `work` raises.
+        """
+        try:
+            async with asyncio.timeout(_READ_S):
+                return await self._first(work, self._until_shutdown())
+        except TimeoutError as error:
+            message = f"the body did not arrive within {_READ_S:g} s: send less at a time"
+            raise HTTPException(408, message, {"Connection": "close"}) from error
+
+    async def answer(self, request: Request, work: Coroutine[Any, Any, T]) -> T:
+        """Await work for a request that has been read completely and return its result.
+
+        Raises:
+            ClientDisconnect: the client disconnected.
+            ServerError: the server is shutting down.
+            Exception: any error that `work` raises.
+        """
+        return await self._first(work, self._until_shutdown(), _until_disconnect(request))
+
+    async def _first(self, work: Coroutine[Any, Any, T], *ends: Coroutine[Any, Any, Exception]) -> T:
+        working = asyncio.ensure_future(work)
+        ending = [asyncio.ensure_future(end) for end in ends]
+        try:
+            await asyncio.wait([working, *ending], return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                working.add_done_callback(_retrieve_error)
+                raise next(end for end in ending if end.done()).result()
+            return working.result()
+        finally:
+            for task in (working, *ending):
+                task.cancel()
+            # An error's traceback references this frame, and the task references the error. The cycle would keep the request's body alive.
+            del working, ending, task
+
+    async def _until_shutdown(self) -> Exception:
+        await self._shutdown.wait()
+        return ServerError("the server shut down before it answered: retry, to reach the server that takes over")
 
 
 class Application:
@@ -44,7 +106,7 @@ class Application:
             endpoints: endpoints to route.
             access: access check for every request.
             cancelling: cancels work when its client disconnects, and all work at shutdown.
-            is_serving: returns True while the server accepts requests. If it returns False, connections are closed after the answer, so
+            is_serving: returns True while the server accepts requests. If it returns False, connections are closed after the response, so
                 that clients connect to the server that takes over.
             observe: records each request except health checks.
             budget: memory budget from which bodies are admitted.
@@ -109,3 +171,15 @@ class Application:
             expected = " or ".join(sorted((error.headers or {}).get("Allow", "").split(", ")))
             return error_response(HTTPException(405, f"method {request.method} is not allowed here: use {expected}", error.headers))
         return error_response(HTTPException(404, f"no such path: {request.scope['path']!r:.100}: see GET /docs for the paths"))
+
+
+async def _until_disconnect(request: Request) -> Exception:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    return ClientDisconnect()
+
+
+def _retrieve_error(cancelled: asyncio.Future[Any]) -> None:
+    """Retrieve an error that work raised while being cancelled, because asyncio logs errors that are never retrieved."""
+    if not cancelled.cancelled():
+        cancelled.exception()

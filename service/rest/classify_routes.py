@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
+from pydantic import BaseModel, BeforeValidator, Field, SkipValidation
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import Response
@@ -15,7 +17,6 @@ from tlcli.contract.images.decoding import ImageLimits
 from tlcli.service.inference.classifier import DEFAULT_TOP_K, Classifier
 from tlcli.service.rest.endpoint import Endpoint
 from tlcli.service.rest.responses import JSON, json_response
-from tlcli.service.rest.schemas import Classification
 from tlcli.service.telemetry.request_record import current_request
 from tlcli.service.types.query import MapFormat, MapQuery, Query, require_map_format
 
@@ -38,6 +39,53 @@ _QUERY: dict[str, dict[str, Any]] = {
     "max_channels": _INTEGER | {"description": "Number of channels of a Score-CAM."},
     "request_id": _STRING | {"description": "Repeated in the response."},
 }
+
+
+class Map(BaseModel):
+    """Class activation map of one class."""
+
+    cam: str = Field(validation_alias="method", description="Name of the map, such as gradcam.")
+    height: int
+    width: int
+    box: list[float] = Field(description="Part of the image that the map covers: left, top, right, bottom, in pixels.")
+    values: Annotated[
+        SkipValidation[list[list[float]] | None], BeforeValidator(lambda values: None if values is None else values.tolist())
+    ] = Field(None, description="Values row by row, with format raw.")
+    png: Annotated[str | None, BeforeValidator(lambda png: None if png is None else base64.b64encode(png).decode())] = Field(
+        None, description="PNG in base64, with format heat_map or overlay.", json_schema_extra={"contentEncoding": "base64"}
+    )
+
+
+class Prediction(BaseModel):
+    """Scores of one class."""
+
+    class_id: int
+    label: str
+    score: float = Field(description="Softmax probability.")
+    rank: int = Field(description="1 for the best class.")
+    logit: float
+    map: Map | None = None
+
+
+class Timings(BaseModel):
+    """Time spent on the server in nanoseconds. Waiting for a thread counts as queueing."""
+
+    decode_time_ns: int
+    queue_time_ns: int
+    infer_time_ns: int
+    render_time_ns: int
+
+
+class Classification(BaseModel):
+    """Predicted classes of one image and their maps."""
+
+    request_id: str
+    model: str
+    version: str
+    predictions: list[Prediction] = Field(
+        description="Top-k classes, highest score first, followed by explained classes outside of the top k."
+    )
+    timings: Timings
 
 
 class ClassifyEndpoint:

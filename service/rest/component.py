@@ -6,9 +6,8 @@ from functools import partial
 
 from tlcli.service.inference.components import Components
 from tlcli.service.rest.access_control import AccessControl, AllowedHosts
-from tlcli.service.rest.app import Application
+from tlcli.service.rest.app import Application, CancelOnDisconnect
 from tlcli.service.rest.classify_routes import ClassifyEndpoint
-from tlcli.service.rest.disconnect import CancelOnDisconnect
 from tlcli.service.rest.endpoint import Endpoint
 from tlcli.service.rest.http_server import HttpServer
 from tlcli.service.rest.http_tls import server_context
@@ -45,7 +44,7 @@ class Http:
             AccessControl(tokens, AllowedHosts(settings.allowed_hosts, settings.host)),
             cancelling,
             components.is_serving,
-            partial(components.observer.start_request, protocol="http"),
+            partial(components.recorder.start_request, protocol="http"),
             components.budget,
         )
         self._server = HttpServer(settings.host, port, settings.reuse_port, cancelling, components.max_connections)

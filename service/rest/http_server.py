@@ -8,14 +8,14 @@ import errno
 import socket
 import ssl
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import uvicorn
 from starlette.applications import Starlette
 
 from tlcli.contract.errors import SettingsError
-from tlcli.service.rest.accept_loop import Acceptor, Connections
-from tlcli.service.rest.disconnect import CancelOnDisconnect
-from tlcli.service.rest.http_connection import HttpConnection
+from tlcli.service.rest.app import CancelOnDisconnect
+from tlcli.service.rest.http_connections import Acceptor, Connections, HttpConnection
 from tlcli.service.system.addresses import join_address
 
 _BACKLOG = 2048
@@ -118,10 +118,7 @@ class _Uvicorn(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept connections with `Acceptor` instead of asyncio's own server."""
-
-        def protocol() -> asyncio.Protocol:
-            return self.config.http_protocol_class(config=self.config, server_state=self.server_state, app_state={})  # type: ignore[call-arg]
-
+        protocol = partial(self.config.http_protocol_class, config=self.config, server_state=self.server_state, app_state={})  # type: ignore[call-arg]
         self.servers = [Acceptor(listening, protocol, self.config.ssl, self._connections) for listening in sockets or ()]  # type: ignore[misc]
         self.started = True
         self.listening.set()

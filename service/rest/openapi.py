@@ -10,13 +10,16 @@ from http import HTTPStatus
 from importlib import metadata
 from typing import Any
 
+from pydantic import BaseModel
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, JsonSchemaValue, models_json_schema
+from pydantic_core import core_schema
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from tlcli.service.rest.access_control import OPEN_PATHS
 from tlcli.service.rest.endpoint import Content, Endpoint
 from tlcli.service.rest.responses import JSON, json_response
-from tlcli.service.rest.schemas import SCHEMAS, Error
+from tlcli.service.rest.schemas import Error
 
 Document = dict[str, Any]
 
@@ -57,7 +60,34 @@ class OpenApi:
         return HTMLResponse(self.html, headers={"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"})
 
 
-def _document(endpoints: Iterable[Endpoint], has_tokens: bool) -> Document:
+class _Generator(GenerateJsonSchema):
+    """Schema generator that omits field titles and describes optional fields as fields that may be missing instead of null."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        """Omit the title."""
+        return False
+
+    def nullable_schema(self, schema: core_schema.NullableSchema) -> JsonSchemaValue:
+        """Return the schema of the value without the null alternative."""
+        return self.generate_inner(schema["schema"])
+
+    def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
+        """Return the schema of the value without its default."""
+        return self.generate_inner(schema["schema"])
+
+
+def _schemas(endpoints: Iterable[Endpoint]) -> Document:
+    """Return the JSON schemas of all bodies and responses by model name."""
+    models: list[tuple[type[BaseModel], JsonSchemaMode]] = [(Error, "serialization")]
+    for endpoint in endpoints:
+        models += [(model, "validation") for model in endpoint.takes.values() if model is not None]
+        models += [(model, "serialization") for model in endpoint.answers.values() if model is not None]
+    _, document = models_json_schema(models, ref_template="#/components/schemas/{model}", schema_generator=_Generator)
+    schemas: Document = document["$defs"]
+    return schemas
+
+
+def _document(endpoints: Sequence[Endpoint], has_tokens: bool) -> Document:
     paths: dict[str, Document] = {}
     for endpoint in endpoints:
         for path in endpoint.paths:
@@ -70,10 +100,10 @@ def _document(endpoints: Iterable[Endpoint], has_tokens: bool) -> Document:
             "description": "Image classification with class activation maps: the Open Inference Protocol, and one request for curl.",
         },
         "paths": paths,
-        "components": {"schemas": SCHEMAS},
+        "components": {"schemas": _schemas(endpoints)},
     }
     if has_tokens:
-        document["components"] = {"schemas": SCHEMAS, "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}}
+        document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
         document["security"] = [{"token": []}]
     return document
 

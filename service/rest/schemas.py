@@ -1,4 +1,4 @@
-"""Pydantic models of the JSON that the server receives and sends. The schemas of the OpenAPI document are generated from them.
+"""Pydantic models of the JSON of errors and of the Open Inference Protocol. The OpenAPI document describes them.
 
 Requests are not validated with these models but read field by field (`tlcli.service.rest.json_fields`), so that each error is one line.
 Tensors are written without a model (`tlcli.service.rest.json_tensors`), which is faster.
@@ -6,12 +6,9 @@ Tensors are written without a model (`tlcli.service.rest.json_tensors`), which i
 
 from __future__ import annotations
 
-import base64
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, RootModel, SkipValidation
-from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, models_json_schema
-from pydantic_core import core_schema
+from pydantic import BaseModel, Field, RootModel
 
 BASE64 = "base64"
 """Value of the parameter `content_type` for a BYTES input, as in MLServer. It is required because JSON cannot hold raw bytes."""
@@ -163,76 +160,3 @@ class IndexEntry(BaseModel):
 
 class RepositoryIndex(RootModel[list[IndexEntry]]):
     """State of every version of every model."""
-
-
-class Map(BaseModel):
-    """Class activation map of one class."""
-
-    cam: str = Field(validation_alias="method", description="Name of the map, such as gradcam.")
-    height: int
-    width: int
-    box: list[float] = Field(description="Part of the image that the map covers: left, top, right, bottom, in pixels.")
-    values: Annotated[
-        SkipValidation[list[list[float]] | None], BeforeValidator(lambda values: None if values is None else values.tolist())
-    ] = Field(None, description="Values row by row, with format raw.")
-    png: Annotated[str | None, BeforeValidator(lambda png: None if png is None else base64.b64encode(png).decode())] = Field(
-        None, description="PNG in base64, with format heat_map or overlay.", json_schema_extra={"contentEncoding": "base64"}
-    )
-
-
-class Prediction(BaseModel):
-    """Scores of one class."""
-
-    class_id: int
-    label: str
-    score: float = Field(description="Softmax probability.")
-    rank: int = Field(description="1 for the best class.")
-    logit: float
-    map: Map | None = None
-
-
-class Timings(BaseModel):
-    """Time spent on the server in nanoseconds. Waiting for a thread counts as queueing."""
-
-    decode_time_ns: int
-    queue_time_ns: int
-    infer_time_ns: int
-    render_time_ns: int
-
-
-class Classification(BaseModel):
-    """Predicted classes of one image and their maps."""
-
-    request_id: str
-    model: str
-    version: str
-    predictions: list[Prediction] = Field(
-        description="Top-k classes, highest score first, followed by explained classes outside of the top k."
-    )
-    timings: Timings
-
-
-class _Generator(GenerateJsonSchema):
-    """Schema generator that omits field titles and describes optional fields as fields that may be missing instead of null."""
-
-    def field_title_should_be_set(self, schema: Any) -> bool:
-        """Omit the title."""
-        return False
-
-    def nullable_schema(self, schema: core_schema.NullableSchema) -> JsonSchemaValue:
-        """Return the schema of the value without the null alternative."""
-        return self.generate_inner(schema["schema"])
-
-    def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
-        """Return the schema of the value without its default."""
-        return self.generate_inner(schema["schema"])
-
-
-_RECEIVED = (InferRequest, RepositoryIndexRequest, ControlRequest)
-_SENT = (Error, Live, Ready, ServerMetadata, ModelMetadata, InferResponse, RepositoryIndex, Classification)
-SCHEMAS: dict[str, Any] = models_json_schema(
-    [*((model, "validation") for model in _RECEIVED), *((model, "serialization") for model in _SENT)],
-    ref_template="#/components/schemas/{model}",
-    schema_generator=_Generator,
-)[1]["$defs"]
-"""JSON schemas by model name."""

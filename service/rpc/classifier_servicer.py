@@ -12,13 +12,13 @@ from tlcli.service.decoding.memory_budget import MemoryBudget
 from tlcli.service.inference.classifier import Classifier
 from tlcli.service.pb.tlcli.v1 import classifier_pb2 as pb
 from tlcli.service.protocol import codec
+from tlcli.service.protocol.message_parsing import message_bytes, parse
 from tlcli.service.protocol.rpc_methods import CLASSIFIER, Context, handler
 from tlcli.service.repository.model_repository import Repository
-from tlcli.service.rpc.error_handling import abort_on_error, message_bytes, parse
 from tlcli.service.rpc.idle_streams import until_idle, write_or_time_out
+from tlcli.service.rpc.request_interceptor import abort_on_error, next_stream_request
 from tlcli.service.system.ordered_stream import in_order
 from tlcli.service.telemetry.failed_request import record_error
-from tlcli.service.telemetry.request_interceptor import next_stream_request
 from tlcli.service.types.answer import MapMethod, ModelInfo
 
 

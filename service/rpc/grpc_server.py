@@ -12,12 +12,11 @@ from grpc_health.v1 import health_pb2_grpc
 from tlcli.contract.errors import SettingsError
 from tlcli.service.inference.components import Components
 from tlcli.service.rpc.classifier_servicer import ClassifierServicer
-from tlcli.service.rpc.drain_interceptor import DrainInterceptor
 from tlcli.service.rpc.health_servicer import HealthServicer
-from tlcli.service.rpc.message_bounds import SmallMessageInterceptor, UnreadMessageInterceptor
+from tlcli.service.rpc.interceptors import DrainInterceptor, SmallMessageInterceptor, TokenInterceptor, UnreadMessageInterceptor
 from tlcli.service.rpc.open_inference_servicer import OpenInferenceServicer
 from tlcli.service.rpc.reflection import enable_reflection
-from tlcli.service.rpc.token_interceptor import TokenInterceptor
+from tlcli.service.rpc.request_interceptor import RequestInterceptor
 from tlcli.service.security.grpc_credentials import server_credentials
 from tlcli.service.security.tokens import Token
 from tlcli.service.settings.server_settings import ServerSettings
@@ -110,9 +109,9 @@ def handlers(components: Components) -> tuple[grpc.GenericRpcHandler[Any, Any], 
 def interceptors(
     components: Components, tokens: ReloadingFile[tuple[Token, ...]] | None, drain: DrainInterceptor | None = None
 ) -> list[grpc.aio.ServerInterceptor]:  # type: ignore[type-arg]  # generic in the stubs only
-    """Return the interceptors, outermost first. The observer comes first so that it also records calls that the others reject."""
+    """Return the interceptors, outermost first. The first one records calls, including those that the others reject."""
     others = [SmallMessageInterceptor(), drain, None if tokens is None else TokenInterceptor(tokens)]
-    return [components.observer, *(interceptor for interceptor in others if interceptor is not None)]
+    return [RequestInterceptor(components.recorder), *(interceptor for interceptor in others if interceptor is not None)]
 
 
 def _connection_age(age_s: float) -> list[tuple[str, int]]:

@@ -43,7 +43,7 @@ async def write_or_time_out(writing: Awaitable[None], idle_s: float) -> None:
     """Write an answer, which waits until the client has room for it.
 
     Args:
-        writing: awaitable that writes the answer.
+        writing: awaitable that writes the response.
         idle_s: time limit in seconds; 0 for no limit.
 
     Raises:

@@ -16,10 +16,11 @@ from tlcli.contract.errors import RequestError
 from tlcli.service.decoding.memory_budget import MemoryBudget
 from tlcli.service.inference.open_inference import PLATFORM, STATES, InferAnswer, InferQuery, OpenInference, check_parameters
 from tlcli.service.pb.inference import open_inference_pb2 as pb
+from tlcli.service.protocol.message_parsing import message_bytes, parse
 from tlcli.service.protocol.rpc_methods import OPEN_INFERENCE, Context, handler
 from tlcli.service.repository.model_control import ModelControl
 from tlcli.service.repository.model_repository import Repository
-from tlcli.service.rpc.error_handling import abort_on_error, message_bytes, parse
+from tlcli.service.rpc.request_interceptor import abort_on_error
 from tlcli.service.types.answer import ModelState
 from tlcli.service.types.tensor import BOOL, BYTES, INT64, UINT8, InputTensor, TensorSpec, check_shape
 

@@ -61,7 +61,7 @@ class ServerSettings(BaseModel):
         default=None,
         min_length=1,
         description="Host names accepted in HTTP requests, separated by commas, such as models.example; * accepts any. IP addresses and"
-        " localhost are always accepted. Not set: only those on a loopback address, any name on other addresses.",
+        " localhost are always accepted. Not set: only those on a loopback address, and any name on other addresses.",
     )
     reuse_port: bool = Field(
         default=False,
@@ -122,29 +122,30 @@ class ServerSettings(BaseModel):
         default=300.0,
         ge=0,
         le=_MAX_S,
-        description="Time limit for one image in seconds, from entering the queue to the answer; then it is rejected. 0: no limit.",
+        description="Time limit for one image in seconds, from entering the queue to the response; an image that exceeds it is"
+        " rejected. 0: no limit.",
     )
     max_decode_s: float = Field(
         default=2.0,
         ge=0.01,
         le=_MAX_S,
-        description="Processor time limit for decoding one image, in seconds; then it is rejected. Files whose structure does not bound"
-        " the time are decoded in a separate process.",
+        description="CPU time limit for decoding one image, in seconds; an image that exceeds it is rejected. Files whose decoding time"
+        " cannot be bounded from their structure are decoded in a separate process.",
     )
     max_memory_bytes: int = Field(
         default=0,
         ge=0,
         le=_MAX_MEMORY_BYTES,
         description="Memory budget of all requests in bytes: bodies, decoded images, drawings, and runs at a size other than the model's"
-        " own. A request waits up to 2 s for memory, then is rejected. 0: half of the container's limit, or of the machine's memory"
-        " without a limit.",
+        " own. A request waits up to 2 s for memory, then is rejected. 0: half of the container's limit, or half of the"
+        " machine's memory if there is no limit.",
     )
     max_message_bytes: int = Field(
         default=0,
         ge=0,
         le=_MAX_MESSAGE_BYTES,
-        description="Largest request in bytes, for requests with several images; each image has limits of its own. 0: what the largest"
-        " image needs.",
+        description="Largest request in bytes, for requests with several images; each image also has its own limits. 0: large"
+        " enough for the largest image.",
     )
     max_batch_size: _Count = Field(default=8, description="Largest number of images in one run of a model.")
     max_queue_delay_ms: float = Field(
@@ -164,7 +165,7 @@ class ServerSettings(BaseModel):
     )
     max_maps: _Count = Field(
         default=100,
-        description="Largest number of classes that one request may explain. Each costs a map, and a PNG if the map is drawn.",
+        description="Largest number of classes that one request may explain. Each class needs its own map, and a PNG if the map is drawn.",
     )
     stream_in_flight: _Count = Field(default=8, description="Images of one stream that are processed at the same time.")
     stream_idle_s: float = Field(
@@ -193,7 +194,7 @@ class ServerSettings(BaseModel):
         ge=0,
         le=_MAX_S,
         description="Seconds to keep accepting requests after health turns NOT_SERVING, so that load balancers have time to stop sending"
-        " them. 0: no load balancer.",
+        " them. Use 0 without a load balancer.",
     )
     grace_s: float = Field(
         default=30.0, ge=0, le=_MAX_S, description="Seconds that in-flight requests may take at shutdown before they are cancelled."

@@ -95,9 +95,9 @@ class Metrics:
                 durations[stage] = self._durations.labels(model, stage)
             durations[stage].observe(took_ns / 1e9)
 
-    def batches(self, model: str) -> Callable[[int], None]:
-        """Return a callback that records the size of each batch of a model. It may be called from any thread."""
-        return self._batches.labels(model).observe if self.on else _ignore
+    def batches(self, model: str) -> Callable[[int], None] | None:
+        """Return a callback that records the size of each batch of a model; None if disabled. It may be called from any thread."""
+        return self._batches.labels(model).observe if self.on else None
 
     def loaded(self, model: str, seconds: float) -> None:
         """Count a model version that loaded successfully, and record the `seconds` that loading and warm-up took."""
@@ -162,10 +162,6 @@ class Metrics:
 
 NO_METRICS = Metrics()
 """Disabled metrics, which record nothing."""
-
-
-def _ignore(size: int) -> None:
-    """Do nothing."""
 
 
 def _collector(in_flight: Callable[[], int], queues: Callable[[], Iterable[Queue]]) -> Collector:

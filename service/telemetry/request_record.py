@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from types import TracebackType
@@ -26,7 +26,7 @@ STAGES: tuple[Stage, ...] = ("decode", "queue", "infer", "render")
 """Stages in the order in which a request passes through them. The stage `total` is the whole request and is not listed here."""
 
 REQUEST_ID = "x-request-id"
-"""Header that identifies a request. The server returns it with the answer."""
+"""Header that identifies a request. The server returns it with the response."""
 
 OK = "OK"
 Headers = Iterable[tuple[str, str | bytes]]
@@ -60,7 +60,7 @@ class RequestRecord:
     model, version: name and version of the model that answers; empty until the model is found.
     images: number of images in the request.
     code: outcome of the request, as the name of a gRPC status code.
-    received_bytes, sent_bytes: sizes of the request message and the answer message.
+    received_bytes, sent_bytes: sizes of the request and response messages.
     """
 
     def __init__(self, method: str, headers: Headers = (), protocol: str = "grpc", on_end: Iterable[OnEnd] = ()) -> None:
@@ -144,6 +144,31 @@ class RequestRecord:
             self.spans.append(Span("queue", submitted_ns, waited_ns))
         if took_ns:
             self.spans.append(Span(stage, submitted_ns + waited_ns, took_ns))
+
+
+class RequestRecorder:
+    """Recorder of the requests of one server, over both protocols.
+
+    in_flight: number of requests in progress.
+    """
+
+    def __init__(self, on_end: Sequence[OnEnd]) -> None:
+        """Create a recorder that calls each `on_end` callback, in the event loop, whenever a request ends."""
+        self._on_end = (self._ended, *on_end)
+        self.in_flight = 0
+
+    def start_request(self, method: str, headers: Headers, protocol: str = "grpc") -> RequestRecord:
+        """Start the record of a request. Use the record as a context manager around the work for the request.
+
+        Args:
+            method: name of the method, from a fixed set that clients cannot extend.
+            headers, protocol: see `RequestRecord`.
+        """
+        self.in_flight += 1
+        return RequestRecord(method, headers, protocol, self._on_end)
+
+    def _ended(self, request: RequestRecord) -> None:
+        self.in_flight -= 1
 
 
 class _NoRequest(RequestRecord):

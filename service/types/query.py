@@ -40,7 +40,7 @@ class Query:
     version: number or label of the version; empty for the latest.
     top_k: number of top-ranked classes to return; 0 for five, or fewer if the model has fewer classes.
     map: maps to compute, or None.
-    request_id: id to return with the answer.
+    request_id: id to return with the response.
     """
 
     encoded: bytes | None = None

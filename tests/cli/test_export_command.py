@@ -166,8 +166,8 @@ def test_commands_take_a_file_in_smaller_numbers(small: tuple[Path, Result], tmp
         (("--precision", "fp16", "--calibration", "x"), "--calibration is for --precision int8 only: add that, or leave"),
         (("--calibration", "x"), "--calibration is for --precision int8 only: add that, or leave the images out"),
         (("--precision", "int8", "--calibration", "no/such"), "no/such: no such file or folder"),
-        (("--calibration-images", 9), "--calibration-images: only int8 is calibrated: add --precision int8, or leave it out"),
-        (("--max-accuracy-drop", 3), "--max-accuracy-drop: applies to reduced precision: add --precision fp16 or int8"),
+        (("--calibration-images", 9), "--calibration-images applies only to int8: add --precision int8, or leave it out"),
+        (("--max-accuracy-drop", 3), "--max-accuracy-drop applies only to reduced precision: add --precision fp16 or int8"),
     ],
 )
 def test_smaller_numbers_that_cannot_be_are_refused(flags: tuple[object, ...], message: str, tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_what_cannot_be_trained_on_or_exported_is_refused(run: tlcli.Run, tmp_pa
         tlcli.export(tmp_path / "nosuch")
     with pytest.raises(SettingsError, match="weights, labels: a run already determines these"):
         tlcli.export(run, labels=["a"], weights="none")
-    with pytest.raises(SettingsError, match="temperature 'fit': needs the validation split of a run"):
+    with pytest.raises(SettingsError, match="temperature 'fit' needs the validation split of a run"):
         tlcli.export(BACKBONE, temperature="fit", weights="none")
     with pytest.raises(SettingsError, match="unknown backbone 'resnet1'"):
         tlcli.export("resnet1", output=tmp_path)

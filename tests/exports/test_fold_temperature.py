@@ -150,7 +150,7 @@ def test_a_number_is_taken_as_it_is(sure: Run, tmp_path: Path) -> None:
     ("arguments", "said"),
     [
         (("--temperature", "warm"), "'warm': expected a number above 0, or fit"),
-        (("--temperature", "fit"), "--temperature fit: needs the validation split of a run; use a number with --backbone"),
+        (("--temperature", "fit"), "--temperature fit needs the validation split of a run: use a number with --backbone"),
     ],
 )
 def test_the_command_says_what_it_takes(arguments: tuple[str, ...], said: str) -> None:

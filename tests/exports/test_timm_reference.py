@@ -15,7 +15,6 @@ from torch import nn
 from tlcli.contract.errors import ParityError, SettingsError
 from tlcli.contract.model.onnx_model import Model
 from tlcli.exports import export_backbone, published_network
-from tlcli.exports.published_backbone import published_network
 from tlcli.exports.timm_reference import require_as_timm
 from tlcli.training.models.network import CutError, Network, NetworkConfig, WholeNetwork
 from tlcli.training.models.weights import load_backbone

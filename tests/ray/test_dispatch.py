@@ -57,7 +57,7 @@ class Asked:
 
         self.parts = Components.of(ServerSettings(models=models, tokens_file=tokens_file), on_change=nothing, is_serving=lambda: True)
         self.seen: list[RequestRecord] = []
-        self.parts.observer._on_end = (*self.parts.observer._on_end, self.seen.append)
+        self.parts.recorder._on_end = (*self.parts.recorder._on_end, self.seen.append)
         offered = Handlers()
         offered.add_generic_rpc_handlers(handlers(self.parts))
         self.dispatch = Dispatch(offered, interceptors(self.parts, reloading_tokens(tokens_file)))

@@ -24,9 +24,8 @@ from tlcli.service import AsyncClient
 from tlcli.service.pb.inference import open_inference_pb2
 from tlcli.service.pb.tlcli.v1 import classifier_pb2 as pb
 from tlcli.service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
-from tlcli.service.protocol.error_status import to_status
+from tlcli.service.protocol.error_status import RETRY_AFTER_MS, to_status
 from tlcli.service.protocol.rpc_methods import SERVICES, path_of
-from tlcli.service.rpc.error_handling import RETRY_AFTER_MS
 
 GONE = "The actor died unexpectedly before finishing this task.\n\tclass_name: ServeReplica"
 RAISED = "\x1b[36mray::ServeReplica:tlcli:Replica.handle_request()\x1b[39m (pid=1)\n  File ...\nAttributeError: no such method"

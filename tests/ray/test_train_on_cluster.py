@@ -88,10 +88,10 @@ def test_what_is_wrong_is_said_before_a_cluster_is_asked(tmp_path: Path) -> None
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("mine")
     done = CliRunner().invoke(main, [str(settings), "--output", str(tmp_path / "run")])
-    assert "is not empty: nothing is overwritten" in done.output
+    assert "already exists, and nothing is overwritten" in done.output
     done = CliRunner().invoke(main, ["--resume", str(tmp_path / "run")])
     assert done.exit_code == NotFoundError.exit_code
-    assert done.output.startswith(f"Error: {tmp_path / 'run'}: not a run (config.json is missing)")
+    assert done.output.startswith(f"Error: {tmp_path / 'run'} is not a run (config.json is missing)")
 
 
 @pytest.mark.parametrize("arguments", [[], ["settings.toml"], ["settings.toml", "--output", "run", "--resume", "run"]])

@@ -68,7 +68,7 @@ def test_the_package_exports_every_name_in_all() -> None:
         ({"mode": "full", "head_epochs": 2}, "--head-epochs 2 with --weights none"),
         (
             {"mode": "full", "weights": "w", "epochs": 3, "head_epochs": 3},
-            "--head-epochs 3 of --epochs 3: no epochs are left to train all layers",
+            "--head-epochs 3 with --epochs 3 leaves no epochs to train all layers",
         ),
     ],
 )
@@ -105,9 +105,9 @@ def test_impossible_settings_are_rejected_before_an_image_is_read(tmp_path: Path
         finetune(config(nowhere, weights="nowhere.pth"))
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "file").touch()
-    with pytest.raises(SettingsError, match=r"--output .*used: is not empty: nothing is overwritten"):
+    with pytest.raises(SettingsError, match=r"--output .*used already exists, and nothing is overwritten"):
         finetune(config(nowhere, tmp_path / "used"))
-    with pytest.raises(SettingsError, match=r"--output .*file: is not empty"):
+    with pytest.raises(SettingsError, match=r"--output .*file already exists"):
         finetune(config(nowhere, tmp_path / "used" / "file"))
 
 

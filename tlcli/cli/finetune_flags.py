@@ -77,7 +77,7 @@ def _parse_classes(ctx: click.Context, option: click.Parameter, value: str | Non
         return None
     names = tuple(name.strip() for name in value.split(","))
     if not all(names):
-        raise click.BadParameter(f"{value!r}: an empty name: expected classes separated by commas, such as cat,dog")
+        raise click.BadParameter(f"{value!r} contains an empty name: expected classes separated by commas, such as cat,dog")
     return names
 
 
@@ -101,7 +101,7 @@ _DATA = [
     click.option(
         "--val-fraction",
         type=click.FloatRange(0, 1, min_open=True, max_open=True),
-        help="Share of the training images held out if there is no validation split.  [default: 0.2]",
+        help="Fraction of the training images held out if there is no validation split.  [default: 0.2]",
     ),
     click.option("--workers", type=click.IntRange(min=0), help="Number of processes that read images.  [default: chosen by the cores]"),
 ]
@@ -115,7 +115,9 @@ _TRAINING = [
     click.option("--optimizer", type=click.Choice(["adamw", "adam", "rmsprop", "sgd"]), help="Optimizer.  [default: adamw]"),
     click.option("--lr", type=_positive, help="Peak learning rate of the head.  [default: chosen by the optimizer]"),
     click.option("--schedule", type=click.Choice(["cosine", "constant"]), help="Learning rate after the warm-up.  [default: cosine]"),
-    click.option("--warm-up", type=_share, help="With --mode full: share of the steps that warm up the learning rate.  [default: 0.1]"),
+    click.option(
+        "--warm-up", type=_share, help="With --mode full: fraction of the steps over which the learning rate rises.  [default: 0.1]"
+    ),
     click.option("--weight-decay", type=_at_least_0, help="Weight decay.  [default: chosen by the optimizer]"),
     click.option(
         "--layer-decay",
@@ -137,13 +139,15 @@ _TRAINING = [
 
 _IMAGES = [
     click.option("--augment", type=click.IntRange(min=0), help="With --mode feature-extraction: augmented views of each image."),
-    click.option("--crop-scale", type=click.FloatRange(0, 1, min_open=True), help="Smallest share of the image's area that a crop keeps."),
+    click.option(
+        "--crop-scale", type=click.FloatRange(0, 1, min_open=True), help="Minimum fraction of the image's area that a random crop keeps."
+    ),
     click.option("--hflip/--no-hflip", default=None, help="Mirror half of the images."),
     click.option("--jitter", type=_share, help="Strength of random changes to brightness, contrast and saturation."),
-    click.option("--shear", type=click.FloatRange(0, 90, max_open=True), help="Largest random shear, in degrees.  [default: 0]"),
-    click.option("--zoom", type=_share, help="Largest random zoom, as a share of the size.  [default: 0]"),
+    click.option("--shear", type=click.FloatRange(0, 90, max_open=True), help="Maximum random shear, in degrees.  [default: 0]"),
+    click.option("--zoom", type=_share, help="Maximum random zoom, as a fraction of the image size.  [default: 0]"),
     click.option("--rand-augment", type=click.IntRange(1, 30), metavar="MAGNITUDE", help="RandAugment with two operations, 1 to 30."),
-    click.option("--random-erasing", type=click.FloatRange(0, 1), help="Share of the images with a random rectangle erased.  [default: 0]"),
+    click.option("--random-erasing", type=click.FloatRange(0, 1), help="Fraction of images with a random rectangle erased.  [default: 0]"),
     click.option("--mixup", type=_at_least_0, metavar="ALPHA", help="With --mode full: blend pairs of images (mixup).  [default: 0]"),
     click.option(
         "--cutmix", type=_at_least_0, metavar="ALPHA", help="With --mode full: paste patches between images (CutMix).  [default: 0]"

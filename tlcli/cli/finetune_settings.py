@@ -106,7 +106,7 @@ def check_data_dir(dataset: str) -> None:
     from tlcli.training.data.registry import KNOWN
 
     if dataset.lower() not in KNOWN and Path(dataset).expanduser().is_dir():
-        raise SettingsError(f"--data-dir: the folder of the known data sets, but {dataset} is a folder of images: leave it out")
+        raise SettingsError(f"--data-dir does not apply to {dataset}, which is a folder of images: leave --data-dir out")
 
 
 def _flag(name: str) -> str:

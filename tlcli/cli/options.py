@@ -29,7 +29,7 @@ device_option = click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Device to compute on."
 )
 host_option = click.option("--host", default=DEFAULT_HOST, show_default=True, help="Address of the server, with or without a port.")
-seed_option = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of every random choice.")
+seed_option = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed.")
 data_dir_option = click.option(
     "--data-dir", type=click.Path(path_type=Path, file_okay=False), help="Folder of the known data sets.  [default: the cache]"
 )
@@ -72,7 +72,7 @@ def answer_options(function: F) -> F:
                 type=click.IntRange(min=1),
                 help="Channels that Score-CAM and Faster-Score-CAM score.  [default: all, and 10]",
             ),
-            folder_option("overlays", "Folder for the overlays; if it holds files, the next free NAME-2, NAME-3."),
+            folder_option("overlays", "Folder for the overlays. A number is appended if it is not empty, such as overlays-2."),
             click.option(
                 "--csv",
                 "csv_path",
@@ -111,8 +111,8 @@ def server_options(function: Callable[..., None]) -> Callable[..., None]:
             port_option(),
             click.option("--tls", is_flag=True, help="Use TLS, and trust the public certificate authorities."),
             click.option("--tls-ca", type=file, help="Use TLS, and trust the certificate authorities in this PEM file."),
-            click.option("--tls-certificate", type=file, help="Client certificate for a server that requires one, PEM."),
-            click.option("--tls-key", type=file, help="Private key of the client certificate, PEM."),
+            click.option("--tls-certificate", type=file, help="Client certificate (PEM), for a server that requires one."),
+            click.option("--tls-key", type=file, help="Private key of the client certificate (PEM)."),
             click.option("--token-file", type=file, help="File with the token to send."),
         ]
     ):
@@ -168,10 +168,10 @@ def require_model(model: Path, others: Sequence[str | Path]) -> Path:
     except NotFoundError as error:
         for other in map(Path, others):
             if other.exists() and _is_model(other):
-                raise NotFoundError(f"{model}: not a model, but {other} is one: give the model first") from error
+                raise NotFoundError(f"{model} is not a model, but {other} is one: give the model first") from error
         if not model.exists() and is_backbone(str(model)):
             raise NotFoundError(
-                f"{model}: a backbone, not an exported model: `tlcli export --backbone {model}` exports it to models/{model}"
+                f"{model} is a backbone, not an exported model: `tlcli export --backbone {model}` exports it to models/{model}"
             ) from error
         raise
 
@@ -187,9 +187,9 @@ def check_images(paths: Sequence[str | Path]) -> None:
 
     for path in map(Path, paths):
         if is_run(path):
-            raise SettingsError(f"{path}: a run: expected images")
+            raise SettingsError(f"{path} is a run: expected images")
         if _is_model(path):
-            raise SettingsError(f"{path}: a model: expected images")
+            raise SettingsError(f"{path} is a model: expected images")
 
 
 def find_images(paths: Sequence[Path], console: Console) -> list[Path]:
@@ -276,7 +276,7 @@ def network_options(function: F) -> F:
             click.option(
                 "--crop-pct",
                 type=float,
-                help="Share of the image's shorter side that the crop keeps, such as 0.875.  [default: the backbone's]",
+                help="Fraction of the image's shorter side that the crop keeps, such as 0.875.  [default: the backbone's]",
             ),
             click.option(
                 "--crop-mode",
@@ -308,7 +308,7 @@ def parse_names(ctx: click.Context, option: click.Parameter, values: tuple[str, 
     """
     names = [name.strip() for value in values for name in value.split(",")]
     if not all(names):
-        raise click.BadParameter(f"{', '.join(map(repr, values))}: an empty name: expected names separated by commas")
+        raise click.BadParameter(f"{', '.join(map(repr, values))} contains an empty name: expected names separated by commas")
     return tuple(dict.fromkeys(names))
 
 

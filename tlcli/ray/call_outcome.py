@@ -10,8 +10,8 @@ from grpc_status import rpc_status
 
 from tlcli.contract.errors import OverloadedError, ServerError, TlcliError
 from tlcli.service.protocol import error_status
+from tlcli.service.protocol.error_status import RETRY_AFTER_MS
 from tlcli.service.protocol.rpc_methods import Metadata
-from tlcli.service.rpc.error_handling import RETRY_AFTER_MS
 
 logger = logging.getLogger("ray.serve")
 

@@ -29,11 +29,13 @@ def probe_images(height: int, width: int, device: torch.device) -> Tensor:
 def is_local(output: Tensor, layout: FeatureLayout) -> bool:
     """Return True if a layer's output for `probe_images` has the given layout.
 
-    The block that changes a position most must be the one at the corresponding place of the image. Comparing blocks at one position, rather
-    than positions for one block, also works behind global attention, where a few tokens change most whatever is changed in the image.
+    The block that changes a position most, relative to its effect on all positions, must be the one at the corresponding place of the
+    image. Comparing blocks at one position, rather than positions for one block, also works behind global attention, where all tokens change
+    and a few change most, whatever is changed in the image.
     """
     maps = layout.to_map(output).float()
     changes = (maps[1:] - maps[:1]).abs().mean(1)  # [places, h, w]
+    changes = changes / changes.mean((-2, -1), keepdim=True).clamp(min=torch.finfo(changes.dtype).tiny)
     found = 0
     for number, (row, column) in enumerate(_PLACES):
         at_place = changes[:, int(row * layout.height), int(column * layout.width)]

@@ -168,7 +168,7 @@ def read_config(path: Path) -> RunConfig:
     if problem := not_a_run(path):
         raise NotFoundError(problem)
     if not (path / CONFIG).is_file():
-        raise NotFoundError(f"{path}: not a run ({CONFIG} is missing): give a run's folder, such as one under {RUNS}/")
+        raise NotFoundError(f"{path} is not a run ({CONFIG} is missing): give a run's folder, such as one under {RUNS}/")
     return _read(path / CONFIG, RunConfig)
 
 
@@ -236,7 +236,7 @@ def require_output(config: FinetuneConfig) -> None:
     """
     output = config.output
     if output is not None and output.exists() and (not output.is_dir() or any(not path.name.startswith(".") for path in output.iterdir())):
-        raise SettingsError(f"--output {output}: is not empty: nothing is overwritten; name a new folder, or leave --output out")
+        raise SettingsError(f"--output {output} already exists, and nothing is overwritten: choose a new folder, or leave --output out")
 
 
 def make_folder(config: FinetuneConfig) -> RunFolder:
@@ -256,8 +256,8 @@ def make_folder(config: FinetuneConfig) -> RunFolder:
         except FileExistsError:
             continue
         except OSError as error:
-            raise SettingsError(f"{candidate}: the folder cannot be made: {error.strerror}: name another with --output") from error
-    raise SettingsError(f"--output {config.output}: is a file: name a folder")
+            raise SettingsError(f"{candidate}: the folder cannot be created: {error.strerror}: choose another with --output") from error
+    raise SettingsError(f"--output {config.output} is a file: choose a folder")
 
 
 def now() -> str:

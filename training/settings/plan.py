@@ -164,7 +164,7 @@ def _epochs(config: FinetuneConfig, scratch: bool) -> tuple[int, int]:
     epochs = config.epochs or head_epochs + FULL_EPOCHS
     if head_epochs >= epochs:
         raise SettingsError(
-            f"--head-epochs {head_epochs} of --epochs {epochs}: no epochs are left to train all layers;"
-            " use more --epochs, or --mode feature-extraction"
+            f"--head-epochs {head_epochs} with --epochs {epochs} leaves no epochs to train all layers:"
+            " increase --epochs, or use --mode feature-extraction"
         )
     return head_epochs, epochs - head_epochs

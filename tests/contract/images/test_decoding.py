@@ -277,7 +277,7 @@ def test_12_bits_in_a_pgm_are_scaled_as_its_header_says() -> None:
 def test_transparent_everywhere_is_refused(mode: str) -> None:
     image = Image.new(mode, (4, 4), {"RGBA": (90, 10, 20, 0), "LA": (90, 0), "P": 0, "RGB": (9, 8, 7)}[mode])
     options: dict[str, object] = {"P": {"transparency": 0}, "RGB": {"transparency": (9, 8, 7)}}.get(mode, {})  # type: ignore[assignment]
-    with pytest.raises(ImageError, match=r"transparent everywhere \(its alpha is at most 0 of 255\).*without the alpha channel"):
+    with pytest.raises(ImageError, match=r"fully transparent \(its highest alpha is 0 of 255\).*without the alpha channel"):
         decode(encoded(image, **options))
 
 

@@ -23,7 +23,7 @@ from tlcli.service.inference.request_checks import time_limit
 from tlcli.service.pb.inference import open_inference_pb2
 from tlcli.service.pb.tlcli.v1 import classifier_pb2 as pb
 from tlcli.service.pb.tlcli.v1.classifier_pb2_grpc import ClassifierStub
-from tlcli.service.rest import disconnect, http_connection
+from tlcli.service.rest import app, http_connections
 
 IMAGE = encode(scene(RED, (30, 20, 90, 70)), "JPEG")
 LIMIT_S = 8 * RUN_S  # a Score-CAM takes 20 runs, an image's scores one
@@ -113,7 +113,7 @@ def test_over_http(wide: Path, slow: SlowRuns) -> None:
 
 
 def test_a_body_that_does_not_arrive(one_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disconnect, "_READ_S", 0.1)
+    monkeypatch.setattr(app, "_READ_S", 0.1)
     with http_in_background(ServerSettings(models=one_model, port=0, http_port=0)) as port:
         with socket.create_connection(("127.0.0.1", port), timeout=10) as slow_client:
             slow_client.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nabc")
@@ -125,7 +125,7 @@ def test_a_body_that_does_not_arrive(one_model: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_connection_without_a_request(one_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_connection, "_HEAD_S", 0.4)
+    monkeypatch.setattr(http_connections, "_HEAD_S", 0.4)
     with http_in_background(ServerSettings(models=one_model, port=0, http_port=0)) as port:
         with socket.create_connection(("127.0.0.1", port), timeout=10) as silent:
             silent.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: h")
@@ -142,7 +142,7 @@ def test_a_closed_connection_is_not_kept_in_memory(one_model: Path) -> None:
             with Asking(port) as http:
                 assert http.get("/v2/health/live").json == {"live": True}
         until = time.monotonic() + 10
-        while left := [one for one in gc.get_objects() if isinstance(one, http_connection.HttpConnection)]:
+        while left := [one for one in gc.get_objects() if isinstance(one, http_connections.HttpConnection)]:
             assert time.monotonic() < until, f"{len(left)} connections are kept"
             del left
             gc.collect()

@@ -25,12 +25,11 @@ from tlcli.contract.errors import MemoryLimitError
 from tlcli.contract.images.decoding import decoding_bytes
 from tlcli.service import ServerSettings
 from tlcli.service.decoding import memory_budget
-from tlcli.service.protocol import parse_cost
-from tlcli.service.rest import accept_loop, disconnect, http_connection, json_fields
+from tlcli.service.protocol import message_parsing
+from tlcli.service.rest import app, http_connections, json_fields
 from tlcli.service.rest.endpoint import Endpoint
 from tlcli.service.rest.openapi import OpenApi
 from tlcli.service.rest.responses import STATUSES, error_response
-from tlcli.service.rest.schemas import SCHEMAS
 from tlcli.service.rpc import grpc_server
 from tlcli.service.settings.server_settings import SETTINGS
 from tlcli.service.telemetry import log_writer
@@ -83,7 +82,7 @@ def test_every_path_of_the_document_is_answered(port: int, document: Any) -> Non
 
 def test_every_schema_is_used(document: Any) -> None:
     used = {one.rpartition("/")[2] for one in re.findall(r"#/components/schemas/\w+", json.dumps(document))}
-    assert used == SCHEMAS.keys()
+    assert used == document["components"]["schemas"].keys()
 
 
 def test_answers_have_the_fields_of_their_schemas(port: int, document: Any) -> None:
@@ -152,7 +151,7 @@ def test_the_page_lists_everything_and_loads_nothing(port: int, document: Any) -
     page = Page(answer.body.decode())
     assert not page.tags & {"script", "link", "img", "iframe"}
     assert page.links == {"openapi.json"} | {f"#{name}" for name in page.ids if f"#{name}" in page.links}
-    assert page.ids == SCHEMAS.keys()
+    assert page.ids == document["components"]["schemas"].keys()
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
             assert f"{method.upper()} {path}" in page.text
@@ -192,9 +191,9 @@ def test_bounds_are_those_of_the_code() -> None:
     section = " ".join(DOCUMENT.read_text(encoding="utf-8").split("\n## Bounds\n")[1].split("\n## ")[0].split())
     for name in (name for name in SETTINGS if name.startswith(("max_", "limits_", "stream_"))):
         assert f"`{name}`" in section or name in ("max_batch_size", "max_queue_delay_ms", "max_connection_age_s"), name
-    assert f"| {parse_cost.MAX_FIELDS:,}; {parse_cost.MAX_NUMBERS:,}; {parse_cost.MAX_TEXT_BYTES:,} |" in section
+    assert f"| {message_parsing.MAX_FIELDS:,}; {message_parsing.MAX_NUMBERS:,}; {message_parsing.MAX_TEXT_BYTES:,} |" in section
     assert f"| {json_fields._MAX_VALUES:,}; {json_fields._MAX_CONTAINERS:,}; {json_fields._MAX_WIDE_BYTES:,} |" in section
-    assert f"| {accept_loop._HANDSHAKE_S:g} s; {http_connection._HEAD_S:g} s and {disconnect._READ_S:g} s |" in section
+    assert f"| {http_connections._HANDSHAKE_S:g} s; {http_connections._HEAD_S:g} s and {app._READ_S:g} s |" in section
     patience = dict(grpc_server._TIMEOUTS)
     ping_s = (patience["grpc.keepalive_time_ms"] + patience["grpc.keepalive_timeout_ms"]) / 1000
     assert f"| {ping_s:g} s; {patience['grpc.max_connection_idle_ms'] / 1000:g} s |" in section

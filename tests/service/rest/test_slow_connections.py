@@ -28,7 +28,7 @@ POST = b"POST /v1/classify%s HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r
 def port(one_model: Path) -> Iterator[int]:
     with pytest.MonkeyPatch.context() as patched:
         for name, seconds in {"_HEAD_S": 1.0, "_REST_S": 1.0, "_STALL_S": 0.5}.items():
-            patched.setattr(f"tlcli.service.rest.http_connection.{name}", seconds)
+            patched.setattr(f"tlcli.service.rest.http_connections.{name}", seconds)
         with http_in_background(ServerSettings(models=one_model, port=0, http_port=0, max_connections=12)) as port:
             yield port
 
@@ -178,7 +178,7 @@ def test_connections_over_the_limit_are_refused_with_a_line(port: int) -> None:
 def test_connections_without_a_tls_handshake_count_and_end(one_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.helpers.service.made_certificates import make
 
-    monkeypatch.setattr("tlcli.service.rest.accept_loop._HANDSHAKE_S", 0.5)
+    monkeypatch.setattr("tlcli.service.rest.http_connections._HANDSHAKE_S", 0.5)
     files = make("server").save(tmp_path, "server")
     with http_in_background(ServerSettings(models=one_model, port=0, http_port=0, max_connections=2, **files)) as port:
         silent = [connect(port) for _ in range(2)]

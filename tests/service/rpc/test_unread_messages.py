@@ -68,7 +68,7 @@ def test_a_call_without_a_message_is_refused(one_model: Path) -> None:
 def test_the_memory_of_models_does_not_count_as_messages(one_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a health check before the models are loaded, their memory must not count as that of messages."""
     growth = iter([100, 900])
-    monkeypatch.setattr("tlcli.service.rpc.message_bounds._process_bytes", lambda: next(growth))
+    monkeypatch.setattr("tlcli.service.rpc.interceptors._process_bytes", lambda: next(growth))
 
     async def main() -> tuple[int | None, int | None]:
         server = Server(ServerSettings(models=one_model, port=0, grace_s=0))

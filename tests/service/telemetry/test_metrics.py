@@ -257,7 +257,7 @@ def test_off_it_keeps_and_serves_nothing(one_model: Path, caplog: pytest.LogCapt
     NO_METRICS.count_request(request)
     NO_METRICS.loaded("toy", 1.0)
     NO_METRICS.failed_to_load("toy")
-    NO_METRICS.batches("toy")(3)
+    assert NO_METRICS.batches("toy") is None
     assert not Metrics().on
 
 

@@ -56,7 +56,7 @@ class _Numbers(click.ParamType[Any]):
     "--warm-up", type=click.FloatRange(min=0), default=1.0, show_default=True, help="Warm-up before each step in seconds, not measured."
 )
 @click.option(
-    "--timeout", "timeout_s", type=click.FloatRange(min=0.001), default=30.0, show_default=True, help="Seconds to wait for an answer."
+    "--timeout", "timeout_s", type=click.FloatRange(min=0.001), default=30.0, show_default=True, help="Seconds to wait for a response."
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Draw latency over throughput to this image file.")
 @options.server_options

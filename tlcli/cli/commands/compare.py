@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 )
 @options.json_option
 def command(runs: tuple[Path, ...], column: str | None, output: Path | None, as_json: bool) -> None:
-    """Compare runs side by side: their settings, figures and significance.
+    """Compare the settings and metrics of runs side by side.
 
-    RUN is a run's folder, such as runs/NAME. Only settings that differ between the runs are shown; unset ones with the value they
-    resolved to. Runs that were validated on other images are reported: their figures cannot be compared.
+    RUN is a run's folder, such as runs/NAME. Only settings that differ between the runs are shown, with their resolved values if
+    they were not set. A remark is printed for runs that were validated on different images, whose metrics cannot be compared.
 
-    Two runs on the same validation images are also compared by McNemar's exact test.
+    Two runs on the same validation images are also compared by McNemar's exact test of significance.
 
     \b
     tlcli compare runs/a runs/b

@@ -30,7 +30,7 @@ SUMMARY = "summary.json"
 @options.data_dir_option
 @click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Images per run of the model.")
 @options.device_option
-@options.folder_option("evaluate", "Folder for the results; if it holds files, the next free NAME-2, NAME-3.")
+@options.folder_option("evaluate", "Folder for the results. A number is appended if it is not empty, such as evaluate-2.")
 @options.json_option
 @options.quiet_option
 def command(
@@ -39,10 +39,10 @@ def command(
     """Measure the accuracy of an exported model on labelled images.
 
     MODEL is a model's folder, such as models/NAME, or an ONNX file. DATA is a folder with one folder of images per class, or a known
-    data set; its classes are matched to the model's by name. The file is measured as it is served: on ONNX Runtime.
+    data set; its classes are matched to the model's by name. The model runs on ONNX Runtime, as it does when served.
 
-    Prints precision, recall and F1 of each class. Writes them to a folder, with the confusion matrix, the calibration, every
-    prediction, and the most confident mistakes beside their maps, if the model has maps.
+    Prints the precision, recall and F1 score of each class. Writes them to a folder, with the confusion matrix, the calibration, every
+    prediction, and the most confident mistakes with their maps, if the model has maps.
 
     \b
     tlcli evaluate models/NAME PATH/TO/FOLDER

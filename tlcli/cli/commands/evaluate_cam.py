@@ -50,14 +50,14 @@ def _names(_: click.Context, option: click.Parameter, value: str | None) -> tupl
     type=click.IntRange(min=1),
     default=20,
     show_default=True,
-    help="Steps of deletion and insertion: equal shares of the pixels.",
+    help="Number of steps of deletion and insertion, each with an equal fraction of the pixels.",
 )
 @click.option("--softmax", is_flag=True, help="Explain the softmax probability of the class instead of its logit.")
 @options.data_dir_option
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Images per run of the model.")
 @options.seed_option
 @options.device_option
-@options.folder_option("evaluate-cam", "Folder for the results; if it holds files, the next free NAME-2, NAME-3.")
+@options.folder_option("evaluate-cam", "Folder for the results. A number is appended if it is not empty, such as evaluate-cam-2.")
 @options.json_option
 @options.quiet_option
 def command(
@@ -80,7 +80,7 @@ def command(
     """Measure the maps of an exported model, method by method.
 
     MODEL is a model's folder, such as models/NAME, or an ONNX file. DATA is a folder with one folder of images per class, or a known
-    data set; its test split is used if it has one. The file is measured as it is served: on ONNX Runtime.
+    data set; its test split is used if it has one. The model runs on ONNX Runtime, as it does when served.
 
     \b
     deletion, insertion  area under the curve of the class's probability while
@@ -89,16 +89,16 @@ def command(
                          most relevant first (ROAD)
     average_drop         confidence lost if only the mapped region is kept
                          (Grad-CAM++)
-    increase             share of images whose confidence rises instead
+    increase             fraction of images whose confidence rises instead
                          (Grad-CAM++)
-    pointing             share of maps whose maximum is on the object
+    pointing             fraction of maps whose maximum is on the object
                          (excitation backprop)
-    energy               share of the map on the object (Score-CAM)
+    energy               fraction of the map on the object (Score-CAM)
 
-    The last two need boxes.json or a folder masks in DATA, and mean most with --cam-class own. All values are shares, from 0 to 1; road
-    ranges from -0.5 to 0.5. Two baselines are measured beside the methods: a random map and a centered blob. Changed images are
-    rounded to 8 bits, which is what a served model accepts. Each map of each image takes about fifty runs of the model: begin with a
-    small --limit.
+    The last two need boxes.json or a folder masks in DATA, and mean most with --cam-class own. All values range from 0 to 1, except
+    road, which ranges from -0.5 to 0.5. Two baselines are measured along with the methods: a random map and a centered blob. Changed images
+    are rounded to 8 bits, which is what a served model accepts. Each map of each image takes about fifty runs of the model: begin
+    with a small --limit.
 
     \b
     tlcli evaluate-cam models/shapes shapes

@@ -169,7 +169,7 @@ def command(
     if run is not None:
         options.require_backbone_flags((*network, "label_file", "image_paths", "calibration_paths"))
         if not run.exists() and options.is_backbone(str(run)):
-            raise click.UsageError(f"{run}: a backbone, not a run: use --backbone {run}")
+            raise click.UsageError(f"{run} is a backbone, not a run: use --backbone {run}")
         from tlcli.exports import export_run
         from tlcli.training.runs.load_run import load_run
 
@@ -192,9 +192,9 @@ def command(
         )
     else:
         if dataset is not None or data_dir is not None:
-            raise click.UsageError("--dataset, --data-dir: apply to a run; use --images or --calibration with --backbone")
+            raise click.UsageError("--dataset and --data-dir apply only to a run: use --images or --calibration with --backbone")
         if temperature == "fit":
-            raise click.UsageError("--temperature fit: needs the validation split of a run; use a number with --backbone")
+            raise click.UsageError("--temperature fit needs the validation split of a run: use a number with --backbone")
         labels = None if label_file is None else _read_labels(label_file)
         from tlcli.cli.finetune_settings import finetune_config
         from tlcli.exports import export_backbone
@@ -239,17 +239,17 @@ def _check_flags(
         UsageError: a flag would have no effect.
     """
     if precision == "fp32" and max_accuracy_drop is not None:
-        raise click.UsageError("--max-accuracy-drop: applies to reduced precision: add --precision fp16 or int8")
+        raise click.UsageError("--max-accuracy-drop applies only to reduced precision: add --precision fp16 or int8")
     if precision != "int8" and calibration_images is not None:
-        raise click.UsageError("--calibration-images: only int8 is calibrated: add --precision int8, or leave it out")
+        raise click.UsageError("--calibration-images applies only to int8: add --precision int8, or leave it out")
     if precision == "fp32" and min_map_correlation is not None:
-        raise click.UsageError("--min-map-correlation: applies to reduced precision: add --precision fp16 or int8")
+        raise click.UsageError("--min-map-correlation applies only to reduced precision: add --precision fp16 or int8")
     if methods == () and min_map_correlation is not None:
-        raise click.UsageError("--min-map-correlation with --cam none: there are no maps: leave one of them out")
+        raise click.UsageError("--min-map-correlation cannot be combined with --cam none, which exports no maps: use only one of them")
     if methods == () and layers:
-        raise click.UsageError("--cam-layer with --cam none: there are no maps: leave one of them out")
+        raise click.UsageError("--cam-layer cannot be combined with --cam none, which exports no maps: use only one of them")
     if run is not None and precision != "int8" and options.is_given_by_flag("seed"):
-        raise click.UsageError("--seed: only selects the calibration images of --precision int8: leave it out")
+        raise click.UsageError("--seed only selects the calibration images of --precision int8: add that, or leave --seed out")
 
 
 def _methods(cams: tuple[str, ...]) -> tuple[str, ...] | None:
@@ -274,7 +274,7 @@ def _refuse_with_list() -> None:
     for name in ("cams", "layers", "name", "temperature", "precision", "label_file", "image_paths"):
         if options.is_given_by_flag(name):
             flag = next(parameter.opts[0] for parameter in click.get_current_context().command.params if parameter.name == name)
-            raise click.UsageError(f"{flag} with --list-cam-layers, which exports nothing: leave one of them out")
+            raise click.UsageError(f"{flag} cannot be combined with --list-cam-layers, which exports nothing: use only one of them")
 
 
 def _read_labels(path: Path) -> list[str]:

@@ -181,10 +181,10 @@ def _dataset(folder: str, flag: str | None) -> str:
     if path.is_dir() and folder.lower() in KNOWN:
         folder = os.path.abspath(folder)  # the folder, not the known data set of the same name
     if is_run(path):
-        raise click.UsageError(f"{folder}: a run, not images: --resume {folder} resumes it, `tlcli export {folder}` exports it")
+        raise click.UsageError(f"{folder} is a run, not images: --resume {folder} resumes it, `tlcli export {folder}` exports it")
     options.check_images([folder])
     if not path.exists() and folder.lower() not in KNOWN and options.is_backbone(folder):
-        raise click.UsageError(f"{folder}: a backbone, not a folder of images: use --backbone {folder}, and the folder after it")
+        raise click.UsageError(f"{folder} is a backbone, not a folder of images: use --backbone {folder}, and the folder after it")
     return folder
 
 

@@ -31,7 +31,7 @@ PREFIX = "TLCLI_HEALTH_"
     type=click.FloatRange(min=0, min_open=True),
     default=3.0,
     show_default=True,
-    help="Seconds to wait for the answer.",
+    help="Seconds to wait for the response.",
 )
 @options.server_options
 def command(

@@ -28,11 +28,15 @@ if TYPE_CHECKING:
     "--filters",
     "every_filter",
     is_flag=True,
-    help="Draw the filters of every convolution, not of the first alone; 1x1 convolutions only with --layer.",
+    help="Draw the filters of every convolution, not only the first; 1x1 convolutions need --layer.",
 )
-@options.folder_option("sheets", "Folder for the sheets; if it holds files, the next free NAME-2, NAME-3.")
+@options.folder_option("sheets", "Folder for the sheets. A number is appended if it is not empty, such as sheets-2.")
 @click.option(
-    "--max-channels", type=click.IntRange(1, 4096), default=64, show_default=True, help="Channels on a sheet: the most active ones."
+    "--max-channels",
+    type=click.IntRange(1, 4096),
+    default=64,
+    show_default=True,
+    help="Maximum number of channels per sheet; the most active are shown.",
 )
 @click.option("--columns", type=click.IntRange(1, 64), help="Columns of a sheet.  [default: chosen by the number of channels]")
 @options.network_options
@@ -53,9 +57,9 @@ def command(
 ) -> None:
     """Draw the filters of a network, and the activations of its layers for an image.
 
-    SOURCE is a run's folder, such as runs/NAME; --backbone instead takes a published network. With an IMAGE, the activation maps of
-    each layer become a sheet, by default those of the stem, the pooling layers and the last layer of each size; overview.png shows all
-    of them. Without an image, only filters are drawn.
+    SOURCE is a run's folder, such as runs/NAME; to draw a published network instead, use --backbone. With an IMAGE, the activation maps
+    of each selected layer are drawn on a sheet, and overview.png shows all of these layers. The default layers are the stem, the pooling
+    layers and the last layer of each size. Without an image, only filters are drawn.
 
     \b
     tlcli visualize runs/NAME image.jpg
@@ -75,7 +79,7 @@ def command(
     if list_layers:
         for flag, is_given in (("--layer", bool(names)), ("--filters", every_filter), (f"{path}", path is not None)):
             if is_given:
-                raise click.UsageError(f"{flag} with --list-layers, which draws nothing: leave one of them out")
+                raise click.UsageError(f"{flag} cannot be combined with --list-layers, which draws nothing: use only one of them")
         _show_layers(layers, default_layers(network.backbone, layers), as_json)
         return
     chosen = asked_layers(network.backbone, layers, names) if names else default_layers(network.backbone, layers)

@@ -323,7 +323,4 @@ def _require_visible(image: Image.Image) -> None:
     """
     highest = int(np.asarray(image.getchannel("A")).max())
     if highest < _NEAR_CLEAR:
-        raise ImageError(
-            f"the image is transparent everywhere (its alpha is at most {highest} of 255): there is nothing to see;"
-            " save it without the alpha channel"
-        )
+        raise ImageError(f"the image is fully transparent (its highest alpha is {highest} of 255): save it without the alpha channel")

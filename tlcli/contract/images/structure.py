@@ -108,7 +108,10 @@ def jpeg_keeps_coefficients(data: bytes) -> bool:
 
 
 def _plain_jpeg(data: bytes) -> bool:
-    """Check the segments of a JPEG up to its first scan. Even an empty scan takes time for each of its blocks."""
+    """Return True if a JPEG's structure up to its first scan is supported and its scans can be decoded quickly.
+
+    The time estimate counts the blocks of all scans, because even an empty scan takes time for each block.
+    """
     frame, exif_segments = b"", 0
     for marker, begin, end in jpeg_segments(data):
         if marker in _FRAMES:

@@ -59,7 +59,7 @@ def read_external_files(path: Path) -> dict[str, bytes]:
             try:
                 contents[name] = file.read_bytes()
             except OSError as error:
-                raise ModelFileError(f"{file}: {error.strerror or error}: expected weights of {path}") from error
+                raise ModelFileError(f"{file}: {error.strerror or error}: expected the external weights of {path}") from error
     return contents
 
 

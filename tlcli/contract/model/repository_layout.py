@@ -65,19 +65,21 @@ def find_model_file(path: Path) -> Path:
     """
     if path.is_file():
         if path.suffix.lower() in _CHECKPOINTS:
-            raise NotFoundError(f"{path}: a checkpoint, not an exported model: `tlcli export --backbone NAME --weights {path}` exports it")
+            raise NotFoundError(
+                f"{path} is a checkpoint, not an exported model: `tlcli export --backbone NAME --weights {path}` exports it"
+            )
         if path.suffix.lower() in _IMAGES:
-            raise NotFoundError(f"{path}: an image, not a model: give the model first, such as models/NAME")
+            raise NotFoundError(f"{path} is an image, not a model: give the model first, such as models/NAME")
         return path
     if (path / MODEL_FILE).is_file():
         return path / MODEL_FILE
     if available := versions(path):
         return path / str(available[-1]) / MODEL_FILE
     if is_run(path):
-        raise NotFoundError(f"{path}: a run, not an exported model: `tlcli export {path}` exports it to models/")
+        raise NotFoundError(f"{path} is a run, not an exported model: `tlcli export {path}` exports it to models/")
     if path.is_dir() and (names := model_names(path)):
         examples = ", ".join(str(path / name) for name in names[:3]) + (", ..." if len(names) > 3 else "")
-        raise NotFoundError(f"{path}: a model repository: give one of its models: {examples}")
+        raise NotFoundError(f"{path} is a model repository: give one of its models: {examples}")
     if not path.exists() and is_model_name(str(path)) and versions(Path("models") / path):
         raise NotFoundError(f"{path}: no such file or folder: did you mean {Path('models') / path}?")
     raise NotFoundError(f"{path}: no model here: expected a {MODEL_FILE}, or a folder <name>/ or <name>/<version>/ that contains one")
@@ -99,14 +101,14 @@ def not_a_run(path: Path) -> str | None:
         return None
     if path.is_file():
         if path.suffix.lower() in _CHECKPOINTS:
-            return f"{path}: a checkpoint, not a run: use it with --backbone NAME --weights {path}"
-        return f"{path}: a file, not a run: {expected}"
+            return f"{path} is a checkpoint, not a run: use it with --backbone NAME --weights {path}"
+        return f"{path} is a file, not a run: {expected}"
     if versions(path) or (path / MODEL_FILE).is_file():
-        return f"{path}: an exported model, not a run: {expected}; predict, evaluate and serve take models"
+        return f"{path} is an exported model, not a run: {expected}; predict, evaluate and serve take models"
     if model_names(path):
-        return f"{path}: a model repository, not a run: {expected}"
+        return f"{path} is a model repository, not a run: {expected}"
     if runs := sorted(child for child in path.iterdir() if is_run(child)):
-        return f"{path}: a folder of runs: give one of them: {', '.join(map(str, runs[:3]))}{', ...' if len(runs) > 3 else ''}"
+        return f"{path} is a folder of runs: give one of them: {', '.join(map(str, runs[:3]))}{', ...' if len(runs) > 3 else ''}"
     return None
 
 
@@ -118,19 +120,19 @@ def not_a_repository(path: Path) -> str | None:
     if path.is_file():
         if path.name == MODEL_FILE and is_version(path.parent.name):
             return f"{path}: one file of a model repository: give the repository: {_above(path, 3)}"
-        return f"{path}: a file, not a model repository: put it at models/NAME/1/{MODEL_FILE} and give models"
+        return f"{path} is a file, not a model repository: put it at models/NAME/1/{MODEL_FILE} and give models"
     if not path.is_dir():
         return f"{path}: no such folder: give a model repository; `tlcli finetune` and `tlcli export` create one"
     if (path / MODEL_FILE).is_file() and is_version(path.name):
-        return f"{path}: a version of one model: give the repository: {_above(path, 2)}"
+        return f"{path} is a version of one model: give the repository: {_above(path, 2)}"
     if (path / MODEL_FILE).is_file():
-        return f"{path}: a folder with a {MODEL_FILE}, not a model repository: put the file at models/NAME/1/{MODEL_FILE} and give models"
+        return f"{path} is a folder with a {MODEL_FILE}, not a model repository: put the file at models/NAME/1/{MODEL_FILE} and give models"
     if versions(path):
         return f"{path}: one model of a repository: give the repository: {_above(path, 1)}"
     if is_run(path):
-        return f"{path}: a run, not a model repository: `tlcli export {path}` exports it to models/"
+        return f"{path} is a run, not a model repository: `tlcli export {path}` exports it to models/"
     if not model_names(path) and any(is_run(child) for child in path.iterdir()):
-        return f"{path}: a folder of runs, not a model repository: `tlcli export {path}/NAME` exports a run to models/"
+        return f"{path} is a folder of runs, not a model repository: `tlcli export {path}/NAME` exports a run to models/"
     return None
 
 

@@ -1,21 +1,35 @@
-"""Interceptors that bound the memory of incomplete gRPC messages and the size of messages to foreign services."""
+"""Interceptors that reject calls at shutdown and calls without a valid token, and that bound the memory of messages."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import grpc.aio
 from google.protobuf.message import DecodeError
+from grpc_health.v1 import health
+from grpc_status import rpc_status
 
+from tlcli.contract.errors import ServerError
 from tlcli.contract.process.malloc import trim_freed_memory
+from tlcli.service.protocol.error_status import RETRY_AFTER_MS, to_status
 from tlcli.service.protocol.rpc_methods import SERVICES, path_of
+from tlcli.service.rpc.request_interceptor import echoed_metadata
+from tlcli.service.security.tokens import Token, refusal
+from tlcli.service.system.reloading_file import ReloadingFile
 
 logger = logging.getLogger(__name__)
+
+_OPEN_METHODS = frozenset({f"/{health.SERVICE_NAME}/Check", f"/{health.SERVICE_NAME}/Watch"})
+"""Methods that need no token, because load balancers and container managers check health without one. `List` is not included, because it
+would reveal the names of models."""
+
+_DRAIN_MARGIN_S = 0.05
 
 _OWN_METHODS = {path_of(method) for service in SERVICES for method in service.methods}
 _MAX_FOREIGN_BYTES = 64 * 1024
@@ -28,6 +42,68 @@ _TRIM_S = 0.5
 _PAGE_BYTES = 4096
 _STATM = Path("/proc/self/statm")
 _REMEDY = "send smaller messages, fewer at a time, or raise the server's max_memory_bytes"
+
+
+class DrainInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
+    """Interceptor that passes every call until `drain` is called. Afterwards, it passes health checks only.
+
+    gRPC cancels requests that reach a server while it closes its connections, and clients may not treat a cancellation as a reason to
+    retry. Therefore, new requests are rejected for a while beforehand with UNAVAILABLE and a retry delay that ends after the close.
+    Clients with a retry policy (gRFC A6) then connect to the server that has taken over.
+    """
+
+    def __init__(self) -> None:
+        self._closes_at: float | None = None
+
+    def drain(self, closes_in_s: float) -> None:
+        """Reject new requests from now on.
+
+        Args:
+            closes_in_s: seconds until the server closes its connections.
+        """
+        self._closes_at = time.monotonic() + closes_in_s
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        """Return the call's handler, or a handler that rejects the call while draining."""
+        if self._closes_at is None or handler_call_details.method.startswith(f"/{health.SERVICE_NAME}/"):
+            return await continuation(handler_call_details)
+        retry_s = max(0.0, self._closes_at - time.monotonic()) + _DRAIN_MARGIN_S
+        status = rpc_status.to_status(to_status(ServerError("the server is shutting down: retry, to reach the server that takes over")))
+
+        async def reject(requests: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+            metadata = (*status.trailing_metadata, (RETRY_AFTER_MS, str(round(1000 * retry_s))), *echoed_metadata())
+            await context.abort(status.code, status.details, metadata)
+
+        return grpc.stream_stream_rpc_method_handler(reject)  # works for every kind of call: it reads no request and writes no answer
+
+
+class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
+    """Interceptor that rejects calls without a valid token with UNAUTHENTICATED, before any message is read."""
+
+    def __init__(self, tokens: ReloadingFile[tuple[Token, ...]]) -> None:
+        self._tokens = tokens
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        """Return the call's handler, or a handler that rejects the call if it has no valid token."""
+        if handler_call_details.method in _OPEN_METHODS:
+            return await continuation(handler_call_details)
+        values = [value for key, value in handler_call_details.invocation_metadata or () if key == "authorization"]
+        reason = refusal([value if isinstance(value, bytes) else value.encode() for value in values], self._tokens.get())
+        if not reason:
+            return await continuation(handler_call_details)
+
+        async def reject(requests: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, reason)
+
+        return grpc.stream_stream_rpc_method_handler(reject)  # works for every kind of call: it reads no request and writes no answer
 
 
 class SmallMessageInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only

@@ -1,43 +1,32 @@
-"""gRPC interceptor that records each request, from the bytes of its message to the bytes of its answer."""
+"""gRPC interceptor that records each request, from message bytes to answer bytes, and conversion of errors to the statuses of calls."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc.aio
+from grpc_status import rpc_status
 
+from tlcli.contract.errors import OverloadedError
+from tlcli.service.protocol.error_status import RETRY_AFTER_MS
 from tlcli.service.protocol.rpc_methods import SERVICES, Context, path_of
-from tlcli.service.telemetry.request_record import REQUEST_ID, Headers, OnEnd, RequestRecord, current_request
+from tlcli.service.telemetry.failed_request import record_error
+from tlcli.service.telemetry.request_record import REQUEST_ID, Headers, RequestRecord, RequestRecorder, current_request
 
 _METHODS = {path_of(method): path_of(method)[1:] for service in SERVICES for method in service.methods}
 """Names of our methods, by path. Names sent by clients must not become label values of metrics."""
-
-_NAMES: dict[int, str] = {code.value[0]: code.name for code in grpc.StatusCode}
 
 
 class RequestInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
     """Interceptor that records requests. It runs before the interceptors that reject requests, so it records rejected requests too.
 
     Each image of a stream counts as a separate request. The stream itself counts as a request only if it fails before its first image.
-
-    in_flight: number of requests in progress.
     """
 
-    def __init__(self, on_end: Sequence[OnEnd]) -> None:
-        """Create an interceptor that calls each `on_end` callback, in the event loop, whenever a request ends."""
-        self._on_end = (self._ended, *on_end)
-        self.in_flight = 0
-
-    def start_request(self, method: str, headers: Headers, protocol: str = "grpc") -> RequestRecord:
-        """Start the record of a request. Use the record as a context manager around the work for the request.
-
-        Args:
-            method: name of the method, from a fixed set that clients cannot extend.
-            headers, protocol: see `RequestRecord`.
-        """
-        self.in_flight += 1
-        return RequestRecord(method, headers, protocol, self._on_end)
+    def __init__(self, recorder: RequestRecorder) -> None:
+        self._recorder = recorder
 
     async def intercept_service(
         self,
@@ -56,12 +45,9 @@ class RequestInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] 
         behaviour = self._stream(handler.stream_stream, method, headers)
         return grpc.stream_stream_rpc_method_handler(behaviour, response_serializer=serialize)
 
-    def _ended(self, request: RequestRecord) -> None:
-        self.in_flight -= 1
-
     def _call(self, behaviour: Any, serialize: Any, method: str, headers: Headers) -> Any:
         async def recorded(data: bytes, context: Context) -> bytes:
-            with self.start_request(method, headers) as request:
+            with self._recorder.start_request(method, headers) as request:
                 request.received_bytes = len(data)
                 _send_back(context, request)
                 try:
@@ -80,7 +66,7 @@ class RequestInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] 
 
     def _stream(self, behaviour: Any, method: str, headers: Headers) -> Any:
         async def recorded(messages: object, context: Context) -> None:
-            with StreamRecord(self, method, headers) as stream:
+            with StreamRecord(self._recorder, method, headers) as stream:
                 _send_back(context, stream)
                 try:
                     await behaviour(messages, context)
@@ -94,16 +80,16 @@ class RequestInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] 
 class StreamRecord(RequestRecord):
     """Record of a stream, which is one call that carries many requests."""
 
-    def __init__(self, interceptor: RequestInterceptor, method: str, headers: Headers) -> None:
+    def __init__(self, recorder: RequestRecorder, method: str, headers: Headers) -> None:
         super().__init__(method, headers)
-        self._interceptor = interceptor
+        self._recorder = recorder
         self._headers = headers
         self._requests = 0
 
     def next_request(self) -> RequestRecord:
-        """Start the record of the next request of the stream; see `RequestInterceptor.start_request`."""
+        """Start the record of the next request of the stream; see `RequestRecorder.start_request`."""
         self._requests += 1
-        return self._interceptor.start_request(self.method, self._headers)
+        return self._recorder.start_request(self.method, self._headers)
 
     def note_failure(self, code: str) -> None:
         """Record a stream that failed with this status code. If it failed before its first request, count it as one request."""
@@ -112,9 +98,19 @@ class StreamRecord(RequestRecord):
                 request.note_code(code)
 
 
-def code_name(number: int) -> str:
-    """Return the name of the gRPC status code with this number, or UNKNOWN if there is none."""
-    return _NAMES.get(number, "UNKNOWN")
+@asynccontextmanager
+async def abort_on_error(context: Context) -> AsyncIterator[None]:
+    """Abort the call with the matching status if an error is raised in the context."""
+    try:
+        yield
+    except grpc.aio.AbortError:
+        raise  # the call already has its status
+    except Exception as error:  # noqa: BLE001  # every error becomes a status, and is logged if the server is at fault
+        status = rpc_status.to_status(record_error(error))
+        metadata = status.trailing_metadata
+        if isinstance(error, OverloadedError):
+            metadata = (*metadata, (RETRY_AFTER_MS, str(round(1000 * error.retry_s))))
+        await context.abort(status.code, status.details, (*metadata, *echoed_metadata()))
 
 
 def next_stream_request() -> RequestRecord:
@@ -124,13 +120,13 @@ def next_stream_request() -> RequestRecord:
 
 
 def echoed_metadata() -> tuple[tuple[str, str], ...]:
-    """Return the metadata to send back to the client with the answer or error of the current request."""
+    """Return the metadata to send back to the client with the response or error of the current request."""
     echo = current_request().echo
     return ((REQUEST_ID, echo),) if echo else ()
 
 
 def _send_back(context: Context, request: RequestRecord) -> None:
-    if request.echo:  # in trailing metadata: metadata before the answer would prevent a client from retrying
+    if request.echo:  # in trailing metadata: metadata before the response would prevent a client from retrying
         context.set_trailing_metadata(echoed_metadata())
 
 

@@ -1,35 +1,162 @@
-"""HTTP connection that extends uvicorn's with a time limit for every wait."""
+"""HTTP connections: an accept loop that bounds their number, and a time limit for every wait of a connection."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
+import logging
 import socket
+import ssl
+import time
+from collections.abc import Callable
 from typing import Any
 
 import h11
 from pydantic_core import to_json
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from tlcli.service.rest.accept_loop import Connections
 from tlcli.service.rest.responses import JSON
+
+logger = logging.getLogger(__name__)
+
+_HANDSHAKE_S = 10.0
+"""Time limit for a TLS handshake in seconds."""
+
+_OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_PAUSE_S = 0.5
+"""Seconds to wait before the next accept when the system is out of resources."""
+
+_WARNING_S = 60.0
+_REFUSED = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: %d\r\nRetry-After: 1\r\n"
+    b"Connection: close\r\n\r\n%s"
+)
+_TOO_MANY = b'{"error":"connection limit of this server reached (max_connections): retry in 1 s"}'
 
 _HEAD_S = 30.0
 """Time limit for receiving the request line and headers in seconds, counted from the start of the connection or the previous answer.
 Between requests, uvicorn closes an idle connection after five seconds."""
 
 _REST_S = 10.0
-"""Seconds after an answer during which the unread rest of a body may still arrive. Clients that send everything before they read the answer
-must not be disconnected."""
+"""Seconds after a response during which the unread rest of a body may still arrive. Clients that send everything before they read the
+response must not be disconnected."""
 
 _STALL_S = 30.0
-"""Seconds within which a client must read at least some of the answer."""
+"""Seconds within which a client must read at least some of the response."""
 
 _PROBE_S = (0.05, 0.05, 0.2, 0.7, 4.0)
 """Seconds between probes of a client that has closed its side of the connection. The last value repeats."""
 
 
+class Connections:
+    """Counter of open connections with an upper limit."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._warned_at = -_WARNING_S
+        self.open = 0
+
+    def take(self) -> bool:
+        """Count a new connection and return True. At the limit, log a warning and return False."""
+        if self.open >= self._most:
+            self.warn("connection limit reached: %d are open, new ones are refused: raise max_connections", self._most)
+            return False
+        self.open += 1
+        return True
+
+    def lose(self) -> None:
+        """Count a connection as closed."""
+        self.open -= 1
+
+    def warn(self, message: str, *values: object) -> None:
+        """Log a warning, but at most one per minute."""
+        if time.monotonic() - self._warned_at >= _WARNING_S:
+            self._warned_at = time.monotonic()
+            logger.warning(message, *values)
+
+
+class Acceptor:
+    """Accept loop of one listening socket that runs until `close`. It has the methods of `asyncio.Server` that uvicorn calls.
+
+    It replaces asyncio's own server, which logs a traceback for each of 2,048 attempts, twice a second, when file descriptors run out.
+    """
+
+    def __init__(
+        self,
+        listening: socket.socket,
+        protocol: Callable[[], asyncio.Protocol],
+        tls: ssl.SSLContext | None,
+        connections: Connections,
+    ) -> None:
+        """Start accepting connections.
+
+        Args:
+            listening: the listening socket.
+            protocol: factory for the protocol of a connection; the protocol must call `connections.lose` when the connection closes.
+            tls: TLS context; None for plain connections.
+            connections: counter of open connections.
+        """
+        self._listening = listening
+        self._protocol = protocol
+        self._tls = tls
+        self._connections = connections
+        self._opening: set[asyncio.Task[None]] = set()
+        self._accepting = asyncio.create_task(self._accept())
+
+    def close(self) -> None:
+        """Stop accepting connections."""
+        self._accepting.cancel()
+
+    async def wait_closed(self) -> None:
+        """Wait for the accept loop to end, then cancel TLS handshakes in progress."""
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._accepting
+        for task in tuple(self._opening):
+            task.cancel()
+
+    async def _accept(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                accepted, _ = await loop.sock_accept(self._listening)
+            except OSError as error:
+                if error.errno in _OUT_OF_RESOURCES:
+                    self._connections.warn("cannot accept connections: %s: raise the limit of open files (ulimit -n)", error.strerror)
+                    await asyncio.sleep(_PAUSE_S)
+                continue
+            if self._connections.take():
+                opening = asyncio.create_task(self._open(accepted))
+                self._opening.add(opening)
+                opening.add_done_callback(self._opening.discard)
+            else:
+                _refuse(accepted, encrypted=self._tls is not None)
+
+    async def _open(self, accepted: socket.socket) -> None:
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                self._protocol, accepted, ssl=self._tls, ssl_handshake_timeout=None if self._tls is None else _HANDSHAKE_S
+            )
+        except (OSError, TimeoutError):  # ssl.SSLError is an OSError
+            self._connections.lose()
+            accepted.close()
+        except asyncio.CancelledError:
+            self._connections.lose()
+            accepted.close()
+            raise
+
+
+def _refuse(accepted: socket.socket, encrypted: bool) -> None:
+    with contextlib.suppress(OSError), accepted:
+        if not encrypted:
+            accepted.setblocking(False)
+            accepted.send(_REFUSED % (len(_TOO_MANY), _TOO_MANY))
+            accepted.shutdown(socket.SHUT_WR)
+            accepted.recv(65536)  # unread data would turn the end of the connection into a reset
+
+
 class HttpConnection(H11Protocol):
-    """HTTP connection that times out clients that send slowly or do not read.
+    """HTTP connection that extends uvicorn's. It times out clients that send slowly or do not read.
 
     A client that has only closed its own side of the connection still receives its answer.
     """
@@ -88,7 +215,7 @@ class HttpConnection(H11Protocol):
     def eof_received(self) -> bool:  # type: ignore[override]  # True keeps the connection; uvicorn never does
         """Return True to keep the connection open if the client has sent its request and closed its side.
 
-        Such a client may be waiting for the answer or may have left, so it is probed.
+        Such a client may be waiting for the response or may have left, so it is probed.
         """
         if self.scheme == "https" or not self._answering or self.cycle.more_body:
             return False
@@ -97,7 +224,7 @@ class HttpConnection(H11Protocol):
         return True
 
     def pause_writing(self) -> None:
-        """Start the time limit for the client to read the answer."""
+        """Start the time limit for the client to read the response."""
         super().pause_writing()
         self._watch_writing()
 

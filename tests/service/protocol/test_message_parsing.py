@@ -8,8 +8,7 @@ from google.protobuf.message import Message
 from tlcli.contract.errors import RequestError
 from tlcli.service.pb.inference import open_inference_pb2 as oi
 from tlcli.service.pb.tlcli.v1 import classifier_pb2 as pb
-from tlcli.service.protocol.parse_cost import MAX_FIELDS, MAX_NUMBERS, MAX_TEXT_BYTES
-from tlcli.service.rpc.error_handling import parse
+from tlcli.service.protocol.message_parsing import MAX_FIELDS, MAX_NUMBERS, MAX_TEXT_BYTES, parse
 
 
 def varint(value: int) -> bytes:

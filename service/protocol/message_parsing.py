@@ -1,12 +1,14 @@
-"""Estimate of the cost of parsing a protobuf message from its bytes. An empty field takes two bytes but becomes an object once parsed."""
+"""Parsing of protobuf messages, with a limit on its cost. An empty field takes two bytes but becomes an object once parsed."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import DecodeError, Message
 
 from tlcli.contract.errors import RequestError
 
@@ -19,6 +21,8 @@ MAX_NUMBERS = 4_000_000
 MAX_TEXT_BYTES = 64 * 1024
 """Maximum size in bytes of a text field, such as a name or an id."""
 
+M = TypeVar("M", bound=Message)
+
 _VARINT, _FIXED64, _LENGTH, _START, _END, _FIXED32 = range(6)
 _MESSAGE, _TEXT, _BYTES, _NUMBERS = range(4)
 _CHUNK_BYTES = 1 << 20
@@ -29,6 +33,26 @@ class _Field:
     name: str
     kind: int
     message: Descriptor | None
+
+
+def parse(kind: type[M], data: bytes) -> M:
+    """Parse a message.
+
+    Raises:
+        RequestError: the bytes are not a message of this type, or too costly to parse; see `check_cost`.
+    """
+    check_cost(data, kind.DESCRIPTOR)  # type: ignore[arg-type]  # the stubs have two names for one class
+    try:
+        return kind.FromString(data)
+    except DecodeError as error:
+        raise RequestError(
+            f"the request's {len(data):,} bytes are no {kind.DESCRIPTOR.full_name} message: use the .proto of this server"
+        ) from error
+
+
+def message_bytes(data: bytes) -> int:
+    """Return the memory in bytes that a message takes: gRPC's buffer, the bytes, and the parsed message."""
+    return 3 * len(data)
 
 
 def check_cost(data: bytes, descriptor: Descriptor) -> None:
@@ -82,8 +106,8 @@ def check_cost(data: bytes, descriptor: Descriptor) -> None:
 def _numbers(data: bytes, start: int, stop: int) -> int:
     """Estimate the number of packed numbers between two positions.
 
-    In a short range, every byte counts as a number, which is an upper bound. In a longer range, the varints are counted, each of which
-    ends with a byte below 128. There are never more numbers of fixed size than bytes.
+    In a short range, the estimate is the number of bytes, an upper bound for any encoding. In a longer range, it is the number of
+    varints, found by counting the bytes below 128, since each varint ends with one.
     """
     if stop - start <= MAX_NUMBERS // 8:
         return stop - start
