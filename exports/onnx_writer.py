@@ -14,18 +14,20 @@ import torch
 
 from tlcli.contract.errors import ExportError, first_line
 from tlcli.contract.files.atomic_file import named_errors
+from tlcli.contract.maps.method_names import COSTLY
 from tlcli.contract.model.description import CLASSES, IMAGES, LOGITS, METADATA_KEY, SCORES, SOFTMAX, TARGETS, WANTED, Description
 from tlcli.contract.model.onnx_model import FIRST_RANKED
 from tlcli.contract.process.quiet import quiet
 from tlcli.exports.rewrite.ablation_loop import CHANNELS_PER_STEP, ablated_input, close_loop, due_input
 from tlcli.exports.rewrite.conditional_outputs import make_conditional
 from tlcli.exports.rewrite.conditional_plan import Switch
+from tlcli.exports.rewrite.masking_loop import close_masking_loop, masking_loop
 from tlcli.exports.rewrite.openvino_weights import separate_square_weights
+from tlcli.exports.rewrite.pair_loop import PAIRS_PER_STEP
 from tlcli.exports.rewrite.shared_weights import share_weights
 from tlcli.exports.rewrite.symbolic_sizes import take_sizes_from
 from tlcli.exports.rewrite.target_choice import COTANGENTS, close_choice, limit_ranking
 from tlcli.exports.trace.explainer import Explainer
-from tlcli.exports.trace.map_methods import NEEDS_ABLATION
 
 OPSET = 20
 IR_VERSION = 10
@@ -83,7 +85,8 @@ def flat_graph(explainer: Explainer) -> onnx.ModelProto:
     if explainer.layers:
         take_sizes_from(model.graph, COTANGENTS, {0: (IMAGES, 0), 1: (TARGETS, 1)})
         for number in range(len(explainer.layers)):
-            take_sizes_from(model.graph, ablated_input(number), {0: (IMAGES, 0), 2: (TARGETS, 1)})
+            for value in (ablated_input(number), masking_loop(number).result):
+                take_sizes_from(model.graph, value, {0: (IMAGES, 0), 2: (TARGETS, 1)})
     return model
 
 
@@ -94,6 +97,8 @@ def close_graph(explainer: Explainer, model: onnx.ModelProto) -> None:
         close_choice(model.graph)
         for number, layer in enumerate(explainer.layers if explainer.looped else ()):
             close_loop(model.graph, number, layer.features, layer.channels, CLASSES)
+        for number, layer in enumerate(explainer.layers if explainer.masks_in_loop else ()):
+            close_masking_loop(model.graph, number, layer.features, CLASSES)
         separate_square_weights(model.graph)
         share_weights(model.graph)
         limit_ranking(model.graph, explainer.network.config.num_classes)
@@ -115,13 +120,21 @@ def _write_flat(explainer: Explainer, path: Path) -> None:
     names = list(inputs)
     if explainer.layers:
         looped = explainer.layers if explainer.looped else ()
+        masked = explainer.layers if explainer.masks_in_loop else ()
         inputs |= {
             SOFTMAX: (torch.zeros(2, 1, dtype=torch.bool), {0: dynamic}),
             COTANGENTS: (torch.zeros(3, 2, explainer.last_layer.width), {0: auto, 1: auto}),
             "due": ([torch.arange(CHANNELS_PER_STEP) for _ in looped], [None for _ in looped]),
             "ablated": ([torch.zeros(3, layer.channels, 2) for layer in looped], [{0: auto, 2: auto} for _ in looped]),
+            "due_masks": ([torch.arange(PAIRS_PER_STEP) for _ in masked], [None for _ in masked]),
+            "masked": (
+                [torch.zeros(3, layer.height * layer.width, 2) for layer in masked],
+                [{0: auto, 1: auto, 2: auto} if explainer.dynamic_size else {0: auto, 2: auto} for _ in masked],
+            ),
         }
+        loops = [masking_loop(number) for number in range(len(masked))]
         names += [SOFTMAX, COTANGENTS, *map(due_input, range(len(looped))), *map(ablated_input, range(len(looped)))]
+        names += [*(loop.due for loop in loops), *(loop.result for loop in loops)]
     try:
         with quiet("torch.onnx"):
             program = torch.onnx.export(
@@ -148,15 +161,13 @@ def _write_flat(explainer: Explainer, path: Path) -> None:
 def _switches(explainer: Explainer) -> list[Switch]:
     """Return the outputs that are computed on request.
 
-    For clients that do not send `wanted`, the features and all maps except Ablation-CAM are computed by default.
+    For clients that do not send `wanted`, the features and all maps except the costly ones are computed by default.
     """
     maps = {output.name: output for output in explainer.maps}
     shapes: dict[str, tuple[int, ...]] = {layer.features: (0, layer.channels, layer.height, layer.width) for layer in explainer.layers}
     shapes |= {layer.gradients: (0, 0, layer.channels, layer.height, layer.width) for layer in explainer.layers}
     return [
-        Switch(
-            name, (0, 0, maps[name].height, maps[name].width), maps[name].method not in NEEDS_ABLATION, maps[name].method == _COMMON_METHOD
-        )
+        Switch(name, (0, 0, maps[name].height, maps[name].width), maps[name].method not in COSTLY, maps[name].method == _COMMON_METHOD)
         if name in maps
         else Switch(name, shapes[name], default=len(shapes[name]) == 4)
         for name in explainer.switches

@@ -10,11 +10,11 @@ import numpy.typing as npt
 import torch
 
 from tlcli.contract.errors import ParityError
+from tlcli.contract.maps.method_names import COSTLY
 from tlcli.contract.model.description import MapOutput, Parity
 from tlcli.contract.model.onnx_model import Answer, Model
 from tlcli.exports.reference_maps import Autograd
 from tlcli.exports.trace.explainer import is_pooled_linear
-from tlcli.exports.trace.map_methods import NEEDS_ABLATION
 from tlcli.exports.trace.target_layers import resolve_layers
 from tlcli.training.models.network import ImageNetwork
 
@@ -48,8 +48,8 @@ def measure(network: ImageNetwork, model: Model, images: Sequence[npt.NDArray[np
     """
     logits_difference, agreed = 0.0, 0
     outputs = [output for output in model.description.maps if output.in_graph]
-    quick = [output for output in outputs if output.method not in NEEDS_ABLATION]
-    costly = [output for output in outputs if output.method in NEEDS_ABLATION]
+    quick = [output for output in outputs if output.method not in COSTLY]
+    costly = [output for output in outputs if output.method in COSTLY]
     differences: dict[str, list[npt.NDArray[np.float64]]] = {output.name: [] for output in outputs}
     largest: dict[str, list[npt.NDArray[np.float64]]] = {output.name: [] for output in outputs}
     layers = [layer.name for layer in model.description.layers]

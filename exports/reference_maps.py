@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -11,12 +12,22 @@ from tlcli.contract.maps.method_names import map_name
 from tlcli.contract.model.description import FUSED, MapOutput
 from tlcli.exports.rounding_error import Expected, expect
 from tlcli.exports.trace.fuse_layers import fuse
-from tlcli.exports.trace.map_methods import NEEDS_ABLATION, NEEDS_CLASS_WEIGHTS, CamInputs
+from tlcli.exports.trace.map_methods import (
+    NEEDS_ABLATION,
+    NEEDS_CLASS_WEIGHTS,
+    NEEDS_DIFFERENCE,
+    NEEDS_MASKING,
+    CamInputs,
+    position_masks,
+)
+from tlcli.exports.trace.similar_classes import difference, similar_classes
 from tlcli.exports.trace.target_layers import FEATURES_CALL, TargetLayer, run_tapped
 from tlcli.training.models.network import ImageNetwork, Network
 
 _ROWS = 64
-"""Batch size for Ablation-CAM: number of modified copies of a layer's output per forward pass."""
+"""Batch size for Ablation-CAM and Recipro-CAM: number of modified copies of a layer's output per forward pass."""
+_TIED = 1e-5
+"""Difference between two distances of logits, relative to the largest logit, below which either class may be the more similar one."""
 _ZERO = 1e-3
 """Size of a map relative to the size of its terms, below which the map may consist of rounding errors."""
 
@@ -49,8 +60,12 @@ class Autograd:
             classes: classes to explain, int64 `[N, K]`.
             outputs: maps that the graph computes; a fused map must come after the maps that it combines.
         """
-        logits, activations, gradients = self._forward_and_backward(images, classes)
+        logits, activations, gradients = self._forward_and_backward(images, lambda logits: logits.gather(1, classes))
         scores = logits.gather(1, classes)
+        differences: list[dict[str, Tensor]] = []  # with the similar classes of rounded logits, as far as rounding leaves them open
+        if any(output.method in NEEDS_DIFFERENCE for output in outputs):
+            choices = _possible_similar_classes(logits, classes)
+            differences = [self._forward_and_backward(images, _difference_of(classes, similar))[2] for similar in choices]
         maps: dict[str, Expected] = {}
         for output in outputs:
             if FUSED in output.layer:
@@ -64,16 +79,28 @@ class Autograd:
                 class_weights=self._class_weights(classes) if output.method in NEEDS_CLASS_WEIGHTS else None,
                 scores=scores,
                 ablated=self._ablated(images, classes, layer, activations[layer]) if output.method in NEEDS_ABLATION else None,
+                masked=self._masked(images, classes, layer, activations[layer]) if output.method in NEEDS_MASKING else None,
             )
-            maps[output.name] = expect(output.method, inputs)
+            if output.method in NEEDS_DIFFERENCE:
+                maps[output.name] = _any_of(
+                    [expect(output.method, replace(inputs, difference=_with_gradients(inputs, each[layer]))) for each in differences]
+                )
+            else:
+                maps[output.name] = expect(output.method, inputs)
         return maps
 
-    def _forward_and_backward(self, images: Tensor, classes: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    def _forward_and_backward(
+        self, images: Tensor, scores_of: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """Run the network forward and backward.
 
+        Args:
+            images: uint8 `[N, H, W, 3]`.
+            scores_of: function from the logits to the explained scores `[N, K]`.
+
         Returns:
-            The logits, each layer's activations `[N, c, h, w]`, and for each layer the gradients of the explained classes' logits with
-            respect to these activations, `[N, K, c, h, w]`.
+            The logits, each layer's activations `[N, c, h, w]`, and for each layer the gradients of the explained scores with respect to
+            these activations, `[N, K, c, h, w]`.
         """
         outputs: dict[str, Tensor] = {}
         activations: dict[str, Tensor] = {}
@@ -85,7 +112,7 @@ class Autograd:
 
         with torch.enable_grad():
             logits = run_tapped(self._network, self._network.normalise(images), [*self._targets.values()], record)
-            scores = logits.gather(1, classes).sum(0)
+            scores = scores_of(logits).sum(0)
             layers = [outputs[name] for name in self._layers]
             by_class = [torch.autograd.grad(score, layers, retain_graph=True) for score in scores]
         by_layer = zip(self._layers, *by_class, strict=True)
@@ -98,16 +125,46 @@ class Autograd:
 
     def _ablated(self, images: Tensor, classes: Tensor, layer: str, activations: Tensor) -> Tensor:
         """Compute the classes' logits with each channel of a layer set to zero in turn, `[N, K, c]`."""
-        channels = activations.shape[1]
+
+        def without(of_image: Tensor, due: Tensor) -> Tensor:
+            changed = of_image.repeat(len(due), 1, 1, 1)
+            changed[torch.arange(len(due)), due] = 0
+            return changed
+
+        return self._scores_of_copies(images, classes, layer, activations, activations.shape[1], without)
+
+    def _masked(self, images: Tensor, classes: Tensor, layer: str, activations: Tensor) -> Tensor:
+        """Compute the classes' logits with a layer masked around each position in turn, `[N, K, h, w]`."""
+        height, width = activations.shape[-2:]
+
+        def masked(of_image: Tensor, due: Tensor) -> Tensor:
+            return of_image * position_masks(due, height, width)[:, None]
+
+        return self._scores_of_copies(images, classes, layer, activations, height * width, masked).unflatten(2, (height, width))
+
+    def _scores_of_copies(
+        self,
+        images: Tensor,
+        classes: Tensor,
+        layer: str,
+        activations: Tensor,
+        count: int,
+        modify: Callable[[Tensor, Tensor], Tensor],
+    ) -> Tensor:
+        """Compute the classes' logits for `count` modified copies of a layer's output, `[N, K, count]`.
+
+        Args:
+            images, classes, layer, activations: as in `_ablated`.
+            count: number of copies per image.
+            modify: function from one image's activations `[c, h, w]` and the indices of R copies to the copies `[R, c, h, w]`.
+        """
         by_image = []
         with torch.no_grad():
             inputs = self._network.normalise(images)
             for image in range(len(images)):
                 rows = []
-                for start in range(0, channels, _ROWS):
-                    due = torch.arange(start, min(start + _ROWS, channels))
-                    changed = activations[image].repeat(len(due), 1, 1, 1)
-                    changed[torch.arange(len(due)), due] = 0
+                for start in range(0, count, _ROWS):
+                    changed = modify(activations[image], torch.arange(start, min(start + _ROWS, count)))
                     rows.append(self._logits_of_copies(inputs[image], layer, changed)[:, classes[image]])
                 by_image.append(torch.cat(rows).t())
         return torch.stack(by_image)
@@ -138,6 +195,30 @@ class Autograd:
             if len(inputs) == len(changed):
                 raise
             return None
+
+
+def _possible_similar_classes(logits: Tensor, classes: Tensor) -> list[Tensor]:
+    """Return the similar classes of each class, `[N, K, S]`, and, where rounding leaves the last one open, the other possibility."""
+    similar, other = similar_classes(logits, classes), similar_classes(logits, classes, skip_last=True)
+    own = logits.gather(1, classes)[..., None]
+    last, next_one = ((logits.gather(1, choice.flatten(1)).view_as(choice) - own).abs()[..., -1:] for choice in (similar, other))
+    open_choice = (next_one - last) <= _TIED * logits.abs().max()
+    return [similar, torch.where(open_choice, other, similar)] if bool((open_choice & (similar != other)).any()) else [similar]
+
+
+def _difference_of(classes: Tensor, similar: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return the function from the logits to Finer-CAM's scores, `[N, K]`."""
+    return lambda logits: difference(logits.gather(1, classes), logits.gather(1, similar.flatten(1)).view_as(similar))
+
+
+def _with_gradients(inputs: CamInputs, gradients: Tensor) -> CamInputs:
+    return replace(inputs, gradients=gradients, mean_gradients=gradients.mean((-2, -1)))
+
+
+def _any_of(maps: Sequence[Expected]) -> Expected:
+    """Combine alternatives of which any may be computed."""
+    lowest, highest = torch.stack([expected.values for expected in maps]).aminmax(dim=0)
+    return Expected(maps[0].values, lowest, highest, torch.stack([expected.terms for expected in maps]).amax(0))
 
 
 def _fused(maps: Sequence[Expected]) -> Expected:

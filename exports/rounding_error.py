@@ -84,6 +84,17 @@ def _of_cam(inputs: CamInputs) -> Tensor:
     return _weighted(inputs.class_weights, inputs)
 
 
+def _of_finercam(inputs: CamInputs) -> Tensor:
+    assert inputs.difference is not None
+    return _of_means(inputs.difference)
+
+
+def _of_reciprocam(inputs: CamInputs) -> Tensor:
+    """Return the size of the scores, with and without masks: rounding errors of a network grow with its scores."""
+    assert inputs.masked is not None
+    return torch.maximum(inputs.masked.abs(), inputs.scores.abs()[..., None, None])
+
+
 _TERMS: dict[str, Callable[[CamInputs], Tensor]] = {
     "cam": _of_cam,
     "gradcam": _of_means,
@@ -94,6 +105,8 @@ _TERMS: dict[str, Callable[[CamInputs], Tensor]] = {
     "layercam": _everywhere,
     "fem": lambda inputs: _fem_bounds(inputs)[1],
     "ablationcam": _of_ablation,
+    "finercam": _of_finercam,
+    "reciprocam": _of_reciprocam,
 }
 
 

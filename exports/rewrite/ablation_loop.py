@@ -1,18 +1,12 @@
-"""Ablation-CAM as an ONNX `Loop`, which computes the scores without each channel of a layer, a few channels per step.
-
-PyTorch's exporter writes a single step into the graph, as a function of an extra input: the indices of the (image, channel) pairs that the
-step processes. This pass moves the nodes that depend on that input into the body of a loop. Weights stay outside the loop, and are shared.
-"""
+"""Loop of Ablation-CAM, which computes the scores without each channel of a layer."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from onnx import GraphProto
 
-from onnx import GraphProto, TensorProto, helper
+from tlcli.exports.rewrite.pair_loop import PAIRS_PER_STEP, PairLoop, close_pair_loop
 
-from tlcli.exports.rewrite.graph_edit import add_constant, downstream_nodes, drop, replace_nodes, upstream_nodes
-
-CHANNELS_PER_STEP = 32
+CHANNELS_PER_STEP = PAIRS_PER_STEP
 """Number of channels per step, and thus the number of copies of a layer's activations in memory at a time."""
 
 
@@ -41,62 +35,5 @@ def close_loop(graph: GraphProto, layer: int, features: str, channels: int, clas
         channels: number of channels, c.
         classes: name of the output with the explained classes, `[N, K]`.
     """
-    due, step, ablated = due_input(layer), step_output(layer), ablated_input(layer)
-    nodes = list(graph.node)
-    body = downstream_nodes(nodes, due) & upstream_nodes(nodes, [step])
-    users = downstream_nodes(nodes, ablated)
-    place = f"ablation/{layer}"
-
-    def constant(name: str, value: int | Sequence[int]) -> str:
-        return add_constant(graph, f"{place}/{name}", value)
-
-    one, zero, size = constant("one", 1), constant("zero", 0), constant("size", CHANNELS_PER_STEP)
-    first, c = constant("first", [0]), constant("channels", [channels])
-    before = [
-        helper.make_node("Shape", [features], [f"{place}/images"], start=0, end=1),
-        helper.make_node("Mul", [f"{place}/images", c], [f"{place}/pairs"]),
-        helper.make_node("Squeeze", [f"{place}/pairs"], [f"{place}/count"]),
-        helper.make_node("Sub", [f"{place}/count", one], [f"{place}/last"]),
-        helper.make_node("Div", [f"{place}/last", size], [f"{place}/full_steps"]),
-        helper.make_node("Add", [f"{place}/full_steps", one], [f"{place}/steps"]),
-        helper.make_node("Range", [zero, size, one], [f"{place}/range"]),
-        helper.make_node("Shape", [classes], [f"{place}/explained"], start=1, end=2),
-    ]
-    inside = [
-        helper.make_node("Mul", [f"{place}/number", size], [f"{place}/start"]),
-        helper.make_node("Add", [f"{place}/range", f"{place}/start"], [f"{place}/beyond"]),
-        helper.make_node("Min", [f"{place}/beyond", f"{place}/last"], [due]),  # fills the last step by repeating the last pair
-        helper.make_node("Identity", [f"{place}/going"], [f"{place}/goes_on"]),
-        *(nodes[number] for number in sorted(body)),
-    ]
-    after = [
-        helper.make_node("Concat", [constant("rest", [-1]), f"{place}/explained"], [f"{place}/flat_shape"], axis=0),
-        helper.make_node("Reshape", [f"{place}/all", f"{place}/flat_shape"], [f"{place}/flat"]),
-        helper.make_node("Slice", [f"{place}/flat", first, f"{place}/pairs"], [f"{place}/used"]),
-        helper.make_node("Concat", [f"{place}/images", c, f"{place}/explained"], [f"{place}/shape"], axis=0),
-        helper.make_node("Reshape", [f"{place}/used", f"{place}/shape"], [ablated]),
-    ]
-    for number, node in enumerate(before + inside[:4] + after):
-        node.name = f"{place}/node_{number}"
-    loop = helper.make_node(
-        "Loop",
-        [f"{place}/steps", ""],
-        [f"{place}/all"],
-        name=f"{place}/loop",
-        body=helper.make_graph(
-            inside,
-            f"{place}/body",
-            [
-                helper.make_tensor_value_info(f"{place}/number", TensorProto.INT64, []),
-                helper.make_tensor_value_info(f"{place}/going", TensorProto.BOOL, []),
-            ],
-            [
-                helper.make_tensor_value_info(f"{place}/goes_on", TensorProto.BOOL, []),
-                helper.make_tensor_value_info(step, TensorProto.FLOAT, [CHANNELS_PER_STEP, None]),
-            ],
-        ),
-    )
-    rest = (number for number in range(len(nodes)) if number not in body | users)
-    replace_nodes(graph, [*(nodes[number] for number in rest), *before, loop, *after, *(nodes[number] for number in sorted(users))])
-    drop(graph.input, {due, ablated})
-    drop(graph.output, {step})
+    loop = PairLoop(f"ablation/{layer}", due_input(layer), step_output(layer), ablated_input(layer))
+    close_pair_loop(graph, loop, features, channels, classes)

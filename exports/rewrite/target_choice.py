@@ -58,7 +58,7 @@ def limit_ranking(graph: GraphProto, classes: int) -> None:
     """
     if classes < _MANY_CLASSES:
         return
-    (ranking,) = (number for number, node in enumerate(graph.node) if node.op_type == "TopK" and node.input[1])
+    (ranking,) = (number for number in upstream_nodes(graph.node, [CLASSES]) if graph.node[number].op_type == "TopK")
     place = "ranks"
     one, total = add_constant(graph, f"{place}/one", [1]), add_constant(graph, f"{place}/all", [classes])
 

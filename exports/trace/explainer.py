@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -14,10 +14,22 @@ from tlcli.contract.errors import ExportError, first_line
 from tlcli.contract.maps.method_names import METHODS, map_name
 from tlcli.contract.model.description import CLASSES, FEATURES, FUSED, GRADIENTS, LOGITS, SCORES, Layer, MapOutput
 from tlcli.exports.rewrite.ablation_loop import step_output
+from tlcli.exports.rewrite.masking_loop import masking_loop
 from tlcli.exports.rewrite.target_choice import LOGIT_COTANGENTS, PROBABILITY_COTANGENTS
 from tlcli.exports.trace.fuse_layers import fuse
 from tlcli.exports.trace.last_layer import LinearLastLayer, last_layer_of
-from tlcli.exports.trace.map_methods import FORMULAS, NEEDS_ABLATION, NEEDS_CLASS_WEIGHTS, CamInputs
+from tlcli.exports.trace.map_methods import (
+    FORMULAS,
+    MAX_MASKED_POSITIONS,
+    NEEDS_ABLATION,
+    NEEDS_CLASS_WEIGHTS,
+    NEEDS_DIFFERENCE,
+    NEEDS_MASKING,
+    CamInputs,
+    neighbourhood_sums,
+    position_masks,
+)
+from tlcli.exports.trace.similar_classes import difference, similar_classes
 from tlcli.exports.trace.target_layers import Tap, TargetLayer, resolve_layers, run_tapped, tapped, tapped_features
 from tlcli.exports.trace.vjp import TracedTail
 from tlcli.training.models.network import ImageNetwork, Network
@@ -37,8 +49,8 @@ class Explainer(nn.Module):
 
         Args:
             network: network in eval mode on the CPU, whose parameters do not require gradients.
-            methods: names of the map methods, including those computed outside the graph; None selects all that the head supports; an
-                empty sequence selects no method and no layer.
+            methods: names of the map methods, including those computed outside the graph; None selects all that the head supports, but
+                Recipro-CAM only for layers of at most `MAX_MASKED_POSITIONS` positions; an empty sequence selects no method and no layer.
             layers: names of backbone layers to explain; None selects the last one with a spatial extent.
             dynamic_size: accept images of any height and width.
 
@@ -73,6 +85,7 @@ class Explainer(nn.Module):
         self.methods = self._allowed_methods(methods)
         self.maps = self._map_outputs()
         self.looped = not NEEDS_ABLATION.isdisjoint(self.methods)
+        self.masks_in_loop = not self._pooled_linear and not NEEDS_MASKING.isdisjoint(self.methods)
         self._tail_is_head = (
             len(targets) == 1 and targets[0].is_features and (not dynamic_size or targets[0].layout.kind == "channels_first")
         )
@@ -89,7 +102,10 @@ class Explainer(nn.Module):
                     f"{method} needs a head that is one linear layer on the layer's spatial mean; the head {self.network.config.head!r} of"
                     f" {self.network.config.backbone} is not, at {where}: choose from {', '.join(allowed)}"
                 )
-        return tuple(name for name in allowed if methods is None or name in methods)
+        if methods is not None:
+            return tuple(name for name in allowed if name in methods)
+        small = all(layer.height * layer.width <= MAX_MASKED_POSITIONS for layer in self.layers)
+        return tuple(name for name in allowed if small or name not in NEEDS_MASKING)
 
     def _map_outputs(self) -> tuple[MapOutput, ...]:
         """Return the description of one map per method or, for several layers, one per method and layer plus their fused map."""
@@ -150,8 +166,10 @@ class Explainer(nn.Module):
         """Names of the tensors that `forward` returns."""
         if not self.layers:
             return (SCORES, LOGITS, CLASSES)
-        steps = [step_output(number) for number in range(len(self.layers))] if self.looped else []
-        return (SCORES, LOGITS, CLASSES, *self.switches, LOGIT_COTANGENTS, PROBABILITY_COTANGENTS, *steps)
+        numbers = range(len(self.layers))
+        steps = [step_output(number) for number in numbers] if self.looped else []
+        masking_steps = [masking_loop(number).step for number in numbers] if self.masks_in_loop else []
+        return (SCORES, LOGITS, CLASSES, *self.switches, LOGIT_COTANGENTS, PROBABILITY_COTANGENTS, *steps, *masking_steps)
 
     def forward(
         self,
@@ -161,6 +179,8 @@ class Explainer(nn.Module):
         cotangents: Tensor | None = None,
         due: Sequence[Tensor] = (),
         ablated: Sequence[Tensor] = (),
+        due_masks: Sequence[Tensor] = (),
+        masked: Sequence[Tensor] = (),
     ) -> Any:
         """Compute the tensors named in `outputs`.
 
@@ -171,6 +191,7 @@ class Explainer(nn.Module):
                 is used only by models with explained layers.
             cotangents: see `tlcli.exports.rewrite.target_choice`.
             due, ablated: one tensor per layer, see `tlcli.exports.rewrite.ablation_loop`.
+            due_masks, masked: one tensor per layer, see `tlcli.exports.rewrite.masking_loop`.
         """
         inputs = self.network.normalise(images)
         if self.tail is None:
@@ -185,15 +206,25 @@ class Explainer(nn.Module):
         probability_cotangents = self._probability_cotangents(logit_cotangents, query)
         named: dict[str, Tensor] = {}
         steps: list[Tensor] = []
+        masking_steps: list[Tensor] = []
+        differences = self._differences(cotangents, activations, residuals, query)
         for layer in self._layer_tensors(cotangents, activations, residuals, due, ablated):
             named[layer.layer.features] = layer.activations
             named[layer.layer.gradients] = layer.gradients_at_all_positions() if self._pooled_linear else layer.gradients
             if layer.due is not None:
                 steps.append(self._ablation_step(layer, layer.due, residuals, query))
-            named |= self._maps(layer, query, logit_cotangents)
+            inputs_of_maps = replace(
+                self._cam_inputs(layer, query, logit_cotangents), difference=differences[layer.index] if differences else None
+            )
+            if self.masks_in_loop:
+                masking_steps.append(self._masking_step(layer, due_masks[layer.index], residuals, query))
+                inputs_of_maps = replace(inputs_of_maps, masked=_at_positions(masked[layer.index], layer.activations))
+            elif not NEEDS_MASKING.isdisjoint(self.methods):
+                inputs_of_maps = replace(inputs_of_maps, masked=self._masked_scores(layer, query))
+            named |= self._maps(layer, inputs_of_maps)
         named |= self._fused_maps(named)
         switched = [named[name] for name in self.switches]
-        return logits.softmax(1), logits, query.classes, *switched, logit_cotangents, probability_cotangents, *steps
+        return logits.softmax(1), logits, query.classes, *switched, logit_cotangents, probability_cotangents, *steps, *masking_steps
 
     def _layer_tensors(
         self,
@@ -204,19 +235,39 @@ class Explainer(nn.Module):
         ablated: Sequence[Tensor],
     ) -> list[LayerTensors]:
         """Collect the tensors of each layer, including its gradients. `due` and `ablated` are empty without Ablation-CAM."""
-        assert self.tail is not None
-        if self._pooled_linear:  # the gradient of the mean is the same at every position
-            means: Sequence[Tensor] = [cotangents / (activations[0].shape[-2] * activations[0].shape[-1])]
-            gradients: Sequence[Tensor] = [means[0][..., None, None]]
-        else:
-            gradients, means = self.tail.pull_back(cotangents, residuals)
+        gradients, means = self._gradients(cotangents, activations, residuals)
         absent = [None] * len(self.layers)
         columns = (self.layers, activations, gradients, means, due or absent, ablated or absent)
         return [LayerTensors(index, *row) for index, row in enumerate(zip(*columns, strict=True))]
 
-    def _maps(self, layer: LayerTensors, query: _Query, class_rows: Tensor) -> dict[str, Tensor]:
-        """Compute a layer's in-graph maps, by output name."""
-        inputs = CamInputs(
+    def _gradients(
+        self, cotangents: Tensor, activations: Sequence[Tensor], residuals: tuple[Any, ...]
+    ) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Compute the gradients of each layer, as in `LayerTensors`, and their spatial means."""
+        if self._pooled_linear:  # the gradient of the mean is the same at every position
+            mean = cotangents / (activations[0].shape[-2] * activations[0].shape[-1])
+            return [mean[..., None, None]], [mean]
+        assert self.tail is not None
+        return self.tail.pull_back(cotangents, residuals)
+
+    def _differences(
+        self, cotangents: Tensor, activations: Sequence[Tensor], residuals: tuple[Any, ...], query: _Query
+    ) -> list[CamInputs] | None:
+        """Compute the inputs of Finer-CAM for each layer, with a backward pass of their own. None without Finer-CAM."""
+        if NEEDS_DIFFERENCE.isdisjoint(self.methods):
+            return None
+        similar = similar_classes(query.logits, query.classes)
+        theirs = replace(query, classes=similar.flatten(1))
+        their_cotangents = self._probability_cotangents(self.last_layer.rows(theirs.classes), theirs)
+        gradients, means = self._gradients(difference(cotangents, their_cotangents.unflatten(1, similar.shape[1:])), activations, residuals)
+        return [
+            CamInputs(of_layer, gradient, mean, None, query.scores())
+            for of_layer, gradient, mean in zip(activations, gradients, means, strict=True)
+        ]
+
+    def _cam_inputs(self, layer: LayerTensors, query: _Query, class_rows: Tensor) -> CamInputs:
+        """Return the inputs of a layer's maps, except for those of Finer-CAM and Recipro-CAM."""
+        return CamInputs(
             activations=layer.activations,
             gradients=layer.gradients,
             mean_gradients=layer.mean_gradients,
@@ -224,6 +275,9 @@ class Explainer(nn.Module):
             scores=query.scores(),
             ablated=None if layer.ablated is None else layer.ablated.transpose(1, 2),
         )
+
+    def _maps(self, layer: LayerTensors, inputs: CamInputs) -> dict[str, Tensor]:
+        """Compute a layer's in-graph maps, by output name."""
         outputs = (output for output in self.maps if output.in_graph and output.layer == layer.layer.name)
         return {output.name: FORMULAS[output.method](inputs) for output in outputs}
 
@@ -258,7 +312,25 @@ class Explainer(nn.Module):
             kept = (torch.arange(channels)[None] != channel[:, None]).to(layer.activations.dtype)
             changed = layer.activations.index_select(0, images) * kept[..., None, None]
             logits = self.last_layer.logits(self.tail.from_activations(layer.index, changed, images, residuals))
-        return _Query(logits, query.classes.index_select(0, images), query.softmax.index_select(0, images)).scores()
+        return query.with_logits(logits, images).scores()
+
+    def _masking_step(self, layer: LayerTensors, due: Tensor, residuals: tuple[Any, ...], query: _Query) -> Tensor:
+        """Compute the explained scores `[R, K]` with the activations masked around the position in each row of `due`."""
+        assert self.tail is not None
+        height, width = layer.activations.shape[-2:]
+        count = torch.scalar_tensor(height * width, dtype=torch.int64)
+        images, positions = due // count, due % count
+        changed = layer.activations.index_select(0, images) * position_masks(positions, height, width)[:, None]
+        logits = self.last_layer.logits(self.tail.from_activations(layer.index, changed, images, residuals))
+        return query.with_logits(logits, images).scores()
+
+    def _masked_scores(self, layer: LayerTensors, query: _Query) -> Tensor:
+        """Compute the scores of `_masking_step` at all positions, `[N, K, h, w]`, for one linear layer on the spatial mean."""
+        number, _, height, width = layer.activations.shape
+        means = neighbourhood_sums(layer.activations).flatten(2).transpose(1, 2) / (height * width)
+        images = torch.arange(number)[:, None].expand(-1, height * width).flatten()
+        scores = query.with_logits(self.last_layer.logits(means.flatten(0, 1)), images).scores()
+        return _at_positions(scores.unflatten(0, (number, height * width)), layer.activations)
 
 
 @dataclass(frozen=True)
@@ -302,6 +374,10 @@ class _Query:
         """Return the explained scores, `[N, K]`: probabilities where `softmax` is True, logits elsewhere."""
         return torch.where(self.softmax, _probabilities(self.logits).gather(1, self.classes), self.logits.gather(1, self.classes))
 
+    def with_logits(self, logits: Tensor, images: Tensor) -> _Query:
+        """Return the query of logits `[R, C]` for the images in `images`, int64 `[R]`."""
+        return _Query(logits, self.classes.index_select(0, images), self.softmax.index_select(0, images))
+
 
 def is_pooled_linear(network: ImageNetwork, layer: TargetLayer) -> bool:
     """Return True if the layer is followed only by its spatial mean and one linear layer.
@@ -314,6 +390,16 @@ def is_pooled_linear(network: ImageNetwork, layer: TargetLayer) -> bool:
     with torch.no_grad():
         embedding, mean = network.penultimate(layer.layout.from_map(activations)), activations.mean((-2, -1))
     return embedding.shape == mean.shape and torch.allclose(embedding, mean, rtol=1e-4, atol=1e-6)
+
+
+def _at_positions(scores: Tensor, activations: Tensor) -> Tensor:
+    """Turn scores `[N, h * w, K]` into maps `[N, K, h, w]` of the size of the activations.
+
+    The rows are selected one by one, so that the tracer need not know that their number is `h * w`.
+    """
+    height, width = activations.shape[-2:]
+    rows = scores.index_select(1, torch.arange(height * width))
+    return rows.transpose(1, 2).unflatten(2, (height, width))
 
 
 def _probabilities(logits: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class CamInputs:
         mean.
     scores: scores y of the classes, `[N, K]`.
     ablated: scores y with each channel set to zero in turn, `[N, K, c]`; None without Ablation-CAM.
+    difference: the same inputs with the gradients of Finer-CAM's score, see `tlcli.exports.trace.similar_classes`; None without Finer-CAM.
+    masked: scores y with the activations masked around each position in turn, `[N, K, h, w]`; None without Recipro-CAM.
     """
 
     activations: Tensor
@@ -30,7 +33,9 @@ class CamInputs:
     mean_gradients: Tensor
     class_weights: Tensor | None
     scores: Tensor
-    ablated: Tensor | None
+    ablated: Tensor | None = None
+    difference: CamInputs | None = None
+    masked: Tensor | None = None
 
     @property
     def uniform(self) -> bool:
@@ -135,6 +140,46 @@ def ablationcam(inputs: CamInputs) -> Tensor:
     return torch.relu(_weighted_sum(torch.where(scores == 0, 0.0, weights), inputs.activations))
 
 
+def finercam(inputs: CamInputs) -> Tensor:
+    """Compute Finer-CAM, Grad-CAM of the difference between a class's score and those of similar classes (Zhang et al. 2025,
+    arXiv:2501.11309).
+    """
+    if inputs.difference is None:
+        raise ValueError("Finer-CAM needs the gradients of the difference between classes: pass `difference`")
+    return gradcam(inputs.difference)
+
+
+def reciprocam(inputs: CamInputs) -> Tensor:
+    """Compute Recipro-CAM, the score with the activations masked around each position, without rectification (Byun and Lee 2022,
+    arXiv:2209.14074; with tokens, it is ViT-Recipro-CAM, arXiv:2310.02588).
+    """
+    if inputs.masked is None:
+        raise ValueError("Recipro-CAM needs the scores of the masked activations: pass `masked`")
+    return inputs.masked
+
+
+def position_masks(positions: Tensor, height: int, width: int) -> Tensor:
+    """Return the masks of Recipro-CAM, `[R, h, w]`: at each of R positions, a 3x3 Gaussian with the weights 1/4, 1/8 and 1/16.
+
+    Args:
+        positions: int64 `[R]`, each `row * w + column`.
+        height, width: size of the masks.
+    """
+    row_length = torch.scalar_tensor(width, dtype=torch.int64)  # ONNX has no remainder of a division by a symbolic size
+    distances = [
+        (torch.arange(size)[None] - places[:, None]).abs().to(torch.float32)
+        for size, places in ((height, positions // row_length), (width, positions % row_length))
+    ]
+    rows, columns = (torch.relu(2 - distance) / 4 for distance in distances)  # 1/2, and 1/4 beside it
+    return rows[:, :, None] * columns[:, None]
+
+
+def neighbourhood_sums(activations: Tensor) -> Tensor:
+    """Return the sums over all positions of activations `[N, c, h, w]` under each mask of `position_masks`, `[N, c, h, w]`."""
+    kernel = position_masks(torch.tensor([4]), 3, 3)
+    return functional.conv2d(activations.flatten(0, 1)[:, None], kernel[:, None], padding=1)[:, 0].unflatten(0, activations.shape[:2])
+
+
 def _weighted_sum(weights: Tensor, activations: Tensor) -> Tensor:
     """Compute the weighted sum over the channels of activations `[N, c, h, w]` with weights `[N, K, c]`. The result is `[N, K, h, w]`."""
     return torch.einsum("nkc,nchw->nkhw", weights, activations)
@@ -164,6 +209,8 @@ FORMULAS: dict[str, Callable[[CamInputs], Tensor]] = {
     "layercam": layercam,
     "fem": fem,
     "ablationcam": ablationcam,
+    "finercam": finercam,
+    "reciprocam": reciprocam,
 }
 
 NEEDS_CLASS_WEIGHTS = frozenset({"cam"})
@@ -171,3 +218,12 @@ NEEDS_CLASS_WEIGHTS = frozenset({"cam"})
 
 NEEDS_ABLATION = frozenset({"ablationcam"})
 """Methods that run the part of the network after the layer once per channel."""
+
+NEEDS_DIFFERENCE = frozenset({"finercam"})
+"""Methods that need the gradients of the difference between a class and similar ones."""
+
+NEEDS_MASKING = frozenset({"reciprocam"})
+"""Methods that run the part of the network after the layer once per position."""
+
+MAX_MASKED_POSITIONS = 1024
+"""Largest number of positions of a layer for which Recipro-CAM is exported unless it is selected by name."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tlcli.contract.maps.method_names import COSTLY
 from tlcli.contract.model.onnx_model import Model
 from tlcli.service.execution.session_tuning import blank_images
 
@@ -36,7 +37,7 @@ def pixel_bytes(model: Model, proc: Path = Path("/proc/self")) -> float:
         return 0.0
     own = model.description.preprocessing
     large = np.zeros((1, _SIDES * own.height, _SIDES * own.width, 3), np.uint8)
-    methods = [name for name in model.description.graph_maps if not name.startswith("ablationcam")][:1]
+    methods = [name for name in model.description.graph_maps if name.partition("@")[0] not in COSTLY][:1]
     model.run(blank_images(model, 1), shrink=True)
     before = _status_bytes(proc, "VmRSS")
     try:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
+from tlcli.contract.maps.method_names import COSTLY
 from tlcli.contract.model.onnx_model import Model
 from tlcli.service.execution.batching import MixedBatchPolicy
 from tlcli.service.execution.session_tuning import BUDGET_S, blank_images, shortest_s
-
-_COSTLY = "ablationcam"
-"""Map that reruns the network behind its layer for each channel. It is too expensive to add to images without maps in a mixed batch."""
 
 
 def warm_up(model: Model, max_size: int) -> MixedBatchPolicy:
@@ -18,7 +16,8 @@ def warm_up(model: Model, max_size: int) -> MixedBatchPolicy:
     Raises:
         Exception: ONNX Runtime failed to run the graph.
     """
-    maps = tuple(name for name in model.description.graph_maps if name.partition("@")[0] != _COSTLY)
+    # Costly maps rerun the network behind their layer. They are too expensive to add to images without maps in a mixed batch.
+    maps = tuple(name for name in model.description.graph_maps if name.partition("@")[0] not in COSTLY)
     single, full = blank_images(model, 1), blank_images(model, max_size)
     model.run(single, methods=model.description.graph_maps)
     single_s = shortest_s(lambda: model.run(single))

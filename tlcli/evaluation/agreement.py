@@ -10,6 +10,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from tlcli.contract.images.evenly_spaced import evenly_spaced
+from tlcli.contract.maps.method_names import COSTLY
 from tlcli.contract.model.description import Agreement, MapAgreement
 from tlcli.contract.model.onnx_model import Model
 from tlcli.evaluation.localisation import points_at
@@ -17,8 +18,6 @@ from tlcli.evaluation.perturbation import Bytes, Flags, Indices, Values, at_inpu
 
 MAP_IMAGES = 200
 """Maximum number of images on which maps are compared."""
-COSTLY = ("ablationcam",)
-"""Methods that run all layers after the explained one once per channel."""
 COSTLY_IMAGES = 4
 """Maximum number of images on which the maps of `COSTLY` methods are compared."""
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from tlcli.contract.errors import DatasetError, RequestError
 from tlcli.contract.images.heatmap import to_unit
 from tlcli.contract.images.preprocessing import Preprocessing
-from tlcli.contract.maps.method_names import require_method
+from tlcli.contract.maps.method_names import COSTLY, require_method
 from tlcli.contract.model.explain import explain
 from tlcli.contract.model.onnx_model import FIRST_RANKED, Model
 from tlcli.evaluation.baselines import BASELINES, CENTRE, RANDOM, centre_map, random_map
@@ -36,8 +36,9 @@ from tlcli.evaluation.perturbation import Bytes, Floats, Score, Values, at_input
 from tlcli.evaluation.road import SHARES, noise_for, road
 from tlcli.training.runtime.progress import ProgressFactory, silent
 
-LEFT_OUT_BY_DEFAULT = ("scorecam", "ablationcam")
-"""Methods excluded by default, because they run the network or its head once per channel and take minutes instead of seconds."""
+LEFT_OUT_BY_DEFAULT = ("scorecam", *COSTLY)
+"""Methods excluded by default, because they run the network or its head once per channel or position and take minutes instead of
+seconds."""
 
 
 @dataclass(frozen=True)

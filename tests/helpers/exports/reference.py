@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tlcli.training.models.network import Network
+from tlcli.training.models.network import ImageNetwork, Network
 
 Images = npt.NDArray[np.uint8]
 ClassIds = npt.NDArray[np.int64]
@@ -36,6 +36,8 @@ METHODS = (
     "layercam",
     "fem",
     "ablationcam",
+    "finercam",
+    "reciprocam",
     "eigencam",
     "eigengradcam",
     "scorecam",
@@ -140,6 +142,36 @@ def ablationcam(activations: Tensor, score: Tensor, without: Tensor) -> Tensor:
     return cam(activations, weights).relu()
 
 
+def similar(logits: Tensor, number: int) -> list[int]:
+    """Zhang et al. 2025 (Finer-CAM): the three classes whose logits are closest to that of class `number`."""
+    others = [other for other in range(len(logits)) if other != number]
+    return sorted(others, key=lambda other: abs(float(logits[other] - logits[number])))[:3]
+
+
+def finer_score(scores: Tensor, logits: Tensor, number: int, gamma: float = 0.6) -> Tensor:
+    """Zhang et al. 2025 (Finer-CAM): y_c - gamma y_d, whose Grad-CAM's sums are averaged over the similar classes d, then rectified.
+
+    The gradient is linear in the score, so the mean may be taken of the scores.
+
+    Args:
+        scores: y of all classes, logits or probabilities `[C]`.
+        logits: `[C]`, from which the similar classes are chosen.
+        number: c.
+        gamma: the paper's comparison strength.
+    """
+    return torch.stack([scores[number] - gamma * scores[other] for other in similar(logits, number)]).mean()
+
+
+def neighbourhoods(height: int, width: int) -> Tensor:
+    """Byun and Lee 2022 and 2023 (Recipro-CAM): for each position, row by row, 1/16 [[1, 2, 1], [2, 4, 2], [1, 2, 1]] around it."""
+    kernel = torch.tensor([[1.0, 2, 1], [2, 4, 2], [1, 2, 1]], dtype=torch.float64) / 16
+    wide = torch.zeros(height * width, height + 2, width + 2, dtype=torch.float64)
+    for row in range(height):
+        for column in range(width):
+            wide[row * width + column, row : row + 3, column : column + 3] = kernel
+    return wide[:, 1:-1, 1:-1]
+
+
 def scorecam(activations: Tensor, masked: Tensor) -> Tensor:
     """Wang et al. 2020 (Score-CAM, algorithm 1): w = softmax over k of y(X * mask_k); relu(sum_k w_k A_k).
 
@@ -215,6 +247,8 @@ class _Observation:
     activations: `[N, c, h, w]`, a leaf.
     is_features: True if the head takes the layer's output itself, so that only the head needs to be run behind it.
     gradients: by `softmax`, `[N, K, c, h, w]`.
+    finer_gradients: by `softmax`, those of Finer-CAM's score, `[N, K, c, h, w]`.
+    kept: by image, logits `[h * w, C]` with the activations around one position.
     ablated: by image, logits `[c, C]` without each channel.
     masked: by image and channel, logits `[C]` of the masked image.
     """
@@ -226,6 +260,8 @@ class _Observation:
     activations: Tensor
     is_features: bool
     gradients: dict[bool, Tensor] = field(default_factory=dict)
+    finer_gradients: dict[bool, Tensor] = field(default_factory=dict)
+    kept: dict[int, Tensor] = field(default_factory=dict)
     ablated: dict[int, Tensor] = field(default_factory=dict)
     masked: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
@@ -236,13 +272,16 @@ class Reference:
     The last images and classes are cached: all methods share one forward pass, and one backward pass per class.
     """
 
-    def __init__(self, network: Network, layer: str) -> None:
+    def __init__(self, network: ImageNetwork, layer: str, tokens: tuple[int, int, int] | None = None, channels_last: bool = False) -> None:
         """Copy the network.
 
         Args:
             network: any.
             layer: the name of a module of the backbone whose output is `[N, c, h, w]`, or `FEATURES`.
+            tokens: for a module whose output is `[N, p + h * w, c]`: the number p of tokens without a position, h and w.
+            channels_last: the module's output is `[N, h, w, c]`.
         """
+        self._tokens, self._channels_last = tokens, channels_last
         self.network = copy.deepcopy(network).double().eval().requires_grad_(False)
         self.name = layer
         self.layer = None if layer == FEATURES else self.network.backbone.get_submodule(layer)
@@ -305,6 +344,10 @@ class Reference:
         if method == "ablationcam":
             score = _target(seen.logits.detach(), softmax)[image, number]
             return ablationcam(activations, score, _target(self._ablated(seen, image), softmax)[:, number])
+        if method == "finercam":
+            return gradcam(activations, self._finer_gradients(seen, softmax)[image, column])
+        if method == "reciprocam":
+            return _target(self._kept(seen, image), softmax)[:, number].view(activations.shape[1:])
         channels = largest_variance(activations, max_channels) if method == "faster_scorecam" else list(range(len(activations)))
         return scorecam(activations[channels], _target(self._masked(seen, image, channels), softmax)[:, number])
 
@@ -337,25 +380,36 @@ class Reference:
         replaced: list[Tensor] = []
 
         def at_layer(_module: object, _inputs: object, output: Tensor) -> Tensor:
-            if not isinstance(output, Tensor) or output.ndim != 4:
+            if not isinstance(output, Tensor) or output.ndim != (4 if self._tokens is None else 3):
                 raise ValueError(f"{self.name} does not return [N, c, h, w]")
             if replaced:
                 raise ValueError(f"{self.name} runs more than once")
-            replaced.append(replace(output))
+            if self._tokens is not None:
+                without, height, width = self._tokens
+                shown = replace(torch.stack([image[without:].T.reshape(-1, height, width) for image in output]))
+                replaced.append(torch.stack([torch.cat([old[:without], new.flatten(1).T]) for old, new in zip(output, shown, strict=True)]))
+            elif self._channels_last:
+                replaced.append(replace(output.movedim(-1, 1)).movedim(1, -1))
+            else:
+                replaced.append(replace(output))
             versions.append(replaced[0]._version)
             return replaced[0]
 
         versions: list[int] = []  # a tensor's version changes when it is written to
         if self.layer is None:
+            assert isinstance(self.network, Network)
             features = at_layer(None, None, self.network.features(inputs))
             is_features = True
             logits = self.network.classify(self.network.embed(features))
         else:
             handle = self.layer.register_forward_hook(at_layer)
             try:
-                features = self.network.features(inputs)
-                is_features = bool(replaced) and features is replaced[0] and features._version == versions[0]
-                logits = self.network.classify(self.network.embed(features))
+                if isinstance(self.network, Network):
+                    features = self.network.features(inputs)
+                    is_features = bool(replaced) and features is replaced[0] and features._version == versions[0]
+                    logits = self.network.classify(self.network.embed(features))
+                else:
+                    is_features, logits = False, self.network(inputs)
             finally:
                 handle.remove()
         if not replaced:
@@ -371,6 +425,35 @@ class Reference:
             seen.gradients[softmax] = torch.stack(gradients, 1)
         return seen.gradients[softmax]
 
+    @torch.enable_grad()
+    def _finer_gradients(self, seen: _Observation, softmax: bool) -> Tensor:
+        if softmax not in seen.finer_gradients:
+            target = _target(seen.logits, softmax)
+            columns = [
+                sum(finer_score(target[image], seen.logits[image].detach(), int(number)) for image, number in enumerate(column))
+                for column in seen.class_ids.T
+            ]
+            gradients = [torch.autograd.grad(column, seen.activations, retain_graph=True)[0] for column in columns]
+            seen.finer_gradients[softmax] = torch.stack(gradients, 1)
+        return seen.finer_gradients[softmax]
+
+    @torch.no_grad()
+    def _kept(self, seen: _Observation, image: int) -> Tensor:
+        """Return the logits `[h * w, C]` of one image with the activations around each position in turn."""
+        if image not in seen.kept:
+            activations = seen.activations[image].detach()
+            masks_of_positions = neighbourhoods(*activations.shape[1:]).split(_CHUNK)
+            seen.kept[image] = torch.cat([self._logits_of(seen, image, activations * masks[:, None]) for masks in masks_of_positions])
+        return seen.kept[image]
+
+    def _logits_of(self, seen: _Observation, image: int, changed: Tensor) -> Tensor:
+        """Return the logits `[R, C]` of one image for R changed activations of the layer."""
+        if seen.is_features and self._tokens is None and not self._channels_last:
+            assert isinstance(self.network, Network)
+            return self.network.classify(self.network.embed(changed))
+        inputs = seen.inputs[image].repeat(len(changed), 1, 1, 1)
+        return self._run(inputs, lambda _output: changed)[0]
+
     @torch.no_grad()
     def _ablated(self, seen: _Observation, image: int) -> Tensor:
         """Return the logits `[c, C]` of one image without each channel in turn."""
@@ -379,7 +462,8 @@ class Reference:
             for channels in torch.arange(len(activations)).split(_CHUNK):
                 without = activations.repeat(len(channels), 1, 1, 1)
                 without[range(len(channels)), channels] = 0
-                if seen.is_features:
+                if seen.is_features and self._tokens is None and not self._channels_last:
+                    assert isinstance(self.network, Network)
                     rows.append(self.network.classify(self.network.embed(without)))
                 else:
                     inputs = seen.inputs[image].repeat(len(channels), 1, 1, 1)
@@ -402,9 +486,15 @@ class Reference:
     @torch.no_grad()
     def _pooled_linear(self, seen: _Observation) -> Tensor:
         """Return the classifier's weight `[C, c]` if it takes the layer's spatial mean."""
-        if seen.is_features:
+        if seen.is_features and isinstance(self.network, Network):
             activations = seen.activations.detach()
-            embedding, weight = self.network.embed(activations.clone()), getattr(self.network.classifier, "weight", None)
+            features = activations.movedim(1, -1) if self._channels_last else activations
+            if self._tokens is not None:
+                features = torch.cat(
+                    [activations.new_ones(len(activations), self._tokens[0], activations.shape[1]), activations.flatten(2).transpose(1, 2)],
+                    1,
+                )
+            embedding, weight = self.network.embed(features.clone()), getattr(self.network.classifier, "weight", None)
             mean = activations.mean((-2, -1))
             if weight is not None and embedding.shape == mean.shape and torch.allclose(embedding, mean, rtol=1e-9, atol=1e-12):
                 return weight.flatten(1)  # type: ignore[no-any-return]

@@ -33,7 +33,7 @@ def _names(_: click.Context, option: click.Parameter, value: str | None) -> tupl
     metavar="METHOD",
     multiple=True,
     callback=options.parse_names,
-    help="Maps to measure, several with commas, or `all`.  [default: all but scorecam and ablationcam, which take minutes]",
+    help="Maps to measure, several with commas, or `all`.  [default: all but scorecam, ablationcam and reciprocam, which take minutes]",
 )
 @click.option("--metrics", callback=_names, metavar="A,B", help="Metrics to compute.  [default: all that the data allows]")
 @click.option("--limit", type=click.IntRange(min=1), default=200, show_default=True, help="Number of images, spread over the classes.")

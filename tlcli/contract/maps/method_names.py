@@ -17,6 +17,7 @@ class Method:
     source: reference that defines the formula.
     in_graph: True if the graph computes the map, False if `tlcli.contract.model.explain` computes it from the outputs of the graph.
     of_class: True if the map depends on the explained class, False if it is the same for every class.
+    costly: True if the graph runs the part of the network after the layer once per channel or position.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Method:
     source: str
     in_graph: bool = True
     of_class: bool = True
+    costly: bool = False
 
 
 METHODS: dict[str, Method] = {
@@ -37,7 +39,9 @@ METHODS: dict[str, Method] = {
         Method("gradcam_elementwise", "Grad-CAM element-wise", "Grad-CAM (arXiv:1610.02391) without its mean, each product rectified"),
         Method("layercam", "Layer-CAM", "Jiang et al. 2021, doi:10.1109/TIP.2021.3089943, eqs. 5 and 6"),
         Method("fem", "FEM", "Ahmed Asif Fuad et al. 2020, doi:10.1109/IPTA50016.2020.9286629", of_class=False),
-        Method("ablationcam", "Ablation-CAM", "Ramaswamy 2020, doi:10.1109/WACV45572.2020.9093360"),
+        Method("ablationcam", "Ablation-CAM", "Ramaswamy 2020, doi:10.1109/WACV45572.2020.9093360", costly=True),
+        Method("finercam", "Finer-CAM", "Zhang et al. 2025, arXiv:2501.11309"),
+        Method("reciprocam", "Recipro-CAM", "Byun and Lee 2022 and 2023, arXiv:2209.14074 and arXiv:2310.02588", costly=True),
         Method("eigencam", "Eigen-CAM", "Muhammad and Yeasin 2020, arXiv:2008.00299", in_graph=False, of_class=False),
         Method("eigengradcam", "Eigen-Grad-CAM", "Eigen-CAM (arXiv:2008.00299) of the activations times their gradients", in_graph=False),
         Method("scorecam", "Score-CAM", "Wang et al. 2020, arXiv:1910.01279, algorithm 1", in_graph=False),
@@ -46,6 +50,9 @@ METHODS: dict[str, Method] = {
 }
 
 IN_GRAPH = tuple(method.name for method in METHODS.values() if method.in_graph)
+
+COSTLY = tuple(method.name for method in METHODS.values() if method.costly)
+"""Methods in the graph that are computed only for requests that select them, and checked on few images."""
 
 
 def require_method(name: str, offered: Sequence[str], where: str) -> str:
