@@ -8,15 +8,17 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from tlcli.contract.maps.method_names import map_name
+from tlcli.contract.maps.method_names import OF_ATTENTION, map_name
 from tlcli.contract.model.description import FUSED, MapOutput
 from tlcli.exports.rounding_error import Expected, expect
+from tlcli.exports.trace.attention import find_attention
 from tlcli.exports.trace.fuse_layers import fuse
 from tlcli.exports.trace.map_methods import (
     NEEDS_ABLATION,
     NEEDS_CLASS_WEIGHTS,
     NEEDS_DIFFERENCE,
     NEEDS_MASKING,
+    AttentionInputs,
     CamInputs,
     position_masks,
 )
@@ -62,6 +64,7 @@ class Autograd:
         """
         logits, activations, gradients = self._forward_and_backward(images, lambda logits: logits.gather(1, classes))
         scores = logits.gather(1, classes)
+        attention = self._attention(images, classes) if any(output.method in OF_ATTENTION for output in outputs) else None
         differences: list[dict[str, Tensor]] = []  # with the similar classes of rounded logits, as far as rounding leaves them open
         if any(output.method in NEEDS_DIFFERENCE for output in outputs):
             choices = _possible_similar_classes(logits, classes)
@@ -80,6 +83,7 @@ class Autograd:
                 scores=scores,
                 ablated=self._ablated(images, classes, layer, activations[layer]) if output.method in NEEDS_ABLATION else None,
                 masked=self._masked(images, classes, layer, activations[layer]) if output.method in NEEDS_MASKING else None,
+                attention=attention,
             )
             if output.method in NEEDS_DIFFERENCE:
                 maps[output.name] = _any_of(
@@ -90,18 +94,20 @@ class Autograd:
         return maps
 
     def _forward_and_backward(
-        self, images: Tensor, scores_of: Callable[[Tensor], Tensor]
+        self, images: Tensor, scores_of: Callable[[Tensor], Tensor], layers: Sequence[TargetLayer] | None = None
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """Run the network forward and backward.
 
         Args:
             images: uint8 `[N, H, W, 3]`.
             scores_of: function from the logits to the explained scores `[N, K]`.
+            layers: layers whose gradients are computed; None for the explained layers.
 
         Returns:
             The logits, each layer's activations `[N, c, h, w]`, and for each layer the gradients of the explained scores with respect to
             these activations, `[N, K, c, h, w]`.
         """
+        targets = [*self._targets.values()] if layers is None else layers
         outputs: dict[str, Tensor] = {}
         activations: dict[str, Tensor] = {}
 
@@ -111,13 +117,27 @@ class Autograd:
             return outputs[name] * 1  # later layers may work in place
 
         with torch.enable_grad():
-            logits = run_tapped(self._network, self._network.normalise(images), [*self._targets.values()], record)
+            logits = run_tapped(self._network, self._network.normalise(images), targets, record)
             scores = scores_of(logits).sum(0)
-            layers = [outputs[name] for name in self._layers]
-            by_class = [torch.autograd.grad(score, layers, retain_graph=True) for score in scores]
-        by_layer = zip(self._layers, *by_class, strict=True)
+            names = [target.name for target in targets]
+            by_class = [torch.autograd.grad(score, [outputs[name] for name in names], retain_graph=True) for score in scores]
+        by_layer = zip(names, *by_class, strict=True)
         gradients = {name: torch.stack(rows, 1) for name, *rows in by_layer}
         return logits.detach(), activations, gradients
+
+    def _attention(self, images: Tensor, classes: Tensor) -> AttentionInputs:
+        """Compute the attention weights of all blocks and their gradients."""
+        attention = find_attention(self._network, [*self._targets.values()])
+        assert attention is not None
+        _, weights, gradients = self._forward_and_backward(images, lambda logits: logits.gather(1, classes), attention.layers)
+        return AttentionInputs(
+            weights=tuple(weights.values()),
+            gradients=tuple(gradients.values()),
+            rows=attention.rows,
+            prefix=attention.layout.prefix,
+            height=attention.layout.height,
+            width=attention.layout.width,
+        )
 
     def _class_weights(self, classes: Tensor) -> Tensor:
         assert isinstance(self._network, Network)
@@ -140,7 +160,8 @@ class Autograd:
         def masked(of_image: Tensor, due: Tensor) -> Tensor:
             return of_image * position_masks(due, height, width)[:, None]
 
-        return self._scores_of_copies(images, classes, layer, activations, height * width, masked).unflatten(2, (height, width))
+        scores = self._scores_of_copies(images, classes, layer, activations, height * width, masked)
+        return scores.reshape(*scores.shape[:2], height, width)
 
     def _scores_of_copies(
         self,

@@ -95,6 +95,12 @@ def _of_reciprocam(inputs: CamInputs) -> Tensor:
     return torch.maximum(inputs.masked.abs(), inputs.scores.abs()[..., None, None])
 
 
+def _of_legrad(inputs: CamInputs) -> Tensor:
+    """Compute the mean of the gradients' absolute values, before they are rectified."""
+    assert inputs.attention is not None
+    return inputs.attention.to_map(torch.stack([gradients.abs().mean((2, 3)) for gradients in inputs.attention.gradients]).mean(0))
+
+
 _TERMS: dict[str, Callable[[CamInputs], Tensor]] = {
     "cam": _of_cam,
     "gradcam": _of_means,
@@ -107,6 +113,8 @@ _TERMS: dict[str, Callable[[CamInputs], Tensor]] = {
     "ablationcam": _of_ablation,
     "finercam": _of_finercam,
     "reciprocam": _of_reciprocam,
+    "rollout": FORMULAS["rollout"],
+    "legrad": _of_legrad,
 }
 
 

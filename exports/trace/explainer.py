@@ -11,20 +11,23 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tlcli.contract.errors import ExportError, first_line
-from tlcli.contract.maps.method_names import METHODS, map_name
+from tlcli.contract.maps.method_names import METHODS, OF_ATTENTION, map_name
 from tlcli.contract.model.description import CLASSES, FEATURES, FUSED, GRADIENTS, LOGITS, SCORES, Layer, MapOutput
 from tlcli.exports.rewrite.ablation_loop import step_output
 from tlcli.exports.rewrite.masking_loop import masking_loop
 from tlcli.exports.rewrite.target_choice import LOGIT_COTANGENTS, PROBABILITY_COTANGENTS
+from tlcli.exports.trace.attention import find_attention
 from tlcli.exports.trace.fuse_layers import fuse
 from tlcli.exports.trace.last_layer import LinearLastLayer, last_layer_of
 from tlcli.exports.trace.map_methods import (
     FORMULAS,
     MAX_MASKED_POSITIONS,
     NEEDS_ABLATION,
+    NEEDS_ATTENTION_GRADIENTS,
     NEEDS_CLASS_WEIGHTS,
     NEEDS_DIFFERENCE,
     NEEDS_MASKING,
+    AttentionInputs,
     CamInputs,
     neighbourhood_sums,
     position_masks,
@@ -82,22 +85,34 @@ class Explainer(nn.Module):
         )
         self._targets = tuple(targets)
         self._pooled_linear = len(targets) == 1 and is_pooled_linear(network, targets[0])
+        self._attention = find_attention(network, targets) if methods is None or not set(OF_ATTENTION).isdisjoint(methods) else None
         self.methods = self._allowed_methods(methods)
+        of_attention = self._attention is not None and not set(OF_ATTENTION).isdisjoint(self.methods)
+        self._taps = (*targets, *(self._attention.layers if self._attention is not None and of_attention else ()))
         self.maps = self._map_outputs()
         self.looped = not NEEDS_ABLATION.isdisjoint(self.methods)
         self.masks_in_loop = not self._pooled_linear and not NEEDS_MASKING.isdisjoint(self.methods)
         self._tail_is_head = (
-            len(targets) == 1 and targets[0].is_features and (not dynamic_size or targets[0].layout.kind == "channels_first")
+            len(self._taps) == 1 and targets[0].is_features and (not dynamic_size or targets[0].layout.kind == "channels_first")
         )
         self.tail = self._trace() if targets else None
 
     def _allowed_methods(self, methods: Sequence[str] | None) -> tuple[str, ...]:
-        allowed = [name for name in METHODS if self._pooled_linear or name not in NEEDS_CLASS_WEIGHTS]
+        allowed = [
+            name
+            for name in METHODS
+            if (self._pooled_linear or name not in NEEDS_CLASS_WEIGHTS) and (self._attention is not None or name not in OF_ATTENTION)
+        ]
         for method in methods or ():
             if method not in METHODS:
                 raise ExportError(f"unknown map method {method!r}: choose from {', '.join(METHODS)}")
+            where = " and ".join(layer.name for layer in self.layers)
+            if method not in allowed and method in OF_ATTENTION:
+                raise ExportError(
+                    f"{method} needs a vision transformer in whose blocks all tokens of the layer attend to each other;"
+                    f" {self.network.config.backbone} is not, at {where}: choose from {', '.join(allowed)}"
+                )
             if method not in allowed:
-                where = " and ".join(layer.name for layer in self.layers)
                 raise ExportError(
                     f"{method} needs a head that is one linear layer on the layer's spatial mean; the head {self.network.config.head!r} of"
                     f" {self.network.config.backbone} is not, at {where}: choose from {', '.join(allowed)}"
@@ -126,7 +141,7 @@ class Explainer(nn.Module):
     def _trace(self) -> TracedTail:
         size = self.network.config.preprocessing
         example = torch.zeros(1, 3, size.height, size.width)
-        names = [layer.name for layer in self.layers]
+        names = [tap.name for tap in self._taps]
         try:
             with sdpa_kernel(SDPBackend.MATH):  # the gradients of the other kernels are single operators that ONNX does not have
                 if not self._tail_is_head:
@@ -135,7 +150,7 @@ class Explainer(nn.Module):
                     features = self._head().features(example)
                 return TracedTail(self._from_features, features[0], names, self.dynamic_size)
         except (RuntimeError, NotImplementedError, TypeError, AssertionError) as error:
-            where = " and ".join(names)
+            where = " and ".join(layer.name for layer in self.layers)
             raise ExportError(
                 f"the gradient of {self.network.config.backbone} behind {where} cannot be traced ({first_line(error)}):"
                 " choose another layer (--list-cam-layers lists them), or export it without maps (--cam none)"
@@ -147,9 +162,9 @@ class Explainer(nn.Module):
 
     def _from_inputs(self, inputs: Tensor, tap: Tap) -> Tensor:
         if not isinstance(self.network, Network):
-            return run_tapped(self.network, inputs, self._targets, tap)
-        with tapped(self.network, self._targets, tap):
-            return self.network.penultimate(tapped_features(self.network, inputs, self._targets, tap))
+            return run_tapped(self.network, inputs, self._taps, tap)
+        with tapped(self.network, self._taps, tap):
+            return self.network.penultimate(tapped_features(self.network, inputs, self._taps, tap))
 
     def _head(self) -> Network:
         """Return the network, of which the caller uses the features or the head."""
@@ -199,7 +214,8 @@ class Explainer(nn.Module):
             return logits.softmax(1), logits, _class_ids(targets, logits)
         assert softmax is not None
         assert cotangents is not None
-        z, activations, residuals = self.tail(self._head().features(inputs) if self._tail_is_head else inputs)
+        z, tapped_values, residuals = self.tail(self._head().features(inputs) if self._tail_is_head else inputs)
+        activations, weights = tapped_values[: len(self.layers)], tapped_values[len(self.layers) :]
         logits = self.last_layer.logits(z)
         query = _Query(logits, _class_ids(targets, logits), _row_per_image(softmax, logits))
         logit_cotangents = self.last_layer.rows(query.classes)
@@ -207,6 +223,7 @@ class Explainer(nn.Module):
         named: dict[str, Tensor] = {}
         steps: list[Tensor] = []
         masking_steps: list[Tensor] = []
+        attention = self._attention_inputs(weights, cotangents, residuals) if weights else None
         differences = self._differences(cotangents, activations, residuals, query)
         for layer in self._layer_tensors(cotangents, activations, residuals, due, ablated):
             named[layer.layer.features] = layer.activations
@@ -214,7 +231,9 @@ class Explainer(nn.Module):
             if layer.due is not None:
                 steps.append(self._ablation_step(layer, layer.due, residuals, query))
             inputs_of_maps = replace(
-                self._cam_inputs(layer, query, logit_cotangents), difference=differences[layer.index] if differences else None
+                self._cam_inputs(layer, query, logit_cotangents),
+                difference=differences[layer.index] if differences else None,
+                attention=attention,
             )
             if self.masks_in_loop:
                 masking_steps.append(self._masking_step(layer, due_masks[layer.index], residuals, query))
@@ -248,7 +267,18 @@ class Explainer(nn.Module):
             mean = cotangents / (activations[0].shape[-2] * activations[0].shape[-1])
             return [mean[..., None, None]], [mean]
         assert self.tail is not None
-        return self.tail.pull_back(cotangents, residuals)
+        gradients, means = self.tail.pull_back(cotangents, residuals)
+        return gradients[: len(self.layers)], means[: len(self.layers)]
+
+    def _attention_inputs(self, weights: tuple[Tensor, ...], cotangents: Tensor, residuals: tuple[Any, ...]) -> AttentionInputs:
+        """Return the attention weights and their gradients."""
+        assert self._attention is not None
+        assert self.tail is not None
+        gradients: tuple[Tensor, ...] = ()
+        if not NEEDS_ATTENTION_GRADIENTS.isdisjoint(self.methods):
+            gradients = self.tail.pull_back(cotangents, residuals)[0][len(self.layers) :]
+        layout = self._attention.layout
+        return AttentionInputs(weights, gradients, self._attention.rows, layout.prefix, layout.height, layout.width)
 
     def _differences(
         self, cotangents: Tensor, activations: Sequence[Tensor], residuals: tuple[Any, ...], query: _Query
@@ -259,7 +289,7 @@ class Explainer(nn.Module):
         similar = similar_classes(query.logits, query.classes)
         theirs = replace(query, classes=similar.flatten(1))
         their_cotangents = self._probability_cotangents(self.last_layer.rows(theirs.classes), theirs)
-        gradients, means = self._gradients(difference(cotangents, their_cotangents.unflatten(1, similar.shape[1:])), activations, residuals)
+        gradients, means = self._gradients(difference(cotangents, their_cotangents.reshape(*similar.shape, -1)), activations, residuals)
         return [
             CamInputs(of_layer, gradient, mean, None, query.scores())
             for of_layer, gradient, mean in zip(activations, gradients, means, strict=True)
@@ -330,7 +360,7 @@ class Explainer(nn.Module):
         means = neighbourhood_sums(layer.activations).flatten(2).transpose(1, 2) / (height * width)
         images = torch.arange(number)[:, None].expand(-1, height * width).flatten()
         scores = query.with_logits(self.last_layer.logits(means.flatten(0, 1)), images).scores()
-        return _at_positions(scores.unflatten(0, (number, height * width)), layer.activations)
+        return _at_positions(scores.reshape(number, height * width, -1), layer.activations)
 
 
 @dataclass(frozen=True)
@@ -399,7 +429,7 @@ def _at_positions(scores: Tensor, activations: Tensor) -> Tensor:
     """
     height, width = activations.shape[-2:]
     rows = scores.index_select(1, torch.arange(height * width))
-    return rows.transpose(1, 2).unflatten(2, (height, width))
+    return rows.transpose(1, 2).reshape(rows.shape[0], rows.shape[2], height, width)
 
 
 def _probabilities(logits: Tensor) -> Tensor:

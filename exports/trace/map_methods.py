@@ -14,6 +14,29 @@ from torch.nn import functional
 
 
 @dataclass(frozen=True)
+class AttentionInputs:
+    """Attention between the tokens of a layer, in all blocks in execution order.
+
+    weights: attention weights of each block, from each token (a row) to all tokens, `[N, heads, t, t]`.
+    gradients: gradients of each class's score y with respect to these weights, `[N, K, heads, t, t]`; empty without LeGrad.
+    rows: tokens of the last block on which the scores depend: the class token, or those with a position.
+    prefix: number of tokens without a position, which come first.
+    height, width: size of the map of the other tokens.
+    """
+
+    weights: tuple[Tensor, ...]
+    gradients: tuple[Tensor, ...]
+    rows: tuple[int, ...]
+    prefix: int
+    height: int
+    width: int
+
+    def to_map(self, values: Tensor) -> Tensor:
+        """Return the map `[N, K, h, w]` in values of all tokens, `[N, K, t]`."""
+        return values[..., self.prefix :].reshape(*values.shape[:2], self.height, self.width)
+
+
+@dataclass(frozen=True)
 class CamInputs:
     """Inputs of the map methods, for N images and K classes per image.
 
@@ -26,6 +49,7 @@ class CamInputs:
     ablated: scores y with each channel set to zero in turn, `[N, K, c]`; None without Ablation-CAM.
     difference: the same inputs with the gradients of Finer-CAM's score, see `tlcli.exports.trace.similar_classes`; None without Finer-CAM.
     masked: scores y with the activations masked around each position in turn, `[N, K, h, w]`; None without Recipro-CAM.
+    attention: attention of all blocks; None for networks of other kinds.
     """
 
     activations: Tensor
@@ -36,6 +60,7 @@ class CamInputs:
     ablated: Tensor | None = None
     difference: CamInputs | None = None
     masked: Tensor | None = None
+    attention: AttentionInputs | None = None
 
     @property
     def uniform(self) -> bool:
@@ -158,6 +183,41 @@ def reciprocam(inputs: CamInputs) -> Tensor:
     return inputs.masked
 
 
+def rollout(inputs: CamInputs) -> Tensor:
+    """Compute attention rollout, the product over all blocks of `(w + 1) / 2` (Abnar and Zuidema 2020, arXiv:2005.00928).
+
+    Here w is the mean of the attention weights over the heads, and 1 the identity matrix.
+
+    The map is the mean of the rows on which the scores depend: that of the class token, or those of the positions. It is the same for
+    every class.
+    """
+    attention = _attention(inputs)
+    tokens = attention.weights[0].shape[-1]
+    row = torch.tensor([1 / len(attention.rows) if token in attention.rows else 0.0 for token in range(tokens)])
+    reached = row.expand(attention.weights[0].shape[0], 1, -1)
+    for weights in reversed(attention.weights):
+        reached = (reached + reached @ weights.mean(1)) / 2
+    return attention.to_map(reached).expand(-1, inputs.scores.shape[1], -1, -1)
+
+
+def legrad(inputs: CamInputs) -> Tensor:
+    """Compute LeGrad, the mean over blocks, heads and rows of `relu(dy/dw)`, with w the attention weights (Bousselham et al. 2024,
+    arXiv:2404.03214).
+
+    Unlike in the paper, y is the score of the network for all blocks. The paper takes a score for each block, by feeding the block's tokens
+    to the classifier, which was not trained on them.
+    """
+    attention = _attention(inputs)
+    of_blocks = [torch.relu(gradients).mean((2, 3)) for gradients in attention.gradients]
+    return attention.to_map(torch.stack(of_blocks).mean(0))
+
+
+def _attention(inputs: CamInputs) -> AttentionInputs:
+    if inputs.attention is None:
+        raise ValueError("the method needs attention between the layer's tokens in every block: pass `attention`")
+    return inputs.attention
+
+
 def position_masks(positions: Tensor, height: int, width: int) -> Tensor:
     """Return the masks of Recipro-CAM, `[R, h, w]`: at each of R positions, a 3x3 Gaussian with the weights 1/4, 1/8 and 1/16.
 
@@ -177,7 +237,7 @@ def position_masks(positions: Tensor, height: int, width: int) -> Tensor:
 def neighbourhood_sums(activations: Tensor) -> Tensor:
     """Return the sums over all positions of activations `[N, c, h, w]` under each mask of `position_masks`, `[N, c, h, w]`."""
     kernel = position_masks(torch.tensor([4]), 3, 3)
-    return functional.conv2d(activations.flatten(0, 1)[:, None], kernel[:, None], padding=1)[:, 0].unflatten(0, activations.shape[:2])
+    return functional.conv2d(activations.flatten(0, 1)[:, None], kernel[:, None], padding=1).reshape(activations.shape)
 
 
 def _weighted_sum(weights: Tensor, activations: Tensor) -> Tensor:
@@ -211,6 +271,8 @@ FORMULAS: dict[str, Callable[[CamInputs], Tensor]] = {
     "ablationcam": ablationcam,
     "finercam": finercam,
     "reciprocam": reciprocam,
+    "rollout": rollout,
+    "legrad": legrad,
 }
 
 NEEDS_CLASS_WEIGHTS = frozenset({"cam"})
@@ -224,6 +286,9 @@ NEEDS_DIFFERENCE = frozenset({"finercam"})
 
 NEEDS_MASKING = frozenset({"reciprocam"})
 """Methods that run the part of the network after the layer once per position."""
+
+NEEDS_ATTENTION_GRADIENTS = frozenset({"legrad"})
+"""Methods that need the gradients of the attention weights."""
 
 MAX_MASKED_POSITIONS = 1024
 """Largest number of positions of a layer for which Recipro-CAM is exported unless it is selected by name."""

@@ -19,7 +19,7 @@ from tests.helpers.exports import reference
 from tests.helpers.exports.small_networks import LABELS, PROVENANCE, Exports, blobs, make
 from tlcli.contract.errors import ExportError, ModelFileError, ParityError, RequestError, SettingsError
 from tlcli.contract.images import decoding
-from tlcli.contract.maps.method_names import IN_GRAPH, METHODS
+from tlcli.contract.maps.method_names import COSTLY, IN_GRAPH, METHODS, OF_ATTENTION
 from tlcli.contract.model.description import METADATA_KEY
 from tlcli.contract.model.onnx_model import Model
 from tlcli.exports import Exported, export
@@ -30,6 +30,8 @@ from tlcli.training.models.network import Network
 
 IMAGES = blobs(4)
 SEVERAL = ("conv1.2", "layer2", "layer4")
+OF_LARGE_LAYERS = tuple(name for name in IN_GRAPH[1:] if name != "reciprocam")
+"""Methods that are exported by default for several layers, one of which has more than 1,024 positions."""
 
 
 def put(network: Network, repository: Path, images: npt.NDArray[np.uint8] = IMAGES, name: str = "model", **more: Any) -> Exported:
@@ -109,24 +111,24 @@ def test_outputs_of_several_layers(exported: Exports) -> None:
     for layer, size in sizes.items():
         assert shapes[f"features@{layer}"][2:] == size
         assert shapes[f"gradients@{layer}"] == ["N", "K", *shapes[f"features@{layer}"][1:]]
-        for method in IN_GRAPH[1:]:
+        for method in OF_LARGE_LAYERS:
             assert shapes[f"{method}@{layer}"] == ["N", "K", *size]
             assert shapes[method] == ["N", "K", 32, 48]
-    assert len(shapes) == 3 + 2 * 3 + 4 * len(IN_GRAPH[1:])
+    assert len(shapes) == 3 + 2 * 3 + 4 * len(OF_LARGE_LAYERS)
 
 
 def test_everything_but_the_images_may_be_left_out(pets: Exported) -> None:
-    """Ablation-CAM and the gradients are then not computed, and returned as empty tensors."""
+    """Costly maps and the gradients are then not computed, and returned as empty tensors."""
     session = onnxruntime.InferenceSession(str(pets.path), providers=["CPUExecutionProvider"])
     assert [value.name for value in session.get_inputs()] == ["images"]
     assert {value.name for value in session.get_overridable_initializers()} == {"targets", "softmax", "wanted"}
     names = [value.name for value in session.get_outputs()]
     answer = dict(zip(names, session.run(None, {"images": IMAGES}), strict=True))
     np.testing.assert_array_equal(answer["classes"][:, 0], answer["logits"].argmax(1))
-    assert {name for name in names if answer[name].size == 0} == {"ablationcam", "gradients"}
+    assert {name for name in names if answer[name].size == 0} == {*COSTLY, "gradients"}
     assert answer["gradients"].shape == (0, 0, 512, 2, 3)
     asked = Model.open(pets.path, device="cpu").run(IMAGES, [-1], IN_GRAPH)
-    for name in set(IN_GRAPH) - {"ablationcam"}:
+    for name in set(IN_GRAPH) - set(COSTLY):
         np.testing.assert_array_equal(answer[name], asked.maps[name])
 
 
@@ -263,7 +265,7 @@ def test_the_check_notices_another_networks_file_by_every_map(backbone: str, hea
 
 
 def test_every_method_has_a_name_a_source_and_one_formula() -> None:
-    assert tuple(FORMULAS) == IN_GRAPH
+    assert tuple(FORMULAS) == (*IN_GRAPH, *OF_ATTENTION)
     assert tuple(METHODS) == reference.METHODS
     assert all(method.source for method in METHODS.values())
     assert len({method.title for method in METHODS.values()}) == len(METHODS)

@@ -38,6 +38,8 @@ METHODS = (
     "ablationcam",
     "finercam",
     "reciprocam",
+    "rollout",
+    "legrad",
     "eigencam",
     "eigengradcam",
     "scorecam",
@@ -170,6 +172,30 @@ def neighbourhoods(height: int, width: int) -> Tensor:
         for column in range(width):
             wide[row * width + column, row : row + 3, column : column + 3] = kernel
     return wide[:, 1:-1, 1:-1]
+
+
+def rollout(attention: Sequence[Tensor], rows: Sequence[int]) -> Tensor:
+    """Abnar and Zuidema 2020: A_l = (W_l + I) / 2, W_l the mean over the heads; A_L ... A_1, of which the mean of the given rows: `[t]`.
+
+    Args:
+        attention: weights of each block, first to last, `[heads, t, t]`.
+        rows: the tokens that the classifier takes.
+    """
+    product = torch.eye(attention[0].shape[-1], dtype=torch.float64)
+    for weights in attention:
+        product = (weights.mean(0) + torch.eye(len(product), dtype=torch.float64)) / 2 @ product
+    return product[list(rows)].mean(0)
+
+
+def legrad(gradients: Sequence[Tensor]) -> Tensor:
+    """Bousselham et al. 2024 (LeGrad): 1 / (h n) sum_h sum_i relu(ds/dA_l)_h,i,j for each block l, and the mean over blocks: `[t]`.
+
+    s is the network's score for every block; the paper's is the classifier's for the tokens of block l.
+
+    Args:
+        gradients: of each block's weights, `[heads, t, t]`.
+    """
+    return torch.stack([of_block.relu().sum((0, 1)) / (of_block.shape[0] * of_block.shape[1]) for of_block in gradients]).mean(0)
 
 
 def scorecam(activations: Tensor, masked: Tensor) -> Tensor:
@@ -348,6 +374,8 @@ class Reference:
             return gradcam(activations, self._finer_gradients(seen, softmax)[image, column])
         if method == "reciprocam":
             return _target(self._kept(seen, image), softmax)[:, number].view(activations.shape[1:])
+        if method in ("rollout", "legrad"):
+            return self._of_attention(method, seen, image, number, softmax)
         channels = largest_variance(activations, max_channels) if method == "faster_scorecam" else list(range(len(activations)))
         return scorecam(activations[channels], _target(self._masked(seen, image, channels), softmax)[:, number])
 
@@ -445,6 +473,38 @@ class Reference:
             masks_of_positions = neighbourhoods(*activations.shape[1:]).split(_CHUNK)
             seen.kept[image] = torch.cat([self._logits_of(seen, image, activations * masks[:, None]) for masks in masks_of_positions])
         return seen.kept[image]
+
+    @torch.enable_grad()
+    def _of_attention(self, method: str, seen: _Observation, image: int, number: int, softmax: bool) -> Tensor:
+        """Return a map of the softmax of each block's attention, which timm passes through a module `attn_drop` unless it is fused."""
+        if self._tokens is None:
+            raise ValueError(f"{self.name} does not return tokens")
+        prefix, height, width = self._tokens
+        weights: list[Tensor] = []
+        added: list[Tensor] = []
+
+        def at_weights(_module: object, _inputs: object, output: Tensor) -> Tensor:
+            weights.append(output.detach()[0])
+            added.append(torch.zeros_like(output, requires_grad=True))
+            return output + added[-1]
+
+        modules = [module for name, module in self.network.named_modules() if name.endswith("attn_drop")]
+        for module in self.network.modules():
+            if hasattr(module, "fused_attn"):
+                module.fused_attn = False
+        handles = [module.register_forward_hook(at_weights) for module in modules]
+        try:
+            logits = self.network(seen.inputs[image : image + 1])
+        finally:
+            for handle in handles:
+                handle.remove()
+        assert len(weights) == len(modules) > 0
+        if method == "rollout":
+            of_class_token = getattr(self.network.backbone, "global_pool", "") == "token"
+            values = rollout(weights, [0] if of_class_token else range(prefix, prefix + height * width))
+        else:
+            values = legrad([gradient[0] for gradient in torch.autograd.grad(_target(logits, softmax)[0, number], added)])
+        return values[prefix:].view(height, width)
 
     def _logits_of(self, seen: _Observation, image: int, changed: Tensor) -> Tensor:
         """Return the logits `[R, C]` of one image for R changed activations of the layer."""

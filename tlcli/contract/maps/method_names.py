@@ -17,6 +17,7 @@ class Method:
     source: reference that defines the formula.
     in_graph: True if the graph computes the map, False if `tlcli.contract.model.explain` computes it from the outputs of the graph.
     of_class: True if the map depends on the explained class, False if it is the same for every class.
+    of_attention: True if the map is computed from the attention of all blocks, which only vision transformers have.
     costly: True if the graph runs the part of the network after the layer once per channel or position.
     """
 
@@ -25,6 +26,7 @@ class Method:
     source: str
     in_graph: bool = True
     of_class: bool = True
+    of_attention: bool = False
     costly: bool = False
 
 
@@ -42,6 +44,8 @@ METHODS: dict[str, Method] = {
         Method("ablationcam", "Ablation-CAM", "Ramaswamy 2020, doi:10.1109/WACV45572.2020.9093360", costly=True),
         Method("finercam", "Finer-CAM", "Zhang et al. 2025, arXiv:2501.11309"),
         Method("reciprocam", "Recipro-CAM", "Byun and Lee 2022 and 2023, arXiv:2209.14074 and arXiv:2310.02588", costly=True),
+        Method("rollout", "Attention rollout", "Abnar and Zuidema 2020, arXiv:2005.00928", of_class=False, of_attention=True),
+        Method("legrad", "LeGrad", "Bousselham et al. 2024, arXiv:2404.03214", of_attention=True),
         Method("eigencam", "Eigen-CAM", "Muhammad and Yeasin 2020, arXiv:2008.00299", in_graph=False, of_class=False),
         Method("eigengradcam", "Eigen-Grad-CAM", "Eigen-CAM (arXiv:2008.00299) of the activations times their gradients", in_graph=False),
         Method("scorecam", "Score-CAM", "Wang et al. 2020, arXiv:1910.01279, algorithm 1", in_graph=False),
@@ -49,7 +53,11 @@ METHODS: dict[str, Method] = {
     )
 }
 
-IN_GRAPH = tuple(method.name for method in METHODS.values() if method.in_graph)
+IN_GRAPH = tuple(method.name for method in METHODS.values() if method.in_graph and not method.of_attention)
+"""Methods that the graph computes for networks of any kind."""
+
+OF_ATTENTION = tuple(method.name for method in METHODS.values() if method.of_attention)
+"""Methods that the graph computes for vision transformers."""
 
 COSTLY = tuple(method.name for method in METHODS.values() if method.costly)
 """Methods in the graph that are computed only for requests that select them, and checked on few images."""

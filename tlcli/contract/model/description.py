@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tlcli.contract.errors import ModelFileError
 from tlcli.contract.files.earlier_names import IMAGES_FIELD
 from tlcli.contract.images.preprocessing import Preprocessing
-from tlcli.contract.maps.method_names import IN_GRAPH
+from tlcli.contract.maps.method_names import IN_GRAPH, OF_ATTENTION
 
 METADATA_KEY = "tlcli.description"
 """Key of the JSON in the ONNX file's `metadata_props`."""
@@ -65,7 +65,7 @@ class MapOutput(BaseModel):
     @property
     def in_graph(self) -> bool:
         """True if the graph computes the map, False if `tlcli.contract.model.explain` computes it."""
-        return self.method in IN_GRAPH
+        return self.method in (*IN_GRAPH, *OF_ATTENTION)
 
 
 class Parity(BaseModel):
