@@ -5,7 +5,7 @@
 Per network (random weights, 224 x 224, 1,000 classes), images/s from host memory to answers in host memory:
 
     file        `Model.run`, in float32 (exact; and in TF32, as PyTorch's convolutions are) and in float16, in the faster of two layouts
-    scores, Grad-CAM, all      scores alone; with Grad-CAM of the best class; with every map in the graph but Ablation-CAM
+    scores, Grad-CAM, all      scores alone; with Grad-CAM of the best class; with every map in the graph but Ablation-CAM and Recipro-CAM
     PyTorch     eager, in float32 (TF32 convolutions, its default) and float16, the better of two memory formats; compiled for the
                 largest batch; Grad-CAM by autograd
     of the peak the file's floating-point operations per second relative to the largest of several matrix products in the same type
@@ -45,6 +45,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.serving import ask
 from tlcli.contract.errors import first_line
 from tlcli.contract.images.preprocessing import Preprocessing
+from tlcli.contract.maps.method_names import COSTLY
 from tlcli.contract.model.cuda_options import Cuda
 from tlcli.contract.model.description import Provenance
 from tlcli.contract.model.onnx_model import Model
@@ -57,7 +58,6 @@ from tlcli.training.reports.gradcam import gradcam
 
 NETWORKS = ("resnet50", "vgg16", "mobilenetv2_100")
 CLASSES, SIZE = 1000, 224
-UNASKED = "ablationcam"
 
 
 def main() -> None:
@@ -174,7 +174,7 @@ class Bench:
 
     def row_of_file(self, kind: str, model: Model, batch: int, flops: float) -> None:
         images = make_images(batch)
-        maps = tuple(one for one in model.description.graph_maps if one != UNASKED)
+        maps = tuple(one for one in model.description.graph_maps if one not in COSTLY)
         rates = [batch / self.median_s(model.run, images, methods=methods) for methods in ((), ("gradcam",), maps)]
         share = rates[0] * flops / self.peaks[kind]
         self.tell(f"| file, {kind} | {batch} | {rates[0]:,.0f} | {share:.1%} | {rates[1]:,.0f} | {rates[2]:,.0f} |")
@@ -209,7 +209,7 @@ class Bench:
     def agreement(self, paths: dict[str, Path], best: dict[str, Model]) -> None:
         images = make_images(8)
         reference = Model.open(paths["float32"], "cpu")
-        maps = tuple(one for one in reference.description.graph_maps if one != UNASKED)
+        maps = tuple(one for one in reference.description.graph_maps if one not in COSTLY)
         expected = reference.run(images, methods=maps)
         self.tell("\nlargest difference from a CPU's float32, of the largest value (the median of 8 images):\n")
         self.tell(f"| | logits | {' | '.join(maps)} |")

@@ -4,7 +4,7 @@
 
     scores       scores alone from the file with maps, relative to the bare export
     Grad-CAM     scores and Grad-CAM of the best class, relative to scores alone, from the file with maps
-    all          scores and every map in the graph but Ablation-CAM, relative to scores alone
+    all          scores and every map in the graph but Ablation-CAM and Recipro-CAM, relative to scores alone
     file         size of the file with maps, relative to the bare one
     memory       benchmarks/session_memory.py of the one relative to the other (with --memory)
 
@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.session_memory import open_session
 from tlcli.contract.images.preprocessing import Preprocessing
+from tlcli.contract.maps.method_names import COSTLY
 from tlcli.contract.model.description import IMAGES, LOGITS, SCORES, WANTED
 from tlcli.exports.onnx_writer import IR_VERSION, OPSET, write_graph
 from tlcli.exports.trace.explainer import Explainer
@@ -46,7 +47,7 @@ NETWORKS = [
     "mobilenetv2_100:linear",
     "efficientnet_b0:linear",
 ]
-UNASKED = ("ablationcam", "features", "gradients")
+UNASKED = (*COSTLY, "features", "gradients")
 
 
 class Bare(torch.nn.Module):

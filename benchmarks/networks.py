@@ -38,6 +38,7 @@ from tlcli.contract.errors import TlcliError, first_line
 from tlcli.contract.files.atomic_file import whole_file
 from tlcli.contract.images import decoding
 from tlcli.contract.images.preprocessing import Preprocessing
+from tlcli.contract.maps.method_names import COSTLY
 from tlcli.contract.model.description import Description, Provenance
 from tlcli.contract.model.onnx_model import Model
 from tlcli.exports.exporter import describe_explainer
@@ -151,7 +152,7 @@ def compare(network: Network, layer: str, images: np.ndarray) -> dict[str, float
     reference = Reference(network, layer)
     differences: dict[str, list[float]] = {}
     for number, image in enumerate(images):
-        names = [name for name in model.description.graph_maps if name != "ablationcam" or number == 0]
+        names = [name for name in model.description.graph_maps if name not in COSTLY or number == 0]
         answer = model.run(image[None], range(CLASSES), names)
         assert answer.classes is not None
         logits = reference.observe(image[None], answer.classes)[0].numpy()

@@ -24,15 +24,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.helpers.exports.reference import Reference, relative_difference
 from tlcli.contract.images import decoding
 from tlcli.contract.images.preprocessing import Preprocessing
-from tlcli.contract.maps.method_names import IN_GRAPH
+from tlcli.contract.maps.method_names import COSTLY, IN_GRAPH
 from tlcli.contract.model.description import Provenance
 from tlcli.contract.model.onnx_model import Model
 from tlcli.exports import export
 from tlcli.training.models.network import NetworkConfig, build
 
 CLASSES = 10
-METHODS = tuple(name for name in IN_GRAPH if name != "ablationcam")
-"""Ablation-CAM runs the network again for every channel: benchmarks/networks.py has it, on an image."""
+METHODS = tuple(name for name in IN_GRAPH if name not in COSTLY)
+"""Costly methods run the network again for every channel or position: benchmarks/networks.py has them, on one image."""
 BATCH = 8
 
 
