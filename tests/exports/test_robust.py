@@ -104,7 +104,7 @@ def test_a_class_of_probability_0_or_1(layer: str, exported: Exports) -> None:
             assert np.isfinite(values).all(), method
             if method in maps and method not in ("fem", "ablationcam", "reciprocam") and softmax:
                 assert not values.any(), method
-            elif method in maps and method != "ablationcam":
+            elif method in maps and method != "ablationcam" and not (softmax and method == "reciprocam"):
                 assert relative_difference(values, reference.maps(method, images, answer.classes)) < TOLERANCE, method
         if softmax:
             assert not answer.maps["ablationcam"][:, 2].any(), "a probability of zero cannot fall"
