@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tlcli.contract.files.atomic_folder import whole_folder
 
@@ -62,6 +63,23 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("TLCLI_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.delenv("TLCLI_DATA", raising=False)
         patch.delenv("COLUMNS", raising=False)  # tables would be wrapped to it
+        yield
+
+
+@pytest.fixture(scope="module")
+def blank_figures() -> Iterator[None]:
+    """Replace the figures of runs by blank images of eight pixels: drawing takes longer than training a tiny network.
+
+    The figures themselves, and whole runs with them, are tested elsewhere: `training/reports`, `training/runs/test_load_run.py`, `e2e`.
+    """
+    from tlcli.training.settings.run_file_names import CONFUSION, CURVES, MISTAKES, RELIABILITY
+
+    def draw_figures(folder: Path, *_: object) -> None:
+        for name in (CURVES, CONFUSION, RELIABILITY, MISTAKES):
+            Image.new("RGB", (8, 8), "white").save(folder / name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tlcli.training.finetune_run.draw_figures", draw_figures)
         yield
 
 
