@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -56,6 +58,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("alone")
 
 
+def pytest_collection_finish() -> None:
+    """Exempt the tests and the modules that they import from garbage collection, which would visit them all again and again."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep tests away from the user's cache, and from the folder where the user keeps data sets."""
@@ -63,6 +71,18 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("TLCLI_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.delenv("TLCLI_DATA", raising=False)
         patch.delenv("COLUMNS", raising=False)  # tables would be wrapped to it
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _fast_exports() -> Iterator[None]:
+    """Let exports in this process share PyTorch's table of ONNX functions. Tests without PyTorch do not import it for that."""
+    if "torch" not in sys.modules:
+        yield
+        return
+    from tests.helpers.exports.torchlib import cached_torchlib
+
+    with cached_torchlib():
         yield
 
 
