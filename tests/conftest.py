@@ -75,14 +75,16 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _fast_exports() -> Iterator[None]:
-    """Let exports in this process share PyTorch's table of ONNX functions. Tests without PyTorch do not import it for that."""
+def _fast_exports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let exports share PyTorch's table of ONNX functions, and the graphs of identical networks. Without PyTorch, import none for that."""
     if "torch" not in sys.modules:
         yield
         return
+    from tests.helpers.exports.flat_graphs import cached_flat_graphs
     from tests.helpers.exports.torchlib import cached_torchlib
 
-    with cached_torchlib():
+    base = tmp_path_factory.getbasetemp()
+    with cached_torchlib(), cached_flat_graphs((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "flat-graphs"):
         yield
 
 
