@@ -70,8 +70,8 @@ Outcome = Iterator[str]
 
 
 def scan_bombs(target: Target) -> Outcome:
-    """Send progressive JPEGs of 49 megapixels with a hundred thousand empty scans, over both protocols; scaled down in both."""
-    bomb = hostile_images.scan_bomb(round(7000 * min(1.0, target.scale) ** 0.25), target.some(100_000))
+    """Send progressive JPEGs with a hundred thousand empty scans, over both protocols."""
+    bomb = hostile_images.scan_bomb(7000, target.some(100_000))
     yield from _together([lambda: _post(target, target.classify, bomb), lambda: _classify(target, bomb)] * 2)
 
 

@@ -24,6 +24,8 @@ def test_a_server_under_attack_answers_right_and_stops_in_time(tmp_path: Path) -
         "5",
         "--rest",
         "5",
+        "--max-decode-s",
+        "0.5",
         "--scale",
         "0.03",
         "--json",
