@@ -4,14 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
-from tlcli.contract.errors import ExportError, ModelFileError
+from tlcli.contract.errors import ExportError, ModelFileError, SettingsError
 from tlcli.contract.maps.method_names import METHODS
 from tlcli.contract.model.description import Description, Plain
 from tlcli.contract.model.onnx_metadata import read_metadata
 from tlcli.contract.model.repository_layout import MODEL_FILE, versions
 from tlcli.exports.onnx_writer import plain_maps
 from tlcli.exports.trace.explainer import Explainer
+
+
+def new_plain(
+    methods: Sequence[str] | None, classes: Literal["input", "top"] | None, batch: int | None = None, explained: int | None = None
+) -> Plain:
+    """Return the form of a plain graph.
+
+    Args:
+        methods: names of the map methods; None for all; empty for a graph without maps, which has no explained classes to choose.
+        classes: see `Plain`; None for `input`, or `top` without maps.
+        batch: number of images per run; None for any number.
+        explained: number of explained classes per image; None for any number, or one if `batch` is given.
+
+    Raises:
+        SettingsError: the settings contradict each other.
+    """
+    if methods == () and (classes is not None or explained is not None):
+        raise SettingsError("--classes, --static-classes: a plain graph without maps explains no classes: leave them out")
+    if classes == "top" and explained is not None:
+        raise SettingsError("--static-classes with --classes top: one class per image is explained: leave one of them out")
+    if classes == "top" or methods == ():
+        return Plain(classes="top", batch=batch)
+    return Plain(batch=batch, explained=explained or (1 if batch is not None else None))
 
 
 def require_plain(explainer: Explainer, methods: Sequence[str] | None, plain: Plain, reduced: bool) -> None:
