@@ -34,6 +34,9 @@ _CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})
 _FOLDED_BYTES = 1024
 """Largest constant that is evaluated at export: enough for shapes and indices. Larger ones would be stored twice."""
 
+_WEIGHTED_SUM = "nkc,nchw->nkhw"
+"""Equation of `tlcli.exports.trace.map_methods` for weights `[N, K, c]` and activations `[N, c, h, w]`."""
+
 Shape = Sequence[int | str]
 
 
@@ -75,6 +78,7 @@ def make_plain(
     _choose_classes(graph, plain)
     _keep_outputs(graph, [SCORES, LOGITS, CLASSES, *maps])
     _require_plain(graph)
+    _multiply_matrices(graph)
     set_shapes(graph, shapes)
     _fold(model)
     _keep_outputs(graph, [SCORES, LOGITS, CLASSES, *maps])
@@ -152,6 +156,27 @@ def _ablate(graph: GraphProto, ablation: LinearAblation) -> None:
     before = upstream_nodes(nodes, [ablation.features, LOGIT_COTANGENTS, LOGITS, CLASSES])
     rest = [node for index, node in enumerate(nodes) if index not in before]
     replace_nodes(graph, [*(nodes[index] for index in sorted(before)), *steps, *rest])
+
+
+def _multiply_matrices(graph: GraphProto) -> None:
+    """Rewrite the weighted sums of channels as products of matrices, because few runtimes have `Einsum`."""
+    place = f"{_PLACE}/sum"
+    flat, kept = add_constant(graph, f"{place}/flat", [0, 0, -1]), add_constant(graph, f"{place}/kept", [0, 0])
+    nodes: list[NodeProto] = []
+    for node in graph.node:
+        if node.op_type != "Einsum" or node.attribute[0].s.decode().replace(" ", "") != _WEIGHTED_SUM:
+            nodes.append(node)
+            continue
+        (weights, activations), (output,) = node.input, node.output
+        matrix, product, extent, shape = (f"{output}/{step}" for step in ("matrix", "product", "extent", "shape"))
+        nodes += [
+            helper.make_node("Reshape", [activations, flat], [matrix], name=matrix),
+            helper.make_node("MatMul", [weights, matrix], [product], name=product),
+            helper.make_node("Shape", [activations], [extent], name=extent, start=2, end=4),
+            helper.make_node("Concat", [kept, extent], [shape], name=shape, axis=0),
+            helper.make_node("Reshape", [product, shape], [output], name=node.name),
+        ]
+    replace_nodes(graph, nodes)
 
 
 def _keep_outputs(graph: GraphProto, names: Sequence[str]) -> None:
