@@ -101,9 +101,10 @@ def write(
     methods: Sequence[str] | None = None,
     layers: Sequence[str] | None = None,
     dynamic_size: bool = False,
+    plain: Plain | None = None,
 ) -> Model:
     """Write the file that `tlcli.exports.exporter` writes, without its check against PyTorch."""
-    return write_case(network, path, methods=methods, layers=layers, dynamic_size=dynamic_size).model
+    return write_case(network, path, methods=methods, layers=layers, dynamic_size=dynamic_size, plain=plain).model
 
 
 def write_case(
@@ -113,13 +114,14 @@ def write_case(
     methods: Sequence[str] | None = None,
     layers: Sequence[str] | None = None,
     dynamic_size: bool = False,
+    plain: Plain | None = None,
 ) -> Case:
     """Write the same file, and return it with its network and explainer."""
     explainer = Explainer(network.requires_grad_(False), methods, layers, dynamic_size)
     path.parent.mkdir(parents=True, exist_ok=True)
     flat = flat_graph(explainer)
     onnx.save(flat, str(path.with_name(FLAT)))
-    return Case(network, _finish(explainer, flat, path), explainer)
+    return Case(network, _finish(explainer, flat, path, plain), explainer)
 
 
 def _finish(explainer: Explainer, flat: onnx.ModelProto, path: Path, plain: Plain | None = None) -> Model:
