@@ -81,6 +81,7 @@ def make_plain(
     _multiply_matrices(graph)
     set_shapes(graph, shapes)
     _fold(model)
+    graph = model.graph  # folding replaces it
     _keep_outputs(graph, [SCORES, LOGITS, CLASSES, *maps])
     separate_square_weights(graph)
     set_shapes(graph, shapes)
