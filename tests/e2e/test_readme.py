@@ -1,4 +1,4 @@
-"""Tests that run the README and the guides for training, maps and the exported file: every block, in order, as it is written.
+"""Tests that run the README and the guides for training, maps, the exported file and its runtimes: every block, in order, as it is written.
 
 Two stand-ins replace what a test cannot download: a hub cache with randomly initialised weights in the official layout, and a small data
 set under the default one's name. The commands do not know the difference. Lines that install are held against pyproject.toml in
