@@ -73,6 +73,7 @@ def test_it_was_checked_against_pytorch(models: Path) -> None:
 def test_a_server_answers_like_the_model_with_optional_inputs(models: Path) -> None:
     image = Image.fromarray(blobs(1, 64, 64)[0])
     with server_process(models) as server, Client("127.0.0.1", server.port) as client:
+        client.wait_until_ready(timeout_s=60)
         for classes in ((), (3, -2)):
             here, there = (maps_of(client.classify(image, model=name, cam="gradcam", classes=classes)) for name in MODELS)
             assert here.keys() == there.keys()
