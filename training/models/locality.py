@@ -30,8 +30,8 @@ def is_local(output: Tensor, layout: FeatureLayout) -> bool:
     """Return True if a layer's output for `probe_images` has the given layout.
 
     The block that changes a position most, relative to its effect on all positions, must be the one at the corresponding place of the
-    image. Comparing blocks at one position, rather than positions for one block, also works behind global attention, where all tokens change
-    and a few change most, whatever is changed in the image.
+    image. Comparing blocks at one position, rather than positions for one block, also works behind global attention, where all tokens
+    change and a few change most, whatever is changed in the image.
     """
     maps = layout.to_map(output).float()
     changes = (maps[1:] - maps[:1]).abs().mean(1)  # [places, h, w]
