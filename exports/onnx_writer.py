@@ -14,18 +14,32 @@ import torch
 
 from tlcli.contract.errors import ExportError, first_line
 from tlcli.contract.files.atomic_file import named_errors
-from tlcli.contract.model.description import CLASSES, IMAGES, LOGITS, METADATA_KEY, SCORES, SOFTMAX, TARGETS, WANTED, Description
+from tlcli.contract.model.description import (
+    CLASSES,
+    IMAGES,
+    LOGITS,
+    METADATA_KEY,
+    SCORES,
+    SOFTMAX,
+    TARGETS,
+    WANTED,
+    Description,
+    MapOutput,
+    Plain,
+)
 from tlcli.contract.model.onnx_model import FIRST_RANKED
 from tlcli.contract.process.quiet import quiet
 from tlcli.exports.rewrite.ablation_loop import CHANNELS_PER_STEP, ablated_input, close_loop, due_input
 from tlcli.exports.rewrite.conditional_outputs import make_conditional
 from tlcli.exports.rewrite.conditional_plan import Switch
 from tlcli.exports.rewrite.openvino_weights import separate_square_weights
+from tlcli.exports.rewrite.plain_graph import LinearAblation, make_plain, set_shapes
 from tlcli.exports.rewrite.shared_weights import share_weights
 from tlcli.exports.rewrite.symbolic_sizes import take_sizes_from
 from tlcli.exports.rewrite.target_choice import COTANGENTS, close_choice, limit_ranking
-from tlcli.exports.trace.explainer import Explainer
+from tlcli.exports.trace.explainer import Explainer, is_pooled_linear
 from tlcli.exports.trace.map_methods import NEEDS_ABLATION
+from tlcli.exports.trace.target_layers import resolve_layers
 
 OPSET = 20
 IR_VERSION = 10
@@ -37,23 +51,27 @@ _COMMON_METHOD = "gradcam"
 """The most frequently requested map method."""
 
 
-def write_graph(explainer: Explainer, path: Path, flat: onnx.ModelProto | None = None) -> None:
+def write_graph(explainer: Explainer, path: Path, flat: onnx.ModelProto | None = None, plain: Plain | None = None) -> None:
     """Write the graph to a file, without the description.
 
     Args:
         explainer: network with its maps.
         path: path of the file to write.
         flat: result of `flat_graph` for this explainer, to reuse it; it is not modified. None exports it anew.
+        plain: form of a plain graph; None writes the graph with optional inputs.
 
     Raises:
-        ExportError: see `flat_graph`.
+        ExportError: see `flat_graph` and `tlcli.exports.rewrite.plain_graph.make_plain`.
     """
     if flat is None:
         model = flat_graph(explainer)
     else:
         model = onnx.ModelProto()
         model.CopyFrom(flat)
-    close_graph(explainer, model)
+    if plain is None:
+        close_graph(explainer, model)
+    else:
+        close_plain_graph(explainer, model, plain)
     onnx.save(model, str(path))
 
 
@@ -99,9 +117,30 @@ def close_graph(explainer: Explainer, model: onnx.ModelProto) -> None:
         limit_ranking(model.graph, explainer.network.config.num_classes)
         make_conditional(model.graph, _switches(explainer), {CLASSES: (0, 0)}, [COTANGENTS])
         defaults[SOFTMAX] = np.array([[False]])
-    _name_dimensions(model.graph, explainer)
+    set_shapes(model.graph, _shapes(explainer))
     model.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in defaults.items())
     model.producer_name = "tlcli"
+
+
+def close_plain_graph(explainer: Explainer, model: onnx.ModelProto, plain: Plain) -> None:
+    """Turn a flat graph into a plain graph, in place."""
+    maps = [output.name for output in plain_maps(explainer)]
+    ablations = [LinearAblation(0, explainer.layers[0].features)] if has_linear_ablation(explainer) else []
+    make_plain(model, plain, maps, _shapes(explainer, plain), ablations)
+    model.producer_name = "tlcli"
+
+
+def plain_maps(explainer: Explainer) -> tuple[MapOutput, ...]:
+    """Return the maps of the explainer that a plain graph computes: those in the graph that need no loop."""
+    loops = frozenset() if has_linear_ablation(explainer) else NEEDS_ABLATION
+    return tuple(output for output in explainer.maps if output.in_graph and output.method not in loops)
+
+
+def has_linear_ablation(explainer: Explainer) -> bool:
+    """Return True if the explainer computes Ablation-CAM, and has a closed form for it."""
+    if not explainer.looped or len(explainer.layers) != 1:
+        return False
+    return is_pooled_linear(explainer.network, *resolve_layers(explainer.network, [explainer.layers[0].name]))
 
 
 def _write_flat(explainer: Explainer, path: Path) -> None:
@@ -182,40 +221,36 @@ def check_graph(path: Path) -> None:
         raise ExportError(f"onnx.checker rejects the graph ({first_line(error)}): use another backbone") from error
 
 
-def _name_dimensions(graph: onnx.GraphProto, explainer: Explainer) -> None:
-    """Set the names of the graph's symbolic dimensions.
+def _shapes(explainer: Explainer, plain: Plain | None = None) -> dict[str, list[str | int]]:
+    """Return the shapes of the graph's inputs and outputs, with names for dimensions of any size.
 
     N is the number of images and K the number of explained classes. M, L and S are the numbers of rows of `targets`, `wanted` and
-    `softmax`, each either N or 1.
+    `softmax`, each either N or 1; a plain graph has N rows of `targets`.
     """
     size = explainer.network.config.preprocessing
     labels = explainer.network.config.num_classes
+    n: str | int = "N"
+    k: str | int = "K"
+    if plain is not None:
+        n, k = plain.batch or n, 1 if plain.classes == "top" else plain.explained or k
 
     def extent(height: int, width: int, where: str) -> list[str | int]:
         return [f"{where}_h", f"{where}_w"] if explainer.dynamic_size else [height, width]
 
-    names: dict[str, list[str | int]] = {
-        IMAGES: ["N", *(["H", "W"] if explainer.dynamic_size else [size.height, size.width]), 3],
-        TARGETS: ["M", "K"],
+    shapes: dict[str, list[str | int]] = {
+        IMAGES: [n, *(["H", "W"] if explainer.dynamic_size else [size.height, size.width]), 3],
+        TARGETS: ["M" if plain is None else n, k],
         WANTED: ["L", len(explainer.switches)],
         SOFTMAX: ["S", 1],
-        SCORES: ["N", labels],
-        LOGITS: ["N", labels],
-        CLASSES: ["N", "K"],
-        **{output.name: ["N", "K", *extent(output.height, output.width, output.layer)] for output in explainer.maps},
+        SCORES: [n, labels],
+        LOGITS: [n, labels],
+        CLASSES: [n, k],
+        **{output.name: [n, k, *extent(output.height, output.width, output.layer)] for output in explainer.maps},
     }
     for layer in explainer.layers:
-        names[layer.features] = ["N", layer.channels, *extent(layer.height, layer.width, layer.name)]
-        names[layer.gradients] = ["N", "K", *names[layer.features][1:]]
-    for value in (*graph.input, *graph.output):
-        value.type.tensor_type.ClearField("shape")
-        for name in names[value.name]:
-            dimension = value.type.tensor_type.shape.dim.add()
-            if isinstance(name, int):
-                dimension.dim_value = name
-            else:
-                dimension.dim_param = name
-    del graph.value_info[:]  # its dimensions still have the names that the tracer chose
+        shapes[layer.features] = [n, layer.channels, *extent(layer.height, layer.width, layer.name)]
+        shapes[layer.gradients] = [n, k, *shapes[layer.features][1:]]
+    return shapes
 
 
 def _cause(error: BaseException) -> str:

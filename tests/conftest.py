@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tlcli.contract.files.atomic_folder import whole_folder
 
@@ -55,6 +58,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("alone")
 
 
+def pytest_collection_finish() -> None:
+    """Exempt the tests and the modules that they import from garbage collection, which would visit them all again and again."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep tests away from the user's cache, and from the folder where the user keeps data sets."""
@@ -62,6 +71,37 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("TLCLI_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.delenv("TLCLI_DATA", raising=False)
         patch.delenv("COLUMNS", raising=False)  # tables would be wrapped to it
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _fast_exports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let exports share PyTorch's table of ONNX functions, and the graphs of identical networks. Without PyTorch, import none for that."""
+    if "torch" not in sys.modules:
+        yield
+        return
+    from tests.helpers.exports.flat_graphs import cached_flat_graphs
+    from tests.helpers.exports.torchlib import cached_torchlib
+
+    base = tmp_path_factory.getbasetemp()
+    with cached_torchlib(), cached_flat_graphs((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "flat-graphs"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def blank_figures() -> Iterator[None]:
+    """Replace the figures of runs by blank images of eight pixels: drawing takes longer than training a tiny network.
+
+    The figures themselves, and whole runs with them, are tested elsewhere: `training/reports`, `training/runs/test_load_run.py`, `e2e`.
+    """
+    from tlcli.training.settings.run_file_names import CONFUSION, CURVES, MISTAKES, RELIABILITY
+
+    def draw_figures(folder: Path, *_: object) -> None:
+        for name in (CURVES, CONFUSION, RELIABILITY, MISTAKES):
+            Image.new("RGB", (8, 8), "white").save(folder / name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tlcli.training.finetune_run.draw_figures", draw_figures)
         yield
 
 

@@ -14,6 +14,8 @@ from tlcli.training.models.backbone_names import resolve_backbone_name
 from tlcli.training.models.list_backbones import list_backbones
 from tlcli.training.models.network import create_backbone
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 
 @pytest.mark.parametrize(
     ("written", "meant"),

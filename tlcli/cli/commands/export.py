@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -13,7 +13,7 @@ from tlcli.cli.console import Console, show, table
 from tlcli.cli.parsing import Command
 
 if TYPE_CHECKING:
-    from tlcli.contract.model.description import Agreement, Precision
+    from tlcli.contract.model.description import Agreement, Plain, Precision
     from tlcli.exports import Exported, SmallerNumbers
     from tlcli.exports.fold_temperature import Temperature
     from tlcli.training.models.network import ImageNetwork
@@ -22,6 +22,7 @@ GROUPS = {
     "Output": ("output", "name", "quiet"),
     "Maps": ("cams", "layers", "list_them"),
     "Model": ("dynamic_size", "temperature"),
+    "Plain graph": ("plain", "classes", "static_batch", "static_classes"),
     "Precision": ("precision", "calibration_paths", "calibration_images", "max_accuracy_drop", "min_map_correlation", "seed"),
     "Checks": ("check_images", "image_paths", "dataset", "data_dir"),
     "Backbone, instead of a run": (
@@ -67,6 +68,25 @@ def _parse_temperature(ctx: click.Context, option: click.Parameter, value: str) 
 )
 @click.option("--list-cam-layers", "list_them", is_flag=True, help="List the layers that maps can explain, and exit.")
 @click.option("--dynamic-size", is_flag=True, help="Accept images of any height and width.")
+@click.option(
+    "--plain",
+    multiple=True,
+    metavar="METHOD",
+    help="Instead of --cam: write a graph without branches and optional inputs, for browsers, OpenVINO, TensorRT. It always computes these"
+    " maps; several with commas, `all` or `none`.",
+)
+@click.option(
+    "--classes",
+    type=click.Choice(["input", "top"]),
+    help="With --plain: explain the classes in the input `targets`, or the predicted class.  [default: input]",
+)
+@click.option("--static-batch", type=click.IntRange(min=1), metavar="N", help="With --plain: fix the number of images per run.")
+@click.option(
+    "--static-classes",
+    type=click.IntRange(min=1),
+    metavar="K",
+    help="With --plain: fix the number of classes per image.  [default: any, or 1 with --static-batch]",
+)
 @click.option(
     "--temperature",
     default="1",
@@ -127,6 +147,10 @@ def command(
     layers: tuple[str, ...],
     list_them: bool,
     dynamic_size: bool,
+    plain: tuple[str, ...],
+    classes: Literal["input", "top"] | None,
+    static_batch: int | None,
+    static_classes: int | None,
     temperature: Temperature,
     precision: Precision,
     calibration_paths: tuple[Path, ...],
@@ -149,6 +173,8 @@ def command(
     classifier with maps. The file is compared with PyTorch on images, and written only if it agrees. Maps that are computed outside the
     graph (Eigen-CAM, Score-CAM and their variants) are always available.
 
+    --plain writes a model of its own, NAME-plain, because its inputs are different.
+
     fp16 and int8 are validated on the run's validation split, and rejected if accuracy (--max-accuracy-drop) or the maps
     (--min-map-correlation) change too much.
 
@@ -160,7 +186,8 @@ def command(
         raise click.UsageError("nothing to export: give a run's folder, or --backbone NAME for a published network")
     if run is not None and backbone is not None:
         raise click.UsageError(f"{run} and --backbone {backbone}: give one of them")
-    chosen = _methods(cams)
+    chosen = _methods(plain, "--plain") if plain else _methods(cams, "--cam")
+    form = _plain_form(plain, cams, classes, static_batch, static_classes)
     _check_flags(run, precision, calibration_images, max_accuracy_drop, min_map_correlation, chosen, layers)
     if list_them:
         _refuse_with_list()
@@ -179,13 +206,14 @@ def command(
             return
         exported = export_run(
             loaded,
-            name=name or loaded.config.name or model_name(run.resolve().name),
+            name=name or default_name(loaded.config.name or model_name(run.resolve().name), form),
             repository=output,
             methods=chosen,
             layers=layers or None,
             dynamic_size=dynamic_size,
             temperature=temperature,
             numbers=numbers,
+            plain=form,
             check_images=check_images,
             progress=console.progress,
             say=console.say,
@@ -207,7 +235,7 @@ def command(
             return
         exported = export_backbone(
             config,
-            name=name or model_name(str(backbone)),
+            name=name or default_name(model_name(str(backbone)), form),
             repository=output,
             labels=labels,
             image_paths=image_paths,
@@ -216,6 +244,7 @@ def command(
             dynamic_size=dynamic_size,
             temperature=temperature,
             numbers=numbers,
+            plain=form,
             calibration_paths=calibration_paths,
             check_images=check_images,
             say=console.say,
@@ -252,14 +281,44 @@ def _check_flags(
         raise click.UsageError("--seed only selects the calibration images of --precision int8: add that, or leave --seed out")
 
 
-def _methods(cams: tuple[str, ...]) -> tuple[str, ...] | None:
-    """Return the map methods in `--cam`. None selects every method that the network supports; an empty tuple selects no maps."""
+def _plain_form(
+    plain: tuple[str, ...],
+    cams: tuple[str, ...],
+    classes: Literal["input", "top"] | None,
+    static_batch: int | None,
+    static_classes: int | None,
+) -> Plain | None:
+    """Return the form of a plain graph, or None without `--plain`.
+
+    Raises:
+        UsageError: `--plain` is combined with `--cam`, or an option that depends on it is given without it.
+        SettingsError: see `new_plain`.
+    """
+    if not plain:
+        given = {"--classes": classes, "--static-batch": static_batch, "--static-classes": static_classes}
+        if flags := [flag for flag, value in given.items() if value is not None]:
+            raise click.UsageError(f"{', '.join(flags)}: for plain graphs only: add --plain, such as --plain gradcam")
+        return None
+    if cams:
+        raise click.UsageError("--cam with --plain, which names the maps itself: leave --cam out")
+    from tlcli.exports.plain_settings import new_plain
+
+    return new_plain(_methods(plain, "--plain"), classes, static_batch, static_classes)
+
+
+def default_name(name: str, plain: Plain | None) -> str:
+    """Return the name of an exported model that is not named by the user. A plain graph is a model of its own."""
+    return name if plain is None else f"{name}-plain"
+
+
+def _methods(cams: tuple[str, ...], flag: str) -> tuple[str, ...] | None:
+    """Return the map methods in `--cam` or `--plain`. None selects all that the network supports; an empty tuple selects no maps."""
     if not cams:
         return None
     text = ",".join(cams)
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
     if not all(names) or ("none" in names and len(names) > 1):
-        raise click.UsageError(f"--cam {text!r}: expected map methods separated by commas, such as gradcam,layercam; or none")
+        raise click.UsageError(f"{flag} {text!r}: expected map methods separated by commas, such as gradcam,layercam; or none")
     if names in (("none",), ("all",)):
         return () if names == ("none",) else None
     return names
@@ -271,7 +330,7 @@ def _refuse_with_list() -> None:
     Raises:
         UsageError: such a flag was given.
     """
-    for name in ("cams", "layers", "name", "temperature", "precision", "label_file", "image_paths"):
+    for name in ("cams", "plain", "layers", "name", "temperature", "precision", "label_file", "image_paths"):
         if options.is_given_by_flag(name):
             flag = next(parameter.opts[0] for parameter in click.get_current_context().command.params if parameter.name == name)
             raise click.UsageError(f"{flag} cannot be combined with --list-cam-layers, which exports nothing: use only one of them")
