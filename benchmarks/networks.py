@@ -43,9 +43,9 @@ from tlcli.contract.model.onnx_model import Model
 from tlcli.exports.exporter import describe_explainer
 from tlcli.exports.onnx_writer import check_graph, describe, write_graph
 from tlcli.exports.trace.explainer import Explainer
-from tlcli.exports.trace.target_layers import TargetLayer, list_layers, resolve_layers, tapped
 from tlcli.training.data.shapes import draw
 from tlcli.training.models.network import CutError, ImageNetwork, NetworkConfig, WholeNetwork, build, create_backbone
+from tlcli.training.models.target_layers import TargetLayer, list_layers, resolve_layers, tapped
 
 DEFAULT_SIZE = 96
 """Three rows and columns at the end: of fewer values none can be two standard deviations above their mean, as FEM asks."""

@@ -39,7 +39,7 @@ from tlcli.exports.rewrite.symbolic_sizes import take_sizes_from
 from tlcli.exports.rewrite.target_choice import COTANGENTS, close_choice, limit_ranking
 from tlcli.exports.trace.explainer import Explainer, is_pooled_linear
 from tlcli.exports.trace.map_methods import NEEDS_ABLATION
-from tlcli.exports.trace.target_layers import resolve_layers
+from tlcli.training.models.target_layers import resolve_layers
 
 OPSET = 20
 IR_VERSION = 10

@@ -15,8 +15,8 @@ from tlcli.contract.model.onnx_model import Answer, Model
 from tlcli.exports.reference_maps import Autograd
 from tlcli.exports.trace.explainer import is_pooled_linear
 from tlcli.exports.trace.map_methods import NEEDS_ABLATION
-from tlcli.exports.trace.target_layers import resolve_layers
 from tlcli.training.models.network import ImageNetwork
+from tlcli.training.models.target_layers import resolve_layers
 
 LOGITS_TOLERANCE = 1e-3
 """Maximum difference of the logits. It is absolute for logits up to `LARGE_LOGIT`. Above that, where float32 has no more digits, it scales

@@ -12,8 +12,8 @@ from tlcli.contract.model.description import FUSED, MapOutput
 from tlcli.exports.rounding_error import Expected, expect
 from tlcli.exports.trace.fuse_layers import fuse
 from tlcli.exports.trace.map_methods import NEEDS_ABLATION, NEEDS_CLASS_WEIGHTS, CamInputs
-from tlcli.exports.trace.target_layers import FEATURES_CALL, TargetLayer, run_tapped
 from tlcli.training.models.network import ImageNetwork, Network
+from tlcli.training.models.target_layers import FEATURES_CALL, TargetLayer, run_tapped
 
 _ROWS = 64
 """Batch size for Ablation-CAM: number of modified copies of a layer's output per forward pass."""

@@ -18,9 +18,9 @@ from tlcli.exports.rewrite.target_choice import LOGIT_COTANGENTS, PROBABILITY_CO
 from tlcli.exports.trace.fuse_layers import fuse
 from tlcli.exports.trace.last_layer import LinearLastLayer, last_layer_of
 from tlcli.exports.trace.map_methods import FORMULAS, NEEDS_ABLATION, NEEDS_CLASS_WEIGHTS, CamInputs
-from tlcli.exports.trace.target_layers import Tap, TargetLayer, resolve_layers, run_tapped, tapped, tapped_features
 from tlcli.exports.trace.vjp import TracedTail
 from tlcli.training.models.network import ImageNetwork, Network
+from tlcli.training.models.target_layers import Tap, TargetLayer, resolve_layers, run_tapped, tapped, tapped_features
 
 
 class Explainer(nn.Module):

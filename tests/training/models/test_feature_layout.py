@@ -59,7 +59,7 @@ def patches(images: Tensor) -> Tensor:
 
 
 def test_patches_in_row_major_order_are_local_and_in_any_other_order_they_are_not() -> None:
-    tokens, layout = patches(probe_images(160, 160, torch.device("cpu"))), FeatureLayout("tokens", 10, 10)
+    tokens, layout = patches(probe_images(160, 160)), FeatureLayout("tokens", 10, 10)
     assert is_local(tokens, layout)
     by_column = tokens.unflatten(1, (10, 10)).transpose(1, 2).flatten(1, 2)
     assert not is_local(by_column, layout)
@@ -71,7 +71,7 @@ def test_patches_in_row_major_order_are_local_and_in_any_other_order_they_are_no
 
 def test_patches_are_local_though_all_of_them_change_with_any_block() -> None:
     """As behind global attention, which also lets a few tokens grow whatever the image shows."""
-    tokens, layout = patches(probe_images(160, 160, torch.device("cpu"))), FeatureLayout("tokens", 10, 10)
+    tokens, layout = patches(probe_images(160, 160)), FeatureLayout("tokens", 10, 10)
     mixed = tokens + 20 * tokens.mean(1, keepdim=True)
     mixed[:, 7] += 100 * tokens.mean(1)
     assert is_local(mixed, layout)

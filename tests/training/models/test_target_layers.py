@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from tests.helpers.exports.small_networks import make
 from tlcli.contract.errors import ExportError
-from tlcli.exports.trace.target_layers import FEATURES_CALL, list_layers, resolve_layers, tapped
 from tlcli.training.models.feature_layout import FeatureLayout
 from tlcli.training.models.network import Network
+from tlcli.training.models.target_layers import FEATURES_CALL, list_layers, resolve_layers, tapped
 
 
 def executed(network: Network) -> list[tuple[str, tuple[int, ...]]]:
