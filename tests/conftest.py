@@ -17,11 +17,8 @@ from tlcli.contract.files.atomic_folder import whole_folder
 REPOSITORY = Path(__file__).resolve().parents[1]
 UNPACKED = Path.home() / ".cache" / "tlcli-tests"
 ALONE = (
-    "deploy/test_compose.py",
-    "deploy/test_docs.py",
     "deploy/test_other_servers.py",
     "deploy/test_training.py",
-    "e2e/test_help.py",
     "e2e/test_readme.py",
     "e2e/test_road.py",
     "ray/",
@@ -47,15 +44,26 @@ ALONE = (
     "service/test_reload.py",
 )
 """Tests that watch the clock or the memory of the process, or train with every core: `make test` runs them one after the other, with the
-mark `alone`. All others share the machine, two at a time."""
+mark `alone`, which single tests of other files have too. All others share the machine, two at a time."""
+
+FIRST = (
+    "e2e/",
+    "exports/",
+)
+"""Tests that take longest, which begin first: begun last, they would leave a core without work at the end."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that run alone."""
-    folder = REPOSITORY / "tests"
+    """Mark the tests that run alone, and put those that take longest first."""
     for item in items:
-        if item.path.is_relative_to(folder) and item.path.relative_to(folder).as_posix().startswith(ALONE):
+        if _name(item).startswith(ALONE):
             item.add_marker("alone")
+    items.sort(key=lambda item: next((place for place, name in enumerate(FIRST) if _name(item).startswith(name)), len(FIRST)))
+
+
+def _name(item: pytest.Item) -> str:
+    """Return the path of a test's file below `tests`, or a path outside."""
+    return os.path.relpath(item.path, REPOSITORY / "tests").replace(os.sep, "/")
 
 
 def pytest_collection_finish() -> None:

@@ -22,6 +22,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     )
 
 
+@pytest.mark.alone
 def test_help_takes_at_most_three_tenths_of_a_second() -> None:
     times = []
     for _ in range(5):
