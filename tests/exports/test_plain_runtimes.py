@@ -25,7 +25,6 @@ CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "large shared weights, one of them square": (("vgg11", "original"), {"mlp_ratio": 1 / 4}),
     "square kernels and max pooling behind the layer": (("vgg11", "mlp:512", "features.14"), {}),
     "in the middle, several layers": (("test_resnet", "mlp:16", "conv1.2", "layer2", "layer4"), {}),
-    "depthwise convolutions": (("mobilenetv2_100", "linear", "blocks.4"), {}),
 }
 FORMS = {
     "any number of images and classes": Plain(),

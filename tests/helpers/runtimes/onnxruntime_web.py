@@ -30,6 +30,12 @@ def require() -> None:
         pytest.skip(missing)
 
 
+def version() -> str:
+    """Return the package with its version, as npm names it."""
+    package = json.loads((PACKAGE / "package.json").read_text())
+    return f"{package['name']}@{package['version']}"
+
+
 def run(model: Path, feeds: list[dict[str, Values]], folder: Path) -> list[dict[str, Values]]:
     """Return the outputs for each feed, by name.
 
