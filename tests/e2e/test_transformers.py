@@ -40,10 +40,12 @@ def test_it_is_fine_tuned_exported_and_asked(backbone: str, mode: str, size: int
     assert model.description.provenance.parity.maps["gradcam"] < 1e-4
     image = tmp_path / "image.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 100, 3), dtype=np.uint8)).save(image)
-    answered = run("predict", str(tmp_path / "models" / "model"), str(image), "--cam", "gradcam", "--output", str(tmp_path / "maps"), "--json")
+    answered = run(
+        "predict", str(tmp_path / "models" / "model"), str(image), "--cam", "gradcam", "--output", str(tmp_path / "maps"), "--json"
+    )
     (row,) = json.loads(answered)
     assert row["label"] in ("red", "green", "blue")
-    assert [*(tmp_path / "maps").rglob("*.png")]
+    assert [*maps.rglob("*.png")]
 
 
 def run(*arguments: str) -> str:
