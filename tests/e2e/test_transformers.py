@@ -40,9 +40,8 @@ def test_it_is_fine_tuned_exported_and_asked(backbone: str, mode: str, size: int
     assert model.description.provenance.parity.maps["gradcam"] < 1e-4
     image = tmp_path / "image.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 100, 3), dtype=np.uint8)).save(image)
-    answered = run(
-        "predict", str(tmp_path / "models" / "model"), str(image), "--cam", "gradcam", "--output", str(tmp_path / "maps"), "--json"
-    )
+    maps = tmp_path / "maps"
+    answered = run("predict", str(tmp_path / "models" / "model"), str(image), "--cam", "gradcam", "--output", str(maps), "--json")
     (row,) = json.loads(answered)
     assert row["label"] in ("red", "green", "blue")
     assert [*maps.rglob("*.png")]
@@ -51,4 +50,4 @@ def test_it_is_fine_tuned_exported_and_asked(backbone: str, mode: str, size: int
 def run(*arguments: str) -> str:
     result = CliRunner().invoke(cli, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    return result.output
+    return result.stdout
