@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from tlcli.exports.precision.convert import SmallerNumbers
     from tlcli.exports.published_backbone import published_network
     from tlcli.exports.run_export import export_run
-    from tlcli.exports.trace.target_layers import list_layers
+    from tlcli.training.models.target_layers import list_layers
 
 __all__ = [
     "DEFAULT_CHECK_IMAGES",
@@ -33,7 +33,7 @@ _MODULES = {
     "export": "tlcli.exports.exporter",
     "export_backbone": "tlcli.exports.backbone_export",
     "export_run": "tlcli.exports.run_export",
-    "list_layers": "tlcli.exports.trace.target_layers",
+    "list_layers": "tlcli.training.models.target_layers",
     "published_network": "tlcli.exports.published_backbone",
 }
 

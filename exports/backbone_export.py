@@ -21,8 +21,8 @@ from tlcli.exports.exporter import DEFAULT_CHECK_IMAGES, Exported, Say, export
 from tlcli.exports.precision.calibration_data import trial_on_images
 from tlcli.exports.precision.convert import SmallerNumbers
 from tlcli.exports.provenance import new_provenance
-from tlcli.exports.published_backbone import imagenet_labels, published_as_it_is, published_network
-from tlcli.training.models.backbone_names import with_timms_name
+from tlcli.exports.published_backbone import imagenet_labels, published_network
+from tlcli.training.models.backbone_names import built_for_size, with_timms_name
 from tlcli.training.settings.config import FinetuneConfig
 
 
@@ -65,8 +65,8 @@ def export_backbone(
         Others: see `tlcli.exports.exporter.export`.
     """
     _require_calibration(numbers, calibration_paths)
-    config = with_timms_name(config, say)
-    network = published_network(config) if methods is None or methods else published_as_it_is(config)
+    config = built_for_size(with_timms_name(config, say), say)
+    network = published_network(config)
     preprocessing, classes = network.config.preprocessing, network.config.num_classes
     if labels is None:
         labels = imagenet_labels() if classes == 1000 else [f"class_{index}" for index in range(classes)]

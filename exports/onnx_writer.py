@@ -39,7 +39,7 @@ from tlcli.exports.rewrite.symbolic_sizes import take_sizes_from
 from tlcli.exports.rewrite.target_choice import COTANGENTS, close_choice, limit_ranking
 from tlcli.exports.trace.explainer import Explainer, is_pooled_linear
 from tlcli.exports.trace.map_methods import NEEDS_ABLATION
-from tlcli.exports.trace.target_layers import resolve_layers
+from tlcli.training.models.target_layers import resolve_layers
 
 OPSET = 20
 IR_VERSION = 10
@@ -156,7 +156,7 @@ def _write_flat(explainer: Explainer, path: Path) -> None:
         looped = explainer.layers if explainer.looped else ()
         inputs |= {
             SOFTMAX: (torch.zeros(2, 1, dtype=torch.bool), {0: dynamic}),
-            COTANGENTS: (torch.zeros(3, 2, explainer.network.last_layer.weight.shape[1]), {0: auto, 1: auto}),
+            COTANGENTS: (torch.zeros(3, 2, explainer.last_layer.width), {0: auto, 1: auto}),
             "due": ([torch.arange(CHANNELS_PER_STEP) for _ in looped], [None for _ in looped]),
             "ablated": ([torch.zeros(3, layer.channels, 2) for layer in looped], [{0: auto, 2: auto} for _ in looped]),
         }

@@ -15,8 +15,8 @@ from tlcli.contract.model.onnx_model import Answer, Model
 from tlcli.exports.reference_maps import Autograd
 from tlcli.exports.trace.explainer import is_pooled_linear
 from tlcli.exports.trace.map_methods import NEEDS_ABLATION
-from tlcli.exports.trace.target_layers import resolve_layers
-from tlcli.training.models.network import ImageNetwork, Network
+from tlcli.training.models.network import ImageNetwork
+from tlcli.training.models.target_layers import resolve_layers
 
 LOGITS_TOLERANCE = 1e-3
 """Maximum difference of the logits. It is absolute for logits up to `LARGE_LOGIT`. Above that, where float32 has no more digits, it scales
@@ -53,7 +53,8 @@ def measure(network: ImageNetwork, model: Model, images: Sequence[npt.NDArray[np
     differences: dict[str, list[npt.NDArray[np.float64]]] = {output.name: [] for output in outputs}
     largest: dict[str, list[npt.NDArray[np.float64]]] = {output.name: [] for output in outputs}
     layers = [layer.name for layer in model.description.layers]
-    autograd = Autograd(network, layers)
+    targets = resolve_layers(network, layers) if layers else []
+    autograd = Autograd(network, targets)
     plain = model.description.plain
     ranks = _RANKS[:1] if plain is not None and plain.classes == "top" else _RANKS
 
@@ -77,7 +78,7 @@ def measure(network: ImageNetwork, model: Model, images: Sequence[npt.NDArray[np
     if costly:
         first = np.stack(images[:1])
         compare(first, model.run(first, _RANKS[:1], [output.name for output in costly]), costly)
-    smooth = len(layers) == 1 and isinstance(network, Network) and is_pooled_linear(network, *resolve_layers(network, layers))
+    smooth = len(targets) == 1 and is_pooled_linear(network, targets[0])
     return Parity(
         images=len(images),
         source=source,

@@ -6,15 +6,17 @@ from torch import nn
 
 from tlcli.contract.errors import SettingsError
 from tlcli.exports.timm_reference import TimmReference
-from tlcli.training.models.backbone_names import with_timms_name
+from tlcli.training.models.backbone_names import built_for_size, with_timms_name
 from tlcli.training.models.network import CutError, ImageNetwork, Network, NetworkConfig, WholeNetwork
 from tlcli.training.models.pretrained_preprocessing import resolve_preprocessing
 from tlcli.training.models.weights import load_backbone
 from tlcli.training.settings.config import FinetuneConfig
 
 
-def published_network(config: FinetuneConfig) -> Network:
+def published_network(config: FinetuneConfig) -> ImageNetwork:
     """Build a published backbone with its original classifier, in eval mode, and verify it against timm's own model.
+
+    A network that cannot be split into features and a head is run as a whole, as timm runs it.
 
     Args:
         config: fine-tuning settings, of which the backbone, weights, model arguments and preprocessing are used.
@@ -22,26 +24,7 @@ def published_network(config: FinetuneConfig) -> Network:
     Raises:
         WeightsError, HubError: see `tlcli.training.models.weights.load_backbone`.
         SettingsError: the weights contain no classifier.
-        CutError: the network cannot be split into features and a head.
         ParityError: the network's logits differ from those of timm's model.
-    """
-    backbone, described = _load_published(config)
-    reference = TimmReference.of(backbone, described)
-    network = Network(described, backbone, keep_classifier=True).eval()
-    reference.require(network)
-    return network
-
-
-def published_as_it_is(config: FinetuneConfig) -> ImageNetwork:
-    """Build the network for an export without maps.
-
-    A network that cannot be split into features and a head is run as a whole, as timm runs it.
-
-    Args:
-        config: as in `published_network`.
-
-    Raises:
-        WeightsError, HubError, SettingsError, ParityError: as in `published_network`.
     """
     backbone, described = _load_published(config)
     reference = TimmReference.of(backbone, described)
@@ -54,7 +37,7 @@ def published_as_it_is(config: FinetuneConfig) -> ImageNetwork:
 
 
 def _load_published(config: FinetuneConfig) -> tuple[nn.Module, NetworkConfig]:
-    config = with_timms_name(config)
+    config = built_for_size(with_timms_name(config))
     backbone, _ = load_backbone(config.model_copy(update={"head": "original"}))
     classes = int(getattr(backbone, "num_classes", 0))
     if classes < 2:

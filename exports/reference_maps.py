@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -13,8 +12,8 @@ from tlcli.contract.model.description import FUSED, MapOutput
 from tlcli.exports.rounding_error import Expected, expect
 from tlcli.exports.trace.fuse_layers import fuse
 from tlcli.exports.trace.map_methods import NEEDS_ABLATION, NEEDS_CLASS_WEIGHTS, CamInputs
-from tlcli.exports.trace.target_layers import FEATURES_CALL, Tap, tapped
 from tlcli.training.models.network import ImageNetwork, Network
+from tlcli.training.models.target_layers import FEATURES_CALL, TargetLayer, run_tapped
 
 _ROWS = 64
 """Batch size for Ablation-CAM: number of modified copies of a layer's output per forward pass."""
@@ -25,15 +24,16 @@ _ZERO = 1e-3
 class Autograd:
     """Reference implementation that computes the logits and maps of a network with autograd."""
 
-    def __init__(self, network: ImageNetwork, layers: Sequence[str]) -> None:
-        """Store the network and the names of the layers to explain.
+    def __init__(self, network: ImageNetwork, layers: Sequence[TargetLayer]) -> None:
+        """Store the network and the layers to explain.
 
         Args:
-            network: network in eval mode on the CPU; must be a `Network` if `layers` is not empty.
-            layers: names of the layers whose gradients are recorded.
+            network: network in eval mode on the CPU.
+            layers: layers whose gradients are recorded.
         """
-        self._network = cast("Network", network)
-        self._layers = tuple(layers)
+        self._network = network
+        self._targets = {layer.name: layer for layer in layers}
+        self._layers = tuple(self._targets)
 
     def logits(self, images: Tensor) -> Tensor:
         """Compute the logits `[N, C]` for images, uint8 `[N, H, W, 3]`."""
@@ -61,7 +61,7 @@ class Autograd:
                 activations=activations[layer],
                 gradients=gradients[layer],
                 mean_gradients=gradients[layer].mean((-2, -1)),
-                class_weights=self._network.last_layer.weight.flatten(1)[classes] if output.method in NEEDS_CLASS_WEIGHTS else None,
+                class_weights=self._class_weights(classes) if output.method in NEEDS_CLASS_WEIGHTS else None,
                 scores=scores,
                 ablated=self._ablated(images, classes, layer, activations[layer]) if output.method in NEEDS_ABLATION else None,
             )
@@ -84,7 +84,7 @@ class Autograd:
             return outputs[name] * 1  # later layers may work in place
 
         with torch.enable_grad():
-            logits = self._run(self._network.normalise(images), record)
+            logits = run_tapped(self._network, self._network.normalise(images), [*self._targets.values()], record)
             scores = logits.gather(1, classes).sum(0)
             layers = [outputs[name] for name in self._layers]
             by_class = [torch.autograd.grad(score, layers, retain_graph=True) for score in scores]
@@ -92,12 +92,9 @@ class Autograd:
         gradients = {name: torch.stack(rows, 1) for name, *rows in by_layer}
         return logits.detach(), activations, gradients
 
-    def _run(self, inputs: Tensor, tap: Tap) -> Tensor:
-        with tapped(self._network, self._layers, tap):
-            features = self._network.features(inputs)
-            if FEATURES_CALL in self._layers:
-                features = tap(FEATURES_CALL, features)
-            return self._network.classify(self._network.embed(features))
+    def _class_weights(self, classes: Tensor) -> Tensor:
+        assert isinstance(self._network, Network)
+        return self._network.last_layer.weight.flatten(1)[classes]
 
     def _ablated(self, images: Tensor, classes: Tensor, layer: str, activations: Tensor) -> Tensor:
         """Compute the classes' logits with each channel of a layer set to zero in turn, `[N, K, c]`."""
@@ -117,8 +114,9 @@ class Autograd:
 
     def _logits_of_copies(self, inputs: Tensor, layer: str, changed: Tensor) -> Tensor:
         """Compute the logits `[R, C]` of one input for R modified copies of a layer's output."""
-        if layer == FEATURES_CALL:
-            return self._network.classify(self._network.embed(changed))
+        if layer == FEATURES_CALL and self._targets[layer].layout.kind != "tokens":
+            assert isinstance(self._network, Network)
+            return self._network.classify(self._network.embed(self._targets[layer].layout.from_map(changed)))
         of_one_input = self._replaced(inputs[None], layer, changed.clone())
         if of_one_input is not None and len(of_one_input) == len(changed):
             return of_one_input
@@ -131,13 +129,15 @@ class Autograd:
 
         Returns None if a single input cannot be combined with several copies, for example because a skip connection bypasses the layer.
         """
-        with tapped(self._network, [layer], lambda _, __: changed):
-            try:
-                return self._network(inputs)  # type: ignore[no-any-return]
-            except RuntimeError:
-                if len(inputs) == len(changed):
-                    raise
-                return None
+        target = self._targets[layer]
+        if target.layout.prefix and len(inputs) < len(changed):  # prefix tokens cannot be combined with more copies than there are inputs
+            return None
+        try:
+            return run_tapped(self._network, inputs, [target], lambda _, __: changed)
+        except RuntimeError:
+            if len(inputs) == len(changed):
+                raise
+            return None
 
 
 def _fused(maps: Sequence[Expected]) -> Expected:

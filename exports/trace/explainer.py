@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tlcli.contract.errors import ExportError, first_line
@@ -17,10 +16,11 @@ from tlcli.contract.model.description import CLASSES, FEATURES, FUSED, GRADIENTS
 from tlcli.exports.rewrite.ablation_loop import step_output
 from tlcli.exports.rewrite.target_choice import LOGIT_COTANGENTS, PROBABILITY_COTANGENTS
 from tlcli.exports.trace.fuse_layers import fuse
+from tlcli.exports.trace.last_layer import LinearLastLayer, last_layer_of
 from tlcli.exports.trace.map_methods import FORMULAS, NEEDS_ABLATION, NEEDS_CLASS_WEIGHTS, CamInputs
-from tlcli.exports.trace.target_layers import FEATURES_CALL, Tap, TargetLayer, resolve_layers, tapped
 from tlcli.exports.trace.vjp import TracedTail
 from tlcli.training.models.network import ImageNetwork, Network
+from tlcli.training.models.target_layers import Tap, TargetLayer, resolve_layers, run_tapped, tapped, tapped_features
 
 
 class Explainer(nn.Module):
@@ -43,19 +43,19 @@ class Explainer(nn.Module):
             dynamic_size: accept images of any height and width.
 
         Raises:
-            ExportError: a layer does not exist, the head does not support a method, an operator's gradient cannot be traced, or maps are
-                requested for a network that cannot be split into features and a head.
+            ExportError: a layer does not exist, the head does not support a method, an operator's gradient cannot be traced, or a layer's
+                tokens fix the image size although `dynamic_size` is requested.
         """
         super().__init__()
-        self.network = cast("Network", network)
-        self._is_cut = isinstance(network, Network)
+        self.network = network
+        self.last_layer = last_layer_of(network)
         self.dynamic_size = dynamic_size
         with_maps = methods is None or len(methods) > 0
-        if with_maps and not self._is_cut:
+        targets = resolve_layers(network, layers) if with_maps else []
+        if dynamic_size and any(target.layout.kind == "tokens" for target in targets):
             raise ExportError(
-                f"{network.config.backbone} cannot be split into features and a head, so it has no maps: export it with --cam none"
+                f"{network.config.backbone} takes images of one size, because its layers return tokens: leave out --dynamic-size"
             )
-        targets = resolve_layers(self.network, layers) if with_maps else []
         several = len(targets) > 1
         self.layers = tuple(
             Layer(
@@ -68,11 +68,14 @@ class Explainer(nn.Module):
             )
             for target in targets
         )
-        self._pooled_linear = len(targets) == 1 and is_pooled_linear(self.network, targets[0])
+        self._targets = tuple(targets)
+        self._pooled_linear = len(targets) == 1 and is_pooled_linear(network, targets[0])
         self.methods = self._allowed_methods(methods)
         self.maps = self._map_outputs()
         self.looped = not NEEDS_ABLATION.isdisjoint(self.methods)
-        self._tail_is_head = len(targets) == 1 and targets[0].is_features
+        self._tail_is_head = (
+            len(targets) == 1 and targets[0].is_features and (not dynamic_size or targets[0].layout.kind == "channels_first")
+        )
         self.tail = self._trace() if targets else None
 
     def _allowed_methods(self, methods: Sequence[str] | None) -> tuple[str, ...]:
@@ -113,7 +116,7 @@ class Explainer(nn.Module):
                 if not self._tail_is_head:
                     return TracedTail(self._from_inputs, example[0], names, self.dynamic_size)
                 with torch.no_grad():
-                    features = self.network.features(example)
+                    features = self._head().features(example)
                 return TracedTail(self._from_features, features[0], names, self.dynamic_size)
         except (RuntimeError, NotImplementedError, TypeError, AssertionError) as error:
             where = " and ".join(names)
@@ -123,14 +126,18 @@ class Explainer(nn.Module):
             ) from error
 
     def _from_features(self, features: Tensor, tap: Tap) -> Tensor:
-        return self.network.penultimate(tap(self.layers[0].name, features))
+        layout = self._targets[0].layout
+        return self._head().penultimate(layout.with_map(features, tap(self.layers[0].name, layout.to_map(features))))
 
     def _from_inputs(self, inputs: Tensor, tap: Tap) -> Tensor:
-        with tapped(self.network, [layer.name for layer in self.layers], tap):
-            features = self.network.features(inputs)
-            if any(layer.name == FEATURES_CALL for layer in self.layers):
-                features = tap(FEATURES_CALL, features)
-            return self.network.penultimate(features)
+        if not isinstance(self.network, Network):
+            return run_tapped(self.network, inputs, self._targets, tap)
+        with tapped(self.network, self._targets, tap):
+            return self.network.penultimate(tapped_features(self.network, inputs, self._targets, tap))
+
+    def _head(self) -> Network:
+        """Return the network, of which the caller uses the features or the head."""
+        return cast("Network", self.network)
 
     @property
     def switches(self) -> tuple[str, ...]:
@@ -167,14 +174,14 @@ class Explainer(nn.Module):
         """
         inputs = self.network.normalise(images)
         if self.tail is None:
-            logits = self._logits(self.network.penultimate(self.network.features(inputs))) if self._is_cut else self.network(inputs)
+            logits = self.network(inputs)
             return logits.softmax(1), logits, _class_ids(targets, logits)
         assert softmax is not None
         assert cotangents is not None
-        z, activations, residuals = self.tail(self.network.features(inputs) if self._tail_is_head else inputs)
-        logits = self._logits(z)
+        z, activations, residuals = self.tail(self._head().features(inputs) if self._tail_is_head else inputs)
+        logits = self.last_layer.logits(z)
         query = _Query(logits, _class_ids(targets, logits), _row_per_image(softmax, logits))
-        logit_cotangents = self._class_rows(query.classes)
+        logit_cotangents = self.last_layer.rows(query.classes)
         probability_cotangents = self._probability_cotangents(logit_cotangents, query)
         named: dict[str, Tensor] = {}
         steps: list[Tensor] = []
@@ -228,16 +235,6 @@ class Explainer(nn.Module):
             if output.in_graph and output.name not in named
         }
 
-    def _last_weight(self) -> Tensor:
-        return self.network.last_layer.weight.flatten(1)
-
-    def _class_rows(self, classes: Tensor) -> Tensor:
-        """Return the rows of the last layer's weight for the given classes, `[N, K, d]`."""
-        return functional.embedding(classes, self._last_weight())
-
-    def _logits(self, z: Tensor) -> Tensor:
-        return functional.linear(z, self._last_weight(), self.network.last_layer.bias)
-
     def _probability_cotangents(self, rows: Tensor, query: _Query) -> Tensor:
         """Compute dy/dz `[N, K, d]`, the derivatives of the explained scores with respect to the embedding.
 
@@ -245,7 +242,7 @@ class Explainer(nn.Module):
         """
         probabilities = _probabilities(query.logits)
         p = probabilities.gather(1, query.classes)[..., None]
-        competing = p * (rows - (probabilities @ self._last_weight())[:, None])
+        competing = p * (rows - self.last_layer.mean_row(probabilities)[:, None])
         return torch.where(query.softmax[..., None], competing, rows)
 
     def _ablation_step(self, layer: LayerTensors, due: Tensor, residuals: tuple[Any, ...], query: _Query) -> Tensor:
@@ -254,12 +251,13 @@ class Explainer(nn.Module):
         images, channel = due // channels, due % channels
         if self._pooled_linear:  # each channel's contribution to the logits is known
             share = layer.activations.mean((-2, -1)).flatten().index_select(0, due)
-            logits = query.logits.index_select(0, images) - share[:, None] * self._last_weight().index_select(1, channel).t()
+            assert isinstance(self.last_layer, LinearLastLayer)
+            logits = query.logits.index_select(0, images) - share[:, None] * self.last_layer.weight.index_select(1, channel).t()
         else:
             assert self.tail is not None
             kept = (torch.arange(channels)[None] != channel[:, None]).to(layer.activations.dtype)
             changed = layer.activations.index_select(0, images) * kept[..., None, None]
-            logits = self._logits(self.tail.from_activations(layer.index, changed, images, residuals))
+            logits = self.last_layer.logits(self.tail.from_activations(layer.index, changed, images, residuals))
         return _Query(logits, query.classes.index_select(0, images), query.softmax.index_select(0, images)).scores()
 
 
@@ -305,16 +303,16 @@ class _Query:
         return torch.where(self.softmax, _probabilities(self.logits).gather(1, self.classes), self.logits.gather(1, self.classes))
 
 
-def is_pooled_linear(network: Network, layer: TargetLayer) -> bool:
+def is_pooled_linear(network: ImageNetwork, layer: TargetLayer) -> bool:
     """Return True if the layer is followed only by its spatial mean and one linear layer.
 
     The head is tested on random activations, so the result is valid for any backbone's own head.
     """
-    if not layer.is_features:
+    if not layer.is_features or not isinstance(network, Network):
         return False
     activations = torch.rand(2, layer.channels, layer.height, layer.width, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        embedding, mean = network.penultimate(activations), activations.mean((-2, -1))
+        embedding, mean = network.penultimate(layer.layout.from_map(activations)), activations.mean((-2, -1))
     return embedding.shape == mean.shape and torch.allclose(embedding, mean, rtol=1e-4, atol=1e-6)
 
 

@@ -13,8 +13,8 @@ from tests.helpers.exports.reference import Reference, fused, relative_differenc
 from tests.helpers.exports.small_networks import Case, Exports, blobs, make
 from tlcli.contract.maps.method_names import IN_GRAPH
 from tlcli.exports.trace.explainer import is_pooled_linear
-from tlcli.exports.trace.target_layers import resolve_layers
 from tlcli.training.models.network import Network
+from tlcli.training.models.target_layers import resolve_layers
 
 TARGETS = np.array([[0, -1], [3, -2], [-5, 4]])
 """Targets that differ between images, by class id and by rank."""

@@ -16,6 +16,7 @@ import tlcli.training.models.zoo  # noqa: F401 - registers them
 from tlcli.contract.errors import SettingsError, first_line
 from tlcli.contract.images.preprocessing import Preprocessing
 from tlcli.training.models.backbone_names import close_backbone_names
+from tlcli.training.models.feature_layout import FeatureLayout, possible_layouts
 from tlcli.training.models.pretrained_head import OwnHead, find_own_head, renew_classifier
 from tlcli.training.settings.config import Scalar
 
@@ -29,7 +30,7 @@ _RESERVED = frozenset(
 
 
 class CutError(SettingsError):
-    """Raised for a network that cannot be split into features and a head. It can be run, but not fine-tuned or explained."""
+    """Raised for a network that cannot be split into features and a head. It can be run and explained as a whole, but not fine-tuned."""
 
 
 class NetworkConfig(BaseModel):
@@ -68,6 +69,11 @@ class ImageNetwork(nn.Module):
         """Device that the network is on."""
         return cast("Tensor", self.mean).device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of the network's inputs."""
+        return cast("Tensor", self.mean).dtype
+
     def normalise(self, images: Tensor) -> Tensor:
         """Normalize RGB images, uint8 `[N, H, W, 3]`, to float `[N, 3, H, W]`: `(x / 255 - mean) / std`."""
         mean, std = cast("Tensor", self.mean), cast("Tensor", self.std)
@@ -85,7 +91,7 @@ class ImageNetwork(nn.Module):
 
 
 class WholeNetwork(ImageNetwork):
-    """timm model of any architecture, run as a whole. It computes logits, but no maps."""
+    """timm model of any architecture with its own classifier, run as a whole."""
 
     def __init__(self, config: NetworkConfig, backbone: nn.Module) -> None:
         """Wrap a timm model and check it by running it on a blank image.
@@ -120,11 +126,13 @@ class WholeNetwork(ImageNetwork):
 class Network(ImageNetwork):
     """Backbone with a head. The forward pass has three steps: `classify(embed(features(x)))`.
 
-    features: backbone, which maps normalized float inputs `[N, 3, H, W]` to features `[N, c, h, w]`. Class activation maps explain this
-        output.
+    features: backbone, which maps normalized float inputs `[N, 3, H, W]` to features: `[N, c, h, w]`, `[N, h, w, c]`, or tokens
+        `[N, t, c]`. `layout` is where they hold a map `[N, c, h, w]`, which class activation maps explain.
     embed: pooling, flattening, or the hidden layers of the network's own head, with output `[N, d]`. It adds no parameters and is frozen
         together with the backbone in feature extraction.
     classify: head, which computes logits `[N, C]` and is always trained.
+
+    The attribute `feature_channels` is the number of channels c of the features.
     """
 
     def __init__(self, config: NetworkConfig, backbone: nn.Module, keep_classifier: bool = False) -> None:
@@ -140,7 +148,7 @@ class Network(ImageNetwork):
             CutError: the backbone has no spatial features, or its classifier cannot be used as head `original`.
         """
         super().__init__(config, backbone)
-        channels, height, width = _feature_shape(backbone, config)
+        self.layout, self.feature_channels = _feature_layout(backbone, config)
         unused = unused_head_layers(backbone, config.head)
         self.head: nn.Module | None = None  # None if the backbone's own head is used
         self._own_head = _own_head(backbone, config, keep_classifier)
@@ -149,13 +157,13 @@ class Network(ImageNetwork):
             for name in unused:
                 setattr(backbone, name, nn.Identity())
             if config.head == "linear":
-                self.head = nn.Linear(channels, config.num_classes)
+                self.head = nn.Linear(self.feature_channels, config.num_classes)
                 nn.init.normal_(self.head.weight, std=0.01)
                 nn.init.zeros_(self.head.bias)
             else:
                 units = int(config.head.removeprefix("mlp:"))
                 self.head = nn.Sequential(
-                    nn.Linear(channels * height * width, units), nn.ReLU(), nn.Dropout(0.5), nn.Linear(units, config.num_classes)
+                    nn.Linear(self._embedding_size(), units), nn.ReLU(), nn.Dropout(0.5), nn.Linear(units, config.num_classes)
                 )
 
     @property
@@ -175,19 +183,29 @@ class Network(ImageNetwork):
         return cast("nn.Linear | nn.Conv2d", classifier[-1] if isinstance(classifier, nn.Sequential) else classifier)
 
     def penultimate(self, features: Tensor) -> Tensor:
-        """Compute the input of `last_layer`, `[N, d]`, for features `[N, c, h, w]`."""
+        """Compute the input of `last_layer`, `[N, d]`, for features."""
         embedding, classifier = self.embed(features), self.classifier
         return cast("Tensor", classifier[:-1](embedding)) if isinstance(classifier, nn.Sequential) else embedding
 
     def features(self, inputs: Tensor) -> Tensor:
-        """Compute features `[N, c, h, w]` for normalized inputs `[N, 3, H, W]`."""
+        """Compute features for normalized inputs `[N, 3, H, W]`."""
         return cast("Tensor", self.backbone.forward_features(inputs))  # type: ignore[operator]
 
     def embed(self, features: Tensor) -> Tensor:
-        """Compute embeddings `[N, d]` for features `[N, c, h, w]`."""
+        """Compute embeddings `[N, d]` for features.
+
+        The hidden layer of a new head takes the features at all positions of a convolutional network, and the mean over the positions of
+        all others.
+        """
         if self._own_head is not None:
             return self._own_head.embed(self.backbone, features)
-        return features.mean((-2, -1)) if self.config.head == "linear" else features.flatten(1)
+        if self.config.head != "linear" and self.layout.kind == "channels_first":
+            return features.flatten(1)
+        return self.layout.to_map(features).mean((-2, -1))
+
+    def _embedding_size(self) -> int:
+        positions = self.layout.height * self.layout.width if self.layout.kind == "channels_first" else 1
+        return self.feature_channels * positions
 
     def classify(self, embedding: Tensor) -> Tensor:
         """Compute logits `[N, C]` for embeddings `[N, d]`."""
@@ -318,22 +336,37 @@ def _own_head(backbone: nn.Module, config: NetworkConfig, keep_classifier: bool)
     head, reason = find_own_head(backbone, (size.height, size.width))
     if head is None and config.head == "original":
         raise CutError(
-            f"{config.backbone}: its own head {reason}, so it can be neither trained nor explained: fine-tune with --head linear, or export"
-            f" the published model without maps: `tlcli export --backbone {config.backbone} --cam none`"
+            f"{config.backbone}: its own head {reason}, so it cannot be trained: fine-tune with --head linear, or export the published"
+            f" model: `tlcli export --backbone {config.backbone}`"
         )
     return head
 
 
-def _feature_shape(backbone: nn.Module, config: NetworkConfig) -> tuple[int, int, int]:
+def _feature_layout(backbone: nn.Module, config: NetworkConfig) -> tuple[FeatureLayout, int]:
+    """Return the layout of the backbone's features, and their number of channels.
+
+    Raises:
+        CutError: the features hold no map.
+    """
     features: Any = try_at_size(backbone, config, backbone.forward_features)  # type: ignore[arg-type]
-    if not isinstance(features, Tensor) or features.ndim != 4 or str(getattr(backbone, "output_fmt", "NCHW")).endswith("NHWC"):
+    layout = _declared_layout(backbone, config, tuple(features.shape)) if isinstance(features, Tensor) else None
+    if layout is None:
         raise CutError(
-            f"{config.backbone} has no spatial features (expected [N, c, h, w], but its features are {_described(features)}):"
-            " choose a convolutional backbone (`tlcli backbones` lists them), or export the published model without maps:"
-            f" `tlcli export --backbone {config.backbone} --cam none`"
+            f"{config.backbone} has no spatial features (expected [N, c, h, w], [N, h, w, c] or tokens [N, t, c], but its features are"
+            f" {_described(features)}): choose another backbone (`tlcli backbones` lists them), or export the published model:"
+            f" `tlcli export --backbone {config.backbone}`"
         )
-    _, channels, height, width = features.shape
-    return channels, height, width
+    return layout, layout.channels(features)
+
+
+def _declared_layout(backbone: nn.Module, config: NetworkConfig, shape: tuple[int, ...]) -> FeatureLayout | None:
+    """Return the layout that timm declares for features of this shape; None if they cannot hold a map."""
+    if len(shape) == 4:
+        last = str(getattr(backbone, "output_fmt", "NCHW")).endswith("NHWC")
+        return FeatureLayout("channels_last", *shape[1:3]) if last else FeatureLayout("channels_first", *shape[2:])
+    size = config.preprocessing
+    prefix = int(getattr(backbone, "num_prefix_tokens", 0))
+    return next(possible_layouts(shape, size.height, size.width, prefix), None) if len(shape) == 3 else None
 
 
 def try_at_size(backbone: nn.Module, config: NetworkConfig, function: Callable[[Tensor], Any], inputs: Tensor | None = None) -> Any:

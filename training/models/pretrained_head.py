@@ -1,4 +1,4 @@
-"""Own head of a timm network: its last layer, and the layers between the spatial features and that layer."""
+"""Own head of a timm network: its last layer, and the layers between the features and that layer."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class OwnHead:
     before: tuple[str, ...] = ()
 
     def embed(self, backbone: nn.Module, features: Tensor) -> Tensor:
-        """Compute the input of the last layer, `[N, d]`, for features `[N, c, h, w]`."""
+        """Compute the input of the last layer, `[N, d]`, for features."""
         embedding = cast("Tensor", backbone.forward_head(features, pre_logits=True))  # type: ignore[operator]
         for path in self.before:
             embedding = cast("Tensor", backbone.get_submodule(path)(embedding))
@@ -84,7 +84,7 @@ def find_own_head(backbone: nn.Module, size: tuple[int, int]) -> tuple[OwnHead |
         return None, f"cannot be run separately from its backbone ({first_line(error)})"
     finally:
         backbone.train(training)
-    return None, "takes more input than the spatial features"
+    return None, "takes more input than the features"
 
 
 def _classifiers(backbone: nn.Module) -> int:

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from tlcli.contract.images.heatmap import FloatArray
-from tlcli.training.models.network import Network
+from tlcli.training.models.feature_layout import FeatureLayout, possible_layouts
+from tlcli.training.models.locality import is_local, probe_images
+from tlcli.training.models.network import ImageNetwork, Network
 
 _WIDER = 64
 """Pixels added to the input width to detect which dimension of a map grows. Every map grows by at least one column."""
@@ -40,8 +42,8 @@ class Layer:
     label: name of the module in the backbone, with `:2` appended for its second call, and so on.
     module: name of the module in the backbone.
     kind: type of the module.
-    channels, height, width: size of the output.
-    channels_last: True if the output is `[N, h, w, c]`.
+    channels: number of channels of the map.
+    layout: where the output holds the map, and its height and width.
     pools: True for a pooling layer that reduces the number of positions.
     convolves: True for a convolution.
     is_features: True if the backbone returns this output unmodified as its features.
@@ -52,22 +54,30 @@ class Layer:
     module: str
     kind: str
     channels: int
-    height: int
-    width: int
-    channels_last: bool
+    layout: FeatureLayout
     pools: bool
     convolves: bool
     is_features: bool
 
     @property
+    def height(self) -> int:
+        """Height of the map."""
+        return self.layout.height
+
+    @property
+    def width(self) -> int:
+        """Width of the map."""
+        return self.layout.width
+
+    @property
     def shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of the output."""
+        """Channels, height and width of the map."""
         return self.channels, self.height, self.width
 
 
 @dataclass(frozen=True)
 class _Call:
-    """Call of a module that returned a four-dimensional tensor.
+    """Call of a module that returned a tensor of three or four dimensions.
 
     number: execution number as in `Layer`, but with gaps. inputs, outputs: shapes of the first argument and of the output.
     """
@@ -80,12 +90,13 @@ class _Call:
     outputs: tuple[int, ...]
 
 
-def spatial_layers(network: Network) -> list[Layer]:
+def spatial_layers(network: ImageNetwork) -> list[Layer]:
     """Find the backbone's layers with spatial maps, in the order in which they finish: a stage follows its blocks.
 
-    An output is a spatial map if exactly one of its dimensions grows in proportion when the input gets wider. This excludes attention
-    weights and the output of global pooling. In a network with a fixed input size, an output is a spatial map if its size matches that of
-    the most recent convolutions and pooling layers.
+    An output of four dimensions is a spatial map if exactly one of them grows in proportion when the input gets wider. This excludes
+    attention weights and the output of global pooling. In a network with a fixed input size, an output is a spatial map if its size matches
+    that of the most recent convolutions and pooling layers. All others, and tokens, are spatial maps if their positions correspond to
+    positions of the image, see `tlcli.training.models.locality`.
 
     Args:
         network: network in eval mode.
@@ -96,28 +107,24 @@ def spatial_layers(network: Network) -> list[Layer]:
         wider = {call.label: call.outputs for call in _calls(network, height, width + _WIDER)[0]}
     except (RuntimeError, AssertionError, ValueError, IndexError):  # raised by networks built for a fixed size
         wider = {}
+    layouts = _known_layouts(calls, wider, height, width)
+    layouts |= _local_layouts(network, [call for call in calls if call.label not in layouts and (len(call.outputs) == 3 or not wider)])
     layers: list[Layer] = []
-    recent: list[tuple[int, ...]] = []  # the last two output sizes of convolutions and pooling layers
     numbers: dict[int, int] = {}
     for call in calls:
-        if isinstance(call.module, _BY_DEFINITION) and call.outputs[2:] not in ((1, 1), *recent):
-            recent = [*recent[-1:], call.outputs[2:]]
-        axis = _grown_axis(call.outputs, wider.get(call.label, ()), height, width) if wider else _axis_of_known_size(call.outputs, recent)
-        if axis is None:
+        layout = layouts.get(call.label)
+        if layout is None:
             continue
-        _, *shape = call.outputs
-        channels = shape.pop(axis - 1)
+        positions = layout.height * layout.width
         layers.append(
             Layer(
                 number=numbers.setdefault(call.number, len(numbers) + 1),
                 label=call.label,
                 module=call.name,
                 kind=type(call.module).__name__,
-                channels=channels,
-                height=shape[0],
-                width=shape[1],
-                channels_last=axis == 3,
-                pools=_is_pool(call.module) and len(call.inputs) == 4 and shape[0] * shape[1] < call.inputs[2] * call.inputs[3],
+                channels=call.outputs[1 if layout.kind == "channels_first" else -1],
+                layout=layout,
+                pools=_is_pool(call.module) and len(call.inputs) == 4 and positions < call.inputs[2] * call.inputs[3],
                 convolves=isinstance(call.module, nn.Conv2d),
                 is_features=call.number == last,
             )
@@ -125,7 +132,46 @@ def spatial_layers(network: Network) -> list[Layer]:
     return layers
 
 
-def record(network: Network, image: npt.NDArray[np.uint8], layers: Collection[Layer]) -> dict[str, FloatArray]:
+def _known_layouts(calls: Collection[_Call], wider: dict[str, tuple[int, ...]], height: int, width: int) -> dict[str, FeatureLayout]:
+    """Return the layouts of outputs of four dimensions that their shapes prove, by label."""
+    layouts: dict[str, FeatureLayout] = {}
+    recent: list[tuple[int, ...]] = []  # the last two output sizes of convolutions and pooling layers
+    for call in calls:
+        if len(call.outputs) != 4:
+            continue
+        if isinstance(call.module, _BY_DEFINITION) and call.outputs[2:] not in ((1, 1), *recent):
+            recent = [*recent[-1:], call.outputs[2:]]
+        axis = _grown_axis(call.outputs, wider.get(call.label, ()), height, width) if wider else _axis_of_known_size(call.outputs, recent)
+        if axis == 1:
+            layouts[call.label] = FeatureLayout("channels_first", *call.outputs[2:])
+        elif axis == 3:
+            layouts[call.label] = FeatureLayout("channels_last", *call.outputs[1:3])
+    return layouts
+
+
+def _local_layouts(network: ImageNetwork, calls: Collection[_Call]) -> dict[str, FeatureLayout]:
+    """Return the layouts of those outputs whose positions correspond to positions of the image, by label."""
+    height, width = network.config.preprocessing.height, network.config.preprocessing.width
+    prefix = int(getattr(network.backbone, "num_prefix_tokens", 0))
+    possible = {call.label: [*possible_layouts(call.outputs, height, width, prefix)] for call in calls}
+    if not any(possible.values()):
+        return {}
+    images = probe_images(height, width).to(network.device, network.dtype)
+    layouts: dict[str, FeatureLayout] = {}
+
+    def check(label: str, _name: str, _module: nn.Module, _input: object, output: object) -> None:
+        if isinstance(output, Tensor) and len(output) == len(images):  # windows are in the batch dimension
+            for layout in possible.get(label, ()):
+                if is_local(output, layout):
+                    layouts[label] = layout
+                    return
+
+    with _on_each_call(network.backbone, check), torch.no_grad():
+        _run(network, images)
+    return layouts
+
+
+def record(network: ImageNetwork, image: npt.NDArray[np.uint8], layers: Collection[Layer]) -> dict[str, FloatArray]:
     """Run the network on an image and record the maps of the given layers.
 
     Args:
@@ -142,15 +188,19 @@ def record(network: Network, image: npt.NDArray[np.uint8], layers: Collection[La
 
     def keep(label: str, _name: str, _module: nn.Module, _input: object, output: object) -> None:
         if label in by_label and isinstance(output, Tensor):
-            values = output[0].permute(2, 0, 1) if by_label[label].channels_last else output[0]
-            maps[label] = values.to("cpu", torch.float32, copy=True).contiguous().numpy()
+            maps[label] = by_label[label].layout.to_map(output)[0].to("cpu", torch.float32, copy=True).contiguous().numpy()
 
     with _on_each_call(network.backbone, keep), torch.no_grad():
-        network.features(network.normalise(torch.from_numpy(image)[None].to(network.device)))
+        _run(network, network.normalise(torch.from_numpy(image)[None].to(network.device)))
     return maps
 
 
-def _calls(network: Network, height: int, width: int) -> tuple[list[_Call], int]:
+def _run(network: ImageNetwork, inputs: Tensor) -> object:
+    """Run the part of a network that is searched for layers: up to the features or, if it is run as a whole, up to the logits."""
+    return network.features(inputs) if isinstance(network, Network) else network(inputs)
+
+
+def _calls(network: ImageNetwork, height: int, width: int) -> tuple[list[_Call], int]:
     """Run the network on a blank image and return its module calls, and the number of the call that produced the features.
 
     The number is 0 if no module returns the features.
@@ -163,7 +213,7 @@ def _calls(network: Network, height: int, width: int) -> tuple[list[_Call], int]
         return number if known() is tensor and version == tensor._version else 0  # 0 for a new tensor, or one modified in place since
 
     def note(label: str, name: str, module: nn.Module, first_input: object, output: object) -> None:
-        if not isinstance(output, Tensor) or output.ndim != 4:
+        if not isinstance(output, Tensor) or output.ndim not in (3, 4) or len(output) != 1:
             return
         number = maker(output)
         if not number:
@@ -173,8 +223,8 @@ def _calls(network: Network, height: int, width: int) -> tuple[list[_Call], int]
         calls.append(_Call(number, label, name, module, input_shape, tuple(output.shape)))
 
     with _on_each_call(network.backbone, note), torch.no_grad():
-        features = network.features(torch.zeros(1, 3, height, width, device=network.device))
-    return calls, maker(features)
+        features = _run(network, torch.zeros(1, 3, height, width, device=network.device, dtype=network.dtype))
+    return calls, maker(features) if isinstance(features, Tensor) else 0
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tlcli.training.models.network import Network
+from tlcli.training.models.network import ImageNetwork, Network
 
 Images = npt.NDArray[np.uint8]
 ClassIds = npt.NDArray[np.int64]
@@ -236,13 +236,16 @@ class Reference:
     The last images and classes are cached: all methods share one forward pass, and one backward pass per class.
     """
 
-    def __init__(self, network: Network, layer: str) -> None:
+    def __init__(self, network: ImageNetwork, layer: str, tokens: tuple[int, int, int] | None = None, channels_last: bool = False) -> None:
         """Copy the network.
 
         Args:
             network: any.
             layer: the name of a module of the backbone whose output is `[N, c, h, w]`, or `FEATURES`.
+            tokens: for a module whose output is `[N, p + h * w, c]`: the number p of tokens without a position, h and w.
+            channels_last: the module's output is `[N, h, w, c]`.
         """
+        self._tokens, self._channels_last = tokens, channels_last
         self.network = copy.deepcopy(network).double().eval().requires_grad_(False)
         self.name = layer
         self.layer = None if layer == FEATURES else self.network.backbone.get_submodule(layer)
@@ -337,25 +340,36 @@ class Reference:
         replaced: list[Tensor] = []
 
         def at_layer(_module: object, _inputs: object, output: Tensor) -> Tensor:
-            if not isinstance(output, Tensor) or output.ndim != 4:
+            if not isinstance(output, Tensor) or output.ndim != (4 if self._tokens is None else 3):
                 raise ValueError(f"{self.name} does not return [N, c, h, w]")
             if replaced:
                 raise ValueError(f"{self.name} runs more than once")
-            replaced.append(replace(output))
+            if self._tokens is not None:
+                without, height, width = self._tokens
+                shown = replace(torch.stack([image[without:].T.reshape(-1, height, width) for image in output]))
+                replaced.append(torch.stack([torch.cat([old[:without], new.flatten(1).T]) for old, new in zip(output, shown, strict=True)]))
+            elif self._channels_last:
+                replaced.append(replace(output.movedim(-1, 1)).movedim(1, -1))
+            else:
+                replaced.append(replace(output))
             versions.append(replaced[0]._version)
             return replaced[0]
 
         versions: list[int] = []  # a tensor's version changes when it is written to
         if self.layer is None:
+            assert isinstance(self.network, Network)
             features = at_layer(None, None, self.network.features(inputs))
             is_features = True
             logits = self.network.classify(self.network.embed(features))
         else:
             handle = self.layer.register_forward_hook(at_layer)
             try:
-                features = self.network.features(inputs)
-                is_features = bool(replaced) and features is replaced[0] and features._version == versions[0]
-                logits = self.network.classify(self.network.embed(features))
+                if isinstance(self.network, Network):
+                    features = self.network.features(inputs)
+                    is_features = bool(replaced) and features is replaced[0] and features._version == versions[0]
+                    logits = self.network.classify(self.network.embed(features))
+                else:
+                    is_features, logits = False, self.network(inputs)
             finally:
                 handle.remove()
         if not replaced:
@@ -379,7 +393,8 @@ class Reference:
             for channels in torch.arange(len(activations)).split(_CHUNK):
                 without = activations.repeat(len(channels), 1, 1, 1)
                 without[range(len(channels)), channels] = 0
-                if seen.is_features:
+                if seen.is_features and self._tokens is None and not self._channels_last:
+                    assert isinstance(self.network, Network)
                     rows.append(self.network.classify(self.network.embed(without)))
                 else:
                     inputs = seen.inputs[image].repeat(len(channels), 1, 1, 1)
@@ -402,9 +417,15 @@ class Reference:
     @torch.no_grad()
     def _pooled_linear(self, seen: _Observation) -> Tensor:
         """Return the classifier's weight `[C, c]` if it takes the layer's spatial mean."""
-        if seen.is_features:
+        if seen.is_features and isinstance(self.network, Network):
             activations = seen.activations.detach()
-            embedding, weight = self.network.embed(activations.clone()), getattr(self.network.classifier, "weight", None)
+            features = activations.movedim(1, -1) if self._channels_last else activations
+            if self._tokens is not None:
+                features = torch.cat(
+                    [activations.new_ones(len(activations), self._tokens[0], activations.shape[1]), activations.flatten(2).transpose(1, 2)],
+                    1,
+                )
+            embedding, weight = self.network.embed(features.clone()), getattr(self.network.classifier, "weight", None)
             mean = activations.mean((-2, -1))
             if weight is not None and embedding.shape == mean.shape and torch.allclose(embedding, mean, rtol=1e-9, atol=1e-12):
                 return weight.flatten(1)  # type: ignore[no-any-return]

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import onnx
+import timm
 import torch
 from torch import nn
 
@@ -19,7 +20,7 @@ from tlcli.contract.model.onnx_model import Model
 from tlcli.exports.exporter import describe_explainer
 from tlcli.exports.onnx_writer import check_graph, describe, flat_graph, write_graph
 from tlcli.exports.trace.explainer import Explainer
-from tlcli.training.models.network import Network, NetworkConfig, build
+from tlcli.training.models.network import ImageNetwork, Network, NetworkConfig, WholeNetwork, build
 
 FLAT = "flat.onnx"
 LABELS = ("ant", "bee", "cat", "dog", "eel")
@@ -75,7 +76,7 @@ class Case:
     explainer: the module that was exported. Its flat graph is in the file's folder.
     """
 
-    network: Network
+    network: ImageNetwork
     model: Model
     explainer: Explainer
 
@@ -94,8 +95,19 @@ class Case:
         return _finish(self.explainer, flat, self.model.path.with_name(f"{name}.onnx"))
 
 
+def make_whole(backbone: str, size: int, **model_kwargs: float) -> WholeNetwork:
+    """Build a random network that is run as a whole, with timm's own classifier."""
+    torch.manual_seed(0)
+    model = timm.create_model(backbone, num_classes=len(LABELS), **model_kwargs)
+    preprocessing = Preprocessing(height=size, width=size)
+    config = NetworkConfig(
+        backbone=backbone, model_kwargs=model_kwargs, head="original", num_classes=len(LABELS), preprocessing=preprocessing
+    )
+    return WholeNetwork(config, model).eval()
+
+
 def write(
-    network: Network,
+    network: ImageNetwork,
     path: Path,
     *,
     methods: Sequence[str] | None = None,
@@ -108,7 +120,7 @@ def write(
 
 
 def write_case(
-    network: Network,
+    network: ImageNetwork,
     path: Path,
     *,
     methods: Sequence[str] | None = None,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tlcli.contract.model.description import Agreement, Plain, Precision
     from tlcli.exports import Exported, SmallerNumbers
     from tlcli.exports.fold_temperature import Temperature
-    from tlcli.training.models.network import Network
+    from tlcli.training.models.network import ImageNetwork
 
 GROUPS = {
     "Output": ("output", "name", "quiet"),
@@ -360,7 +360,7 @@ def _numbers(
     return SmallerNumbers(precision, calibration_images or CALIBRATION_IMAGES, seed, max_accuracy_drop, min_map_correlation)
 
 
-def _list_layers(network: Network) -> None:
+def _list_layers(network: ImageNetwork) -> None:
     from tlcli.exports import list_layers
 
     rows = [
