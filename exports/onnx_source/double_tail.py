@@ -1,10 +1,12 @@
 """Part of a graph behind a layer, run in float64 by onnx's reference evaluator, for finite differences.
 
-The evaluator's own convolution and pooling are loops in Python; here they are sums over the kernel's positions, with the same results.
+The evaluator's own convolution and pooling are loops in Python, and its error function returns float32. The operators here are fast, and
+compute in float64. The evaluator finds each by the name of its class.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,7 +48,7 @@ class DoubleTail:
         outputs = [helper.make_tensor_value_info(logits, TensorProto.DOUBLE, None)]
         whole = helper.make_graph([_in_double(node) for node in nodes], "tail", inputs, outputs, constants)
         model = helper.make_model(whole, opset_imports=graph.model.opset_import, ir_version=graph.model.ir_version)
-        self._evaluator = ReferenceEvaluator(model, new_ops=[_Conv, _MaxPool, _AveragePool])
+        self._evaluator = ReferenceEvaluator(model, new_ops=[AveragePool, Conv, Erf, Gelu, GroupNormalization, LRN, MaxPool])
 
     def __call__(self, activations: Doubles, saved: dict[str, Doubles]) -> Doubles:
         """Return the logits `[R, C]` for activations of R rows, and the saved values of as many rows."""
@@ -111,9 +113,64 @@ def _geometry(
     return strides, dilations, pads, sizes
 
 
-class _Conv(OpRun):
+class GroupNormalization(OpRun):
+    """Normalisation over groups of channels, with a scale per channel."""
+
     op_domain = ""
-    op_type = "Conv"
+
+    def _run(
+        self, x: Doubles, scale: Doubles, bias: Doubles, epsilon: float | None = None, num_groups: int | None = None, stash_type: Any = None
+    ) -> tuple[Doubles]:
+        grouped = x.reshape(len(x), int(num_groups or 1), -1)
+        centred = grouped - grouped.mean(2, keepdims=True)
+        unit = centred / np.sqrt((centred**2).mean(2, keepdims=True) + (1e-5 if epsilon is None else epsilon))
+        shape = (-1, *[1] * (x.ndim - 2))
+        return (unit.reshape(x.shape) * scale.reshape(shape) + bias.reshape(shape),)
+
+
+class LRN(OpRun):
+    """Local response normalisation."""
+
+    op_domain = ""
+
+    def _run(
+        self, x: Doubles, alpha: float | None = None, beta: float | None = None, bias: float | None = None, size: int | None = None
+    ) -> tuple[Doubles]:
+        squares, count, channels = x**2, int(size or 1), x.shape[1]
+        sums = [squares[:, max(0, c - (count - 1) // 2) : c + count // 2 + 1].sum(1) for c in range(channels)]
+        below = (1.0 if bias is None else bias) + (1e-4 if alpha is None else alpha) / count * np.stack(sums, 1)
+        return (x / below ** (0.75 if beta is None else beta),)
+
+
+class Erf(OpRun):
+    """Error function."""
+
+    op_domain = ""
+
+    def _run(self, x: Doubles) -> tuple[Doubles]:
+        return (_erf(x),)
+
+
+class Gelu(OpRun):
+    """Gaussian error linear unit."""
+
+    op_domain = ""
+
+    def _run(self, x: Doubles, approximate: Any = None) -> tuple[Doubles]:
+        if approximate == "tanh":
+            return (0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),)
+        return (0.5 * x * (1 + _erf(x / math.sqrt(2))),)
+
+
+def _erf(x: Doubles) -> Doubles:
+    values: Doubles = np.vectorize(math.erf, otypes=[np.float64])(x)
+    return values
+
+
+class Conv(OpRun):
+    """Convolution, as a product with the windows of the input."""
+
+    op_domain = ""
 
     def _run(
         self,
@@ -139,9 +196,10 @@ class _Conv(OpRun):
         return (result,)
 
 
-class _MaxPool(OpRun):
+class MaxPool(OpRun):
+    """Maximum over windows."""
+
     op_domain = ""
-    op_type = "MaxPool"
 
     def _run(
         self,
@@ -158,9 +216,10 @@ class _MaxPool(OpRun):
         return (np.max(np.stack(_windows(x, kernel_shape, strides, dilations, pads, -np.inf, out)), 0),)
 
 
-class _AveragePool(OpRun):
+class AveragePool(OpRun):
+    """Mean over windows."""
+
     op_domain = ""
-    op_type = "AveragePool"
 
     def _run(
         self,

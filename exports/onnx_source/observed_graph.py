@@ -226,6 +226,14 @@ def _inline_branches(graph: GraphProto, observed: dict[str, Array], data: set[st
     return inlined
 
 
+def _keeps_order(node: NodeProto, values: dict[str, Array]) -> bool:
+    """Return True for a selection of all elements of a flat value in their order, as PyTorch's exporter writes a strided view."""
+    if node.op_type != "Gather" or node.input[0] not in values or node.input[1] not in values:
+        return False
+    source, indices = values[node.input[0]], values[node.input[1]]
+    return source.ndim == 1 and source.size == indices.size and np.array_equal(indices.ravel(), np.arange(source.size))
+
+
 def _same(first: Array, second: Array) -> bool:
     return np.array_equal(first, second, equal_nan=first.dtype.kind == "f")
 
@@ -248,7 +256,7 @@ def _fold(graph: GraphProto, constant: set[str], values: dict[str, Array], exten
         if node.output and all(name in constant or not name for name in node.output):
             graph.initializer.extend(numpy_helper.from_array(np.ascontiguousarray(values[name]), name) for name in node.output if name)
             continue
-        if node.op_type == "Reshape" and node.output[0] in extents:
+        if (node.op_type == "Reshape" or _keeps_order(node, values)) and node.output[0] in extents:
             extent = extents[node.output[0]]
             shape = [-1 if axis == extent.batch else size for axis, size in enumerate(extent.dims)]
             if 0 not in shape:

@@ -97,14 +97,13 @@ class SpatialValues:
         """
         reached = self._graph.dependents([self._graph.input])
         remaining: dict[str, int] = {}
-        for node in self._path:
+        path = [node for node in self._path if not reached.isdisjoint(node.output)]
+        for node in path:
             for name in set(node.input) & reached:
                 remaining[name] = remaining.get(name, 0) + 1
         live = {self._graph.input}
         cuts: list[str] = []
-        for node in self._path:
-            if reached.isdisjoint(node.output):
-                continue
+        for node in path:
             for name in set(node.input) & live:
                 remaining[name] -= 1
                 if not remaining[name]:

@@ -28,23 +28,23 @@ GRADIENT_MAPS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 class _Recorder(TorchFunctionMode):
-    """Replaces the first tensor that equals the features by a leaf, and records it."""
+    """Records the first tensor that equals the features."""
 
-    def __init__(self, features: Tensor, channels_last: bool) -> None:
+    def __init__(self, features: Tensor) -> None:
         super().__init__()
-        self._features = features.permute(0, 2, 3, 1) if channels_last else features
+        self._features = features
         self.layer: Tensor | None = None
         self._busy = False
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = function(*args, **(kwargs or {}))
-        if self._busy or not isinstance(output, Tensor) or output.shape != self._features.shape:
+        if self._busy or self.layer is not None or not isinstance(output, Tensor) or output.shape != self._features.shape:
             return output
         self._busy = True
         try:
             scale = 1e-4 * float(self._features.abs().max())
             if output.requires_grad and torch.allclose(output.detach(), self._features, rtol=1e-3, atol=scale):
-                self.layer = output  # the last of several equal ones, such as the result of an identity
+                self.layer = output  # the first of several equal ones: the others are copies of it
         finally:
             self._busy = False
         return output
@@ -53,10 +53,9 @@ class _Recorder(TorchFunctionMode):
 class OnnxReference:
     """Network in float64, and the file that was exported from its ONNX file."""
 
-    def __init__(self, network: nn.Module, model: Model, channels_last: bool = False) -> None:
+    def __init__(self, network: nn.Module, model: Model) -> None:
         self._network = network.double().eval()
         self._model = model
-        self._channels_last = channels_last
         size = model.description.preprocessing
         self._mean, self._std = (255 * torch.tensor(values, dtype=torch.float64) for values in (size.mean, size.std))
 
@@ -67,7 +66,7 @@ class OnnxReference:
         answer = self._model.run(images, ranks, methods, [layer.features], softmax)
         features = torch.from_numpy(answer.evidence[layer.features]).double()
         inputs = ((torch.from_numpy(images).double() - self._mean) / self._std).permute(0, 3, 1, 2)
-        with _Recorder(features, False) as recorder:
+        with _Recorder(features) as recorder:
             logits = self._network(inputs.requires_grad_())
         if recorder.layer is None:
             raise AssertionError(f"no tensor of the network equals {layer.name}")
