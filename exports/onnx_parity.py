@@ -77,7 +77,8 @@ def measure(explained: ExplainedGraph, path: Path, model: Model, image_input: Im
         agreed += int((behind <= LOGITS_TOLERANCE / 100 * np.maximum(1, np.abs(expected).max(1) / LARGE_LOGIT)).sum())
         maps.compare(answer)
     maps.compare_ablation(np.stack(images[:1]))
-    maps.compare_derivatives(np.stack(images[:_IMAGES_WITH_DERIVATIVES]))
+    if maps.evidence:
+        maps.compare_derivatives(np.stack(images[:_IMAGES_WITH_DERIVATIVES]))
     return Parity(images=len(images), source=source, logits=difference, maps=maps.result(), top1_agreement=agreed / len(images))
 
 

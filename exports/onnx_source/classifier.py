@@ -148,7 +148,7 @@ def _before_squashing(graph: ObservedGraph, scores: str) -> tuple[str, str | Non
     value = scores
     while (node := graph.maker(value)) is not None:
         if node.op_type in _SQUASHING:
-            return node.input[0], _SQUASHING[node.op_type]
+            return _unchanged(graph, node.input[0]), _SQUASHING[node.op_type]
         if node.op_type == "Log" or node.op_type in _PASSING:
             value = node.input[0]
             continue
@@ -156,10 +156,17 @@ def _before_squashing(graph: ObservedGraph, scores: str) -> tuple[str, str | Non
     return scores, None
 
 
+def _unchanged(graph: ObservedGraph, value: str) -> str:
+    """Follow a value back through operators that change neither its numbers nor its shape."""
+    while (node := graph.maker(value)) is not None and node.op_type in _PASSING - {"Transpose", "Cast"}:
+        if graph.extents.get(node.input[0]) != graph.extents.get(value):
+            break
+        value = node.input[0]
+    return value
+
+
 def _last_layer(graph: ObservedGraph, logits: str) -> LastLayer | None:
-    node = graph.maker(logits)
-    while node is not None and node.op_type in ("Identity", "Dropout"):
-        node = graph.maker(node.input[0])
+    node = graph.maker(_unchanged(graph, logits))
     if node is not None and node.op_type == "Add":
         data = [name for name in node.input if name not in graph.constants]
         if len(data) != 1:

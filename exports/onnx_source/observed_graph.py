@@ -260,7 +260,7 @@ def _fold(graph: GraphProto, constant: set[str], values: dict[str, Array], exten
             extent = extents[node.output[0]]
             shape = [-1 if axis == extent.batch else size for axis, size in enumerate(extent.dims)]
             if 0 not in shape:
-                name = f"{node.output[0]}/shape"
+                name = f"{node.output[0]}/static_shape"
                 graph.initializer.append(numpy_helper.from_array(np.array(shape, dtype=np.int64), name))
                 node = helper.make_node("Reshape", [node.input[0], name], list(node.output), name=node.name)
         nodes.append(node)

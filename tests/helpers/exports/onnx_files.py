@@ -129,7 +129,7 @@ def ultralytics_like(path: Path) -> Path:
     x = g.add("Reshape", g.add("GlobalAveragePool", x), np.array([1, 10]))
     x = g.add("Gemm", x, g.normal(CLASSES, 10), g.normal(CLASSES, scale=0.1), transB=1)
     names = {"names": str({number: f"thing {number}" for number in range(CLASSES)}), "task": "classify"}
-    return g.save(path, g.add("Softmax", x, axis=1, name="output0"), shape=(1, 3, SIZE, SIZE), properties=names, opset=12)
+    return g.save(path, g.add("Softmax", x, axis=1, name="output0"), shape=(1, 3, SIZE, SIZE), properties=names, opset=13)
 
 
 def paddle_like(path: Path) -> Path:
