@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tlcli.cli import options
 from tlcli.cli.console import Console, show
+from tlcli.contract.errors import SettingsError
 
 if TYPE_CHECKING:
     from tlcli.exports.onnx_source.input_settings import InputSettings
@@ -39,7 +41,13 @@ def require_flags() -> None:
 
 
 def input_settings(**fields: Any) -> InputSettings:
-    """Return the settings of the file's input from the values of the flags."""
+    """Return the settings of the file's input from the values of the flags.
+
+    Raises:
+        SettingsError: the onnx package is not installed.
+    """
+    if importlib.util.find_spec("onnx") is None:
+        raise SettingsError("--onnx needs the onnx package: pip install 'tlcli[onnx]'")
     from tlcli.exports.onnx_source.input_settings import InputSettings
 
     return InputSettings(**fields)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from tests.helpers.exports import reference
-from tlcli.contract.model.onnx_model import Model
+from tlcli.contract.model.onnx_model import Answer, Model
 
 GRADIENT_MAPS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "gradcam": reference.gradcam,
@@ -53,36 +53,50 @@ class _Recorder(TorchFunctionMode):
 class OnnxReference:
     """Network in float64, and the file that was exported from its ONNX file."""
 
-    def __init__(self, network: nn.Module, model: Model) -> None:
-        self._network = network.double().eval()
+    def __init__(self, network: nn.Module, model: Model, dtype: torch.dtype = torch.float64) -> None:
+        self._network = network.to(dtype).eval()
         self._model = model
+        self._dtype = dtype
         size = model.description.preprocessing
         self._mean, self._std = (255 * torch.tensor(values, dtype=torch.float64) for values in (size.mean, size.std))
 
     def distances(self, images: npt.NDArray[np.uint8], ranks: Sequence[int] = (-1, -2), softmax: bool = False) -> dict[str, float]:
         """Return the largest difference of each map from autograd's, relative to the map's largest value, and of the logits."""
+        answer, expected, logits = self._compute(images, ranks, softmax)
+        differences = {"logits": float(np.abs(answer.logits - logits).max())}
+        for method, maps in expected.items():
+            differences[method] = reference.relative_difference(answer.maps[method].reshape(maps.shape), maps)
+        return differences
+
+    def from_double(self, images: npt.NDArray[np.uint8], double: OnnxReference, ranks: Sequence[int] = (-1, -2)) -> dict[str, float]:
+        """Return the largest difference of each map between autograd in this precision and in float64."""
+        _, own, _ = self._compute(images, ranks, False)
+        _, expected, _ = double._compute(images, ranks, False)
+        return {method: reference.relative_difference(own[method], maps) for method, maps in expected.items()}
+
+    def _compute(
+        self, images: npt.NDArray[np.uint8], ranks: Sequence[int], softmax: bool
+    ) -> tuple[Answer, dict[str, npt.NDArray[np.float64]], npt.NDArray[np.float64]]:
+        """Return the file's answer, autograd's maps `[N * K, h, w]` by method, and its logits."""
         (layer,) = self._model.description.layers
         methods = [method for method in self._model.description.graph_maps if method != "ablationcam"]
         answer = self._model.run(images, ranks, methods, [layer.features], softmax)
-        features = torch.from_numpy(answer.evidence[layer.features]).double()
-        inputs = ((torch.from_numpy(images).double() - self._mean) / self._std).permute(0, 3, 1, 2)
+        features = torch.from_numpy(answer.evidence[layer.features]).to(self._dtype)
+        inputs = ((torch.from_numpy(images).double() - self._mean) / self._std).permute(0, 3, 1, 2).to(self._dtype)
         with _Recorder(features) as recorder:
             logits = self._network(inputs.requires_grad_())
         if recorder.layer is None:
             raise AssertionError(f"no tensor of the network equals {layer.name}")
         assert answer.classes is not None
-        differences = {"logits": float(np.abs(answer.logits - logits.detach().numpy()).max())}
         scores = logits.softmax(1) if softmax else logits
-        for method in methods:
-            expected = []
-            for image in range(len(images)):
-                activations = recorder.layer[image].detach()
-                for class_id in answer.classes[image]:
-                    (gradient,) = torch.autograd.grad(scores[image, class_id], recorder.layer, retain_graph=True)
-                    expected.append(self._expected(method, activations, gradient[image]).numpy())
-            values = answer.maps[method].reshape(len(expected), *expected[0].shape)
-            differences[method] = reference.relative_difference(values, np.stack(expected))
-        return differences
+        expected: dict[str, list[npt.NDArray[np.float64]]] = {method: [] for method in methods}
+        for image in range(len(images)):
+            activations = recorder.layer[image].detach()
+            for class_id in answer.classes[image]:
+                (gradient,) = torch.autograd.grad(scores[image, class_id], recorder.layer, retain_graph=True)
+                for method in methods:
+                    expected[method].append(self._expected(method, activations.double(), gradient[image].double()).numpy())
+        return answer, {method: np.stack(maps) for method, maps in expected.items()}, logits.detach().double().numpy()
 
     def _expected(self, method: str, activations: Tensor, gradient: Tensor) -> Tensor:
         if method == "fem":
