@@ -30,7 +30,7 @@ from tlcli.exports.onnx_source.image_input import ImageInput
 from tlcli.exports.onnx_source.input_settings import CANDIDATES, InputSettings, Triple, image_input
 from tlcli.exports.onnx_source.observed_graph import ObservedGraph, observe
 from tlcli.exports.onnx_source.source_file import SourceFile, read_source, shown
-from tlcli.exports.onnx_source.spatial_values import SpatialValue, SpatialValues
+from tlcli.exports.onnx_source.spatial_values import SpatialValue, SpatialValues, layer_nodes
 from tlcli.exports.publication import DEFAULT_CHECK_IMAGES, Exported, Say, model_folder, publish
 from tlcli.exports.rewrite.closed_graph import check_graph, close_graph, describe
 
@@ -93,6 +93,11 @@ def export_onnx(
         offered = [output.method for output in explained.layout.maps]
         what = f" with maps of {' and '.join(chosen)}: {', '.join(dict.fromkeys(offered))}" if chosen else " without maps"
         say(f"writing {path.name}{what}")
+        if chosen and not layers and _has_attention(loaded, next(iter(chosen.values()))):
+            say(
+                f"warning: attention follows {next(iter(chosen))}, as in a transformer, so its maps show an early layer:"
+                " choose another with --cam-layer"
+            )
         model = explained.flat()
         close_graph(explained.layout, model)
         exported = partial / MODEL_FILE
@@ -215,6 +220,12 @@ def _layers(spatial: SpatialValues, names: Sequence[str] | None) -> dict[str, Sp
     if missing:
         raise ExportError(f"--cam-layer {missing[0]}: the logits do not depend on it: choose another layer")
     return dict(sorted(chosen.items(), key=lambda item: order.index(item[1].name)))
+
+
+def _has_attention(loaded: LoadedClassifier, layer: SpatialValue) -> bool:
+    """Return True if a softmax is between a layer and the logits."""
+    _, nodes = layer_nodes(loaded.graph, [layer.name], loaded.classifier.logits)
+    return any(node.op_type == "Softmax" for node in nodes)
 
 
 def _images(preprocessing: Preprocessing, paths: Sequence[Path], count: int) -> tuple[list[npt.NDArray[np.uint8]], str]:

@@ -71,7 +71,7 @@ def _parse_temperature(ctx: click.Context, option: click.Parameter, value: str) 
     "layers",
     multiple=True,
     metavar="LAYER",
-    help="Explain this layer, by module name. May be repeated: the maps are fused, too.  [default: the last spatial layer]",
+    help="Explain this layer, by module name, or value of the ONNX file. May be repeated: the maps are fused, too.  [default: the last spatial layer]",
 )
 @click.option("--list-cam-layers", "list_them", is_flag=True, help="List the layers that maps can explain, and exit.")
 @click.option("--dynamic-size", is_flag=True, help="Accept images of any height and width.")
@@ -115,14 +115,18 @@ def _parse_temperature(ctx: click.Context, option: click.Parameter, value: str) 
     "--labels",
     "label_file",
     type=click.Path(path_type=Path),
-    help="File with the labels in the order of the classes, one per line or JSON, with --backbone.",
+    help="File with the labels in the order of the classes, one per line or JSON, with --backbone or --onnx.",
 )
 @click.option("--dataset", metavar="FOLDER", help="Where the run's images are now, if they have moved; they must be the same.")
 @click.option(
     "--data-dir", type=click.Path(path_type=Path, file_okay=False), help="Where the run's known data set is now, if it has moved."
 )
 @click.option(
-    "--images", "image_paths", multiple=True, type=click.Path(path_type=Path), help="Images to check the file on, with --backbone."
+    "--images",
+    "image_paths",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Images to check the file on, with --backbone or --onnx.",
 )
 @click.option(
     "--onnx", "onnx_file", type=click.Path(path_type=Path), metavar="FILE", help="Image classifier to add maps to. PyTorch is not needed."
