@@ -71,7 +71,7 @@ def _parse_temperature(ctx: click.Context, option: click.Parameter, value: str) 
     "layers",
     multiple=True,
     metavar="LAYER",
-    help="Explain this layer, by module name, or value of the ONNX file. May be repeated: the maps are fused, too.  [default: the last spatial layer]",
+    help="Explain this module, or value of the ONNX file. May be repeated: the maps are fused, too.  [default: the last spatial one]",
 )
 @click.option("--list-cam-layers", "list_them", is_flag=True, help="List the layers that maps can explain, and exit.")
 @click.option("--dynamic-size", is_flag=True, help="Accept images of any height and width.")
@@ -126,7 +126,7 @@ def _parse_temperature(ctx: click.Context, option: click.Parameter, value: str) 
     "image_paths",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="Images to check the file on, with --backbone or --onnx.",
+    help="With --backbone or --onnx: images to check on.",
 )
 @click.option(
     "--onnx", "onnx_file", type=click.Path(path_type=Path), metavar="FILE", help="Image classifier to add maps to. PyTorch is not needed."
