@@ -41,7 +41,8 @@ from tlcli.contract.images.preprocessing import Preprocessing
 from tlcli.contract.model.description import Description, Provenance
 from tlcli.contract.model.onnx_model import Model
 from tlcli.exports.exporter import describe_explainer
-from tlcli.exports.onnx_writer import check_graph, describe, write_graph
+from tlcli.exports.onnx_writer import write_graph
+from tlcli.exports.rewrite.closed_graph import check_graph, describe
 from tlcli.exports.trace.explainer import Explainer
 from tlcli.training.data.shapes import draw
 from tlcli.training.models.network import CutError, ImageNetwork, NetworkConfig, WholeNetwork, build, create_backbone

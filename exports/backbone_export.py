@@ -17,10 +17,11 @@ from tlcli.contract.images.evenly_spaced import evenly_spaced
 from tlcli.contract.images.preprocessing import Preprocessing
 from tlcli.contract.model.description import Plain
 from tlcli.evaluation.agreement import Images, Shown
-from tlcli.exports.exporter import DEFAULT_CHECK_IMAGES, Exported, Say, export
+from tlcli.exports.exporter import export
 from tlcli.exports.precision.calibration_data import trial_on_images
 from tlcli.exports.precision.convert import SmallerNumbers
 from tlcli.exports.provenance import new_provenance
+from tlcli.exports.publication import DEFAULT_CHECK_IMAGES, Exported, Say
 from tlcli.exports.published_backbone import imagenet_labels, published_network
 from tlcli.training.models.backbone_names import built_for_size, with_timms_name
 from tlcli.training.settings.config import FinetuneConfig

@@ -11,11 +11,12 @@ import numpy.typing as npt
 from tlcli.contract.errors import DatasetError, ImageError
 from tlcli.contract.images.evenly_spaced import evenly_spaced
 from tlcli.contract.model.description import Plain
-from tlcli.exports.exporter import DEFAULT_CHECK_IMAGES, Exported, Say, export
+from tlcli.exports.exporter import export
 from tlcli.exports.fold_temperature import Temperature, require_temperature
 from tlcli.exports.precision.convert import SmallerNumbers
 from tlcli.exports.precision.dataset_calibration import trial_on_dataset
 from tlcli.exports.provenance import new_provenance
+from tlcli.exports.publication import DEFAULT_CHECK_IMAGES, Exported, Say
 from tlcli.exports.run_temperature import settle_temperature
 from tlcli.training.data.dataset import Dataset
 from tlcli.training.reports.model_card import write_model_card

@@ -19,7 +19,7 @@ from __future__ import annotations
 from google.protobuf import text_encoding
 
 from tlcli.contract.model.description import CLASSES, IMAGES, LOGITS, METADATA_KEY, SCORES, SOFTMAX, TARGETS, WANTED, Description, Plain
-from tlcli.exports.trace.map_methods import NEEDS_ABLATION
+from tlcli.exports.rewrite.ablation_loop import LOOPED_METHODS
 
 CONFIG_FILE = "config.pbtxt"
 BATCHING_FILE = "configs/batching.pbtxt"
@@ -68,7 +68,7 @@ def batching_pbtxt(description: Description) -> str:
 
     Shapes omit the batch dimension, which Triton adds.
     """
-    expensive = {output.name for output in description.maps if output.method in NEEDS_ABLATION}
+    expensive = {output.name for output in description.maps if output.method in LOOPED_METHODS}
     excluded = expensive | {layer.gradients for layer in description.layers}
     outputs = [_tensor(name, kind, shape) for name, kind, shape in _outputs(description) if name not in excluded]
     return _config(description, MAX_BATCH_SIZE, [_images(description, batch=())], outputs) + "dynamic_batching { }\n"

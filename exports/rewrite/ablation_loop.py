@@ -12,6 +12,9 @@ from onnx import GraphProto, TensorProto, helper
 
 from tlcli.exports.rewrite.graph_edit import add_constant, downstream_nodes, drop, replace_nodes, upstream_nodes
 
+LOOPED_METHODS = frozenset({"ablationcam"})
+"""Map methods that a loop computes, because they run the part of the network after the layer once per channel."""
+
 CHANNELS_PER_STEP = 32
 """Number of channels per step, and thus the number of copies of a layer's activations in memory at a time."""
 

@@ -18,7 +18,8 @@ from tlcli.contract.images.preprocessing import Preprocessing
 from tlcli.contract.model.description import Plain, Provenance
 from tlcli.contract.model.onnx_model import Model
 from tlcli.exports.exporter import describe_explainer
-from tlcli.exports.onnx_writer import check_graph, describe, flat_graph, write_graph
+from tlcli.exports.onnx_writer import flat_graph, write_graph
+from tlcli.exports.rewrite.closed_graph import check_graph, describe
 from tlcli.exports.trace.explainer import Explainer
 from tlcli.training.models.network import ImageNetwork, Network, NetworkConfig, WholeNetwork, build
 

@@ -25,6 +25,14 @@ GROUPS = {
     "Plain graph": ("plain", "classes", "static_batch", "static_classes"),
     "Precision": ("precision", "calibration_paths", "calibration_images", "max_accuracy_drop", "min_map_correlation", "seed"),
     "Checks": ("check_images", "image_paths", "dataset", "data_dir"),
+    "ONNX file, instead of a run": (
+        "onnx_file",
+        "input_range",
+        "layout",
+        "channel_order",
+        "logits",
+        "guess_folder",
+    ),
     "Backbone, instead of a run": (
         "backbone",
         "weights",
@@ -64,7 +72,7 @@ def _parse_temperature(ctx: click.Context, option: click.Parameter, value: str) 
     "layers",
     multiple=True,
     metavar="LAYER",
-    help="Explain this layer, by module name. May be repeated: the maps are fused, too.  [default: the last spatial layer]",
+    help="Explain this module, or value of the ONNX file. May be repeated: the maps are fused, too.  [default: the last spatial one]",
 )
 @click.option("--list-cam-layers", "list_them", is_flag=True, help="List the layers that maps can explain, and exit.")
 @click.option("--dynamic-size", is_flag=True, help="Accept images of any height and width.")
@@ -127,14 +135,38 @@ def _parse_temperature(ctx: click.Context, option: click.Parameter, value: str) 
     "--labels",
     "label_file",
     type=click.Path(path_type=Path),
-    help="File with the labels in the order of the classes, one per line or JSON, with --backbone.",
+    help="File with the labels in the order of the classes, one per line or JSON, with --backbone or --onnx.",
 )
 @click.option("--dataset", metavar="FOLDER", help="Where the run's images are now, if they have moved; they must be the same.")
 @click.option(
     "--data-dir", type=click.Path(path_type=Path, file_okay=False), help="Where the run's known data set is now, if it has moved."
 )
 @click.option(
-    "--images", "image_paths", multiple=True, type=click.Path(path_type=Path), help="Images to check the file on, with --backbone."
+    "--images",
+    "image_paths",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="With --backbone or --onnx: images to check on.",
+)
+@click.option(
+    "--onnx", "onnx_file", type=click.Path(path_type=Path), metavar="FILE", help="Image classifier to add maps to. PyTorch is not needed."
+)
+@click.option(
+    "--input-range",
+    type=click.Choice(["0..255", "0..1", "-1..1"]),
+    help="Values of the images that the ONNX file takes; with --mean and --std, the scale of these.",
+)
+@click.option("--layout", type=click.Choice(["nchw", "nhwc"]), help="Order of the ONNX file's input axes.  [default: from its shape]")
+@click.option(
+    "--channel-order", type=click.Choice(["rgb", "bgr"]), default="rgb", show_default=True, help="Order of the ONNX file's input channels."
+)
+@click.option("--logits", metavar="NAME", help="Value or node of the ONNX file that holds the logits.  [default: before its softmax]")
+@click.option(
+    "--guess-preprocessing",
+    "guess_folder",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Try the usual normalisations on labelled images, a folder per class, and use the most accurate.",
 )
 @options.network_options
 @options.seed_option
@@ -162,15 +194,22 @@ def command(
     image_paths: tuple[Path, ...],
     dataset: str | None,
     data_dir: Path | None,
+    onnx_file: Path | None,
+    input_range: str | None,
+    layout: str | None,
+    channel_order: str,
+    logits: str | None,
+    guess_folder: Path | None,
     backbone: str | None,
     seed: int,
     quiet: bool,
     **network: Any,
 ) -> None:
-    """Write a run, or a published backbone, to one ONNX file with maps in its graph.
+    """Write a run, a published backbone or an ONNX classifier to one ONNX file with maps in its graph.
 
     RUN is a run's folder, such as runs/NAME. --backbone instead exports a network with the classifier it was published with: an ImageNet
-    classifier with maps. The file is compared with PyTorch on images, and written only if it agrees. Maps that are computed outside the
+    classifier with maps. --onnx adds maps to an ONNX file that you already have. The file is compared with PyTorch, or with the original
+    ONNX file, on images, and written only if it agrees. Maps that are computed outside the
     graph (Eigen-CAM, Score-CAM and their variants) are always available.
 
     --plain writes a model of its own, NAME-plain, because its inputs are different.
@@ -181,17 +220,47 @@ def command(
     \b
     tlcli export runs/NAME
     tlcli export --backbone resnet50 --cam gradcam,layercam
+    tlcli export --onnx classifier.onnx --input-range 0..1
     """
-    if run is None and backbone is None:
-        raise click.UsageError("nothing to export: give a run's folder, or --backbone NAME for a published network")
-    if run is not None and backbone is not None:
-        raise click.UsageError(f"{run} and --backbone {backbone}: give one of them")
+    given = [text for text, value in ((str(run), run), (f"--backbone {backbone}", backbone), (f"--onnx {onnx_file}", onnx_file)) if value]
+    if not given:
+        raise click.UsageError("nothing to export: give a run's folder, --backbone NAME for a published network, or --onnx FILE")
+    if len(given) > 1:
+        raise click.UsageError(f"{' and '.join(given)}: give one of them")
     chosen = _methods(plain, "--plain") if plain else _methods(cams, "--cam")
     form = _plain_form(plain, cams, classes, static_batch, static_classes)
     _check_flags(run, precision, calibration_images, max_accuracy_drop, min_map_correlation, chosen, layers)
     if list_them:
         _refuse_with_list()
     console = Console(quiet)
+    if onnx_file is not None:
+        from tlcli.cli import onnx_export
+
+        onnx_export.require_flags()
+        flags = {name: network[name] for name in ("image_size", "crop_pct", "crop_mode", "interpolation", "mean", "std")}
+        settings = onnx_export.input_settings(input_range=input_range, layout=layout, channel_order=channel_order, **flags)
+        if list_them:
+            onnx_export.list_layers(onnx_file, settings, logits)
+            return
+        exported = onnx_export.run(
+            onnx_file,
+            console,
+            name=name or model_name(onnx_file.stem),
+            repository=output,
+            settings=settings,
+            labels=None if label_file is None else _read_labels(label_file),
+            logits=logits,
+            image_paths=image_paths,
+            guess_folder=guess_folder,
+            methods=chosen,
+            layers=layers or None,
+            check_images=check_images,
+        )
+        report(exported, console, onnx_file.name)
+        click.echo(exported.path)
+        return
+    onnx_only = ("input_range", "layout", "channel_order", "logits", "guess_folder")
+    options.reject_flags(onnx_only, "apply to an ONNX file: add --onnx FILE")
     numbers = _numbers(precision, calibration_images, seed, max_accuracy_drop, min_map_correlation)
     if run is not None:
         options.require_backbone_flags((*network, "label_file", "image_paths", "calibration_paths"))
@@ -370,8 +439,14 @@ def _list_layers(network: ImageNetwork) -> None:
     show(rows, ("layer", "module", "channels", "height", "width"), as_json=False)
 
 
-def report(exported: Exported, console: Console) -> None:
-    """Report how much the exported file differs from PyTorch, and how much reduced precision differs from fp32."""
+def report(exported: Exported, console: Console, reference: str = "PyTorch") -> None:
+    """Report how much the exported file differs from its reference, and how much reduced precision differs from fp32.
+
+    Args:
+        exported: the export.
+        console: console to print to.
+        reference: name of what the file was compared with.
+    """
     parity = exported.parity
     maps = ""
     if parity.maps:
@@ -379,7 +454,7 @@ def report(exported: Exported, console: Console) -> None:
         maps = f", maps {parity.maps[worst]:.1e} of their largest value ({worst})"
     console.say(
         f"exported {exported.name} version {exported.version} with {', '.join(exported.description.methods) or 'no maps'}:"
-        f" the predicted class agrees with PyTorch on {parity.top1_agreement:.0%} of {parity.images} images;"
+        f" the predicted class agrees with {reference} on {parity.top1_agreement:.0%} of {parity.images} images;"
         f" largest differences: logits {parity.logits:.1e}{maps}"
     )
     agreement = exported.description.provenance.agreement
