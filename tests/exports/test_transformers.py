@@ -17,7 +17,7 @@ from tlcli.training.models.network import ImageNetwork
 
 SIZE = 160
 TARGETS = np.array([[0, -1], [3, -2]])
-TOLERANCE = {"ablationcam": 1e-3, "xgradcam": 2e-3, "gradcam_plus_plus": 2e-3}
+TOLERANCE = {"ablationcam": 5e-3, "xgradcam": 2e-3, "gradcam_plus_plus": 2e-3}
 """Tolerances of methods that subtract nearly equal scores, or divide by sums that cancel: these layers have negative outputs."""
 
 GRID = (1, 10, 10)
