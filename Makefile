@@ -13,8 +13,12 @@ DEMO := $(if $(wildcard $(READY)),$(VENV),.venv-demo)
 KSERVE := $(VENV)/kserve
 # Triton's server, for `make triton`; its Python backend needs a NumPy before 2.
 TRITON := $(VENV)/triton
+# The runtime of browsers, for tests in Node; they say so when they skip without it.
+WEB := $(VENV)/web
+# LiteRT and its converter, for `make litert`; they need other versions of NumPy, onnx and protobuf.
+LITERT := $(VENV)/litert
 
-.PHONY: help python venv kserve triton demo check test lint docs proto bench container-check clean
+.PHONY: help python venv kserve web triton litert demo check test lint docs proto bench container-check clean
 
 help:
 	@echo "make demo    set up, then train, export, serve and ask a small model: nothing is downloaded but packages"
@@ -25,6 +29,7 @@ help:
 	@echo "make docs    build the documentation site into site/"
 	@echo "make proto   regenerate service/pb from proto/"
 	@echo "make triton  have Triton's own server serve exported files"
+	@echo "make litert  convert plain files with onnx2tf, and compare LiteRT's answers"
 	@echo "make bench   run those scripts in benchmarks/ that need no data"
 	@echo "make container-check   build the images with Debian's podman, run them, and check their contents against docs/containers.md (root)"
 	@echo "make clean   remove the environments and caches"
@@ -59,6 +64,21 @@ $(KSERVE)/.ready: tests/deploy/requirements.txt | venv
 	$(KSERVE)/bin/python -m pip install --quiet --requirement $<
 	touch $@
 
+web: $(WEB)/.ready
+
+$(WEB)/.ready: | venv
+	@if command -v npm > /dev/null; then \
+		npm install --silent --no-audit --no-fund --ignore-scripts --prefix $(WEB) onnxruntime-web@1.30.0 && touch $@; \
+	else echo "npm is not installed: tests in onnxruntime-web will skip"; fi
+
+litert: $(LITERT)/.ready
+	$(BIN)/python -m tests.helpers.deploy.real_litert
+
+$(LITERT)/.ready: tests/helpers/deploy/litert_requirements.txt | venv
+	$(PYTHON) -m venv $(LITERT)
+	$(LITERT)/bin/python -m pip install --quiet --requirement $<
+	touch $@
+
 $(TRITON)/.ready: | venv
 	$(PYTHON) -m venv $(TRITON)
 	$(TRITON)/bin/python -m pip install --quiet 'numpy<2' onnxruntime==1.23.2
@@ -79,7 +99,7 @@ check: venv lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not alone" $(NEAR)
 
 # Two tests at a time, a core each; then, one after the other, those that watch the clock or take every core. Both parts run even when the first fails.
-test: venv kserve lint
+test: venv kserve web lint
 	status=0; \
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not alone" tests || status=$$?; \
 	$(BIN)/python -m pytest -m alone tests || status=$$?; \

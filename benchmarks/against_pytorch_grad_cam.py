@@ -36,7 +36,8 @@ from tlcli.contract.model.description import Provenance
 from tlcli.contract.model.explain import explain
 from tlcli.contract.model.onnx_model import Model
 from tlcli.exports.exporter import describe_explainer
-from tlcli.exports.onnx_writer import describe, write_graph
+from tlcli.exports.onnx_writer import write_graph
+from tlcli.exports.rewrite.closed_graph import describe
 from tlcli.exports.trace.explainer import Explainer
 from tlcli.training.data.shapes import draw
 from tlcli.training.models.network import Network, NetworkConfig, build

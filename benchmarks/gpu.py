@@ -50,8 +50,9 @@ from tlcli.contract.model.cuda_options import Cuda
 from tlcli.contract.model.description import Provenance
 from tlcli.contract.model.onnx_model import Model
 from tlcli.exports.exporter import describe_explainer
-from tlcli.exports.onnx_writer import describe, flat_graph, write_graph
+from tlcli.exports.onnx_writer import flat_graph, write_graph
 from tlcli.exports.precision.fp16 import convert_to_fp16
+from tlcli.exports.rewrite.closed_graph import describe
 from tlcli.exports.trace.explainer import Explainer
 from tlcli.training.models.network import Network, NetworkConfig, build
 from tlcli.training.reports.gradcam import gradcam

@@ -50,7 +50,6 @@ from tlcli.contract.model.onnx_model import Model
 from tlcli.service import Client
 
 GRACE_S = 10
-REST_S = 10
 FIXED, DYNAMIC = "mobilenetv3_small_100", "test_resnet"
 METHODS = (None, "gradcam", "layercam")
 SCORES_TOLERANCE, MAP_TOLERANCE = 1e-5, 1e-4
@@ -63,11 +62,13 @@ def main() -> None:
     parser.add_argument("--memory-mib", type=int, default=2048)
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--cases", type=Path)
+    parser.add_argument("--max-decode-s", type=float, default=2.0, help="of the server")
+    parser.add_argument("--rest", type=float, default=10.0, help="seconds between the attacks and the last look at the memory")
     parser.add_argument("--json", type=Path, help="write the figures here too")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         models = export(Path(folder) / "models")
-        figures = measure(models, arguments.attacks, arguments.seconds, arguments.memory_mib, arguments.scale, arguments.cases)
+        figures = measure(models, **{name: value for name, value in vars(arguments).items() if name != "json"})
     for name, value in figures.items():
         print(f"{name}: {value}", flush=True)
     if arguments.json:
@@ -75,24 +76,33 @@ def main() -> None:
 
 
 def export(models: Path) -> Path:
-    common = ["--weights", "none", "--models", str(models), "-q"]
+    common = ["--weights", "none", "--models", str(models), "-q", "--cam", "gradcam,layercam,scorecam", "--check-images", "2"]
     for backbone, flags in ((FIXED, []), (DYNAMIC, ["--dynamic-size"])):
         command = [sys.executable, "-m", "tlcli", "export", "--backbone", backbone, *common, *flags]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return models
 
 
-def measure(models: Path, attacks: list[str], seconds: float, memory_mib: int, scale: float, cases: Path | None) -> dict[str, Any]:
+def measure(
+    models: Path,
+    attacks: list[str],
+    seconds: float,
+    memory_mib: int,
+    scale: float,
+    cases: Path | None,
+    max_decode_s: float,
+    rest: float,
+) -> dict[str, Any]:
     """Run the server quietly, under attack, at rest and until its end; return the figures by name."""
     found = tuple(sorted(path for path in cases.iterdir() if path.suffix in decoding.SUFFIXES)) if cases else ()
     expected = Expected(models)
-    with limited(memory_mib) as limit, server(models, limit) as victim:
+    with limited(memory_mib) as limit, server(models, limit, max_decode_s) as victim:
         target = Target(victim.grpc_port, victim.http_port, FIXED, DYNAMIC, scale, found)
         quiet = valid_load(target, expected, min(20.0, seconds))
         before = memory_mib_of(victim.process.pid, limit.group)
         with watched(target, victim, limit.group) as watch, attacking(target, attacks, seconds) as attackers:
             hostile = valid_load(target, expected, seconds, until=attackers.ended)
-        time.sleep(REST_S)
+        time.sleep(rest)
         after, kills = memory_mib_of(victim.process.pid, limit.group), kernel_kills(limit.group)
         code, took = stop_among_attacks(victim, target)
     return {
@@ -183,9 +193,9 @@ class Victim:
 
 
 @contextlib.contextmanager
-def server(models: Path, limit: Limit) -> Iterator[Victim]:
+def server(models: Path, limit: Limit, max_decode_s: float) -> Iterator[Victim]:
     command = [*limit.prefix, sys.executable, "-m", "tlcli", "serve", str(models), "--port", "0", "--http-port", "0", "--device", "cpu"]
-    command += ["--model-control", "explicit", "--grace-s", str(GRACE_S), *limit.flags]
+    command += ["--model-control", "explicit", "--grace-s", str(GRACE_S), "--max-decode-s", str(max_decode_s), *limit.flags]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     log: list[str] = []

@@ -35,7 +35,8 @@ from benchmarks.session_memory import open_session
 from tlcli.contract.images.preprocessing import Preprocessing
 from tlcli.contract.maps.method_names import COSTLY
 from tlcli.contract.model.description import IMAGES, LOGITS, SCORES, WANTED
-from tlcli.exports.onnx_writer import IR_VERSION, OPSET, write_graph
+from tlcli.exports.onnx_writer import write_graph
+from tlcli.exports.rewrite.closed_graph import IR_VERSION, OPSET
 from tlcli.exports.trace.explainer import Explainer
 from tlcli.training.models.network import Network, NetworkConfig, build
 

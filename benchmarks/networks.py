@@ -42,11 +42,12 @@ from tlcli.contract.maps.method_names import COSTLY
 from tlcli.contract.model.description import Description, Provenance
 from tlcli.contract.model.onnx_model import Model
 from tlcli.exports.exporter import describe_explainer
-from tlcli.exports.onnx_writer import check_graph, describe, write_graph
+from tlcli.exports.onnx_writer import write_graph
+from tlcli.exports.rewrite.closed_graph import check_graph, describe
 from tlcli.exports.trace.explainer import Explainer
-from tlcli.exports.trace.target_layers import list_layers, resolve_layers, tapped
 from tlcli.training.data.shapes import draw
-from tlcli.training.models.network import Network, NetworkConfig, build
+from tlcli.training.models.network import CutError, ImageNetwork, NetworkConfig, WholeNetwork, build, create_backbone
+from tlcli.training.models.target_layers import TargetLayer, list_layers, resolve_layers, tapped
 
 DEFAULT_SIZE = 96
 """Three rows and columns at the end: of fewer values none can be two standard deviations above their mean, as FEM asks."""
@@ -118,7 +119,7 @@ def measure(name: str, size: int, folder: Path | None) -> list[str]:
     preprocessing = Preprocessing(height=size, width=size)
     torch.manual_seed(0)
     try:
-        network = trained_looking(build(NetworkConfig(backbone=name, head="linear", num_classes=CLASSES, preprocessing=preprocessing)))
+        network = trained_looking(_build(name, preprocessing))
         images = np.stack(_images(preprocessing, folder))
         last = resolve_layers(network, None)[0].name
         middle = _middle(network, images)
@@ -140,7 +141,17 @@ def measure(name: str, size: int, folder: Path | None) -> list[str]:
     return rows
 
 
-def compare(network: Network, layer: str, images: np.ndarray) -> dict[str, float]:
+def _build(name: str, preprocessing: Preprocessing) -> ImageNetwork:
+    """Build a network with random weights and a new linear head, or with its own head if it cannot be split into features and a head."""
+    config = NetworkConfig(backbone=name, head="linear", num_classes=CLASSES, preprocessing=preprocessing)
+    try:
+        return build(config)
+    except CutError:
+        own = config.model_copy(update={"head": "original"})
+        return WholeNetwork(own, create_backbone(name, {}, num_classes=CLASSES)).eval()
+
+
+def compare(network: ImageNetwork, layer: str, images: np.ndarray) -> dict[str, float]:
     """Return the relative difference of the logits and of each method's maps: the largest of an image, the median of the images."""
     with tempfile.TemporaryDirectory() as folder:
         explainer = Explainer(network, None, [layer])
@@ -149,7 +160,10 @@ def compare(network: Network, layer: str, images: np.ndarray) -> dict[str, float
         describe(path, _description(explainer))
         check_graph(path)
         model = Model.open(path, device="cpu")
-    reference = Reference(network, layer)
+    (target,) = resolve_layers(network, [layer])
+    layout = target.layout
+    tokens = (layout.prefix, layout.height, layout.width) if layout.kind == "tokens" else None
+    reference = Reference(network, layer, tokens, layout.kind == "channels_last")
     differences: dict[str, list[float]] = {}
     for number, image in enumerate(images):
         names = [name for name in model.description.graph_maps if name not in COSTLY or number == 0]
@@ -164,20 +178,20 @@ def compare(network: Network, layer: str, images: np.ndarray) -> dict[str, float
     return {method: statistics.median(found) for method, found in differences.items()}
 
 
-def _middle(network: Network, images: np.ndarray) -> str:
+def _middle(network: ImageNetwork, images: np.ndarray) -> str:
     """Return the layer nearest the middle whose output is rectified, preferably by ReLU; without any, the layer in the middle."""
-    outermost: dict[int, str] = {}
+    outermost: dict[int, TargetLayer] = {}
     for layer in list_layers(network):
-        if layer.channels >= FEWEST_CHANNELS and layer.name.count(".") <= outermost.get(layer.number, layer.name).count("."):
-            outermost[layer.number] = layer.name
-    names = list(outermost.values())
+        if layer.channels >= FEWEST_CHANNELS and layer.name.count(".") <= outermost.get(layer.number, layer).name.count("."):
+            outermost[layer.number] = layer
+    names = [layer.name for layer in outermost.values()]
     lowest: dict[str, float] = {}
 
     def note(name: str, output: torch.Tensor) -> torch.Tensor:
         lowest[name] = float(output.min())
         return output
 
-    with torch.no_grad(), tapped(network, names, note):
+    with torch.no_grad(), tapped(network, [*outermost.values()], note):
         network.predict(images)
     middle = len(names) // 2
     for least in (0.0, LOWEST_RECTIFIED):
@@ -187,7 +201,7 @@ def _middle(network: Network, images: np.ndarray) -> str:
     return names[middle]
 
 
-def trained_looking(network: Network) -> Network:
+def trained_looking(network: ImageNetwork) -> ImageNetwork:
     """Set batch norms as after training: statistics of images, random scales and shifts; also the scales of residual branches.
 
     With the initial values some branches are switched off, and the output hardly depends on the image. With larger scales and no shifts a

@@ -43,8 +43,9 @@ from tlcli.contract.model.onnx_model import Model
 from tlcli.evaluation.agreement import Images, Shown, compare
 from tlcli.exports import SmallerNumbers, export_backbone, export_run
 from tlcli.exports.exporter import describe_explainer
-from tlcli.exports.onnx_writer import describe, flat_graph, write_graph
+from tlcli.exports.onnx_writer import flat_graph, write_graph
 from tlcli.exports.precision.int8 import quantise
+from tlcli.exports.rewrite.closed_graph import describe
 from tlcli.exports.trace.explainer import Explainer
 from tlcli.training import FinetuneConfig, finetune, load_run
 from tlcli.training.data.load import load_dataset

@@ -2,7 +2,7 @@
 
 `measure` builds a model with random weights (and norms as after training), saves them to a file, lets timm load the file, and compares
 timm's logits with those of the network that is built from the same file for an export, before maps are added. With `files` it compares
-the exported file too, run by ONNX Runtime: with Grad-CAM if the network can have maps, else without.
+the exported file with Grad-CAM too, run by ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from tlcli.contract.images.preprocessing import Preprocessing
 from tlcli.contract.model.onnx_model import Model
 from tlcli.exports import export_backbone, published_network
 from tlcli.training.data.shapes import draw
+from tlcli.training.models.network import CutError, Network, WholeNetwork
+from tlcli.training.models.target_layers import resolve_layers
 from tlcli.training.settings.config import FinetuneConfig
 
 SMALL = 96
@@ -90,14 +92,27 @@ def measure(named: str, files: bool) -> str:
         size, extra = _save(name, model_kwargs, folder / "weights.safetensors")
         reference = _timms_own(name, {**model_kwargs, **extra}, folder / "weights.safetensors")
         config = FinetuneConfig(backbone=name, weights=str(folder / "weights.safetensors"), model_kwargs=model_kwargs, image_size=size)
-        maps, methods = "yes", ("gradcam",)
-        try:
-            published_network(config)
-        except TlcliError as error:
-            maps, methods = str(error).partition(": choose")[0].partition(", so it can")[0].removeprefix(name).lstrip(": "), ()
-        network = _cell(lambda: _built(config, reference, bool(methods)))
+        maps, methods = _explained_layer(config)
+        network = _cell(lambda: _built(config, reference))
         file = _cell(lambda: _exported(config, reference, methods, folder)) if files else NOT_RUN
     return f"| {module} | {shown} | {size} | {maps} | {network} | {file} |"
+
+
+def _explained_layer(config: FinetuneConfig) -> tuple[str, tuple[str, ...]]:
+    """Return the cell `maps`, and the methods to export."""
+    try:
+        network = published_network(config)
+        (layer,) = resolve_layers(network, None)
+    except TlcliError as error:
+        return f"refused: {error}", ()
+    notes = [f"`{layer.name}`"]
+    if isinstance(network, WholeNetwork):
+        notes.append("run as a whole")
+        try:
+            Network(network.config.model_copy(update={"head": "linear"}), network.backbone)
+        except CutError:
+            notes.append("not fine-tuned")
+    return ", ".join(notes), ("gradcam",)
 
 
 def _cell(compute: Callable[[], float]) -> str:
@@ -110,7 +125,7 @@ def _cell(compute: Callable[[], float]) -> str:
         return f"failed: {type(error).__name__}: {first_line(error)}"
 
 
-def _built(config: FinetuneConfig, reference: nn.Module, with_maps: bool) -> float:
+def _built(config: FinetuneConfig, reference: nn.Module) -> float:
     network = published_network(config)
     images = _images(network.config.preprocessing.height)
     return _difference(network.predict(images).numpy(), reference, network.config.preprocessing, images)
@@ -187,10 +202,10 @@ HEAD = """## Every timm module
 
 One model of each of timm's {modules} modules (the smallest, and one with two heads where a module has such), with random weights, that timm
 and tlcli load from the same file: the largest difference of the logits, relative to the largest logit, on {images} images. `network` is
-what `tlcli export --backbone` builds, before maps come into it; `file` is the exported file in ONNX Runtime, with Grad-CAM where the
-network can have maps, else written with `--cam none` (a dash: not run). `maps` says why a network cannot have any: it is then refused
-in one line, unless `--cam none` is given. Written by `benchmarks/networks.py --modules`. Arguments in brackets make a large model
-smaller. Bold: more than {tolerance:g}, or a failure.
+what `tlcli export --backbone` builds, before maps come into it; `file` is the exported file with Grad-CAM in ONNX Runtime (a dash: not
+run), which has also passed the export's own check of its maps. `maps` is the layer that is explained by default. A network that cannot
+be split into features and a head is run as a whole, and without features that hold a map it is not fine-tuned. Written by
+`benchmarks/networks.py --modules`. Arguments in brackets make a large model smaller. Bold: more than {tolerance:g}, or a failure.
 
 {summary}
 
@@ -204,7 +219,7 @@ def section(rows: dict[str, str]) -> str:
     ordered = [_bold(rows[named]) for named in MODELS if named in rows]
     modules = {row.split("|")[1].strip() for row in ordered}
     wrong = [row.split("|")[2].strip() for row in ordered if "**" in row]
-    with_maps = {row.split("|")[1].strip() for row in ordered if row.split("|")[4].strip() == "yes"}
+    with_maps = {row.split("|")[1].strip() for row in ordered if row.split("|")[4].strip().startswith(("yes", "`"))}
     summary = (
         f"{len(modules)} modules measured: {len(modules) - len(wrong)} right, {len(with_maps)} of them with maps."
         if not wrong

@@ -9,11 +9,12 @@ from tlcli import training  # noqa: F401  # first: it sets how PyTorch's threads
 
 if TYPE_CHECKING:
     from tlcli.exports.backbone_export import export_backbone
-    from tlcli.exports.exporter import DEFAULT_CHECK_IMAGES, Exported, export
+    from tlcli.exports.exporter import export
     from tlcli.exports.precision.convert import SmallerNumbers
+    from tlcli.exports.publication import DEFAULT_CHECK_IMAGES, Exported
     from tlcli.exports.published_backbone import published_network
     from tlcli.exports.run_export import export_run
-    from tlcli.exports.trace.target_layers import list_layers
+    from tlcli.training.models.target_layers import list_layers
 
 __all__ = [
     "DEFAULT_CHECK_IMAGES",
@@ -27,13 +28,13 @@ __all__ = [
 ]
 
 _MODULES = {
-    "DEFAULT_CHECK_IMAGES": "tlcli.exports.exporter",
-    "Exported": "tlcli.exports.exporter",
+    "DEFAULT_CHECK_IMAGES": "tlcli.exports.publication",
+    "Exported": "tlcli.exports.publication",
     "SmallerNumbers": "tlcli.exports.precision.convert",
     "export": "tlcli.exports.exporter",
     "export_backbone": "tlcli.exports.backbone_export",
     "export_run": "tlcli.exports.run_export",
-    "list_layers": "tlcli.exports.trace.target_layers",
+    "list_layers": "tlcli.training.models.target_layers",
     "published_network": "tlcli.exports.published_backbone",
 }
 

@@ -15,13 +15,15 @@ from tlcli.contract.errors import SettingsError
 from tlcli.contract.images import decoding
 from tlcli.contract.images.evenly_spaced import evenly_spaced
 from tlcli.contract.images.preprocessing import Preprocessing
+from tlcli.contract.model.description import Plain
 from tlcli.evaluation.agreement import Images, Shown
-from tlcli.exports.exporter import DEFAULT_CHECK_IMAGES, Exported, Say, export
+from tlcli.exports.exporter import export
 from tlcli.exports.precision.calibration_data import trial_on_images
 from tlcli.exports.precision.convert import SmallerNumbers
 from tlcli.exports.provenance import new_provenance
+from tlcli.exports.publication import DEFAULT_CHECK_IMAGES, Exported, Say
 from tlcli.exports.published_backbone import imagenet_labels, published_network
-from tlcli.training.models.backbone_names import with_timms_name
+from tlcli.training.models.backbone_names import built_for_size, with_timms_name
 from tlcli.training.settings.config import FinetuneConfig
 
 
@@ -37,6 +39,7 @@ def export_backbone(
     dynamic_size: bool = False,
     temperature: float = 1.0,
     numbers: SmallerNumbers | None = None,
+    plain: Plain | None = None,
     calibration_paths: Sequence[Path] = (),
     check_images: int = DEFAULT_CHECK_IMAGES,
     say: Say = lambda _: None,
@@ -49,7 +52,7 @@ def export_backbone(
         repository: model repository folder.
         labels: class names; None uses ImageNet's names for 1000 classes, and `class_0`, `class_1`, ... otherwise.
         image_paths: files and folders of images for the parity check; if empty, the check uses synthetic images of drawn shapes.
-        methods, layers, dynamic_size, temperature: see `tlcli.exports.exporter.export`.
+        methods, layers, dynamic_size, temperature, plain: see `tlcli.exports.exporter.export`.
         numbers: settings for reduced precision. The reduced-precision file is compared with the float file on `image_paths` or, if that
             is empty, on the images of `calibration_paths` that are not used for calibration.
         calibration_paths: files and folders of images for int8 calibration.
@@ -63,7 +66,7 @@ def export_backbone(
         Others: see `tlcli.exports.exporter.export`.
     """
     _require_calibration(numbers, calibration_paths)
-    config = with_timms_name(config, say)
+    config = built_for_size(with_timms_name(config, say), say)
     network = published_network(config)
     preprocessing, classes = network.config.preprocessing, network.config.num_classes
     if labels is None:
@@ -95,6 +98,7 @@ def export_backbone(
         dynamic_size=dynamic_size,
         temperature=temperature,
         trial=trial,
+        plain=plain,
         say=say,
     )
 

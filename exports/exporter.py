@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import copy
-import errno
 import os
-import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,37 +13,23 @@ from onnx import ModelProto
 from PIL import Image
 
 from tlcli.contract.errors import ExportError, first_line
-from tlcli.contract.files.atomic_file import whole_file
 from tlcli.contract.files.atomic_folder import temporary_folder
-from tlcli.contract.model.description import Agreement, Description, Parity, Provenance
+from tlcli.contract.model.description import Agreement, Description, Plain, Provenance
 from tlcli.contract.model.onnx_model import Model
-from tlcli.contract.model.repository_layout import MODEL_FILE, require_model_name, versions
+from tlcli.contract.model.repository_layout import MODEL_FILE, require_model_name
 from tlcli.evaluation.agreement import compare
 from tlcli.exports import parity
 from tlcli.exports.fold_temperature import require_temperature
-from tlcli.exports.onnx_writer import check_graph, describe, flat_graph, write_graph
+from tlcli.exports.onnx_writer import flat_graph, plain_maps, write_graph
+from tlcli.exports.plain_settings import require_plain, require_same_form
 from tlcli.exports.precision.convert import PrecisionTrial
+from tlcli.exports.publication import Exported, Say, model_folder, publish
+from tlcli.exports.rewrite.closed_graph import check_graph, describe
 from tlcli.exports.timm_reference import require_as_timm
 from tlcli.exports.trace.explainer import Explainer
-from tlcli.exports.triton_config import BATCHING_FILE, CONFIG_FILE, batching_pbtxt, config_pbtxt
 from tlcli.training.models.network import ImageNetwork
 
-Say = Callable[[str], None]
-
-DEFAULT_CHECK_IMAGES = 16
-
 _IMAGES_AT_ANOTHER_SIZE = 2
-
-
-@dataclass(frozen=True)
-class Exported:
-    """Result of an export: the model at `<repository>/<name>/<version>/model.onnx`, its description and its parity figures."""
-
-    path: Path
-    name: str
-    version: int
-    description: Description
-    parity: Parity
 
 
 def export(
@@ -63,6 +46,7 @@ def export(
     dynamic_size: bool = False,
     temperature: float = 1.0,
     trial: PrecisionTrial | None = None,
+    plain: Plain | None = None,
     say: Say = lambda _: None,
 ) -> Exported:
     """Export `network` as the next version of model `name`. A file that fails a check is deleted.
@@ -80,6 +64,7 @@ def export(
         dynamic_size: accept images of any height and width, if the network does.
         temperature: divisor of the network's logits, see `tlcli.exports.fold_temperature`.
         trial: settings for reduced precision, with the images on which the reduced-precision and the float file are compared.
+        plain: form of a plain graph, without branches, loops and optional inputs; None writes the graph with optional inputs.
         say: callback that receives one progress line per step.
 
     Raises:
@@ -96,40 +81,31 @@ def export(
     require_as_timm(network)
     _with_plain_attention(network)
     network.divide_logits(temperature)
-    folder = repository / name
-    existed = folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with temporary_folder(folder, ".export-") as partial:
-            explainer = Explainer(network, methods, layers, dynamic_size)
-            say(f"writing {network.config.backbone}{_explained(explainer)}")
-            description = describe_explainer(explainer, name, labels, provenance, temperature)
-            path = partial / MODEL_FILE
-            flat = None if trial is None else flat_graph(explainer)
-            write_graph(explainer, path, flat)
-            describe(path, description)
-            check_graph(path)
-            say(f"checking against PyTorch on {len(images)} images ({source})")
-            model = Model.open(path, device="cpu")
-            measured = parity.measure(network, model, images, source)
-            parity.require(measured)
-            if dynamic_size:
-                _require_other_sizes(network, model, images, source)
-            provenance = provenance.model_copy(update={"parity": measured})
-            if trial is not None and flat is not None:
-                provenance = provenance.model_copy(update={"agreement": _reduce_precision(explainer, flat, model, trial, say)})
-                description = description.model_copy(update={"precision": trial.numbers.precision})
-            description = description.model_copy(update={"provenance": provenance})
-            describe(path, description)
-            for file, text in ((CONFIG_FILE, config_pbtxt(description)), (BATCHING_FILE, batching_pbtxt(description))):
-                with whole_file(folder / file) as config:
-                    config.write_text(text)
-            partial.chmod(0o755)
-            version = _put_in_place(partial, folder)
-    except BaseException:
-        if not existed and not versions(folder):
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
+    require_same_form(repository / name, plain)
+    with model_folder(repository, name) as folder, temporary_folder(folder, ".export-") as partial:
+        explainer = Explainer(network, methods, layers, dynamic_size)
+        say(f"writing {network.config.backbone}{_explained(explainer)}")
+        if plain is not None:
+            require_plain(explainer, methods, plain, reduced=trial is not None)
+        description = describe_explainer(explainer, name, labels, provenance, temperature, plain)
+        path = partial / MODEL_FILE
+        flat = None if trial is None else flat_graph(explainer)
+        write_graph(explainer, path, flat, plain)
+        describe(path, description)
+        check_graph(path)
+        say(f"checking against PyTorch on {len(images)} images ({source})")
+        model = Model.open(path, device="cpu")
+        measured = parity.measure(network, model, images, source)
+        parity.require(measured)
+        if dynamic_size:
+            _require_other_sizes(network, model, images, source)
+        provenance = provenance.model_copy(update={"parity": measured})
+        if trial is not None and flat is not None:
+            provenance = provenance.model_copy(update={"agreement": _reduce_precision(explainer, flat, model, trial, say)})
+            description = description.model_copy(update={"precision": trial.numbers.precision})
+        description = description.model_copy(update={"provenance": provenance})
+        describe(path, description)
+        version = publish(partial, folder, description)
     return Exported(folder / str(version) / MODEL_FILE, name, version, description, measured)
 
 
@@ -156,7 +132,7 @@ def _reduce_precision(explainer: Explainer, flat: ModelProto, model: Model, tria
     say(f"writing it in {trial.numbers.precision}{calibrated}")
     trial.rewrite(flat)
     path = model.path.with_name(f"{trial.numbers.precision}.onnx")
-    write_graph(explainer, path, flat)
+    write_graph(explainer, path, flat, model.description.plain)
     describe(path, model.description)
     check_graph(path)
     say(f"comparing with fp32 on {trial.compared.count:,} images ({trial.compared.source})")
@@ -191,22 +167,6 @@ def _at_another_size(images: Sequence[npt.NDArray[np.uint8]]) -> list[npt.NDArra
     ]
 
 
-def _put_in_place(partial: Path, folder: Path) -> int:
-    """Rename the folder to the next free version number and return that number.
-
-    The rename is atomic, so a server that polls the repository never sees an incomplete model.
-    """
-    version = (versions(folder) or [0])[-1] + 1
-    while True:
-        try:
-            os.rename(partial, folder / str(version))
-            return version
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-        version += 1
-
-
 def _explained(explainer: Explainer) -> str:
     if not explainer.layers:
         return " without maps"
@@ -215,7 +175,12 @@ def _explained(explainer: Explainer) -> str:
 
 
 def describe_explainer(
-    explainer: Explainer, name: str, labels: Sequence[str], provenance: Provenance, temperature: float = 1.0
+    explainer: Explainer,
+    name: str,
+    labels: Sequence[str],
+    provenance: Provenance,
+    temperature: float = 1.0,
+    plain: Plain | None = None,
 ) -> Description:
     """Return the description of the graph that `write_graph` writes for this explainer."""
     return Description(
@@ -223,9 +188,10 @@ def describe_explainer(
         labels=tuple(labels),
         preprocessing=explainer.network.config.preprocessing,
         layers=explainer.layers,
-        maps=explainer.maps,
-        switches=explainer.switches,
+        maps=explainer.maps if plain is None else plain_maps(explainer),
+        switches=explainer.switches if plain is None else (),
         dynamic_size=explainer.dynamic_size,
         temperature=temperature,
+        plain=plain,
         provenance=provenance,
     )

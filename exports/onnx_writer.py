@@ -1,4 +1,4 @@
-"""Writer of an explainer's ONNX file, with named dimensions, defaults for optional inputs, and an embedded description."""
+"""Writer of an explainer's ONNX file, by PyTorch's exporter and the passes of `tlcli.exports.rewrite`."""
 
 from __future__ import annotations
 
@@ -6,56 +6,50 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
-import onnx.helper
-import onnx.numpy_helper
 import torch
 
 from tlcli.contract.errors import ExportError, first_line
 from tlcli.contract.files.atomic_file import named_errors
-from tlcli.contract.maps.method_names import COSTLY
-from tlcli.contract.model.description import CLASSES, IMAGES, LOGITS, METADATA_KEY, SCORES, SOFTMAX, TARGETS, WANTED, Description
+from tlcli.contract.model.description import IMAGES, SOFTMAX, TARGETS, MapOutput, Plain
 from tlcli.contract.model.onnx_model import FIRST_RANKED
 from tlcli.contract.process.quiet import quiet
-from tlcli.exports.rewrite.ablation_loop import CHANNELS_PER_STEP, ablated_input, close_loop, due_input
-from tlcli.exports.rewrite.conditional_outputs import make_conditional
-from tlcli.exports.rewrite.conditional_plan import Switch
-from tlcli.exports.rewrite.masking_loop import close_masking_loop, masking_loop
-from tlcli.exports.rewrite.openvino_weights import separate_square_weights
+from tlcli.exports.rewrite import closed_graph
+from tlcli.exports.rewrite.ablation_loop import CHANNELS_PER_STEP, ablated_input, due_input
+from tlcli.exports.rewrite.closed_graph import IR_VERSION, OPSET, GraphLayout
+from tlcli.exports.rewrite.masking_loop import masking_loop
 from tlcli.exports.rewrite.pair_loop import PAIRS_PER_STEP
-from tlcli.exports.rewrite.shared_weights import share_weights
+from tlcli.exports.rewrite.plain_graph import LinearAblation
 from tlcli.exports.rewrite.symbolic_sizes import take_sizes_from
-from tlcli.exports.rewrite.target_choice import COTANGENTS, close_choice, limit_ranking
-from tlcli.exports.trace.explainer import Explainer
-
-OPSET = 20
-IR_VERSION = 10
-"""IR version of exported files. The onnx package writes a newer version by default, which released versions of ONNX Runtime reject."""
+from tlcli.exports.rewrite.target_choice import COTANGENTS
+from tlcli.exports.trace.explainer import Explainer, is_pooled_linear
+from tlcli.exports.trace.map_methods import NEEDS_ABLATION, NEEDS_MASKING
+from tlcli.training.models.target_layers import resolve_layers
 
 _MAX_PROTOBUF_BYTES = 2**31 - 1
 
-_COMMON_METHOD = "gradcam"
-"""The most frequently requested map method."""
 
-
-def write_graph(explainer: Explainer, path: Path, flat: onnx.ModelProto | None = None) -> None:
+def write_graph(explainer: Explainer, path: Path, flat: onnx.ModelProto | None = None, plain: Plain | None = None) -> None:
     """Write the graph to a file, without the description.
 
     Args:
         explainer: network with its maps.
         path: path of the file to write.
         flat: result of `flat_graph` for this explainer, to reuse it; it is not modified. None exports it anew.
+        plain: form of a plain graph; None writes the graph with optional inputs.
 
     Raises:
-        ExportError: see `flat_graph`.
+        ExportError: see `flat_graph` and `tlcli.exports.rewrite.plain_graph.make_plain`.
     """
     if flat is None:
         model = flat_graph(explainer)
     else:
         model = onnx.ModelProto()
         model.CopyFrom(flat)
-    close_graph(explainer, model)
+    if plain is None:
+        close_graph(explainer, model)
+    else:
+        close_plain_graph(explainer, model, plain)
     onnx.save(model, str(path))
 
 
@@ -92,21 +86,41 @@ def flat_graph(explainer: Explainer) -> onnx.ModelProto:
 
 def close_graph(explainer: Explainer, model: onnx.ModelProto) -> None:
     """Replace the extra inputs and outputs of a flat graph with branches and loops, in place."""
-    defaults = {TARGETS: np.array([[FIRST_RANKED]], dtype=np.int64)}
-    if explainer.layers:
-        close_choice(model.graph)
-        for number, layer in enumerate(explainer.layers if explainer.looped else ()):
-            close_loop(model.graph, number, layer.features, layer.channels, CLASSES)
-        for number, layer in enumerate(explainer.layers if explainer.masks_in_loop else ()):
-            close_masking_loop(model.graph, number, layer.features, CLASSES)
-        separate_square_weights(model.graph)
-        share_weights(model.graph)
-        limit_ranking(model.graph, explainer.network.config.num_classes)
-        make_conditional(model.graph, _switches(explainer), {CLASSES: (0, 0)}, [COTANGENTS])
-        defaults[SOFTMAX] = np.array([[False]])
-    _name_dimensions(model.graph, explainer)
-    model.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in defaults.items())
-    model.producer_name = "tlcli"
+    closed_graph.close_graph(_layout(explainer), model)
+
+
+def _layout(explainer: Explainer) -> GraphLayout:
+    return GraphLayout(
+        preprocessing=explainer.network.config.preprocessing,
+        num_classes=explainer.network.config.num_classes,
+        layers=explainer.layers,
+        maps=explainer.maps,
+        switches=explainer.switches,
+        dynamic_size=explainer.dynamic_size,
+        masks_in_loop=explainer.masks_in_loop,
+    )
+
+
+def close_plain_graph(explainer: Explainer, model: onnx.ModelProto, plain: Plain) -> None:
+    """Turn a flat graph into a plain graph, in place."""
+    maps = [output.name for output in plain_maps(explainer)]
+    ablations = [LinearAblation(0, explainer.layers[0].features)] if has_linear_ablation(explainer) else []
+    closed_graph.close_plain_graph(_layout(explainer), model, plain, maps, ablations)
+
+
+def plain_maps(explainer: Explainer) -> tuple[MapOutput, ...]:
+    """Return the maps of the explainer that a plain graph computes: those in the graph that need no loop."""
+    loops = frozenset() if has_linear_ablation(explainer) else NEEDS_ABLATION
+    if explainer.masks_in_loop:
+        loops |= NEEDS_MASKING
+    return tuple(output for output in explainer.maps if output.in_graph and output.method not in loops)
+
+
+def has_linear_ablation(explainer: Explainer) -> bool:
+    """Return True if the explainer computes Ablation-CAM, and has a closed form for it."""
+    if not explainer.looped or len(explainer.layers) != 1:
+        return False
+    return is_pooled_linear(explainer.network, *resolve_layers(explainer.network, [explainer.layers[0].name]))
 
 
 def _write_flat(explainer: Explainer, path: Path) -> None:
@@ -156,77 +170,6 @@ def _write_flat(explainer: Explainer, path: Path) -> None:
         raise ExportError(f"PyTorch's exporter returned no graph for {explainer.network.config.backbone}: use another backbone")
     program.model.ir_version = IR_VERSION
     program.save(str(path))
-
-
-def _switches(explainer: Explainer) -> list[Switch]:
-    """Return the outputs that are computed on request.
-
-    For clients that do not send `wanted`, the features and all maps except the costly ones are computed by default.
-    """
-    maps = {output.name: output for output in explainer.maps}
-    shapes: dict[str, tuple[int, ...]] = {layer.features: (0, layer.channels, layer.height, layer.width) for layer in explainer.layers}
-    shapes |= {layer.gradients: (0, 0, layer.channels, layer.height, layer.width) for layer in explainer.layers}
-    return [
-        Switch(name, (0, 0, maps[name].height, maps[name].width), maps[name].method not in COSTLY, maps[name].method == _COMMON_METHOD)
-        if name in maps
-        else Switch(name, shapes[name], default=len(shapes[name]) == 4)
-        for name in explainer.switches
-    ]
-
-
-def describe(path: Path, description: Description) -> None:
-    """Store the description in the metadata of an ONNX file."""
-    model = onnx.load(str(path))
-    onnx.helper.set_model_props(model, {METADATA_KEY: description.to_json()})
-    onnx.save(model, str(path))
-
-
-def check_graph(path: Path) -> None:
-    """Check an ONNX file with `onnx.checker`, including its types and shapes.
-
-    Raises:
-        ExportError: the file is invalid.
-    """
-    try:
-        onnx.checker.check_model(str(path), full_check=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"onnx.checker rejects the graph ({first_line(error)}): use another backbone") from error
-
-
-def _name_dimensions(graph: onnx.GraphProto, explainer: Explainer) -> None:
-    """Set the names of the graph's symbolic dimensions.
-
-    N is the number of images and K the number of explained classes. M, L and S are the numbers of rows of `targets`, `wanted` and
-    `softmax`, each either N or 1.
-    """
-    size = explainer.network.config.preprocessing
-    labels = explainer.network.config.num_classes
-
-    def extent(height: int, width: int, where: str) -> list[str | int]:
-        return [f"{where}_h", f"{where}_w"] if explainer.dynamic_size else [height, width]
-
-    names: dict[str, list[str | int]] = {
-        IMAGES: ["N", *(["H", "W"] if explainer.dynamic_size else [size.height, size.width]), 3],
-        TARGETS: ["M", "K"],
-        WANTED: ["L", len(explainer.switches)],
-        SOFTMAX: ["S", 1],
-        SCORES: ["N", labels],
-        LOGITS: ["N", labels],
-        CLASSES: ["N", "K"],
-        **{output.name: ["N", "K", *extent(output.height, output.width, output.layer)] for output in explainer.maps},
-    }
-    for layer in explainer.layers:
-        names[layer.features] = ["N", layer.channels, *extent(layer.height, layer.width, layer.name)]
-        names[layer.gradients] = ["N", "K", *names[layer.features][1:]]
-    for value in (*graph.input, *graph.output):
-        value.type.tensor_type.ClearField("shape")
-        for name in names[value.name]:
-            dimension = value.type.tensor_type.shape.dim.add()
-            if isinstance(name, int):
-                dimension.dim_value = name
-            else:
-                dimension.dim_param = name
-    del graph.value_info[:]  # its dimensions still have the names that the tracer chose
 
 
 def _cause(error: BaseException) -> str:

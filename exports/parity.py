@@ -15,8 +15,8 @@ from tlcli.contract.model.description import MapOutput, Parity
 from tlcli.contract.model.onnx_model import Answer, Model
 from tlcli.exports.reference_maps import Autograd
 from tlcli.exports.trace.explainer import is_pooled_linear
-from tlcli.exports.trace.target_layers import resolve_layers
 from tlcli.training.models.network import ImageNetwork
+from tlcli.training.models.target_layers import resolve_layers
 
 LOGITS_TOLERANCE = 1e-3
 """Maximum difference of the logits. It is absolute for logits up to `LARGE_LOGIT`. Above that, where float32 has no more digits, it scales
@@ -55,6 +55,8 @@ def measure(network: ImageNetwork, model: Model, images: Sequence[npt.NDArray[np
     layers = [layer.name for layer in model.description.layers]
     targets = resolve_layers(network, layers) if layers else []
     autograd = Autograd(network, targets)
+    plain = model.description.plain
+    ranks = _RANKS[:1] if plain is not None and plain.classes == "top" else _RANKS
 
     def compare(batch: npt.NDArray[np.uint8], answer: Answer, compared: Sequence[MapOutput]) -> None:
         assert answer.classes is not None
@@ -66,7 +68,7 @@ def measure(network: ImageNetwork, model: Model, images: Sequence[npt.NDArray[np
 
     for start in range(0, len(images), _BATCH):
         batch = np.stack(images[start : start + _BATCH])
-        answer = model.run(batch, _RANKS, [output.name for output in quick])
+        answer = model.run(batch, ranks, [output.name for output in quick])
         expected = autograd.logits(torch.from_numpy(batch)).numpy().astype(np.float64)
         scale = max(1.0, float(np.abs(expected).max()) / LARGE_LOGIT)
         logits_difference = max(logits_difference, float(np.abs(answer.logits - expected).max()) / scale)

@@ -6,7 +6,7 @@ from torch import nn
 
 from tlcli.contract.errors import SettingsError
 from tlcli.exports.timm_reference import TimmReference
-from tlcli.training.models.backbone_names import with_timms_name
+from tlcli.training.models.backbone_names import built_for_size, with_timms_name
 from tlcli.training.models.network import CutError, ImageNetwork, Network, NetworkConfig, WholeNetwork
 from tlcli.training.models.pretrained_preprocessing import resolve_preprocessing
 from tlcli.training.models.weights import load_backbone
@@ -37,7 +37,7 @@ def published_network(config: FinetuneConfig) -> ImageNetwork:
 
 
 def _load_published(config: FinetuneConfig) -> tuple[nn.Module, NetworkConfig]:
-    config = with_timms_name(config)
+    config = built_for_size(with_timms_name(config))
     backbone, _ = load_backbone(config.model_copy(update={"head": "original"}))
     classes = int(getattr(backbone, "num_classes", 0))
     if classes < 2:

@@ -23,8 +23,8 @@ from tlcli.exports.trace.map_methods import (
     position_masks,
 )
 from tlcli.exports.trace.similar_classes import difference, similar_classes
-from tlcli.exports.trace.target_layers import FEATURES_CALL, TargetLayer, run_tapped
 from tlcli.training.models.network import ImageNetwork, Network
+from tlcli.training.models.target_layers import FEATURES_CALL, TargetLayer, run_tapped
 
 _ROWS = 64
 """Batch size for Ablation-CAM and Recipro-CAM: number of modified copies of a layer's output per forward pass."""

@@ -10,11 +10,13 @@ import numpy.typing as npt
 
 from tlcli.contract.errors import DatasetError, ImageError
 from tlcli.contract.images.evenly_spaced import evenly_spaced
-from tlcli.exports.exporter import DEFAULT_CHECK_IMAGES, Exported, Say, export
+from tlcli.contract.model.description import Plain
+from tlcli.exports.exporter import export
 from tlcli.exports.fold_temperature import Temperature, require_temperature
 from tlcli.exports.precision.convert import SmallerNumbers
 from tlcli.exports.precision.dataset_calibration import trial_on_dataset
 from tlcli.exports.provenance import new_provenance
+from tlcli.exports.publication import DEFAULT_CHECK_IMAGES, Exported, Say
 from tlcli.exports.run_temperature import settle_temperature
 from tlcli.training.data.dataset import Dataset
 from tlcli.training.reports.model_card import write_model_card
@@ -32,6 +34,7 @@ def export_run(
     dynamic_size: bool = False,
     temperature: Temperature = 1.0,
     numbers: SmallerNumbers | None = None,
+    plain: Plain | None = None,
     check_images: int = DEFAULT_CHECK_IMAGES,
     progress: ProgressFactory = silent,
     say: Say = lambda _: None,
@@ -42,7 +45,7 @@ def export_run(
         run: run loaded with `tlcli.training.runs.load_run.load_run`.
         name: name of the model.
         repository: model repository folder.
-        methods, layers, dynamic_size: see `tlcli.exports.exporter.export`.
+        methods, layers, dynamic_size, plain: see `tlcli.exports.exporter.export`.
         temperature: divisor of the logits; `fit` fits it on the validation split.
         numbers: settings for reduced precision. int8 is calibrated on images of the training split; the reduced-precision file is compared
             with the float file on the validation split.
@@ -80,6 +83,7 @@ def export_run(
         dynamic_size=dynamic_size,
         temperature=temperature,
         trial=None if numbers is None else trial_on_dataset(numbers, dataset, spec, run.network.config.preprocessing),
+        plain=plain,
         say=say,
     )
     write_model_card(exported.path.parents[1], run, exported.description)

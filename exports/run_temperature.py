@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tlcli.exports.exporter import Say
 from tlcli.exports.fold_temperature import Temperature
+from tlcli.exports.publication import Say
 from tlcli.training.data.dataset import Part
 from tlcli.training.engine.all_layers import classify_images
 from tlcli.training.engine.head import classify_embeddings

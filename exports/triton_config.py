@@ -8,7 +8,9 @@ are two configurations:
 - `configs/batching.pbtxt` (`tritonserver --model-config-name=batching`) lists `images` and the outputs that are computed by default,
   except for gradients. Triton merges requests along the first dimension.
 
-Both contain the description as a parameter, which the backend ignores and clients can read: labels, preprocessing, and the order of
+A plain graph has no optional inputs, and a single `config.pbtxt` with which Triton merges requests that have maps.
+
+All contain the description as a parameter, which the backend ignores and clients can read: labels, preprocessing, and the order of
 `wanted`.
 """
 
@@ -17,12 +19,39 @@ from __future__ import annotations
 from google.protobuf import text_encoding
 
 from tlcli.contract.maps.method_names import COSTLY
-from tlcli.contract.model.description import CLASSES, IMAGES, LOGITS, METADATA_KEY, SCORES, SOFTMAX, TARGETS, WANTED, Description
+from tlcli.contract.model.description import CLASSES, IMAGES, LOGITS, METADATA_KEY, SCORES, SOFTMAX, TARGETS, WANTED, Description, Plain
 
 CONFIG_FILE = "config.pbtxt"
 BATCHING_FILE = "configs/batching.pbtxt"
 MAX_BATCH_SIZE = 64
 """Maximum batch size for Triton: the number of images that it merges into one run."""
+
+
+def triton_files(description: Description) -> dict[str, str]:
+    """Return the text of each configuration file by its path in the model's folder."""
+    if description.plain is not None:
+        return {CONFIG_FILE: plain_pbtxt(description, description.plain)}
+    return {CONFIG_FILE: config_pbtxt(description), BATCHING_FILE: batching_pbtxt(description)}
+
+
+def plain_pbtxt(description: Description, plain: Plain) -> str:
+    """Return the configuration of a plain graph as protobuf text.
+
+    Its inputs are required, so Triton merges requests that have maps. With a fixed batch size, a request has exactly that many images.
+    """
+    batch = () if plain.batch is None else (plain.batch,)
+    classes = 1 if plain.classes == "top" else plain.explained or -1
+    inputs = [_images(description, batch)]
+    if plain.classes == "input":
+        inputs.append(_tensor(TARGETS, "TYPE_INT64", (*batch, classes)))
+    outputs = []
+    for name, kind, shape in _outputs(description):
+        if name not in (SCORES, LOGITS):
+            shape = (classes, *shape[1:])
+        outputs.append(_tensor(name, kind, (*batch, *shape)))
+    if plain.batch is not None:
+        return _config(description, 0, inputs, outputs)
+    return _config(description, MAX_BATCH_SIZE, inputs, outputs) + "dynamic_batching { }\n"
 
 
 def config_pbtxt(description: Description) -> str:
@@ -58,7 +87,7 @@ def _outputs(description: Description) -> list[tuple[str, str, tuple[int, ...]]]
             if output.in_graph
         ),
     ]
-    for layer in description.layers:
+    for layer in description.layers if description.plain is None else ():
         shape = (layer.channels, *_extent(description, layer.height, layer.width))
         outputs += [(layer.features, "TYPE_FP32", shape), (layer.gradients, "TYPE_FP32", (-1, *shape))]
     return outputs

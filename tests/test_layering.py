@@ -61,6 +61,7 @@ SUBFOLDERS: dict[str, dict[str, set[str]]] = {
         "rewrite": set(),
         "trace": {"rewrite"},
         "precision": {"rewrite"},
+        "onnx_source": {"rewrite"},
     },
 }
 """What each subfolder of a room may import of the room's others; modules at the top of a room may import all of them."""

@@ -18,8 +18,8 @@ from tlcli.contract.files.display_name import printable
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 COMMANDS = {
-    "finetune": "Fine-tune a pretrained CNN on images, and export it.",
-    "export": "Write a run, or a published backbone, to one ONNX file with maps in its graph.",
+    "finetune": "Fine-tune a pretrained network on images, and export it.",
+    "export": "Write a run, a published backbone or an ONNX classifier to one ONNX file with maps in its graph.",
     "predict": "Classify images with an exported model, without a server.",
     "visualize": "Draw the filters of a network, and the activations of its layers for an image.",
     "serve": "Serve every model of a repository over gRPC, and over HTTP with --http-port.",

@@ -105,6 +105,10 @@ def export(
     cam: Cam = "all",
     cam_layer: str | Sequence[str] = (),
     dynamic_size: bool = False,
+    plain: bool = False,
+    classes: Literal["input", "top"] | None = None,
+    static_batch: int | None = None,
+    static_classes: int | None = None,
     temperature: float | Literal["fit"] = 1.0,
     precision: Literal["fp32", "fp16", "int8"] = "fp32",
     labels: Sequence[str] | None = None,
@@ -120,10 +124,14 @@ def export(
     Args:
         source: a run, the path of a run folder, or the name of a backbone.
         output: model repository; the file is written to `output/name/version/model.onnx`.
-        name: name of the model; None for the name of the run or backbone.
+        name: name of the model; None for the name of the run or backbone, with `-plain` appended for a plain graph.
         cam: map methods to include in the graph; `"all"` for every method that the network supports; None for no maps.
         cam_layer: layers to explain, by module name; empty for the last layer with a spatial extent.
         dynamic_size: accept images of any height and width.
+        plain: write a plain graph, without branches, loops and optional inputs, for other runtimes. It always computes all maps in `cam`.
+        classes: classes that a plain graph explains: `"input"` for those in its input `targets` (the default), `"top"` for the first class.
+        static_batch: number of images per run of a plain graph; None for any number.
+        static_classes: number of explained classes per image of a plain graph; None for any number, or one with `static_batch`.
         temperature: divisor of the logits; `"fit"` fits it on the run's validation split.
         precision: `fp32`, `fp16` for GPUs, or `int8` for CPUs.
         labels: class labels, for a backbone only; None for the ImageNet labels if there are 1000 classes.
@@ -141,33 +149,41 @@ def export(
         ExportError: the network's graph cannot be written.
         ParityError: the file's outputs do not agree with PyTorch's.
     """
-    from tlcli.cli.commands.export import model_name, report
+    from tlcli.cli.commands.export import default_name, model_name, report
     from tlcli.exports import SmallerNumbers, export_backbone, export_run
+    from tlcli.exports.plain_settings import new_plain
     from tlcli.training.runs.load_run import load_run
 
     console = _console(quiet)
     names = cam_names(cam)
+    methods = None if names == ("all",) else names
+    form = new_plain(methods, classes, static_batch, static_classes) if plain else None
+    if not plain:
+        _refuse_without_plain({"classes": classes, "static_batch": static_batch, "static_classes": static_classes})
     common: dict[str, Any] = {
         "repository": Path(output),
-        "methods": None if names == ("all",) else names,
+        "methods": methods,
         "layers": ((cam_layer,) if isinstance(cam_layer, str) else tuple(cam_layer)) or None,
         "dynamic_size": dynamic_size,
         "temperature": temperature,
         "numbers": None if precision == "fp32" else SmallerNumbers(precision),
+        "plain": form,
         "say": console.say,
     }
     run = _run_path(source)
     if run is not None:
         _refuse("a run", {**network, "labels": labels, "calibration": calibration})
         loaded = load_run(run)
-        name = name or loaded.config.name or model_name(run.resolve().name)
+        name = name or default_name(loaded.config.name or model_name(run.resolve().name), form)
         exported = export_run(loaded, name=name, progress=console.progress, **common)
     else:
         if temperature == "fit":
             raise SettingsError("temperature 'fit' needs the validation split of a run: use a number for a backbone")
         config = _config(backbone=str(source), **network)
         paths = [Path(path) for path in calibration]
-        exported = export_backbone(config, name=name or model_name(str(source)), labels=labels, calibration_paths=paths, **common)
+        exported = export_backbone(
+            config, name=name or default_name(model_name(str(source)), form), labels=labels, calibration_paths=paths, **common
+        )
     report(exported, console)
     return load(exported.path, device)
 
@@ -184,6 +200,12 @@ def _refuse(what: str, arguments: dict[str, object]) -> None:
     given = [name for name, value in arguments.items() if value not in (None, ())]
     if given:
         raise SettingsError(f"{', '.join(given)}: {what} already determines these; they apply to a backbone")
+
+
+def _refuse_without_plain(arguments: dict[str, object]) -> None:
+    given = [name for name, value in arguments.items() if value is not None]
+    if given:
+        raise SettingsError(f"{', '.join(given)}: for plain graphs only: add plain=True")
 
 
 def _config(**settings: Setting) -> FinetuneConfig:

@@ -11,7 +11,7 @@ from tlcli.training.engine.callbacks import Callback
 from tlcli.training.engine.lr_finder import RateCurve, try_rates
 from tlcli.training.engine.step import Log, no_log
 from tlcli.training.finetune_run import FinetuneRun, RunResult, SavedRun, complete_report
-from tlcli.training.models.backbone_names import with_timms_name
+from tlcli.training.models.backbone_names import built_for_size, with_timms_name
 from tlcli.training.reports.lr_plot import draw_rates
 from tlcli.training.runs.load_run import moved, require_dataset
 from tlcli.training.runs.run_folder import absolute, read_config, read_results, require_output
@@ -50,7 +50,7 @@ def finetune(
         DatasetError, HubError: see `tlcli.training.data.load.load_dataset`.
         ImageError: an image can no longer be read.
     """
-    config = with_timms_name(absolute(config), log)
+    config = built_for_size(with_timms_name(absolute(config), log), log)
     plan = resolve_plan(config)
     if config.tensorboard:
         require_tensorboard()
@@ -117,7 +117,7 @@ def find_lr(config: FinetuneConfig, path: Path, progress: ProgressFactory = sile
         SettingsError: the config trains only the head; see also `tlcli.training.engine.lr_finder.try_rates`.
         Exception: see `finetune`.
     """
-    config = with_timms_name(absolute(config), log)
+    config = built_for_size(with_timms_name(absolute(config), log), log)
     plan = resolve_plan(config)
     if not plan.full_epochs:
         raise SettingsError("--find-lr needs --mode full: for a head on cached features, use --head-search")

@@ -10,10 +10,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from tlcli.exports.trace.target_layers import TargetLayer
 from tlcli.training.models.feature_layout import FeatureLayout
 from tlcli.training.models.locality import probe_images
 from tlcli.training.models.network import ImageNetwork
+from tlcli.training.models.target_layers import TargetLayer
 
 _ROUNDING = 1e-4
 """Largest difference of a sum of attention weights from 1."""
@@ -52,7 +52,7 @@ def find_attention(network: ImageNetwork, targets: Sequence[TargetLayer]) -> Att
         return None
     tokens = layout.prefix + layout.height * layout.width
     size = network.config.preprocessing
-    images = probe_images(size.height, size.width, network.device)[:2]
+    images = probe_images(size.height, size.width)[:2].to(network.device, network.dtype)
     weights: dict[str, Tensor] = {}
     calls: Counter[str] = Counter()
     attentions: list[str] = []

@@ -33,9 +33,9 @@ from tlcli.exports.trace.map_methods import (
     position_masks,
 )
 from tlcli.exports.trace.similar_classes import difference, similar_classes
-from tlcli.exports.trace.target_layers import Tap, TargetLayer, resolve_layers, run_tapped, tapped, tapped_features
 from tlcli.exports.trace.vjp import TracedTail
 from tlcli.training.models.network import ImageNetwork, Network
+from tlcli.training.models.target_layers import Tap, TargetLayer, resolve_layers, run_tapped, tapped, tapped_features
 
 
 class Explainer(nn.Module):

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from tlcli.exports.trace.decompositions import DECOMPOSITIONS
 from tlcli.exports.trace.simplify_graph import StridedWriteError, simplify
-from tlcli.exports.trace.target_layers import Tap
+from tlcli.training.models.target_layers import Tap
 
 _BATCH_SIZES = (37, 41, 43, 47, 53, 59, 61)
 """Candidate batch sizes for tracing. The first one that differs from all other sizes is used, because the tracer gives equal sizes the

@@ -291,7 +291,7 @@ def _inputs(description: Description) -> dict[str, TensorSpec]:
         TensorSpec(ENCODED, BYTES, (ANY_SIZE,)),
         TensorSpec(TARGETS, INT64, (ANY_SIZE, ANY_SIZE)),
     ]
-    if description.maps:
+    if description.maps and description.plain is None:
         specs.append(TensorSpec(SOFTMAX, BOOL, (1,)))
     if any(map(is_score_cam, description.methods)):
         specs.append(TensorSpec(MAX_CHANNELS, INT64, (1,)))

@@ -42,6 +42,7 @@ def check_map_request(
             " send several requests"
         )
     model.check_targets(targets)
+    model.check_softmax(softmax and bool(names))
     if max_channels < 0:
         raise RequestError(f"max_channels {max_channels}: expected 1 or more, or 0 for the method's default")
     check_max_channels(max_channels or None, names)

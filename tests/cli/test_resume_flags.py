@@ -12,6 +12,8 @@ from tlcli.cli.finetune_settings import check_same_settings
 from tlcli.contract.errors import NotFoundError, SettingsError
 from tlcli.training import finetune
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:

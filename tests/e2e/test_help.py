@@ -22,6 +22,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     )
 
 
+@pytest.mark.alone
 def test_help_takes_at_most_three_tenths_of_a_second() -> None:
     times = []
     for _ in range(5):
@@ -71,7 +72,7 @@ def test_one_thing_has_one_flag() -> None:
         (["finetune", "--head", "mlp"], 2, "--head: unknown head 'mlp': expected linear, original or mlp:<hidden units>"),
         (["finetune", "--mean", "1,2"], 2, "expected one number, or three with commas"),
         (["finetune", "--dataset", "no-such-set", "--backbone", "resnet18", "--weights", "none"], 1, "no-such-set"),
-        (["export"], 2, "nothing to export: give a run's folder, or --backbone NAME"),
+        (["export"], 2, "nothing to export: give a run's folder, --backbone NAME"),
         (["export", "runs/x", "--mean", "0.5"], 2, "--mean: a run already determines these"),
         (["export", "no-such-run"], 1, "no-such-run"),
         (["compare", "no-such-run", "no-such-run"], 1, "no-such-run: no such folder: give a run's folder"),

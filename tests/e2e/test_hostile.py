@@ -17,7 +17,22 @@ LONGER = ("connection_flood", "dynamic_sizes", "scan_bombs")
 @pytest.mark.slow
 def test_a_server_under_attack_answers_right_and_stops_in_time(tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
-    command = [sys.executable, "benchmarks/hostile.py", "--seconds", "5", "--scale", "0.03", "--json", str(file), *ATTACKS, *LONGER]
+    command = [
+        sys.executable,
+        "benchmarks/hostile.py",
+        "--seconds",
+        "5",
+        "--rest",
+        "5",
+        "--max-decode-s",
+        "0.5",
+        "--scale",
+        "0.03",
+        "--json",
+        str(file),
+        *ATTACKS,
+        *LONGER,
+    ]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
     figures = json.loads(file.read_text())

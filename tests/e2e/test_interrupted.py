@@ -131,8 +131,8 @@ tlcli finetune --backbone test_resnet --weights none --batch-size 8 --workers 0 
 mount -o remount,size=20m small
 tlcli finetune --resume small/run --no-export -q
 mkdir few; mount -t tmpfs -o size=100k none few
-tlcli export small/run --models few/models -q
-tlcli export small/run --models models --name m -q
+tlcli export small/run --models few/models --cam gradcam --check-images 2 -q
+tlcli export small/run --models models --name m --cam gradcam --check-images 2 -q
 head -c 102400 /dev/zero > few/fill
 tlcli predict models/m data/val/red/0.png --csv few/answers.csv
 tlcli predict models/m data/val/red/0.png --cam gradcam --output few/overlays

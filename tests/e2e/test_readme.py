@@ -1,4 +1,4 @@
-"""Tests that run the README and the guides for training, maps and the exported file: every block, in order, as it is written.
+"""Tests that run the README and the guides for training, maps, the exported file and its runtimes: every block, in order, as it is written.
 
 Two stand-ins replace what a test cannot download: a hub cache with randomly initialised weights in the official layout, and a small data
 set under the default one's name. The commands do not know the difference. Lines that install are held against pyproject.toml in
@@ -20,11 +20,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.runtimes import onnxruntime_web
+
 ROOT = Path(__file__).parents[2]
-BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^```(sh|python|js)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 PAGES = (
     "README.md",
     *(f"docs/{name}.md" for name in ("tutorial", "training", "maps", "exported-file", "evaluating", "gallery", "troubleshooting")),
+    *(
+        f"docs/{name}.md"
+        for name in ("plain", "runtime-browser", "runtime-openvino", "runtime-triton", "runtime-litert", "runtime-tensorrt")
+    ),
 )
 """In an order in which each finds what it takes for granted: `exported-file` reads what `maps` exports."""
 SETUP = ("make ", "pip ")
@@ -132,12 +138,21 @@ def test_the_two_commands_of_make_run() -> None:
 def test_commands_and_code_run(
     language: str, block: str, home: Path, environment: dict[str, str], servers: list[subprocess.Popen[bytes]]
 ) -> None:
+    if language == "js":  # its first line names the file
+        (home / block.split()[1]).write_text(block)
+        return
+    if block.startswith(("npm ", "node ")):
+        onnxruntime_web.require()
     if language == "python":
         subprocess.run([sys.executable, "-c", block], cwd=home, env=environment, check=True, timeout=120)
         return
     for line in block.splitlines():
         if "tf_efficientnet_lite0" in line:
             line = line.replace("FILE", "CLASSIFIER")
+        if line.startswith("npm install"):  # the package is installed already
+            assert line.split()[2] == onnxruntime_web.version()
+            os.symlink(onnxruntime_web.PACKAGE.parent, home / "node_modules")
+            continue
         if line.startswith("tlcli serve"):
             start(servers, line.split(), home, environment)
         else:

@@ -17,8 +17,8 @@ from tlcli.exports import parity
 from tlcli.exports.trace.attention import find_attention
 from tlcli.exports.trace.explainer import Explainer
 from tlcli.exports.trace.map_methods import AttentionInputs, CamInputs, legrad, rollout
-from tlcli.exports.trace.target_layers import resolve_layers
 from tlcli.training.models.network import Network
+from tlcli.training.models.target_layers import resolve_layers
 
 SIZE = (64, 96)
 TARGETS = np.array([[0, -1], [3, -2]])

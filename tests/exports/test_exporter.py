@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from tlcli.contract.images import decoding
 from tlcli.contract.maps.method_names import COSTLY, IN_GRAPH, METHODS, OF_ATTENTION
 from tlcli.contract.model.description import METADATA_KEY
 from tlcli.contract.model.onnx_model import Model
-from tlcli.exports import Exported, export
+from tlcli.exports import Exported, export, exporter, onnx_writer
 from tlcli.exports import parity as parity_module
 from tlcli.exports.trace.explainer import Explainer
 from tlcli.exports.trace.map_methods import FORMULAS
@@ -32,6 +32,15 @@ IMAGES = blobs(4)
 SEVERAL = ("conv1.2", "layer2", "layer4")
 OF_LARGE_LAYERS = tuple(name for name in IN_GRAPH[1:] if name != "reciprocam")
 """Methods that are exported by default for several layers, one of which has more than 1,024 positions."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _traced_anew() -> Iterator[None]:
+    """Take no graph from the cache of the tests: here the exporter itself is tested."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (onnx_writer, exporter):
+            patch.setattr(module, "flat_graph", getattr(module.flat_graph, "__wrapped__", module.flat_graph))
+        yield
 
 
 def put(network: Network, repository: Path, images: npt.NDArray[np.uint8] = IMAGES, name: str = "model", **more: Any) -> Exported:

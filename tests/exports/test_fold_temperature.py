@@ -25,6 +25,8 @@ from tlcli.training.metrics.temperature_scaling import fit_temperature
 from tlcli.training.models.network import Network
 from tlcli.training.runtime.progress import silent
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 IMAGES = blobs(4)
 
 

@@ -78,41 +78,50 @@ def test_fine_tuning_starts_with_the_batch_norm_of_the_published_head(name: str,
         assert_same(network(inputs), nn.Identity(), expected)
 
 
-@pytest.mark.parametrize(
-    "name", ["crossvit_tiny_240", "levit_conv_128s", "efficientformerv2_s0", "test_vit", "deit_tiny_distilled_patch16_224"]
-)
-def test_networks_that_cannot_be_cut_run_as_timm_runs_them(name: str, tmp_path: Path) -> None:
-    """Tokens, several scales, and two heads, whose logits are averaged."""
+@pytest.mark.parametrize("name", ["crossvit_tiny_240", "levit_conv_128s", "efficientformerv2_s0", "deit_tiny_distilled_patch16_224"])
+def test_networks_that_cannot_be_split_run_as_timm_runs_them(name: str, tmp_path: Path) -> None:
+    """Several scales, and two heads, whose logits are averaged."""
     reference = save(name, tmp_path / "w.safetensors")
-    with pytest.raises(CutError, match=rf"{name}.* --cam none") as refused:
-        published_network(config(name, tmp_path / "w.safetensors"))
-    assert "\n" not in str(refused.value)
     network = published_network(config(name, tmp_path / "w.safetensors"))
     assert isinstance(network, WholeNetwork)
     shown = images(network.config.preprocessing.height)
     assert_same(network.predict(shown), reference, network.normalise(torch.from_numpy(shown)))
+    with pytest.raises(CutError, match=rf"{name}.* export the published model: `tlcli export --backbone {name}`") as refused:
+        Network(network.config, network.backbone, keep_classifier=True)
+    assert "\n" not in str(refused.value)
 
 
-def test_a_transformer_is_exported_without_maps(tmp_path: Path) -> None:
+def test_a_transformer_is_exported_with_and_without_maps(tmp_path: Path) -> None:
     reference = save("test_vit", tmp_path / "w.safetensors")
     settings = config("test_vit", tmp_path / "w.safetensors")
-    exported = export_backbone(settings, name="vit", repository=tmp_path, methods=(), temperature=2.0, check_images=2)
     shown = images(160)
     inputs = published_network(settings).normalise(torch.from_numpy(shown))
-    assert_same(2 * Model.open(exported.path, device="cpu").run(shown).logits, reference, inputs)
-    with pytest.raises(CutError, match="test_vit has no spatial features"):
-        export_backbone(settings, name="vit2", repository=tmp_path, check_images=2)
-    assert not (tmp_path / "vit2").exists()
+    for methods in ((), ("gradcam",)):
+        exported = export_backbone(settings, name="vit", repository=tmp_path, methods=methods, temperature=2.0, check_images=2)
+        assert exported.description.graph_maps == methods
+        assert_same(2 * Model.open(exported.path, device="cpu").run(shown).logits, reference, inputs)
 
 
-@pytest.mark.parametrize("name", ["crossvit_tiny_240", "efficientvim_m1", "levit_128s", "coat_lite_tiny"])
+@pytest.mark.parametrize("name", ["crossvit_tiny_240", "efficientvim_m1", "pit_ti_224", "coat_tiny"])
 @pytest.mark.parametrize("head", ["linear", "original"])
 def test_fine_tuning_of_what_has_no_spatial_features_is_refused_in_a_line(name: str, head: str) -> None:
     backbone = timm.create_model(name)
     size = published_network(FinetuneConfig(backbone=name, weights="none")).config.preprocessing
-    with pytest.raises(SettingsError, match=rf"{name} has no spatial features .*choose a convolutional backbone") as refused:
+    with pytest.raises(SettingsError, match=rf"{name} has no spatial features .*choose another backbone") as refused:
         Network(NetworkConfig(backbone=name, head=head, num_classes=3, preprocessing=size), backbone)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_mambaout", "levit_128s", "test_vit_relpos"])
+@pytest.mark.parametrize("head", ["linear", "mlp:8"])
+def test_a_new_head_is_put_on_tokens_and_on_channels_last_features(name: str, head: str) -> None:
+    backbone = timm.create_model(name)
+    size = published_network(FinetuneConfig(backbone=name, weights="none")).config.preprocessing
+    network = Network(NetworkConfig(backbone=name, head=head, num_classes=3, preprocessing=size), backbone).eval()
+    inputs = network.normalise(torch.from_numpy(images(size.height)))
+    embedding = network.embed(network.features(inputs))
+    assert embedding.ndim == 2
+    assert network.classify(embedding).shape == (len(inputs), 3)
 
 
 def test_a_network_that_does_not_answer_as_timm_does_is_refused(tmp_path: Path) -> None:

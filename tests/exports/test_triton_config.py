@@ -12,8 +12,8 @@ from google.protobuf import text_format
 
 from tests.helpers.exports.small_networks import Case, Exports, blobs
 from tests.helpers.exports.triton_rules import Graph, refusal
-from tlcli.contract.model.description import METADATA_KEY, Description
-from tlcli.exports.triton_config import batching_pbtxt, config_pbtxt
+from tlcli.contract.model.description import METADATA_KEY, Description, Plain
+from tlcli.exports.triton_config import batching_pbtxt, config_pbtxt, triton_files
 
 model_config_pb2: Any = pytest.importorskip("tritonclient.grpc.model_config_pb2")
 
@@ -145,3 +145,28 @@ def test_older_onnx_runtimes_read_the_file(case: Case) -> None:
     assert model.ir_version <= OLDEST_ONNX_RUNTIME["ir_version"]
     assert {one.domain for one in model.opset_import} == {""}
     assert model.opset_import[0].version <= OLDEST_ONNX_RUNTIME["opset"]
+
+
+@pytest.mark.parametrize(
+    ("plain", "inputs"),
+    [
+        (Plain(), {"images": [64, 96, 3], "targets": [-1]}),
+        (Plain(explained=2), {"images": [64, 96, 3], "targets": [2]}),
+        (Plain(classes="top"), {"images": [64, 96, 3]}),
+        (Plain(batch=3, explained=1), {"images": [3, 64, 96, 3], "targets": [3, 1]}),
+    ],
+    ids=str,
+)
+def test_requests_with_maps_are_merged_for_a_plain_graph(plain: Plain, inputs: dict[str, list[int]], exported: Exports) -> None:
+    model = exported("test_resnet", "mlp:16").plain(plain)
+    files = triton_files(model.description)
+    assert [*files] == ["config.pbtxt"]
+    config, graph = read(files["config.pbtxt"]), Graph.read(str(model.path))
+    assert refusal(config, graph) == ""
+    assert {one.name: [*one.dims] for one in config.input} == inputs
+    assert not any(one.optional for one in config.input)
+    assert sorted(names(config.output)) == sorted(graph.outputs)
+    assert "gradcam" in names(config.output)
+    assert config.max_batch_size == (64 if plain.batch is None else 0)
+    assert config.HasField("dynamic_batching") == (plain.batch is None)
+    assert Description.from_metadata({METADATA_KEY: config.parameters[METADATA_KEY].string_value}, "here") == model.description

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from tests.helpers.exports.small_networks import Case, Exports, blobs, make
 from tlcli.contract.maps.method_names import IN_GRAPH
 from tlcli.exports.trace.explainer import is_pooled_linear
 from tlcli.exports.trace.map_methods import MAX_MASKED_POSITIONS
-from tlcli.exports.trace.target_layers import resolve_layers
+from tlcli.training.models.network import Network
+from tlcli.training.models.target_layers import resolve_layers
 
 TARGETS = np.array([[0, -1], [3, -2], [-5, 4]])
 """Targets that differ between images, by class id and by rank."""
@@ -41,11 +43,17 @@ ABLATION_TOLERANCE = 1e-3
 """Tolerance of Ablation-CAM, which subtracts nearly equal scores and so loses digits of float32."""
 
 
+@functools.lru_cache(maxsize=1)
+def reference_of(network: Network, layer: str) -> Reference:
+    """Return the reference of a network; the tests of logits and of probabilities, one after the other, take the same runs of it."""
+    return Reference(network, layer)
+
+
 def compare(case: Case, layer: str, images: npt.NDArray[np.uint8], softmax: bool) -> None:
     """Compare all maps that the graph computes, and the gradients that it returns."""
     (described,) = case.model.description.layers
     assert described.name == layer
-    reference, maps = Reference(case.network, layer), case.model.description.graph_maps
+    reference, maps = reference_of(case.network, layer), case.model.description.graph_maps
     targets = TARGETS[: len(images)]
     answer = case.model.run(images, targets, maps, (described.features, described.gradients), softmax=softmax)
 

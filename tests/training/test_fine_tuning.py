@@ -29,6 +29,8 @@ from tlcli.training.models.weights import load_backbone
 from tlcli.training.runtime.device import keep_to_usable_cores, torch_device
 from tlcli.training.settings.plan import FULL_EPOCHS, HEAD_FIRST_EPOCHS, SCRATCH_LR, resolve_plan
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 
 @pytest.fixture(scope="module")
 def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -241,11 +241,24 @@ def require_backbone_flags(names: Iterable[str]) -> None:
     Raises:
         UsageError: at least one of them was given.
     """
+    reject_flags(names, "a run already determines these; they apply to --backbone")
+
+
+def reject_flags(names: Iterable[str], reason: str) -> None:
+    """Reject options that would have no effect.
+
+    Args:
+        names: names of the current command's parameters.
+        reason: end of the message.
+
+    Raises:
+        UsageError: at least one of them was given.
+    """
     context = click.get_current_context()
     flags = {str(parameter.name): parameter.opts[0] for parameter in context.command.params}
     given = [name for name in names if is_given_by_flag(name)]
     if given:
-        raise click.UsageError(f"{', '.join(flags[name] for name in given)}: a run already determines these; they apply to --backbone")
+        raise click.UsageError(f"{', '.join(flags[name] for name in given)}: {reason}")
 
 
 def port_option() -> Callable[[F], F]:

@@ -84,7 +84,6 @@ ADVICE: dict[str, str] = {
     "--freeze": "the backbone is frozen by default (--mode feature-extraction); --mode full trains all layers",
     "--no-freeze": "say --mode full, which trains all layers",
     "--format": "ONNX is the only format: leave it out",
-    "--onnx": "ONNX is the only format: leave it out",
     "--opset": "the ONNX opset is fixed: leave it out",
     "--dynamic": "say --dynamic-size; the batch size is always dynamic",
     "--verbose": "progress is shown by default; --quiet hides it",

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 
 import timm
+import torch
 from timm.models import _registry
 
 import tlcli.training.models.zoo  # noqa: F401 - registers them
@@ -60,6 +61,31 @@ def with_timms_name(config: FinetuneConfig, say: Callable[[str], None] = lambda 
         return config
     say(f"--backbone {config.backbone}: using {name}")
     return config.model_copy(update={"backbone": name})
+
+
+def built_for_size(config: FinetuneConfig, say: Callable[[str], None] = lambda _: None) -> FinetuneConfig:
+    """Return the settings with timm's model argument `img_size` if the backbone has a fixed input size and another one is requested.
+
+    Most transformers are built for one image size. Built for another one, they resize the position embeddings of their weights. If the
+    argument is added, report it through `say`.
+    """
+    size = config.image_size
+    known = timm.get_pretrained_cfg(config.backbone) if timm.is_model(config.backbone) else None
+    if size is None or known is None or not known.fixed_input_size or (size, size) == known.input_size[1:]:
+        return config
+    if "img_size" in config.model_kwargs or not _accepts_img_size(config, size):
+        return config
+    say(f"--image-size {size}: building {config.backbone} for this size instead of {known.input_size[1]}")
+    return config.model_copy(update={"model_kwargs": {**config.model_kwargs, "img_size": size}})
+
+
+def _accepts_img_size(config: FinetuneConfig, size: int) -> bool:
+    try:
+        with torch.device("meta"):  # without memory for the weights
+            timm.create_model(config.backbone, **{**config.model_kwargs, "img_size": size})  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError, AssertionError, NotImplementedError):
+        return False
+    return True
 
 
 def close_backbone_names(name: str) -> list[str]:

@@ -1,27 +1,16 @@
-"""Listing of usable backbones: timm models with a spatial feature map, which class activation maps require."""
+"""Listing of the backbones that can be fine-tuned: timm models whose features hold a spatial map."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 import timm
 
 import tlcli.training.models.zoo  # noqa: F401 - registers them
 
-# timm modules whose models return tokens instead of a feature map `[N, c, h, w]`.
-# fmt: off
-_WITHOUT_MAP = frozenset(
-    {
-        "beit", "cait", "coat", "convit", "crossvit", "deepseek_vit", "deit", "efficientformer", "efficientvim", "eva", "flexivit",
-        "gemma4_vit", "hiera", "hieradet_sam2", "mambaout", "mlp_mixer", "mvitv2", "naflexvit", "pit", "qwen3_vit", "sequencer",
-        "swin_transformer", "swin_transformer_v2", "tnt", "twins", "vision_transformer", "vision_transformer_hybrid",
-        "vision_transformer_relpos", "vitamin", "volo", "xcit",
-    }
-)
-# fmt: on
-_RETURNS_TOKENS = re.compile(r"levit_(?!conv_)")
-"""Names of models that return tokens although other models of the same module return a feature map."""
+_WITHOUT_MAP = frozenset({"coat", "crossvit", "efficientvim", "naflexvit", "pit"})
+"""timm modules whose features hold no map: several tensors, or class tokens only. Their published models can be exported, but a new head
+cannot be trained."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +40,7 @@ def list_backbones(pattern: str = "*") -> list[Backbone]:
     backbones = []
     for name in timm.list_models(pattern):
         family = timm.models.model_entrypoint(name).__module__.rsplit(".", 1)[-1]
-        if family not in _WITHOUT_MAP and not _RETURNS_TOKENS.match(name):
+        if family not in _WITHOUT_MAP:
             default = getattr(timm.get_pretrained_cfg(name), "tag", None)
             ordered = sorted(tags.get(name, []), key=lambda tag: (tag != default, tag))
             backbones.append(Backbone(name, family, tuple(ordered)))

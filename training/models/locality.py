@@ -15,23 +15,23 @@ _ENOUGH = 4
 """Number of places, of the five, that must be found again. In a map of 2 x 2 the last place shares its position with another."""
 
 
-def probe_images(height: int, width: int, device: torch.device) -> Tensor:
-    """Return normalized images `[6, 3, H, W]`: noise, and five copies of it that differ from it in one block each."""
+def probe_images(height: int, width: int) -> Tensor:
+    """Return normalized images, float32 `[6, 3, H, W]`: noise, and five copies of it that differ from it in one block each."""
     generator = torch.Generator().manual_seed(0)
     base = torch.randn(3, height, width, generator=generator)
     images = base.repeat(1 + len(_PLACES), 1, 1, 1)
     for image, (row, column) in zip(images[1:], _PLACES, strict=True):
         rows, columns = _block(row, height), _block(column, width)
         image[:, rows, columns] = torch.randn(3, rows.stop - rows.start, columns.stop - columns.start, generator=generator)
-    return images.to(device)
+    return images
 
 
 def is_local(output: Tensor, layout: FeatureLayout) -> bool:
     """Return True if a layer's output for `probe_images` has the given layout.
 
     The block that changes a position most, relative to its effect on all positions, must be the one at the corresponding place of the
-    image. Comparing blocks at one position, rather than positions for one block, also works behind global attention, where all tokens change
-    and a few change most, whatever is changed in the image.
+    image. Comparing blocks at one position, rather than positions for one block, also works behind global attention, where all tokens
+    change and a few change most, whatever is changed in the image.
     """
     maps = layout.to_map(output).float()
     changes = (maps[1:] - maps[:1]).abs().mean(1)  # [places, h, w]

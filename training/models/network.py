@@ -69,6 +69,11 @@ class ImageNetwork(nn.Module):
         """Device that the network is on."""
         return cast("Tensor", self.mean).device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of the network's inputs."""
+        return cast("Tensor", self.mean).dtype
+
     def normalise(self, images: Tensor) -> Tensor:
         """Normalize RGB images, uint8 `[N, H, W, 3]`, to float `[N, 3, H, W]`: `(x / 255 - mean) / std`."""
         mean, std = cast("Tensor", self.mean), cast("Tensor", self.std)

@@ -156,7 +156,7 @@ def _local_layouts(network: ImageNetwork, calls: Collection[_Call]) -> dict[str,
     possible = {call.label: [*possible_layouts(call.outputs, height, width, prefix)] for call in calls}
     if not any(possible.values()):
         return {}
-    images = probe_images(height, width, network.device)
+    images = probe_images(height, width).to(network.device, network.dtype)
     layouts: dict[str, FeatureLayout] = {}
 
     def check(label: str, _name: str, _module: nn.Module, _input: object, output: object) -> None:
@@ -223,7 +223,7 @@ def _calls(network: ImageNetwork, height: int, width: int) -> tuple[list[_Call],
         calls.append(_Call(number, label, name, module, input_shape, tuple(output.shape)))
 
     with _on_each_call(network.backbone, note), torch.no_grad():
-        features = _run(network, torch.zeros(1, 3, height, width, device=network.device))
+        features = _run(network, torch.zeros(1, 3, height, width, device=network.device, dtype=network.dtype))
     return calls, maker(features) if isinstance(features, Tensor) else 0
 
 

@@ -12,13 +12,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tlcli.contract.errors import ExportError
 from tlcli.contract.images.heatmap import overlay
 from tlcli.contract.images.preprocessing import Preprocessing
 from tlcli.training.data.dataset import Dataset, Part
 from tlcli.training.engine.stage import Best
 from tlcli.training.metrics.scores import EpochRow, Scores
 from tlcli.training.models.network import Network
-from tlcli.training.reports.gradcam import feature_gradients, gradcam
+from tlcli.training.models.target_layers import resolve_layers
+from tlcli.training.reports.gradcam import gradcam, layer_gradients
 from tlcli.training.reports.matplotlib_style import new_figure, plain, save_figure
 from tlcli.training.settings.run_file_names import CONFUSION, CURVES, MISTAKES, RELIABILITY
 
@@ -225,12 +227,16 @@ def most_telling(logits: Tensor, labels: Tensor, most: int) -> Tensor:
     return torch.where(wrong, -scores, 1 + scores).argsort(stable=True)[:most]
 
 
-def gradcam_of(network: Network) -> Explain:
-    """Return a function that computes Grad-CAM maps for a network in eval mode."""
+def gradcam_of(network: Network) -> Explain | None:
+    """Return a function that computes Grad-CAM maps of the default layer for a network in eval mode; None if it has no such layer."""
+    try:
+        (layer,) = resolve_layers(network, None)
+    except ExportError:  # every layer has a single position
+        return None
 
     def explain(image: Image.Image, class_index: int) -> Map:
         pixels = torch.from_numpy(network.config.preprocessing.apply(image))
-        _, activations, gradients = feature_gradients(network, pixels[None], torch.tensor([[class_index]]))
+        _, activations, gradients = layer_gradients(network, layer, pixels[None], torch.tensor([[class_index]]))
         return gradcam(activations, gradients)[0, 0].float().cpu().numpy(), network.config.preprocessing
 
     return explain

@@ -1,4 +1,4 @@
-"""Grad-CAM, and the gradients of class scores with respect to the features, computed with PyTorch's autograd."""
+"""Grad-CAM, and the gradients of class scores with respect to a layer's map, computed with PyTorch's autograd."""
 
 from __future__ import annotations
 
@@ -6,27 +6,33 @@ import torch
 from torch import Tensor
 
 from tlcli.training.models.network import Network
+from tlcli.training.models.target_layers import TargetLayer, run_tapped
 
 
-def feature_gradients(network: Network, images: Tensor, classes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute logits, activations A, and the gradient of each selected class logit y with respect to A.
+def layer_gradients(network: Network, layer: TargetLayer, images: Tensor, classes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute logits, a layer's activations A, and the gradient of each selected class logit y with respect to A.
 
     Grad-CAM and related methods are computed from these (Selvaraju et al. 2017, arXiv:1610.02391, section 3, which uses the score before
     the softmax). In eval mode, images do not influence each other, so one backward pass per class serves a whole batch.
 
     Args:
         network: network in eval mode, of any floating-point type; its parameters and their gradients do not change.
+        layer: layer of the network, see `tlcli.training.models.target_layers.resolve_layers`.
         images: input images, uint8 `[N, H, W, 3]`, on any device.
         classes: class indices, int64 `[N, K]`; K may be 0.
 
     Returns:
         Logits `[N, C]`, activations `[N, c, h, w]` and gradients `[N, K, c, h, w]`, detached and on the network's device.
     """
-    with torch.no_grad():
-        activations = network.features(network.normalise(images.to(network.device)))
+    seen: list[Tensor] = []
+
+    def watch(_: str, output: Tensor) -> Tensor:
+        seen.append(output.detach().requires_grad_())
+        return seen[0] * 1  # later layers may work in place
+
     with torch.enable_grad():
-        activations = activations.detach().requires_grad_()
-        logits = network.classify(network.embed(activations))
+        logits = run_tapped(network, network.normalise(images.to(network.device)), [layer], watch)
+        (activations,) = seen
         scores = logits.gather(1, classes.to(logits.device)).sum(0)
         gradients = [torch.autograd.grad(score, activations, retain_graph=True)[0] for score in scores]
     stacked = torch.stack(gradients, 1) if gradients else activations.new_zeros(len(activations), 0, *activations.shape[1:])

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from tlcli.training.models.backbone_names import with_timms_name
+from tlcli.training.models.backbone_names import built_for_size, with_timms_name
 from tlcli.training.models.network import Network, NetworkConfig
 from tlcli.training.models.pretrained_preprocessing import resolve_preprocessing
 from tlcli.training.models.spatial_layers import Layer, record
@@ -34,7 +34,7 @@ def without_classifier(config: FinetuneConfig) -> Network:
         WeightsError, HubError, NotFoundError: see `tlcli.training.models.weights.load_backbone`.
         SettingsError: see `load_backbone` and `tlcli.training.models.network.Network`.
     """
-    config = with_timms_name(config)
+    config = built_for_size(with_timms_name(config))
     backbone, _ = load_backbone(config)
     built = NetworkConfig(
         backbone=config.backbone,

@@ -22,6 +22,8 @@ from tlcli.training import finetune, load_run
 from tlcli.training.models.spatial_layers import record, spatial_layers
 from tlcli.training.visualize.layer_sheets import maps_sheet
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 NET = ("--backbone", BACKBONE, "--weights", "none", "--image-size", "32")
 
 

@@ -11,8 +11,8 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tlcli.exports.trace.joint_trace import TailFunction
-from tlcli.exports.trace.target_layers import Tap
 from tlcli.exports.trace.vjp import TracedTail
+from tlcli.training.models.target_layers import Tap
 
 CHANNELS, WIDTH = 8, 5
 

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +29,8 @@ from tritonclient.utils import np_to_triton_dtype
 from tests.helpers.deploy.manifests import DEPLOY
 from tests.helpers.exports.small_networks import blobs, make, write
 from tests.helpers.exports.triton_rules import Graph, refusal
-from tlcli.exports.triton_config import BATCHING_FILE, CONFIG_FILE, batching_pbtxt, config_pbtxt
+from tlcli.contract.model.description import Plain
+from tlcli.exports.triton_config import BATCHING_FILE, CONFIG_FILE, triton_files
 
 SITE = next((Path(sys.prefix) / "triton/lib").glob("python*/site-packages"))
 SERVER = SITE / "pytriton/tritonserver"
@@ -41,16 +42,23 @@ MODELS: dict[str, tuple[tuple[str, str], dict[str, Any]]] = {
     "any-size": (("test_resnet", "linear"), {"dynamic_size": True}),
     "no-maps": (("test_resnet", "linear"), {"methods": ()}),
 }
+PLAIN: dict[str, tuple[tuple[str, str], dict[str, Any]]] = {
+    "plain-one-layer": (("resnet18", "linear"), {"plain": Plain()}),
+    "plain-two-layers": (("test_resnet", "mlp:16"), {"layers": ["layer2", "layer4"], "plain": Plain(explained=2)}),
+    "plain-top": (("test_resnet", "linear"), {"plain": Plain(classes="top")}),
+    "plain-three-images": (("test_resnet", "mlp:16"), {"plain": Plain(batch=3, explained=2)}),
+}
+"""Plain graphs, for which Triton also merges requests with classes and maps."""
 
 
 def export(repository: Path) -> None:
     """Write each model with its configurations, and check them with the backend's own rules."""
     from tritonclient.grpc import model_config_pb2
 
-    for name, (network, options) in MODELS.items():
+    for name, (network, options) in {**MODELS, **PLAIN}.items():
         model = write(make(*network), repository / name / "1/model.onnx", **options)
         description = model.description.model_copy(update={"name": name})
-        for file, text in ((CONFIG_FILE, config_pbtxt(description)), (BATCHING_FILE, batching_pbtxt(description))):
+        for file, text in triton_files(description).items():
             (repository / name / file).parent.mkdir(exist_ok=True)
             (repository / name / file).write_text(text)
             assert not (problem := refusal(text_format.Parse(text, model_config_pb2.ModelConfig()), Graph.read(str(model.path)))), problem
@@ -115,10 +123,10 @@ def same(answered: dict[str, np.ndarray], session: onnxruntime.InferenceSession,
         )
 
 
-def sessions(folder: Path) -> dict[str, onnxruntime.InferenceSession]:
+def sessions(folder: Path, models: Iterable[str] = MODELS) -> dict[str, onnxruntime.InferenceSession]:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    return {name: onnxruntime.InferenceSession(folder / "models" / name / "1/model.onnx", options) for name in MODELS}
+    return {name: onnxruntime.InferenceSession(folder / "models" / name / "1/model.onnx", options) for name in models}
 
 
 def check_everything(folder: Path) -> None:
@@ -138,6 +146,12 @@ def check_everything(folder: Path) -> None:
                 same(ask(client, name, outputs, feed), session, feed)
                 count += 1
             print(f"{CONFIG_FILE}, {name}: {len(outputs)} outputs, {count} kinds of request, as ONNX Runtime answers them")
+        for name, session in sessions(folder, PLAIN).items():
+            outputs = [one.name for one in session.get_outputs()]
+            feed = {"images": images, "targets": np.array([[2, -1], [0, 1], [-2, 4]])}
+            feed = {one.name: feed[one.name] for one in session.get_inputs()}
+            same(ask(client, name, outputs, feed), session, feed)
+            print(f"{CONFIG_FILE}, {name}: {len(outputs)} outputs from {' and '.join(feed)}, as ONNX Runtime answers them")
         Image.fromarray(images[0]).save(folder / "image.png")
         said = subprocess.run(
             [sys.executable, DEPLOY / "kserve/ask_triton.py", ADDRESS, "one-layer", folder / "image.png"],
@@ -158,9 +172,35 @@ def check_batching(folder: Path) -> None:
             with ThreadPoolExecutor(12) as pool:
                 for feed, answered in zip(feeds, pool.map(lambda feed: ask(client, name, outputs, feed), feeds), strict=True):  # noqa: B023
                     same(answered, session, feed)
-        runs = [int(line.split()[3]) for line in log.read_text().splitlines() if line.startswith("a run of")]
+        runs = _runs(log)
         assert max(runs) > 1, runs
         print(f"{BATCHING_FILE}: {sum(runs)} requests in {len(runs)} runs, the largest of {max(runs)}, each answered as alone")
+
+
+def check_merged_maps(folder: Path) -> None:
+    """Check plain graphs: requests of many clients are merged, each with classes of its own."""
+    images, generator = blobs(40), np.random.default_rng(0)
+    for flags in ((), (f"--model-config-name={Path(BATCHING_FILE).stem}",)):  # without such a file, Triton reads config.pbtxt
+        with server(folder, *flags) as log, triton.InferenceServerClient(ADDRESS) as client:
+            for name, session in sessions(folder, [name for name in PLAIN if name != "plain-three-images"]).items():
+                before = len(_runs(log))
+                outputs = [one.name for one in session.get_outputs()]
+                feeds = []
+                for start in range(0, 40, 2):
+                    some = images[start : start + 1 + start % 4 // 2]
+                    feed = {"images": some, "targets": generator.integers(-5, 5, (len(some), 2))}
+                    feeds.append({one.name: feed[one.name] for one in session.get_inputs()})
+                with ThreadPoolExecutor(12) as pool:
+                    for feed, answered in zip(feeds, pool.map(lambda feed: ask(client, name, outputs, feed), feeds), strict=True):  # noqa: B023
+                        same(answered, session, feed)
+                runs = _runs(log)[before:]
+                assert max(runs) > 1, (name, runs)
+                print(f"{name}: {sum(runs)} requests for maps in {len(runs)} runs, the largest of {max(runs)}, each answered as alone")
+
+
+def _runs(log: Path) -> list[int]:
+    """Return the number of requests in each run so far."""
+    return [int(line.split()[3]) for line in log.read_text().splitlines() if line.startswith("a run of")]
 
 
 def main() -> None:
@@ -169,6 +209,7 @@ def main() -> None:
         export(folder / "models")
         check_everything(folder)
         check_batching(folder)
+        check_merged_maps(folder)
 
 
 if __name__ == "__main__":

@@ -15,10 +15,11 @@ import torch
 from torch import nn
 
 from tlcli.contract.images.preprocessing import Preprocessing
-from tlcli.contract.model.description import Provenance
+from tlcli.contract.model.description import Plain, Provenance
 from tlcli.contract.model.onnx_model import Model
 from tlcli.exports.exporter import describe_explainer
-from tlcli.exports.onnx_writer import check_graph, describe, flat_graph, write_graph
+from tlcli.exports.onnx_writer import flat_graph, write_graph
+from tlcli.exports.rewrite.closed_graph import check_graph, describe
 from tlcli.exports.trace.explainer import Explainer
 from tlcli.training.models.network import ImageNetwork, Network, NetworkConfig, WholeNetwork, build
 
@@ -84,6 +85,10 @@ class Case:
         """Load the graph without its branches."""
         return onnx.load(str(self.model.path.with_name(FLAT)))
 
+    def plain(self, plain: Plain, name: str = "plain") -> Model:
+        """Write the plain graph of the same network and maps."""
+        return _finish(self.explainer, self.flat(), self.model.path.with_name(f"{name}.onnx"), plain)
+
     def rewritten(self, rewrite: Callable[[onnx.ModelProto], None], name: str) -> Model:
         """Write a file of the flat graph after `rewrite` has changed it."""
         flat = self.flat()
@@ -109,9 +114,10 @@ def write(
     methods: Sequence[str] | None = None,
     layers: Sequence[str] | None = None,
     dynamic_size: bool = False,
+    plain: Plain | None = None,
 ) -> Model:
     """Write the file that `tlcli.exports.exporter` writes, without its check against PyTorch."""
-    return write_case(network, path, methods=methods, layers=layers, dynamic_size=dynamic_size).model
+    return write_case(network, path, methods=methods, layers=layers, dynamic_size=dynamic_size, plain=plain).model
 
 
 def write_case(
@@ -121,19 +127,20 @@ def write_case(
     methods: Sequence[str] | None = None,
     layers: Sequence[str] | None = None,
     dynamic_size: bool = False,
+    plain: Plain | None = None,
 ) -> Case:
     """Write the same file, and return it with its network and explainer."""
     explainer = Explainer(network.requires_grad_(False), methods, layers, dynamic_size)
     path.parent.mkdir(parents=True, exist_ok=True)
     flat = flat_graph(explainer)
     onnx.save(flat, str(path.with_name(FLAT)))
-    return Case(network, _finish(explainer, flat, path), explainer)
+    return Case(network, _finish(explainer, flat, path, plain), explainer)
 
 
-def _finish(explainer: Explainer, flat: onnx.ModelProto, path: Path) -> Model:
-    write_graph(explainer, path, flat)
+def _finish(explainer: Explainer, flat: onnx.ModelProto, path: Path, plain: Plain | None = None) -> Model:
+    write_graph(explainer, path, flat, plain)
     labels = [f"class_{number}" for number in range(explainer.network.config.num_classes)]
-    describe(path, describe_explainer(explainer, "model", labels, PROVENANCE))
+    describe(path, describe_explainer(explainer, "model", labels, PROVENANCE, plain=plain))
     check_graph(path)
     return Model.open(path, device="cpu")
 

@@ -22,6 +22,8 @@ from tlcli.training.engine.stage import Stage
 from tlcli.training.engine.step import StepOptions, Stepper
 from tlcli.training.runtime.progress import ProgressFactory
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 RESNEST = "resnest14d"
 """Network whose attention has a batch norm on pooled features: one value per channel and image."""
 

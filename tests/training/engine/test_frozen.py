@@ -15,6 +15,8 @@ from tlcli.training.engine.all_layers import AllLayers
 from tlcli.training.models.weights import load_backbone
 from tlcli.training.settings.config import FinetuneConfig
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 
 class SecondStageError(Exception):
     """The stage that trains all layers is about to begin."""

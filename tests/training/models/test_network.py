@@ -11,7 +11,8 @@ from tlcli.contract.errors import SettingsError
 from tlcli.contract.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from tlcli.training.models.network import Network, NetworkConfig, build, create_backbone
 from tlcli.training.models.pretrained_preprocessing import resolve_preprocessing
-from tlcli.training.reports.gradcam import feature_gradients, gradcam
+from tlcli.training.models.target_layers import resolve_layers, run_tapped
+from tlcli.training.reports.gradcam import gradcam, layer_gradients
 from tlcli.training.settings.config import FinetuneConfig
 
 
@@ -72,8 +73,7 @@ def test_normalisation_is_that_of_the_preprocessing() -> None:
     [
         ("vgg11", 8, "vgg11 does not accept images of 8x8 pixels .*made for 224x224; choose another --image-size"),
         ("maxvit_nano_rw_256", 64, "does not accept images of 64x64 pixels"),
-        ("test_vit", 160, "no spatial features .*choose a convolutional backbone"),
-        ("swin_tiny_patch4_window7_224", 224, "no spatial features"),
+        ("pit_ti_224", 224, "no spatial features .*choose another backbone"),
         ("resnet999", 32, "unknown backbone 'resnet999': run `tlcli backbones` for a list; similar names: .*resnet"),
         ("resnet18.nope", 32, "resnet18 has no weights with that tag; available: .*resnet18.a1_in1k"),
     ],
@@ -108,18 +108,23 @@ def test_the_error_for_a_fixed_image_size_names_the_argument_that_changes_it() -
     assert resolve_preprocessing(config, backbone).height == 224
 
 
-@pytest.mark.parametrize("head", ["linear", "mlp:8", "original"])
-def test_feature_gradients_are_the_jacobian_of_the_head(head: str) -> None:
+@pytest.mark.parametrize(("backbone", "head"), [("test_resnet", "linear"), ("test_resnet", "mlp:8"), ("test_vit", "original")])
+def test_the_gradients_of_a_layer_are_the_jacobian_of_what_follows_it(backbone: str, head: str) -> None:
     """Compares with a Jacobian-vector product by forward-mode differentiation, in float64."""
-    built = network("mobilenetv3_small_050" if head == "original" else "test_resnet", head).double().requires_grad_(False)
-    images = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    built = network(backbone, head, 160 if backbone == "test_vit" else 64).double().requires_grad_(False)
+    for module in built.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = False  # type: ignore[assignment]  # the fused operator has no forward-mode derivative
+    (layer,) = resolve_layers(built, None)
+    size = built.config.preprocessing
+    images = torch.randint(0, 256, (2, size.height, size.width, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     classes = torch.tensor([[2, 0], [1, 1]])
-    logits, activations, gradients = feature_gradients(built, images, classes)
+    logits, activations, gradients = layer_gradients(built, layer, images, classes)
     torch.testing.assert_close(logits, built(built.normalise(images)))
     for image in range(2):
-        own = activations[image : image + 1]
+        own, inputs = activations[image : image + 1], built.normalise(images[image : image + 1])
         direction = torch.randn(own.shape, dtype=own.dtype, generator=torch.Generator().manual_seed(image))
-        _, change = torch.func.jvp(lambda a: built.classify(built.embed(a)), (own,), (direction,))
+        _, change = torch.func.jvp(lambda a, inputs=inputs: run_tapped(built, inputs, [layer], lambda *_: a), (own,), (direction,))
         expected = change[0, classes[image]]
         torch.testing.assert_close((gradients[image] * direction).flatten(1).sum(1), expected)
 
@@ -135,6 +140,7 @@ def test_gradcam_is_the_papers_formula() -> None:
 
 
 def test_no_class_gives_no_gradient() -> None:
-    built = network("test_resnet", "linear")
-    images = torch.zeros(3, 32, 32, 3, dtype=torch.uint8)
-    assert feature_gradients(built, images, torch.zeros(3, 0, dtype=torch.int64))[2].shape == (3, 0, 96, 1, 1)
+    built = network("test_resnet", "linear", 64)
+    (layer,) = resolve_layers(built, None)
+    images = torch.zeros(3, 64, 64, 3, dtype=torch.uint8)
+    assert layer_gradients(built, layer, images, torch.zeros(3, 0, dtype=torch.int64))[2].shape == (3, 0, 96, 2, 2)

@@ -80,7 +80,7 @@ def test_layers_with_maps_are_found_in_the_order_of_execution(one_size: bool) ->
         ("pool", (4, 8, 8)), ("dense", (5, 8, 8)), ("last", (6, 8, 8)),
     ]  # fmt: skip
     assert [layer.number for layer in layers] == [1, 2, 2, 3, 4, 5, 6, 7], "layers with the same output share a number"
-    assert [layer.label for layer in layers if layer.channels_last] == ["dense"]
+    assert [layer.label for layer in layers if layer.layout.kind == "channels_last"] == ["dense"]
     assert [layer.label for layer in layers if layer.pools] == ["pool"]
     assert [layer.label for layer in distinct(layers)] == ["conv", "relu", "second", "relu:2", "pool", "dense", "last"]
 
@@ -145,7 +145,7 @@ def test_channels_last_maps_are_transposed() -> None:
     net = network(timm.create_model("convnext_atto", conv_mlp=False), 64)
     layers = spatial_layers(net)
     norm = next(layer for layer in layers if layer.label == "stages.1.blocks.0.norm")
-    assert norm.channels_last
+    assert norm.layout.kind == "channels_last"
     assert norm.shape == (80, 8, 8)
     recorded = record(net, image(64), layers)
     before = recorded["stages.1.blocks.0.conv_dw"].transpose(1, 2, 0)

@@ -22,6 +22,8 @@ from tlcli.training.reports.citations import paper_of
 from tlcli.training.reports.datasheet import describe_dataset, write_data_sheet
 from tlcli.training.reports.model_card import model_card, write_model_card
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 NAMES = {"blue": "a|b *c* [x](y) --- ~~z~~", "green": "`g` <b>_r_<b> $e$ #1 &amp;", "red": "rot: \\ 'q' \"猫\""}
 
 

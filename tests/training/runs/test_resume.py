@@ -20,6 +20,8 @@ from tlcli.training.models.weights import load_backbone
 from tlcli.training.runs.run_folder import RunFolder
 from tlcli.training.settings.config import FinetuneConfig
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 
 class CutError(Exception):
     """The run is interrupted."""

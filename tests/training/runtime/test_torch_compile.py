@@ -19,6 +19,8 @@ from tlcli.contract.errors import SettingsError
 from tlcli.training import finetune, load_run
 from tlcli.training.engine.step import StepOptions, Stepper
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="PyTorch needs g++ to compile on a CPU")

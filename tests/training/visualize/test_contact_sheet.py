@@ -13,13 +13,16 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
+from tlcli.training.models.feature_layout import FeatureLayout
 from tlcli.training.models.spatial_layers import Layer
 from tlcli.training.visualize.colormap import FLAT, RAMP, about_zero, color_map
 from tlcli.training.visualize.contact_sheet import WIDEST, Box, Tile, columns_for, lay_out
 from tlcli.training.visualize.layer_sheets import LayerSheet, filters_sheet, maps_sheet, mean_map, overview_sheet
 from tlcli.training.visualize.write_sheets import file_name
 
-LAYER = Layer(7, "stage.conv", "stage.conv", "Conv2d", 4, 7, 7, channels_last=False, pools=False, convolves=True, is_features=False)
+LAYER = Layer(
+    7, "stage.conv", "stage.conv", "Conv2d", 4, FeatureLayout("channels_first", 7, 7), pools=False, convolves=True, is_features=False
+)
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -13,7 +13,7 @@ from tlcli.cli.console import Console, show, table
 from tlcli.cli.parsing import Command
 
 if TYPE_CHECKING:
-    from tlcli.contract.model.description import Agreement, Precision
+    from tlcli.contract.model.description import Agreement, Plain, Precision
     from tlcli.exports import Exported, SmallerNumbers
     from tlcli.exports.fold_temperature import Temperature
     from tlcli.training.models.network import ImageNetwork
@@ -22,8 +22,17 @@ GROUPS = {
     "Output": ("output", "name", "quiet"),
     "Maps": ("cams", "layers", "list_them"),
     "Model": ("dynamic_size", "temperature"),
+    "Plain graph": ("plain", "classes", "static_batch", "static_classes"),
     "Precision": ("precision", "calibration_paths", "calibration_images", "max_accuracy_drop", "min_map_correlation", "seed"),
     "Checks": ("check_images", "image_paths", "dataset", "data_dir"),
+    "ONNX file, instead of a run": (
+        "onnx_file",
+        "input_range",
+        "layout",
+        "channel_order",
+        "logits",
+        "guess_folder",
+    ),
     "Backbone, instead of a run": (
         "backbone",
         "weights",
@@ -63,10 +72,29 @@ def _parse_temperature(ctx: click.Context, option: click.Parameter, value: str) 
     "layers",
     multiple=True,
     metavar="LAYER",
-    help="Explain this layer, by module name. May be repeated: the maps are fused, too.  [default: the last spatial layer]",
+    help="Explain this module, or value of the ONNX file. May be repeated: the maps are fused, too.  [default: the last spatial one]",
 )
 @click.option("--list-cam-layers", "list_them", is_flag=True, help="List the layers that maps can explain, and exit.")
 @click.option("--dynamic-size", is_flag=True, help="Accept images of any height and width.")
+@click.option(
+    "--plain",
+    multiple=True,
+    metavar="METHOD",
+    help="Instead of --cam: write a graph without branches and optional inputs, for browsers, OpenVINO, TensorRT. It always computes these"
+    " maps; several with commas, `all` or `none`.",
+)
+@click.option(
+    "--classes",
+    type=click.Choice(["input", "top"]),
+    help="With --plain: explain the classes in the input `targets`, or the predicted class.  [default: input]",
+)
+@click.option("--static-batch", type=click.IntRange(min=1), metavar="N", help="With --plain: fix the number of images per run.")
+@click.option(
+    "--static-classes",
+    type=click.IntRange(min=1),
+    metavar="K",
+    help="With --plain: fix the number of classes per image.  [default: any, or 1 with --static-batch]",
+)
 @click.option(
     "--temperature",
     default="1",
@@ -107,14 +135,38 @@ def _parse_temperature(ctx: click.Context, option: click.Parameter, value: str) 
     "--labels",
     "label_file",
     type=click.Path(path_type=Path),
-    help="File with the labels in the order of the classes, one per line or JSON, with --backbone.",
+    help="File with the labels in the order of the classes, one per line or JSON, with --backbone or --onnx.",
 )
 @click.option("--dataset", metavar="FOLDER", help="Where the run's images are now, if they have moved; they must be the same.")
 @click.option(
     "--data-dir", type=click.Path(path_type=Path, file_okay=False), help="Where the run's known data set is now, if it has moved."
 )
 @click.option(
-    "--images", "image_paths", multiple=True, type=click.Path(path_type=Path), help="Images to check the file on, with --backbone."
+    "--images",
+    "image_paths",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="With --backbone or --onnx: images to check on.",
+)
+@click.option(
+    "--onnx", "onnx_file", type=click.Path(path_type=Path), metavar="FILE", help="Image classifier to add maps to. PyTorch is not needed."
+)
+@click.option(
+    "--input-range",
+    type=click.Choice(["0..255", "0..1", "-1..1"]),
+    help="Values of the images that the ONNX file takes; with --mean and --std, the scale of these.",
+)
+@click.option("--layout", type=click.Choice(["nchw", "nhwc"]), help="Order of the ONNX file's input axes.  [default: from its shape]")
+@click.option(
+    "--channel-order", type=click.Choice(["rgb", "bgr"]), default="rgb", show_default=True, help="Order of the ONNX file's input channels."
+)
+@click.option("--logits", metavar="NAME", help="Value or node of the ONNX file that holds the logits.  [default: before its softmax]")
+@click.option(
+    "--guess-preprocessing",
+    "guess_folder",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Try the usual normalisations on labelled images, a folder per class, and use the most accurate.",
 )
 @options.network_options
 @options.seed_option
@@ -127,6 +179,10 @@ def command(
     layers: tuple[str, ...],
     list_them: bool,
     dynamic_size: bool,
+    plain: tuple[str, ...],
+    classes: Literal["input", "top"] | None,
+    static_batch: int | None,
+    static_classes: int | None,
     temperature: Temperature,
     precision: Precision,
     calibration_paths: tuple[Path, ...],
@@ -138,16 +194,25 @@ def command(
     image_paths: tuple[Path, ...],
     dataset: str | None,
     data_dir: Path | None,
+    onnx_file: Path | None,
+    input_range: str | None,
+    layout: str | None,
+    channel_order: str,
+    logits: str | None,
+    guess_folder: Path | None,
     backbone: str | None,
     seed: int,
     quiet: bool,
     **network: Any,
 ) -> None:
-    """Write a run, or a published backbone, to one ONNX file with maps in its graph.
+    """Write a run, a published backbone or an ONNX classifier to one ONNX file with maps in its graph.
 
     RUN is a run's folder, such as runs/NAME. --backbone instead exports a network with the classifier it was published with: an ImageNet
-    classifier with maps. The file is compared with PyTorch on images, and written only if it agrees. Maps that are computed outside the
+    classifier with maps. --onnx adds maps to an ONNX file that you already have. The file is compared with PyTorch, or with the original
+    ONNX file, on images, and written only if it agrees. Maps that are computed outside the
     graph (Eigen-CAM, Score-CAM and their variants) are always available.
+
+    --plain writes a model of its own, NAME-plain, because its inputs are different.
 
     fp16 and int8 are validated on the run's validation split, and rejected if accuracy (--max-accuracy-drop) or the maps
     (--min-map-correlation) change too much.
@@ -155,16 +220,47 @@ def command(
     \b
     tlcli export runs/NAME
     tlcli export --backbone resnet50 --cam gradcam,layercam
+    tlcli export --onnx classifier.onnx --input-range 0..1
     """
-    if run is None and backbone is None:
-        raise click.UsageError("nothing to export: give a run's folder, or --backbone NAME for a published network")
-    if run is not None and backbone is not None:
-        raise click.UsageError(f"{run} and --backbone {backbone}: give one of them")
-    chosen = _methods(cams)
+    given = [text for text, value in ((str(run), run), (f"--backbone {backbone}", backbone), (f"--onnx {onnx_file}", onnx_file)) if value]
+    if not given:
+        raise click.UsageError("nothing to export: give a run's folder, --backbone NAME for a published network, or --onnx FILE")
+    if len(given) > 1:
+        raise click.UsageError(f"{' and '.join(given)}: give one of them")
+    chosen = _methods(plain, "--plain") if plain else _methods(cams, "--cam")
+    form = _plain_form(plain, cams, classes, static_batch, static_classes)
     _check_flags(run, precision, calibration_images, max_accuracy_drop, min_map_correlation, chosen, layers)
     if list_them:
         _refuse_with_list()
     console = Console(quiet)
+    if onnx_file is not None:
+        from tlcli.cli import onnx_export
+
+        onnx_export.require_flags()
+        flags = {name: network[name] for name in ("image_size", "crop_pct", "crop_mode", "interpolation", "mean", "std")}
+        settings = onnx_export.input_settings(input_range=input_range, layout=layout, channel_order=channel_order, **flags)
+        if list_them:
+            onnx_export.list_layers(onnx_file, settings, logits)
+            return
+        exported = onnx_export.run(
+            onnx_file,
+            console,
+            name=name or model_name(onnx_file.stem),
+            repository=output,
+            settings=settings,
+            labels=None if label_file is None else _read_labels(label_file),
+            logits=logits,
+            image_paths=image_paths,
+            guess_folder=guess_folder,
+            methods=chosen,
+            layers=layers or None,
+            check_images=check_images,
+        )
+        report(exported, console, onnx_file.name)
+        click.echo(exported.path)
+        return
+    onnx_only = ("input_range", "layout", "channel_order", "logits", "guess_folder")
+    options.reject_flags(onnx_only, "apply to an ONNX file: add --onnx FILE")
     numbers = _numbers(precision, calibration_images, seed, max_accuracy_drop, min_map_correlation)
     if run is not None:
         options.require_backbone_flags((*network, "label_file", "image_paths", "calibration_paths"))
@@ -179,13 +275,14 @@ def command(
             return
         exported = export_run(
             loaded,
-            name=name or loaded.config.name or model_name(run.resolve().name),
+            name=name or default_name(loaded.config.name or model_name(run.resolve().name), form),
             repository=output,
             methods=chosen,
             layers=layers or None,
             dynamic_size=dynamic_size,
             temperature=temperature,
             numbers=numbers,
+            plain=form,
             check_images=check_images,
             progress=console.progress,
             say=console.say,
@@ -207,7 +304,7 @@ def command(
             return
         exported = export_backbone(
             config,
-            name=name or model_name(str(backbone)),
+            name=name or default_name(model_name(str(backbone)), form),
             repository=output,
             labels=labels,
             image_paths=image_paths,
@@ -216,6 +313,7 @@ def command(
             dynamic_size=dynamic_size,
             temperature=temperature,
             numbers=numbers,
+            plain=form,
             calibration_paths=calibration_paths,
             check_images=check_images,
             say=console.say,
@@ -252,14 +350,44 @@ def _check_flags(
         raise click.UsageError("--seed only selects the calibration images of --precision int8: add that, or leave --seed out")
 
 
-def _methods(cams: tuple[str, ...]) -> tuple[str, ...] | None:
-    """Return the map methods in `--cam`. None selects every method that the network supports; an empty tuple selects no maps."""
+def _plain_form(
+    plain: tuple[str, ...],
+    cams: tuple[str, ...],
+    classes: Literal["input", "top"] | None,
+    static_batch: int | None,
+    static_classes: int | None,
+) -> Plain | None:
+    """Return the form of a plain graph, or None without `--plain`.
+
+    Raises:
+        UsageError: `--plain` is combined with `--cam`, or an option that depends on it is given without it.
+        SettingsError: see `new_plain`.
+    """
+    if not plain:
+        given = {"--classes": classes, "--static-batch": static_batch, "--static-classes": static_classes}
+        if flags := [flag for flag, value in given.items() if value is not None]:
+            raise click.UsageError(f"{', '.join(flags)}: for plain graphs only: add --plain, such as --plain gradcam")
+        return None
+    if cams:
+        raise click.UsageError("--cam with --plain, which names the maps itself: leave --cam out")
+    from tlcli.exports.plain_settings import new_plain
+
+    return new_plain(_methods(plain, "--plain"), classes, static_batch, static_classes)
+
+
+def default_name(name: str, plain: Plain | None) -> str:
+    """Return the name of an exported model that is not named by the user. A plain graph is a model of its own."""
+    return name if plain is None else f"{name}-plain"
+
+
+def _methods(cams: tuple[str, ...], flag: str) -> tuple[str, ...] | None:
+    """Return the map methods in `--cam` or `--plain`. None selects all that the network supports; an empty tuple selects no maps."""
     if not cams:
         return None
     text = ",".join(cams)
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
     if not all(names) or ("none" in names and len(names) > 1):
-        raise click.UsageError(f"--cam {text!r}: expected map methods separated by commas, such as gradcam,layercam; or none")
+        raise click.UsageError(f"{flag} {text!r}: expected map methods separated by commas, such as gradcam,layercam; or none")
     if names in (("none",), ("all",)):
         return () if names == ("none",) else None
     return names
@@ -271,7 +399,7 @@ def _refuse_with_list() -> None:
     Raises:
         UsageError: such a flag was given.
     """
-    for name in ("cams", "layers", "name", "temperature", "precision", "label_file", "image_paths"):
+    for name in ("cams", "plain", "layers", "name", "temperature", "precision", "label_file", "image_paths"):
         if options.is_given_by_flag(name):
             flag = next(parameter.opts[0] for parameter in click.get_current_context().command.params if parameter.name == name)
             raise click.UsageError(f"{flag} cannot be combined with --list-cam-layers, which exports nothing: use only one of them")
@@ -311,8 +439,14 @@ def _list_layers(network: ImageNetwork) -> None:
     show(rows, ("layer", "module", "channels", "height", "width"), as_json=False)
 
 
-def report(exported: Exported, console: Console) -> None:
-    """Report how much the exported file differs from PyTorch, and how much reduced precision differs from fp32."""
+def report(exported: Exported, console: Console, reference: str = "PyTorch") -> None:
+    """Report how much the exported file differs from its reference, and how much reduced precision differs from fp32.
+
+    Args:
+        exported: the export.
+        console: console to print to.
+        reference: name of what the file was compared with.
+    """
     parity = exported.parity
     maps = ""
     if parity.maps:
@@ -320,7 +454,7 @@ def report(exported: Exported, console: Console) -> None:
         maps = f", maps {parity.maps[worst]:.1e} of their largest value ({worst})"
     console.say(
         f"exported {exported.name} version {exported.version} with {', '.join(exported.description.methods) or 'no maps'}:"
-        f" the predicted class agrees with PyTorch on {parity.top1_agreement:.0%} of {parity.images} images;"
+        f" the predicted class agrees with {reference} on {parity.top1_agreement:.0%} of {parity.images} images;"
         f" largest differences: logits {parity.logits:.1e}{maps}"
     )
     agreement = exported.description.provenance.agreement

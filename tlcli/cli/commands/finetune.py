@@ -68,7 +68,7 @@ def command(
     quiet: bool,
     **flags: Any,
 ) -> None:
-    """Fine-tune a pretrained CNN on images, and export it.
+    """Fine-tune a pretrained network on images, and export it.
 
     FOLDER holds one folder of images per class, with or without train, val and test above them; the same as --dataset.
 

@@ -29,7 +29,7 @@ class Layer(BaseModel):
     name: name of the module in the backbone.
     features: name of the graph's output with the layer's activations, `[N, channels, height, width]`.
     gradients: name of the graph's output with the gradients of the classes' scores with respect to these activations,
-        `[N, K, channels, height, width]`.
+        `[N, K, channels, height, width]`. A plain graph has neither of these outputs.
     channels: number of channels of the activations.
     height, width: size of the activations at the input size of the description's `preprocessing`.
     """
@@ -166,6 +166,21 @@ class Provenance(BaseModel):
     agreement: Agreement | None = None
 
 
+class Plain(BaseModel):
+    """Form of a plain graph: without branches, loops and optional inputs, for runtimes that lack them.
+
+    classes: `input` if the graph has the required input `targets`, `top` if it explains the first-ranked class and has no such input.
+    batch: number of images per run, N; None for any number.
+    explained: number of explained classes per image, K; None for any number.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    classes: Literal["input", "top"] = "input"
+    batch: int | None = Field(default=None, ge=1)
+    explained: int | None = Field(default=None, ge=1)
+
+
 class Description(BaseModel):
     """Description of a model, as stored in its ONNX file. Readers reject an unknown `format_version`.
 
@@ -179,6 +194,8 @@ class Description(BaseModel):
     precision: precision of the forward pass: float32, float16 from the normalised image to the last layer's input, or int8 in the
         convolutions. The graph's inputs and outputs are the same for all, and maps are computed in float32.
     temperature: divisor of the trained network's logits that calibrates the scores; the graph returns logits that are already divided.
+    plain: form of a plain graph, which always computes all of its maps and returns neither features nor gradients; None for a graph with
+        the optional inputs `wanted`, `softmax` and `targets`.
     provenance: origin of the model.
     """
 
@@ -194,6 +211,7 @@ class Description(BaseModel):
     dynamic_size: bool = False
     precision: Precision = "fp32"
     temperature: float = Field(default=1.0, gt=0)
+    plain: Plain | None = None
     provenance: Provenance
 
     @property
@@ -205,6 +223,11 @@ class Description(BaseModel):
     def graph_maps(self) -> tuple[str, ...]:
         """Names of the maps that the graph computes."""
         return tuple(output.name for output in self.maps if output.in_graph)
+
+    @property
+    def evidence(self) -> tuple[str, ...]:
+        """Names of the graph's outputs with the features and gradients of the layers. A plain graph has none."""
+        return () if self.plain else tuple(name for layer in self.layers for name in (layer.features, layer.gradients))
 
     def map_output(self, name: str) -> MapOutput:
         """Return the map with the given name.

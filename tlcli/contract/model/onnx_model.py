@@ -18,6 +18,7 @@ from tlcli.contract.model.description import CLASSES, IMAGES, LOGITS, SCORES, SO
 from tlcli.contract.model.external_weights import read_external_files
 from tlcli.contract.model.fixed_batches import FixedBatches, Session
 from tlcli.contract.model.int8_support import int8_sums_saturate
+from tlcli.contract.model.plain_session import PlainSession
 from tlcli.contract.process.cores import usable_cores
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ class Model:
         self.description = description
         self.device = device
         self.path = path
-        self._evidence = {name for layer in description.layers for name in (layer.features, layer.gradients)}
+        self._evidence = {*description.evidence}
 
     @classmethod
     def open(
@@ -156,7 +157,9 @@ class Model:
             # cuDNN logs a line for each fused operator without a channels-last kernel, which it then splits without harm.
             onnxruntime.set_default_logger_severity(4)
         description = Description.from_metadata(session.get_modelmeta().custom_metadata_map, str(path))
-        runs = FixedBatches(dict(zip(batch_sizes, (session, *others), strict=True))) if batch_sizes else None
+        plain = description.plain
+        sessions: list[Session] = [session if plain is None else PlainSession(session, plain) for session in (session, *others)]
+        runs = FixedBatches(dict(zip(batch_sizes, sessions, strict=True))) if batch_sizes else sessions[0]
         model = cls(session, description, chosen, path, runs)
         model._check_graph()
         return model
@@ -181,12 +184,30 @@ class Model:
         Raises:
             RequestError: the model has no class with an id or rank.
         """
+        plain = self.description.plain
+        if plain is not None and plain.classes == "top" and set(targets) - {FIRST_RANKED}:
+            raise RequestError(
+                f"model {self.description.name!r} explains the first-ranked class only (it was exported with --classes top): leave out the"
+                " classes, or export it with --classes input"
+            )
         for target in targets:
             if not -self.num_classes <= target < self.num_classes:
                 raise RequestError(
                     f"model {self.description.name!r} has no class {target}: expected 0 to {self.num_classes - 1},"
                     f" or -1 to -{self.num_classes} for the first to the last ranked"
                 )
+
+    def check_softmax(self, softmax: bool) -> None:
+        """Check that the model can explain probabilities if `softmax` is True.
+
+        Raises:
+            RequestError: the model has a plain graph, which explains logits only.
+        """
+        if softmax and self.description.plain is not None:
+            raise RequestError(
+                f"model {self.description.name!r} explains logits only (it was exported with --plain): leave out softmax, or export it"
+                " without --plain"
+            )
 
     def run(
         self,
@@ -197,7 +218,7 @@ class Model:
         softmax: bool = False,
         shrink: bool = False,
     ) -> Answer:
-        """Run the graph. Outputs that you do not request are not computed.
+        """Run the graph. Outputs that you do not request are not computed, except by a plain graph.
 
         Args:
             images: RGB images from `Preprocessing.apply`, uint8 `[N, H, W, 3]`; any height and width if the model has a dynamic size.
@@ -222,6 +243,7 @@ class Model:
             if chosen.ndim != 2 or chosen.shape[0] not in (1, len(images)):
                 raise RequestError(f"targets of shape {list(chosen.shape)} for {len(images)} images: expected [{len(images)} or 1, K]")
             self.check_targets(chosen.ravel().tolist())
+            self.check_softmax(softmax)
             feed[TARGETS] = chosen
             if softmax:
                 feed[SOFTMAX] = np.array([[True]])

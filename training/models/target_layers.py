@@ -146,8 +146,9 @@ def _influential(network: ImageNetwork, targets: Sequence[TargetLayer]) -> set[s
         return maps[name] * 1  # later layers may work in place
 
     size = network.config.preprocessing
+    image = probe_images(size.height, size.width)[:1].to(network.device, network.dtype)
     with torch.enable_grad():
-        logits = run_tapped(network, probe_images(size.height, size.width, network.device)[:1], targets, watch)
+        logits = run_tapped(network, image, targets, watch)
         gradients = torch.autograd.grad((logits * logits.detach().cos()).sum(), [*maps.values()], allow_unused=True)
     return {name for name, gradient in zip(maps, gradients, strict=True) if gradient is not None and bool(gradient.abs().max() > 0)}
 

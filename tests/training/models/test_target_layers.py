@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from tests.helpers.exports.small_networks import make
 from tlcli.contract.errors import ExportError
-from tlcli.exports.trace.target_layers import FEATURES_CALL, list_layers, resolve_layers, tapped
+from tlcli.training.models.feature_layout import FeatureLayout
 from tlcli.training.models.network import Network
+from tlcli.training.models.target_layers import FEATURES_CALL, list_layers, resolve_layers, tapped
 
 
 def executed(network: Network) -> list[tuple[str, tuple[int, ...]]]:
@@ -71,7 +72,7 @@ def test_the_last_layer_is_what_the_head_takes(backbone: str, head: str, expecte
         seen.append(output)
         return output
 
-    with torch.no_grad(), tapped(network, [layer.name], note):
+    with torch.no_grad(), tapped(network, [layer], note):
         features = network.features(torch.zeros(1, 3, size.height, size.width))
     if layer.name != FEATURES_CALL:
         assert seen[0] is features
@@ -95,16 +96,37 @@ def test_where_the_features_are_a_single_position_the_last_layer_with_an_extent(
     assert all(one.height > 1 and one.width > 1 for one in list_layers(network))
 
 
-def test_layers_of_channels_last_blocks_are_left_out() -> None:
+def test_layers_of_channels_last_blocks_have_their_channels_in_the_last_dimension() -> None:
     """ConvNeXt's blocks compute on `[N, h, w, c]`, which looks like a map of h channels."""
     network = make("convnext_tiny")
-    names = [layer.name for layer in list_layers(network)]
+    layers = {layer.name: layer for layer in list_layers(network)}
     shapes = dict(executed(network))
-    assert shapes["stages.0.blocks.0.norm"][3] == 96, "it is channels last"
-    assert {"stages.0", "stages.0.blocks.0", "stages.0.blocks.0.conv_dw"} <= {*names}
-    assert not {"stages.0.blocks.0.norm", "stages.0.blocks.0.mlp", "stages.0.blocks.0.mlp.fc1", "stages.2.blocks.1.mlp.act"} & {*names}
-    with pytest.raises(ExportError, match=r"--cam-layer stages\.0\.blocks\.0\.mlp: in convnext_tiny this layer has no output"):
-        resolve_layers(network, ["stages.0.blocks.0.mlp"])
+    for name in ("stages.0.blocks.0.norm", "stages.0.blocks.0.mlp", "stages.0.blocks.0.mlp.fc1", "stages.2.blocks.1.mlp.act"):
+        assert layers[name].layout.kind == "channels_last"
+        assert (1, layers[name].height, layers[name].width, layers[name].channels) == shapes[name]
+    for name in ("stages.0", "stages.0.blocks.0", "stages.0.blocks.0.conv_dw"):
+        assert layers[name].layout.kind == "channels_first"
+
+
+@pytest.mark.parametrize(
+    ("backbone", "expected", "layout"),
+    [
+        ("test_vit", "blocks.5.norm1", FeatureLayout("tokens", 10, 10, 1)),  # behind it, only the class token reaches the head
+        ("test_vit2", "norm", FeatureLayout("tokens", 10, 10, 1)),  # the head takes the mean of the tokens
+        ("test_vit3", "norm", FeatureLayout("tokens", 10, 10, 1)),  # the head attends to the tokens
+        ("test_mambaout", "stages", FeatureLayout("channels_last", 5, 5)),
+    ],
+)
+def test_the_default_layer_of_tokens_influences_the_scores(backbone: str, expected: str, layout: FeatureLayout) -> None:
+    (layer,) = resolve_layers(make(backbone, "original", size=(160, 160)), None)
+    assert (layer.name, layer.layout) == (expected, layout)
+
+
+def test_a_layer_whose_tokens_do_not_influence_the_scores_is_refused() -> None:
+    network = make("test_vit", "original", size=(160, 160))
+    expected = r"--cam-layer blocks\.5: in test_vit the scores do not depend on .*choose an earlier layer, such as blocks\.5\.norm1$"
+    with pytest.raises(ExportError, match=expected):
+        resolve_layers(network, ["blocks.5"])
 
 
 def test_modules_that_run_more_than_once_are_left_out() -> None:
@@ -133,7 +155,7 @@ def test_named_layers_come_in_the_order_of_execution() -> None:
         ),
         (
             ["global_pool"],
-            r"--cam-layer global_pool: in test_resnet this layer has no output `\[N, c, h, w\]` with a spatial extent, once per image",
+            r"--cam-layer global_pool: in test_resnet this layer has no output with a map `\[N, c, h, w\]`, once per image",
         ),
         (["fc"], r"--cam-layer fc: in test_resnet this layer has no output"),
         (["zzzzzzzz"], r"--cam-layer zzzzzzzz: in test_resnet this layer does not exist: choose from the \d+ of --list-cam-layers$"),
@@ -177,7 +199,7 @@ def test_a_tap_sees_and_replaces_outputs_and_is_gone_afterwards() -> None:
             seen.append(name)
             return output * 0
 
-        with tapped(network, ["layer4", "layer2"], tap):
+        with tapped(network, resolve_layers(network, ["layer4", "layer2"]), tap):
             zeros = network(images)
         assert seen == ["layer2", "layer4"]
         torch.testing.assert_close(zeros, network.last_layer.bias.expand(2, -1))

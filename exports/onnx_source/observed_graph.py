@@ -1,0 +1,267 @@
+"""Graph of a foreign file with the shape of every value, as observed by running it on batches of two and of three images.
+
+Observation replaces shape inference: it needs no rule for an operator, and shows which axis of a value is the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
+
+from tlcli.contract.errors import ExportError, first_line
+from tlcli.exports.onnx_source.source_file import SourceFile, constant_value, shown
+from tlcli.exports.rewrite.graph_edit import copied, producers, replace_nodes, taken_by, upstream_nodes
+
+_SIZES = (2, 3)
+"""Batch sizes of the two observations."""
+_SHAPE_OPERATORS = frozenset({"Shape", "Size"})
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Shape of a value that depends on the images.
+
+    dims: sizes for one image.
+    batch: axis of the batch; for N images its size is `N * dims[batch]`.
+    """
+
+    dims: tuple[int, ...]
+    batch: int
+
+    @property
+    def rank(self) -> int:
+        """Number of axes."""
+        return len(self.dims)
+
+    @property
+    def before(self) -> int:
+        """Number of elements of the axes before the batch."""
+        return int(np.prod(self.dims[: self.batch], dtype=np.int64))
+
+
+class ObservedGraph:
+    """Nodes of a foreign graph in topological order, reduced to those that depend on the images.
+
+    model: model with these nodes, whose other values are initializers.
+    nodes: its nodes.
+    input: name of the input.
+    extents: shapes of the float values that depend on the images.
+    constants: initializers by name.
+    sample: values of the graph's output for the first batch.
+    """
+
+    def __init__(self, model: ModelProto, source_input: str, extents: dict[str, Extent], sample: Array) -> None:
+        self.model = model
+        self.input = source_input
+        self.extents = extents
+        self.sample = sample
+        self.nodes: list[NodeProto] = list(model.graph.node)
+        self.constants: dict[str, Array] = {weight.name: numpy_helper.to_array(weight) for weight in model.graph.initializer}
+        self.producer = producers(self.nodes)
+
+    def maker(self, value: str) -> NodeProto | None:
+        """Return the node that computes a value; None for the input and for constants."""
+        index = self.producer.get(value)
+        return None if index is None else self.nodes[index]
+
+    def dependents(self, values: Iterable[str]) -> set[str]:
+        """Return the values that are computed from the given ones, with the latter included. Sizes do not count."""
+        reached = set(values)
+        for node in self.nodes:
+            if node.op_type not in _SHAPE_OPERATORS and not reached.isdisjoint(taken_by(node)):
+                reached.update(name for name in node.output if name)
+        return reached
+
+    def ancestors(self, value: str) -> set[int]:
+        """Return the indices of the nodes from which a value is computed."""
+        return upstream_nodes(self.nodes, [value])
+
+
+def observe(source: SourceFile, images: Callable[[int], Array], output: str) -> ObservedGraph:
+    """Run a file on batches of two and three images, and fold what does not depend on them.
+
+    Args:
+        source: the file; its model is modified.
+        images: function from a number of images to a batch for the input.
+        output: value to keep, with all from which it is computed.
+
+    Raises:
+        ExportError: the file cannot be run, or accepts only a fixed number of images.
+    """
+    graph = source.model.graph
+    _keep(graph, [output])
+    declared = source.shape[0]
+    _free_batch(source)
+    data = _depending_on_pixels(graph, source.input)
+    try:
+        runs = [_run(source, images(size)) for size in _SIZES]
+    except _RunError as error:
+        fixed = declared or 1
+        try:
+            alone = _run(source, images(fixed))
+        except _RunError as reason:
+            raise ExportError(f"{source.path}: cannot be run on its input: {first_line(reason)}") from error
+        _free_reshapes(graph, alone, fixed)
+        try:
+            runs = [_run(source, images(size)) for size in _SIZES]
+        except _RunError as reason:
+            raise ExportError(
+                f"{source.path}: takes {fixed} image at a time ({first_line(reason)}): export it again with a dynamic batch size"
+            ) from reason
+    if _inline_branches(graph, runs[0], data):
+        data = _depending_on_pixels(graph, source.input)
+        runs = [_run(source, images(size)) for size in _SIZES]
+    constant = {name for name in runs[0] if name not in data and _same(runs[0][name], runs[1][name])}
+    varying = runs[0].keys() - constant
+    extents = {name: extent for name in varying if (extent := _extent(runs[0][name], runs[1][name])) is not None}
+    extents[source.input] = Extent((1, *images(1).shape[1:]), 0)
+    _fold(graph, constant, runs[0], extents)
+    _keep(graph, [output])
+    if output not in runs[0]:
+        raise ExportError(f"{source.path}: {shown(output)} does not depend on the images")
+    return ObservedGraph(source.model, source.input, extents, runs[0][output])
+
+
+class _RunError(Exception):
+    pass
+
+
+def _run(source: SourceFile, batch: Array) -> dict[str, Array]:
+    """Run the model and return all values of its main graph."""
+    import onnxruntime
+
+    model = ModelProto()
+    model.CopyFrom(source.model)
+    del model.graph.output[:]
+    names = [name for node in model.graph.node for name in node.output if name]
+    model.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        values = session.run(names, {source.input: batch})
+    except Exception as error:  # ONNX Runtime's exceptions share no base class
+        raise _RunError(_plain(error)) from error
+    return {name: value for name, value in zip(names, values, strict=True) if isinstance(value, np.ndarray)}
+
+
+def _plain(error: Exception) -> str:
+    """Return ONNX Runtime's message without its error code."""
+    return first_line(error).rpartition(" : ")[2] if " : " in first_line(error) else first_line(error)
+
+
+def _keep(graph: GraphProto, outputs: Sequence[str]) -> None:
+    """Remove the nodes and weights that no output in `outputs` needs, and make these the outputs."""
+    nodes = list(graph.node)
+    kept = [nodes[index] for index in sorted(upstream_nodes(nodes, outputs))]
+    used = {name for node in kept for name in taken_by(node)} | {*outputs}
+    replace_nodes(graph, kept)
+    weights = [copied(weight) for weight in graph.initializer if weight.name in used]
+    del graph.initializer[:], graph.output[:]
+    graph.initializer.extend(weights)
+    graph.output.extend(helper.make_empty_tensor_value_info(name) for name in outputs)
+
+
+def _free_batch(source: SourceFile) -> None:
+    dims = source.model.graph.input[0].type.tensor_type.shape.dim
+    dims[0].Clear()
+    dims[0].dim_param = "N"
+
+
+def _free_reshapes(graph: GraphProto, observed: dict[str, Array], batch: int) -> None:
+    """Make reshapes to a fixed number of images follow the batch instead."""
+    weights = {weight.name: weight for weight in graph.initializer}
+    for node in graph.node:
+        if node.op_type != "Reshape" or any(attribute.name == "allowzero" and attribute.i for attribute in node.attribute):
+            continue
+        shape = numpy_helper.to_array(weights[node.input[1]]) if node.input[1] in weights else observed.get(node.input[1])
+        source = observed.get(node.input[0])
+        if shape is None or source is None or not len(shape) or shape[0] != batch or not source.ndim or source.shape[0] != batch:
+            continue
+        freed = shape.copy()
+        freed[0] = 0 if -1 in shape[1:] else -1
+        name = f"{node.output[0]}/shape_of_any_batch"
+        graph.initializer.append(numpy_helper.from_array(freed, name))
+        node.input[1] = name
+
+
+def _depending_on_pixels(graph: GraphProto, source_input: str) -> set[str]:
+    reached = {source_input}
+    for node in graph.node:
+        if node.op_type not in _SHAPE_OPERATORS and not reached.isdisjoint(taken_by(node)):
+            reached.update(name for name in node.output if name)
+    return reached
+
+
+def _inline_branches(graph: GraphProto, observed: dict[str, Array], data: set[str]) -> bool:
+    """Replace each `If` whose condition does not depend on the pixels by the branch that was taken. Return True if there was one."""
+    weights = {weight.name: numpy_helper.to_array(weight) for weight in graph.initializer}
+    nodes: list[NodeProto] = []
+    inlined = False
+    for node in graph.node:
+        condition = observed.get(node.input[0], weights.get(node.input[0])) if node.op_type == "If" else None
+        if condition is None or node.input[0] in data:
+            nodes.append(node)
+            continue
+        inlined = True
+        taken = "then_branch" if bool(condition.ravel()[0]) else "else_branch"
+        branch = next(attribute.g for attribute in node.attribute if attribute.name == taken)
+        graph.initializer.extend(branch.initializer)
+        for inner in branch.node:
+            if inner.op_type == "Constant":
+                graph.initializer.append(numpy_helper.from_array(constant_value(inner), inner.output[0]))
+            else:
+                nodes.append(copied(inner))
+        returned = zip(branch.output, node.output, strict=True)
+        nodes.extend(helper.make_node("Identity", [inner.name], [name], name=f"{name}/returned") for inner, name in returned)
+    replace_nodes(graph, nodes)
+    return inlined
+
+
+def _keeps_order(node: NodeProto, values: dict[str, Array]) -> bool:
+    """Return True for a selection of all elements of a flat value in their order, as PyTorch's exporter writes a strided view."""
+    if node.op_type != "Gather" or node.input[0] not in values or node.input[1] not in values:
+        return False
+    source, indices = values[node.input[0]], values[node.input[1]]
+    return source.ndim == 1 and source.size == indices.size and np.array_equal(indices.ravel(), np.arange(source.size))
+
+
+def _same(first: Array, second: Array) -> bool:
+    return np.array_equal(first, second, equal_nan=first.dtype.kind == "f")
+
+
+def _extent(two: Array, three: Array) -> Extent | None:
+    """Return the extent of a value from its observations, or None if it has no single batch axis or holds no floats."""
+    if two.dtype != np.float32 or two.ndim != three.ndim:
+        return None
+    axes = [axis for axis in range(two.ndim) if two.shape[axis] != three.shape[axis]]
+    if len(axes) != 1 or two.shape[axes[0]] % 2 or two.shape[axes[0]] * 3 != three.shape[axes[0]] * 2:
+        return None
+    (axis,) = axes
+    return Extent(tuple(size // 2 if number == axis else size for number, size in enumerate(two.shape)), axis)
+
+
+def _fold(graph: GraphProto, constant: set[str], values: dict[str, Array], extents: dict[str, Extent]) -> None:
+    """Replace constant values by initializers, and the shapes of reshapes by constants."""
+    nodes: list[NodeProto] = []
+    for node in graph.node:
+        if node.output and all(name in constant or not name for name in node.output):
+            graph.initializer.extend(numpy_helper.from_array(np.ascontiguousarray(values[name]), name) for name in node.output if name)
+            continue
+        if (node.op_type == "Reshape" or _keeps_order(node, values)) and node.output[0] in extents:
+            extent = extents[node.output[0]]
+            shape = [-1 if axis == extent.batch else size for axis, size in enumerate(extent.dims)]
+            if 0 not in shape:
+                name = f"{node.output[0]}/static_shape"
+                graph.initializer.append(numpy_helper.from_array(np.array(shape, dtype=np.int64), name))
+                node = helper.make_node("Reshape", [node.input[0], name], list(node.output), name=node.name)
+        nodes.append(node)
+    replace_nodes(graph, nodes)

@@ -1,0 +1,152 @@
+"""Gradient rules of pooling and of reductions over axes."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from tlcli.exports.onnx_source.class_rows import Factor
+from tlcli.exports.onnx_source.elementwise_rules import FLOAT
+from tlcli.exports.onnx_source.gradient_flow import Rule, Step
+from tlcli.exports.onnx_source.linear_rules import explicit_pads, spread
+from tlcli.exports.onnx_source.node_writer import sizes
+from tlcli.exports.onnx_source.observed_graph import Extent
+
+
+def reduced_axes(step: Step) -> list[int]:
+    """Return the axes over which a reduction reduces.
+
+    Raises:
+        NotImplementedError: the axes are not constant, or include the batch.
+    """
+    rank = step.extent_of(0).rank
+    given = step.input(1) is not None
+    values = step.required(1, "axes").ravel().tolist() if given else []
+    if not values and step.attributes.get("noop_with_empty_axes", 0):
+        return []
+    axes = sorted(int(axis) % rank for axis in values) or list(range(rank))
+    if step.extent_of(0).batch in axes:
+        raise NotImplementedError("a reduction along the batch")
+    return axes
+
+
+def _kept(step: Step, axes: list[int]) -> tuple[str, Extent]:
+    """Return the gradient with reduced axes of size 1, and its extent."""
+    source = step.extent_of(0)
+    extent = Extent(tuple(1 if axis in axes else size for axis, size in enumerate(source.dims)), source.batch)
+    return (step.gradient if extent == step.extent else step.rows.merge(step.gradient, extent)), extent
+
+
+def _repeated(step: Step, axes: list[int], factor: float) -> None:
+    """Contribute the gradient times a number to every reduced position."""
+    gradient, _ = _kept(step, axes)
+    source = step.extent_of(0)
+    shape = [size if axis in axes else 1 for axis, size in enumerate(source.dims)]
+    step.give(0, step.op("Mul", gradient, np.full(shape, factor, dtype=np.float32)))
+
+
+def _spatial_axes(step: Step) -> list[int]:
+    return list(range(2, step.extent_of(0).rank))
+
+
+def _positions(step: Step, axes: list[int]) -> int:
+    return math.prod(step.extent_of(0).dims[axis] for axis in axes)
+
+
+def _reduce_mean(step: Step) -> None:
+    axes = reduced_axes(step)
+    _repeated(step, axes, 1 / _positions(step, axes))
+
+
+def _weighted_positions(step: Step, axes: list[int], factor: str) -> None:
+    """Contribute the gradient times a value of the input's extent."""
+    gradient, _ = _kept(step, axes)
+    source = step.extent_of(0)
+    shape = [size if axis in axes else 1 for axis, size in enumerate(source.dims)]
+    repeated = step.op("Mul", gradient, np.ones(shape, dtype=np.float32))
+    step.give(0, step.rows.combine("Mul", repeated, source, Factor(factor, source)))
+
+
+def _first_extremum(step: Step, axes: list[int], largest: bool) -> None:
+    """Contribute the gradient to the first largest or smallest position of the reduced axes."""
+    source = step.extent_of(0)
+    if axes != list(range(axes[0], axes[-1] + 1)):
+        raise NotImplementedError("axes that are not adjacent")
+    positions = _positions(step, axes)
+    dims = [-1 if axis == source.batch else size for axis, size in enumerate(source.dims)]
+    flat = [*dims[: axes[0]], positions, *dims[axes[-1] + 1 :]]
+    x = step.op("Reshape", step.node.input[0], sizes(*flat))
+    first = step.op("ArgMax" if largest else "ArgMin", x, axis=axes[0], keepdims=1)
+    numbers = sizes(*range(positions)).reshape(-1, *[1] * (len(flat) - axes[0] - 1))
+    mask = step.op("Cast", step.op("Equal", first, numbers), to=FLOAT)
+    _weighted_positions(step, axes, step.op("Reshape", mask, sizes(*dims)))
+
+
+def _reduce_l2(step: Step) -> None:
+    axes = reduced_axes(step)
+    norm = step.op("Sqrt", step.op("ReduceSumSquare", step.node.input[0], sizes(*axes), keepdims=1))
+    _weighted_positions(step, axes, step.op("Div", step.node.input[0], norm))
+
+
+def _max_pool(step: Step) -> None:
+    """Add each window's gradient to the position of its first maximum. The positions are computed here, not in the forward pass."""
+    source = step.extent_of(0)
+    if source.rank != 4 or source.batch != 0 or source.dims[0] != 1 or step.attributes.get("storage_order", 0):
+        raise NotImplementedError("other than two spatial axes")
+    _, channels, height, width = source.dims
+    windows = math.prod(step.extent.dims[2:])
+    _, found = step.writer.ops("MaxPool", step.node.input[0], outputs=2, **step.attributes)
+    inside = step.op("Reshape", step.op("Mod", found, sizes(height * width)), sizes(-1, 1, channels, windows))
+    times = step.op("Concat", sizes(1), step.rows.count, sizes(1, 1), axis=0)
+    positions = step.op("Reshape", step.op("Expand", inside, times), sizes(-1, channels, windows))
+    gradient = step.op("Reshape", step.gradient, sizes(-1, channels, windows))
+    images = step.op("Concat", step.op("Shape", gradient, start=0, end=1), sizes(1, 1), axis=0)
+    blank = step.op("Expand", np.zeros((1, channels, height * width), dtype=np.float32), images)
+    added = step.op("ScatterElements", blank, positions, gradient, axis=2, reduction="add")
+    step.give(0, step.rows.merge(added, source))
+
+
+def _average_pool(step: Step) -> None:
+    """Distribute each window's gradient equally over its positions, by a transposed convolution of each channel with ones."""
+    source = step.extent_of(0)
+    if source.batch != 0:
+        raise NotImplementedError("the batch on another axis")
+    kernel = list(step.attributes["kernel_shape"])
+    strides = step.attributes.get("strides", [1] * len(kernel))
+    dilations = step.attributes.get("dilations", [1] * len(kernel))
+    pads = explicit_pads(step, kernel, strides, dilations, source)
+    include = bool(step.attributes.get("count_include_pad", 0))
+    counts = np.ones((), dtype=np.float64)
+    for axis, size in enumerate(source.dims[2:]):
+        counts = np.multiply.outer(counts, _window_counts(step, axis, size, kernel, strides, dilations, pads, include))
+    shares = step.op("Mul", step.gradient, (1 / counts).astype(np.float32))
+    single = step.op("Reshape", shares, sizes(-1, 1, *step.extent.dims[2:]))
+    ones = np.ones((1, 1, *kernel), dtype=np.float32)
+    step.give(0, step.rows.merge(spread(step, single, ones, kernel, strides, dilations, pads, source), source))
+
+
+def _window_counts(
+    step: Step, axis: int, size: int, kernel: list[int], strides: list[int], dilations: list[int], pads: list[int], include: bool
+) -> np.ndarray:
+    """Return the number of positions that each window along an axis averages over."""
+    begin, end = pads[axis], pads[axis + len(kernel)]
+    starts = np.arange(step.extent.dims[2 + axis])[:, None] * strides[axis] - begin
+    positions = starts + np.arange(kernel[axis])[None] * dilations[axis]
+    low, high = (-begin, size + end) if include else (0, size)
+    counts: np.ndarray = ((positions >= low) & (positions < high)).sum(1)
+    return counts
+
+
+POOLING_RULES: dict[str, Rule] = {
+    "GlobalAveragePool": lambda step: _repeated(step, _spatial_axes(step), 1 / _positions(step, _spatial_axes(step))),
+    "GlobalMaxPool": lambda step: _first_extremum(step, _spatial_axes(step), largest=True),
+    "ReduceMean": _reduce_mean,
+    "ReduceSum": lambda step: _repeated(step, reduced_axes(step), 1.0),
+    "ReduceMax": lambda step: _first_extremum(step, reduced_axes(step), largest=True),
+    "ReduceMin": lambda step: _first_extremum(step, reduced_axes(step), largest=False),
+    "ReduceL2": _reduce_l2,
+    "ReduceSumSquare": lambda step: _weighted_positions(step, reduced_axes(step), step.op("Mul", step.node.input[0], 2.0)),
+    "MaxPool": _max_pool,
+    "AveragePool": _average_pool,
+}

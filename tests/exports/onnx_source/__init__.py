@@ -1,0 +1,1 @@
+"""Tests of maps for foreign ONNX files."""

@@ -1,0 +1,1 @@
+"""Other runtimes that tests run exported files in."""
