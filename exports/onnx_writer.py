@@ -11,6 +11,7 @@ import torch
 
 from tlcli.contract.errors import ExportError, first_line
 from tlcli.contract.files.atomic_file import named_errors
+from tlcli.contract.maps.method_names import OF_ATTENTION
 from tlcli.contract.model.description import IMAGES, SOFTMAX, TARGETS, MapOutput, Plain
 from tlcli.contract.model.onnx_model import FIRST_RANKED
 from tlcli.contract.process.quiet import quiet
@@ -23,7 +24,7 @@ from tlcli.exports.rewrite.plain_graph import LinearAblation
 from tlcli.exports.rewrite.symbolic_sizes import take_sizes_from
 from tlcli.exports.rewrite.target_choice import COTANGENTS
 from tlcli.exports.trace.explainer import Explainer, is_pooled_linear
-from tlcli.exports.trace.map_methods import NEEDS_ABLATION, NEEDS_MASKING
+from tlcli.exports.trace.map_methods import NEEDS_ABLATION, NEEDS_DIFFERENCE, NEEDS_MASKING
 from tlcli.training.models.target_layers import resolve_layers
 
 _MAX_PROTOBUF_BYTES = 2**31 - 1
@@ -109,11 +110,11 @@ def close_plain_graph(explainer: Explainer, model: onnx.ModelProto, plain: Plain
 
 
 def plain_maps(explainer: Explainer) -> tuple[MapOutput, ...]:
-    """Return the maps of the explainer that a plain graph computes: those in the graph that need no loop."""
-    loops = frozenset() if has_linear_ablation(explainer) else NEEDS_ABLATION
-    if explainer.masks_in_loop:
-        loops |= NEEDS_MASKING
-    return tuple(output for output in explainer.maps if output.in_graph and output.method not in loops)
+    """Return the maps of the explainer that a plain graph computes: those in the graph that need no loop and no gradient of their own."""
+    others = NEEDS_MASKING | NEEDS_DIFFERENCE | {*OF_ATTENTION}
+    if not has_linear_ablation(explainer):
+        others |= NEEDS_ABLATION
+    return tuple(output for output in explainer.maps if output.in_graph and output.method not in others)
 
 
 def has_linear_ablation(explainer: Explainer) -> bool:

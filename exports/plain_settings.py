@@ -13,6 +13,7 @@ from tlcli.contract.model.onnx_metadata import read_metadata
 from tlcli.contract.model.repository_layout import MODEL_FILE, versions
 from tlcli.exports.onnx_writer import plain_maps
 from tlcli.exports.trace.explainer import Explainer
+from tlcli.exports.trace.map_methods import NEEDS_ABLATION
 
 
 def new_plain(
@@ -57,6 +58,10 @@ def require_plain(explainer: Explainer, methods: Sequence[str] | None, plain: Pl
             f" {', '.join(method for method in METHODS if METHODS[method].in_graph)}"
         )
     if missing := {*(methods or ())} - {output.method for output in plain_maps(explainer)}:
+        if others := missing - NEEDS_ABLATION:
+            raise ExportError(
+                f"--plain {','.join(sorted(others))}: plain graphs do not compute this method: leave it out, or export without --plain"
+            )
         raise ExportError(
             f"--plain {','.join(sorted(missing))}: needs a loop, except behind the last layer of a network with one linear layer on its"
             " spatial mean: leave it out, or export without --plain"
