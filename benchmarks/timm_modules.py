@@ -219,9 +219,9 @@ def section(rows: dict[str, str]) -> str:
     ordered = [_bold(rows[named]) for named in MODELS if named in rows]
     modules = {row.split("|")[1].strip() for row in ordered}
     wrong = [row.split("|")[2].strip() for row in ordered if "**" in row]
-    with_maps = {row.split("|")[1].strip() for row in ordered if row.split("|")[4].strip().startswith(("yes", "`"))}
+    run = {row.split("|")[1].strip() for row in ordered if row.split("|")[6].strip()[:1].isdigit()}
     summary = (
-        f"{len(modules)} modules measured: {len(modules) - len(wrong)} right, {len(with_maps)} of them with maps."
+        f"{len(modules)} modules measured: {len(modules) - len(wrong)} right. The files with Grad-CAM of {len(run)} of them have been run."
         if not wrong
         else f"{len(modules)} modules measured; not right: {', '.join(wrong)}."
     )

@@ -8,7 +8,7 @@ import timm
 
 import tlcli.training.models.zoo  # noqa: F401 - registers them
 
-_WITHOUT_MAP = frozenset({"coat", "crossvit", "efficientvim", "naflexvit", "pit"})
+_WITHOUT_MAP = frozenset({"coat", "crossvit", "efficientvim", "pit"})
 """timm modules whose features hold no map: several tensors, or class tokens only. Their published models can be exported, but a new head
 cannot be trained."""
 

@@ -108,7 +108,7 @@ def resolve_layers(network: ImageNetwork, names: Sequence[str] | None) -> list[T
     for layer in chosen:
         if layer.layout.kind == "tokens" and layer.name not in reached:
             raise ExportError(
-                f"--cam-layer {layer.name}: in {where} the scores do not depend on this layer's tokens but for the class token, so its maps"
+                f"--cam-layer {layer.name}: in {where} the scores do not depend on this layer's patches, so its maps"
                 f" would be empty: choose an earlier layer, such as {_default_layer(network, targets).name}"
             )
     return chosen
