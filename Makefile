@@ -69,7 +69,8 @@ web: $(WEB)/.ready
 
 $(WEB)/.ready: | venv
 	@if command -v npm > /dev/null; then \
-		npm install --silent --no-audit --no-fund --ignore-scripts --prefix $(WEB) onnxruntime-web@1.30.0 && touch $@; \
+		npm install --silent --no-audit --no-fund --ignore-scripts --fetch-retries 5 --prefix $(WEB) onnxruntime-web@1.30.0 && touch $@ \
+			|| echo "npm could not install onnxruntime-web: tests in it will skip"; \
 	else echo "npm is not installed: tests in onnxruntime-web will skip"; fi
 
 litert: $(LITERT)/.ready
