@@ -20,7 +20,7 @@ INPUT_RANGES: dict[str, tuple[float, float]] = {"0..255": (0.0, 1 / 255), "0..1"
 
 @dataclass(frozen=True)
 class InputSettings:
-    """What the user says about the input of a file. None is unknown.
+    """Settings of a file's input that the user gave. None is unknown.
 
     mean, std: mean and standard deviation per channel, on the scale of `input_range`, or in [0, 1] without it.
     input_range: a key of `INPUT_RANGES`.

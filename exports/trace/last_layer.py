@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -11,29 +9,8 @@ from torch.nn import functional
 from tlcli.training.models.network import ImageNetwork, Network
 
 
-class LastLayer(Protocol):
-    """Function from the embedding z `[N, d]` to logits `[N, C]`, and its derivatives."""
-
-    @property
-    def width(self) -> int:
-        """Size d of the embedding."""
-        ...
-
-    def logits(self, z: Tensor) -> Tensor:
-        """Compute logits `[N, C]` for embeddings `[N, d]`."""
-        ...
-
-    def rows(self, classes: Tensor) -> Tensor:
-        """Return the derivatives of the classes' logits with respect to z, `[N, K, d]`, for classes `[N, K]`."""
-        ...
-
-    def mean_row(self, weights: Tensor) -> Tensor:
-        """Return the sum of all classes' derivatives, each multiplied by its weight, `[N, d]`, for weights `[N, C]`."""
-        ...
-
-
 class LinearLastLayer:
-    """Linear layer or 1x1 convolution at the end of a network."""
+    """Linear layer or 1x1 convolution at the end of a network: a function from the embedding z `[N, d]` to logits `[N, C]`."""
 
     def __init__(self, layer: nn.Linear | nn.Conv2d) -> None:
         self._layer = layer
@@ -49,15 +26,15 @@ class LinearLastLayer:
         return self._layer.weight.flatten(1)
 
     def logits(self, z: Tensor) -> Tensor:
-        """Apply the layer."""
+        """Compute logits `[N, C]` for embeddings `[N, d]`."""
         return functional.linear(z, self.weight, self._layer.bias)
 
     def rows(self, classes: Tensor) -> Tensor:
-        """Return the rows of the weight."""
+        """Return the derivatives of the classes' logits with respect to z, the rows of the weight, `[N, K, d]`, for classes `[N, K]`."""
         return functional.embedding(classes, self.weight)
 
     def mean_row(self, weights: Tensor) -> Tensor:
-        """Return the weighted sum of the weight's rows."""
+        """Return the sum of all classes' rows, each multiplied by its weight, `[N, d]`, for weights `[N, C]`."""
         return weights @ self.weight
 
 

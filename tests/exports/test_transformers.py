@@ -17,8 +17,12 @@ from tlcli.training.models.network import ImageNetwork
 
 SIZE = 160
 TARGETS = np.array([[0, -1], [3, -2]])
-TOLERANCE = {"ablationcam": 5e-3, "xgradcam": 2e-3, "gradcam_plus_plus": 2e-3}
-"""Tolerances of methods that subtract nearly equal scores, or divide by sums that cancel: these layers have negative outputs."""
+TOLERANCES: dict[str, dict[str, float]] = {
+    "blocks.4.mlp.fc1": {"ablationcam": 5e-3},
+    "stages.2.blocks.1.mlp.fc1": {"xgradcam": 1e-3},
+    "blocks.1.norm1": {"xgradcam": 5e-4},
+}
+"""Tolerances of layers at which a method divides by a sum that cancels, or subtracts nearly equal scores, so that float32 loses digits."""
 
 GRID = (1, 10, 10)
 """Tokens of timm's small vision transformers at 160 pixels: a class token, and 10 x 10 patches."""
@@ -46,6 +50,7 @@ def compare_maps(case: Case, reference: Reference, softmax: bool) -> None:
     """Compare the maps of a file with the reference; Ablation-CAM, which runs the network for each channel, of one image and of logits."""
     images = blobs(2, SIZE, SIZE)
     (described,) = case.model.description.layers
+    tolerances = {"ablationcam": 1e-3} | TOLERANCES.get(described.name, {})
     maps = [name for name in case.model.description.graph_maps if name != "ablationcam" or not softmax]
     answer = case.model.run(images, TARGETS, maps, (described.features,), softmax=softmax)
     assert answer.classes is not None
@@ -56,7 +61,7 @@ def compare_maps(case: Case, reference: Reference, softmax: bool) -> None:
         count = 1 if method == "ablationcam" else len(images)
         expected = reference.maps(method, images[:count], answer.classes[:count], softmax)
         assert np.abs(expected).max() > 0, method
-        assert relative_difference(answer.maps[method][:count], expected) < TOLERANCE.get(method, 5e-4 if softmax else 1e-4), method
+        assert relative_difference(answer.maps[method][:count], expected) < tolerances.get(method, 5e-4 if softmax else 1e-4), method
 
 
 @pytest.mark.parametrize("name", CASES)

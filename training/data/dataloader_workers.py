@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.process import BaseProcess
 from types import TracebackType
 
@@ -93,4 +93,5 @@ def _first_to_fail(started: Sequence[BaseProcess], wait: bool) -> BaseProcess | 
         failed = next((worker for worker in started if worker.exitcode), None)
         if failed is not None or time.monotonic() >= ends:
             return failed
-        time.sleep(0.01)
+        with suppress(RuntimeError):  # raised here by PyTorch's SIGCHLD handler, if another loader installed it before
+            time.sleep(0.01)

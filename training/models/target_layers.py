@@ -65,7 +65,7 @@ def list_layers(network: ImageNetwork) -> list[TargetLayer]:
         for layer in layers
         if calls[layer.module] == 1 and layer.height > 1 and layer.width > 1
     ]
-    if isinstance(network, Network) and not any(layer.is_features for layer in targets) and network.layout is not None:
+    if isinstance(network, Network) and not any(layer.is_features for layer in targets):
         layout, channels = network.layout, network.feature_channels
         if layout.height > 1 and layout.width > 1:
             targets.append(TargetLayer(FEATURES_CALL, type(network.backbone).__name__, channels, layout, len(layers) + 1, True))

@@ -112,7 +112,7 @@ def test_layers_of_channels_last_blocks_have_their_channels_in_the_last_dimensio
     ("backbone", "expected", "layout"),
     [
         ("test_vit", "blocks.5.norm1", FeatureLayout("tokens", 10, 10, 1)),  # behind it, only the class token reaches the head
-        ("test_vit2", "norm", FeatureLayout("tokens", 10, 10, 1)),  # the head takes the mean of the tokens
+        ("test_vit2", "blocks", FeatureLayout("tokens", 10, 10, 1)),  # the head takes the mean of the tokens
         ("test_vit3", "norm", FeatureLayout("tokens", 10, 10, 1)),  # the head attends to the tokens
         ("test_mambaout", "stages", FeatureLayout("channels_last", 5, 5)),
     ],

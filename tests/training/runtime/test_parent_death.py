@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -19,6 +20,7 @@ from tests.helpers.training.reading_work import read
 from tlcli.contract.errors import ImageError, ResourceError, SettingsError
 from tlcli.contract.files.atomic_folder import temporary_folder, whole_folder
 from tlcli.contract.files.file_lock import LocksUnsupportedError
+from tlcli.training.data import dataloader_workers
 from tlcli.training.features.row_file import growing_rows
 from tlcli.training.runs.run_folder import RunFolder
 
@@ -243,3 +245,14 @@ def test_a_temporary_folder_is_removed_only_after_its_process_was_killed(tmp_pat
             assert not theirs.exists()
             assert mine.exists()
     assert [left.name for left in tmp_path.iterdir()] == [".export-notes"]
+
+
+def test_pytorchs_handler_does_not_interrupt_the_search_for_the_worker_that_died(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = SimpleNamespace(exitcode=None)
+
+    def interrupted(_: float) -> None:
+        worker.exitcode = -signal.SIGKILL
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
+
+    monkeypatch.setattr(dataloader_workers.time, "sleep", interrupted)
+    assert dataloader_workers._first_to_fail([worker], wait=True) is worker  # type: ignore[list-item]
