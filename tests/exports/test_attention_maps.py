@@ -85,8 +85,8 @@ def test_they_cost_nothing_unless_selected(tmp_path: Path) -> None:
 )
 def test_other_networks_have_no_such_maps(backbone: str, head: str) -> None:
     size = (224, 224) if "swin" in backbone else (64, 64)
-    kwargs = {"depths": (1, 1, 1, 1), "embed_dim": 24} if "swin" in backbone else {}
-    network = make(backbone, head, size=size, **kwargs).requires_grad_(False)  # type: ignore[arg-type]
+    kwargs = {"embed_dim": 24} if "swin" in backbone else {}
+    network = make(backbone, head, size=size, **kwargs).requires_grad_(False)
     for module in network.modules():
         if hasattr(module, "fused_attn"):
             module.fused_attn = False

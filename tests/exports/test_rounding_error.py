@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -11,12 +13,12 @@ from tlcli.contract.errors import ParityError
 from tlcli.contract.model.description import Parity
 from tlcli.exports import parity
 from tlcli.exports.rounding_error import expect
-from tlcli.exports.trace.map_methods import FORMULAS, CamInputs
+from tlcli.exports.trace.map_methods import FORMULAS, AttentionInputs, CamInputs
 
 
 def evidence(activations: torch.Tensor, gradients: torch.Tensor) -> CamInputs:
     """Return inputs of N images and K classes, with scores and weights that let no method divide by zero."""
-    n, k, c = gradients.shape[:3]
+    n, k, c, height, width = gradients.shape
     return CamInputs(
         activations=activations,
         gradients=gradients,
@@ -24,13 +26,25 @@ def evidence(activations: torch.Tensor, gradients: torch.Tensor) -> CamInputs:
         class_weights=gradients.mean((-2, -1)),
         scores=torch.ones(n, k),
         ablated=torch.zeros(n, k, c),
+        masked=torch.linspace(-2, 3, n * k * height * width).reshape(n, k, height, width),
     )
+
+
+def with_attention(inputs: CamInputs) -> CamInputs:
+    """Add the attention of two blocks of two heads, and Finer-CAM's gradients."""
+    generator = torch.Generator().manual_seed(1)
+    n, k, _, height, width = inputs.gradients.shape
+    tokens = 1 + height * width
+    weights = torch.rand(2, n, 2, tokens, tokens, generator=generator).softmax(-1)
+    gradients = torch.randn(2, n, k, 2, tokens, tokens, generator=generator)
+    attention = AttentionInputs(tuple(weights), tuple(gradients), (0,), 1, height, width)
+    return dataclasses.replace(inputs, attention=attention, difference=evidence(inputs.activations, inputs.gradients.flip(1)))
 
 
 @pytest.fixture
 def drawn() -> CamInputs:
     generator = torch.Generator().manual_seed(0)
-    return evidence(torch.randn(2, 6, 5, 7, generator=generator), torch.randn(2, 3, 6, 5, 7, generator=generator))
+    return with_attention(evidence(torch.randn(2, 6, 5, 7, generator=generator), torch.randn(2, 3, 6, 5, 7, generator=generator)))
 
 
 @pytest.mark.parametrize("method", sorted(FORMULAS))
