@@ -29,7 +29,8 @@ from tlcli.training.models.target_layers import resolve_layers
 from tlcli.training.settings.config import FinetuneConfig
 
 SMALL = 96
-"""Pixels: the input of models that take it. Others get the size that they were made for."""
+"""Pixels: the input of models that take it, three rows and columns at the end: of fewer values none can be two standard deviations above
+their mean, as FEM asks. Others get the size that they were made for."""
 CLASSES = 10
 """Models that timm builds without a classifier."""
 TOLERANCE = 1e-4
@@ -165,13 +166,14 @@ def _save(name: str, model_kwargs: dict[str, Any], path: Path) -> tuple[int, dic
     if not model.num_classes:
         extra = {"num_classes": CLASSES}
         model = timm.create_model(name, **model_kwargs, **extra)
-    size = model_kwargs.get("img_size") or _size(model)
+    size = model_kwargs.get("img_size") or input_size(model)
     _look_trained(model)
     safetensors.torch.save_file({key: value.contiguous().clone() for key, value in model.state_dict().items()}, path)
     return size, extra
 
 
-def _size(model: nn.Module) -> int:
+def input_size(model: nn.Module) -> int:
+    """Return the size to measure a model at: `SMALL`, or the one it is made for if it takes no other."""
     made_for = int(model.pretrained_cfg["input_size"][-1])
     if model.pretrained_cfg.get("fixed_input_size") or made_for < SMALL:
         return made_for

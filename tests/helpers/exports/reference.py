@@ -108,7 +108,7 @@ def fem(activations: Tensor) -> Tensor:
     mean = activations.mean((-2, -1), keepdim=True)
     sigma = activations.std((-2, -1), correction=0, keepdim=True)
     above = (activations > mean + 2 * sigma) & ~_constant(activations)
-    return cam(activations, above.double().mean((-2, -1))).relu()
+    return cam(activations, above.to(activations.dtype).mean((-2, -1))).relu()
 
 
 def eigencam(activations: Tensor) -> Tensor:
@@ -181,9 +181,10 @@ def rollout(attention: Sequence[Tensor], rows: Sequence[int]) -> Tensor:
         attention: weights of each block, first to last, `[heads, t, t]`.
         rows: the tokens that the classifier takes.
     """
-    product = torch.eye(attention[0].shape[-1], dtype=torch.float64)
+    identity = torch.eye(attention[0].shape[-1], dtype=attention[0].dtype)
+    product = identity
     for weights in attention:
-        product = (weights.mean(0) + torch.eye(len(product), dtype=torch.float64)) / 2 @ product
+        product = (weights.mean(0) + identity) / 2 @ product
     return product[list(rows)].mean(0)
 
 
@@ -298,7 +299,14 @@ class Reference:
     The last images and classes are cached: all methods share one forward pass, and one backward pass per class.
     """
 
-    def __init__(self, network: ImageNetwork, layer: str, tokens: tuple[int, int, int] | None = None, channels_last: bool = False) -> None:
+    def __init__(
+        self,
+        network: ImageNetwork,
+        layer: str,
+        tokens: tuple[int, int, int] | None = None,
+        channels_last: bool = False,
+        dtype: torch.dtype = torch.float64,
+    ) -> None:
         """Copy the network.
 
         Args:
@@ -306,9 +314,10 @@ class Reference:
             layer: the name of a module of the backbone whose output is `[N, c, h, w]`, or `FEATURES`.
             tokens: for a module whose output is `[N, p + h * w, c]`: the number p of tokens without a position, h and w.
             channels_last: the module's output is `[N, h, w, c]`.
+            dtype: float32 shows what PyTorch itself reaches.
         """
-        self._tokens, self._channels_last = tokens, channels_last
-        self.network = copy.deepcopy(network).double().eval().requires_grad_(False)
+        self._tokens, self._channels_last, self._dtype = tokens, channels_last, dtype
+        self.network = copy.deepcopy(network).to(dtype).eval().requires_grad_(False)
         self.name = layer
         self.layer = None if layer == FEATURES else self.network.backbone.get_submodule(layer)
         self._last: _Observation | None = None
@@ -388,7 +397,7 @@ class Reference:
         config = self.network.config.preprocessing
         pixels = torch.from_numpy(images).double().permute(0, 3, 1, 2) / 255
         mean, std = (torch.tensor(values, dtype=torch.float64).view(1, 3, 1, 1) for values in (config.mean, config.std))
-        inputs = (pixels - mean) / std
+        inputs = ((pixels - mean) / std).to(self._dtype)
         outputs: list[Tensor] = []
 
         def watch(output: Tensor) -> Tensor:
@@ -470,7 +479,7 @@ class Reference:
         """Return the logits `[h * w, C]` of one image with the activations around each position in turn."""
         if image not in seen.kept:
             activations = seen.activations[image].detach()
-            masks_of_positions = neighbourhoods(*activations.shape[1:]).split(_CHUNK)
+            masks_of_positions = neighbourhoods(*activations.shape[1:]).to(self._dtype).split(_CHUNK)
             seen.kept[image] = torch.cat([self._logits_of(seen, image, activations * masks[:, None]) for masks in masks_of_positions])
         return seen.kept[image]
 
