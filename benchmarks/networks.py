@@ -50,6 +50,20 @@ from tlcli.training.data.shapes import draw
 from tlcli.training.models.network import CutError, ImageNetwork, NetworkConfig, WholeNetwork, build, create_backbone
 from tlcli.training.models.target_layers import TargetLayer, list_layers, resolve_layers, tapped
 
+NETWORKS = tuple(  # a light one of each family first
+    """
+resnet18 resnet26d seresnet18 legacy_seresnet18 skresnet18 resnext26ts gcresnext26ts ecaresnet26t vgg11_bn densenet121
+efficientnet_b0 tf_efficientnetv2_b0 mobilenetv2_100 mobilenetv3_small_100 mobilenetv4_conv_small mnasnet_small fbnetc_100 lcnet_050
+tinynet_e hardcorenas_a mixnet_s regnetx_002 regnety_002 convnext_atto convnextv2_atto resnest14d dpn68 ghostnet_100 repghostnet_050
+hrnet_w18_small nf_regnet_b0 nf_resnet26 eca_nfnet_l0 repvgg_a0 mobileone_s0 gernet_s cspresnet50 darknet17 res2net50_26w_4s rexnet_100
+selecsls42b:160 ese_vovnet19b_dw starnet_s1 edgenext_xx_small poolformer_s12 fastvit_t8 inception_next_atto hgnetv2_b0 mobilevit_xxs
+mobilevitv2_050 dla34 xception41 resnetv2_50d_gn inception_v3:160 alexnet:128 googlenet squeezenet1_1
+shufflenet_v2_x0_5 mnasnet0_5 resnet50 vgg16 seresnet50 resnext50_32x4d resnetrs50 cspdarknet53 legacy_xception:128 inception_v4:160
+inception_resnet_v2:160 lambda_resnet26t:256 bat_resnext26ts:256
+convmixer_768_32 resnetv2_50x1_bit nasnetalarge:128 tresnet_m halonet26t:256 coatnet_nano_rw_224:224
+maxvit_tiny_tf_224:224 focalnet_tiny_srf efficientformer_l1:224 swin_tiny_patch4_window7_224:224 vit_tiny_patch16_224:224
+""".split()  # noqa: SIM905
+)
 CLASSES = 5
 TOLERANCE = 1e-4
 AS_FLOAT32 = 2
@@ -75,6 +89,7 @@ def main() -> None:
     if arguments.modules:
         compare_modules(arguments.networks, arguments.out, not arguments.no_files)
         return
+    timm.layers.set_fused_attn(False)  # as the exporter does
     rows = _read(arguments.out)
     for named in arguments.networks or networks():
         name, _, size = named.partition(":")
