@@ -1,8 +1,9 @@
 """Tests that run the README and the guides for training, maps, the exported file and its runtimes: every block, in order, as it is written.
 
 Two stand-ins replace what a test cannot download: a hub cache with randomly initialised weights in the official layout, and a small data
-set under the default one's name. The commands do not know the difference. Lines that install are held against pyproject.toml in
-`tests/docs`, and run in `tests/packaging`.
+set under the default one's name. The commands do not know the difference. Those of the README are started as a reader starts them, those
+of the guides in forks of a process that has imported PyTorch. Lines that install are held against pyproject.toml in `tests/docs`, and run
+in `tests/packaging`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -20,6 +22,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.forked_commands import ForkedCommands, forked_commands
 from tests.helpers.runtimes import onnxruntime_web
 
 ROOT = Path(__file__).parents[2]
@@ -41,7 +44,7 @@ def blocks(page: str) -> list[tuple[str, str]]:
 
 
 BLOCKS = [
-    pytest.param(language, block, id=f"{Path(page).stem} {number}")
+    pytest.param(page, language, block, id=f"{Path(page).stem} {number}")
     for page in PAGES
     for number, (language, block) in enumerate(blocks(page), 1)
     if not block.startswith(SETUP)
@@ -104,6 +107,12 @@ def environment(home: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
+def commands(home: Path, environment: dict[str, str]) -> Iterator[ForkedCommands]:
+    with forked_commands(home, environment) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
 def servers() -> Iterator[list[subprocess.Popen[bytes]]]:
     started: list[subprocess.Popen[bytes]] = []
     yield started
@@ -134,9 +143,15 @@ def test_the_two_commands_of_make_run() -> None:
     subprocess.run(["make", "test"], cwd=ROOT, check=True, timeout=600, env=collect_only)
 
 
-@pytest.mark.parametrize(("language", "block"), BLOCKS)
+@pytest.mark.parametrize(("page", "language", "block"), BLOCKS)
 def test_commands_and_code_run(
-    language: str, block: str, home: Path, environment: dict[str, str], servers: list[subprocess.Popen[bytes]]
+    page: str,
+    language: str,
+    block: str,
+    home: Path,
+    environment: dict[str, str],
+    commands: ForkedCommands,
+    servers: list[subprocess.Popen[bytes]],
 ) -> None:
     if language == "js":  # its first line names the file
         (home / block.split()[1]).write_text(block)
@@ -155,6 +170,8 @@ def test_commands_and_code_run(
             continue
         if line.startswith("tlcli serve"):
             start(servers, line.split(), home, environment)
+        elif line.startswith("tlcli ") and page != "README.md":
+            commands.run(*shlex.split(line)[1:])
         else:
             subprocess.run(line, shell=True, cwd=home, env=environment, check=True, timeout=600)
 
