@@ -4,11 +4,12 @@
 
     scores       scores alone from the file with maps, relative to the bare export
     Grad-CAM     scores and Grad-CAM of the best class, relative to scores alone, from the file with maps
+    LeGrad       the same with LeGrad, for vision transformers
     all          scores and every map in the graph but Ablation-CAM and Recipro-CAM, relative to scores alone
     file         size of the file with maps, relative to the bare one
     memory       benchmarks/session_memory.py of the one relative to the other (with --memory)
 
-The four runs of a round follow one another in a random order; the figures are medians of the rounds' ratios. On some machines the session
+The runs of a round follow one another in a random order; the figures are medians of the rounds' ratios. On some machines the session
 that is created second is faster, whatever it holds, so half of the rounds use each order of creation. The networks have random weights;
 HEAD is linear, mlp:256 or original.
 """
@@ -27,6 +28,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+import timm
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -73,8 +75,9 @@ def main() -> None:
     parser.add_argument("--memory", action="store_true")
     arguments = parser.parse_args()
     print(f"batch {arguments.batch}, {arguments.size} x {arguments.size}, {arguments.classes} classes, {arguments.pairs} rounds")
-    print("| network | head | bare, ms | scores | Grad-CAM | all | file | memory |")
-    print("|---|---|---|---|---|---|---|---|")
+    timm.layers.set_fused_attn(False)  # as the exporter does; the ONNX operators of fused attention are the same
+    print("| network | head | bare, ms | scores | Grad-CAM | LeGrad | all | file | memory |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for name in arguments.networks:
         backbone, _, head = name.partition(":")
         with tempfile.TemporaryDirectory() as folder:
@@ -86,14 +89,16 @@ def main() -> None:
                 bare, maps = (memory_of(Path(folder, f"{file}.onnx"), arguments.size) for file in ("bare", "maps"))
                 memory = f"{maps / bare:.3f} ({bare / 1e6:.0f} MB)"
         bare_ms = 1000 * statistics.median(times["bare"])
-        scores, gradcam, everything = (
-            statistics.median(a / b for a, b in zip(times[over], times[under], strict=True))
-            for over, under in (("scores", "bare"), ("gradcam", "scores"), ("all", "scores"))
-        )
-        row = (
-            f"| {backbone} | {head or 'linear'} | {bare_ms:.1f} | {scores:.3f} | {gradcam:.3f} | {everything:.3f} | {size:.4f} | {memory} |"
-        )
-        print(row, flush=True)
+        ratios = [
+            _ratio(times, over, under) for over, under in (("scores", "bare"), *((name, "scores") for name in ("gradcam", "legrad", "all")))
+        ]
+        print(f"| {backbone} | {head or 'linear'} | {bare_ms:.1f} | {' | '.join(ratios)} | {size:.4f} | {memory} |", flush=True)
+
+
+def _ratio(times: dict[str, list[float]], over: str, under: str) -> str:
+    """Return the median ratio of the runs of two names, or a dash if there are none."""
+    ratios = [a / b for a, b in zip(times[over], times[under], strict=True)] if over in times else []
+    return f"{statistics.median(ratios):.3f}" if ratios else "–"
 
 
 def write(backbone: str, head: str, classes: int, size: int, folder: Path) -> list[str]:
@@ -123,7 +128,7 @@ def write(backbone: str, head: str, classes: int, size: int, folder: Path) -> li
 def measure(folder: Path, switches: list[str], batch: int, size: int, rounds: int) -> dict[str, list[float]]:
     """Return the seconds of each run by its name."""
     images = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
-    times: dict[str, list[float]] = {name: [] for name in ("bare", "scores", "gradcam", "all")}
+    times: dict[str, list[float]] = {}
     for order in (("bare", "maps"), ("maps", "bare")):
         sessions = {name: open_session(folder / f"{name}.onnx") for name in order}
 
@@ -138,13 +143,15 @@ def measure(folder: Path, switches: list[str], batch: int, size: int, rounds: in
             "gradcam": asking(["gradcam"]),
             "all": asking([switch for switch in switches if switch not in UNASKED]),
         }
+        if "legrad" in switches:
+            runs["legrad"] = asking(["legrad"])
         for run in [*runs.values()] * 2:
             run()
         for _ in range(rounds // 2):
             for name in random.sample(list(runs), len(runs)):
                 began = time.perf_counter()
                 runs[name]()
-                times[name].append(time.perf_counter() - began)
+                times.setdefault(name, []).append(time.perf_counter() - began)
     return times
 
 
