@@ -145,7 +145,8 @@ class Explainer(nn.Module):
         try:
             with sdpa_kernel(SDPBackend.MATH):  # the gradients of the other kernels are single operators that ONNX does not have
                 if not self._tail_is_head:
-                    return TracedTail(self._from_inputs, example[0], names, self.dynamic_size)
+                    has_prefix = any(target.layout.prefix for target in self._targets)  # such as a class token
+                    return TracedTail(self._from_inputs, example[0], names, self.dynamic_size, has_prefix)
                 with torch.no_grad():
                     features = self._head().features(example)
                 return TracedTail(self._from_features, features[0], names, self.dynamic_size)

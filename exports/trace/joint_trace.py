@@ -7,13 +7,14 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from tlcli.exports.trace.decompositions import DECOMPOSITIONS
+from tlcli.exports.trace.needed_tokens import keep_needed_tokens
 from tlcli.exports.trace.simplify_graph import StridedWriteError, simplify
 from tlcli.training.models.target_layers import Tap
 
@@ -27,7 +28,9 @@ TailFunction = Callable[[Tensor, Tap], Tensor]
 Transform = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
-def trace_joint(function: TailFunction, example: Tensor, layers: Sequence[str], dynamic_size: bool) -> fx.GraphModule:
+def trace_joint(
+    function: TailFunction, example: Tensor, layers: Sequence[str], dynamic_size: bool, selects_tokens: bool = False
+) -> fx.GraphModule:
     """Trace the function `(input, cotangent of z) -> (z, *activations, *gradients)`.
 
     For the arguments see `tlcli.exports.trace.vjp.TracedTail`.
@@ -36,6 +39,8 @@ def trace_joint(function: TailFunction, example: Tensor, layers: Sequence[str], 
         width = function(example[None], lambda _, output: output).shape[1]
     mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
     examples = _symbolic_examples(mode, example, width, dynamic_size)
+    if selects_tokens and (restricted := _restricted_forward(function, examples[0], layers)) is not None:
+        return _trace(torch.func.functionalize(JointTrace(function, layers, forward=restricted), remove="mutations_and_views"), examples)
     try:
         # Functionalize after differentiation if possible, because this leaves fewer changes of memory order.
         return _trace(torch.func.functionalize(JointTrace(function, layers), remove="mutations_and_views"), examples)
@@ -49,17 +54,25 @@ class JointTrace:
     Zeros are added to each layer's output, and the gradient with respect to them is the gradient with respect to the layer's activations.
     """
 
-    def __init__(self, function: TailFunction, layers: Sequence[str], transform: Transform = lambda function: function) -> None:
+    def __init__(
+        self,
+        function: TailFunction,
+        layers: Sequence[str],
+        transform: Transform = lambda function: function,
+        forward: Callable[..., tuple[Tensor, ...]] | None = None,
+    ) -> None:
         """Store the function and the layer names.
 
         Args:
             function: tail to trace, see `TailFunction`.
             layers: names that `function` passes to its tap, each exactly once.
             transform: transform that is applied to the function before it is differentiated.
+            forward: function to differentiate instead of `shift`, with the same results.
         """
         self._function = function
         self._layers = layers
         self._transform = transform
+        self._forward = self.shift if forward is None else forward
 
     def __call__(self, inputs: Tensor, cotangent: Tensor) -> tuple[Any, ...]:
         """Return z, followed by each layer's activations and each layer's vector-Jacobian product."""
@@ -68,7 +81,7 @@ class JointTrace:
                 zeros = self._transform(self.probe)(inputs)
 
             def shifted(*shifts: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-                z, *activations = self._transform(self.shift)(inputs, *shifts)
+                z, *activations = self._transform(self._forward)(inputs, *shifts)
                 return z, tuple(activations)
 
             z, pull_back, activations = cast("tuple[Any, Any, Any]", torch.func.vjp(shifted, *zeros, has_aux=True))
@@ -98,6 +111,21 @@ class JointTrace:
         return z, *(activations[name] for name in self._layers)
 
 
+def _restricted_forward(function: TailFunction, example: FakeTensor, layers: Sequence[str]) -> fx.GraphModule | None:
+    """Trace `JointTrace.shift`, and restrict it to the tokens on which z depends. None if z depends on all of them."""
+    joint = JointTrace(function, layers)
+
+    def forward(inputs: Tensor, *shifts: Tensor) -> tuple[Tensor, ...]:
+        with _TraceableFunctions():
+            return joint.shift(inputs, *shifts)
+
+    with torch.no_grad(), example.fake_mode, _TraceableFunctions():
+        zeros = joint.probe(example)
+    traced = make_fx(torch.func.functionalize(forward, remove="mutations_and_views"), tracing_mode="symbolic")(example, *zeros)
+    simplify(traced)
+    return traced if keep_needed_tokens(traced) else None
+
+
 def _trace(joint: Callable[[Tensor, Tensor], tuple[Any, ...]], examples: tuple[Tensor, Tensor]) -> fx.GraphModule:
     traced = make_fx(joint, decomposition_table=DECOMPOSITIONS, tracing_mode="symbolic")(*examples)
     simplify(traced)
@@ -125,7 +153,7 @@ def _linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     return product if bias is None else product + bias
 
 
-def _symbolic_examples(mode: FakeTensorMode, example: Tensor, width: int, dynamic_size: bool) -> tuple[Tensor, Tensor]:
+def _symbolic_examples(mode: FakeTensorMode, example: Tensor, width: int, dynamic_size: bool) -> tuple[FakeTensor, FakeTensor]:
     """Create fake inputs `[N, ...]` and cotangents `[N, width]` for the tracer, with N as a symbol and numbers for all other sizes.
 
     With `dynamic_size`, the last two dimensions of the inputs are also symbols.

@@ -25,7 +25,9 @@ class TracedTail(nn.Module):
     from_activations: computes z from modified activations of one layer.
     """
 
-    def __init__(self, function: TailFunction, example: Tensor, layers: Sequence[str], dynamic_size: bool = False) -> None:
+    def __init__(
+        self, function: TailFunction, example: Tensor, layers: Sequence[str], dynamic_size: bool = False, selects_tokens: bool = False
+    ) -> None:
         """Trace `function`.
 
         Args:
@@ -33,12 +35,13 @@ class TracedTail(nn.Module):
             example: input for one image, without the batch dimension.
             layers: names that `function` passes to its tap, each exactly once.
             dynamic_size: keep the last two dimensions of the input dynamic, in addition to the batch dimension.
+            selects_tokens: z may be computed from some of a transformer's tokens only, see `tlcli.exports.trace.needed_tokens`.
 
         Raises:
             NotImplementedError, RuntimeError, TypeError: an operator cannot be traced or differentiated.
         """
         super().__init__()
-        traced = trace_joint(function, example, layers, dynamic_size)
+        traced = trace_joint(function, example, layers, dynamic_size, selects_tokens)
         self._has_mean = append_mean_gradients(traced, len(layers))
         parts = partition(traced, len(layers))
         self.forward_graph, self.backward_graph = parts.forward, parts.backward
