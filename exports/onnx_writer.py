@@ -161,6 +161,7 @@ def _write_flat(explainer: Explainer, path: Path) -> None:
                 dynamic_shapes=tuple(dimensions for _, dimensions in inputs.values()),
                 opset_version=OPSET,
                 verbose=False,
+                optimize=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:
         reason = _cause(error)
@@ -170,7 +171,30 @@ def _write_flat(explainer: Explainer, path: Path) -> None:
     if program is None:
         raise ExportError(f"PyTorch's exporter returned no graph for {explainer.network.config.backbone}: use another backbone")
     program.model.ir_version = IR_VERSION
+    _optimize(program)
     program.save(str(path))
+
+
+def _optimize(program: torch.onnx.ONNXProgram) -> None:
+    """Optimize the graph as PyTorch's exporter does, after the constants are folded and equal nodes merged.
+
+    One of the exporter's rewrite rules visits all nodes for each node, and two thirds of them are constants and shape computations that
+    fold: for a vision transformer of 6 blocks, 5231 nodes become 1444, and the optimization takes 4 s instead of 17 s.
+    """
+    from onnx_ir.passes import common
+    from onnxscript import optimizer
+
+    with quiet("torch.onnx"):
+        optimizer.fold_constants(program.model)
+        for simplify in (
+            common.RemoveUnusedNodesPass(),
+            common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+            common.DeduplicateInitializersPass(),
+            common.CommonSubexpressionEliminationPass(),
+            common.RemoveUnusedNodesPass(),
+        ):
+            simplify(program.model)
+        program.optimize()
 
 
 def _cause(error: BaseException) -> str:

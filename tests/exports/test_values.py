@@ -28,9 +28,9 @@ COMBINATIONS = [*((backbone, head) for backbone in KWARGS for head in ("linear",
 """The own heads of the other two are `linear`: see the test of that."""
 
 MIDDLE: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "resnet18": ("layer1.1", "linear", {}),
+    "resnet18": ("layer1.1", "linear", {"size": (32, 48)}),  # Recipro-CAM runs the network for each of its 8 x 12 positions
     "resnet18 before an in-place operation": ("layer3.0.bn1", "mlp:256", {}),
-    "mobilenetv2_100": ("blocks.0.0.bn1", "linear", {}),  # rectified: elsewhere Grad-CAM++ has poles
+    "mobilenetv2_100": ("blocks.0.0.bn1", "linear", {"depth_multiplier": 0.5}),  # rectified: elsewhere Grad-CAM++ has poles
     "vgg11": ("features.1", "mlp:256", {"size": (32, 48)} | SMALL_HEAD),  # max-pooling behind
     "test_resnet": ("layer2", "mlp:16", {}),
     "test_resnet before the end of its last block": ("layer4.0.bn2", "linear", {}),  # the block goes on in the same tensor

@@ -424,7 +424,8 @@ class Reference:
             if self._tokens is not None:
                 without, height, width = self._tokens
                 shown = replace(torch.stack([image[without:].T.reshape(-1, height, width) for image in output]))
-                replaced.append(torch.stack([torch.cat([old[:without], new.flatten(1).T]) for old, new in zip(output, shown, strict=True)]))
+                others = output.expand(len(shown), -1, -1)
+                replaced.append(torch.stack([torch.cat([old[:without], new.flatten(1).T]) for old, new in zip(others, shown, strict=True)]))
             elif self._channels_last:
                 replaced.append(replace(output.movedim(-1, 1)).movedim(1, -1))
             else:
@@ -520,8 +521,10 @@ class Reference:
         if seen.is_features and self._tokens is None and not self._channels_last:
             assert isinstance(self.network, Network)
             return self.network.classify(self.network.embed(changed))
-        inputs = seen.inputs[image].repeat(len(changed), 1, 1, 1)
-        return self._run(inputs, lambda _output: changed)[0]
+        # Up to the layer the one image runs once; what passes the layer by is the same for all copies, and broadcasts.
+        logits, _ = self._run(seen.inputs[image : image + 1], lambda _output: changed)
+        assert len(logits) == len(changed)
+        return logits
 
     @torch.no_grad()
     def _ablated(self, seen: _Observation, image: int) -> Tensor:
@@ -531,12 +534,7 @@ class Reference:
             for channels in torch.arange(len(activations)).split(_CHUNK):
                 without = activations.repeat(len(channels), 1, 1, 1)
                 without[range(len(channels)), channels] = 0
-                if seen.is_features and self._tokens is None and not self._channels_last:
-                    assert isinstance(self.network, Network)
-                    rows.append(self.network.classify(self.network.embed(without)))
-                else:
-                    inputs = seen.inputs[image].repeat(len(channels), 1, 1, 1)
-                    rows.append(self._run(inputs, lambda _output, without=without: without)[0])  # type: ignore[misc]
+                rows.append(self._logits_of(seen, image, without))
             seen.ablated[image] = torch.cat(rows)
         return seen.ablated[image]
 
