@@ -37,13 +37,12 @@ def trace_joint(
     """
     with torch.no_grad():
         width = function(example[None], lambda _, output: output).shape[1]
-    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
-    examples = _symbolic_examples(mode, example, width, dynamic_size)
-    if selects_tokens and (restricted := _restricted_forward(function, examples[0], layers)) is not None:
-        return _trace(torch.func.functionalize(JointTrace(function, layers, forward=restricted), remove="mutations_and_views"), examples)
+    if selects_tokens and (traced := _trace_restricted(function, example, width, layers, dynamic_size)) is not None:
+        return traced
+    examples = _symbolic_examples(example, width, dynamic_size)
     try:
         # Functionalize after differentiation if possible, because this leaves fewer changes of memory order.
-        return _trace(torch.func.functionalize(JointTrace(function, layers), remove="mutations_and_views"), examples)
+        return _trace(_functional(JointTrace(function, layers)), examples)
     except StridedWriteError:
         return _trace(JointTrace(function, layers, torch.func.functionalize), examples)
 
@@ -111,19 +110,44 @@ class JointTrace:
         return z, *(activations[name] for name in self._layers)
 
 
-def _restricted_forward(function: TailFunction, example: FakeTensor, layers: Sequence[str]) -> fx.GraphModule | None:
-    """Trace `JointTrace.shift`, and restrict it to the tokens on which z depends. None if z depends on all of them."""
+def _trace_restricted(
+    function: TailFunction, example: Tensor, width: int, layers: Sequence[str], dynamic_size: bool
+) -> fx.GraphModule | None:
+    """Trace the joint graph of a tail that is restricted to the tokens on which z depends.
+
+    The forward pass is traced first, and restricted.
+
+    Returns:
+        None if z depends on all tokens, or if tracing in two steps fixes the number of images.
+    """
+    inputs, _ = _symbolic_examples(example, width, dynamic_size)
     joint = JointTrace(function, layers)
 
     def forward(inputs: Tensor, *shifts: Tensor) -> tuple[Tensor, ...]:
         with _TraceableFunctions():
             return joint.shift(inputs, *shifts)
 
-    with torch.no_grad(), example.fake_mode, _TraceableFunctions():
-        zeros = joint.probe(example)
-    traced = make_fx(torch.func.functionalize(forward, remove="mutations_and_views"), tracing_mode="symbolic")(example, *zeros)
-    simplify(traced)
-    return traced if keep_needed_tokens(traced) else None
+    try:
+        with torch.no_grad(), inputs.fake_mode, _TraceableFunctions():
+            zeros = joint.probe(inputs)
+        restricted = make_fx(_functional(forward), tracing_mode="symbolic")(inputs, *zeros)
+        simplify(restricted)
+        if _fixes_number_of_images(restricted) or not keep_needed_tokens(restricted):
+            return None
+        traced = _trace(_functional(JointTrace(function, layers, forward=restricted)), _symbolic_examples(example, width, dynamic_size))
+    except StridedWriteError:
+        return None
+    return None if _fixes_number_of_images(traced) else traced
+
+
+def _functional(function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.func.functionalize(function, remove="mutations_and_views")
+
+
+def _fixes_number_of_images(traced: fx.GraphModule) -> bool:
+    inputs = next(iter(traced.graph.nodes))
+    rows = inputs.meta["val"].shape[0]
+    return not isinstance(rows, torch.SymInt) or bool(rows.node.expr.is_number)
 
 
 def _trace(joint: Callable[[Tensor, Tensor], tuple[Any, ...]], examples: tuple[Tensor, Tensor]) -> fx.GraphModule:
@@ -153,11 +177,12 @@ def _linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     return product if bias is None else product + bias
 
 
-def _symbolic_examples(mode: FakeTensorMode, example: Tensor, width: int, dynamic_size: bool) -> tuple[FakeTensor, FakeTensor]:
+def _symbolic_examples(example: Tensor, width: int, dynamic_size: bool) -> tuple[FakeTensor, FakeTensor]:
     """Create fake inputs `[N, ...]` and cotangents `[N, width]` for the tracer, with N as a symbol and numbers for all other sizes.
 
     With `dynamic_size`, the last two dimensions of the inputs are also symbols.
     """
+    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
     batch, fixed, last = DimDynamic.DUCK, DimDynamic.STATIC, DimDynamic.DYNAMIC if dynamic_size else DimDynamic.STATIC
     last_two = [last] * min(2, example.ndim - 1)
     rows = next(size for size in _BATCH_SIZES if size not in (*example.shape, width))

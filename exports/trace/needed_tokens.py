@@ -130,10 +130,9 @@ def _ranges_of_inputs(node: fx.Node, whole: Range) -> dict[fx.Node, Range]:
         return {args[0]: whole} if whole.dim < rank - len(args[1]) else {}
     if target is aten._softmax.default:
         return {args[0]: whole} if whole.dim != args[1] % rank else {}
-    if target is aten.mm.default:
-        return {args[0]: whole} if whole.dim == 0 else {}
-    if target is aten.bmm.default:
-        return {} if whole.dim == 0 else {args[whole.dim - 1]: whole}
+    if target in (aten.mm.default, aten.bmm.default):
+        sides = dict(zip((rank - 2, rank - 1), args, strict=True))  # rows of the first factor, columns of the second
+        return {sides[whole.dim]: whole} if whole.dim in sides and args[0] is not args[1] else {}
     if target is aten.slice.Tensor:
         return {args[0]: whole} if whole.dim != args[1] % rank else {}
     if target is aten.transpose.int:
@@ -209,7 +208,7 @@ def _set_length(node: fx.Node, whole: Range) -> None:
     """Change the sizes that a reshape or an expansion names to those of the range that remains."""
     if node.target in (aten.reshape.default, aten.expand.default):
         inputs, sizes, *others = cast("tuple[Any, ...]", node.args)
-        sizes = list(sizes)
+        sizes = [known if size == -1 and isinstance(known, int) else size for size, known in zip(sizes, _shape(node), strict=True)]
         sizes[whole.dim] = -1 if whole.merged else whole.length
         node.args = (inputs, sizes, *others)
 
