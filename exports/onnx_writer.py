@@ -36,7 +36,7 @@ def write_graph(explainer: Explainer, path: Path, flat: onnx.ModelProto | None =
     Args:
         explainer: network with its maps.
         path: path of the file to write.
-        flat: result of `flat_graph` for this explainer, to reuse it; it is not modified. None exports it anew.
+        flat: result of `flat_graph` for this explainer, to reuse it; it is not modified. None exports it again.
         plain: form of a plain graph; None writes the graph with optional inputs.
 
     Raises:

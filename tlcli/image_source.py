@@ -115,7 +115,7 @@ def download(url: str, max_bytes: int, timeout_s: float = URL_TIMEOUT_S) -> byte
     Args:
         url: address of the image; redirects are followed only to HTTP and HTTPS.
         max_bytes: maximum size of the image in bytes.
-        timeout_s: time limit for the whole download in seconds.
+        timeout_s: time limit for the entire download in seconds.
 
     Raises:
         NotFoundError: the server has no such page (404, 410).
@@ -215,7 +215,7 @@ def _source(image: object) -> ImageSource:
 
 def _no_image(image: object) -> RequestError:
     return RequestError(
-        f"an image is a path, a URL, encoded bytes, a Pillow image or a uint8 array [H, W, 3], [H, W] or [H, W, 4]:"
+        f"expected an image as a path, a URL, encoded bytes, a Pillow image or a uint8 array [H, W, 3], [H, W] or [H, W, 4],"
         f" got {type(image).__name__}"
     )
 
@@ -236,7 +236,7 @@ def _pixels(array: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         hint = ": scale values in [0, 1] with `(255 * array).round().astype(numpy.uint8)`"
     elif array.ndim == 3 and array.shape[0] in (1, 3, 4) and array.size:
         hint = ": move the channels to the end with `array.transpose(1, 2, 0)`"
-    raise RequestError(f"an array is uint8 [H, W, 3], [H, W] or [H, W, 4]: got {array.dtype} {list(array.shape)}{hint}")
+    raise RequestError(f"expected an array uint8 [H, W, 3], [H, W] or [H, W, 4], got {array.dtype} {list(array.shape)}{hint}")
 
 
 def _from_pillow(image: Image.Image, limits: ImageLimits) -> Image.Image:

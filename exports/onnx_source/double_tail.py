@@ -77,7 +77,7 @@ def _windows(
     fill: float,
     out: Sequence[int],
 ) -> list[Doubles]:
-    """Return, for each position of the kernel, the values that it meets in each window, `[N, c, *out]`."""
+    """Return, for each position of the kernel, the values at this position of each window, `[N, c, *out]`."""
     count = len(kernel)
     ends = [max(0, (out[a] - 1) * strides[a] + (kernel[a] - 1) * dilations[a] + 1 - x.shape[2 + a] - pads[a]) for a in range(count)]
     padded = np.pad(x, [(0, 0), (0, 0), *((pads[a], ends[a]) for a in range(count))], constant_values=fill)

@@ -15,7 +15,7 @@ from tlcli.exports.onnx_source.observed_graph import Extent, ObservedGraph
 
 
 class UnsupportedOperatorError(Exception):
-    """An operator behind the layer that has no gradient rule, or a form of it that its rule does not know.
+    """Raised for an operator behind the layer that has no gradient rule, or whose form its rule does not support.
 
     node: the operator.
     """
@@ -26,7 +26,7 @@ class UnsupportedOperatorError(Exception):
 
 
 class Step:
-    """One node of the backward pass, as its rule sees it.
+    """Node of the backward pass, as passed to its gradient rule.
 
     node: node of the forward pass.
     attributes: its attributes.

@@ -90,7 +90,7 @@ def read_request(message: pb.ClassifyRequest) -> Query:
 
 
 def write_response(answer: Classification) -> pb.ClassifyResponse:
-    """Convert an answer to a protobuf message."""
+    """Convert a response to a protobuf message."""
     timings = answer.timings
     return pb.ClassifyResponse(
         request_id=answer.request_id,
@@ -107,7 +107,7 @@ def write_response(answer: Classification) -> pb.ClassifyResponse:
 
 
 def read_response(message: pb.ClassifyResponse) -> Classification:
-    """Convert a protobuf message to an answer."""
+    """Convert a protobuf message to a response."""
     timings = message.timings
     return Classification(
         request_id=message.request_id,

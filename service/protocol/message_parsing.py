@@ -46,7 +46,7 @@ def parse(kind: type[M], data: bytes) -> M:
         return kind.FromString(data)
     except DecodeError as error:
         raise RequestError(
-            f"the request's {len(data):,} bytes are no {kind.DESCRIPTOR.full_name} message: use the .proto of this server"
+            f"the request ({len(data):,} bytes) is not a valid {kind.DESCRIPTOR.full_name} message: use the .proto of this server"
         ) from error
 
 

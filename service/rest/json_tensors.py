@@ -28,7 +28,7 @@ _NAMES: dict[type, str] = {bool: "true or false", int: "integers", str: "strings
 
 @dataclass(frozen=True)
 class InferCall:
-    """Inference request and the requested encoding of its answer.
+    """Inference request and the requested encoding of its response.
 
     binary: maps output names to True if the output is returned as bytes after the JSON, for outputs that specify it.
     binary_by_default: return all other outputs as bytes after the JSON.
@@ -41,7 +41,7 @@ class InferCall:
 
 @dataclass(frozen=True)
 class EncodedAnswer:
-    """Encoded answer.
+    """Encoded response.
 
     json_bytes: length of the JSON in `body` if tensors follow it; None if `body` is JSON only.
     """
@@ -89,14 +89,14 @@ def read_infer(body: bytes, json_bytes: int | None, model: str, version: str) ->
 
 
 def _read_raw(body: bytes, model: str, version: str) -> InferCall:
-    """Read a body that is one encoded image without JSON. Its answer is binary too."""
+    """Read a body that is one encoded image without JSON. Its response is binary too."""
     if not body:
         raise RequestError("the request's body is empty: with Inference-Header-Content-Length 0 it must be an encoded image")
     return InferCall(InferQuery.of(model, version, "", [InputTensor(ENCODED, BYTES, (1,), None, (body,))], ()), {}, True)
 
 
 def write_infer(answer: InferAnswer, call: InferCall) -> EncodedAnswer:
-    """Encode an answer. NaN and infinity become null in JSON and stay unchanged in binary data."""
+    """Encode a response. NaN and infinity become null in JSON and stay unchanged in binary data."""
     entries, binary = [], []
     for output in answer.outputs:
         entry: dict[str, Any] = {"name": output.name, "datatype": output.datatype, "shape": output.shape}

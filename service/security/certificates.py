@@ -1,4 +1,4 @@
-"""PEM certificates and keys. They are validated before gRPC uses them, because gRPC's errors do not say what is wrong."""
+"""PEM certificates and keys. They are validated before gRPC uses them, because gRPC's errors do not describe the problem."""
 
 from __future__ import annotations
 

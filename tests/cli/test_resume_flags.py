@@ -34,7 +34,7 @@ def test_the_data_set_may_lie_in_another_folder(run: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"epochs": 7}, "--epochs 7: .*run was started with 1: leave it out to resume, or start a new run"),
+        ({"epochs": 7}, "--epochs 7 does not match .*run, which was started with 1: leave --epochs out to resume, or start a new run"),
         ({"lr": 0.1}, "--lr 0.1: .* was started with the default"),
         ({"dataset": "cifar10"}, "--dataset cifar10: .* was started with .*data"),
         ({"recipe": "scratch"}, "--recipe scratch: .* was started with default"),

@@ -103,29 +103,35 @@ _DATA = [
         type=click.FloatRange(0, 1, min_open=True, max_open=True),
         help="Fraction of the training images held out if there is no validation split.  [default: 0.2]",
     ),
-    click.option("--workers", type=click.IntRange(min=0), help="Number of processes that read images.  [default: chosen by the cores]"),
+    click.option(
+        "--workers", type=click.IntRange(min=0), help="Number of processes that read images.  [default: depends on the CPU cores]"
+    ),
 ]
 
 _TRAINING = [
     click.option("--head-search", is_flag=True, default=None, help="Search learning rates, weight decays and heads on the same features."),
-    click.option("--epochs", type=click.IntRange(min=1), help="Number of epochs.  [default: chosen by the mode]"),
+    click.option("--epochs", type=click.IntRange(min=1), help="Number of epochs.  [default: depends on the mode]"),
     click.option("--head-epochs", type=click.IntRange(min=0), help="With --mode full: epochs that train the head alone first."),
     click.option("--batch-size", type=click.IntRange(min=1), help="Images per batch, over all processes.  [default: 32]"),
     click.option("--accumulate", type=click.IntRange(min=1), help="Batches whose gradients are accumulated for one step.  [default: 1]"),
     click.option("--optimizer", type=click.Choice(["adamw", "adam", "rmsprop", "sgd"]), help="Optimizer.  [default: adamw]"),
-    click.option("--lr", type=_positive, help="Peak learning rate of the head.  [default: chosen by the optimizer]"),
+    click.option("--lr", type=_positive, help="Peak learning rate of the head.  [default: depends on the optimizer]"),
     click.option("--schedule", type=click.Choice(["cosine", "constant"]), help="Learning rate after the warm-up.  [default: cosine]"),
     click.option(
         "--warm-up", type=_share, help="With --mode full: fraction of the steps over which the learning rate rises.  [default: 0.1]"
     ),
-    click.option("--weight-decay", type=_at_least_0, help="Weight decay.  [default: chosen by the optimizer]"),
+    click.option("--weight-decay", type=_at_least_0, help="Weight decay.  [default: depends on the optimizer]"),
     click.option(
         "--layer-decay",
         type=click.FloatRange(0, 1, min_open=True),
         help="With --mode full: ratio of each layer's learning rate to that of the layer above.  [default: 0.75]",
     ),
     click.option("--label-smoothing", type=_share, help="Label smoothing.  [default: 0 for a head alone, 0.1 with --mode full]"),
-    click.option("--class-weights", type=click.Choice(["none", "balanced"]), help="Weigh rare classes more.  [default: none]"),
+    click.option(
+        "--class-weights",
+        type=click.Choice(["none", "balanced"]),
+        help="Weights of the classes in the loss; balanced: by inverse frequency.  [default: none]",
+    ),
     click.option("--patience", type=click.IntRange(min=1), help="Stop after this many epochs without improvement."),
     click.option("--gradual-unfreezing", is_flag=True, default=None, help="With --mode full: unfreeze layers from the head down."),
     click.option(

@@ -37,7 +37,7 @@ def require_flags() -> None:
     Raises:
         UsageError: such a flag was given.
     """
-    options.reject_flags(_OTHERS, "not with --onnx: leave it out")
+    options.reject_flags(_OTHERS, "cannot be combined with --onnx: use only one of them")
 
 
 def input_settings(**fields: Any) -> InputSettings:

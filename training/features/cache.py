@@ -139,8 +139,8 @@ class FeatureCache:
                     embeddings = extract(images)
                     if not np.isfinite(embeddings).all():
                         raise WeightsError(
-                            f"{network.config.backbone}: the features are not finite: the weights are damaged, or --mean and --std are"
-                            " not those of the weights' training"
+                            f"{network.config.backbone}: the features are not finite: the weights are damaged, or --mean and --std"
+                            " differ from those used in training"
                         )
                     rows.append(embeddings)
                 done += len(images)

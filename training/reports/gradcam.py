@@ -13,7 +13,7 @@ def layer_gradients(network: Network, layer: TargetLayer, images: Tensor, classe
     """Compute logits, a layer's activations A, and the gradient of each selected class logit y with respect to A.
 
     Grad-CAM and related methods are computed from these (Selvaraju et al. 2017, arXiv:1610.02391, section 3, which uses the score before
-    the softmax). In eval mode, images do not influence each other, so one backward pass per class serves a whole batch.
+    the softmax). In eval mode, images do not influence each other, so one backward pass per class serves an entire batch.
 
     Args:
         network: network in eval mode, of any floating-point type; its parameters and their gradients do not change.

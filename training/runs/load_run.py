@@ -78,7 +78,7 @@ def require_dataset(config: FinetuneConfig, path: Path) -> None:
     """
     folder = Path(config.dataset)
     if folder.is_absolute() and not folder.is_dir():
-        raise DatasetError(f"{path}: its data set {printable(str(folder))} does not exist any more: name its new location with --dataset")
+        raise DatasetError(f"{path}: its data set {printable(str(folder))} no longer exists: give its new location with --dataset")
 
 
 def load_run(path: str | Path) -> Run:

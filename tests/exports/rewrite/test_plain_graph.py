@@ -105,7 +105,7 @@ def test_loops_are_refused(exported: Exports) -> None:
     for node in flat.graph.node:
         node.input[:] = ["decided" if name == "images" else name for name in node.input]
     flat.graph.node.insert(0, branch)
-    with pytest.raises(ExportError, match="operators If, which a plain graph may not"):
+    with pytest.raises(ExportError, match="operators If, which a plain graph cannot contain"):
         make_plain(flat, Plain(), ["gradcam"], {})
 
 

@@ -254,9 +254,9 @@ def small(one_model: Path) -> Iterator[int]:
 def test_a_body_over_the_limit_is_refused_and_not_kept(small: int) -> None:
     with Asking(small) as http:
         endless = b"x" * 8_000_000
-        expected = (413, "the body has 8,000,000 bytes: at most 100,000 are accepted, so send less at a time")
+        expected = (413, "the body has 8,000,000 bytes: at most 100,000 are accepted; send a smaller request")
         assert http.post("/v1/classify", endless).refusal == expected
-        unannounced = (413, "the body has more than 100,000 bytes: at most 100,000 are accepted, so send less at a time")
+        unannounced = (413, "the body has more than 100,000 bytes: at most 100,000 are accepted; send a smaller request")
         assert http.ask("POST", "/v1/classify", iter([endless[:70_000]] * 20)).refusal == unannounced
         assert http.post("/v1/classify", gzip.compress(endless), Content_Encoding="gzip").refusal == unannounced
         assert http.post("/v2/models/toy/infer", endless).refusal[1].startswith("the body has 8,000,000 bytes: at most 300,000")

@@ -98,7 +98,7 @@ def test_a_server_without_tls(one_model: Path, ca: Path) -> None:
 def test_no_server_at_all(ca: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    assert said(port, tls_ca=ca).startswith(f"no server answers at 127.0.0.1:{port}: start one")
+    assert said(port, tls_ca=ca).startswith(f"no server responds at 127.0.0.1:{port}: start one")
 
 
 def test_the_port_of_http_is_named_as_such(http_port: int) -> None:
@@ -244,7 +244,7 @@ def test_files_that_cannot_be_used_are_refused_at_the_start(
 def test_a_clients_files_are_looked_at_before_it_connects(tmp_path: Path, ca: Path) -> None:
     with pytest.raises(SettingsError, match=r"^tls_ca .*nosuch\.pem: No such file"):
         Client(tls_ca=tmp_path / "nosuch.pem")
-    with pytest.raises(SettingsError, match=r"^tls_key is not set: a certificate and its key go together"):
+    with pytest.raises(SettingsError, match=r"^tls_key is not set: set both the certificate and its key"):
         Client(tls_ca=ca, tls_certificate=ca)
     with pytest.raises(SettingsError, match=r"^tls_certificate is not set"):
         Client(tls_key=ca)

@@ -96,7 +96,7 @@ class MapAgreement(BaseModel):
     images: number of images whose maps were compared.
     rank_correlation, rank_correlation_median: mean and median over the images of Spearman's coefficient over a map's positions. A map
         that is constant in one file counts as 0; a map that is constant in both files is excluded. None if no image remains.
-    pointing_before, pointing: share of the images with a box or mask for which the map's maximum is on the object, in the float file and
+    pointing_before, pointing: fraction of the images with a box or mask for which the map's maximum is on the object, in the float file and
         in the reduced-precision file; None without such images.
     """
 
