@@ -69,7 +69,7 @@ def export_onnx(
     Raises:
         NotFoundError, ModelFileError: see `read_source`.
         SettingsError: the preprocessing is unknown or contradicts the file, the labels do not match, or a name does not exist.
-        ExportError: the file is not an image classifier, or an operator behind a layer has no gradient rule.
+        ExportError: the file is not an image classifier, or an operator after a layer has no gradient rule.
         ParityError: the exported file differs from the original, or its gradients from finite differences.
     """
     require_model_name(name)

@@ -166,7 +166,7 @@ def _write_flat(explainer: Explainer, path: Path) -> None:
         reason = _cause(error)
         if explainer.dynamic_size:
             reason += "; the network may need images of one size: leave out --dynamic-size"
-        raise ExportError(f"{explainer.network.config.backbone} has no ONNX form: {reason}") from error
+        raise ExportError(f"{explainer.network.config.backbone} cannot be exported to ONNX: {reason}") from error
     if program is None:
         raise ExportError(f"PyTorch's exporter returned no graph for {explainer.network.config.backbone}: use another backbone")
     program.model.ir_version = IR_VERSION

@@ -1,4 +1,4 @@
-"""Part of a graph behind a layer, run in float64 by onnx's reference evaluator, for finite differences.
+"""Part of a graph after a layer, run in float64 by onnx's reference evaluator, for finite differences.
 
 The evaluator's own convolution and pooling are loops in Python, and its error function returns float32. The operators here are fast, and
 compute in float64. The evaluator finds each by the name of its class.
@@ -31,10 +31,10 @@ class DoubleTail:
     """
 
     def __init__(self, graph: ObservedGraph, layer: str, logits: str) -> None:
-        """Cut the graph behind the layer.
+        """Cut the graph after the layer.
 
         Raises:
-            ExportError: the part behind the layer needs a value that cannot be saved.
+            ExportError: the part after the layer needs a value that cannot be saved.
         """
         self._layer, self._logits = layer, logits
         dependents, nodes = layer_nodes(graph, [layer], logits)

@@ -15,7 +15,7 @@ from tlcli.exports.onnx_source.observed_graph import Extent, ObservedGraph
 
 
 class UnsupportedOperatorError(Exception):
-    """Raised for an operator behind the layer that has no gradient rule, or whose form its rule does not support.
+    """Raised for an operator after the layer that has no gradient rule, or whose form its rule does not support.
 
     node: the operator.
     """

@@ -85,7 +85,7 @@ def _labelled(folder: Path, labels: Sequence[str]) -> list[tuple[Path, int]]:
     else:
         raise SettingsError(
             f"--guess-preprocessing {folder}: the folder {unknown[0]} is not a label, and there are {len(folders)} folders for"
-            f" {len(labels)} classes: name the folders like the labels"
+            f" {len(labels)} classes: name the folders after the labels"
         )
     found = [(path, number) for part, number in zip(folders, numbers, strict=True) for path in decoding.find([part])]
     if not found:

@@ -152,7 +152,7 @@ class Explainer(nn.Module):
         except (RuntimeError, NotImplementedError, TypeError, AssertionError) as error:
             where = " and ".join(layer.name for layer in self.layers)
             raise ExportError(
-                f"the gradient of {self.network.config.backbone} behind {where} cannot be traced ({first_line(error)}):"
+                f"the gradient of {self.network.config.backbone} after {where} cannot be traced ({first_line(error)}):"
                 " choose another layer (--list-cam-layers lists them), or export it without maps (--cam none)"
             ) from error
 

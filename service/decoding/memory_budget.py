@@ -40,7 +40,7 @@ class MemoryBudget:
 
     Waiting for memory happens in the event loop. `try_take` and `give` may be called from any thread.
 
-    bodies: share of the budget for request bodies. Requests that hold a body wait for the memory to process it, so bodies must never
+    bodies: fraction of the budget for request bodies. Requests that hold a body wait for the memory to process it, so bodies must never
         take the total budget.
     """
 

@@ -39,7 +39,7 @@ _TURN_S = 1.0
 without leaving the model's thread, because each return to a busy event loop costs time."""
 
 _SHARE = 4
-"""Divisor that sets the Score-CAM share of a busy model's time to a quarter. A smaller share would starve Score-CAMs, and a larger one
+"""Divisor that gives Score-CAMs a quarter of a busy model's time. A smaller fraction would starve Score-CAMs, and a larger one
 would slow down other requests."""
 
 _UNDER_LOAD_S = 60.0

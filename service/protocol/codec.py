@@ -119,7 +119,7 @@ def read_response(message: pb.ClassifyResponse) -> Classification:
 
 
 def write_status(status: ModelStatus) -> pb.ModelStatus:
-    """Convert the status of one model version to a message of `ListModels`."""
+    """Convert the status of one model version to an entry of a `ListModels` response."""
     return pb.ModelStatus(name=status.name, version=status.version, state=_STATES[status.state], reason=status.reason)
 
 

@@ -101,10 +101,10 @@ def test_predict_takes_it(models: Path, tmp_path: Path) -> None:
     ("flags", "message"),
     [
         (("--plain", "eigencam"), "--plain eigencam: not available, because it is computed outside the graph"),
-        (("--plain", "gradcam,ablationcam", "--cam-layer", "layer2"), "--plain ablationcam: needs a loop"),
+        (("--plain", "gradcam,ablationcam", "--cam-layer", "layer2"), "--plain ablationcam: not available, because it needs a loop"),
         (("--plain", "gradcam", "--classes", "top", "--static-classes", 2), "--static-classes cannot be combined with --classes top"),
         (("--plain", "none", "--classes", "input"), "do not apply to a plain graph without maps"),
-        (("--plain", "gradcam", "--static-batch", 1, "--dynamic-size"), "--static-batch with --dynamic-size"),
+        (("--plain", "gradcam", "--static-batch", 1, "--dynamic-size"), "--static-batch and --dynamic-size cannot be combined"),
         (("--plain", "gradcam", "--classes", "top", "--precision", "fp16"), "--precision cannot be combined with --classes top"),
         (("--plain", "gradcam", "--name", "taken"), "has optional inputs, but the new version would have a plain graph with --classes"),
     ],
@@ -122,7 +122,7 @@ def test_what_a_plain_graph_cannot_be_is_refused(flags: tuple[object, ...], mess
     [
         (("--classes", "top"), "--classes: apply only to plain graphs: add --plain"),
         (("--static-batch", 2, "--static-classes", 2), "--static-batch, --static-classes: apply only to plain graphs"),
-        (("--plain", "gradcam", "--cam", "fem"), "--cam with --plain"),
+        (("--plain", "gradcam", "--cam", "fem"), "--cam cannot be combined with --plain"),
         (("--plain", "gradcam,"), "--plain 'gradcam,': expected map methods"),
     ],
 )

@@ -83,7 +83,7 @@ def answer_options(function: F) -> F:
                 type=click.Path(path_type=Path, dir_okay=False),
                 help="Write path,label,class_id,score to this CSV file, one row per image; with --top-k above 1, one per class.",
             ),
-            click.option("--top-k", type=click.IntRange(min=1), default=1, show_default=True, help="Number of best classes to show."),
+            click.option("--top-k", type=click.IntRange(min=1), default=1, show_default=True, help="Number of top-ranked classes to show."),
         ]
     ):
         function = option(function)
@@ -298,7 +298,7 @@ def network_options(function: F) -> F:
             click.option(
                 "--crop-mode",
                 type=click.Choice(["center", "squash", "border"]),
-                help="Cut out the center, squash to a square, or pad with a border.  [default: center]",
+                help="How images fit the input: crop the center, squash to a square, or pad with a border.  [default: center]",
             ),
             click.option(
                 "--interpolation",

@@ -75,7 +75,7 @@ def list_layers(network: ImageNetwork) -> list[TargetLayer]:
 def resolve_layers(network: ImageNetwork, names: Sequence[str] | None) -> list[TargetLayer]:
     """Return the layers with the given names in execution order. None selects the last layer that influences the logits.
 
-    A layer of tokens may not influence the logits: behind the last attention, only the class token does.
+    A layer of tokens may not influence the logits: after the last attention, only the class token does.
 
     Raises:
         ExportError: a layer does not exist or has no spatial extent (the message suggests similar names), a name occurs twice, a layer does

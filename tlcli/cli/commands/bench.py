@@ -53,7 +53,7 @@ class _Numbers(click.ParamType[Any]):
 @click.option("--rate", "rates", type=_Numbers(float), help="Open loop instead: requests per second to try, Poisson arrivals.")
 @click.option("--seconds", type=click.FloatRange(min=0.1), default=10.0, show_default=True, help="Duration of each step.")
 @click.option(
-    "--warm-up", type=click.FloatRange(min=0), default=1.0, show_default=True, help="Warm-up before each step in seconds, not measured."
+    "--warm-up", type=click.FloatRange(min=0), default=1.0, show_default=True, help="Seconds of warm-up before each step, not measured."
 )
 @click.option(
     "--timeout", "timeout_s", type=click.FloatRange(min=0.001), default=30.0, show_default=True, help="Seconds to wait for a response."

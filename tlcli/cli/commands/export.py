@@ -108,7 +108,7 @@ def _parse_temperature(ctx: click.Context, option: click.Parameter, value: str) 
     type=click.Choice(["fp32", "fp16", "int8"]),
     default="fp32",
     show_default=True,
-    help="fp16 for GPUs; int8 for CPUs, calibrated on the run's training images.",
+    help="Reduced precision: fp16 for GPUs; int8 for CPUs, calibrated on the run's training images.",
 )
 @click.option(
     "--calibration",
@@ -130,7 +130,13 @@ def _parse_temperature(ctx: click.Context, option: click.Parameter, value: str) 
     metavar="CORRELATION",
     help="Minimum mean rank correlation of each map in fp16 or int8 with the map in fp32.  [default: 0.9]",
 )
-@click.option("--check-images", type=click.IntRange(min=1), default=16, show_default=True, help="Number of images to check the file on.")
+@click.option(
+    "--check-images",
+    type=click.IntRange(min=1),
+    default=16,
+    show_default=True,
+    help="Number of images that the exported file is checked on.",
+)
 @click.option(
     "--labels",
     "label_file",

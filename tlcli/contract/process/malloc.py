@@ -32,9 +32,9 @@ def trim_freed_memory() -> None:
 def keep_freed_memory() -> None:
     """Make malloc keep freed memory for the next batch, for a process that runs a PyTorch network on a CPU.
 
-    PyTorch allocates a new buffer for each layer's output. By default, glibc requests blocks of many megabytes from the kernel each time, which
-    zeroes them page by page, and returns them when they are freed. For ResNet-50 with a batch size of 32, this takes as long as the
-    network itself.
+    PyTorch allocates a new buffer for each layer's output. By default, glibc requests blocks of many megabytes from the kernel each
+    time, which zeroes them page by page, and returns them when they are freed. For ResNet-50 with a batch size of 32, this takes as
+    long as the network itself.
     """
     if (libc := _libc()) is not None:
         libc.mallopt(_M_MMAP_MAX, 0)
