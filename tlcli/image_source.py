@@ -134,9 +134,9 @@ def download(url: str, max_bytes: int, timeout_s: float = URL_TIMEOUT_S) -> byte
     except urllib.error.URLError as error:
         if isinstance(error.reason, TimeoutError):
             raise _too_slow(shown, timeout_s) from error
-        raise ImageError(f"{shown}: cannot be downloaded: {error.reason}") from error
+        raise ImageError(f"{shown}: cannot be downloaded: {error.reason}: check the URL and the connection") from error
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise ImageError(f"{shown}: cannot be downloaded: {error or type(error).__name__}") from error
+        raise ImageError(f"{shown}: cannot be downloaded: {error or type(error).__name__}: check the URL and the connection") from error
 
 
 def _opener() -> urllib.request.OpenerDirector:
@@ -163,11 +163,11 @@ def _read_body(body: IO[bytes], headers: Message, shown: str, max_bytes: int, de
     while chunk := body.read1(_CHUNK) if isinstance(body, http.client.HTTPResponse) else body.read(_CHUNK):
         data += chunk
         if len(data) > max_bytes:
-            raise ImageError(f"{shown}: the image has more than {max_bytes:,} bytes")
+            raise ImageError(f"{shown}: the image has more than {max_bytes:,} bytes: use a smaller image")
         if time.monotonic() > deadline:
             raise _too_slow(shown, timeout_s)
     if announced.isdigit() and len(data) < int(announced):
-        raise ImageError(f"{shown}: the connection closed after {len(data):,} of {int(announced):,} bytes")
+        raise ImageError(f"{shown}: the connection closed after {len(data):,} of {int(announced):,} bytes: retry")
     return bytes(data)
 
 

@@ -60,7 +60,7 @@ def zip_map_labels(source: SourceFile) -> list[str] | None:
 
 
 def find_value(graph: GraphProto, name: str, flag: str) -> str:
-    """Return the value with a name, or the first output of the node with that name.
+    """Return the value with the given name, or the first output of the node with that name.
 
     Raises:
         SettingsError: there is no such value or node.

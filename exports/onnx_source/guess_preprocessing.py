@@ -89,5 +89,5 @@ def _labelled(folder: Path, labels: Sequence[str]) -> list[tuple[Path, int]]:
         )
     found = [(path, number) for part, number in zip(folders, numbers, strict=True) for path in decoding.find([part])]
     if not found:
-        raise SettingsError(f"--guess-preprocessing {folder}: contains no images")
+        raise SettingsError(f"--guess-preprocessing {folder}: contains no images: expected one folder of images per class")
     return found

@@ -125,7 +125,7 @@ def observe(source: SourceFile, images: Callable[[int], Array], output: str) -> 
     _fold(graph, constant, runs[0], extents)
     _keep(graph, [output])
     if output not in runs[0]:
-        raise ExportError(f"{source.path}: {shown(output)} does not depend on the images")
+        raise ExportError(f"{source.path}: {shown(output)} does not depend on the images: name the logits with --logits")
     return ObservedGraph(source.model, source.input, extents, runs[0][output])
 
 

@@ -124,7 +124,7 @@ def _load(path: Path) -> ModelProto:
     except DecodeError as error:
         raise ModelFileError(f"{path}: not an ONNX file: expected a model in ONNX's protobuf format") from error
     if not model.graph.node or not model.graph.output:
-        raise ModelFileError(f"{path}: not an ONNX model: it holds no graph")
+        raise ModelFileError(f"{path}: not an ONNX model: it contains no graph")
     try:
         onnx.external_data_helper.load_external_data_for_model(model, str(path.parent))
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
@@ -132,7 +132,7 @@ def _load(path: Path) -> ModelProto:
             f"{path}: its weights are in another file that cannot be read ({first_line(error)}): copy that file next to it"
         ) from error
     if sum(len(weight.raw_data) for weight in model.graph.initializer) >= _MAX_PROTOBUF_BYTES // 2:
-        raise ExportError(f"{path}: more than 1 GiB of weights: use a smaller network")
+        raise ExportError(f"{path}: contains more than 1 GiB of weights: use a smaller network")
     return model
 
 

@@ -69,7 +69,9 @@ def read_request(message: pb.ClassifyRequest) -> Query:
         if message.map.format not in _FORMAT_NAMES:
             raise RequestError(f"unknown map.format {int(message.map.format)}: expected one of {', '.join(pb.MapFormat.keys())}")
         if len(message.map.classes) > _MAX_CLASSES:
-            raise RequestError(f"map.classes holds {len(message.map.classes):,} numbers: the limit is {_MAX_CLASSES:,}")
+            raise RequestError(
+                f"map.classes holds {len(message.map.classes):,} numbers: the limit is {_MAX_CLASSES:,}; send several requests"
+            )
         map_query = MapQuery(
             method=message.map.method,
             classes=tuple(message.map.classes),

@@ -62,7 +62,9 @@ def read_infer(body: bytes, json_bytes: int | None, model: str, version: str) ->
         RequestError: the body is not a valid inference request, or it uses an unsupported part of the protocol.
     """
     if json_bytes is not None and json_bytes > len(body):
-        raise RequestError(f"the header announces {json_bytes:,} bytes of JSON, but the body has {len(body):,} bytes")
+        raise RequestError(
+            f"the header announces {json_bytes:,} bytes of JSON, but the body has {len(body):,} bytes: send the complete body"
+        )
     if json_bytes == 0:
         return _read_raw(body, model, version)
     document = read_object(body if json_bytes is None else body[:json_bytes])
@@ -130,7 +132,9 @@ def _read_input(where: str, entry: Mapping[str, Any], body: bytes, start: int) -
     if entry.get("data") is not None:
         raise RequestError(f"{where} has both data and binary_data_size: send one of them")
     if not 0 <= size <= len(body) - start:
-        raise RequestError(f"{where}: its binary_data_size is {size:,}, but {len(body) - start:,} bytes are left after the JSON")
+        raise RequestError(
+            f"{where}: its binary_data_size is {size:,}, but {len(body) - start:,} bytes are left after the JSON: send the rest"
+        )
     return InputTensor(name, datatype, tuple(shape), body[start : start + size]), start + size
 
 
@@ -157,7 +161,7 @@ def _flat(where: str, shape: list[int], data: list[Any]) -> list[Any]:
         if not data or type(data[0]) is not list:
             break
         if {*map(type, data)} != {list} or {*map(len, data)} != {size}:
-            raise RequestError(f"{where}: the nesting of its data differs from its shape {shape}")
+            raise RequestError(f"{where}: the nesting of its data differs from its shape {shape}: expected one level per axis")
         data = list(chain.from_iterable(data))
     return data
 

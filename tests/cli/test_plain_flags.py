@@ -81,7 +81,7 @@ def test_a_server_answers_like_the_model_with_optional_inputs(models: Path) -> N
                 np.testing.assert_allclose(there[class_id], values, atol=1e-4 * np.abs(values).max())
         assert len(maps_of(client.classify(image, model="top", cam="gradcam"))) == 1
         assert maps_of(client.classify(image, model="static", cam="ablationcam", classes=(1, 2, 3))).keys() == {1, 2, 3}
-        with pytest.raises(RequestError, match="explains the first-ranked class only"):
+        with pytest.raises(RequestError, match="explains only the top-ranked class"):
             client.classify(image, model="top", cam="gradcam", classes=(3,))
         with pytest.raises(RequestError, match="explains logits only"):
             client.classify(image, model="test_resnet-plain", cam="gradcam", softmax=True)

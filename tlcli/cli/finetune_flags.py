@@ -162,7 +162,10 @@ _IMAGES = [
     click.option("--random-erasing", type=click.FloatRange(0, 1), help="Fraction of images with a random rectangle erased.  [default: 0]"),
     click.option("--mixup", type=_at_least_0, metavar="ALPHA", help="With --mode full: alpha of mixup, which blends images.  [default: 0]"),
     click.option(
-        "--cutmix", type=_at_least_0, metavar="ALPHA", help="With --mode full: alpha of CutMix, which pastes patches.  [default: 0]"
+        "--cutmix",
+        type=_at_least_0,
+        metavar="ALPHA",
+        help="With --mode full: alpha of CutMix, which pastes patches of other images.  [default: 0]",
     ),
 ]
 

@@ -143,7 +143,7 @@ def _read_mask(path: Path, size: tuple[int, int]) -> Flags:
             values = np.asarray(opened)
             bands = opened.getbands()
     except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise ImageError(f"{path}: the mask cannot be read: {first_line(error)}") from error
+        raise ImageError(f"{path}: the mask cannot be read: {first_line(error)}: replace the file") from error
     if values.ndim == 2:
         return np.asarray(values != 0)
     return np.asarray((values[..., [band != "A" for band in bands]] != 0).any(-1))

@@ -139,8 +139,8 @@ class FeatureCache:
                     embeddings = extract(images)
                     if not np.isfinite(embeddings).all():
                         raise WeightsError(
-                            f"{network.config.backbone}: the features are not finite: the weights are damaged, or --mean and --std"
-                            " differ from those used in training"
+                            f"{network.config.backbone}: the features are not finite: use undamaged --weights, and the --mean and --std"
+                            " that these were trained with"
                         )
                     rows.append(embeddings)
                 done += len(images)

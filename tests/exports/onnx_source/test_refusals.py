@@ -145,7 +145,7 @@ def test_a_missing_file_and_our_own_export(tmp_path: Path) -> None:
 
 def test_unknown_preprocessing_is_asked_for(tmp_path: Path) -> None:
     path = simple(tmp_path / "x.onnx")
-    with pytest.raises(TlcliError, match=r"--mean and --std .* --input-range .* --layout .* --guess-preprocessing"):
+    with pytest.raises(TlcliError, match=r"--mean and --std .* --input-range .* --guess-preprocessing .* --layout"):
         export_onnx(path, name="m", repository=tmp_path / "models")
     g = Graph()
     open_size = g.save(tmp_path / "y.onnx", head(g, stem(g)), shape=("N", 3, "H", "W"))
@@ -227,7 +227,7 @@ def test_preprocessing_is_guessed_on_labelled_images(tmp_path: Path) -> None:
     (tmp_path / "images" / "high").rename(tmp_path / "images" / "other")
     (tmp_path / "images" / "low").rename(tmp_path / "elsewhere")
     failed = tlcli(*arguments, "--guess-preprocessing", tmp_path / "images")
-    assert "the folder other is no label" in str(failed.exception)
+    assert "the folder other is not a label" in str(failed.exception)
 
 
 def test_flags_of_other_exports_are_rejected(tmp_path: Path) -> None:

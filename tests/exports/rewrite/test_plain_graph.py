@@ -86,7 +86,7 @@ def test_ablation_cam_without_a_loop_behind_a_linear_layer_only(exported: Export
 def test_what_a_plain_graph_cannot_do_is_refused(exported: Exports) -> None:
     case = exported("test_resnet", "linear")
     top = case.plain(Plain(classes="top"))
-    with pytest.raises(RequestError, match="explains the first-ranked class only"):
+    with pytest.raises(RequestError, match="explains only the top-ranked class"):
         top.run(blobs(1), [2], ["gradcam"])
     assert top.run(blobs(1), [-1, -1], ["gradcam"]).maps["gradcam"].shape == (1, 2, 2, 3)
     with pytest.raises(RequestError, match="explains logits only"):

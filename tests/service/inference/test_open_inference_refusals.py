@@ -385,5 +385,8 @@ def test_loading_and_unloading_are_refused_by_default(port: int, call: str) -> N
             getattr(client, call)("toy")
         assert caught.value.status() == "StatusCode.FAILED_PRECONDITION"
         action = call.removesuffix("_model")
-        assert f"clients cannot {action} models with model_control fixed: start the server with explicit" in caught.value.message()
+        assert (
+            f"clients cannot {action} models with model_control fixed: start the server with --model-control explicit"
+            in caught.value.message()
+        )
         assert client.is_model_ready("toy")

@@ -120,7 +120,9 @@ def test_images_are_loaded_upright_and_in_rgb(tmp_path: Path) -> None:
 def test_an_image_that_disappears_is_named(tmp_path: Path) -> None:
     dataset = load(put_classes(tmp_path, ant=3, bee=3))
     (tmp_path / dataset.train.names[0]).unlink()
-    with pytest.raises(ImageError, match=rf"{re.escape(dataset.train.names[0])}: No such file .*it existed when the images were checked"):
+    with pytest.raises(
+        ImageError, match=rf"{re.escape(dataset.train.names[0])}: No such file .*it was readable when the images were checked"
+    ):
         dataset.train.load(0)
 
 

@@ -20,7 +20,7 @@ def _names(_: click.Context, option: click.Parameter, value: str | None) -> tupl
         return None
     names = tuple(name for name in (part.strip() for part in value.split(",")) if name)
     if not names:
-        raise click.BadParameter(f"{value!r}: no name: expected one or more, separated by commas")
+        raise click.BadParameter(f"{value!r} contains an empty name: expected names separated by commas")
     return names
 
 

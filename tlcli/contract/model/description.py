@@ -265,5 +265,5 @@ class Description(BaseModel):
             first: dict[str, Any] = dict(error.errors()[0])
             place = ".".join(str(part) for part in first["loc"]) or "the JSON"
             raise ModelFileError(
-                f"{where}: its description cannot be read: {place}: {first['msg']}. Export it again with this version of tlcli"
+                f"{where}: its description cannot be read: {place}: {first['msg']}: export it again with this version of tlcli"
             ) from error
