@@ -64,7 +64,7 @@ class RunResult:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Final metrics by name, see `Results.metrics`."""
+        """Final metrics by name; see `Results.metrics`."""
         return self.results.metrics
 
 

@@ -113,7 +113,7 @@ def find_classifier(graph: ObservedGraph, scores: str, named: bool, where: str) 
 
     Args:
         graph: observed graph.
-        scores: value from which to search, see `scores_output`.
+        scores: value from which to search; see `scores_output`.
         named: True if the user named this value as the logits.
         where: name of the file for messages.
 

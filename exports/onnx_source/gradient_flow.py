@@ -30,7 +30,7 @@ class Step:
 
     node: node of the forward pass.
     attributes: its attributes.
-    gradient: gradient with respect to its first output, see `class_rows`.
+    gradient: gradient with respect to its first output; see `class_rows`.
     extent: extent of that output.
     """
 
@@ -103,7 +103,7 @@ class Step:
             self.give(index, self.rows.combine("Mul", self.gradient, self.extent, factor))
 
     def op(self, operator: str, *inputs: Any, **attributes: Any) -> str:
-        """Add a node, see `NodeWriter.op`."""
+        """Add a node; see `NodeWriter.op`."""
         return self.writer.op(operator, *inputs, **attributes)
 
 

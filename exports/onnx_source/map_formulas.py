@@ -40,7 +40,7 @@ class CamValues:
     classes: str
 
     def op(self, operator: str, *inputs: Operand, **attributes: object) -> str:
-        """Add a node, see `NodeWriter.op`."""
+        """Add a node; see `NodeWriter.op`."""
         return self.writer.op(operator, *inputs, **attributes)
 
     def activations_of_classes(self) -> str:

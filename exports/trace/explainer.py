@@ -205,8 +205,8 @@ class Explainer(nn.Module):
             softmax: True for images whose classes are explained by their probabilities, bool `[N or 1, 1]`. Like the arguments below, it
                 is used only by models with explained layers.
             cotangents: see `tlcli.exports.rewrite.target_choice`.
-            due, ablated: one tensor per layer, see `tlcli.exports.rewrite.ablation_loop`.
-            due_masks, masked: one tensor per layer, see `tlcli.exports.rewrite.masking_loop`.
+            due, ablated: one tensor per layer; see `tlcli.exports.rewrite.ablation_loop`.
+            due_masks, masked: one tensor per layer; see `tlcli.exports.rewrite.masking_loop`.
         """
         inputs = self.network.normalise(images)
         if self.tail is None:

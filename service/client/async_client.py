@@ -45,7 +45,7 @@ class AsyncClient:
             host, port, connection: see `tlcli.service.client.sync_client.Client`.
 
         Raises:
-            SettingsError: the address or an option is invalid, see `tlcli.service.client.connection.Connection`.
+            SettingsError: the address or an option is invalid; see `tlcli.service.client.connection.Connection`.
         """
         self._connection = Connection(host, port, **connection)
         self._metadata = self._connection.metadata

@@ -44,7 +44,7 @@ class Client:
                 `tlcli.service.client.connection.Connection`.
 
         Raises:
-            SettingsError: the address or an option is invalid, see `Connection`.
+            SettingsError: the address or an option is invalid; see `Connection`.
         """
         self._connection = Connection(host, port, **connection)
         self._metadata = self._connection.metadata

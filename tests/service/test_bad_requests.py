@@ -79,7 +79,7 @@ BAD_REQUESTS = {
     "an endless name": (
         pb.ClassifyRequest(model="é\n" * 100_000, encoded=GOOD),
         INVALID,
-        "'model' has 300,000 bytes: the limit for text is 65,536",
+        "'model' has 300,000 bytes: expected at most 65,536 bytes of text",
     ),
 }
 

@@ -47,7 +47,7 @@ class FeatureCache:
     Interrupted computations are resumed. When the total size exceeds `row_file.max_cache_bytes`, the least recently used files are
     evicted.
 
-    weights_fingerprint: fingerprint of the backbone's weights, see `tlcli.training.models.weights`.
+    weights_fingerprint: fingerprint of the backbone's weights; see `tlcli.training.models.weights`.
     workers: number of worker processes that read images.
     say: callback for messages, one line at a time.
     """

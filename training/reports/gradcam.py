@@ -17,7 +17,7 @@ def layer_gradients(network: Network, layer: TargetLayer, images: Tensor, classe
 
     Args:
         network: network in eval mode, of any floating-point type; its parameters and their gradients do not change.
-        layer: layer of the network, see `tlcli.training.models.target_layers.resolve_layers`.
+        layer: layer of the network; see `tlcli.training.models.target_layers.resolve_layers`.
         images: input images, uint8 `[N, H, W, 3]`, on any device.
         classes: class indices, int64 `[N, K]`; K may be 0.
 

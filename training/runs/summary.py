@@ -95,7 +95,7 @@ class AnyConfig(BaseModel):
 
 
 class Epoch(BaseModel):
-    """Metrics of one epoch: a row of `metrics.csv`, see `tlcli.training.metrics.scores.EpochRow`."""
+    """Metrics of one epoch: a row of `metrics.csv`; see `tlcli.training.metrics.scores.EpochRow`."""
 
     model_config = ConfigDict(frozen=True)
 

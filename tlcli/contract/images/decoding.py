@@ -29,7 +29,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "JPEG2000
 and not listed here, because every format after it would then fail."""
 
 find = find_images.find
-"""Search files and folders for images, see `tlcli.contract.images.find_images.find`."""
+"""Search files and folders for images; see `tlcli.contract.images.find_images.find`."""
 
 _NEAR_BLACK_16 = 4096
 """Upper bound (exclusive) of unscaled 12-bit values. A 16-bit image that contains only smaller values would be decoded near black."""
@@ -73,7 +73,7 @@ def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS, on_opened: OnOpene
     Args:
         data: encoded JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, PPM or JPEG 2000 image, or HEIC if `pillow-heif` is installed.
         limits: limits above which the image is rejected.
-        on_opened: callback for the opened image, see `OnOpened`.
+        on_opened: callback for the opened image; see `OnOpened`.
 
     Returns:
         A loaded Pillow image of mode "RGB", at least 1x1 pixels.

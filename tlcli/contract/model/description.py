@@ -49,7 +49,7 @@ class MapOutput(BaseModel):
 
     name: name used in requests: the method, or `method@layer` if the model explains several layers; a fused map is named by its method.
         Also the name of the graph's output, if the graph computes the map.
-    method: name of the method, see `tlcli.contract.maps.method_names`.
+    method: name of the method; see `tlcli.contract.maps.method_names`.
     layer: name of the explained module; for a fused map, several names separated by `+`.
     height, width: size of the map, which equals the size of the layer, or of the largest layer for a fused map.
     """
