@@ -216,16 +216,19 @@ def test_an_authority_of_clients_that_is_replaced(mutual: int, tmp_path: Path, c
 @pytest.mark.parametrize(
     ("contents", "expected"),
     [
-        ({"server.pem": None}, r"^tls_certificate .*server\.pem: No such file or directory$"),
-        ({"server.key": None}, r"^tls_key .*server\.key: No such file or directory$"),
-        ({"server.key": STRANGER.key_pem}, r"^tls_key .*server\.key: not the key of the certificate in .*server\.pem$"),
+        ({"server.pem": None}, r"^tls_certificate .*server\.pem: No such file or directory: expected a readable PEM file$"),
+        ({"server.key": None}, r"^tls_key .*server\.key: No such file or directory: expected a readable PEM file$"),
+        (
+            {"server.key": STRANGER.key_pem},
+            r"^tls_key .*server\.key: not the key of the certificate in .*server\.pem: use its private key$",
+        ),
         ({"server.pem": b"nothing"}, r"^tls_certificate .*server\.pem: no certificate found: expected PEM"),
         ({"server.pem": SERVER.certificate_pem[:100]}, r"^tls_certificate .*server\.pem: not valid PEM"),
         ({"server.key": b"nothing"}, r"^tls_key .*server\.key: not valid PEM"),
         ({"server.key": SERVER.encrypted(BestAvailableEncryption(b"word"))}, r"^tls_key .*: protected by a password: use a key without"),
         ({"ca.pem": b"nothing"}, r"^tls_client_ca .*ca\.pem: no certificate found"),
         ({"ca.pem": b""}, r"^tls_client_ca .*ca\.pem: no certificate found"),
-        ({"ca.pem": None}, r"^tls_client_ca .*ca\.pem: No such file or directory$"),
+        ({"ca.pem": None}, r"^tls_client_ca .*ca\.pem: No such file or directory: expected a readable PEM file$"),
     ],
 )
 def test_files_that_cannot_be_used_are_refused_at_the_start(
