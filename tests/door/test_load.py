@@ -95,7 +95,7 @@ def test_several_maps_and_classes_are_drawn_by_name(model: tlcli.Model, images: 
     assert answer.draw("cam", "red").tobytes() == answer.draw("cam", -1).tobytes() == answer.draw("cam", 0).tobytes()
     assert answer.draw("cam", "red").tobytes() != answer.draw("cam", "green").tobytes()
     assert answer.overlay.tobytes() == answer.draw("gradcam", "green").tobytes()
-    for arguments, message in ((("lime",), "cam 'lime': not requested"), (("cam", "yellow"), "cls 'yellow': not explained")):
+    for arguments, message in ((("lime",), "cam 'lime' was not requested"), (("cam", "yellow"), "cls 'yellow' was not explained")):
         with pytest.raises(RequestError, match=message):
             answer.draw(*arguments)
     assert tuple(model.predict(images / "a.png", cam="all").maps) == model.cams
