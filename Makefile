@@ -21,7 +21,7 @@ LITERT := $(VENV)/litert
 .PHONY: help python venv kserve web triton litert demo check test lint docs proto bench container-check clean
 
 help:
-	@echo "make demo    set up, then train, export, serve and ask a small model: nothing is downloaded but packages"
+	@echo "make demo    set up, then train, export, serve and query a small model: nothing is downloaded but packages"
 	@echo "make check   lint, check types, run the tests nearest to the code: at most three minutes"
 	@echo "make test    set up, lint, check types, run every test: at most twenty minutes on two cores"
 	@echo "make lint    ruff and mypy (strict)"
@@ -30,7 +30,7 @@ help:
 	@echo "make proto   regenerate service/pb from proto/"
 	@echo "make triton  have Triton's own server serve exported files"
 	@echo "make web     install onnxruntime-web for the tests of plain files, where npm is installed"
-	@echo "make litert  convert plain files with onnx2tf, and compare LiteRT's answers"
+	@echo "make litert  convert plain files with onnx2tf, and compare LiteRT's outputs"
 	@echo "make bench   run those scripts in benchmarks/ that need no data"
 	@echo "make container-check   build the images with Debian's podman, run them, and check their contents against docs/containers.md (root)"
 	@echo "make clean   remove the environments and caches"

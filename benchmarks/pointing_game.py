@@ -6,7 +6,7 @@ Trains a small ResNet on the shapes from random weights (nothing is downloaded),
 with the ONNX file: two to three minutes on two idle cores. Prints a row for every method but Score-CAM (`--all` includes it), for maps that
 know nothing of the image, and for the same network untrained. The class explained is always the image's own.
 
-pointing        the pointing game (Zhang et al. 2016, arXiv:1608.00507): share of the images whose map has its maximum on the shape's
+pointing        the pointing game (Zhang et al. 2016, arXiv:1608.00507): fraction of the images whose map has its maximum on the shape's
                 box, or within 15/224 of the input's side of it. A shape covers two fifths of its image, and the centre is within the margin
                 of every box, so the centre hits them all. Hence:
 pointing, hard  the same on collages of two by two images of four different classes, each explained in turn: its own box must be hit.
@@ -113,7 +113,7 @@ def compare(folder: Path, arguments: argparse.Namespace) -> None:
 
     accuracy, untaught = (statistics.mean(alone.correct) for alone, _, _, _ in table)
     print(f"{len(single)} images of the {arguments.part} part, {len(collages)} collages of them; seed {arguments.seed}.")
-    print(f"{arguments.pooling} pooling, {arguments.epochs} epochs: {accuracy:.2%} of the images right; untrained {untaught:.2%}.")
+    print(f"{arguments.pooling} pooling, {arguments.epochs} epochs: {accuracy:.2%} of the images correct; untrained {untaught:.2%}.")
     print(f"A box covers {box_share(single):.0%} of its image, {box_share(collages):.0%} of a collage, on average.")
     print(f"Seconds: training {trained_s:.0f}, two exports {exported_s:.0f}, maps {judged_s:.0f}.\n")
     print("| method | pointing | pointing, hard | energy | energy, hard |")

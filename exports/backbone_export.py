@@ -107,10 +107,10 @@ def _require_calibration(numbers: SmallerNumbers | None, paths: Sequence[Path]) 
     calibrated = numbers is not None and numbers.precision == "int8"
     if calibrated and not paths:
         raise SettingsError(
-            "--precision int8 needs images such as the model will see, to calibrate on: give a few hundred with --calibration FOLDER"
+            "--precision int8 needs a few hundred images like those that the model will see: give them with --calibration FOLDER"
         )
     if paths and not calibrated:
-        raise SettingsError("--calibration is for --precision int8 only: add that, or leave the images out")
+        raise SettingsError("--calibration applies only to --precision int8: add that, or leave --calibration out")
 
 
 def _drawn_images(preprocessing: Preprocessing, count: int, seed: int) -> list[npt.NDArray[np.uint8]]:

@@ -62,7 +62,7 @@ def export(
         methods: map methods by name; None selects all that the head supports; an empty sequence exports a model without maps.
         layers: names of the backbone modules to explain; None selects the last one with a spatial extent.
         dynamic_size: accept images of any height and width, if the network does.
-        temperature: divisor of the network's logits, see `tlcli.exports.fold_temperature`.
+        temperature: divisor of the network's logits; see `tlcli.exports.fold_temperature`.
         trial: settings for reduced precision, with the images on which the reduced-precision and the float file are compared.
         plain: form of a plain graph, without branches, loops and optional inputs; None writes the graph with optional inputs.
         say: callback that receives one progress line per step.

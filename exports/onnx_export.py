@@ -69,7 +69,7 @@ def export_onnx(
     Raises:
         NotFoundError, ModelFileError: see `read_source`.
         SettingsError: the preprocessing is unknown or contradicts the file, the labels do not match, or a name does not exist.
-        ExportError: the file is not an image classifier, or an operator behind a layer has no gradient rule.
+        ExportError: the file is not an image classifier, or an operator after a layer has no gradient rule.
         ParityError: the exported file differs from the original, or its gradients from finite differences.
     """
     require_model_name(name)
@@ -215,7 +215,7 @@ def _layers(spatial: SpatialValues, names: Sequence[str] | None) -> dict[str, Sp
     order = [value.name for value in spatial()]
     chosen = {name: spatial.find(name) for name in dict.fromkeys(names)}
     if len({value.name for value in chosen.values()}) < len(chosen):
-        raise SettingsError(f"--cam-layer: {' and '.join(chosen)} name the same value: give one of them")
+        raise SettingsError(f"--cam-layer: {' and '.join(chosen)} name the same value: use only one of them")
     missing = [name for name, value in chosen.items() if value.name not in order]
     if missing:
         raise ExportError(f"--cam-layer {missing[0]}: the logits do not depend on it: choose another layer")

@@ -200,7 +200,7 @@ class _MapCheck:
         self._largest[name].append(np.broadcast_to(largest, outside.shape).ravel())
 
     def compare_ablation(self, images: npt.NDArray[np.uint8]) -> None:
-        """Compare Ablation-CAM with runs of the part behind the layer, one for each channel."""
+        """Compare Ablation-CAM with runs of the part after the layer, one for each channel."""
         outputs = [output for output in self._outputs if output.method in COSTLY]
         if not outputs:
             return
@@ -237,7 +237,7 @@ class _MapCheck:
         return np.concatenate(rows).astype(np.float64).T
 
     def _tail(self, value: SpatialValue) -> tuple[Any, list[str]]:
-        """Return a session for the part behind a layer, in float32, and the names of the other values that it takes."""
+        """Return a session for the part after a layer, in float32, and the names of the other values that it takes."""
         graph, logits = self._explained.graph, self._explained.classifier.logits
         dependents, nodes = layer_nodes(graph, [value.name], logits)
         outside = {name for node in nodes for name in node.input if name and name not in dependents}

@@ -36,7 +36,7 @@ def write_graph(explainer: Explainer, path: Path, flat: onnx.ModelProto | None =
     Args:
         explainer: network with its maps.
         path: path of the file to write.
-        flat: result of `flat_graph` for this explainer, to reuse it; it is not modified. None exports it anew.
+        flat: result of `flat_graph` for this explainer, to reuse it; it is not modified. None exports it again.
         plain: form of a plain graph; None writes the graph with optional inputs.
 
     Raises:
@@ -167,7 +167,7 @@ def _write_flat(explainer: Explainer, path: Path) -> None:
         reason = _cause(error)
         if explainer.dynamic_size:
             reason += "; the network may need images of one size: leave out --dynamic-size"
-        raise ExportError(f"{explainer.network.config.backbone} has no ONNX form: {reason}") from error
+        raise ExportError(f"{explainer.network.config.backbone} cannot be exported to ONNX: {reason}") from error
     if program is None:
         raise ExportError(f"PyTorch's exporter returned no graph for {explainer.network.config.backbone}: use another backbone")
     program.model.ir_version = IR_VERSION

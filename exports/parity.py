@@ -25,7 +25,7 @@ LARGE_LOGIT = 100.0
 MAPS_TOLERANCE = 1e-4
 """Maximum difference of a map, relative to the map's largest value."""
 SHARE_OF_TERMS = 0.1
-"""Lower bound of the reference value for a map whose terms cancel, as a share of the terms' size. A tolerance of 1e-4 of a tenth of the
+"""Lower bound of the reference value for a map whose terms cancel, as a fraction of the terms' size. A tolerance of 1e-4 of a tenth of the
 terms' size is 1e-5 of that size, the precision of float32 sums of gradients and activations."""
 MAPS_TOLERANCES = {"xgradcam": 1e-3, "ablationcam": 1e-3, "gradcam_plus_plus": 1e-2}
 """Tolerances for methods that divide by small numbers or subtract nearly equal ones, so that float32 has fewer correct digits."""

@@ -31,9 +31,11 @@ def new_plain(
         SettingsError: the settings contradict each other.
     """
     if methods == () and (classes is not None or explained is not None):
-        raise SettingsError("--classes, --static-classes: a plain graph without maps explains no classes: leave them out")
+        raise SettingsError("--classes and --static-classes do not apply to a plain graph without maps: leave them out")
     if classes == "top" and explained is not None:
-        raise SettingsError("--static-classes with --classes top: one class per image is explained: leave one of them out")
+        raise SettingsError(
+            "--static-classes cannot be combined with --classes top, which explains one class per image: use only one of them"
+        )
     if classes == "top" or methods == ():
         return Plain(classes="top", batch=batch)
     return Plain(batch=batch, explained=explained or (1 if batch is not None else None))
@@ -54,8 +56,8 @@ def require_plain(explainer: Explainer, methods: Sequence[str] | None, plain: Pl
     outside = [method for method in methods or () if not METHODS[method].in_graph]
     if outside:
         raise ExportError(
-            f"--plain {','.join(outside)}: computed outside of the graph, from outputs that a plain graph does not have: choose from"
-            f" {', '.join(method for method in METHODS if METHODS[method].in_graph)}"
+            f"--plain {','.join(outside)}: not available, because it is computed outside the graph, from outputs that a plain graph lacks:"
+            f" choose from {', '.join(method for method in METHODS if METHODS[method].in_graph)}"
         )
     if missing := {*(methods or ())} - {output.method for output in plain_maps(explainer)}:
         if others := missing - NEEDS_ABLATION:
@@ -63,13 +65,16 @@ def require_plain(explainer: Explainer, methods: Sequence[str] | None, plain: Pl
                 f"--plain {','.join(sorted(others))}: plain graphs do not compute this method: leave it out, or export without --plain"
             )
         raise ExportError(
-            f"--plain {','.join(sorted(missing))}: needs a loop, except behind the last layer of a network with one linear layer on its"
-            " spatial mean: leave it out, or export without --plain"
+            f"--plain {','.join(sorted(missing))}: not available, because it needs a loop unless the layer is the last one and the head is"
+            " one linear layer on its spatial mean: leave it out, or export without --plain"
         )
     if explainer.dynamic_size and plain.batch is not None:
-        raise ExportError("--static-batch with --dynamic-size: leave one of them out")
+        raise ExportError("--static-batch and --dynamic-size cannot be combined: use only one of them")
     if reduced and plain.classes == "top":
-        raise ExportError("--precision with --classes top: the maps of the two files are compared for the same class: use --classes input")
+        raise ExportError(
+            "--precision cannot be combined with --classes top, because maps are validated for the same class in both files: use"
+            " --classes input"
+        )
 
 
 def require_same_form(folder: Path, plain: Plain | None) -> None:
@@ -91,7 +96,7 @@ def require_same_form(folder: Path, plain: Plain | None) -> None:
     except ModelFileError:
         return
     if latest != plain:
-        raise ExportError(f"{path} has {_inputs(latest)}, the new version would have {_inputs(plain)}: give it a --name of its own")
+        raise ExportError(f"{path} has {_inputs(latest)}, but the new version would have {_inputs(plain)}: choose another --name")
 
 
 def _inputs(plain: Plain | None) -> str:

@@ -92,7 +92,7 @@ class Server:
             await self.stop()
 
     def request_stop(self) -> None:
-        """Ask `run` to stop after the in-flight requests have finished. A second call stops it without waiting for them.
+        """Make `run` stop after the in-flight requests have finished. A second call stops it without waiting for them.
 
         Must be called from the event loop's thread.
         """

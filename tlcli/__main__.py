@@ -72,7 +72,7 @@ def cli() -> None:
     """Fine-tune image classifiers, export them to ONNX with class activation maps, and serve them.
 
     \b
-    tlcli demo                          the whole workflow, without downloads
+    tlcli demo                          the entire workflow, without downloads
     tlcli finetune --backbone resnet50 --dataset FOLDER
     tlcli serve models/
     tlcli classify image.jpg --cam gradcam

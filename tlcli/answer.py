@@ -152,14 +152,14 @@ class Answer:
             raise RequestError('no map was requested: use predict(image, cam="gradcam")')
         method = next(iter(self.maps)) if cam is None else cam
         if method not in self.maps:
-            raise RequestError(f"cam {method!r}: not requested; this answer has {', '.join(self.maps)}")
+            raise RequestError(f"cam {method!r} was not requested: choose from {', '.join(self.maps)}")
         if cls is None:
             return self._one_map(method, 0)
         (target,) = class_targets([cls], self.labels, "cls")
         class_id = target if target >= 0 else self._order[-target - 1]
         if class_id not in self.explained:
             raise RequestError(
-                f"cls {cls!r}: not explained; this answer explains {', '.join(self.labels[explained] for explained in self.explained)}"
+                f"cls {cls!r} was not explained: choose from {', '.join(self.labels[explained] for explained in self.explained)}"
             )
         return self._one_map(method, self.explained.index(class_id))
 

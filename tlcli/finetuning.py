@@ -199,13 +199,13 @@ def _run_path(source: Run | str | Path) -> Path | None:
 def _refuse(what: str, arguments: dict[str, object]) -> None:
     given = [name for name, value in arguments.items() if value not in (None, ())]
     if given:
-        raise SettingsError(f"{', '.join(given)}: {what} already determines these; they apply to a backbone")
+        raise SettingsError(f"{', '.join(given)}: determined by {what}: leave out, or export a backbone")
 
 
 def _refuse_without_plain(arguments: dict[str, object]) -> None:
     given = [name for name, value in arguments.items() if value is not None]
     if given:
-        raise SettingsError(f"{', '.join(given)}: for plain graphs only: add plain=True")
+        raise SettingsError(f"{', '.join(given)}: apply only to plain graphs: add plain=True")
 
 
 def _config(**settings: Setting) -> FinetuneConfig:

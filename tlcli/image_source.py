@@ -115,7 +115,7 @@ def download(url: str, max_bytes: int, timeout_s: float = URL_TIMEOUT_S) -> byte
     Args:
         url: address of the image; redirects are followed only to HTTP and HTTPS.
         max_bytes: maximum size of the image in bytes.
-        timeout_s: time limit for the whole download in seconds.
+        timeout_s: time limit for the entire download in seconds.
 
     Raises:
         NotFoundError: the server has no such page (404, 410).
@@ -134,9 +134,9 @@ def download(url: str, max_bytes: int, timeout_s: float = URL_TIMEOUT_S) -> byte
     except urllib.error.URLError as error:
         if isinstance(error.reason, TimeoutError):
             raise _too_slow(shown, timeout_s) from error
-        raise ImageError(f"{shown}: cannot be downloaded: {error.reason}") from error
+        raise ImageError(f"{shown}: cannot be downloaded: {error.reason}: check the URL and the connection") from error
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise ImageError(f"{shown}: cannot be downloaded: {error or type(error).__name__}") from error
+        raise ImageError(f"{shown}: cannot be downloaded: {error or type(error).__name__}: check the URL and the connection") from error
 
 
 def _opener() -> urllib.request.OpenerDirector:
@@ -163,11 +163,11 @@ def _read_body(body: IO[bytes], headers: Message, shown: str, max_bytes: int, de
     while chunk := body.read1(_CHUNK) if isinstance(body, http.client.HTTPResponse) else body.read(_CHUNK):
         data += chunk
         if len(data) > max_bytes:
-            raise ImageError(f"{shown}: the image has more than {max_bytes:,} bytes")
+            raise ImageError(f"{shown}: the image has more than {max_bytes:,} bytes: use a smaller image")
         if time.monotonic() > deadline:
             raise _too_slow(shown, timeout_s)
     if announced.isdigit() and len(data) < int(announced):
-        raise ImageError(f"{shown}: the connection closed after {len(data):,} of {int(announced):,} bytes")
+        raise ImageError(f"{shown}: the connection closed after {len(data):,} of {int(announced):,} bytes: retry")
     return bytes(data)
 
 
@@ -215,7 +215,7 @@ def _source(image: object) -> ImageSource:
 
 def _no_image(image: object) -> RequestError:
     return RequestError(
-        f"an image is a path, a URL, encoded bytes, a Pillow image or a uint8 array [H, W, 3], [H, W] or [H, W, 4]:"
+        f"expected an image as a path, a URL, encoded bytes, a Pillow image or a uint8 array [H, W, 3], [H, W] or [H, W, 4],"
         f" got {type(image).__name__}"
     )
 
@@ -236,7 +236,7 @@ def _pixels(array: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         hint = ": scale values in [0, 1] with `(255 * array).round().astype(numpy.uint8)`"
     elif array.ndim == 3 and array.shape[0] in (1, 3, 4) and array.size:
         hint = ": move the channels to the end with `array.transpose(1, 2, 0)`"
-    raise RequestError(f"an array is uint8 [H, W, 3], [H, W] or [H, W, 4]: got {array.dtype} {list(array.shape)}{hint}")
+    raise RequestError(f"expected an array uint8 [H, W, 3], [H, W] or [H, W, 4], got {array.dtype} {list(array.shape)}{hint}")
 
 
 def _from_pillow(image: Image.Image, limits: ImageLimits) -> Image.Image:

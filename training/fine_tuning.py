@@ -109,7 +109,7 @@ def find_lr(config: FinetuneConfig, path: Path, progress: ProgressFactory = sile
     """Run a learning rate range test for training all layers, and plot the result.
 
     Args:
-        config: settings of the run, see `finetune`.
+        config: settings of the run; see `finetune`.
         path: output path of the plot, a PNG file.
         progress, log: see `finetune`.
 

@@ -64,7 +64,7 @@ class RunResult:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Final metrics by name, see `Results.metrics`."""
+        """Final metrics by name; see `Results.metrics`."""
         return self.results.metrics
 
 
@@ -376,7 +376,7 @@ class FinetuneRun:
     def _log_results(self, results: Results, scores: dict[str, Scores]) -> None:
         self._log(f"kept: the network of {describe_kept(results.best_epoch, results.best_stage, self._config.mode)}")
         for name, part_scores in scores.items():
-            self._log(f"{name}: {part_scores.top1:.2%} of {part_scores.count:,} images right, loss {part_scores.loss:.4f}")
+            self._log(f"{name}: {part_scores.top1:.2%} of {part_scores.count:,} images correct, loss {part_scores.loss:.4f}")
         self._log(f"run written to {self.folder.path}; its report is {self.folder.path / REPORT}")
 
 

@@ -1,8 +1,8 @@
 """Layout of gradients with a class axis.
 
 The gradient of the scores of K classes with respect to a value of extent `[p..., N * r, q...]` has the shape `[p..., N * K * r, q...]`:
-each image's block of r rows is there once per class. Operators that treat rows independently (convolutions, products with weights) take
-it as it is. To multiply it with a value of the forward pass, it is viewed as `[p..., N, K, r, q...]`, and the value as
+each image's block of r rows is repeated for each class. Operators that treat rows independently (convolutions, products with weights) take
+it unchanged. To multiply it with a value of the forward pass, it is viewed as `[p..., N, K, r, q...]`, and the value as
 `[p..., N, 1, r, q...]`, so the value is not copied for each class.
 """
 
@@ -29,7 +29,7 @@ class Factor:
 
 
 class ClassRows:
-    """Views of gradients, see the module's description."""
+    """Views of gradients with a class axis; see the module's description."""
 
     def __init__(self, writer: NodeWriter, classes: str) -> None:
         """Store the writer.

@@ -1,4 +1,4 @@
-"""Logits of a foreign classifier: which value of its graph they are, and the layer that computes them."""
+"""Logits of a foreign classifier: the value that contains them, and the layer that computes them."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ def zip_map_labels(source: SourceFile) -> list[str] | None:
 
 
 def find_value(graph: GraphProto, name: str, flag: str) -> str:
-    """Return the value with a name, or the first output of the node with that name.
+    """Return the value with the given name, or the first output of the node with that name.
 
     Raises:
-        SettingsError: there is neither.
+        SettingsError: there is no such value or node.
     """
     for node in graph.node:
         if f"{PREFIX}{name}" in node.output:
@@ -113,12 +113,12 @@ def find_classifier(graph: ObservedGraph, scores: str, named: bool, where: str) 
 
     Args:
         graph: observed graph.
-        scores: value from which to search, see `scores_output`.
+        scores: value from which to search; see `scores_output`.
         named: True if the user named this value as the logits.
         where: name of the file for messages.
 
     Raises:
-        ExportError: the value has not one number per class and image, or holds probabilities whose logits are not found.
+        ExportError: the value does not have one number per class and image, or holds probabilities whose logits are not found.
     """
     logits, squashing = (scores, None) if named else _before_squashing(graph, scores)
     extent = graph.extents.get(logits)
@@ -144,7 +144,7 @@ def find_classifier(graph: ObservedGraph, scores: str, named: bool, where: str) 
 
 
 def _before_squashing(graph: ObservedGraph, scores: str) -> tuple[str, str | None]:
-    """Follow a value back through operators that keep its numbers. Return the input of a final softmax, or the value itself."""
+    """Follow a value back through operators that preserve its elements. Return the input of a final softmax, or the value itself."""
     value = scores
     while (node := graph.maker(value)) is not None:
         if node.op_type in _SQUASHING:
@@ -157,7 +157,7 @@ def _before_squashing(graph: ObservedGraph, scores: str) -> tuple[str, str | Non
 
 
 def _unchanged(graph: ObservedGraph, value: str) -> str:
-    """Follow a value back through operators that change neither its numbers nor its shape."""
+    """Follow a value back through operators that change neither its elements nor its shape."""
     while (node := graph.maker(value)) is not None and node.op_type in _PASSING - {"Transpose", "Cast"}:
         if graph.extents.get(node.input[0]) != graph.extents.get(value):
             break

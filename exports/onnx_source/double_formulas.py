@@ -41,7 +41,7 @@ def gradcam(a: Doubles, g: Doubles) -> Result:
 
 
 def gradcam_plus_plus(a: Doubles, g: Doubles) -> Result:
-    """Compute Grad-CAM++ as the paper writes it, with `alpha = g^2 / (2 g^2 + sum(A) g^3)`."""
+    """Compute Grad-CAM++ as defined in the paper, with `alpha = g^2 / (2 g^2 + sum(A) g^3)`."""
     alpha = _quotient(g**2, 2 * g**2 + a.sum((3, 4), keepdims=True) * g**3)
     shares = _quotient(np.maximum(g, 0), 2 + a.sum((3, 4), keepdims=True) * np.maximum(g, 0))
     weights = np.where(np.abs(g) > 1e-100, alpha * np.maximum(g, 0), shares).sum((3, 4))

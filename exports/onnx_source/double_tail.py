@@ -1,4 +1,4 @@
-"""Part of a graph behind a layer, run in float64 by onnx's reference evaluator, for finite differences.
+"""Part of a graph after a layer, run in float64 by onnx's reference evaluator, for finite differences.
 
 The evaluator's own convolution and pooling are loops in Python, and its error function returns float32. The operators here are fast, and
 compute in float64. The evaluator finds each by the name of its class.
@@ -31,10 +31,10 @@ class DoubleTail:
     """
 
     def __init__(self, graph: ObservedGraph, layer: str, logits: str) -> None:
-        """Cut the graph behind the layer.
+        """Cut the graph after the layer.
 
         Raises:
-            ExportError: the part behind the layer needs a value that cannot be saved.
+            ExportError: the part after the layer needs a value that cannot be saved.
         """
         self._layer, self._logits = layer, logits
         dependents, nodes = layer_nodes(graph, [layer], logits)
@@ -77,7 +77,7 @@ def _windows(
     fill: float,
     out: Sequence[int],
 ) -> list[Doubles]:
-    """Return, for each position of the kernel, the values that it meets in each window, `[N, c, *out]`."""
+    """Return, for each position of the kernel, the values at this position of each window, `[N, c, *out]`."""
     count = len(kernel)
     ends = [max(0, (out[a] - 1) * strides[a] + (kernel[a] - 1) * dilations[a] + 1 - x.shape[2 + a] - pads[a]) for a in range(count)]
     padded = np.pad(x, [(0, 0), (0, 0), *((pads[a], ends[a]) for a in range(count))], constant_values=fill)

@@ -33,7 +33,7 @@ def _mask(step: Step, condition: str) -> str:
 
 
 def _between(step: Step, x: str, low: float | None, high: float | None) -> str:
-    """Return a mask that is 1 where `low < x < high`. None is no bound."""
+    """Return a mask that is 1 where `low < x < high`. None means no bound."""
     masks = []
     if low is not None:
         masks.append(_mask(step, step.op("Greater", x, low)))
@@ -194,7 +194,7 @@ def _where(step: Step) -> None:
 
 
 def _extremum(step: Step) -> None:
-    """Rule of Max and Min: the gradient goes to the first of the inputs that is equal to the output."""
+    """Contribute the gradient of Max or Min to the first input that is equal to the output."""
     claimed: str | None = None
     for index, name in enumerate(step.node.input):
         mask = _mask(step, step.op("Equal", step.op("Add", name, step.op("Mul", step.output, 0.0)), step.output))

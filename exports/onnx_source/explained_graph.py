@@ -133,7 +133,7 @@ class ExplainedGraph:
         """Return the flat graph, for `closed_graph.close_graph`.
 
         Raises:
-            ExportError: an operator behind a layer has no gradient rule.
+            ExportError: an operator after a layer has no gradient rule.
         """
         first = NodeWriter("images/")
         self._images.write(first, IMAGES, self.graph.input)
@@ -166,7 +166,7 @@ class ExplainedGraph:
         """Return the error for an operator without a gradient rule."""
         layers = " and ".join(layer.name for layer in self.layout.layers)
         return ExportError(
-            f"{self._where}: no gradient rule for {error} ({error.node.name}), behind {layers}: choose a layer nearer to the output"
+            f"{self._where}: no gradient rule for {error} ({error.node.name}), after {layers}: choose a layer closer to the output"
             " with --cam-layer (--list-cam-layers lists them), or export it without maps (--cam none)"
         )
 
@@ -372,7 +372,7 @@ class _MapWriter:
         return self._op("Sub", self._op("Gather", self._logits, images, axis=0), self._op("Mul", share, rows))
 
     def _logits_from(self, number: int, value: SpatialValue, changed: str, images: str) -> str:
-        """Copy the nodes behind a layer, so that they compute the logits of changed activations. Return the logits `[R, C]`."""
+        """Copy the nodes after a layer, so that they compute the logits of changed activations. Return the logits `[R, C]`."""
         graph, logits = self._graph, self._classifier.logits
         dependents, nodes = layer_nodes(graph, [value.name], logits)
         names = {value.name: changed}

@@ -15,7 +15,7 @@ from tlcli.exports.onnx_source.observed_graph import Extent, ObservedGraph
 
 
 class UnsupportedOperatorError(Exception):
-    """An operator behind the layer that has no gradient rule, or a form of it that its rule does not know.
+    """Raised for an operator after the layer that has no gradient rule, or whose form its rule does not support.
 
     node: the operator.
     """
@@ -26,11 +26,11 @@ class UnsupportedOperatorError(Exception):
 
 
 class Step:
-    """One node of the backward pass, as its rule sees it.
+    """Node of the backward pass, as passed to its gradient rule.
 
     node: node of the forward pass.
     attributes: its attributes.
-    gradient: gradient with respect to its first output, see `class_rows`.
+    gradient: gradient with respect to its first output; see `class_rows`.
     extent: extent of that output.
     """
 
@@ -103,7 +103,7 @@ class Step:
             self.give(index, self.rows.combine("Mul", self.gradient, self.extent, factor))
 
     def op(self, operator: str, *inputs: Any, **attributes: Any) -> str:
-        """Add a node, see `NodeWriter.op`."""
+        """Add a node; see `NodeWriter.op`."""
         return self.writer.op(operator, *inputs, **attributes)
 
 

@@ -1,4 +1,4 @@
-"""Guess of a file's normalisation: the usual ones are tried on labelled images, and the most accurate one is used."""
+"""Search for the normalisation of a file's input: tries common normalisations on labelled images and selects the most accurate."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def guess_preprocessing(
         Mean and standard deviation for values in [0, 1], and channel order.
 
     Raises:
-        SettingsError: the folders are not the classes, or no normalisation is clearly the best.
+        SettingsError: the folders do not match the classes, or no normalisation is clearly the best.
     """
     images = _labelled(folder, labels)
     chosen = [images[index] for index in evenly_spaced(len(images), _MOST_IMAGES)]
@@ -76,7 +76,7 @@ def _labelled(folder: Path, labels: Sequence[str]) -> list[tuple[Path, int]]:
     folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     ids = {label: number for number, label in enumerate(labels)}
     if not folders:
-        raise SettingsError(f"--guess-preprocessing {folder}: expected one folder of images per class in it")
+        raise SettingsError(f"--guess-preprocessing {folder}: expected one folder of images per class")
     unknown = [path.name for path in folders if path.name not in ids]
     if not unknown:
         numbers = [ids[path.name] for path in folders]
@@ -84,10 +84,10 @@ def _labelled(folder: Path, labels: Sequence[str]) -> list[tuple[Path, int]]:
         numbers = list(range(len(folders)))  # in alphabetical order, as every framework numbers folders
     else:
         raise SettingsError(
-            f"--guess-preprocessing {folder}: the folder {unknown[0]} is no label, and there are {len(folders)} folders for {len(labels)}"
-            " classes: name the folders like the labels"
+            f"--guess-preprocessing {folder}: the folder {unknown[0]} is not a label, and there are {len(folders)} folders for"
+            f" {len(labels)} classes: name the folders after the labels"
         )
     found = [(path, number) for part, number in zip(folders, numbers, strict=True) for path in decoding.find([part])]
     if not found:
-        raise SettingsError(f"--guess-preprocessing {folder}: no images in it")
+        raise SettingsError(f"--guess-preprocessing {folder}: contains no images: expected one folder of images per class")
     return found

@@ -44,7 +44,7 @@ class ImageInput:
         return np.ascontiguousarray(values if self.channels_last else values.transpose(0, 3, 1, 2))
 
     def write(self, writer: NodeWriter, images: str, output: str) -> None:
-        """Add the nodes that compute the same."""
+        """Add the nodes that compute the conversion of `apply`."""
         value = images if self.channels_last else writer.op("Transpose", images, perm=[0, 3, 1, 2])
         shape = (3,) if self.channels_last else (3, 1, 1)
         if self.is_float:

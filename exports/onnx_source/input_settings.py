@@ -1,4 +1,4 @@
-"""Settings of the images that a foreign file takes: range, mean, layout, size. Where the file does not tell, the user has to."""
+"""Settings of the images that a foreign file takes: range, mean, layout and size. The user sets those that the file does not."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ INPUT_RANGES: dict[str, tuple[float, float]] = {"0..255": (0.0, 1 / 255), "0..1"
 
 @dataclass(frozen=True)
 class InputSettings:
-    """Settings of a file's input that the user gave. None is unknown.
+    """Input settings of a file, as given by the user. None means unknown.
 
     mean, std: mean and standard deviation per channel, on the scale of `input_range`, or in [0, 1] without it.
     input_range: a key of `INPUT_RANGES`.
     layout: `nchw` or `nhwc`.
     channel_order: `rgb` or `bgr`.
-    image_size: height and width for a file that leaves them open.
+    image_size: height and width for a file with symbolic sizes.
     crop_pct, crop_mode, interpolation: see `Preprocessing`.
     """
 
@@ -51,11 +51,11 @@ def image_input(source: SourceFile, settings: InputSettings, guess: tuple[Triple
 
     Args:
         source: the file.
-        settings: what the user says.
+        settings: settings given by the user.
         guess: mean and standard deviation for values in [0, 1], and the channel order, to use instead of the user's.
 
     Raises:
-        SettingsError: the settings contradict the file, or something is unknown.
+        SettingsError: the settings contradict the file, or a required setting is unknown.
     """
     channels_last = _channels_last(source, settings.layout)
     height, width = _size(source, settings.image_size, channels_last)
@@ -84,23 +84,25 @@ def _channels_last(source: SourceFile, layout: str | None) -> bool:
     where = f"{source.path}: its input {shown(source.input)} {shape}"
     if layout is not None:
         if not fits[layout]:
-            raise SettingsError(f"--layout {layout}: {where} has not three channels there: use the other layout")
+            raise SettingsError(f"--layout {layout}: {where} does not have three channels there: use the other layout")
         return layout == "nhwc"
     if not any(fits.values()):
-        raise SettingsError(f"{where} has not three channels: only files for RGB images can be exported")
+        raise SettingsError(f"{where} does not have three channels: only files for RGB images can be exported")
     sure = [name for name, size in (("nchw", first), ("nhwc", last)) if size == 3]
     if len(sure) == 1 or sum(fits.values()) == 1:
         return (sure or [name for name in fits if fits[name]])[0] == "nhwc"
-    raise SettingsError(f"{where} does not tell its layout: give --layout nchw or --layout nhwc")
+    raise SettingsError(f"{where} does not specify its layout: use --layout nchw or --layout nhwc")
 
 
 def _size(source: SourceFile, image_size: int | None, channels_last: bool) -> tuple[int, int]:
     declared = source.shape[1:3] if channels_last else source.shape[2:4]
     if image_size is not None and any(size not in (None, image_size) for size in declared):
-        raise SettingsError(f"--image-size {image_size}: {source.path} takes images of {declared[0]} x {declared[1]} only: leave it out")
+        raise SettingsError(
+            f"--image-size {image_size}: {source.path} accepts only images of {declared[0]} x {declared[1]}: leave --image-size out"
+        )
     sizes = [size or image_size for size in declared]
     if None in sizes:
-        raise SettingsError(f"{source.path} leaves the size of its images open: give --image-size, such as --image-size 224")
+        raise SettingsError(f"{source.path} accepts images of any size: choose one with --image-size, such as --image-size 224")
     return int(sizes[0] or 0), int(sizes[1] or 0)
 
 
@@ -111,9 +113,9 @@ def _normalisation(source: SourceFile, settings: InputSettings, is_float: bool) 
         return (0.0,) * 3, (1 / 255,) * 3
     if not settings.is_known:
         raise SettingsError(
-            f"{source.path} does not tell how its images are normalised: give --mean and --std (such as --mean"
+            f"{source.path} does not specify how its images are normalised: use --mean and --std (such as --mean"
             f" {','.join(map(str, IMAGENET_MEAN))} --std {','.join(map(str, IMAGENET_STD))}), or --input-range 0..255, 0..1 or -1..1,"
-            " and --layout if the channels are last; or labelled images with --guess-preprocessing FOLDER"
+            " or find the normalisation on labelled images with --guess-preprocessing FOLDER; add --layout nhwc if the channels are last"
         )
     if settings.mean is None and settings.std is None:
         mean, std = INPUT_RANGES[str(settings.input_range)]

@@ -49,7 +49,7 @@ def _mat_mul(step: Step) -> None:
 
 
 def _general_product(step: Step) -> None:
-    """Rule for a product of two stacks of matrices, both of which may depend on the image."""
+    """Contribute the gradients of a product of two stacks of matrices, both of which may depend on the image."""
     extent = step.extent
     if extent.batch >= extent.rank - 2 or extent.rank < 3:
         raise NotImplementedError("a product along the batch")
@@ -197,7 +197,10 @@ def _normalised_gradient(step: Step, x: str, gradient: str, extent: Extent, axes
 
 
 def _lrn(step: Step) -> None:
-    """Rule of local response normalisation, `y = x / d^beta` with `d = bias + alpha / size sum(x^2)` over neighbouring channels."""
+    """Contribute the gradient of local response normalisation, `y = x / d^beta`.
+
+    The divisor is `d = bias + alpha / size sum(x^2)` over neighbouring channels.
+    """
     size, alpha = step.attributes["size"], step.attributes.get("alpha", 1e-4)
     beta, bias = step.attributes.get("beta", 0.75), step.attributes.get("bias", 1.0)
     extent = step.extent

@@ -40,7 +40,7 @@ class CamValues:
     classes: str
 
     def op(self, operator: str, *inputs: Operand, **attributes: object) -> str:
-        """Add a node, see `NodeWriter.op`."""
+        """Add a node; see `NodeWriter.op`."""
         return self.writer.op(operator, *inputs, **attributes)
 
     def activations_of_classes(self) -> str:
@@ -131,7 +131,7 @@ def layercam(values: CamValues) -> str:
 
 
 def fem(values: CamValues) -> str:
-    """Write FEM, `relu(sum_k w_k A_k)`, where w_k is the share of positions with `A_k > mean + 2 sigma`; it is the same for every class."""
+    """Write FEM, `relu(sum_k w_k A_k)` with the fraction w_k of positions where `A_k > mean + 2 sigma`. It is the same for every class."""
     mean = values.op("ReduceMean", values.activations, _POSITIONS, keepdims=1)
     centred = values.op("Sub", values.activations, mean)
     norm = values.op("ReduceL2", centred, _POSITIONS, keepdims=1)

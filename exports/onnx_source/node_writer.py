@@ -1,4 +1,4 @@
-"""Writer of ONNX nodes: one call per operator, and no operator twice for the same inputs."""
+"""Writer of ONNX nodes: one call per operator; equal operators with the same inputs are written once."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class NodeWriter:
         self._known: dict[Any, str] = {}
 
     def op(self, operator: str, *inputs: Operand, **attributes: Any) -> str:
-        """Add a node with one output, and return the name of that output. A node that exists already is not added again."""
+        """Add a node with one output, and return the name of that output. An existing equal node is reused."""
         return self.ops(operator, *inputs, outputs=1, **attributes)[0]
 
     def ops(self, operator: str, *inputs: Operand, outputs: int, **attributes: Any) -> list[str]:
@@ -46,7 +46,7 @@ class NodeWriter:
         return output
 
     def constant(self, value: npt.NDArray[Any]) -> str:
-        """Return the name of a constant with this value."""
+        """Return the name of a constant with the given value."""
         key = (value.dtype.str, value.shape, value.tobytes())
         if key not in self._known:
             self._known[key] = f"{self._prefix}constant_{len(self.constants)}"

@@ -72,7 +72,7 @@ class ObservedGraph:
         return None if index is None else self.nodes[index]
 
     def dependents(self, values: Iterable[str]) -> set[str]:
-        """Return the values that are computed from the given ones, with the latter included. Sizes do not count."""
+        """Return the given values and all values computed from them, ignoring values that use only their sizes."""
         reached = set(values)
         for node in self.nodes:
             if node.op_type not in _SHAPE_OPERATORS and not reached.isdisjoint(taken_by(node)):
@@ -85,12 +85,12 @@ class ObservedGraph:
 
 
 def observe(source: SourceFile, images: Callable[[int], Array], output: str) -> ObservedGraph:
-    """Run a file on batches of two and three images, and fold what does not depend on them.
+    """Run a file on batches of two and three images, and fold the values that do not depend on the images.
 
     Args:
         source: the file; its model is modified.
         images: function from a number of images to a batch for the input.
-        output: value to keep, with all from which it is computed.
+        output: value to keep, with all values that it is computed from.
 
     Raises:
         ExportError: the file cannot be run, or accepts only a fixed number of images.
@@ -125,7 +125,7 @@ def observe(source: SourceFile, images: Callable[[int], Array], output: str) -> 
     _fold(graph, constant, runs[0], extents)
     _keep(graph, [output])
     if output not in runs[0]:
-        raise ExportError(f"{source.path}: {shown(output)} does not depend on the images")
+        raise ExportError(f"{source.path}: {shown(output)} does not depend on the images: name the logits with --logits")
     return ObservedGraph(source.model, source.input, extents, runs[0][output])
 
 
@@ -202,7 +202,7 @@ def _depending_on_pixels(graph: GraphProto, source_input: str) -> set[str]:
 
 
 def _inline_branches(graph: GraphProto, observed: dict[str, Array], data: set[str]) -> bool:
-    """Replace each `If` whose condition does not depend on the pixels by the branch that was taken. Return True if there was one."""
+    """Replace each `If` whose condition does not depend on the pixels with the branch taken. Return True if any was replaced."""
     weights = {weight.name: numpy_helper.to_array(weight) for weight in graph.initializer}
     nodes: list[NodeProto] = []
     inlined = False

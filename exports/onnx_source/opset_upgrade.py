@@ -1,7 +1,7 @@
-"""Upgrade of a graph from opset 7 or newer to opset 20: operators whose attributes became inputs, or whose defaults changed.
+"""Upgrade of a graph from opset 7 or newer to opset 20, for operators whose attributes became inputs or whose defaults changed.
 
-Only operators that changed their form are rewritten. A change of meaning that this module does not know shows up in the export's check,
-which compares the logits with those of the original file.
+Only operators that changed their form are rewritten. A change of meaning that this module does not handle is detected by the export's
+check, which compares the logits with those of the original file.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def _batch_normalization(old: _Old) -> list[NodeProto]:
 
 
 def _softmax(old: _Old) -> list[NodeProto]:
-    """Rewrite a softmax over all axes from `axis` on, the meaning before opset 13, as one over the last axis."""
+    """Rewrite a softmax over all axes from `axis` on, the meaning before opset 13, as a softmax over the last axis."""
     if old.version >= 13:
         return [old.node]
     axis = old.attributes.get("axis", 1)

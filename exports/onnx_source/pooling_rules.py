@@ -15,7 +15,7 @@ from tlcli.exports.onnx_source.observed_graph import Extent
 
 
 def reduced_axes(step: Step) -> list[int]:
-    """Return the axes over which a reduction reduces.
+    """Return the axes of a reduction.
 
     Raises:
         NotImplementedError: the axes are not constant, or include the batch.

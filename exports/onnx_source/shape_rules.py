@@ -1,4 +1,4 @@
-"""Gradient rules of operators that only move numbers: reshapes, transposes, joins and selections."""
+"""Gradient rules of operators that only move elements: reshapes, transposes, joins and selections."""
 
 from __future__ import annotations
 

@@ -73,10 +73,10 @@ def read_source(path: Path) -> SourceFile:
         model = onnx.inliner.inline_local_functions(model)
     graph = model.graph
     if any(node.op_type in _SCIKIT_LEARN and node.domain == "ai.onnx.ml" for node in graph.node):
-        raise ExportError(f"{path}: a model on tables of numbers (scikit-learn style), not on images: there is nothing to draw a map on")
+        raise ExportError(f"{path}: a model for tabular data (scikit-learn style), not an image classifier: it has no maps")
     _move_constants(model)
     if not any(opset.domain in ("", "ai.onnx") for opset in model.opset_import):
-        raise ExportError(f"{path}: it uses no standard operators of ONNX: export it again with standard operators")
+        raise ExportError(f"{path}: it uses no standard ONNX operators: export it again with standard operators")
     name, kind, shape = _image_input(path, model)
     version = next(opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx"))
     if version < OLDEST_OPSET:
@@ -124,15 +124,15 @@ def _load(path: Path) -> ModelProto:
     except DecodeError as error:
         raise ModelFileError(f"{path}: not an ONNX file: expected a model in ONNX's protobuf format") from error
     if not model.graph.node or not model.graph.output:
-        raise ModelFileError(f"{path}: not an ONNX model: it holds no graph")
+        raise ModelFileError(f"{path}: not an ONNX model: it contains no graph")
     try:
         onnx.external_data_helper.load_external_data_for_model(model, str(path.parent))
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
         raise ModelFileError(
-            f"{path}: its weights are in another file that cannot be read ({first_line(error)}): put that file beside it"
+            f"{path}: its weights are in another file that cannot be read ({first_line(error)}): copy that file next to it"
         ) from error
     if sum(len(weight.raw_data) for weight in model.graph.initializer) >= _MAX_PROTOBUF_BYTES // 2:
-        raise ExportError(f"{path}: more than 1 GiB of weights: use a smaller network")
+        raise ExportError(f"{path}: contains more than 1 GiB of weights: use a smaller network")
     return model
 
 

@@ -71,13 +71,15 @@ class SpatialValues:
             return spatial
         extent = self._graph.extents.get(value)
         shape = "no float32 tensor" if extent is None else f"[N, {', '.join(map(str, extent.dims[1:]))}]"
-        raise ExportError(f"{self._where}: --cam-layer {name}: is {shape}, without a height and a width: choose a value [N, c, h, w]")
+        raise ExportError(
+            f"{self._where}: --cam-layer {name} has the shape {shape}, without a height and a width: choose a value [N, c, h, w]"
+        )
 
     def default(self) -> SpatialValue:
         """Return the last spatial value that all paths from the images to the logits pass.
 
         Raises:
-            ExportError: there is none.
+            ExportError: there is no such value.
         """
         spatial = {value.name: value for value in self()}
         last = None

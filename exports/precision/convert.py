@@ -20,7 +20,7 @@ CALIBRATION_IMAGES = 256
 MAX_ACCURACY_DROP = 0.5
 """Maximum drop in accuracy on labelled images, in percentage points."""
 MAX_CHANGED = 10.0
-"""Maximum share of unlabelled images whose top-1 class changes, in percentage points. The float file's predictions take the place of
+"""Maximum fraction of unlabelled images whose top-1 class changes, in percentage points. The float file's predictions take the place of
 labels, so the bound is looser than `MAX_ACCURACY_DROP`: many of the predictions that change were wrong."""
 
 MIN_MAP_CORRELATION = 0.9

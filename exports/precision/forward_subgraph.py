@@ -45,7 +45,7 @@ def put_back(flat: ModelProto, ends: Sequence[str], part: ModelProto, weights: S
     """Replace the subgraph that `take_out` extracted with its converted form. `flat` is modified in place.
 
     The rest of the graph takes the subgraph's values as float, each through a separate cast, so that requests that do not need the rest do
-    not pay for the casts.
+    not run the casts.
 
     Args:
         flat, ends, starts: see `take_out`.

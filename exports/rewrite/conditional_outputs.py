@@ -1,6 +1,6 @@
 """Conditional outputs, built from ONNX `If` operators, so that outputs that a request omits are not computed.
 
-A runtime computes the whole graph regardless of which outputs a request fetches (ONNX Runtime's `only_execute_path_to_fetches` has no
+A runtime computes the entire graph regardless of which outputs a request fetches (ONNX Runtime's `only_execute_path_to_fetches` has no
 effect in its released builds). Therefore the graph has an input `wanted`, with one boolean per conditional output.
 
 One `If` encloses all of them, so that a request for scores alone evaluates a single condition:
@@ -177,7 +177,7 @@ class ConditionalOutputs:
     def _empty_tensor(self, kind: int, shape: tuple[int, ...]) -> str:
         """Return the name of an empty tensor with this type and shape.
 
-        It is stored once for the whole graph, because a constant in each branch would take memory in each.
+        It is stored once for the entire graph, because a constant in each branch would take memory in each.
         """
         if (kind, shape) not in self._empty_tensors:
             name = f"{WANTED}/empty/{len(self._empty_tensors)}"

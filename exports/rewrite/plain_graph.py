@@ -202,15 +202,17 @@ def _keep_outputs(graph: GraphProto, names: Sequence[str]) -> None:
 def _require_plain(graph: GraphProto) -> None:
     """Raise an error if the graph has control flow or an input besides images and targets."""
     if flow := sorted({node.op_type for node in with_inner(graph.node)} & _CONTROL_FLOW):
-        raise ExportError(f"the network's own graph has the operators {', '.join(flow)}, which a plain graph may not: leave out --plain")
+        raise ExportError(
+            f"the network's own graph has the operators {', '.join(flow)}, which a plain graph cannot contain: leave --plain out"
+        )
     extra = sorted({value.name for value in graph.input} - {IMAGES, TARGETS})
     if any(name.startswith("ablation/") for name in extra):
         raise ExportError(
-            "ablationcam needs a loop, except behind the last layer of a network with one linear layer on its spatial mean: leave it out of"
-            " --plain"
+            "ablationcam needs a loop unless the layer is the last one and the head is one linear layer on its spatial mean: leave it out"
+            " of --plain"
         )
     if extra:
-        raise ExportError(f"the graph needs the inputs {', '.join(extra)}, which a plain graph does not have: leave out --plain")
+        raise ExportError(f"the graph needs the inputs {', '.join(extra)}, which a plain graph does not have: leave --plain out")
 
 
 def _fold(model: ModelProto) -> None:

@@ -34,7 +34,7 @@ def _convolution_backward(
     """Compute the gradient of a convolution with respect to its input.
 
     The gradient is the transposed convolution with the same weight, or the convolution if the forward operator is a transposed one. If the
-    kernel covers the whole input, as in VGG's fc6, it is a matrix product with the flattened weight instead, because a transposed
+    kernel covers the entire input, as in VGG's fc6, it is a matrix product with the flattened weight instead, because a transposed
     convolution would read the weight once per image.
     """
     if output_mask[1] or output_mask[2]:

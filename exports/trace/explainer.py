@@ -153,7 +153,7 @@ class Explainer(nn.Module):
         except (RuntimeError, NotImplementedError, TypeError, AssertionError) as error:
             where = " and ".join(layer.name for layer in self.layers)
             raise ExportError(
-                f"the gradient of {self.network.config.backbone} behind {where} cannot be traced ({first_line(error)}):"
+                f"the gradient of {self.network.config.backbone} after {where} cannot be traced ({first_line(error)}):"
                 " choose another layer (--list-cam-layers lists them), or export it without maps (--cam none)"
             ) from error
 
@@ -206,8 +206,8 @@ class Explainer(nn.Module):
             softmax: True for images whose classes are explained by their probabilities, bool `[N or 1, 1]`. Like the arguments below, it
                 is used only by models with explained layers.
             cotangents: see `tlcli.exports.rewrite.target_choice`.
-            due, ablated: one tensor per layer, see `tlcli.exports.rewrite.ablation_loop`.
-            due_masks, masked: one tensor per layer, see `tlcli.exports.rewrite.masking_loop`.
+            due, ablated: one tensor per layer; see `tlcli.exports.rewrite.ablation_loop`.
+            due_masks, masked: one tensor per layer; see `tlcli.exports.rewrite.masking_loop`.
         """
         inputs = self.network.normalise(images)
         if self.tail is None:

@@ -50,7 +50,7 @@ def rows_per_image(node: fx.Node, batch: Any) -> int:
     first, *others = node.meta["val"].shape
     rows = first.node.expr / batch if isinstance(first, torch.SymInt) else None
     if rows is None or not rows.is_integer or not rows.is_number or any(_contains(dimension, batch) for dimension in others):
-        raise NotImplementedError(f"{node.name} of shape {list(node.meta['val'].shape)} has no rows of its own for each image")
+        raise NotImplementedError(f"{node.name} of shape {list(node.meta['val'].shape)} does not have separate rows for each image")
     return int(rows)
 
 

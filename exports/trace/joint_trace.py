@@ -63,7 +63,7 @@ class JointTrace:
         """Store the function and the layer names.
 
         Args:
-            function: tail to trace, see `TailFunction`.
+            function: tail to trace; see `TailFunction`.
             layers: names that `function` passes to its tap, each exactly once.
             transform: transform that is applied to the function before it is differentiated.
             forward: function to differentiate instead of `shift`, with the same results.

@@ -58,7 +58,7 @@ class Logits:
         return (classes[..., None] == torch.arange(self._classes)).to(torch.float32)
 
     def mean_row(self, weights: Tensor) -> Tensor:
-        """Return the weights."""
+        """Return the weights `[N, C]` unchanged, because they are the weighted sum of the identity matrix's rows."""
         return weights
 
 

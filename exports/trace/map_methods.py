@@ -141,7 +141,7 @@ def layercam(inputs: CamInputs) -> Tensor:
 
 
 def fem(inputs: CamInputs) -> Tensor:
-    """Compute FEM, `relu(sum_k w_k A_k)`, where w_k is the share of positions with `A_k > mean + 2 sigma` (Ahmed Asif Fuad et al. 2020,
+    """Compute FEM, `relu(sum_k w_k A_k)`, where w_k is the fraction of positions with `A_k > mean + 2 sigma` (Ahmed Asif Fuad et al. 2020,
     doi:10.1109/IPTA50016.2020.9286629). The map is the same for every class.
     """
     activations = inputs.activations

@@ -18,8 +18,9 @@ aten = torch.ops.aten
 def append_mean_gradients(traced: fx.GraphModule, layers: int) -> list[bool]:
     """Append the spatial mean of each gradient to the joint graph's outputs, if it can be computed directly.
 
-    It can if the last step of the backward pass is a matrix product with a weight, as with VGG's fc6 or the first layer of a hidden head.
-    The mean is then a product with the weight averaged over the positions; for n positions, that matrix is n times smaller.
+    This is possible if the last step of the backward pass is a matrix product with a weight, as with VGG's fc6 or the first layer of a
+    hidden head. The mean is then a product with the weight averaged over the positions; for n positions, that matrix is n times
+    smaller.
 
     Args:
         traced: joint graph, whose last `layers` outputs are the gradients; modified in place.

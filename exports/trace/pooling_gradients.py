@@ -64,7 +64,7 @@ def avg_pool2d_backward(
 ) -> Tensor:
     """Distribute each window's gradient equally over its positions, by a transposed convolution of each channel with ones."""
     if divisor_override is not None:
-        raise NotImplementedError("average pooling with a divisor of its own has no exported gradient")
+        raise NotImplementedError("average pooling with a custom divisor has no exported gradient")
     kernel, padding = _pair(kernel), _pair(padding)
     stride = _pair(stride) if stride else kernel
     sizes = inputs.shape[-2:]

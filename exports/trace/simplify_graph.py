@@ -110,7 +110,7 @@ def _to_linear(traced: fx.GraphModule, node: fx.Node) -> None:
 
 
 def _is_covering_convolution(node: fx.Node) -> bool:
-    """Match a convolution whose kernel covers the whole input, as in VGG's fc6."""
+    """Match a convolution whose kernel covers the entire input, as in VGG's fc6."""
     if node.target is not aten.convolution.default:
         return False
     inputs, weight, _, _, padding, dilation, transposed, _, groups = cast("tuple[Any, ...]", node.args)

@@ -1,4 +1,4 @@
-"""Asynchronous Python client with the same requests and answers as `tlcli.service.client.sync_client.Client`."""
+"""Asynchronous Python client with the same requests and responses as `tlcli.service.client.sync_client.Client`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class AsyncClient:
             host, port, connection: see `tlcli.service.client.sync_client.Client`.
 
         Raises:
-            SettingsError: the address or an option is invalid, see `tlcli.service.client.connection.Connection`.
+            SettingsError: the address or an option is invalid; see `tlcli.service.client.connection.Connection`.
         """
         self._connection = Connection(host, port, **connection)
         self._metadata = self._connection.metadata
@@ -100,11 +100,11 @@ class AsyncClient:
             options: see `tlcli.service.client.sync_client.Client.classify`.
 
         Yields:
-            One answer per image, in order. Its `request_id` is the position of the image, counted from 0. If an image fails, its answer
+            One response per image, in order. Its `request_id` is the position of the image, counted from 0. If an image fails, its response
             contains the error.
 
         Raises:
-            ServerError: the server cannot be reached or does not answer in time.
+            ServerError: the server cannot be reached or does not respond in time.
             Exception: any exception raised by `images`.
         """
         query = await self._query(options)
@@ -146,7 +146,7 @@ class AsyncClient:
         """Return the status of every version of every model on the server. The status of a broken version includes the reason.
 
         Raises:
-            ServerError: the server cannot be reached or does not answer in time.
+            ServerError: the server cannot be reached or does not respond in time.
         """
         async with self._translated():
             answer = await self._classifier.ListModels(pb.ListModelsRequest(), timeout=timeout_s, metadata=self._metadata)
@@ -158,7 +158,7 @@ class AsyncClient:
         Raises:
             NotFoundError: the model or version does not exist.
             ModelFileError: the model exists but is broken.
-            ServerError: the server cannot be reached or does not answer in time.
+            ServerError: the server cannot be reached or does not respond in time.
         """
         request = pb.GetModelRequest(model=model, version=version)
         async with self._translated():

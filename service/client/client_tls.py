@@ -32,7 +32,7 @@ class ClientTls:
             SettingsError: a file cannot be used, or only one of `certificate` and `key` is set.
         """
         if (certificate is None) != (key is None):
-            raise SettingsError(f"{'tls_key' if key is None else 'tls_certificate'} is not set: a certificate and its key go together")
+            raise SettingsError(f"{'tls_key' if key is None else 'tls_certificate'} is not set: set both the certificate and its key")
         self.context = ssl.create_default_context()
         """Context for the test handshake that diagnoses a failed connection."""
         authorities = None if ca is None else read_authorities(ca, "tls_ca")
@@ -53,7 +53,7 @@ def why_unreachable(host: str, port: int, tls: ClientTls | None) -> str:
     try:
         with socket.create_connection((host, port), timeout=_PATIENCE_S) as connection:
             return _without_tls(connection) if tls is None else _with_tls(connection, host, tls)
-    except (OSError, UnicodeError):  # no server listens, or it does not answer in time
+    except (OSError, UnicodeError):  # no server listens, or it does not respond in time
         return ""
 
 

@@ -61,7 +61,7 @@ class Connection:
         """Check the options and read the certificate files. No connection is opened yet.
 
         Args:
-            host, port: address of the server, see `addresses.parse_target`. If the host name resolves to several addresses, requests
+            host, port: address of the server; see `addresses.parse_target`. If the host name resolves to several addresses, requests
                 are distributed over all of them.
             tls: encrypt the connection and trust the certificate authorities that come with gRPC. Each of the next three options
                 enables TLS as well.

@@ -39,7 +39,7 @@ class Measured:
     """Results of the requests sent during the measurement.
 
     seconds: duration of the measurement.
-    completed: number of answers received during the measurement. Answers to earlier requests are included, because about as many
+    completed: number of responses received during the measurement. Responses to earlier requests are included, because about as many
         requests are in flight at its start as at its end.
     latencies_s: latencies of the successful requests, in seconds.
     codes: number of requests by status code.
@@ -60,7 +60,7 @@ class Measured:
 
     @property
     def throughput(self) -> float:
-        """Successful answers per second."""
+        """Successful responses per second."""
         return self.completed / self.seconds if self.seconds else 0.0
 
     def percentile_ms(self, percent: float) -> float:
@@ -115,7 +115,7 @@ class Target:
 
 
 async def measure(ask: Ask, load: Load, duration_s: float, warm_up_s: float = 1.0, seed: int = 0) -> Measured:
-    """Apply a load to a server and measure the requests sent after the warm-up. Return after the last answer.
+    """Apply a load to a server and measure the requests sent after the warm-up. Return after the last response.
 
     Args:
         ask: function that sends a request and returns the name of its status code, such as the one that `Target` provides.

@@ -100,7 +100,7 @@ class Sent:
 class OutgoingStream:
     """Outgoing requests of a stream, and the order of their images. gRPC consumes the requests in its own thread.
 
-    An image that cannot be sent keeps its place in the order, and `unsent` reports it to the reader of the answers.
+    An image that cannot be sent keeps its place in the order, and `unsent` reports it to the reader of the responses.
 
     failure: exception raised by the caller's iterable, or None.
     """
@@ -133,5 +133,5 @@ class OutgoingStream:
             yield self._sent.popleft().request_id, error
 
     def answered(self) -> Sent:
-        """Return the image that belongs to the answer just received. Answers arrive in the order of the requests."""
+        """Return the image that belongs to the response just received. Responses arrive in the order of the requests."""
         return self._sent.popleft()

@@ -44,7 +44,7 @@ class Client:
                 `tlcli.service.client.connection.Connection`.
 
         Raises:
-            SettingsError: the address or an option is invalid, see `Connection`.
+            SettingsError: the address or an option is invalid; see `Connection`.
         """
         self._connection = Connection(host, port, **connection)
         self._metadata = self._connection.metadata
@@ -87,7 +87,7 @@ class Client:
             RequestError: a class, map method, number or shape does not match the model.
             NotFoundError: the file, model or version does not exist.
             ModelFileError: the model exists but is broken.
-            ServerError: the server cannot be reached or does not answer in time.
+            ServerError: the server cannot be reached or does not respond in time.
             OverloadedError: the server is still overloaded after all retries.
         """
         request = codec.write_request(with_image(self._query(options, request_id), image, self._input_size_of(options)))
@@ -112,10 +112,10 @@ class Client:
             options: see `classify`.
 
         Yields:
-            One answer per image, in order. If an image fails, its answer contains the error.
+            One response per image, in order. If an image fails, its response contains the error.
 
         Raises:
-            ServerError: the server cannot be reached or does not answer in time. This ends the stream.
+            ServerError: the server cannot be reached or does not respond in time. This ends the stream.
             Exception: any exception raised by `images`.
         """
         outgoing = OutgoingStream(images, self._query(options), self._input_size_of(options))
@@ -144,7 +144,7 @@ class Client:
         """Return the status of every version of every model on the server. The status of a broken version includes the reason.
 
         Raises:
-            ServerError: the server cannot be reached or does not answer in time.
+            ServerError: the server cannot be reached or does not respond in time.
         """
         with self._translated():
             answer = self._classifier.ListModels(pb.ListModelsRequest(), timeout=timeout_s, metadata=self._metadata)
@@ -156,7 +156,7 @@ class Client:
         Raises:
             NotFoundError: the model or version does not exist.
             ModelFileError: the model exists but is broken.
-            ServerError: the server cannot be reached or does not answer in time.
+            ServerError: the server cannot be reached or does not respond in time.
         """
         request = pb.GetModelRequest(model=model, version=version)
         with self._translated():

@@ -161,7 +161,7 @@ class _Process:
     def _ended(self, seconds: float) -> ImageError:
         self.kill()
         if self._process.returncode == -getattr(signal, "SIGPROF", 0) or self._process.returncode == -signal.SIGKILL:
-            return ImageError(f"the image takes more than {seconds:g} s to decode: save it smaller, or as a baseline JPEG or PNG")
+            return ImageError(f"the image takes more than {seconds:g} s to decode: reduce its size, or save it as a baseline JPEG or PNG")
         return ImageError("the image cannot be decoded: its decoder crashed or ran out of memory")
 
 

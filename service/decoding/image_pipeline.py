@@ -48,7 +48,7 @@ class ImagePipeline:
 
         Raises:
             ImageError: see `tlcli.contract.images.decoding.decode`.
-            RequestError: the image needs more memory than the whole budget.
+            RequestError: the image needs more memory than the total budget.
             MemoryLimitError: not enough memory became free in time.
         """
         preprocessing = runner.model.description.preprocessing

@@ -40,8 +40,8 @@ class MemoryBudget:
 
     Waiting for memory happens in the event loop. `try_take` and `give` may be called from any thread.
 
-    bodies: share of the budget for request bodies. Requests that hold a body wait for the memory to process it, so bodies must never
-        take the whole budget.
+    bodies: fraction of the budget for request bodies. Requests that hold a body wait for the memory to process it, so bodies must never
+        take the total budget.
     """
 
     def __init__(self, total_bytes: int, wait_s: float = WAIT_S, whole: MemoryBudget | None = None) -> None:
@@ -50,7 +50,7 @@ class MemoryBudget:
         Args:
             total_bytes: size of the budget in bytes.
             wait_s: maximum time in seconds that `take` waits for memory.
-            whole: parent budget of which this one is a share; None for an independent budget.
+            whole: parent budget that this one is reserved from; None for an independent budget.
         """
         self.total_bytes = total_bytes
         self._wait_s = wait_s
@@ -87,10 +87,10 @@ class MemoryBudget:
             return True
 
     def check(self, size: int) -> None:
-        """Check that a size does not exceed the whole budget.
+        """Check that a size does not exceed the total budget.
 
         Raises:
-            RequestError: `size` exceeds the whole budget.
+            RequestError: `size` exceeds the total budget.
         """
         if size > self.total_bytes:
             raise RequestError(
@@ -102,7 +102,7 @@ class MemoryBudget:
         """Reserve memory. If too little is free, wait behind the requests that are already waiting.
 
         Raises:
-            RequestError: `size` exceeds the whole budget.
+            RequestError: `size` exceeds the total budget.
             MemoryLimitError: not enough memory became free in time.
         """
         self.check(size)
@@ -194,7 +194,7 @@ class Lease:
         return self._bytes
 
     def check(self, size: int) -> None:
-        """Check a size against the whole budget; see `MemoryBudget.check`."""
+        """Check a size against the total budget; see `MemoryBudget.check`."""
         self._budget.check(size)
 
     async def grow_to(self, size: int) -> None:

@@ -55,7 +55,7 @@ class Admission:
         """
         if images > self._slots:
             raise RequestError(
-                f"{images:,} {self._what} in one request: at most {self._slots} may wait for model {self._name!r}, so send several"
+                f"{images:,} {self._what} in one request: at most {self._slots} may wait for model {self._name!r}; send several requests"
             )
         if self.used + images > self._slots:
             raise self._overloaded(f"{self.used} of {self._slots} {self._what} waiting, this request has {images}")
@@ -65,7 +65,7 @@ class Admission:
     async def acquire_in_turn(self) -> Slot:
         """Wait for a slot in first-in, first-out order.
 
-        Streams use this method, so messages are read from a stream no faster than they are answered.
+        Streams use this method, so messages are read from a stream no faster than they are processed.
         """
         while self.used >= self._slots or self._waiting:
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -15,7 +15,7 @@ States of a `Batcher`, guarded by `_lock`:
 - IDLE: the queue is empty.
 - GATHERING: images are queued, and an event-loop timer bounds the wait. With `delay_s` 0 this state has no duration.
 - RUNNING: one thread forms a batch and runs it. Images that arrive meanwhile join the queue.
-- `close` rejects the queued images and all later ones. The batch in progress is still answered.
+- `close` rejects the queued images and all later ones. The batch in progress still completes.
 
 Three kinds of threads call the methods:
 
@@ -233,7 +233,7 @@ class Batcher:
         return decoded[0], answer
 
     def close(self) -> None:
-        """Reject the queued images and all later ones. The batch in progress is still answered."""
+        """Reject the queued images and all later ones. The batch in progress still completes."""
         with self._lock:
             self._closed = True
             refused = [*self._queue]
@@ -419,4 +419,4 @@ def _resolve(future: asyncio.Future[Timed[Answer]], result: Timed[Answer] | Exce
 
 
 def _closed() -> ServerError:
-    return ServerError("the model is being unloaded: retry, to reach the version that is served now")
+    return ServerError("the model is being unloaded: retry to reach the current version")

@@ -39,7 +39,7 @@ _TURN_S = 1.0
 without leaving the model's thread, because each return to a busy event loop costs time."""
 
 _SHARE = 4
-"""Divisor that sets the Score-CAM share of a busy model's time to a quarter. A smaller share would starve Score-CAMs, and a larger one
+"""Divisor that gives Score-CAMs a quarter of a busy model's time. A smaller fraction would starve Score-CAMs, and a larger one
 would slow down other requests."""
 
 _UNDER_LOAD_S = 60.0
@@ -232,7 +232,7 @@ class Turns:
 
     @contextmanager
     def short(self) -> Iterator[None]:
-        """Count a single-run request as in flight, from decoding to answer."""
+        """Count a single-run request as in flight, from decoding to response."""
         self._others += 1
         self._last_other = time.monotonic()
         self._alone.clear()
@@ -289,11 +289,11 @@ def _take_steps(steps: Generator[int, None, Answer], goes_on: Callable[[], bool]
     """Take one or more Score-CAM steps within one turn.
 
     Args:
-        steps: generator that performs one step per iteration and returns the answer.
+        steps: generator that performs one step per iteration and returns the result.
         goes_on: returns True while the turn may continue after a step; a turn also ends after `_TURN_S` seconds.
 
     Returns:
-        The answer after the last step; None if steps remain.
+        The result after the last step; None if steps remain.
     """
     until = time.monotonic() + _TURN_S
     while True:

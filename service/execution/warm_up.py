@@ -16,7 +16,7 @@ def warm_up(model: Model, max_size: int) -> MixedBatchPolicy:
     Raises:
         Exception: ONNX Runtime failed to run the graph.
     """
-    # Costly maps rerun the network behind their layer. They are too expensive to add to images without maps in a mixed batch.
+    # Costly maps rerun the network after their layer. They are too expensive to add to images without maps in a mixed batch.
     maps = tuple(name for name in model.description.graph_maps if name.partition("@")[0] not in COSTLY)
     single, full = blank_images(model, 1), blank_images(model, max_size)
     model.run(single, methods=model.description.graph_maps)

@@ -1,1 +1,1 @@
-"""Inference for both protocols, from query to answer, independent of protobuf and gRPC."""
+"""Inference for both protocols, from query to response, independent of protobuf and gRPC."""

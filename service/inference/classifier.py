@@ -1,4 +1,4 @@
-"""Classifier that answers queries: finds the model, decodes the image, runs the model, ranks classes and renders maps.
+"""Classifier that processes queries: finds the model, decodes the image, runs the model, ranks classes and renders maps.
 
 This module is independent of protobuf and gRPC.
 """
@@ -33,7 +33,7 @@ _CANVAS_BYTES, _PNG_BYTES = 24, 3
 
 
 class Classifier:
-    """Image classifier that answers queries from the models of a repository.
+    """Image classifier that processes queries from the models of a repository.
 
     Every time-consuming step is awaited, so a cancelled query stops after its current step.
     """
@@ -52,7 +52,7 @@ class Classifier:
         return parse_classes(text, self._resources.repository.find(model, version).runner.model.description.labels)
 
     async def classify(self, query: Query, patient: bool = False) -> Classification:
-        """Answer one query.
+        """Process one query.
 
         Args:
             query: the image and the outputs to compute.

@@ -1,4 +1,4 @@
-"""Open Inference Protocol handler that answers tensor queries from a repository, independent of protobuf and gRPC.
+"""Open Inference Protocol handler that processes tensor queries from a repository, independent of protobuf and gRPC.
 
 Each image of a request enters the model's queue separately. It can share a batch with images of other requests, and it takes one slot, like
 an image that is sent alone.
@@ -42,7 +42,7 @@ STATES = {
 """Names of the model states in Triton's repository index."""
 
 _UNSUPPORTED = ("shared_memory_region", "classification")
-"""Unsupported tensor parameters that would change the meaning of an answer. Other parameters may be ignored."""
+"""Unsupported tensor parameters that would change the meaning of a response. Other parameters may be ignored."""
 
 T = TypeVar("T")
 
@@ -77,7 +77,7 @@ class InferQuery:
                 raise RequestError(f"input {tensor.name!r} occurs twice: send it once")
             by_name[tensor.name] = tensor
         if len(set(outputs)) < len(outputs):
-            raise RequestError(f"an output is requested twice in {', '.join(outputs)}: name each once")
+            raise RequestError(f"an output is requested twice in {', '.join(outputs)}: request each output once")
         return cls(model, version, request_id, by_name, tuple(outputs))
 
 
@@ -117,11 +117,11 @@ def check_parameters(where: str, parameters: Container[str]) -> None:
     """
     for name in _UNSUPPORTED:
         if name in parameters:
-            raise RequestError(f"{where}: parameter {name!r} is not supported: remove it, and exchange plain values")
+            raise RequestError(f"{where}: parameter {name!r} is not supported: remove it, and send tensors in the messages themselves")
 
 
 class OpenInference:
-    """Handler that answers Open Inference Protocol queries from the models of a repository."""
+    """Handler that processes Open Inference Protocol queries from the models of a repository."""
 
     def __init__(self, resources: Resources, limits: ImageLimits) -> None:
         """Create the handler.
@@ -159,7 +159,7 @@ class OpenInference:
         )
 
     async def infer(self, query: InferQuery) -> InferAnswer:
-        """Answer one query. If any of its images fails, the whole query fails.
+        """Process one query. If any of its images fails, the entire query fails.
 
         Raises:
             NotFoundError, ModelFileError, ServerError: see `Repository.find`.
@@ -218,8 +218,8 @@ class OpenInference:
             )
         if targets is not None and targets.shape[-1] > self._resources.max_maps:
             raise RequestError(
-                f"input {TARGETS!r} has {targets.shape[-1]:,} classes: at most {self._resources.max_maps} are allowed (max_maps), so send"
-                " several"
+                f"input {TARGETS!r} has {targets.shape[-1]:,} classes: at most {self._resources.max_maps} are allowed (max_maps); send"
+                " several requests"
             )
         return images
 
@@ -246,7 +246,7 @@ class OpenInference:
     async def _jobs(
         self, query: InferQuery, served: ServedVersion, requests: Sequence[MapRequest], slots: Sequence[Slot]
     ) -> list[Coroutine[None, None, Answer]]:
-        """Return one coroutine per image that computes its answer."""
+        """Return one coroutine per image that computes its response."""
         if IMAGES in query.inputs:
             images = (await self._pixels(query.inputs[IMAGES])).astype(np.uint8, copy=False)
             rows = [images[row : row + 1] for row in range(len(requests))]

@@ -69,7 +69,9 @@ def read_request(message: pb.ClassifyRequest) -> Query:
         if message.map.format not in _FORMAT_NAMES:
             raise RequestError(f"unknown map.format {int(message.map.format)}: expected one of {', '.join(pb.MapFormat.keys())}")
         if len(message.map.classes) > _MAX_CLASSES:
-            raise RequestError(f"map.classes holds {len(message.map.classes):,} numbers: the limit is {_MAX_CLASSES:,}")
+            raise RequestError(
+                f"map.classes holds {len(message.map.classes):,} numbers: the limit is {_MAX_CLASSES:,}; send several requests"
+            )
         map_query = MapQuery(
             method=message.map.method,
             classes=tuple(message.map.classes),
@@ -90,7 +92,7 @@ def read_request(message: pb.ClassifyRequest) -> Query:
 
 
 def write_response(answer: Classification) -> pb.ClassifyResponse:
-    """Convert an answer to a protobuf message."""
+    """Convert a response to a protobuf message."""
     timings = answer.timings
     return pb.ClassifyResponse(
         request_id=answer.request_id,
@@ -107,7 +109,7 @@ def write_response(answer: Classification) -> pb.ClassifyResponse:
 
 
 def read_response(message: pb.ClassifyResponse) -> Classification:
-    """Convert a protobuf message to an answer."""
+    """Convert a protobuf message to a response."""
     timings = message.timings
     return Classification(
         request_id=message.request_id,
@@ -119,7 +121,7 @@ def read_response(message: pb.ClassifyResponse) -> Classification:
 
 
 def write_status(status: ModelStatus) -> pb.ModelStatus:
-    """Convert the status of one model version to a message of `ListModels`."""
+    """Convert the status of one model version to an entry of a `ListModels` response."""
     return pb.ModelStatus(name=status.name, version=status.version, state=_STATES[status.state], reason=status.reason)
 
 

@@ -89,12 +89,12 @@ def from_rpc_error(error: grpc.RpcError, address: str, why_unreachable: Callable
         if "http1.x server" in details:  # gRPC's own words
             return errors.ServerError(f"{address} speaks HTTP, but this client speaks gRPC: use the gRPC port (--port, 8001 by default)")
         return errors.ServerError(
-            f"no server answers at {address}: start one with `tlcli serve`, or set its address with --host and --port ({details})"
+            f"no server responds at {address}: start one with `tlcli serve`, or set its address with --host and --port ({details})"
         )
     if code is grpc.StatusCode.UNAUTHENTICATED:
         return errors.ServerError(f"{address}: {details} (token, or --token-file)")
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return errors.ServerError(f"{address} did not answer in time: it is busy, or the timeout is too short")
+        return errors.ServerError(f"{address} did not respond in time: increase the timeout, or retry when the server is less busy")
     if code is grpc.StatusCode.UNIMPLEMENTED:
         return errors.ServerError(f"the server at {address} is not a tlcli server ({details})")
     return _BY_NUMBER.get(_number(code), errors.ServerError)(f"{address}: {details or code.name}")

@@ -46,7 +46,7 @@ def parse(kind: type[M], data: bytes) -> M:
         return kind.FromString(data)
     except DecodeError as error:
         raise RequestError(
-            f"the request's {len(data):,} bytes are no {kind.DESCRIPTOR.full_name} message: use the .proto of this server"
+            f"the request ({len(data):,} bytes) is not a valid {kind.DESCRIPTOR.full_name} message: use the .proto of this server"
         ) from error
 
 
@@ -93,7 +93,7 @@ def check_cost(data: bytes, descriptor: Descriptor) -> None:
                     assert field.message is not None
                     open_messages.append((start, stop, _fields(field.message)))
                 elif field.kind == _TEXT and length > MAX_TEXT_BYTES:
-                    raise RequestError(f"{field.name!r} has {length:,} bytes: the limit for text is {MAX_TEXT_BYTES:,}")
+                    raise RequestError(f"{field.name!r} has {length:,} bytes: expected at most {MAX_TEXT_BYTES:,} bytes of text")
                 elif field.kind == _NUMBERS:
                     numbers += _numbers(data, start, stop)
                     if numbers > MAX_NUMBERS:

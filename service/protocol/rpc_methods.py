@@ -23,7 +23,7 @@ _SERIALIZE = methodcaller("SerializeToString")
 
 Metadata = Sequence[tuple[str, str | bytes]]
 Behaviour = Callable[..., Any]
-"""Function that answers a call. It takes the request as bytes, or as an iterator of bytes, and a `Context`, and returns a message.
+"""Function that handles a call. It takes the request as bytes, or as an iterator of bytes, and a `Context`, and returns a message.
 
 For a stream, it writes its messages to the context instead of returning one.
 """
@@ -63,7 +63,7 @@ def handler(service: ServiceDescriptor, behaviours: Mapping[str, Behaviour]) -> 
 
     Args:
         service: service whose methods are each unary in both directions or streaming in both directions.
-        behaviours: functions that answer the methods, by method name.
+        behaviours: functions that implement the methods, by method name.
 
     Raises:
         KeyError: `behaviours` lacks a method of the service.

@@ -76,14 +76,16 @@ class ModelControl:
             try:
                 await self._repository.refresh()
             except (TlcliError, OSError) as error:
-                logger.error("model repository not polled: %s: next attempt in %g s", error, self._poll_s)
+                logger.error("model repository cannot be polled: %s: retrying in %g s", error, self._poll_s)
             await self._on_change()
 
     def _require_explicit(self, action: str) -> None:
         if self._mode != EXPLICIT:
-            raise SettingsError(f"clients cannot {action} models with model_control {self._mode}: start the server with {EXPLICIT}")
+            raise SettingsError(
+                f"clients cannot {action} models with model_control {self._mode}: start the server with --model-control {EXPLICIT}"
+            )
 
 
 def _require_none(parameters: Iterable[str]) -> None:
     for name in parameters:
-        raise RequestError(f"parameter {name!r:.60} is not supported: models are loaded from their folders only, so put the files there")
+        raise RequestError(f"parameter {name!r:.60} is not supported: models are loaded only from their folders; copy the files there")

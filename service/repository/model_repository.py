@@ -1,4 +1,4 @@
-"""Model repository: tracks the versions in the folder, loads them, and selects the version that answers a request."""
+"""Model repository: tracks the versions in the folder, loads them, and selects the version that serves a request."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Open = Callable[[Path], Awaitable[Runner]]
 
 @dataclass(frozen=True)
 class ServedVersion:
-    """Loaded version of a model that answers requests."""
+    """Loaded version of a model that handles requests."""
 
     name: str
     version: int
@@ -114,7 +114,7 @@ class Repository:
     """Repository that serves the versions of the models in a folder, chosen by a policy.
 
     Requests select a version by number or label. A version with a broken file is listed with the reason, and the other versions keep
-    serving. If the latest version of a model is broken, the latest version that loaded answers instead. A replaced or unloaded version
+    serving. If the latest version of a model is broken, the latest version that loaded is served instead. A replaced or unloaded version
     finishes its in-flight requests, then closes.
 
     Not thread-safe: use it from the event loop's thread only.
@@ -169,7 +169,7 @@ class Repository:
                 self._entries[name] = {version: Entry(name, version) for version in chosen}
         if not self._entries:
             raise NotFoundError(
-                f"{self._folder}: no model here: expected <name>/<version>/{MODEL_FILE}, as `tlcli finetune` and `tlcli export` write it"
+                f"{self._folder}: no model found: expected <name>/<version>/{MODEL_FILE}, as `tlcli finetune` and `tlcli export` write it"
             )
 
     async def load(self) -> None:
@@ -190,7 +190,7 @@ class Repository:
         for name, entries in self._entries.items():
             latest = self._latest_served(name)
             if latest is not None and latest.version != max(entries):
-                logger.warning("%s: version %d is broken, version %d answers instead", name, max(entries), latest.version)
+                logger.warning("%s: version %d is broken, serving version %d instead", name, max(entries), latest.version)
         self._loaded = True
 
     async def load_model(self, name: str) -> None:
@@ -213,7 +213,7 @@ class Repository:
             raise ModelFileError("; ".join(failures))
 
     async def unload_model(self, name: str) -> None:
-        """Stop serving all versions of a model. In-flight requests are still answered.
+        """Stop serving all versions of a model. In-flight requests still complete.
 
         Raises:
             NotFoundError: the model does not exist.
@@ -239,7 +239,7 @@ class Repository:
                 self._log_unreadable(f"{self._folder}: {error.strerror or error}")
                 return
             if not any(states.values()):
-                self._log_unreadable(f"{self._folder}: no model in it any longer")
+                self._log_unreadable(f"{self._folder}: no longer contains a model")
                 return
             self._unreadable = ""
             last, self._last_states = self._last_states, states
@@ -264,7 +264,7 @@ class Repository:
             except OSError as error:
                 reason = str(error.strerror or error)
                 if reason != self._unreadable_models.get(name):  # log once per failure, not on every call
-                    logger.warning("%s: folder cannot be read, its versions stay served: %s", name, reason)
+                    logger.warning("%s: folder cannot be read, still serving its loaded versions: %s", name, reason)
                 self._unreadable_models[name] = reason
                 if name in self._last_states:
                     states[name] = self._last_states[name]
@@ -281,7 +281,7 @@ class Repository:
 
     def _log_unreadable(self, reason: str) -> None:
         if reason != self._unreadable:  # log once per failure, not on every call
-            logger.error("model repository cannot be read, its models stay served: %s", reason)
+            logger.error("model repository cannot be read, still serving its loaded models: %s", reason)
         self._unreadable = reason
 
     def _diff(self, name: str, state: FolderState | None) -> Diff:
@@ -371,7 +371,7 @@ class Repository:
             task.add_done_callback(self._retiring.discard)
 
     def find(self, name: str, version: str) -> ServedVersion:
-        """Return the version that answers a request.
+        """Return the version that serves a request.
 
         Args:
             name: name of the model; may be empty if only one model is served.

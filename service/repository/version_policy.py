@@ -65,7 +65,7 @@ def read_labels(model: Path) -> Mapping[str, int]:
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ModelFileError(f"{path}: cannot be read: {first_line(error)}") from error
+        raise ModelFileError(f"{path}: cannot be read: {first_line(error)}: expected TOML with lines such as stable = 3") from error
     for label, version in labels.items():
         if not _LABEL.fullmatch(label) or type(version) is not int or not is_version(str(version)):
             raise ModelFileError(f"{path}: {label} = {version!r}: expected a name and a version number, such as stable = 3")

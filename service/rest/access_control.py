@@ -44,8 +44,8 @@ class AccessControl:
         """Raise an exception if a request is not allowed.
 
         A page of another site can make its visitors' browsers send requests to a server that only their machines can reach, even though
-        the page cannot see the answers. If the headers `Sec-Fetch-Site` or `Origin` identify such a request, only read methods are allowed.
-        A page whose name resolves to this machine counts as the same site in the browser; it is detected by its `Host` header.
+        the page cannot see the responses. If the headers `Sec-Fetch-Site` or `Origin` identify such a request, only read methods are
+        allowed. A page whose name resolves to this machine counts as the same site in the browser; it is detected by its `Host` header.
 
         Raises:
             HTTPException: 401: the token is missing or invalid. 403: the request is for another host, or it comes from a page of another
@@ -53,7 +53,7 @@ class AccessControl:
         """
         host = request.headers.get("host", "")
         if host and request.scope["path"] not in OPEN_PATHS and not self._hosts.includes(host):
-            raise HTTPException(403, f"host {host!r:.100} is no name of this server: use its address, or add the name to allowed_hosts")
+            raise HTTPException(403, f"host {host!r:.100} is not a name of this server: use its address, or add the name to allowed_hosts")
         if self._tokens is not None and request.scope["path"] not in OPEN_PATHS:
             values = [value.encode("latin-1") for value in request.headers.getlist("authorization")]
             if reason := refusal(values, self._tokens.get()):

@@ -1,4 +1,4 @@
-"""ASGI application that records, checks, reads and answers every request in one place."""
+"""ASGI application that records, checks, reads and handles every request in one place."""
 
 from __future__ import annotations
 
@@ -82,11 +82,11 @@ class CancelOnDisconnect:
 
     async def _until_shutdown(self) -> Exception:
         await self._shutdown.wait()
-        return ServerError("the server shut down before it answered: retry, to reach the server that takes over")
+        return ServerError("the server shut down before it responded: retry to reach its replacement")
 
 
 class Application:
-    """Application that answers requests to the paths of its endpoints.
+    """Application that handles requests to the paths of its endpoints.
 
     asgi: ASGI application to pass to uvicorn.
     """
@@ -155,7 +155,7 @@ class Application:
             return await self._cancelling.answer(request, endpoint.answer(request, body))
 
     async def _no_route(self, request: Request, error: Exception) -> Response:
-        """Answer a request without an endpoint: 404, or 405 with the methods of the path."""
+        """Respond to a request without an endpoint: 404, or 405 with the methods of the path."""
         assert isinstance(error, HTTPException)
         response = self._refuse(request, error)
         if echo := request.headers.get(REQUEST_ID):

@@ -38,7 +38,7 @@ async def read_body(request: Request, max_bytes: int, lease: Lease) -> bytes:
 
     Raises:
         HTTPException: 413: the body is too long. 415: the body is compressed with an encoding other than gzip or deflate.
-        RequestError: the compressed data is broken, or the body needs more memory than the whole budget.
+        RequestError: the compressed data is broken, or the body needs more memory than the total budget.
         MemoryLimitError: not enough memory is free.
         ClientDisconnect: the client disconnected before the end of the body.
     """
@@ -66,7 +66,7 @@ async def read_body(request: Request, max_bytes: int, lease: Lease) -> bytes:
                 await lease.grow_to(max(_COPIES * size, limit if reserve_all else min(2 * _COPIES * size, limit)))
             body.write(data)
         if decompressor is not None and not decompressor.complete:
-            raise RequestError(f"the {encoding} data of the body are incomplete: send all of them")
+            raise RequestError(f"the {encoding} body is truncated: send the complete body")
         whole = body.getvalue()
     finally:
         body.close()
@@ -107,9 +107,9 @@ class _Decompressor:
     def _begin_next(self) -> None:
         self._members += 1
         if self._encoding != "gzip" or self._members > _MOST_MEMBERS:
-            raise RequestError(f"the body has data after the end of its {self._encoding} data: send nothing after it")
+            raise RequestError(f"the body continues after the end of its {self._encoding} data: remove the extra bytes")
         self._member = zlib.decompressobj(_GZIP_OR_ZLIB)
 
 
 def _too_long(size: str, max_bytes: int) -> HTTPException:
-    return HTTPException(413, f"the body has {size}: at most {max_bytes:,} are accepted, so send less at a time")
+    return HTTPException(413, f"the body has {size}: at most {max_bytes:,} are accepted; send a smaller request")

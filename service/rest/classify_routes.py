@@ -150,7 +150,7 @@ class ClassifyEndpoint:
             if wants_png:
                 raise RequestError(f"the request accepts only an image (Accept: {PNG}), but names no map: {example}")
             if options := [name for name in _MAP_OPTIONS if name in parameters]:
-                raise RequestError(f"query parameter {options[0]!r} without {_CAM!r}: {example}")
+                raise RequestError(f"query parameter {options[0]!r} requires {_CAM!r}: {example}")
             return None
         map_format = require_map_format(parameters.get("format", "overlay" if wants_png else "raw"))
         softmax = _boolean("softmax", parameters.get("softmax", "false"))
@@ -160,7 +160,7 @@ class ClassifyEndpoint:
             classes = self._classifier.parse_classes(text, parameters.get("model", ""), parameters.get("version", ""))
         if wants_png and (map_format == "raw" or len(classes) > 1):
             what = "format=raw" if map_format == "raw" else f"{len(classes)} classes"
-            raise RequestError(f"a response in {PNG} holds one rendered map, and the request has {what}: accept {JSON} instead")
+            raise RequestError(f"a response in {PNG} can hold only one rendered map, but the request has {what}: accept {JSON} instead")
         return MapQuery(parameters[_CAM], classes, map_format, softmax, max_channels)
 
 

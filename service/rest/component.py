@@ -19,7 +19,7 @@ from tlcli.service.system.reloading_file import ReloadingFile
 
 
 class Http:
-    """HTTP server that listens as soon as it is created and answers requests between `start` and `stop`.
+    """HTTP server that listens as soon as it is created and handles requests between `start` and `stop`.
 
     address: base URL of the server.
     """
@@ -28,7 +28,7 @@ class Http:
         """Listen on the configured address.
 
         Args:
-            components: server components that answer the requests.
+            components: server components that handle the requests.
             port: port to listen on; 0 for a free port.
             tokens: accepted tokens; None if requests need no token.
 

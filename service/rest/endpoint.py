@@ -22,7 +22,7 @@ class Endpoint:
     """One HTTP method on one or several paths.
 
     name: route name and `operationId` in the OpenAPI document.
-    answer: handler that answers a request.
+    answer: handler of the request.
     summary: one-line description.
     answers: content types of the response; empty for an empty body.
     query: query parameters by name, each as a schema with a description.

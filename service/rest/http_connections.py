@@ -35,7 +35,7 @@ _REFUSED = (
 _TOO_MANY = b'{"error":"connection limit of this server reached (max_connections): retry in 1 s"}'
 
 _HEAD_S = 30.0
-"""Time limit for receiving the request line and headers in seconds, counted from the start of the connection or the previous answer.
+"""Time limit for receiving the request line and headers in seconds, counted from the start of the connection or the previous response.
 Between requests, uvicorn closes an idle connection after five seconds."""
 
 _REST_S = 10.0
@@ -158,7 +158,7 @@ def _refuse(accepted: socket.socket, encrypted: bool) -> None:
 class HttpConnection(H11Protocol):
     """HTTP connection that extends uvicorn's. It times out clients that send slowly or do not read.
 
-    A client that has only closed its own side of the connection still receives its answer.
+    A client that has only closed its own side of the connection still receives its response.
     """
 
     open_connections: Connections
@@ -187,7 +187,7 @@ class HttpConnection(H11Protocol):
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        """Answer an invalid request with one line of JSON, like any other error, and close the connection."""
+        """Respond to an invalid request with one line of JSON, like any other error, and close the connection."""
         body = to_json({"error": "invalid HTTP request: expected HTTP/1.1 with a Host header"})
         headers = [("content-type", JSON), ("content-length", str(len(body))), ("connection", "close")]
         for event in (h11.Response(status_code=400, headers=headers, reason="Bad Request"), h11.Data(data=body), h11.EndOfMessage()):
@@ -213,7 +213,7 @@ class HttpConnection(H11Protocol):
             self.transport.close()
 
     def eof_received(self) -> bool:  # type: ignore[override]  # True keeps the connection; uvicorn never does
-        """Return True to keep the connection open if the client has sent its request and closed its side.
+        """Return True to keep a half-closed connection open if the client has sent its request.
 
         Such a client may be waiting for the response or may have left, so it is probed.
         """
@@ -230,7 +230,7 @@ class HttpConnection(H11Protocol):
 
     @property
     def _answering(self) -> bool:
-        """Return True between a request's headers and the end of its answer."""
+        """Return True between a request's headers and the end of its response."""
         return self.cycle is not None and not self.cycle.response_complete
 
     def _expect(self, seconds: float) -> None:
@@ -257,7 +257,7 @@ class HttpConnection(H11Protocol):
     def _probe(self) -> None:
         """Abort the connection if the client has left; otherwise probe it again.
 
-        The operating system of a client that has left answers all data with a reset. The probe is an interim response, which HTTP/1.1
+        The operating system of a client that has left responds to all data with a reset. The probe is an interim response, which HTTP/1.1
         clients skip (RFC 9110, 15.2).
         """
         if self.transport.is_closing() or not self._answering:

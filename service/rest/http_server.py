@@ -22,11 +22,11 @@ _BACKLOG = 2048
 """Maximum number of connections that the operating system queues before they are accepted; same as uvicorn's default."""
 
 _CANCELLED_S = 1.0
-"""Seconds to wait for the answers to cancelled requests before their connections are aborted."""
+"""Seconds to wait for the responses to cancelled requests before their connections are aborted."""
 
 
 class HttpServer:
-    """HTTP server that listens as soon as it is created and answers requests after `start`.
+    """HTTP server that listens as soon as it is created and handles requests after `start`.
 
     port: port of the server.
     """
@@ -53,7 +53,7 @@ class HttpServer:
         """Start answering requests.
 
         Args:
-            app: application that answers the requests.
+            app: application that handles the requests.
             tls: TLS context; None for plain HTTP.
         """
         config = uvicorn.Config(
@@ -89,7 +89,7 @@ class HttpServer:
         if not self._running.done():
             self._cancelling.cancel_all()
             await asyncio.wait({self._running}, timeout=_CANCELLED_S)
-        if not self._running.done():  # some clients do not read their answers
+        if not self._running.done():  # some clients do not read their responses
             for connection in list(self._uvicorn.server_state.connections):
                 connection.transport.abort()
         await self._running
@@ -145,7 +145,7 @@ def _bind(host: str, port: int, reuse_port: bool) -> list[socket.socket]:
         reason = getattr(refused, "strerror", None) or refused
         raise SettingsError(
             f"cannot listen on {join_address(host, port)} for HTTP: {reason}: choose another address with --host and --http-port"
-            " (--http-port 0 takes a free port)"
+            " (--http-port 0 picks a free port)"
         ) from refused
     return bound
 

@@ -28,7 +28,7 @@ _NAMES: dict[type, str] = {bool: "true or false", int: "integers", str: "strings
 
 @dataclass(frozen=True)
 class InferCall:
-    """Inference request and the requested encoding of its answer.
+    """Inference request and the requested encoding of its response.
 
     binary: maps output names to True if the output is returned as bytes after the JSON, for outputs that specify it.
     binary_by_default: return all other outputs as bytes after the JSON.
@@ -41,7 +41,7 @@ class InferCall:
 
 @dataclass(frozen=True)
 class EncodedAnswer:
-    """Encoded answer.
+    """Encoded response.
 
     json_bytes: length of the JSON in `body` if tensors follow it; None if `body` is JSON only.
     """
@@ -62,7 +62,9 @@ def read_infer(body: bytes, json_bytes: int | None, model: str, version: str) ->
         RequestError: the body is not a valid inference request, or it uses an unsupported part of the protocol.
     """
     if json_bytes is not None and json_bytes > len(body):
-        raise RequestError(f"the header announces {json_bytes:,} bytes of JSON, but the body has {len(body):,} bytes")
+        raise RequestError(
+            f"the header announces {json_bytes:,} bytes of JSON, but the body has {len(body):,} bytes: send the complete body"
+        )
     if json_bytes == 0:
         return _read_raw(body, model, version)
     document = read_object(body if json_bytes is None else body[:json_bytes])
@@ -89,14 +91,14 @@ def read_infer(body: bytes, json_bytes: int | None, model: str, version: str) ->
 
 
 def _read_raw(body: bytes, model: str, version: str) -> InferCall:
-    """Read a body that is one encoded image without JSON. Its answer is binary too."""
+    """Read a body that is one encoded image without JSON. Its response is binary too."""
     if not body:
         raise RequestError("the request's body is empty: with Inference-Header-Content-Length 0 it must be an encoded image")
     return InferCall(InferQuery.of(model, version, "", [InputTensor(ENCODED, BYTES, (1,), None, (body,))], ()), {}, True)
 
 
 def write_infer(answer: InferAnswer, call: InferCall) -> EncodedAnswer:
-    """Encode an answer. NaN and infinity become null in JSON and stay unchanged in binary data."""
+    """Encode a response. NaN and infinity become null in JSON and stay unchanged in binary data."""
     entries, binary = [], []
     for output in answer.outputs:
         entry: dict[str, Any] = {"name": output.name, "datatype": output.datatype, "shape": output.shape}
@@ -130,7 +132,9 @@ def _read_input(where: str, entry: Mapping[str, Any], body: bytes, start: int) -
     if entry.get("data") is not None:
         raise RequestError(f"{where} has both data and binary_data_size: send one of them")
     if not 0 <= size <= len(body) - start:
-        raise RequestError(f"{where}: its binary_data_size is {size:,}, but {len(body) - start:,} bytes are left after the JSON")
+        raise RequestError(
+            f"{where}: its binary_data_size is {size:,}, but {len(body) - start:,} bytes are left after the JSON: send the rest"
+        )
     return InputTensor(name, datatype, tuple(shape), body[start : start + size]), start + size
 
 
@@ -157,7 +161,7 @@ def _flat(where: str, shape: list[int], data: list[Any]) -> list[Any]:
         if not data or type(data[0]) is not list:
             break
         if {*map(type, data)} != {list} or {*map(len, data)} != {size}:
-            raise RequestError(f"{where}: the nesting of its data differs from its shape {shape}")
+            raise RequestError(f"{where}: the nesting of its data differs from its shape {shape}: expected one level per axis")
         data = list(chain.from_iterable(data))
     return data
 

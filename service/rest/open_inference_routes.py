@@ -65,7 +65,7 @@ class OpenInferenceEndpoints:
         """Create the endpoints.
 
         Args:
-            open_inference: handler that answers inference requests.
+            open_inference: handler for inference requests.
             repository: repository that holds the models.
             control: controller that loads and unloads models.
             workers: threads that read and write large bodies.

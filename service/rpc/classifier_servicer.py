@@ -25,8 +25,8 @@ from tlcli.service.types.answer import MapMethod, ModelInfo
 class ClassifierServicer:
     """Servicer for `tlcli.v1.Classifier`. Its methods are described in the .proto file.
 
-    The methods take bytes and parse them. If gRPC parsed them, it would answer invalid bytes with UNKNOWN and the name of a Python class,
-    and log a traceback, as if the server were at fault.
+    The methods take bytes and parse them. If gRPC parsed them, it would respond to invalid bytes with UNKNOWN and the name of a Python
+    class, and log a traceback, as if the server were at fault.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class ClassifierServicer:
         """Create the servicer.
 
         Args:
-            classifier: classifier that answers the requests.
+            classifier: classifier for the requests.
             repository: repository that holds the models.
             stream_in_flight: maximum number of in-flight images per stream.
             stream_idle_s: idle time in seconds after which a stream ends; 0 for no limit.

@@ -37,7 +37,7 @@ _TIMEOUTS = (
 
 
 class Grpc:
-    """gRPC server that listens as soon as it is created and answers requests between `start` and `stop`.
+    """gRPC server that listens as soon as it is created and handles requests between `start` and `stop`.
 
     port: port of the server.
     health: health servicer of the server.
@@ -47,7 +47,7 @@ class Grpc:
         """Listen on the configured address.
 
         Args:
-            components: server components that answer the requests.
+            components: server components that handle the requests.
             tokens: accepted tokens; None if requests need no token.
 
         Raises:

@@ -13,7 +13,7 @@ from tlcli.service.protocol.rpc_methods import SERVICES
 
 
 class HealthServicer(aio.HealthServicer):  # type: ignore[misc]
-    """Health servicer that reports health by name: the whole server (`""`), its two services, and each model."""
+    """Health servicer that reports health by name: the entire server (`""`), its two services, and each model."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -18,7 +18,7 @@ async def until_idle(items: AsyncIterator[T], idle_s: float, is_busy: Callable[[
         items: items that the client sends.
         idle_s: time limit for the next item in seconds; 0 for no limit.
         is_busy: returns True while the server works on earlier items. The time limit is not enforced then, because the client may be
-            waiting for their answers.
+            waiting for their responses.
 
     Raises:
         TimeLimitError: no item arrived in time.
@@ -40,7 +40,7 @@ async def until_idle(items: AsyncIterator[T], idle_s: float, is_busy: Callable[[
 
 
 async def write_or_time_out(writing: Awaitable[None], idle_s: float) -> None:
-    """Write an answer, which waits until the client has room for it.
+    """Write a response, which waits until the client has room for it.
 
     Args:
         writing: awaitable that writes the response.
@@ -54,7 +54,7 @@ async def write_or_time_out(writing: Awaitable[None], idle_s: float) -> None:
             await writing
     except TimeoutError as error:
         raise TimeLimitError(
-            f"the client read no answer of the stream for {idle_s:g} s (stream_idle_s): read answers as they arrive"
+            f"the client read no response of the stream for {idle_s:g} s (stream_idle_s): read responses as they arrive"
         ) from error
 
 

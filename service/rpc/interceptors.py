@@ -72,13 +72,13 @@ class DrainInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  #
         if self._closes_at is None or handler_call_details.method.startswith(f"/{health.SERVICE_NAME}/"):
             return await continuation(handler_call_details)
         retry_s = max(0.0, self._closes_at - time.monotonic()) + _DRAIN_MARGIN_S
-        status = rpc_status.to_status(to_status(ServerError("the server is shutting down: retry, to reach the server that takes over")))
+        status = rpc_status.to_status(to_status(ServerError("the server is shutting down: retry to reach its replacement")))
 
         async def reject(requests: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
             metadata = (*status.trailing_metadata, (RETRY_AFTER_MS, str(round(1000 * retry_s))), *echoed_metadata())
             await context.abort(status.code, status.details, metadata)
 
-        return grpc.stream_stream_rpc_method_handler(reject)  # works for every kind of call: it reads no request and writes no answer
+        return grpc.stream_stream_rpc_method_handler(reject)  # works for every kind of call: it reads no request and writes no response
 
 
 class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
@@ -103,7 +103,7 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  #
         async def reject(requests: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, reason)
 
-        return grpc.stream_stream_rpc_method_handler(reject)  # works for every kind of call: it reads no request and writes no answer
+        return grpc.stream_stream_rpc_method_handler(reject)  # works for every kind of call: it reads no request and writes no response
 
 
 class SmallMessageInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in the stubs only
@@ -219,9 +219,9 @@ class UnreadMessageInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type
             message = await context.read()  # gRPC's iterator would keep the message alive as long as the call
         except BaseException as error:
             self._trim_soon()
-            if isinstance(error, DecodeError):  # in foreign services; gRPC would answer UNKNOWN, and log a traceback
+            if isinstance(error, DecodeError):  # in foreign services; gRPC would return UNKNOWN, and log a traceback
                 await context.abort(
-                    grpc.StatusCode.INVALID_ARGUMENT, "the bytes are no message of this method: use the .proto of this server"
+                    grpc.StatusCode.INVALID_ARGUMENT, "the request is not a valid message of this method: use the .proto of this server"
                 )
             raise
         finally:
@@ -263,7 +263,7 @@ async def _trim_later() -> None:
 
 
 async def _write_all(answers: Any, context: Any) -> None:
-    """Write the answers that a behaviour yields, or await a behaviour that writes its answers itself."""
+    """Write the responses that a behaviour yields, or await a behaviour that writes its responses itself."""
     if inspect.isasyncgen(answers):
         async for answer in answers:
             await context.write(answer)

@@ -44,7 +44,7 @@ class OpenInferenceServicer:
         """Create the servicer.
 
         Args:
-            open_inference: handler that answers inference requests.
+            open_inference: handler for inference requests.
             repository: repository that holds the models.
             control: controller that loads and unloads models.
             is_serving: returns True while the server as a whole accepts requests, as reported by the health service.
@@ -192,7 +192,7 @@ def _read_input(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None
 
 
 def _write_answer(answer: InferAnswer) -> pb.ModelInferResponse:
-    """Convert an answer to a protobuf message. Tensors are always raw, because Triton clients expect this format."""
+    """Convert a response to a protobuf message. Tensors are always raw, because Triton clients expect this format."""
     tensor = pb.ModelInferResponse.InferOutputTensor
     return pb.ModelInferResponse(
         model_name=answer.model,

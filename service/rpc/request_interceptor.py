@@ -1,4 +1,4 @@
-"""gRPC interceptor that records each request, from message bytes to answer bytes, and conversion of errors to the statuses of calls."""
+"""gRPC interceptor that records each request, from message bytes to response bytes, and conversion of errors to the statuses of calls."""
 
 from __future__ import annotations
 

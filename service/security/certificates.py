@@ -1,4 +1,4 @@
-"""PEM certificates and keys. They are validated before gRPC uses them, because gRPC's errors do not say what is wrong."""
+"""PEM certificates and keys. They are validated before gRPC uses them, because gRPC's errors do not describe the problem."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def read_identity(certificate: Path, key: Path) -> Identity:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")  # without it, OpenSSL would prompt for one
     except OSError as error:  # ssl.SSLError is one
         if getattr(error, "reason", None) == "KEY_VALUES_MISMATCH":
-            raise SettingsError(f"tls_key {key}: not the key of the certificate in {certificate}") from error
+            raise SettingsError(f"tls_key {key}: not the key of the certificate in {certificate}: use its private key") from error
         if b"-----BEGIN CERTIFICATE-----" not in identity.certificate:
             raise SettingsError(
                 f"tls_certificate {certificate}: no certificate found: expected PEM, which begins with -----BEGIN"
@@ -44,7 +44,7 @@ def read_identity(certificate: Path, key: Path) -> Identity:
         which, path = ("tls_key", key) if b"PRIVATE KEY-----" not in identity.key else ("tls_certificate", certificate)
         raise SettingsError(f"{which} {path}: not valid PEM: expected a complete certificate and its private key") from error
     if (_read(certificate, "tls_certificate"), _read(key, "tls_key")) != (identity.certificate, identity.key):
-        raise SettingsError(f"tls_certificate {certificate}: changed while it was read")
+        raise SettingsError(f"tls_certificate {certificate}: changed while it was read: retry")
     return identity
 
 
@@ -77,4 +77,4 @@ def _read(path: Path, setting: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise SettingsError(f"{setting} {path}: {error.strerror or error}") from error
+        raise SettingsError(f"{setting} {path}: {error.strerror or error}: expected a readable PEM file") from error

@@ -79,7 +79,7 @@ def read_token(path: Path) -> str:
     """
     tokens = read_tokens(path)
     if len(tokens) != 1:
-        raise SettingsError(f"{path}: holds {len(tokens)} tokens: expected only the one to send")
+        raise SettingsError(f"{path}: holds {len(tokens)} tokens: expected exactly one")
     return tokens[0].value
 
 

@@ -113,7 +113,7 @@ class ServerSettings(BaseModel):
         default=ImageLimits.max_bytes,
         ge=1,
         le=_MAX_MESSAGE_BYTES,
-        description="Largest encoded image in bytes. A request may be this large too.",
+        description="Maximum size of an encoded image in bytes; a request may be at least as large.",
     )
     limits_max_pixels: int = Field(
         default=ImageLimits.max_pixels, ge=1, description="Largest image in pixels, width times height, checked before decoding."
@@ -234,7 +234,7 @@ class ServerSettings(BaseModel):
         VersionPolicy.parse(self.versions)
         if (self.tls_certificate is None) != (self.tls_key is None):
             missing = "tls_key" if self.tls_key is None else "tls_certificate"
-            raise SettingsError(f"{missing} is not set: a certificate and its key go together")
+            raise SettingsError(f"{missing} is not set: set both the certificate and its key")
         if self.tls_client_ca is not None and self.tls_certificate is None:
             raise SettingsError("tls_client_ca is set without tls_certificate: client certificates need a server with TLS")
         if self.tls_certificate is None and not self.insecure and not is_loopback(self.host):

@@ -109,7 +109,7 @@ def _from_file(path: Path) -> dict[str, Override]:
     try:
         document = tomllib.loads(read_text(path, _MAX_FILE_BYTES))
     except (ValueError, RecursionError) as error:  # a TOMLDecodeError, which names the line; or a number of thousands of digits
-        raise SettingsError(f"{path}: not TOML: {error}") from error
+        raise SettingsError(f"{path}: not valid TOML: {error}") from error
     return _from_table(document, str(path), {})
 
 

@@ -127,7 +127,7 @@ class Metrics:
             self._registry.register(_gpu_collector(gpus))
 
     def serve(self, host: str, port: int, reuse_port: bool = False) -> int:
-        """Start an HTTP endpoint that answers scrapes in separate threads.
+        """Start an HTTP endpoint that serves scrapes in separate threads.
 
         Args:
             host, port: address to listen on; port 0 picks a free port.

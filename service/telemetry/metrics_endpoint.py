@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 
 
 class MetricsEndpoint:
-    """HTTP server that answers scrapes until `close` is called.
+    """HTTP server that serves scrapes until `close` is called.
 
     port: port that the server listens on.
     """

@@ -57,7 +57,7 @@ class RequestRecord:
     echo: value of the `x-request-id` header in a form that can be sent back; empty without the header.
     trace_headers: `traceparent` and `tracestate` headers, unchanged (W3C Trace Context).
     trace_id: id of the trace that the request belongs to; empty if the request is not traced.
-    model, version: name and version of the model that answers; empty until the model is found.
+    model, version: name and version of the model that handles the request; empty until the model is found.
     images: number of images in the request.
     code: outcome of the request, as the name of a gRPC status code.
     received_bytes, sent_bytes: sizes of the request and response messages.
@@ -102,7 +102,7 @@ class RequestRecord:
             try:
                 on_end(self)
             except Exception:
-                logger.exception("request %s cannot be recorded", self.request_id)  # the answer is still valid
+                logger.exception("request %s cannot be recorded", self.request_id)  # the response is still valid
 
     @property
     def request_id(self) -> str:
@@ -130,7 +130,7 @@ class RequestRecord:
         self.images = images
 
     def note_model(self, model: str, version: int) -> None:
-        """Record the name and version of the model that answers."""
+        """Record the name and version of the model that handles the request."""
         self.model = model
         self.version = str(version)
 
@@ -220,7 +220,7 @@ def _begun_ns(span: Span) -> int:
 
 
 def _sendable(value: str | bytes) -> str:
-    """Restrict a value to printable ASCII, and shorten it to leave room for the other gRPC metadata of an answer."""
+    """Restrict a value to printable ASCII, and shorten it to leave room for the other gRPC metadata of a response."""
     text = value.decode(errors="replace") if isinstance(value, bytes) else value
     return "".join(letter if " " <= letter <= "~" else "?" for letter in text[:_LONGEST_ECHO]).strip()
 

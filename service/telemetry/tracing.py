@@ -21,7 +21,7 @@ ENDPOINT_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_
 """OpenTelemetry's environment variables for the endpoint. The setting `otel_endpoint` takes precedence."""
 
 _PATIENCE_S = 2.0
-"""Seconds to wait at shutdown for a collector that does not answer. The exporter itself would retry for longer."""
+"""Seconds to wait at shutdown for a collector that does not respond. The exporter itself would retry for longer."""
 
 _FAULTS = ("UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS")
 """Status codes that mark a server span as an error, according to OpenTelemetry's conventions for gRPC."""
@@ -119,7 +119,7 @@ class Traces:
         span.end(epoch_ns + request.ended_ns)
 
     def close(self) -> None:
-        """Export the remaining spans and shut down. Give up after two seconds if the collector does not answer."""
+        """Export the remaining spans and shut down. Give up after two seconds if the collector does not respond."""
         timeout = threading.Timer(_PATIENCE_S, self._exporter.shutdown)
         timeout.start()
         self._provider.shutdown()

@@ -1,1 +1,1 @@
-"""Requests and answers as plain dataclasses, independent of protobuf and gRPC."""
+"""Requests and responses as plain dataclasses, independent of protobuf and gRPC."""

@@ -1,4 +1,4 @@
-"""Answer types without protobuf. The server builds them, and the clients return them."""
+"""Response types without protobuf. The server builds them, and the clients return them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class ClassMap:
 
     method: name of the map method.
     height, width: size of the explained layer, and of `values`.
-    values: float32 array `[height, width]`, not normalised; None if the request asked for an image.
-    png: map drawn as a PNG image; None if the request asked for values.
+    values: float32 array `[height, width]`, not normalised; None if the request selected an image.
+    png: map drawn as a PNG image; None if the request selected values.
     box: region of the upright image that the map covers: left, top, right and bottom, in pixels of that image.
     """
 
@@ -63,10 +63,10 @@ class Timings:
 
 @dataclass(frozen=True)
 class Classification:
-    """Answer for one image.
+    """Response for one image.
 
     predictions: the `top_k` classes with the highest scores, in descending order, then explained classes that are not among them.
-    model, version: name and version of the model that answered.
+    model, version: name and version of the model that handled the request.
     """
 
     request_id: str
@@ -78,7 +78,7 @@ class Classification:
 
 @dataclass(frozen=True)
 class StreamAnswer:
-    """Answer for one image of a stream: a classification or an error."""
+    """Response for one image of a stream: a classification or an error."""
 
     request_id: str
     outcome: Classification | TlcliError

@@ -38,7 +38,7 @@ def check_shape(where: str, shape: Sequence[int]) -> None:
     if len(shape) > _MAX_DIMENSIONS:
         raise RequestError(f"{where}: the shape has {len(shape):,} dimensions: at most {_MAX_DIMENSIONS} are supported")
     if any(not -(2**63) <= size < 2**63 for size in shape):
-        raise RequestError(f"{where}: the shape holds a number of more than 64 bits: send the shape of the data")
+        raise RequestError(f"{where}: the shape contains a number of more than 64 bits: send the shape of the data")
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class InputTensor:
 
 @dataclass(frozen=True)
 class OutputTensor:
-    """Output tensor of an answer. `raw` is encoded as in `InputTensor`."""
+    """Output tensor of a response. `raw` is encoded as in `InputTensor`."""
 
     name: str
     datatype: str

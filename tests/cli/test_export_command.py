@@ -162,9 +162,9 @@ def test_commands_take_a_file_in_smaller_numbers(small: tuple[Path, Result], tmp
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--precision", "int8"), "--precision int8 needs images such as the model will see, to calibrate on: give a few hundred with"),
-        (("--precision", "fp16", "--calibration", "x"), "--calibration is for --precision int8 only: add that, or leave"),
-        (("--calibration", "x"), "--calibration is for --precision int8 only: add that, or leave the images out"),
+        (("--precision", "int8"), "--precision int8 needs a few hundred images like those that the model will see: give them with"),
+        (("--precision", "fp16", "--calibration", "x"), "--calibration applies only to --precision int8: add that, or leave"),
+        (("--calibration", "x"), "--calibration applies only to --precision int8: add that, or leave --calibration out"),
         (("--precision", "int8", "--calibration", "no/such"), "no/such: no such file or folder"),
         (("--calibration-images", 9), "--calibration-images applies only to int8: add --precision int8, or leave it out"),
         (("--max-accuracy-drop", 3), "--max-accuracy-drop applies only to reduced precision: add --precision fp16 or int8"),

@@ -185,5 +185,5 @@ def test_what_cannot_be_read_is_left_out_and_the_rest_is_answered(models: Path, 
             remote = tlcli("classify", path, images / "a.png", "--model", "fixed", "--port", port, "--json")
         for answer in (local, remote):
             assert answer.exit_code == 1, answer.output
-            assert f"left out: {path}: {kind}, an image file was expected" in answer.stderr
+            assert f"left out: {path}: {kind}: expected an image file" in answer.stderr
             assert [row["path"] for row in json.loads(answer.stdout)] == [str(images / "a.png")]

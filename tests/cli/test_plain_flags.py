@@ -81,7 +81,7 @@ def test_a_server_answers_like_the_model_with_optional_inputs(models: Path) -> N
                 np.testing.assert_allclose(there[class_id], values, atol=1e-4 * np.abs(values).max())
         assert len(maps_of(client.classify(image, model="top", cam="gradcam"))) == 1
         assert maps_of(client.classify(image, model="static", cam="ablationcam", classes=(1, 2, 3))).keys() == {1, 2, 3}
-        with pytest.raises(RequestError, match="explains the first-ranked class only"):
+        with pytest.raises(RequestError, match="explains only the top-ranked class"):
             client.classify(image, model="top", cam="gradcam", classes=(3,))
         with pytest.raises(RequestError, match="explains logits only"):
             client.classify(image, model="test_resnet-plain", cam="gradcam", softmax=True)
@@ -100,13 +100,13 @@ def test_predict_takes_it(models: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--plain", "eigencam"), "--plain eigencam: computed outside of the graph"),
-        (("--plain", "gradcam,ablationcam", "--cam-layer", "layer2"), "--plain ablationcam: needs a loop"),
-        (("--plain", "gradcam", "--classes", "top", "--static-classes", 2), "--static-classes with --classes top"),
-        (("--plain", "none", "--classes", "input"), "a plain graph without maps explains no classes"),
-        (("--plain", "gradcam", "--static-batch", 1, "--dynamic-size"), "--static-batch with --dynamic-size"),
-        (("--plain", "gradcam", "--classes", "top", "--precision", "fp16"), "--precision with --classes top"),
-        (("--plain", "gradcam", "--name", "taken"), "has optional inputs, the new version would have a plain graph with --classes input"),
+        (("--plain", "eigencam"), "--plain eigencam: not available, because it is computed outside the graph"),
+        (("--plain", "gradcam,ablationcam", "--cam-layer", "layer2"), "--plain ablationcam: not available, because it needs a loop"),
+        (("--plain", "gradcam", "--classes", "top", "--static-classes", 2), "--static-classes cannot be combined with --classes top"),
+        (("--plain", "none", "--classes", "input"), "do not apply to a plain graph without maps"),
+        (("--plain", "gradcam", "--static-batch", 1, "--dynamic-size"), "--static-batch and --dynamic-size cannot be combined"),
+        (("--plain", "gradcam", "--classes", "top", "--precision", "fp16"), "--precision cannot be combined with --classes top"),
+        (("--plain", "gradcam", "--name", "taken"), "has optional inputs, but the new version would have a plain graph with --classes"),
     ],
 )
 def test_what_a_plain_graph_cannot_be_is_refused(flags: tuple[object, ...], message: str, models: Path, tmp_path: Path) -> None:
@@ -120,9 +120,9 @@ def test_what_a_plain_graph_cannot_be_is_refused(flags: tuple[object, ...], mess
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--classes", "top"), "--classes: for plain graphs only: add --plain"),
-        (("--static-batch", 2, "--static-classes", 2), "--static-batch, --static-classes: for plain graphs only"),
-        (("--plain", "gradcam", "--cam", "fem"), "--cam with --plain"),
+        (("--classes", "top"), "--classes: apply only to plain graphs: add --plain"),
+        (("--static-batch", 2, "--static-classes", 2), "--static-batch, --static-classes: apply only to plain graphs"),
+        (("--plain", "gradcam", "--cam", "fem"), "--cam cannot be combined with --plain"),
         (("--plain", "gradcam,"), "--plain 'gradcam,': expected map methods"),
     ],
 )

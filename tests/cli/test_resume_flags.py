@@ -34,12 +34,12 @@ def test_the_data_set_may_lie_in_another_folder(run: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"epochs": 7}, "--epochs 7: .*run was started with 1: leave it out to resume, or start a new run"),
-        ({"lr": 0.1}, "--lr 0.1: .* was started with the default"),
-        ({"dataset": "cifar10"}, "--dataset cifar10: .* was started with .*data"),
-        ({"recipe": "scratch"}, "--recipe scratch: .* was started with default"),
-        ({"tensorboard": True}, "--tensorboard True: .* was started with False"),
-        ({"output": Path("x")}, "--output with --resume"),
+        ({"epochs": 7}, "--epochs 7 does not match .*run, which was started with 1: leave --epochs out to resume, or start a new run"),
+        ({"lr": 0.1}, "--lr 0.1 does not match .* was started with the default"),
+        ({"dataset": "cifar10"}, "--dataset cifar10 does not match .* was started with .*data"),
+        ({"recipe": "scratch"}, "--recipe scratch does not match .* was started with default"),
+        ({"tensorboard": True}, "--tensorboard True does not match .* was started with False"),
+        ({"output": Path("x")}, "--output cannot be combined with --resume"),
     ],
 )
 def test_other_settings_are_refused_by_name(run: Path, given: dict[str, Any], said: str) -> None:
@@ -48,7 +48,7 @@ def test_other_settings_are_refused_by_name(run: Path, given: dict[str, Any], sa
 
 
 def test_a_settings_file_is_refused(run: Path) -> None:
-    with pytest.raises(SettingsError, match="--config with --resume"):
+    with pytest.raises(SettingsError, match="--config cannot be combined with --resume"):
         check_same_settings(run, {}, Path("settings.toml"))
 
 

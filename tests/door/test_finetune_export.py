@@ -88,7 +88,7 @@ def test_what_cannot_be_trained_on_or_exported_is_refused(run: tlcli.Run, tmp_pa
         tlcli.finetune(tmp_path / "nosuch")
     with pytest.raises(NotFoundError, match="no such folder"):
         tlcli.export(tmp_path / "nosuch")
-    with pytest.raises(SettingsError, match="weights, labels: a run already determines these"):
+    with pytest.raises(SettingsError, match="weights, labels: determined by a run"):
         tlcli.export(run, labels=["a"], weights="none")
     with pytest.raises(SettingsError, match="temperature 'fit' needs the validation split of a run"):
         tlcli.export(BACKBONE, temperature="fit", weights="none")

@@ -41,7 +41,7 @@ def test_a_model_is_loaded_from_its_repository_folder_version_or_file(models: Pa
 
 
 def test_a_path_without_a_model_says_what_it_is(models: Path, images: Path, tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match="no model here"):
+    with pytest.raises(NotFoundError, match="no model found"):
         tlcli.load(tmp_path)
     with pytest.raises(NotFoundError, match="an image, not a model"):
         tlcli.load(images / "a.png")
@@ -95,7 +95,7 @@ def test_several_maps_and_classes_are_drawn_by_name(model: tlcli.Model, images: 
     assert answer.draw("cam", "red").tobytes() == answer.draw("cam", -1).tobytes() == answer.draw("cam", 0).tobytes()
     assert answer.draw("cam", "red").tobytes() != answer.draw("cam", "green").tobytes()
     assert answer.overlay.tobytes() == answer.draw("gradcam", "green").tobytes()
-    for arguments, message in ((("lime",), "cam 'lime': not requested"), (("cam", "yellow"), "cls 'yellow': not explained")):
+    for arguments, message in ((("lime",), "cam 'lime' was not requested"), (("cam", "yellow"), "cls 'yellow' was not explained")):
         with pytest.raises(RequestError, match=message):
             answer.draw(*arguments)
     assert tuple(model.predict(images / "a.png", cam="all").maps) == model.cams
@@ -164,7 +164,7 @@ def test_an_overlay_does_not_follow_later_changes_of_the_callers_image(model: tl
         (np.zeros((0, 8, 3), np.uint8), RequestError, r"got uint8 \[0, 8, 3\]"),
         (np.zeros(8, np.uint8), RequestError, r"got uint8 \[8\]"),
         (Image.new("F", (8, 8)), ImageError, "floating-point values"),
-        (5, RequestError, "an image is a path, a URL, .*: got int"),
+        (5, RequestError, "expected an image as a path, a URL, .*, got int"),
         ([None], RequestError, "got NoneType"),
     ],
 )

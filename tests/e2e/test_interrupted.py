@@ -158,7 +158,7 @@ def test_a_full_disk_is_named_and_what_was_written_is_kept(tmp_path: Path) -> No
         pytest.skip("mounting is not allowed here")
     assert "Traceback" not in done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith(("Error", "exit code"))]
-    full = "No space left on device: make room, then"
+    full = "No space left on device: free disk space, then"
     run_path = tmp_path / "small" / "run"
     assert lines == [
         f"Error: {run_path / 'resume.safetensors'}: epoch 1 cannot be saved: {full} `tlcli finetune --resume {run_path}` resumes after"

@@ -93,7 +93,7 @@ def test_a_class_is_explained_by_label_id_or_rank(model: Path, tmp_path: Path, n
 
 
 def test_what_is_not_there(model: Path, tmp_path: Path) -> None:
-    assert "no model here" in run(tmp_path / "nothing", tmp_path).stderr
+    assert "no model found" in run(tmp_path / "nothing", tmp_path).stderr
     assert "unknown data set" in run(model, "no-such-set").stderr
 
 

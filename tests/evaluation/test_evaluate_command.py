@@ -92,7 +92,7 @@ def test_mistakes_get_one_line(model: Path, data: Path, tmp_path: Path) -> None:
     for arguments, expected in (
         ((model, data), "the model has no class gloomy; it has: dark, bright: rename the folders\n"),
         ((model, tmp_path / "nowhere"), "unknown data set"),
-        ((tmp_path / "nowhere", data), "nowhere: no model here"),
+        ((tmp_path / "nowhere", data), "nowhere: no model found"),
     ):
         answer = run(*arguments, "--output", tmp_path / "out")
         assert answer.returncode == 1
@@ -167,5 +167,5 @@ def test_predict_follows_the_rule_of_training(model: Path, tmp_path: Path) -> No
     command = [sys.executable, "-m", "tlcli", "predict", model, folder / "x" / "pipe.png", folder / "x" / "y" / "p0.png"]
     answer = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=60)
     assert answer.returncode == 1
-    assert "pipe.png: a FIFO (named pipe), an image file was expected" in answer.stderr
+    assert "pipe.png: a FIFO (named pipe): expected an image file" in answer.stderr
     assert "p0.png" in answer.stdout

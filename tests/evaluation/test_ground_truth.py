@@ -118,7 +118,7 @@ def test_masks(tmp_path: Path) -> None:
         assert region[:, :16].all(), name
         assert not region[:, 16:].any(), name
     assert truth.region("a/other.jpg", (100, 50), CENTRED) is None
-    with pytest.raises(ImageError, match="the mask has 100x50 pixels, its image 99x50"):
+    with pytest.raises(ImageError, match="the mask has 100x50 pixels: expected 99x50"):
         truth.region("a/grey.jpg", (99, 50), CENTRED)
 
 

@@ -150,7 +150,7 @@ def test_a_replica_that_is_gone_is_asked_for_again_by_any_standard_policy() -> N
     asyncio.run(main())
     error = asyncio.run(failure(says(grpc.StatusCode.INTERNAL, GONE)))
     assert error.code() is grpc.StatusCode.UNAVAILABLE
-    assert error.details() == "the replica with this request died: retry, another replica will serve it"
+    assert error.details() == "the replica that processed this request died: retry to reach another replica"
     assert int(trailing(error)[RETRY_AFTER_MS]) > 0
 
 
@@ -291,7 +291,7 @@ def test_a_status_without_ours_is_a_server_that_fails() -> None:
 
     async def main() -> None:
         async with proxy(says(grpc.StatusCode.INTERNAL, GONE)) as port, AsyncClient(port=port, retries=0) as client:
-            with pytest.raises(ServerError, match="the replica with this request died: retry, another replica will serve it"):
+            with pytest.raises(ServerError, match="the replica that processed this request died: retry to reach another replica"):
                 await client.classify(b"image")
 
     asyncio.run(main())

@@ -242,7 +242,7 @@ def test_a_stream_that_its_client_leaves_lets_go_of_the_replica(ray: RayCluster)
             try:
                 return client.classify(IMAGES[0], timeout_s=0.5) is None
             except ServerError as error:
-                return "did not answer in time" in str(error)
+                return "did not respond in time" in str(error)
 
         wait_until(held_up, timeout_s=10)
         answers.close()  # type: ignore[attr-defined]  # it is a generator
@@ -332,7 +332,7 @@ def test_no_request_is_lost_when_replicas_and_nodes_die(ray: RayCluster, usual: 
             over.set()
     assert not lost, lost[0]
     assert {error.code() for error in told} == {grpc.StatusCode.UNAVAILABLE}
-    assert any(error.details() == "the replica with this request died: retry, another replica will serve it" for error in told)
+    assert any(error.details() == "the replica that processed this request died: retry to reach another replica" for error in told)
 
 
 def running() -> int:

@@ -79,7 +79,7 @@ BAD_REQUESTS = {
     "an endless name": (
         pb.ClassifyRequest(model="é\n" * 100_000, encoded=GOOD),
         INVALID,
-        "'model' has 300,000 bytes: the limit for text is 65,536",
+        "'model' has 300,000 bytes: expected at most 65,536 bytes of text",
     ),
 }
 
@@ -109,7 +109,7 @@ def test_bytes_that_are_no_message(port: int, call: str) -> None:
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel, pytest.raises(grpc.RpcError) as caught:
         channel.unary_unary(f"/tlcli.v1.Classifier/{call}")(b"\xff\xff\xff")
     assert caught.value.code() is INVALID
-    assert f"the request's 3 bytes are no tlcli.v1.{call}Request message" in (caught.value.details() or "")
+    assert f"the request (3 bytes) is not a valid tlcli.v1.{call}Request message" in (caught.value.details() or "")
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_a_image_of_the_largest_size_is_admitted_and_a_larger_one_refused(one_mo
     with in_background(ServerSettings(models=one_model, port=0, limits_max_bytes=max_bytes)) as port, Client(port=port) as client:  # type: ignore[arg-type]
         largest = GOOD + bytes(max_bytes - len(GOOD))  # what follows a JPEG's end is not read
         assert client.classify(largest).predictions == client.classify(GOOD).predictions
-        with pytest.raises(ImageError, match=r"5,000,001 bytes, at most 5,000,000"):
+        with pytest.raises(ImageError, match=r"5,000,001 bytes: expected at most 5,000,000"):
             client.classify(largest + b"\0")
         with pytest.raises(RequestError, match="larger than max"):
             client.classify(largest * 2)

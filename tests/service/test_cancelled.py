@@ -18,7 +18,7 @@ IMAGE = encode(scene(RED, (30, 20, 90, 70)), "JPEG")
 
 
 def test_a_request_whose_time_is_over(client: Client) -> None:
-    with pytest.raises(ServerError, match="did not answer in time"):
+    with pytest.raises(ServerError, match="did not respond in time"):
         client.classify(slow_image(), model="toy", timeout_s=0.05)
     assert client.classify(IMAGE, model="toy").predictions
 

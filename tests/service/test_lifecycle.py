@@ -162,7 +162,7 @@ def test_the_log_tells_the_start_line_by_line(many_models: Path) -> None:
         f"INFO listening on 127.0.0.1:{server.port}",
         f"INFO toy version 2: ready on cpu with one thread, 7 labels, input 64 x 64, maps: {', '.join(METHODS)}, loaded and warmed up in",
         "ERROR broken version 1: not served: ",
-        "WARNING damaged: version 10 is broken, version 9 answers instead",
+        "WARNING damaged: version 10 is broken, serving version 9 instead",
         "INFO serving 3 of 4 models",
         "INFO stopping: in-flight requests have 30 s to finish",
         "INFO stopped",
@@ -196,7 +196,7 @@ def test_it_listens_on_ipv6_too(one_model: Path) -> None:
 
 
 def test_a_folder_without_any_model_is_refused_at_the_start(tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match="no model here"), in_background(ServerSettings(models=tmp_path, port=0)):
+    with pytest.raises(NotFoundError, match="no model found"), in_background(ServerSettings(models=tmp_path, port=0)):
         pass
     with pytest.raises(NotFoundError, match="no such folder"), in_background(ServerSettings(models=tmp_path / "nosuch", port=0)):
         pass

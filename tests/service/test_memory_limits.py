@@ -105,7 +105,7 @@ def test_an_image_that_takes_too_long_is_refused_and_others_are_not_kept(small_s
             one.connection.request("POST", CLASSIFY, bomb)
         assert http.post(CLASSIFY, plain).status == 200
         assert {one.answer().refusal for one in bombs} == {
-            (400, "the image takes more than 0.5 s to decode: save it smaller, or as a baseline JPEG or PNG")
+            (400, "the image takes more than 0.5 s to decode: reduce its size, or save it as a baseline JPEG or PNG")
         }
 
 

@@ -42,10 +42,10 @@ def http(http_port: int) -> Iterator[Asking]:
     [
         (
             '{"inputs":[{"name":"images","datatype":"UINT8","shape":[%s,64,64,3],"data":[]}]}',
-            "the shape holds a number of more than 64 bits",
+            "the shape contains a number of more than 64",
         ),
-        ('{"inputs":[{"name":"targets","datatype":"INT64","shape":[%s,%s],"data":[]}]}', "the shape holds a number of more than 64 bits"),
-        ('{"inputs":[{"name":"targets","datatype":"INT64","shape":[-%s,-%s],"data":[]}]}', "the shape holds a number of more than 64 bits"),
+        ('{"inputs":[{"name":"targets","datatype":"INT64","shape":[%s,%s],"data":[]}]}', "the shape contains a number of more than 64"),
+        ('{"inputs":[{"name":"targets","datatype":"INT64","shape":[-%s,-%s],"data":[]}]}', "the shape contains a number of more than 64"),
         (
             '{"inputs":[{"name":"images","datatype":"UINT8","shape":[1,64,64,3],"parameters":{"binary_data_size":%s}}]}',
             "expected a 64-bit integer",
@@ -135,7 +135,7 @@ def test_gzip_of_several_members_is_unpacked(http: Asking, encoding: str, member
 
 def test_gzip_of_endless_empty_members_is_refused(http: Asking) -> None:
     status, line = http.post(CLASSIFY, gzip.compress(b"") * 5000, Content_Encoding="gzip").refusal
-    assert (status, line) == (400, "the body has data after the end of its gzip data: send nothing after it")
+    assert (status, line) == (400, "the body continues after the end of its gzip data: remove the extra bytes")
 
 
 def test_tritons_raw_binary_request_is_an_encoded_image(http: Asking) -> None:
@@ -160,7 +160,7 @@ def test_what_tritons_loads_can_carry_is_refused_and_not_passed_over(tmp_path: P
     with http_in_background(settings) as port, Asking(port) as http:
         for parameters in ({"config": '{"max_batch_size": 99}'}, {"file:1/model.onnx": "QUJD"}, {"other": 1}):
             (name,) = parameters
-            expected = f"parameter {name!r} is not supported: models are loaded from their folders only, so put the files there"
+            expected = f"parameter {name!r} is not supported: models are loaded only from their folders; copy the files there"
             assert http.post(load, {"parameters": parameters}).refusal == (400, expected)
             assert http.post(unload, {"parameters": parameters}).refusal == (400, expected)
         assert http.post(load, {"parameters": {}}).status == http.post(load, {}).status == http.post(load, b"").status == 200

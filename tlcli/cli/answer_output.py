@@ -49,7 +49,7 @@ class ImageAnswer:
             yield row
 
     def line(self) -> dict[str, Any]:
-        """Return the whole answer as a JSON-serializable object."""
+        """Return the entire answer as a JSON-serializable object."""
         predictions = [{"label": ranked.label, "class_id": ranked.class_id, "score": ranked.score} for ranked in self.ranked]
         return {
             "path": printable(self.path),

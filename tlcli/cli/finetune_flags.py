@@ -97,35 +97,45 @@ _DATA = [
     ),
     click.option("--classes", callback=_parse_classes, help="Train on these classes only, separated by commas, such as cat,dog."),
     click.option("--num-classes", type=click.IntRange(min=2), help="Expected number of classes; anything else is an error."),
-    click.option("--limit", type=click.IntRange(min=2), help="Images per class in each split, for quick trials."),
+    click.option("--limit", type=click.IntRange(min=2), help="Maximum number of images per class in each split, for quick trials."),
     click.option(
         "--val-fraction",
         type=click.FloatRange(0, 1, min_open=True, max_open=True),
         help="Fraction of the training images held out if there is no validation split.  [default: 0.2]",
     ),
-    click.option("--workers", type=click.IntRange(min=0), help="Number of processes that read images.  [default: chosen by the cores]"),
+    click.option(
+        "--workers", type=click.IntRange(min=0), help="Number of processes that read images.  [default: depends on the CPU cores]"
+    ),
 ]
 
 _TRAINING = [
     click.option("--head-search", is_flag=True, default=None, help="Search learning rates, weight decays and heads on the same features."),
-    click.option("--epochs", type=click.IntRange(min=1), help="Number of epochs.  [default: chosen by the mode]"),
-    click.option("--head-epochs", type=click.IntRange(min=0), help="With --mode full: epochs that train the head alone first."),
-    click.option("--batch-size", type=click.IntRange(min=1), help="Images per batch, over all processes.  [default: 32]"),
-    click.option("--accumulate", type=click.IntRange(min=1), help="Batches whose gradients are accumulated for one step.  [default: 1]"),
+    click.option("--epochs", type=click.IntRange(min=1), help="Number of epochs.  [default: depends on the mode]"),
+    click.option("--head-epochs", type=click.IntRange(min=0), help="With --mode full: number of initial epochs that train only the head."),
+    click.option("--batch-size", type=click.IntRange(min=1), help="Number of images per batch, over all processes.  [default: 32]"),
+    click.option(
+        "--accumulate", type=click.IntRange(min=1), help="Number of batches whose gradients are accumulated for one step.  [default: 1]"
+    ),
     click.option("--optimizer", type=click.Choice(["adamw", "adam", "rmsprop", "sgd"]), help="Optimizer.  [default: adamw]"),
-    click.option("--lr", type=_positive, help="Peak learning rate of the head.  [default: chosen by the optimizer]"),
-    click.option("--schedule", type=click.Choice(["cosine", "constant"]), help="Learning rate after the warm-up.  [default: cosine]"),
+    click.option("--lr", type=_positive, help="Peak learning rate of the head.  [default: depends on the optimizer]"),
+    click.option(
+        "--schedule", type=click.Choice(["cosine", "constant"]), help="Learning rate schedule after the warm-up.  [default: cosine]"
+    ),
     click.option(
         "--warm-up", type=_share, help="With --mode full: fraction of the steps over which the learning rate rises.  [default: 0.1]"
     ),
-    click.option("--weight-decay", type=_at_least_0, help="Weight decay.  [default: chosen by the optimizer]"),
+    click.option("--weight-decay", type=_at_least_0, help="Weight decay.  [default: depends on the optimizer]"),
     click.option(
         "--layer-decay",
         type=click.FloatRange(0, 1, min_open=True),
         help="With --mode full: ratio of each layer's learning rate to that of the layer above.  [default: 0.75]",
     ),
     click.option("--label-smoothing", type=_share, help="Label smoothing.  [default: 0 for a head alone, 0.1 with --mode full]"),
-    click.option("--class-weights", type=click.Choice(["none", "balanced"]), help="Weigh rare classes more.  [default: none]"),
+    click.option(
+        "--class-weights",
+        type=click.Choice(["none", "balanced"]),
+        help="Weights of the classes in the loss; balanced: by inverse frequency.  [default: none]",
+    ),
     click.option("--patience", type=click.IntRange(min=1), help="Stop after this many epochs without improvement."),
     click.option("--gradual-unfreezing", is_flag=True, default=None, help="With --mode full: unfreeze layers from the head down."),
     click.option(
@@ -133,12 +143,12 @@ _TRAINING = [
         type=click.FloatRange(0, 1, min_open=True, max_open=True),
         help="With --mode full: decay of an exponential moving average of the weights, such as 0.999.",
     ),
-    click.option("--amp", type=click.Choice(["auto", "on", "off"]), help="Mixed precision.  [default: auto, on a GPU]"),
+    click.option("--amp", type=click.Choice(["auto", "on", "off"]), help="Train in mixed precision; auto: on a GPU.  [default: auto]"),
     click.option("--compile", is_flag=True, default=None, help="With --mode full: compile the network with torch.compile."),
 ]
 
 _IMAGES = [
-    click.option("--augment", type=click.IntRange(min=0), help="With --mode feature-extraction: augmented views of each image."),
+    click.option("--augment", type=click.IntRange(min=0), help="With --mode feature-extraction: number of augmented views per image."),
     click.option(
         "--crop-scale", type=click.FloatRange(0, 1, min_open=True), help="Minimum fraction of the image's area that a random crop keeps."
     ),
@@ -146,11 +156,16 @@ _IMAGES = [
     click.option("--jitter", type=_share, help="Strength of random changes to brightness, contrast and saturation."),
     click.option("--shear", type=click.FloatRange(0, 90, max_open=True), help="Maximum random shear, in degrees.  [default: 0]"),
     click.option("--zoom", type=_share, help="Maximum random zoom, as a fraction of the image size.  [default: 0]"),
-    click.option("--rand-augment", type=click.IntRange(1, 30), metavar="MAGNITUDE", help="RandAugment with two operations, 1 to 30."),
-    click.option("--random-erasing", type=click.FloatRange(0, 1), help="Fraction of images with a random rectangle erased.  [default: 0]"),
-    click.option("--mixup", type=_at_least_0, metavar="ALPHA", help="With --mode full: blend pairs of images (mixup).  [default: 0]"),
     click.option(
-        "--cutmix", type=_at_least_0, metavar="ALPHA", help="With --mode full: paste patches between images (CutMix).  [default: 0]"
+        "--rand-augment", type=click.IntRange(1, 30), metavar="MAGNITUDE", help="Magnitude of RandAugment with two operations, 1 to 30."
+    ),
+    click.option("--random-erasing", type=click.FloatRange(0, 1), help="Fraction of images with a random rectangle erased.  [default: 0]"),
+    click.option("--mixup", type=_at_least_0, metavar="ALPHA", help="With --mode full: alpha of mixup, which blends images.  [default: 0]"),
+    click.option(
+        "--cutmix",
+        type=_at_least_0,
+        metavar="ALPHA",
+        help="With --mode full: alpha of CutMix, which pastes patches of other images.  [default: 0]",
     ),
 ]
 

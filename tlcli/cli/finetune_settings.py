@@ -70,14 +70,19 @@ def check_used(config: FinetuneConfig, flags: Collection[str], finds_lr: bool) -
         for name in _UNUSED_BY_FIND_LR:
             if name in flags:
                 raise SettingsError(
-                    f"{_flag(name)} with --find-lr, which tries learning rates for a hundred steps and writes no run: leave it out"
+                    f"{_flag(name)} cannot be combined with --find-lr, which tries learning rates for a hundred steps and writes no run:"
+                    " leave it out"
                 )
     if config.mode == "feature-extraction":
         for name in _UNUSED_IN_FEATURE_EXTRACTION:
             if name in flags:
-                raise SettingsError(f"{_flag(name)} applies to --mode full: feature extraction trains the head only; leave it out")
+                raise SettingsError(
+                    f"{_flag(name)} applies only to --mode full, because feature extraction trains the head only: leave it out"
+                )
     if config.weights == "none" and "layer_decay" in flags and config.layer_decay != 1:
-        raise SettingsError("--layer-decay with --weights none: it protects pretrained layers; leave it out")
+        raise SettingsError(
+            "--layer-decay has no effect with --weights none, because there are no pretrained layers to protect: leave it out"
+        )
     if "data_dir" in flags:
         check_data_dir(config.dataset)
 
@@ -126,9 +131,9 @@ def check_same_settings(run: Path, given: Mapping[str, Any], file: Path | None) 
 
     saved = read_config(run).asked
     if file is not None:
-        raise SettingsError(f"--config with --resume: {run} keeps its own settings: leave it out")
+        raise SettingsError(f"--config cannot be combined with --resume, because {run} keeps its own settings: leave --config out")
     if "output" in given:
-        raise SettingsError(f"--output with --resume: {run} is the run folder: leave it out")
+        raise SettingsError(f"--output cannot be combined with --resume, because {run} is the run folder: leave --output out")
     requested = absolute(finetune_config(**given))
     for name in given:
         if name == "workers":  # does not change the result
@@ -137,7 +142,10 @@ def check_same_settings(run: Path, given: Mapping[str, Any], file: Path | None) 
         has_moved = name in ("dataset", "data_dir") and Path(now).is_dir() and Path(before).is_absolute()
         if before != now and not has_moved:
             shown = "the default" if before is None else before
-            raise SettingsError(f"{_flag(name)} {now}: {run} was started with {shown}: leave it out to resume, or start a new run")
+            raise SettingsError(
+                f"{_flag(name)} {now} does not match {run}, which was started with {shown}: leave {_flag(name)} out"
+                " to resume, or start a new run"
+            )
 
 
 def to_toml(config: FinetuneConfig) -> str:

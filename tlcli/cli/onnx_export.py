@@ -37,7 +37,7 @@ def require_flags() -> None:
     Raises:
         UsageError: such a flag was given.
     """
-    options.reject_flags(_OTHERS, "not with --onnx: leave it out")
+    options.reject_flags(_OTHERS, "cannot be combined with --onnx: use only one of them")
 
 
 def input_settings(**fields: Any) -> InputSettings:
@@ -54,7 +54,7 @@ def input_settings(**fields: Any) -> InputSettings:
 
 
 def run(path: Path, console: Console, **arguments: Any) -> Exported:
-    """Export the file; for the arguments, see `tlcli.exports.onnx_export.export_onnx`."""
+    """Export the file. For the arguments, see `tlcli.exports.onnx_export.export_onnx`."""
     from tlcli.exports.onnx_export import export_onnx
 
     return export_onnx(path, say=console.say, **arguments)

@@ -23,7 +23,11 @@ DEFAULT_PORT = 8001
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="Show no progress; warnings are always shown.")
 models_option = click.option(
-    "--models", type=click.Path(path_type=Path, file_okay=False), default=Path("models"), show_default=True, help="Model repository."
+    "--models",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("models"),
+    show_default=True,
+    help="Folder of the model repository.",
 )
 device_option = click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="Device to compute on."
@@ -64,22 +68,22 @@ def answer_options(function: F) -> F:
                 "classes",
                 multiple=True,
                 metavar="CLASS",
-                help="Explain this class: a label, an id, or -r for rank r. May be repeated.  [default: -1, the best]",
+                help="Explain this class: a label, an id, or -r for rank r. May be repeated.  [default: -1, the top-ranked class]",
             ),
             click.option("--softmax", is_flag=True, help="Explain the softmax probability of the class instead of its logit."),
             click.option(
                 "--max-channels",
                 type=click.IntRange(min=1),
-                help="Channels that Score-CAM and Faster-Score-CAM score.  [default: all, and 10]",
+                help="Number of channels that a Score-CAM scores.  [default: all for scorecam, 10 for faster_scorecam]",
             ),
             folder_option("overlays", "Folder for the overlays. A number is appended if it is not empty, such as overlays-2."),
             click.option(
                 "--csv",
                 "csv_path",
                 type=click.Path(path_type=Path, dir_okay=False),
-                help="Write path,label,class_id,score, a row per image; with --top-k above 1, a row per class with its rank.",
+                help="Write path,label,class_id,score to this CSV file, one row per image; with --top-k above 1, one per class.",
             ),
-            click.option("--top-k", type=click.IntRange(min=1), default=1, show_default=True, help="Number of best classes to show."),
+            click.option("--top-k", type=click.IntRange(min=1), default=1, show_default=True, help="Number of top-ranked classes to show."),
         ]
     ):
         function = option(function)
@@ -187,9 +191,9 @@ def check_images(paths: Sequence[str | Path]) -> None:
 
     for path in map(Path, paths):
         if is_run(path):
-            raise SettingsError(f"{path} is a run: expected images")
+            raise SettingsError(f"{path} is a run: expected an image or a folder of images")
         if _is_model(path):
-            raise SettingsError(f"{path} is a model: expected images")
+            raise SettingsError(f"{path} is a model: expected an image or a folder of images")
 
 
 def find_images(paths: Sequence[Path], console: Console) -> list[Path]:
@@ -241,7 +245,7 @@ def require_backbone_flags(names: Iterable[str]) -> None:
     Raises:
         UsageError: at least one of them was given.
     """
-    reject_flags(names, "a run already determines these; they apply to --backbone")
+    reject_flags(names, "determined by the run: leave out, or use --backbone")
 
 
 def reject_flags(names: Iterable[str], reason: str) -> None:
@@ -294,7 +298,7 @@ def network_options(function: F) -> F:
             click.option(
                 "--crop-mode",
                 type=click.Choice(["center", "squash", "border"]),
-                help="Cut out the center, squash to a square, or pad with a border.  [default: center]",
+                help="How images fit the input: crop the center, squash to a square, or pad with a border.  [default: center]",
             ),
             click.option(
                 "--interpolation",
@@ -336,7 +340,7 @@ def _parse_pairs(ctx: click.Context, option: click.Parameter, values: tuple[str,
         except (ValueError, SyntaxError):
             parsed = text
         if key in pairs:
-            raise click.BadParameter(f"{key} is given twice, as {pairs[key]} and {text}: expected it once")
+            raise click.BadParameter(f"{key} is given twice, as {pairs[key]} and {text}: use only one of them")
         pairs[key] = parsed if isinstance(parsed, bool | int | float) else text
     return pairs
 

@@ -69,7 +69,7 @@ def find_labelled(
     ids = label_ids([name for name, names in by_class.items() if names], description.labels, listing.where)
     names = [(name, ids[class_name]) for class_name, class_images in by_class.items() for name in class_images]
     if not names:
-        raise DatasetError(f"{listing.where}: no images in its {chosen} part: add some, in one folder per class")
+        raise DatasetError(f"{listing.where}: its {chosen} part contains no images: add some, in one folder per class")
     with progress("Checking images", len(names)) as advance:
         checked = listing.source.check([name for name, _ in names], advance)
     readable = [(name, label) for name, label in names if checked[name].reason is None]

@@ -114,7 +114,7 @@ def open_images(spec: str, limit: int, seed: int, data_dir: Path | None = None, 
     by_class = {name: [image for part in parts for image in part.get(name, ())] for name in classes}
     ordered = _interleaved(by_class, seed)
     if not ordered:
-        raise DatasetError(f"{listing.where}: no images in it: add some, in one folder per class")
+        raise DatasetError(f"{listing.where}: contains no images: add some, in one folder per class")
     return Images(
         where=listing.where,
         part="all" if listing.test is None else "test",

@@ -137,11 +137,13 @@ def _read_mask(path: Path, size: tuple[int, int]) -> Flags:
     try:
         with Image.open(path, formats=("PNG",)) as opened:
             if opened.size != size:
-                raise ImageError(f"{path}: the mask has {opened.size[0]}x{opened.size[1]} pixels, its image {size[0]}x{size[1]}")
+                raise ImageError(
+                    f"{path}: the mask has {opened.size[0]}x{opened.size[1]} pixels: expected {size[0]}x{size[1]}, the size of its image"
+                )
             values = np.asarray(opened)
             bands = opened.getbands()
     except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise ImageError(f"{path}: the mask cannot be read: {first_line(error)}") from error
+        raise ImageError(f"{path}: the mask cannot be read: {first_line(error)}: replace the file") from error
     if values.ndim == 2:
         return np.asarray(values != 0)
     return np.asarray((values[..., [band != "A" for band in bands]] != 0).any(-1))

@@ -1,4 +1,4 @@
-"""Ray Serve application. Its replicas contain a server's components and answer requests from Ray's gRPC proxies."""
+"""Ray Serve application. Its replicas contain a server's components and handle requests from Ray's gRPC proxies."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def status_of(code: grpc.StatusCode, details: str, metadata: Metadata) -> Status
 def _error_of(code: grpc.StatusCode, details: str) -> tuple[TlcliError | None, float]:
     """Return the `TlcliError` and the retry delay in seconds for a failure in Ray. The error is None if Ray's code is already right."""
     if code is grpc.StatusCode.INTERNAL and details.startswith(_LOST):
-        return ServerError("the replica with this request died: retry, another replica will serve it"), _LOST_RETRY_S
+        return ServerError("the replica that processed this request died: retry to reach another replica"), _LOST_RETRY_S
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         message = f"every replica is at its limit of requests: retry in {1000 * _BUSY_RETRY_S:.0f} ms"
         return OverloadedError(message, _BUSY_RETRY_S), _BUSY_RETRY_S

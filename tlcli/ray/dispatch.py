@@ -79,5 +79,5 @@ class Dispatch:
     async def _handler(self, path: str, metadata: Metadata, context: Context) -> Any:
         handler = await self._find(CallDetails(path, metadata))
         if handler is None:
-            await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{path}: no such call here")
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"unknown method {path}")
         return handler

@@ -99,7 +99,10 @@ def list_arrays(where: str, classes: Sequence[str], parts: Mapping[str, tuple[In
     listed: dict[str, Images] = {}
     for part, (_, labels) in parts.items():
         if len(labels) and not 0 <= labels.min() <= labels.max() < len(classes):
-            raise DatasetError(f"{where}: the {part} part has labels from {labels.min()} to {labels.max()}, but {len(classes)} classes")
+            raise DatasetError(
+                f"{where}: the {part} part has labels from {labels.min()} to {labels.max()}: expected 0 to {len(classes) - 1},"
+                f" for {len(classes)} classes"
+            )
         listed[part] = {
             name: [f"{where}/{part}/{index}" for index in np.flatnonzero(labels == label).tolist()] for label, name in enumerate(classes)
         }

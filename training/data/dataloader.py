@@ -57,7 +57,7 @@ def image_batches(
         seed, view: seeds of the augmentation and the order; each epoch uses its own view.
         shuffled: True for a random order, False for the order of the part.
         share: `(rank, world_size)` of this process, which takes every `world_size`-th image of each micro-batch, starting at `rank`.
-        micro_batch_size: maximum size of the micro-batches that each batch is divided into, see `batch_count`; None to keep batches whole.
+        micro_batch_size: maximum size of the micro-batches that each batch is divided into, see `batch_count`; None for no division.
 
     Raises:
         ImageError: an image can no longer be read.

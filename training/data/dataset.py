@@ -32,7 +32,7 @@ class CheckResult:
     """Result of reading an image once.
 
     fingerprint: SHA-256 of the content, in hex. reason: why the image cannot be used; None for a usable image.
-    near_uniform: True if the image has nearly one colour, see `is_near_uniform`.
+    near_uniform: True if the image has nearly one colour; see `is_near_uniform`.
     """
 
     fingerprint: str
@@ -114,9 +114,9 @@ class Dataset:
     train, val, test: parts of the data set; `test` is None if there is no test part.
     left_out: images that could not be read.
     fingerprint: SHA-256 in hex over the image contents, labels, classes and the split.
-    skipped: files that are not images and folders that are not classes, see `Listing`.
+    skipped: files that are not images and folders that are not classes; see `Listing`.
     near_uniform: names of images with nearly one colour.
-    notes: remarks on how the folders were interpreted, see `Listing`.
+    notes: remarks on how the folders were interpreted; see `Listing`.
     layout: one-line summary of the folder of each part.
     """
 

@@ -41,7 +41,7 @@ class FolderSource:
         try:
             return decoding.read(self.root / name)
         except NotFoundError as error:
-            raise ImageError(f"{error} (it existed when the images were checked)") from error
+            raise ImageError(f"{error} (it was readable when the images were checked): restore the file, or start a new run") from error
 
     def check(self, names: Sequence[str], advance: Advance) -> dict[str, CheckResult]:
         """Read each image once and report progress; see `tlcli.training.data.dataset.Source.check`.

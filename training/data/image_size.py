@@ -52,7 +52,7 @@ def _upright(image: Image.Image) -> tuple[int, int]:
     if image.format == "TIFF":
         return width, height  # already rotated by Pillow
     if image.format == "PNG" and not _PNG_EXIF & image.info.keys():
-        return width, height  # Pillow would decode the whole image to look for EXIF data at its end
+        return width, height  # Pillow would decode the entire image to look for EXIF data at its end
     try:
         is_swapped = image.getexif().get(ExifTags.Base.Orientation) in _SWAPPED
     except (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, ZeroDivisionError, struct.error):

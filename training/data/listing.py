@@ -79,7 +79,7 @@ def choose_classes(listing: Listing, subset: Sequence[str] | None, num_classes: 
     if num_classes is not None and num_classes != len(classes):
         raise DatasetError(
             f"{listing.where}: --num-classes {num_classes}, but the data set has {len(classes)} ({one_line(classes)}):"
-            " leave it out, or choose classes with --classes"
+            " leave --num-classes out, or choose classes with --classes"
         )
     for part, images in listing.parts.items():
         _check_part(listing, part, images, classes, complete=subset is None)
@@ -101,7 +101,7 @@ def _subset(listing: Listing, subset: Sequence[str]) -> tuple[str, ...]:
         if class_name is None:
             raise DatasetError(f"{listing.where}: no class {name!r} (--classes): choose from {one_line(listing.classes)}")
         if class_name in chosen:
-            raise DatasetError(f"{listing.where}: class {class_name!r} is given twice (--classes): give it once")
+            raise DatasetError(f"{listing.where}: --classes contains {class_name!r} twice: remove one")
         chosen.append(class_name)
     return tuple(chosen)
 

@@ -39,7 +39,9 @@ def load_dataset(config: FinetuneConfig, progress: ProgressFactory | None = None
     progress = progress or silent
     listing = list_dataset(config, progress)
     if is_new and listing.val is not None and config.val_fraction != FinetuneConfig.model_fields["val_fraction"].default:
-        raise SettingsError(f"--val-fraction {config.val_fraction:g}: {listing.where} has a val part, so nothing is held out: leave it out")
+        raise SettingsError(
+            f"--val-fraction {config.val_fraction:g}: {listing.where} has a val part, so no images are held out: leave --val-fraction out"
+        )
     return assemble(listing, config, progress)
 
 

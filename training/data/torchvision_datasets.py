@@ -52,7 +52,7 @@ def fetch(dataset: DatasetClass, root: Path, advice: str, progress: ProgressFact
         try:
             dataset(staging, train=True, download=True)
         except RuntimeError as error:
-            raise HubError(f"{root}: torchvision cannot read the downloaded files: {first_line(error)}") from error
+            raise HubError(f"{root}: torchvision cannot read the downloaded files: {first_line(error)}: retry the download") from error
         for _, path, _ in _archives(dataset):
             (staging / path).unlink()
         own = own_folder(dataset)

@@ -79,7 +79,7 @@ class AllLayers:
             sync_norms(network, network.device)
         smallest = smallest_micro_batch(len(self.dataset.train), plan)
         if smallest < self.dist.world:
-            raise SettingsError(f"{self.dist.world} processes share batches of {smallest} images: use a larger --batch-size")
+            raise SettingsError(f"batches of {smallest} images are too small for {self.dist.world} processes: use a larger --batch-size")
         optimizer = layered_optimizer(network, plan.full_lr, plan.weight_decay, plan.layer_decay, plan.config.optimizer)
         return Stage(
             name="full",

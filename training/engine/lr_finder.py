@@ -92,7 +92,7 @@ def steepest(rates: list[float], losses: list[float]) -> float:
     """
     least = int(np.argmin(losses)) if losses else 0
     if least < 2:
-        raise SettingsError("the loss falls at none of the learning rates tried: check the images, the labels and --weights")
+        raise SettingsError("the loss does not decrease at any of the learning rates: check the images, the labels and --weights")
     width = min(_WINDOW, least + 1)
     positions, values = np.log(rates[: least + 1]), np.array(losses[: least + 1])
     slopes = [np.polyfit(positions[start : start + width], values[start : start + width], 1)[0] for start in range(least + 2 - width)]

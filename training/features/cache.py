@@ -47,7 +47,7 @@ class FeatureCache:
     Interrupted computations are resumed. When the total size exceeds `row_file.max_cache_bytes`, the least recently used files are
     evicted.
 
-    weights_fingerprint: fingerprint of the backbone's weights, see `tlcli.training.models.weights`.
+    weights_fingerprint: fingerprint of the backbone's weights; see `tlcli.training.models.weights`.
     workers: number of worker processes that read images.
     say: callback for messages, one line at a time.
     """
@@ -139,8 +139,8 @@ class FeatureCache:
                     embeddings = extract(images)
                     if not np.isfinite(embeddings).all():
                         raise WeightsError(
-                            f"{network.config.backbone}: the features are not finite: the weights are damaged, or --mean and --std are"
-                            " not those of the weights' training"
+                            f"{network.config.backbone}: the features are not finite: use undamaged --weights, and the --mean and --std"
+                            " that these were trained with"
                         )
                     rows.append(embeddings)
                 done += len(images)

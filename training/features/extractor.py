@@ -32,7 +32,7 @@ def build_extractor(network: Network, images: int) -> Extractor:
 
     Args:
         network: network in eval mode.
-        images: number of images in the whole part, including those whose features are already stored, because the last bits of the
+        images: number of images in the entire part, including those whose features are already stored, because the last bits of the
             features depend on the engine.
     """
     module = _FrozenLayers(network).eval()

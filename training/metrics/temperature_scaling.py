@@ -13,11 +13,11 @@ MIN_TEMPERATURE, MAX_TEMPERATURE = 0.1, 100.0
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """Return the temperature T that minimizes the negative log-likelihood of `softmax(logits / T)`, computed in float64.
+    """Return the temperature T that minimises the negative log-likelihood of `softmax(logits / T)`, computed in float64.
 
     The mean loss `logsumexp(b z) - b z_y` is convex in b = 1 / T. Its slope `sum_j p_j (z_j - z_y)` rises with b, and 1 / T is the root
     of the slope. If there is no root within the bounds, T is one of the bounds: `MIN_TEMPERATURE` if every prediction is correct, so
-    that more confidence always lowers the loss, or `MAX_TEMPERATURE` if the logits are worse than a guess.
+    that more confidence always lowers the loss, or `MAX_TEMPERATURE` if the logits are worse than uniform guessing.
 
     Args:
         logits: logits `[n, C]` of images that the network was not trained on, with n > 0.

@@ -8,9 +8,9 @@ from torch import Tensor
 from tlcli.training.models.feature_layout import FeatureLayout
 
 _PLACES = ((0.15, 0.2), (0.2, 0.85), (0.8, 0.15), (0.85, 0.8), (0.5, 0.5))
-"""Centres of the changed blocks as shares of the height and the width. No two of them are exchanged by a transposition."""
+"""Centres of the changed blocks as fractions of the height and the width. No two of them are exchanged by a transposition."""
 _BLOCK = 0.2
-"""Size of a block as a share of the image's size."""
+"""Size of a block as a fraction of the image's size."""
 _ENOUGH = 4
 """Number of places, of the five, that must be found again. In a map of 2 x 2 the last place shares its position with another."""
 
@@ -30,7 +30,7 @@ def is_local(output: Tensor, layout: FeatureLayout) -> bool:
     """Return True if a layer's output for `probe_images` has the given layout.
 
     The block that changes a position most, relative to its effect on all positions, must be the one at the corresponding place of the
-    image. Comparing blocks at one position, rather than positions for one block, also works behind global attention, where all tokens
+    image. Comparing blocks at one position, rather than positions for one block, also works after global attention, where all tokens
     change and a few change most, whatever is changed in the image.
     """
     maps = layout.to_map(output).float()

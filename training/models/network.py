@@ -1,4 +1,4 @@
-"""Image classifiers: a timm backbone split into features, embedding and classifier, or a whole timm model."""
+"""Image classifiers: a timm backbone split into features, embedding and classifier, or a complete timm model."""
 
 from __future__ import annotations
 

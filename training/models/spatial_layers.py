@@ -96,7 +96,7 @@ def spatial_layers(network: ImageNetwork) -> list[Layer]:
     An output of four dimensions is a spatial map if exactly one of them grows in proportion when the input gets wider. This excludes
     attention weights and the output of global pooling. In a network with a fixed input size, an output is a spatial map if its size matches
     that of the most recent convolutions and pooling layers. All others, and tokens, are spatial maps if their positions correspond to
-    positions of the image, see `tlcli.training.models.locality`.
+    positions of the image; see `tlcli.training.models.locality`.
 
     Args:
         network: network in eval mode.

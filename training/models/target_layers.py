@@ -75,7 +75,7 @@ def list_layers(network: ImageNetwork) -> list[TargetLayer]:
 def resolve_layers(network: ImageNetwork, names: Sequence[str] | None) -> list[TargetLayer]:
     """Return the layers with the given names in execution order. None selects the last layer that influences the logits.
 
-    A layer of tokens may not influence the logits: behind the last attention, only the class token does.
+    A layer of tokens may not influence the logits: after the last attention, only the class token does.
 
     Raises:
         ExportError: a layer does not exist or has no spatial extent (the message suggests similar names), a name occurs twice, a layer does
@@ -102,7 +102,7 @@ def resolve_layers(network: ImageNetwork, names: Sequence[str] | None) -> list[T
                 f"--cam-layer {name}: in {where} this layer {reason}: choose from the {len(known)} of --list-cam-layers{hint}"
             )
     if len({*names}) != len(names):
-        raise ExportError(f"--cam-layer names a layer twice ({', '.join(names)}): give each once")
+        raise ExportError(f"--cam-layer names a layer twice ({', '.join(names)}): name each layer once")
     chosen = [layer for layer in known.values() if layer.name in names]
     reached = _influential(network, [layer for layer in chosen if layer.layout.kind == "tokens"])
     for layer in chosen:
@@ -131,7 +131,7 @@ def _default_layer(network: ImageNetwork, targets: Sequence[TargetLayer]) -> Tar
 
 
 def _is_block_or_norm(module: nn.Module | None) -> bool:
-    """Return True for a module with submodules, a normalization layer, and None, which stands for the backbone's features."""
+    """Return True for a module with submodules, a normalization layer, and None, which represents the backbone's features."""
     return module is None or any(True for _ in module.children()) or "norm" in type(module).__name__.lower()
 
 

@@ -95,7 +95,7 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load_file(path)
     except (SafetensorError, ValueError) as error:
-        raise WeightsError(f"{path}: damaged, or not a safetensors file: {error}") from error
+        raise WeightsError(f"{path}: damaged, or not a safetensors file: {error}: use another --weights file") from error
 
 
 def _load_pickled(path: Path) -> object:

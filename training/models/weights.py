@@ -45,8 +45,8 @@ def load_backbone(config: FinetuneConfig, progress: ProgressFactory = silent) ->
         names, types, shapes and bytes of the tensors.
 
     Raises:
-        SettingsError: the backbone cannot be built, see `tlcli.training.models.network.create_backbone`.
-        HubError: the official weights cannot be downloaded, see `tlcli.training.models.hub`.
+        SettingsError: the backbone cannot be built; see `tlcli.training.models.network.create_backbone`.
+        HubError: the official weights cannot be downloaded; see `tlcli.training.models.hub`.
         NotFoundError: the file does not exist.
         WeightsError: the file cannot be read or does not fit, or the backbone has no official weights.
     """

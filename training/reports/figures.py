@@ -115,9 +115,9 @@ def draw_confusion(scores: Scores, part: str, path: Path) -> None:
             axes.text(predicted, true, str(counts[true, predicted]), ha="center", va="center", fontsize=font, color=colour)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    axes.set_title(f"{plain(part)}: {100 * scores.top1:.2f} % of {scores.count:,} images right", fontsize=11)
+    axes.set_title(f"{plain(part)}: {100 * scores.top1:.2f} % of {scores.count:,} images correct", fontsize=11)
     bar = figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02, aspect=30)
-    bar.set_label("share of the true class", fontsize=9)
+    bar.set_label("fraction of the true class", fontsize=9)
     bar.ax.tick_params(labelsize=8)
     save_figure(figure, path)
 

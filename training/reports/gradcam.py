@@ -13,11 +13,11 @@ def layer_gradients(network: Network, layer: TargetLayer, images: Tensor, classe
     """Compute logits, a layer's activations A, and the gradient of each selected class logit y with respect to A.
 
     Grad-CAM and related methods are computed from these (Selvaraju et al. 2017, arXiv:1610.02391, section 3, which uses the score before
-    the softmax). In eval mode, images do not influence each other, so one backward pass per class serves a whole batch.
+    the softmax). In eval mode, images do not influence each other, so one backward pass per class serves an entire batch.
 
     Args:
         network: network in eval mode, of any floating-point type; its parameters and their gradients do not change.
-        layer: layer of the network, see `tlcli.training.models.target_layers.resolve_layers`.
+        layer: layer of the network; see `tlcli.training.models.target_layers.resolve_layers`.
         images: input images, uint8 `[N, H, W, 3]`, on any device.
         classes: class indices, int64 `[N, K]`; K may be 0.
 

@@ -26,7 +26,7 @@ class Run:
 
     path: run folder. config: settings as given by the user. network_config: resolved configuration of the network.
     network: best network, on the CPU, in eval mode and with `requires_grad` set to False.
-    dataset_fingerprint: fingerprint of the data set, see `Dataset`.
+    dataset_fingerprint: fingerprint of the data set; see `Dataset`.
     """
 
     path: Path
@@ -39,7 +39,7 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Final metrics by name, see `Results.metrics`."""
+        """Final metrics by name; see `Results.metrics`."""
         return self.results.metrics
 
     def on(self, dataset: str | None = None, data_dir: Path | None = None) -> Run:
@@ -78,7 +78,7 @@ def require_dataset(config: FinetuneConfig, path: Path) -> None:
     """
     folder = Path(config.dataset)
     if folder.is_absolute() and not folder.is_dir():
-        raise DatasetError(f"{path}: its data set {printable(str(folder))} does not exist any more: name its new location with --dataset")
+        raise DatasetError(f"{path}: its data set {printable(str(folder))} no longer exists: give its new location with --dataset")
 
 
 def load_run(path: str | Path) -> Run:

@@ -69,8 +69,8 @@ def save(folder: Path, checkpoint: Checkpoint, best: Best) -> None:
             safetensors.torch.save_file(plain, temporary, metadata={"tlcli": json.dumps(document)})
     except (OSError, SafetensorError) as error:
         raise ResourceError(
-            f"{folder / FILE}: epoch {best.rows[-1].epoch} cannot be saved: {getattr(error, 'strerror', None) or error}: make room, then"
-            f" {resume_command(folder)} resumes after the last saved epoch"
+            f"{folder / FILE}: epoch {best.rows[-1].epoch} cannot be saved: {getattr(error, 'strerror', None) or error}: free disk space,"
+            f" then {resume_command(folder)} resumes after the last saved epoch"
         ) from error
 
 

@@ -43,8 +43,8 @@ class RunConfig(BaseModel):
 
     created: start time of the run, in ISO 8601. asked: settings as given by the user, with absolute paths.
     network, plan, classes, device: resolved settings.
-    weights_fingerprint: fingerprint of the backbone before training, see `tlcli.training.models.weights`.
-    dataset_fingerprint: fingerprint of the data set, see `Dataset`. versions: package versions.
+    weights_fingerprint: fingerprint of the backbone before training; see `tlcli.training.models.weights`.
+    dataset_fingerprint: fingerprint of the data set; see `Dataset`. versions: package versions.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -1,6 +1,6 @@
 """Summary of a finished run, written by any version of tlcli. Reading it needs neither the network nor PyTorch.
 
-Unknown fields are ignored, and missing fields are None or empty. In contrast, `load_run` reads the whole run and rejects files with
+Unknown fields are ignored, and missing fields are None or empty. In contrast, `load_run` reads the entire run and rejects files with
 unknown fields.
 """
 
@@ -95,7 +95,7 @@ class AnyConfig(BaseModel):
 
 
 class Epoch(BaseModel):
-    """Metrics of one epoch: a row of `metrics.csv`, see `tlcli.training.metrics.scores.EpochRow`."""
+    """Metrics of one epoch: a row of `metrics.csv`; see `tlcli.training.metrics.scores.EpochRow`."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -155,7 +155,7 @@ class RunSummary:
 
     @property
     def seconds(self) -> float:
-        """Duration of the whole run in seconds."""
+        """Duration of the entire run in seconds."""
         return sum(self.results.seconds.values())
 
     def _resolved(self, name: str) -> Any:

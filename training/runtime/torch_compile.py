@@ -36,7 +36,7 @@ def refuse_uncompiled(error: RuntimeError | AssertionError) -> None:
 
 
 def _reason(error: RuntimeError | AssertionError) -> str:
-    """Return the first line of the underlying error, without PyTorch's wrapper exception."""
+    """Return the first line of the error that PyTorch's wrapper exception contains."""
     return first_line(getattr(error, "inner_exception", error))
 
 

@@ -150,10 +150,13 @@ def _epochs(config: FinetuneConfig, scratch: bool) -> tuple[int, int]:
         raise SettingsError("--augment needs --mode feature-extraction: --mode full augments every image again in each epoch; leave it out")
     if scratch:
         if config.gradual_unfreezing:
-            raise SettingsError("--gradual-unfreezing with --weights none: there are no pretrained layers to protect; leave it out")
+            raise SettingsError(
+                "--gradual-unfreezing has no effect with --weights none, because there are no pretrained layers to protect: leave it out"
+            )
         if config.head_epochs:
             raise SettingsError(
-                f"--head-epochs {config.head_epochs} with --weights none: a head cannot be trained on random features; leave it out"
+                f"--head-epochs {config.head_epochs} cannot be combined with --weights none, because a head cannot be trained on random"
+                " features: leave it out"
             )
         return 0, config.epochs or SCRATCH_EPOCHS
     # Train the head alone until it has nearly converged, because the gradients of a random head distort the layers below it (Kumar et al.

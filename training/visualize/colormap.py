@@ -46,7 +46,7 @@ def is_flat(values: FloatArray, magnitude: float | None = None) -> bool:
 def color_map(values: FloatArray) -> ByteArray:
     """Convert a map `[h, w]` to RGB `[h, w, 3]`, scaled to its own range. Colours range from dark violet (lowest) to yellow (highest).
 
-    A flat map is drawn in grey, see `FLAT`.
+    A flat map is drawn in grey; see `FLAT`.
     """
     if is_flat(values):
         return np.full((*values.shape, 3), FLAT, np.uint8)

@@ -28,7 +28,7 @@ _GREYS = np.repeat(np.arange(1, 256, dtype=np.uint8)[:, None], 3, axis=1)
 class LayerSheet:
     """Contact sheet of one layer.
 
-    shown: channels or filters on the sheet. flat: number of flat channels or filters in the whole layer.
+    shown: channels or filters on the sheet. flat: number of flat channels or filters in the entire layer.
     """
 
     sheet: ContactSheet

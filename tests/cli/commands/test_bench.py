@@ -81,7 +81,7 @@ def test_open_loops_as_a_table(images: Path, port: int) -> None:
         (("--clients", "1,x"), "expected positive numbers separated by commas"),
         (("--clients", "0"), "expected positive numbers separated by commas"),
         (("--rate", "nan"), "expected positive numbers separated by commas"),
-        (("--clients", "1", "--rate", "2"), "not both"),
+        (("--clients", "1", "--rate", "2"), "cannot be combined"),
         (("--model", "nobody"), "no model 'nobody'"),
         (("--cam", "nothing"), "nothing"),
     ],

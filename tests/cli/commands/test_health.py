@@ -60,7 +60,7 @@ def test_nobody_there() -> None:
         port = reserved.getsockname()[1]
     code, said, error = health("--port", port)
     assert (code, said) == (1, "")
-    assert error.startswith(f"127.0.0.1:{port}: no server answers: check --host and --port")
+    assert error.startswith(f"127.0.0.1:{port}: no server responds: check --host and --port")
     assert error.count("\n") == 1
 
 

@@ -129,7 +129,7 @@ def test_all_means_each_output_once(home: Path) -> None:
         (("no-such-run",), NotFoundError, "no-such-run: no such folder: give a run's folder"),
         ((), click.UsageError, "give a run's folder, or --backbone NAME"),
         ((*NET, "IMAGE", "IMAGE"), click.UsageError, "give a run's folder, or --backbone NAME"),
-        (("RUN", "IMAGE", "--mean", "0.5", "--image-size", "64"), click.UsageError, "--mean, --image-size: a run already determines these"),
+        (("RUN", "IMAGE", "--mean", "0.5", "--image-size", "64"), click.UsageError, "--mean, --image-size: determined by the run"),
         ((*NET, "--layer", "maxpool"), click.UsageError, "none of these layers is a convolution.*: give an IMAGE"),
     ],
 )

@@ -69,7 +69,7 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
     assert fresh_folder(tmp_path / "a" / "out") == tmp_path / "a" / "out-2"
     (tmp_path / "a" / "out-3").touch()
     assert fresh_folder(tmp_path / "a" / "out") == tmp_path / "a" / "out-4", "what a run beside this one has made is not shared"
-    with pytest.raises(SettingsError, match="out-3: is a file, a folder was expected: name another"):
+    with pytest.raises(SettingsError, match="out-3 is a file: expected a folder"):
         fresh_folder(tmp_path / "a" / "out-3")
 
 

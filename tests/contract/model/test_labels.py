@@ -72,9 +72,9 @@ REFUSED = {
     "NUL": (b"cat\nd\0g", "line 2: a NUL character"),
     "a control character": (b"cat\nd\x07g", r"class 1: 'd\\x07g' has a control character"),
     "a mark in the middle": ("cat\n\ufeffdog".encode(), "class 1: .* byte order mark"),
-    "nothing": (b"", "no labels in it"),
-    "only newlines": (b"\n\n", "no labels in it"),
-    "an empty JSON list": (b"[]", "no labels in it"),
+    "nothing": (b"", "contains no labels"),
+    "only newlines": (b"\n\n", "contains no labels"),
+    "an empty JSON list": (b"[]", "contains no labels"),
     "broken JSON": (b'["cat", "dog"', "cannot be read as JSON"),
     "numbers": (b"[1, 2]", "class 0: 1 is not a string"),
     "a list in a list": (b'[["cat"], ["dog"]]', r"class 0: \['cat'\] is not a string"),
@@ -108,7 +108,7 @@ def test_what_is_no_file_is_refused_in_one_line(tmp_path: Path, monkeypatch: pyt
     for name, expected in (
         (".", "Is a directory"),
         ("none.txt", "No such file"),
-        ("pipe", "no labels in it"),
+        ("pipe", "contains no labels"),
         ("/dev/zero", "neither a file nor"),
     ):
         with pytest.raises(SettingsError, match=expected):

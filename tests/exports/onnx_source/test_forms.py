@@ -143,7 +143,7 @@ def test_an_operator_without_a_rule_is_named(tmp_path: Path) -> None:
     g = Graph()
     x = g.add("CumSum", stem(g), np.array(2), name="summed")
     path = g.save(tmp_path / "x.onnx", head(g, g.add("Relu", x, name="late")))
-    message = r"no gradient rule for CumSum \(node_summed\), behind layer: choose a layer nearer .* \(--cam none\)"
+    message = r"no gradient rule for CumSum \(node_summed\), after layer: choose a layer closer .* \(--cam none\)"
     with pytest.raises(ExportError, match=message):
         export_onnx(path, name="m", repository=tmp_path / "models", settings=UNIT, layers=["layer"])
     assert not (tmp_path / "models" / "m").exists()

@@ -111,7 +111,7 @@ def mixing(path: Path) -> Path:
         (boxes, r"has the shape \[N, 64, 6\], not \[N, classes\]"),
         (strings, "takes strings, not images"),
         (tokens, r"has the shape \[\?, 8\], not that of images"),
-        (grey, "not three channels"),
+        (grey, "does not have three channels"),
         (half, "is float16: expected float32 or uint8"),
         (one_class, "at least two classes"),
         (hidden_softmax, "holds probabilities, and the softmax was not found: name the logits with --logits"),
@@ -145,15 +145,15 @@ def test_a_missing_file_and_our_own_export(tmp_path: Path) -> None:
 
 def test_unknown_preprocessing_is_asked_for(tmp_path: Path) -> None:
     path = simple(tmp_path / "x.onnx")
-    with pytest.raises(TlcliError, match=r"--mean and --std .* --input-range .* --layout .* --guess-preprocessing"):
+    with pytest.raises(TlcliError, match=r"--mean and --std .* --input-range .* --guess-preprocessing .* --layout"):
         export_onnx(path, name="m", repository=tmp_path / "models")
     g = Graph()
     open_size = g.save(tmp_path / "y.onnx", head(g, stem(g)), shape=("N", 3, "H", "W"))
-    with pytest.raises(TlcliError, match="leaves the size of its images open: give --image-size"):
+    with pytest.raises(TlcliError, match="accepts images of any size: choose one with --image-size"):
         export_onnx(open_size, name="m", repository=tmp_path / "models", settings=UNIT)
     g = Graph()
     open_layout = g.save(tmp_path / "z.onnx", head(g, stem(g)), shape=("N", "C", "H", "W"))
-    with pytest.raises(TlcliError, match="does not tell its layout"):
+    with pytest.raises(TlcliError, match="does not specify its layout"):
         export_onnx(open_layout, name="m", repository=tmp_path / "models", settings=UNIT)
     settings = InputSettings(input_range="0..1", layout="nchw", image_size=SIZE)
     assert export_onnx(open_layout, name="m", repository=tmp_path / "models", settings=settings, check_images=1).version == 1
@@ -227,7 +227,7 @@ def test_preprocessing_is_guessed_on_labelled_images(tmp_path: Path) -> None:
     (tmp_path / "images" / "high").rename(tmp_path / "images" / "other")
     (tmp_path / "images" / "low").rename(tmp_path / "elsewhere")
     failed = tlcli(*arguments, "--guess-preprocessing", tmp_path / "images")
-    assert "the folder other is no label" in str(failed.exception)
+    assert "the folder other is not a label" in str(failed.exception)
 
 
 def test_flags_of_other_exports_are_rejected(tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_flags_of_other_exports_are_rejected(tmp_path: Path) -> None:
     answer = tlcli("export", "--backbone", "resnet18", "--input-range", "0..1")
     assert "add --onnx FILE" in answer.output
     answer = tlcli("export", "--onnx", path, "--backbone", "resnet18")
-    assert "give one of them" in answer.output
+    assert "use only one of them" in answer.output
 
 
 def test_the_layers_are_listed(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_ablation_cam_without_a_loop_behind_a_linear_layer_only(exported: Export
 def test_what_a_plain_graph_cannot_do_is_refused(exported: Exports) -> None:
     case = exported("test_resnet", "linear")
     top = case.plain(Plain(classes="top"))
-    with pytest.raises(RequestError, match="explains the first-ranked class only"):
+    with pytest.raises(RequestError, match="explains only the top-ranked class"):
         top.run(blobs(1), [2], ["gradcam"])
     assert top.run(blobs(1), [-1, -1], ["gradcam"]).maps["gradcam"].shape == (1, 2, 2, 3)
     with pytest.raises(RequestError, match="explains logits only"):
@@ -105,7 +105,7 @@ def test_loops_are_refused(exported: Exports) -> None:
     for node in flat.graph.node:
         node.input[:] = ["decided" if name == "images" else name for name in node.input]
     flat.graph.node.insert(0, branch)
-    with pytest.raises(ExportError, match="operators If, which a plain graph may not"):
+    with pytest.raises(ExportError, match="operators If, which a plain graph cannot contain"):
         make_plain(flat, Plain(), ["gradcam"], {})
 
 

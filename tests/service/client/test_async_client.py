@@ -81,13 +81,13 @@ def test_errors(port: int) -> None:
             with pytest.raises(ServerError, match="in time"):
                 await own.classify(slow_image(), model="toy", timeout_s=0.05)
         async with AsyncClient(port=1, retries=0) as nobody:
-            with pytest.raises(ServerError, match="no server answers"):
+            with pytest.raises(ServerError, match="no server responds"):
                 await nobody.classify(IMAGES[0])
             with pytest.raises(ServerError, match="no server was ready"):
                 await nobody.wait_until_ready(timeout_s=0.1)
         began = time.monotonic()
         async with AsyncClient(port=1) as again:
-            with pytest.raises(ServerError, match="no server answers"):
+            with pytest.raises(ServerError, match="no server responds"):
                 await again.classify(IMAGES[0])
         assert time.monotonic() - began < 5, "asked again, and not for long"
 

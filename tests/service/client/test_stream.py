@@ -143,7 +143,7 @@ def test_a_stream_whose_answers_nobody_takes_ends() -> None:
 
     async def main() -> None:
         await write_or_time_out(at_once(), 0.1)
-        with pytest.raises(TimeLimitError, match=r"the client read no answer of the stream for 0\.1 s"):
+        with pytest.raises(TimeLimitError, match=r"the client read no response of the stream for 0\.1 s"):
             await write_or_time_out(never(), 0.1)
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(write_or_time_out(never(), 0), 0.2)

@@ -28,11 +28,11 @@ def unused_port() -> int:
 
 def test_no_server(unused_port: int) -> None:
     with Client(port=unused_port) as client:
-        with pytest.raises(ServerError, match=rf"^no server answers at 127\.0\.0\.1:{unused_port}: start one with `tlcli serve`") as caught:
+        with pytest.raises(ServerError, match=rf"^no server responds at 127\.0\.0\.1:{unused_port}: start one with `tlcli") as caught:
             client.classify(IMAGE)
         assert "\n" not in str(caught.value)
         assert isinstance(caught.value.__cause__, grpc.RpcError)
-        with pytest.raises(ServerError, match="no server answers"):
+        with pytest.raises(ServerError, match="no server responds"):
             list(client.classify_stream([IMAGE]))
         assert not client.is_ready()
         with pytest.raises(ServerError, match=r"no server was ready at .* within 0\.2 s"):

@@ -137,7 +137,7 @@ BAD = {
     ),
     "more images than may wait": (
         request(("images", "UINT8", [65, *SHAPE[1:]], 65 * PIXELS)),
-        "65 images in one request: at most 64 may wait for model 'toy', so send several",
+        "65 images in one request: at most 64 may wait for model 'toy'; send several requests",
     ),
     "a class count": (
         with_parameter(request(IMAGES, outputs=("scores",)), True, "classification"),
@@ -227,7 +227,7 @@ def test_bytes_that_are_no_message(channel: grpc.Channel, call: str) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         channel.unary_unary(f"/inference.GRPCInferenceService/{call}")(b"\xff\xff\xff")
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert f"the request's 3 bytes are no inference.{call}Request message" in (caught.value.details() or "")
+    assert f"the request (3 bytes) is not a valid inference.{call}Request message" in (caught.value.details() or "")
 
 
 def test_an_index_of_another_repository_is_refused(channel: grpc.Channel) -> None:
@@ -385,5 +385,8 @@ def test_loading_and_unloading_are_refused_by_default(port: int, call: str) -> N
             getattr(client, call)("toy")
         assert caught.value.status() == "StatusCode.FAILED_PRECONDITION"
         action = call.removesuffix("_model")
-        assert f"clients cannot {action} models with model_control fixed: start the server with explicit" in caught.value.message()
+        assert (
+            f"clients cannot {action} models with model_control fixed: start the server with --model-control explicit"
+            in caught.value.message()
+        )
         assert client.is_model_ready("toy")

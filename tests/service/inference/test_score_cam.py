@@ -143,7 +143,7 @@ def test_a_disconnect_stops_a_score_cam(wide_port: int, slow: SlowRuns) -> None:
 
 def test_a_deadline_stops_a_score_cam(wide_port: int, slow: SlowRuns) -> None:
     with Client(port=wide_port) as client:
-        with pytest.raises(ServerError, match="did not answer in time"):
+        with pytest.raises(ServerError, match="did not respond in time"):
             client.classify(IMAGE, cam="scorecam", timeout_s=5 * RUN_S)
         time.sleep(5 * RUN_S)
         begun = slow.begun

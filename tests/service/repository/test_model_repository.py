@@ -392,7 +392,7 @@ def test_an_unreadable_model_folder_keeps_its_versions_and_the_others_are_polled
             await repository.refresh()
         assert repository.find("toy", "").version == 1
         assert repository.find("other", "").version == 2
-        assert caplog.text.count("toy: folder cannot be read, its versions stay served: Permission denied") == 1, (
+        assert caplog.text.count("toy: folder cannot be read, still serving its loaded versions: Permission denied") == 1, (
             "logged once, not at every call"
         )
         with pytest.raises(ModelFileError, match=r"toy: Permission denied"):

@@ -50,7 +50,7 @@ def test_another_host_is_refused_on_every_path(port: int, host: str) -> None:
         for path in (LOAD, UNLOAD, CLASSIFY, "/v2/repository/index", "/nosuch"):
             status, line = asking.post(path, IMAGE, Host=host, Origin=f"http://{host}").refusal
             assert status == 403
-            assert line == f"host {host!r} is no name of this server: use its address, or add the name to allowed_hosts"
+            assert line == f"host {host!r} is not a name of this server: use its address, or add the name to allowed_hosts"
         assert asking.get("/v2", Host=host).status == 403
         assert asking.get("/v2/health/ready", Host=host).status == 200
         assert asking.post(CLASSIFY, IMAGE).status == 200

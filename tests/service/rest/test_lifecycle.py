@@ -331,7 +331,7 @@ def test_requests_that_outlast_the_grace_period_are_refused(one_model: Path) -> 
             refused = [one for one in answers if one.status != 200]
             assert refused
             for one in refused:
-                assert one.refusal == (503, "the server shut down before it answered: retry, to reach the server that takes over")
+                assert one.refusal == (503, "the server shut down before it responded: retry to reach its replacement")
             assert b" 503 " in slow.recv(1000)
         assert server.wait() == 0
     assert "Traceback" not in "".join(server.log)

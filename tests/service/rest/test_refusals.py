@@ -156,7 +156,7 @@ BAD_QUERIES = {
     "model=toy&cam=cam&format=jpeg": "unknown map format 'jpeg': expected raw, heat_map, overlay",
     "model=toy&cam=cam&softmax=perhaps": "query parameter 'softmax' is 'perhaps': expected true or false",
     "model=toy&cam=cam&max_channels=3": "max_channels 3: only scorecam and faster_scorecam take it",
-    "model=toy&classes=1": "query parameter 'classes' without 'cam'",
+    "model=toy&classes=1": "query parameter 'classes' requires 'cam'",
 }
 
 
@@ -196,8 +196,16 @@ def test_a_form_is_refused(http: Asking) -> None:
         ("/v2/models/toy/versions/7/infer", 404, "model 'toy' has no version '7'; it has: 1, 2"),
         ("/v2/models/broken/infer", 409, "model 'broken' version 1 is broken and not served: "),
         ("/v1/classify", 404, "the request names no model, and this server has several: damaged, faulty, toy: name one of them"),
-        ("/v2/repository/models/toy/load", 409, "clients cannot load models with model_control fixed: start the server with explicit"),
-        ("/v2/repository/models/toy/unload", 409, "clients cannot unload models with model_control fixed: start the server with explicit"),
+        (
+            "/v2/repository/models/toy/load",
+            409,
+            "clients cannot load models with model_control fixed: start the server with --model-control explicit",
+        ),
+        (
+            "/v2/repository/models/toy/unload",
+            409,
+            "clients cannot unload models with model_control fixed: start the server with --model-control explicit",
+        ),
         ("/v2/nosuch", 404, "no such path: '/v2/nosuch': see GET /docs for the paths"),
         ("/v2/health/live/", 404, "no such path"),
         ("/v2", 405, "method POST is not allowed here: use GET or HEAD"),
@@ -240,7 +248,7 @@ def test_unsupported_content_encodings(http: Asking) -> None:
     for broken in (GOOD, gzip.compress(GOOD)[:-9], gzip.compress(GOOD) + b"more"):
         status, told = http.post(CLASSIFY, broken, Content_Encoding="gzip").refusal
         assert status == 400
-        assert "of the body" in told or "the body " in told
+        assert "body" in told
 
 
 @pytest.fixture(scope="module")
@@ -254,9 +262,9 @@ def small(one_model: Path) -> Iterator[int]:
 def test_a_body_over_the_limit_is_refused_and_not_kept(small: int) -> None:
     with Asking(small) as http:
         endless = b"x" * 8_000_000
-        expected = (413, "the body has 8,000,000 bytes: at most 100,000 are accepted, so send less at a time")
+        expected = (413, "the body has 8,000,000 bytes: at most 100,000 are accepted; send a smaller request")
         assert http.post("/v1/classify", endless).refusal == expected
-        unannounced = (413, "the body has more than 100,000 bytes: at most 100,000 are accepted, so send less at a time")
+        unannounced = (413, "the body has more than 100,000 bytes: at most 100,000 are accepted; send a smaller request")
         assert http.ask("POST", "/v1/classify", iter([endless[:70_000]] * 20)).refusal == unannounced
         assert http.post("/v1/classify", gzip.compress(endless), Content_Encoding="gzip").refusal == unannounced
         assert http.post("/v2/models/toy/infer", endless).refusal[1].startswith("the body has 8,000,000 bytes: at most 300,000")

@@ -98,7 +98,7 @@ def test_a_server_without_tls(one_model: Path, ca: Path) -> None:
 def test_no_server_at_all(ca: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    assert said(port, tls_ca=ca).startswith(f"no server answers at 127.0.0.1:{port}: start one")
+    assert said(port, tls_ca=ca).startswith(f"no server responds at 127.0.0.1:{port}: start one")
 
 
 def test_the_port_of_http_is_named_as_such(http_port: int) -> None:
@@ -216,16 +216,19 @@ def test_an_authority_of_clients_that_is_replaced(mutual: int, tmp_path: Path, c
 @pytest.mark.parametrize(
     ("contents", "expected"),
     [
-        ({"server.pem": None}, r"^tls_certificate .*server\.pem: No such file or directory$"),
-        ({"server.key": None}, r"^tls_key .*server\.key: No such file or directory$"),
-        ({"server.key": STRANGER.key_pem}, r"^tls_key .*server\.key: not the key of the certificate in .*server\.pem$"),
+        ({"server.pem": None}, r"^tls_certificate .*server\.pem: No such file or directory: expected a readable PEM file$"),
+        ({"server.key": None}, r"^tls_key .*server\.key: No such file or directory: expected a readable PEM file$"),
+        (
+            {"server.key": STRANGER.key_pem},
+            r"^tls_key .*server\.key: not the key of the certificate in .*server\.pem: use its private key$",
+        ),
         ({"server.pem": b"nothing"}, r"^tls_certificate .*server\.pem: no certificate found: expected PEM"),
         ({"server.pem": SERVER.certificate_pem[:100]}, r"^tls_certificate .*server\.pem: not valid PEM"),
         ({"server.key": b"nothing"}, r"^tls_key .*server\.key: not valid PEM"),
         ({"server.key": SERVER.encrypted(BestAvailableEncryption(b"word"))}, r"^tls_key .*: protected by a password: use a key without"),
         ({"ca.pem": b"nothing"}, r"^tls_client_ca .*ca\.pem: no certificate found"),
         ({"ca.pem": b""}, r"^tls_client_ca .*ca\.pem: no certificate found"),
-        ({"ca.pem": None}, r"^tls_client_ca .*ca\.pem: No such file or directory$"),
+        ({"ca.pem": None}, r"^tls_client_ca .*ca\.pem: No such file or directory: expected a readable PEM file$"),
     ],
 )
 def test_files_that_cannot_be_used_are_refused_at_the_start(
@@ -244,7 +247,7 @@ def test_files_that_cannot_be_used_are_refused_at_the_start(
 def test_a_clients_files_are_looked_at_before_it_connects(tmp_path: Path, ca: Path) -> None:
     with pytest.raises(SettingsError, match=r"^tls_ca .*nosuch\.pem: No such file"):
         Client(tls_ca=tmp_path / "nosuch.pem")
-    with pytest.raises(SettingsError, match=r"^tls_key is not set: a certificate and its key go together"):
+    with pytest.raises(SettingsError, match=r"^tls_key is not set: set both the certificate and its key"):
         Client(tls_ca=ca, tls_certificate=ca)
     with pytest.raises(SettingsError, match=r"^tls_certificate is not set"):
         Client(tls_key=ca)

@@ -56,7 +56,7 @@ def channel(port: int) -> Iterator[grpc.Channel]:
 def test_a_file_of_tokens(tokens: Path) -> None:
     assert [(one.name, one.value) for one in read_tokens(tokens)] == [("anna", TOKEN), ("", OTHER)]
     assert TOKEN not in repr(read_tokens(tokens))
-    with pytest.raises(SettingsError, match="holds 2 tokens: expected only the one to send"):
+    with pytest.raises(SettingsError, match="holds 2 tokens: expected exactly one"):
         read_token(tokens)
     assert read_token(write(tokens, f"anna:{TOKEN}\n")) == TOKEN
 

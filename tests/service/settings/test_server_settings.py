@@ -58,7 +58,7 @@ def test_a_device_that_is_not_there_is_refused_at_the_start(one_model: Path, mon
         ({"host": "::"}, "^host ::"),
         ({"host": "server.example"}, r"^host server\.example"),
         ({"host": "192.0.2.1", "tokens_file": Path("tokens")}, "requests and their tokens would travel unencrypted"),
-        ({"tls_certificate": Path("server.pem")}, "^tls_key is not set: a certificate and its key go together"),
+        ({"tls_certificate": Path("server.pem")}, "^tls_key is not set: set both the certificate and its key"),
         ({"tls_key": Path("server.key")}, "^tls_certificate is not set"),
         ({"tls_client_ca": Path("ca.pem")}, "^tls_client_ca is set without tls_certificate"),
     ],

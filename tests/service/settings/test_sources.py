@@ -136,8 +136,8 @@ def test_the_command_prints_what_it_reads(tmp_path: Path) -> None:
         ("limits = 1", "limits: no such setting"),
         ("limits_max_bytes = 5000000000", "limits_max_bytes = 5000000000: expected 1 to 1,073,741,824$"),
         ("tls_key = 'a'\n[tls]\nkey = 'b'", r"tls\.key: tls_key is set twice: remove one of them"),
-        ("port = 1\nport 2", r"not TOML: .*line 2"),
-        ("port = " + "9" * 5000, "not TOML: "),
+        ("port = 1\nport 2", r"not valid TOML: .*line 2"),
+        ("port = " + "9" * 5000, "not valid TOML: "),
     ],
 )
 def test_a_mistake_in_the_file_is_named(text: str, expected: str, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def test_the_rate_at_which_the_loss_falls_fastest_is_suggested() -> None:
 
 
 def test_a_loss_that_only_rises_is_an_error() -> None:
-    with pytest.raises(SettingsError, match="the loss falls at none of the learning rates tried"):
+    with pytest.raises(SettingsError, match="the loss does not decrease at any of the learning rates"):
         steepest([1e-3, 1e-2, 1e-1], [1.0, 2.0, 3.0])
 
 

@@ -145,7 +145,7 @@ def test_a_damaged_file_is_computed_again(part: Part, cache_folder: Path) -> Non
 def test_features_that_are_not_finite_are_rejected(part: Part, cache_folder: Path) -> None:
     features = cache()
     nn.init.constant_(next(features.network.backbone.parameters()), float("nan"))
-    with pytest.raises(WeightsError, match="the features are not finite: the weights are damaged, or --mean and --std"):
+    with pytest.raises(WeightsError, match="the features are not finite: use undamaged --weights, and the --mean"):
         features.embeddings(part, "features")
     assert list(cache_folder.iterdir()) == []
 

@@ -159,7 +159,7 @@ def test_named_layers_come_in_the_order_of_execution() -> None:
         ),
         (["fc"], r"--cam-layer fc: in test_resnet this layer has no output"),
         (["zzzzzzzz"], r"--cam-layer zzzzzzzz: in test_resnet this layer does not exist: choose from the \d+ of --list-cam-layers$"),
-        (["layer2", "layer4", "layer2"], r"--cam-layer names a layer twice \(layer2, layer4, layer2\): give each once"),
+        (["layer2", "layer4", "layer2"], r"--cam-layer names a layer twice \(layer2, layer4, layer2\): name each layer once"),
         ([""], r"--cam-layer : in test_resnet this layer"),
     ],
 )

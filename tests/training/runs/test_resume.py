@@ -230,7 +230,7 @@ def test_a_full_disk_loses_no_saved_epoch(colours: Path, tmp_path: Path) -> None
     command = [sys.executable, "-c", FULL_DISK, str(colours), str(tmp_path / "cut")]
     output = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3]).stdout
     assert "epoch 3 cannot be saved" in output
-    assert f"{tmp_path / 'cut' / 'resume.safetensors'}: epoch 3 cannot be saved: File too large: make room, then" in output
+    assert f"{tmp_path / 'cut' / 'resume.safetensors'}: epoch 3 cannot be saved: File too large: free disk space, then" in output
     assert f"`tlcli finetune --resume {tmp_path / 'cut'}` resumes after the last saved epoch" in output
     assert [path.name for path in (tmp_path / "cut").iterdir() if path.name.startswith(".")] == []
     resume(tmp_path / "cut")
@@ -249,7 +249,7 @@ def test_a_run_whose_data_set_moved_resumes_from_the_new_location(tmp_path: Path
     asked = config(data, tmp_path / "run", mode="full", epochs=2)
     path = cut_short(asked, CutAt(epoch=1))
     data.rename(tmp_path / "elsewhere")
-    with pytest.raises(DatasetError, match=r"run: its data set .*data does not exist any more: name its new location with --dataset$"):
+    with pytest.raises(DatasetError, match=r"run: its data set .*data no longer exists: give its new location with --dataset$"):
         resume(path)
     other = put_colours(tmp_path / "other")
     next(other.rglob("*.png")).unlink()
@@ -259,7 +259,7 @@ def test_a_run_whose_data_set_moved_resumes_from_the_new_location(tmp_path: Path
     resume(path, dataset=str(tmp_path / "elsewhere"))
     assert json.loads((path / "config.json").read_text())["asked"]["dataset"] == str(tmp_path / "elsewhere")
     (tmp_path / "elsewhere").rename(tmp_path / "third")
-    with pytest.raises(DatasetError, match="name its new location with --dataset"):
+    with pytest.raises(DatasetError, match="give its new location with --dataset"):
         load_run(path).dataset()
     with pytest.raises(DatasetError, match="the images changed since"):
         load_run(path).on(str(other)).dataset()

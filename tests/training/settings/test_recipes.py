@@ -50,7 +50,7 @@ def test_the_notebook_trains_a_head_with_adam_and_all_layers_with_rmsprop() -> N
         ({"gradual_unfreezing": True}, "--gradual-unfreezing needs --mode full"),
         ({"shear": 5.0}, "--shear has no effect without augmented images: add --augment VIEWS, or use --mode full"),
         ({"random_erasing": 0.5}, "--random-erasing has no effect without augmented images"),
-        ({"mode": "full", "weights": "none", "gradual_unfreezing": True}, "--gradual-unfreezing with --weights none"),
+        ({"mode": "full", "weights": "none", "gradual_unfreezing": True}, "--gradual-unfreezing has no effect with --weights none"),
         ({"mode": "full", "head_search": True}, "--head-search needs --mode feature-extraction"),
     ],
 )

@@ -53,7 +53,7 @@ class _Numbers(click.ParamType[Any]):
 @click.option("--rate", "rates", type=_Numbers(float), help="Open loop instead: requests per second to try, Poisson arrivals.")
 @click.option("--seconds", type=click.FloatRange(min=0.1), default=10.0, show_default=True, help="Duration of each step.")
 @click.option(
-    "--warm-up", type=click.FloatRange(min=0), default=1.0, show_default=True, help="Warm-up before each step in seconds, not measured."
+    "--warm-up", type=click.FloatRange(min=0), default=1.0, show_default=True, help="Seconds of warm-up before each step, not measured."
 )
 @click.option(
     "--timeout", "timeout_s", type=click.FloatRange(min=0.001), default=30.0, show_default=True, help="Seconds to wait for a response."
@@ -82,7 +82,7 @@ def command(
     """Load-test a running server: throughput, latency, rejected requests.
 
     IMAGES are files and folders; they are sent in turn, unchanged. Run it on another machine than the server's: on the same one it
-    takes part of the cores.
+    competes with the server for CPU cores.
 
     \b
     tlcli bench FOLDER --clients 1,8,32 --cam gradcam
@@ -96,7 +96,7 @@ def command(
     from tlcli.service.types.query import MapQuery, Query
 
     if clients and rates:
-        raise SettingsError("--clients and --rate: a closed loop or an open one, not both")
+        raise SettingsError("--clients (closed loop) and --rate (open loop) cannot be combined: use only one of them")
     loads = [Load(rate=rate) for rate in rates] if rates else [Load(clients=int(count)) for count in clients or (1, 2, 4, 8, 16)]
     console = Console(quiet)
     query = Query(model=model, version=version, map=MapQuery(cam) if cam else None)
@@ -129,7 +129,7 @@ def _name(load: Load) -> str:
 
 
 def _row(step: Measured) -> dict[str, Any]:
-    """Return the measured values of one step, including the answer counts by gRPC code."""
+    """Return the measured values of one step, including the response counts by gRPC code."""
     from tlcli.service.client.load_test import PERCENTILES
 
     row: dict[str, Any] = {

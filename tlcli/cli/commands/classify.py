@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @options.answer_options
 @options.server_options
 @options.json_option
-@click.option("--jsonl", "as_lines", is_flag=True, help="Print a JSON object per line, each as soon as it is answered.")
+@click.option("--jsonl", "as_lines", is_flag=True, help="Print a JSON object per line, each as soon as its response arrives.")
 @options.quiet_option
 def command(
     images: tuple[Path, ...],
@@ -64,7 +64,7 @@ def command(
 
     options.check_map_flags(cams, classes, softmax, max_channels)
     if as_json and as_lines:
-        raise SettingsError("--json and --jsonl: one array at the end, or a line per image, not both")
+        raise SettingsError("--json and --jsonl cannot be combined: use only one of them")
     console = Console(quiet)
     options.check_images(images)
     paths = options.find_images(images, console)
@@ -119,7 +119,7 @@ def _classify(
     softmax: bool,
     max_channels: int | None,
 ) -> Iterator[tuple[Path, list[Classification] | TlcliError]]:
-    """Yield each image with its answers, one per map, or with its error. Each map is requested in a separate stream."""
+    """Yield each image with its responses, one per map, or with its error. Each map is requested in a separate stream."""
     from tlcli.contract.errors import ImageError, RequestError
     from tlcli.contract.maps.scorecam import is_score_cam
 
@@ -145,7 +145,7 @@ def _classify(
 
 
 def _image_answer(path: Path, classified: Sequence[Classification], top_k: int, folder: OverlayFolder) -> ImageAnswer:
-    """Write the overlays of an image and return its answer."""
+    """Write the overlays of an image and return its response."""
     overlays = tuple(
         folder.write(path, prediction.map.method, prediction.label, prediction.map.png)
         for classification in classified

@@ -28,7 +28,7 @@ def command(runs: tuple[Path, ...], column: str | None, output: Path | None, as_
     """Compare the settings and metrics of runs side by side.
 
     RUN is a run's folder, such as runs/NAME. Only settings that differ between the runs are shown, with their resolved values if
-    they were not set. A remark is printed for runs that were validated on different images, whose metrics cannot be compared.
+    they were not set. A note is printed for runs that were validated on different images, whose metrics cannot be compared.
 
     Two runs on the same validation images are also compared by McNemar's exact test of significance.
 
@@ -68,7 +68,7 @@ def _ordered(compared: Comparison, column: str | None) -> tuple[dict[str, Any], 
 
 
 def _legible(row: dict[str, Any], settings: tuple[str, ...]) -> dict[str, Any]:
-    """Format a row for the table, with settings such as 1e-05 in short form and times in whole seconds."""
+    """Format a row for the table, with settings such as 1e-05 in short form and times rounded to seconds."""
     legible = {name: f"{value:g}" if name in settings and isinstance(value, float) else value for name, value in row.items()}
     return {**legible, "seconds": round(row["seconds"])}
 

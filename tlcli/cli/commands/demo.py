@@ -1,4 +1,4 @@
-"""`tlcli demo`: run the whole workflow on generated images."""
+"""`tlcli demo`: run the entire workflow on generated images."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SHEET = 9
 
 
 @click.command("demo", cls=Command)
-@options.folder_option("demo", "Folder for the run, the model and the answers.")
+@options.folder_option("demo", "Folder for the run, the model and the results.")
 @options.seed_option
 @options.quiet_option
 def command(output: Path, seed: int, quiet: bool) -> None:

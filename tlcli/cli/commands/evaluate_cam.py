@@ -20,7 +20,7 @@ def _names(_: click.Context, option: click.Parameter, value: str | None) -> tupl
         return None
     names = tuple(name for name in (part.strip() for part in value.split(",")) if name)
     if not names:
-        raise click.BadParameter(f"{value!r}: no name: expected one or more, separated by commas")
+        raise click.BadParameter(f"{value!r} contains an empty name: expected names separated by commas")
     return names
 
 
@@ -95,10 +95,10 @@ def command(
                          (excitation backprop)
     energy               fraction of the map on the object (Score-CAM)
 
-    The last two need boxes.json or a folder masks in DATA, and mean most with --cam-class own. All values range from 0 to 1, except
-    road, which ranges from -0.5 to 0.5. Two baselines are measured along with the methods: a random map and a centered blob. Changed images
-    are rounded to 8 bits, which is what a served model accepts. Each map of each image takes about fifty runs of the model: begin
-    with a small --limit.
+    The last two need boxes.json or a masks folder in DATA, and are most meaningful with --cam-class own. All values range from 0 to 1,
+    except road, which ranges from -0.5 to 0.5. Two baselines are measured along with the methods: a random map and a centred blob.
+    Modified images are rounded to 8 bits, which is what a served model accepts. Each map of each image takes about fifty runs of the
+    model: start with a small --limit.
 
     \b
     tlcli evaluate-cam models/shapes shapes

@@ -72,7 +72,7 @@ def _parse_temperature(ctx: click.Context, option: click.Parameter, value: str) 
     "layers",
     multiple=True,
     metavar="LAYER",
-    help="Explain this module, or value of the ONNX file. May be repeated: the maps are fused, too.  [default: the last spatial one]",
+    help="Layer to explain: a module, or a value of an ONNX file. If repeated, fused maps are added.  [default: the last spatial layer]",
 )
 @click.option("--list-cam-layers", "list_them", is_flag=True, help="List the layers that maps can explain, and exit.")
 @click.option("--dynamic-size", is_flag=True, help="Accept images of any height and width.")
@@ -108,7 +108,7 @@ def _parse_temperature(ctx: click.Context, option: click.Parameter, value: str) 
     type=click.Choice(["fp32", "fp16", "int8"]),
     default="fp32",
     show_default=True,
-    help="fp16 for GPUs; int8 for CPUs, calibrated on the run's training images.",
+    help="Reduced precision: fp16 for GPUs; int8 for CPUs, calibrated on the run's training images.",
 )
 @click.option(
     "--calibration",
@@ -130,16 +130,22 @@ def _parse_temperature(ctx: click.Context, option: click.Parameter, value: str) 
     metavar="CORRELATION",
     help="Minimum mean rank correlation of each map in fp16 or int8 with the map in fp32.  [default: 0.9]",
 )
-@click.option("--check-images", type=click.IntRange(min=1), default=16, show_default=True, help="Number of images to check the file on.")
+@click.option(
+    "--check-images",
+    type=click.IntRange(min=1),
+    default=16,
+    show_default=True,
+    help="Number of images that the exported file is checked on.",
+)
 @click.option(
     "--labels",
     "label_file",
     type=click.Path(path_type=Path),
     help="File with the labels in the order of the classes, one per line or JSON, with --backbone or --onnx.",
 )
-@click.option("--dataset", metavar="FOLDER", help="Where the run's images are now, if they have moved; they must be the same.")
+@click.option("--dataset", metavar="FOLDER", help="New location of the run's images, if they were moved; they must be unchanged.")
 @click.option(
-    "--data-dir", type=click.Path(path_type=Path, file_okay=False), help="Where the run's known data set is now, if it has moved."
+    "--data-dir", type=click.Path(path_type=Path, file_okay=False), help="New location of the run's known data set, if it was moved."
 )
 @click.option(
     "--images",
@@ -154,7 +160,7 @@ def _parse_temperature(ctx: click.Context, option: click.Parameter, value: str) 
 @click.option(
     "--input-range",
     type=click.Choice(["0..255", "0..1", "-1..1"]),
-    help="Values of the images that the ONNX file takes; with --mean and --std, the scale of these.",
+    help="Range of pixel values that the ONNX file expects; also the scale of --mean and --std.",
 )
 @click.option("--layout", type=click.Choice(["nchw", "nhwc"]), help="Order of the ONNX file's input axes.  [default: from its shape]")
 @click.option(
@@ -212,7 +218,7 @@ def command(
     ONNX file, on images, and written only if it agrees. Maps that are computed outside the
     graph (Eigen-CAM, Score-CAM and their variants) are always available.
 
-    --plain writes a model of its own, NAME-plain, because its inputs are different.
+    --plain writes a separate model, NAME-plain, because its inputs are different.
 
     fp16 and int8 are validated on the run's validation split, and rejected if accuracy (--max-accuracy-drop) or the maps
     (--min-map-correlation) change too much.
@@ -226,7 +232,7 @@ def command(
     if not given:
         raise click.UsageError("nothing to export: give a run's folder, --backbone NAME for a published network, or --onnx FILE")
     if len(given) > 1:
-        raise click.UsageError(f"{' and '.join(given)}: give one of them")
+        raise click.UsageError(f"{' and '.join(given)} cannot be combined: use only one of them")
     chosen = _methods(plain, "--plain") if plain else _methods(cams, "--cam")
     form = _plain_form(plain, cams, classes, static_batch, static_classes)
     _check_flags(run, precision, calibration_images, max_accuracy_drop, min_map_correlation, chosen, layers)
@@ -260,7 +266,7 @@ def command(
         click.echo(exported.path)
         return
     onnx_only = ("input_range", "layout", "channel_order", "logits", "guess_folder")
-    options.reject_flags(onnx_only, "apply to an ONNX file: add --onnx FILE")
+    options.reject_flags(onnx_only, "apply only to an ONNX file: add --onnx FILE")
     numbers = _numbers(precision, calibration_images, seed, max_accuracy_drop, min_map_correlation)
     if run is not None:
         options.require_backbone_flags((*network, "label_file", "image_paths", "calibration_paths"))
@@ -366,17 +372,17 @@ def _plain_form(
     if not plain:
         given = {"--classes": classes, "--static-batch": static_batch, "--static-classes": static_classes}
         if flags := [flag for flag, value in given.items() if value is not None]:
-            raise click.UsageError(f"{', '.join(flags)}: for plain graphs only: add --plain, such as --plain gradcam")
+            raise click.UsageError(f"{', '.join(flags)}: apply only to plain graphs: add --plain, such as --plain gradcam")
         return None
     if cams:
-        raise click.UsageError("--cam with --plain, which names the maps itself: leave --cam out")
+        raise click.UsageError("--cam cannot be combined with --plain, which takes the map methods itself: leave --cam out")
     from tlcli.exports.plain_settings import new_plain
 
     return new_plain(_methods(plain, "--plain"), classes, static_batch, static_classes)
 
 
 def default_name(name: str, plain: Plain | None) -> str:
-    """Return the name of an exported model that is not named by the user. A plain graph is a model of its own."""
+    """Return the name of an exported model that is not named by the user. A plain graph is a separate model."""
     return name if plain is None else f"{name}-plain"
 
 

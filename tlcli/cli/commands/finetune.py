@@ -70,14 +70,14 @@ def command(
 ) -> None:
     """Fine-tune a pretrained network on images, and export it.
 
-    FOLDER holds one folder of images per class, with or without train, val and test above them; the same as --dataset.
+    FOLDER contains one folder of images per class, optionally inside train, val and test folders. It is the same as --dataset.
 
     \b
     tlcli finetune --backbone vgg16
     tlcli finetune --backbone resnet50 --dataset cifar10 --mode full
     tlcli finetune --backbone resnet18 --weights FILE PATH/TO/FOLDER
     tlcli finetune --resume runs/NAME
-    tlcli finetune --resume runs/NAME --dataset WHERE/IT/IS/NOW
+    tlcli finetune --resume runs/NAME --dataset NEW/PATH/TO/FOLDER
     """
     folders: list[Path] = []  # holds the run folder once the run can be resumed
     with note_how_to_resume(lambda error: _how_to_resume(error, folders, begun, _export_flags(context))):
@@ -132,9 +132,9 @@ def _print_config(config: FinetuneConfig | None, plot: Path | None, begun: Path 
     from tlcli.cli.finetune_settings import to_toml
 
     if plot is not None:
-        raise click.UsageError("--print-config and --find-lr: one prints the settings, the other trains: give one of them")
+        raise click.UsageError("--print-config and --find-lr cannot be combined: use only one of them")
     if config is None:
-        raise click.UsageError(f"--print-config and --resume: the run's settings are in {begun}/config.json")
+        raise click.UsageError(f"--print-config and --resume cannot be combined: the run's settings are in {begun}/config.json")
     click.echo(to_toml(config), nl=False)
 
 
@@ -142,7 +142,7 @@ def _find_lr(config: FinetuneConfig | None, plot: Path, begun: Path | None, cons
     from tlcli.training import find_lr
 
     if config is None:
-        raise click.UsageError(f"--find-lr and --resume: learning rates are tried for a new run: leave out --resume {begun}")
+        raise click.UsageError(f"--find-lr cannot be combined with --resume, because it applies to a new run: leave --resume {begun} out")
     find_lr(config, plot, progress=console.progress, log=console.say)
 
 
@@ -173,7 +173,7 @@ def _dataset(folder: str, flag: str | None) -> str:
         UsageError: the argument is a backbone or a run, or `--dataset` was also given.
     """
     if flag is not None:
-        raise click.UsageError(f"{folder} and --dataset {flag}: both name the data set: give one of them")
+        raise click.UsageError(f"{folder} and --dataset {flag} both name the data set: use only one of them")
     from tlcli.contract.model.repository_layout import is_run
     from tlcli.training.data.registry import KNOWN
 
@@ -181,10 +181,12 @@ def _dataset(folder: str, flag: str | None) -> str:
     if path.is_dir() and folder.lower() in KNOWN:
         folder = os.path.abspath(folder)  # the folder, not the known data set of the same name
     if is_run(path):
-        raise click.UsageError(f"{folder} is a run, not images: --resume {folder} resumes it, `tlcli export {folder}` exports it")
+        raise click.UsageError(
+            f"{folder} is a run, not a folder of images: use --resume {folder} to resume it, or `tlcli export {folder}` to export it"
+        )
     options.check_images([folder])
     if not path.exists() and folder.lower() not in KNOWN and options.is_backbone(folder):
-        raise click.UsageError(f"{folder} is a backbone, not a folder of images: use --backbone {folder}, and the folder after it")
+        raise click.UsageError(f"{folder} is a backbone, not a folder of images: use --backbone {folder}, followed by the folder")
     return folder
 
 

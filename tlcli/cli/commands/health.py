@@ -23,7 +23,7 @@ PREFIX = "TLCLI_HEALTH_"
     context_settings={"auto_envvar_prefix": PREFIX.rstrip("_")},
     epilog=f"Every flag can be set by an environment variable, such as {PREFIX}PORT, without changing an image's health check.",
 )
-@click.option("--model", default="", help="Check this model instead of the whole server.")
+@click.option("--model", default="", help="Check this model instead of the entire server.")
 @click.option(
     "--timeout",
     "timeout_s",
@@ -76,5 +76,5 @@ def _problem(code: object, details: str | None, timeout_s: float) -> str:
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return f"no answer within {timeout_s:g} s (--timeout)"
     if code is grpc.StatusCode.UNAVAILABLE:
-        return f"no server answers: check --host and --port, and --tls or --tls-ca if it uses TLS ({text})"
+        return f"no server responds: check --host and --port, and --tls or --tls-ca if it uses TLS ({text})"
     return text or getattr(code, "name", str(code))

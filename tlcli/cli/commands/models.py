@@ -26,7 +26,7 @@ def command(folder: Path | None, models: Path, as_json: bool) -> None:
     """
     if folder is not None:
         if options.is_given_by_flag("models"):
-            raise click.UsageError(f"{folder} and --models {models}: both name the model repository: give one of them")
+            raise click.UsageError(f"{folder} and --models {models} both name the model repository: use only one of them")
         models = folder
     from tlcli.contract.errors import ModelFileError, NotFoundError
     from tlcli.contract.model.description import Description

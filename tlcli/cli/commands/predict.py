@@ -56,7 +56,7 @@ def command(
 
     \b
     tlcli predict models/NAME image.jpg --cam gradcam
-    tlcli predict models/NAME FOLDER --top-k 5 --csv answers.csv
+    tlcli predict models/NAME FOLDER --top-k 5 --csv predictions.csv
     """
     from tlcli.contract.files.display_name import printable
     from tlcli.contract.maps.method_names import require_methods

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Maximum number of channels per sheet; the most active are shown.",
 )
-@click.option("--columns", type=click.IntRange(1, 64), help="Columns of a sheet.  [default: chosen by the number of channels]")
+@click.option("--columns", type=click.IntRange(1, 64), help="Number of columns per sheet.  [default: depends on the number of channels]")
 @options.network_options
 @options.seed_option
 @options.json_option

@@ -170,7 +170,7 @@ def fresh_folder(path: str | Path) -> Path:
         except FileExistsError as error:
             if not folder.is_dir():
                 if number == 1:
-                    raise SettingsError(f"{first}: is a file, a folder was expected: name another") from error
+                    raise SettingsError(f"{first} is a file: expected a folder") from error
             elif number == 1 and not any(folder.iterdir()):
                 return folder
     raise AssertionError("count() never ends")

@@ -29,7 +29,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "PPM", "JPEG2000
 and not listed here, because every format after it would then fail."""
 
 find = find_images.find
-"""Search files and folders for images, see `tlcli.contract.images.find_images.find`."""
+"""Search files and folders for images; see `tlcli.contract.images.find_images.find`."""
 
 _NEAR_BLACK_16 = 4096
 """Upper bound (exclusive) of unscaled 12-bit values. A 16-bit image that contains only smaller values would be decoded near black."""
@@ -73,7 +73,7 @@ def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS, on_opened: OnOpene
     Args:
         data: encoded JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, PPM or JPEG 2000 image, or HEIC if `pillow-heif` is installed.
         limits: limits above which the image is rejected.
-        on_opened: callback for the opened image, see `OnOpened`.
+        on_opened: callback for the opened image; see `OnOpened`.
 
     Returns:
         A loaded Pillow image of mode "RGB", at least 1x1 pixels.
@@ -86,7 +86,7 @@ def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS, on_opened: OnOpene
     if not data:
         raise ImageError("the image is empty (0 bytes): expected an encoded image (JPEG, PNG, ...)")
     if len(data) > limits.max_bytes:
-        raise ImageError(f"the image has {len(data):,} bytes, at most {limits.max_bytes:,} are read: send a smaller one")
+        raise ImageError(f"the image has {len(data):,} bytes: expected at most {limits.max_bytes:,}; use a smaller image")
     try:
         image = _load(without_metadata(data), limits, on_opened)
         return to_rgb(image)
@@ -99,7 +99,7 @@ def decode(data: bytes, limits: ImageLimits = DEFAULT_LIMITS, on_opened: OnOpene
             f"{len(data):,} bytes are not an image (they start with {data[:8]!r}): expected one of {', '.join(FORMATS)}"
         ) from error
     except Image.DecompressionBombError as error:
-        raise ImageError(f"the image claims more than {limits.max_pixels:,} pixels: send a smaller one") from error
+        raise ImageError(f"the image claims more than {limits.max_pixels:,} pixels: use a smaller image") from error
     except (
         OSError,
         SyntaxError,
@@ -139,7 +139,7 @@ def _load(data: bytes, limits: ImageLimits, on_opened: OnOpened) -> Image.Image:
 def _check_size(size: tuple[int, int], limits: ImageLimits) -> None:
     width, height = size
     if width * height > limits.max_pixels:
-        raise ImageError(f"the image claims {width:,} x {height:,} pixels, at most {limits.max_pixels:,} are decoded: send a smaller one")
+        raise ImageError(f"the image claims {width:,} x {height:,} pixels: expected at most {limits.max_pixels:,}; use a smaller image")
 
 
 def _check_coded(data: bytes, image: Image.Image, limits: ImageLimits) -> None:
@@ -150,8 +150,8 @@ def _check_coded(data: bytes, image: Image.Image, limits: ImageLimits) -> None:
     coded = coded_pixels(data)
     if max(coded, default=0) > _CODED_SHARE * image.width * image.height + _CODED_PADDING or sum(coded) > _CODED_SHARE * limits.max_pixels:
         raise ImageError(
-            f"the image claims {image.width:,} x {image.height:,} pixels and holds coded images of {sum(coded):,} pixels, at most"
-            f" {limits.max_pixels:,} are decoded: save it again"
+            f"the image claims {image.width:,} x {image.height:,} pixels and holds coded images of {sum(coded):,} pixels: expected at most"
+            f" {limits.max_pixels:,}; save the image again"
         )
 
 
@@ -221,16 +221,16 @@ def read_encoded(path: str | Path, max_bytes: int) -> bytes:
     try:
         status = Path(path).stat()
         if stat.S_ISREG(status.st_mode) and status.st_size > max_bytes:
-            raise ImageError(f"{shown}: the image has {status.st_size:,} bytes, at most {max_bytes:,} are read: send a smaller one")
+            raise ImageError(f"{shown}: the image has {status.st_size:,} bytes: expected at most {max_bytes:,}; use a smaller image")
         data = read_bounded(path, max_bytes) if _is_readable(status.st_mode) else b""
     except (FileNotFoundError, NotADirectoryError) as error:
         raise NotFoundError(f"{shown}: {error.strerror}") from error
     except (OSError, ValueError) as error:
         raise ImageError(f"{shown}: {getattr(error, 'strerror', None) or error}") from error
     if not data and not stat.S_ISREG(status.st_mode):
-        raise ImageError(f"{shown}: {find_images.kind_of(status.st_mode)}, an image file was expected")
+        raise ImageError(f"{shown}: {find_images.kind_of(status.st_mode)}: expected an image file")
     if len(data) > max_bytes:
-        raise ImageError(f"{shown}: the image has more than {max_bytes:,} bytes: send a smaller one")
+        raise ImageError(f"{shown}: the image has more than {max_bytes:,} bytes: use a smaller image")
     return data
 
 
@@ -270,7 +270,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         return _from_integers(image)
     if image.mode == "F":
-        raise ImageError("the image holds floating-point values, which have no agreed range: save it with 8 or 16 bits a channel")
+        raise ImageError("the image holds floating-point values, which have no agreed range: save it with 8 or 16 bits per channel")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         _require_visible(image)
@@ -284,11 +284,11 @@ def _from_integers(image: Image.Image) -> Image.Image:
     values = np.asarray(image).astype(np.int64)
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 0xFFFF:
-        raise ImageError(f"the image holds integers from {low} to {high}: 8 or 16 bits a channel were expected")
+        raise ImageError(f"the image holds integers from {low} to {high}: expected 8 or 16 bits per channel")
     if 0 < high < _NEAR_BLACK_16:
         raise ImageError(
             f"the image holds values from {low:,} to {high:,} where 65,535 is white, so it would be decoded near black:"
-            " scale them (12-bit data: times 16), or save it with 8 bits a channel"
+            " scale them (12-bit data: times 16), or save it with 8 bits per channel"
         )
     return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
 
@@ -310,8 +310,8 @@ def _require_full_range(image: Image.Image) -> None:
     high = max(int(np.asarray(band).max()) for band in colours)
     if 0 < high < _NEAR_BLACK_16 >> 8:
         raise ImageError(
-            f"the image stores 16 bits a channel, but its values lie below {(high + 1) << 8:,}: it would be decoded near black;"
-            " scale them to 65,535, or save it with 8 bits a channel"
+            f"the image stores 16 bits per channel, but its values lie below {(high + 1) << 8:,}: it would be decoded near black;"
+            " scale them to 65,535, or save it with 8 bits per channel"
         )
 
 

@@ -41,8 +41,8 @@ def from_encoded(data: bytes, preprocessing: Preprocessing, limits: ImageLimits,
     Args:
         data, limits: see `tlcli.contract.images.decoding.decode`.
         preprocessing: preprocessing of the model.
-        keep_image: keep the image for overlays, see `NetworkInput`.
-        admit: memory admission callback, see `Admit`.
+        keep_image: keep the image for overlays; see `NetworkInput`.
+        admit: memory admission callback; see `Admit`.
 
     Raises:
         ImageError: see `tlcli.contract.images.decoding.decode`.

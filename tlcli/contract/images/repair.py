@@ -12,7 +12,7 @@ from tlcli.contract.images.structure import PNG, png_chunks
 
 _COMPRESSED = (b"zTXt", b"iTXt", b"iCCP")
 _SAFE_BYTES = 1000
-"""Compressed size up to which a chunk cannot expand to 1 MiB, the size at which Pillow rejects the whole image."""
+"""Compressed size up to which a chunk cannot expand to 1 MiB, the size at which Pillow rejects the entire image."""
 
 _MAX_EXPANDED_BYTES = 1 << 20
 _MAX_XMP_CHUNKS = 8

@@ -205,7 +205,7 @@ def _plain_bmp(data: bytes) -> bool:
 def _plain_exif(data: bytes) -> bool:
     """Check the total size of the EXIF entries.
 
-    Entries may overlap: a thousand entries that each span the whole block would produce a thousand copies of it.
+    Entries may overlap: a thousand entries that each span the entire block would produce a thousand copies of it.
     """
     if not data:
         return True

@@ -12,7 +12,7 @@ def eigen_cam(features: Floats, classes: int) -> Floats:
     """Compute Eigen-CAM: project each position on the first principal component of the channels.
 
     Muhammad and Yeasin 2020, arXiv:2008.00299, define the map as the activations, a matrix `[h w, c]`, times the matrix's first right
-    singular vector. In addition to the paper, the columns are centred first, as in pytorch-grad-cam. The sign of the vector is arbitrary;
+    singular vector. Unlike in the paper, the columns are centred first, as in pytorch-grad-cam. The sign of the vector is arbitrary;
     it is chosen so that the inner product of the map and the sum of the centred channels is not negative.
 
     Args:

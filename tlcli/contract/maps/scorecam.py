@@ -53,7 +53,7 @@ def score_cam(
     `max_channels` below the number of channels, the method is Faster-Score-CAM, which scores only the channels with the largest spatial
     variance, chosen for each image.
 
-    Masked images are uint8, the input type of the graph, so their values are rounded. A constant channel masks the whole image. The masked
+    Masked images are uint8, the input type of the graph, so their values are rounded. A constant channel masks the entire image. The masked
     image then has the mean colour regardless of the image and the channel, so it is scored only once.
 
     Args:

@@ -49,7 +49,7 @@ class MapOutput(BaseModel):
 
     name: name used in requests: the method, or `method@layer` if the model explains several layers; a fused map is named by its method.
         Also the name of the graph's output, if the graph computes the map.
-    method: name of the method, see `tlcli.contract.maps.method_names`.
+    method: name of the method; see `tlcli.contract.maps.method_names`.
     layer: name of the explained module; for a fused map, several names separated by `+`.
     height, width: size of the map, which equals the size of the layer, or of the largest layer for a fused map.
     """
@@ -96,7 +96,7 @@ class MapAgreement(BaseModel):
     images: number of images whose maps were compared.
     rank_correlation, rank_correlation_median: mean and median over the images of Spearman's coefficient over a map's positions. A map
         that is constant in one file counts as 0; a map that is constant in both files is excluded. None if no image remains.
-    pointing_before, pointing: share of the images with a box or mask for which the map's maximum is on the object, in the float file and
+    pointing_before, pointing: fraction of the images with a box or mask for which the map's maximum is on the object, in the float file and
         in the reduced-precision file; None without such images.
     """
 
@@ -265,5 +265,5 @@ class Description(BaseModel):
             first: dict[str, Any] = dict(error.errors()[0])
             place = ".".join(str(part) for part in first["loc"]) or "the JSON"
             raise ModelFileError(
-                f"{where}: its description cannot be read: {place}: {first['msg']}. Export it again with this version of tlcli"
+                f"{where}: its description cannot be read: {place}: {first['msg']}: export it again with this version of tlcli"
             ) from error

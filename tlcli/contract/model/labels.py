@@ -38,7 +38,7 @@ def read_labels(path: Path) -> list[str]:
     document = _parse_document(text, path)
     labels = _from_lines(text, path) if document is None else _from_document(document, path)
     if not labels:
-        raise SettingsError(f"{path}: no labels in it: {_EXPECTED}")
+        raise SettingsError(f"{path}: contains no labels: {_EXPECTED}")
     for class_id, label in enumerate(labels):
         if problem := _problem(label):
             raise SettingsError(f"{path}: class {class_id}: {label!r} {problem}: {_EXPECTED}")

@@ -146,11 +146,11 @@ class Model:
         try:
             session, *others = (onnxruntime.InferenceSession(str(path), options, providers=providers) for _ in batch_sizes or (0,))
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
-            raise ModelFileError(f"{path}: ONNX Runtime cannot load it: {first_line(error)}") from error
+            raise ModelFileError(f"{path}: ONNX Runtime cannot load it: {first_line(error)}: export it again") from error
         if chosen == "cuda" and CUDA_PROVIDER not in session.get_providers():
             problem = "ONNX Runtime could not start CUDA (driver or CUDA libraries missing, such as those of `pip install 'tlcli[gpu]'`)"
             if device == "cuda":
-                raise DeviceError(f"--device cuda: {problem}: see its log above")
+                raise DeviceError(f"--device cuda: {problem}: see ONNX Runtime's log above")
             _logger.warning("%s runs on the CPU although there is a GPU: %s; use --device cpu if this is intended", path, problem)
             chosen = "cpu"
         if chosen == "cuda" and cuda.channels_last:
@@ -168,10 +168,14 @@ class Model:
         outputs = {output.name: output.shape for output in self.session.get_outputs()}
         missing = {SCORES, LOGITS, CLASSES, *self.description.graph_maps, *self._evidence} - outputs.keys()
         if missing:
-            raise ModelFileError(f"{self.path}: its graph lacks the outputs {', '.join(sorted(missing))} that its description names")
+            raise ModelFileError(
+                f"{self.path}: its graph lacks the outputs {', '.join(sorted(missing))} that its description names: export it again"
+            )
         width = outputs[SCORES][-1]
         if isinstance(width, int) and width != len(self.description.labels):
-            raise ModelFileError(f"{self.path}: its graph has {width} classes, its description {len(self.description.labels)} labels")
+            raise ModelFileError(
+                f"{self.path}: its graph has {width} classes, but its description {len(self.description.labels)} labels: export it again"
+            )
 
     @property
     def num_classes(self) -> int:
@@ -187,7 +191,7 @@ class Model:
         plain = self.description.plain
         if plain is not None and plain.classes == "top" and set(targets) - {FIRST_RANKED}:
             raise RequestError(
-                f"model {self.description.name!r} explains the first-ranked class only (it was exported with --classes top): leave out the"
+                f"model {self.description.name!r} explains only the top-ranked class (it was exported with --classes top): leave out the"
                 " classes, or export it with --classes input"
             )
         for target in targets:

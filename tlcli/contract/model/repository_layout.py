@@ -82,7 +82,7 @@ def find_model_file(path: Path) -> Path:
         raise NotFoundError(f"{path} is a model repository: give one of its models: {examples}")
     if not path.exists() and is_model_name(str(path)) and versions(Path("models") / path):
         raise NotFoundError(f"{path}: no such file or folder: did you mean {Path('models') / path}?")
-    raise NotFoundError(f"{path}: no model here: expected a {MODEL_FILE}, or a folder <name>/ or <name>/<version>/ that contains one")
+    raise NotFoundError(f"{path}: no model found: expected a {MODEL_FILE}, or a folder <name>/ or <name>/<version>/ that contains one")
 
 
 def is_run(path: Path) -> bool:

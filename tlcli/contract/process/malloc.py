@@ -24,7 +24,7 @@ def return_freed_memory() -> None:
 
 
 def trim_freed_memory() -> None:
-    """Return free memory between used blocks to the system, for example after unloading a model."""
+    """Release free heap memory between used blocks to the operating system, for example after unloading a model."""
     if (libc := _libc()) is not None:
         libc.malloc_trim(0)
 
@@ -32,9 +32,9 @@ def trim_freed_memory() -> None:
 def keep_freed_memory() -> None:
     """Make malloc keep freed memory for the next batch, for a process that runs a PyTorch network on a CPU.
 
-    PyTorch allocates each layer's output anew. By default, glibc requests blocks of many megabytes from the kernel each time, which
-    zeroes them page by page, and returns them when they are freed. For ResNet-50 with a batch size of 32, this takes as long as the
-    network itself.
+    PyTorch allocates a new buffer for each layer's output. By default, glibc requests blocks of many megabytes from the kernel each
+    time, which zeroes them page by page, and returns them when they are freed. For ResNet-50 with a batch size of 32, this takes as
+    long as the network itself.
     """
     if (libc := _libc()) is not None:
         libc.mallopt(_M_MMAP_MAX, 0)

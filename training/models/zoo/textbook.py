@@ -54,7 +54,7 @@ class LeNet5(HiddenLayers):
     """LeNet-5 of LeCun et al. 1998, "Gradient-Based Learning Applied to Document Recognition", section II.B, with its layer names.
 
     As is common today, ReLU replaces the scaled tanh, max pooling replaces the trained subsampling of S2 and S4, and a linear layer
-    replaces the output layer. Each map of C3 is connected to all maps of S2. C5, which covers the whole map, is a linear layer.
+    replaces the output layer. Each map of C3 is connected to all maps of S2. C5, which covers the entire map, is a linear layer.
     """
 
     classifier_name = "classifier.output"

@@ -79,8 +79,8 @@ class ClassifierServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ClassifyStream(self, request_iterator, context):
-        """Classifies many images in one call. Answers are in the order of the requests and carry their request_id.
-        The answer for an image that fails holds its error; the stream continues.
+        """Classifies many images in one call. Responses are in the order of the requests and carry their request_id.
+        The response for an image that fails contains its error; the stream continues.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -42,8 +42,8 @@ class ClassifierStub:
     Classify: _grpc.UnaryUnaryMultiCallable[_classifier_pb2.ClassifyRequest, _classifier_pb2.ClassifyResponse]
     """Classifies one image."""
     ClassifyStream: _grpc.StreamStreamMultiCallable[_classifier_pb2.ClassifyRequest, _classifier_pb2.ClassifyStreamResponse]
-    """Classifies many images in one call. Answers are in the order of the requests and carry their request_id.
-    The answer for an image that fails holds its error; the stream continues.
+    """Classifies many images in one call. Responses are in the order of the requests and carry their request_id.
+    The response for an image that fails contains its error; the stream continues.
     """
     ListModels: _grpc.UnaryUnaryMultiCallable[_classifier_pb2.ListModelsRequest, _classifier_pb2.ListModelsResponse]
     """Lists every version of every model in the repository, with the reason if it is broken."""
@@ -64,8 +64,8 @@ class ClassifierAsyncStub(ClassifierStub):
     Classify: _aio.UnaryUnaryMultiCallable[_classifier_pb2.ClassifyRequest, _classifier_pb2.ClassifyResponse]  # type: ignore[assignment]
     """Classifies one image."""
     ClassifyStream: _aio.StreamStreamMultiCallable[_classifier_pb2.ClassifyRequest, _classifier_pb2.ClassifyStreamResponse]  # type: ignore[assignment]
-    """Classifies many images in one call. Answers are in the order of the requests and carry their request_id.
-    The answer for an image that fails holds its error; the stream continues.
+    """Classifies many images in one call. Responses are in the order of the requests and carry their request_id.
+    The response for an image that fails contains its error; the stream continues.
     """
     ListModels: _aio.UnaryUnaryMultiCallable[_classifier_pb2.ListModelsRequest, _classifier_pb2.ListModelsResponse]  # type: ignore[assignment]
     """Lists every version of every model in the repository, with the reason if it is broken."""
@@ -95,8 +95,8 @@ class ClassifierServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_classifier_pb2.ClassifyRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_classifier_pb2.ClassifyStreamResponse], _abc.AsyncIterator[_classifier_pb2.ClassifyStreamResponse]]:
-        """Classifies many images in one call. Answers are in the order of the requests and carry their request_id.
-        The answer for an image that fails holds its error; the stream continues.
+        """Classifies many images in one call. Responses are in the order of the requests and carry their request_id.
+        The response for an image that fails contains its error; the stream continues.
         """
 
     @_abc_1.abstractmethod
