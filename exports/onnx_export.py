@@ -25,11 +25,11 @@ from tlcli.contract.model.repository_layout import MODEL_FILE, require_model_nam
 from tlcli.exports import onnx_parity
 from tlcli.exports.onnx_source.classifier import Classifier, find_classifier, scores_output, zip_map_labels
 from tlcli.exports.onnx_source.explained_graph import ExplainedGraph
+from tlcli.exports.onnx_source.graph.observed_graph import ObservedGraph, observe
+from tlcli.exports.onnx_source.graph.source_file import SourceFile, read_source, shown
 from tlcli.exports.onnx_source.guess_preprocessing import guess_preprocessing
 from tlcli.exports.onnx_source.image_input import ImageInput
 from tlcli.exports.onnx_source.input_settings import CANDIDATES, InputSettings, Triple, image_input
-from tlcli.exports.onnx_source.observed_graph import ObservedGraph, observe
-from tlcli.exports.onnx_source.source_file import SourceFile, read_source, shown
 from tlcli.exports.onnx_source.spatial_values import SpatialValue, SpatialValues, layer_nodes
 from tlcli.exports.publication import DEFAULT_CHECK_IMAGES, Exported, Say, model_folder, publish
 from tlcli.exports.rewrite.closed_graph import check_graph, close_graph, describe

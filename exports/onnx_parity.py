@@ -27,8 +27,8 @@ from tlcli.exports.onnx_source import double_formulas
 from tlcli.exports.onnx_source.double_formulas import Doubles
 from tlcli.exports.onnx_source.double_tail import DoubleTail
 from tlcli.exports.onnx_source.explained_graph import ExplainedGraph
+from tlcli.exports.onnx_source.graph.source_file import shown
 from tlcli.exports.onnx_source.image_input import ImageInput
-from tlcli.exports.onnx_source.source_file import shown
 from tlcli.exports.onnx_source.spatial_values import SpatialValue, layer_nodes
 
 LOGITS_TOLERANCE = 1e-3

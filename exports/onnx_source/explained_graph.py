@@ -22,14 +22,14 @@ from tlcli.contract.model.description import (
     Layer,
     MapOutput,
 )
-from tlcli.exports.onnx_source.class_rows import ClassRows
 from tlcli.exports.onnx_source.classifier import Classifier
-from tlcli.exports.onnx_source.gradient_flow import GradientFlow, UnsupportedOperatorError
-from tlcli.exports.onnx_source.gradient_rules import RULES
+from tlcli.exports.onnx_source.gradients.class_rows import ClassRows
+from tlcli.exports.onnx_source.gradients.gradient_flow import GradientFlow, UnsupportedOperatorError
+from tlcli.exports.onnx_source.gradients.rules import RULES
+from tlcli.exports.onnx_source.graph.node_writer import NodeWriter, sizes
+from tlcli.exports.onnx_source.graph.observed_graph import Extent, ObservedGraph
 from tlcli.exports.onnx_source.image_input import ImageInput
 from tlcli.exports.onnx_source.map_formulas import FORMULAS, CamValues, fuse
-from tlcli.exports.onnx_source.node_writer import NodeWriter, sizes
-from tlcli.exports.onnx_source.observed_graph import Extent, ObservedGraph
 from tlcli.exports.onnx_source.spatial_values import SpatialValue, layer_nodes
 from tlcli.exports.rewrite.ablation_loop import ablated_input, due_input, step_output
 from tlcli.exports.rewrite.closed_graph import GraphLayout

@@ -9,7 +9,7 @@ from onnx import NodeProto, helper
 
 from tlcli.contract.errors import ExportError
 from tlcli.exports.onnx_source.classifier import find_value
-from tlcli.exports.onnx_source.observed_graph import Extent, ObservedGraph
+from tlcli.exports.onnx_source.graph.observed_graph import Extent, ObservedGraph
 
 _CHANNELS_FIRST = frozenset(
     {"Conv", "ConvTranspose", "MaxPool", "AveragePool", "BatchNormalization", "InstanceNormalization", "GlobalAveragePool", "GlobalMaxPool"}

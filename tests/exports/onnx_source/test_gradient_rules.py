@@ -10,7 +10,7 @@ import pytest
 
 from tests.helpers.exports.onnx_files import CHANNELS, CLASSES, SIZE, Graph, explain, head, stem
 from tlcli.exports.onnx_source.double_tail import DoubleTail
-from tlcli.exports.onnx_source.gradient_rules import RULES
+from tlcli.exports.onnx_source.gradients.rules import RULES
 
 Tail = Callable[[Graph, str], str]
 HALF = SIZE // 2

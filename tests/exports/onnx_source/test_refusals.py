@@ -18,8 +18,8 @@ from tlcli.contract.errors import ParityError, TlcliError
 from tlcli.contract.model.onnx_model import Model
 from tlcli.exports import onnx_parity, parity
 from tlcli.exports.onnx_export import export_onnx
-from tlcli.exports.onnx_source.gradient_flow import Step
-from tlcli.exports.onnx_source.gradient_rules import RULES
+from tlcli.exports.onnx_source.gradients.gradient_flow import Step
+from tlcli.exports.onnx_source.gradients.rules import RULES
 from tlcli.exports.onnx_source.input_settings import InputSettings
 
 UNIT = InputSettings(input_range="0..1")

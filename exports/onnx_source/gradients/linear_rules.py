@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tlcli.exports.onnx_source.class_rows import Factor
-from tlcli.exports.onnx_source.gradient_flow import Rule, Step
-from tlcli.exports.onnx_source.node_writer import sizes
-from tlcli.exports.onnx_source.observed_graph import Extent
+from tlcli.exports.onnx_source.gradients.class_rows import Factor
+from tlcli.exports.onnx_source.gradients.gradient_flow import Rule, Step
+from tlcli.exports.onnx_source.graph.node_writer import sizes
+from tlcli.exports.onnx_source.graph.observed_graph import Extent
 
 
 def _gemm(step: Step) -> None:

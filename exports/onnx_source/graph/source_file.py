@@ -15,7 +15,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto,
 
 from tlcli.contract.errors import ExportError, ModelFileError, NotFoundError, first_line
 from tlcli.contract.model.description import METADATA_KEY
-from tlcli.exports.onnx_source.opset_upgrade import OLDEST_OPSET, upgrade
+from tlcli.exports.onnx_source.graph.opset_upgrade import OLDEST_OPSET, upgrade
 from tlcli.exports.rewrite.closed_graph import IR_VERSION, OPSET
 from tlcli.exports.rewrite.graph_edit import rename, replace_nodes
 

@@ -6,12 +6,12 @@ import math
 
 import numpy as np
 
-from tlcli.exports.onnx_source.class_rows import Factor
-from tlcli.exports.onnx_source.elementwise_rules import FLOAT
-from tlcli.exports.onnx_source.gradient_flow import Rule, Step
-from tlcli.exports.onnx_source.linear_rules import explicit_pads, spread
-from tlcli.exports.onnx_source.node_writer import sizes
-from tlcli.exports.onnx_source.observed_graph import Extent
+from tlcli.exports.onnx_source.gradients.class_rows import Factor
+from tlcli.exports.onnx_source.gradients.elementwise_rules import FLOAT
+from tlcli.exports.onnx_source.gradients.gradient_flow import Rule, Step
+from tlcli.exports.onnx_source.gradients.linear_rules import explicit_pads, spread
+from tlcli.exports.onnx_source.graph.node_writer import sizes
+from tlcli.exports.onnx_source.graph.observed_graph import Extent
 
 
 def reduced_axes(step: Step) -> list[int]:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
 from tlcli.contract.errors import ExportError, first_line
-from tlcli.exports.onnx_source.source_file import SourceFile, constant_value, shown
+from tlcli.exports.onnx_source.graph.source_file import SourceFile, constant_value, shown
 from tlcli.exports.rewrite.graph_edit import copied, producers, replace_nodes, taken_by, upstream_nodes
 
 _SIZES = (2, 3)
