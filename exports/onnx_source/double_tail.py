@@ -17,8 +17,8 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from tlcli.contract.errors import ExportError
+from tlcli.exports.onnx_source.graph.graph_part import layer_nodes
 from tlcli.exports.onnx_source.graph.observed_graph import ObservedGraph
-from tlcli.exports.onnx_source.spatial_values import layer_nodes
 from tlcli.exports.rewrite.graph_edit import copied
 
 Doubles = npt.NDArray[np.float64]

@@ -12,8 +12,8 @@ import numpy as np
 
 from tlcli.exports.onnx_source.gradients.class_rows import Factor
 from tlcli.exports.onnx_source.gradients.gradient_flow import Rule, Step
+from tlcli.exports.onnx_source.graph.extents import Extent
 from tlcli.exports.onnx_source.graph.node_writer import Operand
-from tlcli.exports.onnx_source.graph.observed_graph import Extent
 
 FLOAT = 1
 """`TensorProto.FLOAT`, for `Cast`."""

@@ -10,8 +10,8 @@ from tlcli.exports.onnx_source.gradients.class_rows import Factor
 from tlcli.exports.onnx_source.gradients.elementwise_rules import FLOAT
 from tlcli.exports.onnx_source.gradients.gradient_flow import Rule, Step
 from tlcli.exports.onnx_source.gradients.linear_rules import explicit_pads, spread
+from tlcli.exports.onnx_source.graph.extents import Extent
 from tlcli.exports.onnx_source.graph.node_writer import sizes
-from tlcli.exports.onnx_source.graph.observed_graph import Extent
 
 
 def reduced_axes(step: Step) -> list[int]:

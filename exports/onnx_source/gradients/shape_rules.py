@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from tlcli.exports.onnx_source.gradients.gradient_flow import Rule, Step
+from tlcli.exports.onnx_source.graph.extents import Extent
 from tlcli.exports.onnx_source.graph.node_writer import sizes
-from tlcli.exports.onnx_source.graph.observed_graph import Extent
 
 
 def _reshape(step: Step) -> None:

@@ -164,16 +164,3 @@ def test_uint8_and_reversed_channels(tmp_path: Path) -> None:
         assert max(one.parity.maps.values()) < 1e-4
     swapped = Model.open(plain.path, "cpu").run(np.ascontiguousarray(images()[..., ::-1])).logits
     np.testing.assert_allclose(Model.open(reversed_channels.path, "cpu").run(images()).logits, swapped, rtol=1e-5, atol=1e-6)
-
-
-def test_a_transformer_is_exported_with_a_warning(tmp_path: Path) -> None:
-    """Its only value with a height and a width is the embedding of the patches."""
-    g = Graph()
-    tokens = g.add("Transpose", g.add("Reshape", stem(g), np.array([0, 6, 64])), perm=[0, 2, 1])
-    weights = g.add("Softmax", g.add("MatMul", tokens, g.add("Transpose", tokens, perm=[0, 2, 1])), axis=-1)
-    pooled = g.add("ReduceMean", g.add("MatMul", weights, tokens), axes=[1], keepdims=0)
-    path = g.save(tmp_path / "x.onnx", g.add("Gemm", pooled, g.normal(6, CLASSES)))
-    lines: list[str] = []
-    exported = export_onnx(path, name="m", repository=tmp_path, settings=UNIT, check_images=2, say=lines.append)
-    assert max(exported.parity.maps.values()) < 1e-4
-    assert any("warning: attention follows layer" in line for line in lines)
