@@ -254,5 +254,18 @@ def _fold(graph: GraphProto, constant: set[str], values: dict[str, Array], exten
             if 0 not in shape and node.input[1] != f"{node.output[0]}/static_shape":
                 name = add_constant(graph, f"{node.output[0]}/static_shape", np.array(shape, dtype=np.int64))
                 node = helper.make_node("Reshape", [node.input[0], name], list(node.output), name=node.name)
+        if node.op_type == "Expand" and _keeps_batch(node, extents) and node.input[1] != f"{node.output[0]}/static_shape":
+            extent = extents[node.output[0]]
+            shape = [1 if axis == extent.batch else size for axis, size in enumerate(extent.dims)]
+            name = add_constant(graph, f"{node.output[0]}/static_shape", np.array(shape, dtype=np.int64))
+            node = helper.make_node("Expand", [node.input[0], name], list(node.output), name=node.name)
         nodes.append(node)
     replace_nodes(graph, nodes)
+
+
+def _keeps_batch(node: NodeProto, extents: dict[str, Extent]) -> bool:
+    """Return True for a broadcast along other axes than that of the batch."""
+    source, result = extents.get(node.input[0]), extents.get(node.output[0])
+    if source is None or result is None:
+        return False
+    return source.batch + result.rank - source.rank == result.batch and source.dims[source.batch] == result.dims[result.batch]

@@ -36,6 +36,20 @@ _SCIKIT_LEARN = frozenset(
         "Normalizer",
     }
 )
+_COMPOUND = frozenset(
+    {
+        "Attention",
+        "CastLike",
+        "CenterCropPad",
+        "MeanVarianceNormalization",
+        "RMSNormalization",
+        "ReduceL1",
+        "ReduceLogSum",
+        "ReduceLogSumExp",
+        "RotaryEmbedding",
+        "Shrink",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -86,6 +100,8 @@ def read_source(path: Path) -> SourceFile:
             upgrade(model, version, OPSET)
         except NotImplementedError as error:
             raise ExportError(f"{path}: opset {version}: {error}: export it again with opset {OPSET}") from error
+    model = _inline_compound(model)
+    graph = model.graph
     model.ir_version = max(IR_VERSION, helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True))
     for number, node in enumerate(graph.node):
         node.name = node.name or f"{node.op_type}_{number}"
@@ -95,6 +111,16 @@ def read_source(path: Path) -> SourceFile:
     del graph.value_info[:], graph.metadata_props[:], model.metadata_props[:], model.functions[:]
     _add_prefix(graph)
     return SourceFile(path, model, f"{PREFIX}{name}", kind, shape, properties)
+
+
+def _inline_compound(model: ModelProto) -> ModelProto:
+    """Replace operators that ONNX defines by other operators, and that have no gradient rule, by these."""
+    used = {node.op_type for node in model.graph.node if node.domain in ("", "ai.onnx")}
+    if used.isdisjoint(_COMPOUND):
+        return model
+    model = onnx.inliner.inline_selected_functions(model, [("", name) for name in sorted(_COMPOUND)], inline_schema_functions=True)
+    _move_constants(model)
+    return model
 
 
 def _add_prefix(graph: GraphProto) -> None:

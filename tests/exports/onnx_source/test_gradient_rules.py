@@ -103,6 +103,32 @@ def conv_classifier(g: Graph, x: str) -> str:
     return g.add("Flatten", g.add("GlobalAveragePool", g.add("Relu", g.add("Conv", x, g.normal(CLASSES, CHANNELS, 1, 1)))))
 
 
+def resized(mode: str, scales: tuple[float, float], **attributes: object) -> Tail:
+    def tail(g: Graph, x: str) -> str:
+        y = g.add("Resize", x, "", np.array([1, 1, *scales], dtype=F), mode=mode, **attributes)
+        return flattened(g, g.add("Sin", y), CHANNELS * int(HALF * scales[0]) * int(HALF * scales[1]))
+
+    return tail
+
+
+def einsum(equation: str, size: int, weight: Callable[[Graph], np.ndarray]) -> Tail:
+    return lambda g, x: flattened(g, g.add("Sin", g.add("Einsum", x, weight(g), equation=equation)), size)
+
+
+def einsum_attention(g: Graph, x: str) -> str:
+    weights = g.add("Softmax", g.add("Einsum", x, g.add("Tanh", x), equation="nchw,nciw->nchi"), axis=-1)
+    return flattened(g, g.add("Einsum", weights, x, equation="nchi,nciw->nwhc"), 384)
+
+
+def transposed(shape: tuple[int, int, int], groups: int = 1, **attributes: object) -> Tail:
+    def tail(g: Graph, x: str) -> str:
+        weight = g.normal(CHANNELS, shape[0] // groups, 3, 3, scale=0.4)
+        y = g.add("ConvTranspose", x, weight, g.normal(shape[0]), group=groups, **attributes)
+        return flattened(g, g.add("Sin", y), shape[0] * shape[1] * shape[2])
+
+    return tail
+
+
 TAILS: dict[str, Tail] = {
     **{name: unary(name) for name in ("Relu", "LeakyRelu", "Elu", "Celu", "Selu", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish")},
     **{name: unary(name) for name in ("Softplus", "Softsign", "Mish", "Erf", "Gelu", "Exp", "Neg", "Abs", "Sin", "Cos", "Identity")},
@@ -175,6 +201,27 @@ TAILS: dict[str, Tail] = {
     "Pad": lambda g, x: flattened(g, g.add("Pad", x, np.array([0, 0, 1, 2, 0, 1, 0, 3]), F(0.5)), 7 * 9 * 13),
     "Expand": expanded,
     "conv classifier": conv_classifier,
+    "Resize nearest": resized("nearest", (2.0, 3.0), coordinate_transformation_mode="asymmetric", nearest_mode="floor"),
+    "Resize linear": resized("linear", (1.6, 0.7), coordinate_transformation_mode="half_pixel"),
+    "Resize align_corners": resized("linear", (2.0, 2.0), coordinate_transformation_mode="align_corners"),
+    "Resize cubic": resized("cubic", (1.5, 2.0), cubic_coeff_a=-0.5),
+    "Resize antialias": resized("linear", (0.5, 0.4), antialias=1),
+    "Resize sizes": lambda g, x: flattened(g, g.add("Resize", x, "", "", np.array([11, 5]), mode="linear", axes=[2, 3]), CHANNELS * 55),
+    "ConvTranspose": transposed((4, 15, 15), strides=[2, 2], pads=[1, 1, 1, 1]),
+    "ConvTranspose groups": transposed((6, 18, 10), groups=3, strides=[2, 1], dilations=[1, 1], output_padding=[1, 0]),
+    "ConvTranspose cut": transposed((4, 18, 18), strides=[2, 2], pads=[0, 0, 0, 0], output_padding=[1, 1], dilations=[1, 1]),
+    "ConvTranspose dilated": transposed((4, 10, 13), dilations=[2, 3], pads=[1, 0, 1, 1]),
+    "ConvTranspose SAME_UPPER": transposed((4, 16, 16), strides=[2, 2], auto_pad="SAME_UPPER"),
+    "ConvTranspose output_shape": transposed((4, 16, 17), strides=[2, 2], output_shape=[16, 17]),
+    "Einsum weight": einsum("nchw,cd->ndhw", 4 * 64, lambda g: g.normal(CHANNELS, 4)),
+    "Einsum dots": einsum("...w, wd -> ...d", CHANNELS * HALF * 3, lambda g: g.normal(HALF, 3)),
+    "Einsum attention": einsum_attention,
+    "Einsum sums": lambda g, x: flattened(g, g.add("Sin", g.add("Einsum", x, equation="nchw->nch")), CHANNELS * HALF),
+    "Tile": lambda g, x: flattened(g, g.add("Sin", g.add("Tile", x, np.array([1, 2, 1, 3]))), 6 * 384),
+    "Gather repeated": lambda g, x: flattened(g, g.add("Sin", g.add("Gather", x, np.array([1, 1, 4, 1]), axis=1)), 4 * 64),
+    "DepthToSpace": lambda g, x: flattened(g, g.add("DepthToSpace", g.add("Concat", x, x, axis=1), blocksize=2), 768),
+    "DepthToSpace CRD": lambda g, x: flattened(g, g.add("DepthToSpace", g.add("Concat", x, x, axis=1), blocksize=2, mode="CRD"), 768),
+    "SpaceToDepth": lambda g, x: flattened(g, g.add("SpaceToDepth", x, blocksize=2), 384),
 }  # fmt: skip
 
 
