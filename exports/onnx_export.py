@@ -31,6 +31,7 @@ from tlcli.exports.onnx_source.graph.source_file import SourceFile, read_source,
 from tlcli.exports.onnx_source.guess_preprocessing import guess_preprocessing
 from tlcli.exports.onnx_source.image_input import ImageInput
 from tlcli.exports.onnx_source.input_settings import CANDIDATES, InputSettings, Triple, image_input
+from tlcli.exports.onnx_source.number_types import require_float32
 from tlcli.exports.onnx_source.spatial_values import SpatialValue, SpatialValues
 from tlcli.exports.publication import DEFAULT_CHECK_IMAGES, Exported, Say, model_folder, publish
 from tlcli.exports.rewrite.closed_graph import check_graph, close_graph, describe
@@ -76,6 +77,7 @@ def export_onnx(
     require_model_name(name)
     with_maps = methods is None or len(methods) > 0
     loaded = load_classifier(path, settings, logits, labels, guess_folder, say)
+    require_float32(loaded.graph, path)
     images, source = _images(loaded.images.preprocessing, image_paths, check_images)
     with model_folder(repository, name) as folder, temporary_folder(folder, ".export-") as partial:
         chosen = _layers(loaded.spatial_values(), layers) if with_maps else {}

@@ -28,7 +28,7 @@ from tlcli.exports.onnx_source.double_formulas import Doubles
 from tlcli.exports.onnx_source.double_tail import DoubleTail
 from tlcli.exports.onnx_source.explained_graph import ExplainedGraph
 from tlcli.exports.onnx_source.graph.graph_part import Tail, open_session, values_of
-from tlcli.exports.onnx_source.graph.source_file import shown
+from tlcli.exports.onnx_source.graph.source_file import needed_ir_version, shown
 from tlcli.exports.onnx_source.image_input import ImageInput
 from tlcli.exports.onnx_source.spatial_values import SpatialValue
 
@@ -109,6 +109,7 @@ class _Original:
 
     def __init__(self, path: Path, explained: ExplainedGraph, image_input: ImageInput) -> None:
         model = onnx.load(str(path))
+        model.ir_version = min(model.ir_version, needed_ir_version(model))
         if model.functions:
             model = onnx.inliner.inline_local_functions(model)
         made = {name for node in model.graph.node for name in node.output}

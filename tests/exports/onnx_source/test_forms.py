@@ -116,6 +116,20 @@ def test_functions_branches_and_old_weights_among_the_inputs(tmp_path: Path) -> 
     assert max(exported.parity.maps.values()) < 1e-4
 
 
+def test_a_newer_ir_version_and_nodes_out_of_order(tmp_path: Path) -> None:
+    """The onnx package writes the newest IR version by default. ONNX Runtime takes nodes in any order, which some converters use."""
+    g = Graph()
+    path = g.save(tmp_path / "x.onnx", head(g, g.add("Relu", stem(g), name="last")))
+    model = onnx.load(str(path))
+    model.ir_version = 14
+    first = model.graph.node.pop(0)
+    model.graph.node.append(first)
+    onnx.save(model, str(path))
+    exported = export_onnx(path, name="m", repository=tmp_path, settings=UNIT, check_images=2)
+    assert [layer.name for layer in exported.description.layers] == ["last"]
+    assert exported.parity.logits < 1e-5
+
+
 def test_external_weights_are_read(tmp_path: Path) -> None:
     path = FORMS["keras"](tmp_path / "form.onnx")
     model = onnx.load(str(path))

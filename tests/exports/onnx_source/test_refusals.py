@@ -95,6 +95,27 @@ def too_old(path: Path) -> Path:
     return g.save(path, head(g, stem(g)), opset=6)
 
 
+def too_new(path: Path) -> Path:
+    model = onnx.load(str(simple(path)))
+    model.opset_import[0].version = 99
+    onnx.save(model, str(path))
+    return path
+
+
+def quantised(path: Path) -> Path:
+    """As quantisers write a file in the QDQ format."""
+    g = Graph()
+    scale, zero = np.float32(0.1), np.array(0, dtype=np.int8)
+    x = stem(g)
+    return g.save(path, head(g, g.add("DequantizeLinear", g.add("QuantizeLinear", x, scale, zero, name="rounded"), scale, zero)))
+
+
+def half_inside(path: Path) -> Path:
+    g = Graph()
+    x = g.add("Relu", g.add("Cast", stem(g), to=onnx.TensorProto.FLOAT16, name="halved"))
+    return g.save(path, head(g, g.add("Cast", x, to=onnx.TensorProto.FLOAT)))
+
+
 def mixing(path: Path) -> Path:
     """A network that works on one image only, because it moves the batch into the channels."""
     g = Graph()
@@ -116,6 +137,9 @@ def mixing(path: Path) -> Path:
         (one_class, "at least two classes"),
         (hidden_softmax, "holds probabilities, and the softmax was not found: name the logits with --logits"),
         (too_old, "opset 6 is too old"),
+        (too_new, r"opset 99 is newer than ONNX Runtime [\d.]+ accepts \(2\d\): export it again with opset 2\d"),
+        (quantised, r"quantised: QuantizeLinear \(node_rounded\) rounds to integers.*: give the float32 file"),
+        (half_inside, r"Cast \(node_halved\) computes in float16: give the float32 file"),
         (mixing, "takes 1 image at a time .* export it again with a dynamic batch size"),
     ],
 )
