@@ -14,6 +14,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 
 from tlcli.contract.errors import ExportError, first_line
 from tlcli.exports.onnx_source.graph.extents import Extent, common_extent
+from tlcli.exports.onnx_source.graph.free_batch import free_batch
 from tlcli.exports.onnx_source.graph.joint_rows import separate_rows
 from tlcli.exports.onnx_source.graph.source_file import SourceFile, constant_value, shown
 from tlcli.exports.rewrite.graph_edit import add_constant, copied, producers, replace_nodes, take_instead, taken_by, upstream_nodes
@@ -109,9 +110,8 @@ def observe(source: SourceFile, images: Callable[[int], Array], output: str) -> 
             alone = _run(source, images(fixed))
         except _RunError as reason:
             raise ExportError(f"{source.path}: cannot be run on its input: {first_line(reason)}") from error
-        _free_reshapes(graph, alone, fixed)
         try:
-            runs = [_run(source, images(size)) for size in _SIZES]
+            runs = _run_freed(source, images, alone, fixed)
         except _RunError as reason:
             raise ExportError(
                 f"{source.path}: takes {fixed} image at a time ({first_line(reason)}): export it again with a dynamic batch size"
@@ -134,6 +134,22 @@ def observe(source: SourceFile, images: Callable[[int], Array], output: str) -> 
 
 class _RunError(Exception):
     pass
+
+
+def _run_freed(source: SourceFile, images: Callable[[int], Array], alone: dict[str, Array], fixed: int) -> list[dict[str, Array]]:
+    """Let a graph for a fixed number of images take any number, and run it.
+
+    Raises:
+        _RunError: it still takes a fixed number.
+    """
+    if fixed == 1:
+        try:
+            free_batch(source.model, source.input, alone, images)
+        except Exception as error:  # ONNX Runtime's exceptions share no base class
+            raise _RunError(_plain(error)) from error
+    else:
+        _free_reshapes(source.model.graph, alone, fixed)
+    return [_run(source, images(size)) for size in _SIZES]
 
 
 def _run(source: SourceFile, batch: Array) -> dict[str, Array]:

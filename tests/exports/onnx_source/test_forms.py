@@ -130,6 +130,20 @@ def test_a_newer_ir_version_and_nodes_out_of_order(tmp_path: Path) -> None:
     assert exported.parity.logits < 1e-5
 
 
+def test_a_batch_within_the_channels(tmp_path: Path) -> None:
+    """A file for one image, with the channels in the place of the batch, and the batch behind them."""
+    for number, (perm, shape) in enumerate((([0, 1, 2, 3], [6, 64]), ([1, 0, 2, 3], [6, 1, 64]))):
+        g = Graph()
+        x = g.add("Tanh", g.add("Reshape", g.add("Transpose", stem(g), perm=perm), np.array(shape)))
+        x = x if number == 0 else g.add("Transpose", x, perm=[1, 0, 2])
+        path = g.save(
+            tmp_path / "x.onnx", g.add("Gemm", g.add("Reshape", x, np.array([1, 384])), g.normal(384, CLASSES)), shape=(1, 3, SIZE, SIZE)
+        )
+        exported = export_onnx(path, name="m", repository=tmp_path, settings=UNIT, layers=["layer"], check_images=4)
+        assert exported.parity.logits < 1e-5
+        assert max(exported.parity.maps.values()) < 1e-4
+
+
 def test_external_weights_are_read(tmp_path: Path) -> None:
     path = FORMS["keras"](tmp_path / "form.onnx")
     model = onnx.load(str(path))

@@ -117,9 +117,9 @@ def half_inside(path: Path) -> Path:
 
 
 def mixing(path: Path) -> Path:
-    """A network that works on one image only, because it moves the batch into the channels."""
+    """A network that works on one image only, because rows of its matrix hold numbers of several channels."""
     g = Graph()
-    x = g.add("Reshape", stem(g), np.array([6, 64]))
+    x = g.add("Reshape", g.add("Transpose", stem(g), perm=[1, 0, 2, 3]), np.array([4, 96]))
     return g.save(path, g.add("Gemm", g.add("Reshape", x, np.array([1, 384])), g.normal(384, CLASSES)), shape=(1, 3, SIZE, SIZE))
 
 

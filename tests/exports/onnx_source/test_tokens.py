@@ -75,6 +75,15 @@ def test_maps_are_those_of_autograd(name: str, dynamo: bool, opset: int, tmp_pat
     assert max(distances.values()) < 1e-4
 
 
+@pytest.mark.parametrize("name", ["torchvision vit", "vit", "torchvision swin", "swin 2"])
+def test_a_file_for_one_image(name: str, tmp_path: Path) -> None:
+    """Exporters write the batch size 1 into the class token and into the reshapes of heads and windows, unless told otherwise."""
+    network, size = network_of(name), NETWORKS[name][2]
+    path = write(network, tmp_path / "x.onnx", dynamo=False, batch=1, size=size)
+    _, model = explain(path, tmp_path / "model.onnx", image=ImageInput(Preprocessing(height=size[0], width=size[1]), channels_last=False))
+    assert max(OnnxReference(network, model).distances(blobs(3, *size)).values()) < 1e-4
+
+
 def transformer(path: Path, windows: bool = False, pooled: bool = False) -> Path:
     """One block of attention on 8 x 8 patches with a class token, or with the mean of the patches behind it."""
     g = Graph()
