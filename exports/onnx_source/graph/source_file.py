@@ -41,12 +41,10 @@ _COMPOUND = frozenset(
     {
         "Attention",
         "CastLike",
-        "CenterCropPad",
         "MeanVarianceNormalization",
         "RMSNormalization",
         "ReduceL1",
         "ReduceLogSum",
-        "RotaryEmbedding",
         "Shrink",
     }
 )

@@ -226,6 +226,7 @@ TAILS: dict[str, Tail] = {
     "MeanVarianceNormalization": lambda g, x: flattened(g, g.add("MeanVarianceNormalization", x, axes=[2, 3]), 384),
     "ReduceL1": reduced("ReduceL1", [1], 1, HALF * HALF),
     "ReduceLogSumExp": reduced("ReduceLogSumExp", [2, 3], 0, CHANNELS),
+    "ReduceLogSum": lambda g, x: flattened(g, g.add("ReduceLogSum", g.add("Exp", x), np.array([2, 3]), keepdims=0), CHANNELS),
     "Shrink": unary("Shrink", lambd=0.1, bias=0.05),
     "Swish": unary("Swish", alpha=1.5),
     "SpaceToDepth": lambda g, x: flattened(g, g.add("SpaceToDepth", x, blocksize=2), 384),
