@@ -25,12 +25,14 @@ from tlcli.contract.model.repository_layout import MODEL_FILE, require_model_nam
 from tlcli.exports import onnx_parity
 from tlcli.exports.onnx_source.classifier import Classifier, find_classifier, scores_output, zip_map_labels
 from tlcli.exports.onnx_source.explained_graph import ExplainedGraph
+from tlcli.exports.onnx_source.graph.graph_part import layer_nodes
+from tlcli.exports.onnx_source.graph.observed_graph import ObservedGraph, observe
+from tlcli.exports.onnx_source.graph.source_file import SourceFile, read_source, shown
 from tlcli.exports.onnx_source.guess_preprocessing import guess_preprocessing
 from tlcli.exports.onnx_source.image_input import ImageInput
 from tlcli.exports.onnx_source.input_settings import CANDIDATES, InputSettings, Triple, image_input
-from tlcli.exports.onnx_source.observed_graph import ObservedGraph, observe
-from tlcli.exports.onnx_source.source_file import SourceFile, read_source, shown
-from tlcli.exports.onnx_source.spatial_values import SpatialValue, SpatialValues, layer_nodes
+from tlcli.exports.onnx_source.number_types import require_float32
+from tlcli.exports.onnx_source.spatial_values import SpatialValue, SpatialValues
 from tlcli.exports.publication import DEFAULT_CHECK_IMAGES, Exported, Say, model_folder, publish
 from tlcli.exports.rewrite.closed_graph import check_graph, close_graph, describe
 
@@ -75,10 +77,10 @@ def export_onnx(
     require_model_name(name)
     with_maps = methods is None or len(methods) > 0
     loaded = load_classifier(path, settings, logits, labels, guess_folder, say)
+    require_float32(loaded.graph, path)
     images, source = _images(loaded.images.preprocessing, image_paths, check_images)
     with model_folder(repository, name) as folder, temporary_folder(folder, ".export-") as partial:
-        spatial = loaded.spatial_values()
-        chosen = _layers(spatial, layers) if with_maps else {}
+        chosen = _layers(loaded.spatial_values(), layers) if with_maps else {}
         explained = ExplainedGraph(
             loaded.graph,
             loaded.classifier,
@@ -93,7 +95,7 @@ def export_onnx(
         offered = [output.method for output in explained.layout.maps]
         what = f" with maps of {' and '.join(chosen)}: {', '.join(dict.fromkeys(offered))}" if chosen else " without maps"
         say(f"writing {path.name}{what}")
-        if chosen and not layers and _has_attention(loaded, next(iter(chosen.values()))):
+        if chosen and not layers and _is_before_attention(loaded, next(iter(chosen.values()))):
             say(
                 f"warning: attention follows {next(iter(chosen))}, as in a transformer, so its maps show an early layer:"
                 " choose another with --cam-layer"
@@ -222,8 +224,10 @@ def _layers(spatial: SpatialValues, names: Sequence[str] | None) -> dict[str, Sp
     return dict(sorted(chosen.items(), key=lambda item: order.index(item[1].name)))
 
 
-def _has_attention(loaded: LoadedClassifier, layer: SpatialValue) -> bool:
-    """Return True if a softmax is between a layer and the logits."""
+def _is_before_attention(loaded: LoadedClassifier, layer: SpatialValue) -> bool:
+    """Return True if a softmax is between a layer and the logits, and the layer has no tokens."""
+    if layer.prefix is not None:
+        return False
     _, nodes = layer_nodes(loaded.graph, [layer.name], loaded.classifier.logits)
     return any(node.op_type == "Softmax" for node in nodes)
 

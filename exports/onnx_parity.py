@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx.inliner
-from onnx import ModelProto, helper
+from onnx import helper
 
-from tlcli.contract.errors import ExportError, ParityError, first_line
+from tlcli.contract.errors import ParityError
 from tlcli.contract.maps.method_names import COSTLY, map_name
 from tlcli.contract.model.description import FUSED, Layer, MapOutput, Parity
 from tlcli.contract.model.onnx_model import Answer, Model
@@ -27,9 +27,10 @@ from tlcli.exports.onnx_source import double_formulas
 from tlcli.exports.onnx_source.double_formulas import Doubles
 from tlcli.exports.onnx_source.double_tail import DoubleTail
 from tlcli.exports.onnx_source.explained_graph import ExplainedGraph
+from tlcli.exports.onnx_source.graph.graph_part import Tail, open_session, values_of
+from tlcli.exports.onnx_source.graph.source_file import needed_ir_version, shown
 from tlcli.exports.onnx_source.image_input import ImageInput
-from tlcli.exports.onnx_source.source_file import shown
-from tlcli.exports.onnx_source.spatial_values import SpatialValue, layer_nodes
+from tlcli.exports.onnx_source.spatial_values import SpatialValue
 
 LOGITS_TOLERANCE = 1e-3
 LARGE_LOGIT = 100.0
@@ -108,6 +109,7 @@ class _Original:
 
     def __init__(self, path: Path, explained: ExplainedGraph, image_input: ImageInput) -> None:
         model = onnx.load(str(path))
+        model.ir_version = min(model.ir_version, needed_ir_version(model))
         if model.functions:
             model = onnx.inliner.inline_local_functions(model)
         made = {name for node in model.graph.node for name in node.output}
@@ -119,7 +121,7 @@ class _Original:
         for name in {*self._outputs} - {value.name for value in model.graph.output}:
             model.graph.output.append(helper.make_empty_tensor_value_info(name))
         self._answered: list[npt.NDArray[np.float32]] = []
-        self._session = _session(model)
+        self._session = open_session(model)
         self._fixed = explained.fixed_batch
         self._input = shown(explained.graph.input)
         self._image_input = image_input
@@ -142,17 +144,6 @@ class _Original:
 
 def _filled(batch: npt.NDArray[Any], size: int) -> npt.NDArray[Any]:
     return batch if len(batch) == size else np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), 0)])
-
-
-def _session(model: ModelProto) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    try:
-        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's exceptions share no base class
-        raise ExportError(f"ONNX Runtime cannot load the graph ({first_line(error)})") from error
 
 
 class _MapCheck:
@@ -222,8 +213,8 @@ class _MapCheck:
     def _ablated(self, number: int, images: npt.NDArray[np.uint8]) -> Doubles:
         """Return the logits of one image without each channel of a layer, `[C, c]`."""
         value, classifier = self._explained.spatial[number], self._explained.classifier
-        tail, saved = self._tail(value)
-        held = self._saved(value, saved, images)
+        tail = Tail(self._explained.graph, value.name, classifier.logits)
+        held = self._saved(value, tail.saved, images)
         activations = held.pop(value.name)
         axis = 3 if value.channels_last else 1
         rows = []
@@ -233,29 +224,12 @@ class _MapCheck:
             for row, channel in enumerate(channels):
                 np.moveaxis(changed[row], axis - 1, 0)[channel] = 0
             feed = {name: np.tile(array, (len(channels), *[1] * (array.ndim - 1))) for name, array in held.items()}
-            rows.append(tail.run([classifier.logits], {value.name: changed, **feed})[0].reshape(len(channels), -1))
+            rows.append(tail(changed, feed))
         return np.concatenate(rows).astype(np.float64).T
-
-    def _tail(self, value: SpatialValue) -> tuple[Any, list[str]]:
-        """Return a session for the part after a layer, in float32, and the names of the other values that it takes."""
-        graph, logits = self._explained.graph, self._explained.classifier.logits
-        dependents, nodes = layer_nodes(graph, [value.name], logits)
-        outside = {name for node in nodes for name in node.input if name and name not in dependents}
-        saved = sorted(outside - graph.constants.keys())
-        inputs = [helper.make_tensor_value_info(name, 1, [None] * graph.extents[name].rank) for name in (value.name, *saved)]
-        constants = [weight for weight in graph.model.graph.initializer if weight.name in outside]
-        tail = helper.make_graph(nodes, "tail", inputs, [helper.make_empty_tensor_value_info(logits)], constants)
-        return _session(helper.make_model(tail, opset_imports=graph.model.opset_import, ir_version=graph.model.ir_version)), saved
 
     def _saved(self, value: SpatialValue, names: Sequence[str], images: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[np.float32]]:
         """Return a layer's activations and other values of the forward pass."""
-        graph = self._explained.graph
-        model = ModelProto()
-        model.CopyFrom(graph.model)
-        del model.graph.output[:]
-        wanted = [value.name, *names]
-        model.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in wanted)
-        return dict(zip(wanted, _session(model).run(wanted, {graph.input: self._image_input.apply(images)}), strict=True))
+        return values_of(self._explained.graph, [value.name, *names], self._image_input.apply(images))
 
     def compare_derivatives(self, images: npt.NDArray[np.uint8]) -> None:
         """Compare the gradients of each layer with finite differences along random directions."""

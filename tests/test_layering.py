@@ -61,7 +61,9 @@ SUBFOLDERS: dict[str, dict[str, set[str]]] = {
         "rewrite": set(),
         "trace": {"rewrite"},
         "precision": {"rewrite"},
-        "onnx_source": {"rewrite"},
+        "onnx_source.graph": {"rewrite"},
+        "onnx_source.gradients": {"onnx_source.graph", "rewrite"},
+        "onnx_source": {"onnx_source.gradients", "onnx_source.graph", "rewrite"},
     },
 }
 """What each subfolder of a room may import of the room's others; modules at the top of a room may import all of them."""

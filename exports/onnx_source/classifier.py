@@ -8,8 +8,8 @@ import numpy as np
 from onnx import GraphProto, helper
 
 from tlcli.contract.errors import ExportError, SettingsError
-from tlcli.exports.onnx_source.observed_graph import ObservedGraph
-from tlcli.exports.onnx_source.source_file import PREFIX, SourceFile, shown
+from tlcli.exports.onnx_source.graph.observed_graph import ObservedGraph
+from tlcli.exports.onnx_source.graph.source_file import PREFIX, SourceFile, shown
 
 _SQUASHING = {"Softmax": "softmax", "LogSoftmax": "log-softmax", "Sigmoid": "sigmoid", "HardSigmoid": "hard sigmoid"}
 _PASSING = frozenset({"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Dropout", "Cast", "Transpose"})

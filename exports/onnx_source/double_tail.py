@@ -17,8 +17,9 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from tlcli.contract.errors import ExportError
-from tlcli.exports.onnx_source.observed_graph import ObservedGraph
-from tlcli.exports.onnx_source.spatial_values import layer_nodes
+from tlcli.exports.onnx_source.double_resampling import ConvTranspose, Resize
+from tlcli.exports.onnx_source.graph.graph_part import layer_nodes
+from tlcli.exports.onnx_source.graph.observed_graph import ObservedGraph
 from tlcli.exports.rewrite.graph_edit import copied
 
 Doubles = npt.NDArray[np.float64]
@@ -48,7 +49,9 @@ class DoubleTail:
         outputs = [helper.make_tensor_value_info(logits, TensorProto.DOUBLE, None)]
         whole = helper.make_graph([_in_double(node) for node in nodes], "tail", inputs, outputs, constants)
         model = helper.make_model(whole, opset_imports=graph.model.opset_import, ir_version=graph.model.ir_version)
-        self._evaluator = ReferenceEvaluator(model, new_ops=[AveragePool, Conv, Erf, Gelu, GroupNormalization, LRN, MaxPool])
+        self._evaluator = ReferenceEvaluator(
+            model, new_ops=[AveragePool, Conv, ConvTranspose, Erf, Gelu, GroupNormalization, LRN, MaxPool, Resize]
+        )
 
     def __call__(self, activations: Doubles, saved: dict[str, Doubles]) -> Doubles:
         """Return the logits `[R, C]` for activations of R rows, and the saved values of as many rows."""

@@ -22,15 +22,18 @@ from tlcli.contract.model.description import (
     Layer,
     MapOutput,
 )
-from tlcli.exports.onnx_source.class_rows import ClassRows
 from tlcli.exports.onnx_source.classifier import Classifier
-from tlcli.exports.onnx_source.gradient_flow import GradientFlow, UnsupportedOperatorError
-from tlcli.exports.onnx_source.gradient_rules import RULES
+from tlcli.exports.onnx_source.gradients.class_rows import ClassRows
+from tlcli.exports.onnx_source.gradients.gradient_flow import GradientFlow, UnsupportedOperatorError
+from tlcli.exports.onnx_source.gradients.rules import RULES
+from tlcli.exports.onnx_source.graph.extents import Extent
+from tlcli.exports.onnx_source.graph.graph_part import layer_nodes
+from tlcli.exports.onnx_source.graph.node_writer import NodeWriter, sizes
+from tlcli.exports.onnx_source.graph.observed_graph import ObservedGraph
 from tlcli.exports.onnx_source.image_input import ImageInput
 from tlcli.exports.onnx_source.map_formulas import FORMULAS, CamValues, fuse
-from tlcli.exports.onnx_source.node_writer import NodeWriter, sizes
-from tlcli.exports.onnx_source.observed_graph import Extent, ObservedGraph
-from tlcli.exports.onnx_source.spatial_values import SpatialValue, layer_nodes
+from tlcli.exports.onnx_source.spatial_values import SpatialValue
+from tlcli.exports.onnx_source.token_map import as_map
 from tlcli.exports.rewrite.ablation_loop import ablated_input, due_input, step_output
 from tlcli.exports.rewrite.closed_graph import GraphLayout
 from tlcli.exports.rewrite.graph_edit import copied, rename
@@ -44,7 +47,7 @@ class ExplainedGraph:
     """Foreign classifier with the nodes of its maps.
 
     layout: inputs and outputs of the flat graph.
-    spatial: the explained values of the file, in the order of `layout.layers`.
+    spatial: the explained maps of the file, in the order of `layout.layers`; those in tokens have become values of their own.
     """
 
     def __init__(
@@ -79,7 +82,7 @@ class ExplainedGraph:
         self.fixed_batch = fixed_batch
         self.graph = graph
         self.classifier = classifier
-        self.spatial = tuple(spatial)
+        self.spatial = tuple(as_map(graph, value) for value in spatial)
         self._images = images
         self._where = where
         several = len(spatial) > 1
@@ -94,7 +97,7 @@ class ExplainedGraph:
             )
             for name, value in zip(names, spatial, strict=True)
         )
-        self.pooled_linear = len(spatial) == 1 and self._is_pooled_linear(spatial[0])
+        self.pooled_linear = len(spatial) == 1 and self._is_pooled_linear(self.spatial[0])
         maps = _map_outputs(self._allowed(methods), layers) if layers else ()
         tensors = (name for layer in layers for name in (layer.features, layer.gradients))
         switches = (*(output.name for output in maps if output.in_graph), *tensors)
@@ -127,7 +130,7 @@ class ExplainedGraph:
             value = node.input[0]
         if node is None or not _is_spatial_mean(graph, node, layer):
             return False
-        return node.input[0] == layer.name and graph.extents[last.embedding].dims == (1, layer.channels)
+        return node.input[0] in (layer.name, layer.tokens) and graph.extents[last.embedding].dims == (1, layer.channels)
 
     def flat(self) -> ModelProto:
         """Return the flat graph, for `closed_graph.close_graph`.
@@ -183,7 +186,10 @@ def _is_spatial_mean(graph: ObservedGraph, node: NodeProto, layer: SpatialValue)
         return list(attributes["kernel_shape"]) == [layer.height, layer.width] and not any(attributes.get("pads", []))
     if node.op_type != "ReduceMean" or len(node.input) < 2 or node.input[1] not in graph.constants:
         return False
-    axes = sorted(int(axis) % 4 for axis in graph.constants[node.input[1]].ravel())
+    rank = graph.extents[node.input[0]].rank
+    axes = sorted(int(axis) % rank for axis in graph.constants[node.input[1]].ravel())
+    if layer.tokens:
+        return axes == [1] and graph.extents[node.input[0]].dims[1] == layer.height * layer.width
     return axes == ([1, 2] if layer.channels_last else [2, 3])
 
 

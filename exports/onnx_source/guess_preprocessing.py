@@ -11,8 +11,8 @@ import numpy as np
 from tlcli.contract.errors import SettingsError
 from tlcli.contract.images import decoding
 from tlcli.contract.images.evenly_spaced import evenly_spaced
+from tlcli.exports.onnx_source.graph.source_file import SourceFile
 from tlcli.exports.onnx_source.input_settings import CANDIDATES, InputSettings, Triple, image_input
-from tlcli.exports.onnx_source.source_file import SourceFile
 
 _MOST_IMAGES = 200
 _BATCH = 8

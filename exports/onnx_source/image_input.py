@@ -8,7 +8,7 @@ import numpy as np
 from onnx import TensorProto
 
 from tlcli.contract.images.preprocessing import Preprocessing
-from tlcli.exports.onnx_source.node_writer import NodeWriter, sizes
+from tlcli.exports.onnx_source.graph.node_writer import NodeWriter, sizes
 
 
 @dataclass(frozen=True)

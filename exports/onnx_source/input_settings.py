@@ -9,8 +9,8 @@ from onnx import TensorProto
 
 from tlcli.contract.errors import SettingsError
 from tlcli.contract.images.preprocessing import IMAGENET_MEAN, IMAGENET_STD, CropMode, Interpolation, Preprocessing
+from tlcli.exports.onnx_source.graph.source_file import SourceFile, shown
 from tlcli.exports.onnx_source.image_input import ImageInput
-from tlcli.exports.onnx_source.source_file import SourceFile, shown
 
 Triple = tuple[float, float, float]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tlcli.exports.onnx_source.node_writer import NodeWriter, Operand, sizes
+from tlcli.exports.onnx_source.graph.node_writer import NodeWriter, Operand, sizes
 
 _POSITIONS = sizes(-2, -1)
 

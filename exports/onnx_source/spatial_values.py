@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
-
-from onnx import NodeProto, helper
 
 from tlcli.contract.errors import ExportError
 from tlcli.exports.onnx_source.classifier import find_value
-from tlcli.exports.onnx_source.observed_graph import Extent, ObservedGraph
-
-_CHANNELS_FIRST = frozenset(
-    {"Conv", "ConvTranspose", "MaxPool", "AveragePool", "BatchNormalization", "InstanceNormalization", "GlobalAveragePool", "GlobalMaxPool"}
-)
-"""Operators whose images are always channels first."""
+from tlcli.exports.onnx_source.graph.observed_graph import ObservedGraph
+from tlcli.exports.onnx_source.graph.source_file import shown
+from tlcli.exports.onnx_source.locality import LocalityCheck
+from tlcli.exports.onnx_source.value_layouts import ValueLayouts
 
 
 @dataclass(frozen=True)
@@ -25,6 +21,8 @@ class SpatialValue:
     channels, height, width: sizes.
     channels_last: True for `[N, h, w, c]`, False for `[N, c, h, w]`.
     operator: operator that computes it.
+    prefix: for tokens `[N, prefix + h * w, c]`, the number of those without a position; None for a value of four axes.
+    tokens: for a map that `token_map` took out of tokens, the value of the tokens behind it.
     """
 
     name: str
@@ -33,13 +31,15 @@ class SpatialValue:
     width: int
     channels_last: bool
     operator: str
+    prefix: int | None = None
+    tokens: str = ""
 
 
 class SpatialValues:
     """Spatial values of a graph between the images and the logits."""
 
     def __init__(self, graph: ObservedGraph, logits: str, channels_last: bool, where: str) -> None:
-        """Find the layout of each value of four axes.
+        """Find the layout of each value.
 
         Args:
             graph: observed graph.
@@ -50,10 +50,11 @@ class SpatialValues:
         self._graph = graph
         self._where = where
         self._path = [graph.nodes[index] for index in sorted(graph.ancestors(logits))]
-        self._layout = self._layouts(channels_last)
+        self._layouts = ValueLayouts(graph, self._path, channels_last)
+        self._check = LocalityCheck(graph, logits, channels_last)
 
     def __call__(self) -> list[SpatialValue]:
-        """Return all spatial values, in the order in which they are computed."""
+        """Return all spatial values, in the order in which they are computed. Layouts that only the shape suggests are not verified."""
         reached = self._graph.dependents([self._graph.input])
         names = (name for node in self._path for name in node.output if name in reached)
         return [value for name in names if (value := self._spatial(name)) is not None]
@@ -63,50 +64,111 @@ class SpatialValues:
 
         Raises:
             SettingsError: there is no value of this name.
-            ExportError: it is not spatial, or the logits do not depend on it.
+            ExportError: it is not spatial, or the logits do not depend on its positions.
         """
         value = find_value(self._graph.model.graph, name, "--cam-layer")
+        where = f"{self._where}: --cam-layer {name}:"
         spatial = self._spatial(value)
-        if spatial is not None:
-            return spatial
-        extent = self._graph.extents.get(value)
-        shape = "no float32 tensor" if extent is None else f"[N, {', '.join(map(str, extent.dims[1:]))}]"
-        raise ExportError(
-            f"{self._where}: --cam-layer {name} has the shape {shape}, without a height and a width: choose a value [N, c, h, w]"
-        )
+        if spatial is None:
+            extent = self._graph.extents.get(value)
+            shape = "no float32 tensor" if extent is None else f"[N, {', '.join(map(str, extent.dims[1:]))}]"
+            raise ExportError(
+                f"{where} has the shape {shape}, without a height and a width: choose a value [N, c, h, w], [N, h, w, c] or [N, h * w, c]"
+                " (--list-cam-layers lists them)"
+            )
+        if not self._is_local(value):
+            raise ExportError(
+                f"{where} its positions do not follow those of the image, as in windows or attention weights: choose another layer"
+            )
+        if spatial.prefix is not None and self._in_path(value) and not self._has_influence(value):
+            raise ExportError(
+                f"{where} the logits do not depend on its patches, so its maps would be empty: choose an earlier layer, such as"
+                f" {shown(self.default().name)}"
+            )
+        return spatial
 
     def default(self) -> SpatialValue:
-        """Return the last spatial value that all paths from the images to the logits pass.
+        """Return the last spatial value that all paths from the images to the logits pass, and whose positions influence the logits.
+
+        Behind the last attention of a vision transformer, only the class token reaches the logits. Its layer is that attention's input.
 
         Raises:
             ExportError: there is no such value.
         """
-        spatial = {value.name: value for value in self()}
-        last = None
-        for name in self._cuts():
-            last = spatial.get(name, last)
+        cuts = [name for name in self._cuts() if self._spatial(name) is not None]
+        cuts = [name for name in cuts if not self._is_projection(name)] or cuts
+        last = next((name for name in reversed(cuts) if self._is_suitable(name)), None)
         if last is None:
             raise ExportError(
-                f"{self._where}: no value with a height and a width lies on all paths to the logits, as in a transformer:"
+                f"{self._where}: no value with a height and a width lies on all paths to the logits:"
                 " name a layer with --cam-layer, or export it without maps (--cam none)"
             )
-        return last
+        value = self._spatial(self._last_normalised(last) if last != cuts[-1] else last)
+        assert value is not None
+        return value
 
-    def _cuts(self) -> list[str]:
+    def _is_suitable(self, name: str) -> bool:
+        """Return True if the layout of a value is right, and its map influences the logits. Only guessed layouts are checked."""
+        layout = self._layouts.layout(name)
+        return layout is not None and (layout.certain or (self._has_influence(name) and self._is_local(name)))
+
+    def _is_local(self, name: str) -> bool:
+        layout = self._layouts.layout(name)
+        return layout is not None and (layout.certain or self._check.is_local(name, layout))
+
+    def _has_influence(self, name: str) -> bool:
+        layout = self._layouts.layout(name)
+        return layout is not None and self._check.has_influence(name, layout)
+
+    def _is_projection(self, name: str) -> bool:
+        """Return True for tokens that a linear layer has just computed, such as the keys and values of an attention."""
+        node = self._graph.maker(name)
+        layout = self._layouts.layout(name)
+        if node is None or layout is None or layout.kind != "tokens":
+            return False
+        computed = [value for value in node.input if value not in self._graph.constants]
+        if node.op_type == "Add" and len(computed) == 1:
+            return self._is_projection(computed[0])
+        return node.op_type == "MatMul" and len(computed) == 1
+
+    def _in_path(self, name: str) -> bool:
+        return any(name in node.output for node in self._path)
+
+    def _last_normalised(self, name: str) -> str:
+        """Return the last value that follows a residual stream before the attention which is the last to read its patches.
+
+        The sum behind that attention takes the stream, too, but the patches in that sum reach no logit, so this use does not count.
+        """
+        extents = self._graph.extents
+        unread = [
+            (index, name)
+            for index, node in enumerate(self._path)
+            if name in node.input and extents.get(node.output[0]) == extents[name] and not self._has_influence(node.output[0])
+        ]
+        later = self._cuts(unread)
+        later = [value for value in later[later.index(name) :] if extents[value] == extents[name]]
+        return next((value for value in reversed(later) if self._is_suitable(value)), name)
+
+    def _cuts(self, unread: Collection[tuple[int, str]] = ()) -> list[str]:
         """Return the values that all paths from the input to the logits pass, in order.
 
         A value is one of them if, right after it is computed, no other value is still needed later.
+
+        Args:
+            unread: uses that do not count, as pairs of a node's index and a value.
         """
         reached = self._graph.dependents([self._graph.input])
         remaining: dict[str, int] = {}
         path = [node for node in self._path if not reached.isdisjoint(node.output)]
-        for node in path:
-            for name in set(node.input) & reached:
+        ignored = {(id(self._path[index]), name) for index, name in unread}
+        used = [{name for name in node.input if name in reached and (id(node), name) not in ignored} for node in path]
+        for names in used:
+            for name in names:
                 remaining[name] = remaining.get(name, 0) + 1
         live = {self._graph.input}
         cuts: list[str] = []
-        for node in path:
-            for name in set(node.input) & live:
+        for node, names in zip(path, used, strict=True):
+            for name in names & live:
                 remaining[name] -= 1
                 if not remaining[name]:
                     live.remove(name)
@@ -116,65 +178,9 @@ class SpatialValues:
         return cuts
 
     def _spatial(self, name: str) -> SpatialValue | None:
-        extent = self._graph.extents.get(name)
-        node = self._graph.maker(name)
-        if node is None or extent is None or extent.rank != 4 or extent.batch != 0 or extent.dims[0] != 1:
+        node, layout = self._graph.maker(name), self._layouts.layout(name)
+        if node is None or layout is None:
             return None
-        last = self._layout.get(name, _guess(extent))
-        height, width = extent.dims[1:3] if last else extent.dims[2:4]
-        if height * width <= 1:
-            return None
-        return SpatialValue(name, extent.dims[3] if last else extent.dims[1], height, width, last, node.op_type)
-
-    def _layouts(self, channels_last: bool) -> dict[str, bool]:
-        """Return, for values of known layout, True for channels last."""
-        extents = self._graph.extents
-        layout = {self._graph.input: channels_last}
-        for node in self._path:
-            known = [layout[name] for name in node.input if name in layout]
-            for name in node.output:
-                extent = extents.get(name)
-                if extent is None or extent.rank != 4:
-                    continue
-                if node.op_type in _CHANNELS_FIRST and node.domain in ("", "ai.onnx"):
-                    layout[name] = False
-                elif node.op_type == "Transpose":
-                    perm = _attribute(node, "perm", [3, 2, 1, 0])
-                    if (known and perm in ([0, 2, 3, 1], [0, 3, 1, 2])) or perm in ([0, 2, 3, 1], [0, 3, 1, 2]):
-                        layout[name] = perm == [0, 2, 3, 1]
-                elif node.op_type not in ("Reshape", "MatMul") and len(set(known)) == 1:
-                    layout[name] = known[0]
-        for node in reversed(self._path):
-            for name in node.input[:1]:
-                if name in layout or name not in extents or extents[name].rank != 4:
-                    continue
-                if node.op_type in _CHANNELS_FIRST:
-                    layout[name] = False
-                elif node.op_type == "Transpose" and _attribute(node, "perm", []) in ([0, 2, 3, 1], [0, 3, 1, 2]):
-                    layout[name] = _attribute(node, "perm", []) == [0, 3, 1, 2]
-                elif node.op_type.startswith("Reduce") and len(node.input) > 1 and node.input[1] in self._graph.constants:
-                    axes = sorted(int(axis) % 4 for axis in self._graph.constants[node.input[1]].ravel())
-                    if axes in ([1, 2], [2, 3]):
-                        layout[name] = axes == [1, 2]
-        return layout
-
-
-def _attribute(node: NodeProto, name: str, default: list[int]) -> list[int]:
-    for attribute in node.attribute:
-        if attribute.name == name:
-            return list(helper.get_attribute_value(attribute))
-    return default
-
-
-def _guess(extent: Extent) -> bool:
-    """Guess the layout of a value: the two equal sizes are the height and the width."""
-    _, first, second, third = extent.dims
-    return first == second != third
-
-
-def layer_nodes(graph: ObservedGraph, layers: Sequence[str], end: str) -> tuple[set[str], list[NodeProto]]:
-    """Return the values that depend on the layers, and the nodes between the layers and the value `end`, in order."""
-    dependents = graph.dependents(layers)
-    needed = graph.ancestors(end)
-    nodes = [node for index, node in enumerate(graph.nodes) if index in needed and not dependents.isdisjoint(node.input)]
-    return dependents, nodes
+        channels = self._graph.extents[name].dims[1 if layout.kind == "first" else -1]
+        prefix = layout.prefix if layout.kind == "tokens" else None
+        return SpatialValue(name, channels, layout.height, layout.width, layout.kind == "last", node.op_type, prefix)

@@ -63,7 +63,7 @@ def run(path: Path, console: Console, **arguments: Any) -> Exported:
 def list_layers(path: Path, settings: InputSettings, logits: str | None) -> None:
     """Print the values of the file that maps can explain."""
     from tlcli.exports.onnx_export import load_classifier
-    from tlcli.exports.onnx_source.source_file import shown
+    from tlcli.exports.onnx_source.graph.source_file import shown
 
     spatial = load_classifier(path, settings, logits, needs_preprocessing=False).spatial_values()()
     rows = [

@@ -18,8 +18,8 @@ from tlcli.contract.errors import ParityError, TlcliError
 from tlcli.contract.model.onnx_model import Model
 from tlcli.exports import onnx_parity, parity
 from tlcli.exports.onnx_export import export_onnx
-from tlcli.exports.onnx_source.gradient_flow import Step
-from tlcli.exports.onnx_source.gradient_rules import RULES
+from tlcli.exports.onnx_source.gradients.gradient_flow import Step
+from tlcli.exports.onnx_source.gradients.rules import RULES
 from tlcli.exports.onnx_source.input_settings import InputSettings
 
 UNIT = InputSettings(input_range="0..1")
@@ -95,10 +95,31 @@ def too_old(path: Path) -> Path:
     return g.save(path, head(g, stem(g)), opset=6)
 
 
-def mixing(path: Path) -> Path:
-    """A network that works on one image only, because it moves the batch into the channels."""
+def too_new(path: Path) -> Path:
+    model = onnx.load(str(simple(path)))
+    model.opset_import[0].version = 99
+    onnx.save(model, str(path))
+    return path
+
+
+def quantised(path: Path) -> Path:
+    """As quantisers write a file in the QDQ format."""
     g = Graph()
-    x = g.add("Reshape", stem(g), np.array([6, 64]))
+    scale, zero = np.float32(0.1), np.array(0, dtype=np.int8)
+    x = stem(g)
+    return g.save(path, head(g, g.add("DequantizeLinear", g.add("QuantizeLinear", x, scale, zero, name="rounded"), scale, zero)))
+
+
+def half_inside(path: Path) -> Path:
+    g = Graph()
+    x = g.add("Relu", g.add("Cast", stem(g), to=onnx.TensorProto.FLOAT16, name="halved"))
+    return g.save(path, head(g, g.add("Cast", x, to=onnx.TensorProto.FLOAT)))
+
+
+def mixing(path: Path) -> Path:
+    """A network that works on one image only, because rows of its matrix hold numbers of several channels."""
+    g = Graph()
+    x = g.add("Reshape", g.add("Transpose", stem(g), perm=[1, 0, 2, 3]), np.array([4, 96]))
     return g.save(path, g.add("Gemm", g.add("Reshape", x, np.array([1, 384])), g.normal(384, CLASSES)), shape=(1, 3, SIZE, SIZE))
 
 
@@ -116,6 +137,9 @@ def mixing(path: Path) -> Path:
         (one_class, "at least two classes"),
         (hidden_softmax, "holds probabilities, and the softmax was not found: name the logits with --logits"),
         (too_old, "opset 6 is too old"),
+        (too_new, r"opset 99 is newer than ONNX Runtime [\d.]+ accepts \(2\d\): export it again with opset 2\d"),
+        (quantised, r"quantised: QuantizeLinear \(node_rounded\) rounds to integers.*: give the float32 file"),
+        (half_inside, r"Cast \(node_halved\) computes in float16: give the float32 file"),
         (mixing, "takes 1 image at a time .* export it again with a dynamic batch size"),
     ],
 )

@@ -36,8 +36,10 @@ def network_of(name: str) -> nn.Module:
     return network.eval()
 
 
-def write(network: nn.Module, path: Path, dynamo: bool, opset: int | None = None, batch: int = 2, size: int = SIZE) -> Path:
-    images = torch.zeros(batch, 3, size, size)
+def write(
+    network: nn.Module, path: Path, dynamo: bool, opset: int | None = None, batch: int = 2, size: tuple[int, int] = (SIZE, SIZE)
+) -> Path:
+    images = torch.zeros(batch, 3, *size)
     free: dict[str, object] = {}
     if batch > 1 and dynamo:
         free = {"dynamic_shapes": ({0: torch.export.Dim.AUTO},)}

@@ -27,24 +27,38 @@ GRADIENT_MAPS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+def maps_in(output: Tensor, shape: torch.Size) -> list[Callable[[Tensor], Tensor]]:
+    """Return the ways to view a tensor as features `[N, c, h, w]`: as it is, channels last, and tokens behind prefix tokens."""
+    count, channels, height, width = shape
+    if output.shape == shape:
+        return [lambda value: value]
+    if output.shape == (count, height, width, channels):
+        return [lambda value: value.permute(0, 3, 1, 2)]
+    if output.ndim == 3 and output.shape[::2] == (count, channels) and output.shape[1] >= height * width:
+        return [lambda value: value[:, -height * width :].mT.reshape(shape)]
+    return []
+
+
 class _Recorder(TorchFunctionMode):
-    """Records the first tensor that equals the features."""
+    """Records the first tensor that holds the features."""
 
     def __init__(self, features: Tensor) -> None:
         super().__init__()
         self._features = features
         self.layer: Tensor | None = None
+        self.to_map: Callable[[Tensor], Tensor] = lambda value: value
         self._busy = False
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = function(*args, **(kwargs or {}))
-        if self._busy or self.layer is not None or not isinstance(output, Tensor) or output.shape != self._features.shape:
+        if self._busy or self.layer is not None or not isinstance(output, Tensor):
             return output
         self._busy = True
         try:
             scale = 1e-4 * float(self._features.abs().max())
-            if output.requires_grad and torch.allclose(output.detach(), self._features, rtol=1e-3, atol=scale):
-                self.layer = output  # the first of several equal ones: the others are copies of it
+            for view in maps_in(output, self._features.shape):
+                if output.requires_grad and torch.allclose(view(output.detach()), self._features, rtol=1e-3, atol=scale):
+                    self.layer, self.to_map = output, view  # the first of several equal ones: the others are copies of it
         finally:
             self._busy = False
         return output
@@ -91,11 +105,11 @@ class OnnxReference:
         scores = logits.softmax(1) if softmax else logits
         expected: dict[str, list[npt.NDArray[np.float64]]] = {method: [] for method in methods}
         for image in range(len(images)):
-            activations = recorder.layer[image].detach()
+            activations = recorder.to_map(recorder.layer.detach())[image]
             for class_id in answer.classes[image]:
                 (gradient,) = torch.autograd.grad(scores[image, class_id], recorder.layer, retain_graph=True)
                 for method in methods:
-                    expected[method].append(self._expected(method, activations.double(), gradient[image].double()).numpy())
+                    expected[method].append(self._expected(method, activations.double(), recorder.to_map(gradient)[image].double()).numpy())
         return answer, {method: np.stack(maps) for method, maps in expected.items()}, logits.detach().double().numpy()
 
     def _expected(self, method: str, activations: Tensor, gradient: Tensor) -> Tensor:

@@ -15,9 +15,9 @@ from tlcli.contract.model.description import Description, Provenance
 from tlcli.contract.model.onnx_model import Model
 from tlcli.exports.onnx_source.classifier import find_classifier, scores_output
 from tlcli.exports.onnx_source.explained_graph import ExplainedGraph
+from tlcli.exports.onnx_source.graph.observed_graph import observe
+from tlcli.exports.onnx_source.graph.source_file import read_source, shown
 from tlcli.exports.onnx_source.image_input import ImageInput
-from tlcli.exports.onnx_source.observed_graph import observe
-from tlcli.exports.onnx_source.source_file import read_source, shown
 from tlcli.exports.onnx_source.spatial_values import SpatialValues
 from tlcli.exports.rewrite.closed_graph import check_graph, close_graph, describe
 

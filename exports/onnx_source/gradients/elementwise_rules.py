@@ -10,10 +10,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tlcli.exports.onnx_source.class_rows import Factor
-from tlcli.exports.onnx_source.gradient_flow import Rule, Step
-from tlcli.exports.onnx_source.node_writer import Operand
-from tlcli.exports.onnx_source.observed_graph import Extent
+from tlcli.exports.onnx_source.gradients.class_rows import Factor
+from tlcli.exports.onnx_source.gradients.gradient_flow import Rule, Step
+from tlcli.exports.onnx_source.graph.extents import Extent
+from tlcli.exports.onnx_source.graph.node_writer import Operand
 
 FLOAT = 1
 """`TensorProto.FLOAT`, for `Cast`."""

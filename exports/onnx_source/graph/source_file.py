@@ -15,7 +15,8 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto,
 
 from tlcli.contract.errors import ExportError, ModelFileError, NotFoundError, first_line
 from tlcli.contract.model.description import METADATA_KEY
-from tlcli.exports.onnx_source.opset_upgrade import OLDEST_OPSET, upgrade
+from tlcli.exports.onnx_source.graph.node_order import sort_nodes
+from tlcli.exports.onnx_source.graph.opset_upgrade import OLDEST_OPSET, upgrade
 from tlcli.exports.rewrite.closed_graph import IR_VERSION, OPSET
 from tlcli.exports.rewrite.graph_edit import rename, replace_nodes
 
@@ -34,6 +35,17 @@ _SCIKIT_LEARN = frozenset(
         "TreeEnsemble",
         "Scaler",
         "Normalizer",
+    }
+)
+_COMPOUND = frozenset(
+    {
+        "Attention",
+        "CastLike",
+        "MeanVarianceNormalization",
+        "RMSNormalization",
+        "ReduceL1",
+        "ReduceLogSum",
+        "Shrink",
     }
 )
 
@@ -72,6 +84,7 @@ def read_source(path: Path) -> SourceFile:
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
     graph = model.graph
+    sort_nodes(graph)
     if any(node.op_type in _SCIKIT_LEARN and node.domain == "ai.onnx.ml" for node in graph.node):
         raise ExportError(f"{path}: a model for tabular data (scikit-learn style), not an image classifier: it has no maps")
     _move_constants(model)
@@ -81,12 +94,15 @@ def read_source(path: Path) -> SourceFile:
     version = next(opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx"))
     if version < OLDEST_OPSET:
         raise ExportError(f"{path}: opset {version} is too old: export it again with opset {OLDEST_OPSET} or newer")
+    _require_known_opset(path, version)
     if version < OPSET:
         try:
             upgrade(model, version, OPSET)
         except NotImplementedError as error:
             raise ExportError(f"{path}: opset {version}: {error}: export it again with opset {OPSET}") from error
-    model.ir_version = max(IR_VERSION, helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True))
+    model = _inline_compound(model)
+    graph = model.graph
+    model.ir_version = needed_ir_version(model)
     for number, node in enumerate(graph.node):
         node.name = node.name or f"{node.op_type}_{number}"
         node.ClearField("metadata_props")
@@ -95,6 +111,54 @@ def read_source(path: Path) -> SourceFile:
     del graph.value_info[:], graph.metadata_props[:], model.metadata_props[:], model.functions[:]
     _add_prefix(graph)
     return SourceFile(path, model, f"{PREFIX}{name}", kind, shape, properties)
+
+
+def needed_ir_version(model: ModelProto) -> int:
+    """Return the IR version that a model's operators need. Converters write the newest, which ONNX Runtime may not load yet."""
+    return max(IR_VERSION, helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True))
+
+
+def _require_known_opset(path: Path, version: int) -> None:
+    if not _is_accepted(version):
+        import onnxruntime
+
+        newest = next(older for older in range(version - 1, OPSET - 1, -1) if older <= OPSET or _is_accepted(older))
+        raise ExportError(
+            f"{path}: opset {version} is newer than ONNX Runtime {onnxruntime.__version__} accepts ({newest}): export it again with opset"
+            f" {newest}, or install a newer onnxruntime"
+        )
+
+
+def _is_accepted(version: int) -> bool:
+    """Return True if ONNX Runtime loads a model of an opset."""
+    if version <= OPSET:
+        return True
+    import onnxruntime
+
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", [value], [result])
+    opsets = [helper.make_opsetid("", version)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=helper.find_min_ir_version_for(opsets, ignore_unknown=True))
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception:  # noqa: BLE001 - ONNX Runtime's exceptions share no base class
+        return False
+    return True
+
+
+def _inline_compound(model: ModelProto) -> ModelProto:
+    """Replace operators that ONNX defines by other operators, and that have no gradient rule, by these."""
+    used = {node.op_type for node in model.graph.node if node.domain in ("", "ai.onnx")}
+    if used.isdisjoint(_COMPOUND):
+        return model
+    weights = model.graph.initializer
+    model.graph.value_info.extend(helper.make_tensor_value_info(weight.name, weight.data_type, weight.dims) for weight in weights)
+    model = onnx.inliner.inline_selected_functions(model, [("", name) for name in sorted(_COMPOUND)], inline_schema_functions=True)
+    _move_constants(model)
+    return model
 
 
 def _add_prefix(graph: GraphProto) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from tlcli.exports.onnx_source.gradient_flow import Rule, Step
-from tlcli.exports.onnx_source.node_writer import sizes
-from tlcli.exports.onnx_source.observed_graph import Extent
+from tlcli.exports.onnx_source.gradients.gradient_flow import Rule, Step
+from tlcli.exports.onnx_source.graph.extents import Extent
+from tlcli.exports.onnx_source.graph.node_writer import sizes
 
 
 def _reshape(step: Step) -> None:
@@ -22,7 +22,7 @@ def _transpose(step: Step) -> None:
 
 
 def _concat(step: Step) -> None:
-    axis = _other_axis(step, step.axis(0, step.extent.rank))
+    axis = other_axis(step, step.axis(0, step.extent.rank))
     start = 0
     for index, name in enumerate(step.node.input):
         constant = step.constant(index)
@@ -33,7 +33,7 @@ def _concat(step: Step) -> None:
 
 
 def _split(step: Step) -> None:
-    axis = _other_axis(step, step.axis(0, step.extent.rank))
+    axis = other_axis(step, step.axis(0, step.extent.rank))
     extents = [step.flow.graph.extents[name] for name in step.node.output]
     before = sum(extent.dims[axis] for extent in extents[: step.number])
     after = sum(extent.dims[axis] for extent in extents[step.number + 1 :])
@@ -54,7 +54,7 @@ def _slice(step: Step) -> None:
     steps = step.required(4, "a step").ravel() if step.input(4) is not None else np.ones(len(starts), dtype=np.int64)
     gradient = step.gradient
     for start, end, axis, stride in zip(starts, ends, axes, steps, strict=True):
-        axis = _other_axis(step, int(axis) % source.rank)
+        axis = other_axis(step, int(axis) % source.rank)
         size = source.dims[axis]
         chosen = np.arange(size)[slice(int(start), _bound(int(end), size, int(stride)), int(stride))]
         gradient = _returned(step, gradient, chosen, size, axis)
@@ -95,12 +95,35 @@ def _gather(step: Step) -> None:
         gradient = step.rows.merge(gradient, flat)
     chosen = indices.ravel() % source.dims[axis]
     if len(set(chosen.tolist())) != len(chosen):
-        raise NotImplementedError("a repeated index")
+        step.give(0, _summed(step, gradient, chosen, source, axis))
+        return
     sources = np.full(source.dims[axis], len(chosen), dtype=np.int64)
     sources[chosen] = np.arange(len(chosen))
     pads = [0] * (2 * source.rank)
     pads[source.rank + axis] = 1
     step.give(0, step.op("Gather", step.op("Pad", gradient, sizes(*pads), 0.0), sources, axis=axis))
+
+
+def _summed(step: Step, gradient: str, chosen: np.ndarray, source: Extent, axis: int) -> str:
+    """Return the gradient of positions of which some were selected several times, by a product with a matrix of zeros and ones."""
+    perm = [number for number in range(source.rank) if number != axis] + [axis]
+    matrix = (chosen[:, None] == np.arange(source.dims[axis])).astype(np.float32)
+    product = step.op("MatMul", step.op("Transpose", gradient, perm=perm), matrix)
+    return step.op("Transpose", product, perm=[int(number) for number in np.argsort(perm)])
+
+
+def _depth_to_space(step: Step) -> None:
+    block = step.attributes["blocksize"]
+    if step.attributes.get("mode", b"DCR") == b"DCR":
+        step.give(0, step.op("SpaceToDepth", step.gradient, blocksize=block))
+        return
+    _, channels, height, width = step.extent.dims
+    blocks = step.op("Reshape", step.gradient, sizes(-1, channels, height // block, block, width // block, block))
+    step.give(0, step.rows.merge(step.op("Transpose", blocks, perm=[0, 1, 3, 5, 2, 4]), step.extent_of(0)))
+
+
+def _space_to_depth(step: Step) -> None:
+    step.give(0, step.op("DepthToSpace", step.gradient, blocksize=step.attributes["blocksize"]))
 
 
 def _pad(step: Step) -> None:
@@ -114,7 +137,7 @@ def _pad(step: Step) -> None:
     for number, axis in enumerate(axes):
         begin = int(pads[number])
         if begin or pads[number + count]:
-            _other_axis(step, axis)
+            other_axis(step, axis)
             if begin < 0 or pads[number + count] < 0:
                 raise NotImplementedError("negative pads")
             starts.append(begin)
@@ -127,7 +150,12 @@ def _expand(step: Step) -> None:
     step.give(0, step.rows.reduce_to(step.gradient, step.extent, step.extent_of(0)))
 
 
-def _other_axis(step: Step, axis: int) -> int:
+def other_axis(step: Step, axis: int) -> int:
+    """Return the axis, if it is not that of the batch.
+
+    Raises:
+        NotImplementedError: it is.
+    """
     if axis == step.extent.batch:
         raise NotImplementedError("an axis along the batch")
     return axis
@@ -144,5 +172,7 @@ SHAPE_RULES: dict[str, Rule] = {
     "Slice": _slice,
     "Gather": _gather,
     "Pad": _pad,
+    "DepthToSpace": _depth_to_space,
+    "SpaceToDepth": _space_to_depth,
     "Expand": _expand,
 }

@@ -6,44 +6,24 @@ Observation replaces shape inference: it needs no rule for an operator, and show
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from tlcli.contract.errors import ExportError, first_line
-from tlcli.exports.onnx_source.source_file import SourceFile, constant_value, shown
-from tlcli.exports.rewrite.graph_edit import copied, producers, replace_nodes, taken_by, upstream_nodes
+from tlcli.exports.onnx_source.graph.extents import Extent, common_extent
+from tlcli.exports.onnx_source.graph.free_batch import free_batch
+from tlcli.exports.onnx_source.graph.joint_rows import separate_rows
+from tlcli.exports.onnx_source.graph.source_file import SourceFile, constant_value, shown
+from tlcli.exports.rewrite.graph_edit import add_constant, copied, producers, replace_nodes, take_instead, taken_by, upstream_nodes
 
 _SIZES = (2, 3)
 """Batch sizes of the two observations."""
 _SHAPE_OPERATORS = frozenset({"Shape", "Size"})
 
 Array = npt.NDArray[Any]
-
-
-@dataclass(frozen=True)
-class Extent:
-    """Shape of a value that depends on the images.
-
-    dims: sizes for one image.
-    batch: axis of the batch; for N images its size is `N * dims[batch]`.
-    """
-
-    dims: tuple[int, ...]
-    batch: int
-
-    @property
-    def rank(self) -> int:
-        """Number of axes."""
-        return len(self.dims)
-
-    @property
-    def before(self) -> int:
-        """Number of elements of the axes before the batch."""
-        return int(np.prod(self.dims[: self.batch], dtype=np.int64))
 
 
 class ObservedGraph:
@@ -57,14 +37,36 @@ class ObservedGraph:
     sample: values of the graph's output for the first batch.
     """
 
-    def __init__(self, model: ModelProto, source_input: str, extents: dict[str, Extent], sample: Array) -> None:
+    def __init__(
+        self, model: ModelProto, source_input: str, extents: dict[str, Extent], sample: Array, images: Callable[[int], Array]
+    ) -> None:
         self.model = model
         self.input = source_input
         self.extents = extents
         self.sample = sample
+        self._images = images
         self.nodes: list[NodeProto] = list(model.graph.node)
         self.constants: dict[str, Array] = {weight.name: numpy_helper.to_array(weight) for weight in model.graph.initializer}
         self.producer = producers(self.nodes)
+
+    def insert_behind(
+        self, value: str, replacement: str, nodes: Sequence[NodeProto], constants: Sequence[TensorProto], extents: dict[str, Extent]
+    ) -> None:
+        """Insert nodes behind a value, and let all that took the value take `replacement` instead."""
+        place = 1 + self.producer[value]
+        for node in self.nodes[place:]:
+            take_instead(node, value, replacement)
+        self.nodes[place:place] = nodes
+        self.producer = producers(self.nodes)
+        replace_nodes(self.model.graph, self.nodes)
+        self.nodes = list(self.model.graph.node)
+        self.model.graph.initializer.extend(constants)
+        self.constants |= {weight.name: numpy_helper.to_array(weight) for weight in constants}
+        self.extents |= extents
+
+    def noise(self, count: int) -> Array:
+        """Return a batch of noise images for the input."""
+        return self._images(count)
 
     def maker(self, value: str) -> NodeProto | None:
         """Return the node that computes a value; None for the input and for constants."""
@@ -108,9 +110,8 @@ def observe(source: SourceFile, images: Callable[[int], Array], output: str) -> 
             alone = _run(source, images(fixed))
         except _RunError as reason:
             raise ExportError(f"{source.path}: cannot be run on its input: {first_line(reason)}") from error
-        _free_reshapes(graph, alone, fixed)
         try:
-            runs = [_run(source, images(size)) for size in _SIZES]
+            runs = _run_freed(source, images, alone, fixed)
         except _RunError as reason:
             raise ExportError(
                 f"{source.path}: takes {fixed} image at a time ({first_line(reason)}): export it again with a dynamic batch size"
@@ -120,17 +121,35 @@ def observe(source: SourceFile, images: Callable[[int], Array], output: str) -> 
         runs = [_run(source, images(size)) for size in _SIZES]
     constant = {name for name in runs[0] if name not in data and _same(runs[0][name], runs[1][name])}
     varying = runs[0].keys() - constant
-    extents = {name: extent for name in varying if (extent := _extent(runs[0][name], runs[1][name])) is not None}
+    extents = {name: extent for name in varying if (extent := common_extent(runs[0][name], runs[1][name])) is not None}
     extents[source.input] = Extent((1, *images(1).shape[1:]), 0)
     _fold(graph, constant, runs[0], extents)
     _keep(graph, [output])
+    if separate_rows(graph, extents):
+        return observe(source, images, output)
     if output not in runs[0]:
         raise ExportError(f"{source.path}: {shown(output)} does not depend on the images: name the logits with --logits")
-    return ObservedGraph(source.model, source.input, extents, runs[0][output])
+    return ObservedGraph(source.model, source.input, extents, runs[0][output], images)
 
 
 class _RunError(Exception):
     pass
+
+
+def _run_freed(source: SourceFile, images: Callable[[int], Array], alone: dict[str, Array], fixed: int) -> list[dict[str, Array]]:
+    """Let a graph for a fixed number of images take any number, and run it.
+
+    Raises:
+        _RunError: it still takes a fixed number.
+    """
+    if fixed == 1:
+        try:
+            free_batch(source.model, source.input, alone, images)
+        except Exception as error:  # ONNX Runtime's exceptions share no base class
+            raise _RunError(_plain(error)) from error
+    else:
+        _free_reshapes(source.model.graph, alone, fixed)
+    return [_run(source, images(size)) for size in _SIZES]
 
 
 def _run(source: SourceFile, batch: Array) -> dict[str, Array]:
@@ -238,17 +257,6 @@ def _same(first: Array, second: Array) -> bool:
     return np.array_equal(first, second, equal_nan=first.dtype.kind == "f")
 
 
-def _extent(two: Array, three: Array) -> Extent | None:
-    """Return the extent of a value from its observations, or None if it has no single batch axis or holds no floats."""
-    if two.dtype != np.float32 or two.ndim != three.ndim:
-        return None
-    axes = [axis for axis in range(two.ndim) if two.shape[axis] != three.shape[axis]]
-    if len(axes) != 1 or two.shape[axes[0]] % 2 or two.shape[axes[0]] * 3 != three.shape[axes[0]] * 2:
-        return None
-    (axis,) = axes
-    return Extent(tuple(size // 2 if number == axis else size for number, size in enumerate(two.shape)), axis)
-
-
 def _fold(graph: GraphProto, constant: set[str], values: dict[str, Array], extents: dict[str, Extent]) -> None:
     """Replace constant values by initializers, and the shapes of reshapes by constants."""
     nodes: list[NodeProto] = []
@@ -259,9 +267,21 @@ def _fold(graph: GraphProto, constant: set[str], values: dict[str, Array], exten
         if (node.op_type == "Reshape" or _keeps_order(node, values)) and node.output[0] in extents:
             extent = extents[node.output[0]]
             shape = [-1 if axis == extent.batch else size for axis, size in enumerate(extent.dims)]
-            if 0 not in shape:
-                name = f"{node.output[0]}/static_shape"
-                graph.initializer.append(numpy_helper.from_array(np.array(shape, dtype=np.int64), name))
+            if 0 not in shape and node.input[1] != f"{node.output[0]}/static_shape":
+                name = add_constant(graph, f"{node.output[0]}/static_shape", np.array(shape, dtype=np.int64))
                 node = helper.make_node("Reshape", [node.input[0], name], list(node.output), name=node.name)
+        if node.op_type == "Expand" and _keeps_batch(node, extents) and node.input[1] != f"{node.output[0]}/static_shape":
+            extent = extents[node.output[0]]
+            shape = [1 if axis == extent.batch else size for axis, size in enumerate(extent.dims)]
+            name = add_constant(graph, f"{node.output[0]}/static_shape", np.array(shape, dtype=np.int64))
+            node = helper.make_node("Expand", [node.input[0], name], list(node.output), name=node.name)
         nodes.append(node)
     replace_nodes(graph, nodes)
+
+
+def _keeps_batch(node: NodeProto, extents: dict[str, Extent]) -> bool:
+    """Return True for a broadcast along other axes than that of the batch."""
+    source, result = extents.get(node.input[0]), extents.get(node.output[0])
+    if source is None or result is None:
+        return False
+    return source.batch + result.rank - source.rank == result.batch and source.dims[source.batch] == result.dims[result.batch]

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tlcli.exports.onnx_source.node_writer import NodeWriter, sizes
-from tlcli.exports.onnx_source.observed_graph import Extent
+from tlcli.exports.onnx_source.graph.extents import Extent
+from tlcli.exports.onnx_source.graph.node_writer import NodeWriter, sizes
 
 
 @dataclass(frozen=True)

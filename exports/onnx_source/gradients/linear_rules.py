@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tlcli.exports.onnx_source.class_rows import Factor
-from tlcli.exports.onnx_source.gradient_flow import Rule, Step
-from tlcli.exports.onnx_source.node_writer import sizes
-from tlcli.exports.onnx_source.observed_graph import Extent
+from tlcli.exports.onnx_source.gradients.class_rows import Factor
+from tlcli.exports.onnx_source.gradients.einsum_rule import einsum
+from tlcli.exports.onnx_source.gradients.gradient_flow import Rule, Step
+from tlcli.exports.onnx_source.graph.extents import Extent
+from tlcli.exports.onnx_source.graph.node_writer import sizes
 
 
 def _gemm(step: Step) -> None:
@@ -133,6 +134,50 @@ def _conv(step: Step) -> None:
     step.give(0, spread(step, step.gradient, step.node.input[1], kernel, strides, dilations, pads, source, groups))
 
 
+def _conv_transpose(step: Step) -> None:
+    """Contribute the convolution with the same weight. The output may have rows and columns that no input reaches; they are cut off."""
+    weight, source = step.required(1, "a weight"), step.extent_of(0)
+    kernel = list(weight.shape[2:])
+    count = len(kernel)
+    strides = step.attributes.get("strides", [1] * count)
+    dilations = step.attributes.get("dilations", [1] * count)
+    begins = _transposed_begins(step, kernel, strides, dilations, source)
+    ends = [
+        (source.dims[2 + axis] - 1) * strides[axis] + (kernel[axis] - 1) * dilations[axis] + 1 - begins[axis] - step.extent.dims[2 + axis]
+        for axis in range(count)
+    ]
+    gradient = step.gradient
+    if min(ends) < 0:
+        bounds = [step.extent.dims[2 + axis] + min(0, ends[axis]) for axis in range(count)]
+        gradient = step.op("Slice", gradient, sizes(*[0] * count), sizes(*bounds), sizes(*range(2, 2 + count)))
+    result = step.op(
+        "Conv",
+        gradient,
+        step.node.input[1],
+        kernel_shape=kernel,
+        strides=list(strides),
+        dilations=list(dilations),
+        pads=[*begins, *(max(0, end) for end in ends)],
+        group=step.attributes.get("group", 1),
+    )
+    step.give(0, result)
+
+
+def _transposed_begins(step: Step, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int], source: Extent) -> list[int]:
+    """Return the pads at the begin of each axis of a transposed convolution."""
+    count = len(kernel)
+    automatic = step.attributes.get("auto_pad", b"NOTSET").decode()
+    if "output_shape" not in step.attributes and automatic in ("NOTSET", "", "VALID"):
+        return list(step.attributes.get("pads", [0] * 2 * count))[:count] if automatic != "VALID" else [0] * count
+    begins = []
+    for axis in range(count):
+        extra = step.attributes.get("output_padding", [0] * count)[axis]
+        reach = (kernel[axis] - 1) * dilations[axis] + 1
+        total = max(0, strides[axis] * (source.dims[2 + axis] - 1) + extra + reach - step.extent.dims[2 + axis])
+        begins.append(total // 2 if automatic == "SAME_UPPER" else total - total // 2)
+    return begins
+
+
 def _batch_normalization(step: Step) -> None:
     scale, variance = step.required(1, "a scale").astype(np.float64), step.required(4, "a variance").astype(np.float64)
     if step.attributes.get("training_mode", 0):
@@ -225,6 +270,8 @@ LINEAR_RULES: dict[str, Rule] = {
     "Gemm": _gemm,
     "MatMul": _mat_mul,
     "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
+    "Einsum": einsum,
     "BatchNormalization": _batch_normalization,
     "LayerNormalization": _layer_normalization,
     "InstanceNormalization": _instance_normalization,

@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 from onnx import NodeProto, helper
 
-from tlcli.exports.onnx_source.class_rows import ClassRows, Factor
-from tlcli.exports.onnx_source.node_writer import NodeWriter
-from tlcli.exports.onnx_source.observed_graph import Extent, ObservedGraph
+from tlcli.exports.onnx_source.gradients.class_rows import ClassRows, Factor
+from tlcli.exports.onnx_source.graph.extents import Extent
+from tlcli.exports.onnx_source.graph.node_writer import NodeWriter
+from tlcli.exports.onnx_source.graph.observed_graph import ObservedGraph
 
 
 class UnsupportedOperatorError(Exception):

@@ -6,12 +6,12 @@ import math
 
 import numpy as np
 
-from tlcli.exports.onnx_source.class_rows import Factor
-from tlcli.exports.onnx_source.elementwise_rules import FLOAT
-from tlcli.exports.onnx_source.gradient_flow import Rule, Step
-from tlcli.exports.onnx_source.linear_rules import explicit_pads, spread
-from tlcli.exports.onnx_source.node_writer import sizes
-from tlcli.exports.onnx_source.observed_graph import Extent
+from tlcli.exports.onnx_source.gradients.class_rows import Factor
+from tlcli.exports.onnx_source.gradients.elementwise_rules import FLOAT
+from tlcli.exports.onnx_source.gradients.gradient_flow import Rule, Step
+from tlcli.exports.onnx_source.gradients.linear_rules import explicit_pads, spread
+from tlcli.exports.onnx_source.graph.extents import Extent
+from tlcli.exports.onnx_source.graph.node_writer import sizes
 
 
 def reduced_axes(step: Step) -> list[int]:
@@ -89,6 +89,12 @@ def _reduce_l2(step: Step) -> None:
     _weighted_positions(step, axes, step.op("Div", step.node.input[0], norm))
 
 
+def _reduce_log_sum_exp(step: Step) -> None:
+    axes = reduced_axes(step)
+    result = step.op("ReduceLogSumExp", step.node.input[0], sizes(*axes), keepdims=1)
+    _weighted_positions(step, axes, step.op("Exp", step.op("Sub", step.node.input[0], result)))
+
+
 def _max_pool(step: Step) -> None:
     """Add each window's gradient to the position of its first maximum. The positions are computed here, not in the forward pass."""
     source = step.extent_of(0)
@@ -146,6 +152,7 @@ POOLING_RULES: dict[str, Rule] = {
     "ReduceMax": lambda step: _first_extremum(step, reduced_axes(step), largest=True),
     "ReduceMin": lambda step: _first_extremum(step, reduced_axes(step), largest=False),
     "ReduceL2": _reduce_l2,
+    "ReduceLogSumExp": _reduce_log_sum_exp,
     "ReduceSumSquare": lambda step: _weighted_positions(step, reduced_axes(step), step.op("Mul", step.node.input[0], 2.0)),
     "MaxPool": _max_pool,
     "AveragePool": _average_pool,

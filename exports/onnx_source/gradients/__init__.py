@@ -1,0 +1,1 @@
+"""Gradient of a foreign graph: backward pass, and one rule per operator."""

@@ -1,0 +1,1 @@
+"""Foreign ONNX graph: reader, upgrade to a current opset, observed shapes, and writer of further nodes."""
