@@ -40,7 +40,8 @@ class OwnHead:
 def renew_classifier(backbone: nn.Module, num_classes: int) -> None:
     """Replace the classifier and keep the weights of all other layers.
 
-    In some networks, timm's `reset_classifier` also replaces a batch norm of the head. Its weights are restored here.
+    In some networks, timm's `reset_classifier` also replaces a batch norm of the head. Its weights are restored here. A second classifier,
+    such as VOLO's for tokens, is replaced with the first.
 
     Args:
         backbone: timm model.
@@ -50,7 +51,8 @@ def renew_classifier(backbone: nn.Module, num_classes: int) -> None:
     kept = {} if last is None else {name: value for name, value in backbone.state_dict().items() if not name.startswith(f"{last}.")}
     backbone.reset_classifier(num_classes)  # type: ignore[operator]
     renewed = backbone.state_dict()
-    backbone.load_state_dict({name: value for name, value in kept.items() if name in renewed and value is not renewed[name]}, strict=False)
+    same = {name: value for name, value in kept.items() if name in renewed and value.shape == renewed[name].shape}
+    backbone.load_state_dict(same, strict=False)
 
 
 def find_own_head(backbone: nn.Module, size: tuple[int, int]) -> tuple[OwnHead | None, str]:
