@@ -231,7 +231,7 @@ HEAD = (
     f"which runs the commands as written here: `{DATA}` is a folder with the data sets, `{WEIGHTS}` one with the two weight files that it",
     "names.",
     '"Ours" is the top-1 accuracy on the test split (10,000 images; 1,000 of cats and dogs), and so is "theirs" unless stated otherwise.',
-    "CIFAR-10's images are JPEGs, which makes them a little harder. Minutes are those of the whole command, from reading the images to the",
+    "CIFAR-10's images are JPEGs, which makes them a little harder. Minutes are those of the entire command, from reading the images to the",
     "report, with one PyTorch thread on a machine of two cores that ran other programs, too.",
     "",
     "| task | theirs | ours | minutes | command |",

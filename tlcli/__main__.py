@@ -113,7 +113,7 @@ def _describe(error: OSError) -> str:
     if where is None and error.errno in _FULL:
         where = "standard output"
         _discard_standard_output()
-    remedy = ": make room, then try again" if error.errno in _FULL else ""
+    remedy = ": free disk space, then try again" if error.errno in _FULL else ""
     return f"{where}: {error.strerror}{remedy}" if where else str(error)
 
 

@@ -47,7 +47,7 @@ async def write_or_time_out(writing: Awaitable[None], idle_s: float) -> None:
         idle_s: time limit in seconds; 0 for no limit.
 
     Raises:
-        TimeLimitError: the client did not make room in time.
+        TimeLimitError: the client did not read its responses in time.
     """
     try:
         async with asyncio.timeout(idle_s or None):

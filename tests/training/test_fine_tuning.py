@@ -67,7 +67,7 @@ def test_the_package_exports_every_name_in_all() -> None:
     [
         ({"head_epochs": 2}, "--head-epochs needs --mode full"),
         ({"mode": "full", "augment": 2}, "--augment needs --mode feature-extraction"),
-        ({"mode": "full", "head_epochs": 2}, "--head-epochs 2 with --weights none"),
+        ({"mode": "full", "head_epochs": 2}, "--head-epochs 2 cannot be combined with --weights none"),
         (
             {"mode": "full", "weights": "w", "epochs": 3, "head_epochs": 3},
             "--head-epochs 3 with --epochs 3 leaves no epochs to train all layers",

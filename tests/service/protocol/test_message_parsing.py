@@ -62,5 +62,5 @@ def test_what_programs_send_is_parsed() -> None:
 
 @pytest.mark.parametrize("data", [b"\xff" * 30, b"\x2a\x7f", b"\x2a", b"\x07", field(5, b"\x2a\xff\xff\xff\xff\x0f")])
 def test_what_is_no_message_is_left_to_the_parser(data: bytes) -> None:
-    with pytest.raises(RequestError, match=r"no inference\.ModelInferRequest message"):
+    with pytest.raises(RequestError, match=r"not a valid inference\.ModelInferRequest message"):
         parse(INFER, data)
