@@ -26,6 +26,12 @@ def shape_of(node: fx.Node) -> list[Any]:
     return [*node.meta["val"].shape]
 
 
+def number_of_images(inputs: fx.Node) -> Any:
+    """Return the symbol of the number of images of a graph's input, or None if an operator has fixed that number."""
+    rows = inputs.meta["val"].shape[0]
+    return None if not isinstance(rows, torch.SymInt) or rows.node.expr.is_number else rows.node.expr
+
+
 def is_size(node: fx.Node, size: Any) -> bool:
     """Return True if the node's value is exactly the symbolic size `size`."""
     value = node.meta.get("val")

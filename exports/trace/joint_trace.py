@@ -14,6 +14,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from tlcli.exports.trace.decompositions import DECOMPOSITIONS
+from tlcli.exports.trace.graph_nodes import number_of_images
 from tlcli.exports.trace.needed_tokens import keep_needed_tokens
 from tlcli.exports.trace.simplify_graph import StridedWriteError, simplify
 from tlcli.training.models.target_layers import Tap
@@ -145,9 +146,7 @@ def _functional(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _fixes_number_of_images(traced: fx.GraphModule) -> bool:
-    inputs = next(iter(traced.graph.nodes))
-    rows = inputs.meta["val"].shape[0]
-    return not isinstance(rows, torch.SymInt) or bool(rows.node.expr.is_number)
+    return number_of_images(next(iter(traced.graph.nodes))) is None
 
 
 def _trace(joint: Callable[[Tensor, Tensor], tuple[Any, ...]], examples: tuple[Tensor, Tensor]) -> fx.GraphModule:

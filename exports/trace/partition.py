@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from tlcli.exports.trace.graph_nodes import grows_with, is_size, rows_per_image
+from tlcli.exports.trace.graph_nodes import grows_with, is_size, number_of_images, rows_per_image
 
 aten = torch.ops.aten
 
@@ -102,10 +102,10 @@ class _Joint:
         inputs, cotangent = (node for node in traced.graph.nodes if node.op == "placeholder")
         (output,) = (node for node in traced.graph.nodes if node.op == "output")
         z, *others = output.args[0]
-        batch = inputs.meta["val"].shape[0]
-        if not isinstance(batch, torch.SymInt) or batch.node.expr.is_number:
+        batch = number_of_images(inputs)
+        if batch is None:
             raise NotImplementedError("an operator fixes the number of images")
-        return cls(traced, inputs, cotangent, z, tuple(others[:layers]), tuple(others[layers:]), batch.node.expr)
+        return cls(traced, inputs, cotangent, z, tuple(others[:layers]), tuple(others[layers:]), batch)
 
 
 @dataclass(frozen=True)
