@@ -1,21 +1,26 @@
-"""Pointing game on the drawn shapes, whose boxes are known.
+"""Pointing game on the drawn shapes, whose boxes are known, for one trained network of each kind.
 
-    python benchmarks/pointing_game.py
+    python benchmarks/pointing_game.py [KIND] [--output FOLDER] [--run FOLDER]
 
-Trains a small ResNet on the shapes from random weights (nothing is downloaded), exports it, and computes maps of the test split's images
-with the ONNX file: two to three minutes on two idle cores. Prints a row for every method but Score-CAM (`--all` includes it), for maps that
-know nothing of the image, and for the same network untrained. The class explained is always the image's own.
+Trains a small network on the shapes from random weights (nothing is downloaded), exports it, and computes maps of the test split's images
+with the ONNX file. KIND is `cnn` (the default: two to three minutes on two idle cores), `convnext`, `swin`, `vit` or `hybrid` (a quarter of
+an hour to an hour); their settings are in `RECIPES`. `--output` keeps the trained run, `--run` judges one that was kept. Prints a row for
+every method but Score-CAM (`--all` includes it), for maps that know nothing of the image, and for the same network untrained. The class
+explained is always the image's own.
 
 pointing        the pointing game (Zhang et al. 2016, arXiv:1608.00507): fraction of the images whose map has its maximum on the shape's
                 box, or within 15/224 of the input's side of it. A shape covers two fifths of its image, and the centre is within the margin
                 of every box, so the centre hits them all. Hence:
 pointing, hard  the same on collages of two by two images of four different classes, each explained in turn: its own box must be hit.
                 All are hard in that paper's sense, the box below a quarter of the image and other classes in sight. The margin is as
-                many pixels as in one image. No collage was trained on; the file takes any size (`--dynamic-size`).
+                many pixels as in one image. No collage was trained on: a convolutional network's file takes any size (`--dynamic-size`),
+                the others are exported once more for twice the size, for which timm resizes the position embeddings.
 energy          share of the map, scaled to [0, 1], in the box (Wang et al. 2020, arXiv:1910.01279); then of the collages.
+deletion        area under the class's probability as the map's most important pixels are painted over, and
+insertion       as they are put into the blurred image (Petsiuk et al. 2018, arXiv:1806.07421), on the first 60 images.
 
-The network pools by the maximum of each feature instead of the mean; `--pooling avg` shows the difference (docs/log.md). `--part val`
-evaluates on the validation split, on which the settings were chosen.
+The convolutional network pools by the maximum of each feature instead of the mean; `--pooling avg` shows the difference (docs/log.md).
+`--part val` evaluates on the validation split, on which the settings were chosen.
 """
 
 from __future__ import annotations
@@ -28,22 +33,25 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 
 from tlcli.contract.images.heatmap import to_unit
 from tlcli.contract.model.description import Provenance
 from tlcli.contract.model.explain import explain
 from tlcli.contract.model.onnx_model import Model
 from tlcli.evaluation.baselines import BASELINES, CENTRE, RANDOM, centre_map, random_map
+from tlcli.evaluation.faithfulness import area, blur, deletion, insertion
 from tlcli.evaluation.ground_truth import Truth
 from tlcli.evaluation.localisation import MARGIN, energy_inside, points_at
-from tlcli.evaluation.perturbation import Bytes, Flags, Values, at_input_size
-from tlcli.exports import export, export_run
+from tlcli.evaluation.perturbation import Bytes, Flags, Values, at_input_size, class_score, ranking
+from tlcli.exports import export, published_network
 from tlcli.training import FinetuneConfig, finetune
-from tlcli.training.data.shapes import shapes_folder
-from tlcli.training.models.network import build
+from tlcli.training.data.shapes import shapes_folder, write_shapes
+from tlcli.training.models.network import ImageNetwork, Network, build
 from tlcli.training.runs.load_run import Run, load_run
 
 SLOW = "scorecam"
@@ -52,7 +60,67 @@ UNTRAINED = ("gradcam", "gradcam_plus_plus", "hirescam", "layercam")
 SIDE = 2
 """Images beside one another in a collage."""
 BATCH = 25
-IMAGE_SIZE, EPOCHS = 64, 14
+IMAGE_SIZE = 64
+STEPS, PERTURBED = 16, 60
+"""Steps of deletion and insertion, and the number of images."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Network of a kind, and how it is trained.
+
+    settings: settings of `tlcli finetune`.
+    epochs: number of epochs.
+    drawn: images per class of the train split; None takes the data set as `--dataset shapes` draws it.
+    any_size: True if one file can take images of any size.
+    """
+
+    settings: dict[str, Any]
+    epochs: int
+    drawn: int | None = None
+    any_size: bool = False
+
+
+RECIPES = {
+    "cnn": Recipe(
+        {"backbone": "test_resnet", "model_kwargs": {"output_stride": 8, "global_pool": "max"}, "batch_size": 16, "lr": 4e-3},
+        epochs=14,
+        any_size=True,
+    ),
+    "convnext": Recipe(
+        {"backbone": "convnext_atto", "model_kwargs": {"output_stride": 8}, "batch_size": 32, "lr": 2e-3},
+        epochs=5,
+        drawn=2000,
+        any_size=True,
+    ),
+    "swin": Recipe(
+        {
+            "backbone": "swin_tiny_patch4_window7_224",
+            "model_kwargs": {"patch_size": 2, "embed_dim": 48, "window_size": 4},
+            "batch_size": 32,
+            "lr": 1e-3,
+        },
+        epochs=10,
+        drawn=2000,
+    ),
+    "vit": Recipe(
+        {
+            "backbone": "vit_tiny_patch16_224",
+            "model_kwargs": {"patch_size": 8, "embed_dim": 96, "depth": 6, "num_heads": 3},
+            "batch_size": 32,
+            "lr": 1e-3,
+        },
+        epochs=20,
+        drawn=2000,
+    ),
+    "hybrid": Recipe(
+        {"backbone": "mobilevit_xxs", "model_kwargs": {"output_stride": 8}, "batch_size": 32, "lr": 2e-3},
+        epochs=5,
+        drawn=2000,
+    ),
+}
+"""A smaller variant of each network: patches and windows of a size that suits 64 pixels, and as many positions as the convolutional
+network's map has (8 x 8). The head is the network's own, so that its pooling is kept."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +139,17 @@ class LabelledImage:
 
 @dataclass
 class Found:
-    """Hits and energies by method, a figure per image and class: whether the map's maximum hit, and the share of the map in the box."""
+    """Figures by method.
+
+    hits, energies: per image and class, whether the map's maximum hit, and the share of the map in the box.
+    deletions, insertions: per perturbed image, the area under the curve.
+    correct: per image, whether its class has the highest score.
+    """
 
     hits: dict[str, list[bool]] = field(default_factory=dict)
     energies: dict[str, list[float]] = field(default_factory=dict)
+    deletions: dict[str, list[float]] = field(default_factory=dict)
+    insertions: dict[str, list[float]] = field(default_factory=dict)
     correct: list[bool] = field(default_factory=list)
 
     def add(self, name: str, values: Values, region: Flags, margin: float) -> None:
@@ -84,9 +159,12 @@ class Found:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("kind", nargs="?", choices=RECIPES, default="cnn")
+    parser.add_argument("--output", type=Path, help="keep the trained run in this folder")
+    parser.add_argument("--run", type=Path, help="judge this run instead of training")
     parser.add_argument("--all", action="store_true", help="Score-CAM too")
-    parser.add_argument("--pooling", choices=["max", "avg"], default="max")
-    parser.add_argument("--epochs", type=int, default=EPOCHS)
+    parser.add_argument("--pooling", choices=["max", "avg"], default="max", help="of the convolutional network")
+    parser.add_argument("--epochs", type=int)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--part", choices=["val", "test"], default="test")
     arguments = parser.parse_args()
@@ -95,77 +173,124 @@ def main() -> None:
 
 
 def compare(folder: Path, arguments: argparse.Namespace) -> None:
+    recipe = RECIPES[arguments.kind]
+    if arguments.pooling == "avg":
+        recipe.settings["model_kwargs"]["global_pool"] = "avg"
     began = time.perf_counter()
-    run = train(folder, arguments.pooling, arguments.epochs, arguments.seed)
+    run = load_run(arguments.run) if arguments.run else train(folder, recipe, arguments)
     trained_s = time.perf_counter() - began
-    models = folder / "models"
-    model = Model.open(export_run(run, name="shapes", repository=models, dynamic_size=True).path, device="cpu")
-    untrained = export_untrained(run, models, arguments.seed)
+    torch.manual_seed(arguments.seed)
+    trained, untrained = (
+        models_of(run.network, recipe, folder / "trained"),
+        models_of(build(run.network.config), recipe, folder / "untrained"),
+    )
     single = read(run, arguments.part)
     collages = list(arranged(single))
     exported_s = time.perf_counter() - began - trained_s
 
-    methods = tuple(name for name in model.description.methods if arguments.all or name != SLOW)
+    methods = tuple(name for name in trained.single.description.methods if arguments.all or name != SLOW)
     table = []
-    for asked, names, shown, suffix in ((model, methods, (*methods, *BASELINES), ""), (untrained, UNTRAINED, UNTRAINED, ", untrained")):
-        table.append((judge(asked, single, names, MARGIN), judge(asked, collages, names, MARGIN / SIDE), shown, suffix))
+    for asked, names, shown, suffix in ((trained, methods, (*methods, *BASELINES), ""), (untrained, UNTRAINED, UNTRAINED, ", untrained")):
+        alone = judge(asked.single, single, names, MARGIN)
+        perturb(asked.single, single[:PERTURBED], names, alone)
+        table.append((alone, judge(asked.collage, collages, names, MARGIN / SIDE), shown, suffix))
     judged_s = time.perf_counter() - began - trained_s - exported_s
 
     accuracy, untaught = (statistics.mean(alone.correct) for alone, _, _, _ in table)
+    print(f"{arguments.kind}: {run.config.backbone}, {len(run.dataset().train)} images, {run.config.epochs} epochs.")
     print(f"{len(single)} images of the {arguments.part} part, {len(collages)} collages of them; seed {arguments.seed}.")
-    print(f"{arguments.pooling} pooling, {arguments.epochs} epochs: {accuracy:.2%} of the images correct; untrained {untaught:.2%}.")
+    print(f"{accuracy:.2%} of the images correct; untrained {untaught:.2%}.")
     print(f"A box covers {box_share(single):.0%} of its image, {box_share(collages):.0%} of a collage, on average.")
-    print(f"Seconds: training {trained_s:.0f}, two exports {exported_s:.0f}, maps {judged_s:.0f}.\n")
-    print("| method | pointing | pointing, hard | energy | energy, hard |")
-    print("|---|---|---|---|---|")
+    print(f"Seconds: training {trained_s:.0f}, exports {exported_s:.0f}, maps {judged_s:.0f}.\n")
+    print("| method | pointing | pointing, hard | energy | energy, hard | deletion | insertion |")
+    print("|---|---|---|---|---|---|---|")
     for alone, beside, names, suffix in table:
         for name in names:
             figures = (alone.hits[name], beside.hits[name], alone.energies[name], beside.energies[name])
-            print(f"| {name}{suffix} | {' | '.join(f'{statistics.mean(values):.1%}' for values in figures)} |")
+            areas = (alone.deletions[name], alone.insertions[name])
+            print(
+                f"| {name}{suffix} | {' | '.join(f'{statistics.mean(values):.1%}' for values in figures)} |"
+                f" {' | '.join(f'{statistics.mean(values):.3f}' for values in areas)} |"
+            )
 
 
-def train(folder: Path, pooling: str, epochs: int, seed: int) -> Run:
+def train(folder: Path, recipe: Recipe, arguments: argparse.Namespace) -> Run:
+    dataset = "shapes"
+    if recipe.drawn is not None:
+        dataset = str((arguments.output or folder).absolute().with_suffix(".shapes") / f"{recipe.drawn}")
+        if not Path(dataset).exists():
+            write_shapes(Path(dataset), {"train": recipe.drawn, "val": 60, "test": 100}, seed=arguments.seed, size=IMAGE_SIZE)
     config = FinetuneConfig(
-        backbone="test_resnet",
-        model_kwargs={"output_stride": 8, "global_pool": pooling},
         weights="none",
-        head="original",  # so that the network's own pooling is kept, which `global_pool` sets
-        dataset="shapes",
+        head="original",  # so that the network's own pooling is kept
+        dataset=dataset,
         data_dir=folder / "data",
         mode="full",
-        epochs=epochs,
+        epochs=arguments.epochs or recipe.epochs,
         image_size=IMAGE_SIZE,
         crop_pct=1.0,
-        batch_size=16,
-        lr=4e-3,
-        seed=seed,
-        output=folder / "run",
+        seed=arguments.seed,
+        output=arguments.output or folder / "run",
+        **recipe.settings,
     )
     return load_run(finetune(config, log=lambda line: print(line, file=sys.stderr)).path)
 
 
-def export_untrained(run: Run, models: Path, seed: int) -> Model:
-    """Export the run's network with initial weights."""
-    torch.manual_seed(seed)
-    config = run.network.config
-    exported = export(
-        build(config),
-        name="untrained",
-        labels=run.classes,
-        repository=models,
-        images=[np.zeros((config.preprocessing.height, config.preprocessing.width, 3), dtype=np.uint8)],
-        source="black",
-        provenance=Provenance(created="", versions={}, backbone=config.backbone, head=config.head, weights="none"),
-        methods=UNTRAINED,
-        dynamic_size=True,
+@dataclass(frozen=True)
+class Models:
+    """Exported files of one network: for one image, and for a collage of images of the same size."""
+
+    single: Model
+    collage: Model
+
+
+def models_of(network: Network, recipe: Recipe, folder: Path) -> Models:
+    if recipe.any_size:
+        model = exported(network, "any-size", folder, dynamic_size=True)
+        return Models(model, model)
+    return Models(exported(network, "single", folder), exported(at_double_size(network, folder), "collage", folder))
+
+
+def at_double_size(network: Network, folder: Path) -> ImageNetwork:
+    """Build the network anew for images of twice the size, with the same weights."""
+    weights = folder / "weights.safetensors"
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.contiguous() for name, tensor in network.backbone.state_dict().items()}, weights)
+    size = network.config.preprocessing
+    kwargs = {name: value for name, value in network.config.model_kwargs.items() if name != "img_size"}
+    return published_network(
+        FinetuneConfig(
+            backbone=network.config.backbone,
+            model_kwargs=kwargs,
+            weights=str(weights),
+            image_size=SIDE * size.height,
+            crop_pct=1.0,
+            mean=size.mean,
+            std=size.std,
+        )
     )
-    return Model.open(exported.path, device="cpu")
+
+
+def exported(network: ImageNetwork, name: str, folder: Path, dynamic_size: bool = False) -> Model:
+    size = network.config.preprocessing
+    file = export(
+        network,
+        name=name,
+        labels=[f"class {number}" for number in range(network.config.num_classes)],
+        repository=folder / "models",
+        images=[np.zeros((size.height, size.width, 3), dtype=np.uint8)],
+        source="black",
+        provenance=Provenance(created="", versions={}, backbone=network.config.backbone, head=network.config.head, weights="none"),
+        dynamic_size=dynamic_size,
+    )
+    return Model.open(file.path, device="cpu")
 
 
 def read(run: Run, name: str) -> list[LabelledImage]:
     """Return the images of a split, alternating between the classes."""
     part, preprocessing = run.dataset().parts[name], run.network.config.preprocessing
-    truth = Truth.find(shapes_folder(run.config.data_dir, run.config.seed))
+    folder = shapes_folder(run.config.data_dir, run.config.seed) if run.config.dataset == "shapes" else Path(run.config.dataset)
+    truth = Truth.find(folder)
     assert truth is not None
     found = []
     for index in in_turn(part.labels.tolist()):
@@ -221,6 +346,22 @@ def judge(model: Model, images: Sequence[LabelledImage], methods: Sequence[str],
                     found.add(name, at_input_size(values, width, height), region, margin)
                 found.add(CENTRE, centre_map(height, width), region, margin)
     return found
+
+
+def perturb(model: Model, images: Sequence[LabelledImage], methods: Sequence[str], found: Found) -> None:
+    """Add the deletion and insertion areas of the methods and of the baselines."""
+    answer = explain(model, np.stack([one.image for one in images]), np.array([one.targets for one in images]), methods)
+    colour = np.array([round(255 * value) for value in model.description.preprocessing.mean], dtype=np.uint8)
+    for number, one in enumerate(images):
+        height, width = one.image.shape[:2]
+        low = {name: answer.maps[name][number, 0] for name in methods}
+        rows, columns = low[methods[0]].shape
+        low[RANDOM] = random_map(rows, columns, seed=0, number=number)
+        score, blurred = class_score(model, one.targets[0], BATCH), blur(one.image)
+        for name, values in {**low, CENTRE: centre_map(height, width)}.items():
+            order = ranking(at_input_size(values, width, height))
+            found.deletions.setdefault(name, []).append(area(deletion(one.image, order, score, STEPS, colour)))
+            found.insertions.setdefault(name, []).append(area(insertion(one.image, order, score, STEPS, blurred)))
 
 
 def box_share(images: Sequence[LabelledImage]) -> float:

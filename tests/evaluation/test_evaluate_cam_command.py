@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,20 +12,16 @@ from click.testing import CliRunner
 from PIL import Image
 
 from tests.helpers.evaluation import corner_model
+from tests.helpers.forked_commands import Tlcli
 from tlcli.__main__ import cli
 from tlcli.evaluation.cam_report import draw
 from tlcli.evaluation.measure_maps import ImageResult, Measurement, Settings
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tlcli", "evaluate-cam", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
-
-
-def test_tables_a_summary_and_a_figure(model: Path, tmp_path: Path) -> None:
+def test_tables_a_summary_and_a_figure(tlcli: Tlcli, model: Path, tmp_path: Path) -> None:
     data = corner_model.put_images(tmp_path / "data", count=3)
     (data / "dark" / "0.png").write_bytes(b"broken")
-    answer = run(model, data, "--cam-class", "own", "--steps", 4, "--output", tmp_path / "out", "--json")
+    answer = tlcli("evaluate-cam", model, data, "--cam-class", "own", "--steps", 4, "--output", tmp_path / "out", "--json")
     assert answer.returncode == 0, answer.stderr
     assert f"left out: {data / 'dark' / '0.png'}: " in answer.stderr
     printed = json.loads(answer.stdout)
@@ -49,9 +43,9 @@ def test_tables_a_summary_and_a_figure(model: Path, tmp_path: Path) -> None:
         assert opened.width > 1000
 
 
-def test_one_image_has_no_standard_error(model: Path, tmp_path: Path) -> None:
+def test_one_image_has_no_standard_error(tlcli: Tlcli, model: Path, tmp_path: Path) -> None:
     data = corner_model.put_images(tmp_path / "data", count=1)
-    answer = run(model, data, "--limit", 1, "--metrics", "energy", "--output", tmp_path / "out", "--json", "-q")
+    answer = tlcli("evaluate-cam", model, data, "--limit", 1, "--metrics", "energy", "--output", tmp_path / "out", "--json", "-q")
     assert answer.returncode == 0
     assert not answer.stderr
     assert json.loads(answer.stdout)[0]["energy_se"] is None
@@ -68,10 +62,10 @@ def test_one_image_has_no_standard_error(model: Path, tmp_path: Path) -> None:
         (["--limit", "0"], 2, "--limit"),
     ],
 )
-def test_mistakes_get_one_line(arguments: list[str], code: int, said: str, model: Path, tmp_path: Path) -> None:
+def test_mistakes_get_one_line(tlcli: Tlcli, arguments: list[str], code: int, said: str, model: Path, tmp_path: Path) -> None:
     data = corner_model.put_images(tmp_path / "data", count=1, boxes=False)
     (data / "bright").rename(data / "light")
-    answer = run(model, data, "--output", tmp_path / "out", *arguments)
+    answer = tlcli("evaluate-cam", model, data, "--output", tmp_path / "out", *arguments)
     assert answer.returncode == code
     assert said in " ".join(answer.stderr.split())
     assert "Traceback" not in answer.stderr
@@ -92,9 +86,9 @@ def test_a_class_is_explained_by_label_id_or_rank(model: Path, tmp_path: Path, n
         assert all(row["explained"] != row["class"] for row in rows)
 
 
-def test_what_is_not_there(model: Path, tmp_path: Path) -> None:
-    assert "no model found" in run(tmp_path / "nothing", tmp_path).stderr
-    assert "unknown data set" in run(model, "no-such-set").stderr
+def test_what_is_not_there(tlcli: Tlcli, model: Path, tmp_path: Path) -> None:
+    assert "no model found" in tlcli("evaluate-cam", tmp_path / "nothing", tmp_path).stderr
+    assert "unknown data set" in tlcli("evaluate-cam", model, "no-such-set").stderr
 
 
 @pytest.mark.parametrize("methods", [1, 16])
@@ -111,12 +105,12 @@ def test_a_figure_of_any_size(methods: int, metrics: tuple[str, ...], tmp_path: 
     assert max(opened.size) < 4000
 
 
-def test_an_earlier_report_is_kept(model: Path, tmp_path: Path) -> None:
+def test_an_earlier_report_is_kept(tlcli: Tlcli, model: Path, tmp_path: Path) -> None:
     data = corner_model.put_images(tmp_path / "data", count=1)
     arguments = (model, data, "--limit", 2, "--cam", "gradcam", "--metrics", "energy", "--output", tmp_path / "out")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "table.csv").write_text("mine")
-    answer = run(*arguments)
+    answer = tlcli("evaluate-cam", *arguments)
     assert answer.returncode == 0, answer.stderr
     assert (tmp_path / "out" / "table.csv").read_text() == "mine"
     assert f"written: {tmp_path / 'out-2' / 'table.csv'}" in answer.stderr

@@ -15,15 +15,11 @@ from PIL import Image
 from sklearn import metrics
 
 from tests.helpers.evaluation import corner_model
+from tests.helpers.forked_commands import Tlcli
 from tlcli.contract.images import decoding
 from tlcli.evaluation.cam_dataset import label_ids
 
 COUNT = 12
-
-
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tlcli", "evaluate", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
 @pytest.fixture
@@ -40,8 +36,8 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def test_the_figures_are_those_of_the_files_answers(model: Path, data: Path, tmp_path: Path) -> None:
-    answer = run(model, data, "--output", tmp_path / "out", "--json")
+def test_the_figures_are_those_of_the_files_answers(tlcli: Tlcli, model: Path, data: Path, tmp_path: Path) -> None:
+    answer = tlcli("evaluate", model, data, "--output", tmp_path / "out", "--json")
     assert answer.returncode == 0, answer.stderr
     assert "left out: dark/99.png: 6 bytes are not an image" in answer.stderr
     paths = sorted(data.glob("*/[0-8]*.png"))
@@ -72,29 +68,30 @@ def test_the_figures_are_those_of_the_files_answers(model: Path, data: Path, tmp
             assert opened.width > 300
 
 
-def test_a_part_of_its_own(model: Path, data: Path, tmp_path: Path) -> None:
+def test_a_part_of_its_own(tlcli: Tlcli, model: Path, data: Path, tmp_path: Path) -> None:
     parts = tmp_path / "parts"
     for part in ("train", "test"):
         parts.mkdir(exist_ok=True)
         (parts / part).symlink_to(data)
     of_test, of_all = (
-        json.loads(run(model, parts, "--output", tmp_path / "o", "--json", "-q", *flags).stdout) for flags in ((), ("--part", "all"))
+        json.loads(tlcli("evaluate", model, parts, "--output", tmp_path / "o", "--json", "-q", *flags).stdout)
+        for flags in ((), ("--part", "all"))
     )
     assert [row["count"] for row in of_test] == [COUNT, COUNT]
     assert [row["count"] for row in of_all] == [2 * COUNT, 2 * COUNT]
-    refused = run(model, parts, "--part", "val", "--output", tmp_path / "o")
+    refused = tlcli("evaluate", model, parts, "--part", "val", "--output", tmp_path / "o")
     assert refused.returncode == 1
     assert "it has no val part; it has: train, test: choose one, or all, with --part" in refused.stderr
 
 
-def test_mistakes_get_one_line(model: Path, data: Path, tmp_path: Path) -> None:
+def test_mistakes_get_one_line(tlcli: Tlcli, model: Path, data: Path, tmp_path: Path) -> None:
     (data / "dark").rename(data / "gloomy")
     for arguments, expected in (
         ((model, data), "the model has no class gloomy; it has: dark, bright: rename the folders\n"),
         ((model, tmp_path / "nowhere"), "unknown data set"),
         ((tmp_path / "nowhere", data), "nowhere: no model found"),
     ):
-        answer = run(*arguments, "--output", tmp_path / "out")
+        answer = tlcli("evaluate", *arguments, "--output", tmp_path / "out")
         assert answer.returncode == 1
         assert expected in answer.stderr
         assert "Traceback" not in answer.stderr
@@ -106,29 +103,29 @@ def counts(answer: subprocess.CompletedProcess[str]) -> dict[str, int]:
     return {row["class"]: row["count"] for row in json.loads(answer.stdout)}
 
 
-def test_a_folder_of_nothing_but_a_test_part(model: Path, data: Path, tmp_path: Path) -> None:
+def test_a_folder_of_nothing_but_a_test_part(tlcli: Tlcli, model: Path, data: Path, tmp_path: Path) -> None:
     (tmp_path / "only").mkdir()
     data.rename(tmp_path / "only" / "test")
-    answer = run(model, tmp_path / "only", "--output", tmp_path / "out", "--json", "-q")
+    answer = tlcli("evaluate", model, tmp_path / "only", "--output", tmp_path / "out", "--json", "-q")
     assert counts(answer) == {"dark": COUNT, "bright": COUNT}
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["part"] == "test"
 
 
-def test_a_class_that_the_train_part_lacks_is_not_dropped(model: Path, data: Path, tmp_path: Path) -> None:
+def test_a_class_that_the_train_part_lacks_is_not_dropped(tlcli: Tlcli, model: Path, data: Path, tmp_path: Path) -> None:
     parts = tmp_path / "parts"
     (parts / "train").mkdir(parents=True)
     (parts / "train" / "dark").symlink_to(data / "dark")
     (parts / "test").symlink_to(data)
-    assert counts(run(model, parts, "--output", tmp_path / "out", "--json", "-q")) == {"dark": COUNT, "bright": COUNT}
+    assert counts(tlcli("evaluate", model, parts, "--output", tmp_path / "out", "--json", "-q")) == {"dark": COUNT, "bright": COUNT}
     (data / "third").mkdir()
     Image.new("RGB", (corner_model.SIZE, corner_model.SIZE)).save(data / "third" / "0.png")
-    refused = run(model, parts, "--output", tmp_path / "out", "--json", "-q")
+    refused = tlcli("evaluate", model, parts, "--output", tmp_path / "out", "--json", "-q")
     assert (refused.returncode, "the model has no class third; it has: dark, bright" in refused.stderr) == (1, True)
 
 
-def test_a_model_without_maps_is_evaluated_too_and_nothing_is_overwritten(data: Path, tmp_path: Path) -> None:
+def test_a_model_without_maps_is_evaluated_too_and_nothing_is_overwritten(tlcli: Tlcli, data: Path, tmp_path: Path) -> None:
     corner_model.save(tmp_path / "plain" / "1" / "model.onnx", maps={})
-    first, second = (run(tmp_path / "plain", data, "--output", tmp_path / "out") for _ in range(2))
+    first, second = (tlcli("evaluate", tmp_path / "plain", data, "--output", tmp_path / "out") for _ in range(2))
     assert first.returncode == second.returncode == 0, first.stderr + second.stderr
     assert f"written: {tmp_path / 'out-2'}; see" in second.stderr
     for name in ("out", "out-2"):

@@ -10,9 +10,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+Tlcli = Callable[..., "subprocess.CompletedProcess[str]"]
+"""Function that runs a command in a process of its own, and returns its exit status and what it printed."""
 
 SERVER = """
 import contextlib, json, os, pathlib, sys
@@ -20,9 +23,11 @@ import tlcli.training.fine_tuning, tlcli.cli.commands.export, tlcli.cli.commands
 from tests.helpers.exports.flat_graphs import cached_flat_graphs
 from tests.helpers.exports.torchlib import cached_torchlib
 
-def run(arguments, folder, environment):
+def run(arguments, folder, environment, streams):
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
+    for number, path in enumerate(streams, start=1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     os.chdir(folder)
     os.environ.update(environment)
     sys.argv = ["tlcli", *arguments]
@@ -55,11 +60,21 @@ class ForkedCommands:
         self._folder = folder
         self._output = output
 
-    def start(self, arguments: Sequence[str], folder: Path | None = None, environment: Mapping[str, str] | None = None) -> int:
-        """Start a command, and return the number of its process. `end` is to be called before the next one is started."""
+    def start(
+        self,
+        arguments: Sequence[str],
+        folder: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+        streams: Sequence[Path] = (),
+    ) -> int:
+        """Start a command, and return the number of its process. `end` is to be called before the next one is started.
+
+        `streams` are the files of its standard output and standard error, which otherwise go to `output`.
+        """
         assert self._server.stdin is not None
         assert self._server.stdout is not None
-        self._server.stdin.write(json.dumps([list(arguments), str(folder or self._folder), dict(environment or {})]) + "\n")
+        sent = [list(arguments), str(folder or self._folder), dict(environment or {}), [str(path) for path in streams]]
+        self._server.stdin.write(json.dumps(sent) + "\n")
         self._server.stdin.flush()
         return int(self._server.stdout.readline())
 
@@ -72,6 +87,14 @@ class ForkedCommands:
         """Run a command that is to succeed."""
         self.start(arguments)
         assert self.end() == 0, self.output()
+
+    def completed(self, *arguments: object) -> subprocess.CompletedProcess[str]:
+        """Run a command, and return its exit status and what it printed."""
+        words = [str(argument) for argument in arguments]
+        streams = (self._folder / ".stdout", self._folder / ".stderr")
+        self.start(words, streams=streams)
+        status = self.end()
+        return subprocess.CompletedProcess(words, status, *(path.read_text(encoding="utf-8") for path in streams))
 
     def output(self) -> str:
         """Return what all commands have printed so far, to standard output and standard error."""
