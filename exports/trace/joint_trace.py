@@ -166,6 +166,8 @@ class _TraceableFunctions(TorchFunctionMode):
             value = value.clone() if isinstance(value, Tensor) else value  # it may be the slice itself
             inputs[index].zero_().add_(value)
             return None
+        if function is functional.scaled_dot_product_attention and _is_plain(*args, **(kwargs or {})):
+            return _attention(*args, **(kwargs or {}))
         return function(*args, **(kwargs or {}))
 
 
@@ -174,6 +176,29 @@ def _linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tenso
     product = inputs.reshape(-1, inputs.shape[-1]) @ weight.t()
     product = product.reshape(*inputs.shape[:-1], weight.shape[0])
     return product if bias is None else product + bias
+
+
+def _is_plain(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> bool:
+    """Return True for attention without a mask and without dropout."""
+    return attn_mask is None and dropout_p == 0 and not is_causal and not enable_gqa
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, *_: object, scale: float | None = None, **__: object) -> Tensor:
+    """Compute attention without a mask.
+
+    PyTorch's own implementation scales the keys too, and compares all scores with minus infinity, which only a mask can cause.
+    """
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    return (query * factor @ key.transpose(-2, -1)).softmax(-1) @ value
 
 
 def _symbolic_examples(example: Tensor, width: int, dynamic_size: bool) -> tuple[FakeTensor, FakeTensor]:

@@ -335,3 +335,25 @@ def test_means_are_those_of_the_gradients() -> None:
         _, _, residuals = tail(torch.randn(3, CHANNELS, 5, 4))
         gradients, means = tail.pull_back(torch.randn(3, 2, WIDTH), residuals)
         torch.testing.assert_close(means[0], gradients[0].mean((-2, -1)), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("masked", [None, "numbers", "flags", "causal"])
+@pytest.mark.parametrize("scale", [None, 0.3])
+def test_attention_with_and_without_a_mask(masked: str | None, scale: float | None) -> None:
+    """Without a mask, no score is compared with minus infinity."""
+    torch.manual_seed(0)
+    flags = torch.rand(20, 20) > 0.3
+    flags[:, 0] = True
+    mask = {"numbers": torch.randn(20, 20), "flags": flags}.get(masked or "")
+
+    def function(inputs: Tensor, tap: Tap) -> Tensor:
+        tokens = tap("layer", inputs).flatten(2).transpose(1, 2)[:, None]
+        mixed = functional.scaled_dot_product_attention(
+            tokens, tokens.sin(), tokens.cos(), attn_mask=mask, is_causal=masked == "causal", scale=scale
+        )
+        return mixed.mean((1, 2))
+
+    check(function, lambda images: torch.randn(images, CHANNELS, 5, 4), ["layer"])
+    tail = trace(function, torch.randn(CHANNELS, 5, 4), ["layer"])
+    compared = [node for node in tail.forward_graph.graph.nodes if "safe_softmax" in str(node.target)]
+    assert bool(compared) == (masked is not None)
