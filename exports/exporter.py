@@ -170,8 +170,7 @@ def _at_another_size(images: Sequence[npt.NDArray[np.uint8]]) -> list[npt.NDArra
 def _explained(explainer: Explainer) -> str:
     if not explainer.layers:
         return " without maps"
-    methods = ", ".join(explainer.methods)
-    return f" with maps of {' and '.join(layer.name for layer in explainer.layers)}: {methods}"
+    return f" with maps of {' and '.join(layer.name for layer in explainer.layers)}"
 
 
 def describe_explainer(

@@ -92,8 +92,7 @@ def export_onnx(
             loaded.scores,
             loaded.source.shape[0],
         )
-        offered = [output.method for output in explained.layout.maps]
-        what = f" with maps of {' and '.join(chosen)}: {', '.join(dict.fromkeys(offered))}" if chosen else " without maps"
+        what = f" with maps of {' and '.join(chosen)}" if chosen else " without maps"
         say(f"writing {path.name}{what}")
         if chosen and not layers and _is_before_attention(loaded, next(iter(chosen.values()))):
             say(

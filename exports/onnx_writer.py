@@ -23,6 +23,7 @@ from tlcli.exports.rewrite.pair_loop import PAIRS_PER_STEP
 from tlcli.exports.rewrite.plain_graph import LinearAblation
 from tlcli.exports.rewrite.symbolic_sizes import take_sizes_from
 from tlcli.exports.rewrite.target_choice import COTANGENTS
+from tlcli.exports.trace.decompose_nodes import decomposed_by_nodes
 from tlcli.exports.trace.explainer import Explainer, is_pooled_linear
 from tlcli.exports.trace.map_methods import NEEDS_ABLATION, NEEDS_DIFFERENCE, NEEDS_MASKING
 from tlcli.training.models.target_layers import resolve_layers
@@ -151,7 +152,7 @@ def _write_flat(explainer: Explainer, path: Path) -> None:
         names += [SOFTMAX, COTANGENTS, *map(due_input, range(len(looped))), *map(ablated_input, range(len(looped)))]
         names += [*(loop.due for loop in loops), *(loop.result for loop in loops)]
     try:
-        with quiet("torch.onnx"):
+        with quiet("torch.onnx"), decomposed_by_nodes():
             program = torch.onnx.export(
                 explainer,
                 tuple(example for example, _ in inputs.values()),

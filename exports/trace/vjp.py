@@ -68,7 +68,7 @@ class TracedTail(nn.Module):
         """
         n, k, _ = cotangents.shape
         saved = [_repeat_rows(residuals[i], k, self._rows[i]) if self._rows[i] else residuals[i] for i in self._saved_inputs[-1]]
-        results = [result.unflatten(0, (n, k)) for result in self.backward_graph(cotangents.flatten(0, 1), *saved)]
+        results = [result.reshape(n, k, *result.shape[1:]) for result in self.backward_graph(cotangents.flatten(0, 1), *saved)]
         gradients, computed_means = results[: len(self.layers)], iter(results[len(self.layers) :])
         means = [
             next(computed_means) if has_mean else gradient.mean((-2, -1))

@@ -11,8 +11,9 @@ import torch
 from tests.exports.test_exporter import operators
 from tests.helpers.exports.paper_network import A0, A1, BIAS, WEIGHT, make_image, toy
 from tests.helpers.exports.reference import Reference, finer_score, neighbourhoods, relative_difference, similar
-from tests.helpers.exports.small_networks import Exports, blobs
+from tests.helpers.exports.small_networks import Exports, blobs, make
 from tlcli.contract.maps.method_names import COSTLY
+from tlcli.exports.trace.explainer import Explainer
 from tlcli.exports.trace.map_methods import CamInputs, finercam, neighbourhood_sums, position_masks, reciprocam
 from tlcli.exports.trace.similar_classes import similar_classes
 
@@ -117,7 +118,9 @@ def test_they_cost_nothing_unless_selected(exported: Exports, tmp_path: Path) ->
     assert operators(closed, ["reciprocam"], tmp_path)["Loop"] == 0, "closed form"
 
 
-def test_recipro_cam_of_a_large_layer_is_exported_on_request_only(exported: Exports) -> None:
-    case = exported("test_resnet", "linear", "conv1.2", size=(96, 96))
-    assert "reciprocam" not in case.model.description.methods
-    assert "finercam" in case.model.description.methods
+def test_recipro_cam_of_a_large_layer_is_exported_on_request_only() -> None:
+    network = make("test_resnet", "linear", size=(96, 96)).requires_grad_(False)
+    explainer = Explainer(network, layers=["conv1.2"])
+    assert "reciprocam" not in explainer.methods
+    assert "finercam" in explainer.methods
+    assert Explainer(network, ["reciprocam"], ["conv1.2"]).methods == ("reciprocam",)

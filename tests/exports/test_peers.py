@@ -43,7 +43,9 @@ def test_the_last_layer(method: str, exported: Exports) -> None:
 
 def test_grad_cam_plus_plus_where_its_epsilon_is_small(exported: Exports) -> None:
     """It adds 1e-6 to a denominator of squared gradients: a last layer of large weights makes these large."""
-    agree(exported("test_resnet", "mlp:16", "layer2", spread=300.0), "layer2", "gradcam_plus_plus", CLASS_IDS)
+    agree(
+        exported("test_resnet", "mlp:16", "layer2", methods=("gradcam_plus_plus",), spread=300.0), "layer2", "gradcam_plus_plus", CLASS_IDS
+    )
 
 
 def test_ablation_cam_where_the_score_is_positive(exported: Exports) -> None:

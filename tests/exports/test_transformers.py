@@ -99,8 +99,8 @@ def test_a_network_that_runs_as_a_whole_has_maps(
 
 
 def test_a_whole_network_has_the_maps_of_its_parts(tmp_path: Path, exported: Exports) -> None:
-    parts = exported("test_vit", "original", size=(SIZE, SIZE))
-    whole = make_whole("test_vit", SIZE)
+    parts = exported("test_vit", "original", methods=("gradcam",), size=(SIZE, SIZE), **DEPTH)
+    whole = make_whole("test_vit", SIZE, **DEPTH)
     whole.backbone.load_state_dict(parts.network.backbone.state_dict())
     case, images = write_case(whole, tmp_path / "model.onnx", methods=["gradcam"]), blobs(2, SIZE, SIZE)
     assert case.model.description.layers[0].name == parts.model.description.layers[0].name

@@ -21,7 +21,7 @@ BATCH = blobs(2)
 @pytest.fixture
 def case(exported: Exports) -> Case:
     """Return a file with maps of several layers, which take masks and weights of the forward pass."""
-    return exported("test_resnet", "mlp:16", "conv1.2", "layer2", "layer4")
+    return exported("test_resnet", "mlp:16", "conv1.2", "layer2", "layer4", methods=("gradcam", "layercam", "ablationcam", "eigencam"))
 
 
 def outputs(part: onnx.ModelProto) -> dict[str, np.ndarray]:

@@ -63,10 +63,18 @@ def test_the_products_are_the_same(size: int, count: int) -> None:
     np.testing.assert_allclose(g, x @ weight.T @ weight, atol=1e-4)
 
 
-@pytest.mark.parametrize(("backbone", "head", "layer"), [("resnet18", "linear", "layer2"), ("vgg11", "mlp:512", "features.14")])
-def test_no_square_weight_is_packed_for_both_passes(backbone: str, head: str, layer: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("backbone", "head", "layer", "methods"),
+    [
+        ("resnet18", "linear", "layer2", ["gradcam", "ablationcam", "reciprocam"]),  # a backward pass and the two loops
+        ("vgg11", "mlp:512", "features.14", None),
+    ],
+)
+def test_no_square_weight_is_packed_for_both_passes(
+    backbone: str, head: str, layer: str, methods: list[str] | None, tmp_path: Path
+) -> None:
     network = make(backbone, head)
-    model = onnx.load(str(write(network, tmp_path / "model.onnx", layers=[layer]).path))
+    model = onnx.load(str(write(network, tmp_path / "model.onnx", methods=methods, layers=[layer]).path))
     square = {one.name for one in model.graph.initializer if len(one.dims) > 1 and one.dims[0] == one.dims[1]}
     nodes = list(with_inner(model.graph.node))
     backwards = {node.input[1] for node in nodes if node.op_type in ("ConvTranspose", "MatMul")}
