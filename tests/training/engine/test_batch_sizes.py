@@ -37,7 +37,7 @@ def sizes(images: int, batch_size: int, micro_batch_size: int | None = None, sha
         micro_batch_size=micro_batch_size,
         share=share,
     )
-    return [len(labels) for _, labels in loaded]
+    return [len(labels) for _, labels, _ in loaded]
 
 
 @pytest.mark.parametrize(
