@@ -93,7 +93,7 @@ def _records(file: LabelFile, delimiter: str) -> Iterator[_Record]:
     start = 1
     try:
         for cells in reader:
-            if any(cells) and not (start == 1 and cells[0].lower().startswith(_EXCEL_HINT)):
+            if any(cells) and not _are_blank(cells) and not (start == 1 and cells[0].lower().startswith(_EXCEL_HINT)):
                 yield _Record(start, cells)
             start = reader.line_num + 1
     except csv.Error as error:
@@ -101,6 +101,10 @@ def _records(file: LabelFile, delimiter: str) -> Iterator[_Record]:
         if "unexpected end of data" in problem or "field limit" in problem or "field larger" in problem:
             problem = "a quoted cell is not closed"
         raise file.error(f"{problem}: put cells with quotes between double quotes, and double the quotes inside", start) from error
+
+
+def _are_blank(cells: list[str]) -> bool:
+    return (not cells[0] or cells[0].isspace()) and not any(cell.strip() for cell in cells)
 
 
 def _fit(cells: list[str], width: int, line: int, delimiter: str, file: LabelFile) -> list[str]:

@@ -25,6 +25,8 @@ _LOCAL_FILES = re.compile(r"/data/local-files/\?d=(?P<path>.+)")
 
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 
+_MISSING = "no such file"
+
 _MAX_INDEXED = 5_000_000
 """Maximum number of files that are searched for images named without their folder."""
 
@@ -77,7 +79,7 @@ class ImagePaths:
             other = self._normal(candidate)
             if other and other != name and self._look(other) is None:
                 return other
-        found = self._find_by_name(path)
+        found = self._find_by_name(path) if problem == _MISSING else None
         if found is not None:
             return found
         raise NotFound(problem)
@@ -96,7 +98,7 @@ class ImagePaths:
         try:
             mode = os.stat(name if name.startswith("/") else self._prefix + name).st_mode
         except FileNotFoundError:
-            return "no such file"
+            return _MISSING
         except (OSError, ValueError) as error:
             return f"{getattr(error, 'strerror', None) or error}".lower()
         return None if stat.S_ISREG(mode) else f"is {kind_of(mode)}"
@@ -125,7 +127,7 @@ class ImagePaths:
         """
         names = _bare_names(path)
         for name in names:
-            places = self._indexed().get(name, ())
+            places = [place for place in self._indexed().get(name, ()) if self._look(place) is None]
             if len(places) > 1:
                 raise NotFound(f"several images have this name, such as {places[0]} and {places[1]}: write the folder before it")
             if places:
