@@ -14,6 +14,10 @@ _STEPS = 400_000
 _MAX_ATTEMPTS, _MAX_ROUNDS = 32, 8
 
 
+_NEGLIGIBLE = 1e-4
+"""Mean squared relative deviation of a class, 1 %, below which no further order is tried."""
+
+
 class UnsplittableError(Exception):
     """No split of the groups was found in which both parts have a class.
 
@@ -61,6 +65,8 @@ def split_groups(groups: Sequence[str], labels: npt.NDArray[np.int64], fraction:
         candidate.fill(order)
         if best is None or candidate.cost() < best.cost():
             best = candidate
+        if best.cost() < _NEGLIGIBLE * len(problem.targets):
+            break
     assert best is not None
     uncovered = best.uncovered()
     if uncovered is not None:

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 from uuid import uuid4
 
 from tlcli.contract.errors import HubError, first_line
@@ -54,7 +54,7 @@ def is_remote(text: str) -> bool:
 def mirror_of(url: str) -> Path:
     """Return the place of a URL's copy in the cache: a path that no URL can leave, with a hash of a query."""
     parts = urlsplit(url)
-    names = [parts.scheme.lower(), parts.netloc, *parts.path.split("/")]
+    names = [parts.scheme.lower(), parts.netloc, *map(unquote, parts.path.split("/"))]
     safe = [re.sub(r"[^\w.,=@ ()+-]", "_", name)[-150:] for name in names if name not in ("", ".", "..")]
     if parts.query:
         stem, suffix = os.path.splitext(safe[-1])
@@ -82,6 +82,8 @@ def fetch(url: str, target: Path, max_bytes: int) -> None:
     except HubError:
         raise
     except FileNotFoundError as error:
+        if isinstance(error.__cause__, OSError):  # fsspec reports a refused connection as a missing file
+            raise HubError(f"cannot be reached: {first_line(error.__cause__)[:200]}") from error
         raise HubError("no such file") from error
     except Exception as error:  # each driver raises its own exceptions
         if is_unwritable(error):

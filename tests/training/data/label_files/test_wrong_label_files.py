@@ -46,7 +46,7 @@ CLASSES = {"cat": ["cat/1.png", "cat/2.png"], "dog": ["dog/1.png", "dog/2.png"]}
         (HEADER + "cat/1.png,\n", "none of its 1 rows has a label"),
         (
             HEADER + "cat/1.png,cat\ncat/3.png,cat\ncat/4.png,cat\n",
-            r"2 of 3 images cannot be found: line 3: cat/3.png: no such file; line 4: cat/4.png: no such file: paths start from .*: correct",
+            r"2 of 3 images cannot be found: line 3: cat/3.png: no such file; line 4: cat/4.png: no such file: paths start from .*",
         ),
         (HEADER + "cat,cat\n", "1 of 1 images cannot be found: line 2: cat: is a folder"),
         (HEADER + "cat/1.png/x,cat\n", "1 of 1 images cannot be found: line 2: cat/1.png/x: not a directory"),
