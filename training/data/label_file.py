@@ -94,11 +94,13 @@ def _drop_unlabelled(table: LabelTable, file: LabelFile, *, partial: bool) -> tu
     if not missing:
         return ()
     if len(missing) == len(table):
-        raise file.error(f"none of its {len(table):,} rows has a label: expected a label for each image")
+        raise file.error("no row has a label: expected a label for each image")
     labelled_test = {part for split, labels in zip(table.splits, table.labels, strict=True) if labels and (part := _part(split)) == "test"}
     if not partial and (labelled_test or any(_part(table.splits[index]) != "test" for index in missing)):
         rows = "row has" if len(missing) == 1 else "rows have"
-        raise file.error(f"{len(missing):,} {rows} no label, or NaN, as label: {table.at(missing)}: add the labels, or remove the rows")
+        raise file.error(
+            f"{len(missing):,} {rows} no label (an empty cell or NaN): {table.at(missing)}: add the labels, or remove the rows"
+        )
     reason = "no label yet" if partial else "no label in the test split"
     left_out = tuple(Skipped(table.names[index], reason) for index in missing)
     table.keep([bool(labels) for labels in table.labels])

@@ -113,7 +113,7 @@ def test_a_test_split_without_labels_is_left_out(tmp_path: Path) -> None:
         ("cat/2.png", "no label in the test split"),
         ("dog/2.png", "no label in the test split"),
     ]
-    with pytest.raises(DatasetError, match="1 row has no label, or NaN, as label: line 5"):
+    with pytest.raises(DatasetError, match=r"1 row has no label \(an empty cell or NaN\): line 5"):
         list_text(tmp_path, rows.replace("cat/2.png,,", "cat/2.png,cat,"))
 
 

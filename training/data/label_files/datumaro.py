@@ -71,8 +71,8 @@ def _parts(document: Any, file: LabelFile) -> tuple[list[str], list[dict[str, An
     """Return the names of the labels and the items of a document."""
     match document:
         case {"categories": {"label": {"labels": list(labels)}}, "items": list(items)}:
-            names = [label.get("name") for label in labels if isinstance(label, dict)]
-            if len(names) == len(labels) and all(isinstance(name, str) for name in names) and all(isinstance(item, dict) for item in items):
+            names = [label["name"] for label in labels if isinstance(label, dict) and isinstance(label.get("name"), str)]
+            if len(names) == len(labels) and all(isinstance(item, dict) for item in items):
                 return names, items
         case {"images": list(), "annotations": list()}:
             raise file.error(f"is in COCO's format, which has boxes and no classes of images: {_EXPECTED}")

@@ -54,7 +54,7 @@ def is_remote(text: str) -> bool:
 def mirror_of(url: str) -> Path:
     """Return the place of a URL's copy in the cache: a path that no URL can leave, with a hash of a query."""
     parts = urlsplit(url)
-    names = [parts.scheme.lower(), parts.netloc, *map(unquote, parts.path.split("/"))]
+    names = [parts.scheme.lower(), parts.netloc.rpartition("@")[2], *map(unquote, parts.path.split("/"))]
     safe = [re.sub(r"[^\w.,=@ ()+-]", "_", name)[-150:] for name in names if name not in ("", ".", "..")]
     if parts.query:
         stem, suffix = os.path.splitext(safe[-1])
