@@ -38,6 +38,7 @@ def read(command: str) -> FinetuneConfig:
 @pytest.mark.parametrize(
     "config",
     [
+        FinetuneConfig(dataset="labels.csv", columns={"path": "file name", "label": "class"}, group_column="patient id"),
         FinetuneConfig(),
         FinetuneConfig(
             backbone="mobilenetv2_100",

@@ -67,6 +67,8 @@ class ImagePaths:
         Raises:
             NotFound: there is no such file, it is not a file, or several images have the name.
         """
+        if not path.isascii() and path.encode("utf-8", "ignore").decode() != path:
+            raise NotFound("a character that is not valid Unicode")
         if "://" in path:
             return self._find_url(path.strip())
         if self._is_remote:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from itertools import chain
+from itertools import chain, zip_longest
 from typing import Any
 
 from tlcli.training.data.label_files.label_row import LabelFile, LabelRow, shorten
 from tlcli.training.data.label_files.row_parser import RowParser
 from tlcli.training.data.label_files.table_columns import find_columns
 from tlcli.training.data.label_files.text_lines import read_lines
+
+_PURPOSES = ("path", "label", "split", "group", "weight")
+"""Names of values that the first object may lack and others have, in the order of `TableColumns.names`."""
 
 
 def read_json_lines(file: LabelFile, chosen: Mapping[str, str]) -> Iterator[LabelRow]:
@@ -27,7 +30,7 @@ def read_json_lines(file: LabelFile, chosen: Mapping[str, str]) -> Iterator[Labe
 
 
 def read_objects(objects: Iterator[tuple[int, Any]], file: LabelFile, chosen: Mapping[str, str]) -> Iterator[LabelRow]:
-    """Yield a row for each object. The first object determines the columns.
+    """Yield a row for each object. The first one determines the columns; others may have a split, group or weight that it lacks.
 
     Args:
         objects: objects with the lines in which they start.
@@ -44,11 +47,11 @@ def read_objects(objects: Iterator[tuple[int, Any]], file: LabelFile, chosen: Ma
     names = [name.strip() for name in _mapping(item, line, file)]
     columns = find_columns(names, list(item.values()), chosen, file, line)
     keys = {name.strip(): name for name in item}
-    needed = [None if name is None else keys[name] for name in columns.names]
+    needed = [purpose if name is None else keys[name] for purpose, name in zip_longest(_PURPOSES, columns.names)]
     parser = RowParser(columns, file, "line")
     for line, item in chain((first,), objects):
         mapping = _mapping(item, line, file)
-        yield parser.parse(line, [None if key is None else mapping.get(key) for key in needed])
+        yield parser.parse(line, [mapping.get(key) for key in needed])
 
 
 def _mapping(item: object, line: int, file: LabelFile) -> dict[str, Any]:

@@ -91,6 +91,15 @@ def test_labels_of_several_values_are_parsed_to_the_end(tmp_path: Path) -> None:
     assert labels("l.csv", "name,x,y,z\na,1,0,1\nb,0,0,0\nc,0,1.0,0\n") == [("x", "z"), (), ("y",)]
 
 
+def test_later_objects_may_have_a_split_that_the_first_one_lacks(tmp_path: Path) -> None:
+    put_images(tmp_path)
+    rows = [{"path": "cat/1.png", "label": "cat"}, {"path": "cat/2.png", "label": "cat", "split": "test", "group": "g", "weight": 2}]
+    listing = list_text(tmp_path, "\n".join(map(json.dumps, rows)), "l.jsonl")
+    assert listing.test == {"cat": ["cat/2.png"]}
+    assert listing.groups == {"cat/1.png": "cat/1.png", "cat/2.png": "g"}
+    assert listing.weights == {"cat/1.png": 1.0, "cat/2.png": 2.0}
+
+
 def test_values_of_other_types_become_text(tmp_path: Path) -> None:
     put_images(tmp_path)
     rows = [{"path": name, "label": value} for name, value in (("cat/1.png", 3), ("cat/2.png", 12.0), ("dog/1.png", "3"), ("dog/2.png", 2))]

@@ -119,6 +119,11 @@ def test_a_wrong_csv_file_is_refused_with_its_line(tmp_path: Path, content: str 
         ("l.jsonl", '{"path": "cat/1.png", "label": null}\n', "no row has a label"),
         ("l.jsonl", "[" * 100_000, "line 1: not JSON that can be read|line 1: not valid JSON"),
         ("l.jsonl", '{"path": ' + "9" * 5000 + "}\n", "line 1: not JSON that can be read"),
+        (
+            "l.jsonl",
+            '{"path": "\\ud800.png", "label": "a"}',
+            r"1 of 1 images cannot be found: line 1: \\ud800.png: a character that is not valid",
+        ),
         ("l.json", "", "is empty"),
         ("l.json", "[]", "has no rows"),
         ("l.json", "3", r"line 1: expected a JSON array, \[\.\.\.\], of objects"),
