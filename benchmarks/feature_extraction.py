@@ -41,7 +41,7 @@ from tlcli.contract.images import decoding
 from tlcli.contract.images.preprocessing import Preprocessing
 from tlcli.contract.process.cores import usable_cores
 from tlcli.contract.process.malloc import keep_freed_memory
-from tlcli.training.data.dataloader import image_batches
+from tlcli.training.data.dataloader import ImageBatch, image_batches
 from tlcli.training.data.dataset import Part
 from tlcli.training.data.load import load_dataset
 from tlcli.training.models.network import Network, NetworkConfig, build
@@ -125,14 +125,14 @@ def parts_of(folder: Path) -> list[Part]:
     return [dataset.train, dataset.val]
 
 
-def read(part: Part, network: Network, batch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def read(part: Part, network: Network, batch: int) -> Iterator[ImageBatch]:
     return image_batches(part, network.config.preprocessing, batch_size=batch, workers=workers())
 
 
 def bare_pass(name: str, folder: Path) -> tuple[float, str]:
     """Return the seconds of one pass, and the engine that ran it."""
     network, parts = built(name), parts_of(folder)
-    probe = torch.cat([images for images, _ in islice(read(parts[0], network, BATCH), PROBED // BATCH)])
+    probe = torch.cat([images for images, _, _ in islice(read(parts[0], network, BATCH), PROBED // BATCH)])
     runs = {"PyTorch": in_pytorch(network), "ONNX Runtime": in_onnx_runtime(network)}
     ways = {f"{name}, {batch}": (run, batch) for name, run in runs.items() for batch in (8, BATCH)}
     times = {by: min(seconds(run, probe, batch) for _ in range(2)) for by, (run, batch) in ways.items()}
@@ -140,7 +140,7 @@ def bare_pass(name: str, folder: Path) -> tuple[float, str]:
     run, batch = ways[fastest]
     began = time.perf_counter()
     for part in parts:
-        for images, _ in read(part, network, batch):
+        for images, _, _ in read(part, network, batch):
             run(images)
     return time.perf_counter() - began, fastest
 

@@ -66,8 +66,8 @@ def finetune(folder: str | Path, backbone: str = "resnet18", *, quiet: bool = Fa
     """Fine-tune a pretrained backbone on images and write a run folder.
 
     Args:
-        folder: folder with one subfolder of images per class, optionally grouped into `train`, `val` and `test` folders; or the name of a
-            known data set.
+        folder: folder with one subfolder of images per class, optionally grouped into `train`, `val` and `test` folders; a label file,
+            such as `labels.csv`; or the name of a known data set.
         backbone: name of a timm model; `tlcli backbones` lists them.
         quiet: hide progress; warnings are always shown.
         settings: settings of `tlcli finetune`, such as `mode="full"`, `epochs=10`, `weights="FILE"`, `output="runs/pets"`; see

@@ -165,6 +165,7 @@ class FinetuneRun:
         preprocessing = resolve_preprocessing(config, backbone)
         with self._timer("data"), self._dist.rank_zero_first():
             self.dataset = load_dataset(config, self._progress, is_new=is_new)
+        self._require_weights_can_be_used()
         torch.manual_seed(config.seed)
         network_config = NetworkConfig(
             backbone=config.backbone,
@@ -190,6 +191,18 @@ class FinetuneRun:
             dataset_fingerprint=self.dataset.fingerprint,
             versions=versions(),
         )
+
+    def _require_weights_can_be_used(self) -> None:
+        """Check that images with weights are not mixed, since the mixture would need a weight for each of its images.
+
+        Raises:
+            SettingsError: they are.
+        """
+        for flag, alpha in (("--mixup", self._config.mixup), ("--cutmix", self._config.cutmix)):
+            if alpha and self.dataset.train.weights is not None:
+                raise SettingsError(
+                    f"{flag} cannot be combined with the weights of images in {self.dataset.spec}: leave {flag} out, or remove the weights"
+                )
 
     def _create_folder(self, resources: ExitStack) -> None:
         """Create and claim the folder of a new run, and write its config.
@@ -265,7 +278,17 @@ class FinetuneRun:
         views, val = self._features(self._cache)
         with self._timer("head"), self._progress("Training the head", plan.head_epochs) as advance:
             callback = _HeadCallback(self._callbacks, advance)
-            best = train_head(self.network, views, dataset.train.labels, val, dataset.val.labels, plan, self._config.seed, callback)
+            best = train_head(
+                self.network,
+                views,
+                dataset.train.labels,
+                val,
+                dataset.val.labels,
+                plan,
+                self._config.seed,
+                callback,
+                dataset.train.weights,
+            )
         row, seconds = best.kept, self._timer.seconds
         self._log(
             f"head: best of {len(best.rows)} epochs is {row.epoch}, validation top-1 {row.val_top1:.2%}, loss {row.val_loss:.4f}"
@@ -286,7 +309,15 @@ class FinetuneRun:
 
         with self._timer("head"), self._progress("Trying heads", search_size(heads, self._plan)) as advance:
             search = search_head(
-                self.network, heads, features, labels, val_labels, self._plan, self._config.seed, on_trial=lambda _: advance(1)
+                self.network,
+                heads,
+                features,
+                labels,
+                val_labels,
+                self._plan,
+                self._config.seed,
+                on_trial=lambda _: advance(1),
+                weights=self.dataset.train.weights,
             )
         table = self.folder.path / SEARCH
         if self._dist.is_rank_zero:

@@ -32,6 +32,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (home / "empty").mkdir()
     (home / "notes.txt").write_text("cat\n")
     (home / "labels.txt").write_text("cat\n\ndog\n")
+    (home / "labels.csv").write_text("path,class\nno.png,cat\n")
     (home / "weights.pth").write_bytes(b"PK")
     (home / "broken.toml").write_text("epochs: 3")
     (home / "boxes.json").write_text(json.dumps({}))
@@ -152,6 +153,24 @@ WRONG = [
     ("finetune models/toy", "models/toy is a model: expected an image or a folder of images"),
     ("finetune resnet18", "resnet18 is a backbone, not a folder of images: use --backbone resnet18"),
     ("finetune nosuch", "unknown data set 'nosuch'"),
+    ("finetune nosuch.csv", "nosuch.csv: no such file: expected a label file"),
+    ("finetune labels.csv", "labels.csv: line 1: no column label; the columns are path, class: name those to read, such as --columns"),
+    (
+        "finetune labels.csv --columns label=class",
+        "labels.csv: 1 of 1 images cannot be found: line 2: no.png: no such file: paths start from",
+    ),
+    ("finetune labels.csv --columns class", "'class': expected PURPOSE=NAME, such as path=file,label=class"),
+    ("finetune labels.csv --columns label=a,label=b", "label is given twice, as a and b: use only one of them"),
+    ("finetune labels.csv --columns picture=file", "--columns: picture=file: expected PURPOSE=NAME with one of path, label"),
+    ("finetune labels.csv --columns label=a,labels=b", "--columns: label=a and labels=b: use only one of them"),
+    (
+        "finetune labels.csv --columns label=class --group-column x",
+        "labels.csv: line 1: no column 'x' (--columns group=...): choose from path",
+    ),
+    ("finetune labels.csv --data-dir d", "--data-dir does not apply to labels.csv, which is a label file"),
+    ("finetune data --group-column patient", "--group-column applies to label files, but data is none: leave --group-column out"),
+    ("finetune data --columns path=file", "--columns applies to label files, but data is none: leave --columns out"),
+    ("evaluate models/toy nosuch.csv", "nosuch.csv: no such file: expected a label file"),
     ("finetune --resume models/toy", "models/toy is an exported model, not a run"),
     ("finetune data --config broken.toml", "broken.toml: not valid TOML"),
     ("finetune data --config nosuch.toml", "nosuch.toml: no such file: expected settings in TOML"),

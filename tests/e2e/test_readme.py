@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```(sh|python|js)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 PAGES = (
     "README.md",
-    *(f"docs/{name}.md" for name in ("tutorial", "training", "maps", "exported-file", "evaluating", "gallery", "troubleshooting")),
+    *(f"docs/{name}.md" for name in ("tutorial", "training", "data", "maps", "exported-file", "evaluating", "gallery", "troubleshooting")),
     *(
         f"docs/{name}.md"
         for name in ("plain", "runtime-browser", "runtime-openvino", "runtime-triton", "runtime-litert", "runtime-tensorrt")

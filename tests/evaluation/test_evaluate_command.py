@@ -84,6 +84,23 @@ def test_a_part_of_its_own(tlcli: Tlcli, model: Path, data: Path, tmp_path: Path
     assert "it has no val part; it has: train, test: choose one, or all, with --part" in refused.stderr
 
 
+def test_a_label_file_gives_the_figures_of_its_images(tlcli: Tlcli, model: Path, data: Path, tmp_path: Path) -> None:
+    names = [f"{path.parent.name}/{path.name}" for path in sorted(data.glob("*/[0-8]*.png"))]
+    rows = [f"{name},{name.partition('/')[0].upper()},{('dev', 'test')[number % 2]}" for number, name in enumerate(names)]
+    (data / "labels.csv").write_text("\n".join(["file,class,split", *rows, rows[0]]))
+    columns = ("--columns", "path=file,label=class")
+    answer = tlcli("evaluate", model, data / "labels.csv", *columns, "--part", "all", "--output", tmp_path / "all", "--json")
+    assert answer.returncode == 0, answer.stderr
+    assert "warning: 1 row repeats an earlier one and is ignored: line 26" in answer.stderr
+    by_folder = json.loads(tlcli("evaluate", model, data, "--output", tmp_path / "folder", "--json").stdout)
+    assert json.loads(answer.stdout) == by_folder
+    of_test = tlcli("evaluate", model, data / "labels.csv", *columns, "--output", tmp_path / "test", "--json")
+    assert sum(row["count"] for row in json.loads(of_test.stdout)) == COUNT
+    (data / "wrong.csv").write_text("path,label\ndark/00.png,gloomy\n")
+    refused = tlcli("evaluate", model, data / "wrong.csv", "--output", tmp_path / "o")
+    assert refused.stderr.endswith("wrong.csv: the model has no class gloomy; it has: dark, bright: rename the labels\n")
+
+
 def test_mistakes_get_one_line(tlcli: Tlcli, model: Path, data: Path, tmp_path: Path) -> None:
     (data / "dark").rename(data / "gloomy")
     for arguments, expected in (

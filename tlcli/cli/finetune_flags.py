@@ -8,10 +8,12 @@ from typing import Any, TypeVar
 
 import click
 
+from tlcli.cli.options import columns_option
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 GROUPS = {
-    "Data": ("dataset", "data_dir", "classes", "num_classes", "limit", "val_fraction", "workers"),
+    "Data": ("dataset", "data_dir", "classes", "num_classes", "limit", "val_fraction", "columns", "group_column", "workers"),
     "Network": (
         "backbone",
         "weights",
@@ -91,7 +93,11 @@ _MODEL = [
 ]
 
 _DATA = [
-    click.option("--dataset", help="Known name (`tlcli datasets`), folder, or timm data set spec.  [default: cats-vs-dogs]"),
+    click.option(
+        "--dataset",
+        help="Known name (`tlcli datasets`), folder, label file (.csv, .tsv, .jsonl, .json, .parquet) or timm data set spec."
+        "  [default: cats-vs-dogs]",
+    ),
     click.option(
         "--data-dir", type=click.Path(path_type=Path, file_okay=False), help="Folder of the known data sets.  [default: the cache]"
     ),
@@ -102,6 +108,12 @@ _DATA = [
         "--val-fraction",
         type=click.FloatRange(0, 1, min_open=True, max_open=True),
         help="Fraction of the training images held out if there is no validation split.  [default: 0.2]",
+    ),
+    columns_option,
+    click.option(
+        "--group-column",
+        metavar="NAME",
+        help="Column of a label file whose groups (a patient, a product, a burst) stay together in one split.  [default: group]",
     ),
     click.option(
         "--workers", type=click.IntRange(min=0), help="Number of processes that read images.  [default: depends on the CPU cores]"

@@ -15,6 +15,9 @@ from tlcli.setting_errors import first_problem
 if TYPE_CHECKING:
     from tlcli.training.settings.config import FinetuneConfig
 
+_CHECKED_BYTES = 20 * 1024 * 1024
+"""Maximum size of a label file that is read before the weights are downloaded, in addition to when it is used."""
+
 _MAX_CONFIG_BYTES = 1024 * 1024
 
 
@@ -88,17 +91,22 @@ def check_used(config: FinetuneConfig, flags: Collection[str], finds_lr: bool) -
 
 
 def check_dataset(config: FinetuneConfig) -> None:
-    """Check that the data set exists before any weights are downloaded.
+    """Check that the data set exists before any weights are downloaded. A label file that is remote or large is read later, once.
 
     Raises:
-        DatasetError: the data set is neither a folder, nor a known name, nor a timm spec.
+        DatasetError: the data set is neither a folder, nor a known name, nor a timm spec, or it is a label file with a mistake.
     """
+    from tlcli.training.data.label_files.remote_files import is_remote
     from tlcli.training.data.load import list_dataset
     from tlcli.training.data.registry import KNOWN
     from tlcli.training.data.timm_datasets import is_timm_spec
     from tlcli.training.runtime.progress import silent
 
-    if config.dataset.lower() not in KNOWN and not is_timm_spec(config.dataset) and not Path(config.dataset).expanduser().is_dir():
+    path = Path(config.dataset).expanduser()
+    is_large = is_remote(config.dataset) or (path.is_file() and path.stat().st_size > _CHECKED_BYTES)
+    is_named = config.dataset.lower() in KNOWN or is_timm_spec(config.dataset)
+    has_label_settings = bool(config.columns) or config.group_column is not None
+    if not is_large and not is_named and (has_label_settings or not path.is_dir()):
         list_dataset(config, silent)
 
 
@@ -106,10 +114,13 @@ def check_data_dir(dataset: str) -> None:
     """Check that `--data-dir`, the folder of the known data sets, applies to a data set.
 
     Raises:
-        SettingsError: the data set is itself a folder.
+        SettingsError: the data set is itself a folder or a label file.
     """
+    from tlcli.training.data.label_files.read_label_file import is_label_file
     from tlcli.training.data.registry import KNOWN
 
+    if dataset.lower() not in KNOWN and is_label_file(dataset):
+        raise SettingsError(f"--data-dir does not apply to {dataset}, which is a label file: leave --data-dir out")
     if dataset.lower() not in KNOWN and Path(dataset).expanduser().is_dir():
         raise SettingsError(f"--data-dir does not apply to {dataset}, which is a folder of images: leave --data-dir out")
 
@@ -139,7 +150,7 @@ def check_same_settings(run: Path, given: Mapping[str, Any], file: Path | None) 
         if name == "workers":  # does not change the result
             continue
         before, now = getattr(saved, name), getattr(requested, name)
-        has_moved = name in ("dataset", "data_dir") and Path(now).is_dir() and Path(before).is_absolute()
+        has_moved = name in ("dataset", "data_dir") and Path(now).exists() and Path(before).is_absolute()
         if before != now and not has_moved:
             shown = "the default" if before is None else before
             raise SettingsError(

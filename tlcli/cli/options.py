@@ -39,6 +39,26 @@ data_dir_option = click.option(
 )
 
 
+def _parse_columns(ctx: click.Context, option: click.Parameter, values: tuple[str, ...]) -> dict[str, str] | None:
+    columns: dict[str, str] = {}
+    for pair in (pair for value in values for pair in value.split(",")):
+        purpose, sign, name = (part.strip() for part in pair.partition("="))
+        if not sign or not purpose or not name:
+            raise click.BadParameter(f"{pair!r}: expected PURPOSE=NAME, such as path=file,label=class")
+        if columns.setdefault(purpose, name) != name:
+            raise click.BadParameter(f"{purpose} is given twice, as {columns[purpose]} and {name}: use only one of them")
+    return columns or None
+
+
+columns_option = click.option(
+    "--columns",
+    multiple=True,
+    metavar="PURPOSE=NAME",
+    callback=_parse_columns,
+    help="Columns of a label file that have other names than path, label, labels, split, group and weight, such as path=file,label=class.",
+)
+
+
 def folder_option(default: str, text: str) -> Callable[[F], F]:
     """Return the option `--output` for a results folder.
 

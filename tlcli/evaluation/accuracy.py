@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -38,6 +39,7 @@ class LabelledImages:
     images: readable images, labelled with the model's classes.
     left_out: images that could not be read.
     skipped: files that are not images and folders that are not classes.
+    notes: remarks on how a label file was read.
     """
 
     where: str
@@ -45,28 +47,38 @@ class LabelledImages:
     images: Part
     left_out: tuple[LeftOut, ...]
     skipped: tuple[Skipped, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def find_labelled(
-    spec: str, description: Description, part: PartName | None = None, data_dir: Path | None = None, progress: ProgressFactory = silent
+    spec: str,
+    description: Description,
+    part: PartName | None = None,
+    data_dir: Path | None = None,
+    progress: ProgressFactory = silent,
+    columns: Mapping[str, str] | None = None,
 ) -> LabelledImages:
     """Find and check the images of a data set and label them with a model's classes.
 
     Args:
-        spec: name of a known data set, path of a folder, or timm spec, as accepted by `tlcli.training.load_dataset`.
+        spec: name of a known data set, path of a folder or of a label file, or timm spec, as accepted by `tlcli.training.load_dataset`.
         description: description of the model.
         part: split to use; None for the test split, or for all images if there is none.
         data_dir: folder that holds the known data sets.
         progress: progress display for downloads and for the check.
+        columns: names of a label file's columns; see `FinetuneConfig`.
 
     Raises:
         DatasetError: the data set or split does not exist, the model lacks one of the classes, or no image can be read.
         HubError: the data set is not in `data_dir` and cannot be downloaded.
     """
-    listing = without_masks(list_dataset(FinetuneConfig(dataset=spec, data_dir=data_dir or default_data_dir()), progress))
+    config = FinetuneConfig(dataset=spec, data_dir=data_dir or default_data_dir(), columns=dict(columns or {}))
+    listing = without_masks(list_dataset(config, progress))
     chosen: PartName = part or ("all" if listing.test is None else "test")
     by_class = _names_by_class(listing, chosen)
-    ids = label_ids([name for name, names in by_class.items() if names], description.labels, listing.where)
+    ids = label_ids(
+        [name for name, names in by_class.items() if names], description.labels, listing.where, is_label_file=listing.is_label_file
+    )
     names = [(name, ids[class_name]) for class_name, class_images in by_class.items() for name in class_images]
     if not names:
         raise DatasetError(f"{listing.where}: its {chosen} part contains no images: add some, in one folder per class")
@@ -82,7 +94,7 @@ def find_labelled(
         fingerprints=tuple(checked[name].fingerprint for name, _ in readable),
         source=listing.source,
     )
-    return LabelledImages(listing.where, chosen, images, left_out, listing.skipped)
+    return LabelledImages(listing.where, chosen, images, left_out, listing.skipped, listing.notes if listing.is_label_file else ())
 
 
 def classify(model: Model, batch: Part, batch_size: int, progress: ProgressFactory = silent) -> Tensor:
@@ -93,7 +105,7 @@ def classify(model: Model, batch: Part, batch_size: int, progress: ProgressFacto
     """
     logits = []
     with progress("Classifying", len(batch)) as advance:
-        for images, _ in image_batches(batch, model.description.preprocessing, batch_size=batch_size, workers=usable_cores()):
+        for images, _, _ in image_batches(batch, model.description.preprocessing, batch_size=batch_size, workers=usable_cores()):
             logits.append(torch.from_numpy(model.run(images.numpy()).logits))
             advance(len(images))
     return torch.cat(logits)

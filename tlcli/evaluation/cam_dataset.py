@@ -93,21 +93,29 @@ class Images:
             raise DatasetError(f"{self.where}: none of its {len(self.names):,} images can be read; {self.left_out[0].reason}")
 
 
-def open_images(spec: str, limit: int, seed: int, data_dir: Path | None = None, progress: ProgressFactory = silent) -> Images:
+def open_images(
+    spec: str,
+    limit: int,
+    seed: int,
+    data_dir: Path | None = None,
+    progress: ProgressFactory = silent,
+    columns: Mapping[str, str] | None = None,
+) -> Images:
     """Find the images of a data set: those of the test split if there is one, and otherwise all images.
 
     Args:
-        spec: name of a known data set, path of a folder, or timm spec, as accepted by `tlcli.training.load_dataset`.
+        spec: name of a known data set, path of a folder or of a label file, or timm spec, as accepted by `tlcli.training.load_dataset`.
         limit: maximum number of images, spread evenly over the classes.
         seed: seed for the choice of images and for a generated data set.
         data_dir: folder that holds the known data sets.
         progress: progress display for downloads.
+        columns: names of a label file's columns; see `FinetuneConfig`.
 
     Raises:
         DatasetError: the data set does not exist or holds no images.
         HubError: the data set is not in `data_dir` and cannot be downloaded.
     """
-    config = FinetuneConfig(dataset=spec, seed=seed, data_dir=data_dir or default_data_dir())
+    config = FinetuneConfig(dataset=spec, seed=seed, data_dir=data_dir or default_data_dir(), columns=dict(columns or {}))
     listing = without_masks(list_dataset(config, progress))
     parts = [listing.test] if listing.test is not None else [part for part in (listing.train, listing.val) if part is not None]
     classes = all_classes(listing, parts)
@@ -138,7 +146,9 @@ def all_classes(listing: Listing, parts: Iterable[Mapping[str, Sequence[str]]]) 
     return (*listing.classes, *(name for name in sorted(more) if name != masks))
 
 
-def label_ids(classes: Sequence[str], labels: Sequence[str], where: str, alternative: str = "") -> dict[str, int]:
+def label_ids(
+    classes: Sequence[str], labels: Sequence[str], where: str, alternative: str = "", *, is_label_file: bool = False
+) -> dict[str, int]:
     """Return the model's class id for each class of the data set.
 
     Classes are matched by NFC-normalised name, first exactly and then ignoring case.
@@ -148,6 +158,7 @@ def label_ids(classes: Sequence[str], labels: Sequence[str], where: str, alterna
         labels: labels of the model.
         where: data set name shown in messages.
         alternative: alternative remedy appended to error messages.
+        is_label_file: True if the classes are the labels of a label file, False if they are folders.
 
     Raises:
         DatasetError: the model lacks a class, or several of the model's classes share its label.
@@ -160,13 +171,14 @@ def label_ids(classes: Sequence[str], labels: Sequence[str], where: str, alterna
         if len(ids) > 1:
             raise DatasetError(
                 f"{where}: class {name!r}: {len(ids)} classes of the model have this label (ids {', '.join(map(str, ids))}), so its images"
-                f" belong to neither: leave the folder out{alternative}"
+                f" belong to neither: leave the {'rows' if is_label_file else 'folder'} out{alternative}"
             )
         matches[name] = ids[0] if ids else folded.get(same_name(name).casefold())
     unknown = [name for name, index in matches.items() if index is None]
     if unknown:
+        things = "labels" if is_label_file else "folders"
         raise DatasetError(
-            f"{where}: the model has no class {one_line(unknown)}; it has: {one_line(labels)}: rename the folders{alternative}"
+            f"{where}: the model has no class {one_line(unknown)}; it has: {one_line(labels)}: rename the {things}{alternative}"
         )
     return {name: index for name, index in matches.items() if index is not None}
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from tlcli.contract.errors import DatasetError
+from tlcli.contract.files.display_name import printable
 from tlcli.training.data.dataset import CheckResult, Dataset, LeftOut, Part
+from tlcli.training.data.label_files.group_split import UnsplittableError, split_groups
 from tlcli.training.data.listing import Images, Listing, choose_classes, one_line
 from tlcli.training.data.split import ClassSample, read_all, shuffled, validation_count
 from tlcli.training.runtime.progress import ProgressFactory
@@ -25,6 +28,8 @@ def assemble(listing: Listing, config: FinetuneConfig, progress: ProgressFactory
         DatasetError: too few images of a class can be read, or `choose_classes` rejects the listing.
     """
     classes = choose_classes(listing, config.classes, config.num_classes)
+    if listing.groups is not None and listing.val is None:
+        listing = _hold_out_groups(listing, listing.groups, classes, config)
     checked: dict[str, CheckResult] = {}
 
     def reader(names: list[str]) -> set[str]:
@@ -57,6 +62,35 @@ def assemble(listing: Listing, config: FinetuneConfig, progress: ProgressFactory
         notes=listing.notes,
         layout=listing.layout,
         near_uniform=tuple(name for part in parts.values() for name in part.names if checked[name].near_uniform),
+        group_column=listing.group_column,
+        groups={}
+        if listing.groups is None
+        else {part: len({listing.groups[name] for name in images.names}) for part, images in parts.items()},
+    )
+
+
+def _hold_out_groups(listing: Listing, groups: Mapping[str, str], classes: Sequence[str], config: FinetuneConfig) -> Listing:
+    """Split whole groups off the training part for validation.
+
+    Raises:
+        DatasetError: a class has images of one group only, or the groups cannot be divided.
+    """
+    names = [name for class_name in classes for name in listing.train[class_name]]
+    labels = np.repeat(np.arange(len(classes)), [len(listing.train[class_name]) for class_name in classes])
+    try:
+        held_out = split_groups([groups[name] for name in names], labels, config.val_fraction, config.seed)
+    except UnsplittableError as error:
+        counted = "one group" if error.groups == 1 else f"{error.groups:,} groups, which cannot be divided"
+        raise DatasetError(
+            f"{listing.where}: the images of the class {printable(classes[error.label])} are of {counted} (column"
+            f" {listing.group_column}), but training and validation need at least one each: add images of other groups, give a split"
+            " column, or choose other classes with --classes"
+        ) from error
+    chosen = {name for name, is_val in zip(names, held_out.tolist(), strict=True) if is_val}
+    return replace(
+        listing,
+        train={class_name: [name for name in listing.train[class_name] if name not in chosen] for class_name in classes},
+        val={class_name: [name for name in listing.train[class_name] if name in chosen] for class_name in classes},
     )
 
 
@@ -113,10 +147,14 @@ def _part(listing: Listing, part: str, chosen: Images, classes: Sequence[str], c
         names=tuple(names),
         fingerprints=tuple(checked[name].fingerprint for name in names),
         source=listing.source,
+        weights=np.array([listing.weights[name] for name in names], dtype=np.float32) if listing.weights and part == "train" else None,
     )
 
 
 def _fingerprint(classes: Sequence[str], parts: dict[str, Part]) -> str:
-    """Hash the contents and labels of all images. File names are excluded, so renaming or moving images keeps the fingerprint."""
-    content = {name: sorted(zip(part.labels.tolist(), part.fingerprints, strict=True)) for name, part in parts.items()}
+    """Hash the contents, labels and weights of all images. File names are excluded, so renaming or moving images keeps the fingerprint."""
+    content = {
+        name: sorted(zip(part.labels.tolist(), part.fingerprints, *([] if part.weights is None else [part.weights.tolist()]), strict=True))
+        for name, part in parts.items()
+    }
     return hashlib.sha256(json.dumps([list(classes), content], sort_keys=True).encode()).hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -18,6 +19,14 @@ from tlcli.training.settings.augmentation import Augmentation
 
 _MIN_IMAGES_FOR_WORKERS = 128
 """Minimum number of images to start worker processes for. With fewer images, starting the workers takes longer than reading."""
+
+
+class ImageBatch(NamedTuple):
+    """Batch of images, uint8 `[N, H, W, 3]`, with their labels, int64 `[N]`, and their indices in the part, int64 `[N]`."""
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
 
 
 def batch_count(images: int, batch_size: int) -> int:
@@ -42,8 +51,8 @@ def image_batches(
     shuffled: bool = False,
     share: tuple[int, int] = (0, 1),
     micro_batch_size: int | None = None,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Iterate over a part in batches of images, uint8 `[N, H, W, 3]`, and labels, int64 `[N]`. Each image occurs once.
+) -> Iterator[ImageBatch]:
+    """Iterate over a part in batches. Each image occurs once.
 
     Batch sizes differ by at most one image, because a small last batch would give batch norm layers poor statistics. The batches
     depend on `seed` and `view`, but not on `workers`.
@@ -77,8 +86,8 @@ def image_batches(
     try:
         with starting_workers(started):
             loaded = iter(loader)
-        for images, labels, _ in loaded:
-            yield images, labels
+        for batch in loaded:
+            yield ImageBatch(*batch)
     except ImageError as error:
         # The text of a worker's error is a full traceback; its last line is the message.
         raise ImageError(str(error).strip().splitlines()[-1].removeprefix("tlcli.contract.errors.ImageError: ")) from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -72,12 +72,14 @@ class Part:
     names: name of each image: its path below the data set's folder, or an identifier such as `cifar10/train/123`.
     fingerprints: SHA-256 of each image in hex, computed from the encoded content, or from the pixels if there is no encoded content.
     source: image source used by `load`.
+    weights: weight of each image in the training loss, float32 `[n]`; None if all weigh the same.
     """
 
     labels: npt.NDArray[np.int64]
     names: tuple[str, ...]
     fingerprints: tuple[str, ...]
     source: Source = field(repr=False)
+    weights: npt.NDArray[np.float32] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -102,6 +104,7 @@ class Part:
             names=tuple(self.names[index] for index in chosen),
             fingerprints=tuple(self.fingerprints[index] for index in chosen),
             source=self.source,
+            weights=None if self.weights is None else self.weights[chosen],
         )
 
 
@@ -118,6 +121,7 @@ class Dataset:
     near_uniform: names of images with nearly one colour.
     notes: remarks on how the folders were interpreted; see `Listing`.
     layout: one-line summary of the folder of each part.
+    group_column: column of a label file whose groups are kept together; empty if there are none. groups: number of groups by part.
     """
 
     spec: str
@@ -131,6 +135,8 @@ class Dataset:
     near_uniform: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     layout: str = ""
+    group_column: str = ""
+    groups: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def parts(self) -> dict[str, Part]:

@@ -31,6 +31,9 @@ class Listing:
     folders: folder that contains the classes of each part; empty if the data set is not divided into part folders.
     notes: remarks on how the folders were interpreted, one line each.
     top: subfolder of the user's folder that contains the data set; empty for the folder itself.
+    is_label_file: True if a label file names the images.
+    groups: group of each image; None if no image has one. Groups are kept together in splits. group_column: column of the groups.
+    weights: weight of each image in the training loss; None if all weigh the same.
     """
 
     where: str
@@ -43,6 +46,10 @@ class Listing:
     folders: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     top: str = ""
+    is_label_file: bool = False
+    groups: Mapping[str, str] | None = None
+    group_column: str = ""
+    weights: Mapping[str, float] | None = None
 
     @property
     def parts(self) -> dict[str, Images]:
@@ -72,6 +79,10 @@ def choose_classes(listing: Listing, subset: Sequence[str] | None, num_classes: 
     """
     if not listing.train:
         existing = " and ".join(printable(folder) for folder in listing.folders.values())
+        if listing.is_label_file:
+            raise DatasetError(
+                f"{listing.where}: no row of the training part, only {existing}: expected rows with the split train, or with none"
+            )
         raise DatasetError(f"{listing.where}: no train folder, only {existing}: {LAYOUT}")
     classes = listing.classes if subset is None else _subset(listing, subset)
     if len(classes) < 2:

@@ -1,6 +1,6 @@
 """Data set loading, from the value of `--dataset` to labelled images in parts.
 
-spec --- a known name, a folder, a timm spec ---> Listing                     registry, image_folder, timm_datasets
+spec --- a known name, a folder, a label file, a timm spec ---> Listing       registry, image_folder, label_file, timm_datasets
 Listing --- choose classes, sample, check each image, split ---> Dataset      assemble
 """
 
@@ -14,6 +14,9 @@ from tlcli.contract.files.atomic_file import whole_file
 from tlcli.training.data.assemble import assemble
 from tlcli.training.data.dataset import Dataset, LeftOut, Part
 from tlcli.training.data.image_folder import list_folder
+from tlcli.training.data.label_file import list_label_file, require_label_file_settings
+from tlcli.training.data.label_files.label_row import NAMED_SUFFIXES
+from tlcli.training.data.label_files.read_label_file import is_label_file
 from tlcli.training.data.listing import Listing
 from tlcli.training.data.registry import KNOWN, KnownDataset, known_datasets
 from tlcli.training.data.timm_datasets import PREFIXES, is_timm_spec, list_timm
@@ -73,7 +76,7 @@ def list_dataset(config: FinetuneConfig, progress: ProgressFactory) -> Listing:
     """List the images of a data set by part and class. A missing data set is downloaded first.
 
     Args:
-        config: settings, of which `dataset`, `data_dir` and `seed` are used.
+        config: settings, of which `dataset`, `data_dir`, `seed`, `columns` and `group_column` are used.
         progress: progress bar for downloads.
 
     Raises:
@@ -81,6 +84,9 @@ def list_dataset(config: FinetuneConfig, progress: ProgressFactory) -> Listing:
         HubError: the data set is missing and cannot be downloaded.
     """
     spec = config.dataset
+    if spec.lower() not in KNOWN and is_label_file(spec):
+        return list_label_file(spec, config.columns, config.group_column, progress)
+    require_label_file_settings(spec, config.columns, config.group_column)
     known = KNOWN.get(spec.lower())
     if known is not None:
         return known.load(config.data_dir, config.seed, progress)
@@ -88,10 +94,13 @@ def list_dataset(config: FinetuneConfig, progress: ProgressFactory) -> Listing:
     if folder.is_dir():
         return list_folder(folder)
     if folder.is_file():
-        raise DatasetError(f"{spec} is a file: expected a folder of images; unpack it first if it is an archive")
+        raise DatasetError(
+            f"{spec} is a file: expected a folder of images, or a label file ({NAMED_SUFFIXES}); unpack it first if it is an archive"
+        )
     if is_timm_spec(spec):
         return list_timm(config, progress)
     prefixes = ", ".join(f"{prefix}/..." for prefix in PREFIXES)
     raise DatasetError(
-        f"unknown data set {spec!r}: expected one of {', '.join(KNOWN)}, an existing folder of images, or a timm spec ({prefixes})"
+        f"unknown data set {spec!r}: expected one of {', '.join(KNOWN)}, an existing folder of images,"
+        f" a label file ({NAMED_SUFFIXES}), or a timm spec ({prefixes})"
     )

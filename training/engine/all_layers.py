@@ -17,7 +17,7 @@ from tlcli.training.engine.checkpoint import Checkpoint
 from tlcli.training.engine.loss import objective_of
 from tlcli.training.engine.mixup import mixing
 from tlcli.training.engine.optimizer import layered_optimizer
-from tlcli.training.engine.stage import Batches, Best, Stage, run_stage
+from tlcli.training.engine.stage import Batch, Batches, Best, Stage, run_stage
 from tlcli.training.engine.step import Log, StepOptions, no_log
 from tlcli.training.engine.sync_batchnorm import sync_norms
 from tlcli.training.engine.unfreezing import GradualUnfreezing
@@ -108,7 +108,7 @@ class AllLayers:
         )
 
     def batches(self, epoch: int) -> Batches:
-        """Yield this process's share of each batch in an epoch: normalised images and labels on the training device.
+        """Yield this process's share of each batch in an epoch: normalised images, labels and weights on the training device.
 
         Args:
             epoch: index of the epoch within the stage, starting at 0.
@@ -126,11 +126,13 @@ class AllLayers:
             share=(self.dist.rank, self.dist.world),
             micro_batch_size=plan.config.batch_size,
         )
+        weights = None if self.dataset.train.weights is None else torch.from_numpy(self.dataset.train.weights)
         last_epoch = self.first_epoch + plan.full_epochs - 1
         with self.progress(f"Epoch {self.first_epoch + epoch} of {last_epoch}", images_in_all) as advance:
             done = 0
-            for step, (images, labels) in enumerate(loaded, start=1):
-                yield network.normalise(images.to(network.device)), labels.to(network.device)
+            for step, (images, labels, indices) in enumerate(loaded, start=1):
+                own = None if weights is None else weights[indices].to(network.device)
+                yield Batch(network.normalise(images.to(network.device)), labels.to(network.device), own)
                 advance(step * images_in_all // self._steps - done)
                 done = step * images_in_all // self._steps
 
@@ -167,7 +169,7 @@ def classify_images(
     share = part.take(range(dist.rank, len(part), dist.world)) if dist.world > 1 else part
     logits = [torch.empty(0, network.config.num_classes)]
     loaded = image_batches(share, network.config.preprocessing, batch_size=plan.config.batch_size, workers=plan.workers)
-    for images, _ in loaded if len(share) else ():
+    for images, _, _ in loaded if len(share) else ():
         logits.append(network(network.normalise(images.to(network.device))).float().cpu())
         advance(len(images))
     return dist.all_gather(torch.cat(logits), len(part))

@@ -15,7 +15,7 @@ from tlcli.training.engine.callbacks import Callback
 from tlcli.training.engine.ema import snapshot
 from tlcli.training.engine.loss import objective_of
 from tlcli.training.engine.optimizer import decayed_groups, make_optimizer
-from tlcli.training.engine.stage import Batches, Best, Stage, run_stage
+from tlcli.training.engine.stage import Batch, Batches, Best, Stage, run_stage
 from tlcli.training.engine.step import StepOptions
 from tlcli.training.metrics.scores import loss_and_top1
 from tlcli.training.models.network import Network, apply_classifier
@@ -23,6 +23,7 @@ from tlcli.training.settings.plan import Plan
 
 Embeddings = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
+Weights = npt.NDArray[np.float32]
 
 _CHUNK = 4096
 """Maximum number of embedding rows to load into memory at once."""
@@ -83,6 +84,7 @@ def train_head(
     plan: Plan,
     seed: int,
     callback: Callback | None = None,
+    weights: Weights | None = None,
 ) -> Best:
     """Train `network.classifier` on embeddings. The rest of the network does not change.
 
@@ -95,6 +97,7 @@ def train_head(
         plan: training plan, of which the head settings are used.
         seed: seed for the image order and dropout.
         callback: hooks to run after each step and each epoch.
+        weights: weights of the training images in the loss, `[n]`; None if all weigh the same.
 
     Returns:
         The best epoch, with the metrics of every epoch.
@@ -112,7 +115,8 @@ def train_head(
         view = views[epoch % len(views)]
         order = np.random.default_rng([seed, epoch]).permutation(len(labels))
         for chosen in np.array_split(order, steps):
-            yield torch.from_numpy(view[chosen]).to(device), targets[chosen].to(device)
+            own = None if weights is None else torch.from_numpy(weights[chosen]).to(device)
+            yield Batch(torch.from_numpy(view[chosen]).to(device), targets[chosen].to(device), own)
 
     @torch.no_grad()
     def evaluate() -> tuple[float, float]:

@@ -16,7 +16,7 @@ from tlcli.contract.errors import SettingsError
 from tlcli.contract.files.atomic_file import whole_file
 from tlcli.training.engine.checkpoint import State
 from tlcli.training.engine.ema import snapshot
-from tlcli.training.engine.head import Embeddings, Labels, StandardisedHead, chunks, moments, train_head
+from tlcli.training.engine.head import Embeddings, Labels, StandardisedHead, Weights, chunks, moments, train_head
 from tlcli.training.engine.logistic_regression import fit_logistic
 from tlcli.training.engine.loss import objective_of
 from tlcli.training.engine.model_selection import is_better
@@ -108,6 +108,7 @@ def search_head(
     plan: Plan,
     seed: int,
     on_trial: Callable[[Trial], None] = lambda _: None,
+    weights: Weights | None = None,
 ) -> HeadSearch:
     """Train each head with several settings and select the best by `tlcli.training.engine.model_selection` on the validation part.
 
@@ -124,6 +125,7 @@ def search_head(
         plan: training plan, of which the head settings are used; its `head_lr` and `weight_decay` are tried first.
         seed: seed for the image order, dropout, and the initial weights of other heads.
         on_trial: callback after each trial.
+        weights: weights of the training images in the loss, `[n]`; None if all weigh the same.
 
     Raises:
         SettingsError: the loss of every trial was NaN or infinite, or `with_head` rejects a head.
@@ -135,7 +137,7 @@ def search_head(
         candidate = with_head(network, head, seed)
         best: _Fit | None = None
         highest_of_head = 0.0
-        for fit in _fits(candidate, features(candidate), labels, val_labels, plan, seed):
+        for fit in _fits(candidate, features(candidate), labels, val_labels, plan, seed, weights):
             trials.append(fit.trial)
             on_trial(fit.trial)
             if is_better(fit.trial, None if best is None else best.trial, highest_of_head, len(val_labels)):
@@ -200,20 +202,22 @@ class _Fit(NamedTuple):
     state: State
 
 
-def _fits(network: Network, features: Features, labels: Labels, val_labels: Labels, plan: Plan, seed: int) -> Iterator[_Fit]:
+def _fits(
+    network: Network, features: Features, labels: Labels, val_labels: Labels, plan: Plan, seed: int, weights: Weights | None
+) -> Iterator[_Fit]:
     first = snapshot(network.classifier)
     for lr, weight_decay in _grid(plan):
         network.classifier.load_state_dict(first)
         setting = plan.model_copy(update={"head_lr": lr, "weight_decay": weight_decay})
         try:
-            best = train_head(network, features.views, labels, features.val, val_labels, setting, seed)
+            best = train_head(network, features.views, labels, features.val, val_labels, setting, seed, weights=weights)
         except SettingsError:  # the loss diverged in the first epoch because the learning rate is too high
             continue
         row = best.kept
         trial = Trial(network.config.head, plan.config.optimizer, lr, weight_decay, None, row.epoch, row.val_top1, row.val_loss)
         yield _Fit(trial, best, snapshot(network.classifier))
     if isinstance(network.classifier, (nn.Linear, nn.Conv2d)):
-        yield from _logistic_fits(network, features, labels, val_labels, plan)
+        yield from _logistic_fits(network, features, labels, val_labels, plan, weights)
 
 
 def _grid(plan: Plan) -> list[tuple[float, float]]:
@@ -222,7 +226,9 @@ def _grid(plan: Plan) -> list[tuple[float, float]]:
     return [(plan.head_lr * factor, decay) for factor in LR_FACTORS for decay in decays]
 
 
-def _logistic_fits(network: Network, features: Features, labels: Labels, val_labels: Labels, plan: Plan) -> Iterator[_Fit]:
+def _logistic_fits(
+    network: Network, features: Features, labels: Labels, val_labels: Labels, plan: Plan, weights: Weights | None
+) -> Iterator[_Fit]:
     layer = cast("nn.Linear | nn.Conv2d", network.classifier)
     device = layer.weight.device
     mean, spread = moments(features.views)
@@ -232,7 +238,8 @@ def _logistic_fits(network: Network, features: Features, labels: Labels, val_lab
     objective = objective_of(plan.head_label_smoothing, plan, labels, network.config.num_classes, device)
     if objective.class_weights is not None:
         objective = replace(objective, class_weights=objective.class_weights.double())
-    for fitted in fit_logistic(rows, targets, network.config.num_classes, STRENGTHS, objective, layer.bias is not None):
+    repeated = None if weights is None else torch.from_numpy(weights).double().to(device).repeat(len(features.views))
+    for fitted in fit_logistic(rows, targets, network.config.num_classes, STRENGTHS, objective, layer.bias is not None, repeated):
         with torch.no_grad():
             layer.weight.copy_(fitted.weight.view_as(layer.weight))
             if layer.bias is not None:

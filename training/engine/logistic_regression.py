@@ -32,7 +32,13 @@ class Fitted:
 
 
 def fit_logistic(
-    inputs: Tensor, labels: Tensor, classes: int, strengths: Sequence[float], objective: Objective, with_bias: bool = True
+    inputs: Tensor,
+    labels: Tensor,
+    classes: int,
+    strengths: Sequence[float],
+    objective: Objective,
+    with_bias: bool = True,
+    weights: Tensor | None = None,
 ) -> Iterator[Fitted]:
     """Fit a logistic regression for each L2 strength by minimising the mean objective plus `l2 / 2 * ||W||^2`.
 
@@ -46,10 +52,11 @@ def fit_logistic(
         strengths: L2 strengths, positive.
         objective: loss to minimise; its class weights, if set, must be float64.
         with_bias: False to fix the bias at 0.
+        weights: weights of the images, float64 `[n]`; None if all weigh the same.
     """
     weight = inputs.new_zeros(classes, inputs.shape[1], requires_grad=True)
     bias = inputs.new_zeros(classes, requires_grad=with_bias)
-    total = objective.weight(labels)
+    total = objective.weight(labels, weights)
     for l2 in sorted(strengths, reverse=True):
         optimizer = LBFGS(
             [weight, bias] if with_bias else [weight],
@@ -62,11 +69,11 @@ def fit_logistic(
 
         def penalised(optimizer: LBFGS = optimizer, l2: float = l2) -> Tensor:
             optimizer.zero_grad()
-            loss = objective.total(inputs @ weight.t() + bias, labels) / total + l2 / 2 * weight.square().sum()
+            loss = objective.total(inputs @ weight.t() + bias, labels, weights) / total + l2 / 2 * weight.square().sum()
             loss.backward()  # type: ignore[no-untyped-call]
             return loss
 
         optimizer.step(penalised)  # type: ignore[no-untyped-call]
         with torch.no_grad():
-            mean = float(objective.total(inputs @ weight.t() + bias, labels) / total)
+            mean = float(objective.total(inputs @ weight.t() + bias, labels, weights) / total)
         yield Fitted(l2, weight.detach().clone(), bias.detach().clone(), mean)

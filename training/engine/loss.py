@@ -1,4 +1,4 @@
-"""Training loss: cross-entropy with label smoothing and class weights, summed so that micro-batch losses add up to the batch loss."""
+"""Training loss: cross-entropy with label smoothing and weights, summed so that micro-batch losses add up to the batch loss."""
 
 from __future__ import annotations
 
@@ -24,20 +24,26 @@ class Objective:
     label_smoothing: float = 0.0
     class_weights: Tensor | None = None
 
-    def total(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def total(self, logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         """Return the weighted loss in nats, summed over images.
 
         Args:
             logits: class logits, `[N, C]`.
             targets: class indices, int64 `[N]`, or class probabilities, float `[N, C]`.
+            weights: weights of the images, float `[N]`, by which class weights are multiplied; None if all weigh the same.
         """
-        return functional.cross_entropy(logits, targets, weight=self.class_weights, label_smoothing=self.label_smoothing, reduction="sum")
+        reduction = "sum" if weights is None else "none"
+        losses = functional.cross_entropy(
+            logits, targets, weight=self.class_weights, label_smoothing=self.label_smoothing, reduction=reduction
+        )
+        return losses if weights is None else (losses * weights).sum()
 
-    def weight(self, targets: Tensor) -> Tensor:
+    def weight(self, targets: Tensor, weights: Tensor | None = None) -> Tensor:
         """Return the total weight of the images. Divide `total` by it to get the weighted mean loss."""
         if self.class_weights is None:
-            return torch.tensor(float(len(targets)), device=targets.device)
-        return (self.class_weights[targets] if targets.ndim == 1 else targets @ self.class_weights).sum()
+            return torch.tensor(float(len(targets)), device=targets.device) if weights is None else weights.sum()
+        of_classes = self.class_weights[targets] if targets.ndim == 1 else targets @ self.class_weights
+        return (of_classes if weights is None else of_classes * weights).sum()
 
 
 def balanced_weights(labels: npt.NDArray[np.int64], classes: int) -> Tensor:

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from itertools import count, islice
 
 import numpy as np
-from torch import Tensor
 
 from tlcli.contract.errors import SettingsError
 from tlcli.training.engine.ema import snapshot
-from tlcli.training.engine.stage import Stage
+from tlcli.training.engine.stage import Batch, Stage
 from tlcli.training.engine.step import Stepper
 from tlcli.training.runtime.progress import ProgressFactory
 
@@ -63,11 +62,11 @@ def try_rates(stage: Stage, progress: ProgressFactory, steps: int = STEPS) -> Ra
     for module in stage.kept_in_eval:
         module.eval()
     with progress("Trying rates", steps) as advance:
-        for number, (inputs, labels) in enumerate(islice(_endless(stage), steps)):
+        for number, (inputs, labels, weights) in enumerate(islice(_endless(stage), steps)):
             rate = LOWEST * (HIGHEST / LOWEST) ** (number / max(steps - 1, 1))
             for group, share in zip(stage.optimizer.param_groups, shares, strict=True):
                 group["lr"] = rate * share
-            result = stepper.step(number, inputs, labels)
+            result = stepper.step(number, inputs, labels, weights)
             advance(1)
             if not result.finite:
                 break
@@ -99,6 +98,6 @@ def steepest(rates: list[float], losses: list[float]) -> float:
     return rates[int(np.argmin(slopes)) + width // 2]
 
 
-def _endless(stage: Stage) -> Iterator[tuple[Tensor, Tensor]]:
+def _endless(stage: Stage) -> Iterator[Batch]:
     for epoch in count():
         yield from stage.batches(epoch)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -23,8 +24,16 @@ from tlcli.training.metrics.scores import EpochRow
 from tlcli.training.metrics.scores import Stage as StageName
 from tlcli.training.settings.config import Schedule
 
-Batches = Iterable[tuple[Tensor, Tensor]]
-"""Batches of model inputs and their labels, int64 `[N]`, on the device of the model."""
+
+class Batch(NamedTuple):
+    """Batch on the device of the model: inputs, labels, int64 `[N]`, and weights of the images in the loss, float `[N]`, if they differ."""
+
+    inputs: Tensor
+    labels: Tensor
+    weights: Tensor | None = None
+
+
+Batches = Iterable[Batch]
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,12 +185,12 @@ class _StageRun:
         stage = self._stage
         highest = loss = right = 0.0
         count = 0
-        for number, (inputs, labels) in enumerate(stage.batches(epoch), start=epoch * stage.steps):
+        for number, (inputs, labels, weights) in enumerate(stage.batches(epoch), start=epoch * stage.steps):
             factor = rate_factor(stage.schedule, number, stage.epochs * stage.steps, stage.warm_up)
             for group in stage.optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor
                 highest = max(highest, group["lr"])
-            result = self._stepper.step(number, inputs, labels)
+            result = self._stepper.step(number, inputs, labels, weights)
             self._callback.on_step_end(number + 1, result.loss / result.count)
             loss, right, count = loss + result.loss, right + result.right, count + result.count
             if not result.finite:

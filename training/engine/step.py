@@ -58,7 +58,7 @@ class StepOptions:
 class StepResult:
     """Metrics of one step, summed over all processes.
 
-    loss: cross-entropy in nats, summed over `count` images, without label smoothing and class weights.
+    loss: cross-entropy in nats, summed over `count` images, without label smoothing and weights.
     right: number of correct predictions.
     """
 
@@ -106,13 +106,14 @@ class Stepper:
             wrapped = DistributedDataParallel(wrapped, device_ids=[self._options.dist.local] if on_gpu else None)
         self._wrapped = cast("nn.Module", torch.compile(wrapped)) if self._options.compiled else wrapped
 
-    def step(self, number: int, inputs: Tensor, labels: Tensor) -> StepResult:
+    def step(self, number: int, inputs: Tensor, labels: Tensor, weights: Tensor | None = None) -> StepResult:
         """Run one optimizer step on this process's share of the batch.
 
         Args:
             number: number of the step, starting at 0.
             inputs: model inputs, `[n, ...]`.
             labels: class indices, int64 `[n]`.
+            weights: weights of the images in the loss, float `[n]`; None if all weigh the same.
 
         Raises:
             SettingsError: memory ran out and the batch cannot be divided further, the network cannot be compiled, or a batch norm needs
@@ -120,7 +121,7 @@ class Stepper:
         """
         while True:
             try:
-                return self._step(number, inputs, labels)
+                return self._step(number, inputs, labels, weights)
             except RuntimeError as error:
                 if not _is_out_of_memory(error):
                     if self._options.compiled:
@@ -137,23 +138,25 @@ class Stepper:
             if inputs.is_cuda:
                 torch.cuda.empty_cache()
 
-    def _step(self, number: int, inputs: Tensor, labels: Tensor) -> StepResult:
+    def _step(self, number: int, inputs: Tensor, labels: Tensor, weights: Tensor | None) -> StepResult:
         assert self._wrapped is not None, "call begin() first"
         options = self._options
         self._seed(number, inputs)
         targets = labels
         if options.mixing is not None:
+            assert weights is None, "mixed images have no weight of their own"
             inputs, targets = options.mixing(inputs, labels)
         self._optimizer.zero_grad(set_to_none=True)
-        weight = options.dist.all_reduce(options.objective.weight(targets))
+        weight = options.dist.all_reduce(options.objective.weight(targets, weights))
         sums = torch.zeros(3, dtype=torch.float64, device=labels.device)
         count = self._micro_batches(len(labels))
-        micro_batches = zip(inputs.tensor_split(count), targets.tensor_split(count), labels.tensor_split(count), strict=True)
-        for index, (micro_inputs, micro_targets, micro_labels) in enumerate(micro_batches):
+        of_images = [None] * count if weights is None else weights.tensor_split(count)
+        micro_batches = zip(inputs.tensor_split(count), targets.tensor_split(count), labels.tensor_split(count), of_images, strict=True)
+        for index, (micro_inputs, micro_targets, micro_labels, micro_weights) in enumerate(micro_batches):
             with self._sync_gradients(index + 1 == count):
                 with self._precision.forward():
                     logits = self._wrapped(micro_inputs)
-                    loss = options.objective.total(logits, micro_targets) / weight
+                    loss = options.objective.total(logits, micro_targets, micro_weights) / weight
                 self._precision.backward(loss * options.dist.world)  # DDP averages gradients over processes
             sums[0] += functional.cross_entropy(logits.detach().float(), micro_targets, reduction="sum")
             sums[1] += (logits.argmax(1) == micro_labels).sum()

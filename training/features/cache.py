@@ -132,7 +132,7 @@ class FeatureCache:
         )
         with _evaluating(network), self.progress(description, len(part)) as advance:
             extract = build_extractor(network, len(part))
-            for images, _ in batches:
+            for images, _, _ in batches:
                 if done + len(images) > before:  # images with stored rows are read again, which is cheap compared to inference
                     if done <= before:
                         rows.truncate(done)

@@ -99,6 +99,27 @@ class NotRead(BaseModel):
     is_folder: bool
 
 
+class Groups(BaseModel):
+    """Groups of images that were kept together in one part.
+
+    column: column of the label file. parts: number of groups by part.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    column: str
+    parts: dict[str, int]
+
+
+class Weights(BaseModel):
+    """Weights of the training images in the loss."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    smallest: float
+    largest: float
+
+
 class DataSheet(BaseModel):
     """Content of `data_sheet.json`.
 
@@ -111,6 +132,7 @@ class DataSheet(BaseModel):
     left_out: images that could not be read.
     skipped: files that are not images and folders that are not classes, folders first; at most a thousand out of `skipped_count`.
     near_uniform: names of images with nearly one colour; at most a hundred out of `near_uniform_count`.
+    groups: groups of a label file; None if the images have none. weights: weights of a label file; None if all images weigh the same.
     layout: one-line summary of the folder of each part. warnings: warnings, one line each.
     """
 
@@ -130,6 +152,8 @@ class DataSheet(BaseModel):
     skipped_count: int = 0
     near_uniform: tuple[str, ...] = ()
     near_uniform_count: int = 0
+    groups: Groups | None = None
+    weights: Weights | None = None
     layout: str = ""
     warnings: tuple[str, ...]
 
@@ -141,6 +165,7 @@ class _Place(NamedTuple):
 
 def describe_dataset(dataset: Dataset) -> DataSheet:
     """Create the data sheet of a data set without decoding images. Sizes are read from the headers of at most 5,000 images."""
+    weights = dataset.train.weights
     counts = {name: _count_by_class(part, dataset.classes) for name, part in dataset.parts.items()}
     of_train = list(counts["train"].values())
     groups = _duplicates(dataset.parts)
@@ -166,6 +191,8 @@ def describe_dataset(dataset: Dataset) -> DataSheet:
         skipped_count=len(dataset.skipped),
         near_uniform=tuple(map(printable, dataset.near_uniform[:_MOST_LISTED])),
         near_uniform_count=len(dataset.near_uniform),
+        groups=Groups(column=dataset.group_column, parts=dict(dataset.groups)) if dataset.groups else None,
+        weights=None if weights is None else Weights(smallest=float(weights.min()), largest=float(weights.max())),
         layout=dataset.layout,
         warnings=(
             *dataset.notes,

@@ -71,13 +71,13 @@ def moved(config: FinetuneConfig, dataset: str | None, data_dir: Path | None) ->
 
 
 def require_dataset(config: FinetuneConfig, path: Path) -> None:
-    """Check that the image folder of a run exists.
+    """Check that the image folder or the label file of a run exists.
 
     Raises:
-        DatasetError: the folder was moved or removed.
+        DatasetError: it was moved or removed.
     """
     folder = Path(config.dataset)
-    if folder.is_absolute() and not folder.is_dir():
+    if folder.is_absolute() and not (folder.is_dir() or folder.is_file()):
         raise DatasetError(f"{path}: its data set {printable(str(folder))} no longer exists: give its new location with --dataset")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tlcli.contract.errors import SettingsError
+from tlcli.training.data.label_files.read_label_file import is_label_file
 from tlcli.training.runs.run_folder import RunConfig, with_pretrained
 
 
@@ -27,7 +28,7 @@ def require_unchanged(path: Path, saved: RunConfig, current: RunConfig) -> None:
         network = network.model_copy(update={"head": current.network.head})
     plan_before, plan_now = (config.plan.model_dump(exclude={"workers"}) for config in (saved, current))
     for name, before, now in (
-        ("the images", saved.dataset_fingerprint, current.dataset_fingerprint),
+        (_describe_data(saved), saved.dataset_fingerprint, current.dataset_fingerprint),
         ("the classes or their order", saved.classes, current.classes),
         ("the initial weights", saved.weights_fingerprint, current.weights_fingerprint),
         ("the network or its preprocessing", network, current.network),
@@ -35,6 +36,12 @@ def require_unchanged(path: Path, saved: RunConfig, current: RunConfig) -> None:
     ):
         if before != now:
             raise SettingsError(f"{path}: {name} changed since this run started: restore them, or start a new run")
+
+
+def _describe_data(config: RunConfig) -> str:
+    if is_label_file(config.asked.dataset):
+        return f"{config.asked.dataset} or its images (labels, splits, weights or contents)"
+    return "the images"
 
 
 def changed_versions(saved: RunConfig, current: RunConfig) -> list[str]:

@@ -25,6 +25,8 @@ from tlcli.contract.files.atomic_file import sweep, whole_file
 from tlcli.contract.files.display_name import printable
 from tlcli.contract.files.file_lock import LocksUnsupportedError, try_lock, unshared
 from tlcli.contract.model.repository_layout import not_a_run
+from tlcli.training.data.label_files.read_label_file import is_label_file
+from tlcli.training.data.label_files.remote_files import is_remote
 from tlcli.training.data.registry import KNOWN
 from tlcli.training.metrics.scores import EpochRow, Results
 from tlcli.training.models.network import NetworkConfig
@@ -215,7 +217,7 @@ def absolute(config: FinetuneConfig) -> FinetuneConfig:
     folder = Path(config.dataset).expanduser()
     paths = {
         "weights": weights,
-        "dataset": str(folder.absolute()) if folder.is_dir() and config.dataset.lower() not in KNOWN else config.dataset,
+        "dataset": str(folder.absolute()) if _is_local(config.dataset) else config.dataset,
         "data_dir": config.data_dir.expanduser().absolute(),
         "output": None if config.output is None else config.output.expanduser().absolute(),
     }
@@ -226,6 +228,13 @@ def absolute(config: FinetuneConfig) -> FinetuneConfig:
                 " rename the folder, or use a link to it"
             )
     return config.model_copy(update=paths)
+
+
+def _is_local(dataset: str) -> bool:
+    """Return True for a folder of images or a label file on this machine."""
+    if dataset.lower() in KNOWN or is_remote(dataset):
+        return False
+    return Path(dataset).expanduser().is_dir() or is_label_file(dataset)
 
 
 def require_output(config: FinetuneConfig) -> None:
@@ -246,7 +255,9 @@ def make_folder(config: FinetuneConfig) -> RunFolder:
         SettingsError: `require_output` rejects the folder, or it cannot be created.
     """
     require_output(config)
-    stem = f"{config.backbone}-{Path(config.dataset).name or 'images'}-{_SHORT_MODE[config.mode]}"
+    dataset = Path(config.dataset)
+    name = (dataset.stem if is_label_file(config.dataset) else dataset.name).strip("_") or "images"
+    stem = f"{config.backbone}-{name}-{_SHORT_MODE[config.mode]}"
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", stem)
     candidates = [config.output] if config.output is not None else (RUNS / f"{stem}-{number}" for number in count(1))
     for candidate in candidates:

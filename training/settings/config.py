@@ -17,6 +17,9 @@ Mode = Literal["feature-extraction", "full"]
 OptimizerName = Literal["adamw", "adam", "rmsprop", "sgd"]
 Schedule = Literal["cosine", "constant"]
 
+COLUMN_PURPOSES = ("path", "label", "labels", "split", "group", "weight")
+"""What columns of a label file are read for."""
+
 HEAD_PATTERN = re.compile(r"linear|original|mlp:[1-9][0-9]*")
 
 
@@ -40,8 +43,10 @@ class FinetuneConfig(BaseModel):
     backbone: name of a timm model. weights: `pretrained`, `none`, or a checkpoint file.
     model_kwargs: additional arguments for `timm.create_model`, such as `pad_type="same"`.
     head: `linear`, `mlp:<hidden units>` or `original`.
-    dataset: known name, folder, or timm data set spec. data_dir: folder of the named data sets.
+    dataset: known name, folder, label file, or timm data set spec. data_dir: folder of the named data sets.
     classes: subset of the classes, in label order. limit: maximum number of images per class in each part.
+    columns: names of a label file's columns by purpose: `path`, `label` or `labels`, `split`, `group`, `weight`.
+    group_column: column of a label file whose groups, such as patients, are kept together in one part.
     val_fraction: fraction of the training images held out for validation if the data set has no validation part.
     image_size, crop_pct, crop_mode, interpolation, mean, std: overrides for the backbone's preprocessing.
     epochs: total number of epochs. head_epochs: number of initial epochs that train only the head (mode `full`).
@@ -76,6 +81,8 @@ class FinetuneConfig(BaseModel):
     num_classes: int | None = Field(default=None, ge=2)
     limit: int | None = Field(default=None, ge=2)
     val_fraction: float = Field(default=0.2, gt=0, lt=1)
+    columns: dict[str, str] = Field(default_factory=dict)
+    group_column: str | None = Field(default=None, min_length=1)
 
     image_size: int | None = Field(default=None, ge=8, le=4096)
     crop_pct: float | None = Field(default=None, gt=0, le=1)
@@ -143,6 +150,18 @@ class FinetuneConfig(BaseModel):
         if info.field_name == "std" and not all(_MIN_STD <= value <= 1 for value in values):
             raise ValueError(f"{shown}: expected values from {_MIN_STD:g} to 1 for an input in [0, 1]: divide values from 0 to 255 by 255")
         return values
+
+    @field_validator("columns")
+    @classmethod
+    def _known_purposes(cls, columns: dict[str, str]) -> dict[str, str]:
+        for purpose, name in columns.items():
+            if purpose not in COLUMN_PURPOSES or not name:
+                raise ValueError(
+                    f"{purpose}={name}: expected PURPOSE=NAME with one of {', '.join(COLUMN_PURPOSES)}, such as path=file,label=class"
+                )
+        if "label" in columns and "labels" in columns:
+            raise ValueError(f"label={columns['label']} and labels={columns['labels']}: use only one of them")
+        return columns
 
     @field_validator("head")
     @classmethod

@@ -275,10 +275,11 @@ def test_unknown_specs_are_rejected(tmp_path: Path) -> None:
         load(Path("imagenette"))
     assert str(refusal.value) == (
         "unknown data set 'imagenette': expected one of cats-vs-dogs, cifar10, cifar100, mnist, fashion-mnist, shapes,"
-        " an existing folder of images, or a timm spec (torch/..., hfds/..., wds/..., tfds/...)"
+        " an existing folder of images, a label file (.csv, .tsv, .jsonl, .json or .parquet), or a timm spec (torch/..., hfds/...,"
+        " wds/..., tfds/...)"
     )
     (tmp_path / "images.zip").touch()
-    with pytest.raises(DatasetError, match=r"images\.zip is a file: expected a folder of images; unpack it first"):
+    with pytest.raises(DatasetError, match=r"images\.zip is a file: expected a folder of images, or a label file \(.*\); unpack it first"):
         load(tmp_path / "images.zip")
 
 

@@ -37,7 +37,7 @@ def sizes(images: int, batch_size: int, micro_batch_size: int | None = None, sha
         micro_batch_size=micro_batch_size,
         share=share,
     )
-    return [len(labels) for _, labels in loaded]
+    return [len(labels) for _, labels, _ in loaded]
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_the_lr_finder_trains_on_any_number_of_images(nine: Path, tmp_path: Path
     seen: list[int] = []
 
     def few_steps(stage: Stage, progress: ProgressFactory) -> RateCurve:
-        seen.extend(len(labels) for _, labels in stage.batches(0))
+        seen.extend(len(batch.labels) for batch in stage.batches(0))
         with suppress(SettingsError):  # the loss need not fall in so few
             try_rates(stage, progress, steps=5)
         return RateCurve((1e-3, 1e-2), (1.0, 1.0), (1.0, 1.0), 1e-3)

@@ -47,3 +47,15 @@ def test_the_start_makes_no_difference() -> None:
     (straight,) = fit_logistic(features, labels, 4, STRENGTHS[-1:], Objective())
     torch.testing.assert_close(along.weight, straight.weight, rtol=1e-2, atol=1e-3)
     assert along.loss == pytest.approx(straight.loss, rel=1e-4)
+
+
+def test_weights_of_images_match_scikit_learn() -> None:
+    rng = np.random.default_rng(3)
+    features, labels = rng.normal(size=(200, 5)), rng.integers(0, 3, 200)
+    weights = rng.uniform(0.1, 5, 200)
+    (fitted,) = fit_logistic(
+        torch.from_numpy(features), torch.from_numpy(labels), 3, [0.01], Objective(), weights=torch.from_numpy(weights)
+    )
+    peer = LogisticRegression(C=1 / (weights.sum() * 0.01), max_iter=10_000, tol=1e-10).fit(features, labels, sample_weight=weights)
+    ours = fitted.weight.numpy() - fitted.weight.numpy().mean(0)
+    np.testing.assert_allclose(ours, peer.coef_ - peer.coef_.mean(0), atol=1e-3)

@@ -14,7 +14,7 @@ from tests.helpers.training.tiny_training import config, put_colours
 from tlcli.contract.errors import SettingsError
 from tlcli.training import find_lr
 from tlcli.training.engine.lr_finder import steepest, try_rates
-from tlcli.training.engine.stage import Batches, Stage
+from tlcli.training.engine.stage import Batch, Batches, Stage
 from tlcli.training.runtime.progress import silent
 
 
@@ -39,7 +39,7 @@ def test_the_test_ends_when_the_loss_diverges_and_restores_the_network() -> None
         generator = torch.Generator().manual_seed(epoch)
         for _ in range(5):
             inputs = torch.randn(32, 4, generator=generator)
-            yield inputs, inputs[:, :3].argmax(1)
+            yield Batch(inputs, inputs[:, :3].argmax(1))
 
     def evaluate() -> tuple[float, float]:
         raise AssertionError("nothing is validated")

@@ -53,6 +53,25 @@ def test_micro_batches_add_up_to_their_batch(micro_batch_size: int | None) -> No
     assert done.right == int((logits.argmax(1) == labels).sum())
 
 
+@pytest.mark.parametrize("micro_batch_size", [None, 4, 1])
+@pytest.mark.parametrize("class_weights", [None, torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)], ids=["plain", "classes"])
+def test_a_weight_of_two_counts_an_image_twice(micro_batch_size: int | None, class_weights: Tensor | None) -> None:
+    """The step is that of the weighted mean: the same as on a batch in which images occur as often as they weigh."""
+    model, plain = network(), network()
+    inputs, labels = batch()
+    weights = torch.tensor([1, 2, 3, 1, 1, 2, 1, 1, 4, 1])
+    options = StepOptions(objective=Objective(0.1, class_weights), micro_batch_size=micro_batch_size)
+    stepper = Stepper(model, torch.optim.SGD(model.parameters(), lr=0.1), options)
+    stepper.begin()
+    done = stepper.step(0, inputs, labels, weights.double())
+    repeated = labels.repeat_interleave(weights)
+    logits = plain(inputs.repeat_interleave(weights, dim=0))
+    functional.cross_entropy(logits, repeated, weight=class_weights, label_smoothing=0.1).backward()
+    for parameter, expected in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, expected.grad)
+    assert done.loss == pytest.approx(float(functional.cross_entropy(network()(inputs).detach(), labels, reduction="sum")), rel=1e-6)
+
+
 def test_balanced_weights_match_scikit_learn() -> None:
     labels = np.array([0] * 7 + [1] * 2 + [2])
     expected = compute_class_weight("balanced", classes=np.arange(3), y=labels)

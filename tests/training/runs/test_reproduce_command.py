@@ -38,6 +38,7 @@ def read(command: str) -> FinetuneConfig:
 @pytest.mark.parametrize(
     "config",
     [
+        FinetuneConfig(dataset="labels.csv", columns={"path": "file name", "label": "class"}, group_column="patient id"),
         FinetuneConfig(),
         FinetuneConfig(
             backbone="mobilenetv2_100",
@@ -60,7 +61,7 @@ def read(command: str) -> FinetuneConfig:
         FinetuneConfig.of("scratch"),
         FinetuneConfig.of("scratch", mode="feature-extraction", weights="pretrained", mixup=0.0, cutmix=0.0),
     ],
-    ids=range(9),
+    ids=range(10),
 )
 def test_the_command_is_parsed_into_the_same_settings(config: FinetuneConfig) -> None:
     assert read(finetune_command(config.model_dump(mode="json"))) == config

@@ -28,18 +28,29 @@ SUMMARY = "summary.json"
     help="Split of the data set.  [default: test, or all if there is no test split]",
 )
 @options.data_dir_option
+@options.columns_option
 @click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Images per run of the model.")
 @options.device_option
 @options.folder_option("evaluate", "Folder for the results. A number is appended if it is not empty, such as evaluate-2.")
 @options.json_option
 @options.quiet_option
 def command(
-    model: Path, data: str, part: str | None, data_dir: Path | None, batch_size: int, device: str, output: Path, as_json: bool, quiet: bool
+    model: Path,
+    data: str,
+    part: str | None,
+    data_dir: Path | None,
+    columns: dict[str, str] | None,
+    batch_size: int,
+    device: str,
+    output: Path,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     """Measure the accuracy of an exported model on labelled images.
 
-    MODEL is a model's folder, such as models/NAME, or an ONNX file. DATA is a folder with one folder of images per class, or a known
-    data set; its classes are matched to the model's by name. The model runs on ONNX Runtime, as it does when served.
+    MODEL is a model's folder, such as models/NAME, or an ONNX file. DATA is a folder with one folder of images per class, a label
+    file such as labels.csv, or a known data set; its classes are matched to the model's by name. The model runs on ONNX Runtime, as
+    it does when served.
 
     Prints the precision, recall and F1 score of each class. Writes them to a folder, with the confusion matrix, the calibration, every
     prediction, and the most confident mistakes with their maps, if the model has maps.
@@ -67,9 +78,11 @@ def command(
     options.check_images([data])
     opened = Model.open(file, device)
     description = opened.description
-    labelled = find_labelled(data, description, cast("PartName | None", part), data_dir, console.progress)
+    labelled = find_labelled(data, description, cast("PartName | None", part), data_dir, console.progress, columns)
     for line in describe(labelled.skipped):
         console.say(line)
+    for note in labelled.notes:
+        click.echo(f"warning: {note}", err=True)
     for left in labelled.left_out:
         click.echo(printable(f"left out: {left.name}: {left.reason}"), err=True)
     logits = classify(opened, labelled.images, batch_size, console.progress)

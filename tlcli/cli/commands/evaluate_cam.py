@@ -54,6 +54,7 @@ def _names(_: click.Context, option: click.Parameter, value: str | None) -> tupl
 )
 @click.option("--softmax", is_flag=True, help="Explain the softmax probability of the class instead of its logit.")
 @options.data_dir_option
+@options.columns_option
 @click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Images per run of the model.")
 @options.seed_option
 @options.device_option
@@ -70,6 +71,7 @@ def command(
     steps: int,
     softmax: bool,
     data_dir: Path | None,
+    columns: dict[str, str] | None,
     batch_size: int,
     seed: int,
     device: str,
@@ -79,8 +81,9 @@ def command(
 ) -> None:
     """Measure the maps of an exported model, method by method.
 
-    MODEL is a model's folder, such as models/NAME, or an ONNX file. DATA is a folder with one folder of images per class, or a known
-    data set; its test split is used if it has one. The model runs on ONNX Runtime, as it does when served.
+    MODEL is a model's folder, such as models/NAME, or an ONNX file. DATA is a folder with one folder of images per class, a label
+    file such as labels.csv, or a known data set; its test split is used if it has one. The model runs on ONNX Runtime, as it does
+    when served.
 
     \b
     deletion, insertion  area under the curve of the class's probability while
@@ -122,7 +125,7 @@ def command(
     opened = Model.open(file, device)
     description = opened.description
     chosen = choose_methods(opened, cams or None)
-    images = open_images(data, limit, seed, data_dir, console.progress)
+    images = open_images(data, limit, seed, data_dir, console.progress, columns)
     settings = Settings(
         methods=chosen,
         metrics=choose_metrics(images, metrics),

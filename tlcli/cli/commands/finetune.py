@@ -70,12 +70,14 @@ def command(
 ) -> None:
     """Fine-tune a pretrained network on images, and export it.
 
-    FOLDER contains one folder of images per class, optionally inside train, val and test folders. It is the same as --dataset.
+    FOLDER contains one folder of images per class, optionally inside train, val and test folders, or is a label file. It is the same
+    as --dataset.
 
     \b
     tlcli finetune --backbone vgg16
     tlcli finetune --backbone resnet50 --dataset cifar10 --mode full
     tlcli finetune --backbone resnet18 --weights FILE PATH/TO/FOLDER
+    tlcli finetune --backbone resnet18 labels.csv --group-column patient
     tlcli finetune --resume runs/NAME
     tlcli finetune --resume runs/NAME --dataset NEW/PATH/TO/FOLDER
     """

@@ -39,7 +39,7 @@ def decode_text(data: bytes, where: str) -> str:
     Raises:
         SettingsError: the data use another encoding or contain NUL characters; the message begins with `where`.
     """
-    mark, encoding = next(((mark, encoding) for mark, encoding in _MARKS if data.startswith(mark)), (b"", "utf-8"))
+    mark, encoding = encoding_of(data)
     try:
         text = data[len(mark) :].decode(encoding)
     except UnicodeDecodeError as error:
@@ -52,3 +52,8 @@ def decode_text(data: bytes, where: str) -> str:
         line = text[: text.index("\0")].count("\n") + 1
         raise SettingsError(f"{where}: line {line}: a NUL character: expected text in UTF-8, or in UTF-16 with a byte order mark")
     return text
+
+
+def encoding_of(head: bytes) -> tuple[bytes, str]:
+    """Return the byte order mark at the beginning of a file and the encoding that it stands for; UTF-8 and no bytes without a mark."""
+    return next(((mark, encoding) for mark, encoding in _MARKS if head.startswith(mark)), (b"", "utf-8"))

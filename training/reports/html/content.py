@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from tlcli.training.engine.model_selection import RULE, describe_kept
-from tlcli.training.reports.datasheet import DataSheet
+from tlcli.training.reports.datasheet import DataSheet, Groups
 from tlcli.training.reports.html.charts import data_uri, line_chart, matrix_image, reliability_chart
 from tlcli.training.reports.html.formats import duration, interval, number, percent, plain
 from tlcli.training.runs.reproduce_command import finetune_words
@@ -253,8 +253,15 @@ def _facts(sheet: DataSheet) -> list[tuple[str, str]]:
         ("left out, not an image or class", f"{sheet.skipped_count:,}"),
         ("of a single colour", f"{sheet.near_uniform_count:,}"),
         *((("folders", sheet.layout),) if sheet.layout else ()),
+        *((("groups kept together", _describe_groups(sheet.groups)),) if sheet.groups is not None else ()),
+        *((("weights of images", f"{sheet.weights.smallest:g} to {sheet.weights.largest:g}"),) if sheet.weights is not None else ()),
         ("fingerprint", sheet.fingerprint),
     ]
+
+
+def _describe_groups(groups: Groups) -> str:
+    counts = ", ".join(f"{count:,} {PART_NAMES[part].lower()}" for part, count in groups.parts.items())
+    return f"{counts} (column {groups.column})"
 
 
 def _counts_of_split(record: RunSummary) -> dict[str, dict[str, int]]:
