@@ -27,7 +27,7 @@ from tlcli.exports.onnx_source.gradients.class_rows import ClassRows
 from tlcli.exports.onnx_source.gradients.gradient_flow import GradientFlow, UnsupportedOperatorError
 from tlcli.exports.onnx_source.gradients.rules import RULES
 from tlcli.exports.onnx_source.graph.extents import Extent
-from tlcli.exports.onnx_source.graph.graph_part import layer_nodes
+from tlcli.exports.onnx_source.graph.graph_part import layer_nodes, tail_nodes
 from tlcli.exports.onnx_source.graph.node_writer import NodeWriter, sizes
 from tlcli.exports.onnx_source.graph.observed_graph import ObservedGraph
 from tlcli.exports.onnx_source.image_input import ImageInput
@@ -380,7 +380,7 @@ class _MapWriter:
     def _logits_from(self, number: int, value: SpatialValue, changed: str, images: str) -> str:
         """Copy the nodes after a layer, so that they compute the logits of changed activations. Return the logits `[R, C]`."""
         graph, logits = self._graph, self._classifier.logits
-        dependents, nodes = layer_nodes(graph, [value.name], logits)
+        dependents, nodes = tail_nodes(graph, value.name, logits)
         names = {value.name: changed}
         for node in nodes:
             copy = copied(node)

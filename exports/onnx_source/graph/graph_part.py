@@ -10,7 +10,9 @@ import numpy.typing as npt
 from onnx import ModelProto, NodeProto, helper
 
 from tlcli.contract.errors import ExportError, first_line
+from tlcli.exports.onnx_source.graph.image_count import COUNT, counting_node
 from tlcli.exports.onnx_source.graph.observed_graph import ObservedGraph
+from tlcli.exports.rewrite.graph_edit import upstream_nodes
 
 Array = npt.NDArray[Any]
 
@@ -39,6 +41,22 @@ def layer_nodes(graph: ObservedGraph, layers: Sequence[str], end: str) -> tuple[
     return dependents, nodes
 
 
+def tail_nodes(graph: ObservedGraph, layer: str, end: str) -> tuple[set[str], list[NodeProto]]:
+    """Return the nodes that compute the value `end` from a layer and the number of images, in order, and the values that they compute.
+
+    They are those of `layer_nodes`, and those that compute shapes and indices from the number of images.
+    """
+    dependents, _ = layer_nodes(graph, [layer], end)
+    counted = graph.dependents([COUNT]) - graph.dependents([graph.input])
+    own = (dependents | counted) - {layer, COUNT}
+    nodes = [node for node in graph.nodes if not own.isdisjoint(node.output)]
+    reached = upstream_nodes(nodes, [end])
+    nodes = [node for index, node in enumerate(nodes) if index in reached]
+    if any(COUNT in node.input for node in nodes):
+        nodes.insert(0, counting_node(layer))
+    return {layer, *(name for node in nodes for name in node.output if name)}, nodes
+
+
 def values_of(graph: ObservedGraph, names: Sequence[str], images: Array) -> dict[str, Array]:
     """Compute values of the graph for a batch of inputs."""
     model = ModelProto()
@@ -57,7 +75,7 @@ class Tail:
     def __init__(self, graph: ObservedGraph, layer: str, logits: str) -> None:
         """Cut the graph behind the layer."""
         self._layer, self._logits = layer, logits
-        dependents, nodes = layer_nodes(graph, [layer], logits)
+        dependents, nodes = tail_nodes(graph, layer, logits)
         outside = {name for node in nodes for name in node.input if name and name not in dependents}
         self.saved = sorted(outside - graph.constants.keys())
         inputs = [helper.make_tensor_value_info(name, 1, [None] * graph.extents[name].rank) for name in (layer, *self.saved)]

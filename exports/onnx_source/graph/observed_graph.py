@@ -15,6 +15,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 from tlcli.contract.errors import ExportError, first_line
 from tlcli.exports.onnx_source.graph.extents import Extent, common_extent
 from tlcli.exports.onnx_source.graph.free_batch import free_batch
+from tlcli.exports.onnx_source.graph.image_count import use_image_count
 from tlcli.exports.onnx_source.graph.joint_rows import separate_rows
 from tlcli.exports.onnx_source.graph.source_file import SourceFile, constant_value, shown
 from tlcli.exports.rewrite.graph_edit import add_constant, copied, producers, replace_nodes, take_instead, taken_by, upstream_nodes
@@ -125,6 +126,7 @@ def observe(source: SourceFile, images: Callable[[int], Array], output: str) -> 
     extents[source.input] = Extent((1, *images(1).shape[1:]), 0)
     _fold(graph, constant, runs[0], extents)
     _keep(graph, [output])
+    use_image_count(graph, source.input, extents)
     if separate_rows(graph, extents):
         return observe(source, images, output)
     if output not in runs[0]:
