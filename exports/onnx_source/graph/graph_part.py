@@ -17,8 +17,12 @@ from tlcli.exports.rewrite.graph_edit import upstream_nodes
 Array = npt.NDArray[Any]
 
 
-def open_session(model: ModelProto) -> Any:
+def open_session(model: ModelProto, optimized: bool = True) -> Any:
     """Return a session for a model on the CPU.
+
+    Args:
+        model: the model.
+        optimized: False for a session that is used once: ONNX Runtime's optimizations take seconds for a large graph.
 
     Raises:
         ExportError: ONNX Runtime refuses the model.
@@ -27,6 +31,8 @@ def open_session(model: ModelProto) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
+    if not optimized:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions share no base class
@@ -59,11 +65,13 @@ def tail_nodes(graph: ObservedGraph, layer: str, end: str) -> tuple[set[str], li
 
 def values_of(graph: ObservedGraph, names: Sequence[str], images: Array) -> dict[str, Array]:
     """Compute values of the graph for a batch of inputs."""
-    model = ModelProto()
-    model.CopyFrom(graph.model)
-    del model.graph.output[:]
-    model.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names)
-    return dict(zip(names, open_session(model).run(names, {graph.input: images}), strict=True))
+    nodes = [graph.nodes[index] for index in sorted(upstream_nodes(graph.nodes, names))]
+    taken = {name for node in nodes for name in node.input}
+    constants = [weight for weight in graph.model.graph.initializer if weight.name in taken]
+    outputs = [helper.make_empty_tensor_value_info(name) for name in names]
+    part = helper.make_graph(nodes, "part", list(graph.model.graph.input), outputs, constants)
+    model = helper.make_model(part, opset_imports=graph.model.opset_import, ir_version=graph.model.ir_version)
+    return dict(zip(names, open_session(model, optimized=False).run(names, {graph.input: images}), strict=True))
 
 
 class Tail:
@@ -82,7 +90,7 @@ class Tail:
         constants = [weight for weight in graph.model.graph.initializer if weight.name in outside]
         tail = helper.make_graph(nodes, "tail", inputs, [helper.make_empty_tensor_value_info(logits)], constants)
         model = helper.make_model(tail, opset_imports=graph.model.opset_import, ir_version=graph.model.ir_version)
-        self._session = open_session(model)
+        self._session = open_session(model, optimized=False)
 
     def __call__(self, activations: Array, saved: dict[str, Array]) -> npt.NDArray[np.float32]:
         """Return the logits `[R, C]` for activations of R rows, and the saved values of as many rows."""
