@@ -192,3 +192,14 @@ def test_uint8_and_reversed_channels(tmp_path: Path) -> None:
         assert max(one.parity.maps.values()) < 1e-4
     swapped = Model.open(plain.path, "cpu").run(np.ascontiguousarray(images()[..., ::-1])).logits
     np.testing.assert_allclose(Model.open(reversed_channels.path, "cpu").run(images()).logits, swapped, rtol=1e-5, atol=1e-6)
+
+
+def test_a_scalar_that_is_computed_from_a_shape(tmp_path: Path) -> None:
+    """A selection by a scalar removes an axis, so the scalar must stay one when it is folded."""
+    g = Graph()
+    x = g.add("Tanh", stem(g))
+    last = g.add("Sub", g.add("Gather", g.add("Shape", x), np.array(1)), np.array(1))
+    x = g.add("Gemm", g.add("Flatten", g.add("Gather", x, last, axis=1)), g.normal(64, CLASSES))
+    path = g.save(tmp_path / "x.onnx", x)
+    exported = export_onnx(path, name="m", repository=tmp_path, settings=UNIT, layers=["layer"], check_images=2)
+    assert max(exported.parity.maps.values()) < 1e-4
