@@ -92,6 +92,10 @@ class SpatialValues:
             )
         return spatial
 
+    def is_explainable(self, value: SpatialValue) -> bool:
+        """Return True if a spatial value is in the order of the image, and influences the logits."""
+        return self._is_suitable(value.name)
+
     def default(self) -> tuple[SpatialValue, ...]:
         """Return the last spatial value that all paths from the images to the logits pass, and whose positions influence the logits.
 
