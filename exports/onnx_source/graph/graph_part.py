@@ -81,11 +81,18 @@ class Tail:
     """
 
     def __init__(self, graph: ObservedGraph, layer: str, logits: str) -> None:
-        """Cut the graph behind the layer."""
+        """Cut the graph behind the layer.
+
+        Raises:
+            ExportError: the part behind the layer needs a value without a batch axis, such as indices that depend on the images.
+        """
         self._layer, self._logits = layer, logits
         dependents, nodes = tail_nodes(graph, layer, logits)
         outside = {name for node in nodes for name in node.input if name and name not in dependents}
         self.saved = sorted(outside - graph.constants.keys())
+        for name in self.saved:
+            if name not in graph.extents:
+                raise ExportError(f"{name}, which the part behind {layer} needs, has no batch axis: choose another --cam-layer")
         inputs = [helper.make_tensor_value_info(name, 1, [None] * graph.extents[name].rank) for name in (layer, *self.saved)]
         constants = [weight for weight in graph.model.graph.initializer if weight.name in outside]
         tail = helper.make_graph(nodes, "tail", inputs, [helper.make_empty_tensor_value_info(logits)], constants)
