@@ -53,7 +53,7 @@ def tail_nodes(graph: ObservedGraph, layer: str, end: str) -> tuple[set[str], li
     They are those of `layer_nodes`, and those that compute shapes and indices from the number of images.
     """
     dependents, _ = layer_nodes(graph, [layer], end)
-    counted = graph.dependents([COUNT]) - graph.dependents([graph.input])
+    counted = graph.producer.keys() - graph.dependents([graph.input])
     own = (dependents | counted) - {layer, COUNT}
     nodes = [node for node in graph.nodes if not own.isdisjoint(node.output)]
     reached = upstream_nodes(nodes, [end])
