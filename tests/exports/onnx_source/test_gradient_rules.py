@@ -304,3 +304,9 @@ def test_every_rule_is_tested() -> None:
         graph_operators |= {node.op_type for node in graph.nodes}
     untested = RULES.keys() - graph_operators - {"Floor", "Ceil", "Sign"}
     assert not untested
+
+
+def test_the_guide_lists_every_rule() -> None:
+    guide = (Path(__file__).parents[3] / "docs" / "onnx_files.md").read_text()
+    section = guide.partition("## Operators")[2].partition("Without a rule")[0]
+    assert not {name for name in RULES if f"`{name}`" not in section}
