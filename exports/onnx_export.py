@@ -211,8 +211,7 @@ def _labels_of(source: SourceFile) -> list[str] | None:
 def _layers(spatial: SpatialValues, names: Sequence[str] | None) -> dict[str, SpatialValue]:
     """Return the values to explain by name, in the order in which the file computes them."""
     if not names:
-        value = spatial.default()
-        return {shown(value.name): value}
+        return {shown(value.name): value for value in spatial.default()}
     order = [value.name for value in spatial()]
     chosen = {name: spatial.find(name) for name in dict.fromkeys(names)}
     if len({value.name for value in chosen.values()}) < len(chosen):

@@ -7,7 +7,6 @@ compute in float64. The evaluator finds each by the name of its class.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,10 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from tlcli.contract.errors import ExportError
+from tlcli.exports.onnx_source.double_pooling import AveragePool, GlobalLpPool, LpPool, MaxPool, geometry, windows
 from tlcli.exports.onnx_source.double_resampling import ConvTranspose, Resize
-from tlcli.exports.onnx_source.graph.graph_part import layer_nodes
+from tlcli.exports.onnx_source.double_selection import GatherElements
+from tlcli.exports.onnx_source.graph.graph_part import tail_nodes
 from tlcli.exports.onnx_source.graph.observed_graph import ObservedGraph
 from tlcli.exports.rewrite.graph_edit import copied
 
@@ -38,7 +39,7 @@ class DoubleTail:
             ExportError: the part after the layer needs a value that cannot be saved.
         """
         self._layer, self._logits = layer, logits
-        dependents, nodes = layer_nodes(graph, [layer], logits)
+        dependents, nodes = tail_nodes(graph, layer, logits)
         outside = {name for node in nodes for name in node.input if name and name not in dependents}
         self.saved = sorted(outside - graph.constants.keys())
         for name in self.saved:
@@ -49,9 +50,7 @@ class DoubleTail:
         outputs = [helper.make_tensor_value_info(logits, TensorProto.DOUBLE, None)]
         whole = helper.make_graph([_in_double(node) for node in nodes], "tail", inputs, outputs, constants)
         model = helper.make_model(whole, opset_imports=graph.model.opset_import, ir_version=graph.model.ir_version)
-        self._evaluator = ReferenceEvaluator(
-            model, new_ops=[AveragePool, Conv, ConvTranspose, Erf, Gelu, GroupNormalization, LRN, MaxPool, Resize]
-        )
+        self._evaluator = ReferenceEvaluator(model, new_ops=_OPERATORS)
 
     def __call__(self, activations: Doubles, saved: dict[str, Doubles]) -> Doubles:
         """Return the logits `[R, C]` for activations of R rows, and the saved values of as many rows."""
@@ -68,52 +67,11 @@ def _in_double(node: NodeProto) -> NodeProto:
     for attribute in copy.attribute:
         if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
             attribute.i = TensorProto.DOUBLE
+        if node.op_type == "ConstantOfShape" and attribute.t.data_type == TensorProto.FLOAT:
+            attribute.t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(attribute.t).astype(np.float64)))
+    if node.op_type == "ConstantOfShape" and not node.attribute:
+        copy.attribute.append(helper.make_attribute("value", numpy_helper.from_array(np.zeros(1))))
     return copy
-
-
-def _windows(
-    x: Doubles,
-    kernel: Sequence[int],
-    strides: Sequence[int],
-    dilations: Sequence[int],
-    pads: Sequence[int],
-    fill: float,
-    out: Sequence[int],
-) -> list[Doubles]:
-    """Return, for each position of the kernel, the values at this position of each window, `[N, c, *out]`."""
-    count = len(kernel)
-    ends = [max(0, (out[a] - 1) * strides[a] + (kernel[a] - 1) * dilations[a] + 1 - x.shape[2 + a] - pads[a]) for a in range(count)]
-    padded = np.pad(x, [(0, 0), (0, 0), *((pads[a], ends[a]) for a in range(count))], constant_values=fill)
-    windows = []
-    for offset in np.ndindex(*kernel):
-        own = tuple(
-            slice(offset[a] * dilations[a], offset[a] * dilations[a] + (out[a] - 1) * strides[a] + 1, strides[a]) for a in range(count)
-        )
-        windows.append(padded[(slice(None), slice(None), *own)])
-    return windows
-
-
-def _geometry(
-    x: Doubles, kernel: Sequence[int], auto_pad: Any, strides: Any, dilations: Any, pads: Any, ceil_mode: int = 0
-) -> tuple[list[int], list[int], list[int], list[int]]:
-    """Return strides, dilations, pads and the size of the output."""
-    count = len(kernel)
-    strides, dilations, pads = list(strides or [1] * count), list(dilations or [1] * count), list(pads or [0] * 2 * count)
-    sizes = []
-    for a in range(count):
-        reach, size = (kernel[a] - 1) * dilations[a] + 1, x.shape[2 + a]
-        if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
-            sizes.append(-(-size // strides[a]))
-            total = max(0, (sizes[a] - 1) * strides[a] + reach - size)
-            pads[a] = total // 2 if auto_pad == "SAME_UPPER" else total - total // 2
-            pads[a + count] = total - pads[a]
-            continue
-        room = size + pads[a] + pads[a + count] - reach
-        steps = -(-room // strides[a]) if ceil_mode else room // strides[a]
-        if ceil_mode and steps * strides[a] >= size + pads[a]:
-            steps -= 1
-        sizes.append(steps + 1)
-    return strides, dilations, pads, sizes
 
 
 class GroupNormalization(OpRun):
@@ -188,10 +146,10 @@ class Conv(OpRun):
         strides: Any = None,
     ) -> tuple[Doubles]:
         kernel, groups = weight.shape[2:], int(group or 1)
-        strides, dilations, pads, out = _geometry(x, kernel, auto_pad, strides, dilations, pads)
-        windows = _windows(x, kernel, strides, dilations, pads, 0.0, out)
+        strides, dilations, pads, out = geometry(x, kernel, auto_pad, strides, dilations, pads)
+        cut = windows(x, kernel, strides, dilations, pads, 0.0, out)
         rows, channels = len(x), x.shape[1] // groups
-        columns = np.stack(windows, 2).reshape(rows, groups, channels * len(windows), -1)
+        columns = np.stack(cut, 2).reshape(rows, groups, channels * len(cut), -1)
         flat = weight.reshape(groups, weight.shape[0] // groups, -1)
         result = np.matmul(flat[None], columns).reshape(rows, weight.shape[0], *out)
         if bias is not None:
@@ -199,48 +157,17 @@ class Conv(OpRun):
         return (result,)
 
 
-class MaxPool(OpRun):
-    """Maximum over windows."""
-
-    op_domain = ""
-
-    def _run(
-        self,
-        x: Doubles,
-        auto_pad: Any = None,
-        ceil_mode: Any = None,
-        dilations: Any = None,
-        kernel_shape: Any = None,
-        pads: Any = None,
-        storage_order: Any = None,
-        strides: Any = None,
-    ) -> tuple[Doubles]:
-        strides, dilations, pads, out = _geometry(x, kernel_shape, auto_pad, strides, dilations, pads, int(ceil_mode or 0))
-        return (np.max(np.stack(_windows(x, kernel_shape, strides, dilations, pads, -np.inf, out)), 0),)
-
-
-class AveragePool(OpRun):
-    """Mean over windows."""
-
-    op_domain = ""
-
-    def _run(
-        self,
-        x: Doubles,
-        auto_pad: Any = None,
-        ceil_mode: Any = None,
-        count_include_pad: Any = None,
-        dilations: Any = None,
-        kernel_shape: Any = None,
-        pads: Any = None,
-        strides: Any = None,
-    ) -> tuple[Doubles]:
-        strides, dilations, pads, out = _geometry(x, kernel_shape, auto_pad, strides, dilations, pads, int(ceil_mode or 0))
-        total = np.sum(_windows(x, kernel_shape, strides, dilations, pads, 0.0, out), 0)
-        inside = np.ones_like(x)
-        if count_include_pad:
-            count = len(kernel_shape)
-            inside = np.pad(inside, [(0, 0), (0, 0), *((pads[a], pads[a + count]) for a in range(count))], constant_values=1.0)
-            pads = [0] * 2 * count
-        counts = np.sum(_windows(inside, kernel_shape, strides, dilations, pads, 0.0, out), 0)
-        return (total / counts,)
+_OPERATORS: list[type[OpRun]] = [
+    AveragePool,
+    Conv,
+    ConvTranspose,
+    Erf,
+    GatherElements,
+    Gelu,
+    GlobalLpPool,
+    GroupNormalization,
+    LRN,
+    LpPool,
+    MaxPool,
+    Resize,
+]

@@ -27,12 +27,13 @@ from tlcli.exports.onnx_source.gradients.class_rows import ClassRows
 from tlcli.exports.onnx_source.gradients.gradient_flow import GradientFlow, UnsupportedOperatorError
 from tlcli.exports.onnx_source.gradients.rules import RULES
 from tlcli.exports.onnx_source.graph.extents import Extent
-from tlcli.exports.onnx_source.graph.graph_part import layer_nodes
+from tlcli.exports.onnx_source.graph.graph_part import layer_nodes, tail_nodes
 from tlcli.exports.onnx_source.graph.node_writer import NodeWriter, sizes
 from tlcli.exports.onnx_source.graph.observed_graph import ObservedGraph
+from tlcli.exports.onnx_source.graph.source_file import shown
 from tlcli.exports.onnx_source.image_input import ImageInput
 from tlcli.exports.onnx_source.map_formulas import FORMULAS, CamValues, fuse
-from tlcli.exports.onnx_source.spatial_values import SpatialValue
+from tlcli.exports.onnx_source.spatial_values import SpatialValue, SpatialValues
 from tlcli.exports.onnx_source.token_map import as_map
 from tlcli.exports.rewrite.ablation_loop import ablated_input, due_input, step_output
 from tlcli.exports.rewrite.closed_graph import GraphLayout
@@ -168,10 +169,23 @@ class ExplainedGraph:
     def unsupported(self, error: UnsupportedOperatorError) -> ExportError:
         """Return the error for an operator without a gradient rule."""
         layers = " and ".join(layer.name for layer in self.layout.layers)
+        behind = self._layer_behind(error.node)
+        choice = f"choose a layer behind it with --cam-layer, such as {behind}" if behind else "no layer behind it has a height and a width"
         return ExportError(
-            f"{self._where}: no gradient rule for {error} ({error.node.name}), after {layers}: choose a layer closer to the output"
-            " with --cam-layer (--list-cam-layers lists them), or export it without maps (--cam none)"
+            f"{self._where}: no gradient rule for {error} ({error.node.name}), after {layers}: {choice}, or export it without maps"
+            " (--cam none)"
         )
+
+    def _layer_behind(self, node: NodeProto) -> str | None:
+        """Return the last layer that neither this node nor any operator without a gradient rule follows."""
+        logits = self.classifier.logits
+        path = [self.graph.nodes[index] for index in self.graph.ancestors(logits)]
+        without_rule = {name for other in path if other.op_type not in RULES for name in other.output}
+        spatial = SpatialValues(self.graph, logits, self._images.channels_last, self._where)
+        for value in reversed(spatial()):
+            if self.graph.dependents([value.name]).isdisjoint(without_rule | {*node.output}) and spatial.is_explainable(value):
+                return shown(value.name)
+        return None
 
 
 def _info(name: str, kind: int, rank: int) -> ValueInfoProto:
@@ -380,7 +394,7 @@ class _MapWriter:
     def _logits_from(self, number: int, value: SpatialValue, changed: str, images: str) -> str:
         """Copy the nodes after a layer, so that they compute the logits of changed activations. Return the logits `[R, C]`."""
         graph, logits = self._graph, self._classifier.logits
-        dependents, nodes = layer_nodes(graph, [value.name], logits)
+        dependents, nodes = tail_nodes(graph, value.name, logits)
         names = {value.name: changed}
         for node in nodes:
             copy = copied(node)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tlcli.contract.errors import ExportError
 from tlcli.exports.onnx_source.graph.graph_part import Tail, values_of
 from tlcli.exports.onnx_source.graph.observed_graph import ObservedGraph
 from tlcli.exports.onnx_source.value_layouts import Layout
@@ -54,8 +55,11 @@ class LocalityCheck:
         return found >= _ENOUGH
 
     def has_influence(self, name: str, layout: Layout) -> bool:
-        """Return True if the logits change with the map in a value, while its prefix tokens stay."""
-        tail = Tail(self._graph, name, self._logits)
+        """Return True if the logits change with the map in a value, while its prefix tokens stay. False if the graph has no cut there."""
+        try:
+            tail = Tail(self._graph, name, self._logits)
+        except ExportError:
+            return False
         held = values_of(self._graph, [name, *tail.saved], self._images[:1])
         activations = held.pop(name)
         changed = activations.copy()

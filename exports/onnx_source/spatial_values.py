@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Collection
 from dataclasses import dataclass
 
 from tlcli.contract.errors import ExportError
 from tlcli.exports.onnx_source.classifier import find_value
+from tlcli.exports.onnx_source.graph.live_values import live_values
 from tlcli.exports.onnx_source.graph.observed_graph import ObservedGraph
 from tlcli.exports.onnx_source.graph.source_file import shown
 from tlcli.exports.onnx_source.locality import LocalityCheck
 from tlcli.exports.onnx_source.value_layouts import ValueLayouts
+
+_MOST_BRANCHES_TRIED = 3
+"""Number of sets of branches whose order of positions is verified before a layer in front of the branches is chosen."""
 
 
 @dataclass(frozen=True)
@@ -83,14 +88,19 @@ class SpatialValues:
         if spatial.prefix is not None and self._in_path(value) and not self._has_influence(value):
             raise ExportError(
                 f"{where} the logits do not depend on its patches, so its maps would be empty: choose an earlier layer, such as"
-                f" {shown(self.default().name)}"
+                f" {' or '.join(shown(other.name) for other in self.default())}"
             )
         return spatial
 
-    def default(self) -> SpatialValue:
+    def is_explainable(self, value: SpatialValue) -> bool:
+        """Return True if a spatial value is in the order of the image, and influences the logits."""
+        return self._is_suitable(value.name)
+
+    def default(self) -> tuple[SpatialValue, ...]:
         """Return the last spatial value that all paths from the images to the logits pass, and whose positions influence the logits.
 
         Behind the last attention of a vision transformer, only the class token reaches the logits. Its layer is that attention's input.
+        In a network of several branches, such as CrossViT, all paths pass several values together: the last map of each branch.
 
         Raises:
             ExportError: there is no such value.
@@ -98,14 +108,33 @@ class SpatialValues:
         cuts = [name for name in self._cuts() if self._spatial(name) is not None]
         cuts = [name for name in cuts if not self._is_projection(name)] or cuts
         last = next((name for name in reversed(cuts) if self._is_suitable(name)), None)
-        if last is None:
+        names = self._last_branches(last)
+        if not names and last is None:
             raise ExportError(
                 f"{self._where}: no value with a height and a width lies on all paths to the logits:"
-                " name a layer with --cam-layer, or export it without maps (--cam none)"
+                " name a layer with --cam-layer (--list-cam-layers lists them), or export it without maps (--cam none)"
             )
-        value = self._spatial(self._last_normalised(last) if last != cuts[-1] else last)
-        assert value is not None
-        return value
+        if not names and last is not None:
+            names = (self._last_normalised(last) if last != cuts[-1] else last,)
+        values = (self._spatial(name) for name in names)
+        return tuple(value for value in values if value is not None)
+
+    def _last_branches(self, after: str | None) -> tuple[str, ...]:
+        """Return the last values behind `after` that together all paths pass, and that are maps of different sizes. Empty without any.
+
+        Values before one with influence have influence, too, so the last ones are found by bisection.
+        """
+        branches: list[tuple[str, ...]] = []
+        place = {name: index for index, node in enumerate(self._path) for name in node.output}
+        for node, live in live_values(self._graph, self._path):
+            if after in node.output:
+                branches.clear()
+            maps = [value for name in live if (value := self._spatial(name)) is not None]
+            if len(live) > 1 and len({(value.height, value.width) for value in maps}) == len(live):
+                branches.append(tuple(sorted(live, key=lambda name: place[name])))
+        count = bisect_left(branches, True, key=lambda names: not all(self._has_influence(name) for name in names))
+        nearest = reversed(branches[max(0, count - _MOST_BRANCHES_TRIED) : count])
+        return next((names for names in nearest if all(self._is_local(name) for name in names)), ())
 
     def _is_suitable(self, name: str) -> bool:
         """Return True if the layout of a value is right, and its map influences the logits. Only guessed layouts are checked."""
@@ -157,25 +186,8 @@ class SpatialValues:
         Args:
             unread: uses that do not count, as pairs of a node's index and a value.
         """
-        reached = self._graph.dependents([self._graph.input])
-        remaining: dict[str, int] = {}
-        path = [node for node in self._path if not reached.isdisjoint(node.output)]
-        ignored = {(id(self._path[index]), name) for index, name in unread}
-        used = [{name for name in node.input if name in reached and (id(node), name) not in ignored} for node in path]
-        for names in used:
-            for name in names:
-                remaining[name] = remaining.get(name, 0) + 1
-        live = {self._graph.input}
-        cuts: list[str] = []
-        for node, names in zip(path, used, strict=True):
-            for name in names & live:
-                remaining[name] -= 1
-                if not remaining[name]:
-                    live.remove(name)
-            live |= {name for name in node.output if remaining.get(name)}
-            if len(live) == 1:
-                cuts.extend(name for name in node.output if name in live)
-        return cuts
+        states = live_values(self._graph, self._path, unread)
+        return [name for node, live in states if len(live) == 1 for name in node.output if name in live]
 
     def _spatial(self, name: str) -> SpatialValue | None:
         node, layout = self._graph.maker(name), self._layouts.layout(name)

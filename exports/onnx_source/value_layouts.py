@@ -96,7 +96,7 @@ class ValueLayouts:
                 self._add(name, False)
             elif node.op_type == "Transpose":
                 if (perm := attribute(node, "perm", [3, 2, 1, 0])) in (_LAST, _FIRST):
-                    self._add(name, perm == _LAST, guessed)
+                    self._add(name, perm == _LAST, guessed or not known)
             elif node.op_type == "Reshape":
                 if (last := self._merged(extent)) is not None:
                     self._add(name, last, guessed=True)

@@ -52,6 +52,21 @@ class ClassRows:
         shape = [-1 if axis == extent.batch else size for axis, size in enumerate(extent.dims)]
         return self.writer.op("Reshape", gradient, sizes(*shape))
 
+    def to_rows(self, gradient: str, extent: Extent) -> str:
+        """Return a gradient as `[elements of the value, K]`."""
+        rank, batch = extent.rank, extent.batch
+        perm = [axis for axis in range(rank + 2) if axis != batch + 1]
+        moved = self.writer.op("Transpose", self.split(gradient, extent), perm=[*perm, batch + 1])
+        return self.writer.op("Reshape", moved, self.writer.op("Concat", sizes(-1), self.count, axis=0))
+
+    def from_rows(self, rows: str, extent: Extent) -> str:
+        """Return a gradient from `[elements of the value, K]`; the inverse of `to_rows`."""
+        rank, batch = extent.rank, extent.batch
+        before, after = extent.dims[:batch], extent.dims[batch:]
+        shape = self.writer.op("Concat", sizes(*before, -1, *after), self.count, axis=0)
+        perm = [*range(batch + 1), rank + 1, *range(batch + 1, rank + 1)]
+        return self.merge(self.writer.op("Transpose", self.writer.op("Reshape", rows, shape), perm=perm), extent)
+
     def beside(self, factor: Factor, extent: Extent) -> str:
         """Return a factor as `[p..., N, 1, r, q...]`, to be combined with the split gradient of a value of this extent.
 

@@ -123,10 +123,12 @@ def _prelu(step: Step) -> None:
 def _pow(step: Step) -> None:
     exponent = step.required(1, "an exponent").astype(np.float32)
     x = step.node.input[0]
-    if exponent.size != 1:
-        raise NotImplementedError("an exponent per element")
-    power = float(exponent.reshape(()))
-    if power == 1:
+    if step.extent_of(0) != step.extent:
+        raise NotImplementedError("several exponents for each element")
+    power = float(exponent.ravel()[0]) if exponent.size == 1 else None
+    if power is None:
+        step.scale(0, Factor(step.op("Mul", step.op("Pow", x, exponent - 1), exponent), step.extent))
+    elif power == 1:
         step.give(0, step.gradient)
     elif power == 2:
         step.scale(0, Factor(step.op("Mul", x, 2.0), step.extent))
@@ -255,6 +257,10 @@ ELEMENTWISE_RULES: dict[str, Rule] = {
     "Neg": lambda step: step.scale(0, Factor(np.array(-1.0, dtype=np.float32))),
     "Abs": _activation(lambda step, x, _: step.op("Sign", x)),
     "Sin": _activation(lambda step, x, _: step.op("Cos", x)),
+    "Tan": _activation(lambda step, _, y: step.op("Add", step.op("Mul", y, y), 1.0)),
+    "Atan": _activation(lambda step, x, _: step.op("Reciprocal", step.op("Add", step.op("Mul", x, x), 1.0))),
+    "Sinh": _activation(lambda step, x, _: step.op("Cosh", x)),
+    "Cosh": _activation(lambda step, x, _: step.op("Sinh", x)),
     "Cos": _activation(lambda step, x, _: step.op("Neg", step.op("Sin", x))),
     "Floor": _nothing,
     "Ceil": _nothing,

@@ -14,6 +14,16 @@ from tlcli.exports.onnx_source.graph.extents import Extent
 from tlcli.exports.onnx_source.graph.node_writer import NodeWriter
 from tlcli.exports.onnx_source.graph.observed_graph import ObservedGraph
 
+_RECURRENT = "a recurrent layer"
+_UNKNOWN_SIZE = "whose output has another size for each image"
+_REASONS = {
+    **dict.fromkeys(("LSTM", "GRU", "RNN"), _RECURRENT),
+    **dict.fromkeys(("NonZero", "Compress", "Unique", "NonMaxSuppression"), _UNKNOWN_SIZE),
+    **dict.fromkeys(("If", "Loop", "Scan"), "control flow that depends on the image"),
+    "GridSample": "a warp by positions",
+}
+"""What an operator without a rule is, where its name alone does not tell."""
+
 
 class UnsupportedOperatorError(Exception):
     """Raised for an operator after the layer that has no gradient rule, or whose form its rule does not support.
@@ -21,8 +31,9 @@ class UnsupportedOperatorError(Exception):
     node: the operator.
     """
 
-    def __init__(self, node: NodeProto, reason: str = "") -> None:
-        super().__init__(f"{node.op_type}{f' with {reason}' if reason else ''}")
+    def __init__(self, node: NodeProto, reason: str = "", form: str = "") -> None:
+        reason = f" with {form}" if form else f", {reason}" if reason else ""
+        super().__init__(f"{node.op_type}{reason}")
         self.node = node
 
 
@@ -159,8 +170,8 @@ class GradientFlow:
                     continue
                 rule = self._rules.get(node.op_type) if node.domain in ("", "ai.onnx") else None
                 if rule is None:
-                    raise UnsupportedOperatorError(node)
+                    raise UnsupportedOperatorError(node, _REASONS.get(node.op_type, ""))
                 try:
                     rule(Step(self, node, number))
                 except NotImplementedError as error:
-                    raise UnsupportedOperatorError(node, str(error)) from error
+                    raise UnsupportedOperatorError(node, form=str(error)) from error

@@ -86,7 +86,7 @@ def _first_extremum(step: Step, axes: list[int], largest: bool) -> None:
 def _reduce_l2(step: Step) -> None:
     axes = reduced_axes(step)
     norm = step.op("Sqrt", step.op("ReduceSumSquare", step.node.input[0], sizes(*axes), keepdims=1))
-    _weighted_positions(step, axes, step.op("Div", step.node.input[0], norm))
+    _weighted_positions(step, axes, step.op("Div", step.node.input[0], step.op("Where", step.op("Equal", norm, 0.0), 1.0, norm)))
 
 
 def _reduce_log_sum_exp(step: Step) -> None:
@@ -98,38 +98,73 @@ def _reduce_log_sum_exp(step: Step) -> None:
 def _max_pool(step: Step) -> None:
     """Add each window's gradient to the position of its first maximum. The positions are computed here, not in the forward pass."""
     source = step.extent_of(0)
-    if source.rank != 4 or source.batch != 0 or source.dims[0] != 1 or step.attributes.get("storage_order", 0):
-        raise NotImplementedError("other than two spatial axes")
-    _, channels, height, width = source.dims
-    windows = math.prod(step.extent.dims[2:])
-    _, found = step.writer.ops("MaxPool", step.node.input[0], outputs=2, **step.attributes)
-    inside = step.op("Reshape", step.op("Mod", found, sizes(height * width)), sizes(-1, 1, channels, windows))
-    times = step.op("Concat", sizes(1), step.rows.count, sizes(1, 1), axis=0)
+    if source.batch != 0 or step.attributes.get("storage_order", 0):
+        raise NotImplementedError("the batch on another axis, or storage_order")
+    rows, channels = source.dims[:2]
+    positions_in, windows = math.prod(source.dims[2:]), math.prod(step.extent.dims[2:])
+    _, largest = step.writer.ops("MaxPool", step.node.input[0], outputs=2, **step.attributes)
+    inside = step.op("Reshape", step.op("Mod", largest, sizes(positions_in)), sizes(-1, 1, rows, channels, windows))
+    times = step.op("Concat", sizes(1), step.rows.count, sizes(1, 1, 1), axis=0)
     positions = step.op("Reshape", step.op("Expand", inside, times), sizes(-1, channels, windows))
     gradient = step.op("Reshape", step.gradient, sizes(-1, channels, windows))
     images = step.op("Concat", step.op("Shape", gradient, start=0, end=1), sizes(1, 1), axis=0)
-    blank = step.op("Expand", np.zeros((1, channels, height * width), dtype=np.float32), images)
+    blank = step.op("Expand", np.zeros((1, channels, positions_in), dtype=np.float32), images)
     added = step.op("ScatterElements", blank, positions, gradient, axis=2, reduction="add")
     step.give(0, step.rows.merge(added, source))
 
 
 def _average_pool(step: Step) -> None:
-    """Distribute each window's gradient equally over its positions, by a transposed convolution of each channel with ones."""
+    """Distribute each window's gradient equally over its positions."""
     source = step.extent_of(0)
+    kernel, strides, dilations, pads = _windows(step, source)
+    include = bool(step.attributes.get("count_include_pad", 0))
+    counts = np.ones((), dtype=np.float64)
+    for axis, size in enumerate(source.dims[2:]):
+        counts = np.multiply.outer(counts, _window_counts(step, axis, size, kernel, strides, dilations, pads, include))
+    step.give(0, _over_windows(step, step.op("Mul", step.gradient, (1 / counts).astype(np.float32)), source))
+
+
+def _lp_pool(step: Step) -> None:
+    """Contribute `y^(1 - p) sign(x) |x|^(p - 1)` times the gradient of each window, `y = (sum |x|^p)^(1 / p)`."""
+    source = step.extent_of(0)
+    shares = step.rows.combine("Mul", step.gradient, step.extent, Factor(_norm_power(step), step.extent))
+    spread_shares = _over_windows(step, shares, source)
+    step.give(0, step.rows.combine("Mul", spread_shares, source, Factor(_slope_of_power(step), source)))
+
+
+def _global_lp_pool(step: Step) -> None:
+    _weighted_positions(step, _spatial_axes(step), step.op("Mul", _slope_of_power(step), _norm_power(step)))
+
+
+def _norm_power(step: Step) -> str:
+    """Return `y^(1 - p)` of the output y, and 0 where y is 0."""
+    zero = step.op("Equal", step.output, 0.0)
+    power = step.op("Pow", step.op("Where", zero, 1.0, step.output), float(1 - step.attributes.get("p", 2)))
+    return step.op("Where", zero, 0.0, power)
+
+
+def _slope_of_power(step: Step) -> str:
+    """Return `sign(x) |x|^(p - 1)` of the input x."""
+    x = step.node.input[0]
+    return step.op("Mul", step.op("Sign", x), step.op("Pow", step.op("Abs", x), float(step.attributes.get("p", 2) - 1)))
+
+
+def _windows(step: Step, source: Extent) -> tuple[list[int], list[int], list[int], list[int]]:
+    """Return the kernel, strides, dilations and pads of a pooling operator."""
     if source.batch != 0:
         raise NotImplementedError("the batch on another axis")
     kernel = list(step.attributes["kernel_shape"])
     strides = step.attributes.get("strides", [1] * len(kernel))
     dilations = step.attributes.get("dilations", [1] * len(kernel))
-    pads = explicit_pads(step, kernel, strides, dilations, source)
-    include = bool(step.attributes.get("count_include_pad", 0))
-    counts = np.ones((), dtype=np.float64)
-    for axis, size in enumerate(source.dims[2:]):
-        counts = np.multiply.outer(counts, _window_counts(step, axis, size, kernel, strides, dilations, pads, include))
-    shares = step.op("Mul", step.gradient, (1 / counts).astype(np.float32))
+    return kernel, strides, dilations, explicit_pads(step, kernel, strides, dilations, source)
+
+
+def _over_windows(step: Step, shares: str, source: Extent) -> str:
+    """Add a number per window to all positions of the window, by a transposed convolution of each channel with ones."""
+    kernel, strides, dilations, pads = _windows(step, source)
     single = step.op("Reshape", shares, sizes(-1, 1, *step.extent.dims[2:]))
     ones = np.ones((1, 1, *kernel), dtype=np.float32)
-    step.give(0, step.rows.merge(spread(step, single, ones, kernel, strides, dilations, pads, source), source))
+    return step.rows.merge(spread(step, single, ones, kernel, strides, dilations, pads, source), source)
 
 
 def _window_counts(
@@ -156,4 +191,6 @@ POOLING_RULES: dict[str, Rule] = {
     "ReduceSumSquare": lambda step: _weighted_positions(step, reduced_axes(step), step.op("Mul", step.node.input[0], 2.0)),
     "MaxPool": _max_pool,
     "AveragePool": _average_pool,
+    "LpPool": _lp_pool,
+    "GlobalLpPool": _global_lp_pool,
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tlcli.exports.onnx_source.gradients.gradient_flow import Rule, Step
+from tlcli.exports.onnx_source.gradients.selection_rules import selected
 from tlcli.exports.onnx_source.graph.extents import Extent
 from tlcli.exports.onnx_source.graph.node_writer import sizes
 
@@ -86,9 +87,10 @@ def _returned(step: Step, gradient: str, chosen: np.ndarray, size: int, axis: in
 def _gather(step: Step) -> None:
     source = step.extent_of(0)
     axis = step.axis(0, source.rank)
-    if axis == source.batch:
-        raise NotImplementedError("a selection of images")
-    indices = step.required(1, "an index")
+    indices = step.constant(1)
+    if axis == source.batch or indices is None:
+        selected(step)
+        return
     gradient = step.gradient
     if indices.ndim != 1:  # the axis was removed, or replaced by several
         flat = Extent((*source.dims[:axis], indices.size, *source.dims[axis + 1 :]), source.batch)

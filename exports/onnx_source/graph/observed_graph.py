@@ -15,6 +15,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 from tlcli.contract.errors import ExportError, first_line
 from tlcli.exports.onnx_source.graph.extents import Extent, common_extent
 from tlcli.exports.onnx_source.graph.free_batch import free_batch
+from tlcli.exports.onnx_source.graph.image_count import use_image_count
 from tlcli.exports.onnx_source.graph.joint_rows import separate_rows
 from tlcli.exports.onnx_source.graph.source_file import SourceFile, constant_value, shown
 from tlcli.exports.rewrite.graph_edit import add_constant, copied, producers, replace_nodes, take_instead, taken_by, upstream_nodes
@@ -99,23 +100,8 @@ def observe(source: SourceFile, images: Callable[[int], Array], output: str) -> 
     """
     graph = source.model.graph
     _keep(graph, [output])
-    declared = source.shape[0]
-    _free_batch(source)
     data = _depending_on_pixels(graph, source.input)
-    try:
-        runs = [_run(source, images(size)) for size in _SIZES]
-    except _RunError as error:
-        fixed = declared or 1
-        try:
-            alone = _run(source, images(fixed))
-        except _RunError as reason:
-            raise ExportError(f"{source.path}: cannot be run on its input: {first_line(reason)}") from error
-        try:
-            runs = _run_freed(source, images, alone, fixed)
-        except _RunError as reason:
-            raise ExportError(
-                f"{source.path}: takes {fixed} image at a time ({first_line(reason)}): export it again with a dynamic batch size"
-            ) from reason
+    runs = _observations(source, images, output)
     if _inline_branches(graph, runs[0], data):
         data = _depending_on_pixels(graph, source.input)
         runs = [_run(source, images(size)) for size in _SIZES]
@@ -125,6 +111,7 @@ def observe(source: SourceFile, images: Callable[[int], Array], output: str) -> 
     extents[source.input] = Extent((1, *images(1).shape[1:]), 0)
     _fold(graph, constant, runs[0], extents)
     _keep(graph, [output])
+    use_image_count(graph, source.input, extents)
     if separate_rows(graph, extents):
         return observe(source, images, output)
     if output not in runs[0]:
@@ -132,23 +119,48 @@ def observe(source: SourceFile, images: Callable[[int], Array], output: str) -> 
     return ObservedGraph(source.model, source.input, extents, runs[0][output], images)
 
 
+def _observations(source: SourceFile, images: Callable[[int], Array], output: str) -> list[dict[str, Array]]:
+    """Run a file on batches of two and three images. A file for a fixed number of images is changed to take any number.
+
+    Raises:
+        ExportError: see `observe`.
+    """
+    fixed = source.shape[0] or 1
+    _free_batch(source)
+    try:
+        runs = [_run(source, images(size)) for size in _SIZES]
+        if fixed == 1 or common_extent(runs[0][output], runs[1][output]) is not None:
+            return runs
+        problem = f"{shown(output)} does not follow the number of images"
+    except _RunError as error:
+        problem = str(error)
+    try:
+        observed = _run(source, images(fixed))
+    except _RunError as error:
+        raise ExportError(f"{source.path}: cannot be run on its input: {first_line(error)}; {problem}") from error
+    try:
+        return _run_freed(source, images, observed, fixed)
+    except _RunError as error:
+        number = "one image" if fixed == 1 else f"{fixed} images"
+        raise ExportError(
+            f"{source.path}: takes {number} at a time ({first_line(error)}): export it again with a dynamic batch size"
+        ) from error
+
+
 class _RunError(Exception):
     pass
 
 
-def _run_freed(source: SourceFile, images: Callable[[int], Array], alone: dict[str, Array], fixed: int) -> list[dict[str, Array]]:
+def _run_freed(source: SourceFile, images: Callable[[int], Array], observed: dict[str, Array], fixed: int) -> list[dict[str, Array]]:
     """Let a graph for a fixed number of images take any number, and run it.
 
     Raises:
         _RunError: it still takes a fixed number.
     """
-    if fixed == 1:
-        try:
-            free_batch(source.model, source.input, alone, images)
-        except Exception as error:  # ONNX Runtime's exceptions share no base class
-            raise _RunError(_plain(error)) from error
-    else:
-        _free_reshapes(source.model.graph, alone, fixed)
+    try:
+        free_batch(source.model, source.input, fixed, observed, images)
+    except Exception as error:  # ONNX Runtime's exceptions share no base class
+        raise _RunError(_plain(error)) from error
     return [_run(source, images(size)) for size in _SIZES]
 
 
@@ -193,23 +205,6 @@ def _free_batch(source: SourceFile) -> None:
     dims = source.model.graph.input[0].type.tensor_type.shape.dim
     dims[0].Clear()
     dims[0].dim_param = "N"
-
-
-def _free_reshapes(graph: GraphProto, observed: dict[str, Array], batch: int) -> None:
-    """Make reshapes to a fixed number of images follow the batch instead."""
-    weights = {weight.name: weight for weight in graph.initializer}
-    for node in graph.node:
-        if node.op_type != "Reshape" or any(attribute.name == "allowzero" and attribute.i for attribute in node.attribute):
-            continue
-        shape = numpy_helper.to_array(weights[node.input[1]]) if node.input[1] in weights else observed.get(node.input[1])
-        source = observed.get(node.input[0])
-        if shape is None or source is None or not len(shape) or shape[0] != batch or not source.ndim or source.shape[0] != batch:
-            continue
-        freed = shape.copy()
-        freed[0] = 0 if -1 in shape[1:] else -1
-        name = f"{node.output[0]}/shape_of_any_batch"
-        graph.initializer.append(numpy_helper.from_array(freed, name))
-        node.input[1] = name
 
 
 def _depending_on_pixels(graph: GraphProto, source_input: str) -> set[str]:
@@ -262,7 +257,7 @@ def _fold(graph: GraphProto, constant: set[str], values: dict[str, Array], exten
     nodes: list[NodeProto] = []
     for node in graph.node:
         if node.output and all(name in constant or not name for name in node.output):
-            graph.initializer.extend(numpy_helper.from_array(np.ascontiguousarray(values[name]), name) for name in node.output if name)
+            graph.initializer.extend(numpy_helper.from_array(values[name], name) for name in node.output if name)
             continue
         if (node.op_type == "Reshape" or _keeps_order(node, values)) and node.output[0] in extents:
             extent = extents[node.output[0]]

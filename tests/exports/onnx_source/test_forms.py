@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -167,15 +168,40 @@ def test_probabilities_can_be_explained(tmp_path: Path) -> None:
             np.testing.assert_allclose(answer.evidence["gradients"][:, column], expected, atol=1e-6)
 
 
-def test_an_operator_without_a_rule_is_named(tmp_path: Path) -> None:
+def recurrent(g: Graph, x: str) -> str:
+    """As in Sequencer: an LSTM along the rows."""
+    rows = g.add("Reshape", g.add("Transpose", x, perm=[3, 0, 2, 1]), np.array([8, -1, 6]))
+    y = g.add("LSTM", rows, g.normal(1, 24, 6, scale=1), g.normal(1, 24, 6, scale=1), hidden_size=6, name="summed")
+    y = g.add("Reshape", g.add("Squeeze", y, np.array([1])), np.array([8, -1, 8, 6]))
+    return g.add("Transpose", y, perm=[1, 3, 2, 0])
+
+
+def warped(g: Graph, x: str) -> str:
+    grid = g.add("Tanh", g.add("Transpose", g.add("Conv", x, g.normal(2, 6, 1, 1)), perm=[0, 2, 3, 1]))
+    return g.add("GridSample", x, grid, name="summed")
+
+
+@pytest.mark.parametrize(("body", "name"), [(recurrent, "LSTM, a recurrent layer"), (warped, "GridSample, a warp by positions")])
+def test_an_operator_without_a_rule_is_named(body: Callable[[Graph, str], str], name: str, tmp_path: Path) -> None:
     g = Graph()
-    x = g.add("CumSum", stem(g), np.array(2), name="summed")
-    path = g.save(tmp_path / "x.onnx", head(g, g.add("Relu", x, name="late")))
-    message = r"no gradient rule for CumSum \(node_summed\), after layer: choose a layer closer .* \(--cam none\)"
+    x = body(g, stem(g))
+    path = g.save(tmp_path / "x.onnx", head(g, g.add("Relu", x, name="late")), opset=18)
+    message = (
+        rf"no gradient rule for {name} \(node_summed\), after layer: choose a layer behind it with --cam-layer, such as late,"
+        r" or export .* \(--cam none\)"
+    )
     with pytest.raises(ExportError, match=message):
         export_onnx(path, name="m", repository=tmp_path / "models", settings=UNIT, layers=["layer"])
     assert not (tmp_path / "models" / "m").exists()
     export_onnx(path, name="m", repository=tmp_path / "models", settings=UNIT, layers=["late"], check_images=1)
+
+
+def test_an_operator_without_a_rule_and_no_layer_behind_it(tmp_path: Path) -> None:
+    g = Graph()
+    x = g.add("Hardmax", g.add("Flatten", stem(g)), name="summed")
+    path = g.save(tmp_path / "x.onnx", g.add("Gemm", x, g.normal(384, CLASSES)))
+    with pytest.raises(ExportError, match=r"Hardmax \(node_summed\), after layer: no layer behind it has a height and a width, or"):
+        export_onnx(path, name="m", repository=tmp_path / "models", settings=UNIT)
 
 
 def test_uint8_and_reversed_channels(tmp_path: Path) -> None:
@@ -192,3 +218,14 @@ def test_uint8_and_reversed_channels(tmp_path: Path) -> None:
         assert max(one.parity.maps.values()) < 1e-4
     swapped = Model.open(plain.path, "cpu").run(np.ascontiguousarray(images()[..., ::-1])).logits
     np.testing.assert_allclose(Model.open(reversed_channels.path, "cpu").run(images()).logits, swapped, rtol=1e-5, atol=1e-6)
+
+
+def test_a_scalar_that_is_computed_from_a_shape(tmp_path: Path) -> None:
+    """A selection by a scalar removes an axis, so the scalar must stay one when it is folded."""
+    g = Graph()
+    x = g.add("Tanh", stem(g))
+    last = g.add("Sub", g.add("Gather", g.add("Shape", x), np.array(1)), np.array(1))
+    x = g.add("Gemm", g.add("Flatten", g.add("Gather", x, last, axis=1)), g.normal(64, CLASSES))
+    path = g.save(tmp_path / "x.onnx", x)
+    exported = export_onnx(path, name="m", repository=tmp_path, settings=UNIT, layers=["layer"], check_images=2)
+    assert max(exported.parity.maps.values()) < 1e-4

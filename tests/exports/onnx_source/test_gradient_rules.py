@@ -8,13 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.exports.onnx_source.selection_tails import HALF, SELECTION_TAILS, F, Tail, flattened
 from tests.helpers.exports.onnx_files import CHANNELS, CLASSES, SIZE, Graph, explain, head, stem
 from tlcli.exports.onnx_source.double_tail import DoubleTail
 from tlcli.exports.onnx_source.gradients.rules import RULES
-
-Tail = Callable[[Graph, str], str]
-HALF = SIZE // 2
-F = np.float32
 
 
 def unary(operator: str, before: float | None = None, **attributes: object) -> Tail:
@@ -29,10 +26,6 @@ def unary(operator: str, before: float | None = None, **attributes: object) -> T
 
 def positive(operator: str) -> Tail:
     return lambda g, x: head(g, g.add(operator, g.add("Add", g.add("Mul", x, x), F(0.5))))
-
-
-def flattened(g: Graph, x: str, size: int) -> str:
-    return g.add("Gemm", g.add("Flatten", x), g.normal(CLASSES, size), transB=1)
 
 
 def attention(g: Graph, x: str) -> str:
@@ -129,9 +122,12 @@ def transposed(shape: tuple[int, int, int], groups: int = 1, **attributes: objec
     return tail
 
 
-TAILS: dict[str, Tail] = {
+TAILS: dict[str, Tail] = SELECTION_TAILS | {
     **{name: unary(name) for name in ("Relu", "LeakyRelu", "Elu", "Celu", "Selu", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish")},
-    **{name: unary(name) for name in ("Softplus", "Softsign", "Mish", "Erf", "Gelu", "Exp", "Neg", "Abs", "Sin", "Cos", "Identity")},
+    **{name: unary(name) for name in (
+        *("Softplus", "Softsign", "Mish", "Erf", "Gelu", "Exp", "Neg", "Abs", "Sin", "Cos", "Identity"),
+        *("Tan", "Atan", "Sinh", "Cosh"),
+    )},
     "ThresholdedRelu": unary("ThresholdedRelu", alpha=0.1),
     "Gelu tanh": unary("Gelu", approximate="tanh"),
     "Sqrt": positive("Sqrt"),
@@ -217,6 +213,12 @@ TAILS: dict[str, Tail] = {
     "Einsum dots": einsum("...w, wd -> ...d", CHANNELS * HALF * 3, lambda g: g.normal(HALF, 3)),
     "Einsum attention": einsum_attention,
     "Einsum sums": lambda g, x: flattened(g, g.add("Sin", g.add("Einsum", x, equation="nchw->nch")), CHANNELS * HALF),
+    "Einsum without output": einsum("abij,bc", 4 * 64, lambda g: g.normal(CHANNELS, 4)),
+    "Einsum broadcast": einsum("nchw,nchd->nchwd", CHANNELS * 64 * 3, lambda g: g.normal(1, 1, HALF, 3)),
+    "Einsum diagonal": einsum("nchh,cd->ndh", 4 * HALF, lambda g: g.normal(CHANNELS, 4)),
+    "Einsum long": lambda g, x: flattened(
+        g, g.add("Einsum", x, g.add("Tanh", x), g.normal(HALF, 3), g.add("Sin", x), equation="nchw,ncij,wd,nciw->nhjd"), 192
+    ),
     "Tile": lambda g, x: flattened(g, g.add("Sin", g.add("Tile", x, np.array([1, 2, 1, 3]))), 6 * 384),
     "Gather repeated": lambda g, x: flattened(g, g.add("Sin", g.add("Gather", x, np.array([1, 1, 4, 1]), axis=1)), 4 * 64),
     "DepthToSpace": lambda g, x: flattened(g, g.add("DepthToSpace", g.add("Concat", x, x, axis=1), blocksize=2), 768),
@@ -229,6 +231,27 @@ TAILS: dict[str, Tail] = {
     "ReduceLogSum": lambda g, x: flattened(g, g.add("ReduceLogSum", g.add("Exp", x), np.array([2, 3]), keepdims=0), CHANNELS),
     "Shrink": unary("Shrink", lambd=0.1, bias=0.05),
     "Swish": unary("Swish", alpha=1.5),
+    "Where broadcast": lambda g, x: flattened(
+        g, g.add("Where", np.tri(HALF, dtype=bool), g.add("Sin", x), g.add("ReduceMax", x, np.array([1, 2, 3]), keepdims=1)), 384
+    ),
+    "Where image": lambda g, x: flattened(
+        g, g.add("Where", g.add("Less", g.add("GlobalMaxPool", x), F(0.8)), g.add("Sin", x), g.normal(HALF, 1)), 384
+    ),
+    "Pow per channel": lambda g, x: head(
+        g, g.add("Pow", g.add("Exp", x), np.linspace(0.5, 3, CHANNELS, dtype=np.float32).reshape(-1, 1, 1))
+    ),
+    "LpPool": pooled_tail("LpPool", 4, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]),
+    "LpPool 1": pooled_tail("LpPool", 3, kernel_shape=[3, 3], strides=[2, 2], p=1),
+    "LpPool 3": pooled_tail("LpPool", 7, kernel_shape=[2, 2], p=3),
+    "GlobalLpPool": lambda g, x: flattened(g, g.add("GlobalLpPool", x, p=3), CHANNELS),
+    "MaxPool 1D": lambda g, x: flattened(
+        g, g.add("MaxPool", g.add("Reshape", x, np.array([0, CHANNELS, -1])), kernel_shape=[3], strides=[2]), CHANNELS * 31
+    ),
+    "MaxPool parts": lambda g, x: flattened(
+        g,
+        g.add("Reshape", g.add("MaxPool", g.add("Reshape", x, np.array([-1, 3, HALF, HALF])), kernel_shape=[2, 2]), np.array([-1, 294])),
+        294,
+    ),
     "SpaceToDepth": lambda g, x: flattened(g, g.add("SpaceToDepth", x, blocksize=2), 384),
 }  # fmt: skip
 
@@ -281,3 +304,9 @@ def test_every_rule_is_tested() -> None:
         graph_operators |= {node.op_type for node in graph.nodes}
     untested = RULES.keys() - graph_operators - {"Floor", "Ceil", "Sign"}
     assert not untested
+
+
+def test_the_guide_lists_every_rule() -> None:
+    guide = (Path(__file__).parents[3] / "docs" / "onnx_files.md").read_text()
+    section = guide.partition("## Operators")[2].partition("Without a rule")[0]
+    assert not {name for name in RULES if f"`{name}`" not in section}

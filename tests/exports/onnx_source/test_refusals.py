@@ -140,7 +140,7 @@ def mixing(path: Path) -> Path:
         (too_new, r"opset 99 is newer than ONNX Runtime [\d.]+ accepts \(2\d\): export it again with opset 2\d"),
         (quantised, r"quantised: QuantizeLinear \(node_rounded\) rounds to integers.*: give the float32 file"),
         (half_inside, r"Cast \(node_halved\) computes in float16: give the float32 file"),
-        (mixing, "takes 1 image at a time .* export it again with a dynamic batch size"),
+        (mixing, "takes one image at a time .* export it again with a dynamic batch size"),
     ],
 )
 def test_files_that_are_no_image_classifiers(make: object, message: str, tmp_path: Path) -> None:

@@ -37,13 +37,20 @@ def network_of(name: str) -> nn.Module:
 
 
 def write(
-    network: nn.Module, path: Path, dynamo: bool, opset: int | None = None, batch: int = 2, size: tuple[int, int] = (SIZE, SIZE)
+    network: nn.Module,
+    path: Path,
+    dynamo: bool,
+    opset: int | None = None,
+    batch: int = 2,
+    size: tuple[int, int] = (SIZE, SIZE),
+    fixed: bool = False,
 ) -> Path:
     images = torch.zeros(batch, 3, *size)
     free: dict[str, object] = {}
-    if batch > 1 and dynamo:
+    fixed = fixed or batch == 1
+    if not fixed and dynamo:
         free = {"dynamic_shapes": ({0: torch.export.Dim.AUTO},)}
-    elif batch > 1:
+    elif not fixed:
         free = {"input_names": ["x"], "dynamic_axes": {"x": {0: "n"}}}
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")

@@ -184,7 +184,7 @@ def explain(
     graph = observe(source, lambda count: image.apply(random.integers(0, 256, (count, height, width, 3), dtype=np.uint8)), scores)
     classifier = find_classifier(graph, scores, False, str(path))
     spatial = SpatialValues(graph, classifier.logits, last, str(path))
-    values = [spatial.find(name) for name in layers] or [spatial.default()]
+    values = [spatial.find(name) for name in layers] or list(spatial.default())
     names = [shown(value.name) for value in values]
     explained = ExplainedGraph(graph, classifier, values, names, methods, image, str(path), scores, source.shape[0])
     model = explained.flat()
