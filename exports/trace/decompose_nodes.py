@@ -185,7 +185,7 @@ def _safe_softmax(node: fx.Node) -> None:
     _become(node, aten.where.self, masked, _insert(node, aten.zeros_like.default, shares), shares)
 
 
-_KEPT = {aten.reshape.default, aten.flatten.using_ints, aten.expand_as.default}
+_KEPT = {aten.reshape.default, aten.flatten.using_ints, aten.expand_as.default, aten.upsample_bilinear2d.vec}
 """Operators that PyTorch always decomposes when it traces a program again, although its exporter has an ONNX function for them."""
 
 REWRITES: dict[OpOverload, Rewrite] = {

@@ -65,6 +65,7 @@ KNOWN: dict[str, Callable[[Of, Tensor], Any]] = {
     "dropout": lambda module, inputs: module.dropout(inputs) * 2,
     "subtraction": lambda module, inputs: (1 - inputs, torch.rsub(inputs, 2, alpha=3)),
     "softmax": softmax,
+    "enlarged": lambda module, inputs: functional.interpolate(inputs, (7, 9), mode="bilinear"),
     "in place": lambda module, inputs: functional.relu(inputs.sin(), inplace=True).mul_(3).add_(1),
     "in place on the sum": lambda module, inputs: functional.relu((inputs + 1).add_(inputs), inplace=True),
     "written later": written_later,
