@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 
 from tests.helpers.exports.reference import Reference, fused, relative_difference
-from tests.helpers.exports.small_networks import Case, Exports, blobs, make
+from tests.helpers.exports.small_networks import Case, Exports, blobs, make, of_three_layers
 from tlcli.contract.maps.method_names import IN_GRAPH
 from tlcli.exports.trace.explainer import is_pooled_linear
 from tlcli.exports.trace.map_methods import MAX_MASKED_POSITIONS
@@ -115,7 +115,7 @@ SEVERAL = ("conv1.2", "layer2", "layer4")
 
 @pytest.mark.parametrize("softmax", [False, True], ids=["logit", "probability"])
 def test_maps_of_several_layers_and_the_one_that_is_fused_of_them(softmax: bool, exported: Exports) -> None:
-    case = exported("test_resnet", "mlp:16", *SEVERAL)
+    case = of_three_layers(exported)
     description, images = case.model.description, blobs(1)
     assert [layer.name for layer in description.layers] == list(SEVERAL)
     methods = [method for method in IN_GRAPH[1:] if method != "reciprocam"]  # the first layer is too large

@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper
 
-from tests.helpers.exports.small_networks import Case, Exports, blobs
+from tests.helpers.exports.small_networks import Case, Exports, blobs, of_three_layers
 from tlcli.contract.model.description import IMAGES, LOGITS
 from tlcli.exports.precision.fold_batch_norm import fold_batch_norms
 from tlcli.exports.precision.forward_subgraph import put_back, take_out
@@ -20,8 +20,7 @@ BATCH = blobs(2)
 
 @pytest.fixture
 def case(exported: Exports) -> Case:
-    """Return a file with maps of several layers, which take masks and weights of the forward pass."""
-    return exported("test_resnet", "mlp:16", "conv1.2", "layer2", "layer4", methods=("gradcam", "layercam", "ablationcam", "eigencam"))
+    return of_three_layers(exported)
 
 
 def outputs(part: onnx.ModelProto) -> dict[str, np.ndarray]:

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from tests.helpers.exports.small_networks import LABELS, Case, Exports, blobs
+from tests.helpers.exports.small_networks import LABELS, Case, Exports, blobs, of_three_layers
 from tlcli.contract.images import decoding
 from tlcli.contract.maps.method_names import COSTLY
 from tlcli.evaluation.agreement import Images, Shown, compare
@@ -18,17 +18,17 @@ from tlcli.exports.precision.fp16 import convert_to_fp16
 from tlcli.exports.rewrite.graph_edit import producers
 
 BATCH = blobs(4)
-CASES = {
-    "a ResNet": ("resnet18", "linear"),
-    "another depth": ("resnet26", "linear"),
-    "hidden layers, several layers": ("test_resnet", "mlp:16", "conv1.2", "layer2", "layer4"),
-    "gates": ("mobilenetv3_small_100", "linear"),
+CASES: dict[str, Callable[[Exports], Case]] = {
+    "a ResNet": lambda exported: exported("resnet18"),
+    "another depth": lambda exported: exported("resnet26", methods=("gradcam", "layercam", "ablationcam")),
+    "hidden layers, several layers": of_three_layers,
+    "gates": lambda exported: exported("mobilenetv3_small_100"),
 }
 
 
 @pytest.fixture(params=CASES)
 def case(request: pytest.FixtureRequest, exported: Exports) -> Case:
-    return exported(*CASES[request.param])
+    return CASES[request.param](exported)
 
 
 def test_there_are_casts_at_the_ends_and_none_in_between(case: Case) -> None:

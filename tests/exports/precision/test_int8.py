@@ -16,7 +16,7 @@ import pytest
 import torch
 from onnx import NodeProto, numpy_helper
 
-from tests.helpers.exports.small_networks import Case, Exports, blobs
+from tests.helpers.exports.small_networks import Case, Exports, blobs, of_three_layers
 from tlcli.contract.images import decoding
 from tlcli.contract.maps.method_names import COSTLY
 from tlcli.contract.model.onnx_model import Model
@@ -87,7 +87,7 @@ def test_a_trained_network_answers_and_explains_as_before(
 
 def test_what_the_backward_pass_takes_is_the_weight_to_half_a_step(exported: Exports) -> None:
     """Although batch norms are folded into the weights of the forward pass."""
-    case = exported("test_resnet", "mlp:16", "conv1.2", "layer2", "layer4")
+    case = of_three_layers(exported)
     small = quantised(case, list(BATCH))
     original = {weight.name: numpy_helper.to_array(weight) for weight in case.flat().graph.initializer}
     graph = onnx.load(str(small.path)).graph
@@ -144,17 +144,18 @@ def test_what_works_on_pooled_values_stays_in_float(exported: Exports) -> None:
 
 
 @pytest.mark.parametrize(
-    ("network", "options"),
+    "export",
     [
-        (("test_resnet", "mlp:16", "conv1.2", "layer2", "layer4"), {}),
-        (("test_resnet", "linear"), {"dynamic_size": True}),
-        (("test_resnet", "linear"), {"methods": ()}),
+        of_three_layers,
+        lambda exported: exported("test_resnet", dynamic_size=True),
+        lambda exported: exported("test_resnet", methods=()),
     ],
+    ids=["three layers", "any size", "no maps"],
 )
-def test_a_batch_answers_as_its_images_do_alone(network: tuple[str, ...], options: dict[str, bool], exported: Exports) -> None:
-    small = quantised(exported(*network, **options), list(BATCH))
+def test_a_batch_answers_as_its_images_do_alone(export: Callable[[Exports], Case], exported: Exports) -> None:
+    small = quantised(export(exported), list(BATCH))
     names = [name for name in small.description.graph_maps if name.partition("@")[0] not in COSTLY]
-    for images in (BATCH, blobs(2, 96, 128)) if options.get("dynamic_size") else (BATCH,):
+    for images in (BATCH, blobs(2, 96, 128)) if small.description.dynamic_size else (BATCH,):
         together = small.run(images, [[0, -1]] * len(images), names)
         for row, image in enumerate(images):
             alone = small.run(image[None], [0, -1], names)

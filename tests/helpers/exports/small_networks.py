@@ -170,3 +170,8 @@ class Exports:
             path = self._folder / str(len(self._made)) / "model.onnx"
             self._made[key] = write_case(network, path, methods=methods, layers=layers or None, dynamic_size=dynamic_size)
         return self._made[key]
+
+
+def of_three_layers(exported: Exports) -> Case:
+    """Return a file with all maps of three layers, which several modules share: its export takes long."""
+    return exported("test_resnet", "mlp:16", "conv1.2", "layer2", "layer4")
