@@ -172,10 +172,12 @@ class _TraceableFunctions(TorchFunctionMode):
 
 
 def _linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Apply a linear layer to an input of more than two dimensions."""
+    """Apply a linear layer to an input of more than two dimensions.
+
+    The bias is added to the product's rows, so that ONNX Runtime adds it within the product.
+    """
     product = inputs.reshape(-1, inputs.shape[-1]) @ weight.t()
-    product = product.reshape(*inputs.shape[:-1], weight.shape[0])
-    return product if bias is None else product + bias
+    return (product if bias is None else product + bias).reshape(*inputs.shape[:-1], weight.shape[0])
 
 
 def _is_plain(
