@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,6 +25,7 @@ from tlcli.training.engine.model_selection import describe_kept
 from tlcli.training.engine.stage import Best
 from tlcli.training.engine.step import Log, no_log
 from tlcli.training.features.cache import FeatureCache, View
+from tlcli.training.metrics.headline import why_macro_recall
 from tlcli.training.metrics.scores import EpochRow, Results, Scores, score
 from tlcli.training.models.batch_norms import require_more_than_one_image
 from tlcli.training.models.fingerprint import output_of
@@ -406,8 +408,13 @@ class FinetuneRun:
 
     def _log_results(self, results: Results, scores: dict[str, Scores]) -> None:
         self._log(f"kept: the network of {describe_kept(results.best_epoch, results.best_stage, self._config.mode)}")
+        classes, labels = self.dataset.classes, self.dataset.train.labels
+        why = why_macro_recall(dict(zip(classes, np.bincount(labels, minlength=len(classes)).tolist(), strict=True)))
         for name, part_scores in scores.items():
-            self._log(f"{name}: {part_scores.top1:.2%} of {part_scores.count:,} images correct, loss {part_scores.loss:.4f}")
+            lead = "" if why is None else f"macro recall {part_scores.macro_recall:.2%}, "
+            self._log(f"{name}: {lead}{part_scores.top1:.2%} of {part_scores.count:,} images correct, loss {part_scores.loss:.4f}")
+        if why is not None:
+            self._log(f"macro recall leads, because {why}")
         self._log(f"run written to {self.folder.path}; its report is {self.folder.path / REPORT}")
 
 

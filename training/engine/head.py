@@ -15,6 +15,7 @@ from tlcli.training.engine.callbacks import Callback
 from tlcli.training.engine.ema import snapshot
 from tlcli.training.engine.loss import objective_of
 from tlcli.training.engine.optimizer import decayed_groups, make_optimizer
+from tlcli.training.engine.sampling import epoch_order
 from tlcli.training.engine.stage import Batch, Batches, Best, Stage, run_stage
 from tlcli.training.engine.step import StepOptions
 from tlcli.training.metrics.scores import loss_and_top1
@@ -113,7 +114,7 @@ def train_head(
 
     def batches(epoch: int) -> Batches:
         view = views[epoch % len(views)]
-        order = np.random.default_rng([seed, epoch]).permutation(len(labels))
+        order = epoch_order(plan.config.sampler, labels, seed, epoch)
         for chosen in np.array_split(order, steps):
             own = None if weights is None else torch.from_numpy(weights[chosen]).to(device)
             yield Batch(torch.from_numpy(view[chosen]).to(device), targets[chosen].to(device), own)

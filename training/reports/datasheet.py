@@ -321,5 +321,5 @@ def _warn_of_imbalance(of_train: Mapping[str, int]) -> list[str]:
         return []
     return [
         f"the training part has {of_train[largest]:,} images of {largest} and {of_train[smallest]:,} of {smallest}:"
-        " judge by the macro F1, which weighs every class equally"
+        " judge by the macro recall, which weighs every class equally"
     ]

@@ -19,6 +19,7 @@ from tlcli.contract.maps.method_names import METHODS
 from tlcli.contract.model.description import Description
 from tlcli.training.data.listing import one_line
 from tlcli.training.engine.model_selection import RULE, describe_kept
+from tlcli.training.metrics.headline import why_macro_recall
 from tlcli.training.metrics.scores import Scores
 from tlcli.training.metrics.significance import wilson_interval
 from tlcli.training.reports.citations import TIMM, paper_of
@@ -123,8 +124,9 @@ def _content(run: Run, description: Description, record: RunSummary, sheet: Data
     """Return the template variables of the model card."""
     parts, agreement = _parts(run), description.provenance.agreement
     public = _public_settings(run)
+    why = None if sheet is None else why_macro_recall(sheet.images["train"])
     return {
-        "header": _header(run, description, parts),
+        "header": _header(run, description, parts, leads_macro_recall=why is not None),
         "marker": _MARKER,
         "description": description,
         "network": run.network_config,
@@ -149,6 +151,7 @@ def _content(run: Run, description: Description, record: RunSummary, sheet: Data
         "command": finetune_command(record.config.asked | public),
         "versions": ", ".join(f"{name} {version}" for name, version in record.config.versions.items()),
         "parts": parts,
+        "why_macro_recall": why,
         "most_classes": _MOST_CLASSES,
         "agreement": agreement,
         "precision": {
@@ -169,7 +172,7 @@ def _content(run: Run, description: Description, record: RunSummary, sheet: Data
     }
 
 
-def _header(run: Run, description: Description, parts: Iterable[PartScores]) -> str:
+def _header(run: Run, description: Description, parts: Iterable[PartScores], *, leads_macro_recall: bool) -> str:
     """Return the metadata for the Hugging Face Hub as YAML."""
     from huggingface_hub import EvalResult, ModelCardData  # the import takes a second
 
@@ -186,6 +189,7 @@ def _header(run: Run, description: Description, parts: Iterable[PartScores]) -> 
         )
         for part in parts
         for kind, name, value in (
+            *((("balanced_accuracy", "Macro recall", part.scores.macro_recall or 0.0),) if leads_macro_recall else ()),
             ("accuracy", "Accuracy", part.scores.top1),
             ("f1", "Macro F1", part.scores.macro_f1),
             ("loss", "Cross-entropy", part.scores.loss),
@@ -197,7 +201,7 @@ def _header(run: Run, description: Description, parts: Iterable[PartScores]) -> 
         pipeline_tag="image-classification",
         tags=["image-classification", "onnx", "transfer-learning", "class-activation-maps", run.network_config.backbone],
         base_model=_base_model(run),
-        metrics=["accuracy", "f1"],
+        metrics=[*(["balanced_accuracy"] if leads_macro_recall else ()), "accuracy", "f1"],
         model_name=description.name,
         eval_results=results,
     ).to_yaml()

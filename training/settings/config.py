@@ -16,6 +16,8 @@ Scalar = bool | int | float | str
 Mode = Literal["feature-extraction", "full"]
 OptimizerName = Literal["adamw", "adam", "rmsprop", "sgd"]
 Schedule = Literal["cosine", "constant"]
+Sampler = Literal["shuffled", "balanced"]
+Loss = Literal["cross-entropy", "focal"]
 
 COLUMN_PURPOSES = ("path", "label", "labels", "split", "group", "weight")
 """What columns of a label file are read for."""
@@ -54,6 +56,9 @@ class FinetuneConfig(BaseModel):
     lr: peak learning rate of the head. layer_decay: ratio of each layer's learning rate to that of the layer above (mode `full`).
     warm_up: fraction of the steps during which the learning rates rise.
     class_weights: `balanced` weights each class by the inverse of its frequency in the training part.
+    sampler: `shuffled` draws each training image once per epoch, `balanced` draws as many images from every class.
+    loss: `cross-entropy` or `focal`. focal_gamma: exponent of the focal loss.
+    logit_adjustment: factor of the log prior of each class that is added to its logit in the training loss; 0 for none.
     patience: number of epochs without improvement after which training stops.
     augment: number of augmented views computed for each training image (mode `feature-extraction`); 0 for none.
     crop_scale: minimum area of the random crop, as a fraction of the image; 1 disables cropping. hflip: flip half of the images.
@@ -103,6 +108,10 @@ class FinetuneConfig(BaseModel):
     layer_decay: float = Field(default=0.75, gt=0, le=1)
     label_smoothing: float | None = Field(default=None, ge=0, lt=1)
     class_weights: Literal["none", "balanced"] = "none"
+    sampler: Sampler = "shuffled"
+    loss: Loss = "cross-entropy"
+    focal_gamma: float | None = Field(default=None, ge=0)
+    logit_adjustment: float = Field(default=0.0, ge=0)
     patience: int | None = Field(default=None, ge=1)
     head_search: bool = False
 

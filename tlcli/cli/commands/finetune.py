@@ -245,8 +245,20 @@ def _hand_over(
     _show(result, model, as_json)
 
 
+def _headline(result: RunResult) -> dict[str, float | None]:
+    """Return the macro recall of each split if it is the headline metric of the run."""
+    from tlcli.training.metrics.headline import why_macro_recall
+    from tlcli.training.reports.datasheet import read_data_sheet
+
+    sheet = read_data_sheet(result.path)
+    if sheet is None or why_macro_recall(sheet.images["train"]) is None:
+        return {}
+    parts = {"val": result.results.val, "test": result.results.test}
+    return {f"{name}_macro_recall": scores.macro_recall for name, scores in parts.items() if scores is not None}
+
+
 def _show(result: RunResult, model: Path | None, as_json: bool) -> None:
-    row: dict[str, Any] = {"run": str(result.path), **result.metrics}
+    row: dict[str, Any] = {"run": str(result.path), **_headline(result), **result.metrics}
     if model is not None:
         row["model"] = str(model)
     show([row], list(row), as_json)
