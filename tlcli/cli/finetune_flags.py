@@ -17,6 +17,7 @@ GROUPS = {
     "Network": (
         "backbone",
         "weights",
+        "from_run",
         "head",
         "model_kwargs",
         "image_size",
@@ -88,6 +89,13 @@ def _parse_classes(ctx: click.Context, option: click.Parameter, value: str | Non
 
 
 _MODEL = [
+    click.option(
+        "--from",
+        "from_run",
+        type=click.Path(path_type=Path),
+        metavar="RUN",
+        help="Start from the network of this run, or of the run of this model; its classes keep their weights.",
+    ),
     click.option("--head", help="`linear`, `mlp:UNITS`, or `original`, the network's own hidden layers.  [default: linear]"),
     click.option(
         "--mode",

@@ -71,6 +71,15 @@ class StandardisedHead(nn.Module):
             first.bias.copy_(first.bias.double() - weight @ cast("Tensor", self.mean).double())
         first.weight.copy_(weight.view_as(first.weight))
 
+    @torch.no_grad()
+    def unfold(self) -> None:
+        """Change a classifier of raw embeddings so that this head computes the same logits: the inverse of `fold`."""
+        first = self._first
+        weight = first.weight.flatten(1).double()
+        if first.bias is not None:
+            first.bias.copy_(first.bias.double() + weight @ cast("Tensor", self.mean).double())
+        first.weight.copy_((weight * cast("Tensor", self.spread).double()).view_as(first.weight))
+
     @property
     def _first(self) -> nn.Linear | nn.Conv2d:
         return cast("nn.Linear | nn.Conv2d", self.classifier[0] if isinstance(self.classifier, nn.Sequential) else self.classifier)
@@ -88,6 +97,8 @@ def train_head(
     weights: Weights | None = None,
 ) -> Best:
     """Train `network.classifier` on embeddings. The rest of the network does not change.
+
+    A run that starts from another one begins with the weights of the classifier, and any other run of a single layer with zeros.
 
     Args:
         network: network whose classifier is trained; it ends with the weights of the best epoch.
@@ -123,7 +134,9 @@ def train_head(
     def evaluate() -> tuple[float, float]:
         return loss_and_top1(torch.cat([head(rows.to(device)) for rows in chunks(val)]), val_targets)
 
-    if isinstance(network.classifier, (nn.Linear, nn.Conv2d)):  # the problem is convex, so no random initialization is better than zero
+    if plan.config.from_run is not None:
+        head.unfold()
+    elif isinstance(network.classifier, (nn.Linear, nn.Conv2d)):  # the problem is convex, so no random initialization is better than zero
         nn.init.zeros_(network.classifier.weight)
         if network.classifier.bias is not None:
             nn.init.zeros_(network.classifier.bias)

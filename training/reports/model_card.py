@@ -138,7 +138,7 @@ def _content(run: Run, description: Description, record: RunSummary, sheet: Data
         "more_classes": max(0, len(run.classes) - 20),
         "parameters": sum(tensor.numel() for tensor in run.network.parameters()),
         "trained": _trained(run, record.best_stage),
-        "start": _start(run),
+        "start": _start(run, sheet),
         "warnings": () if sheet is None else sheet.warnings,
         "dataset": _dataset(run),
         "dataset_fingerprint": run.dataset_fingerprint,
@@ -217,8 +217,13 @@ def _trained(run: Run, stage: str | None) -> str:
     return "All of its layers were trained"
 
 
-def _start(run: Run) -> str:
+def _start(run: Run, sheet: DataSheet | None) -> str:
     weights = run.config.weights
+    if run.config.from_run is not None:
+        origin = None if sheet is None else sheet.origin
+        classes = () if origin is None else (("kept", origin.kept), ("new", origin.new), ("dropped", origin.dropped))
+        counts = ", ".join(f"{len(names)} {word}" for word, names in classes if names)
+        return f"the run {_code(run.config.from_run.name)}" + (f" (classes: {counts})" if counts else "")
     start = {"none": "random weights", "pretrained": "the backbone's published weights"}
     return start.get(weights, f"the weights of {_code(Path(weights).name)}")
 
@@ -234,7 +239,9 @@ def _public_settings(run: Run) -> dict[str, Any]:
     """Return the settings that contain file names, without the folders of those files."""
     is_local = Path(run.config.dataset).is_absolute()
     dataset = f"PATH/TO/{_dataset(run)}" if is_local else _dataset(run)
-    return {"dataset": dataset, "weights": Path(run.config.weights).name, "data_dir": None}
+    start = run.config.from_run
+    public = {"dataset": dataset, "data_dir": None}
+    return public | ({"weights": Path(run.config.weights).name} if start is None else {"from_run": f"runs/{start.name}"})
 
 
 def _settings(record: RunSummary, public: dict[str, Any]) -> Table:
@@ -281,7 +288,7 @@ def _base_model(run: Run) -> str | None:
     """Return the name of the pretrained weights on the Hugging Face Hub; None if the run did not start from weights there."""
     published: Mapping[str, Any] = getattr(run.network.backbone, "pretrained_cfg", None) or {}
     hub, architecture, tag = (published.get(key) for key in ("hf_hub_id", "architecture", "tag"))
-    if run.config.weights != "pretrained" or not hub:
+    if run.config.weights != "pretrained" or run.config.from_run is not None or not hub:
         return None
     return f"{hub}{architecture}.{tag}" if hub.endswith("/") else str(hub)
 

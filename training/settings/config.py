@@ -43,6 +43,7 @@ class FinetuneConfig(BaseModel):
     """Settings of `tlcli finetune`. `None` means that the value is resolved from the backbone, the mode or the data set.
 
     backbone: name of a timm model. weights: `pretrained`, `none`, or a checkpoint file.
+    from_run: folder of a run, or of the model exported from it, whose network and weights are the start instead of `weights`.
     model_kwargs: additional arguments for `timm.create_model`, such as `pad_type="same"`.
     head: `linear`, `mlp:<hidden units>` or `original`.
     dataset: known name, folder, label file, or timm data set spec. data_dir: folder of the named data sets.
@@ -76,6 +77,7 @@ class FinetuneConfig(BaseModel):
     recipe: Recipe = "default"
     backbone: str = "vgg16"
     weights: str = "pretrained"
+    from_run: Path | None = None
     model_kwargs: dict[str, Scalar] = Field(default_factory=dict)
     head: str = "linear"
     mode: Mode = "feature-extraction"

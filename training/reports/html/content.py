@@ -15,7 +15,7 @@ from PIL import Image
 
 from tlcli.training.engine.model_selection import RULE, describe_kept
 from tlcli.training.metrics.headline import why_macro_recall
-from tlcli.training.reports.datasheet import DataSheet, Groups
+from tlcli.training.reports.datasheet import DataSheet, Groups, Origin
 from tlcli.training.reports.html.charts import data_uri, line_chart, matrix_image, reliability_chart
 from tlcli.training.reports.html.formats import duration, interval, number, percent, plain
 from tlcli.training.runs.reproduce_command import finetune_words
@@ -257,8 +257,17 @@ def _facts(sheet: DataSheet) -> list[tuple[str, str]]:
         *((("folders", sheet.layout),) if sheet.layout else ()),
         *((("groups kept together", _describe_groups(sheet.groups)),) if sheet.groups is not None else ()),
         *((("weights of images", f"{sheet.weights.smallest:g} to {sheet.weights.largest:g}"),) if sheet.weights is not None else ()),
+        *(_origin_facts(sheet.origin) if sheet.origin is not None else ()),
         ("fingerprint", sheet.fingerprint),
     ]
+
+
+def _origin_facts(origin: Origin) -> list[tuple[str, str]]:
+    classes = (("kept", origin.kept), ("new", origin.new), ("dropped", origin.dropped))
+    facts = [("started from the run", origin.run), *((f"its classes, {word}", ", ".join(names)) for word, names in classes if names)]
+    if origin.known is not None:
+        facts.append(("training images that it had seen", f"{origin.known['train']:,}"))
+    return facts
 
 
 def _describe_groups(groups: Groups) -> str:
