@@ -74,6 +74,7 @@ def export_run(
             run.network.config,
             run.config.weights,
             run=run.path.name,
+            from_run=None if run.config.from_run is None else run.config.from_run.name,
             dataset=spec,
             dataset_fingerprint=dataset.fingerprint,
             metrics=run.metrics,

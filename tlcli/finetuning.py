@@ -62,16 +62,16 @@ class Run:
         return f"<div style='display:flex;gap:12px;align-items:flex-start'>{curves}<div>{html_table(rows)}{link}</div></div>"
 
 
-def finetune(folder: str | Path, backbone: str = "resnet18", *, quiet: bool = False, **settings: Setting) -> Run:
+def finetune(folder: str | Path, backbone: str | None = None, *, quiet: bool = False, **settings: Setting) -> Run:
     """Fine-tune a pretrained backbone on images and write a run folder.
 
     Args:
         folder: folder with one subfolder of images per class, optionally grouped into `train`, `val` and `test` folders; a label file,
             such as `labels.csv`; or the name of a known data set.
-        backbone: name of a timm model; `tlcli backbones` lists them.
+        backbone: name of a timm model; `tlcli backbones` lists them. None for `resnet18`, or for the network of `from_run`.
         quiet: hide progress; warnings are always shown.
-        settings: settings of `tlcli finetune`, such as `mode="full"`, `epochs=10`, `weights="FILE"`, `output="runs/pets"`; see
-            `tlcli.training.FinetuneConfig`.
+        settings: settings of `tlcli finetune`, such as `mode="full"`, `epochs=10`, `weights="FILE"`, `output="runs/pets"`, or
+            `from_run="runs/pets"` to start from an earlier run; see `tlcli.training.FinetuneConfig`.
 
     Returns:
         The finished run.
@@ -82,6 +82,8 @@ def finetune(folder: str | Path, backbone: str = "resnet18", *, quiet: bool = Fa
         WeightsError, HubError: the weights do not fit the backbone or cannot be downloaded.
         DeviceError: the requested device is not available.
     """
+    if backbone is None and settings.get("from_run") is None:
+        backbone = "resnet18"
     config = _config(dataset=str(folder), backbone=backbone, **settings)
     from tlcli.cli.finetune_settings import check_dataset
     from tlcli.cli.interruption import note_how_to_resume

@@ -15,6 +15,7 @@ from tlcli.training.models.backbone_names import built_for_size, with_timms_name
 from tlcli.training.reports.lr_plot import draw_rates
 from tlcli.training.runs.load_run import moved, require_dataset
 from tlcli.training.runs.run_folder import absolute, read_config, read_results, require_output
+from tlcli.training.runs.starting_run import take_over
 from tlcli.training.runs.tensorboard import require_tensorboard
 from tlcli.training.runtime.device import torch_device
 from tlcli.training.runtime.distributed import DistributedContext, join_processes
@@ -50,7 +51,7 @@ def finetune(
         DatasetError, HubError: see `tlcli.training.data.load.load_dataset`.
         ImageError: an image can no longer be read.
     """
-    config = built_for_size(with_timms_name(absolute(config), log), log)
+    config = built_for_size(with_timms_name(absolute(take_over(config)), log), log)
     plan = resolve_plan(config)
     if config.tensorboard:
         require_tensorboard()
@@ -117,7 +118,7 @@ def find_lr(config: FinetuneConfig, path: Path, progress: ProgressFactory = sile
         SettingsError: the config trains only the head; see also `tlcli.training.engine.lr_finder.try_rates`.
         Exception: see `finetune`.
     """
-    config = built_for_size(with_timms_name(absolute(config), log), log)
+    config = built_for_size(with_timms_name(absolute(take_over(config)), log), log)
     plan = resolve_plan(config)
     if not plan.full_epochs:
         raise SettingsError("--find-lr needs --mode full: for a head on cached features, use --head-search")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,22 +25,27 @@ from tlcli.training.engine.model_selection import describe_kept
 from tlcli.training.engine.stage import Best
 from tlcli.training.engine.step import Log, no_log
 from tlcli.training.features.cache import FeatureCache, View
+from tlcli.training.metrics.headline import why_macro_recall
 from tlcli.training.metrics.scores import EpochRow, Results, Scores, score
 from tlcli.training.models.batch_norms import require_more_than_one_image
 from tlcli.training.models.fingerprint import output_of
+from tlcli.training.models.known_classes import with_classes
 from tlcli.training.models.network import Network, NetworkConfig
 from tlcli.training.models.pretrained_preprocessing import resolve_preprocessing
-from tlcli.training.models.weights import load_backbone
-from tlcli.training.reports.datasheet import describe_dataset, write_data_sheet
+from tlcli.training.models.weights import fingerprint, load_backbone
+from tlcli.training.reports.datasheet import describe_dataset, origin_of, write_data_sheet
 from tlcli.training.reports.figures import draw_figures
 from tlcli.training.reports.html.report import write_report
 from tlcli.training.run_messages import EpochLog, setup_messages
 from tlcli.training.runs import resume_state
+from tlcli.training.runs.load_run import Run, load_run
 from tlcli.training.runs.predictions import predictions, write_predictions
 from tlcli.training.runs.recorder import RunRecorder
 from tlcli.training.runs.resume_check import changed_versions, require_unchanged
 from tlcli.training.runs.resume_state import Unfinished
 from tlcli.training.runs.run_folder import RunConfig, RunFolder, make_folder, now, read_results, versions
+from tlcli.training.runs.split_file import read_fingerprints
+from tlcli.training.runs.starting_run import describe_classes
 from tlcli.training.runs.tensorboard import TensorboardLog
 from tlcli.training.runtime.device import keep_to_usable_cores
 from tlcli.training.runtime.distributed import DistributedContext, is_rank_zero
@@ -119,6 +125,7 @@ class FinetuneRun:
         self._log: Log = log if dist.is_rank_zero else no_log
         self._callbacks: tuple[Callback, ...] = tuple(callbacks) if dist.is_rank_zero else ()
         self._timer = Timer()
+        self._starting_run: Run | None = None
 
     def run(self, saved: SavedRun | None = None) -> RunResult:
         """Train the network and write the run folder.
@@ -160,26 +167,19 @@ class FinetuneRun:
         if self._device.type == "cpu":
             keep_freed_memory()
             keep_to_usable_cores()
-        with self._dist.rank_zero_first():
-            backbone, weights_fingerprint = load_backbone(config, self._progress)
-        preprocessing = resolve_preprocessing(config, backbone)
+        build_network, weights_fingerprint = self._start()
         with self._timer("data"), self._dist.rank_zero_first():
             self.dataset = load_dataset(config, self._progress, is_new=is_new)
         self._require_weights_can_be_used()
         torch.manual_seed(config.seed)
-        network_config = NetworkConfig(
-            backbone=config.backbone,
-            model_kwargs=config.model_kwargs,
-            head=config.head,
-            num_classes=len(self.dataset.classes),
-            preprocessing=preprocessing,
-            pretrained=config.weights != "none",
-        )
-        self.network = Network(network_config, backbone).to(self._device)
+        self.network = build_network(self.dataset.classes).to(self._device)
+        network_config = self.network.config
         if plan.full_epochs and smallest_micro_batch(len(self.dataset.train), plan) == 1:
             require_more_than_one_image(self.network, plan.from_scratch)
         for line in setup_messages(config, network_config, self.dataset):
             self._log(line)
+        if self._starting_run is not None:
+            self._log(describe_classes(self._starting_run.path, self._starting_run.classes, self.dataset.classes))
         self.resolved = RunConfig(
             created=now(),
             asked=config,
@@ -191,6 +191,29 @@ class FinetuneRun:
             dataset_fingerprint=self.dataset.fingerprint,
             versions=versions(),
         )
+
+    def _start(self) -> tuple[Callable[[Sequence[str]], Network], str]:
+        """Load the initial weights. Return a function that builds the network for the classes of the data set, and their fingerprint."""
+        config = self._config
+        if config.from_run is not None:
+            start = self._starting_run = load_run(config.from_run)
+            return lambda classes: with_classes(start.network, start.classes, classes), fingerprint(start.network.state_dict())
+        with self._dist.rank_zero_first():
+            backbone, weights_fingerprint = load_backbone(config, self._progress)
+        preprocessing = resolve_preprocessing(config, backbone)
+
+        def build_network(classes: Sequence[str]) -> Network:
+            network_config = NetworkConfig(
+                backbone=config.backbone,
+                model_kwargs=config.model_kwargs,
+                head=config.head,
+                num_classes=len(classes),
+                preprocessing=preprocessing,
+                pretrained=config.weights != "none",
+            )
+            return Network(network_config, backbone)
+
+        return build_network, weights_fingerprint
 
     def _require_weights_can_be_used(self) -> None:
         """Check that images with weights are not mixed, since the mixture would need a weight for each of its images.
@@ -238,7 +261,9 @@ class FinetuneRun:
             save_split(self.dataset, path / SPLIT)
         if (path / DATA_SHEET).exists():
             return
-        sheet = describe_dataset(self.dataset)
+        start = self._starting_run
+        origin = None if start is None else origin_of(start.path.name, start.classes, read_fingerprints(start.path), self.dataset)
+        sheet = describe_dataset(self.dataset, origin)
         write_data_sheet(path / DATA_SHEET, sheet)
         for warning in sheet.warnings:
             self._log(f"warning: {warning}")
@@ -406,8 +431,13 @@ class FinetuneRun:
 
     def _log_results(self, results: Results, scores: dict[str, Scores]) -> None:
         self._log(f"kept: the network of {describe_kept(results.best_epoch, results.best_stage, self._config.mode)}")
+        classes, labels = self.dataset.classes, self.dataset.train.labels
+        why = why_macro_recall(dict(zip(classes, np.bincount(labels, minlength=len(classes)).tolist(), strict=True)))
         for name, part_scores in scores.items():
-            self._log(f"{name}: {part_scores.top1:.2%} of {part_scores.count:,} images correct, loss {part_scores.loss:.4f}")
+            lead = "" if why is None else f"macro recall {part_scores.macro_recall:.2%}, "
+            self._log(f"{name}: {lead}{part_scores.top1:.2%} of {part_scores.count:,} images correct, loss {part_scores.loss:.4f}")
+        if why is not None:
+            self._log(f"macro recall leads, because {why}")
         self._log(f"run written to {self.folder.path}; its report is {self.folder.path / REPORT}")
 
 

@@ -16,7 +16,9 @@ from tlcli.training.settings.config import FinetuneConfig
 
 def setup_messages(config: FinetuneConfig, network: NetworkConfig, dataset: Dataset) -> Iterator[str]:
     """Yield one line each for the network, the data set, and anything unusual about them."""
-    if config.weights == "none":
+    if config.from_run is not None:
+        weights = f"weights of the run {config.from_run}"
+    elif config.weights == "none":
         weights = "random weights: nothing is pretrained (--weights none)"
     else:
         weights = "official weights" if config.weights == "pretrained" else f"weights of {config.weights}"

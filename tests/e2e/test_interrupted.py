@@ -79,7 +79,7 @@ def test_ctrl_c_while_features_are_computed_keeps_them_and_says_how_to_resume(ho
     code, out, said = run(home, "finetune", "--resume", "runs/two words")
     assert code == 0
     assert "this run is finished: there is nothing to resume" in said
-    assert "to export it: `tlcli export 'runs/two words'`; to train longer, start a new run with `--weights" in said
+    assert "to export it: `tlcli export 'runs/two words'`; to train longer, start a new run with `--from" in said
     assert "val_top1" in out
     assert not (home / "models").exists()
 

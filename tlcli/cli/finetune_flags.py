@@ -17,6 +17,7 @@ GROUPS = {
     "Network": (
         "backbone",
         "weights",
+        "from_run",
         "head",
         "model_kwargs",
         "image_size",
@@ -41,6 +42,10 @@ GROUPS = {
         "layer_decay",
         "label_smoothing",
         "class_weights",
+        "sampler",
+        "loss",
+        "focal_gamma",
+        "logit_adjustment",
         "patience",
         "head_search",
         "gradual_unfreezing",
@@ -84,6 +89,13 @@ def _parse_classes(ctx: click.Context, option: click.Parameter, value: str | Non
 
 
 _MODEL = [
+    click.option(
+        "--from",
+        "from_run",
+        type=click.Path(path_type=Path),
+        metavar="RUN",
+        help="Start from the network of this run, or of the run of this model; its classes keep their weights.",
+    ),
     click.option("--head", help="`linear`, `mlp:UNITS`, or `original`, the network's own hidden layers.  [default: linear]"),
     click.option(
         "--mode",
@@ -142,11 +154,24 @@ _TRAINING = [
         type=click.FloatRange(0, 1, min_open=True),
         help="With --mode full: ratio of each layer's learning rate to that of the layer above.  [default: 0.75]",
     ),
-    click.option("--label-smoothing", type=_share, help="Label smoothing.  [default: 0 for a head alone, 0.1 with --mode full]"),
+    click.option("--label-smoothing", type=_share, help="Label smoothing.  [default: 0.1 with --mode full and cross-entropy, else 0]"),
     click.option(
         "--class-weights",
         type=click.Choice(["none", "balanced"]),
         help="Weights of the classes in the loss; balanced: by inverse frequency.  [default: none]",
+    ),
+    click.option(
+        "--sampler",
+        type=click.Choice(["shuffled", "balanced"]),
+        help="Images of an epoch: each once, or as many from every class.  [default: shuffled]",
+    ),
+    click.option("--loss", type=click.Choice(["cross-entropy", "focal"]), help="Training loss.  [default: cross-entropy]"),
+    click.option("--focal-gamma", type=_at_least_0, help="With --loss focal: exponent; easy images count less.  [default: 2]"),
+    click.option(
+        "--logit-adjustment",
+        type=_at_least_0,
+        metavar="TAU",
+        help="Add TAU times the log frequency of each class to its logit in the loss; 1 is usual.  [default: 0]",
     ),
     click.option("--patience", type=click.IntRange(min=1), help="Stop after this many epochs without improvement."),
     click.option("--gradual-unfreezing", is_flag=True, default=None, help="With --mode full: unfreeze layers from the head down."),

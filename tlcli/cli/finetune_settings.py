@@ -38,7 +38,7 @@ def finetune_config(file: Path | None = None, **flags: Any) -> FinetuneConfig:
         return FinetuneConfig.of(**{**written, **given})
     except ValidationError as error:
         key, problem = first_problem(error, FinetuneConfig.model_fields)
-        where = f"{file}: {key}" if file is not None and key in written and key not in given else "--" + key.replace("_", "-")
+        where = f"{file}: {key}" if file is not None and key in written and key not in given else _flag(key)
         raise SettingsError(f"{where if key else 'the settings'}: {problem}") from error
 
 
@@ -76,6 +76,11 @@ def check_used(config: FinetuneConfig, flags: Collection[str], finds_lr: bool) -
                     f"{_flag(name)} cannot be combined with --find-lr, which tries learning rates for a hundred steps and writes no run:"
                     " leave it out"
                 )
+    if config.from_run is not None and "weights" in flags:
+        raise SettingsError(
+            f"--from cannot be combined with --weights {config.weights}, because the weights are those of {config.from_run}:"
+            " leave one of them out"
+        )
     if config.mode == "feature-extraction":
         for name in _UNUSED_IN_FEATURE_EXTRACTION:
             if name in flags:
@@ -126,7 +131,9 @@ def check_data_dir(dataset: str) -> None:
 
 
 def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+    from tlcli.training.settings.flag_names import flag_of
+
+    return flag_of(name)
 
 
 def check_same_settings(run: Path, given: Mapping[str, Any], file: Path | None) -> None:

@@ -7,6 +7,7 @@ from multiprocessing.process import BaseProcess
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -48,14 +49,14 @@ def image_batches(
     augmentation: Augmentation | None = None,
     seed: int = 0,
     view: int = 0,
-    shuffled: bool = False,
+    order: npt.NDArray[np.int64] | None = None,
     share: tuple[int, int] = (0, 1),
     micro_batch_size: int | None = None,
 ) -> Iterator[ImageBatch]:
-    """Iterate over a part in batches. Each image occurs once.
+    """Iterate over a part in batches.
 
     Batch sizes differ by at most one image, because a small last batch would give batch norm layers poor statistics. The batches
-    depend on `seed` and `view`, but not on `workers`.
+    depend on `seed`, `view` and `order`, but not on `workers`.
 
     Args:
         part: images to load.
@@ -63,8 +64,9 @@ def image_batches(
         batch_size: maximum batch size; see `batch_count` for the exception.
         workers: number of worker processes; small parts are read in this process.
         augmentation: random augmentation that replaces the evaluation transform.
-        seed, view: seeds of the augmentation and the order; each epoch uses its own view.
-        shuffled: True for a random order, False for the order of the part.
+        seed, view: seeds of the augmentation; each epoch uses its own view.
+        order: indices of the images to load, int64; an image may occur several times, and is then augmented differently each time. None
+            loads each image once, in the order of the part.
         share: `(rank, world_size)` of this process, which takes every `world_size`-th image of each micro-batch, starting at `rank`.
         micro_batch_size: maximum size of the micro-batches that each batch is divided into, see `batch_count`; None for no division.
 
@@ -73,21 +75,21 @@ def image_batches(
         ResourceError: a worker process was killed, or a resource such as memory ran out.
     """
     dataset = ImageDataset(part, preprocessing, augmentation, seed, view)
-    order = np.random.default_rng([seed, view]).permutation(len(part)) if shuffled else np.arange(len(part))
+    positions = np.arange(len(part)) if order is None else dataset.positions(order)
     rank, world = share
-    whole = np.array_split(order, batch_count(len(part), batch_size))
+    whole = np.array_split(positions, batch_count(len(positions), batch_size))
     batches = []
-    for indices in whole:
-        count = batch_count(len(indices), micro_batch_size or len(indices))
-        batches.append([index for micro_batch in np.array_split(indices, count) for index in micro_batch[rank::world].tolist()])
-    few = len(part) < _MIN_IMAGES_FOR_WORKERS
+    for batch in whole:
+        count = batch_count(len(batch), micro_batch_size or len(batch))
+        batches.append([position for micro_batch in np.array_split(batch, count) for position in micro_batch[rank::world].tolist()])
+    few = len(positions) < _MIN_IMAGES_FOR_WORKERS
     loader = DataLoader(dataset, batch_sampler=batches, num_workers=0 if few else workers, worker_init_fn=begin_worker)
     started: list[BaseProcess] = []
     try:
         with starting_workers(started):
             loaded = iter(loader)
-        for batch in loaded:
-            yield ImageBatch(*batch)
+        for tensors in loaded:
+            yield ImageBatch(*tensors)
     except ImageError as error:
         # The text of a worker's error is a full traceback; its last line is the message.
         raise ImageError(str(error).strip().splitlines()[-1].removeprefix("tlcli.contract.errors.ImageError: ")) from error

@@ -7,6 +7,7 @@ Listing --- choose classes, sample, check each image, split ---> Dataset      as
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from tlcli.contract.errors import DatasetError, SettingsError
@@ -49,7 +50,7 @@ def load_dataset(config: FinetuneConfig, progress: ProgressFactory | None = None
 
 
 def save_split(dataset: Dataset, path: str | Path) -> None:
-    """Write the images of each part, and the images left out with their reasons, to a JSON file. The write is atomic.
+    """Write the images of each part, the SHA-256 of each, and the images left out with their reasons, to a JSON file. The write is atomic.
 
     Raises:
         OSError: the file cannot be written.
@@ -59,17 +60,20 @@ def save_split(dataset: Dataset, path: str | Path) -> None:
         "dataset": dataset.spec,
         "fingerprint": dataset.fingerprint,
         "classes": list(dataset.classes),
-        "parts": {
-            part: {
-                name: [image for image, image_label in zip(images.names, images.labels.tolist(), strict=True) if image_label == label]
-                for label, name in enumerate(dataset.classes)
-            }
-            for part, images in dataset.parts.items()
-        },
+        "parts": {part: _by_class(images.names, images, dataset.classes) for part, images in dataset.parts.items()},
+        "fingerprints": {part: _by_class(images.fingerprints, images, dataset.classes) for part, images in dataset.parts.items()},
         "left_out": [{"name": left.name, "reason": left.reason} for left in dataset.left_out],
     }
     with whole_file(path) as temporary:
         temporary.write_text(json.dumps(document, indent=1))
+
+
+def _by_class(values: Sequence[str], part: Part, classes: Sequence[str]) -> dict[str, list[str]]:
+    """Group a value of each image of a part by class, in the order of the part."""
+    grouped: list[list[str]] = [[] for _ in classes]
+    for value, label in zip(values, part.labels.tolist(), strict=True):
+        grouped[label].append(value)
+    return dict(zip(classes, grouped, strict=True))
 
 
 def list_dataset(config: FinetuneConfig, progress: ProgressFactory) -> Listing:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
@@ -21,8 +22,8 @@ from tlcli.training.settings.augmentation import Augmentation
 class ImageDataset(Dataset[tuple[Tensor, int, int]]):
     """PyTorch data set over the images of a part. Items are `(uint8 [H, W, 3] in RGB, label, index in the part)`.
 
-    The augmentation of an image depends only on `seed`, `view` and the index of the image, not on the number of workers or the loading
-    order. Each epoch uses its own `view`.
+    The augmentation of an image depends only on `seed`, `view` and its position, not on the number of workers or the loading order.
+    Each epoch uses its own `view`. The position `index + k * len(part)` is the k-th repetition of an image, counted from 0.
 
     part: images to load.
     preprocessing: transform used in evaluation and serving, applied unchanged if there is no augmentation.
@@ -39,22 +40,31 @@ class ImageDataset(Dataset[tuple[Tensor, int, int]]):
     def __len__(self) -> int:
         return len(self.part)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int, int]:
-        """Load and transform the image at `index`.
+    def positions(self, order: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the positions of images, given by their indices, `[n]`. Each repetition of an image has its own position."""
+        by_image = np.argsort(order, kind="stable")
+        sorted_order = order[by_image]
+        repetitions = np.empty_like(order)
+        repetitions[by_image] = np.arange(len(order)) - np.searchsorted(sorted_order, sorted_order)
+        return order + len(self.part) * repetitions
+
+    def __getitem__(self, position: int) -> tuple[Tensor, int, int]:
+        """Load and transform the image at a position.
 
         Raises:
             ImageError: the image can no longer be read.
         """
+        repetition, index = divmod(position, len(self.part))
         image = self.part.load(index)
         if self.augmentation is None:
             values = torch.from_numpy(self.preprocessing.apply(image))
         else:
-            values = self._augment(image, self.augmentation, index)
+            values = self._augment(image, self.augmentation, *((index, repetition) if repetition else (index,)))
         return values, int(self.part.labels[index]), index
 
-    def _augment(self, image: Image.Image, augmentation: Augmentation, index: int) -> Tensor:
+    def _augment(self, image: Image.Image, augmentation: Augmentation, *position: int) -> Tensor:
         before = torch.get_rng_state()
-        torch.default_generator.manual_seed(seed_of(self.seed, self.view, index))  # seeds only the CPU generator
+        torch.default_generator.manual_seed(seed_of(self.seed, self.view, *position))  # seeds only the CPU generator
         try:
             changed = np.array(self._on_images(augmentation)(image), dtype=np.uint8)
             return self._on_values(augmentation, torch.from_numpy(changed))

@@ -17,6 +17,7 @@ from tlcli.training.engine.checkpoint import Checkpoint
 from tlcli.training.engine.loss import objective_of
 from tlcli.training.engine.mixup import mixing
 from tlcli.training.engine.optimizer import layered_optimizer
+from tlcli.training.engine.sampling import epoch_order
 from tlcli.training.engine.stage import Batch, Batches, Best, Stage, run_stage
 from tlcli.training.engine.step import Log, StepOptions, no_log
 from tlcli.training.engine.sync_batchnorm import sync_norms
@@ -122,7 +123,7 @@ class AllLayers:
             augmentation=plan.augmentation,
             seed=self.seed,
             view=epoch,
-            shuffled=True,
+            order=epoch_order(plan.config.sampler, self.dataset.train.labels, self.seed, epoch),
             share=(self.dist.rank, self.dist.world),
             micro_batch_size=plan.config.batch_size,
         )

@@ -15,6 +15,7 @@ from tlcli.training.engine.callbacks import Callback
 from tlcli.training.engine.ema import snapshot
 from tlcli.training.engine.loss import objective_of
 from tlcli.training.engine.optimizer import decayed_groups, make_optimizer
+from tlcli.training.engine.sampling import epoch_order
 from tlcli.training.engine.stage import Batch, Batches, Best, Stage, run_stage
 from tlcli.training.engine.step import StepOptions
 from tlcli.training.metrics.scores import loss_and_top1
@@ -70,6 +71,15 @@ class StandardisedHead(nn.Module):
             first.bias.copy_(first.bias.double() - weight @ cast("Tensor", self.mean).double())
         first.weight.copy_(weight.view_as(first.weight))
 
+    @torch.no_grad()
+    def unfold(self) -> None:
+        """Change a classifier of raw embeddings so that this head computes the same logits: the inverse of `fold`."""
+        first = self._first
+        weight = first.weight.flatten(1).double()
+        if first.bias is not None:
+            first.bias.copy_(first.bias.double() + weight @ cast("Tensor", self.mean).double())
+        first.weight.copy_((weight * cast("Tensor", self.spread).double()).view_as(first.weight))
+
     @property
     def _first(self) -> nn.Linear | nn.Conv2d:
         return cast("nn.Linear | nn.Conv2d", self.classifier[0] if isinstance(self.classifier, nn.Sequential) else self.classifier)
@@ -87,6 +97,8 @@ def train_head(
     weights: Weights | None = None,
 ) -> Best:
     """Train `network.classifier` on embeddings. The rest of the network does not change.
+
+    A run that starts from another one begins with the weights of the classifier, and any other run of a single layer with zeros.
 
     Args:
         network: network whose classifier is trained; it ends with the weights of the best epoch.
@@ -113,7 +125,7 @@ def train_head(
 
     def batches(epoch: int) -> Batches:
         view = views[epoch % len(views)]
-        order = np.random.default_rng([seed, epoch]).permutation(len(labels))
+        order = epoch_order(plan.config.sampler, labels, seed, epoch)
         for chosen in np.array_split(order, steps):
             own = None if weights is None else torch.from_numpy(weights[chosen]).to(device)
             yield Batch(torch.from_numpy(view[chosen]).to(device), targets[chosen].to(device), own)
@@ -122,7 +134,9 @@ def train_head(
     def evaluate() -> tuple[float, float]:
         return loss_and_top1(torch.cat([head(rows.to(device)) for rows in chunks(val)]), val_targets)
 
-    if isinstance(network.classifier, (nn.Linear, nn.Conv2d)):  # the problem is convex, so no random initialization is better than zero
+    if plan.config.from_run is not None:
+        head.unfold()
+    elif isinstance(network.classifier, (nn.Linear, nn.Conv2d)):  # the problem is convex, so no random initialization is better than zero
         nn.init.zeros_(network.classifier.weight)
         if network.classifier.bias is not None:
             nn.init.zeros_(network.classifier.bias)

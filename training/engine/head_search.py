@@ -18,7 +18,7 @@ from tlcli.training.engine.checkpoint import State
 from tlcli.training.engine.ema import snapshot
 from tlcli.training.engine.head import Embeddings, Labels, StandardisedHead, Weights, chunks, moments, train_head
 from tlcli.training.engine.logistic_regression import fit_logistic
-from tlcli.training.engine.loss import objective_of
+from tlcli.training.engine.loss import balanced_weights, objective_of
 from tlcli.training.engine.model_selection import is_better
 from tlcli.training.engine.stage import Best
 from tlcli.training.metrics.scores import EpochRow, loss_and_top1
@@ -113,7 +113,8 @@ def search_head(
     """Train each head with several settings and select the best by `tlcli.training.engine.model_selection` on the validation part.
 
     Every head is trained with the plan's optimizer at several learning rates and weight decays. A head that is a single linear layer is
-    also fitted to convergence with L-BFGS, at several strengths of the L2 penalty. Each trial that uses the plan's optimizer is
+    also fitted to convergence with L-BFGS, at several strengths of the L2 penalty; in place of balanced samples, it weighs the classes.
+    Each trial that uses the plan's optimizer is
     bit-identical to `train_head` with the same settings.
 
     Args:
@@ -235,11 +236,13 @@ def _logistic_fits(
     centre = mean if layer.bias is not None else torch.zeros_like(mean)
     rows = torch.cat([(chunk.double() - centre) / spread for view in features.views for chunk in chunks(view)]).to(device)
     targets = torch.from_numpy(labels).to(device).repeat(len(features.views))
-    objective = objective_of(plan.head_label_smoothing, plan, labels, network.config.num_classes, device)
-    if objective.class_weights is not None:
-        objective = replace(objective, class_weights=objective.class_weights.double())
+    classes = network.config.num_classes
+    objective = objective_of(plan.head_label_smoothing, plan, labels, classes, device)
+    if plan.config.sampler == "balanced":  # a fit to all images has no sampler: the weights are what balanced samples have in the mean
+        objective = replace(objective, class_weights=balanced_weights(labels, classes).to(device))
+    objective = objective.double()
     repeated = None if weights is None else torch.from_numpy(weights).double().to(device).repeat(len(features.views))
-    for fitted in fit_logistic(rows, targets, network.config.num_classes, STRENGTHS, objective, layer.bias is not None, repeated):
+    for fitted in fit_logistic(rows, targets, classes, STRENGTHS, objective, layer.bias is not None, repeated):
         with torch.no_grad():
             layer.weight.copy_(fitted.weight.view_as(layer.weight))
             if layer.bias is not None:

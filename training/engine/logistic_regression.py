@@ -50,7 +50,7 @@ def fit_logistic(
         labels: class indices, int64 `[n]`.
         classes: number of classes C.
         strengths: L2 strengths, positive.
-        objective: loss to minimise; its class weights, if set, must be float64.
+        objective: loss to minimise, a cross-entropy; its tensors must be float64.
         with_bias: False to fix the bias at 0.
         weights: weights of the images, float64 `[n]`; None if all weigh the same.
     """

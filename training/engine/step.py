@@ -58,7 +58,7 @@ class StepOptions:
 class StepResult:
     """Metrics of one step, summed over all processes.
 
-    loss: cross-entropy in nats, summed over `count` images, without label smoothing and weights.
+    loss: cross-entropy in nats, summed over `count` images, of the plain logits, without label smoothing and weights.
     right: number of correct predictions.
     """
 

@@ -77,6 +77,12 @@ class Scores(BaseModel):
     classes: tuple[ClassScores, ...]
     confusion: tuple[tuple[int, ...], ...]
 
+    @property
+    def macro_recall(self) -> float | None:
+        """Mean recall over the classes that have images, also called balanced accuracy; None if no recall was recorded."""
+        recalls = [scores.recall for scores in self.classes if scores.recall is not None]
+        return float(np.mean(recalls)) if recalls else None
+
 
 class Results(BaseModel):
     """Contents of `results.json`.

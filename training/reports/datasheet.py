@@ -120,6 +120,22 @@ class Weights(BaseModel):
     largest: float
 
 
+class Origin(BaseModel):
+    """Earlier run that a run started from, and what that run had seen.
+
+    run: name of its folder. kept, new, dropped: classes that both know, that it did not know, and that only it knew.
+    known: number of images by part that were in its training part; None if it does not record the contents of its images.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run: str
+    kept: tuple[str, ...]
+    new: tuple[str, ...]
+    dropped: tuple[str, ...]
+    known: dict[str, int] | None
+
+
 class DataSheet(BaseModel):
     """Content of `data_sheet.json`.
 
@@ -133,6 +149,7 @@ class DataSheet(BaseModel):
     skipped: files that are not images and folders that are not classes, folders first; at most a thousand out of `skipped_count`.
     near_uniform: names of images with nearly one colour; at most a hundred out of `near_uniform_count`.
     groups: groups of a label file; None if the images have none. weights: weights of a label file; None if all images weigh the same.
+    origin: earlier run that the run started from; None if it started from other weights.
     layout: one-line summary of the folder of each part. warnings: warnings, one line each.
     """
 
@@ -154,6 +171,7 @@ class DataSheet(BaseModel):
     near_uniform_count: int = 0
     groups: Groups | None = None
     weights: Weights | None = None
+    origin: Origin | None = None
     layout: str = ""
     warnings: tuple[str, ...]
 
@@ -163,8 +181,32 @@ class _Place(NamedTuple):
     number: int
 
 
-def describe_dataset(dataset: Dataset) -> DataSheet:
-    """Create the data sheet of a data set without decoding images. Sizes are read from the headers of at most 5,000 images."""
+def origin_of(run: str, classes: Sequence[str], fingerprints: Mapping[str, Mapping[str, str]] | None, dataset: Dataset) -> Origin:
+    """Describe the run that a run on a data set starts from.
+
+    Args:
+        run: name of the earlier run.
+        classes: classes of the earlier run.
+        fingerprints: its images, see `tlcli.training.runs.split_file.read_fingerprints`; None if it does not record them.
+        dataset: data set of the run that starts.
+    """
+    seen = None if fingerprints is None else set(fingerprints.get("train", {}).values())
+    return Origin(
+        run=run,
+        kept=tuple(name for name in dataset.classes if name in classes),
+        new=tuple(name for name in dataset.classes if name not in classes),
+        dropped=tuple(name for name in classes if name not in dataset.classes),
+        known=None if seen is None else {name: sum(image in seen for image in part.fingerprints) for name, part in dataset.parts.items()},
+    )
+
+
+def describe_dataset(dataset: Dataset, origin: Origin | None = None) -> DataSheet:
+    """Create the data sheet of a data set without decoding images. Sizes are read from the headers of at most 5,000 images.
+
+    Args:
+        dataset: data set of the run.
+        origin: earlier run that the run starts from.
+    """
     weights = dataset.train.weights
     counts = {name: _count_by_class(part, dataset.classes) for name, part in dataset.parts.items()}
     of_train = list(counts["train"].values())
@@ -193,11 +235,13 @@ def describe_dataset(dataset: Dataset) -> DataSheet:
         near_uniform_count=len(dataset.near_uniform),
         groups=Groups(column=dataset.group_column, parts=dict(dataset.groups)) if dataset.groups else None,
         weights=None if weights is None else Weights(smallest=float(weights.min()), largest=float(weights.max())),
+        origin=origin,
         layout=dataset.layout,
         warnings=(
             *dataset.notes,
             *_warn_of_uniform(dataset.near_uniform),
             *_warn_of_overlaps(overlaps, counts),
+            *_warn_of_known_images(origin, counts),
             *_warn_of_contradictions(contradictions, copies),
             *_warn_of_small_classes(counts),
             *_warn_of_imbalance(counts["train"]),
@@ -283,6 +327,20 @@ def _warn_of_overlaps(overlaps: Sequence[Overlap], counts: Mapping[str, Mapping[
     ]
 
 
+def _warn_of_known_images(origin: Origin | None, counts: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Warn of images outside of the training part that the run started from was trained on."""
+    if origin is None:
+        return []
+    if origin.known is None:
+        return [f"{origin.run} does not record the contents of its images: some of the validation images may be among its training images"]
+    return [
+        f"{known:,} of the {sum(counts[part].values()):,} images of the {_PART_NAMES[part]} part {'was' if known == 1 else 'were'} in the"
+        f" training part of {origin.run}, which this run started from: the metrics of the {_PART_NAMES[part]} part are too optimistic"
+        for part, known in origin.known.items()
+        if part != "train" and known
+    ]
+
+
 def _warn_of_contradictions(count: int, copies: Sequence[Sequence[Copy]]) -> list[str]:
     if not count:
         return []
@@ -321,5 +379,5 @@ def _warn_of_imbalance(of_train: Mapping[str, int]) -> list[str]:
         return []
     return [
         f"the training part has {of_train[largest]:,} images of {largest} and {of_train[smallest]:,} of {smallest}:"
-        " judge by the macro F1, which weighs every class equally"
+        " judge by the macro recall, which weighs every class equally"
     ]

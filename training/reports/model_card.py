@@ -19,6 +19,7 @@ from tlcli.contract.maps.method_names import METHODS
 from tlcli.contract.model.description import Description
 from tlcli.training.data.listing import one_line
 from tlcli.training.engine.model_selection import RULE, describe_kept
+from tlcli.training.metrics.headline import why_macro_recall
 from tlcli.training.metrics.scores import Scores
 from tlcli.training.metrics.significance import wilson_interval
 from tlcli.training.reports.citations import TIMM, paper_of
@@ -123,8 +124,9 @@ def _content(run: Run, description: Description, record: RunSummary, sheet: Data
     """Return the template variables of the model card."""
     parts, agreement = _parts(run), description.provenance.agreement
     public = _public_settings(run)
+    why = None if sheet is None else why_macro_recall(sheet.images["train"])
     return {
-        "header": _header(run, description, parts),
+        "header": _header(run, description, parts, leads_macro_recall=why is not None),
         "marker": _MARKER,
         "description": description,
         "network": run.network_config,
@@ -136,7 +138,7 @@ def _content(run: Run, description: Description, record: RunSummary, sheet: Data
         "more_classes": max(0, len(run.classes) - 20),
         "parameters": sum(tensor.numel() for tensor in run.network.parameters()),
         "trained": _trained(run, record.best_stage),
-        "start": _start(run),
+        "start": _start(run, sheet),
         "warnings": () if sheet is None else sheet.warnings,
         "dataset": _dataset(run),
         "dataset_fingerprint": run.dataset_fingerprint,
@@ -149,6 +151,7 @@ def _content(run: Run, description: Description, record: RunSummary, sheet: Data
         "command": finetune_command(record.config.asked | public),
         "versions": ", ".join(f"{name} {version}" for name, version in record.config.versions.items()),
         "parts": parts,
+        "why_macro_recall": why,
         "most_classes": _MOST_CLASSES,
         "agreement": agreement,
         "precision": {
@@ -169,7 +172,7 @@ def _content(run: Run, description: Description, record: RunSummary, sheet: Data
     }
 
 
-def _header(run: Run, description: Description, parts: Iterable[PartScores]) -> str:
+def _header(run: Run, description: Description, parts: Iterable[PartScores], *, leads_macro_recall: bool) -> str:
     """Return the metadata for the Hugging Face Hub as YAML."""
     from huggingface_hub import EvalResult, ModelCardData  # the import takes a second
 
@@ -186,6 +189,7 @@ def _header(run: Run, description: Description, parts: Iterable[PartScores]) -> 
         )
         for part in parts
         for kind, name, value in (
+            *((("balanced_accuracy", "Macro recall", part.scores.macro_recall or 0.0),) if leads_macro_recall else ()),
             ("accuracy", "Accuracy", part.scores.top1),
             ("f1", "Macro F1", part.scores.macro_f1),
             ("loss", "Cross-entropy", part.scores.loss),
@@ -197,7 +201,7 @@ def _header(run: Run, description: Description, parts: Iterable[PartScores]) -> 
         pipeline_tag="image-classification",
         tags=["image-classification", "onnx", "transfer-learning", "class-activation-maps", run.network_config.backbone],
         base_model=_base_model(run),
-        metrics=["accuracy", "f1"],
+        metrics=[*(["balanced_accuracy"] if leads_macro_recall else ()), "accuracy", "f1"],
         model_name=description.name,
         eval_results=results,
     ).to_yaml()
@@ -213,8 +217,13 @@ def _trained(run: Run, stage: str | None) -> str:
     return "All of its layers were trained"
 
 
-def _start(run: Run) -> str:
+def _start(run: Run, sheet: DataSheet | None) -> str:
     weights = run.config.weights
+    if run.config.from_run is not None:
+        origin = None if sheet is None else sheet.origin
+        classes = () if origin is None else (("kept", origin.kept), ("new", origin.new), ("dropped", origin.dropped))
+        counts = ", ".join(f"{len(names)} {word}" for word, names in classes if names)
+        return f"the run {_code(run.config.from_run.name)}" + (f" (classes: {counts})" if counts else "")
     start = {"none": "random weights", "pretrained": "the backbone's published weights"}
     return start.get(weights, f"the weights of {_code(Path(weights).name)}")
 
@@ -230,7 +239,9 @@ def _public_settings(run: Run) -> dict[str, Any]:
     """Return the settings that contain file names, without the folders of those files."""
     is_local = Path(run.config.dataset).is_absolute()
     dataset = f"PATH/TO/{_dataset(run)}" if is_local else _dataset(run)
-    return {"dataset": dataset, "weights": Path(run.config.weights).name, "data_dir": None}
+    start = run.config.from_run
+    public = {"dataset": dataset, "data_dir": None}
+    return public | ({"weights": Path(run.config.weights).name} if start is None else {"from_run": f"runs/{start.name}"})
 
 
 def _settings(record: RunSummary, public: dict[str, Any]) -> Table:
@@ -277,7 +288,7 @@ def _base_model(run: Run) -> str | None:
     """Return the name of the pretrained weights on the Hugging Face Hub; None if the run did not start from weights there."""
     published: Mapping[str, Any] = getattr(run.network.backbone, "pretrained_cfg", None) or {}
     hub, architecture, tag = (published.get(key) for key in ("hf_hub_id", "architecture", "tag"))
-    if run.config.weights != "pretrained" or not hub:
+    if run.config.weights != "pretrained" or run.config.from_run is not None or not hub:
         return None
     return f"{hub}{architecture}.{tag}" if hub.endswith("/") else str(hub)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tlcli.training.metrics.significance import McNemar, mcnemar
-from tlcli.training.runs.summary import AnyScores, RunSummary
+from tlcli.training.runs.split_file import read_fingerprints
+from tlcli.training.runs.summary import AnyScores, Prediction, RunSummary
 
 _WHERE = ("output", "name", "data_dir", "workers")
 """Settings that affect the location or duration of a run, but not its results."""
@@ -21,18 +22,43 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
+class Pairs:
+    """Predictions of two runs for the same validation images.
+
+    right: for each run, whether it classifies each image correctly.
+    seen: number of validation images of either run that are left out, because their content is in the training split of one of them. None
+        if a run does not record the contents of its images, as in earlier versions.
+    """
+
+    right: tuple[list[bool], list[bool]]
+    seen: int | None
+
+    @property
+    def count(self) -> int:
+        """Number of images."""
+        return len(self.right[0])
+
+    @property
+    def top1(self) -> tuple[float, ...]:
+        """Top-1 accuracy of each run on these images, in [0, 1]. There must be images."""
+        return tuple(sum(right) / self.count for right in self.right)
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Side-by-side comparison of runs.
 
     rows: one row per run, with its name under `run`, the settings that differ, and its metrics. Lists are shown as text.
     differing: settings that differ between the runs, followed by package versions that differ.
     others: runs evaluated on different images than the first run, so that their metrics cannot be compared with it.
-    test: McNemar's test for two runs on the same validation images; None for more than two runs, or if a run has no predictions.
+    pairs: predictions of two runs for images that neither was trained on; None for more than two runs, or without common images.
+    test: McNemar's test of the pairs; None without pairs.
     """
 
     rows: tuple[Row, ...]
     differing: tuple[str, ...]
     others: tuple[str, ...]
+    pairs: Pairs | None
     test: McNemar | None
 
     @property
@@ -70,8 +96,8 @@ def compare(records: Sequence[RunSummary]) -> Comparison:
         for name, record, row in zip(names, records, settings, strict=True)
     )
     others = tuple(name for name, record in zip(names, records, strict=True) if not same_images(records[0], record))
-    test = mcnemar(*_right(records[0], records[1])) if len(records) == 2 and not others and _paired(*records) else None
-    return Comparison(rows, differing, others, test)
+    pairs = _unseen_pairs(records[0], records[1], comparable=not others) if len(records) == 2 else None
+    return Comparison(rows, differing, others, pairs, mcnemar(*pairs.right) if pairs is not None and pairs.count else None)
 
 
 def same_images(first: RunSummary, second: RunSummary) -> bool:
@@ -95,10 +121,44 @@ def _labels(record: RunSummary) -> dict[str, str]:
     return {prediction.name: prediction.label for prediction in record.predictions}
 
 
-def _right(first: RunSummary, second: RunSummary) -> tuple[list[bool], list[bool]]:
-    """Return, for each run, whether each prediction is correct, in the image order of the first run."""
-    second_right = {row.name: row.predicted == row.label for row in second.predictions}
-    return [row.predicted == row.label for row in first.predictions], [second_right[row.name] for row in first.predictions]
+def _unseen_pairs(first: RunSummary, second: RunSummary, *, comparable: bool) -> Pairs | None:
+    """Return the predictions for the validation images that both runs have in common and neither was trained on.
+
+    Images are the same if they have the same name, in runs of the same validation images, or else the same content and class.
+
+    Args:
+        first, second: summaries of the runs.
+        comparable: True if both were validated on the same images.
+
+    Returns:
+        The pairs, or None if the runs have no image in common.
+    """
+    runs = (first, second)
+    by_name = comparable and _paired(first, second)
+    contents = [images for images in (read_fingerprints(run.path) for run in runs) if images is not None]
+    if len(contents) < len(runs):
+        if not by_name:
+            return None
+        rows, seen = [{row.name: row for row in run.predictions} for run in runs], None
+    else:
+        trained_on = {content for images in contents for content in images.get("train", {}).values()}
+        validated_on = [images.get("val", {}) for images in contents]
+        rows = [_unseen(run, images, trained_on, by_name) for run, images in zip(runs, validated_on, strict=True)]
+        seen = len(trained_on & {content for images in validated_on for content in images.values()})
+    common = [key for key in rows[0] if key in rows[1]]
+    if not common and not seen:
+        return None
+    first_right, second_right = ([row[key].predicted == row[key].label for key in common] for row in rows)
+    return Pairs((first_right, second_right), seen)
+
+
+def _unseen(run: RunSummary, contents: Mapping[str, str], trained_on: Collection[str], by_name: bool) -> dict[str, Prediction]:
+    """Return the predictions for images whose content is not in `trained_on`, by name, or by content and class."""
+    return {
+        row.name if by_name else f"{content}/{row.label}": row
+        for row in run.predictions
+        if (content := contents.get(row.name)) is not None and content not in trained_on
+    }
 
 
 def _names(records: Sequence[RunSummary]) -> list[str]:

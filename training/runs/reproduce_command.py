@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tlcli.training.settings.config import FinetuneConfig
+from tlcli.training.settings.flag_names import flag_of
 from tlcli.training.settings.recipes import RECIPES, Recipe
 
 _ALWAYS = ("backbone", "dataset")
@@ -57,7 +58,7 @@ def finetune_words(asked: Mapping[str, Any]) -> list[str]:
     for field, value in asked.items():
         differs = value is not None and value != defaults.get(field)
         if field not in _NEVER and (differs or field in _ALWAYS):
-            words += _words(field.replace("_", "-"), value)
+            words += _words(flag_of(field).removeprefix("--"), value)
     return words
 
 

@@ -31,6 +31,7 @@ from tlcli.training.data.registry import KNOWN
 from tlcli.training.metrics.scores import EpochRow, Results
 from tlcli.training.models.network import NetworkConfig
 from tlcli.training.settings.config import FinetuneConfig
+from tlcli.training.settings.flag_names import flag_of
 from tlcli.training.settings.plan import Plan
 from tlcli.training.settings.run_file_names import CHECKPOINT, CONFIG, LOCK, METRICS, RESULTS, TIMINGS
 
@@ -219,12 +220,13 @@ def absolute(config: FinetuneConfig) -> FinetuneConfig:
         "weights": weights,
         "dataset": str(folder.absolute()) if _is_local(config.dataset) else config.dataset,
         "data_dir": config.data_dir.expanduser().absolute(),
+        "from_run": None if config.from_run is None else config.from_run.expanduser().absolute(),
         "output": None if config.output is None else config.output.expanduser().absolute(),
     }
     for name, path in paths.items():
         if not str(path).isascii() and str(path).encode("utf-8", "replace").decode() != str(path):
             raise SettingsError(
-                f"--{name.replace('_', '-')} {printable(str(path))}: the path is not UTF-8, and cannot be saved in the run's settings:"
+                f"{flag_of(name)} {printable(str(path))}: the path is not UTF-8, and cannot be saved in the run's settings:"
                 " rename the folder, or use a link to it"
             )
     return config.model_copy(update=paths)

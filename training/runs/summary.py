@@ -145,7 +145,10 @@ class RunSummary:
 
         If the run had a stage that trains all layers, these are the values of that stage.
         """
-        return {name: self._resolved(name) if value is None else value for name, value in self.config.asked.items()}
+        settings = {name: self._resolved(name) if value is None else value for name, value in self.config.asked.items()}
+        if settings.get("from_run"):  # the default of `weights` has no effect
+            settings["weights"] = None
+        return settings
 
     @property
     def best_stage(self) -> str | None:

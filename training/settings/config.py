@@ -16,6 +16,8 @@ Scalar = bool | int | float | str
 Mode = Literal["feature-extraction", "full"]
 OptimizerName = Literal["adamw", "adam", "rmsprop", "sgd"]
 Schedule = Literal["cosine", "constant"]
+Sampler = Literal["shuffled", "balanced"]
+Loss = Literal["cross-entropy", "focal"]
 
 COLUMN_PURPOSES = ("path", "label", "labels", "split", "group", "weight")
 """What columns of a label file are read for."""
@@ -41,6 +43,7 @@ class FinetuneConfig(BaseModel):
     """Settings of `tlcli finetune`. `None` means that the value is resolved from the backbone, the mode or the data set.
 
     backbone: name of a timm model. weights: `pretrained`, `none`, or a checkpoint file.
+    from_run: folder of a run, or of the model exported from it, whose network and weights are the start instead of `weights`.
     model_kwargs: additional arguments for `timm.create_model`, such as `pad_type="same"`.
     head: `linear`, `mlp:<hidden units>` or `original`.
     dataset: known name, folder, label file, or timm data set spec. data_dir: folder of the named data sets.
@@ -54,6 +57,9 @@ class FinetuneConfig(BaseModel):
     lr: peak learning rate of the head. layer_decay: ratio of each layer's learning rate to that of the layer above (mode `full`).
     warm_up: fraction of the steps during which the learning rates rise.
     class_weights: `balanced` weights each class by the inverse of its frequency in the training part.
+    sampler: `shuffled` draws each training image once per epoch, `balanced` draws as many images from every class.
+    loss: `cross-entropy` or `focal`. focal_gamma: exponent of the focal loss.
+    logit_adjustment: factor of the log prior of each class that is added to its logit in the training loss; 0 for none.
     patience: number of epochs without improvement after which training stops.
     augment: number of augmented views computed for each training image (mode `feature-extraction`); 0 for none.
     crop_scale: minimum area of the random crop, as a fraction of the image; 1 disables cropping. hflip: flip half of the images.
@@ -71,6 +77,7 @@ class FinetuneConfig(BaseModel):
     recipe: Recipe = "default"
     backbone: str = "vgg16"
     weights: str = "pretrained"
+    from_run: Path | None = None
     model_kwargs: dict[str, Scalar] = Field(default_factory=dict)
     head: str = "linear"
     mode: Mode = "feature-extraction"
@@ -103,6 +110,10 @@ class FinetuneConfig(BaseModel):
     layer_decay: float = Field(default=0.75, gt=0, le=1)
     label_smoothing: float | None = Field(default=None, ge=0, lt=1)
     class_weights: Literal["none", "balanced"] = "none"
+    sampler: Sampler = "shuffled"
+    loss: Loss = "cross-entropy"
+    focal_gamma: float | None = Field(default=None, ge=0)
+    logit_adjustment: float = Field(default=0.0, ge=0)
     patience: int | None = Field(default=None, ge=1)
     head_search: bool = False
 

@@ -24,6 +24,9 @@ WEIGHT_DECAY: dict[OptimizerName, float] = {"adamw": 0.05, "adam": 0.0, "rmsprop
 LABEL_SMOOTHING = 0.1
 """Label smoothing of the stage that trains all layers (Szegedy et al. 2016, arXiv:1512.00567, section 7)."""
 
+FOCAL_GAMMA = 2.0
+"""Exponent of the focal loss (Lin et al. 2017, arXiv:1708.02002, table 1b)."""
+
 WARM_UP = 0.1
 """Fraction of that stage's steps during which the learning rates rise."""
 
@@ -60,6 +63,7 @@ class Plan(BaseModel):
     full_epochs, full_lr, full_label_smoothing: hyperparameters of the second stage, which trains all layers. Each `lr` is the peak
         learning rate of the head.
     warm_up: fraction of the second stage's steps during which the learning rates rise.
+    focal_gamma: exponent of the focal loss in both stages; None for cross-entropy.
     weight_decay: weight decay of both stages.
     layer_decay: ratio of each layer's learning rate to that of the layer above.
     augmentation: augmentation applied to every image in each epoch of the second stage, or to each view before its features are computed.
@@ -81,6 +85,7 @@ class Plan(BaseModel):
     layer_decay: float
     augmentation: Augmentation
     workers: int
+    focal_gamma: float | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -100,6 +105,8 @@ def resolve_plan(config: FinetuneConfig) -> Plan:
         _reject_settings_without_effect(config)
     elif config.head_search:
         raise SettingsError("--head-search needs --mode feature-extraction: it compares heads on frozen features; leave it out")
+    _reject_double_correction(config)
+    gamma = _focal_gamma(config)
     lr = LR[config.optimizer] if config.lr is None else config.lr
     smoothing = config.label_smoothing
     return Plan(
@@ -110,13 +117,60 @@ def resolve_plan(config: FinetuneConfig) -> Plan:
         head_label_smoothing=0.0 if smoothing is None or full_epochs else smoothing,
         full_epochs=full_epochs,
         full_lr=SCRATCH_LR[config.optimizer] if scratch and config.lr is None else lr,
-        full_label_smoothing=LABEL_SMOOTHING if smoothing is None else smoothing,
+        full_label_smoothing=_default_smoothing(config) if smoothing is None else smoothing,
         warm_up=WARM_UP if config.warm_up is None else config.warm_up,
         weight_decay=WEIGHT_DECAY[config.optimizer] if config.weight_decay is None else config.weight_decay,
         layer_decay=1.0 if scratch else config.layer_decay,  # random layers have learned nothing that a low learning rate would preserve
         augmentation=augmentation_of(config),
         workers=min(usable_cores(), _MAX_DEFAULT_WORKERS) if config.workers is None else config.workers,
+        focal_gamma=gamma,
     )
+
+
+def _default_smoothing(config: FinetuneConfig) -> float:
+    """Return the default label smoothing of the stage that trains all layers.
+
+    The focal loss has none: its factor fades out the true class of an easy image, but not the others, which smoothing would then
+    dominate.
+    """
+    return 0.0 if config.loss == "focal" else LABEL_SMOOTHING
+
+
+def _focal_gamma(config: FinetuneConfig) -> float | None:
+    """Return the exponent of the focal loss; None for cross-entropy.
+
+    Raises:
+        SettingsError: an exponent is set for cross-entropy, or the focal loss is combined with a head search.
+    """
+    if config.loss != "focal":
+        if config.focal_gamma is not None:
+            raise SettingsError(f"--focal-gamma {config.focal_gamma:g} needs --loss focal: add --loss focal, or leave --focal-gamma out")
+        return None
+    if config.head_search:
+        raise SettingsError(
+            "--head-search cannot be combined with --loss focal: its logistic regression needs a convex loss, and the focal loss is not:"
+            " leave one of them out"
+        )
+    return FOCAL_GAMMA if config.focal_gamma is None else config.focal_gamma
+
+
+def _reject_double_correction(config: FinetuneConfig) -> None:
+    """Check that only one setting corrects for the sizes of the classes.
+
+    Each of them alone makes the loss consistent with the balanced error, and two of them do not (Menon et al. 2021, arXiv:2007.07314,
+    theorem 1).
+    """
+    corrections = [
+        *(["--sampler balanced"] if config.sampler == "balanced" else ()),
+        *(["--class-weights balanced"] if config.class_weights == "balanced" else ()),
+        *([f"--logit-adjustment {config.logit_adjustment:g}"] if config.logit_adjustment else ()),
+    ]
+    if len(corrections) > 1:
+        first, second = corrections[:2]
+        raise SettingsError(
+            f"{first} cannot be combined with {second}: each corrects for the sizes of the classes, and both correct twice:"
+            " use only one of them"
+        )
 
 
 def _reject_settings_without_effect(config: FinetuneConfig) -> None:

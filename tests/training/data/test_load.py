@@ -351,6 +351,10 @@ def test_the_split_is_saved_as_json(tmp_path: Path) -> None:
     assert saved["parts"].keys() == {"train", "val"}
     assert len(saved["parts"]["val"]["ant"]) == len(saved["parts"]["val"]["bee"]) == 1
     assert sorted(saved["parts"]["train"]["ant"] + saved["parts"]["val"]["ant"]) == [f"ant/{number:03d}.png" for number in range(5)]
+    recorded = dict(zip(saved["parts"]["train"]["bee"], saved["fingerprints"]["train"]["bee"], strict=True))
+    assert recorded
+    for name, fingerprint in recorded.items():
+        assert fingerprint == hashlib.sha256((tmp_path / "data" / name).read_bytes()).hexdigest()
     assert saved["left_out"] == [{"name": "bee/broken.jpg", "reason": dataset.left_out[0].reason}]
 
 

@@ -87,7 +87,7 @@ def test_small_and_imbalanced_classes_cause_warnings() -> None:
     assert sheet.warnings == (
         "fewer than 10 training images of cat (9): too few to learn from",
         "fewer than 5 validation images of cat (4): too few to judge by",
-        "the training part has 90 images of dog and 9 of cat: judge by the macro F1, which weighs every class equally",
+        "the training part has 90 images of dog and 9 of cat: judge by the macro recall, which weighs every class equally",
     )
 
 

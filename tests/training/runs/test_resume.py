@@ -82,11 +82,12 @@ EVERYTHING: list[dict[str, Any]] = [
     {"optimizer": "sgd", "schedule": "constant", "accumulate": 2},
     {"optimizer": "rmsprop", "lr": 1e-4, "class_weights": "balanced"},
     {"optimizer": "adam", "ema": 0.9},
+    {"sampler": "balanced", "loss": "focal", "label_smoothing": 0.1},
     {"head": "mlp:8", "mixup": 0.2, "cutmix": 0.5, "rand_augment": 5, "random_erasing": 0.3, "shear": 5, "zoom": 0.1},
 ]
 
 
-@pytest.mark.parametrize("settings", EVERYTHING, ids=["default", "sgd", "rmsprop", "ema", "mixed"])
+@pytest.mark.parametrize("settings", EVERYTHING, ids=["default", "sgd", "rmsprop", "ema", "balanced", "mixed"])
 def test_a_run_interrupted_anywhere_ends_bitwise_identical(colours: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
     """Four epochs of five or three steps, interrupted in the first step, within an epoch, after an epoch, and twice."""
     asked = config(colours, tmp_path / "whole", mode="full", epochs=4, **settings)

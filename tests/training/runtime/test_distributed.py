@@ -84,9 +84,10 @@ def precision(request: pytest.FixtureRequest) -> Iterator[str]:
         ("float32", {**SGD, "backbone": "lenet5", "lr": 0.01}),
         ("float64", {}),
         ("float64", {**SGD, "lr": 1e-3, "class_weights": "balanced", "accumulate": 2, "batch_size": 4, "ema": 0.9, "epochs": 9}),
+        ("float64", {**SGD, "backbone": "lenet5", "lr": 0.01, "sampler": "balanced", "loss": "focal"}),
     ],
     indirect=["precision"],
-    ids=["sgd", "adamw", "weights, accumulated, averaged"],
+    ids=["sgd", "adamw", "weights, accumulated, averaged", "balanced, focal"],
 )
 def test_two_processes_have_the_losses_of_one(colours: Path, tmp_path: Path, settings: dict[str, Any], precision: str) -> None:
     """Includes batch norms, whose statistics must be those of the whole batch, and batches of odd size.

@@ -30,7 +30,8 @@ def command(runs: tuple[Path, ...], column: str | None, output: Path | None, as_
     RUN is a run's folder, such as runs/NAME. Only settings that differ between the runs are shown, with their resolved values if
     they were not set. A note is printed for runs that were validated on different images, whose metrics cannot be compared.
 
-    Two runs on the same validation images are also compared by McNemar's exact test of significance.
+    Two runs are also compared by McNemar's exact test of significance, on the validation images that they have in common. Images whose
+    content is in the training split of either run are left out.
 
     \b
     tlcli compare runs/a runs/b
@@ -90,20 +91,30 @@ def _document(compared: Comparison, rows: tuple[dict[str, Any], ...]) -> dict[st
         "runs": rows,
         "differing": compared.differing,
         "not_comparable_with_the_first": compared.others,
+        "left_out": None if compared.pairs is None else compared.pairs.seen,
         "mcnemar": None if test is None else {"only_first": test.only_first, "only_second": test.only_second, "p": test.p},
     }
 
 
 def _remarks(compared: Comparison, records: list[RunSummary]) -> list[str]:
     names = [row["run"] for row in compared.rows]
+    lines = []
     if compared.others:
         them = ", ".join(compared.others)
-        return [f"\nnot comparable: {them}: validated on other images than {names[0]} (the fingerprints of the data sets differ)"]
+        lines = [f"\nnot comparable: {them}: validated on other images than {names[0]} (the fingerprints of the data sets differ)"]
+    pairs = compared.pairs
+    if compared.others and pairs is None:
+        return lines
     if len(records) > 2:
         return ["\nall runs were validated on the same images; compare two of them for a significance test"]
-    if compared.test is None:
+    if pairs is None:
         return ["\nno significance test: it needs the predictions.csv of both runs, for images of the same names"]
+    if pairs.seen:
+        images = "1 validation image" if pairs.seen == 1 else f"{pairs.seen:,} validation images"
+        lines.append(f"\nleft out: {images} of either run, whose content is in the training split of one of them")
     test = compared.test
+    if test is None:
+        return [*lines, "\nno significance test: no validation image of both runs is new to both; evaluate them on other images"]
     verdict = (
         "significant at 0.05"
         if test.p < 0.05
@@ -111,7 +122,11 @@ def _remarks(compared: Comparison, records: list[RunSummary]) -> list[str]:
         if test.only_first + test.only_second
         else "both are correct on the same images"
     )
+    if pairs.seen or compared.others:
+        shares = ", ".join(f"{name} {share:.2%}" for name, share in zip(names, pairs.top1, strict=True))
+        lines.append(f"\ntop-1 on the images that both have not seen: {shares}")
     return [
-        f"\nMcNemar's exact test on the same {len(records[0].predictions):,} validation images: {test.only_first} correct in"
-        f" {names[0]} only, {test.only_second} in {names[1]} only, p = {test.p:.3g}: {verdict}"
+        *lines,
+        f"\nMcNemar's exact test on the same {pairs.count:,} validation images: {test.only_first} correct in"
+        f" {names[0]} only, {test.only_second} in {names[1]} only, p = {test.p:.3g}: {verdict}",
     ]

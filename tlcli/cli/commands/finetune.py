@@ -78,6 +78,7 @@ def command(
     tlcli finetune --backbone resnet50 --dataset cifar10 --mode full
     tlcli finetune --backbone resnet18 --weights FILE PATH/TO/FOLDER
     tlcli finetune --backbone resnet18 labels.csv --group-column patient
+    tlcli finetune --from runs/NAME PATH/TO/MORE
     tlcli finetune --resume runs/NAME
     tlcli finetune --resume runs/NAME --dataset NEW/PATH/TO/FOLDER
     """
@@ -102,7 +103,7 @@ def command(
     if not result.trained:
         console.say(
             f"to export it: `{shlex.join(['tlcli', 'export', str(begun)])}`; to train longer, start a new run with"
-            f" `--weights {shlex.quote(str(_checkpoint(result)))}`"
+            f" `--from {shlex.quote(str(result.path))}`"
         )
         _show(result, None, as_json)
         return
@@ -124,6 +125,10 @@ def _checked_config(
         check_same_settings(begun, given, file)
         return None
     config = finetune_config(file, name=name, **given)
+    if config.from_run is not None:
+        from tlcli.training.runs.starting_run import take_over
+
+        config = take_over(config)
     check_used(config, [*given, *(key for key in ("name", "models", "no_export") if options.is_given_by_flag(key))], finds_lr)
     if not print_config:
         check_dataset(config)
@@ -160,12 +165,6 @@ def _train(
     places: dict[str, Any] = {key: given[key] for key in ("dataset", "data_dir") if key in given}
     result = resume(begun, progress=console.progress, log=console.say, callbacks=[RunFolderCallback(folders)], workers=workers, **places)
     return result, places
-
-
-def _checkpoint(result: RunResult) -> Path:
-    from tlcli.training.settings.run_file_names import CHECKPOINT
-
-    return result.path / CHECKPOINT
 
 
 def _dataset(folder: str, flag: str | None) -> str:
@@ -245,8 +244,20 @@ def _hand_over(
     _show(result, model, as_json)
 
 
+def _headline(result: RunResult) -> dict[str, float | None]:
+    """Return the macro recall of each split if it is the headline metric of the run."""
+    from tlcli.training.metrics.headline import why_macro_recall
+    from tlcli.training.reports.datasheet import read_data_sheet
+
+    sheet = read_data_sheet(result.path)
+    if sheet is None or why_macro_recall(sheet.images["train"]) is None:
+        return {}
+    parts = {"val": result.results.val, "test": result.results.test}
+    return {f"{name}_macro_recall": scores.macro_recall for name, scores in parts.items() if scores is not None}
+
+
 def _show(result: RunResult, model: Path | None, as_json: bool) -> None:
-    row: dict[str, Any] = {"run": str(result.path), **result.metrics}
+    row: dict[str, Any] = {"run": str(result.path), **_headline(result), **result.metrics}
     if model is not None:
         row["model"] = str(model)
     show([row], list(row), as_json)

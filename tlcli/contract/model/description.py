@@ -144,6 +144,7 @@ class Provenance(BaseModel):
     head: name of the head.
     weights: source of the pretrained weights; for a file, its name without the folder.
     run: name of the run folder.
+    from_run: name of the folder of the run that training started from; None if it started from other weights.
     dataset: spec of the data set.
     dataset_fingerprint: SHA-256 hash over the contents of the images.
     metrics: final metrics of the run (`val_top1`, ...), as shares in [0, 1].
@@ -159,6 +160,7 @@ class Provenance(BaseModel):
     head: str
     weights: str
     run: str | None = None
+    from_run: str | None = None
     dataset: str | None = None
     dataset_fingerprint: str | None = None
     metrics: dict[str, float] = Field(default_factory=dict)

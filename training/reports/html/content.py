@@ -14,7 +14,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from tlcli.training.engine.model_selection import RULE, describe_kept
-from tlcli.training.reports.datasheet import DataSheet, Groups
+from tlcli.training.metrics.headline import why_macro_recall
+from tlcli.training.reports.datasheet import DataSheet, Groups, Origin
 from tlcli.training.reports.html.charts import data_uri, line_chart, matrix_image, reliability_chart
 from tlcli.training.reports.html.formats import duration, interval, number, percent, plain
 from tlcli.training.runs.reproduce_command import finetune_words
@@ -60,6 +61,7 @@ def report_content(record: RunSummary, sheet: DataSheet | None) -> dict[str, Any
             *(sheet.warnings if sheet is not None else ()),
         ],
         "headline": list(parts.items())[-1],  # the test part, if there is one
+        "why_macro_recall": why_macro_recall(_counts(record, sheet).get("train", {})),
         "image_counts": ", ".join(f"{count:,} {name}" for name, count in results.images.items()),
         "epoch_note": _epoch_note(record),
         "figures": [_figures_row(name, part) for name, part in parts.items()],
@@ -214,7 +216,7 @@ def _mistakes(record: RunSummary) -> dict[str, Any]:
 
 def _data(record: RunSummary, sheet: DataSheet | None) -> dict[str, Any]:
     """Return the tables about the data set. Without a data sheet, only the image counts from the saved split are available."""
-    counts = sheet.images if sheet is not None else _counts_of_split(record)
+    counts = _counts(record, sheet)
     classes = list(next(iter(counts.values()))) if counts else []
     rows = [[name, *(f"{by_class.get(name, 0):,}" for by_class in counts.values())] for name in classes]
     if rows:
@@ -255,13 +257,27 @@ def _facts(sheet: DataSheet) -> list[tuple[str, str]]:
         *((("folders", sheet.layout),) if sheet.layout else ()),
         *((("groups kept together", _describe_groups(sheet.groups)),) if sheet.groups is not None else ()),
         *((("weights of images", f"{sheet.weights.smallest:g} to {sheet.weights.largest:g}"),) if sheet.weights is not None else ()),
+        *(_origin_facts(sheet.origin) if sheet.origin is not None else ()),
         ("fingerprint", sheet.fingerprint),
     ]
+
+
+def _origin_facts(origin: Origin) -> list[tuple[str, str]]:
+    classes = (("kept", origin.kept), ("new", origin.new), ("dropped", origin.dropped))
+    facts = [("started from the run", origin.run), *((f"its classes, {word}", ", ".join(names)) for word, names in classes if names)]
+    if origin.known is not None:
+        facts.append(("training images that it had seen", f"{origin.known['train']:,}"))
+    return facts
 
 
 def _describe_groups(groups: Groups) -> str:
     counts = ", ".join(f"{count:,} {PART_NAMES[part].lower()}" for part, count in groups.parts.items())
     return f"{counts} (column {groups.column})"
+
+
+def _counts(record: RunSummary, sheet: DataSheet | None) -> dict[str, dict[str, int]]:
+    """Return the number of images by part and class; empty if neither the data sheet nor the saved split can be read."""
+    return sheet.images if sheet is not None else _counts_of_split(record)
 
 
 def _counts_of_split(record: RunSummary) -> dict[str, dict[str, int]]:
