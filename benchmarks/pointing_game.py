@@ -88,8 +88,8 @@ RECIPES = {
         any_size=True,
     ),
     "convnext": Recipe(
-        {"backbone": "convnext_atto", "model_kwargs": {"output_stride": 8}, "batch_size": 32, "lr": 2e-3},
-        epochs=5,
+        {"backbone": "test_convnext", "model_kwargs": {"output_stride": 8}, "batch_size": 32, "lr": 4e-3},
+        epochs=8,
         drawn=2000,
         any_size=True,
     ),

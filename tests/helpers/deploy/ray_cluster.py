@@ -91,13 +91,11 @@ class RayCluster:
 def ray_cluster(nodes: int, cpus: int = 1) -> Iterator[RayCluster]:
     """Run a cluster whose nodes have `cpus` cores each, as Ray counts. No process is left, whatever happens."""
     import ray
-    from ray.cluster_utils import Cluster
 
     mark = f"{_MARK}={uuid.uuid4().hex}"
     os.environ[_MARK] = mark.partition("=")[2]
-    cluster = Cluster()
+    cluster = _started(cpus)
     try:
-        cluster.add_node(num_cpus=cpus, object_store_memory=STORE_BYTES, include_dashboard=False)
         second = cluster.add_node(num_cpus=cpus, object_store_memory=STORE_BYTES) if nodes > 1 else None
         ray.init(address=cluster.address, log_to_driver=False, logging_level="warning")
         try:
@@ -109,6 +107,23 @@ def ray_cluster(nodes: int, cpus: int = 1) -> Iterator[RayCluster]:
         del os.environ[_MARK]
         for pid in marked(mark):
             os.kill(pid, signal.SIGKILL)
+
+
+def _started(cpus: int) -> Any:
+    """Start a cluster of one node; a second time if Ray's own wait of 30 s was too short for a busy machine."""
+    from ray.cluster_utils import Cluster
+
+    for last in (False, True):
+        cluster = Cluster()
+        try:
+            cluster.add_node(num_cpus=cpus, object_store_memory=STORE_BYTES, include_dashboard=False)
+        except RuntimeError as error:
+            cluster.shutdown()
+            if last or "Timed out" not in str(error):
+                raise
+        else:
+            return cluster
+    raise AssertionError
 
 
 def marked(mark: str) -> list[int]:
