@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -151,19 +153,20 @@ def _write_flat(explainer: Explainer, path: Path) -> None:
         loops = [masking_loop(number) for number in range(len(masked))]
         names += [SOFTMAX, COTANGENTS, *map(due_input, range(len(looped))), *map(ablated_input, range(len(looped)))]
         names += [*(loop.due for loop in loops), *(loop.result for loop in loops)]
+    export = partial(
+        torch.onnx.export,
+        explainer,
+        tuple(example for example, _ in inputs.values()),
+        dynamo=True,
+        input_names=names,
+        output_names=list(explainer.outputs),
+        dynamic_shapes=tuple(dimensions for _, dimensions in inputs.values()),
+        opset_version=OPSET,
+        verbose=False,
+        optimize=False,
+    )
     try:
-        with quiet("torch.onnx"), decomposed_by_nodes():
-            program = torch.onnx.export(
-                explainer,
-                tuple(example for example, _ in inputs.values()),
-                dynamo=True,
-                input_names=names,
-                output_names=list(explainer.outputs),
-                dynamic_shapes=tuple(dimensions for _, dimensions in inputs.values()),
-                opset_version=OPSET,
-                verbose=False,
-                optimize=False,
-            )
+        program = decomposed_by_nodes_if_possible(export)
     except torch.onnx.errors.OnnxExporterError as error:
         reason = _cause(error)
         if explainer.dynamic_size:
@@ -174,6 +177,18 @@ def _write_flat(explainer: Explainer, path: Path) -> None:
     program.model.ir_version = IR_VERSION
     _optimize(program)
     program.save(str(path))
+
+
+def decomposed_by_nodes_if_possible(export: Callable[[], torch.onnx.ONNXProgram | None]) -> torch.onnx.ONNXProgram | None:
+    """Run PyTorch's exporter, a second time with its own decompositions if it does not support what `decompose_nodes` leaves."""
+    with quiet("torch.onnx"):
+        with decomposed_by_nodes() as changed:
+            try:
+                return export()
+            except torch.onnx.errors.OnnxExporterError:
+                if not changed:
+                    raise
+        return export()
 
 
 def _optimize(program: torch.onnx.ONNXProgram) -> None:

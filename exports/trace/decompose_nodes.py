@@ -29,15 +29,24 @@ class _NeedsTracingError(Exception):
 
 
 @contextmanager
-def decomposed_by_nodes() -> Iterator[None]:
-    """Let `torch.onnx.export` decompose programs with `decompose`. Those for which this is impossible are traced again."""
+def decomposed_by_nodes() -> Iterator[list[ExportedProgram]]:
+    """Let `torch.onnx.export` decompose programs with `decompose`. Those for which this is impossible are traced again.
+
+    Yields:
+        The programs that `decompose` has changed.
+    """
     trace_again = ExportedProgram.run_decompositions
+    changed: list[ExportedProgram] = []
 
     def run_decompositions(program: ExportedProgram, decomp_table: Any = None, **more: Any) -> ExportedProgram:
-        return program if decompose(program, decomp_table or {}) else trace_again(program, decomp_table, **more)
+        if not decompose(program, decomp_table or {}):
+            traced: ExportedProgram = trace_again(program, decomp_table, **more)
+            return traced
+        changed.append(program)
+        return program
 
     with mock.patch.object(ExportedProgram, "run_decompositions", run_decompositions):
-        yield
+        yield changed
 
 
 def decompose(program: ExportedProgram, table: Mapping[Any, object]) -> bool:
@@ -50,7 +59,7 @@ def decompose(program: ExportedProgram, table: Mapping[Any, object]) -> bool:
     nodes = list(program.graph.nodes)
     try:
         rewrites = [(node, rewrite) for node in nodes if (rewrite := _rewrite_of(node, table)) is not None]
-        writes = _find_writes(nodes)
+        writes = _find_writes(nodes, table)
     except _NeedsTracingError:
         return False
     for node, later_users in writes.items():
@@ -109,11 +118,12 @@ def _without_write(target: object) -> OpOverload | None:
     return getattr(packet, target._overloadname, None)
 
 
-def _find_writes(nodes: list[fx.Node]) -> dict[fx.Node, set[fx.Node]]:
+def _find_writes(nodes: list[fx.Node], table: Mapping[Any, object]) -> dict[fx.Node, set[fx.Node]]:
     """Find the operations in place, each with the later users of the tensor that it writes into.
 
     Raises:
-        _NeedsTracingError: an operation writes into an input, a tensor of which a view is used later, or a view of one that is used later.
+        _NeedsTracingError: an operation writes into an input, a tensor of which a view is used later, or a view of one that is used later;
+            or the operator that is not in place has another type, or is to be decomposed itself.
     """
     order = {node: number for number, node in enumerate(nodes)}
     owners: dict[fx.Node, fx.Node] = {}
@@ -125,8 +135,10 @@ def _find_writes(nodes: list[fx.Node]) -> dict[fx.Node, set[fx.Node]]:
         sharing.setdefault(owners[node], []).append(node)
         if not (isinstance(node.target, OpOverload) and node.target._schema.is_mutable):
             continue
-        written = node.args[0]
-        if _without_write(node.target) is None or not isinstance(written, fx.Node) or written.op != "call_function":
+        written, plain = node.args[0], _without_write(node.target)
+        if plain is None or plain in table or _is_always_decomposed(plain) or len(_types(node)) > 1:
+            raise _NeedsTracingError
+        if not isinstance(written, fx.Node) or written.op != "call_function":
             raise _NeedsTracingError
         if any(order[user] > order[node] for other in sharing[owners[written]] if other not in (written, node) for user in other.users):
             raise _NeedsTracingError
@@ -134,6 +146,11 @@ def _find_writes(nodes: list[fx.Node]) -> dict[fx.Node, set[fx.Node]]:
         owners[node] = node  # its result is a tensor of its own once it is not in place
         sharing[node] = [node]
     return writes
+
+
+def _types(node: fx.Node) -> set[torch.dtype]:
+    """Return the types of the tensors that a node takes."""
+    return {value.dtype for one in node.all_input_nodes if isinstance(value := one.meta.get("val"), torch.Tensor)}
 
 
 def _shares_memory(node: fx.Node) -> bool:

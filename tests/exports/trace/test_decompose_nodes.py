@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.nn import functional
 
+from tlcli.exports.onnx_writer import decomposed_by_nodes_if_possible
+from tlcli.exports.trace import decompose_nodes
 from tlcli.exports.trace.decompose_nodes import decompose, decomposed_by_nodes
 
 aten = torch.ops.aten
@@ -106,7 +109,16 @@ def split(module: Of, inputs: Tensor) -> Tensor:
     return hidden
 
 
-@pytest.mark.parametrize("function", [view_used_later, owner_used_later, split])
+def another_type(module: Of, inputs: Tensor) -> Tensor:
+    """The sum in place is float32, and would be float64 if it were not in place."""
+    return inputs.sin().add_(inputs.double())
+
+
+def copied(module: Of, inputs: Tensor) -> Tensor:
+    return inputs.sin().copy_(inputs[:, :1] > 0)
+
+
+@pytest.mark.parametrize("function", [view_used_later, owner_used_later, split, another_type, copied])
 def test_a_write_that_others_see_is_left_to_pytorch(function: Callable[[Of, Tensor], Any]) -> None:
     module, program = program_of(function)
     before = str(program.graph)
@@ -124,3 +136,18 @@ def test_other_operators_and_training_are_left_to_pytorch() -> None:
     for function in (lambda module, inputs: module.norm(inputs), lambda module, inputs: module.dropout(inputs)):
         _, program = program_of(function, training=True)
         assert not decompose(program, TABLE)
+
+
+def test_a_program_that_the_exporter_does_not_support_is_exported_as_pytorch_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def decompose_wrongly(program: ExportedProgram, table: Any) -> bool:
+        for node in program.graph.nodes:
+            if node.target == aten.sin.default:
+                node.target = aten.special_bessel_j0.default
+        return True
+
+    module, _ = program_of(lambda module, inputs: inputs.sin())
+    export = partial(torch.onnx.export, module, (torch.randn(3, 4, 5, 6),), dynamo=True, verbose=False)
+    monkeypatch.setattr(decompose_nodes, "decompose", decompose_wrongly)
+    program = decomposed_by_nodes_if_possible(export)
+    assert program is not None
+    assert [node.op_type for node in program.model.graph if node.op_type != "Identity"] == ["Sin"]
