@@ -20,7 +20,7 @@ Sampler = Literal["shuffled", "balanced"]
 Loss = Literal["cross-entropy", "focal"]
 
 COLUMN_PURPOSES = ("path", "label", "labels", "split", "group", "weight")
-"""What columns of a label file are read for."""
+"""Purposes of the columns of a label file."""
 
 HEAD_PATTERN = re.compile(r"linear|original|mlp:[1-9][0-9]*")
 

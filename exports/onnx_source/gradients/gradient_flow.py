@@ -22,7 +22,7 @@ _REASONS = {
     **dict.fromkeys(("If", "Loop", "Scan"), "control flow that depends on the image"),
     "GridSample": "a warp by positions",
 }
-"""What an operator without a rule is, where its name alone does not tell."""
+"""Descriptions of operators without a rule whose names do not explain why they have none."""
 
 
 class UnsupportedOperatorError(Exception):

@@ -64,6 +64,11 @@ def reduced(operator: str, axes: list[int], keepdims: int, size: int) -> Tail:
     return lambda g, x: flattened(g, g.add(operator, x, np.array(axes), keepdims=keepdims), size)
 
 
+def half_zero(g: Graph, x: str) -> str:
+    """Multiply every second channel by zero: the derivative of its norm must not become NaN."""
+    return g.add("Mul", x, (np.arange(CHANNELS) % 2).astype(np.float32).reshape(-1, 1, 1))
+
+
 def convolved(size: int, channels: int = 4, groups: int = 1, kernel: tuple[int, int] = (3, 3), **attributes: object) -> Tail:
     def tail(g: Graph, x: str) -> str:
         y = g.add("Conv", x, g.normal(channels, CHANNELS // groups, *kernel), group=groups, **attributes)
@@ -186,6 +191,7 @@ TAILS: dict[str, Tail] = SELECTION_TAILS | {
     "ReduceMax": reduced("ReduceMax", [2, 3], 0, CHANNELS),
     "ReduceMin": reduced("ReduceMin", [1], 0, HALF * HALF),
     "ReduceL2": reduced("ReduceL2", [2, 3], 0, CHANNELS),
+    "ReduceL2 zeros": lambda g, x: flattened(g, g.add("ReduceL2", half_zero(g, x), np.array([2, 3]), keepdims=0), CHANNELS),
     "ReduceSumSquare": reduced("ReduceSumSquare", [1], 1, HALF * HALF),
     "Squeeze": lambda g, x: g.add("Gemm", g.add("Squeeze", g.add("GlobalAveragePool", x), np.array([2, 3])), g.normal(CHANNELS, CLASSES)),
     "Unsqueeze": lambda g, x: flattened(g, g.add("Unsqueeze", x, np.array([2])), 384),
@@ -244,6 +250,8 @@ TAILS: dict[str, Tail] = SELECTION_TAILS | {
     "LpPool 1": pooled_tail("LpPool", 3, kernel_shape=[3, 3], strides=[2, 2], p=1),
     "LpPool 3": pooled_tail("LpPool", 7, kernel_shape=[2, 2], p=3),
     "GlobalLpPool": lambda g, x: flattened(g, g.add("GlobalLpPool", x, p=3), CHANNELS),
+    "GlobalLpPool zeros": lambda g, x: flattened(g, g.add("GlobalLpPool", half_zero(g, x), p=2), CHANNELS),
+    "LpPool zeros": lambda g, x: flattened(g, g.add("LpPool", half_zero(g, x), kernel_shape=[2, 2]), CHANNELS * 49),
     "MaxPool 1D": lambda g, x: flattened(
         g, g.add("MaxPool", g.add("Reshape", x, np.array([0, CHANNELS, -1])), kernel_shape=[3], strides=[2]), CHANNELS * 31
     ),
