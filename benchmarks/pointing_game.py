@@ -217,7 +217,8 @@ def compare(folder: Path, arguments: argparse.Namespace) -> None:
 def train(folder: Path, recipe: Recipe, arguments: argparse.Namespace) -> Run:
     dataset = "shapes"
     if recipe.drawn is not None:
-        dataset = str((arguments.output or folder).absolute().with_suffix(".shapes") / f"{recipe.drawn}")
+        drawn = arguments.output.absolute().with_suffix(".shapes") if arguments.output else folder / "shapes"  # outside the run
+        dataset = str(drawn / f"{recipe.drawn}")
         if not Path(dataset).exists():
             write_shapes(Path(dataset), {"train": recipe.drawn, "val": 60, "test": 100}, seed=arguments.seed, size=IMAGE_SIZE)
     config = FinetuneConfig(
