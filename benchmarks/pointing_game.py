@@ -60,7 +60,7 @@ UNTRAINED = ("gradcam", "gradcam_plus_plus", "hirescam", "layercam")
 SIDE = 2
 """Images beside one another in a collage."""
 BATCH = 25
-IMAGE_SIZE = 64
+DRAWN_SIZE = 64
 STEPS, PERTURBED = 16, 60
 """Steps of deletion and insertion, and the number of images."""
 
@@ -73,12 +73,14 @@ class Recipe:
     epochs: number of epochs.
     drawn: images per class of the train split; None takes the data set as `--dataset shapes` draws it.
     any_size: True if one file can take images of any size.
+    image_size: height and width of the network's input.
     """
 
     settings: dict[str, Any]
     epochs: int
     drawn: int | None = None
     any_size: bool = False
+    image_size: int = DRAWN_SIZE
 
 
 RECIPES = {
@@ -88,7 +90,12 @@ RECIPES = {
         any_size=True,
     ),
     "convnext": Recipe(
-        {"backbone": "test_convnext", "model_kwargs": {"output_stride": 8}, "batch_size": 32, "lr": 4e-3},
+        {
+            "backbone": "test_convnext",
+            "model_kwargs": {"output_stride": 8, "kernel_sizes": 3, "ls_init_value": 1.0, "global_pool": "max"},
+            "batch_size": 32,
+            "lr": 4e-3,
+        },
         epochs=8,
         drawn=2000,
         any_size=True,
@@ -96,22 +103,31 @@ RECIPES = {
     "swin": Recipe(
         {
             "backbone": "swin_tiny_patch4_window7_224",
-            "model_kwargs": {"patch_size": 2, "embed_dim": 48, "window_size": 4},
+            "model_kwargs": {
+                "patch_size": 2,
+                "embed_dim": 48,
+                "depths": (2, 2, 2),
+                "num_heads": (2, 4, 8),
+                "window_size": 4,
+                "global_pool": "max",
+            },
             "batch_size": 32,
-            "lr": 1e-3,
-        },
-        epochs=10,
-        drawn=2000,
-    ),
-    "vit": Recipe(
-        {
-            "backbone": "eva02_tiny_patch14_224",  # rotary positions: learned ones take several times as many images from random weights
-            "model_kwargs": {"patch_size": 8, "embed_dim": 96, "depth": 6, "num_heads": 3, "global_pool": "avg"},
-            "batch_size": 64,
             "lr": 1e-3,
         },
         epochs=14,
         drawn=2000,
+        image_size=32,
+    ),
+    "vit": Recipe(
+        {
+            "backbone": "eva02_tiny_patch14_224",  # rotary positions: learned ones take several times as many images from random weights
+            "model_kwargs": {"patch_size": 4, "embed_dim": 96, "depth": 6, "num_heads": 3, "global_pool": "max"},
+            "batch_size": 64,
+            "lr": 1e-3,
+        },
+        epochs=16,
+        drawn=2000,
+        image_size=32,
     ),
     "hybrid": Recipe(
         {"backbone": "mobilevit_xxs", "model_kwargs": {"output_stride": 8}, "batch_size": 32, "lr": 2e-3},
@@ -220,7 +236,7 @@ def train(folder: Path, recipe: Recipe, arguments: argparse.Namespace) -> Run:
         drawn = arguments.output.absolute().with_suffix(".shapes") if arguments.output else folder / "shapes"  # outside the run
         dataset = str(drawn / f"{recipe.drawn}")
         if not Path(dataset).exists():
-            write_shapes(Path(dataset), {"train": recipe.drawn, "val": 60, "test": 100}, seed=arguments.seed, size=IMAGE_SIZE)
+            write_shapes(Path(dataset), {"train": recipe.drawn, "val": 60, "test": 100}, seed=arguments.seed, size=DRAWN_SIZE)
     config = FinetuneConfig(
         weights="none",
         head="original",  # so that the network's own pooling is kept
@@ -228,7 +244,7 @@ def train(folder: Path, recipe: Recipe, arguments: argparse.Namespace) -> Run:
         data_dir=folder / "data",
         mode="full",
         epochs=arguments.epochs or recipe.epochs,
-        image_size=IMAGE_SIZE,
+        image_size=recipe.image_size,
         crop_pct=1.0,
         seed=arguments.seed,
         output=arguments.output or folder / "run",

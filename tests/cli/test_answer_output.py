@@ -109,6 +109,8 @@ def probe(**flags: object) -> None:
     [
         (["--model-kwargs", "pad_type=same", "--model-kwargs", "drop_rate=0.5"], {"model_kwargs": {"pad_type": "same", "drop_rate": 0.5}}),
         (["--model-kwargs", "features=true", "--model-kwargs", "n=3"], {"model_kwargs": {"features": True, "n": 3}}),
+        (["--model-kwargs", "depths=2,2", "--model-kwargs", "n=3,"], {"model_kwargs": {"depths": (2, 2), "n": (3,)}}),
+        (["--model-kwargs", "x=1,a", "--model-kwargs", "y=((1,),)"], {"model_kwargs": {"x": "1,a", "y": "((1,),)"}}),
         (["--mean", "0.5", "--std", "0.1,0.2,0.3"], {"mean": (0.5, 0.5, 0.5), "std": (0.1, 0.2, 0.3)}),
     ],
 )

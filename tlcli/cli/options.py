@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import functools
 import os
 import re
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from tlcli.training.settings.model_arguments import Argument, argument_text, parse_argument
 
 if TYPE_CHECKING:
     from tlcli.cli.console import Console
@@ -307,7 +308,7 @@ def network_options(function: F) -> F:
                 multiple=True,
                 metavar="KEY=VALUE",
                 callback=_parse_pairs,
-                help="Extra argument of timm.create_model, such as pad_type=same. May be repeated.",
+                help="Extra argument of timm.create_model, such as pad_type=same or depths=2,2,6,2. May be repeated.",
             ),
             click.option("--image-size", type=click.IntRange(8, 4096), help="Height and width of the input.  [default: the backbone's]"),
             click.option(
@@ -349,19 +350,15 @@ def parse_names(ctx: click.Context, option: click.Parameter, values: tuple[str, 
     return tuple(dict.fromkeys(names))
 
 
-def _parse_pairs(ctx: click.Context, option: click.Parameter, values: tuple[str, ...]) -> dict[str, bool | int | float | str]:
-    pairs: dict[str, bool | int | float | str] = {}
+def _parse_pairs(ctx: click.Context, option: click.Parameter, values: tuple[str, ...]) -> dict[str, Argument]:
+    pairs: dict[str, Argument] = {}
     for value in values:
         key, sign, text = value.partition("=")
         if not sign or not key.isidentifier():
             raise click.BadParameter(f"{value!r}: expected KEY=VALUE, such as pad_type=same")
-        try:
-            parsed = ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
-        except (ValueError, SyntaxError):
-            parsed = text
         if key in pairs:
-            raise click.BadParameter(f"{key} is given twice, as {pairs[key]} and {text}: use only one of them")
-        pairs[key] = parsed if isinstance(parsed, bool | int | float) else text
+            raise click.BadParameter(f"{key} is given twice, as {argument_text(pairs[key])} and {text}: use only one of them")
+        pairs[key] = parse_argument(text)
     return pairs
 
 

@@ -18,7 +18,7 @@ from tlcli.contract.images.preprocessing import Preprocessing
 from tlcli.training.models.backbone_names import close_backbone_names
 from tlcli.training.models.feature_layout import FeatureLayout, possible_layouts
 from tlcli.training.models.pretrained_head import OwnHead, find_own_head, renew_classifier
-from tlcli.training.settings.config import Scalar
+from tlcli.training.settings.model_arguments import Argument
 
 _HEAD_LAYERS = ("pre_logits", "conv_head", "norm_head", "head")
 """timm's names for layers between the features and the classifier. This project's own backbones list them in `head_layers`."""
@@ -43,7 +43,7 @@ class NetworkConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     backbone: str
-    model_kwargs: dict[str, Scalar] = Field(default_factory=dict)
+    model_kwargs: dict[str, Argument] = Field(default_factory=dict)
     head: str
     num_classes: int = Field(ge=2)
     preprocessing: Preprocessing
@@ -253,7 +253,7 @@ def _as_if_pretrained(config: NetworkConfig, backbone: nn.Module) -> nn.Module:
     return built
 
 
-def create_backbone(name: str, model_kwargs: dict[str, Scalar], **more: Any) -> nn.Module:
+def create_backbone(name: str, model_kwargs: dict[str, Argument], **more: Any) -> nn.Module:
     """Create a backbone with `timm.create_model` and translate its errors.
 
     Args:

@@ -9,6 +9,7 @@ from typing import Any
 from tlcli.training.metrics.significance import McNemar, mcnemar
 from tlcli.training.runs.split_file import read_fingerprints
 from tlcli.training.runs.summary import AnyScores, Prediction, RunSummary
+from tlcli.training.settings.model_arguments import argument_text
 
 _WHERE = ("output", "name", "data_dir", "workers")
 """Settings that affect the location or duration of a run, but not its results."""
@@ -191,7 +192,7 @@ def _metrics(scores: AnyScores) -> Iterable[tuple[str, float | None]]:
 
 def _shown(value: Any) -> Any:
     if isinstance(value, dict):
-        return ", ".join(f"{key}={item}" for key, item in value.items()) or None
+        return ", ".join(f"{key}={argument_text(item)}" for key, item in value.items()) or None
     if isinstance(value, list | tuple):
         return ",".join(map(str, value[:_MOST_LISTED])) + (f" and {len(value) - _MOST_LISTED} more" if len(value) > _MOST_LISTED else "")
     return value

@@ -10,6 +10,7 @@ from typing import Any
 
 from tlcli.training.settings.config import FinetuneConfig
 from tlcli.training.settings.flag_names import flag_of
+from tlcli.training.settings.model_arguments import argument_text
 from tlcli.training.settings.recipes import RECIPES, Recipe
 
 _ALWAYS = ("backbone", "dataset")
@@ -67,7 +68,7 @@ def _words(name: str, value: Any) -> list[str]:
         case bool():
             return [f"--{name}" if value else f"--no-{name}"]
         case dict():
-            return [word for key, item in value.items() for word in (f"--{name}", f"{key}={item}")]
+            return [word for key, item in value.items() for word in (f"--{name}", f"{key}={argument_text(item)}")]
         case list() | tuple():
             return [f"--{name}", ",".join(map(str, value))]
         case _:

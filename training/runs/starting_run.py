@@ -14,6 +14,7 @@ from tlcli.training.runs.run_folder import RUNS, read_config
 from tlcli.training.runs.summary import require_finished
 from tlcli.training.settings.config import FinetuneConfig
 from tlcli.training.settings.flag_names import flag_of
+from tlcli.training.settings.model_arguments import argument_text
 from tlcli.training.settings.run_file_names import CHECKPOINT, CONFIG, RESULTS
 
 _TAKEN_OVER = ("backbone", "model_kwargs", "head", "image_size", "crop_pct", "crop_mode", "interpolation", "mean", "std")
@@ -104,5 +105,5 @@ def _named(names: Sequence[str]) -> str:
 
 def _shown(value: object) -> str:
     if isinstance(value, dict):
-        return ",".join(f"{key}={item}" for key, item in value.items()) or "none"
+        return ",".join(f"{key}={argument_text(item)}" for key, item in value.items()) or "none"
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -10,9 +10,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from tlcli.contract.images.preprocessing import CropMode, Interpolation
+from tlcli.training.settings.model_arguments import Argument
 from tlcli.training.settings.recipes import RECIPES, Recipe, recipe_settings
 
-Scalar = bool | int | float | str
 Mode = Literal["feature-extraction", "full"]
 OptimizerName = Literal["adamw", "adam", "rmsprop", "sgd"]
 Schedule = Literal["cosine", "constant"]
@@ -44,7 +44,7 @@ class FinetuneConfig(BaseModel):
 
     backbone: name of a timm model. weights: `pretrained`, `none`, or a checkpoint file.
     from_run: folder of a run, or of the model exported from it, whose network and weights are the start instead of `weights`.
-    model_kwargs: additional arguments for `timm.create_model`, such as `pad_type="same"`.
+    model_kwargs: additional arguments for `timm.create_model`, such as `pad_type="same"` or `depths=(2, 2, 6, 2)`.
     head: `linear`, `mlp:<hidden units>` or `original`.
     dataset: known name, folder, label file, or timm data set spec. data_dir: folder of the named data sets.
     classes: subset of the classes, in label order. limit: maximum number of images per class in each part.
@@ -78,7 +78,7 @@ class FinetuneConfig(BaseModel):
     backbone: str = "vgg16"
     weights: str = "pretrained"
     from_run: Path | None = None
-    model_kwargs: dict[str, Scalar] = Field(default_factory=dict)
+    model_kwargs: dict[str, Argument] = Field(default_factory=dict)
     head: str = "linear"
     mode: Mode = "feature-extraction"
 

@@ -43,7 +43,7 @@ def read(command: str) -> FinetuneConfig:
         FinetuneConfig(
             backbone="mobilenetv2_100",
             weights="/a folder/with 'quotes' & $signs/w.safetensors",
-            model_kwargs={"pad_type": "same", "drop_rate": 0.25, "antialias": True},
+            model_kwargs={"pad_type": "same", "drop_rate": 0.25, "antialias": True, "depths": (2, 2), "heads": (3,)},
             dataset="/data/cats; rm -rf dogs",
             classes=("cat", "dög"),
             mean=(0.5, 0.25, 0.125),
