@@ -58,6 +58,7 @@ SUBFOLDERS: dict[str, dict[str, set[str]]] = {
         "rest": {"decoding", "inference", "repository", "security", "system", "telemetry", "types"},
         "rpc": {"decoding", "inference", "protocol", "repository", "security", "settings", "system", "telemetry", "types"},
     },
+    "evaluation": {"cleaning": set()},
     "exports": {
         "rewrite": set(),
         "trace": {"rewrite"},
