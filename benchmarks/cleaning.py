@@ -1,18 +1,20 @@
 """Label errors, near-duplicates and seconds of `tlcli clean`, on photographs of cats and dogs and on CIFAR-10.
 
-    python benchmarks/cleaning.py CATS_VS_DOGS CIFAR10 WEIGHTS [--parts labels,duplicates,time] [--seeds 5] [--planted 300]
+    python benchmarks/cleaning.py CATS_VS_DOGS CIFAR10 WEIGHTS [--parts labels,duplicates,time] [--seeds 5] [--cleanlab-seeds 1] [--planted 300]
 
 CATS_VS_DOGS and CIFAR10 hold `train` and `test` with a folder per class. WEIGHTS is a MobileNetV2 checkpoint for timm's
 `mobilenetv2_100` with `pad_type="same"` and inputs scaled to [-1, 1]. CIFAR-10 is reduced to 1,000 training images of each class and
 enlarged to 128 pixels.
 
-labels: 5 % of the training labels are replaced by another class at random. Prints the fraction of replaced labels among the first 5 % listed,
-which is both precision and recall, with our ranking and with cleanlab's on the same probabilities; then precision and recall of the
-confident errors, and those of cleanlab. Needs cleanlab.
-duplicates: of cats and dogs, as many training images as `--planted` says are resized to 70 %, recompressed at JPEG quality 40, cropped by 5 %
-of height and width at a random place, and mirrored. Prints the fraction of planted images that are paired with their original, and the
-fraction of listed pairs that connect different photographs, of which `--pairs` writes a sheet.
-time: seconds of `tlcli clean` on the 10,000 images of CIFAR-10 with the features in the cache, by step.
+labels: 5 % of the training labels are replaced by another class at random. Prints the fraction of replaced labels among the first 5 %
+listed, which is both precision and recall: with our ranking, with cleanlab's on the same probabilities, and with cleanlab's own
+`CleanLearning` (five folds of scikit-learn's logistic regression at its defaults) on the same features of unit length, for the first
+`--cleanlab-seeds` seeds. Then prints precision and recall of the confident errors, and those of cleanlab on the same probabilities.
+Needs cleanlab.
+duplicates: of cats and dogs, as many training images as `--planted` says are resized to 70 %, recompressed at JPEG quality 40, cropped by
+5 % of height and width at a random place, and mirrored. Prints the fraction of planted images that are paired with their original, and
+the fraction of listed pairs that connect different photographs, of which `--pairs` writes a sheet.
+time: seconds, and seconds of the processor, of `tlcli clean` on the 10,000 images of CIFAR-10 with the features in the cache, by step.
 """
 
 from __future__ import annotations
@@ -55,6 +57,7 @@ def main() -> None:
     parser.add_argument("weights")
     parser.add_argument("--parts", default="labels,duplicates,time")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--cleanlab-seeds", type=int, default=1)
     parser.add_argument("--planted", type=int, default=300)
     parser.add_argument("--pairs", type=Path)
     arguments = parser.parse_args()
@@ -64,8 +67,8 @@ def main() -> None:
         link(arguments.cats_vs_dogs / "train", photographs)
         link(arguments.cifar10 / "train", small, PER_CLASS)
         if "labels" in parts:
-            label_errors("cats-vs-dogs", *opened(photographs, arguments.weights, None), arguments.seeds)
-            label_errors("cifar10", *opened(small, arguments.weights, 128), arguments.seeds)
+            label_errors("cats-vs-dogs", *opened(photographs, arguments.weights, None), arguments.seeds, arguments.cleanlab_seeds)
+            label_errors("cifar10", *opened(small, arguments.weights, 128), arguments.seeds, arguments.cleanlab_seeds)
         if "duplicates" in parts:
             duplicates(arguments.cats_vs_dogs / "train", Path(temporary) / "planted", arguments.weights, arguments.planted, arguments.pairs)
         if "time" in parts:
@@ -82,13 +85,19 @@ def link(source: Path, target: Path, per_class: int | None = None) -> None:
 def opened(folder: Path, weights: str, size: int | None) -> tuple[LabelledParts, Features]:
     half = (0.5, 0.5, 0.5)
     config = FinetuneConfig(
-        backbone="mobilenetv2_100", weights=weights, model_kwargs={"pad_type": "same"}, mean=half, std=half, dataset=str(folder), image_size=size
+        backbone="mobilenetv2_100",
+        weights=weights,
+        model_kwargs={"pad_type": "same"},
+        mean=half,
+        std=half,
+        dataset=str(folder),
+        image_size=size,
     )
     images = open_dataset(config)
     return images, features_of_backbone(config, images, silent, print)
 
 
-def label_errors(name: str, images: LabelledParts, features: Features, seeds: int) -> None:
+def label_errors(name: str, images: LabelledParts, features: Features, seeds: int, cleanlab_seeds: int) -> None:
     from cleanlab.filter import find_label_issues
     from cleanlab.rank import get_label_quality_scores
 
@@ -96,8 +105,10 @@ def label_errors(name: str, images: LabelledParts, features: Features, seeds: in
     count = round(FLIPPED * len(truth))
     rows = unit_rows(features)
     print(f"\n{name}: {len(truth):,} images, {count} labels replaced")
-    print("| seed | first 5 % | cleanlab's first 5 % | confident: precision | recall | cleanlab's: precision | recall | s |")
-    print("|---|---|---|---|---|---|---|---|")
+    print(
+        "| seed | first 5 % | cleanlab's first 5 % | CleanLearning's first 5 % | confident: precision | recall | cleanlab's: precision | recall | s |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
     table = []
     for seed in range(seeds):
         chance = np.random.default_rng(seed)
@@ -110,11 +121,13 @@ def label_errors(name: str, images: LabelledParts, features: Features, seeds: in
         errors = find_label_errors(probabilities, labels)
         took = time.perf_counter() - began
         theirs = np.argsort(get_label_quality_scores(labels, probabilities, method="self_confidence"), kind="stable")
+        own = np.nan if seed >= cleanlab_seeds else is_flipped[clean_learning(rows, labels, seed)[:count]].mean()
         issues = find_label_issues(labels, probabilities, filter_by="confident_learning", n_jobs=1)
         table.append(
             (
                 is_flipped[errors.order[:count]].mean(),
                 is_flipped[theirs[:count]].mean(),
+                own,
                 is_flipped[errors.is_error].mean(),
                 errors.is_error[flipped].mean(),
                 is_flipped[issues].mean(),
@@ -123,8 +136,17 @@ def label_errors(name: str, images: LabelledParts, features: Features, seeds: in
             )
         )
         print(f"| {seed} | " + " | ".join(f"{value:.3f}" for value in table[-1][:-1]) + f" | {took:.1f} |", flush=True)
-    medians = [statistics.median(column) for column in zip(*table, strict=True)]
+    medians = [statistics.median([value for value in column if not np.isnan(value)] or [np.nan]) for column in zip(*table, strict=True)]
     print("| median | " + " | ".join(f"{value:.3f}" for value in medians[:-1]) + f" | {medians[-1]:.1f} |", flush=True)
+
+
+def clean_learning(rows: Features, labels: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.int64]:
+    """Return all images, ordered by cleanlab from the least to the most plausible label."""
+    from cleanlab.classification import CleanLearning
+    from sklearn.linear_model import LogisticRegression
+
+    issues = CleanLearning(LogisticRegression(max_iter=1000), seed=seed, cv_n_folds=5).find_label_issues(rows, labels)
+    return np.argsort(issues["label_quality"].to_numpy(), kind="stable")
 
 
 def plant(image: Image.Image, kind: str, path: Path, chance: np.random.Generator) -> None:
@@ -174,7 +196,9 @@ def duplicates(source: Path, folder: Path, weights: str, planted: int, sheet: Pa
     print(f"| all | {sum(found.values()) / sum(totals.values()):.4f} |")
     other = [pair for pair in pairs if origin[pair.first] != origin[pair.second]]
     unplanted = sorted({tuple(sorted((origin[pair.first], origin[pair.second]))) for pair in other})
-    print(f"{len(pairs):,} pairs listed, {len(other)} of them ({len(other) / max(1, len(pairs)):.4f}) of different photographs: {unplanted}")
+    print(
+        f"{len(pairs):,} pairs listed, {len(other)} of them ({len(other) / max(1, len(pairs)):.4f}) of different photographs: {unplanted}"
+    )
     grouped = groups_of(pairs, len(part))
     print(f"largest group: {np.bincount(grouped).max()} images")
     if sheet is not None:
@@ -193,16 +217,17 @@ def write_pairs(path: Path, source: Path, pairs: list[tuple[str, ...]]) -> None:
 
 def seconds(images: LabelledParts, features: Features, folder: Path) -> None:
     print(f"\ntime: {len(images.images):,} images, features in the cache")
-    print("| step | s |\n|---|---|")
-    total = 0.0
+    print("| step | s | CPU s |\n|---|---|---|")
+    total = processor = 0.0
 
     @contextmanager
     def timed(step: str) -> Iterator[None]:
-        nonlocal total
-        began = time.perf_counter()
+        nonlocal total, processor
+        began, began_processor = time.perf_counter(), time.process_time()
         yield
-        total += time.perf_counter() - began
-        print(f"| {step} | {time.perf_counter() - began:.1f} |", flush=True)
+        took, took_processor = time.perf_counter() - began, time.process_time() - began_processor
+        total, processor = total + took, processor + took_processor
+        print(f"| {step} | {took:.1f} | {took_processor:.1f} |", flush=True)
 
     with timed("read and measure"):
         qualities, thumbnails = look_at(images.images)
@@ -211,7 +236,7 @@ def seconds(images: LabelledParts, features: Features, folder: Path) -> None:
     with timed("page and table"):
         write_findings(folder / "findings.csv", findings.rows, images)
         write_page(folder / "clean.html", images, findings, "cifar10", 48)
-    print(f"| all | {total:.1f} |")
+    print(f"| all | {total:.1f} | {processor:.1f} |")
 
 
 if __name__ == "__main__":

@@ -14,11 +14,13 @@ from tlcli.training.features.perceptual_hash import Thumbnail, hash_distance, ha
 NEIGHBOURS = 20
 """Number of nearest neighbours of each image that are compared with it."""
 
-MIN_SIMILARITY = 0.75
-"""Minimum cosine similarity of the centred features of near-duplicates."""
+AGREEMENTS = ((0.75, 12), (0.65, 6))
+"""Minimum cosine similarity of the centred features, and maximum number of differing bits out of 63, of near-duplicates.
 
-MAX_DISTANCE = 12
-"""Maximum number of differing bits, out of 63, between the perceptual hashes of near-duplicates."""
+The second pair is for images that were compressed strongly, whose features differ more than their low frequencies.
+"""
+
+MIN_SIMILARITY = min(similarity for similarity, _ in AGREEMENTS)
 
 
 class NearDuplicate(NamedTuple):
@@ -33,12 +35,15 @@ class NearDuplicate(NamedTuple):
     distance: int
 
 
-def near_duplicates(neighbours: Neighbours, thumbnail: Callable[[int], Thumbnail]) -> list[NearDuplicate]:
+def near_duplicates(
+    neighbours: Neighbours, thumbnail: Callable[[int], Thumbnail], queries: npt.NDArray[np.int64] | None = None
+) -> list[NearDuplicate]:
     """Return the pairs of images whose features and perceptual hashes both agree, most similar first.
 
     Args:
-        neighbours: nearest neighbours of each image; see `tlcli.training.features.neighbours.nearest_neighbours`.
+        neighbours: nearest neighbours of each query; see `tlcli.training.features.neighbours`.
         thumbnail: returns the thumbnail of an image. It is called once for each image with a similar neighbour.
+        queries: image of each row of `neighbours`, int64 `[m]`; None if these are all images.
     """
     hashes: dict[int, npt.NDArray[np.bool_]] = {}
 
@@ -49,12 +54,12 @@ def near_duplicates(neighbours: Neighbours, thumbnail: Callable[[int], Thumbnail
 
     pairs = {}
     for row, place in np.argwhere(neighbours.similarities >= MIN_SIMILARITY).tolist():
-        other = int(neighbours.indices[row, place])
-        pairs[min(row, other), max(row, other)] = float(neighbours.similarities[row, place])
+        image, other = int(row if queries is None else queries[row]), int(neighbours.indices[row, place])
+        pairs[min(image, other), max(image, other)] = float(neighbours.similarities[row, place])
     verified = []
     for (first, second), similarity in pairs.items():
         distance = hash_distance(hashes_of(first), hashes_of(second))
-        if distance <= MAX_DISTANCE:
+        if any(similarity >= least and distance <= most for least, most in AGREEMENTS):
             verified.append(NearDuplicate(first, second, similarity, distance))
     return sorted(verified, key=lambda pair: (-pair.similarity, pair.first, pair.second))
 

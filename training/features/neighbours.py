@@ -52,16 +52,16 @@ def nearest_neighbours(rows: npt.NDArray[np.float32], count: int) -> Neighbours:
     return Neighbours(similarities, indices)
 
 
-def nearest_of_other_classes(
-    rows: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], queries: npt.NDArray[np.int64], count: int
+def nearest_of_others(
+    rows: npt.NDArray[np.float32], groups: npt.NDArray[np.int64], queries: npt.NDArray[np.int64], count: int
 ) -> Neighbours:
-    """Return the nearest images of other classes than that of each query.
+    """Return the nearest images of each query in other groups than its own, such as other classes or other splits.
 
     Args:
         rows: rows of length 1, float32 `[n, d]`.
-        labels: class indices, int64 `[n]`.
+        groups: group of each row, int64 `[n]`.
         queries: rows to find neighbours of, int64 `[m]`.
-        count: number of neighbours k; fewer are returned if a class leaves fewer images of others. Missing ones have the index -1.
+        count: number of neighbours k; at most n are returned. Where the other groups have fewer images, the index is -1.
     """
     everything = torch.from_numpy(np.ascontiguousarray(rows))
     kept = min(count, len(rows))
@@ -70,7 +70,7 @@ def nearest_of_other_classes(
     for start in range(0, len(queries), _BLOCK):
         chosen = queries[start : start + _BLOCK]
         block = everything[torch.from_numpy(chosen)] @ everything.T
-        block[torch.from_numpy(labels[chosen][:, None] == labels[None])] = -torch.inf
+        block[torch.from_numpy(groups[chosen][:, None] == groups[None])] = -torch.inf
         best = block.topk(kept, dim=1)
         similarities[start : start + _BLOCK] = best.values.numpy()
         indices[start : start + _BLOCK] = torch.where(best.values.isneginf(), -1, best.indices).numpy()

@@ -17,7 +17,7 @@ class LabelErrors(NamedTuple):
     order: images from the least to the most plausible label, int64 `[n]`.
     self_confidence: probability of each image's own label, float64 `[n]`.
     suggested: most probable other class of each image, int64 `[n]`.
-    is_error: True for images in an off-diagonal cell of the confident joint, bool `[n]`.
+    is_error: True for the listed images in an off-diagonal cell of the confident joint, bool `[n]`.
     is_listed: True for images with another class that is more probable than their label, bool `[n]`.
     """
 
@@ -46,12 +46,13 @@ def find_label_errors(probabilities: Probabilities, labels: npt.NDArray[np.int64
     others[count, labels] = -1.0
     suggested = others.argmax(axis=1)
     confident = confident_classes(probabilities, labels)
+    is_listed = others[count, suggested] > own
     return LabelErrors(
         order=np.argsort(own, kind="stable"),
         self_confidence=own,
         suggested=suggested,
-        is_error=(confident >= 0) & (confident != labels),
-        is_listed=others[count, suggested] > own,
+        is_error=(confident >= 0) & (confident != labels) & is_listed,
+        is_listed=is_listed,
     )
 
 

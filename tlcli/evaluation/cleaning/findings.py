@@ -14,7 +14,7 @@ from tlcli.evaluation.cleaning.image_quality import Quality, blurred, dark, oddl
 from tlcli.evaluation.cleaning.images import LabelledParts
 from tlcli.evaluation.cleaning.out_of_sample import out_of_sample
 from tlcli.training.features.near_duplicates import NEIGHBOURS, across, groups_of, near_duplicates
-from tlcli.training.features.neighbours import Neighbours, nearest_neighbours, nearest_of_other_classes, unit_rows
+from tlcli.training.features.neighbours import Neighbours, nearest_neighbours, nearest_of_others, unit_rows
 from tlcli.training.features.perceptual_hash import Thumbnail
 from tlcli.training.runtime.progress import ProgressFactory, silent
 
@@ -184,6 +184,6 @@ def _with_others(found: Sequence[Finding], rows: npt.NDArray[np.float32], labels
     queries = np.array(sorted({finding.image for finding in found}), dtype=np.int64)
     if not len(queries):
         return []
-    nearest = nearest_of_other_classes(rows, labels, queries, OTHERS).indices
+    nearest = nearest_of_others(rows, labels, queries, OTHERS).indices
     others = {int(query): tuple(index for index in row if index >= 0) for query, row in zip(queries, nearest.tolist(), strict=True)}
     return [finding._replace(others=others[finding.image]) for finding in found]

