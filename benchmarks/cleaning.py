@@ -1,6 +1,6 @@
 """Label errors, near-duplicates and seconds of `tlcli clean`, on photographs of cats and dogs and on CIFAR-10.
 
-    python benchmarks/cleaning.py CATS_VS_DOGS CIFAR10 WEIGHTS [--parts labels,duplicates,time] [--seeds 5] [--cleanlab-seeds 1] [--planted 300]
+    python benchmarks/cleaning.py CATS_VS_DOGS CIFAR10 WEIGHTS [--parts labels,duplicates,time] [--seeds 5] [--cleanlab-seeds 1]
 
 CATS_VS_DOGS and CIFAR10 hold `train` and `test` with a folder per class. WEIGHTS is a MobileNetV2 checkpoint for timm's
 `mobilenetv2_100` with `pad_type="same"` and inputs scaled to [-1, 1]. CIFAR-10 is reduced to 1,000 training images of each class and
@@ -105,10 +105,8 @@ def label_errors(name: str, images: LabelledParts, features: Features, seeds: in
     count = round(FLIPPED * len(truth))
     rows = unit_rows(features)
     print(f"\n{name}: {len(truth):,} images, {count} labels replaced")
-    print(
-        "| seed | first 5 % | cleanlab's first 5 % | CleanLearning's first 5 % | confident: precision | recall | cleanlab's: precision | recall | s |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|")
+    heads = ("first 5 %", "cleanlab's first 5 %", "CleanLearning's first 5 %", "precision", "recall", "cleanlab's precision", "recall", "s")
+    print("| seed | " + " | ".join(heads) + " |\n|" + "---|" * (len(heads) + 1))
     table = []
     for seed in range(seeds):
         chance = np.random.default_rng(seed)

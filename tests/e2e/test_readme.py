@@ -1,4 +1,4 @@
-"""Tests that run the README and the guides for training, cleaning, maps, the exported file and its runtimes: every block, in order, as it is written.
+"""Tests that run the README and the guides for training, data, maps, the exported file and its runtimes: every block, in order, as written.
 
 Two stand-ins replace what a test cannot download: a hub cache with randomly initialised weights in the official layout, and a small data
 set under the default one's name. The commands do not know the difference. Those of the README are started as a reader starts them, those

@@ -22,7 +22,8 @@ _HISTORY = 20
 class Fitted:
     """Fitted logistic regression with logits `x W^T + b`.
 
-    l2: strength of the L2 penalty. weight: W, `[C, d]`. bias: b, `[C]`, in the type of the inputs. loss: mean loss in nats, without the penalty.
+    l2: strength of the L2 penalty. weight: W, `[C, d]`. bias: b, `[C]`, in the type of the inputs.
+    loss: mean loss in nats, without the penalty.
     """
 
     l2: float

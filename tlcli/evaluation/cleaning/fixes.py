@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 from tlcli.contract.errors import DatasetError, NotFoundError
 from tlcli.contract.files.atomic_file import whole_file
@@ -68,7 +68,7 @@ def read_fixes(path: Path, images: LabelledParts) -> dict[str, Fix]:
         if cells["path"] not in names:
             raise DatasetError(f"{where}: {cells['path']!r} is not an image of {images.where}: use the path as `tlcli clean` writes it")
         name = names[cells["path"]]
-        fixes[name] = _merged(fixes.get(name, Fix()), _fix(cast("Action", action), cells, images, where), where)
+        fixes[name] = _merged(fixes.get(name, Fix()), _fix(action, cells, images, where), where)
     if not fixes:
         raise DatasetError(f"{path}: no row has an action: write {', '.join(ACTIONS[:-1])} or {ACTIONS[-1]} in the column action")
     return fixes

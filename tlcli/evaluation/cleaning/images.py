@@ -120,7 +120,7 @@ def open_run(run: Run, progress: ProgressFactory = silent) -> LabelledParts:
     """
     require_dataset(run.config, run.path)
     dataset, listing = run.dataset(), list_dataset(run.config, progress)
-    notes = ()
+    notes: tuple[str, ...] = ()
     if read_config(run.path).plan.full_epochs:
         notes = (
             f"{run.path} trained all layers on these labels, so its features may have memorised wrong labels of the train split:"
