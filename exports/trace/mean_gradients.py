@@ -5,6 +5,7 @@ This is possible if the last step of the backward pass is a matrix product with 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, cast
@@ -107,7 +108,7 @@ def _tokens_of(gradient: fx.Node) -> list[_Tokens] | None:
         shape = term.meta["val"].shape if isinstance(term, fx.Node) and product is not None else ()
         if product is None or len(shape) < 3 or not all(isinstance(size, int) for size in (*shape[1:], first, end)):
             return None
-        count = int(torch.Size(shape[1:-1]).numel())
+        count = math.prod(shape[1:-1])
         if shape[-1] != product.meta["val"].shape[1] or first < 0:
             return None
         found.append(_Tokens(product, term, count, first, count if end == -1 else min(end, count)))
