@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from tlcli.contract.errors import DatasetError, ImageError
+from tlcli.contract.errors import DatasetError, ExportError, ImageError
 from tlcli.contract.images.evenly_spaced import evenly_spaced
 from tlcli.contract.model.description import Plain
 from tlcli.exports.exporter import export
@@ -19,6 +19,7 @@ from tlcli.exports.provenance import new_provenance
 from tlcli.exports.publication import DEFAULT_CHECK_IMAGES, Exported, Say
 from tlcli.exports.run_temperature import settle_temperature
 from tlcli.training.data.dataset import Dataset
+from tlcli.training.metrics.multi_label import MultiLabelScores
 from tlcli.training.reports.model_card import write_model_card
 from tlcli.training.runs.load_run import Run
 from tlcli.training.runtime.progress import ProgressFactory, silent
@@ -58,6 +59,8 @@ def export_run(
         Others: see `tlcli.exports.exporter.export`.
     """
     require_temperature(temperature)
+    if isinstance(run.results.val, MultiLabelScores):
+        raise ExportError("a run with several labels per image cannot be exported yet: use its checkpoint with tlcli.training.load_run")
     dataset = run.dataset()
     spec = Path(dataset.spec).name if Path(dataset.spec).is_absolute() else dataset.spec  # the path on this machine is private
     images = _check_inputs(run, dataset, check_images)

@@ -19,6 +19,9 @@ SCORES, LOGITS, CLASSES, FEATURES, GRADIENTS = "scores", "logits", "classes", "f
 
 Precision = Literal["fp32", "fp16", "int8"]
 
+Task = Literal["single-label", "multi-label"]
+"""What the classes of an image are: exactly one of them, or any number of them, also none."""
+
 FUSED = "+"
 """Separator between the layer names in `MapOutput.layer` of a fused map."""
 
