@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from tlcli.contract.errors import DatasetError, ExportError, ImageError
+from tlcli.contract.errors import DatasetError, ImageError, SettingsError
 from tlcli.contract.images.evenly_spaced import evenly_spaced
 from tlcli.contract.model.description import Plain
 from tlcli.exports.exporter import export
@@ -56,11 +56,14 @@ def export_run(
 
     Raises:
         DatasetError: an image of the run's data set can no longer be read.
+        SettingsError: a temperature or reduced precision is requested for several labels per image.
         Others: see `tlcli.exports.exporter.export`.
     """
     require_temperature(temperature)
-    if isinstance(run.results.val, MultiLabelScores):
-        raise ExportError("a run with several labels per image cannot be exported yet: use its checkpoint with tlcli.training.load_run")
+    thresholds = run.results.val.thresholds if isinstance(run.results.val, MultiLabelScores) else ()
+    if thresholds and (temperature != 1 or numbers is not None):
+        flag = f"--temperature {temperature}" if numbers is None else f"--precision {numbers.precision}"
+        raise SettingsError(f"{flag} needs one label per image, and {run.path} has several: leave it out")
     dataset = run.dataset()
     spec = Path(dataset.spec).name if Path(dataset.spec).is_absolute() else dataset.spec  # the path on this machine is private
     images = _check_inputs(run, dataset, check_images)
@@ -88,6 +91,7 @@ def export_run(
         temperature=temperature,
         trial=None if numbers is None else trial_on_dataset(numbers, dataset, spec, run.network.config.preprocessing),
         plain=plain,
+        thresholds=thresholds,
         say=say,
     )
     write_model_card(exported.path.parents[1], run, exported.description)

@@ -99,7 +99,7 @@ class Part:
     def labels_of(self, index: int, classes: Sequence[str]) -> tuple[str, ...]:
         """Return the names of the classes of an image: one, or with several labels per image any number, in label order."""
         label = self.labels[index]
-        return tuple(classes[number] for number in np.flatnonzero(label)) if label.ndim else (classes[int(label)],)
+        return tuple(classes[number] for number in np.flatnonzero(label).tolist()) if label.ndim else (classes[int(label)],)
 
     def load(self, index: int) -> Image.Image:
         """Load the image at `index` as RGB, rotated upright.

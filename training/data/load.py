@@ -79,8 +79,8 @@ def _by_class(values: Sequence[str], part: Part, classes: Sequence[str]) -> dict
     grouped: list[list[str]] = [[] for _ in classes]
     if part.task == "multi-label":
         for label, values_of_class in enumerate(grouped):
-            values_of_class += [values[index] for index in np.flatnonzero(part.labels[:, label])]
-        without = [values[index] for index in np.flatnonzero(part.labels.sum(1) == 0)]
+            values_of_class += [values[index] for index in np.flatnonzero(part.labels[:, label]).tolist()]
+        without = [values[index] for index in np.flatnonzero(part.labels.sum(1) == 0).tolist()]
         return dict(zip(classes, grouped, strict=True)) | ({WITHOUT_LABELS: without} if without else {})
     for value, label in zip(values, part.labels.tolist(), strict=True):
         grouped[label].append(value)

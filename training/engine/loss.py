@@ -126,6 +126,13 @@ def objective_of(label_smoothing: float, plan: Plan, labels: npt.NDArray[np.int6
             label_smoothing=label_smoothing,
             positive_weights=balanced_positive_weights(labels).to(device) if plan.config.class_weights == "balanced" else None,
         )
+    return single_label_objective(label_smoothing, plan, labels, classes, device)
+
+
+def single_label_objective(
+    label_smoothing: float, plan: Plan, labels: npt.NDArray[np.int64], classes: int, device: torch.device
+) -> Objective:
+    """Build the objective of a plan for one label per image."""
     tau = plan.config.logit_adjustment
     return Objective(
         label_smoothing,

@@ -44,9 +44,9 @@ MOST_TILES = _SHEET_COLUMNS * _SHEET_ROWS
 
 
 class Tile(NamedTuple):
-    """Image of a contact sheet: its index in the part, the class whose map is drawn, the title, and True if that is to be red."""
+    """Image of a contact sheet: its number in the part, the class whose map is drawn, the title, and True if that is to be red."""
 
-    index: int
+    number: int
     class_index: int
     title: str
     is_wrong: bool
@@ -237,10 +237,10 @@ def draw_sheet(explain: Explain | None, part: Part, tiles: Sequence[Tile], title
     for axes in grid:
         axes.axis("off")
     for axes, tile in zip(grid, tiles, strict=False):
-        axes.imshow(np.asarray(_with_map(explain, part.load(tile.index), tile.class_index)))
+        axes.imshow(np.asarray(_with_map(explain, part.load(tile.number), tile.class_index)))
         axes.set_title(tile.title, fontsize=9, color=_BEST if tile.is_wrong else "black")
         axes.text(
-            0.5, -0.02, plain(_ending(part.names[tile.index])), transform=axes.transAxes, fontsize=6.5, color="0.45", ha="center", va="top"
+            0.5, -0.02, plain(_ending(part.names[tile.number])), transform=axes.transAxes, fontsize=6.5, color="0.45", ha="center", va="top"
         )
     save_figure(figure, path)
 

@@ -183,7 +183,7 @@ def _versions(record: RunSummary) -> Row:
 
 
 def _figures(record: RunSummary) -> Row:
-    parts = {**record.parts, **record.multi_label_parts}
+    parts: dict[str, AnyScores | MultiLabelScores] = {**record.parts, **record.multi_label_parts}
     metrics = {f"{part}_{name}": value for part, scores in parts.items() for name, value in _metrics(scores)}
     return {**metrics, "best_epoch": record.results.best_epoch, "seconds": round(record.seconds, 1)}
 

@@ -50,8 +50,8 @@ class TensorboardLog(Callback):
         with self._unless_it_fails():
             for name, value in (("loss", row.train_loss), ("top1", row.train_top1), ("lr", row.lr), ("seconds", row.seconds)):
                 self._add("train", name, value, row.epoch)
-            for name, value in (("loss", row.val_loss), ("top1", row.val_top1), ("mean_ap", row.val_mean_ap)):
-                self._add("val", name, value, row.epoch)
+            for name, figure in (("loss", row.val_loss), ("top1", row.val_top1), ("mean_ap", row.val_mean_ap)):
+                self._add("val", name, figure, row.epoch)
             for writer in self._writers.values() if self._writes else ():
                 writer.flush()
 
