@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import statistics
 import sys
 import tempfile
@@ -59,9 +60,17 @@ hrnet_w18_small nf_regnet_b0 nf_resnet26 eca_nfnet_l0 repvgg_a0 mobileone_s0 ger
 selecsls42b:160 ese_vovnet19b_dw starnet_s1 edgenext_xx_small poolformer_s12 fastvit_t8 inception_next_atto hgnetv2_b0 mobilevit_xxs
 mobilevitv2_050 dla34 xception41 resnetv2_50d_gn inception_v3:160 alexnet:128 googlenet squeezenet1_1
 shufflenet_v2_x0_5 mnasnet0_5 resnet50 vgg16 seresnet50 resnext50_32x4d resnetrs50 cspdarknet53 legacy_xception:128 inception_v4:160
-inception_resnet_v2:160 lambda_resnet26t:256 bat_resnext26ts:256
-convmixer_768_32 resnetv2_50x1_bit nasnetalarge:128 tresnet_m halonet26t:256 coatnet_nano_rw_224:224
-maxvit_tiny_tf_224:224 focalnet_tiny_srf efficientformer_l1:224 swin_tiny_patch4_window7_224:224 vit_tiny_patch16_224:224
+inception_resnet_v2:160 bat_resnext26ts:256
+convmixer_768_32 resnetv2_50x1_bit nasnetalarge:128 tresnet_m halonet26t:256 focalnet_tiny_srf efficientformer_l1:224
+vit_tiny_patch16_224,img_size=112 deit_tiny_patch16_224,img_size=112 deit_tiny_distilled_patch16_224,img_size=112
+cait_xxs24_224,img_size=112 visformer_tiny,img_size=112 levit_128s,img_size=112 levit_conv_128s,img_size=112 levit_256d,img_size=112
+gmlp_ti16_224,img_size=112 volo_d1_224,img_size=112 tnt_s_patch16_224,img_size=112 vit_tiny_r_s16_p8_224,img_size=128
+beit_base_patch16_224,depth=2,img_size=112 samvit_base_patch16_224,depth=2,img_size=112 naflexvit_base_patch16_gap,depth=2,img_size=112
+qwen3_vit_88m,depth=2,img_size=112 gemma4_vit_167m,depth=1,img_size=112 deepseek_vit_412m,depth=1,img_size=112
+lambda_resnet26t,img_size=128 coatnet_nano_rw_224,img_size=128 maxvit_tiny_tf_224,img_size=128 swin_tiny_patch4_window7_224,img_size=128
+swinv2_tiny_window8_256,img_size=128 swinv2_cr_tiny_224,img_size=128 eca_botnext26ts_256,img_size=128 coat_tiny,img_size=128
+maxvit_pico_rw_256,img_size=128 gcvit_xxtiny,img_size=128 hiera_tiny_224,img_size=128 mvitv2_tiny,img_size=128 nest_tiny,img_size=128
+sequencer2d_s,img_size=128 twins_svt_small,img_size=128 vitamin_small_224,img_size=128
 """.split()  # noqa: SIM905
 )
 CLASSES = 5
@@ -104,8 +113,12 @@ def main() -> None:
 
 def networks() -> list[str]:
     """Return the networks of the first table: `NETWORKS`, and those of the second that are not among them."""
-    known = {named.partition(":")[0] for named in NETWORKS}
-    return [*NETWORKS, *(name for name in (named.partition("=")[2] for named in timm_modules.MODELS) if name not in known)]
+    known = {_backbone(named) for named in NETWORKS}
+    return [*NETWORKS, *(name for name in (named.partition("=")[2] for named in timm_modules.MODELS) if _backbone(name) not in known)]
+
+
+def _backbone(named: str) -> str:
+    return re.split("[:,]", named)[0]
 
 
 def _shown(name: str) -> str:
@@ -133,7 +146,7 @@ def measure(named: str, size: int | None, folder: Path | None) -> list[str]:
     model_kwargs = {key: int(value) for key, _, value in (pair.partition("=") for pair in pairs)}
     name = _shown(named)
     family = timm.models.model_entrypoint(backbone).__module__.rsplit(".", 1)[-1]
-    size = size or timm_modules.input_size(timm.create_model(backbone, **model_kwargs))
+    size = size or model_kwargs.get("img_size") or timm_modules.input_size(timm.create_model(backbone, **model_kwargs))
     preprocessing = Preprocessing(height=size, width=size)
     torch.manual_seed(0)
     try:

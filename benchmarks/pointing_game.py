@@ -61,6 +61,8 @@ SIDE = 2
 """Images beside one another in a collage."""
 BATCH = 25
 DRAWN_SIZE = 64
+CROP_SCALE = 0.8
+"""Smallest part of an image that training crops to, as for `--dataset shapes`: a smaller one cuts shapes off."""
 STEPS, PERTURBED = 16, 60
 """Steps of deletion and insertion, and the number of images."""
 
@@ -114,7 +116,7 @@ RECIPES = {
             "batch_size": 32,
             "lr": 1e-3,
         },
-        epochs=14,
+        epochs=10,
         drawn=2000,
         image_size=32,
     ),
@@ -125,7 +127,7 @@ RECIPES = {
             "batch_size": 64,
             "lr": 1e-3,
         },
-        epochs=16,
+        epochs=14,
         drawn=2000,
         image_size=32,
     ),
@@ -242,6 +244,7 @@ def train(folder: Path, recipe: Recipe, arguments: argparse.Namespace) -> Run:
         head="original",  # so that the network's own pooling is kept
         dataset=dataset,
         data_dir=folder / "data",
+        crop_scale=CROP_SCALE,
         mode="full",
         epochs=arguments.epochs or recipe.epochs,
         image_size=recipe.image_size,

@@ -271,10 +271,11 @@ def create_backbone(name: str, model_kwargs: dict[str, Argument], **more: Any) -
         )
     try:
         backbone: nn.Module = timm.create_model(name, **more, **cast("dict[str, Any]", model_kwargs))
-    except TypeError as error:  # timm passes unknown arguments to the model's constructor
-        if not model_kwargs:
+    except Exception as error:  # timm passes the arguments to the model's constructor, which rejects them in ways of its own
+        of_the_weights = isinstance(error, OSError) or (more.get("pretrained") and not isinstance(error, TypeError))
+        if not model_kwargs or of_the_weights:
             raise
-        raise SettingsError(f"{name} does not accept these model arguments ({', '.join(model_kwargs)}): {error}") from error
+        raise SettingsError(f"{name} does not accept these model arguments ({', '.join(model_kwargs)}): {first_line(error)}") from error
     return backbone
 
 

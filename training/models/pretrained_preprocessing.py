@@ -10,6 +10,7 @@ from torch import nn
 from tlcli.contract.errors import SettingsError
 from tlcli.contract.images.preprocessing import Preprocessing
 from tlcli.training.settings.config import FinetuneConfig
+from tlcli.training.settings.model_arguments import Argument
 
 
 def resolve_preprocessing(config: FinetuneConfig, backbone: nn.Module) -> Preprocessing:
@@ -24,7 +25,7 @@ def resolve_preprocessing(config: FinetuneConfig, backbone: nn.Module) -> Prepro
     """
     own: dict[str, Any] = timm.data.resolve_model_data_config(backbone)  # type: ignore[attr-defined, no-untyped-call]
     built_for = config.model_kwargs.get("img_size")  # argument of timm models with a fixed input size
-    height, width = (int(built_for), int(built_for)) if built_for is not None else own["input_size"][1:]
+    height, width = _pair(built_for) if built_for is not None else own["input_size"][1:]
     if config.image_size is not None:
         requested = (config.image_size, config.image_size)
         if cast("dict[str, Any]", backbone.pretrained_cfg).get("fixed_input_size") and requested != (height, width):
@@ -39,3 +40,9 @@ def resolve_preprocessing(config: FinetuneConfig, backbone: nn.Module) -> Prepro
         if (value := getattr(config, name)) is not None or (value := own[name]) is not None
     }
     return Preprocessing(height=height, width=width, **values)
+
+
+def _pair(img_size: Argument) -> tuple[int, int]:
+    """Return timm's `img_size`, one number or two, as height and width."""
+    height, width = img_size if isinstance(img_size, tuple) else (img_size, img_size)
+    return int(height), int(width)

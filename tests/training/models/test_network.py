@@ -14,6 +14,7 @@ from tlcli.training.models.pretrained_preprocessing import resolve_preprocessing
 from tlcli.training.models.target_layers import resolve_layers, run_tapped
 from tlcli.training.reports.gradcam import gradcam, layer_gradients
 from tlcli.training.settings.config import FinetuneConfig
+from tlcli.training.settings.model_arguments import Argument
 
 
 def network(backbone: str, head: str, size: int = 32, classes: int = 3) -> Network:
@@ -89,6 +90,29 @@ def test_invalid_model_arguments_are_named() -> None:
         create_backbone("test_resnet", {"nonsense": 1})
     with pytest.raises(SettingsError, match="--model-kwargs checkpoint_path: cannot be set here"):
         create_backbone("test_resnet", {"checkpoint_path": "x"})
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("test_vit", {"img_size": (64,)}),
+        ("test_vit", {"img_size": (64, 64, 3)}),
+        ("test_vit", {"img_size": "64"}),
+        ("test_vit", {"patch_size": 0}),
+        ("test_resnet", {"output_stride": 5}),
+        ("test_convnext", {"dims": (8, 8)}),
+    ],
+)
+def test_arguments_that_timm_rejects_in_any_way_are_one_line(name: str, arguments: dict[str, Argument]) -> None:
+    with pytest.raises(SettingsError, match=rf"{name} does not accept these model arguments \({next(iter(arguments))}\): ") as error:
+        create_backbone(name, arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_the_image_size_may_be_two_numbers() -> None:
+    config = FinetuneConfig(backbone="test_vit", model_kwargs={"img_size": (64, 96)})
+    shape = resolve_preprocessing(config, create_backbone("test_vit", config.model_kwargs))
+    assert (shape.height, shape.width) == (64, 96)
 
 
 def test_settings_override_the_backbones_preprocessing() -> None:
