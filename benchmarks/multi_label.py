@@ -39,7 +39,7 @@ from tlcli.evaluation.perturbation import Flags, at_input_size
 from tlcli.exports import export_run
 from tlcli.training import FinetuneConfig, finetune
 from tlcli.training.data.dataset import Part
-from tlcli.training.data.draw_scene import LABEL_BOXES_FILE, LABELS_FILE, MOST_SHAPES, write_scenes
+from tlcli.training.data.drawing.draw_scene import LABEL_BOXES_FILE, LABELS_FILE, MOST_SHAPES, write_scenes
 from tlcli.training.metrics.multi_label import MultiLabelScores, score_labels
 from tlcli.training.runs.load_run import Run, load_run
 

@@ -21,7 +21,7 @@ from tlcli.contract.model.onnx_model import Model
 from tlcli.exports import SmallerNumbers, export_run
 from tlcli.exports.triton_config import triton_files
 from tlcli.training import finetune
-from tlcli.training.data.draw_scene import write_scenes
+from tlcli.training.data.drawing.draw_scene import write_scenes
 from tlcli.training.metrics.multi_label import MultiLabelScores
 from tlcli.training.runs.load_run import Run, load_run
 

@@ -13,7 +13,7 @@ import pytest
 from tests.helpers.training.tiny_training import config, digest
 from tlcli.contract.errors import DatasetError, SettingsError, TlcliError
 from tlcli.training import finetune, resume
-from tlcli.training.data.draw_scene import LABEL_BOXES_FILE, write_scenes
+from tlcli.training.data.drawing.draw_scene import LABEL_BOXES_FILE, write_scenes
 from tlcli.training.data.load import load_dataset
 from tlcli.training.engine.callbacks import Callback
 from tlcli.training.metrics.multi_label import MultiLabelScores

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from tlcli.training.data.draw_shape import (
+from tlcli.training.data.drawing.draw_shape import (
     DEFAULT_SIZE,
     OTHER_SHAPES,
     SHAPES,
