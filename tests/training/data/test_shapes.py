@@ -52,7 +52,7 @@ def test_the_box_is_tight(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Draws each image with and without the shape: the pixels that differ reach every edge of the box, and none is outside."""
     import tlcli.training.data.drawing.draw_shape as drawing
 
-    paint = drawing._paint
+    paint = drawing.paint
     for index in range(3 * len(SHAPES)):
         with_shape = draw(index, seed=5, size=size)
         # The shape is the only thing that is painted with a shading.
