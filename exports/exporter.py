@@ -80,6 +80,8 @@ def export(
     require_temperature(temperature)
     if thresholds:
         _require_float_scores(temperature, trial)
+        if plain is not None and plain.classes == "top":
+            raise SettingsError("--classes top explains one label of an image, and this model can give it several: use --classes input")
     if len(labels) != network.config.num_classes:
         raise ExportError(f"{len(labels)} labels for a network of {network.config.num_classes} classes: give one for each class")
     network = copy.deepcopy(network).cpu().float().eval().requires_grad_(False)

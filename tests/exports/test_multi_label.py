@@ -16,7 +16,7 @@ from tests.helpers.training.tiny_training import config
 from tlcli.cli.commands.evaluate import command as evaluate
 from tlcli.cli.commands.predict import command as predict
 from tlcli.contract.errors import SettingsError
-from tlcli.contract.model.description import Description
+from tlcli.contract.model.description import Description, Plain
 from tlcli.contract.model.onnx_model import Model
 from tlcli.exports import SmallerNumbers, export_run
 from tlcli.exports.triton_config import triton_files
@@ -96,6 +96,11 @@ def test_what_would_change_the_scores_is_refused(run: Run, tmp_path: Path, optio
     with pytest.raises(SettingsError, match=f"{flag} needs one label per image"):
         export_run(run, name="other", repository=tmp_path, **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_plain_file_that_explains_one_class_alone_is_refused(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="--classes top explains one label"):
+        export_run(run, name="other", repository=tmp_path, methods=["gradcam"], plain=Plain(classes="top"))
 
 
 def test_the_model_card_and_tritons_configuration_have_the_thresholds(run: Run, file: Path, model: Model) -> None:

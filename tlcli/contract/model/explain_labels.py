@@ -16,10 +16,8 @@ EXPLAINED_AT_ONCE = 8
 
 
 def first_targets(model: Model) -> tuple[int, ...]:
-    """Return the ranks that the first run explains: at most `EXPLAINED_AT_ONCE`, and one for a plain graph that explains only one."""
-    plain = model.description.plain
-    count = 1 if plain is not None and plain.classes == "top" else min(EXPLAINED_AT_ONCE, model.num_classes)
-    return tuple(-rank for rank in range(1, count + 1))
+    """Return the ranks that the first run explains, at most `EXPLAINED_AT_ONCE`."""
+    return tuple(-rank for rank in range(1, min(EXPLAINED_AT_ONCE, model.num_classes) + 1))
 
 
 def missing_targets(model: Model, answer: Answer) -> npt.NDArray[np.int64] | None:
@@ -66,8 +64,7 @@ def explain_labels(
         images, methods, softmax, max_channels, batch_size, advance: see `tlcli.contract.model.explain.explain`.
 
     Raises:
-        RequestError: see `tlcli.contract.model.explain.explain`; also if a plain graph explains only the top-ranked class and an image has
-            other labels.
+        RequestError: see `tlcli.contract.model.explain.explain`.
     """
     options = {"softmax": softmax, "max_channels": max_channels, "batch_size": batch_size}
     answer = explain(model, images, first_targets(model), methods, advance=advance, **options)  # type: ignore[arg-type]
