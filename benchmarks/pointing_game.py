@@ -63,6 +63,8 @@ BATCH = 25
 DRAWN_SIZE = 64
 CROP_SCALE = 0.8
 """Smallest part of an image that training crops to, as for `--dataset shapes`: a smaller one cuts shapes off."""
+CHECKED = 2
+"""Images on which an exported file is compared with PyTorch."""
 STEPS, PERTURBED = 16, 60
 """Steps of deletion and insertion, and the number of images."""
 
@@ -198,12 +200,13 @@ def compare(folder: Path, arguments: argparse.Namespace) -> None:
     run = load_run(arguments.run) if arguments.run else train(folder, recipe, arguments)
     trained_s = time.perf_counter() - began
     torch.manual_seed(arguments.seed)
-    trained, untrained = (
-        models_of(run.network, recipe, folder / "trained"),
-        models_of(build(run.network.config), recipe, folder / "untrained"),
-    )
     single = read(run, arguments.part)
     collages = list(arranged(single))
+    seen = single[:CHECKED], collages[:CHECKED]
+    trained, untrained = (
+        models_of(run.network, recipe, seen, folder / "trained"),
+        models_of(build(run.network.config), recipe, seen, folder / "untrained"),
+    )
     exported_s = time.perf_counter() - began - trained_s
 
     methods = tuple(name for name in trained.single.description.methods if arguments.all or name != SLOW)
@@ -264,11 +267,13 @@ class Models:
     collage: Model
 
 
-def models_of(network: Network, recipe: Recipe, folder: Path) -> Models:
+def models_of(network: Network, recipe: Recipe, seen: tuple[Sequence[LabelledImage], Sequence[LabelledImage]], folder: Path) -> Models:
+    """Export a network. `seen` are images, and collages, on which the exported file is compared with PyTorch."""
+    single, collages = seen
     if recipe.any_size:
-        model = exported(network, "any-size", folder, dynamic_size=True)
+        model = exported(network, "any-size", single, folder, dynamic_size=True)
         return Models(model, model)
-    return Models(exported(network, "single", folder), exported(at_double_size(network, folder), "collage", folder))
+    return Models(exported(network, "single", single, folder), exported(at_double_size(network, folder), "collage", collages, folder))
 
 
 def at_double_size(network: Network, folder: Path) -> ImageNetwork:
@@ -291,15 +296,14 @@ def at_double_size(network: Network, folder: Path) -> ImageNetwork:
     )
 
 
-def exported(network: ImageNetwork, name: str, folder: Path, dynamic_size: bool = False) -> Model:
-    size = network.config.preprocessing
+def exported(network: ImageNetwork, name: str, images: Sequence[LabelledImage], folder: Path, dynamic_size: bool = False) -> Model:
     file = export(
         network,
         name=name,
         labels=[f"class {number}" for number in range(network.config.num_classes)],
         repository=folder / "models",
-        images=[np.zeros((size.height, size.width, 3), dtype=np.uint8)],
-        source="black",
+        images=[one.image for one in images],
+        source="shapes",
         provenance=Provenance(created="", versions={}, backbone=network.config.backbone, head=network.config.head, weights="none"),
         dynamic_size=dynamic_size,
     )

@@ -40,7 +40,7 @@ SUBFOLDERS: dict[str, dict[str, set[str]]] = {
         "features": {"data", "models", "runtime", "settings"},
         "engine": {"data", "metrics", "models", "runtime", "settings"},
         "runs": {"data", "data.label_files", "engine", "metrics", "models", "runtime", "settings"},
-        "reports": {"data", "engine", "metrics", "models", "runs", "settings"},
+        "reports": {"data", "engine", "features", "metrics", "models", "runs", "settings"},
         "reports.html": {"engine", "metrics", "reports", "runs", "settings"},
         "visualize": {"models", "settings"},
     },
@@ -59,6 +59,7 @@ SUBFOLDERS: dict[str, dict[str, set[str]]] = {
         "rest": {"decoding", "inference", "repository", "security", "system", "telemetry", "types"},
         "rpc": {"decoding", "inference", "protocol", "repository", "security", "settings", "system", "telemetry", "types"},
     },
+    "evaluation": {"cleaning": set()},
     "exports": {
         "rewrite": set(),
         "trace": {"rewrite"},

@@ -26,6 +26,7 @@ COMMANDS = {
     "classify": "Classify images on a running server.",
     "health": "Check whether a running server is ready, for containers.",
     "compare": "Compare the settings and metrics of runs side by side.",
+    "clean": "Find probable label errors, near-duplicates, outliers and poor images.",
     "evaluate": "Measure the accuracy of an exported model on labelled images.",
     "evaluate-cam": "Measure the maps of an exported model, method by method.",
     "bench": "Load-test a running server: throughput, latency, rejected requests.",

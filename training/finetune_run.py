@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tlcli.contract.errors import SettingsError
+from tlcli.contract.errors import ImageError, SettingsError
 from tlcli.contract.process.malloc import keep_freed_memory
 from tlcli.training.data.dataset import Dataset, Part
 from tlcli.training.data.load import load_dataset, save_split
@@ -24,6 +24,7 @@ from tlcli.training.engine.model_selection import describe_kept
 from tlcli.training.engine.stage import Best
 from tlcli.training.engine.step import Log, no_log
 from tlcli.training.features.cache import FeatureCache, View
+from tlcli.training.features.part_overlap import near_duplicates_across_parts
 from tlcli.training.metrics.multi_label import MultiLabelScores
 from tlcli.training.metrics.scores import EpochRow, PartScores, Results, score_parts
 from tlcli.training.models.batch_norms import require_more_than_one_image
@@ -32,7 +33,7 @@ from tlcli.training.models.known_classes import with_classes
 from tlcli.training.models.network import Network, NetworkConfig
 from tlcli.training.models.pretrained_preprocessing import resolve_preprocessing
 from tlcli.training.models.weights import fingerprint, load_backbone
-from tlcli.training.reports.datasheet import describe_dataset, origin_of, write_data_sheet
+from tlcli.training.reports.datasheet import describe_dataset, origin_of, read_data_sheet, with_near_duplicates, write_data_sheet
 from tlcli.training.reports.figures import draw_curves, draw_figures, gradcam_of
 from tlcli.training.reports.html.report import write_report
 from tlcli.training.reports.label_figures import draw_label_mistakes
@@ -405,6 +406,7 @@ class FinetuneRun:
         if self._dist.is_rank_zero:
             self.folder.write_results(results)
             resume_state.remove(self.folder.path)
+            self._describe_near_duplicates()
             write_report(self.folder.path)
         self._log_results(results, scores)
         return RunResult(self.folder.path, results)
@@ -423,6 +425,24 @@ class FinetuneRun:
             write_label_predictions(path, val, logits, classes, scores.thresholds)
         else:
             write_predictions(path, predictions(val, logits, classes))
+
+    def _describe_near_duplicates(self) -> None:
+        """Add the near-duplicates across parts to the data sheet, if the features of all parts were computed for the training."""
+        path = self.folder.path / DATA_SHEET
+        sheet = read_data_sheet(self.folder.path)
+        if self._plan.full_epochs or self._plan.config.augment or sheet is None or sheet.near_duplicate_count is not None:
+            return
+        embeddings = {name: self._cache.embeddings(part, f"Features of the {name} part") for name, part in self.dataset.parts.items()}
+        try:
+            pairs = near_duplicates_across_parts(self.dataset, embeddings)
+        except ImageError:
+            return  # the run is finished, and an image that was removed since then does not fail it
+        if pairs is None:
+            return
+        described = with_near_duplicates(sheet, self.dataset, pairs)
+        write_data_sheet(path, described)
+        for warning in described.warnings[len(sheet.warnings) :]:
+            self._log(f"warning: {warning}")
 
     def _evaluate(self, part: Part, description: str) -> Tensor:
         """Return the logits `[n, C]` for a part. Cached features are used if only the head was trained."""

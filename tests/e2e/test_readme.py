@@ -1,4 +1,4 @@
-"""Tests that run the README and the guides for training, maps, the exported file and its runtimes: every block, in order, as it is written.
+"""Tests that run the README and the guides for training, data, maps, the exported file and its runtimes: every block, in order, as written.
 
 Two stand-ins replace what a test cannot download: a hub cache with randomly initialised weights in the official layout, and a small data
 set under the default one's name. The commands do not know the difference. Those of the README are started as a reader starts them, those
@@ -29,7 +29,10 @@ ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```(sh|python|js)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 PAGES = (
     "README.md",
-    *(f"docs/{name}.md" for name in ("tutorial", "training", "data", "maps", "exported-file", "evaluating", "gallery", "troubleshooting")),
+    *(
+        f"docs/{name}.md"
+        for name in ("tutorial", "training", "data", "cleaning", "maps", "exported-file", "evaluating", "gallery", "troubleshooting")
+    ),
     *(
         f"docs/{name}.md"
         for name in ("plain", "runtime-browser", "runtime-openvino", "runtime-triton", "runtime-litert", "runtime-tensorrt")

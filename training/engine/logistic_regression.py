@@ -1,4 +1,4 @@
-"""Multinomial logistic regression, fitted to convergence by full-batch L-BFGS in float64."""
+"""Multinomial logistic regression, fitted to convergence by full-batch L-BFGS, in float64 unless the inputs are float32."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ _HISTORY = 20
 class Fitted:
     """Fitted logistic regression with logits `x W^T + b`.
 
-    l2: strength of the L2 penalty. weight: W, float64 `[C, d]`. bias: b, float64 `[C]`. loss: mean loss in nats, without the penalty.
+    l2: strength of the L2 penalty. weight: W, `[C, d]`. bias: b, `[C]`, in the type of the inputs.
+    loss: mean loss in nats, without the penalty.
     """
 
     l2: float
@@ -46,11 +47,11 @@ def fit_logistic(
     depend on the starting point. It is equivalent to scikit-learn's `LogisticRegression(C=1 / (n * l2))`.
 
     Args:
-        inputs: input features, float64 `[n, d]`.
+        inputs: input features, float64 or float32 `[n, d]`.
         labels: class indices, int64 `[n]`.
         classes: number of classes C.
         strengths: L2 strengths, positive.
-        objective: loss to minimise, a cross-entropy; its tensors must be float64.
+        objective: loss to minimise, a cross-entropy; its tensors must be of the type of the inputs.
         with_bias: False to fix the bias at 0.
         weights: weights of the images, float64 `[n]`; None if all weigh the same.
     """

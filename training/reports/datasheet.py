@@ -19,6 +19,7 @@ from tlcli.contract.process.cores import usable_cores
 from tlcli.training.data.dataset import Dataset, Part
 from tlcli.training.data.image_size import image_size
 from tlcli.training.data.listing import one_line
+from tlcli.training.features.part_overlap import PartPair
 from tlcli.training.settings.run_file_names import DATA_SHEET
 
 FEW_TO_TRAIN, FEW_TO_JUDGE = 10, 5
@@ -65,6 +66,19 @@ class Copy(BaseModel):
     part: str
     name: str
     label: str
+
+
+class NearCopy(BaseModel):
+    """Image outside of the training part that is nearly the same as an image of another part.
+
+    similarity: cosine similarity of their features, centred.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    image: Copy
+    other: Copy
+    similarity: float
 
 
 class Overlap(BaseModel):
@@ -145,6 +159,8 @@ class DataSheet(BaseModel):
     duplicates: groups of images with identical content, at most a hundred groups. Groups with different labels come first, then groups
         that span several parts. duplicate_contents: total number of such groups.
     contradictions: number of groups with different labels. overlaps: pairs of parts that share images.
+    near_duplicates: pairs of images in two parts that are nearly the same but not identical, at most a hundred out of
+        `near_duplicate_count`, which is None if the parts were not compared; see `with_near_duplicates`.
     left_out: images that could not be read.
     skipped: files that are not images and folders that are not classes, folders first; at most a thousand out of `skipped_count`.
     near_uniform: names of images with nearly one colour; at most a hundred out of `near_uniform_count`.
@@ -164,6 +180,8 @@ class DataSheet(BaseModel):
     duplicate_contents: int
     contradictions: int
     overlaps: tuple[Overlap, ...]
+    near_duplicates: tuple[NearCopy, ...] = ()
+    near_duplicate_count: int | None = None
     left_out: tuple[Unread, ...]
     skipped: tuple[NotRead, ...] = ()
     skipped_count: int = 0
@@ -250,6 +268,27 @@ def describe_dataset(dataset: Dataset, origin: Origin | None = None) -> DataShee
     )
 
 
+def with_near_duplicates(sheet: DataSheet, dataset: Dataset, pairs: Sequence[PartPair]) -> DataSheet:
+    """Return a data sheet with the near-duplicates across parts, and a warning for each part that has some.
+
+    Args:
+        sheet: data sheet of the data set.
+        dataset: data set.
+        pairs: near-duplicates; see `tlcli.training.features.part_overlap.near_duplicates_across_parts`.
+    """
+    copies = tuple(
+        NearCopy(image=_copy(dataset, _Place(*pair.image)), other=_copy(dataset, _Place(*pair.other)), similarity=round(pair.similarity, 4))
+        for pair in pairs
+    )
+    return sheet.model_copy(
+        update={
+            "near_duplicates": copies[:_MOST_LISTED],
+            "near_duplicate_count": len(copies),
+            "warnings": (*sheet.warnings, *_warn_of_near_duplicates(copies)),
+        }
+    )
+
+
 def write_data_sheet(path: Path, sheet: DataSheet) -> None:
     """Write a data sheet to a JSON file atomically.
 
@@ -323,6 +362,20 @@ def _warn_of_overlaps(overlaps: Sequence[Overlap], images: Mapping[str, int]) ->
         )
         for overlap in overlaps
     ]
+
+
+def _warn_of_near_duplicates(copies: Sequence[NearCopy]) -> list[str]:
+    warnings = []
+    for part, earlier in dict.fromkeys((copy.image.part, copy.other.part) for copy in copies):
+        pairs = [copy for copy in copies if (copy.image.part, copy.other.part) == (part, earlier)]
+        images = len({copy.image.name for copy in pairs})
+        effect = f": the metrics of the {_PART_NAMES[part]} part are too optimistic" if earlier == "train" else ", which selected the epoch"
+        warnings.append(
+            f"{images:,} {'image of the ' if images == 1 else 'images of the '}{_PART_NAMES[part]} part"
+            f" {'is' if images == 1 else 'are'} nearly the same as images of the {_PART_NAMES[earlier]} part, such as"
+            f" {pairs[0].image.name} and {pairs[0].other.name}{effect}"
+        )
+    return warnings
 
 
 def _warn_of_known_images(origin: Origin | None, images: Mapping[str, int]) -> list[str]:

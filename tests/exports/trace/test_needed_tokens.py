@@ -102,4 +102,4 @@ def test_the_gradient_of_a_vision_transformer_has_one_token_behind_the_last_atte
     rows = [str(size[0]) for size in sizes]
     positions = SIZE[0] // 16 * (SIZE[1] // 16)
     assert sum(row.startswith(f"{positions + 1}*") for row in rows) == 1, "the gradient of query, key and value"
-    assert len(rows) == 4
+    assert len(rows) == 5, "projection and two of the hidden layer; query, key and value, and the mean of their gradient"

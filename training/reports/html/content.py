@@ -16,7 +16,7 @@ from PIL import Image
 
 from tlcli.training.engine.model_selection import describe_kept, rule_of
 from tlcli.training.metrics.headline import why_macro_recall
-from tlcli.training.reports.datasheet import DataSheet, Groups, Origin
+from tlcli.training.reports.datasheet import DataSheet, Groups, NearCopy, Origin
 from tlcli.training.reports.html.charts import data_uri, line_chart, matrix_image, reliability_chart
 from tlcli.training.reports.html.formats import duration, interval, number, percent, plain
 from tlcli.training.runs.reproduce_command import finetune_words
@@ -240,11 +240,17 @@ def _data(record: RunSummary, sheet: DataSheet | None) -> dict[str, Any]:
         "class_counts": rows,
         "size_rows": [] if sheet is None or sheet.sizes is None else _size_rows(sheet),
         "facts": [] if sheet is None else _facts(sheet),
+        "near_duplicates": [] if sheet is None else [_near_copy(copy) for copy in sheet.near_duplicates[:MOST_LISTED]],
         "unreadable": [] if sheet is None else [[image.name, image.reason] for image in sheet.left_out[:MOST_LISTED]],
         "skipped": []
         if sheet is None
         else [[path.name, "folder" if path.is_folder else "file", path.reason] for path in sheet.skipped[:MOST_LISTED]],
     }
+
+
+def _near_copy(copy: NearCopy) -> list[str]:
+    images = (copy.image, copy.other)
+    return [*(text for image in images for text in (image.name, image.part, image.label)), f"{copy.similarity:.3f}"]
 
 
 def _size_rows(sheet: DataSheet) -> list[list[str]]:
@@ -265,6 +271,7 @@ def _facts(sheet: DataSheet) -> list[tuple[str, str]]:
             (f"{PART_NAMES[overlap.of].lower()} images also in {PART_NAMES[overlap.also_in].lower()}", f"{overlap.images:,}")
             for overlap in sheet.overlaps
         ),
+        *([] if sheet.near_duplicate_count is None else [("nearly the same in two parts", f"{sheet.near_duplicate_count:,}")]),
         ("left out, unreadable", f"{len(sheet.left_out):,}"),
         ("left out, not an image or class", f"{sheet.skipped_count:,}"),
         ("of a single colour", f"{sheet.near_uniform_count:,}"),
