@@ -35,7 +35,7 @@ from tlcli.contract.images.preprocessing import Preprocessing
 from tlcli.exports.onnx_export import export_onnx
 from tlcli.exports.onnx_source.image_input import ImageInput
 from tlcli.exports.onnx_source.input_settings import InputSettings
-from tlcli.training.data.draw_shape import draw
+from tlcli.training.data.drawing.draw_shape import draw
 
 NETWORKS = (
     "alexnet",

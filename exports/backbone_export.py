@@ -114,7 +114,7 @@ def _require_calibration(numbers: SmallerNumbers | None, paths: Sequence[Path]) 
 
 
 def _drawn_images(preprocessing: Preprocessing, count: int, seed: int) -> list[npt.NDArray[np.uint8]]:
-    from tlcli.training.data.draw_shape import draw
+    from tlcli.training.data.drawing.draw_shape import draw
 
     size = max(preprocessing.height, preprocessing.width)
     return [preprocessing.apply(draw(index, seed, size=size).image) for index in range(count)]

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from onnx import ModelProto
 from PIL import Image
 
-from tlcli.contract.errors import ExportError, first_line
+from tlcli.contract.errors import ExportError, SettingsError, first_line
 from tlcli.contract.files.atomic_folder import temporary_folder
 from tlcli.contract.model.description import Agreement, Description, Plain, Provenance
 from tlcli.contract.model.onnx_model import Model
@@ -47,6 +47,7 @@ def export(
     temperature: float = 1.0,
     trial: PrecisionTrial | None = None,
     plain: Plain | None = None,
+    thresholds: Sequence[float] = (),
     say: Say = lambda _: None,
 ) -> Exported:
     """Export `network` as the next version of model `name`. A file that fails a check is deleted.
@@ -65,16 +66,22 @@ def export(
         temperature: divisor of the network's logits; see `tlcli.exports.fold_temperature`.
         trial: settings for reduced precision, with the images on which the reduced-precision and the float file are compared.
         plain: form of a plain graph, without branches, loops and optional inputs; None writes the graph with optional inputs.
+        thresholds: score of each class from which on an image has its label, for a network with several labels per image: its scores are
+            sigmoids. Empty for one label per image, with a softmax.
         say: callback that receives one progress line per step.
 
     Raises:
-        SettingsError: the name or the temperature is invalid.
+        SettingsError: the name or the temperature is invalid, or does not apply to several labels per image.
         ExportError: a layer does not exist, the head does not support a method, the network has no ONNX form, or the file is invalid.
         ParityError: the network's logits differ from those of timm's own model, the file's outputs differ from PyTorch's by more than
             the tolerance, or the reduced-precision file loses too much accuracy or map quality.
     """
     require_model_name(name)
     require_temperature(temperature)
+    if thresholds:
+        _require_float_scores(temperature, trial)
+        if plain is not None and plain.classes == "top":
+            raise SettingsError("--classes top explains one label of an image, and this model can give it several: use --classes input")
     if len(labels) != network.config.num_classes:
         raise ExportError(f"{len(labels)} labels for a network of {network.config.num_classes} classes: give one for each class")
     network = copy.deepcopy(network).cpu().float().eval().requires_grad_(False)
@@ -83,11 +90,11 @@ def export(
     network.divide_logits(temperature)
     require_same_form(repository / name, plain)
     with model_folder(repository, name) as folder, temporary_folder(folder, ".export-") as partial:
-        explainer = Explainer(network, methods, layers, dynamic_size)
+        explainer = Explainer(network, methods, layers, dynamic_size, "multi-label" if thresholds else "single-label")
         say(f"writing {network.config.backbone}{_explained(explainer)}")
         if plain is not None:
             require_plain(explainer, methods, plain, reduced=trial is not None)
-        description = describe_explainer(explainer, name, labels, provenance, temperature, plain)
+        description = describe_explainer(explainer, name, labels, provenance, temperature, plain, thresholds)
         path = partial / MODEL_FILE
         flat = None if trial is None else flat_graph(explainer)
         write_graph(explainer, path, flat, plain)
@@ -107,6 +114,20 @@ def export(
         describe(path, description)
         version = publish(partial, folder, description)
     return Exported(folder / str(version) / MODEL_FILE, name, version, description, measured)
+
+
+def _require_float_scores(temperature: float, trial: PrecisionTrial | None) -> None:
+    """Check that the scores are those to which the thresholds of several labels per image were fitted.
+
+    Raises:
+        SettingsError: a temperature or reduced precision would change them.
+    """
+    if temperature != 1:
+        raise SettingsError(
+            f"--temperature {temperature:g} needs one label per image: thresholds are fitted to the scores of several: leave it out"
+        )
+    if trial is not None:
+        raise SettingsError(f"--precision {trial.numbers.precision} needs one label per image, whose top-1 is compared: leave it out")
 
 
 def _with_plain_attention(network: ImageNetwork) -> None:
@@ -180,6 +201,7 @@ def describe_explainer(
     provenance: Provenance,
     temperature: float = 1.0,
     plain: Plain | None = None,
+    thresholds: Sequence[float] = (),
 ) -> Description:
     """Return the description of the graph that `write_graph` writes for this explainer."""
     return Description(
@@ -191,6 +213,8 @@ def describe_explainer(
         switches=explainer.switches if plain is None else (),
         dynamic_size=explainer.dynamic_size,
         temperature=temperature,
+        task="multi-label" if thresholds else "single-label",
+        thresholds=tuple(thresholds),
         plain=plain,
         provenance=provenance,
     )

@@ -235,7 +235,7 @@ def _images(preprocessing: Preprocessing, paths: Sequence[Path], count: int) -> 
         files = decoding.find(paths)
         chosen = [preprocessing.apply(decoding.read(files[index])) for index in evenly_spaced(len(files), count)]
         return chosen, ", ".join(map(str, paths))
-    from tlcli.training.data.draw_shape import draw
+    from tlcli.training.data.drawing.draw_shape import draw
 
     size = max(preprocessing.height, preprocessing.width)
     return [preprocessing.apply(draw(index, 0, size=size).image) for index in range(count)], "drawn shapes"

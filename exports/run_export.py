@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from tlcli.contract.errors import DatasetError, ImageError
+from tlcli.contract.errors import DatasetError, ImageError, SettingsError
 from tlcli.contract.images.evenly_spaced import evenly_spaced
 from tlcli.contract.model.description import Plain
 from tlcli.exports.exporter import export
@@ -19,6 +19,7 @@ from tlcli.exports.provenance import new_provenance
 from tlcli.exports.publication import DEFAULT_CHECK_IMAGES, Exported, Say
 from tlcli.exports.run_temperature import settle_temperature
 from tlcli.training.data.dataset import Dataset
+from tlcli.training.metrics.multi_label import MultiLabelScores
 from tlcli.training.reports.model_card import write_model_card
 from tlcli.training.runs.load_run import Run
 from tlcli.training.runtime.progress import ProgressFactory, silent
@@ -55,9 +56,14 @@ def export_run(
 
     Raises:
         DatasetError: an image of the run's data set can no longer be read.
+        SettingsError: a temperature or reduced precision is requested for several labels per image.
         Others: see `tlcli.exports.exporter.export`.
     """
     require_temperature(temperature)
+    thresholds = run.results.val.thresholds if isinstance(run.results.val, MultiLabelScores) else ()
+    if thresholds and (temperature != 1 or numbers is not None):
+        flag = f"--temperature {temperature}" if numbers is None else f"--precision {numbers.precision}"
+        raise SettingsError(f"{flag} needs one label per image, and {run.path} has several: leave it out")
     dataset = run.dataset()
     spec = Path(dataset.spec).name if Path(dataset.spec).is_absolute() else dataset.spec  # the path on this machine is private
     images = _check_inputs(run, dataset, check_images)
@@ -85,6 +91,7 @@ def export_run(
         temperature=temperature,
         trial=None if numbers is None else trial_on_dataset(numbers, dataset, spec, run.network.config.preprocessing),
         plain=plain,
+        thresholds=thresholds,
         say=say,
     )
     write_model_card(exported.path.parents[1], run, exported.description)

@@ -28,7 +28,7 @@ _SHOWN = 50
 class ClassScore(NamedTuple):
     """Label, score and id of one class in an answer.
 
-    score: softmax probability of the class.
+    score: probability of the class: a softmax, or a sigmoid with several labels per image.
     """
 
     label: str
@@ -41,7 +41,7 @@ class Answer:
 
     source: path or URL of the image; empty for an image in memory.
     labels: labels of all classes in class-id order.
-    scores: softmax probabilities by class id, float32 `[C]`.
+    scores: probabilities by class id, float32 `[C]`.
     logits: logits by class id, float32 `[C]`.
     explained: ids of the K explained classes; empty without maps.
     maps: unnormalised maps by method, each float32 `[K, h, w]` in the order of `explained`.
@@ -57,11 +57,13 @@ class Answer:
         explained: Sequence[int],
         maps: Mapping[str, Floats],
         framed: Callable[[], tuple[Image.Image, Box]],
+        assigned: Sequence[int] = (),
     ) -> None:
         """Create an answer. The image is loaded on first use.
 
         Args:
             source, labels, scores, logits, explained, maps: see the class.
+            assigned: ids of the labels that the image has, best first, for a model with several labels per image.
             framed: returns the image, scaled to at most `heatmap.MAX_SIDE` pixels on its longer side, and the box in its pixels.
         """
         self.source = source
@@ -71,6 +73,7 @@ class Answer:
         self.explained = tuple(explained)
         self.maps = dict(maps)
         self._framed = framed
+        self._assigned = tuple(assigned)
         self._order = [int(class_id) for class_id in np.argsort(-logits, kind="stable")]
 
     @property
@@ -85,8 +88,13 @@ class Answer:
 
     @property
     def score(self) -> float:
-        """Softmax probability of the top-1 class, in [0, 1]."""
+        """Probability of the top-1 class, in [0, 1]."""
         return float(self.scores[self.class_id])
+
+    @property
+    def assigned(self) -> tuple[ClassScore, ...]:
+        """Labels that the image has, best first: those whose score reaches their threshold. Empty with one label per image."""
+        return tuple(ClassScore(self.labels[class_id], float(self.scores[class_id]), class_id) for class_id in self._assigned)
 
     def top(self, n: int = 5) -> tuple[ClassScore, ...]:
         """Return the `n` best classes, best first. If there are fewer classes, return all of them.
@@ -154,6 +162,8 @@ class Answer:
         if method not in self.maps:
             raise RequestError(f"cam {method!r} was not requested: choose from {', '.join(self.maps)}")
         if cls is None:
+            if not self.explained:
+                raise RequestError("no label was assigned, so there is no map: name a class to explain, for example classes=-1")
             return self._one_map(method, 0)
         (target,) = class_targets([cls], self.labels, "cls")
         class_id = target if target >= 0 else self._order[-target - 1]
@@ -173,16 +183,18 @@ class Answer:
 
     def _repr_png_(self) -> bytes:
         """Return the overlay as a PNG for notebooks, or the image if there are no maps."""
-        return heatmap.encode(self.overlay if self.maps else self.image)
+        return heatmap.encode(self.overlay if self.explained else self.image)
 
     def _repr_html_(self) -> str:
         """Return HTML for notebooks with the image, its overlay and the best classes."""
-        shown = [self.image, *([self.overlay] if self.maps else [])]
+        shown = [self.image, *([self.overlay] if self.explained else [])]
         rows = "".join(
             f"<tr><td style='text-align:left'>{html.escape(label)}</td><td>{score:.4f}</td></tr>" for label, score, _ in self.top(5)
         )
         caption = f"<div>{html.escape(self.source)}</div>" if self.source else ""
-        method = f"<div>{html.escape(next(iter(self.maps)))} of {html.escape(self.labels[self.explained[0]])}</div>" if self.maps else ""
+        method = (
+            f"<div>{html.escape(next(iter(self.maps)))} of {html.escape(self.labels[self.explained[0]])}</div>" if self.explained else ""
+        )
         return (
             "<div style='display:flex;gap:12px;align-items:flex-start'>"
             + "".join(map(thumbnail, shown))
@@ -192,7 +204,7 @@ class Answer:
     def figure(self) -> str:
         """Return an HTML figure of the overlay, or of the image if there are no maps, with its label and score."""
         return (
-            f"<figure style='margin:0'>{thumbnail(self.overlay if self.maps else self.image)}"
+            f"<figure style='margin:0'>{thumbnail(self.overlay if self.explained else self.image)}"
             f"<figcaption>{html.escape(self.label)} {self.score:.4f}</figcaption></figure>"
         )
 

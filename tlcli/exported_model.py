@@ -14,7 +14,7 @@ from tlcli.contract.files.display_name import printable
 from tlcli.contract.images.find_images import Skipped, describe
 from tlcli.contract.maps.method_names import require_methods
 from tlcli.contract.model import onnx_model
-from tlcli.contract.model.class_choice import class_targets
+from tlcli.contract.model.class_choice import chosen_targets
 from tlcli.contract.model.description import Description
 from tlcli.contract.model.repository_layout import find_model_file, model_names
 from tlcli.image_source import ImageInput, ImageSource, image_sources
@@ -118,7 +118,8 @@ class Model:
                 image, or a uint8 array `[H, W, 3]` (RGB), `[H, W]` (grey) or `[H, W, 4]` (RGBA) of any size. The path of a folder
                 stands for all images in it, and an array `[N, H, W, 3]` for N images.
             cam: maps to compute, such as `"gradcam"` or `["gradcam", "layercam"]`; `"all"` for every map of the model; None for none.
-            classes: classes to explain, as labels, ids, or -r for the class of rank r; empty for the top-1 class.
+            classes: classes to explain, as labels, ids, or -r for the class of rank r; empty for the top-1 class, or for every label that
+                is assigned to an image by a model with several labels per image.
             softmax: explain the softmax probability of a class instead of its logit.
             max_channels: number of channels to score in Score-CAM and Faster-Score-CAM. None scores all channels in Score-CAM and ten in
                 Faster-Score-CAM.
@@ -154,7 +155,7 @@ class Model:
         methods = require_methods(cam_names(cam), self.cams, f"model {self.name!r}")
         chosen = class_names(classes)
         check_map_arguments(methods, chosen, softmax, max_channels)
-        return MapOptions(methods, class_targets(chosen, self.labels, "classes"), softmax, max_channels)
+        return MapOptions(methods, chosen_targets(chosen, self.description, "classes"), softmax, max_channels)
 
     def __repr__(self) -> str:
         size = self.description.preprocessing
@@ -170,7 +171,7 @@ class Model:
             "maps": ", ".join(self.cams) or "none",
             "backbone": provenance.backbone,
             "precision": self.description.precision,
-            **{name: f"{value:.4f}" for name, value in provenance.metrics.items() if name.endswith("top1")},
+            **{name: f"{value:.4f}" for name, value in provenance.metrics.items() if name.endswith(("top1", "mean_ap"))},
             "file": str(self.path),
         }
         return html_table(rows)
@@ -210,6 +211,7 @@ def _answer(prediction: Prediction, labels: tuple[str, ...]) -> Answer:
         logits=prediction.logits,
         explained=[int(class_id) for class_id in prediction.classes],
         maps=prediction.maps,
+        assigned=prediction.assigned,
         framed=lambda: (image, box),
     )
 

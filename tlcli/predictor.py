@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,8 @@ from tlcli.contract.errors import ImageError, NotFoundError, RequestError
 from tlcli.contract.images.preprocessing import Box, Preprocessing
 from tlcli.contract.model.description import Description
 from tlcli.contract.model.explain import BATCH_SIZE, channels_to_score, explain
-from tlcli.contract.model.onnx_model import FIRST_RANKED, Model
+from tlcli.contract.model.explain_labels import explain_labels, keep_assigned
+from tlcli.contract.model.onnx_model import FIRST_RANKED, Answer, Model
 from tlcli.image_source import ImageSource
 
 _BATCH = 8
@@ -28,7 +30,8 @@ class MapOptions:
     """Options that select the maps to compute.
 
     methods: names of the model's maps; empty for scores only.
-    targets: ids of the classes to explain; -r is the class of rank r.
+    targets: ids of the classes to explain; -r is the class of rank r. Empty explains each label that the model assigns to an image, for a
+        model with several labels per image.
     softmax: explain the softmax probability of the class instead of its logit.
     max_channels: number of channels to score in Score-CAM and Faster-Score-CAM. None scores all channels in Score-CAM and ten in
         Faster-Score-CAM.
@@ -48,6 +51,7 @@ class Prediction:
     box: region of the image that the network saw, as left, top, right, bottom in its pixels.
     scores, logits: scores and logits by class id, float32 `[C]`.
     classes: ids of the explained classes, int64 `[K]`; empty without maps.
+    assigned: ids of the labels that the image has, best first, for a model with several labels per image.
     maps: unnormalised maps by method, each float32 `[K, h, w]`.
     """
 
@@ -57,6 +61,7 @@ class Prediction:
     scores: Floats
     logits: Floats
     classes: npt.NDArray[np.int64]
+    assigned: tuple[int, ...] = ()
     maps: dict[str, Floats] = field(default_factory=dict)
 
     def without_image(self) -> Prediction:
@@ -133,28 +138,39 @@ class Predictor:
         if not batch:
             return
         options = self._options
-        answer = explain(
-            self._model,
-            np.stack([self.preprocessing.apply(image) for _, image in batch]),
-            options.targets,
-            options.methods,
-            softmax=options.softmax,
-            max_channels=options.max_channels,
-            batch_size=self._masked_batch,
-            advance=advance if self.channels else None,
-        )
+        images = np.stack([self.preprocessing.apply(image) for _, image in batch])
+        how: dict[str, Any] = {
+            "softmax": options.softmax,
+            "max_channels": options.max_channels,
+            "batch_size": self._masked_batch,
+            "advance": advance if self.channels else None,
+        }
+        if options.targets:
+            answer = explain(self._model, images, options.targets, options.methods, **how)
+        else:
+            answer = explain_labels(self._model, images, options.methods, **how)
         if not self.channels:
             advance(len(batch))
         for row, (source, image) in enumerate(batch):
+            classes, maps = self._explained(answer, row)
             yield Prediction(
                 source=source,
                 image=image,
                 box=self.preprocessing.visible_box(*image.size),
                 scores=answer.scores[row],
                 logits=answer.logits[row],
-                classes=np.empty(0, np.int64) if answer.classes is None else answer.classes[row],
-                maps={method: values[row] for method, values in answer.maps.items()},
+                classes=classes,
+                assigned=tuple(self._model.description.assigned(answer.scores[row])),
+                maps=maps,
             )
+
+    def _explained(self, answer: Answer, row: int) -> tuple[npt.NDArray[np.int64], dict[str, Floats]]:
+        """Return the ids of the explained classes of an image and their maps."""
+        if answer.classes is None:
+            return np.empty(0, np.int64), {}
+        if not self._options.targets:
+            return keep_assigned(self._model, answer, row)
+        return answer.classes[row], {method: values[row] for method, values in answer.maps.items()}
 
 
 def input_of_size(description: Description, image_size: int | None, where: str) -> Preprocessing:

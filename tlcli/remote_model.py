@@ -186,11 +186,11 @@ class _Request:
         check_map_arguments(methods, chosen, softmax, max_channels)
         if "all" not in methods:
             check_max_channels(max_channels, methods)
-        targets = tuple(target for target in chosen if isinstance(target, int)) or (FIRST_RANKED,)
+        targets = tuple(target for target in chosen if isinstance(target, int))
         if "all" in methods or any(isinstance(target, str) for target in chosen):
             info = self._client.get_model(self._model, self._version)
             methods = require_methods(methods, [output.method for output in info.methods], f"model {info.model!r}")
-            targets = class_targets(chosen, info.labels, "classes")
+            targets = class_targets(chosen, info.labels, "classes") if chosen else ()
         return MapOptions(methods, targets, softmax, max_channels)
 
     def answers(self, sources: Sequence[ImageSource], options: MapOptions) -> Iterator[Answer | TlcliError]:
@@ -246,7 +246,12 @@ def _answer(
         classified.append(outcome)
     by_id = sorted(classified[0].predictions, key=lambda prediction: prediction.class_id)
     by_rank = {prediction.rank: prediction.class_id for prediction in by_id}
-    explained = [target if target >= 0 else by_rank[-target] for target in options.targets] if options.methods else []
+    targets = options.targets or (FIRST_RANKED,)
+    explained = [target if target >= 0 else by_rank[-target] for target in targets] if options.methods else []
+    assigned = sorted((prediction for prediction in by_id if prediction.assigned), key=lambda prediction: prediction.rank)
+    labels = [prediction.class_id for prediction in assigned]
+    if classified[0].task == "multi-label" and options.methods and not options.targets:
+        explained = labels
     maps, box = _maps(classified, options.methods, explained)
 
     def frame() -> tuple[Image.Image, Box]:
@@ -261,6 +266,7 @@ def _answer(
         explained=explained,
         maps=maps,
         framed=frame,
+        assigned=labels,
     )
 
 
@@ -270,8 +276,8 @@ def _maps(classified: Sequence[Classification], methods: Sequence[str], explaine
     for method, classification in zip(methods, classified, strict=False):
         by_id = {prediction.class_id: prediction.map for prediction in classification.predictions if prediction.map is not None}
         values = [by_id[class_id].values for class_id in explained]
-        maps[method] = np.stack([value for value in values if value is not None])
-        box = by_id[explained[0]].box
+        maps[method] = np.stack([value for value in values if value is not None]) if values else np.zeros((0, 0, 0), np.float32)
+        box = by_id[explained[0]].box if explained else None
     return maps, box
 
 

@@ -22,7 +22,7 @@ from tlcli.training.runtime.distributed import DistributedContext, join_processe
 from tlcli.training.runtime.progress import ProgressFactory, silent
 from tlcli.training.runtime.torch_compile import require_compiler
 from tlcli.training.settings.config import FinetuneConfig
-from tlcli.training.settings.plan import resolve_plan
+from tlcli.training.settings.plan import plan_for_task, resolve_plan
 
 __all__ = ["RunResult", "find_lr", "finetune", "resume"]
 
@@ -124,6 +124,7 @@ def find_lr(config: FinetuneConfig, path: Path, progress: ProgressFactory = sile
         raise SettingsError("--find-lr needs --mode full: for a head on cached features, use --head-search")
     run = FinetuneRun(config, plan, torch_device(config.device), DistributedContext(), progress, log)
     run.setup()
+    plan = plan_for_task(plan, run.dataset.task)
     curve = try_rates(AllLayers(run.network, run.dataset, plan, config.seed, log=log).stage(), progress)
     draw_rates(curve, path)
     log(f"the loss falls fastest at --lr {curve.suggestion:.1e}; plot in {path}")

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,8 +25,8 @@ from tlcli.training.engine.stage import Best
 from tlcli.training.engine.step import Log, no_log
 from tlcli.training.features.cache import FeatureCache, View
 from tlcli.training.features.part_overlap import near_duplicates_across_parts
-from tlcli.training.metrics.headline import why_macro_recall
-from tlcli.training.metrics.scores import EpochRow, Results, Scores, score
+from tlcli.training.metrics.multi_label import MultiLabelScores
+from tlcli.training.metrics.scores import EpochRow, PartScores, Results, score_parts
 from tlcli.training.models.batch_norms import require_more_than_one_image
 from tlcli.training.models.fingerprint import output_of
 from tlcli.training.models.known_classes import with_classes
@@ -35,12 +34,13 @@ from tlcli.training.models.network import Network, NetworkConfig
 from tlcli.training.models.pretrained_preprocessing import resolve_preprocessing
 from tlcli.training.models.weights import fingerprint, load_backbone
 from tlcli.training.reports.datasheet import describe_dataset, origin_of, read_data_sheet, with_near_duplicates, write_data_sheet
-from tlcli.training.reports.figures import draw_figures
+from tlcli.training.reports.figures import draw_curves, draw_figures, gradcam_of
 from tlcli.training.reports.html.report import write_report
-from tlcli.training.run_messages import EpochLog, setup_messages
+from tlcli.training.reports.label_figures import draw_label_mistakes
+from tlcli.training.run_messages import EpochLog, metric_of, result_lines, setup_messages
 from tlcli.training.runs import resume_state
 from tlcli.training.runs.load_run import Run, load_run
-from tlcli.training.runs.predictions import predictions, write_predictions
+from tlcli.training.runs.predictions import predictions, write_label_predictions, write_predictions
 from tlcli.training.runs.recorder import RunRecorder
 from tlcli.training.runs.resume_check import changed_versions, require_unchanged
 from tlcli.training.runs.resume_state import Unfinished
@@ -53,8 +53,8 @@ from tlcli.training.runtime.distributed import DistributedContext, is_rank_zero
 from tlcli.training.runtime.progress import Advance, ProgressFactory, silent
 from tlcli.training.runtime.timer import Timer
 from tlcli.training.settings.config import FinetuneConfig
-from tlcli.training.settings.plan import Plan
-from tlcli.training.settings.run_file_names import CONFIG, DATA_SHEET, PREDICTIONS, REPORT, SEARCH, SPLIT
+from tlcli.training.settings.plan import Plan, plan_for_task
+from tlcli.training.settings.run_file_names import CONFIG, CURVES, DATA_SHEET, MISTAKES, PREDICTIONS, REPORT, SEARCH, SPLIT
 
 
 @dataclass(frozen=True)
@@ -171,6 +171,7 @@ class FinetuneRun:
         build_network, weights_fingerprint = self._start()
         with self._timer("data"), self._dist.rank_zero_first():
             self.dataset = load_dataset(config, self._progress, is_new=is_new)
+        plan = self._plan = plan_for_task(plan, self.dataset.task)
         self._require_weights_can_be_used()
         torch.manual_seed(config.seed)
         self.network = build_network(self.dataset.classes).to(self._device)
@@ -187,6 +188,7 @@ class FinetuneRun:
             network=network_config,
             plan=plan,
             classes=self.dataset.classes,
+            task=self.dataset.task,
             device=str(self._device),
             weights_fingerprint=weights_fingerprint,
             dataset_fingerprint=self.dataset.fingerprint,
@@ -317,7 +319,7 @@ class FinetuneRun:
             )
         row, seconds = best.kept, self._timer.seconds
         self._log(
-            f"head: best of {len(best.rows)} epochs is {row.epoch}, validation top-1 {row.val_top1:.2%}, loss {row.val_loss:.4f}"
+            f"head: best of {len(best.rows)} epochs is {row.epoch}, validation {metric_of(row)}, loss {row.val_loss:.4f}"
             f" (features {seconds['features']:.1f} s, training {seconds['head']:.1f} s)"
         )
         return best
@@ -395,11 +397,11 @@ class FinetuneRun:
         with self._timer("evaluation"):
             parts = {name: part for name, part in self.dataset.parts.items() if name != "train"}
             logits = {name: self._evaluate(part, f"Evaluating on the {name} part") for name, part in parts.items()}
-        scores = {name: score(logits[name], torch.from_numpy(part.labels), self.dataset.classes) for name, part in parts.items()}
+        scores = score_parts(logits, {name: torch.from_numpy(part.labels) for name, part in parts.items()}, self.dataset.classes)
         if self._dist.is_rank_zero:
             with self._timer("report"):
-                draw_figures(self.folder.path, self.network, self.dataset, best, scores["val"], logits["val"])
-            write_predictions(self.folder.path / PREDICTIONS, predictions(self.dataset.val, logits["val"], self.dataset.classes))
+                self._draw_figures(best, scores["val"], logits["val"])
+            self._write_predictions(scores["val"], logits["val"])
         results = self._results(best, scores)
         if self._dist.is_rank_zero:
             self.folder.write_results(results)
@@ -408,6 +410,21 @@ class FinetuneRun:
             write_report(self.folder.path)
         self._log_results(results, scores)
         return RunResult(self.folder.path, results)
+
+    def _draw_figures(self, best: Best, scores: PartScores, logits: Tensor) -> None:
+        folder = self.folder.path
+        if isinstance(scores, MultiLabelScores):
+            draw_curves(best.rows, best.kept.epoch, folder / CURVES)
+            draw_label_mistakes(gradcam_of(self.network), self.dataset.val, logits, scores, folder / MISTAKES)
+        else:
+            draw_figures(folder, self.network, self.dataset, best, scores, logits)
+
+    def _write_predictions(self, scores: PartScores, logits: Tensor) -> None:
+        path, val, classes = self.folder.path / PREDICTIONS, self.dataset.val, self.dataset.classes
+        if isinstance(scores, MultiLabelScores):
+            write_label_predictions(path, val, logits, classes, scores.thresholds)
+        else:
+            write_predictions(path, predictions(val, logits, classes))
 
     def _describe_near_duplicates(self) -> None:
         """Add the near-duplicates across parts to the data sheet, if the features of all parts were computed for the training."""
@@ -436,7 +453,7 @@ class FinetuneRun:
         with self._progress(description, len(range(self._dist.rank, len(part), self._dist.world))) as advance:
             return classify_images(self.network, part, self._plan, advance, self._dist)
 
-    def _results(self, best: Best, scores: dict[str, Scores]) -> Results:
+    def _results(self, best: Best, scores: dict[str, PartScores]) -> Results:
         return Results(
             best_epoch=best.kept.epoch,
             best_stage=best.kept.stage,
@@ -449,15 +466,11 @@ class FinetuneRun:
             network_output=output_of(self.network),
         )
 
-    def _log_results(self, results: Results, scores: dict[str, Scores]) -> None:
+    def _log_results(self, results: Results, scores: dict[str, PartScores]) -> None:
         self._log(f"kept: the network of {describe_kept(results.best_epoch, results.best_stage, self._config.mode)}")
-        classes, labels = self.dataset.classes, self.dataset.train.labels
-        why = why_macro_recall(dict(zip(classes, np.bincount(labels, minlength=len(classes)).tolist(), strict=True)))
-        for name, part_scores in scores.items():
-            lead = "" if why is None else f"macro recall {part_scores.macro_recall:.2%}, "
-            self._log(f"{name}: {lead}{part_scores.top1:.2%} of {part_scores.count:,} images correct, loss {part_scores.loss:.4f}")
-        if why is not None:
-            self._log(f"macro recall leads, because {why}")
+        classes = self.dataset.classes
+        for line in result_lines(scores, dict(zip(classes, self.dataset.train.class_counts(len(classes)), strict=True))):
+            self._log(line)
         self._log(f"run written to {self.folder.path}; its report is {self.folder.path / REPORT}")
 
 

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tlcli.contract.errors import ExportError, first_line
 from tlcli.contract.maps.method_names import METHODS, OF_ATTENTION, map_name
-from tlcli.contract.model.description import CLASSES, FEATURES, FUSED, GRADIENTS, LOGITS, SCORES, Layer, MapOutput
+from tlcli.contract.model.description import CLASSES, FEATURES, FUSED, GRADIENTS, LOGITS, SCORES, Layer, MapOutput, Task
 from tlcli.exports.rewrite.ablation_loop import step_output
 from tlcli.exports.rewrite.masking_loop import masking_loop
 from tlcli.exports.rewrite.target_choice import LOGIT_COTANGENTS, PROBABILITY_COTANGENTS
@@ -46,7 +46,12 @@ class Explainer(nn.Module):
     """
 
     def __init__(
-        self, network: ImageNetwork, methods: Sequence[str] | None = None, layers: Sequence[str] | None = None, dynamic_size: bool = False
+        self,
+        network: ImageNetwork,
+        methods: Sequence[str] | None = None,
+        layers: Sequence[str] | None = None,
+        dynamic_size: bool = False,
+        task: Task = "single-label",
     ) -> None:
         """Trace the part of the network after the explained layers, together with its gradient.
 
@@ -56,6 +61,7 @@ class Explainer(nn.Module):
                 Recipro-CAM only for layers of at most `MAX_MASKED_POSITIONS` positions; an empty sequence selects no method and no layer.
             layers: names of backbone layers to explain; None selects the last one with a spatial extent.
             dynamic_size: accept images of any height and width.
+            task: `multi-label` for scores and probabilities that are sigmoids of the logits instead of their softmax.
 
         Raises:
             ExportError: a layer does not exist, the head does not support a method, an operator's gradient cannot be traced, or a layer's
@@ -65,6 +71,7 @@ class Explainer(nn.Module):
         self.network = network
         self.last_layer = last_layer_of(network)
         self.dynamic_size = dynamic_size
+        self._multi_label = task == "multi-label"
         with_maps = methods is None or len(methods) > 0
         targets = resolve_layers(network, layers) if with_maps else []
         if dynamic_size and any(target.layout.kind == "tokens" for target in targets):
@@ -212,13 +219,13 @@ class Explainer(nn.Module):
         inputs = self.network.normalise(images)
         if self.tail is None:
             logits = self.network(inputs)
-            return logits.softmax(1), logits, _class_ids(targets, logits)
+            return self._scores(logits), logits, _class_ids(targets, logits)
         assert softmax is not None
         assert cotangents is not None
         z, tapped_values, residuals = self.tail(self._head().features(inputs) if self._tail_is_head else inputs)
         activations, weights = tapped_values[: len(self.layers)], tapped_values[len(self.layers) :]
         logits = self.last_layer.logits(z)
-        query = _Query(logits, _class_ids(targets, logits), _row_per_image(softmax, logits))
+        query = _Query(logits, _class_ids(targets, logits), _row_per_image(softmax, logits), self._multi_label)
         logit_cotangents = self.last_layer.rows(query.classes)
         probability_cotangents = self._probability_cotangents(logit_cotangents, query)
         named: dict[str, Tensor] = {}
@@ -244,7 +251,10 @@ class Explainer(nn.Module):
             named |= self._maps(layer, inputs_of_maps)
         named |= self._fused_maps(named)
         switched = [named[name] for name in self.switches]
-        return logits.softmax(1), logits, query.classes, *switched, logit_cotangents, probability_cotangents, *steps, *masking_steps
+        return self._scores(logits), logits, query.classes, *switched, logit_cotangents, probability_cotangents, *steps, *masking_steps
+
+    def _scores(self, logits: Tensor) -> Tensor:
+        return logits.sigmoid() if self._multi_label else logits.softmax(1)
 
     def _layer_tensors(
         self,
@@ -323,11 +333,12 @@ class Explainer(nn.Module):
     def _probability_cotangents(self, rows: Tensor, query: _Query) -> Tensor:
         """Compute dy/dz `[N, K, d]`, the derivatives of the explained scores with respect to the embedding.
 
-        It is `p (row - sum_j p_j row_j)` for images whose classes are explained by their probability p, and `row` for all others.
+        It is `p (row - sum_j p_j row_j)` for images whose classes are explained by their probability p, and `row` for all others. With
+        several labels per image, p is a sigmoid and its derivative `p (1 - p) row`.
         """
-        probabilities = _probabilities(query.logits)
+        probabilities = query.probabilities()
         p = probabilities.gather(1, query.classes)[..., None]
-        competing = p * (rows - self.last_layer.mean_row(probabilities)[:, None])
+        competing = p * (1 - p) * rows if self._multi_label else p * (rows - self.last_layer.mean_row(probabilities)[:, None])
         return torch.where(query.softmax[..., None], competing, rows)
 
     def _ablation_step(self, layer: LayerTensors, due: Tensor, residuals: tuple[Any, ...], query: _Query) -> Tensor:
@@ -395,19 +406,25 @@ class _Query:
     logits: `[N, C]`.
     classes: ids of the explained classes, `[N, K]`.
     softmax: `[N, 1]`, True for images whose classes are explained by their probabilities instead of their logits.
+    multi_label: True if probabilities are sigmoids.
     """
 
     logits: Tensor
     classes: Tensor
     softmax: Tensor
+    multi_label: bool
+
+    def probabilities(self) -> Tensor:
+        """Compute the probabilities `[N, C]` with different operators than the output `scores`, so that no branch depends on it."""
+        return 1 / (1 + (-self.logits).exp()) if self.multi_label else self.logits.log_softmax(1).exp()
 
     def scores(self) -> Tensor:
         """Return the explained scores, `[N, K]`: probabilities where `softmax` is True, logits elsewhere."""
-        return torch.where(self.softmax, _probabilities(self.logits).gather(1, self.classes), self.logits.gather(1, self.classes))
+        return torch.where(self.softmax, self.probabilities().gather(1, self.classes), self.logits.gather(1, self.classes))
 
     def with_logits(self, logits: Tensor, images: Tensor) -> _Query:
         """Return the query of logits `[R, C]` for the images in `images`, int64 `[R]`."""
-        return _Query(logits, self.classes.index_select(0, images), self.softmax.index_select(0, images))
+        return _Query(logits, self.classes.index_select(0, images), self.softmax.index_select(0, images), self.multi_label)
 
 
 def is_pooled_linear(network: ImageNetwork, layer: TargetLayer) -> bool:
@@ -431,11 +448,6 @@ def _at_positions(scores: Tensor, activations: Tensor) -> Tensor:
     height, width = activations.shape[-2:]
     rows = scores.index_select(1, torch.arange(height * width))
     return rows.transpose(1, 2).reshape(rows.shape[0], rows.shape[2], height, width)
-
-
-def _probabilities(logits: Tensor) -> Tensor:
-    """Compute the softmax with different operators than the output `scores`, so that no branch of the graph depends on that output."""
-    return logits.log_softmax(1).exp()
 
 
 def _class_ids(targets: Tensor, logits: Tensor) -> Tensor:

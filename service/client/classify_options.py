@@ -14,9 +14,11 @@ class ClassifyOptions(TypedDict, total=False):
 
     model: name of the model; may be empty if the server holds only one.
     version: number or label of the version; empty for the latest.
-    top_k: number of top-ranked classes to return; 0 for five, or fewer if the model has fewer classes.
+    top_k: number of top-ranked classes to return; 0 for five, or fewer if the model has fewer classes. With several labels per image,
+        the assigned labels are returned in any case, and 0 returns only these.
     cam: map method to compute, for example `gradcam`; None for no map.
-    classes: classes to explain, as labels, ids or ranks, where -r selects the class of rank r. Empty: the top-ranked class. A label costs
+    classes: classes to explain, as labels, ids or ranks, where -r selects the class of rank r. Empty: the top-ranked class, or with several
+        labels per image every assigned label. A label costs
         one additional call to the server, which fetches the model's labels.
     map_format: `raw` values, a `heat_map` of the input's size, or an `overlay` on the image.
     softmax: explain the class's softmax probability instead of its logit.

@@ -6,6 +6,7 @@ This module is independent of protobuf and gRPC.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,15 @@ from tlcli.contract.errors import RequestError
 from tlcli.contract.images import heatmap
 from tlcli.contract.images.network_input import NetworkInput
 from tlcli.contract.images.preprocessing import Box, Preprocessing
+from tlcli.contract.model.description import Description
+from tlcli.contract.model.explain_labels import first_targets, keep_assigned, missing_targets
 from tlcli.contract.model.onnx_model import FIRST_RANKED, Answer, Model
 from tlcli.service.decoding.image_pipeline import from_pixels
 from tlcli.service.execution.batching import MapRequest
 from tlcli.service.execution.runner import Runner
 from tlcli.service.inference.request_checks import check_map_request, parse_classes, time_limit
 from tlcli.service.inference.resources import Resources
+from tlcli.service.repository.model_repository import ServedVersion
 from tlcli.service.system.thread_pool import Timed
 from tlcli.service.telemetry.request_record import current_request, timed
 from tlcli.service.types.answer import Classification, ClassMap, Prediction, Timings
@@ -70,7 +74,7 @@ class Classifier:
         served = self._resources.repository.find(query.model, query.version)
         model = served.runner.model
         preprocessing = model.description.preprocessing
-        top_k = _top_k(query.top_k, model.num_classes)
+        top_k = _top_k(query.top_k, model)
         request = MapRequest() if query.map is None else self._check(query.map, served.name, model)
         queue = served.queue(request.methods)
         slot = await queue.acquire_in_turn() if patient else queue.acquire()
@@ -79,16 +83,20 @@ class Classifier:
                 decoded, answer = await self._decode_and_run(query, served.runner, request, slot.release)
             finally:
                 slot.release()
+            if query.map is not None and explains_labels(query.map, model):
+                answer = await self._explain_others(query.map, served, decoded.value, answer)
+                answer = replace(answer, value=_with_labels_only(model, answer.value))
             with self._resources.budget.lease() as lease:
-                await lease.grow_to(_render_bytes(query.map, preprocessing))
+                await lease.grow_to(_render_bytes(query.map, answer.value, preprocessing))
                 maps = await self._render_maps(query.map, answer.value, decoded.value, preprocessing)
         return Classification(
             request_id=query.request_id,
             model=served.name,
             version=str(served.version),
             predictions=_predictions(
-                answer.value, {class_id: rendered.value for class_id, rendered in maps.items()}, top_k, model.description.labels
+                answer.value, {class_id: rendered.value for class_id, rendered in maps.items()}, top_k, model.description
             ),
+            task=model.description.task,
             timings=Timings(
                 decode_time_ns=decoded.took_ns,
                 queue_time_ns=decoded.waited_ns + answer.waited_ns + sum(rendered.waited_ns for rendered in maps.values()),
@@ -97,11 +105,26 @@ class Classifier:
             ),
         )
 
-    def _check(self, query: MapQuery, name: str, model: Model) -> MapRequest:
+    async def _explain_others(self, query: MapQuery, served: ServedVersion, decoded: NetworkInput, answer: Timed[Answer]) -> Timed[Answer]:
+        """Run the model again, if an image has labels beyond those that the first run explained."""
+        model = served.runner.model
+        targets = missing_targets(model, answer.value)
+        if targets is None:
+            return answer
+        request = self._check(query, served.name, model, tuple(targets[0].tolist()))
+        slot = await served.queue(request.methods).acquire_in_turn()
+        try:
+            again = await served.runner.submit(decoded.images, request, slot.release)
+        finally:
+            slot.release()
+        return Timed(again.value, answer.waited_ns + again.waited_ns, answer.took_ns + again.took_ns)
+
+    def _check(self, query: MapQuery, name: str, model: Model, labels: tuple[int, ...] = ()) -> MapRequest:
+        ranks = first_targets(model)[: self._resources.max_maps] if explains_labels(query, model) else (FIRST_RANKED,)
         return check_map_request(
             model,
             name,
-            targets=tuple(dict.fromkeys(query.classes)) or (FIRST_RANKED,),
+            targets=labels or tuple(dict.fromkeys(query.classes)) or ranks,
             methods=(query.method,),
             softmax=query.softmax,
             max_channels=query.max_channels,
@@ -160,7 +183,18 @@ def _scaled(box: Box, scale: float) -> Box:
     return left * scale, top * scale, right * scale, bottom * scale
 
 
-def _render_bytes(query: MapQuery | None, preprocessing: Preprocessing) -> int:
+def explains_labels(query: MapQuery, model: Model) -> bool:
+    """Return True if a request is for the maps of every label that a model with several labels per image assigns."""
+    return model.description.task == "multi-label" and not query.classes
+
+
+def _with_labels_only(model: Model, answer: Answer) -> Answer:
+    """Return the answer for one image with the maps of its assigned labels alone."""
+    classes, maps = keep_assigned(model, answer, 0)
+    return replace(answer, classes=classes[None], maps={name: values[None] for name, values in maps.items()})
+
+
+def _render_bytes(query: MapQuery | None, answer: Answer, preprocessing: Preprocessing) -> int:
     """Return the bytes needed to render maps one at a time and to hold the PNGs until they are sent.
 
     Return 0 for raw maps, which take almost no memory.
@@ -168,31 +202,36 @@ def _render_bytes(query: MapQuery | None, preprocessing: Preprocessing) -> int:
     if query is None or query.map_format == "raw":
         return 0
     pixels = heatmap.MAX_SIDE**2 if query.map_format == "overlay" else preprocessing.width * preprocessing.height
-    return pixels * (_CANVAS_BYTES + _PNG_BYTES * max(1, len(query.classes)))
+    maps = 1 if answer.classes is None else answer.classes.shape[1]
+    return pixels * (_CANVAS_BYTES + _PNG_BYTES * max(1, maps))
 
 
-def _top_k(top_k: int, classes: int) -> int:
+def _top_k(top_k: int, model: Model) -> int:
     if top_k < 0:
         raise RequestError(f"top_k {top_k}: expected 1 or more, or 0 for {DEFAULT_TOP_K}")
-    return min(top_k or DEFAULT_TOP_K, classes)
+    default = 0 if model.description.task == "multi-label" else DEFAULT_TOP_K
+    return min(top_k or default, model.num_classes)
 
 
-def _predictions(answer: Answer, maps: Mapping[int, ClassMap], top_k: int, labels: tuple[str, ...]) -> tuple[Prediction, ...]:
+def _predictions(answer: Answer, maps: Mapping[int, ClassMap], top_k: int, description: Description) -> tuple[Prediction, ...]:
     scores, logits = answer.scores[0], answer.logits[0]
     # Rank by logits, as the graph does, because unlikely classes share a score of 0. Ties are ordered by id, as in ONNX's TopK.
     order = np.argsort(-logits, kind="stable")
     rank_of = np.empty_like(order)
     rank_of[order] = np.arange(1, len(order) + 1)
-    best = order[:top_k].tolist()
+    assigned = description.assigned(scores)
+    best = sorted({*order[:top_k].tolist(), *assigned}, key=lambda class_id: int(rank_of[class_id]))
     others = sorted(maps.keys() - set(best), key=lambda class_id: int(rank_of[class_id]))
     return tuple(
         Prediction(
             class_id=class_id,
-            label=labels[class_id],
+            label=description.labels[class_id],
             score=float(scores[class_id]),
             rank=int(rank_of[class_id]),
             logit=float(logits[class_id]),
             map=maps.get(class_id),
+            assigned=class_id in assigned,
+            threshold=description.thresholds[class_id] if description.thresholds else 0.0,
         )
         for class_id in [*best, *others]
     )

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tlcli.contract.errors import RequestError
+from tlcli.contract.model.description import Task
 from tlcli.service.pb.tlcli.v1 import classifier_pb2 as pb
 from tlcli.service.types.answer import Classification, ClassMap, MapMethod, ModelInfo, ModelState, ModelStatus, Prediction, Timings
 from tlcli.service.types.query import MapFormat, MapQuery, Query
@@ -105,6 +106,7 @@ def write_response(answer: Classification) -> pb.ClassifyResponse:
             infer_time_ns=timings.infer_time_ns,
             render_time_ns=timings.render_time_ns,
         ),
+        task=answer.task,
     )
 
 
@@ -117,6 +119,7 @@ def read_response(message: pb.ClassifyResponse) -> Classification:
         version=message.version,
         predictions=tuple(_read_prediction(prediction) for prediction in message.predictions),
         timings=Timings(timings.decode_time_ns, timings.queue_time_ns, timings.infer_time_ns, timings.render_time_ns),
+        task=_read_task(message.task),
     )
 
 
@@ -144,6 +147,8 @@ def write_info(info: ModelInfo) -> pb.GetModelResponse:
         input_width=info.input_width,
         methods=[pb.MapMethod(method=entry.method, layer=entry.layer, height=entry.height, width=entry.width) for entry in info.methods],
         description_json=info.description_json,
+        task=info.task,
+        thresholds=info.thresholds,
     )
 
 
@@ -158,7 +163,14 @@ def read_info(message: pb.GetModelResponse) -> ModelInfo:
         input_width=message.input_width,
         methods=tuple(MapMethod(entry.method, entry.layer, entry.height, entry.width) for entry in message.methods),
         description_json=message.description_json,
+        task=_read_task(message.task),
+        thresholds=tuple(message.thresholds),
     )
+
+
+def _read_task(name: str) -> Task:
+    """Return the task of a message, which is empty in those of earlier servers."""
+    return "multi-label" if name == "multi-label" else "single-label"
 
 
 def _write_prediction(prediction: Prediction) -> pb.Prediction:
@@ -169,12 +181,16 @@ def _write_prediction(prediction: Prediction) -> pb.Prediction:
         rank=prediction.rank,
         logit=prediction.logit,
         map=None if prediction.map is None else _write_map(prediction.map),
+        assigned=prediction.assigned,
+        threshold=prediction.threshold,
     )
 
 
 def _read_prediction(message: pb.Prediction) -> Prediction:
     class_map = _read_map(message.map) if message.HasField("map") else None
-    return Prediction(message.class_id, message.label, message.score, message.rank, message.logit, class_map)
+    return Prediction(
+        message.class_id, message.label, message.score, message.rank, message.logit, class_map, message.assigned, message.threshold
+    )
 
 
 def _write_map(class_map: ClassMap) -> pb.ClassMap:

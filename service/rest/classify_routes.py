@@ -33,7 +33,10 @@ _QUERY: dict[str, dict[str, Any]] = {
     "top_k": _INTEGER | {"description": f"Number of best classes to return. Default: {DEFAULT_TOP_K}."},
     _CAM: _STRING | {"description": "Map to compute, such as gradcam. Default: none."},
     "classes": _STRING
-    | {"description": "Classes to explain, separated by commas: labels, ids, or -r for the r-th ranked. Default: the first ranked."},
+    | {
+        "description": "Classes to explain, separated by commas: labels, ids, or -r for the r-th ranked. Default: the first ranked, or all"
+        " assigned labels."
+    },
     "format": {"type": "string", "enum": [*get_args(MapFormat)], "description": "Values of the map (raw), or a PNG of it."},
     "softmax": {"type": "boolean", "description": "Explain the class's probability instead of its logit."},
     "max_channels": _INTEGER | {"description": "Number of channels of a Score-CAM."},
@@ -61,10 +64,12 @@ class Prediction(BaseModel):
 
     class_id: int
     label: str
-    score: float = Field(description="Softmax probability.")
+    score: float = Field(description="Probability: a softmax, or a sigmoid with several labels per image.")
     rank: int = Field(description="1 for the best class.")
     logit: float
     map: Map | None = None
+    assigned: bool = Field(False, description="With several labels per image: true if the score reaches the threshold.")
+    threshold: float = Field(0.0, description="With several labels per image: score from which on the label is assigned.")
 
 
 class Timings(BaseModel):
@@ -83,9 +88,11 @@ class Classification(BaseModel):
     model: str
     version: str
     predictions: list[Prediction] = Field(
-        description="Top-k classes, highest score first, followed by explained classes outside of the top k."
+        description="Top-k classes and, with several labels per image, all assigned labels, highest score first; then other explained"
+        " classes."
     )
     timings: Timings
+    task: str = Field(description="single-label, or multi-label if an image can have several labels, or none.")
 
 
 class ClassifyEndpoint:
@@ -118,8 +125,10 @@ class ClassifyEndpoint:
         answer = await self._classifier.classify(self._read_query(request.query_params, body, wants_png))
         if not wants_png:
             return json_response(Classification.model_validate(answer, from_attributes=True))
-        (png,) = [prediction.map.png for prediction in answer.predictions if prediction.map is not None]
-        return Response(png, media_type=PNG)
+        pngs = [prediction.map.png for prediction in answer.predictions if prediction.map is not None]
+        if len(pngs) != 1:
+            raise RequestError(f"{len(pngs)} labels are assigned, but a PNG shows one map: name a class with classes, or ask for JSON")
+        return Response(pngs[0], media_type=PNG)
 
     def _read_query(self, parameters: QueryParams, body: bytes, wants_png: bool) -> Query:
         """Read the query parameters.

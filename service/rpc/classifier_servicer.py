@@ -109,6 +109,8 @@ class ClassifierServicer:
                     input_width=description.preprocessing.width,
                     methods=tuple(MapMethod(entry.name, entry.layer, entry.height, entry.width) for entry in description.maps),
                     description_json=description.to_json(),
+                    task=description.task,
+                    thresholds=description.thresholds,
                 )
             )
 

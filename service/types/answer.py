@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from tlcli.contract.errors import TlcliError
 from tlcli.contract.images.preprocessing import Box
+from tlcli.contract.model.description import Task
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,9 +36,11 @@ class ClassMap:
 class Prediction:
     """Prediction for one class.
 
-    score: softmax probability of the class, computed from the logits.
+    score: probability of the class: the softmax of the logits, or their sigmoid with several labels per image.
     rank: position of the class by score; 1 for the highest score.
     map: class activation map; None if the class was not explained.
+    assigned: with several labels per image, True if the image has the label: its score reaches the threshold.
+    threshold: with several labels per image, the score from which on the label is assigned; 0 otherwise.
     """
 
     class_id: int
@@ -46,6 +49,8 @@ class Prediction:
     rank: int
     logit: float
     map: ClassMap | None = None
+    assigned: bool = False
+    threshold: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -65,8 +70,10 @@ class Timings:
 class Classification:
     """Response for one image.
 
-    predictions: the `top_k` classes with the highest scores, in descending order, then explained classes that are not among them.
+    predictions: the `top_k` classes with the highest scores, in descending order, then explained classes that are not among them. With
+        several labels per image, also all assigned labels.
     model, version: name and version of the model that handled the request.
+    task: `multi-label` if an image can have several labels.
     """
 
     request_id: str
@@ -74,6 +81,14 @@ class Classification:
     version: str
     predictions: tuple[Prediction, ...]
     timings: Timings
+    task: Task = "single-label"
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Labels that the image has, best first: one, or with several labels per image those that are assigned."""
+        if self.task == "multi-label":
+            return tuple(prediction.label for prediction in self.predictions if prediction.assigned)
+        return tuple(prediction.label for prediction in self.predictions if prediction.rank == 1)
 
 
 @dataclass(frozen=True)
@@ -130,6 +145,7 @@ class ModelInfo:
     device: device that runs the model, `cuda` or `cpu`.
     input_height, input_width: size of the input in pixels.
     description_json: complete description as JSON; see `tlcli.contract.model.description.Description`.
+    task, thresholds: see the same.
     """
 
     model: str
@@ -140,3 +156,5 @@ class ModelInfo:
     input_width: int
     methods: tuple[MapMethod, ...]
     description_json: str
+    task: Task = "single-label"
+    thresholds: tuple[float, ...] = ()

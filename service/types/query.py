@@ -17,7 +17,8 @@ class MapQuery:
     """Class activation maps requested for an image.
 
     method: name of a map method that the model offers.
-    classes: ids of the classes to explain; -r selects the class of rank r. Empty: the top-ranked class.
+    classes: ids of the classes to explain; -r selects the class of rank r. Empty: the top-ranked class, or with several labels per image
+        every assigned label.
     map_format: format in which the maps are returned.
     softmax: explain the class's softmax probability instead of its logit.
     max_channels: number of channels that a Score-CAM scores; 0 for the method's default.
@@ -38,7 +39,8 @@ class Query:
     pixels: RGB pixels of the model's input size, one byte per channel, row by row, or None.
     model: name of the model; may be empty if the server holds only one.
     version: number or label of the version; empty for the latest.
-    top_k: number of top-ranked classes to return; 0 for five, or fewer if the model has fewer classes.
+    top_k: number of top-ranked classes to return; 0 for five, or fewer if the model has fewer classes. With several labels per image,
+        the assigned labels are returned in any case, and 0 returns only these.
     map: maps to compute, or None.
     request_id: id to return with the response.
     """

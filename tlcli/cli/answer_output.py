@@ -18,7 +18,7 @@ from tlcli.contract.files.display_name import csv_cell, printable
 class Ranked:
     """One ranked class of an answer.
 
-    score: softmax probability of the class.
+    score: probability of the class: a softmax, or a sigmoid with several labels per image.
     """
 
     label: str
@@ -39,7 +39,9 @@ class ImageAnswer:
     overlays: tuple[str, ...] = field(default=())
 
     def rows(self) -> Iterable[dict[str, Any]]:
-        """Yield one row per class."""
+        """Yield one row per class. An image to which no label is assigned has a row without a label."""
+        if not self.ranked:
+            yield {"path": self.path, "label": None, "class_id": None, "score": None}
         for rank, ranked in enumerate(self.ranked, start=1):
             row: dict[str, Any] = {"path": self.path, "label": ranked.label, "class_id": ranked.class_id, "score": ranked.score}
             if len(self.ranked) > 1:
@@ -68,6 +70,8 @@ def write_csv(path: Path, answers: Sequence[ImageAnswer]) -> None:
         writer = csv.writer(file)
         writer.writerow(["path", *(["rank"] if with_rank else []), "label", "class_id", "score"])
         for answer in answers:
+            if not answer.ranked:
+                writer.writerow([csv_cell(answer.path), *([""] if with_rank else []), "", "", ""])
             for rank, ranked in enumerate(answer.ranked, start=1):
                 cells = [csv_cell(ranked.label), ranked.class_id, f"{ranked.score:.6f}"]
                 writer.writerow([csv_cell(answer.path), *([rank] if with_rank else []), *cells])

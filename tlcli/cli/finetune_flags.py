@@ -13,7 +13,7 @@ from tlcli.cli.options import columns_option
 F = TypeVar("F", bound=Callable[..., Any])
 
 GROUPS = {
-    "Data": ("dataset", "data_dir", "classes", "num_classes", "limit", "val_fraction", "columns", "group_column", "workers"),
+    "Data": ("dataset", "data_dir", "classes", "num_classes", "limit", "val_fraction", "columns", "group_column", "task", "workers"),
     "Network": (
         "backbone",
         "weights",
@@ -128,6 +128,11 @@ _DATA = [
         help="Column of a label file whose groups (a patient, a product, a burst) stay together in one split.  [default: group]",
     ),
     click.option(
+        "--task",
+        type=click.Choice(["single-label", "multi-label"]),
+        help="One label per image, or several, with a label file.  [default: several if a row has several]",
+    ),
+    click.option(
         "--workers", type=click.IntRange(min=0), help="Number of processes that read images.  [default: depends on the CPU cores]"
     ),
 ]
@@ -165,7 +170,11 @@ _TRAINING = [
         type=click.Choice(["shuffled", "balanced"]),
         help="Images of an epoch: each once, or as many from every class.  [default: shuffled]",
     ),
-    click.option("--loss", type=click.Choice(["cross-entropy", "focal"]), help="Training loss.  [default: cross-entropy]"),
+    click.option(
+        "--loss",
+        type=click.Choice(["cross-entropy", "focal", "asymmetric"]),
+        help="Training loss; cross-entropy is binary for several labels per image, asymmetric is for these only.  [default: cross-entropy]",
+    ),
     click.option("--focal-gamma", type=_at_least_0, help="With --loss focal: exponent; easy images count less.  [default: 2]"),
     click.option(
         "--logit-adjustment",

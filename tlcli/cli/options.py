@@ -89,7 +89,7 @@ def answer_options(function: F) -> F:
                 "classes",
                 multiple=True,
                 metavar="CLASS",
-                help="Explain this class: a label, an id, or -r for rank r. May be repeated.  [default: -1, the top-ranked class]",
+                help="Explain this class: a label, an id, or -r for rank r. May be repeated.  [default: -1, the first, or every label]",
             ),
             click.option("--softmax", is_flag=True, help="Explain the softmax probability of the class instead of its logit."),
             click.option(
@@ -104,7 +104,12 @@ def answer_options(function: F) -> F:
                 type=click.Path(path_type=Path, dir_okay=False),
                 help="Write path,label,class_id,score to this CSV file, one row per image; with --top-k above 1, one per class.",
             ),
-            click.option("--top-k", type=click.IntRange(min=1), default=1, show_default=True, help="Number of top-ranked classes to show."),
+            click.option(
+                "--top-k",
+                type=click.IntRange(min=1),
+                default=1,
+                help="Number of top-ranked classes to show.  [default: 1, or the labels of a model with several per image]",
+            ),
         ]
     ):
         function = option(function)

@@ -19,6 +19,7 @@ from tlcli.contract.model.explain import explain
 from tlcli.contract.model.onnx_model import Model
 from tlcli.contract.process.cores import usable_cores
 from tlcli.evaluation.cam_dataset import all_classes, label_ids, without_masks
+from tlcli.training.data.assemble import label_matrix
 from tlcli.training.data.dataloader import image_batches
 from tlcli.training.data.dataset import LeftOut, Part
 from tlcli.training.data.listing import Listing
@@ -69,17 +70,26 @@ def find_labelled(
         columns: names of a label file's columns; see `FinetuneConfig`.
 
     Raises:
-        DatasetError: the data set or split does not exist, the model lacks one of the classes, or no image can be read.
+        DatasetError: the data set or split does not exist, the model lacks one of the classes, no image can be read, or images have several
+            labels and the model does not give several.
         HubError: the data set is not in `data_dir` and cannot be downloaded.
     """
-    config = FinetuneConfig(dataset=spec, data_dir=data_dir or default_data_dir(), columns=dict(columns or {}))
+    several = description.task == "multi-label"
+    config = FinetuneConfig(
+        dataset=spec, data_dir=data_dir or default_data_dir(), columns=dict(columns or {}), task="multi-label" if several else None
+    )
     listing = without_masks(list_dataset(config, progress))
+    if listing.labels is not None and not several:
+        raise DatasetError(f"{listing.where}: images have several labels, and model {description.name!r} gives each one: use another model")
     chosen: PartName = part or ("all" if listing.test is None else "test")
     by_class = _names_by_class(listing, chosen)
     ids = label_ids(
         [name for name, names in by_class.items() if names], description.labels, listing.where, is_label_file=listing.is_label_file
     )
     names = [(name, ids[class_name]) for class_name, class_images in by_class.items() for name in class_images]
+    if listing.labels is not None:
+        parts = list(listing.parts) if chosen == "all" else [chosen]
+        names = [(name, 0) for part_name in parts for name in listing.images_of(part_name)]
     if not names:
         raise DatasetError(f"{listing.where}: its {chosen} part contains no images: add some, in one folder per class")
     with progress("Checking images", len(names)) as advance:
@@ -88,8 +98,12 @@ def find_labelled(
     left_out = tuple(LeftOut(name, reason) for name, _ in names if (reason := checked[name].reason) is not None)
     if not readable:
         raise DatasetError(f"{listing.where}: none of its {len(names):,} images can be read; {left_out[0].name}: {left_out[0].reason}")
+    labels = np.array([label for _, label in readable], dtype=np.int64)
+    if listing.labels is not None:
+        renamed = {name: [description.labels[ids[label]] for label in listing.labels[name]] for name, _ in readable}
+        labels = label_matrix([name for name, _ in readable], renamed, description.labels)
     images = Part(
-        labels=np.array([label for _, label in readable], dtype=np.int64),
+        labels=labels,
         names=tuple(name for name, _ in readable),
         fingerprints=tuple(checked[name].fingerprint for name, _ in readable),
         source=listing.source,

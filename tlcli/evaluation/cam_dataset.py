@@ -117,6 +117,8 @@ def open_images(
     """
     config = FinetuneConfig(dataset=spec, seed=seed, data_dir=data_dir or default_data_dir(), columns=dict(columns or {}))
     listing = without_masks(list_dataset(config, progress))
+    if listing.labels is not None:
+        raise DatasetError(f"{listing.where}: images have several labels, and evaluate-cam explains one in each: use another data set")
     parts = [listing.test] if listing.test is not None else [part for part in (listing.train, listing.val) if part is not None]
     classes = all_classes(listing, parts)
     by_class = {name: [image for part in parts for image in part.get(name, ())] for name in classes}

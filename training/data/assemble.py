@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 
 from tlcli.contract.errors import DatasetError
 from tlcli.contract.files.display_name import printable
@@ -17,6 +18,9 @@ from tlcli.training.data.listing import Images, Listing, choose_classes, one_lin
 from tlcli.training.data.split import ClassSample, read_all, shuffled, validation_count
 from tlcli.training.runtime.progress import ProgressFactory
 from tlcli.training.settings.config import FinetuneConfig
+
+_ALL = ""
+"""Key of all images of a part, where they are sampled together."""
 
 
 def assemble(listing: Listing, config: FinetuneConfig, progress: ProgressFactory) -> Dataset:
@@ -28,8 +32,12 @@ def assemble(listing: Listing, config: FinetuneConfig, progress: ProgressFactory
         DatasetError: too few images of a class can be read, or `choose_classes` rejects the listing.
     """
     classes = choose_classes(listing, config.classes, config.num_classes)
-    if listing.groups is not None and listing.val is None:
-        listing = _hold_out_groups(listing, listing.groups, classes, config)
+    if listing.labels is not None and config.limit is not None:
+        raise DatasetError(
+            f"--limit {config.limit} counts the images of each class, and in {listing.where} an image can have several: leave --limit out"
+        )
+    if listing.val is None and (listing.groups is not None or listing.labels is not None):
+        listing = _hold_out(listing, classes, config)
     checked: dict[str, CheckResult] = {}
 
     def reader(names: list[str]) -> set[str]:
@@ -39,12 +47,17 @@ def assemble(listing: Listing, config: FinetuneConfig, progress: ProgressFactory
         return {name for name, result in results.items() if result.reason is None}
 
     samples = {
-        part: {name: _sample(images[name], part, name, part == "train" and listing.val is None, config) for name in classes}
-        for part, images in listing.parts.items()
+        part: {
+            name: _sample(names, part, name, part == "train" and listing.val is None, config)
+            for name, names in _strata(listing, part, classes).items()
+        }
+        for part in listing.parts
     }
     read_all([sample for by_class in samples.values() for sample in by_class.values()], reader)
     left_out = tuple(LeftOut(name, result.reason) for name, result in checked.items() if result.reason is not None)
     _check_readable(listing, samples, left_out)
+    if listing.labels is not None:
+        _check_labels_readable(listing, samples, classes)
 
     chosen: dict[str, Images] = {part: {name: sample.readable for name, sample in by_class.items()} for part, by_class in samples.items()}
     if listing.val is None:
@@ -69,29 +82,65 @@ def assemble(listing: Listing, config: FinetuneConfig, progress: ProgressFactory
     )
 
 
-def _hold_out_groups(listing: Listing, groups: Mapping[str, str], classes: Sequence[str], config: FinetuneConfig) -> Listing:
-    """Split whole groups off the training part for validation.
+def _strata(listing: Listing, part: str, classes: Sequence[str]) -> Images:
+    """Return the images of a part that are sampled together: those of each class, or all of them if images have several labels."""
+    if listing.labels is not None:
+        return {_ALL: listing.images_of(part)}
+    return {name: listing.parts[part][name] for name in classes}
+
+
+def _hold_out(listing: Listing, classes: Sequence[str], config: FinetuneConfig) -> Listing:
+    """Split whole groups off the training part for validation, or images with several labels if there are no groups.
 
     Raises:
         DatasetError: a class has images of one group only, or the groups cannot be divided.
     """
-    names = [name for class_name in classes for name in listing.train[class_name]]
-    labels = np.repeat(np.arange(len(classes)), [len(listing.train[class_name]) for class_name in classes])
+    if listing.labels is not None:
+        names = listing.images_of("train")
+        labels = _with_unlabelled(label_matrix(names, listing.labels, classes))
+    else:
+        names = [name for class_name in classes for name in listing.train[class_name]]
+        labels = np.repeat(np.arange(len(classes)), [len(listing.train[class_name]) for class_name in classes])
+    groups = listing.groups or {}
     try:
-        held_out = split_groups([groups[name] for name in names], labels, config.val_fraction, config.seed)
+        held_out = split_groups([groups.get(name, name) for name in names], labels, config.val_fraction, config.seed)
     except UnsplittableError as error:
-        counted = "one group" if error.groups == 1 else f"{error.groups:,} groups, which cannot be divided"
+        images = f"images of the class {printable(classes[error.label])}" if error.label < len(classes) else "images without a label"
+        kind, column = ("group", f" (column {listing.group_column})") if groups else ("image", "")
+        counted = f"one {kind}" if error.groups == 1 else f"{error.groups:,} {kind}s, which cannot be divided"
         raise DatasetError(
-            f"{listing.where}: the images of the class {printable(classes[error.label])} are of {counted} (column"
-            f" {listing.group_column}), but training and validation need at least one each: add images of other groups, give a split"
-            " column, or choose other classes with --classes"
+            f"{listing.where}: the {images} are of {counted}{column}, but training and validation need at least one each: add images of"
+            " other groups, give a split column, or choose other classes with --classes"
         ) from error
     chosen = {name for name, is_val in zip(names, held_out.tolist(), strict=True) if is_val}
+
+    def of_val(images: Sequence[str], is_val: bool) -> list[str]:
+        return [name for name in images if (name in chosen) == is_val]
+
+    unlabelled = listing.unlabelled.get("train", ())
     return replace(
         listing,
-        train={class_name: [name for name in listing.train[class_name] if name not in chosen] for class_name in classes},
-        val={class_name: [name for name in listing.train[class_name] if name in chosen] for class_name in classes},
+        train={class_name: of_val(listing.train[class_name], False) for class_name in classes},
+        val={class_name: of_val(listing.train[class_name], True) for class_name in classes},
+        unlabelled={**listing.unlabelled, "train": of_val(unlabelled, False), "val": of_val(unlabelled, True)},
     )
+
+
+def label_matrix(names: Sequence[str], labels: Mapping[str, Sequence[str]], classes: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Return the labels of n images as 0 and 1 for each of the C classes, int64 `[n, C]`. Labels of other classes are ignored."""
+    number = {name: index for index, name in enumerate(classes)}
+    matrix = np.zeros((len(names), len(classes)), dtype=np.int64)
+    for row, name in enumerate(names):
+        for label in labels[name]:
+            if label in number:
+                matrix[row, number[label]] = 1
+    return matrix
+
+
+def _with_unlabelled(labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Add a column for the images without a label if there are several, so that they are divided in proportion, too."""
+    without = labels.sum(1) == 0
+    return np.column_stack([labels, without]).astype(np.int64) if without.sum() > 1 else labels
 
 
 def _sample(names: Sequence[str], part: str, class_name: str, is_split: bool, config: FinetuneConfig) -> ClassSample:
@@ -121,6 +170,17 @@ def _check_readable(listing: Listing, samples: dict[str, dict[str, ClassSample]]
             )
 
 
+def _check_labels_readable(listing: Listing, samples: dict[str, dict[str, ClassSample]], classes: Sequence[str]) -> None:
+    assert listing.labels is not None
+    for part, sampled in samples.items():
+        names = [name for sample in sampled.values() for name in sample.readable]
+        missing = [name for name, count in zip(classes, label_matrix(names, listing.labels, classes).sum(0), strict=True) if not count]
+        if missing:
+            raise DatasetError(
+                f"{listing.where}: no image of the class {one_line(missing)} in the {part} part can be read: replace the images"
+            )
+
+
 def _split(samples: dict[str, ClassSample], config: FinetuneConfig) -> tuple[Images, Images]:
     """Split each class into training and validation images. Samples are already shuffled, so the first images form the validation part."""
     train: dict[str, list[str]] = {}
@@ -135,15 +195,16 @@ def _split(samples: dict[str, ClassSample], config: FinetuneConfig) -> tuple[Ima
 
 def _part(listing: Listing, part: str, chosen: Images, classes: Sequence[str], checked: dict[str, CheckResult]) -> Part:
     """Build a part from the chosen images, ordered by class and then as listed, so that sampling does not affect the order."""
-    listed = listing.parts["train" if part == "val" and listing.val is None else part]
+    listed = _strata(listing, "train" if part == "val" and listing.val is None else part, classes)
     names: list[str] = []
-    labels: list[int] = []
-    for label, class_name in enumerate(classes):
-        selected = set(chosen[class_name])
-        names += [name for name in listed[class_name] if name in selected]
-        labels += [label] * len(selected)
+    indices: list[int] = []
+    for label, stratum in enumerate(listed):
+        selected = set(chosen[stratum])
+        names += [name for name in listed[stratum] if name in selected]
+        indices += [label] * len(selected)
+    labels = np.array(indices, dtype=np.int64) if listing.labels is None else label_matrix(names, listing.labels, classes)
     return Part(
-        labels=np.array(labels, dtype=np.int64),
+        labels=labels,
         names=tuple(names),
         fingerprints=tuple(checked[name].fingerprint for name in names),
         source=listing.source,

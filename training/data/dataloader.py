@@ -23,7 +23,7 @@ _MIN_IMAGES_FOR_WORKERS = 128
 
 
 class ImageBatch(NamedTuple):
-    """Batch of images, uint8 `[N, H, W, 3]`, with their labels, int64 `[N]`, and their indices in the part, int64 `[N]`."""
+    """Batch of images, uint8 `[N, H, W, 3]`, with their labels, int64 `[N]` or `[N, C]`, and their indices in the part, int64 `[N]`."""
 
     images: Tensor
     labels: Tensor

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from tlcli.contract.images.find_images import Skipped
+from tlcli.contract.model.description import Task
 from tlcli.training.runtime.progress import Advance
 
 _UNIFORM = 2.0
@@ -68,7 +69,8 @@ class Source(Protocol):
 class Part:
     """Part of a data set: n labelled images, loaded on demand.
 
-    labels: class indices into `Dataset.classes`, int64 `[n]`.
+    labels: class indices into `Dataset.classes`, int64 `[n]`; with several labels per image, 1 for each class of an image and 0 for the
+        others, int64 `[n, C]`.
     names: name of each image: its path below the data set's folder, or an identifier such as `cifar10/train/123`.
     fingerprints: SHA-256 of each image in hex, computed from the encoded content, or from the pixels if there is no encoded content.
     source: image source used by `load`.
@@ -83,6 +85,21 @@ class Part:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def task(self) -> Task:
+        """`multi-label` if images have several labels."""
+        return "multi-label" if self.labels.ndim == 2 else "single-label"
+
+    def class_counts(self, classes: int) -> list[int]:
+        """Return the number of images of each of the C classes."""
+        counts: list[int] = (self.labels.sum(0) if self.labels.ndim == 2 else np.bincount(self.labels, minlength=classes)).tolist()
+        return counts
+
+    def labels_of(self, index: int, classes: Sequence[str]) -> tuple[str, ...]:
+        """Return the names of the classes of an image: one, or with several labels per image any number, in label order."""
+        label = self.labels[index]
+        return tuple(classes[number] for number in np.flatnonzero(label).tolist()) if label.ndim else (classes[int(label)],)
 
     def load(self, index: int) -> Image.Image:
         """Load the image at `index` as RGB, rotated upright.
@@ -137,6 +154,11 @@ class Dataset:
     layout: str = ""
     group_column: str = ""
     groups: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def task(self) -> Task:
+        """`multi-label` if images have several labels."""
+        return self.train.task
 
     @property
     def parts(self) -> dict[str, Part]:

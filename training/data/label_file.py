@@ -14,6 +14,7 @@ from pathlib import Path
 from tlcli.contract.errors import DatasetError
 from tlcli.contract.files.display_name import printable
 from tlcli.contract.images.find_images import Skipped
+from tlcli.contract.model.description import Task
 from tlcli.training.data.folder_source import FolderSource
 from tlcli.training.data.label_files.image_paths import ImagePaths
 from tlcli.training.data.label_files.label_row import LabelFile
@@ -30,7 +31,9 @@ _NUMBER = re.compile(r"(-?(?:0|[1-9][0-9]*))(?:\.0+)?")
 """Label that is a whole number, also as pandas writes it in a column with missing values, such as 3.0."""
 
 
-def list_label_file(spec: str, columns: Mapping[str, str], group_column: str | None, progress: ProgressFactory) -> Listing:
+def list_label_file(
+    spec: str, columns: Mapping[str, str], group_column: str | None, progress: ProgressFactory, task: Task | None = None
+) -> Listing:
     """List the images of a label file by part and class. Images on this machine are not opened.
 
     Classes are sorted by name, or by number if all labels are whole numbers. Rows without a split belong to the training part, or to the
@@ -41,6 +44,7 @@ def list_label_file(spec: str, columns: Mapping[str, str], group_column: str | N
         columns: names of columns given by the user; see `FinetuneConfig.columns`.
         group_column: name of the column of groups; None for `group`.
         progress: progress bar for images that are fetched.
+        task: see `FinetuneConfig.task`; None for several labels per image if a row has several.
 
     Raises:
         DatasetError: the file cannot be read, images are missing, or rows contradict each other; the message names file and line.
@@ -52,16 +56,17 @@ def list_label_file(spec: str, columns: Mapping[str, str], group_column: str | N
         raise file.error(f"--group-column {group_column} and --columns group={chosen['group']} name two columns: use only one of them")
     rows = read_rows(file, chosen)
     table = read_table(file, rows)
-    left_out = _drop_unlabelled(table, file, partial=rows.partial)
-    _require_one_label(table, file)
+    several = task == "multi-label" or (task is None and any(len(labels) > 1 for labels in table.labels))
+    if not several:
+        _require_one_label(table, file)
+    left_out = _drop_unlabelled(table, file, partial=rows.partial, several=several)
     _unify_numbers(table)
     remote = is_remote(spec)
     root = mirror_of(spec).parent if remote else Path(file.base)
     find_images(table, file, ImagePaths(root, file.base), progress)
     drop_repeated(table, file)
     parts, folders = _assign_parts(table, file)
-    labels = [labels[0] for labels in table.labels]
-    by_part = {part: _by_class(table.names, labels, parts, part) for part in _PARTS}
+    by_part = {part: _by_class(table.names, table.labels, parts, part) for part in _PARTS}
     first = next(images for images in by_part.values() if images)
     _note_similar_classes(first, table)
     if "group" in chosen and not any(table.groups):
@@ -81,11 +86,15 @@ def list_label_file(spec: str, columns: Mapping[str, str], group_column: str | N
         groups={name: group or name for name, group in zip(table.names, table.groups, strict=True)} if has_groups else None,
         group_column=chosen.get("group", "group") if has_groups else "",
         weights=dict(zip(table.names, table.weights, strict=True)) if has_weights else None,
+        labels=dict(zip(table.names, table.labels, strict=True)) if several else None,
+        unlabelled={part: _unlabelled(table, parts, part) for part in _PARTS} if several else {},
     )
 
 
-def _drop_unlabelled(table: LabelTable, file: LabelFile, *, partial: bool) -> tuple[Skipped, ...]:
+def _drop_unlabelled(table: LabelTable, file: LabelFile, *, partial: bool, several: bool) -> tuple[Skipped, ...]:
     """Remove the rows without a label from the export of a labelling tool, and from a test split that has no labels at all.
+
+    With several labels per image, other images without a label are kept as images of none of the classes.
 
     Raises:
         DatasetError: other rows have no label, or all have none.
@@ -95,7 +104,16 @@ def _drop_unlabelled(table: LabelTable, file: LabelFile, *, partial: bool) -> tu
         return ()
     if len(missing) == len(table):
         raise file.error("no row has a label: expected a label for each image")
-    labelled_test = {part for split, labels in zip(table.splits, table.labels, strict=True) if labels and (part := _part(split)) == "test"}
+    labelled = {_part(split) or "train" for split, labels in zip(table.splits, table.labels, strict=True) if labels}
+    if several and not partial:
+        kept = [index for index in missing if (_part(table.splits[index]) or "train") in labelled]
+        if kept:
+            count = "1 image has" if len(kept) == 1 else f"{len(kept):,} images have"
+            table.notes.append(f"{count} no label, and so none of the classes: {table.at(kept)}")
+        missing = sorted(set(missing).difference(kept))
+        if not missing:
+            return ()
+    labelled_test = "test" in labelled
     if not partial and (labelled_test or any(_part(table.splits[index]) != "test" for index in missing)):
         rows = "row has" if len(missing) == 1 else "rows have"
         raise file.error(
@@ -103,7 +121,8 @@ def _drop_unlabelled(table: LabelTable, file: LabelFile, *, partial: bool) -> tu
         )
     reason = "no label yet" if partial else "no label in the test split"
     left_out = tuple(Skipped(table.names[index], reason) for index in missing)
-    table.keep([bool(labels) for labels in table.labels])
+    dropped = set(missing)
+    table.keep([index not in dropped for index in range(len(table))])
     return left_out
 
 
@@ -111,8 +130,8 @@ def _require_one_label(table: LabelTable, file: LabelFile) -> None:
     several = next((index for index, labels in enumerate(table.labels) if len(labels) > 1), None)
     if several is not None:
         raise file.error(
-            f"{len(table.labels[several])} labels ({one_line(table.labels[several])}): training with several labels per image is not"
-            " supported: expected one label in each row",
+            f"{len(table.labels[several])} labels ({one_line(table.labels[several])}), but --task single-label expects one label in each"
+            " row: leave --task out, or remove the labels",
             table.lines[several],
             table.unit,
         )
@@ -121,9 +140,10 @@ def _require_one_label(table: LabelTable, file: LabelFile) -> None:
 def _unify_numbers(table: LabelTable) -> None:
     """Write labels that are all whole numbers in one way, so that 3 and 3.0 are one class."""
     distinct = set(table.labels)
-    matched = {labels: _NUMBER.fullmatch(labels[0]) for labels in distinct}
+    matched = {label: _NUMBER.fullmatch(label) for labels in distinct for label in labels}
     if all(matched.values()):
-        unified = {labels: (number[1],) for labels, number in matched.items() if number is not None}
+        numbers = {label: number[1] for label, number in matched.items() if number is not None}
+        unified = {labels: tuple(dict.fromkeys(numbers[label] for label in labels)) for labels in distinct}
         table.labels = [unified[labels] for labels in table.labels]
 
 
@@ -193,12 +213,18 @@ def _part(split: str) -> str | None:
     return None if parsed is None or parsed.rest or any(letter.isdigit() for letter in split) else parsed.word
 
 
-def _by_class(names: Sequence[str], labels: Sequence[str], parts: Sequence[str], part: str) -> Images:
+def _unlabelled(table: LabelTable, parts: Sequence[str], part: str) -> list[str]:
+    """Return the sorted images of a part without any label."""
+    return sorted(name for name, labels, own in zip(table.names, table.labels, parts, strict=True) if own == part and not labels)
+
+
+def _by_class(names: Sequence[str], labels: Sequence[tuple[str, ...]], parts: Sequence[str], part: str) -> Images:
     """Return the sorted images of a part by class, sorted, too, so that the order of the rows has no effect."""
     images: dict[str, list[str]] = defaultdict(list)
-    for name, label, own in zip(names, labels, parts, strict=True):
+    for name, labels_of_image, own in zip(names, labels, parts, strict=True):
         if own == part:
-            images[label].append(name)
+            for label in labels_of_image:
+                images[label].append(name)
     are_numbers = all(_NUMBER.fullmatch(label) for label in images)
     return {label: sorted(images[label]) for label in sorted(images, key=int if are_numbers else None)}
 

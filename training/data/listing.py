@@ -34,6 +34,8 @@ class Listing:
     is_label_file: True if a label file names the images.
     groups: group of each image; None if no image has one. Groups are kept together in splits. group_column: column of the groups.
     weights: weight of each image in the training loss; None if all weigh the same.
+    labels: labels of each image, if images have several; a class then lists each image that has its label. None for one label per image.
+    unlabelled: images without any label by part, only with several labels per image.
     """
 
     where: str
@@ -50,6 +52,12 @@ class Listing:
     groups: Mapping[str, str] | None = None
     group_column: str = ""
     weights: Mapping[str, float] | None = None
+    labels: Mapping[str, tuple[str, ...]] | None = None
+    unlabelled: Images = field(default_factory=dict)
+
+    def images_of(self, part: str) -> list[str]:
+        """Return the sorted names of all images of a part, each once."""
+        return sorted({name for names in self.parts[part].values() for name in names}.union(self.unlabelled.get(part, ())))
 
     @property
     def parts(self) -> dict[str, Images]:

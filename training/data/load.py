@@ -10,8 +10,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from tlcli.contract.errors import DatasetError, SettingsError
 from tlcli.contract.files.atomic_file import whole_file
+from tlcli.contract.files.display_name import printable
 from tlcli.training.data.assemble import assemble
 from tlcli.training.data.dataset import Dataset, LeftOut, Part
 from tlcli.training.data.image_folder import list_folder
@@ -25,6 +28,9 @@ from tlcli.training.runtime.progress import ProgressFactory, silent
 from tlcli.training.settings.config import FinetuneConfig
 
 __all__ = ["Dataset", "KnownDataset", "LeftOut", "Part", "known_datasets", "list_dataset", "load_dataset", "save_split"]
+
+WITHOUT_LABELS = ""
+"""Key of the images without any label in the saved split of a data set with several labels per image."""
 
 
 def load_dataset(config: FinetuneConfig, progress: ProgressFactory | None = None, *, is_new: bool = False) -> Dataset:
@@ -69,8 +75,13 @@ def save_split(dataset: Dataset, path: str | Path) -> None:
 
 
 def _by_class(values: Sequence[str], part: Part, classes: Sequence[str]) -> dict[str, list[str]]:
-    """Group a value of each image of a part by class, in the order of the part."""
+    """Group a value of each image of a part by class, in the order of the part. With several labels, an image is in several classes."""
     grouped: list[list[str]] = [[] for _ in classes]
+    if part.task == "multi-label":
+        for label, values_of_class in enumerate(grouped):
+            values_of_class += [values[index] for index in np.flatnonzero(part.labels[:, label]).tolist()]
+        without = [values[index] for index in np.flatnonzero(part.labels.sum(1) == 0).tolist()]
+        return dict(zip(classes, grouped, strict=True)) | ({WITHOUT_LABELS: without} if without else {})
     for value, label in zip(values, part.labels.tolist(), strict=True):
         grouped[label].append(value)
     return dict(zip(classes, grouped, strict=True))
@@ -80,7 +91,7 @@ def list_dataset(config: FinetuneConfig, progress: ProgressFactory) -> Listing:
     """List the images of a data set by part and class. A missing data set is downloaded first.
 
     Args:
-        config: settings, of which `dataset`, `data_dir`, `seed`, `columns` and `group_column` are used.
+        config: settings, of which `dataset`, `data_dir`, `seed`, `columns`, `group_column` and `task` are used.
         progress: progress bar for downloads.
 
     Raises:
@@ -89,7 +100,12 @@ def list_dataset(config: FinetuneConfig, progress: ProgressFactory) -> Listing:
     """
     spec = config.dataset
     if spec.lower() not in KNOWN and is_label_file(spec):
-        return list_label_file(spec, config.columns, config.group_column, progress)
+        return list_label_file(spec, config.columns, config.group_column, progress, config.task)
+    if config.task == "multi-label":
+        raise DatasetError(
+            f"--task multi-label needs a label file, in which an image can have several labels ({NAMED_SUFFIXES}): {printable(spec)} is not"
+            " one"
+        )
     require_label_file_settings(spec, config.columns, config.group_column)
     known = KNOWN.get(spec.lower())
     if known is not None:

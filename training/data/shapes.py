@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tlcli.contract.errors import DatasetError
-from tlcli.training.data.draw_shape import DEFAULT_SIZE, DRAWING_VERSION, SHAPES, Box, Drawing, draw
+from tlcli.training.data.drawing.draw_shape import DEFAULT_SIZE, DRAWING_VERSION, SHAPES, Box, Drawing, draw
 from tlcli.training.runtime.progress import ProgressFactory, silent
 
 __all__ = [

@@ -19,8 +19,10 @@ from tlcli.training.settings.augmentation import Augmentation
 
 
 @dataclass(frozen=True)
-class ImageDataset(Dataset[tuple[Tensor, int, int]]):
+class ImageDataset(Dataset[tuple[Tensor, int | Tensor, int]]):
     """PyTorch data set over the images of a part. Items are `(uint8 [H, W, 3] in RGB, label, index in the part)`.
+
+    The label is a class index, or with several labels per image 0 or 1 for each class, int64 `[C]`.
 
     The augmentation of an image depends only on `seed`, `view` and its position, not on the number of workers or the loading order.
     Each epoch uses its own `view`. The position `index + k * len(part)` is the k-th repetition of an image, counted from 0.
@@ -48,7 +50,7 @@ class ImageDataset(Dataset[tuple[Tensor, int, int]]):
         repetitions[by_image] = np.arange(len(order)) - np.searchsorted(sorted_order, sorted_order)
         return order + len(self.part) * repetitions
 
-    def __getitem__(self, position: int) -> tuple[Tensor, int, int]:
+    def __getitem__(self, position: int) -> tuple[Tensor, int | Tensor, int]:
         """Load and transform the image at a position.
 
         Raises:
@@ -60,7 +62,8 @@ class ImageDataset(Dataset[tuple[Tensor, int, int]]):
             values = torch.from_numpy(self.preprocessing.apply(image))
         else:
             values = self._augment(image, self.augmentation, *((index, repetition) if repetition else (index,)))
-        return values, int(self.part.labels[index]), index
+        label = self.part.labels[index]
+        return values, torch.from_numpy(label) if label.ndim else int(label), index
 
     def _augment(self, image: Image.Image, augmentation: Augmentation, *position: int) -> Tensor:
         before = torch.get_rng_state()

@@ -22,7 +22,7 @@ from tlcli.training.engine.stage import Batch, Batches, Best, Stage, run_stage
 from tlcli.training.engine.step import Log, StepOptions, no_log
 from tlcli.training.engine.sync_batchnorm import sync_norms
 from tlcli.training.engine.unfreezing import GradualUnfreezing
-from tlcli.training.metrics.scores import loss_and_top1
+from tlcli.training.metrics.scores import Validation, validate
 from tlcli.training.models.batch_norms import folded_norms
 from tlcli.training.models.network import Network
 from tlcli.training.runtime.distributed import DistributedContext
@@ -137,10 +137,10 @@ class AllLayers:
                 advance(step * images_in_all // self._steps - done)
                 done = step * images_in_all // self._steps
 
-    def evaluate(self) -> tuple[float, float]:
-        """Return the loss and top-1 accuracy on the validation part."""
+    def evaluate(self) -> Validation:
+        """Return the metrics on the validation part."""
         logits = classify_images(self.network, self.dataset.val, self.plan, dist=self.dist)
-        return loss_and_top1(logits, torch.from_numpy(self.dataset.val.labels))
+        return validate(logits, torch.from_numpy(self.dataset.val.labels))
 
     @property
     def _steps(self) -> int:

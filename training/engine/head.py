@@ -18,7 +18,7 @@ from tlcli.training.engine.optimizer import decayed_groups, make_optimizer
 from tlcli.training.engine.sampling import epoch_order
 from tlcli.training.engine.stage import Batch, Batches, Best, Stage, run_stage
 from tlcli.training.engine.step import StepOptions
-from tlcli.training.metrics.scores import loss_and_top1
+from tlcli.training.metrics.scores import Validation, validate
 from tlcli.training.models.network import Network, apply_classifier
 from tlcli.training.settings.plan import Plan
 
@@ -103,9 +103,9 @@ def train_head(
     Args:
         network: network whose classifier is trained; it ends with the weights of the best epoch.
         views: embeddings of the training part, `[n, d]` each; epoch e trains on view `e % len(views)`.
-        labels: labels of the training part, `[n]`.
+        labels: labels of the training part, `[n]`, or `[n, C]` with several labels per image.
         val: embeddings of the validation part, `[m, d]`.
-        val_labels: labels of the validation part, `[m]`.
+        val_labels: labels of the validation part, `[m]` or `[m, C]`.
         plan: training plan, of which the head settings are used.
         seed: seed for the image order and dropout.
         callback: hooks to run after each step and each epoch.
@@ -131,8 +131,8 @@ def train_head(
             yield Batch(torch.from_numpy(view[chosen]).to(device), targets[chosen].to(device), own)
 
     @torch.no_grad()
-    def evaluate() -> tuple[float, float]:
-        return loss_and_top1(torch.cat([head(rows.to(device)) for rows in chunks(val)]), val_targets)
+    def evaluate() -> Validation:
+        return validate(torch.cat([head(rows.to(device)) for rows in chunks(val)]), val_targets)
 
     if plan.config.from_run is not None:
         head.unfold()

@@ -18,7 +18,7 @@ from tlcli.training.engine.checkpoint import State
 from tlcli.training.engine.ema import snapshot
 from tlcli.training.engine.head import Embeddings, Labels, StandardisedHead, Weights, chunks, moments, train_head
 from tlcli.training.engine.logistic_regression import fit_logistic
-from tlcli.training.engine.loss import balanced_weights, objective_of
+from tlcli.training.engine.loss import balanced_weights, single_label_objective
 from tlcli.training.engine.model_selection import is_better
 from tlcli.training.engine.stage import Best
 from tlcli.training.metrics.scores import EpochRow, loss_and_top1
@@ -237,7 +237,7 @@ def _logistic_fits(
     rows = torch.cat([(chunk.double() - centre) / spread for view in features.views for chunk in chunks(view)]).to(device)
     targets = torch.from_numpy(labels).to(device).repeat(len(features.views))
     classes = network.config.num_classes
-    objective = objective_of(plan.head_label_smoothing, plan, labels, classes, device)
+    objective = single_label_objective(plan.head_label_smoothing, plan, labels, classes, device)
     if plan.config.sampler == "balanced":  # a fit to all images has no sampler: the weights are what balanced samples have in the mean
         objective = replace(objective, class_weights=balanced_weights(labels, classes).to(device))
     objective = objective.double()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +11,24 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tlcli.training.engine.multi_label_loss import MultiLabelObjective, balanced_positive_weights
 from tlcli.training.settings.plan import Plan
+
+
+class TrainingLoss(Protocol):
+    """Loss of a batch; `Objective` for one label per image, `MultiLabelObjective` for several."""
+
+    def total(self, logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Return the weighted loss in nats, summed over images."""
+        ...
+
+    def weight(self, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Return the total weight of the images."""
+        ...
+
+    def unweighted(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the plain cross-entropy for reports, summed over images."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +77,10 @@ class Objective:
         )
         return losses if weights is None else (losses * weights).sum()
 
+    def unweighted(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the cross-entropy without label smoothing, weights and adjustment, summed over images."""
+        return functional.cross_entropy(logits, targets, reduction="sum")
+
     def _focal(self, logits: Tensor, targets: Tensor, gamma: float) -> Tensor:
         """Return the focal loss of each image, `[N]`."""
         classes = logits.shape[1]
@@ -96,8 +118,21 @@ def logit_offsets(labels: npt.NDArray[np.int64], classes: int, tau: float) -> Te
     return torch.tensor(tau * np.log(np.maximum(counts, 1) / len(labels)), dtype=torch.get_default_dtype())
 
 
-def objective_of(label_smoothing: float, plan: Plan, labels: npt.NDArray[np.int64], classes: int, device: torch.device) -> Objective:
-    """Build the objective of a plan. The labels of the training images determine balanced class weights and priors."""
+def objective_of(label_smoothing: float, plan: Plan, labels: npt.NDArray[np.int64], classes: int, device: torch.device) -> TrainingLoss:
+    """Build the objective of a plan. The labels of the training images determine the task, balanced class weights and priors."""
+    if labels.ndim == 2:
+        return MultiLabelObjective(
+            asymmetric=plan.config.loss == "asymmetric",
+            label_smoothing=label_smoothing,
+            positive_weights=balanced_positive_weights(labels).to(device) if plan.config.class_weights == "balanced" else None,
+        )
+    return single_label_objective(label_smoothing, plan, labels, classes, device)
+
+
+def single_label_objective(
+    label_smoothing: float, plan: Plan, labels: npt.NDArray[np.int64], classes: int, device: torch.device
+) -> Objective:
+    """Build the objective of a plan for one label per image."""
     tau = plan.config.logit_adjustment
     return Objective(
         label_smoothing,

@@ -25,6 +25,8 @@ class Figures(Protocol):
     def val_loss(self) -> float: ...  # noqa: D102
 
 
+MULTI_LABEL_RULE = "the highest validation mean average precision"
+
 RULE = "the lowest validation loss among those whose validation top-1 is within one standard error of the highest"
 
 
@@ -53,6 +55,29 @@ def is_better(new: Figures, kept: Figures | None, highest: float, count: int) ->
     if new.val_top1 < bound:
         return False
     return kept.val_top1 < bound or (new.val_loss, -new.val_top1) < (kept.val_loss, -kept.val_top1)
+
+
+class MeanApFigures(Protocol):
+    """Validation metrics of one network for several labels per image.
+
+    val_mean_ap: mean average precision in [0, 1]. val_loss: mean loss in nats.
+    """
+
+    @property
+    def val_mean_ap(self) -> float | None: ...  # noqa: D102
+
+    @property
+    def val_loss(self) -> float: ...  # noqa: D102
+
+
+def has_higher_mean_ap(new: MeanApFigures, kept: MeanApFigures | None) -> bool:
+    """Return True if a network has a higher mean average precision than the one kept so far, or the same and a lower loss."""
+    return kept is None or (new.val_mean_ap or 0.0, -new.val_loss) > (kept.val_mean_ap or 0.0, -kept.val_loss)
+
+
+def rule_of(task: object) -> str:
+    """Return the rule that selects an epoch of a run, in words."""
+    return MULTI_LABEL_RULE if task == "multi-label" else RULE
 
 
 def select(figures: Iterable[Figures], count: int) -> int:

@@ -16,17 +16,17 @@ from tlcli.contract.errors import SettingsError
 from tlcli.training.engine.callbacks import Callback
 from tlcli.training.engine.checkpoint import Checkpoint, State
 from tlcli.training.engine.ema import EMA, snapshot
-from tlcli.training.engine.model_selection import is_better
+from tlcli.training.engine.model_selection import has_higher_mean_ap, is_better
 from tlcli.training.engine.optimizer import rate_factor
 from tlcli.training.engine.step import Log, StepOptions, Stepper, no_log
 from tlcli.training.engine.unfreezing import GradualUnfreezing, frozen_norms
-from tlcli.training.metrics.scores import EpochRow
+from tlcli.training.metrics.scores import EpochRow, Validation
 from tlcli.training.metrics.scores import Stage as StageName
 from tlcli.training.settings.config import Schedule
 
 
 class Batch(NamedTuple):
-    """Batch on the device of the model: inputs, labels, int64 `[N]`, and weights of the images in the loss, float `[N]`, if they differ."""
+    """Batch on the device of the model: inputs, labels, int64 `[N]` or `[N, C]`, and weights of the images in the loss, float `[N]`."""
 
     inputs: Tensor
     labels: Tensor
@@ -43,7 +43,7 @@ class Stage:
     model: network to train, in training mode during training steps and in eval mode otherwise.
     optimizer: optimizer of the model's parameters; the highest learning rate of its groups is reported.
     batches: function that returns the batches of an epoch, numbered from 0. steps: number of batches per epoch.
-    evaluate: function that returns the validation loss and top-1 accuracy of the model.
+    evaluate: function that returns the validation metrics of the model.
     warm_up, schedule: see `tlcli.training.engine.optimizer.rate_factor`.
     kept_in_eval: modules of the model that stay in eval mode during training.
     options: options of each step.
@@ -57,7 +57,7 @@ class Stage:
     optimizer: Optimizer
     batches: Callable[[int], Batches]
     steps: int
-    evaluate: Callable[[], tuple[float, float]]
+    evaluate: Callable[[], Validation]
     epochs: int
     warm_up: float
     schedule: Schedule = "cosine"
@@ -94,7 +94,10 @@ class Best:
         """Record an epoch. If it is the best so far, copy the model's weights and return True."""
         highest = max((earlier.val_top1 for earlier in self.rows), default=0.0)
         self.rows.append(row)
-        if not is_better(row, self.row, highest, self.val_count):
+        if row.val_mean_ap is not None:
+            if not has_higher_mean_ap(row, self.row):
+                return False
+        elif not is_better(row, self.row, highest, self.val_count):
             return False
         self.row, self.state = row, snapshot(model)
         return True
@@ -171,10 +174,10 @@ class _StageRun:
         lr, train_loss, train_top1 = self._train(epoch)
         stage.model.eval()
         with nullcontext() if self._ema is None else self._ema.applied_to(stage.model):
-            val_loss, val_top1 = stage.evaluate() if math.isfinite(train_loss) else (math.nan, 0.0)
+            val = stage.evaluate() if math.isfinite(train_loss) else Validation(math.nan, 0.0)
             seconds = time.perf_counter() - began
-            row = EpochRow(stage.name, self._before + epoch + 1, lr, train_loss, train_top1, val_loss, val_top1, seconds)
-            if not math.isfinite(train_loss + val_loss):
+            row = EpochRow(stage.name, self._before + epoch + 1, lr, train_loss, train_top1, val.loss, val.top1, seconds, val.mean_ap)
+            if not math.isfinite(train_loss + val.loss):
                 peak = max(group["initial_lr"] for group in stage.optimizer.param_groups)
                 best.stopped = f"the loss became NaN or infinite in epoch {row.epoch}: use an --lr below {peak:g}"
                 return row, False

@@ -9,14 +9,13 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from tlcli.contract.errors import SettingsError
 from tlcli.training.data.dataloader import batch_count
 from tlcli.training.engine.amp import Precision
-from tlcli.training.engine.loss import Objective
+from tlcli.training.engine.loss import Objective, TrainingLoss
 from tlcli.training.engine.mixup import Mixing
 from tlcli.training.models.batch_norms import has_batch_norms, refuse_lone_image
 from tlcli.training.runtime.distributed import DistributedContext
@@ -44,7 +43,7 @@ class StepOptions:
     seed: seed for random layers such as dropout.
     """
 
-    objective: Objective = Objective()  # noqa: RUF009  # immutable
+    objective: TrainingLoss = Objective()  # noqa: RUF009  # immutable
     mixing: Mixing | None = None
     micro_batch_size: int | None = None
     ema: float | None = None
@@ -59,7 +58,7 @@ class StepResult:
     """Metrics of one step, summed over all processes.
 
     loss: cross-entropy in nats, summed over `count` images, of the plain logits, without label smoothing and weights.
-    right: number of correct predictions.
+    right: number of correct predictions; NaN with several labels per image.
     """
 
     loss: float
@@ -112,7 +111,7 @@ class Stepper:
         Args:
             number: number of the step, starting at 0.
             inputs: model inputs, `[n, ...]`.
-            labels: class indices, int64 `[n]`.
+            labels: class indices, int64 `[n]`; with several labels per image 0 or 1 for each class, int64 `[n, C]`.
             weights: weights of the images in the loss, float `[n]`; None if all weigh the same.
 
         Raises:
@@ -158,8 +157,8 @@ class Stepper:
                     logits = self._wrapped(micro_inputs)
                     loss = options.objective.total(logits, micro_targets, micro_weights) / weight
                 self._precision.backward(loss * options.dist.world)  # DDP averages gradients over processes
-            sums[0] += functional.cross_entropy(logits.detach().float(), micro_targets, reduction="sum")
-            sums[1] += (logits.argmax(1) == micro_labels).sum()
+            sums[0] += options.objective.unweighted(logits.detach().float(), micro_targets)
+            sums[1] += (logits.argmax(1) == micro_labels).sum() if labels.ndim == 1 else torch.nan
             sums[2] += len(micro_labels)
         self._precision.step(self._optimizer)
         loss_sum, right, images = options.dist.all_reduce(sums).tolist()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
@@ -9,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tlcli.contract.files.earlier_names import IMAGES_FIELD
 from tlcli.training.metrics.calibration import Calibration, calibration
+from tlcli.training.metrics.multi_label import MultiLabelScores, mean_average_precision, score_labels
 
 if TYPE_CHECKING:  # reading results needs no PyTorch
     from torch import Tensor
@@ -25,8 +28,10 @@ class EpochRow(NamedTuple):
     epoch: number of the epoch, starting at 1 and counted over both stages.
     lr: highest learning rate of the head in the epoch.
     train_loss, train_top1: means over the training batches of the epoch, with augmentation as in training.
-    train_loss, val_loss: mean cross-entropy in nats, without label smoothing.
+    train_loss, val_loss: mean cross-entropy in nats, without label smoothing; with several labels per image, mean binary cross-entropy.
+    train_top1, val_top1: NaN with several labels per image.
     seconds: duration of the epoch, including validation.
+    val_mean_ap: mean average precision on the validation part, with several labels per image; None otherwise.
     """
 
     stage: Stage
@@ -37,6 +42,7 @@ class EpochRow(NamedTuple):
     val_loss: float
     val_top1: float
     seconds: float
+    val_mean_ap: float | None = None
 
 
 class ClassScores(BaseModel):
@@ -84,6 +90,18 @@ class Scores(BaseModel):
         return float(np.mean(recalls)) if recalls else None
 
 
+PartScores = Scores | MultiLabelScores
+"""Scores of a part, for one label per image or for several."""
+
+
+class Validation(NamedTuple):
+    """Metrics of a network on the validation part after an epoch; see `EpochRow`."""
+
+    loss: float
+    top1: float
+    mean_ap: float | None = None
+
+
 class Results(BaseModel):
     """Contents of `results.json`.
 
@@ -99,8 +117,8 @@ class Results(BaseModel):
     best_epoch: int
     best_stage: Stage | None = None
     stopped: str | None
-    val: Scores
-    test: Scores | None
+    val: PartScores
+    test: PartScores | None
     seconds: dict[str, float]
     images: dict[str, int] = Field(validation_alias=IMAGES_FIELD)
     left_out: int
@@ -108,13 +126,31 @@ class Results(BaseModel):
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Final metrics by name: `val_top1`, `val_loss`, and if there is a test part, `test_top1` and `test_loss`."""
+        """Final metrics by name: `val_top1`, `val_loss`, and if there is a test part, `test_top1` and `test_loss`.
+
+        With several labels per image, `val_mean_ap` and `val_macro_f1` replace `val_top1`.
+        """
         parts = {"val": self.val, "test": self.test}
-        return {f"{name}_{metric}": getattr(part, metric) for name, part in parts.items() if part for metric in ("top1", "loss")}
+        return {f"{name}_{metric}": getattr(part, metric) for name, part in parts.items() if part for metric in _final(part)}
+
+
+def _final(part: PartScores) -> tuple[str, ...]:
+    return ("mean_ap", "macro_f1", "loss") if isinstance(part, MultiLabelScores) else ("top1", "loss")
 
 
 def _ratio(count: np.integer, total: np.integer) -> float | None:
     return float(count / total) if total else None
+
+
+def validate(logits: Tensor, labels: Tensor) -> Validation:
+    """Return the metrics of an epoch for logits `[n, C]` and labels `[n]`, or `[n, C]` with several labels per image."""
+    if labels.ndim == 1:
+        return Validation(*loss_and_top1(logits, labels))
+    from torch.nn import functional
+
+    loss = float(functional.binary_cross_entropy_with_logits(logits.double(), labels.double()))
+    scores = logits.double().sigmoid().cpu().numpy()
+    return Validation(loss, math.nan, mean_average_precision(labels.cpu().numpy(), scores))
 
 
 def loss_and_top1(logits: Tensor, labels: Tensor) -> tuple[float, float]:
@@ -122,6 +158,20 @@ def loss_and_top1(logits: Tensor, labels: Tensor) -> tuple[float, float]:
     from torch.nn import functional
 
     return float(functional.cross_entropy(logits, labels)), float((logits.argmax(1) == labels).float().mean())
+
+
+def score_parts(logits: Mapping[str, Tensor], labels: Mapping[str, Tensor], classes: tuple[str, ...]) -> dict[str, PartScores]:
+    """Compute the scores of each part. With several labels per image, the thresholds of the part `val` apply to all.
+
+    Args:
+        logits: class logits by part, `[n, C]` each.
+        labels: class indices by part, int64 `[n]`, or with several labels per image `[n, C]`.
+        classes: names of the C classes.
+    """
+    if labels["val"].ndim == 1:
+        return {name: score(logits[name], labels[name], classes) for name in logits}
+    val = score_labels(logits["val"], labels["val"], classes)
+    return {name: val if name == "val" else score_labels(logits[name], labels[name], classes, val.thresholds) for name in logits}
 
 
 def score(logits: Tensor, labels: Tensor, classes: tuple[str, ...]) -> Scores:

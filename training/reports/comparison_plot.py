@@ -14,7 +14,7 @@ _LINES = ("-", "--", ":")
 
 
 def draw_compared(runs: Mapping[str, Sequence[Epoch]], path: Path) -> None:
-    """Plot the validation loss and top-1 accuracy of several runs to a PNG file.
+    """Plot the validation loss and top-1 accuracy, or mean average precision with several labels per image, of several runs to a PNG file.
 
     Args:
         runs: epochs of each run, by run name.
@@ -22,9 +22,10 @@ def draw_compared(runs: Mapping[str, Sequence[Epoch]], path: Path) -> None:
     """
     figure = new_figure(10.8, 4.2)
     loss, top1 = figure.subplots(1, 2)
-    for axes, title in ((loss, "validation cross-entropy"), (top1, "validation top-1, %")):
+    has_mean_ap = any(epoch.val_mean_ap is not None for epochs in runs.values() for epoch in epochs)
+    for axes, title in ((loss, "validation cross-entropy"), (top1, f"validation {'mAP' if has_mean_ap else 'top-1'}, %")):
         for number, (name, epochs) in enumerate(runs.items()):
-            values = [epoch.val_loss if axes is loss else 100 * epoch.val_top1 for epoch in epochs]
+            values = [epoch.val_loss if axes is loss else 100 * (epoch.val_mean_ap or epoch.val_top1) for epoch in epochs]
             axes.plot(
                 [epoch.epoch for epoch in epochs],
                 values,

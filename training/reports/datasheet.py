@@ -228,6 +228,7 @@ def describe_dataset(dataset: Dataset, origin: Origin | None = None) -> DataShee
     weights = dataset.train.weights
     counts = {name: _count_by_class(part, dataset.classes) for name, part in dataset.parts.items()}
     of_train = list(counts["train"].values())
+    images = {name: len(part) for name, part in dataset.parts.items()}
     groups = _duplicates(dataset.parts)
     copies = [tuple(_copy(dataset, place) for place in group) for group in groups]
     contradictions = sum(len({copy.label for copy in group}) > 1 for group in copies)
@@ -258,11 +259,11 @@ def describe_dataset(dataset: Dataset, origin: Origin | None = None) -> DataShee
         warnings=(
             *dataset.notes,
             *_warn_of_uniform(dataset.near_uniform),
-            *_warn_of_overlaps(overlaps, counts),
-            *_warn_of_known_images(origin, counts),
+            *_warn_of_overlaps(overlaps, images),
+            *_warn_of_known_images(origin, images),
             *_warn_of_contradictions(contradictions, copies),
             *_warn_of_small_classes(counts),
-            *_warn_of_imbalance(counts["train"]),
+            *_warn_of_imbalance(counts["train"], "mean AP" if dataset.task == "multi-label" else "macro recall"),
         ),
     )
 
@@ -307,11 +308,7 @@ def read_data_sheet(run: Path) -> DataSheet | None:
 
 
 def _count_by_class(part: Part, classes: Sequence[str]) -> dict[str, int]:
-    labels = part.labels.tolist()
-    counts = [0] * len(classes)
-    for label in labels:
-        counts[label] += 1
-    return dict(zip(classes, counts, strict=True))
+    return dict(zip(classes, part.class_counts(len(classes)), strict=True))
 
 
 def _sizes(dataset: Dataset) -> Sizes | None:
@@ -340,7 +337,8 @@ def _duplicates(parts: Mapping[str, Part]) -> list[list[_Place]]:
 
 def _copy(dataset: Dataset, place: _Place) -> Copy:
     part = dataset.parts[place.part]
-    return Copy(part=place.part, name=printable(part.names[place.number]), label=dataset.classes[int(part.labels[place.number])])
+    label = ", ".join(part.labels_of(place.number, dataset.classes)) or "none"
+    return Copy(part=place.part, name=printable(part.names[place.number]), label=label)
 
 
 def _overlaps(groups: Sequence[Sequence[_Place]], parts: Sequence[str]) -> tuple[Overlap, ...]:
@@ -353,9 +351,9 @@ def _overlaps(groups: Sequence[Sequence[_Place]], parts: Sequence[str]) -> tuple
     return tuple(overlaps)
 
 
-def _warn_of_overlaps(overlaps: Sequence[Overlap], counts: Mapping[str, Mapping[str, int]]) -> list[str]:
+def _warn_of_overlaps(overlaps: Sequence[Overlap], images: Mapping[str, int]) -> list[str]:
     return [
-        f"{overlap.images:,} of the {sum(counts[overlap.of].values()):,} images of the {_PART_NAMES[overlap.of]} part"
+        f"{overlap.images:,} of the {images[overlap.of]:,} images of the {_PART_NAMES[overlap.of]} part"
         f" {'is' if overlap.images == 1 else 'are'} in the {_PART_NAMES[overlap.also_in]} part too"
         + (
             f": the metrics of the {_PART_NAMES[overlap.of]} part are too optimistic"
@@ -380,14 +378,14 @@ def _warn_of_near_duplicates(copies: Sequence[NearCopy]) -> list[str]:
     return warnings
 
 
-def _warn_of_known_images(origin: Origin | None, counts: Mapping[str, Mapping[str, int]]) -> list[str]:
+def _warn_of_known_images(origin: Origin | None, images: Mapping[str, int]) -> list[str]:
     """Warn of images outside of the training part that the run started from was trained on."""
     if origin is None:
         return []
     if origin.known is None:
         return [f"{origin.run} does not record the contents of its images: some of the validation images may be among its training images"]
     return [
-        f"{known:,} of the {sum(counts[part].values()):,} images of the {_PART_NAMES[part]} part {'was' if known == 1 else 'were'} in the"
+        f"{known:,} of the {images[part]:,} images of the {_PART_NAMES[part]} part {'was' if known == 1 else 'were'} in the"
         f" training part of {origin.run}, which this run started from: the metrics of the {_PART_NAMES[part]} part are too optimistic"
         for part, known in origin.known.items()
         if part != "train" and known
@@ -425,12 +423,12 @@ def _warn_of_small_classes(counts: Mapping[str, Mapping[str, int]]) -> list[str]
     return warnings
 
 
-def _warn_of_imbalance(of_train: Mapping[str, int]) -> list[str]:
+def _warn_of_imbalance(of_train: Mapping[str, int], metric: str) -> list[str]:
     ordered = sorted(of_train, key=lambda name: of_train[name])
     smallest, largest = ordered[0], ordered[-1]
     if of_train[largest] < IMBALANCED * of_train[smallest]:
         return []
     return [
         f"the training part has {of_train[largest]:,} images of {largest} and {of_train[smallest]:,} of {smallest}:"
-        " judge by the macro recall, which weighs every class equally"
+        f" judge by the {metric}, which weighs every class equally"
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -38,8 +39,21 @@ _TILE = 256
 """Length in pixels of the shorter side of an image on the contact sheet. The longer side is at most twice as long."""
 
 
+MOST_TILES = _SHEET_COLUMNS * _SHEET_ROWS
+"""Maximum number of images on a contact sheet."""
+
+
+class Tile(NamedTuple):
+    """Image of a contact sheet: its number in the part, the class whose map is drawn, the title, and True if that is to be red."""
+
+    number: int
+    class_index: int
+    title: str
+    is_wrong: bool
+
+
 def draw_figures(folder: Path, network: Network, dataset: Dataset, best: Best, scores: Scores, logits: Tensor) -> None:
-    """Draw all figures of a run and save them in its folder.
+    """Draw all figures of a run with one label per image, and save them in its folder.
 
     Args:
         folder: run folder.
@@ -59,16 +73,22 @@ def draw_figures(folder: Path, network: Network, dataset: Dataset, best: Best, s
 
 
 def draw_curves(rows: Sequence[EpochRow], best_epoch: int, path: Path) -> None:
-    """Plot training and validation loss and top-1 accuracy over the epochs to a PNG file. The best epoch and stage change are marked."""
+    """Plot training and validation loss and top-1 accuracy over the epochs to a PNG file. The best epoch and stage change are marked.
+
+    With several labels per image, the validation part's mean average precision replaces the accuracy.
+    """
     figure = new_figure(9.6, 3.8)
-    loss, top1 = figure.subplots(1, 2)
+    loss, metric = figure.subplots(1, 2)
     epochs = [row.epoch for row in rows]
     marker = "o" if len(rows) <= 20 else None
     for axes, title, train, val in (
         (loss, "cross-entropy", [row.train_loss for row in rows], [row.val_loss for row in rows]),
-        (top1, "top-1, %", [100 * row.train_top1 for row in rows], [100 * row.val_top1 for row in rows]),
+        (metric, "top-1, %", [100 * row.train_top1 for row in rows], [100 * row.val_top1 for row in rows])
+        if rows[0].val_mean_ap is None
+        else (metric, "mAP, %", None, [100 * (row.val_mean_ap or 0.0) for row in rows]),
     ):
-        axes.plot(epochs, train, color=_TRAIN, marker=marker, markersize=3, label="training")
+        if train is not None:
+            axes.plot(epochs, train, color=_TRAIN, marker=marker, markersize=3, label="training")
         axes.plot(epochs, val, color=_VAL, marker=marker, markersize=3, label="validation")
         best = val[epochs.index(best_epoch)]
         axes.plot([best_epoch], [best], "o", color=_BEST, markersize=7, label=f"best: {best:.4g}, epoch {best_epoch}", zorder=3)
@@ -184,27 +204,43 @@ def draw_mistakes(
     """
     scores, predicted = logits.softmax(1).max(1)
     labels = torch.from_numpy(part.labels)
-    chosen = most_telling(logits, labels, _SHEET_COLUMNS * _SHEET_ROWS)
+    chosen = most_telling(logits, labels, MOST_TILES)
     wrong = predicted != labels
     mistakes, images = int(wrong.sum()), f"{len(part):,}{kind and ' '}{kind} images"
     if mistakes >= len(chosen):
         title = f"The most confident of {mistakes:,} mistakes on {images}"
     else:
         title = f"{f'{mistakes} wrong (red)' if mistakes else 'None wrong'} of {images}; the least confident correct ones (black)"
-    rows = -(-len(chosen) // _SHEET_COLUMNS)
-    figure = new_figure(4.2 * _SHEET_COLUMNS, 2.45 * rows + 0.7)
     maps = f"\neach image next to its {method} map for the predicted class" if explain is not None else ""
-    figure.suptitle(f"{title}{maps}", fontsize=11)
+    tiles = []
+    for index in chosen.tolist():
+        predicted_class = int(predicted[index])
+        prediction = f"{plain(classes[predicted_class])} {100 * float(scores[index]):.1f} %"
+        tiles.append(Tile(index, predicted_class, f"{prediction}, is {plain(classes[int(labels[index])])}", bool(wrong[index])))
+    draw_sheet(explain, part, tiles, f"{title}{maps}", path)
+
+
+def draw_sheet(explain: Explain | None, part: Part, tiles: Sequence[Tile], title: str, path: Path) -> None:
+    """Draw a contact sheet of a part's images to a PNG file, each next to a map of its class.
+
+    Args:
+        explain: function that computes the maps; None to draw only the images.
+        part: part with the images.
+        tiles: images to draw.
+        title: title of the sheet.
+        path: output path of the PNG file.
+    """
+    rows = -(-len(tiles) // _SHEET_COLUMNS)
+    figure = new_figure(4.2 * _SHEET_COLUMNS, 2.45 * rows + 0.7)
+    figure.suptitle(title, fontsize=11)
     grid = figure.subplots(rows, _SHEET_COLUMNS, squeeze=False).ravel()
     for axes in grid:
         axes.axis("off")
-    for axes, index in zip(grid, chosen.tolist(), strict=False):
-        predicted_class = int(predicted[index])
-        axes.imshow(np.asarray(_with_map(explain, part.load(index), predicted_class)))
-        prediction = f"{plain(classes[predicted_class])} {100 * float(scores[index]):.1f} %"
-        axes.set_title(f"{prediction}, is {plain(classes[int(labels[index])])}", fontsize=9, color=_BEST if wrong[index] else "black")
+    for axes, tile in zip(grid, tiles, strict=False):
+        axes.imshow(np.asarray(_with_map(explain, part.load(tile.number), tile.class_index)))
+        axes.set_title(tile.title, fontsize=9, color=_BEST if tile.is_wrong else "black")
         axes.text(
-            0.5, -0.02, plain(_ending(part.names[index])), transform=axes.transAxes, fontsize=6.5, color="0.45", ha="center", va="top"
+            0.5, -0.02, plain(_ending(part.names[tile.number])), transform=axes.transAxes, fontsize=6.5, color="0.45", ha="center", va="top"
         )
     save_figure(figure, path)
 

@@ -18,8 +18,9 @@ from tlcli.contract.files.atomic_file import whole_file
 from tlcli.contract.maps.method_names import METHODS
 from tlcli.contract.model.description import Description
 from tlcli.training.data.listing import one_line
-from tlcli.training.engine.model_selection import RULE, describe_kept
+from tlcli.training.engine.model_selection import describe_kept, rule_of
 from tlcli.training.metrics.headline import why_macro_recall
+from tlcli.training.metrics.multi_label import MultiLabelScores
 from tlcli.training.metrics.scores import Scores
 from tlcli.training.metrics.significance import wilson_interval
 from tlcli.training.reports.citations import TIMM, paper_of
@@ -108,6 +109,15 @@ class Table:
 
 
 @dataclass(frozen=True)
+class LabelPartScores:
+    """Metrics of a part with several labels per image. name: name of the split on the Hugging Face Hub."""
+
+    name: str
+    scores: MultiLabelScores
+    class_table: Table
+
+
+@dataclass(frozen=True)
 class PartScores:
     """Metrics of a part.
 
@@ -127,6 +137,7 @@ def _content(run: Run, description: Description, record: RunSummary, sheet: Data
     why = None if sheet is None else why_macro_recall(sheet.images["train"])
     return {
         "header": _header(run, description, parts, leads_macro_recall=why is not None),
+        "label_parts": _label_parts(run),
         "marker": _MARKER,
         "description": description,
         "network": run.network_config,
@@ -146,7 +157,7 @@ def _content(run: Run, description: Description, record: RunSummary, sheet: Data
         "class_counts": None if sheet is None else _class_counts(sheet),
         "sizes": None if sheet is None else sheet.sizes,
         "kept": describe_kept(run.results.best_epoch, record.best_stage, run.config.mode),
-        "rule": RULE,
+        "rule": rule_of(description.task),
         "settings": _settings(record, public),
         "command": finetune_command(record.config.asked | public),
         "versions": ", ".join(f"{name} {version}" for name, version in record.config.versions.items()),
@@ -176,19 +187,11 @@ def _header(run: Run, description: Description, parts: Iterable[PartScores], *, 
     """Return the metadata for the Hugging Face Hub as YAML."""
     from huggingface_hub import EvalResult, ModelCardData  # the import takes a second
 
-    results = [
-        EvalResult(
-            task_type="image-classification",
-            task_name="Image classification",
-            dataset_type=_slug(_dataset(run)),
-            dataset_name=_dataset(run),
-            dataset_split=part.name,
-            metric_type=kind,
-            metric_name=name,
-            metric_value=round(value, 6),
-        )
+    several = description.task == "multi-label"
+    metrics = [
+        (part.name, *metric)
         for part in parts
-        for kind, name, value in (
+        for metric in (
             *((("balanced_accuracy", "Macro recall", part.scores.macro_recall or 0.0),) if leads_macro_recall else ()),
             ("accuracy", "Accuracy", part.scores.top1),
             ("f1", "Macro F1", part.scores.macro_f1),
@@ -196,12 +199,36 @@ def _header(run: Run, description: Description, parts: Iterable[PartScores], *, 
             ("expected_calibration_error", "Expected calibration error", part.scores.calibration.ece),
         )
     ]
+    metrics += [
+        (part.name, *metric)
+        for part in _label_parts(run)
+        for metric in (
+            ("mean_average_precision", "Mean average precision", part.scores.mean_ap),
+            ("f1", "Macro F1", part.scores.macro_f1),
+            ("loss", "Binary cross-entropy", part.scores.loss),
+        )
+    ]
+    results = [
+        EvalResult(
+            task_type="image-classification",
+            task_name="Multi-label image classification" if several else "Image classification",
+            dataset_type=_slug(_dataset(run)),
+            dataset_name=_dataset(run),
+            dataset_split=split,
+            metric_type=kind,
+            metric_name=name,
+            metric_value=round(value, 6),
+        )
+        for split, kind, name, value in metrics
+    ]
+    kind_tags = ["multi-label-image-classification"] if several else []
+    names = ["mean_average_precision", "f1"] if several else [*(["balanced_accuracy"] if leads_macro_recall else ()), "accuracy", "f1"]
     return ModelCardData(
         library_name="tlcli",
         pipeline_tag="image-classification",
-        tags=["image-classification", "onnx", "transfer-learning", "class-activation-maps", run.network_config.backbone],
+        tags=["image-classification", *kind_tags, "onnx", "transfer-learning", "class-activation-maps", run.network_config.backbone],
         base_model=_base_model(run),
-        metrics=[*(["balanced_accuracy"] if leads_macro_recall else ()), "accuracy", "f1"],
+        metrics=names,
         model_name=description.name,
         eval_results=results,
     ).to_yaml()
@@ -259,7 +286,7 @@ def _parts(run: Run) -> list[PartScores]:
     """Return the metrics of each part. If there is a test part, it comes first."""
     parts = []
     for name, scores in (("test", run.results.test), ("validation", run.results.val)):
-        if scores is None:
+        if not isinstance(scores, Scores):
             continue
         classes = list(scores.classes)
         if len(classes) > _MOST_CLASSES:
@@ -267,6 +294,23 @@ def _parts(run: Run) -> list[PartScores]:
         rows = [[row.label, f"{row.count:,}", *map(_number, (row.precision, row.recall, row.f1))] for row in classes]
         table = Table(["class", "images", "precision", "recall", "F1"], rows)
         parts.append(PartScores(name, scores, wilson_interval(round(scores.top1 * scores.count), scores.count), table))
+    return parts
+
+
+def _label_parts(run: Run) -> list[LabelPartScores]:
+    """Return the metrics of each part with several labels per image; empty for one label per image."""
+    parts = []
+    for name, scores in (("test", run.results.test), ("validation", run.results.val)):
+        if not isinstance(scores, MultiLabelScores):
+            continue
+        lowest = sorted(scores.classes, key=lambda row: row.average_precision or 0.0)[:_MOST_CLASSES]
+        shown = scores.classes if len(scores.classes) <= _MOST_CLASSES else lowest
+        rows = [
+            [row.label, f"{row.count:,}", *map(_number, (row.average_precision, row.threshold, row.precision, row.recall, row.f1))]
+            for row in shown
+        ]
+        table = Table(["label", "images", "AP", "threshold", "precision", "recall", "F1"], rows)
+        parts.append(LabelPartScores(name, scores, table))
     return parts
 
 

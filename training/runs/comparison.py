@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tlcli.training.metrics.multi_label import MultiLabelScores
 from tlcli.training.metrics.significance import McNemar, mcnemar
 from tlcli.training.runs.split_file import read_fingerprints
 from tlcli.training.runs.summary import AnyScores, Prediction, RunSummary
@@ -17,7 +18,7 @@ _WHERE = ("output", "name", "data_dir", "workers")
 _MOST_LISTED = 8
 """Maximum number of items to show for a setting that is a list."""
 
-_HIGHER_IS_BETTER = ("top1", "macro_f1")
+_HIGHER_IS_BETTER = ("top1", "macro_f1", "mean_ap", "micro_f1")
 
 Row = dict[str, Any]
 
@@ -26,7 +27,7 @@ Row = dict[str, Any]
 class Pairs:
     """Predictions of two runs for the same validation images.
 
-    right: for each run, whether it classifies each image correctly.
+    right: for each run, whether it classifies each image correctly; with several labels per image, whether all of its labels are right.
     seen: number of validation images of either run that are left out, because their content is in the training split of one of them. None
         if a run does not record the contents of its images, as in earlier versions.
     """
@@ -41,7 +42,7 @@ class Pairs:
 
     @property
     def top1(self) -> tuple[float, ...]:
-        """Top-1 accuracy of each run on these images, in [0, 1]. There must be images."""
+        """Share of these images that each run classifies correctly, in [0, 1]. There must be images."""
         return tuple(sum(right) / self.count for right in self.right)
 
 
@@ -182,11 +183,14 @@ def _versions(record: RunSummary) -> Row:
 
 
 def _figures(record: RunSummary) -> Row:
-    metrics = {f"{part}_{name}": value for part, scores in record.parts.items() for name, value in _metrics(scores)}
+    parts: dict[str, AnyScores | MultiLabelScores] = {**record.parts, **record.multi_label_parts}
+    metrics = {f"{part}_{name}": value for part, scores in parts.items() for name, value in _metrics(scores)}
     return {**metrics, "best_epoch": record.results.best_epoch, "seconds": round(record.seconds, 1)}
 
 
-def _metrics(scores: AnyScores) -> Iterable[tuple[str, float | None]]:
+def _metrics(scores: AnyScores | MultiLabelScores) -> Iterable[tuple[str, float | None]]:
+    if isinstance(scores, MultiLabelScores):
+        return ("mean_ap", scores.mean_ap), ("macro_f1", scores.macro_f1), ("micro_f1", scores.micro_f1), ("loss", scores.loss)
     return ("top1", scores.top1), ("macro_f1", scores.macro_f1), ("loss", scores.loss), ("ece", scores.ece)
 
 

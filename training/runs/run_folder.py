@@ -24,6 +24,7 @@ from tlcli.contract.errors import NotFoundError, SettingsError, WeightsError
 from tlcli.contract.files.atomic_file import sweep, whole_file
 from tlcli.contract.files.display_name import printable
 from tlcli.contract.files.file_lock import LocksUnsupportedError, try_lock, unshared
+from tlcli.contract.model.description import Task
 from tlcli.contract.model.repository_layout import not_a_run
 from tlcli.training.data.label_files.read_label_file import is_label_file
 from tlcli.training.data.label_files.remote_files import is_remote
@@ -45,7 +46,7 @@ class RunConfig(BaseModel):
     """Content of `config.json`.
 
     created: start time of the run, in ISO 8601. asked: settings as given by the user, with absolute paths.
-    network, plan, classes, device: resolved settings.
+    network, plan, classes, task, device: resolved settings.
     weights_fingerprint: fingerprint of the backbone before training; see `tlcli.training.models.weights`.
     dataset_fingerprint: fingerprint of the data set; see `Dataset`. versions: package versions.
     """
@@ -58,6 +59,7 @@ class RunConfig(BaseModel):
     network: NetworkConfig
     plan: Plan
     classes: tuple[str, ...]
+    task: Task = "single-label"
     device: str
     weights_fingerprint: str
     dataset_fingerprint: str
@@ -143,7 +145,9 @@ class RunFolder:
 
     def write_metrics(self, rows: Sequence[EpochRow]) -> None:
         """Write the metrics, one row per epoch. Durations go to a separate file, so that repeating the run gives the same `metrics.csv`."""
-        self._write_rows(METRICS, EpochRow._fields[:-1], [row[:-1] for row in rows])
+        unknown = ("val_mean_ap",) if all(row.val_mean_ap is None for row in rows) else ("train_top1", "val_top1")
+        names = [name for name in EpochRow._fields if name not in ("seconds", *unknown)]
+        self._write_rows(METRICS, names, [[getattr(row, name) for name in names] for row in rows])
         self._write_rows(TIMINGS, ("epoch", "seconds"), [(row.epoch, row.seconds) for row in rows])
 
     def _write_rows(self, name: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

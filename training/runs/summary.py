@@ -7,6 +7,7 @@ unknown fields.
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tlcli.contract.errors import NotFoundError, SettingsError
 from tlcli.contract.files.display_name import from_csv_cell
 from tlcli.contract.files.earlier_names import IMAGES_FIELD
+from tlcli.contract.model.description import Task
 from tlcli.contract.model.repository_layout import not_a_run
 from tlcli.training.metrics.calibration import Calibration
+from tlcli.training.metrics.multi_label import MultiLabelScores
 from tlcli.training.metrics.scores import ClassScores, Results, Scores
 from tlcli.training.runs.reproduce_command import resume_command
 from tlcli.training.settings.run_file_names import CONFIG, METRICS, PREDICTIONS, RESULTS
@@ -71,8 +74,8 @@ class AnyResults(Results):
 
     best_stage: str | None = None  # type: ignore[assignment]  # another version may have other stages
     stopped: str | None = None
-    val: AnyScores
-    test: AnyScores | None = None
+    val: AnyScores | MultiLabelScores
+    test: AnyScores | MultiLabelScores | None = None
     seconds: dict[str, float] = Field(default_factory=dict)
     images: dict[str, int] = Field(default_factory=dict, validation_alias=IMAGES_FIELD)
     left_out: int = 0
@@ -102,15 +105,17 @@ class Epoch(BaseModel):
     stage: str
     epoch: int
     train_loss: float
-    train_top1: float
+    train_top1: float = math.nan
     val_loss: float
-    val_top1: float
+    val_top1: float = math.nan
+    val_mean_ap: float | None = None
 
 
 class Prediction(BaseModel):
     """Prediction for a validation image: a row of `predictions.csv`.
 
-    name: image name. label: true class. predicted: predicted class. score: score of the predicted class.
+    name: image name. label: true class. predicted: predicted class. score: score of the predicted class. With several labels per image,
+    `label` and `predicted` are the classes separated by vertical bars, and there is no score.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -118,7 +123,7 @@ class Prediction(BaseModel):
     name: str
     label: str
     predicted: str
-    score: float
+    score: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -136,8 +141,18 @@ class RunSummary:
 
     @property
     def parts(self) -> dict[str, AnyScores]:
-        """Metrics by part: `val` and, if there is a test part, `test`."""
-        return {name: part for name in _PARTS if (part := getattr(self.results, name)) is not None}
+        """Metrics by part: `val` and, if there is a test part, `test`; empty with several labels per image."""
+        return {name: part for name in _PARTS if isinstance(part := getattr(self.results, name), AnyScores)}
+
+    @property
+    def multi_label_parts(self) -> dict[str, MultiLabelScores]:
+        """Metrics by part of a run with several labels per image; empty for other runs."""
+        return {name: part for name in _PARTS if isinstance(part := getattr(self.results, name), MultiLabelScores)}
+
+    @property
+    def task(self) -> Task:
+        """`multi-label` if images have several labels."""
+        return "multi-label" if self.multi_label_parts else "single-label"
 
     @property
     def settings(self) -> dict[str, Any]:

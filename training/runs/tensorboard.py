@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +19,8 @@ from tlcli.training.settings.run_file_names import TENSORBOARD
 class TensorboardLog(Callback):
     """Callback that writes TensorBoard logs to `<run>/tensorboard`. The metrics of an epoch are on disk when `on_epoch_end` returns.
 
-    The charts `loss` and `top1` show one curve each for `train` and `val` over the epochs; `lr` and `seconds` have a single curve.
+    The charts `loss` and `top1` show one curve each for `train` and `val` over the epochs; `lr` and `seconds` have a single curve, and so
+    has `mean_ap`, which replaces `top1` with several labels per image.
     `loss_of_step` is the loss of each step of the stage that trains all layers. If the log can no longer be written, training continues
     without it.
     """
@@ -48,8 +50,8 @@ class TensorboardLog(Callback):
         with self._unless_it_fails():
             for name, value in (("loss", row.train_loss), ("top1", row.train_top1), ("lr", row.lr), ("seconds", row.seconds)):
                 self._add("train", name, value, row.epoch)
-            for name, value in (("loss", row.val_loss), ("top1", row.val_top1)):
-                self._add("val", name, value, row.epoch)
+            for name, figure in (("loss", row.val_loss), ("top1", row.val_top1), ("mean_ap", row.val_mean_ap)):
+                self._add("val", name, figure, row.epoch)
             for writer in self._writers.values() if self._writes else ():
                 writer.flush()
 
@@ -64,8 +66,8 @@ class TensorboardLog(Callback):
             with self._unless_it_fails():
                 writer.close()
 
-    def _add(self, part: str, name: str, value: float, step: int) -> None:
-        if self._writes:
+    def _add(self, part: str, name: str, value: float | None, step: int) -> None:
+        if self._writes and value is not None and not (name == "top1" and math.isnan(value)):
             self._writers[part].add_scalar(name, value, step)
 
     @contextmanager

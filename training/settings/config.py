@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from tlcli.contract.images.preprocessing import CropMode, Interpolation
+from tlcli.contract.model.description import Task
 from tlcli.training.settings.model_arguments import Argument
 from tlcli.training.settings.recipes import RECIPES, Recipe, recipe_settings
 
@@ -17,7 +18,7 @@ Mode = Literal["feature-extraction", "full"]
 OptimizerName = Literal["adamw", "adam", "rmsprop", "sgd"]
 Schedule = Literal["cosine", "constant"]
 Sampler = Literal["shuffled", "balanced"]
-Loss = Literal["cross-entropy", "focal"]
+Loss = Literal["cross-entropy", "focal", "asymmetric"]
 
 COLUMN_PURPOSES = ("path", "label", "labels", "split", "group", "weight")
 """Purposes of the columns of a label file."""
@@ -47,6 +48,7 @@ class FinetuneConfig(BaseModel):
     model_kwargs: additional arguments for `timm.create_model`, such as `pad_type="same"` or `depths=(2, 2, 6, 2)`.
     head: `linear`, `mlp:<hidden units>` or `original`.
     dataset: known name, folder, label file, or timm data set spec. data_dir: folder of the named data sets.
+    task: `single-label` or `multi-label`, with several labels per image; None finds it out from the labels.
     classes: subset of the classes, in label order. limit: maximum number of images per class in each part.
     columns: names of a label file's columns by purpose: `path`, `label` or `labels`, `split`, `group`, `weight`.
     group_column: column of a label file whose groups, such as patients, are kept together in one part.
@@ -58,7 +60,8 @@ class FinetuneConfig(BaseModel):
     warm_up: fraction of the steps during which the learning rates rise.
     class_weights: `balanced` weights each class by the inverse of its frequency in the training part.
     sampler: `shuffled` draws each training image once per epoch, `balanced` draws as many images from every class.
-    loss: `cross-entropy` or `focal`. focal_gamma: exponent of the focal loss.
+    loss: `cross-entropy` (binary for several labels per image), `focal`, or `asymmetric` for several labels per image.
+    focal_gamma: exponent of the focal loss.
     logit_adjustment: factor of the log prior of each class that is added to its logit in the training loss; 0 for none.
     patience: number of epochs without improvement after which training stops.
     augment: number of augmented views computed for each training image (mode `feature-extraction`); 0 for none.
@@ -84,6 +87,7 @@ class FinetuneConfig(BaseModel):
 
     dataset: str = "cats-vs-dogs"
     data_dir: Path = Field(default_factory=default_data_dir)
+    task: Task | None = None
     classes: tuple[str, ...] | None = None
     num_classes: int | None = Field(default=None, ge=2)
     limit: int | None = Field(default=None, ge=2)

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tlcli.contract.errors import SettingsError
+from tlcli.contract.model.description import Task
 from tlcli.contract.process.cores import usable_cores
 from tlcli.training.settings.augmentation import Augmentation, augmentation_of
 from tlcli.training.settings.config import FinetuneConfig, OptimizerName
@@ -125,6 +126,34 @@ def resolve_plan(config: FinetuneConfig) -> Plan:
         workers=min(usable_cores(), _MAX_DEFAULT_WORKERS) if config.workers is None else config.workers,
         focal_gamma=gamma,
     )
+
+
+def plan_for_task(plan: Plan, task: Task) -> Plan:
+    """Return the plan for the task that the labels of the data set turned out to have.
+
+    Raises:
+        SettingsError: a setting does not apply to the task.
+    """
+    config = plan.config
+    if task == "single-label":
+        if config.loss == "asymmetric":
+            raise SettingsError("--loss asymmetric needs several labels per image, and each image of this data set has one: leave it out")
+        return plan
+    for is_given, flag, remedy in (
+        (config.head_search, "--head-search", "leave it out"),
+        (config.loss == "focal", "--loss focal", "use --loss asymmetric, its counterpart"),
+        (config.sampler == "balanced", "--sampler balanced", "use --class-weights balanced"),
+        (config.logit_adjustment, f"--logit-adjustment {config.logit_adjustment:g}", "use --class-weights balanced"),
+    ):
+        if is_given:
+            raise SettingsError(f"{flag} needs one label per image, and images of this data set have several: {remedy}")
+    if config.loss == "asymmetric" and config.class_weights == "balanced":
+        raise SettingsError(
+            "--loss asymmetric cannot be combined with --class-weights balanced: both correct for the few images of a class: use only one"
+        )
+    if config.label_smoothing is not None:
+        return plan
+    return plan.model_copy(update={"head_label_smoothing": 0.0, "full_label_smoothing": 0.0})
 
 
 def _default_smoothing(config: FinetuneConfig) -> float:

@@ -50,15 +50,15 @@ def test_a_drawing_does_not_depend_on_earlier_ones() -> None:
 @pytest.mark.parametrize("size", [32, 64, 224])
 def test_the_box_is_tight(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Draws each image with and without the shape: the pixels that differ reach every edge of the box, and none is outside."""
-    import tlcli.training.data.draw_shape as drawing
+    import tlcli.training.data.drawing.draw_shape as drawing
 
-    paint = drawing._paint
+    paint = drawing.paint
     for index in range(3 * len(SHAPES)):
         with_shape = draw(index, seed=5, size=size)
         # The shape is the only thing that is painted with a shading.
-        monkeypatch.setattr(drawing, "_paint", lambda canvas, mask, colour, *shading: None if shading else paint(canvas, mask, colour))
+        monkeypatch.setattr(drawing, "paint", lambda canvas, mask, colour, *shading: None if shading else paint(canvas, mask, colour))
         without = draw(index, seed=5, size=size)
-        monkeypatch.setattr(drawing, "_paint", paint)
+        monkeypatch.setattr(drawing, "paint", paint)
         differs = (np.asarray(with_shape.image) != np.asarray(without.image)).any(-1)
         left, top, right, bottom = with_shape.box
         outside = differs.copy()

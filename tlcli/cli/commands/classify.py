@@ -79,7 +79,7 @@ def command(
                     click.echo(printable(f"left out: {outcome}"), err=True)
                     line = {"path": printable(str(path)), "error": printable(str(outcome))}
                 else:
-                    answers.append(_image_answer(path, outcome, top_k, folder))
+                    answers.append(_image_answer(path, outcome, top_k if options.is_given_by_flag("top_k") else None, folder))
                     line = answers[-1].line()
                 if as_lines:
                     click.echo(json.dumps(line, ensure_ascii=False))
@@ -144,14 +144,19 @@ def _classify(
             yield path, error
 
 
-def _image_answer(path: Path, classified: Sequence[Classification], top_k: int, folder: OverlayFolder) -> ImageAnswer:
-    """Write the overlays of an image and return its response."""
+def _image_answer(path: Path, classified: Sequence[Classification], top_k: int | None, folder: OverlayFolder) -> ImageAnswer:
+    """Write the overlays of an image and return its response: the best classes, or the labels if `top_k` is None."""
     overlays = tuple(
         folder.write(path, prediction.map.method, prediction.label, prediction.map.png)
         for classification in classified
         for prediction in classification.predictions
         if prediction.map is not None and prediction.map.png is not None
     )
-    best = classified[0].predictions
-    ranked = tuple(Ranked(prediction.label, prediction.class_id, prediction.score) for prediction in best if prediction.rank <= top_k)
+    first = classified[0]
+    shown = [
+        prediction
+        for prediction in first.predictions
+        if (prediction.assigned if first.task == "multi-label" and top_k is None else prediction.rank <= (top_k or 1))
+    ]
+    ranked = tuple(Ranked(prediction.label, prediction.class_id, prediction.score) for prediction in shown)
     return ImageAnswer(str(path), ranked, overlays)

@@ -124,7 +124,8 @@ def _remarks(compared: Comparison, records: list[RunSummary]) -> list[str]:
     )
     if pairs.seen or compared.others:
         shares = ", ".join(f"{name} {share:.2%}" for name, share in zip(names, pairs.top1, strict=True))
-        lines.append(f"\ntop-1 on the images that both have not seen: {shares}")
+        what = "all labels right" if records[0].task == "multi-label" else "top-1"
+        lines.append(f"\n{what} on the images that both have not seen: {shares}")
     return [
         *lines,
         f"\nMcNemar's exact test on the same {pairs.count:,} validation images: {test.only_first} correct in"

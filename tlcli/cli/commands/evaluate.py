@@ -15,6 +15,7 @@ from tlcli.cli.parsing import Command
 
 if TYPE_CHECKING:
     from tlcli.evaluation.accuracy import PartName
+    from tlcli.training.metrics.multi_label import MultiLabelScores
 
 SUMMARY = "summary.json"
 
@@ -52,6 +53,8 @@ def command(
     file such as labels.csv, or a known data set; its classes are matched to the model's by name. The model runs on ONNX Runtime, as
     it does when served.
 
+    A model with several labels per image is evaluated at its thresholds, by the average precision of each label and their mean (mAP).
+
     Prints the precision, recall and F1 score of each class. Writes them to a folder, with the confusion matrix, the calibration, every
     prediction, and the most confident mistakes with their maps, if the model has maps.
 
@@ -66,9 +69,11 @@ def command(
     from tlcli.contract.maps.method_names import METHODS
     from tlcli.contract.model.onnx_model import Model
     from tlcli.evaluation.accuracy import classify, explained_by, find_labelled
+    from tlcli.training.metrics.multi_label import score_labels
     from tlcli.training.metrics.scores import score
     from tlcli.training.reports import figures
-    from tlcli.training.runs.predictions import predictions, write_predictions
+    from tlcli.training.reports.label_figures import draw_label_mistakes
+    from tlcli.training.runs.predictions import predictions, write_label_predictions, write_predictions
     from tlcli.training.settings.run_file_names import CONFUSION, MISTAKES, PREDICTIONS, RELIABILITY
 
     if data_dir is not None:
@@ -86,19 +91,15 @@ def command(
     for left in labelled.left_out:
         click.echo(printable(f"left out: {left.name}: {left.reason}"), err=True)
     logits = classify(opened, labelled.images, batch_size, console.progress)
-    scores = score(logits, torch.from_numpy(labelled.images.labels), description.labels)
+    truth = torch.from_numpy(labelled.images.labels)
 
     output = fresh_folder(output)
     kind = "" if labelled.part == "all" else f"{labelled.part} "
     title = f"{description.name} on {kind or 'all '}images of {Path(labelled.where).name}"
-    figures.draw_confusion(scores, title, output / CONFUSION)
-    figures.draw_reliability(scores, title, output / RELIABILITY)
     explain, title_of_maps = None, ""
     if description.methods:
         method = next((name for name in description.methods if name.partition("@")[0] == "gradcam"), description.methods[0])
         explain, title_of_maps = explained_by(opened, method), METHODS[method.partition("@")[0]].title
-    figures.draw_mistakes(explain, labelled.images, logits, description.labels, output / MISTAKES, kind.strip(), title_of_maps)
-    write_predictions(output / PREDICTIONS, predictions(labelled.images, logits, description.labels))
     about = {
         "model": str(opened.path),
         "name": description.name,
@@ -107,6 +108,22 @@ def command(
         "left_out": [{"name": printable(left.name), "reason": left.reason} for left in labelled.left_out],
         "skipped": [{"name": printable(file.name), "reason": file.reason} for file in labelled.skipped],
     }
+    if description.task == "multi-label":
+        of_labels = score_labels(logits, truth, description.labels, description.thresholds)
+        draw_label_mistakes(explain, labelled.images, logits, of_labels, output / MISTAKES, kind.strip(), title_of_maps)
+        write_label_predictions(output / PREDICTIONS, labelled.images, logits, description.labels, description.thresholds)
+        _write_summary(output / SUMMARY, about | {"scores": of_labels.model_dump(mode="json")})
+        _show_labels(of_labels, as_json)
+        console.say(
+            f"\nmAP {of_labels.mean_ap:.4f} of {of_labels.count:,} images; at the thresholds macro F1 {of_labels.macro_f1:.4f}, all labels"
+            f" right on {of_labels.exact_match:.2%}; loss {of_labels.loss:.4f}\nwritten: {output}; see {output / MISTAKES}"
+        )
+        return
+    scores = score(logits, truth, description.labels)
+    figures.draw_confusion(scores, title, output / CONFUSION)
+    figures.draw_reliability(scores, title, output / RELIABILITY)
+    figures.draw_mistakes(explain, labelled.images, logits, description.labels, output / MISTAKES, kind.strip(), title_of_maps)
+    write_predictions(output / PREDICTIONS, predictions(labelled.images, logits, description.labels))
     _write_summary(output / SUMMARY, about | {"scores": scores.model_dump(mode="json")})
     rows = [{"class": row.label, **row.model_dump(exclude={"label"})} for row in scores.classes if row.count]
     show(rows, ["class", "count", "precision", "recall", "f1"], as_json)
@@ -115,6 +132,11 @@ def command(
         f"\ntop-1 {scores.top1:.2%} of {scores.count:,} images{top5}; macro F1 {scores.macro_f1:.4f}, loss {scores.loss:.4f},"
         f" expected calibration error {scores.calibration.ece:.2%}\nwritten: {output}; see {output / CONFUSION} and {output / MISTAKES}"
     )
+
+
+def _show_labels(scores: MultiLabelScores, as_json: bool) -> None:
+    rows = [{"class": row.label, **row.model_dump(exclude={"label"})} for row in scores.classes if row.count]
+    show(rows, ["class", "count", "average_precision", "threshold", "precision", "recall", "f1"], as_json)
 
 
 def _write_summary(path: Path, document: dict[str, Any]) -> None:

@@ -247,13 +247,14 @@ def _hand_over(
 def _headline(result: RunResult) -> dict[str, float | None]:
     """Return the macro recall of each split if it is the headline metric of the run."""
     from tlcli.training.metrics.headline import why_macro_recall
+    from tlcli.training.metrics.scores import Scores
     from tlcli.training.reports.datasheet import read_data_sheet
 
     sheet = read_data_sheet(result.path)
     if sheet is None or why_macro_recall(sheet.images["train"]) is None:
         return {}
     parts = {"val": result.results.val, "test": result.results.test}
-    return {f"{name}_macro_recall": scores.macro_recall for name, scores in parts.items() if scores is not None}
+    return {f"{name}_macro_recall": scores.macro_recall for name, scores in parts.items() if isinstance(scores, Scores)}
 
 
 def _show(result: RunResult, model: Path | None, as_json: bool) -> None:

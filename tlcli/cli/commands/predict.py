@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +15,8 @@ from tlcli.cli.parsing import Command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import numpy.typing as npt
 
     from tlcli.predictor import Prediction
 
@@ -54,13 +56,15 @@ def command(
     MODEL is a model's folder, such as models/NAME or models/NAME/1, or an ONNX file. IMAGES are files and folders. An image that
     cannot be read is reported and skipped; the exit code is then 1.
 
+    A model with several labels per image shows every label whose score reaches its threshold, and explains each with a map of its own.
+
     \b
     tlcli predict models/NAME image.jpg --cam gradcam
     tlcli predict models/NAME FOLDER --top-k 5 --csv predictions.csv
     """
     from tlcli.contract.files.display_name import printable
     from tlcli.contract.maps.method_names import require_methods
-    from tlcli.contract.model.class_choice import class_targets
+    from tlcli.contract.model.class_choice import chosen_targets
     from tlcli.contract.model.onnx_model import Model
     from tlcli.image_source import ImageSource
     from tlcli.predictor import MapOptions, Predictor, Unreadable
@@ -72,7 +76,8 @@ def command(
     opened = Model.open(file, device)
     description = opened.description
     methods = require_methods(cams, description.methods, f"model {description.name!r}")
-    targets = class_targets(classes, description.labels, "--cam-class")
+    targets = chosen_targets(classes, description, "--cam-class")
+    shows_labels = description.task == "multi-label" and not options.is_given_by_flag("top_k")
     predictor = Predictor(opened, MapOptions(methods, targets, softmax, max_channels), image_size, "--image-size")
     paths = options.find_images(images, console)
     folder = OverlayFolder(output)
@@ -85,7 +90,7 @@ def command(
                 click.echo(printable(f"left out: {outcome.error}"), err=True)
                 continue
             overlays = _write_overlays(outcome, description.labels, folder)
-            ranking = outcome.ranking()[:top_k]
+            ranking = outcome.assigned if shows_labels else outcome.ranking()[:top_k]
             ranked = tuple(Ranked(description.labels[class_id], class_id, float(outcome.scores[class_id])) for class_id in ranking)
             answers.append(ImageAnswer(outcome.source.name, ranked, overlays))
             if npz_path is not None:
@@ -113,6 +118,13 @@ def _write_overlays(prediction: Prediction, labels: Sequence[str], folder: Overl
     )
 
 
+def _padded(values: npt.NDArray[Any], length: int, fill: float) -> npt.NDArray[Any]:
+    """Fill up the rows of an array, because images have different numbers of labels."""
+    import numpy as np
+
+    return np.concatenate([values, np.full((length - len(values), *values.shape[1:]), fill, dtype=values.dtype)])
+
+
 def _write_arrays(path: Path, predictions: Sequence[Prediction]) -> None:
     import numpy as np
 
@@ -121,10 +133,12 @@ def _write_arrays(path: Path, predictions: Sequence[Prediction]) -> None:
 
     arrays = {name: np.stack([getattr(prediction, name) for prediction in predictions]) for name in ("scores", "logits")}
     methods = list(predictions[0].maps)
+    most = max(len(prediction.classes) for prediction in predictions)
     if methods:
-        arrays["classes"] = np.stack([prediction.classes for prediction in predictions])
+        arrays["classes"] = np.stack([_padded(prediction.classes, most, -1) for prediction in predictions])
     for method in methods:
-        arrays["maps" if len(methods) == 1 else f"maps_{method}"] = np.stack([prediction.maps[method] for prediction in predictions])
+        maps = np.stack([_padded(prediction.maps[method], most, 0.0) for prediction in predictions])
+        arrays["maps" if len(methods) == 1 else f"maps_{method}"] = maps
     names = np.array([printable(prediction.source.name) for prediction in predictions])
     with whole_file(path) as temporary, temporary.open("wb") as file:
         np.savez(file, allow_pickle=False, paths=names, **arrays)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from tlcli.contract.errors import RequestError
+from tlcli.contract.model.description import Description
 from tlcli.contract.model.labels import LabelIndex
 
 FIRST_RANKED = -1
@@ -27,6 +28,16 @@ def class_targets(classes: Iterable[str | int], labels: Sequence[str], where: st
     index = LabelIndex(labels)
     targets = tuple(_target(name, labels, index, where) for name in classes)
     return targets or (FIRST_RANKED,)
+
+
+def chosen_targets(classes: Iterable[str | int], description: Description, where: str) -> tuple[int, ...]:
+    """Convert classes to targets like `class_targets`, but to none if a model with several labels per image explains those it assigns.
+
+    Raises:
+        RequestError: see `class_targets`.
+    """
+    chosen = tuple(classes)
+    return () if description.task == "multi-label" and not chosen else class_targets(chosen, description.labels, where)
 
 
 def _target(name: str | int, labels: Sequence[str], index: LabelIndex, where: str) -> int:

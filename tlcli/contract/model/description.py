@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tlcli.contract.errors import ModelFileError
 from tlcli.contract.files.earlier_names import IMAGES_FIELD
@@ -18,6 +20,9 @@ IMAGES, TARGETS, WANTED, SOFTMAX = "images", "targets", "wanted", "softmax"
 SCORES, LOGITS, CLASSES, FEATURES, GRADIENTS = "scores", "logits", "classes", "features", "gradients"
 
 Precision = Literal["fp32", "fp16", "int8"]
+
+Task = Literal["single-label", "multi-label"]
+"""What the classes of an image are: exactly one of them, or any number of them, also none."""
 
 FUSED = "+"
 """Separator between the layer names in `MapOutput.layer` of a fused map."""
@@ -196,6 +201,9 @@ class Description(BaseModel):
     precision: precision of the forward pass: float32, float16 from the normalised image to the last layer's input, or int8 in the
         convolutions. The graph's inputs and outputs are the same for all, and maps are computed in float32.
     temperature: divisor of the trained network's logits that calibrates the scores; the graph returns logits that are already divided.
+    task: `multi-label` if an image can have several labels: scores are then sigmoids, one for each class by itself. Files of earlier
+        versions have one label per image.
+    thresholds: score of each class from which on an image has its label; empty with one label per image.
     plain: form of a plain graph, which always computes all of its maps and returns neither features nor gradients; None for a graph with
         the optional inputs `wanted`, `softmax` and `targets`.
     provenance: origin of the model.
@@ -213,8 +221,25 @@ class Description(BaseModel):
     dynamic_size: bool = False
     precision: Precision = "fp32"
     temperature: float = Field(default=1.0, gt=0)
+    task: Task = "single-label"
+    thresholds: tuple[float, ...] = ()
     plain: Plain | None = None
     provenance: Provenance
+
+    @model_validator(mode="after")
+    def _one_threshold_for_each_label(self) -> Description:
+        if len(self.thresholds) != (len(self.labels) if self.task == "multi-label" else 0):
+            raise ValueError(f"{len(self.thresholds)} thresholds for {len(self.labels)} labels of a {self.task} model")
+        return self
+
+    def assigned(self, scores: npt.NDArray[np.float32]) -> list[int]:
+        """Return the ids of the labels that an image has, best first: the classes whose score reaches their threshold.
+
+        Args:
+            scores: score of each class, float32 `[C]`.
+        """
+        order = np.argsort(-scores, kind="stable")
+        return [int(class_id) for class_id in order if self.thresholds and scores[class_id] >= self.thresholds[class_id]]
 
     @property
     def methods(self) -> tuple[str, ...]:

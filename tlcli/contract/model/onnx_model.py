@@ -34,7 +34,7 @@ FIRST_RANKED = -1
 class Answer:
     """Outputs of the graph for N images and K explained classes.
 
-    scores, logits: float32 `[N, C]`; the scores are the softmax of the logits.
+    scores, logits: float32 `[N, C]`; the scores are the softmax of the logits, or their sigmoid with several labels per image.
     classes: explained classes, int64 `[N, K]`; None if neither maps nor evidence were requested.
     maps: maps by name, float32 `[N, K, h, w]`, not normalised.
     evidence: requested features, float32 `[N, c, h, w]`, and gradients, float32 `[N, K, c, h, w]`, of layers, by output name.

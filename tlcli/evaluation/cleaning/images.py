@@ -15,6 +15,7 @@ from tlcli.contract.process.cores import usable_cores
 from tlcli.evaluation.cleaning.image_quality import Quality, measure_quality
 from tlcli.training.data.dataset import LeftOut, Part
 from tlcli.training.data.folder_source import FolderSource
+from tlcli.training.data.listing import Listing
 from tlcli.training.data.load import list_dataset
 from tlcli.training.features.cache import FeatureCache
 from tlcli.training.features.perceptual_hash import Thumbnail, thumbnail
@@ -79,6 +80,7 @@ def open_dataset(config: FinetuneConfig, progress: ProgressFactory = silent) -> 
         HubError: the data set is missing and cannot be downloaded.
     """
     listing = list_dataset(config, progress)
+    _require_one_label(listing)
     classes = tuple(dict.fromkeys([*listing.classes, *(name for images in listing.parts.values() for name in images)]))
     rows = {
         split: [(name, number) for number, label in enumerate(classes) for name in images.get(label, ())]
@@ -120,6 +122,7 @@ def open_run(run: Run, progress: ProgressFactory = silent) -> LabelledParts:
     """
     require_dataset(run.config, run.path)
     dataset, listing = run.dataset(), list_dataset(run.config, progress)
+    _require_one_label(listing)
     notes: tuple[str, ...] = ()
     if read_config(run.path).plan.full_epochs:
         notes = (
@@ -201,3 +204,13 @@ def look_at(images: Part, progress: ProgressFactory = silent) -> tuple[list[Qual
             thumbnails.append(small)
             advance(1)
     return qualities, thumbnails
+
+
+def _require_one_label(listing: Listing) -> None:
+    """Check that each image has one label.
+
+    Raises:
+        DatasetError: images have several.
+    """
+    if listing.labels is not None:
+        raise DatasetError(f"{listing.where}: images have several labels, and clean judges one in each: use another data set")

@@ -39,7 +39,7 @@ def split_groups(groups: Sequence[str], labels: npt.NDArray[np.int64], fraction:
 
     Args:
         groups: group of each image.
-        labels: class of each image, int64 `[n]`.
+        labels: class of each image, int64 `[n]`; with several labels per image, 1 for each of its classes, int64 `[n, C]`.
         fraction: fraction of the images for validation, between 0 and 1.
         seed: seed of the orders.
 
@@ -88,7 +88,12 @@ class _Problem:
 
     @classmethod
     def of(cls, groups: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], count: int, fraction: float) -> _Problem:
-        classes = int(labels.max(initial=-1)) + 1
+        if labels.ndim == 2:
+            classes = labels.shape[1]
+            of_image, labels = np.nonzero(labels)
+            groups = groups[of_image]
+        else:
+            classes = int(labels.max(initial=-1)) + 1
         pairs, images = np.unique(groups * classes + labels, return_counts=True)
         contents: list[list[tuple[int, int]]] = [[] for _ in range(count)]
         for pair, size in zip(pairs.tolist(), images.tolist(), strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from tlcli.training.engine.model_selection import RULE, describe_kept
+from tlcli.training.engine.model_selection import describe_kept, rule_of
 from tlcli.training.metrics.headline import why_macro_recall
 from tlcli.training.reports.datasheet import DataSheet, Groups, NearCopy, Origin
 from tlcli.training.reports.html.charts import data_uri, line_chart, matrix_image, reliability_chart
@@ -48,10 +49,12 @@ def report_content(record: RunSummary, sheet: DataSheet | None) -> dict[str, Any
     """
     asked, results = record.config.asked, record.results
     parts = {PART_NAMES[name]: part for name, part in record.parts.items()}
+    label_parts = {PART_NAMES[name]: part for name, part in record.multi_label_parts.items()}
     return {
         "record": record,
         "sheet": sheet,
         "parts": parts,
+        "label_parts": label_parts,
         "files": run_file_names,
         "folder": record.path.resolve().name,
         "title": f"{asked.get('backbone', 'A network')} on {Path(str(asked.get('dataset', 'images'))).name}",
@@ -60,13 +63,13 @@ def report_content(record: RunSummary, sheet: DataSheet | None) -> dict[str, Any
             *([f"training ended early: {results.stopped}"] if results.stopped else ()),
             *(sheet.warnings if sheet is not None else ()),
         ],
-        "headline": list(parts.items())[-1],  # the test part, if there is one
+        "headline": [*parts.items(), *label_parts.items()][-1],  # the test part, if there is one
         "why_macro_recall": why_macro_recall(_counts(record, sheet).get("train", {})),
         "image_counts": ", ".join(f"{count:,} {name}" for name, count in results.images.items()),
         "epoch_note": _epoch_note(record),
         "figures": [_figures_row(name, part) for name, part in parts.items()],
         "kept": describe_kept(results.best_epoch, record.best_stage, asked.get("mode")),
-        "rule": RULE,
+        "rule": rule_of(record.task),
         "curves": _curves(record),
         "many_classes": MANY_CLASSES,
         "most_listed": MOST_LISTED,
@@ -114,12 +117,19 @@ def _figures_row(name: str, part: AnyScores) -> list[str]:
 
 
 def _curves(record: RunSummary) -> list[str]:
-    """Return charts of the loss and the top-1 accuracy over the epochs; an empty list if the run has no metrics file."""
+    """Return charts of the loss and the top-1 accuracy or mAP over the epochs; an empty list if the run has no metrics file."""
     epochs, best = record.epochs, record.results.best_epoch
     if not epochs:
         return []
+    losses = [row.train_loss for row in epochs], [row.val_loss for row in epochs]
+    if record.task == "multi-label":
+        mean_ap = [100 * (row.val_mean_ap or 0.0) for row in epochs]
+        return [
+            line_chart("Binary cross-entropy", epochs, *losses, best),
+            line_chart("mAP", epochs, [math.nan for _ in epochs], mean_ap, best, " %"),
+        ]
     return [
-        line_chart("Cross-entropy", epochs, [row.train_loss for row in epochs], [row.val_loss for row in epochs], best),
+        line_chart("Cross-entropy", epochs, *losses, best),
         line_chart("Top-1", epochs, [100 * row.train_top1 for row in epochs], [100 * row.val_top1 for row in epochs], best, " %"),
     ]
 
@@ -209,7 +219,11 @@ def _contact_sheet(path: Path) -> str | None:
 
 
 def _mistakes(record: RunSummary) -> dict[str, Any]:
-    wrong = sorted((row for row in record.predictions if row.label != row.predicted), key=lambda row: -row.score)
+    wrong = [row for row in record.predictions if row.label != row.predicted]
+    if record.task == "multi-label":
+        listed = [[row.name, *(", ".join(labels.split("|")) or "none" for labels in (row.label, row.predicted))] for row in wrong]
+        return {"mistakes": listed[:MOST_LISTED], "mistake_count": len(wrong)}
+    wrong.sort(key=lambda row: -row.score)
     rows = [[row.name, row.label, row.predicted, f"{100 * row.score:.1f} %"] for row in wrong[:MOST_LISTED]]
     return {"mistakes": rows, "mistake_count": len(wrong)}
 
@@ -220,7 +234,7 @@ def _data(record: RunSummary, sheet: DataSheet | None) -> dict[str, Any]:
     classes = list(next(iter(counts.values()))) if counts else []
     rows = [[name, *(f"{by_class.get(name, 0):,}" for by_class in counts.values())] for name in classes]
     if rows:
-        rows.append(["all", *(f"{sum(by_class.values()):,}" for by_class in counts.values())])
+        rows.append(["labels" if record.task == "multi-label" else "all", *(f"{sum(by_class.values()):,}" for by_class in counts.values())])
     return {
         "column_names": [PART_NAMES.get(part, part).lower() for part in counts],
         "class_counts": rows,

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 SECTIONS = ("Figures", "Training", "Classes", "Confusion", "Calibration", "Mistakes", "Data", "Settings", "Reproduce")
 """Section titles. Each section has a template of the same name."""
 
+MULTI_LABEL_SECTIONS = {"Figures": "label_figures", "Classes": "label_classes", "Mistakes": "label_mistakes"}
+"""Names of the templates that replace those of sections with several labels per image."""
+_ONE_LABEL_ONLY = ("Confusion", "Calibration")
+
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 """Content Security Policy of the page. Browsers that enforce it load no external resources, regardless of the content."""
 
@@ -47,7 +51,10 @@ def write_report(run: str | Path) -> Path:
 def render(record: RunSummary) -> str:
     """Render the report of a run as HTML."""
     content = report_content(record, read_data_sheet(record.path))
-    return _environment().get_template("report.html.j2").render(content, sections=SECTIONS, policy=_POLICY)
+    sections = {name: name.lower() for name in SECTIONS}
+    if record.task == "multi-label":
+        sections = {name: file for name, file in {**sections, **MULTI_LABEL_SECTIONS}.items() if name not in _ONE_LABEL_ONLY}
+    return _environment().get_template("report.html.j2").render(content, sections=sections, policy=_POLICY)
 
 
 @cache

@@ -25,43 +25,43 @@ _sym_db = _symbol_database.Default()
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*tlcli/service/pb/tlcli/v1/classifier.proto\x12\x08tlcli.v1\x1a\x17google/rpc/status.proto\"\xa5\x01\n\x0f\x43lassifyRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x11\n\x07\x65ncoded\x18\x03 \x01(\x0cH\x00\x12\x10\n\x06pixels\x18\x04 \x01(\x0cH\x00\x12\r\n\x05top_k\x18\x05 \x01(\x05\x12!\n\x03map\x18\x06 \x01(\x0b\x32\x14.tlcli.v1.MapRequest\x12\x12\n\nrequest_id\x18\x07 \x01(\tB\x07\n\x05image\"y\n\nMapRequest\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\x0f\n\x07\x63lasses\x18\x02 \x03(\x03\x12#\n\x06\x66ormat\x18\x03 \x01(\x0e\x32\x13.tlcli.v1.MapFormat\x12\x0f\n\x07softmax\x18\x04 \x01(\x08\x12\x14\n\x0cmax_channels\x18\x05 \x01(\x05\"c\n\x08\x43lassMap\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\x0e\n\x06height\x18\x02 \x01(\x05\x12\r\n\x05width\x18\x03 \x01(\x05\x12\x0e\n\x06values\x18\x04 \x01(\x0c\x12\x0b\n\x03png\x18\x05 \x01(\x0c\x12\x0b\n\x03\x62ox\x18\x06 \x03(\x02\"z\n\nPrediction\x12\x10\n\x08\x63lass_id\x18\x01 \x01(\x05\x12\r\n\x05label\x18\x02 \x01(\t\x12\r\n\x05score\x18\x03 \x01(\x02\x12\x0c\n\x04rank\x18\x04 \x01(\x05\x12\r\n\x05logit\x18\x05 \x01(\x02\x12\x1f\n\x03map\x18\x06 \x01(\x0b\x32\x12.tlcli.v1.ClassMap\"g\n\x07Timings\x12\x16\n\x0e\x64\x65\x63ode_time_ns\x18\x01 \x01(\x03\x12\x15\n\rqueue_time_ns\x18\x02 \x01(\x03\x12\x15\n\rinfer_time_ns\x18\x03 \x01(\x03\x12\x16\n\x0erender_time_ns\x18\x04 \x01(\x03\"\x95\x01\n\x10\x43lassifyResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12)\n\x0bpredictions\x18\x04 \x03(\x0b\x32\x14.tlcli.v1.Prediction\x12\"\n\x07timings\x18\x05 \x01(\x0b\x32\x11.tlcli.v1.Timings\"\x8b\x01\n\x16\x43lassifyStreamResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12.\n\x08response\x18\x02 \x01(\x0b\x32\x1a.tlcli.v1.ClassifyResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\"\x13\n\x11ListModelsRequest\";\n\x12ListModelsResponse\x12%\n\x06models\x18\x01 \x03(\x0b\x32\x15.tlcli.v1.ModelStatus\"a\n\x0bModelStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12#\n\x05state\x18\x03 \x01(\x0e\x32\x14.tlcli.v1.ModelState\x12\x0e\n\x06reason\x18\x04 \x01(\t\"1\n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"\xbd\x01\n\x10GetModelResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12\x0e\n\x06labels\x18\x04 \x03(\t\x12\x14\n\x0cinput_height\x18\x05 \x01(\x05\x12\x13\n\x0binput_width\x18\x06 \x01(\x05\x12$\n\x07methods\x18\x07 \x03(\x0b\x32\x13.tlcli.v1.MapMethod\x12\x18\n\x10\x64\x65scription_json\x18\x08 \x01(\t\"I\n\tMapMethod\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\r\n\x05layer\x18\x02 \x01(\t\x12\x0e\n\x06height\x18\x03 \x01(\x05\x12\r\n\x05width\x18\x04 \x01(\x05*l\n\tMapFormat\x12\x1a\n\x16MAP_FORMAT_UNSPECIFIED\x10\x00\x12\x12\n\x0eMAP_FORMAT_RAW\x10\x01\x12\x17\n\x13MAP_FORMAT_HEAT_MAP\x10\x02\x12\x16\n\x12MAP_FORMAT_OVERLAY\x10\x03*\x8b\x01\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13MODEL_STATE_LOADING\x10\x01\x12\x15\n\x11MODEL_STATE_READY\x10\x02\x12\x16\n\x12MODEL_STATE_FAILED\x10\x03\x12\x18\n\x14MODEL_STATE_UNLOADED\x10\x04\x32\xae\x02\n\nClassifier\x12\x41\n\x08\x43lassify\x12\x19.tlcli.v1.ClassifyRequest\x1a\x1a.tlcli.v1.ClassifyResponse\x12Q\n\x0e\x43lassifyStream\x12\x19.tlcli.v1.ClassifyRequest\x1a .tlcli.v1.ClassifyStreamResponse(\x01\x30\x01\x12G\n\nListModels\x12\x1b.tlcli.v1.ListModelsRequest\x1a\x1c.tlcli.v1.ListModelsResponse\x12\x41\n\x08GetModel\x12\x19.tlcli.v1.GetModelRequest\x1a\x1a.tlcli.v1.GetModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*tlcli/service/pb/tlcli/v1/classifier.proto\x12\x08tlcli.v1\x1a\x17google/rpc/status.proto\"\xa5\x01\n\x0f\x43lassifyRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x11\n\x07\x65ncoded\x18\x03 \x01(\x0cH\x00\x12\x10\n\x06pixels\x18\x04 \x01(\x0cH\x00\x12\r\n\x05top_k\x18\x05 \x01(\x05\x12!\n\x03map\x18\x06 \x01(\x0b\x32\x14.tlcli.v1.MapRequest\x12\x12\n\nrequest_id\x18\x07 \x01(\tB\x07\n\x05image\"y\n\nMapRequest\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\x0f\n\x07\x63lasses\x18\x02 \x03(\x03\x12#\n\x06\x66ormat\x18\x03 \x01(\x0e\x32\x13.tlcli.v1.MapFormat\x12\x0f\n\x07softmax\x18\x04 \x01(\x08\x12\x14\n\x0cmax_channels\x18\x05 \x01(\x05\"c\n\x08\x43lassMap\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\x0e\n\x06height\x18\x02 \x01(\x05\x12\r\n\x05width\x18\x03 \x01(\x05\x12\x0e\n\x06values\x18\x04 \x01(\x0c\x12\x0b\n\x03png\x18\x05 \x01(\x0c\x12\x0b\n\x03\x62ox\x18\x06 \x03(\x02\"\x9f\x01\n\nPrediction\x12\x10\n\x08\x63lass_id\x18\x01 \x01(\x05\x12\r\n\x05label\x18\x02 \x01(\t\x12\r\n\x05score\x18\x03 \x01(\x02\x12\x0c\n\x04rank\x18\x04 \x01(\x05\x12\r\n\x05logit\x18\x05 \x01(\x02\x12\x1f\n\x03map\x18\x06 \x01(\x0b\x32\x12.tlcli.v1.ClassMap\x12\x10\n\x08\x61ssigned\x18\x07 \x01(\x08\x12\x11\n\tthreshold\x18\x08 \x01(\x02\"g\n\x07Timings\x12\x16\n\x0e\x64\x65\x63ode_time_ns\x18\x01 \x01(\x03\x12\x15\n\rqueue_time_ns\x18\x02 \x01(\x03\x12\x15\n\rinfer_time_ns\x18\x03 \x01(\x03\x12\x16\n\x0erender_time_ns\x18\x04 \x01(\x03\"\xa3\x01\n\x10\x43lassifyResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\t\x12)\n\x0bpredictions\x18\x04 \x03(\x0b\x32\x14.tlcli.v1.Prediction\x12\"\n\x07timings\x18\x05 \x01(\x0b\x32\x11.tlcli.v1.Timings\x12\x0c\n\x04task\x18\x06 \x01(\t\"\x8b\x01\n\x16\x43lassifyStreamResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12.\n\x08response\x18\x02 \x01(\x0b\x32\x1a.tlcli.v1.ClassifyResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.StatusH\x00\x42\x08\n\x06result\"\x13\n\x11ListModelsRequest\";\n\x12ListModelsResponse\x12%\n\x06models\x18\x01 \x03(\x0b\x32\x15.tlcli.v1.ModelStatus\"a\n\x0bModelStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12#\n\x05state\x18\x03 \x01(\x0e\x32\x14.tlcli.v1.ModelState\x12\x0e\n\x06reason\x18\x04 \x01(\t\"1\n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"\xdf\x01\n\x10GetModelResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12\x0e\n\x06labels\x18\x04 \x03(\t\x12\x14\n\x0cinput_height\x18\x05 \x01(\x05\x12\x13\n\x0binput_width\x18\x06 \x01(\x05\x12$\n\x07methods\x18\x07 \x03(\x0b\x32\x13.tlcli.v1.MapMethod\x12\x18\n\x10\x64\x65scription_json\x18\x08 \x01(\t\x12\x0c\n\x04task\x18\t \x01(\t\x12\x12\n\nthresholds\x18\n \x03(\x02\"I\n\tMapMethod\x12\x0e\n\x06method\x18\x01 \x01(\t\x12\r\n\x05layer\x18\x02 \x01(\t\x12\x0e\n\x06height\x18\x03 \x01(\x05\x12\r\n\x05width\x18\x04 \x01(\x05*l\n\tMapFormat\x12\x1a\n\x16MAP_FORMAT_UNSPECIFIED\x10\x00\x12\x12\n\x0eMAP_FORMAT_RAW\x10\x01\x12\x17\n\x13MAP_FORMAT_HEAT_MAP\x10\x02\x12\x16\n\x12MAP_FORMAT_OVERLAY\x10\x03*\x8b\x01\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13MODEL_STATE_LOADING\x10\x01\x12\x15\n\x11MODEL_STATE_READY\x10\x02\x12\x16\n\x12MODEL_STATE_FAILED\x10\x03\x12\x18\n\x14MODEL_STATE_UNLOADED\x10\x04\x32\xae\x02\n\nClassifier\x12\x41\n\x08\x43lassify\x12\x19.tlcli.v1.ClassifyRequest\x1a\x1a.tlcli.v1.ClassifyResponse\x12Q\n\x0e\x43lassifyStream\x12\x19.tlcli.v1.ClassifyRequest\x1a .tlcli.v1.ClassifyStreamResponse(\x01\x30\x01\x12G\n\nListModels\x12\x1b.tlcli.v1.ListModelsRequest\x1a\x1c.tlcli.v1.ListModelsResponse\x12\x41\n\x08GetModel\x12\x19.tlcli.v1.GetModelRequest\x1a\x1a.tlcli.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tlcli.service.pb.tlcli.v1.classifier_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MAPFORMAT']._serialized_start=1495
-  _globals['_MAPFORMAT']._serialized_end=1603
-  _globals['_MODELSTATE']._serialized_start=1606
-  _globals['_MODELSTATE']._serialized_end=1745
+  _globals['_MAPFORMAT']._serialized_start=1581
+  _globals['_MAPFORMAT']._serialized_end=1689
+  _globals['_MODELSTATE']._serialized_start=1692
+  _globals['_MODELSTATE']._serialized_end=1831
   _globals['_CLASSIFYREQUEST']._serialized_start=82
   _globals['_CLASSIFYREQUEST']._serialized_end=247
   _globals['_MAPREQUEST']._serialized_start=249
   _globals['_MAPREQUEST']._serialized_end=370
   _globals['_CLASSMAP']._serialized_start=372
   _globals['_CLASSMAP']._serialized_end=471
-  _globals['_PREDICTION']._serialized_start=473
-  _globals['_PREDICTION']._serialized_end=595
-  _globals['_TIMINGS']._serialized_start=597
-  _globals['_TIMINGS']._serialized_end=700
-  _globals['_CLASSIFYRESPONSE']._serialized_start=703
-  _globals['_CLASSIFYRESPONSE']._serialized_end=852
-  _globals['_CLASSIFYSTREAMRESPONSE']._serialized_start=855
-  _globals['_CLASSIFYSTREAMRESPONSE']._serialized_end=994
-  _globals['_LISTMODELSREQUEST']._serialized_start=996
-  _globals['_LISTMODELSREQUEST']._serialized_end=1015
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1017
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1076
-  _globals['_MODELSTATUS']._serialized_start=1078
-  _globals['_MODELSTATUS']._serialized_end=1175
-  _globals['_GETMODELREQUEST']._serialized_start=1177
-  _globals['_GETMODELREQUEST']._serialized_end=1226
-  _globals['_GETMODELRESPONSE']._serialized_start=1229
-  _globals['_GETMODELRESPONSE']._serialized_end=1418
-  _globals['_MAPMETHOD']._serialized_start=1420
-  _globals['_MAPMETHOD']._serialized_end=1493
-  _globals['_CLASSIFIER']._serialized_start=1748
-  _globals['_CLASSIFIER']._serialized_end=2050
+  _globals['_PREDICTION']._serialized_start=474
+  _globals['_PREDICTION']._serialized_end=633
+  _globals['_TIMINGS']._serialized_start=635
+  _globals['_TIMINGS']._serialized_end=738
+  _globals['_CLASSIFYRESPONSE']._serialized_start=741
+  _globals['_CLASSIFYRESPONSE']._serialized_end=904
+  _globals['_CLASSIFYSTREAMRESPONSE']._serialized_start=907
+  _globals['_CLASSIFYSTREAMRESPONSE']._serialized_end=1046
+  _globals['_LISTMODELSREQUEST']._serialized_start=1048
+  _globals['_LISTMODELSREQUEST']._serialized_end=1067
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1069
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1128
+  _globals['_MODELSTATUS']._serialized_start=1130
+  _globals['_MODELSTATUS']._serialized_end=1227
+  _globals['_GETMODELREQUEST']._serialized_start=1229
+  _globals['_GETMODELREQUEST']._serialized_end=1278
+  _globals['_GETMODELRESPONSE']._serialized_start=1281
+  _globals['_GETMODELRESPONSE']._serialized_end=1504
+  _globals['_MAPMETHOD']._serialized_start=1506
+  _globals['_MAPMETHOD']._serialized_end=1579
+  _globals['_CLASSIFIER']._serialized_start=1834
+  _globals['_CLASSIFIER']._serialized_end=2136
 # @@protoc_insertion_point(module_scope)

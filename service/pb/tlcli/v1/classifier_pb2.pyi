@@ -81,20 +81,24 @@ class ClassMap(_message.Message):
     def __init__(self, method: _Optional[str] = ..., height: _Optional[int] = ..., width: _Optional[int] = ..., values: _Optional[bytes] = ..., png: _Optional[bytes] = ..., box: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Prediction(_message.Message):
-    __slots__ = ("class_id", "label", "score", "rank", "logit", "map")
+    __slots__ = ("class_id", "label", "score", "rank", "logit", "map", "assigned", "threshold")
     CLASS_ID_FIELD_NUMBER: _ClassVar[int]
     LABEL_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
     LOGIT_FIELD_NUMBER: _ClassVar[int]
     MAP_FIELD_NUMBER: _ClassVar[int]
+    ASSIGNED_FIELD_NUMBER: _ClassVar[int]
+    THRESHOLD_FIELD_NUMBER: _ClassVar[int]
     class_id: int
     label: str
     score: float
     rank: int
     logit: float
     map: ClassMap
-    def __init__(self, class_id: _Optional[int] = ..., label: _Optional[str] = ..., score: _Optional[float] = ..., rank: _Optional[int] = ..., logit: _Optional[float] = ..., map: _Optional[_Union[ClassMap, _Mapping]] = ...) -> None: ...
+    assigned: bool
+    threshold: float
+    def __init__(self, class_id: _Optional[int] = ..., label: _Optional[str] = ..., score: _Optional[float] = ..., rank: _Optional[int] = ..., logit: _Optional[float] = ..., map: _Optional[_Union[ClassMap, _Mapping]] = ..., assigned: _Optional[bool] = ..., threshold: _Optional[float] = ...) -> None: ...
 
 class Timings(_message.Message):
     __slots__ = ("decode_time_ns", "queue_time_ns", "infer_time_ns", "render_time_ns")
@@ -109,18 +113,20 @@ class Timings(_message.Message):
     def __init__(self, decode_time_ns: _Optional[int] = ..., queue_time_ns: _Optional[int] = ..., infer_time_ns: _Optional[int] = ..., render_time_ns: _Optional[int] = ...) -> None: ...
 
 class ClassifyResponse(_message.Message):
-    __slots__ = ("request_id", "model", "version", "predictions", "timings")
+    __slots__ = ("request_id", "model", "version", "predictions", "timings", "task")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    TASK_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     version: str
     predictions: _containers.RepeatedCompositeFieldContainer[Prediction]
     timings: Timings
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ...) -> None: ...
+    task: str
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., version: _Optional[str] = ..., predictions: _Optional[_Iterable[_Union[Prediction, _Mapping]]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., task: _Optional[str] = ...) -> None: ...
 
 class ClassifyStreamResponse(_message.Message):
     __slots__ = ("request_id", "response", "error")
@@ -163,7 +169,7 @@ class GetModelRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ...) -> None: ...
 
 class GetModelResponse(_message.Message):
-    __slots__ = ("model", "version", "device", "labels", "input_height", "input_width", "methods", "description_json")
+    __slots__ = ("model", "version", "device", "labels", "input_height", "input_width", "methods", "description_json", "task", "thresholds")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
@@ -172,6 +178,8 @@ class GetModelResponse(_message.Message):
     INPUT_WIDTH_FIELD_NUMBER: _ClassVar[int]
     METHODS_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_JSON_FIELD_NUMBER: _ClassVar[int]
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    THRESHOLDS_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     device: str
@@ -180,7 +188,9 @@ class GetModelResponse(_message.Message):
     input_width: int
     methods: _containers.RepeatedCompositeFieldContainer[MapMethod]
     description_json: str
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., device: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., input_height: _Optional[int] = ..., input_width: _Optional[int] = ..., methods: _Optional[_Iterable[_Union[MapMethod, _Mapping]]] = ..., description_json: _Optional[str] = ...) -> None: ...
+    task: str
+    thresholds: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., device: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., input_height: _Optional[int] = ..., input_width: _Optional[int] = ..., methods: _Optional[_Iterable[_Union[MapMethod, _Mapping]]] = ..., description_json: _Optional[str] = ..., task: _Optional[str] = ..., thresholds: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class MapMethod(_message.Message):
     __slots__ = ("method", "layer", "height", "width")

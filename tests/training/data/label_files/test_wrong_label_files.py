@@ -79,7 +79,6 @@ CLASSES = {"cat": ["cat/1.png", "cat/2.png"], "dog": ["dog/1.png", "dog/2.png"]}
         ("path,label,weight\ncat/1.png,cat,nan\n", "line 2: weight 'nan': expected a number"),
         ("path,label,weight\ncat/1.png,cat,0\n", "line 2: weight '0': .*; remove the row of an image that is not to count"),
         ("path,label,weight\ncat/1.png,cat,-1\n", "line 2: weight '-1': expected a number"),
-        ("path,labels\ncat/1.png,cat\ncat/2.png,cat|black\n", r"line 3: 2 labels \(cat, black\): training with several labels per image"),
         (
             "path,label,group,split\ncat/1.png,cat,g1,train\ncat/2.png,cat,g1,test\n",
             "lines 2 and 3: the group g1 is in two splits, train and test: put all its rows into one split",

@@ -16,6 +16,9 @@ from PIL import Image, ImageDraw
 SHAPES = ("circle", "cross", "ring", "square", "star", "triangle")
 """Class names, indexed by label."""
 
+OTHER_SHAPES = ("arrow", "bar")
+"""Shapes that only scenes of several shapes contain."""
+
 Box = tuple[int, int, int, int]
 """Bounding box as left, top, right and bottom in pixels; right and bottom are exclusive."""
 
@@ -53,19 +56,24 @@ def draw(index: int, seed: int, size: int = DEFAULT_SIZE) -> Drawing:
     """
     rng = np.random.default_rng([DRAWING_VERSION, seed, index])
     label = index % len(SHAPES)
-    canvas = _background(rng, size)
+    canvas = background(rng, size)
     for _ in range(rng.integers(2, 6)):
-        _paint(canvas, _distractor(rng, size), _colour(rng))
+        paint(canvas, distractor(rng, size), random_colour(rng))
     mask = _shape(rng, SHAPES[label], size)
     covered = mask[..., None] > 0.5
-    _paint(canvas, mask, _contrasting(rng, canvas.mean((0, 1), where=covered)), _shading(rng, size))
+    paint(canvas, mask, contrasting(rng, canvas.mean((0, 1), where=covered)), shading(rng, size))
     canvas += rng.normal(0.0, rng.uniform(0.0, 6.0), canvas.shape).astype(np.float32)
     image = Image.fromarray(np.clip(np.rint(canvas), 0, 255).astype(np.uint8))
+    return Drawing(image, label, box_of(mask))
+
+
+def box_of(mask: Floats) -> Box:
+    """Return the tight bounding box of all pixels that a shape touches, given its coverage `[size, size]`."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return Drawing(image, label, (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-def _background(rng: np.random.Generator, size: int) -> Floats:
+def background(rng: np.random.Generator, size: int) -> Floats:
     """Return a random background as float RGB `[size, size, 3]` in 0..255: two colours blended by a smooth pattern, plus a tint."""
     pattern = (_cloud, _gradient, _stripes)[rng.integers(3)](rng, size)[..., None]
     first, second = _muted(rng), _muted(rng)
@@ -98,35 +106,50 @@ def _along(rng: np.random.Generator, size: int) -> npt.NDArray[np.float64]:
     return np.asarray(across * math.cos(angle) + down * math.sin(angle), dtype=np.float64)
 
 
-def _shading(rng: np.random.Generator, size: int) -> Floats:
+def shading(rng: np.random.Generator, size: int) -> Floats:
     """Return random surface shading, `[size, size, 1]`, with values from about -20 to 20."""
     return (40 * (_cloud(rng, size) - 0.5))[..., None]
 
 
-def _colour(rng: np.random.Generator) -> Floats:
+def random_colour(rng: np.random.Generator) -> Floats:
+    """Return a random colour, float RGB in 20..235."""
     return rng.uniform(20, 235, 3).astype(np.float32)
 
 
 def _muted(rng: np.random.Generator) -> Floats:
-    colour = _colour(rng)
+    colour = random_colour(rng)
     return np.asarray(colour + 0.45 * (colour.mean() - colour), dtype=np.float32)
 
 
-def _contrasting(rng: np.random.Generator, behind: Floats) -> Floats:
+def contrasting(rng: np.random.Generator, behind: Floats) -> Floats:
+    """Return a random colour that differs clearly from the colour behind a shape."""
     while True:
-        colour = _colour(rng)
+        colour = random_colour(rng)
         if np.linalg.norm(colour - behind) >= _MIN_CONTRAST:
             return colour
 
 
-def _paint(canvas: Floats, mask: Floats, colour: Floats, shading: Floats | float = 0.0) -> None:
+def paint(canvas: Floats, mask: Floats, colour: Floats, shading: Floats | float = 0.0) -> None:
+    """Blend a colour, with optional shading `[size, size, 1]`, into a canvas `[size, size, 3]`, weighted by a mask `[size, size]`."""
     canvas += mask[..., None] * (colour + shading - canvas)
 
 
 def _shape(rng: np.random.Generator, name: str, size: int) -> Floats:
     """Draw a shape and return its coverage of each pixel, `[size, size]` in 0..1."""
     radius = rng.uniform(0.25, 0.40)
-    centre = rng.uniform(radius + 0.02, 0.98 - radius, 2)
+    return coverage(rng, name, rng.uniform(radius + 0.02, 0.98 - radius, 2), radius, size)
+
+
+def coverage(rng: np.random.Generator, name: str, centre: npt.NDArray[np.float64], radius: float, size: int) -> Floats:
+    """Draw a shape of a class at a place, turned by a random angle, and return its coverage of each pixel, `[size, size]` in 0..1.
+
+    Args:
+        rng: source of the angle and of the shape's proportions.
+        name: name of the shape, out of `SHAPES` and `OTHER_SHAPES`.
+        centre: x and y of the centre, relative to the side length of the image.
+        radius: radius of the circle around the shape, relative to the side length of the image.
+        size: width and height of the image in pixels.
+    """
     angle = rng.uniform(0, 2 * np.pi)
     image, pen = _canvas(size)
     if name in ("circle", "ring"):
@@ -163,11 +186,22 @@ def _cross(rng: np.random.Generator) -> npt.NDArray[np.float64]:
     return np.concatenate([quarter @ turn for turn in turns])
 
 
-_OUTLINES = {"triangle": _triangle, "square": _square, "star": _star, "cross": _cross}
+def _arrow(rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    half = rng.uniform(0.16, 0.24)
+    return np.array([[1, 0], [0.1, 0.8], [0.1, half], [-0.95, half], [-0.95, -half], [0.1, -half], [0.1, -0.8]])
+
+
+def _bar(rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    half = rng.uniform(0.2, 0.3)
+    tip = math.sqrt(1 - half**2)
+    return np.array([[-tip, -half], [tip, -half], [tip, half], [-tip, half]])
+
+
+_OUTLINES = {"triangle": _triangle, "square": _square, "star": _star, "cross": _cross, "arrow": _arrow, "bar": _bar}
 """Functions that return the corners of each polygonal outline, `[n, 2]` within the unit circle."""
 
 
-def _distractor(rng: np.random.Generator, size: int) -> Floats:
+def distractor(rng: np.random.Generator, size: int) -> Floats:
     """Draw a line, a bent stroke or a group of specks, smaller or thinner than any shape, and return its pixel coverage."""
     image, pen = _canvas(size)
     start = rng.random(2)
