@@ -60,9 +60,9 @@ def _mean_of(traced: fx.GraphModule, gradient: fx.Node) -> fx.Node | None:
     return reduce(lambda first, second: graph.call_function(aten.add.Tensor, (first, second)), (_mean_row(graph, one) for one in tokens))
 
 
-def _product_with_weight(node: fx.Node) -> fx.Node | None:
+def _product_with_weight(node: Any) -> fx.Node | None:
     """Return the matrix product with a weight of which the node is a reshaping."""
-    product = node.args[0] if node.target in _RESHAPES else None
+    product = node.args[0] if isinstance(node, fx.Node) and node.target in _RESHAPES else None
     return cast("fx.Node", product) if is_call(product, aten.mm.default) and is_weight(cast("fx.Node", product).args[1]) else None
 
 
@@ -105,7 +105,7 @@ def _tokens_of(gradient: fx.Node) -> list[_Tokens] | None:
     found = []
     for term in _terms(source):
         product = _product_with_weight(term)
-        shape = term.meta["val"].shape if isinstance(term, fx.Node) and product is not None else ()
+        shape: tuple[Any, ...] = () if product is None else tuple(term.meta["val"].shape)
         if product is None or len(shape) < 3 or not all(isinstance(size, int) for size in (*shape[1:], first, end)):
             return None
         count = math.prod(shape[1:-1])
