@@ -60,4 +60,5 @@ def test_images_given_by_path_to_check_and_calibrate_on_are_read_without_trainin
 
 
 def test_images_to_check_on_are_drawn_by_one_module(tmp_path: Path) -> None:
-    assert imported(tmp_path / "models") == ["tlcli.training.data", "tlcli.training.data.drawing.draw_shape"]
+    modules = ["tlcli.training.data", "tlcli.training.data.drawing", "tlcli.training.data.drawing.draw_shape"]
+    assert imported(tmp_path / "models") == modules
