@@ -215,8 +215,14 @@ def compare(network: ImageNetwork, layer: str, images: np.ndarray) -> dict[str, 
 
 
 def _of(reference: Reference, name: str, image: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """Return the logits or the maps of a reference."""
-    return reference.observe(image[None], classes)[0].numpy() if name == "logits" else reference.maps(name, image[None], classes)
+    """Return the logits or the maps of a reference.
+
+    Gradients are those of two equal images: for one image alone, PyTorch's are wrong in EfficientViT's attention (docs/log.md).
+    """
+    if name in COSTLY:
+        return reference.maps(name, image[None], classes)
+    images, twice = np.stack([image, image]), np.repeat(classes, 2, axis=0)
+    return reference.observe(images, twice)[0].numpy()[:1] if name == "logits" else reference.maps(name, images, twice)[:1]
 
 
 def _difference(values: np.ndarray, expected: np.ndarray) -> float:
