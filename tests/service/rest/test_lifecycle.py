@@ -100,7 +100,15 @@ def test_both_protocols_answer_alike(one_model: Path) -> None:
         with Asking(http_port(server)) as asking, Client(port=server.port) as client:
             over_http = asking.post(f"{CLASSIFY}?top_k=7", IMAGE).json["predictions"]
             assert over_http == [
-                {"class_id": one.class_id, "label": one.label, "score": one.score, "rank": one.rank, "logit": one.logit}
+                {
+                    "class_id": one.class_id,
+                    "label": one.label,
+                    "score": one.score,
+                    "rank": one.rank,
+                    "logit": one.logit,
+                    "assigned": one.assigned,
+                    "threshold": one.threshold,
+                }
                 for one in client.classify(IMAGE, top_k=7).predictions
             ]
         server.process.send_signal(signal.SIGTERM)
